@@ -1,0 +1,56 @@
+"""Octavo: a GPT that you can read, train, look inside and serve.
+
+    import octavo
+
+    run = octavo.train("pydocs")                       # a minute on a laptop
+    print(octavo.generate(run.folder, "The ")[0].text)
+
+The names below are the public ones. They are loaded when first used, so `import octavo` is quick.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from octavo.checkpoint import Checkpoint
+    from octavo.data.prepare import prepare
+    from octavo.errors import OctavoError
+    from octavo.evaluation import evaluate
+    from octavo.generation.text import Sample, generate
+    from octavo.model import GPT
+    from octavo.runs import Run, load
+    from octavo.settings import ModelSettings, Settings
+    from octavo.training import train
+
+_HOMES = {
+    "Checkpoint": "octavo.checkpoint",
+    "GPT": "octavo.model",
+    "ModelSettings": "octavo.settings",
+    "OctavoError": "octavo.errors",
+    "Run": "octavo.runs",
+    "Sample": "octavo.generation.text",
+    "Settings": "octavo.settings",
+    "evaluate": "octavo.evaluation",
+    "generate": "octavo.generation.text",
+    "load": "octavo.runs",
+    "prepare": "octavo.data.prepare",
+    "train": "octavo.training",
+}
+
+__version__ = "0.1.0"
+__all__ = [
+    "GPT", "Checkpoint", "ModelSettings", "OctavoError", "Run", "Sample", "Settings", "evaluate", "generate", "load",
+    "prepare", "train", "training",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name == "training":
+        return importlib.import_module("octavo.training")
+    raise AttributeError(f"module 'octavo' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,82 @@
+"""Which tokens a step sees: a pure function of (corpus, settings, step).
+
+An epoch cuts the text into windows of `block_size` from a random phase, and visits them in a random order
+without replacement. Order and phase come from hashing (seed, epoch), so nothing is stored that grows with
+the corpus, a resumed run sees the same tokens, and processes only cut the same batch up.
+
+The axis letters: `B` sequences in a batch, `T` positions in a window.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from octavo.errors import OctavoError
+
+
+class Sampler:
+    """Batches of a token file. `batch(step)` may be asked in any order."""
+
+    def __init__(self, tokens: Path, block_size: int, batch_size: int, seed: int) -> None:
+        mapped = np.load(tokens, mmap_mode="r")
+        self._file, self._dtype, self._offset = tokens, mapped.dtype, mapped.offset
+        self.length = len(mapped)
+        self.block_size, self.batch_size, self.seed = block_size, batch_size, seed
+        if self.length < block_size + 1:
+            raise OctavoError(
+                f"the training text has {self.length} tokens, and a window needs block_size + 1 = {block_size + 1}",
+                f"a longer text, or --block-size {max(1, self.length // 8)}",
+            )
+        whole = (self.length - 1) // block_size
+        # One window fewer than fit leaves room for any phase; a text of a single window has what room it has.
+        self.windows = max(1, whole - 1)
+        self._phases = min(block_size, self.length - self.windows * block_size)
+
+    def starts(self, step: int) -> np.ndarray:
+        """Where each of the batch's windows begins in the text, (B,)."""
+        place = np.arange(step * self.batch_size, (step + 1) * self.batch_size, dtype=np.uint64)
+        epochs, within = np.divmod(place, np.uint64(self.windows))
+        starts = np.empty(self.batch_size, dtype=np.int64)
+        for epoch in np.unique(epochs):
+            rows = epochs == epoch
+            phase = int(_mix(~np.array([epoch], dtype=np.uint64), self.seed)[0]) % self._phases
+            window = permuted(within[rows], self.windows, self.seed, int(epoch))
+            starts[rows] = phase + window.astype(np.int64) * self.block_size
+        return starts
+
+    def batch(self, step: int) -> np.ndarray:
+        """The batch of a step, int64 (B, T + 1): inputs without the last column, targets without the first."""
+        # Mapped anew each time: pages that were read would otherwise stay resident until the whole file is.
+        tokens = np.memmap(self._file, self._dtype, "r", self._offset, (self.length,))
+        ids = tokens[self.starts(step)[:, None] + np.arange(self.block_size + 1)]
+        return np.asarray(ids, dtype=np.int64)
+
+
+def permuted(index: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
+    """Where a permutation of range(size), chosen by (seed, epoch), puts each index.
+
+    A four-round Feistel network on the next even number of bits, walked along its cycles until it falls
+    below `size` (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
+    """
+    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+    mask = np.uint64((1 << int(half)) - 1)
+    keys = _mix(np.arange(4, dtype=np.uint64) + np.uint64(4 * epoch % 2**62), seed)
+    out = index.astype(np.uint64)
+    todo = np.ones(len(out), dtype=bool)
+    while todo.any():
+        left, right = out[todo] >> half, out[todo] & mask
+        for key in keys:
+            left, right = right, left ^ (_mix(right, int(key)) & mask)
+        out[todo] = (left << half) | right
+        todo = out >= size
+    return out
+
+
+def _mix(x: np.ndarray, key: int) -> np.ndarray:
+    """A 64-bit hash of each x and the key: splitmix64's finaliser (Steele et al., 2014)."""
+    with np.errstate(over="ignore"):  # it is meant to wrap around
+        x = (x ^ np.uint64(key % 2**64)) + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        mixed: np.ndarray = x ^ (x >> np.uint64(31))
+    return mixed

@@ -1,0 +1,55 @@
+"""How well a model knows a text: loss, perplexity, bits per byte. Exact, over the whole text.
+
+Bits per byte compare models with different tokenizers, for all of them are charged for the same bytes.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from octavo.errors import OctavoError
+from octavo.loss import split_loss
+from octavo.model import GPT
+from octavo.tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Loss in nats per token, its exponential, and bits per byte of text, in windows of `block_size`."""
+
+    loss: float
+    perplexity: float
+    bits_per_byte: float
+    tokens: int  # that were predicted: all but the first
+    bytes: int  # of those tokens
+    block_size: int
+
+
+def evaluate(model: GPT, tokenizer: Tokenizer, tokens: np.ndarray, block_size: int | None = None) -> Evaluation:
+    """Score `tokens` in consecutive windows of `block_size` (the model's own, if not said).
+
+    Raises `OctavoError` where there is nothing to predict, or an id is beyond the model's vocabulary.
+    """
+    if len(tokens) < 2:
+        raise OctavoError(f"{len(tokens)} tokens: nothing to predict", "a text of at least two tokens")
+    if tokenizer.vocab_size > model.settings.vocab_size and int(tokens.max()) >= model.settings.vocab_size:
+        raise OctavoError(f"token id {int(tokens.max())} is beyond the model's vocabulary of "
+                          f"{model.settings.vocab_size}", "the tokenizer that the model was trained with")  # fmt: skip
+    block_size = min(block_size or model.settings.block_size, model.settings.block_size)
+    loss = split_loss(model, tokens, block_size)
+    size = count_bytes(tokenizer, tokens[1:])
+    return Evaluation(
+        loss=loss,
+        perplexity=math.exp(min(loss, 700.0)),  # beyond, a float overflows
+        bits_per_byte=loss * (len(tokens) - 1) / (size * math.log(2)),
+        tokens=len(tokens) - 1,
+        bytes=size,
+        block_size=block_size,
+    )
+
+
+def count_bytes(tokenizer: Tokenizer, tokens: np.ndarray) -> int:
+    """How many bytes of text the tokens stand for."""
+    lengths = np.array([len(piece) for piece in tokenizer.token_bytes], dtype=np.int64)
+    return max(1, sum(int(lengths[tokens[i : i + (1 << 22)]].sum()) for i in range(0, len(tokens), 1 << 22)))

@@ -1,0 +1,139 @@
+"""Files that are whole or not there: atomic writes, and files fetched once and checked.
+
+Everything Octavo writes goes through here: to a temporary sibling, flushed and fsynced, then renamed
+over its name, then the parent folder fsynced. A crash leaves the old file or the new one, never half
+of one. A full disk is told as an `OctavoError` that names the folder.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import platformdirs
+
+from octavo.errors import OctavoError
+
+
+@contextlib.contextmanager
+def disk_errors_told(path: Path) -> Iterator[None]:
+    """Turn what a disk refuses (full, read-only, not permitted) into an `OctavoError` naming `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OctavoError(
+                f"the disk is full while writing {path}",
+                "free some space; what was there before is untouched",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise OctavoError(f"may not write {path}: {error.strerror}", "choose another folder") from error
+        raise
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Fill a folder that appears at `path` complete, or not at all.
+
+    Yields a temporary sibling to write into. On success its files are fsynced and it is renamed to
+    `path`, replacing a folder that was there; on any error it is removed.
+    """
+    with disk_errors_told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
+        try:
+            partial.chmod(0o755)  # mkdtemp makes it private to the user; a checkpoint is like any other folder
+            yield partial
+            for file in partial.iterdir():
+                _fsync(file)
+            _fsync(partial)
+            if path.exists():
+                remove_folder(path)
+            os.replace(partial, path)
+            _fsync(path.parent)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write `content` to `path` so that a crash leaves the old file or the new one."""
+    data = content.encode() if isinstance(content, str) else content
+    partial = path.with_name(f".{path.name}.partial")
+    with disk_errors_told(path):
+        try:
+            with open(partial, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        _fsync(path.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder so that no name ever stands for half of it: renamed away first."""
+    doomed = path.with_name(f".{path.name}.removed")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.replace(path, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _fsync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():
+        return  # Windows can't open a folder; its rename is journalled
+    # Windows refuses to flush what is open for reading only.
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """The hexadecimal sha256 of a file, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_dir() -> Path:
+    """Where fetched and prepared files are kept: `OCTAVO_CACHE`, or the user's cache folder."""
+    named = os.environ.get("OCTAVO_CACHE")
+    return Path(named) if named else Path(platformdirs.user_cache_dir("octavo", appauthor=False))
+
+
+def fetched(name: str, url: str, digest: str) -> Path:
+    """The file `name` in the cache, fetched from `url` if it isn't there, and held against `digest`.
+
+    Raises `OctavoError` where there is no network, saying where to put the file by hand, or where the
+    bytes are not the ones expected.
+    """
+    path = cache_dir() / name
+    if path.exists():
+        if sha256(path) == digest:
+            return path
+        raise OctavoError(f"{path} is not the file it should be: its sha256 differs from {digest}",
+                          "delete it, and it will be fetched again")  # fmt: skip
+    try:
+        with urllib.request.urlopen(url, timeout=30) as response:
+            content = response.read()
+    except (urllib.error.URLError, OSError) as error:
+        raise OctavoError(
+            f"{name} is not in the cache and could not be fetched from {url} ({error})",
+            f"put the file at {path}, or set OCTAVO_CACHE to a folder that has {name}",
+        ) from error
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise OctavoError(f"what {url} sent is not {name}: its sha256 differs from {digest}",
+                          f"put the right file at {path}")  # fmt: skip
+    with disk_errors_told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, content)
+    return path

@@ -1,0 +1,13 @@
+"""Fitting a GPT to text, as a stream of events.
+
+for event in octavo.training.events(octavo.training.plan("my.txt", max_steps=100)):
+    print(event)
+"""
+
+from octavo.training.beginning import plan
+from octavo.training.event import Evaluated, Event, Finished, Notice, Sampled, Saved, Started, Step
+from octavo.training.loop import events, train
+
+__all__ = [
+    "Evaluated", "Event", "Finished", "Notice", "Sampled", "Saved", "Started", "Step", "events", "plan", "train",
+]  # fmt: skip

@@ -1,0 +1,121 @@
+"""What a run begins from: settings, tokens, weights. New, or from a run to go on with, or another's weights.
+
+Nothing is written here but the prepared text in the cache, so a mistake leaves nothing behind.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from octavo import checkpoint, runs
+from octavo.checkpoint import Checkpoint, TrainerState
+from octavo.data.prepare import Dataset, dataset, dataset_again
+from octavo.errors import OctavoError
+from octavo.model import GPT
+from octavo.runs import Run
+from octavo.settings import DataSettings, ModelSettings, Settings, resolve
+
+# What may differ between a run and the same run resumed, or a model and the one it starts from.
+_FREE = {"dropout", "attention_dropout"}
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """All that training starts with; `run` and `state` where it goes on with a run."""
+
+    settings: Settings
+    data: Dataset
+    model: GPT
+    run: Run | None = None
+    state: TrainerState | None = None
+    notices: list[str] = field(default_factory=list)
+
+
+def plan(source: str | Path | None = None, *, preset: str | None = None, config: str | Path | None = None,
+         resume: str | Path | None = None, init: str | Path | None = None, **given: Any) -> Settings:  # fmt: skip
+    """The settings of a run: from a preset, a file and what was given; or from the run that is resumed.
+
+    Raises `OctavoError` for a name or value that isn't one, and for what can't change in a resumed run.
+    """
+    if source is not None:
+        given["source"] = str(source)
+    if resume is None:
+        return resolve(preset or ("finetune" if init is not None and config is None else None), config, **given)
+    if preset is not None or config is not None or init is not None:
+        raise OctavoError("a resumed run has its settings", "--resume RUN with only the settings that change")
+    before = resumable(resume)[0].settings
+    changed = resolve(**{**dataclasses.asdict(before), **given})
+    for part in (ModelSettings, DataSettings):
+        for each in dataclasses.fields(part):
+            old, new = getattr(before, each.name), getattr(changed, each.name)
+            if old != new and each.name not in _FREE | {"source"}:
+                raise OctavoError(f"{each.name} is {old!r} in this run and can't become {new!r} on the way",
+                                  f"--init {resume}, which starts a new run")  # fmt: skip
+    return changed
+
+
+def resumable(resume: str | Path) -> tuple[Run, Path]:
+    """The run, and its checkpoint, that `resume` names: a run folder means its last."""
+    folder = Path(resume)
+    if (folder / "config.json").is_file() and folder.parent.name == "checkpoints":
+        return Run(folder.parents[1]), folder
+    if not folder.exists() and (Path("runs") / folder / "settings.toml").is_file():
+        folder = Path("runs") / folder
+    run = Run(folder)
+    if run.last is None:
+        raise OctavoError(f"{folder} has no checkpoint to go on from", "octavo train, which begins anew")
+    return run, run.last
+
+
+def begin(settings: Settings, resume: str | Path | None = None, init: str | Path | None = None) -> Beginning:
+    """Read the text, build or load the model, and resolve what the settings leave open."""
+    if resume is not None:
+        return _resumed(settings, *resumable(resume))
+    if init is not None:
+        return _initialised(settings, runs.load(init))
+    data = dataset(settings)
+    known = data.tokenizer.vocab_size
+    settings = dataclasses.replace(settings, vocab_size=settings.vocab_size or known)
+    if settings.vocab_size < known:
+        raise OctavoError(f"vocab_size={settings.vocab_size}, but the tokenizer has {known} tokens",
+                          f"--vocab-size {known}")  # fmt: skip
+    return Beginning(settings, data, GPT(settings, torch.Generator().manual_seed(settings.seed)))
+
+
+def _resumed(settings: Settings, run: Run, folder: Path) -> Beginning:
+    state, origin = checkpoint.load_trainer(folder), checkpoint.load(folder)
+    notices = []
+    resolved = {key: state.values[key] for key in ("device", "precision", "compile")}
+    settings = dataclasses.replace(settings, **{k: v for k, v in resolved.items() if getattr(settings, k) == "auto"})
+    if state.values["threads"] != torch.get_num_threads():
+        notices.append(f"{torch.get_num_threads()} threads, not {state.values['threads']} as before: "
+                       "losses may differ in the last digits")  # fmt: skip
+    data = dataset_again(settings, origin.info["data"], origin.tokenizer)
+    return Beginning(settings, data, _reshaped(origin.model, settings), run, state, notices)
+
+
+def _initialised(settings: Settings, origin: Checkpoint) -> Beginning:
+    """A new run with another's weights, and so with its shape and tokenizer; its block may be shorter."""
+    theirs = origin.settings
+    notices = []
+    shape = {f.name: getattr(theirs, f.name) for f in dataclasses.fields(ModelSettings) if f.name not in _FREE}
+    shape["block_size"] = min(settings.block_size, theirs.block_size)
+    if shape["block_size"] < theirs.block_size:
+        notices.append(f"the position table is cropped from {theirs.block_size} to {shape['block_size']} positions")
+    settings = dataclasses.replace(settings, **shape)
+    data = dataset(settings, origin.tokenizer)
+    return Beginning(settings, data, _reshaped(origin.model, settings), notices=notices)
+
+
+def _reshaped(model: GPT, settings: Settings) -> GPT:
+    """The same weights in a model with these settings: other dropout, perhaps fewer positions."""
+    with torch.device("meta"):
+        reshaped = GPT(settings)
+    weights = model.state_dict()
+    weights["transformer.wpe.weight"] = weights["transformer.wpe.weight"][: settings.block_size].clone()
+    reshaped.load_state_dict(weights, assign=True)
+    reshaped.tie()
+    return reshaped.requires_grad_()

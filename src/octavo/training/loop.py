@@ -1,0 +1,283 @@
+"""The loop: settings in, a stream of events out, and a run folder that holds whatever happens.
+
+`events` trains and tells, `train` does it to the end. The loop decides what is due after a step; the update,
+the evaluation, the sampling and the saving live in their own rooms.
+"""
+
+import contextlib
+import dataclasses
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from octavo import estimate, runs
+from octavo.checkpoint import TrainerState
+from octavo.data.sampler import Sampler
+from octavo.device import choose
+from octavo.errors import OctavoError
+from octavo.evaluation import count_bytes
+from octavo.generation.sampling import Sampling
+from octavo.generation.text import Continuation, start
+from octavo.loss import split_loss
+from octavo.runs import Run
+from octavo.settings import Settings
+from octavo.training.beginning import Beginning, begin, plan
+from octavo.training.event import Evaluated, Event, Finished, Notice, Sampled, Saved, Started, Step
+from octavo.training.step import Trainer
+
+_SAMPLE_TOKENS = 200
+
+
+def train(source: str | Path | None = None, *, out: str | Path | None = None, name: str | None = None,
+          resume: str | Path | None = None, init: str | Path | None = None, preset: str | None = None,
+          config: str | Path | None = None, **settings: Any) -> Run:  # fmt: skip
+    """Train a GPT on a source and return its run.
+
+        run = octavo.train("my.txt", max_steps=500, n_layer=6)
+
+    The settings are those of `octavo.Settings`, over a `preset` and a TOML file `config`. `resume` goes on
+    with a run, `init` starts a new one from a RUN's weights. Ctrl-C ends it after the step under way, with a
+    checkpoint. Raises `OctavoError` for what the user can mend.
+    """
+    planned = plan(source, preset=preset, config=config, resume=resume, init=init, **settings)
+    with interruptible() as stop:
+        *_, last = events(planned, out=out, name=name, resume=resume, init=init, stop=stop)
+    assert isinstance(last, Finished)
+    return Run(last.run)
+
+
+def events(settings: Settings, *, out: str | Path | None = None, name: str | None = None,
+           resume: str | Path | None = None, init: str | Path | None = None,
+           stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:  # fmt: skip
+    """Train, telling each thing as it happens; ends with `Finished`.
+
+    `stop` is asked after every step; once it is true, the run ends with a checkpoint. Nothing is written
+    before the text is read and the model built.
+    """
+    clock = time.perf_counter()
+    if resume is not None and (out is not None or name is not None):
+        raise OctavoError("a resumed run stays where it is", "leave out --out and --name")
+    start = begin(settings, resume, init)
+    settings = start.settings
+    place = choose(settings)
+    sampler = Sampler(start.data.path("train"), settings.block_size, settings.batch_size, settings.seed)
+    trainer = Trainer(start.model.to(place.device), settings, place)
+    run = start.run or Run.create(settings, start.data.name, out, name)
+    with run.locked():
+        loop = _Loop(run, start, trainer, clock)
+        tokens = start.data.info["tokens"]
+        yield Started(
+            run=run.folder, settings=settings, step=trainer.step, parameters=estimate.parameters(settings),
+            device=place.name, precision=place.precision, tokenizer=start.data.info["tokenizer"],
+            vocab_size=settings.vocab_size, train_tokens=tokens["train"], val_tokens=tokens["val"],
+            flops_per_token=estimate.flops_per_token(settings), peak_flops=place.peak_flops,
+        )  # fmt: skip
+        for text in [*place.notes, *start.notices]:
+            yield Notice(text)
+        yield from loop.steps(sampler, stop)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Within, Ctrl-C and SIGTERM ask for an end instead of making one; a second Ctrl-C makes it."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set  # only the main thread may handle signals
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: object) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Loop:
+    """Counters, clocks and losses; what is due after a step, and doing it."""
+
+    def __init__(self, run: Run, start: Beginning, trainer: Trainer, clock: float) -> None:
+        self.run, self.settings, self.data, self.trainer = run, start.settings, start.data, trainer
+        self.model, self.tokenizer, self.clock = trainer.model, start.data.tokenizer, clock
+        self.val = self.data.tokens("val")
+        self.train = self.data.tokens("train")[: len(self.val)]  # as much of the training split
+        self.bytes_per_token = count_bytes(self.tokenizer, self.val[1:]) / (len(self.val) - 1)
+        self.along = runs.log_spaced(self.settings)
+        self.losses: Evaluated | None = None  # of the newest evaluation
+        self.best = math.inf
+        self.without_gain = 0  # evaluations since the best
+        self.training_seconds = 0.0  # in updates alone, for tokens per second
+        self.checkpoint = run.last
+        if start.state is not None:
+            self.restore(start.state)
+
+    def restore(self, state: TrainerState) -> None:
+        """Go on from a checkpoint: the trainer, the counters and clocks, and the run's lines up to there."""
+        values = state.values
+        self.trainer.restore(state)
+        self.run.rewind(self.trainer.step)
+        self.best = math.inf if values["best"] is None else values["best"]
+        self.without_gain = values["without_gain"]
+        self.training_seconds = values["training_seconds"]
+        self.clock -= values["seconds"]
+        self.losses = Evaluated(**values["losses"]) if values["losses"] else None
+
+    def steps(self, sampler: Sampler, stop: Callable[[], bool]) -> Iterator[Event]:
+        """Every step that is left, what is due after each, and the end."""
+        settings, trainer, reason = self.settings, self.trainer, "done"
+        marked, mark = trainer.step, time.perf_counter()  # where the next line of metrics counts from
+        while trainer.step < settings.max_steps and reason == "done":
+            loss, norm = trainer.update(sampler.batch(trainer.step))
+            step = trainer.step
+            while trainer.notices:
+                yield Notice(trainer.notices.pop(0))
+            if stop():
+                reason = "stopped"
+            due = self.due(step, stopped=reason == "stopped")
+            if not due:
+                continue
+            line = self.line(loss, norm, time.perf_counter() - mark, step - marked)
+            yield line
+            if "evaluate" in due:
+                self.losses = self.evaluate()
+                yield self.losses
+                if settings.patience and self.without_gain >= settings.patience and step < settings.max_steps:
+                    reason = "patience"
+                if self.losses.best or reason == "patience" or not settings.save_every:
+                    due.add("save")
+            self.run.log("metrics", self.entry(line))
+            if "save" in due:
+                yield self.save()
+            elif "keep" in due:
+                self.run.save(step, self.model, self.tokenizer, settings, self.info())
+            if "sample" in due:
+                yield self.sample()
+            marked, mark = step, time.perf_counter()
+        if self.checkpoint is None:  # max_steps = 0: the weights as they start are a model too
+            yield self.save()
+        yield self.finished(reason)
+
+    def due(self, step: int, stopped: bool) -> set[str]:
+        """What to do after this step besides training on."""
+        settings = self.settings
+        final = step == settings.max_steps
+
+        def every(steps: int) -> bool:
+            return steps > 0 and step % steps == 0
+
+        due = {
+            "log": step == 1 or every(settings.log_every),
+            "evaluate": (every(settings.eval_every) or final) and not stopped,
+            "save": every(settings.save_every) or final or stopped,
+            "sample": settings.sample_every > 0 and (every(settings.sample_every) or final) and not stopped,
+            "keep": step in self.along,
+        }
+        return {what for what, now in due.items() if now}
+
+    def line(self, loss: torch.Tensor, norm: torch.Tensor, seconds: float, steps: int) -> Step:
+        """The numbers of the newest step. Raises `OctavoError` if one of them isn't finite."""
+        value, length = loss.item(), norm.item()
+        scaled = self.trainer.scaler.is_enabled()  # then a step whose gradient overflows is skipped
+        if not math.isfinite(value) or not (math.isfinite(length) or scaled):
+            raise self.broken(f"the loss is {value:g} and the gradient's norm {length:g}")
+        self.training_seconds += seconds
+        return Step(
+            step=self.trainer.step, tokens=self.tokens(self.trainer.step), seconds=self.seconds, loss=value,
+            learning_rate=self.trainer.optimizer.param_groups[0]["lr"], grad_norm=length,
+            tokens_per_second=round(self.tokens(steps) / max(seconds, 1e-9), 1),
+        )  # fmt: skip
+
+    def entry(self, line: Step) -> dict[str, Any]:
+        """A line of `metrics.jsonl`."""
+        entry = dataclasses.asdict(line)
+        if self.losses is not None and self.losses.step == line.step:
+            entry |= {key: getattr(self.losses, key) for key in ("train_loss", "val_loss", "bits_per_byte")}
+        return entry
+
+    def evaluate(self) -> Evaluated:
+        """Both splits, exactly. Raises `OctavoError` if the weights are broken."""
+        train_loss, val_loss = (
+            split_loss(self.model, part, self.settings.block_size) for part in (self.train, self.val)
+        )
+        if not math.isfinite(val_loss + train_loss):
+            raise self.broken(f"the validation loss is {val_loss:g}")
+        best = val_loss < self.best
+        self.without_gain = 0 if best else self.without_gain + 1
+        self.best = min(self.best, val_loss)
+        bits_per_byte = val_loss / math.log(2) / self.bytes_per_token
+        return Evaluated(self.trainer.step, train_loss, val_loss, bits_per_byte, best)
+
+    def broken(self, what: str) -> OctavoError:
+        kept = f"the last good checkpoint is {self.checkpoint}" if self.checkpoint else "no checkpoint was due yet"
+        return OctavoError(f"training broke at step {self.trainer.step}: {what}; {kept}",
+                           f"--learning-rate {self.settings.learning_rate / 3:.1g}")  # fmt: skip
+
+    def sample(self) -> Sampled:
+        """A few lines, drawn from the same numbers whether or not the run was resumed."""
+        step = self.trainer.step
+        generator = torch.Generator().manual_seed(self.settings.seed + step)
+        self.model.eval()
+        text = "".join(
+            Continuation(self.model, self.tokenizer, start(self.tokenizer, ""), _SAMPLE_TOKENS, Sampling(), generator)
+        )
+        self.run.log("samples", {"step": step, "text": text})
+        return Sampled(step, text)
+
+    def save(self) -> Saved:
+        """The checkpoint of this step, from which training may go on."""
+        step = self.trainer.step
+        state = self.trainer.state()
+        state.values.update(
+            best=None if math.isinf(self.best) else self.best,
+            without_gain=self.without_gain,
+            seconds=self.seconds,
+            training_seconds=self.training_seconds,
+            losses=dataclasses.asdict(self.losses) if self.losses else None,
+        )
+        best = self.losses is not None and self.losses.step == step and self.losses.best
+        self.checkpoint = self.run.save(step, self.model, self.tokenizer, self.settings, self.info(), state, best)
+        return Saved(step, self.checkpoint)
+
+    def info(self) -> dict[str, Any]:
+        """What `octavo.json` says beside the settings; losses where they were measured at this very step."""
+        step = self.trainer.step
+        current = self.losses if self.losses is not None and self.losses.step == step else None
+        return {
+            "step": step,
+            "tokens": self.tokens(step),
+            "train_loss": current.train_loss if current else None,
+            "val_loss": current.val_loss if current else None,
+            "bits_per_byte": current.bits_per_byte if current else None,
+            "data": self.data.origin | {"source": self.settings.source},
+        }
+
+    def finished(self, reason: str) -> Finished:
+        assert self.checkpoint is not None
+        step, losses = self.trainer.step, self.losses
+        return Finished(
+            run=self.run.folder, checkpoint=self.checkpoint, step=step, tokens=self.tokens(step),
+            train_loss=losses.train_loss if losses else None, val_loss=losses.val_loss if losses else None,
+            best_val_loss=None if math.isinf(self.best) else self.best, seconds=self.seconds,
+            tokens_per_second=round(self.tokens(step) / max(self.training_seconds, 1e-9), 1),
+            parameters=estimate.parameters(self.settings), reason=reason,
+        )  # fmt: skip
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began, the time between two resumed parts left out."""
+        return round(time.perf_counter() - self.clock, 3)
+
+    def tokens(self, steps: int) -> int:
+        return steps * self.settings.batch_size * self.settings.block_size

@@ -1,0 +1,132 @@
+"""One update: forward, backward, clip, optimizer. All that changes in training lives in a `Trainer`.
+
+The axis letters: `B` sequences in a batch, `T` positions in a sequence.
+"""
+
+import hashlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from octavo.checkpoint import TrainerState
+from octavo.device import Place, out_of_memory
+from octavo.errors import OctavoError
+from octavo.loss import next_token_loss
+from octavo.model import GPT
+from octavo.settings import Settings
+from octavo.training import optimizers
+from octavo.training.schedule import learning_rate
+
+
+class Trainer:
+    """A model and its optimizer, moved one step at a time over batches that are given."""
+
+    def __init__(self, model: GPT, settings: Settings, place: Place) -> None:
+        self.model, self.settings, self.place = model, settings, place
+        self.optimizer = optimizers.build(model, settings)
+        self.scaler = place.scaler()
+        self.micro_batch = settings.micro_batch or _fitting(settings)
+        self.step = 0
+        self.notices: list[str] = []  # what `update` had to change; whoever calls it tells and clears them
+        self._forward = torch.compile(self._loss) if place.compile else self._loss
+        self._compiling = place.compile
+
+    def update(self, batch: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Make one update from ids (B, T + 1); give the batch's mean loss and the gradient's norm, unsynchronised.
+
+        Out of memory, the micro-batch is halved and the step begun anew: the batch stays what it was.
+        """
+        self.model.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, self.settings)
+        while True:
+            try:
+                loss = self._accumulate(batch)
+                break
+            except RuntimeError as error:
+                self.optimizer.zero_grad()
+                if out_of_memory(error):
+                    self._halve(error)
+                elif self._compiling:
+                    self._give_up_compiling(error)
+                else:
+                    raise
+        self._compiling = False  # it has worked once
+        self.scaler.unscale_(self.optimizer)
+        limit = self.settings.grad_clip or torch.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit, foreach=True)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        self.step += 1
+        return loss, norm
+
+    def _accumulate(self, batch: np.ndarray) -> Tensor:
+        """Gradients of the batch's mean loss, a micro-batch at a time; the loss."""
+        targets = batch.shape[0] * (batch.shape[1] - 1)
+        total = torch.zeros((), device=self.place.device)
+        for first in range(0, len(batch), self.micro_batch):
+            ids = self.place.move(torch.from_numpy(batch[first : first + self.micro_batch]))
+            if self.settings.dropout or self.settings.attention_dropout:
+                # PyTorch's dropout takes no generator, so the global one is set to what this micro-batch is due.
+                torch.manual_seed(_dropout_seed(self.settings.seed, self.step, first))
+            with self.place.autocast():
+                loss = self._forward(ids) / targets
+            self.scaler.scale(loss).backward()
+            total += loss.detach()
+        return total
+
+    def _loss(self, ids: Tensor) -> Tensor:
+        return next_token_loss(self.model(ids[:, :-1]), ids[:, 1:])
+
+    def _halve(self, error: RuntimeError) -> None:
+        if self.micro_batch == 1:
+            raise OctavoError(
+                f"one sequence of {self.settings.block_size} tokens does not fit into the memory of {self.place.name}",
+                "a smaller --block-size, --n-embd or --n-layer",
+            ) from error
+        self.micro_batch = max(1, min(self.micro_batch, self.settings.batch_size) // 2)
+        if self.place.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.notices.append(f"out of memory: {self.micro_batch} sequences at once from here, the batch stays the same")
+
+    def _give_up_compiling(self, error: RuntimeError) -> None:
+        self._forward, self._compiling = self._loss, False
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        self.notices.append(f"torch.compile failed, so steps run uncompiled: {reason}")
+
+    def state(self) -> TrainerState:
+        """What `restore` needs to go on with the same bits."""
+        values = {
+            "step": self.step,
+            "device": str(self.place.device),
+            "precision": self.place.precision,
+            "compile": "on" if self.place.compile else "off",
+            "micro_batch": self.micro_batch,
+            "threads": torch.get_num_threads(),
+            "torch": str(torch.__version__),
+            "scaler": self.scaler.state_dict(),
+        }
+        return TrainerState(optimizers.state_tensors(self.optimizer, self.model), values)
+
+    def restore(self, state: TrainerState) -> None:
+        """Go on from where `state` was taken; the model's weights are loaded already."""
+        optimizers.load_state_tensors(self.optimizer, self.model, state.tensors)
+        self.scaler.load_state_dict(state.values["scaler"])
+        self.step = state.values["step"]
+        self.micro_batch = self.settings.micro_batch or state.values["micro_batch"]
+
+
+def _dropout_seed(seed: int, step: int, first_row: int) -> int:
+    digest = hashlib.blake2b(f"{seed} {step} {first_row}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1
+
+
+def _fitting(settings: Settings) -> int:
+    """Sequences whose activations and logits take about 2 GB, a start that any machine bears.
+
+    About 34 floats of activations for each of n_layer * n_embd (Korthikanti et al., 2022), three of logits.
+    """
+    floats = settings.block_size * (34 * settings.n_layer * settings.n_embd + 3 * settings.vocab_size)
+    return max(1, min(settings.batch_size, (2 << 30) // (4 * floats)))
