@@ -78,7 +78,6 @@ def test_a_folder_that_does_not_reach_the_disk_leaves_the_old_one(
     assert contents(tmp_path) == {"run/old": b"old"}
 
 
-@pytest.mark.xfail(strict=True, reason="whole_folder removes the old folder before the new one is in place")
 def test_a_folder_that_can_not_be_put_in_place_leaves_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,7 +181,6 @@ def test_a_file_is_fetched_once(own_cache: Path, monkeypatch: pytest.MonkeyPatch
         ConnectionResetError("no network here"),
         pytest.param(
             http.client.IncompleteRead(b"no network here"),
-            marks=pytest.mark.xfail(strict=True, reason="fetched lets an HTTPException through"),
         ),
     ],
 )
@@ -221,7 +219,6 @@ def test_a_full_disk_leaves_no_half_of_a_fetched_file(own_cache: Path, monkeypat
     assert contents(own_cache) == {}
 
 
-@pytest.mark.xfail(strict=True, reason="fetched lets a FileExistsError through")
 def test_a_cache_that_is_no_folder_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     served(CONTENT, monkeypatch)
     (tmp_path / "file").write_bytes(b"")
@@ -229,7 +226,6 @@ def test_a_cache_that_is_no_folder_is_told(tmp_path: Path, monkeypatch: pytest.M
     assert str(tmp_path / "file") in refusal().message
 
 
-@pytest.mark.xfail(strict=True, reason="write_whole gives every writer the same temporary sibling")
 def test_two_writers_of_one_file_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several processes of one run may fetch the same file: the last one wins, and none fails."""
     path, replace = tmp_path / "file", os.replace

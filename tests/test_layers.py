@@ -14,9 +14,9 @@ import octavo
 # Top to bottom. A room may import what lies on the lines below its own, and itself. The longest name that
 # fits decides: `octavo.generation.sampling` has a line of its own, the rest of `octavo.generation` another.
 LAYERS = [
-    ["octavo"],  # the public names, over everything; so nothing inside goes through them
     ["octavo.cli"],
-    ["octavo.serve"],
+    ["octavo"],  # the public names: for users and for the command line, no way from one room to another
+    ["octavo.serve", "octavo.terminal"],
     ["octavo.training"],
     ["octavo.lens", "octavo.evaluation", "octavo.estimate"],
     ["octavo.generation", "octavo.interop"],

@@ -81,8 +81,11 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
     config = _read_json(folder / "config.json")
     info = _read_json(folder / "octavo.json") if (folder / "octavo.json").exists() else {}
     settings = _stored_settings(folder, info) if info else _settings_of_hf(folder, config)
-    model = _load_model(folder, settings, device)
-    return Checkpoint(model, tokenizers.load(folder), settings, info, folder)
+    model, tokenizer = _load_model(folder, settings, device), tokenizers.load(folder)
+    if tokenizer.vocab_size > settings.vocab_size:
+        raise OctavoError(f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, its model only "
+                          f"{settings.vocab_size}", "the tokenizer that the model was trained with")  # fmt: skip
+    return Checkpoint(model, tokenizer, settings, info, folder)
 
 
 def load_trainer(folder: Path) -> TrainerState:
@@ -160,7 +163,7 @@ def _load_model(folder: Path, settings: ModelSettings, device: torch.device | st
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise OctavoError(f"{path} does not fit its config.json: {name} is {found.get(name, 'missing')}, "
-                              f"expected {expected.get(name, 'nothing of that name')}", "another copy of it")  # fmt: skip
+                              f"expected {expected.get(name, 'no such name')}", "another copy of it")  # fmt: skip
     model.load_state_dict(weights, assign=True)
     model.tie()
     return model.requires_grad_().eval()

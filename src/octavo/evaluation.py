@@ -5,12 +5,17 @@ Bits per byte compare models with different tokenizers, for all of them are char
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from octavo.checkpoint import Checkpoint
+from octavo.data import corpora
+from octavo.data.prepare import dataset_again, open_dataset
 from octavo.errors import OctavoError
 from octavo.loss import split_loss
 from octavo.model import GPT
+from octavo.settings import Settings
 from octavo.tokenizers import Tokenizer
 
 
@@ -33,7 +38,7 @@ def evaluate(model: GPT, tokenizer: Tokenizer, tokens: np.ndarray, block_size: i
     """
     if len(tokens) < 2:
         raise OctavoError(f"{len(tokens)} tokens: nothing to predict", "a text of at least two tokens")
-    if tokenizer.vocab_size > model.settings.vocab_size and int(tokens.max()) >= model.settings.vocab_size:
+    if int(tokens.max()) >= model.settings.vocab_size:
         raise OctavoError(f"token id {int(tokens.max())} is beyond the model's vocabulary of "
                           f"{model.settings.vocab_size}", "the tokenizer that the model was trained with")  # fmt: skip
     block_size = min(block_size or model.settings.block_size, model.settings.block_size)
@@ -47,6 +52,27 @@ def evaluate(model: GPT, tokenizer: Tokenizer, tokens: np.ndarray, block_size: i
         bytes=size,
         block_size=block_size,
     )
+
+
+def evaluate_run(loaded: Checkpoint, source: str | None = None, block_size: int | None = None,
+                 unknown: str = "error") -> Evaluation:  # fmt: skip
+    """Score a text with a loaded checkpoint; without one, the validation split that it was trained beside.
+
+    A prepared folder stands for its validation split. Raises `OctavoError` for a text that can't be had.
+    """
+    if source is None:
+        if not isinstance(loaded.settings, Settings) or "data" not in loaded.info:
+            raise OctavoError(f"{loaded.folder} doesn't say which text it was trained on",
+                              f"octavo eval {loaded.folder} SOURCE")  # fmt: skip
+        tokens = dataset_again(loaded.settings, loaded.info["data"], loaded.tokenizer).tokens("val")
+    elif (Path(source) / "dataset.json").is_file():
+        prepared = open_dataset(Path(source))
+        if prepared.tokenizer.fingerprint != loaded.tokenizer.fingerprint:
+            raise OctavoError(f"{source} was prepared with another tokenizer than the model's", "the text itself")
+        tokens = prepared.tokens("val")
+    else:
+        tokens = loaded.tokenizer.encode(corpora.read(source).text, unknown)
+    return evaluate(loaded.model, loaded.tokenizer, tokens, block_size)
 
 
 def count_bytes(tokenizer: Tokenizer, tokens: np.ndarray) -> int:

@@ -8,7 +8,9 @@ of one. A full disk is told as an `OctavoError` that names the folder.
 import contextlib
 import errno
 import hashlib
+import http.client
 import os
+import secrets
 import shutil
 import tempfile
 import urllib.error
@@ -32,7 +34,7 @@ def disk_errors_told(path: Path) -> Iterator[None]:
                 f"the disk is full while writing {path}",
                 "free some space; what was there before is untouched",
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR):
             raise OctavoError(f"may not write {path}: {error.strerror}", "choose another folder") from error
         raise
 
@@ -53,19 +55,33 @@ def whole_folder(path: Path) -> Iterator[Path]:
             for file in partial.iterdir():
                 _fsync(file)
             _fsync(partial)
-            if path.exists():
-                remove_folder(path)
-            os.replace(partial, path)
+            _put_in_place(partial, path)
             _fsync(path.parent)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
 
 
+def _put_in_place(partial: Path, path: Path) -> None:
+    """Rename `partial` to `path`; the folder that was there goes only once the new one stands."""
+    if not path.exists():
+        os.replace(partial, path)
+        return
+    old = path.with_name(f".{path.name}.removed")
+    shutil.rmtree(old, ignore_errors=True)
+    os.replace(path, old)
+    try:
+        os.replace(partial, path)
+    except BaseException:
+        os.replace(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write `content` to `path` so that a crash leaves the old file or the new one."""
     data = content.encode() if isinstance(content, str) else content
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     with disk_errors_told(path):
         try:
             with open(partial, "wb") as file:
@@ -125,7 +141,7 @@ def fetched(name: str, url: str, digest: str) -> Path:
     try:
         with urllib.request.urlopen(url, timeout=30) as response:
             content = response.read()
-    except (urllib.error.URLError, OSError) as error:
+    except (OSError, http.client.HTTPException) as error:
         raise OctavoError(
             f"{name} is not in the cache and could not be fetched from {url} ({error})",
             f"put the file at {path}, or set OCTAVO_CACHE to a folder that has {name}",

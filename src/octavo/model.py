@@ -48,7 +48,8 @@ class GPT(nn.Module):
         """Token embedding plus the embedding of positions `start`, `start + 1`, ..."""
         end = start + idx.size(1)
         if end > self.settings.block_size:
-            raise OctavoError(f"{end} positions, but the model's block_size is {self.settings.block_size}")
+            raise OctavoError(f"{end} positions, but the model's block_size is {self.settings.block_size}",
+                              "crop the text, or train with a larger block_size")  # fmt: skip
         tok = self.transformer.wte(idx)  # (B, T, C)
         pos = self.transformer.wpe.weight[start:end]  # (T, C)
         x: Tensor = self.transformer.drop(tok + pos)  # (B, T, C)
@@ -196,7 +197,8 @@ class KVCache:
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Put in the keys and values (B, H, T, D) of new positions; give those of all, (B, H, S, D)."""
+        assert len(k) == len(self.keys[layer]), "a cache serves the batch that it was made for"
         S = self.length + k.size(2)
-        self.keys[layer][:, :, self.length : S] = k
-        self.values[layer][:, :, self.length : S] = v
+        self.keys[layer][:, :, self.length : S] = k.detach()  # else the buffers would hold every graph so far
+        self.values[layer][:, :, self.length : S] = v.detach()
         return self.keys[layer][:, :, :S], self.values[layer][:, :, :S]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import torch
 
 from octavo import checkpoint, files
 from octavo.checkpoint import Checkpoint, TrainerState
@@ -161,7 +162,7 @@ def find(run: str | Path) -> Path:
     raise OctavoError(f"{folder} {what}", _known_runs(Path("runs")))
 
 
-def load(run: str | Path, device: str = "cpu") -> Checkpoint:
+def load(run: str | Path, device: "torch.device | str" = "cpu") -> Checkpoint:
     """The model, tokenizer and settings of a RUN: a run folder (its best checkpoint), a checkpoint folder,
     or a Hugging Face GPT-2 folder. Raises `OctavoError` if there is none, or it is damaged.
     """

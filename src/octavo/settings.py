@@ -232,7 +232,12 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise OctavoError(f"{path} is not readable TOML: {error}", "lines like: n_layer = 6") from None
     flat: dict[str, Any] = {}
     for key, value in table.items():
-        flat.update(value if isinstance(value, Mapping) else {key: value})
+        if isinstance(value, Mapping) and key not in SECTIONS:
+            raise unknown("section", key, SECTIONS)
+        for name, each in (value if isinstance(value, Mapping) else {key: value}).items():
+            if name in flat:
+                raise OctavoError(f"{path} gives {name} twice", "one line for each setting")
+            flat[name] = each
     return flat
 
 

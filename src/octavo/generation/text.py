@@ -1,6 +1,6 @@
 """Text in, text out: the edge of generation, where a prompt becomes ids and ids become text."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,8 +102,9 @@ def generate(run: str | Path | Checkpoint, prompt: str = "", *, max_new_tokens: 
 
 
 def continuations(loaded: Checkpoint, prompt: str, max_new_tokens: int, num_samples: int, sampling: Sampling,
-                  seed: int, stop: Sequence[str] = (), unknown: str = "error") -> list[Continuation]:  # fmt: skip
-    """`num_samples` continuations of a prompt, none of them begun."""
+                  seed: int, stop: Sequence[str] = (), unknown: str = "error",
+                  notice: Callable[[str], object] = lambda text: None) -> list[Continuation]:  # fmt: skip
+    """`num_samples` continuations of a prompt, none of them begun. `notice` hears of a prompt that is cropped."""
     if not 0 <= max_new_tokens <= 10**8:
         raise OctavoError(f"max_new_tokens={max_new_tokens} is not a count of tokens", "--max-new-tokens 500")
     if not 1 <= num_samples <= 10**5:
@@ -111,8 +112,11 @@ def continuations(loaded: Checkpoint, prompt: str, max_new_tokens: int, num_samp
     if not 0 <= seed < 2**63 - num_samples:
         raise OctavoError(f"seed={seed} is not a whole number from 0 to 2**63", "--seed 1337")
     ids = start(loaded.tokenizer, prompt, unknown)
+    block_size = loaded.model.settings.block_size
+    if len(ids) > block_size:
+        notice(f"the prompt has {len(ids):,} tokens; the model sees the last {block_size:,}")
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(num_samples)]
     return [
-        Continuation(loaded.model, loaded.tokenizer, ids, max_new_tokens, sampling,
-                     torch.Generator().manual_seed(seed + i), stop)
-        for i in range(num_samples)
-    ]  # fmt: skip
+        Continuation(loaded.model, loaded.tokenizer, ids, max_new_tokens, sampling, generator, stop)
+        for generator in generators
+    ]

@@ -6,8 +6,19 @@ for event in octavo.training.events(octavo.training.plan("my.txt", max_steps=100
 
 from octavo.training.beginning import plan
 from octavo.training.event import Evaluated, Event, Finished, Notice, Sampled, Saved, Started, Step
-from octavo.training.loop import events, train
+from octavo.training.loop import events, interruptible, train
 
 __all__ = [
-    "Evaluated", "Event", "Finished", "Notice", "Sampled", "Saved", "Started", "Step", "events", "plan", "train",
-]  # fmt: skip
+    "Evaluated",
+    "Event",
+    "Finished",
+    "Notice",
+    "Sampled",
+    "Saved",
+    "Started",
+    "Step",
+    "events",
+    "interruptible",
+    "plan",
+    "train",
+]

@@ -1,0 +1,314 @@
+"""The verbs. Each parses its words, calls one function of the package, and prints what came back.
+
+No logic lives here, and nothing heavy is imported before a verb needs it, so `octavo --help` is quick.
+argparse rather than a library that builds a command line out of a dataclass: only what was really given may
+lie over a preset, `--bias=False` and `--n_layer=6` must work as nanoGPT's users type them, and every mistake
+gets the one form of answer that all of Octavo gives.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import octavo
+from octavo.errors import OctavoError
+from octavo.settings import NANOGPT_NAMES, PRESETS, SECTIONS, DataSettings, Settings, resolve
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb; give the exit code: 0, 2 for what the user got wrong, 130 for Ctrl-C."""
+    try:
+        arguments = _parse(list(sys.argv[1:] if argv is None else argv))
+        return int(arguments.verb(arguments) or 0)
+    except OctavoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader has read enough, as in `octavo sample ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """octavo train"""
+    from octavo import training
+    from octavo.terminal import Progress
+
+    places = {"resume": arguments.resume, "init": arguments.init}
+    settings = training.plan(
+        arguments.source, preset=arguments.preset, config=arguments.config, **places, **_given(arguments)
+    )
+    progress = Progress(sys.stderr if arguments.json else sys.stdout)
+    with training.interruptible() as stop, progress:
+        for event in training.events(settings, out=arguments.out, name=arguments.name, **places, stop=stop):
+            progress.show(event)
+    ended = progress.finished
+    assert ended is not None
+    if arguments.json:
+        values = dataclasses.asdict(ended) | {"run": str(ended.run), "checkpoint": str(ended.checkpoint)}
+        print(json.dumps(values))
+    return 130 if ended.reason == "stopped" else 0
+
+
+def sample(arguments: argparse.Namespace) -> int:
+    """octavo sample"""
+    from octavo import runs
+    from octavo.device import find_device
+    from octavo.generation.sampling import Sampling
+    from octavo.generation.text import continuations
+
+    sampling = Sampling(temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p)
+    prompt = _prompt(arguments)
+    loaded = runs.load(arguments.run, find_device(arguments.device))
+    texts = continuations(
+        loaded, prompt, arguments.max_new_tokens, arguments.num_samples, sampling, arguments.seed,
+        arguments.stop, arguments.unknown, notice=lambda text: print(f"note: {text}", file=sys.stderr),
+    )  # fmt: skip
+    for number, text in enumerate(texts):
+        if not arguments.json:
+            print(("\n---------------\n" if number else "") + prompt, end="", flush=True)
+        for piece in text:
+            if not arguments.json:
+                print(piece, end="", flush=True)
+    if arguments.json:
+        print(json.dumps({"prompt": prompt, "samples": [dataclasses.asdict(t.sample) for t in texts]}))
+    else:
+        print()
+    return 0
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """octavo eval"""
+    from octavo import evaluation, runs
+    from octavo.device import find_device
+
+    loaded = runs.load(arguments.run, find_device(arguments.device))
+    result = evaluation.evaluate_run(loaded, arguments.source, arguments.block_size, arguments.unknown)
+    if arguments.json:
+        print(json.dumps(dataclasses.asdict(result)))
+    else:
+        print(
+            f"loss           {result.loss:.4f} nats per token\n"
+            f"perplexity     {result.perplexity:.3f}\n"
+            f"bits per byte  {result.bits_per_byte:.4f}\n"
+            f"over {result.tokens:,} tokens, {result.bytes:,} bytes, in windows of {result.block_size}"
+        )
+    return 0
+
+
+def prepare(arguments: argparse.Namespace) -> int:
+    """octavo prepare"""
+    settings = resolve(source=arguments.source, **_given(arguments))
+    made = octavo.prepare(settings, arguments.out)
+    if arguments.json:
+        print(json.dumps(made.info))
+    else:
+        counts = made.info["tokens"]
+        print(
+            f"{made.folder}: {made.name}, {made.info['text']['bytes']:,} bytes, tokenizer {made.info['tokenizer']} "
+            f"({made.info['vocab_size']:,} tokens)\n"
+            f"  train {counts['train']:,} tokens, val {counts['val']:,}\n"
+            f"next: octavo train {made.folder}"
+        )
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with our form of error and no guessing at abbreviations."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise OctavoError(message[0].lower() + message[1:], f"{self.prog} --help")
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    """The verb and its words. `--n_layer=6` is `--n-layer=6`; an unknown flag is answered with the nearest."""
+    argv = [_hyphened(word) for word in argv]
+    parser = _parser(_defaults(argv))
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        flags = [flag for flag in arguments.flags if flag.startswith("--")]
+        word = unknown[0].partition("=")[0]
+        theirs = NANOGPT_NAMES.get(word.removeprefix("--").replace("-", "_"))
+        if theirs is not None:
+            raise OctavoError(f"{word} is nanoGPT's name", theirs)
+        near = difflib.get_close_matches(word, flags, n=1, cutoff=0.6)
+        what = f"there is no option {word}" if word.startswith("-") else f"one word too many: {word!r}"
+        raise OctavoError(what, near[0] if near else f"{arguments.prog} --help")
+    return arguments
+
+
+def _hyphened(word: str) -> str:
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def _defaults(argv: list[str]) -> Settings:
+    """The settings that `--help` shows as defaults: those of the preset that is named."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    early.add_argument("--preset")
+    try:
+        preset = early.parse_known_args(argv)[0].preset
+    except argparse.ArgumentError:
+        preset = None
+    return resolve(preset if preset in PRESETS else None)
+
+
+def _parser(defaults: Settings) -> _Parser:
+    parser = _Parser(prog="octavo", description=(octavo.__doc__ or "").partition("\n")[0])
+    parser.add_argument("--version", action="version", version=f"octavo {octavo.__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+    verb = _verb(verbs, "train", "[SOURCE]", train, "train a GPT on a text", "octavo train my.txt --n-layer 6")
+    verb.add_argument("source", nargs="?", metavar="SOURCE", help="pydocs, shakespeare, a file, folder, glob or - ")
+    verb.add_argument("--preset", metavar="P", help=f"where the settings start: {', '.join(PRESETS)}")
+    verb.add_argument("--config", metavar="F.toml", help="settings from a TOML file, over the preset")
+    verb.add_argument("--out", metavar="DIR", help="the run's folder; default: runs/NAME")
+    verb.add_argument("--name", help="the run's name; default: the corpus's and the next number")
+    verb.add_argument("--resume", metavar="RUN", help="go on with a run")
+    verb.add_argument("--init", metavar="RUN", help="start from the weights of a RUN or a Hugging Face GPT-2 folder")
+    for title, part in SECTIONS.items():
+        _add_settings(verb.add_argument_group(f"{title} settings"), part, defaults, leave_out=("source",))
+    _finish(verb)
+
+    verb = _verb(verbs, "sample", "RUN", sample, "write text with a RUN", 'octavo sample runs/pydocs-1 --prompt "The "')
+    verb.add_argument("run", metavar="RUN", help="a run, one of its checkpoints, or a Hugging Face GPT-2 folder")
+    prompt = verb.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", default="", metavar="TEXT", help="what to continue")
+    prompt.add_argument("--prompt-file", metavar="F", help="a file whose text to continue; -: stdin")
+    verb.add_argument("--max-new-tokens", type=_whole, default=500, metavar="N", help="tokens to write (500)")
+    verb.add_argument("--temperature", type=_number, default=0.8, metavar="T", help="0: always the likeliest (0.8)")
+    verb.add_argument("--top-k", type=_whole, default=200, metavar="K", help="of the K likeliest; 0: of all (200)")
+    verb.add_argument("--top-p", type=_number, default=1.0, metavar="P", help="of the likeliest that make up P (1.0)")
+    verb.add_argument("--seed", type=_whole, default=1337, metavar="S", help="same seed, same text (1337)")
+    verb.add_argument("--num-samples", type=_whole, default=1, metavar="N", help="texts to write (1)")
+    verb.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"
+    )
+    _add_reading(verb)
+    _finish(verb)
+
+    verb = _verb(
+        verbs,
+        "eval",
+        "RUN [SOURCE]",
+        evaluate,
+        "how well a RUN knows a text, exactly",
+        "octavo eval runs/pydocs-1 my.txt",
+    )
+    verb.add_argument("run", metavar="RUN", help="a run, one of its checkpoints, or a Hugging Face GPT-2 folder")
+    verb.add_argument("source", nargs="?", metavar="SOURCE", help="a text; default: the run's validation split")
+    verb.add_argument("--block-size", type=_whole, metavar="N", help="window (tokens); default: the model's")
+    _add_reading(verb)
+    _finish(verb)
+
+    verb = _verb(
+        verbs,
+        "prepare",
+        "SOURCE --out DIR",
+        prepare,
+        "text to token files",
+        "octavo prepare my.txt --out tokens --tokenizer bpe:4096",
+    )
+    verb.add_argument("source", metavar="SOURCE", help="a named corpus, a file, folder, glob or -")
+    verb.add_argument("--out", required=True, metavar="DIR", help="a folder that does not exist yet")
+    _add_settings(verb, DataSettings, defaults, leave_out=("source",))
+    _finish(verb)
+    return parser
+
+
+def _verb(verbs: Any, name: str, words: str, function: Any, help: str, example: str) -> _Parser:
+    verb: _Parser = verbs.add_parser(
+        name, help=help, description=f"{help}\n\n    {example}", usage=f"octavo {name} {words} [options]"
+    )
+    verb.set_defaults(verb=function)
+    return verb
+
+
+def _finish(verb: _Parser) -> None:
+    verb.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    flags = [flag for action in verb._actions for flag in action.option_strings]
+    verb.set_defaults(flags=flags, prog=verb.prog)
+
+
+def _add_reading(verb: _Parser) -> None:
+    verb.add_argument("--unknown", choices=("error", "skip", "replace"), default="error",
+                      help="characters that the tokenizer doesn't know (error)")  # fmt: skip
+    verb.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:N or mps (auto)")
+
+
+def _add_settings(group: Any, part: type, defaults: Settings, leave_out: tuple[str, ...]) -> None:
+    """A flag for each setting of a part. What isn't given stays out of the namespace."""
+    for each in dataclasses.fields(part):
+        if each.name in leave_out:
+            continue
+        flag, help = "--" + each.name.replace("_", "-"), each.metadata["help"]
+        default = getattr(defaults, each.name)
+        help = f"{help} ({str(default).lower() if isinstance(default, bool) else default})".replace("%", "%%")
+        choices = each.metadata["choices"]
+        if choices:
+            help = f"{'|'.join(choices)}: {help}"
+        options: dict[str, Any] = {"dest": f"setting_{each.name}", "default": argparse.SUPPRESS}
+        if each.type is bool:
+            group.add_argument(flag, type=_boolean, nargs="?", const=True, metavar="BOOL", help=help, **options)
+            group.add_argument(f"--no-{flag[2:]}", action="store_const", const=False, help=argparse.SUPPRESS, **options)
+        else:
+            kind = {int: _whole, float: _number, str: str}[each.type]  # type: ignore[index]
+            metavar = {int: "N", float: "X", str: "NAME"}[each.type]  # type: ignore[index]
+            group.add_argument(flag, type=kind, metavar=metavar, help=help, **options)
+
+
+def _given(arguments: argparse.Namespace) -> dict[str, Any]:
+    given = {k.removeprefix("setting_"): v for k, v in vars(arguments).items() if k.startswith("setting_")}
+    if isinstance(given.get("compile"), str):  # nanoGPT's --compile=False
+        given["compile"] = {"true": "on", "false": "off"}.get(given["compile"].lower(), given["compile"])
+    return given
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def _boolean(text: str) -> bool:
+    try:
+        return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false") from None
+
+
+def _prompt(arguments: argparse.Namespace) -> str:
+    if arguments.prompt_file is None:
+        return str(arguments.prompt)
+    try:
+        data = sys.stdin.buffer.read() if arguments.prompt_file == "-" else Path(arguments.prompt_file).read_bytes()
+        return data.decode("utf-8-sig")
+    except OSError as error:
+        raise OctavoError(f"the prompt file {arguments.prompt_file} can't be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise OctavoError(f"the prompt file {arguments.prompt_file} is not UTF-8 at byte {error.start}") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

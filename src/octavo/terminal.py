@@ -1,0 +1,132 @@
+"""Drawing the events of training for a person: a live line on a terminal, plain lines elsewhere."""
+
+from types import TracebackType
+from typing import IO
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from octavo.training import Evaluated, Event, Finished, Notice, Sampled, Saved, Started, Step
+
+
+class Progress:
+    """Shows events as they come; a context manager, since a live line must be put away at the end."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self.console = Console(file=stream, highlight=False, soft_wrap=True)
+        self.finished: Finished | None = None
+        self.started: Started | None = None
+        self._live = Live(console=self.console, transient=True, refresh_per_second=8)
+        self._last_sample = ""
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.console.is_terminal:
+            self._live.stop()
+
+    def show(self, event: Event) -> None:
+        """Draw one event."""
+        match event:
+            case Started():
+                self._begin(event)
+            case Notice():
+                self.console.print(f"[yellow]note:[/] {escape(event.text)}")
+            case Step() if self.console.is_terminal:
+                self._live.update(self._status(event))
+            case Step():
+                self.console.print(" · ".join(self._numbers(event)))
+            case Evaluated():
+                mark = " (best)" if event.best else ""
+                self.console.print(
+                    f"[bold]step {event.step:,}[/] · val loss [bold]{event.val_loss:.4f}[/]{mark} · train loss "
+                    f"{event.train_loss:.4f} · {event.bits_per_byte:.3f} bits per byte"
+                )
+            case Sampled():
+                self._last_sample = event.text
+                lines = event.text.strip("\n").splitlines()[:4]
+                self.console.print("\n".join(f"[dim]  │ {escape(_shortened(line))}[/]" for line in lines))
+            case Saved():
+                pass  # every evaluation saves; the end names the folder
+            case Finished():
+                self._end(event)
+
+    def _begin(self, event: Started) -> None:
+        self.started = event
+        s = event.settings
+        self.console.print(
+            f"[bold]{escape(event.run.name)}[/] · {escape(s.source)}: {event.train_tokens:,} tokens to train on, "
+            f"{event.val_tokens:,} to validate · tokenizer {escape(event.tokenizer)} ({event.vocab_size:,} tokens)\n"
+            f"GPT of {event.parameters:,} parameters: {s.n_layer} layers, {s.n_head} heads, {s.n_embd} wide, block "
+            f"{s.block_size} · {s.max_steps:,} steps of {s.batch_size * s.block_size:,} tokens · "
+            f"{escape(event.device)}, {event.precision}"
+        )
+        if event.step:
+            self.console.print(f"going on after step {event.step:,}")
+        if self.console.is_terminal:
+            self._live.start()
+
+    def _numbers(self, event: Step) -> list[str]:
+        assert self.started is not None
+        steps = self.started.settings.max_steps
+        speed = event.tokens_per_second
+        peak = self.started.peak_flops
+        mfu = f"{speed * self.started.flops_per_token / peak:.1%}" if peak else "n/a"
+        left = (steps - event.step) * (event.tokens / event.step) / max(speed, 1e-9)
+        return [
+            f"step {event.step:,}/{steps:,} {event.step / steps:.0%}", f"loss {event.loss:.4f}",
+            f"lr {event.learning_rate:.1e}", f"grad {event.grad_norm:.2f}", f"{speed:,.0f} tokens/s", f"MFU {mfu}",
+            f"left {_clock(left)}", f"elapsed {_clock(event.seconds)}",
+        ]  # fmt: skip
+
+    def _status(self, event: Step) -> Table:
+        assert self.started is not None
+        progress, *numbers = self._numbers(event)
+        table = Table.grid(padding=(0, 1))
+        table.add_row(progress, ProgressBar(self.started.settings.max_steps, event.step, width=24), *numbers[-2:])
+        outer = Table.grid()
+        outer.add_row(table)
+        outer.add_row(" · ".join(numbers[:-2]))
+        return outer
+
+    def _end(self, event: Finished) -> None:
+        self.finished = event
+        if self.console.is_terminal:
+            self._live.stop()
+        if self._last_sample and event.reason == "done":
+            self.console.print("\n[bold]What it writes now[/]\n")
+            self.console.print(escape(self._last_sample.strip("\n")), "\n")
+        how = {"done": "done", "stopped": "stopped", "patience": "no better for a while, so it ended"}[event.reason]
+        loss = "" if event.val_loss is None else f" · val loss {event.val_loss:.4f}, best {event.best_val_loss:.4f}"
+        run = escape(str(event.run))
+        self.console.print(
+            f"[bold]{how}[/] after {event.step:,} steps, {event.tokens:,} tokens, {_clock(event.seconds)}{loss}\n"
+            f"the run: [bold]{run}[/]"
+        )
+        goes_on = f"octavo train --resume {run}"
+        if event.reason == "stopped":
+            self.console.print(f"go on:   {goes_on}")
+        else:
+            assert self.started is not None
+            self.console.print(
+                f'next:    octavo sample {run} --prompt "The "\n'
+                f"         octavo eval {run}\n"
+                f"         {goes_on} --max-steps {2 * max(1, self.started.settings.max_steps)}"
+            )
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) <= 100 else line[:99] + "…"
+
+
+def _clock(seconds: float) -> str:
+    """1:05, or 2:03:04."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
