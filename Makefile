@@ -1,0 +1,26 @@
+# Two commands: `make train` and `make test`. The rest is for those who work on Octavo.
+
+.PHONY: train test lint bench clean
+
+train:            ## train the tiny preset on the built-in corpus, and sample from it
+	@scripts/install
+	@.venv/bin/octavo train pydocs --preset tiny
+
+test:             ## the whole test suite
+	@scripts/install test
+	@.venv/bin/python -m pytest
+
+lint:             ## what CI checks besides the tests
+	@scripts/install test
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+bench:            ## figures for docs/speed.md; NANOGPT=path to a checkout of nanoGPT
+	@scripts/install test
+	.venv/bin/python bench/startup.py
+	.venv/bin/python bench/parity.py
+	.venv/bin/python bench/against_nanogpt.py --nanogpt $(NANOGPT)
+
+clean:            ## the environment and caches; runs/ stays
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build src/*.egg-info
