@@ -33,7 +33,7 @@ SNAGS = [
 texts = st.lists(st.sampled_from(SNAGS) | st.text(max_size=12), max_size=12).map("".join)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def gpt2_at_hand(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(shared / "tiktoken-cache"))
 
@@ -55,7 +55,7 @@ def tokenizer_of(spec: str, text: str) -> Tokenizer:
 
 
 @pytest.fixture(params=SPECS)
-def tokenizer(request: pytest.FixtureRequest, notes: str) -> Tokenizer:
+def tokenizer(request: pytest.FixtureRequest, gpt2_at_hand: None, notes: str) -> Tokenizer:
     """One of each kind, made of the notes."""
     return tokenizer_of(request.param, notes)
 
@@ -114,6 +114,7 @@ def test_a_stream_never_shows_a_broken_character(tokenizer: Tokenizer, notes: st
     assert shown == notes
 
 
+@pytest.mark.usefixtures("gpt2_at_hand")
 @pytest.mark.parametrize("spec", SPECS)
 def test_auto_tokenizer_gives_the_same_ids_and_text(spec: str, notes: str, shakespeare: str, tmp_path: Path) -> None:
     tokenizer = tokenizer_of(spec, notes)
@@ -126,6 +127,7 @@ def test_auto_tokenizer_gives_the_same_ids_and_text(spec: str, notes: str, shake
         assert theirs.decode(ids) == tokenizer.decode(ids)
 
 
+@pytest.mark.usefixtures("gpt2_at_hand")
 @pytest.mark.parametrize("spec", ["byte", "word", "bpe:600", "gpt2"])
 def test_auto_tokenizer_agrees_on_any_text_and_any_ids(spec: str, notes: str, tmp_path: Path) -> None:
     tokenizer = tokenizer_of(spec, notes)
@@ -152,6 +154,7 @@ def test_loading_gives_what_was_saved(tokenizer: Tokenizer, notes: str, tmp_path
     assert again.fingerprint == hashlib.sha256((tmp_path / "tokenizer.json").read_bytes()).hexdigest()
 
 
+@pytest.mark.usefixtures("gpt2_at_hand")
 @pytest.mark.parametrize("spec", SPECS)
 def test_the_same_text_gives_the_same_tokenizer_in_another_process(spec: str, notes: str) -> None:
     program = (
@@ -312,7 +315,7 @@ def test_gpt2_gives_tiktokens_ids(tokenizer: Tokenizer, shakespeare: str, notes:
 
 
 def test_gpt2_is_taken_from_octavos_cache_first(shared: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TIKTOKEN_CACHE_DIR")
+    monkeypatch.delenv("TIKTOKEN_CACHE_DIR", raising=False)
     (own_cache / "gpt2").mkdir()
     for name in GPT2_FILES:
         (own_cache / "gpt2" / name).write_bytes((shared / "gpt2-bpe" / name).read_bytes())
@@ -337,12 +340,14 @@ def test_a_wrong_file_in_tiktokens_cache_is_not_used(
         build("gpt2", "")
 
 
+@pytest.mark.usefixtures("gpt2_at_hand")
 def test_the_older_pair_of_files_loads(shared: Path, tmp_path: Path) -> None:
     for ours, theirs in GPT2_FILES.items():
         (tmp_path / theirs).write_bytes((shared / "gpt2-bpe" / ours).read_bytes())
     assert load(tmp_path).fingerprint == build("gpt2", "").fingerprint
 
 
+@pytest.mark.usefixtures("gpt2_at_hand")
 def test_a_foreign_gpt2_tokenizer_json_loads(shared: Path, notes: str, tmp_path: Path) -> None:
     for ours, theirs in GPT2_FILES.items():
         (tmp_path / theirs).write_bytes((shared / "gpt2-bpe" / ours).read_bytes())

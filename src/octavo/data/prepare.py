@@ -90,11 +90,16 @@ def dataset_again(settings: DataSettings, known: dict[str, Any], tokenizer: Toke
             found = open_dataset(cached)
             if found.fingerprint == known["fingerprint"]:
                 return found
-    found = dataset(settings, tokenizer)
-    if found.fingerprint != known["fingerprint"]:
-        raise OctavoError(f"{settings.source} is not the text that this run was trained on",
-                          "--init RUN, which starts a new run from its weights, with any text")  # fmt: skip
-    return found
+    other = OctavoError(f"{settings.source} is not the text that this run was trained on",
+                        "--init RUN, which starts a new run from its weights, with any text")  # fmt: skip
+    if not (Path(settings.source) / "dataset.json").is_file():
+        corpus = corpora.read(settings.source, settings.encoding, settings.errors)
+        if corpus.sha256 != known["text"]["sha256"]:
+            raise other  # before the tokenizer meets characters that it doesn't know
+    made = dataset(settings, tokenizer)
+    if made.fingerprint != known["fingerprint"]:
+        raise other
+    return made
 
 
 def prepare(settings: DataSettings, out: str | Path) -> Dataset:
@@ -175,7 +180,11 @@ def _write(corpus: corpora.Corpus, settings: DataSettings, maker: str | Tokenize
     with files.whole_folder(out) as partial:
         tokenizer.save(partial)
         for split, text in parts.items():
-            ids = tokenizer.encode(text)
+            try:
+                ids = tokenizer.encode(text)
+            except OctavoError as error:
+                raise OctavoError(f"{corpus.name} has {error.message}",
+                                  "a text in that alphabet, or a model of --tokenizer byte") from None  # fmt: skip
             if len(ids) < 2:
                 raise OctavoError(f"the text has {len(corpus.text)} characters, too few to train on and validate",
                                   "a longer text")  # fmt: skip

@@ -137,7 +137,7 @@ class _Loop:
     def steps(self, sampler: Sampler, stop: Callable[[], bool]) -> Iterator[Event]:
         """Every step that is left, what is due after each, and the end."""
         settings, trainer, reason = self.settings, self.trainer, "done"
-        marked, mark = trainer.step, time.perf_counter()  # where the next line of metrics counts from
+        logged, spent, mark = trainer.step, 0.0, time.perf_counter()  # since the last line: steps, seconds in them
         while trainer.step < settings.max_steps and reason == "done":
             loss, norm = trainer.update(sampler.batch(trainer.step))
             step = trainer.step
@@ -148,29 +148,32 @@ class _Loop:
             due = self.due(step, stopped=reason == "stopped")
             if not due:
                 continue
-            line = self.line(loss, norm, time.perf_counter() - mark, step - marked)
-            yield line
-            if "evaluate" in due:
-                self.losses = self.evaluate()
-                yield self.losses
-                if settings.patience and self.without_gain >= settings.patience and step < settings.max_steps:
-                    reason = "patience"
-                if self.losses.best or reason == "patience" or not settings.save_every:
-                    due.add("save")
-            self.run.log("metrics", self.entry(line))
+            spent += time.perf_counter() - mark
+            if due & {"log", "evaluate", "save"}:
+                line = self.line(loss, norm, spent, step - logged)
+                yield line
+                if "evaluate" in due:
+                    self.losses = self.evaluate()
+                    yield self.losses
+                    if settings.patience and self.without_gain >= settings.patience and step < settings.max_steps:
+                        reason = "patience"
+                    if self.losses.best or reason == "patience" or not settings.save_every:
+                        due.add("save")
+                self.run.log("metrics", self.entry(line))
+                logged, spent = step, 0.0
             if "save" in due:
                 yield self.save()
             elif "keep" in due:
                 self.run.save(step, self.model, self.tokenizer, settings, self.info())
             if "sample" in due:
                 yield self.sample()
-            marked, mark = step, time.perf_counter()
+            mark = time.perf_counter()
         if self.checkpoint is None:  # max_steps = 0: the weights as they start are a model too
             yield self.save()
         yield self.finished(reason)
 
     def due(self, step: int, stopped: bool) -> set[str]:
-        """What to do after this step besides training on."""
+        """What to do after this step besides training on. A run that is stopped leaves out nothing that was due."""
         settings = self.settings
         final = step == settings.max_steps
 
@@ -179,9 +182,9 @@ class _Loop:
 
         due = {
             "log": step == 1 or every(settings.log_every),
-            "evaluate": (every(settings.eval_every) or final) and not stopped,
+            "evaluate": every(settings.eval_every) or final,
             "save": every(settings.save_every) or final or stopped,
-            "sample": settings.sample_every > 0 and (every(settings.sample_every) or final) and not stopped,
+            "sample": settings.sample_every > 0 and (every(settings.sample_every) or final),
             "keep": step in self.along,
         }
         return {what for what, now in due.items() if now}
