@@ -1,10 +1,10 @@
 """Every block of the README and of docs/ is run, and prints what the page says it prints.
 
 A ```python block is run in the namespace of its page, after those above it. In a ```console block the lines
-after `$ ` are run, in a ```sh block all of them, by the shell, `octavo` being this one. All of it happens in
-an empty folder of the page's own. A ```text block that follows directly is what was printed; so is what a
-```console block shows under a command, where `...` stands for anything. A command may fail only if the page
-shows an `error:`. What can't be run is marked, with the reason, by a comment right above the block:
+after `$ ` are run, in a ```sh block all of them, by the shell, `octavo` being this one. All of it happens in a
+folder of the page's own that holds just a text, `my.txt`. A ```text block that follows directly is what was
+printed; so is what a ```console block shows under a command, where `...` stands for anything. A command may
+fail only if the page shows an `error:`. What can't be run is marked, with the reason, by a comment right above:
 
     <!-- not run: needs a GPU -->
 """
@@ -13,6 +13,7 @@ import contextlib
 import io
 import os
 import re
+import shutil
 import subprocess
 import sysconfig
 import textwrap
@@ -124,6 +125,7 @@ def test_every_block_runs_and_prints_what_the_page_says(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "docs" / "model.md", "my.txt")  # the text that a reader is taken to have
     run_page(page)
 
 

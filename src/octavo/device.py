@@ -5,6 +5,7 @@ changes speed or numbers without being asked. What only one kind of device needs
 """
 
 import contextlib
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,6 +96,22 @@ def find_device(name: str = "auto") -> torch.device:
     if not there.get(device.type, False):
         raise OctavoError(f"this machine has no device {name!r} that PyTorch can use", "--device auto")
     return device
+
+
+def check_fits(parameters: int, device: torch.device) -> None:
+    """Raise `OctavoError` where weights, gradients and AdamW's two averages alone, 16 bytes each, don't fit."""
+    if device.type == "cuda":
+        there = torch.cuda.mem_get_info(device)[1]
+    elif hasattr(os, "sysconf"):
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    else:
+        return  # Windows tells only through its own API; there the allocation itself fails
+    if 16 * parameters > there:
+        raise OctavoError(
+            f"{parameters:,} parameters need {16 * parameters / 1e9:,.1f} GB to train, and this machine has "
+            f"{there / 1e9:,.1f} GB",
+            "a smaller --n-layer, --n-embd or vocabulary",
+        )
 
 
 def out_of_memory(error: RuntimeError) -> bool:

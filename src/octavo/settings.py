@@ -29,7 +29,7 @@ def setting(default: Any, help: str, *, low: float = -math.inf, high: float = ma
 class ModelSettings:
     """What the model computes, and how its weights start. GPT-2's names."""
 
-    block_size: int = setting(128, "longest context (tokens)", low=1, high=1 << 20)
+    block_size: int = setting(64, "longest context (tokens)", low=1, high=1 << 20)
     vocab_size: int = setting(0, "vocabulary (tokens); 0: the tokenizer's", low=0, high=1 << 24)
     n_layer: int = setting(4, "transformer blocks", low=1, high=1024)
     n_head: int = setting(4, "attention heads per block", low=1, high=1024)
@@ -77,8 +77,8 @@ class DataSettings:
 class TrainingSettings:
     """How the weights are fitted, watched and kept."""
 
-    max_steps: int = setting(900, "optimizer steps", low=0, high=10**9)
-    batch_size: int = setting(24, "sequences a step", low=1, high=1 << 20)
+    max_steps: int = setting(700, "optimizer steps", low=0, high=10**9)
+    batch_size: int = setting(32, "sequences a step", low=1, high=1 << 20)
     micro_batch: int = setting(0, "sequences at once; 0: as many as fit", low=0, high=1 << 20)
     optimizer: str = setting("adamw", "update rule", choices=("adamw",))
     learning_rate: float = setting(3e-3, "highest learning rate", low=0, high=100)
@@ -94,8 +94,8 @@ class TrainingSettings:
     beta1: float = setting(0.9, "AdamW's first decay", low=0, high=0.99999)
     beta2: float = setting(0.99, "AdamW's second decay", low=0, high=0.99999)
     grad_clip: float = setting(1.0, "largest gradient norm; 0: no clipping", low=0, high=1e9)
-    eval_every: int = setting(150, "steps between evaluations", low=1, high=10**9)
-    sample_every: int = setting(300, "steps between samples; 0: none", low=0, high=10**9)
+    eval_every: int = setting(175, "steps between evaluations", low=1, high=10**9)
+    sample_every: int = setting(350, "steps between samples; 0: none", low=0, high=10**9)
     save_every: int = setting(0, "steps between checkpoints; 0: at each evaluation", low=0, high=10**9)
     log_every: int = setting(10, "steps between lines of metrics", low=1, high=10**9)
     keep: int = setting(10, "log-spaced weight-only checkpoints kept along the way", low=0, high=10**4)

@@ -21,6 +21,7 @@ class Progress:
         self.started: Started | None = None
         self._live = Live(console=self.console, transient=True, refresh_per_second=8)
         self._last_sample = ""
+        self._val_loss = "n/a"
 
     def __enter__(self) -> "Progress":
         return self
@@ -44,6 +45,7 @@ class Progress:
                 self.console.print(" · ".join(self._numbers(event)))
             case Evaluated():
                 mark = " (best)" if event.best else ""
+                self._val_loss = f"{event.val_loss:.4f}"
                 self.console.print(
                     f"[bold]step {event.step:,}[/] · val loss [bold]{event.val_loss:.4f}[/]{mark} · train loss "
                     f"{event.train_loss:.4f} · {event.bits_per_byte:.3f} bits per byte"
@@ -81,6 +83,7 @@ class Progress:
         left = (steps - event.step) * (event.tokens / event.step) / max(speed, 1e-9)
         return [
             f"step {event.step:,}/{steps:,} {event.step / steps:.0%}", f"loss {event.loss:.4f}",
+            f"val {self._val_loss}",
             f"lr {event.learning_rate:.1e}", f"grad {event.grad_norm:.2f}", f"{speed:,.0f} tokens/s", f"MFU {mfu}",
             f"left {_clock(left)}", f"elapsed {_clock(event.seconds)}",
         ]  # fmt: skip

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from octavo import checkpoint, runs
+from octavo import checkpoint, estimate, runs
 from octavo.checkpoint import Checkpoint, TrainerState
 from octavo.data.prepare import Dataset, dataset, dataset_again
+from octavo.device import check_fits, find_device
 from octavo.errors import OctavoError
 from octavo.model import GPT
 from octavo.runs import Run
@@ -82,6 +83,7 @@ def begin(settings: Settings, resume: str | Path | None = None, init: str | Path
     if settings.vocab_size < known:
         raise OctavoError(f"vocab_size={settings.vocab_size}, but the tokenizer has {known} tokens",
                           f"--vocab-size {known}")  # fmt: skip
+    check_fits(estimate.parameters(settings), find_device(settings.device))
     return Beginning(settings, data, GPT(settings, torch.Generator().manual_seed(settings.seed)))
 
 

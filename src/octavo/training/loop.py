@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -95,6 +96,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     def ask(number: int, frame: object) -> None:
         asked.set()
         signal.signal(signal.SIGINT, before[signal.SIGINT])
+        print("\nending after this step, with a checkpoint (Ctrl-C again: at once)", file=sys.stderr)
 
     for number in before:
         signal.signal(number, ask)
