@@ -221,6 +221,11 @@ def test_the_folder_holds_what_it_should_and_no_pickle(pristine: Path, tmp_path:
         json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else safetensors.torch.load_file(path)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+def test_whoever_may_read_one_file_may_read_all(pristine: Path) -> None:
+    assert len({path.stat().st_mode for path in pristine.iterdir()}) == 1
+
+
 @pytest.mark.parametrize("trainer", [None, TRAINER])
 def test_the_manifest_covers_every_other_file(trainer: TrainerState | None, tmp_path: Path) -> None:
     save(tmp_path / "step", trainer=trainer)

@@ -52,6 +52,8 @@ class Progress:
                 )
             case Sampled():
                 self._last_sample = event.text
+                if self.started is not None and event.step == self.started.settings.max_steps:
+                    return  # the end shows the whole of it
                 lines = event.text.strip("\n").splitlines()[:4]
                 self.console.print("\n".join(f"[dim]  │ {escape(_shortened(line))}[/]" for line in lines))
             case Saved():

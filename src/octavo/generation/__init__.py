@@ -1,0 +1,1 @@
+"""Writing text: `sampling` chooses a token, `engine` runs the model on ids, `text` is the edge to people."""

@@ -64,22 +64,22 @@ def events(settings: Settings, *, out: str | Path | None = None, name: str | Non
     clock = time.perf_counter()
     if resume is not None and (out is not None or name is not None):
         raise OctavoError("a resumed run stays where it is", "leave out --out and --name")
-    start = begin(settings, resume, init)
-    settings = start.settings
+    origin = begin(settings, resume, init)
+    settings = origin.settings
     place = choose(settings)
-    sampler = Sampler(start.data.path("train"), settings.block_size, settings.batch_size, settings.seed)
-    trainer = Trainer(start.model.to(place.device), settings, place)
-    run = start.run or Run.create(settings, start.data.name, out, name)
+    sampler = Sampler(origin.data.path("train"), settings.block_size, settings.batch_size, settings.seed)
+    trainer = Trainer(origin.model.to(place.device), settings, place)
+    run = origin.run or Run.create(settings, origin.data.name, out, name)
     with run.locked():
-        loop = _Loop(run, start, trainer, clock)
-        tokens = start.data.info["tokens"]
+        loop = _Loop(run, origin, trainer, clock)
+        tokens = origin.data.info["tokens"]
         yield Started(
             run=run.folder, settings=settings, step=trainer.step, parameters=estimate.parameters(settings),
-            device=place.name, precision=place.precision, tokenizer=start.data.info["tokenizer"],
+            device=place.name, precision=place.precision, tokenizer=origin.data.info["tokenizer"],
             vocab_size=settings.vocab_size, train_tokens=tokens["train"], val_tokens=tokens["val"],
             flops_per_token=estimate.flops_per_token(settings), peak_flops=place.peak_flops,
         )  # fmt: skip
-        for text in [*place.notes, *start.notices]:
+        for text in [*place.notes, *origin.notices]:
             yield Notice(text)
         yield from loop.steps(sampler, stop)
 
@@ -110,9 +110,9 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 class _Loop:
     """Counters, clocks and losses; what is due after a step, and doing it."""
 
-    def __init__(self, run: Run, start: Beginning, trainer: Trainer, clock: float) -> None:
-        self.run, self.settings, self.data, self.trainer = run, start.settings, start.data, trainer
-        self.model, self.tokenizer, self.clock = trainer.model, start.data.tokenizer, clock
+    def __init__(self, run: Run, origin: Beginning, trainer: Trainer, clock: float) -> None:
+        self.run, self.settings, self.data, self.trainer = run, origin.settings, origin.data, trainer
+        self.model, self.tokenizer, self.clock = trainer.model, origin.data.tokenizer, clock
         self.val = self.data.tokens("val")
         self.train = self.data.tokens("train")[: len(self.val)]  # as much of the training split
         self.bytes_per_token = count_bytes(self.tokenizer, self.val[1:]) / (len(self.val) - 1)
@@ -122,8 +122,8 @@ class _Loop:
         self.without_gain = 0  # evaluations since the best
         self.training_seconds = 0.0  # in updates alone, for tokens per second
         self.checkpoint = run.last
-        if start.state is not None:
-            self.restore(start.state)
+        if origin.state is not None:
+            self.restore(origin.state)
 
     def restore(self, state: TrainerState) -> None:
         """Go on from a checkpoint: the trainer, the counters and clocks, and the run's lines up to there."""
