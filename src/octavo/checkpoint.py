@@ -11,6 +11,7 @@ folder loads too; it has no `octavo.json` and no manifest.
 """
 
 import json
+import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def save(folder: Path, model: GPT, tokenizer: Tokenizer, settings: Settings, inf
          trainer: TrainerState | None = None) -> None:  # fmt: skip
     """Write a checkpoint to `folder`, whole or not at all."""
     with files.whole_folder(folder) as partial:
-        safetensors.torch.save_file(_to_hf(model), partial / "model.safetensors", metadata={"format": "pt"})
+        _write_tensors(partial / "model.safetensors", _to_hf(model))
         tokenizer.save(partial)
         _write_json(partial / "config.json", _hf_config(model.settings, tokenizer))
         _write_json(partial / "generation_config.json", {
@@ -66,7 +67,7 @@ def save(folder: Path, model: GPT, tokenizer: Tokenizer, settings: Settings, inf
         })  # fmt: skip
         _write_json(partial / "octavo.json", {"format": FORMAT, "settings": asdict(settings), **info})
         if trainer is not None:
-            safetensors.torch.save_file(trainer.tensors, partial / "trainer.safetensors")
+            _write_tensors(partial / "trainer.safetensors", trainer.tensors)
             _write_json(partial / "trainer.json", trainer.values)
         _write_json(partial / "manifest.json", _manifest(partial))
 
@@ -90,11 +91,10 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
 
 def load_trainer(folder: Path) -> TrainerState:
     """What training needs to go on from a checkpoint. Raises `OctavoError` if only weights were kept."""
-    if not (folder / "trainer.json").exists():
+    if not all((folder / name).exists() for name in TRAINER_FILES):
         raise OctavoError(f"{folder} holds only weights, so training can't go on from it",
                           f"--init {folder}, which starts a new run from these weights")  # fmt: skip
-    tensors = safetensors.torch.load_file(folder / "trainer.safetensors")
-    return TrainerState(tensors, _read_json(folder / "trainer.json"))
+    return TrainerState(_read_tensors(folder / "trainer.safetensors"), _read_json(folder / "trainer.json"))
 
 
 def strip(folder: Path) -> None:
@@ -103,8 +103,9 @@ def strip(folder: Path) -> None:
     for name in TRAINER_FILES:
         manifest["files"].pop(name, None)
     files.write_whole(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
-    for name in TRAINER_FILES:
-        (folder / name).unlink(missing_ok=True)
+    with files.disk_errors_told(folder):
+        for name in TRAINER_FILES:
+            (folder / name).unlink(missing_ok=True)
 
 
 def verify(folder: Path) -> None:
@@ -112,17 +113,22 @@ def verify(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise OctavoError(f"{folder} is not a checkpoint: it has no config.json",
                           "a run folder, one of its checkpoints, or a Hugging Face GPT-2 folder")  # fmt: skip
-    if not (folder / "manifest.json").is_file():
+    manifest = folder / "manifest.json"
+    if not manifest.is_file():
         if (folder / "octavo.json").exists():
             raise OctavoError(f"{folder} has no manifest.json, so it was not written to the end", _ANOTHER)
         return  # a folder from elsewhere
-    for name, entry in _read_json(folder / "manifest.json")["files"].items():
+    try:
+        listed = [(name, entry["bytes"], entry["sha256"]) for name, entry in _read_json(manifest)["files"].items()]
+    except (KeyError, TypeError, AttributeError):
+        raise OctavoError(f"{manifest} does not list the files with their sizes and sha256", _ANOTHER) from None
+    for name, size, digest in listed:
         path = folder / name
         if not path.is_file():
             raise OctavoError(f"{path} is missing", _ANOTHER)
-        if path.stat().st_size != entry["bytes"]:
-            raise OctavoError(f"{path} has {path.stat().st_size} bytes, its manifest says {entry['bytes']}", _ANOTHER)
-        if files.sha256(path) != entry["sha256"]:
+        if path.stat().st_size != size:
+            raise OctavoError(f"{path} has {path.stat().st_size} bytes, its manifest says {size}", _ANOTHER)
+        if files.sha256(path) != digest:
             raise OctavoError(f"{path} was changed after it was written: its sha256 differs", _ANOTHER)
 
 
@@ -146,10 +152,7 @@ def _load_model(folder: Path, settings: ModelSettings, device: torch.device | st
         old = (folder / "pytorch_model.bin").exists()
         raise OctavoError(f"{folder} has no model.safetensors", "save it with safetensors: Octavo reads no pickle"
                           if old else "a folder with the weights in one file")  # fmt: skip
-    try:
-        stored = safetensors.torch.load_file(path, device=str(device))
-    except (safetensors.SafetensorError, OSError) as error:
-        raise OctavoError(f"{path} is damaged: {error}", "another copy of it") from None
+    stored = _read_tensors(path, device)
     with torch.device("meta"):
         model = GPT(settings)
     weights = {}
@@ -157,14 +160,14 @@ def _load_model(folder: Path, settings: ModelSettings, device: torch.device | st
         name = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
         if not name.endswith(_BUFFERS) and (settings.bias or not name.endswith("bias")):
             weights[name] = (value.t().contiguous() if name.endswith(_TRANSPOSED) else value).float()
-    weights["lm_head.weight"] = weights.get("transformer.wte.weight", torch.empty(0))
-    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    weights.pop("lm_head.weight", None)  # tied: it is `wte`, stored twice by some
+    expected = {name: tuple(value.shape) for name, value in model.named_parameters()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise OctavoError(f"{path} does not fit its config.json: {name} is {found.get(name, 'missing')}, "
                               f"expected {expected.get(name, 'no such name')}", "another copy of it")  # fmt: skip
-    model.load_state_dict(weights, assign=True)
+    model.load_state_dict(weights | {"lm_head.weight": weights["transformer.wte.weight"]}, assign=True)
     model.tie()
     return model.requires_grad_().eval()
 
@@ -202,7 +205,8 @@ def _settings_of_hf(folder: Path, config: dict[str, Any]) -> ModelSettings:
         raise OctavoError(f"{folder} holds a {config.get('model_type')!r} model; Octavo is a GPT-2", "a GPT-2 folder")
     width = config.get("n_embd", 768)
     differing = {
-        "n_inner": (None, 4 * width), "layer_norm_epsilon": (1e-5,), "scale_attn_weights": (True,),
+        "n_inner": (None, 4 * width if isinstance(width, int) else None), "layer_norm_epsilon": (1e-5,),
+        "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,), "tie_word_embeddings": (True,), "add_cross_attention": (False,),
         "activation_function": ("gelu_new", "gelu", "gelu_pytorch_tanh"),
     }  # fmt: skip
@@ -216,8 +220,8 @@ def _settings_of_hf(folder: Path, config: dict[str, Any]) -> ModelSettings:
         n_layer=config.get("n_layer", 12),
         n_head=config.get("n_head", 12),
         n_embd=width,
-        dropout=float(config.get("resid_pdrop", 0.1)),
-        attention_dropout=float(config.get("attn_pdrop", 0.1)),
+        dropout=config.get("resid_pdrop", 0.1),
+        attention_dropout=config.get("attn_pdrop", 0.1),
         activation="gelu" if config.get("activation_function") == "gelu" else "gelu_new",
     )
 
@@ -232,6 +236,28 @@ def _stored_settings(folder: Path, info: dict[str, Any]) -> Settings:
 def _manifest(folder: Path) -> dict[str, Any]:
     listed = {p.name: {"bytes": p.stat().st_size, "sha256": files.sha256(p)} for p in sorted(folder.iterdir())}
     return {"format": FORMAT, "files": listed}
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    path.touch()
+    mode = path.stat().st_mode  # any new file's; safetensors puts one in its place that only its owner may read
+    try:
+        safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+    except safetensors.SafetensorError as error:  # it tells of a full disk in words only
+        code = re.search(r"os error (\d+)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), str(error), str(path), int(code[1])) from error
+    path.chmod(mode)
+
+
+def _read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    try:
+        mapped = safetensors.torch.load_file(path, device=str(device))
+        # Copies: else the file can't be removed (Windows), or changes the model when it is written over.
+        return {name: value.clone() for name, value in mapped.items()}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise OctavoError(f"{path} is damaged: {error}", "another copy of it, or another checkpoint") from None
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

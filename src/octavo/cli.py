@@ -9,6 +9,7 @@ gets the one form of answer that all of Octavo gives.
 import argparse
 import dataclasses
 import difflib
+import io
 import json
 import os
 import sys
@@ -23,9 +24,15 @@ from octavo.settings import NANOGPT_NAMES, PRESETS, SECTIONS, DataSettings, Sett
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb; give the exit code: 0, 2 for what the user got wrong, 130 for Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a pipe on Windows, a terminal in the C locale
+            stream.reconfigure(errors="replace")
     try:
-        arguments = _parse(list(sys.argv[1:] if argv is None else argv))
-        return int(arguments.verb(arguments) or 0)
+        try:
+            arguments = _parse(list(sys.argv[1:] if argv is None else argv))
+            return int(arguments.verb(arguments) or 0)
+        finally:
+            sys.stdout.flush()  # here a closed pipe can still be told from an error
     except OctavoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -54,6 +61,7 @@ def train(arguments: argparse.Namespace) -> int:
     assert ended is not None
     if arguments.json:
         values = dataclasses.asdict(ended) | {"run": str(ended.run), "checkpoint": str(ended.checkpoint)}
+        del values["reason"]
         print(json.dumps(values))
     return 130 if ended.reason == "stopped" else 0
 
@@ -91,7 +99,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from octavo.device import find_device
 
     loaded = runs.load(arguments.run, find_device(arguments.device))
-    result = evaluation.evaluate_run(loaded, arguments.source, arguments.block_size, arguments.unknown)
+    result = evaluation.evaluate_run(loaded, arguments.source, arguments.block_size, arguments.unknown,
+                                     arguments.encoding, arguments.errors)  # fmt: skip
     if arguments.json:
         print(json.dumps(dataclasses.asdict(result)))
     else:
@@ -211,6 +220,9 @@ def _parser(defaults: Settings) -> _Parser:
     verb.add_argument("run", metavar="RUN", help="a run, one of its checkpoints, or a Hugging Face GPT-2 folder")
     verb.add_argument("source", nargs="?", metavar="SOURCE", help="a text; default: the run's validation split")
     verb.add_argument("--block-size", type=_whole, metavar="N", help="window (tokens); default: the model's")
+    verb.add_argument("--encoding", default="utf-8", metavar="NAME", help="encoding of the text (utf-8)")
+    verb.add_argument("--errors", choices=("strict", "replace", "ignore"), default="strict",
+                      help="what to do with undecodable bytes (strict)")  # fmt: skip
     _add_reading(verb)
     _finish(verb)
 
@@ -305,9 +317,11 @@ def _prompt(arguments: argparse.Namespace) -> str:
         data = sys.stdin.buffer.read() if arguments.prompt_file == "-" else Path(arguments.prompt_file).read_bytes()
         return data.decode("utf-8-sig")
     except OSError as error:
-        raise OctavoError(f"the prompt file {arguments.prompt_file} can't be read: {error.strerror}") from None
+        raise OctavoError(f"the prompt file {arguments.prompt_file} can't be read: {error.strerror}",
+                          "its path, or --prompt TEXT") from None  # fmt: skip
     except UnicodeDecodeError as error:
-        raise OctavoError(f"the prompt file {arguments.prompt_file} is not UTF-8 at byte {error.start}") from None
+        raise OctavoError(f"the prompt file {arguments.prompt_file} is not UTF-8 at byte {error.start}",
+                          "save it as UTF-8") from None  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Bits per byte compare models with different tokenizers, for all of them are char
 """
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,9 @@ def evaluate(model: GPT, tokenizer: Tokenizer, tokens: np.ndarray, block_size: i
 
     Raises `OctavoError` where there is nothing to predict, or an id is beyond the model's vocabulary.
     """
+    if block_size is not None and block_size < 1:
+        raise OctavoError(f"block_size={block_size} is not a number of tokens",
+                          f"--block-size {model.settings.block_size}")  # fmt: skip
     if len(tokens) < 2:
         raise OctavoError(f"{len(tokens)} tokens: nothing to predict", "a text of at least two tokens")
     if int(tokens.max()) >= model.settings.vocab_size:
@@ -43,6 +47,8 @@ def evaluate(model: GPT, tokenizer: Tokenizer, tokens: np.ndarray, block_size: i
                           f"{model.settings.vocab_size}", "the tokenizer that the model was trained with")  # fmt: skip
     block_size = min(block_size or model.settings.block_size, model.settings.block_size)
     loss = split_loss(model, tokens, block_size)
+    if not math.isfinite(loss):
+        raise OctavoError(f"the model's loss is {loss:g}: its weights are broken", "an earlier checkpoint")
     size = count_bytes(tokenizer, tokens[1:])
     return Evaluation(
         loss=loss,
@@ -55,7 +61,7 @@ def evaluate(model: GPT, tokenizer: Tokenizer, tokens: np.ndarray, block_size: i
 
 
 def evaluate_run(loaded: Checkpoint, source: str | None = None, block_size: int | None = None,
-                 unknown: str = "error") -> Evaluation:  # fmt: skip
+                 unknown: str = "error", encoding: str = "utf-8", errors: str = "strict") -> Evaluation:  # fmt: skip
     """Score a text with a loaded checkpoint; without one, the validation split that it was trained beside.
 
     A prepared folder stands for its validation split. Raises `OctavoError` for a text that can't be had.
@@ -65,13 +71,13 @@ def evaluate_run(loaded: Checkpoint, source: str | None = None, block_size: int 
             raise OctavoError(f"{loaded.folder} doesn't say which text it was trained on",
                               f"octavo eval {loaded.folder} SOURCE")  # fmt: skip
         tokens = dataset_again(loaded.settings, loaded.info["data"], loaded.tokenizer).tokens("val")
-    elif (Path(source) / "dataset.json").is_file():
+    elif os.path.isfile(Path(source) / "dataset.json"):  # pathlib's raises where a name is too long
         prepared = open_dataset(Path(source))
         if prepared.tokenizer.fingerprint != loaded.tokenizer.fingerprint:
             raise OctavoError(f"{source} was prepared with another tokenizer than the model's", "the text itself")
         tokens = prepared.tokens("val")
     else:
-        tokens = loaded.tokenizer.encode(corpora.read(source).text, unknown)
+        tokens = loaded.tokenizer.encode(corpora.read(source, encoding, errors).text, unknown)
     return evaluate(loaded.model, loaded.tokenizer, tokens, block_size)
 
 

@@ -34,7 +34,7 @@ def disk_errors_told(path: Path) -> Iterator[None]:
                 f"the disk is full while writing {path}",
                 "free some space; what was there before is untouched",
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG):
             raise OctavoError(f"may not write {path}: {error.strerror}", "choose another folder") from error
         raise
 

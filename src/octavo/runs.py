@@ -12,7 +12,9 @@ kept: `best`, and the log-spaced ones that show how the model came to be.
 
 import contextlib
 import json
+import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,12 +44,17 @@ class Run:
         if out is None and name is not None and (not re.fullmatch(r"[\w.+-]+", name) or name.startswith(".")):
             raise OctavoError(f"{name!r} can't be a run's name", "letters, digits, - and _; --out for a path")
         folder = Path(out or Path("runs") / (name or _next_free(corpus)))
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        # os.path's, for pathlib's raises where a name is too long
+        if os.path.exists(folder) and (not folder.is_dir() or any(folder.iterdir())):
             raise OctavoError(f"{folder} already holds something",
                               f"another name, or --resume {folder} if it is a run to go on with")  # fmt: skip
         with files.disk_errors_told(folder):
             (folder / "checkpoints").mkdir(parents=True)
-        files.write_whole(folder / "settings.toml", to_toml(settings))
+        try:
+            files.write_whole(folder / "settings.toml", to_toml(settings))
+        except BaseException:  # half a run would hold its name
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         return cls(folder)
 
     @property
@@ -89,8 +96,8 @@ class Run:
         path = self._jsonl(kind)
         if not path.exists():
             return []
-        text = path.read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        # Bytes: a line may end within a character, and `str.splitlines` would also cut at U+2028 and the like.
+        return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
 
     def rewind(self, step: int) -> None:
         """Forget the lines after a step, which training is about to write again."""
@@ -122,7 +129,8 @@ class Run:
 
     def checkpoints(self) -> list[Path]:
         """All checkpoints of the run, by step."""
-        return sorted((self.folder / "checkpoints").glob("step-*"), key=lambda path: int(path.name[5:]))
+        found = [p for p in (self.folder / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", p.name)]
+        return sorted(found, key=lambda path: int(path.name[5:]))
 
     def _step(self, step: int) -> Path:
         return self.folder / "checkpoints" / f"step-{step:06d}"
@@ -148,17 +156,17 @@ def log_spaced(settings: Settings) -> set[int]:
 def find(run: str | Path) -> Path:
     """The checkpoint folder that a RUN names: a run's best (else its last), or a checkpoint folder itself."""
     folder = Path(run)
-    if (folder / "settings.toml").is_file():
+    if os.path.isfile(folder / "settings.toml"):
         opened = Run(folder)
         found = opened.best or opened.last
         if found is None:
             raise OctavoError(f"{folder} has no checkpoint yet", "train it for longer")
         return found
-    if (folder / "config.json").is_file():
+    if os.path.isfile(folder / "config.json"):
         return folder
-    if not folder.exists() and (Path("runs") / folder / "settings.toml").is_file():
+    if not os.path.exists(folder) and os.path.isfile(Path("runs") / folder / "settings.toml"):
         return find(Path("runs") / folder)
-    what = "is neither a run nor a checkpoint" if folder.exists() else "does not exist"
+    what = "is neither a run nor a checkpoint" if os.path.exists(folder) else "does not exist"
     raise OctavoError(f"{folder} {what}", _known_runs(Path("runs")))
 
 
@@ -171,8 +179,8 @@ def load(run: str | Path, device: "torch.device | str" = "cpu") -> Checkpoint:
 
 def _next_free(corpus: str) -> str:
     """The corpus's name with the number after the highest that is taken."""
-    taken = [path.name.removeprefix(f"{corpus}-") for path in Path("runs").glob("*")]
-    return f"{corpus}-{max((int(n) for n in taken if n.isdecimal()), default=0) + 1}"
+    found = (re.fullmatch(re.escape(corpus) + r"-(\d+)", path.name) for path in Path("runs").glob("*"))
+    return f"{corpus}-{max((int(each[1]) for each in found if each), default=0) + 1}"
 
 
 def _known_runs(parent: Path) -> str:

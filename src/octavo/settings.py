@@ -8,6 +8,7 @@ and they travel whole into `settings.toml` and the checkpoint. Nothing here know
 import dataclasses
 import difflib
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -25,8 +26,16 @@ def setting(default: Any, help: str, *, low: float = -math.inf, high: float = ma
     return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
 
 
+class _Checked:
+    """What is built has the types and bounds of its fields."""
+
+    def __post_init__(self) -> None:
+        for each in fields(self):  # type: ignore[arg-type]
+            object.__setattr__(self, each.name, _checked(each, getattr(self, each.name)))
+
+
 @dataclass(frozen=True, kw_only=True)
-class ModelSettings:
+class ModelSettings(_Checked):
     """What the model computes, and how its weights start. GPT-2's names."""
 
     block_size: int = setting(64, "longest context (tokens)", low=1, high=1 << 20)
@@ -47,10 +56,9 @@ class ModelSettings:
     )
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            object.__setattr__(self, each.name, _checked(each, getattr(self, each.name)))
+        super().__post_init__()
         if self.n_embd % self.n_head:
-            fitting = min((h for h in range(1, self.n_embd + 1) if self.n_embd % h == 0),
+            fitting = min((h for h in range(1, min(self.n_embd, 1024) + 1) if self.n_embd % h == 0),
                           key=lambda h: (abs(h - self.n_head), -h))  # fmt: skip
             raise OctavoError(
                 f"n_embd={self.n_embd} does not divide into n_head={self.n_head} heads", f"--n-head {fitting}"
@@ -63,7 +71,7 @@ class ModelSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSettings:
+class DataSettings(_Checked):
     """Which text, and how it becomes tokens."""
 
     source: str = setting("pydocs", "a named corpus, a file, a folder, a glob, a prepared folder, or -")
@@ -74,7 +82,7 @@ class DataSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingSettings:
+class TrainingSettings(_Checked):
     """How the weights are fitted, watched and kept."""
 
     max_steps: int = setting(700, "optimizer steps", low=0, high=10**9)
@@ -178,6 +186,11 @@ NANOGPT_NAMES = {
     "init_from": "--resume RUN or --init RUN",
     "eval_iters": "nothing: evaluation takes the whole validation split",
     "always_save_checkpoint": "nothing: last and best are always kept",
+    "eval_only": "octavo eval RUN",
+    "wandb_log": "nothing: metrics.jsonl in the run's folder has every number",
+    "wandb_project": "nothing: metrics.jsonl in the run's folder has every number",
+    "wandb_run_name": "--name",
+    "backend": "nothing: training runs in one process",
 }
 
 
@@ -187,9 +200,9 @@ def resolve(preset: str | None = None, config: str | Path | None = None, **given
     Raises `OctavoError` for a name or value that isn't one, with the nearest that is.
     """
     from_file = _read_toml(Path(config)) if config is not None else {}
-    preset = preset or given.pop("preset", None) or from_file.pop("preset", None) or "tiny"
-    if preset not in PRESETS:
-        raise unknown("preset", preset, PRESETS)
+    preset = preset or from_file.pop("preset", None) or "tiny"
+    if not isinstance(preset, str) or preset not in PRESETS:
+        raise unknown("preset", str(preset), PRESETS)
     values = PRESETS[preset] | from_file | given | {"preset": preset}
     known = [each.name for each in fields(Settings)]
     for name in values:
@@ -249,6 +262,8 @@ def _checked(each: "dataclasses.Field[Any]", value: Any) -> Any:
     if type(value) is not each.type:
         wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[each.type]  # type: ignore[index]
         raise OctavoError(f"{each.name}={value!r} is not {wanted}", f"{flag} {each.default}")
+    if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
+        raise OctavoError(f"{each.name}={value!r} is not UTF-8", "another name for it")
     if isinstance(value, float) and not math.isfinite(value):
         raise OctavoError(f"{each.name}={value} is not a finite number", f"{flag} {each.default}")
     choices = each.metadata["choices"]

@@ -9,8 +9,10 @@ any source, and prepares it into the cache unless that very text, tokenized that
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,14 +70,18 @@ def dataset(settings: DataSettings, tokenizer: Tokenizer | None = None) -> Datas
     With a tokenizer (of the model that is fine-tuned) that one is used, whatever the settings say.
     """
     folder = Path(settings.source)
-    if (folder / "dataset.json").is_file():
+    if os.path.isfile(folder / "dataset.json"):  # pathlib's raises where a name is too long
         return _opened_as(folder, settings, tokenizer)
-    corpus = corpora.read(settings.source, settings.encoding, settings.errors)
+    return _cached_or_made(corpora.read(settings.source, settings.encoding, settings.errors), settings, tokenizer)
+
+
+def _cached_or_made(corpus: corpora.Corpus, settings: DataSettings, tokenizer: Tokenizer | None) -> Dataset:
     maker = tokenizer or _spec(settings, corpus)
     cached = _cached(_cache_key(corpus, maker, settings.val_fraction))
     if (cached / "dataset.json").is_file():
         with contextlib.suppress(OctavoError):  # a damaged copy is made anew
-            return open_dataset(cached)
+            found = open_dataset(cached)  # perhaps of the same text under another name
+            return dataclasses.replace(found, info=found.info | {"name": corpus.name, "source": settings.source})
     return _write(corpus, settings, maker, cached)
 
 
@@ -92,11 +98,13 @@ def dataset_again(settings: DataSettings, known: dict[str, Any], tokenizer: Toke
                 return found
     other = OctavoError(f"{settings.source} is not the text that this run was trained on",
                         "--init RUN, which starts a new run from its weights, with any text")  # fmt: skip
-    if not (Path(settings.source) / "dataset.json").is_file():
+    if os.path.isfile(Path(settings.source) / "dataset.json"):
+        made = dataset(settings, tokenizer)
+    else:
         corpus = corpora.read(settings.source, settings.encoding, settings.errors)
         if corpus.sha256 != known["text"]["sha256"]:
             raise other  # before the tokenizer meets characters that it doesn't know
-    made = dataset(settings, tokenizer)
+        made = _cached_or_made(corpus, settings, tokenizer)
     if made.fingerprint != known["fingerprint"]:
         raise other
     return made
@@ -115,16 +123,25 @@ def open_dataset(folder: Path) -> Dataset:
     """A folder that `prepare` made, held against what its `dataset.json` says."""
     try:
         info = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-        expected, vocab_size = info["files"], int(info["vocab_size"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in info["files"].items()}
+        vocab_size = int(info["vocab_size"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise OctavoError(f"{folder} is not a prepared folder: {error}", f"octavo prepare ... --out {folder}") from None
-    for name, entry in expected.items():
+    for name, (size, digest) in expected.items():
         path = folder / name
-        if not path.is_file() or path.stat().st_size != entry["bytes"] or files.sha256(path) != entry["sha256"]:
+        if not path.is_file() or path.stat().st_size != size or files.sha256(path) != digest:
             raise OctavoError(f"{path} is not the file that was prepared: it is missing or changed",
                               "prepare the text again")  # fmt: skip
     for split in ("train", "val"):
-        tokens = np.load(folder / f"{split}.npy", mmap_mode="r")
+        try:
+            tokens = np.load(folder / f"{split}.npy", mmap_mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise OctavoError(
+                f"{folder / f'{split}.npy'} is no token file: {error}", "prepare the text again"
+            ) from None
+        if tokens.ndim != 1 or tokens.dtype not in (np.uint16, np.uint32):
+            raise OctavoError(f"{folder / f'{split}.npy'} is no token file: {tokens.ndim} axes of {tokens.dtype}",
+                              "prepare the text again")  # fmt: skip
         largest = max((int(tokens[i : i + (1 << 24)].max()) for i in range(0, len(tokens), 1 << 24)), default=0)
         if largest >= vocab_size:
             raise OctavoError(f"{folder / f'{split}.npy'} has id {largest}, beyond the vocabulary of {vocab_size}",
@@ -189,11 +206,18 @@ def _write(corpus: corpora.Corpus, settings: DataSettings, maker: str | Tokenize
                 raise OctavoError(f"the text has {len(corpus.text)} characters, too few to train on and validate",
                                   "a longer text")  # fmt: skip
             info["tokens"][split] = len(ids)
-            np.save(partial / f"{split}.npy", ids.astype(dtype))
+            _write_tokens(partial / f"{split}.npy", ids.astype(dtype))
         for path in sorted(partial.iterdir()):
             info["files"][path.name] = {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
         (partial / "dataset.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
     return Dataset(out, tokenizer, info)
+
+
+def _write_tokens(path: Path, ids: np.ndarray) -> None:
+    """`np.save`, but for a full disk, of which its error doesn't tell."""
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(ids))
+        file.write(ids.data)
 
 
 def _opened_as(folder: Path, settings: DataSettings, tokenizer: Tokenizer | None) -> Dataset:

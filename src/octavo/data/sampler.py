@@ -39,7 +39,7 @@ class Sampler:
         starts = np.empty(self.batch_size, dtype=np.int64)
         for epoch in np.unique(epochs):
             rows = epochs == epoch
-            phase = int(_mix(~np.array([epoch], dtype=np.uint64), self.seed)[0]) % self._phases
+            phase = int(_keys(self.seed, int(epoch))[-1]) % self._phases
             window = permuted(within[rows], self.windows, self.seed, int(epoch))
             starts[rows] = phase + window.astype(np.int64) * self.block_size
         return starts
@@ -60,16 +60,22 @@ def permuted(index: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
     """
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     mask = np.uint64((1 << int(half)) - 1)
-    keys = _mix(np.arange(4, dtype=np.uint64) + np.uint64(4 * epoch % 2**62), seed)
+    keys = _keys(seed, epoch)
     out = index.astype(np.uint64)
     todo = np.ones(len(out), dtype=bool)
     while todo.any():
         left, right = out[todo] >> half, out[todo] & mask
-        for key in keys:
+        for key in keys[:4]:
             left, right = right, left ^ (_mix(right, int(key)) & mask)
         out[todo] = (left << half) | right
         todo = out >= size
     return out
+
+
+def _keys(seed: int, epoch: int) -> np.ndarray:
+    """Five numbers of a seed's epoch. The seed is hashed first: one xor with it would only swap epochs."""
+    hashed = int(_mix(np.array([seed], dtype=np.uint64), 0)[0])
+    return _mix(np.arange(5, dtype=np.uint64), int(_mix(np.array([epoch], dtype=np.uint64), hashed)[0]))
 
 
 def _mix(x: np.ndarray, key: int) -> np.ndarray:

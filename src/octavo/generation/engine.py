@@ -9,9 +9,11 @@ from octavo.model import GPT, KVCache
 
 
 @torch.inference_mode()
-def generate_ids(model: GPT, prompt: list[int], sampling: Sampling, generator: torch.Generator) -> Iterator[int]:
+def generate_ids(model: GPT, prompt: list[int], sampling: Sampling, generator: torch.Generator,
+                 known: int | None = None) -> Iterator[int]:  # fmt: skip
     """Draw tokens after a prompt of at least one, without end: whoever asks stops.
 
+    Only ids below `known` are drawn: a vocabulary may have rows to spare, which stand for no token.
     Past `block_size` the window slides as nanoGPT's does: the last `block_size` tokens are run afresh for
     each new one, since every token's position, and with it all that was cached, has changed.
     """
@@ -24,7 +26,7 @@ def generate_ids(model: GPT, prompt: list[int], sampling: Sampling, generator: t
         if len(unseen) + cache.length > block_size:
             cache, unseen = KVCache(model), ids
         hidden = model.hidden(torch.tensor([unseen], device=device), cache)  # (1, T, C)
-        logits = model.unembed(hidden[:, -1])  # (1, V)
+        logits = model.unembed(hidden[:, -1])[:, :known]  # (1, V)
         token = int(next_token(logits.cpu(), sampling, generator))
         yield token
         ids = [*ids, token][-block_size:]

@@ -36,7 +36,7 @@ def next_token(logits: Tensor, sampling: Sampling, generator: torch.Generator | 
     logits = logits.float()
     if not bool(torch.isfinite(logits).all()):
         raise OctavoError("the model's logits are not finite: its weights are broken", "an earlier checkpoint")
-    if sampling.temperature == 0:
+    if sampling.temperature < 1e-6:  # 0, or so little above that float32 would overflow
         return logits.argmax(-1)
     logits = logits / sampling.temperature
     if 0 < sampling.top_k < logits.size(-1):

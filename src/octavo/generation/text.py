@@ -32,7 +32,7 @@ class Continuation:
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, prompt: list[int], max_new_tokens: int, sampling: Sampling,
                  generator: torch.Generator, stop: Sequence[str] = ()) -> None:  # fmt: skip
-        self._ids = generate_ids(model, prompt, sampling, generator)
+        self._ids = generate_ids(model, prompt, sampling, generator, tokenizer.vocab_size)
         self._tokenizer, self._left, self._stop = tokenizer, max_new_tokens, [s for s in stop if s]
         self.sample = Sample("", [], "length")
 
@@ -56,7 +56,7 @@ class Continuation:
             if certain:
                 yield held[:certain]
                 shown, held = shown + held[:certain], held[certain:]
-        if reason != "stop":
+        if reason == "end_of_text":  # at its length a text may be cut within a character, which is left out
             held += decoder.flush()
         if held:
             yield held

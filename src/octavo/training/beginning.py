@@ -88,7 +88,7 @@ def begin(settings: Settings, resume: str | Path | None = None, init: str | Path
 
 
 def _resumed(settings: Settings, run: Run, folder: Path) -> Beginning:
-    state, origin = checkpoint.load_trainer(folder), checkpoint.load(folder)
+    origin, state = checkpoint.load(folder), checkpoint.load_trainer(folder)  # in this order: the first verifies
     notices = []
     resolved = {key: state.values[key] for key in ("device", "precision", "compile")}
     settings = dataclasses.replace(settings, **{k: v for k, v in resolved.items() if getattr(settings, k) == "auto"})

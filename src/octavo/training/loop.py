@@ -243,6 +243,10 @@ class _Loop:
     def save(self) -> Saved:
         """The checkpoint of this step, from which training may go on."""
         step = self.trainer.step
+        if self.losses is None or self.losses.step != step:  # the loss so far is that of the weights before this step
+            loss = split_loss(self.model, self.val[: self.settings.block_size + 1], self.settings.block_size)
+            if not math.isfinite(loss):
+                raise self.broken(f"the validation loss is {loss:g}")
         state = self.trainer.state()
         state.values.update(
             best=None if math.isinf(self.best) else self.best,
