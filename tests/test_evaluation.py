@@ -1,0 +1,309 @@
+"""Evaluation is exact: every token is predicted once, and the figures are those of a plain computation."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import octavo
+from octavo import loss, tokenizers
+from octavo.checkpoint import Checkpoint
+from octavo.data.prepare import prepare
+from octavo.errors import OctavoError
+from octavo.evaluation import count_bytes, evaluate, evaluate_run
+from octavo.loss import next_token_loss, split_loss, windows
+from octavo.model import GPT
+from octavo.runs import Run
+from octavo.settings import DataSettings, ModelSettings
+from octavo.tokenizers import Tokenizer
+from reference import gpt2
+
+TEXT = "Die Katze saß auf der Matte; كتاب, किताब, 🦉!\nthe cat sat on the mat, and the rat sat on the hat.\n" * 12
+SMALL = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 8, "vocab_size": 13}
+law = hypothesis.settings(derandomize=True, deadline=None, max_examples=30)
+
+
+def wide(**shape: Any) -> GPT:
+    """A model whose weights lie far enough apart that its losses differ from token to token."""
+    model = GPT(ModelSettings(**SMALL | shape)).eval()
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        middle = 1.0 if ".ln_" in name and name.endswith("weight") else 0.0
+        nn.init.normal_(parameter, middle, 0.3, generator=generator)
+    return model
+
+
+def ids(length: int, vocab_size: int = 13, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(vocab_size, size=length).astype(np.uint16)
+
+
+def plain_losses(model: GPT, tokens: np.ndarray, block_size: int) -> list[float]:
+    """The loss of every token but the first, one by one, in float64: -log of its softmax."""
+    weights = {name: parameter.detach().double() for name, parameter in model.named_parameters()}
+    text = torch.from_numpy(tokens.astype(np.int64))
+    losses = []
+    for begin in range(0, len(text) - 1, block_size):
+        inputs = text[begin : begin + block_size]
+        for logits, target in zip(gpt2(weights, model.settings, inputs), text[begin + 1 :], strict=False):
+            losses.append((logits.exp().sum().log() - logits[target]).item())
+    assert len(losses) == len(tokens) - 1
+    return losses
+
+
+# The loss
+
+
+@law
+@hypothesis.given(length=st.integers(2, 40), block_size=st.integers(1, 8))
+@hypothesis.example(length=9, block_size=8)  # one window, exactly
+@hypothesis.example(length=10, block_size=8)  # and one token more
+@hypothesis.example(length=2, block_size=8)
+def test_split_loss_is_the_mean_of_plain_losses_over_consecutive_windows(length: int, block_size: int) -> None:
+    model, tokens = wide(), ids(length)
+    losses = plain_losses(model, tokens, block_size)
+    assert split_loss(model, tokens, block_size) == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+
+
+@law
+@hypothesis.given(
+    length=st.integers(0, 300),
+    block_size=st.integers(1, 70),
+    vocab_size=st.sampled_from([1, 1 << 20, 1 << 22, 1 << 24]),
+)
+def test_windows_predict_every_token_but_the_first_once(length: int, block_size: int, vocab_size: int) -> None:
+    tokens = np.arange(length, dtype=np.uint16)  # each its own place
+    targets = []
+    for window in windows(tokens, block_size, vocab_size):
+        assert window.dtype == np.int64
+        assert window.shape[1] == block_size + 1 or (len(window) == 1 and 2 <= window.shape[1] <= block_size)
+        assert len(window) == 1 or 4 * window[:, 1:].size * vocab_size <= 64 << 20  # the logits it makes, in bytes
+        assert (np.diff(window) == 1).all()
+        assert (window[:, 0] % block_size == 0).all()
+        targets.extend(window[:, 1:].flatten().tolist())
+    assert targets == list(range(1, length))
+
+
+def test_how_many_windows_go_at_once_does_not_change_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens = wide(), ids(200)
+    expected = split_loss(model, tokens, 8)
+    for vocab_size in (1 << 18, 1 << 19, 1 << 24):  # eight rows at once, four, one
+        monkeypatch.setattr(
+            loss, "windows", lambda tokens, block_size, _, as_if=vocab_size: windows(tokens, block_size, as_if)
+        )
+        assert split_loss(model, tokens, 8) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_split_is_evaluated_from_a_file_as_from_memory(tmp_path: Path) -> None:
+    np.save(tmp_path / "val.npy", ids(50))
+    mapped = np.load(tmp_path / "val.npy", mmap_mode="r")
+    assert split_loss(wide(), mapped, 8) == split_loss(wide(), ids(50), 8)
+
+
+@pytest.mark.parametrize("vocab_size", [2, 13, 50257])
+def test_a_model_that_knows_nothing_loses_the_log_of_its_vocabulary(vocab_size: int) -> None:
+    model = wide(vocab_size=vocab_size)
+    nn.init.zeros_(model.transformer.wte.weight)  # tied: every logit is zero
+    assert split_loss(model, ids(100, vocab_size), 8) == pytest.approx(math.log(vocab_size), rel=1e-6)
+
+
+def test_evaluation_takes_no_dropout_and_leaves_the_model_as_it_was() -> None:
+    model = wide(dropout=0.5, attention_dropout=0.5)
+    expected = split_loss(model, ids(50), 8)
+    assert not model.training
+    assert split_loss(model.train(), ids(50), 8) == expected
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_loss_of_a_batch_is_a_sum_in_float32() -> None:
+    logits = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
+    targets = torch.tensor([[0, 1, 2], [3, 4, 0]])
+    expected = -sum(logits.double().log_softmax(-1)[b, t, targets[b, t]] for b in range(2) for t in range(3))
+    assert next_token_loss(logits, targets).item() == pytest.approx(expected.item(), abs=1e-5)
+    half = next_token_loss(logits.bfloat16(), targets)
+    assert half.dtype == torch.float32
+    assert half.item() == pytest.approx(next_token_loss(logits.bfloat16().float(), targets).item(), abs=1e-6)
+
+
+# Figures
+
+
+KINDS = ["char", "byte", "word", "bpe:300"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_figures_are_those_of_the_text(kind: str) -> None:
+    tokenizer = tokenizers.build(kind, TEXT)
+    tokens = tokenizer.encode(TEXT)[:60]
+    model = wide(vocab_size=tokenizer.vocab_size)
+    losses = plain_losses(model, tokens, 8)
+    size = len(b"".join(tokenizer.token_bytes[id] for id in tokens[1:]))
+    result = evaluate(model, tokenizer, tokens)
+    assert result.loss == pytest.approx(sum(losses) / 59, abs=1e-5)
+    assert result.perplexity == pytest.approx(math.exp(sum(losses) / 59), rel=1e-5)
+    assert result.bits_per_byte == pytest.approx(sum(losses) / math.log(2) / size, rel=1e-5)
+    assert (result.tokens, result.bytes, result.block_size) == (59, size, 8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_bytes_of_the_tokens_are_the_bytes_of_the_text(kind: str) -> None:
+    tokenizer = tokenizers.build(kind, TEXT)
+    tokens = tokenizer.encode(TEXT)
+    assert count_bytes(tokenizer, tokens) == len(TEXT.encode()) > len(TEXT)
+    first = len(tokenizer.token_bytes[tokens[0]])
+    assert evaluate(wide(vocab_size=tokenizer.vocab_size), tokenizer, tokens).bytes == len(TEXT.encode()) - first
+
+
+def test_whoever_knows_nothing_of_bytes_needs_eight_bits_each() -> None:
+    tokenizer = tokenizers.build("byte", "")
+    model = wide(vocab_size=256)
+    nn.init.zeros_(model.transformer.wte.weight)
+    result = evaluate(model, tokenizer, tokenizer.encode(TEXT))
+    assert result.bits_per_byte == pytest.approx(8, rel=1e-6)
+    assert result.perplexity == pytest.approx(256, rel=1e-5)
+
+
+def test_windows_may_be_shorter_than_the_models_and_never_longer() -> None:
+    tokenizer = tokenizers.build("byte", "")
+    model, tokens = wide(vocab_size=256), tokenizer.encode(TEXT)
+    for asked, taken in ((None, 8), (3, 3), (8, 8), (1000, 8)):
+        result = evaluate(model, tokenizer, tokens, asked)
+        assert result.block_size == taken
+        assert result.loss == pytest.approx(split_loss(model, tokens, taken), abs=1e-9)
+
+
+@pytest.mark.parametrize("block_size", [0, -1, -8])
+def test_windows_of_no_length_are_refused(block_size: int) -> None:
+    tokenizer = tokenizers.build("byte", "")
+    with pytest.raises(OctavoError, match=f"block_size={block_size} "):
+        evaluate(wide(vocab_size=256), tokenizer, tokenizer.encode(TEXT), block_size)
+
+
+@pytest.mark.parametrize("length", [0, 1])
+def test_a_text_without_anything_to_predict_is_refused(length: int) -> None:
+    with pytest.raises(OctavoError, match=f"{length} tokens: nothing to predict"):
+        evaluate(wide(), tokenizers.build("char", "abc"), ids(length))
+
+
+def test_an_id_beyond_the_vocabulary_is_refused() -> None:
+    with pytest.raises(OctavoError, match=r"id 13 is beyond the model's vocabulary of 13"):
+        evaluate(wide(), tokenizers.build("char", "abc"), np.array([0, 13, 1]))
+
+
+def test_a_model_so_wrong_that_its_perplexity_overflows_is_still_told() -> None:
+    tokenizer = tokenizers.build("byte", "")
+    model = wide(vocab_size=256)
+    model.transformer.wte.weight.data *= 1e4
+    result = evaluate(model, tokenizer, tokenizer.encode(TEXT))
+    assert result.loss > 710  # exp of more is beyond float64
+    assert math.isfinite(result.perplexity)
+
+
+def test_broken_weights_are_told_and_not_taken_for_a_loss() -> None:
+    model = wide()
+    model.transformer.ln_f.weight.data[0] = math.nan
+    with pytest.raises(OctavoError, match="weights are broken"):
+        evaluate(model, tokenizers.build("char", "abc"), ids(50, 3))
+
+
+# A RUN and a text
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A few steps on a small text that lies beside the run."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:  # the whole session's cache is no test's own
+        patch.setenv("OCTAVO_CACHE", str(folder / "cache"))
+        return octavo.train(
+            folder / "text.txt", out=folder / "run", tokenizer="bpe:300", n_layer=1, n_head=2, n_embd=16,
+            block_size=8, batch_size=4, max_steps=6, eval_every=3, sample_every=0, val_fraction=0.2, keep=0,
+            warmup_steps=1, device="cpu", precision="fp32", compile="off",
+        )  # fmt: skip
+
+
+@pytest.fixture
+def loaded(trained: Run) -> Checkpoint:
+    return octavo.load(trained.folder)
+
+
+def text_of(run: Run) -> Path:
+    return run.folder.parent / "text.txt"
+
+
+def val_text() -> str:
+    return TEXT[int(len(TEXT) * 0.8) :]
+
+
+def test_a_runs_own_validation_split_gives_the_loss_that_training_wrote_down(trained: Run, loaded: Checkpoint) -> None:
+    result = evaluate_run(loaded)
+    assert result.loss == loaded.info["val_loss"]
+    assert result.bits_per_byte == pytest.approx(loaded.info["bits_per_byte"], rel=1e-12)
+    assert result.tokens == len(loaded.tokenizer.encode(val_text())) - 1
+    losses = plain_losses(loaded.model, loaded.tokenizer.encode(val_text()), 8)
+    assert result.loss == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+
+
+def test_a_text_file_is_evaluated_whole(loaded: Checkpoint, tmp_path: Path) -> None:
+    other = "the owl sat on the mat: किताब! ξένος\n"
+    (tmp_path / "other.txt").write_text(other, encoding="utf-8")
+    tokens = loaded.tokenizer.encode(other)
+    result = evaluate_run(loaded, str(tmp_path / "other.txt"))
+    assert result == evaluate(loaded.model, loaded.tokenizer, tokens)
+    assert result.tokens == len(tokens) - 1
+    shorter = evaluate_run(loaded, str(tmp_path / "other.txt"), block_size=3)
+    assert shorter == evaluate(loaded.model, loaded.tokenizer, tokens, 3) != result
+
+
+def test_a_prepared_folder_stands_for_its_validation_split(trained: Run, loaded: Checkpoint, tmp_path: Path) -> None:
+    prepare(DataSettings(source=str(text_of(trained)), tokenizer="bpe:300", val_fraction=0.2), tmp_path / "tokens")
+    assert evaluate_run(loaded, str(tmp_path / "tokens")) == evaluate_run(loaded)
+
+
+def test_a_folder_prepared_with_another_tokenizer_is_refused(trained: Run, loaded: Checkpoint, tmp_path: Path) -> None:
+    prepare(DataSettings(source=str(text_of(trained)), tokenizer="byte"), tmp_path / "tokens")
+    with pytest.raises(OctavoError, match="prepared with another tokenizer"):
+        evaluate_run(loaded, str(tmp_path / "tokens"))
+
+
+@pytest.mark.parametrize(("content", "said"), [("a", "1 tokens: nothing to predict"), ("", "is empty")])
+def test_a_file_without_anything_to_predict_is_refused(
+    content: str, said: str, loaded: Checkpoint, tmp_path: Path
+) -> None:
+    (tmp_path / "short.txt").write_text(content, encoding="utf-8")
+    with pytest.raises(OctavoError, match=said):
+        evaluate_run(loaded, str(tmp_path / "short.txt"))
+
+
+def test_a_text_with_unknown_characters_is_refused_or_evaluated_without_them(tmp_path: Path) -> None:
+    tokenizer: Tokenizer = tokenizers.build("char", "abc\n")
+    model = wide(vocab_size=tokenizer.vocab_size)
+    loaded = Checkpoint(model, tokenizer, model.settings, {}, Path("nowhere"))
+    (tmp_path / "text.txt").write_text("abcéabc\nccba", encoding="utf-8")
+    with pytest.raises(OctavoError, match="unknown characters 'é'"):
+        evaluate_run(loaded, str(tmp_path / "text.txt"))
+    skipped = evaluate_run(loaded, str(tmp_path / "text.txt"), unknown="skip")
+    assert skipped == evaluate(model, tokenizer, tokenizer.encode("abcabc\nccba"))
+
+
+def test_a_text_that_has_changed_since_is_not_taken_for_the_runs_own(trained: Run, loaded: Checkpoint) -> None:
+    text_of(trained).write_text(TEXT + "more", encoding="utf-8")
+    try:
+        with pytest.raises(OctavoError, match="is not the text that this run was trained on"):
+            evaluate_run(loaded)
+    finally:
+        text_of(trained).write_text(TEXT, encoding="utf-8")
+
+
+def test_a_model_from_elsewhere_needs_a_text(loaded: Checkpoint) -> None:
+    foreign = Checkpoint(loaded.model, loaded.tokenizer, loaded.model.settings, {}, loaded.folder)
+    with pytest.raises(OctavoError, match="doesn't say which text") as caught:
+        evaluate_run(foreign)
+    assert f"octavo eval {loaded.folder} SOURCE" in str(caught.value.hint)
