@@ -360,14 +360,7 @@ def test_a_file_that_was_changed_cut_or_removed_is_named(name: str, folder: Path
     assert name in refusal(folder).message
 
 
-@pytest.mark.parametrize(
-    "bit",
-    [
-        0,
-        4,
-        7,
-    ],
-)
+@pytest.mark.parametrize("bit", [0, 4, 7])
 def test_a_flipped_bit_in_the_manifest_is_refused_or_harmless(bit: int, folder: Path) -> None:
     content = (folder / "manifest.json").read_bytes()
     harmless = 0
@@ -381,18 +374,7 @@ def test_a_flipped_bit_in_the_manifest_is_refused_or_harmless(bit: int, folder: 
     assert harmless < len(content) / 5  # white space
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        "",
-        "{",
-        "[]",
-        "null",
-        "{}",
-        '{"files": []}',
-        '{"files": {"config.json": 1}}',
-    ],
-)
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "{}", '{"files": []}', '{"files": {"config.json": 1}}'])
 def test_a_manifest_that_is_none_is_named(content: str, folder: Path) -> None:
     (folder / "manifest.json").write_text(content, encoding="utf-8")
     assert str(folder / "manifest.json") in refusal(folder).message
@@ -453,16 +435,7 @@ def test_a_size_that_is_no_such_number_is_refused(name: str, value: Any, foreign
     refusal(foreign)
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        None,
-        "much",
-        [0.1],
-        -0.1,
-        1.5,
-    ],
-)
+@pytest.mark.parametrize("value", [None, "much", [0.1], -0.1, 1.5])
 @pytest.mark.parametrize("name", ["resid_pdrop", "attn_pdrop"])
 def test_a_dropout_that_is_no_such_number_is_refused(name: str, value: Any, foreign: Path) -> None:
     edit(foreign / "config.json", **{name: value})

@@ -148,16 +148,7 @@ def test_logits_that_are_not_finite_are_told(broken: float, sampling: Sampling) 
         next_token(logits, sampling, seeded())
 
 
-@pytest.mark.parametrize(
-    "temperature",
-    [
-        1e-3,
-        1e-20,
-        1e-38,
-        1e-45,
-        1e-300,
-    ],
-)
+@pytest.mark.parametrize("temperature", [1e-3, 1e-20, 1e-38, 1e-45, 1e-300])
 def test_a_temperature_next_to_nothing_draws_the_likeliest(temperature: float) -> None:
     logits = torch.tensor([[1.0, 9.0, 8.0, -200.0]])
     for top_p in (1.0, 0.5):

@@ -173,7 +173,6 @@ def test_another_text_in_the_same_file_is_another_dataset(source: Path) -> None:
     assert decoded(dataset(of(source))) == ["other\n" * 45, "other\n" * 5]
 
 
-@pytest.mark.xfail(strict=True, reason="what is cached keeps the name and source of whoever prepared it first")
 def test_the_same_text_in_another_file_keeps_its_own_name(source: Path, tmp_path: Path) -> None:
     first = dataset(of(source))
     second = dataset(of(written(tmp_path / "another.txt")))
@@ -281,7 +280,6 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.xfail(strict=True, reason="numpy's error of a short write has no number, so it is not told")
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such limit")
 def test_a_disk_that_fills_under_the_tokens_is_told_and_nothing_is_left(tmp_path: Path, own_cache: Path) -> None:
     settings = of(written(tmp_path / "text.txt", "abc\n" * 5_000))
@@ -306,17 +304,14 @@ def test_a_file_that_changed_since_is_refused(
     assert said.message.startswith(f"{out / name} is not the file that was prepared")
 
 
-UNTOLD = pytest.mark.xfail(strict=True, reason="not told: another error comes")
-
-
 @pytest.mark.parametrize(
     "content",
     [
         b"", b"{", b"[]", b"{}", b"null", b"\xff\xfe", b'{"files": {}}', b'{"vocab_size": 3}',
         b'{"files": {}, "vocab_size": "many"}', b'{"files": {}, "vocab_size": null}',
-        pytest.param(b'{"files": [], "vocab_size": 3}', marks=UNTOLD),
-        pytest.param(b'{"files": {"train.npy": 5}, "vocab_size": 3}', marks=UNTOLD),
-        pytest.param(b'{"files": {"train.npy": {}}, "vocab_size": 3}', marks=UNTOLD),
+        pytest.param(b'{"files": [], "vocab_size": 3}'),
+        pytest.param(b'{"files": {"train.npy": 5}, "vocab_size": 3}'),
+        pytest.param(b'{"files": {"train.npy": {}}, "vocab_size": 3}'),
     ],
 )  # fmt: skip
 def test_a_dataset_json_that_says_nothing_is_refused(source: Path, tmp_path: Path, content: bytes) -> None:
@@ -374,7 +369,6 @@ class Bomb:
     ],
     ids=["empty", "garbage", "cut", "pickle", "fractions", "two axes", "objects", "negative", "no axis", "text"],
 )  # fmt: skip
-@pytest.mark.xfail(strict=True, reason="a token file is not looked at before it is used")
 def test_what_is_no_token_file_is_refused_and_never_unpickled(source: Path, tmp_path: Path, content: bytes) -> None:
     data = prepare(of(source), tmp_path / "out")
     doctored(data.folder, "val.npy", content)
@@ -443,7 +437,6 @@ def test_a_run_does_not_take_a_damaged_cache(source: Path, damage: Callable[[Pat
     assert str(source) in refusal(lambda: again(data, of(source))).message
 
 
-@pytest.mark.xfail(strict=True, reason="the source is read twice, and standard input can be read once")
 def test_a_run_reads_its_text_from_standard_input_again(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = DataSettings(source="-", tokenizer="char")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode())))

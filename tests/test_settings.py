@@ -165,7 +165,6 @@ def test_a_file_that_is_not_right_is_told(text: str | bytes, what: str, hint: st
     assert hint in str(said.hint)
 
 
-@pytest.mark.xfail(strict=True, reason="the name of a preset is looked up before it is known to be text")
 @pytest.mark.parametrize("value", ["5", "true", '["tiny"]', "1979-05-27"])
 def test_a_preset_that_is_not_text_is_told(value: str, tmp_path: Path) -> None:
     assert "preset" in refusal(None, in_file(tmp_path, f"preset = {value}")).message
@@ -250,9 +249,6 @@ def test_settings_do_not_change(part: type) -> None:
     assert hash(settings) == hash(part())
 
 
-UNCHECKED = pytest.mark.xfail(strict=True, reason="only ModelSettings and Settings check themselves")
-
-
 @pytest.mark.parametrize(
     ("part", "wrong"),
     [
@@ -260,8 +256,8 @@ UNCHECKED = pytest.mark.xfail(strict=True, reason="only ModelSettings and Settin
         (Settings, {"learning_rate": math.nan}),
         (Settings, {"preset": "tinny"}),
         (ModelSettings, {"n_layer": -1}),
-        pytest.param(DataSettings, {"val_fraction": 2.0}, marks=UNCHECKED),
-        pytest.param(TrainingSettings, {"learning_rate": math.nan}, marks=UNCHECKED),
+        pytest.param(DataSettings, {"val_fraction": 2.0}),
+        pytest.param(TrainingSettings, {"learning_rate": math.nan}),
     ],
 )
 def test_settings_are_checked_whoever_builds_them(part: type, wrong: dict[str, Any]) -> None:
@@ -294,7 +290,6 @@ def test_the_heads_that_are_suggested_for_gpts_of_384_are_six() -> None:
     assert refusal(n_embd=384, n_head=5).hint == "--n-head 6"
 
 
-@pytest.mark.xfail(strict=True, reason="the nearest divisor may be more heads than a model may have")
 def test_no_more_heads_are_suggested_than_there_may_be() -> None:
     ModelSettings(n_embd=2003, n_head=int(str(refusal(n_embd=2003, n_head=1024).hint).split()[1]))
 
@@ -334,16 +329,12 @@ NANOGPTS_OWN = [
     "out_dir", "eval_interval", "log_interval", "eval_iters", "always_save_checkpoint", "init_from", "dataset",
     "gradient_accumulation_steps", "batch_size", "block_size", "n_layer", "n_head", "n_embd", "dropout", "bias",
     "learning_rate", "max_iters", "weight_decay", "beta1", "beta2", "grad_clip", "decay_lr", "warmup_iters",
-    "lr_decay_iters", "min_lr", "device", "dtype", "compile",
+    "lr_decay_iters", "min_lr", "device", "dtype", "compile", "eval_only", "wandb_log", "wandb_project",
+    "wandb_run_name", "backend",
 ]  # fmt: skip
-UNANSWERED = ["eval_only", "wandb_log", "wandb_project", "wandb_run_name", "backend"]
 
 
-@pytest.mark.parametrize(
-    "name",
-    NANOGPTS_OWN
-    + [pytest.param(n, marks=pytest.mark.xfail(strict=True, reason="not yet in NANOGPT_NAMES")) for n in UNANSWERED],
-)
+@pytest.mark.parametrize("name", NANOGPTS_OWN)
 def test_each_of_nanogpts_names_is_ours_or_is_answered_with_ours(name: str) -> None:
     if name in FIELDS:
         assert name not in NANOGPT_NAMES
