@@ -71,6 +71,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory with a small text, `text.txt`; as wide a page as help may want."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "1000")
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
     return tmp_path
 
@@ -171,7 +172,7 @@ def reading(verb: str, source: object) -> list[object]:
 @pytest.mark.usefixtures("run")
 @pytest.mark.parametrize(
     ("verb", "make", "says"),
-    [pytest.param(verb, make, says) for verb in ("train", "prepare", "eval") for make, says in BAD_TEXTS],
+    [(verb, make, says) for verb in ("train", "prepare", "eval") for make, says in BAD_TEXTS],
 )
 def test_a_source_without_text_is_told(
     verb: str, make: Callable[[Path], str], says: str, here: Path, refused: Refused
@@ -424,17 +425,9 @@ def test_those_are_the_parts(run: Path) -> None:
     assert sorted(path.name for path in last(run).iterdir()) == PARTS
 
 
-@pytest.mark.parametrize(
-    ("way", "damage", "name"),
-    [
-        pytest.param(
-            way, damage, name,
-        )
-        for way in WAYS
-        for damage in (truncate, flip, Path.unlink)
-        for name in PARTS
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("damage", [truncate, flip, Path.unlink])
+@pytest.mark.parametrize("way", WAYS)
 def test_a_damaged_checkpoint_is_told_whatever_one_wants_of_it(
     way: str, damage: Callable[[Path], None], name: str, run: Path, refused: Refused
 ) -> None:
@@ -868,7 +861,7 @@ def test_the_json_of_prepare_is_its_dataset_json(say: Say) -> None:
 
 def test_eval_without_a_source_is_the_loss_that_training_reported(trained: Path, run: Path, say: Say) -> None:
     reported = json.loads((trained / "said.json").read_text(encoding="utf-8"))
-    found = say("eval", run, "--json").json
+    found = say("eval", run, "--device", "cpu", "--json").json
     assert found["loss"] == pytest.approx(reported["val_loss"], rel=1e-6)
     assert found["block_size"] == 8
     line = octavo.Run(run).lines("metrics")[-1]
@@ -980,7 +973,7 @@ def closed_pipe() -> Iterator[int]:
     "words",
     [
         ["sample", "runs/mine", "--max-new-tokens", 3],
-        pytest.param(["eval", "runs/mine", "--json"]),
+        ["eval", "runs/mine", "--json"],
         ["--help"],
     ],
 )

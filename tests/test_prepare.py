@@ -309,9 +309,9 @@ def test_a_file_that_changed_since_is_refused(
     [
         b"", b"{", b"[]", b"{}", b"null", b"\xff\xfe", b'{"files": {}}', b'{"vocab_size": 3}',
         b'{"files": {}, "vocab_size": "many"}', b'{"files": {}, "vocab_size": null}',
-        pytest.param(b'{"files": [], "vocab_size": 3}'),
-        pytest.param(b'{"files": {"train.npy": 5}, "vocab_size": 3}'),
-        pytest.param(b'{"files": {"train.npy": {}}, "vocab_size": 3}'),
+        b'{"files": [], "vocab_size": 3}',
+        b'{"files": {"train.npy": 5}, "vocab_size": 3}',
+        b'{"files": {"train.npy": {}}, "vocab_size": 3}',
     ],
 )  # fmt: skip
 def test_a_dataset_json_that_says_nothing_is_refused(source: Path, tmp_path: Path, content: bytes) -> None:

@@ -256,8 +256,8 @@ def test_settings_do_not_change(part: type) -> None:
         (Settings, {"learning_rate": math.nan}),
         (Settings, {"preset": "tinny"}),
         (ModelSettings, {"n_layer": -1}),
-        pytest.param(DataSettings, {"val_fraction": 2.0}),
-        pytest.param(TrainingSettings, {"learning_rate": math.nan}),
+        (DataSettings, {"val_fraction": 2.0}),
+        (TrainingSettings, {"learning_rate": math.nan}),
     ],
 )
 def test_settings_are_checked_whoever_builds_them(part: type, wrong: dict[str, Any]) -> None:
