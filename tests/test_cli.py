@@ -25,10 +25,8 @@ from octavo import cli, files
 from octavo.settings import NANOGPT_NAMES, PRESETS, SECTIONS, DataSettings, from_toml, resolve
 
 TEXT = "the cat sat on the mat, and the rat sat on the hat.\n" * 12
-SMALL = [
-    "--n-layer", "1", "--n-head", "1", "--n-embd", "8", "--block-size", "8", "--batch-size", "2", "--max-steps", "4",
-    "--device", "cpu", "--precision", "fp32",
-]  # fmt: skip
+RECIPE = ["--block-size", "8", "--batch-size", "2", "--max-steps", "4", "--device", "cpu", "--precision", "fp32"]
+SMALL = ["--n-layer", "1", "--n-head", "1", "--n-embd", "8", *RECIPE]
 VERBS = {"train": [], "sample": ["RUN"], "eval": ["RUN"], "prepare": ["SOURCE", "--out", "OUT"]}
 
 
@@ -262,7 +260,7 @@ def test_a_mistake_is_told_and_nothing_is_written(words: str, says: str, refused
     if words.startswith("--resume"):
         refused("train", *words.split(), says=says)
     else:
-        refused("train", "text.txt", *SMALL, *words.split(), says=says)
+        refused("train", "text.txt", *(RECIPE if "--init" in words else SMALL), *words.split(), says=says)
 
 
 @pytest.mark.parametrize("form", ["--{}=1", "--{} 1"])
@@ -413,7 +411,7 @@ WAYS: dict[str, Callable[[Path], list[object]]] = {
     "sample": lambda run: ["sample", run, "--max-new-tokens", 3],
     "eval": lambda run: ["eval", run],
     "resume": lambda run: ["train", "--resume", run, "--max-steps", 6],
-    "init": lambda run: ["train", "text.txt", "--init", run, *SMALL],
+    "init": lambda run: ["train", "text.txt", "--init", run, *RECIPE],
 }
 PARTS = [
     "config.json", "generation_config.json", "manifest.json", "model.safetensors", "octavo.json", "tokenizer.json",

@@ -238,3 +238,14 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(os, "replace", replace_after_another)
     files.write_whole(path, b"mine")
     assert contents(tmp_path) == {"file": b"mine"}
+
+
+def test_what_a_killed_process_left_is_swept_and_what_it_renamed_away_comes_back(tmp_path: Path) -> None:
+    for name in (".one.removed", ".two.removed", "two", ".three.abc.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    (tmp_path / ".last.abc.partial").write_text("half")
+    files.sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+    assert (tmp_path / "one" / "file").read_text() == ".one.removed"
+    assert (tmp_path / "two" / "file").read_text() == "two"

@@ -30,6 +30,7 @@ SMALL = dict(
     n_layer=2, n_head=2, n_embd=16, block_size=16, batch_size=6, max_steps=12, warmup_steps=2, eval_every=4,
     sample_every=0, log_every=1, learning_rate=1e-2, device="cpu", precision="fp32",
 )  # fmt: skip
+RECIPE = {name: value for name, value in SMALL.items() if name not in ("n_layer", "n_head", "n_embd")}
 CPU = Place(torch.device("cpu"))
 
 
@@ -243,6 +244,17 @@ def test_where_compiling_fails_steps_run_uncompiled_and_one_line_says_so(monkeyp
     assert falling.notices == ["torch.compile failed, so steps run uncompiled: no working C++ compiler"]
 
 
+def test_a_system_that_knows_no_compiler_at_all_trains_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(function: object) -> Callable:
+        raise RuntimeError("torch.compile is not supported here")
+
+    monkeypatch.setattr(torch, "compile", unknown)
+    settings = resolve(**SMALL, vocab_size=20)
+    trainer = Trainer(GPT(settings), settings, dataclasses.replace(CPU, compile=True))
+    trainer.update(batch_of(settings))
+    assert trainer.notices == ["torch.compile failed, so steps run uncompiled: torch.compile is not supported here"]
+
+
 def test_other_errors_are_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
     failing = trainer()
 
@@ -405,15 +417,21 @@ def test_auto_is_resolved_when_a_run_is_resumed(monkeypatch: pytest.MonkeyPatch)
 
 def test_fine_tuning_starts_from_the_other_models_loss_and_tokenizer() -> None:
     base = finished(run_events(max_steps=60, eval_every=60))
-    events = [*training.events(training.plan("text.txt", init=base.run, **{**SMALL, "max_steps": 1, "eval_every": 1,
+    events = [*training.events(training.plan("text.txt", init=base.run, **{**RECIPE, "max_steps": 1, "eval_every": 1,
               "learning_rate": 1e-9, "min_learning_rate": 0.0}), init=base.run)]  # fmt: skip
     assert found(events, training.Evaluated)[0].val_loss == pytest.approx(base.val_loss, abs=1e-4)
     assert octavo.load(finished(events).run).tokenizer.fingerprint == octavo.load(base.run).tokenizer.fingerprint
 
 
+def test_the_shape_comes_with_the_weights_and_saying_another_is_an_error() -> None:
+    base = finished(run_events()).run
+    with pytest.raises(OctavoError, match="n_layer comes with the weights"):
+        training.plan("text.txt", init=base, n_layer=3)
+
+
 def test_a_shorter_block_crops_the_position_table_and_says_so() -> None:
     base = finished(run_events()).run
-    planned = training.plan("text.txt", init=base, **{**SMALL, "block_size": 8, "max_steps": 0})
+    planned = training.plan("text.txt", init=base, **{**RECIPE, "block_size": 8, "max_steps": 0})
     events = [*training.events(planned, init=base)]
     assert [e.text for e in found(events, training.Notice)] == ["the position table is cropped from 16 to 8 positions"]
     before, after = (octavo.load(run).model.transformer.wpe.weight for run in (base, finished(events).run))
@@ -426,7 +444,7 @@ def test_a_hugging_face_gpt2_folder_can_be_fine_tuned(folder: Path) -> None:
     config = transformers.GPT2Config(vocab_size=270, n_positions=32, n_embd=16, n_layer=1, n_head=2)
     transformers.GPT2LMHeadModel(config).save_pretrained(folder / "hf")
     donor.tokenizer.save(folder / "hf")
-    planned = training.plan("text.txt", init="hf", **{**SMALL, "max_steps": 4})
+    planned = training.plan("text.txt", init="hf", **{**RECIPE, "max_steps": 4})
     ended = finished([*training.events(planned, init="hf")])
     model = octavo.load(ended.run).model
     assert (model.settings.n_layer, model.settings.block_size, model.settings.vocab_size) == (1, 16, 270)

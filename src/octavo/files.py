@@ -103,6 +103,24 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
+def sweep(folder: Path) -> None:
+    """Clear away what a process that was killed while it wrote into `folder` left behind.
+
+    A folder that was renamed away and not yet replaced gets its name back.
+    """
+    for left in folder.glob(".*.removed"):
+        path = left.with_name(left.name[1:].removesuffix(".removed"))
+        if path.exists():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            os.replace(left, path)
+    for left in folder.glob(".*.partial"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
 def _fsync(path: Path) -> None:
     if os.name == "nt" and path.is_dir():
         return  # Windows can't open a folder; its rename is journalled

@@ -82,6 +82,8 @@ class Run:
             raise OctavoError(f"{self.folder} is in use: another process trains it",
                               "wait for it, or start a run of another name") from None  # fmt: skip
         try:
+            files.sweep(self.folder)
+            files.sweep(self.folder / "checkpoints")
             yield
         finally:
             lock.release()
@@ -142,7 +144,7 @@ class Run:
         path = self.folder / pointer
         if not path.is_file():
             return None
-        return self.folder / "checkpoints" / path.read_text(encoding="utf-8").strip()
+        return self.folder / "checkpoints" / path.read_text(encoding="utf-8", errors="replace").strip()
 
 
 def log_spaced(settings: Settings) -> set[int]:

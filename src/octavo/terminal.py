@@ -12,11 +12,18 @@ from rich.table import Table
 from octavo.training import Evaluated, Event, Finished, Notice, Sampled, Saved, Started, Step
 
 
+class _Console(Console):
+    """rich's console, but a reader that has gone away (`octavo train | head`) doesn't end the training."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 class Progress:
     """Shows events as they come; a context manager, since a live line must be put away at the end."""
 
     def __init__(self, stream: IO[str]) -> None:
-        self.console = Console(file=stream, highlight=False, soft_wrap=True)
+        self.console = _Console(file=stream, highlight=False, soft_wrap=True)
         self.finished: Finished | None = None
         self.started: Started | None = None
         self._live = Live(console=self.console, transient=True, refresh_per_second=8)
@@ -67,7 +74,7 @@ class Progress:
         self.console.print(
             f"[bold]{escape(event.run.name)}[/] · {escape(s.source)}: {event.train_tokens:,} tokens to train on, "
             f"{event.val_tokens:,} to validate · tokenizer {escape(event.tokenizer)} ({event.vocab_size:,} tokens)\n"
-            f"GPT of {event.parameters:,} parameters: {s.n_layer} layers, {s.n_head} heads, {s.n_embd} wide, block "
+            f"GPT of {event.parameters:,} parameters: {_counted(s.n_layer, 'layer')}, {_counted(s.n_head, 'head')}, {s.n_embd} wide, block "
             f"{s.block_size} · {s.max_steps:,} steps of {s.batch_size * s.block_size:,} tokens · "
             f"{escape(event.device)}, {event.precision}"
         )
@@ -124,6 +131,10 @@ class Progress:
                 f"         octavo eval {run}\n"
                 f"         {goes_on} --max-steps {2 * max(1, self.started.settings.max_steps)}"
             )
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _shortened(line: str) -> str:

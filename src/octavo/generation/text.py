@@ -83,7 +83,7 @@ def start(tokenizer: Tokenizer, prompt: str, unknown: str = "error") -> list[int
 def generate(run: str | Path | Checkpoint, prompt: str = "", *, max_new_tokens: int = 500, num_samples: int = 1,
              temperature: float = Sampling.temperature, top_k: int = Sampling.top_k,
              top_p: float = Sampling.top_p, seed: int = 1337,
-             stop: Sequence[str] = (), unknown: str = "error") -> list[Sample]:  # fmt: skip
+             stop: str | Sequence[str] = (), unknown: str = "error") -> list[Sample]:  # fmt: skip
     """Continue a prompt with a RUN, or with what `octavo.load` gave.
 
         octavo.generate("runs/pydocs-1", "The import statement", max_new_tokens=100)[0].text
@@ -102,7 +102,7 @@ def generate(run: str | Path | Checkpoint, prompt: str = "", *, max_new_tokens: 
 
 
 def continuations(loaded: Checkpoint, prompt: str, max_new_tokens: int, num_samples: int, sampling: Sampling,
-                  seed: int, stop: Sequence[str] = (), unknown: str = "error",
+                  seed: int, stop: str | Sequence[str] = (), unknown: str = "error",
                   notice: Callable[[str], object] = lambda text: None) -> list[Continuation]:  # fmt: skip
     """`num_samples` continuations of a prompt, none of them begun. `notice` hears of a prompt that is cropped."""
     if not 0 <= max_new_tokens <= 10**8:
@@ -111,6 +111,7 @@ def continuations(loaded: Checkpoint, prompt: str, max_new_tokens: int, num_samp
         raise OctavoError(f"num_samples={num_samples} is not a count of samples", "--num-samples 1")
     if not 0 <= seed < 2**63 - num_samples:
         raise OctavoError(f"seed={seed} is not a whole number from 0 to 2**63", "--seed 1337")
+    stop = [stop] if isinstance(stop, str) else stop
     ids = start(loaded.tokenizer, prompt, unknown)
     block_size = loaded.model.settings.block_size
     if len(ids) > block_size:

@@ -43,6 +43,10 @@ def plan(source: str | Path | None = None, *, preset: str | None = None, config:
     """
     if source is not None:
         given["source"] = str(source)
+    shape = {each.name for each in dataclasses.fields(ModelSettings)} - _FREE - {"block_size"}
+    if init is not None and (fixed := sorted(shape & given.keys())):
+        raise OctavoError(f"{fixed[0]} comes with the weights of {init} and can't be set",
+                          "leave out " + ", ".join("--" + name.replace("_", "-") for name in fixed))  # fmt: skip
     if resume is None:
         return resolve(preset or ("finetune" if init is not None and config is None else None), config, **given)
     if preset is not None or config is not None or init is not None:

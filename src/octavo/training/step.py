@@ -29,8 +29,12 @@ class Trainer:
         self.micro_batch = settings.micro_batch or _fitting(settings)
         self.step = 0
         self.notices: list[str] = []  # what `update` had to change; whoever calls it tells and clears them
-        self._forward = torch.compile(self._loss) if place.compile else self._loss
-        self._compiling = place.compile
+        self._forward, self._compiling = self._loss, place.compile
+        if place.compile:
+            try:
+                self._forward = torch.compile(self._loss)
+            except RuntimeError as error:  # a Python or a system that it doesn't know
+                self._give_up_compiling(error)
 
     def update(self, batch: np.ndarray) -> tuple[Tensor, Tensor]:
         """Make one update from ids (B, T + 1); give the batch's mean loss and the gradient's norm, unsynchronised.
