@@ -74,9 +74,9 @@ class Progress:
         self.console.print(
             f"[bold]{escape(event.run.name)}[/] · {escape(s.source)}: {event.train_tokens:,} tokens to train on, "
             f"{event.val_tokens:,} to validate · tokenizer {escape(event.tokenizer)} ({event.vocab_size:,} tokens)\n"
-            f"GPT of {event.parameters:,} parameters: {_counted(s.n_layer, 'layer')}, {_counted(s.n_head, 'head')}, {s.n_embd} wide, block "
-            f"{s.block_size} · {s.max_steps:,} steps of {s.batch_size * s.block_size:,} tokens · "
-            f"{escape(event.device)}, {event.precision}"
+            f"{event.parameters:,} parameters: {_counted(s.n_layer, 'layer')}, {_counted(s.n_head, 'head')}, "
+            f"{s.n_embd} wide, block {s.block_size} · "
+            f"{s.max_steps:,} steps of {s.batch_size * s.block_size:,} tokens · {escape(event.device)}, {event.precision}"
         )
         if event.step:
             self.console.print(f"going on after step {event.step:,}")
