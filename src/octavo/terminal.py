@@ -61,7 +61,7 @@ class Progress:
                 self._last_sample = event.text
                 if self.started is not None and event.step == self.started.settings.max_steps:
                     return  # the end shows the whole of it
-                lines = event.text.strip("\n").splitlines()[:4]
+                lines = [line for line in event.text.splitlines() if line.strip()][:4]
                 self.console.print("\n".join(f"[dim]  │ {escape(_shortened(line))}[/]" for line in lines))
             case Saved():
                 pass  # every evaluation saves; the end names the folder
@@ -75,8 +75,8 @@ class Progress:
             f"[bold]{escape(event.run.name)}[/] · {escape(s.source)}: {event.train_tokens:,} tokens to train on, "
             f"{event.val_tokens:,} to validate · tokenizer {escape(event.tokenizer)} ({event.vocab_size:,} tokens)\n"
             f"{event.parameters:,} parameters: {_counted(s.n_layer, 'layer')}, {_counted(s.n_head, 'head')}, "
-            f"{s.n_embd} wide, block {s.block_size} · "
-            f"{s.max_steps:,} steps of {s.batch_size * s.block_size:,} tokens · {escape(event.device)}, {event.precision}"
+            f"{s.n_embd} wide, block {s.block_size} · {escape(event.device)}, {event.precision} · "
+            f"{s.max_steps:,} steps of {s.batch_size * s.block_size:,} tokens"
         )
         if event.step:
             self.console.print(f"going on after step {event.step:,}")
