@@ -17,7 +17,9 @@ lint:             ## what CI checks besides the tests
 	.venv/bin/mypy
 
 bench:            ## figures for docs/speed.md; NANOGPT=path to a checkout of nanoGPT
+	@test -d "$(NANOGPT)" || { echo "error: no checkout of nanoGPT at '$(NANOGPT)'"; echo "  try: make bench NANOGPT=PATH"; exit 2; } >&2
 	@scripts/install test
+	.venv/bin/python bench/encoding.py
 	.venv/bin/python bench/startup.py
 	.venv/bin/python bench/parity.py
 	.venv/bin/python bench/against_nanogpt.py --nanogpt $(NANOGPT)

@@ -209,7 +209,7 @@ def test_a_text_with_other_characters_than_the_models_is_told(run: Path, here: P
 
 
 MISTAKES = [
-    ("--preset tinny", "there is no preset 'tinny'\n  try: tiny"),
+    ("--preset tinny", "there is no preset 'tinny'\n  try: --preset tiny"),
     ("--n-layrs 6", "there is no option --n-layrs\n  try: --n-layer"),
     ("--n_layrs=6", "there is no option --n-layrs\n  try: --n-layer"),
     ("--n-lay 6", "there is no option --n-lay\n  try: --n-layer"),  # an abbreviation is no name
@@ -236,7 +236,7 @@ MISTAKES = [
     ("--dropout 1", "dropout=1.0 is not between"),
     ("--val-fraction 1", "val_fraction=1.0 is not between"),
     ("--seed -1", "seed=-1 is not between"),
-    ("--schedule cosin", "there is no schedule 'cosin'\n  try: cosine"),
+    ("--schedule cosin", "there is no schedule 'cosin'\n  try: --schedule cosine"),
     ("--precision fp8", "there is no precision 'fp8'"),
     ("--precision fp16", "fp16 is slow and untested on a CPU\n  try: --precision bf16 or"),
     ("--device gpu", "there is no device 'gpu'"),
@@ -271,7 +271,22 @@ def test_nanogpts_names_are_answered_with_ours(name: str, form: str, refused: Re
         assert NANOGPT_NAMES[name] in said
 
 
-@pytest.mark.parametrize("words", [[], ["trian"], ["--n-layer", "6"], ["--versoin"], ["sample"], ["prepare", "a.txt"]])
+def test_no_verb_at_all_shows_what_there_is(say: Say) -> None:
+    answer = say()
+    assert answer.code == 0
+    assert all(verb in answer.out for verb in cli.VERBS)
+
+
+def test_a_misspelt_verb_is_answered_with_the_nearest(refused: Refused) -> None:
+    refused("trian", "my.txt", says="try: octavo train")
+
+
+@pytest.mark.parametrize(("word", "ours"), [("--start=abc", "--prompt"), ("--out_dir=x", "the run itself")])
+def test_what_nanogpts_sample_calls_otherwise_is_answered_with_ours(word: str, ours: str, refused: Refused) -> None:
+    refused("sample", "runs/mine", word, says=ours)
+
+
+@pytest.mark.parametrize("words", [["--n-layer", "6"], ["--versoin"], ["sample"], ["prepare", "a.txt"]])
 def test_a_command_that_is_none_is_told(words: list[str], refused: Refused) -> None:
     refused(*words, says="--help")
 
@@ -373,7 +388,7 @@ def test_a_run_that_another_process_trains_is_told_and_can_be_looked_at(run: Pat
     ("words", "says"),
     [
         ("other.txt", "other.txt is not the text that this run was trained on"),
-        ("--tokenizer byte", "tokenizer is 'auto' in this run and can't become 'byte'"),
+        ("--tokenizer byte", "tokenizer is 'char' in this run and can't become 'byte'"),
         ("--n-layer 2", "n_layer is 1 in this run and can't become 2"),
         ("--block-size 4", "block_size is 8 in this run"),
         ("--vocab-size 99", "vocab_size is"),
@@ -759,7 +774,7 @@ def test_a_setting_is_written_with_hyphens_or_underscores(words: str, say: Say) 
         ("--no-bias", "bias", False), ("--bias", "bias", True), ("--bias=True", "bias", True),
         ("--bias=False --bias", "bias", True), ("--preset nanogpt-tiny", "bias", False),
         ("--preset nanogpt-tiny --bias", "bias", True),
-        ("--compile=False", "compile", "off"), ("--compile=auto", "compile", "auto"),
+        ("--compile=False", "compile", "off"), ("--compile=auto", "compile", "off"),
         ("--learning-rate 1", "learning_rate", 1.0), ("--seed=7", "seed", 7), ("--tokenizer byte", "tokenizer", "byte"),
         ("--config some.toml", "seed", 3), ("--config some.toml --seed 4", "seed", 4),
         ("--preset baby --config some.toml", "dropout", 0.5), ("--preset baby", "dropout", 0.2),
@@ -792,7 +807,7 @@ def test_each_command_that_is_offered_next_works(say: Say) -> None:
     offered = re.findall(r"octavo (\w+ .*)", say("train", "text.txt", *SMALL).out.partition("next:")[2])
     assert [words.split()[0] for words in offered] == ["sample", "eval", "train"]
     for words in offered:
-        more = ["--unknown", "skip", "--max-new-tokens", 3] if words.startswith("sample") else []
+        more = ["--max-new-tokens", 3] if words.startswith("sample") else []
         assert say(*shlex.split(words), *more).code == 0
 
 

@@ -233,7 +233,7 @@ def test_a_choice_is_taken_and_a_misspelt_one_is_answered_with_it(name: str, cho
     assert getattr(resolve(**{name: choice}), name) == choice
     said = refusal(**{name: choice + choice[-1]})
     assert said.message == f"there is no {name} {choice + choice[-1]!r}"
-    assert said.hint == choice
+    assert said.hint == f"--{name.replace('_', '-')} {choice}"
     listed = str(refusal(**{name: "?"}).hint)
     assert all(each in listed for each in FIELDS[name].metadata["choices"])
 
@@ -320,7 +320,7 @@ def test_a_setting_like_no_other_is_answered_with_all_of_them() -> None:
 def test_a_misspelt_preset_is_answered_with_the_nearest(preset: str) -> None:
     said = refusal(preset + "-")
     assert said.message == f"there is no preset {preset + '-'!r}"
-    assert said.hint == preset
+    assert said.hint == f"--preset {preset}"
     assert all(each in str(refusal("?").hint) for each in PRESETS)
 
 

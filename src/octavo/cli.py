@@ -19,7 +19,12 @@ from typing import Any, NoReturn
 
 import octavo
 from octavo.errors import OctavoError
-from octavo.settings import NANOGPT_NAMES, PRESETS, SECTIONS, DataSettings, Settings, resolve
+from octavo.settings import NANOGPT_NAMES, PRESETS, SECTIONS, DataSettings, Settings, resolve, unknown
+
+# What nanoGPT's sample.py calls them.
+_NANOGPT_SAMPLES = {"start": "--prompt", "out_dir": "the run itself: octavo sample runs/my-1", "init_from": "the RUN",
+                    "dtype": "nothing: sampling runs in float32"}  # fmt: skip
+VERBS = ("train", "sample", "eval", "prepare")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -142,13 +147,16 @@ class _Parser(argparse.ArgumentParser):
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     """The verb and its words. `--n_layer=6` is `--n-layer=6`; an unknown flag is answered with the nearest."""
-    argv = [_hyphened(word) for word in argv]
+    argv = [_hyphened(word) for word in argv] or ["--help"]
     parser = _parser(_defaults(argv))
-    arguments, unknown = parser.parse_known_args(argv)
-    if unknown:
+    if argv[0] not in VERBS and not argv[0].startswith("-"):
+        raise unknown("verb", argv[0], VERBS)
+    arguments, extra = parser.parse_known_args(argv)
+    if extra:
         flags = [flag for flag in arguments.flags if flag.startswith("--")]
-        word = unknown[0].partition("=")[0]
-        theirs = NANOGPT_NAMES.get(word.removeprefix("--").replace("-", "_"))
+        word = extra[0].partition("=")[0]
+        names = NANOGPT_NAMES if arguments.verb is train else _NANOGPT_SAMPLES
+        theirs = names.get(word.removeprefix("--").replace("-", "_"))
         if theirs is not None:
             raise OctavoError(f"{word} is nanoGPT's name", theirs)
         near = difflib.get_close_matches(word, flags, n=1, cutoff=0.6)
@@ -168,8 +176,10 @@ def _defaults(argv: list[str]) -> Settings:
     """The settings that `--help` shows as defaults: those of the preset that is named."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     early.add_argument("--preset")
+    early.add_argument("--init")
     try:
-        preset = early.parse_known_args(argv)[0].preset
+        given = early.parse_known_args(argv)[0]
+        preset = given.preset or ("finetune" if given.init else None)
     except argparse.ArgumentError:
         preset = None
     return resolve(preset if preset in PRESETS else None)
@@ -181,13 +191,19 @@ def _parser(defaults: Settings) -> _Parser:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
 
     verb = _verb(verbs, "train", "[SOURCE]", train, "train a GPT on a text", "octavo train my.txt --n-layer 6")
-    verb.add_argument("source", nargs="?", metavar="SOURCE", help="pydocs, shakespeare, a file, folder, glob or - ")
+    verb.add_argument(
+        "source", nargs="?", metavar="SOURCE", help="pydocs, shakespeare, a file, folder, glob, prepared folder or -"
+    )
     verb.add_argument("--preset", metavar="P", help=f"where the settings start: {', '.join(PRESETS)}")
     verb.add_argument("--config", metavar="F.toml", help="settings from a TOML file, over the preset")
     verb.add_argument("--out", metavar="DIR", help="the run's folder; default: runs/NAME")
     verb.add_argument("--name", help="the run's name; default: the corpus's and the next number")
     verb.add_argument("--resume", metavar="RUN", help="go on with a run")
-    verb.add_argument("--init", metavar="RUN", help="start from the weights of a RUN or a Hugging Face GPT-2 folder")
+    verb.add_argument(
+        "--init",
+        metavar="RUN",
+        help="start from the weights of a RUN or a Hugging Face GPT-2 folder, with the preset finetune",
+    )
     for title, part in SECTIONS.items():
         _add_settings(verb.add_argument_group(f"{title} settings"), part, defaults, leave_out=("source",))
     _finish(verb)

@@ -36,15 +36,17 @@ class Place:
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
         if self.device.type == "cpu":
-            return f"cpu ({torch.get_num_threads()} threads)"
+            threads = torch.get_num_threads()
+            return f"cpu ({threads} thread{'s' * (threads != 1)})"
         return str(self.device)
 
     @property
     def peak_flops(self) -> float | None:
-        """The device's dense bf16 rate in FLOP/s, where its data sheet is known."""
-        if self.device.type != "cuda":
+        """The device's dense rate in FLOP/s at 16 bits, where it runs at those and its data sheet is known."""
+        if self.device.type != "cuda" or self.precision == "fp32":
             return None
-        return next((peak for part, peak in _PEAK_FLOPS.items() if part in self.name), None)
+        words = f" {self.name.replace('-', ' ')} "  # whole words: an L4 is no L40S
+        return next((peak for part, peak in _PEAK_FLOPS.items() if f" {part} " in words), None)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The context in which the model's products run at `precision`."""

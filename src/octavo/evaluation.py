@@ -45,7 +45,10 @@ def evaluate(model: GPT, tokenizer: Tokenizer, tokens: np.ndarray, block_size: i
     if int(tokens.max()) >= model.settings.vocab_size:
         raise OctavoError(f"token id {int(tokens.max())} is beyond the model's vocabulary of "
                           f"{model.settings.vocab_size}", "the tokenizer that the model was trained with")  # fmt: skip
-    block_size = min(block_size or model.settings.block_size, model.settings.block_size)
+    if block_size is not None and block_size > model.settings.block_size:
+        raise OctavoError(f"block_size={block_size} is more than the model's {model.settings.block_size} positions",
+                          f"--block-size {model.settings.block_size}")  # fmt: skip
+    block_size = block_size or model.settings.block_size
     loss = split_loss(model, tokens, block_size)
     if not math.isfinite(loss):
         raise OctavoError(f"the model's loss is {loss:g}: its weights are broken", "an earlier checkpoint")

@@ -46,7 +46,7 @@ class Run:
         folder = Path(out or Path("runs") / (name or _next_free(corpus)))
         # os.path's, for pathlib's raises where a name is too long
         if os.path.exists(folder) and (not folder.is_dir() or any(folder.iterdir())):
-            raise OctavoError(f"{folder} already holds something",
+            raise OctavoError(f"{folder} already holds something", 
                               f"another name, or --resume {folder} if it is a run to go on with")  # fmt: skip
         with files.disk_errors_told(folder):
             (folder / "checkpoints").mkdir(parents=True)
@@ -57,10 +57,17 @@ class Run:
             raise
         return cls(folder)
 
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
     @property
     def settings(self) -> Settings:
-        """All settings of the run, as they were resolved when it began."""
+        """All settings of the run, as they were resolved when it began or was last resumed."""
         return from_toml(self.folder / "settings.toml")
+
+    def write_settings(self, settings: Settings) -> None:
+        """Put down what the run goes on with."""
+        files.write_whole(self.folder / "settings.toml", to_toml(settings))
 
     @property
     def last(self) -> Path | None:
@@ -117,16 +124,17 @@ class Run:
         checkpoint.save(folder, model, tokenizer, settings, info, trainer)
         if trainer is None:
             return folder
-        before = self.last
+        former = {self.last, self.best}
         if best:
             files.write_whole(self.folder / "best", folder.name + "\n")
         files.write_whole(self.folder / "last", folder.name + "\n")
-        kept = {self.last, self.best, *(self._step(s) for s in log_spaced(settings))}
-        for old in self.checkpoints():
-            if old not in kept:
+        along = {self._step(each) for each in log_spaced(settings)}
+        for old in former - {None, folder}:
+            assert old is not None
+            if old not in along | {self.best} and old.exists():
                 files.remove_folder(old)
-        if before is not None and before != folder and before.exists():
-            checkpoint.strip(before)
+            elif old.exists():
+                checkpoint.strip(old)
         return folder
 
     def checkpoints(self) -> list[Path]:

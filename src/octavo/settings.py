@@ -75,7 +75,7 @@ class DataSettings(_Checked):
     """Which text, and how it becomes tokens."""
 
     source: str = setting("pydocs", "a named corpus, a file, a folder, a glob, a prepared folder, or -")
-    tokenizer: str = setting("auto", "auto, char, byte, word, bpe:N or gpt2")
+    tokenizer: str = setting("auto", "auto, char, byte, word[:N], bpe:N or gpt2")
     val_fraction: float = setting(0.1, "share of the text, its end, kept for validation", low=0.0001, high=0.9)
     encoding: str = setting("utf-8", "encoding of the text")
     errors: str = setting("strict", "what to do with undecodable bytes", choices=("strict", "replace", "ignore"))
@@ -111,7 +111,9 @@ class TrainingSettings(_Checked):
     seed: int = setting(1337, "of the weights, the data order, dropout and samples", low=0, high=2**63 - 1)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: str = setting("auto", "arithmetic of the model", choices=("auto", "fp32", "bf16", "fp16"))
-    compile: str = setting("auto", "torch.compile", choices=("auto", "on", "off"))
+    compile: str = setting(
+        "auto", "torch.compile; auto: on CUDA, where it pays for a cold start", choices=("auto", "on", "off")
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,13 +186,13 @@ NANOGPT_NAMES = {
     "dataset": "the source itself: octavo train my.txt",
     "out_dir": "--out",
     "init_from": "--resume RUN or --init RUN",
-    "eval_iters": "nothing: evaluation takes the whole validation split",
-    "always_save_checkpoint": "nothing: last and best are always kept",
+    "eval_iters": "leave it out: evaluation takes the whole validation split",
+    "always_save_checkpoint": "leave it out: last and best are always kept",
     "eval_only": "octavo eval RUN",
-    "wandb_log": "nothing: metrics.jsonl in the run's folder has every number",
-    "wandb_project": "nothing: metrics.jsonl in the run's folder has every number",
+    "wandb_log": "leave it out: metrics.jsonl in the run's folder has every number",
+    "wandb_project": "leave it out: metrics.jsonl in the run's folder has every number",
     "wandb_run_name": "--name",
-    "backend": "nothing: training runs in one process",
+    "backend": "leave it out: training runs in one process",
 }
 
 
@@ -228,11 +230,17 @@ def from_toml(path: Path) -> Settings:
 def unknown(kind: str, name: str, known: Any) -> OctavoError:
     """The error for a name that isn't one, with the nearest that is."""
     near = difflib.get_close_matches(name.replace("-", "_"), [str(k) for k in known], n=1, cutoff=0.5)
-    listed = ", ".join(str(k) for k in known)
-    hint = near[0] if near else f"one of: {listed}"
-    return OctavoError(
-        f"there is no {kind} {name!r}", f"--{hint.replace('_', '-')}" if near and kind == "setting" else hint
-    )
+    if not near:
+        hint = "one of: " + ", ".join(str(k) for k in known)
+    elif kind == "setting":
+        hint = "--" + near[0].replace("_", "-")
+    elif kind == "section":
+        hint = f"[{near[0]}]"
+    elif kind == "verb":
+        hint = f"octavo {near[0]}"
+    else:
+        hint = f"--{kind.replace('_', '-')} {near[0]}"
+    return OctavoError(f"there is no {kind} {name!r}", hint)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

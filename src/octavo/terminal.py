@@ -1,5 +1,8 @@
 """Drawing the events of training for a person: a live line on a terminal, plain lines elsewhere."""
 
+import os
+import shutil
+import sys
 from types import TracebackType
 from typing import IO
 
@@ -107,6 +110,11 @@ class Progress:
         outer.add_row(" · ".join(numbers[:-2]))
         return outer
 
+    def _prompt(self) -> str:
+        """A prompt to offer: a word that the model wrote, so that its tokenizer knows every character."""
+        word = next((word for word in self._last_sample.split() if word.isalpha() and len(word) > 1), None)
+        return f" --prompt {word}" if word else ""
+
     def _end(self, event: Finished) -> None:
         self.finished = event
         if self.console.is_terminal:
@@ -118,23 +126,27 @@ class Progress:
         loss = "" if event.val_loss is None else f" · val loss {event.val_loss:.4f}, best {event.best_val_loss:.4f}"
         run = escape(str(event.run))
         self.console.print(
-            f"[bold]{how}[/] after {event.step:,} steps, {event.tokens:,} tokens, {_clock(event.seconds)}{loss}\n"
+            f"[bold]{how}[/] after {_counted(event.step, 'step')}, {event.tokens:,} tokens, "
+            f"{_clock(event.seconds)}{loss}\n"
             f"the run: [bold]{run}[/]"
         )
-        goes_on = f"octavo train --resume {run}"
+        # `make train` doesn't leave its environment active, so what is offered must say where it lies.
+        here = os.path.relpath(sys.argv[0])
+        octavo = escape(here) if not shutil.which("octavo") and os.path.basename(here) == "octavo" else "octavo"
+        goes_on = f"{octavo} train --resume {run}"
         if event.reason == "stopped":
             self.console.print(f"go on:   {goes_on}")
         else:
             assert self.started is not None
             self.console.print(
-                f'next:    octavo sample {run} --prompt "The "\n'
-                f"         octavo eval {run}\n"
-                f"         {goes_on} --max-steps {2 * max(1, self.started.settings.max_steps)}"
+                f"next:    {octavo} sample {run}{self._prompt()}\n"
+                f"         {octavo} eval {run}\n"
+                f"         {goes_on} --max-steps {2 * max(1, event.step)}"
             )
 
 
 def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _shortened(line: str) -> str:

@@ -89,9 +89,9 @@ class Tokenizer:
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD."""
         return b"".join(_bytes_of(id, self.token_bytes) for id in ids).decode("utf-8", errors="replace")
 
-    def decoder(self) -> "StreamDecoder":
-        """A decoder that takes the ids one at a time."""
-        return StreamDecoder(self.token_bytes)
+    def decoder(self, errors: str = "replace") -> "StreamDecoder":
+        """A decoder that takes the ids one at a time; `errors` is what becomes of bytes that are not UTF-8."""
+        return StreamDecoder(self.token_bytes, errors)
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json`, and the `tokenizer_config.json` that has AutoTokenizer take it as it is."""
@@ -155,9 +155,9 @@ class StreamDecoder:
     Joined, what `push` returns and at the end `flush` is what `Tokenizer.decode` gives for all the ids.
     """
 
-    def __init__(self, token_bytes: list[bytes]) -> None:
+    def __init__(self, token_bytes: list[bytes], errors: str = "replace") -> None:
         self._token_bytes = token_bytes
-        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors=errors)
 
     def push(self, id: int) -> str:
         """The text that this id makes certain."""

@@ -37,7 +37,8 @@ class Continuation:
         self.sample = Sample("", [], "length")
 
     def __iter__(self) -> Iterator[str]:
-        decoder = self._tokenizer.decoder()
+        # A model of bytes may write some that are no character; they are left out of the text, not of the ids.
+        decoder = self._tokenizer.decoder(errors="ignore")
         shown, held = "", ""
         token_ids: list[int] = []
         reason = "length"

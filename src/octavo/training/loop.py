@@ -67,10 +67,16 @@ def events(settings: Settings, *, out: str | Path | None = None, name: str | Non
     origin = begin(settings, resume, init)
     settings = origin.settings
     place = choose(settings)
+    settings = dataclasses.replace(
+        settings, device=str(place.device), precision=place.precision, compile="on" if place.compile else "off",
+        tokenizer=origin.data.info["tokenizer"],
+    )  # fmt: skip
     sampler = Sampler(origin.data.path("train"), settings.block_size, settings.batch_size, settings.seed)
     trainer = Trainer(origin.model.to(place.device), settings, place)
     run = origin.run or Run.create(settings, origin.data.name, out, name)
     with run.locked():
+        if origin.run is not None:
+            run.write_settings(settings)
         loop = _Loop(run, origin, trainer, clock)
         tokens = origin.data.info["tokens"]
         yield Started(
@@ -86,14 +92,21 @@ def events(settings: Settings, *, out: str | Path | None = None, name: str | Non
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Within, Ctrl-C and SIGTERM ask for an end instead of making one; a second Ctrl-C makes it."""
-    asked = threading.Event()
+    """Once steps are made, Ctrl-C and SIGTERM ask for an end instead of making one; a second Ctrl-C makes it."""
+    asked, stepping = threading.Event(), threading.Event()
+
+    def stop() -> bool:
+        stepping.set()  # whoever asks has made a step, and so has something to save
+        return asked.is_set()
+
     if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set  # only the main thread may handle signals
+        yield stop  # only the main thread may handle signals
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def ask(number: int, frame: object) -> None:
+        if not stepping.is_set():
+            raise KeyboardInterrupt
         asked.set()
         signal.signal(signal.SIGINT, before[signal.SIGINT])
         print("\nending after this step, with a checkpoint (Ctrl-C again: at once)", file=sys.stderr)
@@ -101,7 +114,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     for number in before:
         signal.signal(number, ask)
     try:
-        yield asked.is_set
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -111,7 +124,7 @@ class _Loop:
     """Counters, clocks and losses; what is due after a step, and doing it."""
 
     def __init__(self, run: Run, origin: Beginning, trainer: Trainer, clock: float) -> None:
-        self.run, self.settings, self.data, self.trainer = run, origin.settings, origin.data, trainer
+        self.run, self.settings, self.data, self.trainer = run, trainer.settings, origin.data, trainer
         self.model, self.tokenizer, self.clock = trainer.model, origin.data.tokenizer, clock
         self.val = self.data.tokens("val")
         self.train = self.data.tokens("train")[: len(self.val)]  # as much of the training split
@@ -227,7 +240,7 @@ class _Loop:
     def broken(self, what: str) -> OctavoError:
         kept = f"the last good checkpoint is {self.checkpoint}" if self.checkpoint else "no checkpoint was due yet"
         return OctavoError(f"training broke at step {self.trainer.step}: {what}; {kept}",
-                           f"--learning-rate {self.settings.learning_rate / 3:.1g}")  # fmt: skip
+                           f"--learning-rate {min(self.settings.learning_rate / 3, 1e-3):.1g}")  # fmt: skip
 
     def sample(self) -> Sampled:
         """A few lines, drawn from the same numbers whether or not the run was resumed."""
