@@ -395,3 +395,11 @@ def test_the_gpt2_presets_are_gpt2s_sizes(preset: str, parameters: int) -> None:
     assert (settings.block_size, settings.bias, settings.activation, settings.tokenizer) == (
         1024, True, "gelu_new", "gpt2",
     )  # fmt: skip
+
+
+def test_what_is_wrong_in_a_file_is_told_with_the_files_name(tmp_path: Path) -> None:
+    for line, told in (("n_layer = 'six'", "n_layer='six'"), ("n_layr = 6", "no setting 'n_layr'")):
+        path = in_file(tmp_path, line)
+        assert f"in {path}: " in refusal(None, path).message
+        assert told in refusal(None, path).message
+    assert "in " not in refusal(None, in_file(tmp_path, "n_layer = 2"), n_head=0).message.split("n_head")[0]

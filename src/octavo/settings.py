@@ -207,12 +207,17 @@ def resolve(preset: str | None = None, config: str | Path | None = None, **given
         raise unknown("preset", str(preset), PRESETS)
     values = PRESETS[preset] | from_file | given | {"preset": preset}
     known = [each.name for each in fields(Settings)]
-    for name in values:
-        if name in NANOGPT_NAMES:
-            raise OctavoError(f"{name} is nanoGPT's name", NANOGPT_NAMES[name])
-        if name not in known:
-            raise unknown("setting", name, known)
-    return Settings(**values)
+    try:
+        for name in values:
+            if name in NANOGPT_NAMES:
+                raise OctavoError(f"{name} is nanoGPT's name", NANOGPT_NAMES[name])
+            if name not in known:
+                raise unknown("setting", name, known)
+        return Settings(**values)
+    except OctavoError as error:
+        if any(name in error.message for name in from_file.keys() - given.keys()):
+            raise OctavoError(f"in {config}: {error.message}", error.hint) from None
+        raise
 
 
 def to_toml(settings: Settings) -> str:

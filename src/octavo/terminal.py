@@ -92,7 +92,10 @@ class Progress:
         speed = event.tokens_per_second
         peak = self.started.peak_flops
         mfu = f"{speed * self.started.flops_per_token / peak:.1%}" if peak else "n/a"
-        left = (steps - event.step) * (event.tokens / event.step) / max(speed, 1e-9)
+        if self._val_loss == "n/a":
+            left = (steps - event.step) * (event.tokens / event.step) / max(speed, 1e-9)
+        else:  # evaluating and saving take their time too
+            left = (steps - event.step) * event.seconds / event.step
         return [
             f"step {event.step:,}/{steps:,} {event.step / steps:.0%}", f"loss {event.loss:.4f}",
             f"val {self._val_loss}",
