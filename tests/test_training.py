@@ -83,7 +83,8 @@ def found(events: list[training.Event], kind: type) -> list:
     {},
     {"dropout": 0.2, "attention_dropout": 0.1, "micro_batch": 4},
     {"precision": "bf16", "schedule": "wsd", "bias": False},
-], ids=["plain", "dropout", "bf16"])  # fmt: skip
+    {"optimizer": "adamw", "position_init": "normal"},
+], ids=["plain", "dropout", "bf16", "adamw"])  # fmt: skip
 def test_a_resumed_run_has_the_bits_of_one_that_was_not_stopped(stop_after: int, changes: dict) -> None:
     straight = finished(run_events(**changes)).run
     stopped = finished(run_events(stop_after, **changes))
@@ -190,18 +191,19 @@ def test_dropout_depends_on_seed_step_and_rows_and_on_nothing_that_came_before()
 
 
 def test_gradients_are_clipped_to_the_norm_that_is_asked_for() -> None:
-    free, clipped = trainer(grad_clip=0.0), trainer(grad_clip=0.1)
+    free, clipped = trainer(grad_clip=0.0, optimizer="adamw"), trainer(grad_clip=0.1, optimizer="adamw")
     batch = batch_of(free.settings)
     seen: list[float] = []
     for each in (free, clipped):
-        step = each.optimizer.step
+        (adamw,) = each.optimizers
+        step = adamw.step
 
         def watched(*args: object, each: Trainer = each, step: Callable = step, **kwargs: object) -> object:
             gradients = [p.grad.flatten() for p in each.model.parameters() if p.grad is not None]
             seen.append(torch.cat(gradients).norm().item())
             return step(*args, **kwargs)
 
-        each.optimizer.step = watched
+        adamw.step = watched
         _, norm = each.update(batch)
         assert norm.item() > 0.1
     assert seen[0] > 0.1
@@ -210,7 +212,7 @@ def test_gradients_are_clipped_to_the_norm_that_is_asked_for() -> None:
 
 def test_only_matrices_decay() -> None:
     model = GPT(resolve(**SMALL, vocab_size=20))
-    optimizer = optimizers.build(model, resolve(weight_decay=0.3))
+    (optimizer,) = optimizers.build(model, resolve(weight_decay=0.3, optimizer="adamw"))
     decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
     for name, parameter in model.named_parameters():
         assert (id(parameter) in decayed) == (parameter.dim() >= 2), name

@@ -85,11 +85,13 @@ class DataSettings(_Checked):
 class TrainingSettings(_Checked):
     """How the weights are fitted, watched and kept."""
 
-    max_steps: int = setting(700, "optimizer steps", low=0, high=10**9)
+    max_steps: int = setting(600, "optimizer steps", low=0, high=10**9)
     batch_size: int = setting(32, "sequences a step", low=1, high=1 << 20)
     micro_batch: int = setting(0, "sequences at once; 0: as many as fit", low=0, high=1 << 20)
-    optimizer: str = setting("adamw", "update rule", choices=("adamw",))
-    learning_rate: float = setting(3e-3, "highest learning rate", low=0, high=100)
+    optimizer: str = setting(
+        "muon", "muon: orthogonal updates for the blocks' matrices, AdamW for the rest", choices=("muon", "adamw")
+    )
+    learning_rate: float = setting(4e-3, "highest learning rate, AdamW's", low=0, high=100)
     min_learning_rate: float = setting(1e-4, "learning rate at the end", low=0, high=100)
     warmup_steps: int = setting(50, "steps over which the learning rate rises", low=0, high=10**9)
     schedule: str = setting(
@@ -99,11 +101,17 @@ class TrainingSettings(_Checked):
     )
     decay_fraction: float = setting(0.2, "share of the steps in which wsd decays", low=0, high=1)
     weight_decay: float = setting(0.1, "decoupled decay, on matrices only", low=0, high=100)
+    muon_learning_rate: float = setting(0.05, "Muon's highest learning rate; it follows the schedule", low=0, high=100)
+    muon_weight_decay: float = setting(0.0, "Muon's decoupled decay", low=0, high=100)
+    momentum: float = setting(0.95, "Muon's momentum", low=0, high=0.99999)
+    position_init: str = setting(
+        "sinusoid", "wpe starts from small sinusoids or from N(0, 0.02)", choices=("sinusoid", "normal")
+    )
     beta1: float = setting(0.9, "AdamW's first decay", low=0, high=0.99999)
     beta2: float = setting(0.99, "AdamW's second decay", low=0, high=0.99999)
     grad_clip: float = setting(1.0, "largest gradient norm; 0: no clipping", low=0, high=1e9)
-    eval_every: int = setting(175, "steps between evaluations", low=1, high=10**9)
-    sample_every: int = setting(350, "steps between samples; 0: none", low=0, high=10**9)
+    eval_every: int = setting(150, "steps between evaluations", low=1, high=10**9)
+    sample_every: int = setting(300, "steps between samples; 0: none", low=0, high=10**9)
     save_every: int = setting(0, "steps between checkpoints; 0: at each evaluation", low=0, high=10**9)
     log_every: int = setting(10, "steps between lines of metrics", low=1, high=10**9)
     keep: int = setting(10, "log-spaced weight-only checkpoints kept along the way", low=0, high=10**4)
@@ -137,19 +145,22 @@ SECTIONS: dict[str, type] = {"model": ModelSettings, "data": DataSettings, "trai
 
 # A GPT-2 of some size, on text of some size: GPT-3's table 2.1 and nanoGPT's recipe for 124M.
 _GPT2 = dict(
+    optimizer="adamw", position_init="normal",
     block_size=1024, n_layer=12, n_head=12, n_embd=768, tokenizer="gpt2", batch_size=480, max_steps=20_000,
     learning_rate=6e-4, min_learning_rate=6e-5, warmup_steps=700, beta2=0.95, eval_every=500, sample_every=1000,
     val_fraction=0.01,
 )  # fmt: skip
 # nanoGPT's published recipes, to the letter: config/train_shakespeare_char.py and its README.
 _NANOGPT = dict(
-    tokenizer="char", bias=False, activation="gelu", learning_rate=1e-3, min_learning_rate=1e-4, warmup_steps=100,
-    beta2=0.99, weight_decay=0.1, grad_clip=1.0, eval_every=250, precision="fp32",
+    optimizer="adamw", position_init="normal", tokenizer="char", bias=False, activation="gelu", learning_rate=1e-3,
+    min_learning_rate=1e-4, warmup_steps=100, beta2=0.99, weight_decay=0.1, grad_clip=1.0, eval_every=250,
+    precision="fp32",
 )  # fmt: skip
 
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {},  # the defaults: a laptop, about a minute on two cores
     "baby": dict(
+        optimizer="adamw", position_init="normal",
         block_size=256, n_layer=6, n_head=6, n_embd=384, dropout=0.2, batch_size=32, max_steps=3000,
         learning_rate=1e-3, warmup_steps=100, eval_every=250, sample_every=500,
     ),

@@ -18,6 +18,7 @@ from octavo.errors import OctavoError
 from octavo.model import GPT
 from octavo.runs import Run
 from octavo.settings import DataSettings, ModelSettings, Settings, resolve
+from octavo.training import starts
 
 # What may differ between a run and the same run resumed, or a model and the one it starts from.
 _FREE = {"dropout", "attention_dropout"}
@@ -88,7 +89,10 @@ def begin(settings: Settings, resume: str | Path | None = None, init: str | Path
         raise OctavoError(f"vocab_size={settings.vocab_size}, but the tokenizer has {known} tokens",
                           f"--vocab-size {known}")  # fmt: skip
     check_fits(estimate.parameters(settings), find_device(settings.device))
-    return Beginning(settings, data, GPT(settings, torch.Generator().manual_seed(settings.seed)))
+    model = GPT(settings, torch.Generator().manual_seed(settings.seed))
+    if settings.position_init == "sinusoid":
+        starts.sinusoids(model)
+    return Beginning(settings, data, model)
 
 
 def _resumed(settings: Settings, run: Run, folder: Path) -> Beginning:

@@ -213,7 +213,7 @@ class _Loop:
         self.training_seconds += seconds
         return Step(
             step=self.trainer.step, tokens=self.tokens(self.trainer.step), seconds=self.seconds, loss=value,
-            learning_rate=self.trainer.optimizer.param_groups[0]["lr"], grad_norm=length,
+            learning_rate=self.trainer.learning_rate, grad_norm=length,
             tokens_per_second=round(self.tokens(steps) / max(seconds, 1e-9), 1),
         )  # fmt: skip
 

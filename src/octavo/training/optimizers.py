@@ -1,36 +1,51 @@
-"""The update rule, and its state as named tensors that a checkpoint can hold."""
+"""Which rule updates which parameter, and the rules' state as named tensors that a checkpoint can hold."""
 
 import torch
 from torch import Tensor
 
 from octavo.model import GPT
 from octavo.settings import TrainingSettings
+from octavo.training.muon import Muon
 
 
-def build(model: GPT, settings: TrainingSettings) -> torch.optim.Optimizer:
-    """AdamW with decoupled decay (Loshchilov and Hutter, 2019) on matrices, none on biases and norms."""
-    parameters = list(model.parameters())
+def build(model: GPT, settings: TrainingSettings, precision: str = "fp32") -> list[torch.optim.Optimizer]:
+    """AdamW for all, or Muon for the blocks' matrices and AdamW for the rest.
+
+    AdamW decays (decoupled: Loshchilov and Hutter, 2019) matrices and tables, not biases and norms. A group's
+    `scale` is its learning rate beside the schedule's.
+    """
+    hidden = [p for name, p in model.named_parameters() if ".h." in name and p.dim() == 2]
+    by_muon = hidden if settings.optimizer == "muon" else []
+    rest = [p for p in model.parameters() if not any(p is each for each in by_muon)]
     groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": settings.weight_decay, "scale": 1.0},
+        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0, "scale": 1.0},
     ]
     # Fused also on CPU: one pass over each tensor instead of a dozen.
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), fused=True)
+    adamw = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), fused=True)
+    if not by_muon:
+        return [adamw]
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    muon = Muon(by_muon, settings.muon_learning_rate, settings.momentum, settings.muon_weight_decay, dtype)
+    muon.param_groups[0]["scale"] = settings.muon_learning_rate / max(settings.learning_rate, 1e-12)
+    return [muon, adamw]
 
 
-def state_tensors(optimizer: torch.optim.Optimizer, model: GPT) -> dict[str, Tensor]:
-    """The optimizer's state, each tensor named after its parameter: `exp_avg.transformer.wte.weight`."""
+def state_tensors(optimizers: list[torch.optim.Optimizer], model: GPT) -> dict[str, Tensor]:
+    """The optimizers' state, each tensor named after its parameter: `exp_avg.transformer.wte.weight`."""
     return {
         f"{key}.{name}": value.detach().contiguous()
         for name, parameter in model.named_parameters()
-        for key, value in optimizer.state[parameter].items()
+        for optimizer in optimizers
+        for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
-def load_state_tensors(optimizer: torch.optim.Optimizer, model: GPT, tensors: dict[str, Tensor]) -> None:
+def load_state_tensors(optimizers: list[torch.optim.Optimizer], model: GPT, tensors: dict[str, Tensor]) -> None:
     """Put back what `state_tensors` gave."""
+    owner = {id(p): each for each in optimizers for group in each.param_groups for p in group["params"]}
     for full_name, value in tensors.items():
         key, _, name = full_name.partition(".")
         parameter = model.get_parameter(name)
         # AdamW counts its steps on the CPU unless fused on a GPU; there it follows the parameter.
-        optimizer.state[parameter][key] = value.to(parameter.device)
+        owner[id(parameter)].state[parameter][key] = value.to(parameter.device)

@@ -24,10 +24,11 @@ class Trainer:
 
     def __init__(self, model: GPT, settings: Settings, place: Place) -> None:
         self.model, self.settings, self.place = model, settings, place
-        self.optimizer = optimizers.build(model, settings)
+        self.optimizers = optimizers.build(model, settings, place.precision)
         self.scaler = place.scaler()
         self.micro_batch = settings.micro_batch or _fitting(settings)
         self.step = 0
+        self.learning_rate = 0.0  # of the newest update
         self.notices: list[str] = []  # what `update` had to change; whoever calls it tells and clears them
         self._forward, self._compiling = self._loss, place.compile
         if place.compile:
@@ -42,14 +43,16 @@ class Trainer:
         Out of memory, the micro-batch is halved and the step begun anew: the batch stays what it was.
         """
         self.model.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, self.settings)
+        self.learning_rate = learning_rate(self.step, self.settings)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate * group["scale"]
         while True:
             try:
                 loss = self._accumulate(batch)
                 break
             except RuntimeError as error:
-                self.optimizer.zero_grad()
+                self.model.zero_grad()
                 if out_of_memory(error):
                     self._halve(error)
                 elif self._compiling:
@@ -57,12 +60,14 @@ class Trainer:
                 else:
                     raise
         self._compiling = False  # it has worked once
-        self.scaler.unscale_(self.optimizer)
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
         limit = self.settings.grad_clip or torch.inf
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit, foreach=True)
-        self.scaler.step(self.optimizer)
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad()
+        self.model.zero_grad()
         self.step += 1
         return loss, norm
 
@@ -112,11 +117,11 @@ class Trainer:
             "torch": str(torch.__version__),
             "scaler": self.scaler.state_dict(),
         }
-        return TrainerState(optimizers.state_tensors(self.optimizer, self.model), values)
+        return TrainerState(optimizers.state_tensors(self.optimizers, self.model), values)
 
     def restore(self, state: TrainerState) -> None:
         """Go on from where `state` was taken; the model's weights are loaded already."""
-        optimizers.load_state_tensors(self.optimizer, self.model, state.tensors)
+        optimizers.load_state_tensors(self.optimizers, self.model, state.tensors)
         self.scaler.load_state_dict(state.values["scaler"])
         self.step = state.values["step"]
         self.micro_batch = self.settings.micro_batch or state.values["micro_batch"]
