@@ -46,7 +46,7 @@ class Run:
         folder = Path(out or Path("runs") / (name or _next_free(corpus)))
         # os.path's, for pathlib's raises where a name is too long
         if os.path.exists(folder) and (not folder.is_dir() or any(folder.iterdir())):
-            raise OctavoError(f"{folder} already holds something", 
+            raise OctavoError(f"{folder} already holds something",
                               f"another name, or --resume {folder} if it is a run to go on with")  # fmt: skip
         with files.disk_errors_told(folder):
             (folder / "checkpoints").mkdir(parents=True)
