@@ -80,3 +80,24 @@ def test_the_positions_start_as_turns_that_depend_on_the_distance_alone() -> Non
     assert (alike[0, 0] > alike[0, 1:]).all()
     assert table.abs().max() <= 0.07 + 1e-6
     assert math.isclose(table.square().mean().sqrt(), 0.07 / math.sqrt(2), rel_tol=1e-5)
+
+
+@pytest.mark.parametrize(("n_head", "n_embd"), [(4, 128), (2, 64), (1, 6), (3, 9), (2, 2)])
+def test_the_first_layers_heads_start_by_looking_one_two_three_back(n_head: int, n_embd: int) -> None:
+    model = GPT(
+        resolve(n_layer=2, n_head=n_head, n_embd=n_embd, block_size=32, vocab_size=20), torch.Generator().manual_seed(0)
+    )
+    second = model.transformer.h[1].attn.c_attn.weight.clone()
+    values = model.transformer.h[0].attn.c_attn.weight[2 * n_embd :].clone()
+    starts.sinusoids(model)
+    starts.lookback(model)
+    assert torch.equal(model.transformer.h[1].attn.c_attn.weight, second)
+    assert torch.equal(model.transformer.h[0].attn.c_attn.weight[2 * n_embd :], values)
+    if n_embd // n_head < 32:
+        return  # too narrow to tell many distances apart
+    x = model.embed(torch.zeros(1, 32, dtype=torch.long))
+    q, k, _ = model.transformer.h[0].attn.project(model.transformer.h[0].ln_1(x))
+    scores = (q @ k.mT)[0]  # (H, T, T)
+    for head in range(n_head):
+        by_distance = torch.stack([scores[head].diagonal(-distance).mean() for distance in range(24)])
+        assert by_distance.argmax() == head + 1

@@ -83,7 +83,7 @@ def found(events: list[training.Event], kind: type) -> list:
     {},
     {"dropout": 0.2, "attention_dropout": 0.1, "micro_batch": 4},
     {"precision": "bf16", "schedule": "wsd", "bias": False},
-    {"optimizer": "adamw", "position_init": "normal"},
+    {"optimizer": "adamw", "start": "noise"},
 ], ids=["plain", "dropout", "bf16", "adamw"])  # fmt: skip
 def test_a_resumed_run_has_the_bits_of_one_that_was_not_stopped(stop_after: int, changes: dict) -> None:
     straight = finished(run_events(**changes)).run

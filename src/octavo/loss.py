@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from octavo import kernels
 from octavo.model import GPT
 
 
@@ -31,7 +32,7 @@ def split_loss(model: GPT, tokens: np.ndarray, block_size: int) -> float:
     model.eval()
     device = model.lm_head.weight.device
     total = torch.zeros((), dtype=torch.float64, device=device)
-    with torch.inference_mode():
+    with torch.inference_mode(), kernels.fast(device):
         for window in windows(tokens, block_size, model.settings.vocab_size):
             ids = torch.from_numpy(window).to(device)
             total += next_token_loss(model(ids[:, :-1]), ids[:, 1:])

@@ -104,8 +104,10 @@ class TrainingSettings(_Checked):
     muon_learning_rate: float = setting(0.05, "Muon's highest learning rate; it follows the schedule", low=0, high=100)
     muon_weight_decay: float = setting(0.0, "Muon's decoupled decay", low=0, high=100)
     momentum: float = setting(0.95, "Muon's momentum", low=0, high=0.99999)
-    position_init: str = setting(
-        "sinusoid", "wpe starts from small sinusoids or from N(0, 0.02)", choices=("sinusoid", "normal")
+    start: str = setting(
+        "lookback",
+        "weights start as GPT-2's noise; or wpe as small sinusoids; or, besides, layer 0's heads look 1, 2, 3 ... back",
+        choices=("lookback", "sinusoids", "noise"),
     )
     beta1: float = setting(0.9, "AdamW's first decay", low=0, high=0.99999)
     beta2: float = setting(0.99, "AdamW's second decay", low=0, high=0.99999)
@@ -145,14 +147,14 @@ SECTIONS: dict[str, type] = {"model": ModelSettings, "data": DataSettings, "trai
 
 # A GPT-2 of some size, on text of some size: GPT-3's table 2.1 and nanoGPT's recipe for 124M.
 _GPT2 = dict(
-    optimizer="adamw", position_init="normal",
+    optimizer="adamw", start="noise",
     block_size=1024, n_layer=12, n_head=12, n_embd=768, tokenizer="gpt2", batch_size=480, max_steps=20_000,
     learning_rate=6e-4, min_learning_rate=6e-5, warmup_steps=700, beta2=0.95, eval_every=500, sample_every=1000,
     val_fraction=0.01,
 )  # fmt: skip
 # nanoGPT's published recipes, to the letter: config/train_shakespeare_char.py and its README.
 _NANOGPT = dict(
-    optimizer="adamw", position_init="normal", tokenizer="char", bias=False, activation="gelu", learning_rate=1e-3,
+    optimizer="adamw", start="noise", tokenizer="char", bias=False, activation="gelu", learning_rate=1e-3,
     min_learning_rate=1e-4, warmup_steps=100, beta2=0.99, weight_decay=0.1, grad_clip=1.0, eval_every=250,
     precision="fp32",
 )  # fmt: skip
@@ -160,7 +162,7 @@ _NANOGPT = dict(
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {},  # the defaults: a laptop, about a minute on two cores
     "baby": dict(
-        optimizer="adamw", position_init="normal",
+        optimizer="adamw", start="noise",
         block_size=256, n_layer=6, n_head=6, n_embd=384, dropout=0.2, batch_size=32, max_steps=3000,
         learning_rate=1e-3, warmup_steps=100, eval_every=250, sample_every=500,
     ),

@@ -90,8 +90,10 @@ def begin(settings: Settings, resume: str | Path | None = None, init: str | Path
                           f"--vocab-size {known}")  # fmt: skip
     check_fits(estimate.parameters(settings), find_device(settings.device))
     model = GPT(settings, torch.Generator().manual_seed(settings.seed))
-    if settings.position_init == "sinusoid":
+    if settings.start != "noise":
         starts.sinusoids(model)
+    if settings.start == "lookback":
+        starts.lookback(model)
     return Beginning(settings, data, model)
 
 

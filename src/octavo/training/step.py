@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from octavo import kernels
 from octavo.checkpoint import TrainerState
 from octavo.device import Place, out_of_memory
 from octavo.errors import OctavoError
@@ -47,6 +48,21 @@ class Trainer:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.learning_rate * group["scale"]
+        with kernels.fast(self.place.device):
+            loss = self._gradients(batch)
+            for optimizer in self.optimizers:
+                self.scaler.unscale_(optimizer)
+            limit = self.settings.grad_clip or torch.inf
+            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit, foreach=True)
+            for optimizer in self.optimizers:
+                self.scaler.step(optimizer)
+        self.scaler.update()
+        self.model.zero_grad()
+        self.step += 1
+        return loss, norm
+
+    def _gradients(self, batch: np.ndarray) -> Tensor:
+        """Gradients of the batch's mean loss, however many attempts that takes; the loss."""
         while True:
             try:
                 loss = self._accumulate(batch)
@@ -60,16 +76,7 @@ class Trainer:
                 else:
                     raise
         self._compiling = False  # it has worked once
-        for optimizer in self.optimizers:
-            self.scaler.unscale_(optimizer)
-        limit = self.settings.grad_clip or torch.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit, foreach=True)
-        for optimizer in self.optimizers:
-            self.scaler.step(optimizer)
-        self.scaler.update()
-        self.model.zero_grad()
-        self.step += 1
-        return loss, norm
+        return loss
 
     def _accumulate(self, batch: np.ndarray) -> Tensor:
         """Gradients of the batch's mean loss, a micro-batch at a time; the loss."""
