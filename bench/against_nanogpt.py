@@ -1,10 +1,22 @@
-"""Octavo beside nanoGPT on this machine: the same model, recipe and data, both in one go, alternating.
+"""Octavo beside nanoGPT on this machine: the same data, both in one go, alternating.
 
-    python bench/against_nanogpt.py --nanogpt PATH --text tinyshakespeare.txt [--rounds 5] [--steps 300] [--json]
+    python bench/against_nanogpt.py --nanogpt PATH --text tinyshakespeare.txt [--measure time tokens step texts]
+                                    [--texts FILE FILE] [--seeds 5] [--rounds 5] [--steps 250] [--json]
 
 PATH is a checkout of nanoGPT; it is copied aside and its own `prepare.py` and `train.py` are run as they are, with
-the flags that its README gives for a CPU. A step's time is what each program itself reports for it, batch and
-logging included; the first 20 of each round are warm-up. The ratio is of medians, above 1 where Octavo is faster.
+the flags that its README gives for a CPU. Every ratio is nanoGPT's figure over Octavo's: above 1, Octavo is ahead.
+
+time    the whole process, from the command to its exit. nanoGPT's is its recipe, its text prepared before the clock
+        starts; Octavo's is `octavo train TEXT --preset quick` with nothing cached, its preparation included. It counts
+        only if the exact loss is at most 1.90 (nanoGPT's own recipe ends at 1.907). Medians over the seeds.
+tokens  how many tokens the same model (4/4/128, block 64) is trained on to that loss: nanoGPT's recipe, 2,000 steps,
+        over the fewest of `TOKENS_STEPS` whose median over the seeds is at most 1.90.
+step    a step of `nanogpt-tiny`, which is nanoGPT's recipe to the letter; what each program itself reports for it,
+        batch and logging included. The first 20 of a round are warm-up; the ratio is of the rounds' medians.
+texts   time again, with the same command, on texts that the recipe was not tuned on. It counts only if the exact
+        loss is no higher than what nanoGPT's recipe reaches on that text.
+
+Both sides' losses are one function's: the whole validation split, in consecutive windows of 64, in float32.
 """
 
 import argparse
@@ -16,18 +28,30 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 import octavo
+from octavo.loss import split_loss
+from octavo.model import GPT
+from octavo.settings import resolve
 
-WARM_UP = 20
-TOKENS = 12 * 64  # a step of the recipe
-RECIPE = {  # nanoGPT's README, "I only have a macbook", with its 2,000-step schedule
-    "device": "cpu", "compile": False, "eval_iters": 1, "eval_interval": 10**6, "log_interval": 1, "block_size": 64,
-    "batch_size": 12, "n_layer": 4, "n_head": 4, "n_embd": 128, "lr_decay_iters": 2000, "dropout": 0.0,
+TARGET, BLOCK = 1.90, 64
+NANOGPT_STEP, NANOGPT_STEPS = 12 * 64, 2000
+RECIPE = {  # nanoGPT's README, "I only have a macbook"
+    "device": "cpu", "compile": False, "eval_iters": 20, "log_interval": 1, "block_size": BLOCK, "batch_size": 12,
+    "n_layer": 4, "n_head": 4, "n_embd": 128, "max_iters": NANOGPT_STEPS, "lr_decay_iters": NANOGPT_STEPS,
+    "dropout": 0.0,
 }  # fmt: skip
+QUICK = ["--preset", "quick"]
+EQUAL = [*QUICK, "--n-layer", "4", "--n-head", "4", "--n-embd", "128", "--batch-size", "32"]
+EQUAL_STEP, TOKENS_STEPS = 32 * 64, (140, 150, 160, 175, 200, 250)
+WARM_UP = 20
+MEASURES = ("time", "tokens", "step", "texts")
 
 
 def main() -> int:
@@ -35,58 +59,145 @@ def main() -> int:
     shared = Path(os.environ.get("OCTAVO_SHARED", Path(__file__).parents[2] / "shared"))
     parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of nanoGPT")
     parser.add_argument("--text", type=Path, default=shared / "data" / "tinyshakespeare.txt")
+    parser.add_argument("--texts", type=Path, nargs="*", default=[], help="texts that nothing was tuned on")
+    parser.add_argument("--measure", nargs="+", choices=MEASURES, default=list(MEASURES))
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    out: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     with tempfile.TemporaryDirectory() as folder:
-        theirs = prepared_nanogpt(options.nanogpt, options.text, Path(folder))
-        medians: dict[str, list[float]] = {"nanogpt": [], "octavo": []}
-        for number in range(options.rounds):
-            medians["nanogpt"].append(statistics.median(nanogpt_steps(theirs, options.steps)))
-            medians["octavo"].append(statistics.median(octavo_steps(options.text, options.steps, Path(folder), number)))
-    step = {side: statistics.median(values) for side, values in medians.items()}
-    ratio = step["nanogpt"] / step["octavo"]
+        bench = Bench(options.nanogpt, Path(folder), sys.stderr if options.json else sys.stdout)
+        bench.say(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+        if "time" in options.measure:
+            out["time"] = bench.time(options.text, options.seeds, TARGET)
+            out["time_to_loss_ratio"] = out["time"]["ratio"]
+        if "tokens" in options.measure:
+            out["tokens"] = bench.tokens(options.text, options.seeds)
+            out["tokens_to_loss_ratio"] = out["tokens"]["ratio"]
+        if "step" in options.measure:
+            out["step"] = bench.step(options.text, options.rounds, options.steps)
+            out["step_time_ratio"] = out["step"]["ratio"]
+        if "texts" in options.measure:
+            out["texts"] = {text.name: bench.time(text, min(3, options.seeds)) for text in options.texts}
     if options.json:
-        print(json.dumps({"step_ms": step, "rounds_ms": medians, "step_time_ratio": ratio}))
-    else:
-        print(
-            f"torch {torch.__version__}, {torch.get_num_threads()} threads; ms a step, median of {options.steps} steps"
-        )
-        print("round    nanoGPT   Octavo    ratio")
-        for number, (a, b) in enumerate(zip(medians["nanogpt"], medians["octavo"], strict=True), 1):
-            print(f"{number:5} {a:10.2f} {b:8.2f} {a / b:8.2f}")
-        print(f"median{step['nanogpt']:9.2f} {step['octavo']:8.2f} {ratio:8.2f}")
+        print(json.dumps(out))
     return 0
 
 
-def prepared_nanogpt(checkout: Path, text: Path, folder: Path) -> Path:
-    """A copy of nanoGPT whose own script has prepared the text."""
-    copy = Path(shutil.copytree(checkout, folder / "nanogpt", ignore=shutil.ignore_patterns(".git")))
-    data = copy / "data" / "shakespeare_char"
-    shutil.copy(text, data / "input.txt")
-    subprocess.run([sys.executable, "prepare.py"], cwd=data, check=True, stdout=subprocess.DEVNULL)
-    return copy
+class Bench:
+    """A copy of nanoGPT, a folder for what both sides write, and a place to tell what was measured."""
 
+    def __init__(self, checkout: Path, folder: Path, told: Any) -> None:
+        self.folder, self.told = folder, told
+        self.nanogpt = Path(shutil.copytree(checkout, folder / "nanogpt", ignore=shutil.ignore_patterns(".git")))
+        self.data = self.nanogpt / "data" / "shakespeare_char"
+        self.runs = 0
 
-def nanogpt_steps(checkout: Path, steps: int) -> list[float]:
-    """Milliseconds of each step, as nanoGPT's train.py prints them."""
-    flags = [f"--{name}={value}" for name, value in RECIPE.items()]
-    ran = subprocess.run(
-        [sys.executable, "train.py", "config/train_shakespeare_char.py", *flags, f"--max_iters={steps}"],
-        cwd=checkout, check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    return [float(ms) for ms in re.findall(r"iter \d+: loss [\d.]+, time ([\d.]+)ms", ran.stdout)][WARM_UP:]
+    def say(self, line: str) -> None:
+        print(line, file=self.told, flush=True)
 
+    def time(self, text: Path, seeds: int, target: float | None = None) -> dict[str, Any]:
+        """Whole processes, one of each side in turn."""
+        self.prepare(text)
+        self.say(f"\nwhole process, {text.name}\nseed   nanoGPT, s    loss   Octavo, s    loss    ratio")
+        rows = []
+        for seed in range(1, seeds + 1):
+            start = time.perf_counter()
+            self.run_nanogpt()
+            theirs, their_loss = time.perf_counter() - start, self.nanogpt_loss()
+            start = time.perf_counter()
+            run = self.run_octavo(text, [*QUICK, "--seed", str(seed)])
+            ours, our_loss = time.perf_counter() - start, self.octavo_loss(run)
+            rows.append({"seed": seed, "nanogpt_seconds": theirs, "nanogpt_loss": their_loss,
+                         "octavo_seconds": ours, "octavo_loss": our_loss})  # fmt: skip
+            self.say(f"{seed:4} {theirs:12.1f} {their_loss:7.4f} {ours:11.2f} {our_loss:7.4f} {theirs / ours:8.2f}")
+        middle = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
+        ratio, wanted = middle["nanogpt_seconds"] / middle["octavo_seconds"], target or middle["nanogpt_loss"]
+        reached = sum(row["octavo_loss"] <= wanted for row in rows)
+        self.say(f"median {middle['nanogpt_seconds']:10.1f} {middle['nanogpt_loss']:7.4f} "
+                 f"{middle['octavo_seconds']:11.2f} {middle['octavo_loss']:7.4f} {ratio:8.2f}   "
+                 f"{reached} of {seeds} seeds at most {wanted:.4f}")  # fmt: skip
+        met = middle["octavo_loss"] <= wanted
+        return {"rows": rows, "ratio": ratio if met else None, "target": wanted, "reached": reached}
 
-def octavo_steps(text: Path, steps: int, folder: Path, number: int) -> list[float]:
-    """Milliseconds of each step, from a run's metrics."""
-    out = folder / f"run-{number}"
-    words = ["--preset", "nanogpt-tiny", "--max-steps", str(steps), "--log-every", "1", "--device", "cpu"]
-    words += ["--eval-every", str(steps), "--sample-every", "0", "--keep", "0", "--out", str(out), "--json"]
-    subprocess.run([sys.executable, "-m", "octavo.cli", "train", str(text), *words], check=True, capture_output=True)
-    lines = octavo.Run(out).lines("metrics")
-    return [1000 * TOKENS / line["tokens_per_second"] for line in lines][WARM_UP:]
+    def tokens(self, text: Path, seeds: int) -> dict[str, Any]:
+        """The fewest tokens of the equal model; nanoGPT's are those of its recipe."""
+        theirs = NANOGPT_STEP * NANOGPT_STEPS
+        self.say(f"\ntokens to {TARGET}, 4/4/128; nanoGPT's recipe: {theirs:,}\n  tokens   losses")
+        rows = []
+        for steps in TOKENS_STEPS:
+            losses = [
+                self.octavo_loss(self.run_octavo(text, [*EQUAL, "--max-steps", str(steps), "--seed", str(seed)]))
+                for seed in range(1, seeds + 1)
+            ]
+            rows.append({"tokens": steps * EQUAL_STEP, "losses": losses})
+            self.say(f"{steps * EQUAL_STEP:8,}   {' '.join(f'{loss:.4f}' for loss in losses)}")
+            if statistics.median(losses) <= TARGET:
+                self.say(f"ratio {theirs / rows[-1]['tokens']:.2f}")
+                return {"rows": rows, "ratio": theirs / rows[-1]["tokens"]}
+        return {"rows": rows, "ratio": None}
+
+    def step(self, text: Path, rounds: int, steps: int) -> dict[str, Any]:
+        """Milliseconds of a step of the same model and recipe."""
+        self.prepare(text)
+        self.say(f"\nms a step, median of {steps} steps\nround    nanoGPT   Octavo    ratio")
+        theirs, ours = [], []
+        for number in range(1, rounds + 1):
+            printed = self.run_nanogpt(max_iters=steps, eval_iters=1, eval_interval=10**6)
+            each = [float(ms) for ms in re.findall(r"iter \d+: loss [\d.]+, time ([\d.]+)ms", printed)]
+            theirs.append(statistics.median(each[WARM_UP:]))
+            words = ["--preset", "nanogpt-tiny", "--max-steps", str(steps), "--log-every", "1"]
+            run = self.run_octavo(text, [*words, "--eval-every", str(steps), "--sample-every", "0", "--keep", "0"])
+            lines = octavo.Run(run).lines("metrics")
+            ours.append(statistics.median(1000 * NANOGPT_STEP / x["tokens_per_second"] for x in lines[WARM_UP:]))
+            self.say(f"{number:5} {theirs[-1]:10.2f} {ours[-1]:8.2f} {theirs[-1] / ours[-1]:8.2f}")
+        step = {"nanogpt": statistics.median(theirs), "octavo": statistics.median(ours)}
+        ratio = step["nanogpt"] / step["octavo"]
+        self.say(f"median{step['nanogpt']:9.2f} {step['octavo']:8.2f} {ratio:8.2f}")
+        return {"step_ms": step, "rounds_ms": {"nanogpt": theirs, "octavo": ours}, "ratio": ratio}
+
+    def prepare(self, text: Path) -> None:
+        """Let nanoGPT's own script prepare a text."""
+        shutil.copy(text, self.data / "input.txt")
+        subprocess.run([sys.executable, "prepare.py"], cwd=self.data, check=True, stdout=subprocess.DEVNULL)
+
+    def run_nanogpt(self, **changes: Any) -> str:
+        """What its train.py prints."""
+        flags = [f"--{name}={value}" for name, value in {**RECIPE, **changes}.items()]
+        words = [sys.executable, "train.py", "config/train_shakespeare_char.py", *flags]
+        return subprocess.run(words, cwd=self.nanogpt, check=True, capture_output=True, text=True).stdout
+
+    def nanogpt_loss(self) -> float:
+        """The exact loss of the checkpoint that it kept, the best by its own estimate."""
+        kept = torch.load(self.nanogpt / "out-shakespeare-char" / "ckpt.pt", weights_only=True)
+        shape = {name: kept["model_args"][name] for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")}
+        model = GPT(resolve(**shape, bias=kept["model_args"]["bias"], activation="gelu"))
+        model.load_state_dict(kept["model"])
+        return split_loss(model, self.val(), BLOCK)
+
+    def run_octavo(self, text: Path, words: list[str]) -> Path:
+        """Train with an empty cache; the run."""
+        self.runs += 1
+        out, cache = self.folder / f"run-{self.runs}", self.folder / f"cache-{self.runs}"
+        words = [sys.executable, "-m", "octavo.cli", "train", str(text), *words, "--device", "cpu", "--out", str(out)]
+        subprocess.run(words, check=True, capture_output=True, env={**os.environ, "OCTAVO_CACHE": str(cache)})
+        shutil.rmtree(cache)
+        return out
+
+    def octavo_loss(self, run: Path) -> float:
+        """The exact loss of a run's last checkpoint, on the same ids as nanoGPT's."""
+        last = octavo.Run(run).last
+        assert last is not None
+        loaded = octavo.load(last)
+        characters = [piece.decode() for piece in loaded.tokenizer.token_bytes]
+        assert characters == sorted(characters), "nanoGPT's ids are those of the sorted characters"
+        return split_loss(loaded.model, self.val(), BLOCK)
+
+    def val(self) -> np.ndarray:
+        """The validation split's ids, as nanoGPT's script wrote them."""
+        return np.fromfile(self.data / "val.bin", dtype=np.uint16)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,13 @@ class Place:
         words = f" {self.name.replace('-', ' ')} "  # whole words: an L4 is no L40S
         return next((peak for part, peak in _PEAK_FLOPS.items() if f" {part} " in words), None)
 
+    @property
+    def room(self) -> int:
+        """Bytes that a step's activations may take: on a GPU most of what is free, elsewhere what any machine bears."""
+        if self.device.type == "cuda":
+            return int(0.7 * torch.cuda.mem_get_info(self.device)[0])
+        return 2 << 30
+
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The context in which the model's products run at `precision`."""
         if self.precision == "fp32":

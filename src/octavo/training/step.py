@@ -3,7 +3,9 @@
 The axis letters: `B` sequences in a batch, `T` positions in a sequence.
 """
 
+import contextlib
 import hashlib
+import math
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from octavo.loss import next_token_loss
 from octavo.model import GPT
 from octavo.settings import Settings
 from octavo.training import optimizers
+from octavo.training.half import HalfCopy
 from octavo.training.schedule import learning_rate
 
 
@@ -27,10 +30,12 @@ class Trainer:
         self.model, self.settings, self.place = model, settings, place
         self.optimizers = optimizers.build(model, settings, place.precision)
         self.scaler = place.scaler()
-        self.micro_batch = settings.micro_batch or _fitting(settings)
+        self.micro_batch = settings.micro_batch or _fitting(settings, place)
         self.step = 0
         self.learning_rate = 0.0  # of the newest update
         self.notices: list[str] = []  # what `update` had to change; whoever calls it tells and clears them
+        # A GPU computes with a bf16 copy; elsewhere the model itself is called, under autocast.
+        self.half = HalfCopy(model) if place.device.type == "cuda" and place.precision == "bf16" else None
         self._forward, self._compiling = self._loss, place.compile
         if place.compile:
             try:
@@ -44,6 +49,8 @@ class Trainer:
         Out of memory, the micro-batch is halved and the step begun anew: the batch stays what it was.
         """
         self.model.train()
+        if self.half:
+            self.half.refresh()
         self.learning_rate = learning_rate(self.step, self.settings)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -69,6 +76,8 @@ class Trainer:
                 break
             except RuntimeError as error:
                 self.model.zero_grad()
+                if self.half:
+                    self.half.model.zero_grad()
                 if out_of_memory(error):
                     self._halve(error)
                 elif self._compiling:
@@ -87,13 +96,17 @@ class Trainer:
             if self.settings.dropout or self.settings.attention_dropout:
                 # PyTorch's dropout takes no generator, so the global one is set to what this micro-batch is due.
                 torch.manual_seed(_dropout_seed(self.settings.seed, self.step, first))
-            with self.place.autocast():
+            with self.place.autocast() if self.half is None else contextlib.nullcontext():
                 loss = self._forward(ids) / targets
             self.scaler.scale(loss).backward()
+            if self.half:
+                self.half.hand_over()
             total += loss.detach()
         return total
 
     def _loss(self, ids: Tensor) -> Tensor:
+        if self.half:
+            return self.half.loss(ids)
         return next_token_loss(self.model(ids[:, :-1]), ids[:, 1:])
 
     def _halve(self, error: RuntimeError) -> None:
@@ -139,10 +152,12 @@ def _dropout_seed(seed: int, step: int, first_row: int) -> int:
     return int.from_bytes(digest) >> 1
 
 
-def _fitting(settings: Settings) -> int:
-    """Sequences whose activations and logits take about 2 GB, a start that any machine bears.
+def _fitting(settings: Settings, place: Place) -> int:
+    """Sequences at once whose activations and logits fit; the batch is cut into that many or a little fewer.
 
-    About 34 floats of activations for each of n_layer * n_embd (Korthikanti et al., 2022), three of logits.
+    About 34 numbers of activations for each of n_layer * n_embd (Korthikanti et al., 2022), three of logits.
     """
-    floats = settings.block_size * (34 * settings.n_layer * settings.n_embd + 3 * settings.vocab_size)
-    return max(1, min(settings.batch_size, (2 << 30) // (4 * floats)))
+    numbers = settings.block_size * (34 * settings.n_layer * settings.n_embd + 3 * settings.vocab_size)
+    fitting = max(1, place.room // ((2 if place.precision == "bf16" else 4) * numbers))
+    parts = math.ceil(settings.batch_size / fitting)
+    return math.ceil(settings.batch_size / parts)

@@ -1,0 +1,87 @@
+"""The bf16 copy that a GPU computes with learns the same as the model itself."""
+
+import copy
+
+import pytest
+import torch
+
+from octavo.device import Place
+from octavo.loss import next_token_loss
+from octavo.model import GPT
+from octavo.settings import resolve
+from octavo.training.half import HalfCopy
+from octavo.training.step import Trainer
+
+SETTINGS = resolve(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=70, batch_size=8, learning_rate=1e-2,
+                   warmup_steps=0, schedule="constant", max_steps=40)  # fmt: skip
+IDS = torch.randint(0, 70, (8, 17), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def model() -> GPT:
+    return GPT(SETTINGS, torch.Generator().manual_seed(0))
+
+
+def gradients(model: GPT) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_loss_and_gradients_are_the_models_to_bf16(model: GPT) -> None:
+    loss = next_token_loss(model(IDS[:, :-1]), IDS[:, 1:])
+    loss.backward()
+    expected = gradients(model)
+    model.zero_grad()
+    half = HalfCopy(model)
+    half.refresh()
+    ours = half.loss(IDS)
+    ours.backward()
+    half.hand_over()
+    assert ours.item() == pytest.approx(loss.item(), rel=1e-3)
+    found = gradients(model)
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        assert gradient.dtype == torch.float32
+        assert torch.cosine_similarity(gradient.flatten(), expected[name].flatten(), 0) > 0.99, name
+
+
+def test_the_rounded_up_vocabulary_is_seen_nowhere(model: GPT) -> None:
+    half = HalfCopy(model)
+    half.refresh()
+    assert half.model.lm_head.weight.shape == (128, 32)
+    rows = half.model.lm_head.weight.detach()[70:]
+    loss = half.loss(IDS)
+    loss.backward()
+    half.hand_over()
+    rows.fill_(100.0)
+    assert torch.equal(half.loss(IDS), loss)
+    assert {name: g.shape for name, g in gradients(model).items()} == {
+        name: p.shape for name, p in model.named_parameters()
+    }
+
+
+def test_gradients_of_micro_batches_add_up_in_float32(model: GPT) -> None:
+    half = HalfCopy(model)
+    half.refresh()
+    total: dict[str, torch.Tensor] = {}
+    for rows in (IDS[:3], IDS[3:]):
+        half.loss(rows).backward()
+        half.hand_over()
+        half.loss(rows).backward()
+        for name, p in half.model.named_parameters():
+            assert p.grad is not None
+            total[name] = total.get(name, 0) + p.grad[: len(model.get_parameter(name))].float()
+        half.model.zero_grad()
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, total[name], atol=0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_training_with_the_copy_learns_as_training_without(model: GPT, optimizer: str) -> None:
+    settings = resolve(**{**vars(SETTINGS), "optimizer": optimizer})
+    place = Place(torch.device("cpu"), "bf16")
+    plain, with_copy = Trainer(copy.deepcopy(model), settings, place), Trainer(model, settings, place)
+    with_copy.half = HalfCopy(model)
+    for _ in range(30):
+        losses = [trainer.update(IDS.numpy())[0].item() for trainer in (plain, with_copy)]
+    assert losses[0] < 2.5  # from ln 70 = 4.25
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
