@@ -22,7 +22,6 @@ Both sides' losses are one function's: the whole validation split, in consecutiv
 import argparse
 import json
 import os
-import re
 import shutil
 import statistics
 import subprocess
@@ -36,12 +35,12 @@ import numpy as np
 import torch
 
 import octavo
+from nanogpt import NanoGPT, step_milliseconds
 from octavo.loss import split_loss
-from octavo.model import GPT
-from octavo.settings import resolve
 
 TARGET, BLOCK = 1.90, 64
 NANOGPT_STEP, NANOGPT_STEPS = 12 * 64, 2000
+CONFIG = "train_shakespeare_char"
 RECIPE = {  # nanoGPT's README, "I only have a macbook"
     "device": "cpu", "compile": False, "eval_iters": 20, "log_interval": 1, "block_size": BLOCK, "batch_size": 12,
     "n_layer": 4, "n_head": 4, "n_embd": 128, "max_iters": NANOGPT_STEPS, "lr_decay_iters": NANOGPT_STEPS,
@@ -91,8 +90,7 @@ class Bench:
 
     def __init__(self, checkout: Path, folder: Path, told: Any) -> None:
         self.folder, self.told = folder, told
-        self.nanogpt = Path(shutil.copytree(checkout, folder / "nanogpt", ignore=shutil.ignore_patterns(".git")))
-        self.data = self.nanogpt / "data" / "shakespeare_char"
+        self.nanogpt = NanoGPT(checkout, folder)
         self.runs = 0
 
     def say(self, line: str) -> None:
@@ -100,16 +98,17 @@ class Bench:
 
     def time(self, text: Path, seeds: int, target: float | None = None) -> dict[str, Any]:
         """Whole processes, one of each side in turn."""
-        self.prepare(text)
+        val = self.nanogpt.prepare_characters(text)
         self.say(f"\nwhole process, {text.name}\nseed   nanoGPT, s    loss   Octavo, s    loss    ratio")
         rows = []
         for seed in range(1, seeds + 1):
             start = time.perf_counter()
-            self.run_nanogpt()
-            theirs, their_loss = time.perf_counter() - start, self.nanogpt_loss()
+            self.nanogpt.train(CONFIG, **RECIPE)
+            theirs = time.perf_counter() - start
+            their_loss = split_loss(self.nanogpt.model("out-shakespeare-char"), val, BLOCK)
             start = time.perf_counter()
             run = self.run_octavo(text, [*QUICK, "--seed", str(seed)])
-            ours, our_loss = time.perf_counter() - start, self.octavo_loss(run)
+            ours, our_loss = time.perf_counter() - start, self.loss(run, val)
             rows.append({"seed": seed, "nanogpt_seconds": theirs, "nanogpt_loss": their_loss,
                          "octavo_seconds": ours, "octavo_loss": our_loss})  # fmt: skip
             self.say(f"{seed:4} {theirs:12.1f} {their_loss:7.4f} {ours:11.2f} {our_loss:7.4f} {theirs / ours:8.2f}")
@@ -124,12 +123,13 @@ class Bench:
 
     def tokens(self, text: Path, seeds: int) -> dict[str, Any]:
         """The fewest tokens of the equal model; nanoGPT's are those of its recipe."""
+        val = self.nanogpt.prepare_characters(text)
         theirs = NANOGPT_STEP * NANOGPT_STEPS
         self.say(f"\ntokens to {TARGET}, 4/4/128; nanoGPT's recipe: {theirs:,}\n  tokens   losses")
         rows = []
         for steps in TOKENS_STEPS:
             losses = [
-                self.octavo_loss(self.run_octavo(text, [*EQUAL, "--max-steps", str(steps), "--seed", str(seed)]))
+                self.loss(self.run_octavo(text, [*EQUAL, "--max-steps", str(steps), "--seed", str(seed)]), val)
                 for seed in range(1, seeds + 1)
             ]
             rows.append({"tokens": steps * EQUAL_STEP, "losses": losses})
@@ -141,13 +141,13 @@ class Bench:
 
     def step(self, text: Path, rounds: int, steps: int) -> dict[str, Any]:
         """Milliseconds of a step of the same model and recipe."""
-        self.prepare(text)
+        self.nanogpt.prepare_characters(text)
         self.say(f"\nms a step, median of {steps} steps\nround    nanoGPT   Octavo    ratio")
         theirs, ours = [], []
         for number in range(1, rounds + 1):
-            printed = self.run_nanogpt(max_iters=steps, eval_iters=1, eval_interval=10**6)
-            each = [float(ms) for ms in re.findall(r"iter \d+: loss [\d.]+, time ([\d.]+)ms", printed)]
-            theirs.append(statistics.median(each[WARM_UP:]))
+            timed = {"max_iters": steps, "eval_iters": 1, "eval_interval": 10**6}
+            printed = self.nanogpt.train(CONFIG, **RECIPE | timed)
+            theirs.append(statistics.median(step_milliseconds(printed)[WARM_UP:]))
             words = ["--preset", "nanogpt-tiny", "--max-steps", str(steps), "--log-every", "1"]
             run = self.run_octavo(text, [*words, "--eval-every", str(steps), "--sample-every", "0", "--keep", "0"])
             lines = octavo.Run(run).lines("metrics")
@@ -158,25 +158,6 @@ class Bench:
         self.say(f"median{step['nanogpt']:9.2f} {step['octavo']:8.2f} {ratio:8.2f}")
         return {"step_ms": step, "rounds_ms": {"nanogpt": theirs, "octavo": ours}, "ratio": ratio}
 
-    def prepare(self, text: Path) -> None:
-        """Let nanoGPT's own script prepare a text."""
-        shutil.copy(text, self.data / "input.txt")
-        subprocess.run([sys.executable, "prepare.py"], cwd=self.data, check=True, stdout=subprocess.DEVNULL)
-
-    def run_nanogpt(self, **changes: Any) -> str:
-        """What its train.py prints."""
-        flags = [f"--{name}={value}" for name, value in {**RECIPE, **changes}.items()]
-        words = [sys.executable, "train.py", "config/train_shakespeare_char.py", *flags]
-        return subprocess.run(words, cwd=self.nanogpt, check=True, capture_output=True, text=True).stdout
-
-    def nanogpt_loss(self) -> float:
-        """The exact loss of the checkpoint that it kept, the best by its own estimate."""
-        kept = torch.load(self.nanogpt / "out-shakespeare-char" / "ckpt.pt", weights_only=True)
-        shape = {name: kept["model_args"][name] for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")}
-        model = GPT(resolve(**shape, bias=kept["model_args"]["bias"], activation="gelu"))
-        model.load_state_dict(kept["model"])
-        return split_loss(model, self.val(), BLOCK)
-
     def run_octavo(self, text: Path, words: list[str]) -> Path:
         """Train with an empty cache; the run."""
         self.runs += 1
@@ -186,18 +167,14 @@ class Bench:
         shutil.rmtree(cache)
         return out
 
-    def octavo_loss(self, run: Path) -> float:
-        """The exact loss of a run's last checkpoint, on the same ids as nanoGPT's."""
+    def loss(self, run: Path, val: np.ndarray) -> float:
+        """The exact loss of a run's last checkpoint on nanoGPT's ids, which are those of the sorted characters."""
         last = octavo.Run(run).last
         assert last is not None
         loaded = octavo.load(last)
         characters = [piece.decode() for piece in loaded.tokenizer.token_bytes]
-        assert characters == sorted(characters), "nanoGPT's ids are those of the sorted characters"
-        return split_loss(loaded.model, self.val(), BLOCK)
-
-    def val(self) -> np.ndarray:
-        """The validation split's ids, as nanoGPT's script wrote them."""
-        return np.fromfile(self.data / "val.bin", dtype=np.uint16)
+        assert characters == sorted(characters)
+        return split_loss(loaded.model, val, BLOCK)
 
 
 if __name__ == "__main__":

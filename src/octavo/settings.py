@@ -88,6 +88,8 @@ class TrainingSettings(_Checked):
     max_steps: int = setting(600, "optimizer steps", low=0, high=10**9)
     batch_size: int = setting(32, "sequences a step", low=1, high=1 << 20)
     micro_batch: int = setting(0, "sequences at once; 0: as many as fit", low=0, high=1 << 20)
+    short_windows: int = setting(1, "at first, each window is cut into this many; 1: never", low=1, high=1 << 20)
+    short_fraction: float = setting(0.6, "share of the steps in which short_windows holds", low=0, high=1)
     optimizer: str = setting(
         "muon", "muon: orthogonal updates for the blocks' matrices, AdamW for the rest", choices=("muon", "adamw")
     )

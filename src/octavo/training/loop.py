@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from octavo import estimate, runs
 from octavo.checkpoint import TrainerState
-from octavo.data.sampler import Sampler
+from octavo.data.sampler import batches
 from octavo.device import choose
 from octavo.errors import OctavoError
 from octavo.evaluation import count_bytes
@@ -71,7 +72,7 @@ def events(settings: Settings, *, out: str | Path | None = None, name: str | Non
         settings, device=str(place.device), precision=place.precision, compile="on" if place.compile else "off",
         tokenizer=origin.data.info["tokenizer"],
     )  # fmt: skip
-    sampler = Sampler(origin.data.path("train"), settings.block_size, settings.batch_size, settings.seed)
+    batch = batches(origin.data.path("train"), settings)
     trainer = Trainer(origin.model.to(place.device), settings, place)
     run = origin.run or Run.create(settings, origin.data.name, out, name)
     with run.locked():
@@ -87,7 +88,7 @@ def events(settings: Settings, *, out: str | Path | None = None, name: str | Non
         )  # fmt: skip
         for text in [*place.notes, *origin.notices]:
             yield Notice(text)
-        yield from loop.steps(sampler, stop)
+        yield from loop.steps(batch, stop)
 
 
 @contextlib.contextmanager
@@ -149,12 +150,12 @@ class _Loop:
         self.clock -= values["seconds"]
         self.losses = Evaluated(**values["losses"]) if values["losses"] else None
 
-    def steps(self, sampler: Sampler, stop: Callable[[], bool]) -> Iterator[Event]:
+    def steps(self, batch: Callable[[int], np.ndarray], stop: Callable[[], bool]) -> Iterator[Event]:
         """Every step that is left, what is due after each, and the end."""
         settings, trainer, reason = self.settings, self.trainer, "done"
         logged, spent, mark = trainer.step, 0.0, time.perf_counter()  # since the last line: steps, seconds in them
         while trainer.step < settings.max_steps and reason == "done":
-            loss, norm = trainer.update(sampler.batch(trainer.step))
+            loss, norm = trainer.update(batch(trainer.step))
             step = trainer.step
             while trainer.notices:
                 yield Notice(trainer.notices.pop(0))

@@ -89,25 +89,30 @@ class Trainer:
 
     def _accumulate(self, batch: np.ndarray) -> Tensor:
         """Gradients of the batch's mean loss, a micro-batch at a time; the loss."""
-        targets = batch.shape[0] * (batch.shape[1] - 1)
+        T = batch.shape[1] - 1
+        rows = self.micro_batch * (self.settings.block_size // T)
+        # Short windows stand at a place of their own in each step, so that all positions are learned.
+        start = _hashed(self.settings.seed, self.step, "position") % (self.settings.block_size - T + 1)
         total = torch.zeros((), device=self.place.device)
-        for first in range(0, len(batch), self.micro_batch):
-            ids = self.place.move(torch.from_numpy(batch[first : first + self.micro_batch]))
+        for first in range(0, len(batch), rows):
+            ids = self.place.move(torch.from_numpy(batch[first : first + rows]))
             if self.settings.dropout or self.settings.attention_dropout:
                 # PyTorch's dropout takes no generator, so the global one is set to what this micro-batch is due.
-                torch.manual_seed(_dropout_seed(self.settings.seed, self.step, first))
+                torch.manual_seed(_hashed(self.settings.seed, self.step, first))
             with self.place.autocast() if self.half is None else contextlib.nullcontext():
-                loss = self._forward(ids) / targets
+                loss = self._forward(ids, start) / (len(batch) * T)
             self.scaler.scale(loss).backward()
             if self.half:
                 self.half.hand_over()
             total += loss.detach()
         return total
 
-    def _loss(self, ids: Tensor) -> Tensor:
-        if self.half:
-            return self.half.loss(ids)
-        return next_token_loss(self.model(ids[:, :-1]), ids[:, 1:])
+    def _loss(self, ids: Tensor, start: int = 0) -> Tensor:
+        """The summed loss over ids (B, T + 1), the first of them at position `start`."""
+        model = self.half.model if self.half else self.model
+        x = model.embed(ids[:, :-1], start)  # (B, T, C)
+        logits = model.unembed(model.norm(model.blocks(x)))[..., : self.settings.vocab_size]  # (B, T, V)
+        return next_token_loss(logits, ids[:, 1:])
 
     def _halve(self, error: RuntimeError) -> None:
         if self.micro_batch == 1:
@@ -147,8 +152,9 @@ class Trainer:
         self.micro_batch = self.settings.micro_batch or state.values["micro_batch"]
 
 
-def _dropout_seed(seed: int, step: int, first_row: int) -> int:
-    digest = hashlib.blake2b(f"{seed} {step} {first_row}".encode(), digest_size=8).digest()
+def _hashed(seed: int, step: int, what: object) -> int:
+    """A number that depends on nothing else, from 0 to 2**63 - 1."""
+    digest = hashlib.blake2b(f"{seed} {step} {what}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 1
 
 
