@@ -16,7 +16,7 @@ import octavo
 LAYERS = [
     ["octavo.cli"],
     ["octavo"],  # the public names: for users and for the command line, no way from one room to another
-    ["octavo.serve", "octavo.terminal"],
+    ["octavo.serve", "octavo.terminal", "octavo.benchmark"],
     ["octavo.training"],
     ["octavo.lens", "octavo.evaluation", "octavo.estimate"],
     ["octavo.generation", "octavo.interop"],

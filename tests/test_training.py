@@ -84,7 +84,9 @@ def found(events: list[training.Event], kind: type) -> list:
     {"dropout": 0.2, "attention_dropout": 0.1, "micro_batch": 4},
     {"precision": "bf16", "schedule": "wsd", "bias": False},
     {"optimizer": "adamw", "start": "noise"},
-], ids=["plain", "dropout", "bf16", "adamw"])  # fmt: skip
+    {"short_windows": 4, "short_fraction": 0.7},
+    {"short_windows": 2, "dropout": 0.1, "micro_batch": 2},
+], ids=["plain", "dropout", "bf16", "adamw", "short", "short-dropout"])  # fmt: skip
 def test_a_resumed_run_has_the_bits_of_one_that_was_not_stopped(stop_after: int, changes: dict) -> None:
     straight = finished(run_events(**changes)).run
     stopped = finished(run_events(stop_after, **changes))
@@ -224,10 +226,10 @@ def test_out_of_memory_halves_the_micro_batch_says_so_and_changes_no_loss(monkey
     batch = batch_of(plain.settings)
     forward = short._forward
 
-    def needy(ids: torch.Tensor) -> torch.Tensor:
+    def needy(ids: torch.Tensor, start: int) -> torch.Tensor:
         if len(ids) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(ids)
+        return forward(ids, start)
 
     monkeypatch.setattr(short, "_forward", needy)
     torch.testing.assert_close(short.update(batch)[0], plain.update(batch)[0], atol=1e-5, rtol=0)
@@ -238,7 +240,7 @@ def test_out_of_memory_halves_the_micro_batch_says_so_and_changes_no_loss(monkey
 def test_a_sequence_that_does_not_fit_is_an_error_that_says_what_to_shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     hopeless = trainer()
 
-    def refuse(ids: torch.Tensor) -> torch.Tensor:
+    def refuse(ids: torch.Tensor, start: int) -> torch.Tensor:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
     monkeypatch.setattr(hopeless, "_forward", refuse)
@@ -249,7 +251,7 @@ def test_a_sequence_that_does_not_fit_is_an_error_that_says_what_to_shrink(monke
 
 def test_where_compiling_fails_steps_run_uncompiled_and_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(function: object) -> Callable:
-        def raises(ids: torch.Tensor) -> torch.Tensor:
+        def raises(ids: torch.Tensor, start: int) -> torch.Tensor:
             raise RuntimeError("no working C++ compiler\nwith more lines")
 
         return raises
@@ -277,7 +279,7 @@ def test_a_system_that_knows_no_compiler_at_all_trains_uncompiled(monkeypatch: p
 def test_other_errors_are_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
     failing = trainer()
 
-    def raises(ids: torch.Tensor) -> torch.Tensor:
+    def raises(ids: torch.Tensor, start: int) -> torch.Tensor:
         raise RuntimeError("something else")
 
     monkeypatch.setattr(failing, "_forward", raises)
@@ -534,3 +536,23 @@ def test_arabic_and_hindi_are_sampled_in_whole_characters(tokenizer: str, shared
         texts = [each.text for each in octavo.generate(ended.run, prompt, max_new_tokens=200, num_samples=5)]
         assert "\ufffd" not in "".join(texts)
         assert any("\u0600" <= c <= "\u06ff" or "\u0900" <= c <= "\u097f" for c in "".join(texts))
+
+
+def test_short_windows_train_every_position_and_micro_batches_change_nothing() -> None:
+    settings = resolve(**RECIPE, n_layer=1, n_head=1, n_embd=8, vocab_size=30, start="noise", weight_decay=0.0)
+    batch = np.random.default_rng(0).integers(0, 30, (24, 5))  # a quarter of the block
+    trainers = [
+        Trainer(GPT(settings, torch.Generator().manual_seed(0)), dataclasses.replace(settings, micro_batch=rows), CPU)
+        for rows in (6, 1)
+    ]
+    before = trainers[0].model.transformer.wpe.weight.detach().clone()
+    moved = torch.zeros(16, dtype=torch.bool)
+    for _ in range(30):
+        old = trainers[0].model.transformer.wpe.weight.detach().clone()
+        whole, cut = (trainer.update(batch)[0] for trainer in trainers)
+        torch.testing.assert_close(whole, cut, atol=1e-5, rtol=0)
+        now = (trainers[0].model.transformer.wpe.weight.detach() != old).any(1)
+        assert now.any()
+        moved |= now
+    assert moved.all()
+    assert not torch.equal(before, trainers[0].model.transformer.wpe.weight)

@@ -24,7 +24,7 @@ from octavo.settings import NANOGPT_NAMES, PRESETS, SECTIONS, DataSettings, Sett
 # What nanoGPT's sample.py calls them.
 _NANOGPT_SAMPLES = {"start": "--prompt", "out_dir": "the run itself: octavo sample runs/my-1", "init_from": "the RUN",
                     "dtype": "nothing: sampling runs in float32"}  # fmt: skip
-VERBS = ("train", "sample", "eval", "prepare")
+VERBS = ("train", "sample", "eval", "prepare", "bench")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -131,6 +131,27 @@ def prepare(arguments: argparse.Namespace) -> int:
             f"({made.info['vocab_size']:,} tokens)\n"
             f"  train {counts['train']:,} tokens, val {counts['val']:,}\n"
             f"next: octavo train {made.folder}"
+        )
+    return 0
+
+
+def bench(arguments: argparse.Namespace) -> int:
+    """octavo bench"""
+    from octavo import benchmark
+
+    settings = resolve(arguments.preset, **_given(arguments))
+    result = benchmark.train(settings, arguments.rounds, lambda line: print(line, file=sys.stderr))
+    if arguments.json:
+        print(json.dumps(dataclasses.asdict(result)))
+    else:
+        print(
+            f"step             {1000 * result.step_seconds:,.1f} ms, median of {arguments.rounds}\n"
+            f"tokens           {result.tokens_per_second:,.0f} a second\n"
+            f"model            {result.flops_per_second / 1e9:,.0f} GFLOP/s\n"
+            f"products alone   {1000 * result.products_seconds:,.1f} ms, "
+            f"{result.products_flops_per_second / 1e9:,.0f} GFLOP/s\n"
+            f"products' share  {result.products_share:.0%}\n"
+            f"{benchmark.FORMULA}"
         )
     return 0
 
@@ -253,6 +274,17 @@ def _parser(defaults: Settings) -> _Parser:
     verb.add_argument("source", metavar="SOURCE", help="a named corpus, a file, folder, glob or -")
     verb.add_argument("--out", required=True, metavar="DIR", help="a folder that does not exist yet")
     _add_settings(verb, DataSettings, defaults, leave_out=("source",))
+    _finish(verb)
+
+    verb = _verb(
+        verbs, "bench", "train", bench, "how fast this machine trains a model", "octavo bench train --preset baby"
+    )
+    verb.add_argument("what", choices=("train",), help="what to time")
+    verb.add_argument("--preset", metavar="P", help=f"where the settings start: {', '.join(PRESETS)}")
+    verb.add_argument("--rounds", type=_whole, default=10, metavar="N", help="steps to time (10)")
+    for title, part in SECTIONS.items():
+        if part is not DataSettings:
+            _add_settings(verb.add_argument_group(f"{title} settings"), part, defaults, leave_out=())
     _finish(verb)
     return parser
 

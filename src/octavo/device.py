@@ -48,6 +48,11 @@ class Place:
         words = f" {self.name.replace('-', ' ')} "  # whole words: an L4 is no L40S
         return next((peak for part, peak in _PEAK_FLOPS.items() if f" {part} " in words), None)
 
+    def wait(self) -> None:
+        """Until the device has done what it was given; a CPU has by then."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     @property
     def room(self) -> int:
         """Bytes that a step's activations may take: on a GPU most of what is free, elsewhere what any machine bears."""

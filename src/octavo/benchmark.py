@@ -1,0 +1,105 @@
+"""How fast this machine is at this model. Nothing is kept, and no text is needed: time does not depend on it.
+
+The axis letters: `B` sequences, `T` positions, `C` width, `H` heads of width `D`, `V` vocabulary.
+"""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from octavo import estimate, kernels
+from octavo.device import Place, choose
+from octavo.errors import OctavoError
+from octavo.model import GPT
+from octavo.settings import Settings
+from octavo.training.step import Trainer
+
+FORMULA = "products' share = (the step's products, each timed alone) / (the whole step)"
+_VOCAB = 65  # where the settings leave it to a tokenizer: tiny Shakespeare's
+
+
+@dataclass(frozen=True)
+class TrainBenchmark:
+    """A training step of a model here. Times are medians, in seconds; rates are per second."""
+
+    device: str
+    precision: str
+    compiled: bool
+    parameters: int
+    tokens_per_step: int
+    step_seconds: float
+    tokens_per_second: float
+    flops_per_second: float
+    products_seconds: float  # of a step's matrix products alone, attention's included, in the same precision
+    products_flops_per_second: float
+    products_share: float
+
+
+def train(settings: Settings, steps: int = 10, tell: Callable[[str], None] = lambda line: None) -> TrainBenchmark:
+    """Time whole updates and the products in them, in turn, `steps` times each.
+
+    The products are those of every linear layer (one forward, two backward) and attention's two batched ones (four
+    backward, over the full square), in the micro-batches and the precision of the step, from warm caches. Raises
+    `OctavoError` for a device or precision that isn't there.
+    """
+    if steps < 1:
+        raise OctavoError(f"{steps} steps can't be timed", "--rounds 10")
+    place = choose(settings)
+    settings = dataclasses.replace(settings, vocab_size=settings.vocab_size or _VOCAB)
+    trainer = Trainer(GPT(settings, torch.Generator().manual_seed(0)).to(place.device), settings, place)
+    shape = (settings.batch_size, settings.block_size + 1)
+    batch = np.random.default_rng(0).integers(0, settings.vocab_size, shape)
+    tell(f"{place.name}, {place.precision}: {steps} steps of {settings.batch_size * settings.block_size:,} tokens")
+    for _ in range(3):
+        trainer.update(batch)
+    products = _products(settings, trainer.micro_batch, place)
+    whole, alone = [], []
+    for _ in range(steps):
+        whole.append(_seconds(place, lambda: trainer.update(batch)))
+        with kernels.fast(place.device):
+            alone.append(sum(count * _seconds(place, run) for count, _, run in products))
+    step, product, tokens = statistics.median(whole), statistics.median(alone), shape[0] * settings.block_size
+    return TrainBenchmark(
+        device=place.name, precision=place.precision, compiled=place.compile,
+        parameters=estimate.parameters(settings), tokens_per_step=tokens, step_seconds=step,
+        tokens_per_second=tokens / step, flops_per_second=tokens * estimate.flops_per_token(settings) / step,
+        products_seconds=product, products_flops_per_second=sum(n * flops for n, flops, _ in products) / product,
+        products_share=product / step,
+    )  # fmt: skip
+
+
+def _products(settings: Settings, rows: int, place: Place) -> list[tuple[int, int, Callable[[], object]]]:
+    """The matrix products of an update: how often each comes, its FLOPs, and a function that does it once."""
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[place.precision]
+    L, C, H, D, T = settings.n_layer, settings.n_embd, settings.n_head, settings.head_size, settings.block_size
+    N, heads, parts = rows * T, rows * H, -(-settings.batch_size // rows)
+
+    def full(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, dtype=dtype, device=place.device)
+
+    products: list[tuple[int, int, Callable[[], object]]] = []
+    linear = [(L, C, 3 * C), (L, C, C), (L, C, 4 * C), (L, 4 * C, C), (1, C, settings.vocab_size)]
+    for count, wide, out in linear:
+        x, w, g = full(N, wide), full(out, wide), full(N, out)
+        for run in (lambda x=x, w=w: x @ w.mT, lambda g=g, w=w: g @ w, lambda g=g, x=x: g.mT @ x):
+            products.append((count * parts, 2 * N * wide * out, run))
+    q, square = full(heads, T, D), full(heads, T, T)
+    flops = 2 * heads * T * T * D
+    products.append((2 * L * parts, flops, lambda: q @ q.mT))  # the scores; the weights' gradient
+    products.append((2 * L * parts, flops, lambda: square @ q))  # the output; the queries' gradient
+    products.append((2 * L * parts, flops, lambda: square.mT @ q))  # the values' and the keys' gradients
+    return products
+
+
+def _seconds(place: Place, run: Callable[[], object]) -> float:
+    """How long it takes, the device's own work included."""
+    place.wait()
+    start = time.perf_counter()
+    run()
+    place.wait()
+    return time.perf_counter() - start

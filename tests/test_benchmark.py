@@ -1,0 +1,53 @@
+"""The benchmark times the products that a step really has."""
+
+import json
+from collections import Counter
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from octavo import benchmark, kernels
+from octavo.cli import main
+from octavo.device import Place
+from octavo.loss import next_token_loss
+from octavo.model import GPT
+from octavo.settings import resolve
+
+SMALL = resolve(n_layer=2, n_head=2, n_embd=32, block_size=16, batch_size=4, vocab_size=40, device="cpu")
+
+
+def test_the_products_timed_alone_are_those_of_a_step() -> None:
+    model = GPT(SMALL)
+    ids = torch.randint(0, 40, (4, 17))
+    kernels.onednn_is_exact()  # asks with a product of its own, once
+    with FlopCounterMode(display=False) as counter, kernels.fast(torch.device("cpu")):
+        next_token_loss(model(ids[:, :-1]), ids[:, 1:]).backward()
+    products = benchmark._products(SMALL, 4, Place(torch.device("cpu")))
+    assert sum(count * flops for count, flops, _ in products) == counter.get_total_flops()
+
+
+def test_cut_into_micro_batches_the_products_are_as_many() -> None:
+    sums = Counter(
+        {rows: sum(n * flops for n, flops, _ in benchmark._products(SMALL, rows, Place(torch.device("cpu"))))
+         for rows in (1, 2, 4)}
+    )  # fmt: skip
+    assert len(set(sums.values())) == 1
+
+
+def test_the_figures_fit_together() -> None:
+    result = benchmark.train(SMALL, steps=2)
+    assert result.tokens_per_step == 64
+    assert result.tokens_per_second == pytest.approx(64 / result.step_seconds)
+    assert result.products_share == pytest.approx(result.products_seconds / result.step_seconds)
+    assert result.products_share > 0
+
+
+def test_the_verb_prints_the_formula_and_json(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["bench", "train", "--rounds", "1", "--n-layer", "1", "--n-head", "1", "--n-embd", "8", "--batch-size", "2"]
+    assert main(words) == 0
+    assert benchmark.FORMULA in capsys.readouterr().out
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tokens_per_step"] == 128
+    assert main([*words, "--rounds", "0"]) == 2
+    assert "0 steps can't be timed" in capsys.readouterr().err
