@@ -49,7 +49,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Exact losses over the validation split, and over as many tokens of the training split."""
+    """Exact losses over the whole validation split, and over the beginning of the training split."""
 
     step: int
     train_loss: float

@@ -34,6 +34,7 @@ from octavo.training.event import Evaluated, Event, Finished, Notice, Sampled, S
 from octavo.training.step import Trainer
 
 _SAMPLE_TOKENS = 200
+_TRAIN_TOKENS = 1 << 15  # of the training split, scored beside the validation split: enough for a second decimal
 
 
 def train(source: str | Path | None = None, *, out: str | Path | None = None, name: str | None = None,
@@ -128,7 +129,7 @@ class _Loop:
         self.run, self.settings, self.data, self.trainer = run, trainer.settings, origin.data, trainer
         self.model, self.tokenizer, self.clock = trainer.model, origin.data.tokenizer, clock
         self.val = self.data.tokens("val")
-        self.train = self.data.tokens("train")[: len(self.val)]  # as much of the training split
+        self.train = self.data.tokens("train")[: min(len(self.val), _TRAIN_TOKENS)]
         self.bytes_per_token = count_bytes(self.tokenizer, self.val[1:]) / (len(self.val) - 1)
         self.along = runs.log_spaced(self.settings)
         self.losses: Evaluated | None = None  # of the newest evaluation
