@@ -102,7 +102,7 @@ def test_each_place_lies_over_the_one_before(
     config.write_text(tomli_w.dumps(file), encoding="utf-8")
     expected = {name: each.default for name, each in FIELDS.items()}
     for over in (PRESETS[preset], file, hand, {"preset": preset}):
-        expected |= over
+        expected |= ({"max_epochs": 0.0} if "max_steps" in over else {}) | over
     assert dataclasses.asdict(resolve(preset, config, **hand)) == expected
 
 
@@ -366,7 +366,7 @@ NANOGPT = {
     "bias": False, "learning_rate": 1e-3, "min_learning_rate": 1e-4, "warmup_steps": 100, "schedule": "cosine",
     "optimizer": "adamw", "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.99, "grad_clip": 1.0, "eval_every": 250,
     "tokenizer": "char", "val_fraction": 0.1, "activation": "gelu", "embedding_init": "normal",
-    "seed": 1337, "patience": 0, "precision": "fp32",
+    "seed": 1337, "patience": 0, "max_epochs": 0.0, "start": "noise", "short_windows": 1, "precision": "fp32",
 }  # fmt: skip
 NANOGPT_TINY = NANOGPT | {
     "block_size": 64, "batch_size": 12, "n_layer": 4, "n_head": 4, "n_embd": 128, "max_steps": 2000,

@@ -23,6 +23,7 @@ from octavo.errors import OctavoError
 from octavo.model import GPT
 from octavo.settings import Settings, TrainingSettings, resolve
 from octavo.training import optimizers, schedule
+from octavo.training.beginning import begin
 from octavo.training.step import Trainer
 
 TEXT = "The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs! " * 40
@@ -556,3 +557,19 @@ def test_short_windows_train_every_position_and_micro_batches_change_nothing() -
         moved |= now
     assert moved.all()
     assert not torch.equal(before, trainers[0].model.transformer.wpe.weight)
+
+
+@pytest.mark.parametrize(("characters", "steps"), [(100, 100), (1000, 100), (4000, 300), (20_000, 600)])
+def test_a_small_text_gets_fewer_steps_and_is_told_so(characters: int, steps: int) -> None:
+    Path("text.txt").write_text((TEXT * 10)[:characters], encoding="utf-8")
+    shape = dict(n_layer=1, n_head=1, n_embd=2, block_size=8, batch_size=12, device="cpu")
+    origin = begin(training.plan("text.txt", **shape))
+    assert origin.settings.max_steps == steps
+    assert (steps == 600) == (not origin.notices)
+    assert all(f"{steps} steps suffice" in notice for notice in origin.notices)
+
+
+def test_whoever_names_the_steps_gets_them() -> None:
+    for given in ({"max_steps": 5000}, {"preset": "nanogpt-tiny"}, {"max_epochs": 0}):
+        planned = training.plan("text.txt", **{"block_size": 8, "device": "cpu", **given})
+        assert begin(planned).settings.max_steps == planned.max_steps

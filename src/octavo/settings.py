@@ -86,6 +86,9 @@ class TrainingSettings(_Checked):
     """How the weights are fitted, watched and kept."""
 
     max_steps: int = setting(600, "optimizer steps", low=0, high=10**9)
+    max_epochs: float = setting(
+        8.0, "fewer steps where they would be more passes over the text; 0, or max_steps given: never", low=0, high=1e9
+    )
     batch_size: int = setting(32, "sequences a step", low=1, high=1 << 20)
     micro_batch: int = setting(0, "sequences at once; 0: as many as fit", low=0, high=1 << 20)
     short_windows: int = setting(1, "at first, each window is cut into this many; 1: never", low=1, high=1 << 20)
@@ -94,12 +97,12 @@ class TrainingSettings(_Checked):
         "muon", "muon: orthogonal updates for the blocks' matrices, AdamW for the rest", choices=("muon", "adamw")
     )
     learning_rate: float = setting(4e-3, "highest learning rate, AdamW's", low=0, high=100)
-    min_learning_rate: float = setting(1e-4, "learning rate at the end", low=0, high=100)
-    warmup_steps: int = setting(50, "steps over which the learning rate rises", low=0, high=10**9)
+    min_learning_rate: float = setting(0.0, "learning rate at the end", low=0, high=100)
+    warmup_steps: int = setting(20, "steps over which the learning rate rises", low=0, high=10**9)
     schedule: str = setting(
-        "cosine",
+        "linear",
         "from learning_rate to min_learning_rate; wsd: constant, then linear",
-        choices=("cosine", "linear", "wsd", "constant"),
+        choices=("linear", "cosine", "wsd", "constant"),
     )
     decay_fraction: float = setting(0.2, "share of the steps in which wsd decays", low=0, high=1)
     weight_decay: float = setting(0.1, "decoupled decay, on matrices only", low=0, high=100)
@@ -149,26 +152,27 @@ SECTIONS: dict[str, type] = {"model": ModelSettings, "data": DataSettings, "trai
 
 # A GPT-2 of some size, on text of some size: GPT-3's table 2.1 and nanoGPT's recipe for 124M.
 _GPT2 = dict(
-    optimizer="adamw", start="noise",
+    optimizer="adamw", start="noise", schedule="cosine",
     block_size=1024, n_layer=12, n_head=12, n_embd=768, tokenizer="gpt2", batch_size=480, max_steps=20_000,
     learning_rate=6e-4, min_learning_rate=6e-5, warmup_steps=700, beta2=0.95, eval_every=500, sample_every=1000,
     val_fraction=0.01,
 )  # fmt: skip
 # nanoGPT's published recipes, to the letter: config/train_shakespeare_char.py and its README.
 _NANOGPT = dict(
-    optimizer="adamw", start="noise", tokenizer="char", bias=False, activation="gelu", learning_rate=1e-3,
-    min_learning_rate=1e-4, warmup_steps=100, beta2=0.99, weight_decay=0.1, grad_clip=1.0, eval_every=250,
-    precision="fp32",
+    optimizer="adamw", start="noise", schedule="cosine", tokenizer="char", bias=False, activation="gelu",
+    learning_rate=1e-3, min_learning_rate=1e-4, warmup_steps=100, beta2=0.99, weight_decay=0.1, grad_clip=1.0,
+    eval_every=250, precision="fp32",
 )  # fmt: skip
 
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {},  # the defaults: a laptop, about a minute on two cores
+    "quick": dict(n_layer=2, batch_size=48, max_steps=120, max_epochs=8.0, warmup_steps=10, momentum=0.9),
     "baby": dict(
         optimizer="adamw", start="noise",
         block_size=256, n_layer=6, n_head=6, n_embd=384, dropout=0.2, batch_size=32, max_steps=3000,
         learning_rate=1e-3, warmup_steps=100, eval_every=250, sample_every=500,
     ),
-    "words": dict(tokenizer="word", block_size=64, n_layer=2, batch_size=32, max_steps=1500, eval_every=250),
+    "words": dict(tokenizer="word", n_layer=2, max_steps=1500, max_epochs=8.0, eval_every=250),
     "gpt2-512": _GPT2 | dict(block_size=512),
     "gpt2": _GPT2,
     "gpt2-medium": _GPT2 | dict(n_layer=24, n_head=16, n_embd=1024, learning_rate=3e-4, min_learning_rate=3e-5),
@@ -216,11 +220,11 @@ def resolve(preset: str | None = None, config: str | Path | None = None, **given
 
     Raises `OctavoError` for a name or value that isn't one, with the nearest that is.
     """
-    from_file = _read_toml(Path(config)) if config is not None else {}
+    from_file = _meant(_read_toml(Path(config))) if config is not None else {}
     preset = preset or from_file.pop("preset", None) or "tiny"
     if not isinstance(preset, str) or preset not in PRESETS:
         raise unknown("preset", str(preset), PRESETS)
-    values = PRESETS[preset] | from_file | given | {"preset": preset}
+    values = _meant(PRESETS[preset]) | from_file | _meant(given) | {"preset": preset}
     known = [each.name for each in fields(Settings)]
     try:
         for name in values:
@@ -233,6 +237,11 @@ def resolve(preset: str | None = None, config: str | Path | None = None, **given
         if any(name in error.message for name in from_file.keys() - given.keys()):
             raise OctavoError(f"in {config}: {error.message}", error.hint) from None
         raise
+
+
+def _meant(values: dict[str, Any]) -> dict[str, Any]:
+    """Whoever names the steps and not the epochs wants those steps."""
+    return ({"max_epochs": 0.0} if "max_steps" in values else {}) | values
 
 
 def to_toml(settings: Settings) -> str:
