@@ -295,7 +295,7 @@ def test_no_more_heads_are_suggested_than_there_may_be() -> None:
 
 
 def test_a_learning_rate_does_not_end_above_its_highest() -> None:
-    said = refusal(learning_rate=1e-5)
+    said = refusal(learning_rate=1e-5, min_learning_rate=1e-4)
     assert said.message == "min_learning_rate=0.0001 is above learning_rate=1e-05"
     assert said.hint == "--min-learning-rate 1e-06"
 

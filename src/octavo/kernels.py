@@ -3,7 +3,7 @@
     with kernels.fast(device):
         ...  # the model's forward and backward, unchanged
 
-On a CPU four things change inside, on a GPU one; what is computed stays. `tests/test_kernels.py` holds each against
+On a CPU three things change inside, on a GPU one; what is computed stays. `tests/test_kernels.py` holds each against
 the default.
 The figures were measured on 2 cores of an AMD Zen 5; `docs/speed.md` has the table.
 
@@ -11,8 +11,9 @@ The axis letters: `B` sequences, `H` heads, `T` positions, `D` width of a head.
 """
 
 import contextlib
+import ctypes
 import functools
-import math
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,13 +26,13 @@ from torch.overrides import TorchFunctionMode
 # Beyond, the scores (B, H, T, T) fall out of the caches, and the fused kernel skips more than half of them.
 _LONGEST = 512
 _ON_GPU = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-_SLOPE = 2 * math.sqrt(2 / math.pi)  # 2z = _SLOPE (x + 0.044715 x^3)
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _MATMUL: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # PyTorch's stubs don't know it
 
 
 @contextlib.contextmanager
 def fast(device: torch.device) -> Iterator[None]:
-    """The context in which products, attention, GELU and dropout take the faster way."""
+    """The context in which products, attention and dropout take the faster way."""
     if device.type == "cuda":
         # PyTorch prefers its own flash attention; cuDNN's is faster on Hopper where it knows the shape.
         with sdpa_kernel(_ON_GPU, set_priority=True):
@@ -48,6 +49,21 @@ def fast(device: torch.device) -> Iterator[None]:
             yield
     finally:
         _MATMUL.fp32_precision = before
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Let the allocator keep what is freed, from here on, where it is glibc's.
+
+    A step frees and takes the same megabytes again and again. glibc hands large ones back to the system each time, and
+    the system clears every page before it gives them out anew: a third of a small model's step.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    with contextlib.suppress(AttributeError):  # musl has no mallopt
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 
 @functools.cache
@@ -92,37 +108,7 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = Fa
     return x * keep.to(x.dtype).mul_(1 / (1 - dropped / 2**16))
 
 
-def gelu(x: Tensor, approximate: str = "none") -> Tensor:
-    """GPT-2's GELU, 0.5 x (1 + tanh z), as x sigmoid(2z): PyTorch's tanh takes ten times as long as its sigmoid."""
-    if approximate != "tanh" or x.dtype == torch.float64:
-        return F.gelu(x, approximate=approximate)
-    y: Tensor = _Gelu.apply(x)  # type: ignore[no-untyped-call]
-    return y
-
-
-class _Gelu(torch.autograd.Function):
-    """In float32 inside. The derivative is found on the way, so that the backward is one product."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        wide = x.float()
-        square = wide * wide
-        gate = square.mul(0.044715 * _SLOPE).add_(_SLOPE).mul_(wide).sigmoid_()  # sigmoid(2z)
-        if ctx.needs_input_grad[0]:
-            grows = square.mul_(3 * 0.044715 * _SLOPE).add_(_SLOPE).mul_(wide)  # x d(2z)/dx
-            ctx.save_for_backward(grows.addcmul_(grows, gate, value=-1).add_(1).mul_(gate).to(x.dtype))
-        return gate.mul_(wide).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (derivative,) = ctx.saved_tensors
-        product: Tensor = gradient * derivative
-        return product
-
-
-_FASTER: dict[Any, Callable[..., Tensor]] = {
-    F.scaled_dot_product_attention: attention, F.dropout: dropout, F.gelu: gelu,
-}  # fmt: skip
+_FASTER: dict[Any, Callable[..., Tensor]] = {F.scaled_dot_product_attention: attention, F.dropout: dropout}
 
 
 class _Replaced(TorchFunctionMode):

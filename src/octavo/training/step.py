@@ -27,6 +27,8 @@ class Trainer:
     """A model and its optimizer, moved one step at a time over batches that are given."""
 
     def __init__(self, model: GPT, settings: Settings, place: Place) -> None:
+        if place.device.type == "cpu":
+            kernels.keep_freed_memory()
         self.model, self.settings, self.place = model, settings, place
         self.optimizers = optimizers.build(model, settings, place.precision)
         self.scaler = place.scaler()
