@@ -8,6 +8,7 @@ import torch
 from octavo.model import GPT
 from octavo.settings import resolve
 from octavo.training import optimizers, starts
+from octavo.training.adamw import AdamW
 from octavo.training.muon import Muon, cut, joined, orthogonal
 
 SMALL = dict(n_layer=2, n_head=2, n_embd=16, block_size=12, vocab_size=20)
@@ -46,7 +47,7 @@ def test_a_step_is_nesterov_momentum_made_orthogonal_and_decoupled_decay() -> No
     first, second = seeded(16, 16), seeded(16, 16).mT.contiguous()
     matrix = torch.nn.Parameter(seeded(16, 16).clone())
     start = matrix.detach().clone()
-    muon = Muon([matrix], lr=0.1, momentum=0.9, weight_decay=0.5)
+    muon = Muon([{"params": [matrix], "lr": 0.1, "weight_decay": 0.5}], momentum=0.9)
     mean = torch.zeros(16, 16)
     expected = start
     for gradient in (first, second):
@@ -56,6 +57,23 @@ def test_a_step_is_nesterov_momentum_made_orthogonal_and_decoupled_decay() -> No
         ahead = 0.1 * gradient + 0.9 * mean
         expected = expected * (1 - 0.1 * 0.5) - 0.1 * orthogonal(ahead[None])[0]
     torch.testing.assert_close(matrix.detach(), expected, atol=1e-5, rtol=0)
+
+
+def test_adamw_is_pytorchs() -> None:
+    ours, theirs = ([torch.nn.Parameter(seeded(5, 3).clone()), torch.nn.Parameter(seeded(4).clone())] for _ in range(2))
+    mine = AdamW(
+        [{"params": [p], "lr": 0.01, "weight_decay": d} for p, d in zip(ours, (0.3, 0.0), strict=True)], 0.8, 0.9
+    )
+    groups = [{"params": [p], "weight_decay": d} for p, d in zip(theirs, (0.3, 0.0), strict=True)]
+    reference = torch.optim.AdamW(groups, lr=0.01, betas=(0.8, 0.9))
+    for step in range(5):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.sin(a.detach() * (step + 1))
+            b.grad = torch.sin(b.detach() * (step + 1))
+        mine.step()
+        reference.step()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
 
 
 def test_muon_has_the_blocks_matrices_and_adamw_all_the_rest() -> None:

@@ -540,7 +540,8 @@ def test_arabic_and_hindi_are_sampled_in_whole_characters(tokenizer: str, shared
 
 
 def test_short_windows_train_every_position_and_micro_batches_change_nothing() -> None:
-    settings = resolve(**RECIPE, n_layer=1, n_head=1, n_embd=8, vocab_size=30, start="noise", weight_decay=0.0)
+    settings = resolve(**RECIPE, n_layer=1, n_head=1, n_embd=8, vocab_size=30, start="noise", weight_decay=0.0,
+                       schedule="constant")  # fmt: skip
     batch = np.random.default_rng(0).integers(0, 30, (24, 5))  # a quarter of the block
     trainers = [
         Trainer(GPT(settings, torch.Generator().manual_seed(0)), dataclasses.replace(settings, micro_batch=rows), CPU)
@@ -573,3 +574,13 @@ def test_whoever_names_the_steps_gets_them() -> None:
     for given in ({"max_steps": 5000}, {"preset": "nanogpt-tiny"}, {"max_epochs": 0}):
         planned = training.plan("text.txt", **{"block_size": 8, "device": "cpu", **given})
         assert begin(planned).settings.max_steps == planned.max_steps
+
+
+def test_training_does_not_wait_for_pytorchs_compiler_to_be_imported() -> None:
+    """Three quarters of a second that only `torch.compile` needs."""
+    script = (
+        "import octavo, sys; octavo.train('text.txt', max_steps=1, n_embd=8, n_head=1, device='cpu'); "
+        "print([name for name in sys.modules if name.startswith(('torch._dynamo', 'torch._inductor'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")

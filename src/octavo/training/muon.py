@@ -7,7 +7,7 @@ Here every matrix of a block, all multiples of C x C, is cut into squares of C x
 updates are one batch (N, C, C) of products. It is for those matrices only; the rest stays with AdamW.
 """
 
-from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,34 +17,36 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ROUNDS = 5
 
 
-class Muon(torch.optim.Optimizer):
-    """Muon over matrices whose sides are multiples of the narrowest one's; decay is decoupled, as AdamW's."""
+class Muon:
+    """Muon over groups of matrices (`params`) whose sides are multiples of the narrowest one's.
 
-    def __init__(self, matrices: Iterable[Tensor], lr: float, momentum: float, weight_decay: float,
-                 dtype: torch.dtype = torch.float32) -> None:  # fmt: skip
-        super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+    Decay (`weight_decay`) is decoupled, as AdamW's; whoever steps sets each group's `lr`.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], momentum: float, dtype: torch.dtype = torch.float32) -> None:
+        self.param_groups, self.momentum = groups, momentum
         self.dtype = dtype  # of the iterations: bfloat16 suffices, where it is fast
+        self.state: dict[Tensor, dict[str, Tensor]] = {}
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self) -> None:
         """Make one update from the gradients that the matrices hold."""
         for group in self.param_groups:
             matrices: list[Tensor] = group["params"]
             width = min(min(matrix.shape) for matrix in matrices)
-            squares = [cut(self._direction(matrix, group["momentum"]), width) for matrix in matrices]
+            squares = [cut(self._direction(matrix), width) for matrix in matrices]
             updates = torch.split(orthogonal(torch.cat(squares).to(self.dtype)), [len(each) for each in squares])
             for matrix, update in zip(matrices, updates, strict=True):
                 matrix.mul_(1 - group["lr"] * group["weight_decay"])
                 matrix.sub_(joined(update.to(matrix.dtype), matrix.shape), alpha=group["lr"])
 
-    def _direction(self, matrix: Tensor, momentum: float) -> Tensor:
+    def _direction(self, matrix: Tensor) -> Tensor:
         """The gradient's running mean, looked ahead as Nesterov's."""
         assert matrix.grad is not None
-        state = self.state[matrix]
-        if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(matrix)
-        mean: Tensor = state["momentum"].lerp_(matrix.grad, 1 - momentum)
-        return matrix.grad.lerp(mean, momentum)
+        if matrix not in self.state:
+            self.state[matrix] = {"momentum": torch.zeros_like(matrix)}
+        mean = self.state[matrix]["momentum"].lerp_(matrix.grad, 1 - self.momentum)
+        return matrix.grad.lerp(mean, self.momentum)
 
 
 def orthogonal(x: Tensor) -> Tensor:

@@ -5,10 +5,13 @@ from torch import Tensor
 
 from octavo.model import GPT
 from octavo.settings import TrainingSettings
+from octavo.training.adamw import AdamW
 from octavo.training.muon import Muon
 
+Optimizer = AdamW | Muon
 
-def build(model: GPT, settings: TrainingSettings, precision: str = "fp32") -> list[torch.optim.Optimizer]:
+
+def build(model: GPT, settings: TrainingSettings, precision: str = "fp32") -> list[Optimizer]:
     """AdamW for all, or Muon for the blocks' matrices and AdamW for the rest.
 
     AdamW decays (decoupled: Loshchilov and Hutter, 2019) matrices and tables, not biases and norms. A group's
@@ -21,17 +24,16 @@ def build(model: GPT, settings: TrainingSettings, precision: str = "fp32") -> li
         {"params": [p for p in rest if p.dim() >= 2], "weight_decay": settings.weight_decay, "scale": 1.0},
         {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0, "scale": 1.0},
     ]
-    # Fused also on CPU: one pass over each tensor instead of a dozen.
-    adamw = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), fused=True)
+    adamw = AdamW(groups, settings.beta1, settings.beta2)
     if not by_muon:
         return [adamw]
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    muon = Muon(by_muon, settings.muon_learning_rate, settings.momentum, settings.muon_weight_decay, dtype)
-    muon.param_groups[0]["scale"] = settings.muon_learning_rate / max(settings.learning_rate, 1e-12)
-    return [muon, adamw]
+    scale = settings.muon_learning_rate / max(settings.learning_rate, 1e-12)
+    hidden_group = {"params": by_muon, "weight_decay": settings.muon_weight_decay, "scale": scale}
+    return [Muon([hidden_group], settings.momentum, dtype), adamw]
 
 
-def state_tensors(optimizers: list[torch.optim.Optimizer], model: GPT) -> dict[str, Tensor]:
+def state_tensors(optimizers: list[Optimizer], model: GPT) -> dict[str, Tensor]:
     """The optimizers' state, each tensor named after its parameter: `exp_avg.transformer.wte.weight`."""
     return {
         f"{key}.{name}": value.detach().contiguous()
@@ -41,11 +43,10 @@ def state_tensors(optimizers: list[torch.optim.Optimizer], model: GPT) -> dict[s
     }
 
 
-def load_state_tensors(optimizers: list[torch.optim.Optimizer], model: GPT, tensors: dict[str, Tensor]) -> None:
+def load_state_tensors(optimizers: list[Optimizer], model: GPT, tensors: dict[str, Tensor]) -> None:
     """Put back what `state_tensors` gave."""
     owner = {id(p): each for each in optimizers for group in each.param_groups for p in group["params"]}
     for full_name, value in tensors.items():
         key, _, name = full_name.partition(".")
         parameter = model.get_parameter(name)
-        # AdamW counts its steps on the CPU unless fused on a GPU; there it follows the parameter.
-        owner[id(parameter)].state[parameter][key] = value.to(parameter.device)
+        owner[id(parameter)].state.setdefault(parameter, {})[key] = value.to(parameter.device)

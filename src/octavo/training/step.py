@@ -60,11 +60,11 @@ class Trainer:
         with kernels.fast(self.place.device):
             loss = self._gradients(batch)
             for optimizer in self.optimizers:
-                self.scaler.unscale_(optimizer)
+                self.scaler.unscale_(optimizer)  # type: ignore[arg-type]  # any with param_groups and step
             limit = self.settings.grad_clip or torch.inf
             norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit, foreach=True)
             for optimizer in self.optimizers:
-                self.scaler.step(optimizer)
+                self.scaler.step(optimizer)  # type: ignore[arg-type]
         self.scaler.update()
         self.model.zero_grad()
         self.step += 1
