@@ -21,6 +21,7 @@ bench:            ## figures for docs/speed.md; NANOGPT=path to a checkout of na
 	@scripts/install test
 	.venv/bin/python bench/encoding.py
 	.venv/bin/python bench/startup.py
+	.venv/bin/python bench/overhead.py
 	.venv/bin/python bench/parity.py
 	.venv/bin/python bench/against_nanogpt.py --nanogpt $(NANOGPT)
 

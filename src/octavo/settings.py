@@ -85,7 +85,7 @@ class DataSettings(_Checked):
 class TrainingSettings(_Checked):
     """How the weights are fitted, watched and kept."""
 
-    max_steps: int = setting(600, "optimizer steps", low=0, high=10**9)
+    max_steps: int = setting(1000, "optimizer steps", low=0, high=10**9)
     max_epochs: float = setting(
         8.0, "fewer steps where they would be more passes over the text; 0, or max_steps given: never", low=0, high=1e9
     )
@@ -117,8 +117,8 @@ class TrainingSettings(_Checked):
     beta1: float = setting(0.9, "AdamW's first decay", low=0, high=0.99999)
     beta2: float = setting(0.99, "AdamW's second decay", low=0, high=0.99999)
     grad_clip: float = setting(1.0, "largest gradient norm; 0: no clipping", low=0, high=1e9)
-    eval_every: int = setting(150, "steps between evaluations", low=1, high=10**9)
-    sample_every: int = setting(300, "steps between samples; 0: none", low=0, high=10**9)
+    eval_every: int = setting(250, "steps between evaluations", low=1, high=10**9)
+    sample_every: int = setting(500, "steps between samples; 0: none", low=0, high=10**9)
     save_every: int = setting(0, "steps between checkpoints; 0: at each evaluation", low=0, high=10**9)
     log_every: int = setting(10, "steps between lines of metrics", low=1, high=10**9)
     keep: int = setting(10, "log-spaced weight-only checkpoints kept along the way", low=0, high=10**4)
@@ -168,9 +168,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {},  # the defaults: a laptop, about a minute on two cores
     "quick": dict(n_layer=2, batch_size=48, max_steps=120, max_epochs=8.0, warmup_steps=10, momentum=0.9),
     "baby": dict(
-        optimizer="adamw", start="noise",
-        block_size=256, n_layer=6, n_head=6, n_embd=384, dropout=0.2, batch_size=32, max_steps=3000,
-        learning_rate=1e-3, warmup_steps=100, eval_every=250, sample_every=500,
+        block_size=256, n_layer=6, n_head=4, n_embd=256, dropout=0.1, batch_size=16, max_steps=1300, max_epochs=8.0,
+        short_windows=2, short_fraction=0.5, muon_learning_rate=0.03, muon_weight_decay=0.1, eval_every=325,
+        sample_every=650,
     ),
     "words": dict(tokenizer="word", n_layer=2, max_steps=1500, max_epochs=8.0, eval_every=250),
     "gpt2-512": _GPT2 | dict(block_size=512),
