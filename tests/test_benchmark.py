@@ -1,8 +1,10 @@
 """The benchmark times the products that a step really has."""
 
+import dataclasses
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -10,20 +12,22 @@ from torch.utils.flop_counter import FlopCounterMode
 from octavo import benchmark, kernels
 from octavo.cli import main
 from octavo.device import Place
-from octavo.loss import next_token_loss
 from octavo.model import GPT
 from octavo.settings import resolve
+from octavo.training.step import Trainer
 
 SMALL = resolve(n_layer=2, n_head=2, n_embd=32, block_size=16, batch_size=4, vocab_size=40, device="cpu")
 
 
-def test_the_products_timed_alone_are_those_of_a_step() -> None:
-    model = GPT(SMALL)
-    ids = torch.randint(0, 40, (4, 17))
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_the_products_timed_alone_are_those_of_a_step(optimizer: str) -> None:
+    settings = dataclasses.replace(SMALL, optimizer=optimizer)
+    trainer = Trainer(GPT(settings), settings, Place(torch.device("cpu")))
+    ids = np.random.default_rng(0).integers(0, 40, (4, 17))
     kernels.onednn_is_exact()  # asks with a product of its own, once
-    with FlopCounterMode(display=False) as counter, kernels.fast(torch.device("cpu")):
-        next_token_loss(model(ids[:, :-1]), ids[:, 1:]).backward()
-    products = benchmark._products(SMALL, 4, Place(torch.device("cpu")))
+    with FlopCounterMode(display=False) as counter:
+        trainer.update(ids)
+    products = benchmark._products(settings, 4, Place(torch.device("cpu")))
     assert sum(count * flops for count, flops, _ in products) == counter.get_total_flops()
 
 

@@ -17,6 +17,7 @@ from octavo.device import Place, choose
 from octavo.errors import OctavoError
 from octavo.model import GPT
 from octavo.settings import Settings
+from octavo.training.muon import ROUNDS
 from octavo.training.step import Trainer
 
 FORMULA = "products' share = (the step's products, each timed alone) / (the whole step)"
@@ -35,7 +36,7 @@ class TrainBenchmark:
     step_seconds: float
     tokens_per_second: float
     flops_per_second: float
-    products_seconds: float  # of a step's matrix products alone, attention's included, in the same precision
+    products_seconds: float  # of a step's matrix products alone, attention's and Muon's included, in the same precision
     products_flops_per_second: float
     products_share: float
 
@@ -43,9 +44,9 @@ class TrainBenchmark:
 def train(settings: Settings, steps: int = 10, tell: Callable[[str], None] = lambda line: None) -> TrainBenchmark:
     """Time whole updates and the products in them, in turn, `steps` times each.
 
-    The products are those of every linear layer (one forward, two backward) and attention's two batched ones (four
-    backward, over the full square), in the micro-batches and the precision of the step, from warm caches. Raises
-    `OctavoError` for a device or precision that isn't there.
+    The products are those of every linear layer (one forward, two backward), attention's two batched ones (four
+    backward, over the full square) and Muon's iterations, in the micro-batches and the precision of the step, from
+    warm caches. Raises `OctavoError` for a device or precision that isn't there.
     """
     if steps < 1:
         raise OctavoError(f"{steps} steps can't be timed", "--rounds 10")
@@ -93,6 +94,9 @@ def _products(settings: Settings, rows: int, place: Place) -> list[tuple[int, in
     products.append((2 * L * parts, flops, lambda: q @ q.mT))  # the scores; the weights' gradient
     products.append((2 * L * parts, flops, lambda: square @ q))  # the output; the queries' gradient
     products.append((2 * L * parts, flops, lambda: square.mT @ q))  # the values' and the keys' gradients
+    if settings.optimizer == "muon":  # a layer's matrices are twelve squares, and a round has three products
+        matrices = full(12 * L, C, C)
+        products.append((3 * ROUNDS, 2 * 12 * L * C**3, lambda: matrices @ matrices))
     return products
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 # The fifth-degree polynomial of the original: steep at 0, and within 0.7 to 1.2 after five rounds.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-_ROUNDS = 5
+ROUNDS = 5
 
 
 class Muon:
@@ -53,7 +53,7 @@ def orthogonal(x: Tensor) -> Tensor:
     """The matrices (N, C, C) with their singular values brought near 1, by Newton-Schulz iterations."""
     a, b, c = _COEFFICIENTS
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(_ROUNDS):
+    for _ in range(ROUNDS):
         square = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
     return x
