@@ -16,14 +16,15 @@ lint:             ## what CI checks besides the tests
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-bench:            ## figures for docs/speed.md; NANOGPT=path to a checkout of nanoGPT
+bench:            ## figures for docs/speed.md; NANOGPT=path to a checkout of nanoGPT, TEXTS=two texts of your own
 	@test -d "$(NANOGPT)" || { echo "error: no checkout of nanoGPT at '$(NANOGPT)'"; echo "  try: make bench NANOGPT=PATH"; exit 2; } >&2
 	@scripts/install test
 	.venv/bin/python bench/encoding.py
 	.venv/bin/python bench/startup.py
 	.venv/bin/python bench/overhead.py
 	.venv/bin/python bench/parity.py
-	.venv/bin/python bench/against_nanogpt.py --nanogpt $(NANOGPT)
+	.venv/bin/python bench/against_nanogpt.py --nanogpt $(NANOGPT) --texts $(TEXTS)
+	.venv/bin/python bench/kernels.py
 
 clean:            ## the environment and caches; runs/ stays
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build src/*.egg-info

@@ -1,11 +1,11 @@
 """How many tokens a GPU run needs: the equal model, nanoGPT's recipe for some minutes, then Octavo's on fewer tokens.
 
-    python bench/gpu_convergence.py --nanogpt PATH [--text FILE ...] [--minutes 3] [--fewer 1.4 2 2.8] [--json]
+    python bench/gpu_convergence.py --nanogpt PATH --text SOURCE [--minutes 3] [--fewer 1.4 2] [--json]
 
-The text (by default Python's own documentation) is prepared once as BPE. nanoGPT trains for the steps that fit into
-the minutes, its schedule ending with them; Octavo then trains the same model on 1/1.4, 1/2, ... of the tokens, each
-run with a schedule of its own. Both are scored by one exact evaluation of the validation split. Under 9 minutes in
-all.
+The text (a file, folder or glob; large enough that three minutes are few epochs) is prepared once as BPE. nanoGPT
+trains for the steps that fit into the minutes, its schedule ending with them; Octavo then trains the same model on
+1/1.4, 1/2, ... of the tokens, each run with a schedule of its own. Both are scored by one exact evaluation of the
+validation split. Under 9 minutes in all.
 """
 
 import argparse
@@ -31,10 +31,10 @@ CONFIG = "train_gpt2"
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of nanoGPT")
-    parser.add_argument("--text", default="pydocs", help="a file, a folder or a named corpus")
+    parser.add_argument("--text", required=True, help="a file, a folder, a glob or a named corpus")
     parser.add_argument("--tokenizer", default="bpe:8192")
     parser.add_argument("--minutes", type=float, default=3.0, help="of nanoGPT's training, compiling left out")
-    parser.add_argument("--fewer", type=float, nargs="+", default=[1.4, 2.0, 2.8])
+    parser.add_argument("--fewer", type=float, nargs="+", default=[1.4, 2.0])
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--json", action="store_true")
     for name, value in SHAPE.items():
@@ -47,9 +47,10 @@ def main() -> int:
         data = prepare(resolve(source=options.text, tokenizer=options.tokenizer), folder / "tokens")
         val = data.tokens("val")
         nanogpt = NanoGPT(options.nanogpt, folder)
-        nanogpt.put("bench", data.tokens("train"), val)
+        nanogpt.put("bench", data.tokens("train"), val, data.tokenizer.vocab_size)
         recipe: dict[str, Any] = shape | {
-            "dataset": "bench", "wandb_log": False, "device": place.device.type, "compile": place.compile,
+            "dataset": "bench", "wandb_log": False, "bias": False, "device": place.device.type,
+            "compile": place.compile,
             "batch_size": options.batch_size, "gradient_accumulation_steps": 1, "dropout": 0.0, "eval_iters": 20,
             "log_interval": 1, "out_dir": "out-bench",
         }  # fmt: skip
@@ -62,17 +63,11 @@ def main() -> int:
         rows = []
         for fewer in options.fewer:
             run = folder / f"run-{fewer}"
-            flags = [f"--{k.replace('_', '-')}={v}" for k, v in shape.items()]
-            flags += [f"--batch-size={options.batch_size}", f"--max-steps={int(steps / fewer)}", "--sample-every=0"]
-            flags += [
-                "--short-windows=1",
-                "--tokenizer=auto",
-                "--dropout=0",
-                "--keep=0",
-                f"--eval-every={steps}",
-                f"--out={run}",
-            ]
-            words = [sys.executable, "-m", "octavo.cli", "train", str(folder / "tokens"), "--preset=baby", *flags]
+            flags = {**shape, "batch_size": options.batch_size, "max_steps": int(steps / fewer), "eval_every": steps,
+                     "bias": False, "activation": "gelu", "dropout": 0, "short_windows": 1, "tokenizer": "auto",
+                     "sample_every": 0, "keep": 0, "out": run}  # fmt: skip
+            words = [sys.executable, "-m", "octavo.cli", "train", str(folder / "tokens"), "--preset=baby"]
+            words += [f"--{name}={value}" for name, value in flags.items()]
             subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
             last = octavo.Run(run).last
             assert last is not None

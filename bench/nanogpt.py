@@ -1,5 +1,6 @@
 """nanoGPT, run as it is: a checkout, copied aside, whose own scripts prepare and train. Used by the benchmarks here."""
 
+import pickle
 import re
 import shutil
 import subprocess
@@ -27,10 +28,12 @@ class NanoGPT:
         subprocess.run([sys.executable, "prepare.py"], cwd=self.characters, check=True, stdout=subprocess.DEVNULL)
         return np.fromfile(self.characters / "val.bin", dtype=np.uint16)
 
-    def put(self, name: str, train: np.ndarray, val: np.ndarray) -> None:
-        """Tokens as its train.py reads them."""
+    def put(self, name: str, train: np.ndarray, val: np.ndarray, vocab_size: int | None = None) -> None:
+        """Tokens as its train.py reads them; without a vocabulary's size it takes GPT-2's, rounded up."""
         data = self.folder / "data" / name
         data.mkdir()
+        if vocab_size is not None:
+            (data / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": vocab_size}))
         train.astype(np.uint16).tofile(data / "train.bin")
         val.astype(np.uint16).tofile(data / "val.bin")
 

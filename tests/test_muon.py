@@ -111,6 +111,7 @@ def test_the_first_layers_heads_start_by_looking_one_two_three_back(n_head: int,
     starts.lookback(model)
     assert torch.equal(model.transformer.h[1].attn.c_attn.weight, second)
     assert torch.equal(model.transformer.h[0].attn.c_attn.weight[2 * n_embd :], values)
+    assert (model.transformer.h[0].attn.c_attn.weight != 0).any(1).all()  # a row of zeros would never learn
     if n_embd // n_head < 32:
         return  # too narrow to tell many distances apart
     x = model.embed(torch.zeros(1, 32, dtype=torch.long))

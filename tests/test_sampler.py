@@ -229,7 +229,7 @@ def test_resident_memory_is_flat_over_10_000_batches_of_a_500_mb_token_file(tmp_
         path.unlink()
 
 
-def test_short_windows_hold_as_many_tokens_and_go_on_at_the_same_place(tmp_path: Path) -> None:
+def test_short_windows_hold_as_many_tokens_and_give_way_to_whole_ones(tmp_path: Path) -> None:
     np.save(tmp_path / "tokens.npy", np.arange(2000, dtype=np.uint16))
     settings = resolve(block_size=20, batch_size=3, short_windows=4, short_fraction=0.5, max_steps=10, seed=5)
     batch = batches(tmp_path / "tokens.npy", settings)
@@ -238,13 +238,3 @@ def test_short_windows_hold_as_many_tokens_and_go_on_at_the_same_place(tmp_path:
         assert batch(step).shape == ((12, 6) if step < 5 else (3, 21))
         assert (np.diff(batch(step)) == 1).all()
         assert step < 5 or (batch(step) == plain(step)).all()
-
-
-@pytest.mark.parametrize(("block_size", "parts", "length"), [(20, 8, 5), (7, 4, 7), (16, 16, 1), (6, 600, 1)])
-def test_a_block_is_cut_into_as_many_windows_as_divide_it(
-    block_size: int, parts: int, length: int, tmp_path: Path
-) -> None:
-    np.save(tmp_path / "tokens.npy", np.arange(500, dtype=np.uint16))
-    settings = resolve(block_size=block_size, batch_size=2, short_windows=parts, max_steps=10)
-    shape = batches(tmp_path / "tokens.npy", settings)(0).shape
-    assert shape == (2 * block_size // length, length + 1)

@@ -84,7 +84,7 @@ def found(events: list[training.Event], kind: type) -> list:
     {},
     {"dropout": 0.2, "attention_dropout": 0.1, "micro_batch": 4},
     {"precision": "bf16", "schedule": "wsd", "bias": False},
-    {"optimizer": "adamw", "start": "noise"},
+    {"optimizer": "adamw", "weight_init": "noise"},
     {"short_windows": 4, "short_fraction": 0.7},
     {"short_windows": 2, "dropout": 0.1, "micro_batch": 2},
 ], ids=["plain", "dropout", "bf16", "adamw", "short", "short-dropout"])  # fmt: skip
@@ -540,7 +540,7 @@ def test_arabic_and_hindi_are_sampled_in_whole_characters(tokenizer: str, shared
 
 
 def test_short_windows_train_every_position_and_micro_batches_change_nothing() -> None:
-    settings = resolve(**RECIPE, n_layer=1, n_head=1, n_embd=8, vocab_size=30, start="noise", weight_decay=0.0,
+    settings = resolve(**RECIPE, n_layer=1, n_head=1, n_embd=8, vocab_size=30, weight_init="noise", weight_decay=0.0,
                        schedule="constant")  # fmt: skip
     batch = np.random.default_rng(0).integers(0, 30, (24, 5))  # a quarter of the block
     trainers = [
@@ -552,7 +552,7 @@ def test_short_windows_train_every_position_and_micro_batches_change_nothing() -
     for _ in range(30):
         old = trainers[0].model.transformer.wpe.weight.detach().clone()
         whole, cut = (trainer.update(batch)[0] for trainer in trainers)
-        torch.testing.assert_close(whole, cut, atol=1e-5, rtol=0)
+        torch.testing.assert_close(whole, cut, atol=1e-4, rtol=0)
         now = (trainers[0].model.transformer.wpe.weight.detach() != old).any(1)
         assert now.any()
         moved |= now
@@ -567,7 +567,8 @@ def test_a_small_text_gets_fewer_steps_and_is_told_so(characters: int, steps: in
     origin = begin(training.plan("text.txt", **shape))
     assert origin.settings.max_steps == steps
     assert (steps == 1000) == (not origin.notices)
-    assert all(f"{steps} steps suffice" in notice for notice in origin.notices)
+    passes = steps * 8 * 12 / origin.data.info["tokens"]["train"]
+    assert all(f"{steps} steps suffice for a text of this size, {passes:,.1f} passes" in n for n in origin.notices)
 
 
 def test_whoever_names_the_steps_gets_them() -> None:

@@ -52,6 +52,8 @@ class Place:
         """Until the device has done what it was given; a CPU has by then."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
 
     @property
     def room(self) -> int:

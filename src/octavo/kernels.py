@@ -33,8 +33,8 @@ _MATMUL: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # PyT
 @contextlib.contextmanager
 def fast(device: torch.device) -> Iterator[None]:
     """The context in which products, attention and dropout take the faster way."""
-    if device.type == "cuda":
-        # PyTorch prefers its own flash attention; cuDNN's is faster on Hopper where it knows the shape.
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0):
+        # PyTorch prefers its own flash attention; cuDNN's is faster on Hopper and after.
         with sdpa_kernel(_ON_GPU, set_priority=True):
             yield
         return
@@ -62,8 +62,9 @@ def keep_freed_memory() -> None:
         return
     with contextlib.suppress(AttributeError):  # musl has no mallopt
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+        # Before 2.35 it takes no more than 32 MB. Refused both, it must keep adapting its thresholds by itself.
+        if mallopt(_M_MMAP_THRESHOLD, 1 << 30) or mallopt(_M_MMAP_THRESHOLD, 32 << 20):
+            mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 
 @functools.cache
@@ -75,10 +76,15 @@ def onednn_is_exact() -> bool:
     So this asks for a product that bf16 would round, and looks.
     """
     before = _MATMUL.fp32_precision
-    x = 1 + torch.arange(64 * 64).view(64, 64) * 2.0**-20  # bf16 has 8 bits: every one of these would become 1
+    exact = []
     try:
         _MATMUL.fp32_precision = "bf16"
-        return torch.equal(x @ torch.eye(64), x)
+        for batch, rows, width in ((1, 64, 64), (1, 768, 512), (48, 64, 32)):
+            # bf16 has 8 bits: every one of these would become 1
+            x = 1 + torch.arange(batch * rows * width).view(batch, rows, width) * 2.0**-24
+            eye = torch.eye(width).expand(batch, width, width)
+            exact += [torch.equal(x @ eye, x), torch.equal(eye @ x.mT, x.mT)]
+        return all(exact)
     finally:
         _MATMUL.fp32_precision = before
 

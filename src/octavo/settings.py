@@ -87,11 +87,11 @@ class TrainingSettings(_Checked):
 
     max_steps: int = setting(1000, "optimizer steps", low=0, high=10**9)
     max_epochs: float = setting(
-        8.0, "fewer steps where they would be more passes over the text; 0, or max_steps given: never", low=0, high=1e9
+        8.0, "at most so many passes over the text, be it fewer steps; 0, or max_steps given: any", low=0, high=1e9
     )
     batch_size: int = setting(32, "sequences a step", low=1, high=1 << 20)
     micro_batch: int = setting(0, "sequences at once; 0: as many as fit", low=0, high=1 << 20)
-    short_windows: int = setting(1, "at first, each window is cut into this many; 1: never", low=1, high=1 << 20)
+    short_windows: int = setting(1, "at first, windows are cut into this many; divides block_size", low=1, high=1 << 20)
     short_fraction: float = setting(0.6, "share of the steps in which short_windows holds", low=0, high=1)
     optimizer: str = setting(
         "muon", "muon: orthogonal updates for the blocks' matrices, AdamW for the rest", choices=("muon", "adamw")
@@ -109,9 +109,9 @@ class TrainingSettings(_Checked):
     muon_learning_rate: float = setting(0.05, "Muon's highest learning rate; it follows the schedule", low=0, high=100)
     muon_weight_decay: float = setting(0.0, "Muon's decoupled decay", low=0, high=100)
     momentum: float = setting(0.95, "Muon's momentum", low=0, high=0.99999)
-    start: str = setting(
+    weight_init: str = setting(
         "lookback",
-        "weights start as GPT-2's noise; or wpe as small sinusoids; or, besides, layer 0's heads look 1, 2, 3 ... back",
+        "layer 0's heads look 1, 2, 3 ... tokens back, and wpe is small sinusoids; the latter alone; GPT-2's noise",
         choices=("lookback", "sinusoids", "noise"),
     )
     beta1: float = setting(0.9, "AdamW's first decay", low=0, high=0.99999)
@@ -141,6 +141,11 @@ class Settings(ModelSettings, DataSettings, TrainingSettings):
         super().__post_init__()
         if self.preset not in PRESETS:
             raise unknown("preset", self.preset, PRESETS)
+        if self.block_size % self.short_windows:
+            raise OctavoError(
+                f"block_size={self.block_size} can't be cut into short_windows={self.short_windows} of one length",
+                f"--short-windows {math.gcd(self.block_size, self.short_windows)}",
+            )
         if self.min_learning_rate > self.learning_rate:
             raise OctavoError(
                 f"min_learning_rate={self.min_learning_rate:g} is above learning_rate={self.learning_rate:g}",
@@ -152,14 +157,14 @@ SECTIONS: dict[str, type] = {"model": ModelSettings, "data": DataSettings, "trai
 
 # A GPT-2 of some size, on text of some size: GPT-3's table 2.1 and nanoGPT's recipe for 124M.
 _GPT2 = dict(
-    optimizer="adamw", start="noise", schedule="cosine",
+    optimizer="adamw", weight_init="noise", schedule="cosine",
     block_size=1024, n_layer=12, n_head=12, n_embd=768, tokenizer="gpt2", batch_size=480, max_steps=20_000,
     learning_rate=6e-4, min_learning_rate=6e-5, warmup_steps=700, beta2=0.95, eval_every=500, sample_every=1000,
     val_fraction=0.01,
 )  # fmt: skip
 # nanoGPT's published recipes, to the letter: config/train_shakespeare_char.py and its README.
 _NANOGPT = dict(
-    optimizer="adamw", start="noise", schedule="cosine", tokenizer="char", bias=False, activation="gelu",
+    optimizer="adamw", weight_init="noise", schedule="cosine", tokenizer="char", bias=False, activation="gelu",
     learning_rate=1e-3, min_learning_rate=1e-4, warmup_steps=100, beta2=0.99, weight_decay=0.1, grad_clip=1.0,
     eval_every=250, precision="fp32",
 )  # fmt: skip

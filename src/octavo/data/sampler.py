@@ -7,7 +7,6 @@ the corpus, a resumed run sees the same tokens, and processes only cut the same 
 The axis letters: `B` sequences in a batch, `T` positions in a window.
 """
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,13 +55,13 @@ class Sampler:
 
 
 def batches(tokens: Path, settings: Settings) -> Callable[[int], np.ndarray]:
-    """The batch of any step, (B, T + 1).
+    """The batch of any step, (B, T + 1); settings that differ in `max_steps` alone change lengths at another step.
 
     At first, where the settings say so, T is a part of the block and B as many times more: attention costs that
     much less, and a batch of more places is a better one (Li et al., "Curriculum Learning: A Regularization
     Method for Efficient and Stable Billion-Scale GPT Model Pre-Training", 2021).
     """
-    parts = math.gcd(settings.short_windows, settings.block_size)  # as many as divide the block
+    parts = settings.short_windows
     whole = Sampler(tokens, settings.block_size, settings.batch_size, settings.seed)
     short = Sampler(tokens, settings.block_size // parts, settings.batch_size * parts, settings.seed)
     return lambda step: (short if step < settings.short_fraction * settings.max_steps else whole).batch(step)

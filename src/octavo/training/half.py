@@ -38,8 +38,9 @@ class HalfCopy:
     @torch.no_grad()
     def hand_over(self) -> None:
         """Add the copy's gradients to the model's, in float32, and forget them."""
-        for own, copy in self.pairs:
-            assert copy.grad is not None
-            gradient = copy.grad[: len(own)]
-            own.grad = gradient.float() if own.grad is None else own.grad + gradient
+        for own, _ in self.pairs:
+            if own.grad is None:
+                own.grad = torch.zeros_like(own)
+        into = [own.grad for own, _ in self.pairs if own.grad is not None]
+        torch._foreach_add_(into, [copy.grad[: len(own)] for own, copy in self.pairs if copy.grad is not None])
         self.model.zero_grad()

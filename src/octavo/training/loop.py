@@ -165,7 +165,9 @@ class _Loop:
             due = self.due(step, stopped=reason == "stopped")
             if not due:
                 continue
-            spent += time.perf_counter() - mark
+            self.trainer.place.wait()
+            now = time.perf_counter()
+            spent, mark = spent + now - mark, now
             if due & {"log", "evaluate", "save"}:
                 line = self.line(loss, norm, spent, step - logged)
                 yield line
@@ -184,7 +186,8 @@ class _Loop:
                 self.run.save(step, self.model, self.tokenizer, settings, self.info())
             if "sample" in due:
                 yield self.sample()
-            mark = time.perf_counter()
+            if due != {"log"}:  # a line of log is part of a step; evaluating, saving and sampling are not
+                mark = time.perf_counter()
         if self.checkpoint is None:  # max_steps = 0: the weights as they start are a model too
             yield self.save()
         yield self.finished(reason)
@@ -227,7 +230,7 @@ class _Loop:
         return entry
 
     def evaluate(self) -> Evaluated:
-        """Both splits, exactly. Raises `OctavoError` if the weights are broken."""
+        """The validation split, exactly, and the other's beginning. Raises `OctavoError` if the weights are broken."""
         train_loss, val_loss = (
             split_loss(self.model, part, self.settings.block_size) for part in (self.train, self.val)
         )

@@ -40,9 +40,8 @@ def lookback(model: GPT) -> None:
     sine, cosine = turns, (C + 1) // 2 + turns
     upper, lower = torch.arange(D // 2), D // 2 + torch.arange(D // 2)  # its rows for sines and for cosines
     query, key, _ = model.get_parameter("transformer.h.0.attn.c_attn.weight").view(3, H, D, C)
-    key.zero_()
+    key[:, : 2 * len(turns)] = query[:, : 2 * len(turns)] = 0.0  # an odd width's last row stays noise
     key[:, upper, sine] = key[:, lower, cosine] = _SHARPNESS
-    query.zero_()
     for head in range(H):
         angle = (head + 1) * _speeds(C)[turns]
         query[head, upper, sine] = query[head, lower, cosine] = _SHARPNESS * angle.cos()

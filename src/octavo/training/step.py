@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octavo import kernels
+from octavo import estimate, kernels
 from octavo.checkpoint import TrainerState
 from octavo.device import Place, out_of_memory
 from octavo.errors import OctavoError
@@ -45,6 +45,11 @@ class Trainer:
             except RuntimeError as error:  # a Python or a system that it doesn't know
                 self._give_up_compiling(error)
 
+    @property
+    def compiled(self) -> bool:
+        """Whether steps run compiled: asked for, and not given up."""
+        return self._compiling
+
     def update(self, batch: np.ndarray) -> tuple[Tensor, Tensor]:
         """Make one update from ids (B, T + 1); give the batch's mean loss and the gradient's norm, unsynchronised.
 
@@ -59,23 +64,33 @@ class Trainer:
                 group["lr"] = self.learning_rate * group["scale"]
         with kernels.fast(self.place.device):
             loss = self._gradients(batch)
-            for optimizer in self.optimizers:
-                self.scaler.unscale_(optimizer)  # type: ignore[arg-type]  # any with param_groups and step
-            limit = self.settings.grad_clip or torch.inf
-            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit, foreach=True)
-            for optimizer in self.optimizers:
-                self.scaler.step(optimizer)  # type: ignore[arg-type]
-        self.scaler.update()
+            try:
+                norm = self._apply()
+            except RuntimeError as error:
+                if out_of_memory(error):
+                    raise self._too_large() from error
+                raise
         self.model.zero_grad()
         self.step += 1
         return loss, norm
+
+    def _apply(self) -> Tensor:
+        """Clip the gradients and let the optimizers use them; their norm."""
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)  # type: ignore[arg-type]  # any with param_groups and step
+        limit = self.settings.grad_clip or torch.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit, foreach=True)
+        if not self.scaler.is_enabled() or norm.isfinite():  # fp16 overflowed: no optimizer may use any of it
+            for optimizer in self.optimizers:
+                self.scaler.step(optimizer)  # type: ignore[arg-type]
+        self.scaler.update()
+        return norm
 
     def _gradients(self, batch: np.ndarray) -> Tensor:
         """Gradients of the batch's mean loss, however many attempts that takes; the loss."""
         while True:
             try:
-                loss = self._accumulate(batch)
-                break
+                return self._accumulate(batch)
             except RuntimeError as error:
                 self.model.zero_grad()
                 if self.half:
@@ -86,8 +101,6 @@ class Trainer:
                     self._give_up_compiling(error)
                 else:
                     raise
-        self._compiling = False  # it has worked once
-        return loss
 
     def _accumulate(self, batch: np.ndarray) -> Tensor:
         """Gradients of the batch's mean loss, a micro-batch at a time; the loss."""
@@ -118,14 +131,15 @@ class Trainer:
 
     def _halve(self, error: RuntimeError) -> None:
         if self.micro_batch == 1:
-            raise OctavoError(
-                f"one sequence of {self.settings.block_size} tokens does not fit into the memory of {self.place.name}",
-                "a smaller --block-size, --n-embd or --n-layer",
-            ) from error
+            raise self._too_large() from error
         self.micro_batch = max(1, min(self.micro_batch, self.settings.batch_size) // 2)
         if self.place.device.type == "cuda":
             torch.cuda.empty_cache()
         self.notices.append(f"out of memory: {self.micro_batch} sequences at once from here, the batch stays the same")
+
+    def _too_large(self) -> OctavoError:
+        what = f"one sequence of {self.settings.block_size} tokens does not fit into the memory of {self.place.name}"
+        return OctavoError(what, "a smaller --block-size, --n-embd or --n-layer")
 
     def _give_up_compiling(self, error: RuntimeError) -> None:
         self._forward, self._compiling = self._loss, False
@@ -163,9 +177,14 @@ def _hashed(seed: int, step: int, what: object) -> int:
 def _fitting(settings: Settings, place: Place) -> int:
     """Sequences at once whose activations and logits fit; the batch is cut into that many or a little fewer.
 
-    About 34 numbers of activations for each of n_layer * n_embd (Korthikanti et al., 2022), three of logits.
+    About 34 numbers of activations for each of n_layer * n_embd (Korthikanti et al., 2022), three of logits, and
+    where attention is not fused, its weights. Weights, gradients and AdamW's averages must fit besides.
     """
-    numbers = settings.block_size * (34 * settings.n_layer * settings.n_embd + 3 * settings.vocab_size)
-    fitting = max(1, place.room // ((2 if place.precision == "bf16" else 4) * numbers))
+    L, C, T = settings.n_layer, settings.n_embd, settings.block_size
+    numbers = T * (34 * L * C + 3 * settings.vocab_size)
+    if place.device.type == "cpu":
+        numbers += L * settings.n_head * T * T
+    room = place.room - (16 * estimate.parameters(settings) if place.device.type == "cuda" else 0)
+    fitting = max(1, room // ((2 if place.device.type == "cuda" and place.precision != "fp32" else 4) * numbers))
     parts = math.ceil(settings.batch_size / fitting)
     return math.ceil(settings.batch_size / parts)
