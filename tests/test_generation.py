@@ -18,7 +18,7 @@ from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
 from octavo.generation import text as generation_text
 from octavo.generation.engine import generate_ids
-from octavo.generation.sampling import Sampling, next_token
+from octavo.generation.sampling import Sampling, adjusted, next_token, probabilities
 from octavo.generation.text import Continuation, Sample, continuations, start
 from octavo.model import GPT
 from octavo.settings import ModelSettings
@@ -541,3 +541,75 @@ def test_room_to_spare_in_the_vocabulary_is_never_written() -> None:
         for sample in samples:
             assert np.max(sample.token_ids) < CHARS.vocab_size
             assert sample.text == CHARS.decode(sample.token_ids)
+
+
+# Penalties, bias and the smallest probability
+
+
+def counts(*ids: int, size: int = 4) -> Tensor:
+    return torch.bincount(torch.tensor(ids, dtype=torch.long), minlength=size)
+
+
+def test_penalties_change_logits_as_their_sources_define_them() -> None:
+    logits = torch.tensor([[2.0, -2.0, 1.0, 0.5]])
+    sampling = Sampling(repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25)
+    found = adjusted(logits, sampling, counts(1), counts(0, 0, 3))
+    # 0: seen, 2 / 2, written twice; 1: seen in the prompt alone, -2 * 2; 3: seen, 0.5 / 2, written once
+    assert found.tolist() == [[1.0 - 0.5 - 0.5, -4.0, 1.0, 0.25 - 0.5 - 0.25]]
+
+
+def test_a_penalty_of_nothing_changes_nothing() -> None:
+    logits = torch.randn(3, 9, generator=seeded())
+    assert torch.equal(adjusted(logits, Sampling()), logits)
+    assert not Sampling().remembers
+    assert all(Sampling(**{name: 0.5}).remembers for name in ("repetition_penalty", "presence_penalty"))
+
+
+def test_a_bias_is_added_and_ids_beyond_the_vocabulary_are_left_out() -> None:
+    logits = torch.zeros(2, 3)
+    found = adjusted(logits, Sampling(logit_bias={1: 100, 7: 5, -1: 5}))
+    assert found.tolist() == [[0, 100, 0], [0, 100, 0]]
+    assert not logits.any()  # the caller's are untouched
+    assert drawn([5.0, 0.0, 0.0], Sampling(logit_bias={2: 100})).tolist()[2] == 20_000
+
+
+@pytest.mark.parametrize(("min_p", "left"), [(0.0, 4), (0.1, 3), (0.3, 2), (0.9, 1), (1.0, 1)])
+def test_min_p_keeps_what_is_near_the_likeliest(min_p: float, left: int) -> None:
+    logits = torch.tensor([[8.0, 4.0, 1.0, 0.5]]).log()
+    chances = probabilities(logits, Sampling(temperature=1, top_k=0, min_p=min_p))
+    assert chances.count_nonzero() == left
+    assert chances.sum().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("size", [10, 1024, 1025, 5000])
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 50.0])  # at 50 the nucleus is wider than what is sorted first
+def test_a_nucleus_is_found_without_sorting_all_and_is_the_same(size: int, temperature: float) -> None:
+    logits = 5 * torch.randn(3, size, generator=seeded())
+    found = probabilities(logits, Sampling(temperature=temperature, top_k=0, top_p=0.9))
+    ordered, order = (logits / temperature).softmax(-1).sort(descending=True)
+    expected = torch.zeros(3, size).scatter(-1, order, ordered * (ordered.cumsum(-1) - ordered < 0.9))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("min_p", -0.1), ("min_p", 1.1), ("repetition_penalty", 0.0), ("presence_penalty", 2.1), ("frequency_penalty", -3),
+    ("logit_bias", {3: 101}), ("logit_bias", {3: math.nan}), ("min_p", math.nan), ("repetition_penalty", math.inf),
+])  # fmt: skip
+def test_what_no_sampling_can_be_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(OctavoError) as caught:
+        Sampling(**{name: value})
+    assert caught.value.hint
+
+
+def test_a_penalty_keeps_a_model_from_writing_one_token_for_ever() -> None:
+    model = GPT(ModelSettings(n_layer=1, n_head=1, n_embd=8, block_size=16, vocab_size=6), seeded(3))
+
+    def written(**penalties: float) -> list[int]:
+        steps = generate_ids(model, [1, 2], Sampling(temperature=0, **penalties), seeded())
+        return [next(steps) for _ in range(30)]
+
+    plain = written()
+    assert len(set(plain[10:])) < 6  # it goes round and round
+    assert set(written(frequency_penalty=2.0)) == set(range(6))
+    assert written(frequency_penalty=0.0) == plain
+    assert written(repetition_penalty=50.0)[0] not in (1, 2)  # the prompt was seen

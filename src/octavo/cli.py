@@ -24,6 +24,7 @@ from octavo.settings import NANOGPT_NAMES, PRESETS, SECTIONS, DataSettings, Sett
 # What nanoGPT's sample.py calls them.
 _NANOGPT_SAMPLES = {"start": "--prompt", "out_dir": "the run itself: octavo sample runs/my-1", "init_from": "the RUN",
                     "dtype": "nothing: sampling runs in float32"}  # fmt: skip
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 VERBS = ("train", "sample", "eval", "prepare", "bench")
 
 
@@ -78,7 +79,7 @@ def sample(arguments: argparse.Namespace) -> int:
     from octavo.generation.sampling import Sampling
     from octavo.generation.text import continuations
 
-    sampling = Sampling(temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p)
+    sampling = Sampling(**{name: getattr(arguments, name) for name in _SAMPLING})
     prompt = _prompt(arguments)
     loaded = runs.load(arguments.run, find_device(arguments.device))
     texts = continuations(
@@ -238,6 +239,13 @@ def _parser(defaults: Settings) -> _Parser:
     verb.add_argument("--temperature", type=_number, default=0.8, metavar="T", help="0: always the likeliest (0.8)")
     verb.add_argument("--top-k", type=_whole, default=200, metavar="K", help="of the K likeliest; 0: of all (200)")
     verb.add_argument("--top-p", type=_number, default=1.0, metavar="P", help="of the likeliest that make up P (1.0)")
+    verb.add_argument("--min-p", type=_number, default=0.0, metavar="P", help="of those with P of the likeliest (0.0)")
+    verb.add_argument("--repetition-penalty", type=_number, default=1.0, metavar="X",
+                      help="above 1: less of what was seen (1.0)")  # fmt: skip
+    verb.add_argument("--presence-penalty", type=_number, default=0.0, metavar="X",
+                      help="taken from the logits of what was written (0.0)")  # fmt: skip
+    verb.add_argument("--frequency-penalty", type=_number, default=0.0, metavar="X",
+                      help="the same, for each time that it was (0.0)")  # fmt: skip
     verb.add_argument("--seed", type=_whole, default=1337, metavar="S", help="same seed, same text (1337)")
     verb.add_argument("--num-samples", type=_whole, default=1, metavar="N", help="texts to write (1)")
     verb.add_argument(

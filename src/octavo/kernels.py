@@ -75,6 +75,8 @@ def onednn_is_exact() -> bool:
     The one switch that sends them to oneDNN also permits bf16 inside, which only CPUs with AMX make use of.
     So this asks for a product that bf16 would round, and looks.
     """
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
     before = _MATMUL.fp32_precision
     exact = []
     try:

@@ -19,6 +19,11 @@ def generate_ids(model: GPT, prompt: list[int], sampling: Sampling, generator: t
     """
     block_size = model.settings.block_size
     device = model.lm_head.weight.device
+    vocab_size = known or model.settings.vocab_size
+    seen = written = None
+    if sampling.remembers:
+        within = torch.tensor([id for id in prompt if id < vocab_size], dtype=torch.long)
+        seen, written = torch.bincount(within, minlength=vocab_size), torch.zeros(vocab_size, dtype=torch.long)
     ids = prompt[-block_size:]
     cache = KVCache(model)
     unseen = ids
@@ -27,7 +32,9 @@ def generate_ids(model: GPT, prompt: list[int], sampling: Sampling, generator: t
             cache, unseen = KVCache(model), ids
         hidden = model.hidden(torch.tensor([unseen], device=device), cache)  # (1, T, C)
         logits = model.unembed(hidden[:, -1])[:, :known]  # (1, V)
-        token = int(next_token(logits.cpu(), sampling, generator))
+        token = int(next_token(logits.cpu(), sampling, generator, seen, written))
         yield token
+        if written is not None:
+            written[token] += 1
         ids = [*ids, token][-block_size:]
         unseen = [token]

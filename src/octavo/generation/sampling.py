@@ -3,21 +3,29 @@
 The axis letters: `B` rows, `V` the vocabulary.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from octavo.errors import OctavoError
 
+_SORTED = 1024  # the likeliest tokens, among which a nucleus is sought before all are sorted
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How a token is drawn. The defaults are nanoGPT's."""
+    """How a token is drawn. The defaults are nanoGPT's; each of the rest, at its default, changes nothing."""
 
     temperature: float = 0.8  # 0: always the likeliest
     top_k: int = 200  # 0: all
     top_p: float = 1.0
+    min_p: float = 0.0  # at least this share of the likeliest one's probability
+    repetition_penalty: float = 1.0  # above 1: what stands in the prompt or was written comes less
+    presence_penalty: float = 0.0  # taken from the logit of what was written
+    frequency_penalty: float = 0.0  # the same, for each time that it was
+    logit_bias: Mapping[int, float] = field(default_factory=dict)  # added to the logits of these ids
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature <= 100:
@@ -26,25 +34,76 @@ class Sampling:
             raise OctavoError(f"top_k={self.top_k} is not a count of tokens", "--top-k 200, or 0 for all")
         if not 0 < self.top_p <= 1:
             raise OctavoError(f"top_p={self.top_p} is not above 0 and at most 1", "--top-p 0.95")
+        if not 0 <= self.min_p <= 1:
+            raise OctavoError(f"min_p={self.min_p} is not between 0 and 1", "--min-p 0.05")
+        if not 0.01 <= self.repetition_penalty <= 100:
+            raise OctavoError(f"repetition_penalty={self.repetition_penalty} is not between 0.01 and 100",
+                              "--repetition-penalty 1.1")  # fmt: skip
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not -2 <= getattr(self, name) <= 2:
+                raise OctavoError(f"{name}={getattr(self, name)} is not between -2 and 2",
+                                  f"--{name.replace('_', '-')} 0.5")  # fmt: skip
+        for id, bias in self.logit_bias.items():
+            if not -100 <= bias <= 100:
+                raise OctavoError(f"the logit_bias {bias} of token {id} is not between -100 and 100", f"{id}: 5")
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a draw depends on the tokens before it."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
-def next_token(logits: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> Tensor:
-    """Ids (B,) drawn from logits (B, V): temperature, then top-k, then top-p (Holtzman et al., 2020).
+def next_token(logits: Tensor, sampling: Sampling, generator: torch.Generator | None = None,
+               prompt: Tensor | None = None, written: Tensor | None = None) -> Tensor:  # fmt: skip
+    """Ids (B,) drawn from logits (B, V).
 
+    `prompt` and `written` count, (V,) or (B, V), how often each token came so far; what remembers needs them.
     Raises `OctavoError` if a logit is not a number: the weights are broken, and any token would be a lie.
+    """
+    logits = adjusted(logits, sampling, prompt, written)
+    if sampling.temperature < 1e-6:  # 0, or so little above that float32 would overflow
+        return logits.argmax(-1)
+    return torch.multinomial(probabilities(logits, sampling), 1, generator=generator).squeeze(-1)
+
+
+def adjusted(logits: Tensor, sampling: Sampling, prompt: Tensor | None = None,
+             written: Tensor | None = None) -> Tensor:  # fmt: skip
+    """Logits (B, V) in float32 with penalties and bias.
+
+    The repetition penalty divides, towards less likely, the logits of all that was seen (Keskar et al., "CTRL",
+    2019, 4.1); presence and frequency penalties are subtracted for what was written, as OpenAI's API has them.
     """
     logits = logits.float()
     if not bool(torch.isfinite(logits).all()):
         raise OctavoError("the model's logits are not finite: its weights are broken", "an earlier checkpoint")
-    if sampling.temperature < 1e-6:  # 0, or so little above that float32 would overflow
-        return logits.argmax(-1)
+    if sampling.remembers:
+        assert prompt is not None
+        assert written is not None
+        if sampling.repetition_penalty != 1:
+            less = torch.where(logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty)
+            logits = torch.where((prompt + written) > 0, less, logits)
+        logits = logits - sampling.presence_penalty * (written > 0) - sampling.frequency_penalty * written
+    if sampling.logit_bias:
+        ids = [id for id in sampling.logit_bias if 0 <= id < logits.size(-1)]
+        logits = logits.clone()
+        logits[:, ids] += logits.new_tensor([sampling.logit_bias[id] for id in ids])
+    return logits
+
+
+def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
+    """What each token is drawn with, (B, V): temperature, top-k, min-p, then top-p (Holtzman et al., 2020)."""
     logits = logits / sampling.temperature
     if 0 < sampling.top_k < logits.size(-1):
         least = logits.topk(sampling.top_k).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
-    probabilities = logits.softmax(-1)
+    chances = logits.softmax(-1)
+    if sampling.min_p > 0:  # Nguyen et al., "Turning Up the Heat", 2024
+        chances = chances.masked_fill(chances < sampling.min_p * chances.amax(-1, keepdim=True), 0.0)
+        chances = chances / chances.sum(-1, keepdim=True)
     if sampling.top_p < 1:
-        ordered, order = probabilities.sort(descending=True)
+        ordered, order = chances.topk(min(_SORTED, chances.size(-1)))
+        if bool((ordered.sum(-1) < sampling.top_p).any()):
+            ordered, order = chances.sort(descending=True)
         before = ordered.cumsum(-1) - ordered  # a token stays while those before it don't reach top_p
-        probabilities = probabilities.scatter(-1, order, ordered.masked_fill(before >= sampling.top_p, 0.0))
-    return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
+        chances = torch.zeros_like(chances).scatter(-1, order, ordered.masked_fill(before >= sampling.top_p, 0.0))
+    return chances

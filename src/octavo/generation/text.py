@@ -1,8 +1,10 @@
 """Text in, text out: the edge of generation, where a prompt becomes ids and ids become text."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,7 +14,10 @@ from octavo.errors import OctavoError
 from octavo.generation.engine import generate_ids
 from octavo.generation.sampling import Sampling
 from octavo.model import GPT
+from octavo.settings import unknown as no_such
 from octavo.tokenizers import Tokenizer
+
+_SAMPLING = [each.name for each in dataclasses.fields(Sampling)]
 
 
 @dataclass(frozen=True)
@@ -82,20 +87,23 @@ def start(tokenizer: Tokenizer, prompt: str, unknown: str = "error") -> list[int
 
 
 def generate(run: str | Path | Checkpoint, prompt: str = "", *, max_new_tokens: int = 500, num_samples: int = 1,
-             temperature: float = Sampling.temperature, top_k: int = Sampling.top_k,
-             top_p: float = Sampling.top_p, seed: int = 1337,
-             stop: str | Sequence[str] = (), unknown: str = "error") -> list[Sample]:  # fmt: skip
+             seed: int = 1337, stop: str | Sequence[str] = (), unknown: str = "error",
+             **sampling: Any) -> list[Sample]:  # fmt: skip
     """Continue a prompt with a RUN, or with what `octavo.load` gave.
 
         octavo.generate("runs/pydocs-1", "The import statement", max_new_tokens=100)[0].text
 
-    Sample number i is drawn with seed + i. Raises `OctavoError` for a RUN that can't be loaded, a number out
-    of range, and characters in the prompt that the tokenizer doesn't know (`unknown="skip"` or `"replace"`).
+    `sampling` is what `Sampling` has: `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`,
+    `presence_penalty`, `frequency_penalty`, `logit_bias`. Sample number i is drawn with seed + i. Raises
+    `OctavoError` for a RUN that can't be loaded, a number out of range, and characters in the prompt that the
+    tokenizer doesn't know (`unknown="skip"` or `"replace"`).
     """
     loaded = run if isinstance(run, Checkpoint) else runs.load(run)
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    if misspelt := sampling.keys() - set(_SAMPLING):
+        raise no_such("setting", min(misspelt), _SAMPLING)
+    how = Sampling(**sampling)
     samples = []
-    for text in continuations(loaded, prompt, max_new_tokens, num_samples, sampling, seed, stop, unknown):
+    for text in continuations(loaded, prompt, max_new_tokens, num_samples, how, seed, stop, unknown):
         for _ in text:
             pass
         samples.append(text.sample)
