@@ -226,7 +226,7 @@ MISTAKES = [
     ("--dropout NaN", "dropout=nan is not a finite number"),
     ("--learning-rate -1", "learning_rate=-1.0 is not between 0 and 100"),
     ("--learning-rate 1e9", "learning_rate=1000000000.0 is not between"),
-    ("--learning-rate 1e-9", "min_learning_rate=0.0001 is above learning_rate=1e-09"),
+    ("--learning-rate 1e-9 --min-learning-rate 1e-4", "min_learning_rate=0.0001 is above learning_rate=1e-09"),
     ("--batch-size 0", "batch_size=0 is not between 1 and"),
     ("--batch-size -4", "batch_size=-4 is not between 1 and"),
     ("--n-layer 0", "n_layer=0 is not between"),
@@ -777,7 +777,7 @@ def test_a_setting_is_written_with_hyphens_or_underscores(words: str, say: Say) 
         ("--compile=False", "compile", "off"), ("--compile=auto", "compile", "off"),
         ("--learning-rate 1", "learning_rate", 1.0), ("--seed=7", "seed", 7), ("--tokenizer byte", "tokenizer", "byte"),
         ("--config some.toml", "seed", 3), ("--config some.toml --seed 4", "seed", 4),
-        ("--preset baby --config some.toml", "dropout", 0.5), ("--preset baby", "dropout", 0.2),
+        ("--preset baby --config some.toml", "dropout", 0.5), ("--preset baby", "short_windows", 2),
     ],
 )  # fmt: skip
 def test_what_is_typed_is_what_the_run_has(words: str, name: str, value: object, say: Say) -> None:

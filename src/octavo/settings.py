@@ -173,9 +173,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {},  # the defaults: a laptop, about a minute on two cores
     "quick": dict(n_layer=2, batch_size=48, max_steps=120, max_epochs=8.0, warmup_steps=10, momentum=0.9),
     "baby": dict(
-        block_size=256, n_layer=6, n_head=4, n_embd=256, dropout=0.1, batch_size=16, max_steps=1300, max_epochs=8.0,
-        short_windows=2, short_fraction=0.5, muon_learning_rate=0.03, muon_weight_decay=0.1, eval_every=325,
-        sample_every=650,
+        block_size=256, n_layer=6, n_head=4, n_embd=256, dropout=0.15, batch_size=16, max_steps=2400, max_epochs=10.0,
+        short_windows=2, short_fraction=0.5, muon_learning_rate=0.03, muon_weight_decay=0.1, eval_every=600,
+        sample_every=600,
     ),
     "words": dict(tokenizer="word", n_layer=2, max_steps=1500, max_epochs=8.0, eval_every=250),
     "gpt2-512": _GPT2 | dict(block_size=512),
