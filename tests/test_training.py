@@ -566,6 +566,7 @@ def test_a_small_text_gets_fewer_steps_and_is_told_so(characters: int, steps: in
     shape = dict(n_layer=1, n_head=1, n_embd=2, block_size=8, batch_size=12, device="cpu")
     origin = begin(training.plan("text.txt", **shape))
     assert origin.settings.max_steps == steps
+    assert origin.settings.eval_every == min(250, steps // 4)
     assert (steps == 1000) == (not origin.notices)
     passes = steps * 8 * 12 / origin.data.info["tokens"]["train"]
     assert all(f"{steps} steps suffice for a text of this size, {passes:,.1f} passes" in n for n in origin.notices)

@@ -110,7 +110,8 @@ def _fitted(settings: Settings, data: Dataset) -> tuple[Settings, list[str]]:
         return settings, []
     notice = (f"{enough} steps suffice for a text of this size, {enough * passes:,.1f} passes over it "
               f"(--max-steps {settings.max_steps} for more)")  # fmt: skip
-    return dataclasses.replace(settings, max_steps=enough), [notice]
+    # Learnt by heart or not, the best of four checkpoints is kept.
+    return dataclasses.replace(settings, max_steps=enough, eval_every=min(settings.eval_every, enough // 4)), [notice]
 
 
 def _resumed(settings: Settings, run: Run, folder: Path) -> Beginning:
