@@ -1,9 +1,12 @@
 """What several tests share. `shared` is the one way to the files that may not be in the repository."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+
+from octavo.generation import native
 
 
 @pytest.fixture(scope="session")
@@ -18,9 +21,20 @@ def shared() -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """forward.c, built once for all tests."""
+    cache = tmp_path_factory.mktemp("built")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OCTAVO_CACHE", str(cache))
+        native.library()
+    return cache / "native"
+
+
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, built: Path) -> Path:
     """Every test has a cache folder of its own, and no network is reached by accident."""
     cache = tmp_path_factory.mktemp("cache")
+    shutil.copytree(built, cache / "native")
     monkeypatch.setenv("OCTAVO_CACHE", str(cache))
     return cache

@@ -1,7 +1,7 @@
 """From logits to a token, from a token to the next, and from tokens to text that is never shown half."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,7 @@ import octavo
 from octavo import tokenizers
 from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
-from octavo.generation import text as generation_text
-from octavo.generation.engine import generate_ids
+from octavo.generation.engine import Engine, Request, generate_ids
 from octavo.generation.sampling import Sampling, adjusted, next_token, probabilities
 from octavo.generation.text import Continuation, Sample, continuations, start
 from octavo.model import GPT
@@ -237,14 +236,21 @@ def test_greedy_decoding_on_a_cache_equals_full_recomputation(prompt: list[int])
             assert next(steps) == ids[-1]
 
 
-def test_within_the_block_each_token_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    hidden = GPT.hidden
-    monkeypatch.setattr(GPT, "hidden", lambda self, idx, cache: seen.append(idx.size(1)) or hidden(self, idx, cache))
-    steps = generate_ids(wide(), [1, 2, 3], GREEDY, seeded())
-    for _ in range(8):
-        next(steps)
-    assert seen == [3, 1, 1, 1, 1, 1, 8, 8]
+def watch(engine: Engine, told: Callable[..., object]) -> None:
+    """Have `told` hear of every forward pass."""
+    forward = engine._decoder.forward
+    engine._decoder.forward = lambda *rows: (told(*rows), forward(*rows))[1]
+
+
+def test_within_the_block_each_token_is_run_once() -> None:
+    for overflow, rows in (("slide", [3, 1, 1, 1, 1, 1, 8, 8, 8, 8]), ("rechunk", [3, 1, 1, 1, 1, 1, 4, 1, 1, 1])):
+        seen: list[int] = []
+        engine = Engine(wide(), 1)
+        watch(engine, lambda ids, *_, seen=seen: seen.append(len(ids)))
+        engine.submit(Request(prompt=[1, 2, 3], max_new_tokens=10, sampling=GREEDY, overflow=overflow))
+        while engine.step():
+            pass
+        assert seen == rows
 
 
 def test_a_model_whose_block_is_one_token_writes() -> None:
@@ -273,21 +279,26 @@ CHARS = tokenizers.build("char", "abcdefg \n")
 BYTES = tokenizers.build("byte", "")
 BPE = tokenizers.build("bpe:300", "the cat sat on the mat, किताब 🦉 किताब 🦉, the cat sat on the mat")
 
-Says = Callable[..., Continuation]
+
+class Scripted:
+    """A decoder by which the model says just these ids, then no more."""
+
+    def __init__(self, ids: list[int], vocab_size: int) -> None:
+        self.ids, self.vocab_size, self.asked = iter(ids), vocab_size, 0
+
+    def forward(self, ids: list[int], slots: list[int], positions: list[int], wanted: list[int]) -> Tensor:
+        self.asked += 1
+        logits = torch.full((1, self.vocab_size), -1e9)
+        logits[0, next(self.ids, 0)] = 1e9
+        return logits
 
 
-@pytest.fixture
-def says(monkeypatch: pytest.MonkeyPatch) -> Says:
-    """The continuation by a model that says just these ids, then no more."""
-
-    def continuation(
-        ids: list[int], tokenizer: Tokenizer = CHARS, *stop: str, limit: int | None = None
-    ) -> Continuation:
-        monkeypatch.setattr(generation_text, "generate_ids", lambda *_: iter(ids))
-        model = wide(vocab_size=tokenizer.vocab_size)
-        return Continuation(model, tokenizer, [0], len(ids) if limit is None else limit, ALL, seeded(), stop)
-
-    return continuation
+def says(ids: list[int], tokenizer: Tokenizer = CHARS, *stop: str, limit: int | None = None) -> Continuation:
+    """The continuation by a model that says just these ids."""
+    engine = Engine(wide(vocab_size=tokenizer.vocab_size), 1, in_c=False)
+    engine._decoder = Scripted(ids, tokenizer.vocab_size)
+    request = Request(prompt=[0], max_new_tokens=len(ids) if limit is None else limit, sampling=ALL)
+    return Continuation(engine, tokenizer, request, stop)
 
 
 def ended(tokenizer: Tokenizer, ids: list[int], stop: list[str]) -> Sample:
@@ -315,9 +326,7 @@ def test_text_ends_before_the_first_stop_string_and_none_is_ever_shown(said: str
     ids = CHARS.encode(said).tolist()
     stop = [each for each in stop if each]
     expected = ended(CHARS, ids, stop)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generation_text, "generate_ids", lambda *_: iter(ids))
-        continuation = Continuation(wide(), CHARS, [0], len(ids), ALL, seeded(), [*stop, ""])
+    continuation = says(ids, CHARS, *stop, "")
     shown = ""
     for piece in continuation:
         shown += piece
@@ -340,9 +349,7 @@ def test_text_ends_before_the_first_stop_string_and_none_is_ever_shown(said: str
         ("the cat", ["t sat"], "the cat"),  # begun, not finished
     ],
 )
-def test_stop_strings_are_found_across_tokens(
-    tokenizer: Tokenizer, said: str, stop: list[str], text: str, says: Says
-) -> None:
+def test_stop_strings_are_found_across_tokens(tokenizer: Tokenizer, said: str, stop: list[str], text: str) -> None:
     ids = tokenizer.encode(said).tolist()
     continuation = says(ids, tokenizer, *stop)
     pieces = list(continuation)
@@ -350,7 +357,7 @@ def test_stop_strings_are_found_across_tokens(
     assert continuation.sample == ended(tokenizer, ids, stop)
 
 
-def test_text_is_shown_as_soon_as_it_can_not_be_part_of_a_stop_string(says: Says) -> None:
+def test_text_is_shown_as_soon_as_it_can_not_be_part_of_a_stop_string() -> None:
     ids = CHARS.encode("abcabd").tolist()
     assert list(says(ids)) == list("abcabd")
     assert list(says(ids, CHARS, "abd")) == ["abc"]
@@ -370,9 +377,7 @@ def test_a_stream_shows_whole_characters_and_joined_it_is_the_text(tokenizer: To
     @hypothesis.given(ANY_TEXT | st.sampled_from(SCRIPTS))
     def stream(said: str) -> None:
         ids = tokenizer.encode(said).tolist()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(generation_text, "generate_ids", lambda *_: iter(ids))
-            continuation = Continuation(wide(), tokenizer, [0], len(ids), ALL, seeded())
+        continuation = says(ids, tokenizer)
         pieces = list(continuation)
         assert "".join(pieces) == continuation.sample.text == said
         assert not any("\ufffd" in piece for piece in pieces)
@@ -382,7 +387,7 @@ def test_a_stream_shows_whole_characters_and_joined_it_is_the_text(tokenizer: To
 
 
 @pytest.mark.parametrize("said", SCRIPTS, ids=["Arabic", "Hindi", "emoji", "Latin", "control"])
-def test_a_text_cut_off_within_a_character_ends_before_it(said: str, says: Says) -> None:
+def test_a_text_cut_off_within_a_character_ends_before_it(said: str) -> None:
     ids = BYTES.encode(said).tolist()
     for limit in range(len(ids)):
         continuation = says(ids, BYTES, limit=limit)
@@ -392,7 +397,7 @@ def test_a_text_cut_off_within_a_character_ends_before_it(said: str, says: Says)
         assert continuation.sample.finish_reason == "length"
 
 
-def test_bytes_that_are_no_text_are_left_out_of_it(says: Says) -> None:
+def test_bytes_that_are_no_text_are_left_out_of_it() -> None:
     said = b"a\xff\xc3(b"  # what the model wrote, not where it was cut
     continuation = says(list(said), BYTES)
     assert "".join(continuation) == continuation.sample.text == "a(b"
@@ -402,7 +407,7 @@ def test_bytes_that_are_no_text_are_left_out_of_it(says: Says) -> None:
 # Why it ended
 
 
-def test_a_text_ends_at_its_length_a_stop_string_or_the_end_of_text(says: Says) -> None:
+def test_a_text_ends_at_its_length_a_stop_string_or_the_end_of_text() -> None:
     the, cat = BPE.encode("the").tolist(), BPE.encode(" cat").tolist()
     ids = [*the, *cat, BPE.end_of_text, *the]
 
@@ -419,19 +424,11 @@ def test_a_text_ends_at_its_length_a_stop_string_or_the_end_of_text(says: Says) 
     assert sample("cat", limit=len(the + cat)) == Sample("the ", the + cat, "stop")  # at its very length
 
 
-def test_no_more_tokens_are_asked_for_than_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def ids(*_: Any) -> Iterator[int]:
-        for id in CHARS.encode("abcdef").tolist():
-            asked.append(id)
-            yield id
-
-    monkeypatch.setattr(generation_text, "generate_ids", ids)
-    for stop, limit, needed in ((["cd"], 99, 4), ([], 2, 2), (["a"], 99, 1), ([], 0, 0)):
-        asked.clear()
-        list(Continuation(wide(), CHARS, [0], limit, ALL, seeded(), stop))
-        assert len(asked) == needed
+def test_no_more_tokens_are_asked_for_than_are_needed() -> None:
+    for stop, limit, needed in ((["cd"], 99, 4), ([], 2, 2), (["a"], 99, 1)):
+        continuation = says(CHARS.encode("abcdef").tolist(), CHARS, *stop, limit=limit)
+        list(continuation)
+        assert continuation._engine._decoder.asked == needed
 
 
 # The whole way

@@ -167,7 +167,29 @@ def test_cached_decoding_equals_full_forward_however_the_text_is_cut(cuts: set[i
     with torch.no_grad():
         pieces = [model(piece, cache) for piece in idx.tensor_split(sorted(cuts), dim=1)]
         assert_near(torch.cat(pieces, dim=1), model(idx))
-    assert cache.length == 16
+    assert cache.lengths == [16, 16, 16]
+
+
+@law
+@hypothesis.given(data=st.data())
+def test_texts_of_different_lengths_on_one_cache_get_what_each_gets_alone(data: st.DataObject) -> None:
+    model = wide(ModelSettings(**SMALL))
+    idx = texts(4, 16)
+    cache = KVCache(model, batch=4)
+    lengths = [0] * 4
+    with torch.no_grad():
+        alone = model(idx)
+        for _ in range(6):
+            rows = data.draw(st.lists(st.integers(0, 3), min_size=1, unique=True))
+            T = data.draw(st.integers(1, 4))
+            rows = [row for row in rows if lengths[row] + T <= 16]
+            if not rows:
+                continue
+            new = torch.stack([idx[row, lengths[row] : lengths[row] + T] for row in rows])
+            logits = model(new, cache.at(rows, [lengths[row] for row in rows]))
+            for row, got in zip(rows, logits, strict=True):
+                assert_near(got, alone[row, lengths[row] : lengths[row] + T])
+                lengths[row] += T
 
 
 def test_a_text_longer_than_the_block_is_refused() -> None:
@@ -183,7 +205,7 @@ def test_a_full_cache_refuses_more_and_stays_as_it_was() -> None:
     model(texts(1, 15), cache)
     with pytest.raises(OctavoError, match=r"17 positions.* 16"):
         model(texts(1, 2), cache)
-    assert cache.length == 15
+    assert cache.lengths == [15]
     model(texts(1, 1), cache)
 
 
@@ -347,14 +369,15 @@ def lies(source: str, walk: Callable[[ModuleType, dict[str, int]], None]) -> lis
 
 def test_every_shape_comment_of_the_model_is_true() -> None:
     def walk(module: ModuleType, sizes: dict[str, int]) -> None:
-        """A text in two pieces, so that no two letters mean the same number."""
+        """Texts in two pieces, so that no two letters mean the same number; then one of them without a cache."""
         B, C, H, D, V = 2, 20, 5, 4, 11
         settings = ModelSettings(n_layer=2, n_head=H, n_embd=C, block_size=17, vocab_size=V)
         model = module.GPT(settings)
         cache = module.KVCache(model, batch=B)
         for T in (6, 7):
-            sizes.update(B=B, T=T, S=cache.length + T, C=C, H=H, D=D, V=V)
+            sizes.update(B=B, T=T, S=cache.lengths[0] + T, C=C, H=H, D=D, V=V)
             model(texts(B, T, V), cache)
+        model(texts(B, T, V))
         assert len(set(sizes.values())) == len(sizes)
 
     source = Path(octavo.model.__file__).read_text(encoding="utf-8")

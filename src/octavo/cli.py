@@ -84,7 +84,8 @@ def sample(arguments: argparse.Namespace) -> int:
     loaded = runs.load(arguments.run, find_device(arguments.device))
     texts = continuations(
         loaded, prompt, arguments.max_new_tokens, arguments.num_samples, sampling, arguments.seed,
-        arguments.stop, arguments.unknown, notice=lambda text: print(f"note: {text}", file=sys.stderr),
+        arguments.stop, arguments.unknown, arguments.overflow, arguments.quantize,
+        notice=lambda text: print(f"note: {text}", file=sys.stderr),
     )  # fmt: skip
     for number, text in enumerate(texts):
         if not arguments.json:
@@ -251,6 +252,10 @@ def _parser(defaults: Settings) -> _Parser:
     verb.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"
     )
+    verb.add_argument("--overflow", choices=("slide", "rechunk", "stop"), default="slide",
+                      help="past the block: exact and slow, by halves, or not at all (slide)")  # fmt: skip
+    verb.add_argument("--quantize", choices=("none", "int8"), default="none",
+                      help="weights of 8 bits: on a CPU nearly twice as fast (none)")  # fmt: skip
     _add_reading(verb)
     _finish(verb)
 

@@ -11,7 +11,9 @@ embedding. Names are GPT-2's own, so its weights fit. Each stage is a method of 
 wants to look inside (`octavo.lens`) calls the same steps that training does.
 """
 
+import copy
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -40,27 +42,32 @@ class GPT(nn.Module):
 
     def hidden(self, idx: Tensor, cache: "KVCache | None" = None) -> Tensor:
         """What the head reads, (B, T, C): the final norm's output for ids (B, T)."""
-        x = self.embed(idx, start=cache.length if cache else 0)  # (B, T, C)
+        x = self.embed(idx, cache.lengths if cache else 0)  # (B, T, C)
         x = self.blocks(x, cache)  # (B, T, C)
         return self.norm(x)
 
-    def embed(self, idx: Tensor, start: int = 0) -> Tensor:
-        """Token embedding plus the embedding of positions `start`, `start + 1`, ..."""
-        end = start + idx.size(1)
+    def embed(self, idx: Tensor, start: int | Sequence[int] = 0) -> Tensor:
+        """Token embedding plus the embedding of positions `start`, `start + 1`, ...; a start for all texts, or each."""
+        T = idx.size(1)
+        starts = [start] if isinstance(start, int) else start
+        end = max(starts) + T
         if end > self.settings.block_size:
             raise OctavoError(f"{end} positions, but the model's block_size is {self.settings.block_size}",
                               "crop the text, or train with a larger block_size")  # fmt: skip
         tok = self.transformer.wte(idx)  # (B, T, C)
-        pos = self.transformer.wpe.weight[start:end]  # (T, C)
+        wpe = self.transformer.wpe.weight
+        pos = torch.stack([wpe[each : each + T] for each in starts])  # for all of them, or for each
         x: Tensor = self.transformer.drop(tok + pos)  # (B, T, C)
         return x
 
     def blocks(self, x: Tensor, cache: "KVCache | None" = None) -> Tensor:
         """The residual stream after all blocks."""
+        if cache:
+            cache.begin(x.size(1))
         for layer, block in enumerate(self.transformer.h):
             x = block(x, cache, layer)  # (B, T, C)
         if cache:
-            cache.length += x.size(1)
+            cache.lengths = [length + x.size(1) for length in cache.lengths]
         return x
 
     def norm(self, x: Tensor) -> Tensor:
@@ -139,7 +146,7 @@ class CausalSelfAttention(nn.Module):
         q, k, v = self.project(x)
         if cache:
             k, v = cache.extend(layer, k, v)
-        return self.output(self.attend(q, k, v))
+        return self.output(self.attend(q, k, v, cache.seen if cache else None))
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of every head: three of (B, H, T, D)."""
@@ -148,13 +155,13 @@ class CausalSelfAttention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, D)
         return q, k, v
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """softmax(q kᵀ / sqrt(D)) v, where the last of the T queries sees all S keys."""
-        T, S = q.size(2), k.size(2)
-        continues = 1 < T < S  # then the triangle isn't square, and must be drawn
-        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T) if continues else None
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Tensor:
+        """softmax(q kᵀ / sqrt(D)) v, where each of the T queries sees all keys up to its own position.
+
+        `seen` (B, 1, T, S) says which, where the queries are not the first T positions of every text.
+        """
         y = F.scaled_dot_product_attention(
-            q, k, v, mask, self.dropout if self.training else 0.0, is_causal=T == S > 1
+            q, k, v, seen, self.dropout if self.training else 0.0, is_causal=seen is None and q.size(2) > 1
         )  # (B, H, T, D)
         return y
 
@@ -183,22 +190,47 @@ class MLP(nn.Module):
 
 
 class KVCache:
-    """Keys and values of the positions seen so far, for up to `block_size` positions.
+    """Keys and values of the positions seen so far, for up to `block_size` positions of each of `batch` texts.
 
-    Sampling runs the model on the newest token alone; what earlier tokens offered stands here.
+    Sampling runs the model on the newest token alone; what earlier tokens offered stands here, each text's in a row
+    of its own, as far as it has come. `at` names rows to go on with.
     """
 
     def __init__(self, model: GPT, batch: int = 1) -> None:
         settings, like = model.settings, model.lm_head.weight
         shape = (batch, settings.n_head, settings.block_size, settings.head_size)
-        self.keys = [like.new_empty(shape) for _ in range(settings.n_layer)]
-        self.values = [like.new_empty(shape) for _ in range(settings.n_layer)]
-        self.length = 0  # positions seen; `GPT.blocks` counts on
+        self.keys = [like.new_zeros(shape) for _ in range(settings.n_layer)]  # not empty: what a mask hides must
+        self.values = [like.new_zeros(shape) for _ in range(settings.n_layer)]  # be finite, for 0 times NaN is NaN
+        self.rows = list(range(batch))
+        self.lengths = [0] * batch  # positions seen of each text; `GPT.blocks` counts on
+        self.seen: Tensor | None = None
+
+    def at(self, rows: Sequence[int], lengths: Sequence[int]) -> "KVCache":
+        """The same memory, for the texts in these rows, of which so much was seen."""
+        view = copy.copy(self)
+        view.rows, view.lengths = list(rows), list(lengths)
+        return view
+
+    def begin(self, T: int) -> None:
+        """Make ready for T further positions of each text: where they go, and what each of them may see."""
+        device = self.keys[0].device
+        self._where = torch.tensor(self.lengths, device=device)[:, None] + torch.arange(T, device=device)  # (B, T)
+        S = max(self.lengths) + T
+        alone = T == 1 and len(set(self.lengths)) == 1  # a newest position sees all: no mask, and the fast kernels
+        first = not any(self.lengths)
+        self.seen = None if alone or first else (torch.arange(S, device=device) <= self._where[:, None, :, None])
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Put in the keys and values (B, H, T, D) of new positions; give those of all, (B, H, S, D)."""
-        assert len(k) == len(self.keys[layer]), "a cache serves the batch that it was made for"
-        S = self.length + k.size(2)
-        self.keys[layer][:, :, self.length : S] = k.detach()  # else the buffers would hold every graph so far
-        self.values[layer][:, :, self.length : S] = v.detach()
-        return self.keys[layer][:, :, :S], self.values[layer][:, :, :S]
+        assert len(k) == len(self.rows), "a cache serves the texts that it was made for"
+        keys, values, S = self.keys[layer], self.values[layer], max(self.lengths) + k.size(2)
+        k, v = k.detach(), v.detach()  # else the buffers would hold every graph so far
+        first, last = self.rows[0], self.rows[-1]
+        if self.rows == list(range(first, last + 1)) and len(set(self.lengths)) == 1:  # a plain box of memory
+            keys[first : last + 1, :, self.lengths[0] : S] = k
+            values[first : last + 1, :, self.lengths[0] : S] = v
+            return keys[first : last + 1, :, :S], values[first : last + 1, :, :S]
+        rows = torch.tensor(self.rows, device=k.device)
+        keys[rows[:, None], :, self._where] = k.transpose(1, 2)
+        values[rows[:, None], :, self._where] = v.transpose(1, 2)
+        return keys[rows, :, :S], values[rows, :, :S]

@@ -1,5 +1,6 @@
 """Text in, text out: the edge of generation, where a prompt becomes ids and ids become text."""
 
+import collections
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,12 +12,12 @@ import torch
 from octavo import runs
 from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
-from octavo.generation.engine import generate_ids
+from octavo.generation.engine import Engine, Request, Token
 from octavo.generation.sampling import Sampling
-from octavo.model import GPT
 from octavo.settings import unknown as no_such
 from octavo.tokenizers import Tokenizer
 
+_AT_ONCE = 8  # samples written side by side, for little more than the time of one
 _SAMPLING = [each.name for each in dataclasses.fields(Sampling)]
 
 
@@ -29,44 +30,82 @@ class Sample:
     finish_reason: str
 
 
-class Continuation:
-    """Iterate over it for pieces of text as they become certain; then `sample` is the whole.
+class Writer:
+    """Ids in, pieces of text out as they become certain.
 
     Pieces never split a character, nor show the beginning of a stop string that may be about to complete.
     """
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, prompt: list[int], max_new_tokens: int, sampling: Sampling,
-                 generator: torch.Generator, stop: Sequence[str] = ()) -> None:  # fmt: skip
-        self._ids = generate_ids(model, prompt, sampling, generator, tokenizer.vocab_size)
-        self._tokenizer, self._left, self._stop = tokenizer, max_new_tokens, [s for s in stop if s]
-        self.sample = Sample("", [], "length")
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+        # A model of bytes may write some that are no character; they are left out of the text, not of the ids.
+        self._decoder = tokenizer.decoder(errors="ignore")
+        self._stop = [each for each in stop if each]
+        self._held = ""
+        self.stopped = False  # a stop string was found: what comes after it is no part of the text
+
+    def push(self, id: int) -> str:
+        """The text that this id makes certain."""
+        return self._show(self._decoder.push(id))
+
+    def finish(self, whole: bool = False) -> str:
+        """What was held back. `whole`: the text ended by itself; at its length it may be cut within a character."""
+        shown = self._show(self._decoder.flush()) if whole else ""
+        held, self._held = self._held, ""
+        return shown + held
+
+    def _show(self, text: str) -> str:
+        if self.stopped:
+            return ""
+        self._held += text
+        found = [at for each in self._stop if (at := self._held.find(each)) >= 0]
+        if found:
+            self.stopped = True
+            shown, self._held = self._held[: min(found)], ""
+            return shown
+        certain = len(self._held) - _could_begin(self._stop, self._held)
+        shown, self._held = self._held[:certain], self._held[certain:]
+        return shown
+
+
+class Continuation:
+    """Iterate over it for pieces of text as they become certain; then `sample` is the whole.
+
+    Several may share an engine: whichever is asked for more steps it, and all of them get on.
+    """
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, request: Request, stop: Sequence[str] = ()) -> None:
+        self._engine, self._writer = engine, Writer(tokenizer, stop)
+        self._pieces: collections.deque[str] = collections.deque()
+        self._shown = ""
+        ends = dataclasses.replace(request, ends=request.ends | tokenizer.special_ids)
+        self._job = engine.submit(ends, self._deliver)
+
+    @property
+    def sample(self) -> Sample:
+        """What was written; the whole of it once the iteration has ended."""
+        reason = "stop" if self._writer.stopped else self._job.finish_reason or "length"
+        return Sample(self._shown, [token.id for token in self._job.tokens], reason)
 
     def __iter__(self) -> Iterator[str]:
-        # A model of bytes may write some that are no character; they are left out of the text, not of the ids.
-        decoder = self._tokenizer.decoder(errors="ignore")
-        shown, held = "", ""
-        token_ids: list[int] = []
-        reason = "length"
-        while reason == "length" and len(token_ids) < self._left:
-            token = next(self._ids)
-            if token in self._tokenizer.special_ids:
-                reason = "end_of_text"
-                break
-            token_ids.append(token)
-            held += decoder.push(token)
-            found = [at for s in self._stop if (at := held.find(s)) >= 0]
-            if found:
-                held, reason = held[: min(found)], "stop"
-                break
-            certain = len(held) - _could_begin(self._stop, held)
-            if certain:
-                yield held[:certain]
-                shown, held = shown + held[:certain], held[certain:]
-        if reason == "end_of_text":  # at its length a text may be cut within a character, which is left out
-            held += decoder.flush()
-        if held:
-            yield held
-        self.sample = Sample(shown + held, token_ids, reason)
+        while self._pieces or self._job.finish_reason is None:
+            if self._pieces:
+                yield self._pieces.popleft()
+            else:
+                self._engine.step()
+        if self._job.error:
+            raise self._job.error
+
+    def _deliver(self, token: Token | None) -> None:
+        """A token, or the end: text work at once, so that a job ends with the token that completes a stop string."""
+        if token is None:
+            piece = self._writer.finish(whole=self._job.finish_reason == "end_of_text")
+        else:
+            piece = self._writer.push(token.id)
+            if self._writer.stopped:
+                self._engine.cancel(self._job)
+        if piece:
+            self._shown += piece
+            self._pieces.append(piece)
 
 
 def _could_begin(stops: list[str], text: str) -> int:
@@ -87,23 +126,26 @@ def start(tokenizer: Tokenizer, prompt: str, unknown: str = "error") -> list[int
 
 
 def generate(run: str | Path | Checkpoint, prompt: str = "", *, max_new_tokens: int = 500, num_samples: int = 1,
-             seed: int = 1337, stop: str | Sequence[str] = (), unknown: str = "error",
-             **sampling: Any) -> list[Sample]:  # fmt: skip
+             seed: int = 1337, stop: str | Sequence[str] = (), unknown: str = "error", overflow: str = "slide",
+             quantize: str = "none", **sampling: Any) -> list[Sample]:  # fmt: skip
     """Continue a prompt with a RUN, or with what `octavo.load` gave.
 
         octavo.generate("runs/pydocs-1", "The import statement", max_new_tokens=100)[0].text
 
     `sampling` is what `Sampling` has: `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`,
-    `presence_penalty`, `frequency_penalty`, `logit_bias`. Sample number i is drawn with seed + i. Raises
-    `OctavoError` for a RUN that can't be loaded, a number out of range, and characters in the prompt that the
-    tokenizer doesn't know (`unknown="skip"` or `"replace"`).
+    `presence_penalty`, `frequency_penalty`, `logit_bias`. Sample number i is drawn with seed + i. Past `block_size`
+    the text goes on as `overflow` says: `slide`, `rechunk` or `stop`. `quantize="int8"` rounds the weights, on a CPU.
+    Raises `OctavoError` for a RUN that can't be loaded, a number out of range, and characters in the prompt that
+    the tokenizer doesn't know (`unknown="skip"` or `"replace"`).
     """
     loaded = run if isinstance(run, Checkpoint) else runs.load(run)
     if misspelt := sampling.keys() - set(_SAMPLING):
         raise no_such("setting", min(misspelt), _SAMPLING)
     how = Sampling(**sampling)
     samples = []
-    for text in continuations(loaded, prompt, max_new_tokens, num_samples, how, seed, stop, unknown):
+    for text in continuations(
+        loaded, prompt, max_new_tokens, num_samples, how, seed, stop, unknown, overflow, quantize
+    ):
         for _ in text:
             pass
         samples.append(text.sample)
@@ -111,9 +153,10 @@ def generate(run: str | Path | Checkpoint, prompt: str = "", *, max_new_tokens: 
 
 
 def continuations(loaded: Checkpoint, prompt: str, max_new_tokens: int, num_samples: int, sampling: Sampling,
-                  seed: int, stop: str | Sequence[str] = (), unknown: str = "error",
-                  notice: Callable[[str], object] = lambda text: None) -> list[Continuation]:  # fmt: skip
-    """`num_samples` continuations of a prompt, none of them begun. `notice` hears of a prompt that is cropped."""
+                  seed: int, stop: str | Sequence[str] = (), unknown: str = "error", overflow: str = "slide",
+                  quantize: str = "none", notice: Callable[[str], object] = lambda text: None
+                  ) -> list[Continuation]:  # fmt: skip
+    """`num_samples` continuations of a prompt on one engine. `notice` hears of a crop and of slower ways taken."""
     if not 0 <= max_new_tokens <= 10**8:
         raise OctavoError(f"max_new_tokens={max_new_tokens} is not a count of tokens", "--max-new-tokens 500")
     if not 1 <= num_samples <= 10**5:
@@ -123,10 +166,18 @@ def continuations(loaded: Checkpoint, prompt: str, max_new_tokens: int, num_samp
     stop = [stop] if isinstance(stop, str) else stop
     ids = start(loaded.tokenizer, prompt, unknown)
     block_size = loaded.model.settings.block_size
-    if len(ids) > block_size:
+    if len(ids) > block_size and overflow != "stop":
         notice(f"the prompt has {len(ids):,} tokens; the model sees the last {block_size:,}")
-    generators = [torch.Generator().manual_seed(seed + i) for i in range(num_samples)]
+    engine = Engine(loaded.model, min(num_samples, _AT_ONCE), known=loaded.tokenizer.vocab_size, quantize=quantize)
+    for note in engine.notes:
+        notice(note)
     return [
-        Continuation(loaded.model, loaded.tokenizer, ids, max_new_tokens, sampling, generator, stop)
-        for generator in generators
-    ]
+        Continuation(
+            engine,
+            loaded.tokenizer,
+            Request(prompt=ids, max_new_tokens=max_new_tokens, sampling=sampling, overflow=overflow,
+                    generator=torch.Generator().manual_seed(seed + i)),
+            stop,
+        )
+        for i in range(num_samples)
+    ]  # fmt: skip

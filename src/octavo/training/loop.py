@@ -24,7 +24,7 @@ from octavo.data.sampler import batches
 from octavo.device import choose
 from octavo.errors import OctavoError
 from octavo.evaluation import count_bytes
-from octavo.generation.sampling import Sampling
+from octavo.generation.engine import Engine, Request
 from octavo.generation.text import Continuation, start
 from octavo.loss import split_loss
 from octavo.runs import Run
@@ -252,9 +252,9 @@ class _Loop:
         step = self.trainer.step
         generator = torch.Generator().manual_seed(self.settings.seed + step)
         self.model.eval()
-        text = "".join(
-            Continuation(self.model, self.tokenizer, start(self.tokenizer, ""), _SAMPLE_TOKENS, Sampling(), generator)
-        )
+        engine = Engine(self.model, 1, known=self.tokenizer.vocab_size, in_c=False)  # a few lines: nothing to build for
+        request = Request(prompt=start(self.tokenizer, ""), max_new_tokens=_SAMPLE_TOKENS, generator=generator)
+        text = "".join(Continuation(engine, self.tokenizer, request))
         self.run.log("samples", {"step": step, "text": text})
         return Sampled(step, text)
 

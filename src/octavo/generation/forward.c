@@ -1,0 +1,313 @@
+/* GPT-2's forward pass for rows of (token, slot, position): what src/octavo/model.py computes, on a CPU, in C.
+
+   A row is one token of one text. Rows of many texts run together, a prompt as many rows of one slot, so the weights
+   are read once for all of them; a step of one token is bound by that reading, and there is nothing else left in it.
+
+   Every number is added up in one order, whatever stands beside it: a row gives the same bits alone, in a batch, in a
+   prompt cut anywhere, or after a prefix that was cached. No operation crosses rows but attention within a slot.
+
+   Built when first used, by the C compiler that is there (native.py). gcc's and clang's vector extensions: 16 numbers
+   at once, for whatever instructions the machine has. Axis letters: N rows, C width, O outputs, H heads, D = C / H. */
+
+#include <math.h>
+#include <string.h>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
+#define LANES 16
+#define TILE 4   /* rows that share one reading of a weight or a key */
+#define inlined static inline __attribute__((always_inline))
+
+typedef float floats __attribute__((vector_size(64)));
+typedef int ints __attribute__((vector_size(64)));
+typedef float floats_at __attribute__((vector_size(64), aligned(4), may_alias));
+typedef signed char bytes_at __attribute__((vector_size(16), aligned(1), may_alias));
+
+typedef struct { const void *weight; const float *scale, *bias; } Linear; /* (O, C); scale: int8, one for each output */
+typedef struct { const float *weight, *bias; } Norm;
+typedef struct { Norm ln_1; Linear c_attn, attn_c_proj; Norm ln_2; Linear c_fc, mlp_c_proj; float *keys, *values; } Block;
+typedef struct {
+    int n_layer, n_head, n_embd, vocab_size, positions, exact_gelu; /* positions: of a slot in the cache */
+    const float *wte, *wpe; Norm ln_f; Linear lm_head; const Block *blocks;
+} Model;
+
+inlined floats at(const float *x) { return *(const floats_at *)x; }
+inlined void put(float *x, floats v) { *(floats_at *)x = v; }
+inlined floats all(float x) { return x - (floats){}; }
+inlined floats pick(ints mask, floats a, floats b) { return (floats)((mask & (ints)a) | (~mask & (ints)b)); }
+
+/* 16 bytes as floats. Compilers make a mess of the plain conversion. */
+inlined floats widened(const signed char *x)
+{
+#ifdef __AVX512F__
+    return (floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)x)));
+#elif defined __AVX2__
+    union { __m256 half[2]; floats whole; } u;
+    for (int i = 0; i < 2; i++) u.half[i] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(x + 8 * i))));
+    return u.whole;
+#else
+    return __builtin_convertvector(*(const bytes_at *)x, floats);
+#endif
+}
+
+/* The sums of 16 vectors, as one vector. Every sum pairs lanes 8 apart, then 4, 2, 1. */
+inlined floats sums(const floats v[LANES])
+{
+    floats a[8], b[4], c[2];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++)
+        a[i] = __builtin_shuffle(v[2 * i], v[2 * i + 1], (ints){0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23})
+             + __builtin_shuffle(v[2 * i], v[2 * i + 1], (ints){8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31});
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+        b[i] = __builtin_shuffle(a[2 * i], a[2 * i + 1], (ints){0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27})
+             + __builtin_shuffle(a[2 * i], a[2 * i + 1], (ints){4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31});
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++)
+        c[i] = __builtin_shuffle(b[2 * i], b[2 * i + 1], (ints){0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29})
+             + __builtin_shuffle(b[2 * i], b[2 * i + 1], (ints){2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31});
+    return __builtin_shuffle(c[0], c[1], (ints){0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30})
+         + __builtin_shuffle(c[0], c[1], (ints){1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31});
+}
+
+inlined float sum(floats v)
+{
+    floats one[LANES] = {v};
+    return sums(one)[0];
+}
+
+/* e^x to 2 units in the last place: x = n ln 2 + r, a polynomial in r, and n put into the exponent. */
+inlined floats exp16(floats x)
+{
+    x = pick(x > 88.f, all(88.f), pick(x < -87.f, all(-87.f), x));
+    floats n = (x * 1.44269504f + 12582912.f) - 12582912.f; /* rounds: beyond 2^23 there are no fractions */
+    floats r = x - n * 0.693359375f - n * -2.12194440e-4f;
+    floats p = 1.9875691500e-4f * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.f;
+    return p * (floats)((__builtin_convertvector(n, ints) + 127) << 23);
+}
+
+inlined float gelu_exact(float x) { return .5f * x * (1 + erff(x * .70710678f)); }
+
+/* gelu_new: x/2 (1 + tanh u) is x / (1 + e^-2u). */
+inlined floats gelu16(floats x)
+{
+    floats u = .79788456f * (x + .044715f * x * x * x);
+    return x / (1.f + exp16(-2.f * u));
+}
+
+/* out[m * R + r] = w[r] . x[m] for R weight rows and M input rows, R * M at most 16; constants where this is used. */
+inlined floats dots(const void *w, int int8, const float *x, int C, int R, int M)
+{
+    floats at_once[LANES] = {};
+    const float *wf = w;
+    const signed char *w8 = w;
+    int c = 0;
+    for (; c + LANES <= C; c += LANES)
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++) {
+            floats v = int8 ? widened(w8 + (long)r * C + c) : at(wf + (long)r * C + c);
+#pragma GCC unroll 4
+            for (int m = 0; m < M; m++) at_once[m * R + r] += v * at(x + (long)m * C + c);
+        }
+    floats total = sums(at_once);
+    for (; c < C; c++)
+        for (int r = 0; r < R; r++)
+            for (int m = 0; m < M; m++)
+                total[m * R + r] += (int8 ? (float)w8[(long)r * C + c] : wf[(long)r * C + c]) * x[(long)m * C + c];
+    return total;
+}
+
+/* out (N, O) = x (N, C) times the transposed weight, plus bias; added to what stands in out, or through a GELU. */
+enum { SET, ADD, GELU, GELU_EXACT };
+
+inlined void linear_of(const Linear *l, int int8, const float *x, float *out, int N, int C, int O, int then)
+{
+    const int size = int8 ? 1 : 4;
+#pragma omp for schedule(dynamic, 2)
+    for (int o = 0; o < O; o += LANES) {
+        const char *w = (const char *)l->weight + (long)o * C * size;
+        const int R = O - o < LANES ? O - o : LANES;
+        floats scale = all(1), bias = {};
+        for (int r = 0; r < R; r++) {
+            if (int8) scale[r] = l->scale[o + r];
+            if (l->bias) bias[r] = l->bias[o + r];
+        }
+        for (int n = 0; n < N; n += TILE) {
+            float y[TILE][LANES];
+            const int M = N - n < TILE ? N - n : TILE;
+            const float *rows = x + (long)n * C;
+            if (R < LANES)
+                for (int m = 0; m < M; m++) for (int r = 0; r < R; r++)
+                    y[m][r] = dots(w + (long)r * C * size, int8, rows + (long)m * C, C, 1, 1)[0];
+            else if (M == 1) put(y[0], dots(w, int8, rows, C, 16, 1));
+            else if (M == 2)
+                for (int r = 0; r < LANES; r += 8) {
+                    floats v = dots(w + (long)r * C * size, int8, rows, C, 8, 2);
+                    for (int i = 0; i < 16; i++) y[i / 8][r + i % 8] = v[i];
+                }
+            else
+                for (int r = 0; r < LANES; r += 4) {
+                    floats v = M == 4 ? dots(w + (long)r * C * size, int8, rows, C, 4, 4)
+                                      : dots(w + (long)r * C * size, int8, rows, C, 4, 3);
+                    for (int i = 0; i < 4 * M; i++) y[i / 4][r + i % 4] = v[i];
+                }
+            for (int m = 0; m < M; m++) {
+                float *to = out + (long)(n + m) * O + o;
+                floats v = at(y[m]) * scale + bias;
+                if (then == GELU) v = gelu16(v);
+                if (then == GELU_EXACT) for (int r = 0; r < R; r++) v[r] = gelu_exact(v[r]);
+                if (R == LANES) put(to, then == ADD ? at(to) + v : v);
+                else for (int r = 0; r < R; r++) to[r] = then == ADD ? to[r] + v[r] : v[r];
+            }
+        }
+    }
+}
+
+static void linear(const Linear *l, const float *x, float *out, int N, int C, int O, int then)
+{
+    if (l->scale) linear_of(l, 1, x, out, N, C, O, then);
+    else linear_of(l, 0, x, out, N, C, O, then);
+}
+
+static void layer_norm(const Norm *norm, const float *x, float *out, int N, int C)
+{
+#pragma omp for
+    for (int n = 0; n < N; n++) {
+        double mean = 0, variance = 0;
+        for (int c = 0; c < C; c++) mean += x[(long)n * C + c];
+        mean /= C;
+        for (int c = 0; c < C; c++) { double d = x[(long)n * C + c] - mean; variance += d * d; }
+        const float scale = 1 / sqrt(variance / C + 1e-5), middle = mean;
+        for (int c = 0; c < C; c++)
+            out[(long)n * C + c] = (x[(long)n * C + c] - middle) * scale * norm->weight[c] + (norm->bias ? norm->bias[c] : 0);
+    }
+}
+
+/* Keys lie (slots, H, D, positions) and values (slots, H, positions, D): sixteen scores at once, sixteen sums at once. */
+static void remember(const Model *m, const Block *b, const float *qkv, const int *slot, const int *pos, int N)
+{
+    const int C = m->n_embd, H = m->n_head, D = C / H;
+    const long S = m->positions;
+#pragma omp for
+    for (int i = 0; i < N * H; i++) {
+        const int n = i / H, h = i % H;
+        const float *k = qkv + (long)n * 3 * C + C + h * D, *v = k + C;
+        const long head = ((long)slot[n] * H + h) * D * S;
+        for (int d = 0; d < D; d++) b->keys[head + d * S + pos[n]] = k[d];
+        memcpy(b->values + head + pos[n] * D, v, D * sizeof(float));
+    }
+}
+
+/* M rows of one slot and head: softmax(q . keys / sqrt(D)) values, each over the positions up to its own. */
+inlined void attend_rows(const Model *m, const Block *b, const float *qkv, float *out, float *scores,
+                         int n, int M, int h, int slot, const int *pos)
+{
+    const int C = m->n_embd, D = C / m->n_head, last = pos[n + M - 1];
+    const long S = m->positions;
+    const float *keys = b->keys + ((long)slot * m->n_head + h) * D * S;
+    const float *values = b->values + ((long)slot * m->n_head + h) * D * S;
+    const float *q = qkv + (long)n * 3 * C + h * D;
+    const float shrink = 1 / sqrtf(D);
+
+    for (int j = 0; j <= last; j += LANES) {
+        floats s[TILE];
+#pragma GCC unroll 4
+        for (int i = 0; i < M; i++) s[i] = (floats){};
+        for (int d = 0; d < D; d++) {
+            floats k = at(keys + d * S + j);
+#pragma GCC unroll 4
+            for (int i = 0; i < M; i++) s[i] += k * q[(long)i * 3 * C + d];
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < M; i++) put(scores + i * S + j, s[i] * shrink);
+    }
+    for (int i = 0; i < M; i++) {
+        float *s = scores + i * S, most = s[0];
+        const int end = pos[n + i] + 1, whole = (end + LANES - 1) / LANES * LANES;
+        for (int j = end; j < whole || j <= last; j++) s[j] = -INFINITY;
+        floats total = {}, top = all(most);
+        for (int j = 0; j < whole; j += LANES) top = pick(at(s + j) > top, at(s + j), top);
+        for (int j = 0; j < LANES; j++) most = top[j] > most ? top[j] : most;
+        for (int j = 0; j < whole; j += LANES) {
+            floats e = pick(at(s + j) == -INFINITY, all(0), exp16(at(s + j) - most));
+            put(s + j, e);
+            total += e;
+        }
+        for (int j = whole; j <= last; j++) s[j] = 0;
+        const floats share = all(1 / sum(total));
+        for (int j = 0; j < whole; j += LANES) put(s + j, at(s + j) * share);
+    }
+    int d = 0;
+    for (; d + 2 * LANES <= D; d += 2 * LANES) {
+        floats y[TILE][2];
+#pragma GCC unroll 4
+        for (int i = 0; i < M; i++) y[i][0] = y[i][1] = (floats){};
+        for (int j = 0; j <= last; j++) {
+            floats v0 = at(values + (long)j * D + d), v1 = at(values + (long)j * D + d + LANES);
+#pragma GCC unroll 4
+            for (int i = 0; i < M; i++) { y[i][0] += v0 * scores[i * S + j]; y[i][1] += v1 * scores[i * S + j]; }
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < M; i++) { put(out + (long)(n + i) * C + h * D + d, y[i][0]); put(out + (long)(n + i) * C + h * D + d + LANES, y[i][1]); }
+    }
+    for (; d < D; d++)
+        for (int i = 0; i < M; i++) {
+            float y = 0;
+            for (int j = 0; j <= pos[n + i]; j++) y += scores[i * S + j] * values[(long)j * D + d];
+            out[(long)(n + i) * C + h * D + d] = y;
+        }
+}
+
+static void attend(const Model *m, const Block *b, const float *qkv, float *out, const int *slot, const int *pos, int N)
+{
+    const int H = m->n_head;
+    float scores[TILE * m->positions];
+#pragma omp for schedule(dynamic)
+    for (int i = 0; i < N * H; i++) {
+        const int n = i / H, h = i % H;
+        int first = n; /* rows of one slot that follow one another go in fours, counted from where they start */
+        while (first > 0 && slot[first - 1] == slot[n]) first--;
+        if ((n - first) % TILE) continue;
+        int M = 1;
+        while (M < TILE && n + M < N && slot[n + M] == slot[n]) M++;
+        if (M == TILE) attend_rows(m, b, qkv, out, scores, n, TILE, h, slot[n], pos);
+        else for (int k = 0; k < M; k++) attend_rows(m, b, qkv, out, scores, n + k, 1, h, slot[n], pos);
+    }
+}
+
+/* Runs N rows, those of one slot side by side and in the order of their positions; writes the logits (W, vocab_size)
+   of the rows that `wanted` names. `work` has room for N * 9 * C floats. */
+void octavo_forward(const Model *m, int N, const int *ids, const int *slot, const int *pos,
+                    int W, const int *wanted, float *work, float *logits, int threads)
+{
+    (void)threads; /* where there is no OpenMP */
+    const int C = m->n_embd;
+    float *x = work, *h = x + (long)N * C, *y = h + (long)N * C, *wide = y + (long)N * C; /* (N, C) three times, (N, 4C) */
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for
+        for (int n = 0; n < N; n++)
+            for (int c = 0; c < C; c++)
+                x[(long)n * C + c] = m->wte[(long)ids[n] * C + c] + m->wpe[(long)pos[n] * C + c];
+        for (const Block *b = m->blocks; b < m->blocks + m->n_layer; b++) {
+            layer_norm(&b->ln_1, x, h, N, C);
+            linear(&b->c_attn, h, wide, N, C, 3 * C, SET);
+            remember(m, b, wide, slot, pos, N);
+            attend(m, b, wide, y, slot, pos, N);
+            linear(&b->attn_c_proj, y, x, N, C, C, ADD);
+            layer_norm(&b->ln_2, x, h, N, C);
+            linear(&b->c_fc, h, wide, N, C, 4 * C, m->exact_gelu ? GELU_EXACT : GELU);
+            linear(&b->mlp_c_proj, wide, x, N, 4 * C, C, ADD);
+        }
+#pragma omp for
+        for (int w = 0; w < W; w++) memcpy(y + (long)w * C, x + (long)wanted[w] * C, C * sizeof(float));
+        layer_norm(&m->ln_f, y, h, W, C);
+        linear(&m->lm_head, h, logits, W, C, m->vocab_size, SET);
+    }
+}
