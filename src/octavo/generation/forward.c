@@ -10,6 +10,10 @@
    at once, for whatever instructions the machine has. Axis letters: N rows, C width, O outputs, H heads, D = C / H. */
 
 #include <math.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
 #include <string.h>
 #ifdef __AVX2__
 #include <immintrin.h>
@@ -31,6 +35,96 @@ typedef struct {
     int n_layer, n_head, n_embd, vocab_size, positions, exact_gelu; /* positions: of a slot in the cache */
     const float *wte, *wpe; Norm ln_f; Linear lm_head; const Block *blocks;
 } Model;
+
+/* A team of threads that take pieces of work and meet after each stage.
+
+   Not OpenMP: its threads wait by spinning for milliseconds, and where two of them share a core with each other or with
+   somebody else's work, each of eighty meetings a step then costs a slice of the scheduler's: twenty times the time. */
+enum { MOST_THREADS = 255, PATIENCE = 1000 };
+static struct {
+    pthread_mutex_t caller, gate;
+    pthread_cond_t opened;
+    int hired;           /* threads beside those that call */
+    atomic_uint call;    /* how many calls there were, times 256, plus the threads of the last */
+    void (*work)(const void *);
+    const void *with;
+    int threads;
+    atomic_int arrived, next;
+    atomic_uint stage;
+} team = {.caller = PTHREAD_MUTEX_INITIALIZER, .gate = PTHREAD_MUTEX_INITIALIZER, .opened = PTHREAD_COND_INITIALIZER};
+
+static void wait_a_little(int *waited)
+{
+#if defined __x86_64__ || defined __i386__
+    if (++*waited < PATIENCE) __builtin_ia32_pause();
+    else
+#endif
+        sched_yield(); /* whom it waits for may need this very core */
+}
+
+/* The first of the next `piece` items, of which whoever asks takes care. */
+static int take(int piece) { return atomic_fetch_add(&team.next, piece); }
+#define EACH(i, count, piece) /* this thread's share of 0 ... count - 1 */ \
+    for (int i##_from; (i##_from = take(piece)) < (count);) for (int i = i##_from; i < (count) && i < i##_from + (piece); i++)
+
+/* Returns when all threads have come here. */
+static void meet(void)
+{
+    const unsigned stage = atomic_load(&team.stage);
+    if (atomic_fetch_add(&team.arrived, 1) + 1 == team.threads) {
+        atomic_store(&team.arrived, 0);
+        atomic_store(&team.next, 0);
+        atomic_fetch_add(&team.stage, 1);
+        return;
+    }
+    for (int waited = 0; atomic_load(&team.stage) == stage;) wait_a_little(&waited);
+}
+
+static void *worker(void *number)
+{
+    for (unsigned seen = 0, call;; seen = call) {
+        for (int waited = 0; (call = atomic_load(&team.call)) == seen;) {
+            if (waited < PATIENCE) { wait_a_little(&waited); continue; }
+            pthread_mutex_lock(&team.gate);
+            while (atomic_load(&team.call) == seen) pthread_cond_wait(&team.opened, &team.gate);
+            pthread_mutex_unlock(&team.gate);
+        }
+        if ((intptr_t)number < (intptr_t)(call & MOST_THREADS)) team.work(team.with);
+    }
+    return NULL;
+}
+
+static void alone_after_fork(void) /* a child has none of its parent's threads */
+{
+    team.hired = 0;
+    atomic_store(&team.call, 0);
+    atomic_store(&team.arrived, 0);
+    atomic_store(&team.next, 0);
+    pthread_mutex_init(&team.caller, NULL);
+    pthread_mutex_init(&team.gate, NULL);
+    pthread_cond_init(&team.opened, NULL);
+}
+
+/* Has `threads` threads run work(with), this one among them, and returns when all have. */
+static void together(void (*work)(const void *), const void *with, int threads)
+{
+    static int watched;
+    pthread_mutex_lock(&team.caller);
+    if (!watched) watched = !pthread_atfork(NULL, NULL, alone_after_fork);
+    threads = threads < 1 ? 1 : threads > MOST_THREADS ? MOST_THREADS : threads;
+    for (pthread_t thread; team.hired < threads - 1; team.hired++) {
+        if (pthread_create(&thread, NULL, worker, (void *)(intptr_t)(team.hired + 1))) break;
+        pthread_detach(thread);
+    }
+    if (threads > team.hired + 1) threads = team.hired + 1;
+    team.work = work, team.with = with, team.threads = threads;
+    pthread_mutex_lock(&team.gate);
+    atomic_store(&team.call, ((atomic_load(&team.call) >> 8) + 1) << 8 | (unsigned)threads);
+    pthread_cond_broadcast(&team.opened);
+    pthread_mutex_unlock(&team.gate);
+    work(with);
+    pthread_mutex_unlock(&team.caller);
+}
 
 inlined floats at(const float *x) { return *(const floats_at *)x; }
 inlined void put(float *x, floats v) { *(floats_at *)x = v; }
@@ -129,8 +223,8 @@ enum { SET, ADD, GELU, GELU_EXACT };
 inlined void linear_of(const Linear *l, int int8, const float *x, float *out, int N, int C, int O, int then)
 {
     const int size = int8 ? 1 : 4;
-#pragma omp for schedule(dynamic, 2)
-    for (int o = 0; o < O; o += LANES) {
+    EACH(block, (O + LANES - 1) / LANES, 2) {
+        const int o = block * LANES;
         const char *w = (const char *)l->weight + (long)o * C * size;
         const int R = O - o < LANES ? O - o : LANES;
         floats scale = all(1), bias = {};
@@ -173,12 +267,12 @@ static void linear(const Linear *l, const float *x, float *out, int N, int C, in
 {
     if (l->scale) linear_of(l, 1, x, out, N, C, O, then);
     else linear_of(l, 0, x, out, N, C, O, then);
+    meet();
 }
 
 static void layer_norm(const Norm *norm, const float *x, float *out, int N, int C)
 {
-#pragma omp for
-    for (int n = 0; n < N; n++) {
+    EACH(n, N, 1) {
         double mean = 0, variance = 0;
         for (int c = 0; c < C; c++) mean += x[(long)n * C + c];
         mean /= C;
@@ -187,6 +281,7 @@ static void layer_norm(const Norm *norm, const float *x, float *out, int N, int 
         for (int c = 0; c < C; c++)
             out[(long)n * C + c] = (x[(long)n * C + c] - middle) * scale * norm->weight[c] + (norm->bias ? norm->bias[c] : 0);
     }
+    meet();
 }
 
 /* Keys lie (slots, H, D, positions) and values (slots, H, positions, D): sixteen scores at once, sixteen sums at once. */
@@ -194,14 +289,14 @@ static void remember(const Model *m, const Block *b, const float *qkv, const int
 {
     const int C = m->n_embd, H = m->n_head, D = C / H;
     const long S = m->positions;
-#pragma omp for
-    for (int i = 0; i < N * H; i++) {
+    EACH(i, N * H, 4) {
         const int n = i / H, h = i % H;
         const float *k = qkv + (long)n * 3 * C + C + h * D, *v = k + C;
         const long head = ((long)slot[n] * H + h) * D * S;
         for (int d = 0; d < D; d++) b->keys[head + d * S + pos[n]] = k[d];
         memcpy(b->values + head + pos[n] * D, v, D * sizeof(float));
     }
+    meet();
 }
 
 /* M rows of one slot and head: softmax(q . keys / sqrt(D)) values, each over the positions up to its own. */
@@ -268,8 +363,7 @@ static void attend(const Model *m, const Block *b, const float *qkv, float *out,
 {
     const int H = m->n_head;
     float scores[TILE * m->positions];
-#pragma omp for schedule(dynamic)
-    for (int i = 0; i < N * H; i++) {
+    EACH(i, N * H, 1) {
         const int n = i / H, h = i % H;
         int first = n; /* rows of one slot that follow one another go in fours, counted from where they start */
         while (first > 0 && slot[first - 1] == slot[n]) first--;
@@ -279,35 +373,46 @@ static void attend(const Model *m, const Block *b, const float *qkv, float *out,
         if (M == TILE) attend_rows(m, b, qkv, out, scores, n, TILE, h, slot[n], pos);
         else for (int k = 0; k < M; k++) attend_rows(m, b, qkv, out, scores, n + k, 1, h, slot[n], pos);
     }
+    meet();
+}
+
+typedef struct {
+    const Model *model; int N; const int *ids, *slot, *pos; int W; const int *wanted; float *work, *logits;
+} Rows;
+
+/* What each thread of the team does. */
+static void forward(const void *rows)
+{
+    const Rows *r = rows;
+    const Model *m = r->model;
+    const int C = m->n_embd, N = r->N;
+    float *x = r->work, *h = x + (long)N * C, *y = h + (long)N * C, *wide = y + (long)N * C; /* 3 of (N, C), (N, 4C) */
+
+    EACH(n, N, 1)
+        for (int c = 0; c < C; c++)
+            x[(long)n * C + c] = m->wte[(long)r->ids[n] * C + c] + m->wpe[(long)r->pos[n] * C + c];
+    meet();
+    for (const Block *b = m->blocks; b < m->blocks + m->n_layer; b++) {
+        layer_norm(&b->ln_1, x, h, N, C);
+        linear(&b->c_attn, h, wide, N, C, 3 * C, SET);
+        remember(m, b, wide, r->slot, r->pos, N);
+        attend(m, b, wide, y, r->slot, r->pos, N);
+        linear(&b->attn_c_proj, y, x, N, C, C, ADD);
+        layer_norm(&b->ln_2, x, h, N, C);
+        linear(&b->c_fc, h, wide, N, C, 4 * C, m->exact_gelu ? GELU_EXACT : GELU);
+        linear(&b->mlp_c_proj, wide, x, N, 4 * C, C, ADD);
+    }
+    EACH(w, r->W, 1) memcpy(y + (long)w * C, x + (long)r->wanted[w] * C, C * sizeof(float));
+    meet();
+    layer_norm(&m->ln_f, y, h, r->W, C);
+    linear(&m->lm_head, h, r->logits, r->W, C, m->vocab_size, SET);
 }
 
 /* Runs N rows, those of one slot side by side and in the order of their positions; writes the logits (W, vocab_size)
-   of the rows that `wanted` names. `work` has room for N * 9 * C floats. */
+   of the rows that `wanted` names. `work` has room for N * 9 * C floats. One call at a time; others wait. */
 void octavo_forward(const Model *m, int N, const int *ids, const int *slot, const int *pos,
                     int W, const int *wanted, float *work, float *logits, int threads)
 {
-    (void)threads; /* where there is no OpenMP */
-    const int C = m->n_embd;
-    float *x = work, *h = x + (long)N * C, *y = h + (long)N * C, *wide = y + (long)N * C; /* (N, C) three times, (N, 4C) */
-#pragma omp parallel num_threads(threads)
-    {
-#pragma omp for
-        for (int n = 0; n < N; n++)
-            for (int c = 0; c < C; c++)
-                x[(long)n * C + c] = m->wte[(long)ids[n] * C + c] + m->wpe[(long)pos[n] * C + c];
-        for (const Block *b = m->blocks; b < m->blocks + m->n_layer; b++) {
-            layer_norm(&b->ln_1, x, h, N, C);
-            linear(&b->c_attn, h, wide, N, C, 3 * C, SET);
-            remember(m, b, wide, slot, pos, N);
-            attend(m, b, wide, y, slot, pos, N);
-            linear(&b->attn_c_proj, y, x, N, C, C, ADD);
-            layer_norm(&b->ln_2, x, h, N, C);
-            linear(&b->c_fc, h, wide, N, C, 4 * C, m->exact_gelu ? GELU_EXACT : GELU);
-            linear(&b->mlp_c_proj, wide, x, N, 4 * C, C, ADD);
-        }
-#pragma omp for
-        for (int w = 0; w < W; w++) memcpy(y + (long)w * C, x + (long)wanted[w] * C, C * sizeof(float));
-        layer_norm(&m->ln_f, y, h, W, C);
-        linear(&m->lm_head, h, logits, W, C, m->vocab_size, SET);
-    }
+    const Rows rows = {m, N, ids, slot, pos, W, wanted, work, logits};
+    together(forward, &rows, threads);
 }

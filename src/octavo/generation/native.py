@@ -11,7 +11,6 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,8 +27,7 @@ if TYPE_CHECKING:
 
 _SOURCE = Path(__file__).with_name("forward.c")
 _LANES = 16  # as in forward.c
-# The second where OpenMP is missing: one thread. Its symbols come from the library that PyTorch has loaded.
-_FLAGS: tuple[list[str], ...] = (["-Xclang", "-fopenmp"] if sys.platform == "darwin" else ["-fopenmp"], [])
+_FLAGS = ["-O3", "-march=native", "-std=gnu11", "-fPIC", "-pthread", "-Wno-psabi", "-shared"]
 _pointer = ctypes.c_void_p
 
 
@@ -164,14 +162,11 @@ def library() -> ctypes.CDLL:
         raise UnavailableError("OCTAVO_NATIVE=0 asks for no C")
     if compiler is None:
         raise UnavailableError("there is no C compiler here (gcc or clang)")
-    problem = ""
-    for flags in _FLAGS:
-        try:
-            return _loaded(_built(compiler, flags))
-        except (OSError, subprocess.SubprocessError) as error:
-            said = getattr(error, "stderr", None) or str(error)
-            problem = said.strip().splitlines()[0] if said.strip() else type(error).__name__
-    raise UnavailableError(f"forward.c could not be built with {compiler} ({problem})")
+    try:
+        return _loaded(_built(compiler))
+    except (OSError, subprocess.SubprocessError) as error:
+        said = (getattr(error, "stderr", None) or str(error)).strip() or type(error).__name__
+        raise UnavailableError(f"forward.c could not be built with {compiler} ({said.splitlines()[0]})") from None
 
 
 def _loaded(path: Path) -> ctypes.CDLL:
@@ -182,21 +177,18 @@ def _loaded(path: Path) -> ctypes.CDLL:
     return built
 
 
-def _built(compiler: str, flags: list[str]) -> Path:
+def _built(compiler: str) -> Path:
     """The library in the cache, made if it isn't there for just this source, compiler and kind of machine."""
-    flags = ["-O3", "-march=native", "-std=gnu11", "-fPIC", "-Wno-psabi", *flags]
     machine = [platform.system(), platform.machine(), sorted(torch.cpu.get_capabilities().items())]
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
-    key = hashlib.sha256(repr([_SOURCE.read_text(encoding="utf-8"), flags, version, machine]).encode()).hexdigest()
+    key = hashlib.sha256(repr([_SOURCE.read_text(encoding="utf-8"), _FLAGS, version, machine]).encode()).hexdigest()
     folder = cache_dir() / "native"
     path = folder / f"forward-{key[:16]}.so"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as aside:
-            made, library = Path(aside) / "forward.o", Path(aside) / "forward.so"
-            link = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
-            for command in ([compiler, *flags, "-c", str(_SOURCE), "-o", str(made)],
-                            [compiler, "-shared", *link, str(made), "-o", str(library), "-lm"]):  # fmt: skip
-                subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-            os.replace(library, path)
+            made = Path(aside) / "forward.so"
+            command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(made), "-lm"]
+            subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+            os.replace(made, path)
     return path
