@@ -129,6 +129,27 @@ def test_the_logits_passed_in_stay_as_they_are(sampling: Sampling, dtype: torch.
     assert torch.equal(logits, before)
 
 
+@law
+@hypothesis.given(
+    seed=st.integers(0, 2**60), rows=st.integers(1, 3), size=st.sampled_from([1, 2, 65, 5000]), top_k=st.integers(0, 40)
+)
+def test_draws_are_those_of_torch_multinomial(seed: int, rows: int, size: int, top_k: int) -> None:
+    """nanoGPT's users know their seeds. Should PyTorch change how it draws, this is where it shows."""
+    logits = 4 * torch.randn(rows, size, generator=seeded(seed))
+    chances = probabilities(logits, Sampling(temperature=1, top_k=top_k))
+    ours, theirs = seeded(seed), seeded(seed)
+    for _ in range(3):
+        expected = torch.multinomial(chances, 1, generator=theirs).squeeze(-1)
+        assert torch.equal(next_token(logits, Sampling(temperature=1, top_k=top_k), ours), expected)
+    assert torch.equal(ours.get_state(), theirs.get_state())
+
+
+def test_of_chances_that_tie_with_the_last_of_a_nucleus_the_first_stay() -> None:
+    for size in (8, 5000):
+        chances = probabilities(torch.zeros(1, size), Sampling(temperature=1, top_k=0, top_p=0.4999))
+        assert chances[0].nonzero().squeeze(-1).tolist() == list(range(size // 2))
+
+
 def test_the_generator_decides_the_draw_and_nothing_else_does() -> None:
     logits = torch.zeros(50, 100)
     torch.manual_seed(1)

@@ -51,6 +51,21 @@ def fast(device: torch.device) -> Iterator[None]:
         _MATMUL.fp32_precision = before
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """The context in which PyTorch's operations on a CPU run in the thread that calls them.
+
+    For small ones between others' work: OpenMP's threads go on spinning when theirs is done, on the core that
+    somebody else may need.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 @functools.cache
 def keep_freed_memory() -> None:
     """Let the allocator keep what is freed, from here on, where it is glibc's.

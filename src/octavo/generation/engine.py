@@ -23,6 +23,7 @@ from octavo.errors import OctavoError
 from octavo.generation.decoder import decoder
 from octavo.generation.prefixes import Prefixes
 from octavo.generation.sampling import Sampling, next_token
+from octavo.kernels import one_thread
 from octavo.model import GPT
 
 OVERFLOW = ("stop", "slide", "rechunk")
@@ -149,9 +150,10 @@ class Engine:
             read.append((job, count, tell))
         logits = self._decoder.forward(ids, slots, positions, wanted)[:, : self._known]  # (W, V)
         at = 0
-        for job, count, tell in read:
-            self._advance(job, count, logits[at : at + tell])
-            at += tell
+        with one_thread():
+            for job, count, tell in read:
+                self._advance(job, count, logits[at : at + tell])
+                at += tell
         self._running = [job for job in self._running if job.finish_reason is None]
         return True
 

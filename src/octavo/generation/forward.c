@@ -20,7 +20,9 @@
 #endif
 
 #define LANES 16
-#define TILE 4   /* rows that share one reading of a weight or a key */
+#define TILE 8      /* rows that share one reading of a weight */
+#define STRETCH 768 /* numbers of a row that are worked through at a time */
+#define FOUR 4      /* rows of a prompt that share one reading of a key */
 #define inlined static inline __attribute__((always_inline))
 
 typedef float floats __attribute__((vector_size(64)));
@@ -195,26 +197,67 @@ inlined floats gelu16(floats x)
     return x / (1.f + exp16(-2.f * u));
 }
 
-/* out[m * R + r] = w[r] . x[m] for R weight rows and M input rows, R * M at most 16; constants where this is used. */
-inlined floats dots(const void *w, int int8, const float *x, int C, int R, int M)
+/* 16 numbers of a row of floats or bytes, or the `left` last ones and zeros: so they are added like all others. */
+inlined floats numbers(const void *row, int int8, long c) { return int8 ? widened((const signed char *)row + c) : at((const float *)row + c); }
+inlined floats last_numbers(const void *row, int int8, long c, int left)
 {
-    floats at_once[LANES] = {};
-    const float *wf = w;
-    const signed char *w8 = w;
-    int c = 0;
-    for (; c + LANES <= C; c += LANES)
+    float some[LANES] = {0};
+    signed char few[LANES] = {0};
+    if (!int8) memcpy(some, (const float *)row + c, left * sizeof(float));
+    else memcpy(few, (const signed char *)row + c, left);
+    return int8 ? widened(few) : at(some);
+}
+
+/* y[m][r] = w[r] . x[m] for 16 weight rows and M input rows, in groups of R weight rows. R * M is at most 16: as many
+   sums as there are registers to hold. All but C is constant where this is used. */
+inlined void tile(const char *w, int int8, const float *x, int C, int R, int M, float y[TILE][LANES])
+{
+    floats kept[LANES / R][LANES];
+    const int whole = C / LANES * LANES;
+    const long row = int8 ? C : 4L * C;
+    for (int from = 0; from == 0 || from < whole; from += STRETCH) /* of x, which so stays in the cache for all groups */
+        for (int g = 0; g < LANES / R; g++) {
+            const char *group = w + g * R * row;
+            floats s[LANES] = {};
+            if (from)
 #pragma GCC unroll 16
-        for (int r = 0; r < R; r++) {
-            floats v = int8 ? widened(w8 + (long)r * C + c) : at(wf + (long)r * C + c);
-#pragma GCC unroll 4
-            for (int m = 0; m < M; m++) at_once[m * R + r] += v * at(x + (long)m * C + c);
+                for (int i = 0; i < R * M; i++) s[i] = kept[g][i];
+            for (int c = from; c < whole && c < from + STRETCH; c += LANES)
+#pragma GCC unroll 16
+                for (int r = 0; r < R; r++) {
+                    /* Of the next groups: rows are short, and end before the machine has seen where they lead. */
+                    if (int8 && c % 64 == 0) __builtin_prefetch(group + (LANES + r) * row + c);
+                    if (!int8 && M > 1) __builtin_prefetch(group + (R + r) * row + 4L * c);
+                    const floats v = numbers(group + r * row, int8, c);
+#pragma GCC unroll 8
+                    for (int m = 0; m < M; m++) s[m * R + r] += v * at(x + (long)m * C + c);
+                }
+            if (from + STRETCH < whole) {
+#pragma GCC unroll 16
+                for (int i = 0; i < R * M; i++) kept[g][i] = s[i];
+                continue;
+            }
+            if (whole < C)
+#pragma GCC unroll 16
+                for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+                    for (int m = 0; m < M; m++)
+                        s[m * R + r] += last_numbers(group + r * row, int8, whole, C - whole)
+                                      * last_numbers(x + (long)m * C, 0, whole, C - whole);
+            const floats v = sums(s);
+#pragma GCC unroll 16
+            for (int i = 0; i < R * M; i++) y[i / R][g * R + i % R] = v[i];
         }
-    floats total = sums(at_once);
-    for (; c < C; c++)
-        for (int r = 0; r < R; r++)
-            for (int m = 0; m < M; m++)
-                total[m * R + r] += (int8 ? (float)w8[(long)r * C + c] : wf[(long)r * C + c]) * x[(long)m * C + c];
-    return total;
+}
+
+/* w . x, added up as above. */
+inlined float dot(const char *w, int int8, const float *x, int C)
+{
+    floats s = {};
+    int c = 0;
+    for (; c + LANES <= C; c += LANES) s += numbers(w, int8, c) * at(x + c);
+    if (c < C) s += last_numbers(w, int8, c, C - c) * last_numbers(x, 0, c, C - c);
+    return sum(s);
 }
 
 /* out (N, O) = x (N, C) times the transposed weight, plus bias; added to what stands in out, or through a GELU. */
@@ -238,18 +281,17 @@ inlined void linear_of(const Linear *l, int int8, const float *x, float *out, in
             const float *rows = x + (long)n * C;
             if (R < LANES)
                 for (int m = 0; m < M; m++) for (int r = 0; r < R; r++)
-                    y[m][r] = dots(w + (long)r * C * size, int8, rows + (long)m * C, C, 1, 1)[0];
-            else if (M == 1) put(y[0], dots(w, int8, rows, C, 16, 1));
-            else if (M == 2)
-                for (int r = 0; r < LANES; r += 8) {
-                    floats v = dots(w + (long)r * C * size, int8, rows, C, 8, 2);
-                    for (int i = 0; i < 16; i++) y[i / 8][r + i % 8] = v[i];
-                }
+                    y[m][r] = dot(w + (long)r * C * size, int8, rows + (long)m * C, C);
             else
-                for (int r = 0; r < LANES; r += 4) {
-                    floats v = M == 4 ? dots(w + (long)r * C * size, int8, rows, C, 4, 4)
-                                      : dots(w + (long)r * C * size, int8, rows, C, 4, 3);
-                    for (int i = 0; i < 4 * M; i++) y[i / 4][r + i % 4] = v[i];
+                switch (M) {
+                case 1: tile(w, int8, rows, C, 16, 1, y); break;
+                case 2: tile(w, int8, rows, C, 8, 2, y); break;
+                case 3: tile(w, int8, rows, C, 4, 3, y); break;
+                case 4: tile(w, int8, rows, C, 4, 4, y); break;
+                case 5: tile(w, int8, rows, C, 2, 5, y); break;
+                case 6: tile(w, int8, rows, C, 2, 6, y); break;
+                case 7: tile(w, int8, rows, C, 2, 7, y); break;
+                default: tile(w, int8, rows, C, 2, 8, y);
                 }
             for (int m = 0; m < M; m++) {
                 float *to = out + (long)(n + m) * O + o;
@@ -311,7 +353,7 @@ inlined void attend_rows(const Model *m, const Block *b, const float *qkv, float
     const float shrink = 1 / sqrtf(D);
 
     for (int j = 0; j <= last; j += LANES) {
-        floats s[TILE];
+        floats s[FOUR];
 #pragma GCC unroll 4
         for (int i = 0; i < M; i++) s[i] = (floats){};
         for (int d = 0; d < D; d++) {
@@ -340,7 +382,7 @@ inlined void attend_rows(const Model *m, const Block *b, const float *qkv, float
     }
     int d = 0;
     for (; d + 2 * LANES <= D; d += 2 * LANES) {
-        floats y[TILE][2];
+        floats y[FOUR][2];
 #pragma GCC unroll 4
         for (int i = 0; i < M; i++) y[i][0] = y[i][1] = (floats){};
         for (int j = 0; j <= last; j++) {
@@ -362,15 +404,15 @@ inlined void attend_rows(const Model *m, const Block *b, const float *qkv, float
 static void attend(const Model *m, const Block *b, const float *qkv, float *out, const int *slot, const int *pos, int N)
 {
     const int H = m->n_head;
-    float scores[TILE * m->positions];
+    float scores[FOUR * m->positions];
     EACH(i, N * H, 1) {
         const int n = i / H, h = i % H;
         int first = n; /* rows of one slot that follow one another go in fours, counted from where they start */
         while (first > 0 && slot[first - 1] == slot[n]) first--;
-        if ((n - first) % TILE) continue;
+        if ((n - first) % FOUR) continue;
         int M = 1;
-        while (M < TILE && n + M < N && slot[n + M] == slot[n]) M++;
-        if (M == TILE) attend_rows(m, b, qkv, out, scores, n, TILE, h, slot[n], pos);
+        while (M < FOUR && n + M < N && slot[n + M] == slot[n]) M++;
+        if (M == FOUR) attend_rows(m, b, qkv, out, scores, n, FOUR, h, slot[n], pos);
         else for (int k = 0; k < M; k++) attend_rows(m, b, qkv, out, scores, n + k, 1, h, slot[n], pos);
     }
     meet();

@@ -65,7 +65,8 @@ class NativeDecoder:
         self._library = library()
         settings = model.settings
         self._width, self._vocab_size = settings.n_embd, settings.vocab_size
-        positions = -(-settings.block_size // _LANES) * _LANES
+        # Sixteen more: were they a power of two, one position of all numbers of a key would share a place in the cache.
+        positions = (-(-settings.block_size // _LANES) + 1) * _LANES
         H, D = settings.n_head, settings.head_size
         # Zeros, which the system gives page by page as they are first written.
         self.keys = [torch.zeros(slots, H, D, positions) for _ in range(settings.n_layer)]
