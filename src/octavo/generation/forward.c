@@ -315,30 +315,91 @@ static void linear(const Linear *l, const float *x, float *out, int N, int C, in
 static void layer_norm(const Norm *norm, const float *x, float *out, int N, int C)
 {
     EACH(n, N, 1) {
-        double mean = 0, variance = 0;
-        for (int c = 0; c < C; c++) mean += x[(long)n * C + c];
-        mean /= C;
-        for (int c = 0; c < C; c++) { double d = x[(long)n * C + c] - mean; variance += d * d; }
-        const float scale = 1 / sqrt(variance / C + 1e-5), middle = mean;
+        const float *from = x + (long)n * C;
+        float *to = out + (long)n * C;
+        const int whole = C / LANES * LANES, left = C - whole;
+        floats total = {}, squares = {};
+        for (int c = 0; c < whole; c += LANES) total += at(from + c);
+        if (left) total += last_numbers(from, 0, whole, left);
+        const float mean = sum(total) / C;
+        for (int c = 0; c < whole; c += LANES) { const floats d = at(from + c) - mean; squares += d * d; }
+        float more = 0;
+        for (int c = whole; c < C; c++) more += (from[c] - mean) * (from[c] - mean);
+        const float scale = 1 / sqrtf((sum(squares) + more) / C + 1e-5f);
         for (int c = 0; c < C; c++)
-            out[(long)n * C + c] = (x[(long)n * C + c] - middle) * scale * norm->weight[c] + (norm->bias ? norm->bias[c] : 0);
+            to[c] = (from[c] - mean) * scale * norm->weight[c] + (norm->bias ? norm->bias[c] : 0);
     }
     meet();
 }
 
-/* Keys lie (slots, H, D, positions) and values (slots, H, positions, D): sixteen scores at once, sixteen sums at once. */
+/* Keys lie (slots, H, positions / 16, D, 16) and values (slots, H, positions, D): both are read from end to end, the
+   keys for sixteen scores at once, the values for sixteen sums. */
 static void remember(const Model *m, const Block *b, const float *qkv, const int *slot, const int *pos, int N)
 {
     const int C = m->n_embd, H = m->n_head, D = C / H;
-    const long S = m->positions;
     EACH(i, N * H, 4) {
         const int n = i / H, h = i % H;
         const float *k = qkv + (long)n * 3 * C + C + h * D, *v = k + C;
-        const long head = ((long)slot[n] * H + h) * D * S;
-        for (int d = 0; d < D; d++) b->keys[head + d * S + pos[n]] = k[d];
-        memcpy(b->values + head + pos[n] * D, v, D * sizeof(float));
+        const long head = ((long)slot[n] * H + h) * m->positions * D;
+        float *to = b->keys + head + (long)(pos[n] / LANES) * D * LANES + pos[n] % LANES;
+        for (int d = 0; d < D; d++) to[d * LANES] = k[d];
+        memcpy(b->values + head + (long)pos[n] * D, v, D * sizeof(float));
     }
     meet();
+}
+
+/* scores[i] of `B` times 16 positions from j on, for M rows: M * B sums that need not wait for one another. */
+inlined void score(const float *keys, const float *q, long apart, int D, int j, int M, int B, float *scores, long S)
+{
+    floats s[FOUR * FOUR] = {};
+    for (int d = 0; d < D; d++)
+#pragma GCC unroll 4
+        for (int g = 0; g < B; g++) {
+            const floats k = at(keys + ((long)(j / LANES + g) * D + d) * LANES);
+#pragma GCC unroll 4
+            for (int i = 0; i < M; i++) s[i * B + g] += k * q[i * apart + d];
+        }
+    const float shrink = 1 / sqrtf(D);
+#pragma GCC unroll 4
+    for (int i = 0; i < M; i++)
+#pragma GCC unroll 4
+        for (int g = 0; g < B; g++) put(scores + i * S + j + g * LANES, s[i * B + g] * shrink);
+}
+
+/* out[i] = scores[i] values, `V` times 16 of the D numbers from d on, for M rows. */
+inlined void blend(const float *scores, long S, const float *values, int D, int d, int last, int M, int V, float *out, int C)
+{
+    floats y[FOUR * FOUR] = {};
+    for (int j = 0; j <= last; j++)
+#pragma GCC unroll 4
+        for (int g = 0; g < V; g++) {
+            const floats v = at(values + (long)j * D + d + g * LANES);
+#pragma GCC unroll 4
+            for (int i = 0; i < M; i++) y[i * V + g] += v * scores[i * S + j];
+        }
+#pragma GCC unroll 4
+    for (int i = 0; i < M; i++)
+#pragma GCC unroll 4
+        for (int g = 0; g < V; g++) put(out + (long)i * C + d + g * LANES, y[i * V + g]);
+}
+
+/* Of the first `count` scores; the rest, up to `end` and to where 16 are full, become 0. */
+inlined void softmax(float *s, int count, int end)
+{
+    const int whole = (count + LANES - 1) / LANES * LANES;
+    for (int j = count; j < whole || j < end; j++) s[j] = -INFINITY;
+    floats top = all(-INFINITY), total = {};
+    for (int j = 0; j < whole; j += LANES) top = pick(at(s + j) > top, at(s + j), top);
+    float most = top[0];
+    for (int i = 1; i < LANES; i++) most = top[i] > most ? top[i] : most;
+    for (int j = 0; j < whole; j += LANES) {
+        const floats e = pick(at(s + j) == -INFINITY, all(0), exp16(at(s + j) - most));
+        put(s + j, e);
+        total += e;
+    }
+    const float share = 1 / sum(total);
+    for (int j = 0; j < whole; j += LANES) put(s + j, at(s + j) * share);
+    for (int j = whole; j < end; j++) s[j] = 0;
 }
 
 /* M rows of one slot and head: softmax(q . keys / sqrt(D)) values, each over the positions up to its own. */
@@ -346,58 +407,22 @@ inlined void attend_rows(const Model *m, const Block *b, const float *qkv, float
                          int n, int M, int h, int slot, const int *pos)
 {
     const int C = m->n_embd, D = C / m->n_head, last = pos[n + M - 1];
-    const long S = m->positions;
-    const float *keys = b->keys + ((long)slot * m->n_head + h) * D * S;
-    const float *values = b->values + ((long)slot * m->n_head + h) * D * S;
+    const long S = m->positions, head = ((long)slot * m->n_head + h) * S * D;
+    const float *keys = b->keys + head, *values = b->values + head;
     const float *q = qkv + (long)n * 3 * C + h * D;
-    const float shrink = 1 / sqrtf(D);
+    float *to = out + (long)n * C + h * D;
 
-    for (int j = 0; j <= last; j += LANES) {
-        floats s[FOUR];
-#pragma GCC unroll 4
-        for (int i = 0; i < M; i++) s[i] = (floats){};
-        for (int d = 0; d < D; d++) {
-            floats k = at(keys + d * S + j);
-#pragma GCC unroll 4
-            for (int i = 0; i < M; i++) s[i] += k * q[(long)i * 3 * C + d];
-        }
-#pragma GCC unroll 4
-        for (int i = 0; i < M; i++) put(scores + i * S + j, s[i] * shrink);
-    }
-    for (int i = 0; i < M; i++) {
-        float *s = scores + i * S, most = s[0];
-        const int end = pos[n + i] + 1, whole = (end + LANES - 1) / LANES * LANES;
-        for (int j = end; j < whole || j <= last; j++) s[j] = -INFINITY;
-        floats total = {}, top = all(most);
-        for (int j = 0; j < whole; j += LANES) top = pick(at(s + j) > top, at(s + j), top);
-        for (int j = 0; j < LANES; j++) most = top[j] > most ? top[j] : most;
-        for (int j = 0; j < whole; j += LANES) {
-            floats e = pick(at(s + j) == -INFINITY, all(0), exp16(at(s + j) - most));
-            put(s + j, e);
-            total += e;
-        }
-        for (int j = whole; j <= last; j++) s[j] = 0;
-        const floats share = all(1 / sum(total));
-        for (int j = 0; j < whole; j += LANES) put(s + j, at(s + j) * share);
-    }
-    int d = 0;
-    for (; d + 2 * LANES <= D; d += 2 * LANES) {
-        floats y[FOUR][2];
-#pragma GCC unroll 4
-        for (int i = 0; i < M; i++) y[i][0] = y[i][1] = (floats){};
-        for (int j = 0; j <= last; j++) {
-            floats v0 = at(values + (long)j * D + d), v1 = at(values + (long)j * D + d + LANES);
-#pragma GCC unroll 4
-            for (int i = 0; i < M; i++) { y[i][0] += v0 * scores[i * S + j]; y[i][1] += v1 * scores[i * S + j]; }
-        }
-#pragma GCC unroll 4
-        for (int i = 0; i < M; i++) { put(out + (long)(n + i) * C + h * D + d, y[i][0]); put(out + (long)(n + i) * C + h * D + d + LANES, y[i][1]); }
-    }
+    int j = 0, d = 0;
+    for (; M == 1 && j + FOUR * LANES <= last + 1; j += FOUR * LANES) score(keys, q, 3 * C, D, j, M, FOUR, scores, S);
+    for (; j <= last; j += LANES) score(keys, q, 3 * C, D, j, M, 1, scores, S);
+    for (int i = 0; i < M; i++) softmax(scores + i * S, pos[n + i] + 1, last + 1);
+    for (; d + 4 * LANES <= D; d += 4 * LANES) blend(scores, S, values, D, d, last, M, 4, to, C);
+    for (; d + LANES <= D; d += LANES) blend(scores, S, values, D, d, last, M, 1, to, C);
     for (; d < D; d++)
         for (int i = 0; i < M; i++) {
             float y = 0;
-            for (int j = 0; j <= pos[n + i]; j++) y += scores[i * S + j] * values[(long)j * D + d];
-            out[(long)(n + i) * C + h * D + d] = y;
+            for (int k = 0; k <= pos[n + i]; k++) y += scores[i * S + k] * values[(long)k * D + d];
+            to[(long)i * C + d] = y;
         }
 }
 

@@ -65,11 +65,9 @@ class NativeDecoder:
         self._library = library()
         settings = model.settings
         self._width, self._vocab_size = settings.n_embd, settings.vocab_size
-        # Sixteen more: were they a power of two, one position of all numbers of a key would share a place in the cache.
-        positions = (-(-settings.block_size // _LANES) + 1) * _LANES
-        H, D = settings.n_head, settings.head_size
+        H, D, positions = settings.n_head, settings.head_size, -(-settings.block_size // _LANES) * _LANES
         # Zeros, which the system gives page by page as they are first written.
-        self.keys = [torch.zeros(slots, H, D, positions) for _ in range(settings.n_layer)]
+        self.keys = [torch.zeros(slots, H, positions // _LANES, D, _LANES) for _ in range(settings.n_layer)]
         self.values = [torch.zeros(slots, H, positions, D) for _ in range(settings.n_layer)]
         self._held: list[Tensor | ctypes.Array[_Block]] = []  # what only C points to
         parts = [self._linear_and_norm(linear, norm, int8) for linear, norm in linears(model)]
@@ -99,12 +97,13 @@ class NativeDecoder:
     def keep(self, slot: int, length: int) -> "Kept":
         """As `Decoder` has it."""
         pairs = zip(self.keys, self.values, strict=True)
-        return [(keys[slot, :, :, :length].clone(), values[slot, :, :length].clone()) for keys, values in pairs]
+        groups = -(-length // _LANES)
+        return [(keys[slot, :, :groups].clone(), values[slot, :, :length].clone()) for keys, values in pairs]
 
     def restore(self, slot: int, kept: "Kept") -> None:
         """As `Decoder` has it."""
         for keys, values, (k, v) in zip(self.keys, self.values, kept, strict=True):
-            keys[slot, :, :, : k.size(2)], values[slot, :, : v.size(1)] = k, v
+            keys[slot, :, : k.size(1)], values[slot, :, : v.size(1)] = k, v
 
     def _linear_and_norm(self, linear: nn.Linear, norm: nn.LayerNorm | None, int8: bool) -> tuple[_Linear, _Norm]:
         bias = self._at(linear.bias)
