@@ -1,7 +1,6 @@
 """What several tests share. `shared` is the one way to the files that may not be in the repository."""
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -21,9 +20,9 @@ def shared() -> Path:
     return root
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """forward.c, built once for all tests."""
+    """Where forward.c is built, once for all tests, outside of their caches."""
     cache = tmp_path_factory.mktemp("built")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OCTAVO_CACHE", str(cache))
@@ -32,9 +31,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, built: Path) -> Path:
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every test has a cache folder of its own, and no network is reached by accident."""
     cache = tmp_path_factory.mktemp("cache")
-    shutil.copytree(built, cache / "native")
     monkeypatch.setenv("OCTAVO_CACHE", str(cache))
     return cache

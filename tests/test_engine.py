@@ -1,24 +1,30 @@
 """Many texts on one model: each gets, to the bit, what it gets alone, by PyTorch or in C."""
 
+import copy
 import dataclasses
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+import octavo
+from octavo.checkpoint import Checkpoint
+from octavo.data import corpora
 from octavo.errors import OctavoError
 from octavo.generation import native
 from octavo.generation.decoder import Decoder, TorchDecoder, decoder, rounded
 from octavo.generation.engine import OVERFLOW, Engine, Job, Request, generate_ids
 from octavo.generation.prefixes import Prefixes
 from octavo.generation.sampling import Sampling
+from octavo.loss import split_loss
 from octavo.model import GPT
 from octavo.settings import ModelSettings
 
@@ -516,3 +522,57 @@ def test_ids_are_written_without_end_until_the_asker_stops() -> None:
     with pytest.raises(OctavoError, match="not finite"):
         next(generate_ids(model, [1], GREEDY, torch.Generator()))
     assert dataclasses.is_dataclass(Request)
+
+
+# int8 on a model that has learnt something
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A small model after a few seconds of training."""
+    return octavo.load(octavo.train("pydocs", preset="quick", max_steps=60, out=tmp_path_factory.mktemp("run")).folder)
+
+
+def as_it_is(model: GPT) -> None:
+    """No outliers."""
+
+
+def large_gains(model: GPT) -> None:
+    """Channels that a norm makes large, and the weights after it small: the same function."""
+    for linear, norm in native.linears(model):
+        if norm is not None and norm is not model.transformer.ln_f:
+            for channel, by in ((3, 100.0), (17, 1000.0), (40, -50.0)):
+                norm.weight[channel] *= by
+                norm.bias[channel] *= by
+                linear.weight[:, channel] /= by
+
+
+def large_values(model: GPT) -> None:
+    """Values that are large, and the projection that reads them small: the same function."""
+    C = model.settings.n_embd
+    for block in model.transformer.h:
+        for channel in (5, 30, 70):
+            block.attn.c_attn.weight[2 * C + channel] *= 100
+            block.attn.c_attn.bias[2 * C + channel] *= 100
+            block.attn.c_proj.weight[:, channel] /= 100
+
+
+def large_weights(model: GPT) -> None:
+    """One weight of a thousand twenty times as large: another function, which int8 has to follow."""
+    generator = torch.Generator().manual_seed(0)
+    for linear, _ in native.linears(model):
+        linear.weight[torch.rand(linear.weight.shape, generator=generator) < 0.001] *= 20
+
+
+@pytest.mark.parametrize("outliers", [as_it_is, large_gains, large_values, large_weights])
+@torch.no_grad()
+def test_int8_loses_at_most_a_50th_of_a_nat_also_with_outliers(
+    outliers: Callable[[GPT], None], trained: Checkpoint
+) -> None:
+    model = copy.deepcopy(trained.model)
+    model.tie()
+    outliers(model)
+    ids = trained.tokenizer.encode(corpora.read("pydocs").text[-20_000:]).astype(np.uint16)
+    exact, eight = (split_loss(each, ids, model.settings.block_size) for each in (model, rounded(model)))
+    assert exact < 4  # it has learnt; 4.9 is to know nothing
+    assert 1e-6 < abs(eight - exact) < 0.02

@@ -86,7 +86,7 @@ class Engine:
                  prefix_bytes: int = 0, in_c: bool = True) -> None:  # fmt: skip
         """`known`: ids from there on stand for no token. `prefix_bytes`: memory for prompts that were read."""
         self.slots = slots
-        self.block_size, self._known = model.settings.block_size, known or model.settings.vocab_size
+        self.block_size, self.known = model.settings.block_size, known or model.settings.vocab_size
         self._decoder, self.notes = decoder(model, slots, quantize, in_c)
         self._prefixes = Prefixes(prefix_bytes)
         self._queue: collections.deque[Job] = collections.deque()
@@ -113,14 +113,14 @@ class Engine:
             raise OctavoError(
                 "a prompt needs at least one token", "start(tokenizer, '') gives what a text begins after"
             )
-        if not all(0 <= id < self._known for id in request.prompt):
-            raise OctavoError(f"the prompt has ids outside of 0 to {self._known - 1}", "the ids of this tokenizer")
+        if not all(0 <= id < self.known for id in request.prompt):
+            raise OctavoError(f"the prompt has ids outside of 0 to {self.known - 1}", "the ids of this tokenizer")
         if request.overflow not in OVERFLOW:
             raise OctavoError(f"overflow={request.overflow!r} is not one of {', '.join(OVERFLOW)}", "--overflow slide")
         if request.overflow == "stop" and len(request.prompt) > self.block_size:
             raise OctavoError(f"the prompt has {len(request.prompt):,} tokens, and the model sees {self.block_size:,}",
                               "a shorter prompt, or --overflow slide")  # fmt: skip
-        job = Job(request, deliver, self.block_size, self._known)
+        job = Job(request, deliver, self.block_size, self.known)
         with self._lock:
             self._queue.append(job)
         return job
@@ -148,7 +148,7 @@ class Engine:
             tell = count if _echoes(job) else int(end == len(job.window))
             wanted += range(len(ids) - tell, len(ids))
             read.append((job, count, tell))
-        logits = self._decoder.forward(ids, slots, positions, wanted)[:, : self._known]  # (W, V)
+        logits = self._decoder.forward(ids, slots, positions, wanted)[:, : self.known]  # (W, V)
         at = 0
         with one_thread():
             for job, count, tell in read:

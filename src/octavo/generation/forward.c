@@ -42,7 +42,7 @@ typedef struct {
 
    Not OpenMP: its threads wait by spinning for milliseconds, and where two of them share a core with each other or with
    somebody else's work, each of eighty meetings a step then costs a slice of the scheduler's: twenty times the time. */
-enum { MOST_THREADS = 255, PATIENCE = 1000 };
+enum { MOST_THREADS = 255, PATIENCE = 200 };
 static struct {
     pthread_mutex_t caller, gate;
     pthread_cond_t opened;
@@ -275,9 +275,9 @@ inlined void linear_of(const Linear *l, int int8, const float *x, float *out, in
             if (int8) scale[r] = l->scale[o + r];
             if (l->bias) bias[r] = l->bias[o + r];
         }
-        for (int n = 0; n < N; n += TILE) {
+        for (int n = 0, M; n < N; n += M) {
             float y[TILE][LANES];
-            const int M = N - n < TILE ? N - n : TILE;
+            M = N - n >= TILE ? TILE : N - n < 4 ? N - n : 4;
             const float *rows = x + (long)n * C;
             if (R < LANES)
                 for (int m = 0; m < M; m++) for (int r = 0; r < R; r++)
@@ -288,10 +288,7 @@ inlined void linear_of(const Linear *l, int int8, const float *x, float *out, in
                 case 2: tile(w, int8, rows, C, 8, 2, y); break;
                 case 3: tile(w, int8, rows, C, 4, 3, y); break;
                 case 4: tile(w, int8, rows, C, 4, 4, y); break;
-                case 5: tile(w, int8, rows, C, 2, 5, y); break;
-                case 6: tile(w, int8, rows, C, 2, 6, y); break;
-                case 7: tile(w, int8, rows, C, 2, 7, y); break;
-                default: tile(w, int8, rows, C, 2, 8, y);
+                default: tile(w, int8, rows, C, 2, TILE, y);
                 }
             for (int m = 0; m < M; m++) {
                 float *to = out + (long)(n + m) * O + o;

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _SOURCE = Path(__file__).with_name("forward.c")
 _LANES = 16  # as in forward.c
-_FLAGS = ["-O3", "-march=native", "-std=gnu11", "-fPIC", "-pthread", "-Wno-psabi", "-shared"]
+_FLAGS = ["-O2", "-march=native", "-std=gnu11", "-fPIC", "-pthread", "-Wno-psabi", "-shared"]
 _pointer = ctypes.c_void_p
 
 

@@ -113,14 +113,13 @@ def drawn(chances: Tensor, generator: torch.Generator | None = None) -> Tensor:
     Every token runs for an exponentially distributed time divided by its chance, and the first to arrive is drawn.
     The random bits of all are taken, as PyTorch does; but only those that may be drawn need a time made of them.
     """
-    bits = torch.empty(chances.shape, dtype=torch.int64).random_(-(2**63), None, generator=generator)  # (B, V)
-    ids = []
-    for row, random in zip(chances, bits, strict=True):
-        may = row.nonzero().squeeze(-1)
-        uniform = (random[may] & (2**53 - 1)).double() * 2.0**-53
-        times = torch.log1p(-uniform).neg().to(row.dtype)
-        ids.append(may[(row[may] / times).argmax()])
-    return torch.stack(ids)
+    flat = chances.flatten()  # (B * V,)
+    bits = torch.empty(len(flat), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    may = flat.nonzero().squeeze(-1)
+    uniform = (bits[may] & (2**53 - 1)).double() * 2.0**-53
+    speeds = torch.zeros_like(flat)
+    speeds[may] = flat[may] / torch.log1p(-uniform).neg().to(flat.dtype)
+    return speeds.view_as(chances).argmax(-1)
 
 
 def _nucleus(chances: Tensor, top_p: float) -> Tensor:
