@@ -20,6 +20,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from octavo import files, tokenizers
 from octavo.errors import OctavoError
@@ -62,7 +63,7 @@ def save(folder: Path, model: GPT, tokenizer: Tokenizer, settings: Settings, inf
         tokenizer.save(partial)
         _write_json(partial / "config.json", _hf_config(model.settings, tokenizer))
         _write_json(partial / "generation_config.json", {
-            "do_sample": True, "temperature": 0.8, "top_k": 200, "max_new_tokens": 500,
+            "do_sample": True, "temperature": 0.8, "top_k": 200, "max_length": model.settings.block_size,
             "bos_token_id": tokenizer.end_of_text, "eos_token_id": tokenizer.end_of_text,
         })  # fmt: skip
         _write_json(partial / "octavo.json", {"format": FORMAT, "settings": asdict(settings), **info})
@@ -153,7 +154,7 @@ def _load_model(folder: Path, settings: ModelSettings, device: torch.device | st
         raise OctavoError(f"{folder} has no model.safetensors", "save it with safetensors: Octavo reads no pickle"
                           if old else "a folder with the weights in one file")  # fmt: skip
     stored = _read_tensors(path, device)
-    with torch.device("meta"):
+    with torch.device("meta"), _Uninitialized():
         model = GPT(settings)
     weights = {}
     for name, value in stored.items():
@@ -170,6 +171,15 @@ def _load_model(folder: Path, settings: ModelSettings, device: torch.device | st
     model.load_state_dict(weights | {"lm_head.weight": weights["transformer.wte.weight"]}, assign=True)
     model.tie()
     return model.requires_grad_().eval()
+
+
+class _Uninitialized(TorchFunctionMode):
+    """Modules made here don't initialize their weights. On the meta device that imports PyTorch's compiler: 0.5 s."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init" and func.__name__.endswith("_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def _hf_config(settings: ModelSettings, tokenizer: Tokenizer) -> dict[str, Any]:
