@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from octavo import benchmark, kernels
+from octavo import kernels
+from octavo.benchmark import generation, training
 from octavo.cli import main
 from octavo.device import Place
 from octavo.model import GPT
@@ -26,18 +27,18 @@ def test_the_products_timed_alone_are_those_of_a_step(optimizer: str) -> None:
     kernels.onednn_is_exact()  # asks with a product of its own, once
     with FlopCounterMode(display=False) as counter:
         trainer.update(ids)
-    products = benchmark._products(settings, 4, Place(torch.device("cpu")))
+    products = training._products(settings, 4, Place(torch.device("cpu")))
     assert sum(count * flops for count, flops, _ in products) == counter.get_total_flops()
 
 
 def test_cut_into_micro_batches_the_products_are_as_many() -> None:
     place = Place(torch.device("cpu"))
-    sums = [sum(n * flops for n, flops, _ in benchmark._products(SMALL, rows, place)) for rows in (1, 2, 3, 4)]
+    sums = [sum(n * flops for n, flops, _ in training._products(SMALL, rows, place)) for rows in (1, 2, 3, 4)]
     assert sums == pytest.approx([sums[0]] * 4)
 
 
 def test_the_figures_fit_together() -> None:
-    result = benchmark.train(SMALL, steps=2)
+    result = training.train(SMALL, steps=2)
     assert result.tokens_per_step == 64
     assert result.tokens_per_second == pytest.approx(64 / result.step_seconds)
     assert result.products_share == pytest.approx(result.products_seconds / result.step_seconds)
@@ -47,8 +48,34 @@ def test_the_figures_fit_together() -> None:
 def test_the_verb_prints_the_formula_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["bench", "train", "--rounds", "1", "--n-layer", "1", "--n-head", "1", "--n-embd", "8", "--batch-size", "2"]
     assert main(words) == 0
-    assert benchmark.FORMULA in capsys.readouterr().out
+    assert training.FORMULA in capsys.readouterr().out
     assert main([*words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["tokens_per_step"] == 128
     assert main([*words, "--rounds", "0"]) == 2
     assert "0 steps can't be timed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+def test_the_figures_of_writing_fit_together(quantize: str) -> None:
+    settings = dataclasses.replace(SMALL, vocab_size=0)
+    told: list[str] = []
+    result = generation.generate(generation.untrained(settings, torch.device("cpu")), quantize, 1, told.append)
+    assert (result.prompt_tokens, result.new_tokens) == (8, 4)
+    matrices = 12 * 2 * 32 * 32 + 65 * 32
+    assert result.bytes_per_token == (1 if quantize == "int8" else 4) * matrices + 2 * 2 * 32 * 4 * 10
+    assert result.read_share == pytest.approx(
+        result.bytes_per_token * result.tokens_per_second / result.read_bytes_per_second
+    )
+    assert told[-1].endswith("1 rounds of 8 tokens and 4 more, and of 8 texts at once")
+
+
+def test_the_verb_times_writing(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["bench", "generate", "--rounds", "1", "--n-layer", "1", "--n-head", "1", "--n-embd", "8"]
+    assert main(words) == 0
+    assert "tokens a second" in capsys.readouterr().out
+    assert main([*words, "--quantize", "int8", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["quantize"] == "int8"
+    assert main(["bench", "train", "runs/nothing"]) == 2
+    assert "times a preset" in capsys.readouterr().err
+    assert main(["bench", "generate", "runs/nothing"]) == 2
+    assert main([*words, "--rounds", "0"]) == 2

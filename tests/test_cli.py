@@ -27,7 +27,14 @@ from octavo.settings import NANOGPT_NAMES, PRESETS, SECTIONS, DataSettings, from
 TEXT = "the cat sat on the mat, and the rat sat on the hat.\n" * 12
 RECIPE = ["--block-size", "8", "--batch-size", "2", "--max-steps", "4", "--device", "cpu", "--precision", "fp32"]
 SMALL = ["--n-layer", "1", "--n-head", "1", "--n-embd", "8", *RECIPE]
-VERBS = {"train": [], "sample": ["RUN"], "eval": ["RUN"], "prepare": ["SOURCE", "--out", "OUT"], "bench": ["train"]}
+VERBS = {
+    "train": [],
+    "sample": ["RUN"],
+    "eval": ["RUN"],
+    "serve": ["RUN"],
+    "prepare": ["SOURCE", "--out", "OUT"],
+    "bench": ["train"],
+}
 
 
 @dataclasses.dataclass

@@ -13,7 +13,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,7 +25,7 @@ from octavo.settings import NANOGPT_NAMES, PRESETS, SECTIONS, DataSettings, Sett
 _NANOGPT_SAMPLES = {"start": "--prompt", "out_dir": "the run itself: octavo sample runs/my-1", "init_from": "the RUN",
                     "dtype": "nothing: sampling runs in float32"}  # fmt: skip
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
-VERBS = ("train", "sample", "eval", "prepare", "bench")
+VERBS = ("train", "sample", "eval", "serve", "prepare", "bench")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,6 +120,23 @@ def evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def serve(arguments: argparse.Namespace) -> int:
+    """octavo serve"""
+    from octavo import serve
+
+    def ready(models: list[str], url: str) -> None:
+        said = json.dumps({"models": models, "url": url})
+        print(said if arguments.json else f"serving {', '.join(models)} at {url} (Ctrl-C ends)", flush=True)
+
+    serve.serve(
+        arguments.runs, ready, host=arguments.host, port=arguments.port, api_key_file=arguments.api_key_file,
+        quantize=arguments.quantize, slots=arguments.slots, overflow=arguments.overflow, queue=arguments.queue,
+        allow_hosts=arguments.allow_host, allow_origins=arguments.allow_origin, device=arguments.device,
+        notice=lambda text: print(f"note: {text}", file=sys.stderr),
+    )  # fmt: skip
+    return 0
+
+
 def prepare(arguments: argparse.Namespace) -> int:
     """octavo prepare"""
     settings = resolve(source=arguments.source, **_given(arguments))
@@ -139,10 +156,19 @@ def prepare(arguments: argparse.Namespace) -> int:
 
 def bench(arguments: argparse.Namespace) -> int:
     """octavo bench"""
-    from octavo import benchmark
-
     settings = resolve(arguments.preset, **_given(arguments))
-    result = benchmark.train(settings, arguments.rounds, lambda line: print(line, file=sys.stderr))
+    told = lambda line: print(line, file=sys.stderr)  # noqa: E731
+    if arguments.what == "train":
+        if arguments.run:
+            raise OctavoError("bench train times a preset, not a run", "octavo bench train --preset tiny")
+        return _bench_train(arguments, settings, told)
+    return (_bench_generate if arguments.what == "generate" else _bench_serve)(arguments, settings, told)
+
+
+def _bench_train(arguments: argparse.Namespace, settings: Settings, told: Callable[[str], None]) -> int:
+    from octavo.benchmark import training
+
+    result = training.train(settings, arguments.rounds, told)
     if arguments.json:
         print(json.dumps(dataclasses.asdict(result)))
     else:
@@ -153,7 +179,54 @@ def bench(arguments: argparse.Namespace) -> int:
             f"products alone   {1000 * result.products_seconds:,.1f} ms, "
             f"{result.products_flops_per_second / 1e9:,.0f} GFLOP/s\n"
             f"products' share  {result.products_share:.0%}\n"
-            f"{benchmark.FORMULA}"
+            f"{training.FORMULA}"
+        )
+    return 0
+
+
+def _bench_generate(arguments: argparse.Namespace, settings: Settings, told: Callable[[str], None]) -> int:
+    from octavo import runs
+    from octavo.benchmark import generation
+    from octavo.device import find_device
+
+    device = find_device(settings.device)
+    model = runs.load(arguments.run, device).model if arguments.run else generation.untrained(settings, device)
+    result = generation.generate(model, arguments.quantize, arguments.rounds, told)
+    if arguments.json:
+        print(json.dumps(dataclasses.asdict(result)))
+    else:
+        print(
+            f"first token      {1000 * result.prefill_seconds:,.1f} ms, after {result.prompt_tokens} tokens\n"
+            f"one text         {result.tokens_per_second:,.1f} tokens a second\n"
+            f"{result.streams} texts          {result.streams_tokens_per_second:,.1f} tokens a second, "
+            f"their prompts' reading included\n"
+            f"this reads       {result.bytes_per_token / 1e6:,.1f} MB a token, of weights, keys and values\n"
+            f"the memory gives {result.read_bytes_per_second / 1e9:,.1f} GB/s, of which one text has "
+            f"{result.read_share:.0%}"
+        )
+    return 0
+
+
+def _bench_serve(arguments: argparse.Namespace, settings: Settings, told: Callable[[str], None]) -> int:
+    from octavo.benchmark import serving
+
+    result = serving.serve(arguments.run, settings, arguments.quantize, arguments.rounds, told)
+    if arguments.json:
+        print(json.dumps(dataclasses.asdict(result)))
+    else:
+        refused = ", ".join(f"{what} {1000 * seconds:.1f}" for what, seconds in result.refused_seconds.items())
+        answers = ", ".join(f"{count} times {status}" for status, count in sorted(result.overload.items()))
+        print(
+            f"ready after      {result.ready_seconds:.2f} s\n"
+            f"{serving.CLIENTS} streams        first token after {1000 * result.first_token_seconds:.1f} ms, "
+            f"{result.tokens_per_second:,.0f} tokens a second\n"
+            f"between tokens   {1000 * result.gap_seconds:.2f} ms, 95th percentile {1000 * result.gap_p95_seconds:.2f} "
+            f"({result.gap_ratio:.2f} times)\n"
+            f"refused, in ms   {refused}\n"
+            f"short request    95th percentile {1000 * result.honest_p95_seconds:.1f} ms, beside {serving.TRICKLING} "
+            f"trickling clients {1000 * result.honest_p95_trickling_seconds:.1f}\n"
+            f"ten times more   than it holds: {answers}\n"
+            f"SIGTERM          ends after {result.drain_seconds:.2f} s, what was under way finished"
         )
     return 0
 
@@ -276,6 +349,25 @@ def _parser(defaults: Settings) -> _Parser:
     _add_reading(verb)
     _finish(verb)
 
+    verb = _verb(verbs, "serve", "RUN ...", serve, "answer OpenAI's clients with RUNs", "octavo serve runs/pydocs-1")
+    verb.add_argument("runs", nargs="+", metavar="RUN", help="a run, one of its checkpoints, or a Hugging Face folder")
+    verb.add_argument("--host", default="127.0.0.1", metavar="H",
+                      help="address to listen at; one that others can reach needs API keys (127.0.0.1)")  # fmt: skip
+    verb.add_argument("--port", type=_whole, default=8000, metavar="P", help="0: any that is free (8000)")
+    verb.add_argument("--api-key-file", metavar="F", help="keys, one a line; or one in OCTAVO_API_KEY")
+    verb.add_argument("--slots", type=_whole, default=8, metavar="N", help="texts written side by side (8)")
+    verb.add_argument("--queue", type=_whole, default=64, metavar="N", help="texts that may wait for a slot (64)")
+    verb.add_argument("--overflow", choices=("stop", "slide", "rechunk"), default="stop",
+                      help="past the block: not at all, exact and slow, or by halves (stop)")  # fmt: skip
+    verb.add_argument("--quantize", choices=("none", "int8"), default="none",
+                      help="weights of 8 bits: on a CPU nearly twice as fast (none)")  # fmt: skip
+    verb.add_argument("--allow-host", action="append", default=[], metavar="NAME",
+                      help="another name that clients call this machine by; may be repeated")  # fmt: skip
+    verb.add_argument("--allow-origin", action="append", default=[], metavar="URL",
+                      help="a site whose pages may use this server, https://example.org; may be repeated")  # fmt: skip
+    _add_device(verb)
+    _finish(verb)
+
     verb = _verb(
         verbs,
         "prepare",
@@ -290,11 +382,16 @@ def _parser(defaults: Settings) -> _Parser:
     _finish(verb)
 
     verb = _verb(
-        verbs, "bench", "train", bench, "how fast this machine trains a model", "octavo bench train --preset baby"
+        verbs, "bench", "train|generate|serve [RUN]", bench, "how fast this machine trains, writes and serves",
+        "octavo bench generate runs/pydocs-1 --quantize int8"
+    )  # fmt: skip
+    verb.add_argument("what", choices=("train", "generate", "serve"), help="what to time")
+    verb.add_argument(
+        "run", nargs="?", metavar="RUN", help="a model to write with, or serve; default: the preset's, untrained"
     )
-    verb.add_argument("what", choices=("train",), help="what to time")
+    verb.add_argument("--quantize", choices=("none", "int8"), default="none", help="weights to write with (none)")
     verb.add_argument("--preset", metavar="P", help=f"where the settings start: {', '.join(PRESETS)}")
-    verb.add_argument("--rounds", type=_whole, default=10, metavar="N", help="steps to time (10)")
+    verb.add_argument("--rounds", type=_whole, default=10, metavar="N", help="steps or texts to time (10)")
     for title, part in SECTIONS.items():
         if part is not DataSettings:
             _add_settings(verb.add_argument_group(f"{title} settings"), part, defaults, leave_out=())
@@ -319,6 +416,10 @@ def _finish(verb: _Parser) -> None:
 def _add_reading(verb: _Parser) -> None:
     verb.add_argument("--unknown", choices=("error", "skip", "replace"), default="error",
                       help="characters that the tokenizer doesn't know (error)")  # fmt: skip
+    _add_device(verb)
+
+
+def _add_device(verb: _Parser) -> None:
     verb.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:N or mps (auto)")
 
 

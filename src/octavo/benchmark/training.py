@@ -21,7 +21,7 @@ from octavo.training.muon import ROUNDS
 from octavo.training.step import Trainer
 
 FORMULA = "products' share = (the step's products, each timed alone) / (the whole step)"
-_VOCAB = 65  # where the settings leave it to a tokenizer: tiny Shakespeare's
+VOCABULARY = 65  # where the settings leave it to a tokenizer: tiny Shakespeare's
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def train(settings: Settings, steps: int = 10, tell: Callable[[str], None] = lam
     if steps < 1:
         raise OctavoError(f"{steps} steps can't be timed", "--rounds 10")
     place = choose(settings)
-    settings = dataclasses.replace(settings, vocab_size=settings.vocab_size or _VOCAB)
+    settings = dataclasses.replace(settings, vocab_size=settings.vocab_size or VOCABULARY)
     check_fits(estimate.parameters(settings), place.device)
     trainer = Trainer(GPT(settings, torch.Generator().manual_seed(0)).to(place.device), settings, place)
     shape = (settings.batch_size, settings.block_size + 1)

@@ -1,0 +1,1 @@
+"""How fast this machine trains a model (`training`), writes with it (`generation`) and serves it (`serving`)."""

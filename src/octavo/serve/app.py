@@ -1,0 +1,176 @@
+"""The routes, each a few lines, and how a mistake is answered."""
+
+import asyncio
+from collections.abc import Collection, Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from octavo.serve import answers
+from octavo.serve.completions import complete
+from octavo.serve.guard import PROBES, Guard
+from octavo.serve.limits import Limits
+from octavo.serve.metrics import Metrics
+from octavo.serve.protocol import ApiError, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from octavo.serve.tokens import checked, encode, spelled
+from octavo.serve.worker import Served
+from octavo.tokenizers import END_OF_TEXT
+
+
+def build(models: Mapping[str, Served], limits: Limits, host: str = "127.0.0.1", *, keys: Collection[str] = (),
+          allow_hosts: Collection[str] = (), allow_origins: Collection[str] = ()) -> Guard:  # fmt: skip
+    """The application, guarded."""
+    metrics = Metrics()
+    metrics.watch({id: served.worker for id, served in models.items()})
+    app = _Api(
+        title="Octavo", summary="GPT-2 models over OpenAI's completions API", version="1", docs_url=None,
+        redoc_url=None, redirect_slashes=False, responses=_refusals(400, 401, 403, 408, 413, 431, 503),
+    )  # fmt: skip
+    app.keyed = bool(keys)
+    guard = Guard(app, limits, metrics, host, allow_hosts, allow_origins, keys)
+    app.add_exception_handler(Exception, _refused)
+    for kind in (ApiError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, _refused)
+
+    def named(id: str | None) -> Served:
+        """The model of that name; of the one that is served, the name may be left out."""
+        if not id and len(models) == 1:
+            return next(iter(models.values()))
+        if not id:
+            raise ApiError(400, f"several models are served, so one must be named: {', '.join(models)}", param="model")
+        if id not in models:
+            raise ApiError(404, f"there is no model {id[:80]!r} here; there is {', '.join(models)}",
+                          param="model", code="model_not_found")  # fmt: skip
+        return models[id]
+
+    def described(served: Served) -> answers.Model:
+        block_size = served.loaded.model.settings.block_size
+        return answers.Model(id=served.id, created=served.created, max_model_len=block_size)
+
+    @app.post("/v1/completions", response_model=answers.CompletionAnswer, responses=_STREAM | _refusals(404, 429, 500))
+    async def completion(body: CompletionRequest, request: Request) -> Response:
+        """Continue one or several prompts."""
+        return await complete(named(body.model), body, request.state.share, request, metrics, limits)
+
+    @app.get("/v1/models")
+    async def list_models() -> answers.Models:
+        """The models that are served."""
+        return answers.Models(data=[described(each) for each in models.values()])
+
+    @app.get("/v1/models/{model}", responses=_refusals(404))
+    async def retrieve_model(model: str) -> answers.Model:
+        """One of them."""
+        return described(named(model))
+
+    @app.post("/tokenize", responses=_refusals(404))
+    async def tokenize(body: TokenizeRequest) -> answers.Tokens:
+        """A text's token ids."""
+        served = named(body.model)
+        tokenizer, block_size = served.loaded.tokenizer, served.loaded.model.settings.block_size
+        if body.prompt == END_OF_TEXT and tokenizer.end_of_text is not None:
+            ids = [tokenizer.end_of_text]  # within a text it is text; alone, it is how lm-eval asks for the token's id
+        else:
+            ids = await asyncio.to_thread(encode, tokenizer, body.prompt)
+        strings = [spelled(tokenizer, id) for id in ids] if body.return_token_strs else None
+        return answers.Tokens(count=len(ids), max_model_len=block_size, tokens=ids, token_strs=strings)
+
+    @app.post("/detokenize", responses=_refusals(404))
+    async def detokenize(body: DetokenizeRequest) -> answers.Text:
+        """The text of token ids."""
+        tokenizer = named(body.model).loaded.tokenizer
+        checked(tokenizer, body.tokens)
+        return answers.Text(prompt=tokenizer.decode(body.tokens))
+
+    @app.get("/tokenizer_info", responses=_refusals(404))
+    async def tokenizer_info(model: str | None = None) -> answers.TokenizerInfo:
+        """What the tokenizer is."""
+        served = named(model)
+        tokenizer = served.loaded.tokenizer
+        end = END_OF_TEXT if tokenizer.end_of_text is not None else None
+        return answers.TokenizerInfo(
+            tokenizer_class="PreTrainedTokenizerFast", kind=tokenizer.kind, vocab_size=tokenizer.vocab_size,
+            model_max_length=served.loaded.model.settings.block_size, bos_token=end, eos_token=end,
+        )  # fmt: skip
+
+    @app.get("/health")
+    async def health() -> answers.Status:
+        """The server runs."""
+        return answers.Status(status="ok")
+
+    @app.get("/ready")
+    async def ready() -> answers.Status:
+        """The server takes requests."""
+        if guard.draining:
+            raise ApiError(503, "this server is about to end", headers={"retry-after": "5"})
+        if broken := [id for id, served in models.items() if served.worker.broken]:
+            raise ApiError(503, f"{', '.join(broken)} failed; the server must be started anew")
+        return answers.Status(status="ready")
+
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    async def prometheus() -> Response:
+        """Counters, in Prometheus's format."""
+        return Response(metrics.page(), media_type="text/plain; version=0.0.4")
+
+    return guard
+
+
+class _Api(FastAPI):
+    """FastAPI, but its document has 400 in place of 422, as OpenAI has, and the key where one is asked for."""
+
+    keyed = False
+
+    def openapi(self) -> dict[str, Any]:
+        document = super().openapi()
+        for path, operations in document["paths"].items():
+            for operation in operations.values():
+                operation["responses"].pop("422", None)
+                if self.keyed and path not in PROBES:
+                    operation["security"] = [{"key": []}]
+        if self.keyed:
+            document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        for name in ("HTTPValidationError", "ValidationError"):
+            document["components"]["schemas"].pop(name, None)
+        return document
+
+
+_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "the texts, or their stream"}
+}
+
+
+def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": answers.Error, "description": HTTPStatus(status).phrase} for status in statuses}
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    """Every mistake in OpenAI's form."""
+    match error:
+        case ApiError():
+            return error.response
+        case RequestValidationError():
+            return _invalid(request, error).response
+        case HTTPException(status_code=404):
+            what = f"there is no {request.method} {request.url.path[:200]!r}"
+        case HTTPException(status_code=405):
+            what = f"{request.url.path} has no {request.method}"
+        case HTTPException():
+            what = str(error.detail)
+        case _:  # a mistake of ours: uvicorn prints its traceback
+            return ApiError(500, "the server failed").response
+    return ApiError(error.status_code, what, headers=error.headers).response
+
+
+def _invalid(request: Request, invalid: RequestValidationError) -> ApiError:
+    """The first of what is wrong with a body, and with which field."""
+    first = invalid.errors()[0]
+    param = ".".join(str(part)[:40] for part in first["loc"][1:]) or None
+    message = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "json_invalid":
+        return ApiError(400, f"the body is not JSON: {first['ctx']['error']} at character {param}")
+    if "json" not in request.headers.get("content-type", ""):
+        return ApiError(400, "the body must be JSON, with content-type: application/json")
+    return ApiError(400, f"{param}: {message}" if param else message, param=param)

@@ -1,0 +1,358 @@
+"""Under attack: what malformed, fuzzed, greedy, slow and vanishing clients can't do to the server or to an honest one.
+
+The numbers of requests and the outcomes are checked here; times depend on the machine.
+"""
+
+import contextlib
+import http.client
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from octavo.serve.limits import Limits
+from octavo.serve.protocol import CompletionRequest
+from serving import Running, running, slow, until, write
+
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Iterator[Path]:
+    """A checkpoint; the module's engines find what was built for them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OCTAVO_CACHE", str(built.parent))
+        yield write(tmp_path_factory.mktemp("models") / "small", "char")
+
+
+@dataclass
+class Attacked:
+    """`octavo serve` as a process of its own, whose memory can be looked at."""
+
+    process: psutil.Process
+    port: int
+
+    def connect(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+
+    def ask(self, body: bytes) -> int:
+        """The status of one request on a connection of its own."""
+        with contextlib.closing(self.connect()) as connection:
+            connection.request("POST", "/v1/completions", body, JSON)
+            return connection.getresponse().status
+
+    def honest(self, **body: Any) -> dict[str, Any]:
+        """A proper request, properly answered."""
+        with contextlib.closing(self.connect()) as connection:
+            asked = {"model": "small", "prompt": "the cat", "seed": 1} | body
+            connection.request("POST", "/v1/completions", json.dumps(asked), JSON)
+            response = connection.getresponse()
+            answer: dict[str, Any] = json.loads(response.read())
+            assert response.status == 200, answer
+            return answer
+
+    def memory(self) -> int:
+        """Bytes that the process holds, its caches of freed memory included."""
+        return int(self.process.memory_info().rss)
+
+
+@pytest.fixture(scope="module")
+def attacked(folder: Path) -> Iterator[Attacked]:
+    """The server, warm: each kind of request was answered a few times."""
+    words = [sys.executable, "-m", "octavo.cli", "serve", str(folder), "--port", "0", "--json"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)) as it:
+        assert it.stdout is not None
+        assert it.stderr is not None
+        said = it.stdout.readline()
+        try:
+            attacked = Attacked(psutil.Process(it.pid), int(json.loads(said)["url"].rpartition(":")[2][:-3]))
+            for i in range(40):
+                attacked.honest(max_tokens=60, n=1 + i % 8, logprobs=5, echo=True)
+                attacked.ask(b"a" * 900_000)
+            yield attacked
+            assert it.poll() is None  # after all of it, it still runs
+        finally:
+            it.terminate()
+            assert it.wait(30) == 0
+        assert "Traceback" not in it.stderr.read()  # and nothing went wrong unseen
+
+
+# Malformed
+
+VALID = (b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+         b'content-length: 51\r\n\r\n{"model": "small", "prompt": "the", "max_tokens": 2}')  # fmt: skip
+
+
+def malformed(chance: random.Random) -> bytes:
+    """A request as it should not be: cut, changed, doubled, shuffled, of random bytes or of absurd parts."""
+    head, _, body = VALID.partition(b"\r\n\r\n")
+    lines = head.split(b"\r\n")
+    match chance.randrange(9):
+        case 0:
+            return VALID[: chance.randrange(len(VALID))]
+        case 1:
+            changed = bytearray(VALID)
+            for _ in range(chance.randint(1, 20)):
+                changed[chance.randrange(len(changed))] = chance.randrange(256)
+            return bytes(changed)
+        case 2:
+            return chance.randbytes(chance.randint(1, 5000))
+        case 3:
+            chance.shuffle(lines)
+        case 4:
+            lines += [chance.choice(lines[1:])] * chance.randint(1, 200)
+        case 5:
+            lines.append(bytes(chance.choices(b"abc:\x00\x7f \t\xff-", k=chance.randint(1, 60_000))))
+        case 6:
+            lines[0] = b"%s %s %s" % (
+                chance.choice((b"GET", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"TRACE", b"CONNECT", b"HEAD", b"")),
+                chance.choice((b"/v1/completions", b"/", b"*", b"http://evil/", b"//", b"/%00", b"/../../etc/passwd",
+                               b"/" + b"a" * 20_000, b"localhost:80", b"/v1/models/%ff%fe", b"/?" + b"q" * 999)),
+                chance.choice((b"HTTP/1.1", b"HTTP/1.0", b"HTTP/0.9", b"HTTP/2.0", b"HTTP/11", b"", b"ICMP/1.1")),
+            )  # fmt: skip
+        case 7:
+            lines.append(b"transfer-encoding: chunked")
+            lines = [line for line in lines if not line.startswith(b"content-length") or chance.random() < 0.3]
+            size = chance.choice((b"5", b"-5", b"fffffffffffffffff", b"g", b"", b"5;" + b"x" * 999, b"0"))
+            body = size + b"\r\n" + body[: chance.randrange(10)] + b"\r\n" + chance.choice((b"0\r\n\r\n", b"", b"zz"))
+        case _:
+            length = chance.choice((b"0", b"1", b"9" * 18, b"9" * 99, b"-1", b"0x10", b"5 5", b"", b"+5", b"1e3"))
+            lines = [line for line in lines if not line.startswith(b"content-length")] + [b"content-length: " + length]
+    return chance.choice((b"\r\n", b"\n", b"\r")).join(lines) + b"\r\n\r\n" + body
+
+
+def spoken(port: int, sent: bytes, wait: float) -> bytes:
+    """What comes back for these bytes within a moment; then the client leaves."""
+    with socket.create_connection(("127.0.0.1", port), timeout=wait) as client:
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            client.sendall(sent)
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            return client.recv(65536)
+    return b""
+
+
+def test_five_hundred_malformed_requests_harm_nothing(attacked: Attacked) -> None:
+    before, chance = attacked.memory(), random.Random(1)
+    sent = [malformed(chance) for _ in range(500)]
+    with ThreadPoolExecutor(25) as pool:
+        answers = list(pool.map(lambda each: spoken(attacked.port, each, 0.3), sent))
+    statuses = Counter(int(answer[9:12]) for answer in answers if answer)
+    assert statuses.keys() <= {200, 400, 401, 403, 404, 405, 408, 413, 431}, statuses
+    assert statuses[400] > 100
+    assert attacked.honest()
+    assert attacked.memory() < 1.1 * before
+
+
+# Fuzzed
+
+NASTY: list[Any] = [
+    None, True, False, 0, -1, 1, 2, 5, 10**6, 10**9, -(10**9), 10**18, 10**40, 0.0, 0.5, -0.5, 1e-300, 1e300, 1.5,
+    float("nan"), float("inf"), float("-inf"), "", "a", "the cat", "\x00", "\ud800", "é" * 50, "a" * 5000, "猫", "NaN",
+    [], [[]], [0], [1, 2, 3], [-1], [10**9], [1.5], [True], ["a"], ["a", "the"], [["a"]], [[1], [2]], [None], {},
+    {"a": 1}, {"0": 5}, {"0": 1000}, {"-1": 1}, {"include_usage": True}, {"include_usage": 1}, [[[[[[]]]]]],
+    ["a"] * 200, [1] * 65,
+]  # fmt: skip
+FIELDS = [*CompletionRequest.model_fields, "suffix", "messages", "tools", "unknown", "promt", ""]
+
+
+def fuzzed(chance: random.Random) -> bytes:
+    """A body with some fields as they should not be, and now and then the JSON itself."""
+    body: dict[str, Any] = {"model": "small", "prompt": "the cat", "max_tokens": chance.randint(0, 8)}
+    for _ in range(chance.randint(0, 3)):
+        body[chance.choice(FIELDS)] = chance.choice(NASTY)
+    text = json.dumps(body).encode()
+    if chance.random() < 0.2:
+        changed = bytearray(text)
+        for _ in range(chance.randint(1, 5)):
+            changed[chance.randrange(len(changed))] = chance.randrange(256)
+        text = bytes(changed)
+    return text
+
+
+def test_two_thousand_fuzzed_requests_harm_nothing(attacked: Attacked) -> None:
+    before, text, chance = attacked.memory(), attacked.honest()["choices"], random.Random(2)
+    bodies = [fuzzed(chance) for _ in range(2000)]
+
+    def ask(part: list[bytes]) -> Counter[int]:
+        statuses: Counter[int] = Counter()
+        with contextlib.closing(attacked.connect()) as connection:
+            for body in part:
+                connection.request("POST", "/v1/completions", body, JSON)
+                response = connection.getresponse()
+                content = response.read()
+                statuses[response.status] += 1
+                if response.status != 200:
+                    assert json.loads(content)["error"]["message"]
+                elif b'"error"' in content:
+                    raise AssertionError(content)
+        return statuses
+
+    with ThreadPoolExecutor(8) as pool:
+        total = sum(pool.map(ask, [bodies[i::8] for i in range(8)]), Counter[int]())
+    assert total.keys() <= {200, 400, 404, 429}, total
+    assert total.total() == 2000
+    assert total[200] > 200
+    assert total[400] > 800
+    assert attacked.honest()["choices"] == text
+    assert attacked.memory() < 1.1 * before
+
+
+# Greedy
+
+
+@pytest.mark.parametrize("body", [
+    {"n": 10**6}, {"best_of": 10**6}, {"max_tokens": 10**9}, {"logprobs": 10**6}, {"n": 128, "prompt": ["a"] * 128},
+    {"prompt": "a" * 900_000}, {"prompt": [1] * 300_000}, {"prompt": [[1]] * 200_000}, {"prompt": ["a"] * 200_000},
+    {"prompt": [["a"]] * 100_000}, {"stop": ["a"] * 200_000}, {"stop": "a" * 900_000}, {"user": "a" * 900_000},
+    {"logit_bias": {str(i): 1 for i in range(50_000)}}, {f"field {i}": 1 for i in range(40_000)},
+    {"model": "a" * 900_000}, {"stream_options": {str(i): 1 for i in range(50_000)}},
+    {"prompt": "the", "suffix": "a" * 900_000},
+], ids=lambda body: f"{next(iter(body))[:12]}={str(next(iter(body.values())))[:12]}")  # fmt: skip
+def test_what_asks_too_much_is_refused_before_it_costs_anything(attacked: Attacked, body: dict[str, Any]) -> None:
+    before = attacked.memory()
+    content = json.dumps({"model": "small", "prompt": "the"} | body).encode()
+    assert {attacked.ask(content) for _ in range(3)} == {400}
+    assert attacked.memory() < 1.1 * before
+
+
+def test_a_hundred_megabytes_are_not_kept(attacked: Attacked) -> None:
+    before = attacked.memory()
+    assert attacked.ask(b"a" * 100_000_000) == 413
+    assert attacked.memory() < 1.1 * before
+
+
+def test_deep_nests_and_long_numbers_are_no_json_here(attacked: Attacked) -> None:
+    nines = b"9" * 900_000
+    for body in (b"[" * 900_000, b'{"a":' * 100_000, b'{"n": %s}' % nines, b'{"n": 1e%s}' % nines):
+        assert attacked.ask(body) == 400
+
+
+# Slow
+
+
+def test_fifty_trickling_clients_leave_an_honest_one_its_answers(attacked: Attacked) -> None:
+    ended = threading.Event()
+
+    def trickle(client: socket.socket, number: int) -> None:
+        """Half of them never finish their headers, half never their body."""
+        head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 500000\r\n"
+        client.sendall(head if number % 2 else head + b"\r\n")
+        while not ended.is_set():
+            try:
+                client.sendall(b"x")
+            except OSError:
+                return
+            time.sleep(0.02)
+
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection(("127.0.0.1", attacked.port))) for _ in range(50)]
+        threads = [threading.Thread(target=trickle, args=(each, i)) for i, each in enumerate(clients)]
+        for each in threads:
+            each.start()
+        try:
+            texts = {attacked.honest(max_tokens=30)["choices"][0]["text"] for _ in range(40)}
+        finally:
+            ended.set()
+            for each in threads:
+                each.join()
+    assert len(texts) == 1
+
+
+# Gone
+
+
+def test_a_hundred_clients_that_leave_free_their_slots_within_two_tokens(folder: Path) -> None:
+    """Half stream, half wait for all of it. Counted from when the client has left: a token here takes 50 ms."""
+    request = (b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+               b"content-length: %d\r\n\r\n%s")  # fmt: skip
+    with running({"slow": slow(folder, slots=10, seconds=0.05)}) as server:
+        worker = server.models["slow"].worker
+        late = []
+        for _ in range(10):
+            clients = []
+            for i in range(10):
+                body = json.dumps({"model": "slow", "prompt": "the", "max_tokens": 60, "stream": i % 2 == 0}).encode()
+                clients.append(socket.create_connection(("127.0.0.1", server.port)))
+                clients[-1].sendall(request % (len(body), body))
+            until(lambda: sum(bool(task.job and task.job.tokens) for task in [*worker._live]) == 10)
+            for each in clients:
+                each.close()
+            left = {task: len(task.job.tokens) for task in [*worker._live] if task.job}
+            until(server.idle)
+            late += [len(task.job.tokens) - count for task, count in left.items() if task.job]
+        assert len(late) == 100
+        assert max(late) <= 2
+        assert server.text(max_tokens=3)
+
+
+def test_clients_that_leave_the_queue_are_never_begun(folder: Path) -> None:
+    with running({"slow": slow(folder, slots=1, seconds=0.05)}) as server, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(server.text, max_tokens=20)
+        until(lambda: server.models["slow"].worker.engine.running == 1)
+        gone = []
+        for _ in range(10):
+            connection = server.connect()
+            body = json.dumps({"model": "slow", "prompt": "the", "max_tokens": 60})
+            connection.request("POST", "/v1/completions", body, JSON)
+            gone.append(connection)
+        until(lambda: server.models["slow"].worker.waiting == 10)
+        for connection in gone:
+            connection.close()
+        until(lambda: server.models["slow"].worker.waiting == 0)
+        assert len(first.result()) == 20
+
+
+# Too many
+
+
+def test_ten_times_more_than_it_holds_is_answered_or_told_to_come_again(folder: Path) -> None:
+    limits = Limits(queue=4, prefix_bytes=1 << 20)
+    with running({"slow": slow(folder, slots=4, limits=limits, seconds=0.005)}, limits) as server:
+
+        def ask(seed: int) -> tuple[int, int, str]:
+            answer = server.complete(seed=seed % 4, max_tokens=20, stream=seed % 2 == 0)
+            if answer.status == 429:
+                return seed % 4, 429, answer.headers["retry-after"]
+            choices = answer.events[:-1] if seed % 2 == 0 else [answer.json]
+            return seed % 4, answer.status, "".join(each["choices"][0]["text"] for each in choices)
+
+        alone = {seed: server.text(seed=seed, max_tokens=20) for seed in range(4)}
+        with ThreadPoolExecutor(80) as pool:
+            outcomes = list(pool.map(ask, range(240)))
+        counts = Counter(status for _, status, _ in outcomes)
+        assert counts.keys() == {200, 429}
+        assert counts[200] >= 8
+        for seed, status, text in outcomes:
+            assert text == (alone[seed] if status == 200 else "1")
+        until(server.idle)
+        assert server.text(seed=0, max_tokens=20) == alone[0]
+
+
+def test_more_connections_than_it_holds_do_not_keep_honest_clients_out_for_long(folder: Path) -> None:
+    limits = Limits(connections=30, header_seconds=0.5, linger_seconds=0.3, prefix_bytes=1 << 20)
+    with running({"slow": slow(folder, limits=limits, seconds=0)}, limits) as server, contextlib.ExitStack() as stack:
+        for _ in range(100):
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+        statuses = []
+        until(lambda: (statuses.append(_status(server)) or statuses[-1]) == 200)
+        assert set(statuses) <= {200, 503}
+
+
+def _status(server: Running) -> int:
+    try:
+        return server.ask("GET", "/health").status
+    except (ConnectionError, http.client.HTTPException):
+        return 503  # told so, and gone before we had asked

@@ -1,0 +1,247 @@
+"""Clients that were not written for this server: openai, lm-eval, curl, and schemathesis with our own document."""
+
+import asyncio
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import openai
+import pytest
+import schemathesis
+import torch
+from schemathesis import checks
+
+from octavo import serve
+from octavo.serve.app import build
+from serving import BLOCK, SMALL, Running, running, write
+from test_docs import Block, blocks
+
+DOCS = Path(__file__).parents[1] / "docs" / "serve.md"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Iterator[Running]:
+    """One model, called as docs/serve.md calls it; openai's and lm-eval's own settings are as if new."""
+    folder = write(tmp_path_factory.mktemp("models") / "my-1", "bpe:300")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OCTAVO_CACHE", str(built.parent))
+        for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OCTAVO_API_KEY"):
+            patch.delenv(name, raising=False)
+        with running({"my-1": serve.load("my-1", folder, torch.device("cpu"), SMALL)}) as it:
+            yield it
+
+
+@pytest.fixture
+def client(server: Running) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+# openai
+
+
+def test_openais_client_gets_texts_with_logprobs_and_echo(server: Running, client: openai.OpenAI) -> None:
+    answer = client.completions.create(
+        model="my-1", prompt="the cat", n=2, best_of=4, echo=True, logprobs=3, seed=1, max_tokens=8, stop=["zzz"],
+        logit_bias={"5": -100}, presence_penalty=0.5, frequency_penalty=0.5, top_p=0.9, temperature=0.8, user="me",
+        extra_body={"top_k": 50, "min_p": 0.01, "repetition_penalty": 1.1},
+    )  # fmt: skip
+    assert [choice.index for choice in answer.choices] == [0, 1]
+    for choice in answer.choices:
+        assert choice.text.startswith("the cat")
+        told = choice.logprobs
+        assert told is not None
+        assert told.tokens is not None
+        assert told.top_logprobs is not None
+        assert len(told.tokens) == len(told.text_offset or []) == len(told.token_logprobs or [])
+        assert len(told.tokens) == len(told.top_logprobs)
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 32
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + 32
+    assert answer._request_id is not None
+
+
+def test_openais_client_streams_what_it_would_have_been_answered(client: openai.OpenAI) -> None:
+    how: dict[str, Any] = {"model": "my-1", "prompt": ["the cat", "a mat"], "seed": 5, "max_tokens": 20}
+    whole = client.completions.create(**how)
+    texts = {choice.index: "" for choice in whole.choices}
+    usage = None
+    for chunk in client.completions.create(stream=True, stream_options={"include_usage": True}, **how):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+        usage = chunk.usage or usage
+    assert texts == {choice.index: choice.text for choice in whole.choices}
+    assert usage is not None
+    assert whole.usage is not None
+    assert usage.total_tokens == whole.usage.total_tokens
+
+
+def test_openais_asynchronous_client_at_once(server: Running, client: openai.OpenAI) -> None:
+    alone = [client.completions.create(model="my-1", prompt="the", seed=i).choices[0].text for i in range(8)]
+
+    async def ask(other: openai.AsyncOpenAI, seed: int) -> str:
+        if seed % 2:
+            return (await other.completions.create(model="my-1", prompt="the", seed=seed)).choices[0].text
+        stream = await other.completions.create(model="my-1", prompt="the", seed=seed, stream=True)
+        return "".join([choice.text async for chunk in stream for choice in chunk.choices])
+
+    async def together() -> list[str]:
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as other:
+            return await asyncio.gather(*(ask(other, seed) for seed in range(8)))
+
+    assert asyncio.run(together()) == alone
+
+
+def test_openais_client_tells_errors_apart(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.completions.create(model="gpt-4", prompt="the")
+    assert missing.value.code == "model_not_found"
+    assert missing.value.param == "model"
+    with pytest.raises(openai.BadRequestError, match="block_size is 64") as long:
+        client.completions.create(model="my-1", prompt=[1] * 65)
+    assert long.value.code == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError, match="best_of"):
+        client.completions.create(model="my-1", prompt="the", n=3, best_of=2)
+    assert [model.id for model in client.models.list()] == ["my-1"]
+    assert client.models.retrieve("my-1").object == "model"
+
+
+def test_openais_client_that_leaves_a_stream_frees_its_slots(server: Running, client: openai.OpenAI) -> None:
+    with client.completions.create(model="my-1", prompt="the", max_tokens=60, n=8, stream=True) as stream:
+        next(iter(stream))
+    assert client.completions.create(model="my-1", prompt="the").choices[0].text
+
+
+# curl, and what else the page shows
+
+
+def shown(language: str) -> list[Block]:
+    return [block for block in blocks(DOCS.read_text(encoding="utf-8")) if block.language == language]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
+def test_curl_as_the_page_shows_it(server: Running) -> None:
+    found = [block.text for block in shown("sh") if block.text.startswith("curl")]
+    assert len(found) == 2
+    for command in found:
+        words = shlex.split(command.replace("\\\n", " ").replace("127.0.0.1:8000", f"127.0.0.1:{server.port}"))
+        done = subprocess.run(
+            [*words, "-s", "--fail-with-body"], capture_output=True, text=True, timeout=60, check=True
+        )
+        if "-N" in words:
+            assert done.stdout.endswith("data: [DONE]\n\n")
+        else:
+            [choice] = json.loads(done.stdout)["choices"]
+            assert choice["text"] == server.text("The model", max_tokens=20, seed=1)
+
+
+def test_python_as_the_page_shows_it(server: Running, capsys: pytest.CaptureFixture[str]) -> None:
+    [block] = shown("python")
+    exec(block.text.replace("127.0.0.1:8000", f"127.0.0.1:{server.port}"), {})
+    assert capsys.readouterr().out.strip()
+
+
+def test_the_page_states_the_bounds_that_hold() -> None:
+    page = DOCS.read_text(encoding="utf-8")
+    limits = serve.Limits()
+    for stated in (f"`--queue` {limits.queue}", f"{limits.body_bytes >> 20} MiB, in {limits.body_seconds} seconds",
+                   f"{limits.headers}, {limits.header_bytes >> 10} KiB, in {limits.header_seconds} seconds",
+                   f"{limits.request_seconds} seconds", f"| {limits.connections} |",
+                   f"{limits.sequences}; `best_of` {limits.best_of}"):  # fmt: skip
+        assert stated in page
+
+
+# lm-eval
+
+ITEMS = [
+    {"question": "the cat sat on the", "choices": [" mat", " hat", " rat!"], "answer": 0},
+    {"question": "and the rat", "choices": [" sat on the mat", " cat"], "answer": 1},
+    {"question": "café €5", "choices": ["!", " naïve"], "answer": 0},
+    {"question": "the cat sat on the mat, " * 2, "choices": ["and", "the"], "answer": 0},
+]
+TASKS: dict[str, dict[str, Any]] = {
+    "choices": {"output_type": "multiple_choice", "doc_to_text": "{{question}}", "doc_to_choice": "{{choices}}",
+                "doc_to_target": "{{answer}}",
+                "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]},
+    "rolling": {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{question}}",
+                "metric_list": [{"metric": "byte_perplexity"}]},
+    "written": {"output_type": "generate_until", "doc_to_text": "{{question}}", "doc_to_target": "{{answer}}",
+                "generation_kwargs": {"until": ["q"], "max_gen_toks": 6, "do_sample": False},
+                "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}]},
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")  # lm-eval's and its data sets' own
+@pytest.mark.parametrize("spec", ["bpe:300", "char"])
+def test_lm_eval_over_http_finds_what_its_own_model_finds(
+    spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each item, to 1e-4, and whether greedy decoding would write it; without a tokenizer of lm-eval's own."""
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+    import datasets
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    data = tmp_path / "items.jsonl"
+    data.write_text("".join(json.dumps(item) + "\n" for item in ITEMS), encoding="utf-8")
+    common = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}}, "test_split": "test",
+              "target_delimiter": ""}  # fmt: skip
+    folder = write(tmp_path / "my-1", spec)
+
+    def found(model: str, arguments: str, names: list[str]) -> dict[str, list[Any]]:
+        result = lm_eval.simple_evaluate(
+            model=model, model_args=arguments, tasks=[{"task": name} | common | TASKS[name] for name in names],
+            device="cpu", log_samples=True, bootstrap_iters=0, task_manager=TaskManager(include_defaults=False),
+        )  # fmt: skip
+        return {name: [each["resps"] for each in samples] for name, samples in result["samples"].items()}
+
+    # A model of characters has no token that a text begins with, so it can't score whole texts; lm-eval's own model
+    # wants one even where nothing begins with it.
+    scored, prefix = (["choices"], ",prefix_token_id=0") if spec == "char" else (["choices", "rolling"], "")
+    with running({"my-1": serve.load("my-1", folder, torch.device("cpu"), SMALL)}) as server:
+        arguments = f"model=my-1,base_url={server.url}/v1/completions,max_length={BLOCK},batch_size=4"
+        ours = found("local-completions", arguments, [*scored, "written"])
+        written = [server.text(item["question"], temperature=0, max_tokens=6, stop="q") for item in ITEMS]
+    theirs = found("hf", f"pretrained={folder},max_length={BLOCK},dtype=float32{prefix}", scored)
+    for name in scored:
+        assert flat(ours[name]) == pytest.approx(flat(theirs[name]), abs=1e-4)
+    assert len(flat(ours["choices"])) == 2 * 9
+    assert [text for [[text]] in ours["written"]] == written
+
+
+def flat(values: Any) -> list[float]:
+    return [each for value in values for each in flat(value)] if isinstance(values, (list, tuple)) else [float(values)]
+
+
+# schemathesis
+
+
+schema = schemathesis.openapi.from_dict(build({}, SMALL).app.openapi())  # type: ignore[attr-defined]
+
+
+@schema.parametrize()
+@hypothesis.settings(max_examples=150, deadline=None, derandomize=True,
+                     suppress_health_check=list(hypothesis.HealthCheck))  # fmt: skip
+def test_the_api_keeps_to_its_own_document(server: Running, case: schemathesis.Case) -> None:
+    """Whatever the document allows or forbids to send: the answer is one that it states, in the shape it states."""
+    too_strict = [checks.positive_data_acceptance]  # a prompt may be too long, a model not there: no schema says so
+    case.call_and_validate(base_url=server.url, excluded_checks=too_strict)
+
+
+def test_the_document_says_what_is_refused_and_how(server: Running) -> None:
+    document = server.ask("GET", "/openapi.json").json
+    assert document == schema.raw_schema
+    operation = document["paths"]["/v1/completions"]["post"]
+    assert {"200", "400", "401", "404", "413", "429", "503"} <= operation["responses"].keys()
+    assert "422" not in json.dumps(document)
+    properties = document["components"]["schemas"]["CompletionRequest"]["properties"]
+    assert not re.search("suffix|messages", json.dumps(properties))
+    assert {"type": "null"} in properties["n"]["anyOf"]
