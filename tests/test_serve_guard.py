@@ -265,7 +265,7 @@ def test_one_connection_too_many_is_told_so(server: Running) -> None:
     until(lambda: not server.server.server_state.connections)
     held = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(PATIENCE.connections)]
     until(lambda: len(server.server.server_state.connections) == PATIENCE.connections)
-    assert "too many connections" in error(raw(server), 503)
+    assert "too many connections" in error(raw(server), 429)
     for each in held:
         each.close()
     until(lambda: server.ask("GET", "/health").status == 200)

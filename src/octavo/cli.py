@@ -131,6 +131,7 @@ def serve(arguments: argparse.Namespace) -> int:
     serve.serve(
         arguments.runs, ready, host=arguments.host, port=arguments.port, api_key_file=arguments.api_key_file,
         quantize=arguments.quantize, slots=arguments.slots, overflow=arguments.overflow, queue=arguments.queue,
+        prefix_cache=arguments.prefix_cache,
         allow_hosts=arguments.allow_host, allow_origins=arguments.allow_origin, device=arguments.device,
         notice=lambda text: print(f"note: {text}", file=sys.stderr),
     )  # fmt: skip
@@ -357,6 +358,8 @@ def _parser(defaults: Settings) -> _Parser:
     verb.add_argument("--api-key-file", metavar="F", help="keys, one a line; or one in OCTAVO_API_KEY")
     verb.add_argument("--slots", type=_whole, default=8, metavar="N", help="texts written side by side (8)")
     verb.add_argument("--queue", type=_whole, default=64, metavar="N", help="texts that may wait for a slot (64)")
+    verb.add_argument("--prefix-cache", type=_whole, default=256, metavar="MIB",
+                      help="memory for prompts that were read, for the next that begins alike (256)")  # fmt: skip
     verb.add_argument("--overflow", choices=("stop", "slide", "rechunk"), default="stop",
                       help="past the block: not at all, exact and slow, or by halves (stop)")  # fmt: skip
     verb.add_argument("--quantize", choices=("none", "int8"), default="none",

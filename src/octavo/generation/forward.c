@@ -6,207 +6,27 @@
    Every number is added up in one order, whatever stands beside it: a row gives the same bits alone, in a batch, in a
    prompt cut anywhere, or after a prefix that was cached. No operation crosses rows but attention within a slot.
 
-   Built when first used, by the C compiler that is there (native.py). gcc's and clang's vector extensions: 16 numbers
-   at once, for whatever instructions the machine has. Axis letters: N rows, C width, O outputs, H heads, D = C / H. */
+   Built when first used, by the C compiler that is there (native.py).
+   Axis letters: N rows, C width, O outputs, H heads, D = C / H. */
 
-#include <math.h>
-#include <pthread.h>
-#include <sched.h>
-#include <stdatomic.h>
-#include <stdint.h>
-#include <string.h>
-#ifdef __AVX2__
-#include <immintrin.h>
-#endif
+#include "floats.h"
+#include "team.h"
 
-#define LANES 16
+#include <stdlib.h>
+
 #define TILE 8      /* rows that share one reading of a weight */
-#define STRETCH 768 /* numbers of a row that are worked through at a time */
 #define FOUR 4      /* rows of a prompt that share one reading of a key */
-#define inlined static inline __attribute__((always_inline))
-
-typedef float floats __attribute__((vector_size(64)));
-typedef int ints __attribute__((vector_size(64)));
-typedef float floats_at __attribute__((vector_size(64), aligned(4), may_alias));
-typedef signed char bytes_at __attribute__((vector_size(16), aligned(1), may_alias));
+#define STRETCH 768 /* numbers of a row that are worked through at a time */
 
 typedef struct { const void *weight; const float *scale, *bias; } Linear; /* (O, C); scale: int8, one for each output */
 typedef struct { const float *weight, *bias; } Norm;
-typedef struct { Norm ln_1; Linear c_attn, attn_c_proj; Norm ln_2; Linear c_fc, mlp_c_proj; float *keys, *values; } Block;
+typedef struct {
+    Norm ln_1; Linear c_attn, attn_c_proj; Norm ln_2; Linear c_fc, mlp_c_proj; float *keys, *values;
+} Block;
 typedef struct {
     int n_layer, n_head, n_embd, vocab_size, positions, exact_gelu; /* positions: of a slot in the cache */
     const float *wte, *wpe; Norm ln_f; Linear lm_head; const Block *blocks;
 } Model;
-
-/* A team of threads that take pieces of work and meet after each stage.
-
-   Not OpenMP: its threads wait by spinning for milliseconds, and where two of them share a core with each other or with
-   somebody else's work, each of eighty meetings a step then costs a slice of the scheduler's: twenty times the time. */
-enum { MOST_THREADS = 255, PATIENCE = 200 };
-static struct {
-    pthread_mutex_t caller, gate;
-    pthread_cond_t opened;
-    int hired;           /* threads beside those that call */
-    atomic_uint call;    /* how many calls there were, times 256, plus the threads of the last */
-    void (*work)(const void *);
-    const void *with;
-    int threads;
-    atomic_int arrived, next;
-    atomic_uint stage;
-} team = {.caller = PTHREAD_MUTEX_INITIALIZER, .gate = PTHREAD_MUTEX_INITIALIZER, .opened = PTHREAD_COND_INITIALIZER};
-
-static void wait_a_little(int *waited)
-{
-#if defined __x86_64__ || defined __i386__
-    if (++*waited < PATIENCE) __builtin_ia32_pause();
-    else
-#endif
-        sched_yield(); /* whom it waits for may need this very core */
-}
-
-/* The first of the next `piece` items, of which whoever asks takes care. */
-static int take(int piece) { return atomic_fetch_add(&team.next, piece); }
-#define EACH(i, count, piece) /* this thread's share of 0 ... count - 1 */ \
-    for (int i##_from; (i##_from = take(piece)) < (count);) for (int i = i##_from; i < (count) && i < i##_from + (piece); i++)
-
-/* Returns when all threads have come here. */
-static void meet(void)
-{
-    const unsigned stage = atomic_load(&team.stage);
-    if (atomic_fetch_add(&team.arrived, 1) + 1 == team.threads) {
-        atomic_store(&team.arrived, 0);
-        atomic_store(&team.next, 0);
-        atomic_fetch_add(&team.stage, 1);
-        return;
-    }
-    for (int waited = 0; atomic_load(&team.stage) == stage;) wait_a_little(&waited);
-}
-
-static void *worker(void *number)
-{
-    for (unsigned seen = 0, call;; seen = call) {
-        for (int waited = 0; (call = atomic_load(&team.call)) == seen;) {
-            if (waited < PATIENCE) { wait_a_little(&waited); continue; }
-            pthread_mutex_lock(&team.gate);
-            while (atomic_load(&team.call) == seen) pthread_cond_wait(&team.opened, &team.gate);
-            pthread_mutex_unlock(&team.gate);
-        }
-        if ((intptr_t)number < (intptr_t)(call & MOST_THREADS)) team.work(team.with);
-    }
-    return NULL;
-}
-
-static void alone_after_fork(void) /* a child has none of its parent's threads */
-{
-    team.hired = 0;
-    atomic_store(&team.call, 0);
-    atomic_store(&team.arrived, 0);
-    atomic_store(&team.next, 0);
-    pthread_mutex_init(&team.caller, NULL);
-    pthread_mutex_init(&team.gate, NULL);
-    pthread_cond_init(&team.opened, NULL);
-}
-
-/* Has `threads` threads run work(with), this one among them, and returns when all have. */
-static void together(void (*work)(const void *), const void *with, int threads)
-{
-    static int watched;
-    pthread_mutex_lock(&team.caller);
-    if (!watched) watched = !pthread_atfork(NULL, NULL, alone_after_fork);
-    threads = threads < 1 ? 1 : threads > MOST_THREADS ? MOST_THREADS : threads;
-    for (pthread_t thread; team.hired < threads - 1; team.hired++) {
-        if (pthread_create(&thread, NULL, worker, (void *)(intptr_t)(team.hired + 1))) break;
-        pthread_detach(thread);
-    }
-    if (threads > team.hired + 1) threads = team.hired + 1;
-    team.work = work, team.with = with, team.threads = threads;
-    pthread_mutex_lock(&team.gate);
-    atomic_store(&team.call, ((atomic_load(&team.call) >> 8) + 1) << 8 | (unsigned)threads);
-    pthread_cond_broadcast(&team.opened);
-    pthread_mutex_unlock(&team.gate);
-    work(with);
-    pthread_mutex_unlock(&team.caller);
-}
-
-inlined floats at(const float *x) { return *(const floats_at *)x; }
-inlined void put(float *x, floats v) { *(floats_at *)x = v; }
-inlined floats all(float x) { return x - (floats){}; }
-inlined floats pick(ints mask, floats a, floats b) { return (floats)((mask & (ints)a) | (~mask & (ints)b)); }
-
-/* 16 bytes as floats. Compilers make a mess of the plain conversion. */
-inlined floats widened(const signed char *x)
-{
-#ifdef __AVX512F__
-    return (floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)x)));
-#elif defined __AVX2__
-    union { __m256 half[2]; floats whole; } u;
-    for (int i = 0; i < 2; i++) u.half[i] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(x + 8 * i))));
-    return u.whole;
-#else
-    return __builtin_convertvector(*(const bytes_at *)x, floats);
-#endif
-}
-
-/* The sums of 16 vectors, as one vector. Every sum pairs lanes 8 apart, then 4, 2, 1. */
-inlined floats sums(const floats v[LANES])
-{
-    floats a[8], b[4], c[2];
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; i++)
-        a[i] = __builtin_shuffle(v[2 * i], v[2 * i + 1], (ints){0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23})
-             + __builtin_shuffle(v[2 * i], v[2 * i + 1], (ints){8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31});
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++)
-        b[i] = __builtin_shuffle(a[2 * i], a[2 * i + 1], (ints){0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27})
-             + __builtin_shuffle(a[2 * i], a[2 * i + 1], (ints){4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31});
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; i++)
-        c[i] = __builtin_shuffle(b[2 * i], b[2 * i + 1], (ints){0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29})
-             + __builtin_shuffle(b[2 * i], b[2 * i + 1], (ints){2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31});
-    return __builtin_shuffle(c[0], c[1], (ints){0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30})
-         + __builtin_shuffle(c[0], c[1], (ints){1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31});
-}
-
-inlined float sum(floats v)
-{
-    floats one[LANES] = {v};
-    return sums(one)[0];
-}
-
-/* e^x to 2 units in the last place: x = n ln 2 + r, a polynomial in r, and n put into the exponent. */
-inlined floats exp16(floats x)
-{
-    x = pick(x > 88.f, all(88.f), pick(x < -87.f, all(-87.f), x));
-    floats n = (x * 1.44269504f + 12582912.f) - 12582912.f; /* rounds: beyond 2^23 there are no fractions */
-    floats r = x - n * 0.693359375f - n * -2.12194440e-4f;
-    floats p = 1.9875691500e-4f * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.f;
-    return p * (floats)((__builtin_convertvector(n, ints) + 127) << 23);
-}
-
-inlined float gelu_exact(float x) { return .5f * x * (1 + erff(x * .70710678f)); }
-
-/* gelu_new: x/2 (1 + tanh u) is x / (1 + e^-2u). */
-inlined floats gelu16(floats x)
-{
-    floats u = .79788456f * (x + .044715f * x * x * x);
-    return x / (1.f + exp16(-2.f * u));
-}
-
-/* 16 numbers of a row of floats or bytes, or the `left` last ones and zeros: so they are added like all others. */
-inlined floats numbers(const void *row, int int8, long c) { return int8 ? widened((const signed char *)row + c) : at((const float *)row + c); }
-inlined floats last_numbers(const void *row, int int8, long c, int left)
-{
-    float some[LANES] = {0};
-    signed char few[LANES] = {0};
-    if (!int8) memcpy(some, (const float *)row + c, left * sizeof(float));
-    else memcpy(few, (const signed char *)row + c, left);
-    return int8 ? widened(few) : at(some);
-}
 
 /* y[m][r] = w[r] . x[m] for 16 weight rows and M input rows, in groups of R weight rows. R * M is at most 16: as many
    sums as there are registers to hold. All but C is constant where this is used. */
@@ -220,33 +40,26 @@ inlined void tile(const char *w, int int8, const float *x, int C, int R, int M, 
             const char *group = w + g * R * row;
             floats s[LANES] = {};
             if (from)
-#pragma GCC unroll 16
-                for (int i = 0; i < R * M; i++) s[i] = kept[g][i];
+                UNROLLED for (int i = 0; i < R * M; i++) s[i] = kept[g][i];
             for (int c = from; c < whole && c < from + STRETCH; c += LANES)
-#pragma GCC unroll 16
-                for (int r = 0; r < R; r++) {
+                UNROLLED for (int r = 0; r < R; r++) {
                     /* Of the next groups: rows are short, and end before the machine has seen where they lead. */
                     if (int8 && c % 64 == 0) __builtin_prefetch(group + (LANES + r) * row + c);
                     if (!int8 && M > 1) __builtin_prefetch(group + (R + r) * row + 4L * c);
                     const floats v = numbers(group + r * row, int8, c);
-#pragma GCC unroll 8
-                    for (int m = 0; m < M; m++) s[m * R + r] += v * at(x + (long)m * C + c);
+                    UNROLLED for (int m = 0; m < M; m++) s[m * R + r] += v * at(x + (long)m * C + c);
                 }
             if (from + STRETCH < whole) {
-#pragma GCC unroll 16
-                for (int i = 0; i < R * M; i++) kept[g][i] = s[i];
+                UNROLLED for (int i = 0; i < R * M; i++) kept[g][i] = s[i];
                 continue;
             }
             if (whole < C)
-#pragma GCC unroll 16
-                for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-                    for (int m = 0; m < M; m++)
+                UNROLLED for (int r = 0; r < R; r++)
+                    UNROLLED for (int m = 0; m < M; m++)
                         s[m * R + r] += last_numbers(group + r * row, int8, whole, C - whole)
                                       * last_numbers(x + (long)m * C, 0, whole, C - whole);
             const floats v = sums(s);
-#pragma GCC unroll 16
-            for (int i = 0; i < R * M; i++) y[i / R][g * R + i % R] = v[i];
+            UNROLLED for (int i = 0; i < R * M; i++) y[i / R][g * R + i % R] = v[i];
         }
 }
 
@@ -350,34 +163,27 @@ inlined void score(const float *keys, const float *q, long apart, int D, int j, 
 {
     floats s[FOUR * FOUR] = {};
     for (int d = 0; d < D; d++)
-#pragma GCC unroll 4
-        for (int g = 0; g < B; g++) {
+        UNROLLED for (int g = 0; g < B; g++) {
             const floats k = at(keys + ((long)(j / LANES + g) * D + d) * LANES);
-#pragma GCC unroll 4
-            for (int i = 0; i < M; i++) s[i * B + g] += k * q[i * apart + d];
+            UNROLLED for (int i = 0; i < M; i++) s[i * B + g] += k * q[i * apart + d];
         }
     const float shrink = 1 / sqrtf(D);
-#pragma GCC unroll 4
-    for (int i = 0; i < M; i++)
-#pragma GCC unroll 4
-        for (int g = 0; g < B; g++) put(scores + i * S + j + g * LANES, s[i * B + g] * shrink);
+    UNROLLED for (int i = 0; i < M; i++)
+        UNROLLED for (int g = 0; g < B; g++) put(scores + i * S + j + g * LANES, s[i * B + g] * shrink);
 }
 
 /* out[i] = scores[i] values, `V` times 16 of the D numbers from d on, for M rows. */
-inlined void blend(const float *scores, long S, const float *values, int D, int d, int last, int M, int V, float *out, int C)
+inlined void blend(const float *scores, long S, const float *values, int D, int d, int last, int M, int V,
+                   float *out, int C)
 {
     floats y[FOUR * FOUR] = {};
     for (int j = 0; j <= last; j++)
-#pragma GCC unroll 4
-        for (int g = 0; g < V; g++) {
+        UNROLLED for (int g = 0; g < V; g++) {
             const floats v = at(values + (long)j * D + d + g * LANES);
-#pragma GCC unroll 4
-            for (int i = 0; i < M; i++) y[i * V + g] += v * scores[i * S + j];
+            UNROLLED for (int i = 0; i < M; i++) y[i * V + g] += v * scores[i * S + j];
         }
-#pragma GCC unroll 4
-    for (int i = 0; i < M; i++)
-#pragma GCC unroll 4
-        for (int g = 0; g < V; g++) put(out + (long)i * C + d + g * LANES, y[i * V + g]);
+    UNROLLED for (int i = 0; i < M; i++)
+        UNROLLED for (int g = 0; g < V; g++) put(out + (long)i * C + d + g * LANES, y[i * V + g]);
 }
 
 /* Of the first `count` scores; the rest, up to `end` and to where 16 are full, become 0. */
@@ -423,10 +229,10 @@ inlined void attend_rows(const Model *m, const Block *b, const float *qkv, float
         }
 }
 
-static void attend(const Model *m, const Block *b, const float *qkv, float *out, const int *slot, const int *pos, int N)
+static void attend(const Model *m, const Block *b, const float *qkv, float *out, float *scores,
+                   const int *slot, const int *pos, int N)
 {
     const int H = m->n_head;
-    float scores[FOUR * m->positions];
     EACH(i, N * H, 1) {
         const int n = i / H, h = i % H;
         int first = n; /* rows of one slot that follow one another go in fours, counted from where they start */
@@ -444,13 +250,15 @@ typedef struct {
     const Model *model; int N; const int *ids, *slot, *pos; int W; const int *wanted; float *work, *logits;
 } Rows;
 
-/* What each thread of the team does. */
+/* What each thread of the team does. `scores` is its own. */
 static void forward(const void *rows)
 {
     const Rows *r = rows;
     const Model *m = r->model;
     const int C = m->n_embd, N = r->N;
     float *x = r->work, *h = x + (long)N * C, *y = h + (long)N * C, *wide = y + (long)N * C; /* 3 of (N, C), (N, 4C) */
+    float *scores = malloc(sizeof(float) * FOUR * m->positions);
+    if (!scores) abort();
 
     EACH(n, N, 1)
         for (int c = 0; c < C; c++)
@@ -460,7 +268,7 @@ static void forward(const void *rows)
         layer_norm(&b->ln_1, x, h, N, C);
         linear(&b->c_attn, h, wide, N, C, 3 * C, SET);
         remember(m, b, wide, r->slot, r->pos, N);
-        attend(m, b, wide, y, r->slot, r->pos, N);
+        attend(m, b, wide, y, scores, r->slot, r->pos, N);
         linear(&b->attn_c_proj, y, x, N, C, C, ADD);
         layer_norm(&b->ln_2, x, h, N, C);
         linear(&b->c_fc, h, wide, N, C, 4 * C, m->exact_gelu ? GELU_EXACT : GELU);
@@ -470,6 +278,7 @@ static void forward(const void *rows)
     meet();
     layer_norm(&m->ln_f, y, h, r->W, C);
     linear(&m->lm_head, h, r->logits, r->W, C, m->vocab_size, SET);
+    free(scores);
 }
 
 /* Runs N rows, those of one slot side by side and in the order of their positions; writes the logits (W, vocab_size)

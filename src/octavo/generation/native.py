@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from octavo.generation.decoder import Kept
 
 _SOURCE = Path(__file__).with_name("forward.c")
+_INCLUDED = [_SOURCE.with_name("floats.h"), _SOURCE.with_name("team.h")]
 _LANES = 16  # as in forward.c
 _FLAGS = ["-O2", "-march=native", "-std=gnu11", "-fPIC", "-pthread", "-Wno-psabi", "-shared"]
 _pointer = ctypes.c_void_p
@@ -181,7 +182,8 @@ def _built(compiler: str) -> Path:
     """The library in the cache, made if it isn't there for just this source, compiler and kind of machine."""
     machine = [platform.system(), platform.machine(), sorted(torch.cpu.get_capabilities().items())]
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
-    key = hashlib.sha256(repr([_SOURCE.read_text(encoding="utf-8"), _FLAGS, version, machine]).encode()).hexdigest()
+    source = [path.read_text(encoding="utf-8") for path in (_SOURCE, *_INCLUDED)]
+    key = hashlib.sha256(repr([source, _FLAGS, version, machine]).encode()).hexdigest()
     folder = cache_dir() / "native"
     path = folder / f"forward-{key[:16]}.so"
     if not path.exists():

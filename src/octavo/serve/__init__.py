@@ -28,7 +28,8 @@ _KEY_FILE = "--api-key-file F, with a key on each line"
 
 def serve(run_names: Sequence[str | Path], ready: Callable[[list[str], str], object] = lambda models, url: None, *,
           host: str = "127.0.0.1", port: int = 8000, api_key_file: str | Path | None = None, quantize: str = "none",
-          slots: int = 8, overflow: str = "stop", queue: int = Limits.queue, allow_hosts: Collection[str] = (),
+          slots: int = 8, overflow: str = "stop", queue: int = Limits.queue,
+          prefix_cache: int = Limits.prefix_bytes >> 20, allow_hosts: Collection[str] = (),
           allow_origins: Collection[str] = (), device: str = "auto",
           notice: Callable[[str], object] = lambda text: None) -> None:  # fmt: skip
     """Serve RUNs until SIGTERM or Ctrl-C. Once requests are taken, `ready` hears the models' names and the URL.
@@ -43,7 +44,11 @@ def serve(run_names: Sequence[str | Path], ready: Callable[[list[str], str], obj
         raise OctavoError(f"slots={slots} is not a number of texts from 1 to 1024", "--slots 8")
     if not 0 <= queue <= 10**6:
         raise OctavoError(f"queue={queue} is not a number of texts from 0 to a million", "--queue 64")
-    limits = Limits(queue=queue)
+    if not 0 <= prefix_cache <= 1 << 20:
+        raise OctavoError(
+            f"prefix_cache={prefix_cache} is not a number of MiB from 0 to a million", "--prefix-cache 256"
+        )
+    limits = Limits(queue=queue, prefix_bytes=prefix_cache << 20)
     keys = read_keys(api_key_file)
     models: dict[str, Served] = {}
     with listen(host, port, public=bool(keys)) as listener:

@@ -28,7 +28,7 @@ def build(models: Mapping[str, Served], limits: Limits, host: str = "127.0.0.1",
     metrics.watch({id: served.worker for id, served in models.items()})
     app = _Api(
         title="Octavo", summary="GPT-2 models over OpenAI's completions API", version="1", docs_url=None,
-        redoc_url=None, redirect_slashes=False, responses=_refusals(400, 401, 403, 408, 413, 431, 503),
+        redoc_url=None, redirect_slashes=False, responses=_refusals(400, 401, 403, 408, 413, 429, 431, 503),
     )  # fmt: skip
     app.keyed = bool(keys)
     guard = Guard(app, limits, metrics, host, allow_hosts, allow_origins, keys)
@@ -51,7 +51,7 @@ def build(models: Mapping[str, Served], limits: Limits, host: str = "127.0.0.1",
         block_size = served.loaded.model.settings.block_size
         return answers.Model(id=served.id, created=served.created, max_model_len=block_size)
 
-    @app.post("/v1/completions", response_model=answers.CompletionAnswer, responses=_STREAM | _refusals(404, 429, 500))
+    @app.post("/v1/completions", response_model=answers.CompletionAnswer, responses=_STREAM | _refusals(404, 500))
     async def completion(body: CompletionRequest, request: Request) -> Response:
         """Continue one or several prompts."""
         return await complete(named(body.model), body, request.state.share, request, metrics, limits)

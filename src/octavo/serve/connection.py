@@ -33,7 +33,7 @@ class Connection(H11Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._state = ""
         if len(self.connections) > self._limits.connections:
-            self._end(ApiError(503, "too many connections: try again in a moment"))
+            self._end(ApiError(429, "too many connections: try again in a moment", code="rate_limit_exceeded"))
         else:
             self._enter("head")
 

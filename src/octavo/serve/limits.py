@@ -8,7 +8,7 @@ class Limits:
     """Counts, bytes and seconds. The API's own document (`/openapi.json`) states the defaults."""
 
     # a connection
-    connections: int = 512  # open at once; one more is answered 503
+    connections: int = 512  # open at once; one more is answered 429
     header_bytes: int = 16 << 10  # request line and headers
     headers: int = 100
     header_seconds: float = 10  # from the connection, or the next request's first byte, to the end of the headers
@@ -32,4 +32,4 @@ class Limits:
 
     # the server
     queue: int = 64  # sequences that may wait for a slot; beyond that, 429
-    prefix_bytes: int = 256 << 20  # of a model's memory for prompts it has read
+    prefix_bytes: int = 256 << 20  # of memory for the prompts that a model has read

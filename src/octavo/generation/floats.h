@@ -1,0 +1,110 @@
+/* Sixteen numbers at once, in gcc's and clang's vectors, for whatever instructions the machine has. */
+
+#include <math.h>
+#include <string.h>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
+#define LANES 16
+#define inlined static inline __attribute__((always_inline))
+#ifdef __clang__
+#define UNROLLED _Pragma("unroll")
+#else
+#define UNROLLED _Pragma("GCC unroll 16")
+#endif
+#if defined __clang__ || __GNUC__ >= 12
+#define MIX(...) __builtin_shufflevector(__VA_ARGS__)
+#else
+#define MIX(x, y, ...) __builtin_shuffle(x, y, (ints){__VA_ARGS__})
+#endif
+
+typedef float floats __attribute__((vector_size(64)));
+typedef int ints __attribute__((vector_size(64)));
+typedef float floats_at __attribute__((vector_size(64), aligned(4), may_alias));
+typedef signed char bytes_at __attribute__((vector_size(16), aligned(1), may_alias));
+
+inlined floats at(const float *x) { return *(const floats_at *)x; }
+inlined void put(float *x, floats v) { *(floats_at *)x = v; }
+inlined floats all(float x) { return x - (floats){}; }
+inlined floats pick(ints mask, floats a, floats b) { return (floats)((mask & (ints)a) | (~mask & (ints)b)); }
+
+/* 16 bytes as floats. Compilers make a mess of the plain conversion. */
+inlined floats widened(const signed char *x)
+{
+#ifdef __AVX512F__
+    return (floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)x)));
+#elif defined __AVX2__
+    union { __m256 half[2]; floats whole; } u;
+    for (int i = 0; i < 2; i++)
+        u.half[i] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(x + 8 * i))));
+    return u.whole;
+#else
+    return __builtin_convertvector(*(const bytes_at *)x, floats);
+#endif
+}
+
+/* The sums of 16 vectors, as one vector. Every sum pairs lanes 8 apart, then 4, 2, 1. */
+inlined floats sums(const floats v[LANES])
+{
+    floats a[8], b[4], c[2];
+#define LOW_8 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23
+#define HIGH_8 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31
+#define LOW_4 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27
+#define HIGH_4 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31
+#define LOW_2 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29
+#define HIGH_2 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31
+#define LOW_1 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define HIGH_1 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+    UNROLLED for (int i = 0; i < 8; i++)
+        a[i] = MIX(v[2 * i], v[2 * i + 1], LOW_8) + MIX(v[2 * i], v[2 * i + 1], HIGH_8);
+    UNROLLED for (int i = 0; i < 4; i++)
+        b[i] = MIX(a[2 * i], a[2 * i + 1], LOW_4) + MIX(a[2 * i], a[2 * i + 1], HIGH_4);
+    UNROLLED for (int i = 0; i < 2; i++)
+        c[i] = MIX(b[2 * i], b[2 * i + 1], LOW_2) + MIX(b[2 * i], b[2 * i + 1], HIGH_2);
+    return MIX(c[0], c[1], LOW_1) + MIX(c[0], c[1], HIGH_1);
+}
+
+inlined float sum(floats v)
+{
+    floats one[LANES] = {v};
+    return sums(one)[0];
+}
+
+/* e^x to 2 units in the last place: x = n ln 2 + r, a polynomial in r, and n put into the exponent. */
+inlined floats exp16(floats x)
+{
+    x = pick(x > 88.f, all(88.f), pick(x < -87.f, all(-87.f), x));
+    floats n = (x * 1.44269504f + 12582912.f) - 12582912.f; /* rounds: beyond 2^23 there are no fractions */
+    floats r = x - n * 0.693359375f - n * -2.12194440e-4f;
+    floats p = 1.9875691500e-4f * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.f;
+    return p * (floats)((__builtin_convertvector(n, ints) + 127) << 23);
+}
+
+inlined float gelu_exact(float x) { return .5f * x * (1 + erff(x * .70710678f)); }
+
+/* gelu_new: x/2 (1 + tanh u) is x / (1 + e^-2u). */
+inlined floats gelu16(floats x)
+{
+    floats u = .79788456f * (x + .044715f * x * x * x);
+    return x / (1.f + exp16(-2.f * u));
+}
+
+/* 16 numbers of a row of floats or bytes, or the `left` last ones and zeros: so they are added like all others. */
+inlined floats numbers(const void *row, int int8, long c)
+{
+    return int8 ? widened((const signed char *)row + c) : at((const float *)row + c);
+}
+inlined floats last_numbers(const void *row, int int8, long c, int left)
+{
+    float some[LANES] = {0};
+    signed char few[LANES] = {0};
+    if (!int8) memcpy(some, (const float *)row + c, left * sizeof(float));
+    else memcpy(few, (const signed char *)row + c, left);
+    return int8 ? widened(few) : at(some);
+}
