@@ -13,6 +13,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import octavo
@@ -152,7 +153,9 @@ def test_int8_computes_with_weights_rounded_to_a_127th_of_each_outputs_largest(s
     copy = rounded(model)
     with torch.no_grad():
         expected, exact = copy(torch.tensor([ids]))[0], model(torch.tensor([ids]))[0]
-    assert (read(native.NativeDecoder(model, 1, int8=True), ids) - expected).abs().max() < 1e-3
+    # In C the inputs of a matrix have 16 bits: next to the weights' 8 that is nothing.
+    rounding = (expected - exact).abs().max()
+    assert (read(native.NativeDecoder(model, 1, int8=True), ids) - expected).abs().max() < rounding / 50
     in_torch, _ = decoder(model, 1, "int8", in_c=False)
     assert (read(in_torch, ids) - expected).abs().max() < 1e-3
     assert 1e-4 < (expected - exact).abs().max() < 1.5
@@ -573,6 +576,15 @@ def test_int8_loses_at_most_a_50th_of_a_nat_also_with_outliers(
     model.tie()
     outliers(model)
     ids = trained.tokenizer.encode(corpora.read("pydocs").text[-20_000:]).astype(np.uint16)
-    exact, eight = (split_loss(each, ids, model.settings.block_size) for each in (model, rounded(model)))
+    block_size = model.settings.block_size
+    exact = split_loss(model, ids, block_size)
     assert exact < 4  # it has learnt; 4.9 is to know nothing
-    assert 1e-6 < abs(eight - exact) < 0.02
+    assert 1e-6 < abs(split_loss(rounded(model), ids, block_size) - exact) < 0.02
+    decode = native.NativeDecoder(model, 1, int8=True)
+    windows = [ids[at : at + block_size + 1].astype(np.int64) for at in range(0, len(ids) - block_size, block_size)]
+    losses = [F.cross_entropy(read(decode, w[:-1].tolist()), torch.from_numpy(w[1:])) for w in windows]
+    assert (
+        1e-6
+        < abs(torch.stack(losses).mean() - split_loss(model, ids[: len(windows) * block_size + 1], block_size))
+        < 0.02
+    )

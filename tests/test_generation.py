@@ -465,6 +465,23 @@ def test_the_same_seed_writes_the_same_and_each_sample_has_a_seed_of_its_own() -
         assert one.text == texts[number]
 
 
+def test_the_best_are_those_whose_tokens_are_likeliest_on_average() -> None:
+    model = loaded(CHARS, block_size=64)
+    all_of_them = octavo.generate(model, "abc", max_new_tokens=20, num_samples=12, temperature=1.5)
+
+    def likelihood(sample: Sample) -> float:
+        ids = torch.tensor([CHARS.encode("abc").tolist() + sample.token_ids])
+        chances = model.model(ids)[0, 2:-1, : CHARS.vocab_size].log_softmax(-1)
+        return float(chances.gather(-1, ids[0, 3:, None]).mean())
+
+    with torch.no_grad():
+        ordered = sorted(all_of_them, key=lambda sample: -likelihood(sample))
+    assert octavo.generate(model, "abc", max_new_tokens=20, num_samples=3, best_of=12, temperature=1.5) == ordered[:3]
+    assert octavo.generate(model, "abc", max_new_tokens=20, best_of=1, temperature=1.5) == all_of_them[:1]
+    with pytest.raises(OctavoError, match="best_of=2 is fewer than num_samples=3"):
+        octavo.generate(model, "abc", num_samples=3, best_of=2)
+
+
 def test_greedy_samples_are_all_alike_and_what_argmax_gives() -> None:
     model = loaded(CHARS)
     samples = octavo.generate(model, "abc", max_new_tokens=20, num_samples=2, temperature=0)
@@ -503,7 +520,7 @@ def test_a_prompt_longer_than_the_block_is_cropped_with_a_word_about_it() -> Non
     said: list[str] = []
 
     def written(prompt: str) -> str:
-        [continuation] = continuations(model, prompt, 20, 1, ALL, 3, notice=said.append)
+        [continuation] = continuations(model, prompt, max_new_tokens=20, sampling=ALL, seed=3, notice=said.append)
         return "".join(continuation)
 
     assert written("abcabcab") == written("abcabcab")
@@ -544,7 +561,7 @@ def test_a_number_out_of_range_is_named_before_anything_is_written(name: str, va
 def test_a_model_with_broken_weights_is_told() -> None:
     model = loaded(CHARS)
     model.model.transformer.wpe.weight.data[2] = math.nan
-    [continuation] = continuations(model, "a", 9, 1, ALL, 0)
+    [continuation] = continuations(model, "a", max_new_tokens=9, sampling=ALL, seed=0)
     shown = []
     with pytest.raises(OctavoError, match="not finite"):
         shown.extend(continuation)

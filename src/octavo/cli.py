@@ -25,6 +25,7 @@ from octavo.settings import NANOGPT_NAMES, PRESETS, SECTIONS, DataSettings, Sett
 _NANOGPT_SAMPLES = {"start": "--prompt", "out_dir": "the run itself: octavo sample runs/my-1", "init_from": "the RUN",
                     "dtype": "nothing: sampling runs in float32"}  # fmt: skip
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+_WRITING = ("max_new_tokens", "num_samples", "best_of", "seed", "stop", "unknown", "overflow", "quantize")
 VERBS = ("train", "sample", "eval", "serve", "prepare", "bench")
 
 
@@ -77,16 +78,16 @@ def sample(arguments: argparse.Namespace) -> int:
     from octavo import runs
     from octavo.device import find_device
     from octavo.generation.sampling import Sampling
-    from octavo.generation.text import continuations
+    from octavo.generation.text import continuations, likeliest
 
     sampling = Sampling(**{name: getattr(arguments, name) for name in _SAMPLING})
     prompt = _prompt(arguments)
     loaded = runs.load(arguments.run, find_device(arguments.device))
-    texts = continuations(
-        loaded, prompt, arguments.max_new_tokens, arguments.num_samples, sampling, arguments.seed,
-        arguments.stop, arguments.unknown, arguments.overflow, arguments.quantize,
-        notice=lambda text: print(f"note: {text}", file=sys.stderr),
-    )  # fmt: skip
+    how = {name: getattr(arguments, name) for name in _WRITING}
+    notice = lambda text: print(f"note: {text}", file=sys.stderr)  # noqa: E731
+    texts = continuations(loaded, prompt, sampling=sampling, notice=notice, **how)
+    if arguments.best_of:
+        texts = list(likeliest(texts, arguments.num_samples))
     for number, text in enumerate(texts):
         if not arguments.json:
             print(("\n---------------\n" if number else "") + prompt, end="", flush=True)
@@ -323,6 +324,8 @@ def _parser(defaults: Settings) -> _Parser:
                       help="the same, for each time that it was (0.0)")  # fmt: skip
     verb.add_argument("--seed", type=_whole, default=1337, metavar="S", help="same seed, same text (1337)")
     verb.add_argument("--num-samples", type=_whole, default=1, metavar="N", help="texts to write (1)")
+    verb.add_argument("--best-of", type=_whole, default=0, metavar="N",
+                      help="write N and show the likeliest; 0: show all (0)")  # fmt: skip
     verb.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"
     )

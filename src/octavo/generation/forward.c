@@ -30,84 +30,108 @@ typedef struct {
 
 /* y[m][r] = w[r] . x[m] for 16 weight rows and M input rows, in groups of R weight rows. R * M is at most 16: as many
    sums as there are registers to hold. All but C is constant where this is used. */
-inlined void tile(const char *w, int int8, const float *x, int C, int R, int M, float y[TILE][LANES])
+inlined void tile(const char *w, int whole, const char *x, int C, int R, int M, float y[TILE][LANES])
 {
     floats kept[LANES / R][LANES];
-    const int whole = C / LANES * LANES;
-    const long row = int8 ? C : 4L * C;
-    for (int from = 0; from == 0 || from < whole; from += STRETCH) /* of x, which so stays in the cache for all groups */
+    const int step = PER_STEP(whole), full = C / step * step;
+    const long row = whole ? C : 4L * C, input = whole ? 2L * C : 4L * C; /* bytes */
+    for (int from = 0; from == 0 || from < full; from += STRETCH) /* of x, which so stays in the cache for all groups */
         for (int g = 0; g < LANES / R; g++) {
             const char *group = w + g * R * row;
             floats s[LANES] = {};
             if (from)
                 UNROLLED for (int i = 0; i < R * M; i++) s[i] = kept[g][i];
-            for (int c = from; c < whole && c < from + STRETCH; c += LANES)
+            for (int c = from; c < full && c < from + STRETCH; c += step)
                 UNROLLED for (int r = 0; r < R; r++) {
                     /* Of the next groups: rows are short, and end before the machine has seen where they lead. */
-                    if (int8 && c % 64 == 0) __builtin_prefetch(group + (LANES + r) * row + c);
-                    if (!int8 && M > 1) __builtin_prefetch(group + (R + r) * row + 4L * c);
-                    const floats v = numbers(group + r * row, int8, c);
-                    UNROLLED for (int m = 0; m < M; m++) s[m * R + r] += v * at(x + (long)m * C + c);
+                    if (whole && c % 64 == 0) __builtin_prefetch(group + (LANES + r) * row + c);
+                    if (!whole && M > 1) __builtin_prefetch(group + (R + r) * row + 4L * c);
+                    const floats v = weights(group + r * row, whole, c);
+                    UNROLLED for (int m = 0; m < M; m++)
+                        s[m * R + r] = plus_products(s[m * R + r], v, inputs(x + m * input, whole, c), whole);
                 }
-            if (from + STRETCH < whole) {
+            if (from + STRETCH < full) {
                 UNROLLED for (int i = 0; i < R * M; i++) kept[g][i] = s[i];
                 continue;
             }
-            if (whole < C)
+            if (full < C)
                 UNROLLED for (int r = 0; r < R; r++)
                     UNROLLED for (int m = 0; m < M; m++)
-                        s[m * R + r] += last_numbers(group + r * row, int8, whole, C - whole)
-                                      * last_numbers(x + (long)m * C, 0, whole, C - whole);
-            const floats v = sums(s);
-            UNROLLED for (int i = 0; i < R * M; i++) y[i / R][g * R + i % R] = v[i];
+                        s[m * R + r] = plus_products(s[m * R + r], last_weights(group + r * row, whole, full, C - full),
+                                                     last(x + m * input, whole ? 2 : 4, full, C - full), whole);
+            UNROLLED for (int i = 0; i < R * M; i++) s[i] = as_floats(s[i], whole);
+            float total[LANES];
+            put(total, sums(s));
+            UNROLLED for (int m = 0; m < M; m++) memcpy(y[m] + g * R, total + m * R, R * sizeof(float));
         }
 }
 
 /* w . x, added up as above. */
-inlined float dot(const char *w, int int8, const float *x, int C)
+inlined float dot(const char *w, int whole, const char *x, int C)
 {
     floats s = {};
     int c = 0;
-    for (; c + LANES <= C; c += LANES) s += numbers(w, int8, c) * at(x + c);
-    if (c < C) s += last_numbers(w, int8, c, C - c) * last_numbers(x, 0, c, C - c);
-    return sum(s);
+    for (; c + PER_STEP(whole) <= C; c += PER_STEP(whole))
+        s = plus_products(s, weights(w, whole, c), inputs(x, whole, c), whole);
+    if (c < C) s = plus_products(s, last_weights(w, whole, c, C - c), last(x, whole ? 2 : 4, c, C - c), whole);
+    return sum(as_floats(s, whole));
+}
+
+/* Weights of 8 bits are multiplied by inputs of 16, in whole numbers: twice the rate of floats, and exact.
+   Rows of x (N, C) as numbers of 16 bits, and what each row is to be multiplied by. The largest is so small that no sum
+   of products with weights of 8 bits leaves the 32 bits in which it is made. */
+static void shorten(const float *x, short *out, float *scales, int N, int C)
+{
+    const float room = 2147483647.f / (254.f * ((C + 31) / 32)), largest = room < 32767.f ? floorf(room) : 32767.f;
+    EACH(n, N, 1) {
+        const float *from = x + (long)n * C;
+        float most = 1e-30f;
+        for (int c = 0; c < C; c++) most = fabsf(from[c]) > most ? fabsf(from[c]) : most;
+        const float by = largest / most;
+        for (int c = 0; c < C; c++) out[(long)n * C + c] = (short)rintf(from[c] * by);
+        scales[n] = most / largest;
+    }
+    meet();
 }
 
 /* out (N, O) = x (N, C) times the transposed weight, plus bias; added to what stands in out, or through a GELU. */
 enum { SET, ADD, GELU, GELU_EXACT };
 
-inlined void linear_of(const Linear *l, int int8, const float *x, float *out, int N, int C, int O, int then)
+inlined void linear_of(const Linear *l, int whole, const void *x, const float *scales, float *out,
+                       int N, int C, int O, int then)
 {
-    const int size = int8 ? 1 : 4;
-    EACH(block, (O + LANES - 1) / LANES, 2) {
+    const long row = whole ? C : 4L * C, input = whole ? 2L * C : 4L * C;
+    /* Long pieces, since each is one stretch of memory, but several a thread, for one may be held up. */
+    const int blocks = (O + LANES - 1) / LANES, piece = blocks / (8 * team.threads) + 1;
+    EACH(block, blocks, piece) {
         const int o = block * LANES;
-        const char *w = (const char *)l->weight + (long)o * C * size;
+        const char *w = (const char *)l->weight + o * row;
         const int R = O - o < LANES ? O - o : LANES;
         floats scale = all(1), bias = {};
         for (int r = 0; r < R; r++) {
-            if (int8) scale[r] = l->scale[o + r];
+            if (whole) scale[r] = l->scale[o + r];
             if (l->bias) bias[r] = l->bias[o + r];
         }
         for (int n = 0, M; n < N; n += M) {
             float y[TILE][LANES];
             M = N - n >= TILE ? TILE : N - n < 4 ? N - n : 4;
-            const float *rows = x + (long)n * C;
+            const char *rows = (const char *)x + n * input;
             if (R < LANES)
                 for (int m = 0; m < M; m++) for (int r = 0; r < R; r++)
-                    y[m][r] = dot(w + (long)r * C * size, int8, rows + (long)m * C, C);
+                    y[m][r] = dot(w + r * row, whole, rows + m * input, C);
             else
                 switch (M) {
-                case 1: tile(w, int8, rows, C, 16, 1, y); break;
-                case 2: tile(w, int8, rows, C, 8, 2, y); break;
-                case 3: tile(w, int8, rows, C, 4, 3, y); break;
-                case 4: tile(w, int8, rows, C, 4, 4, y); break;
-                default: tile(w, int8, rows, C, 2, TILE, y);
+                case 1: tile(w, whole, rows, C, 16, 1, y); break;
+                case 2: tile(w, whole, rows, C, 8, 2, y); break;
+                case 3: tile(w, whole, rows, C, 4, 3, y); break;
+                case 4: tile(w, whole, rows, C, 4, 4, y); break;
+                default: tile(w, whole, rows, C, 2, TILE, y);
                 }
             for (int m = 0; m < M; m++) {
                 float *to = out + (long)(n + m) * O + o;
-                floats v = at(y[m]) * scale + bias;
+                floats v = at(y[m]) * (whole ? scale * scales[n + m] : scale) + bias;
                 if (then == GELU) v = gelu16(v);
-                if (then == GELU_EXACT) for (int r = 0; r < R; r++) v[r] = gelu_exact(v[r]);
+                if (then == GELU_EXACT) v = gelu_exact16(v);
                 if (R == LANES) put(to, then == ADD ? at(to) + v : v);
                 else for (int r = 0; r < R; r++) to[r] = then == ADD ? to[r] + v[r] : v[r];
             }
@@ -115,10 +139,15 @@ inlined void linear_of(const Linear *l, int int8, const float *x, float *out, in
     }
 }
 
-static void linear(const Linear *l, const float *x, float *out, int N, int C, int O, int then)
+/* `room` is for x in 16 bits, where the weights have 8. */
+static void linear(const Linear *l, const float *x, float *out, float *room, int N, int C, int O, int then)
 {
-    if (l->scale) linear_of(l, 1, x, out, N, C, O, then);
-    else linear_of(l, 0, x, out, N, C, O, then);
+    if (l->scale) {
+        short *shorter = (short *)(room + N);
+        shorten(x, shorter, room, N, C);
+        linear_of(l, 1, shorter, room, out, N, C, O, then);
+    } else
+        linear_of(l, 0, x, NULL, out, N, C, O, then);
     meet();
 }
 
@@ -130,7 +159,7 @@ static void layer_norm(const Norm *norm, const float *x, float *out, int N, int 
         const int whole = C / LANES * LANES, left = C - whole;
         floats total = {}, squares = {};
         for (int c = 0; c < whole; c += LANES) total += at(from + c);
-        if (left) total += last_numbers(from, 0, whole, left);
+        if (left) total += last(from, 4, whole, left);
         const float mean = sum(total) / C;
         for (int c = 0; c < whole; c += LANES) { const floats d = at(from + c) - mean; squares += d * d; }
         float more = 0;
@@ -257,6 +286,7 @@ static void forward(const void *rows)
     const Model *m = r->model;
     const int C = m->n_embd, N = r->N;
     float *x = r->work, *h = x + (long)N * C, *y = h + (long)N * C, *wide = y + (long)N * C; /* 3 of (N, C), (N, 4C) */
+    float *room = wide + 4L * N * C; /* (N, 4C) of 16 bits, and N floats */
     float *scores = malloc(sizeof(float) * FOUR * m->positions);
     if (!scores) abort();
 
@@ -266,23 +296,23 @@ static void forward(const void *rows)
     meet();
     for (const Block *b = m->blocks; b < m->blocks + m->n_layer; b++) {
         layer_norm(&b->ln_1, x, h, N, C);
-        linear(&b->c_attn, h, wide, N, C, 3 * C, SET);
+        linear(&b->c_attn, h, wide, room, N, C, 3 * C, SET);
         remember(m, b, wide, r->slot, r->pos, N);
         attend(m, b, wide, y, scores, r->slot, r->pos, N);
-        linear(&b->attn_c_proj, y, x, N, C, C, ADD);
+        linear(&b->attn_c_proj, y, x, room, N, C, C, ADD);
         layer_norm(&b->ln_2, x, h, N, C);
-        linear(&b->c_fc, h, wide, N, C, 4 * C, m->exact_gelu ? GELU_EXACT : GELU);
-        linear(&b->mlp_c_proj, wide, x, N, 4 * C, C, ADD);
+        linear(&b->c_fc, h, wide, room, N, C, 4 * C, m->exact_gelu ? GELU_EXACT : GELU);
+        linear(&b->mlp_c_proj, wide, x, room, N, 4 * C, C, ADD);
     }
     EACH(w, r->W, 1) memcpy(y + (long)w * C, x + (long)r->wanted[w] * C, C * sizeof(float));
     meet();
     layer_norm(&m->ln_f, y, h, r->W, C);
-    linear(&m->lm_head, h, r->logits, r->W, C, m->vocab_size, SET);
+    linear(&m->lm_head, h, r->logits, room, r->W, C, m->vocab_size, SET);
     free(scores);
 }
 
 /* Runs N rows, those of one slot side by side and in the order of their positions; writes the logits (W, vocab_size)
-   of the rows that `wanted` names. `work` has room for N * 9 * C floats. One call at a time; others wait. */
+   of the rows that `wanted` names. `work` has room for N * (9 * C + 1) floats. One call at a time; others wait. */
 void octavo_forward(const Model *m, int N, const int *ids, const int *slot, const int *pos,
                     int W, const int *wanted, float *work, float *logits, int threads)
 {

@@ -87,7 +87,7 @@ class NativeDecoder:
         N, W = len(ids), len(wanted)
         rows = torch.tensor([ids, slots, positions], dtype=torch.int32)  # (3, N)
         which = torch.tensor(wanted, dtype=torch.int32)
-        work = torch.empty(N * 9 * self._width)
+        work = torch.empty(N * (9 * self._width + 1))
         logits = torch.empty(W, self._vocab_size)
         self._library.octavo_forward(
             self._model, N, rows[0].data_ptr(), rows[1].data_ptr(), rows[2].data_ptr(), W, which.data_ptr(),

@@ -86,6 +86,12 @@ class Continuation:
         reason = "stop" if self._writer.stopped else self._job.finish_reason or "length"
         return Sample(self._shown, [token.id for token in self._job.tokens], reason)
 
+    @property
+    def likelihood(self) -> float:
+        """The mean log-probability of its tokens, if that was asked for; a text without any comes last."""
+        told = [token.logprob for token in self._job.tokens if token.logprob is not None]
+        return sum(told) / len(told) if told else float("-inf")
+
     def __iter__(self) -> Iterator[str]:
         while self._pieces or self._job.finish_reason is None:
             if self._pieces:
@@ -126,49 +132,61 @@ def start(tokenizer: Tokenizer, prompt: str, unknown: str = "error") -> list[int
 
 
 def generate(run: str | Path | Checkpoint, prompt: str = "", *, max_new_tokens: int = 500, num_samples: int = 1,
-             seed: int = 1337, stop: str | Sequence[str] = (), unknown: str = "error", overflow: str = "slide",
-             quantize: str = "none", **sampling: Any) -> list[Sample]:  # fmt: skip
+             best_of: int = 0, seed: int = 1337, stop: str | Sequence[str] = (), unknown: str = "error",
+             overflow: str = "slide", quantize: str = "none", **sampling: Any) -> list[Sample]:  # fmt: skip
     """Continue a prompt with a RUN, or with what `octavo.load` gave.
 
         octavo.generate("runs/pydocs-1", "The import statement", max_new_tokens=100)[0].text
 
     `sampling` is what `Sampling` has: `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`,
-    `presence_penalty`, `frequency_penalty`, `logit_bias`. Sample number i is drawn with seed + i. Past `block_size`
-    the text goes on as `overflow` says: `slide`, `rechunk` or `stop`. `quantize="int8"` rounds the weights, on a CPU.
-    Raises `OctavoError` for a RUN that can't be loaded, a number out of range, and characters in the prompt that
-    the tokenizer doesn't know (`unknown="skip"` or `"replace"`).
+    `presence_penalty`, `frequency_penalty`, `logit_bias`. Sample number i is drawn with seed + i; of `best_of`, those
+    `num_samples` are given whose tokens are likeliest on average. Past `block_size` the text goes on as `overflow`
+    says: `slide`, `rechunk` or `stop`. `quantize="int8"` rounds the weights, on a CPU. Raises `OctavoError` for a RUN
+    that can't be loaded, a number out of range, and characters in the prompt that the tokenizer doesn't know
+    (`unknown="skip"` or `"replace"`).
     """
     loaded = run if isinstance(run, Checkpoint) else runs.load(run)
     if misspelt := sampling.keys() - set(_SAMPLING):
         raise no_such("setting", min(misspelt), _SAMPLING)
-    how = Sampling(**sampling)
-    samples = []
-    for text in continuations(
-        loaded, prompt, max_new_tokens, num_samples, how, seed, stop, unknown, overflow, quantize
-    ):
+    written = continuations(
+        loaded, prompt, max_new_tokens=max_new_tokens, num_samples=num_samples, best_of=best_of, seed=seed, stop=stop,
+        unknown=unknown, overflow=overflow, quantize=quantize, sampling=Sampling(**sampling),
+    )  # fmt: skip
+    return [text.sample for text in likeliest(written, num_samples)]
+
+
+def likeliest(texts: Sequence[Continuation], count: int) -> Sequence[Continuation]:
+    """Write all of them to their end; give `count`: in order if those are all, else the likeliest first."""
+    for text in texts:
         for _ in text:
             pass
-        samples.append(text.sample)
-    return samples
+    return texts if count == len(texts) else sorted(texts, key=lambda text: -text.likelihood)[:count]
 
 
-def continuations(loaded: Checkpoint, prompt: str, max_new_tokens: int, num_samples: int, sampling: Sampling,
-                  seed: int, stop: str | Sequence[str] = (), unknown: str = "error", overflow: str = "slide",
-                  quantize: str = "none", notice: Callable[[str], object] = lambda text: None
-                  ) -> list[Continuation]:  # fmt: skip
-    """`num_samples` continuations of a prompt on one engine. `notice` hears of a crop and of slower ways taken."""
+def continuations(loaded: Checkpoint, prompt: str, *, max_new_tokens: int, sampling: Sampling, seed: int,
+                  num_samples: int = 1, best_of: int = 0, stop: str | Sequence[str] = (), unknown: str = "error",
+                  overflow: str = "slide", quantize: str = "none",
+                  notice: Callable[[str], object] = lambda text: None) -> list[Continuation]:  # fmt: skip
+    """`num_samples` continuations of a prompt on one engine, or `best_of`, of which `likeliest` chooses.
+
+    `notice` hears of a prompt that is cropped and of slower ways that are taken.
+    """
     if not 0 <= max_new_tokens <= 10**8:
         raise OctavoError(f"max_new_tokens={max_new_tokens} is not a count of tokens", "--max-new-tokens 500")
     if not 1 <= num_samples <= 10**5:
         raise OctavoError(f"num_samples={num_samples} is not a count of samples", "--num-samples 1")
-    if not 0 <= seed < 2**63 - num_samples:
+    if best_of and not num_samples <= best_of <= 10**5:
+        raise OctavoError(f"best_of={best_of} is fewer than num_samples={num_samples}, or more than 100,000",
+                          f"--best-of {num_samples}, or 0")  # fmt: skip
+    count = best_of or num_samples
+    if not 0 <= seed < 2**63 - count:
         raise OctavoError(f"seed={seed} is not a whole number from 0 to 2**63", "--seed 1337")
     stop = [stop] if isinstance(stop, str) else stop
     ids = start(loaded.tokenizer, prompt, unknown)
     block_size = loaded.model.settings.block_size
     if len(ids) > block_size and overflow != "stop":
         notice(f"the prompt has {len(ids):,} tokens; the model sees the last {block_size:,}")
-    engine = Engine(loaded.model, min(num_samples, _AT_ONCE), known=loaded.tokenizer.vocab_size, quantize=quantize)
+    engine = Engine(loaded.model, min(count, _AT_ONCE), known=loaded.tokenizer.vocab_size, quantize=quantize)
     for note in engine.notes:
         notice(note)
     return [
@@ -176,8 +194,8 @@ def continuations(loaded: Checkpoint, prompt: str, max_new_tokens: int, num_samp
             engine,
             loaded.tokenizer,
             Request(prompt=ids, max_new_tokens=max_new_tokens, sampling=sampling, overflow=overflow,
-                    generator=torch.Generator().manual_seed(seed + i)),
+                    generator=torch.Generator().manual_seed(seed + i), logprobs=0 if count > num_samples else None),
             stop,
         )
-        for i in range(num_samples)
+        for i in range(count)
     ]  # fmt: skip
