@@ -16,7 +16,7 @@ lint:             ## what CI checks besides the tests
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-bench:            ## figures for docs/speed.md; NANOGPT=path to a checkout of nanoGPT, TEXTS=two texts of your own
+bench:            ## figures for docs/speed.md; NANOGPT=path to a checkout of nanoGPT, TEXTS=two texts of your own, PEERS=a Python with the peers
 	@test -d "$(NANOGPT)" || { echo "error: no checkout of nanoGPT at '$(NANOGPT)'"; echo "  try: make bench NANOGPT=PATH"; exit 2; } >&2
 	@scripts/install test
 	.venv/bin/python bench/encoding.py
@@ -25,6 +25,8 @@ bench:            ## figures for docs/speed.md; NANOGPT=path to a checkout of na
 	.venv/bin/python bench/parity.py
 	.venv/bin/python bench/against_nanogpt.py --nanogpt $(NANOGPT) --texts $(TEXTS)
 	.venv/bin/python bench/kernels.py
+	.venv/bin/octavo bench serve --preset nanogpt-baby
+	.venv/bin/python bench/against_peers.py --nanogpt $(NANOGPT) --peers-python $(or $(PEERS),.venv/bin/python)
 
 clean:            ## the environment and caches; runs/ stays
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build src/*.egg-info

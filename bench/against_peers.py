@@ -19,7 +19,8 @@ The weights are random, the blocks' five times GPT-2's start, which itself write
 how many of the first 32 tokens come before the first that isn't Octavo's. A near tie ends it sooner, and so may
 llama.cpp's f16 cache, or its GELU, which for char is not nanoGPT's. The read limit is what this machine's memory
 gives when all threads sum 1 GiB of float32, measured in every round. What a token has to read is all weights but
-wpe's, and the cache in float32, of the prompt and half of the new tokens; what the processor's own caches hold comes
+wpe's, and the cache in float32 (for int8 in bf16), of the prompt and half of the new tokens; what the processor's own
+caches hold comes
 faster, so a small model may pass it.
 """
 
@@ -191,7 +192,7 @@ class Bench:
         model, (prompt, new) = self.models[shape], LENGTHS[shape]
         weights = sum(p.numel() for name, p in model.named_parameters() if p.dim() == 2 and "wpe" not in name)
         cache = 2 * model.settings.n_layer * model.settings.n_embd * (prompt + new / 2)
-        return weights * {"fp32": 4, "int8": 1}[precision] + cache * 4
+        return weights * {"fp32": 4, "int8": 1}[precision] + cache * {"fp32": 4, "int8": 2}[precision]
 
 
 class Program:

@@ -62,7 +62,8 @@ def test_the_figures_of_writing_fit_together(quantize: str) -> None:
     result = generation.generate(generation.untrained(settings, torch.device("cpu")), quantize, 1, told.append)
     assert (result.prompt_tokens, result.new_tokens) == (8, 4)
     matrices = 12 * 2 * 32 * 32 + 65 * 32
-    assert result.bytes_per_token == (1 if quantize == "int8" else 4) * matrices + 2 * 2 * 32 * 4 * 10
+    weight, cached = (1, 2) if quantize == "int8" else (4, 4)
+    assert result.bytes_per_token == weight * matrices + 2 * 2 * 32 * cached * 10
     assert result.read_share == pytest.approx(
         result.bytes_per_token * result.tokens_per_second / result.read_bytes_per_second
     )

@@ -153,9 +153,9 @@ def test_int8_computes_with_weights_rounded_to_a_127th_of_each_outputs_largest(s
     copy = rounded(model)
     with torch.no_grad():
         expected, exact = copy(torch.tensor([ids]))[0], model(torch.tensor([ids]))[0]
-    # In C the inputs of a matrix have 16 bits: next to the weights' 8 that is nothing.
+    # In C the inputs of a matrix have 16 bits, keys and values bf16's 8 digits: less than what the weights lose.
     rounding = (expected - exact).abs().max()
-    assert (read(native.NativeDecoder(model, 1, int8=True), ids) - expected).abs().max() < rounding / 50
+    assert (read(native.NativeDecoder(model, 1, int8=True), ids) - expected).abs().max() < rounding / 2
     in_torch, _ = decoder(model, 1, "int8", in_c=False)
     assert (read(in_torch, ids) - expected).abs().max() < 1e-3
     assert 1e-4 < (expected - exact).abs().max() < 1.5

@@ -54,10 +54,10 @@ def generate(model: GPT, quantize: str = "none", rounds: int = 5,
         alone.append(_one(engine, prompt, new, number))
         together.append(_streams(engine, prompt, new, number))
         reading.append(_reading(place))
-    weight = 1 if quantize == "int8" else 4
+    weight, cached = (1, 2) if quantize == "int8" else (4, 4)  # bytes of a number
     C = settings.n_embd
     matrices = 12 * settings.n_layer * C * C + settings.vocab_size * C
-    seen = 2 * 4 * settings.n_layer * C * (prompt + new // 2)
+    seen = 2 * cached * settings.n_layer * C * (prompt + new // 2)
     rate, limit = statistics.median(r for _, r in alone[1:]), statistics.median(reading[1:])
     return GenerateBenchmark(
         device=place.name, quantize=quantize, parameters=sum(p.numel() for p in model.parameters()),

@@ -23,6 +23,9 @@ typedef float floats __attribute__((vector_size(64)));
 typedef int ints __attribute__((vector_size(64)));
 typedef float floats_at __attribute__((vector_size(64), aligned(4), may_alias));
 typedef short shorts __attribute__((vector_size(64)));
+#ifdef __AVX2__
+typedef union { floats whole; __m256i half[2]; } halves;
+#endif
 
 inlined floats at(const float *x) { return *(const floats_at *)x; }
 inlined void put(float *x, floats v) { *(floats_at *)x = v; }
@@ -99,6 +102,10 @@ inlined floats weights(const void *row, int whole, long c)
     const signed char *from = (const signed char *)row + c;
 #ifdef __AVX512BW__
     return (floats)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)from));
+#elif defined __AVX2__
+    halves wide;
+    for (int i = 0; i < 2; i++) wide.half[i] = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(from + 16 * i)));
+    return wide.whole;
 #else
     shorts wide;
     for (int i = 0; i < 32; i++) wide[i] = from[i];
@@ -118,6 +125,11 @@ inlined floats plus_products(floats s, floats w, floats x, int whole)
     return (floats)_mm512_dpwssd_epi32((__m512i)s, (__m512i)w, (__m512i)x);
 #elif defined __AVX512BW__
     return (floats)_mm512_add_epi32((__m512i)s, _mm512_madd_epi16((__m512i)w, (__m512i)x));
+#elif defined __AVX2__
+    halves to = {s}, a = {w}, b = {x};
+    for (int i = 0; i < 2; i++)
+        to.half[i] = _mm256_add_epi32(to.half[i], _mm256_madd_epi16(a.half[i], b.half[i]));
+    return to.whole;
 #else
     ints to = (ints)s;
     const shorts a = (shorts)w, b = (shorts)x;
@@ -141,3 +153,34 @@ inlined floats last_weights(const void *row, int whole, long c, int left)
 }
 
 inlined floats as_floats(floats s, int whole) { return whole ? __builtin_convertvector((ints)s, floats) : s; }
+
+/* Keys and values: floats, or their upper 16 bits (bf16) where the weights are rounded too; half as much to read. */
+inlined floats kept(const void *from, int half, long i)
+{
+    if (!half) return at((const float *)from + i);
+    const unsigned short *bits = (const unsigned short *)from + i;
+#ifdef __AVX512F__
+    return (floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)bits)), 16);
+#else
+    ints wide;
+    for (int k = 0; k < LANES; k++) wide[k] = (int)((unsigned)bits[k] << 16);
+    return (floats)wide;
+#endif
+}
+
+inlined float kept_one(const void *from, int half, long i)
+{
+    if (!half) return ((const float *)from)[i];
+    const unsigned bits = (unsigned)((const unsigned short *)from)[i] << 16;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+inlined void keep(void *to, int half, long i, float x)
+{
+    if (!half) { ((float *)to)[i] = x; return; }
+    unsigned bits;
+    memcpy(&bits, &x, sizeof x);
+    ((unsigned short *)to)[i] = (bits + 0x7fff + (bits >> 16 & 1)) >> 16; /* to the nearest, ties to even */
+}

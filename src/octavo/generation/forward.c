@@ -21,10 +21,11 @@
 typedef struct { const void *weight; const float *scale, *bias; } Linear; /* (O, C); scale: int8, one for each output */
 typedef struct { const float *weight, *bias; } Norm;
 typedef struct {
-    Norm ln_1; Linear c_attn, attn_c_proj; Norm ln_2; Linear c_fc, mlp_c_proj; float *keys, *values;
+    Norm ln_1; Linear c_attn, attn_c_proj; Norm ln_2; Linear c_fc, mlp_c_proj; void *keys, *values;
 } Block;
 typedef struct {
-    int n_layer, n_head, n_embd, vocab_size, positions, exact_gelu; /* positions: of a slot in the cache */
+    int n_layer, n_head, n_embd, vocab_size, exact_gelu;
+    int positions, half; /* of the cache: how many a slot has, and whether they are kept in 16 bits */
     const float *wte, *wpe; Norm ln_f; Linear lm_head; const Block *blocks;
 } Model;
 
@@ -180,20 +181,21 @@ static void remember(const Model *m, const Block *b, const float *qkv, const int
         const int n = i / H, h = i % H;
         const float *k = qkv + (long)n * 3 * C + C + h * D, *v = k + C;
         const long head = ((long)slot[n] * H + h) * m->positions * D;
-        float *to = b->keys + head + (long)(pos[n] / LANES) * D * LANES + pos[n] % LANES;
-        for (int d = 0; d < D; d++) to[d * LANES] = k[d];
-        memcpy(b->values + head + (long)pos[n] * D, v, D * sizeof(float));
+        const long key = head + (long)(pos[n] / LANES) * D * LANES + pos[n] % LANES, value = head + (long)pos[n] * D;
+        for (int d = 0; d < D; d++) keep(b->keys, m->half, key + d * LANES, k[d]);
+        for (int d = 0; d < D; d++) keep(b->values, m->half, value + d, v[d]);
     }
     meet();
 }
 
 /* scores[i] of `B` times 16 positions from j on, for M rows: M * B sums that need not wait for one another. */
-inlined void score(const float *keys, const float *q, long apart, int D, int j, int M, int B, float *scores, long S)
+inlined void score(const void *keys, int half, long head, const float *q, long apart, int D, int j, int M, int B,
+                   float *scores, long S)
 {
     floats s[FOUR * FOUR] = {};
     for (int d = 0; d < D; d++)
         UNROLLED for (int g = 0; g < B; g++) {
-            const floats k = at(keys + ((long)(j / LANES + g) * D + d) * LANES);
+            const floats k = kept(keys, half, head + ((long)(j / LANES + g) * D + d) * LANES);
             UNROLLED for (int i = 0; i < M; i++) s[i * B + g] += k * q[i * apart + d];
         }
     const float shrink = 1 / sqrtf(D);
@@ -202,13 +204,13 @@ inlined void score(const float *keys, const float *q, long apart, int D, int j, 
 }
 
 /* out[i] = scores[i] values, `V` times 16 of the D numbers from d on, for M rows. */
-inlined void blend(const float *scores, long S, const float *values, int D, int d, int last, int M, int V,
-                   float *out, int C)
+inlined void blend(const float *scores, long S, const void *values, int half, long head, int D, int d, int last,
+                   int M, int V, float *out, int C)
 {
     floats y[FOUR * FOUR] = {};
     for (int j = 0; j <= last; j++)
         UNROLLED for (int g = 0; g < V; g++) {
-            const floats v = at(values + (long)j * D + d + g * LANES);
+            const floats v = kept(values, half, head + (long)j * D + d + g * LANES);
             UNROLLED for (int i = 0; i < M; i++) y[i * V + g] += v * scores[i * S + j];
         }
     UNROLLED for (int i = 0; i < M; i++)
@@ -235,31 +237,32 @@ inlined void softmax(float *s, int count, int end)
 }
 
 /* M rows of one slot and head: softmax(q . keys / sqrt(D)) values, each over the positions up to its own. */
-inlined void attend_rows(const Model *m, const Block *b, const float *qkv, float *out, float *scores,
+inlined void attend_rows(const Model *m, const Block *b, int half, const float *qkv, float *out, float *scores,
                          int n, int M, int h, int slot, const int *pos)
 {
     const int C = m->n_embd, D = C / m->n_head, last = pos[n + M - 1];
     const long S = m->positions, head = ((long)slot * m->n_head + h) * S * D;
-    const float *keys = b->keys + head, *values = b->values + head;
+    const void *keys = b->keys, *values = b->values;
     const float *q = qkv + (long)n * 3 * C + h * D;
     float *to = out + (long)n * C + h * D;
 
     int j = 0, d = 0;
-    for (; M == 1 && j + FOUR * LANES <= last + 1; j += FOUR * LANES) score(keys, q, 3 * C, D, j, M, FOUR, scores, S);
-    for (; j <= last; j += LANES) score(keys, q, 3 * C, D, j, M, 1, scores, S);
+    for (; M == 1 && j + FOUR * LANES <= last + 1; j += FOUR * LANES)
+        score(keys, half, head, q, 3 * C, D, j, M, FOUR, scores, S);
+    for (; j <= last; j += LANES) score(keys, half, head, q, 3 * C, D, j, M, 1, scores, S);
     for (int i = 0; i < M; i++) softmax(scores + i * S, pos[n + i] + 1, last + 1);
-    for (; d + 4 * LANES <= D; d += 4 * LANES) blend(scores, S, values, D, d, last, M, 4, to, C);
-    for (; d + LANES <= D; d += LANES) blend(scores, S, values, D, d, last, M, 1, to, C);
+    for (; d + 4 * LANES <= D; d += 4 * LANES) blend(scores, S, values, half, head, D, d, last, M, 4, to, C);
+    for (; d + LANES <= D; d += LANES) blend(scores, S, values, half, head, D, d, last, M, 1, to, C);
     for (; d < D; d++)
         for (int i = 0; i < M; i++) {
             float y = 0;
-            for (int k = 0; k <= pos[n + i]; k++) y += scores[i * S + k] * values[(long)k * D + d];
+            for (int k = 0; k <= pos[n + i]; k++) y += scores[i * S + k] * kept_one(values, half, head + (long)k * D + d);
             to[(long)i * C + d] = y;
         }
 }
 
-static void attend(const Model *m, const Block *b, const float *qkv, float *out, float *scores,
-                   const int *slot, const int *pos, int N)
+inlined void attend_of(const Model *m, const Block *b, int half, const float *qkv, float *out, float *scores,
+                       const int *slot, const int *pos, int N)
 {
     const int H = m->n_head;
     EACH(i, N * H, 1) {
@@ -269,9 +272,17 @@ static void attend(const Model *m, const Block *b, const float *qkv, float *out,
         if ((n - first) % FOUR) continue;
         int M = 1;
         while (M < FOUR && n + M < N && slot[n + M] == slot[n]) M++;
-        if (M == FOUR) attend_rows(m, b, qkv, out, scores, n, FOUR, h, slot[n], pos);
-        else for (int k = 0; k < M; k++) attend_rows(m, b, qkv, out, scores, n + k, 1, h, slot[n], pos);
+        if (M == FOUR) attend_rows(m, b, half, qkv, out, scores, n, FOUR, h, slot[n], pos);
+        else
+            for (int k = 0; k < M; k++) attend_rows(m, b, half, qkv, out, scores, n + k, 1, h, slot[n], pos);
     }
+}
+
+static void attend(const Model *m, const Block *b, const float *qkv, float *out, float *scores,
+                   const int *slot, const int *pos, int N)
+{
+    if (m->half) attend_of(m, b, 1, qkv, out, scores, slot, pos, N);
+    else attend_of(m, b, 0, qkv, out, scores, slot, pos, N);
     meet();
 }
 

@@ -51,7 +51,8 @@ class _Block(ctypes.Structure):
 
 class _Model(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int) for name in ("n_layer", "n_head", "n_embd", "vocab_size", "positions", "exact_gelu")),
+        *((name, ctypes.c_int) for name in
+          ("n_layer", "n_head", "n_embd", "vocab_size", "exact_gelu", "positions", "half")),
         ("wte", _pointer), ("wpe", _pointer), ("ln_f", _Norm), ("lm_head", _Linear), ("blocks", ctypes.POINTER(_Block)),
     )  # fmt: skip
 
@@ -68,8 +69,9 @@ class NativeDecoder:
         self._width, self._vocab_size = settings.n_embd, settings.vocab_size
         H, D, positions = settings.n_head, settings.head_size, -(-settings.block_size // _LANES) * _LANES
         # Zeros, which the system gives page by page as they are first written.
-        self.keys = [torch.zeros(slots, H, positions // _LANES, D, _LANES) for _ in range(settings.n_layer)]
-        self.values = [torch.zeros(slots, H, positions, D) for _ in range(settings.n_layer)]
+        dtype, layers = torch.bfloat16 if int8 else torch.float32, range(settings.n_layer)
+        self.keys = [torch.zeros(slots, H, positions // _LANES, D, _LANES, dtype=dtype) for _ in layers]
+        self.values = [torch.zeros(slots, H, positions, D, dtype=dtype) for _ in layers]
         self._held: list[Tensor | ctypes.Array[_Block]] = []  # what only C points to
         parts = [self._linear_and_norm(linear, norm, int8) for linear, norm in linears(model)]
         blocks = (_Block * settings.n_layer)()
@@ -78,8 +80,8 @@ class NativeDecoder:
             blocks[i] = _Block(ln_1, attn, attn_proj, ln_2, fc, mlp_proj, keys.data_ptr(), values.data_ptr())
         head, ln_f = parts[-1]
         self._held.append(blocks)
-        self._model = _Model(settings.n_layer, H, settings.n_embd, settings.vocab_size, positions,
-                             settings.activation == "gelu", self._at(model.transformer.wte.weight),
+        self._model = _Model(settings.n_layer, H, settings.n_embd, settings.vocab_size,
+                             settings.activation == "gelu", positions, int8, self._at(model.transformer.wte.weight),
                              self._at(model.transformer.wpe.weight), ln_f, head, blocks)  # fmt: skip
 
     def forward(self, ids: list[int], slots: list[int], positions: list[int], wanted: list[int]) -> Tensor:
