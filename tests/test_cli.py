@@ -1029,3 +1029,11 @@ def test_a_file_whose_name_is_not_utf_8_is_no_traceback(say: Say, here: Path) ->
         assert not (here / "run").exists()
     else:
         assert answer.code == say("eval", "run").code == 0
+
+
+def test_the_best_of_several_texts_are_printed_whole(say: Say, run: Path) -> None:
+    words = ["sample", run, "--prompt", "the ", "--max-new-tokens", 12, "--num-samples", 2, "--best-of", 5]
+    samples = say(*words, "--json").json["samples"]
+    assert all(len(sample["text"]) == 12 for sample in samples)
+    shown = "\n---------------\n".join("the " + sample["text"] for sample in samples)
+    assert say(*words).out == shown + "\n"

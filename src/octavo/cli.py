@@ -91,7 +91,7 @@ def sample(arguments: argparse.Namespace) -> int:
     for number, text in enumerate(texts):
         if not arguments.json:
             print(("\n---------------\n" if number else "") + prompt, end="", flush=True)
-        for piece in text:
+        for piece in [text.sample.text] if arguments.best_of else text:  # of the best all is written by now
             if not arguments.json:
                 print(piece, end="", flush=True)
     if arguments.json:
