@@ -86,11 +86,14 @@ static void shorten(const float *x, short *out, float *scales, int N, int C)
     const float room = 2147483647.f / (254.f * ((C + 31) / 32)), largest = room < 32767.f ? floorf(room) : 32767.f;
     EACH(n, N, 1) {
         const float *from = x + (long)n * C;
-        float most = 1e-30f;
-        for (int c = 0; c < C; c++) most = fabsf(from[c]) > most ? fabsf(from[c]) : most;
+        float most = 1e-30f, broken = 0; /* what is no number, or none that ends, stays so: else it would be hidden */
+        for (int c = 0; c < C; c++) {
+            most = fabsf(from[c]) > most ? fabsf(from[c]) : most;
+            broken += 0 * from[c];
+        }
         const float by = largest / most;
         for (int c = 0; c < C; c++) out[(long)n * C + c] = (short)rintf(from[c] * by);
-        scales[n] = most / largest;
+        scales[n] = most / largest + broken;
     }
     meet();
 }
