@@ -414,6 +414,18 @@ def test_a_prompt_goes_on_from_what_an_earlier_one_left(in_c: bool) -> None:
         assert ids_written(job) == ids_written(alone)
 
 
+def test_a_window_that_has_slid_onto_a_cached_prompt_is_not_counted_as_one() -> None:
+    model, prompt = lively(), ids_of(20, 11)
+    how: dict[str, Any] = dict(prompt=prompt, max_new_tokens=40, sampling=GREEDY, overflow="slide")
+    [alone] = run(Engine(model, 1), request(**how))
+    text = prompt + ids_written(alone)
+    engine = Engine(model, 1, prefix_bytes=1 << 20)
+    run(engine, *(request(prompt=text[at : at + 24], max_new_tokens=0) for at in range(3, 20)))
+    [job] = run(engine, request(**how))
+    assert job.cached_tokens == 0
+    assert ids_written(job) == ids_written(alone)
+
+
 def test_a_prompt_is_shared_with_none_but_its_own() -> None:
     engine = Engine(lively(), 1, prefix_bytes=1 << 20)
     prompt = ids_of(20, 11)
@@ -458,11 +470,14 @@ def test_a_request_that_can_not_be_run_is_refused(fields: dict[str, Any], said: 
     assert engine.waiting == 0
 
 
-def test_a_job_whose_logits_are_broken_ends_alone() -> None:
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+def test_a_job_whose_logits_are_broken_ends_alone(quantize: str) -> None:
     model = lively()
     model.transformer.wpe.weight.data[10] = torch.nan
     broken, sound = run(
-        Engine(model, 2), request(prompt=[1] * 9, max_new_tokens=9), request(prompt=[1], max_new_tokens=5)
+        Engine(model, 2, quantize=quantize),
+        request(prompt=[1] * 9, max_new_tokens=9),
+        request(prompt=[1], max_new_tokens=5),
     )
     assert broken.finish_reason == "error"
     assert "not finite" in str(broken.error)

@@ -176,7 +176,7 @@ class Engine:
         """The jobs of this step, each with how many of its tokens are read: first come, first served."""
         left = _PROMPT_ROWS
         for job in self._running:
-            if job.done == 0 and job.unread > 1 and left > 0 and not _echoes(job):
+            if job.done == 0 and not job.tokens and job.unread > 1 and left > 0 and not _echoes(job):
                 kept = self._prefixes.find(job.request.share, job.window)
                 if kept is not None:
                     job.done = job.cached_tokens = kept.length

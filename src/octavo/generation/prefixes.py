@@ -31,9 +31,9 @@ class Prefixes:
 
     def find(self, share: str, ids: list[int]) -> Prefix | None:
         """The longest beginning of `ids` that was read, short of its last token, whose logits are wanted."""
-        best, longest = None, _LEAST - 1
+        best, longest, before = None, _LEAST - 1, ids[:-1]
         for key in self._kept:
-            if key[0] == share and (length := _common(key[1], ids[:-1])) > longest:
+            if key[0] == share and (length := _common(key[1], before)) > longest:
                 best, longest = key, length
         if best is None:
             return None
