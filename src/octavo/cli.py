@@ -109,16 +109,14 @@ def evaluate(arguments: argparse.Namespace) -> int:
     loaded = runs.load(arguments.run, find_device(arguments.device))
     result = evaluation.evaluate_run(loaded, arguments.source, arguments.block_size, arguments.unknown,
                                      arguments.encoding, arguments.errors)  # fmt: skip
-    if arguments.json:
-        print(json.dumps(dataclasses.asdict(result)))
-    else:
-        print(
-            f"loss           {result.loss:.4f} nats per token\n"
-            f"perplexity     {result.perplexity:.3f}\n"
-            f"bits per byte  {result.bits_per_byte:.4f}\n"
-            f"over {result.tokens:,} tokens, {result.bytes:,} bytes, in windows of {result.block_size}"
-        )
-    return 0
+    return _report(
+        arguments,
+        result,
+        f"loss           {result.loss:.4f} nats per token\n"
+        f"perplexity     {result.perplexity:.3f}\n"
+        f"bits per byte  {result.bits_per_byte:.4f}\n"
+        f"over {result.tokens:,} tokens, {result.bytes:,} bytes, in windows of {result.block_size}",
+    )
 
 
 def serve(arguments: argparse.Namespace) -> int:
@@ -171,19 +169,17 @@ def _bench_train(arguments: argparse.Namespace, settings: Settings, told: Callab
     from octavo.benchmark import training
 
     result = training.train(settings, arguments.rounds, told)
-    if arguments.json:
-        print(json.dumps(dataclasses.asdict(result)))
-    else:
-        print(
-            f"step             {1000 * result.step_seconds:,.1f} ms, median of {arguments.rounds}\n"
-            f"tokens           {result.tokens_per_second:,.0f} a second\n"
-            f"model            {result.flops_per_second / 1e9:,.0f} GFLOP/s\n"
-            f"products alone   {1000 * result.products_seconds:,.1f} ms, "
-            f"{result.products_flops_per_second / 1e9:,.0f} GFLOP/s\n"
-            f"products' share  {result.products_share:.0%}\n"
-            f"{training.FORMULA}"
-        )
-    return 0
+    return _report(
+        arguments,
+        result,
+        f"step             {1000 * result.step_seconds:,.1f} ms, median of {arguments.rounds}\n"
+        f"tokens           {result.tokens_per_second:,.0f} a second\n"
+        f"model            {result.flops_per_second / 1e9:,.0f} GFLOP/s\n"
+        f"products alone   {1000 * result.products_seconds:,.1f} ms, "
+        f"{result.products_flops_per_second / 1e9:,.0f} GFLOP/s\n"
+        f"products' share  {result.products_share:.0%}\n"
+        f"{training.FORMULA}",
+    )
 
 
 def _bench_generate(arguments: argparse.Namespace, settings: Settings, told: Callable[[str], None]) -> int:
@@ -194,42 +190,44 @@ def _bench_generate(arguments: argparse.Namespace, settings: Settings, told: Cal
     device = find_device(settings.device)
     model = runs.load(arguments.run, device).model if arguments.run else generation.untrained(settings, device)
     result = generation.generate(model, arguments.quantize, arguments.rounds, told)
-    if arguments.json:
-        print(json.dumps(dataclasses.asdict(result)))
-    else:
-        print(
-            f"first token      {1000 * result.prefill_seconds:,.1f} ms, after {result.prompt_tokens} tokens\n"
-            f"one text         {result.tokens_per_second:,.1f} tokens a second\n"
-            f"{result.streams} texts          {result.streams_tokens_per_second:,.1f} tokens a second, "
-            f"their prompts' reading included\n"
-            f"this reads       {result.bytes_per_token / 1e6:,.1f} MB a token, of weights, keys and values\n"
-            f"the memory gives {result.read_bytes_per_second / 1e9:,.1f} GB/s, of which one text has "
-            f"{result.read_share:.0%}"
-        )
-    return 0
+    return _report(
+        arguments,
+        result,
+        f"first token      {1000 * result.prefill_seconds:,.1f} ms, after {result.prompt_tokens} tokens\n"
+        f"one text         {result.tokens_per_second:,.1f} tokens a second\n"
+        f"{result.streams} texts          {result.streams_tokens_per_second:,.1f} tokens a second, "
+        f"their prompts' reading included\n"
+        f"this reads       {result.bytes_per_token / 1e6:,.1f} MB a token, of weights, keys and values\n"
+        f"the memory gives {result.read_bytes_per_second / 1e9:,.1f} GB/s, of which one text has "
+        f"{result.read_share:.0%}",
+    )
 
 
 def _bench_serve(arguments: argparse.Namespace, settings: Settings, told: Callable[[str], None]) -> int:
     from octavo.benchmark import serving
 
     result = serving.serve(arguments.run, settings, arguments.quantize, arguments.rounds, told)
-    if arguments.json:
-        print(json.dumps(dataclasses.asdict(result)))
-    else:
-        refused = ", ".join(f"{what} {1000 * seconds:.1f}" for what, seconds in result.refused_seconds.items())
-        answers = ", ".join(f"{count} times {status}" for status, count in sorted(result.overload.items()))
-        print(
-            f"ready after      {result.ready_seconds:.2f} s\n"
-            f"{serving.CLIENTS} streams        first token after {1000 * result.first_token_seconds:.1f} ms, "
-            f"{result.tokens_per_second:,.0f} tokens a second\n"
-            f"between tokens   {1000 * result.gap_seconds:.2f} ms, 95th percentile {1000 * result.gap_p95_seconds:.2f} "
-            f"({result.gap_ratio:.2f} times)\n"
-            f"refused, in ms   {refused}\n"
-            f"short request    95th percentile {1000 * result.honest_p95_seconds:.1f} ms, beside {serving.TRICKLING} "
-            f"trickling clients {1000 * result.honest_p95_trickling_seconds:.1f}\n"
-            f"ten times more   than it holds: {answers}\n"
-            f"SIGTERM          ends after {result.drain_seconds:.2f} s, what was under way finished"
-        )
+    refused = ", ".join(f"{what} {1000 * seconds:.1f}" for what, seconds in result.refused_seconds.items())
+    answers = ", ".join(f"{count} times {status}" for status, count in sorted(result.overload.items()))
+    return _report(
+        arguments,
+        result,
+        f"ready after      {result.ready_seconds:.2f} s\n"
+        f"{serving.CLIENTS} streams        first token after {1000 * result.first_token_seconds:.1f} ms, "
+        f"{result.tokens_per_second:,.0f} tokens a second\n"
+        f"between tokens   {1000 * result.gap_seconds:.2f} ms, 95th percentile {1000 * result.gap_p95_seconds:.2f} "
+        f"({result.gap_ratio:.2f} times)\n"
+        f"refused, in ms   {refused}\n"
+        f"short request    95th percentile {1000 * result.honest_p95_seconds:.1f} ms, beside {serving.TRICKLING} "
+        f"trickling clients {1000 * result.honest_p95_trickling_seconds:.1f}\n"
+        f"ten times more   than it holds: {answers}\n"
+        f"SIGTERM          ends after {result.drain_seconds:.2f} s, what was under way finished",
+    )
+
+
+def _report(arguments: argparse.Namespace, result: Any, text: str) -> int:
+    """Print a dataclass as `--json` has it, or as text."""
+    print(json.dumps(dataclasses.asdict(result)) if arguments.json else text)
     return 0
 
 
