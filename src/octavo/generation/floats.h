@@ -27,6 +27,16 @@ typedef short shorts __attribute__((vector_size(64)));
 typedef union { floats whole; __m256i half[2]; } halves;
 #endif
 
+/* v stays in a register: the compiler would rather read it again for each product that takes it, and a core reads no
+   more often than it multiplies. Where there are but 16 registers, the sums need them all. */
+#ifdef __AVX512F__
+#define HOLDS 1
+#define HOLD(v) __asm__("" : "+v"(v))
+#else
+#define HOLDS 0
+#define HOLD(v) (void)(v)
+#endif
+
 inlined floats at(const float *x) { return *(const floats_at *)x; }
 inlined void put(float *x, floats v) { *(floats_at *)x = v; }
 inlined floats all(float x) { return x - (floats){}; }

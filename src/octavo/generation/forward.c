@@ -17,6 +17,7 @@
 #define TILE 8      /* rows that share one reading of a weight */
 #define FOUR 4      /* rows of a prompt that share one reading of a key */
 #define STRETCH 768 /* numbers of a row that are worked through at a time */
+#define NEAR 400000 /* bytes of weights, at most, that all rows of a prompt pass before the next: a core keeps them */
 
 typedef struct { const void *weight; const float *scale, *bias; } Linear; /* (O, C); scale: int8, one for each output */
 typedef struct { const float *weight, *bias; } Norm;
@@ -34,7 +35,7 @@ typedef struct {
 inlined void tile(const char *w, int whole, const char *x, int C, int R, int M, float y[TILE][LANES])
 {
     floats kept[LANES / R][LANES];
-    const int step = PER_STEP(whole), full = C / step * step;
+    const int step = PER_STEP(whole), full = C / step * step, hold = HOLDS && M > 1;
     const long row = whole ? C : 4L * C, input = whole ? 2L * C : 4L * C; /* bytes */
     for (int from = 0; from == 0 || from < full; from += STRETCH) /* of x, which so stays in the cache for all groups */
         for (int g = 0; g < LANES / R; g++) {
@@ -42,15 +43,20 @@ inlined void tile(const char *w, int whole, const char *x, int C, int R, int M, 
             floats s[LANES] = {};
             if (from)
                 UNROLLED for (int i = 0; i < R * M; i++) s[i] = kept[g][i];
-            for (int c = from; c < full && c < from + STRETCH; c += step)
+            for (int c = from; c < full && c < from + STRETCH; c += step) {
+                floats in[TILE];
+                if (hold)
+                    UNROLLED for (int m = 0; m < M; m++) { in[m] = inputs(x + m * input, whole, c); HOLD(in[m]); }
                 UNROLLED for (int r = 0; r < R; r++) {
                     /* Of the next groups: rows are short, and end before the machine has seen where they lead. */
                     if (whole && c % 64 == 0) __builtin_prefetch(group + (LANES + r) * row + c);
                     if (!whole && M > 1) __builtin_prefetch(group + (R + r) * row + 4L * c);
                     const floats v = weights(group + r * row, whole, c);
                     UNROLLED for (int m = 0; m < M; m++)
-                        s[m * R + r] = plus_products(s[m * R + r], v, inputs(x + m * input, whole, c), whole);
+                        s[m * R + r] = plus_products(s[m * R + r], v,
+                                                     hold ? in[m] : inputs(x + m * input, whole, c), whole);
                 }
+            }
             if (from + STRETCH < full) {
                 UNROLLED for (int i = 0; i < R * M; i++) kept[g][i] = s[i];
                 continue;
@@ -101,46 +107,60 @@ static void shorten(const float *x, short *out, float *scales, int N, int C)
 /* out (N, O) = x (N, C) times the transposed weight, plus bias; added to what stands in out, or through a GELU. */
 enum { SET, ADD, GELU, GELU_EXACT };
 
-inlined void linear_of(const Linear *l, int whole, const void *x, const float *scales, float *out,
-                       int N, int C, int O, int then)
+/* 16 outputs, or those that are left, from o on; of M rows, at most TILE. */
+inlined void outputs_of(const Linear *l, int whole, const char *x, const float *scales, float *out,
+                        int M, int C, int O, int o, int then)
 {
     const long row = whole ? C : 4L * C, input = whole ? 2L * C : 4L * C;
-    /* Long pieces, since each is one stretch of memory, but several a thread, for one may be held up. */
-    const int blocks = (O + LANES - 1) / LANES, piece = blocks / (8 * team.threads) + 1;
-    EACH(block, blocks, piece) {
-        const int o = block * LANES;
-        const char *w = (const char *)l->weight + o * row;
-        const int R = O - o < LANES ? O - o : LANES;
-        floats scale = all(1), bias = {};
-        for (int r = 0; r < R; r++) {
-            if (whole) scale[r] = l->scale[o + r];
-            if (l->bias) bias[r] = l->bias[o + r];
-        }
-        for (int n = 0, M; n < N; n += M) {
-            float y[TILE][LANES];
-            M = N - n >= TILE ? TILE : N - n < 4 ? N - n : 4;
-            const char *rows = (const char *)x + n * input;
-            if (R < LANES)
-                for (int m = 0; m < M; m++) for (int r = 0; r < R; r++)
-                    y[m][r] = dot(w + r * row, whole, rows + m * input, C);
-            else
-                switch (M) {
-                case 1: tile(w, whole, rows, C, 16, 1, y); break;
-                case 2: tile(w, whole, rows, C, 8, 2, y); break;
-                case 3: tile(w, whole, rows, C, 4, 3, y); break;
-                case 4: tile(w, whole, rows, C, 4, 4, y); break;
-                default: tile(w, whole, rows, C, 2, TILE, y);
-                }
-            for (int m = 0; m < M; m++) {
-                float *to = out + (long)(n + m) * O + o;
-                floats v = at(y[m]) * (whole ? scale * scales[n + m] : scale) + bias;
-                if (then == GELU) v = gelu16(v);
-                if (then == GELU_EXACT) v = gelu_exact16(v);
-                if (R == LANES) put(to, then == ADD ? at(to) + v : v);
-                else for (int r = 0; r < R; r++) to[r] = then == ADD ? to[r] + v[r] : v[r];
-            }
-        }
+    const char *w = (const char *)l->weight + o * row;
+    const int R = O - o < LANES ? O - o : LANES;
+    floats scale = all(1), bias = {};
+    for (int r = 0; r < R; r++) {
+        if (whole) scale[r] = l->scale[o + r];
+        if (l->bias) bias[r] = l->bias[o + r];
     }
+    float y[TILE][LANES];
+    if (R < LANES)
+        for (int m = 0; m < M; m++) for (int r = 0; r < R; r++) y[m][r] = dot(w + r * row, whole, x + m * input, C);
+    else
+        switch (M) {
+        case 1: tile(w, whole, x, C, 16, 1, y); break;
+        case 2: tile(w, whole, x, C, 8, 2, y); break;
+        case 3: tile(w, whole, x, C, 4, 3, y); break;
+        case 4: tile(w, whole, x, C, 4, 4, y); break;
+        default: tile(w, whole, x, C, 2, TILE, y);
+        }
+    for (int m = 0; m < M; m++) {
+        float *to = out + (long)m * O + o;
+        floats v = at(y[m]) * (whole ? scale * scales[m] : scale) + bias;
+        if (then == GELU) v = gelu16(v);
+        if (then == GELU_EXACT) v = gelu_exact16(v);
+        if (R == LANES) put(to, then == ADD ? at(to) + v : v);
+        else for (int r = 0; r < R; r++) to[r] = then == ADD ? to[r] + v[r] : v[r];
+    }
+}
+
+static void outputs(const Linear *l, const char *x, const float *scales, float *out, int M, int C, int O, int o, int then)
+{
+    if (l->scale) outputs_of(l, 1, x, scales, out, M, C, O, o, then);
+    else outputs_of(l, 0, x, scales, out, M, C, O, o, then);
+}
+
+static void linear_of(const Linear *l, const void *x, const float *scales, float *out, int N, int C, int O, int then)
+{
+    const int whole = l->scale != NULL;
+    const long row = whole ? C : 4L * C, input = whole ? 2L * C : 4L * C, near = NEAR / (LANES * row);
+    /* Long pieces, since each is one stretch of memory, but several a thread, for one may be held up. */
+    const int blocks = (O + LANES - 1) / LANES, longest = blocks / (8 * team.threads) + 1;
+    /* A prompt reads its rows once for all of a piece, and the piece again for every TILE rows: from near by. */
+    const int piece = N <= TILE || longest <= near ? longest : near > 0 ? near : 1;
+    for (int first; (first = take(piece)) < blocks;)
+        for (int n = 0, M; n < N; n += M) {
+            M = N - n >= TILE ? TILE : N - n < 4 ? N - n : 4;
+            for (int block = first; block < blocks && block < first + piece; block++)
+                outputs(l, (const char *)x + n * input, whole ? scales + n : NULL, out + (long)n * O, M, C, O,
+                        block * LANES, then);
+        }
 }
 
 /* `room` is for x in 16 bits, where the weights have 8. */
@@ -149,9 +169,9 @@ static void linear(const Linear *l, const float *x, float *out, float *room, int
     if (l->scale) {
         short *shorter = (short *)(room + N);
         shorten(x, shorter, room, N, C);
-        linear_of(l, 1, shorter, room, out, N, C, O, then);
+        linear_of(l, shorter, room, out, N, C, O, then);
     } else
-        linear_of(l, 0, x, NULL, out, N, C, O, then);
+        linear_of(l, x, NULL, out, N, C, O, then);
     meet();
 }
 
