@@ -1,5 +1,6 @@
 """The faster ways on a CPU compute what PyTorch's own do."""
 
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -87,6 +88,27 @@ def test_products_stay_float32_inside_and_the_switch_goes_back() -> None:
     with kernels.fast(CPU):
         error = (x @ w - exact).abs().max().item()
     assert error < 1e-4  # bf16 would be wrong by 0.1
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
+def test_the_switch_goes_back_with_the_last_of_several_threads() -> None:
+    """It is the process's: a server looks into one model while another writes."""
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    entered, leave = threading.Event(), threading.Event()
+
+    def stay() -> None:
+        with kernels.fast(CPU):
+            entered.set()
+            leave.wait(30)
+
+    thread = threading.Thread(target=stay)
+    with kernels.fast(CPU):
+        inside = torch.backends.mkldnn.matmul.fp32_precision
+        thread.start()
+        assert entered.wait(30)
+    assert torch.backends.mkldnn.matmul.fp32_precision == inside
+    leave.set()
+    thread.join(30)
     assert torch.backends.mkldnn.matmul.fp32_precision == before
 
 

@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import functools
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -41,14 +42,33 @@ def fast(device: torch.device) -> Iterator[None]:
     if device.type != "cpu":
         yield
         return
-    before = _MATMUL.fp32_precision
-    if onednn_is_exact():
-        _MATMUL.fp32_precision = "bf16"
-    try:
-        with _Replaced():
-            yield
-    finally:
-        _MATMUL.fp32_precision = before
+    with _by_onednn, _Replaced():
+        yield
+
+
+class _ByOneDNN:
+    """The context in which float32 products are oneDNN's, where those are exact: PyTorch's switch is the process's, so
+    the first thread to enter turns it, and the last to leave turns it back."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = threading.Lock(), 0, ""
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before = _MATMUL.fp32_precision
+                if onednn_is_exact():
+                    _MATMUL.fp32_precision = "bf16"
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                _MATMUL.fp32_precision = self._before
+
+
+_by_onednn = _ByOneDNN()
 
 
 @contextlib.contextmanager
