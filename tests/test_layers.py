@@ -18,7 +18,8 @@ LAYERS = [
     ["octavo"],  # the public names: for users and for the command line, no way from one room to another
     ["octavo.serve", "octavo.terminal", "octavo.benchmark"],
     ["octavo.training"],
-    ["octavo.lens", "octavo.evaluation", "octavo.estimate"],
+    ["octavo.lens"],
+    ["octavo.evaluation", "octavo.estimate"],
     ["octavo.generation", "octavo.interop"],
     ["octavo.generation.sampling", "octavo.loss", "octavo.runs", "octavo.data"],
     ["octavo.checkpoint", "octavo.device"],

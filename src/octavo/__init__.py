@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from octavo.errors import OctavoError
     from octavo.evaluation import evaluate
     from octavo.generation.text import Sample, generate
+    from octavo.lens.plots import plot_loss
     from octavo.model import GPT
     from octavo.runs import Run, load
     from octavo.settings import ModelSettings, Settings
@@ -33,6 +34,7 @@ _HOMES = {
     "evaluate": "octavo.evaluation",
     "generate": "octavo.generation.text",
     "load": "octavo.runs",
+    "plot_loss": "octavo.lens.plots",
     "prepare": "octavo.data.prepare",
     "train": "octavo.training",
 }
@@ -40,7 +42,7 @@ _HOMES = {
 __version__ = "0.1.0"
 __all__ = [
     "GPT", "Checkpoint", "ModelSettings", "OctavoError", "Run", "Sample", "Settings", "evaluate", "generate", "load",
-    "prepare", "train", "training",
+    "plot_loss", "prepare", "train", "training",
 ]  # fmt: skip
 
 

@@ -154,8 +154,7 @@ def _load_model(folder: Path, settings: ModelSettings, device: torch.device | st
         raise OctavoError(f"{folder} has no model.safetensors", "save it with safetensors: Octavo reads no pickle"
                           if old else "a folder with the weights in one file")  # fmt: skip
     stored = _read_tensors(path, device)
-    with torch.device("meta"), _Uninitialized():
-        model = GPT(settings)
+    model = unloaded(settings)
     weights = {}
     for name, value in stored.items():
         name = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
@@ -171,6 +170,12 @@ def _load_model(folder: Path, settings: ModelSettings, device: torch.device | st
     model.load_state_dict(weights | {"lm_head.weight": weights["transformer.wte.weight"]}, assign=True)
     model.tie()
     return model.requires_grad_().eval()
+
+
+def unloaded(settings: ModelSettings) -> GPT:
+    """A model without numbers, on the meta device: shapes alone, or room for weights that are about to be loaded."""
+    with torch.device("meta"), _Uninitialized():
+        return GPT(settings)
 
 
 class _Uninitialized(TorchFunctionMode):

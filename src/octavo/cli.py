@@ -25,8 +25,11 @@ from octavo.settings import NANOGPT_NAMES, PRESETS, SECTIONS, DataSettings, Sett
 _NANOGPT_SAMPLES = {"start": "--prompt", "out_dir": "the run itself: octavo sample runs/my-1", "init_from": "the RUN",
                     "dtype": "nothing: sampling runs in float32"}  # fmt: skip
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+_LOOKING = ("text", "layer", "head", "position", "token", "word", "against", "at", "top", "unknown")
+VIEWS = ("shapes", "tokens", "position", "neighbors", "map", "attention", "next", "lens", "residual", "score", "ablate",
+         "losses", "verify")  # fmt: skip
 _WRITING = ("max_new_tokens", "num_samples", "best_of", "seed", "stop", "unknown", "overflow", "quantize")
-VERBS = ("train", "sample", "eval", "serve", "prepare", "bench")
+VERBS = ("train", "sample", "eval", "inspect", "serve", "prepare", "bench")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -119,13 +122,76 @@ def evaluate(arguments: argparse.Namespace) -> int:
     )
 
 
+def inspect(arguments: argparse.Namespace) -> int:
+    """octavo inspect"""
+    from octavo import lens, runs
+
+    given = {name: getattr(arguments, name) for name in _LOOKING if getattr(arguments, name, None) is not None}
+    if arguments.text_file is not None:
+        given["text"] = _file_or_stdin(arguments.text_file, "text")
+    if arguments.html is not None:
+        _write_page(arguments, given)
+        if len(arguments.words) == 1:
+            return 0
+    *run, view = arguments.words
+    if len(run) + bool(arguments.preset) != 1:
+        raise OctavoError("inspect takes a RUN, or --preset, and one VIEW", "octavo inspect runs/my-1 attention")
+    if view not in lens.VIEWS:
+        raise unknown("view", view, lens.VIEWS)
+    if "position" in given and view == "lens":
+        given["positions"] = [given.pop("position")]
+    if "word" in given and view == "map":
+        given["words"] = [given.pop("word")]
+    seen = lens.look(runs.load(run[0]) if run else _with_vocabulary(resolve(arguments.preset)), view, **given)
+    if getattr(seen, "left_out", 0):
+        print(f"note: {seen.left_out:,} tokens at the end of the text are left out: too many for this view",  # type: ignore[attr-defined]
+              file=sys.stderr)  # fmt: skip
+    if arguments.plot is not None:
+        from octavo.lens import plots
+
+        plots.save(seen, arguments.plot)
+        print(f"drawn: {arguments.plot}", file=sys.stderr)
+    print(json.dumps(seen.plain(), ensure_ascii=False) if arguments.json else seen)
+    return 0 if getattr(seen, "ok", True) else 1
+
+
+def _write_page(arguments: argparse.Namespace, given: dict[str, Any]) -> None:
+    """`octavo inspect RUN [VIEW] --html F`"""
+    from octavo import files, runs
+    from octavo.serve import page
+
+    if arguments.preset:
+        raise OctavoError("--html shows a trained model, and a preset has only settings", "a RUN")
+    taken = {name: value for name, value in given.items() if name in ("text", "layer", "head", "unknown")}
+    if len(arguments.words) == 1 and (extra := sorted(given.keys() - taken.keys())):
+        raise OctavoError(f"--html takes no {extra[0]}", "--text, --layer or --head")
+    path = Path(arguments.html)
+    content = page.static(runs.load(arguments.words[0]), **taken)
+    with files.disk_errors_told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise OctavoError(f"{path} is a folder", f"--html {path / 'walk.html'}")
+    files.write_whole(path, content)
+    print(f"written: {path}, {len(content.encode()) / 1e6:.1f} MB", file=sys.stderr)
+
+
+def _with_vocabulary(settings: Settings) -> Settings:
+    """Settings with the vocabulary that their tokenizer has, where that is one and the same for all texts."""
+    sizes = {"gpt2": 50257, "byte": 256}
+    if not settings.vocab_size and settings.tokenizer not in sizes:
+        raise OctavoError(f"the preset {settings.preset} takes its vocabulary from the text",
+                          "--preset gpt2-512, or a RUN")  # fmt: skip
+    return dataclasses.replace(settings, vocab_size=settings.vocab_size or sizes[settings.tokenizer])
+
+
 def serve(arguments: argparse.Namespace) -> int:
     """octavo serve"""
     from octavo import serve
 
     def ready(models: list[str], url: str) -> None:
-        said = json.dumps({"models": models, "url": url})
-        print(said if arguments.json else f"serving {', '.join(models)} at {url} (Ctrl-C ends)", flush=True)
+        page = url.removesuffix("v1")
+        said = f"serving {', '.join(models)}: {page} (page), {url} (API) (Ctrl-C ends)"
+        print(json.dumps({"models": models, "url": url, "page": page}) if arguments.json else said, flush=True)
 
     serve.serve(
         arguments.runs, ready, host=arguments.host, port=arguments.port, api_key_file=arguments.api_key_file,
@@ -248,6 +314,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if argv[0] not in VERBS and not argv[0].startswith("-"):
         raise unknown("verb", argv[0], VERBS)
     arguments, extra = parser.parse_known_args(argv)
+    if arguments.verb is inspect and not any(word.startswith("-") for word in extra):
+        arguments.words, extra = [*arguments.words, *extra], []  # argparse takes only those before the first option
     if extra:
         flags = [flag for flag in arguments.flags if flag.startswith("--")]
         word = extra[0].partition("=")[0]
@@ -351,7 +419,32 @@ def _parser(defaults: Settings) -> _Parser:
     _add_reading(verb)
     _finish(verb)
 
-    verb = _verb(verbs, "serve", "RUN ...", serve, "answer OpenAI's clients with RUNs", "octavo serve runs/pydocs-1")
+    verb = _verb(verbs, "inspect", "RUN|--preset P VIEW", inspect, "see what a model does with a text",
+                 'octavo inspect runs/pydocs-1 attention --text "The import statement" --layer 1')  # fmt: skip
+    verb.add_argument("words", nargs="+", metavar="RUN VIEW", help="a run, one of its checkpoints, or a Hugging Face "
+                      f"GPT-2 folder; and one of {', '.join(VIEWS)}")  # fmt: skip
+    verb.add_argument("--preset", metavar="P", help="shapes of a preset instead of a RUN's")
+    text = verb.add_mutually_exclusive_group()
+    text.add_argument("--text", metavar="TEXT", help="what to look at; default: what the model itself writes")
+    text.add_argument("--text-file", metavar="F", help="a file whose text to look at; -: stdin")
+    verb.add_argument("--layer", type=_whole, metavar="N", help="shapes, attention, ablate: counted from 0")
+    verb.add_argument("--head", type=_whole, metavar="N", help="shapes, attention: counted from 0")
+    verb.add_argument("--position", type=_whole, metavar="N", help="lens, residual: counted from 0; -1: the last")
+    verb.add_argument(
+        "--token", metavar="TEXT", help="residual: the token whose logit to explain; default: the likeliest"
+    )
+    verb.add_argument("--word", metavar="TEXT", help="position, neighbors: cat, king")
+    verb.add_argument("--against", metavar="TEXT", help="neighbors, residual: another token to compare with")
+    verb.add_argument("--at", type=_whole, nargs=2, metavar="N", help="position: the two positions (1 10)")
+    verb.add_argument("--top", type=_whole, metavar="N", help="lens, neighbors: how many to show")
+    verb.add_argument("--unknown", choices=("error", "skip", "replace"),
+                      help="characters that the tokenizer doesn't know (error)")  # fmt: skip
+    verb.add_argument("--html", metavar="F", help="write the page into a file that needs no server; then without VIEW")
+    verb.add_argument("--plot", metavar="F.png|svg", help="draw it into a file (the extra: plot)")
+    _finish(verb)
+
+    verb = _verb(verbs, "serve", "RUN ...", serve, "show RUNs on a page, and answer OpenAI's clients",
+                 "octavo serve runs/pydocs-1")  # fmt: skip
     verb.add_argument("runs", nargs="+", metavar="RUN", help="a run, one of its checkpoints, or a Hugging Face folder")
     verb.add_argument("--host", default="127.0.0.1", metavar="H",
                       help="address to listen at; one that others can reach needs API keys (127.0.0.1)")  # fmt: skip
@@ -477,17 +570,17 @@ def _boolean(text: str) -> bool:
 
 
 def _prompt(arguments: argparse.Namespace) -> str:
-    if arguments.prompt_file is None:
-        return str(arguments.prompt)
+    return str(arguments.prompt) if arguments.prompt_file is None else _file_or_stdin(arguments.prompt_file, "prompt")
+
+
+def _file_or_stdin(path: str, what: str) -> str:
     try:
-        data = sys.stdin.buffer.read() if arguments.prompt_file == "-" else Path(arguments.prompt_file).read_bytes()
-        return data.decode("utf-8-sig")
+        return (sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()).decode("utf-8-sig")
     except OSError as error:
-        raise OctavoError(f"the prompt file {arguments.prompt_file} can't be read: {error.strerror}",
-                          "its path, or --prompt TEXT") from None  # fmt: skip
+        raise OctavoError(f"the {what} file {path} can't be read: {error.strerror}",
+                          f"its path, or --{what} TEXT") from None  # fmt: skip
     except UnicodeDecodeError as error:
-        raise OctavoError(f"the prompt file {arguments.prompt_file} is not UTF-8 at byte {error.start}",
-                          "save it as UTF-8") from None  # fmt: skip
+        raise OctavoError(f"the {what} file {path} is not UTF-8 at byte {error.start}", "save it as UTF-8") from None
 
 
 if __name__ == "__main__":

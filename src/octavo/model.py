@@ -184,8 +184,16 @@ class MLP(nn.Module):
         self.drop = nn.Dropout(settings.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = F.gelu(self.c_fc(x), approximate=self.approximate)  # (B, T, 4C)
-        x = self.drop(self.c_proj(h))  # (B, T, C)
+        return self.contract(self.expand(x))
+
+    def expand(self, x: Tensor) -> Tensor:
+        """How strongly each of the 4C hidden units answers to a position."""
+        h: Tensor = F.gelu(self.c_fc(x), approximate=self.approximate)  # (B, T, 4C)
+        return h
+
+    def contract(self, h: Tensor) -> Tensor:
+        """What the hidden units write, mixed by how strongly they answer: an addition to the residual stream."""
+        x: Tensor = self.drop(self.c_proj(h))  # (B, T, C)
         return x
 
 

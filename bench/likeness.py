@@ -1,0 +1,87 @@
+"""Do king and queen come close? The cosine of words' rows in `wte` along training, against random pairs as frequent.
+
+    python bench/likeness.py tiny_shakespeare.txt --plot docs/likeness.svg
+
+Trains the `words` preset once for each seed and follows pairs of words that are used alike, chosen before looking. The
+control of a pair is 500 random pairs of tokens, each half to twice as frequent as the two. Takes some minutes a seed.
+"""
+
+import argparse
+import dataclasses
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+import octavo
+from octavo import lens
+from octavo.lens.embedding import Neighbors
+
+PAIRS = [
+    ("king", "queen"),
+    ("lord", "lady"),
+    ("brother", "sister"),
+    ("father", "mother"),
+    ("he", "she"),
+    ("day", "night"),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("text", help="the text to train on")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--plot", help="where to draw king and queen, the mean over the seeds")
+    arguments = parser.parse_args()
+    seen: dict[tuple[str, str], list[Neighbors]] = {pair: [] for pair in PAIRS}
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in range(1, arguments.seeds + 1):
+            run = octavo.train(arguments.text, preset="words", seed=seed, out=Path(folder) / f"seed-{seed}")
+            losses = lens.losses(run.folder)
+            print(
+                f"seed {seed}: validation loss {losses.val.min():.3f}, best of {losses.val_steps[-1]} steps", flush=True
+            )
+            assert run.last is not None
+            loaded = octavo.load(run.last)
+            for pair in PAIRS:
+                seen[pair].append(lens.neighbors(loaded, pair[0], against=pair[1], top=100))
+    columns = f"{'cosine':>8} {'least':>7} {'most':>7} {'control':>8} {'5%':>7} {'95%':>7}"
+    print(f"\n{'pair':16} {columns}  rank of the second, by seed")
+    for (first, second), views in seen.items():
+        ends = [view.history[-1] for view in views]
+        near = [end.against or 0.0 for end in ends]
+        control = np.mean([[end.control, end.control_low, end.control_high] for end in ends], 0)
+        ranks = [place(second, view) for view in views]
+        print(f"{first + ', ' + second:16} {np.mean(near):8.3f} {min(near):7.3f} {max(near):7.3f} {control[0]:8.3f} "
+              f"{control[1]:7.3f} {control[2]:7.3f}  {', '.join(ranks)}")  # fmt: skip
+    mean = average(seen[PAIRS[0]])
+    print("\nking and queen along training, the mean over the seeds")
+    print(mean.tables()[1].columns)
+    for row in mean.tables()[1].rows:
+        print(*(f"{cell:8.3f}" if isinstance(cell, float) else f"{cell:8}" for cell in row))
+    if arguments.plot:
+        from octavo.lens import plots
+
+        plots.save(mean, arguments.plot)
+
+
+def place(word: str, view: Neighbors) -> str:
+    """Where a word stands among the neighbors of another."""
+    names = [each.token.label for each in view.neighbors]
+    return str(names.index(word) + 1) if word in names else f"over {len(names)}"
+
+
+def average(views: list[Neighbors]) -> Neighbors:
+    """The mean of several runs' histories."""
+    moments = []
+    for several in zip(*(view.history for view in views), strict=True):
+        values = {
+            name: float(np.mean([getattr(each, name) for each in several]))
+            for name in ("against", "control", "control_low", "control_high")
+        }
+        moments.append(dataclasses.replace(several[0], **values))
+    return dataclasses.replace(views[0], history=moments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""A run's losses along training, from its `metrics.jsonl`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from octavo.checkpoint import Checkpoint
+from octavo.errors import OctavoError
+from octavo.lens.reading import RUN
+from octavo.lens.view import Table, View
+from octavo.runs import Run, find
+
+_MOST = 2000  # points
+
+
+@dataclass(frozen=True, eq=False)
+class Losses(View):
+    """The training loss of steps, as logged, and the whole validation split's, wherever it was evaluated; in nats."""
+
+    run: str
+    steps: np.ndarray
+    train: np.ndarray
+    val_steps: np.ndarray
+    val: np.ndarray
+
+    def tables(self) -> list[Table]:
+        logged = dict(zip(self.steps.tolist(), self.train.tolist(), strict=True))
+        rows = [
+            (step, logged.get(step), loss)
+            for step, loss in zip(self.val_steps.tolist(), self.val.tolist(), strict=True)
+        ]
+        return [Table(f"{self.run}: loss in nats a token", ("step", "training", "validation"), rows)]
+
+
+def losses(run: RUN) -> Losses:
+    """A run's losses, thinned to 2,000 points where there are more. Raises `OctavoError` if it has none."""
+    folder = _run_of(run)
+    lines = Run(folder).lines("metrics")
+    logged = [(line["step"], line["loss"]) for line in lines if line.get("loss") is not None]
+    evaluated = [(line["step"], line["val_loss"]) for line in lines if line.get("val_loss") is not None]
+    if not logged and not evaluated:
+        raise OctavoError(f"{folder} has no losses yet", "train it for longer")
+    steps, train = _columns(logged)
+    val_steps, val = _columns(evaluated)
+    return Losses(folder.name, steps, train, val_steps, val)
+
+
+def _run_of(run: RUN) -> Path:
+    """The run's folder: named itself, or by one of its checkpoints."""
+    folder = run.folder if isinstance(run, Checkpoint) else find(run)
+    above = folder.parent.parent
+    if folder.parent.name != "checkpoints" or not (above / "settings.toml").is_file():
+        raise OctavoError(f"{folder} belongs to no run, so nothing tells of its training", "a run's folder")
+    return above
+
+
+def _columns(points: list[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
+    every = max(1, -(-len(points) // (_MOST - 1)))
+    thin = points[::every] + points[-1:] * ((len(points) - 1) % every > 0)  # the last one too
+    return np.array([step for step, _ in thin], dtype=np.int64), np.array([loss for _, loss in thin], dtype=np.float64)
