@@ -272,6 +272,8 @@ def unknown(kind: str, name: str, known: Any) -> OctavoError:
         hint = f"[{near[0]}]"
     elif kind == "verb":
         hint = f"octavo {near[0]}"
+    elif kind == "view":
+        hint = f"octavo inspect RUN {near[0]}"
     else:
         hint = f"--{kind.replace('_', '-')} {near[0]}"
     return OctavoError(f"there is no {kind} {name!r}", hint)

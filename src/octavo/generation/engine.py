@@ -27,8 +27,8 @@ from octavo.kernels import one_thread
 from octavo.model import GPT
 
 OVERFLOW = ("stop", "slide", "rechunk")
-# Rows of prompts in one step. More are hardly faster, and texts under way would wait for them.
-_PROMPT_ROWS = 128
+# Rows of prompts in one step. Texts under way wait for them; where there are none, twice as many are 4% faster.
+_BESIDE_OTHERS, _ALONE = 128, 256
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -174,7 +174,7 @@ class Engine:
 
     def _rows(self) -> Iterator[tuple[Job, int]]:
         """The jobs of this step, each with how many of its tokens are read: first come, first served."""
-        left = _PROMPT_ROWS
+        left = _BESIDE_OTHERS if any(job.unread == 1 for job in self._running) else _ALONE
         for job in self._running:
             if job.done == 0 and not job.tokens and job.unread > 1 and left > 0 and not _echoes(job):
                 kept = self._prefixes.find(job.request.share, job.window)
