@@ -142,9 +142,11 @@ def test_curl_as_the_page_shows_it(server: Running) -> None:
 
 
 def test_python_as_the_page_shows_it(server: Running, capsys: pytest.CaptureFixture[str]) -> None:
-    [block] = shown("python")
-    exec(block.text.replace("127.0.0.1:8000", f"127.0.0.1:{server.port}"), {})
-    assert capsys.readouterr().out.strip()
+    blocks = shown("python")
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(block.text.replace("127.0.0.1:8000", f"127.0.0.1:{server.port}"), {})
+        assert capsys.readouterr().out.strip()
 
 
 def test_the_page_states_the_bounds_that_hold() -> None:
@@ -153,7 +155,9 @@ def test_the_page_states_the_bounds_that_hold() -> None:
     for stated in (f"`--queue` {limits.queue}", f"{limits.body_bytes >> 20} MiB, in {limits.body_seconds} seconds",
                    f"{limits.headers}, {limits.header_bytes >> 10} KiB, in {limits.header_seconds} seconds",
                    f"{limits.request_seconds} seconds", f"| {limits.connections} |",
-                   f"{limits.sequences}; `best_of` {limits.best_of}"):  # fmt: skip
+                   f"{limits.sequences}; `best_of` {limits.best_of}",
+                   f"| {limits.lens_at_once}, {limits.lens_waiting}; beyond",
+                   f"{limits.lens_characters:,} characters"):  # fmt: skip
         assert stated in page
 
 

@@ -434,6 +434,7 @@ def test_the_command_serves_until_it_is_told_to_end_and_loses_nothing(command: s
     assert command.stdout is not None
     said = json.loads(command.stdout.readline())
     assert said["models"] == ["small"]
+    assert said["page"] + "v1" == said["url"]
     port = int(said["url"].rpartition(":")[2].removesuffix("/v1"))
     server = Running(port, None, {"small": None}, None)  # type: ignore[arg-type, dict-item]
     outcomes: list[str] = []

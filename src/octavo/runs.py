@@ -95,6 +95,23 @@ class Run:
         finally:
             lock.release()
 
+    @property
+    def in_use(self) -> bool:
+        """Whether a process holds the run for writing. Asked without writing anything."""
+        try:
+            with open(self.folder / ".lock", "rb") as lock:
+                if os.name == "nt":
+                    lock.read(1)  # refused, where another process has locked it
+                else:
+                    import fcntl
+
+                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go with the file, microseconds later
+        except FileNotFoundError:
+            return False
+        except (BlockingIOError, PermissionError):
+            return True
+        return False
+
     def log(self, kind: str, line: dict[str, Any]) -> None:
         """Append a line to `metrics` or `samples`."""
         with files.disk_errors_told(self.folder), open(self._jsonl(kind), "a", encoding="utf-8") as file:
@@ -163,19 +180,26 @@ def log_spaced(settings: Settings) -> set[int]:
     return {round(settings.max_steps ** (i / last)) for i in range(settings.keep)}
 
 
+def named(run: str | Path) -> Run | None:
+    """The run that a RUN names, if it is one: a folder, or the name of one in runs/."""
+    for folder in (Path(run), Path("runs") / run):
+        if os.path.isfile(folder / "settings.toml"):
+            return Run(folder)
+        if os.path.exists(folder):
+            break
+    return None
+
+
 def find(run: str | Path) -> Path:
     """The checkpoint folder that a RUN names: a run's best (else its last), or a checkpoint folder itself."""
-    folder = Path(run)
-    if os.path.isfile(folder / "settings.toml"):
-        opened = Run(folder)
+    folder, opened = Path(run), named(run)
+    if opened is not None:
         found = opened.best or opened.last
         if found is None:
-            raise OctavoError(f"{folder} has no checkpoint yet", "train it for longer")
+            raise OctavoError(f"{opened.folder} has no checkpoint yet", "train it for longer")
         return found
     if os.path.isfile(folder / "config.json"):
         return folder
-    if not os.path.exists(folder) and os.path.isfile(Path("runs") / folder / "settings.toml"):
-        return find(Path("runs") / folder)
     what = "is neither a run nor a checkpoint" if os.path.exists(folder) else "does not exist"
     raise OctavoError(f"{folder} {what}", _known_runs(Path("runs")))
 

@@ -110,6 +110,12 @@ def dataset_again(settings: DataSettings, known: dict[str, Any], tokenizer: Toke
     return made
 
 
+def is_at_hand(settings: DataSettings, known: dict[str, Any]) -> bool:
+    """Whether the dataset that a checkpoint's `data` tells of lies prepared, so that no text need be read for it."""
+    folders = _cached(known["cache_key"]), Path(settings.source)
+    return any(os.path.isfile(folder / "dataset.json") for folder in folders)
+
+
 def prepare(settings: DataSettings, out: str | Path) -> Dataset:
     """Prepare a source into the folder `out`, which must not hold anything yet."""
     out = Path(out)

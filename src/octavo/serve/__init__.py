@@ -1,13 +1,17 @@
-"""`octavo serve`: models behind OpenAI's completions API, safe to leave running.
+"""`octavo serve`: models behind OpenAI's completions API, and a page that looks into them; safe to leave running.
 
 client -- connection -- guard -- app -- completions -- worker (a thread) -- engine
           deadlines     who may     what    texts of a request     steps a model
+                                   |- look -- octavo.lens (threads)
+                                   |- curves, page -- files
 """
 
+import contextlib
 import ipaddress
 import os
 import socket
 import sys
+import threading
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
@@ -17,12 +21,14 @@ from octavo import runs
 from octavo.device import find_device
 from octavo.errors import OctavoError
 from octavo.generation.engine import Engine
+from octavo.runs import Run
 from octavo.serve.app import build
 from octavo.serve.connection import Server
 from octavo.serve.limits import Limits
 from octavo.serve.worker import Served, Worker
 
 KEY_VARIABLE = "OCTAVO_API_KEY"
+_LOOK_AGAIN = 1.0  # seconds, for a first checkpoint
 _KEY_FILE = "--api-key-file F, with a key on each line"
 
 
@@ -34,6 +40,7 @@ def serve(run_names: Sequence[str | Path], ready: Callable[[list[str], str], obj
           notice: Callable[[str], object] = lambda text: None) -> None:  # fmt: skip
     """Serve RUNs until SIGTERM or Ctrl-C. Once requests are taken, `ready` hears the models' names and the URL.
 
+    A run without a checkpoint is shown as it trains, and its model is served once there is one.
     Raises `OctavoError` for a RUN that can't be loaded, an address that can't be had, or one that others can reach
     while there is no API key.
     """
@@ -50,18 +57,29 @@ def serve(run_names: Sequence[str | Path], ready: Callable[[list[str], str], obj
         )
     limits = Limits(queue=queue, prefix_bytes=prefix_cache << 20)
     keys = read_keys(api_key_file)
+    shown = {name: its for name, run in names.items() if (its := runs.named(run))}
+    begun = {name: run for name, run in shown.items() if not _has_checkpoint(run)}
     models: dict[str, Served] = {}
+    ended = threading.Event()
     with listen(host, port, public=bool(keys)) as listener:
         where = find_device(device)
+
+        def take(name: str) -> None:
+            models[name] = load(name, names[name], where, limits, quantize, slots, overflow, notice)
+
         try:
-            for name, run in names.items():
-                models[name] = load(name, run, where, limits, quantize, slots, overflow, notice)
-            guard = build(models, limits, host, keys=keys, allow_hosts=allow_hosts, allow_origins=allow_origins)
+            for name in names:
+                if name not in begun:
+                    take(name)
+            guard = build(models, limits, host, keys=keys, allow_hosts=allow_hosts, allow_origins=allow_origins,
+                          begun=begun, runs=shown)  # fmt: skip
+            threading.Thread(target=_wait_for, args=(begun, take, ended), daemon=True).start()
             address = f"[{host}]" if ":" in host else host
             url = f"http://{address}:{listener.getsockname()[1]}/v1"
-            Server(guard, lambda: ready(list(models), url)).run(sockets=[listener])
+            Server(guard, lambda: ready(list(names), url)).run(sockets=[listener])
         finally:
-            for served in models.values():
+            ended.set()
+            for served in list(models.values()):
                 served.worker.close()
 
 
@@ -74,7 +92,20 @@ def load(name: str, run: str | Path, device: torch.device, limits: Limits, quant
     for text in engine.notes:
         notice(text)
     created = int((loaded.folder / "config.json").stat().st_mtime)
-    return Served(name, loaded, Worker(engine, limits.queue), created, overflow)
+    return Served(name, loaded, Worker(engine, limits.queue), created, overflow, runs.named(run))
+
+
+def _has_checkpoint(run: Run) -> bool:
+    return bool(run.best or run.last)
+
+
+def _wait_for(begun: dict[str, Run], take: Callable[[str], None], ended: threading.Event) -> None:
+    """Take the models of runs that have begun to be trained, each when it has a checkpoint."""
+    while begun and not ended.wait(_LOOK_AGAIN):
+        for name in [each for each, run in begun.items() if _has_checkpoint(run)]:
+            with contextlib.suppress(OctavoError):  # training may be about to replace it: the next round will tell
+                take(name)
+                del begun[name]
 
 
 def read_keys(path: str | Path | None) -> list[str]:

@@ -1,6 +1,7 @@
 """What the API answers, for its document: `/openapi.json` states these shapes, and the tests hold answers to it."""
 
-from typing import Literal
+from http import HTTPStatus
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -12,12 +13,18 @@ class ErrorDetail(BaseModel):
     type: str
     param: str | None
     code: str | None
+    hint: str = Field("", description="what to do about it, where that is known")
 
 
 class Error(BaseModel):
     """The body of every answer that is no success."""
 
     error: ErrorDetail
+
+
+def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Of a route in the document: the errors that it answers with."""
+    return {status: {"model": Error, "description": HTTPStatus(status).phrase} for status in statuses}
 
 
 class Logprobs(BaseModel):
@@ -36,6 +43,8 @@ class Choice(BaseModel):
     index: int
     logprobs: Logprobs | None
     finish_reason: Literal["stop", "length"] | None
+    token_ids: list[int] | None = Field(None, description="with `return_token_ids`: of the text")
+    prompt_token_ids: list[int] | None = Field(None, description="of the prompt; of a stream in its first chunk")
 
 
 class CachedTokens(BaseModel):
@@ -114,3 +123,73 @@ class Status(BaseModel):
     """All is well."""
 
     status: str
+
+
+class Shape(BaseModel):
+    """The size of a model."""
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    block_size: int
+    vocab_size: int
+    parameters: int
+
+
+class LensModel(BaseModel):
+    """A model that can be looked into, and the checkpoints of its run, if it has one."""
+
+    id: str
+    model: Shape
+    tokenizer: str
+    run: bool
+    steps: list[int] = Field(description="those whose checkpoints were kept")
+    step: int | None = Field(description="the one that is served")
+
+
+class Lens(BaseModel):
+    """What can be looked into, and how."""
+
+    models: list[LensModel]
+    views: list[str]
+
+
+class RunSettings(BaseModel):
+    """What a run trains, on what and for how long."""
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    block_size: int
+    vocab_size: int
+    max_steps: int
+    batch_size: int
+    learning_rate: float
+    tokenizer: str
+    source: str
+    preset: str
+
+
+class Run(BaseModel):
+    """A run, and how far it is."""
+
+    name: str
+    settings: RunSettings
+    parameters: int
+    tokens_per_step: int
+    last_step: int = Field(description="of the newest line of metrics; 0: none yet")
+    running: bool = Field(description="a process trains it")
+
+
+class Runs(BaseModel):
+    """The runs that are served."""
+
+    runs: list[Run]
+
+
+class Lines(BaseModel):
+    """Lines of a run's metrics or samples; ask on from `next`."""
+
+    lines: list[dict[str, Any]]
+    next: int
+    restarted: bool = Field(description="the run went back, and these are its lines from the first on")

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Collection, Mapping
-from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -10,7 +10,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from octavo.serve import answers
+from octavo.errors import OctavoError
+from octavo.runs import Run
+from octavo.serve import answers, curves, look, page
 from octavo.serve.completions import complete
 from octavo.serve.guard import PROBES, Guard
 from octavo.serve.limits import Limits
@@ -22,28 +24,30 @@ from octavo.tokenizers import END_OF_TEXT
 
 
 def build(models: Mapping[str, Served], limits: Limits, host: str = "127.0.0.1", *, keys: Collection[str] = (),
-          allow_hosts: Collection[str] = (), allow_origins: Collection[str] = ()) -> Guard:  # fmt: skip
-    """The application, guarded."""
+          allow_hosts: Collection[str] = (), allow_origins: Collection[str] = (), begun: Collection[str] = (),
+          runs: Mapping[str, Run] | None = None, page_root: Path = page.ROOT) -> Guard:  # fmt: skip
+    """The application, guarded. `begun` are models that are still to come, `runs` are those that were named."""
     metrics = Metrics()
-    metrics.watch({id: served.worker for id, served in models.items()})
     app = _Api(
         title="Octavo", summary="GPT-2 models over OpenAI's completions API", version="1", docs_url=None,
-        redoc_url=None, redirect_slashes=False, responses=_refusals(400, 401, 403, 408, 413, 429, 431, 503),
+        redoc_url=None, redirect_slashes=False, responses=answers.refusals(400, 401, 403, 408, 413, 429, 431, 503),
     )  # fmt: skip
     app.keyed = bool(keys)
     guard = Guard(app, limits, metrics, host, allow_hosts, allow_origins, keys)
     app.add_exception_handler(Exception, _refused)
-    for kind in (ApiError, RequestValidationError, HTTPException):
+    for kind in (ApiError, OctavoError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _refused)
 
     def named(id: str | None) -> Served:
         """The model of that name; of the one that is served, the name may be left out."""
-        if not id and len(models) == 1:
-            return next(iter(models.values()))
-        if not id:
-            raise ApiError(400, f"several models are served, so one must be named: {', '.join(models)}", param="model")
+        known = [*models, *begun]
+        if not id and len(known) != 1:
+            raise ApiError(400, f"several models are served, so one must be named: {', '.join(known)}", param="model")
+        id = id or known[0]
+        if id in begun:
+            raise ApiError(503, f"{id} has just begun to be trained, and has no checkpoint yet", param="model")
         if id not in models:
-            raise ApiError(404, f"there is no model {id[:80]!r} here; there is {', '.join(models)}",
+            raise ApiError(404, f"there is no model {id[:80]!r} here; there is {', '.join(known)}",
                           param="model", code="model_not_found")  # fmt: skip
         return models[id]
 
@@ -51,7 +55,9 @@ def build(models: Mapping[str, Served], limits: Limits, host: str = "127.0.0.1",
         block_size = served.loaded.model.settings.block_size
         return answers.Model(id=served.id, created=served.created, max_model_len=block_size)
 
-    @app.post("/v1/completions", response_model=answers.CompletionAnswer, responses=_STREAM | _refusals(404, 500))
+    @app.post(
+        "/v1/completions", response_model=answers.CompletionAnswer, responses=_STREAM | answers.refusals(404, 500)
+    )
     async def completion(body: CompletionRequest, request: Request) -> Response:
         """Continue one or several prompts."""
         return await complete(named(body.model), body, request.state.share, request, metrics, limits)
@@ -59,14 +65,14 @@ def build(models: Mapping[str, Served], limits: Limits, host: str = "127.0.0.1",
     @app.get("/v1/models")
     async def list_models() -> answers.Models:
         """The models that are served."""
-        return answers.Models(data=[described(each) for each in models.values()])
+        return answers.Models(data=[described(each) for each in list(models.values())])
 
-    @app.get("/v1/models/{model}", responses=_refusals(404))
+    @app.get("/v1/models/{model}", responses=answers.refusals(404))
     async def retrieve_model(model: str) -> answers.Model:
         """One of them."""
         return described(named(model))
 
-    @app.post("/tokenize", responses=_refusals(404))
+    @app.post("/tokenize", responses=answers.refusals(404))
     async def tokenize(body: TokenizeRequest) -> answers.Tokens:
         """A text's token ids."""
         served = named(body.model)
@@ -78,14 +84,14 @@ def build(models: Mapping[str, Served], limits: Limits, host: str = "127.0.0.1",
         strings = [spelled(tokenizer, id) for id in ids] if body.return_token_strs else None
         return answers.Tokens(count=len(ids), max_model_len=block_size, tokens=ids, token_strs=strings)
 
-    @app.post("/detokenize", responses=_refusals(404))
+    @app.post("/detokenize", responses=answers.refusals(404))
     async def detokenize(body: DetokenizeRequest) -> answers.Text:
         """The text of token ids."""
         tokenizer = named(body.model).loaded.tokenizer
         checked(tokenizer, body.tokens)
         return answers.Text(prompt=tokenizer.decode(body.tokens))
 
-    @app.get("/tokenizer_info", responses=_refusals(404))
+    @app.get("/tokenizer_info", responses=answers.refusals(404))
     async def tokenizer_info(model: str | None = None) -> answers.TokenizerInfo:
         """What the tokenizer is."""
         served = named(model)
@@ -106,15 +112,18 @@ def build(models: Mapping[str, Served], limits: Limits, host: str = "127.0.0.1",
         """The server takes requests."""
         if guard.draining:
             raise ApiError(503, "this server is about to end", headers={"retry-after": "5"})
-        if broken := [id for id, served in models.items() if served.worker.broken]:
+        if broken := [id for id, served in list(models.items()) if served.worker.broken]:
             raise ApiError(503, f"{', '.join(broken)} failed; the server must be started anew")
         return answers.Status(status="ready")
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def prometheus() -> Response:
         """Counters, in Prometheus's format."""
-        return Response(metrics.page(), media_type="text/plain; version=0.0.4")
+        workers = {id: served.worker for id, served in list(models.items())}
+        return Response(metrics.page(workers), media_type="text/plain; version=0.0.4")
 
+    for router in (look.routes(models, named, look.Looker(limits)), curves.routes(runs or {}), page.routes(page_root)):
+        app.include_router(router)
     return guard
 
 
@@ -142,15 +151,13 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 }
 
 
-def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": answers.Error, "description": HTTPStatus(status).phrase} for status in statuses}
-
-
 async def _refused(request: Request, error: Exception) -> Response:
     """Every mistake in OpenAI's form."""
     match error:
         case ApiError():
             return error.response
+        case OctavoError():
+            return ApiError(400, error.message, hint=error.hint).response
         case RequestValidationError():
             return _invalid(request, error).response
         case HTTPException(status_code=404):
@@ -169,6 +176,8 @@ def _invalid(request: Request, invalid: RequestValidationError) -> ApiError:
     first = invalid.errors()[0]
     param = ".".join(str(part)[:40] for part in first["loc"][1:]) or None
     message = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        return ApiError(400, f"there is no field {param!r}", param=param)
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {first['ctx']['error']} at character {param}")
     if "json" not in request.headers.get("content-type", ""):

@@ -51,7 +51,7 @@ class Candidate(Task):
             last, self._last = self._last, time.perf_counter()
             self._metrics.wrote(self._served.id, self._last - last, first)
             text = self._writer.push(token.id)
-            if self._body.logprobs is not None:
+            if self._body.logprobs is not None or self._body.return_token_ids:
                 self._pending.append(Shown(token, self._written))
                 self._written += len(self._read.push(token.id))
             if self._writer.stopped:

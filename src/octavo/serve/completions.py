@@ -11,7 +11,7 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from fastapi import Request as HTTPRequest
@@ -26,6 +26,8 @@ from octavo.serve.metrics import Metrics
 from octavo.serve.protocol import ApiError, CompletionRequest
 from octavo.serve.tokens import Prompt, Shown, logprobs, read
 from octavo.serve.worker import Served
+
+T = TypeVar("T")
 
 
 class Completion:
@@ -111,14 +113,20 @@ class Completion:
             for chosen in self._chosen(at):
                 told = tokens[chosen] if chosen == at else echoed + tokens[chosen]
                 choices.append(self._choice(len(choices), texts[chosen], told, reasons[chosen]))
+                if self.body.return_token_ids:
+                    choices[-1] |= self._ids(chosen, tokens[chosen])
         return _json(self._head | {"choices": choices, "usage": self.usage()})
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The answer as server-sent events. What goes wrong after the first byte is an event too."""
         usage = {"usage": None} if self.body.stream_options.include_usage else {}
+        begun: set[int] = set()
         try:
             async for piece in self.pieces():
                 choice = self._choice(piece.candidate, piece.text, piece.tokens, piece.finish_reason)
+                if self.body.return_token_ids:
+                    choice |= self._ids(piece.candidate, piece.tokens, told=piece.candidate in begun)
+                    begun.add(piece.candidate)
                 yield _event(self._head | {"choices": [choice]} | usage)
             if usage:
                 yield _event(self._head | {"choices": [], "usage": self.usage()})
@@ -145,6 +153,12 @@ class Completion:
     def _choice(self, index: int, text: str, tokens: list[Shown], reason: str | None) -> dict[str, Any]:
         told = None if self.body.logprobs is None else logprobs(self.served.loaded.tokenizer, tokens)
         return {"text": text, "index": index, "logprobs": told, "finish_reason": reason}
+
+    def _ids(self, at: int, tokens: list[Shown], told: bool = False) -> dict[str, Any]:
+        """A candidate's ids: of its text, and, unless they were told before, of its prompt."""
+        prompt = self.candidates[at].prompt
+        written = [token.id for token, offset in tokens if offset >= len(prompt.text)]
+        return {"token_ids": written, "prompt_token_ids": None if told else prompt.ids}
 
     def _error(self, candidate: Candidate) -> ApiError:
         error = candidate.job.error if candidate.job else None
@@ -174,16 +188,22 @@ async def complete(served: Served, body: CompletionRequest, share: str, http: HT
     completion = Completion(served, body, prompts, share, metrics, limits)
     if body.stream:
         return EventStream(completion)
-    answer, gone = asyncio.ensure_future(completion.answer()), asyncio.ensure_future(_disconnected(http))
+    try:
+        answer = await unless_gone(http, asyncio.ensure_future(completion.answer()))
+        return Response(answer, 499 if answer is None else 200, media_type="application/json")
+    finally:
+        completion.close()
+
+
+async def unless_gone(http: HTTPRequest, answer: asyncio.Future[T]) -> T | None:
+    """An answer; or None where the client leaves first, and then it is cancelled."""
+    gone = asyncio.ensure_future(_disconnected(http))
     try:
         await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not answer.done():
-            return Response(status_code=499)  # which nobody reads
-        return Response(answer.result(), media_type="application/json")
+        return answer.result() if answer.done() else None
     finally:
         answer.cancel()
         gone.cancel()
-        completion.close()
 
 
 def check(served: Served, body: CompletionRequest) -> None:

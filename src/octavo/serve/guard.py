@@ -21,6 +21,7 @@ from octavo.serve.metrics import Metrics
 from octavo.serve.protocol import ApiError
 
 PROBES = ("/health", "/ready")  # open to all, and answered to the last
+_PAGE = re.compile(r"/|/favicon\.ico|/page/.*", re.DOTALL)  # open to all: files that everybody has who has Octavo
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 _HEADERS = {
     "x-content-type-options": "nosniff",
@@ -59,7 +60,9 @@ class Guard:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 own = _HEADERS | {"x-request-id": f"req_{secrets.token_hex(12)}"} | self._cors(scope)
-                message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in own.items())]
+                said = {name for name, _ in message["headers"]} - {b"vary"}  # by the page, which must be let run
+                added = ((name.encode(), value.encode()) for name, value in own.items())
+                message["headers"] = [*message["headers"], *(each for each in added if each[0] not in said)]
             await send(message)
 
         try:
@@ -112,6 +115,8 @@ class Guard:
             return
         if self.draining:
             raise ApiError(503, "this server is about to end", headers={"retry-after": "5"})
+        if _PAGE.fullmatch(scope["path"]):
+            return
         scope.setdefault("state", {})["share"] = self._share(_header(scope, b"authorization"))
 
     def _is_ours(self, host: str) -> bool:

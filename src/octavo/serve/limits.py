@@ -30,6 +30,16 @@ class Limits:
     stop_characters: int = 256
     logit_bias: int = 1024  # tokens
 
+    # the lens, and a run's lines
+    lens_at_once: int = 2  # views that are made
+    lens_waiting: int = 16  # and that wait for it; beyond that, 429
+    lens_characters: int = 200_000
+    lens_positions: int = 4096
+    lens_words: int = 20
+    lens_word: int = 100  # characters
+    lines: int = 5000  # of an answer
+    lines_bytes: int = 4 << 20
+
     # the server
     queue: int = 64  # sequences that may wait for a slot; beyond that, 429
     prefix_bytes: int = 256 << 20  # of memory for the prompts that a model has read

@@ -1,6 +1,5 @@
 """What a Prometheus server may ask: requests, tokens, waiting times, slots, queue, prefix cache."""
 
-import functools
 from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -21,16 +20,9 @@ class Metrics:
         self._written = self._counter("octavo_generated_tokens", "Tokens written")
         self._first = self._histogram("octavo_time_to_first_token_seconds", "From the request to its first token")
         self._gap = self._histogram("octavo_token_gap_seconds", "From a token of a text to its next")
-
-    def watch(self, models: Mapping[str, Worker]) -> None:
-        """Show the models' slots and queues as they are whenever somebody asks."""
-        slots = self._gauge("octavo_slots", "Texts that can be under way at once")
-        busy = self._gauge("octavo_slots_busy", "Texts under way")
-        queue = self._gauge("octavo_queue", "Texts that wait for a slot")
-        for model, worker in models.items():
-            slots.labels(model).set(worker.engine.slots)
-            busy.labels(model).set_function(functools.partial(getattr, worker.engine, "running"))
-            queue.labels(model).set_function(functools.partial(getattr, worker, "waiting"))
+        self._slots = self._gauge("octavo_slots", "Texts that can be under way at once")
+        self._busy = self._gauge("octavo_slots_busy", "Texts under way")
+        self._queue = self._gauge("octavo_queue", "Texts that wait for a slot")
 
     def answered(self, route: str, status: int) -> None:
         """A request was answered."""
@@ -46,8 +38,12 @@ class Metrics:
         self._written.labels(model).inc()
         (self._first if first else self._gap).labels(model).observe(seconds)
 
-    def page(self) -> bytes:
-        """All of it, in Prometheus's text format."""
+    def page(self, models: Mapping[str, Worker]) -> bytes:
+        """All of it, in Prometheus's text format, with the models' slots and queues as they are."""
+        for model, worker in models.items():
+            self._slots.labels(model).set(worker.engine.slots)
+            self._busy.labels(model).set(worker.engine.running)
+            self._queue.labels(model).set(worker.waiting)
         return generate_latest(self._registry)
 
     def _gauge(self, name: str, help: str) -> Gauge:

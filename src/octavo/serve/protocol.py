@@ -2,14 +2,14 @@
 
 Strict: true is not 1, "1" is not 1, NaN is not a number. A field that is null has its default. An unknown field is
 ignored, unless the text would then be another than the one asked for: one that other servers know and this one
-doesn't, or a misspelt name. The three fields that take lists check them by hand, since pydantic would tell a million
-wrong items apart in a million errors.
+doesn't, or a misspelt name; the lens, whose fields all change what is seen, ignores none. Fields that take lists check
+them by hand, since pydantic would tell a million wrong items apart in a million errors.
 """
 
 import difflib
 import json
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
 
 from fastapi.responses import Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
@@ -28,22 +28,23 @@ _TEXT_CHANGING = {
 
 
 class ApiError(Exception):
-    """An answer that is no success. `code` and `param` are for programs, `message` is for people."""
+    """An answer that is no success. `code` and `param` are for programs, `message` and `hint` are for people."""
 
     def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None,
-                 headers: Mapping[str, str] | None = None) -> None:  # fmt: skip
+                 hint: str | None = None, headers: Mapping[str, str] | None = None) -> None:  # fmt: skip
         super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
+        self.status, self.message, self.param, self.code, self.hint = status, message, param, code, hint
         self.headers = dict(headers or {})
         if status in (429, 503):
             self.headers.setdefault("retry-after", "1")
 
     @property
     def body(self) -> dict[str, Any]:
-        """OpenAI's error body."""
+        """OpenAI's error body, and a hint where there is one."""
         types = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
         kind = types.get(self.status, "invalid_request_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return {"error": error | ({"hint": self.hint} if self.hint else {})}
 
     @property
     def response(self) -> Response:
@@ -144,7 +145,7 @@ class StreamOptions(_Body):
 
 
 class CompletionRequest(_Body):
-    """OpenAI's completion request. `top_k`, `min_p`, `repetition_penalty` are as vLLM has them."""
+    """OpenAI's completion request. `top_k`, `min_p`, `repetition_penalty`, `return_token_ids` are as vLLM has them."""
 
     model: str = Field(min_length=1, max_length=256)
     prompt: Prompts = Field([""], description="a text, texts, token ids, or lists of them")
@@ -165,6 +166,7 @@ class CompletionRequest(_Body):
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     repetition_penalty: float = Field(1.0, ge=0.01, le=100)
     logit_bias: Biases = Field({})
+    return_token_ids: bool = Field(False, description="the ids of prompt and text too")
     user: str = Field("", max_length=1024)
 
 
@@ -182,3 +184,71 @@ class DetokenizeRequest(_Body):
 
     tokens: Ids
     model: str = Field("", max_length=256, description="may be left out where one model is served")
+
+
+def _listed(kind: type, low: int, most: int, longest: int = 0) -> Callable[[Any], Any]:
+    """A check for lists of so many whole numbers, or texts, which have at least a character and at most `longest`."""
+
+    def check(value: Any) -> Any:
+        if (
+            not isinstance(value, list)
+            or not low <= len(value) <= most
+            or not all(type(each) is kind for each in value)
+        ):
+            count = str(low) if low == most else f"{low} to {most:,}"
+            raise ValueError(f"expected a list of {count} {'whole numbers' if kind is int else 'texts'}")
+        if kind is str and not all(0 < len(each) <= longest for each in value):
+            raise ValueError(f"expected texts of 1 to {longest} characters")
+        return value
+
+    return check
+
+
+def _text(value: Any) -> Any:
+    """A text to look at, or its ids."""
+    if isinstance(value, str) and len(value) > Limits.lens_characters:
+        raise ValueError(f"the text has {len(value):,} characters, {Limits.lens_characters:,} are looked at")
+    return value if isinstance(value, str) else _ids(value)
+
+
+_INT = {"type": "integer"}
+_WORD = {"type": "string", "minLength": 1, "maxLength": Limits.lens_word}
+
+Text = Annotated[Any, BeforeValidator(_text), WithJsonSchema({"anyOf": [
+    {"type": "string", "maxLength": Limits.lens_characters}, _IDS | {"minItems": 0}, {"type": "null"},
+]})]  # fmt: skip
+Positions = Annotated[Any, BeforeValidator(_listed(int, 1, Limits.lens_positions)), WithJsonSchema({"anyOf": [
+    {"type": "array", "items": _INT, "minItems": 1, "maxItems": Limits.lens_positions}, {"type": "null"},
+]})]  # fmt: skip
+Pair = Annotated[Any, BeforeValidator(_listed(int, 2, 2)), WithJsonSchema({"anyOf": [
+    {"type": "array", "items": _INT, "minItems": 2, "maxItems": 2}, {"type": "null"},
+]})]  # fmt: skip
+Words = Annotated[Any, BeforeValidator(_listed(str, 0, Limits.lens_words, Limits.lens_word)), WithJsonSchema({"anyOf": [
+    {"type": "array", "items": _WORD, "maxItems": Limits.lens_words}, {"type": "null"},
+]})]  # fmt: skip
+
+
+class LensRequest(_Body):
+    """What to look at. A view takes some of these, and refuses the others; what is left out has the view's default."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field("", max_length=256, description="may be left out where one model is served")
+    step: int | None = Field(None, ge=0, le=10**9, description="a checkpoint of the model's run; null: what is served")
+    text: Text = Field(None, description="a text, or token ids; null: what the model itself writes")
+    layer: int | None = Field(None, ge=-1024, le=1023)
+    head: int | None = Field(None, ge=-1024, le=1023)
+    position: int | None = Field(None, ge=-(1 << 20), lt=1 << 20)
+    positions: Positions = None
+    token: str | None = Field(None, max_length=Limits.lens_word)
+    against: str | None = Field(None, max_length=Limits.lens_word)
+    word: str | None = Field(None, max_length=Limits.lens_word)
+    words: Words = None
+    at: Pair = Field(None, description="two positions")
+    top: int | None = Field(None, ge=1, le=100)
+    unknown: Literal["error", "skip", "replace"] | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What is said of the view itself."""
+        return self.model_dump(exclude_unset=True, exclude={"model", "step"})

@@ -13,10 +13,12 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
 from octavo.generation.engine import Engine, Job, Request, Token
+from octavo.runs import Run
 from octavo.serve.protocol import ApiError
 
 
@@ -135,10 +137,21 @@ def _call(calls: Sequence[Callable[[], None]]) -> None:
 
 @dataclass(frozen=True)
 class Served:
-    """A model with its name, its worker, and when its checkpoint was written."""
+    """A model with its name, its worker, when its checkpoint was written, and the run that was named, if it is one."""
 
     id: str
     loaded: Checkpoint
     worker: Worker
     created: int
     overflow: str = "stop"
+    run: Run | None = None
+
+    @property
+    def steps(self) -> dict[int, Path]:
+        """The checkpoints that its run has kept, as of now."""
+        return {int(path.name[5:]): path for path in self.run.checkpoints()} if self.run else {}
+
+    @property
+    def step(self) -> int | None:
+        """Of its run, the one that is served."""
+        return int(self.loaded.folder.name[5:]) if self.run else None
