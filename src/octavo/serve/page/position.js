@@ -1,0 +1,198 @@
+// A word at two positions, piece by piece: its row of wte, their rows of wpe, and the sums. And how alike positions are.
+
+import { available, lens, offline } from "octavo/api";
+import { matrix } from "octavo/draw";
+import { chip, code, el, exact, field, number, said, say, t } from "octavo/text";
+
+const FROM_TEXT = 12; // words of the text that are offered
+
+export function oneWord(app) {
+  const there = available("position");
+  let word = there?.[0]?.word ?? "cat",
+    at = there?.[0]?.at ?? [1, 10],
+    chosen = 0,
+    seen = null;
+  let own = false; // the reader chose the word
+
+  const spelling = el("input", {
+    id: "word",
+    size: 12,
+    dir: "auto",
+    value: word,
+    maxlength: 100,
+    spellcheck: "false",
+    autocomplete: "off",
+  });
+  const places = at.map((value, i) => el("input", { id: `word-at-${i}`, type: "number", min: 0, value }));
+  const offered = el("div", { class: "row" });
+  const form = el(
+    "form",
+    {
+      class: "row",
+      onsubmit: (event) => {
+        event.preventDefault();
+        ask();
+      },
+    },
+    field(spelling, "words.word"),
+    field(places[0], "words.at"),
+    field(places[1], "words.and"),
+  );
+  form.addEventListener("change", ask);
+  const pieces = el("div", { class: "buttons" });
+  const note = el("p", { class: "quiet" });
+  const says = el("p");
+  const sums = matrix([], {});
+  const verdict = el("p");
+  const node = el(
+    "section",
+    { class: "card", "aria-labelledby": "words-position" },
+    el("h2", { id: "words-position", say: "words.position.title" }),
+    el("p", { say: "words.position.does" }),
+    form,
+    offered,
+    note,
+    pieces,
+    says,
+    el("div", { class: "sum" }, sums),
+    verdict,
+  );
+  const square = matrix([], {});
+  const alike = el(
+    "section",
+    { class: "card", "aria-labelledby": "words-wpe" },
+    el("h2", { id: "words-wpe", say: "words.wpe.title" }),
+    el("p", { say: "words.wpe.does" }),
+    square,
+  );
+  if (offline) for (const each of [spelling, ...places]) each.readOnly = true;
+
+  async function ask() {
+    if (offline) return;
+    [word, at, chosen, own] = [spelling.value, places.map((place) => place.valueAsNumber || 0), 0, true];
+    await app.trying(node, load);
+  }
+
+  // A word that the model can't read, or that would stand beyond its block, would only be refused: ask for one that fits.
+  async function load() {
+    offer();
+    if (!offline) {
+      const { block_size } = app.model.model;
+      let pieces = await readable(app, word);
+      if (!pieces && !own) {
+        word = spelling.value = fromText()[0] ?? app.text.trim();
+        pieces = await readable(app, word);
+      }
+      at = at.map((each) => Math.max(0, Math.min(each, block_size - (pieces?.length ?? 1))));
+      places.forEach((place, i) => {
+        place.max = block_size - 1;
+        place.value = at[i];
+      });
+    }
+    seen = await lens("position", { word, at }, { instead: "position" });
+    chosen = Math.min(chosen, seen.pieces.length - 1);
+    draw();
+    drawSquare();
+  }
+
+  const fromText = () => [...new Set(app.text.match(/[\p{L}\p{M}]+/gu) ?? [])].slice(0, FROM_TEXT);
+
+  function offer() {
+    const found = fromText();
+    offered.hidden = offline || !found.length;
+    offered.replaceChildren(
+      el("span", { class: "quiet", say: "words.from" }),
+      ...found.map((each) =>
+        el(
+          "button",
+          {
+            type: "button",
+            class: "small chip",
+            onclick: () => {
+              spelling.value = each;
+              ask();
+            },
+          },
+          each,
+        ),
+      ),
+    );
+  }
+
+  function draw() {
+    const many = seen.pieces.length > 1;
+    note.hidden = !seen.note;
+    if (seen.note) say(note, many ? "words.pieces" : "words.space", { n: seen.pieces.length });
+    pieces.hidden = !many;
+    pieces.replaceChildren(
+      ...(many
+        ? seen.pieces.map((piece, i) =>
+            el(
+              "button",
+              {
+                type: "button",
+                class: "small chip",
+                "aria-pressed": String(i === chosen),
+                onclick: () => {
+                  chosen = i;
+                  draw();
+                },
+              },
+              piece.token.label,
+            ),
+          )
+        : []),
+    );
+    const piece = seen.pieces[chosen];
+    const { id: token } = piece.token,
+      [one, two] = piece.at;
+    say(says, "words.sum", { token: chip(piece.token), id: token, C: piece.wte.length });
+    say(verdict, "words.distance", { distance: number(piece.distance, 3), cosine: number(piece.cosine, 3) });
+    const rows = [piece.wte, piece.wpe[0], piece.x[0], piece.wte, piece.wpe[1], piece.x[1]];
+    const names = [`wte[${token}]`, `+ wpe[${one}]`, `= x[${one}]`, `wte[${token}]`, `+ wpe[${two}]`, `= x[${two}]`];
+    const n = (x) => (x < 0 ? `(${exact(x)})` : exact(x));
+    sums.show(rows, {
+      rows: names,
+      gaps: [3],
+      cellHeight: 26,
+      maxCell: 26,
+      label: t("words.position.title"),
+      at: sums.values.length ? undefined : [2, 0],
+      tell: (r, c) => {
+        const i = r < 3 ? 0 : 1;
+        return code(
+          `x[${piece.at[i]}, ${c}] = wte[${token}, ${c}] + wpe[${piece.at[i]}, ${c}] = ${exact(piece.wte[c])} + ${n(piece.wpe[i][c])} = ${exact(piece.x[i][c])}`,
+          { class: "origin" },
+        );
+      },
+    });
+  }
+
+  function drawSquare() {
+    const { positions, similarity } = seen;
+    square.show(similarity, {
+      rows: (i) => String(positions[i]),
+      columns: (i) => String(positions[i]),
+      max: 1,
+      maxCell: Math.min(20, 560 / positions.length),
+      label: t("words.wpe.title"),
+      at: square.values.length ? undefined : [Math.min(10, positions.length - 1), 1],
+      tell: (a, b, value) =>
+        said("words.wpe.cell", { a: positions[a], b: positions[b], cosine: el("b", {}, exact(value)) }),
+    });
+  }
+
+  return { node, alike, load };
+}
+
+// The tokens of a word as the lens takes it, with the space before it if so it is one; null where the tokenizer doesn't
+// know its letters. With the text behind it there is always something to read, and nothing is refused.
+export async function readable(app, word) {
+  if (!word) return null;
+  const ask = async (text) => lens("tokens", { text, unknown: "skip" });
+  if (!(await ask(word + app.text)).text.startsWith(word)) return null;
+  const { tokens } = await ask(word);
+  if (tokens.length === 1 || !["bpe", "gpt2"].includes(app.model.tokenizer)) return tokens;
+  const spaced = (await ask(` ${word}`)).tokens;
+  return spaced.length === 1 ? spaced : tokens;
+}
