@@ -332,11 +332,14 @@ def test_a_run_tells_its_story_in_order_and_writes_it_down() -> None:
     assert [e.step for e in found(events, training.Saved)] == [4, 8, 12]
     assert [e.step for e in found(events, training.Sampled)] == [6, 12]
     lines = octavo.Run(run).lines("metrics")
-    keys = {"step", "tokens", "seconds", "loss", "learning_rate", "grad_norm", "tokens_per_second"}
+    keys = {"step", "tokens", "seconds", "loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_bytes"}
     for line in lines:
         evaluated = {"train_loss", "val_loss", "bits_per_byte"} if line["step"] in (4, 8, 12) else set()
         assert set(line) == keys | evaluated
         assert line["tokens"] == line["step"] * 6 * 16
+    held = [line["memory_bytes"] for line in lines]
+    assert held == sorted(held)
+    assert 1 << 26 < held[0] < 1 << 36
     assert [line["step"] for line in octavo.Run(run).lines("samples")] == [6, 12]
     assert (run / "settings.toml").is_file()
     assert octavo.Run(run).settings == events[0].settings

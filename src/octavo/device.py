@@ -6,6 +6,7 @@ changes speed or numbers without being asked. What only one kind of device needs
 
 import contextlib
 import os
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,6 +62,17 @@ class Place:
         if self.device.type == "cuda":
             return int(0.7 * torch.cuda.mem_get_info(self.device)[0])
         return 2 << 30
+
+    def peak_memory(self) -> int | None:
+        """The most bytes that were held so far: of the GPU's memory by tensors, on a CPU by the whole process."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        try:
+            import resource
+        except ImportError:  # Windows
+            return None
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else most * 1024
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The context in which the model's products run at `precision`."""

@@ -45,6 +45,7 @@ class Step:
     learning_rate: float
     grad_norm: float
     tokens_per_second: float
+    memory_bytes: int | None  # the most that was held so far, where the system tells
 
 
 @dataclass(frozen=True)

@@ -220,6 +220,7 @@ class _Loop:
             step=self.trainer.step, tokens=self.tokens(self.trainer.step), seconds=self.seconds, loss=value,
             learning_rate=self.trainer.learning_rate, grad_norm=length,
             tokens_per_second=round(self.tokens(steps) / max(seconds, 1e-9), 1),
+            memory_bytes=self.trainer.place.peak_memory(),
         )  # fmt: skip
 
     def entry(self, line: Step) -> dict[str, Any]:
