@@ -385,8 +385,8 @@ async function begin() {
     titled();
     refresh();
   });
+  await findModels(); // a tab that is asked for before would find no model
   window.addEventListener("hashchange", () => show(location.hash.slice(1)));
-  await findModels();
   show(location.hash.slice(1));
 }
 
