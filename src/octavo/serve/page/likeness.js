@@ -68,7 +68,7 @@ export function likeness(app) {
       banded = along.some((each) => each.control !== null);
     if (!along.length) say(band, "words.likeness.none");
     else if (banded) say(band, "words.likeness.band", { control: seen.control.match(/\d+/)?.[0] ?? "" });
-    else say(band, "words.likeness.noband", { control: seen.control || "–" });
+    else say(band, "words.likeness.noband");
     picture.hidden = !along.length;
     if (!along.length) return;
     const series = [
