@@ -1,11 +1,22 @@
 """What several tests share. `shared` is the one way to the files that may not be in the repository."""
 
+from __future__ import annotations
+
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from octavo.generation import native
+
+if TYPE_CHECKING:  # not every test needs a browser
+    from playwright.sync_api import Browser
+
+    from browser import Visit
+    from serving import Running
+    from sites import Runs
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +47,44 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     cache = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("OCTAVO_CACHE", str(cache))
     return cache
+
+
+# Of the page's tests, see `sites` and `browser`
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Runs:
+    """Two small runs."""
+    import sites
+
+    return sites.trained(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def site(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """They are served, and beside them a model that takes 512 tokens and one that writes slowly."""
+    import sites
+
+    long = sites.long(tmp_path_factory.mktemp("long") / "long")
+    both = {"letters": runs.letters, "bytes": runs.bytes}
+    with sites.served(both, {"long": long}, slowly=runs.bytes) as it:
+        yield it
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """The browser. Not for the session: while it runs, asyncio has no room for another loop."""
+    import browser
+
+    with browser.launched() as it:
+        yield it
+
+
+@pytest.fixture
+def visit(chromium: Browser, site: Running) -> Iterator[Visit]:
+    """A page in a context of its own, that has done nothing wrong by the end of the test."""
+    import browser
+
+    with browser.visiting(chromium, site.url) as it:
+        yield it
+        it.calm()

@@ -1,0 +1,288 @@
+"""The page's numbers: what stands on the screen is what the model computes, as the API says it."""
+
+import math
+import re
+from itertools import chain
+
+import pytest
+from playwright.sync_api import Browser
+
+from browser import TABS, WRITTEN, Visit, fill, numbers, numeral, until, visiting
+from serving import Running
+from sites import chances, look
+
+TEXT = "the cat sat on the mat"
+MATRIX = "#panel-attention .matrix"
+
+
+# Walk
+
+
+@pytest.mark.parametrize(("layer", "head"), [(0, 0), (1, 1)])
+def test_each_stage_has_the_models_own_shape_and_numbers(visit: Visit, site: Running, layer: int, head: int) -> None:
+    page = visit.go("walk", "letters", TEXT).page
+    for name, value in (("layer", layer), ("head", head)):
+        page.locator(f"#walk-{name}").select_option(str(value))
+        visit.settle()
+    stages = look(site, "shapes", text=TEXT, layer=layer, head=head)["stages"]
+    for at, stage in enumerate(stages):
+        shape = page.locator(".facts .shape")
+        assert shape.text_content().endswith(f"= {stage['shape']}"), stage["name"]  # type: ignore[union-attr]
+        facts = page.locator(".facts dd").all_text_contents()
+        if stage["parameters"]:
+            assert numeral(facts[1]) == stage["parameters"]
+        rows = visit.table("#panel-walk .matrix")
+        for r, (row, values) in enumerate(zip(rows, stage["values"], strict=True)):
+            if stage["axes"].endswith("T T"):  # the future is hidden
+                values = values[: r + 1]
+                if "softmax" in stage["name"]:
+                    assert row.pop() == "1.000"
+            assert numbers(row[1:]) == pytest.approx(values, rel=1e-5), (stage["name"], r)
+        page.locator(".steps button.main").click()
+        assert page.locator(".steps .mono").text_content() == f"{at + 2} / {len(stages) + 1}"
+    assert page.locator(".steps button.main").is_disabled()
+    likeliest = sorted(chances(look(site, "next", text=TEXT)["logits"]), reverse=True)
+    shown = numbers([row[1] for row in visit.table("#panel-walk .bars")])
+    assert shown == pytest.approx(likeliest[: len(shown)], rel=1e-5)
+
+
+def test_a_cell_under_the_pointer_tells_its_number_and_where_it_comes_from(visit: Visit, site: Running) -> None:
+    page = visit.go("walk", "letters", TEXT).page
+    stages = {each["name"]: each["values"] for each in look(site, "shapes", text=TEXT, layer=0, head=0)["stages"]}
+    for _ in range(3):  # to x = wte + wpe
+        page.locator(".steps button.main").click()
+    picture = page.locator("#panel-walk .matrix")
+    canvas = picture.locator("canvas").first
+    box = canvas.bounding_box()
+    assert box
+    told = set()
+    for across, down in ((0.4, 0.4), (0.6, 0.7), (0.9, 0.9)):
+        canvas.hover(position={"x": across * box["width"], "y": down * box["height"]})
+        text = picture.locator(".origin").text_content() or ""
+        r, c = map(int, re.match(r"x\[(\d+), (\d+)\]", text).groups())  # type: ignore[union-attr]
+        told.add((r, c))
+        first, second, total = (numeral(each) for each in re.findall(r"\n= (.*) \+ (.*)\n= (.*)", text)[0])
+        expected = [stages[name][r][c] for name in ("wte", "wpe", "x")]
+        assert [first, second, total] == pytest.approx(expected, rel=1e-5)
+    assert len(told) == 3
+
+
+def test_keys_and_a_swipe_walk_from_stage_to_stage(chromium: Browser, site: Running) -> None:
+    with visiting(chromium, site.url, has_touch=True, viewport={"width": 400, "height": 800}) as visit:
+        page = visit.go("walk", "letters", TEXT).page
+        where = page.locator(".steps .mono")
+        page.locator("#tab-walk").focus()
+        page.keyboard.press("Tab")
+        page.locator(".steps button.main").focus()
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("ArrowRight")
+        assert where.text_content() == "3 / 18"
+        visit.choose(language="ar")
+        page.locator(".steps button.main").focus()
+        page.keyboard.press("ArrowRight")  # which is back, where text runs to the left
+        assert where.text_content() == "2 / 18"
+        visit.choose(language="en")
+        heading = page.locator("#panel-walk h2").bounding_box()
+        assert heading
+        touch = page.context.new_cdp_session(page)
+        y = heading["y"] + 10
+        for kind, x in (("touchStart", 300), ("touchMove", 200), ("touchMove", 120), ("touchEnd", None)):
+            points = [] if x is None else [{"x": x, "y": y}]
+            touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+        until(lambda: where.text_content() == "3 / 18", page)
+        visit.calm()
+
+
+# Attention
+
+
+@pytest.mark.parametrize("model", ["letters", "bytes"])
+def test_attention_is_the_models_own_and_its_rows_sum_to_one(visit: Visit, site: Running, model: str) -> None:
+    text = {"letters": TEXT, "bytes": "the بيت 🦉 cat"}[model]
+    page = visit.go("attention", model, text).page
+    page.locator("#attention-layer").select_option("1")
+    page.locator("#attention-head").select_option("1")
+    visit.settle()
+    seen = look(site, "attention", model, text=text, layer=1, head=1)
+    heads, pattern = page.locator(MATRIX).all()
+    rows = visit.table(pattern)
+    assert [row.pop() for row in rows] == ["1.000"] * len(seen["tokens"])
+    for row, weights in zip(rows, seen["weights"], strict=True):
+        shown = numbers(row[1:])
+        assert shown == pytest.approx(weights, rel=1e-5, abs=1e-6)
+        assert sum(shown) == pytest.approx(1, abs=5e-4)
+    entropies = [[each["entropy"] for each in seen["heads"] if each["layer"] == layer] for layer in (0, 1)]
+    for row, expected in zip(visit.table(heads), entropies, strict=True):
+        assert numbers(row[1:]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_keyboard_gives_the_exact_share_of_any_two_tokens(visit: Visit, site: Running) -> None:
+    page = visit.go("attention", "letters", TEXT).page
+    weights = look(site, "attention", text=TEXT, layer=0, head=0)["weights"]
+    pattern = page.locator(MATRIX).nth(1)
+    stage = pattern.get_by_role("application")
+    stage.focus()
+    stage.press("Home")
+    stage.press("PageUp")
+    for _ in range(7):
+        stage.press("ArrowDown")
+    for t, s in ((7, 1), (7, 2), (7, 3)):
+        stage.press("ArrowRight")
+        assert numeral(pattern.locator(".exact").text_content() or "") == pytest.approx(weights[t][s], rel=1e-5)
+        assert pattern.locator(".sum").text_content() == "1.000"
+    stage.press("End")
+    assert pattern.locator(".exact").count() == 0  # the future: a sentence, and no number
+    # The arcs of the same row name the tokens that it looks at, with their shares.
+    shown = page.locator(".arcs .readout b").all_text_contents()
+    assert [numeral(each) for each in shown] == pytest.approx(sorted(weights[7], reverse=True)[: len(shown)], abs=5e-4)
+
+
+def test_the_first_head_of_512_tokens_comes_in_one_answer_below_one_megabyte(visit: Visit) -> None:
+    page = visit.go("attention", "long").page
+    text = ("To be, or not to be: that is the question. " * 12)[:512]
+    before = len(visit.sent("/lens/attention"))
+    with page.expect_response(
+        lambda each: "/lens/attention" in each.url and text in (each.request.post_data or "")
+    ) as it:
+        visit.go("attention", text=text)
+    assert len(it.value.body()) < 1_000_000
+    assert len(visit.sent("/lens/attention")) - before == 1
+    pattern = page.locator(MATRIX).nth(1)
+    assert len(re.findall("512", pattern.get_by_role("application").get_attribute("aria-label") or "")) == 2
+    stage = pattern.get_by_role("application")
+    stage.focus()
+    stage.press("PageDown")
+    stage.press("End")
+    weights = it.value.json()["weights"]
+    assert numeral(pattern.locator(".exact").text_content() or "") == pytest.approx(weights[511][511], rel=1e-5)
+    assert pattern.locator(".sum").text_content() == "1.000"
+    rows = visit.table(pattern)  # of so large a picture, the row at the cursor
+    assert sum(numbers([row[1] for row in rows])) == pytest.approx(1, abs=5e-4)
+
+
+# Positions and words
+
+
+def test_positions_words_and_neighbours_are_the_models_own(visit: Visit, site: Running) -> None:
+    page = visit.go("words", "letters", TEXT).page
+    page.locator("#word").fill("t")
+    page.locator("#word-at-1").fill("9")
+    page.locator("#word-at-1").press("Enter")
+    visit.settle()
+    seen = look(site, "position", word="t", at=[1, 9])
+    [piece] = seen["pieces"]
+    expected = [piece["wte"], piece["wpe"][0], piece["x"][0], piece["wte"], piece["wpe"][1], piece["x"][1]]
+    for row, values in zip(visit.table("[aria-labelledby=words-position]"), expected, strict=True):
+        assert numbers(row[1:]) == pytest.approx(values, rel=1e-5)
+    for row, values in zip(visit.table("[aria-labelledby=words-wpe]"), seen["similarity"], strict=True):
+        assert numbers(row[1:]) == pytest.approx(values, rel=1e-5)
+
+    page.locator("#alike-one").fill("a")
+    page.locator("#alike-two").fill("e")
+    page.locator("#alike-two").press("Enter")
+    visit.settle()
+    seen = look(site, "neighbors", word="a", against="e", top=1)
+    rows = visit.table("[aria-labelledby=words-alike]")
+    assert [numeral(row[0]) for row in rows] == [each["step"] for each in seen["history"]]
+    assert [numeral(row[1]) for row in rows] == pytest.approx([each["against"] for each in seen["history"]], rel=1e-5)
+
+    page.locator("#find").fill("c")
+    page.locator("#find").press("Enter")
+    visit.settle()
+    near = look(site, "neighbors", word="c", top=12)["neighbors"]
+    shown = page.locator(".near button").all_text_contents()
+    assert [each.split()[0] for each in shown] == [each["token"]["label"] for each in near]
+    assert [numeral(each.split()[1]) for each in shown] == pytest.approx([each["cosine"] for each in near], abs=5e-3)
+
+
+def test_the_map_is_the_projection_of_the_step_that_it_stands_at(visit: Visit, site: Running) -> None:
+    page = visit.go("words", "letters", TEXT).page
+    steps = site.models["letters"].steps
+    seen = look(site, "map", step=max(steps), words=[])
+    rows = visit.table("[aria-labelledby=words-map]")
+    assert [numeral(each) for row in rows for each in row[1:]] == pytest.approx([*chain(*seen["points"])], rel=1e-5)
+    share = round(100 * sum(seen["explained"]))
+    assert f"{share}%" in (page.locator("[aria-labelledby=words-map] .caveat").text_content() or "")
+    scrubber = page.locator("#scrub")
+    scrubber.focus()
+    scrubber.press("Home")
+    visit.settle()
+    earlier = look(site, "map", step=min(steps), words=[])["points"]
+    shown = [[numeral(each) for each in row[1:]] for row in visit.table("[aria-labelledby=words-map]")]
+    # It was turned to lie on the last one: how far each point is from the middle stays.
+    assert [math.hypot(*each) for each in shown] == pytest.approx([math.hypot(*each) for each in earlier], rel=1e-4)
+    assert scrubber.get_attribute("aria-valuetext") == f"step {min(steps)}"
+
+
+@pytest.mark.parametrize("field", ["find", "alike-two", "word"])
+def test_a_word_that_is_no_single_token_is_told_in_the_readers_language(visit: Visit, field: str) -> None:
+    """A learner types one at once; nobody is refused for that."""
+    page = visit.go("words", "letters").page
+    visit.choose(language="de")
+    before = page.locator("#panel-words").inner_text()
+    page.locator(f"#{field}").fill({"word": "donaudampfschifffahrtsgesellschaft"}.get(field, "katze"))
+    page.locator(f"#{field}").press("Enter")
+    visit.settle()
+    told = page.locator("#panel-words").inner_text()
+    assert told != before
+    assert " is " not in told
+    assert "try" not in told.lower()
+
+
+# The frame
+
+
+def test_tabs_follow_the_practice_for_tabs_and_the_address(visit: Visit) -> None:
+    page = visit.go("walk").page
+    tabs = page.get_by_role("tab")
+    assert tabs.evaluate_all("all => all.map((each) => each.id.slice(4))") == list(TABS)
+
+    def at(name: str) -> None:
+        page.locator(f"#panel-{name}").wait_for()
+        assert tabs.evaluate_all("all => all.map((each) => each.ariaSelected)").count("true") == 1
+        chosen = page.locator("[role=tab][aria-selected=true]")
+        assert chosen.get_attribute("id") == f"tab-{name}"
+        assert chosen.evaluate("each => each === document.activeElement")
+        assert tabs.evaluate_all("all => all.filter((each) => each.tabIndex === 0).length") == 1
+        assert page.locator("[role=tabpanel]:visible").get_attribute("aria-labelledby") == f"tab-{name}"
+        assert page.url.endswith(f"#{name}")
+        visit.settle()
+
+    page.locator("#tab-walk").focus()
+    for key, name in (("ArrowRight", "attention"), ("ArrowLeft", "walk"), ("ArrowLeft", "compare"),
+                      ("ArrowRight", "walk"), ("End", "compare"), ("Home", "walk")):  # fmt: skip
+        page.keyboard.press(key)
+        at(name)
+    visit.choose(language="ar")
+    page.locator("#tab-walk").focus()
+    page.keyboard.press("ArrowLeft")  # onward, where text runs to the left
+    at("attention")
+    page.goto(f"{visit.url}/#words")
+    page.locator("#panel-words").wait_for()
+    visit.settle()
+
+
+def test_language_theme_tab_and_text_survive_a_reload(visit: Visit) -> None:
+    page = visit.go("attention", text=TEXT).page
+    visit.choose(language="de", theme="dark")
+    page.reload()
+    page.locator("#tab-attention[aria-selected=true]").wait_for()
+    visit.settle()
+    assert page.locator("html").get_attribute("lang") == "de"
+    assert page.locator("#text").input_value() == TEXT
+    assert [page.locator(f"#{name}").input_value() for name in ("language", "theme")] == ["de", "dark"]
+    assert page.locator("html").evaluate("each => getComputedStyle(each).colorScheme") == "dark"
+
+
+def test_the_step_that_is_chosen_is_the_one_that_is_seen(visit: Visit, site: Running) -> None:
+    page = visit.go("walk", "letters", TEXT).page
+    first = min(site.models["letters"].steps)
+    page.locator("#step").select_option(str(first))
+    visit.settle()
+    page.locator(".steps button.main").click()
+    values = look(site, "shapes", text=TEXT, step=first, layer=0, head=0)["stages"][1]["values"]
+    for row, expected in zip(visit.table("#panel-walk .matrix"), values, strict=True):
+        assert numbers(row[1:]) == pytest.approx(expected, rel=1e-5)
+    fill(visit, "playground")  # at a step that the server doesn't write with, tokens are drawn in the browser
+    assert not visit.sent("/v1/completions")
+    assert page.locator(f"{WRITTEN} .token").count() > 12

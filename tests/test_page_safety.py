@@ -1,0 +1,214 @@
+"""The page against hostile text, with a key, and without a server."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser
+
+from browser import LANGUAGES, TABS, THEMES, WRITTEN, Visit, axe, numeral, visiting, write
+from octavo import cli, lens
+from octavo import runs as folders
+from serving import Running
+from sites import Runs, copied, served
+
+HOSTILE = '<img src=x onerror="hacked=1"><script>hacked=1</script>'
+NAME = '<img src=x onerror="hacked=1"><script>hacked=1'  # of a folder, which can't have a slash
+KEY = "correct-horse-battery-staple"
+SAVED = f"cat قط {HOSTILE}"
+
+
+# Hostile text
+
+
+@pytest.fixture(scope="module")
+def hostile(runs: Runs) -> Iterator[Running]:
+    """A run whose name is markup, and that wrote markup."""
+    run = copied(runs.bytes, NAME)
+    with (run.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": 21, "text": HOSTILE}) + "\n")
+    with served({NAME: run, "bytes": runs.bytes}) as it:
+        yield it
+
+
+def test_markup_in_a_prompt_a_name_or_a_sample_is_text(chromium: Browser, hostile: Running) -> None:
+    with visiting(chromium, hostile.url) as visit:
+        page = visit.go("walk", NAME, HOSTILE).page
+        shown = 0
+        for tab in TABS:
+            visit.go(tab)
+            if tab == "words":
+                page.locator("#word").fill("<img onerror=x>")
+                for name in ("find", "alike-one", "alike-two"):
+                    page.locator(f"#{name}").fill("<")
+                    page.locator(f"#{name}").press("Enter")
+                    visit.settle()
+            elif tab == "playground":
+                write(visit, HOSTILE, length=4)
+                page.locator(f"{WRITTEN} .token").nth(3).click()
+                page.locator("#score-text").fill(HOSTILE)
+                page.locator(".surprisal button[type=submit]").click()
+                page.locator(".surprisal .token").nth(3).hover()
+            elif tab == "training":
+                page.locator(".samples pre", has_text="<script>").wait_for()
+                assert page.locator(".samples pre").first.text_content() == HOSTILE
+                assert page.locator(".tile h2 bdi").first.text_content() == NAME
+                for box in page.locator("#panel-training fieldset input").all():
+                    box.check()
+                page.locator("#probe-text").fill(HOSTILE)
+                page.locator("#probe-word").fill("<")
+                page.locator(".probe button.main").click()
+                page.locator(".probe canvas").nth(1).wait_for()
+            elif tab == "compare":
+                page.locator("#compare-text").fill(HOSTILE)
+                page.locator("#panel-compare button.main").click()
+                page.locator("#panel-compare .token").first.wait_for()
+            visit.settle()
+            page.evaluate("document.querySelectorAll('main details').forEach((each) => (each.open = true))")
+            visit.settle()
+            for text in page.locator("main .running:visible").all_text_contents():
+                assert text.startswith(HOSTILE)
+                shown += 1
+            assert NAME in page.title()
+            assert page.locator("body :is(img, script, iframe, object, embed)").count() == 0
+        assert shown >= 4
+        assert page.locator("#model option").first.text_content() == NAME
+        assert page.evaluate("window.hacked") is None
+        visit.calm()
+
+
+def test_the_policy_would_stop_what_slipped_through(visit: Visit) -> None:
+    page = visit.go("walk").page
+    elsewhere = '<script src="data:text/javascript,hacked=1"></script><a href="javascript:hacked=1">go</a>'
+    page.evaluate(
+        """(hostile) => {
+            document.body.append(document.createRange().createContextualFragment(hostile));
+            document.querySelector("a[href^=javascript]").click();
+        }""",
+        HOSTILE.replace("src=x", "src=data:,") + elsewhere,
+    )
+    page.wait_for_timeout(200)
+    assert page.evaluate("window.hacked") is None
+    assert len(visit.faults) >= 4
+    assert all("Content Security Policy" in each for each in visit.faults)
+    visit.faults.clear()
+
+
+# A key
+
+
+@pytest.fixture(scope="module")
+def keyed(runs: Runs) -> Iterator[Running]:
+    with served({"letters": runs.letters}, keys=(KEY,)) as it:
+        yield it
+
+
+def places(visit: Visit) -> set[str]:
+    """Where the browser has the key."""
+    page = visit.page
+    found = {name for name in ("sessionStorage", "localStorage") if KEY in page.evaluate(f"JSON.stringify({name})")}
+    return found | ({"cookies"} if page.context.cookies() else set()) | ({"address"} if KEY in page.url else set())
+
+
+def test_the_page_asks_for_the_key_tells_a_wrong_one_and_keeps_the_right_one_for_the_session(
+    chromium: Browser, keyed: Running
+) -> None:
+    with visiting(chromium, keyed.url) as visit:
+        page = visit.page
+        page.goto(f"{keyed.url}/#walk")
+        dialog = page.get_by_role("dialog")
+        dialog.wait_for()
+        asked = dialog.text_content() or ""
+        assert axe(visit) == []
+        page.keyboard.type("wrong")  # the field has the focus
+        page.keyboard.press("Enter")
+        told = "asked => document.querySelector('dialog')?.textContent.length > asked.length + 5"
+        page.wait_for_function(told, arg=asked)
+        assert axe(visit) == []
+        page.locator("#key").fill(KEY)
+        page.keyboard.press("Enter")
+        page.locator("#panel-walk canvas").first.wait_for()
+        for tab in TABS:
+            visit.go(tab)
+            assert page.get_by_role("alert").count() == 0
+        write(visit.go("playground"), length=3)
+        assert places(visit) == {"sessionStorage"}
+        page.reload()
+        page.locator("#panel-playground").wait_for()
+        visit.settle()
+        assert dialog.count() == 0
+        # Of a refusal for want of a key the browser itself tells the console; nothing else may be there.
+        assert [each for each in visit.faults if "401" not in each] == []
+    with visiting(chromium, keyed.url) as visit:  # another session
+        visit.page.goto(f"{keyed.url}/#walk")
+        visit.page.get_by_role("dialog").wait_for()
+        assert places(visit) == set()
+
+
+def test_who_gives_no_key_is_told_and_asked_again(chromium: Browser, keyed: Running) -> None:
+    with visiting(chromium, keyed.url, locale="ar") as visit:
+        page = visit.page
+        page.goto(f"{keyed.url}/#walk")
+        page.get_by_role("dialog").wait_for()
+        page.keyboard.press("Escape")
+        page.get_by_role("alert").wait_for()
+        assert axe(visit) == []
+        page.reload()
+        page.get_by_role("dialog").wait_for()
+
+
+# Without a server
+
+
+@pytest.fixture(scope="module")
+def saved(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page in a file."""
+    file = tmp_path_factory.mktemp("saved") / "page.html"
+    assert cli.main(["inspect", str(runs.bytes.folder), "--html", str(file), "--text", SAVED]) == 0
+    return file
+
+
+@pytest.mark.parametrize("language", ["en", "ar"])
+def test_the_saved_page_shows_its_tabs_from_a_file_and_asks_nobody(
+    chromium: Browser, runs: Runs, saved: Path, language: str
+) -> None:
+    with visiting(chromium, saved.as_uri(), locale=language) as visit:
+        page = visit.page
+        page.goto(saved.as_uri())
+        page.locator("#panel-walk .running").wait_for()
+        assert page.locator("html").get_attribute("dir") == LANGUAGES[language]
+        tabs = page.get_by_role("tab").evaluate_all("all => all.map((each) => each.id.slice(4))")
+        assert tabs == ["walk", "attention", "words"]
+        assert page.locator("#panel-walk .running").text_content() == SAVED
+        for stage in range(17):
+            assert page.locator("#panel-walk canvas").count(), stage
+            page.locator(".steps button.main").click()
+
+        page.locator("#tab-attention").click()
+        page.locator("#attention-layer").select_option("1")
+        pattern = page.locator("#panel-attention .matrix").nth(1)
+        stage = pattern.get_by_role("application")
+        stage.focus()
+        stage.press("PageDown")
+        stage.press("Home")
+        weights = lens.attention(folders.load(runs.bytes.folder), SAVED, layer=1, head=0).weights
+        exact = (pattern.locator(".exact").text_content() or "").replace("٫", ".")
+        assert numeral(exact) == pytest.approx(float(weights[-1][0]), rel=1e-4)
+        assert page.locator(".arcs .token").count() == len(SAVED)
+
+        page.locator("#tab-words").click()
+        for part in ("position", "wpe"):
+            page.locator(f"[aria-labelledby=words-{part}] canvas").first.wait_for()
+        assert page.get_by_role("alert").count() == 0
+        for theme in THEMES:
+            page.locator("#theme").select_option(theme)
+            for tab in tabs:
+                page.locator(f"#tab-{tab}").click()
+                assert axe(visit) == []
+        for each in LANGUAGES:
+            page.locator("#language").select_option(each)
+            page.locator(f"html[lang={each}]").wait_for()
+        assert page.evaluate("window.hacked") is None
+        assert {each.url for each in visit.asked if not each.url.startswith("data:")} == {saved.as_uri()}
+        visit.calm()
