@@ -75,6 +75,7 @@ class Visit:
 
         def response(each: Response) -> None:
             if each.status >= 400:
+                self.under_way.discard(each.request)  # nobody may read it to its end
                 faults.append(
                     f"{each.status} for {each.request.method} {each.url} {(each.request.post_data or '')[:300]}"
                 )
@@ -119,12 +120,13 @@ class Visit:
 
     def settle(self) -> None:
         """Wait until nothing is asked for and no panel is busy."""
-        still = 0
+        still, end = 0, time.monotonic() + PATIENCE / 1000
         while still < 3:
             self.page.wait_for_function("""() => new Promise((done) => requestAnimationFrame(() =>
                 setTimeout(() => done(!document.querySelector("[aria-busy=true]")), 15)))""")
-            lasting = [each for each in self.under_way if not re.search(r"/runs\b", each.url)]
+            lasting = [each.url for each in self.under_way if not re.search(r"/runs\b", each.url)]
             still = 0 if lasting else still + 1
+            assert time.monotonic() < end, f"no answer came from {lasting}"
 
     def choose(self, language: str | None = None, theme: str | None = None) -> None:
         if language:

@@ -149,6 +149,9 @@ def test_surprisal_is_the_models_own_by_bits_and_by_rank(visit: Visit, site: Run
     bits = [each / math.log(2) for each in seen["surprisal"][1:]]
     assert [numeral(row[2]) for row in rows] == pytest.approx(bits, abs=5.1e-3)
     assert [int(row[4]) for row in rows] == seen["rank"][1:]
+    total = page.locator(".surprisal .sum").text_content() or ""
+    expected = [seen["loss"] / math.log(2), seen["loss"], seen["perplexity"], seen["bits_per_byte"]]
+    assert [numeral(each) for each in re.findall(r"\d[\d,]*\.\d+", total)] == pytest.approx(expected, rel=2e-3)
     # The legend counts each height of bar, and the heights differ by more than their colour.
     for name, edges, values in (
         ("bits", [1, 2, 4, 7, 11], bits),
@@ -232,6 +235,10 @@ def test_several_runs_are_compared_and_every_number_is_in_their_files(visit: Vis
             assert [numeral(row[column]) for row in rows] == pytest.approx([line[field] for line in lines], rel=1e-4)
     strokes = keys.locator("line").evaluate_all("all => all.map((each) => each.getAttribute('stroke-dasharray'))")
     assert len(set(strokes)) > 1  # they differ by more than their colour
+
+    for tile, name in zip(page.locator(".tile").all_text_contents(), names, strict=True):
+        last = json.loads((names[name].folder / "metrics.jsonl").read_text().splitlines()[-1])
+        assert all(each in tile for each in (name, f"{last['loss']:.4f}", f"{last['val_loss']:.4f}", "finished")), tile
 
     # What they wrote along the way: the scrubber goes back to the first.
     slider = page.locator("#sample-step")
@@ -317,3 +324,7 @@ def test_two_checkpoints_differ_as_the_api_says(visit: Visit, site: Running) -> 
     weights = [look(site, "attention", text=TEXT, layer=0, head=0, **step)["weights"] for step in ({"step": first}, {})]
     for row, a, b in zip(visit.table(page.locator("#panel-compare .three .matrix").nth(2)), *weights, strict=True):
         assert numbers(row[1:]) == pytest.approx([y - x for x, y in zip(a, b, strict=True)], rel=1e-4, abs=1e-6)
+    p, q = (chances(look(site, "next", text=TEXT, **step)["logits"]) for step in ({"step": first}, {}))
+    expected = [sum(a * math.log(a / b) for a, b in zip(*each, strict=True)) for each in ((p, q), (q, p))]
+    shown = re.findall(r"\d\.\d{4}", page.locator("#panel-compare .total").first.text_content() or "")
+    assert [float(each) for each in shown] == pytest.approx(expected, abs=6e-5)

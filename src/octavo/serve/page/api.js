@@ -22,7 +22,7 @@ export class ApiError extends Error {
 export const isAborted = (error) => error?.name === "AbortError";
 
 let key = stored("octavo-key", "sessionStorage");
-let askKey = async () => null;
+let askKey = async (wrong) => null;
 let chosen = { model: null, step: null };
 
 export function setKey(value) {
@@ -30,10 +30,11 @@ export function setKey(value) {
   store("octavo-key", value, "sessionStorage"); // for this window and session only
 }
 
-// `ask()` gives a key, or null where the reader gives none. It is called once for all requests that wait.
+// `ask(wrong)` gives a key, or null where the reader gives none; `wrong`: one was refused. It is called once for all
+// requests that wait.
 export function onKey(ask) {
   let asking = null;
-  askKey = () => (asking ??= ask().finally(() => (asking = null)));
+  askKey = (wrong) => (asking ??= ask(wrong).finally(() => (asking = null)));
 }
 
 // The model and step that `lens` and `complete` speak of, unless they are told another.
@@ -169,7 +170,7 @@ export async function request(path, { method = "GET", body, signal } = {}) {
     }
     if (answer.ok) return answer;
     if (answer.status === 401) {
-      const given = await askKey();
+      const given = await askKey(Boolean(headers.authorization));
       if (given === null) throw new ApiError("", "", 401);
       setKey(given);
     } else if (answer.status === 429 && again < 5) {

@@ -1,8 +1,8 @@
 // Two words along training: the cosine of their rows of wte, beside random pairs that are as frequent.
 
-import { lens } from "octavo/api";
+import { ApiError, lens } from "octavo/api";
 import { lineChart } from "octavo/draw";
-import { readable } from "octavo/position";
+import { PIECES, readable } from "octavo/position";
 import { el, field, number, say, t } from "octavo/text";
 
 export function likeness(app) {
@@ -61,6 +61,8 @@ export function likeness(app) {
 
   async function load() {
     if (!own) pair = await fitting();
+    const [first, second] = await Promise.all(pair.map((word) => readable(app, word)));
+    if (!first || first.length > PIECES || second?.length !== 1) throw new ApiError("", "", "word");
     const seen = await lens("neighbors", { word: pair[0], against: pair[1], top: 1 }, { instead: "likeness" });
     [one.value, two.value] = pair;
     say(now, "words.likeness.now", { a: pair[0], b: pair[1], cosine: number(seen.against.cosine, 3) });

@@ -59,6 +59,7 @@ export const app = {
 
   // Runs a task of a panel, with its error, if it has one, at the top of the panel: await app.trying(panel, async () => {…}).
   async trying(panel, task) {
+    under.set(panel, (under.get(panel) ?? 0) + 1);
     panel.setAttribute("aria-busy", "true");
     try {
       const result = await task();
@@ -68,10 +69,13 @@ export const app = {
       app.problem(panel, error);
       return undefined;
     } finally {
-      panel.removeAttribute("aria-busy");
+      under.set(panel, under.get(panel) - 1);
+      if (!under.get(panel)) panel.removeAttribute("aria-busy");
     }
   },
 };
+
+const under = new WeakMap(); // panel -> tasks of it that are under way
 
 const SAID = {
   "-1": "error.unreachable",
@@ -79,6 +83,7 @@ const SAID = {
   404: "error.offline",
   429: "error.busy",
   503: "error.none",
+  word: "error.word",
 };
 
 function problem(error) {
@@ -314,7 +319,7 @@ function titled() {
 
 // ---- The key
 
-function keyDialog() {
+function keyDialog(wrong) {
   return new Promise((resolve) => {
     const field = el("input", { id: "key", type: "password", autocomplete: "off", required: true });
     const dialog = el(
@@ -325,6 +330,7 @@ function keyDialog() {
         { method: "dialog", onsubmit: () => (dialog.returnValue = "given") },
         el("h2", { id: "key-title", say: "key.title" }),
         el("p", { say: "key.why" }),
+        wrong && el("p", { class: "problem", role: "alert", say: "key.wrong" }),
         el("label", { class: "field", for: "key" }, el("span", { say: "key.field" }), field),
         el(
           "p",

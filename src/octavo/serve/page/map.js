@@ -1,6 +1,7 @@
 // The map: the tokens' rows of wte as a plane, with search and neighbours, along the checkpoints of training.
 
-import { lens } from "octavo/api";
+import { ApiError, lens } from "octavo/api";
+import { PIECES, readable } from "octavo/position";
 import { boxOf, scatter } from "octavo/draw";
 import { chip, el, field, number, percent, said, say, t } from "octavo/text";
 
@@ -169,6 +170,8 @@ export function map(app) {
   const search = (word) =>
     word &&
     app.trying(node, async () => {
+      const pieces = await readable(app, word);
+      if (!pieces || pieces.length > PIECES) throw new ApiError("", "", "word");
       target = { word };
       await neighbors();
       await draw();

@@ -1,10 +1,11 @@
 // A word at two positions, piece by piece: its row of wte, their rows of wpe, and the sums. And how alike positions are.
 
-import { available, lens, offline } from "octavo/api";
+import { ApiError, available, lens, offline } from "octavo/api";
 import { matrix } from "octavo/draw";
 import { chip, code, el, exact, field, number, said, say, t } from "octavo/text";
 
 const FROM_TEXT = 12; // words of the text that are offered
+export const PIECES = 16; // tokens that a word may have, as octavo.lens has it
 
 export function oneWord(app) {
   const there = available("position");
@@ -13,6 +14,7 @@ export function oneWord(app) {
     chosen = 0,
     seen = null;
   let own = false; // the reader chose the word
+  let turns = 0;
 
   const spelling = el("input", {
     id: "word",
@@ -75,15 +77,18 @@ export function oneWord(app) {
 
   // A word that the model can't read, or that would stand beyond its block, would only be refused: ask for one that fits.
   async function load() {
+    const turn = ++turns;
     offer();
     if (!offline) {
       const { block_size } = app.model.model;
       let pieces = await readable(app, word);
       if (!pieces && !own) {
-        word = spelling.value = fromText()[0] ?? app.text.trim();
+        word = spelling.value = fromText()[0] ?? [...app.text.trim()].slice(0, 4).join("");
         pieces = await readable(app, word);
       }
-      at = at.map((each) => Math.max(0, Math.min(each, block_size - (pieces?.length ?? 1))));
+      if (turn !== turns) return; // the reader has typed on
+      if (!pieces || pieces.length > Math.min(PIECES, block_size)) throw new ApiError("", "", "word");
+      at = at.map((each) => Math.max(0, Math.min(each, block_size - pieces.length)));
       places.forEach((place, i) => {
         place.max = block_size - 1;
         place.value = at[i];
@@ -95,7 +100,13 @@ export function oneWord(app) {
     drawSquare();
   }
 
-  const fromText = () => [...new Set(app.text.match(/[\p{L}\p{M}]+/gu) ?? [])].slice(0, FROM_TEXT);
+  // A token is a byte at the least, or with characters for tokens a character: so many are never too many.
+  const tokensAtMost = (each) =>
+    app.model.tokenizer === "char" ? [...each].length : new TextEncoder().encode(each).length;
+  const fromText = () =>
+    [...new Set(app.text.match(/[\p{L}\p{M}]+/gu) ?? [])]
+      .filter((each) => tokensAtMost(each) <= Math.min(PIECES, app.model.model.block_size))
+      .slice(0, FROM_TEXT);
 
   function offer() {
     const found = fromText();
