@@ -5,7 +5,7 @@ import re
 from itertools import chain
 
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, Route
 
 from browser import TABS, WRITTEN, Visit, fill, numbers, numeral, until, visiting
 from serving import Running
@@ -229,6 +229,20 @@ def test_a_word_that_has_no_row_is_told_in_the_readers_language(visit: Visit, fi
     assert told != before
     assert "octavo inspect" not in told
     assert not re.search(r"\b(is|has|knows|at most)\b", told)
+
+
+def test_what_is_typed_while_an_answer_is_awaited_stays(visit: Visit) -> None:
+    page = visit.go("words", "letters", TEXT).page
+    held: list[Route] | None = []
+    page.route("**/lens/*", lambda route: route.continue_() if held is None else held.append(route))
+    page.locator("#word").fill("t")
+    page.locator("#word-at-1").fill("9")  # the word was left, so it is asked for
+    until(lambda: bool(held), page)
+    held, late = None, held
+    for each in late:
+        each.continue_()
+    visit.settle()
+    assert page.locator("#word-at-1").input_value() == "9"
 
 
 def test_each_word_that_is_offered_can_be_taken(visit: Visit) -> None:

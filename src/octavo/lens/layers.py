@@ -98,7 +98,7 @@ def stage_logits(model: GPT, x: Tensor) -> Tensor:
 
 def _judged(model: GPT, x: Tensor, following: Tensor, chosen: list[int], top: int) -> tuple[Tensor, ...]:
     """Of one stage: the likeliest ids and their probabilities (P, K); entropy, surprisal and rank of what came (P,)."""
-    logits = finite(stage_logits(model, x))[0]  # (T, V), all positions, so that the last stage has the model's bits
+    logits = stage_logits(model, x)[0]  # (T, V), all positions, so that the last stage has the model's bits
     came = torch.full((len(logits),), -1)
     came[: len(following)] = following
     if len(chosen) < len(logits):
@@ -107,7 +107,9 @@ def _judged(model: GPT, x: Tensor, following: Tensor, chosen: list[int], top: in
     parts = [
         of_rows(rows, next, top) for rows, next in zip(torch.split(logits, few), torch.split(came, few), strict=True)
     ]
-    return tuple(torch.cat(each) for each in zip(*parts, strict=True))
+    whole = tuple(torch.cat(each) for each in zip(*parts, strict=True))
+    finite(whole[2])  # an entropy is none where one of its logits isn't
+    return whole
 
 
 def of_rows(logits: Tensor, came: Tensor, top: int) -> tuple[Tensor, ...]:
@@ -117,8 +119,9 @@ def of_rows(logits: Tensor, came: Tensor, top: int) -> tuple[Tensor, ...]:
     scratch = torch.empty_like(logits)
     above = torch.gt(logits, mine, out=scratch).sum(-1).long()  # as floats, whose sum is quick, and exact to 2^24
     rank = torch.where(came < 0, 0, 1 + above)
-    mine, best = mine - best[:, :1], best - best[:, :1]
-    logits -= logits.amax(-1, keepdim=True)
+    most = best[:, :1].clone()
+    mine, best = mine - most, best - most
+    logits -= most
     odds = torch.exp(logits, out=scratch)
     total = odds.sum(-1)
     entropy = total.log() - torch.linalg.vecdot(odds, logits) / total
@@ -137,7 +140,11 @@ def likeliest(logits: Tensor, top: int) -> tuple[Tensor, Tensor]:
     if groups > 2 * top:
         whole, rest = logits[:, : groups * _GROUP].view(P, groups, _GROUP), logits[:, groups * _GROUP :]
         # A stable sort and not topk: of groups with equal maxima the first has the lower ids.
-        where = whole.amax(-1).sort(dim=-1, descending=True, stable=True).indices[:, :top].sort().values  # (P, K)
+        maxima = whole.amax(-1)  # (P, groups)
+        least = maxima.topk(top).values[:, -1:]
+        # Above the least comes first, then what equals it, each from the lowest id on: a number for each, no two alike.
+        order = ((maxima >= least).float() + (maxima > least).float()) * groups - torch.arange(groups)
+        where = order.topk(top).indices.sort().values  # (P, K)
         inside = whole.gather(1, where[:, :, None].expand(-1, -1, _GROUP)).flatten(1)
         ids = (where[:, :, None] * _GROUP + torch.arange(_GROUP)).flatten(1)
         ids = torch.cat([ids, torch.arange(groups * _GROUP, V).expand(P, -1)], 1)
