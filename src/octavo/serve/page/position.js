@@ -88,10 +88,11 @@ export function oneWord(app) {
       }
       if (turn !== turns) return; // the reader has typed on
       if (!pieces || pieces.length > Math.min(PIECES, block_size)) throw new ApiError("", "", "word");
-      at = at.map((each) => Math.max(0, Math.min(each, block_size - pieces.length)));
+      const asked = at;
+      at = asked.map((each) => Math.max(0, Math.min(each, block_size - pieces.length)));
       places.forEach((place, i) => {
         place.max = block_size - 1;
-        place.value = at[i];
+        if (at[i] !== asked[i]) place.value = at[i]; // else what is being typed stays
       });
     }
     seen = await lens("position", { word, at }, { instead: "position" });
