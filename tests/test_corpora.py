@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from octavo.data import corpora
+from octavo.data import corpora, readers
 from octavo.data.corpora import Corpus
 from octavo.errors import OctavoError
 
@@ -28,10 +28,14 @@ def text_of(source: object, **how: str) -> str:
     return corpora.read(str(source), **how).text
 
 
+def digest(corpus: Corpus) -> str:
+    return hashlib.sha256(corpus.text.encode()).hexdigest()
+
+
 def refusal(source: object, **how: str) -> str:
     """What the error says, first line and hint."""
     with pytest.raises(OctavoError) as caught:
-        corpora.read(str(source), **how)
+        list(corpora.read(str(source), **how).pieces())
     assert caught.value.hint
     return str(caught.value)
 
@@ -52,8 +56,8 @@ def test_a_file_is_read_to_the_letter(tmp_path: Path) -> None:
         content = ("x" + "".join(random.Random(seed).choices(signs, k=40))).encode()
         corpus = corpora.read(str(written(tmp_path / "some.txt", content)))
         assert corpus.text.encode() == content
-        assert corpus == Corpus("some", content.decode(), hashlib.sha256(content).hexdigest())
-        assert corpus.size == len(content)
+        assert corpus.name == "some"
+        assert [(piece.text, piece.ends) for piece in corpus.pieces()] == [(content.decode(), True)]
 
 
 @pytest.mark.parametrize("name", ["architecture.ar.md", "embeddings.hi.md", "embeddings.de.md"])
@@ -143,7 +147,7 @@ def test_the_working_folder_has_a_name(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_name_goes_before_a_file_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written(tmp_path / "pydocs", "a file")
     monkeypatch.chdir(tmp_path)
-    assert corpora.read("pydocs").size > 100_000
+    assert len(corpora.read("pydocs").text) > 100_000
     assert text_of("./pydocs") == "a file"
 
 
@@ -293,7 +297,7 @@ def test_what_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
 
     path = written(tmp_path / "folder/closed/secret.txt", "secret")
     with monkeypatch.context() as patch:
-        patch.setattr(corpora, "open", refuse, raising=False)
+        patch.setattr(readers, "open", refuse, raising=False)
         for source in (path, tmp_path, tmp_path / "**"):
             assert refusal(source).startswith(f"{str(path)!r} can't be read: Permission denied")
     iterdir = Path.iterdir
@@ -319,17 +323,17 @@ def test_shakespeare_is_taken_from_the_cache(shared: Path, own_cache: Path, monk
     monkeypatch.setattr(urllib.request, "urlopen", no_network)
     corpus = corpora.read("shakespeare")
     assert corpus.name == "shakespeare"
-    assert corpus.size == 1_115_394
-    assert corpus.sha256 == "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+    assert len(corpus.text) == 1_115_394
+    assert digest(corpus) == "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
     assert corpus.text.startswith("First Citizen:\nBefore we proceed")
 
 
 def test_shakespeare_is_fetched_once(shared: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = (shared / "tinyshakespeare.txt").read_bytes()
     monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: io.BytesIO(content))
-    fetched = corpora.read("shakespeare")
+    fetched = corpora.read("shakespeare").text
     monkeypatch.setattr(urllib.request, "urlopen", no_network)
-    assert corpora.read("shakespeare") == fetched
+    assert corpora.read("shakespeare").text == fetched
     assert (own_cache / "tinyshakespeare.txt").read_bytes() == content
 
 
@@ -350,10 +354,10 @@ def test_wrong_bytes_are_no_shakespeare(own_cache: Path, monkeypatch: pytest.Mon
 # The documentation inside every Python
 
 READ_PYDOCS = """
-import sys
+import hashlib, sys
 from octavo.data import corpora
 before = set(sys.modules)
-print(corpora.read("pydocs").sha256)
+print(hashlib.sha256(corpora.read("pydocs").text.encode()).hexdigest())
 print(*sorted(set(sys.modules) - before))
 """
 
@@ -368,14 +372,14 @@ def test_pydocs_is_the_same_in_every_process_and_imports_nothing(pydocs: Corpus,
     command = [sys.executable, option, "-c", READ_PYDOCS]
     environment = os.environ | {"PYTHONHASHSEED": hash_seed}
     done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=True)
-    digest, imported = done.stdout.splitlines()
-    assert digest == pydocs.sha256
+    found, imported = done.stdout.splitlines()
+    assert found == digest(pydocs)
     public = {name for name in imported.split() if not name.startswith("_")}  # sysconfig has private data
     assert public <= {"pydoc_data", "pydoc_data.topics"}
 
 
 def test_pydocs_is_about_a_megabyte_of_few_and_frequent_characters(pydocs: Corpus) -> None:
-    assert 900_000 < pydocs.size < 1_200_000
+    assert 900_000 < len(pydocs.text) < 1_200_000
     assert len(set(pydocs.text)) < 100
     assert pydocs.text.isascii()
     assert pydocs.text.replace("\n", "").isprintable()

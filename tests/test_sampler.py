@@ -12,6 +12,7 @@ from hypothesis import settings as options
 from hypothesis import strategies as st
 
 from octavo.data.sampler import Sampler, batches, permuted
+from octavo.data.shards import Shards, npy
 from octavo.errors import OctavoError
 from octavo.settings import resolve
 
@@ -75,10 +76,14 @@ def test_every_window_comes_everywhere_equally_often(size: int) -> None:
 TEXTS = st.integers(1, 40).flatmap(lambda block: st.tuples(st.just(block), st.integers(block + 1, 60 * block + 60)))
 
 
-def numbered(folder: Path, length: int, dtype: type = np.uint16) -> Path:
+def one(path: Path) -> Shards:
+    return Shards([npy(path)])
+
+
+def numbered(folder: Path, length: int, dtype: type = np.uint16) -> Shards:
     """A token file in which each token is its place."""
     np.save(folder / "train.npy", np.arange(length).astype(dtype))
-    return folder / "train.npy"
+    return one(folder / "train.npy")
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +177,8 @@ def test_what_is_done_to_a_batch_does_not_reach_the_file(folder: Path) -> None:
 @pytest.mark.parametrize(("dtype", "largest"), [(np.uint16, 2**16 - 1), (np.uint32, 2**31)])
 def test_ids_come_as_they_are(tmp_path: Path, dtype: type, largest: int) -> None:
     np.save(tmp_path / "train.npy", np.array([largest - 1, largest, 0, largest], dtype=dtype))
-    assert Sampler(tmp_path / "train.npy", 3, 2, seed=1).batch(5).tolist() == [[largest - 1, largest, 0, largest]] * 2
+    sampler = Sampler(one(tmp_path / "train.npy"), 3, 2, seed=1)
+    assert sampler.batch(5).tolist() == [[largest - 1, largest, 0, largest]] * 2
 
 
 # Short texts
@@ -217,7 +223,7 @@ def test_resident_memory_is_flat_over_10_000_batches_of_a_500_mb_token_file(tmp_
             piece.tofile(file)
     try:
         assert path.stat().st_size == offset + 500_000_000
-        sampler, process = Sampler(path, block_size=64, batch_size=12, seed=1337), psutil.Process(os.getpid())
+        sampler, process = Sampler(one(path), block_size=64, batch_size=12, seed=1337), psutil.Process(os.getpid())
         resident = []
         for step in range(10_001):
             batch = sampler.batch(step)
@@ -232,8 +238,8 @@ def test_resident_memory_is_flat_over_10_000_batches_of_a_500_mb_token_file(tmp_
 def test_short_windows_hold_as_many_tokens_and_give_way_to_whole_ones(tmp_path: Path) -> None:
     np.save(tmp_path / "tokens.npy", np.arange(2000, dtype=np.uint16))
     settings = resolve(block_size=20, batch_size=3, short_windows=4, short_fraction=0.5, max_steps=10, seed=5)
-    batch = batches(tmp_path / "tokens.npy", settings)
-    plain = batches(tmp_path / "tokens.npy", resolve(block_size=20, batch_size=3, max_steps=10, seed=5))
+    batch = batches(one(tmp_path / "tokens.npy"), settings)
+    plain = batches(one(tmp_path / "tokens.npy"), resolve(block_size=20, batch_size=3, max_steps=10, seed=5))
     for step in range(10):
         assert batch(step).shape == ((12, 6) if step < 5 else (3, 21))
         assert (np.diff(batch(step)) == 1).all()

@@ -4,7 +4,6 @@ Bits per byte compare models with different tokenizers, for all of them are char
 """
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,9 @@ import numpy as np
 
 from octavo.checkpoint import Checkpoint
 from octavo.data import corpora
-from octavo.data.prepare import dataset_again, open_dataset
+from octavo.data.dataset import is_prepared, open_dataset
+from octavo.data.prepare import dataset_again, encode_all
+from octavo.data.shards import Shards
 from octavo.errors import OctavoError
 from octavo.loss import split_loss
 from octavo.model import GPT
@@ -32,7 +33,8 @@ class Evaluation:
     block_size: int
 
 
-def evaluate(model: GPT, tokenizer: Tokenizer, tokens: np.ndarray, block_size: int | None = None) -> Evaluation:
+def evaluate(model: GPT, tokenizer: Tokenizer, tokens: np.ndarray | Shards,
+             block_size: int | None = None) -> Evaluation:  # fmt: skip
     """Score `tokens` in consecutive windows of `block_size` (the model's own, if not said).
 
     Raises `OctavoError` where there is nothing to predict, or an id is beyond the model's vocabulary.
@@ -52,7 +54,7 @@ def evaluate(model: GPT, tokenizer: Tokenizer, tokens: np.ndarray, block_size: i
     loss = split_loss(model, tokens, block_size)
     if not math.isfinite(loss):
         raise OctavoError(f"the model's loss is {loss:g}: its weights are broken", "an earlier checkpoint")
-    size = count_bytes(tokenizer, tokens[1:])
+    size = max(1, count_bytes(tokenizer, tokens) - count_bytes(tokenizer, tokens[:1]))
     return Evaluation(
         loss=loss,
         perplexity=math.exp(min(loss, 700.0)),  # beyond, a float overflows
@@ -64,7 +66,8 @@ def evaluate(model: GPT, tokenizer: Tokenizer, tokens: np.ndarray, block_size: i
 
 
 def evaluate_run(loaded: Checkpoint, source: str | None = None, block_size: int | None = None,
-                 unknown: str = "error", encoding: str = "utf-8", errors: str = "strict") -> Evaluation:  # fmt: skip
+                 unknown: str = "error", encoding: str = "utf-8", errors: str = "strict",
+                 text_field: str = "text") -> Evaluation:  # fmt: skip
     """Score a text with a loaded checkpoint; without one, the validation split that it was trained beside.
 
     A prepared folder stands for its validation split. Raises `OctavoError` for a text that can't be had.
@@ -73,18 +76,19 @@ def evaluate_run(loaded: Checkpoint, source: str | None = None, block_size: int 
         if not isinstance(loaded.settings, Settings) or "data" not in loaded.info:
             raise OctavoError(f"{loaded.folder} doesn't say which text it was trained on",
                               f"octavo eval {loaded.folder} SOURCE")  # fmt: skip
-        tokens = dataset_again(loaded.settings, loaded.info["data"], loaded.tokenizer).tokens("val")
-    elif os.path.isfile(Path(source) / "dataset.json"):  # pathlib's raises where a name is too long
+        again = dataset_again(loaded.settings, loaded.info["data"], loaded.tokenizer)
+        tokens: np.ndarray | Shards = again.tokens("val")
+    elif is_prepared(source):
         prepared = open_dataset(Path(source))
         if prepared.tokenizer.fingerprint != loaded.tokenizer.fingerprint:
             raise OctavoError(f"{source} was prepared with another tokenizer than the model's", "the text itself")
         tokens = prepared.tokens("val")
     else:
-        tokens = loaded.tokenizer.encode(corpora.read(source, encoding, errors).text, unknown)
+        tokens = encode_all(corpora.read(source, encoding, errors, text_field), loaded.tokenizer, unknown)
     return evaluate(loaded.model, loaded.tokenizer, tokens, block_size)
 
 
-def count_bytes(tokenizer: Tokenizer, tokens: np.ndarray) -> int:
+def count_bytes(tokenizer: Tokenizer, tokens: np.ndarray | Shards) -> int:
     """How many bytes of text the tokens stand for."""
     lengths = np.array([len(piece) for piece in tokenizer.token_bytes], dtype=np.int64)
-    return max(1, sum(int(lengths[tokens[i : i + (1 << 22)]].sum()) for i in range(0, len(tokens), 1 << 22)))
+    return sum(int(lengths[tokens[i : i + (1 << 22)]].sum()) for i in range(0, len(tokens), 1 << 22))

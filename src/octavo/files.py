@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import platformdirs
 
@@ -52,18 +53,22 @@ def whole_folder(path: Path) -> Iterator[Path]:
         try:
             partial.chmod(0o755)  # mkdtemp makes it private to the user; a checkpoint is like any other folder
             yield partial
-            for file in partial.iterdir():
-                _fsync(file)
-            _fsync(partial)
-            _put_in_place(partial, path)
-            _fsync(path.parent)
+            put_in_place(partial, path)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
 
 
-def _put_in_place(partial: Path, path: Path) -> None:
-    """Rename `partial` to `path`; the folder that was there goes only once the new one stands."""
+def put_in_place(partial: Path, path: Path) -> None:
+    """Flush a folder's files and rename it to `path`; the folder that was there goes only once the new one stands."""
+    for file in partial.iterdir():
+        _fsync(file)
+    _fsync(partial)
+    _rename(partial, path)
+    _fsync(path.parent)
+
+
+def _rename(partial: Path, path: Path) -> None:
     if not path.exists():
         os.replace(partial, path)
         return
@@ -78,14 +83,14 @@ def _put_in_place(partial: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write `content` to `path` so that a crash leaves the old file or the new one."""
-    data = content.encode() if isinstance(content, str) else content
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Write a file that appears at `path` complete, or not at all: a crash leaves the old one or the new one."""
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     with disk_errors_told(path):
         try:
             with open(partial, "wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
@@ -93,6 +98,12 @@ def write_whole(path: Path, content: str | bytes) -> None:
             partial.unlink(missing_ok=True)
             raise
         _fsync(path.parent)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write `content` to `path` so that a crash leaves the old file or the new one."""
+    with whole_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
 def remove_folder(path: Path) -> None:

@@ -4,6 +4,7 @@ The axis letters: `B` windows in a batch, `T` positions in a window, `V` the voc
 """
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,6 +15,14 @@ from octavo import kernels
 from octavo.model import GPT
 
 
+class Row(Protocol):
+    """Ids in a row, an array or files: what has a length and gives stretches."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> np.ndarray: ...
+
+
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """The summed cross-entropy, in nats, of logits (B, T, V) against the ids that came next, (B, T).
 
@@ -22,7 +31,7 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum")
 
 
-def split_loss(model: GPT, tokens: np.ndarray, block_size: int) -> float:
+def split_loss(model: GPT, tokens: Row, block_size: int) -> float:
     """Mean loss in nats per token over all of `tokens`, in consecutive windows of `block_size`.
 
     Every token but the first is predicted once, with between 0 and `block_size` - 1 tokens of its window
@@ -47,7 +56,7 @@ def _at_once(device: torch.device, vocab_size: int) -> int:
     return min(1 << 17, (512 << 20) // vocab_size)
 
 
-def windows(tokens: np.ndarray, block_size: int, at_once: int) -> Iterator[np.ndarray]:
+def windows(tokens: Row, block_size: int, at_once: int) -> Iterator[np.ndarray]:
     """All of `tokens` as batches (B, T + 1) of int64; windows share the one token where they meet.
 
     The last batch is the rest, a single shorter window. A batch has at most `at_once` tokens, or one window.

@@ -74,9 +74,13 @@ class ModelSettings(_Checked):
 class DataSettings(_Checked):
     """Which text, and how it becomes tokens."""
 
-    source: str = setting("pydocs", "a named corpus, a file, a folder, a glob, a prepared folder, or -")
+    source: str = setting("pydocs", "a named corpus, a file, a folder, a glob, hf:NAME, a prepared folder, or -")
     tokenizer: str = setting("auto", "auto, char, byte, word[:N], bpe:N or gpt2")
-    val_fraction: float = setting(0.1, "share of the text, its end, kept for validation", low=0.0001, high=0.9)
+    val_fraction: float = setting(
+        0.1, "share for validation: a text's end, or of 100 documents and more some, by lot", low=0.0001, high=0.9
+    )
+    text_field: str = setting("text", "the field of JSON lines, Parquet tables and datasets that holds the text")
+    deduplicate: bool = setting(False, "leave out documents that are there already, to the letter")
     encoding: str = setting("utf-8", "encoding of the text")
     errors: str = setting("strict", "what to do with undecodable bytes", choices=("strict", "replace", "ignore"))
 

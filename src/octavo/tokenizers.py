@@ -19,7 +19,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,12 +71,16 @@ class Tokenizer:
         """
         if unknown not in UNKNOWN:
             raise OctavoError(f"unknown={unknown!r} is not one of {', '.join(UNKNOWN)}")
+        if self.kind == "char" and (ids := self._characters(text)) is not None:
+            return ids
         strangers = set(text) - self._ids.keys() if self.kind == "char" else _surrogates(text)
         if strangers:
             stand_in = self._stand_in(strangers, unknown)
             text = text.translate({ord(character): stand_in for character in strangers})
         if self.kind == "char":
-            return np.take(self._id_of_codepoint, np.frombuffer(text.encode("utf-32-le"), dtype="<u4"))
+            known = self._characters(text)
+            assert known is not None
+            return known
         if self.kind == "byte":
             return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64)
         if self._tiktoken is not None:
@@ -113,9 +117,20 @@ class Tokenizer:
     def _json(self) -> bytes:
         return self.backend.to_str(pretty=True).encode()
 
+    @property
+    def splits_at_spaces(self) -> bool:
+        """Whether no token lies across a place where a space or a line's end follows something else."""
+        return self.kind == "word" or (self.kind in ("bpe", "gpt2") and self._tiktoken is not None)
+
+    def _characters(self, text: str) -> npt.NDArray[np.int64] | None:
+        """The ids of a text's characters; None where one has none."""
+        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+        ids = np.take(self._id_of_codepoint, points, mode="clip")
+        return None if (ids < 0).any() else ids
+
     @functools.cached_property
     def _id_of_codepoint(self) -> npt.NDArray[np.int64]:
-        table = np.full(max(map(ord, self._ids)) + 1, -1, dtype=np.int64)
+        table = np.full(max(map(ord, self._ids)) + 2, -1, dtype=np.int64)  # the last stands for all beyond
         for character, id in self._ids.items():
             table[ord(character)] = id
         return table
@@ -183,26 +198,37 @@ def load(folder: Path) -> Tokenizer:
     raise OctavoError(f"no tokenizer in {folder}: expected tokenizer.json, or vocab.json and merges.txt")
 
 
-def build(spec: str, text: str) -> Tokenizer:
-    """The tokenizer that `spec`, one of `SPECS`, makes of `text`.
+def build(spec: str, text: str | Iterable[str]) -> Tokenizer:
+    """The tokenizer that `spec`, one of `SPECS`, makes of `text`, or of pieces of one.
 
     >>> build("word", "the cat sat on the mat").decode([256, 32, 257])
     'the cat'
     """
     kind, size = _parsed(spec)
-    if _surrogates(text):
-        raise OctavoError("the text holds halves of surrogate pairs, which are not characters")
+    texts = _whole([text] if isinstance(text, str) else text)
     match kind:
         case "char":
-            return Tokenizer(_char(text))
+            return Tokenizer(_char(set().union(*texts)))
         case "byte":
             return Tokenizer(_byte())
         case "word":
-            return Tokenizer(_word(text, size))
+            return Tokenizer(_word(texts, size))
         case "bpe":
-            return Tokenizer(_bpe(text, size))
+            return Tokenizer(_bpe(texts, size))
         case _:
             return Tokenizer(_from_pair(_gpt2_file("encoder.json"), _gpt2_file("vocab.bpe")))
+
+
+def from_characters(ids: Mapping[str, int]) -> Tokenizer:
+    """A char tokenizer whose characters have these ids."""
+    return Tokenizer(_char_level(ids))
+
+
+def _whole(texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        if _surrogates(text):
+            raise OctavoError("the text holds halves of surrogate pairs, which are not characters")
+        yield text
 
 
 def _parsed(spec: str) -> tuple[str, int]:
@@ -220,13 +246,18 @@ def _parsed(spec: str) -> tuple[str, int]:
     return kind, int(size)
 
 
-def _char(text: str) -> "tokenizers.Tokenizer":
-    """A BPE with nothing to merge: its vocabulary is the text's characters, by code point."""
+def _char(characters: set[str]) -> "tokenizers.Tokenizer":
+    """The text's characters, by code point."""
+    if not characters:
+        raise OctavoError("a char tokenizer takes its characters from the text, and the text is empty")
+    return _char_level({character: id for id, character in enumerate(sorted(characters))})
+
+
+def _char_level(ids: Mapping[str, int]) -> "tokenizers.Tokenizer":
+    """A BPE with nothing to merge."""
     from tokenizers import Tokenizer, decoders, models
 
-    if not text:
-        raise OctavoError("a char tokenizer takes its characters from the text, and the text is empty")
-    backend = Tokenizer(models.BPE({character: id for id, character in enumerate(sorted(set(text)))}, []))
+    backend = Tokenizer(models.BPE(dict(ids), []))
     backend.decoder = decoders.Fuse()
     return backend
 
@@ -237,7 +268,7 @@ def _byte() -> "tokenizers.Tokenizer":
     return _byte_level(models.BPE(BYTES, []))
 
 
-def _word(text: str, size: int) -> "tokenizers.Tokenizer":
+def _word(texts: Iterable[str], size: int) -> "tokenizers.Tokenizer":
     """The 256 bytes, then the text's words (spaces, punctuation), the most frequent first: `size` at most."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
@@ -246,7 +277,7 @@ def _word(text: str, size: int) -> "tokenizers.Tokenizer":
     counter = Tokenizer(models.WordLevel())
     counter.pre_tokenizer = pre_tokenizers.Sequence([words, letters])
     trainer = trainers.WordLevelTrainer(vocab_size=size, show_progress=False)
-    counter.train_from_iterator(_pieces(text), trainer)
+    counter.train_from_iterator((piece for text in texts for piece in _pieces(text)), trainer)
     ranks = counter.get_vocab()  # by frequency, then by the alphabet
     tokens = dict.fromkeys([*BYTES, *sorted(ranks, key=ranks.__getitem__)])
     backend = _byte_level(models.BPE(dict(zip(tokens, range(size), strict=False)), [], ignore_merges=True))
@@ -254,7 +285,7 @@ def _word(text: str, size: int) -> "tokenizers.Tokenizer":
     return backend
 
 
-def _bpe(text: str, size: int) -> "tokenizers.Tokenizer":
+def _bpe(texts: Iterable[str], size: int) -> "tokenizers.Tokenizer":
     """The 256 bytes, what merging the most frequent pair over and over gives, then `<|endoftext|>`.
 
     `size` tokens at most: a pair seen once is not merged, so a small text gives fewer.
@@ -266,7 +297,8 @@ def _bpe(text: str, size: int) -> "tokenizers.Tokenizer":
         vocab_size=size - 1, min_frequency=2, initial_alphabet=list(BYTES), show_progress=False
     )
     # Cut after 5,000 characters at the latest: one word of a million letters took the trainer nine minutes.
-    backend.train_from_iterator(re.findall(r"(?s).{1,4000}(?:.{,1000}?\S(?=[ \n]))?", text), trainer)
+    short = re.compile(r"(?s).{1,4000}(?:.{,1000}?\S(?=[ \n]))?")
+    backend.train_from_iterator((piece for text in texts for piece in short.findall(text)), trainer)
     backend.add_special_tokens([END_OF_TEXT])
     return backend
 

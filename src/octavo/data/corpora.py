@@ -1,27 +1,27 @@
-"""Where text comes from: a corpus that has a name, a file, a folder, a glob, or standard input.
+"""Where text comes from: a corpus that has a name, files, a dataset of the hub, or standard input.
 
-`read` turns a SOURCE into a `Corpus`: one text, and the sha256 it is recognized by. Nothing is tokenized
-or written here, and no network is reached but for `shakespeare`, once. The text is what the files say,
-line endings included; only byte order marks go. The built-in corpus is at the bottom.
+`read` turns a SOURCE into a `Corpus`, whose documents can be read through as often as is wanted; nothing is held but
+the piece that is read. Nothing is tokenized or written here, and no network is reached but for `shakespeare`, once, and
+for `hf:` names.
 """
 
-import ast
 import codecs
 import difflib
 import glob
-import hashlib
-import itertools
 import os
 import re
+import shutil
 import sys
-import sysconfig
-import warnings
-from collections.abc import Iterator
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from octavo import files
+from octavo.data import hub, pydocs, readers
+from octavo.data.readers import BinaryFileError, Piece, Reading
 from octavo.errors import OctavoError
 
 NAMED: tuple[str, ...] = ("pydocs", "shakespeare")
@@ -35,50 +35,82 @@ _SHAKESPEARE = (
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text, a name for it that can be a folder's, and the sha256 of its UTF-8 bytes."""
+    """Documents, and a name for them that can be a folder's."""
 
     name: str
-    text: str
-    sha256: str
+    source: str
+    _read: Callable[[], Iterator[Piece]]
+
+    def pieces(self) -> Iterator[Piece]:
+        """All documents from the first on, in pieces. Raises `OctavoError` where there is no text to be read."""
+        empty = True
+        try:
+            for piece in self._read():
+                empty = False
+                yield piece
+        except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it, or a codec that has its own
+            raise _unreadable(self.source, error) from error
+        if empty:
+            raise OctavoError(f"{self.source} has no text in it", "a text, or --text-field for its rows")
 
     @property
-    def size(self) -> int:
-        """The number of UTF-8 bytes."""
-        return len(self.text.encode())
+    def text(self) -> str:
+        """All of it, each document starting on a line of its own."""
+        return "".join(piece.text for piece in joined(self.pieces()))
 
 
-def read(source: str, encoding: str = "utf-8", errors: str = "strict") -> Corpus:
-    """Read the text that `source` names.
+def joined(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """The same, with a line's end after each document that lacks one, except for the last."""
+    held: Piece | None = None
+    for piece in pieces:
+        if held is not None:
+            yield held if not held.ends or held.text.endswith("\n") else Piece(held.text + "\n", True)
+        held = piece
+    if held is not None:
+        yield held
 
-    `source` is one of `NAMED` (the name wins: a file of that name is `./pydocs`), a text file, a folder,
-    a glob such as `notes/**/*.md`, or `-` for standard input. A folder is read through and through, except
-    for what is hidden, what is binary (a NUL byte in its first 64 KiB) and folders behind links. A glob
-    leaves out the same, but follows links. Files are joined in the order of their paths, and each starts
-    on a line of its own.
 
-    `encoding` and `errors` (strict, replace or ignore) are those of `bytes.decode`; a byte order mark at
-    the start of a file is dropped. Raises `OctavoError` where there is no text, or it can't be read.
+def read(source: str, encoding: str = "utf-8", errors: str = "strict", text_field: str = "text") -> Corpus:
+    """The corpus that `source` names.
+
+    `source` is one of `NAMED` (the name wins: a file of that name is `./pydocs`), a file, a folder, a glob such as
+    `notes/**/*.md`, a dataset `hf:NAME`, or `-` for standard input. A folder is read through and through, in the order
+    of paths, except for what is hidden, what is binary (a NUL byte in its first 64 KiB) and folders behind links. A
+    glob leaves out the same, but follows links.
+
+    A text file is a document. `.jsonl` and `.parquet` hold one in each row, in the field `text_field`. `.gz` and `.zst`
+    are read as what they pack. `encoding` and `errors` (strict, replace or ignore) are those of `bytes.decode`.
+    Raises `OctavoError` where there is nothing of that name; `Corpus.pieces` where it can't be read.
     """
-    encoding = _checked(encoding, errors)
+    how = Reading(_checked(encoding, errors), errors, text_field)
     try:
-        match source:
-            case "pydocs":
-                text = _pydocs()
-            case "shakespeare":
-                text = files.fetched(*_SHAKESPEARE).read_bytes().decode()
-            case "-":
-                text = _standard_input(encoding, errors)
-            case _:
-                text = _joined(source, encoding, errors)
-        return Corpus(_name(source), text, hashlib.sha256(text.encode()).hexdigest())
-    except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it, or a codec that has its own
+        return Corpus(_name(source), source, _reader(source, how))
+    except (OSError, ValueError) as error:
         raise _unreadable(source, error) from error
+
+
+def _reader(source: str, how: Reading) -> Callable[[], Iterator[Piece]]:
+    """What reads a source from its beginning, each time that it is called."""
+    match source:
+        case "pydocs":
+            text = pydocs.text()
+            return lambda: readers.rows_in_pieces([text])
+        case "shakespeare":
+            path = str(files.fetched(*_SHAKESPEARE))
+            return lambda: readers.documents(path, Reading())
+        case "-":
+            return _standard_input(how)
+    if source.startswith("hf:"):
+        return lambda: readers.rows_in_pieces(hub.rows(source, how))
+    paths = _paths(source)
+    return lambda: _files(source, paths, how)
 
 
 def _checked(encoding: str, errors: str) -> str:
     """The encoding's own name. `utf-8-sig` is `utf-8` here: the mark goes, and offsets count it."""
     try:
         "a".encode(encoding)
+        codecs.getincrementaldecoder(encoding)
     except (LookupError, ValueError) as error:
         hint = "--encoding utf-8, latin-1, cp1252 or utf-16"
         raise OctavoError(f"there is no text encoding {encoding!r}", hint) from error
@@ -91,10 +123,12 @@ def _name(source: str) -> str:
     """A corpus's name, a file's stem, or the name of a folder: for a glob, the one it looks in."""
     if source in NAMED or source == "-":
         return source if source in NAMED else "stdin"
+    if source.startswith("hf:"):
+        return hub.name(source)
     path = Path(os.path.abspath(source))
     while not path.exists():
         path = path.parent
-    name = path.name if path.is_dir() else path.stem
+    name = path.name if path.is_dir() else readers.stem(path)
     return re.sub(r"[^\w.-]+", "-", name)[:60].strip(".-") or "text"
 
 
@@ -104,27 +138,28 @@ def _unreadable(source: str, error: OSError | ValueError) -> OctavoError:
         reason = getattr(error, "strerror", None) or error
         return OctavoError(f"{path!r} can't be read: {reason}", "check its name, permissions and encoding")
     near = difflib.get_close_matches(source.lower(), NAMED, n=1)
-    others = f"a file, a folder, a glob, - for standard input, {' or '.join(NAMED)}"
+    others = f"a file, a folder, a glob, hf:NAME, - for standard input, {' or '.join(NAMED)}"
     return OctavoError(f"there is no file or folder {path!r}", near[0] if near else others)
 
 
 # Files
 
 
-def _joined(source: str, encoding: str, errors: str) -> str:
-    """The text of all files that `source` names, each starting on a line of its own."""
-    paths = _paths(source)
-    texts = []
+def _files(source: str, paths: list[str], how: Reading) -> Iterator[Piece]:
+    """The documents of all files, those without text left out."""
+    binary, empty = 0, True
     for path in paths:
-        with open(path, "rb") as file:
-            texts.append(_text(file, path, encoding, errors))
-    found = [text for text in texts if text]
-    if not found:
-        what = f"has no text in it ({len(paths)} files, {texts.count(None)} of them binary)"
+        try:
+            for piece in readers.documents(path, how):
+                empty = False
+                yield piece
+        except BinaryFileError:
+            binary += 1
+    if empty:
+        what = f"has no text in it ({len(paths)} files, {binary} of them binary)"
         if paths == [source]:
-            what = "is empty" if texts == [""] else "is binary, not text"
+            what = "is binary, not text" if binary else "is empty"
         raise OctavoError(f"{source} {what}", "give a text file, or a folder of them")
-    return "".join(text if text.endswith("\n") else f"{text}\n" for text in found[:-1]) + found[-1]
 
 
 def _paths(source: str) -> list[str]:
@@ -132,7 +167,8 @@ def _paths(source: str) -> list[str]:
     if os.path.isdir(source):
         found = list(_walk(Path(source)))
     elif os.path.exists(source) or not glob.has_magic(source):
-        found = [source]  # where it can't be read, opening it says why
+        os.stat(source)  # where there is none, this says so
+        found = [source]
     else:
         found = [path for path in set(glob.glob(source, recursive=True)) if os.path.isfile(path)]
         if not found:
@@ -151,110 +187,25 @@ def _walk(folder: Path) -> Iterator[str]:
             yield str(path)
 
 
-def _standard_input(encoding: str, errors: str) -> str:
+def _standard_input(how: Reading) -> Callable[[], Iterator[Piece]]:
+    """Standard input, put down in a file that nobody sees: it comes once, and is read more often."""
+    kept = tempfile.TemporaryFile()  # noqa: SIM115  # it lives as long as the corpus
     stream: BinaryIO | None = getattr(sys.stdin, "buffer", None)  # a program without a terminal may have none
-    text = _text(stream, "standard input", encoding, errors) if stream else ""
-    if not text:
-        what = "binary, not text" if text is None else "empty"
-        raise OctavoError(f"standard input is {what}", "pipe a text into it, or give a file")
-    return text
+    with files.disk_errors_told(Path(tempfile.gettempdir())):
+        if stream is not None:
+            shutil.copyfileobj(stream, kept)
 
+    def pieces() -> Iterator[Piece]:
+        kept.seek(0)
+        empty = True
+        try:
+            for piece in readers.text(kept, "standard input", how):
+                empty = False
+                yield piece
+        except BinaryFileError:
+            raise OctavoError("standard input is binary, not text", "pipe a text into it, or give a file") from None
+        if empty:
+            raise OctavoError("standard input is empty", "pipe a text into it, or give a file")
 
-def _text(file: BinaryIO, where: str, encoding: str, errors: str) -> str | None:
-    """What `file` says, or None where it is binary."""
-    head = file.read(65_536)
-    if b"\0" not in "a".encode(encoding):  # UTF-16 and UTF-32 are full of NULs
-        if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise OctavoError(f"{where} looks like utf-16, not {encoding}", "--encoding utf-16")
-        if b"\0" in head:
-            return None
-    try:
-        return (head + file.read()).decode(encoding, errors).removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        what = f"{where} is not {encoding}: {error.reason} at byte offset {error.start}"
-        raise OctavoError(what, "--encoding latin-1 (or what it is in), or --errors replace") from error
-
-
-# The documentation inside every Python
-
-_PYDOCS_BYTES = 1_000_000  # enough to train on for a while; all of it would take twice as long to parse
-_PASSED_OVER = re.compile(r"\b(_|tests?\b|distutils|encodings|idlelib|lib2to3|turtledemo)")
-_TYPEWRITER = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "--", "…": "..."})
-
-
-def _pydocs() -> str:
-    """The language reference, then the standard library's docstrings, to about a megabyte of ASCII.
-
-    Pieces stand two blank lines apart, under a heading each. What the reference says in several places
-    (a fifth of it) is said once. The same on every call, but other Pythons have other documentation.
-    """
-    headings: dict[str, str] = {}  # by the body beneath
-    size = 0
-    for piece in itertools.chain(_language_reference(), _docstrings()):
-        heading, _, body = _plain(piece).partition("\n\n")
-        if body and body not in headings:
-            headings[body] = heading
-            size += len(heading) + len(body)
-        if size > _PYDOCS_BYTES:
-            break
-    return "\n\n\n".join(f"{heading}\n\n{body}" for body, heading in headings.items()) + "\n"
-
-
-def _plain(text: str) -> str:
-    """`text` in printable ASCII: quotes and dashes as a typewriter has them, paragraphs with more left out.
-
-    So a character tokenizer has fewer than a hundred symbols to learn, and none is very rare.
-    """
-    lines = "\n".join(line.rstrip() for line in text.translate(_TYPEWRITER).splitlines())
-    paragraphs = lines.strip("\n").split("\n\n")
-    return "\n\n".join(p for p in paragraphs if p.isascii() and p.replace("\n", "").isprintable())
-
-
-def _language_reference() -> Iterator[str]:
-    """The sections of the topics that `help()` knows, each from its underlined title on."""
-    try:
-        from pydoc_data.topics import topics
-    except ImportError as error:
-        raise _undocumented("pydoc_data.topics") from error
-    for _, topic in sorted(topics.items()):
-        yield from re.split(r"\n+(?=\S.*\n[*=~^-]{3,}\n)", topic)
-
-
-def _docstrings() -> Iterator[str]:
-    """What public modules, classes and functions say of themselves, by their source: none is imported."""
-    library = Path(sysconfig.get_path("stdlib"))  # the base installation's, in a virtual environment too
-    if not (library / "os.py").is_file():
-        raise _undocumented(f"source of the library in {library}")
-    for name in sorted(sys.stdlib_module_names):
-        sources = [library / f"{name}.py", *(library / name).rglob("*.py")]
-        for path in sorted(sources, key=lambda path: path.parts):
-            module = ".".join(path.relative_to(library).with_suffix("").parts).removesuffix(".__init__")
-            if path.is_file() and not _PASSED_OVER.search(module):
-                with warnings.catch_warnings(action="ignore"):  # old modules have odd escapes
-                    tree = ast.parse(path.read_bytes())
-                yield from _documented(tree, module)
-
-
-_Named = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-
-
-def _documented(node: ast.Module | _Named, name: str) -> Iterator[str]:
-    """The docstrings of a module, class or function and of what is public in it, each under its name."""
-    if docstring := ast.get_docstring(node):
-        match node:
-            case ast.Module():
-                heading = f"module {name}"
-            case ast.ClassDef():
-                heading = f"class {name}"
-            case _:
-                heading = f"{name}({ast.unparse(node.args)})"
-        yield f"{heading}\n\n{docstring}"
-    if isinstance(node, ast.Module | ast.ClassDef):
-        for child in node.body:
-            if isinstance(child, _Named) and not child.name.startswith("_"):
-                yield from _documented(child, f"{name}.{child.name}")
-
-
-def _undocumented(missing: str) -> OctavoError:
-    what = f"this Python came without its documentation: there is no {missing}"
-    return OctavoError(what, "shakespeare, or a text of your own")
+    weakref.finalize(pieces, kept.close)
+    return pieces

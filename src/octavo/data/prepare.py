@@ -1,88 +1,63 @@
-"""Text to token files: a folder that training reads, made once and known by its fingerprint.
+"""Text to token shards: a folder that training reads, made once and known by its fingerprint.
 
-    train.npy val.npy             ids, uint16, or uint32 where the vocabulary needs it
-    tokenizer.json ...            the tokenizer, as every checkpoint carries it
-    dataset.json                  source, sizes, split, fingerprint; written last
+A text is read through (`survey`), a tokenizer learnt from it where one must be, and the shards written (`writer`) into
+a folder beside the one that is wanted, `.NAME.preparing`, which takes its name when all is there. What is interrupted
+goes on from there. `dataset` is what training calls: it takes any source, and prepares it into the cache unless that
+very text, tokenized that very way, is there already.
 
-The split is by position: the end of the text is for validation. `dataset` is what training calls: it takes
-any source, and prepares it into the cache unless that very text, tokenized that very way, is there already.
+Each of the three ways in, `dataset`, `dataset_again` and `prepare`, has a twin that tells how far it is, as it goes.
 """
 
 import contextlib
 import dataclasses
 import hashlib
 import json
-import os
+import shutil
+import time
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
+import filelock
 import numpy as np
 
 from octavo import files, tokenizers
-from octavo.data import corpora
+from octavo.data import corpora, encoding, writer
+from octavo.data.corpora import Corpus
+from octavo.data.dataset import FORMAT, SPLITS, Dataset, is_prepared, open_dataset
+from octavo.data.shards import npy
+from octavo.data.survey import Survey, parts, survey
 from octavo.errors import OctavoError
 from octavo.settings import DataSettings
 from octavo.tokenizers import Tokenizer
 
-FORMAT = 1
 _SMALL_TEXT = 8 << 20  # bytes below which characters are the better tokens for a small model
 _FEW_CHARACTERS = 256
+_LEARNT_FROM = 100_000_000  # characters, at most, from which a vocabulary is learnt
+_TELL_EVERY = 0.2  # seconds
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """A prepared folder, opened."""
+class Preparing:
+    """How far a text is prepared: `done` of `total` characters, where those are known, in so many `seconds`."""
 
-    folder: Path
-    tokenizer: Tokenizer
-    info: dict[str, Any]  # dataset.json
+    doing: str  # "reading", "learning the tokenizer" or "writing tokens"
+    done: int
+    total: int | None
+    seconds: float
 
-    @property
-    def name(self) -> str:
-        """The corpus's, after which a run is called."""
-        return str(self.info["name"])
 
-    @property
-    def origin(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it, so that `dataset_again` finds or makes it again."""
-        kept = ("name", "source", "text", "tokenizer", "split", "fingerprint", "cache_key")
-        return {key: self.info[key] for key in kept}
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the text, its split and the tokenizer: two datasets that share it have the same tokens."""
-        return str(self.info["fingerprint"])
-
-    def path(self, split: str) -> Path:
-        """The token file of a split, "train" or "val"."""
-        return self.folder / f"{split}.npy"
-
-    def tokens(self, split: str) -> np.ndarray:
-        """The ids of a split, mapped into memory, not read."""
-        mapped: np.ndarray = np.load(self.path(split), mmap_mode="r")
-        return mapped
+Steps = Generator[Preparing, None, Dataset]
+T = TypeVar("T")
 
 
 def dataset(settings: DataSettings, tokenizer: Tokenizer | None = None) -> Dataset:
-    """The tokens of a source: a folder that `prepare` made, or text, prepared into the cache.
+    """The tokens of a source: a folder that `prepare` made, nanoGPT's, or text, prepared into the cache.
 
     With a tokenizer (of the model that is fine-tuned) that one is used, whatever the settings say.
     """
-    folder = Path(settings.source)
-    if os.path.isfile(folder / "dataset.json"):  # pathlib's raises where a name is too long
-        return _opened_as(folder, settings, tokenizer)
-    return _cached_or_made(corpora.read(settings.source, settings.encoding, settings.errors), settings, tokenizer)
-
-
-def _cached_or_made(corpus: corpora.Corpus, settings: DataSettings, tokenizer: Tokenizer | None) -> Dataset:
-    maker = tokenizer or _spec(settings, corpus)
-    cached = _cached(_cache_key(corpus, maker, settings.val_fraction))
-    if (cached / "dataset.json").is_file():
-        with contextlib.suppress(OctavoError):  # a damaged copy is made anew
-            found = open_dataset(cached)  # perhaps of the same text under another name
-            return dataclasses.replace(found, info=found.info | {"name": corpus.name, "source": settings.source})
-    return _write(corpus, settings, maker, cached)
+    return result(preparing(settings, tokenizer))
 
 
 def dataset_again(settings: DataSettings, known: dict[str, Any], tokenizer: Tokenizer) -> Dataset:
@@ -90,6 +65,25 @@ def dataset_again(settings: DataSettings, known: dict[str, Any], tokenizer: Toke
 
     Raises `OctavoError` if the source has become another text.
     """
+    return result(preparing_again(settings, known, tokenizer))
+
+
+def prepare(settings: DataSettings, out: str | Path) -> Dataset:
+    """Prepare a source into the folder `out`, which must not hold anything yet."""
+    return result(preparing_into(settings, out))
+
+
+def preparing(settings: DataSettings, tokenizer: Tokenizer | None = None) -> Steps:
+    """`dataset`, telling how far it is."""
+    if is_prepared(settings.source):
+        return _opened_as(Path(settings.source), settings, tokenizer)
+    corpus = corpus_of(settings)
+    seen = yield from surveyed(corpus)
+    return (yield from cached_or_made(corpus, seen, settings, tokenizer))
+
+
+def preparing_again(settings: DataSettings, known: dict[str, Any], tokenizer: Tokenizer) -> Steps:
+    """`dataset_again`, telling how far it is."""
     cached = _cached(known["cache_key"])
     if settings.source == known["source"] and (cached / "dataset.json").is_file():
         with contextlib.suppress(OctavoError):
@@ -98,132 +92,232 @@ def dataset_again(settings: DataSettings, known: dict[str, Any], tokenizer: Toke
                 return found
     other = OctavoError(f"{settings.source} is not the text that this run was trained on",
                         "--init RUN, which starts a new run from its weights, with any text")  # fmt: skip
-    if os.path.isfile(Path(settings.source) / "dataset.json"):
-        made = dataset(settings, tokenizer)
+    if is_prepared(settings.source):
+        made = _opened_as(Path(settings.source), settings, tokenizer)
     else:
-        corpus = corpora.read(settings.source, settings.encoding, settings.errors)
-        if corpus.sha256 != known["text"]["sha256"]:
+        corpus = corpus_of(settings)
+        seen = yield from surveyed(corpus)
+        if seen.sha256 != known["text"]["sha256"]:
             raise other  # before the tokenizer meets characters that it doesn't know
-        made = _cached_or_made(corpus, settings, tokenizer)
+        made = yield from cached_or_made(corpus, seen, settings, tokenizer)
     if made.fingerprint != known["fingerprint"]:
         raise other
     return made
 
 
-def is_at_hand(settings: DataSettings, known: dict[str, Any]) -> bool:
-    """Whether the dataset that a checkpoint's `data` tells of lies prepared, so that no text need be read for it."""
-    folders = _cached(known["cache_key"]), Path(settings.source)
-    return any(os.path.isfile(folder / "dataset.json") for folder in folders)
-
-
-def prepare(settings: DataSettings, out: str | Path) -> Dataset:
-    """Prepare a source into the folder `out`, which must not hold anything yet."""
+def preparing_into(settings: DataSettings, out: str | Path) -> Steps:
+    """`prepare`, telling how far it is."""
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OctavoError(f"{out} already holds something", "another --out, or delete it first")
-    corpus = corpora.read(settings.source, settings.encoding, settings.errors)
-    return _write(corpus, settings, _spec(settings, corpus), out)
+    if is_prepared(settings.source):
+        raise OctavoError(f"{settings.source} is prepared already", f"octavo train {settings.source}")
+    corpus = corpus_of(settings)
+    seen = yield from surveyed(corpus)
+    return (yield from _made(corpus, seen, settings, _spec(settings, seen), out))
 
 
-def open_dataset(folder: Path) -> Dataset:
-    """A folder that `prepare` made, held against what its `dataset.json` says."""
-    try:
-        info = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in info["files"].items()}
-        vocab_size = int(info["vocab_size"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise OctavoError(f"{folder} is not a prepared folder: {error}", f"octavo prepare ... --out {folder}") from None
-    for name, (size, digest) in expected.items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != size or files.sha256(path) != digest:
-            raise OctavoError(f"{path} is not the file that was prepared: it is missing or changed",
-                              "prepare the text again")  # fmt: skip
-    for split in ("train", "val"):
-        try:
-            tokens = np.load(folder / f"{split}.npy", mmap_mode="r")
-        except (OSError, ValueError, EOFError) as error:
-            raise OctavoError(
-                f"{folder / f'{split}.npy'} is no token file: {error}", "prepare the text again"
-            ) from None
-        if tokens.ndim != 1 or tokens.dtype not in (np.uint16, np.uint32):
-            raise OctavoError(f"{folder / f'{split}.npy'} is no token file: {tokens.ndim} axes of {tokens.dtype}",
-                              "prepare the text again")  # fmt: skip
-        largest = max((int(tokens[i : i + (1 << 24)].max()) for i in range(0, len(tokens), 1 << 24)), default=0)
-        if largest >= vocab_size:
-            raise OctavoError(f"{folder / f'{split}.npy'} has id {largest}, beyond the vocabulary of {vocab_size}",
-                              "prepare the text again")  # fmt: skip
-    return Dataset(folder, tokenizers.load(folder), info)
+def is_at_hand(settings: DataSettings, known: dict[str, Any]) -> bool:
+    """Whether the dataset that a checkpoint's `data` tells of lies prepared, so that no text need be read for it."""
+    return is_prepared(_cached(known["cache_key"])) or is_prepared(settings.source)
 
 
-def tokenizer_for(text: str) -> str:
-    """The tokenizer that suits a text, where nobody said one.
+def encode_all(corpus: Corpus, tokenizer: Tokenizer, unknown: str = "error") -> np.ndarray:
+    """The ids of a whole corpus (T,), as they would be prepared, held in memory."""
+    seen = result(surveyed(corpus))
+    marks = seen.has_ends(tokenizer)
+    split = seen.split(0.5, deduplicate=False, newlines=not marks)
+    encoder = encoding.Encoder(tokenizer, unknown)
+    found = (encoder.encode(text.encode() + (encoding.END if marks and ends else b""))
+             for _, text, ends in parts(corpus, split._replace(by="document"), not marks))  # fmt: skip
+    return np.concatenate([np.empty(0, np.int64), *found]).astype(np.int64)
+
+
+def tokenizer_for(size: int, alphabet: int) -> str:
+    """The tokenizer that suits a text of so many bytes and different characters, where nobody said one.
 
     Characters for a small text in an alphabet; else BPE, with one token of vocabulary for about 500 bytes
     of text, between 1,024 and 32,768.
     """
-    size = len(text.encode(errors="replace"))
-    if size <= _SMALL_TEXT and len(set(text)) <= _FEW_CHARACTERS:
+    if size <= _SMALL_TEXT and alphabet <= _FEW_CHARACTERS:
         return "char"
     return f"bpe:{min(32768, max(1024, 1 << (size // 500).bit_length()))}"
 
 
-def _spec(settings: DataSettings, corpus: corpora.Corpus) -> str:
-    return tokenizer_for(corpus.text) if settings.tokenizer == "auto" else settings.tokenizer
+def result(steps: Generator[Preparing, None, T]) -> T:
+    """What comes of steps, with nobody told how far they are."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            return cast(T, done.value)
+
+
+def corpus_of(settings: DataSettings) -> Corpus:
+    """The corpus that settings name."""
+    return corpora.read(settings.source, settings.encoding, settings.errors, settings.text_field)
+
+
+def told(doing: str, counts: Iterator[int], total: int | None) -> Iterator[Preparing]:
+    """Every now and then, how far it is."""
+    began = last = time.perf_counter()
+    for count in counts:
+        now = time.perf_counter()
+        if now - last >= _TELL_EVERY:
+            last = now
+            yield Preparing(doing, count, total, now - began)
+
+
+def surveyed(corpus: Corpus) -> Generator[Preparing, None, Survey]:
+    """What a corpus is, telling how far it is read."""
+    found: Survey | None = None
+
+    def counts() -> Iterator[int]:
+        nonlocal found
+        for each in survey(corpus):
+            if isinstance(each, Survey):
+                found = each
+            else:
+                yield each
+
+    yield from told("reading", counts(), None)
+    assert found is not None
+    return found
+
+
+def _spec(settings: DataSettings, seen: Survey) -> str:
+    auto = tokenizer_for(seen.size, len(seen.alphabet))
+    return auto if settings.tokenizer == "auto" else settings.tokenizer
 
 
 def _cached(key: str) -> Path:
     return files.cache_dir() / "prepared" / key
 
 
-def _cache_key(corpus: corpora.Corpus, maker: str | Tokenizer, val_fraction: float) -> str:
+def _cache_key(seen: Survey, maker: str | Tokenizer, settings: DataSettings) -> str:
     made_by = maker if isinstance(maker, str) else maker.fingerprint
-    return hashlib.sha256(f"{FORMAT} {corpus.sha256} {made_by} {val_fraction!r}".encode()).hexdigest()[:24]
+    identity = f"{FORMAT} {seen.sha256} {made_by} {settings.val_fraction!r} {settings.deduplicate}"
+    return hashlib.sha256(identity.encode()).hexdigest()[:24]
 
 
-def _write(corpus: corpora.Corpus, settings: DataSettings, maker: str | Tokenizer, out: Path) -> Dataset:
+def cached_or_made(corpus: Corpus, seen: Survey, settings: DataSettings, tokenizer: Tokenizer | None) -> Steps:
+    """The tokens of a corpus that was read through: from the cache, or made."""
+    maker = tokenizer or _spec(settings, seen)
+    cached = _cached(_cache_key(seen, maker, settings))
+    if found := _opened_here(cached, corpus):
+        return found
+    return (yield from _made(corpus, seen, settings, maker, cached))
+
+
+def _opened_here(cached: Path, corpus: Corpus) -> Dataset | None:
+    """What the cache has, perhaps of the same text under another name. A damaged copy is made anew."""
+    if (cached / "dataset.json").is_file():
+        with contextlib.suppress(OctavoError):
+            found = open_dataset(cached)
+            return dataclasses.replace(found, info=found.info | {"name": corpus.name, "source": corpus.source})
+    return None
+
+
+def _made(corpus: Corpus, seen: Survey, settings: DataSettings, maker: str | Tokenizer, out: Path) -> Steps:
     """Tokenize a corpus, by a tokenizer or what one is built from, and put the folder in its place, whole."""
-    cut = int(len(corpus.text) * (1 - settings.val_fraction))
-    parts = {"train": corpus.text[:cut], "val": corpus.text[cut:]}
-    tokenizer = tokenizers.build(maker, corpus.text) if isinstance(maker, str) else maker
-    identity = f"{corpus.sha256} {tokenizer.fingerprint} {settings.val_fraction!r}"
-    info: dict[str, Any] = {
+    folder = out.with_name(f".{out.name}.preparing")
+    lock = filelock.FileLock(out.with_name(f".{out.name}.lock"), timeout=0)
+    with files.disk_errors_told(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            raise OctavoError(f"another process prepares {out}", "the same again when it is done") from None
+    try:
+        tokenizer = yield from _begun(folder, corpus, seen, settings, maker)
+        marks = seen.has_ends(tokenizer)
+        split = seen.split(settings.val_fraction, settings.deduplicate, newlines=not marks)
+        with contextlib.closing(parts(corpus, split, newlines=not marks)) as all_parts:
+            counts = writer.write(folder, all_parts, tokenizer, seen)
+            yield from told("writing tokens", counts, seen.characters)
+        info = _described(folder, corpus, seen, settings, maker, tokenizer, split.by)
+        info["text"]["left_out"] = split.sides.count(2)
+        (folder / "plan.json").unlink()
+        (folder / "dataset.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+        files.put_in_place(folder, out)
+    except OctavoError as error:
+        if "unknown characters" in error.message:
+            raise OctavoError(f"{corpus.name} has {error.message}",
+                              "a text in that alphabet, or a model of --tokenizer byte") from None  # fmt: skip
+        raise
+    finally:
+        if folder.exists() and not any(writer.found(folder, split) for split in SPLITS):
+            shutil.rmtree(folder)  # nothing was finished that is worth going on from
+        lock.release()
+        with contextlib.suppress(OSError):
+            Path(lock.lock_file).unlink()
+    found = {name: [npy(folder_file) for folder_file in paths] for name, paths in _shard_paths(out).items()}
+    return Dataset(out, tokenizer, info, found)
+
+
+def _begun(folder: Path, corpus: Corpus, seen: Survey, settings: DataSettings,
+           maker: str | Tokenizer) -> Generator[Preparing, None, Tokenizer]:  # fmt: skip
+    """The folder to write into, with the tokenizer in it: from when this was interrupted, or new."""
+    plan = json.dumps([_cache_key(seen, maker, settings), writer.SHARD])
+    with contextlib.suppress(OSError, OctavoError):
+        if (folder / "plan.json").read_text(encoding="utf-8") == plan:
+            return tokenizers.load(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    tokenizer = maker if isinstance(maker, Tokenizer) else (yield from _learnt(corpus, seen, maker))
+    with files.disk_errors_told(folder):
+        folder.mkdir()
+        tokenizer.save(folder)
+        files.write_whole(folder / "plan.json", plan)
+    return tokenizer
+
+
+def _learnt(corpus: Corpus, seen: Survey, spec: str) -> Generator[Preparing, None, Tokenizer]:
+    """The tokenizer that a corpus makes: of a large one, as much as a vocabulary needs, from all over it."""
+    if spec == "char":
+        return tokenizers.build(spec, seen.alphabet)
+    yield Preparing("learning the tokenizer", 0, None, 0.0)
+
+    def sample() -> Iterator[str]:
+        passed = taken = 0
+        for text, _ in corpus.pieces():
+            passed += len(text)
+            if seen.characters <= _LEARNT_FROM or taken * seen.characters <= passed * _LEARNT_FROM:
+                taken += len(text)
+                yield text
+
+    return tokenizers.build(spec, sample())
+
+
+def _shard_paths(folder: Path) -> dict[str, list[Path]]:
+    return {split: sorted(folder.glob(f"{split}-*.npy")) for split in SPLITS}
+
+
+def _described(folder: Path, corpus: Corpus, seen: Survey, settings: DataSettings, maker: str | Tokenizer,
+               tokenizer: Tokenizer, split_by: str) -> dict[str, Any]:  # fmt: skip
+    """What `dataset.json` says. Raises `OctavoError` where a split has too few tokens."""
+    paths = _shard_paths(folder)
+    tokens = {split: sum(npy(path).length for path in paths[split]) for split in SPLITS}
+    if min(tokens.values()) < 2:
+        shutil.rmtree(folder)
+        raise OctavoError(f"the text has {seen.characters} characters, too few to train on and validate",
+                          "a longer text")  # fmt: skip
+    identity = f"{seen.sha256} {tokenizer.fingerprint} {settings.val_fraction!r} {settings.deduplicate}"
+    return {
         "format": FORMAT,
         "name": corpus.name,
-        "source": settings.source,
-        "text": {"sha256": corpus.sha256, "bytes": corpus.size, "characters": len(corpus.text)},
+        "source": corpus.source,
+        "text": {"sha256": seen.sha256, "bytes": seen.size, "characters": seen.characters,
+                 "documents": seen.documents},
         "tokenizer": maker if isinstance(maker, str) else maker.kind,
         "vocab_size": tokenizer.vocab_size,
-        "split": {"by": "position", "val_fraction": settings.val_fraction},
-        "tokens": {},
+        "split": {"by": split_by, "val_fraction": settings.val_fraction},
+        "tokens": tokens,
         "fingerprint": hashlib.sha256(identity.encode()).hexdigest(),
-        "cache_key": _cache_key(corpus, maker, settings.val_fraction),
-        "files": {},
-    }
-    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
-    with files.whole_folder(out) as partial:
-        tokenizer.save(partial)
-        for split, text in parts.items():
-            try:
-                ids = tokenizer.encode(text)
-            except OctavoError as error:
-                raise OctavoError(f"{corpus.name} has {error.message}",
-                                  "a text in that alphabet, or a model of --tokenizer byte") from None  # fmt: skip
-            if len(ids) < 2:
-                raise OctavoError(f"the text has {len(corpus.text)} characters, too few to train on and validate",
-                                  "a longer text")  # fmt: skip
-            info["tokens"][split] = len(ids)
-            _write_tokens(partial / f"{split}.npy", ids.astype(dtype))
-        for path in sorted(partial.iterdir()):
-            info["files"][path.name] = {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
-        (partial / "dataset.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-    return Dataset(out, tokenizer, info)
-
-
-def _write_tokens(path: Path, ids: np.ndarray) -> None:
-    """`np.save`, but for a full disk, of which its error doesn't tell."""
-    with open(path, "wb") as file:
-        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(ids))
-        file.write(ids.data)
+        "cache_key": _cache_key(seen, maker, settings),
+        "shards": {split: [path.name for path in paths[split]] for split in SPLITS},
+        "files": {path.name: {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
+                  for path in sorted(folder.iterdir()) if path.name != "plan.json"},
+    }  # fmt: skip
 
 
 def _opened_as(folder: Path, settings: DataSettings, tokenizer: Tokenizer | None) -> Dataset:

@@ -8,21 +8,19 @@ The axis letters: `B` sequences in a batch, `T` positions in a window.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
+from octavo.data.shards import Shards
 from octavo.errors import OctavoError
 from octavo.settings import Settings
 
 
 class Sampler:
-    """Batches of a token file. `batch(step)` may be asked in any order."""
+    """Batches of a row of ids. `batch(step)` may be asked in any order."""
 
-    def __init__(self, tokens: Path, block_size: int, batch_size: int, seed: int) -> None:
-        mapped = np.load(tokens, mmap_mode="r")
-        self._file, self._dtype, self._offset = tokens, mapped.dtype, mapped.offset
-        self.length = len(mapped)
+    def __init__(self, tokens: Shards, block_size: int, batch_size: int, seed: int) -> None:
+        self._tokens, self.length = tokens, len(tokens)
         self.block_size, self.batch_size, self.seed = block_size, batch_size, seed
         if self.length < block_size + 1:
             raise OctavoError(
@@ -48,13 +46,10 @@ class Sampler:
 
     def batch(self, step: int) -> np.ndarray:
         """The batch of a step, int64 (B, T + 1): inputs without the last column, targets without the first."""
-        # Mapped anew each time: pages that were read would otherwise stay resident until the whole file is.
-        tokens = np.memmap(self._file, self._dtype, "r", self._offset, (self.length,))
-        ids = tokens[self.starts(step)[:, None] + np.arange(self.block_size + 1)]
-        return np.asarray(ids, dtype=np.int64)
+        return self._tokens.windows(self.starts(step), self.block_size + 1)
 
 
-def batches(tokens: Path, settings: Settings) -> Callable[[int], np.ndarray]:
+def batches(tokens: Shards, settings: Settings) -> Callable[[int], np.ndarray]:
     """The batch of any step, (B, T + 1); settings that differ in `max_steps` alone change lengths at another step.
 
     At first, where the settings say so, T is a part of the block and B as many times more: attention costs that

@@ -314,4 +314,5 @@ def _counts(loaded: Checkpoint) -> np.ndarray | None:
         tokens = dataset_again(loaded.settings, loaded.info["data"], loaded.tokenizer).tokens("train")
     except OctavoError:
         return None
-    return np.bincount(np.asarray(tokens), minlength=loaded.tokenizer.vocab_size)
+    V = loaded.tokenizer.vocab_size
+    return sum((np.bincount(piece, minlength=V) for piece in tokens.pieces()), start=np.zeros(V, dtype=np.int64))

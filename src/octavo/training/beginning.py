@@ -13,7 +13,8 @@ import torch
 
 from octavo import checkpoint, estimate, runs
 from octavo.checkpoint import Checkpoint, TrainerState
-from octavo.data.prepare import Dataset, dataset, dataset_again
+from octavo.data.dataset import Dataset
+from octavo.data.prepare import dataset, dataset_again
 from octavo.device import check_fits, find_device
 from octavo.errors import OctavoError
 from octavo.model import GPT

@@ -73,7 +73,7 @@ def events(settings: Settings, *, out: str | Path | None = None, name: str | Non
         settings, device=str(place.device), precision=place.precision, compile="on" if place.compile else "off",
         tokenizer=origin.data.info["tokenizer"],
     )  # fmt: skip
-    batch = batches(origin.data.path("train"), settings)
+    batch = batches(origin.data.tokens("train"), settings)
     trainer = Trainer(origin.model.to(place.device), settings, place)
     run = origin.run or Run.create(settings, origin.data.name, out, name)
     with run.locked():
