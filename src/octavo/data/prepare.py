@@ -261,6 +261,7 @@ def _begun(folder: Path, corpus: Corpus, seen: Survey, settings: DataSettings,
     plan = json.dumps([_cache_key(seen, maker, settings), writer.SHARD])
     with contextlib.suppress(OSError, OctavoError):
         if (folder / "plan.json").read_text(encoding="utf-8") == plan:
+            files.sweep(folder)
             return tokenizers.load(folder)
     shutil.rmtree(folder, ignore_errors=True)
     tokenizer = maker if isinstance(maker, Tokenizer) else (yield from _learnt(corpus, seen, maker))
