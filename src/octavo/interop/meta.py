@@ -22,6 +22,8 @@ def tokenizer(path: Path) -> Tokenizer:
         with open(path, "rb") as file:
             meta: Any = _Unpickler(file).load()
         ids: dict[str, int] = meta["stoi"]
+        if not ids:
+            raise ValueError("it has no characters")
         if not all(isinstance(character, str) and len(character) == 1 for character in ids):
             raise ValueError("its stoi has other keys than characters")
         if sorted(ids.values()) != list(range(len(ids))):
