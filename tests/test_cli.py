@@ -22,6 +22,7 @@ import torch
 
 import octavo
 from octavo import cli, files
+from octavo.data.dataset import open_dataset
 from octavo.settings import NANOGPT_NAMES, PRESETS, SECTIONS, DataSettings, from_toml, resolve
 
 TEXT = "the cat sat on the mat, and the rat sat on the hat.\n" * 12
@@ -519,12 +520,12 @@ def test_only_the_last_checkpoint_can_be_gone_on_from(run: Path, refused: Refuse
 
 def test_ids_beyond_the_vocabulary_are_told(say: Say, here: Path, refused: Refused) -> None:
     vocab_size = say("prepare", "text.txt", "--out", "tokens", "--json").json["vocab_size"]
-    tokens = np.load(here / "tokens" / "train.npy")
+    tokens = np.load(here / "tokens" / "train-00000.npy")
     tokens[5] = vocab_size
-    np.save(here / "tokens" / "train.npy", tokens)
+    np.save(here / "tokens" / "train-00000.npy", tokens)
     refused("train", "tokens", *SMALL, says="is not the file that was prepared")
     info = json.loads((here / "tokens" / "dataset.json").read_text(encoding="utf-8"))
-    info["files"]["train.npy"]["sha256"] = files.sha256(here / "tokens" / "train.npy")
+    info["files"]["train-00000.npy"]["sha256"] = files.sha256(here / "tokens" / "train-00000.npy")
     (here / "tokens" / "dataset.json").write_text(json.dumps(info), encoding="utf-8")
     refused("train", "tokens", *SMALL, says=f"has id {vocab_size}, beyond the vocabulary of {vocab_size}")
 
@@ -606,20 +607,26 @@ def test_a_run_for_which_there_is_no_room_at_all_is_not_begun(disk: Disk, say: S
 
 
 @pytest.mark.parametrize("verb", ["train", "prepare"])
-def test_wherever_preparing_fills_the_disk_nothing_is_left_and_it_works_next_time(
+def test_wherever_preparing_fills_the_disk_only_what_was_finished_is_left_and_it_works_next_time(
     verb: str, disk: Disk, say: Say, here: Path, own_cache: Path, refused: Refused
 ) -> None:
-    for room in range(7):  # two token files, two of the tokenizer, dataset.json, the folder and its parent
+    places, room = (own_cache, here), 0
+    for room in range(100):  # files, and the folders that they come into
         disk.has(room)
-        refused(*reading(verb, "text.txt"), says="disk is full") if room < 6 else say(*reading(verb, "text.txt"))
+        if (answer := say(*reading(verb, "text.txt"))).code == 0 or "step" in answer.err:
+            break
+        assert answer.code == 2
+        assert "disk is full" in answer.err
         assert whole(own_cache)
         assert whole(here)
-        if room < 6:
-            assert not list(own_cache.rglob("*.*"))
-        else:
-            shutil.rmtree(here / "out", ignore_errors=True)
+        left = {path.parent for place in places for path in place.rglob("*.npy")}
+        for folder in (each for each in left if not each.name.endswith(".preparing")):  # only its name wasn't flushed
+            open_dataset(folder)
+            shutil.rmtree(folder)
+    assert room >= 4  # each went on where the one before it had ended
     disk.has(room=10**9)
     assert say(*reading(verb, "text.txt")).code == 0
+    assert not [path for place in places for path in place.rglob("*.preparing")]
 
 
 @contextmanager
@@ -718,7 +725,8 @@ def test_help_of_prepare_lists_its_settings(say: Say) -> None:
     text = say("prepare", "--help").out
     for each in dataclasses.fields(DataSettings):
         if each.name != "source":
-            assert line_of("--" + each.name.replace("_", "-"), text).endswith(f"({each.default})")
+            said = str(each.default).lower() if each.type is bool else str(each.default)
+            assert line_of("--" + each.name.replace("_", "-"), text).endswith(f"({said})")
     assert "--source" not in text
 
 

@@ -18,6 +18,7 @@ import torch
 
 import octavo
 from octavo import checkpoint, training
+from octavo.data.prepare import result
 from octavo.device import Place, choose
 from octavo.errors import OctavoError
 from octavo.model import GPT
@@ -567,7 +568,7 @@ def test_short_windows_train_every_position_and_micro_batches_change_nothing() -
 def test_a_small_text_gets_fewer_steps_and_is_told_so(characters: int, steps: int) -> None:
     Path("text.txt").write_text((TEXT * 10)[:characters], encoding="utf-8")
     shape = dict(n_layer=1, n_head=1, n_embd=2, block_size=8, batch_size=12, device="cpu")
-    origin = begin(training.plan("text.txt", **shape))
+    origin = result(begin(training.plan("text.txt", **shape)))
     assert origin.settings.max_steps == steps
     assert origin.settings.eval_every == min(250, steps // 4)
     assert (steps == 1000) == (not origin.notices)
@@ -578,7 +579,7 @@ def test_a_small_text_gets_fewer_steps_and_is_told_so(characters: int, steps: in
 def test_whoever_names_the_steps_gets_them() -> None:
     for given in ({"max_steps": 5000}, {"preset": "nanogpt-tiny"}, {"max_epochs": 0}):
         planned = training.plan("text.txt", **{"block_size": 8, "device": "cpu", **given})
-        assert begin(planned).settings.max_steps == planned.max_steps
+        assert result(begin(planned)).settings.max_steps == planned.max_steps
 
 
 def test_training_does_not_wait_for_pytorchs_compiler_to_be_imported() -> None:

@@ -29,7 +29,8 @@ _LOOKING = ("text", "layer", "head", "position", "token", "word", "against", "at
 VIEWS = ("shapes", "tokens", "position", "neighbors", "map", "attention", "next", "lens", "residual", "score", "ablate",
          "losses", "verify")  # fmt: skip
 _WRITING = ("max_new_tokens", "num_samples", "best_of", "seed", "stop", "unknown", "overflow", "quantize")
-VERBS = ("train", "sample", "eval", "inspect", "serve", "prepare", "bench")
+SOURCE = "a named corpus, a file, folder or glob (text, .jsonl, .parquet; .gz, .zst), hf:NAME or -"
+VERBS = ("train", "sample", "eval", "inspect", "serve", "prepare", "stats", "bench")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -111,7 +112,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
     loaded = runs.load(arguments.run, find_device(arguments.device))
     result = evaluation.evaluate_run(loaded, arguments.source, arguments.block_size, arguments.unknown,
-                                     arguments.encoding, arguments.errors)  # fmt: skip
+                                     arguments.encoding, arguments.errors, arguments.text_field)  # fmt: skip
     return _report(
         arguments,
         result,
@@ -205,19 +206,53 @@ def serve(arguments: argparse.Namespace) -> int:
 
 def prepare(arguments: argparse.Namespace) -> int:
     """octavo prepare"""
+    from octavo.data.prepare import preparing_into
+    from octavo.terminal import followed
+
     settings = resolve(source=arguments.source, **_given(arguments))
-    made = octavo.prepare(settings, arguments.out)
+    made = followed(preparing_into(settings, arguments.out), sys.stderr)
     if arguments.json:
         print(json.dumps(made.info))
     else:
-        counts = made.info["tokens"]
+        counts, text, split = made.info["tokens"], made.info["text"], made.info["split"]
+        documents = f", {text['documents']:,} documents" if text["documents"] > 1 else ""
+        left_out = f", {text['left_out']:,} copies left out" if text["left_out"] else ""
         print(
-            f"{made.folder}: {made.name}, {made.info['text']['bytes']:,} bytes, tokenizer {made.info['tokenizer']} "
-            f"({made.info['vocab_size']:,} tokens)\n"
-            f"  train {counts['train']:,} tokens, val {counts['val']:,}\n"
+            f"{made.folder}: {made.name}, {text['bytes']:,} bytes{documents}{left_out}, tokenizer "
+            f"{made.info['tokenizer']} ({made.info['vocab_size']:,} tokens)\n"
+            f"  train {counts['train']:,} tokens, val {counts['val']:,}, split by {split['by']}\n"
             f"next: octavo train {made.folder}"
         )
     return 0
+
+
+def stats(arguments: argparse.Namespace) -> int:
+    """octavo stats"""
+    from octavo.data.statistics import statistics
+    from octavo.terminal import followed
+
+    found = followed(statistics(resolve(source=arguments.source, **_given(arguments))), sys.stderr)
+
+    def listed(pairs: list[tuple[str, int]]) -> str:
+        return ", ".join(f"{text!r} {count:,}" for text, count in pairs) or "none"
+
+    copies = f", {found.duplicates:,} of them copies" if found.duplicates else ""
+    return _report(
+        arguments,
+        found,
+        f"{found.name}\n"
+        f"  characters    {found.characters:,} ({found.bytes:,} bytes), {found.different_characters:,} different\n"
+        f"  documents     {found.documents:,}{copies}\n"
+        f"  lines         {found.lines:,}, the longest of {found.longest_line:,} characters; "
+        f"{found.repeated_lines:,} long ones came before\n"
+        f"  tokens        {sum(found.tokens.values()):,} by {found.tokenizer}: train {found.tokens['train']:,}, "
+        f"val {found.tokens['val']:,}\n"
+        f"                {found.characters_per_token:.2f} characters each; of {found.vocab_size:,} in the vocabulary "
+        f"{found.unused_tokens:,} unused\n"
+        f"  frequent      {listed(found.frequent_tokens)}\n"
+        f"  rare          {listed(found.rare_characters)}\n"
+        f"  only in val   {listed(found.unseen_characters)}",
+    )
 
 
 def bench(arguments: argparse.Namespace) -> int:
@@ -356,7 +391,10 @@ def _parser(defaults: Settings) -> _Parser:
 
     verb = _verb(verbs, "train", "[SOURCE]", train, "train a GPT on a text", "octavo train my.txt --n-layer 6")
     verb.add_argument(
-        "source", nargs="?", metavar="SOURCE", help="pydocs, shakespeare, a file, folder, glob, prepared folder or -"
+        "source",
+        nargs="?",
+        metavar="SOURCE",
+        help="pydocs, shakespeare, a file, folder, glob, hf:NAME, prepared folder or -",
     )
     verb.add_argument("--preset", metavar="P", help=f"where the settings start: {', '.join(PRESETS)}")
     verb.add_argument("--config", metavar="F.toml", help="settings from a TOML file, over the preset")
@@ -416,6 +454,9 @@ def _parser(defaults: Settings) -> _Parser:
     verb.add_argument("--encoding", default="utf-8", metavar="NAME", help="encoding of the text (utf-8)")
     verb.add_argument("--errors", choices=("strict", "replace", "ignore"), default="strict",
                       help="what to do with undecodable bytes (strict)")  # fmt: skip
+    verb.add_argument(
+        "--text-field", default="text", metavar="NAME", help="of rows, the field that holds the text (text)"
+    )
     _add_reading(verb)
     _finish(verb)
 
@@ -473,8 +514,14 @@ def _parser(defaults: Settings) -> _Parser:
         "text to token files",
         "octavo prepare my.txt --out tokens --tokenizer bpe:4096",
     )
-    verb.add_argument("source", metavar="SOURCE", help="a named corpus, a file, folder, glob or -")
+    verb.add_argument("source", metavar="SOURCE", help=SOURCE)
     verb.add_argument("--out", required=True, metavar="DIR", help="a folder that does not exist yet")
+    _add_settings(verb, DataSettings, defaults, leave_out=("source",))
+    _finish(verb)
+
+    verb = _verb(verbs, "stats", "SOURCE", stats, "look at a text: how much, what is frequent, rare, repeated",
+                 "octavo stats my.txt")  # fmt: skip
+    verb.add_argument("source", metavar="SOURCE", help=SOURCE)
     _add_settings(verb, DataSettings, defaults, leave_out=("source",))
     _finish(verb)
 

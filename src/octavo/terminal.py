@@ -1,10 +1,11 @@
-"""Drawing the events of training for a person: a live line on a terminal, plain lines elsewhere."""
+"""Drawing the events of preparing a text and of training for a person: a live line on a terminal, else plain lines."""
 
 import os
 import shutil
 import sys
+from collections.abc import Generator
 from types import TracebackType
-from typing import IO
+from typing import IO, TypeVar, cast
 
 from rich.console import Console
 from rich.live import Live
@@ -12,7 +13,7 @@ from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from octavo.training import Evaluated, Event, Finished, Notice, Sampled, Saved, Started, Step
+from octavo.training import Evaluated, Event, Finished, Notice, Preparing, Sampled, Saved, Started, Step
 
 
 class _Console(Console):
@@ -20,6 +21,20 @@ class _Console(Console):
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
+
+
+T = TypeVar("T")
+_SELDOM = 10  # seconds between plain lines
+
+
+def followed(steps: Generator[Preparing, None, T], stream: IO[str]) -> T:
+    """What comes of preparing a text, with how far it is drawn as it goes."""
+    with Progress(stream) as progress:
+        while True:
+            try:
+                progress.show(next(steps))
+            except StopIteration as done:
+                return cast(T, done.value)
 
 
 class Progress:
@@ -32,6 +47,7 @@ class Progress:
         self._live = Live(console=self.console, transient=True, refresh_per_second=8)
         self._last_sample = ""
         self._val_loss = "n/a"
+        self._told = 0.0  # seconds, of what is being prepared, when the last plain line was
 
     def __enter__(self) -> "Progress":
         return self
@@ -45,6 +61,8 @@ class Progress:
     def show(self, event: Event) -> None:
         """Draw one event."""
         match event:
+            case Preparing():
+                self._prepare(event)
             case Started():
                 self._begin(event)
             case Notice():
@@ -70,6 +88,16 @@ class Progress:
                 pass  # every evaluation saves; the end names the folder
             case Finished():
                 self._end(event)
+
+    def _prepare(self, event: Preparing) -> None:
+        line = _preparation(event)
+        if self.console.is_terminal:
+            self._live.start()
+            self._live.update(line)
+        elif not 0 <= event.seconds - self._told < _SELDOM:
+            self._told = event.seconds
+            if event.seconds >= _SELDOM:  # a text that is done sooner needs no word
+                self.console.print(line)
 
     def _begin(self, event: Started) -> None:
         self.started = event
@@ -146,6 +174,21 @@ class Progress:
                 f"         {octavo} eval {run}\n"
                 f"         {goes_on} --max-steps {2 * max(1, event.step)}"
             )
+
+
+def _preparation(event: Preparing) -> str:
+    """Doing what, how much of how much, how fast, how long still."""
+    rate = event.done / max(event.seconds, 1e-9)
+    parts = [event.doing]
+    if event.total:
+        parts.append(f"{event.done / event.total:.0%} of {event.total / 1e6:,.1f} million characters")
+    elif event.done:
+        parts.append(f"{event.done / 1e6:,.1f} million characters")
+    if event.done:
+        parts.append(f"{rate / 1e6:,.1f} million a second")
+        if event.total:
+            parts.append(f"left {_clock((event.total - event.done) / rate)}")
+    return " · ".join(parts)
 
 
 def _counted(number: int, noun: str) -> str:

@@ -237,9 +237,10 @@ def _made(corpus: Corpus, seen: Survey, settings: DataSettings, maker: str | Tok
             yield from told("writing tokens", counts, seen.characters)
         info = _described(folder, corpus, seen, settings, maker, tokenizer, split.by)
         info["text"]["left_out"] = split.sides.count(2)
-        (folder / "plan.json").unlink()
-        (folder / "dataset.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-        files.put_in_place(folder, out)
+        with files.disk_errors_told(out):
+            (folder / "dataset.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+            (folder / "plan.json").unlink()
+            files.put_in_place(folder, out)
     except OctavoError as error:
         if "unknown characters" in error.message:
             raise OctavoError(f"{corpus.name} has {error.message}",

@@ -4,6 +4,7 @@ for event in octavo.training.events(octavo.training.plan("my.txt", max_steps=100
     print(event)
 """
 
+from octavo.data.prepare import Preparing
 from octavo.training.beginning import plan
 from octavo.training.event import Evaluated, Event, Finished, Notice, Sampled, Saved, Started, Step
 from octavo.training.loop import events, interruptible, train
@@ -13,6 +14,7 @@ __all__ = [
     "Event",
     "Finished",
     "Notice",
+    "Preparing",
     "Sampled",
     "Saved",
     "Started",

@@ -5,6 +5,7 @@ Nothing is written here but the prepared text in the cache, so a mistake leaves 
 
 import dataclasses
 import math
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from octavo import checkpoint, estimate, runs
 from octavo.checkpoint import Checkpoint, TrainerState
 from octavo.data.dataset import Dataset
-from octavo.data.prepare import dataset, dataset_again
+from octavo.data.prepare import Preparing, preparing, preparing_again
 from octavo.device import check_fits, find_device
 from octavo.errors import OctavoError
 from octavo.model import GPT
@@ -78,13 +79,16 @@ def resumable(resume: str | Path) -> tuple[Run, Path]:
     return run, run.last
 
 
-def begin(settings: Settings, resume: str | Path | None = None, init: str | Path | None = None) -> Beginning:
-    """Read the text, build or load the model, and resolve what the settings leave open."""
+Steps = Generator[Preparing, None, Beginning]
+
+
+def begin(settings: Settings, resume: str | Path | None = None, init: str | Path | None = None) -> Steps:
+    """Read the text, build or load the model, and resolve what the settings leave open. Tells how far the text is."""
     if resume is not None:
-        return _resumed(settings, *resumable(resume))
+        return (yield from _resumed(settings, *resumable(resume)))
     if init is not None:
-        return _initialised(settings, runs.load(init))
-    data = dataset(settings)
+        return (yield from _initialised(settings, runs.load(init)))
+    data = yield from preparing(settings)
     known = data.tokenizer.vocab_size
     settings = dataclasses.replace(settings, vocab_size=settings.vocab_size or known)
     if settings.vocab_size < known:
@@ -115,7 +119,7 @@ def _fitted(settings: Settings, data: Dataset) -> tuple[Settings, list[str]]:
     return dataclasses.replace(settings, max_steps=enough, eval_every=min(settings.eval_every, enough // 4)), [notice]
 
 
-def _resumed(settings: Settings, run: Run, folder: Path) -> Beginning:
+def _resumed(settings: Settings, run: Run, folder: Path) -> Steps:
     origin, state = checkpoint.load(folder), checkpoint.load_trainer(folder)  # in this order: the first verifies
     notices = []
     resolved = {key: state.values[key] for key in ("device", "precision", "compile")}
@@ -123,11 +127,11 @@ def _resumed(settings: Settings, run: Run, folder: Path) -> Beginning:
     if state.values["threads"] != torch.get_num_threads():
         notices.append(f"{torch.get_num_threads()} threads, not {state.values['threads']} as before: "
                        "losses may differ in the last digits")  # fmt: skip
-    data = dataset_again(settings, origin.info["data"], origin.tokenizer)
+    data = yield from preparing_again(settings, origin.info["data"], origin.tokenizer)
     return Beginning(settings, data, _reshaped(origin.model, settings), run, state, notices)
 
 
-def _initialised(settings: Settings, origin: Checkpoint) -> Beginning:
+def _initialised(settings: Settings, origin: Checkpoint) -> Steps:
     """A new run with another's weights, and so with its shape and tokenizer; its block may be shorter."""
     theirs = origin.settings
     notices = []
@@ -137,7 +141,7 @@ def _initialised(settings: Settings, origin: Checkpoint) -> Beginning:
         notices.append(f"the position table is cropped from {theirs.block_size} to {shape['block_size']} positions")
     began = theirs.weight_init if isinstance(theirs, Settings) else "noise"
     settings = dataclasses.replace(settings, **shape, weight_init=began)
-    data = dataset(settings, origin.tokenizer)
+    data = yield from preparing(settings, origin.tokenizer)
     settings, fewer = _fitted(settings, data)
     return Beginning(settings, data, _reshaped(origin.model, settings), notices=notices + fewer)
 

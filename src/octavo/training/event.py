@@ -6,6 +6,7 @@ Units: nats, tokens, seconds. A step's number is the count of updates made.
 from dataclasses import dataclass
 from pathlib import Path
 
+from octavo.data.prepare import Preparing
 from octavo.settings import Settings
 
 
@@ -92,4 +93,4 @@ class Finished:
     reason: str
 
 
-Event = Started | Notice | Step | Evaluated | Sampled | Saved | Finished
+Event = Preparing | Started | Notice | Step | Evaluated | Sampled | Saved | Finished

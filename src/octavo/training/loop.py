@@ -66,7 +66,7 @@ def events(settings: Settings, *, out: str | Path | None = None, name: str | Non
     clock = time.perf_counter()
     if resume is not None and (out is not None or name is not None):
         raise OctavoError("a resumed run stays where it is", "leave out --out and --name")
-    origin = begin(settings, resume, init)
+    origin = yield from begin(settings, resume, init)
     settings = origin.settings
     place = choose(settings)
     settings = dataclasses.replace(
