@@ -46,6 +46,10 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     """Every test has a cache folder of its own, and no network is reached by accident."""
     cache = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("OCTAVO_CACHE", str(cache))
+    for tool in ("TRACKIO_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(tool, str(cache / "loggers"))
+    for name, value in (("WANDB_MODE", "offline"), ("WANDB_ERROR_REPORTING", "false"), ("HF_HUB_OFFLINE", "1")):
+        monkeypatch.setenv(name, value)
     return cache
 
 

@@ -94,7 +94,7 @@ def run_python(block: Block, page: Path, namespace: dict[str, Any]) -> str:
 def run_commands(block: Block, page: Path) -> str:
     everything = ""
     for command, shown in commands(block):
-        word = command.split()[0]
+        word = next(word for word in command.split() if not re.match(r"\w+=", word))  # the command, after its variables
         assert word in HARMLESS, f"line {block.line}: {word!r} is not run here: mark the block, with the reason"
         path = sysconfig.get_path("scripts") + os.pathsep + os.environ["PATH"]
         done = subprocess.run(
@@ -170,7 +170,7 @@ GOOD = """
     # a comment, and a command on two lines
     python -c \\
         "print(1)"
-    $ python -c "print(2)"
+    $ NUMBER=2 python -c "import os; print(os.environ['NUMBER'])"
     '''
     '''text
     1
@@ -206,7 +206,7 @@ def test_a_page_that_tells_the_truth_passes(tmp_path: Path, monkeypatch: pytest.
         ("not run: there is no such command", "not run", "but why"),
         ("not run: there is no such command", "not run:", "but why"),
         ("not run: there is no such command", "not for now", "'octavo-of-the-moon' is not run here"),
-        ('$ python -c "print(2)"', "octavo-of-the-moon", "'octavo-of-the-moon' is not run here"),
+        ("$ NUMBER=2 python", "$ NUMBER=2 octavo-of-the-moon", "'octavo-of-the-moon' is not run here"),
         ("'''python\n    greeting", "'''pyton\n    greeting", "to be run or to be shown"),
         ("    something else\n    '''", "    something else", "has no end"),
         ("$ python -c \"print(open('greeting.txt')", "python -c \"print(open('greeting.txt')", "begins with"),

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from octavo import cli, estimate
 from octavo.errors import OctavoError
 from octavo.settings import (
+    LOGGERS,
     NANOGPT_NAMES,
     PRESETS,
     SECTIONS,
@@ -55,6 +56,8 @@ def values_of(name: str) -> st.SearchStrategy[Any]:
     each = FIELDS[name]
     if name == "preset" or each.metadata["choices"]:
         return st.sampled_from(list(each.metadata["choices"] or PRESETS))
+    if name == "log":
+        return st.lists(st.sampled_from(LOGGERS)).map(",".join)
     low, high = each.metadata["low"], each.metadata["high"]
     kinds: dict[Any, Callable[[], st.SearchStrategy[Any]]] = {
         bool: st.booleans, str: st.text, int: lambda: st.integers(low, high), float: lambda: st.floats(low, high),

@@ -26,6 +26,9 @@ def setting(default: Any, help: str, *, low: float = -math.inf, high: float = ma
     return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
 
 
+LOGGERS = ("tensorboard", "wandb", "trackio")  # beside metrics.jsonl, see octavo.training.loggers
+
+
 class _Checked:
     """What is built has the types and bounds of its fields."""
 
@@ -133,6 +136,19 @@ class TrainingSettings(_Checked):
     compile: str = setting(
         "auto", "torch.compile; auto: on CUDA, where it pays for a cold start", choices=("auto", "on", "off")
     )
+    log: str = setting("none", f"where else to log: {', '.join(LOGGERS)}, or several with commas")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.loggers:
+            if name not in LOGGERS:
+                raise unknown("logger", name, LOGGERS)
+
+    @property
+    def loggers(self) -> list[str]:
+        """The names in `log`, each once."""
+        names = dict.fromkeys(each.strip() for each in self.log.split(","))
+        return [name for name in names if name not in ("none", "")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,8 +233,8 @@ NANOGPT_NAMES = {
     "eval_iters": "leave it out: evaluation takes the whole validation split",
     "always_save_checkpoint": "leave it out: last and best are always kept",
     "eval_only": "octavo eval RUN",
-    "wandb_log": "leave it out: metrics.jsonl in the run's folder has every number",
-    "wandb_project": "leave it out: metrics.jsonl in the run's folder has every number",
+    "wandb_log": "--log wandb",
+    "wandb_project": "WANDB_PROJECT in the environment, with --log wandb",
     "wandb_run_name": "--name",
     "backend": "leave it out: training runs in one process",
 }
@@ -274,6 +290,8 @@ def unknown(kind: str, name: str, known: Any) -> OctavoError:
         hint = "--" + near[0].replace("_", "-")
     elif kind == "section":
         hint = f"[{near[0]}]"
+    elif kind == "logger":
+        hint = f"--log {near[0]}"
     elif kind == "verb":
         hint = f"octavo {near[0]}"
     elif kind == "view":

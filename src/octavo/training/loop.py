@@ -6,6 +6,7 @@ the evaluation, the sampling and the saving live in their own rooms.
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import signal
 import sys
@@ -29,6 +30,7 @@ from octavo.generation.text import Continuation, start
 from octavo.loss import split_loss
 from octavo.runs import Run
 from octavo.settings import Settings
+from octavo.training import loggers
 from octavo.training.beginning import Beginning, begin, plan
 from octavo.training.event import Evaluated, Event, Finished, Notice, Sampled, Saved, Started, Step
 from octavo.training.step import Trainer
@@ -64,6 +66,7 @@ def events(settings: Settings, *, out: str | Path | None = None, name: str | Non
     before the text is read and the model built.
     """
     clock = time.perf_counter()
+    loggers.check(settings)
     if resume is not None and (out is not None or name is not None):
         raise OctavoError("a resumed run stays where it is", "leave out --out and --name")
     origin = yield from begin(settings, resume, init)
@@ -81,15 +84,14 @@ def events(settings: Settings, *, out: str | Path | None = None, name: str | Non
             run.write_settings(settings)
         loop = _Loop(run, origin, trainer, clock)
         tokens = origin.data.info["tokens"]
-        yield Started(
+        started = Started(
             run=run.folder, settings=settings, step=trainer.step, parameters=estimate.parameters(settings),
             device=place.name, precision=place.precision, tokenizer=origin.data.info["tokenizer"],
             vocab_size=settings.vocab_size, train_tokens=tokens["train"], val_tokens=tokens["val"],
             flops_per_token=estimate.flops_per_token(settings), peak_flops=place.peak_flops,
         )  # fmt: skip
-        for text in [*place.notes, *origin.notices]:
-            yield Notice(text)
-        yield from loop.steps(batch, stop)
+        notices = map(Notice, [*place.notes, *origin.notices])
+        yield from loggers.told(settings.loggers, itertools.chain([started], notices, loop.steps(batch, stop)))
 
 
 @contextlib.contextmanager
