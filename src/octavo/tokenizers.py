@@ -89,6 +89,12 @@ class Tokenizer:
         encodings = self.backend.encode_batch_fast(pieces, add_special_tokens=False)
         return np.array([id for encoding in encodings for id in encoding.ids], dtype=np.int64)
 
+    def encode_word(self, text: str) -> list[int]:
+        """The ids of a few letters that hold no unknown characters, without `encode`'s preparations."""
+        if self._tiktoken is not None:
+            return self._tiktoken.encode_ordinary(text)
+        return self.backend.encode(text, add_special_tokens=False).ids
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD."""
         return b"".join(_bytes_of(id, self.token_bytes) for id in ids).decode("utf-8", errors="replace")
