@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 # Beyond, the scores (B, H, T, T) fall out of the caches, and the fused kernel skips more than half of them.
-_LONGEST = 512
+LONGEST = 512
 _ON_GPU = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _MATMUL: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # PyTorch's stubs don't know it
@@ -136,7 +136,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropo
     backward take it 3 to 5 times as long as this in bf16, 1 to 2 times in float32.
     """
     B, H, T, D = q.shape
-    if not is_causal or mask is not None or dropout_p or T > _LONGEST:
+    if not is_causal or mask is not None or dropout_p or T > LONGEST:
         return F.scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal)
     q, k, v = (each.reshape(B * H, T, D) for each in (q, k, v))
     scores = torch.baddbmm(_future(T, q.dtype), q, k.mT, alpha=D**-0.5)  # (B * H, T, T)
