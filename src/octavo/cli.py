@@ -30,7 +30,7 @@ VIEWS = ("shapes", "tokens", "position", "neighbors", "map", "attention", "next"
          "losses", "verify")  # fmt: skip
 _WRITING = ("max_new_tokens", "num_samples", "best_of", "seed", "stop", "unknown", "overflow", "quantize")
 SOURCE = "a named corpus, a file, folder or glob (text, .jsonl, .parquet; .gz, .zst), hf:NAME or -"
-VERBS = ("train", "sample", "eval", "inspect", "serve", "prepare", "stats", "bench")
+VERBS = ("train", "sample", "eval", "inspect", "serve", "prepare", "stats", "estimate", "bench")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -178,11 +178,12 @@ def _write_page(arguments: argparse.Namespace, given: dict[str, Any]) -> None:
 
 def _with_vocabulary(settings: Settings) -> Settings:
     """Settings with the vocabulary that their tokenizer has, where that is one and the same for all texts."""
-    sizes = {"gpt2": 50257, "byte": 256}
-    if not settings.vocab_size and settings.tokenizer not in sizes:
+    from octavo.tokenizers import FIXED
+
+    if not settings.vocab_size and settings.tokenizer not in FIXED:
         raise OctavoError(f"the preset {settings.preset} takes its vocabulary from the text",
                           "--preset gpt2-512, or a RUN")  # fmt: skip
-    return dataclasses.replace(settings, vocab_size=settings.vocab_size or sizes[settings.tokenizer])
+    return dataclasses.replace(settings, vocab_size=settings.vocab_size or FIXED[settings.tokenizer])
 
 
 def serve(arguments: argparse.Namespace) -> int:
@@ -253,6 +254,42 @@ def stats(arguments: argparse.Namespace) -> int:
         f"  rare          {listed(found.rare_characters)}\n"
         f"  only in val   {listed(found.unseen_characters)}",
     )
+
+
+def estimate(arguments: argparse.Namespace) -> int:
+    """octavo estimate"""
+    from octavo import training
+    from octavo.estimate import FLOPS
+    from octavo.terminal import clock, followed, size
+    from octavo.training.forecast import predicting
+
+    settings = training.plan(arguments.source, preset=arguments.preset, config=arguments.config, **_given(arguments))
+    named = arguments.source is not None or settings.source != DataSettings().source
+    found = followed(predicting(settings, arguments.price, read=named), sys.stderr)
+
+    def listed(parts: dict[str, Any], shown: Callable[[Any], str]) -> str:
+        return ", ".join(f"{what} {shown(each)}" for what, each in parts.items() if each)
+
+    count, parts, flops = found.parameters, found.parameters_by_part, found.flops_by_part
+    text = "" if found.epochs is None else f", {found.epochs:,.1f} passes over {found.train_tokens:,} tokens of text"
+    lines = [
+        f"parameters  {count:,}: {listed(parts, '{:,}'.format)}",
+        f"            wte is the head too, and counted once; {count - parts['wpe']:,} without wpe, as nanoGPT counts, "
+        f"{count - parts['wpe'] - parts['wte']:,} without both",
+        f"FLOPs       {found.flops_per_token:,} a token: forward {flops['forward']:,}, backward {flops['backward']:,}; "
+        f"attention's {flops['attention']:,} are in both",
+        f"            {FLOPS}",
+        f"memory      {size(found.memory_bytes)} at the peak, on {found.device} in {found.precision}, with "
+        f"{found.micro_batch} sequences at once",
+        f"            {listed(found.memory_by_part, size)}",
+        f"run         {found.steps:,} steps of {settings.batch_size * settings.block_size:,} tokens{text}",
+    ]
+    if found.seconds is not None:
+        lines.append(f"time        {clock(found.seconds)}: {listed(found.seconds_by_part, clock)}")
+        lines.append(f"            at {found.tokens_per_second or 0:,.0f} tokens a second, tried for two seconds")
+    if found.price is not None:
+        lines.append(f"price       {found.price:,.2f}, at {arguments.price:,.2f} an hour")
+    return _report(arguments, found, "\n".join([*lines, *(f"warning: {each}" for each in found.warnings)]))
 
 
 def bench(arguments: argparse.Namespace) -> int:
@@ -354,7 +391,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if extra:
         flags = [flag for flag in arguments.flags if flag.startswith("--")]
         word = extra[0].partition("=")[0]
-        names = NANOGPT_NAMES if arguments.verb is train else _NANOGPT_SAMPLES
+        names = NANOGPT_NAMES if arguments.verb in (train, estimate) else _NANOGPT_SAMPLES
         theirs = names.get(word.removeprefix("--").replace("-", "_"))
         if theirs is not None:
             raise OctavoError(f"{word} is nanoGPT's name", theirs)
@@ -523,6 +560,16 @@ def _parser(defaults: Settings) -> _Parser:
                  "octavo stats my.txt")  # fmt: skip
     verb.add_argument("source", metavar="SOURCE", help=SOURCE)
     _add_settings(verb, DataSettings, defaults, leave_out=("source",))
+    _finish(verb)
+
+    verb = _verb(verbs, "estimate", "[SOURCE]", estimate, "what training costs, before it is run",
+                 "octavo estimate my.txt --n-layer 6 --price 2.50")  # fmt: skip
+    verb.add_argument("source", nargs="?", metavar="SOURCE", help=f"{SOURCE}; default: none, or the preset's")
+    verb.add_argument("--preset", metavar="P", help=f"where the settings start: {', '.join(PRESETS)}")
+    verb.add_argument("--config", metavar="F.toml", help="settings from a TOML file, over the preset")
+    verb.add_argument("--price", type=_number, metavar="PER_HOUR", help="of this machine, to tell the run's")
+    for title, part in SECTIONS.items():
+        _add_settings(verb.add_argument_group(f"{title} settings"), part, defaults, leave_out=("source",))
     _finish(verb)
 
     verb = _verb(

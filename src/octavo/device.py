@@ -128,18 +128,40 @@ def find_device(name: str = "auto") -> torch.device:
 
 def check_fits(parameters: int, device: torch.device) -> None:
     """Raise `OctavoError` where weights, gradients and AdamW's two averages alone, 16 bytes each, don't fit."""
-    if device.type == "cuda":
-        there = torch.cuda.mem_get_info(device)[1]
-    elif hasattr(os, "sysconf"):
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    else:
-        return  # Windows tells only through its own API; there the allocation itself fails
-    if 16 * parameters > there:
+    there = memory_there(device)
+    if there is not None and 16 * parameters > there:
         raise OctavoError(
             f"{parameters:,} parameters need {16 * parameters / 1e9:,.1f} GB to train, and this machine has "
             f"{there / 1e9:,.1f} GB",
             "a smaller --n-layer, --n-embd or vocabulary",
         )
+
+
+def memory_there(device: torch.device) -> int | None:
+    """All the bytes of memory that a device has, or the machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    if hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None  # Windows tells only through its own API; there the allocation itself fails
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that may still be taken, where the system tells; where it doesn't, all that there are."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    with contextlib.suppress(OSError, StopIteration), open("/proc/meminfo", encoding="ascii") as lines:
+        return 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
+    return memory_there(device)
+
+
+def held_memory(device: torch.device) -> int | None:
+    """Bytes that are taken now: of a GPU's by tensors, else by the whole process, where the system tells."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    with contextlib.suppress(OSError), open("/proc/self/statm", encoding="ascii") as numbers:
+        return os.sysconf("SC_PAGE_SIZE") * int(numbers.read().split()[1])
+    return None
 
 
 def out_of_memory(error: RuntimeError) -> bool:

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from octavo.training import Evaluated, Event, Finished, Notice, Preparing, Sampled, Saved, Started, Step
+from octavo.training import Evaluated, Event, Expected, Finished, Notice, Preparing, Sampled, Saved, Started, Step
 
 
 class _Console(Console):
@@ -71,6 +71,8 @@ class Progress:
                 self._live.update(self._status(event))
             case Step():
                 self.console.print(" · ".join(self._numbers(event)))
+            case Expected():
+                self.console.print(f"about {clock(event.seconds)} in all, at {event.tokens_per_second:,.0f} tokens/s")
             case Evaluated():
                 mark = " (best)" if event.best else ""
                 self._val_loss = f"{event.val_loss:.4f}"
@@ -102,12 +104,15 @@ class Progress:
     def _begin(self, event: Started) -> None:
         self.started = event
         s = event.settings
+        tables = s.n_embd * (s.vocab_size + s.block_size)
         self.console.print(
             f"[bold]{escape(event.run.name)}[/] · {escape(s.source)}: {event.train_tokens:,} tokens to train on, "
             f"{event.val_tokens:,} to validate · tokenizer {escape(event.tokenizer)} ({event.vocab_size:,} tokens)\n"
-            f"{event.parameters:,} parameters: {_counted(s.n_layer, 'layer')}, {_counted(s.n_head, 'head')}, "
-            f"{s.n_embd} wide, block {s.block_size} · {escape(event.device)}, {event.precision} · "
-            f"{s.max_steps:,} steps of {s.batch_size * s.block_size:,} tokens"
+            f"{event.parameters:,} parameters: {tables:,} in the embeddings, the rest in "
+            f"{_counted(s.n_layer, 'layer')}, {_counted(s.n_head, 'head')}, {s.n_embd} wide, block {s.block_size} · "
+            f"{_amount(event.flops_per_token)}FLOPs a token\n"
+            f"{s.max_steps:,} steps of {s.batch_size * s.block_size:,} tokens, {event.epochs:,.1f} passes over the "
+            f"text · {escape(event.device)}, {event.precision} · about {size(event.memory_bytes)} of memory"
         )
         if event.step:
             self.console.print(f"going on after step {event.step:,}")
@@ -128,7 +133,7 @@ class Progress:
             f"step {event.step:,}/{steps:,} {event.step / steps:.0%}", f"loss {event.loss:.4f}",
             f"val {self._val_loss}",
             f"lr {event.learning_rate:.1e}", f"grad {event.grad_norm:.2f}", f"{speed:,.0f} tokens/s", f"MFU {mfu}",
-            f"left {_clock(left)}", f"elapsed {_clock(event.seconds)}",
+            f"left {clock(left)}", f"elapsed {clock(event.seconds)}",
         ]  # fmt: skip
 
     def _status(self, event: Step) -> Table:
@@ -158,7 +163,7 @@ class Progress:
         run = escape(str(event.run))
         self.console.print(
             f"[bold]{how}[/] after {_counted(event.step, 'step')}, {event.tokens:,} tokens, "
-            f"{_clock(event.seconds)}{loss}\n"
+            f"{clock(event.seconds)}{loss}\n"
             f"the run: [bold]{run}[/]"
         )
         # `make train` doesn't leave its environment active, so what is offered must say where it lies.
@@ -187,7 +192,7 @@ def _preparation(event: Preparing) -> str:
     if event.done:
         parts.append(f"{rate / 1e6:,.1f} million a second")
         if event.total:
-            parts.append(f"left {_clock((event.total - event.done) / rate)}")
+            parts.append(f"left {clock((event.total - event.done) / rate)}")
     return " · ".join(parts)
 
 
@@ -199,8 +204,23 @@ def _shortened(line: str) -> str:
     return line if len(line) <= 100 else line[:99] + "…"
 
 
-def _clock(seconds: float) -> str:
-    """1:05, or 2:03:04."""
+def _amount(number: float) -> str:
+    """5.2 million, with the space after it."""
+    for large, name in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
+        if number >= large:
+            return f"{number / large:.1f} {name} "
+    return f"{number:,.0f} "
+
+
+def size(count: int) -> str:
+    """12 MB, or 3.4 GB."""
+    return f"{count / 1e6:,.0f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"
+
+
+def clock(seconds: float) -> str:
+    """1:05, or 2:03:04, or 5 days."""
+    if seconds >= 48 * 3600:
+        return f"{seconds / 86400:,.0f} days"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

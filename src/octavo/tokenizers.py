@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # at run time they are imported where they are used: `octavo 
     from tokenizers import models
 
 KINDS = ("char", "byte", "word", "bpe", "gpt2")
+FIXED = {"gpt2": 50_257, "byte": 256}  # sizes of those that are the same for all texts
 SPECS = ("char", "byte", "word", "word:N", "bpe:N", "gpt2")
 UNKNOWN = ("error", "skip", "replace")
 END_OF_TEXT = "<|endoftext|>"

@@ -7,6 +7,7 @@ model's own steps on any device; `octavo.generation.native` in C, on a CPU. What
 The axis letters: `N` rows, `W` of them whose logits are wanted, `T` positions, `V` the vocabulary.
 """
 
+import contextlib
 import copy
 import itertools
 from typing import Protocol
@@ -66,7 +67,9 @@ class TorchDecoder:
         """As `Decoder` has it. Slots with as many rows as one another run as one batch."""
         runs = [list(run) for _, run in itertools.groupby(range(len(ids)), key=slots.__getitem__)]
         hidden = torch.empty(len(ids), self.model.settings.n_embd, device=self.device)
-        with kernels.fast(self.device):
+        # A row a text is hardly a product, and oneDNN compiles anew for each length of text: 0.7 MB apiece, which stay.
+        plainly = self.device.type == "cpu" and len(runs) == len(ids)
+        with contextlib.nullcontext() if plainly else kernels.fast(self.device):
             for T in sorted({len(run) for run in runs}):
                 batch = [run for run in runs if len(run) == T]
                 cache = self.cache.at([slots[run[0]] for run in batch], [positions[run[0]] for run in batch])

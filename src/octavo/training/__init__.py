@@ -6,13 +6,16 @@ for event in octavo.training.events(octavo.training.plan("my.txt", max_steps=100
 
 from octavo.data.prepare import Preparing
 from octavo.training.beginning import plan
-from octavo.training.event import Evaluated, Event, Finished, Notice, Sampled, Saved, Started, Step
+from octavo.training.event import Evaluated, Event, Expected, Finished, Notice, Sampled, Saved, Started, Step
+from octavo.training.forecast import Forecast, predict
 from octavo.training.loop import events, interruptible, train
 
 __all__ = [
     "Evaluated",
     "Event",
+    "Expected",
     "Finished",
+    "Forecast",
     "Notice",
     "Preparing",
     "Sampled",
@@ -22,5 +25,6 @@ __all__ = [
     "events",
     "interruptible",
     "plan",
+    "predict",
     "train",
 ]

@@ -89,12 +89,7 @@ def begin(settings: Settings, resume: str | Path | None = None, init: str | Path
     if init is not None:
         return (yield from _initialised(settings, runs.load(init)))
     data = yield from preparing(settings)
-    known = data.tokenizer.vocab_size
-    settings = dataclasses.replace(settings, vocab_size=settings.vocab_size or known)
-    if settings.vocab_size < known:
-        raise OctavoError(f"vocab_size={settings.vocab_size}, but the tokenizer has {known} tokens",
-                          f"--vocab-size {known}")  # fmt: skip
-    settings, notices = _fitted(settings, data)
+    settings, notices = suited(settings, data)
     check_fits(estimate.parameters(settings), find_device(settings.device))
     model = GPT(settings, torch.Generator().manual_seed(settings.seed))
     if settings.weight_init != "noise":
@@ -102,6 +97,16 @@ def begin(settings: Settings, resume: str | Path | None = None, init: str | Path
     if settings.weight_init == "lookback":
         starts.lookback(model)
     return Beginning(settings, data, model, notices=notices)
+
+
+def suited(settings: Settings, data: Dataset) -> tuple[Settings, list[str]]:
+    """The settings of a new model for a text: its vocabulary, and no more steps than it bears; what to tell of it."""
+    known = data.tokenizer.vocab_size
+    settings = dataclasses.replace(settings, vocab_size=settings.vocab_size or known)
+    if settings.vocab_size < known:
+        raise OctavoError(f"vocab_size={settings.vocab_size}, but the tokenizer has {known} tokens",
+                          f"--vocab-size {known}")  # fmt: skip
+    return _fitted(settings, data)
 
 
 def _fitted(settings: Settings, data: Dataset) -> tuple[Settings, list[str]]:

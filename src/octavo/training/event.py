@@ -24,8 +24,10 @@ class Started:
     vocab_size: int
     train_tokens: int
     val_tokens: int
+    epochs: float  # passes over the training text that all the steps are
     flops_per_token: int
     peak_flops: float | None
+    memory_bytes: int  # that training is expected to hold at its peak, as `Step` counts
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,14 @@ class Step:
     grad_norm: float
     tokens_per_second: float
     memory_bytes: int | None  # the most that was held so far, where the system tells
+
+
+@dataclass(frozen=True)
+class Expected:
+    """How long the run will take in all, not only its steps; told once, after two seconds of them."""
+
+    seconds: float
+    tokens_per_second: float
 
 
 @dataclass(frozen=True)
@@ -93,4 +103,4 @@ class Finished:
     reason: str
 
 
-Event = Preparing | Started | Notice | Step | Evaluated | Sampled | Saved | Finished
+Event = Preparing | Started | Notice | Step | Expected | Evaluated | Sampled | Saved | Finished

@@ -22,7 +22,7 @@ import torch
 from octavo import estimate, runs
 from octavo.checkpoint import TrainerState
 from octavo.data.sampler import batches
-from octavo.device import choose
+from octavo.device import choose, find_device, held_memory
 from octavo.errors import OctavoError
 from octavo.evaluation import count_bytes
 from octavo.generation.engine import Engine, Request
@@ -30,13 +30,10 @@ from octavo.generation.text import Continuation, start
 from octavo.loss import split_loss
 from octavo.runs import Run
 from octavo.settings import Settings
-from octavo.training import loggers
+from octavo.training import forecast, loggers
 from octavo.training.beginning import Beginning, begin, plan
-from octavo.training.event import Evaluated, Event, Finished, Notice, Sampled, Saved, Started, Step
+from octavo.training.event import Evaluated, Event, Expected, Finished, Notice, Sampled, Saved, Started, Step
 from octavo.training.step import Trainer
-
-_SAMPLE_TOKENS = 200
-_TRAIN_TOKENS = 1 << 15  # of the training split, scored beside the validation split: enough for a second decimal
 
 
 def train(source: str | Path | None = None, *, out: str | Path | None = None, name: str | None = None,
@@ -69,6 +66,7 @@ def events(settings: Settings, *, out: str | Path | None = None, name: str | Non
     loggers.check(settings)
     if resume is not None and (out is not None or name is not None):
         raise OctavoError("a resumed run stays where it is", "leave out --out and --name")
+    program = held_memory(find_device(settings.device))
     origin = yield from begin(settings, resume, init)
     settings = origin.settings
     place = choose(settings)
@@ -84,13 +82,16 @@ def events(settings: Settings, *, out: str | Path | None = None, name: str | Non
             run.write_settings(settings)
         loop = _Loop(run, origin, trainer, clock)
         tokens = origin.data.info["tokens"]
+        memory = forecast.expected_memory(settings, place, trainer.micro_batch, program)
         started = Started(
             run=run.folder, settings=settings, step=trainer.step, parameters=estimate.parameters(settings),
             device=place.name, precision=place.precision, tokenizer=origin.data.info["tokenizer"],
             vocab_size=settings.vocab_size, train_tokens=tokens["train"], val_tokens=tokens["val"],
-            flops_per_token=estimate.flops_per_token(settings), peak_flops=place.peak_flops,
+            epochs=loop.tokens(settings.max_steps) / tokens["train"],
+            flops_per_token=estimate.flops_per_token(settings), peak_flops=place.peak_flops, memory_bytes=memory.peak,
         )  # fmt: skip
-        notices = map(Notice, [*place.notes, *origin.notices])
+        told = [] if resume is not None else forecast.warnings(settings, place, memory, origin.data, fresh=init is None)
+        notices = map(Notice, [*place.notes, *origin.notices, *told])
         yield from loggers.told(settings.loggers, itertools.chain([started], notices, loop.steps(batch, stop)))
 
 
@@ -131,13 +132,15 @@ class _Loop:
         self.run, self.settings, self.data, self.trainer = run, trainer.settings, origin.data, trainer
         self.model, self.tokenizer, self.clock = trainer.model, origin.data.tokenizer, clock
         self.val = self.data.tokens("val")
-        self.train = self.data.tokens("train")[: min(len(self.val), _TRAIN_TOKENS)]
+        self.train = self.data.tokens("train")[: estimate.evaluated_tokens(len(self.val)) - len(self.val)]
         self.bytes_per_token = count_bytes(self.tokenizer, self.val[1:]) / (len(self.val) - 1)
         self.along = runs.log_spaced(self.settings)
         self.losses: Evaluated | None = None  # of the newest evaluation
         self.best = math.inf
         self.without_gain = 0  # evaluations since the best
         self.training_seconds = 0.0  # in updates alone, for tokens per second
+        self.warm: tuple[int, float] | None = None  # after the first line: the step, and the seconds in updates
+        self.told = False  # how long all will take
         self.checkpoint = run.last
         if origin.state is not None:
             self.restore(origin.state)
@@ -173,6 +176,7 @@ class _Loop:
             if due & {"log", "evaluate", "save"}:
                 line = self.line(loss, norm, spent, step - logged)
                 yield line
+                yield from self.expected()
                 if "evaluate" in due:
                     self.losses = self.evaluate()
                     yield self.losses
@@ -225,6 +229,22 @@ class _Loop:
             memory_bytes=self.trainer.place.peak_memory(),
         )  # fmt: skip
 
+    def expected(self) -> Iterator[Expected]:
+        """How long the run will take in all, once two seconds of steps, the first ones left out, have told."""
+        step, settings = self.trainer.step, self.settings
+        if self.warm is None:
+            self.warm = step, self.training_seconds
+        steps, seconds = step - self.warm[0], self.training_seconds - self.warm[1]
+        if self.told or not steps or seconds < forecast.PROBE or step == settings.max_steps:
+            return
+        self.told = True
+        short = step <= settings.short_fraction * settings.max_steps
+        window = settings.block_size // (settings.short_windows if short else 1)
+        pace = estimate.pace(settings, seconds / steps, window)
+        whole = sum(estimate.seconds(settings, pace, len(self.val) + len(self.train)).values())
+        left = whole * (1 - step / settings.max_steps)
+        yield Expected(round(self.seconds + left, 1), round(self.tokens(steps) / seconds, 1))
+
     def entry(self, line: Step) -> dict[str, Any]:
         """A line of `metrics.jsonl`."""
         entry = dataclasses.asdict(line)
@@ -256,7 +276,7 @@ class _Loop:
         generator = torch.Generator().manual_seed(self.settings.seed + step)
         self.model.eval()
         engine = Engine(self.model, 1, known=self.tokenizer.vocab_size, in_c=False)  # a few lines: nothing to build for
-        request = Request(prompt=start(self.tokenizer, ""), max_new_tokens=_SAMPLE_TOKENS, generator=generator)
+        request = Request(prompt=start(self.tokenizer, ""), max_new_tokens=estimate.SAMPLE_TOKENS, generator=generator)
         text = "".join(Continuation(engine, self.tokenizer, request))
         self.run.log("samples", {"step": step, "text": text})
         return Sampled(step, text)

@@ -32,7 +32,7 @@ class Trainer:
         self.model, self.settings, self.place = model, settings, place
         self.optimizers = optimizers.build(model, settings, place.precision)
         self.scaler = place.scaler()
-        self.micro_batch = settings.micro_batch or _fitting(settings, place)
+        self.micro_batch = settings.micro_batch or fitting(settings, place)
         self.step = 0
         self.learning_rate = 0.0  # of the newest update
         self.notices: list[str] = []  # what `update` had to change; whoever calls it tells and clears them
@@ -55,42 +55,17 @@ class Trainer:
 
         Out of memory, the micro-batch is halved and the step begun anew: the batch stays what it was.
         """
+        return self.gradients(batch), self.apply()
+
+    def gradients(self, batch: np.ndarray) -> Tensor:
+        """The first half of an update: gradients of the batch's mean loss, however many attempts it takes; the loss."""
         self.model.train()
         if self.half:
             self.half.refresh()
-        self.learning_rate = learning_rate(self.step, self.settings)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate * group["scale"]
-        with kernels.fast(self.place.device):
-            loss = self._gradients(batch)
-            try:
-                norm = self._apply()
-            except RuntimeError as error:
-                if out_of_memory(error):
-                    raise self._too_large() from error
-                raise
-        self.model.zero_grad()
-        self.step += 1
-        return loss, norm
-
-    def _apply(self) -> Tensor:
-        """Clip the gradients and let the optimizers use them; their norm."""
-        for optimizer in self.optimizers:
-            self.scaler.unscale_(optimizer)  # type: ignore[arg-type]  # any with param_groups and step
-        limit = self.settings.grad_clip or torch.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit, foreach=True)
-        if not self.scaler.is_enabled() or norm.isfinite():  # fp16 overflowed: no optimizer may use any of it
-            for optimizer in self.optimizers:
-                self.scaler.step(optimizer)  # type: ignore[arg-type]
-        self.scaler.update()
-        return norm
-
-    def _gradients(self, batch: np.ndarray) -> Tensor:
-        """Gradients of the batch's mean loss, however many attempts that takes; the loss."""
         while True:
             try:
-                return self._accumulate(batch)
+                with kernels.fast(self.place.device):
+                    return self._accumulate(batch)
             except RuntimeError as error:
                 self.model.zero_grad()
                 if self.half:
@@ -101,6 +76,34 @@ class Trainer:
                     self._give_up_compiling(error)
                 else:
                     raise
+
+    def apply(self) -> Tensor:
+        """The second half: clip the gradients and let the optimizers use them; their norm."""
+        self.learning_rate = learning_rate(self.step, self.settings)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate * group["scale"]
+        try:
+            with kernels.fast(self.place.device):
+                norm = self._clipped_and_used()
+        except RuntimeError as error:
+            if out_of_memory(error):
+                raise self._too_large() from error
+            raise
+        self.model.zero_grad()
+        self.step += 1
+        return norm
+
+    def _clipped_and_used(self) -> Tensor:
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)  # type: ignore[arg-type]  # any with param_groups and step
+        limit = self.settings.grad_clip or torch.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit, foreach=True)
+        if not self.scaler.is_enabled() or norm.isfinite():  # fp16 overflowed: no optimizer may use any of it
+            for optimizer in self.optimizers:
+                self.scaler.step(optimizer)  # type: ignore[arg-type]
+        self.scaler.update()
+        return norm
 
     def _accumulate(self, batch: np.ndarray) -> Tensor:
         """Gradients of the batch's mean loss, a micro-batch at a time; the loss."""
@@ -174,17 +177,12 @@ def _hashed(seed: int, step: int, what: object) -> int:
     return int.from_bytes(digest) >> 1
 
 
-def _fitting(settings: Settings, place: Place) -> int:
+def fitting(settings: Settings, place: Place) -> int:
     """Sequences at once whose activations and logits fit; the batch is cut into that many or a little fewer.
 
-    About 34 numbers of activations for each of n_layer * n_embd (Korthikanti et al., 2022), three of logits, and
-    where attention is not fused, its weights. Weights, gradients and AdamW's averages must fit besides.
+    Weights, gradients and the optimizer's averages must fit besides.
     """
-    L, C, T = settings.n_layer, settings.n_embd, settings.block_size
-    numbers = T * (34 * L * C + 3 * settings.vocab_size)
-    if place.device.type == "cpu":
-        numbers += L * settings.n_head * T * T
     room = place.room - (16 * estimate.parameters(settings) if place.device.type == "cuda" else 0)
-    fitting = max(1, room // ((2 if place.device.type == "cuda" and place.precision != "fp32" else 4) * numbers))
-    parts = math.ceil(settings.batch_size / fitting)
+    held = max(1, room // sum(estimate.sequence(settings, place.device.type, place.precision)))
+    parts = math.ceil(settings.batch_size / held)
     return math.ceil(settings.batch_size / parts)

@@ -1,0 +1,205 @@
+"""What a run will cost on this machine: the formulas of `octavo.estimate`, and two seconds of steps for its speed.
+
+Nothing is kept but the prepared text in the cache. A model whose steps take long is tried with fewer layers, and the
+rest is reckoned by FLOPs.
+"""
+
+import dataclasses
+import functools
+import math
+import operator
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from octavo import estimate, tokenizers
+from octavo.data.dataset import Dataset
+from octavo.data.prepare import Preparing, preparing, result
+from octavo.device import Place, choose, free_memory, held_memory
+from octavo.errors import OctavoError
+from octavo.estimate import SAMPLE_TOKENS, Memory, Pace
+from octavo.generation.engine import Engine, Request
+from octavo.loss import split_loss
+from octavo.model import GPT
+from octavo.settings import Settings
+from octavo.training.beginning import suited
+from octavo.training.step import Trainer, fitting
+
+PROBE = 2.0  # seconds of steps
+_BEARABLE = 4e11  # FLOPs of a sequence's forward and backward, a second or two on two cores
+_LOADED = 50 << 20  # bytes of kernels and threads that PyTorch's first step leaves, beside what it had before
+_PROGRAM = 250 << 20  # bytes of Python and PyTorch, where the system doesn't tell
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run would cost here. Bytes, seconds, tokens; what isn't known is None."""
+
+    parameters: int
+    parameters_by_part: dict[str, int]
+    flops_per_token: int
+    flops_by_part: dict[str, int]  # forward and backward; attention is in both
+    device: str
+    precision: str
+    micro_batch: int  # sequences at once
+    memory_bytes: int  # at the peak: of the GPU's memory, or of the process, all included
+    memory_by_part: dict[str, int]
+    available_bytes: int | None
+    steps: int
+    tokens: int  # of all steps
+    train_tokens: int | None
+    epochs: float | None
+    tokens_per_second: float | None  # of the steps alone
+    seconds: float | None  # of the run, as it counts them: from reading the text to the last checkpoint
+    seconds_by_part: dict[str, float]
+    price: float | None
+    warnings: list[str]
+
+
+def predict(settings: Settings, price_per_hour: float | None = None, read: bool = True) -> Forecast:
+    """What a run with these settings would cost; the text is left unread, if so said and the vocabulary needs none.
+
+        octavo.training.predict(octavo.training.plan("my.txt", n_layer=6)).seconds
+
+    Raises `OctavoError` for a text that can't be had, a device that isn't there, and a price that is none.
+    """
+    return result(predicting(settings, price_per_hour, read))
+
+
+def predicting(settings: Settings, price_per_hour: float | None = None,
+               read: bool = True) -> Generator[Preparing, None, Forecast]:  # fmt: skip
+    """`predict`, telling how far the text is prepared."""
+    if price_per_hour is not None and not 0 <= price_per_hour < math.inf:
+        raise OctavoError(f"a price of {price_per_hour:g} an hour is none", "--price 2.50")
+    place, began, data = choose(settings), time.perf_counter(), None
+    if read or not _vocabulary(settings):
+        data = yield from preparing(settings)
+        settings, _ = suited(settings, data)
+    reading = time.perf_counter() - began
+    settings = dataclasses.replace(settings, vocab_size=_vocabulary(settings), precision=place.precision)
+    rows, available = settings.micro_batch or fitting(settings, place), free_memory(place.device)
+    memory = expected_memory(settings, place, rows, held_memory(place.device))
+    pace = _probed(settings, place, rows)
+    parts: dict[str, float] = {}
+    if pace is not None:
+        evaluated = estimate.evaluated_tokens(data.info["tokens"]["val"]) if data else 0
+        parts = {"reading": reading} | estimate.seconds(settings, pace, evaluated)
+    seconds, tokens = sum(parts.values()), settings.max_steps * settings.batch_size * settings.block_size
+    train_tokens = data.info["tokens"]["train"] if data else None
+    forward = estimate.forward_flops_per_token(settings)
+    attention = 12 * settings.n_layer * settings.block_size * settings.n_embd
+    by_part = dataclasses.asdict(memory)
+    return Forecast(
+        parameters=estimate.parameters(settings), parameters_by_part=estimate.parameters_by_part(settings),
+        flops_per_token=3 * forward,
+        flops_by_part={"forward": forward, "backward": 2 * forward, "attention": attention},
+        device=place.name, precision=place.precision, micro_batch=rows, memory_bytes=by_part.pop("peak"),
+        memory_by_part=by_part, available_bytes=available, steps=settings.max_steps, tokens=tokens,
+        train_tokens=train_tokens, epochs=tokens / train_tokens if train_tokens else None,
+        tokens_per_second=round(tokens / parts["steps"], 1) if parts.get("steps") else None,
+        seconds=round(seconds, 1) if pace else None,
+        seconds_by_part={what: round(each, 2) for what, each in parts.items()},
+        price=seconds / 3600 * price_per_hour if pace and price_per_hour is not None else None,
+        warnings=warnings(settings, place, memory, data),
+    )  # fmt: skip
+
+
+def expected_memory(settings: Settings, place: Place, rows: int, program: int | None) -> Memory:
+    """What training will hold here at its peak, where the program held so much before there was a model."""
+    on_gpu = place.device.type == "cuda"  # whose memory the program takes nothing of that is counted
+    program = 0 if on_gpu else (program or _PROGRAM) + _LOADED
+    return estimate.memory(settings, place.device.type, place.precision, rows, program)
+
+
+def warnings(settings: Settings, place: Place, memory: Memory, data: Dataset | None, fresh: bool = True) -> list[str]:
+    """What had better be known before a run here, with a new model or one that is fine-tuned."""
+    needed, available = memory.peak - (held_memory(place.device) or 0), free_memory(place.device)
+    if data is None:
+        return estimate.warnings(settings, needed, available)
+    tokens, documents = data.info["tokens"], data.info["text"].get("documents", 1)
+    mean = (tokens["train"] + tokens["val"]) / documents if documents > 1 else None
+    return estimate.warnings(settings, needed, available, tokens["train"], mean, fresh)
+
+
+def _vocabulary(settings: Settings) -> int:
+    """How many tokens there are, or 0 where only a text tells."""
+    return settings.vocab_size or tokenizers.FIXED.get(settings.tokenizer, 0)
+
+
+def _probed(settings: Settings, place: Place, rows: int) -> Pace | None:
+    """How long steps, evaluated tokens and samples take here, tried on a model of no more layers than are bearable.
+
+    None where not even that fits into memory.
+    """
+    rows = min(rows, settings.batch_size)
+    part = dataclasses.replace(settings, n_layer=_layers(settings), batch_size=rows, micro_batch=rows)
+    free = free_memory(place.device)
+    if free is not None and estimate.memory(part, place.device.type, place.precision, rows).peak > free:
+        return None
+    trainer = Trainer(GPT(part, torch.Generator().manual_seed(0)).to(place.device), part, place)
+    # The optimizer's work grows with its matrices: Muon's are in the layers.
+    size = estimate.parameters if settings.optimizer == "adamw" else operator.attrgetter("n_layer")
+    steps = {}
+    for parts in {1, settings.short_windows}:
+        window = settings.block_size // parts
+        ids = np.random.default_rng(0).integers(0, part.vocab_size, (rows * parts, window + 1))
+        gradients, update = _timed(place, PROBE / 2, functools.partial(trainer.gradients, ids), trainer.apply)
+        larger = estimate.flops_per_token(settings, window) / estimate.flops_per_token(part, window)
+        steps[parts] = gradients * larger * settings.batch_size / rows + update * size(settings) / size(part)
+    scale = estimate.flops_per_token(settings) / estimate.flops_per_token(part)
+    return Pace(
+        step=steps[1], short_step=steps[settings.short_windows],
+        evaluated_token=scale * _evaluated_token(trainer.model, place), sample=scale * _sample(trainer.model, place),
+    )  # fmt: skip
+
+
+def _layers(settings: Settings) -> int:
+    """As many layers as a sequence's forward and backward bears, at least one."""
+    one, two = (estimate.flops_per_token(dataclasses.replace(settings, n_layer=n)) for n in (1, 2))
+    return max(1, min(settings.n_layer, 1 + int((_BEARABLE / settings.block_size - one) / (two - one))))
+
+
+def _timed(place: Place, seconds: float, *things: Callable[[], object]) -> list[float]:
+    """The mean time of each, done in turn for so long. What was done once is warm; if that took as long, it counts."""
+
+    def once() -> list[float]:
+        spent = []
+        for thing in things:
+            start = time.perf_counter()
+            thing()
+            place.wait()
+            spent.append(time.perf_counter() - start)
+        return spent
+
+    rounds = [once()]
+    if sum(rounds[0]) < seconds:
+        rounds = [once()]
+        while sum(map(sum, rounds)) < seconds:
+            rounds.append(once())
+    return [sum(each) / len(rounds) for each in zip(*rounds, strict=True)]
+
+
+def _evaluated_token(model: GPT, place: Place) -> float:
+    """Seconds to score a token, exactly and in float32 as evaluation does."""
+    T = model.settings.block_size
+    bearable = min(1 << 12, int(_BEARABLE / estimate.forward_flops_per_token(model.settings)))
+    ids = np.random.default_rng(0).integers(0, model.settings.vocab_size, max(1, bearable // T) * T + 1)
+    return _timed(place, PROBE / 8, lambda: split_loss(model, ids, T))[0] / (len(ids) - 1)
+
+
+def _sample(model: GPT, place: Place) -> float:
+    """Seconds for a sample: its first block a token at a time on a cache, the rest with the whole block each."""
+    T = model.settings.block_size
+    model.eval()
+
+    def token(prompt: int) -> float:
+        engine = Engine(model, 1, in_c=False)
+        engine.submit(Request(prompt=[0] * prompt, max_new_tokens=1 << 20))
+        engine.step()
+        return _timed(place, PROBE / 16, engine.step)[0]
+
+    within = token(1)
+    return min(SAMPLE_TOKENS, T) * within + max(0, SAMPLE_TOKENS - T) * (token(T) if T < SAMPLE_TOKENS else 0.0)
