@@ -30,7 +30,7 @@ from octavo.training.step import Trainer, fitting
 
 PROBE = 2.0  # seconds of steps
 _BEARABLE = 4e11  # FLOPs of a sequence's forward and backward, a second or two on two cores
-_LOADED = 50 << 20  # bytes of kernels and threads that PyTorch's first step leaves, beside what it had before
+_LOADED = 70 << 20  # bytes of kernels and threads that PyTorch has once it trained, evaluated and sampled
 _PROGRAM = 250 << 20  # bytes of Python and PyTorch, where the system doesn't tell
 
 
