@@ -194,12 +194,15 @@ def _sample(model: GPT, place: Place) -> float:
     """Seconds for a sample: its first block a token at a time on a cache, the rest with the whole block each."""
     T = model.settings.block_size
     model.eval()
+    engine = Engine(model, 1, in_c=False)
 
-    def token(prompt: int) -> float:
-        engine = Engine(model, 1, in_c=False)
-        engine.submit(Request(prompt=[0] * prompt, max_new_tokens=1 << 20))
-        engine.step()
-        return _timed(place, PROBE / 16, engine.step)[0]
+    def token(prompt: int, count: int) -> float:
+        def write() -> None:
+            engine.submit(Request(prompt=[0] * prompt, max_new_tokens=count))
+            while engine.step():
+                pass
 
-    within = token(1)
-    return min(SAMPLE_TOKENS, T) * within + max(0, SAMPLE_TOKENS - T) * (token(T) if T < SAMPLE_TOKENS else 0.0)
+        return _timed(place, PROBE / 16, write)[0] / count
+
+    beyond = SAMPLE_TOKENS - T
+    return min(SAMPLE_TOKENS, T) * token(1, min(16, T)) + (beyond * token(T, 4) if beyond > 0 else 0.0)
