@@ -4,9 +4,9 @@
 
 Every figure is from two processes of its own, `octavo estimate --json` and `octavo train`: the peak is what the system
 says that the second held, the seconds are those that it counts, from reading the text to the last checkpoint. Memory
-settles within a few steps, so those runs are short, with an evaluation and a checkpoint at the end. Time is that of
-whole runs of the presets `tiny` (about a minute on two cores) and `quick`, evaluations, samples and saving included;
-run it with nothing beside.
+settles within a few steps, so those runs are short, with an evaluation and a checkpoint at the end; from one to the
+next it differs by up to a tenth. Time is that of whole runs of the presets `tiny` (about a minute on two cores) and
+`quick`, evaluations, samples and saving included; run it with nothing beside.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main() -> int:
     shared = Path(os.environ.get("OCTAVO_SHARED", Path(__file__).parents[2] / "shared"))
     parser.add_argument("--text", type=Path, default=shared / "data" / "tinyshakespeare.txt")
     parser.add_argument("--only", choices=("memory", "time"))
-    parser.add_argument("--rounds", type=int, default=3, help="of the times; the median counts")
+    parser.add_argument("--rounds", type=int, default=3, help="of which the median counts")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     rows = []
@@ -64,7 +64,7 @@ def main() -> int:
 
 def compared(options: argparse.Namespace, cache: str, name: str, words: str, what: str) -> dict[str, Any]:
     """A row: told beforehand, measured, and how far apart they are."""
-    rounds = [measured(options.text, cache, words) for _ in range(options.rounds if what == "time" else 1)]
+    rounds = [measured(options.text, cache, words) for _ in range(options.rounds)]
     told, taken = (statistics.median(each[what][side] for each in rounds) for side in (0, 1))
     off, limit = told / taken - 1, MEMORY if what == "memory" else TIME
     row = {"what": what, "run": name, "told": told, "measured": taken, "off": off, "met": abs(off) <= limit}

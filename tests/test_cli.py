@@ -34,6 +34,7 @@ VERBS = {
     "eval": ["RUN"],
     "serve": ["RUN"],
     "prepare": ["SOURCE", "--out", "OUT"],
+    "estimate": [],
     "bench": ["train"],
 }
 
@@ -171,14 +172,15 @@ BAD_TEXTS = [
 
 def reading(verb: str, source: object) -> list[object]:
     """The words with which a verb reads a text."""
-    more = {"train": [source, *SMALL], "prepare": [source, "--out", "out"], "eval": ["runs/mine", source]}
+    more = {"train": [source, *SMALL], "prepare": [source, "--out", "out"], "eval": ["runs/mine", source],
+            "estimate": [source, *SMALL]}  # fmt: skip
     return [verb, *more[verb]]
 
 
 @pytest.mark.usefixtures("run")
 @pytest.mark.parametrize(
     ("verb", "make", "says"),
-    [(verb, make, says) for verb in ("train", "prepare", "eval") for make, says in BAD_TEXTS],
+    [(verb, make, says) for verb in ("train", "prepare", "eval", "estimate") for make, says in BAD_TEXTS],
 )
 def test_a_source_without_text_is_told(
     verb: str, make: Callable[[Path], str], says: str, here: Path, refused: Refused

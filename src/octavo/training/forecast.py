@@ -30,7 +30,7 @@ from octavo.training.step import Trainer, fitting
 
 PROBE = 2.0  # seconds of steps
 _BEARABLE = 4e11  # FLOPs of a sequence's forward and backward, a second or two on two cores
-_LOADED = 50 << 20  # bytes of kernels and threads that PyTorch's first step leaves, beside what it had before
+_LOADED = 70 << 20  # bytes of kernels and threads that PyTorch has once it trained, evaluated and sampled
 _PROGRAM = 250 << 20  # bytes of Python and PyTorch, where the system doesn't tell
 
 
@@ -194,12 +194,15 @@ def _sample(model: GPT, place: Place) -> float:
     """Seconds for a sample: its first block a token at a time on a cache, the rest with the whole block each."""
     T = model.settings.block_size
     model.eval()
+    engine = Engine(model, 1, in_c=False)
 
-    def token(prompt: int) -> float:
-        engine = Engine(model, 1, in_c=False)
-        engine.submit(Request(prompt=[0] * prompt, max_new_tokens=1 << 20))
-        engine.step()
-        return _timed(place, PROBE / 16, engine.step)[0]
+    def token(prompt: int, count: int) -> float:
+        def write() -> None:
+            engine.submit(Request(prompt=[0] * prompt, max_new_tokens=count))
+            while engine.step():
+                pass
 
-    within = token(1)
-    return min(SAMPLE_TOKENS, T) * within + max(0, SAMPLE_TOKENS - T) * (token(T) if T < SAMPLE_TOKENS else 0.0)
+        return _timed(place, PROBE / 16, write)[0] / count
+
+    beyond = SAMPLE_TOKENS - T
+    return min(SAMPLE_TOKENS, T) * token(1, min(16, T)) + (beyond * token(T, 4) if beyond > 0 else 0.0)
