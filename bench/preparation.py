@@ -92,12 +92,17 @@ def document(lines: Sequence[str], rng: np.random.Generator) -> str:
 
 
 def made(path: Path, lines: Sequence[str], gigabytes: float) -> Path:
-    """So much text, as JSON lines."""
+    """So much text, as JSON lines; each gigabyte after the first is the first once more."""
     print(f"making {gigabytes:g} GB of text", file=sys.stderr)
     rng, size = np.random.default_rng(0), 0
     with open(path, "w", encoding="utf-8") as file:
-        while size < gigabytes * 1e9:
+        while size < min(gigabytes, 1) * 1e9:
             size += file.write(json.dumps({"text": document(lines, rng)}) + "\n")
+    with open(path, "rb") as first, open(path, "ab") as file:
+        for _ in range(round(gigabytes) - 1):
+            first.seek(0)
+            for _ in range(-(-size // (1 << 24))):
+                file.write(first.read(min(1 << 24, size - first.tell())))
     return path
 
 
