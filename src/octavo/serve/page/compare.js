@@ -59,7 +59,7 @@ export function mount(panel, app) {
   function chooser(side) {
     const model = el("select", { id: `compare-${side}-model`, onchange: () => steps(side) });
     const step = el("select", { id: `compare-${side}-step` });
-    const row = el("div", { class: "row" }, field(model, "compare.model"), field(step, "compare.step"));
+    const row = el("div", { class: "row" }, field(model, "head.model"), field(step, "train.sample.step"));
     return { model, step, element: el("fieldset", {}, el("legend", { say: `compare.${side}` }), row) };
   }
 
@@ -68,7 +68,7 @@ export function mount(panel, app) {
   function steps(side) {
     const { steps: kept = [], step: served = null } = described(side) ?? {};
     const others = kept.filter((step) => step !== served).map((step) => [step, t("head.step.at", { step })]);
-    const first = served === null ? t("compare.only") : t("head.step.served", { step: served });
+    const first = served === null ? t("head.step.this") : t("head.step.served", { step: served });
     offer(sides[side].step, [["", first], ...others]);
   }
 

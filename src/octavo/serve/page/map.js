@@ -94,7 +94,7 @@ export function map(app) {
 
   async function draw() {
     scrubber.value = at;
-    if (steps[at] !== null) moment.textContent = t("words.step", { step: steps[at] });
+    if (steps[at] !== null) moment.textContent = t("head.step.at", { step: steps[at] });
     scrubber.setAttribute("aria-valuetext", moment.textContent);
     last = await ask(steps.at(-1));
     const asked = at;
@@ -207,7 +207,7 @@ export function map(app) {
           ),
         }),
         " ",
-        steps[at] !== null && steps.length > 1 ? `(${t("words.step", { step: steps[at] })})` : "",
+        steps[at] !== null && steps.length > 1 ? `(${t("head.step.at", { step: steps[at] })})` : "",
       ),
       el(
         "ol",

@@ -27,7 +27,7 @@ export function mount(panel, app) {
   const prompt = el("textarea", { id: "prompt", rows: 2, dir: "auto", spellcheck: "false", maxlength: 20000 });
   const length = el("input", { id: "length", type: "number", min: 1, max: LONGEST, value: 100 });
   const write = el("button", { class: "main", type: "submit", say: "play.write" });
-  const stop = el("button", { type: "button", say: "play.stop", onclick: () => writing?.abort() });
+  const stop = el("button", { type: "button", say: "words.stop", onclick: () => writing?.abort() });
   const onward = el("button", { type: "button", say: "play.on", onclick: () => app.trying(panel, goOn) });
   const status = el("p", { class: "quiet" }); // said aloud once it ends, not with every token
   const skipped = el("p", { class: "quiet", hidden: true });

@@ -86,9 +86,9 @@ export class Probe {
       },
       field(this.run, "probe.run"),
       field(this.text, "probe.text"),
-      field(this.word, "probe.word"),
-      field(this.layer, "probe.layer"),
-      field(this.head, "probe.head"),
+      field(this.word, "words.word"),
+      field(this.layer, "walk.layer"),
+      field(this.head, "walk.head"),
       this.button,
     );
     this.element = el(

@@ -169,7 +169,7 @@ function build(node, props, children) {
   return node;
 }
 
-// Changes what an element says: say(node, "words.step", {step: 3}).
+// Changes what an element says: say(node, "head.step.at", {step: 3}).
 export function say(node, key, values) {
   setSaid(node, "say", values ? [key, values] : key);
 }
