@@ -25,7 +25,7 @@ let key = stored("octavo-key", "sessionStorage");
 let askKey = async (wrong) => null;
 let chosen = { model: null, step: null };
 
-export function setKey(value) {
+function setKey(value) {
   key = value;
   store("octavo-key", value, "sessionStorage"); // for this window and session only
 }

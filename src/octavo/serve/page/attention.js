@@ -6,8 +6,6 @@ import { available, lens } from "octavo/api";
 import { arcs, matrix } from "octavo/draw";
 import { chip, choices, el, exact, field, number, said, say, t } from "octavo/text";
 
-export const id = "attention";
-
 const HABITS = ["entropy", "distance", "previous", "first", "itself"];
 
 export function mount(panel, app) {
@@ -217,5 +215,5 @@ export function mount(panel, app) {
     curves?.mark(t);
   }
 
-  return { update: () => app.trying(panel, load), show() {}, hide() {} };
+  return { update: () => app.trying(panel, load) };
 }

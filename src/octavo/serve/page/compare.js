@@ -7,8 +7,6 @@ import { offer, scrolled, signed, stacked } from "octavo/live";
 import { probabilities } from "octavo/odds";
 import { el, field, number, percent, say, t } from "octavo/text";
 
-export const id = "compare";
-
 const MEASURES = [
   ["compare.loss", "loss", 4],
   ["compare.perplexity", "perplexity", 3],

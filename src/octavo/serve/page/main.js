@@ -1,5 +1,5 @@
 // The page: its head, its tabs, and what they share. Each tab is a module that gives
-//   id, and mount(panel, app) -> {show(), hide(), update()}
+//   mount(panel, app) -> {update(), and if it wants show(), hide()}
 // `update()` is called on the tab that is seen when model, step, text or language changed, and on another, once, just
 // before it is shown. `app` is what they share, see below. Models, steps and texts are the same on all tabs.
 

@@ -234,7 +234,7 @@ export function map(app) {
 }
 
 // Points (N, 2), turned and if need be mirrored to lie on others as closely as can be: orthogonal Procrustes in the plane.
-export function align(points, others) {
+function align(points, others) {
   let [a, b, c, d] = [0, 0, 0, 0]; // pointsᵀ others
   points.forEach(([x, y], i) => {
     if (!others[i]) return;

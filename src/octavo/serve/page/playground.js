@@ -10,8 +10,6 @@ import { Bars, Bend } from "octavo/place";
 import { Surprisal } from "octavo/surprisal";
 import { el, field, say, t, tokenSpans } from "octavo/text";
 
-export const id = "playground";
-
 const LONGEST = 2000; // tokens that are written at once
 
 export function mount(panel, app) {

@@ -66,8 +66,6 @@ async function learn(code) {
   sentences.set(code, Object.assign({}, ...(await Promise.all(files))));
 }
 
-export const has = (key) => key in (sentences.get(language.code) ?? {});
-
 function sentence(key) {
   return sentences.get(language.code)?.[key] ?? key;
 }
@@ -143,7 +141,7 @@ export const short = (n) => format(n, { notation: "compact", maximumSignificantD
 
 // el("button", {class: "quiet", say: "walk.next", onclick: step}, ...children). What is special:
 //   say: "key" or ["key", values]   text in the reader's language, and again when that changes
-//   sayLabel, sayTitle, sayPlaceholder   the same for aria-label, title, placeholder
+//   sayLabel, sayTitle   the same for aria-label, title
 //   style: {…}, dataset: {…}, on…: listener; true sets an attribute without a value, null and false leave it out
 export function el(tag, props = {}, ...children) {
   return build(document.createElement(tag), props, children);
@@ -185,7 +183,7 @@ function setSaid(node, name, value) {
   speak(node);
 }
 
-const ATTRIBUTES = { sayLabel: "aria-label", sayTitle: "title", sayPlaceholder: "placeholder" };
+const ATTRIBUTES = { sayLabel: "aria-label", sayTitle: "title" };
 
 function speak(node) {
   for (const [name, [key, values]] of Object.entries(spoken.get(node) ?? {})) {
@@ -213,7 +211,7 @@ export function code(text, props = {}) {
 // ---- Tokens
 
 // A token's name where it stands alone: blanks can be seen, marks stand on a circle.
-export const label = (token) => token.label;
+const label = (token) => token.label;
 
 // What a token that is shown alone is wrapped in: it keeps its own direction.
 export function chip(token, props = {}) {

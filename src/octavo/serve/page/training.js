@@ -6,8 +6,6 @@ import { lineChart } from "octavo/draw";
 import { Probe } from "octavo/probe";
 import { count, el, field, language, number, short, t } from "octavo/text";
 
-export const id = "training";
-
 const EVERY = 1000; // milliseconds
 const LIST_EVERY = 5; // of those: runs come and end less often
 const AT_ONCE = 5000; // lines that the server sends

@@ -25,8 +25,6 @@ import {
   tokenSpans,
 } from "octavo/text";
 
-export const id = "walk";
-
 const CORNER = 16;
 const LIKELIEST = 12;
 
@@ -388,7 +386,7 @@ export function mount(panel, app) {
     );
   }
 
-  return { update: () => app.trying(panel, load), show() {}, hide() {} };
+  return { update: () => app.trying(panel, load) };
 }
 
 // ---- Small pictures of sizes
