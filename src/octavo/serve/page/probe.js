@@ -99,7 +99,7 @@ export class Probe {
       this.form,
       this.status,
       this.result,
-      el("p", { class: "caveat", say: "probe.caveat" }),
+      el("p", { class: "caveat" }, el("span", { say: "attention.caveat" }), " ", el("span", { say: "probe.caveat" })),
     );
   }
 
