@@ -183,7 +183,7 @@ function drawLines(figure) {
       ["y", options.yName],
     ]
       .filter(([, name]) => name)
-      .map(([axis, name]) => el("span", { class: "quiet axis" }, `${axis}: ${name}`)),
+      .map(([axis, name]) => el("span", { class: "quiet axis" }, `${axis} · ${name}`)),
   );
   if (figure.at === undefined || figure.at >= data.x.length) figure.at = data.x.length - 1;
   sayLine(figure);
