@@ -446,12 +446,18 @@ def test_the_page_that_is_shipped_is_whole() -> None:
     """Every file that the index names is there, all are small as they are sent, and none is loaded from elsewhere."""
     files = page.files_of(page.ROOT)
     index = files["index.html"].read_text(encoding="utf-8")
-    named = set(re.findall(r'"/page/([^"]+)"', index))
+    code = "".join(path.read_text(encoding="utf-8") for name, path in files.items() if re.fullmatch(r"\w+\.js", name))
+    named = set(re.findall(r'"/page/([^"]+)"', index + code))
     assert named <= files.keys()
     assert len(re.findall("(?:src|href)=", index)) == len(re.findall('(?:src|href)="(?:/page/|data:)', index))
     assert len(page._SCRIPT.findall(index.encode())) == 1
     assert not re.search(r"\son\w+=|\sstyle=", index)
-    assert sum(len(look.packed(path.read_bytes(), "gzip")[0]) for path in files.values()) < 300_000
+    sent = {name: len(look.packed(path.read_bytes(), "gzip")[0]) for name, path in files.items()}
+    assert sum(sent.values()) < 300_000
+    languages = {name.split("/")[1] for name in files if name.startswith("i18n/")}
+    assert len(languages) == 5
+    for language in languages:  # whom only one of them concerns
+        assert sum(size for name, size in sent.items() if not re.match(f"i18n/(?!{language}/)", name)) < 150_000
 
 
 def test_the_wheel_carries_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
