@@ -231,6 +231,65 @@ def test_a_word_that_has_no_row_is_told_in_the_readers_language(visit: Visit, fi
     assert not re.search(r"\b(is|has|knows|at most)\b", told)
 
 
+def test_a_cosine_is_said_of_the_two_words_that_were_asked_for(visit: Visit, site: Running) -> None:
+    """Whatever has been typed since: what is shown of another pair is pale, and the last pair that is asked for wins."""
+    page = visit.go("words", "letters", TEXT).page
+    card = page.locator("[aria-labelledby=words-alike]")
+    held: list[Route] = []
+    page.route("**/lens/neighbors", lambda route: held.append(route))
+
+    def asked(second: str) -> None:
+        page.locator("#alike-two").fill(second)
+        page.locator("#alike-two").press("Tab")  # it was left, so the pair is asked for
+        until(lambda: any(f'"c","against":"{second}"' in (each.request.post_data or "") for each in held), page)
+
+    page.locator("#alike-one").fill("c")
+    asked("t")
+    page.locator("#alike-two").fill("h")  # and this one isn't, yet
+    held.pop().continue_()
+    visit.settle()
+    cosine = look(site, "neighbors", word="c", against="t", top=1)["against"]["cosine"]
+    assert card.locator(".old").inner_text().startswith(f"Cosine of c and t: {cosine:.3f}".replace("-", "−"))
+    asked("h")
+    asked("m")
+    for each in held:
+        each.continue_()
+    page.unroute("**/lens/neighbors")
+    visit.settle()
+    assert "Cosine of c and m" in card.inner_text()
+    assert card.locator(".old").count() == 0
+    visit.calm()
+
+
+@pytest.mark.parametrize("field", ["alike-one", "alike-two"])
+@pytest.mark.parametrize(("word", "why"), [
+    ("katze", "„katze“ ist hier kein einzelnes Token (5 Stücke)"), ("Ω", "nicht alle Buchstaben von „Ω“"), ("", "beide Felder"),
+])  # fmt: skip
+def test_a_pair_without_two_rows_is_refused_beneath_its_fields_and_shows_nothing(
+    visit: Visit, field: str, word: str, why: str
+) -> None:
+    page = visit.go("words", "letters").page
+    visit.choose(language="de")
+    card = page.locator("[aria-labelledby=words-alike]")
+    page.locator(f"#{field}").fill(word)
+    page.locator(f"#{field}").press("Enter")
+    visit.settle()
+    message = card.locator(".problem:visible")
+    assert why in message.inner_text()
+    below, form = message.bounding_box(), card.locator("form").bounding_box()
+    assert below
+    assert form
+    assert 0 <= below["y"] - form["y"] - form["height"] < 30
+    assert not card.locator("figure").is_visible()
+    assert "Kosinus von" not in card.inner_text()
+    page.locator(f"#{field}").fill("t")
+    card.get_by_role("button", name="Zeigen").click()
+    visit.settle()
+    assert card.locator(".problem:visible").count() == 0
+    assert card.locator("figure").is_visible()
+    visit.calm()
+
+
 def test_what_is_typed_while_an_answer_is_awaited_stays(visit: Visit) -> None:
     page = visit.go("words", "letters", TEXT).page
     held: list[Route] | None = []

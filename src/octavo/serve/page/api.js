@@ -20,6 +20,7 @@ export class ApiError extends Error {
 
 // True where a request was only overtaken by a newer one: nothing to show.
 export const isAborted = (error) => error?.name === "AbortError";
+export const overtaken = () => new DOMException("a newer one counts", "AbortError");
 
 let key = stored("octavo-key", "sessionStorage");
 let askKey = async (wrong) => null;

@@ -1,6 +1,6 @@
 // A word at two positions, piece by piece: its row of wte, their rows of wpe, and the sums. And how alike positions are.
 
-import { ApiError, available, lens, offline } from "octavo/api";
+import { ApiError, available, lens, offline, overtaken } from "octavo/api";
 import { matrix } from "octavo/draw";
 import { chip, code, el, exact, field, number, said, say, t } from "octavo/text";
 
@@ -39,6 +39,7 @@ export function oneWord(app) {
     field(spelling, "words.word"),
     field(places[0], "words.at"),
     field(places[1], "words.and"),
+    !offline && el("button", { say: "words.show" }),
   );
   form.addEventListener("change", ask);
   const pieces = el("div", { class: "buttons" });
@@ -86,7 +87,7 @@ export function oneWord(app) {
         word = spelling.value = fromText()[0] ?? [...app.text.trim()].slice(0, 4).join("");
         pieces = await readable(app, word);
       }
-      if (turn !== turns) return; // the reader has typed on
+      if (turn !== turns) throw overtaken();
       if (!pieces || pieces.length > Math.min(PIECES, block_size)) throw new ApiError("", "", "word");
       const asked = at;
       at = asked.map((each) => Math.max(0, Math.min(each, block_size - pieces.length)));
