@@ -160,6 +160,91 @@ def test_the_first_head_of_512_tokens_comes_in_one_answer_below_one_megabyte(vis
     assert sum(numbers([row[1] for row in rows])) == pytest.approx(1, abs=5e-4)
 
 
+# What can't be looked at
+
+
+@pytest.mark.parametrize(("language", "said"), [
+    ("en", "knows no character of this text: 🐱 Ω"), ("ar", "أي حرف من هذا النص: 🐱 Ω"), ("hi", "कोई अक्षर नहीं जानता: 🐱 Ω"),
+    ("fr", "aucun caractère de ce texte"), ("de", "kein Zeichen: 🐱 Ω"),
+])  # fmt: skip
+def test_a_text_of_which_nothing_is_known_is_told_beneath_it_until_it_is_changed(
+    visit: Visit, language: str, said: str
+) -> None:
+    """In the reader's language, with letters that the model knows; what is seen of the text before is pale."""
+    page = visit.go("walk", "letters", TEXT).page
+    visit.choose(language=language)
+    told = page.locator("#unread")
+    for tab in ("walk", "attention"):
+        visit.go(tab)
+        assert not told.is_visible()
+        page.locator("#text").fill("🐱Ω🐱")
+        told.wait_for()
+        text = re.sub("[\u2068\u2069]", "", told.inner_text())
+        assert said in text
+        assert re.search(r": \w \w", text)  # letters that it knows
+        assert page.locator(f"#panel-{tab}.old").count() == 1
+        visit.choose(language="de" if language != "de" else "en")  # the text that is typed stays, and so does what is said
+        assert page.locator("#text").input_value() == "🐱Ω🐱"
+        assert told.is_visible()
+        visit.choose(language=language)
+        page.locator("#text").fill("the cat")
+        told.wait_for(state="hidden")
+        visit.settle()
+        assert page.locator("main .old").count() == 0
+        page.locator("#text").fill(TEXT)
+
+
+def test_without_a_text_the_former_one_is_not_shown_as_if_it_were_this(visit: Visit) -> None:
+    page = visit.go("walk", "letters", TEXT).page
+    for tab in ("walk", "attention"):
+        visit.go(tab)
+        page.locator("#text").fill("")
+        page.get_by_text("Write a beginning first. One letter is enough.").wait_for()
+        panel = page.locator(f"#panel-{tab}")
+        assert panel.evaluate("each => each.inert && getComputedStyle(each).opacity < 0.5")
+        page.locator("#text").fill("t")
+        page.locator("#unread").wait_for(state="hidden")
+        visit.settle()
+        assert panel.evaluate("each => !each.inert && getComputedStyle(each).opacity === '1'")
+
+
+def test_another_model_gets_a_text_that_it_can_read(visit: Visit) -> None:
+    page = visit.go("walk", "bytes", "Ωμέγα").page
+    page.locator("#model").select_option("letters")
+    visit.settle()
+    page.locator("#panel-walk .running").wait_for()
+    assert page.locator("#text").input_value() not in ("", "Ωμέγα")
+
+
+@pytest.mark.parametrize("tab", ["playground", "compare", "training"])
+def test_no_tab_asks_for_a_text_of_which_nothing_is_known(visit: Visit, tab: str) -> None:
+    page = visit.go(tab, "letters").page
+    visit.choose(language="de")
+    fields = {"playground": ("prompt", "score-text"), "compare": ("compare-text",), "training": ("probe-text",)}[tab]
+    for field in fields:
+        page.locator(f"#{field}").fill("🐱")
+        page.locator(f"form:has(#{field}) button.main, form:has(#{field}) button[type=submit]").first.click()
+        page.get_by_role("alert").get_by_text("kein Zeichen: 🐱").wait_for()
+        page.locator(f"#{field}").fill("the cat")
+        page.locator(f"form:has(#{field}) button.main, form:has(#{field}) button[type=submit]").first.click()
+        page.get_by_role("alert").wait_for(state="detached")
+        visit.settle()
+
+
+def test_what_the_server_refuses_is_told_without_its_command_line(visit: Visit) -> None:
+    page = visit.go("walk", "letters", TEXT).page
+    visit.choose(language="ar")
+    error = {"message": "there is no such thing", "hint": '--text "The "', "type": "invalid_request_error"}
+    page.route("**/lens/shapes", lambda route: route.fulfill(status=400, json={"error": error}))
+    page.locator("#walk-head").select_option("1")
+    alert = page.get_by_role("alert")
+    alert.wait_for()
+    assert "يقول الخادم (بالإنجليزية): there is no such thing" in alert.inner_text()
+    assert "--" not in alert.inner_text()
+    assert alert.locator("bdi").get_attribute("lang") == "en"
+    visit.faults.clear()  # which it is, but a wanted one
+
+
 # Positions and words
 
 
@@ -258,7 +343,6 @@ def test_a_cosine_is_said_of_the_two_words_that_were_asked_for(visit: Visit, sit
     visit.settle()
     assert "Cosine of c and m" in card.inner_text()
     assert card.locator(".old").count() == 0
-    visit.calm()
 
 
 @pytest.mark.parametrize("field", ["alike-one", "alike-two"])
@@ -287,7 +371,6 @@ def test_a_pair_without_two_rows_is_refused_beneath_its_fields_and_shows_nothing
     visit.settle()
     assert card.locator(".problem:visible").count() == 0
     assert card.locator("figure").is_visible()
-    visit.calm()
 
 
 def test_what_is_typed_while_an_answer_is_awaited_stays(visit: Visit) -> None:

@@ -1,7 +1,7 @@
 // Compare: two checkpoints read one text. What each made of it is asked for here; `octavo/difference` shows what lies
 // between. Of a checkpoint with itself, all of that is zero, and the page says so.
 
-import { lens } from "octavo/api";
+import { lens, mustRead } from "octavo/api";
 import { Difference, SIDES } from "octavo/difference";
 import { offer, scrolled, signed, stacked } from "octavo/live";
 import { probabilities } from "octavo/odds";
@@ -97,7 +97,10 @@ export function mount(panel, app) {
   async function compare() {
     const mine = ++asked;
     say(verdict, "compare.reading");
-    const [a, b] = await Promise.all(SIDES.map(read));
+    const [a, b] = await Promise.all(SIDES.map(read)).catch((error) => {
+      if (mine === asked) [found, result.hidden] = [null, true]; // what stands there is of another text
+      throw error;
+    });
     if (mine !== asked) return;
     const cut = ({ score }) => JSON.stringify(score.tokens);
     found = { a, b, alike: cut(a) === cut(b) && a.p.length === b.p.length };
@@ -109,6 +112,7 @@ export function mount(panel, app) {
   async function read(side) {
     const { model: shape, step: served } = described(side);
     const options = { ...chosen(side), text: text.value, unknown: "skip" };
+    await mustRead(options.text, described(side));
     const views = ["score", "next", "tokens"].map((view) => lens(view, options));
     const [score, next, reading] = await Promise.all(views);
     const residual = await lens("residual", { ...options, position: next.tokens.length - 1 });

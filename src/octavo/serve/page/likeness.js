@@ -75,7 +75,7 @@ export function likeness(app) {
   async function refusal(pair) {
     if (!pair.every(Boolean)) return ["words.likeness.empty"];
     for (const word of pair) {
-      const tokens = await readable(app, word);
+      const tokens = await readable(app.model, word);
       if (tokens?.length === 1) continue;
       const [other] = await fitting();
       return tokens
@@ -121,7 +121,7 @@ export function likeness(app) {
       ["king", "queen"],
       ["a", "e"],
     ]) {
-      const pieces = await Promise.all(two.map((word) => readable(app, word)));
+      const pieces = await Promise.all(two.map((word) => readable(app.model, word)));
       if (pieces.every((each) => each?.length === 1)) return two;
     }
     const { tokens } = await lens("map");

@@ -1,6 +1,6 @@
 // The map: the tokens' rows of wte as a plane, with search and neighbours, along the checkpoints of training.
 
-import { ApiError, lens } from "octavo/api";
+import { lens, refusal } from "octavo/api";
 import { PIECES, readable } from "octavo/position";
 import { boxOf, scatter } from "octavo/draw";
 import { chip, el, field, number, percent, said, say, t } from "octavo/text";
@@ -170,8 +170,8 @@ export function map(app) {
   const search = (word) =>
     word &&
     app.trying(node, async () => {
-      const pieces = await readable(app, word);
-      if (!pieces || pieces.length > PIECES) throw new ApiError("", "", "word");
+      const pieces = await readable(app.model, word);
+      if (!pieces || pieces.length > PIECES) throw refusal("error.word");
       target = { word };
       await neighbors();
       await draw();

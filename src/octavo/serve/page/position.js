@@ -1,6 +1,6 @@
 // A word at two positions, piece by piece: its row of wte, their rows of wpe, and the sums. And how alike positions are.
 
-import { ApiError, available, lens, offline, overtaken } from "octavo/api";
+import { available, knownOf, lens, offline, overtaken, refusal } from "octavo/api";
 import { matrix } from "octavo/draw";
 import { chip, code, el, exact, field, number, said, say, t } from "octavo/text";
 
@@ -35,6 +35,7 @@ export function oneWord(app) {
         event.preventDefault();
         ask();
       },
+      oninput: () => result.classList.add("old"), // it is another word's, until this one is asked for
     },
     field(spelling, "words.word"),
     field(places[0], "words.at"),
@@ -47,6 +48,7 @@ export function oneWord(app) {
   const says = el("p");
   const sums = matrix([], {});
   const verdict = el("p");
+  const result = el("div", {}, note, pieces, says, el("div", { class: "sum" }, sums), verdict);
   const node = el(
     "section",
     { class: "card", "aria-labelledby": "words-position" },
@@ -54,11 +56,7 @@ export function oneWord(app) {
     el("p", { say: "words.position.does" }),
     form,
     offered,
-    note,
-    pieces,
-    says,
-    el("div", { class: "sum" }, sums),
-    verdict,
+    result,
   );
   const square = matrix([], {});
   const alike = el(
@@ -82,13 +80,13 @@ export function oneWord(app) {
     offer();
     if (!offline) {
       const { block_size } = app.model.model;
-      let pieces = await readable(app, word);
+      let pieces = await readable(app.model, word);
       if (!pieces && !own) {
         word = spelling.value = fromText()[0] ?? [...app.text.trim()].slice(0, 4).join("");
-        pieces = await readable(app, word);
+        pieces = await readable(app.model, word);
       }
       if (turn !== turns) throw overtaken();
-      if (!pieces || pieces.length > Math.min(PIECES, block_size)) throw new ApiError("", "", "word");
+      if (!pieces || pieces.length > Math.min(PIECES, block_size)) throw refusal("error.word");
       const asked = at;
       at = asked.map((each) => Math.max(0, Math.min(each, block_size - pieces.length)));
       places.forEach((place, i) => {
@@ -98,6 +96,7 @@ export function oneWord(app) {
     }
     seen = await lens("position", { word, at }, { instead: "position" });
     chosen = Math.min(chosen, seen.pieces.length - 1);
+    result.classList.toggle("old", !offline && spelling.value !== word);
     draw();
     drawSquare();
   }
@@ -199,13 +198,12 @@ export function oneWord(app) {
 }
 
 // The tokens of a word as the lens takes it, with the space before it if so it is one; null where the tokenizer doesn't
-// know its letters. With the text behind it there is always something to read, and nothing is refused.
-export async function readable(app, word) {
-  if (!word) return null;
-  const ask = async (text) => lens("tokens", { text, unknown: "skip" });
-  if (!(await ask(word + app.text)).text.startsWith(word)) return null;
+// know all of its letters.
+export async function readable(model, word) {
+  if (!word || (await knownOf(word, model)) !== word) return null;
+  const ask = async (text) => lens("tokens", { model: model.id, step: null, text, unknown: "skip" });
   const { tokens } = await ask(word);
-  if (tokens.length === 1 || !["bpe", "gpt2"].includes(app.model.tokenizer)) return tokens;
+  if (tokens.length === 1 || !["bpe", "gpt2"].includes(model.tokenizer)) return tokens;
   const spaced = (await ask(` ${word}`)).tokens;
   return spaced.length === 1 ? spaced : tokens;
 }

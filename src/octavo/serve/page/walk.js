@@ -86,7 +86,7 @@ export function mount(panel, app) {
   }
 
   document.addEventListener("keydown", (event) => {
-    if (panel.hidden || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    if (panel.hidden || panel.inert || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
     if (event.target.closest("input, select, textarea, [role=tablist], [role=application], .scroll, .running, dialog"))
       return;
     const onwards = language.dir === "rtl" ? "ArrowLeft" : "ArrowRight",
