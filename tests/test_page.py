@@ -46,6 +46,21 @@ def test_each_stage_has_the_models_own_shape_and_numbers(visit: Visit, site: Run
     assert shown == pytest.approx(likeliest[: len(shown)], rel=1e-5)
 
 
+def test_gpt2s_size_is_told_in_full_and_the_head_has_no_parameters_of_its_own(visit: Visit) -> None:
+    page = visit.go("walk", "letters", TEXT).page
+    page.locator(".steps input[type=checkbox]").check()
+    other = page.locator(".facts.other")
+    assert re.findall(r"[\d,]{8,}", other.inner_text()) == ["124,046,592", "124,439,808"]
+    page.locator(".map .box").nth(16).dispatch_event("click")
+    for facts in page.locator(".facts").all():
+        assert "none of its own: it is wte again" in facts.inner_text()
+    page.locator(".map .box").nth(5).dispatch_event("click")
+    aside = page.locator("#panel-walk .aside")
+    assert aside.inner_text().startswith("At GPT-2's size: The width is cut into 12 heads of 64")
+    page.locator(".steps input[type=checkbox]").uncheck()
+    assert aside.inner_text().startswith("The width is cut into 2 heads of 16")
+
+
 def test_a_cell_under_the_pointer_tells_its_number_and_where_it_comes_from(visit: Visit, site: Running) -> None:
     page = visit.go("walk", "letters", TEXT).page
     stages = {each["name"]: each["values"] for each in look(site, "shapes", text=TEXT, layer=0, head=0)["stages"]}

@@ -8,7 +8,7 @@ import { available, lens } from "octavo/api";
 import { drawMap } from "octavo/diagram";
 import { bars, matrix } from "octavo/draw";
 import { origin } from "octavo/origin";
-import { AT, NOTES, STAGES } from "octavo/stages";
+import { AT, learned, NOTES, STAGES } from "octavo/stages";
 import {
   chip,
   choices,
@@ -27,6 +27,7 @@ import {
 
 const CORNER = 16;
 const LIKELIEST = 12;
+const GPT2 = { ...NOTES, block: 1024 };
 
 export function mount(panel, app) {
   let at = 0,
@@ -223,8 +224,10 @@ export function mount(panel, app) {
   }
 
   function facts(stage) {
-    const own = data.stages.get(stage.lens);
-    const shape = own?.shape ?? [sizes().V];
+    const own = data.stages.get(stage.lens),
+      s = sizes(),
+      part = stage.part?.(NOTES);
+    const shape = own?.shape ?? [s.V];
     const letters = `[${stage.axes.split(" ").join(", ")}]`;
     const fact = (key, value) => el("div", {}, el("dt", { say: key }), el("dd", {}, value));
     const times = (n) => (stage.layered ? t("walk.times", { n }) : null);
@@ -247,6 +250,7 @@ export function mount(panel, app) {
             el("span", {}, `= [${shape.join(", ")}]`),
           ),
         ),
+        stage.part?.(s).tied && fact("walk.parameters", said("walk.tied")),
         own?.parameters ? fact("walk.parameters", line(count(own.parameters), times(own.times))) : null,
         own?.flops ? fact("walk.flops", line(short(own.flops), times(own.times))) : null,
       ),
@@ -255,13 +259,18 @@ export function mount(panel, app) {
           "dl",
           { class: "facts other" },
           fact("walk.shape.notes", code(inNotes, { class: "big" })),
-          stage.part &&
+          part &&
             fact("walk.parameters", [
-              line(count(stage.part(NOTES).learned), times(12)),
+              part.tied ? said("walk.tied") : line(count(part.learned), times(NOTES.L)),
               " ",
-              code(stage.part(NOTES).made),
+              code(part.made),
             ]),
-          stage.formula(NOTES) !== stage.formula(sizes()) && fact("walk.formula", code(stage.formula(NOTES))),
+          stage.formula(NOTES) !== stage.formula(s) && fact("walk.formula", code(stage.formula(NOTES))),
+          fact("walk.total", [
+            count(learned(NOTES)),
+            " ",
+            el("small", {}, said("walk.total.full", { positions: GPT2.block, n: learned(GPT2) })),
+          ]),
         ),
     ];
   }
@@ -309,8 +318,8 @@ export function mount(panel, app) {
       );
     }
     if (["qkv", "mix", "proj"].includes(stage.id))
-      return splitPicture(notes.checked ? { ...NOTES, head: Math.min(head, NOTES.H - 1) } : s);
-    if (["fc", "mlp_proj"].includes(stage.id)) return widthPicture(notes.checked ? NOTES : s, stage.id);
+      return splitPicture(notes.checked ? { ...NOTES, head: Math.min(head, NOTES.H - 1) } : s, notes.checked);
+    if (["fc", "mlp_proj"].includes(stage.id)) return widthPicture(notes.checked ? NOTES : s, stage.id, notes.checked);
     return null;
   }
 
@@ -391,12 +400,16 @@ export function mount(panel, app) {
 
 // ---- Small pictures of sizes
 
+// Of which size they are, where it isn't the model's own, and what they show.
+const sizeNote = (notes, key, values) =>
+  el("p", { class: "quiet" }, notes && [el("b", { say: "walk.notes.at" }), " "], el("span", { say: [key, values] }));
+
 // The width, cut into heads, of which one is looked at.
-function splitPicture({ C, H, D, head }) {
+function splitPicture({ C, H, D, head }, notes) {
   return el(
     "div",
     { class: "aside" },
-    el("p", { class: "quiet", say: ["walk.split", { head, H, D }] }),
+    sizeNote(notes, "walk.split", { head, H, D }),
     el(
       "div",
       { class: "sizes", "aria-hidden": "true" },
@@ -411,7 +424,7 @@ function splitPicture({ C, H, D, head }) {
 }
 
 // C -> 4C -> C, by length.
-function widthPicture({ C }, id) {
+function widthPicture({ C }, id, notes) {
   const bar = (share, text, on) =>
     el(
       "div",
@@ -422,7 +435,7 @@ function widthPicture({ C }, id) {
   return el(
     "div",
     { class: "aside" },
-    el("p", { class: "quiet", say: ["walk.width", { C, wide: 4 * C }] }),
+    sizeNote(notes, "walk.width", { C, wide: 4 * C }),
     el(
       "div",
       { class: "sizes", "aria-hidden": "true" },
