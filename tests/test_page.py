@@ -46,6 +46,23 @@ def test_each_stage_has_the_models_own_shape_and_numbers(visit: Visit, site: Run
     assert shown == pytest.approx(likeliest[: len(shown)], rel=1e-5)
 
 
+def test_the_walk_has_the_names_of_the_code_and_says_how_the_tables_began(visit: Visit) -> None:
+    page = visit.go("walk", "letters", TEXT).page
+    card = page.locator("#panel-walk .card")
+    assert "block_size 64" in page.locator(".model").inner_text()
+    said = {1: "random once (normal distribution N(0, 0.02)", 2: "sines and cosines", 3: "this model uses 0."}
+    for stage, told in said.items():
+        page.locator(".map .box").nth(stage).dispatch_event("click")
+        assert told in card.inner_text()
+    named = ["B = batch_size = 1", f"T = seq_len = {len(TEXT)}", "C = n_embd = 32"]
+    assert card.locator(".letters b").all_text_contents() == named
+    page.locator("#walk-layer").select_option("1")
+    visit.settle()
+    assert page.locator(".map .times").text_content() == "Transformer block h.1, one of 2"
+    visit.go("words")
+    assert "began as sines and cosines" in page.locator("[aria-labelledby=words-wpe]").inner_text()
+
+
 def test_gpt2s_size_is_told_in_full_and_the_head_has_no_parameters_of_its_own(visit: Visit) -> None:
     page = visit.go("walk", "letters", TEXT).page
     page.locator(".steps input[type=checkbox]").check()
@@ -179,7 +196,7 @@ def test_the_first_head_of_512_tokens_comes_in_one_answer_below_one_megabyte(vis
 
 
 @pytest.mark.parametrize(("language", "said"), [
-    ("en", "knows no character of this text: 🐱 Ω"), ("ar", "أي حرف من هذا النص: 🐱 Ω"), ("hi", "कोई अक्षर नहीं जानता: 🐱 Ω"),
+    ("en", "no character of this text: 🐱 Ω"), ("ar", "أي حرف من هذا النص: 🐱 Ω"), ("hi", "नहीं जानता: 🐱 Ω"),
     ("fr", "aucun caractère de ce texte"), ("de", "kein Zeichen: 🐱 Ω"),
 ])  # fmt: skip
 def test_a_text_of_which_nothing_is_known_is_told_beneath_it_until_it_is_changed(
@@ -198,7 +215,7 @@ def test_a_text_of_which_nothing_is_known_is_told_beneath_it_until_it_is_changed
         assert said in text
         assert re.search(r": \w \w", text)  # letters that it knows
         assert page.locator(f"#panel-{tab}.old").count() == 1
-        visit.choose(language="de" if language != "de" else "en")  # the text that is typed stays, and so does what is said
+        visit.choose(language="de" if language != "de" else "en")  # what is typed stays, and so does what is said
         assert page.locator("#text").input_value() == "🐱Ω🐱"
         assert told.is_visible()
         visit.choose(language=language)
@@ -332,7 +349,7 @@ def test_a_word_that_has_no_row_is_told_in_the_readers_language(visit: Visit, fi
 
 
 def test_a_cosine_is_said_of_the_two_words_that_were_asked_for(visit: Visit, site: Running) -> None:
-    """Whatever has been typed since: what is shown of another pair is pale, and the last pair that is asked for wins."""
+    """Whatever has been typed since: what is shown of another pair is pale, and the last that is asked for wins."""
     page = visit.go("words", "letters", TEXT).page
     card = page.locator("[aria-labelledby=words-alike]")
     held: list[Route] = []
@@ -362,7 +379,8 @@ def test_a_cosine_is_said_of_the_two_words_that_were_asked_for(visit: Visit, sit
 
 @pytest.mark.parametrize("field", ["alike-one", "alike-two"])
 @pytest.mark.parametrize(("word", "why"), [
-    ("katze", "„katze“ ist hier kein einzelnes Token (5 Stücke)"), ("Ω", "nicht alle Buchstaben von „Ω“"), ("", "beide Felder"),
+    ("katze", "„katze“ ist hier kein einzelnes Token (5 Stücke)"), ("Ω", "nicht alle Buchstaben von „Ω“"),
+    ("", "beide Felder"),
 ])  # fmt: skip
 def test_a_pair_without_two_rows_is_refused_beneath_its_fields_and_shows_nothing(
     visit: Visit, field: str, word: str, why: str

@@ -31,6 +31,7 @@ from octavo.runs import Run
 from octavo.serve import look, page
 from octavo.serve.curves import Log
 from octavo.serve.limits import Limits
+from octavo.settings import ModelSettings
 from serving import SMALL, Running, running, until
 
 TEXT = "the cat sat; <b>كتاب</b> 🦉!"
@@ -202,6 +203,18 @@ def test_all_models_tell_their_shape_and_steps(server: Running, trained: Run) ->
     assert run["model"]["parameters"] == sum(each.numel() for each in model.parameters())
     assert run["model"]["n_embd"] == model.settings.n_embd
     assert (alone["id"], alone["run"], alone["steps"], alone["step"]) == ("alone", False, [], None)
+
+
+def test_a_model_tells_how_its_tables_began(trained: Run) -> None:
+    loaded = runs.load(trained.folder)
+    for weights, embeddings, expected in (("lookback", "uniform", "waves"), ("noise", "uniform", "uniform"),
+                                          ("noise", "normal", "normal")):  # fmt: skip
+        settings = dataclasses.replace(loaded.settings, weight_init=weights, embedding_init=embeddings)  # type: ignore[call-arg]
+        told = look.described("run", dataclasses.replace(loaded, settings=settings))
+        assert (told.wte_start, told.wpe_start) == (embeddings, expected)
+    bare = ModelSettings(vocab_size=loaded.settings.vocab_size)  # of a model that Octavo didn't train
+    elsewhere = look.described("other", dataclasses.replace(loaded, settings=bare))
+    assert (elsewhere.wte_start, elsewhere.wpe_start) == (None, None)
 
 
 def test_every_step_of_a_run_can_be_looked_at(server: Running, trained: Run) -> None:

@@ -59,11 +59,12 @@ export function oneWord(app) {
     result,
   );
   const square = matrix([], {});
+  const waves = el("p");
   const alike = el(
     "section",
     { class: "card", "aria-labelledby": "words-wpe" },
     el("h2", { id: "words-wpe", say: "words.wpe.title" }),
-    el("p", { say: "words.wpe.does" }),
+    waves,
     square,
   );
   if (offline) for (const each of [spelling, ...places]) each.readOnly = true;
@@ -182,6 +183,8 @@ export function oneWord(app) {
 
   function drawSquare() {
     const { positions, similarity } = seen;
+    const began = app.model.wpe_start === "waves" ? "words.wpe.waves" : "words.wpe.random";
+    say(waves, "words.wpe.does", { start: el("span", { say: began }) });
     square.show(similarity, {
       rows: (i) => String(positions[i]),
       columns: (i) => String(positions[i]),

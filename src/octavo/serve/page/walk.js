@@ -18,6 +18,7 @@ import {
   exact,
   field,
   language,
+  number,
   percent,
   said,
   short,
@@ -25,6 +26,7 @@ import {
   tokenSpans,
 } from "octavo/text";
 
+const IN_CODE = { B: "batch_size", T: "seq_len", C: "n_embd", H: "n_head", V: "vocab_size" };
 const CORNER = 16;
 const LIKELIEST = 12;
 const GPT2 = { ...NOTES, block: 1024 };
@@ -173,7 +175,7 @@ export function mount(panel, app) {
     onward.disabled = again[1].disabled = at === STAGES.length - 1;
     content.replaceChildren(
       el("h2", {}, el("span", { say: `walk.${stage.id}.title` }), code(inCode(stage, sizes()))),
-      el("p", { class: "does", say: [`walk.${stage.id}.does`, sizes()] }),
+      el("p", { class: "does", say: [`walk.${stage.id}.does`, { ...sizes(), ...beginning(stage) }] }),
       code(stage.formula(sizes()), { class: "formula" }),
       ...facts(stage).filter(Boolean),
       letters(stage),
@@ -194,6 +196,18 @@ export function mount(panel, app) {
           )
         : "",
     );
+  }
+
+  // What else a stage's sentence says of the model: how its table began, and its dropout.
+  function beginning({ id }) {
+    const { dropout, wte_start: wte, wpe_start: wpe } = app.model;
+    const { n_embd: C } = app.model.model;
+    const values = { C, bound: number(1 / Math.sqrt(C), 3) };
+    const start = {
+      wte: wte && el("span", {}, " ", said(`walk.start.${wte}`, values)),
+      wpe: wpe && el("span", {}, said(`walk.start.${wpe === "waves" ? "waves" : "random"}`)),
+    };
+    return { start: start[id] ?? "", dropout: exact(dropout) };
   }
 
   // h.0.mlp.c_fc = nn.Linear(128, 512); a model trained without biases has fewer numbers than that.
@@ -289,7 +303,7 @@ export function mount(panel, app) {
           el(
             "b",
             { dir: "ltr" },
-            `${axis} = ${axis === "D" ? `${s.C} / ${s.H} = ${s.D}` : axis === "4C" ? `4 · ${s.C} = ${s["4C"]}` : s[axis]}`,
+            `${axis} = ${axis === "D" ? `${s.C} / ${s.H} = ${s.D}` : axis === "4C" ? `4 · ${s.C} = ${s["4C"]}` : `${IN_CODE[axis]} = ${s[axis]}`}`,
           ),
           " ",
           el("span", { say: `axis.${axis}` }),
