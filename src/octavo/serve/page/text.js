@@ -113,21 +113,16 @@ function format(value, options) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   const key = language.code + JSON.stringify(options);
   if (!formats.has(key)) formats.set(key, new Intl.NumberFormat(`${language.code}-u-nu-latn`, options));
-  return formats.get(key).format(value);
+  return formats.get(key).format(value).replace("-", "−"); // as in the formulas beside it
 }
 
 // With so many decimals: columns of them align.
 export const number = (x, digits = 3) =>
   format(x, { minimumFractionDigits: digits, maximumFractionDigits: digits, signDisplay: "negative" }); // never -0.00
 
-// As exactly as the server sends it.
+// As exactly as the server sends it, but for what is next to nothing.
 export const exact = (x) =>
-  format(
-    x,
-    x !== 0 && Math.abs(x) < 1e-4
-      ? { notation: "scientific", maximumSignificantDigits: 6 }
-      : { maximumSignificantDigits: 6 },
-  );
+  x && Math.abs(x) < 1e-8 ? "≈ 0" : format(x, { maximumSignificantDigits: 6 });
 
 export const percent = (x, digits = 1) =>
   format(x, { style: "percent", minimumFractionDigits: digits, maximumFractionDigits: digits });
