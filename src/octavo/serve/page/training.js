@@ -303,12 +303,13 @@ class Samples {
       this.slider,
       this.at,
     );
+    this.lead = el("p", { say: "train.samples.lead" });
     this.none = el("p", { class: "quiet", say: "train.samples.none" });
     this.element = el(
       "section",
       { class: "card" },
       el("h2", { say: "train.samples" }),
-      el("p", { say: "train.samples.lead" }),
+      this.lead,
       this.scrub,
       this.none,
       this.list,
@@ -324,7 +325,7 @@ class Samples {
     // Where the slider stood at the end it follows; else it stays at its step.
     this.slider.value =
       atEnd || step === undefined ? this.steps.length - 1 : this.steps.findLastIndex((each) => each <= step);
-    this.scrub.hidden = this.steps.length < 2;
+    this.scrub.hidden = this.lead.hidden = this.steps.length < 2;
     this.none.hidden = this.steps.length > 0;
     this.#draw();
   }
