@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, Route
 
 from browser import TABS, WRITTEN, Visit, fill, numbers, numeral, until, visiting
 from serving import Running
-from sites import chances, look
+from sites import chances, ids_of, look
 
 TEXT = "the cat sat on the mat"
 MATRIX = "#panel-attention .matrix"
@@ -99,6 +99,22 @@ def test_a_cell_under_the_pointer_tells_its_number_and_where_it_comes_from(visit
     assert len(told) == 3
 
 
+def test_the_same_token_is_followed_through_all_stages_to_the_likeliest_next(visit: Visit, site: Running) -> None:
+    """The last that has letters in it, of those that are shown."""
+    page = visit.go("walk", "letters", "the cat, ").page
+    followed = []
+    for box in page.locator(".map .box").all()[:17]:
+        box.dispatch_event("click")
+        told = page.locator("#panel-walk .matrix .origin").text_content() or ""
+        followed.append(re.match(r"[^\[]*\[(.*?)\]", told).group(1))  # type: ignore[union-attr]
+    logits = look(site, "next", text="the cat, ")["logits"]
+    id = ids_of(site, "t")[0]
+    assert followed[0] == "0, 6"
+    assert followed[1] == f"{id}, 3"
+    assert {each.split(",")[0] for each in followed[2:]} == {"6"}
+    assert followed[16] == f"6, {max(range(len(logits)), key=logits.__getitem__)}"
+
+
 def test_keys_and_a_swipe_walk_from_stage_to_stage(chromium: Browser, site: Running) -> None:
     with visiting(chromium, site.url, has_touch=True, viewport={"width": 400, "height": 800}) as visit:
         page = visit.go("walk", "letters", TEXT).page
@@ -152,6 +168,8 @@ def test_the_keyboard_gives_the_exact_share_of_any_two_tokens(visit: Visit, site
     page = visit.go("attention", "letters", TEXT).page
     weights = look(site, "attention", text=TEXT, layer=0, head=0)["weights"]
     pattern = page.locator(MATRIX).nth(1)
+    # It begins at the last token, which sees all, and where that looks most.
+    assert numeral(pattern.locator(".exact").text_content() or "") == pytest.approx(max(weights[-1]), rel=1e-5)
     stage = pattern.get_by_role("application")
     stage.focus()
     stage.press("Home")
@@ -429,7 +447,50 @@ def test_each_word_that_is_offered_can_be_taken(visit: Visit) -> None:
         assert page.get_by_role("alert").count() == 0
 
 
+def test_a_position_that_there_is_not_is_told(visit: Visit) -> None:
+    page = visit.go("words", "letters", TEXT).page
+    told = page.get_by_text("Positions run from 0 to 63 here")
+    page.locator("#word").fill("t")
+    for position, taken in (("64", "63"), ("-1", "0"), ("63", "63")):
+        page.locator("#word-at-1").fill(position)
+        page.locator("#word-at-1").press("Enter")
+        visit.settle()
+        assert page.locator("#word-at-1").input_value() == taken
+        assert told.is_visible() == (position != taken)
+
+
 # The frame
+
+
+def test_back_returns_to_the_tab_and_stage_before_and_a_reload_stays(visit: Visit) -> None:
+    page = visit.go("walk", text=TEXT).page
+    for _ in range(5):
+        page.locator(".steps button.main").click()
+    assert page.url.endswith("#walk/6")
+    visit.go("attention").go("training")
+    page.go_back()
+    page.locator("#panel-attention").wait_for()
+    page.go_back()
+    page.locator("#panel-walk").wait_for()
+    where = page.locator(".steps .mono")
+    assert where.text_content() == "6 / 18"
+    page.reload()
+    visit.settle()
+    assert where.text_content() == "6 / 18"
+    page.goto(f"{visit.url}/#walk/17")
+    until(lambda: where.text_content() == "17 / 18", page)
+    page.goto(f"{visit.url}/#walk/99")
+    until(lambda: where.text_content() == "18 / 18", page)
+
+
+def test_what_is_touched_is_large_enough_for_a_finger(visit: Visit) -> None:
+    for tab in TABS:
+        page = visit.go(tab).page
+        small = page.evaluate("""[...document.querySelectorAll("button, input, select, textarea, summary")]
+            .filter((each) => each.checkVisibility())
+            .map((each) => [Math.min(...["width", "height"].map((side) => each.getBoundingClientRect()[side])), each])
+            .filter(([side]) => side < 24).map(([side, each]) => `${side} ${each.outerHTML.slice(0, 90)}`)""")
+        assert small == [], tab
 
 
 def test_tabs_follow_the_practice_for_tabs_and_the_address(visit: Visit) -> None:

@@ -51,6 +51,13 @@ export const app = {
     return () => listeners.get(event).delete(listener);
   },
 
+  // Where a tab stands, kept in the address: #walk/6.
+  placeOf: (id) => tabs.get(id).place,
+  place(id, place) {
+    tabs.get(id).place = place;
+    if (current === id && location.hash !== addressOf(id)) history.replaceState(null, "", addressOf(id));
+  },
+
   // Says it to a screen reader.
   announce(text) {
     spoken.textContent = "";
@@ -239,7 +246,7 @@ function showChoices() {
 
 // ---- Tabs
 
-const tabs = new Map(); // id -> {button, panel, view, stale}
+const tabs = new Map(); // id -> {button, panel, view, stale, place}
 const tabList = el("div", { role: "tablist", class: "tabs", sayLabel: "head.tabs" });
 const panels = el("main", { id: "main" });
 let current = null;
@@ -262,7 +269,7 @@ function addTab(id) {
     tabindex: "-1",
     class: `panel ${id}`,
   });
-  tabs.set(id, { button, panel, view: null, stale: true });
+  tabs.set(id, { button, panel, view: null, stale: true, place: "" });
   tabList.append(button);
   panels.append(panel);
 }
@@ -284,13 +291,23 @@ tabList.addEventListener("keydown", (event) => {
   tabs.get(ids[to]).button.focus();
 });
 
+const addressOf = (id) => `#${id}${tabs.get(id).place ? `/${tabs.get(id).place}` : ""}`;
+
 function go(id) {
-  if (location.hash !== `#${id}`) history.replaceState(null, "", `#${id}`);
+  if (location.hash !== addressOf(id)) history.pushState(null, "", addressOf(id));
   show(id);
 }
 
+// What the address says.
+function follow() {
+  const [id, place = ""] = location.hash.slice(1).split("/");
+  if (!tabs.has(id)) return show(tabs.keys().next().value);
+  tabs.get(id).place = place;
+  tabs.get(id).view?.place?.(place);
+  return show(id);
+}
+
 async function show(id) {
-  if (!tabs.has(id)) id = tabs.keys().next().value;
   if (current === id) return;
   const last = tabs.get(current);
   current = id;
@@ -426,8 +443,8 @@ async function begin() {
     refresh();
   });
   await findModels(); // a tab that is asked for before would find no model
-  window.addEventListener("hashchange", () => show(location.hash.slice(1)));
-  show(location.hash.slice(1));
+  window.addEventListener("hashchange", follow);
+  follow();
 }
 
 // A run whose training has just begun has no model yet: then this is asked again until there is one.

@@ -31,11 +31,15 @@ export function oneWord(app) {
     "form",
     {
       class: "row",
+      novalidate: true, // a position that there isn't is told by the page
       onsubmit: (event) => {
         event.preventDefault();
         ask();
       },
-      oninput: () => result.classList.add("old"), // it is another word's, until this one is asked for
+      oninput: () => {
+        clamped.hidden = true;
+        result.classList.add("old"); // it is another word's, until this one is asked for
+      },
     },
     field(spelling, "words.word"),
     field(places[0], "words.at"),
@@ -45,6 +49,7 @@ export function oneWord(app) {
   form.addEventListener("change", ask);
   const pieces = el("div", { class: "buttons" });
   const note = el("p", { class: "quiet" });
+  const clamped = el("p", { class: "quiet", role: "status", hidden: true });
   const says = el("p");
   const sums = matrix([], {});
   const verdict = el("p");
@@ -55,6 +60,7 @@ export function oneWord(app) {
     el("h2", { id: "words-position", say: "words.position.title" }),
     el("p", { say: "words.position.does" }),
     form,
+    clamped,
     offered,
     result,
   );
@@ -90,6 +96,8 @@ export function oneWord(app) {
       if (!pieces || pieces.length > Math.min(PIECES, block_size)) throw refusal("error.word");
       const asked = at;
       at = asked.map((each) => Math.max(0, Math.min(each, block_size - pieces.length)));
+      if (at.some((each, i) => each !== asked[i])) clamped.hidden = false; // until something else is typed
+      say(clamped, "words.clamped", { last: block_size - pieces.length });
       places.forEach((place, i) => {
         place.max = block_size - 1;
         if (at[i] !== asked[i]) place.value = at[i]; // else what is being typed stays
@@ -123,6 +131,7 @@ export function oneWord(app) {
             class: "small chip",
             onclick: () => {
               spelling.value = each;
+              clamped.hidden = true;
               ask();
             },
           },

@@ -32,11 +32,12 @@ const LIKELIEST = 12;
 const GPT2 = { ...NOTES, block: 1024 };
 
 export function mount(panel, app) {
-  let at = 0,
+  let at = stageAt(app.placeOf("walk")),
     layer = 0,
     head = 0;
   let data = null; // {shapes, groups, next, before, last}
-  let cell = [5, 3]; // kept from stage to stage, so that one number can be followed
+  let cell = [0, 3]; // kept from stage to stage, so that one number can be followed
+  let text = null; // whose token that is
 
   // ---- The frame
 
@@ -133,11 +134,11 @@ export function mount(panel, app) {
     const some = (name, n) => (there ? [...new Set(there.map((each) => each[name]))] : [...Array(n).keys()]);
     choices(layers, some("layer", n_layer), layer);
     choices(heads, some("head", n_head), head);
-    const text = { text: app.text, unknown: "skip" };
+    const read = { text: app.text, unknown: "skip" };
     const [shapes, { groups, left_out }, next] = await Promise.all([
-      lens("shapes", { ...text, layer, head }, { instead: "walk" }),
-      lens("tokens", text, { instead: "walk tokens" }),
-      lens("next", text, { instead: "walk next" }).catch((error) => {
+      lens("shapes", { ...read, layer, head }, { instead: "walk" }),
+      lens("tokens", read, { instead: "walk tokens" }),
+      lens("next", read, { instead: "walk next" }).catch((error) => {
         if (there) return { logits: [], vocabulary: {} };
         throw error;
       }), // a saved page may be without
@@ -151,10 +152,12 @@ export function mount(panel, app) {
       left_out: left_out || next.left_out,
       stages: new Map(shapes.stages.map((stage) => [stage.name, stage])),
     });
+    if (text !== app.text) cell[0] = lastWord(shapes.tokens);
+    text = app.text;
     draw();
     // The stream before this layer and after the last one, for the sums: they are other layers' numbers.
     const other = async (i) =>
-      new Map((await lens("shapes", { ...text, layer: i, head })).stages.map((stage) => [stage.name, stage]));
+      new Map((await lens("shapes", { ...read, layer: i, head })).stages.map((stage) => [stage.name, stage]));
     try {
       if (layer > 0) here.before = (await other(layer - 1)).get("x + mlp").values;
       here.last =
@@ -169,6 +172,7 @@ export function mount(panel, app) {
   function draw() {
     if (!data) return;
     const stage = STAGES[at];
+    app.place("walk", at ? at + 1 : "");
     map.show(at, layer, app.model.model.n_layer);
     where.textContent = `${at + 1} / ${STAGES.length}`;
     back.disabled = again[0].disabled = at === 0;
@@ -338,7 +342,7 @@ export function mount(panel, app) {
   }
 
   function numbers(stage) {
-    const { values, shape } = data.stages.get(stage.lens);
+    const { values, shape, columns: which } = data.stages.get(stage.lens);
     const { tokens } = data.shapes;
     const square = ["scores", "softmax"].includes(stage.id);
     const ids = stage.id === "idx";
@@ -349,17 +353,17 @@ export function mount(panel, app) {
     return matrix(values, {
       rows: ids ? () => "id" : name,
       columns:
-        square || ids ? name : stage.id === "logits" ? (v) => data.next.vocabulary[v] ?? String(v) : (c) => String(c),
+        square || ids ? name : which ? (c) => data.next.vocabulary[which[c]] ?? `#${which[c]}` : (c) => String(c),
       scale: ids ? "plain" : stage.id === "softmax" ? "share" : "signed",
       max: stage.id === "softmax" ? 1 : undefined,
       totals: stage.id === "softmax" ? values.map((row) => row.reduce((a, b) => a + b, 0)) : undefined,
       totalsOf: tokens.length > CORNER ? CORNER : undefined,
       numbers: true,
       hidden: square ? future : undefined,
-      at: cell,
+      at: ids ? [0, cell[0]] : square ? [cell[0], Math.min(...cell)] : which ? [cell[0], 0] : cell,
       onHover: (r, c) => (cell = ids ? [c, cell[1]] : [r, c]),
       caption: () =>
-        said(whole ? "walk.all" : "walk.corner", {
+        said(which ? "walk.likeliest" : whole ? "walk.all" : "walk.corner", {
           rows: Math.min(CORNER, all.rows),
           columns: Math.min(CORNER, all.columns),
           all_rows: all.rows,
@@ -409,8 +413,18 @@ export function mount(panel, app) {
     );
   }
 
-  return { update: () => app.trying(panel, load) };
+  return { update: () => app.trying(panel, load), place: (stage) => go(stageAt(stage)) };
 }
+
+// The last token of a text's beginning that has letters in it: one to follow.
+const lastWord = (tokens) =>
+  Math.max(
+    0,
+    tokens.slice(0, CORNER).findLastIndex(({ label }) => /\p{L}/u.test(label) && !/^<[\da-f ]+>$/.test(label)),
+  );
+
+// The stage of an address: "6" is the sixth, and nothing is the first.
+const stageAt = (place) => Math.max(0, Math.min(STAGES.length - 1, (Number(place) || 1) - 1));
 
 // ---- Small pictures of sizes
 
