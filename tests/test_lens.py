@@ -223,10 +223,15 @@ def test_the_values_of_a_stage_are_those_of_the_text(case: Case, layer: int, hea
     assert seen["idx"][0].tolist() == case.ids[:16]
     for name, plain in (
         ("x", case.streams[0]), ("x + mlp", case.streams[layer + 1]),
-        ("h.attn: softmax", case.shares(layer, head)), ("logits", case.logits()),
+        ("h.attn: softmax", case.shares(layer, head)),
     ):  # fmt: skip
         assert seen[name].shape == (rows, min(16, plain.shape[1]))
         assert_near(seen[name], plain[:16, :16], 1e-4)
+    columns = view.stages[-1].columns
+    assert columns is not None
+    logits = case.logits()
+    assert columns == logits[-1].topk(min(16, logits.shape[1])).indices.tolist()
+    assert_near(seen["logits"], logits[:16, columns], 1e-4)
 
 
 NOTES = """\

@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, Route
 
 from browser import TABS, WRITTEN, Visit, fill, numbers, numeral, until, visiting
 from serving import Running
-from sites import chances, look
+from sites import chances, ids_of, look
 
 TEXT = "the cat sat on the mat"
 MATRIX = "#panel-attention .matrix"
@@ -46,6 +46,38 @@ def test_each_stage_has_the_models_own_shape_and_numbers(visit: Visit, site: Run
     assert shown == pytest.approx(likeliest[: len(shown)], rel=1e-5)
 
 
+def test_the_walk_has_the_names_of_the_code_and_says_how_the_tables_began(visit: Visit) -> None:
+    page = visit.go("walk", "letters", TEXT).page
+    card = page.locator("#panel-walk .card")
+    assert "block_size 64" in page.locator(".model").inner_text()
+    said = {1: "random once (normal distribution N(0, 0.02)", 2: "sines and cosines", 3: "this model uses 0."}
+    for stage, told in said.items():
+        page.locator(".map .box").nth(stage).dispatch_event("click")
+        assert told in card.inner_text()
+    named = ["B = batch_size = 1", f"T = seq_len = {len(TEXT)}", "C = n_embd = 32"]
+    assert card.locator(".letters b").all_text_contents() == named
+    page.locator("#walk-layer").select_option("1")
+    visit.settle()
+    assert page.locator(".map .times").text_content() == "Transformer block h.1, one of 2"
+    visit.go("words")
+    assert "began as sines and cosines" in page.locator("[aria-labelledby=words-wpe]").inner_text()
+
+
+def test_gpt2s_size_is_told_in_full_and_the_head_has_no_parameters_of_its_own(visit: Visit) -> None:
+    page = visit.go("walk", "letters", TEXT).page
+    page.locator(".steps input[type=checkbox]").check()
+    other = page.locator(".facts.other")
+    assert re.findall(r"[\d,]{8,}", other.inner_text()) == ["124,046,592", "124,439,808"]
+    page.locator(".map .box").nth(16).dispatch_event("click")
+    for facts in page.locator(".facts").all():
+        assert "none of its own: it is wte again" in facts.inner_text()
+    page.locator(".map .box").nth(5).dispatch_event("click")
+    aside = page.locator("#panel-walk .aside")
+    assert aside.inner_text().startswith("At GPT-2's size: The width is cut into 12 heads of 64")
+    page.locator(".steps input[type=checkbox]").uncheck()
+    assert aside.inner_text().startswith("The width is cut into 2 heads of 16")
+
+
 def test_a_cell_under_the_pointer_tells_its_number_and_where_it_comes_from(visit: Visit, site: Running) -> None:
     page = visit.go("walk", "letters", TEXT).page
     stages = {each["name"]: each["values"] for each in look(site, "shapes", text=TEXT, layer=0, head=0)["stages"]}
@@ -65,6 +97,22 @@ def test_a_cell_under_the_pointer_tells_its_number_and_where_it_comes_from(visit
         expected = [stages[name][r][c] for name in ("wte", "wpe", "x")]
         assert [first, second, total] == pytest.approx(expected, rel=1e-5)
     assert len(told) == 3
+
+
+def test_the_same_token_is_followed_through_all_stages_to_the_likeliest_next(visit: Visit, site: Running) -> None:
+    """The last that has letters in it, of those that are shown."""
+    page = visit.go("walk", "letters", "the cat, ").page
+    followed = []
+    for box in page.locator(".map .box").all()[:17]:
+        box.dispatch_event("click")
+        told = page.locator("#panel-walk .matrix .origin").text_content() or ""
+        followed.append(re.match(r"[^\[]*\[(.*?)\]", told).group(1))  # type: ignore[union-attr]
+    logits = look(site, "next", text="the cat, ")["logits"]
+    id = ids_of(site, "t")[0]
+    assert followed[0] == "0, 6"
+    assert followed[1] == f"{id}, 3"
+    assert {each.split(",")[0] for each in followed[2:]} == {"6"}
+    assert followed[16] == f"6, {max(range(len(logits)), key=logits.__getitem__)}"
 
 
 def test_keys_and_a_swipe_walk_from_stage_to_stage(chromium: Browser, site: Running) -> None:
@@ -120,6 +168,8 @@ def test_the_keyboard_gives_the_exact_share_of_any_two_tokens(visit: Visit, site
     page = visit.go("attention", "letters", TEXT).page
     weights = look(site, "attention", text=TEXT, layer=0, head=0)["weights"]
     pattern = page.locator(MATRIX).nth(1)
+    # It begins at the last token, which sees all, and where that looks most.
+    assert numeral(pattern.locator(".exact").text_content() or "") == pytest.approx(max(weights[-1]), rel=1e-5)
     stage = pattern.get_by_role("application")
     stage.focus()
     stage.press("Home")
@@ -158,6 +208,91 @@ def test_the_first_head_of_512_tokens_comes_in_one_answer_below_one_megabyte(vis
     assert pattern.locator(".sum").text_content() == "1.000"
     rows = visit.table(pattern)  # of so large a picture, the row at the cursor
     assert sum(numbers([row[1] for row in rows])) == pytest.approx(1, abs=5e-4)
+
+
+# What can't be looked at
+
+
+@pytest.mark.parametrize(("language", "said"), [
+    ("en", "no character of this text: 🐱 Ω"), ("ar", "أي حرف من هذا النص: 🐱 Ω"), ("hi", "नहीं जानता: 🐱 Ω"),
+    ("fr", "aucun caractère de ce texte"), ("de", "kein Zeichen: 🐱 Ω"),
+])  # fmt: skip
+def test_a_text_of_which_nothing_is_known_is_told_beneath_it_until_it_is_changed(
+    visit: Visit, language: str, said: str
+) -> None:
+    """In the reader's language, with letters that the model knows; what is seen of the text before is pale."""
+    page = visit.go("walk", "letters", TEXT).page
+    visit.choose(language=language)
+    told = page.locator("#unread")
+    for tab in ("walk", "attention"):
+        visit.go(tab)
+        assert not told.is_visible()
+        page.locator("#text").fill("🐱Ω🐱")
+        told.wait_for()
+        text = re.sub("[\u2068\u2069]", "", told.inner_text())
+        assert said in text
+        assert re.search(r": \w \w", text)  # letters that it knows
+        assert page.locator(f"#panel-{tab}.old").count() == 1
+        visit.choose(language="de" if language != "de" else "en")  # what is typed stays, and so does what is said
+        assert page.locator("#text").input_value() == "🐱Ω🐱"
+        assert told.is_visible()
+        visit.choose(language=language)
+        page.locator("#text").fill("the cat")
+        told.wait_for(state="hidden")
+        visit.settle()
+        assert page.locator("main .old").count() == 0
+        page.locator("#text").fill(TEXT)
+
+
+def test_without_a_text_the_former_one_is_not_shown_as_if_it_were_this(visit: Visit) -> None:
+    page = visit.go("walk", "letters", TEXT).page
+    for tab in ("walk", "attention"):
+        visit.go(tab)
+        page.locator("#text").fill("")
+        page.get_by_text("Write a beginning first. One letter is enough.").wait_for()
+        panel = page.locator(f"#panel-{tab}")
+        assert panel.evaluate("each => each.inert && getComputedStyle(each).opacity < 0.5")
+        page.locator("#text").fill("t")
+        page.locator("#unread").wait_for(state="hidden")
+        visit.settle()
+        assert panel.evaluate("each => !each.inert && getComputedStyle(each).opacity === '1'")
+
+
+def test_another_model_gets_a_text_that_it_can_read(visit: Visit) -> None:
+    page = visit.go("walk", "bytes", "Ωμέγα").page
+    page.locator("#model").select_option("letters")
+    visit.settle()
+    page.locator("#panel-walk .running").wait_for()
+    assert page.locator("#text").input_value() not in ("", "Ωμέγα")
+
+
+@pytest.mark.parametrize("tab", ["playground", "compare", "training"])
+def test_no_tab_asks_for_a_text_of_which_nothing_is_known(visit: Visit, tab: str) -> None:
+    page = visit.go(tab, "letters").page
+    visit.choose(language="de")
+    fields = {"playground": ("prompt", "score-text"), "compare": ("compare-text",), "training": ("probe-text",)}[tab]
+    for field in fields:
+        page.locator(f"#{field}").fill("🐱")
+        page.locator(f"form:has(#{field}) button.main, form:has(#{field}) button[type=submit]").first.click()
+        page.get_by_role("alert").get_by_text("kein Zeichen: 🐱").wait_for()
+        page.locator(f"#{field}").fill("the cat")
+        page.locator(f"form:has(#{field}) button.main, form:has(#{field}) button[type=submit]").first.click()
+        page.get_by_role("alert").wait_for(state="detached")
+        visit.settle()
+
+
+def test_what_the_server_refuses_is_told_without_its_command_line(visit: Visit) -> None:
+    page = visit.go("walk", "letters", TEXT).page
+    visit.choose(language="ar")
+    error = {"message": "there is no such thing", "hint": '--text "The "', "type": "invalid_request_error"}
+    page.route("**/lens/shapes", lambda route: route.fulfill(status=400, json={"error": error}))
+    page.locator("#walk-head").select_option("1")
+    alert = page.get_by_role("alert")
+    alert.wait_for()
+    assert "يقول الخادم (بالإنجليزية): there is no such thing" in alert.inner_text()
+    assert "--" not in alert.inner_text()
+    assert alert.locator("bdi").get_attribute("lang") == "en"
+    visit.faults.clear()  # which it is, but a wanted one
 
 
 # Positions and words
@@ -231,6 +366,64 @@ def test_a_word_that_has_no_row_is_told_in_the_readers_language(visit: Visit, fi
     assert not re.search(r"\b(is|has|knows|at most)\b", told)
 
 
+def test_a_cosine_is_said_of_the_two_words_that_were_asked_for(visit: Visit, site: Running) -> None:
+    """Whatever has been typed since: what is shown of another pair is pale, and the last that is asked for wins."""
+    page = visit.go("words", "letters", TEXT).page
+    card = page.locator("[aria-labelledby=words-alike]")
+    held: list[Route] = []
+    page.route("**/lens/neighbors", lambda route: held.append(route))
+
+    def asked(second: str) -> None:
+        page.locator("#alike-two").fill(second)
+        page.locator("#alike-two").press("Tab")  # it was left, so the pair is asked for
+        until(lambda: any(f'"c","against":"{second}"' in (each.request.post_data or "") for each in held), page)
+
+    page.locator("#alike-one").fill("c")
+    asked("t")
+    page.locator("#alike-two").fill("h")  # and this one isn't, yet
+    held.pop().continue_()
+    visit.settle()
+    cosine = look(site, "neighbors", word="c", against="t", top=1)["against"]["cosine"]
+    assert card.locator(".old").inner_text().startswith(f"Cosine of c and t: {cosine:.3f}".replace("-", "−"))
+    asked("h")
+    asked("m")
+    for each in held:
+        each.continue_()
+    page.unroute("**/lens/neighbors")
+    visit.settle()
+    assert "Cosine of c and m" in card.inner_text()
+    assert card.locator(".old").count() == 0
+
+
+@pytest.mark.parametrize("field", ["alike-one", "alike-two"])
+@pytest.mark.parametrize(("word", "why"), [
+    ("katze", "„katze“ ist hier kein einzelnes Token (5 Stücke)"), ("Ω", "nicht alle Buchstaben von „Ω“"),
+    ("", "beide Felder"),
+])  # fmt: skip
+def test_a_pair_without_two_rows_is_refused_beneath_its_fields_and_shows_nothing(
+    visit: Visit, field: str, word: str, why: str
+) -> None:
+    page = visit.go("words", "letters").page
+    visit.choose(language="de")
+    card = page.locator("[aria-labelledby=words-alike]")
+    page.locator(f"#{field}").fill(word)
+    page.locator(f"#{field}").press("Enter")
+    visit.settle()
+    message = card.locator(".problem:visible")
+    assert why in message.inner_text()
+    below, form = message.bounding_box(), card.locator("form").bounding_box()
+    assert below
+    assert form
+    assert 0 <= below["y"] - form["y"] - form["height"] < 30
+    assert not card.locator("figure").is_visible()
+    assert "Kosinus von" not in card.inner_text()
+    page.locator(f"#{field}").fill("t")
+    card.get_by_role("button", name="Zeigen").click()
+    visit.settle()
+    assert card.locator(".problem:visible").count() == 0
+    assert card.locator("figure").is_visible()
+
+
 def test_what_is_typed_while_an_answer_is_awaited_stays(visit: Visit) -> None:
     page = visit.go("words", "letters", TEXT).page
     held: list[Route] | None = []
@@ -254,7 +447,50 @@ def test_each_word_that_is_offered_can_be_taken(visit: Visit) -> None:
         assert page.get_by_role("alert").count() == 0
 
 
+def test_a_position_that_there_is_not_is_told(visit: Visit) -> None:
+    page = visit.go("words", "letters", TEXT).page
+    told = page.get_by_text("Positions run from 0 to 63 here")
+    page.locator("#word").fill("t")
+    for position, taken in (("64", "63"), ("-1", "0"), ("63", "63")):
+        page.locator("#word-at-1").fill(position)
+        page.locator("#word-at-1").press("Enter")
+        visit.settle()
+        assert page.locator("#word-at-1").input_value() == taken
+        assert told.is_visible() == (position != taken)
+
+
 # The frame
+
+
+def test_back_returns_to_the_tab_and_stage_before_and_a_reload_stays(visit: Visit) -> None:
+    page = visit.go("walk", text=TEXT).page
+    for _ in range(5):
+        page.locator(".steps button.main").click()
+    assert page.url.endswith("#walk/6")
+    visit.go("attention").go("training")
+    page.go_back()
+    page.locator("#panel-attention").wait_for()
+    page.go_back()
+    page.locator("#panel-walk").wait_for()
+    where = page.locator(".steps .mono")
+    assert where.text_content() == "6 / 18"
+    page.reload()
+    visit.settle()
+    assert where.text_content() == "6 / 18"
+    page.goto(f"{visit.url}/#walk/17")
+    until(lambda: where.text_content() == "17 / 18", page)
+    page.goto(f"{visit.url}/#walk/99")
+    until(lambda: where.text_content() == "18 / 18", page)
+
+
+def test_what_is_touched_is_large_enough_for_a_finger(visit: Visit) -> None:
+    for tab in TABS:
+        page = visit.go(tab).page
+        small = page.evaluate("""[...document.querySelectorAll("button, input, select, textarea, summary")]
+            .filter((each) => each.checkVisibility())
+            .map((each) => [Math.min(...["width", "height"].map((side) => each.getBoundingClientRect()[side])), each])
+            .filter(([side]) => side < 24).map(([side, each]) => `${side} ${each.outerHTML.slice(0, 90)}`)""")
+        assert small == [], tab
 
 
 def test_tabs_follow_the_practice_for_tabs_and_the_address(visit: Visit) -> None:

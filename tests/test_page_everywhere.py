@@ -21,10 +21,10 @@ ARABIC, HINDI = "القطة جلست على السجادة ثم نامت", "ब�
 SAME = {  # what may be as in English: signs, code, and words that a language shares with it
     "ar": {"bend.topk", "bend.topp"},
     "hi": {"bend.topk", "bend.topp", "col.logit"},
-    "fr": {"bend.topk", "bend.topp", "col.id", "col.logit", "train.unit.h", "train.unit.m", "train.unit.s",
-           "col.token", "col.pushed", "col.position", "col.bits", "layers.start", "parts.token", "score.bits",
-           "train.minutes", "compare.b"},  # token, contribution, position, bits, embedding, minutes, Second
-    "de": {"bend.topk", "bend.topp", "parts.token"},
+    "fr": {"tab.attention", "bend.topk", "bend.topp", "col.id", "col.logit", "train.unit.h", "train.unit.m",
+           "train.unit.s", "col.token", "col.pushed", "col.position", "col.bits", "draw.token", "layers.start",
+           "score.bits", "train.minutes", "compare.b"},  # attention, contribution, position, bits, minutes, Second …
+    "de": {"bend.topk", "bend.topp", "draw.token", "tab.training"},
 }  # fmt: skip
 LATIN = r"(?:\b[A-Za-z]{2,}\b[ ,.]*){3}"
 ENGLISH = r"\b(?:the|of|is|and|with|which|what|that|this|are)\b"

@@ -31,6 +31,7 @@ from octavo.runs import Run
 from octavo.serve import look, page
 from octavo.serve.curves import Log
 from octavo.serve.limits import Limits
+from octavo.settings import ModelSettings
 from serving import SMALL, Running, running, until
 
 TEXT = "the cat sat; <b>كتاب</b> 🦉!"
@@ -202,6 +203,18 @@ def test_all_models_tell_their_shape_and_steps(server: Running, trained: Run) ->
     assert run["model"]["parameters"] == sum(each.numel() for each in model.parameters())
     assert run["model"]["n_embd"] == model.settings.n_embd
     assert (alone["id"], alone["run"], alone["steps"], alone["step"]) == ("alone", False, [], None)
+
+
+def test_a_model_tells_how_its_tables_began(trained: Run) -> None:
+    loaded = runs.load(trained.folder)
+    for weights, embeddings, expected in (("lookback", "uniform", "waves"), ("noise", "uniform", "uniform"),
+                                          ("noise", "normal", "normal")):  # fmt: skip
+        settings = dataclasses.replace(loaded.settings, weight_init=weights, embedding_init=embeddings)  # type: ignore[call-arg]
+        told = look.described("run", dataclasses.replace(loaded, settings=settings))
+        assert (told.wte_start, told.wpe_start) == (embeddings, expected)
+    bare = ModelSettings(vocab_size=loaded.settings.vocab_size)  # of a model that Octavo didn't train
+    elsewhere = look.described("other", dataclasses.replace(loaded, settings=bare))
+    assert (elsewhere.wte_start, elsewhere.wpe_start) == (None, None)
 
 
 def test_every_step_of_a_run_can_be_looked_at(server: Running, trained: Run) -> None:
@@ -446,12 +459,18 @@ def test_the_page_that_is_shipped_is_whole() -> None:
     """Every file that the index names is there, all are small as they are sent, and none is loaded from elsewhere."""
     files = page.files_of(page.ROOT)
     index = files["index.html"].read_text(encoding="utf-8")
-    named = set(re.findall(r'"/page/([^"]+)"', index))
+    code = "".join(path.read_text(encoding="utf-8") for name, path in files.items() if re.fullmatch(r"\w+\.js", name))
+    named = set(re.findall(r'"/page/([^"]+)"', index + code))
     assert named <= files.keys()
     assert len(re.findall("(?:src|href)=", index)) == len(re.findall('(?:src|href)="(?:/page/|data:)', index))
     assert len(page._SCRIPT.findall(index.encode())) == 1
     assert not re.search(r"\son\w+=|\sstyle=", index)
-    assert sum(len(look.packed(path.read_bytes(), "gzip")[0]) for path in files.values()) < 300_000
+    sent = {name: len(look.packed(path.read_bytes(), "gzip")[0]) for name, path in files.items()}
+    assert sum(sent.values()) < 300_000
+    languages = {name.split("/")[1] for name in files if name.startswith("i18n/")}
+    assert len(languages) == 5
+    for language in languages:  # whom only one of them concerns
+        assert sum(size for name, size in sent.items() if not re.match(f"i18n/(?!{language}/)", name)) < 150_000
 
 
 def test_the_wheel_carries_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

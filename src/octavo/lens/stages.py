@@ -8,7 +8,7 @@ The axis letters: `B` texts, `T` positions, `C` width, `H` heads of width `D = C
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ class Stage:
     flops: int  # of products; sums, norms and softmax are left out, a percent or so
     times: int  # n_layer, where every layer has one
     values: np.ndarray | None  # the first 16 rows and columns, of the text, layer and head that are shown
+    columns: list[int] | None = None  # of the logits, which: the likeliest tokens after the last one
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +114,12 @@ def _stages(model: GPT, idx: Tensor, layer: int, head: int) -> Iterator[Stage]:
     x = model.norm(x)
     yield _stage("ln_f", "the last layer norm", "B T C", x, part.ln_f)
     flops = 2 * B * T * model.settings.n_embd * model.settings.vocab_size
-    yield _stage("logits", "a score for each token, by its row of wte", "B T V", model.unembed(x), flops=flops)
+    logits = model.unembed(x)
+    stage = _stage("logits", "a score for each token, by its row of wte", "B T V", logits, flops=flops)
+    if stage.values is not None:  # its first columns would be whatever has the first ids
+        best = logits[0, -1].topk(min(_CORNER, logits.size(-1))).indices
+        stage = replace(stage, values=logits[0][:_CORNER, best].numpy().copy(), columns=best.tolist())
+    yield stage
 
 
 def _block(layer: Layer, times: int, head: int) -> Iterator[Stage]:

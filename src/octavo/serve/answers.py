@@ -142,6 +142,11 @@ class LensModel(BaseModel):
     id: str
     model: Shape
     tokenizer: str
+    dropout: float = Field(description="in training, where the embeddings are added")
+    wte_start: str | None = Field(
+        description="how its rows began: normal, N(0, 0.02), or uniform, ±1/sqrt(n_embd); null if that isn't known"
+    )
+    wpe_start: str | None = Field(description="likewise, or waves: sines and cosines of the position")
     run: bool
     steps: list[int] = Field(description="those whose checkpoints were kept")
     step: int | None = Field(description="the one that is served")

@@ -64,9 +64,13 @@ def described(name: str, loaded: Checkpoint, steps: Iterable[int] = (), step: in
     """A model, as the page wants to know it."""
     settings = loaded.model.settings
     shape = {each: getattr(settings, each) for each in answers.Shape.model_fields.keys() - {"parameters"}}
+    ours = loaded.settings if isinstance(loaded.settings, Settings) else None
+    start = ours.embedding_init if ours else None
     return answers.LensModel(
         id=name, model=answers.Shape(**shape, parameters=estimate.parameters(settings)),
-        tokenizer=loaded.tokenizer.kind, run=step is not None, steps=list(steps), step=step,
+        tokenizer=loaded.tokenizer.kind, dropout=settings.dropout, wte_start=start,
+        wpe_start="waves" if ours and ours.weight_init != "noise" else start,
+        run=step is not None, steps=list(steps), step=step,
     )  # fmt: skip
 
 

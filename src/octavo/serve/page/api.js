@@ -18,14 +18,18 @@ export class ApiError extends Error {
   }
 }
 
+// What the page says of it itself, in the reader's language.
+export const refusal = (key, values) => Object.assign(new ApiError(""), { says: [key, values] });
+
 // True where a request was only overtaken by a newer one: nothing to show.
 export const isAborted = (error) => error?.name === "AbortError";
+export const overtaken = () => new DOMException("a newer one counts", "AbortError");
 
 let key = stored("octavo-key", "sessionStorage");
 let askKey = async (wrong) => null;
 let chosen = { model: null, step: null };
 
-export function setKey(value) {
+function setKey(value) {
   key = value;
   store("octavo-key", value, "sessionStorage"); // for this window and session only
 }
@@ -89,6 +93,33 @@ export async function lens(view, options = {}, { instead, signal } = {}) {
   answers.set(wanted, found);
   if (answers.size > KEPT) answers.delete(answers.keys().next().value);
   return found;
+}
+
+// What of a text a model's tokenizer knows. It is asked with a character behind it that the model has written, so that
+// nothing is refused where that is nothing. Only where characters are the tokens are there any that it doesn't know.
+export async function knownOf(text, { id, tokenizer }) {
+  if (!text || tokenizer !== "char") return text;
+  const [sign] = await ownCharacters(id);
+  const read = await lens("tokens", { model: id, step: null, text: text + sign, unknown: "skip" });
+  return read.text.slice(0, -sign.length);
+}
+
+const ownCharacters = async (model) => [...new Set((await lens("tokens", { model, step: null, text: null })).text)];
+
+// Why a model can't read a text, as a sentence's [key, values]; null where it can read any of it.
+export async function unreadable(text, model) {
+  if (!text) return ["play.none"];
+  if (await knownOf(text, model)) return null;
+  const own = await ownCharacters(model.id),
+    letters = own.filter((each) => /\p{L}/u.test(each));
+  const some = (characters) => characters.slice(0, 12).join(" ");
+  return ["text.unknown", { characters: some([...new Set(text)]), known: some(letters.length ? letters : own) }];
+}
+
+// Raises that, so that nothing is asked of a text that would be refused.
+export async function mustRead(text, model) {
+  const why = await unreadable(text, model);
+  if (why) throw refusal(...why);
 }
 
 // Of the static page: the options of the answers to a view that it carries. Null where a server answers anything.

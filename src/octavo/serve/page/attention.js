@@ -6,15 +6,14 @@ import { available, lens } from "octavo/api";
 import { arcs, matrix } from "octavo/draw";
 import { chip, choices, el, exact, field, number, said, say, t } from "octavo/text";
 
-export const id = "attention";
-
 const HABITS = ["entropy", "distance", "previous", "first", "itself"];
 
 export function mount(panel, app) {
   let layer = 0,
     head = 0,
     seen = null; // seen: the answer on screen
-  let at = null; // the token that is looked from
+  let at = null, // the token that is looked from: at first the last, which sees them all
+    text = null;
 
   const layers = el("select", { id: "attention-layer", onchange: () => choose(Number(layers.value), head) });
   const heads = el("select", { id: "attention-head", onchange: () => choose(layer, Number(heads.value)) });
@@ -26,7 +25,7 @@ export function mount(panel, app) {
   const title = el("h2");
   const grid = matrix([], { table: true });
   const pattern = matrix([], {});
-  const text = el("div");
+  const picture = el("div");
   const notes = el("p", { class: "quiet" });
   panel.append(
     el(
@@ -53,7 +52,7 @@ export function mount(panel, app) {
       el(
         "div",
         {},
-        el("div", { class: "card" }, title, notes, text),
+        el("div", { class: "card" }, title, notes, picture),
         el("div", { class: "card" }, el("h2", { say: "attention.all" }), pattern),
       ),
     ),
@@ -77,10 +76,10 @@ export function mount(panel, app) {
       there ? there.filter((each) => each.layer === layer).map((each) => each.head) : [...Array(n_head).keys()],
       head,
     );
-    const text = { text: app.text, unknown: "skip" };
+    const read = { text: app.text, unknown: "skip" };
     const [answer, { groups }] = await Promise.all([
-      lens("attention", { ...text, layer, head }, { instead: "attention" }),
-      lens("tokens", text, { instead: "attention tokens" }),
+      lens("attention", { ...read, layer, head }, { instead: "attention" }),
+      lens("tokens", read, { instead: "attention tokens" }),
     ]);
     const T = answer.tokens.length;
     seen = {
@@ -89,12 +88,14 @@ export function mount(panel, app) {
       groups: groups.filter((group) => group.first + group.count <= T),
       sums: answer.weights.map((row) => row.reduce((a, b) => a + b, 0)),
     };
-    if (at !== null && at >= T) at = null;
+    if (text !== app.text || at >= T) at = T - 1;
+    const anew = text !== app.text;
+    text = app.text;
     say(title, "attention.title", { layer, head });
     notes.hidden = !answer.left_out;
     say(notes, "attention.left", { n: answer.left_out });
     drawHeads();
-    drawPattern();
+    drawPattern(anew);
     drawArcs();
   }
 
@@ -141,7 +142,7 @@ export function mount(panel, app) {
   };
 
   // Of a long text most shares are small: then the strongest colour is for what 1 of 100 exceeds.
-  function drawPattern() {
+  function drawPattern(anew) {
     const max =
       seen.T <= 64
         ? 1
@@ -161,7 +162,7 @@ export function mount(panel, app) {
       columns: name,
       hidden: (t, s) => s > t,
       maxCell: 40,
-      at: at === null ? undefined : [at, Math.min(at, pattern.cursor[1])],
+      at: [at, anew ? strongest(at) : Math.min(at, pattern.cursor[1])],
       caption: () => said("attention.matrix"),
       label: t("attention.title", { layer, head }),
       tell: (t, s, value) => [
@@ -202,7 +203,7 @@ export function mount(panel, app) {
       ],
     };
     if (curves) curves.show(seen.tokens, seen.groups, seen.weights, options);
-    else text.append((curves = arcs(seen.tokens, seen.groups, seen.weights, options)));
+    else picture.append((curves = arcs(seen.tokens, seen.groups, seen.weights, options)));
   }
 
   const best = (t) =>
@@ -217,5 +218,5 @@ export function mount(panel, app) {
     curves?.mark(t);
   }
 
-  return { update: () => app.trying(panel, load), show() {}, hide() {} };
+  return { update: () => app.trying(panel, load) };
 }

@@ -1,13 +1,11 @@
 // Compare: two checkpoints read one text. What each made of it is asked for here; `octavo/difference` shows what lies
 // between. Of a checkpoint with itself, all of that is zero, and the page says so.
 
-import { lens } from "octavo/api";
+import { lens, mustRead } from "octavo/api";
 import { Difference, SIDES } from "octavo/difference";
 import { offer, scrolled, signed, stacked } from "octavo/live";
 import { probabilities } from "octavo/odds";
 import { el, field, number, percent, say, t } from "octavo/text";
-
-export const id = "compare";
 
 const MEASURES = [
   ["compare.loss", "loss", 4],
@@ -59,7 +57,7 @@ export function mount(panel, app) {
   function chooser(side) {
     const model = el("select", { id: `compare-${side}-model`, onchange: () => steps(side) });
     const step = el("select", { id: `compare-${side}-step` });
-    const row = el("div", { class: "row" }, field(model, "compare.model"), field(step, "compare.step"));
+    const row = el("div", { class: "row" }, field(model, "head.model"), field(step, "train.sample.step"));
     return { model, step, element: el("fieldset", {}, el("legend", { say: `compare.${side}` }), row) };
   }
 
@@ -68,7 +66,7 @@ export function mount(panel, app) {
   function steps(side) {
     const { steps: kept = [], step: served = null } = described(side) ?? {};
     const others = kept.filter((step) => step !== served).map((step) => [step, t("head.step.at", { step })]);
-    const first = served === null ? t("compare.only") : t("head.step.served", { step: served });
+    const first = served === null ? t("head.step.this") : t("head.step.served", { step: served });
     offer(sides[side].step, [["", first], ...others]);
   }
 
@@ -99,7 +97,10 @@ export function mount(panel, app) {
   async function compare() {
     const mine = ++asked;
     say(verdict, "compare.reading");
-    const [a, b] = await Promise.all(SIDES.map(read));
+    const [a, b] = await Promise.all(SIDES.map(read)).catch((error) => {
+      if (mine === asked) [found, result.hidden] = [null, true]; // what stands there is of another text
+      throw error;
+    });
     if (mine !== asked) return;
     const cut = ({ score }) => JSON.stringify(score.tokens);
     found = { a, b, alike: cut(a) === cut(b) && a.p.length === b.p.length };
@@ -111,6 +112,7 @@ export function mount(panel, app) {
   async function read(side) {
     const { model: shape, step: served } = described(side);
     const options = { ...chosen(side), text: text.value, unknown: "skip" };
+    await mustRead(options.text, described(side));
     const views = ["score", "next", "tokens"].map((view) => lens(view, options));
     const [score, next, reading] = await Promise.all(views);
     const residual = await lens("residual", { ...options, position: next.tokens.length - 1 });

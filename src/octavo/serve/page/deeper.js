@@ -87,7 +87,7 @@ export class Parts {
       el(
         "div",
         { class: "line" },
-        el("label", { for: "parts-token", say: "parts.token" }),
+        el("label", { for: "parts-token", say: "draw.token" }),
         this.token,
         el("label", { for: "parts-against", say: "parts.against" }),
         this.against,

@@ -2,7 +2,7 @@
 
 import { still } from "octavo/draw";
 import { AT, STAGES } from "octavo/stages";
-import { sayLabel, svg } from "octavo/text";
+import { language, say, sayLabel, svg } from "octavo/text";
 
 const ROW = 37,
   HIGH = 26,
@@ -26,7 +26,7 @@ function placed() {
   put("wpe", RIGHT - 100, RIGHT);
   y += ROW;
   put("x", 6, WIDE - 6);
-  y += ROW + 22;
+  y += ROW + 36;
   on("ln_1", "qkv", "scores", "softmax", "mix", "proj", "plus_attention");
   y += 6;
   on("ln_2", "fc", "mlp_proj", "plus_mlp");
@@ -53,7 +53,7 @@ export function drawMap(holder, onPick) {
     ["plus_attention", mid("plus_attention"), mid("plus_mlp")],
     ["plus_mlp", mid("plus_mlp"), top("ln_f")],
   ];
-  const times = svg("text", { class: "times", x: RIGHT - 2, y: top("ln_1") - 9, "text-anchor": "end" });
+  const times = svg("text", { class: "times", x: RIGHT - 2, y: top("ln_1") - 25 });
   const boxes = STAGES.map((stage, i) => {
     const { x, y, w } = p[stage.id];
     const plus = stage.id.startsWith("plus_");
@@ -92,9 +92,9 @@ export function drawMap(holder, onPick) {
     svg("rect", {
       class: "frame",
       x: 2,
-      y: top("ln_1") - 27,
+      y: top("ln_1") - 41,
       width: WIDE - 4,
-      height: bottom("plus_mlp") - top("ln_1") + 34,
+      height: bottom("plus_mlp") - top("ln_1") + 48,
       rx: 12,
     }),
     times,
@@ -142,7 +142,9 @@ export function drawMap(holder, onPick) {
     show(at, layer, n_layer) {
       flow(at);
       last = at;
-      times.textContent = `h.${layer}   × ${n_layer}`;
+      say(times, "walk.block", { layer, L: n_layer });
+      times.setAttribute("direction", language.dir);
+      times.setAttribute("text-anchor", language.dir === "rtl" ? "start" : "end");
       boxes.forEach((box, i) => {
         box.classList.toggle("here", i === at);
         box.setAttribute("tabindex", i === at ? "0" : "-1");

@@ -27,7 +27,7 @@ export class Difference {
     this.pictures = Object.fromEntries([...SIDES, "diff"].map((side) => [side, picture(side)]));
     const decimals = (value) => number(value, 2);
     this.stream = new Pairs("compare.stream", "col.stage", decimals, (diff) => signed(diff, 2));
-    const heads = el("div", { class: "row" }, field(this.layer, "probe.layer"), field(this.which, "probe.head"));
+    const heads = el("div", { class: "row" }, field(this.layer, "walk.layer"), field(this.which, "walk.head"));
     this.element = el(
       "div",
       {},

@@ -67,11 +67,18 @@ function drawBars(figure) {
 export function arcs(tokens, groups, weights, options = {}) {
   const figure = frame("arcs", options, drawArcs, ({ tokens, weights }) => ({
     columns: [t("draw.token"), t("draw.looks")],
+    // Numbers beside a letter of another direction would change places with each other.
     rows: tokens.map((token, at) => [
-      `${at} ${token.label}`,
-      strongest(weights[at], 5)
-        .map((s) => `${s} ${tokens[s].label} ${number(weights[at][s], 3)}`)
-        .join(" · "),
+      el("span", {}, `${at} `, el("bdi", {}, token.label)),
+      el(
+        "span",
+        {},
+        strongest(weights[at], 5).flatMap((s, i) => [
+          `${i ? " · " : ""}${s} `,
+          el("bdi", {}, tokens[s].label),
+          ` ${number(weights[at][s], 3)}`,
+        ]),
+      ),
     ]),
   }));
   figure.show = (tokens, groups, weights, more = {}) => {

@@ -173,11 +173,12 @@ export function fillTable(figure) {
         class: "scroll",
         tabindex: "0",
         role: "group",
+        dir: "ltr", // here, so that it begins at its first column
         "aria-label": figure.options.label ?? figure.caption.textContent ?? t("draw.table"),
       },
       el(
         "table",
-        { dir: "ltr" },
+        {},
         el(
           "thead",
           {},

@@ -1,32 +1,23 @@
 // Two words along training: the cosine of their rows of wte, beside random pairs that are as frequent.
 
-import { ApiError, lens } from "octavo/api";
+import { lens, overtaken } from "octavo/api";
 import { lineChart } from "octavo/draw";
-import { PIECES, readable } from "octavo/position";
+import { readable } from "octavo/position";
 import { el, field, number, say, t } from "octavo/text";
 
 export function likeness(app) {
-  let pair = null,
-    own = false; // own: the reader chose the pair
-  const one = el("input", {
-    id: "alike-one",
-    size: 10,
-    dir: "auto",
-    maxlength: 100,
-    spellcheck: "false",
-    autocomplete: "off",
-  });
-  const two = el("input", {
-    id: "alike-two",
-    size: 10,
-    dir: "auto",
-    maxlength: 100,
-    spellcheck: "false",
-    autocomplete: "off",
-  });
+  let own = false, // the reader chose the pair
+    turns = 0,
+    chart = null;
+  const word = (id) =>
+    el("input", { id, size: 10, dir: "auto", maxlength: 100, spellcheck: "false", autocomplete: "off" });
+  const one = word("alike-one"),
+    two = word("alike-two");
+  const refused = el("p", { class: "problem", role: "alert", hidden: true });
   const now = el("p");
   const band = el("p", { class: "quiet" });
   const picture = el("div");
+  const result = el("div", {}, now, picture, band);
   const form = el(
     "form",
     {
@@ -36,9 +27,14 @@ export function likeness(app) {
         ask();
       },
       onchange: () => ask(),
+      oninput: () => {
+        own = true;
+        result.classList.add("old"); // it is another pair's, until this one is asked for
+      },
     },
     field(one, "words.word"),
     field(two, "words.likeness.with"),
+    el("button", { say: "words.show" }),
   );
   const node = el(
     "section",
@@ -46,25 +42,50 @@ export function likeness(app) {
     el("h2", { id: "words-alike", say: "words.likeness.title" }),
     el("p", { say: "words.likeness.does" }),
     form,
-    now,
-    picture,
-    band,
+    el("div", {}, refused),
+    result,
     el("p", { class: "caveat", say: "words.likeness.caveat" }),
   );
-  let chart = null;
 
-  function ask() {
-    if (!one.value || !two.value) return undefined;
-    [pair, own] = [[one.value, two.value], true];
-    return app.trying(node, load);
+  const ask = () => app.trying(node, load);
+
+  // What is shown is always said of the pair that was asked for, and of several questions only the last one counts.
+  async function load() {
+    const turn = ++turns;
+    if (!own) {
+      const found = await fitting();
+      if (turn !== turns || own) throw overtaken();
+      [one.value, two.value] = found;
+    }
+    const pair = [one.value, two.value];
+    const why = await refusal(pair);
+    if (turn !== turns) throw overtaken();
+    const options = { word: pair[0], against: pair[1], top: 1 };
+    const seen = why ? null : await lens("neighbors", options, { instead: "likeness" });
+    if (turn !== turns) throw overtaken();
+    refused.hidden = !why;
+    result.hidden = Boolean(why);
+    if (why) return void say(refused, ...why);
+    result.classList.toggle("old", one.value !== pair[0] || two.value !== pair[1]);
+    draw(pair, seen);
   }
 
-  async function load() {
-    if (!own) pair = await fitting();
-    const [first, second] = await Promise.all(pair.map((word) => readable(app, word)));
-    if (!first || first.length > PIECES || second?.length !== 1) throw new ApiError("", "", "word");
-    const seen = await lens("neighbors", { word: pair[0], against: pair[1], top: 1 }, { instead: "likeness" });
-    [one.value, two.value] = pair;
+  // Why a pair has no cosine: [key, values] of a sentence, or null. The server takes a first word of several tokens, as
+  // the mean of their rows; a curve of that would look like one of a row.
+  async function refusal(pair) {
+    if (!pair.every(Boolean)) return ["words.likeness.empty"];
+    for (const word of pair) {
+      const tokens = await readable(app.model, word);
+      if (tokens?.length === 1) continue;
+      const [other] = await fitting();
+      return tokens
+        ? ["words.likeness.pieces", { word, n: tokens.length, other }]
+        : ["words.likeness.unknown", { word, other }];
+    }
+    return null;
+  }
+
+  function draw(pair, seen) {
     say(now, "words.likeness.now", { a: pair[0], b: pair[1], cosine: number(seen.against.cosine, 3) });
     const along = seen.history,
       banded = along.some((each) => each.control !== null);
@@ -100,7 +121,7 @@ export function likeness(app) {
       ["king", "queen"],
       ["a", "e"],
     ]) {
-      const pieces = await Promise.all(two.map((word) => readable(app, word)));
+      const pieces = await Promise.all(two.map((word) => readable(app.model, word)));
       if (pieces.every((each) => each?.length === 1)) return two;
     }
     const { tokens } = await lens("map");

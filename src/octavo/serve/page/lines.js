@@ -1,9 +1,18 @@
-// Curves, by uPlot, which index.html loads. It draws; keys, names, readout and table are ours.
+// Curves, by uPlot. It draws; keys, names, readout and table are ours.
 
-import { colour, fillTable, fontOf, frame, tell } from "octavo/frame";
+import { colour, fillTable, fontOf, frame, redraw, tell } from "octavo/frame";
 import { el, exact, language, number, svg, t } from "octavo/text";
 
 const DASHES = [[], [7, 4], [2, 3], [9, 3, 2, 3], [4, 2], [12, 4]];
+
+// uPlot is a sixth of the page and no module: it is asked for with the first curve, which many a reader never draws.
+let coming = null;
+const uPlotThere = () =>
+  (coming ??= new Promise((done) =>
+    document.head.append(
+      el("script", { src: "/page/vendor/uPlot.iife.min.js", onload: done, onerror: () => (coming = null) }),
+    ),
+  ));
 
 // {x: [...], series: [{label, values, colour, dash, width, points: true, band: [low, high]}]}; values may be null. Options:
 //   xName, yName; logX, logY; height; digits; marker: an x that is marked; onCursor(at) where the cursor stands
@@ -66,7 +75,7 @@ function drawLines(figure) {
       names: data.series.map((each) => each.label).join(", "),
     }),
   );
-  if (!globalThis.uPlot) return;
+  if (!globalThis.uPlot) return void uPlotThere().then(() => redraw(figure));
   const strokes = data.series.map((each, i) => colour(each.colour ?? `--line-${(i % 6) + 1}`));
   const ink = colour("--quiet");
   const axis = {
@@ -183,7 +192,7 @@ function drawLines(figure) {
       ["y", options.yName],
     ]
       .filter(([, name]) => name)
-      .map(([axis, name]) => el("span", { class: "quiet axis" }, `${axis}: ${name}`)),
+      .map(([axis, name]) => el("span", { class: "quiet axis" }, `${axis} · ${name}`)),
   );
   if (figure.at === undefined || figure.at >= data.x.length) figure.at = data.x.length - 1;
   sayLine(figure);

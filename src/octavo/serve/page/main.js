@@ -1,9 +1,9 @@
 // The page: its head, its tabs, and what they share. Each tab is a module that gives
-//   id, and mount(panel, app) -> {show(), hide(), update()}
+//   mount(panel, app) -> {update(), and if it wants show(), hide()}
 // `update()` is called on the tab that is seen when model, step, text or language changed, and on another, once, just
 // before it is shown. `app` is what they share, see below. Models, steps and texts are the same on all tabs.
 
-import { ApiError, choose, isAborted, lens, models, offline, onKey } from "octavo/api";
+import { ApiError, choose, isAborted, knownOf, lens, models, offline, onKey, unreadable } from "octavo/api";
 import {
   el,
   embedded,
@@ -29,17 +29,33 @@ export const app = {
   models: [], // as GET /lens describes them
   model: null, // the one that is chosen: {id, model: {n_layer, n_head, n_embd, block_size, vocab_size, parameters}, tokenizer, steps, step, run}
   step: null, // a kept checkpoint of its run, or null: the one that is served
-  text: "", // what walk, attention and words look at
+  text: "", // what walk, attention and words look at; the model can read it
 
   setText: (text) => change({ text }),
   setStep: (step) => change({ step }),
-  setModel: (id) => change({ model: app.models.find((each) => each.id === id) ?? app.model, step: null }),
+  async setModel(id) {
+    const model = app.models.find((each) => each.id === id) ?? app.model;
+    let text = null; // what is typed, else what was looked at, else a text that this model can read
+    for (const each of [textBox.value, app.text]) if (!(await unreadable(each, model))) text ??= each;
+    text ??= await firstText(model);
+    if (modelChooser.value !== id) return; // another was chosen meanwhile
+    withhold(null);
+    textBox.value = text;
+    change({ model, step: null, text });
+  },
 
   // app.on("change", fn): fn({model, step, text}) with true for what changed. Gives a function that ends it.
   on(event, listener) {
     if (!listeners.has(event)) listeners.set(event, new Set());
     listeners.get(event).add(listener);
     return () => listeners.get(event).delete(listener);
+  },
+
+  // Where a tab stands, kept in the address: #walk/6.
+  placeOf: (id) => tabs.get(id).place,
+  place(id, place) {
+    tabs.get(id).place = place;
+    if (current === id && location.hash !== addressOf(id)) history.replaceState(null, "", addressOf(id));
   },
 
   // Says it to a screen reader.
@@ -83,19 +99,20 @@ const SAID = {
   404: "error.offline",
   429: "error.busy",
   503: "error.none",
-  word: "error.word",
 };
 
+// What the server says is English; a hint of it that is for the command line is of no use here.
 function problem(error) {
-  const message = error.message
-    ? el("bdi", {}, error.message)
-    : el("span", { say: SAID[error.status] ?? "error.unknown" });
+  const told = error instanceof ApiError && error.message;
+  const hint = told && !/--|octavo /.test(error.hint) ? error.hint : "";
+  const message = told
+    ? [el("span", { say: "error.server" }), " ", el("bdi", { lang: "en", dir: "ltr" }, error.message)]
+    : el("span", { say: error.says ?? SAID[error.status] ?? "error.unknown" });
   return el(
     "div",
     { class: "problem", role: "alert" },
     el("p", {}, el("strong", { say: "error.title" }), " ", message),
-    error.hint &&
-      el("p", { class: "quiet" }, el("span", { say: "error.try" }), " ", el("code", { dir: "ltr" }, error.hint)),
+    hint && el("p", { class: "quiet" }, el("span", { say: "error.try" }), " ", el("code", { dir: "ltr" }, hint)),
   );
 }
 
@@ -117,17 +134,18 @@ function change(changes) {
 }
 
 // A text to begin with: the last one, else a sentence that this model reads in the fewest tokens; else its own.
-async function firstText() {
-  const kept = stored(`octavo-text ${app.model.id}`, "sessionStorage");
-  if (kept) return kept;
+async function firstText(model) {
   if (offline) return embedded.text;
+  const kept = stored(`octavo-text ${model.id}`, "sessionStorage");
+  if (kept && !(await unreadable(kept, model))) return kept;
+  const read = (text) => lens("tokens", { model: model.id, step: null, text });
   let best = { text: "", each: 0 };
   for (const text of new Set([t("sample.text"), SAMPLE])) {
-    const read = await lens("tokens", { text, unknown: "skip" }).catch(() => ({ text: "" })); // where it knows no letter
-    if (read.text === text && text.length / read.tokens.length > best.each)
-      best = { text, each: text.length / read.tokens.length };
+    if ((await knownOf(text, model)) !== text) continue;
+    const each = text.length / (await read(text)).tokens.length;
+    if (each > best.each) best = { text, each };
   }
-  return best.text || [...(await lens("tokens", { text: null })).text].slice(0, 40).join("");
+  return best.text || [...(await read(null)).text].slice(0, 40).join("");
 }
 
 // ---- The head
@@ -162,14 +180,37 @@ const textRow = el(
   "form",
   { class: "text", sayLabel: "head.text", onsubmit: (event) => event.preventDefault() },
   el("label", { for: "text", say: "head.text" }),
-  el("div", { class: "wide" }, textBox, el("p", { class: "quiet", id: "left-out", role: "status", hidden: true })),
+  el(
+    "div",
+    { class: "wide" },
+    textBox,
+    el("p", { class: "problem", id: "unread", role: "alert", hidden: true }),
+    el("p", { class: "quiet", id: "left-out", role: "status", hidden: true }),
+  ),
 );
 let typing;
 textBox.addEventListener("input", () => {
   fitText();
   clearTimeout(typing);
-  typing = setTimeout(() => textBox.value && app.setText(textBox.value), 250);
+  typing = setTimeout(async () => {
+    const text = textBox.value,
+      why = await unreadable(text, app.model);
+    if (text !== textBox.value) return; // typed on
+    withhold(why);
+    if (!why) app.setText(text);
+  }, 250);
 });
+
+// Where what is typed can't be looked at, that is said beneath it, and what is seen of the text before is pale.
+function withhold(why) {
+  const note = textRow.querySelector("#unread");
+  note.hidden = !why;
+  if (why) say(note, ...why);
+  for (const id of ["walk", "attention"]) {
+    tabs.get(id).panel.classList.toggle("old", Boolean(why));
+    tabs.get(id).panel.inert = Boolean(why);
+  }
+}
 
 function fitText() {
   textBox.style.height = "auto";
@@ -198,14 +239,14 @@ function showChoices() {
     const { n_layer, n_head, n_embd, block_size, vocab_size, parameters } = model.model;
     say(description, "head.shape", { n_layer, n_head, n_embd, block_size, vocab_size, parameters });
   }
-  if (document.activeElement !== textBox) textBox.value = app.text;
+  if (document.activeElement !== textBox && textRow.querySelector("#unread").hidden) textBox.value = app.text;
   textBox.readOnly = offline;
   fitText();
 }
 
 // ---- Tabs
 
-const tabs = new Map(); // id -> {button, panel, view, stale}
+const tabs = new Map(); // id -> {button, panel, view, stale, place}
 const tabList = el("div", { role: "tablist", class: "tabs", sayLabel: "head.tabs" });
 const panels = el("main", { id: "main" });
 let current = null;
@@ -228,7 +269,7 @@ function addTab(id) {
     tabindex: "-1",
     class: `panel ${id}`,
   });
-  tabs.set(id, { button, panel, view: null, stale: true });
+  tabs.set(id, { button, panel, view: null, stale: true, place: "" });
   tabList.append(button);
   panels.append(panel);
 }
@@ -250,13 +291,23 @@ tabList.addEventListener("keydown", (event) => {
   tabs.get(ids[to]).button.focus();
 });
 
+const addressOf = (id) => `#${id}${tabs.get(id).place ? `/${tabs.get(id).place}` : ""}`;
+
 function go(id) {
-  if (location.hash !== `#${id}`) history.replaceState(null, "", `#${id}`);
+  if (location.hash !== addressOf(id)) history.pushState(null, "", addressOf(id));
   show(id);
 }
 
+// What the address says.
+function follow() {
+  const [id, place = ""] = location.hash.slice(1).split("/");
+  if (!tabs.has(id)) return show(tabs.keys().next().value);
+  tabs.get(id).place = place;
+  tabs.get(id).view?.place?.(place);
+  return show(id);
+}
+
 async function show(id) {
-  if (!tabs.has(id)) id = tabs.keys().next().value;
   if (current === id) return;
   const last = tabs.get(current);
   current = id;
@@ -392,8 +443,8 @@ async function begin() {
     refresh();
   });
   await findModels(); // a tab that is asked for before would find no model
-  window.addEventListener("hashchange", () => show(location.hash.slice(1)));
-  show(location.hash.slice(1));
+  window.addEventListener("hashchange", follow);
+  follow();
 }
 
 // A run whose training has just begun has no model yet: then this is asked again until there is one.
@@ -403,7 +454,7 @@ async function findModels() {
     app.model = app.models[0] ?? null;
     choose(app.model?.id ?? null, null);
     showChoices();
-    if (app.model) app.text = await firstText();
+    if (app.model) app.text = await firstText(app.model);
     else
       setTimeout(async () => {
         await findModels();

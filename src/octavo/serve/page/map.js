@@ -1,6 +1,6 @@
 // The map: the tokens' rows of wte as a plane, with search and neighbours, along the checkpoints of training.
 
-import { ApiError, lens } from "octavo/api";
+import { lens, refusal } from "octavo/api";
 import { PIECES, readable } from "octavo/position";
 import { boxOf, scatter } from "octavo/draw";
 import { chip, el, field, number, percent, said, say, t } from "octavo/text";
@@ -94,7 +94,7 @@ export function map(app) {
 
   async function draw() {
     scrubber.value = at;
-    if (steps[at] !== null) moment.textContent = t("words.step", { step: steps[at] });
+    if (steps[at] !== null) moment.textContent = t("head.step.at", { step: steps[at] });
     scrubber.setAttribute("aria-valuetext", moment.textContent);
     last = await ask(steps.at(-1));
     const asked = at;
@@ -170,8 +170,8 @@ export function map(app) {
   const search = (word) =>
     word &&
     app.trying(node, async () => {
-      const pieces = await readable(app, word);
-      if (!pieces || pieces.length > PIECES) throw new ApiError("", "", "word");
+      const pieces = await readable(app.model, word);
+      if (!pieces || pieces.length > PIECES) throw refusal("error.word");
       target = { word };
       await neighbors();
       await draw();
@@ -207,7 +207,7 @@ export function map(app) {
           ),
         }),
         " ",
-        steps[at] !== null && steps.length > 1 ? `(${t("words.step", { step: steps[at] })})` : "",
+        steps[at] !== null && steps.length > 1 ? `(${t("head.step.at", { step: steps[at] })})` : "",
       ),
       el(
         "ol",
@@ -234,7 +234,7 @@ export function map(app) {
 }
 
 // Points (N, 2), turned and if need be mirrored to lie on others as closely as can be: orthogonal Procrustes in the plane.
-export function align(points, others) {
+function align(points, others) {
   let [a, b, c, d] = [0, 0, 0, 0]; // pointsᵀ others
   points.forEach(([x, y], i) => {
     if (!others[i]) return;

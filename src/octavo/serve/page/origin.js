@@ -11,6 +11,7 @@ export function origin(id, r, c, value, data, s) {
   const token = tokens[r],
     to = tokens[c];
   const column = head * s.D + c;
+  const v = data.stages.get("logits").columns?.[c]; // of the logits the likeliest tokens are seen
 
   const sum = (name, first, second, x, y) => [
     `${name}[${r}, ${c}] = ${first}[${r}, ${c}] + ${second}[${r}, ${c}]`,
@@ -48,7 +49,7 @@ export function origin(id, r, c, value, data, s) {
     mlp_proj: () => product("mlp", "hidden", "c_proj"),
     plus_mlp: () => sum("x", "x", "mlp", of("x + attention")[r][c], of("h.mlp.c_proj")[r][c]),
     ln_f: () => norm("ln_f", data.last?.[r][c]),
-    logits: () => [`logits[${r}, ${c}] = ln_f(x)[${r}] · wte[${c}] = ${exact(value)}`],
+    logits: () => [`logits[${r}, ${v}] = ln_f(x)[${r}] · wte[${v}] = ${exact(value)}`],
   }[id]();
 
   const values = {
@@ -65,7 +66,8 @@ export function origin(id, r, c, value, data, s) {
     of: to && chip(to),
   };
   if (id === "idx") Object.assign(values, { t: c, token: chip(to), id: value });
-  if (id === "logits") values.of = chip({ label: data.next.vocabulary[c] ?? `#${c}`, bytes: null });
+  if (id === "logits")
+    Object.assign(values, { s: v, of: chip({ label: data.next.vocabulary[v] ?? `#${v}`, bytes: null }) });
   const masked = ["scores", "softmax"].includes(id) && c > r;
   return [
     el("span", {}, said(`walk.${id}.${masked ? "masked" : "from"}`, values)),

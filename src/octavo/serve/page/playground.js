@@ -1,7 +1,7 @@
 // Playground: the model writes, and every token that it wrote can be asked what else could have stood there. Choosing
 // another keeps the ids before it and grows a branch; `octavo/branches` keeps them all.
 
-import { complete, isAborted, lens } from "octavo/api";
+import { complete, isAborted, knownOf, lens, mustRead } from "octavo/api";
 import { Outline, path, Tree, windowStart } from "octavo/branches";
 import { Layers, Parts } from "octavo/deeper";
 import { leftOut, signBreak, stacked } from "octavo/live";
@@ -9,8 +9,6 @@ import { Odds } from "octavo/odds";
 import { Bars, Bend } from "octavo/place";
 import { Surprisal } from "octavo/surprisal";
 import { el, field, say, t, tokenSpans } from "octavo/text";
-
-export const id = "playground";
 
 const LONGEST = 2000; // tokens that are written at once
 
@@ -27,7 +25,7 @@ export function mount(panel, app) {
   const prompt = el("textarea", { id: "prompt", rows: 2, dir: "auto", spellcheck: "false", maxlength: 20000 });
   const length = el("input", { id: "length", type: "number", min: 1, max: LONGEST, value: 100 });
   const write = el("button", { class: "main", type: "submit", say: "play.write" });
-  const stop = el("button", { type: "button", say: "play.stop", onclick: () => writing?.abort() });
+  const stop = el("button", { type: "button", say: "words.stop", onclick: () => writing?.abort() });
   const onward = el("button", { type: "button", say: "play.on", onclick: () => app.trying(panel, goOn) });
   const status = el("p", { class: "quiet" }); // said aloud once it ends, not with every token
   const skipped = el("p", { class: "quiet", hidden: true });
@@ -87,6 +85,7 @@ export function mount(panel, app) {
   // The tree's root for what stands in the prompt: the same one for the same ids.
   async function rooted() {
     const own = tree;
+    await mustRead(prompt.value, app.model);
     const { tokens, groups } = await lens("tokens", { text: prompt.value, unknown: "skip" });
     if (own !== tree) return null; // another model was chosen meanwhile
     const unknown = leftOut(prompt.value, groups);
@@ -291,7 +290,10 @@ export function mount(panel, app) {
 
   async function update() {
     if (!app.model) return;
-    const another = model?.id !== app.model.id;
+    const chosen = app.model,
+      another = model?.id !== chosen.id;
+    const known = another ? await knownOf(app.text, chosen) : "";
+    if (chosen !== app.model) return; // another was chosen meanwhile
     if (another) {
       writing?.abort();
       writing = null;
@@ -300,7 +302,7 @@ export function mount(panel, app) {
       shown = place = null;
       showing++;
       bend.known(model.vocab_size);
-      prompt.value = app.text.split(/\s+/).slice(0, 3).join(" ");
+      prompt.value = known.split(/\s+/).slice(0, 3).join(" ");
       text.replaceChildren();
       drawTree();
       for (const part of [bars, layers, parts]) part.element.hidden = true;

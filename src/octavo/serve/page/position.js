@@ -1,6 +1,6 @@
 // A word at two positions, piece by piece: its row of wte, their rows of wpe, and the sums. And how alike positions are.
 
-import { ApiError, available, lens, offline } from "octavo/api";
+import { available, knownOf, lens, offline, overtaken, refusal } from "octavo/api";
 import { matrix } from "octavo/draw";
 import { chip, code, el, exact, field, number, said, say, t } from "octavo/text";
 
@@ -31,40 +31,46 @@ export function oneWord(app) {
     "form",
     {
       class: "row",
+      novalidate: true, // a position that there isn't is told by the page
       onsubmit: (event) => {
         event.preventDefault();
         ask();
+      },
+      oninput: () => {
+        clamped.hidden = true;
+        result.classList.add("old"); // it is another word's, until this one is asked for
       },
     },
     field(spelling, "words.word"),
     field(places[0], "words.at"),
     field(places[1], "words.and"),
+    !offline && el("button", { say: "words.show" }),
   );
   form.addEventListener("change", ask);
   const pieces = el("div", { class: "buttons" });
   const note = el("p", { class: "quiet" });
+  const clamped = el("p", { class: "quiet", role: "status", hidden: true });
   const says = el("p");
   const sums = matrix([], {});
   const verdict = el("p");
+  const result = el("div", {}, note, pieces, says, el("div", { class: "sum" }, sums), verdict);
   const node = el(
     "section",
     { class: "card", "aria-labelledby": "words-position" },
     el("h2", { id: "words-position", say: "words.position.title" }),
     el("p", { say: "words.position.does" }),
     form,
+    clamped,
     offered,
-    note,
-    pieces,
-    says,
-    el("div", { class: "sum" }, sums),
-    verdict,
+    result,
   );
   const square = matrix([], {});
+  const waves = el("p");
   const alike = el(
     "section",
     { class: "card", "aria-labelledby": "words-wpe" },
     el("h2", { id: "words-wpe", say: "words.wpe.title" }),
-    el("p", { say: "words.wpe.does" }),
+    waves,
     square,
   );
   if (offline) for (const each of [spelling, ...places]) each.readOnly = true;
@@ -81,15 +87,17 @@ export function oneWord(app) {
     offer();
     if (!offline) {
       const { block_size } = app.model.model;
-      let pieces = await readable(app, word);
+      let pieces = await readable(app.model, word);
       if (!pieces && !own) {
         word = spelling.value = fromText()[0] ?? [...app.text.trim()].slice(0, 4).join("");
-        pieces = await readable(app, word);
+        pieces = await readable(app.model, word);
       }
-      if (turn !== turns) return; // the reader has typed on
-      if (!pieces || pieces.length > Math.min(PIECES, block_size)) throw new ApiError("", "", "word");
+      if (turn !== turns) throw overtaken();
+      if (!pieces || pieces.length > Math.min(PIECES, block_size)) throw refusal("error.word");
       const asked = at;
       at = asked.map((each) => Math.max(0, Math.min(each, block_size - pieces.length)));
+      if (at.some((each, i) => each !== asked[i])) clamped.hidden = false; // until something else is typed
+      say(clamped, "words.clamped", { last: block_size - pieces.length });
       places.forEach((place, i) => {
         place.max = block_size - 1;
         if (at[i] !== asked[i]) place.value = at[i]; // else what is being typed stays
@@ -97,6 +105,7 @@ export function oneWord(app) {
     }
     seen = await lens("position", { word, at }, { instead: "position" });
     chosen = Math.min(chosen, seen.pieces.length - 1);
+    result.classList.toggle("old", !offline && spelling.value !== word);
     draw();
     drawSquare();
   }
@@ -122,6 +131,7 @@ export function oneWord(app) {
             class: "small chip",
             onclick: () => {
               spelling.value = each;
+              clamped.hidden = true;
               ask();
             },
           },
@@ -182,6 +192,8 @@ export function oneWord(app) {
 
   function drawSquare() {
     const { positions, similarity } = seen;
+    const began = app.model.wpe_start === "waves" ? "words.wpe.waves" : "words.wpe.random";
+    say(waves, "words.wpe.does", { start: el("span", { say: began }) });
     square.show(similarity, {
       rows: (i) => String(positions[i]),
       columns: (i) => String(positions[i]),
@@ -198,13 +210,12 @@ export function oneWord(app) {
 }
 
 // The tokens of a word as the lens takes it, with the space before it if so it is one; null where the tokenizer doesn't
-// know its letters. With the text behind it there is always something to read, and nothing is refused.
-export async function readable(app, word) {
-  if (!word) return null;
-  const ask = async (text) => lens("tokens", { text, unknown: "skip" });
-  if (!(await ask(word + app.text)).text.startsWith(word)) return null;
+// know all of its letters.
+export async function readable(model, word) {
+  if (!word || (await knownOf(word, model)) !== word) return null;
+  const ask = async (text) => lens("tokens", { model: model.id, step: null, text, unknown: "skip" });
   const { tokens } = await ask(word);
-  if (tokens.length === 1 || !["bpe", "gpt2"].includes(app.model.tokenizer)) return tokens;
+  if (tokens.length === 1 || !["bpe", "gpt2"].includes(model.tokenizer)) return tokens;
   const spaced = (await ask(` ${word}`)).tokens;
   return spaced.length === 1 ? spaced : tokens;
 }

@@ -3,9 +3,10 @@
 // Nothing is asked until one wants to watch. Then the steps are read one after the other, each once, the newest first;
 // steps that training keeps meanwhile are read as they come.
 
-import { isAborted, lens, models } from "octavo/api";
+import { isAborted, lens, models, mustRead, refusal } from "octavo/api";
 import { lineChart, matrix } from "octavo/draw";
 import { offer } from "octavo/live";
+import { PIECES, readable } from "octavo/position";
 import { code, count, el, field, number, say, t } from "octavo/text";
 
 const LOOK_AGAIN = 10_000; // milliseconds
@@ -86,9 +87,9 @@ export class Probe {
       },
       field(this.run, "probe.run"),
       field(this.text, "probe.text"),
-      field(this.word, "probe.word"),
-      field(this.layer, "probe.layer"),
-      field(this.head, "probe.head"),
+      field(this.word, "words.word"),
+      field(this.layer, "walk.layer"),
+      field(this.head, "walk.head"),
       this.button,
     );
     this.element = el(
@@ -99,7 +100,7 @@ export class Probe {
       this.form,
       this.status,
       this.result,
-      el("p", { class: "caveat", say: "probe.caveat" }),
+      el("p", { class: "caveat" }, el("span", { say: "attention.caveat" }), " ", el("span", { say: "probe.caveat" })),
     );
   }
 
@@ -162,6 +163,7 @@ export class Probe {
       Number(this.layer.value),
       Number(this.head.value),
     ];
+    await mustRead(text, this.#model());
     const fresh = steps.filter((step) => !this.seen.has(step)).reverse();
     for (const [at, step] of fresh.entries()) {
       say(this.status, "probe.reading", { step, at: at + 1, count: fresh.length });
@@ -180,6 +182,8 @@ export class Probe {
       if (this.seen.size) this.#draw();
     }
     if (fresh.length && word) {
+      const pieces = await readable(this.#model(), word);
+      if (!pieces || pieces.length > PIECES) throw refusal("error.word");
       this.neighbors = await lens("neighbors", { model, step: steps.at(-1), word, top: NEIGHBORS }, { signal });
       this.#drawNear();
     }

@@ -8,7 +8,7 @@ export const NOTES = { B: "B", T: 512, C: 768, H: 12, D: 64, V: 50257, "4C": 307
 const embedding = (rows, C) => ({ made: `nn.Embedding(${rows}, ${C})`, learned: rows * C });
 const norm = (C) => ({ made: `nn.LayerNorm(${C})`, learned: 2 * C });
 const linear = (from, to) => ({ made: `nn.Linear(${from}, ${to})`, learned: (from + 1) * to });
-const tied = (from, to) => ({ made: `nn.Linear(${from}, ${to}, bias=False)`, learned: 0 }); // its weights are wte's
+const tied = (from, to) => ({ made: `nn.Linear(${from}, ${to}, bias=False)`, learned: 0, tied: true }); // to wte
 
 const normed = (name) => () => `${name}(x) = (x − mean) / √(variance + ε) · weight + bias`;
 
@@ -40,5 +40,9 @@ export const STAGES = TABLE.map(([id, lens, code, short, axes, part, formula]) =
   ...{ id, lens, code, short, axes, part, formula },
   layered: id !== "x" && /^h\.|^x \+/.test(lens),
 }));
+
+// All learned numbers of a model of that size.
+export const learned = (s) =>
+  STAGES.reduce((sum, { part, layered }) => sum + (layered ? s.L : 1) * (part?.(s).learned ?? 0), 0);
 
 export const AT = Object.fromEntries(STAGES.map((stage, at) => [stage.id, at]));

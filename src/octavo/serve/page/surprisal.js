@@ -3,7 +3,7 @@
 // The bar is a background, so nothing moves a letter: spans in running text have no padding, margin or border, which
 // would break the joining of Arabic and Indic letters.
 
-import { lens } from "octavo/api";
+import { lens, mustRead } from "octavo/api";
 import { asTable, leftOut, signBreak, stacked, tokenChip } from "octavo/live";
 import { count, el, number, percent, said, say, t, tokenSpans } from "octavo/text";
 
@@ -81,6 +81,10 @@ export class Surprisal {
   async #measure() {
     const text = this.text.value;
     const asked = { text, unknown: "skip" };
+    await mustRead(text, this.app.model).catch((error) => {
+      this.result.hidden = true; // it is of another text
+      throw error;
+    });
     const [found, { groups }] = await Promise.all([lens("score", asked, { instead: "score" }), lens("tokens", asked)]);
     Object.assign(this, {
       found,

@@ -66,8 +66,6 @@ async function learn(code) {
   sentences.set(code, Object.assign({}, ...(await Promise.all(files))));
 }
 
-export const has = (key) => key in (sentences.get(language.code) ?? {});
-
 function sentence(key) {
   return sentences.get(language.code)?.[key] ?? key;
 }
@@ -115,21 +113,16 @@ function format(value, options) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   const key = language.code + JSON.stringify(options);
   if (!formats.has(key)) formats.set(key, new Intl.NumberFormat(`${language.code}-u-nu-latn`, options));
-  return formats.get(key).format(value);
+  return formats.get(key).format(value).replace("-", "−"); // as in the formulas beside it
 }
 
 // With so many decimals: columns of them align.
 export const number = (x, digits = 3) =>
   format(x, { minimumFractionDigits: digits, maximumFractionDigits: digits, signDisplay: "negative" }); // never -0.00
 
-// As exactly as the server sends it.
+// As exactly as the server sends it, but for what is next to nothing.
 export const exact = (x) =>
-  format(
-    x,
-    x !== 0 && Math.abs(x) < 1e-4
-      ? { notation: "scientific", maximumSignificantDigits: 6 }
-      : { maximumSignificantDigits: 6 },
-  );
+  x && Math.abs(x) < 1e-8 ? "≈ 0" : format(x, { maximumSignificantDigits: 6 });
 
 export const percent = (x, digits = 1) =>
   format(x, { style: "percent", minimumFractionDigits: digits, maximumFractionDigits: digits });
@@ -143,7 +136,7 @@ export const short = (n) => format(n, { notation: "compact", maximumSignificantD
 
 // el("button", {class: "quiet", say: "walk.next", onclick: step}, ...children). What is special:
 //   say: "key" or ["key", values]   text in the reader's language, and again when that changes
-//   sayLabel, sayTitle, sayPlaceholder   the same for aria-label, title, placeholder
+//   sayLabel, sayTitle   the same for aria-label, title
 //   style: {…}, dataset: {…}, on…: listener; true sets an attribute without a value, null and false leave it out
 export function el(tag, props = {}, ...children) {
   return build(document.createElement(tag), props, children);
@@ -169,7 +162,7 @@ function build(node, props, children) {
   return node;
 }
 
-// Changes what an element says: say(node, "words.step", {step: 3}).
+// Changes what an element says: say(node, "head.step.at", {step: 3}).
 export function say(node, key, values) {
   setSaid(node, "say", values ? [key, values] : key);
 }
@@ -185,7 +178,7 @@ function setSaid(node, name, value) {
   speak(node);
 }
 
-const ATTRIBUTES = { sayLabel: "aria-label", sayTitle: "title", sayPlaceholder: "placeholder" };
+const ATTRIBUTES = { sayLabel: "aria-label", sayTitle: "title" };
 
 function speak(node) {
   for (const [name, [key, values]] of Object.entries(spoken.get(node) ?? {})) {
@@ -213,7 +206,7 @@ export function code(text, props = {}) {
 // ---- Tokens
 
 // A token's name where it stands alone: blanks can be seen, marks stand on a circle.
-export const label = (token) => token.label;
+const label = (token) => token.label;
 
 // What a token that is shown alone is wrapped in: it keeps its own direction.
 export function chip(token, props = {}) {

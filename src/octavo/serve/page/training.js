@@ -6,8 +6,6 @@ import { lineChart } from "octavo/draw";
 import { Probe } from "octavo/probe";
 import { count, el, field, language, number, short, t } from "octavo/text";
 
-export const id = "training";
-
 const EVERY = 1000; // milliseconds
 const LIST_EVERY = 5; // of those: runs come and end less often
 const AT_ONCE = 5000; // lines that the server sends
@@ -305,12 +303,13 @@ class Samples {
       this.slider,
       this.at,
     );
+    this.lead = el("p", { say: "train.samples.lead" });
     this.none = el("p", { class: "quiet", say: "train.samples.none" });
     this.element = el(
       "section",
       { class: "card" },
       el("h2", { say: "train.samples" }),
-      el("p", { say: "train.samples.lead" }),
+      this.lead,
       this.scrub,
       this.none,
       this.list,
@@ -326,7 +325,7 @@ class Samples {
     // Where the slider stood at the end it follows; else it stays at its step.
     this.slider.value =
       atEnd || step === undefined ? this.steps.length - 1 : this.steps.findLastIndex((each) => each <= step);
-    this.scrub.hidden = this.steps.length < 2;
+    this.scrub.hidden = this.lead.hidden = this.steps.length < 2;
     this.none.hidden = this.steps.length > 0;
     this.#draw();
   }

@@ -8,7 +8,7 @@ import { available, lens } from "octavo/api";
 import { drawMap } from "octavo/diagram";
 import { bars, matrix } from "octavo/draw";
 import { origin } from "octavo/origin";
-import { AT, NOTES, STAGES } from "octavo/stages";
+import { AT, learned, NOTES, STAGES } from "octavo/stages";
 import {
   chip,
   choices,
@@ -18,6 +18,7 @@ import {
   exact,
   field,
   language,
+  number,
   percent,
   said,
   short,
@@ -25,17 +26,18 @@ import {
   tokenSpans,
 } from "octavo/text";
 
-export const id = "walk";
-
+const IN_CODE = { B: "batch_size", T: "seq_len", C: "n_embd", H: "n_head", V: "vocab_size" };
 const CORNER = 16;
 const LIKELIEST = 12;
+const GPT2 = { ...NOTES, block: 1024 };
 
 export function mount(panel, app) {
-  let at = 0,
+  let at = stageAt(app.placeOf("walk")),
     layer = 0,
     head = 0;
   let data = null; // {shapes, groups, next, before, last}
-  let cell = [5, 3]; // kept from stage to stage, so that one number can be followed
+  let cell = [0, 3]; // kept from stage to stage, so that one number can be followed
+  let text = null; // whose token that is
 
   // ---- The frame
 
@@ -88,7 +90,7 @@ export function mount(panel, app) {
   }
 
   document.addEventListener("keydown", (event) => {
-    if (panel.hidden || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    if (panel.hidden || panel.inert || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
     if (event.target.closest("input, select, textarea, [role=tablist], [role=application], .scroll, .running, dialog"))
       return;
     const onwards = language.dir === "rtl" ? "ArrowLeft" : "ArrowRight",
@@ -132,11 +134,11 @@ export function mount(panel, app) {
     const some = (name, n) => (there ? [...new Set(there.map((each) => each[name]))] : [...Array(n).keys()]);
     choices(layers, some("layer", n_layer), layer);
     choices(heads, some("head", n_head), head);
-    const text = { text: app.text, unknown: "skip" };
+    const read = { text: app.text, unknown: "skip" };
     const [shapes, { groups, left_out }, next] = await Promise.all([
-      lens("shapes", { ...text, layer, head }, { instead: "walk" }),
-      lens("tokens", text, { instead: "walk tokens" }),
-      lens("next", text, { instead: "walk next" }).catch((error) => {
+      lens("shapes", { ...read, layer, head }, { instead: "walk" }),
+      lens("tokens", read, { instead: "walk tokens" }),
+      lens("next", read, { instead: "walk next" }).catch((error) => {
         if (there) return { logits: [], vocabulary: {} };
         throw error;
       }), // a saved page may be without
@@ -150,10 +152,12 @@ export function mount(panel, app) {
       left_out: left_out || next.left_out,
       stages: new Map(shapes.stages.map((stage) => [stage.name, stage])),
     });
+    if (text !== app.text) cell[0] = lastWord(shapes.tokens);
+    text = app.text;
     draw();
     // The stream before this layer and after the last one, for the sums: they are other layers' numbers.
     const other = async (i) =>
-      new Map((await lens("shapes", { ...text, layer: i, head })).stages.map((stage) => [stage.name, stage]));
+      new Map((await lens("shapes", { ...read, layer: i, head })).stages.map((stage) => [stage.name, stage]));
     try {
       if (layer > 0) here.before = (await other(layer - 1)).get("x + mlp").values;
       here.last =
@@ -168,13 +172,14 @@ export function mount(panel, app) {
   function draw() {
     if (!data) return;
     const stage = STAGES[at];
+    app.place("walk", at ? at + 1 : "");
     map.show(at, layer, app.model.model.n_layer);
     where.textContent = `${at + 1} / ${STAGES.length}`;
     back.disabled = again[0].disabled = at === 0;
     onward.disabled = again[1].disabled = at === STAGES.length - 1;
     content.replaceChildren(
       el("h2", {}, el("span", { say: `walk.${stage.id}.title` }), code(inCode(stage, sizes()))),
-      el("p", { class: "does", say: [`walk.${stage.id}.does`, sizes()] }),
+      el("p", { class: "does", say: [`walk.${stage.id}.does`, { ...sizes(), ...beginning(stage) }] }),
       code(stage.formula(sizes()), { class: "formula" }),
       ...facts(stage).filter(Boolean),
       letters(stage),
@@ -195,6 +200,18 @@ export function mount(panel, app) {
           )
         : "",
     );
+  }
+
+  // What else a stage's sentence says of the model: how its table began, and its dropout.
+  function beginning({ id }) {
+    const { dropout, wte_start: wte, wpe_start: wpe } = app.model;
+    const { n_embd: C } = app.model.model;
+    const values = { C, bound: number(1 / Math.sqrt(C), 3) };
+    const start = {
+      wte: wte && el("span", {}, " ", said(`walk.start.${wte}`, values)),
+      wpe: wpe && el("span", {}, said(`walk.start.${wpe === "waves" ? "waves" : "random"}`)),
+    };
+    return { start: start[id] ?? "", dropout: exact(dropout) };
   }
 
   // h.0.mlp.c_fc = nn.Linear(128, 512); a model trained without biases has fewer numbers than that.
@@ -225,8 +242,10 @@ export function mount(panel, app) {
   }
 
   function facts(stage) {
-    const own = data.stages.get(stage.lens);
-    const shape = own?.shape ?? [sizes().V];
+    const own = data.stages.get(stage.lens),
+      s = sizes(),
+      part = stage.part?.(NOTES);
+    const shape = own?.shape ?? [s.V];
     const letters = `[${stage.axes.split(" ").join(", ")}]`;
     const fact = (key, value) => el("div", {}, el("dt", { say: key }), el("dd", {}, value));
     const times = (n) => (stage.layered ? t("walk.times", { n }) : null);
@@ -249,6 +268,7 @@ export function mount(panel, app) {
             el("span", {}, `= [${shape.join(", ")}]`),
           ),
         ),
+        stage.part?.(s).tied && fact("walk.parameters", said("walk.tied")),
         own?.parameters ? fact("walk.parameters", line(count(own.parameters), times(own.times))) : null,
         own?.flops ? fact("walk.flops", line(short(own.flops), times(own.times))) : null,
       ),
@@ -257,13 +277,18 @@ export function mount(panel, app) {
           "dl",
           { class: "facts other" },
           fact("walk.shape.notes", code(inNotes, { class: "big" })),
-          stage.part &&
+          part &&
             fact("walk.parameters", [
-              line(count(stage.part(NOTES).learned), times(12)),
+              part.tied ? said("walk.tied") : line(count(part.learned), times(NOTES.L)),
               " ",
-              code(stage.part(NOTES).made),
+              code(part.made),
             ]),
-          stage.formula(NOTES) !== stage.formula(sizes()) && fact("walk.formula", code(stage.formula(NOTES))),
+          stage.formula(NOTES) !== stage.formula(s) && fact("walk.formula", code(stage.formula(NOTES))),
+          fact("walk.total", [
+            count(learned(NOTES)),
+            " ",
+            el("small", {}, said("walk.total.full", { positions: GPT2.block, n: learned(GPT2) })),
+          ]),
         ),
     ];
   }
@@ -282,7 +307,7 @@ export function mount(panel, app) {
           el(
             "b",
             { dir: "ltr" },
-            `${axis} = ${axis === "D" ? `${s.C} / ${s.H} = ${s.D}` : axis === "4C" ? `4 · ${s.C} = ${s["4C"]}` : s[axis]}`,
+            `${axis} = ${axis === "D" ? `${s.C} / ${s.H} = ${s.D}` : axis === "4C" ? `4 · ${s.C} = ${s["4C"]}` : `${IN_CODE[axis]} = ${s[axis]}`}`,
           ),
           " ",
           el("span", { say: `axis.${axis}` }),
@@ -311,13 +336,13 @@ export function mount(panel, app) {
       );
     }
     if (["qkv", "mix", "proj"].includes(stage.id))
-      return splitPicture(notes.checked ? { ...NOTES, head: Math.min(head, NOTES.H - 1) } : s);
-    if (["fc", "mlp_proj"].includes(stage.id)) return widthPicture(notes.checked ? NOTES : s, stage.id);
+      return splitPicture(notes.checked ? { ...NOTES, head: Math.min(head, NOTES.H - 1) } : s, notes.checked);
+    if (["fc", "mlp_proj"].includes(stage.id)) return widthPicture(notes.checked ? NOTES : s, stage.id, notes.checked);
     return null;
   }
 
   function numbers(stage) {
-    const { values, shape } = data.stages.get(stage.lens);
+    const { values, shape, columns: which } = data.stages.get(stage.lens);
     const { tokens } = data.shapes;
     const square = ["scores", "softmax"].includes(stage.id);
     const ids = stage.id === "idx";
@@ -328,17 +353,17 @@ export function mount(panel, app) {
     return matrix(values, {
       rows: ids ? () => "id" : name,
       columns:
-        square || ids ? name : stage.id === "logits" ? (v) => data.next.vocabulary[v] ?? String(v) : (c) => String(c),
+        square || ids ? name : which ? (c) => data.next.vocabulary[which[c]] ?? `#${which[c]}` : (c) => String(c),
       scale: ids ? "plain" : stage.id === "softmax" ? "share" : "signed",
       max: stage.id === "softmax" ? 1 : undefined,
       totals: stage.id === "softmax" ? values.map((row) => row.reduce((a, b) => a + b, 0)) : undefined,
       totalsOf: tokens.length > CORNER ? CORNER : undefined,
       numbers: true,
       hidden: square ? future : undefined,
-      at: cell,
+      at: ids ? [0, cell[0]] : square ? [cell[0], Math.min(...cell)] : which ? [cell[0], 0] : cell,
       onHover: (r, c) => (cell = ids ? [c, cell[1]] : [r, c]),
       caption: () =>
-        said(whole ? "walk.all" : "walk.corner", {
+        said(which ? "walk.likeliest" : whole ? "walk.all" : "walk.corner", {
           rows: Math.min(CORNER, all.rows),
           columns: Math.min(CORNER, all.columns),
           all_rows: all.rows,
@@ -388,17 +413,31 @@ export function mount(panel, app) {
     );
   }
 
-  return { update: () => app.trying(panel, load), show() {}, hide() {} };
+  return { update: () => app.trying(panel, load), place: (stage) => go(stageAt(stage)) };
 }
+
+// The last token of a text's beginning that has letters in it: one to follow.
+const lastWord = (tokens) =>
+  Math.max(
+    0,
+    tokens.slice(0, CORNER).findLastIndex(({ label }) => /\p{L}/u.test(label) && !/^<[\da-f ]+>$/.test(label)),
+  );
+
+// The stage of an address: "6" is the sixth, and nothing is the first.
+const stageAt = (place) => Math.max(0, Math.min(STAGES.length - 1, (Number(place) || 1) - 1));
 
 // ---- Small pictures of sizes
 
+// Of which size they are, where it isn't the model's own, and what they show.
+const sizeNote = (notes, key, values) =>
+  el("p", { class: "quiet" }, notes && [el("b", { say: "walk.notes.at" }), " "], el("span", { say: [key, values] }));
+
 // The width, cut into heads, of which one is looked at.
-function splitPicture({ C, H, D, head }) {
+function splitPicture({ C, H, D, head }, notes) {
   return el(
     "div",
     { class: "aside" },
-    el("p", { class: "quiet", say: ["walk.split", { head, H, D }] }),
+    sizeNote(notes, "walk.split", { head, H, D }),
     el(
       "div",
       { class: "sizes", "aria-hidden": "true" },
@@ -413,7 +452,7 @@ function splitPicture({ C, H, D, head }) {
 }
 
 // C -> 4C -> C, by length.
-function widthPicture({ C }, id) {
+function widthPicture({ C }, id, notes) {
   const bar = (share, text, on) =>
     el(
       "div",
@@ -424,7 +463,7 @@ function widthPicture({ C }, id) {
   return el(
     "div",
     { class: "aside" },
-    el("p", { class: "quiet", say: ["walk.width", { C, wide: 4 * C }] }),
+    sizeNote(notes, "walk.width", { C, wide: 4 * C }),
     el(
       "div",
       { class: "sizes", "aria-hidden": "true" },

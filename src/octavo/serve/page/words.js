@@ -7,15 +7,12 @@ import { map } from "octavo/map";
 import { oneWord } from "octavo/position";
 import { el } from "octavo/text";
 
-export const id = "words";
-
 export function mount(panel, app) {
   const parts = [oneWord(app), ...(offline ? [] : [likeness(app), map(app)])];
   const [word, alike, all] = parts;
   panel.append(word.node, el("div", { class: "two" }, word.alike, alike?.node), ...(all ? [all.node] : []));
   return {
     update: () => Promise.all(parts.map((part) => app.trying(part.node, part.load))),
-    show() {},
     hide: () => parts.forEach((part) => part.hide?.()),
   };
 }
