@@ -165,6 +165,14 @@ def test_standard_input_without_text_is_told(content: bytes, what: str, monkeypa
     assert refusal("-").startswith(f"standard input is {what}")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
+def test_a_pipe_is_read_once_and_can_be_read_again(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen([sys.executable, "-c", f"open({str(tmp_path / 'pipe')!r}, 'w').write('piped')"]):
+        corpus = corpora.read(str(tmp_path / "pipe"))
+    assert (corpus.text, corpus.text) == ("piped", "piped")
+
+
 def test_a_program_without_standard_input_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     assert "standard input is empty" in refusal("-")

@@ -49,7 +49,8 @@ def ids(data: Dataset, split: str) -> list[int]:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file under `folder`, hidden ones too."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    found = (path for path in folder.rglob("*") if path.is_file() and path.parent.name != "locks")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
 def times(folder: Path) -> dict[Path, int]:

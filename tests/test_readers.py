@@ -174,8 +174,12 @@ def test_a_line_that_is_no_row_is_told(tmp_path: Path, line: str, what: str) -> 
 
 
 def test_bytes_that_are_no_utf_8_in_a_line_are_told(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n')
-    assert "line 2, is not JSON" in refusal(tmp_path / "a.jsonl").message
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "a"}\n{"text": "\xe9"}\n')
+    assert f"{path}, line 2 is not utf-8" in refusal(path).message
+    assert read(path, encoding="latin-1") == ["a", "é"]
+    assert read(path, errors="replace") == ["a", "\ufffd"]
+    assert "can't be read in lines as utf-16" in refusal(path, encoding="utf-16").message
 
 
 def test_halves_of_surrogate_pairs_go_as_errors_says(tmp_path: Path) -> None:
@@ -242,6 +246,21 @@ def test_a_dataset_of_the_hub_is_fetched_once(tmp_path: Path, monkeypatch: pytes
         assert read("hf:some/stories:small@test", text_field="story") == ROWS
     assert asked == [("some/stories", "small", "test", True)]
     assert corpora.read("hf:some/stories:small@test").name == "stories"
+
+
+def test_datasets_that_differ_in_anything_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def load(name: str, config: str | None, split: str, streaming: bool) -> list[dict[str, str]]:
+        return [{"text": f"{name} {config} {split}", "body": "b"}]
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    sources = ["hf:o/n", "hf:o/n:test", "hf:o/n@test", "hf:o/n--test"]
+    for _ in range(2):
+        assert [read(source) for source in sources] == [
+            ["o/n None train"], ["o/n test train"], ["o/n None test"], ["o/n--test None train"]
+        ]  # fmt: skip
+    assert read("hf:o/n", text_field="body") == ["b"]
 
 
 def test_a_hub_that_cannot_be_reached_is_told_and_nothing_is_kept(

@@ -48,6 +48,7 @@ def test_documents_that_are_there_twice_are_counted(tmp_path: Path) -> None:
     found = of(tmp_path / "a.jsonl", tokenizer="bpe:300")
     assert (found.documents, found.duplicates, found.lines) == (60, 20, 60)
     assert dict(found.frequent_tokens)["<|endoftext|>"] == 60
+    assert of(tmp_path / "a.jsonl", tokenizer="char").lines == 60
     assert found.characters_per_token == round(len("".join(texts)) / sum(found.tokens.values()), 4)
 
 

@@ -35,7 +35,16 @@ def disk_errors_told(path: Path) -> Iterator[None]:
                 f"the disk is full while writing {path}",
                 "free some space; what was there before is untouched",
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG):
+        if error.errno in (
+            errno.EACCES,
+            errno.EPERM,
+            errno.EROFS,
+            errno.EEXIST,
+            errno.ENOTDIR,
+            errno.ENAMETOOLONG,
+            errno.EBUSY,
+            errno.EXDEV,
+        ):
             raise OctavoError(f"may not write {path}: {error.strerror}", "choose another folder") from error
         raise
 

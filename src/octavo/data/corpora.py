@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -41,7 +41,7 @@ class Corpus:
     source: str
     _read: Callable[[], Iterator[Piece]]
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Generator[Piece, None, None]:
         """All documents from the first on, in pieces. Raises `OctavoError` where there is no text to be read."""
         empty = True
         try:
@@ -98,11 +98,14 @@ def _reader(source: str, how: Reading) -> Callable[[], Iterator[Piece]]:
         case "shakespeare":
             path = str(files.fetched(*_SHAKESPEARE))
             return lambda: readers.documents(path, Reading())
-        case "-":
-            return _standard_input(how)
+        case "-":  # a program without a terminal may have none
+            return _read_once(getattr(sys.stdin, "buffer", None), "standard input", how)
     if source.startswith("hf:"):
         return lambda: readers.rows_in_pieces(hub.rows(source, how))
     paths = _paths(source)
+    if paths == [source] and not os.path.isfile(source):  # a pipe
+        with open(source, "rb") as stream:
+            return _read_once(stream, source, how)
     return lambda: _files(source, paths, how)
 
 
@@ -187,10 +190,9 @@ def _walk(folder: Path) -> Iterator[str]:
             yield str(path)
 
 
-def _standard_input(how: Reading) -> Callable[[], Iterator[Piece]]:
-    """Standard input, put down in a file that nobody sees: it comes once, and is read more often."""
+def _read_once(stream: BinaryIO | None, where: str, how: Reading) -> Callable[[], Iterator[Piece]]:
+    """A stream, put down in a file that nobody sees: it comes once, and is read more often."""
     kept = tempfile.TemporaryFile()  # noqa: SIM115  # it lives as long as the corpus
-    stream: BinaryIO | None = getattr(sys.stdin, "buffer", None)  # a program without a terminal may have none
     with files.disk_errors_told(Path(tempfile.gettempdir())):
         if stream is not None:
             shutil.copyfileobj(stream, kept)
@@ -199,13 +201,13 @@ def _standard_input(how: Reading) -> Callable[[], Iterator[Piece]]:
         kept.seek(0)
         empty = True
         try:
-            for piece in readers.text(kept, "standard input", how):
+            for piece in readers.text(kept, where, how):
                 empty = False
                 yield piece
         except BinaryFileError:
-            raise OctavoError("standard input is binary, not text", "pipe a text into it, or give a file") from None
+            raise OctavoError(f"{where} is binary, not text", "pipe a text into it, or give a file") from None
         if empty:
-            raise OctavoError("standard input is empty", "pipe a text into it, or give a file")
+            raise OctavoError(f"{where} is empty", "pipe a text into it, or give a file")
 
     weakref.finalize(pieces, kept.close)
     return pieces

@@ -25,6 +25,7 @@ from octavo.tokenizers import Tokenizer
 
 FORMAT = 2
 SPLITS = ("train", "val")
+_ORIGIN = ("name", "source", "text", "tokenizer", "split", "fingerprint", "cache_key")
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,7 @@ class Dataset:
     @property
     def origin(self) -> dict[str, Any]:
         """What a checkpoint keeps of it, so that it is found or made again."""
-        kept = ("name", "source", "text", "tokenizer", "split", "fingerprint", "cache_key")
-        return {key: self.info[key] for key in kept}
+        return {key: self.info[key] for key in _ORIGIN}
 
     @property
     def fingerprint(self) -> str:
@@ -72,6 +72,8 @@ def open_dataset(folder: Path) -> Dataset:
             raise ValueError(f"it has the format {info['format']}, and this Octavo reads {FORMAT}")
         expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in info["files"].items()}
         vocab_size = int(info["vocab_size"])
+        for key in (*_ORIGIN, "tokens"):
+            info[key]
         named = {split: [folder / name for name in info["shards"][split]] for split in SPLITS}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise OctavoError(f"{folder} is not a prepared folder: {error}", f"octavo prepare ... --out {folder}") from None
@@ -81,8 +83,12 @@ def open_dataset(folder: Path) -> Dataset:
             raise OctavoError(f"{path} is not the file that was prepared: it is missing or changed",
                               "prepare the text again")  # fmt: skip
     there = {split: [shards.npy(path) for path in paths] for split, paths in named.items()}
+    tokenizer = tokenizers.load(folder)
+    if vocab_size != tokenizer.vocab_size:
+        raise OctavoError(f"{folder}'s dataset.json tells of {vocab_size} tokens, and its tokenizer has "
+                          f"{tokenizer.vocab_size}", "prepare the text again")  # fmt: skip
     _check_ids(there, vocab_size)
-    return Dataset(folder, tokenizers.load(folder), info, there)
+    return Dataset(folder, tokenizer, info, there)
 
 
 def _check_ids(there: dict[str, list[Shard]], vocab_size: int) -> None:

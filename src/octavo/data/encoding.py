@@ -26,7 +26,7 @@ from typing import IO
 
 import numpy as np
 
-from octavo import tokenizers
+from octavo import files, tokenizers
 from octavo.errors import OctavoError
 from octavo.tokenizers import Tokenizer
 
@@ -100,8 +100,9 @@ def encoded(tokenizer: Tokenizer, pieces: Iterable[bytes], size: int) -> Iterato
         yield from map(Encoder(tokenizer).encode, pieces)
         return
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        tokenizer.save(folder)
+        with files.disk_errors_told(Path(tempfile.gettempdir())):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            tokenizer.save(folder)
         idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         for _ in range(cores):
             idle.put(stack.enter_context(_Worker(folder)))
@@ -131,7 +132,10 @@ class _Worker:
     """A process that encodes what it is given."""
 
     def __init__(self, folder: Path) -> None:
-        program = f"import sys; sys.path[:] = {sys.path!r}; from octavo.data import encoding; encoding.work()"
+        program = (  # Ctrl-C is for whoever started this
+            "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+            f"sys.path[:] = {sys.path!r}; from octavo.data import encoding; encoding.work()"
+        )
         self._process = subprocess.Popen([sys.executable, "-c", program, str(folder)], stdin=subprocess.PIPE,
                                          stdout=subprocess.PIPE)  # fmt: skip
 
@@ -161,9 +165,6 @@ class _Worker:
 
 def work() -> None:
     """What such a process does: load a tokenizer, and answer until nothing more comes."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started this
     encoder = Encoder(tokenizers.load(Path(sys.argv[1])))
     while (piece := _received(sys.stdin.buffer)) is not None:
         try:

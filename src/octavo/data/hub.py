@@ -4,6 +4,7 @@ Rows are streamed. Those of a hub's dataset are put down in the cache as they co
 on with a run, needs no network. A folder of a dataset is read where it lies.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -28,23 +29,27 @@ def rows(source: str, how: Reading) -> Iterator[str]:
     if os.path.isdir(dataset):
         yield from _streamed(dataset, config, split, how)
         return
-    kept = files.cache_dir() / "hf" / (re.sub(r"[^\w.-]+", "--", f"{source[3:]} {how.text_field}") + ".jsonl")
-    if not kept.is_file():
-        with files.disk_errors_told(kept):
-            kept.parent.mkdir(parents=True, exist_ok=True)
-        with files.whole_file(kept) as file:
-            for text in _streamed(dataset, config, split, how):
-                file.write(json.dumps({"text": text}).encode() + b"\n")
-    with open(kept, "rb") as file:
-        for line in file:
-            yield json.loads(line)["text"]
+    asked = hashlib.sha256(repr((dataset, config, split, how)).encode()).hexdigest()[:16]
+    kept = files.cache_dir() / "hf" / f"{dataset.replace('/', '--')}-{asked}.jsonl"
+    if kept.is_file():
+        with open(kept, "rb") as file:
+            for line in file:
+                yield json.loads(line)
+        return
+    with files.disk_errors_told(kept):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+    files.sweep(kept.parent)
+    with files.whole_file(kept) as file:
+        for text in _streamed(dataset, config, split, how):
+            file.write(json.dumps(text).encode() + b"\n")
+            yield text
 
 
 def _parts(source: str) -> tuple[str, str | None, str]:
     """The dataset, its configuration and split. A folder may have a colon in its name, so that is asked first."""
     named, _, split = source.removeprefix("hf:").partition("@")
     if os.path.isdir(named):
-        return named, None, split or "train"
+        return os.path.abspath(named), None, split or "train"
     dataset, _, config = named.partition(":")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", dataset):
         raise OctavoError(f"{source!r} names no dataset, and no folder of one", "hf:roneneldan/TinyStories")

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Generator, Iterator
@@ -27,7 +28,7 @@ from octavo.data import corpora, encoding, writer
 from octavo.data.corpora import Corpus
 from octavo.data.dataset import FORMAT, SPLITS, Dataset, is_prepared, open_dataset
 from octavo.data.shards import npy
-from octavo.data.survey import Survey, parts, survey
+from octavo.data.survey import LEFT_OUT, Split, Survey, parts, survey
 from octavo.errors import OctavoError
 from octavo.settings import DataSettings
 from octavo.tokenizers import Tokenizer
@@ -36,6 +37,9 @@ _SMALL_TEXT = 8 << 20  # bytes below which characters are the better tokens for 
 _FEW_CHARACTERS = 256
 _LEARNT_FROM = 100_000_000  # characters, at most, from which a vocabulary is learnt
 _TELL_EVERY = 0.2  # seconds
+_SAMPLE = 1 << 16  # characters
+_LARGE = 1 << 24  # characters from which a vocabulary that was learnt is kept, before there are tokens
+_PASSING = ("plan.json", writer.WRITTEN)  # files that are there until all is
 
 
 @dataclass(frozen=True)
@@ -107,14 +111,19 @@ def preparing_again(settings: DataSettings, known: dict[str, Any], tokenizer: To
 
 def preparing_into(settings: DataSettings, out: str | Path) -> Steps:
     """`prepare`, telling how far it is."""
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OctavoError(f"{out} already holds something", "another --out, or delete it first")
+    out, given = Path(os.path.abspath(out)), out
+    _check_free(out, given)
     if is_prepared(settings.source):
         raise OctavoError(f"{settings.source} is prepared already", f"octavo train {settings.source}")
     corpus = corpus_of(settings)
     seen = yield from surveyed(corpus)
-    return (yield from _made(corpus, seen, settings, _spec(settings, seen), out))
+    lock = yield from _locked(out, wait=False)
+    try:
+        _check_free(out, given)  # it may have come while the text was read
+        made = yield from _made(corpus, seen, settings, _spec(settings, seen), out)
+        return dataclasses.replace(made, folder=Path(given))
+    finally:
+        lock.release()
 
 
 def is_at_hand(settings: DataSettings, known: dict[str, Any]) -> bool:
@@ -129,7 +138,7 @@ def encode_all(corpus: Corpus, tokenizer: Tokenizer, unknown: str = "error") -> 
     split = seen.split(0.5, deduplicate=False, newlines=not marks)
     encoder = encoding.Encoder(tokenizer, unknown)
     found = (encoder.encode(text.encode() + (encoding.END if marks and ends else b""))
-             for _, text, ends in parts(corpus, split._replace(by="document"), not marks))  # fmt: skip
+             for _, text, ends, _ in parts(corpus, seen, split._replace(by="document"), not marks))  # fmt: skip
     return np.concatenate([np.empty(0, np.int64), *found]).astype(np.int64)
 
 
@@ -206,7 +215,13 @@ def cached_or_made(corpus: Corpus, seen: Survey, settings: DataSettings, tokeniz
     cached = _cached(_cache_key(seen, maker, settings))
     if found := _opened_here(cached, corpus):
         return found
-    return (yield from _made(corpus, seen, settings, maker, cached))
+    lock = yield from _locked(cached, wait=True)
+    try:
+        if found := _opened_here(cached, corpus):  # by whoever had the lock
+            return found
+        return (yield from _made(corpus, seen, settings, maker, cached))
+    finally:
+        lock.release()
 
 
 def _opened_here(cached: Path, corpus: Corpus) -> Dataset | None:
@@ -218,28 +233,44 @@ def _opened_here(cached: Path, corpus: Corpus) -> Dataset | None:
     return None
 
 
+def _check_free(out: Path, given: str | Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OctavoError(f"{given} already holds something", "another --out, or delete it first")
+
+
+def _locked(out: Path, wait: bool) -> Generator[Preparing, None, filelock.BaseFileLock]:
+    """The lock of a folder that is to be written. Its file stays: a lock whose file goes can be held twice."""
+    name = hashlib.sha256(os.fsencode(out)).hexdigest()[:24]
+    path = files.cache_dir() / "locks" / name
+    with files.disk_errors_told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    lock, began = filelock.FileLock(path, timeout=0), time.perf_counter()
+    while True:
+        try:
+            lock.acquire()
+            return lock
+        except filelock.Timeout:
+            if not wait:
+                raise OctavoError(f"another process prepares {out}", "the same again when it is done") from None
+            yield Preparing("waiting for another process that prepares this text", 0, None, time.perf_counter() - began)
+            time.sleep(_TELL_EVERY)
+
+
 def _made(corpus: Corpus, seen: Survey, settings: DataSettings, maker: str | Tokenizer, out: Path) -> Steps:
     """Tokenize a corpus, by a tokenizer or what one is built from, and put the folder in its place, whole."""
     folder = out.with_name(f".{out.name}.preparing")
-    lock = filelock.FileLock(out.with_name(f".{out.name}.lock"), timeout=0)
-    with files.disk_errors_told(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire()
-        except filelock.Timeout:
-            raise OctavoError(f"another process prepares {out}", "the same again when it is done") from None
     try:
         tokenizer = yield from _begun(folder, corpus, seen, settings, maker)
-        marks = seen.has_ends(tokenizer)
-        split = seen.split(settings.val_fraction, settings.deduplicate, newlines=not marks)
-        with contextlib.closing(parts(corpus, split, newlines=not marks)) as all_parts:
-            counts = writer.write(folder, all_parts, tokenizer, seen)
+        newlines = not seen.has_ends(tokenizer)
+        split = seen.split(settings.val_fraction, settings.deduplicate, newlines)
+        with contextlib.closing(parts(corpus, seen, split, newlines)) as all_parts:
+            counts = writer.write(folder, all_parts, tokenizer, seen, _ratio(corpus, tokenizer))
             yield from told("writing tokens", counts, seen.characters)
-        info = _described(folder, corpus, seen, settings, maker, tokenizer, split.by)
-        info["text"]["left_out"] = split.sides.count(2)
+        info = _described(folder, corpus, seen, settings, maker, tokenizer, split)
         with files.disk_errors_told(out):
             (folder / "dataset.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-            (folder / "plan.json").unlink()
+            for name in _PASSING:
+                (folder / name).unlink(missing_ok=True)
             files.put_in_place(folder, out)
     except OctavoError as error:
         if "unknown characters" in error.message:
@@ -247,13 +278,18 @@ def _made(corpus: Corpus, seen: Survey, settings: DataSettings, maker: str | Tok
                               "a text in that alphabet, or a model of --tokenizer byte") from None  # fmt: skip
         raise
     finally:
-        if folder.exists() and not any(writer.found(folder, split) for split in SPLITS):
+        worth = any(folder.glob("*.npy")) or (seen.characters >= _LARGE and (folder / "plan.json").exists())
+        if folder.exists() and not worth:
             shutil.rmtree(folder)  # nothing was finished that is worth going on from
-        lock.release()
-        with contextlib.suppress(OSError):
-            Path(lock.lock_file).unlink()
-    found = {name: [npy(folder_file) for folder_file in paths] for name, paths in _shard_paths(out).items()}
-    return Dataset(out, tokenizer, info, found)
+    there = {name: [npy(path) for path in paths] for name, paths in _shard_paths(out).items()}
+    return Dataset(out, tokenizer, info, there)
+
+
+def _ratio(corpus: Corpus, tokenizer: Tokenizer) -> float:
+    """About how many ids a character of this corpus gets, by its beginning."""
+    with contextlib.closing(corpus.pieces()) as pieces:
+        text = next(pieces).text[:_SAMPLE]
+    return len(tokenizer.encode(text)) / len(text)
 
 
 def _begun(folder: Path, corpus: Corpus, seen: Survey, settings: DataSettings,
@@ -267,7 +303,7 @@ def _begun(folder: Path, corpus: Corpus, seen: Survey, settings: DataSettings,
     shutil.rmtree(folder, ignore_errors=True)
     tokenizer = maker if isinstance(maker, Tokenizer) else (yield from _learnt(corpus, seen, maker))
     with files.disk_errors_told(folder):
-        folder.mkdir()
+        folder.mkdir(parents=True)
         tokenizer.save(folder)
         files.write_whole(folder / "plan.json", plan)
     return tokenizer
@@ -295,12 +331,15 @@ def _shard_paths(folder: Path) -> dict[str, list[Path]]:
 
 
 def _described(folder: Path, corpus: Corpus, seen: Survey, settings: DataSettings, maker: str | Tokenizer,
-               tokenizer: Tokenizer, split_by: str) -> dict[str, Any]:  # fmt: skip
+               tokenizer: Tokenizer, split: Split) -> dict[str, Any]:  # fmt: skip
     """What `dataset.json` says. Raises `OctavoError` where a split has too few tokens."""
     paths = _shard_paths(folder)
     tokens = {split: sum(npy(path).length for path in paths[split]) for split in SPLITS}
     if min(tokens.values()) < 2:
         shutil.rmtree(folder)
+        if split.by == "document":
+            raise OctavoError("the documents are copies of one another, so none is left to train on or to validate",
+                              "--deduplicate")  # fmt: skip
         raise OctavoError(f"the text has {seen.characters} characters, too few to train on and validate",
                           "a longer text")  # fmt: skip
     identity = f"{seen.sha256} {tokenizer.fingerprint} {settings.val_fraction!r} {settings.deduplicate}"
@@ -309,16 +348,16 @@ def _described(folder: Path, corpus: Corpus, seen: Survey, settings: DataSetting
         "name": corpus.name,
         "source": corpus.source,
         "text": {"sha256": seen.sha256, "bytes": seen.size, "characters": seen.characters,
-                 "documents": seen.documents},
+                 "documents": seen.documents, "left_out": split.sides.count(LEFT_OUT)},
         "tokenizer": maker if isinstance(maker, str) else maker.kind,
         "vocab_size": tokenizer.vocab_size,
-        "split": {"by": split_by, "val_fraction": settings.val_fraction},
+        "split": {"by": split.by, "val_fraction": settings.val_fraction},
         "tokens": tokens,
         "fingerprint": hashlib.sha256(identity.encode()).hexdigest(),
         "cache_key": _cache_key(seen, maker, settings),
         "shards": {split: [path.name for path in paths[split]] for split in SPLITS},
         "files": {path.name: {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
-                  for path in sorted(folder.iterdir()) if path.name != "plan.json"},
+                  for path in sorted(folder.iterdir()) if path.name not in _PASSING},
     }  # fmt: skip
 
 

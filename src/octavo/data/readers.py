@@ -51,6 +51,10 @@ def documents(path: str, how: Reading) -> Iterator[Piece]:
     """The documents of a file, by its name's ending. Raises `BinaryFileError`, or `OctavoError` with file and line."""
     kind = _ending(path)
     if kind in TABLES:
+        if Path(path).suffix.lower() in COMPRESSED:
+            raise OctavoError(
+                f"{path} is a packed table, which can't be read from its end", "the .parquet file, unpacked"
+            )
         yield from rows_in_pieces(_table(path, how))
     else:
         with opened(path) as file:
@@ -106,8 +110,10 @@ def _end(text: str, start: int) -> int:
     """Where the piece from `start` on ends; 0 where more text must come to tell."""
     at = start + PIECE
     while (at := max(text.rfind(" ", start + 1, at), text.rfind("\n", start + 1, at))) > start:
-        if not text[at - 1].isspace():
-            return at
+        word = len(text[start:at].rstrip()) + start  # where the white space that it stands in begins
+        if word > start and text[word] in " \n":
+            return word
+        at = word
     if later := re.compile(r"\S(?=[ \n])").search(text, start + PIECE - 1):
         return later.end()
     return start + _LONGEST if len(text) - start >= _LONGEST else 0
@@ -155,7 +161,8 @@ def _decoded(file: BinaryIO, where: str, how: Reading) -> Iterator[str]:
     block, before, first = file.read(_HEAD), 0, True
     if b"\0" not in "a".encode(how.encoding):  # UTF-16 and UTF-32 are full of NULs
         if block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise OctavoError(f"{where} looks like utf-16, not {how.encoding}", "--encoding utf-16")
+            like = "utf-32" if block.startswith(codecs.BOM_UTF32_LE) else "utf-16"
+            raise OctavoError(f"{where} looks like {like}, not {how.encoding}", f"--encoding {like}")
         if b"\0" in block:
             raise BinaryFileError(where)
     while True:
@@ -180,17 +187,27 @@ def _decoded(file: BinaryIO, where: str, how: Reading) -> Iterator[str]:
 
 def _lines(file: BinaryIO, where: str, how: Reading) -> Iterator[str]:
     """The field of each line of JSON; blank lines are none."""
+    if b"\0" in "a\n".encode(how.encoding):
+        raise OctavoError(f"{where} can't be read in lines as {how.encoding}", "JSON lines in utf-8")
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
         place = f"{where}, line {number:,},"
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode(how.encoding, how.errors))
         except (ValueError, RecursionError) as error:
+            unknown = isinstance(error, UnicodeDecodeError)
             said = error.reason if isinstance(error, UnicodeDecodeError) else str(error)
-            raise OctavoError(f"{place} is not JSON: {said}", "a JSON object in each line") from None
+            hint = (
+                "--encoding latin-1 (or what it is in), or --errors replace"
+                if unknown
+                else "a JSON object in each line"
+            )
+            raise OctavoError(
+                f"{where}, line {number:,} is not {how.encoding if unknown else 'JSON'}: {said}", hint
+            ) from None
         if not isinstance(row, dict):
-            raise OctavoError(f"{place} is no JSON object", '{"text": "..."} in each line')
+            raise OctavoError(f"{where}, line {number:,} is no JSON object", '{"text": "..."} in each line')
         found = _field(row, place, how)
         if b"\\ud" in line.lower():  # JSON can write halves of surrogate pairs, which are no characters
             found = _whole(found, place, how)

@@ -8,6 +8,7 @@ import numpy as np
 
 from octavo.data.dataset import SPLITS, Dataset, is_prepared
 from octavo.data.prepare import Preparing, cached_or_made, corpus_of, surveyed, told
+from octavo.data.readers import PIECE
 from octavo.data.survey import Survey, parts
 from octavo.errors import OctavoError
 from octavo.settings import DataSettings
@@ -15,6 +16,7 @@ from octavo.settings import DataSettings
 _SHOWN = 20
 _CODE_POINTS = 0x110000
 _REPEATABLE = 20  # characters from which on a line that comes again is worth a word
+_HELD = 100_000  # characters up to which it is
 _LINES = 20_000_000  # as many are remembered: 8 bytes each
 
 
@@ -49,16 +51,30 @@ def statistics(settings: DataSettings) -> Generator[Preparing, None, Statistics]
     found: Survey = yield from surveyed(corpus)
     data = yield from cached_or_made(corpus, found, settings, None)
     newlines = not found.has_ends(data.tokenizer)
+    split = found.split(settings.val_fraction, False, newlines)
     counts = np.zeros((2, _CODE_POINTS), dtype=np.int64)
     lines = _Lines()
 
     def read() -> Iterator[int]:
-        done = 0
-        for side, text, ends in parts(corpus, found.split(settings.val_fraction, False, newlines), newlines):
-            counts[side] += np.bincount(np.frombuffer(text.encode("utf-32-le"), "<u4"), minlength=_CODE_POINTS)
+        done, gathered = 0, 0
+        waiting: tuple[list[str], list[str]] = ([], [])
+        for side, text, ends, between in parts(corpus, found, split, newlines):
+            if between:
+                continue
             lines.add(text, ends)
-            done += len(text)
+            waiting[side].append(text)
+            done, gathered = done + len(text), gathered + len(text)
+            if gathered >= PIECE:
+                count(waiting)
+                gathered = 0
             yield done
+        count(waiting)
+
+    def count(waiting: tuple[list[str], list[str]]) -> None:
+        for side, texts in enumerate(waiting):
+            points = np.frombuffer("".join(texts).encode("utf-32-le"), "<u4")
+            counts[side] += np.bincount(points, minlength=_CODE_POINTS)
+            texts.clear()
 
     yield from told("counting", read(), found.characters)
     train, val = counts
@@ -66,10 +82,10 @@ def statistics(settings: DataSettings) -> Generator[Preparing, None, Statistics]
     total = sum(data.info["tokens"].values())
     return Statistics(
         name=corpus.name, bytes=found.size, characters=found.characters, documents=found.documents,
-        duplicates=int((~found.firsts).sum()), different_characters=len(found.alphabet),
+        duplicates=int((~found.firsts).sum()), different_characters=int((train + val > 0).sum()),
         longest_line=lines.longest, lines=lines.count, repeated_lines=lines.repeated(),
         tokenizer=data.info["tokenizer"], vocab_size=data.tokenizer.vocab_size, tokens=data.info["tokens"],
-        characters_per_token=round(found.characters / total, 4), unused_tokens=int((tokens == 0).sum()),
+        characters_per_token=round(int(counts.sum()) / total, 4), unused_tokens=int((tokens == 0).sum()),
         frequent_tokens=[(data.tokenizer.decode([id]), count) for id, count in _most(tokens)],
         unseen_characters=[(chr(point), count) for point, count in _most(np.where(train == 0, val, 0))],
         rare_characters=[(chr(point), count) for point, count in _least(train + val, below=10)],
@@ -95,25 +111,33 @@ def _least(counts: np.ndarray, below: int) -> list[tuple[int, int]]:
 
 
 class _Lines:
-    """Lines, as they come in pieces: the longest, and those that were there before."""
+    """Lines, as they come in pieces: the longest, and those that were there before, be they not too long to be held."""
 
     def __init__(self) -> None:
         self.count = self.longest = 0
-        self._begun = ""
+        self._open, self._length = "", 0
         self._seen = array("q")
 
     def add(self, text: str, ends: bool) -> None:
-        *whole, self._begun = (self._begun + text).split("\n")
-        if ends and self._begun:
-            whole.append(self._begun)
-            self._begun = ""
-        self._take(whole)
+        first, *others = text.split("\n")
+        self._begin(first)
+        for line in others:
+            self._close()
+            self._begin(line)
+        if ends and self._length:
+            self._close()
 
-    def _take(self, lines: list[str]) -> None:
-        self.count += len(lines)
-        self.longest = max(self.longest, max(map(len, lines), default=0))
-        if len(self._seen) < _LINES:
-            self._seen.extend(hash(line) for line in lines if len(line) >= _REPEATABLE)
+    def _begin(self, text: str) -> None:
+        self._length += len(text)
+        if self._length <= _HELD:
+            self._open += text
+
+    def _close(self) -> None:
+        self.count += 1
+        self.longest = max(self.longest, self._length)
+        if _REPEATABLE <= self._length <= _HELD and len(self._seen) < _LINES:
+            self._seen.append(hash(self._open))
+        self._open, self._length = "", 0
 
     def repeated(self) -> int:
         return len(self._seen) - len(np.unique(np.frombuffer(self._seen, np.int64))) if self._seen else 0

@@ -5,6 +5,7 @@ missing, and what is there in the end is what an uninterrupted writer would have
 being filled and a few pieces under way, however large the corpus.
 """
 
+import contextlib
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from octavo import files
 from octavo.data import encoding, shards
 from octavo.data.dataset import SPLITS
 from octavo.data.readers import PIECE
@@ -19,6 +21,7 @@ from octavo.data.survey import Part, Survey
 from octavo.errors import OctavoError
 from octavo.tokenizers import Tokenizer
 
+WRITTEN = "written.txt"  # the sha256 of each shard, while others are still to come
 SHARD = 1 << 25  # characters of text in a shard; so of ids, 16 to 64 MB
 
 
@@ -39,32 +42,32 @@ def path(folder: Path, split: str, number: int) -> Path:
 
 
 def found(folder: Path, split: str) -> int:
-    """How many shards of a split stand whole from the first on."""
+    """How many shards of a split stand as they were written, from the first on."""
+    written = {}
+    with contextlib.suppress(OSError, ValueError):
+        written = dict(line.split() for line in (folder / WRITTEN).read_text(encoding="utf-8").splitlines())
     number = 0
-    try:
-        while path(folder, split, number).exists():
-            shards.npy(path(folder, split, number))
-            number += 1
-    except OctavoError:  # cut short by a machine that stopped
-        pass
+    while (shard := path(folder, split, number)).exists() and written.get(shard.name) == files.sha256(shard):
+        number += 1
     return number
 
 
-def write(folder: Path, parts: Iterable[Part], tokenizer: Tokenizer, survey: Survey) -> Iterator[int]:
+def write(folder: Path, parts: Iterable[Part], tokenizer: Tokenizer, survey: Survey, ratio: float) -> Iterator[int]:
     """Write the shards of both splits; yields how many characters have been encoded so far.
 
     Where documents end, `<|endoftext|>` stands, if there are several and the tokenizer has it. Raises `OctavoError`
-    where the disk is full, or has too little room from the start: what was finished stays.
+    where the disk is full, or has too little room from the start: what was finished stays. `ratio` is about how many
+    ids a character gets.
     """
     marks = survey.has_ends(tokenizer)
     sides = [_Side(found(folder, split)) for split in SPLITS]
-    _check_room(folder, survey, tokenizer, sides)
+    _check_room(folder, survey, tokenizer, sides, ratio)
     order: list[tuple[int, int, int]] = []  # of what was given to be encoded: its side, its shard, its characters
     filling: dict[int, tuple[int, list[np.ndarray]]] = {}
     done = 0
 
     def pieces() -> Iterator[bytes]:
-        for side, text, ends in parts:
+        for side, text, ends, _ in parts:
             to = sides[side]
             to.filled += len(text)
             to.length += len(text)
@@ -90,7 +93,10 @@ def write(folder: Path, parts: Iterable[Part], tokenizer: Tokenizer, survey: Sur
 
     def finished(side: int) -> None:
         number, ids = filling.pop(side)
-        shards.write(path(folder, SPLITS[side], number), np.concatenate(ids))
+        shard = path(folder, SPLITS[side], number)
+        shards.write(shard, np.concatenate(ids))
+        with files.disk_errors_told(shard), open(folder / WRITTEN, "a", encoding="utf-8") as file:
+            file.write(f"{shard.name} {files.sha256(shard)}\n")
 
     for ids in encoding.encoded(tokenizer, pieces(), survey.characters):
         side, shard, length = order.pop(0)
@@ -103,13 +109,12 @@ def write(folder: Path, parts: Iterable[Part], tokenizer: Tokenizer, survey: Sur
         finished(side)
 
 
-def _check_room(folder: Path, survey: Survey, tokenizer: Tokenizer, sides: list[_Side]) -> None:
-    """Raise `OctavoError` where the ids will not fit onto the disk: about two bytes for each, as many as a text has."""
-    per_character = {"char": 1.0, "byte": survey.size / survey.characters}.get(tokenizer.kind, 0.2)
+def _check_room(folder: Path, survey: Survey, tokenizer: Tokenizer, sides: list[_Side], ratio: float) -> None:
+    """Raise `OctavoError` where the ids will not fit onto the disk."""
     size = 2 if tokenizer.vocab_size <= 1 << 16 else 4
     there = sum(path(folder, split, i).stat().st_size
                 for split, side in zip(SPLITS, sides, strict=True) for i in range(side.found))  # fmt: skip
-    needed = int(survey.characters * per_character * size) - there
+    needed = int(survey.characters * ratio * size) - there
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OctavoError(f"the tokens need about {needed / 1e9:,.1f} GB, and the disk of {folder.parent} has "
