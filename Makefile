@@ -20,6 +20,7 @@ bench:            ## figures for docs/speed.md; NANOGPT=path to a checkout of na
 	@test -d "$(NANOGPT)" || { echo "error: no checkout of nanoGPT at '$(NANOGPT)'"; echo "  try: make bench NANOGPT=PATH"; exit 2; } >&2
 	@scripts/install test
 	.venv/bin/python bench/encoding.py
+	.venv/bin/python bench/preparation.py --nanogpt $(NANOGPT) --texts $(TEXTS)
 	.venv/bin/python bench/startup.py
 	.venv/bin/python bench/overhead.py
 	.venv/bin/python bench/estimates.py

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,11 @@ import psutil
 from octavo import tokenizers
 from octavo.data import pydocs
 
+MUST: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "speed": lambda found: found["ratio_without_converting"] >= 1.5,
+    "vocabulary": lambda found: found["seconds"] < 120,
+    "memory": lambda found: found["peak_bytes"] < 1e9,
+}
 NANOGPT = """
 import os, sys, time
 import datasets
@@ -78,7 +83,9 @@ def main() -> int:
         if "memory" in options.figures:
             out["memory"] = memory(made(place / "memory.jsonl", lines, options.memory_gigabytes))
     print(json.dumps(out) if options.json else drawn(out))
-    return 0
+    missed = [name for name, met in MUST.items() if name in out and not met(out[name])]
+    print("met" if not missed else f"MISSED: {', '.join(missed)}", file=sys.stderr)
+    return 1 if missed else 0
 
 
 def document(lines: Sequence[str], rng: np.random.Generator) -> str:

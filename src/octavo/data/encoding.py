@@ -32,7 +32,7 @@ from octavo.tokenizers import Tokenizer
 
 END = b"\xff"  # of a document
 _CUT = b"\xfe"  # no UTF-8 has this either
-_REMEMBERED = 500_000  # words, some 60 MB
+_REMEMBERED = 300_000  # words, some 60 MB
 _FEW = 16 << 20  # characters that are encoded before a second process has started
 # White space of more than one byte, before a place that looks like a word's beginning.
 _WIDE_SPACE = re.compile(
