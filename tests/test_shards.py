@@ -19,10 +19,10 @@ from hypothesis import given
 from hypothesis import settings as options
 from hypothesis import strategies as st
 
-from octavo.data import prepare as preparation
-from octavo.data import readers, writer
+from octavo.data import making, readers, writer
 from octavo.data.dataset import Dataset, open_dataset
-from octavo.data.prepare import Preparing, dataset, prepare, preparing, preparing_into, result
+from octavo.data.making import Preparing, result
+from octavo.data.prepare import dataset, prepare, preparing, preparing_into
 from octavo.data.sampler import Sampler
 from octavo.data.shards import Shards, npy
 from octavo.errors import OctavoError
@@ -280,7 +280,7 @@ def test_finished_shards_are_not_made_again(tmp_path: Path, monkeypatch: pytest.
     folder = stopped(settings, tmp_path / "out", 4, monkeypatch)
     times = {path: path.stat().st_mtime_ns for path in folder.glob("*.npy")}
     assert len(times) == 4
-    monkeypatch.setattr(preparation.tokenizers, "build", None)  # nor is the tokenizer learnt again
+    monkeypatch.setattr(making.tokenizers, "build", None)  # nor is the tokenizer learnt again
     moved = tmp_path / "out"
     prepare(settings, moved)
     assert contents(moved) == whole
@@ -385,7 +385,7 @@ def test_a_training_waits_for_another_that_prepares_the_same_text(tmp_path: Path
 
 
 def test_what_came_while_the_text_was_read_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preparation, "_TELL_EVERY", 0.0)
+    monkeypatch.setattr(making, "_TELL_EVERY", 0.0)
     steps = preparing_into(of(rows(tmp_path / "a.jsonl", sentences(30))), tmp_path / "out")
     next(steps)
     (tmp_path / "out").mkdir()
@@ -400,13 +400,13 @@ def test_a_text_that_changes_while_it_is_prepared_is_told(
     tmp_path: Path, later: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = rows(tmp_path / "a.jsonl", sentences(30))
-    begun = preparation._begun
+    begun = making._begun
 
     def changing(*given: Any) -> Any:
         rows(source, later)
         return (yield from begun(*given))
 
-    monkeypatch.setattr(preparation, "_begun", changing)
+    monkeypatch.setattr(making, "_begun", changing)
     with pytest.raises(OctavoError, match="changed while it was read"):
         prepare(of(source, "byte"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -444,7 +444,7 @@ def test_copies_alone_are_told(tmp_path: Path) -> None:
 
 
 def test_a_preparation_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preparation, "_TELL_EVERY", 0.0)
+    monkeypatch.setattr(making, "_TELL_EVERY", 0.0)
     told: list[Preparing] = list(preparing(of(rows(tmp_path / "a.jsonl", sentences(300)))))
     assert list(dict.fromkeys(each.doing for each in told)) == ["reading", "learning the tokenizer", "writing tokens"]
     for doing in ("reading", "writing tokens"):
@@ -454,7 +454,7 @@ def test_a_preparation_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_vocabulary_is_learnt_from_all_over_a_large_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preparation, "_LEARNT_FROM", 3000)
+    monkeypatch.setattr(making, "_LEARNT_FROM", 3000)
     monkeypatch.setattr(readers, "PIECE", 100)
     parts = [("alpha beta " * 200) + "\n", ("gamma delta " * 200) + "\n", ("omega sigma " * 200) + "\n"]
     (tmp_path / "a.txt").write_text("".join(parts), encoding="utf-8")

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from octavo.data import readers
-from octavo.data.prepare import prepare, result
+from octavo.data.making import result
+from octavo.data.prepare import prepare
 from octavo.data.statistics import Statistics, statistics
 from octavo.errors import OctavoError
 from octavo.settings import DataSettings

@@ -18,7 +18,7 @@ import torch
 
 import octavo
 from octavo import checkpoint, training
-from octavo.data.prepare import result
+from octavo.data.making import result
 from octavo.device import Place, choose
 from octavo.errors import OctavoError
 from octavo.model import GPT

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from octavo.data.dataset import SPLITS, Dataset, is_prepared
-from octavo.data.prepare import Preparing, cached_or_made, corpus_of, surveyed, told
+from octavo.data.making import Preparing, surveyed, told
+from octavo.data.prepare import cached_or_made, corpus_of
 from octavo.data.readers import PIECE
 from octavo.data.survey import Survey, parts
 from octavo.errors import OctavoError

@@ -4,7 +4,7 @@ for event in octavo.training.events(octavo.training.plan("my.txt", max_steps=100
     print(event)
 """
 
-from octavo.data.prepare import Preparing
+from octavo.data.making import Preparing
 from octavo.training.beginning import plan
 from octavo.training.event import Evaluated, Event, Expected, Finished, Notice, Sampled, Saved, Started, Step
 from octavo.training.forecast import Forecast, predict

@@ -15,7 +15,8 @@ import torch
 from octavo import checkpoint, estimate, runs
 from octavo.checkpoint import Checkpoint, TrainerState
 from octavo.data.dataset import Dataset
-from octavo.data.prepare import Preparing, preparing, preparing_again
+from octavo.data.making import Preparing
+from octavo.data.prepare import preparing, preparing_again
 from octavo.device import check_fits, find_device
 from octavo.errors import OctavoError
 from octavo.model import GPT

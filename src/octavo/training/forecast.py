@@ -17,7 +17,8 @@ import torch
 
 from octavo import estimate, tokenizers
 from octavo.data.dataset import Dataset
-from octavo.data.prepare import Preparing, preparing, result
+from octavo.data.making import Preparing, result
+from octavo.data.prepare import preparing
 from octavo.device import Place, choose, free_memory, held_memory
 from octavo.errors import OctavoError
 from octavo.estimate import SAMPLE_TOKENS, Memory, Pace
