@@ -4,7 +4,7 @@
 
 import { available, lens } from "octavo/api";
 import { arcs, matrix } from "octavo/draw";
-import { chip, choices, el, exact, field, number, said, say, t } from "octavo/text";
+import { chip, choices, el, exact, field, lastWord, number, said, say, t } from "octavo/text";
 
 const HABITS = ["entropy", "distance", "previous", "first", "itself"];
 
@@ -88,7 +88,7 @@ export function mount(panel, app) {
       groups: groups.filter((group) => group.first + group.count <= T),
       sums: answer.weights.map((row) => row.reduce((a, b) => a + b, 0)),
     };
-    if (text !== app.text || at >= T) at = T - 1;
+    if (text !== app.text || at >= T) at = lastWord(answer.tokens);
     const anew = text !== app.text;
     text = app.text;
     say(title, "attention.title", { layer, head });

@@ -147,6 +147,10 @@ export function svg(tag, props = {}, ...children) {
   return build(document.createElementNS("http://www.w3.org/2000/svg", tag), props, children);
 }
 
+// The last token that has letters in it, one to follow: its place, or 0.
+export const lastWord = (tokens) =>
+  Math.max(0, tokens.findLastIndex(({ label }) => /\p{L}/u.test(label) && !/^<[\da-f ]+>$/.test(label)));
+
 function build(node, props, children) {
   for (const [name, value] of Object.entries(props)) {
     if (value === null || value === undefined || value === false) continue;

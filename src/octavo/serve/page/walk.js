@@ -18,6 +18,7 @@ import {
   exact,
   field,
   language,
+  lastWord,
   number,
   percent,
   said,
@@ -152,7 +153,7 @@ export function mount(panel, app) {
       left_out: left_out || next.left_out,
       stages: new Map(shapes.stages.map((stage) => [stage.name, stage])),
     });
-    if (text !== app.text) cell[0] = lastWord(shapes.tokens);
+    if (text !== app.text) cell[0] = lastWord(shapes.tokens.slice(0, CORNER));
     text = app.text;
     draw();
     // The stream before this layer and after the last one, for the sums: they are other layers' numbers.
@@ -415,13 +416,6 @@ export function mount(panel, app) {
 
   return { update: () => app.trying(panel, load), place: (stage) => go(stageAt(stage)) };
 }
-
-// The last token of a text's beginning that has letters in it: one to follow.
-const lastWord = (tokens) =>
-  Math.max(
-    0,
-    tokens.slice(0, CORNER).findLastIndex(({ label }) => /\p{L}/u.test(label) && !/^<[\da-f ]+>$/.test(label)),
-  );
 
 // The stage of an address: "6" is the sixth, and nothing is the first.
 const stageAt = (place) => Math.max(0, Math.min(STAGES.length - 1, (Number(place) || 1) - 1));
