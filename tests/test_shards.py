@@ -407,9 +407,11 @@ def test_a_text_that_changes_while_it_is_prepared_is_told(
         return (yield from begun(*given))
 
     monkeypatch.setattr(making, "_begun", changing)
+    monkeypatch.setattr(writer, "SHARD", 500)
+    monkeypatch.setattr(writer, "PIECE", 100)
     with pytest.raises(OctavoError, match="changed while it was read"):
         prepare(of(source, "byte"), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]  # no shard of another text is gone on from
 
 
 def test_a_shard_that_was_damaged_while_it_lay_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

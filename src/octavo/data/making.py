@@ -22,7 +22,7 @@ from octavo.data import writer
 from octavo.data.corpora import Corpus
 from octavo.data.dataset import FORMAT, SPLITS, Dataset
 from octavo.data.shards import npy
-from octavo.data.survey import LEFT_OUT, Split, Survey, parts, survey
+from octavo.data.survey import LEFT_OUT, ChangedError, Split, Survey, parts, survey
 from octavo.errors import OctavoError
 from octavo.settings import DataSettings
 from octavo.tokenizers import Tokenizer
@@ -64,6 +64,9 @@ def made(corpus: Corpus, seen: Survey, settings: DataSettings, maker: str | Toke
             for name in _PASSING:
                 (folder / name).unlink(missing_ok=True)
             files.put_in_place(folder, out)
+    except ChangedError:
+        shutil.rmtree(folder)  # what was written may be of either text
+        raise
     except OctavoError as error:
         if "unknown characters" in error.message:
             raise OctavoError(f"{corpus.name} has {error.message}",

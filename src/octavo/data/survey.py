@@ -88,6 +88,10 @@ class Part(NamedTuple):
     between: bool = False  # a line's end that stands between two documents, and in none
 
 
+class ChangedError(OctavoError):
+    """A text isn't what it was a moment ago."""
+
+
 class _Whole:
     """What a corpus is known by, as it goes by."""
 
@@ -138,9 +142,9 @@ def survey(corpus: Corpus) -> Iterator[int | Survey]:
 def parts(corpus: Corpus, seen: Survey, split: Split, newlines: bool) -> Generator[Part, None, None]:
     """The corpus from its beginning, each part with its side. With `newlines`, documents are joined by a line's end.
 
-    Raises `OctavoError` at the latest at its end where it isn't what was seen.
+    Raises `ChangedError` at the latest at its end where it isn't what was seen.
     """
-    changed = OctavoError(f"{corpus.source} changed while it was read", "the same again, when it is as it will stay")
+    changed = ChangedError(f"{corpus.source} changed while it was read", "the same again, when it is as it will stay")
     number = at = 0
     whole = _Whole()
     open_side: int | None = None
