@@ -178,6 +178,18 @@ def test_the_memory_told_before_is_what_the_process_holds_at_its_peak(here: Path
     assert told == pytest.approx(held, rel=0.15)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="what it guards against is Linux's")
+def test_the_peak_is_this_programs_and_not_its_parents() -> None:
+    large = np.ones(1 << 27, dtype=np.uint8)  # held while the child begins
+    program = "import torch; from octavo.device import Place; print(Place(torch.device('cpu')).peak_memory())"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    own = int(done.stdout)
+    del large
+    alone = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert own == pytest.approx(int(alone.stdout), rel=0.1)
+    assert own < CPU.peak_memory()  # type: ignore[operator]
+
+
 def test_the_machine_tells_what_is_held_and_what_is_free() -> None:
     if sys.platform != "linux":
         pytest.skip("elsewhere the system doesn't tell")
