@@ -24,12 +24,23 @@ BOM = b"\xef\xbb\xbf"
 PICTURE = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\xff"
 
 
+def text_in(corpus: Corpus) -> str:
+    """All of it, each document starting on a line of its own."""
+    found = [""]
+    for text, ends in corpus.pieces():
+        found[-1] += text
+        if ends:
+            found.append("")
+    *texts, last = found[:-1]
+    return "".join(text if text.endswith("\n") else f"{text}\n" for text in texts) + last
+
+
 def text_of(source: object, **how: str) -> str:
-    return corpora.read(str(source), **how).text
+    return text_in(corpora.read(str(source), **how))
 
 
 def digest(corpus: Corpus) -> str:
-    return hashlib.sha256(corpus.text.encode()).hexdigest()
+    return hashlib.sha256(text_in(corpus).encode()).hexdigest()
 
 
 def refusal(source: object, **how: str) -> str:
@@ -55,7 +66,7 @@ def test_a_file_is_read_to_the_letter(tmp_path: Path) -> None:
     for seed in range(50):
         content = ("x" + "".join(random.Random(seed).choices(signs, k=40))).encode()
         corpus = corpora.read(str(written(tmp_path / "some.txt", content)))
-        assert corpus.text.encode() == content
+        assert text_in(corpus).encode() == content
         assert corpus.name == "some"
         assert [(piece.text, piece.ends) for piece in corpus.pieces()] == [(content.decode(), True)]
 
@@ -147,14 +158,14 @@ def test_the_working_folder_has_a_name(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_name_goes_before_a_file_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written(tmp_path / "pydocs", "a file")
     monkeypatch.chdir(tmp_path)
-    assert len(corpora.read("pydocs").text) > 100_000
+    assert len(text_of("pydocs")) > 100_000
     assert text_of("./pydocs") == "a file"
 
 
 def test_standard_input_is_read_like_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(BOM + b"piped \r\n")))
     corpus = corpora.read("-")
-    assert (corpus.name, corpus.text) == ("stdin", "piped \r\n")
+    assert (corpus.name, text_in(corpus)) == ("stdin", "piped \r\n")
 
 
 @pytest.mark.parametrize(
@@ -170,7 +181,7 @@ def test_a_pipe_is_read_once_and_can_be_read_again(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with subprocess.Popen([sys.executable, "-c", f"open({str(tmp_path / 'pipe')!r}, 'w').write('piped')"]):
         corpus = corpora.read(str(tmp_path / "pipe"))
-    assert (corpus.text, corpus.text) == ("piped", "piped")
+    assert (text_in(corpus), text_in(corpus)) == ("piped", "piped")
 
 
 def test_a_program_without_standard_input_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,17 +342,17 @@ def test_shakespeare_is_taken_from_the_cache(shared: Path, own_cache: Path, monk
     monkeypatch.setattr(urllib.request, "urlopen", no_network)
     corpus = corpora.read("shakespeare")
     assert corpus.name == "shakespeare"
-    assert len(corpus.text) == 1_115_394
+    assert len(text_in(corpus)) == 1_115_394
     assert digest(corpus) == "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-    assert corpus.text.startswith("First Citizen:\nBefore we proceed")
+    assert text_in(corpus).startswith("First Citizen:\nBefore we proceed")
 
 
 def test_shakespeare_is_fetched_once(shared: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = (shared / "tinyshakespeare.txt").read_bytes()
     monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: io.BytesIO(content))
-    fetched = corpora.read("shakespeare").text
+    fetched = text_of("shakespeare")
     monkeypatch.setattr(urllib.request, "urlopen", no_network)
-    assert corpora.read("shakespeare").text == fetched
+    assert text_of("shakespeare") == fetched
     assert (own_cache / "tinyshakespeare.txt").read_bytes() == content
 
 
@@ -365,7 +376,7 @@ READ_PYDOCS = """
 import hashlib, sys
 from octavo.data import corpora
 before = set(sys.modules)
-print(hashlib.sha256(corpora.read("pydocs").text.encode()).hexdigest())
+print(hashlib.sha256("".join(p.text for p in corpora.read("pydocs").pieces()).encode()).hexdigest())
 print(*sorted(set(sys.modules) - before))
 """
 
@@ -387,12 +398,12 @@ def test_pydocs_is_the_same_in_every_process_and_imports_nothing(pydocs: Corpus,
 
 
 def test_pydocs_is_about_a_megabyte_of_few_and_frequent_characters(pydocs: Corpus) -> None:
-    assert 900_000 < len(pydocs.text) < 1_200_000
-    assert len(set(pydocs.text)) < 100
-    assert pydocs.text.isascii()
-    assert pydocs.text.replace("\n", "").isprintable()
-    assert not any(line != line.rstrip() for line in pydocs.text.split("\n"))
-    assert pydocs.text == pydocs.text.strip() + "\n"
+    assert 900_000 < len(text_in(pydocs)) < 1_200_000
+    assert len(set(text_in(pydocs))) < 100
+    assert text_in(pydocs).isascii()
+    assert text_in(pydocs).replace("\n", "").isprintable()
+    assert not any(line != line.rstrip() for line in text_in(pydocs).split("\n"))
+    assert text_in(pydocs) == text_in(pydocs).strip() + "\n"
 
 
 def test_pydocs_is_made_of_sections_and_docstrings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -420,11 +431,11 @@ def test_pydocs_is_made_of_sections_and_docstrings(tmp_path: Path, monkeypatch: 
 
 
 def test_pydocs_has_the_reference_first_and_then_the_library(pydocs: Corpus) -> None:
-    reference, _, library = pydocs.text.partition("\n\n\nmodule ")
+    reference, _, library = text_in(pydocs).partition("\n\n\nmodule ")
     assert 'The "if" statement\n' in reference
     assert "\n\n\nargparse.Namespace\n" not in reference
     assert "\n\n\nclass argparse.Namespace\n\nSimple object for storing attributes" in library
-    modules = re.findall(r"\n\n\nmodule (\w+)", pydocs.text)
+    modules = re.findall(r"\n\n\nmodule (\w+)", text_in(pydocs))
     assert len(modules) > 50
     assert modules == sorted(modules)
     assert set(modules) <= sys.stdlib_module_names
@@ -432,7 +443,7 @@ def test_pydocs_has_the_reference_first_and_then_the_library(pydocs: Corpus) -> 
 
 def test_pydocs_says_nothing_twice(pydocs: Corpus) -> None:
     """What is learnt by heart from one split must not be found again in the other."""
-    long = [piece for piece in pydocs.text.split("\n\n") if len(piece) > 400]
+    long = [piece for piece in text_in(pydocs).split("\n\n") if len(piece) > 400]
     assert len(long) > 100
     assert len(long) - len(set(long)) < len(long) / 50
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import octavo
 from octavo.checkpoint import Checkpoint
-from octavo.data import corpora
+from octavo.data import pydocs
 from octavo.errors import OctavoError
 from octavo.generation import native
 from octavo.generation.decoder import Decoder, TorchDecoder, decoder, rounded
@@ -590,7 +590,7 @@ def test_int8_loses_at_most_a_50th_of_a_nat_also_with_outliers(
     model = copy.deepcopy(trained.model)
     model.tie()
     outliers(model)
-    ids = trained.tokenizer.encode(corpora.read("pydocs").text[-20_000:]).astype(np.uint16)
+    ids = trained.tokenizer.encode(pydocs.text()[-20_000:]).astype(np.uint16)
     block_size = model.settings.block_size
     exact = split_loss(model, ids, block_size)
     assert exact < 4  # it has learnt; 4.9 is to know nothing

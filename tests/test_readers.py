@@ -140,7 +140,6 @@ def test_a_folder_may_hold_all_kinds(tmp_path: Path) -> None:
     (tmp_path / "5.txt.gz").write_bytes(gzip.compress(b"f"))
     (tmp_path / "6.tar.gz").write_bytes(gzip.compress(b"tar\0\0"))
     assert read(tmp_path) == ["a", "b", "c\nd\n", "e", "f"]
-    assert corpora.read(str(tmp_path)).text == "a\nb\nc\nd\ne\nf"
 
 
 # What is wrong

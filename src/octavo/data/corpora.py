@@ -53,22 +53,6 @@ class Corpus:
         if empty:
             raise OctavoError(f"{self.source} has no text in it", "a text, or --text-field for its rows")
 
-    @property
-    def text(self) -> str:
-        """All of it, each document starting on a line of its own."""
-        return "".join(piece.text for piece in joined(self.pieces()))
-
-
-def joined(pieces: Iterator[Piece]) -> Iterator[Piece]:
-    """The same, with a line's end after each document that lacks one, except for the last."""
-    held: Piece | None = None
-    for piece in pieces:
-        if held is not None:
-            yield held if not held.ends or held.text.endswith("\n") else Piece(held.text + "\n", True)
-        held = piece
-    if held is not None:
-        yield held
-
 
 def read(source: str, encoding: str = "utf-8", errors: str = "strict", text_field: str = "text") -> Corpus:
     """The corpus that `source` names.

@@ -3,8 +3,8 @@
 What is encoded is UTF-8 in which the byte 0xFF, which no UTF-8 has, ends a document; it becomes `<|endoftext|>`.
 
 Text is cut into words, where a token can't lie across: before a space or a line's end that follows something else. What
-a word was once encoded to is remembered. Tiny Shakespeare's 203,000 words are 27,000 different ones, and looking one up
-takes 80 ns where tiktoken takes 300: 43 MB a second on one core against 18. Processes, since all of it holds
+a word was once encoded to is remembered: tiny Shakespeare's 203,000 words are 27,000 different ones. Of text in which
+every fiftieth word is new, one core encodes 25 MB a second, by tiktoken alone 16 to 17. Processes, since all this holds
 Python's lock; started as a program each, so whoever calls this needs no guard against being imported again.
 """
 
