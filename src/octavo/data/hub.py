@@ -38,7 +38,6 @@ def rows(source: str, how: Reading) -> Iterator[str]:
         return
     with files.disk_errors_told(kept):
         kept.parent.mkdir(parents=True, exist_ok=True)
-    files.sweep(kept.parent)
     with files.whole_file(kept) as file:
         for text in _streamed(dataset, config, split, how):
             file.write(json.dumps(text).encode() + b"\n")
