@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from octavo import tokenizers
-from octavo.data import corpora
+from octavo.data import sources
 
 SPECS = ("char", "byte", "word", "bpe:1024", "bpe:4096")
 
@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--text", default="pydocs", help="any source (pydocs)")
     parser.add_argument("--runs", type=int, default=5)
     options = parser.parse_args()
-    corpus = corpora.read(options.text)
+    corpus = sources.read(options.text)
     rows: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {}
     for spec in SPECS:
         made = tokenizers.build(spec, corpus.text)

@@ -64,7 +64,7 @@ def main() -> int:
         for fewer in options.fewer:
             run = folder / f"run-{fewer}"
             flags = {**shape, "batch_size": options.batch_size, "max_steps": int(steps / fewer), "eval_every": steps,
-                     "bias": False, "activation": "gelu", "dropout": 0, "short_windows": 1, "tokenizer": "auto",
+                     "bias": False, "activation": "gelu", "dropout": 0, "curriculum_splits": 1, "tokenizer": "auto",
                      "sample_every": 0, "keep": 0, "out": run}  # fmt: skip
             words = [sys.executable, "-m", "octavo.cli", "train", str(folder / "tokens"), "--preset=baby"]
             words += [f"--{name}={value}" for name, value in flags.items()]

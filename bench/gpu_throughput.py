@@ -29,7 +29,7 @@ from octavo.device import choose
 from octavo.loss import next_token_loss
 from octavo.model import GPT
 from octavo.settings import Settings, resolve
-from octavo.training.half import HalfCopy
+from octavo.training.bf16_weights import Bf16Weights
 from octavo.training.step import Trainer
 
 SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "batch_size", "vocab_size")
@@ -102,7 +102,7 @@ def correctness(settings: Settings) -> dict[str, float]:
     loss.backward()
     plain = gradients()
     trainer = Trainer(model, settings, place)
-    trainer.half = HalfCopy(model)
+    trainer.half = Bf16Weights(model)
     trainer.half.refresh()
     with kernels.fast(place.device):
         fast = trainer._forward(ids)

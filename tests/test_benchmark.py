@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from octavo import kernels
 from octavo.benchmark import generation, training
 from octavo.cli import main
-from octavo.device import Place
+from octavo.device import Runtime
 from octavo.model import GPT
 from octavo.settings import resolve
 from octavo.training.step import Trainer
@@ -22,17 +22,17 @@ SMALL = resolve(n_layer=2, n_head=2, n_embd=32, block_size=16, batch_size=4, voc
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_the_products_timed_alone_are_those_of_a_step(optimizer: str) -> None:
     settings = dataclasses.replace(SMALL, optimizer=optimizer)
-    trainer = Trainer(GPT(settings), settings, Place(torch.device("cpu")))
+    trainer = Trainer(GPT(settings), settings, Runtime(torch.device("cpu")))
     ids = np.random.default_rng(0).integers(0, 40, (4, 17))
     kernels.onednn_is_exact()  # asks with a product of its own, once
     with FlopCounterMode(display=False) as counter:
         trainer.update(ids)
-    products = training._products(settings, 4, Place(torch.device("cpu")))
+    products = training._products(settings, 4, Runtime(torch.device("cpu")))
     assert sum(count * flops for count, flops, _ in products) == counter.get_total_flops()
 
 
 def test_cut_into_micro_batches_the_products_are_as_many() -> None:
-    place = Place(torch.device("cpu"))
+    place = Runtime(torch.device("cpu"))
     sums = [sum(n * flops for n, flops, _ in training._products(SMALL, rows, place)) for rows in (1, 2, 3, 4)]
     assert sums == pytest.approx([sums[0]] * 4)
 

@@ -795,7 +795,7 @@ def test_a_setting_is_written_with_hyphens_or_underscores(words: str, say: Say) 
         ("--compile=False", "compile", "off"), ("--compile=auto", "compile", "off"),
         ("--learning-rate 1", "learning_rate", 1.0), ("--seed=7", "seed", 7), ("--tokenizer byte", "tokenizer", "byte"),
         ("--config some.toml", "seed", 3), ("--config some.toml --seed 4", "seed", 4),
-        ("--preset baby --config some.toml", "dropout", 0.5), ("--preset baby", "short_windows", 2),
+        ("--preset baby --config some.toml", "dropout", 0.5), ("--preset baby", "curriculum_splits", 2),
     ],
 )  # fmt: skip
 def test_what_is_typed_is_what_the_run_has(words: str, name: str, value: object, say: Say) -> None:

@@ -16,8 +16,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from octavo.data import corpora, readers
-from octavo.data.corpora import Corpus
+from octavo.data import readers, sources
+from octavo.data.sources import Corpus
 from octavo.errors import OctavoError
 
 BOM = b"\xef\xbb\xbf"
@@ -36,7 +36,7 @@ def text_in(corpus: Corpus) -> str:
 
 
 def text_of(source: object, **how: str) -> str:
-    return text_in(corpora.read(str(source), **how))
+    return text_in(sources.read(str(source), **how))
 
 
 def digest(corpus: Corpus) -> str:
@@ -46,7 +46,7 @@ def digest(corpus: Corpus) -> str:
 def refusal(source: object, **how: str) -> str:
     """What the error says, first line and hint."""
     with pytest.raises(OctavoError) as caught:
-        list(corpora.read(str(source), **how).pieces())
+        list(sources.read(str(source), **how).pieces())
     assert caught.value.hint
     return str(caught.value)
 
@@ -65,7 +65,7 @@ def test_a_file_is_read_to_the_letter(tmp_path: Path) -> None:
     signs = "ab \n\r\t\x0b\x0c\x85\u2028éπ漢\u0628\u0915\u094d\U0001f600\ufeff"
     for seed in range(50):
         content = ("x" + "".join(random.Random(seed).choices(signs, k=40))).encode()
-        corpus = corpora.read(str(written(tmp_path / "some.txt", content)))
+        corpus = sources.read(str(written(tmp_path / "some.txt", content)))
         assert text_in(corpus).encode() == content
         assert corpus.name == "some"
         assert [(piece.text, piece.ends) for piece in corpus.pieces()] == [(content.decode(), True)]
@@ -147,12 +147,12 @@ def test_a_file_that_is_named_like_a_glob_is_the_file(tmp_path: Path) -> None:
 def test_a_corpus_has_a_name_that_a_folder_can_have(tmp_path: Path, source: str, name: str) -> None:
     for file in ("first draft.txt", "deep/a.txt", "مقدمة.v2.txt", "[x]: ?", "-.-.txt"):
         written(tmp_path / "my notes" / file, "text")
-    assert corpora.read(f"{tmp_path}/{source}").name == name
+    assert sources.read(f"{tmp_path}/{source}").name == name
 
 
 def test_the_working_folder_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(written(tmp_path / "poems/a.txt", "a").parent)
-    assert [corpora.read(source).name for source in (".", "*.txt", "a.txt")] == ["poems", "poems", "a"]
+    assert [sources.read(source).name for source in (".", "*.txt", "a.txt")] == ["poems", "poems", "a"]
 
 
 def test_a_name_goes_before_a_file_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +164,7 @@ def test_a_name_goes_before_a_file_of_that_name(tmp_path: Path, monkeypatch: pyt
 
 def test_standard_input_is_read_like_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(BOM + b"piped \r\n")))
-    corpus = corpora.read("-")
+    corpus = sources.read("-")
     assert (corpus.name, text_in(corpus)) == ("stdin", "piped \r\n")
 
 
@@ -180,7 +180,7 @@ def test_standard_input_without_text_is_told(content: bytes, what: str, monkeypa
 def test_a_pipe_is_read_once_and_can_be_read_again(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with subprocess.Popen([sys.executable, "-c", f"open({str(tmp_path / 'pipe')!r}, 'w').write('piped')"]):
-        corpus = corpora.read(str(tmp_path / "pipe"))
+        corpus = sources.read(str(tmp_path / "pipe"))
     assert (text_in(corpus), text_in(corpus)) == ("piped", "piped")
 
 
@@ -340,7 +340,7 @@ def no_network(*_: object, **__: object) -> None:
 def test_shakespeare_is_taken_from_the_cache(shared: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copy(shared / "tinyshakespeare.txt", own_cache)
     monkeypatch.setattr(urllib.request, "urlopen", no_network)
-    corpus = corpora.read("shakespeare")
+    corpus = sources.read("shakespeare")
     assert corpus.name == "shakespeare"
     assert len(text_in(corpus)) == 1_115_394
     assert digest(corpus) == "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -374,16 +374,16 @@ def test_wrong_bytes_are_no_shakespeare(own_cache: Path, monkeypatch: pytest.Mon
 
 READ_PYDOCS = """
 import hashlib, sys
-from octavo.data import corpora
+from octavo.data import sources
 before = set(sys.modules)
-print(hashlib.sha256("".join(p.text for p in corpora.read("pydocs").pieces()).encode()).hexdigest())
+print(hashlib.sha256("".join(p.text for p in sources.read("pydocs").pieces()).encode()).hexdigest())
 print(*sorted(set(sys.modules) - before))
 """
 
 
 @pytest.fixture(scope="module")
 def pydocs() -> Corpus:
-    return corpora.read("pydocs")
+    return sources.read("pydocs")
 
 
 @pytest.mark.parametrize(("hash_seed", "option"), [("1", "-Werror"), ("2", "-OO")])

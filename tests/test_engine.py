@@ -23,7 +23,7 @@ from octavo.errors import OctavoError
 from octavo.generation import native
 from octavo.generation.decoder import Decoder, TorchDecoder, decoder, rounded
 from octavo.generation.engine import OVERFLOW, Engine, Job, Request, generate_ids
-from octavo.generation.prefixes import Prefixes
+from octavo.generation.prefix_cache import PrefixCache
 from octavo.generation.sampling import Sampling
 from octavo.loss import split_loss
 from octavo.model import GPT
@@ -71,15 +71,15 @@ def read(decode: Decoder, ids: list[int], slot: int = 0, cuts: Iterator[int] | t
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
-@pytest.mark.parametrize("in_c", [True, False], ids=["C", "PyTorch"])
-def test_cached_decoding_equals_the_full_forward(shape: dict[str, Any], in_c: bool) -> None:
+@pytest.mark.parametrize("use_native", [True, False], ids=["C", "PyTorch"])
+def test_cached_decoding_equals_the_full_forward(shape: dict[str, Any], use_native: bool) -> None:
     model = lively(**shape)
     ids = ids_of(model.settings.block_size, model.settings.vocab_size)
     with torch.no_grad():
         full = model(torch.tensor([ids]))[0]
-    decode, notes = decoder(model, 3, in_c=in_c)
+    decode, notes = decoder(model, 3, use_native=use_native)
     assert notes == []
-    assert isinstance(decode, native.NativeDecoder) == in_c
+    assert isinstance(decode, native.NativeDecoder) == use_native
     for cuts in ((), tuple(range(1, len(ids))), (1, 6, 15)):
         got = read(decode, ids, 1, cuts)
         assert (got - full).abs().max() < 1e-4
@@ -123,8 +123,8 @@ def test_in_c_a_row_has_the_same_bits_however_a_text_is_cut_and_whatever_runs_be
 
 def test_only_the_wanted_logits_are_given_in_their_order() -> None:
     model = lively()
-    for in_c in (True, False):
-        decode, _ = decoder(model, 2, in_c=in_c)
+    for use_native in (True, False):
+        decode, _ = decoder(model, 2, use_native=use_native)
         ids, slots, positions = [1, 2, 3, 4], [0, 0, 0, 1], [0, 1, 2, 0]
         every = decode.forward(ids, slots, positions, [0, 1, 2, 3])
         assert torch.allclose(decode.forward(ids, slots, positions, [3, 1]), every[[3, 1]], atol=1e-6)
@@ -156,7 +156,7 @@ def test_int8_computes_with_weights_rounded_to_a_127th_of_each_outputs_largest(s
     # In C the inputs of a matrix have 16 bits, keys and values bf16's 8 digits: less than what the weights lose.
     rounding = (expected - exact).abs().max()
     assert (read(native.NativeDecoder(model, 1, int8=True), ids) - expected).abs().max() < rounding / 2
-    in_torch, _ = decoder(model, 1, "int8", in_c=False)
+    in_torch, _ = decoder(model, 1, "int8", use_native=False)
     assert (read(in_torch, ids) - expected).abs().max() < 1e-3
     assert 1e-4 < (expected - exact).abs().max() < 1.5
     for ours, (linear, norm) in zip(native.linears(copy), native.linears(model), strict=True):
@@ -223,8 +223,8 @@ def test_what_a_request_writes_does_not_depend_on_what_runs_beside_it(slots: int
 
 def test_by_pytorch_too() -> None:
     model = lively()
-    alone = [run(Engine(model, 1, in_c=False), request(n))[0] for n in range(15)]
-    together = run(Engine(model, 4, in_c=False, prefix_bytes=1 << 20), *(request(n) for n in range(15)))
+    alone = [run(Engine(model, 1, use_native=False), request(n))[0] for n in range(15)]
+    together = run(Engine(model, 4, use_native=False, prefix_bytes=1 << 20), *(request(n) for n in range(15)))
     assert [ids_written(job) for job in together] == [ids_written(job) for job in alone]
     assert [ids_written(job) for job in together] == [
         ids_written(run(Engine(model, 1), request(n))[0]) for n in range(15)
@@ -254,14 +254,17 @@ def recomputed(model: GPT, prompt: list[int], count: int, keep: int) -> list[int
     return written
 
 
-@pytest.mark.parametrize("in_c", [True, False], ids=["C", "PyTorch"])
+@pytest.mark.parametrize("use_native", [True, False], ids=["C", "PyTorch"])
 @pytest.mark.parametrize(("overflow", "keep"), [("slide", 24), ("rechunk", 12)])
 @pytest.mark.parametrize("length", [1, 23, 24, 30])
-def test_past_the_window_tokens_are_those_of_recomputing_it(overflow: str, keep: int, length: int, in_c: bool) -> None:
+def test_past_the_window_tokens_are_those_of_recomputing_it(
+    overflow: str, keep: int, length: int, use_native: bool
+) -> None:
     for seed in (9, 10, 11):
         model, prompt = lively(seed), ids_of(length, 11, seed)
         [job] = run(
-            Engine(model, 1, in_c=in_c), request(prompt=prompt, max_new_tokens=60, sampling=GREEDY, overflow=overflow)
+            Engine(model, 1, use_native=use_native),
+            request(prompt=prompt, max_new_tokens=60, sampling=GREEDY, overflow=overflow),
         )
         assert ids_written(job) == recomputed(model, prompt, 60, keep)
         assert job.finish_reason == "length"
@@ -362,11 +365,11 @@ def test_prompts_are_read_in_pieces_while_others_write() -> None:
 # What it thought of them
 
 
-@pytest.mark.parametrize("in_c", [True, False], ids=["C", "PyTorch"])
-def test_log_probabilities_are_those_of_the_full_forward(in_c: bool) -> None:
+@pytest.mark.parametrize("use_native", [True, False], ids=["C", "PyTorch"])
+def test_log_probabilities_are_those_of_the_full_forward(use_native: bool) -> None:
     model = lively(**SHAPES["odd"])
     prompt = ids_of(15, 37)
-    [job] = run(Engine(model, 1, in_c=in_c, prefix_bytes=1 << 20),
+    [job] = run(Engine(model, 1, use_native=use_native, prefix_bytes=1 << 20),
                 request(prompt=prompt, max_new_tokens=6, overflow="stop", sampling=Sampling(temperature=0.5, top_k=2),
                         logprobs=4, echo=True))  # fmt: skip
     written = [*prompt, *ids_written(job)]
@@ -401,16 +404,16 @@ def test_log_probabilities_of_a_prompt_that_is_read_in_pieces() -> None:
 # Prompts that begin alike
 
 
-@pytest.mark.parametrize("in_c", [True, False], ids=["C", "PyTorch"])
-def test_a_prompt_goes_on_from_what_an_earlier_one_left(in_c: bool) -> None:
+@pytest.mark.parametrize("use_native", [True, False], ids=["C", "PyTorch"])
+def test_a_prompt_goes_on_from_what_an_earlier_one_left(use_native: bool) -> None:
     model = lively(block_size=128)
     common = ids_of(60, 11)
     prompts = [common, [*common, 1, 2, 3], [*common[:40], *ids_of(30, 11, 5)], common, common[:30], ids_of(20, 11, 6)]
-    engine = Engine(model, 2, prefix_bytes=1 << 24, in_c=in_c)
+    engine = Engine(model, 2, prefix_bytes=1 << 24, use_native=use_native)
     jobs = [run(engine, request(n, prompt=prompt, overflow="stop"))[0] for n, prompt in enumerate(prompts)]
     assert [job.cached_tokens for job in jobs] == [0, 60, 40, 59, 29, 0]
     for n, (prompt, job) in enumerate(zip(prompts, jobs, strict=True)):
-        [alone] = run(Engine(model, 1, in_c=in_c), request(n, prompt=prompt, overflow="stop"))
+        [alone] = run(Engine(model, 1, use_native=use_native), request(n, prompt=prompt, overflow="stop"))
         assert ids_written(job) == ids_written(alone)
 
 
@@ -435,7 +438,7 @@ def test_a_prompt_is_shared_with_none_but_its_own() -> None:
 
 def test_prompts_are_kept_within_their_memory_the_longest_unused_going_first() -> None:
     kept = [(torch.zeros(100), torch.zeros(25))]  # 500 bytes
-    prefixes = Prefixes(1700)
+    prefixes = PrefixCache(1700)
     texts = [[n] * 20 for n in range(4)]
     for text in texts[:3]:
         prefixes.add("", text, lambda: kept)
@@ -445,7 +448,7 @@ def test_prompts_are_kept_within_their_memory_the_longest_unused_going_first() -
     assert prefixes.bytes == 1500
     prefixes.add("", [7] * 20, lambda: [(torch.zeros(1000), torch.zeros(0))])  # more than there is room for
     assert prefixes.bytes <= 1700
-    nothing = Prefixes(0)
+    nothing = PrefixCache(0)
     nothing.add("", texts[0], lambda: pytest.fail("kept, though there is no room"))
     assert nothing.find("", texts[0]) is None
 

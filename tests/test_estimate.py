@@ -18,16 +18,16 @@ from octavo import cli, device, estimate, kernels, training
 from octavo.checkpoint import unloaded
 from octavo.data.dataset import Dataset
 from octavo.data.prepare import dataset
-from octavo.device import Place
+from octavo.device import Runtime
 from octavo.errors import OctavoError
 from octavo.estimate import Pace
 from octavo.loss import next_token_loss
 from octavo.model import GPT
 from octavo.settings import PRESETS, Settings, resolve
-from octavo.training import forecast, optimizers
+from octavo.training import optimizers, run_estimate
 from octavo.training.step import Trainer, fitting
 
-CPU = Place(torch.device("cpu"))
+CPU = Runtime(torch.device("cpu"))
 TEXT = "the cat sat on the mat, and the rat sat on the hat.\n" * 12
 SMALL = dict(n_layer=2, n_head=2, n_embd=32, block_size=16, batch_size=4, vocab_size=40, device="cpu")
 PACE = Pace(step=1.0, short_step=0.5, evaluated_token=0.01, sample=10.0)
@@ -37,7 +37,7 @@ PACE = Pace(step=1.0, short_step=0.5, evaluated_token=0.01, sample=10.0)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with a small text, and no more than a glance at the machine's speed."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(forecast, "PROBE", 0.02)
+    monkeypatch.setattr(run_estimate, "PROBE", 0.02)
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
     return tmp_path
 
@@ -83,7 +83,7 @@ def test_flops_are_those_that_pytorch_counts(shape: dict[str, Any]) -> None:
 # Memory
 
 
-def saved_bytes(settings: Settings, place: Place) -> int:
+def saved_bytes(settings: Settings, place: Runtime) -> int:
     """What autograd keeps from a forward, beside the parameters themselves."""
     trainer = Trainer(GPT(settings), settings, place)
     own = {parameter.untyped_storage().data_ptr() for parameter in trainer.model.parameters()}
@@ -120,7 +120,7 @@ def test_activations_are_what_autograd_keeps(shape: dict[str, Any], precision: s
     memory = estimate.memory(settings, "cpu", precision, settings.batch_size)
     copies = memory.weights - 4 * estimate.parameters(settings)  # of the matrices, kept like activations
     kept = memory.activations + copies + memory.logits / 3  # the two gradients come with the backward
-    assert kept == pytest.approx(saved_bytes(settings, Place(torch.device("cpu"), precision)), rel=0.02)
+    assert kept == pytest.approx(saved_bytes(settings, Runtime(torch.device("cpu"), precision)), rel=0.02)
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
@@ -181,7 +181,7 @@ def test_the_memory_told_before_is_what_the_process_holds_at_its_peak(here: Path
 @pytest.mark.skipif(sys.platform != "linux", reason="what it guards against is Linux's")
 def test_the_peak_is_this_programs_and_not_its_parents() -> None:
     large = np.ones(1 << 27, dtype=np.uint8)  # held while the child begins
-    program = "import torch; from octavo.device import Place; print(Place(torch.device('cpu')).peak_memory())"
+    program = "import torch; from octavo.device import Runtime; print(Runtime(torch.device('cpu')).peak_memory())"
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     own = int(done.stdout)
     del large
@@ -207,7 +207,7 @@ def test_the_machine_tells_what_is_held_and_what_is_free() -> None:
     [
         dict(max_steps=7, eval_every=3, sample_every=2),
         dict(max_steps=6, eval_every=3, sample_every=0),
-        dict(max_steps=4, eval_every=9, sample_every=9, short_windows=2, short_fraction=0.5),
+        dict(max_steps=4, eval_every=9, sample_every=9, curriculum_splits=2, curriculum_fraction=0.5),
     ],
 )
 def test_time_is_reckoned_for_the_evaluations_and_samples_that_a_run_makes(given: dict[str, Any]) -> None:
@@ -217,13 +217,13 @@ def test_time_is_reckoned_for_the_evaluations_and_samples_that_a_run_makes(given
                             for kind in (training.Evaluated, training.Sampled))  # fmt: skip
     parts = estimate.seconds(settings, PACE, evaluated=100)
     assert (parts["evaluations"], parts["samples"]) == (evaluations * 1.0, samples * 10.0)
-    short = 2 if settings.short_windows > 1 else 0
+    short = 2 if settings.curriculum_splits > 1 else 0
     assert parts["steps"] == settings.max_steps - 0.5 * short
     assert parts["checkpoints"] > 0
 
 
 def test_a_pace_keeps_the_time_of_the_step_that_it_comes_from() -> None:
-    settings = resolve(**SMALL, short_windows=2)
+    settings = resolve(**SMALL, curriculum_splits=2)
     assert estimate.pace(settings, 2.0, settings.block_size).step == pytest.approx(2.0)
     assert estimate.pace(settings, 2.0, settings.block_size // 2).short_step == pytest.approx(2.0)
     pace = estimate.pace(settings, 2.0, settings.block_size)
@@ -255,11 +255,11 @@ def test_a_large_model_is_tried_with_fewer_layers(monkeypatch: pytest.MonkeyPatc
             tried.append(settings.n_layer)
             super().__init__(settings, generator)
 
-    monkeypatch.setattr(forecast, "GPT", Watched)
+    monkeypatch.setattr(run_estimate, "GPT", Watched)
     settings = resolve(**{**SMALL, "n_layer": 12})
     one = estimate.flops_per_token(dataclasses.replace(settings, n_layer=1)) * settings.block_size
     for bearable in (one / 2, one * 2.5, one * 100):
-        monkeypatch.setattr(forecast, "_BEARABLE", bearable)
+        monkeypatch.setattr(run_estimate, "_BEARABLE", bearable)
         found = training.predict(settings, read=False)
         assert found.parameters == estimate.parameters(settings)
     first, second, third = tried
@@ -267,7 +267,7 @@ def test_a_large_model_is_tried_with_fewer_layers(monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_does_not_fit_is_told_and_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forecast, "free_memory", lambda device: 1 << 16)
+    monkeypatch.setattr(run_estimate, "free_memory", lambda device: 1 << 16)
     found = training.predict(resolve(**SMALL), price_per_hour=1.0, read=False)
     assert (found.tokens_per_second, found.seconds, found.price) == (None, None, None)
     assert "training needs about" in found.warnings[0]
@@ -320,7 +320,7 @@ def test_one_text_is_no_row_of_documents(monkeypatch: pytest.MonkeyPatch) -> Non
 
     def told(documents: int) -> list[str]:
         text = data.info["text"] | {"documents": documents}
-        return forecast.warnings(settings, CPU, memory, dataclasses.replace(data, info=data.info | {"text": text}))
+        return run_estimate.warnings(settings, CPU, memory, dataclasses.replace(data, info=data.info | {"text": text}))
 
     assert isinstance(data, Dataset)
     assert told(1) == []
@@ -338,7 +338,7 @@ def test_memory_that_will_not_fit_is_warned_of() -> None:
 
 
 def test_a_run_tells_what_it_will_take_before_its_steps_and_the_time_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forecast, "PROBE", 0.0)
+    monkeypatch.setattr(run_estimate, "PROBE", 0.0)
     settings = training.plan("text.txt", **{**SMALL, "vocab_size": 0, "max_steps": 400, "log_every": 50})
     events = [event for event in training.events(settings, out="run") if not isinstance(event, training.Preparing)]
     started, first = events[0], next(n for n, event in enumerate(events) if isinstance(event, training.Step))
@@ -383,8 +383,8 @@ def test_the_verb_says_which_parameters_and_names_its_formula(capsys: pytest.Cap
 
 
 def test_gpt2_is_estimated_without_a_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forecast, "_probed", lambda *given: PACE)
-    monkeypatch.setattr(forecast, "preparing", lambda *given: pytest.fail("a text was read"))
+    monkeypatch.setattr(run_estimate, "_probed", lambda *given: PACE)
+    monkeypatch.setattr(run_estimate, "preparing", lambda *given: pytest.fail("a text was read"))
     assert cli.main(["estimate", "--preset", "gpt2", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["parameters"] == 124_439_808

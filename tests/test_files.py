@@ -43,7 +43,7 @@ def test_a_folder_appears_whole_and_replaces_what_was_there(tmp_path: Path, befo
     for name, content in before.items():
         path.mkdir(parents=True, exist_ok=True)
         (path / name).write_bytes(content)
-    with files.whole_folder(path) as partial:
+    with files.atomic_folder(path) as partial:
         (partial / "both").write_bytes(b"3")
         (partial / "new").write_bytes(b"4")
         assert path.exists() == bool(before)  # nothing is seen until all is there
@@ -56,7 +56,7 @@ def test_a_folder_that_fails_leaves_all_as_it_was(tmp_path: Path, error: type[Ba
     (tmp_path / "run" / "old").write_bytes(b"old")
 
     def fill_half_of(path: Path) -> None:
-        with files.whole_folder(path) as partial:
+        with files.atomic_folder(path) as partial:
             (partial / "new").write_bytes(b"half")
             raise error
 
@@ -73,7 +73,7 @@ def test_a_folder_that_does_not_reach_the_disk_leaves_the_old_one(
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "old").write_bytes(b"old")
     monkeypatch.setattr(os, "fsync", failing(errno.ENOSPC))
-    with pytest.raises(OctavoError, match="disk is full"), files.whole_folder(tmp_path / "run") as partial:
+    with pytest.raises(OctavoError, match="disk is full"), files.atomic_folder(tmp_path / "run") as partial:
         (partial / "new").write_bytes(b"new")
     assert contents(tmp_path) == {"run/old": b"old"}
 
@@ -91,14 +91,14 @@ def test_a_folder_that_can_not_be_put_in_place_leaves_the_old_one(
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", refuse_the_new)
-    with pytest.raises(OctavoError, match="may not write"), files.whole_folder(tmp_path / "run") as partial:
+    with pytest.raises(OctavoError, match="may not write"), files.atomic_folder(tmp_path / "run") as partial:
         (partial / "new").write_bytes(b"new")
     assert contents(tmp_path) == {"run/old": b"old"}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
 def test_a_folder_is_as_open_as_any_other(tmp_path: Path) -> None:
-    with files.whole_folder(tmp_path / "run"):
+    with files.atomic_folder(tmp_path / "run"):
         pass
     assert (tmp_path / "run").stat().st_mode & 0o777 == 0o755
 
@@ -111,7 +111,7 @@ def test_a_file_has_what_was_written(tmp_path: Path, content: str | bytes) -> No
     for before in (None, b"old and longer than some"):
         if before:
             (tmp_path / "file").write_bytes(before)
-        files.write_whole(tmp_path / "file", content)
+        files.write_atomic(tmp_path / "file", content)
         expected = content.encode() if isinstance(content, str) else content
         assert contents(tmp_path) == {"file": expected}
 
@@ -127,7 +127,7 @@ def test_a_file_that_can_not_be_written_leaves_the_old_one(
     path.write_bytes(b"old")
     monkeypatch.setattr(os, call, failing(number))
     with pytest.raises(OctavoError if what else OSError, match=what and f"{what}.*{path.name}"):
-        files.write_whole(path, b"new")
+        files.write_atomic(path, b"new")
     assert contents(tmp_path) == {"file": b"old"}
 
 
@@ -232,11 +232,11 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path: Path, monkeypatch: pytest
 
     def replace_after_another(source: Path, target: Path) -> None:
         monkeypatch.setattr(os, "replace", replace)
-        files.write_whole(path, b"another")
+        files.write_atomic(path, b"another")
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", replace_after_another)
-    files.write_whole(path, b"mine")
+    files.write_atomic(path, b"mine")
     assert contents(tmp_path) == {"file": b"mine"}
 
 

@@ -18,7 +18,7 @@ from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
 from octavo.generation.engine import Engine, Request, generate_ids
 from octavo.generation.sampling import Sampling, adjusted, next_token, probabilities
-from octavo.generation.text import Continuation, Sample, continuations, start
+from octavo.generation.stream import Continuation, Sample, continuations, start
 from octavo.model import GPT
 from octavo.settings import ModelSettings
 from octavo.tokenizers import Tokenizer
@@ -316,7 +316,7 @@ class Scripted:
 
 def says(ids: list[int], tokenizer: Tokenizer = CHARS, *stop: str, limit: int | None = None) -> Continuation:
     """The continuation by a model that says just these ids."""
-    engine = Engine(wide(vocab_size=tokenizer.vocab_size), 1, in_c=False)
+    engine = Engine(wide(vocab_size=tokenizer.vocab_size), 1, use_native=False)
     engine._decoder = Scripted(ids, tokenizer.vocab_size)
     request = Request(prompt=[0], max_new_tokens=len(ids) if limit is None else limit, sampling=ALL)
     return Continuation(engine, tokenizer, request, stop)

@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 
-from octavo.device import Place
+from octavo.device import Runtime
 from octavo.loss import next_token_loss
 from octavo.model import GPT
 from octavo.settings import resolve
-from octavo.training.half import HalfCopy
+from octavo.training.bf16_weights import Bf16Weights
 from octavo.training.step import Trainer
 
 SETTINGS = resolve(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=70, batch_size=8, learning_rate=1e-2,
@@ -35,7 +35,7 @@ def test_loss_and_gradients_are_the_models_to_bf16(model: GPT) -> None:
     loss.backward()
     expected = gradients(model)
     model.zero_grad()
-    half = HalfCopy(model)
+    half = Bf16Weights(model)
     half.refresh()
     ours = summed_loss(half.model)
     ours.backward()
@@ -49,8 +49,8 @@ def test_loss_and_gradients_are_the_models_to_bf16(model: GPT) -> None:
 
 
 def test_the_rounded_up_vocabulary_is_seen_nowhere(model: GPT) -> None:
-    trainer = Trainer(model, SETTINGS, Place(torch.device("cpu"), "bf16"))
-    trainer.half = half = HalfCopy(model)
+    trainer = Trainer(model, SETTINGS, Runtime(torch.device("cpu"), "bf16"))
+    trainer.half = half = Bf16Weights(model)
     half.refresh()
     assert half.model.lm_head.weight.shape == (128, 32)
     rows = half.model.lm_head.weight.detach()[70:]
@@ -65,7 +65,7 @@ def test_the_rounded_up_vocabulary_is_seen_nowhere(model: GPT) -> None:
 
 
 def test_gradients_of_micro_batches_add_up_in_float32(model: GPT) -> None:
-    half = HalfCopy(model)
+    half = Bf16Weights(model)
     half.refresh()
     total: dict[str, torch.Tensor] = {}
     for rows in (IDS[:3], IDS[3:]):
@@ -83,9 +83,9 @@ def test_gradients_of_micro_batches_add_up_in_float32(model: GPT) -> None:
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_training_with_the_copy_learns_as_training_without(model: GPT, optimizer: str) -> None:
     settings = resolve(**{**vars(SETTINGS), "optimizer": optimizer})
-    place = Place(torch.device("cpu"), "bf16")
+    place = Runtime(torch.device("cpu"), "bf16")
     plain, with_copy = Trainer(copy.deepcopy(model), settings, place), Trainer(model, settings, place)
-    with_copy.half = HalfCopy(model)
+    with_copy.half = Bf16Weights(model)
     for _ in range(30):
         losses = [trainer.update(IDS.numpy())[0].item() for trainer in (plain, with_copy)]
     assert losses[0] < 2.5  # from ln 70 = 4.25

@@ -22,7 +22,7 @@ LAYERS = [
     ["octavo.evaluation", "octavo.estimate"],
     ["octavo.generation", "octavo.interop"],
     ["octavo.generation.sampling", "octavo.loss", "octavo.runs", "octavo.data"],
-    ["octavo.checkpoint", "octavo.device", "octavo.interop.meta"],
+    ["octavo.checkpoint", "octavo.device", "octavo.interop.nanogpt"],
     ["octavo.model", "octavo.tokenizers", "octavo.kernels"],
     ["octavo.settings", "octavo.files"],
     ["octavo.errors"],

@@ -1,12 +1,13 @@
 """What the lens shows is what the model does: every number recomputed, by a plain reference or by counting.
 
-Here every identity that the views promise is written out once more, apart from `octavo.lens.checks`, on models of all
+Here every identity that the views promise is written out once more, apart from `octavo.lens.verify`, on models of all
 tokenizers, with and without biases, with weights near one another and far apart, and on one that was trained.
 """
 
 import dataclasses
 import functools
 import html.parser
+import importlib
 import json
 import math
 import re
@@ -31,10 +32,16 @@ from octavo import checkpoint, kernels, lens, tokenizers
 from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
 from octavo.evaluation import evaluate
-from octavo.lens import capture, layers, parts, reading, surprise
 from octavo.model import GPT
 from octavo.runs import Run
 from octavo.settings import ModelSettings, resolve
+
+# The modules: most views have the name of the module that they are in.
+capture = importlib.import_module("octavo.lens.capture")
+contributions = importlib.import_module("octavo.lens.contributions")
+logit_lens = importlib.import_module("octavo.lens.logit_lens")
+surprisal = importlib.import_module("octavo.lens.surprisal")
+tokens = importlib.import_module("octavo.lens.tokens")
 
 law = hypothesis.settings(derandomize=True, deadline=None, max_examples=30)
 
@@ -282,7 +289,7 @@ def loaded_with(kind: str) -> Checkpoint:
     return Checkpoint(None, ARBITRARY(kind), ModelSettings(), {}, Path("nowhere"))  # type: ignore[arg-type]
 
 
-def assert_whole(view: reading.Reading, text: str) -> None:
+def assert_whole(view: tokens.Reading, text: str) -> None:
     """All bytes are there, and groups have every token once, in order, as few as make whole characters."""
     pieces = [bytes.fromhex(token.bytes) for token in view.tokens]
     assert b"".join(pieces) == text.encode()
@@ -337,13 +344,13 @@ def test_any_ids_are_grouped_once_in_order_be_they_no_text(kind: str, data: st.D
     ],
 )  # fmt: skip
 def test_a_token_has_a_name_that_can_be_seen(piece: str | bytes, label: str) -> None:
-    assert reading.label(piece if isinstance(piece, bytes) else piece.encode()) == label
+    assert tokens.label(piece if isinstance(piece, bytes) else piece.encode()) == label
 
 
 @law
 @hypothesis.given(piece=st.one_of(st.binary(min_size=1), st.text(min_size=1).map(str.encode)))
 def test_no_name_of_a_token_has_blanks_or_control_characters(piece: bytes) -> None:
-    label = reading.label(piece)
+    label = tokens.label(piece)
     assert label
     assert label.replace(" ", "").isprintable()
     assert " " not in label or label == f"<{piece.hex(' ')}>"
@@ -351,7 +358,7 @@ def test_no_name_of_a_token_has_blanks_or_control_characters(piece: bytes) -> No
 
 def test_a_row_of_the_model_that_no_token_has_is_named_by_its_number() -> None:
     tokenizer = ARBITRARY("byte")
-    assert reading.named(tokenizer, 300) == reading.Token(300, "#300", "")
+    assert tokens.named(tokenizer, 300) == tokens.Token(300, "#300", "")
 
 
 def test_a_text_longer_than_the_block_is_cut_and_says_by_how_much(small: Checkpoint) -> None:
@@ -658,7 +665,7 @@ def test_the_last_row_of_the_lens_is_the_models_answer_to_the_bit(case: Case) ->
     idx = torch.tensor([case.ids])
     with capture.looking(case.model):
         *_, last = capture.walk(case.model, case.model.embed(idx))
-        assert torch.equal(layers.stage_logits(case.model, last.after), case.model(idx))
+        assert torch.equal(logit_lens.stage_logits(case.model, last.after), case.model(idx))
 
 
 def test_every_row_of_the_lens_is_read_by_its_own_norm(case: Case) -> None:
@@ -681,7 +688,7 @@ def test_every_row_of_the_lens_is_read_by_its_own_norm(case: Case) -> None:
         assert math.isnan(view.surprisal[stage, -1])
         assert view.rank[stage, -1] == 0
     assert set(view.vocabulary) == set(view.ids.flatten().tolist())
-    assert all(view.vocabulary[id] == reading.named(case.loaded.tokenizer, id).label for id in view.vocabulary)
+    assert all(view.vocabulary[id] == tokens.named(case.loaded.tokenizer, id).label for id in view.vocabulary)
 
 
 def capture_stage(case: Case, stage: int) -> Tensor:
@@ -722,7 +729,7 @@ def scores(draw: st.DrawFn, tied: bool) -> tuple[Tensor, int]:
 @hypothesis.given(given_=scores(tied=False))
 def test_the_likeliest_are_those_of_topk(given_: tuple[Tensor, int]) -> None:
     logits, top = given_
-    values, ids = layers.likeliest(logits, top)
+    values, ids = logit_lens.likeliest(logits, top)
     plain = logits.topk(min(top, logits.shape[1]))
     assert torch.equal(values, plain.values)
     assert torch.equal(ids, plain.indices)
@@ -732,7 +739,7 @@ def test_the_likeliest_are_those_of_topk(given_: tuple[Tensor, int]) -> None:
 @hypothesis.given(given_=scores(tied=True))
 def test_among_equals_the_likeliest_values_are_those_of_topk(given_: tuple[Tensor, int]) -> None:
     logits, top = given_
-    values, ids = layers.likeliest(logits, top)
+    values, ids = logit_lens.likeliest(logits, top)
     assert torch.equal(values, logits.topk(min(top, logits.shape[1])).values)
     assert torch.equal(values, logits.gather(1, ids))
     assert all(len(set(row)) == len(row) for row in ids.tolist())
@@ -743,7 +750,7 @@ def test_among_equals_the_likeliest_values_are_those_of_topk(given_: tuple[Tenso
 @hypothesis.example(given_=(torch.zeros(1, 64 * 40), 5))
 def test_of_equals_the_lower_id_is_likelier(given_: tuple[Tensor, int]) -> None:
     logits, top = given_
-    assert layers.likeliest(logits, top)[1].tolist() == [
+    assert logit_lens.likeliest(logits, top)[1].tolist() == [
         sorted(range(len(row)), key=lambda id: (-row[id], id))[:top] for row in logits.tolist()
     ]
 
@@ -763,7 +770,7 @@ def test_what_comes_next_is_the_models_last_row(case: Case) -> None:
     order = np.argsort(-view.logits, kind="stable").tolist()
     assert list(view.vocabulary) == order[:1000]
     assert [view.vocabulary[id] for id in order[:5]] == [
-        reading.named(case.loaded.tokenizer, id).label for id in order[:5]
+        tokens.named(case.loaded.tokenizer, id).label for id in order[:5]
     ]
 
 
@@ -804,7 +811,7 @@ def test_the_parts_of_the_residual_stream_are_those_of_the_plain_reference(case:
 def test_what_was_written_sums_to_the_residual_stream(case: Case, position: int) -> None:
     T = position % len(case.ids)
     with capture.looking(case.model):
-        _, written_ = parts.wrote(case.model, torch.tensor([case.ids]), T)
+        _, written_ = contributions.wrote(case.model, torch.tensor([case.ids]), T)
         *_, last = capture.walk(case.model, case.model.embed(torch.tensor([case.ids])))
     assert (written_.sum(0) - last.after[0, T]).norm() <= 1e-5 * last.after[0, T].norm()
 
@@ -842,7 +849,7 @@ def test_surprisal_and_rank_are_those_of_the_plain_reference(case: Case) -> None
     for t, id in enumerate(case.ids[1:]):
         above, level = ((own[t] > own[t, id] + margin).sum().item() for margin in (1e-4, -1e-4))
         assert above < view.rank[t + 1] <= max(level, above + 1)
-    likeliest = [reading.named(case.loaded.tokenizer, id).label for id in own.argmax(-1).tolist()]
+    likeliest = [tokens.named(case.loaded.tokenizer, id).label for id in own.argmax(-1).tolist()]
     assert view.guesses == ["", *likeliest]
 
 
@@ -865,7 +872,7 @@ def test_the_mean_of_surprisals_is_the_models_loss_over_any_number_of_windows(sm
 
 def test_how_many_windows_run_at_once_changes_no_surprisal(small: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = lens.score(small, TEXT)
-    monkeypatch.setattr(surprise, "_AT_ONCE", 1)
+    monkeypatch.setattr(surprisal, "_AT_ONCE", 1)
     assert_near(lens.score(small, TEXT).surprisal[1:], expected.surprisal[1:], 1e-6)
 
 
@@ -927,12 +934,12 @@ def test_without_nothing_nothing_changes_to_the_bit(case: Case) -> None:
     with capture.looking(case.model):
         whole = case.model(idx)
         for i, layer in enumerate(capture.walk(case.model, case.model.embed(idx))):
-            assert torch.equal(parts.rest_without(case.model, layer, i, heads, mlp), whole)
+            assert torch.equal(contributions.rest_without(case.model, layer, i, heads, mlp), whole)
 
 
 def test_how_many_trials_run_at_once_changes_none(small: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = lens.ablate(small, "the cat sat")
-    monkeypatch.setattr(parts, "_AT_ONCE", 1)
+    monkeypatch.setattr(contributions, "_AT_ONCE", 1)
     one_by_one = lens.ablate(small, "the cat sat")
     assert [trial.part for trial in one_by_one.trials] == [trial.part for trial in expected.trials]
     assert [t.loss for t in one_by_one.trials] == pytest.approx([t.loss for t in expected.trials], abs=1e-6)

@@ -5,6 +5,7 @@ that is looked at.
 """
 
 import dataclasses
+import importlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -21,8 +22,20 @@ from lenses import tiny, written
 from octavo import kernels, lens, loss, runs
 from octavo.checkpoint import Checkpoint
 from octavo.generation import native
-from octavo.lens import capture, checks, embedding, heads, layers, parts, prediction, reading, stages, surprise
 from octavo.model import GPT, MLP, Block, CausalSelfAttention, KVCache
+
+# The modules: most views have the name of the module that they are in.
+capture = importlib.import_module("octavo.lens.capture")
+verify = importlib.import_module("octavo.lens.verify")
+embedding = importlib.import_module("octavo.lens.embedding")
+attention = importlib.import_module("octavo.lens.attention")
+logit_lens = importlib.import_module("octavo.lens.logit_lens")
+contributions = importlib.import_module("octavo.lens.contributions")
+next_token = importlib.import_module("octavo.lens.next_token")
+tokens = importlib.import_module("octavo.lens.tokens")
+shapes = importlib.import_module("octavo.lens.shapes")
+surprisal = importlib.import_module("octavo.lens.surprisal")
+
 
 Patch = pytest.MonkeyPatch
 Fault = Callable[[Patch, Checkpoint], None]
@@ -236,16 +249,27 @@ engine_of_one_slot = engine_running(lambda ids, slots, at, wanted: (ids, [0] * l
 
 def everywhere(patch: Patch, name: str, fault: Any) -> None:
     """In all modules of the lens that have the name."""
-    for module in (capture, checks, embedding, heads, layers, parts, prediction, reading, stages, surprise):
+    for module in (
+        capture,
+        verify,
+        embedding,
+        attention,
+        logit_lens,
+        contributions,
+        next_token,
+        tokens,
+        shapes,
+        surprisal,
+    ):
         if hasattr(module, name):
             patch.setattr(module, name, fault)
 
 
-def stage_changed(change: Callable[[stages.Stage], dict[str, Any]]) -> Fault:
+def stage_changed(change: Callable[[shapes.Stage], dict[str, Any]]) -> Fault:
     def plant(patch: Patch, loaded: Checkpoint) -> None:
-        right = stages._stages
+        right = shapes._stages
         changed = lambda *given: (dataclasses.replace(each, **change(each)) for each in right(*given))  # noqa: E731
-        patch.setattr(stages, "_stages", changed)
+        patch.setattr(shapes, "_stages", changed)
 
     return plant
 
@@ -267,17 +291,17 @@ def token_bytes_strange(patch: Patch, loaded: Checkpoint) -> None:
 
 
 def bytes_of_another_token(patch: Patch, loaded: Checkpoint) -> None:
-    right = reading.named
+    right = tokens.named
     everywhere(patch, "named", lambda known, id: dataclasses.replace(right(known, id), bytes=right(known, 0).bytes))
 
 
 def characters_cut(patch: Patch, loaded: Checkpoint) -> None:
     """Every token is a group by itself, be it half a character."""
 
-    def grouped(tokenizer: Any, ids: Sequence[int]) -> list[reading.Group]:
-        return [reading.Group(tokenizer.decode([id]), at, 1) for at, id in enumerate(ids)]
+    def grouped(tokenizer: Any, ids: Sequence[int]) -> list[tokens.Group]:
+        return [tokens.Group(tokenizer.decode([id]), at, 1) for at, id in enumerate(ids)]
 
-    patch.setattr(reading, "grouped", grouped)
+    patch.setattr(tokens, "grouped", grouped)
 
 
 def rows_of_any_length(patch: Patch, loaded: Checkpoint) -> None:
@@ -310,25 +334,25 @@ def frozen_scale(patch: Patch, loaded: Checkpoint) -> None:
         centred = (x - x.mean(-1, keepdim=True)) / found[0]
         return model.unembed(centred * norm.weight + (0 if norm.bias is None else norm.bias))
 
-    patch.setattr(layers, "stage_logits", stage_logits)
+    patch.setattr(logit_lens, "stage_logits", stage_logits)
 
 
 def lens_without_norm(patch: Patch, loaded: Checkpoint) -> None:
-    patch.setattr(layers, "stage_logits", lambda model, x: model.unembed(x))
+    patch.setattr(logit_lens, "stage_logits", lambda model, x: model.unembed(x))
 
 
 def residual_without(name: str) -> Fault:
     """What a part wrote is forgotten."""
 
     def plant(patch: Patch, loaded: Checkpoint) -> None:
-        right = parts.wrote
+        right = contributions.wrote
 
-        def wrote(*given: Any) -> tuple[list[parts.Part], Tensor]:
+        def wrote(*given: Any) -> tuple[list[contributions.Part], Tensor]:
             found, written = right(*given)
             kept = [n for n, each in enumerate(found) if each.name != name]
             return [found[n] for n in kept], written[kept]
 
-        patch.setattr(parts, "wrote", wrote)
+        patch.setattr(contributions, "wrote", wrote)
 
     return plant
 
@@ -339,20 +363,22 @@ def residual_not_centred(patch: Patch, loaded: Checkpoint) -> None:
         scale = torch.sqrt(written.sum(0).var(correction=0) + norm.eps)
         return (written / scale * norm.weight.double()) @ direction, norm.bias.double() @ direction
 
-    patch.setattr(parts, "through_norm", through_norm)
+    patch.setattr(contributions, "through_norm", through_norm)
 
 
 def residual_without_the_norms_bias(patch: Patch, loaded: Checkpoint) -> None:
-    right = parts.through_norm
-    patch.setattr(parts, "through_norm", lambda *given: (right(*given)[0], torch.zeros((), dtype=torch.float64)))
+    right = contributions.through_norm
+    patch.setattr(
+        contributions, "through_norm", lambda *given: (right(*given)[0], torch.zeros((), dtype=torch.float64))
+    )
 
 
 def windows_drop_a_token(patch: Patch, loaded: Checkpoint) -> None:
-    patch.setattr(surprise, "windows", lambda *given: (each[:, :-1] for each in loss.windows(*given)))
+    patch.setattr(surprisal, "windows", lambda *given: (each[:, :-1] for each in loss.windows(*given)))
 
 
 def score_in_bits(patch: Patch, loaded: Checkpoint) -> None:
-    right = surprise.scored
+    right = surprisal.scored
 
     def scored(*given: Any) -> tuple[np.ndarray, ...]:
         nats, *others = right(*given)
@@ -362,21 +388,23 @@ def score_in_bits(patch: Patch, loaded: Checkpoint) -> None:
 
 
 def another_head_zeroed(patch: Patch, loaded: Checkpoint) -> None:
-    right = parts.rest_without
+    right = contributions.rest_without
     patch.setattr(
-        parts, "rest_without", lambda model, step, layer, kept, mlp: right(model, step, layer, kept.roll(1, 1), mlp)
+        contributions,
+        "rest_without",
+        lambda model, step, layer, kept, mlp: right(model, step, layer, kept.roll(1, 1), mlp),
     )
 
 
 def another_head_named(patch: Patch, loaded: Checkpoint) -> None:
     """The view names one head and leaves out another."""
-    right = parts.without
+    right = contributions.without
 
-    def without(*given: Any) -> tuple[list[parts.Part], Tensor, Tensor]:
+    def without(*given: Any) -> tuple[list[contributions.Part], Tensor, Tensor]:
         found, kept, mlp = right(*given)
         return found, kept.roll(1, 1), mlp
 
-    patch.setattr(parts, "without", without)
+    patch.setattr(contributions, "without", without)
 
 
 def nothing_after_the_layer(patch: Patch, loaded: Checkpoint) -> None:
@@ -386,14 +414,14 @@ def nothing_after_the_layer(patch: Patch, loaded: Checkpoint) -> None:
         x = step.before + step.block.attn.output(step.gathered * kept[:, :, None, None])
         return model.unembed(model.norm(x + step.block.mlp(step.block.ln_2(x)) * mlp[:, None, None]))
 
-    patch.setattr(parts, "rest_without", rest_without)
+    patch.setattr(contributions, "rest_without", rest_without)
 
 
 def returning(name: str, change: Callable[[Any], Any]) -> Fault:
     """A function of the lens that returns something else."""
 
     def plant(patch: Patch, loaded: Checkpoint) -> None:
-        home = next(module for module in (layers, surprise, heads) if hasattr(module, name))
+        home = next(module for module in (logit_lens, surprisal, attention) if hasattr(module, name))
         right = getattr(home, name)
         everywhere(patch, name, lambda *given, **named: change(right(*given, **named)))
 

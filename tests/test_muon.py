@@ -7,7 +7,7 @@ import torch
 
 from octavo.model import GPT
 from octavo.settings import resolve
-from octavo.training import optimizers, starts
+from octavo.training import init_weights, optimizers
 from octavo.training.adamw import AdamW
 from octavo.training.muon import Muon, cut, joined, orthogonal
 
@@ -89,7 +89,7 @@ def test_muon_has_the_blocks_matrices_and_adamw_all_the_rest() -> None:
 
 def test_the_positions_start_as_turns_that_depend_on_the_distance_alone() -> None:
     model = GPT(resolve(**SMALL))
-    starts.sinusoids(model)
+    init_weights.sinusoids(model)
     table = model.transformer.wpe.weight.detach()
     alike = table @ table.T
     for distance in range(12):
@@ -107,8 +107,8 @@ def test_the_first_layers_heads_start_by_looking_one_two_three_back(n_head: int,
     )
     second = model.transformer.h[1].attn.c_attn.weight.clone()
     values = model.transformer.h[0].attn.c_attn.weight[2 * n_embd :].clone()
-    starts.sinusoids(model)
-    starts.lookback(model)
+    init_weights.sinusoids(model)
+    init_weights.lookback(model)
     assert torch.equal(model.transformer.h[1].attn.c_attn.weight, second)
     assert torch.equal(model.transformer.h[0].attn.c_attn.weight[2 * n_embd :], values)
     assert (model.transformer.h[0].attn.c_attn.weight != 0).any(1).all()  # a row of zeros would never learn

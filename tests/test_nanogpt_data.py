@@ -12,7 +12,7 @@ import pytest
 import octavo
 from octavo import evaluation, runs
 from octavo.data.dataset import is_prepared, open_dataset
-from octavo.data.prepare import dataset, dataset_again, prepare
+from octavo.data.prepare import dataset, prepare, reopen_dataset
 from octavo.errors import OctavoError
 from octavo.settings import DataSettings
 
@@ -85,7 +85,7 @@ def test_it_is_trained_on_evaluated_and_found_again(tmp_path: Path, monkeypatch:
     settings = loaded.settings
     assert isinstance(settings, DataSettings)
     prepared(folder, TEXT.swapcase())
-    refused = refusal(lambda: dataset_again(settings, loaded.info["data"], loaded.tokenizer))
+    refused = refusal(lambda: reopen_dataset(settings, loaded.info["data"], loaded.tokenizer))
     assert "another tokenizer" in refused.message or "is not the text" in refused.message
 
 

@@ -21,10 +21,10 @@ from octavo import lens
 from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
 from octavo.lens import fonts, plots
+from octavo.lens.attention import Attention
 from octavo.lens.embedding import Moment, Neighbors
-from octavo.lens.heads import Attention
-from octavo.lens.history import Losses
-from octavo.lens.reading import Token, label
+from octavo.lens.losses import Losses
+from octavo.lens.tokens import Token, label
 from octavo.lens.view import View
 from octavo.runs import Run
 
@@ -275,7 +275,7 @@ def test_matplotlib_is_imported_to_draw_and_pyplot_not_even_then(tmp_path: Path)
 import sys
 import numpy as np
 from octavo.lens import plots
-from octavo.lens.history import Losses
+from octavo.lens.losses import Losses
 assert "matplotlib" not in sys.modules
 at = np.arange(3)
 plots.save(Losses("run", at, at + 1.0, at, at + 1.0), sys.argv[1])

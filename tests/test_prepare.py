@@ -17,7 +17,7 @@ import pytest
 
 from octavo import files, tokenizers
 from octavo.data.dataset import Dataset, open_dataset
-from octavo.data.prepare import dataset, dataset_again, prepare, tokenizer_for
+from octavo.data.prepare import dataset, prepare, reopen_dataset, tokenizer_for
 from octavo.errors import OctavoError
 from octavo.settings import DataSettings
 
@@ -386,7 +386,7 @@ def test_what_is_no_token_file_is_refused_and_never_unpickled(source: Path, tmp_
 
 
 def again(data: Dataset, settings: DataSettings) -> Dataset:
-    return dataset_again(settings, data.origin, data.tokenizer)
+    return reopen_dataset(settings, data.origin, data.tokenizer)
 
 
 def test_a_run_finds_its_text_in_the_cache_when_the_source_has_gone_or_changed(source: Path) -> None:

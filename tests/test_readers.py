@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from backports import zstd
 
-from octavo.data import corpora, readers
+from octavo.data import readers, sources
 from octavo.data.readers import PIECE, cut
 from octavo.errors import OctavoError
 
@@ -25,7 +25,7 @@ ROWS = ["First.\n", "Zwei – ünïcode.", " ", "line\nline", "नमस्त�
 def read(source: object, **how: str) -> list[str]:
     """The documents of a source, whole."""
     found = [""]
-    for text, ends in corpora.read(str(source), **how).pieces():
+    for text, ends in sources.read(str(source), **how).pieces():
         found[-1] += text
         if ends:
             found.append("")
@@ -82,7 +82,7 @@ def test_a_text_without_a_place_to_cut_at_is_cut_somewhere(letters: str, monkeyp
 def test_a_large_file_comes_in_pieces_and_is_one_document(tmp_path: Path) -> None:
     text = "Wörter in Zeilen.\n" * 200_000
     (tmp_path / "large.txt").write_text(text, encoding="utf-8")
-    pieces = list(corpora.read(str(tmp_path / "large.txt")).pieces())
+    pieces = list(sources.read(str(tmp_path / "large.txt")).pieces())
     assert "".join(piece.text for piece in pieces) == text
     assert max(len(piece.text) for piece in pieces) <= PIECE
     assert [piece.ends for piece in pieces] == [False] * (len(pieces) - 1) + [True]
@@ -117,7 +117,7 @@ def test_what_is_packed_is_read_as_what_it_packs(tmp_path: Path, ending: str, pa
     rows.write_bytes(pack(jsonl(tmp_path / "plain", ROWS).read_bytes()))
     assert read(text) == ["Ein Text.\n"]
     assert read(rows) == ROWS
-    assert [corpora.read(str(path)).name for path in (text, rows)] == ["a", "b"]
+    assert [sources.read(str(path)).name for path in (text, rows)] == ["a", "b"]
     text.write_bytes(pack(b"\0binary"))
     assert "is binary" in refusal(text).message
 
@@ -226,7 +226,7 @@ def test_a_local_dataset_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     parquet(folder / "data" / "validation-00000-of-00001.parquet", ["held out"])
     assert read(f"hf:{folder}") == ROWS
     assert read(f"hf:{folder}@validation") == ["held out"]
-    assert corpora.read(f"hf:{folder}").name == "stories"
+    assert sources.read(f"hf:{folder}").name == "stories"
     assert "has no field 'body'; it has id, text" in refusal(f"hf:{folder}", text_field="body").message
     assert "split nothing, can't be read" in refusal(f"hf:{folder}@nothing").message
 
@@ -244,7 +244,7 @@ def test_a_dataset_of_the_hub_is_fetched_once(tmp_path: Path, monkeypatch: pytes
     for _ in range(2):
         assert read("hf:some/stories:small@test", text_field="story") == ROWS
     assert asked == [("some/stories", "small", "test", True)]
-    assert corpora.read("hf:some/stories:small@test").name == "stories"
+    assert sources.read("hf:some/stories:small@test").name == "stories"
 
 
 def test_datasets_that_differ_in_anything_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:

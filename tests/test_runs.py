@@ -282,7 +282,7 @@ def test_a_crash_before_the_pointers_leaves_the_checkpoint_before(monkeypatch: p
     def crash(path: Path, content: str) -> None:
         raise RuntimeError("crash")
 
-    monkeypatch.setattr("octavo.files.write_whole", crash)
+    monkeypatch.setattr("octavo.files.write_atomic", crash)
     with pytest.raises(RuntimeError, match="crash"):
         save(run, 20, best=True)
     assert run.last == run.best == before

@@ -237,7 +237,7 @@ def test_resident_memory_is_flat_over_10_000_batches_of_a_500_mb_token_file(tmp_
 
 def test_short_windows_hold_as_many_tokens_and_give_way_to_whole_ones(tmp_path: Path) -> None:
     np.save(tmp_path / "tokens.npy", np.arange(2000, dtype=np.uint16))
-    settings = resolve(block_size=20, batch_size=3, short_windows=4, short_fraction=0.5, max_steps=10, seed=5)
+    settings = resolve(block_size=20, batch_size=3, curriculum_splits=4, curriculum_fraction=0.5, max_steps=10, seed=5)
     batch = batches(one(tmp_path / "tokens.npy"), settings)
     plain = batches(one(tmp_path / "tokens.npy"), resolve(block_size=20, batch_size=3, max_steps=10, seed=5))
     for step in range(10):

@@ -26,11 +26,11 @@ import torch
 from lenses import trained_on, written
 from octavo import cli, lens, runs, serve
 from octavo.errors import OctavoError
-from octavo.files import write_whole
+from octavo.files import write_atomic
 from octavo.runs import Run
-from octavo.serve import look, page
-from octavo.serve.curves import Log
+from octavo.serve import lens_api, static_page
 from octavo.serve.limits import Limits
+from octavo.serve.runs_api import Log
 from octavo.settings import ModelSettings
 from serving import SMALL, Running, running, until
 
@@ -118,8 +118,8 @@ ASKED: dict[str, dict[str, Any]] = {
 
 
 def test_the_views_are_the_lenss() -> None:
-    assert set(look.VIEWS) == lens.VIEWS.keys() - {"verify", "losses"}
-    assert ASKED.keys() == set(look.VIEWS)
+    assert set(lens_api.VIEWS) == lens.VIEWS.keys() - {"verify", "losses"}
+    assert ASKED.keys() == set(lens_api.VIEWS)
 
 
 @pytest.mark.parametrize("view", ASKED)
@@ -172,7 +172,7 @@ def test_attention_of_512_tokens_is_small_and_its_rows_sum_to_one(
 def test_a_row_that_was_rounded_sums_to_one(row: list[float]) -> None:
     weights = np.zeros((len(row), len(row)), np.float32)
     weights[:, 0], weights[-1] = 1, row
-    assert sum(json.loads(look.triangle(weights))[-1]) == pytest.approx(1, abs=1e-12)
+    assert sum(json.loads(lens_api.triangle(weights))[-1]) == pytest.approx(1, abs=1e-12)
 
 
 def test_a_broken_model_is_told_and_no_nan_is_sent(tmp_path: Path, root: Path, environment: None) -> None:
@@ -189,12 +189,12 @@ def test_a_broken_model_is_told_and_no_nan_is_sent(tmp_path: Path, root: Path, e
 
 def test_long_lists_become_json_in_pieces() -> None:
     value = {"a": list(range(5000)), "b": [[1.5] * 3000, []], "c": [], "d": [{"x": "ü"}] * 1001, "e": None}
-    assert {name: json.loads("".join(look._pieces(each))) for name, each in value.items()} == value
+    assert {name: json.loads("".join(lens_api._pieces(each))) for name, each in value.items()} == value
 
 
 def test_all_models_tell_their_shape_and_steps(server: Running, trained: Run) -> None:
     told = server.ask("GET", "/lens").json
-    assert told["views"] == list(look.VIEWS)
+    assert told["views"] == list(lens_api.VIEWS)
     run, alone = told["models"]
     steps = [int(path.name[5:]) for path in trained.checkpoints()]
     assert (run["id"], run["run"], run["steps"], run["tokenizer"]) == ("run", True, steps, "bpe")
@@ -210,10 +210,10 @@ def test_a_model_tells_how_its_tables_began(trained: Run) -> None:
     for weights, embeddings, expected in (("lookback", "uniform", "waves"), ("noise", "uniform", "uniform"),
                                           ("noise", "normal", "normal")):  # fmt: skip
         settings = dataclasses.replace(loaded.settings, weight_init=weights, embedding_init=embeddings)  # type: ignore[call-arg]
-        told = look.described("run", dataclasses.replace(loaded, settings=settings))
+        told = lens_api.described("run", dataclasses.replace(loaded, settings=settings))
         assert (told.wte_start, told.wpe_start) == (embeddings, expected)
     bare = ModelSettings(vocab_size=loaded.settings.vocab_size)  # of a model that Octavo didn't train
-    elsewhere = look.described("other", dataclasses.replace(loaded, settings=bare))
+    elsewhere = lens_api.described("other", dataclasses.replace(loaded, settings=bare))
     assert (elsewhere.wte_start, elsewhere.wpe_start) == (None, None)
 
 
@@ -229,14 +229,14 @@ def test_every_step_of_a_run_can_be_looked_at(server: Running, trained: Run) -> 
 def test_of_the_checkpoints_two_are_kept_and_of_large_models_one(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    served, steps = server.models["run"], look.Steps()
+    served, steps = server.models["run"], lens_api.Steps()
     first, second, third = [step for step in served.steps if step != served.step][:3]
     loaded = steps.at(served, first)
     steps.at(served, second)
     assert steps.at(served, first) is loaded
     steps.at(served, third)
     assert [path.name for path, _ in steps._kept] == [f"step-{first:06d}", f"step-{third:06d}"]
-    monkeypatch.setattr(look, "_LARGE", 1000)
+    monkeypatch.setattr(lens_api, "_LARGE", 1000)
     steps.at(served, second)
     assert len(steps._kept) == 1
     assert steps.at(served, served.step).model is served.loaded.model
@@ -248,16 +248,16 @@ def test_of_the_checkpoints_two_are_kept_and_of_large_models_one(
 def test_a_model_that_writes_elsewhere_is_looked_at_on_the_cpu(server: Running) -> None:
     served = server.models["run"]
     elsewhere = dataclasses.replace(served.loaded, model=copy.deepcopy(served.loaded.model).to("meta"))
-    found = look.Steps().at(dataclasses.replace(served, loaded=elsewhere), None)
+    found = lens_api.Steps().at(dataclasses.replace(served, loaded=elsewhere), None)
     assert torch.equal(found.model.lm_head.weight, served.loaded.model.lm_head.weight)
 
 
 def test_a_server_reads_no_text_that_is_not_prepared(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run's text might be standard input, or on the network."""
-    from octavo.data import corpora
+    from octavo.data import sources
 
     asked: list[str] = []
-    monkeypatch.setattr(corpora, "read", lambda source, *rest: asked.append(source))
+    monkeypatch.setattr(sources, "read", lambda source, *rest: asked.append(source))
     assert "data" in server.models["run"].loaded.info
     seen = look_at(server, "neighbors", "run", word="a", against="b")
     assert (asked, seen["control"][:4]) == ([], "none")
@@ -457,15 +457,15 @@ def test_the_page_is_open_and_all_that_is_the_models_needs_the_key(alone: Path, 
 
 def test_the_page_that_is_shipped_is_whole() -> None:
     """Every file that the index names is there, all are small as they are sent, and none is loaded from elsewhere."""
-    files = page.files_of(page.ROOT)
+    files = static_page.files_of(static_page.ROOT)
     index = files["index.html"].read_text(encoding="utf-8")
     code = "".join(path.read_text(encoding="utf-8") for name, path in files.items() if re.fullmatch(r"\w+\.js", name))
     named = set(re.findall(r'"/page/([^"]+)"', index + code))
     assert named <= files.keys()
     assert len(re.findall("(?:src|href)=", index)) == len(re.findall('(?:src|href)="(?:/page/|data:)', index))
-    assert len(page._SCRIPT.findall(index.encode())) == 1
+    assert len(static_page._SCRIPT.findall(index.encode())) == 1
     assert not re.search(r"\son\w+=|\sstyle=", index)
-    sent = {name: len(look.packed(path.read_bytes(), "gzip")[0]) for name, path in files.items()}
+    sent = {name: len(lens_api.packed(path.read_bytes(), "gzip")[0]) for name, path in files.items()}
     assert sum(sent.values()) < 300_000
     languages = {name.split("/")[1] for name in files if name.startswith("i18n/")}
     assert len(languages) == 5
@@ -477,7 +477,7 @@ def test_the_wheel_carries_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     top = Path(__file__).parents[1]
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(top / name, tmp_path)
-    for name in ("__init__.py", "serve"):
+    for name in ("__init__.py", "page"):
         source, target = top / "src/octavo" / name, tmp_path / "src/octavo" / name
         shutil.copytree(source, target) if source.is_dir() else target.parent.mkdir(parents=True) or shutil.copy(
             source, target
@@ -485,10 +485,8 @@ def test_the_wheel_carries_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     wheel = setuptools.build_meta.build_wheel(str(tmp_path))
     shutil.unpack_archive(wheel, "out", "zip")
-    shipped = {path.relative_to(page.ROOT) for path in page.ROOT.rglob("*") if path.is_file()}
-    assert shipped == {
-        p.relative_to("out/octavo/serve/page") for p in Path("out/octavo/serve/page").rglob("*") if p.is_file()
-    }
+    shipped = {path.relative_to(static_page.ROOT) for path in static_page.ROOT.rglob("*") if path.is_file()}
+    assert shipped == {p.relative_to("out/octavo/page") for p in Path("out/octavo/page").rglob("*") if p.is_file()}
 
 
 # Runs
@@ -598,7 +596,7 @@ def test_many_lines_come_five_thousand_at_a_time_and_huge_ones_not_at_all(tmp_pa
         assert (len(lines), restarted) == (count, False)
         got += lines
     assert [line["step"] for line in got] == list(range(12_001))
-    write_whole(path, '{"a": 1}\n{"b": "' + "x" * Limits.lines_bytes + '"}\n{"c": 3}\n')
+    write_atomic(path, '{"a": 1}\n{"b": "' + "x" * Limits.lines_bytes + '"}\n{"c": 3}\n')
     assert log.after(0) == ([{"a": 1}], 1, False)
     assert log.after(1) == ([], 2, False)
     assert log.after(2) == ([{"c": 3}], 3, False)
@@ -657,7 +655,7 @@ def carried(html: str) -> Any:
 @pytest.mark.parametrize("shipped", [False, True])
 def test_the_static_page_asks_nobody_for_anything(alone: Path, root: Path, shipped: bool) -> None:
     text = "</script><script>alert(1)</script><!-- <img src=https://evil.example onerror=alert(2)>"
-    html = page.static(runs.load(alone), text, root=page.ROOT if shipped else root)
+    html = static_page.static(runs.load(alone), text, root=static_page.ROOT if shipped else root)
     assert carried(html)["text"] == text
     page_alone = re.sub(r"<script type=.application/json.*?</script>", "", html, flags=re.DOTALL)
     assert "/page/" not in re.sub(r"base64,[\w+/=]*", "", page_alone)
@@ -671,12 +669,12 @@ def test_the_static_page_asks_nobody_for_anything(alone: Path, root: Path, shipp
     assert "connect-src" not in policy  # so default-src holds
     modules = re.search(r'"octavo/main": "data:text/javascript;charset=utf-8;base64,([^"]*)"', html)
     assert modules
-    assert base64.b64decode(modules[1]) == ((page.ROOT if shipped else root) / "main.js").read_bytes()
+    assert base64.b64decode(modules[1]) == ((static_page.ROOT if shipped else root) / "main.js").read_bytes()
 
 
 def test_the_static_page_has_what_the_server_would_answer(server: Running, root: Path) -> None:
     loaded = server.models["alone"].loaded
-    data = carried(page.static(loaded, TEXT, layer=1, head=2, root=root))
+    data = carried(static_page.static(loaded, TEXT, layer=1, head=2, root=root))
     assert data["text"] == TEXT
     assert data["i18n"] == {"en": {"a": "A"}, "ar": {"a": "ا", "b": "ب"}}
     [model] = data["models"]["models"]
@@ -694,7 +692,7 @@ def test_the_static_page_has_what_the_server_would_answer(server: Running, root:
 
 def test_of_a_long_text_the_static_page_has_one_layer(tmp_path: Path, root: Path) -> None:
     loaded = written(tmp_path / "long", "byte", block_size=100)
-    data = carried(page.static(loaded, "a long text " * 9, layer=-1, root=root))
+    data = carried(static_page.static(loaded, "a long text " * 9, layer=-1, root=root))
     told = {
         (each["options"]["layer"], each["options"]["head"]) for each in data["answers"] if each["view"] == "attention"
     }
@@ -709,7 +707,7 @@ def test_positions_of_the_static_page_are_of_a_word_that_the_model_knows(tmp_pat
         ("byte", "abc", 2, "a", [0, 1]),
     ):
         loaded = written(tmp_path / f"{kind}{block_size}", kind, text=text, block_size=block_size)
-        data = carried(page.static(loaded, text, root=root))
+        data = carried(static_page.static(loaded, text, root=root))
         [told] = [each["options"] for each in data["answers"] if each["view"] == "position"]
         assert told == {"word": word, "at": at}
 
@@ -717,7 +715,7 @@ def test_positions_of_the_static_page_are_of_a_word_that_the_model_knows(tmp_pat
 def test_the_command_writes_the_static_page(
     trained: Run, alone: Path, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(page, "static", functools.partial(page.static, root=root))
+    monkeypatch.setattr(static_page, "static", functools.partial(static_page.static, root=root))
     path = tmp_path / "out" / "walk.html"
     assert cli.main(["inspect", str(trained.folder), "--html", str(path), "--text", "the cat", "--layer", "1"]) == 0
     data = carried(path.read_text(encoding="utf-8"))
@@ -731,4 +729,4 @@ def test_the_command_writes_the_static_page(
         assert "try:" in capsys.readouterr().err
     assert cli.main(["inspect", str(alone), "--html", str(tmp_path)]) == 2
     with pytest.raises(OctavoError, match="no page"):
-        page.static(runs.load(alone), root=tmp_path / "empty")
+        static_page.static(runs.load(alone), root=tmp_path / "empty")

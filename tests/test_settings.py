@@ -41,13 +41,13 @@ CHOICES = [name for name, each in FIELDS.items() if each.metadata["choices"]]
 COMPANIONS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "n_head": lambda heads: {"n_embd": heads},
     "n_embd": lambda width: {"n_head": 1},
-    "short_windows": lambda parts: {"block_size": parts},
-    "block_size": lambda length: {"short_windows": 1},
+    "curriculum_splits": lambda parts: {"block_size": parts},
+    "block_size": lambda length: {"curriculum_splits": 1},
     "learning_rate": lambda rate: {"min_learning_rate": 0.0},
     "min_learning_rate": lambda rate: {"learning_rate": 100.0},
 }
 # Settings that are given together, so that what lies over what stays a set of good settings.
-TOGETHER = [["n_head", "n_embd"], ["block_size", "short_windows"], ["learning_rate", "min_learning_rate"]]
+TOGETHER = [["n_head", "n_embd"], ["block_size", "curriculum_splits"], ["learning_rate", "min_learning_rate"]]
 GROUPS = TOGETHER + [[name] for name in NAMES if name not in COMPANIONS]
 
 
@@ -71,7 +71,7 @@ def good_values(draw: st.DrawFn) -> dict[str, Any]:
     values = {name: draw(values_of(name)) for name in FIELDS}
     heads = values["n_head"]
     values["n_embd"] = heads * draw(st.integers(1, FIELDS["n_embd"].metadata["high"] // heads))
-    windows = values["short_windows"]
+    windows = values["curriculum_splits"]
     values["block_size"] = windows * draw(st.integers(1, FIELDS["block_size"].metadata["high"] // windows))
     rates = sorted(values[name] for name in ("learning_rate", "min_learning_rate"))
     return values | {"min_learning_rate": rates[0], "learning_rate": rates[1]}
@@ -308,10 +308,11 @@ def test_a_learning_rate_does_not_end_above_its_highest() -> None:
 
 
 def test_windows_are_cut_into_equal_ones() -> None:
-    said = refusal(block_size=20, short_windows=8)
-    assert said.message == "block_size=20 can't be cut into short_windows=8 of one length"
-    assert said.hint == "--short-windows 4"
-    assert resolve(block_size=20, short_windows=4).short_windows == 4
+    said = refusal(block_size=20, curriculum_splits=8)
+    assert "block_size=20" in said.message
+    assert "curriculum_splits=8" in said.message
+    assert said.hint == "--curriculum-splits 4"
+    assert resolve(block_size=20, curriculum_splits=4).curriculum_splits == 4
 
 
 # Names
@@ -380,7 +381,7 @@ NANOGPT = {
     "bias": False, "learning_rate": 1e-3, "min_learning_rate": 1e-4, "warmup_steps": 100, "schedule": "cosine",
     "optimizer": "adamw", "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.99, "grad_clip": 1.0, "eval_every": 250,
     "tokenizer": "char", "val_fraction": 0.1, "activation": "gelu", "embedding_init": "normal",
-    "seed": 1337, "patience": 0, "max_epochs": 0.0, "weight_init": "noise", "short_windows": 1, "precision": "fp32",
+    "seed": 1337, "patience": 0, "max_epochs": 0.0, "weight_init": "noise", "curriculum_splits": 1, "precision": "fp32",
 }  # fmt: skip
 NANOGPT_TINY = NANOGPT | {
     "block_size": 64, "batch_size": 12, "n_layer": 4, "n_head": 4, "n_embd": 128, "max_steps": 2000,

@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import settings as options
 from hypothesis import strategies as st
 
-from octavo.data import making, readers, writer
+from octavo.data import build, readers, shard_writer
+from octavo.data.build import Preparing, result
 from octavo.data.dataset import Dataset, open_dataset
-from octavo.data.making import Preparing, result
 from octavo.data.prepare import dataset, prepare, preparing, preparing_into
 from octavo.data.sampler import Sampler
 from octavo.data.shards import Shards, npy
@@ -35,8 +35,8 @@ SPLITS = ("train", "val")
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards and pieces of a few characters."""
-    monkeypatch.setattr(writer, "SHARD", 1000)
-    monkeypatch.setattr(writer, "PIECE", 100)
+    monkeypatch.setattr(shard_writer, "SHARD", 1000)
+    monkeypatch.setattr(shard_writer, "PIECE", 100)
     monkeypatch.setattr(readers, "PIECE", 100)
 
 
@@ -114,7 +114,7 @@ def test_the_tokens_do_not_depend_on_shards_and_pieces(
     sources = [tmp_path / "text.txt", tmp_path / "rows.jsonl"]
     whole = [prepare(of(source, tokenizer), tmp_path / f"whole {source.suffix}") for source in sources]
     for name, value in {"SHARD": 1000, "PIECE": 100}.items():
-        monkeypatch.setattr(writer, name, value)
+        monkeypatch.setattr(shard_writer, name, value)
     monkeypatch.setattr(readers, "PIECE", 100)
     parts = [prepare(of(source, tokenizer), tmp_path / f"parts {source.suffix}") for source in sources]
     for one, many in zip(whole, parts, strict=True):
@@ -214,16 +214,16 @@ def test_one_text_has_no_end_of_text(tmp_path: Path) -> None:
 
 KILLED = """
 import sys
-from octavo.data import encoding, readers, writer
+from octavo.data import encoding, readers, shard_writer
 from octavo.data.prepare import prepare
 from octavo.settings import DataSettings
 from octavo.tokenizers import END_OF_TEXT
-writer.SHARD, writer.PIECE, readers.PIECE, encoding._FEW = 10_000, 2_000, 2_000, 0  # several processes too
-write = writer.shards.write
+shard_writer.SHARD, shard_writer.PIECE, readers.PIECE, encoding._FEW = 10_000, 2_000, 2_000, 0  # several processes too
+write = shard_writer.shards.write
 def telling(path, ids):
     write(path, ids)
     print(path.name, flush=True)
-writer.shards.write = telling
+shard_writer.shards.write = telling
 print("ready", flush=True)
 prepare(DataSettings(source=sys.argv[1], tokenizer="bpe:600"), sys.argv[2])
 """
@@ -257,7 +257,7 @@ def test_a_preparation_killed_at_twenty_moments_ends_with_the_same_bits(tmp_path
 def stopped(settings: DataSettings, out: Path, shards: int, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a preparation that ended after so many shards."""
     count = 0
-    write = writer.shards.write
+    write = shard_writer.shards.write
 
     def writing(path: Path, ids: np.ndarray) -> None:
         nonlocal count
@@ -267,7 +267,7 @@ def stopped(settings: DataSettings, out: Path, shards: int, monkeypatch: pytest.
         write(path, ids)
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer.shards, "write", writing)
+        patch.setattr(shard_writer.shards, "write", writing)
         with pytest.raises(KeyboardInterrupt):
             prepare(settings, out)
     return out.with_name(f".{out.name}.preparing")
@@ -280,7 +280,7 @@ def test_finished_shards_are_not_made_again(tmp_path: Path, monkeypatch: pytest.
     folder = stopped(settings, tmp_path / "out", 4, monkeypatch)
     times = {path: path.stat().st_mtime_ns for path in folder.glob("*.npy")}
     assert len(times) == 4
-    monkeypatch.setattr(making.tokenizers, "build", None)  # nor is the tokenizer learnt again
+    monkeypatch.setattr(build.tokenizers, "build", None)  # nor is the tokenizer learnt again
     moved = tmp_path / "out"
     prepare(settings, moved)
     assert contents(moved) == whole
@@ -320,7 +320,7 @@ def test_another_text_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_disk_that_fills_keeps_what_was_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = of(rows(tmp_path / "a.jsonl", sentences(300)))
     whole = contents(prepare(settings, tmp_path / "whole").folder)
-    write, count = writer.shards.write, 0
+    write, count = shard_writer.shards.write, 0
 
     def full(path: Path, ids: np.ndarray) -> None:
         nonlocal count
@@ -337,7 +337,7 @@ def test_a_disk_that_fills_keeps_what_was_finished(tmp_path: Path, monkeypatch: 
         write(path, ids)
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer.shards, "write", full)
+        patch.setattr(shard_writer.shards, "write", full)
         with pytest.raises(OctavoError, match="the disk is full"):
             prepare(settings, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -349,7 +349,7 @@ def test_a_disk_with_too_little_room_is_told_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = of(rows(tmp_path / "a.jsonl", sentences(300)))
-    monkeypatch.setattr(writer.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(shard_writer.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(OctavoError, match=r"the disk of .* has 0\.0 GB free"):
         prepare(settings, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
@@ -385,7 +385,7 @@ def test_a_training_waits_for_another_that_prepares_the_same_text(tmp_path: Path
 
 
 def test_what_came_while_the_text_was_read_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(making, "_TELL_EVERY", 0.0)
+    monkeypatch.setattr(build, "_TELL_EVERY", 0.0)
     steps = preparing_into(of(rows(tmp_path / "a.jsonl", sentences(30))), tmp_path / "out")
     next(steps)
     (tmp_path / "out").mkdir()
@@ -400,23 +400,23 @@ def test_a_text_that_changes_while_it_is_prepared_is_told(
     tmp_path: Path, later: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = rows(tmp_path / "a.jsonl", sentences(30))
-    begun = making._begun
+    begun = build._begun
 
     def changing(*given: Any) -> Any:
         rows(source, later)
         return (yield from begun(*given))
 
-    monkeypatch.setattr(making, "_begun", changing)
-    monkeypatch.setattr(writer, "SHARD", 500)
-    monkeypatch.setattr(writer, "PIECE", 100)
+    monkeypatch.setattr(build, "_begun", changing)
+    monkeypatch.setattr(shard_writer, "SHARD", 500)
+    monkeypatch.setattr(shard_writer, "PIECE", 100)
     with pytest.raises(OctavoError, match="changed while it was read"):
         prepare(of(source, "byte"), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]  # no shard of another text is gone on from
 
 
 def test_a_shard_that_was_damaged_while_it_lay_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "SHARD", 1000)
-    monkeypatch.setattr(writer, "PIECE", 100)
+    monkeypatch.setattr(shard_writer, "SHARD", 1000)
+    monkeypatch.setattr(shard_writer, "PIECE", 100)
     settings = of(rows(tmp_path / "a.jsonl", sentences(300)))
     whole = contents(prepare(settings, tmp_path / "whole").folder)
     shard = stopped(settings, tmp_path / "out", 6, monkeypatch) / "train-00001.npy"
@@ -446,7 +446,7 @@ def test_copies_alone_are_told(tmp_path: Path) -> None:
 
 
 def test_a_preparation_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(making, "_TELL_EVERY", 0.0)
+    monkeypatch.setattr(build, "_TELL_EVERY", 0.0)
     told: list[Preparing] = list(preparing(of(rows(tmp_path / "a.jsonl", sentences(300)))))
     assert list(dict.fromkeys(each.doing for each in told)) == ["reading", "learning the tokenizer", "writing tokens"]
     for doing in ("reading", "writing tokens"):
@@ -456,7 +456,7 @@ def test_a_preparation_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_vocabulary_is_learnt_from_all_over_a_large_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(making, "_LEARNT_FROM", 3000)
+    monkeypatch.setattr(build, "_LEARNT_FROM", 3000)
     monkeypatch.setattr(readers, "PIECE", 100)
     parts = [("alpha beta " * 200) + "\n", ("gamma delta " * 200) + "\n", ("omega sigma " * 200) + "\n"]
     (tmp_path / "a.txt").write_text("".join(parts), encoding="utf-8")

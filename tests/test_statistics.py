@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from octavo.data import readers
-from octavo.data.making import result
+from octavo.data.build import result
 from octavo.data.prepare import prepare
 from octavo.data.statistics import Statistics, statistics
 from octavo.errors import OctavoError

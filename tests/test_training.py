@@ -18,13 +18,13 @@ import torch
 
 import octavo
 from octavo import checkpoint, training
-from octavo.data.making import result
-from octavo.device import Place, choose
+from octavo.data.build import result
+from octavo.device import Runtime, choose
 from octavo.errors import OctavoError
 from octavo.model import GPT
 from octavo.settings import Settings, TrainingSettings, resolve
 from octavo.training import optimizers, schedule
-from octavo.training.beginning import begin
+from octavo.training.setup import begin
 from octavo.training.step import Trainer
 
 TEXT = "The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs! " * 40
@@ -33,7 +33,7 @@ SMALL = dict(
     sample_every=0, log_every=1, learning_rate=1e-2, device="cpu", precision="fp32",
 )  # fmt: skip
 RECIPE = {name: value for name, value in SMALL.items() if name not in ("n_layer", "n_head", "n_embd")}
-CPU = Place(torch.device("cpu"))
+CPU = Runtime(torch.device("cpu"))
 
 
 @pytest.fixture(autouse=True)
@@ -86,8 +86,8 @@ def found(events: list[training.Event], kind: type) -> list:
     {"dropout": 0.2, "attention_dropout": 0.1, "micro_batch": 4},
     {"precision": "bf16", "schedule": "wsd", "bias": False},
     {"optimizer": "adamw", "weight_init": "noise"},
-    {"short_windows": 4, "short_fraction": 0.7},
-    {"short_windows": 2, "dropout": 0.1, "micro_batch": 2},
+    {"curriculum_splits": 4, "curriculum_fraction": 0.7},
+    {"curriculum_splits": 2, "dropout": 0.1, "micro_batch": 2},
 ], ids=["plain", "dropout", "bf16", "adamw", "short", "short-dropout"])  # fmt: skip
 def test_a_resumed_run_has_the_bits_of_one_that_was_not_stopped(stop_after: int, changes: dict) -> None:
     straight = finished(run_events(**changes)).run

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from octavo.data.prepare import prepare
     from octavo.errors import OctavoError
     from octavo.evaluation import evaluate
-    from octavo.generation.text import Sample, generate
+    from octavo.generation.stream import Sample, generate
     from octavo.lens.plots import plot_loss
     from octavo.model import GPT
     from octavo.runs import Run, load
@@ -29,10 +29,10 @@ _HOMES = {
     "ModelSettings": "octavo.settings",
     "OctavoError": "octavo.errors",
     "Run": "octavo.runs",
-    "Sample": "octavo.generation.text",
+    "Sample": "octavo.generation.stream",
     "Settings": "octavo.settings",
     "evaluate": "octavo.evaluation",
-    "generate": "octavo.generation.text",
+    "generate": "octavo.generation.stream",
     "load": "octavo.runs",
     "plot_loss": "octavo.lens.plots",
     "prepare": "octavo.data.prepare",

@@ -58,7 +58,7 @@ class TrainerState:
 def save(folder: Path, model: GPT, tokenizer: Tokenizer, settings: Settings, info: dict[str, Any],
          trainer: TrainerState | None = None) -> None:  # fmt: skip
     """Write a checkpoint to `folder`, whole or not at all."""
-    with files.whole_folder(folder) as partial:
+    with files.atomic_folder(folder) as partial:
         _write_tensors(partial / "model.safetensors", _to_hf(model))
         tokenizer.save(partial)
         _write_json(partial / "config.json", _hf_config(model.settings, tokenizer))
@@ -103,8 +103,8 @@ def strip(folder: Path) -> None:
     manifest = _read_json(folder / "manifest.json")
     for name in TRAINER_FILES:
         manifest["files"].pop(name, None)
-    files.write_whole(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
-    with files.disk_errors_told(folder):
+    files.write_atomic(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+    with files.translate_disk_errors(folder):
         for name in TRAINER_FILES:
             (folder / name).unlink(missing_ok=True)
 

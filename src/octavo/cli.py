@@ -82,7 +82,7 @@ def sample(arguments: argparse.Namespace) -> int:
     from octavo import runs
     from octavo.device import find_device
     from octavo.generation.sampling import Sampling
-    from octavo.generation.text import continuations, likeliest
+    from octavo.generation.stream import continuations, likeliest
 
     sampling = Sampling(**{name: getattr(arguments, name) for name in _SAMPLING})
     prompt = _prompt(arguments)
@@ -159,7 +159,7 @@ def inspect(arguments: argparse.Namespace) -> int:
 def _write_page(arguments: argparse.Namespace, given: dict[str, Any]) -> None:
     """`octavo inspect RUN [VIEW] --html F`"""
     from octavo import files, runs
-    from octavo.serve import page
+    from octavo.serve import static_page
 
     if arguments.preset:
         raise OctavoError("--html shows a trained model, and a preset has only settings", "a RUN")
@@ -167,12 +167,12 @@ def _write_page(arguments: argparse.Namespace, given: dict[str, Any]) -> None:
     if len(arguments.words) == 1 and (extra := sorted(given.keys() - taken.keys())):
         raise OctavoError(f"--html takes no {extra[0]}", "--text, --layer or --head")
     path = Path(arguments.html)
-    content = page.static(runs.load(arguments.words[0]), **taken)
-    with files.disk_errors_told(path):
+    content = static_page.static(runs.load(arguments.words[0]), **taken)
+    with files.translate_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise OctavoError(f"{path} is a folder", f"--html {path / 'walk.html'}")
-    files.write_whole(path, content)
+    files.write_atomic(path, content)
     print(f"written: {path}, {len(content.encode()) / 1e6:.1f} MB", file=sys.stderr)
 
 
@@ -261,7 +261,7 @@ def estimate(arguments: argparse.Namespace) -> int:
     from octavo import training
     from octavo.estimate import FLOPS
     from octavo.terminal import clock, followed, size
-    from octavo.training.forecast import predicting
+    from octavo.training.run_estimate import predicting
 
     settings = training.plan(arguments.source, preset=arguments.preset, config=arguments.config, **_given(arguments))
     named = arguments.source is not None or settings.source != DataSettings().source

@@ -1,6 +1,6 @@
 """Where and how precisely the arithmetic runs: device, precision, compile. Chosen once, said once.
 
-`choose` resolves what the settings leave to `auto` and gives a `Place`, with one note for each choice that
+`choose` resolves what the settings leave to `auto` and gives a `Runtime`, with one note for each choice that
 changes speed or numbers without being asked. What only one kind of device needs lives here.
 """
 
@@ -23,7 +23,7 @@ _PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "B200": 2250e12, "A100": 312e12, 
 
 
 @dataclass(frozen=True)
-class Place:
+class Runtime:
     """A device with the precision to train in, and whether the step is compiled."""
 
     device: torch.device
@@ -95,7 +95,7 @@ class Place:
         return tensor.to(self.device)
 
 
-def choose(settings: TrainingSettings) -> Place:
+def choose(settings: TrainingSettings) -> Runtime:
     """The place that the settings name, with every `auto` resolved.
 
     Raises `OctavoError` for a device or precision that this machine doesn't have.
@@ -111,7 +111,7 @@ def choose(settings: TrainingSettings) -> Place:
         raise OctavoError("fp16 is slow and untested on a CPU", "--precision bf16 or --precision fp32")
     # A cold compile costs half a minute on a CPU and gives a few percent at the sizes trained there.
     compile = settings.compile == "on" or (settings.compile == "auto" and device.type == "cuda")
-    return Place(device, precision, compile, notes)
+    return Runtime(device, precision, compile, notes)
 
 
 def find_device(name: str = "auto") -> torch.device:

@@ -1,7 +1,7 @@
 """What a run costs, before it is run, by formula: parameters, FLOPs, memory, how often what is done.
 
 Settings in, numbers out: nothing is built, measured or read here. What only a machine can tell, how fast it is, is
-`octavo.training.forecast`'s.
+`octavo.training.run_estimate`'s.
 
 The axis letters: `B` sequences at once, `T` positions, `C` width, `H` heads, `L` layers, `V` vocabulary.
 """
@@ -133,7 +133,7 @@ class Pace:
     """Seconds that a machine takes for each thing a run does."""
 
     step: float
-    short_step: float  # with windows cut into `short_windows`
+    short_step: float  # with windows cut into `curriculum_splits`
     evaluated_token: float
     sample: float
 
@@ -150,14 +150,14 @@ def pace(settings: Settings, step: float, window: int) -> Pace:
     beyond = max(0, SAMPLE_TOKENS - T)
     return Pace(
         step=tokens * flops_per_token(settings) * flop,
-        short_step=tokens * flops_per_token(settings, T // settings.short_windows) * flop,
+        short_step=tokens * flops_per_token(settings, T // settings.curriculum_splits) * flop,
         evaluated_token=forward, sample=SAMPLE_TOKENS * settings.n_layer * 3e-4 + beyond * T * forward,
     )  # fmt: skip
 
 
 def seconds(settings: Settings, pace: Pace, evaluated: int) -> dict[str, float]:
     """How long a run takes, by what it spends it on; an evaluation scores so many tokens."""
-    short = math.ceil(settings.short_fraction * settings.max_steps) if settings.short_windows > 1 else 0
+    short = math.ceil(settings.curriculum_fraction * settings.max_steps) if settings.curriculum_splits > 1 else 0
     evaluations, samples, saves = (
         math.ceil(settings.max_steps / every) if every else 0
         for every in (settings.eval_every, settings.sample_every, settings.save_every)

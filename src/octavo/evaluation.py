@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from octavo.checkpoint import Checkpoint
-from octavo.data import corpora
+from octavo.data import sources
 from octavo.data.dataset import is_prepared, open_dataset
-from octavo.data.prepare import dataset_again, encode_all
+from octavo.data.prepare import encode_all, reopen_dataset
 from octavo.data.shards import Shards
 from octavo.errors import OctavoError
 from octavo.loss import split_loss
@@ -76,7 +76,7 @@ def evaluate_run(loaded: Checkpoint, source: str | None = None, block_size: int 
         if not isinstance(loaded.settings, Settings) or "data" not in loaded.info:
             raise OctavoError(f"{loaded.folder} doesn't say which text it was trained on",
                               f"octavo eval {loaded.folder} SOURCE")  # fmt: skip
-        again = dataset_again(loaded.settings, loaded.info["data"], loaded.tokenizer)
+        again = reopen_dataset(loaded.settings, loaded.info["data"], loaded.tokenizer)
         tokens: np.ndarray | Shards = again.tokens("val")
     elif is_prepared(source):
         prepared = open_dataset(Path(source))
@@ -84,7 +84,7 @@ def evaluate_run(loaded: Checkpoint, source: str | None = None, block_size: int 
             raise OctavoError(f"{source} was prepared with another tokenizer than the model's", "the text itself")
         tokens = prepared.tokens("val")
     else:
-        tokens = encode_all(corpora.read(source, encoding, errors, text_field), loaded.tokenizer, unknown)
+        tokens = encode_all(sources.read(source, encoding, errors, text_field), loaded.tokenizer, unknown)
     return evaluate(loaded.model, loaded.tokenizer, tokens, block_size)
 
 

@@ -25,7 +25,7 @@ from octavo.errors import OctavoError
 
 
 @contextlib.contextmanager
-def disk_errors_told(path: Path) -> Iterator[None]:
+def translate_disk_errors(path: Path) -> Iterator[None]:
     """Turn what a disk refuses (full, read-only, not permitted) into an `OctavoError` naming `path`."""
     try:
         yield
@@ -50,25 +50,25 @@ def disk_errors_told(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """Fill a folder that appears at `path` complete, or not at all.
 
     Yields a temporary sibling to write into. On success its files are fsynced and it is renamed to
     `path`, replacing a folder that was there; on any error it is removed.
     """
-    with disk_errors_told(path):
+    with translate_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
         try:
             partial.chmod(0o755)  # mkdtemp makes it private to the user; a checkpoint is like any other folder
             yield partial
-            put_in_place(partial, path)
+            commit_folder(partial, path)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
 
 
-def put_in_place(partial: Path, path: Path) -> None:
+def commit_folder(partial: Path, path: Path) -> None:
     """Flush a folder's files and rename it to `path`; the folder that was there goes only once the new one stands."""
     for file in partial.iterdir():
         _fsync(file)
@@ -93,10 +93,10 @@ def _rename(partial: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Write a file that appears at `path` complete, or not at all: a crash leaves the old one or the new one."""
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    with disk_errors_told(path):
+    with translate_disk_errors(path):
         try:
             with open(partial, "wb") as file:
                 yield file
@@ -109,9 +109,9 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         _fsync(path.parent)
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+def write_atomic(path: Path, content: str | bytes) -> None:
     """Write `content` to `path` so that a crash leaves the old file or the new one."""
-    with whole_file(path) as file:
+    with atomic_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
@@ -187,7 +187,7 @@ def fetched(name: str, url: str, digest: str) -> Path:
     if hashlib.sha256(content).hexdigest() != digest:
         raise OctavoError(f"what {url} sent is not {name}: its sha256 differs from {digest}",
                           f"put the right file at {path}")  # fmt: skip
-    with disk_errors_told(path):
+    with translate_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, content)
+    write_atomic(path, content)
     return path

@@ -48,10 +48,10 @@ class Run:
         if os.path.exists(folder) and (not folder.is_dir() or any(folder.iterdir())):
             raise OctavoError(f"{folder} already holds something",
                               f"another name, or --resume {folder} if it is a run to go on with")  # fmt: skip
-        with files.disk_errors_told(folder):
+        with files.translate_disk_errors(folder):
             (folder / "checkpoints").mkdir(parents=True)
         try:
-            files.write_whole(folder / "settings.toml", to_toml(settings))
+            files.write_atomic(folder / "settings.toml", to_toml(settings))
         except BaseException:  # half a run would hold its name
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -67,7 +67,7 @@ class Run:
 
     def write_settings(self, settings: Settings) -> None:
         """Put down what the run goes on with."""
-        files.write_whole(self.folder / "settings.toml", to_toml(settings))
+        files.write_atomic(self.folder / "settings.toml", to_toml(settings))
 
     @property
     def last(self) -> Path | None:
@@ -114,7 +114,7 @@ class Run:
 
     def log(self, kind: str, line: dict[str, Any]) -> None:
         """Append a line to `metrics` or `samples`."""
-        with files.disk_errors_told(self.folder), open(self._jsonl(kind), "a", encoding="utf-8") as file:
+        with files.translate_disk_errors(self.folder), open(self._jsonl(kind), "a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def lines(self, kind: str) -> list[dict[str, Any]]:
@@ -129,7 +129,7 @@ class Run:
         """Forget the lines after a step, which training is about to write again."""
         for kind in ("metrics", "samples"):
             kept = [line for line in self.lines(kind) if line["step"] <= step]
-            files.write_whole(self._jsonl(kind), "".join(json.dumps(k, ensure_ascii=False) + "\n" for k in kept))
+            files.write_atomic(self._jsonl(kind), "".join(json.dumps(k, ensure_ascii=False) + "\n" for k in kept))
 
     def save(self, step: int, model: GPT, tokenizer: Tokenizer, settings: Settings, info: dict[str, Any],
              trainer: TrainerState | None = None, best: bool = False) -> Path:  # fmt: skip
@@ -143,8 +143,8 @@ class Run:
             return folder
         former = {self.last, self.best}
         if best:
-            files.write_whole(self.folder / "best", folder.name + "\n")
-        files.write_whole(self.folder / "last", folder.name + "\n")
+            files.write_atomic(self.folder / "best", folder.name + "\n")
+        files.write_atomic(self.folder / "last", folder.name + "\n")
         along = {self._step(each) for each in log_spaced(settings)}
         for old in former - {None, folder}:
             assert old is not None

@@ -98,8 +98,10 @@ class TrainingSettings(_Checked):
     )
     batch_size: int = setting(32, "sequences a step", low=1, high=1 << 20)
     micro_batch: int = setting(0, "sequences at once; 0: as many as fit", low=0, high=1 << 20)
-    short_windows: int = setting(1, "at first, windows are cut into this many; divides block_size", low=1, high=1 << 20)
-    short_fraction: float = setting(0.6, "share of the steps in which short_windows holds", low=0, high=1)
+    curriculum_splits: int = setting(
+        1, "curriculum: begin with sequences of block_size / N (must divide block_size)", low=1, high=1 << 20
+    )
+    curriculum_fraction: float = setting(0.6, "fraction of the steps that curriculum_splits applies to", low=0, high=1)
     optimizer: str = setting(
         "muon", "muon: orthogonal updates for the blocks' matrices, AdamW for the rest", choices=("muon", "adamw")
     )
@@ -161,10 +163,10 @@ class Settings(ModelSettings, DataSettings, TrainingSettings):
         super().__post_init__()
         if self.preset not in PRESETS:
             raise unknown("preset", self.preset, PRESETS)
-        if self.block_size % self.short_windows:
+        if self.block_size % self.curriculum_splits:
             raise OctavoError(
-                f"block_size={self.block_size} can't be cut into short_windows={self.short_windows} of one length",
-                f"--short-windows {math.gcd(self.block_size, self.short_windows)}",
+                f"block_size={self.block_size} is not divisible by curriculum_splits={self.curriculum_splits}",
+                f"--curriculum-splits {math.gcd(self.block_size, self.curriculum_splits)}",
             )
         if self.min_learning_rate > self.learning_rate:
             raise OctavoError(
@@ -194,7 +196,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "quick": dict(n_layer=2, batch_size=48, max_steps=120, max_epochs=8.0, warmup_steps=10, momentum=0.9),
     "baby": dict(
         block_size=256, n_layer=6, n_head=4, n_embd=256, dropout=0.15, batch_size=16, max_steps=2400, max_epochs=10.0,
-        short_windows=2, short_fraction=0.5, muon_learning_rate=0.03, muon_weight_decay=0.1, eval_every=600,
+        curriculum_splits=2, curriculum_fraction=0.5, muon_learning_rate=0.03, muon_weight_decay=0.1, eval_every=600,
         sample_every=600,
     ),
     "words": dict(tokenizer="word", n_layer=2, max_steps=1500, max_epochs=8.0, eval_every=250),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from octavo.benchmark.training import VOCABULARY
-from octavo.device import Place
+from octavo.device import Runtime
 from octavo.errors import OctavoError
 from octavo.generation.engine import Engine, Request
 from octavo.generation.sampling import Sampling
@@ -43,7 +43,7 @@ def generate(model: GPT, quantize: str = "none", rounds: int = 5,
     if rounds < 1:
         raise OctavoError(f"{rounds} rounds can't be timed", "--rounds 5")
     settings = model.settings
-    place = Place(model.lm_head.weight.device)
+    place = Runtime(model.lm_head.weight.device)
     prompt, new = settings.block_size // 2, max(2, settings.block_size // 4)
     engine = Engine(model, STREAMS, quantize=quantize)
     for note in engine.notes:
@@ -105,7 +105,7 @@ def _streams(engine: Engine, prompt: int, new: int, seed: int) -> float:
     return sum(len(job.tokens) for job in jobs) / (time.perf_counter() - start)
 
 
-def _reading(place: Place) -> float:
+def _reading(place: Runtime) -> float:
     """Bytes a second that a sum of more than any cache holds reads."""
     numbers = torch.ones(1 << 26, device=place.device)  # 256 MiB
     best = float("inf")

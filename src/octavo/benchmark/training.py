@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from octavo import estimate, kernels
-from octavo.device import Place, check_fits, choose
+from octavo.device import Runtime, check_fits, choose
 from octavo.errors import OctavoError
 from octavo.model import GPT
 from octavo.settings import Settings
@@ -78,7 +78,7 @@ def train(settings: Settings, steps: int = 10, tell: Callable[[str], None] = lam
     )  # fmt: skip
 
 
-def _products(settings: Settings, rows: int, place: Place) -> list[tuple[float, int, Callable[[], object]]]:
+def _products(settings: Settings, rows: int, place: Runtime) -> list[tuple[float, int, Callable[[], object]]]:
     """The matrix products of an update: how often each comes, its FLOPs, and a function that does it once."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[place.precision]
     L, C, H, D, T = settings.n_layer, settings.n_embd, settings.n_head, settings.head_size, settings.block_size
@@ -105,7 +105,7 @@ def _products(settings: Settings, rows: int, place: Place) -> list[tuple[float, 
     return products
 
 
-def _seconds(place: Place, run: Callable[[], object], warm_up: bool = False) -> float:
+def _seconds(place: Runtime, run: Callable[[], object], warm_up: bool = False) -> float:
     """How long it takes, the device's own work included."""
     if warm_up:
         run()

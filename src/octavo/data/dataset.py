@@ -20,7 +20,7 @@ from octavo import files, tokenizers
 from octavo.data import shards
 from octavo.data.shards import Shard, Shards
 from octavo.errors import OctavoError
-from octavo.interop import meta
+from octavo.interop import nanogpt
 from octavo.tokenizers import Tokenizer
 
 FORMAT = 2
@@ -107,7 +107,9 @@ def _is_nanogpts(source: str | Path) -> bool:
 
 def _nanogpts(folder: Path) -> Dataset:
     """What nanoGPT's prepare.py leaves: ids of 16 bits, by characters where there is a `meta.pkl`, else GPT-2's."""
-    tokenizer = meta.tokenizer(folder / "meta.pkl") if (folder / "meta.pkl").exists() else tokenizers.build("gpt2", "")
+    tokenizer = (
+        nanogpt.tokenizer(folder / "meta.pkl") if (folder / "meta.pkl").exists() else tokenizers.build("gpt2", "")
+    )
     there, described = {}, {}
     for split in SPLITS:
         path = folder / f"{split}.bin"

@@ -100,7 +100,7 @@ def encoded(tokenizer: Tokenizer, pieces: Iterable[bytes], size: int) -> Iterato
         yield from map(Encoder(tokenizer).encode, pieces)
         return
     with ExitStack() as stack:
-        with files.disk_errors_told(Path(tempfile.gettempdir())):
+        with files.translate_disk_errors(Path(tempfile.gettempdir())):
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             tokenizer.save(folder)
         idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()

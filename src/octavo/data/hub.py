@@ -36,9 +36,9 @@ def rows(source: str, how: Reading) -> Iterator[str]:
             for line in file:
                 yield json.loads(line)
         return
-    with files.disk_errors_told(kept):
+    with files.translate_disk_errors(kept):
         kept.parent.mkdir(parents=True, exist_ok=True)
-    with files.whole_file(kept) as file:
+    with files.atomic_file(kept) as file:
         for text in _streamed(dataset, config, split, how):
             file.write(json.dumps(text).encode() + b"\n")
             yield text

@@ -3,7 +3,7 @@
 A text is read through (`survey`) and written as shards of tokens (`making`). `dataset` is what training calls: it takes
 any source, and prepares it into the cache unless that very text, tokenized that very way, is there already.
 
-Each of the three ways in, `dataset`, `dataset_again` and `prepare`, has a twin that tells how far it is, as it goes.
+Each of the three ways in, `dataset`, `reopen_dataset` and `prepare`, has a twin that tells how far it is, as it goes.
 """
 
 import contextlib
@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from octavo import files
-from octavo.data import corpora, encoding
-from octavo.data.corpora import Corpus
+from octavo.data import encoding, sources
+from octavo.data.build import Steps, cache_key, locked, made, result, surveyed
 from octavo.data.dataset import Dataset, is_prepared, open_dataset
-from octavo.data.making import Steps, cache_key, locked, made, result, surveyed
-from octavo.data.survey import Survey, parts
+from octavo.data.scan import CorpusScan, parts
+from octavo.data.sources import Corpus
 from octavo.errors import OctavoError
 from octavo.settings import DataSettings
 from octavo.tokenizers import Tokenizer
@@ -36,7 +36,7 @@ def dataset(settings: DataSettings, tokenizer: Tokenizer | None = None) -> Datas
     return result(preparing(settings, tokenizer))
 
 
-def dataset_again(settings: DataSettings, known: dict[str, Any], tokenizer: Tokenizer) -> Dataset:
+def reopen_dataset(settings: DataSettings, known: dict[str, Any], tokenizer: Tokenizer) -> Dataset:
     """The very dataset that a checkpoint's `data` tells of: still in the cache, or made again from its source.
 
     Raises `OctavoError` if the source has become another text.
@@ -59,7 +59,7 @@ def preparing(settings: DataSettings, tokenizer: Tokenizer | None = None) -> Ste
 
 
 def preparing_again(settings: DataSettings, known: dict[str, Any], tokenizer: Tokenizer) -> Steps:
-    """`dataset_again`, telling how far it is."""
+    """`reopen_dataset`, telling how far it is."""
     cached = _cached(known["cache_key"])
     if settings.source == known["source"] and (cached / "dataset.json").is_file():
         with contextlib.suppress(OctavoError):
@@ -98,7 +98,7 @@ def preparing_into(settings: DataSettings, out: str | Path) -> Steps:
         lock.release()
 
 
-def is_at_hand(settings: DataSettings, known: dict[str, Any]) -> bool:
+def is_cached(settings: DataSettings, known: dict[str, Any]) -> bool:
     """Whether the dataset that a checkpoint's `data` tells of lies prepared, so that no text need be read for it."""
     return is_prepared(_cached(known["cache_key"])) or is_prepared(settings.source)
 
@@ -127,10 +127,10 @@ def tokenizer_for(size: int, alphabet: int) -> str:
 
 def corpus_of(settings: DataSettings) -> Corpus:
     """The corpus that settings name."""
-    return corpora.read(settings.source, settings.encoding, settings.errors, settings.text_field)
+    return sources.read(settings.source, settings.encoding, settings.errors, settings.text_field)
 
 
-def _spec(settings: DataSettings, seen: Survey) -> str:
+def _spec(settings: DataSettings, seen: CorpusScan) -> str:
     auto = tokenizer_for(seen.size, len(seen.alphabet))
     return auto if settings.tokenizer == "auto" else settings.tokenizer
 
@@ -139,7 +139,7 @@ def _cached(key: str) -> Path:
     return files.cache_dir() / "prepared" / key
 
 
-def cached_or_made(corpus: Corpus, seen: Survey, settings: DataSettings, tokenizer: Tokenizer | None) -> Steps:
+def cached_or_made(corpus: Corpus, seen: CorpusScan, settings: DataSettings, tokenizer: Tokenizer | None) -> Steps:
     """The tokens of a corpus that was read through: from the cache, or made."""
     maker = tokenizer or _spec(settings, seen)
     cached = _cached(cache_key(seen, maker, settings))

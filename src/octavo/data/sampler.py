@@ -56,10 +56,10 @@ def batches(tokens: Shards, settings: Settings) -> Callable[[int], np.ndarray]:
     much less, and a batch of more places is a better one (Li et al., "Curriculum Learning: A Regularization
     Method for Efficient and Stable Billion-Scale GPT Model Pre-Training", 2021).
     """
-    parts = settings.short_windows
+    parts = settings.curriculum_splits
     whole = Sampler(tokens, settings.block_size, settings.batch_size, settings.seed)
     short = Sampler(tokens, settings.block_size // parts, settings.batch_size * parts, settings.seed)
-    return lambda step: (short if step < settings.short_fraction * settings.max_steps else whole).batch(step)
+    return lambda step: (short if step < settings.curriculum_fraction * settings.max_steps else whole).batch(step)
 
 
 def permuted(index: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:

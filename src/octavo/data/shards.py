@@ -46,7 +46,7 @@ def npy(path: Path) -> Shard:
 
 def write(path: Path, ids: np.ndarray) -> None:
     """Write ids (T,) as a `.npy` file that is there whole, or not at all."""
-    with files.whole_file(path) as file:
+    with files.atomic_file(path) as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(ids))
         file.write(np.ascontiguousarray(ids).data)
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from octavo.data.build import Preparing, surveyed, told
 from octavo.data.dataset import SPLITS, Dataset, is_prepared
-from octavo.data.making import Preparing, surveyed, told
 from octavo.data.prepare import cached_or_made, corpus_of
 from octavo.data.readers import PIECE
-from octavo.data.survey import Survey, parts
+from octavo.data.scan import CorpusScan, parts
 from octavo.errors import OctavoError
 from octavo.settings import DataSettings
 
@@ -49,7 +49,7 @@ def statistics(settings: DataSettings) -> Generator[Preparing, None, Statistics]
     if is_prepared(settings.source):
         raise OctavoError(f"{settings.source} holds tokens, and stats looks at text", "the text that it was made of")
     corpus = corpus_of(settings)
-    found: Survey = yield from surveyed(corpus)
+    found: CorpusScan = yield from surveyed(corpus)
     data = yield from cached_or_made(corpus, found, settings, None)
     newlines = not found.has_ends(data.tokenizer)
     split = found.split(settings.val_fraction, False, newlines)

@@ -37,7 +37,7 @@ class Decoder(Protocol):
         """Put such a copy into a slot."""
 
 
-def decoder(model: GPT, slots: int, quantize: str = "none", in_c: bool = True) -> tuple[Decoder, list[str]]:
+def decoder(model: GPT, slots: int, quantize: str = "none", use_native: bool = True) -> tuple[Decoder, list[str]]:
     """The fastest decoder there is for this model and machine, and a note where that isn't the expected one."""
     if quantize not in QUANTIZE:
         raise OctavoError(f"quantize={quantize!r} is not one of {', '.join(QUANTIZE)}", "--quantize int8")
@@ -45,7 +45,7 @@ def decoder(model: GPT, slots: int, quantize: str = "none", in_c: bool = True) -
     if quantize == "int8" and not on_cpu:
         raise OctavoError("int8 weights are for a CPU", "--device cpu, or no --quantize")
     notes = []
-    if in_c and on_cpu:
+    if use_native and on_cpu:
         try:
             return native.NativeDecoder(model, slots, quantize == "int8"), []
         except native.UnavailableError as error:

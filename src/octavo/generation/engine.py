@@ -21,7 +21,7 @@ from torch import Tensor
 
 from octavo.errors import OctavoError
 from octavo.generation.decoder import decoder
-from octavo.generation.prefixes import Prefixes
+from octavo.generation.prefix_cache import PrefixCache
 from octavo.generation.sampling import Sampling, next_token
 from octavo.kernels import one_thread
 from octavo.model import GPT
@@ -83,12 +83,12 @@ class Engine:
     """Runs jobs on a model. `submit` and `cancel` may be called from any thread, `step` from one at a time."""
 
     def __init__(self, model: GPT, slots: int = 8, *, known: int | None = None, quantize: str = "none",
-                 prefix_bytes: int = 0, in_c: bool = True) -> None:  # fmt: skip
+                 prefix_bytes: int = 0, use_native: bool = True) -> None:  # fmt: skip
         """`known`: ids from there on stand for no token. `prefix_bytes`: memory for prompts that were read."""
         self.slots = slots
         self.block_size, self.known = model.settings.block_size, known or model.settings.vocab_size
-        self._decoder, self.notes = decoder(model, slots, quantize, in_c)
-        self._prefixes = Prefixes(prefix_bytes)
+        self._decoder, self.notes = decoder(model, slots, quantize, use_native)
+        self._prefixes = PrefixCache(prefix_bytes)
         self._queue: collections.deque[Job] = collections.deque()
         self._running: list[Job] = []
         self._free = set(range(slots))

@@ -12,16 +12,16 @@ import inspect
 from typing import Any
 
 from octavo.errors import OctavoError
-from octavo.lens.checks import verify
+from octavo.lens.attention import attention
+from octavo.lens.contributions import ablate, residual
 from octavo.lens.embedding import embedding_map, neighbors, position
-from octavo.lens.heads import attention
-from octavo.lens.history import losses
-from octavo.lens.layers import logit_lens
-from octavo.lens.parts import ablate, residual
-from octavo.lens.prediction import predict
-from octavo.lens.reading import RUN, tokens
-from octavo.lens.stages import shapes
-from octavo.lens.surprise import score
+from octavo.lens.logit_lens import logit_lens
+from octavo.lens.losses import losses
+from octavo.lens.next_token import predict
+from octavo.lens.shapes import shapes
+from octavo.lens.surprisal import score
+from octavo.lens.tokens import RUN, tokens
+from octavo.lens.verify import verify
 from octavo.lens.view import Table, View
 from octavo.settings import ModelSettings, unknown
 

@@ -1,8 +1,8 @@
 """A text's way through the model, step by step, and what fused attention hides of it.
 
 The steps are the model's own (`octavo.model`), called in its own order, so what is seen is what was trained. The
-attention pattern alone is spelled out here, for the fused kernel never holds it; `octavo.lens.checks` holds the one
-against the other, and both against `octavo.lens.exact`, which shares no step with the model.
+attention pattern alone is spelled out here, for the fused kernel never holds it; `octavo.lens.verify` holds the one
+against the other, and both against `octavo.lens.reference`, which shares no step with the model.
 
 The axis letters: `B` texts, `T` positions, `C` width, `H` heads of width `D`, `V` the vocabulary.
 """

@@ -14,10 +14,10 @@ import torch
 
 from octavo import runs
 from octavo.checkpoint import Checkpoint
-from octavo.data.prepare import dataset_again
+from octavo.data.prepare import reopen_dataset
 from octavo.errors import OctavoError
 from octavo.lens.capture import looking
-from octavo.lens.reading import RUN, Token, named, opened, within
+from octavo.lens.tokens import RUN, Token, named, opened, within
 from octavo.lens.view import Table, View
 from octavo.settings import Settings
 from octavo.tokenizers import Tokenizer
@@ -311,7 +311,7 @@ def _counts(loaded: Checkpoint) -> np.ndarray | None:
     if not isinstance(loaded.settings, Settings) or "data" not in loaded.info:
         return None
     try:
-        tokens = dataset_again(loaded.settings, loaded.info["data"], loaded.tokenizer).tokens("train")
+        tokens = reopen_dataset(loaded.settings, loaded.info["data"], loaded.tokenizer).tokens("train")
     except OctavoError:
         return None
     V = loaded.tokenizer.vocab_size

@@ -21,14 +21,14 @@ import numpy as np
 
 from octavo import files
 from octavo.errors import OctavoError
+from octavo.lens.attention import Attention
+from octavo.lens.contributions import Ablation, Part, Residual
 from octavo.lens.embedding import EmbeddingMap, Neighbors, Position
 from octavo.lens.fonts import readable, short
-from octavo.lens.heads import Attention
-from octavo.lens.history import Losses, losses
-from octavo.lens.layers import LogitLens
-from octavo.lens.parts import Ablation, Part, Residual
-from octavo.lens.reading import RUN, label
-from octavo.lens.surprise import Score
+from octavo.lens.logit_lens import LogitLens
+from octavo.lens.losses import Losses, losses
+from octavo.lens.surprisal import Score
+from octavo.lens.tokens import RUN, label
 from octavo.lens.view import View
 from octavo.runs import Run
 
@@ -87,11 +87,11 @@ def save(view: View, path: str | Path) -> None:
     content = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "octavo"}):  # without it and a date, an SVG differs every time
         figure.savefig(content, format=kind[1:], metadata={"Date": None} if kind == ".svg" else None)
-    with files.disk_errors_told(path):
+    with files.translate_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise OctavoError(f"{path} is a folder", f"{path / 'plot'}{kind}")
-    files.write_whole(path, content.getvalue())
+    files.write_atomic(path, content.getvalue())
 
 
 def plot_loss(run: RUN | Run, ax: "Axes | None" = None) -> np.ndarray:

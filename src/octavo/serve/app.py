@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from octavo.errors import OctavoError
 from octavo.runs import Run
-from octavo.serve import answers, curves, look, page
+from octavo.serve import lens_api, responses, runs_api, static_page
 from octavo.serve.completions import complete
 from octavo.serve.guard import PROBES, Guard
 from octavo.serve.limits import Limits
@@ -25,12 +25,12 @@ from octavo.tokenizers import END_OF_TEXT
 
 def build(models: Mapping[str, Served], limits: Limits, host: str = "127.0.0.1", *, keys: Collection[str] = (),
           allow_hosts: Collection[str] = (), allow_origins: Collection[str] = (), begun: Collection[str] = (),
-          runs: Mapping[str, Run] | None = None, page_root: Path = page.ROOT) -> Guard:  # fmt: skip
+          runs: Mapping[str, Run] | None = None, page_root: Path = static_page.ROOT) -> Guard:  # fmt: skip
     """The application, guarded. `begun` are models that are still to come, `runs` are those that were named."""
     metrics = Metrics()
     app = _Api(
         title="Octavo", summary="GPT-2 models over OpenAI's completions API", version="1", docs_url=None,
-        redoc_url=None, redirect_slashes=False, responses=answers.refusals(400, 401, 403, 408, 413, 429, 431, 503),
+        redoc_url=None, redirect_slashes=False, responses=responses.refusals(400, 401, 403, 408, 413, 429, 431, 503),
     )  # fmt: skip
     app.keyed = bool(keys)
     guard = Guard(app, limits, metrics, host, allow_hosts, allow_origins, keys)
@@ -51,29 +51,29 @@ def build(models: Mapping[str, Served], limits: Limits, host: str = "127.0.0.1",
                           param="model", code="model_not_found")  # fmt: skip
         return models[id]
 
-    def described(served: Served) -> answers.Model:
+    def described(served: Served) -> responses.Model:
         block_size = served.loaded.model.settings.block_size
-        return answers.Model(id=served.id, created=served.created, max_model_len=block_size)
+        return responses.Model(id=served.id, created=served.created, max_model_len=block_size)
 
     @app.post(
-        "/v1/completions", response_model=answers.CompletionAnswer, responses=_STREAM | answers.refusals(404, 500)
+        "/v1/completions", response_model=responses.CompletionAnswer, responses=_STREAM | responses.refusals(404, 500)
     )
     async def completion(body: CompletionRequest, request: Request) -> Response:
         """Continue one or several prompts."""
         return await complete(named(body.model), body, request.state.share, request, metrics, limits)
 
     @app.get("/v1/models")
-    async def list_models() -> answers.Models:
+    async def list_models() -> responses.Models:
         """The models that are served."""
-        return answers.Models(data=[described(each) for each in list(models.values())])
+        return responses.Models(data=[described(each) for each in list(models.values())])
 
-    @app.get("/v1/models/{model}", responses=answers.refusals(404))
-    async def retrieve_model(model: str) -> answers.Model:
+    @app.get("/v1/models/{model}", responses=responses.refusals(404))
+    async def retrieve_model(model: str) -> responses.Model:
         """One of them."""
         return described(named(model))
 
-    @app.post("/tokenize", responses=answers.refusals(404))
-    async def tokenize(body: TokenizeRequest) -> answers.Tokens:
+    @app.post("/tokenize", responses=responses.refusals(404))
+    async def tokenize(body: TokenizeRequest) -> responses.Tokens:
         """A text's token ids."""
         served = named(body.model)
         tokenizer, block_size = served.loaded.tokenizer, served.loaded.model.settings.block_size
@@ -82,39 +82,39 @@ def build(models: Mapping[str, Served], limits: Limits, host: str = "127.0.0.1",
         else:
             ids = await asyncio.to_thread(encode, tokenizer, body.prompt)
         strings = [spelled(tokenizer, id) for id in ids] if body.return_token_strs else None
-        return answers.Tokens(count=len(ids), max_model_len=block_size, tokens=ids, token_strs=strings)
+        return responses.Tokens(count=len(ids), max_model_len=block_size, tokens=ids, token_strs=strings)
 
-    @app.post("/detokenize", responses=answers.refusals(404))
-    async def detokenize(body: DetokenizeRequest) -> answers.Text:
+    @app.post("/detokenize", responses=responses.refusals(404))
+    async def detokenize(body: DetokenizeRequest) -> responses.Text:
         """The text of token ids."""
         tokenizer = named(body.model).loaded.tokenizer
         checked(tokenizer, body.tokens)
-        return answers.Text(prompt=tokenizer.decode(body.tokens))
+        return responses.Text(prompt=tokenizer.decode(body.tokens))
 
-    @app.get("/tokenizer_info", responses=answers.refusals(404))
-    async def tokenizer_info(model: str | None = None) -> answers.TokenizerInfo:
+    @app.get("/tokenizer_info", responses=responses.refusals(404))
+    async def tokenizer_info(model: str | None = None) -> responses.TokenizerInfo:
         """What the tokenizer is."""
         served = named(model)
         tokenizer = served.loaded.tokenizer
         end = END_OF_TEXT if tokenizer.end_of_text is not None else None
-        return answers.TokenizerInfo(
+        return responses.TokenizerInfo(
             tokenizer_class="PreTrainedTokenizerFast", kind=tokenizer.kind, vocab_size=tokenizer.vocab_size,
             model_max_length=served.loaded.model.settings.block_size, bos_token=end, eos_token=end,
         )  # fmt: skip
 
     @app.get("/health")
-    async def health() -> answers.Status:
+    async def health() -> responses.Status:
         """The server runs."""
-        return answers.Status(status="ok")
+        return responses.Status(status="ok")
 
     @app.get("/ready")
-    async def ready() -> answers.Status:
+    async def ready() -> responses.Status:
         """The server takes requests."""
         if guard.draining:
             raise ApiError(503, "this server is about to end", headers={"retry-after": "5"})
         if broken := [id for id, served in list(models.items()) if served.worker.broken]:
             raise ApiError(503, f"{', '.join(broken)} failed; the server must be started anew")
-        return answers.Status(status="ready")
+        return responses.Status(status="ready")
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def prometheus() -> Response:
@@ -122,7 +122,11 @@ def build(models: Mapping[str, Served], limits: Limits, host: str = "127.0.0.1",
         workers = {id: served.worker for id, served in list(models.items())}
         return Response(metrics.page(workers), media_type="text/plain; version=0.0.4")
 
-    for router in (look.routes(models, named, look.Looker(limits)), curves.routes(runs or {}), page.routes(page_root)):
+    for router in (
+        lens_api.routes(models, named, lens_api.LensService(limits)),
+        runs_api.routes(runs or {}),
+        static_page.routes(page_root),
+    ):
         app.include_router(router)
     return guard
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from octavo.generation.engine import Request, Token
-from octavo.generation.text import Writer
+from octavo.generation.stream import Writer
 from octavo.serve.metrics import Metrics
 from octavo.serve.protocol import CompletionRequest
 from octavo.serve.tokens import Prompt, Shown, located

@@ -4,20 +4,20 @@ for event in octavo.training.events(octavo.training.plan("my.txt", max_steps=100
     print(event)
 """
 
-from octavo.data.making import Preparing
-from octavo.training.beginning import plan
+from octavo.data.build import Preparing
 from octavo.training.event import Evaluated, Event, Expected, Finished, Notice, Sampled, Saved, Started, Step
-from octavo.training.forecast import Forecast, predict
 from octavo.training.loop import events, interruptible, train
+from octavo.training.run_estimate import RunEstimate, predict
+from octavo.training.setup import plan
 
 __all__ = [
     "Evaluated",
     "Event",
     "Expected",
     "Finished",
-    "Forecast",
     "Notice",
     "Preparing",
+    "RunEstimate",
     "Sampled",
     "Saved",
     "Started",

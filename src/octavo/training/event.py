@@ -6,7 +6,7 @@ Units: nats, tokens, seconds. A step's number is the count of updates made.
 from dataclasses import dataclass
 from pathlib import Path
 
-from octavo.data.making import Preparing
+from octavo.data.build import Preparing
 from octavo.settings import Settings
 
 

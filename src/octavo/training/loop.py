@@ -26,13 +26,13 @@ from octavo.device import choose, find_device, held_memory
 from octavo.errors import OctavoError
 from octavo.evaluation import count_bytes
 from octavo.generation.engine import Engine, Request
-from octavo.generation.text import Continuation, start
+from octavo.generation.stream import Continuation, start
 from octavo.loss import split_loss
 from octavo.runs import Run
 from octavo.settings import Settings
-from octavo.training import forecast, loggers
-from octavo.training.beginning import Beginning, begin, plan
+from octavo.training import loggers, run_estimate
 from octavo.training.event import Evaluated, Event, Expected, Finished, Notice, Sampled, Saved, Started, Step
+from octavo.training.setup import TrainingSetup, begin, plan
 from octavo.training.step import Trainer
 
 
@@ -82,7 +82,7 @@ def events(settings: Settings, *, out: str | Path | None = None, name: str | Non
             run.write_settings(settings)
         loop = _Loop(run, origin, trainer, clock)
         tokens = origin.data.info["tokens"]
-        memory = forecast.expected_memory(settings, place, trainer.micro_batch, program)
+        memory = run_estimate.expected_memory(settings, place, trainer.micro_batch, program)
         started = Started(
             run=run.folder, settings=settings, step=trainer.step, parameters=estimate.parameters(settings),
             device=place.name, precision=place.precision, tokenizer=origin.data.info["tokenizer"],
@@ -90,7 +90,11 @@ def events(settings: Settings, *, out: str | Path | None = None, name: str | Non
             epochs=loop.tokens(settings.max_steps) / tokens["train"],
             flops_per_token=estimate.flops_per_token(settings), peak_flops=place.peak_flops, memory_bytes=memory.peak,
         )  # fmt: skip
-        told = [] if resume is not None else forecast.warnings(settings, place, memory, origin.data, fresh=init is None)
+        told = (
+            []
+            if resume is not None
+            else run_estimate.warnings(settings, place, memory, origin.data, fresh=init is None)
+        )
         notices = map(Notice, [*place.notes, *origin.notices, *told])
         yield from loggers.told(settings.loggers, itertools.chain([started], notices, loop.steps(batch, stop)))
 
@@ -128,7 +132,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 class _Loop:
     """Counters, clocks and losses; what is due after a step, and doing it."""
 
-    def __init__(self, run: Run, origin: Beginning, trainer: Trainer, clock: float) -> None:
+    def __init__(self, run: Run, origin: TrainingSetup, trainer: Trainer, clock: float) -> None:
         self.run, self.settings, self.data, self.trainer = run, trainer.settings, origin.data, trainer
         self.model, self.tokenizer, self.clock = trainer.model, origin.data.tokenizer, clock
         self.val = self.data.tokens("val")
@@ -235,11 +239,11 @@ class _Loop:
         if self.warm is None:
             self.warm = step, self.training_seconds
         steps, seconds = step - self.warm[0], self.training_seconds - self.warm[1]
-        if self.told or not steps or seconds < forecast.PROBE or step == settings.max_steps:
+        if self.told or not steps or seconds < run_estimate.PROBE or step == settings.max_steps:
             return
         self.told = True
-        short = step <= settings.short_fraction * settings.max_steps
-        window = settings.block_size // (settings.short_windows if short else 1)
+        short = step <= settings.curriculum_fraction * settings.max_steps
+        window = settings.block_size // (settings.curriculum_splits if short else 1)
         pace = estimate.pace(settings, seconds / steps, window)
         whole = sum(estimate.seconds(settings, pace, len(self.val) + len(self.train)).values())
         left = whole * (1 - step / settings.max_steps)
@@ -275,7 +279,9 @@ class _Loop:
         step = self.trainer.step
         generator = torch.Generator().manual_seed(self.settings.seed + step)
         self.model.eval()
-        engine = Engine(self.model, 1, known=self.tokenizer.vocab_size, in_c=False)  # a few lines: nothing to build for
+        engine = Engine(
+            self.model, 1, known=self.tokenizer.vocab_size, use_native=False
+        )  # a few lines: nothing to build for
         request = Request(prompt=start(self.tokenizer, ""), max_new_tokens=estimate.SAMPLE_TOKENS, generator=generator)
         text = "".join(Continuation(engine, self.tokenizer, request))
         self.run.log("samples", {"step": step, "text": text})

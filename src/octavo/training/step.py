@@ -13,20 +13,20 @@ from torch import Tensor
 
 from octavo import estimate, kernels
 from octavo.checkpoint import TrainerState
-from octavo.device import Place, out_of_memory
+from octavo.device import Runtime, out_of_memory
 from octavo.errors import OctavoError
 from octavo.loss import next_token_loss
 from octavo.model import GPT
 from octavo.settings import Settings
 from octavo.training import optimizers
-from octavo.training.half import HalfCopy
+from octavo.training.bf16_weights import Bf16Weights
 from octavo.training.schedule import learning_rate
 
 
 class Trainer:
     """A model and its optimizer, moved one step at a time over batches that are given."""
 
-    def __init__(self, model: GPT, settings: Settings, place: Place) -> None:
+    def __init__(self, model: GPT, settings: Settings, place: Runtime) -> None:
         if place.device.type == "cpu":
             kernels.keep_freed_memory()
         self.model, self.settings, self.place = model, settings, place
@@ -37,7 +37,7 @@ class Trainer:
         self.learning_rate = 0.0  # of the newest update
         self.notices: list[str] = []  # what `update` had to change; whoever calls it tells and clears them
         # A GPU computes with a bf16 copy; elsewhere the model itself is called, under autocast.
-        self.half = HalfCopy(model) if place.device.type == "cuda" and place.precision == "bf16" else None
+        self.half = Bf16Weights(model) if place.device.type == "cuda" and place.precision == "bf16" else None
         self._forward, self._compiling = self._loss, place.compile
         if place.compile:
             try:
@@ -177,7 +177,7 @@ def _hashed(seed: int, step: int, what: object) -> int:
     return int.from_bytes(digest) >> 1
 
 
-def fitting(settings: Settings, place: Place) -> int:
+def fitting(settings: Settings, place: Runtime) -> int:
     """Sequences at once whose activations and logits fit; the batch is cut into that many or a little fewer.
 
     Weights, gradients and the optimizer's averages must fit besides.

@@ -16,17 +16,17 @@ import numpy as np
 import torch
 
 from octavo import estimate, tokenizers
+from octavo.data.build import Preparing, result
 from octavo.data.dataset import Dataset
-from octavo.data.making import Preparing, result
 from octavo.data.prepare import preparing
-from octavo.device import Place, choose, free_memory, held_memory
+from octavo.device import Runtime, choose, free_memory, held_memory
 from octavo.errors import OctavoError
 from octavo.estimate import SAMPLE_TOKENS, Memory, Pace
 from octavo.generation.engine import Engine, Request
 from octavo.loss import split_loss
 from octavo.model import GPT
 from octavo.settings import Settings
-from octavo.training.beginning import suited
+from octavo.training.setup import suited
 from octavo.training.step import Trainer, fitting
 
 PROBE = 2.0  # seconds of steps
@@ -36,7 +36,7 @@ _PROGRAM = 250 << 20  # bytes of Python and PyTorch, where the system doesn't te
 
 
 @dataclass(frozen=True)
-class Forecast:
+class RunEstimate:
     """What a run would cost here. Bytes, seconds, tokens; what isn't known is None."""
 
     parameters: int
@@ -60,7 +60,7 @@ class Forecast:
     warnings: list[str]
 
 
-def predict(settings: Settings, price_per_hour: float | None = None, read: bool = True) -> Forecast:
+def predict(settings: Settings, price_per_hour: float | None = None, read: bool = True) -> RunEstimate:
     """What a run with these settings would cost; the text is left unread, if so said and the vocabulary needs none.
 
         octavo.training.predict(octavo.training.plan("my.txt", n_layer=6)).seconds
@@ -71,7 +71,7 @@ def predict(settings: Settings, price_per_hour: float | None = None, read: bool 
 
 
 def predicting(settings: Settings, price_per_hour: float | None = None,
-               read: bool = True) -> Generator[Preparing, None, Forecast]:  # fmt: skip
+               read: bool = True) -> Generator[Preparing, None, RunEstimate]:  # fmt: skip
     """`predict`, telling how far the text is prepared."""
     if price_per_hour is not None and not 0 <= price_per_hour < math.inf:
         raise OctavoError(f"a price of {price_per_hour:g} an hour is none", "--price 2.50")
@@ -93,7 +93,7 @@ def predicting(settings: Settings, price_per_hour: float | None = None,
     forward = estimate.forward_flops_per_token(settings)
     attention = 12 * settings.n_layer * settings.block_size * settings.n_embd
     by_part = dataclasses.asdict(memory)
-    return Forecast(
+    return RunEstimate(
         parameters=estimate.parameters(settings), parameters_by_part=estimate.parameters_by_part(settings),
         flops_per_token=3 * forward,
         flops_by_part={"forward": forward, "backward": 2 * forward, "attention": attention},
@@ -108,14 +108,14 @@ def predicting(settings: Settings, price_per_hour: float | None = None,
     )  # fmt: skip
 
 
-def expected_memory(settings: Settings, place: Place, rows: int, program: int | None) -> Memory:
+def expected_memory(settings: Settings, place: Runtime, rows: int, program: int | None) -> Memory:
     """What training will hold here at its peak, where the program held so much before there was a model."""
     on_gpu = place.device.type == "cuda"  # whose memory the program takes nothing of that is counted
     program = 0 if on_gpu else (program or _PROGRAM) + _LOADED
     return estimate.memory(settings, place.device.type, place.precision, rows, program)
 
 
-def warnings(settings: Settings, place: Place, memory: Memory, data: Dataset | None, fresh: bool = True) -> list[str]:
+def warnings(settings: Settings, place: Runtime, memory: Memory, data: Dataset | None, fresh: bool = True) -> list[str]:
     """What had better be known before a run here, with a new model or one that is fine-tuned."""
     needed, available = memory.peak - (held_memory(place.device) or 0), free_memory(place.device)
     if data is None:
@@ -130,7 +130,7 @@ def _vocabulary(settings: Settings) -> int:
     return settings.vocab_size or tokenizers.FIXED.get(settings.tokenizer, 0)
 
 
-def _probed(settings: Settings, place: Place, rows: int) -> Pace | None:
+def _probed(settings: Settings, place: Runtime, rows: int) -> Pace | None:
     """How long steps, evaluated tokens and samples take here, tried on a model of no more layers than are bearable.
 
     None where not even that fits into memory.
@@ -144,7 +144,7 @@ def _probed(settings: Settings, place: Place, rows: int) -> Pace | None:
     # The optimizer's work grows with its matrices: Muon's are in the layers.
     size = estimate.parameters if settings.optimizer == "adamw" else operator.attrgetter("n_layer")
     steps = {}
-    for parts in {1, settings.short_windows}:
+    for parts in {1, settings.curriculum_splits}:
         window = settings.block_size // parts
         ids = np.random.default_rng(0).integers(0, part.vocab_size, (rows * parts, window + 1))
         gradients, update = _timed(place, PROBE / 2, functools.partial(trainer.gradients, ids), trainer.apply)
@@ -152,7 +152,7 @@ def _probed(settings: Settings, place: Place, rows: int) -> Pace | None:
         steps[parts] = gradients * larger * settings.batch_size / rows + update * size(settings) / size(part)
     scale = estimate.flops_per_token(settings) / estimate.flops_per_token(part)
     return Pace(
-        step=steps[1], short_step=steps[settings.short_windows],
+        step=steps[1], short_step=steps[settings.curriculum_splits],
         evaluated_token=scale * _evaluated_token(trainer.model, place), sample=scale * _sample(trainer.model, place),
     )  # fmt: skip
 
@@ -163,7 +163,7 @@ def _layers(settings: Settings) -> int:
     return max(1, min(settings.n_layer, 1 + int((_BEARABLE / settings.block_size - one) / (two - one))))
 
 
-def _timed(place: Place, seconds: float, *things: Callable[[], object]) -> list[float]:
+def _timed(place: Runtime, seconds: float, *things: Callable[[], object]) -> list[float]:
     """The mean time of each, done in turn for so long. What was done once is warm; if that took as long, it counts."""
 
     def once() -> list[float]:
@@ -183,7 +183,7 @@ def _timed(place: Place, seconds: float, *things: Callable[[], object]) -> list[
     return [sum(each) / len(rounds) for each in zip(*rounds, strict=True)]
 
 
-def _evaluated_token(model: GPT, place: Place) -> float:
+def _evaluated_token(model: GPT, place: Runtime) -> float:
     """Seconds to score a token, exactly and in float32 as evaluation does."""
     T = model.settings.block_size
     bearable = min(1 << 12, int(_BEARABLE / estimate.forward_flops_per_token(model.settings)))
@@ -191,11 +191,11 @@ def _evaluated_token(model: GPT, place: Place) -> float:
     return _timed(place, PROBE / 8, lambda: split_loss(model, ids, T))[0] / (len(ids) - 1)
 
 
-def _sample(model: GPT, place: Place) -> float:
+def _sample(model: GPT, place: Runtime) -> float:
     """Seconds for a sample: its first block a token at a time on a cache, the rest with the whole block each."""
     T = model.settings.block_size
     model.eval()
-    engine = Engine(model, 1, in_c=False)
+    engine = Engine(model, 1, use_native=False)
 
     def token(prompt: int, count: int) -> float:
         def write() -> None:

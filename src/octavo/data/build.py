@@ -18,11 +18,11 @@ from typing import Any, TypeVar, cast
 import filelock
 
 from octavo import files, tokenizers
-from octavo.data import writer
-from octavo.data.corpora import Corpus
+from octavo.data import shard_writer
 from octavo.data.dataset import FORMAT, SPLITS, Dataset
+from octavo.data.scan import LEFT_OUT, ChangedError, CorpusScan, Split, parts, survey
 from octavo.data.shards import npy
-from octavo.data.survey import LEFT_OUT, ChangedError, Split, Survey, parts, survey
+from octavo.data.sources import Corpus
 from octavo.errors import OctavoError
 from octavo.settings import DataSettings
 from octavo.tokenizers import Tokenizer
@@ -31,7 +31,7 @@ _LEARNT_FROM = 100_000_000  # characters, at most, from which a vocabulary is le
 _TELL_EVERY = 0.2  # seconds
 _SAMPLE = 1 << 16  # characters
 _LARGE = 1 << 24  # characters from which a vocabulary that was learnt is kept, before there are tokens
-_PASSING = ("plan.json", writer.WRITTEN)  # files that are there until all is
+_PASSING = ("plan.json", shard_writer.WRITTEN)  # files that are there until all is
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ Steps = Generator[Preparing, None, Dataset]
 T = TypeVar("T")
 
 
-def made(corpus: Corpus, seen: Survey, settings: DataSettings, maker: str | Tokenizer, out: Path) -> Steps:
+def made(corpus: Corpus, seen: CorpusScan, settings: DataSettings, maker: str | Tokenizer, out: Path) -> Steps:
     """Tokenize a corpus, by a tokenizer or what one is built from, and put the folder in its place, whole."""
     folder = out.with_name(f".{out.name}.preparing")
     try:
@@ -56,14 +56,14 @@ def made(corpus: Corpus, seen: Survey, settings: DataSettings, maker: str | Toke
         newlines = not seen.has_ends(tokenizer)
         split = seen.split(settings.val_fraction, settings.deduplicate, newlines)
         with contextlib.closing(parts(corpus, seen, split, newlines)) as all_parts:
-            counts = writer.write(folder, all_parts, tokenizer, seen, _ratio(corpus, tokenizer))
+            counts = shard_writer.write(folder, all_parts, tokenizer, seen, _ratio(corpus, tokenizer))
             yield from told("writing tokens", counts, seen.characters)
         info = _described(folder, corpus, seen, settings, maker, tokenizer, split)
-        with files.disk_errors_told(out):
+        with files.translate_disk_errors(out):
             (folder / "dataset.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
             for name in _PASSING:
                 (folder / name).unlink(missing_ok=True)
-            files.put_in_place(folder, out)
+            files.commit_folder(folder, out)
     except ChangedError:
         shutil.rmtree(folder)  # what was written may be of either text
         raise
@@ -80,24 +80,24 @@ def made(corpus: Corpus, seen: Survey, settings: DataSettings, maker: str | Toke
     return Dataset(out, tokenizer, info, there)
 
 
-def _begun(folder: Path, corpus: Corpus, seen: Survey, settings: DataSettings,
+def _begun(folder: Path, corpus: Corpus, seen: CorpusScan, settings: DataSettings,
            maker: str | Tokenizer) -> Generator[Preparing, None, Tokenizer]:  # fmt: skip
     """The folder to write into, with the tokenizer in it: from when this was interrupted, or new."""
-    plan = json.dumps([cache_key(seen, maker, settings), writer.SHARD])
+    plan = json.dumps([cache_key(seen, maker, settings), shard_writer.SHARD])
     with contextlib.suppress(OSError, OctavoError):
         if (folder / "plan.json").read_text(encoding="utf-8") == plan:
             files.sweep(folder)
             return tokenizers.load(folder)
     shutil.rmtree(folder, ignore_errors=True)
     tokenizer = maker if isinstance(maker, Tokenizer) else (yield from _learnt(corpus, seen, maker))
-    with files.disk_errors_told(folder):
+    with files.translate_disk_errors(folder):
         folder.mkdir(parents=True)
         tokenizer.save(folder)
-        files.write_whole(folder / "plan.json", plan)
+        files.write_atomic(folder / "plan.json", plan)
     return tokenizer
 
 
-def _learnt(corpus: Corpus, seen: Survey, spec: str) -> Generator[Preparing, None, Tokenizer]:
+def _learnt(corpus: Corpus, seen: CorpusScan, spec: str) -> Generator[Preparing, None, Tokenizer]:
     """The tokenizer that a corpus makes: of a large one, as much as a vocabulary needs, from all over it."""
     if spec == "char":
         return tokenizers.build(spec, seen.alphabet)
@@ -125,7 +125,7 @@ def _shard_paths(folder: Path) -> dict[str, list[Path]]:
     return {split: sorted(folder.glob(f"{split}-*.npy")) for split in SPLITS}
 
 
-def _described(folder: Path, corpus: Corpus, seen: Survey, settings: DataSettings, maker: str | Tokenizer,
+def _described(folder: Path, corpus: Corpus, seen: CorpusScan, settings: DataSettings, maker: str | Tokenizer,
                tokenizer: Tokenizer, split: Split) -> dict[str, Any]:  # fmt: skip
     """What `dataset.json` says. Raises `OctavoError` where a split has too few tokens."""
     paths = _shard_paths(folder)
@@ -156,14 +156,14 @@ def _described(folder: Path, corpus: Corpus, seen: Survey, settings: DataSetting
     }  # fmt: skip
 
 
-def surveyed(corpus: Corpus) -> Generator[Preparing, None, Survey]:
+def surveyed(corpus: Corpus) -> Generator[Preparing, None, CorpusScan]:
     """What a corpus is, telling how far it is read."""
-    found: Survey | None = None
+    found: CorpusScan | None = None
 
     def counts() -> Iterator[int]:
         nonlocal found
         for each in survey(corpus):
-            if isinstance(each, Survey):
+            if isinstance(each, CorpusScan):
                 found = each
             else:
                 yield each
@@ -192,7 +192,7 @@ def result(steps: Generator[Preparing, None, T]) -> T:
             return cast(T, done.value)
 
 
-def cache_key(seen: Survey, maker: str | Tokenizer, settings: DataSettings) -> str:
+def cache_key(seen: CorpusScan, maker: str | Tokenizer, settings: DataSettings) -> str:
     """The name that the cache knows a prepared text by."""
     made_by = maker if isinstance(maker, str) else maker.fingerprint
     identity = f"{FORMAT} {seen.sha256} {made_by} {settings.val_fraction!r} {settings.deduplicate}"
@@ -203,7 +203,7 @@ def locked(out: Path, wait: bool) -> Generator[Preparing, None, filelock.BaseFil
     """The lock of a folder that is to be written. Its file stays: a lock whose file goes can be held twice."""
     name = hashlib.sha256(os.fsencode(out)).hexdigest()[:24]
     path = files.cache_dir() / "locks" / name
-    with files.disk_errors_told(path):
+    with files.translate_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     lock, began = filelock.FileLock(path, timeout=0), time.perf_counter()
     while True:

@@ -22,7 +22,7 @@ from fastapi.responses import Response
 from octavo import estimate
 from octavo.errors import OctavoError
 from octavo.runs import Run
-from octavo.serve import answers
+from octavo.serve import responses
 from octavo.serve.limits import Limits
 from octavo.serve.protocol import ApiError
 
@@ -38,12 +38,12 @@ def routes(runs: Mapping[str, Run]) -> APIRouter:
     }
 
     @router.get("/runs")
-    def list_runs() -> answers.Runs:
+    def list_runs() -> responses.Runs:
         """The runs that are served, and how far they are."""
         known = [_described(name, run, logs[name, "metrics"]) for name, run in runs.items()]
-        return answers.Runs(runs=[each for each in known if each])
+        return responses.Runs(runs=[each for each in known if each])
 
-    @router.get("/runs/{name}/{kind}", responses=answers.refusals(404) | {200: {"model": answers.Lines}})
+    @router.get("/runs/{name}/{kind}", responses=responses.refusals(404) | {200: {"model": responses.Lines}})
     def lines(name: str, kind: Kind, after: Annotated[int, Query(ge=0, lt=2**53)] = 0) -> Response:
         """What was logged after so many lines: at most 5,000, so ask again from `next`."""
         if name not in runs:
@@ -56,14 +56,14 @@ def routes(runs: Mapping[str, Run]) -> APIRouter:
     return router
 
 
-def _described(name: str, run: Run, metrics: "Log") -> answers.Run | None:
+def _described(name: str, run: Run, metrics: "Log") -> responses.Run | None:
     try:
         settings = run.settings
     except OctavoError:  # its folder is gone
         return None
-    known = {each: getattr(settings, each) for each in answers.RunSettings.model_fields}
-    return answers.Run(
-        name=name, settings=answers.RunSettings(**known), parameters=estimate.parameters(settings),
+    known = {each: getattr(settings, each) for each in responses.RunSettings.model_fields}
+    return responses.Run(
+        name=name, settings=responses.RunSettings(**known), parameters=estimate.parameters(settings),
         tokens_per_step=settings.batch_size * settings.block_size, last_step=metrics.last_step, running=run.in_use,
     )  # fmt: skip
 

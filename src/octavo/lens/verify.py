@@ -1,7 +1,7 @@
 """Every identity of the lens, asserted on one's own checkpoint, with the largest error that was found.
 
 Two kinds of check stand here. What a view shows is held against what the model computes. And the model is held against
-`octavo.lens.exact`, which recomputes it in float64 from the files alone: a lens made of the model's own steps would
+`octavo.lens.reference`, which recomputes it in float64 from the files alone: a lens made of the model's own steps would
 repeat the model's own mistakes.
 
 The axis letters: `T` positions, `C` width, `V` the vocabulary.
@@ -21,12 +21,14 @@ from octavo import estimate
 from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
 from octavo.generation.decoder import decoder
-from octavo.lens import exact, heads, layers, parts
+from octavo.lens import contributions, reference
+from octavo.lens.attention import Head, habits_of
 from octavo.lens.capture import finite, logits, looking, pattern, spelled_out, walk
 from octavo.lens.embedding import cosines
-from octavo.lens.reading import RUN, opened, read, shape_of
-from octavo.lens.stages import shapes
-from octavo.lens.surprise import scored
+from octavo.lens.logit_lens import of_rows, stage_logits
+from octavo.lens.shapes import shapes
+from octavo.lens.surprisal import scored
+from octavo.lens.tokens import RUN, opened, read, shape_of
 from octavo.lens.view import Table, View
 from octavo.loss import split_loss
 from octavo.model import GPT, KVCache
@@ -79,14 +81,14 @@ def verify(run: RUN, *, seed: int = 0) -> Verified:
     is no number is not below any tolerance, and a check that can't be made is wrong.
     """
     loaded = opened(run)
-    model, weights = loaded.model, exact.Files(loaded.folder)
+    model, weights = loaded.model, reference.Files(loaded.folder)
     T = min(_LONGEST, model.settings.block_size)
     idx = torch.randint(model.settings.vocab_size, (1, T), generator=torch.Generator().manual_seed(seed))
     with looking(model):
         finite(model(idx))
-        streams = exact.streams(weights, idx[0].numpy())
-        rounded = exact.logits(weights, exact.streams(weights, idx[0].numpy(), rounded=True)[-1])
-        rounding = _apart(torch.from_numpy(rounded), torch.from_numpy(exact.logits(weights, streams[-1])))
+        streams = reference.streams(weights, idx[0].numpy())
+        rounded = reference.logits(weights, reference.streams(weights, idx[0].numpy(), rounded=True)[-1])
+        rounding = _apart(torch.from_numpy(rounded), torch.from_numpy(reference.logits(weights, streams[-1])))
         margin = max(_MARGIN, 100 * rounding)
         groups = (
             _shapes(model), _tokens(loaded), _position(loaded), _neighbors(model, int(idx[0, 0])),
@@ -171,7 +173,7 @@ def _attention(model: GPT, idx: Tensor, margin: float) -> Found:
             future.append(_most(weights.triu(1)))
             first.append(_most(weights[0] - torch.eye(len(weights))[0]))
             if len(weights) > 1 and h == i % model.settings.n_head:
-                habits.append(_habits_apart(heads.habits_of(i, h, weights), weights.double().numpy()))
+                habits.append(_habits_apart(habits_of(i, h, weights), weights.double().numpy()))
     yield "attention: rows sum to 1", _worst(sums), 1e-5
     yield "attention: nothing from the future", _worst(future), 0
     yield "attention: the first sees itself", _worst(first), 0
@@ -179,7 +181,7 @@ def _attention(model: GPT, idx: Tensor, margin: float) -> Found:
     yield "attention: shown = fused", _apart(logits(model, idx, spelled_out), model(idx)), margin
 
 
-def _habits_apart(seen: heads.Head, weights: np.ndarray) -> float:
+def _habits_apart(seen: Head, weights: np.ndarray) -> float:
     """How far a head's habits are from those that are counted row by row."""
     plain = np.zeros(5)
     for t, row in enumerate(weights[1:], 1):
@@ -189,18 +191,22 @@ def _habits_apart(seen: heads.Head, weights: np.ndarray) -> float:
     return float(np.abs(np.array(ours) - plain / (len(weights) - 1)).max() / max(1.0, plain.max() / (len(weights) - 1)))
 
 
-def _exact(model: GPT, idx: Tensor, weights: exact.Files, streams: list[np.ndarray], margin: float) -> Found:
+def _exact(model: GPT, idx: Tensor, weights: reference.Files, streams: list[np.ndarray], margin: float) -> Found:
     yield "head is wte", _most(model.lm_head.weight - model.transformer.wte.weight), 0
     alone = [_layer_apart(*each) for each in zip(model.transformer.h, streams[:-1], streams[1:], strict=True)]
     yield "float64: every layer by itself", _worst(alone), 1e-9
     last = torch.from_numpy(streams[-1])
     read_off = model.unembed(model.norm(last.float()))
-    yield "float64: the head by itself", _apart(read_off, torch.from_numpy(exact.logits(weights, streams[-1]))), 1e-5
+    yield (
+        "float64: the head by itself",
+        _apart(read_off, torch.from_numpy(reference.logits(weights, streams[-1]))),
+        1e-5,
+    )
     x = model.embed(idx)
     seen = [x[0], *(layer.after[0] for layer in walk(model, x))]
     errors = [_apart(ours, theirs) for ours, theirs in zip(seen, map(torch.from_numpy, streams), strict=True)]
     yield "float64: the stream after every layer", _worst(errors), margin
-    yield "float64: logits", _apart(model(idx)[0], torch.from_numpy(exact.logits(weights, streams[-1]))), margin
+    yield "float64: logits", _apart(model(idx)[0], torch.from_numpy(reference.logits(weights, streams[-1]))), margin
 
 
 def _layer_apart(block: nn.Module, before: np.ndarray, after: np.ndarray) -> float:
@@ -213,15 +219,15 @@ def _layer_apart(block: nn.Module, before: np.ndarray, after: np.ndarray) -> flo
     return _most(ours - torch.from_numpy(after)) / max(_most(written), 1e-30)
 
 
-def _lens(loaded: Checkpoint, idx: Tensor, weights: exact.Files, streams: list[np.ndarray], margin: float) -> Found:
+def _lens(loaded: Checkpoint, idx: Tensor, weights: reference.Files, streams: list[np.ndarray], margin: float) -> Found:
     model = loaded.model
     x = model.embed(idx)
-    seen = [layers.stage_logits(model, x)[:, -4:].clone()]
+    seen = [stage_logits(model, x)[:, -4:].clone()]
     for layer in walk(model, x):
-        seen.append(layers.stage_logits(model, layer.after)[:, -4:].clone())  # not (layers, T, V)
+        seen.append(stage_logits(model, layer.after)[:, -4:].clone())  # not (layers, T, V)
         last = layer.after
-    yield "lens: the last row is the model's", _most(layers.stage_logits(model, last) - model(idx)), 0
-    theirs = [torch.from_numpy(exact.logits(weights, stream[-4:])) for stream in streams]
+    yield "lens: the last row is the model's", _most(stage_logits(model, last) - model(idx)), 0
+    theirs = [torch.from_numpy(reference.logits(weights, stream[-4:])) for stream in streams]
     errors = [_apart(a[0], b) for a, b in zip(seen, theirs, strict=True)]
     yield "lens: every row, in float64", _worst(errors), margin
     guesses = [_guesses_apart(a[0], idx[0, -4:]) for a in seen]
@@ -230,7 +236,7 @@ def _lens(loaded: Checkpoint, idx: Tensor, weights: exact.Files, streams: list[n
 
 def _guesses_apart(logits: Tensor, came: Tensor) -> float:
     """How far what the lens says of logits (P, V) is from what sorting them and a softmax in float64 say."""
-    ids, probabilities, entropy, surprisal, rank = layers.of_rows(logits.clone(), came, 5)
+    ids, probabilities, entropy, surprisal, rank = of_rows(logits.clone(), came, 5)
     shares = logits.double().softmax(-1)
     order = logits.sort(dim=-1, descending=True, stable=True).indices
     mine = logits.gather(1, came[:, None])
@@ -246,11 +252,11 @@ def _residual(model: GPT, idx: Tensor) -> Found:
     answer = model(idx)[0]
     *_, last = walk(model, model.embed(idx))
     for t in {0, idx.size(1) // 2, idx.size(1) - 1}:
-        _, written = parts.wrote(model, idx, t)
+        _, written = contributions.wrote(model, idx, t)
         size = max(last.after[0, t].norm().item(), 1e-30)
         stream.append((written.sum(0) - last.after[0, t]).norm().item() / size)
         id = int(answer[t].argmax())
-        share, rest = parts.through_norm(model, written, model.lm_head.weight[id].double())
+        share, rest = contributions.through_norm(model, written, model.lm_head.weight[id].double())
         logit.append(_apart(share.sum() + rest, answer[t, id]))
     yield "residual: parts sum to the stream", _worst(stream), 1e-5
     yield "residual: parts sum to the logit", _worst(logit), _MARGIN
@@ -277,17 +283,17 @@ def _score(loaded: Checkpoint, idx: Tensor) -> Found:
     yield "score: without a head, ln V", abs(scored(blind, ids)[0].mean() - chance), 1e-6
 
 
-def _ablate(model: GPT, idx: Tensor, weights: exact.Files, margin: float) -> Found:
+def _ablate(model: GPT, idx: Tensor, weights: reference.Files, margin: float) -> Found:
     settings = model.settings
     whole, nothing = (torch.ones(1, settings.n_head), torch.ones(1)), [0.0]
     for i, layer in enumerate(walk(model, model.embed(idx))):
-        nothing.append(_most(parts.rest_without(model, layer, i, *whole) - model(idx)))
+        nothing.append(_most(contributions.rest_without(model, layer, i, *whole) - model(idx)))
         if i == settings.n_layer // 2:
-            named, kept, mlp = parts.without(i, settings.n_head)
+            named, kept, mlp = contributions.without(i, settings.n_head)
             n, head = next((n, part.head) for n, part in reversed(list(enumerate(named))) if part.head is not None)
-            ours = parts.rest_without(model, layer, i, kept[n : n + 1], mlp[n : n + 1])[0, -4:]
-            streams = exact.streams(weights, idx[0].numpy(), zeroed=(i, head))
-            theirs = torch.from_numpy(exact.logits(weights, streams[-1][-4:]))
+            ours = contributions.rest_without(model, layer, i, kept[n : n + 1], mlp[n : n + 1])[0, -4:]
+            streams = reference.streams(weights, idx[0].numpy(), zeroed=(i, head))
+            theirs = torch.from_numpy(reference.logits(weights, streams[-1][-4:]))
     yield "ablate: nothing changes nothing", _worst(nothing), 0
     yield "ablate: a head, in float64", _apart(ours, theirs) if settings.n_head > 1 else 0.0, margin
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from octavo.lens.capture import looking, pattern, walk
-from octavo.lens.reading import RUN, TEXT, Token, opened, read, within
+from octavo.lens.tokens import RUN, TEXT, Token, opened, read, within
 from octavo.lens.view import Table, View, shaded
 
 _DRAWN = 64  # tokens of which a notebook shows the pattern

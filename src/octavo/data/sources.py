@@ -177,7 +177,7 @@ def _walk(folder: Path) -> Iterator[str]:
 def _read_once(stream: BinaryIO | None, where: str, how: Reading) -> Callable[[], Iterator[Piece]]:
     """A stream, put down in a file that nobody sees: it comes once, and is read more often."""
     kept = tempfile.TemporaryFile()  # noqa: SIM115  # it lives as long as the corpus
-    with files.disk_errors_told(Path(tempfile.gettempdir())):
+    with files.translate_disk_errors(Path(tempfile.gettempdir())):
         if stream is not None:
             shutil.copyfileobj(stream, kept)
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
-from octavo.lens.reading import RUN
+from octavo.lens.tokens import RUN
 from octavo.lens.view import Table, View
 from octavo.runs import Run, find
 

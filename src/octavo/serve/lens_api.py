@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from octavo import estimate, runs
 from octavo.checkpoint import Checkpoint
-from octavo.serve import answers
+from octavo.serve import responses
 from octavo.serve.completions import unless_gone
 from octavo.serve.limits import Limits
 from octavo.serve.protocol import ApiError, LensRequest
@@ -42,17 +42,17 @@ _VIEW: dict[int | str, dict[str, Any]] = {
 }
 
 
-def routes(models: Mapping[str, Served], named: Callable[[str], Served], looker: "Looker") -> APIRouter:
+def routes(models: Mapping[str, Served], named: Callable[[str], Served], looker: "LensService") -> APIRouter:
     """The lens's part of the API."""
     router = APIRouter()
 
     @router.get("/lens")
-    def lens() -> answers.Lens:
+    def lens() -> responses.Lens:
         """The models that can be looked into, and the views."""
         known = [described(each.id, each.loaded, each.steps, each.step) for each in list(models.values())]
-        return answers.Lens(models=known, views=list(VIEWS))
+        return responses.Lens(models=known, views=list(VIEWS))
 
-    @router.post("/lens/{view}", response_class=Response, responses=_VIEW | answers.refusals(404, 500))
+    @router.post("/lens/{view}", response_class=Response, responses=_VIEW | responses.refusals(404, 500))
     async def look(view: Name, body: LensRequest, request: Request) -> Response:
         """What the model does with a text: a view as `octavo.lens` has it."""
         return await looker.look(named(body.model), view, body, request)
@@ -60,21 +60,21 @@ def routes(models: Mapping[str, Served], named: Callable[[str], Served], looker:
     return router
 
 
-def described(name: str, loaded: Checkpoint, steps: Iterable[int] = (), step: int | None = None) -> answers.LensModel:
+def described(name: str, loaded: Checkpoint, steps: Iterable[int] = (), step: int | None = None) -> responses.LensModel:
     """A model, as the page wants to know it."""
     settings = loaded.model.settings
-    shape = {each: getattr(settings, each) for each in answers.Shape.model_fields.keys() - {"parameters"}}
+    shape = {each: getattr(settings, each) for each in responses.Shape.model_fields.keys() - {"parameters"}}
     ours = loaded.settings if isinstance(loaded.settings, Settings) else None
     start = ours.embedding_init if ours else None
-    return answers.LensModel(
-        id=name, model=answers.Shape(**shape, parameters=estimate.parameters(settings)),
+    return responses.LensModel(
+        id=name, model=responses.Shape(**shape, parameters=estimate.parameters(settings)),
         tokenizer=loaded.tokenizer.kind, dropout=settings.dropout, wte_start=start,
         wpe_start="waves" if ours and ours.weight_init != "noise" else start,
         run=step is not None, steps=list(steps), step=step,
     )  # fmt: skip
 
 
-class Looker:
+class LensService:
     """Makes views. At most `lens_at_once` are under way, and `lens_waiting` wait for it."""
 
     def __init__(self, limits: Limits) -> None:
@@ -161,10 +161,10 @@ class Steps:
 
 def _with_prepared_text_only(loaded: Checkpoint) -> Checkpoint:
     """A checkpoint that doesn't tell of its text unless that is prepared: a server neither reads nor fetches texts."""
-    from octavo.data.prepare import is_at_hand
+    from octavo.data.prepare import is_cached
 
     known = loaded.info.get("data")
-    if known is None or (isinstance(loaded.settings, Settings) and is_at_hand(loaded.settings, known)):
+    if known is None or (isinstance(loaded.settings, Settings) and is_cached(loaded.settings, known)):
         return loaded
     return dataclasses.replace(loaded, info={name: each for name, each in loaded.info.items() if name != "data"})
 

@@ -22,7 +22,7 @@ class Prefix:
     length: int
 
 
-class Prefixes:
+class PrefixCache:
     """The prompts used last, within `limit` bytes."""
 
     def __init__(self, limit: int) -> None:

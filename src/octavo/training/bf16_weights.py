@@ -16,7 +16,7 @@ from octavo.model import GPT
 _MULTIPLE = 64
 
 
-class HalfCopy:
+class Bf16Weights:
     """A model's weights in bf16. Its gradients go to the model's own parameters."""
 
     def __init__(self, model: GPT) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from octavo.lens.capture import finite, looking
-from octavo.lens.reading import RUN, TEXT, Token, named, opened, read
+from octavo.lens.tokens import RUN, TEXT, Token, named, opened, read
 from octavo.lens.view import Table, View
 
 _NAMED = 1000  # tokens, the likeliest, that are given with their names

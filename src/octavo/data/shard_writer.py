@@ -17,7 +17,7 @@ from octavo import files
 from octavo.data import encoding, shards
 from octavo.data.dataset import SPLITS
 from octavo.data.readers import PIECE
-from octavo.data.survey import Part, Survey
+from octavo.data.scan import CorpusScan, Part
 from octavo.errors import OctavoError
 from octavo.tokenizers import Tokenizer
 
@@ -52,7 +52,7 @@ def found(folder: Path, split: str) -> int:
     return number
 
 
-def write(folder: Path, parts: Iterable[Part], tokenizer: Tokenizer, survey: Survey, ratio: float) -> Iterator[int]:
+def write(folder: Path, parts: Iterable[Part], tokenizer: Tokenizer, survey: CorpusScan, ratio: float) -> Iterator[int]:
     """Write the shards of both splits; yields how many characters have been encoded so far.
 
     Where documents end, `<|endoftext|>` stands, if there are several and the tokenizer has it. Raises `OctavoError`
@@ -95,7 +95,7 @@ def write(folder: Path, parts: Iterable[Part], tokenizer: Tokenizer, survey: Sur
         number, ids = filling.pop(side)
         shard = path(folder, SPLITS[side], number)
         shards.write(shard, np.concatenate(ids))
-        with files.disk_errors_told(shard), open(folder / WRITTEN, "a", encoding="utf-8") as file:
+        with files.translate_disk_errors(shard), open(folder / WRITTEN, "a", encoding="utf-8") as file:
             file.write(f"{shard.name} {files.sha256(shard)}\n")
 
     for ids in encoding.encoded(tokenizer, pieces(), survey.characters):
@@ -109,7 +109,7 @@ def write(folder: Path, parts: Iterable[Part], tokenizer: Tokenizer, survey: Sur
         finished(side)
 
 
-def _check_room(folder: Path, survey: Survey, tokenizer: Tokenizer, sides: list[_Side], ratio: float) -> None:
+def _check_room(folder: Path, survey: CorpusScan, tokenizer: Tokenizer, sides: list[_Side], ratio: float) -> None:
     """Raise `OctavoError` where the ids will not fit onto the disk."""
     size = 2 if tokenizer.vocab_size <= 1 << 16 else 4
     there = sum(path(folder, split, i).stat().st_size

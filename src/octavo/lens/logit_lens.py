@@ -16,7 +16,7 @@ from torch import Tensor
 
 from octavo.errors import OctavoError
 from octavo.lens.capture import finite, looking, walk
-from octavo.lens.reading import RUN, TEXT, Token, named, opened, read, within
+from octavo.lens.tokens import RUN, TEXT, Token, named, opened, read, within
 from octavo.lens.view import Table, View
 from octavo.model import GPT
 

@@ -17,10 +17,10 @@ from fastapi.responses import Response
 
 from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
-from octavo.serve import answers, look
+from octavo.serve import lens_api, responses
 from octavo.serve.protocol import ApiError
 
-ROOT = Path(__file__).parent / "page"
+ROOT = Path(__file__).parents[1] / "page"
 _TYPES = {
     ".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8",
     ".json": "application/json", ".svg": "image/svg+xml", ".png": "image/png",
@@ -63,7 +63,7 @@ def _answer(files: dict[str, Path], name: str, request: Request) -> Response:
     if name not in files:
         raise ApiError(404, f"the page has no {name[:80]!r}")
     content = files[name].read_bytes()
-    sent, headers = look.packed(content, request.headers.get("accept-encoding", ""))
+    sent, headers = lens_api.packed(content, request.headers.get("accept-encoding", ""))
     headers |= {
         "etag": f'W/"{hashlib.sha256(content).hexdigest()[:32]}"', "cache-control": "no-cache",
         "content-security-policy": policy(content if name.endswith(".html") else b"", _SERVED),
@@ -105,7 +105,7 @@ def _data_url(path: Path) -> str:
 def _answers(loaded: Checkpoint, text: str | None, layer: int, head: int, unknown: str, files: dict[str, Path]) -> str:
     """What the server would have answered, as JSON: its model, its views with their options; and the page's words."""
     from octavo import lens
-    from octavo.lens.reading import within
+    from octavo.lens.tokens import within
 
     settings = loaded.model.settings
     reading = lens.tokens(loaded, text, unknown=unknown)
@@ -119,11 +119,11 @@ def _answers(loaded: Checkpoint, text: str | None, layer: int, head: int, unknow
         found.append(("attention", {"layer": i, "head": h}, lens.attention(loaded, ids, layer=i, head=h)))
     found.append(("next", {}, lens.predict(loaded, ids)))
     found += _position(loaded, ["cat", *reading.text.split()[:1], reading.groups[0].text])
-    told = [f'{{"view":"{view}","options":{json.dumps(options)},"answer":{look.encoded(seen).decode()}}}'
+    told = [f'{{"view":"{view}","options":{json.dumps(options)},"answer":{lens_api.encoded(seen).decode()}}}'
             for view, options, seen in found]  # fmt: skip
     folder = loaded.folder
     name = folder.parent.parent.name if folder.parent.name == "checkpoints" else folder.name
-    models = answers.Lens(models=[look.described(name, loaded)], views=sorted({view for view, _, _ in found}))
+    models = responses.Lens(models=[lens_api.described(name, loaded)], views=sorted({view for view, _, _ in found}))
     words: dict[str, dict[str, str]] = {}
     for each, path in files.items():
         if each.startswith("i18n/"):

@@ -14,22 +14,22 @@ import torch
 
 from octavo import checkpoint, estimate, runs
 from octavo.checkpoint import Checkpoint, TrainerState
+from octavo.data.build import Preparing
 from octavo.data.dataset import Dataset
-from octavo.data.making import Preparing
 from octavo.data.prepare import preparing, preparing_again
 from octavo.device import check_fits, find_device
 from octavo.errors import OctavoError
 from octavo.model import GPT
 from octavo.runs import Run
 from octavo.settings import DataSettings, ModelSettings, Settings, resolve
-from octavo.training import starts
+from octavo.training import init_weights
 
 # What may differ between a run and the same run resumed, or a model and the one it starts from.
 _FREE = {"dropout", "attention_dropout"}
 
 
 @dataclass(frozen=True)
-class Beginning:
+class TrainingSetup:
     """All that training starts with; `run` and `state` where it goes on with a run."""
 
     settings: Settings
@@ -80,7 +80,7 @@ def resumable(resume: str | Path) -> tuple[Run, Path]:
     return run, run.last
 
 
-Steps = Generator[Preparing, None, Beginning]
+Steps = Generator[Preparing, None, TrainingSetup]
 
 
 def begin(settings: Settings, resume: str | Path | None = None, init: str | Path | None = None) -> Steps:
@@ -94,10 +94,10 @@ def begin(settings: Settings, resume: str | Path | None = None, init: str | Path
     check_fits(estimate.parameters(settings), find_device(settings.device))
     model = GPT(settings, torch.Generator().manual_seed(settings.seed))
     if settings.weight_init != "noise":
-        starts.sinusoids(model)
+        init_weights.sinusoids(model)
     if settings.weight_init == "lookback":
-        starts.lookback(model)
-    return Beginning(settings, data, model, notices=notices)
+        init_weights.lookback(model)
+    return TrainingSetup(settings, data, model, notices=notices)
 
 
 def suited(settings: Settings, data: Dataset) -> tuple[Settings, list[str]]:
@@ -134,7 +134,7 @@ def _resumed(settings: Settings, run: Run, folder: Path) -> Steps:
         notices.append(f"{torch.get_num_threads()} threads, not {state.values['threads']} as before: "
                        "losses may differ in the last digits")  # fmt: skip
     data = yield from preparing_again(settings, origin.info["data"], origin.tokenizer)
-    return Beginning(settings, data, _reshaped(origin.model, settings), run, state, notices)
+    return TrainingSetup(settings, data, _reshaped(origin.model, settings), run, state, notices)
 
 
 def _initialised(settings: Settings, origin: Checkpoint) -> Steps:
@@ -149,7 +149,7 @@ def _initialised(settings: Settings, origin: Checkpoint) -> Steps:
     settings = dataclasses.replace(settings, **shape, weight_init=began)
     data = yield from preparing(settings, origin.tokenizer)
     settings, fewer = _fitted(settings, data)
-    return Beginning(settings, data, _reshaped(origin.model, settings), notices=notices + fewer)
+    return TrainingSetup(settings, data, _reshaped(origin.model, settings), notices=notices + fewer)
 
 
 def _reshaped(model: GPT, settings: Settings) -> GPT:

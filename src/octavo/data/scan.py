@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from octavo.data.corpora import Corpus
+from octavo.data.sources import Corpus
 from octavo.errors import OctavoError
 from octavo.tokenizers import Tokenizer
 
@@ -24,7 +24,7 @@ TRAIN, VAL, LEFT_OUT = 0, 1, 2
 
 
 @dataclass(frozen=True)
-class Survey:
+class CorpusScan:
     """What a corpus is. `sha256` is that of its UTF-8 bytes, where there are several documents with 0xFF after each."""
 
     sha256: str
@@ -111,7 +111,7 @@ class _Whole:
         return self._sha256.hexdigest()
 
 
-def survey(corpus: Corpus) -> Iterator[int | Survey]:
+def survey(corpus: Corpus) -> Iterator[int | CorpusScan]:
     """Read a corpus through. Yields how many characters were read so far, now and then, and last the survey."""
     whole, size, characters = _Whole(), 0, 0
     lengths, digests, open_ended = array("q"), bytearray(), bytearray()
@@ -135,11 +135,11 @@ def survey(corpus: Corpus) -> Iterator[int | Survey]:
     alphabet = set(map(chr, np.flatnonzero(others_seen).tolist())) | set(ascii_seen.decode())
     if any(open_ended[:-1]):
         alphabet.add("\n")  # it may come to stand between two documents
-    yield Survey(whole.digest(), size, characters, "".join(sorted(alphabet)), lengths, bytes(digests),
+    yield CorpusScan(whole.digest(), size, characters, "".join(sorted(alphabet)), lengths, bytes(digests),
                  bytes(open_ended))  # fmt: skip
 
 
-def parts(corpus: Corpus, seen: Survey, split: Split, newlines: bool) -> Generator[Part, None, None]:
+def parts(corpus: Corpus, seen: CorpusScan, split: Split, newlines: bool) -> Generator[Part, None, None]:
     """The corpus from its beginning, each part with its side. With `newlines`, documents are joined by a line's end.
 
     Raises `ChangedError` at the latest at its end where it isn't what was seen.

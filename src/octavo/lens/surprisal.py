@@ -12,7 +12,7 @@ import torch
 from octavo.errors import OctavoError
 from octavo.evaluation import count_bytes
 from octavo.lens.capture import finite, looking
-from octavo.lens.reading import RUN, TEXT, Token, named, opened, read
+from octavo.lens.tokens import RUN, TEXT, Token, named, opened, read
 from octavo.lens.view import Table, View, shaded
 from octavo.loss import windows
 from octavo.model import GPT

@@ -16,7 +16,7 @@ from torch import Tensor
 from octavo import runs
 from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
-from octavo.generation.text import generate
+from octavo.generation.stream import generate
 from octavo.lens.view import Table, View
 from octavo.settings import ModelSettings
 from octavo.tokenizers import Tokenizer

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from octavo.checkpoint import unloaded
 from octavo.errors import OctavoError
 from octavo.lens.capture import Layer, looking, pattern, walk
-from octavo.lens.reading import RUN, TEXT, Token, opened, read, shape_of, within
+from octavo.lens.tokens import RUN, TEXT, Token, opened, read, shape_of, within
 from octavo.lens.view import Table, View
 from octavo.model import GPT
 from octavo.settings import ModelSettings
