@@ -15,14 +15,15 @@ from typing import Any
 
 import torch
 
-from octavo import checkpoint, serve, tokenizers
+from octavo import checkpoint, tokenizers
 from octavo.generation.engine import Engine
 from octavo.model import GPT
-from octavo.serve.app import build
-from octavo.serve.connection import Server
-from octavo.serve.guard import Guard
-from octavo.serve.limits import Limits
-from octavo.serve.worker import Served, Worker
+from octavo.server import listen
+from octavo.server.app import build
+from octavo.server.connection import Server
+from octavo.server.guard import Guard
+from octavo.server.limits import Limits
+from octavo.server.worker import Served, Worker
 from octavo.settings import resolve
 
 TEXT = "the cat sat on the mat, and the rat sat on the hat. café naïve €5!\n" * 30
@@ -135,7 +136,7 @@ def running(
     models: Mapping[str, Served], limits: Limits = SMALL, host: str = "127.0.0.1", **options: Any
 ) -> Iterator[Running]:
     """Serve models in a thread."""
-    listener = serve.listen("127.0.0.1", 0)
+    listener = listen("127.0.0.1", 0)
     guard = build(models, limits, host, **options)
     started = threading.Event()
     server = Server(guard, started.set)

@@ -14,9 +14,9 @@ import torch
 
 import octavo
 from lenses import written
-from octavo import serve
 from octavo.runs import Run
-from octavo.serve.worker import Served
+from octavo.server import load_model
+from octavo.server.worker import Served
 from serving import SMALL, Running, running, slow
 
 LINES = (
@@ -68,7 +68,7 @@ def served(runs: dict[str, Run], folders: dict[str, Path] | None = None, *, keys
     """Serve runs, and models that belong to none; one of them slowly."""
     cpu = torch.device("cpu")
     named = {name: run.folder for name, run in runs.items()} | (folders or {})
-    models: dict[str, Served] = {name: serve.load(name, folder, cpu, SMALL) for name, folder in named.items()}
+    models: dict[str, Served] = {name: load_model(name, folder, cpu, SMALL) for name, folder in named.items()}
     if slowly:
         models["slow"] = slow(slowly.checkpoints()[-1])
     with running(models, runs=runs, keys=keys) as it:

@@ -16,7 +16,7 @@ import octavo
 LAYERS = [
     ["octavo.cli"],
     ["octavo"],  # the public names: for users and for the command line, no way from one room to another
-    ["octavo.serve", "octavo.terminal", "octavo.benchmark"],
+    ["octavo.server", "octavo.terminal", "octavo.benchmark"],
     ["octavo.training"],
     ["octavo.lens"],
     ["octavo.evaluation", "octavo.estimate"],
@@ -87,7 +87,7 @@ def test_every_import_that_does_not_go_downward_is_caught(tmp_path: Path) -> Non
     made_up = {
         "__init__": "from octavo.training import train",
         "attic": "from octavo.errors import OctavoError",
-        "cli": "from octavo.attic import dust\nimport octavo.training.loop, octavo.serve",
+        "cli": "from octavo.attic import dust\nimport octavo.training.loop, octavo.server",
         "data/sampler": "from octavo.data import corpora\nfrom ..checkpoint import load\nfrom .. import runs",
         "data/corpora": "import json, torch, tokenizers",
         "errors": "",
@@ -96,7 +96,7 @@ def test_every_import_that_does_not_go_downward_is_caught(tmp_path: Path) -> Non
         "generation/sampling": "from octavo.generation import engine",
         "model": "def late():\n    from octavo import training",
         "runs": "import octavo\nfrom octavo import __version__",
-        "serve": "",
+        "server": "",
         "settings": (
             "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from octavo.model import GPT\n"
             "from octavo.files import cache_dir"

@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from browser import LANGUAGES, TABS, THEMES, WRITTEN, Visit, axe, fill, visiting
-from octavo.serve.static_page import ROOT
+from octavo.server.static_page import ROOT
 from serving import Running
 
 ARABIC, HINDI = "القطة جلست على السجادة ثم نامت", "बिल्ली चटाई पर बैठी फिर सो गई"

@@ -23,8 +23,8 @@ from typing import Any
 import psutil
 import pytest
 
-from octavo.serve.limits import Limits
-from octavo.serve.protocol import CompletionRequest
+from octavo.server.limits import Limits
+from octavo.server.protocol import CompletionRequest
 from serving import Running, running, slow, until, write
 
 JSON = {"content-type": "application/json"}

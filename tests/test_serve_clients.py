@@ -17,8 +17,9 @@ import schemathesis
 import torch
 from schemathesis import checks
 
-from octavo import serve
-from octavo.serve.app import build
+from octavo.server import load_model
+from octavo.server.app import build
+from octavo.server.limits import Limits
 from serving import BLOCK, SMALL, Running, running, write
 from test_docs import Block, blocks
 
@@ -33,7 +34,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Iterator[Ru
         patch.setenv("OCTAVO_CACHE", str(built.parent))
         for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OCTAVO_API_KEY"):
             patch.delenv(name, raising=False)
-        with running({"my-1": serve.load("my-1", folder, torch.device("cpu"), SMALL)}) as it:
+        with running({"my-1": load_model("my-1", folder, torch.device("cpu"), SMALL)}) as it:
             yield it
 
 
@@ -151,7 +152,7 @@ def test_python_as_the_page_shows_it(server: Running, capsys: pytest.CaptureFixt
 
 def test_the_page_states_the_bounds_that_hold() -> None:
     page = DOCS.read_text(encoding="utf-8")
-    limits = serve.Limits()
+    limits = Limits()
     for stated in (f"`--queue` {limits.queue}", f"{limits.body_bytes >> 20} MiB, in {limits.body_seconds} seconds",
                    f"{limits.headers}, {limits.header_bytes >> 10} KiB, in {limits.header_seconds} seconds",
                    f"{limits.request_seconds} seconds", f"| {limits.connections} |",
@@ -210,7 +211,7 @@ def test_lm_eval_over_http_finds_what_its_own_model_finds(
     # A model of characters has no token that a text begins with, so it can't score whole texts; lm-eval's own model
     # wants one even where nothing begins with it.
     scored, prefix = (["choices"], ",prefix_token_id=0") if spec == "char" else (["choices", "rolling"], "")
-    with running({"my-1": serve.load("my-1", folder, torch.device("cpu"), SMALL)}) as server:
+    with running({"my-1": load_model("my-1", folder, torch.device("cpu"), SMALL)}) as server:
         arguments = f"model=my-1,base_url={server.url}/v1/completions,max_length={BLOCK},batch_size=4"
         ours = found("local-completions", arguments, [*scored, "written"])
         written = [server.text(item["question"], temperature=0, max_tokens=6, stop="q") for item in ITEMS]

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from octavo import serve
 from octavo.model import GPT
-from octavo.serve.limits import Limits
-from octavo.serve.protocol import CompletionRequest
-from octavo.serve.tokens import spelled
+from octavo.server import load_model
+from octavo.server.limits import Limits
+from octavo.server.protocol import CompletionRequest
+from octavo.server.tokens import spelled
 from octavo.tokenizers import Tokenizer
 from serving import BLOCK, SMALL, Running, running, slow, write
 
@@ -27,7 +27,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Iterator[Ru
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OCTAVO_CACHE", str(built.parent))
         models = {
-            name: serve.load(name, write(folder / name, spec), torch.device("cpu"), SMALL)
+            name: load_model(name, write(folder / name, spec), torch.device("cpu"), SMALL)
             for name, spec in (("char", "char"), ("byte", "byte"), ("bpe", "bpe:300"))
         }
     with running(models) as it:

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from octavo import serve
+import octavo
 from octavo.errors import OctavoError
-from octavo.serve.limits import Limits
-from octavo.serve.worker import Served
+from octavo.server import read_keys
+from octavo.server.limits import Limits
+from octavo.server.worker import Served
 from serving import Answer, Running, running, slow, until, write
 
 PATIENCE = Limits(header_seconds=0.5, body_seconds=0.5, linger_seconds=0.5, idle_seconds=1, connections=20,
@@ -167,10 +168,10 @@ def test_keys_come_from_a_file_and_the_environment(tmp_path: Path, monkeypatch: 
     path = tmp_path / "keys"
     path.write_text("# ours\none-key\n\n  two-key  \n", encoding="utf-8")
     monkeypatch.delenv("OCTAVO_API_KEY", raising=False)
-    assert serve.read_keys(None) == []
-    assert serve.read_keys(path) == ["one-key", "two-key"]
+    assert read_keys(None) == []
+    assert read_keys(path) == ["one-key", "two-key"]
     monkeypatch.setenv("OCTAVO_API_KEY", "three-key")
-    assert sorted(serve.read_keys(path)) == ["one-key", "three-key", "two-key"]
+    assert sorted(read_keys(path)) == ["one-key", "three-key", "two-key"]
 
 
 @pytest.mark.parametrize(("content", "says"), [
@@ -181,7 +182,7 @@ def test_a_file_without_usable_keys_is_refused(tmp_path: Path, content: bytes | 
     if content is not None:
         (tmp_path / "keys").write_bytes(content)
     with pytest.raises(OctavoError, match=says) as caught:
-        serve.read_keys(tmp_path / "keys")
+        read_keys(tmp_path / "keys")
     assert caught.value.hint
     assert "clé" not in str(caught.value)
 
@@ -392,13 +393,13 @@ def test_an_address_that_others_reach_needs_a_key(folder: Path, monkeypatch: pyt
     monkeypatch.delenv("OCTAVO_API_KEY", raising=False)
     for host in ("0.0.0.0", "::"):
         with pytest.raises(OctavoError, match="no API key") as caught:
-            serve.serve([folder], host=host, port=0)
+            octavo.serve([folder], host=host, port=0)
         assert "--api-key-file" in str(caught.value.hint)
 
 
 def test_a_port_in_use_is_told_before_anything_is_loaded(server: Running, tmp_path: Path) -> None:
     with pytest.raises(OctavoError, match=f"127.0.0.1:{server.port}"):
-        serve.serve([tmp_path / "nothing"], port=server.port)
+        octavo.serve([tmp_path / "nothing"], port=server.port)
 
 
 @pytest.mark.parametrize(("options", "says"), [
@@ -408,13 +409,13 @@ def test_a_port_in_use_is_told_before_anything_is_loaded(server: Running, tmp_pa
 ])  # fmt: skip
 def test_what_cannot_be_served_is_told(folder: Path, options: dict[str, Any], says: str) -> None:
     with pytest.raises(OctavoError, match=says) as caught:
-        serve.serve([folder], **{"port": 0} | options)
+        octavo.serve([folder], **{"port": 0} | options)
     assert caught.value.hint
 
 
 def test_models_need_names_of_their_own(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(OctavoError, match="one name, 'small'"):
-        serve.serve([folder, tmp_path / "other" / "small"])
+        octavo.serve([folder, tmp_path / "other" / "small"])
 
 
 # The command

@@ -24,13 +24,13 @@ import setuptools.build_meta
 import torch
 
 from lenses import trained_on, written
-from octavo import cli, lens, runs, serve
+from octavo import cli, lens, runs
 from octavo.errors import OctavoError
 from octavo.files import write_atomic
 from octavo.runs import Run
-from octavo.serve import lens_api, static_page
-from octavo.serve.limits import Limits
-from octavo.serve.runs_api import Log
+from octavo.server import _wait_for, lens_api, load_model, static_page
+from octavo.server.limits import Limits
+from octavo.server.runs_api import Log
 from octavo.settings import ModelSettings
 from serving import SMALL, Running, running, until
 
@@ -86,7 +86,7 @@ def environment(built: Path) -> Iterator[None]:
 def server(trained: Run, alone: Path, root: Path, environment: None) -> Iterator[Running]:
     cpu = torch.device("cpu")
     models = {
-        name: serve.load(name, folder, cpu, SMALL) for name, folder in (("run", trained.folder), ("alone", alone))
+        name: load_model(name, folder, cpu, SMALL) for name, folder in (("run", trained.folder), ("alone", alone))
     }
     with running(models, runs={"run": trained}, page_root=root) as it:
         yield it
@@ -150,7 +150,7 @@ def test_attention_of_512_tokens_is_small_and_its_rows_sum_to_one(
 ) -> None:
     """Of an untrained model, whose shares are all alike: the most digits that there can be."""
     folder = written(tmp_path / "long", "byte", spread=0.02, block_size=512, n_layer=1, n_head=2, n_embd=32).folder
-    served = serve.load("long", folder, torch.device("cpu"), SMALL)
+    served = load_model("long", folder, torch.device("cpu"), SMALL)
     with running({"long": served}, page_root=root) as it:
         text = ("To be, or not to be: that is the question. " * 12)[:512]
         for wanted, headers in (
@@ -177,7 +177,7 @@ def test_a_row_that_was_rounded_sums_to_one(row: list[float]) -> None:
 
 def test_a_broken_model_is_told_and_no_nan_is_sent(tmp_path: Path, root: Path, environment: None) -> None:
     loaded = written(tmp_path / "broken", "byte")
-    served = serve.load("broken", loaded.folder, torch.device("cpu"), SMALL)
+    served = load_model("broken", loaded.folder, torch.device("cpu"), SMALL)
     with torch.no_grad():
         served.loaded.model.transformer.wpe.weight.fill_(torch.nan)
     with running({"broken": served}, page_root=root) as it:
@@ -440,7 +440,7 @@ def test_the_api_has_the_strictest_policy(server: Running) -> None:
 
 
 def test_the_page_is_open_and_all_that_is_the_models_needs_the_key(alone: Path, root: Path, environment: None) -> None:
-    served = serve.load("alone", alone, torch.device("cpu"), SMALL)
+    served = load_model("alone", alone, torch.device("cpu"), SMALL)
     with running({"alone": served}, page_root=root, keys=["the-key"]) as it:
         for path in ("/", "/page/main.js", "/favicon.ico", "/page/nothing"):
             assert it.ask("GET", path).status in (200, 204, 404)
@@ -527,7 +527,7 @@ def test_a_run_that_trains_is_seen_to_train(trained: Run, tmp_path: Path, root: 
     ended = threading.Event()
 
     def take(name: str) -> None:
-        models[name] = serve.load(name, run.folder, torch.device("cpu"), SMALL)
+        models[name] = load_model(name, run.folder, torch.device("cpu"), SMALL)
 
     with running(models, begun=begun, runs=dict(begun), page_root=root) as it, run.locked():
         [told] = it.ask("GET", "/runs").json["runs"]
@@ -540,7 +540,7 @@ def test_a_run_that_trains_is_seen_to_train(trained: Run, tmp_path: Path, root: 
         assert it.ask("GET", f"/runs/{name}/metrics").json["lines"] == [{"step": 1, "loss": 4.5}]
         run.log("samples", {"step": 1, "text": "</script><b>\u2028"})
         assert it.ask("GET", f"/runs/{name}/samples").json["lines"][0]["text"] == "</script><b>\u2028"
-        waiting = threading.Thread(target=serve._wait_for, args=(begun, take, ended))
+        waiting = threading.Thread(target=_wait_for, args=(begun, take, ended))
         waiting.start()
         loaded = runs.load(trained.folder)
         run.save(1, loaded.model, loaded.tokenizer, trained.settings, {"step": 1})

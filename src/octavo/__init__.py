@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from octavo.lens.plots import plot_loss
     from octavo.model import GPT
     from octavo.runs import Run, load
+    from octavo.server import serve
     from octavo.settings import ModelSettings, Settings
     from octavo.training import train
 
@@ -36,13 +37,14 @@ _HOMES = {
     "load": "octavo.runs",
     "plot_loss": "octavo.lens.plots",
     "prepare": "octavo.data.prepare",
+    "serve": "octavo.server",
     "train": "octavo.training",
 }
 
 __version__ = "0.1.0"
 __all__ = [
     "GPT", "Checkpoint", "ModelSettings", "OctavoError", "Run", "Sample", "Settings", "evaluate", "generate", "load",
-    "plot_loss", "prepare", "train", "training",
+    "plot_loss", "prepare", "serve", "train", "training",
 ]  # fmt: skip
 
 

@@ -159,7 +159,7 @@ def inspect(arguments: argparse.Namespace) -> int:
 def _write_page(arguments: argparse.Namespace, given: dict[str, Any]) -> None:
     """`octavo inspect RUN [VIEW] --html F`"""
     from octavo import files, runs
-    from octavo.serve import static_page
+    from octavo.server import static_page
 
     if arguments.preset:
         raise OctavoError("--html shows a trained model, and a preset has only settings", "a RUN")
@@ -188,14 +188,14 @@ def _with_vocabulary(settings: Settings) -> Settings:
 
 def serve(arguments: argparse.Namespace) -> int:
     """octavo serve"""
-    from octavo import serve
+    from octavo.server import serve as serve_runs
 
     def ready(models: list[str], url: str) -> None:
         page = url.removesuffix("v1")
         said = f"serving {', '.join(models)}: {page} (page), {url} (API) (Ctrl-C ends)"
         print(json.dumps({"models": models, "url": url, "page": page}) if arguments.json else said, flush=True)
 
-    serve.serve(
+    serve_runs(
         arguments.runs, ready, host=arguments.host, port=arguments.port, api_key_file=arguments.api_key_file,
         quantize=arguments.quantize, slots=arguments.slots, overflow=arguments.overflow, queue=arguments.queue,
         prefix_cache=arguments.prefix_cache,

@@ -12,14 +12,14 @@ from starlette.exceptions import HTTPException
 
 from octavo.errors import OctavoError
 from octavo.runs import Run
-from octavo.serve import lens_api, responses, runs_api, static_page
-from octavo.serve.completions import complete
-from octavo.serve.guard import PROBES, Guard
-from octavo.serve.limits import Limits
-from octavo.serve.metrics import Metrics
-from octavo.serve.protocol import ApiError, CompletionRequest, DetokenizeRequest, TokenizeRequest
-from octavo.serve.tokens import checked, encode, spelled
-from octavo.serve.worker import Served
+from octavo.server import lens_api, responses, runs_api, static_page
+from octavo.server.completions import complete
+from octavo.server.guard import PROBES, Guard
+from octavo.server.limits import Limits
+from octavo.server.metrics import Metrics
+from octavo.server.protocol import ApiError, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from octavo.server.tokens import checked, encode, spelled
+from octavo.server.worker import Served
 from octavo.tokenizers import END_OF_TEXT
 
 

@@ -22,9 +22,9 @@ from fastapi.responses import Response
 from octavo import estimate
 from octavo.errors import OctavoError
 from octavo.runs import Run
-from octavo.serve import responses
-from octavo.serve.limits import Limits
-from octavo.serve.protocol import ApiError
+from octavo.server import responses
+from octavo.server.limits import Limits
+from octavo.server.protocol import ApiError
 
 Kind = Literal["metrics", "samples"]
 _PIECE = 1 << 20  # bytes that are read at once

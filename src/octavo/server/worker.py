@@ -19,7 +19,7 @@ from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
 from octavo.generation.engine import Engine, Job, Request, Token
 from octavo.runs import Run
-from octavo.serve.protocol import ApiError
+from octavo.server.protocol import ApiError
 
 
 class Task:

@@ -17,8 +17,8 @@ from fastapi.responses import Response
 
 from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
-from octavo.serve import lens_api, responses
-from octavo.serve.protocol import ApiError
+from octavo.server import lens_api, responses
+from octavo.server.protocol import ApiError
 
 ROOT = Path(__file__).parents[1] / "page"
 _TYPES = {

@@ -14,9 +14,9 @@ from types import FrameType
 import uvicorn
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
-from octavo.serve.guard import Guard
-from octavo.serve.limits import Limits
-from octavo.serve.protocol import ApiError
+from octavo.server.guard import Guard
+from octavo.server.limits import Limits
+from octavo.server.protocol import ApiError
 
 
 class Connection(H11Protocol):

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from octavo.errors import OctavoError
 from octavo.generation.engine import Token
 from octavo.generation.stream import start
-from octavo.serve.protocol import ApiError
+from octavo.server.protocol import ApiError
 from octavo.tokenizers import Tokenizer
 
 

@@ -24,11 +24,11 @@ from torch.overrides import TorchFunctionMode
 
 from octavo import estimate, runs
 from octavo.checkpoint import Checkpoint
-from octavo.serve import responses
-from octavo.serve.completions import unless_gone
-from octavo.serve.limits import Limits
-from octavo.serve.protocol import ApiError, LensRequest
-from octavo.serve.worker import Served
+from octavo.server import responses
+from octavo.server.completions import unless_gone
+from octavo.server.limits import Limits
+from octavo.server.protocol import ApiError, LensRequest
+from octavo.server.worker import Served
 from octavo.settings import Settings
 
 Name = Literal["shapes", "tokens", "position", "neighbors", "map", "attention", "next", "lens", "residual", "score",

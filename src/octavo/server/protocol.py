@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from fastapi.responses import Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-from octavo.serve.limits import Limits
+from octavo.server.limits import Limits
 
 _TEXT_CHANGING = {
     "suffix": "a GPT-2 writes from left to right: it can't write what comes before a suffix",

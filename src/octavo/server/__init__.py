@@ -22,10 +22,10 @@ from octavo.device import find_device
 from octavo.errors import OctavoError
 from octavo.generation.engine import Engine
 from octavo.runs import Run
-from octavo.serve.app import build
-from octavo.serve.connection import Server
-from octavo.serve.limits import Limits
-from octavo.serve.worker import Served, Worker
+from octavo.server.app import build
+from octavo.server.connection import Server
+from octavo.server.limits import Limits
+from octavo.server.worker import Served, Worker
 
 KEY_VARIABLE = "OCTAVO_API_KEY"
 _LOOK_AGAIN = 1.0  # seconds, for a first checkpoint
@@ -65,7 +65,7 @@ def serve(run_names: Sequence[str | Path], ready: Callable[[list[str], str], obj
         where = find_device(device)
 
         def take(name: str) -> None:
-            models[name] = load(name, names[name], where, limits, quantize, slots, overflow, notice)
+            models[name] = load_model(name, names[name], where, limits, quantize, slots, overflow, notice)
 
         try:
             for name in names:
@@ -83,7 +83,7 @@ def serve(run_names: Sequence[str | Path], ready: Callable[[list[str], str], obj
                 served.worker.close()
 
 
-def load(name: str, run: str | Path, device: torch.device, limits: Limits, quantize: str = "none", slots: int = 8,
+def load_model(name: str, run: str | Path, device: torch.device, limits: Limits, quantize: str = "none", slots: int = 8,
          overflow: str = "stop", notice: Callable[[str], object] = lambda text: None) -> Served:  # fmt: skip
     """A RUN, ready to be asked."""
     loaded = runs.load(run, device)

@@ -16,9 +16,9 @@ from collections.abc import Collection, Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from octavo.serve.limits import Limits
-from octavo.serve.metrics import Metrics
-from octavo.serve.protocol import ApiError
+from octavo.server.limits import Limits
+from octavo.server.metrics import Metrics
+from octavo.server.protocol import ApiError
 
 PROBES = ("/health", "/ready")  # open to all, and answered to the last
 _PAGE = re.compile(r"/|/favicon\.ico|/page/.*", re.DOTALL)  # open to all: files that everybody has who has Octavo

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 from octavo.generation.engine import Request, Token
 from octavo.generation.stream import Writer
-from octavo.serve.metrics import Metrics
-from octavo.serve.protocol import CompletionRequest
-from octavo.serve.tokens import Prompt, Shown, located
-from octavo.serve.worker import Served, Task
+from octavo.server.metrics import Metrics
+from octavo.server.protocol import CompletionRequest
+from octavo.server.tokens import Prompt, Shown, located
+from octavo.server.worker import Served, Task
 
 
 class Piece(NamedTuple):

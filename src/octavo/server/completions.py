@@ -20,12 +20,12 @@ from starlette.types import Receive, Scope, Send
 
 from octavo.generation.engine import Request
 from octavo.generation.sampling import Sampling
-from octavo.serve.candidate import Candidate, Piece
-from octavo.serve.limits import Limits
-from octavo.serve.metrics import Metrics
-from octavo.serve.protocol import ApiError, CompletionRequest
-from octavo.serve.tokens import Prompt, Shown, logprobs, read
-from octavo.serve.worker import Served
+from octavo.server.candidate import Candidate, Piece
+from octavo.server.limits import Limits
+from octavo.server.metrics import Metrics
+from octavo.server.protocol import ApiError, CompletionRequest
+from octavo.server.tokens import Prompt, Shown, logprobs, read
+from octavo.server.worker import Served
 
 T = TypeVar("T")
 
