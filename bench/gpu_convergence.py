@@ -20,7 +20,7 @@ from typing import Any
 import octavo
 from nanogpt import NanoGPT, step_milliseconds
 from octavo.data.prepare import prepare
-from octavo.device import choose
+from octavo.device import resolve_runtime
 from octavo.loss import split_loss
 from octavo.settings import resolve
 
@@ -41,7 +41,7 @@ def main() -> int:
         parser.add_argument("--" + name.replace("_", "-"), type=int, default=value)
     options = parser.parse_args()
     shape = {name: getattr(options, name) for name in SHAPE}
-    place = choose(resolve())
+    runtime = resolve_runtime(resolve())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = prepare(resolve(source=options.text, tokenizer=options.tokenizer), folder / "tokens")
@@ -49,8 +49,8 @@ def main() -> int:
         nanogpt = NanoGPT(options.nanogpt, folder)
         nanogpt.put("bench", data.tokens("train"), val, data.tokenizer.vocab_size)
         recipe: dict[str, Any] = shape | {
-            "dataset": "bench", "wandb_log": False, "bias": False, "device": place.device.type,
-            "compile": place.compile,
+            "dataset": "bench", "wandb_log": False, "bias": False, "device": runtime.device.type,
+            "compile": runtime.compile,
             "batch_size": options.batch_size, "gradient_accumulation_steps": 1, "dropout": 0.0, "eval_iters": 20,
             "log_interval": 1, "out_dir": "out-bench",
         }  # fmt: skip
@@ -58,7 +58,7 @@ def main() -> int:
         steps = int(60_000 * options.minutes / statistics.median(step_milliseconds(probe)[10:]))
         nanogpt.train(CONFIG, **recipe, max_iters=steps, lr_decay_iters=steps, warmup_iters=min(100, steps // 10),
                       eval_interval=max(1, steps // 10))  # fmt: skip
-        target = split_loss(nanogpt.model("out-bench").to(place.device), val, options.block_size)
+        target = split_loss(nanogpt.model("out-bench").to(runtime.device), val, options.block_size)
         tokens = steps * options.batch_size * options.block_size
         rows = []
         for fewer in options.fewer:
@@ -71,12 +71,12 @@ def main() -> int:
             subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
             last = octavo.Run(run).last
             assert last is not None
-            loss = split_loss(octavo.load(last).model.to(place.device), val, options.block_size)
+            loss = split_loss(octavo.load(last).model.to(runtime.device), val, options.block_size)
             rows.append({"fewer": fewer, "tokens": int(tokens / fewer), "loss": loss, "reached": loss <= target})
     if options.json:
-        print(json.dumps({"device": place.name, "nanogpt": {"tokens": tokens, "loss": target}, "octavo": rows}))
+        print(json.dumps({"device": runtime.name, "nanogpt": {"tokens": tokens, "loss": target}, "octavo": rows}))
         return 0
-    print(f"{place.name}, {place.precision}; {len(val):,} tokens of validation")
+    print(f"{runtime.name}, {runtime.precision}; {len(val):,} tokens of validation")
     print(f"nanoGPT            {tokens:14,} tokens   loss {target:.4f}")
     for row in rows:
         print(f"Octavo, 1/{row['fewer']:<8} {row['tokens']:14,} tokens   loss {row['loss']:.4f}   "

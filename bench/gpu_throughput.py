@@ -25,7 +25,7 @@ import octavo
 from nanogpt import NanoGPT, step_milliseconds
 from octavo import estimate, kernels
 from octavo.data.prepare import prepare
-from octavo.device import choose
+from octavo.device import resolve_runtime
 from octavo.loss import next_token_loss
 from octavo.model import GPT
 from octavo.settings import Settings, resolve
@@ -47,7 +47,7 @@ def main() -> int:
     options = parser.parse_args()
     shape = {name: getattr(options, name) for name in SHAPE if getattr(options, name)}
     settings = resolve("gpt2", **{"vocab_size": 50257} | shape)
-    place = choose(settings)
+    runtime = resolve_runtime(settings)
     checks = correctness(settings)
     assert max(checks.values()) < 0.01, checks
     torch.cuda.empty_cache()  # the processes to come want the memory
@@ -64,17 +64,17 @@ def main() -> int:
             run = folder / f"run-{number}"
             rates.setdefault("Octavo", []).append(octavo_rate(settings, folder / "tokens", run, options.steps))
     medians = {side: statistics.median(each) for side, each in rates.items()}
-    flops, peak = estimate.flops_per_token(settings), place.peak_flops
+    flops, peak = estimate.flops_per_token(settings), runtime.peak_flops
     out: dict[str, Any] = {
-        "device": place.name, "torch": torch.__version__, "checks": checks, "rates": rates,
+        "device": runtime.name, "torch": torch.__version__, "checks": checks, "rates": rates,
         "tokens_per_second": medians,
         "ratio": medians["Octavo"] / max(rate for side, rate in medians.items() if side != "Octavo"),
-        "mfu": medians["Octavo"] * flops / peak if peak else None, "product_flops": product_rate(place.device),
+        "mfu": medians["Octavo"] * flops / peak if peak else None, "product_flops": product_rate(runtime.device),
     }  # fmt: skip
     if options.json:
         print(json.dumps(out))
         return 0
-    print(f"{place.name}, torch {torch.__version__}, {place.precision}, compiled: {place.compile}")
+    print(f"{runtime.name}, torch {torch.__version__}, {runtime.precision}, compiled: {runtime.compile}")
     for side, rate in medians.items():
         print(f"{side:28} {rate:12,.0f} tokens/s" + (f" {rate * flops / peak:7.1%} of peak" if peak else ""))
     print(f"{'ratio to the best nanoGPT':28} {out['ratio']:12.2f}")
@@ -86,12 +86,12 @@ def main() -> int:
 
 def correctness(settings: Settings) -> dict[str, float]:
     """How far the fast path's loss and gradients are from the plain float32 ones, on two sequences."""
-    place = choose(settings)
-    model = GPT(settings, torch.Generator().manual_seed(0)).to(place.device)
+    runtime = resolve_runtime(settings)
+    model = GPT(settings, torch.Generator().manual_seed(0)).to(runtime.device)
     ids = torch.randint(
         0, settings.vocab_size, (2, settings.block_size + 1), generator=torch.Generator().manual_seed(0)
     )
-    ids = ids.to(place.device)
+    ids = ids.to(runtime.device)
 
     def gradients() -> torch.Tensor:
         every = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).double()
@@ -101,10 +101,10 @@ def correctness(settings: Settings) -> dict[str, float]:
     loss = next_token_loss(model(ids[:, :-1]), ids[:, 1:])
     loss.backward()
     plain = gradients()
-    trainer = Trainer(model, settings, place)
+    trainer = Trainer(model, settings, runtime)
     trainer.half = Bf16Weights(model)
     trainer.half.refresh()
-    with kernels.fast(place.device):
+    with kernels.fast_path(runtime.device):
         fast = trainer._forward(ids)
         fast.backward()
     trainer.half.hand_over()
@@ -135,9 +135,9 @@ def wait(device: torch.device) -> None:
 def nanogpt_rate(nanogpt: NanoGPT, settings: Settings, micro: int, steps: int) -> float:
     """Tokens per second of nanoGPT's train.py."""
     shape = {name: getattr(settings, name) for name in ("block_size", "n_layer", "n_head", "n_embd")}
-    place = choose(settings)
+    runtime = resolve_runtime(settings)
     printed = nanogpt.train(
-        "train_gpt2", dataset="bench", wandb_log=False, device=place.device.type, compile=place.compile, **shape,
+        "train_gpt2", dataset="bench", wandb_log=False, device=runtime.device.type, compile=runtime.compile, **shape,
         batch_size=micro, gradient_accumulation_steps=settings.batch_size // micro, max_iters=steps, eval_iters=1,
         eval_interval=10**9, log_interval=1, out_dir="out-bench",
     )  # fmt: skip

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from octavo import kernels
-from octavo.device import choose
+from octavo.device import resolve_runtime
 from octavo.model import GPT
 from octavo.settings import resolve
 from octavo.training.step import Trainer
@@ -62,13 +62,13 @@ def main() -> int:
 def update_milliseconds(preset: str, without: list[str], steps: int) -> float:
     """The median of updates on random tokens, without some of the faster ways."""
     if "attention" in without:
-        del kernels._FASTER[F.scaled_dot_product_attention]
+        del kernels.REPLACEMENTS[F.scaled_dot_product_attention]
     if "memory" in without:
         kernels.keep_freed_memory = lambda: None
     if "mkl" in without:
-        kernels.onednn_is_exact = lambda: False
+        kernels.is_onednn_exact = lambda: False
     settings = resolve(preset, vocab_size=65, **({"precision": "fp32"} if "fp32" in without else {}))
-    trainer = Trainer(GPT(settings, torch.Generator().manual_seed(0)), settings, choose(settings))
+    trainer = Trainer(GPT(settings, torch.Generator().manual_seed(0)), settings, resolve_runtime(settings))
     batch = np.random.default_rng(0).integers(0, 65, (settings.batch_size, settings.block_size + 1))
     times = []
     for step in range(steps + 10):

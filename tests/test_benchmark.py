@@ -24,25 +24,25 @@ def test_the_products_timed_alone_are_those_of_a_step(optimizer: str) -> None:
     settings = dataclasses.replace(SMALL, optimizer=optimizer)
     trainer = Trainer(GPT(settings), settings, Runtime(torch.device("cpu")))
     ids = np.random.default_rng(0).integers(0, 40, (4, 17))
-    kernels.onednn_is_exact()  # asks with a product of its own, once
+    kernels.is_onednn_exact()  # asks with a product of its own, once
     with FlopCounterMode(display=False) as counter:
         trainer.update(ids)
-    products = training._products(settings, 4, Runtime(torch.device("cpu")))
+    products = training.step_matmuls(settings, 4, Runtime(torch.device("cpu")))
     assert sum(count * flops for count, flops, _ in products) == counter.get_total_flops()
 
 
 def test_cut_into_micro_batches_the_products_are_as_many() -> None:
-    place = Runtime(torch.device("cpu"))
-    sums = [sum(n * flops for n, flops, _ in training._products(SMALL, rows, place)) for rows in (1, 2, 3, 4)]
+    runtime = Runtime(torch.device("cpu"))
+    sums = [sum(n * flops for n, flops, _ in training.step_matmuls(SMALL, rows, runtime)) for rows in (1, 2, 3, 4)]
     assert sums == pytest.approx([sums[0]] * 4)
 
 
 def test_the_figures_fit_together() -> None:
-    result = training.train(SMALL, steps=2)
+    result = training.benchmark_training(SMALL, steps=2)
     assert result.tokens_per_step == 64
     assert result.tokens_per_second == pytest.approx(64 / result.step_seconds)
-    assert result.products_share == pytest.approx(result.products_seconds / result.step_seconds)
-    assert result.products_share > 0
+    assert result.matmul_share == pytest.approx(result.matmul_seconds / result.step_seconds)
+    assert result.matmul_share > 0
 
 
 def test_the_verb_prints_the_formula_and_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,13 +59,15 @@ def test_the_verb_prints_the_formula_and_json(capsys: pytest.CaptureFixture[str]
 def test_the_figures_of_writing_fit_together(quantize: str) -> None:
     settings = dataclasses.replace(SMALL, vocab_size=0)
     told: list[str] = []
-    result = generation.generate(generation.untrained(settings, torch.device("cpu")), quantize, 1, told.append)
+    result = generation.benchmark_generation(
+        generation.untrained_model(settings, torch.device("cpu")), quantize, 1, told.append
+    )
     assert (result.prompt_tokens, result.new_tokens) == (8, 4)
     matrices = 12 * 2 * 32 * 32 + 65 * 32
     weight, cached = (1, 2) if quantize == "int8" else (4, 4)
     assert result.bytes_per_token == weight * matrices + 2 * 2 * 32 * cached * 10
-    assert result.read_share == pytest.approx(
-        result.bytes_per_token * result.tokens_per_second / result.read_bytes_per_second
+    assert result.bandwidth_share == pytest.approx(
+        result.bytes_per_token * result.tokens_per_second / result.memory_bandwidth
     )
     assert told[-1].endswith("1 rounds of 8 tokens and 4 more, and of 8 texts at once")
 

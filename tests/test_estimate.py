@@ -20,7 +20,7 @@ from octavo.data.dataset import Dataset
 from octavo.data.prepare import dataset
 from octavo.device import Runtime
 from octavo.errors import OctavoError
-from octavo.estimate import Pace
+from octavo.estimate import Timing
 from octavo.loss import next_token_loss
 from octavo.model import GPT
 from octavo.settings import PRESETS, Settings, resolve
@@ -30,14 +30,14 @@ from octavo.training.step import Trainer, fitting
 CPU = Runtime(torch.device("cpu"))
 TEXT = "the cat sat on the mat, and the rat sat on the hat.\n" * 12
 SMALL = dict(n_layer=2, n_head=2, n_embd=32, block_size=16, batch_size=4, vocab_size=40, device="cpu")
-PACE = Pace(step=1.0, short_step=0.5, evaluated_token=0.01, sample=10.0)
+PACE = Timing(step=1.0, short_step=0.5, evaluated_token=0.01, sample=10.0)
 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with a small text, and no more than a glance at the machine's speed."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run_estimate, "PROBE", 0.02)
+    monkeypatch.setattr(run_estimate, "PROBE_SECONDS", 0.02)
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
     return tmp_path
 
@@ -83,9 +83,9 @@ def test_flops_are_those_that_pytorch_counts(shape: dict[str, Any]) -> None:
 # Memory
 
 
-def saved_bytes(settings: Settings, place: Runtime) -> int:
+def saved_bytes(settings: Settings, runtime: Runtime) -> int:
     """What autograd keeps from a forward, beside the parameters themselves."""
-    trainer = Trainer(GPT(settings), settings, place)
+    trainer = Trainer(GPT(settings), settings, runtime)
     own = {parameter.untyped_storage().data_ptr() for parameter in trainer.model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -96,7 +96,11 @@ def saved_bytes(settings: Settings, place: Runtime) -> int:
         return tensor
 
     ids = torch.randint(0, settings.vocab_size, (settings.batch_size, settings.block_size + 1))
-    with kernels.fast(place.device), torch.autograd.graph.saved_tensors_hooks(keep, lambda it: it), place.autocast():
+    with (
+        kernels.fast_path(runtime.device),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda it: it),
+        runtime.autocast(),
+    ):
         trainer._loss(ids)
     return sum(storage.nbytes() for storage in kept.values())
 
@@ -154,7 +158,7 @@ def test_a_gpu_holds_a_copy_at_16_bits_and_no_scores() -> None:
 def test_as_many_sequences_at_once_as_the_formula_says_fit() -> None:
     settings = with_vocabulary("gpt2-512")
     rows = fitting(settings, CPU)
-    assert rows * sum(estimate.sequence(settings, "cpu", "fp32")) <= CPU.room
+    assert rows * sum(estimate.bytes_per_sequence(settings, "cpu", "fp32")) <= CPU.activation_budget
     assert settings.batch_size % rows == 0
     assert fitting(with_vocabulary("tiny"), CPU) == 32
     assert fitting(with_vocabulary("gpt2-xl"), CPU) == 1
@@ -193,7 +197,7 @@ def test_the_peak_is_this_programs_and_not_its_parents() -> None:
 def test_the_machine_tells_what_is_held_and_what_is_free() -> None:
     if sys.platform != "linux":
         pytest.skip("elsewhere the system doesn't tell")
-    held, free, there = (ask(CPU.device) for ask in (device.held_memory, device.free_memory, device.memory_there))
+    held, free, there = (ask(CPU.device) for ask in (device.resident_memory, device.free_memory, device.total_memory))
     assert held is not None and free is not None and there is not None  # noqa: PT018
     assert 50e6 < held < there
     assert 0 < free <= there
@@ -215,7 +219,7 @@ def test_time_is_reckoned_for_the_evaluations_and_samples_that_a_run_makes(given
     events = list(training.events(settings, out="run"))
     evaluations, samples = (sum(isinstance(event, kind) for event in events)
                             for kind in (training.Evaluated, training.Sampled))  # fmt: skip
-    parts = estimate.seconds(settings, PACE, evaluated=100)
+    parts = estimate.seconds_by_part(settings, PACE, evaluated=100)
     assert (parts["evaluations"], parts["samples"]) == (evaluations * 1.0, samples * 10.0)
     short = 2 if settings.curriculum_splits > 1 else 0
     assert parts["steps"] == settings.max_steps - 0.5 * short
@@ -224,9 +228,9 @@ def test_time_is_reckoned_for_the_evaluations_and_samples_that_a_run_makes(given
 
 def test_a_pace_keeps_the_time_of_the_step_that_it_comes_from() -> None:
     settings = resolve(**SMALL, curriculum_splits=2)
-    assert estimate.pace(settings, 2.0, settings.block_size).step == pytest.approx(2.0)
-    assert estimate.pace(settings, 2.0, settings.block_size // 2).short_step == pytest.approx(2.0)
-    pace = estimate.pace(settings, 2.0, settings.block_size)
+    assert estimate.timing_from_step(settings, 2.0, settings.block_size).step == pytest.approx(2.0)
+    assert estimate.timing_from_step(settings, 2.0, settings.block_size // 2).short_step == pytest.approx(2.0)
+    pace = estimate.timing_from_step(settings, 2.0, settings.block_size)
     assert pace.short_step < pace.step
     assert 3 * pace.evaluated_token * 4 * 16 == pytest.approx(2.0)
 
@@ -259,7 +263,7 @@ def test_a_large_model_is_tried_with_fewer_layers(monkeypatch: pytest.MonkeyPatc
     settings = resolve(**{**SMALL, "n_layer": 12})
     one = estimate.flops_per_token(dataclasses.replace(settings, n_layer=1)) * settings.block_size
     for bearable in (one / 2, one * 2.5, one * 100):
-        monkeypatch.setattr(run_estimate, "_BEARABLE", bearable)
+        monkeypatch.setattr(run_estimate, "MAX_PROBE_FLOPS", bearable)
         found = training.predict(settings, read=False)
         assert found.parameters == estimate.parameters(settings)
     first, second, third = tried
@@ -320,7 +324,9 @@ def test_one_text_is_no_row_of_documents(monkeypatch: pytest.MonkeyPatch) -> Non
 
     def told(documents: int) -> list[str]:
         text = data.info["text"] | {"documents": documents}
-        return run_estimate.warnings(settings, CPU, memory, dataclasses.replace(data, info=data.info | {"text": text}))
+        return run_estimate.run_warnings(
+            settings, CPU, memory, dataclasses.replace(data, info=data.info | {"text": text})
+        )
 
     assert isinstance(data, Dataset)
     assert told(1) == []
@@ -331,14 +337,14 @@ def test_memory_that_will_not_fit_is_warned_of() -> None:
     settings = resolve(**SMALL)
     assert estimate.warnings(settings, 10**9, 10**9) == []
     assert estimate.warnings(settings, 10**9, None) == []
-    assert "1.0 GB, and 0.5 GB are free" in estimate.warnings(settings, 10**9, 5 * 10**8)[0]
+    assert "1.0 GB, and 500 MB are free" in estimate.warnings(settings, 10**9, 5 * 10**8)[0]
 
 
 # The run tells the same
 
 
 def test_a_run_tells_what_it_will_take_before_its_steps_and_the_time_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_estimate, "PROBE", 0.0)
+    monkeypatch.setattr(run_estimate, "PROBE_SECONDS", 0.0)
     settings = training.plan("text.txt", **{**SMALL, "vocab_size": 0, "max_steps": 400, "log_every": 50})
     events = [event for event in training.events(settings, out="run") if not isinstance(event, training.Preparing)]
     started, first = events[0], next(n for n, event in enumerate(events) if isinstance(event, training.Step))
@@ -377,13 +383,13 @@ def test_the_verb_says_which_parameters_and_names_its_formula(capsys: pytest.Cap
     assert cli.main(["estimate", "text.txt", *WORDS, "--price", "1", "--vocab-size", "900"]) == 0
     said = capsys.readouterr().out
     assert "wte is the head too" in said
-    assert estimate.FLOPS in said
+    assert estimate.FLOPS_FORMULA in said
     assert "price " in said
     assert "warning: a vocabulary of 900" in said
 
 
 def test_gpt2_is_estimated_without_a_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_estimate, "_probed", lambda *given: PACE)
+    monkeypatch.setattr(run_estimate, "measure_timing", lambda *given: PACE)
     monkeypatch.setattr(run_estimate, "preparing", lambda *given: pytest.fail("a text was read"))
     assert cli.main(["estimate", "--preset", "gpt2", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 import octavo
-from octavo import loss, tokenizers
+from octavo import tokenizers
 from octavo.checkpoint import Checkpoint
 from octavo.data.prepare import prepare
 from octavo.errors import OctavoError
 from octavo.evaluation import count_bytes, evaluate, evaluate_run
-from octavo.loss import next_token_loss, split_loss, windows
+from octavo.loss import next_token_loss, sequence_batches, split_loss
 from octavo.model import GPT
 from octavo.runs import Run
 from octavo.settings import DataSettings, ModelSettings
@@ -79,7 +79,7 @@ def test_split_loss_is_the_mean_of_plain_losses_over_consecutive_windows(length:
 def test_windows_predict_every_token_but_the_first_once(length: int, block_size: int, at_once: int) -> None:
     tokens = np.arange(length, dtype=np.uint16)  # each its own place
     targets = []
-    for window in windows(tokens, block_size, at_once):
+    for window in sequence_batches(tokens, block_size, at_once):
         assert window.dtype == np.int64
         assert window.shape[1] == block_size + 1 or (len(window) == 1 and 2 <= window.shape[1] <= block_size)
         assert len(window) == 1 or window[:, 1:].size <= at_once
@@ -89,12 +89,11 @@ def test_windows_predict_every_token_but_the_first_once(length: int, block_size:
     assert targets == list(range(1, length))
 
 
-def test_how_many_windows_go_at_once_does_not_change_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_how_many_windows_go_at_once_does_not_change_the_loss() -> None:
     model, tokens = wide(), ids(200)
     expected = split_loss(model, tokens, 8)
     for rows in (8, 4, 1):
-        monkeypatch.setattr(loss, "_at_once", lambda *_, rows=rows: 8 * rows)
-        assert split_loss(model, tokens, 8) == pytest.approx(expected, abs=1e-6)
+        assert split_loss(model, tokens, 8, tokens_per_batch=8 * rows) == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_split_is_evaluated_from_a_file_as_from_memory(tmp_path: Path) -> None:

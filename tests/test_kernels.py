@@ -27,7 +27,7 @@ def with_gradients(function: Callable[..., torch.Tensor], *inputs: torch.Tensor)
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.float64, 1e-12), (torch.bfloat16, 0.1)])
 def test_attention_and_its_gradients_are_the_fused_kernels(T: int, dtype: torch.dtype, close: float) -> None:
     q, k, v = (seeded(3, 2, T, 8 + i, dtype=dtype)[..., :8] for i in range(3))
-    ours = with_gradients(lambda *qkv: kernels.attention(*qkv, is_causal=True), q, k, v)
+    ours = with_gradients(lambda *qkv: kernels.matmul_attention(*qkv, is_causal=True), q, k, v)
     fused = with_gradients(lambda *qkv: F.scaled_dot_product_attention(*qkv, is_causal=True), q, k, v)
     for mine, theirs in zip(ours, fused, strict=True):
         torch.testing.assert_close(mine, theirs, atol=close, rtol=close)
@@ -35,7 +35,7 @@ def test_attention_and_its_gradients_are_the_fused_kernels(T: int, dtype: torch.
 
 def test_no_position_sees_a_later_one() -> None:
     v = seeded(1, 1, 6, 4)
-    y = kernels.attention(seeded(1, 1, 6, 4), seeded(1, 1, 6, 4), v, is_causal=True)
+    y = kernels.matmul_attention(seeded(1, 1, 6, 4), seeded(1, 1, 6, 4), v, is_causal=True)
     for position in range(6):
         (seen,) = torch.autograd.grad(y[0, 0, position].sum(), v, retain_graph=True)
         assert (seen[0, 0, position + 1 :] == 0).all()
@@ -45,13 +45,13 @@ def test_no_position_sees_a_later_one() -> None:
 def test_what_the_faster_attention_does_not_know_goes_to_pytorchs() -> None:
     q = seeded(1, 2, 5, 4)
     mask = torch.ones(5, 5, dtype=torch.bool).tril()
-    torch.testing.assert_close(kernels.attention(q, q, q, mask), F.scaled_dot_product_attention(q, q, q, mask))
-    torch.testing.assert_close(kernels.attention(q, q, q), F.scaled_dot_product_attention(q, q, q))
+    torch.testing.assert_close(kernels.matmul_attention(q, q, q, mask), F.scaled_dot_product_attention(q, q, q, mask))
+    torch.testing.assert_close(kernels.matmul_attention(q, q, q), F.scaled_dot_product_attention(q, q, q))
     long = seeded(1, 1, 600, 4)
-    assert torch.equal(kernels.attention(long, long, long, is_causal=True),
+    assert torch.equal(kernels.matmul_attention(long, long, long, is_causal=True),
                        F.scaled_dot_product_attention(long, long, long, is_causal=True))  # fmt: skip
     torch.manual_seed(0)
-    ours = kernels.attention(q, q, q, dropout_p=0.5, is_causal=True)
+    ours = kernels.matmul_attention(q, q, q, dropout_p=0.5, is_causal=True)
     torch.manual_seed(0)
     assert torch.equal(ours, F.scaled_dot_product_attention(q, q, q, dropout_p=0.5, is_causal=True))
 
@@ -60,7 +60,7 @@ def test_what_the_faster_attention_does_not_know_goes_to_pytorchs() -> None:
 def test_dropout_drops_its_share_and_keeps_the_mean(p: float) -> None:
     torch.manual_seed(0)
     x = torch.ones(999, 1001)
-    y = kernels.dropout(x, p)
+    y = kernels.fast_dropout(x, p)
     dropped = (y == 0).float().mean().item()
     assert abs(dropped - p) < 0.002  # 4 standard deviations
     assert abs(y.mean().item() - 1) < 0.01
@@ -74,18 +74,18 @@ def test_dropout_drops_its_share_and_keeps_the_mean(p: float) -> None:
 def test_dropout_follows_the_global_generator_and_is_off_in_evaluation() -> None:
     x = seeded(5, 7)
     torch.manual_seed(3)
-    first = kernels.dropout(x, 0.5)
+    first = kernels.fast_dropout(x, 0.5)
     torch.manual_seed(3)
-    assert torch.equal(first, kernels.dropout(x, 0.5))
-    assert not torch.equal(first, kernels.dropout(x, 0.5))
-    assert kernels.dropout(x, 0.5, training=False) is x
+    assert torch.equal(first, kernels.fast_dropout(x, 0.5))
+    assert not torch.equal(first, kernels.fast_dropout(x, 0.5))
+    assert kernels.fast_dropout(x, 0.5, training=False) is x
 
 
 def test_products_stay_float32_inside_and_the_switch_goes_back() -> None:
     before = torch.backends.mkldnn.matmul.fp32_precision
     x, w = seeded(96, 80), seeded(80, 72)
     exact = x.double() @ w.double()
-    with kernels.fast(CPU):
+    with kernels.fast_path(CPU):
         error = (x @ w - exact).abs().max().item()
     assert error < 1e-4  # bf16 would be wrong by 0.1
     assert torch.backends.mkldnn.matmul.fp32_precision == before
@@ -97,12 +97,12 @@ def test_the_switch_goes_back_with_the_last_of_several_threads() -> None:
     entered, leave = threading.Event(), threading.Event()
 
     def stay() -> None:
-        with kernels.fast(CPU):
+        with kernels.fast_path(CPU):
             entered.set()
             leave.wait(30)
 
     thread = threading.Thread(target=stay)
-    with kernels.fast(CPU):
+    with kernels.fast_path(CPU):
         inside = torch.backends.mkldnn.matmul.fp32_precision
         thread.start()
         assert entered.wait(30)
@@ -122,7 +122,7 @@ def test_a_model_computes_the_same_inside_and_outside() -> None:
         return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
     plain = gradients()
-    with kernels.fast(CPU):
+    with kernels.fast_path(CPU):
         fast = gradients()
     for a, b in zip(fast, plain, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
@@ -130,16 +130,16 @@ def test_a_model_computes_the_same_inside_and_outside() -> None:
 
 def test_the_model_really_takes_the_faster_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
-    for name in ("attention", "dropout"):
+    for name in ("matmul_attention", "fast_dropout"):
         own = getattr(kernels, name)
-        key = next(k for k, f in kernels._FASTER.items() if f is own)
+        key = next(k for k, f in kernels.REPLACEMENTS.items() if f is own)
 
         def noted(*args: object, own: Callable[..., torch.Tensor] = own, name: str = name, **more: object) -> object:
             taken.append(name)
             return own(*args, **more)
 
-        monkeypatch.setitem(kernels._FASTER, key, noted)
+        monkeypatch.setitem(kernels.REPLACEMENTS, key, noted)
     model = GPT(resolve(n_layer=1, n_head=1, n_embd=8, block_size=4, vocab_size=9, dropout=0.1))
-    with kernels.fast(CPU):
+    with kernels.fast_path(CPU):
         model(torch.tensor([[1, 2, 3]]))
-    assert taken == ["dropout", "attention", "dropout", "dropout"]
+    assert taken == ["fast_dropout", "matmul_attention", "fast_dropout", "fast_dropout"]

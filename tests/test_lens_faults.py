@@ -374,7 +374,9 @@ def residual_without_the_norms_bias(patch: Patch, loaded: Checkpoint) -> None:
 
 
 def windows_drop_a_token(patch: Patch, loaded: Checkpoint) -> None:
-    patch.setattr(surprisal, "windows", lambda *given: (each[:, :-1] for each in loss.windows(*given)))
+    patch.setattr(
+        surprisal, "sequence_batches", lambda *given: (each[:, :-1] for each in loss.sequence_batches(*given))
+    )
 
 
 def score_in_bits(patch: Patch, loaded: Checkpoint) -> None:

@@ -19,7 +19,7 @@ import torch
 import octavo
 from octavo import checkpoint, training
 from octavo.data.build import result
-from octavo.device import Runtime, choose
+from octavo.device import Runtime, resolve_runtime
 from octavo.errors import OctavoError
 from octavo.model import GPT
 from octavo.settings import Settings, TrainingSettings, resolve
@@ -484,13 +484,13 @@ def test_a_hugging_face_gpt2_folder_can_be_fine_tuned(folder: Path) -> None:
 ])  # fmt: skip
 def test_a_device_or_precision_that_is_not_there_is_an_error(settings: dict, message: str) -> None:
     with pytest.raises(OctavoError, match=message):
-        choose(dataclasses.replace(TrainingSettings(device="cpu"), **settings))
+        resolve_runtime(dataclasses.replace(TrainingSettings(device="cpu"), **settings))
 
 
 def test_auto_takes_bf16_on_a_cpu_only_where_it_is_fast_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     for has, expected in (({"avx512_bf16": True}, "bf16"), ({"avx2": True}, "fp32")):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: has)
-        place = choose(TrainingSettings(device="cpu"))
+        place = resolve_runtime(TrainingSettings(device="cpu"))
         assert place.precision == expected
         assert bool(place.notes) == (expected == "bf16")
 

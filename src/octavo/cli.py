@@ -259,9 +259,10 @@ def stats(arguments: argparse.Namespace) -> int:
 def estimate(arguments: argparse.Namespace) -> int:
     """octavo estimate"""
     from octavo import training
-    from octavo.estimate import FLOPS
-    from octavo.terminal import clock, followed, size
+    from octavo.estimate import FLOPS_FORMULA
+    from octavo.terminal import clock, followed
     from octavo.training.run_estimate import predicting
+    from octavo.units import format_bytes
 
     settings = training.plan(arguments.source, preset=arguments.preset, config=arguments.config, **_given(arguments))
     named = arguments.source is not None or settings.source != DataSettings().source
@@ -278,10 +279,10 @@ def estimate(arguments: argparse.Namespace) -> int:
         f"{count - parts['wpe'] - parts['wte']:,} without both",
         f"FLOPs       {found.flops_per_token:,} a token: forward {flops['forward']:,}, backward {flops['backward']:,}; "
         f"attention's {flops['attention']:,} are in both",
-        f"            {FLOPS}",
-        f"memory      {size(found.memory_bytes)} at the peak, on {found.device} in {found.precision}, with "
+        f"            {FLOPS_FORMULA}",
+        f"memory      {format_bytes(found.memory_bytes)} at the peak, on {found.device} in {found.precision}, with "
         f"{found.micro_batch} sequences at once",
-        f"            {listed(found.memory_by_part, size)}",
+        f"            {listed(found.memory_by_part, format_bytes)}",
         f"run         {found.steps:,} steps of {settings.batch_size * settings.block_size:,} tokens{text}",
     ]
     if found.seconds is not None:
@@ -306,16 +307,16 @@ def bench(arguments: argparse.Namespace) -> int:
 def _bench_train(arguments: argparse.Namespace, settings: Settings, told: Callable[[str], None]) -> int:
     from octavo.benchmark import training
 
-    result = training.train(settings, arguments.rounds, told)
+    result = training.benchmark_training(settings, arguments.rounds, told)
     return _report(
         arguments,
         result,
         f"step             {1000 * result.step_seconds:,.1f} ms, median of {arguments.rounds}\n"
         f"tokens           {result.tokens_per_second:,.0f} a second\n"
         f"model            {result.flops_per_second / 1e9:,.0f} GFLOP/s\n"
-        f"products alone   {1000 * result.products_seconds:,.1f} ms, "
-        f"{result.products_flops_per_second / 1e9:,.0f} GFLOP/s\n"
-        f"products' share  {result.products_share:.0%}\n"
+        f"products alone   {1000 * result.matmul_seconds:,.1f} ms, "
+        f"{result.matmul_flops_per_second / 1e9:,.0f} GFLOP/s\n"
+        f"products' share  {result.matmul_share:.0%}\n"
         f"{training.FORMULA}",
     )
 
@@ -326,8 +327,8 @@ def _bench_generate(arguments: argparse.Namespace, settings: Settings, told: Cal
     from octavo.device import find_device
 
     device = find_device(settings.device)
-    model = runs.load(arguments.run, device).model if arguments.run else generation.untrained(settings, device)
-    result = generation.generate(model, arguments.quantize, arguments.rounds, told)
+    model = runs.load(arguments.run, device).model if arguments.run else generation.untrained_model(settings, device)
+    result = generation.benchmark_generation(model, arguments.quantize, arguments.rounds, told)
     return _report(
         arguments,
         result,
@@ -336,8 +337,8 @@ def _bench_generate(arguments: argparse.Namespace, settings: Settings, told: Cal
         f"{result.streams} texts          {result.streams_tokens_per_second:,.1f} tokens a second, "
         f"their prompts' reading included\n"
         f"this reads       {result.bytes_per_token / 1e6:,.1f} MB a token, of weights, keys and values\n"
-        f"the memory gives {result.read_bytes_per_second / 1e9:,.1f} GB/s, of which one text has "
-        f"{result.read_share:.0%}",
+        f"the memory gives {result.memory_bandwidth / 1e9:,.1f} GB/s, of which one text has "
+        f"{result.bandwidth_share:.0%}",
     )
 
 

@@ -1,6 +1,6 @@
 """Where and how precisely the arithmetic runs: device, precision, compile. Chosen once, said once.
 
-`choose` resolves what the settings leave to `auto` and gives a `Runtime`, with one note for each choice that
+`resolve_runtime` resolves what the settings leave to `auto` and gives a `Runtime`, with one note for each choice that
 changes speed or numbers without being asked. What only one kind of device needs lives here.
 """
 
@@ -14,6 +14,7 @@ import torch
 
 from octavo.errors import OctavoError
 from octavo.settings import TrainingSettings
+from octavo.units import format_bytes
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -49,7 +50,7 @@ class Runtime:
         words = f" {self.name.replace('-', ' ')} "  # whole words: an L4 is no L40S
         return next((peak for part, peak in _PEAK_FLOPS.items() if f" {part} " in words), None)
 
-    def wait(self) -> None:
+    def synchronize(self) -> None:
         """Until the device has done what it was given; a CPU has by then."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -57,7 +58,7 @@ class Runtime:
             torch.mps.synchronize()
 
     @property
-    def room(self) -> int:
+    def activation_budget(self) -> int:
         """Bytes that a step's activations may take: on a GPU most of what is free, elsewhere what any machine bears."""
         if self.device.type == "cuda":
             return int(0.7 * torch.cuda.mem_get_info(self.device)[0])
@@ -84,7 +85,7 @@ class Runtime:
         # The cache keeps a bf16 copy of each weight for one use; here each weight is used once a forward.
         return torch.autocast(self.device.type, _DTYPES[self.precision], cache_enabled=False)
 
-    def scaler(self) -> torch.amp.GradScaler:
+    def grad_scaler(self) -> torch.amp.GradScaler:
         """Loss scaling for fp16, whose small gradients would vanish; does nothing for the others."""
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
@@ -95,7 +96,7 @@ class Runtime:
         return tensor.to(self.device)
 
 
-def choose(settings: TrainingSettings) -> Runtime:
+def resolve_runtime(settings: TrainingSettings) -> Runtime:
     """The place that the settings name, with every `auto` resolved.
 
     Raises `OctavoError` for a device or precision that this machine doesn't have.
@@ -131,16 +132,16 @@ def find_device(name: str = "auto") -> torch.device:
 
 def check_fits(parameters: int, device: torch.device) -> None:
     """Raise `OctavoError` where weights, gradients and AdamW's two averages alone, 16 bytes each, don't fit."""
-    there = memory_there(device)
+    there = total_memory(device)
     if there is not None and 16 * parameters > there:
         raise OctavoError(
-            f"{parameters:,} parameters need {16 * parameters / 1e9:,.1f} GB to train, and this machine has "
-            f"{there / 1e9:,.1f} GB",
+            f"{parameters:,} parameters need {format_bytes(16 * parameters)} to train, and this machine has "
+            f"{format_bytes(there)}",
             "a smaller --n-layer, --n-embd or vocabulary",
         )
 
 
-def memory_there(device: torch.device) -> int | None:
+def total_memory(device: torch.device) -> int | None:
     """All the bytes of memory that a device has, or the machine."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[1])
@@ -155,10 +156,10 @@ def free_memory(device: torch.device) -> int | None:
         return int(torch.cuda.mem_get_info(device)[0])
     with contextlib.suppress(OSError, StopIteration), open("/proc/meminfo", encoding="ascii") as lines:
         return 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
-    return memory_there(device)
+    return total_memory(device)
 
 
-def held_memory(device: torch.device) -> int | None:
+def resident_memory(device: torch.device) -> int | None:
     """Bytes that are taken now: of a GPU's by tensors, else by the whole process, where the system tells."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
@@ -167,7 +168,7 @@ def held_memory(device: torch.device) -> int | None:
     return None
 
 
-def out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether an error says that the device's memory, or the machine's, did not suffice."""
     return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error) or (
         "can't allocate memory" in str(error)

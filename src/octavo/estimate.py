@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from octavo import kernels
 from octavo.settings import ModelSettings, Settings
+from octavo.units import format_bytes
 
-FLOPS = "forward 2 W + 4 L T C, backward twice that (PaLM, appendix B); W: weights that multiply"
+FLOPS_FORMULA = "forward 2 W + 4 L T C, backward twice that (PaLM, appendix B); W: weights that multiply"
 SAMPLE_TOKENS = 200  # that a run writes, now and then
 PASSES = 20  # over a text, beyond which a warning is due
 TOKENS_PER_ENTRY = 5  # of the vocabulary; word2vec (Mikolov et al., 2013) leaves out words that come fewer times
@@ -85,7 +86,7 @@ def memory(settings: Settings, device: str, precision: str, micro_batch: int, pr
     size, rows = _bytes(precision), min(micro_batch, settings.batch_size)
     copied = device == "cuda" and precision == "bf16"  # see training/half.py; elsewhere autocast's copies of matrices
     halves = (P if copied else matrices + V * settings.n_embd) if size == 2 else 0
-    activations, logits = (rows * each for each in sequence(settings, device, precision))
+    activations, logits = (rows * each for each in bytes_per_sequence(settings, device, precision))
     muon = settings.optimizer == "muon"
     weights, gradients, optimizer = 4 * P + 2 * halves, (6 if copied else 4) * P, 8 * P - 4 * matrices * muon
     # Muon's directions, and the four products of that size within a round.
@@ -99,7 +100,7 @@ def memory(settings: Settings, device: str, precision: str, micro_batch: int, pr
     return Memory(weights, gradients, optimizer, activations, logits, update, gaps, program, peak)
 
 
-def sequence(settings: ModelSettings, device: str, precision: str) -> tuple[int, int]:
+def bytes_per_sequence(settings: ModelSettings, device: str, precision: str) -> tuple[int, int]:
     """Bytes of activations and of logits that one sequence of training takes."""
     L, C, T = settings.n_layer, settings.n_embd, settings.block_size
     size = _bytes(precision)
@@ -117,7 +118,7 @@ def sequence(settings: ModelSettings, device: str, precision: str) -> tuple[int,
 def _attention(settings: ModelSettings, device: str, size: int) -> int:
     """Bytes that attention keeps of a position beside queries, keys, values and outputs."""
     C, H, T = settings.n_embd, settings.n_head, settings.block_size
-    if device == "cuda" or (T > kernels.LONGEST and not settings.attention_dropout):
+    if device == "cuda" or (T > kernels.MAX_MATMUL_ATTENTION_LENGTH and not settings.attention_dropout):
         return 4 * H  # fused: the sums of the softmax alone
     if settings.attention_dropout:  # all in float32: weights, mask and their product
         return 3 * C * (4 - size) + 12 * H * T
@@ -129,7 +130,7 @@ def _bytes(precision: str) -> int:
 
 
 @dataclass(frozen=True)
-class Pace:
+class Timing:
     """Seconds that a machine takes for each thing a run does."""
 
     step: float
@@ -138,7 +139,7 @@ class Pace:
     sample: float
 
 
-def pace(settings: Settings, step: float, window: int) -> Pace:
+def timing_from_step(settings: Settings, step: float, window: int) -> Timing:
     """The pace at which one step, in windows of that length, takes so many seconds: everything else by its FLOPs.
 
     Evaluations and samples are in float32, at half the rate of bf16. Within the block a sample's token takes 0.3 ms a
@@ -148,14 +149,14 @@ def pace(settings: Settings, step: float, window: int) -> Pace:
     flop = step / (tokens * flops_per_token(settings, window))
     forward = forward_flops_per_token(settings) * flop * (2 if settings.precision == "bf16" else 1)
     beyond = max(0, SAMPLE_TOKENS - T)
-    return Pace(
+    return Timing(
         step=tokens * flops_per_token(settings) * flop,
         short_step=tokens * flops_per_token(settings, T // settings.curriculum_splits) * flop,
         evaluated_token=forward, sample=SAMPLE_TOKENS * settings.n_layer * 3e-4 + beyond * T * forward,
     )  # fmt: skip
 
 
-def seconds(settings: Settings, pace: Pace, evaluated: int) -> dict[str, float]:
+def seconds_by_part(settings: Settings, timing: Timing, evaluated: int) -> dict[str, float]:
     """How long a run takes, by what it spends it on; an evaluation scores so many tokens."""
     short = math.ceil(settings.curriculum_fraction * settings.max_steps) if settings.curriculum_splits > 1 else 0
     evaluations, samples, saves = (
@@ -164,15 +165,15 @@ def seconds(settings: Settings, pace: Pace, evaluated: int) -> dict[str, float]:
     )
     weights = 4 * parameters(settings)
     return {
-        "steps": short * pace.short_step + (settings.max_steps - short) * pace.step,
-        "evaluations": evaluations * evaluated * pace.evaluated_token,
-        "samples": samples * pace.sample,
+        "steps": short * timing.short_step + (settings.max_steps - short) * timing.step,
+        "evaluations": evaluations * evaluated * timing.evaluated_token,
+        "samples": samples * timing.sample,
         # Weights alone where they are kept along the way, else two or three times as much.
         "checkpoints": max(evaluations, saves) * _written(3 * weights) + settings.keep * _written(weights),
     }
 
 
-def evaluated_tokens(val_tokens: int) -> int:
+def evaluation_tokens(val_tokens: int) -> int:
     """How many tokens an evaluation scores: all of the validation split, and some of the other."""
     return val_tokens + min(val_tokens, 1 << 15)
 
@@ -190,7 +191,7 @@ def warnings(settings: Settings, needed: int, available: int | None, train_token
     """
     T, V, found = settings.block_size, settings.vocab_size, []
     if available is not None and needed > available:
-        found.append(f"training needs about {needed / 1e9:,.1f} GB, and {available / 1e9:,.1f} GB are free "
+        found.append(f"training needs about {format_bytes(needed)}, and {format_bytes(available)} are free "
                      "(smaller: --micro-batch, --n-layer, --n-embd)")  # fmt: skip
     if train_tokens is None:
         return found

@@ -1,6 +1,6 @@
 """Faster ways to the same arithmetic, where PyTorch's default on a CPU is not the best that it has.
 
-    with kernels.fast(device):
+    with kernels.fast_path(device):
         ...  # the model's forward and backward, unchanged
 
 On a CPU three things change inside, on a GPU one; what is computed stays. `tests/test_kernels.py` holds each against
@@ -25,14 +25,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 # Beyond, the scores (B, H, T, T) fall out of the caches, and the fused kernel skips more than half of them.
-LONGEST = 512
+MAX_MATMUL_ATTENTION_LENGTH = 512
 _ON_GPU = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _MATMUL: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # PyTorch's stubs don't know it
 
 
 @contextlib.contextmanager
-def fast(device: torch.device) -> Iterator[None]:
+def fast_path(device: torch.device) -> Iterator[None]:
     """The context in which products, attention and dropout take the faster way."""
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0):
         # PyTorch prefers its own flash attention; cuDNN's is faster on Hopper and after.
@@ -57,7 +57,7 @@ class _ByOneDNN:
         with self._lock:
             if not self._inside:
                 self._before = _MATMUL.fp32_precision
-                if onednn_is_exact():
+                if is_onednn_exact():
                     _MATMUL.fp32_precision = "bf16"
             self._inside += 1
 
@@ -105,7 +105,7 @@ def keep_freed_memory() -> None:
 
 
 @functools.cache
-def onednn_is_exact() -> bool:
+def is_onednn_exact() -> bool:
     """Whether oneDNN multiplies float32 in float32 although it is allowed bf16.
 
     PyTorch sends float32 products to MKL, which runs at less than half of its speed on a CPU that isn't Intel's.
@@ -128,7 +128,7 @@ def onednn_is_exact() -> bool:
         _MATMUL.fp32_precision = before
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout_p: float = 0.0,
+def matmul_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout_p: float = 0.0,
               is_causal: bool = False) -> Tensor:  # fmt: skip
     """Causal attention over short blocks as two batched products; whatever else, by PyTorch's own.
 
@@ -136,14 +136,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropo
     backward take it 3 to 5 times as long as this in bf16, 1 to 2 times in float32.
     """
     B, H, T, D = q.shape
-    if not is_causal or mask is not None or dropout_p or T > LONGEST:
+    if not is_causal or mask is not None or dropout_p or T > MAX_MATMUL_ATTENTION_LENGTH:
         return F.scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal)
     q, k, v = (each.reshape(B * H, T, D) for each in (q, k, v))
     scores = torch.baddbmm(_future(T, q.dtype), q, k.mT, alpha=D**-0.5)  # (B * H, T, T)
     return torch.bmm(scores.softmax(-1), v).view(B, H, T, D)
 
 
-def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+def fast_dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """Dropout from 16 random bits for each number, a quarter of the time of PyTorch's 64; p to within 1e-5."""
     if not training or p == 0:
         return x
@@ -153,14 +153,17 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = Fa
     return x * keep.to(x.dtype).mul_(1 / (1 - dropped / 2**16))
 
 
-_FASTER: dict[Any, Callable[..., Tensor]] = {F.scaled_dot_product_attention: attention, F.dropout: dropout}
+REPLACEMENTS: dict[Any, Callable[..., Tensor]] = {
+    F.scaled_dot_product_attention: matmul_attention,
+    F.dropout: fast_dropout,
+}
 
 
 class _Replaced(TorchFunctionMode):
-    """Calls of the functions in `_FASTER` take the faster one."""
+    """Calls of the functions in `REPLACEMENTS` take the faster one."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _FASTER.get(func, func)(*args, **(kwargs or {}))
+        return REPLACEMENTS.get(func, func)(*args, **(kwargs or {}))
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,6 +1,8 @@
-"""The next-token loss, and its exact mean over a whole split.
+"""The next-token loss of a batch, and its exact mean over a whole split.
 
-The axis letters: `B` windows in a batch, `T` positions in a window, `V` the vocabulary.
+Nothing here draws random numbers or changes weights. The training loop, the evaluation and the lens use the same sum.
+
+Axis letters: `B` sequences in a batch, `T` positions, `V` vocabulary.
 """
 
 from collections.abc import Iterator
@@ -15,8 +17,8 @@ from octavo import kernels
 from octavo.model import GPT
 
 
-class Row(Protocol):
-    """Ids in a row, an array or files: what has a length and gives stretches."""
+class TokenSequence(Protocol):
+    """Token ids with a length and slices: a NumPy array, or the shards of a split."""
 
     def __len__(self) -> int: ...
 
@@ -24,50 +26,54 @@ class Row(Protocol):
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """The summed cross-entropy, in nats, of logits (B, T, V) against the ids that came next, (B, T).
+    """Summed cross-entropy, in nats, of logits (B, T, V) against the ids that follow, (B, T). Always in float32.
 
-    A sum, so that whoever accumulates divides once by the true number of targets. Always in float32.
+    A sum rather than a mean: with gradient accumulation the caller divides once by the number of targets of the whole
+    batch, so micro-batches of different sizes are weighted correctly.
     """
     return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum")
 
 
-def split_loss(model: GPT, tokens: Row, block_size: int) -> float:
-    """Mean loss in nats per token over all of `tokens`, in consecutive windows of `block_size`.
+def split_loss(model: GPT, tokens: TokenSequence, block_size: int, tokens_per_batch: int | None = None) -> float:
+    """Mean loss in nats per token over all of `tokens`, in consecutive sequences of `block_size`.
 
-    Every token but the first is predicted once, with between 0 and `block_size` - 1 tokens of its window
-    before the one that predicts it. In float32 whatever the training precision, so it is one number everywhere.
+    Each token except the first is predicted exactly once, from the tokens before it in its sequence. Computed in
+    float32 whatever the training precision, so the same weights give the same loss on every device, up to rounding.
+    `tokens_per_batch` changes speed and memory only; by default it is chosen for the model's device.
     """
     was_training = model.training
     model.eval()
     device = model.lm_head.weight.device
     total = torch.zeros((), dtype=torch.float64, device=device)
-    with torch.inference_mode(), kernels.fast(device):
-        for window in windows(tokens, block_size, _at_once(device, model.settings.vocab_size)):
-            ids = torch.from_numpy(window).to(device)
+    tokens_per_batch = tokens_per_batch or _default_tokens_per_batch(device, model.settings.vocab_size)
+    with torch.inference_mode(), kernels.fast_path(device):
+        for batch in sequence_batches(tokens, block_size, tokens_per_batch):
+            ids = torch.from_numpy(batch).to(device)  # (B, T + 1)
             total += next_token_loss(model(ids[:, :-1]), ids[:, 1:])
     model.train(was_training)
     return total.item() / (len(tokens) - 1)
 
 
-def _at_once(device: torch.device, vocab_size: int) -> int:
-    """Tokens in a batch. On a CPU they stay in its caches: 64,000 at once took 1.5 times as long as 4,096."""
+def _default_tokens_per_batch(device: torch.device, vocab_size: int) -> int:
+    """On a CPU a batch that stays in the caches: 64,000 tokens at once took 1.5 times as long as 4,096."""
     if device.type == "cpu":
-        return min(1 << 12, (64 << 20) // vocab_size)  # float32 logits of at most 256 MB
+        return min(1 << 12, (64 << 20) // vocab_size)  # float32 logits of at most 256 MiB
     return min(1 << 17, (512 << 20) // vocab_size)
 
 
-def windows(tokens: Row, block_size: int, at_once: int) -> Iterator[np.ndarray]:
-    """All of `tokens` as batches (B, T + 1) of int64; windows share the one token where they meet.
+def sequence_batches(tokens: TokenSequence, block_size: int, tokens_per_batch: int) -> Iterator[np.ndarray]:
+    """Split `tokens` into consecutive sequences, as batches (B, T + 1) of int64.
 
-    The last batch is the rest, a single shorter window. A batch has at most `at_once` tokens, or one window.
+    The last token of a sequence is the first of the next, so that every token is once a target. What is left at the end
+    is a batch of one shorter sequence. A batch has at most `tokens_per_batch` tokens, but at least one sequence.
     """
-    rows = max(1, at_once // block_size)
-    whole = (len(tokens) - 1) // block_size
-    for first in range(0, whole, rows):
-        count = min(rows, whole - first)
+    rows = max(1, tokens_per_batch // block_size)
+    full_sequences = (len(tokens) - 1) // block_size
+    for first in range(0, full_sequences, rows):
+        count = min(rows, full_sequences - first)
         start = first * block_size
         flat = np.asarray(tokens[start : start + count * block_size + 1], dtype=np.int64)
         yield np.lib.stride_tricks.sliding_window_view(flat, block_size + 1)[::block_size].copy()
-    rest = np.asarray(tokens[whole * block_size :], dtype=np.int64)
+    rest = np.asarray(tokens[full_sequences * block_size :], dtype=np.int64)
     if len(rest) > 1:
         yield rest[None]

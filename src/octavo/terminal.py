@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from octavo.training import Evaluated, Event, Expected, Finished, Notice, Preparing, Sampled, Saved, Started, Step
+from octavo.units import format_bytes
 
 
 class _Console(Console):
@@ -112,7 +113,7 @@ class Progress:
             f"{_counted(s.n_layer, 'layer')}, {_counted(s.n_head, 'head')}, {s.n_embd} wide, block {s.block_size} · "
             f"{_amount(event.flops_per_token)}FLOPs a token\n"
             f"{s.max_steps:,} steps of {s.batch_size * s.block_size:,} tokens, {event.epochs:,.1f} passes over the "
-            f"text · {escape(event.device)}, {event.precision} · about {size(event.memory_bytes)} of memory"
+            f"text · {escape(event.device)}, {event.precision} · about {format_bytes(event.memory_bytes)} of memory"
         )
         if event.step:
             self.console.print(f"going on after step {event.step:,}")
@@ -210,11 +211,6 @@ def _amount(number: float) -> str:
         if number >= large:
             return f"{number / large:.1f} {name} "
     return f"{number:,.0f} "
-
-
-def size(count: int) -> str:
-    """12 MB, or 3.4 GB."""
-    return f"{count / 1e6:,.0f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"
 
 
 def clock(seconds: float) -> str:

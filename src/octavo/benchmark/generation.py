@@ -33,42 +33,42 @@ class GenerateBenchmark:
     streams: int  # texts at once, of different lengths and samplings
     streams_tokens_per_second: float  # of all of them together
     bytes_per_token: int  # that have to be read: the weights, and the keys and values of the positions seen
-    read_bytes_per_second: float  # of a plain sum with all threads
-    read_share: float  # of that limit reached by one text
+    memory_bandwidth: float  # of a plain sum with all threads
+    bandwidth_share: float  # of that limit reached by one text
 
 
-def generate(model: GPT, quantize: str = "none", rounds: int = 5,
+def benchmark_generation(model: GPT, quantize: str = "none", rounds: int = 5,
              tell: Callable[[str], None] = lambda line: None) -> GenerateBenchmark:  # fmt: skip
     """Time a prompt of half the block and texts of a quarter after it, alone and `STREAMS` at once, in turn."""
     if rounds < 1:
         raise OctavoError(f"{rounds} rounds can't be timed", "--rounds 5")
     settings = model.settings
-    place = Runtime(model.lm_head.weight.device)
+    runtime = Runtime(model.lm_head.weight.device)
     prompt, new = settings.block_size // 2, max(2, settings.block_size // 4)
     engine = Engine(model, STREAMS, quantize=quantize)
     for note in engine.notes:
         tell(f"note: {note}")
-    tell(f"{place.name}: {rounds} rounds of {prompt} tokens and {new} more, and of {STREAMS} texts at once")
+    tell(f"{runtime.name}: {rounds} rounds of {prompt} tokens and {new} more, and of {STREAMS} texts at once")
     alone, together, reading = [], [], []
     for number in range(rounds + 1):  # the first is to warm up
         alone.append(_one(engine, prompt, new, number))
         together.append(_streams(engine, prompt, new, number))
-        reading.append(_reading(place))
+        reading.append(_reading(runtime))
     weight, cached = (1, 2) if quantize == "int8" else (4, 4)  # bytes of a number
     C = settings.n_embd
     matrices = 12 * settings.n_layer * C * C + settings.vocab_size * C
     seen = 2 * cached * settings.n_layer * C * (prompt + new // 2)
     rate, limit = statistics.median(r for _, r in alone[1:]), statistics.median(reading[1:])
     return GenerateBenchmark(
-        device=place.name, quantize=quantize, parameters=sum(p.numel() for p in model.parameters()),
+        device=runtime.name, quantize=quantize, parameters=sum(p.numel() for p in model.parameters()),
         prompt_tokens=prompt, new_tokens=new, prefill_seconds=statistics.median(p for p, _ in alone[1:]),
         tokens_per_second=rate, streams=STREAMS, streams_tokens_per_second=statistics.median(together[1:]),
-        bytes_per_token=weight * matrices + seen, read_bytes_per_second=limit,
-        read_share=rate * (weight * matrices + seen) / limit,
+        bytes_per_token=weight * matrices + seen, memory_bandwidth=limit,
+        bandwidth_share=rate * (weight * matrices + seen) / limit,
     )  # fmt: skip
 
 
-def untrained(settings: Settings, device: torch.device) -> GPT:
+def untrained_model(settings: Settings, device: torch.device) -> GPT:
     """A model of these settings; with 65 tokens, tiny Shakespeare's, where they leave that to a tokenizer."""
     settings = dataclasses.replace(settings, vocab_size=settings.vocab_size or VOCABULARY)
     return GPT(settings, torch.Generator().manual_seed(0)).eval().to(device)
@@ -105,13 +105,13 @@ def _streams(engine: Engine, prompt: int, new: int, seed: int) -> float:
     return sum(len(job.tokens) for job in jobs) / (time.perf_counter() - start)
 
 
-def _reading(place: Runtime) -> float:
+def _reading(runtime: Runtime) -> float:
     """Bytes a second that a sum of more than any cache holds reads."""
-    numbers = torch.ones(1 << 26, device=place.device)  # 256 MiB
+    numbers = torch.ones(1 << 26, device=runtime.device)  # 256 MiB
     best = float("inf")
     for _ in range(3):
         start = time.perf_counter()
         numbers.sum()
-        place.wait()
+        runtime.synchronize()
         best = min(best, time.perf_counter() - start)
     return numbers.nbytes / best

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from octavo import checkpoint, tokenizers
-from octavo.benchmark.generation import untrained
+from octavo.benchmark.generation import untrained_model
 from octavo.errors import OctavoError
 from octavo.runs import find
 from octavo.settings import Settings
@@ -220,5 +220,5 @@ def _written(settings: Settings, folder: Path) -> Path:
     """The checkpoint of an untrained model of ASCII's characters: each token is a piece of text, and so an event."""
     tokenizer = tokenizers.build("char", string.printable)
     settings = dataclasses.replace(settings, vocab_size=tokenizer.vocab_size)
-    checkpoint.save(folder / "untrained", untrained(settings, torch.device("cpu")), tokenizer, settings, {})
+    checkpoint.save(folder / "untrained", untrained_model(settings, torch.device("cpu")), tokenizer, settings, {})
     return folder / "untrained"

@@ -20,6 +20,7 @@ from octavo.data.readers import PIECE
 from octavo.data.scan import CorpusScan, Part
 from octavo.errors import OctavoError
 from octavo.tokenizers import Tokenizer
+from octavo.units import format_bytes
 
 WRITTEN = "written.txt"  # the sha256 of each shard, while others are still to come
 SHARD = 1 << 25  # characters of text in a shard; so of ids, 16 to 64 MB
@@ -117,5 +118,5 @@ def _check_room(folder: Path, survey: CorpusScan, tokenizer: Tokenizer, sides: l
     needed = int(survey.characters * ratio * size) - there
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise OctavoError(f"the tokens need about {needed / 1e9:,.1f} GB, and the disk of {folder.parent} has "
-                          f"{free / 1e9:,.1f} GB free", "free some space, or another --out")  # fmt: skip
+        raise OctavoError(f"the tokens need about {format_bytes(needed)}, and the disk of {folder.parent} has "
+                          f"{format_bytes(free)} free", "free some space, or another --out")  # fmt: skip

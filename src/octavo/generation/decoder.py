@@ -69,7 +69,7 @@ class TorchDecoder:
         hidden = torch.empty(len(ids), self.model.settings.n_embd, device=self.device)
         # A row a text is hardly a product, and oneDNN compiles anew for each length of text: 0.7 MB apiece, which stay.
         plainly = self.device.type == "cpu" and len(runs) == len(ids)
-        with contextlib.nullcontext() if plainly else kernels.fast(self.device):
+        with contextlib.nullcontext() if plainly else kernels.fast_path(self.device):
             for T in sorted({len(run) for run in runs}):
                 batch = [run for run in runs if len(run) == T]
                 cache = self.cache.at([slots[run[0]] for run in batch], [positions[run[0]] for run in batch])

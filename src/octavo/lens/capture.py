@@ -47,7 +47,7 @@ def looking(model: GPT) -> Iterator[None]:
     model.eval()
     kernels.keep_freed_memory()
     try:
-        with torch.inference_mode(), kernels.fast(model.lm_head.weight.device):
+        with torch.inference_mode(), kernels.fast_path(model.lm_head.weight.device):
             yield
     finally:
         model.train(was_training)

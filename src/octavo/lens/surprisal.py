@@ -14,7 +14,7 @@ from octavo.evaluation import count_bytes
 from octavo.lens.capture import finite, looking
 from octavo.lens.tokens import RUN, TEXT, Token, named, opened, read
 from octavo.lens.view import Table, View, shaded
-from octavo.loss import windows
+from octavo.loss import sequence_batches
 from octavo.model import GPT
 
 _LONGEST = 1 << 16  # tokens of a text that are scored one by one
@@ -89,7 +89,7 @@ def scored(model: GPT, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
     """Of all ids but the first: surprisal in nats, rank from 1, and the id that was likeliest instead."""
     parts = []
     with looking(model):
-        for window in windows(ids, model.settings.block_size, max(1, _AT_ONCE // model.settings.vocab_size)):
+        for window in sequence_batches(ids, model.settings.block_size, max(1, _AT_ONCE // model.settings.vocab_size)):
             batch = torch.from_numpy(window)
             logits = finite(model(batch[:, :-1]))  # (B, T, V)
             came = batch[:, 1:, None]

@@ -22,7 +22,7 @@ import torch
 from octavo import estimate, runs
 from octavo.checkpoint import TrainerState
 from octavo.data.sampler import batches
-from octavo.device import choose, find_device, held_memory
+from octavo.device import find_device, resident_memory, resolve_runtime
 from octavo.errors import OctavoError
 from octavo.evaluation import count_bytes
 from octavo.generation.engine import Engine, Request
@@ -66,10 +66,10 @@ def events(settings: Settings, *, out: str | Path | None = None, name: str | Non
     loggers.check(settings)
     if resume is not None and (out is not None or name is not None):
         raise OctavoError("a resumed run stays where it is", "leave out --out and --name")
-    program = held_memory(find_device(settings.device))
+    program = resident_memory(find_device(settings.device))
     origin = yield from begin(settings, resume, init)
     settings = origin.settings
-    place = choose(settings)
+    place = resolve_runtime(settings)
     settings = dataclasses.replace(
         settings, device=str(place.device), precision=place.precision, compile="on" if place.compile else "off",
         tokenizer=origin.data.info["tokenizer"],
@@ -82,7 +82,7 @@ def events(settings: Settings, *, out: str | Path | None = None, name: str | Non
             run.write_settings(settings)
         loop = _Loop(run, origin, trainer, clock)
         tokens = origin.data.info["tokens"]
-        memory = run_estimate.expected_memory(settings, place, trainer.micro_batch, program)
+        memory = run_estimate.estimate_memory(settings, place, trainer.micro_batch, program)
         started = Started(
             run=run.folder, settings=settings, step=trainer.step, parameters=estimate.parameters(settings),
             device=place.name, precision=place.precision, tokenizer=origin.data.info["tokenizer"],
@@ -93,7 +93,7 @@ def events(settings: Settings, *, out: str | Path | None = None, name: str | Non
         told = (
             []
             if resume is not None
-            else run_estimate.warnings(settings, place, memory, origin.data, fresh=init is None)
+            else run_estimate.run_warnings(settings, place, memory, origin.data, fresh=init is None)
         )
         notices = map(Notice, [*place.notes, *origin.notices, *told])
         yield from loggers.told(settings.loggers, itertools.chain([started], notices, loop.steps(batch, stop)))
@@ -136,7 +136,7 @@ class _Loop:
         self.run, self.settings, self.data, self.trainer = run, trainer.settings, origin.data, trainer
         self.model, self.tokenizer, self.clock = trainer.model, origin.data.tokenizer, clock
         self.val = self.data.tokens("val")
-        self.train = self.data.tokens("train")[: estimate.evaluated_tokens(len(self.val)) - len(self.val)]
+        self.train = self.data.tokens("train")[: estimate.evaluation_tokens(len(self.val)) - len(self.val)]
         self.bytes_per_token = count_bytes(self.tokenizer, self.val[1:]) / (len(self.val) - 1)
         self.along = runs.log_spaced(self.settings)
         self.losses: Evaluated | None = None  # of the newest evaluation
@@ -174,7 +174,7 @@ class _Loop:
             due = self.due(step, stopped=reason == "stopped")
             if not due:
                 continue
-            self.trainer.place.wait()
+            self.trainer.place.synchronize()
             now = time.perf_counter()
             spent, mark = spent + now - mark, now
             if due & {"log", "evaluate", "save"}:
@@ -239,13 +239,13 @@ class _Loop:
         if self.warm is None:
             self.warm = step, self.training_seconds
         steps, seconds = step - self.warm[0], self.training_seconds - self.warm[1]
-        if self.told or not steps or seconds < run_estimate.PROBE or step == settings.max_steps:
+        if self.told or not steps or seconds < run_estimate.PROBE_SECONDS or step == settings.max_steps:
             return
         self.told = True
         short = step <= settings.curriculum_fraction * settings.max_steps
         window = settings.block_size // (settings.curriculum_splits if short else 1)
-        pace = estimate.pace(settings, seconds / steps, window)
-        whole = sum(estimate.seconds(settings, pace, len(self.val) + len(self.train)).values())
+        pace = estimate.timing_from_step(settings, seconds / steps, window)
+        whole = sum(estimate.seconds_by_part(settings, pace, len(self.val) + len(self.train)).values())
         left = whole * (1 - step / settings.max_steps)
         yield Expected(round(self.seconds + left, 1), round(self.tokens(steps) / seconds, 1))
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from octavo import estimate, kernels
 from octavo.checkpoint import TrainerState
-from octavo.device import Runtime, out_of_memory
+from octavo.device import Runtime, is_out_of_memory
 from octavo.errors import OctavoError
 from octavo.loss import next_token_loss
 from octavo.model import GPT
@@ -31,7 +31,7 @@ class Trainer:
             kernels.keep_freed_memory()
         self.model, self.settings, self.place = model, settings, place
         self.optimizers = optimizers.build(model, settings, place.precision)
-        self.scaler = place.scaler()
+        self.scaler = place.grad_scaler()
         self.micro_batch = settings.micro_batch or fitting(settings, place)
         self.step = 0
         self.learning_rate = 0.0  # of the newest update
@@ -64,13 +64,13 @@ class Trainer:
             self.half.refresh()
         while True:
             try:
-                with kernels.fast(self.place.device):
+                with kernels.fast_path(self.place.device):
                     return self._accumulate(batch)
             except RuntimeError as error:
                 self.model.zero_grad()
                 if self.half:
                     self.half.model.zero_grad()
-                if out_of_memory(error):
+                if is_out_of_memory(error):
                     self._halve(error)
                 elif self._compiling:
                     self._give_up_compiling(error)
@@ -84,10 +84,10 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = self.learning_rate * group["scale"]
         try:
-            with kernels.fast(self.place.device):
+            with kernels.fast_path(self.place.device):
                 norm = self._clipped_and_used()
         except RuntimeError as error:
-            if out_of_memory(error):
+            if is_out_of_memory(error):
                 raise self._too_large() from error
             raise
         self.model.zero_grad()
@@ -182,7 +182,7 @@ def fitting(settings: Settings, place: Runtime) -> int:
 
     Weights, gradients and the optimizer's averages must fit besides.
     """
-    room = place.room - (16 * estimate.parameters(settings) if place.device.type == "cuda" else 0)
-    held = max(1, room // sum(estimate.sequence(settings, place.device.type, place.precision)))
+    room = place.activation_budget - (16 * estimate.parameters(settings) if place.device.type == "cuda" else 0)
+    held = max(1, room // sum(estimate.bytes_per_sequence(settings, place.device.type, place.precision)))
     parts = math.ceil(settings.batch_size / held)
     return math.ceil(settings.batch_size / parts)
