@@ -102,12 +102,12 @@ def correctness(settings: Settings) -> dict[str, float]:
     loss.backward()
     plain = gradients()
     trainer = Trainer(model, settings, runtime)
-    trainer.half = Bf16Weights(model)
-    trainer.half.refresh()
+    trainer.bf16_weights = Bf16Weights(model)
+    trainer.bf16_weights.refresh()
     with kernels.fast_path(runtime.device):
         fast = trainer._forward(ids)
         fast.backward()
-    trainer.half.hand_over()
+    trainer.bf16_weights.accumulate_into_master_weights()
     return {
         "loss, relative error": abs(fast.item() / loss.item() - 1),
         "gradients, 1 - cosine": 1 - torch.cosine_similarity(gradients(), plain, 0).item(),

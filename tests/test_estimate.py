@@ -25,7 +25,7 @@ from octavo.loss import next_token_loss
 from octavo.model import GPT
 from octavo.settings import PRESETS, Settings, resolve
 from octavo.training import optimizers, run_estimate
-from octavo.training.step import Trainer, fitting
+from octavo.training.step import Trainer, auto_micro_batch
 
 CPU = Runtime(torch.device("cpu"))
 TEXT = "the cat sat on the mat, and the rat sat on the hat.\n" * 12
@@ -157,11 +157,11 @@ def test_a_gpu_holds_a_copy_at_16_bits_and_no_scores() -> None:
 
 def test_as_many_sequences_at_once_as_the_formula_says_fit() -> None:
     settings = with_vocabulary("gpt2-512")
-    rows = fitting(settings, CPU)
+    rows = auto_micro_batch(settings, CPU)
     assert rows * sum(estimate.bytes_per_sequence(settings, "cpu", "fp32")) <= CPU.activation_budget
     assert settings.batch_size % rows == 0
-    assert fitting(with_vocabulary("tiny"), CPU) == 32
-    assert fitting(with_vocabulary("gpt2-xl"), CPU) == 1
+    assert auto_micro_batch(with_vocabulary("tiny"), CPU) == 32
+    assert auto_micro_batch(with_vocabulary("gpt2-xl"), CPU) == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other allocators leave other gaps")
@@ -215,8 +215,9 @@ def test_the_machine_tells_what_is_held_and_what_is_free() -> None:
     ],
 )
 def test_time_is_reckoned_for_the_evaluations_and_samples_that_a_run_makes(given: dict[str, Any]) -> None:
-    settings = training.plan("text.txt", **{**SMALL, **given, "vocab_size": 0})
-    events = list(training.events(settings, out="run"))
+    planned = training.plan("text.txt", **{**SMALL, **given, "vocab_size": 0}, out="run")
+    settings = planned.settings
+    events = list(training.events(planned))
     evaluations, samples = (sum(isinstance(event, kind) for event in events)
                             for kind in (training.Evaluated, training.Sampled))  # fmt: skip
     parts = estimate.seconds_by_part(settings, PACE, evaluated=100)
@@ -236,7 +237,7 @@ def test_a_pace_keeps_the_time_of_the_step_that_it_comes_from() -> None:
 
 
 def test_a_forecast_holds_together() -> None:
-    planned = training.plan("text.txt", **{**SMALL, "vocab_size": 0, "max_steps": 20})
+    planned = training.plan("text.txt", **{**SMALL, "vocab_size": 0, "max_steps": 20}).settings
     found = training.predict(planned, price_per_hour=36.0)
     data = dataset(planned)
     settings = dataclasses.replace(planned, vocab_size=data.tokenizer.vocab_size)
@@ -283,7 +284,7 @@ def test_what_does_not_fit_is_told_and_not_tried(monkeypatch: pytest.MonkeyPatch
 def warned(text: str, **given: Any) -> list[str]:
     """The warnings of a run on a text."""
     Path("made.txt").write_text(text, encoding="utf-8")
-    return training.predict(training.plan("made.txt", **{**SMALL, "vocab_size": 0} | given)).warnings
+    return training.predict(training.plan("made.txt", **{**SMALL, "vocab_size": 0} | given).settings).warnings
 
 
 def test_many_passes_are_warned_of_and_twenty_are_not() -> None:
@@ -345,15 +346,15 @@ def test_memory_that_will_not_fit_is_warned_of() -> None:
 
 def test_a_run_tells_what_it_will_take_before_its_steps_and_the_time_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_estimate, "PROBE_SECONDS", 0.0)
-    settings = training.plan("text.txt", **{**SMALL, "vocab_size": 0, "max_steps": 400, "log_every": 50})
-    events = [event for event in training.events(settings, out="run") if not isinstance(event, training.Preparing)]
+    planned = training.plan("text.txt", **{**SMALL, "vocab_size": 0, "max_steps": 400, "log_every": 50}, out="run")
+    events = [event for event in training.events(planned) if not isinstance(event, training.Preparing)]
     started, first = events[0], next(n for n, event in enumerate(events) if isinstance(event, training.Step))
     assert isinstance(started, training.Started)
     assert started.memory_bytes > 0
     assert started.epochs == pytest.approx(400 * 64 / started.train_tokens)
     notices = [event.text for event in events[:first] if isinstance(event, training.Notice)]
     assert any("passes over the text" in text for text in notices)
-    (expected,) = (event for event in events if isinstance(event, training.Expected))
+    (expected,) = (event for event in events if isinstance(event, training.TimeEstimate))
     assert expected.seconds > 0 and expected.tokens_per_second > 0  # noqa: PT018
 
 

@@ -39,7 +39,7 @@ def test_loss_and_gradients_are_the_models_to_bf16(model: GPT) -> None:
     half.refresh()
     ours = summed_loss(half.model)
     ours.backward()
-    half.hand_over()
+    half.accumulate_into_master_weights()
     assert ours.item() == pytest.approx(loss.item(), rel=1e-3)
     found = gradients(model)
     assert found.keys() == expected.keys()
@@ -50,13 +50,13 @@ def test_loss_and_gradients_are_the_models_to_bf16(model: GPT) -> None:
 
 def test_the_rounded_up_vocabulary_is_seen_nowhere(model: GPT) -> None:
     trainer = Trainer(model, SETTINGS, Runtime(torch.device("cpu"), "bf16"))
-    trainer.half = half = Bf16Weights(model)
+    trainer.bf16_weights = half = Bf16Weights(model)
     half.refresh()
     assert half.model.lm_head.weight.shape == (128, 32)
     rows = half.model.lm_head.weight.detach()[70:]
     loss = trainer._loss(IDS)
     loss.backward()
-    half.hand_over()
+    half.accumulate_into_master_weights()
     rows.fill_(100.0)
     assert torch.equal(trainer._loss(IDS), loss)
     assert {name: g.shape for name, g in gradients(model).items()} == {
@@ -70,7 +70,7 @@ def test_gradients_of_micro_batches_add_up_in_float32(model: GPT) -> None:
     total: dict[str, torch.Tensor] = {}
     for rows in (IDS[:3], IDS[3:]):
         next_token_loss(half.model(rows[:, :-1])[..., :70], rows[:, 1:]).backward()
-        half.hand_over()
+        half.accumulate_into_master_weights()
         next_token_loss(half.model(rows[:, :-1])[..., :70], rows[:, 1:]).backward()
         for name, p in half.model.named_parameters():
             assert p.grad is not None
@@ -85,7 +85,7 @@ def test_training_with_the_copy_learns_as_training_without(model: GPT, optimizer
     settings = resolve(**{**vars(SETTINGS), "optimizer": optimizer})
     place = Runtime(torch.device("cpu"), "bf16")
     plain, with_copy = Trainer(copy.deepcopy(model), settings, place), Trainer(model, settings, place)
-    with_copy.half = Bf16Weights(model)
+    with_copy.bf16_weights = Bf16Weights(model)
     for _ in range(30):
         losses = [trainer.update(IDS.numpy())[0].item() for trainer in (plain, with_copy)]
     assert losses[0] < 2.5  # from ln 70 = 4.25

@@ -46,7 +46,7 @@ def run_events(stop_after: int | None = None, resume: Path | None = None, **chan
     """All events of a small run, stopped after a step, or of resuming one."""
     planned = training.plan(**({"resume": resume} if resume else {"source": "text.txt", **SMALL}) | changes)
     asked = iter(range(1, 10**6))
-    return [*training.events(planned, resume=resume, stop=lambda: next(asked) == stop_after)]
+    return [*training.events(planned, stop=lambda: next(asked) == stop_after)]
 
 
 def finished(events: list[training.Event]) -> training.Finished:

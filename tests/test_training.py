@@ -24,7 +24,7 @@ from octavo.errors import OctavoError
 from octavo.model import GPT
 from octavo.settings import Settings, TrainingSettings, resolve
 from octavo.training import optimizers, schedule
-from octavo.training.setup import begin
+from octavo.training.setup import set_up
 from octavo.training.step import Trainer
 
 TEXT = "The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs! " * 40
@@ -53,7 +53,7 @@ def run_events(stop_after: int | None = None, resume: Path | None = None, **chan
     def stop() -> bool:
         return next(asked) == stop_after
 
-    seen.extend(training.events(planned, resume=resume, stop=stop))
+    seen.extend(training.events(planned, stop=stop))
     return seen
 
 
@@ -444,7 +444,7 @@ def test_auto_is_resolved_when_a_run_is_resumed(monkeypatch: pytest.MonkeyPatch)
 def test_fine_tuning_starts_from_the_other_models_loss_and_tokenizer() -> None:
     base = finished(run_events(max_steps=60, eval_every=60))
     events = [*training.events(training.plan("text.txt", init=base.run, **{**RECIPE, "max_steps": 1, "eval_every": 1,
-              "learning_rate": 1e-9, "min_learning_rate": 0.0}), init=base.run)]  # fmt: skip
+              "learning_rate": 1e-9, "min_learning_rate": 0.0}))]  # fmt: skip
     assert found(events, training.Evaluated)[0].val_loss == pytest.approx(base.val_loss, abs=1e-4)
     assert octavo.load(finished(events).run).tokenizer.fingerprint == octavo.load(base.run).tokenizer.fingerprint
 
@@ -458,7 +458,7 @@ def test_the_shape_comes_with_the_weights_and_saying_another_is_an_error() -> No
 def test_a_shorter_block_crops_the_position_table_and_says_so() -> None:
     base = finished(run_events()).run
     planned = training.plan("text.txt", init=base, **{**RECIPE, "block_size": 8, "max_steps": 0})
-    events = [*training.events(planned, init=base)]
+    events = [*training.events(planned)]
     assert [e.text for e in found(events, training.Notice)] == ["the position table is cropped from 16 to 8 positions"]
     before, after = (octavo.load(run).model.transformer.wpe.weight for run in (base, finished(events).run))
     assert torch.equal(after, before[:8])
@@ -471,7 +471,7 @@ def test_a_hugging_face_gpt2_folder_can_be_fine_tuned(folder: Path) -> None:
     transformers.GPT2LMHeadModel(config).save_pretrained(folder / "hf")
     donor.tokenizer.save(folder / "hf")
     planned = training.plan("text.txt", init="hf", **{**RECIPE, "max_steps": 4})
-    ended = finished([*training.events(planned, init="hf")])
+    ended = finished([*training.events(planned)])
     model = octavo.load(ended.run).model
     assert (model.settings.n_layer, model.settings.block_size, model.settings.vocab_size) == (1, 16, 270)
 
@@ -526,7 +526,7 @@ def test_ctrl_c_ends_a_run_with_a_checkpoint_from_which_it_goes_on(long_run: sub
     run = octavo.Run("runs/text-1")
     assert run.last is not None
     step = json.loads((run.last / "trainer.json").read_text())["step"]
-    resumed = [*training.events(training.plan(resume=run.folder, max_steps=step + 2), resume=run.folder)]
+    resumed = [*training.events(training.plan(resume=run.folder, max_steps=step + 2))]
     assert finished(resumed).step == step + 2
 
 
@@ -568,18 +568,18 @@ def test_short_windows_train_every_position_and_micro_batches_change_nothing() -
 def test_a_small_text_gets_fewer_steps_and_is_told_so(characters: int, steps: int) -> None:
     Path("text.txt").write_text((TEXT * 10)[:characters], encoding="utf-8")
     shape = dict(n_layer=1, n_head=1, n_embd=2, block_size=8, batch_size=12, device="cpu")
-    origin = result(begin(training.plan("text.txt", **shape)))
+    origin = result(set_up(training.plan("text.txt", **shape)))
     assert origin.settings.max_steps == steps
     assert origin.settings.eval_every == min(250, steps // 4)
     assert (steps == 1000) == (not origin.notices)
-    passes = steps * 8 * 12 / origin.data.info["tokens"]["train"]
-    assert all(f"{steps} steps suffice for a text of this size, {passes:,.1f} passes" in n for n in origin.notices)
+    epochs = steps * 8 * 12 / origin.data.info["tokens"]["train"]
+    assert all(f"{steps} steps suffice for a text of this size, {epochs:,.1f} epochs" in n for n in origin.notices)
 
 
 def test_whoever_names_the_steps_gets_them() -> None:
     for given in ({"max_steps": 5000}, {"preset": "nanogpt-tiny"}, {"max_epochs": 0}):
         planned = training.plan("text.txt", **{"block_size": 8, "device": "cpu", **given})
-        assert result(begin(planned)).settings.max_steps == planned.max_steps
+        assert result(set_up(planned)).settings.max_steps == planned.settings.max_steps
 
 
 def test_training_does_not_wait_for_pytorchs_compiler_to_be_imported() -> None:

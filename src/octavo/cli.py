@@ -60,13 +60,19 @@ def train(arguments: argparse.Namespace) -> int:
     from octavo import training
     from octavo.terminal import Progress
 
-    places = {"resume": arguments.resume, "init": arguments.init}
-    settings = training.plan(
-        arguments.source, preset=arguments.preset, config=arguments.config, **places, **_given(arguments)
+    planned = training.plan(
+        arguments.source,
+        preset=arguments.preset,
+        config=arguments.config,
+        resume=arguments.resume,
+        init=arguments.init,
+        out=arguments.out,
+        name=arguments.name,
+        **_given(arguments),
     )
     progress = Progress(sys.stderr if arguments.json else sys.stdout)
     with training.interruptible() as stop, progress:
-        for event in training.events(settings, out=arguments.out, name=arguments.name, **places, stop=stop):
+        for event in training.events(planned, stop=stop):
             progress.show(event)
     ended = progress.finished
     assert ended is not None
@@ -264,7 +270,8 @@ def estimate(arguments: argparse.Namespace) -> int:
     from octavo.training.run_estimate import predicting
     from octavo.units import format_bytes
 
-    settings = training.plan(arguments.source, preset=arguments.preset, config=arguments.config, **_given(arguments))
+    planned = training.plan(arguments.source, preset=arguments.preset, config=arguments.config, **_given(arguments))
+    settings = planned.settings
     named = arguments.source is not None or settings.source != DataSettings().source
     found = followed(predicting(settings, arguments.price, read=named), sys.stderr)
 

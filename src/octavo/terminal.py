@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from octavo.training import Evaluated, Event, Expected, Finished, Notice, Preparing, Sampled, Saved, Started, Step
+from octavo.training import Evaluated, Event, Finished, Notice, Preparing, Sampled, Saved, Started, Step, TimeEstimate
 from octavo.units import format_bytes
 
 
@@ -72,7 +72,7 @@ class Progress:
                 self._live.update(self._status(event))
             case Step():
                 self.console.print(" · ".join(self._numbers(event)))
-            case Expected():
+            case TimeEstimate():
                 self.console.print(f"about {clock(event.seconds)} in all, at {event.tokens_per_second:,.0f} tokens/s")
             case Evaluated():
                 mark = " (best)" if event.best else ""

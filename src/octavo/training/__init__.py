@@ -5,23 +5,24 @@ for event in octavo.training.events(octavo.training.plan("my.txt", max_steps=100
 """
 
 from octavo.data.build import Preparing
-from octavo.training.event import Evaluated, Event, Expected, Finished, Notice, Sampled, Saved, Started, Step
+from octavo.training.event import Evaluated, Event, Finished, Notice, Sampled, Saved, Started, Step, TimeEstimate
 from octavo.training.loop import events, interruptible, train
+from octavo.training.plan import Plan, plan
 from octavo.training.run_estimate import RunEstimate, predict
-from octavo.training.setup import plan
 
 __all__ = [
     "Evaluated",
     "Event",
-    "Expected",
     "Finished",
     "Notice",
+    "Plan",
     "Preparing",
     "RunEstimate",
     "Sampled",
     "Saved",
     "Started",
     "Step",
+    "TimeEstimate",
     "events",
     "interruptible",
     "plan",

@@ -36,7 +36,7 @@ class Bf16Weights:
         torch._foreach_copy_([copy[: len(own)] for own, copy in self.pairs], [own for own, _ in self.pairs])
 
     @torch.no_grad()
-    def hand_over(self) -> None:
+    def accumulate_into_master_weights(self) -> None:
         """Add the copy's gradients to the model's, in float32, and forget them."""
         for own, _ in self.pairs:
             if own.grad is None:

@@ -52,7 +52,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Expected:
+class TimeEstimate:
     """How long the run will take in all, not only its steps; told once, after two seconds of them."""
 
     seconds: float
@@ -103,4 +103,4 @@ class Finished:
     reason: str
 
 
-Event = Preparing | Started | Notice | Step | Expected | Evaluated | Sampled | Saved | Finished
+Event = Preparing | Started | Notice | Step | TimeEstimate | Evaluated | Sampled | Saved | Finished

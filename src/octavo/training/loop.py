@@ -29,45 +29,49 @@ from octavo.generation.engine import Engine, Request
 from octavo.generation.stream import Continuation, start
 from octavo.loss import split_loss
 from octavo.runs import Run
-from octavo.settings import Settings
 from octavo.training import loggers, run_estimate
-from octavo.training.event import Evaluated, Event, Expected, Finished, Notice, Sampled, Saved, Started, Step
-from octavo.training.setup import TrainingSetup, begin, plan
+from octavo.training.event import Evaluated, Event, Finished, Notice, Sampled, Saved, Started, Step, TimeEstimate
+from octavo.training.plan import Plan, plan
+from octavo.training.setup import TrainingSetup, set_up
 from octavo.training.step import Trainer
 
 
-def train(source: str | Path | None = None, *, out: str | Path | None = None, name: str | None = None,
-          resume: str | Path | None = None, init: str | Path | None = None, preset: str | None = None,
-          config: str | Path | None = None, **settings: Any) -> Run:  # fmt: skip
+def train(
+    source: str | Path | None = None,
+    *,
+    preset: str | None = None,
+    config: str | Path | None = None,
+    resume: str | Path | None = None,
+    init: str | Path | None = None,
+    out: str | Path | None = None,
+    name: str | None = None,
+    **settings: Any,
+) -> Run:
     """Train a GPT on a source and return its run.
 
         run = octavo.train("my.txt", max_steps=500, n_layer=6)
 
-    The settings are those of `octavo.Settings`, over a `preset` and a TOML file `config`. `resume` goes on
-    with a run, `init` starts a new one from a RUN's weights. Ctrl-C ends it after the step under way, with a
-    checkpoint. Raises `OctavoError` for what the user can mend.
+    The settings are those of `octavo.Settings`, over a `preset` and a TOML file `config`. `resume` continues a run,
+    `init` starts a new one from a run's weights. Ctrl-C ends it after the current step, with a checkpoint. Raises
+    `OctavoError` for what the user can fix.
     """
-    planned = plan(source, preset=preset, config=config, resume=resume, init=init, **settings)
+    planned = plan(source, preset=preset, config=config, resume=resume, init=init, out=out, name=name, **settings)
     with interruptible() as stop:
-        *_, last = events(planned, out=out, name=name, resume=resume, init=init, stop=stop)
+        *_, last = events(planned, stop=stop)
     assert isinstance(last, Finished)
     return Run(last.run)
 
 
-def events(settings: Settings, *, out: str | Path | None = None, name: str | None = None,
-           resume: str | Path | None = None, init: str | Path | None = None,
-           stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:  # fmt: skip
-    """Train, telling each thing as it happens; ends with `Finished`.
+def events(plan: Plan, *, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+    """Carry out a plan and yield what happens; ends with `Finished`.
 
-    `stop` is asked after every step; once it is true, the run ends with a checkpoint. Nothing is written
+    `stop` is called after every step; once it returns true, the run ends with a checkpoint. No run folder is created
     before the text is read and the model built.
     """
     clock = time.perf_counter()
-    loggers.check(settings)
-    if resume is not None and (out is not None or name is not None):
-        raise OctavoError("a resumed run stays where it is", "leave out --out and --name")
-    program = resident_memory(find_device(settings.device))
-    origin = yield from begin(settings, resume, init)
+    loggers.check(plan.settings)
+    program = resident_memory(find_device(plan.settings.device))
+    origin = yield from set_up(plan)
     settings = origin.settings
     place = resolve_runtime(settings)
     settings = dataclasses.replace(
@@ -76,7 +80,7 @@ def events(settings: Settings, *, out: str | Path | None = None, name: str | Non
     )  # fmt: skip
     batch = batches(origin.data.tokens("train"), settings)
     trainer = Trainer(origin.model.to(place.device), settings, place)
-    run = origin.run or Run.create(settings, origin.data.name, out, name)
+    run = origin.run or Run.create(settings, origin.data.name, plan.out, plan.name)
     with run.locked():
         if origin.run is not None:
             run.write_settings(settings)
@@ -92,8 +96,8 @@ def events(settings: Settings, *, out: str | Path | None = None, name: str | Non
         )  # fmt: skip
         told = (
             []
-            if resume is not None
-            else run_estimate.run_warnings(settings, place, memory, origin.data, fresh=init is None)
+            if plan.resume is not None
+            else run_estimate.run_warnings(settings, place, memory, origin.data, fresh=plan.init is None)
         )
         notices = map(Notice, [*place.notes, *origin.notices, *told])
         yield from loggers.told(settings.loggers, itertools.chain([started], notices, loop.steps(batch, stop)))
@@ -174,7 +178,7 @@ class _Loop:
             due = self.due(step, stopped=reason == "stopped")
             if not due:
                 continue
-            self.trainer.place.synchronize()
+            self.trainer.runtime.synchronize()
             now = time.perf_counter()
             spent, mark = spent + now - mark, now
             if due & {"log", "evaluate", "save"}:
@@ -230,10 +234,10 @@ class _Loop:
             step=self.trainer.step, tokens=self.tokens(self.trainer.step), seconds=self.seconds, loss=value,
             learning_rate=self.trainer.learning_rate, grad_norm=length,
             tokens_per_second=round(self.tokens(steps) / max(seconds, 1e-9), 1),
-            memory_bytes=self.trainer.place.peak_memory(),
+            memory_bytes=self.trainer.runtime.peak_memory(),
         )  # fmt: skip
 
-    def expected(self) -> Iterator[Expected]:
+    def expected(self) -> Iterator[TimeEstimate]:
         """How long the run will take in all, once two seconds of steps, the first ones left out, have told."""
         step, settings = self.trainer.step, self.settings
         if self.warm is None:
@@ -247,7 +251,7 @@ class _Loop:
         pace = estimate.timing_from_step(settings, seconds / steps, window)
         whole = sum(estimate.seconds_by_part(settings, pace, len(self.val) + len(self.train)).values())
         left = whole * (1 - step / settings.max_steps)
-        yield Expected(round(self.seconds + left, 1), round(self.tokens(steps) / seconds, 1))
+        yield TimeEstimate(round(self.seconds + left, 1), round(self.tokens(steps) / seconds, 1))
 
     def entry(self, line: Step) -> dict[str, Any]:
         """A line of `metrics.jsonl`."""

@@ -26,8 +26,8 @@ from octavo.generation.engine import Engine, Request
 from octavo.loss import split_loss
 from octavo.model import GPT
 from octavo.settings import Settings
-from octavo.training.setup import suited
-from octavo.training.step import Trainer, fitting
+from octavo.training.setup import cap_steps, resolve_vocab_size
+from octavo.training.step import Trainer, auto_micro_batch
 
 PROBE_SECONDS = 2.0  # seconds of steps
 MAX_PROBE_FLOPS = 4e11  # FLOPs of a sequence's forward and backward, a second or two on two cores
@@ -63,7 +63,7 @@ class RunEstimate:
 def predict(settings: Settings, price_per_hour: float | None = None, read: bool = True) -> RunEstimate:
     """What a run with these settings would cost; the text is left unread, if so said and the vocabulary needs none.
 
-        octavo.training.predict(octavo.training.plan("my.txt", n_layer=6)).seconds
+        octavo.training.predict(octavo.training.plan("my.txt", n_layer=6).settings).seconds
 
     Raises `OctavoError` for a text that can't be had, a device that isn't there, and a price that is none.
     """
@@ -78,10 +78,10 @@ def predicting(settings: Settings, price_per_hour: float | None = None,
     runtime, began, data = resolve_runtime(settings), time.perf_counter(), None
     if read or not _vocabulary(settings):
         data = yield from preparing(settings)
-        settings, _ = suited(settings, data)
+        settings, _ = cap_steps(resolve_vocab_size(settings, data), data)
     reading = time.perf_counter() - began
     settings = dataclasses.replace(settings, vocab_size=_vocabulary(settings), precision=runtime.precision)
-    rows, available = settings.micro_batch or fitting(settings, runtime), free_memory(runtime.device)
+    rows, available = settings.micro_batch or auto_micro_batch(settings, runtime), free_memory(runtime.device)
     memory = estimate_memory(settings, runtime, rows, resident_memory(runtime.device))
     pace = measure_timing(settings, runtime, rows)
     parts: dict[str, float] = {}
@@ -149,7 +149,9 @@ def measure_timing(settings: Settings, runtime: Runtime, rows: int) -> Timing | 
     for parts in {1, settings.curriculum_splits}:
         window = settings.block_size // parts
         ids = np.random.default_rng(0).integers(0, part.vocab_size, (rows * parts, window + 1))
-        gradients, update = _timed(runtime, PROBE_SECONDS / 2, functools.partial(trainer.gradients, ids), trainer.apply)
+        gradients, update = _timed(
+            runtime, PROBE_SECONDS / 2, functools.partial(trainer.compute_gradients, ids), trainer.apply_gradients
+        )
         larger = estimate.flops_per_token(settings, window) / estimate.flops_per_token(part, window)
         steps[parts] = gradients * larger * settings.batch_size / rows + update * size(settings) / size(part)
     scale = estimate.flops_per_token(settings) / estimate.flops_per_token(part)

@@ -1,6 +1,6 @@
-"""What a run begins from: settings, tokens, weights. New, or from a run to go on with, or another's weights.
+"""Everything that training starts with: settings, tokens and weights, of a new, a resumed or a fine-tuned run.
 
-Nothing is written here but the prepared text in the cache, so a mistake leaves nothing behind.
+The prepared text in the cache is all that is written here, so a mistake leaves no run folder behind.
 """
 
 import dataclasses
@@ -8,7 +8,6 @@ import math
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,16 +20,18 @@ from octavo.device import check_fits, find_device
 from octavo.errors import OctavoError
 from octavo.model import GPT
 from octavo.runs import Run
-from octavo.settings import DataSettings, ModelSettings, Settings, resolve
+from octavo.settings import ModelSettings, Settings
 from octavo.training import init_weights
+from octavo.training.plan import CHANGEABLE, Plan, find_resumable
 
-# What may differ between a run and the same run resumed, or a model and the one it starts from.
-_FREE = {"dropout", "attention_dropout"}
+# With the preset tiny on texts of 20, 60 and 200 KB, the validation loss rises after 7 to 11 epochs (measured):
+# that is what max_epochs is for. But fewer steps than these teach a model nothing.
+_MIN_STEPS = 100
 
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """All that training starts with; `run` and `state` where it goes on with a run."""
+    """What training starts with; a resumed run has a folder and a trainer's state already."""
 
     settings: Settings
     data: Dataset
@@ -40,57 +41,49 @@ class TrainingSetup:
     notices: list[str] = field(default_factory=list)
 
 
-def plan(source: str | Path | None = None, *, preset: str | None = None, config: str | Path | None = None,
-         resume: str | Path | None = None, init: str | Path | None = None, **given: Any) -> Settings:  # fmt: skip
-    """The settings of a run: from a preset, a file and what was given; or from the run that is resumed.
-
-    Raises `OctavoError` for a name or value that isn't one, and for what can't change in a resumed run.
-    """
-    if source is not None:
-        given["source"] = str(source)
-    shape = {each.name for each in dataclasses.fields(ModelSettings)} - _FREE - {"block_size"}
-    if init is not None and (fixed := sorted(shape & given.keys())):
-        raise OctavoError(f"{fixed[0]} comes with the weights of {init} and can't be set",
-                          "leave out " + ", ".join("--" + name.replace("_", "-") for name in fixed))  # fmt: skip
-    if resume is None:
-        return resolve(preset or ("finetune" if init is not None and config is None else None), config, **given)
-    if preset is not None or config is not None or init is not None:
-        raise OctavoError("a resumed run has its settings", "--resume RUN with only the settings that change")
-    before = resumable(resume)[0].settings
-    changed = resolve(**{**dataclasses.asdict(before), **given})
-    for part in (ModelSettings, DataSettings):
-        for each in dataclasses.fields(part):
-            old, new = getattr(before, each.name), getattr(changed, each.name)
-            if old != new and each.name not in _FREE | {"source"}:
-                raise OctavoError(f"{each.name} is {old!r} in this run and can't become {new!r} on the way",
-                                  f"--init {resume}, which starts a new run")  # fmt: skip
-    return changed
-
-
-def resumable(resume: str | Path) -> tuple[Run, Path]:
-    """The run, and its checkpoint, that `resume` names: a run folder means its last."""
-    folder = Path(resume)
-    if (folder / "config.json").is_file() and folder.parent.name == "checkpoints":
-        return Run(folder.parents[1]), folder
-    if not folder.exists() and (Path("runs") / folder / "settings.toml").is_file():
-        folder = Path("runs") / folder
-    run = Run(folder)
-    if run.last is None:
-        raise OctavoError(f"{folder} has no checkpoint to go on from", "octavo train, which begins anew")
-    return run, run.last
-
-
 Steps = Generator[Preparing, None, TrainingSetup]
 
 
-def begin(settings: Settings, resume: str | Path | None = None, init: str | Path | None = None) -> Steps:
-    """Read the text, build or load the model, and resolve what the settings leave open. Tells how far the text is."""
-    if resume is not None:
-        return (yield from _resumed(settings, *resumable(resume)))
-    if init is not None:
-        return (yield from _initialised(settings, runs.load(init)))
+def set_up(plan: Plan) -> Steps:
+    """Prepare the text, build or load the model, and resolve the settings that depend on the text.
+
+    Yields the progress of the preparation.
+    """
+    if plan.resume is not None:
+        return (yield from _set_up_resumed(plan.settings, *find_resumable(plan.resume)))
+    if plan.init is not None:
+        return (yield from _set_up_finetuned(plan.settings, runs.load(plan.init)))
+    return (yield from _set_up_new(plan.settings))
+
+
+def resolve_vocab_size(settings: Settings, data: Dataset) -> Settings:
+    """Take the tokenizer's vocabulary size, unless the settings ask for a larger one."""
+    known = data.tokenizer.vocab_size
+    settings = dataclasses.replace(settings, vocab_size=settings.vocab_size or known)
+    if settings.vocab_size < known:
+        raise OctavoError(
+            f"vocab_size={settings.vocab_size}, but the tokenizer has {known} tokens", f"--vocab-size {known}"
+        )
+    return settings
+
+
+def cap_steps(settings: Settings, data: Dataset) -> tuple[Settings, list[str]]:
+    """Cap max_steps at max_epochs passes over the training split, to avoid overfitting; with a notice if it did."""
+    epochs_per_step = settings.batch_size * settings.block_size / data.info["tokens"]["train"]
+    cap = max(_MIN_STEPS, math.ceil(settings.max_epochs / epochs_per_step))
+    if not settings.max_epochs or settings.max_steps <= cap:
+        return settings, []
+    notice = (
+        f"{cap} steps suffice for a text of this size, {cap * epochs_per_step:,.1f} epochs "
+        f"(--max-steps {settings.max_steps} for more)"
+    )
+    # At least four evaluations, so that the best of four checkpoints is kept if the model overfits after all.
+    return dataclasses.replace(settings, max_steps=cap, eval_every=min(settings.eval_every, cap // 4)), [notice]
+
+
+def _set_up_new(settings: Settings) -> Steps:
     data = yield from preparing(settings)
-    settings, notices = suited(settings, data)
+    settings, notices = cap_steps(resolve_vocab_size(settings, data), data)
     check_fits(estimate.parameters(settings), find_device(settings.device))
     model = GPT(settings, torch.Generator().manual_seed(settings.seed))
     if settings.weight_init != "noise":
@@ -100,64 +93,42 @@ def begin(settings: Settings, resume: str | Path | None = None, init: str | Path
     return TrainingSetup(settings, data, model, notices=notices)
 
 
-def suited(settings: Settings, data: Dataset) -> tuple[Settings, list[str]]:
-    """The settings of a new model for a text: its vocabulary, and no more steps than it bears; what to tell of it."""
-    known = data.tokenizer.vocab_size
-    settings = dataclasses.replace(settings, vocab_size=settings.vocab_size or known)
-    if settings.vocab_size < known:
-        raise OctavoError(f"vocab_size={settings.vocab_size}, but the tokenizer has {known} tokens",
-                          f"--vocab-size {known}")  # fmt: skip
-    return _fitted(settings, data)
-
-
-def _fitted(settings: Settings, data: Dataset) -> tuple[Settings, list[str]]:
-    """The steps of at most `max_epochs` passes over the text, but a hundred, for fewer teach no model anything.
-
-    Measured on texts of 20, 60 and 200 KB with the preset tiny: after 7 to 11 passes the validation loss rises.
-    """
-    passes = settings.batch_size * settings.block_size / data.info["tokens"]["train"]  # of one step
-    enough = max(100, math.ceil(settings.max_epochs / passes))
-    if not settings.max_epochs or settings.max_steps <= enough:
-        return settings, []
-    notice = (f"{enough} steps suffice for a text of this size, {enough * passes:,.1f} passes over it "
-              f"(--max-steps {settings.max_steps} for more)")  # fmt: skip
-    # Learnt by heart or not, the best of four checkpoints is kept.
-    return dataclasses.replace(settings, max_steps=enough, eval_every=min(settings.eval_every, enough // 4)), [notice]
-
-
-def _resumed(settings: Settings, run: Run, folder: Path) -> Steps:
+def _set_up_resumed(settings: Settings, run: Run, folder: Path) -> Steps:
+    """Settings that were `auto` keep the value that the run resolved them to, or its numbers would change."""
     origin, state = checkpoint.load(folder), checkpoint.load_trainer(folder)  # in this order: the first verifies
     notices = []
-    resolved = {key: state.values[key] for key in ("device", "precision", "compile")}
+    resolved = {name: state.values[name] for name in ("device", "precision", "compile")}
     settings = dataclasses.replace(settings, **{k: v for k, v in resolved.items() if getattr(settings, k) == "auto"})
     if state.values["threads"] != torch.get_num_threads():
-        notices.append(f"{torch.get_num_threads()} threads, not {state.values['threads']} as before: "
-                       "losses may differ in the last digits")  # fmt: skip
+        notices.append(
+            f"{torch.get_num_threads()} threads, not {state.values['threads']} as before: "
+            "losses may differ in the last digits"
+        )
     data = yield from preparing_again(settings, origin.info["data"], origin.tokenizer)
-    return TrainingSetup(settings, data, _reshaped(origin.model, settings), run, state, notices)
+    return TrainingSetup(settings, data, _change_settings(origin.model, settings), run, state, notices)
 
 
-def _initialised(settings: Settings, origin: Checkpoint) -> Steps:
-    """A new run with another's weights, and so with its shape and tokenizer; its block may be shorter."""
-    theirs = origin.settings
+def _set_up_finetuned(settings: Settings, origin: Checkpoint) -> Steps:
+    """A new run with the weights, shape and tokenizer of another model; its block may be shorter."""
+    before = origin.settings
     notices = []
-    shape = {f.name: getattr(theirs, f.name) for f in dataclasses.fields(ModelSettings) if f.name not in _FREE}
-    shape["block_size"] = min(settings.block_size, theirs.block_size)
-    if shape["block_size"] < theirs.block_size:
-        notices.append(f"the position table is cropped from {theirs.block_size} to {shape['block_size']} positions")
-    began = theirs.weight_init if isinstance(theirs, Settings) else "noise"
-    settings = dataclasses.replace(settings, **shape, weight_init=began)
+    shape = {f.name: getattr(before, f.name) for f in dataclasses.fields(ModelSettings) if f.name not in CHANGEABLE}
+    shape["block_size"] = min(settings.block_size, before.block_size)
+    if shape["block_size"] < before.block_size:
+        notices.append(f"the position table is cropped from {before.block_size} to {shape['block_size']} positions")
+    weight_init = before.weight_init if isinstance(before, Settings) else "noise"
+    settings = dataclasses.replace(settings, **shape, weight_init=weight_init)
     data = yield from preparing(settings, origin.tokenizer)
-    settings, fewer = _fitted(settings, data)
-    return TrainingSetup(settings, data, _reshaped(origin.model, settings), notices=notices + fewer)
+    settings, capped = cap_steps(settings, data)
+    return TrainingSetup(settings, data, _change_settings(origin.model, settings), notices=notices + capped)
 
 
-def _reshaped(model: GPT, settings: Settings) -> GPT:
-    """The same weights in a model with these settings: other dropout, perhaps fewer positions."""
+def _change_settings(model: GPT, settings: Settings) -> GPT:
+    """Move the weights into a model with these settings: other dropout, perhaps fewer positions."""
     with torch.device("meta"):
-        reshaped = GPT(settings)
+        changed = GPT(settings)
     weights = model.state_dict()
     weights["transformer.wpe.weight"] = weights["transformer.wpe.weight"][: settings.block_size].clone()
-    reshaped.load_state_dict(weights, assign=True)
-    reshaped.tie()
-    return reshaped.requires_grad_()
+    changed.load_state_dict(weights, assign=True)
+    changed.tie()
+    return changed.requires_grad_()

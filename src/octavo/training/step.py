@@ -26,20 +26,22 @@ from octavo.training.schedule import learning_rate
 class Trainer:
     """A model and its optimizer, moved one step at a time over batches that are given."""
 
-    def __init__(self, model: GPT, settings: Settings, place: Runtime) -> None:
-        if place.device.type == "cpu":
+    def __init__(self, model: GPT, settings: Settings, runtime: Runtime) -> None:
+        if runtime.device.type == "cpu":
             kernels.keep_freed_memory()
-        self.model, self.settings, self.place = model, settings, place
-        self.optimizers = optimizers.build(model, settings, place.precision)
-        self.scaler = place.grad_scaler()
-        self.micro_batch = settings.micro_batch or fitting(settings, place)
+        self.model, self.settings, self.runtime = model, settings, runtime
+        self.optimizers = optimizers.build(model, settings, runtime.precision)
+        self.scaler = runtime.grad_scaler()
+        self.micro_batch = settings.micro_batch or auto_micro_batch(settings, runtime)
         self.step = 0
         self.learning_rate = 0.0  # of the newest update
         self.notices: list[str] = []  # what `update` had to change; whoever calls it tells and clears them
         # A GPU computes with a bf16 copy; elsewhere the model itself is called, under autocast.
-        self.half = Bf16Weights(model) if place.device.type == "cuda" and place.precision == "bf16" else None
-        self._forward, self._compiling = self._loss, place.compile
-        if place.compile:
+        self.bf16_weights = (
+            Bf16Weights(model) if runtime.device.type == "cuda" and runtime.precision == "bf16" else None
+        )
+        self._forward, self._compiling = self._loss, runtime.compile
+        if runtime.compile:
             try:
                 self._forward = torch.compile(self._loss)
             except RuntimeError as error:  # a Python or a system that it doesn't know
@@ -55,21 +57,21 @@ class Trainer:
 
         Out of memory, the micro-batch is halved and the step begun anew: the batch stays what it was.
         """
-        return self.gradients(batch), self.apply()
+        return self.compute_gradients(batch), self.apply_gradients()
 
-    def gradients(self, batch: np.ndarray) -> Tensor:
+    def compute_gradients(self, batch: np.ndarray) -> Tensor:
         """The first half of an update: gradients of the batch's mean loss, however many attempts it takes; the loss."""
         self.model.train()
-        if self.half:
-            self.half.refresh()
+        if self.bf16_weights:
+            self.bf16_weights.refresh()
         while True:
             try:
-                with kernels.fast_path(self.place.device):
+                with kernels.fast_path(self.runtime.device):
                     return self._accumulate(batch)
             except RuntimeError as error:
                 self.model.zero_grad()
-                if self.half:
-                    self.half.model.zero_grad()
+                if self.bf16_weights:
+                    self.bf16_weights.model.zero_grad()
                 if is_out_of_memory(error):
                     self._halve(error)
                 elif self._compiling:
@@ -77,14 +79,14 @@ class Trainer:
                 else:
                     raise
 
-    def apply(self) -> Tensor:
+    def apply_gradients(self) -> Tensor:
         """The second half: clip the gradients and let the optimizers use them; their norm."""
         self.learning_rate = learning_rate(self.step, self.settings)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.learning_rate * group["scale"]
         try:
-            with kernels.fast_path(self.place.device):
+            with kernels.fast_path(self.runtime.device):
                 norm = self._clipped_and_used()
         except RuntimeError as error:
             if is_out_of_memory(error):
@@ -111,23 +113,23 @@ class Trainer:
         rows = self.micro_batch * (self.settings.block_size // T)
         # Short windows stand at a place of their own in each step, so that all positions are learned.
         start = _hashed(self.settings.seed, self.step, "position") % (self.settings.block_size - T + 1)
-        total = torch.zeros((), device=self.place.device)
+        total = torch.zeros((), device=self.runtime.device)
         for first in range(0, len(batch), rows):
-            ids = self.place.move(torch.from_numpy(batch[first : first + rows]))
+            ids = self.runtime.move(torch.from_numpy(batch[first : first + rows]))
             if self.settings.dropout or self.settings.attention_dropout:
                 # PyTorch's dropout takes no generator, so the global one is set to what this micro-batch is due.
                 torch.manual_seed(_hashed(self.settings.seed, self.step, first))
-            with self.place.autocast() if self.half is None else contextlib.nullcontext():
+            with self.runtime.autocast() if self.bf16_weights is None else contextlib.nullcontext():
                 loss = self._forward(ids, start) / (len(batch) * T)
             self.scaler.scale(loss).backward()
-            if self.half:
-                self.half.hand_over()
+            if self.bf16_weights:
+                self.bf16_weights.accumulate_into_master_weights()
             total += loss.detach()
         return total
 
     def _loss(self, ids: Tensor, start: int = 0) -> Tensor:
         """The summed loss over ids (B, T + 1), the first of them at position `start`."""
-        model = self.half.model if self.half else self.model
+        model = self.bf16_weights.model if self.bf16_weights else self.model
         x = model.embed(ids[:, :-1], start)  # (B, T, C)
         logits = model.unembed(model.norm(model.blocks(x)))[..., : self.settings.vocab_size]  # (B, T, V)
         return next_token_loss(logits, ids[:, 1:])
@@ -136,12 +138,12 @@ class Trainer:
         if self.micro_batch == 1:
             raise self._too_large() from error
         self.micro_batch = max(1, min(self.micro_batch, self.settings.batch_size) // 2)
-        if self.place.device.type == "cuda":
+        if self.runtime.device.type == "cuda":
             torch.cuda.empty_cache()
         self.notices.append(f"out of memory: {self.micro_batch} sequences at once from here, the batch stays the same")
 
     def _too_large(self) -> OctavoError:
-        what = f"one sequence of {self.settings.block_size} tokens does not fit into the memory of {self.place.name}"
+        what = f"one sequence of {self.settings.block_size} tokens does not fit into the memory of {self.runtime.name}"
         return OctavoError(what, "a smaller --block-size, --n-embd or --n-layer")
 
     def _give_up_compiling(self, error: RuntimeError) -> None:
@@ -153,9 +155,9 @@ class Trainer:
         """What `restore` needs to go on with the same bits."""
         values = {
             "step": self.step,
-            "device": str(self.place.device),
-            "precision": self.place.precision,
-            "compile": "on" if self.place.compile else "off",
+            "device": str(self.runtime.device),
+            "precision": self.runtime.precision,
+            "compile": "on" if self.runtime.compile else "off",
             "micro_batch": self.micro_batch,
             "threads": torch.get_num_threads(),
             "torch": str(torch.__version__),
@@ -177,7 +179,7 @@ def _hashed(seed: int, step: int, what: object) -> int:
     return int.from_bytes(digest) >> 1
 
 
-def fitting(settings: Settings, place: Runtime) -> int:
+def auto_micro_batch(settings: Settings, place: Runtime) -> int:
     """Sequences at once whose activations and logits fit; the batch is cut into that many or a little fewer.
 
     Weights, gradients and the optimizer's averages must fit besides.

@@ -1,0 +1,89 @@
+"""What to train: resolved settings, where the weights come from, where the run is saved.
+
+Planning is cheap: it reads settings, never the text or the weights, and writes nothing.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from octavo.errors import OctavoError
+from octavo.runs import Run
+from octavo.settings import DataSettings, ModelSettings, Settings, resolve
+
+# Settings of the model that may change between a run and its resumption, or between a model and its fine-tuning.
+CHANGEABLE = {"dropout", "attention_dropout"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One training run before it starts. `plan` builds and checks it, `octavo.training.events` carries it out."""
+
+    settings: Settings
+    resume: Path | None = None  # the checkpoint folder of the run that is continued
+    init: str | Path | None = None  # the run or checkpoint whose weights a new run starts from
+    out: str | Path | None = None  # the folder of a new run, instead of runs/NAME
+    name: str | None = None  # its name in runs/, instead of the next free one
+
+
+def plan(
+    source: str | Path | None = None,
+    *,
+    preset: str | None = None,
+    config: str | Path | None = None,
+    resume: str | Path | None = None,
+    init: str | Path | None = None,
+    out: str | Path | None = None,
+    name: str | None = None,
+    **settings: Any,
+) -> Plan:
+    """Resolve settings from a preset, a TOML file and keywords, or from the run that is resumed.
+
+    Raises `OctavoError` for an unknown setting or value, and for a setting that cannot change in a resumed or
+    fine-tuned run.
+    """
+    if source is not None:
+        settings["source"] = str(source)
+    if resume is not None:
+        if preset is not None or config is not None or init is not None:
+            raise OctavoError("a resumed run has its settings", "--resume RUN with only the settings that change")
+        if out is not None or name is not None:
+            raise OctavoError("a resumed run stays in its folder", "leave out --out and --name")
+        run, checkpoint = find_resumable(resume)
+        return Plan(_changed_settings(run, settings), resume=checkpoint)
+    if init is not None:
+        preset = preset or ("finetune" if config is None else None)
+        shape = {field.name for field in dataclasses.fields(ModelSettings)} - CHANGEABLE - {"block_size"}
+        if fixed := sorted(shape & settings.keys()):
+            flags = ", ".join("--" + name.replace("_", "-") for name in fixed)
+            raise OctavoError(f"{fixed[0]} comes with the weights of {init} and can't be set", f"leave out {flags}")
+    return Plan(resolve(preset, config, **settings), init=init, out=out, name=name)
+
+
+def find_resumable(resume: str | Path) -> tuple[Run, Path]:
+    """Find a run and the checkpoint to resume it from: the last one, unless `resume` is a checkpoint folder."""
+    folder = Path(resume)
+    if (folder / "config.json").is_file() and folder.parent.name == "checkpoints":
+        return Run(folder.parents[1]), folder
+    if not folder.exists() and (Path("runs") / folder / "settings.toml").is_file():
+        folder = Path("runs") / folder
+    run = Run(folder)
+    if run.last is None:
+        raise OctavoError(f"{folder} has no checkpoint to resume from", "octavo train, which starts a new run")
+    return run, run.last
+
+
+def _changed_settings(run: Run, changes: dict[str, Any]) -> Settings:
+    """Apply changes to a run's settings. Model and data settings must stay, since the weights depend on them."""
+    before = run.settings
+    after = resolve(**{**dataclasses.asdict(before), **changes})
+    for section in (ModelSettings, DataSettings):
+        for field in dataclasses.fields(section):
+            old, new = getattr(before, field.name), getattr(after, field.name)
+            if old != new and field.name not in CHANGEABLE | {"source"}:
+                raise OctavoError(
+                    f"{field.name} is {old!r} in this run and can't become {new!r} when it is resumed",
+                    f"--init {run.folder}, which starts a new run",
+                )
+    return after
