@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Dialog, Locator, Page, 
 LANGUAGES = {"en": "ltr", "ar": "rtl", "hi": "ltr", "fr": "ltr", "de": "ltr"}
 THEMES = ("light", "dark")
 WRITTEN = "#panel-playground .desk .page"
-TABS = ("walk", "attention", "words", "playground", "training", "compare")
+TABS = ("walk", "attention", "positions_and_words", "playground", "training", "compare")
 PATIENCE = 30_000  # milliseconds: other people may be at work on this machine
 
 
@@ -214,7 +214,7 @@ def fill(visit: Visit, tab: str) -> None:
             page.locator(".steps button.main").click()
     elif tab == "attention":
         page.locator(".arcs .token").nth(5).click()
-    elif tab == "words":
+    elif tab == "positions_and_words":
         page.locator("#find").fill("a")
         page.locator("#find").press("Enter")
     elif tab == "playground":

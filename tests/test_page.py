@@ -59,7 +59,7 @@ def test_the_walk_has_the_names_of_the_code_and_says_how_the_tables_began(visit:
     page.locator("#walk-layer").select_option("1")
     visit.settle()
     assert page.locator(".map .times").text_content() == "Transformer block h.1, one of 2"
-    visit.go("words")
+    visit.go("positions_and_words")
     assert "began as sines and cosines" in page.locator("[aria-labelledby=words-wpe]").inner_text()
 
 
@@ -301,7 +301,7 @@ def test_what_the_server_refuses_is_told_without_its_command_line(visit: Visit) 
 
 
 def test_positions_words_and_neighbours_are_the_models_own(visit: Visit, site: Running) -> None:
-    page = visit.go("words", "letters", TEXT).page
+    page = visit.go("positions_and_words", "letters", TEXT).page
     page.locator("#word").fill("t")
     page.locator("#word-at-1").fill("9")
     page.locator("#word-at-1").press("Enter")
@@ -333,7 +333,7 @@ def test_positions_words_and_neighbours_are_the_models_own(visit: Visit, site: R
 
 
 def test_the_map_is_the_projection_of_the_step_that_it_stands_at(visit: Visit, site: Running) -> None:
-    page = visit.go("words", "letters", TEXT).page
+    page = visit.go("positions_and_words", "letters", TEXT).page
     steps = site.models["letters"].steps
     seen = look(site, "map", step=max(steps), words=[])
     rows = visit.table("[aria-labelledby=words-map]")
@@ -356,13 +356,13 @@ def test_the_map_is_the_projection_of_the_step_that_it_stands_at(visit: Visit, s
 ])  # fmt: skip
 def test_a_word_that_has_no_row_is_told_in_the_readers_language(visit: Visit, field: str, word: str) -> None:
     """Of several tokens, or of letters that the tokenizer doesn't know. Nothing is refused for that."""
-    page = visit.go("words", "letters").page
+    page = visit.go("positions_and_words", "letters").page
     visit.choose(language="de")
-    before = page.locator("#panel-words").inner_text()
+    before = page.locator("#panel-positions_and_words").inner_text()
     page.locator(f"#{field}").fill(word)
     page.locator(f"#{field}").press("Enter")
     visit.settle()
-    told = page.locator("#panel-words").inner_text()
+    told = page.locator("#panel-positions_and_words").inner_text()
     assert told != before
     assert "octavo inspect" not in told
     assert not re.search(r"\b(is|has|knows|at most)\b", told)
@@ -370,7 +370,7 @@ def test_a_word_that_has_no_row_is_told_in_the_readers_language(visit: Visit, fi
 
 def test_a_cosine_is_said_of_the_two_words_that_were_asked_for(visit: Visit, site: Running) -> None:
     """Whatever has been typed since: what is shown of another pair is pale, and the last that is asked for wins."""
-    page = visit.go("words", "letters", TEXT).page
+    page = visit.go("positions_and_words", "letters", TEXT).page
     card = page.locator("[aria-labelledby=words-alike]")
     held: list[Route] = []
     page.route("**/lens/neighbors", lambda route: held.append(route))
@@ -405,7 +405,7 @@ def test_a_cosine_is_said_of_the_two_words_that_were_asked_for(visit: Visit, sit
 def test_a_pair_without_two_rows_is_refused_beneath_its_fields_and_shows_nothing(
     visit: Visit, field: str, word: str, why: str
 ) -> None:
-    page = visit.go("words", "letters").page
+    page = visit.go("positions_and_words", "letters").page
     visit.choose(language="de")
     card = page.locator("[aria-labelledby=words-alike]")
     page.locator(f"#{field}").fill(word)
@@ -427,7 +427,7 @@ def test_a_pair_without_two_rows_is_refused_beneath_its_fields_and_shows_nothing
 
 
 def test_what_is_typed_while_an_answer_is_awaited_stays(visit: Visit) -> None:
-    page = visit.go("words", "letters", TEXT).page
+    page = visit.go("positions_and_words", "letters", TEXT).page
     held: list[Route] | None = []
     page.route("**/lens/*", lambda route: route.continue_() if held is None else held.append(route))
     page.locator("#word").fill("t")
@@ -442,7 +442,7 @@ def test_what_is_typed_while_an_answer_is_awaited_stays(visit: Visit) -> None:
 
 def test_each_word_that_is_offered_can_be_taken(visit: Visit) -> None:
     """Of Hindi's letters each is three bytes, so a word is soon more tokens than are shown."""
-    page = visit.go("words", "bytes", "बिल्ली चटाई पर बैठी").page
+    page = visit.go("positions_and_words", "bytes", "बिल्ली चटाई पर बैठी").page
     for each in page.locator("[aria-labelledby=words-position] button.chip").all()[:3]:
         each.click()
         visit.settle()
@@ -450,7 +450,7 @@ def test_each_word_that_is_offered_can_be_taken(visit: Visit) -> None:
 
 
 def test_a_position_that_there_is_not_is_told(visit: Visit) -> None:
-    page = visit.go("words", "letters", TEXT).page
+    page = visit.go("positions_and_words", "letters", TEXT).page
     told = page.get_by_text("Positions run from 0 to 63 here")
     page.locator("#word").fill("t")
     for position, taken in (("64", "63"), ("-1", "0"), ("63", "63")):
@@ -520,8 +520,8 @@ def test_tabs_follow_the_practice_for_tabs_and_the_address(visit: Visit) -> None
     page.locator("#tab-walk").focus()
     page.keyboard.press("ArrowLeft")  # onward, where text runs to the left
     at("attention")
-    page.goto(f"{visit.url}/#words")
-    page.locator("#panel-words").wait_for()
+    page.goto(f"{visit.url}/#positions_and_words")
+    page.locator("#panel-positions_and_words").wait_for()
     visit.settle()
 
 

@@ -38,7 +38,7 @@ def test_markup_in_a_prompt_a_name_or_a_sample_is_text(chromium: Browser, hostil
         shown = 0
         for tab in TABS:
             visit.go(tab)
-            if tab == "words":
+            if tab == "positions_and_words":
                 page.locator("#word").fill("<img onerror=x>")
                 for name in ("find", "alike-one", "alike-two"):
                     page.locator(f"#{name}").fill("<")
@@ -179,7 +179,7 @@ def test_the_saved_page_shows_its_tabs_from_a_file_and_asks_nobody(
         page.locator("#panel-walk .running").wait_for()
         assert page.locator("html").get_attribute("dir") == LANGUAGES[language]
         tabs = page.get_by_role("tab").evaluate_all("all => all.map((each) => each.id.slice(4))")
-        assert tabs == ["walk", "attention", "words"]
+        assert tabs == ["walk", "attention", "positions_and_words"]
         assert page.locator("#panel-walk .running").text_content() == SAVED
         for stage in range(17):
             assert page.locator("#panel-walk canvas").count(), stage
@@ -197,7 +197,7 @@ def test_the_saved_page_shows_its_tabs_from_a_file_and_asks_nobody(
         assert numeral(exact) == pytest.approx(float(weights[-1][0]), rel=1e-4)
         assert page.locator(".arcs .token").count() == len(SAVED)
 
-        page.locator("#tab-words").click()
+        page.locator("#tab-positions_and_words").click()
         for part in ("position", "wpe"):
             page.locator(f"[aria-labelledby=words-{part}] canvas").first.wait_for()
         assert page.get_by_role("alert").count() == 0

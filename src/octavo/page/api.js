@@ -3,7 +3,7 @@
 // Answers of the lens are kept, so going back costs nothing. In the static page there is no server: the answers that
 // were written into it are found here instead, under the same names.
 
-import { embedded, store, stored } from "octavo/text";
+import { embedded, store, stored } from "octavo/dom";
 
 export const offline = embedded !== null;
 

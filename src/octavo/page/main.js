@@ -17,11 +17,11 @@ import {
   store,
   stored,
   t,
-} from "octavo/text";
+} from "octavo/dom";
 
-const TABS = ["walk", "attention", "words", "playground", "training", "compare"];
+const TABS = ["walk", "attention", "positions_and_words", "playground", "training", "compare"];
 const SAMPLE = "The cat sat on the mat, and the cat slept.";
-const OFFLINE = ["walk", "attention", "words"];
+const OFFLINE = ["walk", "attention", "positions_and_words"];
 
 const listeners = new Map();
 
@@ -329,7 +329,7 @@ async function open(id) {
   if (none || (!app.model && id !== "training")) return app.problem(tab.panel, none ?? new ApiError("", "", 503));
   app.problem(tab.panel, null);
   try {
-    tab.loading ??= import(`octavo/${id}`).then((module) => (tab.view = module.mount(tab.panel, app)));
+    tab.loading ??= import(`octavo/tabs/${id}`).then((module) => (tab.view = module.mount(tab.panel, app)));
     await tab.loading;
     if (current !== id) return;
     tab.view.show?.();

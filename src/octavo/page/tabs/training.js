@@ -2,9 +2,9 @@
 // the lines that came since; what is drawn is what was written, and nothing is smoothed.
 
 import { lines, runs as listRuns } from "octavo/api";
-import { lineChart } from "octavo/draw";
-import { Probe } from "octavo/probe";
-import { count, el, field, language, number, short, t } from "octavo/text";
+import { lineChart } from "octavo/pictures/bars";
+import { Probe } from "octavo/tabs/training/checkpoint_history";
+import { count, el, field, language, number, short, t } from "octavo/dom";
 
 const EVERY = 1000; // milliseconds
 const LIST_EVERY = 5; // of those: runs come and end less often

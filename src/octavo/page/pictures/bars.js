@@ -5,13 +5,13 @@
 // Pictures are drawn anew when theme, language or width change. They read left to right in every language, as the
 // formulas beside them do; only their captions follow the page.
 
-import { frame, redraw, tell, wash } from "octavo/frame";
-import { el, number, percent, svg, t, tokenSpans } from "octavo/text";
+import { frame, redraw, tell, wash } from "octavo/pictures/figure";
+import { el, number, percent, svg, t, tokenSpans } from "octavo/dom";
 
-export { colour, still, wash } from "octavo/frame";
-export { lineChart } from "octavo/lines";
-export { matrix } from "octavo/matrix";
-export { boxOf, scatter } from "octavo/scatter";
+export { colour, still, wash } from "octavo/pictures/figure";
+export { lineChart } from "octavo/pictures/line_chart";
+export { matrix } from "octavo/pictures/matrix";
+export { boxOf, scatter } from "octavo/pictures/scatter";
 
 // ---- Bars
 

@@ -2,13 +2,13 @@
 // another keeps the ids before it and grows a branch; `octavo/branches` keeps them all.
 
 import { complete, isAborted, knownOf, lens, mustRead } from "octavo/api";
-import { Outline, path, Tree, windowStart } from "octavo/branches";
-import { Layers, Parts } from "octavo/deeper";
-import { leftOut, signBreak, stacked } from "octavo/live";
-import { Odds } from "octavo/odds";
-import { Bars, Bend } from "octavo/place";
-import { Surprisal } from "octavo/surprisal";
-import { el, field, say, t, tokenSpans } from "octavo/text";
+import { Outline, path, Tree, windowStart } from "octavo/tabs/playground/branches";
+import { Layers, Parts } from "octavo/tabs/playground/logit_lens";
+import { leftOut, signBreak, stacked } from "octavo/controls";
+import { Odds } from "octavo/sampling";
+import { Bars, Bend } from "octavo/tabs/playground/next_token";
+import { Surprisal } from "octavo/tabs/playground/surprisal";
+import { el, field, say, t, tokenSpans } from "octavo/dom";
 
 const LONGEST = 2000; // tokens that are written at once
 

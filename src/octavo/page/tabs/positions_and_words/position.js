@@ -1,8 +1,8 @@
 // A word at two positions, piece by piece: its row of wte, their rows of wpe, and the sums. And how alike positions are.
 
 import { available, knownOf, lens, offline, overtaken, refusal } from "octavo/api";
-import { matrix } from "octavo/draw";
-import { chip, code, el, exact, field, number, said, say, t } from "octavo/text";
+import { matrix } from "octavo/pictures/bars";
+import { chip, code, el, exact, field, number, said, say, t } from "octavo/dom";
 
 const FROM_TEXT = 12; // words of the text that are offered
 export const PIECES = 16; // tokens that a word may have, as octavo.lens has it

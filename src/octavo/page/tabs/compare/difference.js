@@ -1,10 +1,10 @@
 // What lies between two readings of one text: token by token, in what comes next, in where a head looks, in how long the
 // stream grows. The first is always dashed or hatched and of one colour, the second plain and of another.
 
-import { lineChart, matrix } from "octavo/draw";
-import { asTable, offer, signBreak, signed, tokenChip } from "octavo/live";
-import { divergence } from "octavo/odds";
-import { code, el, field, number, percent, said, say, t, tokenSpans } from "octavo/text";
+import { lineChart, matrix } from "octavo/pictures/bars";
+import { asTable, offer, signBreak, signed, tokenChip } from "octavo/controls";
+import { divergence } from "octavo/sampling";
+import { code, el, field, number, percent, said, say, t, tokenSpans } from "octavo/dom";
 
 export const SIDES = ["a", "b"];
 

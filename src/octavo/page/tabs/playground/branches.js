@@ -4,7 +4,7 @@
 // A token here is {id, from}: `from` is where the model's window began when the token came. A text that is longer than
 // the block is written through a window that moves on, and the odds of each token are looked up as they were.
 
-import { el } from "octavo/text";
+import { el } from "octavo/dom";
 
 export class Tree {
   constructor() {

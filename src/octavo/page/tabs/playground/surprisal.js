@@ -4,8 +4,8 @@
 // would break the joining of Arabic and Indic letters.
 
 import { lens, mustRead } from "octavo/api";
-import { asTable, leftOut, signBreak, stacked, tokenChip } from "octavo/live";
-import { count, el, number, percent, said, say, t, tokenSpans } from "octavo/text";
+import { asTable, leftOut, signBreak, stacked, tokenChip } from "octavo/controls";
+import { count, el, number, percent, said, say, t, tokenSpans } from "octavo/dom";
 
 const LONGEST = 3000; // tokens that are shown
 const BITS = [1, 2, 4, 7, 11]; // where a longer bar begins

@@ -1,7 +1,7 @@
 // A matrix of numbers as a heat map, with a cursor that the pointer and the arrow keys move from cell to cell.
 
-import { colour, cut, fillTable, fontOf, frame, legend, redraw, Scale, tell } from "octavo/frame";
-import { code, el, exact, number, t } from "octavo/text";
+import { colour, cut, fillTable, fontOf, frame, legend, redraw, Scale, tell } from "octavo/pictures/figure";
+import { code, el, exact, number, t } from "octavo/dom";
 
 const BIG = 4096; // cells; of a larger matrix the table shows a row at a time
 

@@ -4,10 +4,10 @@
 // steps that training keeps meanwhile are read as they come.
 
 import { isAborted, lens, models, mustRead, refusal } from "octavo/api";
-import { lineChart, matrix } from "octavo/draw";
-import { offer } from "octavo/live";
-import { PIECES, readable } from "octavo/position";
-import { code, count, el, field, number, say, t } from "octavo/text";
+import { lineChart, matrix } from "octavo/pictures/bars";
+import { offer } from "octavo/controls";
+import { PIECES, readable } from "octavo/tabs/positions_and_words/position";
+import { code, count, el, field, number, say, t } from "octavo/dom";
 
 const LOOK_AGAIN = 10_000; // milliseconds
 const NEIGHBORS = 5;

@@ -5,10 +5,10 @@
 // The axis letters: B texts, T tokens, C width, H heads of width D = C / H, V the vocabulary.
 
 import { available, lens } from "octavo/api";
-import { drawMap } from "octavo/diagram";
-import { bars, matrix } from "octavo/draw";
-import { origin } from "octavo/origin";
-import { AT, learned, NOTES, STAGES } from "octavo/stages";
+import { drawMap } from "octavo/tabs/walk/diagram";
+import { bars, matrix } from "octavo/pictures/bars";
+import { origin } from "octavo/tabs/walk/derivation";
+import { AT, learned, NOTES, STAGES } from "octavo/tabs/walk/stages";
 import {
   chip,
   choices,
@@ -25,7 +25,7 @@ import {
   short,
   t,
   tokenSpans,
-} from "octavo/text";
+} from "octavo/dom";
 
 const IN_CODE = { B: "batch_size", T: "seq_len", C: "n_embd", H: "n_head", V: "vocab_size" };
 const CORNER = 16;

@@ -1,6 +1,6 @@
 // Where a number of the walk comes from: a sentence, and the formula with its numbers as far as the corner has them.
 
-import { chip, code, el, exact, said } from "octavo/text";
+import { chip, code, el, exact, said } from "octavo/dom";
 
 // For the cell of row r and column c of a stage. `data` is what walk.js has loaded, `s` the sizes of the model.
 export function origin(id, r, c, value, data, s) {

@@ -1,8 +1,8 @@
 // Under a guess: what the model would have said after each layer, and how much each of its parts spoke for a token.
 
 import { isAborted, lens } from "octavo/api";
-import { asTable, offer, push, scrolled, signed, tokenChip } from "octavo/live";
-import { el, number, percent, say, t } from "octavo/text";
+import { asTable, offer, push, scrolled, signed, tokenChip } from "octavo/controls";
+import { el, number, percent, say, t } from "octavo/dom";
 
 const GUESSES = 5;
 const LARGEST = 12; // contributions that have a bar of their own

@@ -3,9 +3,9 @@
 // The logits of the place are asked for once. The sliders reshape them here, so nothing is sent while one is dragged:
 // the likeliest tokens are always the same ones, only their chances change, and so do the lengths of the same bars.
 
-import { asTable, tokenChip } from "octavo/live";
-import { Odds } from "octavo/odds";
-import { count, el, number, percent, say, sayLabel, t } from "octavo/text";
+import { asTable, tokenChip } from "octavo/controls";
+import { Odds } from "octavo/sampling";
+import { count, el, number, percent, say, sayLabel, t } from "octavo/dom";
 
 const BARS = 12;
 const MORE = 40;

@@ -1,7 +1,7 @@
 // What all pictures share: colours that follow the theme, the figure with its readout and its table, and drawing anew when
 // theme, language or width change. Nothing here knows what a picture shows.
 
-import { el, exact, number, onLanguage, t } from "octavo/text";
+import { el, exact, number, onLanguage, t } from "octavo/dom";
 
 // ---- Colours
 

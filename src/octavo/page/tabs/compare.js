@@ -2,10 +2,10 @@
 // between. Of a checkpoint with itself, all of that is zero, and the page says so.
 
 import { lens, mustRead } from "octavo/api";
-import { Difference, SIDES } from "octavo/difference";
-import { offer, scrolled, signed, stacked } from "octavo/live";
-import { probabilities } from "octavo/odds";
-import { el, field, number, percent, say, t } from "octavo/text";
+import { Difference, SIDES } from "octavo/tabs/compare/difference";
+import { offer, scrolled, signed, stacked } from "octavo/controls";
+import { probabilities } from "octavo/sampling";
+import { el, field, number, percent, say, t } from "octavo/dom";
 
 const MEASURES = [
   ["compare.loss", "loss", 4],

@@ -1,9 +1,9 @@
 // Two words along training: the cosine of their rows of wte, beside random pairs that are as frequent.
 
 import { lens, overtaken } from "octavo/api";
-import { lineChart } from "octavo/draw";
-import { readable } from "octavo/position";
-import { el, field, number, say, t } from "octavo/text";
+import { lineChart } from "octavo/pictures/bars";
+import { readable } from "octavo/tabs/positions_and_words/position";
+import { el, field, number, say, t } from "octavo/dom";
 
 export function likeness(app) {
   let own = false, // the reader chose the pair

@@ -1,7 +1,7 @@
 // Points of a plane with their names: to be hovered, walked through by keys, moved and brought closer.
 
-import { colour, cut, fontOf, frame, redraw, still, tell } from "octavo/frame";
-import { el, t } from "octavo/text";
+import { colour, cut, fontOf, frame, redraw, still, tell } from "octavo/pictures/figure";
+import { el, t } from "octavo/dom";
 
 // points: [{key, label, x, y, kind}], where kind is "" or "chosen" or "near". Points that keep their key glide to their
 // new place. Options: onPick(key), tell(point); the view can be moved by dragging, wheel, buttons and keys.

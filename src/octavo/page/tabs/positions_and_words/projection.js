@@ -1,9 +1,9 @@
 // The map: the tokens' rows of wte as a plane, with search and neighbours, along the checkpoints of training.
 
 import { lens, refusal } from "octavo/api";
-import { PIECES, readable } from "octavo/position";
-import { boxOf, scatter } from "octavo/draw";
-import { chip, el, field, number, percent, said, say, t } from "octavo/text";
+import { PIECES, readable } from "octavo/tabs/positions_and_words/position";
+import { boxOf, scatter } from "octavo/pictures/bars";
+import { chip, el, field, number, percent, said, say, t } from "octavo/dom";
 
 export function map(app) {
   let shown = []; // {token, x, y} of the step on screen

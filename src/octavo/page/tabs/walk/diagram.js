@@ -1,8 +1,8 @@
 // The whole walk as a diagram: the residual stream runs through, branches leave it and come back.
 
-import { still } from "octavo/draw";
-import { AT, STAGES } from "octavo/stages";
-import { language, say, sayLabel, svg } from "octavo/text";
+import { still } from "octavo/pictures/bars";
+import { AT, STAGES } from "octavo/tabs/walk/stages";
+import { language, say, sayLabel, svg } from "octavo/dom";
 
 const ROW = 37,
   HIGH = 26,

@@ -2,10 +2,10 @@
 // alike along training, and a map of the tokens. The static page has only the first two.
 
 import { offline } from "octavo/api";
-import { likeness } from "octavo/likeness";
-import { map } from "octavo/map";
-import { oneWord } from "octavo/position";
-import { el } from "octavo/text";
+import { likeness } from "octavo/tabs/positions_and_words/cosine_similarity";
+import { map } from "octavo/tabs/positions_and_words/projection";
+import { oneWord } from "octavo/tabs/positions_and_words/position";
+import { el } from "octavo/dom";
 
 export function mount(panel, app) {
   const parts = [oneWord(app), ...(offline ? [] : [likeness(app), map(app)])];

@@ -1,7 +1,7 @@
 // Curves, by uPlot. It draws; keys, names, readout and table are ours.
 
-import { colour, fillTable, fontOf, frame, redraw, tell } from "octavo/frame";
-import { el, exact, language, number, svg, t } from "octavo/text";
+import { colour, fillTable, fontOf, frame, redraw, tell } from "octavo/pictures/figure";
+import { el, exact, language, number, svg, t } from "octavo/dom";
 
 const DASHES = [[], [7, 4], [2, 3], [9, 3, 2, 3], [4, 2], [12, 4]];
 

@@ -1,7 +1,7 @@
 // What the three tabs that live share: tables that are filled when they are opened, bars that go both ways, tokens whose
 // numbers stand beneath them.
 
-import { chip, el, number } from "octavo/text";
+import { chip, el, number } from "octavo/dom";
 
 // A token by its name alone, as it stands in a sentence or before a bar.
 export const tokenChip = (label) => chip({ label, bytes: "" }, { title: null });

@@ -3,8 +3,8 @@
 // Row t is what token t gives to each token up to itself. Rows sum to 1, and the sums stand beside them.
 
 import { available, lens } from "octavo/api";
-import { arcs, matrix } from "octavo/draw";
-import { chip, choices, el, exact, field, lastWord, number, said, say, t } from "octavo/text";
+import { arcs, matrix } from "octavo/pictures/bars";
+import { chip, choices, el, exact, field, lastWord, number, said, say, t } from "octavo/dom";
 
 const HABITS = ["entropy", "distance", "previous", "first", "itself"];
 
