@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import octavo.tokenizers
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, UnknownCharactersError
 from octavo.tokenizers import Tokenizer, build, load
 
 SPECS = ["char", "byte", "word", "bpe:600", "gpt2"]
@@ -192,7 +192,7 @@ def test_only_trained_bpe_and_gpt2_have_an_end_of_text(tokenizer: Tokenizer, tmp
 
 
 def test_half_a_surrogate_pair_is_an_unknown_character_everywhere(tokenizer: Tokenizer) -> None:
-    with pytest.raises(OctavoError, match=r"unknown characters '\\ud83d'"):
+    with pytest.raises(UnknownCharactersError, match=r"unknown characters '\\ud83d'"):
         tokenizer.encode("a\ud83d b")
     assert tokenizer.decode(tokenizer.encode("a\ud83d b", unknown="skip")) == "a b"
     assert len(tokenizer.decode(tokenizer.encode("a\ud83d b", unknown="replace"))) == 4
@@ -202,7 +202,7 @@ def test_half_a_surrogate_pair_is_an_unknown_character_everywhere(tokenizer: Tok
 
 
 def test_unknown_characters_are_named_beside_the_known() -> None:
-    with pytest.raises(OctavoError) as caught:
+    with pytest.raises(UnknownCharactersError) as caught:
         build("char", "cab? ").encode("a bed")
     assert caught.value.message == "unknown characters 'd', 'e'; this char tokenizer knows ' ?abc'"
     assert caught.value.hint == "--unknown skip or --unknown replace"

@@ -1,9 +1,9 @@
-"""The one error that is the user's to mend.
+"""The errors that a user can act on.
 
-An `OctavoError` says what was given, what was expected and what to try. The command line prints it
-in a line or two and exits with 2; from Python it is an ordinary exception. What we believe
-impossible is an `assert`; what the machine did wrong (no disk, no memory) is turned into an
-`OctavoError` where somebody can do something about it.
+An `OctavoError` says what was given, what was expected and what to try. The command line prints it in a line or two
+and exits with 2; in Python it is an ordinary exception. Code that reacts to one kind of error catches a subclass,
+never a message. A bug is an `assert`; a failure of the machine (disk full, out of memory) becomes an `OctavoError`
+where somebody can do something about it.
 """
 
 
@@ -20,3 +20,7 @@ class OctavoError(Exception):
 
     def __str__(self) -> str:
         return self.message if self.hint is None else f"{self.message}\n  try: {self.hint}"
+
+
+class UnknownCharactersError(OctavoError):
+    """A text holds characters that the tokenizer has no ids for."""

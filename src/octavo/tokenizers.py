@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, UnknownCharactersError
 from octavo.files import cache_dir, fetched, sha256
 
 if TYPE_CHECKING:  # at run time they are imported where they are used: `octavo --help` needs neither
@@ -68,7 +68,7 @@ class Tokenizer:
         """The ids of `text`, `(T,)`.
 
         A character without an id (`char` has such; half a surrogate pair is one everywhere) is, as `unknown`
-        says, an `OctavoError`, skipped, or replaced by U+FFFD, "?" or a space, the first that is known.
+        says, an `UnknownCharactersError`, skipped, or replaced by U+FFFD, "?" or a space, the first that is known.
         """
         if unknown not in UNKNOWN:
             raise OctavoError(f"unknown={unknown!r} is not one of {', '.join(UNKNOWN)}")
@@ -168,7 +168,7 @@ class Tokenizer:
         alphabet = "".join(sorted(self._ids)) if self.kind == "char" else ""
         sample = f"{alphabet[:80]!r}{' ...' * (len(alphabet) > 80)}" if alphabet else "every whole character"
         hint = "--unknown skip" + (" or --unknown replace" if known else "")
-        raise OctavoError(f"unknown characters {named}; this {self.kind} tokenizer knows {sample}", hint)
+        raise UnknownCharactersError(f"unknown characters {named}; this {self.kind} tokenizer knows {sample}", hint)
 
 
 class StreamDecoder:
