@@ -165,7 +165,9 @@ class Bench:
             printed = self.nanogpt.train(CONFIG, **RECIPE | timed)
             theirs.append(statistics.median(step_milliseconds(printed)[WARM_UP:]))
             words = ["--preset", "nanogpt-tiny", "--max-steps", str(steps), "--log-every", "1"]
-            run = self.run_octavo(text, [*words, "--eval-every", str(steps), "--sample-every", "0", "--keep", "0"])
+            run = self.run_octavo(
+                text, [*words, "--eval-every", str(steps), "--sample-every", "0", "--keep-checkpoints", "0"]
+            )
             lines = octavo.Run(run).lines("metrics")
             ours.append(statistics.median(1000 * NANOGPT_STEP / x["tokens_per_second"] for x in lines[WARM_UP:]))
             self.say(f"{number:5} {theirs[-1]:10.2f} {ours[-1]:8.2f} {theirs[-1] / ours[-1]:8.2f}")
@@ -178,7 +180,7 @@ class Bench:
         """Train with an empty cache; the run."""
         self.runs += 1
         out, cache = self.folder / f"run-{self.runs}", self.folder / f"cache-{self.runs}"
-        words = [sys.executable, "-m", "octavo.cli", "train", str(text), *words, "--device", "cpu", "--out", str(out)]
+        words = [sys.executable, "-m", "octavo", "train", str(text), *words, "--device", "cpu", "--out", str(out)]
         subprocess.run(words, check=True, capture_output=True, env={**os.environ, "OCTAVO_CACHE": str(cache)})
         shutil.rmtree(cache)
         return out

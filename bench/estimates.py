@@ -76,7 +76,7 @@ def compared(options: argparse.Namespace, cache: str, name: str, words: str, wha
 
 def measured(text: Path, cache: str, words: str) -> dict[str, tuple[float, float]]:
     """What is told of a run and what it takes, of memory and of time."""
-    octavo, environment = [sys.executable, "-m", "octavo.cli"], {**os.environ, "OCTAVO_CACHE": cache}
+    octavo, environment = [sys.executable, "-m", "octavo"], {**os.environ, "OCTAVO_CACHE": cache}
     estimate = [*octavo, "estimate", str(text), *words.split(), "--json"]
     told = json.loads(subprocess.run(estimate, check=True, capture_output=True, env=environment).stdout)
     with tempfile.TemporaryDirectory() as folder:

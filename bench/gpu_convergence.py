@@ -65,8 +65,8 @@ def main() -> int:
             run = folder / f"run-{fewer}"
             flags = {**shape, "batch_size": options.batch_size, "max_steps": int(steps / fewer), "eval_every": steps,
                      "bias": False, "activation": "gelu", "dropout": 0, "curriculum_splits": 1, "tokenizer": "auto",
-                     "sample_every": 0, "keep": 0, "out": run}  # fmt: skip
-            words = [sys.executable, "-m", "octavo.cli", "train", str(folder / "tokens"), "--preset=baby"]
+                     "sample_every": 0, "keep_checkpoints": 0, "out": run}  # fmt: skip
+            words = [sys.executable, "-m", "octavo", "train", str(folder / "tokens"), "--preset=baby"]
             words += [f"--{name}={value}" for name, value in flags.items()]
             subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
             last = octavo.Run(run).last

@@ -149,9 +149,15 @@ def nanogpt_rate(nanogpt: NanoGPT, settings: Settings, micro: int, steps: int) -
 def octavo_rate(settings: Settings, tokens: Path, out: Path, steps: int) -> float:
     """Tokens per second of `octavo train`."""
     words = [f"--{name.replace('_', '-')}={getattr(settings, name)}" for name in SHAPE]
-    words += [f"--max-steps={steps}", "--log-every=1", f"--eval-every={steps}", "--sample-every=0", "--keep=0"]
+    words += [
+        f"--max-steps={steps}",
+        "--log-every=1",
+        f"--eval-every={steps}",
+        "--sample-every=0",
+        "--keep-checkpoints=0",
+    ]
     words += ["--preset=gpt2", "--tokenizer=auto", f"--out={out}"]
-    words = [sys.executable, "-m", "octavo.cli", "train", str(tokens), *words]
+    words = [sys.executable, "-m", "octavo", "train", str(tokens), *words]
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
     rates = [line["tokens_per_second"] for line in octavo.Run(out).lines("metrics")][1:]
     return statistics.median(rates[len(rates) // 3 :])

@@ -31,7 +31,7 @@ def main() -> int:
     rows = []
     for _ in range(options.rounds):
         with tempfile.TemporaryDirectory() as folder:
-            words = [sys.executable, "-m", "octavo.cli", "train", str(options.text), "--preset", "tiny", "--json"]
+            words = [sys.executable, "-m", "octavo", "train", str(options.text), "--preset", "tiny", "--json"]
             words += ["--max-steps", str(options.steps), "--out", f"{folder}/run"]
             start = time.perf_counter()
             ran = subprocess.run(words, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,

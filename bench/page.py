@@ -68,7 +68,7 @@ def main() -> None:
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
     """A server, and the page's address."""
-    command = [sys.executable, "-m", "octavo.cli", "serve", str(folder), "--port", "0", "--device", "cpu", "--json"]
+    command = [sys.executable, "-m", "octavo", "serve", str(folder), "--port", "0", "--device", "cpu", "--json"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert server.stdout
     try:

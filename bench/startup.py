@@ -13,8 +13,8 @@ import time
 COMMANDS = {
     "python -c pass": ["-c", "pass"],
     "import octavo": ["-c", "import octavo"],
-    "octavo --help": ["-m", "octavo.cli", "--help"],
-    "octavo train --help": ["-m", "octavo.cli", "train", "--help"],
+    "octavo --help": ["-m", "octavo", "--help"],
+    "octavo train --help": ["-m", "octavo", "train", "--help"],
     "import torch": ["-c", "import torch"],
 }
 CEILING = {"octavo --help": 0.3}  # seconds

@@ -56,4 +56,4 @@ def trained_on(text: str, folder: Path, **settings: Any) -> Run:
 def tiny(base: Path) -> Run:
     """Twenty steps of the preset `tiny`, once for all that ask with the same folder."""
     return trained_on(TEXT, base / "tiny", tokenizer="bpe:400", batch_size=8, max_steps=20, warmup_steps=4,
-                      eval_every=10, log_every=1, keep=4)  # fmt: skip
+                      eval_every=10, log_every=1, keep_checkpoints=4)  # fmt: skip

@@ -43,7 +43,7 @@ def trained(folder: Path) -> Runs:
             octavo.train(
                 folder / "text.txt", out=folder / name, tokenizer=tokenizer, n_layer=2, n_head=2, n_embd=32,
                 block_size=64, batch_size=4, max_steps=20, warmup_steps=4, eval_every=5, log_every=1, sample_every=5,
-                keep=4, val_fraction=0.2, device="cpu", precision="fp32", compile="off",
+                keep_checkpoints=4, val_fraction=0.2, device="cpu", precision="fp32", compile="off",
             )
             for name, tokenizer in (("letters", "char"), ("bytes", "byte"))
         )  # fmt: skip
@@ -70,7 +70,7 @@ def served(runs: dict[str, Run], folders: dict[str, Path] | None = None, *, keys
     named = {name: run.folder for name, run in runs.items()} | (folders or {})
     models: dict[str, Served] = {name: load_model(name, folder, cpu, SMALL) for name, folder in named.items()}
     if slowly:
-        models["slow"] = slow(slowly.checkpoints()[-1])
+        models["slow"] = slow(list(slowly.steps.values())[-1])
     with running(models, runs=runs, keys=keys) as it:
         yield it
 

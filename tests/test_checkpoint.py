@@ -277,16 +277,6 @@ def test_what_was_loaded_has_done_with_the_files(folder: Path) -> None:
     assert all(torch.equal(state.tensors[name], TRAINER.tensors[name]) for name in TRAINER.tensors)
 
 
-def test_a_setting_of_a_later_octavo_does_no_harm(folder: Path) -> None:
-    settings = json.loads((folder / "octavo.json").read_text(encoding="utf-8"))["settings"]
-    edit(folder / "octavo.json", settings=settings | {"mood": "good"})
-    assert checkpoint.load(folder).settings == made()[2]
-
-
-# Folders from elsewhere
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_gpt2_that_transformers_saved_loads_in_float32(dtype: torch.dtype, tmp_path: Path) -> None:
     _, tokenizer, _ = made("bpe:300")
     shape = dict(n_layer=2, n_head=3, n_embd=24, n_positions=16, vocab_size=tokenizer.vocab_size)
@@ -369,7 +359,7 @@ def test_a_flipped_bit_in_the_manifest_is_refused_or_harmless(bit: int, folder: 
         flipped[place] ^= 1 << bit
         (folder / "manifest.json").write_bytes(flipped)
         with contextlib.suppress(OctavoError):
-            checkpoint.verify(folder)
+            checkpoint.check_manifest(folder)
             harmless += 1
     assert harmless < len(content) / 5  # white space
 
@@ -383,6 +373,15 @@ def test_a_manifest_that_is_none_is_named(content: str, folder: Path) -> None:
 def test_a_checkpoint_without_its_manifest_was_not_finished(folder: Path) -> None:
     (folder / "manifest.json").unlink()
     assert f"{folder} has no manifest.json" in refusal(folder).message
+
+
+def test_a_setting_that_this_version_does_not_know_is_an_error_that_names_it(folder: Path) -> None:
+    settings = json.loads((folder / "octavo.json").read_text(encoding="utf-8"))["settings"]
+    edit(folder / "octavo.json", settings=settings | {"rotary": True})
+    with pytest.raises(OctavoError) as caught:
+        checkpoint.load(folder)
+    assert "rotary" in caught.value.message
+    assert str(folder) in caught.value.message
 
 
 def test_a_folder_of_a_newer_format_is_told(folder: Path) -> None:
@@ -558,14 +557,14 @@ def test_a_trainer_cut_short_is_refused_by_whoever_would_go_on(length: int, fold
 
 
 def test_stripping_keeps_the_weights_and_lets_go_of_the_trainer(folder: Path) -> None:
-    checkpoint.strip(folder)
+    checkpoint.strip_trainer(folder)
     assert set(contents(folder)) == WEIGHT_FILES
     assert same_weights(checkpoint.load(folder).model, made()[0])
     with pytest.raises(OctavoError, match=f"{folder} holds only weights") as caught:
         checkpoint.load_trainer(folder)
     assert f"--init {folder}" in str(caught.value.hint)
     before = contents(folder)
-    checkpoint.strip(folder)  # twice is once
+    checkpoint.strip_trainer(folder)  # twice is once
     assert contents(folder).keys() == before.keys()
     checkpoint.load(folder)
 
@@ -643,7 +642,7 @@ def test_a_crash_while_stripping_leaves_the_weights(error: BaseException, pristi
     folder = tmp_path / "step-000007"
     shutil.copytree(pristine, folder)
     places = 0
-    for _ in crashes(error, lambda: checkpoint.strip(folder)):
+    for _ in crashes(error, lambda: checkpoint.strip_trainer(folder)):
         places += 1
         assert same_weights(checkpoint.load(folder).model, made()[0])
         assert set(contents(folder)) <= WEIGHT_FILES | TRAINER_FILES

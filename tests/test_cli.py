@@ -226,7 +226,7 @@ MISTAKES = [
     ("--qqqqq", "there is no option --qqqqq\n  try: octavo train --help"),
     ("more.txt", "one word too many: 'more.txt'"),
     ("--n-layer", "expected one argument"),
-    ("--n-embd 384 --n-head 5", "n_embd=384 does not divide into n_head=5 heads\n  try: --n-head 6"),
+    ("--n-embd 384 --n-head 5", "n_embd=384 is not divisible by n_head=5\n  try: --n-head 6"),
     ("--n-layer six", "'six' is not a whole number"),
     ("--max-steps 1e3", "'1e3' is not a whole number"),
     ("--learning-rate fast", "'fast' is not a number"),
@@ -350,7 +350,7 @@ def test_a_model_that_does_not_fit_into_memory_is_told(words: str, refused: Refu
 def test_what_lies_where_a_run_should_go_stays(run: Path, here: Path, refused: Refused) -> None:
     (here / "file").touch()
     for place in (["--out", run], ["--name", "mine"], ["--out", here], ["--out", "file"]):
-        refused("train", "text.txt", *SMALL, *place, says="already holds something")
+        refused("train", "text.txt", *SMALL, *place, says="already exists")
     refused("train", "text.txt", *SMALL, "--out", "file/run", says="file/run")
     refused("prepare", "text.txt", "--out", run, says="already holds something")
     refused("prepare", "text.txt", "--out", "file", says="already holds something")
@@ -486,7 +486,7 @@ def foreign(run: Path, **config: object) -> Path:
         ({"activation_function": "relu"}, "which GPT-2's own architecture does not"),
         ({"n_layer": 2}, "does not fit its config.json: transformer.h.1."),
         ({"n_embd": 16}, "does not fit its config.json"),
-        ({"n_head": 3}, "n_embd=8 does not divide into n_head=3"),
+        ({"n_head": 3}, "n_embd=8 is not divisible by n_head=3"),
     ],
 )
 @pytest.mark.parametrize("way", ["sample", "eval", "init"])
@@ -572,7 +572,7 @@ def whole(here: Path) -> bool:
 
 
 def test_wherever_training_fills_the_disk_it_goes_on_from_the_last_checkpoint(disk: Disk, say: Say, here: Path) -> None:
-    words = ["train", "text.txt", *SMALL, "--eval-every", 2, "--keep", 0, "--sample-every", 0, "--out"]
+    words = ["train", "text.txt", *SMALL, "--eval-every", 2, "--keep-checkpoints", 0, "--sample-every", 0, "--out"]
     assert say(*words, "undisturbed").code == 0  # the text is prepared from now on
     disk.has(room=10**9)
     assert say(*words, "another").code == 0
@@ -977,7 +977,7 @@ def test_a_prompt_longer_than_the_block_is_cropped_with_a_word_about_it(run: Pat
 def process(*words: object, **how: Any) -> "subprocess.CompletedProcess[str]":
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"} | how.pop("env", {})
     streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | how
-    command = [sys.executable, "-m", "octavo.cli", *map(str, words)]
+    command = [sys.executable, "-m", "octavo", *map(str, words)]
     return subprocess.run(command, env=environment, encoding="utf-8", check=False, **streams)
 
 

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from octavo import cli, device, estimate, kernels, training
-from octavo.checkpoint import unloaded
+from octavo.checkpoint import meta_model
 from octavo.data.dataset import Dataset
 from octavo.data.prepare import dataset
 from octavo.device import Runtime
@@ -55,7 +55,7 @@ def test_parameters_are_those_of_the_model_part_by_part(preset: str) -> None:
     settings = with_vocabulary(preset)
     counted = dict.fromkeys(["wte", "wpe", "attention", "mlp", "norms"], 0)
     parts = {"wte.": "wte", "wpe.": "wpe", ".attn.": "attention", ".mlp.": "mlp", "ln_": "norms"}
-    for name, parameter in unloaded(settings).named_parameters():
+    for name, parameter in meta_model(settings).named_parameters():
         counted[next(part for mark, part in parts.items() if mark in name)] += parameter.numel()
     assert estimate.parameters_by_part(settings) == counted
     assert estimate.parameters(settings) == sum(counted.values())
@@ -172,7 +172,7 @@ def test_the_memory_told_before_is_what_the_process_holds_at_its_peak(here: Path
              "--device", "cpu", "--precision", "fp32"]  # fmt: skip
 
     def octavo(*words: str) -> str:
-        command = [sys.executable, "-m", "octavo.cli", *words, "--json"]
+        command = [sys.executable, "-m", "octavo", *words, "--json"]
         environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
         return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
 

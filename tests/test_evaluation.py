@@ -223,7 +223,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
         patch.setenv("OCTAVO_CACHE", str(folder / "cache"))
         return octavo.train(
             folder / "text.txt", out=folder / "run", tokenizer="bpe:300", n_layer=1, n_head=2, n_embd=16,
-            block_size=8, batch_size=4, max_steps=6, eval_every=3, sample_every=0, val_fraction=0.2, keep=0,
+            block_size=8, batch_size=4, max_steps=6, eval_every=3, sample_every=0, val_fraction=0.2, keep_checkpoints=0,
             warmup_steps=1, device="cpu", precision="fp32", compile="off",
         )  # fmt: skip
 

@@ -152,7 +152,7 @@ def unserved(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def refusal(name: str = "text.txt") -> OctavoError:
     with pytest.raises(OctavoError) as caught:
-        files.fetched(name, URL, DIGEST)
+        files.fetch(name, URL, DIGEST)
     return caught.value
 
 
@@ -167,9 +167,9 @@ def test_the_cache_is_where_one_says(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_a_file_is_fetched_once(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(own_cache)  # the first fetch makes the folder
     served(CONTENT, monkeypatch)
-    path = files.fetched("text.txt", URL, DIGEST)
+    path = files.fetch("text.txt", URL, DIGEST)
     unserved(urllib.error.URLError("no network here"), monkeypatch)
-    assert files.fetched("text.txt", URL, DIGEST) == path == own_cache / "text.txt"
+    assert files.fetch("text.txt", URL, DIGEST) == path == own_cache / "text.txt"
     assert contents(own_cache) == {"text.txt": CONTENT}
 
 
@@ -245,7 +245,7 @@ def test_what_a_killed_process_left_is_swept_and_what_it_renamed_away_comes_back
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text(name)
     (tmp_path / ".last.abc.partial").write_text("half")
-    files.sweep(tmp_path)
+    files.remove_leftovers(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
     assert (tmp_path / "one" / "file").read_text() == ".one.removed"
     assert (tmp_path / "two" / "file").read_text() == "two"

@@ -14,6 +14,7 @@ import octavo
 # Top to bottom. A room may import what lies on the lines below its own, and itself. The longest name that
 # fits decides: `octavo.generation.sampling` has a line of its own, the rest of `octavo.generation` another.
 LAYERS = [
+    ["octavo.__main__"],
     ["octavo.cli"],
     ["octavo"],  # the public names: for users and for the command line, no way from one room to another
     ["octavo.server", "octavo.terminal", "octavo.benchmark"],

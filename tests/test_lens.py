@@ -534,8 +534,8 @@ def test_to_follow_a_pair_both_have_to_be_tokens(small: Checkpoint) -> None:
 
 def test_neighbors_are_followed_along_the_checkpoints_of_a_run(trained: Run) -> None:
     view = lens.neighbors(trained.folder, "cat", against="mat", top=3)
-    folders = trained.checkpoints()
-    assert [moment.step for moment in view.history] == [int(folder.name[5:]) for folder in folders] == [1, 3, 7, 20]
+    folders = list(trained.steps.values())
+    assert [moment.step for moment in view.history] == list(trained.steps) == [1, 3, 7, 20]
     assert view.against is not None
     (word,), other, others = [p.id for p in view.pieces], view.against.token.id, [n.token.id for n in view.neighbors]
     for moment, folder in zip(view.history, folders, strict=True):
@@ -581,7 +581,7 @@ def made_corpus() -> str:
 
 def test_words_with_the_same_contexts_come_closer_than_random_pairs(tmp_path: Path) -> None:
     run = trained_on(made_corpus(), tmp_path / "made", tokenizer="word:400", n_layer=1, n_head=2, n_embd=32,
-                     block_size=32, batch_size=16, max_steps=200, eval_every=1000, keep=4, warmup_steps=5,
+                     block_size=32, batch_size=16, max_steps=200, eval_every=1000, keep_checkpoints=4, warmup_steps=5,
                      learning_rate=1e-2, muon_learning_rate=2e-2)  # fmt: skip
     view = lens.neighbors(run.folder, "red", against="blue")
     first, last = view.history[0], view.history[-1]

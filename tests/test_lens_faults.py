@@ -57,7 +57,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "other": written(base / "other", "char", n_layer=4, bias=False, activation="gelu").folder,
         "byte": written(base / "byte", "byte", n_layer=4).folder,
         "narrow": written(base / "narrow", n_layer=4, spread=0.02).folder,  # as weights are before training
-        "trained": runs.find(tiny(tmp_path_factory.getbasetemp()).folder),
+        "trained": runs.find_checkpoint(tiny(tmp_path_factory.getbasetemp()).folder),
     }
 
 

@@ -72,7 +72,7 @@ class Attacked:
 @pytest.fixture(scope="module")
 def attacked(folder: Path) -> Iterator[Attacked]:
     """The server, warm: each kind of request was answered a few times."""
-    words = [sys.executable, "-m", "octavo.cli", "serve", str(folder), "--port", "0", "--json"]
+    words = [sys.executable, "-m", "octavo", "serve", str(folder), "--port", "0", "--json"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)) as it:
         assert it.stdout is not None
         assert it.stderr is not None

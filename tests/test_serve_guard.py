@@ -424,7 +424,7 @@ def test_models_need_names_of_their_own(folder: Path, tmp_path: Path) -> None:
 @pytest.fixture
 def command(folder: Path, own_cache: Path) -> Iterator[subprocess.Popen[str]]:
     """`octavo serve` as a process of its own."""
-    words = [sys.executable, "-m", "octavo.cli", "serve", str(folder), "--port", "0", "--json"]
+    words = [sys.executable, "-m", "octavo", "serve", str(folder), "--port", "0", "--json"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)) as it:
         yield it
         it.kill()

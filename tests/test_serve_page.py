@@ -66,7 +66,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     text = "the cat sat on the mat, and the rat sat on the hat. <b>كتاب</b> 🦉!\n" * 20
     return trained_on(text, tmp_path_factory.mktemp("trained") / "text", tokenizer="bpe:300", n_layer=3, n_embd=48,
                       n_head=3, block_size=32, batch_size=8, max_steps=20, warmup_steps=4, eval_every=10, log_every=1,
-                      keep=4)  # fmt: skip
+                      keep_checkpoints=4)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -196,9 +196,9 @@ def test_all_models_tell_their_shape_and_steps(server: Running, trained: Run) ->
     told = server.ask("GET", "/lens").json
     assert told["views"] == list(lens_api.VIEWS)
     run, alone = told["models"]
-    steps = [int(path.name[5:]) for path in trained.checkpoints()]
+    steps = list(trained.steps)
     assert (run["id"], run["run"], run["steps"], run["tokenizer"]) == ("run", True, steps, "bpe")
-    assert run["step"] == int(trained.best.name[5:])  # type: ignore[union-attr]
+    assert run["step"] == runs.step_of(trained.best)  # type: ignore[union-attr]
     model = server.models["run"].loaded.model
     assert run["model"]["parameters"] == sum(each.numel() for each in model.parameters())
     assert run["model"]["n_embd"] == model.settings.n_embd
@@ -219,8 +219,8 @@ def test_a_model_tells_how_its_tables_began(trained: Run) -> None:
 
 def test_every_step_of_a_run_can_be_looked_at(server: Running, trained: Run) -> None:
     seen = []
-    for path in [*trained.checkpoints(), *trained.checkpoints()[:1]]:
-        seen.append(look_at(server, "next", "run", text="the cat", step=int(path.name[5:])))
+    for step, path in [*trained.steps.items(), *list(trained.steps.items())[:1]]:
+        seen.append(look_at(server, "next", "run", text="the cat", step=step))
         assert seen[-1]["logits"] == lens.predict(runs.load(path), "the cat").plain()["logits"]
     assert seen[0] == seen[-1] != seen[1]
     assert look_at(server, "next", "run", text="the cat") == look_at(server, "next", "run", text="the cat", step=None)
@@ -530,7 +530,7 @@ def test_a_run_that_trains_is_seen_to_train(trained: Run, tmp_path: Path, root: 
     def take(name: str) -> None:
         models[name] = load_model(name, run.folder, torch.device("cpu"), SMALL)
 
-    with running(models, begun=begun, runs=dict(begun), page_root=root) as it, run.locked():
+    with running(models, begun=begun, runs=dict(begun), page_root=root) as it, run.lock():
         [told] = it.ask("GET", "/runs").json["runs"]
         assert (told["name"], told["last_step"], told["running"]) == ("<script>", 0, True)
         assert it.ask("GET", "/lens").json["models"] == []
@@ -552,7 +552,7 @@ def test_a_run_that_trains_is_seen_to_train(trained: Run, tmp_path: Path, root: 
         assert it.post("/lens/next", text="a").status == 200
         assert it.complete("a").status == 200
         assert 'octavo_slots{model="<script>"}' in it.ask("GET", "/metrics").body.decode()
-    assert not run.in_use
+    assert not run.is_locked
 
 
 def test_lines_that_are_half_written_or_none_are_left_out(tmp_path: Path) -> None:

@@ -157,10 +157,10 @@ def test_any_settings_survive_their_file(tmp_path_factory: pytest.TempPathFactor
     [
         ("n_layer = ", "is not readable TOML", "n_layer = 6"),
         (b"n_layer = 6 # \xff", "is not readable TOML", "n_layer = 6"),
-        ("n_layer = 5\n[model]\nn_layer = 6", "gives n_layer twice", "one line"),
+        ("n_layer = 5\n[model]\nn_layer = 6", "sets n_layer twice", "one line"),
         ("[modle]\nn_layer = 6", "no section 'modle'", "model"),
         ("n_layres = 6", "no setting 'n_layres'", "--n-layer"),
-        ('n_layer = "6"', "n_layer='6' is not a whole number", "--n-layer"),
+        ('n_layer = "6"', "n_layer='6' is not an integer", "--n-layer"),
         ("learning_rate = nan", "learning_rate=nan is not a finite number", "--learning-rate"),
         ("max_iters = 10", "nanoGPT's name", "--max-steps"),
         ('preset = "tinny"', "no preset 'tinny'", "tiny"),
@@ -285,7 +285,8 @@ def test_heads_that_do_not_divide_the_width_are_answered_with_some_that_do(n_emb
         return
     with pytest.raises(OctavoError) as caught:
         ModelSettings(n_embd=n_embd, n_head=n_head)
-    assert caught.value.message == f"n_embd={n_embd} does not divide into n_head={n_head} heads"
+    assert f"n_embd={n_embd}" in caught.value.message
+    assert f"n_head={n_head}" in caught.value.message
     flag, heads = str(caught.value.hint).split()
     assert flag == "--n-head"
     ModelSettings(n_embd=n_embd, n_head=int(heads))
@@ -355,7 +356,7 @@ def test_each_of_nanogpts_names_is_ours_or_is_answered_with_ours(name: str) -> N
         assert name not in NANOGPT_NAMES
         return
     said = refusal(**{name: 1})
-    assert said.message == f"{name} is nanoGPT's name"
+    assert said.message.startswith(f"{name} is nanoGPT's name")
     assert said.hint == NANOGPT_NAMES[name]
 
 

@@ -136,10 +136,10 @@ def test_what_was_changed_when_a_run_was_resumed_stays_changed_when_it_is_resume
 
 
 def test_resuming_longer_keeps_what_was_kept_along_the_way() -> None:
-    first = finished(run_events(keep=4))
-    kept = [path.name for path in octavo.Run(first.run).checkpoints()][:-1]
+    first = finished(run_events(keep_checkpoints=4))
+    kept = [path.name for path in octavo.Run(first.run).steps.values()][:-1]
     finished(run_events(resume=first.run, max_steps=40))
-    assert set(kept) <= {path.name for path in octavo.Run(first.run).checkpoints()}
+    assert set(kept) <= {path.name for path in octavo.Run(first.run).steps.values()}
 
 
 def test_resuming_with_other_data_is_refused(folder: Path) -> None:
@@ -361,8 +361,8 @@ def test_training_learns_a_text_by_heart() -> None:
 
 
 def test_the_log_spaced_checkpoints_hold_weights_and_only_the_last_can_go_on() -> None:
-    run = finished(run_events(keep=4)).run
-    kept = octavo.Run(run).checkpoints()
+    run = finished(run_events(keep_checkpoints=4)).run
+    kept = list(octavo.Run(run).steps.values())
     assert [path.name for path in kept] == ["step-000001", "step-000002", "step-000005", "step-000012"]
     assert [path.name for path in kept if (path / "trainer.json").exists()] == ["step-000012"]
     for path in kept:
@@ -501,9 +501,9 @@ def test_auto_takes_bf16_on_a_cpu_only_where_it_is_fast_and_says_so(monkeypatch:
 @pytest.fixture
 def long_run(folder: Path) -> Iterator[subprocess.Popen]:
     words = ["--n-layer", "1", "--n-head", "1", "--n-embd", "8", "--block-size", "8", "--max-steps", "1000000",
-             "--device", "cpu", "--precision", "fp32", "--sample-every", "0", "--keep", "0"]  # fmt: skip
+             "--device", "cpu", "--precision", "fp32", "--sample-every", "0", "--keep-checkpoints", "0"]  # fmt: skip
     process = subprocess.Popen(
-        [sys.executable, "-m", "octavo.cli", "train", "text.txt", *words], cwd=folder,
+        [sys.executable, "-m", "octavo", "train", "text.txt", *words], cwd=folder,
         env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     yield process

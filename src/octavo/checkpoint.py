@@ -79,7 +79,7 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
     Raises `OctavoError` if the folder is truncated, changed, of another architecture or not a checkpoint.
     """
     folder = Path(folder)
-    verify(folder)
+    check_manifest(folder)
     config = _read_json(folder / "config.json")
     info = _read_json(folder / "octavo.json") if (folder / "octavo.json").exists() else {}
     settings = _stored_settings(folder, info) if info else _settings_of_hf(folder, config)
@@ -98,7 +98,7 @@ def load_trainer(folder: Path) -> TrainerState:
     return TrainerState(_read_tensors(folder / "trainer.safetensors"), _read_json(folder / "trainer.json"))
 
 
-def strip(folder: Path) -> None:
+def strip_trainer(folder: Path) -> None:
     """Keep a checkpoint's weights and drop what training needed; the manifest first, so a crash harms nothing."""
     manifest = _read_json(folder / "manifest.json")
     for name in TRAINER_FILES:
@@ -109,7 +109,7 @@ def strip(folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
-def verify(folder: Path) -> None:
+def check_manifest(folder: Path) -> None:
     """Hold a folder's files against its manifest. Raises `OctavoError` naming the first that differs."""
     if not (folder / "config.json").is_file():
         raise OctavoError(f"{folder} is not a checkpoint: it has no config.json",
@@ -154,7 +154,7 @@ def _load_model(folder: Path, settings: ModelSettings, device: torch.device | st
         raise OctavoError(f"{folder} has no model.safetensors", "save it with safetensors: Octavo reads no pickle"
                           if old else "a folder with the weights in one file")  # fmt: skip
     stored = _read_tensors(path, device)
-    model = unloaded(settings)
+    model = meta_model(settings)
     weights = {}
     for name, value in stored.items():
         name = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
@@ -172,7 +172,7 @@ def _load_model(folder: Path, settings: ModelSettings, device: torch.device | st
     return model.requires_grad_().eval()
 
 
-def unloaded(settings: ModelSettings) -> GPT:
+def meta_model(settings: ModelSettings) -> GPT:
     """A model without numbers, on the meta device: shapes alone, or room for weights that are about to be loaded."""
     with torch.device("meta"), _Uninitialized():
         return GPT(settings)
@@ -244,8 +244,13 @@ def _settings_of_hf(folder: Path, config: dict[str, Any]) -> ModelSettings:
 def _stored_settings(folder: Path, info: dict[str, Any]) -> Settings:
     if info.get("format") != FORMAT:
         raise OctavoError(f"{folder} has format {info.get('format')!r}; this Octavo knows {FORMAT}", "a newer Octavo")
-    known = {each.name for each in fields(Settings)}
-    return Settings(**{name: value for name, value in info["settings"].items() if name in known})
+    unknown = sorted(info["settings"].keys() - {each.name for each in fields(Settings)})
+    if unknown:  # ignoring one that changes what the model computes would give wrong results without a warning
+        raise OctavoError(
+            f"{folder} was trained with the setting {unknown[0]}, which this version of Octavo does not know",
+            "the version of Octavo that wrote it",
+        )
+    return Settings(**info["settings"])
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import octavo
 from octavo.errors import OctavoError
-from octavo.settings import NANOGPT_NAMES, PRESETS, SECTIONS, DataSettings, Settings, resolve, unknown
+from octavo.settings import NANOGPT_NAMES, PRESETS, SECTIONS, DataSettings, Settings, resolve, unknown_name_error
 
 # What nanoGPT's sample.py calls them.
 _NANOGPT_SAMPLES = {"start": "--prompt", "out_dir": "the run itself: octavo sample runs/my-1", "init_from": "the RUN",
@@ -144,7 +144,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     if len(run) + bool(arguments.preset) != 1:
         raise OctavoError("inspect takes a RUN, or --preset, and one VIEW", "octavo inspect runs/my-1 attention")
     if view not in lens.VIEWS:
-        raise unknown("view", view, lens.VIEWS)
+        raise unknown_name_error("view", view, lens.VIEWS)
     if "position" in given and view == "lens":
         given["positions"] = [given.pop("position")]
     if "word" in given and view == "map":
@@ -392,7 +392,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     argv = [_hyphened(word) for word in argv] or ["--help"]
     parser = _parser(_defaults(argv))
     if argv[0] not in VERBS and not argv[0].startswith("-"):
-        raise unknown("verb", argv[0], VERBS)
+        raise unknown_name_error("verb", argv[0], VERBS)
     arguments, extra = parser.parse_known_args(argv)
     if arguments.verb is inspect and not any(word.startswith("-") for word in extra):
         arguments.words, extra = [*arguments.words, *extra], []  # argparse takes only those before the first option

@@ -1,9 +1,10 @@
-"""The errors that a user can act on.
+"""The exception for everything that the user can fix, and its subclasses.
 
 An `OctavoError` says what was given, what was expected and what to try. The command line prints it in a line or two
-and exits with 2; in Python it is an ordinary exception. Code that reacts to one kind of error catches a subclass,
-never a message. A bug is an `assert`; a failure of the machine (disk full, out of memory) becomes an `OctavoError`
-where somebody can do something about it.
+and exits with 2; in Python it is an ordinary exception. A state that only a bug can cause is an `assert`. A failure
+of the machine (full disk, out of memory) becomes an `OctavoError` at the place that knows what the user can do.
+
+Code that reacts to an error catches a subclass; nothing depends on the text of a message.
 """
 
 
@@ -22,5 +23,17 @@ class OctavoError(Exception):
         return self.message if self.hint is None else f"{self.message}\n  try: {self.hint}"
 
 
+class SettingError(OctavoError):
+    """A setting that does not exist, or whose value is not allowed. `names` are the settings involved."""
+
+    def __init__(self, names: tuple[str, ...], message: str, hint: str | None = None) -> None:
+        super().__init__(message, hint)
+        self.names = names
+
+
 class UnknownCharactersError(OctavoError):
-    """A text holds characters that the tokenizer has no ids for."""
+    """The text has characters that are not in the tokenizer's vocabulary."""
+
+
+class SourceChangedError(OctavoError):
+    """The source changed while it was being read."""

@@ -169,7 +169,7 @@ def seconds_by_part(settings: Settings, timing: Timing, evaluated: int) -> dict[
         "evaluations": evaluations * evaluated * timing.evaluated_token,
         "samples": samples * timing.sample,
         # Weights alone where they are kept along the way, else two or three times as much.
-        "checkpoints": max(evaluations, saves) * _written(3 * weights) + settings.keep * _written(weights),
+        "checkpoints": max(evaluations, saves) * _written(3 * weights) + settings.keep_checkpoints * _written(weights),
     }
 
 

@@ -123,7 +123,7 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def sweep(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Clear away what a process that was killed while it wrote into `folder` left behind.
 
     A folder that was renamed away and not yet replaced gets its name back.
@@ -164,7 +164,7 @@ def cache_dir() -> Path:
     return Path(named) if named else Path(platformdirs.user_cache_dir("octavo", appauthor=False))
 
 
-def fetched(name: str, url: str, digest: str) -> Path:
+def fetch(name: str, url: str, digest: str) -> Path:
     """The file `name` in the cache, fetched from `url` if it isn't there, and held against `digest`.
 
     Raises `OctavoError` where there is no network, saying where to put the file by hand, or where the

@@ -1,13 +1,13 @@
-"""The run folder, and finding a RUN.
+"""The run folder: its layout, its lock, which checkpoints it keeps, and how a run is found.
 
     runs/NAME/settings.toml        all settings, resolved
-              metrics.jsonl        one line a logged step
-              samples.jsonl        what the model wrote along the way
+              metrics.jsonl        one line per logged step
+              samples.jsonl        texts that the model generated during training
               checkpoints/step-NNNNNN/
-              last, best           each the name of one of them
+              last, best           text files, each with the name of one of the checkpoints
 
-One process at a time writes to a run. Training can go on from `last`; of all others only the weights are
-kept: `best`, and the log-spaced ones that show how the model came to be.
+Only this module knows the layout. One process at a time writes to a run. Training resumes from `last`; every other
+checkpoint holds only weights: `best`, and `keep_checkpoints` log-spaced ones that show how the model developed.
 """
 
 import contextlib
@@ -31,81 +31,102 @@ from octavo.tokenizers import Tokenizer
 
 
 class Run:
-    """A run folder that exists. `create` makes one, `Run(folder)` opens one."""
+    """An existing run folder. `Run.create` makes a new one, `Run(folder)` opens one."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        if not (self.folder / "settings.toml").is_file():
-            raise OctavoError(f"{self.folder} is not a run: it has no settings.toml", _known_runs(self.folder.parent))
+        if not _is_run(self.folder):
+            raise OctavoError(f"{self.folder} is not a run: it has no settings.toml", _list_runs(self.folder.parent))
 
     @classmethod
     def create(cls, settings: Settings, corpus: str, out: str | Path | None = None, name: str | None = None) -> "Run":
-        """Make a run folder: at `out`, at runs/`name`, or at runs/`corpus` with the next free number."""
+        """Create a run folder: `out`, or runs/`name`, or runs/`corpus`-N with the next free number."""
         if out is None and name is not None and (not re.fullmatch(r"[\w.+-]+", name) or name.startswith(".")):
-            raise OctavoError(f"{name!r} can't be a run's name", "letters, digits, - and _; --out for a path")
-        folder = Path(out or Path("runs") / (name or _next_free(corpus)))
-        # os.path's, for pathlib's raises where a name is too long
+            raise OctavoError(
+                f"{name!r} is not a valid run name", "a name of letters, digits, - and _, or --out for a path"
+            )
+        folder = Path(out or Path("runs") / (name or _next_free_name(corpus)))
+        # os.path.exists, because Path.exists raises an OSError if the name is too long
         if os.path.exists(folder) and (not folder.is_dir() or any(folder.iterdir())):
-            raise OctavoError(f"{folder} already holds something",
-                              f"another name, or --resume {folder} if it is a run to go on with")  # fmt: skip
+            raise OctavoError(f"{folder} already exists and is not empty", f"another name, or --resume {folder}")
         with files.translate_disk_errors(folder):
             (folder / "checkpoints").mkdir(parents=True)
         try:
             files.write_atomic(folder / "settings.toml", to_toml(settings))
-        except BaseException:  # half a run would hold its name
+        except BaseException:  # an unfinished run folder would block its name
             shutil.rmtree(folder, ignore_errors=True)
             raise
         return cls(folder)
+
+    @classmethod
+    def of_checkpoint(cls, folder: str | Path) -> "Run | None":
+        """The run that owns a checkpoint folder, or None if the folder is not inside a run."""
+        checkpoints = Path(folder).parent
+        if checkpoints.name == "checkpoints" and _is_run(checkpoints.parent):
+            return cls(checkpoints.parent)
+        return None
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"
 
     @property
     def settings(self) -> Settings:
-        """All settings of the run, as they were resolved when it began or was last resumed."""
+        """All settings, as resolved when the run started or was last resumed."""
         return from_toml(self.folder / "settings.toml")
 
     def write_settings(self, settings: Settings) -> None:
-        """Put down what the run goes on with."""
+        """Replace settings.toml, when a run is resumed with changed settings."""
         files.write_atomic(self.folder / "settings.toml", to_toml(settings))
 
     @property
     def last(self) -> Path | None:
-        """The newest checkpoint, from which training may go on."""
-        return self._named("last")
+        """The newest checkpoint, from which training can resume."""
+        return self._read_pointer("last")
 
     @property
     def best(self) -> Path | None:
         """The checkpoint with the lowest validation loss."""
-        return self._named("best")
+        return self._read_pointer("best")
+
+    @property
+    def steps(self) -> dict[int, Path]:
+        """The folder of every checkpoint by its step, in ascending order."""
+        folders = (p for p in (self.folder / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", p.name))
+        return dict(sorted((step_of(folder), folder) for folder in folders))
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the run for writing. Raises `OctavoError` while another process does; a dead one doesn't."""
+    def lock(self) -> Iterator[None]:
+        """Hold the run for writing. Raises `OctavoError` if another process holds it; a dead process does not."""
         lock = filelock.FileLock(self.folder / ".lock", timeout=0)
         try:
             lock.acquire()
         except filelock.Timeout:
-            raise OctavoError(f"{self.folder} is in use: another process trains it",
-                              "wait for it, or start a run of another name") from None  # fmt: skip
+            raise OctavoError(
+                f"{self.folder} is in use: another process is training it",
+                "wait until it ends, or start a run with another name",
+            ) from None
         try:
-            files.sweep(self.folder)
-            files.sweep(self.folder / "checkpoints")
+            files.remove_leftovers(self.folder)
+            files.remove_leftovers(self.folder / "checkpoints")
             yield
         finally:
             lock.release()
 
     @property
-    def in_use(self) -> bool:
-        """Whether a process holds the run for writing. Asked without writing anything."""
+    def is_locked(self) -> bool:
+        """Whether a process holds the run for writing. Asking writes nothing.
+
+        Acquiring a `filelock.FileLock` would create the file, and fail on a read-only folder. A shared lock on the
+        existing file does neither. A trainer that starts during the microseconds of the probe is refused.
+        """
         try:
             with open(self.folder / ".lock", "rb") as lock:
                 if os.name == "nt":
-                    lock.read(1)  # refused, where another process has locked it
+                    lock.read(1)  # fails if another process has locked it
                 else:
                     import fcntl
 
-                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go with the file, microseconds later
+                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released when the file is closed
         except FileNotFoundError:
             return False
         except (BlockingIOError, PermissionError):
@@ -113,110 +134,138 @@ class Run:
         return False
 
     def log(self, kind: str, line: dict[str, Any]) -> None:
-        """Append a line to `metrics` or `samples`."""
+        """Append a line to `kind`.jsonl; `kind` is `metrics` or `samples`."""
         with files.translate_disk_errors(self.folder), open(self._jsonl(kind), "a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def lines(self, kind: str) -> list[dict[str, Any]]:
-        """The lines of `metrics` or `samples` that were written to their end."""
+        """The complete lines of `kind`.jsonl; a line that is still being written is left out."""
         path = self._jsonl(kind)
         if not path.exists():
             return []
-        # Bytes: a line may end within a character, and `str.splitlines` would also cut at U+2028 and the like.
+        # Split bytes: a line may end within a character, and `str.splitlines` would also split at U+2028.
         return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
 
     def rewind(self, step: int) -> None:
-        """Forget the lines after a step, which training is about to write again."""
+        """Remove the lines after `step`, which training is about to write again."""
         for kind in ("metrics", "samples"):
-            kept = [line for line in self.lines(kind) if line["step"] <= step]
-            files.write_atomic(self._jsonl(kind), "".join(json.dumps(k, ensure_ascii=False) + "\n" for k in kept))
+            lines = [line for line in self.lines(kind) if line["step"] <= step]
+            content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            files.write_atomic(self._jsonl(kind), content)
 
-    def save(self, step: int, model: GPT, tokenizer: Tokenizer, settings: Settings, info: dict[str, Any],
-             trainer: TrainerState | None = None, best: bool = False) -> Path:  # fmt: skip
-        """Write the checkpoint of a step and let go of those that are no longer kept.
+    def save(
+        self,
+        step: int,
+        model: GPT,
+        tokenizer: Tokenizer,
+        settings: Settings,
+        info: dict[str, Any],
+        trainer: TrainerState | None = None,
+        best: bool = False,
+    ) -> Path:
+        """Write the checkpoint of a step, then remove checkpoints that are no longer needed.
 
-        With a trainer's state it becomes `last`, and `best` if so said; without, it is one along the way.
+        With a trainer state it becomes `last`, and also `best` if `best`. Without, it is one of the log-spaced ones.
         """
-        folder = self._step(step)
+        folder = self._step_folder(step)
         checkpoint.save(folder, model, tokenizer, settings, info, trainer)
         if trainer is None:
             return folder
-        former = {self.last, self.best}
+        previous = {self.last, self.best} - {None, folder}
         if best:
             files.write_atomic(self.folder / "best", folder.name + "\n")
         files.write_atomic(self.folder / "last", folder.name + "\n")
-        along = {self._step(each) for each in log_spaced(settings)}
-        for old in former - {None, folder}:
+        keep = {self.best} | {self._step_folder(each) for each in log_spaced_steps(settings)}
+        for old in previous:
             assert old is not None
-            if old not in along | {self.best} and old.exists():
+            if old not in keep and old.exists():
                 files.remove_folder(old)
             elif old.exists():
-                checkpoint.strip(old)
+                checkpoint.strip_trainer(old)
         return folder
 
-    def checkpoints(self) -> list[Path]:
-        """All checkpoints of the run, by step."""
-        found = [p for p in (self.folder / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", p.name)]
-        return sorted(found, key=lambda path: int(path.name[5:]))
-
-    def _step(self, step: int) -> Path:
+    def _step_folder(self, step: int) -> Path:
         return self.folder / "checkpoints" / f"step-{step:06d}"
 
     def _jsonl(self, kind: str) -> Path:
         return self.folder / f"{kind}.jsonl"
 
-    def _named(self, pointer: str) -> Path | None:
+    def _read_pointer(self, pointer: str) -> Path | None:
         path = self.folder / pointer
         if not path.is_file():
             return None
         return self.folder / "checkpoints" / path.read_text(encoding="utf-8", errors="replace").strip()
 
 
-def log_spaced(settings: Settings) -> set[int]:
-    """The steps whose weights are kept so that the lens can show them along training."""
-    if settings.keep == 0 or settings.max_steps == 0:
-        return set()
-    last = max(settings.keep - 1, 1)
-    return {round(settings.max_steps ** (i / last)) for i in range(settings.keep)}
+# What functions take as a run: a path or name, a `Run`, or a loaded checkpoint.
+RunLike = str | Path | Run | Checkpoint
 
 
-def named(run: str | Path) -> Run | None:
-    """The run that a RUN names, if it is one: a folder, or the name of one in runs/."""
+def load(run: RunLike, device: "torch.device | str" = "cpu") -> Checkpoint:
+    """Load a model with its tokenizer and settings.
+
+    `run` is a run (its best checkpoint is loaded), a checkpoint folder, or a Hugging Face GPT-2 folder. A `Checkpoint`
+    is returned as it is. Raises `OctavoError` if there is no checkpoint, or it is damaged.
+    """
+    return run if isinstance(run, Checkpoint) else checkpoint.load(find_checkpoint(run), device)
+
+
+def find_checkpoint(run: RunLike) -> Path:
+    """The checkpoint folder that `run` means: the best of a run, else its last; or a checkpoint folder itself."""
+    if isinstance(run, Checkpoint):
+        return run.folder
+    opened = find_run(run)
+    if opened is not None:
+        folder = opened.best or opened.last
+        if folder is None:
+            raise OctavoError(f"{opened.folder} has no checkpoint yet", "train it for longer")
+        return folder
+    assert not isinstance(run, Run)
+    folder = Path(run)
+    if os.path.isfile(folder / "config.json"):
+        return folder
+    problem = "is neither a run nor a checkpoint" if os.path.exists(folder) else "does not exist"
+    raise OctavoError(f"{folder} {problem}", _list_runs(Path("runs")))
+
+
+def find_run(run: RunLike) -> Run | None:
+    """The run that `run` names: a folder, or a name in runs/. None if it is a checkpoint or does not exist."""
+    if isinstance(run, Run):
+        return run
+    if isinstance(run, Checkpoint):
+        return None
     for folder in (Path(run), Path("runs") / run):
-        if os.path.isfile(folder / "settings.toml"):
+        if _is_run(folder):
             return Run(folder)
         if os.path.exists(folder):
             break
     return None
 
 
-def find(run: str | Path) -> Path:
-    """The checkpoint folder that a RUN names: a run's best (else its last), or a checkpoint folder itself."""
-    folder, opened = Path(run), named(run)
-    if opened is not None:
-        found = opened.best or opened.last
-        if found is None:
-            raise OctavoError(f"{opened.folder} has no checkpoint yet", "train it for longer")
-        return found
-    if os.path.isfile(folder / "config.json"):
-        return folder
-    what = "is neither a run nor a checkpoint" if os.path.exists(folder) else "does not exist"
-    raise OctavoError(f"{folder} {what}", _known_runs(Path("runs")))
+def step_of(folder: Path) -> int:
+    """The training step of a checkpoint folder in a run, from its name."""
+    return int(folder.name.removeprefix("step-"))
 
 
-def load(run: str | Path, device: "torch.device | str" = "cpu") -> Checkpoint:
-    """The model, tokenizer and settings of a RUN: a run folder (its best checkpoint), a checkpoint folder,
-    or a Hugging Face GPT-2 folder. Raises `OctavoError` if there is none, or it is damaged.
-    """
-    return checkpoint.load(find(run), device)
+def log_spaced_steps(settings: Settings) -> set[int]:
+    """The `keep_checkpoints` steps, evenly spaced in log(step), whose weights are kept for the lens."""
+    if settings.keep_checkpoints == 0 or settings.max_steps == 0:
+        return set()
+    last = max(settings.keep_checkpoints - 1, 1)
+    return {round(settings.max_steps ** (i / last)) for i in range(settings.keep_checkpoints)}
 
 
-def _next_free(corpus: str) -> str:
-    """The corpus's name with the number after the highest that is taken."""
-    found = (re.fullmatch(re.escape(corpus) + r"-(\d+)", path.name) for path in Path("runs").glob("*"))
-    return f"{corpus}-{max((int(each[1]) for each in found if each), default=0) + 1}"
+def _is_run(folder: Path) -> bool:
+    return os.path.isfile(folder / "settings.toml")  # os.path: False, not an OSError, if the name is too long
 
 
-def _known_runs(parent: Path) -> str:
-    found = sorted((p.parent for p in parent.glob("*/settings.toml")), key=lambda p: p.stat().st_mtime, reverse=True)
-    return "one of: " + ", ".join(str(p) for p in found[:5]) if found else "octavo train, which makes a run"
+def _next_free_name(corpus: str) -> str:
+    """`corpus`-N, where N is one more than the highest number in use."""
+    matches = (re.fullmatch(re.escape(corpus) + r"-(\d+)", path.name) for path in Path("runs").glob("*"))
+    return f"{corpus}-{max((int(match[1]) for match in matches if match), default=0) + 1}"
+
+
+def _list_runs(parent: Path) -> str:
+    """A hint that lists the newest five runs in `parent`."""
+    runs = sorted((p.parent for p in parent.glob("*/settings.toml")), key=lambda p: p.stat().st_mtime, reverse=True)
+    return "one of: " + ", ".join(str(run) for run in runs[:5]) if runs else "octavo train, which creates a run"

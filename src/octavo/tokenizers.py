@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from octavo.errors import OctavoError, UnknownCharactersError
-from octavo.files import cache_dir, fetched, sha256
+from octavo.files import cache_dir, fetch, sha256
 
 if TYPE_CHECKING:  # at run time they are imported where they are used: `octavo --help` needs neither
     import tiktoken
@@ -321,7 +321,7 @@ def _gpt2_file(name: str) -> Path:
         copy = Path(os.environ.get("TIKTOKEN_CACHE_DIR", ""), hashlib.sha1(url.encode()).hexdigest())
         if copy.is_file() and sha256(copy) == digest:
             return copy
-    return fetched(f"gpt2/{name}", url, digest)
+    return fetch(f"gpt2/{name}", url, digest)
 
 
 def _from_pair(vocabulary: Path, merges: Path) -> "tokenizers.Tokenizer":

@@ -28,7 +28,7 @@ import torch
 from octavo import checkpoint, tokenizers
 from octavo.benchmark.generation import untrained_model
 from octavo.errors import OctavoError
-from octavo.runs import find
+from octavo.runs import find_checkpoint
 from octavo.settings import Settings
 
 CLIENTS, TRICKLING = 4, 50
@@ -64,7 +64,11 @@ def serve(run: str | Path | None, settings: Settings, quantize: str = "none", ro
     if rounds < 1:
         raise OctavoError(f"{rounds} rounds can't be timed", "--rounds 5")
     with contextlib.ExitStack() as stack:
-        folder = find(run) if run else _written(settings, Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        folder = (
+            find_checkpoint(run)
+            if run
+            else _written(settings, Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        )
         starts = []
         for _ in range(rounds):
             with _server(folder, quantize) as (_, seconds):
@@ -190,7 +194,7 @@ def _server(folder: Path, quantize: str) -> Iterator[tuple[_Process, float]]:
     command = [
         sys.executable,
         "-m",
-        "octavo.cli",
+        "octavo",
         "serve",
         str(folder),
         "--port",

@@ -86,7 +86,7 @@ def _begun(folder: Path, corpus: Corpus, seen: CorpusScan, settings: DataSetting
     plan = json.dumps([cache_key(seen, maker, settings), shard_writer.SHARD])
     with contextlib.suppress(OSError, OctavoError):
         if (folder / "plan.json").read_text(encoding="utf-8") == plan:
-            files.sweep(folder)
+            files.remove_leftovers(folder)
             return tokenizers.load(folder)
     shutil.rmtree(folder, ignore_errors=True)
     tokenizer = maker if isinstance(maker, Tokenizer) else (yield from _learnt(corpus, seen, maker))

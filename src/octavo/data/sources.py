@@ -80,7 +80,7 @@ def _reader(source: str, how: Reading) -> Callable[[], Iterator[Piece]]:
             text = pydocs.text()
             return lambda: readers.rows_in_pieces([text])
         case "shakespeare":
-            path = str(files.fetched(*_SHAKESPEARE))
+            path = str(files.fetch(*_SHAKESPEARE))
             return lambda: readers.documents(path, Reading())
         case "-":  # a program without a terminal may have none
             return _read_once(getattr(sys.stdin, "buffer", None), "standard input", how)

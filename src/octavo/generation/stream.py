@@ -4,7 +4,6 @@ import collections
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
 from octavo.generation.engine import Engine, Request, Token
 from octavo.generation.sampling import Sampling
-from octavo.settings import unknown as no_such
+from octavo.settings import unknown_name_error
 from octavo.tokenizers import Tokenizer
 
 _AT_ONCE = 8  # samples written side by side, for little more than the time of one
@@ -131,7 +130,7 @@ def start(tokenizer: Tokenizer, prompt: str, unknown: str = "error") -> list[int
     return [int(i) for i in tokenizer.encode("\n", "skip")] or [0]
 
 
-def generate(run: str | Path | Checkpoint, prompt: str = "", *, max_new_tokens: int = 500, num_samples: int = 1,
+def generate(run: runs.RunLike, prompt: str = "", *, max_new_tokens: int = 500, num_samples: int = 1,
              best_of: int = 0, seed: int = 1337, stop: str | Sequence[str] = (), unknown: str = "error",
              overflow: str = "slide", quantize: str = "none", **sampling: Any) -> list[Sample]:  # fmt: skip
     """Continue a prompt with a RUN, or with what `octavo.load` gave.
@@ -145,9 +144,9 @@ def generate(run: str | Path | Checkpoint, prompt: str = "", *, max_new_tokens: 
     that can't be loaded, a number out of range, and characters in the prompt that the tokenizer doesn't know
     (`unknown="skip"` or `"replace"`).
     """
-    loaded = run if isinstance(run, Checkpoint) else runs.load(run)
+    loaded = runs.load(run)
     if misspelt := sampling.keys() - set(_SAMPLING):
-        raise no_such("setting", min(misspelt), _SAMPLING)
+        raise unknown_name_error("setting", min(misspelt), _SAMPLING)
     written = continuations(
         loaded, prompt, max_new_tokens=max_new_tokens, num_samples=num_samples, best_of=best_of, seed=seed, stop=stop,
         unknown=unknown, overflow=overflow, quantize=quantize, sampling=Sampling(**sampling),

@@ -23,7 +23,7 @@ from octavo.lens.surprisal import score
 from octavo.lens.tokens import RUN, tokens
 from octavo.lens.verify import verify
 from octavo.lens.view import Table, View
-from octavo.settings import ModelSettings, unknown
+from octavo.settings import ModelSettings, unknown_name_error
 
 __all__ = [
     "VIEWS", "Table", "View", "ablate", "attention", "embedding_map", "logit_lens", "look", "losses", "neighbors",
@@ -41,7 +41,7 @@ VIEWS = {
 def look(run: RUN | ModelSettings, view: str, **options: Any) -> View:
     """A view by its name. Raises `OctavoError` for one that isn't there, and for an option that it doesn't take."""
     if view not in VIEWS:
-        raise unknown("view", view, VIEWS)
+        raise unknown_name_error("view", view, VIEWS)
     if isinstance(run, ModelSettings) and view != "shapes":
         raise OctavoError(
             f"{view} looks at a trained model, and a preset has only settings", f"octavo inspect RUN {view}"

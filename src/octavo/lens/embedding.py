@@ -264,13 +264,13 @@ def _word(tokenizer: Tokenizer, word: str) -> tuple[list[int], str]:
 
 def _along(folder: Path) -> list[tuple[int, np.ndarray]]:
     """Step and wte (V, C) of every checkpoint of the run that this one belongs to."""
-    run = folder.parent.parent
-    if folder.parent.name != "checkpoints" or not (run / "settings.toml").is_file():
+    run = runs.Run.of_checkpoint(folder)
+    if run is None:
         return []
     found = []
-    for path in runs.Run(run).checkpoints():
+    for step, path in run.steps.items():
         with safetensors.safe_open(path / "model.safetensors", framework="np") as file:
-            found.append((int(path.name[5:]), file.get_tensor("transformer.wte.weight")))
+            found.append((step, file.get_tensor("transformer.wte.weight")))
     return found
 
 

@@ -1,15 +1,13 @@
 """A run's losses along training, from its `metrics.jsonl`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
 from octavo.lens.tokens import RUN
 from octavo.lens.view import Table, View
-from octavo.runs import Run, find
+from octavo.runs import Run, find_checkpoint
 
 _MOST = 2000  # points
 
@@ -35,8 +33,8 @@ class Losses(View):
 
 def losses(run: RUN) -> Losses:
     """A run's losses, thinned to 2,000 points where there are more. Raises `OctavoError` if it has none."""
-    folder = _run_of(run)
-    lines = Run(folder).lines("metrics")
+    owner = _run_of(run)
+    folder, lines = owner.folder, owner.lines("metrics")
     logged = [(line["step"], line["loss"]) for line in lines if line.get("loss") is not None]
     evaluated = [(line["step"], line["val_loss"]) for line in lines if line.get("val_loss") is not None]
     if not logged and not evaluated:
@@ -46,13 +44,15 @@ def losses(run: RUN) -> Losses:
     return Losses(folder.name, steps, train, val_steps, val)
 
 
-def _run_of(run: RUN) -> Path:
-    """The run's folder: named itself, or by one of its checkpoints."""
-    folder = run.folder if isinstance(run, Checkpoint) else find(run)
-    above = folder.parent.parent
-    if folder.parent.name != "checkpoints" or not (above / "settings.toml").is_file():
+def _run_of(run: RUN) -> Run:
+    """The run itself, or the one that owns the checkpoint."""
+    if isinstance(run, Run):
+        return run
+    folder = find_checkpoint(run)
+    owner = Run.of_checkpoint(folder)
+    if owner is None:
         raise OctavoError(f"{folder} belongs to no run, so nothing tells of its training", "a run's folder")
-    return above
+    return owner
 
 
 def _columns(points: list[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from octavo.checkpoint import unloaded
+from octavo.checkpoint import meta_model
 from octavo.errors import OctavoError
 from octavo.lens.capture import Layer, looking, pattern, walk
 from octavo.lens.tokens import RUN, TEXT, Token, opened, read, shape_of, within
@@ -80,7 +80,7 @@ def shapes(run: RUN | ModelSettings, text: TEXT = None, *, layer: int = 0, head:
             raise OctavoError("a preset has only settings, so there is no tokenizer to read a text with", "a RUN")
         if run.vocab_size < 1:
             raise OctavoError("these settings leave the vocabulary to a tokenizer", "--vocab-size 50257")
-        model, idx = unloaded(run), torch.empty(1, run.block_size, dtype=torch.long, device="meta")
+        model, idx = meta_model(run), torch.empty(1, run.block_size, dtype=torch.long, device="meta")
     else:
         reading = read(loaded := opened(run), text, unknown)
         model, idx, tokens = loaded.model, reading.ids, reading.tokens

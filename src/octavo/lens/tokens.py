@@ -8,7 +8,6 @@ import codecs
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from octavo.lens.view import Table, View
 from octavo.settings import ModelSettings
 from octavo.tokenizers import Tokenizer
 
-RUN = str | Path | Checkpoint  # what every view takes
+RUN = runs.RunLike  # what every view takes
 TEXT = str | Sequence[int] | None  # a text, its ids, or what the model writes itself
 _MOST = 1 << 16  # tokens that are listed
 _OWN = 48  # tokens that a model writes where no text was given
@@ -81,7 +80,7 @@ class Reading(View):
 
 def opened(run: RUN) -> Checkpoint:
     """What a RUN names, loaded, in float32 on a CPU; or what was loaded before."""
-    return run if isinstance(run, Checkpoint) else runs.load(run)
+    return runs.load(run)
 
 
 def tokens(run: RUN, text: TEXT = None, *, unknown: str = "error") -> Reading:

@@ -57,7 +57,7 @@ def serve(run_names: Sequence[str | Path], ready: Callable[[list[str], str], obj
         )
     limits = Limits(queue=queue, prefix_bytes=prefix_cache << 20)
     keys = read_keys(api_key_file)
-    shown = {name: its for name, run in names.items() if (its := runs.named(run))}
+    shown = {name: its for name, run in names.items() if (its := runs.find_run(run))}
     begun = {name: run for name, run in shown.items() if not _has_checkpoint(run)}
     models: dict[str, Served] = {}
     ended = threading.Event()
@@ -92,7 +92,7 @@ def load_model(name: str, run: str | Path, device: torch.device, limits: Limits,
     for text in engine.notes:
         notice(text)
     created = int((loaded.folder / "config.json").stat().st_mtime)
-    return Served(name, loaded, Worker(engine, limits.queue), created, overflow, runs.named(run))
+    return Served(name, loaded, Worker(engine, limits.queue), created, overflow, runs.find_run(run))
 
 
 def _has_checkpoint(run: Run) -> bool:

@@ -64,7 +64,7 @@ def _described(name: str, run: Run, metrics: "Log") -> responses.Run | None:
     known = {each: getattr(settings, each) for each in responses.RunSettings.model_fields}
     return responses.Run(
         name=name, settings=responses.RunSettings(**known), parameters=estimate.parameters(settings),
-        tokens_per_step=settings.batch_size * settings.block_size, last_step=metrics.last_step, running=run.in_use,
+        tokens_per_step=settings.batch_size * settings.block_size, last_step=metrics.last_step, running=run.is_locked,
     )  # fmt: skip
 
 

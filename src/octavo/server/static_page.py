@@ -17,6 +17,7 @@ from fastapi.responses import Response
 
 from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
+from octavo.runs import Run
 from octavo.server import lens_api, responses
 from octavo.server.protocol import ApiError
 
@@ -121,8 +122,8 @@ def _answers(loaded: Checkpoint, text: str | None, layer: int, head: int, unknow
     found += _position(loaded, ["cat", *reading.text.split()[:1], reading.groups[0].text])
     told = [f'{{"view":"{view}","options":{json.dumps(options)},"answer":{lens_api.encoded(seen).decode()}}}'
             for view, options, seen in found]  # fmt: skip
-    folder = loaded.folder
-    name = folder.parent.parent.name if folder.parent.name == "checkpoints" else folder.name
+    run = Run.of_checkpoint(loaded.folder)
+    name = run.folder.name if run else loaded.folder.name
     models = responses.Lens(models=[lens_api.described(name, loaded)], views=sorted({view for view, _, _ in found}))
     words: dict[str, dict[str, str]] = {}
     for each, path in files.items():

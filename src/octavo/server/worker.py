@@ -18,7 +18,7 @@ from pathlib import Path
 from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
 from octavo.generation.engine import Engine, Job, Request, Token
-from octavo.runs import Run
+from octavo.runs import Run, step_of
 from octavo.server.protocol import ApiError
 
 
@@ -149,9 +149,9 @@ class Served:
     @property
     def steps(self) -> dict[int, Path]:
         """The checkpoints that its run has kept, as of now."""
-        return {int(path.name[5:]): path for path in self.run.checkpoints()} if self.run else {}
+        return self.run.steps if self.run else {}
 
     @property
     def step(self) -> int | None:
         """Of its run, the one that is served."""
-        return int(self.loaded.folder.name[5:]) if self.run else None
+        return step_of(self.loaded.folder) if self.run else None

@@ -81,7 +81,7 @@ def events(plan: Plan, *, stop: Callable[[], bool] = lambda: False) -> Iterator[
     batch = batches(origin.data.tokens("train"), settings)
     trainer = Trainer(origin.model.to(place.device), settings, place)
     run = origin.run or Run.create(settings, origin.data.name, plan.out, plan.name)
-    with run.locked():
+    with run.lock():
         if origin.run is not None:
             run.write_settings(settings)
         loop = _Loop(run, origin, trainer, clock)
@@ -142,7 +142,7 @@ class _Loop:
         self.val = self.data.tokens("val")
         self.train = self.data.tokens("train")[: estimate.evaluation_tokens(len(self.val)) - len(self.val)]
         self.bytes_per_token = count_bytes(self.tokenizer, self.val[1:]) / (len(self.val) - 1)
-        self.along = runs.log_spaced(self.settings)
+        self.along = runs.log_spaced_steps(self.settings)
         self.losses: Evaluated | None = None  # of the newest evaluation
         self.best = math.inf
         self.without_gain = 0  # evaluations since the best

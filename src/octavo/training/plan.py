@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
-from octavo.runs import Run
+from octavo.runs import Run, RunLike, find_run
 from octavo.settings import DataSettings, ModelSettings, Settings, resolve
 
 # Settings of the model that may change between a run and its resumption, or between a model and its fine-tuning.
@@ -22,7 +23,7 @@ class Plan:
 
     settings: Settings
     resume: Path | None = None  # the checkpoint folder of the run that is continued
-    init: str | Path | None = None  # the run or checkpoint whose weights a new run starts from
+    init: RunLike | None = None  # the run or checkpoint whose weights a new run starts from
     out: str | Path | None = None  # the folder of a new run, instead of runs/NAME
     name: str | None = None  # its name in runs/, instead of the next free one
 
@@ -32,8 +33,8 @@ def plan(
     *,
     preset: str | None = None,
     config: str | Path | None = None,
-    resume: str | Path | None = None,
-    init: str | Path | None = None,
+    resume: RunLike | None = None,
+    init: RunLike | None = None,
     out: str | Path | None = None,
     name: str | None = None,
     **settings: Any,
@@ -61,16 +62,17 @@ def plan(
     return Plan(resolve(preset, config, **settings), init=init, out=out, name=name)
 
 
-def find_resumable(resume: str | Path) -> tuple[Run, Path]:
-    """Find a run and the checkpoint to resume it from: the last one, unless `resume` is a checkpoint folder."""
-    folder = Path(resume)
-    if (folder / "config.json").is_file() and folder.parent.name == "checkpoints":
-        return Run(folder.parents[1]), folder
-    if not folder.exists() and (Path("runs") / folder / "settings.toml").is_file():
-        folder = Path("runs") / folder
-    run = Run(folder)
+def find_resumable(resume: RunLike) -> tuple[Run, Path]:
+    """Find a run and the checkpoint to resume it from: the last one, unless `resume` is a checkpoint."""
+    run = find_run(resume)
+    if run is None:
+        folder = resume.folder if isinstance(resume, Checkpoint | Run) else Path(resume)
+        owner = Run.of_checkpoint(folder)
+        if owner is not None and (folder / "config.json").is_file():
+            return owner, folder
+        run = Run(folder)  # raises the error that says what the folder is
     if run.last is None:
-        raise OctavoError(f"{folder} has no checkpoint to resume from", "octavo train, which starts a new run")
+        raise OctavoError(f"{run.folder} has no checkpoint to resume from", "octavo train, which starts a new run")
     return run, run.last
 
 

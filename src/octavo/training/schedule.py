@@ -4,6 +4,8 @@ import math
 
 from octavo.settings import TrainingSettings
 
+_WSD_DECAY = 0.2  # the last fraction of the steps, in which `wsd` decays
+
 
 def learning_rate(step: int, settings: TrainingSettings) -> float:
     """The rate of the update that follows `step` completed ones: warm-up, then the schedule, down to the minimum."""
@@ -18,7 +20,7 @@ def learning_rate(step: int, settings: TrainingSettings) -> float:
         case "linear":
             left = 1 - done
         case "wsd":  # warm-up, stable, decay (Hu et al., MiniCPM, 2024)
-            left = min(1.0, (1 - done) / max(settings.decay_fraction, 1e-9))
+            left = min(1.0, (1 - done) / _WSD_DECAY)
         case _:
             left = 1.0
     return low + (high - low) * left

@@ -1,0 +1,36 @@
+"""Every setting of a run: frozen dataclasses, named presets, and how the two become one `Settings`.
+
+    fields.py    the settings, each with its type, default, bounds and help text
+    presets.py   named sets of values; nanoGPT's names for its users
+    resolve.py   defaults < preset < TOML file < command line; reading and writing TOML
+
+Settings are validated when they are built, so code that receives them does not check them again. They are saved whole
+in `settings.toml` and in every checkpoint. Nothing here imports torch or reads a text.
+"""
+
+from octavo.settings.fields import (
+    LOGGERS,
+    SECTIONS,
+    DataSettings,
+    ModelSettings,
+    Settings,
+    TrainingSettings,
+    unknown_name_error,
+)
+from octavo.settings.presets import NANOGPT_NAMES, PRESETS
+from octavo.settings.resolve import from_toml, resolve, to_toml
+
+__all__ = [
+    "LOGGERS",
+    "NANOGPT_NAMES",
+    "PRESETS",
+    "SECTIONS",
+    "DataSettings",
+    "ModelSettings",
+    "Settings",
+    "TrainingSettings",
+    "from_toml",
+    "resolve",
+    "to_toml",
+    "unknown_name_error",
+]

@@ -1,0 +1,252 @@
+"""The settings: four frozen dataclasses whose fields carry default, bounds, choices and help text."""
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from octavo.errors import OctavoError, SettingError
+from octavo.settings.presets import PRESETS
+
+LOGGERS = ("tensorboard", "wandb", "trackio")  # optional, in addition to metrics.jsonl: see octavo.training.loggers
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """A dataclass field with its help text and the values that it allows."""
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
+
+
+class _Validated:
+    """Checks the type and bounds of every field when an instance is built."""
+
+    def __post_init__(self) -> None:
+        for each in fields(self):  # type: ignore[arg-type]
+            object.__setattr__(self, each.name, _validate(each, getattr(self, each.name)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings(_Validated):
+    """The model's architecture and initialization, with GPT-2's names."""
+
+    block_size: int = setting(64, "context length in tokens", low=1, high=1 << 20)
+    vocab_size: int = setting(0, "vocabulary size in tokens; 0: the tokenizer's", low=0, high=1 << 24)
+    n_layer: int = setting(4, "transformer blocks", low=1, high=1024)
+    n_head: int = setting(4, "attention heads per block", low=1, high=1024)
+    n_embd: int = setting(128, "width of the residual stream", low=1, high=1 << 16)
+    dropout: float = setting(
+        0.0, "dropout after the embedding and on the output of attention and MLP", low=0, high=0.99
+    )
+    attention_dropout: float = setting(
+        0.0, "dropout on attention weights; above 0 disables fused attention on a CPU", low=0, high=0.99
+    )
+    bias: bool = setting(True, "biases in linear layers and layer norms, as in GPT-2")
+    activation: str = setting(
+        "gelu_new",
+        "GELU in the MLP: gelu_new is GPT-2's tanh approximation, gelu is exact",
+        choices=("gelu_new", "gelu"),
+    )
+    embedding_init: str = setting(
+        "normal",
+        "initialization of wte and wpe: N(0, 0.02), or uniform within ±1/sqrt(n_embd)",
+        choices=("normal", "uniform"),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n_embd % self.n_head:
+            divisors = [h for h in range(1, min(self.n_embd, 1024) + 1) if self.n_embd % h == 0]
+            nearest = min(divisors, key=lambda h: (abs(h - self.n_head), -h))
+            raise SettingError(
+                ("n_embd", "n_head"),
+                f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}",
+                f"--n-head {nearest}",
+            )
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head, D."""
+        return self.n_embd // self.n_head
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings(_Validated):
+    """The text, and how it becomes tokens."""
+
+    source: str = setting("pydocs", "a named corpus, a file, a folder, a glob, hf:NAME, a prepared folder, or -")
+    tokenizer: str = setting("auto", "auto, char, byte, word[:N], bpe:N or gpt2; N is the vocabulary size")
+    val_fraction: float = setting(
+        0.1,
+        "fraction of the text held out for validation: the end of one text, or random documents if there are at least "
+        "100",
+        low=0.0001,
+        high=0.9,
+    )
+    text_field: str = setting("text", "field with the text in JSON lines, Parquet files and Hugging Face datasets")
+    deduplicate: bool = setting(False, "drop documents that are exact copies of an earlier one")
+    encoding: str = setting("utf-8", "character encoding of the text")
+    errors: str = setting("strict", "how to handle undecodable bytes", choices=("strict", "replace", "ignore"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(_Validated):
+    """Optimization, evaluation, checkpoints and hardware."""
+
+    max_steps: int = setting(1000, "optimizer steps", low=0, high=10**9)
+    max_epochs: float = setting(
+        8.0,
+        "reduce the steps to at most this many passes over the training split; 0, or an explicit max_steps: no limit",
+        low=0,
+        high=1e9,
+    )
+    batch_size: int = setting(32, "sequences per optimizer step", low=1, high=1 << 20)
+    micro_batch: int = setting(
+        0,
+        "sequences per forward and backward pass, with gradient accumulation; 0: as many as fit in memory",
+        low=0,
+        high=1 << 20,
+    )
+    curriculum_splits: int = setting(
+        1,
+        "sequence-length curriculum: start with sequences of block_size / N; N must divide block_size",
+        low=1,
+        high=1 << 20,
+    )
+    curriculum_fraction: float = setting(0.6, "fraction of the steps that use the shorter sequences", low=0, high=1)
+    optimizer: str = setting(
+        "muon", "muon: Muon for the matrices of the blocks, AdamW for the rest", choices=("muon", "adamw")
+    )
+    learning_rate: float = setting(4e-3, "peak learning rate of AdamW", low=0, high=100)
+    min_learning_rate: float = setting(0.0, "learning rate at the last step", low=0, high=100)
+    warmup_steps: int = setting(20, "linear learning-rate warm-up in steps", low=0, high=10**9)
+    schedule: str = setting(
+        "linear",
+        "learning-rate decay from learning_rate to min_learning_rate; wsd: constant, then linear over the last 20%",
+        choices=("linear", "cosine", "wsd", "constant"),
+    )
+    weight_decay: float = setting(0.1, "decoupled weight decay of AdamW, on matrices only", low=0, high=100)
+    muon_learning_rate: float = setting(0.05, "peak learning rate of Muon, with the same schedule", low=0, high=100)
+    muon_weight_decay: float = setting(0.0, "decoupled weight decay of Muon", low=0, high=100)
+    momentum: float = setting(0.95, "momentum of Muon", low=0, high=0.99999)
+    weight_init: str = setting(
+        "lookback",
+        "lookback: the heads of layer 0 start by attending 1, 2, 3 ... tokens back, and wpe starts as small sinusoids; "
+        "sinusoids: only wpe; noise: all weights random, as in GPT-2",
+        choices=("lookback", "sinusoids", "noise"),
+    )
+    beta1: float = setting(0.9, "AdamW's decay rate of the first moment", low=0, high=0.99999)
+    beta2: float = setting(0.99, "AdamW's decay rate of the second moment", low=0, high=0.99999)
+    grad_clip: float = setting(1.0, "L2 norm at which gradients are clipped; 0: no clipping", low=0, high=1e9)
+    eval_every: int = setting(250, "steps between evaluations", low=1, high=10**9)
+    sample_every: int = setting(500, "steps between generated samples; 0: none", low=0, high=10**9)
+    save_every: int = setting(0, "steps between checkpoints; 0: at every evaluation", low=0, high=10**9)
+    log_every: int = setting(10, "steps between lines in metrics.jsonl", low=1, high=10**9)
+    keep_checkpoints: int = setting(
+        10, "weights-only checkpoints to keep at log-spaced steps, besides the last and the best", low=0, high=10**4
+    )
+    patience: int = setting(
+        0, "early stopping: evaluations without improvement before training stops; 0: never", low=0, high=10**9
+    )
+    seed: int = setting(1337, "seed of weights, data order, dropout and samples", low=0, high=2**63 - 1)
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
+    precision: str = setting(
+        "auto", "data type of the forward and backward pass (mixed precision)", choices=("auto", "fp32", "bf16", "fp16")
+    )
+    compile: str = setting(
+        "auto", "torch.compile; auto: on CUDA, if the run is long enough to pay for it", choices=("auto", "on", "off")
+    )
+    log: str = setting("none", f"additional loggers, separated by commas: {', '.join(LOGGERS)}")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.loggers:
+            if name not in LOGGERS:
+                raise unknown_name_error("logger", name, LOGGERS, setting="log")
+
+    @property
+    def loggers(self) -> list[str]:
+        """The names in `log`, without duplicates."""
+        names = dict.fromkeys(each.strip() for each in self.log.split(","))
+        return [name for name in names if name not in ("none", "")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(ModelSettings, DataSettings, TrainingSettings):
+    """All settings of a run. It can be passed wherever one of its sections is expected."""
+
+    preset: str = setting("tiny", "the preset that the other settings are based on")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.preset not in PRESETS:
+            raise unknown_name_error("preset", self.preset, PRESETS, setting="preset")
+        if self.block_size % self.curriculum_splits:
+            raise SettingError(
+                ("block_size", "curriculum_splits"),
+                f"block_size={self.block_size} is not divisible by curriculum_splits={self.curriculum_splits}",
+                f"--curriculum-splits {math.gcd(self.block_size, self.curriculum_splits)}",
+            )
+        if self.min_learning_rate > self.learning_rate:
+            raise SettingError(
+                ("min_learning_rate", "learning_rate"),
+                f"min_learning_rate={self.min_learning_rate:g} is above learning_rate={self.learning_rate:g}",
+                f"--min-learning-rate {self.learning_rate / 10:g}",
+            )
+
+
+SECTIONS: dict[str, type] = {"model": ModelSettings, "data": DataSettings, "training": TrainingSettings}
+
+
+def unknown_name_error(kind: str, name: str, known: Iterable[object], *, setting: str | None = None) -> OctavoError:
+    """The error for an unknown setting, preset, view, ..., with the nearest known name as hint.
+
+    With `setting`, a `SettingError` for that setting.
+    """
+    names = [str(each) for each in known]
+    nearest = difflib.get_close_matches(name.replace("-", "_"), names, n=1, cutoff=0.5)
+    if not nearest:
+        hint = "one of: " + ", ".join(names)
+    elif kind == "setting":
+        hint = "--" + nearest[0].replace("_", "-")
+    elif kind == "section":
+        hint = f"[{nearest[0]}]"
+    elif kind == "logger":
+        hint = f"--log {nearest[0]}"
+    elif kind == "verb":
+        hint = f"octavo {nearest[0]}"
+    elif kind == "view":
+        hint = f"octavo inspect RUN {nearest[0]}"
+    else:
+        hint = f"--{kind.replace('_', '-')} {nearest[0]}"
+    message = f"there is no {kind} {name!r}"
+    return OctavoError(message, hint) if setting is None else SettingError((setting,), message, hint)
+
+
+def _validate(each: "dataclasses.Field[Any]", value: Any) -> Any:
+    """`value`, if it has the field's type and is within its bounds. An int is accepted as a float."""
+    name, flag = each.name, "--" + each.name.replace("_", "-")
+    if each.type is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not each.type:
+        expected = {int: "an integer", float: "a number", bool: "true or false", str: "text"}[each.type]  # type: ignore[index]
+        raise SettingError((name,), f"{name}={value!r} is not {expected}", f"{flag} {each.default}")
+    if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
+        raise SettingError((name,), f"{name}={value!r} is not valid UTF-8", "a value in UTF-8")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SettingError((name,), f"{name}={value} is not a finite number", f"{flag} {each.default}")
+    choices = each.metadata["choices"]
+    if choices and value not in choices:
+        raise unknown_name_error(name, value, choices, setting=name)
+    low, high = each.metadata["low"], each.metadata["high"]
+    if isinstance(value, (int, float)) and not low <= value <= high:
+        raise SettingError((name,), f"{name}={value} is not between {low} and {high}", f"{flag} {each.default}")
+    return value

@@ -1,0 +1,83 @@
+"""Resolve settings from defaults, preset, TOML file and explicit values; write and read settings.toml."""
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from octavo.errors import OctavoError, SettingError
+from octavo.settings.fields import SECTIONS, Settings, unknown_name_error
+from octavo.settings.presets import NANOGPT_NAMES, PRESETS
+
+
+def resolve(preset: str | None = None, config: str | Path | None = None, **explicit: Any) -> Settings:
+    """Settings from the defaults, a preset, a TOML file and explicit values; each overrides the one before.
+
+    Raises `OctavoError` for an unknown name, with the nearest known one, and for a value that is not allowed. If the
+    value comes from the TOML file, the message names the file.
+    """
+    from_file = _read_toml(Path(config)) if config is not None else {}
+    try:
+        preset = preset or from_file.get("preset") or "tiny"
+        if not isinstance(preset, str) or preset not in PRESETS:
+            raise unknown_name_error("preset", str(preset), PRESETS, setting="preset")
+        values: dict[str, Any] = {}
+        for layer in (PRESETS[preset], from_file, explicit):
+            values |= _disable_epoch_limit(layer) | layer
+        values["preset"] = preset
+        for name in values:
+            _check_name(name)
+        return Settings(**values)
+    except SettingError as error:
+        if set(error.names) & (from_file.keys() - explicit.keys()):
+            raise SettingError(error.names, f"in {config}: {error.message}", error.hint) from None
+        raise
+
+
+def to_toml(settings: Settings) -> str:
+    """Settings as TOML, in the sections `model`, `data` and `training`. `from_toml` reads it back."""
+    values = dataclasses.asdict(settings)
+    sections = {name: {f.name: values[f.name] for f in fields(section)} for name, section in SECTIONS.items()}
+    return tomli_w.dumps({"preset": settings.preset, **sections})
+
+
+def from_toml(path: Path) -> Settings:
+    """The settings that `to_toml` wrote to `path`."""
+    return resolve(**_read_toml(path))
+
+
+def _disable_epoch_limit(values: dict[str, Any]) -> dict[str, Any]:
+    """An explicit `max_steps` is meant as given: `max_epochs` of an earlier layer must not reduce it."""
+    return {"max_epochs": 0.0} if "max_steps" in values else {}
+
+
+def _check_name(name: str) -> None:
+    known = [field.name for field in fields(Settings)]
+    if name in NANOGPT_NAMES:
+        raise SettingError((name,), f"{name} is nanoGPT's name for this setting", NANOGPT_NAMES[name])
+    if name not in known:
+        raise unknown_name_error("setting", name, known, setting=name)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    """The settings of a TOML file, top-level or in the sections `[model]`, `[data]`, `[training]`."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise OctavoError(f"there is no settings file {path}", "check the path after --config") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise OctavoError(f"{path} is not readable TOML: {error}", "lines like: n_layer = 6") from None
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping) and key not in SECTIONS:
+            unknown = unknown_name_error("section", key, SECTIONS)
+            raise OctavoError(f"in {path}: {unknown.message}", unknown.hint)
+        for name, each in (value if isinstance(value, Mapping) else {key: value}).items():
+            if name in values:
+                raise OctavoError(f"{path} sets {name} twice", "one line for each setting")
+            values[name] = each
+    return values
