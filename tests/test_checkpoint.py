@@ -277,6 +277,10 @@ def test_what_was_loaded_has_done_with_the_files(folder: Path) -> None:
     assert all(torch.equal(state.tensors[name], TRAINER.tensors[name]) for name in TRAINER.tensors)
 
 
+# Folders from elsewhere
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_gpt2_that_transformers_saved_loads_in_float32(dtype: torch.dtype, tmp_path: Path) -> None:
     _, tokenizer, _ = made("bpe:300")
     shape = dict(n_layer=2, n_head=3, n_embd=24, n_positions=16, vocab_size=tokenizer.vocab_size)
