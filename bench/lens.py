@@ -38,11 +38,11 @@ def main() -> None:
         checkpoint.save(tiny, GPT(small, torch.Generator().manual_seed(0)), tokenizer, small, {})
         show("shapes of the preset", 10, rounds, lambda: lens.shapes(settings))
         show("attention, 512 tokens, one head", 1, rounds, lambda: lens.attention(big, text, layer=11, head=3))
-        show("a prediction after 512 tokens", None, rounds, lambda: lens.predict(big, text))
+        show("a prediction after 512 tokens", None, rounds, lambda: lens.next_token(big, text))
         before = peak()
         show("logit lens, 512 tokens, 12 layers", 2, rounds, lambda: lens.logit_lens(big, text))
         held = peak() - before
-        show("residual at the last of 512 tokens", None, rounds, lambda: lens.residual(big, text))
+        show("residual at the last of 512 tokens", None, rounds, lambda: lens.contributions(big, text))
         show("verify, tiny", 30, rounds, lambda: lens.verify(octavo.load(tiny)))
     whole = 4 * 13 * 512 * settings.vocab_size
     print(

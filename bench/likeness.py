@@ -15,7 +15,7 @@ import numpy as np
 
 import octavo
 from octavo import lens
-from octavo.lens.embedding import Neighbors
+from octavo.lens.neighbors import Neighbors
 
 PAIRS = [
     ("king", "queen"),

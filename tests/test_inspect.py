@@ -1,6 +1,5 @@
 """`octavo inspect`: what is typed, what is printed, and that a mistake is answered in two lines."""
 
-import inspect
 import io
 import json
 import re
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lenses import TEXT, tiny, written
-from octavo import cli, kernels, lens
+from octavo import cli, kernels, lens, views
 from octavo.model import CausalSelfAttention
 
 LINE = "the cat sat on the mat"
@@ -24,30 +23,30 @@ WORDS: dict[str, list[str]] = {  # a view, with all options that it takes
     "tokens": ["--text", LINE, "--unknown", "skip"],
     "position": ["--word", "the", "--at", "2", "-1"],
     "neighbors": ["--word", "cat", "--against", "mat", "--top", "3"],
-    "map": [],
+    "projection": [],
     "attention": ["--text", LINE, "--layer", "-1", "--head", "2"],
-    "next": ["--text", LINE],
-    "lens": ["--text", LINE, "--position", "-1", "--top", "2"],
-    "residual": ["--text", LINE, "--position", "1", "--token", "a", "--against", "e"],
-    "score": ["--text", LINE],
-    "ablate": ["--text", LINE, "--layer", "0"],
+    "next_token": ["--text", LINE],
+    "logit_lens": ["--text", LINE, "--position", "-1", "--top", "2"],
+    "contributions": ["--text", LINE, "--position", "1", "--token", "a", "--against", "e"],
+    "surprisal": ["--text", LINE],
+    "ablation": ["--text", LINE, "--layer", "0"],
     "losses": [],
-    "verify": [],
+    "verify": ["--seed", "3"],
 }
 GIVEN: dict[str, dict[str, Any]] = {  # the same in Python
     "shapes": {"text": LINE, "layer": 1, "head": -1},
     "tokens": {"text": LINE, "unknown": "skip"},
     "position": {"word": "the", "at": (2, -1)},
     "neighbors": {"word": "cat", "against": "mat", "top": 3},
-    "map": {},
+    "projection": {},
     "attention": {"text": LINE, "layer": -1, "head": 2},
-    "next": {"text": LINE},
-    "lens": {"text": LINE, "positions": [-1], "top": 2},
-    "residual": {"text": LINE, "position": 1, "token": "a", "against": "e"},
-    "score": {"text": LINE},
-    "ablate": {"text": LINE, "layer": 0},
+    "next_token": {"text": LINE},
+    "logit_lens": {"text": LINE, "positions": [-1], "top": 2},
+    "contributions": {"text": LINE, "position": 1, "token": "a", "against": "e"},
+    "surprisal": {"text": LINE},
+    "ablation": {"text": LINE, "layer": 0},
     "losses": {},
-    "verify": {},
+    "verify": {"seed": 3},
 }
 OF_A_TEXT = [view for view, given in GIVEN.items() if "text" in given]
 
@@ -112,12 +111,12 @@ Refused = Callable[..., str]
 
 
 def test_the_command_line_knows_the_views_of_the_lens() -> None:
-    assert tuple(lens.VIEWS) == cli.VIEWS == tuple(WORDS) == tuple(GIVEN)
+    assert tuple(lens.VIEWS) == tuple(views.VIEWS) == tuple(WORDS) == tuple(GIVEN)
 
 
 @pytest.mark.parametrize("view", WORDS)
 def test_a_view_is_printed_as_tables_and_as_json(view: str, run: Path, say: Say) -> None:
-    expected = lens.look(run, view, **GIVEN[view])
+    expected = lens.inspect(run, view, **GIVEN[view])
     told, values = say(run, view, *WORDS[view]), say(run, view, *WORDS[view], "--json")
     assert (told.code, told.err) == (values.code, values.err) == (0, "")
     assert told.out == f"{expected}\n"
@@ -125,9 +124,9 @@ def test_a_view_is_printed_as_tables_and_as_json(view: str, run: Path, say: Say)
     assert json.loads(values.out) == json.loads(json.dumps(expected.plain(), allow_nan=False))
 
 
-@pytest.mark.parametrize("view", [view for view in OF_A_TEXT if view != "residual"])
+@pytest.mark.parametrize("view", [view for view in OF_A_TEXT if view != "contributions"])
 def test_without_a_text_the_models_own_is_looked_at(view: str, run: Path, say: Say) -> None:
-    assert say(run, view) == Answer(0, f"{lens.look(run, view)}\n", "")
+    assert say(run, view) == Answer(0, f"{lens.inspect(run, view)}\n", "")
 
 
 @pytest.mark.parametrize("view", WORDS)
@@ -142,19 +141,23 @@ def test_options_may_stand_between_run_and_view(view: str, run: Path, say: Say) 
 
 def test_a_text_may_come_from_a_file_or_from_stdin(run: Path, say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("text.txt").write_text(LINE, encoding="utf-8")
-    expected = say(run, "score", "--text", LINE)
-    assert say(run, "score", "--text-file", "text.txt") == expected
+    expected = say(run, "surprisal", "--text", LINE)
+    assert say(run, "surprisal", "--text-file", "text.txt") == expected
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(LINE.encode())))
-    assert say(run, "score", "--text-file", "-") == expected
+    assert say(run, "surprisal", "--text-file", "-") == expected
 
 
 def test_a_run_may_be_named_by_its_name_or_a_checkpoint(run: Path, say: Say) -> None:
     Path("runs").mkdir()
     Path("runs", "mine").symlink_to(run)
     best = (run / "best").read_text(encoding="utf-8").strip()
-    expected = say(run, "next", "--text", LINE)
+    expected = say(run, "next_token", "--text", LINE)
     assert expected.code == 0
-    assert say("mine", "next", "--text", LINE) == say(run / "checkpoints" / best, "next", "--text", LINE) == expected
+    assert (
+        say("mine", "next_token", "--text", LINE)
+        == say(run / "checkpoints" / best, "next_token", "--text", LINE)
+        == expected
+    )
 
 
 def test_what_is_left_out_of_a_long_text_is_told_beside_the_view(run: Path, say: Say) -> None:
@@ -162,7 +165,7 @@ def test_what_is_left_out_of_a_long_text_is_told_beside_the_view(run: Path, say:
     left_out = json.loads(answer.out)["left_out"]
     assert left_out > 0
     assert answer.err == f"note: {left_out:,} tokens at the end of the text are left out: too many for this view\n"
-    assert say(run, "score", "--text", TEXT).err == ""
+    assert say(run, "surprisal", "--text", TEXT).err == ""
 
 
 # A preset
@@ -269,7 +272,7 @@ def test_a_run_without_a_view_is_told(run: Path, refused: Refused) -> None:
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"), [("atention", "attention"), ("neighbours", "neighbors"), ("resiudal", "residual")]
+    ("typed", "meant"), [("atention", "attention"), ("neighbours", "neighbors"), ("contributons", "contributions")]
 )
 def test_of_an_unknown_view_the_nearest_is_offered(typed: str, meant: str, run: Path, refused: Refused) -> None:
     assert meant in refused(run, typed, says=f"there is no view '{typed}'")
@@ -283,10 +286,10 @@ def test_with_no_view_near_all_are_offered(run: Path, refused: Refused) -> None:
 @pytest.mark.parametrize(
     ("view", "option", "others"),
     [
-        ("tokens", ["--layer", "1"], ["attention", "ablate"]),
+        ("tokens", ["--layer", "1"], ["attention", "ablation"]),
         ("attention", ["--word", "cat"], ["position", "neighbors"]),
-        ("ablate", ["--head", "1"], ["attention"]), ("verify", ["--text", "a"], ["score"]),
-        ("losses", ["--unknown", "skip"], ["tokens"]), ("map", ["--top", "3"], ["neighbors", "lens"]),
+        ("ablation", ["--head", "1"], ["attention"]), ("verify", ["--text", "a"], ["surprisal"]),
+        ("losses", ["--unknown", "skip"], ["tokens"]), ("projection", ["--top", "3"], ["neighbors", "logit_lens"]),
     ],
 )  # fmt: skip
 def test_an_option_that_a_view_does_not_take_is_told_with_the_views_that_do(
@@ -304,20 +307,20 @@ def test_an_option_that_a_view_does_not_take_is_told_with_the_views_that_do(
         (["attention", "--layer", "-5"], "layer -5: the layers are 0 to 3"),
         (["attention", "--head", "4"], "head 4: the heads are 0 to 3"),
         (["shapes", "--layer", "99"], "layer 99"),
-        (["ablate", "--layer", "4"], "layer 4"),
-        (["residual", "--text", LINE, "--position", "99"], "position 99: the positions are 0 to 5"),
-        (["lens", "--text", LINE, "--position", "-7"], "position -7"),
-        (["lens", "--top", "0"], "between 1 and 50 guesses"),
+        (["ablation", "--layer", "4"], "layer 4"),
+        (["contributions", "--text", LINE, "--position", "99"], "position 99: the positions are 0 to 5"),
+        (["logit_lens", "--text", LINE, "--position", "-7"], "position -7"),
+        (["logit_lens", "--top", "0"], "between 1 and 50 guesses"),
         (["neighbors", "--word", "cat", "--top", "0"], "between 1 and 100 neighbors"),
         (["attention", "--layer", "one"], "'one' is not a whole number"),
         (["position", "--at", "1"], "expected 2 arguments"),
         (["position", "--word", "the", "--at", "1", "64"], "position 64: the positions are 0 to 63"),
         (["position", "--word", ""], "an empty word"),
-        (["residual", "--token", "xyz"], "'xyz' is 3 tokens here: x y z"),
-        (["residual", "--token", ""], "an empty text is no token"),
+        (["contributions", "--token", "xyz"], "'xyz' is 3 tokens here: x y z"),
+        (["contributions", "--token", ""], "an empty text is no token"),
         (["neighbors", "--word", "cat", "--against", "xyz"], "'xyz' is 3 tokens here"),
-        (["score", "--text", "a"], "one token"),
-        (["ablate", "--text", "a"], "one token"),
+        (["surprisal", "--text", "a"], "one token"),
+        (["ablation", "--text", "a"], "one token"),
         (["tokens", "--unknown", "guess"], "--unknown: invalid choice: 'guess'"),
         (["tokens", "--text", "a", "--text-file", "b"], "not allowed with argument --text"),
         (["tokens", "--text-file", "missing.txt"], "the text file missing.txt can't be read: No such file"),
@@ -332,16 +335,16 @@ def test_what_can_not_be_is_told_in_two_lines(words: list[str], says: str, run: 
 
 def takers(option: str) -> set[str]:
     """The views that take an option."""
-    names = {"positions" if option == "position" else option, option, "text" if option == "text-file" else option}
-    return {view for view, function in lens.VIEWS.items() if names & inspect.signature(function).parameters.keys()}
+    option = {"text-file": "text"}.get(option, option).removesuffix("-id")
+    return set(views.views_by_flag()[option][1])
 
 
 @pytest.mark.parametrize(
     ("view", "words", "says"),
     [
         ("attention", ["--layer", "99"], "layer 99"),
-        ("residual", ["--position", "99"], "position 99"),
-        ("lens", ["--position", "99"], "position 99"),
+        ("contributions", ["--position", "99"], "position 99"),
+        ("logit_lens", ["--position", "99"], "position 99"),
         ("neighbors", ["--top", "0", "--word", "cat"], "between 1 and 100"),
         ("position", ["--at", "1", "64"], "position 64"),
         ("position", ["--word", "\udcff"], "unknown"),
@@ -380,8 +383,8 @@ def test_unknown_characters_are_told_and_may_be_skipped(
     [
         ("tiny", "shapes", "the preset tiny takes its vocabulary from the text"),
         ("tiny", "attention", ""),
-        ("gpt2-512", "attention", "attention looks at a trained model"),
-        ("gpt2-512", "verify", "verify looks at a trained model"),
+        ("gpt2-512", "attention", "attention needs a trained model"),
+        ("gpt2-512", "verify", "verify needs a trained model"),
         ("huge", "shapes", "there is no preset 'huge'"),
     ],
 )
@@ -417,7 +420,7 @@ def test_help_says_which_views_take_an_option(
     shown = capsys.readouterr().out
     said = {
         name: set(views.split(", "))
-        for name, views in re.findall(r"^  --(\w+) .*?  +([a-z]+(?:, [a-z]+)*): ", shown, re.M)
+        for name, views in re.findall(r"^  --(\w+) .*?  +([a-z_]+(?:, [a-z_]+)*): ", shown, re.M)
     }
     options = ("layer", "head", "position", "token", "word", "against", "at", "top")
     assert {option: takers(option) for option in options} == {option: said[option] for option in options}

@@ -25,7 +25,7 @@ LAYERS = [
     ["octavo.generation.sampling", "octavo.loss", "octavo.runs", "octavo.data"],
     ["octavo.checkpoint", "octavo.device", "octavo.interop.nanogpt"],
     ["octavo.model", "octavo.tokenizers", "octavo.kernels"],
-    ["octavo.settings", "octavo.files"],
+    ["octavo.settings", "octavo.files", "octavo.views"],
     ["octavo.errors", "octavo.units"],
 ]
 LINE = {room: line for line, rooms in enumerate(LAYERS) for room in rooms}

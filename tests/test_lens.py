@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import octavo
 import reference
 from lenses import KINDS, LINE, TEXT, tiny, trained_on, weights_of, written
-from octavo import checkpoint, kernels, lens, tokenizers
+from octavo import checkpoint, kernels, lens, tokenizers, views
 from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
 from octavo.evaluation import evaluate
@@ -37,6 +37,7 @@ from octavo.runs import Run
 from octavo.settings import ModelSettings, resolve
 
 # The modules: most views have the name of the module that they are in.
+ablation = importlib.import_module("octavo.lens.ablation")
 capture = importlib.import_module("octavo.lens.capture")
 contributions = importlib.import_module("octavo.lens.contributions")
 logit_lens = importlib.import_module("octavo.lens.logit_lens")
@@ -208,13 +209,13 @@ def test_shapes_and_parameters_are_those_of_the_modules_in_a_real_pass(case: Cas
     assert sum(s.parameters * s.times for s in seen.values()) == sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("attend", [capture.fused, capture.spelled_out])
+@pytest.mark.parametrize("attend", [capture.fused_attention, capture.explicit_attention])
 def test_flops_are_those_that_pytorch_counts_in_a_real_pass(case: Case, attend: Any) -> None:
     """Both count two for each multiplication with its addition, products only, and attention over the full square.
 
     Inside of `looking`, fused attention is two batched products, which PyTorch's counter sees as such.
     """
-    with capture.looking(case.model), FlopCounterMode(display=False) as counter:
+    with capture.inference(case.model), FlopCounterMode(display=False) as counter:
         capture.logits(case.model, torch.tensor([case.ids]), attend)
     view = lens.shapes(case.loaded, LINE)
     assert view.flops == sum(stage.flops * stage.times for stage in view.stages) == counter.get_total_flops()
@@ -289,7 +290,7 @@ def loaded_with(kind: str) -> Checkpoint:
     return Checkpoint(None, ARBITRARY(kind), ModelSettings(), {}, Path("nowhere"))  # type: ignore[arg-type]
 
 
-def assert_whole(view: tokens.Reading, text: str) -> None:
+def assert_whole(view: tokens.Tokens, text: str) -> None:
     """All bytes are there, and groups have every token once, in order, as few as make whole characters."""
     pieces = [bytes.fromhex(token.bytes) for token in view.tokens]
     assert b"".join(pieces) == text.encode()
@@ -358,18 +359,18 @@ def test_no_name_of_a_token_has_blanks_or_control_characters(piece: bytes) -> No
 
 def test_a_row_of_the_model_that_no_token_has_is_named_by_its_number() -> None:
     tokenizer = ARBITRARY("byte")
-    assert tokens.named(tokenizer, 300) == tokens.Token(300, "#300", "")
+    assert tokens.make_token(tokenizer, 300) == tokens.Token(300, "#300", "")
 
 
 def test_a_text_longer_than_the_block_is_cut_and_says_by_how_much(small: Checkpoint) -> None:
     ids = small.tokenizer.encode(TEXT).tolist()
-    for view in ("attention", "next", "lens", "residual", "ablate"):
-        seen: Any = lens.look(small, view, text=TEXT)
+    for view in ("attention", "next_token", "logit_lens", "contributions", "ablation"):
+        seen: Any = lens.inspect(small, view, text=TEXT)
         assert [token.id for token in seen.tokens] == ids[:16]
         assert seen.left_out == len(ids) - 16 > 0
         assert seen.plain()["left_out"] == seen.left_out
-    for view in ("tokens", "score"):
-        seen = lens.look(small, view, text=TEXT)
+    for view in ("tokens", "surprisal"):
+        seen = lens.inspect(small, view, text=TEXT)
         assert len(seen.tokens) == len(ids)
         assert seen.left_out == 0
     assert [stage.shape for stage in lens.shapes(small, TEXT).stages][-1] == (1, 16, small.settings.vocab_size)
@@ -385,25 +386,25 @@ def test_without_a_text_the_model_writes_one(small: Checkpoint) -> None:
 
 def test_ids_may_stand_for_a_text_and_have_to_be_tokens(small: Checkpoint) -> None:
     ids = small.tokenizer.encode("the cat").tolist()
-    assert lens.score(small, ids).surprisal.tolist()[1:] == lens.score(small, "the cat").surprisal.tolist()[1:]
+    assert lens.surprisal(small, ids).surprisal.tolist()[1:] == lens.surprisal(small, "the cat").surprisal.tolist()[1:]
     for strange in (-1, small.tokenizer.vocab_size):
         with pytest.raises(OctavoError, match=f"there is no token {strange}"):
-            lens.score(small, [0, strange])
+            lens.surprisal(small, [0, strange])
 
 
 @pytest.mark.parametrize("text", ["", []])
 def test_nothing_is_no_text(small: Checkpoint, text: Any) -> None:
-    for view in ("shapes", "tokens", "attention", "next", "lens", "residual", "score", "ablate"):
+    for view in ("shapes", "tokens", "attention", "next_token", "logit_lens", "contributions", "surprisal", "ablation"):
         with pytest.raises(OctavoError, match="no text to look at"):
-            lens.look(small, view, text=text)
+            lens.inspect(small, view, text=text)
 
 
 def test_unknown_characters_are_refused_skipped_or_replaced(tmp_path: Path) -> None:
     loaded = written(tmp_path / "model", "char", text="abc ?\n")
-    for view in ("shapes", "tokens", "attention", "next", "lens", "residual", "score", "ablate"):
+    for view in ("shapes", "tokens", "attention", "next_token", "logit_lens", "contributions", "surprisal", "ablation"):
         with pytest.raises(OctavoError, match="unknown characters 'é'"):
-            lens.look(loaded, view, text="abéc")
-        lens.look(loaded, view, text="abéc", unknown="skip")
+            lens.inspect(loaded, view, text="abéc")
+        lens.inspect(loaded, view, text="abéc", unknown="skip")
     assert lens.tokens(loaded, "abéc", unknown="skip").text == "abc"
     assert lens.tokens(loaded, "abéc", unknown="replace").text == "ab?c"
     with pytest.raises(OctavoError, match="unknown characters 'é'"):
@@ -486,7 +487,7 @@ def test_a_word_that_ends_beyond_the_block_is_refused(small: Checkpoint) -> None
 @pytest.mark.parametrize(("word", "said"), [("", "an empty word"), ("xy" * 20, "40 tokens; at most 16")])
 def test_no_word_and_an_endless_one_are_refused(small: Checkpoint, view: str, word: str, said: str) -> None:
     with pytest.raises(OctavoError, match=said):
-        lens.look(small, view, word=word)
+        lens.inspect(small, view, word=word)
 
 
 # Neighbors
@@ -599,7 +600,7 @@ def test_words_with_the_same_contexts_come_closer_than_random_pairs(tmp_path: Pa
 
 def test_the_map_has_the_two_directions_in_which_rows_differ_most(case: Case) -> None:
     rows = case.model.transformer.wte.weight.detach().double()[: case.loaded.tokenizer.vocab_size]
-    view = lens.embedding_map(case.loaded, words=["a"])
+    view = lens.projection(case.loaded, words=["a"])
     centred = rows - rows.mean(0)
     _, lengths, axes = torch.linalg.svd(centred, full_matrices=False)
     mine = [token.id for token in view.tokens]
@@ -613,7 +614,7 @@ def test_the_map_has_the_two_directions_in_which_rows_differ_most(case: Case) ->
 def test_a_model_with_more_rows_than_tokens_has_a_map(tmp_path: Path) -> None:
     run = trained_on(TEXT, tmp_path / "run", tokenizer="byte", vocab_size=300, n_layer=1, n_head=1, n_embd=8,
                      block_size=8, batch_size=2, max_steps=2, eval_every=2)  # fmt: skip
-    assert len(lens.embedding_map(run.folder).tokens) == 256
+    assert len(lens.projection(run.folder).tokens) == 256
 
 
 # Attention
@@ -649,8 +650,8 @@ def test_the_habits_of_all_heads_are_those_of_their_patterns(case: Case) -> None
 
 def test_logits_by_the_pattern_that_is_shown_equal_the_fused_ones(case: Case) -> None:
     idx = torch.tensor([case.ids])
-    with capture.looking(case.model):
-        shown = capture.logits(case.model, idx, capture.spelled_out)[0]
+    with capture.inference(case.model):
+        shown = capture.logits(case.model, idx, capture.explicit_attention)[0]
         fused = capture.logits(case.model, idx)[0]
     with torch.inference_mode():
         training = case.model(idx)[0]  # by PyTorch's own fused kernel
@@ -663,7 +664,7 @@ def test_logits_by_the_pattern_that_is_shown_equal_the_fused_ones(case: Case) ->
 
 def test_the_last_row_of_the_lens_is_the_models_answer_to_the_bit(case: Case) -> None:
     idx = torch.tensor([case.ids])
-    with capture.looking(case.model):
+    with capture.inference(case.model):
         *_, last = capture.walk(case.model, case.model.embed(idx))
         assert torch.equal(logit_lens.stage_logits(case.model, last.after), case.model(idx))
 
@@ -682,13 +683,13 @@ def test_every_row_of_the_lens_is_read_by_its_own_norm(case: Case) -> None:
         assert_near(view.entropy[stage], torch.special.entr(shares).sum(-1), 1e-3)
         came = torch.tensor(case.ids[1:])[:, None]
         assert_near(view.surprisal[stage, :-1], -shares[:-1].gather(1, came)[:, 0].log(), 1e-4)
-        with capture.looking(case.model):  # ranks of float32's own, for near ties fall either way
+        with capture.inference(case.model):  # ranks of float32's own, for near ties fall either way
             mine = capture_stage(case, stage)[:-1]
         assert view.rank[stage, :-1].tolist() == (1 + (mine > mine.gather(1, came)).sum(1)).tolist()
         assert math.isnan(view.surprisal[stage, -1])
         assert view.rank[stage, -1] == 0
     assert set(view.vocabulary) == set(view.ids.flatten().tolist())
-    assert all(view.vocabulary[id] == tokens.named(case.loaded.tokenizer, id).label for id in view.vocabulary)
+    assert all(view.vocabulary[id] == tokens.make_token(case.loaded.tokenizer, id).label for id in view.vocabulary)
 
 
 def capture_stage(case: Case, stage: int) -> Tensor:
@@ -710,7 +711,7 @@ def test_some_positions_of_the_lens_are_what_they_are_among_all(small: Checkpoin
 
 
 def test_the_last_row_of_the_lens_has_the_surprisal_of_the_score(case: Case) -> None:
-    rows, score = lens.logit_lens(case.loaded, LINE), lens.score(case.loaded, LINE)
+    rows, score = lens.logit_lens(case.loaded, LINE), lens.surprisal(case.loaded, LINE)
     assert_near(rows.surprisal[-1, :-1], score.surprisal[1:], 1e-5)
     assert rows.rank[-1, :-1].tolist() == score.rank[1:].tolist()
 
@@ -729,7 +730,7 @@ def scores(draw: st.DrawFn, tied: bool) -> tuple[Tensor, int]:
 @hypothesis.given(given_=scores(tied=False))
 def test_the_likeliest_are_those_of_topk(given_: tuple[Tensor, int]) -> None:
     logits, top = given_
-    values, ids = logit_lens.likeliest(logits, top)
+    values, ids = logit_lens.top_tokens(logits, top)
     plain = logits.topk(min(top, logits.shape[1]))
     assert torch.equal(values, plain.values)
     assert torch.equal(ids, plain.indices)
@@ -739,7 +740,7 @@ def test_the_likeliest_are_those_of_topk(given_: tuple[Tensor, int]) -> None:
 @hypothesis.given(given_=scores(tied=True))
 def test_among_equals_the_likeliest_values_are_those_of_topk(given_: tuple[Tensor, int]) -> None:
     logits, top = given_
-    values, ids = logit_lens.likeliest(logits, top)
+    values, ids = logit_lens.top_tokens(logits, top)
     assert torch.equal(values, logits.topk(min(top, logits.shape[1])).values)
     assert torch.equal(values, logits.gather(1, ids))
     assert all(len(set(row)) == len(row) for row in ids.tolist())
@@ -750,7 +751,7 @@ def test_among_equals_the_likeliest_values_are_those_of_topk(given_: tuple[Tenso
 @hypothesis.example(given_=(torch.zeros(1, 64 * 40), 5))
 def test_of_equals_the_lower_id_is_likelier(given_: tuple[Tensor, int]) -> None:
     logits, top = given_
-    assert logit_lens.likeliest(logits, top)[1].tolist() == [
+    assert logit_lens.top_tokens(logits, top)[1].tolist() == [
         sorted(range(len(row)), key=lambda id: (-row[id], id))[:top] for row in logits.tolist()
     ]
 
@@ -765,12 +766,12 @@ def test_more_guesses_than_can_be_shown_are_refused(small: Checkpoint, top: int)
 
 
 def test_what_comes_next_is_the_models_last_row(case: Case) -> None:
-    view = lens.predict(case.loaded, LINE)
+    view = lens.next_token(case.loaded, LINE)
     assert_near(view.logits, case.logits()[-1], 1e-4)
     order = np.argsort(-view.logits, kind="stable").tolist()
     assert list(view.vocabulary) == order[:1000]
     assert [view.vocabulary[id] for id in order[:5]] == [
-        tokens.named(case.loaded.tokenizer, id).label for id in order[:5]
+        tokens.make_token(case.loaded.tokenizer, id).label for id in order[:5]
     ]
 
 
@@ -779,7 +780,7 @@ def test_what_comes_next_is_the_models_last_row(case: Case) -> None:
 
 @pytest.mark.parametrize("position", [0, 7, -1])
 def test_the_parts_of_the_residual_stream_are_those_of_the_plain_reference(case: Case, position: int) -> None:
-    view = lens.residual(case.loaded, LINE, position=position)
+    view = lens.contributions(case.loaded, LINE, position=position)
     T = position % len(case.ids)
     assert view.position == T
     plain = {part: each[T] for part, each in case.written.items()}
@@ -810,14 +811,14 @@ def test_the_parts_of_the_residual_stream_are_those_of_the_plain_reference(case:
 @pytest.mark.parametrize("position", [0, 7, -1])
 def test_what_was_written_sums_to_the_residual_stream(case: Case, position: int) -> None:
     T = position % len(case.ids)
-    with capture.looking(case.model):
-        _, written_ = contributions.wrote(case.model, torch.tensor([case.ids]), T)
+    with capture.inference(case.model):
+        _, written_ = contributions.residual_contributions(case.model, torch.tensor([case.ids]), T)
         *_, last = capture.walk(case.model, case.model.embed(torch.tensor([case.ids])))
     assert (written_.sum(0) - last.after[0, T]).norm() <= 1e-5 * last.after[0, T].norm()
 
 
 def test_a_lead_over_another_token_is_the_difference_of_two_residuals(case: Case) -> None:
-    one, two, lead = (lens.residual(case.loaded, LINE, **given) for given in
+    one, two, lead = (lens.contributions(case.loaded, LINE, **given) for given in
                       ({"token": "a"}, {"token": "e"}, {"token": "a", "against": "e"}))  # fmt: skip
     assert (one.token.label, one.against, lead.token.label, lead.against.label) == ("a", None, "a", "e")
     assert lead.parts == one.parts
@@ -831,14 +832,14 @@ def test_a_lead_over_another_token_is_the_difference_of_two_residuals(case: Case
 @pytest.mark.parametrize("given", [{"token": "dogs"}, {"against": "dogs"}])
 def test_only_one_token_has_a_logit(small: Checkpoint, given: dict[str, str]) -> None:
     with pytest.raises(OctavoError, match="'dogs' is 4 tokens here: d o g s"):
-        lens.residual(small, "the cat", **given)
+        lens.contributions(small, "the cat", **given)
 
 
 # Score
 
 
 def test_surprisal_and_rank_are_those_of_the_plain_reference(case: Case) -> None:
-    view = lens.score(case.loaded, LINE)
+    view = lens.surprisal(case.loaded, LINE)
     shares = case.logits()[:-1].softmax(-1)
     came = torch.tensor(case.ids[1:])
     assert [token.id for token in view.tokens] == case.ids
@@ -849,14 +850,14 @@ def test_surprisal_and_rank_are_those_of_the_plain_reference(case: Case) -> None
     for t, id in enumerate(case.ids[1:]):
         above, level = ((own[t] > own[t, id] + margin).sum().item() for margin in (1e-4, -1e-4))
         assert above < view.rank[t + 1] <= max(level, above + 1)
-    likeliest = [tokens.named(case.loaded.tokenizer, id).label for id in own.argmax(-1).tolist()]
+    likeliest = [tokens.make_token(case.loaded.tokenizer, id).label for id in own.argmax(-1).tolist()]
     assert view.guesses == ["", *likeliest]
 
 
 @pytest.mark.parametrize("length", [2, 16, 17, 18, 33, 100])
 def test_the_mean_of_surprisals_is_the_models_loss_over_any_number_of_windows(small: Checkpoint, length: int) -> None:
     ids = small.tokenizer.encode(TEXT)[:length]
-    view, result = lens.score(small, ids), evaluate(small.model, small.tokenizer, ids)
+    view, result = lens.surprisal(small, ids), evaluate(small.model, small.tokenizer, ids)
     assert len(view.tokens) == len(view.surprisal) == len(view.rank) == len(view.guesses) == length
     assert view.surprisal[1:].mean() == pytest.approx(result.loss, abs=1e-6)
     assert view.loss == pytest.approx(result.loss, abs=1e-6)
@@ -871,36 +872,36 @@ def test_the_mean_of_surprisals_is_the_models_loss_over_any_number_of_windows(sm
 
 
 def test_how_many_windows_run_at_once_changes_no_surprisal(small: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = lens.score(small, TEXT)
+    expected = lens.surprisal(small, TEXT)
     monkeypatch.setattr(surprisal, "_AT_ONCE", 1)
-    assert_near(lens.score(small, TEXT).surprisal[1:], expected.surprisal[1:], 1e-6)
+    assert_near(lens.surprisal(small, TEXT).surprisal[1:], expected.surprisal[1:], 1e-6)
 
 
 def test_the_mean_of_surprisals_is_the_loss_of_a_text_of_many_windows(case: Case) -> None:
     """Of a loss above 1 as far as float32 goes, in which it is summed."""
     loss = evaluate(case.model, case.loaded.tokenizer, case.loaded.tokenizer.encode(TEXT)).loss
-    assert lens.score(case.loaded, TEXT).loss == pytest.approx(loss, rel=1e-6, abs=1e-6)
+    assert lens.surprisal(case.loaded, TEXT).loss == pytest.approx(loss, rel=1e-6, abs=1e-6)
 
 
 def test_a_model_without_a_head_is_surprised_by_the_log_of_its_vocabulary(tmp_path: Path) -> None:
     loaded = written(tmp_path / "model", "byte")
     loaded.model.transformer.wte.weight.data.zero_()  # tied: every logit is zero
-    view = lens.score(loaded, LINE)
+    view = lens.surprisal(loaded, LINE)
     assert np.abs(view.surprisal[1:] - math.log(256)).max() <= 1e-6
     assert set(view.rank[1:].tolist()) == {1}
 
 
-@pytest.mark.parametrize("view", ["score", "ablate"])
+@pytest.mark.parametrize("view", ["surprisal", "ablation"])
 def test_one_token_has_nothing_to_be_foretold_by(small: Checkpoint, view: str) -> None:
     with pytest.raises(OctavoError, match="one token"):
-        lens.look(small, view, text="a")
+        lens.inspect(small, view, text="a")
 
 
 # Ablation
 
 
 def test_without_a_part_loss_and_next_token_are_those_of_a_model_that_lacks_it(case: Case) -> None:
-    view = lens.ablate(case.loaded, LINE)
+    view = lens.ablation(case.loaded, LINE)
     came = torch.tensor(case.ids[1:])
 
     def loss(logits: Tensor) -> float:
@@ -922,7 +923,7 @@ def test_without_a_part_loss_and_next_token_are_those_of_a_model_that_lacks_it(c
 
 
 def test_one_layers_trials_are_those_among_all(small: Checkpoint) -> None:
-    whole, some = (lens.ablate(small, "the cat sat", layer=layer) for layer in (None, -1))
+    whole, some = (lens.ablation(small, "the cat sat", layer=layer) for layer in (None, -1))
     expected = [trial for trial in whole.trials if trial.part.layer == 2]
     assert [trial.part for trial in some.trials] == [trial.part for trial in expected]
     assert [trial.loss for trial in some.trials] == pytest.approx([trial.loss for trial in expected], abs=1e-6)
@@ -931,16 +932,16 @@ def test_one_layers_trials_are_those_among_all(small: Checkpoint) -> None:
 def test_without_nothing_nothing_changes_to_the_bit(case: Case) -> None:
     idx = torch.tensor([case.ids])
     heads, mlp = torch.ones(1, case.settings.n_head), torch.ones(1)
-    with capture.looking(case.model):
+    with capture.inference(case.model):
         whole = case.model(idx)
         for i, layer in enumerate(capture.walk(case.model, case.model.embed(idx))):
-            assert torch.equal(contributions.rest_without(case.model, layer, i, heads, mlp), whole)
+            assert torch.equal(ablation.logits_without(case.model, layer, i, heads, mlp), whole)
 
 
 def test_how_many_trials_run_at_once_changes_none(small: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = lens.ablate(small, "the cat sat")
-    monkeypatch.setattr(contributions, "_AT_ONCE", 1)
-    one_by_one = lens.ablate(small, "the cat sat")
+    expected = lens.ablation(small, "the cat sat")
+    monkeypatch.setattr(ablation, "_AT_ONCE", 1)
+    one_by_one = lens.ablation(small, "the cat sat")
     assert [trial.part for trial in one_by_one.trials] == [trial.part for trial in expected.trials]
     assert [t.loss for t in one_by_one.trials] == pytest.approx([t.loss for t in expected.trials], abs=1e-6)
     assert [t.change for t in one_by_one.trials] == pytest.approx([t.change for t in expected.trials], abs=1e-6)
@@ -1000,8 +1001,11 @@ def test_every_check_holds_on_every_model(case: Case) -> None:
     assert view.ok
     assert all(0 <= each.error <= each.tolerance for each in view.checks)
     rows = {each.name.partition(":")[0] for each in view.checks}
-    assert rows >= {"shapes", "tokens", "position", "neighbors", "attention", "lens", "residual", "score", "ablate",
-                    "causality", "cache", "float64"}  # fmt: skip
+    assert rows >= views.VIEWS.keys() - {"projection", "next_token", "losses", "verify"} | {
+        "causality",
+        "cache",
+        "float64",
+    }
 
 
 @pytest.mark.parametrize("spread", [0.5, 1.0])
@@ -1016,16 +1020,16 @@ def test_every_check_holds_however_far_apart_weights_are(spread: float, tmp_path
 
 VIEWS: dict[str, dict[str, Any]] = {
     "shapes": {}, "tokens": {}, "position": {"word": None}, "neighbors": {"word": None, "against": "e"},
-    "map": {"words": ["a"]}, "attention": {}, "next": {}, "lens": {}, "residual": {"against": "e"}, "score": {},
-    "ablate": {}, "losses": {}, "verify": {},
+    "projection": {"words": ["a"]}, "attention": {}, "next_token": {}, "logit_lens": {},
+    "contributions": {"against": "e"}, "surprisal": {}, "ablation": {}, "losses": {}, "verify": {},
 }  # fmt: skip
-OF_A_TEXT = ("shapes", "tokens", "attention", "next", "lens", "residual", "score", "ablate")
+OF_A_TEXT = ("shapes", "tokens", "attention", "next_token", "logit_lens", "contributions", "surprisal", "ablation")
 SCRIPT = "<script>alert('&')</script>"
 
 
-def look(loaded: Checkpoint, name: str, text: str, word: str) -> Any:
+def inspect(loaded: Checkpoint, name: str, text: str, word: str) -> Any:
     given = {key: word if value is None else value for key, value in VIEWS[name].items()}
-    return lens.look(loaded, name, **given | ({"text": text} if name in OF_A_TEXT else {}))
+    return lens.inspect(loaded, name, **given | ({"text": text} if name in OF_A_TEXT else {}))
 
 
 def test_there_is_nothing_that_is_not_looked_at_here() -> None:
@@ -1056,7 +1060,7 @@ class Page(html.parser.HTMLParser):
 
 @pytest.mark.parametrize("name", VIEWS)
 def test_a_view_is_plain_data_text_and_escaped_html(name: str, trained: Run) -> None:
-    view = look(octavo.load(trained.folder), name, SCRIPT, "<b>")
+    view = inspect(octavo.load(trained.folder), name, SCRIPT, "<b>")
     values = json.loads(json.dumps(view.plain(), allow_nan=False))
     fields = {each.name for each in dataclasses.fields(view)}
     assert values.keys() == fields | ({"caveat"} if view.caveat else set())
@@ -1077,7 +1081,7 @@ def test_a_view_is_plain_data_text_and_escaped_html(name: str, trained: Run) -> 
 
 @pytest.mark.parametrize("name", OF_A_TEXT)
 def test_no_text_reaches_a_terminal_that_it_could_command(name: str, small: Checkpoint) -> None:
-    shown = str(lens.look(small, name, text="a\x1b[31mb\x07\u202ec\r\n"))
+    shown = str(lens.inspect(small, name, text="a\x1b[31mb\x07\u202ec\r\n"))
     assert shown.replace("\n", "").isprintable()
 
 
@@ -1089,7 +1093,7 @@ def long(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.mark.parametrize("name", [name for name in VIEWS if name != "losses"])
 def test_a_view_of_a_long_text_and_a_large_vocabulary_is_bounded(long: Checkpoint, name: str) -> None:
-    view = look(long, name, TEXT[:600], "a")
+    view = inspect(long, name, TEXT[:600], "a")
     said = json.dumps(view.plain(), allow_nan=False)
     assert len(said) < 4 << 20
     assert len(str(view)) < 1 << 14
@@ -1101,13 +1105,13 @@ def test_a_view_leaves_the_model_as_it_was(name: str, trained: Run) -> None:
     loaded = octavo.load(trained.folder)
     before = {key: value.clone() for key, value in loaded.model.state_dict().items()}
     loaded.model.train()
-    first, again = (look(loaded, name, "the cat sat", "cat").plain() for _ in range(2))
+    first, again = (inspect(loaded, name, "the cat sat", "cat").plain() for _ in range(2))
     assert first == again
     assert loaded.model.training
     assert all(parameter.grad is None for parameter in loaded.model.parameters())
     assert all(torch.equal(value, before[key]) for key, value in loaded.model.state_dict().items())
     assert (
-        lens.look(
+        lens.inspect(
             trained.folder,
             name,
             **VIEWS[name]
@@ -1123,14 +1127,14 @@ def test_a_view_leaves_the_model_as_it_was(name: str, trained: Run) -> None:
 @pytest.mark.parametrize("name", [name for name in VIEWS if name not in ("losses", "verify")])
 def test_the_smallest_of_models_has_every_view(name: str, block_size: int, kind: str, tmp_path: Path) -> None:
     loaded = written(tmp_path / "model", kind, n_layer=1, n_head=1, n_embd=8, block_size=block_size)
-    if name == "ablate" and block_size == 1:
+    if name == "ablation" and block_size == 1:
         with pytest.raises(OctavoError, match="one token"):
-            lens.ablate(loaded, "at")
+            lens.ablation(loaded, "at")
         return
     if name == "position":
         view: Any = lens.position(loaded, "a", at=(0, -1))
     else:
-        view = look(loaded, name, "at", "a")
+        view = inspect(loaded, name, "at", "a")
     json.dumps(view.plain(), allow_nan=False)
     assert str(view)
     assert view._repr_html_()
@@ -1149,9 +1153,9 @@ def test_one_token_is_looked_at_alone(small: Checkpoint) -> None:
     assert all((each.entropy, each.distance, each.itself) == (0, 0, 1) for each in seen.heads)
     rows = lens.logit_lens(small, "a")
     assert rows.rank.tolist() == [[0]] * 4
-    assert lens.residual(small, "a").position == 0
-    for name in ("shapes", "tokens", "attention", "next", "lens", "residual"):
-        view = lens.look(small, name, text="a")
+    assert lens.contributions(small, "a").position == 0
+    for name in ("shapes", "tokens", "attention", "next_token", "logit_lens", "contributions"):
+        view = lens.inspect(small, name, text="a")
         json.dumps(view.plain(), allow_nan=False)
         assert str(view)
 
@@ -1162,38 +1166,38 @@ def test_one_token_is_looked_at_alone(small: Checkpoint) -> None:
         ("attention", {"layer": 3}, "layer 3: the layers are 0 to 2"), ("attention", {"layer": -4}, "layer -4"),
         ("attention", {"head": 3}, "head 3: the heads are 0 to 2"), ("attention", {"head": -4}, "head -4"),
         ("shapes", {"layer": 99}, "layer 99"), ("shapes", {"head": 99}, "head 99"),
-        ("ablate", {"layer": 3}, "layer 3"), ("ablate", {"layer": -4}, "layer -4"),
-        ("residual", {"position": 6}, "position 6: the positions are 0 to 5"),
-        ("residual", {"position": -7}, "position -7"),
-        ("lens", {"positions": [0, 6]}, "position 6"), ("lens", {"positions": [-7]}, "position -7"),
+        ("ablation", {"layer": 3}, "layer 3"), ("ablation", {"layer": -4}, "layer -4"),
+        ("contributions", {"position": 6}, "position 6: the positions are 0 to 5"),
+        ("contributions", {"position": -7}, "position -7"),
+        ("logit_lens", {"positions": [0, 6]}, "position 6"), ("logit_lens", {"positions": [-7]}, "position -7"),
     ],
 )  # fmt: skip
 def test_what_the_model_does_not_have_is_refused(
     small: Checkpoint, name: str, given: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(OctavoError, match=said):
-        lens.look(small, name, text="the cat sat on the mat", **given)
+        lens.inspect(small, name, text="the cat sat on the mat", **given)
 
 
 def test_counting_from_the_end_gives_the_same_as_from_the_start(small: Checkpoint) -> None:
     text = "the cat sat on the mat"
     for name, from_end, from_start in (
-        ("attention", {"layer": -1, "head": -2}, {"layer": 2, "head": 1}), ("ablate", {"layer": -3}, {"layer": 0}),
-        ("residual", {"position": -1}, {"position": 5}), ("lens", {"positions": [-6]}, {"positions": [0]}),
+        ("attention", {"layer": -1, "head": -2}, {"layer": 2, "head": 1}), ("ablation", {"layer": -3}, {"layer": 0}),
+        ("contributions", {"position": -1}, {"position": 5}), ("logit_lens", {"positions": [-6]}, {"positions": [0]}),
     ):  # fmt: skip
-        one, other = (lens.look(small, name, text=text, **given).plain() for given in (from_end, from_start))
+        one, other = (lens.inspect(small, name, text=text, **given).plain() for given in (from_end, from_start))
         assert one == other
 
 
 def test_a_view_that_is_not_there_and_an_option_that_it_does_not_take_are_told(small: Checkpoint) -> None:
     with pytest.raises(OctavoError, match="there is no view 'atention'") as caught:
-        lens.look(small, "atention")
+        lens.inspect(small, "atention")
     assert "attention" in str(caught.value.hint)
     with pytest.raises(OctavoError, match="tokens takes no layer") as caught:
-        lens.look(small, "tokens", layer=1)
+        lens.inspect(small, "tokens", layer=1)
     assert "attention" in str(caught.value.hint)
-    with pytest.raises(OctavoError, match="attention looks at a trained model"):
-        lens.look(resolve("gpt2-512", vocab_size=50257), "attention")
+    with pytest.raises(OctavoError, match="attention needs a trained model"):
+        lens.inspect(resolve("gpt2-512", vocab_size=50257), "attention")
 
 
 def test_a_model_in_half_precision_is_refused(small: Checkpoint) -> None:
@@ -1211,6 +1215,6 @@ def written_half(loaded: Checkpoint) -> GPT:
 def test_broken_weights_are_told(tmp_path: Path) -> None:
     loaded = written(tmp_path / "model", "byte")
     loaded.model.transformer.h[1].mlp.c_fc.weight.data[0, 0] = math.nan
-    for name in ("next", "lens", "residual", "score", "ablate", "verify"):
+    for name in ("next_token", "logit_lens", "contributions", "surprisal", "ablation", "verify"):
         with pytest.raises(OctavoError, match="weights are broken"):
-            look(loaded, name, LINE, "a")
+            inspect(loaded, name, LINE, "a")

@@ -25,9 +25,13 @@ from octavo.generation import native
 from octavo.model import GPT, MLP, Block, CausalSelfAttention, KVCache
 
 # The modules: most views have the name of the module that they are in.
+ablation = importlib.import_module("octavo.lens.ablation")
 capture = importlib.import_module("octavo.lens.capture")
 verify = importlib.import_module("octavo.lens.verify")
 embedding = importlib.import_module("octavo.lens.embedding")
+neighbors = importlib.import_module("octavo.lens.neighbors")
+position = importlib.import_module("octavo.lens.position")
+projection = importlib.import_module("octavo.lens.projection")
 attention = importlib.import_module("octavo.lens.attention")
 logit_lens = importlib.import_module("octavo.lens.logit_lens")
 contributions = importlib.import_module("octavo.lens.contributions")
@@ -35,7 +39,10 @@ next_token = importlib.import_module("octavo.lens.next_token")
 tokens = importlib.import_module("octavo.lens.tokens")
 shapes = importlib.import_module("octavo.lens.shapes")
 surprisal = importlib.import_module("octavo.lens.surprisal")
-
+MODULES = (
+    ablation, attention, capture, contributions, embedding, logit_lens, neighbors, next_token, position, projection,
+    shapes, surprisal, tokens, verify,
+)  # fmt: skip
 
 Patch = pytest.MonkeyPatch
 Fault = Callable[[Patch, Checkpoint], None]
@@ -249,18 +256,7 @@ engine_of_one_slot = engine_running(lambda ids, slots, at, wanted: (ids, [0] * l
 
 def everywhere(patch: Patch, name: str, fault: Any) -> None:
     """In all modules of the lens that have the name."""
-    for module in (
-        capture,
-        verify,
-        embedding,
-        attention,
-        logit_lens,
-        contributions,
-        next_token,
-        tokens,
-        shapes,
-        surprisal,
-    ):
+    for module in MODULES:
         if hasattr(module, name):
             patch.setattr(module, name, fault)
 
@@ -291,8 +287,10 @@ def token_bytes_strange(patch: Patch, loaded: Checkpoint) -> None:
 
 
 def bytes_of_another_token(patch: Patch, loaded: Checkpoint) -> None:
-    right = tokens.named
-    everywhere(patch, "named", lambda known, id: dataclasses.replace(right(known, id), bytes=right(known, 0).bytes))
+    right = tokens.make_token
+    everywhere(
+        patch, "make_token", lambda known, id: dataclasses.replace(right(known, id), bytes=right(known, 0).bytes)
+    )
 
 
 def characters_cut(patch: Patch, loaded: Checkpoint) -> None:
@@ -301,11 +299,11 @@ def characters_cut(patch: Patch, loaded: Checkpoint) -> None:
     def grouped(tokenizer: Any, ids: Sequence[int]) -> list[tokens.Group]:
         return [tokens.Group(tokenizer.decode([id]), at, 1) for at, id in enumerate(ids)]
 
-    patch.setattr(tokens, "grouped", grouped)
+    patch.setattr(tokens, "group_by_character", grouped)
 
 
 def rows_of_any_length(patch: Patch, loaded: Checkpoint) -> None:
-    patch.setattr(embedding, "_directions", lambda rows: rows.astype(np.float64))
+    everywhere(patch, "unit_rows", lambda rows: rows.astype(np.float64))
 
 
 def pattern_of(power: float = 0.5, offset: int = 1, hidden: float = -math.inf, over: int = -1) -> Fault:
@@ -317,7 +315,7 @@ def pattern_of(power: float = 0.5, offset: int = 1, hidden: float = -math.inf, o
             future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(offset)
             return scores.masked_fill(future, hidden).softmax(over)
 
-        everywhere(patch, "pattern", pattern)
+        everywhere(patch, "attention_pattern", pattern)
 
     return plant
 
@@ -334,25 +332,25 @@ def frozen_scale(patch: Patch, loaded: Checkpoint) -> None:
         centred = (x - x.mean(-1, keepdim=True)) / found[0]
         return model.unembed(centred * norm.weight + (0 if norm.bias is None else norm.bias))
 
-    patch.setattr(logit_lens, "stage_logits", stage_logits)
+    everywhere(patch, "stage_logits", stage_logits)
 
 
 def lens_without_norm(patch: Patch, loaded: Checkpoint) -> None:
-    patch.setattr(logit_lens, "stage_logits", lambda model, x: model.unembed(x))
+    everywhere(patch, "stage_logits", lambda model, x: model.unembed(x))
 
 
 def residual_without(name: str) -> Fault:
     """What a part wrote is forgotten."""
 
     def plant(patch: Patch, loaded: Checkpoint) -> None:
-        right = contributions.wrote
+        right = contributions.residual_contributions
 
         def wrote(*given: Any) -> tuple[list[contributions.Part], Tensor]:
             found, written = right(*given)
             kept = [n for n, each in enumerate(found) if each.name != name]
             return [found[n] for n in kept], written[kept]
 
-        patch.setattr(contributions, "wrote", wrote)
+        everywhere(patch, "residual_contributions", wrote)
 
     return plant
 
@@ -363,14 +361,12 @@ def residual_not_centred(patch: Patch, loaded: Checkpoint) -> None:
         scale = torch.sqrt(written.sum(0).var(correction=0) + norm.eps)
         return (written / scale * norm.weight.double()) @ direction, norm.bias.double() @ direction
 
-    patch.setattr(contributions, "through_norm", through_norm)
+    everywhere(patch, "logit_contributions", through_norm)
 
 
 def residual_without_the_norms_bias(patch: Patch, loaded: Checkpoint) -> None:
-    right = contributions.through_norm
-    patch.setattr(
-        contributions, "through_norm", lambda *given: (right(*given)[0], torch.zeros((), dtype=torch.float64))
-    )
+    right = contributions.logit_contributions
+    everywhere(patch, "logit_contributions", lambda *given: (right(*given)[0], torch.zeros((), dtype=torch.float64)))
 
 
 def windows_drop_a_token(patch: Patch, loaded: Checkpoint) -> None:
@@ -380,33 +376,33 @@ def windows_drop_a_token(patch: Patch, loaded: Checkpoint) -> None:
 
 
 def score_in_bits(patch: Patch, loaded: Checkpoint) -> None:
-    right = surprisal.scored
+    right = surprisal.token_surprisals
 
     def scored(*given: Any) -> tuple[np.ndarray, ...]:
         nats, *others = right(*given)
         return nats / math.log(2), *others
 
-    everywhere(patch, "scored", scored)
+    everywhere(patch, "token_surprisals", scored)
 
 
 def another_head_zeroed(patch: Patch, loaded: Checkpoint) -> None:
-    right = contributions.rest_without
-    patch.setattr(
-        contributions,
-        "rest_without",
+    right = ablation.logits_without
+    everywhere(
+        patch,
+        "logits_without",
         lambda model, step, layer, kept, mlp: right(model, step, layer, kept.roll(1, 1), mlp),
     )
 
 
 def another_head_named(patch: Patch, loaded: Checkpoint) -> None:
     """The view names one head and leaves out another."""
-    right = contributions.without
+    right = ablation.without
 
     def without(*given: Any) -> tuple[list[contributions.Part], Tensor, Tensor]:
         found, kept, mlp = right(*given)
         return found, kept.roll(1, 1), mlp
 
-    patch.setattr(contributions, "without", without)
+    everywhere(patch, "without", without)
 
 
 def nothing_after_the_layer(patch: Patch, loaded: Checkpoint) -> None:
@@ -416,7 +412,7 @@ def nothing_after_the_layer(patch: Patch, loaded: Checkpoint) -> None:
         x = step.before + step.block.attn.output(step.gathered * kept[:, :, None, None])
         return model.unembed(model.norm(x + step.block.mlp(step.block.ln_2(x)) * mlp[:, None, None]))
 
-    patch.setattr(contributions, "rest_without", rest_without)
+    everywhere(patch, "logits_without", rest_without)
 
 
 def returning(name: str, change: Callable[[Any], Any]) -> Fault:
@@ -430,9 +426,11 @@ def returning(name: str, change: Callable[[Any], Any]) -> Fault:
     return plant
 
 
-least_likely_first = returning("likeliest", lambda found: tuple(each.flip(-1) for each in found))
-rank_from_zero = returning("scored", lambda found: (found[0], found[1] - 1, found[2]))
-habits_in_bits = returning("habits_of", lambda head: dataclasses.replace(head, entropy=head.entropy / math.log(2)))
+least_likely_first = returning("top_tokens", lambda found: tuple(each.flip(-1) for each in found))
+rank_from_zero = returning("token_surprisals", lambda found: (found[0], found[1] - 1, found[2]))
+habits_in_bits = returning(
+    "head_statistics", lambda head: dataclasses.replace(head, entropy=head.entropy / math.log(2))
+)
 
 
 SHAPES, PARAMETERS = "shapes: as the settings say", "shapes: all parameters"
@@ -442,15 +440,15 @@ COSINES = "neighbors: cosines one by one"
 ROWS, FUTURE = "attention: rows sum to 1", "attention: nothing from the future"
 FIRST, FUSED = "attention: the first sees itself", "attention: shown = fused"
 HEAD, STREAM, LOGITS = "head is wte", "float64: the stream after every layer", "float64: logits"
-LAST_ROW, EVERY_ROW = "lens: the last row is the model's", "lens: every row, in float64"
-WRITTEN, LOGIT = "residual: parts sum to the stream", "residual: parts sum to the logit"
-MEAN, CHANCE = "score: its mean is the loss", "score: without a head, ln V"
-NOTHING, A_HEAD = "ablate: nothing changes nothing", "ablate: a head, in float64"
+LAST_ROW, EVERY_ROW = "logit_lens: the last row is the model's", "logit_lens: every row, in float64"
+WRITTEN, LOGIT = "contributions: parts sum to the stream", "contributions: parts sum to the logit"
+MEAN, CHANCE = "surprisal: its mean is the loss", "surprisal: without a head, ln V"
+NOTHING, A_HEAD = "ablation: nothing changes nothing", "ablation: a head, in float64"
 CAUSALITY = "causality: later tokens change nothing"
 ALONE, HEAD_ALONE = "float64: every layer by itself", "float64: the head by itself"
 FLOPS, HABITS = "shapes: all FLOPs", "attention: habits, one by one"
-GUESSES, RANKS = "lens: guesses, entropy, surprisal, rank", "score: ranks, one by one"
-EVERY_TOKEN = "score: a surprisal for every token"
+GUESSES, RANKS = "logit_lens: guesses, entropy, surprisal, rank", "surprisal: ranks, one by one"
+EVERY_TOKEN = "surprisal: a surprisal for every token"
 CACHE, ENGINE = "cache: token by token = at once", "engine: token by token = at once"
 
 MODEL = [STREAM, LOGITS, EVERY_ROW, A_HEAD, ENGINE]  # what a model that computes something else fails at

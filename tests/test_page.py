@@ -41,7 +41,7 @@ def test_each_stage_has_the_models_own_shape_and_numbers(visit: Visit, site: Run
         page.locator(".steps button.main").click()
         assert page.locator(".steps .mono").text_content() == f"{at + 2} / {len(stages) + 1}"
     assert page.locator(".steps button.main").is_disabled()
-    likeliest = sorted(chances(look(site, "next", text=TEXT)["logits"]), reverse=True)
+    likeliest = sorted(chances(look(site, "next_token", text=TEXT)["logits"]), reverse=True)
     shown = numbers([row[1] for row in visit.table("#panel-walk .bars")])
     assert shown == pytest.approx(likeliest[: len(shown)], rel=1e-5)
 
@@ -107,7 +107,7 @@ def test_the_same_token_is_followed_through_all_stages_to_the_likeliest_next(vis
         box.dispatch_event("click")
         told = page.locator("#panel-walk .matrix .origin").text_content() or ""
         followed.append(re.match(r"[^\[]*\[(.*?)\]", told).group(1))  # type: ignore[union-attr]
-    logits = look(site, "next", text="the cat, ")["logits"]
+    logits = look(site, "next_token", text="the cat, ")["logits"]
     id = ids_of(site, "t")[0]
     assert followed[0] == "0, 6"
     assert followed[1] == f"{id}, 3"
@@ -335,7 +335,7 @@ def test_positions_words_and_neighbours_are_the_models_own(visit: Visit, site: R
 def test_the_map_is_the_projection_of_the_step_that_it_stands_at(visit: Visit, site: Running) -> None:
     page = visit.go("positions_and_words", "letters", TEXT).page
     steps = site.models["letters"].steps
-    seen = look(site, "map", step=max(steps), words=[])
+    seen = look(site, "projection", step=max(steps), words=[])
     rows = visit.table("[aria-labelledby=words-map]")
     assert [numeral(each) for row in rows for each in row[1:]] == pytest.approx([*chain(*seen["points"])], rel=1e-5)
     share = round(100 * sum(seen["explained"]))
@@ -344,7 +344,7 @@ def test_the_map_is_the_projection_of_the_step_that_it_stands_at(visit: Visit, s
     scrubber.focus()
     scrubber.press("Home")
     visit.settle()
-    earlier = look(site, "map", step=min(steps), words=[])["points"]
+    earlier = look(site, "projection", step=min(steps), words=[])["points"]
     shown = [[numeral(each) for each in row[1:]] for row in visit.table("[aria-labelledby=words-map]")]
     # It was turned to lie on the last one: how far each point is from the middle stays.
     assert [math.hypot(*each) for each in shown] == pytest.approx([math.hypot(*each) for each in earlier], rel=1e-4)

@@ -46,7 +46,7 @@ def test_the_sliders_bend_the_same_logits_without_a_request(visit: Visit, site: 
     write(visit, "the cat", length=6)
     page.locator(f"{WRITTEN} .token").nth(7).click()
     visit.settle()
-    own = chances(look(site, "next", text=ids_of(site, "the cat"))["logits"])
+    own = chances(look(site, "next_token", text=ids_of(site, "the cat"))["logits"])
     page.locator(".bend button").click()  # as the model has it: temperature 1, all tokens
     before = len(visit.asked)
     for id, chance in bars(visit).items():
@@ -117,7 +117,7 @@ def test_the_lenss_last_row_is_the_bars_and_the_contributions_sum_to_the_logit(v
     page.locator(".bend button").click()
     text = page.locator(WRITTEN).text_content() or ""
     ids = ids_of(site, text)[:9]
-    seen = look(site, "lens", text=ids, positions=[8], top=5)
+    seen = look(site, "logit_lens", text=ids, positions=[8], top=5)
     stages = page.locator(".layers tbody tr")
     rows = stages.evaluate_all("""all => all.map((row) => [...row.querySelectorAll(".guess")].map((each) =>
         [each.querySelector("bdi").textContent, +each.dataset.share, each.querySelector("small").textContent]))""")
@@ -130,7 +130,7 @@ def test_the_lenss_last_row_is_the_bars_and_the_contributions_sum_to_the_logit(v
 
     # Who spoke for it: all parts together are the logit.
     token = page.locator("#parts-token option").first.text_content() or ""
-    logits = look(site, "next", text=ids)["logits"]
+    logits = look(site, "next_token", text=ids)["logits"]
     assert token.startswith(seen["vocabulary"][str(seen["ids"][-1][0][0])])
     page.locator("#parts-token").select_option(index=0)
     visit.settle()
@@ -144,7 +144,7 @@ def test_surprisal_is_the_models_own_by_bits_and_by_rank(visit: Visit, site: Run
     page.locator("#score-text").fill(TEXT)
     page.locator(".surprisal button[type=submit]").click()
     page.locator(".surprisal .token").first.wait_for()
-    seen = look(site, "score", text=TEXT)
+    seen = look(site, "surprisal", text=TEXT)
     rows = visit.table(".surprisal")
     bits = [each / math.log(2) for each in seen["surprisal"][1:]]
     assert [numeral(row[2]) for row in rows] == pytest.approx(bits, abs=5.1e-3)
@@ -314,7 +314,7 @@ def test_two_checkpoints_differ_as_the_api_says(visit: Visit, site: Running) -> 
     page.locator("#panel-compare button.main").click()
     page.locator("#panel-compare .three canvas").nth(2).wait_for()
     visit.settle()
-    one, two = (look(site, "score", text=TEXT, **step) for step in ({"step": first}, {}))
+    one, two = (look(site, "surprisal", text=TEXT, **step) for step in ({"step": first}, {}))
     cells = page.locator("#panel-compare table.plain tbody tr").first.locator("td").all_text_contents()
     assert numbers(cells) == pytest.approx([one["loss"], two["loss"], two["loss"] - one["loss"]], abs=6e-5)
     rows = visit.table("#panel-compare .lines")
@@ -324,7 +324,7 @@ def test_two_checkpoints_differ_as_the_api_says(visit: Visit, site: Running) -> 
     weights = [look(site, "attention", text=TEXT, layer=0, head=0, **step)["weights"] for step in ({"step": first}, {})]
     for row, a, b in zip(visit.table(page.locator("#panel-compare .three .matrix").nth(2)), *weights, strict=True):
         assert numbers(row[1:]) == pytest.approx([y - x for x, y in zip(a, b, strict=True)], rel=1e-4, abs=1e-6)
-    p, q = (chances(look(site, "next", text=TEXT, **step)["logits"]) for step in ({"step": first}, {}))
+    p, q = (chances(look(site, "next_token", text=TEXT, **step)["logits"]) for step in ({"step": first}, {}))
     expected = [sum(a * math.log(a / b) for a, b in zip(*each, strict=True)) for each in ((p, q), (q, p))]
     shown = re.findall(r"\d\.\d{4}", page.locator("#panel-compare .total").first.text_content() or "")
     assert [float(each) for each in shown] == pytest.approx(expected, abs=6e-5)

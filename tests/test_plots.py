@@ -22,8 +22,8 @@ from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
 from octavo.lens import fonts, plots
 from octavo.lens.attention import Attention
-from octavo.lens.embedding import Moment, Neighbors
 from octavo.lens.losses import Losses
+from octavo.lens.neighbors import Moment, Neighbor, Neighbors
 from octavo.lens.tokens import Token, label
 from octavo.lens.view import View
 from octavo.runs import Run
@@ -73,8 +73,8 @@ def along(against: bool, control: bool = True) -> Neighbors:
         Moment(step, [0.1 * step, -0.2, 0.3], 0.2 if against else None, *((0.1, -0.1, 0.3) if control else (None,) * 3))
         for step in (1, 2, 3, 5)
     ]
-    found = [lens.embedding.Neighbor(Token(i, name, ""), 0.5 - 0.1 * i) for i, name in enumerate(("_a", "$b$", "قط"))]
-    other = lens.embedding.Neighbor(Token(9, "_$9", ""), 0.2) if against else None
+    found = [Neighbor(Token(i, name, ""), 0.5 - 0.1 * i) for i, name in enumerate(("_a", "$b$", "قط"))]
+    other = Neighbor(Token(9, "_$9", ""), 0.2) if against else None
     return Neighbors("$_x\n", "", [Token(1, "x", "")], found, other, history, "500 random pairs" if control else "none")
 
 
@@ -83,16 +83,16 @@ def along(against: bool, control: bool = True) -> Neighbors:
 VIEWS: dict[str, tuple[Callable[[Checkpoint], View], Callable[[View], np.ndarray]]] = {
     "attention": (lambda run: lens.attention(run, TEXT, layer=1, head=2), lambda view: view.weights),
     "position": (lambda run: lens.position(run, "cat"), lambda view: view.similarity),
-    "map": (lens.embedding_map, lambda view: view.points),
-    "lens": (lambda run: lens.logit_lens(run, TEXT), lambda view: view.probabilities[:, -24:, 0]),
+    "projection": (lens.projection, lambda view: view.points),
+    "logit_lens": (lambda run: lens.logit_lens(run, TEXT), lambda view: view.probabilities[:, -24:, 0]),
     "neighbors": (lambda run: lens.neighbors(run, "t"), lambda view: [each.cosine for each in view.neighbors]),
-    "residual": (
-        lambda run: lens.residual(run, TEXT, against="e"),
+    "contributions": (
+        lambda run: lens.contributions(run, TEXT, against="e"),
         lambda view: sorted(view.contributions, key=abs, reverse=True)[:20],
     ),
-    "score": (lambda run: lens.score(run, TEXT), lambda view: view.surprisal),
-    "ablate": (
-        lambda run: lens.ablate(run, TEXT),
+    "surprisal": (lambda run: lens.surprisal(run, TEXT), lambda view: view.surprisal),
+    "ablation": (
+        lambda run: lens.ablation(run, TEXT),
         lambda view: sorted((trial.change for trial in view.trials), key=abs, reverse=True)[:20],
     ),
 }
@@ -110,7 +110,7 @@ def test_every_view_is_drawn_on_the_axes_that_are_given_and_returns_its_array(
     drawn(ax)
 
 
-@pytest.mark.parametrize("name", ["attention", "position", "lens"])
+@pytest.mark.parametrize("name", ["attention", "position", "logit_lens"])
 def test_a_heat_map_holds_the_array_itself(name: str, small: Checkpoint, ax: Axes) -> None:
     look, array = VIEWS[name]
     view = look(small)
@@ -127,7 +127,7 @@ def test_a_position_is_drawn_where_its_number_says(small: Checkpoint, ax: Axes) 
 
 
 def test_bars_are_as_long_as_the_numbers(small: Checkpoint, ax: Axes) -> None:
-    view = lens.residual(small, TEXT)
+    view = lens.contributions(small, TEXT)
     shown = plots.draw(view, ax)
     assert [bar.get_width() for bar in ax.patches] == shown.tolist()
     assert len(view.parts) > len(shown) == 20
@@ -187,14 +187,14 @@ def test_without_axes_pyplots_own_are_drawn_on(small: Checkpoint, monkeypatch: p
 
     figure, own = plt.subplots()
     try:
-        plots.draw(lens.score(small, TEXT), None)
+        plots.draw(lens.surprisal(small, TEXT), None)
         assert own.has_data()
     finally:
         plt.close(figure)
 
 
 def test_a_view_without_a_picture_says_which_have_one(small: Checkpoint, ax: Axes) -> None:
-    with pytest.raises(OctavoError, match=r"Reading has no picture; these have: Attention, .*\n  try: --json"):
+    with pytest.raises(OctavoError, match=r"Tokens has no picture; these have: Attention, .*\n  try: --json"):
         plots.draw(lens.tokens(small, TEXT), ax)
 
 
@@ -230,7 +230,7 @@ def test_views_of_a_run_are_saved(trained: Run, tmp_path: Path) -> None:
 
 def test_the_picture_of_512_tokens_stays_small(bytewise: Checkpoint, tmp_path: Path) -> None:
     text = "the cat sat on the mat. " * 22
-    for view in (lens.attention(bytewise, text), lens.score(bytewise, text), lens.logit_lens(bytewise, text)):
+    for view in (lens.attention(bytewise, text), lens.surprisal(bytewise, text), lens.logit_lens(bytewise, text)):
         plots.save(view, tmp_path / "plot.png")
         png = (tmp_path / "plot.png").read_bytes()
         assert max(size_of(png)) < 3600
@@ -245,12 +245,12 @@ def test_one_token_is_a_picture_too(small: Checkpoint, tmp_path: Path) -> None:
 def test_another_suffix_is_refused_with_one_that_works(small: Checkpoint, tmp_path: Path) -> None:
     for name in ("plot.pdf", "plot"):
         with pytest.raises(OctavoError, match=r"neither \.png nor \.svg[\s\S]*try: plot\.png"):
-            plots.save(lens.score(small, TEXT), tmp_path / name)
+            plots.save(lens.surprisal(small, TEXT), tmp_path / name)
     assert not list(tmp_path.iterdir())
 
 
 def test_where_nothing_can_be_written_the_error_names_the_place(small: Checkpoint, tmp_path: Path) -> None:
-    view = lens.score(small, "the cat")
+    view = lens.surprisal(small, "the cat")
     (tmp_path / "file").write_text("here")
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(OctavoError, match=r"may not write .*file"):
@@ -263,7 +263,7 @@ def test_where_nothing_can_be_written_the_error_names_the_place(small: Checkpoin
 def test_without_matplotlib_the_error_says_how_to_get_it(
     small: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    view = lens.score(small, TEXT)
+    view = lens.surprisal(small, TEXT)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     for ask in (lambda: plots.save(view, tmp_path / "plot.png"), lambda: plots.draw(view)):
         with pytest.raises(OctavoError, match=r"plots need matplotlib\s+try: pip install octavo\[plot\]"):
@@ -338,9 +338,9 @@ def test_no_label_grows_past_its_room(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_tokens_are_all_named_until_they_are_many(bytewise: Checkpoint) -> None:
     ax = Figure(figsize=(12, 4)).add_subplot()
-    plots.draw(lens.score(bytewise, "ab" * 24), ax)
+    plots.draw(lens.surprisal(bytewise, "ab" * 24), ax)
     assert named(ax) == ["a", "b"] * 24
-    plots.draw(lens.score(bytewise, "abc" * 24), ax)
+    plots.draw(lens.surprisal(bytewise, "abc" * 24), ax)
     assert named(ax) == [f"{i}: {'abc'[i % 3]}" for i in range(0, 72, 2)]
     assert {text.get_rotation() for text in ax.get_xticklabels()} == {90}
 
@@ -357,7 +357,7 @@ def test_names_beside_small_axes_do_not_touch(inches: int, small: Checkpoint) ->
 
 
 def test_names_on_the_map_do_not_cover_one_another(ax: Axes, bytewise: Checkpoint) -> None:
-    view = lens.embedding_map(bytewise)
+    view = lens.projection(bytewise)
     plots.draw(view, ax)
     drawn(ax)
     boxes = [text.get_window_extent() for text in ax.texts]

@@ -24,12 +24,13 @@ import setuptools.build_meta
 import torch
 
 from lenses import trained_on, written
-from octavo import cli, lens, runs
+from octavo import cli, lens, runs, views
 from octavo.errors import OctavoError
 from octavo.files import write_atomic
 from octavo.runs import Run
 from octavo.server import _wait_for, lens_api, load_model, static_page
 from octavo.server.limits import Limits
+from octavo.server.protocol import LensRequest
 from octavo.server.runs_api import Log
 from octavo.settings import ModelSettings
 from serving import SMALL, Running, running, until
@@ -110,15 +111,18 @@ def message(server: Running, status: int, path: str, **body: Any) -> str:
 ASKED: dict[str, dict[str, Any]] = {
     "shapes": {"text": TEXT, "layer": 1, "head": 2}, "tokens": {"text": TEXT},
     "position": {"word": "cat", "at": [0, 5]}, "neighbors": {"word": "a", "top": 5, "against": "b"},
-    "map": {"words": ["a", "e"]},
-    "attention": {"text": TEXT, "layer": -1, "head": 1}, "next": {"text": TEXT},
-    "lens": {"text": TEXT, "top": 3, "positions": [0, -1]}, "residual": {"text": TEXT, "position": 4, "token": "a"},
-    "score": {"text": TEXT}, "ablate": {"text": TEXT, "layer": 0},
+    "projection": {"words": ["a", "e"]},
+    "attention": {"text": TEXT, "layer": -1, "head": 1}, "next_token": {"text": TEXT},
+    "logit_lens": {"text": TEXT, "top": 3, "positions": [0, -1]},
+    "contributions": {"text": TEXT, "position": 4, "token": "a"},
+    "surprisal": {"text": TEXT}, "ablation": {"text": TEXT, "layer": 0},
 }  # fmt: skip
 
 
 def test_the_views_are_the_lenss() -> None:
     assert set(lens_api.VIEWS) == lens.VIEWS.keys() - {"verify", "losses"}
+    options = {option for view in lens_api.VIEWS for option in views.VIEWS[view].options}
+    assert LensRequest.model_fields.keys() == options | {"model", "step"}
     assert ASKED.keys() == set(lens_api.VIEWS)
 
 
@@ -129,7 +133,7 @@ def test_a_view_over_http_is_the_view(
 ) -> None:
     monkeypatch.setenv("OCTAVO_CACHE", str(trained.folder.parent / "cache"))  # where the run's text lies prepared
     seen = look_at(server, view, model, **ASKED[view])
-    plain = json.loads(json.dumps(lens.look(server.models[model].loaded, view, **ASKED[view]).plain()))
+    plain = json.loads(json.dumps(lens.inspect(server.models[model].loaded, view, **ASKED[view]).plain()))
     if view == "attention":
         assert [len(row) for row in seen["weights"]] == list(range(1, len(seen["tokens"]) + 1))
         whole = [row + [0] * (len(seen["tokens"]) - len(row)) for row in seen.pop("weights")]
@@ -181,7 +185,7 @@ def test_a_broken_model_is_told_and_no_nan_is_sent(tmp_path: Path, root: Path, e
     with torch.no_grad():
         served.loaded.model.transformer.wpe.weight.fill_(torch.nan)
     with running({"broken": served}, page_root=root) as it:
-        for view in ("attention", "shapes", "position", "next", "lens"):
+        for view in ("attention", "shapes", "position", "next_token", "logit_lens"):
             assert "finite" in message(
                 it, 400, f"/lens/{view}", **{"text": "a"} if view != "position" else {"at": [0, 1]}
             )
@@ -220,10 +224,11 @@ def test_a_model_tells_how_its_tables_began(trained: Run) -> None:
 def test_every_step_of_a_run_can_be_looked_at(server: Running, trained: Run) -> None:
     seen = []
     for step, path in [*trained.steps.items(), *list(trained.steps.items())[:1]]:
-        seen.append(look_at(server, "next", "run", text="the cat", step=step))
-        assert seen[-1]["logits"] == lens.predict(runs.load(path), "the cat").plain()["logits"]
+        seen.append(look_at(server, "next_token", "run", text="the cat", step=step))
+        assert seen[-1]["logits"] == lens.next_token(runs.load(path), "the cat").plain()["logits"]
     assert seen[0] == seen[-1] != seen[1]
-    assert look_at(server, "next", "run", text="the cat") == look_at(server, "next", "run", text="the cat", step=None)
+    without_step = look_at(server, "next_token", "run", text="the cat")
+    assert look_at(server, "next_token", "run", text="the cat", step=None) == without_step
 
 
 def test_of_the_checkpoints_two_are_kept_and_of_large_models_one(
@@ -265,7 +270,8 @@ def test_a_server_reads_no_text_that_is_not_prepared(server: Running, monkeypatc
 
 @pytest.mark.parametrize(("view", "body", "status", "says"), [
     ("nothing", {}, 400, "view"), ("losses", {}, 400, "view"), ("verify", {}, 400, "view"),
-    ("map", {"text": "a"}, 400, "map takes no text"), ("attention", {"word": "a"}, 400, "attention takes no word"),
+    ("projection", {"text": "a"}, 400, "projection takes no text"),
+    ("attention", {"word": "a"}, 400, "attention takes no word"),
     ("attention", {"layr": 1}, 400, "'layer'"), ("attention", {"frob": 1}, 400, "no field 'frob'"),
     ("attention", {"model": "nobody"}, 404, "no model 'nobody'"), ("attention", {"model": ""}, 400, "several models"),
     ("attention", {"step": 999, "model": "run"}, 404, "no checkpoint of step 999"),
@@ -282,12 +288,12 @@ def test_a_server_reads_no_text_that_is_not_prepared(server: Running, monkeypatc
     ("attention", {"text": "a\ud800"}, 400, "unknown characters"), ("attention", {"unknown": "guess"}, 400, "unknown"),
     ("position", {"word": "a" * 101}, 400, "100"), ("position", {"word": ""}, 400, "empty word"),
     ("position", {"at": [1]}, 400, "2 whole numbers"), ("position", {"at": [1, "2"]}, 400, "2 whole numbers"),
-    ("position", {"at": [0, 64]}, 400, "position 64"), ("map", {"words": ["a"] * 21}, 400, "0 to 20 texts"),
-    ("map", {"words": ["a" * 101]}, 400, "100 characters"), ("map", {"words": [5]}, 400, "texts"),
+    ("position", {"at": [0, 64]}, 400, "position 64"), ("projection", {"words": ["a"] * 21}, 400, "0 to 20 texts"),
+    ("projection", {"words": ["a" * 101]}, 400, "100 characters"), ("projection", {"words": [5]}, 400, "texts"),
     ("neighbors", {"top": 101}, 400, "top"), ("neighbors", {"top": 0}, 400, "top"),
-    ("lens", {"top": 51}, 400, "top=51"), ("lens", {"positions": [0] * 4097}, 400, "4,096"),
-    ("lens", {"positions": 3}, 400, "whole numbers"),
-    ("residual", {"position": 64}, 400, "position 64"), ("residual", {"token": "ab"}, 400, "2 tokens"),
+    ("logit_lens", {"top": 51}, 400, "top=51"), ("logit_lens", {"positions": [0] * 4097}, 400, "4,096"),
+    ("logit_lens", {"positions": 3}, 400, "whole numbers"),
+    ("contributions", {"position": 64}, 400, "position 64"), ("contributions", {"token": "ab"}, 400, "2 tokens"),
 ])  # fmt: skip
 def test_what_cannot_be_looked_at_is_told(
     server: Running, view: str, body: dict[str, Any], status: int, says: str
@@ -307,22 +313,22 @@ def test_what_is_no_json_is_refused(server: Running, body: bytes) -> None:
 
 
 def test_what_the_lens_refuses_comes_with_its_hint(server: Running) -> None:
-    error = server.post("/lens/residual", model="alone", text="a", token="ab").json["error"]
+    error = server.post("/lens/contributions", model="alone", text="a", token="ab").json["error"]
     assert error["hint"] == "one of them"
     assert error["type"] == "invalid_request_error"
-    assert "hint" not in server.post("/lens/residual", model="nobody").json["error"]
+    assert "hint" not in server.post("/lens/contributions", model="nobody").json["error"]
 
 
 # Several views at once
 
 
 class Slow:
-    """`lens.look`, that waits until it is let go, or its client left."""
+    """`lens.inspect`, that waits until it is let go, or its client left."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.go, self.lock = threading.Event(), threading.Lock()
         self.begun = self.under_way = self.most = self.ended = 0
-        patch.setattr(lens, "look", self)
+        patch.setattr(lens, "inspect", self)
 
     def __call__(self, loaded: Any, view: str, **options: Any) -> Any:
         with self.lock:
@@ -351,16 +357,16 @@ def left(server: Running) -> socket.socket:
     """A client that has asked for a view, and is about to leave."""
     body = json.dumps({"model": "alone", "text": "abc"}).encode()
     client = socket.create_connection(("127.0.0.1", server.port))
-    client.sendall(b"POST /lens/next HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    client.sendall(b"POST /lens/next_token HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
                    b"content-length: %d\r\n\r\n%s" % (len(body), body))  # fmt: skip
     return client
 
 
 def test_two_views_are_made_at_once_sixteen_wait_and_others_are_refused(server: Running, slow: Slow) -> None:
     with ThreadPoolExecutor(19) as clients:
-        asked = [clients.submit(server.post, "/lens/next", model="alone", text="abc") for _ in range(18)]
+        asked = [clients.submit(server.post, "/lens/next_token", model="alone", text="abc") for _ in range(18)]
         until(lambda: slow.begun == 2 and server.guard.running == 18)
-        refused = server.post("/lens/next", model="alone", text="abc")
+        refused = server.post("/lens/next_token", model="alone", text="abc")
         assert (refused.status, refused.headers["retry-after"]) == (429, "1")
         # Meanwhile whoever asks for something else is answered.
         assert server.ask("GET", "/health").status == 200
@@ -376,14 +382,14 @@ def test_whoever_leaves_frees_the_place(server: Running, slow: Slow) -> None:
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(left(server)) for _ in range(18)]
         until(lambda: slow.begun == 2 and server.guard.running == 18)
-        assert server.post("/lens/next", model="alone", text="abc").status == 429
+        assert server.post("/lens/next_token", model="alone", text="abc").status == 429
         for client in clients:
             client.close()
     until(lambda: slow.ended >= 2 and not slow.under_way and not server.guard.running)
     assert not slow.go.is_set()
     assert slow.begun <= 4  # one may have begun between its neighbour's end and its own client's leaving
     slow.go.set()
-    assert server.post("/lens/next", model="alone", text="abc").status == 200
+    assert server.post("/lens/next_token", model="alone", text="abc").status == 200
 
 
 # The page
@@ -433,7 +439,7 @@ def test_nothing_else_is_served(server: Running, path: str) -> None:
 
 def test_the_api_has_the_strictest_policy(server: Running) -> None:
     for answer in (server.ask("GET", "/lens"), server.ask("GET", "/runs"),
-                   server.post("/lens/next", model="alone", text="a"),
+                   server.post("/lens/next_token", model="alone", text="a"),
                    server.ask("GET", "/health"), server.ask("POST", "/")):  # fmt: skip
         assert answer.headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
         assert answer.headers["cache-control"] == "no-store"
@@ -447,9 +453,9 @@ def test_the_page_is_open_and_all_that_is_the_models_needs_the_key(alone: Path, 
         for path in ("/lens", "/runs", "/runs/alone/metrics", "/page", "//", "/page%2fx", "/v1/models"):
             if path != "/page%2fx":  # which is /page/x, once decoded
                 assert it.ask("GET", path).status == 401
-        assert it.post("/lens/next", text="a").status == 401
+        assert it.post("/lens/next_token", text="a").status == 401
         it.headers["authorization"] = "Bearer the-key"
-        assert it.post("/lens/next", text="a").status == 200
+        assert it.post("/lens/next_token", text="a").status == 200
         assert it.ask("GET", "/runs").json == {"runs": []}
         for headers in ({"host": "evil.example"}, {"origin": "https://evil.example"}):
             assert it.ask("GET", "/", headers=headers).status in (400, 403)
@@ -535,7 +541,7 @@ def test_a_run_that_trains_is_seen_to_train(trained: Run, tmp_path: Path, root: 
         assert (told["name"], told["last_step"], told["running"]) == ("<script>", 0, True)
         assert it.ask("GET", "/lens").json["models"] == []
         assert it.ask("GET", f"/runs/{name}/metrics").json == {"lines": [], "next": 0, "restarted": False}
-        assert "no checkpoint yet" in message(it, 503, "/lens/next", text="a")
+        assert "no checkpoint yet" in message(it, 503, "/lens/next_token", text="a")
         assert "no checkpoint yet" in message(it, 503, "/v1/completions", model="<script>")
         run.log("metrics", {"step": 1, "loss": 4.5})
         assert it.ask("GET", f"/runs/{name}/metrics").json["lines"] == [{"step": 1, "loss": 4.5}]
@@ -549,7 +555,7 @@ def test_a_run_that_trains_is_seen_to_train(trained: Run, tmp_path: Path, root: 
         (run.folder / "last").write_text(files.name, encoding="utf-8")
         waiting.join(30)
         assert it.ask("GET", "/lens").json["models"][0]["step"] == 2
-        assert it.post("/lens/next", text="a").status == 200
+        assert it.post("/lens/next_token", text="a").status == 200
         assert it.complete("a").status == 200
         assert 'octavo_slots{model="<script>"}' in it.ask("GET", "/metrics").body.decode()
     assert not run.is_locked
@@ -685,7 +691,7 @@ def test_the_static_page_has_what_the_server_would_answer(server: Running, root:
         told = [each["options"] for each in data["answers"] if each["view"] == view]
         assert sorted((each["layer"], each["head"]) for each in told) == pairs
         assert told[0] == {"layer": 1, "head": 2}  # what was asked for comes first
-    assert set(data["models"]["views"]) == {"tokens", "shapes", "attention", "next", "position"}
+    assert set(data["models"]["views"]) == {"tokens", "shapes", "attention", "next_token", "position"}
     for each in data["answers"]:
         text = {} if each["view"] == "position" else {"text": TEXT}
         assert each["answer"] == look_at(server, each["view"], **each["options"], **text)

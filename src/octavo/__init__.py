@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from octavo.errors import OctavoError
     from octavo.evaluation import evaluate
     from octavo.generation.stream import Sample, generate
+    from octavo.lens import inspect
     from octavo.lens.plots import plot_loss
     from octavo.model import GPT
     from octavo.runs import Run, load
@@ -34,6 +35,7 @@ _HOMES = {
     "Settings": "octavo.settings",
     "evaluate": "octavo.evaluation",
     "generate": "octavo.generation.stream",
+    "inspect": "octavo.lens",
     "load": "octavo.runs",
     "plot_loss": "octavo.lens.plots",
     "prepare": "octavo.data.prepare",
@@ -43,8 +45,8 @@ _HOMES = {
 
 __version__ = "0.1.0"
 __all__ = [
-    "GPT", "Checkpoint", "ModelSettings", "OctavoError", "Run", "Sample", "Settings", "evaluate", "generate", "load",
-    "plot_loss", "prepare", "serve", "train", "training",
+    "GPT", "Checkpoint", "ModelSettings", "OctavoError", "Run", "Sample", "Settings", "evaluate", "generate", "inspect",
+    "load", "plot_loss", "prepare", "serve", "train", "training",
 ]  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import octavo
+from octavo import views
 from octavo.errors import OctavoError
 from octavo.settings import NANOGPT_NAMES, PRESETS, SECTIONS, DataSettings, Settings, resolve, unknown_name_error
 
@@ -25,9 +26,6 @@ from octavo.settings import NANOGPT_NAMES, PRESETS, SECTIONS, DataSettings, Sett
 _NANOGPT_SAMPLES = {"start": "--prompt", "out_dir": "the run itself: octavo sample runs/my-1", "init_from": "the RUN",
                     "dtype": "nothing: sampling runs in float32"}  # fmt: skip
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
-_LOOKING = ("text", "layer", "head", "position", "token", "word", "against", "at", "top", "unknown")
-VIEWS = ("shapes", "tokens", "position", "neighbors", "map", "attention", "next", "lens", "residual", "score", "ablate",
-         "losses", "verify")  # fmt: skip
 _WRITING = ("max_new_tokens", "num_samples", "best_of", "seed", "stop", "unknown", "overflow", "quantize")
 SOURCE = "a named corpus, a file, folder or glob (text, .jsonl, .parquet; .gz, .zst), hf:NAME or -"
 VERBS = ("train", "sample", "eval", "inspect", "serve", "prepare", "stats", "estimate", "bench")
@@ -133,7 +131,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     """octavo inspect"""
     from octavo import lens, runs
 
-    given = {name: getattr(arguments, name) for name in _LOOKING if getattr(arguments, name, None) is not None}
+    given = {flag: getattr(arguments, flag) for flag in views.views_by_flag() if getattr(arguments, flag) is not None}
     if arguments.text_file is not None:
         given["text"] = _file_or_stdin(arguments.text_file, "text")
     if arguments.html is not None:
@@ -143,13 +141,11 @@ def inspect(arguments: argparse.Namespace) -> int:
     *run, view = arguments.words
     if len(run) + bool(arguments.preset) != 1:
         raise OctavoError("inspect takes a RUN, or --preset, and one VIEW", "octavo inspect runs/my-1 attention")
-    if view not in lens.VIEWS:
-        raise unknown_name_error("view", view, lens.VIEWS)
-    if "position" in given and view == "lens":
-        given["positions"] = [given.pop("position")]
-    if "word" in given and view == "map":
-        given["words"] = [given.pop("word")]
-    seen = lens.look(runs.load(run[0]) if run else _with_vocabulary(resolve(arguments.preset)), view, **given)
+    view = view.replace("-", "_")
+    if view not in views.VIEWS:
+        raise unknown_name_error("view", view, views.VIEWS)
+    options = views.options_from_flags(view, given)
+    seen = lens.inspect(runs.load(run[0]) if run else _with_vocabulary(resolve(arguments.preset)), view, **options)
     if getattr(seen, "left_out", 0):
         print(f"note: {seen.left_out:,} tokens at the end of the text are left out: too many for this view",  # type: ignore[attr-defined]
               file=sys.stderr)  # fmt: skip
@@ -508,23 +504,11 @@ def _parser(defaults: Settings) -> _Parser:
     verb = _verb(verbs, "inspect", "RUN|--preset P VIEW", inspect, "see what a model does with a text",
                  'octavo inspect runs/pydocs-1 attention --text "The import statement" --layer 1')  # fmt: skip
     verb.add_argument("words", nargs="+", metavar="RUN VIEW", help="a run, one of its checkpoints, or a Hugging Face "
-                      f"GPT-2 folder; and one of {', '.join(VIEWS)}")  # fmt: skip
+                      "GPT-2 folder; and a view, see below")  # fmt: skip
     verb.add_argument("--preset", metavar="P", help="shapes of a preset instead of a RUN's")
-    text = verb.add_mutually_exclusive_group()
-    text.add_argument("--text", metavar="TEXT", help="what to look at; default: what the model itself writes")
-    text.add_argument("--text-file", metavar="F", help="a file whose text to look at; -: stdin")
-    verb.add_argument("--layer", type=_whole, metavar="N", help="shapes, attention, ablate: counted from 0")
-    verb.add_argument("--head", type=_whole, metavar="N", help="shapes, attention: counted from 0")
-    verb.add_argument("--position", type=_whole, metavar="N", help="lens, residual: counted from 0; -1: the last")
-    verb.add_argument(
-        "--token", metavar="TEXT", help="residual: the token whose logit to explain; default: the likeliest"
-    )
-    verb.add_argument("--word", metavar="TEXT", help="position, neighbors: cat, king")
-    verb.add_argument("--against", metavar="TEXT", help="neighbors, residual: another token to compare with")
-    verb.add_argument("--at", type=_whole, nargs=2, metavar="N", help="position: the two positions (1 10)")
-    verb.add_argument("--top", type=_whole, metavar="N", help="lens, neighbors: how many to show")
-    verb.add_argument("--unknown", choices=("error", "skip", "replace"),
-                      help="characters that the tokenizer doesn't know (error)")  # fmt: skip
+    verb.epilog = "views:\n" + "\n".join(f"  {name:<14} {view.summary}" for name, view in views.VIEWS.items())
+    for flag, (options, names) in views.views_by_flag().items():
+        _add_view_option(verb, flag, options, names)
     verb.add_argument("--html", metavar="F", help="write the page into a file that needs no server; then without VIEW")
     verb.add_argument("--plot", metavar="F.png|svg", help="draw it into a file (the extra: plot)")
     _finish(verb)
@@ -596,6 +580,26 @@ def _parser(defaults: Settings) -> _Parser:
             _add_settings(verb.add_argument_group(f"{title} settings"), part, defaults, leave_out=())
     _finish(verb)
     return parser
+
+
+def _add_view_option(verb: _Parser, flag: str, options: list[views.Option], names: list[str]) -> None:
+    """A flag of `inspect`: its help names the views that take it. A token can be given by its id instead."""
+    option, every = options[0], "text" in (each.name for each in options) or options[0].name == "unknown"
+    group = verb.add_mutually_exclusive_group()
+    metavar: Any = option.metavar
+    kind = _whole if option.kind is int else str
+    group.add_argument(
+        f"--{flag}",
+        type=kind,
+        nargs=option.count if option.count > 1 else None,
+        metavar=None if option.choices else metavar,
+        choices=option.choices,
+        help=option.help if every else f"{', '.join(names)}: {option.help}",
+    )
+    if option.takes_ids:
+        group.add_argument(f"--{flag}-id", dest=flag, type=_whole, metavar="ID", help="the same, by its token id")
+    if flag == "text":
+        group.add_argument("--text-file", metavar="F", help="a file whose text to look at; -: stdin")
 
 
 def _verb(verbs: Any, name: str, words: str, function: Any, help: str, example: str) -> _Parser:

@@ -33,23 +33,29 @@ class Evaluation:
     block_size: int
 
 
-def evaluate(model: GPT, tokenizer: Tokenizer, tokens: np.ndarray | Shards,
-             block_size: int | None = None) -> Evaluation:  # fmt: skip
+def evaluate(
+    model: GPT, tokenizer: Tokenizer, tokens: np.ndarray | Shards, block_size: int | None = None
+) -> Evaluation:
     """Score `tokens` in consecutive windows of `block_size` (the model's own, if not said).
 
     Raises `OctavoError` where there is nothing to predict, or an id is beyond the model's vocabulary.
     """
     if block_size is not None and block_size < 1:
-        raise OctavoError(f"block_size={block_size} is not a number of tokens",
-                          f"--block-size {model.settings.block_size}")  # fmt: skip
+        raise OctavoError(
+            f"block_size={block_size} is not a number of tokens", f"--block-size {model.settings.block_size}"
+        )
     if len(tokens) < 2:
         raise OctavoError(f"{len(tokens)} tokens: nothing to predict", "a text of at least two tokens")
     if int(tokens.max()) >= model.settings.vocab_size:
-        raise OctavoError(f"token id {int(tokens.max())} is beyond the model's vocabulary of "
-                          f"{model.settings.vocab_size}", "the tokenizer that the model was trained with")  # fmt: skip
+        raise OctavoError(
+            f"token id {int(tokens.max())} is beyond the model's vocabulary of {model.settings.vocab_size}",
+            "the tokenizer that the model was trained with",
+        )
     if block_size is not None and block_size > model.settings.block_size:
-        raise OctavoError(f"block_size={block_size} is more than the model's {model.settings.block_size} positions",
-                          f"--block-size {model.settings.block_size}")  # fmt: skip
+        raise OctavoError(
+            f"block_size={block_size} is more than the model's {model.settings.block_size} positions",
+            f"--block-size {model.settings.block_size}",
+        )
     block_size = block_size or model.settings.block_size
     loss = split_loss(model, tokens, block_size)
     if not math.isfinite(loss):
@@ -65,17 +71,24 @@ def evaluate(model: GPT, tokenizer: Tokenizer, tokens: np.ndarray | Shards,
     )
 
 
-def evaluate_run(loaded: Checkpoint, source: str | None = None, block_size: int | None = None,
-                 unknown: str = "error", encoding: str = "utf-8", errors: str = "strict",
-                 text_field: str = "text") -> Evaluation:  # fmt: skip
+def evaluate_run(
+    loaded: Checkpoint,
+    source: str | None = None,
+    block_size: int | None = None,
+    unknown: str = "error",
+    encoding: str = "utf-8",
+    errors: str = "strict",
+    text_field: str = "text",
+) -> Evaluation:
     """Score a text with a loaded checkpoint; without one, the validation split that it was trained beside.
 
     A prepared folder stands for its validation split. Raises `OctavoError` for a text that can't be had.
     """
     if source is None:
         if not isinstance(loaded.settings, Settings) or "data" not in loaded.info:
-            raise OctavoError(f"{loaded.folder} doesn't say which text it was trained on",
-                              f"octavo eval {loaded.folder} SOURCE")  # fmt: skip
+            raise OctavoError(
+                f"{loaded.folder} doesn't say which text it was trained on", f"octavo eval {loaded.folder} SOURCE"
+            )
         again = reopen_dataset(loaded.settings, loaded.info["data"], loaded.tokenizer)
         tokens: np.ndarray | Shards = again.tokens("val")
     elif is_prepared(source):

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.lens.capture import looking, pattern, walk
-from octavo.lens.tokens import RUN, TEXT, Token, opened, read, within
+from octavo.lens.capture import attention_pattern, inference, walk
+from octavo.lens.tokens import RUN, TEXT, Token, load_checkpoint, resolve_index, tokenize
 from octavo.lens.view import Table, View, shaded
 
 _DRAWN = 64  # tokens of which a notebook shows the pattern
@@ -73,11 +73,17 @@ class Attention(View):
         ]
         habits = [(h.layer, h.head, h.entropy, h.distance, h.previous, h.first, h.itself) for h in self.heads]
         return [
-            Table("the heads, on average over the text",
-                  ("layer", "head", "entropy", "distance", "to previous", "to first", "to itself"), habits),
-            Table(f"layer {self.layer}, head {self.head}: where each token looks",
-                  ("position", "token", "looks at (position) and with what share"), looks),
-        ]  # fmt: skip
+            Table(
+                "the heads, on average over the text",
+                ("layer", "head", "entropy", "distance", "to previous", "to first", "to itself"),
+                habits,
+            ),
+            Table(
+                f"layer {self.layer}, head {self.head}: where each token looks",
+                ("position", "token", "looks at (position) and with what share"),
+                looks,
+            ),
+        ]
 
 
 def attention(run: RUN, text: TEXT = None, *, layer: int = 0, head: int = 0, unknown: str = "error") -> Attention:
@@ -86,22 +92,22 @@ def attention(run: RUN, text: TEXT = None, *, layer: int = 0, head: int = 0, unk
     A pattern is made for one head at a time, so memory doesn't grow with their number. Rows sum to 1; what lies after
     a position is exactly 0.
     """
-    loaded = opened(run)
-    reading = read(loaded, text, unknown)
+    loaded = load_checkpoint(run)
+    reading = tokenize(loaded, text, unknown)
     settings = loaded.model.settings
-    layer, head = within(layer, settings.n_layer, "layer"), within(head, settings.n_head, "head")
+    layer, head = resolve_index(layer, settings.n_layer, "layer"), resolve_index(head, settings.n_head, "head")
     habits = []
-    with looking(loaded.model):
+    with inference(loaded.model):
         for i, step in enumerate(walk(loaded.model, loaded.model.embed(reading.ids))):
             for h in range(settings.n_head):
-                weights = pattern(step.q[0, h], step.k[0, h])  # (T, T)
-                habits.append(habits_of(i, h, weights))
+                weights = attention_pattern(step.q[0, h], step.k[0, h])  # (T, T)
+                habits.append(head_statistics(i, h, weights))
                 if (i, h) == (layer, head):
                     shown = weights.numpy()
     return Attention(reading.tokens, layer, head, shown, habits, reading.left_out)
 
 
-def habits_of(layer: int, head: int, weights: Tensor) -> Head:
+def head_statistics(layer: int, head: int, weights: Tensor) -> Head:
     T = len(weights)
     if T == 1:
         return Head(layer, head, 0.0, 0.0, 0.0, 1.0, 1.0)

@@ -39,7 +39,7 @@ class Layer:
 
 
 @contextlib.contextmanager
-def looking(model: GPT) -> Iterator[None]:
+def inference(model: GPT) -> Iterator[None]:
     """The context of every view: evaluation mode, float32, no gradients, and the kernels that training has."""
     if model.lm_head.weight.dtype != torch.float32:
         raise OctavoError(f"the model is in {model.lm_head.weight.dtype}, the lens looks at float32", "model.float()")
@@ -53,17 +53,17 @@ def looking(model: GPT) -> Iterator[None]:
         model.train(was_training)
 
 
-def fused(attn: CausalSelfAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def fused_attention(attn: CausalSelfAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention as the model runs it."""
     return attn.attend(q, k, v)
 
 
-def spelled_out(attn: CausalSelfAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def explicit_attention(attn: CausalSelfAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention by the pattern that the views show."""
-    return pattern(q, k) @ v
+    return attention_pattern(q, k) @ v
 
 
-def pattern(q: Tensor, k: Tensor) -> Tensor:
+def attention_pattern(q: Tensor, k: Tensor) -> Tensor:
     """softmax(q kᵀ / sqrt(D)), (..., T, T): what share of each position's attention goes to which."""
     T, D = q.shape[-2:]
     scores = q @ k.mT / math.sqrt(D)  # (..., T, T)
@@ -71,7 +71,7 @@ def pattern(q: Tensor, k: Tensor) -> Tensor:
     return scores.masked_fill(future, -torch.inf).softmax(-1)
 
 
-def walk(model: GPT, x: Tensor, attend: Attend = fused) -> Iterator[Layer]:
+def walk(model: GPT, x: Tensor, attend: Attend = fused_attention) -> Iterator[Layer]:
     """Every block's work on an embedded text (B, T, C), one after the other."""
     for block in model.transformer.h:
         assert isinstance(block, Block)
@@ -86,7 +86,7 @@ def walk(model: GPT, x: Tensor, attend: Attend = fused) -> Iterator[Layer]:
         yield layer
 
 
-def logits(model: GPT, idx: Tensor, attend: Attend = fused) -> Tensor:
+def logits(model: GPT, idx: Tensor, attend: Attend = fused_attention) -> Tensor:
     """The logits (B, T, V) at the end of the walk."""
     x = model.embed(idx)
     for layer in walk(model, x, attend):

@@ -11,14 +11,10 @@ import torch
 from torch import Tensor
 
 from octavo.errors import OctavoError
-from octavo.lens.capture import Layer, finite, looking, walk
-from octavo.lens.tokens import RUN, TEXT, Token, named, opened, read, within
+from octavo.lens.capture import finite, inference, walk
+from octavo.lens.tokens import RUN, TEXT, Token, load_checkpoint, make_token, resolve_index, tokenize
 from octavo.lens.view import Table, View
-from octavo.loss import next_token_loss
-from octavo.model import GPT, Block
-
-_AT_ONCE = 1 << 25  # logits of all trials that run together
-_LONGEST = 256  # tokens that `ablate` looks at: it runs the model once for every part
+from octavo.model import GPT
 
 
 @dataclass(frozen=True)
@@ -35,7 +31,7 @@ class Part:
 
 
 @dataclass(frozen=True, eq=False)
-class Residual(View):
+class Contributions(View):
     """What each part wrote into the stream at one position, and how much of a token's logit came from it.
 
     `contributions` sum to `logit`; with `against`, all of it is the logit's lead over that token's. `norms` are the
@@ -66,39 +62,52 @@ class Residual(View):
         return [Table(title, ("part", "contribution", "length"), rows)]
 
 
-def residual(run: RUN, text: TEXT = None, *, position: int = -1, token: str | None = None,
-             against: str | None = None, unknown: str = "error") -> Residual:  # fmt: skip
+def contributions(
+    run: RUN,
+    text: TEXT = None,
+    *,
+    position: int = -1,
+    token: str | None = None,
+    against: str | None = None,
+    unknown: str = "error",
+) -> Contributions:
     """How a token's logit after `position` came about: the embeddings, every head, every MLP, and the biases.
 
     The token is the likeliest, if not said. Raises `OctavoError` for a text that is not one token.
     """
-    loaded = opened(run)
-    reading = read(loaded, text, unknown)
+    loaded = load_checkpoint(run)
+    reading = tokenize(loaded, text, unknown)
     model = loaded.model
-    position = within(position, len(reading.tokens), "position")
-    with looking(model):
-        parts, written = wrote(model, reading.ids, position)
+    position = resolve_index(position, len(reading.tokens), "position")
+    with inference(model):
+        parts, written = residual_contributions(model, reading.ids, position)
         stream = written.sum(0)  # (C,) in float64
         logits = finite(model.unembed(model.norm(stream.float())))
-        chosen = one_token(run=loaded, text=token) if token is not None else int(logits.argmax())
-        other = one_token(run=loaded, text=against) if against is not None else None
+        chosen = resolve_token(run=loaded, text=token) if token is not None else int(logits.argmax())
+        other = resolve_token(run=loaded, text=against) if against is not None else None
         direction = model.lm_head.weight[chosen].double()
         if other is not None:
             direction = direction - model.lm_head.weight[other].double()
-        share, rest = through_norm(model, written, direction)
+        share, rest = logit_contributions(model, written, direction)
     norms, stream = written.norm(dim=-1), lengths(parts, written)
     if model.transformer.ln_f.bias is not None:
         parts.append(Part("ln_f's bias"))
         share, norms = torch.cat([share, rest[None]]), torch.cat([norms, torch.zeros(1)])
-    return Residual(
-        reading.tokens, position, named(loaded.tokenizer, chosen),
-        None if other is None else named(loaded.tokenizer, other), share.sum().item(),
-        parts, share.numpy(), norms.numpy(), stream.numpy(),
+    return Contributions(
+        reading.tokens,
+        position,
+        make_token(loaded.tokenizer, chosen),
+        None if other is None else make_token(loaded.tokenizer, other),
+        share.sum().item(),
+        parts,
+        share.numpy(),
+        norms.numpy(),
+        stream.numpy(),
         reading.left_out,
-    )  # fmt: skip
+    )
 
 
-def wrote(model: GPT, idx: Tensor, position: int) -> tuple[list[Part], Tensor]:
+def residual_contributions(model: GPT, idx: Tensor, position: int) -> tuple[list[Part], Tensor]:
     """All parts, and what each added to the stream at a position, (N, C) in float64, in which adding up is exact
     enough to leave only the model's own rounding."""
     settings = model.settings
@@ -118,7 +127,7 @@ def wrote(model: GPT, idx: Tensor, position: int) -> tuple[list[Part], Tensor]:
     return parts, torch.stack(written)
 
 
-def through_norm(model: GPT, written: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+def logit_contributions(model: GPT, written: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
     """Each part's share of stream (N, C) in `direction` behind the final norm, (N,), and what the norm's bias adds."""
     norm = model.transformer.ln_f
     stream = written.sum(0)
@@ -135,110 +144,12 @@ def lengths(parts: list[Part], written: Tensor) -> Tensor:
     return ends_of_layers
 
 
-def one_token(run: RUN, text: str) -> int:
+def resolve_token(run: RUN, text: str) -> int:
     """The id of a text that is one token."""
-    ids = opened(run).tokenizer.encode(text)
+    ids = load_checkpoint(run).tokenizer.encode(text)
     if not len(ids):
         raise OctavoError("an empty text is no token", "a token's text, as `octavo inspect RUN tokens` shows them")
     if len(ids) != 1:
-        names = " ".join(token.label for token in (named(opened(run).tokenizer, int(id)) for id in ids))
+        names = " ".join(token.label for token in (make_token(load_checkpoint(run).tokenizer, int(id)) for id in ids))
         raise OctavoError(f"{text!r} is {len(ids)} tokens here: {names}", "one of them")
     return int(ids[0])
-
-
-@dataclass(frozen=True)
-class Trial:
-    """Without a part: the text's loss, how much that is more, and what becomes of the likeliest next token."""
-
-    part: Part
-    loss: float
-    change: float
-    probability: float  # of what is likeliest with all parts
-    next: Token  # what is likeliest now
-
-
-@dataclass(frozen=True, eq=False)
-class Ablation(View):
-    """A text's `loss` with the whole model, its likeliest next token, and the same without each part."""
-
-    caveat: ClassVar[str] = (
-        "A part is left out by writing nothing (zero ablation). Others were trained to rely on it, so a loss "
-        "that rises shows it was used, and one that doesn't can mean that others stand in."
-    )
-
-    tokens: list[Token]
-    loss: float
-    next: Token
-    probability: float
-    trials: list[Trial]
-    left_out: int
-
-    def tables(self) -> list[Table]:
-        rows = [(str(t.part), t.loss, t.change, t.next.label, t.probability)
-                for t in sorted(self.trials, key=lambda trial: -trial.change)]  # fmt: skip
-        title = f"loss {self.loss:.4f} nats a token; next: {self.next.label}, {self.probability:.3f}"
-        return [Table(title, ("without", "loss", "change", "next", f"share of {self.next.label}"), rows)]
-
-
-def ablate(run: RUN, text: TEXT = None, *, layer: int | None = None, unknown: str = "error") -> Ablation:
-    """Loss and next token without each head, each attention, each MLP and each layer; of one `layer`, if said."""
-    loaded = opened(run)
-    model = loaded.model
-    reading = read(loaded, text, unknown, limit=min(_LONGEST, model.settings.block_size))
-    if len(reading.tokens) < 2:
-        raise OctavoError("one token: there is no next one to predict, so no loss", "a longer text")
-    chosen = range(model.settings.n_layer) if layer is None else [within(layer, model.settings.n_layer, "layer")]
-    trials, whole = [], None
-    with looking(model):
-        for i, step in enumerate(walk(model, model.embed(reading.ids))):
-            if i not in chosen:
-                continue
-            parts, keep_heads, keep_mlp = without(i, model.settings.n_head)
-            at_once = max(1, _AT_ONCE // (len(reading.tokens) * model.settings.vocab_size))
-            for first in range(0, len(parts), at_once):
-                these = slice(first, first + at_once)
-                # The whole model runs beside them, so what changes is the part's doing and no rounding's.
-                heads, mlp = (torch.cat([torch.ones_like(k[:1]), k[these]]) for k in (keep_heads, keep_mlp))
-                loss, last = _outcome(model, rest_without(model, step, i, heads, mlp), reading.ids)
-                likely = int(last[0].argmax())
-                whole = whole or (loss[0].item(), likely, last[0, likely].item())
-                trials += [
-                    Trial(part, loss[n].item(), (loss[n] - loss[0]).item(), last[n, likely].item(),
-                          named(loaded.tokenizer, int(last[n].argmax())))
-                    for n, part in enumerate(parts[these], 1)
-                ]  # fmt: skip
-    assert whole is not None
-    return Ablation(reading.tokens, whole[0], named(loaded.tokenizer, whole[1]), whole[2], trials, reading.left_out)
-
-
-def without(layer: int, n_head: int) -> tuple[list[Part], Tensor, Tensor]:
-    """The parts of a layer, and for each what is kept without it: of the heads (N, H), of the MLP (N,)."""
-    heads, mlp = torch.ones(n_head + 3, n_head), torch.ones(n_head + 3)
-    heads[:n_head] -= torch.eye(n_head)
-    parts = [Part("head", layer, h) for h in range(n_head)]
-    parts += [Part("attention", layer), Part("MLP", layer), Part("attention and MLP", layer)]
-    heads[n_head], heads[n_head + 2] = 0, 0
-    mlp[n_head + 1 :] = 0
-    return parts, heads, mlp
-
-
-def rest_without(model: GPT, step: Layer, layer: int, heads: Tensor, mlp: Tensor) -> Tensor:
-    """Logits (N, T, V) of N trials, from a layer on in which heads (N, H) and the MLP (N,) write what is kept of them.
-
-    A layer without all its heads has no attention's bias either.
-    """
-    block = step.block
-    gathered = step.gathered * heads[:, :, None, None]  # (N, H, T, D)
-    x = step.before + block.attn.output(gathered) * heads.any(1)[:, None, None]
-    x = x + block.mlp(block.ln_2(x)) * mlp[:, None, None]
-    for later in model.transformer.h[layer + 1 :]:
-        assert isinstance(later, Block)
-        x = later(x)
-    return finite(model.unembed(model.norm(x)))
-
-
-def _outcome(model: GPT, logits: Tensor, idx: Tensor) -> tuple[Tensor, Tensor]:
-    """Of N trials the loss in nats a token (N,) and the probabilities of what comes next (N, V)."""
-    targets = idx[:, 1:]
-    loss = [next_token_loss(each[None, :-1], targets) / targets.numel() for each in logits]
-    return torch.stack(loss), logits[:, -1].softmax(-1)

@@ -3,13 +3,27 @@
 from functools import cache
 
 _FONTS = [
-    "DejaVu Sans", "Noto Sans", "Noto Sans Arabic", "Noto Naskh Arabic", "Noto Sans Devanagari", "Noto Sans CJK JP",
-    "Noto Sans CJK SC", "Segoe UI", "Nirmala UI", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Geeza Pro",
-    "Kohinoor Devanagari", "PingFang SC", "Hiragino Sans", "Arial Unicode MS",
-]  # fmt: skip
+    "DejaVu Sans",
+    "Noto Sans",
+    "Noto Sans Arabic",
+    "Noto Naskh Arabic",
+    "Noto Sans Devanagari",
+    "Noto Sans CJK JP",
+    "Noto Sans CJK SC",
+    "Segoe UI",
+    "Nirmala UI",
+    "Microsoft YaHei",
+    "Yu Gothic",
+    "Malgun Gothic",
+    "Geeza Pro",
+    "Kohinoor Devanagari",
+    "PingFang SC",
+    "Hiragino Sans",
+    "Arial Unicode MS",
+]
 
 
-def readable(words: str, most: int = 1000) -> tuple[str, list[str]]:
+def displayable(words: str, most: int = 1000) -> tuple[str, list[str]]:
     """Words as they can be shown here, and fonts for them: as few as will do, for a mark and what it stands on have to
     be of one. A character that no font has is named by its code point. At most so many characters.
     """
@@ -19,7 +33,7 @@ def readable(words: str, most: int = 1000) -> tuple[str, list[str]]:
         best = next((each for each in _fonts() if missing <= _letters(each)), None)  # opens no more than it has to
         best = best or max(_fonts(), key=lambda each: len(missing & _letters(each)))
         if not missing & _letters(best):
-            return readable("".join(f"U+{ord(each):04X}" if each in missing else each for each in words), most)
+            return displayable("".join(f"U+{ord(each):04X}" if each in missing else each for each in words), most)
         fonts.append(best)
         missing -= _letters(best)
     return words, list(dict.fromkeys([*fonts, *_fonts()[:1]]))  # the height of a line is that of an l and a p

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from octavo.errors import OctavoError
-from octavo.lens.capture import finite, looking, walk
-from octavo.lens.tokens import RUN, TEXT, Token, named, opened, read, within
+from octavo.lens.capture import finite, inference, walk
+from octavo.lens.tokens import RUN, TEXT, Token, load_checkpoint, make_token, resolve_index, tokenize
 from octavo.lens.view import Table, View
 from octavo.model import GPT
 
@@ -51,15 +51,26 @@ class LogitLens(View):
     def tables(self) -> list[Table]:
         stages = ["embedding", *(f"after layer {i}" for i in range(len(self.ids) - 1))]
         rows = [
-            (position, self.tokens[position].label, stage,
-             "  ".join(f"{self.vocabulary[int(id)]} {share:.2f}"
-                       for id, share in zip(self.ids[i, p, :5], self.probabilities[i, p, :5], strict=True)),
-             int(self.rank[i, p]) or None)
+            (
+                position,
+                self.tokens[position].label,
+                stage,
+                "  ".join(
+                    f"{self.vocabulary[int(id)]} {share:.2f}"
+                    for id, share in zip(self.ids[i, p, :5], self.probabilities[i, p, :5], strict=True)
+                ),
+                int(self.rank[i, p]) or None,
+            )
             for p, position in reversed(list(enumerate(self.positions)))
             for i, stage in enumerate(stages)
-        ]  # fmt: skip
-        return [Table("what would come next, if the model stopped there",
-                      ("position", "token", "stage", "likeliest", "rank of what came"), rows)]  # fmt: skip
+        ]
+        return [
+            Table(
+                "what would come next, if the model stopped there",
+                ("position", "token", "stage", "likeliest", "rank of what came"),
+                rows,
+            )
+        ]
 
     def plain(self) -> dict[str, object]:
         values = super().plain()
@@ -67,27 +78,28 @@ class LogitLens(View):
         return values
 
 
-def logit_lens(run: RUN, text: TEXT = None, *, top: int = 5, positions: Sequence[int] | None = None,
-               unknown: str = "error") -> LogitLens:  # fmt: skip
+def logit_lens(
+    run: RUN, text: TEXT = None, *, top: int = 5, positions: Sequence[int] | None = None, unknown: str = "error"
+) -> LogitLens:
     """The `top` guesses after every layer at `positions`, all of the text if not said.
 
     Logits of one layer at a time are held, (T, V), never those of all.
     """
-    loaded = opened(run)
-    reading = read(loaded, text, unknown)
+    loaded = load_checkpoint(run)
+    reading = tokenize(loaded, text, unknown)
     model, T = loaded.model, len(reading.tokens)
     if not 1 <= top <= _MOST:
         raise OctavoError(f"top={top}: between 1 and {_MOST} guesses are shown", "--top 5")
-    chosen = list(range(T)) if positions is None else [within(each, T, "position") for each in positions]
+    chosen = list(range(T)) if positions is None else [resolve_index(each, T, "position") for each in positions]
     following = torch.tensor([token.id for token in reading.tokens[1:]])
     parts: list[tuple[Tensor, ...]] = []
-    with looking(model):
+    with inference(model):
         x = model.embed(reading.ids)
         parts.append(_judged(model, x, following, chosen, top))
         for layer in walk(model, x):
             parts.append(_judged(model, layer.after, following, chosen, top))
     ids, probabilities, entropy, surprisal, rank = (torch.stack(each).numpy() for each in zip(*parts, strict=True))
-    words = {int(id): named(loaded.tokenizer, int(id)).label for id in np.unique(ids)}
+    words = {int(id): make_token(loaded.tokenizer, int(id)).label for id in np.unique(ids)}
     return LogitLens(reading.tokens, chosen, ids, probabilities, entropy, surprisal, rank, words, reading.left_out)
 
 
@@ -105,16 +117,17 @@ def _judged(model: GPT, x: Tensor, following: Tensor, chosen: list[int], top: in
         logits, came = logits[chosen], came[chosen]
     few = max(1, _AT_ONCE // logits.size(1))
     parts = [
-        of_rows(rows, next, top) for rows, next in zip(torch.split(logits, few), torch.split(came, few), strict=True)
+        summarize_rows(rows, next, top)
+        for rows, next in zip(torch.split(logits, few), torch.split(came, few), strict=True)
     ]
     whole = tuple(torch.cat(each) for each in zip(*parts, strict=True))
     finite(whole[2])  # an entropy is none where one of its logits isn't
     return whole
 
 
-def of_rows(logits: Tensor, came: Tensor, top: int) -> tuple[Tensor, ...]:
+def summarize_rows(logits: Tensor, came: Tensor, top: int) -> tuple[Tensor, ...]:
     """The same of some rows of logits, which it changes; `came` is -1 where nothing did."""
-    best, ids = likeliest(logits, top)
+    best, ids = top_tokens(logits, top)
     mine = logits.gather(1, came.clamp_min(0)[:, None])
     scratch = torch.empty_like(logits)
     above = torch.gt(logits, mine, out=scratch).sum(-1).long()  # as floats, whose sum is quick, and exact to 2^24
@@ -129,7 +142,7 @@ def of_rows(logits: Tensor, came: Tensor, top: int) -> tuple[Tensor, ...]:
     return ids, best.exp() / total[:, None], entropy, surprisal, rank
 
 
-def likeliest(logits: Tensor, top: int) -> tuple[Tensor, Tensor]:
+def top_tokens(logits: Tensor, top: int) -> tuple[Tensor, Tensor]:
     """The `top` largest of logits (P, V) and their ids, (P, K) each, largest first; of equals the lower id first.
 
     By groups: the `top` largest lie in the `top` groups with the largest maxima, so most of V is only read once.

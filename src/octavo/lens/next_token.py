@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from octavo.lens.capture import finite, looking
-from octavo.lens.tokens import RUN, TEXT, Token, named, opened, read
+from octavo.lens.capture import finite, inference
+from octavo.lens.tokens import RUN, TEXT, Token, load_checkpoint, make_token, tokenize
 from octavo.lens.view import Table, View
 
 _NAMED = 1000  # tokens, the likeliest, that are given with their names
@@ -14,7 +14,7 @@ _SHOWN = 20
 
 
 @dataclass(frozen=True, eq=False)
-class Prediction(View):
+class NextToken(View):
     """The logits (V,) of the token after a text. `vocabulary` names the likeliest thousand."""
 
     tokens: list[Token]
@@ -33,14 +33,14 @@ class Prediction(View):
         return [Table(title, ("token", "id", "probability", "logit"), rows)]
 
 
-def predict(run: RUN, text: TEXT = None, *, unknown: str = "error") -> Prediction:
+def next_token(run: RUN, text: TEXT = None, *, unknown: str = "error") -> NextToken:
     """The logits after the last token of a text."""
-    loaded = opened(run)
-    reading = read(loaded, text, unknown)
+    loaded = load_checkpoint(run)
+    reading = tokenize(loaded, text, unknown)
     model = loaded.model
-    with looking(model):
+    with inference(model):
         hidden = model.hidden(reading.ids)
         logits = finite(model.unembed(hidden[:, -1:]))[0, 0, : loaded.tokenizer.vocab_size]
         best = torch.argsort(logits, descending=True, stable=True)[:_NAMED].tolist()
-    names = {id: named(loaded.tokenizer, id).label for id in best}
-    return Prediction(reading.tokens, logits.numpy(), names, reading.left_out)
+    names = {id: make_token(loaded.tokenizer, id).label for id in best}
+    return NextToken(reading.tokens, logits.numpy(), names, reading.left_out)

@@ -21,13 +21,16 @@ import numpy as np
 
 from octavo import files
 from octavo.errors import OctavoError
+from octavo.lens.ablation import Ablation
 from octavo.lens.attention import Attention
-from octavo.lens.contributions import Ablation, Part, Residual
-from octavo.lens.embedding import EmbeddingMap, Neighbors, Position
-from octavo.lens.fonts import readable, short
+from octavo.lens.contributions import Contributions, Part
+from octavo.lens.fonts import displayable, short
 from octavo.lens.logit_lens import LogitLens
 from octavo.lens.losses import Losses, losses
-from octavo.lens.surprisal import Score
+from octavo.lens.neighbors import Neighbors
+from octavo.lens.position import Position
+from octavo.lens.projection import Projection
+from octavo.lens.surprisal import Surprisal
 from octavo.lens.tokens import RUN, label
 from octavo.lens.view import View
 from octavo.runs import Run
@@ -104,12 +107,12 @@ def _picture(view: View) -> tuple[_Picture, _Size]:
     pictures: dict[type, tuple[_Picture, _Size]] = {
         Attention: (_attention, lambda view: _square(len(view.tokens))),
         Position: (_position, lambda view: (6.4, 5.8)),
-        EmbeddingMap: (_embedding_map, lambda view: (8, 7)),
+        Projection: (_embedding_map, lambda view: (8, 7)),
         Losses: (_losses, lambda view: (7, 4.2)),
         LogitLens: (_logit_lens, _cells),
         Neighbors: (_neighbors, lambda view: (7, 4.2 if _trained(view) else _rows(len(view.neighbors), _NEIGHBORS))),
-        Residual: (_residual, lambda view: (7, _rows(len(view.parts), _BARS))),
-        Score: (_score, lambda view: (min(max(7, 0.2 * len(view.tokens)), 14), 3.6)),
+        Contributions: (_residual, lambda view: (7, _rows(len(view.parts), _BARS))),
+        Surprisal: (_score, lambda view: (min(max(7, 0.2 * len(view.tokens)), 14), 3.6)),
         Ablation: (_ablation, lambda view: (7, _rows(len(view.trials), _BARS))),
     }
     if type(view) not in pictures:
@@ -149,7 +152,7 @@ def _attention(view: Attention, ax: "Axes") -> np.ndarray:
     _scale(ax, image, "share of the row's attention")
     _name(ax.xaxis, [token.label for token in view.tokens], upright=1)
     _name(ax.yaxis, [token.label for token in view.tokens])
-    _title(ax, f"Attention of layer {view.layer}, head {view.head}", "looked at (token)", "looking (token)")
+    _title(ax, f"Attention of layer {view.layer}, head {view.head}", "looked at (token)", "inference (token)")
     return view.weights
 
 
@@ -168,7 +171,7 @@ def _position(view: Position, ax: "Axes") -> np.ndarray:
     return view.similarity
 
 
-def _embedding_map(view: EmbeddingMap, ax: "Axes") -> np.ndarray:
+def _embedding_map(view: Projection, ax: "Axes") -> np.ndarray:
     dots = ax.scatter(view.points[:, 0], view.points[:, 1], s=6, color=_PALE, linewidths=0)
     ax.autoscale_view()  # so that distances are known
     names = [short(token.label, _LONGEST) for token in view.tokens]
@@ -176,9 +179,12 @@ def _embedding_map(view: EmbeddingMap, ax: "Axes") -> np.ndarray:
     for i in named:  # in the place of the dot
         _write(ax.annotate("", view.points[i], ha="center", va="center", fontsize=8), names[i])
     dots.set_sizes(np.where(np.isin(np.arange(len(names)), named), 0, 6))
-    _title(ax, f"{len(view.points):,} of {view.vocab_size:,} tokens: rows of wte on their two main axes",
-           f"first axis ({view.explained[0]:.0%} of the variance)",
-           f"second axis ({view.explained[1]:.0%})")  # fmt: skip
+    _title(
+        ax,
+        f"{len(view.points):,} of {view.vocab_size:,} tokens: rows of wte on their two main axes",
+        f"first axis ({view.explained[0]:.0%} of the variance)",
+        f"second axis ({view.explained[1]:.0%})",
+    )
     return view.points
 
 
@@ -261,7 +267,7 @@ def _along_with_control(view: Neighbors, ax: "Axes") -> np.ndarray:
     return along
 
 
-def _residual(view: Residual, ax: "Axes") -> np.ndarray:
+def _residual(view: Contributions, ax: "Axes") -> np.ndarray:
     over = f" over {_word(view.against.label)}" if view.against else ""
     read = _word(view.tokens[view.position].label)
     title = f"Logit of {_word(view.token.label)}{over} after {read} at {view.position}: {view.logit:.2f}"
@@ -270,7 +276,7 @@ def _residual(view: Residual, ax: "Axes") -> np.ndarray:
     return shown
 
 
-def _score(view: Score, ax: "Axes") -> np.ndarray:
+def _score(view: Surprisal, ax: "Axes") -> np.ndarray:
     # Bars with gaps, as one shape: a text may have 65,536.
     edges = (np.arange(len(view.surprisal))[:, None] + [-0.42, 0.42]).flatten()
     heights = np.repeat(view.surprisal, 2)[:-1]
@@ -304,7 +310,7 @@ def _scale(ax: "Axes", image: "AxesImage", meaning: str) -> None:
 
 def _title(ax: "Axes", title: str, x: str, y: str) -> None:
     room = max(1, int(_inches(ax)[0] * 12))  # characters of 11 points
-    wrapped = "\n".join(textwrap.fill(line, room) for line in readable(title)[0].split("\n"))
+    wrapped = "\n".join(textwrap.fill(line, room) for line in displayable(title)[0].split("\n"))
     _write(ax.set_title("", loc="left", fontsize=11), wrapped)
     ax.set_xlabel(x)
     ax.set_ylabel(y)
@@ -343,8 +349,10 @@ def _along(ax: "Axes", view: Neighbors, values: np.ndarray) -> "list[Line2D]":
     ax.set_xticks([], minor=True)
     ax.grid(alpha=0.3)
     colours = matplotlib.color_sequences["petroff10"]
-    return [ax.plot(steps, line, marker=mark, color=colour, markersize=4)[0]
-            for line, mark, colour in zip(values.T, "os^Dv*", colours, strict=False)]  # fmt: skip
+    return [
+        ax.plot(steps, line, marker=mark, color=colour, markersize=4)[0]
+        for line, mark, colour in zip(values.T, "os^Dv*", colours, strict=False)
+    ]
 
 
 def _legend(ax: "Axes", drawn: "Sequence[Artist]", names: Sequence[str]) -> None:
@@ -354,15 +362,20 @@ def _legend(ax: "Axes", drawn: "Sequence[Artist]", names: Sequence[str]) -> None
         _write(text, name)
 
 
-def _name(axis: "Axis", names: Sequence[str], longest: int = _LONGEST, upright: int = 100,
-          positions: Sequence[int] | None = None) -> None:  # fmt: skip
+def _name(
+    axis: "Axis",
+    names: Sequence[str],
+    longest: int = _LONGEST,
+    upright: int = 100,
+    positions: Sequence[int] | None = None,
+) -> None:
     """Tokens as ticks 0, 1, ...; of many, every so many-th with its position. Turned, if not so short as `upright`."""
     axis.axes.apply_aspect()  # a square within the axes is smaller than they
     length = _inches(axis.axes)[axis is axis.axes.yaxis]
     every = -(-len(names) // max(1, min(_TICKS, int(length / 0.15))))
     at = list(range(0, len(names), every))
     numbers = [f"{i if positions is None else positions[i]}: " if every > 1 else "" for i in at]
-    said = [readable(number + names[i], len(number) + longest) for i, number in zip(at, numbers, strict=True)]
+    said = [displayable(number + names[i], len(number) + longest) for i, number in zip(at, numbers, strict=True)]
     axis.set_ticks(at, labels=[words for words, _ in said], parse_math=False, fontsize=8)
     turned = any(len(words) > upright for words, _ in said)
     for text, (_, fonts) in zip(axis.get_ticklabels(), said, strict=True):
@@ -396,5 +409,5 @@ def _word(text: str) -> str:
 
 def _write(text: "Text", words: str, most: int = 1000) -> None:
     """Give a Text of matplotlib its words, and fonts for them. `$` and `_` are no mathematics here."""
-    words, fonts = readable(words, most)
+    words, fonts = displayable(words, most)
     text.set(text=words, fontfamily=fonts, parse_math=False)

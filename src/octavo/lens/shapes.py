@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from octavo.checkpoint import meta_model
 from octavo.errors import OctavoError
-from octavo.lens.capture import Layer, looking, pattern, walk
-from octavo.lens.tokens import RUN, TEXT, Token, opened, read, shape_of, within
+from octavo.lens.capture import Layer, attention_pattern, inference, walk
+from octavo.lens.tokens import RUN, TEXT, Token, describe_model, load_checkpoint, resolve_index, tokenize
 from octavo.lens.view import Table, View
 from octavo.model import GPT
 from octavo.settings import ModelSettings
@@ -54,10 +54,17 @@ class Shapes(View):
 
     def tables(self) -> list[Table]:
         rows = [
-            (stage.name, f"[{stage.axes.replace(' ', ', ')}]", " x ".join(map(str, stage.shape)),
-             f"{stage.times} x" if stage.times > 1 else "", stage.parameters, stage.flops, stage.does)
+            (
+                stage.name,
+                f"[{stage.axes.replace(' ', ', ')}]",
+                " x ".join(map(str, stage.shape)),
+                f"{stage.times} x" if stage.times > 1 else "",
+                stage.parameters,
+                stage.flops,
+                stage.does,
+            )
             for stage in self.stages
-        ]  # fmt: skip
+        ]
         total = ("all", "", "", "", self.parameters, self.flops, "")
         return [
             Table(
@@ -66,8 +73,9 @@ class Shapes(View):
         ]
 
 
-def shapes(run: RUN | ModelSettings, text: TEXT = None, *, layer: int = 0, head: int = 0,
-           unknown: str = "error") -> Shapes:  # fmt: skip
+def shapes(
+    run: RUN | ModelSettings, text: TEXT = None, *, layer: int = 0, head: int = 0, unknown: str = "error"
+) -> Shapes:
     """The walk of a text through a model, or of a whole block through one that has only settings.
 
     >>> from octavo.settings import resolve
@@ -82,15 +90,23 @@ def shapes(run: RUN | ModelSettings, text: TEXT = None, *, layer: int = 0, head:
             raise OctavoError("these settings leave the vocabulary to a tokenizer", "--vocab-size 50257")
         model, idx = meta_model(run), torch.empty(1, run.block_size, dtype=torch.long, device="meta")
     else:
-        reading = read(loaded := opened(run), text, unknown)
+        reading = tokenize(loaded := load_checkpoint(run), text, unknown)
         model, idx, tokens = loaded.model, reading.ids, reading.tokens
-    layer, head = within(layer, model.settings.n_layer, "layer"), within(head, model.settings.n_head, "head")
-    with looking(model):
+    layer, head = (
+        resolve_index(layer, model.settings.n_layer, "layer"),
+        resolve_index(head, model.settings.n_head, "head"),
+    )
+    with inference(model):
         stages = list(_stages(model, idx, layer, head))
     return Shapes(
-        shape_of(model.settings), layer, head, tokens, stages, sum(stage.parameters * stage.times for stage in stages),
+        describe_model(model.settings),
+        layer,
+        head,
+        tokens,
+        stages,
+        sum(stage.parameters * stage.times for stage in stages),
         sum(stage.flops * stage.times for stage in stages),
-    )  # fmt: skip
+    )
 
 
 def _stages(model: GPT, idx: Tensor, layer: int, head: int) -> Iterator[Stage]:
@@ -128,7 +144,7 @@ def _block(layer: Layer, times: int, head: int) -> Iterator[Stage]:
     C = H * D
     product, square = 2 * B * T * C, 2 * B * H * T * T * D  # of C inputs with one output; of T positions with T
     scores = layer.q @ layer.k.mT / math.sqrt(D)
-    shares = pattern(layer.q, layer.k)
+    shares = attention_pattern(layer.q, layer.k)
     middle = layer.before + layer.attention
     for name, does, axes, tensor, module, flops in (
         ("h.ln_1", "each position to mean 0 and variance 1", "B T C", block.ln_1(layer.before), block.ln_1, 0),
@@ -160,8 +176,16 @@ def _block(layer: Layer, times: int, head: int) -> Iterator[Stage]:
         yield _stage(name, does, axes, tensor, module, flops, times, head)
 
 
-def _stage(name: str, does: str, axes: str, tensor: Tensor, module: nn.Module | None = None, flops: int = 0,
-           times: int = 1, head: int = 0) -> Stage:  # fmt: skip
+def _stage(
+    name: str,
+    does: str,
+    axes: str,
+    tensor: Tensor,
+    module: nn.Module | None = None,
+    flops: int = 0,
+    times: int = 1,
+    head: int = 0,
+) -> Stage:
     parameters = sum(each.numel() for each in module.parameters()) if module is not None else 0
     return Stage(name, does, axes, tuple(tensor.shape), parameters, flops, times, _corner(tensor, head))
 

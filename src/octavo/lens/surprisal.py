@@ -11,19 +11,19 @@ import torch
 
 from octavo.errors import OctavoError
 from octavo.evaluation import count_bytes
-from octavo.lens.capture import finite, looking
-from octavo.lens.tokens import RUN, TEXT, Token, named, opened, read
+from octavo.lens.capture import finite, inference
+from octavo.lens.tokens import RUN, TEXT, Token, load_checkpoint, make_token, tokenize
 from octavo.lens.view import Table, View, shaded
 from octavo.loss import sequence_batches
 from octavo.model import GPT
 
-_LONGEST = 1 << 16  # tokens of a text that are scored one by one
+_LONGEST = 1 << 16  # tokens of a text that are token_surprisals one by one
 _AT_ONCE = 1 << 25  # logits at once
 _DRAWN = 2000  # tokens that a notebook shows in colour
 
 
 @dataclass(frozen=True, eq=False)
-class Score(View):
+class Surprisal(View):
     """Every token's surprisal, -ln p in nats, and its rank among all tokens; NaN and 0 for the first, which nothing
     foretells. `guesses` are what the model held for likeliest in its place.
     """
@@ -65,30 +65,32 @@ class Score(View):
         return values
 
 
-def score(run: RUN, text: TEXT = None, *, unknown: str = "error") -> Score:
+def surprisal(run: RUN, text: TEXT = None, *, unknown: str = "error") -> Surprisal:
     """Surprisal and rank of every token, in consecutive windows of `block_size`, as `octavo eval` reads a text."""
-    loaded = opened(run)
-    reading = read(loaded, text, unknown, limit=_LONGEST)
+    loaded = load_checkpoint(run)
+    reading = tokenize(loaded, text, unknown, limit=_LONGEST)
     ids = reading.ids[0]
     if len(ids) < 2:
         raise OctavoError("one token: nothing foretells it, so there is nothing to score", "a longer text")
-    surprisal, rank, guesses = scored(loaded.model, ids.numpy())
+    surprisal, rank, guesses = token_surprisals(loaded.model, ids.numpy())
     loss = float(np.mean(surprisal))
-    return Score(
+    return Surprisal(
         reading.tokens,
         np.concatenate([[np.nan], surprisal]),
         np.concatenate([[0], rank]),
-        ["", *(named(loaded.tokenizer, int(id)).label for id in guesses)],
-        loss, math.exp(min(loss, 700.0)),
+        ["", *(make_token(loaded.tokenizer, int(id)).label for id in guesses)],
+        loss,
+        math.exp(min(loss, 700.0)),
         float(np.sum(surprisal)) / (count_bytes(loaded.tokenizer, ids.numpy()[1:]) * math.log(2)),
-        loaded.model.settings.block_size, reading.left_out,
-    )  # fmt: skip
+        loaded.model.settings.block_size,
+        reading.left_out,
+    )
 
 
-def scored(model: GPT, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def token_surprisals(model: GPT, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of all ids but the first: surprisal in nats, rank from 1, and the id that was likeliest instead."""
     parts = []
-    with looking(model):
+    with inference(model):
         for window in sequence_batches(ids, model.settings.block_size, max(1, _AT_ONCE // model.settings.vocab_size)):
             batch = torch.from_numpy(window)
             logits = finite(model(batch[:, :-1]))  # (B, T, V)

@@ -46,7 +46,7 @@ class Group:
 
 
 @dataclass(frozen=True, eq=False)
-class Reading(View):
+class Tokens(View):
     """A text as the model reads it: `tokens`, made up to whole characters by `groups`. `text` is all that they are.
 
     `left_out` tokens at its end didn't fit into the model's block. `own`: the model wrote it, as none was given.
@@ -64,8 +64,13 @@ class Reading(View):
             for group in self.groups
             for at, token in enumerate(self.tokens[group.first : group.first + group.count], group.first)
         ]
-        return [Table(f"{len(rows)} tokens, {len(self.text)} characters",
-                      ("position", "id", "token", "bytes", "characters"), rows)]  # fmt: skip
+        return [
+            Table(
+                f"{len(rows)} tokens, {len(self.text)} characters",
+                ("position", "id", "token", "bytes", "characters"),
+                rows,
+            )
+        ]
 
     @property
     def ids(self) -> Tensor:
@@ -78,17 +83,17 @@ class Reading(View):
         return [token.label for token in self.tokens]
 
 
-def opened(run: RUN) -> Checkpoint:
+def load_checkpoint(run: RUN) -> Checkpoint:
     """What a RUN names, loaded, in float32 on a CPU; or what was loaded before."""
     return runs.load(run)
 
 
-def tokens(run: RUN, text: TEXT = None, *, unknown: str = "error") -> Reading:
-    """A text as tokens, grouped by characters. Their bytes, one after the other, are the text's UTF-8."""
-    return read(opened(run), text, unknown, limit=_MOST)
+def tokens(run: RUN, text: TEXT = None, *, unknown: str = "error") -> Tokens:
+    """A text as tokens, group_by_character by characters. Their bytes, one after the other, are the text's UTF-8."""
+    return tokenize(load_checkpoint(run), text, unknown, limit=_MOST)
 
 
-def read(loaded: Checkpoint, text: TEXT, unknown: str = "error", limit: int | None = 0) -> Reading:
+def tokenize(loaded: Checkpoint, text: TEXT, unknown: str = "error", limit: int | None = 0) -> Tokens:
     """A text, or ids, as the model reads them; what it writes itself, where none is given.
 
     Of a text longer than `limit`, 0 for the model's block, its beginning. Raises `OctavoError` for one without tokens.
@@ -104,12 +109,17 @@ def read(loaded: Checkpoint, text: TEXT, unknown: str = "error", limit: int | No
         raise OctavoError(f"there is no token {strange[0]}: this tokenizer has {known.vocab_size}", "ids from `tokens`")
     limit = loaded.model.settings.block_size if limit == 0 else limit
     kept = ids[:limit]
-    groups = grouped(known, kept)
-    return Reading("".join(group.text for group in groups), [named(known, id) for id in kept], groups,
-                   len(ids) - len(kept), own)  # fmt: skip
+    groups = group_by_character(known, kept)
+    return Tokens(
+        "".join(group.text for group in groups),
+        [make_token(known, id) for id in kept],
+        groups,
+        len(ids) - len(kept),
+        own,
+    )
 
 
-def grouped(tokenizer: Tokenizer, ids: Sequence[int]) -> list[Group]:
+def group_by_character(tokenizer: Tokenizer, ids: Sequence[int]) -> list[Group]:
     """The fewest tokens at a time that end where a character ends."""
     groups, decoder, first, text = [], codecs.getincrementaldecoder("utf-8")(errors="replace"), 0, ""
     for at, id in enumerate(ids):
@@ -120,7 +130,7 @@ def grouped(tokenizer: Tokenizer, ids: Sequence[int]) -> list[Group]:
     return groups
 
 
-def named(tokenizer: Tokenizer, id: int) -> Token:
+def make_token(tokenizer: Tokenizer, id: int) -> Token:
     """A token of the vocabulary; a model may have more rows than its tokenizer has tokens."""
     piece = tokenizer.token_bytes[id] if id < len(tokenizer.token_bytes) else b""
     return Token(id, label(piece) if piece else f"#{id}", piece.hex(" "))
@@ -144,14 +154,16 @@ def _visible(character: str, at: int) -> str:
     return _SIGNS.get(character, character)
 
 
-def within(value: int, count: int, name: str, option: str = "") -> int:
+def resolve_index(value: int, count: int, name: str, option: str = "") -> int:
     """A number from 0 up, or from the end where negative, held against how many there are."""
     if not -count <= value < count:
         raise OctavoError(f"{name} {value}: the {name}s are 0 to {count - 1}", f"--{option or name} {count - 1}")
     return value % count
 
 
-def shape_of(settings: ModelSettings) -> str:
+def describe_model(settings: ModelSettings) -> str:
     """A model in a line."""
-    return (f"{settings.n_layer} layers, {settings.n_head} heads, {settings.n_embd} wide, block "
-            f"{settings.block_size}, vocabulary {settings.vocab_size:,}")  # fmt: skip
+    return (
+        f"{settings.n_layer} layers, {settings.n_head} heads, {settings.n_embd} wide, block "
+        f"{settings.block_size}, vocabulary {settings.vocab_size:,}"
+    )

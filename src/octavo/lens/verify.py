@@ -21,14 +21,16 @@ from octavo import estimate
 from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
 from octavo.generation.decoder import decoder
-from octavo.lens import contributions, reference
-from octavo.lens.attention import Head, habits_of
-from octavo.lens.capture import finite, logits, looking, pattern, spelled_out, walk
+from octavo.lens import reference
+from octavo.lens.ablation import logits_without, without
+from octavo.lens.attention import Head, head_statistics
+from octavo.lens.capture import attention_pattern, explicit_attention, finite, inference, logits, walk
+from octavo.lens.contributions import logit_contributions, residual_contributions
 from octavo.lens.embedding import cosines
-from octavo.lens.logit_lens import of_rows, stage_logits
+from octavo.lens.logit_lens import stage_logits, summarize_rows
 from octavo.lens.shapes import shapes
-from octavo.lens.surprisal import scored
-from octavo.lens.tokens import RUN, opened, read, shape_of
+from octavo.lens.surprisal import token_surprisals
+from octavo.lens.tokens import RUN, describe_model, load_checkpoint, tokenize
 from octavo.lens.view import Table, View
 from octavo.loss import split_loss
 from octavo.model import GPT, KVCache
@@ -49,7 +51,7 @@ class Check:
 
 
 @dataclass(frozen=True, eq=False)
-class Verified(View):
+class Verification(View):
     """All checks of a checkpoint."""
 
     model: str
@@ -65,14 +67,16 @@ class Verified(View):
         return values
 
     def tables(self) -> list[Table]:
-        rows = [(each.name, f"{each.error:.2g}", f"{each.tolerance:g}", "ok" if each.ok else "WRONG")
-                for each in self.checks]  # fmt: skip
+        rows = [
+            (each.name, f"{each.error:.2g}", f"{each.tolerance:g}", "ok" if each.ok else "WRONG")
+            for each in self.checks
+        ]
         wrong = [each.name for each in self.checks if not each.ok]
         verdict = f"wrong: {', '.join(wrong)}" if wrong else f"all {len(rows)} checks hold"
         return [Table(f"{self.model}: {verdict}", ("check", "largest error", "may be", ""), rows)]
 
 
-def verify(run: RUN, *, seed: int = 0) -> Verified:
+def verify(run: RUN, *, seed: int = 0) -> Verification:
     """Hold every view, the cache, the engine and the causal mask against one another and against float64.
 
     On random ids, as many as the block has and at most 128. Errors of logits are relative to the largest of them, where
@@ -80,25 +84,33 @@ def verify(run: RUN, *, seed: int = 0) -> Verified:
     times what rounding every norm and sum does. Layers by themselves are held against float64 in float64. An error that
     is no number is not below any tolerance, and a check that can't be made is wrong.
     """
-    loaded = opened(run)
+    loaded = load_checkpoint(run)
     model, weights = loaded.model, reference.Files(loaded.folder)
     T = min(_LONGEST, model.settings.block_size)
     idx = torch.randint(model.settings.vocab_size, (1, T), generator=torch.Generator().manual_seed(seed))
-    with looking(model):
+    with inference(model):
         finite(model(idx))
         streams = reference.streams(weights, idx[0].numpy())
         rounded = reference.logits(weights, reference.streams(weights, idx[0].numpy(), rounded=True)[-1])
         rounding = _apart(torch.from_numpy(rounded), torch.from_numpy(reference.logits(weights, streams[-1])))
         margin = max(_MARGIN, 100 * rounding)
         groups = (
-            _shapes(model), _tokens(loaded), _position(loaded), _neighbors(model, int(idx[0, 0])),
-            _attention(model, idx, margin), _exact(model, idx, weights, streams, margin),
-            _lens(loaded, idx, weights, streams, margin), _residual(model, idx), _score(loaded, idx),
-            _ablate(model, idx, weights, margin), _causality(model, idx), _cache(model, idx, margin),
-        )  # fmt: skip
+            _shapes(model),
+            _tokens(loaded),
+            _position(loaded),
+            _neighbors(model, int(idx[0, 0])),
+            _attention(model, idx, margin),
+            _exact(model, idx, weights, streams, margin),
+            _lens(loaded, idx, weights, streams, margin),
+            _residual(model, idx),
+            _score(loaded, idx),
+            _ablate(model, idx, weights, margin),
+            _causality(model, idx),
+            _cache(model, idx, margin),
+        )
         found = [each for group in groups for each in _made(group)]
     checks = [Check(name, float(error), tolerance, bool(error <= tolerance)) for name, error, tolerance in found]
-    return Verified(shape_of(model.settings), all(check.ok for check in checks), checks)
+    return Verification(describe_model(model.settings), all(check.ok for check in checks), checks)
 
 
 def _made(group: Found) -> Found:
@@ -115,8 +127,15 @@ def _made(group: Found) -> Found:
 def _shapes(model: GPT) -> Found:
     settings = model.settings
     T = settings.block_size
-    axes = {"B": 1, "T": T, "C": settings.n_embd, "4C": 4 * settings.n_embd, "H": settings.n_head,
-            "D": settings.head_size, "V": settings.vocab_size}  # fmt: skip
+    axes = {
+        "B": 1,
+        "T": T,
+        "C": settings.n_embd,
+        "4C": 4 * settings.n_embd,
+        "H": settings.n_head,
+        "D": settings.head_size,
+        "V": settings.vocab_size,
+    }
     seen = shapes(settings)
     wrong = [each for each in seen.stages if each.shape != tuple(axes[letter] for letter in each.axes.split())]
     yield "shapes: as the settings say", len(wrong), 0
@@ -132,10 +151,11 @@ def _tokens(loaded: Checkpoint) -> Found:
     text = "".join(piece.decode(errors="ignore") for piece in known.token_bytes[:4096])
     if known.kind != "char":
         text += "é किताब 🦉"  # of which some tokens are a part of a character
-    reading = read(loaded, text, limit=None)
+    reading = tokenize(loaded, text, limit=None)
     pieces = [bytes.fromhex(token.bytes) for token in reading.tokens]
-    whole = all(b"".join(pieces[group.first : group.first + group.count]) == group.text.encode()
-                for group in reading.groups)  # fmt: skip
+    whole = all(
+        b"".join(pieces[group.first : group.first + group.count]) == group.text.encode() for group in reading.groups
+    )
     counted = [at for group in reading.groups for at in range(group.first, group.first + group.count)]
     wrong = (b"".join(pieces) != text.encode()) + (not whole) + (counted != list(range(len(pieces))))
     yield "tokens: their bytes are the text's", wrong, 0
@@ -168,17 +188,17 @@ def _attention(model: GPT, idx: Tensor, margin: float) -> Found:
     sums, future, first, habits = [0.0], [0.0], [0.0], [0.0]
     for i, layer in enumerate(walk(model, model.embed(idx))):
         for h in range(model.settings.n_head):
-            weights = pattern(layer.q[0, h], layer.k[0, h])
+            weights = attention_pattern(layer.q[0, h], layer.k[0, h])
             sums.append(_most(weights.sum(-1) - 1))
             future.append(_most(weights.triu(1)))
             first.append(_most(weights[0] - torch.eye(len(weights))[0]))
             if len(weights) > 1 and h == i % model.settings.n_head:
-                habits.append(_habits_apart(habits_of(i, h, weights), weights.double().numpy()))
+                habits.append(_habits_apart(head_statistics(i, h, weights), weights.double().numpy()))
     yield "attention: rows sum to 1", _worst(sums), 1e-5
     yield "attention: nothing from the future", _worst(future), 0
     yield "attention: the first sees itself", _worst(first), 0
     yield "attention: habits, one by one", _worst(habits), 1e-4
-    yield "attention: shown = fused", _apart(logits(model, idx, spelled_out), model(idx)), margin
+    yield "attention: shown = fused", _apart(logits(model, idx, explicit_attention), model(idx)), margin
 
 
 def _habits_apart(seen: Head, weights: np.ndarray) -> float:
@@ -226,25 +246,29 @@ def _lens(loaded: Checkpoint, idx: Tensor, weights: reference.Files, streams: li
     for layer in walk(model, x):
         seen.append(stage_logits(model, layer.after)[:, -4:].clone())  # not (layers, T, V)
         last = layer.after
-    yield "lens: the last row is the model's", _most(stage_logits(model, last) - model(idx)), 0
+    yield "logit_lens: the last row is the model's", _most(stage_logits(model, last) - model(idx)), 0
     theirs = [torch.from_numpy(reference.logits(weights, stream[-4:])) for stream in streams]
     errors = [_apart(a[0], b) for a, b in zip(seen, theirs, strict=True)]
-    yield "lens: every row, in float64", _worst(errors), margin
+    yield "logit_lens: every row, in float64", _worst(errors), margin
     guesses = [_guesses_apart(a[0], idx[0, -4:]) for a in seen]
-    yield "lens: guesses, entropy, surprisal, rank", _worst(guesses), 1e-4
+    yield "logit_lens: guesses, entropy, surprisal, rank", _worst(guesses), 1e-4
 
 
 def _guesses_apart(logits: Tensor, came: Tensor) -> float:
     """How far what the lens says of logits (P, V) is from what sorting them and a softmax in float64 say."""
-    ids, probabilities, entropy, surprisal, rank = of_rows(logits.clone(), came, 5)
+    ids, probabilities, entropy, surprisal, rank = summarize_rows(logits.clone(), came, 5)
     shares = logits.double().softmax(-1)
     order = logits.sort(dim=-1, descending=True, stable=True).indices
     mine = logits.gather(1, came[:, None])
     wrong = (ids != order[:, : ids.shape[1]]).sum() + (rank != 1 + (logits > mine).sum(1)).sum()
-    return _worst([
-        float(wrong), _most(probabilities - shares.gather(1, ids)), _apart(entropy, torch.special.entr(shares).sum(-1)),
-        _apart(surprisal, -logits.double().log_softmax(-1).gather(1, came[:, None])[:, 0]),
-    ])  # fmt: skip
+    return _worst(
+        [
+            float(wrong),
+            _most(probabilities - shares.gather(1, ids)),
+            _apart(entropy, torch.special.entr(shares).sum(-1)),
+            _apart(surprisal, -logits.double().log_softmax(-1).gather(1, came[:, None])[:, 0]),
+        ]
+    )
 
 
 def _residual(model: GPT, idx: Tensor) -> Found:
@@ -252,14 +276,14 @@ def _residual(model: GPT, idx: Tensor) -> Found:
     answer = model(idx)[0]
     *_, last = walk(model, model.embed(idx))
     for t in {0, idx.size(1) // 2, idx.size(1) - 1}:
-        _, written = contributions.wrote(model, idx, t)
+        _, written = residual_contributions(model, idx, t)
         size = max(last.after[0, t].norm().item(), 1e-30)
         stream.append((written.sum(0) - last.after[0, t]).norm().item() / size)
         id = int(answer[t].argmax())
-        share, rest = contributions.through_norm(model, written, model.lm_head.weight[id].double())
+        share, rest = logit_contributions(model, written, model.lm_head.weight[id].double())
         logit.append(_apart(share.sum() + rest, answer[t, id]))
-    yield "residual: parts sum to the stream", _worst(stream), 1e-5
-    yield "residual: parts sum to the logit", _worst(logit), _MARGIN
+    yield "contributions: parts sum to the stream", _worst(stream), 1e-5
+    yield "contributions: parts sum to the logit", _worst(logit), _MARGIN
 
 
 def _score(loaded: Checkpoint, idx: Tensor) -> Found:
@@ -267,35 +291,35 @@ def _score(loaded: Checkpoint, idx: Tensor) -> Found:
     model = loaded.model
     block_size = model.settings.block_size
     ids = idx[0].repeat(2 * block_size // idx.size(1) + 2)[: min(2 * block_size, 4 * _LONGEST) + 2].numpy()
-    surprisal, rank, _ = scored(model, ids)
+    surprisal, rank, _ = token_surprisals(model, ids)
     loss = split_loss(model, ids, block_size)
-    yield "score: a surprisal for every token", abs(len(surprisal) - (len(ids) - 1)), 0
-    yield "score: its mean is the loss", abs(surprisal.mean() - loss) / max(1.0, loss), 1e-6
+    yield "surprisal: a surprisal for every token", abs(len(surprisal) - (len(ids) - 1)), 0
+    yield "surprisal: its mean is the loss", abs(surprisal.mean() - loss) / max(1.0, loss), 1e-6
     first = model(torch.from_numpy(ids[None, :block_size]))[0]
     came = torch.from_numpy(ids[1 : block_size + 1])[:, None]
     plain = 1 + (first > first.gather(1, came)).sum(1)
-    yield "score: ranks, one by one", float(np.abs(rank[:block_size] - plain.numpy()).max()), 0
+    yield "surprisal: ranks, one by one", float(np.abs(rank[:block_size] - plain.numpy()).max()), 0
     blind = copy.copy(model)
     blind._modules = dict(model._modules)
     blind.lm_head = nn.Linear(model.settings.n_embd, model.settings.vocab_size, bias=False)
     nn.init.zeros_(blind.lm_head.weight)
     chance = math.log(model.settings.vocab_size)
-    yield "score: without a head, ln V", abs(scored(blind, ids)[0].mean() - chance), 1e-6
+    yield "surprisal: without a head, ln V", abs(token_surprisals(blind, ids)[0].mean() - chance), 1e-6
 
 
 def _ablate(model: GPT, idx: Tensor, weights: reference.Files, margin: float) -> Found:
     settings = model.settings
     whole, nothing = (torch.ones(1, settings.n_head), torch.ones(1)), [0.0]
     for i, layer in enumerate(walk(model, model.embed(idx))):
-        nothing.append(_most(contributions.rest_without(model, layer, i, *whole) - model(idx)))
+        nothing.append(_most(logits_without(model, layer, i, *whole) - model(idx)))
         if i == settings.n_layer // 2:
-            named, kept, mlp = contributions.without(i, settings.n_head)
+            named, kept, mlp = without(i, settings.n_head)
             n, head = next((n, part.head) for n, part in reversed(list(enumerate(named))) if part.head is not None)
-            ours = contributions.rest_without(model, layer, i, kept[n : n + 1], mlp[n : n + 1])[0, -4:]
+            ours = logits_without(model, layer, i, kept[n : n + 1], mlp[n : n + 1])[0, -4:]
             streams = reference.streams(weights, idx[0].numpy(), zeroed=(i, head))
             theirs = torch.from_numpy(reference.logits(weights, streams[-1][-4:]))
-    yield "ablate: nothing changes nothing", _worst(nothing), 0
-    yield "ablate: a head, in float64", _apart(ours, theirs) if settings.n_head > 1 else 0.0, margin
+    yield "ablation: nothing changes nothing", _worst(nothing), 0
+    yield "ablation: a head, in float64", _apart(ours, theirs) if settings.n_head > 1 else 0.0, margin
 
 
 def _causality(model: GPT, idx: Tensor) -> Found:
@@ -320,9 +344,14 @@ def _cache(model: GPT, idx: Tensor, margin: float) -> Found:
     errors = []
     for slot, both in enumerate((torch.cat([idx, other]), torch.cat([other, idx]))):
         theirs = [
-            engine.forward(both[:, a:b].flatten().tolist(), [0] * (b - a) + [1] * (b - a), 2 * list(range(a, b)),
-                           list(range(slot * (b - a), (slot + 1) * (b - a)))) for a, b in pieces
-        ]  # fmt: skip
+            engine.forward(
+                both[:, a:b].flatten().tolist(),
+                [0] * (b - a) + [1] * (b - a),
+                2 * list(range(a, b)),
+                list(range(slot * (b - a), (slot + 1) * (b - a))),
+            )
+            for a, b in pieces
+        ]
         errors.append(_apart(torch.cat(theirs), full))
     yield "engine: token by token = at once", _worst(errors), margin
 

@@ -98,10 +98,12 @@ def _as_text(table: Table) -> str:
     right = [_is_number(column) for column in zip(*table.rows, strict=True)] or [False] * len(table.columns)
     widths = [max(map(len, column)) for column in zip(table.columns, *shown, strict=True)]
     lines = [
-        "  ".join(cell.rjust(width) if numbers else cell.ljust(width)
-                  for cell, width, numbers in zip(row, widths, right, strict=True)).rstrip()
+        "  ".join(
+            cell.rjust(width) if numbers else cell.ljust(width)
+            for cell, width, numbers in zip(row, widths, right, strict=True)
+        ).rstrip()
         for row in [table.columns, *shown]
-    ]  # fmt: skip
+    ]
     more = len(table.rows) - len(shown)
     return "\n".join([table.title, *lines, *([f"... {more:,} more rows (--json has all)"] if more else [])])
 

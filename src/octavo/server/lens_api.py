@@ -15,14 +15,15 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
+from pydantic import AfterValidator, WithJsonSchema
 from torch.overrides import TorchFunctionMode
 
-from octavo import estimate, runs
+from octavo import estimate, runs, views
 from octavo.checkpoint import Checkpoint
 from octavo.server import responses
 from octavo.server.completions import unless_gone
@@ -31,15 +32,22 @@ from octavo.server.protocol import ApiError, LensRequest
 from octavo.server.worker import Served
 from octavo.settings import Settings
 
-Name = Literal["shapes", "tokens", "position", "neighbors", "map", "attention", "next", "lens", "residual", "score",
-               "ablate"]  # fmt: skip
-VIEWS: tuple[str, ...] = get_args(Name)
+VIEWS = tuple(name for name, view in views.VIEWS.items() if view.is_served)
 _LARGE = 200_000_000  # parameters: of such models one checkpoint is kept in memory, of others two
 _WORTH_PACKING = 2048  # bytes
 _AT_ONCE = 1000  # items of a list that become JSON while other threads wait
 _VIEW: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/json": {"schema": {"type": "object"}}}, "description": "the view's fields"}
 }
+
+
+def _served_view(name: str) -> str:
+    if name not in VIEWS:
+        raise ValueError(f"expected one of {', '.join(VIEWS)}")
+    return name
+
+
+ViewName = Annotated[str, AfterValidator(_served_view), WithJsonSchema({"type": "string", "enum": list(VIEWS)})]
 
 
 def routes(models: Mapping[str, Served], named: Callable[[str], Served], looker: "LensService") -> APIRouter:
@@ -53,7 +61,7 @@ def routes(models: Mapping[str, Served], named: Callable[[str], Served], looker:
         return responses.Lens(models=known, views=list(VIEWS))
 
     @router.post("/lens/{view}", response_class=Response, responses=_VIEW | responses.refusals(404, 500))
-    async def look(view: Name, body: LensRequest, request: Request) -> Response:
+    async def look(view: ViewName, body: LensRequest, request: Request) -> Response:
         """What the model does with a text: a view as `octavo.lens` has it."""
         return await looker.look(named(body.model), view, body, request)
 
@@ -107,7 +115,7 @@ class LensService:
                            param="text", code="context_length_exceeded")  # fmt: skip
         loaded = self._steps.at(served, body.step)
         with _Until(gone):
-            content, headers = packed(encoded(lens.look(loaded, view, **body.options)), accepted)
+            content, headers = packed(encoded(lens.inspect(loaded, view, **body.options)), accepted)
         return Response(content, headers=headers, media_type="application/json")
 
 

@@ -106,19 +106,19 @@ def _data_url(path: Path) -> str:
 def _answers(loaded: Checkpoint, text: str | None, layer: int, head: int, unknown: str, files: dict[str, Path]) -> str:
     """What the server would have answered, as JSON: its model, its views with their options; and the page's words."""
     from octavo import lens
-    from octavo.lens.tokens import within
+    from octavo.lens.tokens import resolve_index
 
     settings = loaded.model.settings
     reading = lens.tokens(loaded, text, unknown=unknown)
     ids = [token.id for token in reading.tokens]
-    layer, head = within(layer, settings.n_layer, "layer"), within(head, settings.n_head, "head")
+    layer, head = resolve_index(layer, settings.n_layer, "layer"), resolve_index(head, settings.n_head, "head")
     layers = range(settings.n_layer) if len(ids) <= _ALL_HEADS else [layer]
     pairs = sorted(itertools.product(layers, range(settings.n_head)), key=lambda pair: pair != (layer, head))
     found: list[tuple[str, dict[str, Any], Any]] = [("tokens", {}, lens.tokens(loaded, ids[: settings.block_size]))]
     for i, h in pairs:
         found.append(("shapes", {"layer": i, "head": h}, lens.shapes(loaded, ids, layer=i, head=h)))
         found.append(("attention", {"layer": i, "head": h}, lens.attention(loaded, ids, layer=i, head=h)))
-    found.append(("next", {}, lens.predict(loaded, ids)))
+    found.append(("next_token", {}, lens.next_token(loaded, ids)))
     found += _position(loaded, ["cat", *reading.text.split()[:1], reading.groups[0].text])
     told = [f'{{"view":"{view}","options":{json.dumps(options)},"answer":{lens_api.encoded(seen).decode()}}}'
             for view, options, seen in found]  # fmt: skip

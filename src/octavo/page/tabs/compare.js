@@ -113,9 +113,9 @@ export function mount(panel, app) {
     const { model: shape, step: served } = described(side);
     const options = { ...chosen(side), text: text.value, unknown: "skip" };
     await mustRead(options.text, described(side));
-    const views = ["score", "next", "tokens"].map((view) => lens(view, options));
+    const views = ["surprisal", "next_token", "tokens"].map((view) => lens(view, options));
     const [score, next, reading] = await Promise.all(views);
-    const residual = await lens("residual", { ...options, position: next.tokens.length - 1 });
+    const residual = await lens("contributions", { ...options, position: next.tokens.length - 1 });
     const which = [options.model, options.step ?? served].join(" ");
     return { options, which, shape, score, next, reading, residual, p: probabilities(next.logits) };
   }

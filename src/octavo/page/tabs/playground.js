@@ -178,7 +178,7 @@ export function mount(panel, app) {
 
   // A token of a step that the server doesn't write with: its logits are asked for, and it is drawn here.
   async function drawn(ids, signal) {
-    const { logits, vocabulary } = await lens("next", { text: ids }, { signal });
+    const { logits, vocabulary } = await lens("next_token", { text: ids }, { signal });
     const id = new Odds(logits).drawn(bend.settings, Math.random());
     return { id: [id], piece: (vocabulary[id] ?? "").replace(/[␣⏎]/g, (sign) => (sign === "␣" ? " " : "\n")) };
   }
@@ -229,7 +229,7 @@ export function mount(panel, app) {
     const ids = tokens.slice(from, at).map((token) => token.id);
     const found = { at, end, ids, came: end ? null : reading.tokens[at], step: app.step };
     mark(at, from);
-    found.next = ids.length ? await lens("next", { text: ids }, { instead: "place" }) : null;
+    found.next = ids.length ? await lens("next_token", { text: ids }, { instead: "place" }) : null;
     if (shown?.reading !== reading) return;
     place = found;
     idle.hidden = true;

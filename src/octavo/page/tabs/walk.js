@@ -139,7 +139,7 @@ export function mount(panel, app) {
     const [shapes, { groups, left_out }, next] = await Promise.all([
       lens("shapes", { ...read, layer, head }, { instead: "walk" }),
       lens("tokens", read, { instead: "walk tokens" }),
-      lens("next", read, { instead: "walk next" }).catch((error) => {
+      lens("next_token", read, { instead: "walk next" }).catch((error) => {
         if (there) return { logits: [], vocabulary: {} };
         throw error;
       }), // a saved page may be without

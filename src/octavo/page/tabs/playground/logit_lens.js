@@ -26,7 +26,7 @@ export class Layers {
   // `ids` are what the model had read; `came` is the token that stands there, if one does.
   async show({ ids, came, step }) {
     const text = came ? [...ids, came.id] : ids; // so that its rank is known; nothing earlier can see it
-    this.found = await lens("lens", { text, positions: [ids.length - 1], top: GUESSES, step }, { instead: "layers" });
+    this.found = await lens("logit_lens", { text, positions: [ids.length - 1], top: GUESSES, step }, { instead: "layers" });
     this.came = came;
     this.draw();
   }
@@ -133,7 +133,7 @@ export class Parts {
     this.error.replaceChildren();
     try {
       this.found = await lens(
-        "residual",
+        "contributions",
         { text: ids, position: ids.length - 1, step, ...asked },
         { instead: "parts" },
       );

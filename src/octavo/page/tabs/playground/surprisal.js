@@ -85,7 +85,7 @@ export class Surprisal {
       this.result.hidden = true; // it is of another text
       throw error;
     });
-    const [found, { groups }] = await Promise.all([lens("score", asked, { instead: "score" }), lens("tokens", asked)]);
+    const [found, { groups }] = await Promise.all([lens("surprisal", asked, { instead: "score" }), lens("tokens", asked)]);
     Object.assign(this, {
       found,
       groups: groups.filter((group) => group.first + group.count <= LONGEST),

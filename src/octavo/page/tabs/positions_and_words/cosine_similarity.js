@@ -124,7 +124,7 @@ export function likeness(app) {
       const pieces = await Promise.all(two.map((word) => readable(app.model, word)));
       if (pieces.every((each) => each?.length === 1)) return two;
     }
-    const { tokens } = await lens("map");
+    const { tokens } = await lens("projection");
     return tokens
       .map((token) => token.label.replace(/^␣/u, ""))
       .filter((label) => /^\p{L}+$/u.test(label))

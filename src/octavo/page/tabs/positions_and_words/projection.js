@@ -90,7 +90,7 @@ export function map(app) {
   }
 
   const words = () => (target?.word && app.model.model.vocab_size > 2000 ? [target.word] : []);
-  const ask = (step) => lens("map", { ...(step !== null && { step }), words: words() });
+  const ask = (step) => lens("projection", { ...(step !== null && { step }), words: words() });
 
   async function draw() {
     scrubber.value = at;

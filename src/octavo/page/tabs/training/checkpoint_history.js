@@ -170,7 +170,7 @@ export class Probe {
       try {
         const attention = await lens("attention", { model, step, text, layer, head, unknown: "skip" }, { signal });
         const residual = await lens(
-          "residual",
+          "contributions",
           { model, step, text, unknown: "skip", position: attention.tokens.length - 1 },
           { signal },
         );

@@ -1,0 +1,115 @@
+"""The table of views: what `octavo.lens` shows of a model, by one name each. Pure data, importable without PyTorch.
+
+A view's name is at once its function (`octavo.lens.attention`), its module (`octavo/lens/attention.py`), the word on
+the command line (`octavo inspect RUN attention`) and its path in the API (`POST /lens/attention`). The command line's
+help and flags, `octavo.lens.VIEWS`, the served views and the pictures derive from this table; tests hold the guide, the
+API's fields and the page against it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of views. `kind` is the type of one value; `flag` is its name on the command line."""
+
+    name: str
+    kind: type
+    metavar: str
+    help: str
+    flag: str
+    count: int = 1  # values that the flag takes
+    is_list: bool = False  # Python and the API take a list; the flag gives its only item
+    takes_ids: bool = False  # a token's text, or its id: the command line has --FLAG-id too
+    choices: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ViewSpec:
+    """A view: its name, what it shows, the options that it takes, and where it can be seen."""
+
+    name: str
+    summary: str
+    options: tuple[str, ...] = ()
+    tab: str = ""  # the page's tab that shows it, if one does
+    is_served: bool = True  # at POST /lens/NAME
+    is_plotted: bool = False  # by `octavo.lens.plots`
+    takes_preset: bool = False  # works on settings alone, without a trained model
+
+
+def _option(name: str, kind: type, metavar: str, help: str, flag: str = "", **others: Any) -> Option:
+    return Option(name, kind, metavar, help, flag or name, **others)
+
+
+OPTIONS = {
+    each.name: each
+    for each in (
+        _option("text", str, "TEXT", "the text to look at; default: a text that the model generates"),
+        _option("layer", int, "N", "a layer, from 0; negative: from the last"),
+        _option("head", int, "N", "a head, from 0; negative: from the last"),
+        _option("position", int, "N", "a position, from 0; negative: from the last (-1)"),
+        _option("positions", int, "N", "a position, from 0; negative: from the last", "position", is_list=True),
+        _option("token", str, "TEXT", "the token whose logit to explain; default: the most likely", takes_ids=True),
+        _option("word", str, "TEXT", "a word (cat, king)", takes_ids=True),
+        _option("words", str, "TEXT", "a word to show, however rare", "word", is_list=True, takes_ids=True),
+        _option("against", str, "TEXT", "another token to compare with", takes_ids=True),
+        _option("at", int, "N", "the two positions (1 10)", count=2),
+        _option("top", int, "N", "how many tokens to show"),
+        _option("seed", int, "N", "seed of the random token ids (0)"),
+        _option("unknown", str, "WHAT", "what to do with characters that the tokenizer does not know (error)",
+                choices=("error", "skip", "replace")),
+    )
+}  # fmt: skip
+
+VIEWS = {  # in the order in which a learner meets them
+    each.name: each
+    for each in (
+        ViewSpec("shapes", "the shape, parameters and FLOPs of every stage of the forward pass",
+                 ("text", "layer", "head", "unknown"), "walk", takes_preset=True),
+        ViewSpec("tokens", "the tokens of a text, grouped by character", ("text", "unknown"), "walk"),
+        ViewSpec("position", "a word at two positions: token embedding plus position embedding", ("word", "at"),
+                 "words", is_plotted=True),
+        ViewSpec("neighbors", "the tokens with the most similar embeddings, and how that changed during training",
+                 ("word", "top", "against"), "words", is_plotted=True),
+        ViewSpec("projection", "the token embeddings on their two principal axes", ("words",), "words",
+                 is_plotted=True),
+        ViewSpec("attention", "the attention pattern of one head, and statistics of all heads",
+                 ("text", "layer", "head", "unknown"), "attention", is_plotted=True),
+        ViewSpec("next_token", "the logits of the next token", ("text", "unknown"), "playground"),
+        ViewSpec("logit_lens", "the most likely next tokens after every layer",
+                 ("text", "top", "positions", "unknown"), "playground", is_plotted=True),
+        ViewSpec("contributions", "how much every head and MLP contributed to a logit",
+                 ("text", "position", "token", "against", "unknown"), "playground", is_plotted=True),
+        ViewSpec("surprisal", "the negative log-probability of every token, and the text's loss",
+                 ("text", "unknown"), "playground", is_plotted=True),
+        ViewSpec("ablation", "the loss and the next token without each head, attention, MLP and layer",
+                 ("text", "layer", "unknown"), is_plotted=True),
+        ViewSpec("losses", "the losses of a run during training", (), is_served=False, is_plotted=True),
+        ViewSpec("verify", "check the lens and the model against a float64 reference", ("seed",), is_served=False),
+    )
+}  # fmt: skip
+
+
+def options_from_flags(view: str, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """A view's options from values by flag: `--position 3` is `positions=[3]` for a view that takes several.
+
+    A flag that the view does not take keeps its name, for `octavo.lens.inspect` to refuse.
+    """
+    names = {OPTIONS[name].flag: OPTIONS[name] for name in VIEWS[view].options}
+    options = {}
+    for flag, value in flags.items():
+        option = names.get(flag)
+        options[option.name if option else flag] = [value] if option and option.is_list else value
+    return options
+
+
+def views_by_flag() -> dict[str, tuple[list[Option], list[str]]]:
+    """The command line's flags, in the order of `OPTIONS`: the options behind each, and the views that take them."""
+    flags: dict[str, tuple[list[Option], list[str]]] = {}
+    for option in OPTIONS.values():
+        options, names = flags.setdefault(option.flag, ([], []))
+        options.append(option)
+        names += [view.name for view in VIEWS.values() if option.name in view.options]
+    return flags
