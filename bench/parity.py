@@ -15,7 +15,6 @@ import tempfile
 from pathlib import Path
 
 import octavo
-from octavo.evaluation import evaluate_run
 
 EXPECTED, TOLERANCE = 1.90, 0.02  # nats per token
 
@@ -33,7 +32,7 @@ def main() -> int:
             run = octavo.train(options.text, preset="nanogpt-tiny", seed=seed, out=Path(folder) / "run", device="cpu",
                                sample_every=0, eval_every=2000)  # fmt: skip
             assert run.last is not None
-            loss = evaluate_run(octavo.load(run.last)).loss
+            loss = octavo.evaluate(run.last).loss
             speeds = [line["tokens_per_second"] for line in run.lines("metrics")][1:]
         results.append({"seed": seed, "val_loss": loss, "step_ms": 1000 * 12 * 64 / statistics.median(speeds)})
         if not options.json:

@@ -509,7 +509,7 @@ def test_a_folder_from_elsewhere_can_be_sampled_evaluated_and_tuned_but_not_resu
     assert say("sample", folder, "--max-new-tokens", 3).code == 0
     assert say("eval", folder, "text.txt").code == 0
     assert say("train", "text.txt", "--init", folder, "--max-steps", 1, "--device", "cpu").code == 0
-    refused("eval", folder, says="doesn't say which text it was trained on")
+    refused("eval", folder, says="which text it was trained on")
     refused("train", "--resume", folder, says="foreign is not a run")
 
 

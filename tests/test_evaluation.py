@@ -1,4 +1,4 @@
-"""Evaluation is exact: every token is predicted once, and the figures are those of a plain computation."""
+"""Evaluation is exact: every token is predicted once, and the figures match a plain float64 computation."""
 
 import math
 from pathlib import Path
@@ -16,7 +16,7 @@ from octavo import tokenizers
 from octavo.checkpoint import Checkpoint
 from octavo.data.prepare import prepare
 from octavo.errors import OctavoError
-from octavo.evaluation import count_bytes, evaluate, evaluate_run
+from octavo.evaluation import count_bytes, evaluate, evaluate_tokens
 from octavo.loss import next_token_loss, sequence_batches, split_loss
 from octavo.model import GPT
 from octavo.runs import Run
@@ -29,8 +29,8 @@ SMALL = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 8, "vocab_size":
 law = hypothesis.settings(derandomize=True, deadline=None, max_examples=30)
 
 
-def wide(**shape: Any) -> GPT:
-    """A model whose weights lie far enough apart that its losses differ from token to token."""
+def spread_out_model(**shape: Any) -> GPT:
+    """A model with weights so different that its losses differ from token to token."""
     model = GPT(ModelSettings(**SMALL | shape)).eval()
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
@@ -61,11 +61,11 @@ def plain_losses(model: GPT, tokens: np.ndarray, block_size: int) -> list[float]
 
 @law
 @hypothesis.given(length=st.integers(2, 40), block_size=st.integers(1, 8))
-@hypothesis.example(length=9, block_size=8)  # one window, exactly
+@hypothesis.example(length=9, block_size=8)  # one batch, exactly
 @hypothesis.example(length=10, block_size=8)  # and one token more
 @hypothesis.example(length=2, block_size=8)
-def test_split_loss_is_the_mean_of_plain_losses_over_consecutive_windows(length: int, block_size: int) -> None:
-    model, tokens = wide(), ids(length)
+def test_split_loss_is_the_mean_of_plain_losses_over_consecutive_sequences(length: int, block_size: int) -> None:
+    model, tokens = spread_out_model(), ids(length)
     losses = plain_losses(model, tokens, block_size)
     assert split_loss(model, tokens, block_size) == pytest.approx(sum(losses) / len(losses), abs=1e-5)
 
@@ -76,41 +76,41 @@ def test_split_loss_is_the_mean_of_plain_losses_over_consecutive_windows(length:
     block_size=st.integers(1, 70),
     at_once=st.sampled_from([1, 10, 64, 4096]),
 )
-def test_windows_predict_every_token_but_the_first_once(length: int, block_size: int, at_once: int) -> None:
-    tokens = np.arange(length, dtype=np.uint16)  # each its own place
+def test_sequences_predict_every_token_but_the_first_once(length: int, block_size: int, at_once: int) -> None:
+    tokens = np.arange(length, dtype=np.uint16)  # each token is its own position
     targets = []
-    for window in sequence_batches(tokens, block_size, at_once):
-        assert window.dtype == np.int64
-        assert window.shape[1] == block_size + 1 or (len(window) == 1 and 2 <= window.shape[1] <= block_size)
-        assert len(window) == 1 or window[:, 1:].size <= at_once
-        assert (np.diff(window) == 1).all()
-        assert (window[:, 0] % block_size == 0).all()
-        targets.extend(window[:, 1:].flatten().tolist())
+    for batch in sequence_batches(tokens, block_size, at_once):
+        assert batch.dtype == np.int64
+        assert batch.shape[1] == block_size + 1 or (len(batch) == 1 and 2 <= batch.shape[1] <= block_size)
+        assert len(batch) == 1 or batch[:, 1:].size <= at_once
+        assert (np.diff(batch) == 1).all()
+        assert (batch[:, 0] % block_size == 0).all()
+        targets.extend(batch[:, 1:].flatten().tolist())
     assert targets == list(range(1, length))
 
 
-def test_how_many_windows_go_at_once_does_not_change_the_loss() -> None:
-    model, tokens = wide(), ids(200)
+def test_tokens_per_batch_does_not_change_the_loss() -> None:
+    model, tokens = spread_out_model(), ids(200)
     expected = split_loss(model, tokens, 8)
     for rows in (8, 4, 1):
         assert split_loss(model, tokens, 8, tokens_per_batch=8 * rows) == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_split_is_evaluated_from_a_file_as_from_memory(tmp_path: Path) -> None:
+def test_a_memory_mapped_split_has_the_same_loss_as_one_in_memory(tmp_path: Path) -> None:
     np.save(tmp_path / "val.npy", ids(50))
     mapped = np.load(tmp_path / "val.npy", mmap_mode="r")
-    assert split_loss(wide(), mapped, 8) == split_loss(wide(), ids(50), 8)
+    assert split_loss(spread_out_model(), mapped, 8) == split_loss(spread_out_model(), ids(50), 8)
 
 
 @pytest.mark.parametrize("vocab_size", [2, 13, 50257])
-def test_a_model_that_knows_nothing_loses_the_log_of_its_vocabulary(vocab_size: int) -> None:
-    model = wide(vocab_size=vocab_size)
+def test_a_model_with_equal_logits_has_the_log_of_its_vocabulary_as_loss(vocab_size: int) -> None:
+    model = spread_out_model(vocab_size=vocab_size)
     nn.init.zeros_(model.transformer.wte.weight)  # tied: every logit is zero
     assert split_loss(model, ids(100, vocab_size), 8) == pytest.approx(math.log(vocab_size), rel=1e-6)
 
 
-def test_evaluation_takes_no_dropout_and_leaves_the_model_as_it_was() -> None:
-    model = wide(dropout=0.5, attention_dropout=0.5)
+def test_evaluation_uses_no_dropout_and_does_not_change_the_model() -> None:
+    model = spread_out_model(dropout=0.5, attention_dropout=0.5)
     expected = split_loss(model, ids(50), 8)
     assert not model.training
     assert split_loss(model.train(), ids(50), 8) == expected
@@ -135,13 +135,13 @@ KINDS = ["char", "byte", "word", "bpe:300"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_figures_are_those_of_the_text(kind: str) -> None:
+def test_loss_perplexity_and_bits_per_byte_match_a_plain_computation(kind: str) -> None:
     tokenizer = tokenizers.build(kind, TEXT)
     tokens = tokenizer.encode(TEXT)[:60]
-    model = wide(vocab_size=tokenizer.vocab_size)
+    model = spread_out_model(vocab_size=tokenizer.vocab_size)
     losses = plain_losses(model, tokens, 8)
     size = len(b"".join(tokenizer.token_bytes[id] for id in tokens[1:]))
-    result = evaluate(model, tokenizer, tokens)
+    result = evaluate_tokens(model, tokenizer, tokens)
     assert result.loss == pytest.approx(sum(losses) / 59, abs=1e-5)
     assert result.perplexity == pytest.approx(math.exp(sum(losses) / 59), rel=1e-5)
     assert result.bits_per_byte == pytest.approx(sum(losses) / math.log(2) / size, rel=1e-5)
@@ -149,83 +149,100 @@ def test_figures_are_those_of_the_text(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_bytes_of_the_tokens_are_the_bytes_of_the_text(kind: str) -> None:
+def test_the_counted_bytes_are_those_of_the_text(kind: str) -> None:
     tokenizer = tokenizers.build(kind, TEXT)
     tokens = tokenizer.encode(TEXT)
     assert count_bytes(tokenizer, tokens) == len(TEXT.encode()) > len(TEXT)
     first = len(tokenizer.token_bytes[tokens[0]])
-    assert evaluate(wide(vocab_size=tokenizer.vocab_size), tokenizer, tokens).bytes == len(TEXT.encode()) - first
+    assert (
+        evaluate_tokens(spread_out_model(vocab_size=tokenizer.vocab_size), tokenizer, tokens).bytes
+        == len(TEXT.encode()) - first
+    )
 
 
-def test_whoever_knows_nothing_of_bytes_needs_eight_bits_each() -> None:
+def test_a_byte_model_with_equal_logits_needs_eight_bits_per_byte() -> None:
     tokenizer = tokenizers.build("byte", "")
-    model = wide(vocab_size=256)
+    model = spread_out_model(vocab_size=256)
     nn.init.zeros_(model.transformer.wte.weight)
-    result = evaluate(model, tokenizer, tokenizer.encode(TEXT))
+    result = evaluate_tokens(model, tokenizer, tokenizer.encode(TEXT))
     assert result.bits_per_byte == pytest.approx(8, rel=1e-6)
     assert result.perplexity == pytest.approx(256, rel=1e-5)
 
 
-def test_windows_may_be_shorter_than_the_models_and_never_longer() -> None:
+def test_block_size_may_be_smaller_than_the_models_but_not_larger() -> None:
     tokenizer = tokenizers.build("byte", "")
-    model, tokens = wide(vocab_size=256), tokenizer.encode(TEXT)
-    for asked, taken in ((None, 8), (3, 3), (8, 8)):
-        result = evaluate(model, tokenizer, tokens, asked)
-        assert result.block_size == taken
-        assert result.loss == pytest.approx(split_loss(model, tokens, taken), abs=1e-9)
-    with pytest.raises(OctavoError, match="more than the model's 8 positions"):
-        evaluate(model, tokenizer, tokens, 9)
+    model, tokens = spread_out_model(vocab_size=256), tokenizer.encode(TEXT)
+    for given, used in ((None, 8), (3, 3), (8, 8)):
+        result = evaluate_tokens(model, tokenizer, tokens, given)
+        assert result.block_size == used
+        assert result.loss == pytest.approx(split_loss(model, tokens, used), abs=1e-9)
+    with pytest.raises(OctavoError, match="block_size=9"):
+        evaluate_tokens(model, tokenizer, tokens, 9)
 
 
 @pytest.mark.parametrize("block_size", [0, -1, -8])
-def test_windows_of_no_length_are_refused(block_size: int) -> None:
+def test_a_block_size_below_one_is_an_error(block_size: int) -> None:
     tokenizer = tokenizers.build("byte", "")
-    with pytest.raises(OctavoError, match=f"block_size={block_size} "):
-        evaluate(wide(vocab_size=256), tokenizer, tokenizer.encode(TEXT), block_size)
+    with pytest.raises(OctavoError, match=f"block_size={block_size}:"):
+        evaluate_tokens(spread_out_model(vocab_size=256), tokenizer, tokenizer.encode(TEXT), block_size)
 
 
 @pytest.mark.parametrize("length", [0, 1])
-def test_a_text_without_anything_to_predict_is_refused(length: int) -> None:
-    with pytest.raises(OctavoError, match=f"{length} tokens: nothing to predict"):
-        evaluate(wide(), tokenizers.build("char", "abc"), ids(length))
+def test_a_text_of_fewer_than_two_tokens_is_an_error(length: int) -> None:
+    with pytest.raises(OctavoError, match=f"{length} tokens"):
+        evaluate_tokens(spread_out_model(), tokenizers.build("char", "abc"), ids(length))
 
 
-def test_an_id_beyond_the_vocabulary_is_refused() -> None:
-    with pytest.raises(OctavoError, match=r"id 13 is beyond the model's vocabulary of 13"):
-        evaluate(wide(), tokenizers.build("char", "abc"), np.array([0, 13, 1]))
+def test_a_token_id_outside_the_vocabulary_is_an_error() -> None:
+    with pytest.raises(OctavoError, match="id 13"):
+        evaluate_tokens(spread_out_model(), tokenizers.build("char", "abc"), np.array([0, 13, 1]))
 
 
-def test_a_model_so_wrong_that_its_perplexity_overflows_is_still_told() -> None:
+def test_perplexity_stays_finite_when_the_exponential_overflows() -> None:
     tokenizer = tokenizers.build("byte", "")
-    model = wide(vocab_size=256)
+    model = spread_out_model(vocab_size=256)
     model.transformer.wte.weight.data *= 1e4
-    result = evaluate(model, tokenizer, tokenizer.encode(TEXT))
+    result = evaluate_tokens(model, tokenizer, tokenizer.encode(TEXT))
     assert result.loss > 710  # exp of more is beyond float64
     assert math.isfinite(result.perplexity)
 
 
-def test_broken_weights_are_told_and_not_taken_for_a_loss() -> None:
-    model = wide()
+def test_weights_that_are_not_finite_are_an_error() -> None:
+    model = spread_out_model()
     model.transformer.ln_f.weight.data[0] = math.nan
     with pytest.raises(OctavoError, match="weights are broken"):
-        evaluate(model, tokenizers.build("char", "abc"), ids(50, 3))
+        evaluate_tokens(model, tokenizers.build("char", "abc"), ids(50, 3))
 
 
-# A RUN and a text
+# A run and a source
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A few steps on a small text that lies beside the run."""
+    """A few steps on a small text, stored beside the run."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "text.txt").write_text(TEXT, encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:  # the whole session's cache is no test's own
+    with pytest.MonkeyPatch.context() as patch:  # keep the cache of the test session unchanged
         patch.setenv("OCTAVO_CACHE", str(folder / "cache"))
         return octavo.train(
-            folder / "text.txt", out=folder / "run", tokenizer="bpe:300", n_layer=1, n_head=2, n_embd=16,
-            block_size=8, batch_size=4, max_steps=6, eval_every=3, sample_every=0, val_fraction=0.2, keep_checkpoints=0,
-            warmup_steps=1, device="cpu", precision="fp32", compile="off",
-        )  # fmt: skip
+            folder / "text.txt",
+            out=folder / "run",
+            tokenizer="bpe:300",
+            n_layer=1,
+            n_head=2,
+            n_embd=16,
+            block_size=8,
+            batch_size=4,
+            max_steps=6,
+            eval_every=3,
+            sample_every=0,
+            val_fraction=0.2,
+            keep_checkpoints=0,
+            warmup_steps=1,
+            device="cpu",
+            precision="fp32",
+            compile="off",
+        )
 
 
 @pytest.fixture
@@ -241,8 +258,9 @@ def val_text() -> str:
     return TEXT[int(len(TEXT) * 0.8) :]
 
 
-def test_a_runs_own_validation_split_gives_the_loss_that_training_wrote_down(trained: Run, loaded: Checkpoint) -> None:
-    result = evaluate_run(loaded)
+def test_the_validation_split_gives_the_loss_that_training_logged(trained: Run, loaded: Checkpoint) -> None:
+    result = evaluate(loaded)
+    assert result == evaluate(trained) == evaluate(trained.folder) == evaluate(str(trained.folder))
     assert result.loss == loaded.info["val_loss"]
     assert result.bits_per_byte == pytest.approx(loaded.info["bits_per_byte"], rel=1e-12)
     assert result.tokens == len(loaded.tokenizer.encode(val_text())) - 1
@@ -250,59 +268,59 @@ def test_a_runs_own_validation_split_gives_the_loss_that_training_wrote_down(tra
     assert result.loss == pytest.approx(sum(losses) / len(losses), abs=1e-5)
 
 
-def test_a_text_file_is_evaluated_whole(loaded: Checkpoint, tmp_path: Path) -> None:
+def test_a_text_file_is_evaluated_completely(loaded: Checkpoint, tmp_path: Path) -> None:
     other = "the owl sat on the mat: किताब! ξένος\n"
     (tmp_path / "other.txt").write_text(other, encoding="utf-8")
     tokens = loaded.tokenizer.encode(other)
-    result = evaluate_run(loaded, str(tmp_path / "other.txt"))
-    assert result == evaluate(loaded.model, loaded.tokenizer, tokens)
+    result = evaluate(loaded, str(tmp_path / "other.txt"))
+    assert result == evaluate_tokens(loaded.model, loaded.tokenizer, tokens)
     assert result.tokens == len(tokens) - 1
-    shorter = evaluate_run(loaded, str(tmp_path / "other.txt"), block_size=3)
-    assert shorter == evaluate(loaded.model, loaded.tokenizer, tokens, 3) != result
+    shorter = evaluate(loaded, str(tmp_path / "other.txt"), block_size=3)
+    assert shorter == evaluate_tokens(loaded.model, loaded.tokenizer, tokens, 3) != result
 
 
-def test_a_prepared_folder_stands_for_its_validation_split(trained: Run, loaded: Checkpoint, tmp_path: Path) -> None:
+def test_a_prepared_folder_means_its_validation_split(trained: Run, loaded: Checkpoint, tmp_path: Path) -> None:
     prepare(DataSettings(source=str(text_of(trained)), tokenizer="bpe:300", val_fraction=0.2), tmp_path / "tokens")
-    assert evaluate_run(loaded, str(tmp_path / "tokens")) == evaluate_run(loaded)
+    assert evaluate(loaded, str(tmp_path / "tokens")) == evaluate(loaded)
 
 
-def test_a_folder_prepared_with_another_tokenizer_is_refused(trained: Run, loaded: Checkpoint, tmp_path: Path) -> None:
+def test_a_folder_prepared_with_another_tokenizer_is_an_error(trained: Run, loaded: Checkpoint, tmp_path: Path) -> None:
     prepare(DataSettings(source=str(text_of(trained)), tokenizer="byte"), tmp_path / "tokens")
-    with pytest.raises(OctavoError, match="prepared with another tokenizer"):
-        evaluate_run(loaded, str(tmp_path / "tokens"))
+    with pytest.raises(OctavoError, match="another tokenizer"):
+        evaluate(loaded, str(tmp_path / "tokens"))
 
 
-@pytest.mark.parametrize(("content", "said"), [("a", "1 tokens: nothing to predict"), ("", "is empty")])
-def test_a_file_without_anything_to_predict_is_refused(
-    content: str, said: str, loaded: Checkpoint, tmp_path: Path
+@pytest.mark.parametrize(("content", "message"), [("a", "1 tokens"), ("", "is empty")])
+def test_a_file_of_fewer_than_two_tokens_is_an_error(
+    content: str, message: str, loaded: Checkpoint, tmp_path: Path
 ) -> None:
     (tmp_path / "short.txt").write_text(content, encoding="utf-8")
-    with pytest.raises(OctavoError, match=said):
-        evaluate_run(loaded, str(tmp_path / "short.txt"))
+    with pytest.raises(OctavoError, match=message):
+        evaluate(loaded, str(tmp_path / "short.txt"))
 
 
-def test_a_text_with_unknown_characters_is_refused_or_evaluated_without_them(tmp_path: Path) -> None:
+def test_unknown_characters_are_an_error_or_are_skipped(tmp_path: Path) -> None:
     tokenizer: Tokenizer = tokenizers.build("char", "abc\n")
-    model = wide(vocab_size=tokenizer.vocab_size)
+    model = spread_out_model(vocab_size=tokenizer.vocab_size)
     loaded = Checkpoint(model, tokenizer, model.settings, {}, Path("nowhere"))
     (tmp_path / "text.txt").write_text("abcéabc\nccba", encoding="utf-8")
-    with pytest.raises(OctavoError, match="unknown characters 'é'"):
-        evaluate_run(loaded, str(tmp_path / "text.txt"))
-    skipped = evaluate_run(loaded, str(tmp_path / "text.txt"), unknown="skip")
-    assert skipped == evaluate(model, tokenizer, tokenizer.encode("abcabc\nccba"))
+    with pytest.raises(OctavoError, match="é"):
+        evaluate(loaded, str(tmp_path / "text.txt"))
+    skipped = evaluate(loaded, str(tmp_path / "text.txt"), unknown="skip")
+    assert skipped == evaluate_tokens(model, tokenizer, tokenizer.encode("abcabc\nccba"))
 
 
-def test_a_text_that_has_changed_since_is_not_taken_for_the_runs_own(trained: Run, loaded: Checkpoint) -> None:
+def test_a_source_that_changed_since_training_is_an_error(trained: Run, loaded: Checkpoint) -> None:
     text_of(trained).write_text(TEXT + "more", encoding="utf-8")
     try:
         with pytest.raises(OctavoError, match="is not the text that this run was trained on"):
-            evaluate_run(loaded)
+            evaluate(loaded)
     finally:
         text_of(trained).write_text(TEXT, encoding="utf-8")
 
 
-def test_a_model_from_elsewhere_needs_a_text(loaded: Checkpoint) -> None:
+def test_a_checkpoint_without_a_recorded_source_needs_one(loaded: Checkpoint) -> None:
     foreign = Checkpoint(loaded.model, loaded.tokenizer, loaded.model.settings, {}, loaded.folder)
-    with pytest.raises(OctavoError, match="doesn't say which text") as caught:
-        evaluate_run(foreign)
+    with pytest.raises(OctavoError, match="does not record which text") as caught:
+        evaluate(foreign)
     assert f"octavo eval {loaded.folder} SOURCE" in str(caught.value.hint)

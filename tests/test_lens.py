@@ -31,7 +31,7 @@ from lenses import KINDS, LINE, TEXT, tiny, trained_on, weights_of, written
 from octavo import checkpoint, kernels, lens, tokenizers, views
 from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
-from octavo.evaluation import evaluate
+from octavo.evaluation import evaluate_tokens
 from octavo.model import GPT
 from octavo.runs import Run
 from octavo.settings import ModelSettings, resolve
@@ -857,7 +857,7 @@ def test_surprisal_and_rank_are_those_of_the_plain_reference(case: Case) -> None
 @pytest.mark.parametrize("length", [2, 16, 17, 18, 33, 100])
 def test_the_mean_of_surprisals_is_the_models_loss_over_any_number_of_windows(small: Checkpoint, length: int) -> None:
     ids = small.tokenizer.encode(TEXT)[:length]
-    view, result = lens.surprisal(small, ids), evaluate(small.model, small.tokenizer, ids)
+    view, result = lens.surprisal(small, ids), evaluate_tokens(small.model, small.tokenizer, ids)
     assert len(view.tokens) == len(view.surprisal) == len(view.rank) == len(view.guesses) == length
     assert view.surprisal[1:].mean() == pytest.approx(result.loss, abs=1e-6)
     assert view.loss == pytest.approx(result.loss, abs=1e-6)
@@ -879,7 +879,7 @@ def test_how_many_windows_run_at_once_changes_no_surprisal(small: Checkpoint, mo
 
 def test_the_mean_of_surprisals_is_the_loss_of_a_text_of_many_windows(case: Case) -> None:
     """Of a loss above 1 as far as float32 goes, in which it is summed."""
-    loss = evaluate(case.model, case.loaded.tokenizer, case.loaded.tokenizer.encode(TEXT)).loss
+    loss = evaluate_tokens(case.model, case.loaded.tokenizer, case.loaded.tokenizer.encode(TEXT)).loss
     assert lens.surprisal(case.loaded, TEXT).loss == pytest.approx(loss, rel=1e-6, abs=1e-6)
 
 

@@ -79,8 +79,8 @@ def test_it_is_trained_on_evaluated_and_found_again(tmp_path: Path, monkeypatch:
     run = octavo.train(folder, max_steps=3, n_layer=1, n_embd=16, n_head=2, block_size=16, batch_size=4)
     assert run.folder.name == "theirs-1"
     loaded = runs.load(run.folder)
-    known = evaluation.evaluate_run(loaded)
-    assert evaluation.evaluate_run(loaded, str(folder)) == known
+    known = evaluation.evaluate(loaded)
+    assert evaluation.evaluate(loaded, str(folder)) == known
     assert octavo.train(resume=run.folder, max_steps=5).last is not None
     settings = loaded.settings
     assert isinstance(settings, DataSettings)

@@ -348,9 +348,9 @@ def test_a_run_tells_its_story_in_order_and_writes_it_down() -> None:
 
 def test_the_reported_validation_loss_is_that_of_the_checkpoint() -> None:
     ended = finished(run_events())
-    from octavo.evaluation import evaluate_run
+    from octavo.evaluation import evaluate
 
-    assert evaluate_run(octavo.load(ended.checkpoint)).loss == ended.val_loss
+    assert evaluate(ended.checkpoint).loss == ended.val_loss
 
 
 def test_training_learns_a_text_by_heart() -> None:

@@ -111,12 +111,19 @@ def sample(arguments: argparse.Namespace) -> int:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """octavo eval"""
-    from octavo import evaluation, runs
+    from octavo import evaluation
     from octavo.device import find_device
 
-    loaded = runs.load(arguments.run, find_device(arguments.device))
-    result = evaluation.evaluate_run(loaded, arguments.source, arguments.block_size, arguments.unknown,
-                                     arguments.encoding, arguments.errors, arguments.text_field)  # fmt: skip
+    result = evaluation.evaluate(
+        arguments.run,
+        arguments.source,
+        block_size=arguments.block_size,
+        unknown=arguments.unknown,
+        encoding=arguments.encoding,
+        errors=arguments.errors,
+        text_field=arguments.text_field,
+        device=find_device(arguments.device),
+    )
     return _report(
         arguments,
         result,

@@ -1,6 +1,7 @@
-"""How well a model knows a text: loss, perplexity, bits per byte. Exact, over the whole text.
+"""Evaluate a model on a text: loss, perplexity and bits per byte, computed exactly over the whole text.
 
-Bits per byte compare models with different tokenizers, for all of them are charged for the same bytes.
+Bits per byte compare models with different tokenizers, because all of them are charged for the same bytes. Nothing here
+samples: every token except the first is predicted once.
 """
 
 import math
@@ -8,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from octavo import runs
 from octavo.checkpoint import Checkpoint
 from octavo.data import sources
 from octavo.data.dataset import is_prepared, open_dataset
@@ -17,91 +20,106 @@ from octavo.data.shards import Shards
 from octavo.errors import OctavoError
 from octavo.loss import split_loss
 from octavo.model import GPT
+from octavo.runs import RunLike
 from octavo.settings import Settings
 from octavo.tokenizers import Tokenizer
+
+_TOKENS_PER_STEP = 1 << 22  # of `count_bytes`
+_LARGEST_EXPONENT = 700.0  # e to the power of more overflows float64
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Loss in nats per token, its exponential, and bits per byte of text, in windows of `block_size`."""
+    """Loss in nats per token, perplexity, and bits per byte of text, in consecutive sequences of `block_size`."""
 
     loss: float
     perplexity: float
     bits_per_byte: float
-    tokens: int  # that were predicted: all but the first
-    bytes: int  # of those tokens
+    tokens: int  # predicted tokens: all but the first
+    bytes: int  # of the predicted tokens
     block_size: int
 
 
 def evaluate(
-    model: GPT, tokenizer: Tokenizer, tokens: np.ndarray | Shards, block_size: int | None = None
-) -> Evaluation:
-    """Score `tokens` in consecutive windows of `block_size` (the model's own, if not said).
-
-    Raises `OctavoError` where there is nothing to predict, or an id is beyond the model's vocabulary.
-    """
-    if block_size is not None and block_size < 1:
-        raise OctavoError(
-            f"block_size={block_size} is not a number of tokens", f"--block-size {model.settings.block_size}"
-        )
-    if len(tokens) < 2:
-        raise OctavoError(f"{len(tokens)} tokens: nothing to predict", "a text of at least two tokens")
-    if int(tokens.max()) >= model.settings.vocab_size:
-        raise OctavoError(
-            f"token id {int(tokens.max())} is beyond the model's vocabulary of {model.settings.vocab_size}",
-            "the tokenizer that the model was trained with",
-        )
-    if block_size is not None and block_size > model.settings.block_size:
-        raise OctavoError(
-            f"block_size={block_size} is more than the model's {model.settings.block_size} positions",
-            f"--block-size {model.settings.block_size}",
-        )
-    block_size = block_size or model.settings.block_size
-    loss = split_loss(model, tokens, block_size)
-    if not math.isfinite(loss):
-        raise OctavoError(f"the model's loss is {loss:g}: its weights are broken", "an earlier checkpoint")
-    size = max(1, count_bytes(tokenizer, tokens) - count_bytes(tokenizer, tokens[:1]))
-    return Evaluation(
-        loss=loss,
-        perplexity=math.exp(min(loss, 700.0)),  # beyond, a float overflows
-        bits_per_byte=loss * (len(tokens) - 1) / (size * math.log(2)),
-        tokens=len(tokens) - 1,
-        bytes=size,
-        block_size=block_size,
-    )
-
-
-def evaluate_run(
-    loaded: Checkpoint,
-    source: str | None = None,
+    run: RunLike,
+    source: str | Path | None = None,
+    *,
     block_size: int | None = None,
     unknown: str = "error",
     encoding: str = "utf-8",
     errors: str = "strict",
     text_field: str = "text",
+    device: torch.device | str = "cpu",
 ) -> Evaluation:
-    """Score a text with a loaded checkpoint; without one, the validation split that it was trained beside.
+    """Evaluate a run on a source; without one, on the validation split that its training used.
 
-    A prepared folder stands for its validation split. Raises `OctavoError` for a text that can't be had.
+    A prepared folder means its validation split. `unknown` says what to do with characters that the tokenizer does not
+    know; `encoding`, `errors` and `text_field` say how the source is read. Raises `OctavoError` if the text is not
+    available.
     """
-    if source is None:
-        if not isinstance(loaded.settings, Settings) or "data" not in loaded.info:
-            raise OctavoError(
-                f"{loaded.folder} doesn't say which text it was trained on", f"octavo eval {loaded.folder} SOURCE"
-            )
-        again = reopen_dataset(loaded.settings, loaded.info["data"], loaded.tokenizer)
-        tokens: np.ndarray | Shards = again.tokens("val")
-    elif is_prepared(source):
-        prepared = open_dataset(Path(source))
-        if prepared.tokenizer.fingerprint != loaded.tokenizer.fingerprint:
-            raise OctavoError(f"{source} was prepared with another tokenizer than the model's", "the text itself")
-        tokens = prepared.tokens("val")
-    else:
-        tokens = encode_all(sources.read(source, encoding, errors, text_field), loaded.tokenizer, unknown)
-    return evaluate(loaded.model, loaded.tokenizer, tokens, block_size)
+    loaded = runs.load(run, device)
+    tokens = _read_tokens(loaded, None if source is None else str(source), unknown, encoding, errors, text_field)
+    return evaluate_tokens(loaded.model, loaded.tokenizer, tokens, block_size)
+
+
+def evaluate_tokens(
+    model: GPT, tokenizer: Tokenizer, tokens: np.ndarray | Shards, block_size: int | None = None
+) -> Evaluation:
+    """Evaluate a model on token ids, in consecutive sequences of `block_size` (default: the model's).
+
+    Raises `OctavoError` if there is nothing to predict, or an id is outside the model's vocabulary.
+    """
+    longest = model.settings.block_size
+    block_size = longest if block_size is None else block_size
+    if not 1 <= block_size <= longest:
+        raise OctavoError(
+            f"block_size={block_size}: expected 1 to {longest}, the model's own block_size", f"--block-size {longest}"
+        )
+    if len(tokens) < 2:
+        raise OctavoError(f"the text has {len(tokens)} tokens: nothing to predict", "a text of at least two tokens")
+    if (largest := int(tokens.max())) >= model.settings.vocab_size:
+        raise OctavoError(
+            f"token id {largest} is outside the model's vocabulary of {model.settings.vocab_size}",
+            "the tokenizer that the model was trained with",
+        )
+    loss = split_loss(model, tokens, block_size)
+    if not math.isfinite(loss):
+        raise OctavoError(f"the model's loss is {loss:g}: its weights are broken", "an earlier checkpoint")
+    n_bytes = max(1, count_bytes(tokenizer, tokens) - count_bytes(tokenizer, tokens[:1]))
+    return Evaluation(
+        loss=loss,
+        perplexity=perplexity(loss),
+        bits_per_byte=loss * (len(tokens) - 1) / (n_bytes * math.log(2)),
+        tokens=len(tokens) - 1,
+        bytes=n_bytes,
+        block_size=block_size,
+    )
+
+
+def perplexity(loss: float) -> float:
+    """The exponential of a loss in nats per token; always finite."""
+    return math.exp(min(loss, _LARGEST_EXPONENT))
 
 
 def count_bytes(tokenizer: Tokenizer, tokens: np.ndarray | Shards) -> int:
-    """How many bytes of text the tokens stand for."""
-    lengths = np.array([len(piece) for piece in tokenizer.token_bytes], dtype=np.int64)
-    return sum(int(lengths[tokens[i : i + (1 << 22)]].sum()) for i in range(0, len(tokens), 1 << 22))
+    """The number of bytes of text that the tokens encode."""
+    lengths = np.array([len(token) for token in tokenizer.token_bytes], dtype=np.int64)
+    starts = range(0, len(tokens), _TOKENS_PER_STEP)
+    return sum(int(lengths[tokens[start : start + _TOKENS_PER_STEP]].sum()) for start in starts)
+
+
+def _read_tokens(
+    loaded: Checkpoint, source: str | None, unknown: str, encoding: str, errors: str, text_field: str
+) -> np.ndarray | Shards:
+    if source is None:
+        if not isinstance(loaded.settings, Settings) or "data" not in loaded.info:
+            raise OctavoError(
+                f"{loaded.folder} does not record which text it was trained on", f"octavo eval {loaded.folder} SOURCE"
+            )
+        return reopen_dataset(loaded.settings, loaded.info["data"], loaded.tokenizer).tokens("val")
+    if is_prepared(source):
+        dataset = open_dataset(Path(source))
+        if dataset.tokenizer.fingerprint != loaded.tokenizer.fingerprint:
+            raise OctavoError(f"{source} was prepared with another tokenizer than the model's", "the text itself")
+        return dataset.tokens("val")
+    return encode_all(sources.read(source, encoding, errors, text_field), loaded.tokenizer, unknown)
