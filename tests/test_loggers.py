@@ -252,7 +252,7 @@ def test_a_logger_that_fails_is_let_go_with_one_notice_and_training_goes_on(monk
     monkeypatch.setattr(SummaryWriter, "add_scalar", full)
     events = run_events(log="tensorboard,trackio")
     run = finished(events).run
-    assert notices(events) == ["tensorboard is off, metrics.jsonl goes on: [Errno 28] No space left on device"]
+    assert notices(events) == ["tensorboard is off, metrics.jsonl continues: [Errno 28] No space left on device"]
     assert finished(events).step == 12
     assert same("trackio", trackio_numbers(run), recorded(run))
 
@@ -272,7 +272,7 @@ def test_a_logger_that_fails_at_the_end_leaves_the_end_the_last_event(monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(SummaryWriter, "close", fails)
         events = run_events(log="tensorboard")
-    assert events[-2] == training.Notice("tensorboard is off, metrics.jsonl goes on: RuntimeError")
+    assert events[-2] == training.Notice("tensorboard is off, metrics.jsonl continues: RuntimeError")
     assert finished(events).reason == "done"
 
 

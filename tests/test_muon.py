@@ -8,8 +8,8 @@ import torch
 from octavo.model import GPT
 from octavo.settings import resolve
 from octavo.training import init_weights, optimizers
-from octavo.training.adamw import AdamW
-from octavo.training.muon import Muon, cut, joined, orthogonal
+from octavo.training.optimizers.adamw import AdamW
+from octavo.training.optimizers.muon import Muon, join_squares, orthogonalize, split_into_squares
 
 SMALL = dict(n_layer=2, n_head=2, n_embd=16, block_size=12, vocab_size=20)
 
@@ -22,24 +22,24 @@ def test_the_update_keeps_the_directions_and_evens_out_their_sizes() -> None:
     x = seeded(3, 16, 16)
     u, sizes, v = torch.linalg.svd(x)
     assert sizes.max() / sizes.min() > 20
-    ours = torch.linalg.svdvals(orthogonal(x))
+    ours = torch.linalg.svdvals(orthogonalize(x))
     assert 0.3 < ours.min() < ours.max() < 1.3
     # The same singular vectors: in their basis, what came out is diagonal.
-    turned = u.mT @ orthogonal(x) @ v.mT
+    turned = u.mT @ orthogonalize(x) @ v.mT
     torch.testing.assert_close(turned, torch.diag_embed(torch.diagonal(turned, dim1=-2, dim2=-1)), atol=1e-3, rtol=0)
 
 
 def test_the_size_of_a_gradient_does_not_matter() -> None:
     x = seeded(2, 8, 8)
-    torch.testing.assert_close(orthogonal(1000 * x), orthogonal(x), atol=1e-4, rtol=0)
+    torch.testing.assert_close(orthogonalize(1000 * x), orthogonalize(x), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (48, 16), (64, 16), (16, 64), (32, 48)])
 def test_what_is_cut_into_squares_is_joined_again(shape: tuple[int, int]) -> None:
     matrix = seeded(*shape)
-    squares = cut(matrix, 16)
+    squares = split_into_squares(matrix, 16)
     assert squares.shape == (shape[0] * shape[1] // 256, 16, 16)
-    assert torch.equal(joined(squares, matrix.shape), matrix)
+    assert torch.equal(join_squares(squares, matrix.shape), matrix)
     assert torch.equal(squares[0], matrix[:16, :16])
 
 
@@ -47,7 +47,7 @@ def test_a_step_is_nesterov_momentum_made_orthogonal_and_decoupled_decay() -> No
     first, second = seeded(16, 16), seeded(16, 16).mT.contiguous()
     matrix = torch.nn.Parameter(seeded(16, 16).clone())
     start = matrix.detach().clone()
-    muon = Muon([{"params": [matrix], "lr": 0.1, "weight_decay": 0.5}], momentum=0.9)
+    muon = Muon([matrix], lr=0.1, weight_decay=0.5, momentum=0.9)
     mean = torch.zeros(16, 16)
     expected = start
     for gradient in (first, second):
@@ -55,17 +55,16 @@ def test_a_step_is_nesterov_momentum_made_orthogonal_and_decoupled_decay() -> No
         muon.step()
         mean = 0.9 * mean + 0.1 * gradient
         ahead = 0.1 * gradient + 0.9 * mean
-        expected = expected * (1 - 0.1 * 0.5) - 0.1 * orthogonal(ahead[None])[0]
+        expected = expected * (1 - 0.1 * 0.5) - 0.1 * orthogonalize(ahead[None])[0]
     torch.testing.assert_close(matrix.detach(), expected, atol=1e-5, rtol=0)
 
 
 def test_adamw_is_pytorchs() -> None:
     ours, theirs = ([torch.nn.Parameter(seeded(5, 3).clone()), torch.nn.Parameter(seeded(4).clone())] for _ in range(2))
-    mine = AdamW(
-        [{"params": [p], "lr": 0.01, "weight_decay": d} for p, d in zip(ours, (0.3, 0.0), strict=True)], 0.8, 0.9
-    )
     groups = [{"params": [p], "weight_decay": d} for p, d in zip(theirs, (0.3, 0.0), strict=True)]
     reference = torch.optim.AdamW(groups, lr=0.01, betas=(0.8, 0.9))
+    groups = [{"params": [p], "weight_decay": d} for p, d in zip(ours, (0.3, 0.0), strict=True)]
+    mine = AdamW(groups, lr=0.01, betas=(0.8, 0.9), fused=True)
     for step in range(5):
         for a, b in zip(ours, theirs, strict=True):
             a.grad = torch.sin(a.detach() * (step + 1))
@@ -78,7 +77,7 @@ def test_adamw_is_pytorchs() -> None:
 
 def test_muon_has_the_blocks_matrices_and_adamw_all_the_rest() -> None:
     model = GPT(resolve(**SMALL))
-    muon, adamw = optimizers.build(model, resolve(weight_decay=0.3))
+    muon, adamw = optimizers.build_optimizers(model, resolve(weight_decay=0.3))
     names = {id(p): name for name, p in model.named_parameters()}
     by_muon = {names[id(p)] for group in muon.param_groups for p in group["params"]}
     by_adamw = {names[id(p)] for group in adamw.param_groups for p in group["params"]}
@@ -89,7 +88,7 @@ def test_muon_has_the_blocks_matrices_and_adamw_all_the_rest() -> None:
 
 def test_the_positions_start_as_turns_that_depend_on_the_distance_alone() -> None:
     model = GPT(resolve(**SMALL))
-    init_weights.sinusoids(model)
+    init_weights.set_sinusoids(model)
     table = model.transformer.wpe.weight.detach()
     alike = table @ table.T
     for distance in range(12):
@@ -107,8 +106,8 @@ def test_the_first_layers_heads_start_by_looking_one_two_three_back(n_head: int,
     )
     second = model.transformer.h[1].attn.c_attn.weight.clone()
     values = model.transformer.h[0].attn.c_attn.weight[2 * n_embd :].clone()
-    init_weights.sinusoids(model)
-    init_weights.lookback(model)
+    init_weights.set_sinusoids(model)
+    init_weights.set_lookback(model)
     assert torch.equal(model.transformer.h[1].attn.c_attn.weight, second)
     assert torch.equal(model.transformer.h[0].attn.c_attn.weight[2 * n_embd :], values)
     assert (model.transformer.h[0].attn.c_attn.weight != 0).any(1).all()  # a row of zeros would never learn

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch._inductor.exc import InductorError
 
 import octavo
 from octavo import checkpoint, training
@@ -216,7 +217,7 @@ def test_gradients_are_clipped_to_the_norm_that_is_asked_for() -> None:
 
 def test_only_matrices_decay() -> None:
     model = GPT(resolve(**SMALL, vocab_size=20))
-    (optimizer,) = optimizers.build(model, resolve(weight_decay=0.3, optimizer="adamw"))
+    (optimizer,) = optimizers.build_optimizers(model, resolve(weight_decay=0.3, optimizer="adamw"))
     decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
     for name, parameter in model.named_parameters():
         assert (id(parameter) in decayed) == (parameter.dim() >= 2), name
@@ -251,10 +252,25 @@ def test_a_sequence_that_does_not_fit_is_an_error_that_says_what_to_shrink(monke
     assert "--block-size" in str(caught.value)
 
 
+def test_other_errors_under_torch_compile_are_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    settings = resolve(**SMALL, vocab_size=20)
+    failing = Trainer(GPT(settings), settings, dataclasses.replace(CPU, compile=True))
+
+    def fail(ids: torch.Tensor, start: int) -> torch.Tensor:
+        raise RuntimeError("something else")
+
+    failing._forward = fail
+    with pytest.raises(RuntimeError, match="something else"):
+        failing.update(batch_of(failing.settings))
+    assert failing.compiled
+    assert failing.notices == []
+
+
 def test_where_compiling_fails_steps_run_uncompiled_and_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(function: object) -> Callable:
         def raises(ids: torch.Tensor, start: int) -> torch.Tensor:
-            raise RuntimeError("no working C++ compiler\nwith more lines")
+            raise InductorError(RuntimeError("no working C++ compiler\nwith more lines"), None)
 
         return raises
 
@@ -264,7 +280,7 @@ def test_where_compiling_fails_steps_run_uncompiled_and_one_line_says_so(monkeyp
     falling = Trainer(GPT(settings, torch.Generator().manual_seed(0)), settings, dataclasses.replace(CPU, compile=True))
     batch = batch_of(settings)
     assert falling.update(batch)[0] == plain.update(batch)[0]
-    assert falling.notices == ["torch.compile failed, so steps run uncompiled: no working C++ compiler"]
+    assert falling.notices == ["torch.compile failed, so steps run uncompiled: RuntimeError: no working C++ compiler"]
 
 
 def test_a_system_that_knows_no_compiler_at_all_trains_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -409,7 +425,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
         return (loss * torch.nan if self.step == 10 else loss), norm
 
     monkeypatch.setattr(Trainer, "update", breaks)
-    with pytest.raises(OctavoError, match=r"broke at step 10.*step-000008"):
+    with pytest.raises(OctavoError, match=r"diverged at step 10.*step-000008"):
         run_events()
     last = octavo.Run("runs/text-1").last
     assert last is not None

@@ -17,7 +17,7 @@ from octavo.device import Runtime, check_fits, resolve_runtime
 from octavo.errors import OctavoError
 from octavo.model import GPT
 from octavo.settings import Settings
-from octavo.training.muon import ROUNDS
+from octavo.training.optimizers.muon import ITERATIONS
 from octavo.training.step import Trainer
 
 FORMULA = "products' share = (the step's products, each timed alone) / (the whole step)"
@@ -103,7 +103,7 @@ def step_matmuls(settings: Settings, rows: int, runtime: Runtime) -> list[tuple[
         products.append((2 * L * parts, flops, lambda: square.mT @ q))  # the values' and the keys' gradients
     if settings.optimizer == "muon":  # a layer's matrices are twelve squares, and a round has three products
         matrices = full(12 * L, C, C).to(torch.bfloat16 if runtime.precision == "bf16" else torch.float32)
-        products.append((3 * ROUNDS, 2 * 12 * L * C**3, lambda: matrices @ matrices))
+        products.append((3 * ITERATIONS, 2 * 12 * L * C**3, lambda: matrices @ matrices))
     return products
 
 

@@ -6,7 +6,8 @@ for event in octavo.training.events(octavo.training.plan("my.txt", max_steps=100
 
 from octavo.data.build import Preparing
 from octavo.training.event import Evaluated, Event, Finished, Notice, Sampled, Saved, Started, Step, TimeEstimate
-from octavo.training.loop import events, interruptible, train
+from octavo.training.interrupt import interruptible
+from octavo.training.loop import events, train
 from octavo.training.plan import Plan, plan
 from octavo.training.run_estimate import RunEstimate, predict
 

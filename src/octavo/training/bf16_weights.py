@@ -1,10 +1,10 @@
-"""The bf16 copy of a model that a GPU computes with, beside the float32 weights that are trained.
+"""The bf16 weights that a GPU computes with, beside the float32 master weights that are trained.
 
-Autocast casts every weight anew in each forward, and keeps the residual stream in float32. A copy that is
-refreshed once an update does neither. The head's product is the widest of all, and GPUs want its sides to be
-multiples of 64: the copy's vocabulary is rounded up, and whoever calls it leaves those logits out.
+Autocast casts every weight again in each forward and keeps the residual stream in float32. A copy that is refreshed
+once per update avoids both. The largest matrix product is the head's, and GPUs are fastest when its sides are multiples
+of 64: the copy's vocabulary is rounded up, and the caller drops the logits beyond the real one.
 
-On CPUs the copy was 1.1 times slower than autocast, so only GPUs take it.
+On a CPU the copy was 1.1 times slower than autocast (measured), so only GPUs use it.
 """
 
 import dataclasses
@@ -17,30 +17,30 @@ _MULTIPLE = 64
 
 
 class Bf16Weights:
-    """A model's weights in bf16. Its gradients go to the model's own parameters."""
+    """A copy of a model in bf16, `model`, whose gradients are added to the original's parameters."""
 
     def __init__(self, model: GPT) -> None:
-        rounded = -(-model.settings.vocab_size // _MULTIPLE) * _MULTIPLE
+        vocab_size = -(-model.settings.vocab_size // _MULTIPLE) * _MULTIPLE
         with torch.device("meta"):
-            copy = GPT(dataclasses.replace(model.settings, vocab_size=rounded))
+            copy = GPT(dataclasses.replace(model.settings, vocab_size=vocab_size))
         self.model = copy.to_empty(device=model.lm_head.weight.device).to(torch.bfloat16)
         self.model.tie()
         for parameter in self.model.parameters():
-            parameter.detach().zero_()  # the rows that only the copy has stay so
-        # Each of the model's parameters with its copy, of which wte alone is longer.
-        self.pairs = list(zip(model.parameters(), self.model.parameters(), strict=True))
+            parameter.detach().zero_()  # the added rows of the vocabulary stay zero
+        # (master, copy) for each parameter. Only wte, which is also the head, has more rows in the copy.
+        self._pairs = list(zip(model.parameters(), self.model.parameters(), strict=True))
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Take over the model's weights as they are now."""
-        torch._foreach_copy_([copy[: len(own)] for own, copy in self.pairs], [own for own, _ in self.pairs])
+        """Copy the master weights as they are now."""
+        torch._foreach_copy_([copy[: len(master)] for master, copy in self._pairs], [m for m, _ in self._pairs])
 
     @torch.no_grad()
     def accumulate_into_master_weights(self) -> None:
-        """Add the copy's gradients to the model's, in float32, and forget them."""
-        for own, _ in self.pairs:
-            if own.grad is None:
-                own.grad = torch.zeros_like(own)
-        into = [own.grad for own, _ in self.pairs if own.grad is not None]
-        torch._foreach_add_(into, [copy.grad[: len(own)] for own, copy in self.pairs if copy.grad is not None])
+        """Add the copy's gradients to the master weights' gradients, in float32, and clear the copy's."""
+        for master, _ in self._pairs:
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
+        totals = [master.grad for master, _ in self._pairs if master.grad is not None]
+        torch._foreach_add_(totals, [copy.grad[: len(m)] for m, copy in self._pairs if copy.grad is not None])
         self.model.zero_grad()

@@ -1,6 +1,6 @@
-"""What training tells, as it goes: the command line draws these, a notebook plots them, a test asserts on them.
+"""The events of a training. The command line draws them, a notebook plots them, a test asserts on them.
 
-Units: nats, tokens, seconds. A step's number is the count of updates made.
+Units: nats, tokens, seconds, bytes. A step's number is the count of updates made so far.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from octavo.settings import Settings
 
 @dataclass(frozen=True)
 class Started:
-    """A run is about to train (or to go on after `step`)."""
+    """Training is about to start, or to resume after `step`."""
 
     run: Path
     settings: Settings
@@ -24,36 +24,36 @@ class Started:
     vocab_size: int
     train_tokens: int
     val_tokens: int
-    epochs: float  # passes over the training text that all the steps are
+    epochs: float  # passes over the training split that all steps make
     flops_per_token: int
     peak_flops: float | None
-    memory_bytes: int  # that training is expected to hold at its peak, as `Step` counts
+    memory_bytes: int  # estimated peak, comparable with `Step.memory_bytes`
 
 
 @dataclass(frozen=True)
 class Notice:
-    """Something that changes speed or numbers without having been asked for; said once."""
+    """Speed or numbers changed in a way that the user did not ask for. Yielded once for each reason."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Step:
-    """An update was made: its own batch's loss, and how fast the steps since the last such line were."""
+    """Metrics of an update: loss of its batch, and throughput since the last `Step` event."""
 
     step: int
-    tokens: int
-    seconds: float
+    tokens: int  # trained on so far
+    seconds: float  # since the run began
     loss: float
     learning_rate: float
-    grad_norm: float
+    grad_norm: float  # before clipping
     tokens_per_second: float
-    memory_bytes: int | None  # the most that was held so far, where the system tells
+    memory_bytes: int | None  # peak so far, or None if the system does not report it
 
 
 @dataclass(frozen=True)
 class TimeEstimate:
-    """How long the run will take in all, not only its steps; told once, after two seconds of them."""
+    """How long the whole run will take. Yielded once, after two seconds of steps."""
 
     seconds: float
     tokens_per_second: float
@@ -61,7 +61,7 @@ class TimeEstimate:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Exact losses over the whole validation split, and over the beginning of the training split."""
+    """Exact losses over the whole validation split and over the start of the training split."""
 
     step: int
     train_loss: float
@@ -72,7 +72,7 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Sampled:
-    """A few lines that the model wrote."""
+    """The model generated a few lines."""
 
     step: int
     text: str
@@ -80,7 +80,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint from which training may go on lies at `folder`."""
+    """A checkpoint was saved from which training can resume."""
 
     step: int
     folder: Path
@@ -88,7 +88,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class Finished:
-    """The run ended: all steps `done`, `stopped` by its user, or out of `patience`."""
+    """The run ended. `reason` is "done" after all steps, "stopped" by the user, or "patience" if it stopped early."""
 
     run: Path
     checkpoint: Path

@@ -22,7 +22,7 @@ from octavo.model import GPT
 from octavo.runs import Run
 from octavo.settings import ModelSettings, Settings
 from octavo.training import init_weights
-from octavo.training.plan import CHANGEABLE, Plan, find_resumable
+from octavo.training.plan import CHANGEABLE, Plan
 
 # With the preset tiny on texts of 20, 60 and 200 KB, the validation loss rises after 7 to 11 epochs (measured):
 # that is what max_epochs is for. But fewer steps than these teach a model nothing.
@@ -50,7 +50,7 @@ def set_up(plan: Plan) -> Steps:
     Yields the progress of the preparation.
     """
     if plan.resume is not None:
-        return (yield from _set_up_resumed(plan.settings, *find_resumable(plan.resume)))
+        return (yield from _set_up_resumed(plan.settings, plan.resume))
     if plan.init is not None:
         return (yield from _set_up_finetuned(plan.settings, runs.load(plan.init)))
     return (yield from _set_up_new(plan.settings))
@@ -86,14 +86,11 @@ def _set_up_new(settings: Settings) -> Steps:
     settings, notices = cap_steps(resolve_vocab_size(settings, data), data)
     check_fits(estimate.parameters(settings), find_device(settings.device))
     model = GPT(settings, torch.Generator().manual_seed(settings.seed))
-    if settings.weight_init != "noise":
-        init_weights.sinusoids(model)
-    if settings.weight_init == "lookback":
-        init_weights.lookback(model)
+    init_weights.initialize(model, settings.weight_init)
     return TrainingSetup(settings, data, model, notices=notices)
 
 
-def _set_up_resumed(settings: Settings, run: Run, folder: Path) -> Steps:
+def _set_up_resumed(settings: Settings, folder: Path) -> Steps:
     """Settings that were `auto` keep the value that the run resolved them to, or its numbers would change."""
     origin, state = checkpoint.load(folder), checkpoint.load_trainer(folder)  # in this order: the first verifies
     notices = []
@@ -105,7 +102,8 @@ def _set_up_resumed(settings: Settings, run: Run, folder: Path) -> Steps:
             "losses may differ in the last digits"
         )
     data = yield from preparing_again(settings, origin.info["data"], origin.tokenizer)
-    return TrainingSetup(settings, data, _change_settings(origin.model, settings), run, state, notices)
+    model = _change_settings(origin.model, settings)
+    return TrainingSetup(settings, data, model, Run.of_checkpoint(folder), state, notices)
 
 
 def _set_up_finetuned(settings: Settings, origin: Checkpoint) -> Steps:

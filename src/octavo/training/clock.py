@@ -1,0 +1,71 @@
+"""The times of a run: elapsed, spent in updates, and an estimate of the whole.
+
+Throughput is computed from the time in updates, which leaves out evaluations, samples and checkpoints.
+"""
+
+import time
+
+from octavo import estimate
+from octavo.settings import Settings
+from octavo.training.event import TimeEstimate
+
+
+class Clock:
+    """Runs from the moment it is built. A resumed run continues the times of its checkpoint."""
+
+    def __init__(self) -> None:
+        self.update_seconds = 0.0  # in updates, up to the last `end_interval`
+        self._start = self._mark = time.perf_counter()
+        self._interval = 0.0  # seconds in updates since the last `end_interval`
+        self._baseline: tuple[int, float] | None = None  # (step, update_seconds) after the first, slow steps
+        self._has_estimated = False
+
+    def restore(self, elapsed: float, update_seconds: float) -> None:
+        """Continue from a checkpoint's times. The pause between the two processes does not count."""
+        self._start -= elapsed
+        self.update_seconds = update_seconds
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the run began, rounded to milliseconds."""
+        return round(time.perf_counter() - self._start, 3)
+
+    def start_updates(self) -> None:
+        """From now on, time is spent in updates."""
+        self._mark = time.perf_counter()
+
+    def count_updates(self) -> None:
+        """Add the time since the last call of this or of `start_updates` to the time in updates.
+
+        The device must have finished the newest update.
+        """
+        now = time.perf_counter()
+        self._interval += now - self._mark
+        self._mark = now
+
+    def end_interval(self) -> float:
+        """Return the seconds in updates since the last call."""
+        seconds, self._interval = self._interval, 0.0
+        self.update_seconds += seconds
+        return seconds
+
+    def estimate_total(
+        self, step: int, settings: Settings, evaluation_tokens: int, after: float
+    ) -> TimeEstimate | None:
+        """Estimate once how long the run will take in all, when `after` seconds of updates have been measured.
+
+        Called at the end of each interval. The first interval, in which caches and kernels are still cold, is left out.
+        """
+        if self._baseline is None:
+            self._baseline = step, self.update_seconds
+        steps, seconds = step - self._baseline[0], self.update_seconds - self._baseline[1]
+        if self._has_estimated or not steps or seconds < after or step == settings.max_steps:
+            return None
+        self._has_estimated = True
+        in_curriculum = step <= settings.curriculum_fraction * settings.max_steps
+        length = settings.block_size // (settings.curriculum_splits if in_curriculum else 1)
+        timing = estimate.timing_from_step(settings, seconds / steps, length)
+        total = sum(estimate.seconds_by_part(settings, timing, evaluation_tokens).values())
+        remaining = total * (1 - step / settings.max_steps)
+        tokens = steps * settings.batch_size * settings.block_size
+        return TimeEstimate(round(self.elapsed + remaining, 1), round(tokens / seconds, 1))

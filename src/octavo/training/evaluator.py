@@ -1,0 +1,41 @@
+"""Losses during training: exact ones, the best so far, and when to stop early."""
+
+import math
+
+from octavo import estimate
+from octavo.data.dataset import Dataset
+from octavo.evaluation import count_bytes
+from octavo.loss import split_loss
+from octavo.model import GPT
+from octavo.settings import Settings
+from octavo.training.event import Evaluated
+
+
+class Evaluator:
+    """Evaluates a model on the whole validation split and on the start of the training split."""
+
+    def __init__(self, model: GPT, settings: Settings, data: Dataset) -> None:
+        self.model, self.settings = model, settings
+        self.val = data.tokens("val")
+        self.tokens = estimate.evaluation_tokens(len(self.val))  # scored by one evaluation
+        self.train = data.tokens("train")[: self.tokens - len(self.val)]
+        self.bytes_per_token = count_bytes(data.tokenizer, self.val[1:]) / (len(self.val) - 1)
+        self.newest: Evaluated | None = None
+        self.best_val_loss = math.inf
+        self.evaluations_since_best = 0
+
+    def evaluate(self, step: int) -> Evaluated:
+        train_loss, val_loss = (
+            split_loss(self.model, split, self.settings.block_size) for split in (self.train, self.val)
+        )
+        is_best = val_loss < self.best_val_loss
+        self.evaluations_since_best = 0 if is_best else self.evaluations_since_best + 1
+        self.best_val_loss = min(self.best_val_loss, val_loss)
+        bits_per_byte = val_loss / math.log(2) / self.bytes_per_token
+        self.newest = Evaluated(step, train_loss, val_loss, bits_per_byte, is_best)
+        return self.newest
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Whether to stop early: `patience` evaluations in a row did not improve the validation loss."""
+        return 0 < self.settings.patience <= self.evaluations_since_best

@@ -1,0 +1,41 @@
+"""Ending a run with Ctrl-C or SIGTERM, without losing it."""
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Handle SIGINT and SIGTERM, and give a `stop` for `events` that is true after one of them.
+
+    Before the first step there is nothing to save, so a signal raises `KeyboardInterrupt`; so does a second Ctrl-C.
+    Outside the main thread, which alone may handle signals, `stop` stays false.
+    """
+    requested, has_stepped = threading.Event(), threading.Event()
+
+    def stop() -> bool:
+        has_stepped.set()  # `events` calls this after each step
+        return requested.is_set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, frame: object) -> None:
+        if not has_stepped.is_set():
+            raise KeyboardInterrupt
+        requested.set()
+        signal.signal(signal.SIGINT, previous[signal.SIGINT])
+        print("\nstopping after this step, with a checkpoint (Ctrl-C again: at once)", file=sys.stderr)
+
+    for number in previous:
+        signal.signal(number, handle)
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

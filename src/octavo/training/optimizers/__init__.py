@@ -1,0 +1,61 @@
+"""Optimizers: which one updates which parameter, and their state as named tensors for a checkpoint.
+
+To add one: a `torch.optim.Optimizer` in a file of its own, a branch in `build_optimizers`, its name in
+`octavo.settings`, and its memory in `octavo.estimate`.
+"""
+
+import torch
+from torch import Tensor
+
+from octavo.model import GPT
+from octavo.settings import TrainingSettings
+from octavo.training.optimizers.adamw import AdamW
+from octavo.training.optimizers.base import Optimizer
+from octavo.training.optimizers.muon import Muon
+
+__all__ = ["AdamW", "Muon", "Optimizer", "build_optimizers", "load_state_tensors", "state_tensors"]
+
+
+def build_optimizers(model: GPT, settings: TrainingSettings, precision: str = "fp32") -> list[Optimizer]:
+    """AdamW for all parameters, or Muon for the matrices of the blocks and AdamW for the rest.
+
+    AdamW decays matrices and embeddings, not biases and norms. A group's learning rate in a step is the schedule's
+    times its `lr_scale`.
+    """
+    in_blocks = [p for name, p in model.named_parameters() if ".h." in name and p.dim() == 2]
+    for_muon = in_blocks if settings.optimizer == "muon" else []
+    rest = [p for p in model.parameters() if not any(p is matrix for matrix in for_muon)]
+    groups = [
+        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": settings.weight_decay, "lr_scale": 1.0},
+        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0, "lr_scale": 1.0},
+    ]
+    adamw = AdamW(groups, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), fused=True)
+    if not for_muon:
+        return [adamw]
+    muon = Muon(
+        [{"params": for_muon, "lr_scale": settings.muon_learning_rate / max(settings.learning_rate, 1e-12)}],
+        lr=settings.muon_learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.muon_weight_decay,
+        dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+    )
+    return [muon, adamw]
+
+
+def state_tensors(optimizers: list[Optimizer], model: GPT) -> dict[str, Tensor]:
+    """The optimizers' state, each tensor named after its parameter: `exp_avg.transformer.wte.weight`."""
+    return {
+        f"{key}.{name}": value.detach().contiguous()
+        for name, parameter in model.named_parameters()
+        for optimizer in optimizers
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_state_tensors(optimizers: list[Optimizer], model: GPT, tensors: dict[str, Tensor]) -> None:
+    """Restore the state that `state_tensors` returned."""
+    owner = {parameter: each for each in optimizers for group in each.param_groups for parameter in group["params"]}
+    for full_name, value in tensors.items():
+        key, _, name = full_name.partition(".")
+        parameter = model.get_parameter(name)
+        owner[parameter].state[parameter][key] = value.to(parameter.device)

@@ -1,0 +1,132 @@
+"""What a run writes down: metrics.jsonl, samples.jsonl, checkpoints. The layout of the folder is `octavo.runs`'s."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import torch
+
+from octavo import estimate
+from octavo.checkpoint import TrainerState
+from octavo.data.dataset import Dataset
+from octavo.errors import OctavoError
+from octavo.generation.engine import Engine, Request
+from octavo.generation.stream import Continuation, start
+from octavo.loss import split_loss
+from octavo.runs import Run
+from octavo.training.clock import Clock
+from octavo.training.evaluator import Evaluator
+from octavo.training.event import Evaluated, Finished, Sampled, Saved, Step
+from octavo.training.step import Trainer
+
+
+class Recorder:
+    """Writes a run's metrics, samples and checkpoints, each of the trainer as it is now."""
+
+    def __init__(self, run: Run, data: Dataset, trainer: Trainer, evaluator: Evaluator, clock: Clock) -> None:
+        self.run, self.data, self.trainer, self.evaluator, self.clock = run, data, trainer, evaluator, clock
+        self.checkpoint = run.last
+
+    def restore(self, state: TrainerState) -> None:
+        """Resume from a checkpoint: trainer, evaluator and clock. Lines after its step are removed from the run."""
+        values = state.values
+        self.trainer.restore(state)
+        self.run.rewind(self.trainer.step)
+        self.evaluator.best_val_loss = math.inf if values["best"] is None else values["best"]
+        self.evaluator.evaluations_since_best = values["without_gain"]
+        self.evaluator.newest = Evaluated(**values["losses"]) if values["losses"] else None
+        self.clock.restore(values["seconds"], values["training_seconds"])
+
+    def write_metrics(self, step: Step) -> None:
+        """Append a line to metrics.jsonl, with the losses if this step was evaluated."""
+        evaluated = self._evaluated_now()
+        losses = _losses(evaluated) if evaluated else {}
+        self.run.log("metrics", dataclasses.asdict(step) | losses)
+
+    def write_sample(self) -> Sampled:
+        """Generate a few lines. The seed is the run's plus the step, so a resumed run generates the same."""
+        step, settings = self.trainer.step, self.trainer.settings
+        generator = torch.Generator().manual_seed(settings.seed + step)
+        self.trainer.model.eval()
+        # Building the native engine would take longer than these tokens.
+        engine = Engine(self.trainer.model, 1, known=self.data.tokenizer.vocab_size, use_native=False)
+        prompt = start(self.data.tokenizer, "")
+        request = Request(prompt=prompt, max_new_tokens=estimate.SAMPLE_TOKENS, generator=generator)
+        text = "".join(Continuation(engine, self.data.tokenizer, request))
+        self.run.log("samples", {"step": step, "text": text})
+        return Sampled(step, text)
+
+    def save_checkpoint(self) -> Saved:
+        """Save a checkpoint from which training can resume. Raises `OctavoError` if the weights are broken."""
+        step, settings, evaluator = self.trainer.step, self.trainer.settings, self.evaluator
+        evaluated = self._evaluated_now()
+        if evaluated is None:  # the step's own loss is that of the weights before the update
+            T = settings.block_size
+            self.require_finite("the validation loss", split_loss(self.trainer.model, evaluator.val[: T + 1], T))
+        state = self.trainer.state()
+        state.values.update(
+            best=None if math.isinf(evaluator.best_val_loss) else evaluator.best_val_loss,
+            without_gain=evaluator.evaluations_since_best,
+            seconds=self.clock.elapsed,
+            training_seconds=self.clock.update_seconds,
+            losses=dataclasses.asdict(evaluator.newest) if evaluator.newest else None,
+        )
+        is_best = evaluated is not None and evaluated.best
+        self.checkpoint = self._save(state, is_best)
+        return Saved(step, self.checkpoint)
+
+    def save_weights(self) -> None:
+        """Save a checkpoint without the trainer's state, for the lens."""
+        self._save(None, best=False)
+
+    def finish(self, reason: str) -> Finished:
+        """Summarize the run."""
+        assert self.checkpoint is not None
+        evaluator = self.evaluator
+        return Finished(
+            run=self.run.folder,
+            checkpoint=self.checkpoint,
+            step=self.trainer.step,
+            tokens=self.trainer.tokens,
+            train_loss=evaluator.newest.train_loss if evaluator.newest else None,
+            val_loss=evaluator.newest.val_loss if evaluator.newest else None,
+            best_val_loss=None if math.isinf(evaluator.best_val_loss) else evaluator.best_val_loss,
+            seconds=self.clock.elapsed,
+            tokens_per_second=round(self.trainer.tokens / max(self.clock.update_seconds, 1e-9), 1),
+            parameters=estimate.parameters(self.trainer.settings),
+            reason=reason,
+        )
+
+    def require_finite(self, name: str, value: float) -> None:
+        """Raise `OctavoError` if training diverged, with the last good checkpoint."""
+        if math.isfinite(value):
+            return
+        rate = min(self.trainer.settings.learning_rate / 3, 1e-3)
+        last = f"the last good checkpoint is {self.checkpoint}" if self.checkpoint else "there is no checkpoint yet"
+        raise OctavoError(
+            f"training diverged at step {self.trainer.step}: {name} is {value:g}; {last}", f"--learning-rate {rate:.1g}"
+        )
+
+    def _evaluated_now(self) -> Evaluated | None:
+        """The newest evaluation, if it is of the current weights."""
+        newest = self.evaluator.newest
+        return newest if newest is not None and newest.step == self.trainer.step else None
+
+    def _save(self, state: TrainerState | None, best: bool) -> Path:
+        evaluated = self._evaluated_now()
+        info = {
+            "step": self.trainer.step,
+            "tokens": self.trainer.tokens,
+            **(_losses(evaluated) if evaluated else dict.fromkeys(_LOSSES)),
+            "data": self.data.origin | {"source": self.trainer.settings.source},
+        }
+        return self.run.save(
+            self.trainer.step, self.trainer.model, self.data.tokenizer, self.trainer.settings, info, state, best
+        )
+
+
+_LOSSES = ("train_loss", "val_loss", "bits_per_byte")
+
+
+def _losses(evaluated: Evaluated) -> dict[str, float]:
+    return {name: getattr(evaluated, name) for name in _LOSSES}
