@@ -140,8 +140,8 @@ def test_the_optimizers_bytes_are_those_of_its_state(optimizer: str) -> None:
 def test_the_peak_has_gradients_beside_activations_only_where_they_add_up() -> None:
     settings = resolve(**{**SMALL, "batch_size": 64, "block_size": 64})
     whole, cut = (estimate.memory(settings, "cpu", "fp32", rows) for rows in (64, 63))
-    assert whole.peak == whole.weights + whole.optimizer + whole.activations + whole.logits + whole.gaps
-    assert cut.peak == cut.weights + cut.optimizer + cut.gradients + cut.activations + cut.logits + cut.gaps
+    assert whole.peak == whole.weights + whole.optimizer + whole.activations + whole.logits + whole.fragmentation
+    assert cut.peak == cut.weights + cut.optimizer + cut.gradients + cut.activations + cut.logits + cut.fragmentation
     few = estimate.memory(settings, "cpu", "fp32", 1)
     assert few.peak < cut.peak < whole.peak + whole.gradients
     assert estimate.memory(settings, "cpu", "fp32", 64, program=10**9).peak == whole.peak + 10**9
@@ -151,7 +151,7 @@ def test_a_gpu_holds_a_copy_at_16_bits_and_no_scores() -> None:
     settings = resolve(**SMALL)
     P = estimate.parameters(settings)
     gpu, cpu = (estimate.memory(settings, kind, "bf16", 4) for kind in ("cuda", "cpu"))
-    assert (gpu.weights, gpu.gradients, gpu.gaps) == (6 * P, 6 * P, 0)
+    assert (gpu.weights, gpu.gradients, gpu.fragmentation) == (6 * P, 6 * P, 0)
     assert gpu.activations < cpu.activations
 
 

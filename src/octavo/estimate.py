@@ -1,9 +1,9 @@
-"""What a run costs, before it is run, by formula: parameters, FLOPs, memory, how often what is done.
+"""What a run costs, by formula: parameters, FLOPs, memory, and how often each part of a run happens.
 
-Settings in, numbers out: nothing is built, measured or read here. What only a machine can tell, how fast it is, is
-`octavo.training.run_estimate`'s.
+Settings in, numbers out: nothing here builds a model, reads a file or measures. Speed depends on the machine; it is
+measured by `octavo.training.run_estimate`, which combines it with these formulas.
 
-The axis letters: `B` sequences at once, `T` positions, `C` width, `H` heads, `L` layers, `V` vocabulary.
+Axis letters: `B` sequences in a batch, `T` positions, `C` width, `H` heads, `L` layers, `V` vocabulary.
 """
 
 import math
@@ -13,25 +13,25 @@ from octavo import kernels
 from octavo.settings import ModelSettings, Settings
 from octavo.units import format_bytes
 
-FLOPS_FORMULA = "forward 2 W + 4 L T C, backward twice that (PaLM, appendix B); W: weights that multiply"
-SAMPLE_TOKENS = 200  # that a run writes, now and then
-PASSES = 20  # over a text, beyond which a warning is due
-TOKENS_PER_ENTRY = 5  # of the vocabulary; word2vec (Mikolov et al., 2013) leaves out words that come fewer times
+FLOPS_FORMULA = "forward 2 W + 4 L T C, backward twice that (PaLM, appendix B); W: the weights of matmuls"
+SAMPLE_TOKENS = 200  # length of each sample that a run generates
+MAX_EPOCHS = 20  # `warnings` reports more
+MIN_TOKENS_PER_ENTRY = 5  # of the vocabulary. word2vec (Mikolov et al., 2013) drops words that occur fewer times
 
-# What comes and goes in a step leaves holes in the heap that nothing else fits: by glibc's, 0.2 to 0.57 of it was
-# measured, over 15 shapes.
-_GAPS = 0.45
+# The heap fragments, because the blocks that a step frees do not fit the next ones. Measured with glibc, over 15 model
+# shapes: 0.2 to 0.57 of the activations.
+_FRAGMENTATION = 0.45
 
 
 def parameters(settings: ModelSettings) -> int:
-    """All parameters, the tied head counted once."""
+    """The number of parameters; the head shares its weights with the token embedding, which count once."""
     return sum(parameters_by_part(settings).values())
 
 
 def parameters_by_part(settings: ModelSettings) -> dict[str, int]:
-    """Where the parameters are. `wte` is the head too, and counted once: as Hugging Face counts.
+    """The number of parameters of each part of the model, counted as Hugging Face does: `wte` is also the head.
 
-    nanoGPT's figure leaves out `wpe`; the scaling laws' (Kaplan et al., 2020) both tables.
+    nanoGPT's count leaves out `wpe`; the scaling laws (Kaplan et al., 2020) leave out both embeddings.
     """
     C, bias, L = settings.n_embd, settings.bias, settings.n_layer
     return {
@@ -43,71 +43,71 @@ def parameters_by_part(settings: ModelSettings) -> dict[str, int]:
     }
 
 
-def flops_per_token(settings: ModelSettings, window: int | None = None) -> int:
-    """FLOPs of forward and backward for one token of training, in windows of a block if not said otherwise.
+def flops_per_token(settings: ModelSettings, sequence_length: int | None = None) -> int:
+    """FLOPs of forward and backward for one token of training; sequences are block_size long by default.
 
-    Six for each weight that multiplies (position embeddings only add), and 12 n_layer block_size n_embd for
-    attention's two products over the full square: PaLM (Chowdhery et al., 2022), appendix B. It is what
-    `torch.utils.flop_counter` counts, to the last one, where attention is made of products; of PyTorch's fused
-    attention on a CPU that counts nothing.
+    Six for each weight of a matmul (position embeddings are only added), and 12 L T C for attention's two matmuls over
+    the full T x T square: PaLM (Chowdhery et al., 2022), appendix B. `torch.utils.flop_counter` counts the same number
+    if attention runs as matmuls; it does not count PyTorch's fused CPU attention at all.
     """
-    return 3 * forward_flops_per_token(settings, window)
+    return 3 * forward_flops_per_token(settings, sequence_length)
 
 
-def forward_flops_per_token(settings: ModelSettings, window: int | None = None) -> int:
-    """The forward's part of `flops_per_token`: a third."""
+def forward_flops_per_token(settings: ModelSettings, sequence_length: int | None = None) -> int:
+    """FLOPs of the forward for one token: a third of `flops_per_token`."""
     weights = settings.n_layer * 12 * settings.n_embd**2 + settings.vocab_size * settings.n_embd
-    return 2 * weights + 4 * settings.n_layer * (window or settings.block_size) * settings.n_embd
+    return 2 * weights + 4 * settings.n_layer * (sequence_length or settings.block_size) * settings.n_embd
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of each thing that training holds, and at its peak: of a GPU's memory, or of a process."""
+    """Bytes that training uses, by part, and at its peak: of a GPU's memory, or of the process on a CPU."""
 
-    weights: int  # in float32, and a copy at 16 bits where products run in it
+    weights: int  # float32, plus the 16-bit copy that mixed precision makes
     gradients: int
-    optimizer: int
-    activations: int  # kept from the forward for the backward
-    logits: int  # and what the loss makes of them, there and back
-    update: int  # what the optimizer works with
-    gaps: int  # that the allocator's heap gets
-    program: int  # Python, PyTorch and what it loads in the first step
+    optimizer: int  # its state
+    activations: int  # saved by the forward for the backward
+    logits: int  # with the loss's log-probabilities and the two gradients
+    optimizer_workspace: int  # temporary tensors of an optimizer step
+    fragmentation: int  # of the allocator's heap
+    program: int  # Python, PyTorch, and the libraries that the first step loads
     peak: int
 
 
 def memory(settings: Settings, device: str, precision: str, micro_batch: int, program: int = 0) -> Memory:
-    """What training holds on a device of this type, "cpu", "cuda" or "mps", with so many sequences at once.
+    """What training uses on a device of type "cpu", "cuda" or "mps", with `micro_batch` sequences at once.
 
-    The peak comes when a backward begins, with all activations and three times the logits: the loss's log-probabilities
-    and two gradients. Or in the update, where those are few. Gradients take the room that activations leave, unless
-    they are there already, of the micro-batch before. Held against a CPU; on a GPU a compiled step keeps less.
+    The peak is at the start of a backward, with all activations and three tensors the size of the logits: the loss's
+    log-probabilities and two gradients. If activations are small, it is in the optimizer step. The backward frees
+    activations as it adds gradients, so gradients count in addition only with gradient accumulation, when those of the
+    previous micro-batch exist already. Compared with measurements on a CPU; on a GPU a compiled step saves less.
     """
     P, matrices, V = parameters(settings), settings.n_layer * 12 * settings.n_embd**2, settings.vocab_size
-    size, rows = _bytes(precision), min(micro_batch, settings.batch_size)
-    copied = device == "cuda" and precision == "bf16"  # see training/half.py; elsewhere autocast's copies of matrices
-    halves = (P if copied else matrices + V * settings.n_embd) if size == 2 else 0
+    size, rows = _element_size(precision), min(micro_batch, settings.batch_size)
+    bf16_copy = device == "cuda" and precision == "bf16"  # training.bf16_weights; elsewhere autocast casts the matrices
+    cast = (P if bf16_copy else matrices + V * settings.n_embd) if size == 2 else 0
     activations, logits = (rows * each for each in bytes_per_sequence(settings, device, precision))
     muon = settings.optimizer == "muon"
-    weights, gradients, optimizer = 4 * P + 2 * halves, (6 if copied else 4) * P, 8 * P - 4 * matrices * muon
-    # Muon's directions, and the four products of that size within a round.
-    update = matrices * (4 + 4 * (2 if precision == "bf16" else 4)) * muon
-    if rows < settings.batch_size:
-        most = gradients + max(activations + logits, update)
+    weights, gradients, optimizer = 4 * P + 2 * cast, (6 if bf16_copy else 4) * P, 8 * P - 4 * matrices * muon
+    # Muon: the update itself, and the four matmul results of a Newton-Schulz iteration.
+    workspace = matrices * (4 + 4 * (2 if precision == "bf16" else 4)) * muon
+    if rows < settings.batch_size:  # gradient accumulation
+        transient = gradients + max(activations + logits, workspace)
     else:
-        most = max(activations + logits, gradients + update)
-    gaps = int(_GAPS * (activations + update)) if device == "cpu" else 0
-    peak = program + weights + optimizer + most + gaps
-    return Memory(weights, gradients, optimizer, activations, logits, update, gaps, program, peak)
+        transient = max(activations + logits, gradients + workspace)
+    fragmentation = int(_FRAGMENTATION * (activations + workspace)) if device == "cpu" else 0
+    peak = program + weights + optimizer + transient + fragmentation
+    return Memory(weights, gradients, optimizer, activations, logits, workspace, fragmentation, program, peak)
 
 
 def bytes_per_sequence(settings: ModelSettings, device: str, precision: str) -> tuple[int, int]:
-    """Bytes of activations and of logits that one sequence of training takes."""
+    """Bytes of activations, and of logits, for one training sequence."""
     L, C, T = settings.n_layer, settings.n_embd, settings.block_size
-    size = _bytes(precision)
-    residual = size if device == "cuda" and precision == "bf16" else 4  # autocast leaves the stream in float32
-    # A block keeps, of each position: the stream before both norms and what they give; queries, keys, values, heads'
-    # outputs; the hidden units before and after the GELU. And two float32 numbers for each norm.
-    block = 2 * C * residual + (2 + 4 + 8) * C * size + 16 + _attention(settings, device, size)
+    size = _element_size(precision)
+    residual = size if device == "cuda" and precision == "bf16" else 4  # autocast keeps the residual stream in float32
+    # Saved per position and block: the residual stream before both norms, and the norms' outputs; queries, keys, values
+    # and the heads' outputs; the MLP's hidden units before and after the GELU; two float32 statistics of each norm.
+    block = 2 * C * residual + (2 + 4 + 8) * C * size + 16 + _attention_bytes(settings, device, size)
     mask = 1 if device == "cuda" else size
     if settings.dropout:
         block += 2 * C * mask
@@ -115,49 +115,50 @@ def bytes_per_sequence(settings: ModelSettings, device: str, precision: str) -> 
     return T * (L * block + ends), T * 12 * settings.vocab_size
 
 
-def _attention(settings: ModelSettings, device: str, size: int) -> int:
-    """Bytes that attention keeps of a position beside queries, keys, values and outputs."""
+def _attention_bytes(settings: ModelSettings, device: str, size: int) -> int:
+    """Bytes that attention saves per position, besides queries, keys, values and outputs."""
     C, H, T = settings.n_embd, settings.n_head, settings.block_size
     if device == "cuda" or (T > kernels.MAX_MATMUL_ATTENTION_LENGTH and not settings.attention_dropout):
-        return 4 * H  # fused: the sums of the softmax alone
-    if settings.attention_dropout:  # all in float32: weights, mask and their product
+        return 4 * H  # fused attention saves only the softmax's normalizer
+    if settings.attention_dropout:  # all in float32: attention weights, mask, and their product
         return 3 * C * (4 - size) + 12 * H * T
     return H * T * size
 
 
-def _bytes(precision: str) -> int:
+def _element_size(precision: str) -> int:
     return 4 if precision == "fp32" else 2
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds that a machine takes for each thing a run does."""
+    """Seconds that a machine takes for each part of a run."""
 
     step: float
-    short_step: float  # with windows cut into `curriculum_splits`
+    short_step: float  # during the curriculum, with sequences of block_size / curriculum_splits
     evaluated_token: float
     sample: float
 
 
-def timing_from_step(settings: Settings, step: float, window: int) -> Timing:
-    """The pace at which one step, in windows of that length, takes so many seconds: everything else by its FLOPs.
+def timing_from_step(settings: Settings, step: float, sequence_length: int) -> Timing:
+    """The timing of a run whose steps, with sequences of this length, take `step` seconds: the rest follows from FLOPs.
 
-    Evaluations and samples are in float32, at half the rate of bf16. Within the block a sample's token takes 0.3 ms a
-    layer, whatever the width (measured on two cores, up to 400 wide); beyond, a block.
+    Evaluation and sampling run in float32, at half the rate of bf16. With a KV cache, a token of a sample takes 0.3 ms
+    per layer, whatever the width (measured on two cores, up to 400 wide); past block_size it takes a whole forward.
     """
     T, tokens = settings.block_size, settings.batch_size * settings.block_size
-    flop = step / (tokens * flops_per_token(settings, window))
-    forward = forward_flops_per_token(settings) * flop * (2 if settings.precision == "bf16" else 1)
-    beyond = max(0, SAMPLE_TOKENS - T)
+    seconds_per_flop = step / (tokens * flops_per_token(settings, sequence_length))
+    forward = forward_flops_per_token(settings) * seconds_per_flop * (2 if settings.precision == "bf16" else 1)
+    uncached = max(0, SAMPLE_TOKENS - T)
     return Timing(
-        step=tokens * flops_per_token(settings) * flop,
-        short_step=tokens * flops_per_token(settings, T // settings.curriculum_splits) * flop,
-        evaluated_token=forward, sample=SAMPLE_TOKENS * settings.n_layer * 3e-4 + beyond * T * forward,
-    )  # fmt: skip
+        step=tokens * flops_per_token(settings) * seconds_per_flop,
+        short_step=tokens * flops_per_token(settings, T // settings.curriculum_splits) * seconds_per_flop,
+        evaluated_token=forward,
+        sample=SAMPLE_TOKENS * settings.n_layer * 3e-4 + uncached * T * forward,
+    )
 
 
-def seconds_by_part(settings: Settings, timing: Timing, evaluated: int) -> dict[str, float]:
-    """How long a run takes, by what it spends it on; an evaluation scores so many tokens."""
+def seconds_by_part(settings: Settings, timing: Timing, tokens_per_evaluation: int) -> dict[str, float]:
+    """The seconds that a run spends on steps, evaluations, samples and checkpoints."""
     short = math.ceil(settings.curriculum_fraction * settings.max_steps) if settings.curriculum_splits > 1 else 0
     evaluations, samples, saves = (
         math.ceil(settings.max_steps / every) if every else 0
@@ -166,44 +167,56 @@ def seconds_by_part(settings: Settings, timing: Timing, evaluated: int) -> dict[
     weights = 4 * parameters(settings)
     return {
         "steps": short * timing.short_step + (settings.max_steps - short) * timing.step,
-        "evaluations": evaluations * evaluated * timing.evaluated_token,
+        "evaluations": evaluations * tokens_per_evaluation * timing.evaluated_token,
         "samples": samples * timing.sample,
-        # Weights alone where they are kept along the way, else two or three times as much.
-        "checkpoints": max(evaluations, saves) * _written(3 * weights) + settings.keep_checkpoints * _written(weights),
+        # The last and the best checkpoint have the optimizer's state too: two or three times the weights.
+        "checkpoints": max(evaluations, saves) * _write_seconds(3 * weights)
+        + settings.keep_checkpoints * _write_seconds(weights),
     }
 
 
 def evaluation_tokens(val_tokens: int) -> int:
-    """How many tokens an evaluation scores: all of the validation split, and some of the other."""
+    """Tokens of one evaluation: the whole validation split, and up to 32,768 of the training split."""
     return val_tokens + min(val_tokens, 1 << 15)
 
 
-def _written(size: int) -> float:
-    """Seconds to write a checkpoint of so many bytes and their checksums, on a common disk."""
+def _write_seconds(size: int) -> float:
+    """Seconds to write a checkpoint of `size` bytes with its checksums, on a common disk."""
     return 0.015 + size / 5e8
 
 
-def warnings(settings: Settings, needed: int, available: int | None, train_tokens: int | None = None,
-             document_tokens: float | None = None, fresh: bool = True) -> list[str]:  # fmt: skip
-    """What had better be known before a run: needed and available are bytes, a document's tokens the mean.
-
-    A model that isn't fresh has learnt its vocabulary elsewhere.
-    """
-    T, V, found = settings.block_size, settings.vocab_size, []
-    if available is not None and needed > available:
-        found.append(f"training needs about {format_bytes(needed)}, and {format_bytes(available)} are free "
-                     "(smaller: --micro-batch, --n-layer, --n-embd)")  # fmt: skip
+def warnings(
+    settings: Settings,
+    needed_bytes: int,
+    free_bytes: int | None,
+    train_tokens: int | None = None,
+    mean_document_tokens: float | None = None,
+    new_model: bool = True,
+) -> list[str]:
+    """Likely mistakes, each with a remedy. Only a model trained from scratch has its vocabulary checked."""
+    T, V, messages = settings.block_size, settings.vocab_size, []
+    if free_bytes is not None and needed_bytes > free_bytes:
+        messages.append(
+            f"training needs about {format_bytes(needed_bytes)} of memory, but {format_bytes(free_bytes)} are free "
+            "(smaller: --micro-batch, --n-layer, --n-embd)"
+        )
     if train_tokens is None:
-        return found
-    step = settings.batch_size * T
-    if (passes := settings.max_steps * step / train_tokens) > PASSES:
-        fewer = max(1, int(PASSES * train_tokens / step))
-        found.append(f"{passes:,.0f} passes over the text: after {PASSES} or so a model learns it by heart "
-                     f"(--max-steps {fewer}, or more text)")  # fmt: skip
-    if fresh and train_tokens < TOKENS_PER_ENTRY * V:
-        found.append(f"a vocabulary of {V:,} for {train_tokens:,} tokens of text: most of it comes too seldom to be "
-                     "learnt (a smaller one: --tokenizer char)")  # fmt: skip
-    if document_tokens is not None and document_tokens < T:
-        found.append(f"a document has {document_tokens:,.0f} tokens on average, so most windows of {T:,} hold several "
-                     f"(--block-size {max(8, 1 << int(math.log2(max(1, document_tokens))))})")  # fmt: skip
-    return found
+        return messages
+    tokens_per_step = settings.batch_size * T
+    if (epochs := settings.max_steps * tokens_per_step / train_tokens) > MAX_EPOCHS:
+        fewer = max(1, int(MAX_EPOCHS * train_tokens / tokens_per_step))
+        messages.append(
+            f"{epochs:,.0f} epochs: after about {MAX_EPOCHS} a model overfits, it memorizes the text "
+            f"(--max-steps {fewer}, or more text)"
+        )
+    if new_model and train_tokens < MIN_TOKENS_PER_ENTRY * V:
+        messages.append(
+            f"a vocabulary of {V:,} for {train_tokens:,} tokens of text: most entries occur too rarely to be learned "
+            "(a smaller vocabulary: --tokenizer char)"
+        )
+    if mean_document_tokens is not None and mean_document_tokens < T:
+        messages.append(
+            f"documents have {mean_document_tokens:,.0f} tokens on average, so most sequences of {T:,} hold several "
+            f"(--block-size {max(8, 1 << int(math.log2(max(1, mean_document_tokens))))})"
+        )
+    return messages
