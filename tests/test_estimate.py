@@ -1,4 +1,5 @@
-"""What a run will cost, told before it is run, is what it does cost: counted, saved and held. Not timed."""
+"""An estimate equals what a run then needs: parameters and FLOPs exactly, memory closely. Time is not tested, but its
+arithmetic is."""
 
 import dataclasses
 import json
@@ -25,40 +26,48 @@ from octavo.loss import next_token_loss
 from octavo.model import GPT
 from octavo.settings import PRESETS, Settings, resolve
 from octavo.training import optimizers, run_estimate
+from octavo.training.plan import Plan
+from octavo.training.run_estimate import RunEstimate, probe_layers
 from octavo.training.step import Trainer, auto_micro_batch
 
 CPU = Runtime(torch.device("cpu"))
 TEXT = "the cat sat on the mat, and the rat sat on the hat.\n" * 12
 SMALL = dict(n_layer=2, n_head=2, n_embd=32, block_size=16, batch_size=4, vocab_size=40, device="cpu")
-PACE = Timing(step=1.0, short_step=0.5, evaluated_token=0.01, sample=10.0)
+TIMING = Timing(step=1.0, short_step=0.5, evaluated_token=0.01, sample=10.0)
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a small text, and no more than a glance at the machine's speed."""
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a small text."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run_estimate, "PROBE_SECONDS", 0.02)
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
     return tmp_path
 
 
 def with_vocabulary(preset: str) -> Settings:
+    """A preset with GPT-2's vocabulary size, or that of tiny Shakespeare's characters."""
     settings = resolve(preset)
     return dataclasses.replace(settings, vocab_size=50257 if settings.tokenizer == "gpt2" else 65)
+
+
+def estimated(plan: Plan | Settings, price_per_hour: float | None = None, **options: Any) -> RunEstimate:
+    """The estimate after a very short probe."""
+    plan = plan if isinstance(plan, Plan) else Plan(plan)
+    return training.estimate_run(plan, price_per_hour, **{"probe_seconds": 0.02} | options)
 
 
 # Parameters and FLOPs
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_parameters_are_those_of_the_model_part_by_part(preset: str) -> None:
+def test_parameters_equal_the_models_part_by_part(preset: str) -> None:
     settings = with_vocabulary(preset)
-    counted = dict.fromkeys(["wte", "wpe", "attention", "mlp", "norms"], 0)
+    counts = dict.fromkeys(["wte", "wpe", "attention", "mlp", "norms"], 0)
     parts = {"wte.": "wte", "wpe.": "wpe", ".attn.": "attention", ".mlp.": "mlp", "ln_": "norms"}
     for name, parameter in meta_model(settings).named_parameters():
-        counted[next(part for mark, part in parts.items() if mark in name)] += parameter.numel()
-    assert estimate.parameters_by_part(settings) == counted
-    assert estimate.parameters(settings) == sum(counted.values())
+        counts[next(part for mark, part in parts.items() if mark in name)] += parameter.numel()
+    assert estimate.parameters_by_part(settings) == counts
+    assert estimate.parameters(settings) == sum(counts.values())
 
 
 @pytest.mark.parametrize(
@@ -70,7 +79,7 @@ def test_parameters_are_those_of_the_model_part_by_part(preset: str) -> None:
         dict(n_layer=1, n_head=1, n_embd=8, block_size=256, vocab_size=3, bias=False),
     ],
 )
-def test_flops_are_those_that_pytorch_counts(shape: dict[str, Any]) -> None:
+def test_flops_equal_pytorchs_count(shape: dict[str, Any]) -> None:
     settings = resolve(**shape)
     ids = torch.randint(0, settings.vocab_size, (2, settings.block_size + 1))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -84,25 +93,22 @@ def test_flops_are_those_that_pytorch_counts(shape: dict[str, Any]) -> None:
 
 
 def saved_bytes(settings: Settings, runtime: Runtime) -> int:
-    """What autograd keeps from a forward, beside the parameters themselves."""
+    """Bytes that autograd saves in a forward, without the parameters."""
     trainer = Trainer(GPT(settings), settings, runtime)
-    own = {parameter.untyped_storage().data_ptr() for parameter in trainer.model.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in trainer.model.parameters()}
+    saved: dict[int, torch.UntypedStorage] = {}
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
+    def save(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage
+        if storage.data_ptr() not in parameters:
+            saved[storage.data_ptr()] = storage
         return tensor
 
     ids = torch.randint(0, settings.vocab_size, (settings.batch_size, settings.block_size + 1))
-    with (
-        kernels.fast_path(runtime.device),
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda it: it),
-        runtime.autocast(),
-    ):
-        trainer._loss(ids)
-    return sum(storage.nbytes() for storage in kept.values())
+    hooks = torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor)
+    with kernels.fast_path(runtime.device), hooks, runtime.autocast():
+        next_token_loss(trainer.model(ids[:, :-1]), ids[:, 1:])
+    return sum(storage.nbytes() for storage in saved.values())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -119,35 +125,35 @@ def saved_bytes(settings: Settings, runtime: Runtime) -> int:
         dict(vocab_size=5000),
     ],
 )
-def test_activations_are_what_autograd_keeps(shape: dict[str, Any], precision: str) -> None:
+def test_activations_equal_what_autograd_saves(shape: dict[str, Any], precision: str) -> None:
     settings = resolve(**{**SMALL, "n_embd": 64, "block_size": 64, "batch_size": 8} | shape)
     memory = estimate.memory(settings, "cpu", precision, settings.batch_size)
-    copies = memory.weights - 4 * estimate.parameters(settings)  # of the matrices, kept like activations
-    kept = memory.activations + copies + memory.logits / 3  # the two gradients come with the backward
-    assert kept == pytest.approx(saved_bytes(settings, Runtime(torch.device("cpu"), precision)), rel=0.02)
+    copies = memory.weights - 4 * estimate.parameters(settings)  # autocast's, which autograd saves like activations
+    saved = memory.activations + copies + memory.logits / 3  # the two gradients are allocated in the backward
+    assert saved == pytest.approx(saved_bytes(settings, Runtime(torch.device("cpu"), precision)), rel=0.02)
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_the_optimizers_bytes_are_those_of_its_state(optimizer: str) -> None:
+def test_optimizer_bytes_equal_its_state(optimizer: str) -> None:
     settings = resolve(**SMALL, optimizer=optimizer)
     trainer = Trainer(GPT(settings), settings, CPU)
     trainer.update(np.zeros((4, 17), dtype=np.int64))
     state = optimizers.state_tensors(trainer.optimizers, trainer.model)
-    held = sum(tensor.nbytes for name, tensor in state.items() if not name.startswith("step."))
-    assert estimate.memory(settings, "cpu", "fp32", 4).optimizer == held
+    size = sum(tensor.nbytes for name, tensor in state.items() if not name.startswith("step."))
+    assert estimate.memory(settings, "cpu", "fp32", 4).optimizer == size
 
 
-def test_the_peak_has_gradients_beside_activations_only_where_they_add_up() -> None:
+def test_peak_counts_gradients_beside_activations_only_with_gradient_accumulation() -> None:
     settings = resolve(**{**SMALL, "batch_size": 64, "block_size": 64})
-    whole, cut = (estimate.memory(settings, "cpu", "fp32", rows) for rows in (64, 63))
-    assert whole.peak == whole.weights + whole.optimizer + whole.activations + whole.logits + whole.fragmentation
-    assert cut.peak == cut.weights + cut.optimizer + cut.gradients + cut.activations + cut.logits + cut.fragmentation
-    few = estimate.memory(settings, "cpu", "fp32", 1)
-    assert few.peak < cut.peak < whole.peak + whole.gradients
-    assert estimate.memory(settings, "cpu", "fp32", 64, program=10**9).peak == whole.peak + 10**9
+    full, split = (estimate.memory(settings, "cpu", "fp32", rows) for rows in (64, 63))
+    assert full.peak == full.weights + full.optimizer + full.activations + full.logits + full.fragmentation
+    parts = (split.weights, split.optimizer, split.gradients, split.activations, split.logits, split.fragmentation)
+    assert split.peak == sum(parts)
+    assert estimate.memory(settings, "cpu", "fp32", 1).peak < split.peak < full.peak + full.gradients
+    assert estimate.memory(settings, "cpu", "fp32", 64, program=10**9).peak == full.peak + 10**9
 
 
-def test_a_gpu_holds_a_copy_at_16_bits_and_no_scores() -> None:
+def test_a_gpu_has_a_16_bit_copy_of_weights_and_no_attention_scores() -> None:
     settings = resolve(**SMALL)
     P = estimate.parameters(settings)
     gpu, cpu = (estimate.memory(settings, kind, "bf16", 4) for kind in ("cuda", "cpu"))
@@ -155,7 +161,7 @@ def test_a_gpu_holds_a_copy_at_16_bits_and_no_scores() -> None:
     assert gpu.activations < cpu.activations
 
 
-def test_as_many_sequences_at_once_as_the_formula_says_fit() -> None:
+def test_auto_micro_batch_fits_the_activation_budget() -> None:
     settings = with_vocabulary("gpt2-512")
     rows = auto_micro_batch(settings, CPU)
     assert rows * sum(estimate.bytes_per_sequence(settings, "cpu", "fp32")) <= CPU.activation_budget
@@ -164,246 +170,255 @@ def test_as_many_sequences_at_once_as_the_formula_says_fit() -> None:
     assert auto_micro_batch(with_vocabulary("gpt2-xl"), CPU) == 1
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other allocators leave other gaps")
-def test_the_memory_told_before_is_what_the_process_holds_at_its_peak(here: Path) -> None:
-    """A few steps of a model whose activations outweigh the program; bench/estimates.py has whole runs."""
-    (here / "long.txt").write_text(TEXT * 40, encoding="utf-8")
-    shape = ["--n-layer", "4", "--batch-size", "128", "--max-steps", "12", "--eval-every", "12", "--sample-every", "0",
-             "--device", "cpu", "--precision", "fp32"]  # fmt: skip
+@pytest.mark.skipif(sys.platform != "linux", reason="other allocators fragment differently")
+def test_estimated_memory_is_the_peak_of_the_process(folder: Path) -> None:
+    """A few steps of a model whose activations are larger than the program; bench/estimates.py has whole runs."""
+    (folder / "long.txt").write_text(TEXT * 40, encoding="utf-8")
+    shape = "--n-layer 4 --batch-size 128 --max-steps 12 --eval-every 12 --sample-every 0 --device cpu --precision fp32"
 
-    def octavo(*words: str) -> str:
-        command = [sys.executable, "-m", "octavo", *words, "--json"]
+    def octavo(*arguments: str) -> str:
+        command = [sys.executable, "-m", "octavo.cli", *arguments, *shape.split(), "--json"]
         environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
         return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
 
-    told = json.loads(octavo("estimate", "long.txt", *shape))["memory_bytes"]
-    octavo("train", "long.txt", *shape, "--out", "run")
-    held = json.loads((here / "run" / "metrics.jsonl").read_text().splitlines()[-1])["memory_bytes"]
-    assert told == pytest.approx(held, rel=0.15)
+    expected = json.loads(octavo("estimate", "long.txt"))["memory_bytes"]
+    octavo("train", "long.txt", "--out", "run")
+    last_step = (folder / "run" / "metrics.jsonl").read_text().splitlines()[-1]
+    assert expected == pytest.approx(json.loads(last_step)["memory_bytes"], rel=0.15)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="what it guards against is Linux's")
-def test_the_peak_is_this_programs_and_not_its_parents() -> None:
-    large = np.ones(1 << 27, dtype=np.uint8)  # held while the child begins
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's getrusage would include the parent")
+def test_peak_memory_does_not_include_a_large_parent_process() -> None:
+    large = np.ones(1 << 27, dtype=np.uint8)  # allocated while the child starts
     program = "import torch; from octavo.device import Runtime; print(Runtime(torch.device('cpu')).peak_memory())"
-    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-    own = int(done.stdout)
+
+    def child_peak() -> int:
+        return int(subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout)
+
+    with_large_parent = child_peak()
     del large
-    alone = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-    assert own == pytest.approx(int(alone.stdout), rel=0.1)
-    assert own < CPU.peak_memory()  # type: ignore[operator]
+    assert with_large_parent == pytest.approx(child_peak(), rel=0.1)
+    assert with_large_parent < CPU.peak_memory()  # type: ignore[operator]
 
 
-def test_the_machine_tells_what_is_held_and_what_is_free() -> None:
-    if sys.platform != "linux":
-        pytest.skip("elsewhere the system doesn't tell")
-    held, free, there = (ask(CPU.device) for ask in (device.resident_memory, device.free_memory, device.total_memory))
-    assert held is not None and free is not None and there is not None  # noqa: PT018
-    assert 50e6 < held < there
-    assert 0 < free <= there
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not report it")
+def test_resident_free_and_total_memory_are_plausible() -> None:
+    resident = device.resident_memory(CPU.device)
+    free = device.free_memory(CPU.device)
+    total = device.total_memory(CPU.device)
+    assert resident is not None
+    assert free is not None
+    assert total is not None
+    assert 50e6 < resident < total
+    assert 0 < free <= total
 
 
-# Time and money
+# Time and price
 
 
 @pytest.mark.parametrize(
-    "given",
+    "changes",
     [
         dict(max_steps=7, eval_every=3, sample_every=2),
         dict(max_steps=6, eval_every=3, sample_every=0),
         dict(max_steps=4, eval_every=9, sample_every=9, curriculum_splits=2, curriculum_fraction=0.5),
     ],
 )
-def test_time_is_reckoned_for_the_evaluations_and_samples_that_a_run_makes(given: dict[str, Any]) -> None:
-    planned = training.plan("text.txt", **{**SMALL, **given, "vocab_size": 0}, out="run")
-    settings = planned.settings
-    events = list(training.events(planned))
-    evaluations, samples = (sum(isinstance(event, kind) for event in events)
-                            for kind in (training.Evaluated, training.Sampled))  # fmt: skip
-    parts = estimate.seconds_by_part(settings, PACE, evaluated=100)
-    assert (parts["evaluations"], parts["samples"]) == (evaluations * 1.0, samples * 10.0)
-    short = 2 if settings.curriculum_splits > 1 else 0
-    assert parts["steps"] == settings.max_steps - 0.5 * short
-    assert parts["checkpoints"] > 0
+def test_time_counts_the_evaluations_and_samples_of_a_run(changes: dict[str, Any]) -> None:
+    plan = training.plan("text.txt", **{**SMALL, **changes, "vocab_size": 0}, out="run")
+    events = list(training.events(plan))
+    evaluations, samples = (
+        sum(isinstance(event, kind) for event in events) for kind in (training.Evaluated, training.Sampled)
+    )
+    seconds = estimate.seconds_by_part(plan.settings, TIMING, tokens_per_evaluation=100)
+    assert (seconds["evaluations"], seconds["samples"]) == (evaluations * 1.0, samples * 10.0)
+    short_steps = 2 if plan.settings.curriculum_splits > 1 else 0
+    assert seconds["steps"] == plan.settings.max_steps - 0.5 * short_steps
+    assert seconds["checkpoints"] > 0
 
 
-def test_a_pace_keeps_the_time_of_the_step_that_it_comes_from() -> None:
+def test_timing_from_a_step_reproduces_that_step() -> None:
     settings = resolve(**SMALL, curriculum_splits=2)
     assert estimate.timing_from_step(settings, 2.0, settings.block_size).step == pytest.approx(2.0)
     assert estimate.timing_from_step(settings, 2.0, settings.block_size // 2).short_step == pytest.approx(2.0)
-    pace = estimate.timing_from_step(settings, 2.0, settings.block_size)
-    assert pace.short_step < pace.step
-    assert 3 * pace.evaluated_token * 4 * 16 == pytest.approx(2.0)
+    timing = estimate.timing_from_step(settings, 2.0, settings.block_size)
+    assert timing.short_step < timing.step
+    assert 3 * timing.evaluated_token * 4 * 16 == pytest.approx(2.0)
 
 
-def test_a_forecast_holds_together() -> None:
-    planned = training.plan("text.txt", **{**SMALL, "vocab_size": 0, "max_steps": 20}).settings
-    found = training.predict(planned, price_per_hour=36.0)
-    data = dataset(planned)
-    settings = dataclasses.replace(planned, vocab_size=data.tokenizer.vocab_size)
-    assert found.parameters == estimate.parameters(settings) == sum(found.parameters_by_part.values())
-    assert found.tokens == 20 * 4 * 16
-    assert found.train_tokens == data.info["tokens"]["train"]
-    assert found.epochs == pytest.approx(found.tokens / data.info["tokens"]["train"])
-    assert found.seconds is not None and found.price is not None  # noqa: PT018
-    assert found.seconds == pytest.approx(sum(found.seconds_by_part.values()), abs=0.1)
-    assert found.price == pytest.approx(found.seconds / 100, abs=0.01)
-    assert found.memory_bytes <= sum(found.memory_by_part.values())
+def test_the_numbers_of_an_estimate_are_consistent() -> None:
+    plan = training.plan("text.txt", **{**SMALL, "vocab_size": 0, "max_steps": 20})
+    result = estimated(plan, price_per_hour=36.0)
+    data = dataset(plan.settings)
+    settings = dataclasses.replace(plan.settings, vocab_size=data.tokenizer.vocab_size)
+    assert result.parameters == estimate.parameters(settings) == sum(result.parameters_by_part.values())
+    assert result.tokens == 20 * 4 * 16
+    assert result.train_tokens == data.info["tokens"]["train"]
+    assert result.epochs == pytest.approx(result.tokens / data.info["tokens"]["train"])
+    assert result.seconds is not None
+    assert result.price is not None
+    assert result.seconds == pytest.approx(sum(result.seconds_by_part.values()), abs=0.1)
+    assert result.price == pytest.approx(result.seconds / 100, abs=0.01)
+    assert result.memory_bytes <= sum(result.memory_by_part.values())
     assert list(Path().iterdir()) == [Path("text.txt")]
 
 
-def test_a_large_model_is_tried_with_fewer_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[int] = []
-
-    class Watched(GPT):
-        def __init__(self, settings: Settings, generator: torch.Generator) -> None:
-            tried.append(settings.n_layer)
-            super().__init__(settings, generator)
-
-    monkeypatch.setattr(run_estimate, "GPT", Watched)
+def test_a_large_model_is_probed_with_fewer_layers() -> None:
     settings = resolve(**{**SMALL, "n_layer": 12})
-    one = estimate.flops_per_token(dataclasses.replace(settings, n_layer=1)) * settings.block_size
-    for bearable in (one / 2, one * 2.5, one * 100):
-        monkeypatch.setattr(run_estimate, "MAX_PROBE_FLOPS", bearable)
-        found = training.predict(settings, read=False)
-        assert found.parameters == estimate.parameters(settings)
-    first, second, third = tried
-    assert first == 1 < second < 12 == third
+    one_layer = estimate.flops_per_token(dataclasses.replace(settings, n_layer=1)) * settings.block_size
+    assert probe_layers(settings, one_layer / 2) == 1
+    assert 1 < probe_layers(settings, one_layer * 2.5) < 12
+    assert probe_layers(settings, one_layer * 100) == 12
+    result = estimated(settings, prepare_text=False, max_probe_flops=one_layer / 2)
+    assert result.parameters == estimate.parameters(settings)
+    assert result.seconds is not None
 
 
-def test_what_does_not_fit_is_told_and_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_estimate, "free_memory", lambda device: 1 << 16)
-    found = training.predict(resolve(**SMALL), price_per_hour=1.0, read=False)
-    assert (found.tokens_per_second, found.seconds, found.price) == (None, None, None)
-    assert "training needs about" in found.warnings[0]
+def test_a_model_that_does_not_fit_is_not_probed() -> None:
+    result = estimated(resolve(**SMALL), price_per_hour=1.0, prepare_text=False, free_bytes=1 << 16)
+    assert (result.tokens_per_second, result.seconds, result.price) == (None, None, None)
+    assert "training needs about" in result.warnings[0]
+
+
+def test_gpt2_is_estimated_without_reading_a_text() -> None:
+    settings = resolve("gpt2", source="missing.txt")
+    result = estimated(settings, prepare_text=False, timing=TIMING)
+    assert result.parameters == 124_439_808
+    assert (result.epochs, result.train_tokens) == (None, None)
+
+
+def test_only_a_new_run_can_be_estimated() -> None:
+    with pytest.raises(OctavoError, match="init"):
+        estimated(Plan(resolve(**SMALL), init="runs/other"))
+
+
+@pytest.mark.parametrize("price", [-1.0, float("nan"), float("inf")])
+def test_a_price_must_be_finite_and_positive(price: float) -> None:
+    with pytest.raises(OctavoError, match="price"):
+        estimated(resolve(**SMALL), price, prepare_text=False)
 
 
 # Warnings
 
 
-def warned(text: str, **given: Any) -> list[str]:
-    """The warnings of a run on a text."""
+def warnings_for(text: str, **changes: Any) -> list[str]:
+    """The warnings of a run on this text."""
     Path("made.txt").write_text(text, encoding="utf-8")
-    return training.predict(training.plan("made.txt", **{**SMALL, "vocab_size": 0} | given).settings).warnings
+    return estimated(training.plan("made.txt", **{**SMALL, "vocab_size": 0} | changes), timing=TIMING).warnings
 
 
-def test_many_passes_are_warned_of_and_twenty_are_not() -> None:
+def test_more_than_20_epochs_are_warned_about() -> None:
     tokens = int(0.9 * len(TEXT) * 4)
     steps = 20 * tokens // 64
-    assert warned(TEXT * 4, max_steps=steps) == []
-    (warning,) = warned(TEXT * 4, max_steps=2 * steps)
-    assert warning.startswith("40 passes over the text")
+    assert warnings_for(TEXT * 4, max_steps=steps) == []
+    (warning,) = warnings_for(TEXT * 4, max_steps=2 * steps)
+    assert "40 epochs" in warning
     assert f"--max-steps {steps}" in warning
 
 
-def test_a_vocabulary_too_large_for_the_text_is_warned_of() -> None:
-    (warning,) = warned(TEXT, vocab_size=2000, max_steps=1)
-    assert warning.startswith("a vocabulary of 2,000 for 5")
-    assert warned(TEXT, vocab_size=100, max_steps=1) == []
+def test_a_vocabulary_too_large_for_the_text_is_warned_about() -> None:
+    (warning,) = warnings_for(TEXT, vocab_size=2000, max_steps=1)
+    assert "vocabulary of 2,000" in warning
+    assert warnings_for(TEXT, vocab_size=100, max_steps=1) == []
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_no_preset_has_too_large_a_vocabulary_for_tiny_shakespeare(preset: str) -> None:
-    """Its tokens to train on: 1,003,854 characters, 301,966 by GPT-2's BPE, where a tenth is kept apart."""
+def test_no_presets_vocabulary_is_too_large_for_tiny_shakespeare(preset: str) -> None:
+    """Its training split, nine tenths, has 1,003,854 characters; 301,966 tokens of GPT-2's BPE."""
     settings = dataclasses.replace(with_vocabulary(preset), max_steps=1)
     tokens = {"gpt2": 301_966, "word": 232_000}.get(settings.tokenizer, 1_003_854)
     settings = dataclasses.replace(settings, vocab_size=8192 if settings.tokenizer == "word" else settings.vocab_size)
     assert [line for line in estimate.warnings(settings, 0, None, tokens) if "vocabulary" in line] == []
 
 
-def test_documents_shorter_than_a_block_are_warned_of() -> None:
+def test_documents_shorter_than_a_sequence_are_warned_about() -> None:
     settings = resolve(**SMALL, max_steps=1)
-    assert estimate.warnings(settings, 0, None, 10**6, document_tokens=16.0) == []
-    (warning,) = estimate.warnings(settings, 0, None, 10**6, document_tokens=15.0)
-    assert warning.startswith("a document has 15 tokens on average")
+    assert estimate.warnings(settings, 0, None, 10**6, mean_document_tokens=16.0) == []
+    (warning,) = estimate.warnings(settings, 0, None, 10**6, mean_document_tokens=15.0)
+    assert "15 tokens on average" in warning
     assert "--block-size 8" in warning
 
 
-def test_one_text_is_no_row_of_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_text_does_not_count_as_documents() -> None:
     data = dataset(resolve(source="text.txt"))
     settings, memory = resolve(**SMALL, max_steps=1), estimate.memory(resolve(**SMALL), "cpu", "fp32", 4)
 
-    def told(documents: int) -> list[str]:
-        text = data.info["text"] | {"documents": documents}
-        return run_estimate.run_warnings(
-            settings, CPU, memory, dataclasses.replace(data, info=data.info | {"text": text})
-        )
+    def warnings_with(documents: int) -> list[str]:
+        info = data.info | {"text": data.info["text"] | {"documents": documents}}
+        return run_estimate.run_warnings(settings, CPU, memory, dataclasses.replace(data, info=info))
 
     assert isinstance(data, Dataset)
-    assert told(1) == []
-    assert "a document has" in told(100)[0]
+    assert warnings_with(1) == []
+    assert "tokens on average" in warnings_with(100)[0]
 
 
-def test_memory_that_will_not_fit_is_warned_of() -> None:
+def test_too_little_free_memory_is_warned_about() -> None:
     settings = resolve(**SMALL)
     assert estimate.warnings(settings, 10**9, 10**9) == []
     assert estimate.warnings(settings, 10**9, None) == []
-    assert "1.0 GB, and 500 MB are free" in estimate.warnings(settings, 10**9, 5 * 10**8)[0]
+    (warning,) = estimate.warnings(settings, 10**9, 5 * 10**8)
+    assert "1.0 GB" in warning
+    assert "500 MB" in warning
 
 
-# The run tells the same
+def test_the_vocabulary_of_a_finetuned_model_is_not_warned_about() -> None:
+    settings = resolve(**{**SMALL, "vocab_size": 5000}, max_steps=1)
+    assert estimate.warnings(settings, 0, None, 1000, new_model=False) == []
+    assert len(estimate.warnings(settings, 0, None, 1000)) == 1
 
 
-def test_a_run_tells_what_it_will_take_before_its_steps_and_the_time_once(monkeypatch: pytest.MonkeyPatch) -> None:
+# A run reports the same numbers
+
+
+def test_a_run_reports_memory_and_warnings_at_its_start_and_its_time_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_estimate, "PROBE_SECONDS", 0.0)
-    planned = training.plan("text.txt", **{**SMALL, "vocab_size": 0, "max_steps": 400, "log_every": 50}, out="run")
-    events = [event for event in training.events(planned) if not isinstance(event, training.Preparing)]
+    settings = {**SMALL, "vocab_size": 0, "max_steps": 400, "log_every": 50}
+    plan = training.plan("text.txt", **settings, out="run")
+    events = [event for event in training.events(plan) if not isinstance(event, training.Preparing)]
     started, first = events[0], next(n for n, event in enumerate(events) if isinstance(event, training.Step))
     assert isinstance(started, training.Started)
     assert started.memory_bytes > 0
     assert started.epochs == pytest.approx(400 * 64 / started.train_tokens)
     notices = [event.text for event in events[:first] if isinstance(event, training.Notice)]
-    assert any("passes over the text" in text for text in notices)
-    (expected,) = (event for event in events if isinstance(event, training.TimeEstimate))
-    assert expected.seconds > 0 and expected.tokens_per_second > 0  # noqa: PT018
+    assert any("epochs" in text for text in notices)
+    (time_estimate,) = (event for event in events if isinstance(event, training.TimeEstimate))
+    assert time_estimate.seconds > 0
+    assert time_estimate.tokens_per_second > 0
 
 
-def test_weights_from_elsewhere_have_learnt_their_vocabulary_there() -> None:
-    settings = resolve(**{**SMALL, "vocab_size": 5000}, max_steps=1)
-    assert estimate.warnings(settings, 0, None, 1000, fresh=False) == []
-    assert len(estimate.warnings(settings, 0, None, 1000)) == 1
+# The command line
+
+TINY = ["--n-layer=1", "--n-head=1", "--n-embd=8", "--block-size=8", "--batch-size=2", "--max-steps=4", "--device=cpu"]
 
 
-# The verb
-
-
-WORDS = ["--n-layer", "1", "--n-head", "1", "--n-embd", "8", "--block-size", "8", "--batch-size", "2"]
-WORDS += ["--max-steps", "4", "--device", "cpu"]
-
-
-def test_the_verb_answers_in_json_and_writes_nothing_but_the_cache(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["estimate", "text.txt", *WORDS, "--price", "2.5", "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said.keys() >= {"parameters", "flops_per_token", "memory_bytes", "tokens_per_second", "seconds", "epochs",
-                           "price", "warnings", "parameters_by_part", "memory_by_part"}  # fmt: skip
-    assert said["price"] == pytest.approx(said["seconds"] / 3600 * 2.5, abs=1e-3)
+def test_json_output_has_every_number_and_only_the_cache_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["estimate", "text.txt", *TINY, "--price", "2.5", "--json"]) == 0
+    output = json.loads(capsys.readouterr().out)
+    assert output.keys() == {field.name for field in dataclasses.fields(RunEstimate)}
+    assert output["price"] == pytest.approx(output["seconds"] / 3600 * 2.5, abs=1e-3)
     assert list(Path().iterdir()) == [Path("text.txt")]
 
 
-def test_the_verb_says_which_parameters_and_names_its_formula(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["estimate", "text.txt", *WORDS, "--price", "1", "--vocab-size", "900"]) == 0
-    said = capsys.readouterr().out
-    assert "wte is the head too" in said
-    assert estimate.FLOPS_FORMULA in said
-    assert "price " in said
-    assert "warning: a vocabulary of 900" in said
+def test_text_output_names_the_formula_the_price_and_warnings(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["estimate", "text.txt", *TINY, "--price", "1", "--vocab-size", "900"]) == 0
+    output = capsys.readouterr().out
+    assert "wte" in output
+    assert estimate.FLOPS_FORMULA in output
+    assert "price " in output
+    assert "warning: a vocabulary of 900" in output
 
 
-def test_gpt2_is_estimated_without_a_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_estimate, "measure_timing", lambda *given: PACE)
-    monkeypatch.setattr(run_estimate, "preparing", lambda *given: pytest.fail("a text was read"))
-    assert cli.main(["estimate", "--preset", "gpt2", "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["parameters"] == 124_439_808
-    assert (said["epochs"], said["train_tokens"]) == (None, None)
+def test_a_preset_with_gpt2s_vocabulary_needs_no_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["estimate", "--preset", "gpt2", *TINY, "--json"]) == 0
+    output = json.loads(capsys.readouterr().out)
+    assert output["parameters"] == estimate.parameters(resolve("gpt2", n_layer=1, n_head=1, n_embd=8, block_size=8,
+                                                               vocab_size=50257))  # fmt: skip
+    assert (output["epochs"], output["train_tokens"]) == (None, None)
 
 
 @pytest.mark.parametrize("price", ["-1", "nan", "inf", "cheap"])
-def test_a_price_that_is_none_is_told(price: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["estimate", "text.txt", *WORDS, f"--price={price}"]) == 2
+def test_an_invalid_price_is_an_error_with_a_hint(price: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["estimate", "text.txt", *TINY, f"--price={price}"]) == 2
     message, hint = capsys.readouterr().err.splitlines()
     assert message.startswith("error: ")
     assert hint.startswith("  try: ")
-    if price != "cheap":
-        with pytest.raises(OctavoError):
-            training.predict(resolve(**SMALL), float(price), read=False)

@@ -270,16 +270,16 @@ def estimate(arguments: argparse.Namespace) -> int:
     from octavo import training
     from octavo.estimate import FLOPS_FORMULA
     from octavo.terminal import clock, followed
-    from octavo.training.run_estimate import predicting
+    from octavo.training.run_estimate import estimate_run_steps
     from octavo.units import format_bytes
 
     planned = training.plan(arguments.source, preset=arguments.preset, config=arguments.config, **_given(arguments))
     settings = planned.settings
     named = arguments.source is not None or settings.source != DataSettings().source
-    found = followed(predicting(settings, arguments.price, read=named), sys.stderr)
+    found = followed(estimate_run_steps(planned, arguments.price, prepare_text=named), sys.stderr)
 
     def listed(parts: dict[str, Any], shown: Callable[[Any], str]) -> str:
-        return ", ".join(f"{what} {shown(each)}" for what, each in parts.items() if each)
+        return ", ".join(f"{what.replace('_', ' ')} {shown(each)}" for what, each in parts.items() if each)
 
     count, parts, flops = found.parameters, found.parameters_by_part, found.flops_by_part
     text = "" if found.epochs is None else f", {found.epochs:,.1f} passes over {found.train_tokens:,} tokens of text"

@@ -9,7 +9,7 @@ from octavo.training.event import Evaluated, Event, Finished, Notice, Sampled, S
 from octavo.training.interrupt import interruptible
 from octavo.training.loop import events, train
 from octavo.training.plan import Plan, plan
-from octavo.training.run_estimate import RunEstimate, predict
+from octavo.training.run_estimate import RunEstimate, estimate_run
 
 __all__ = [
     "Evaluated",
@@ -24,9 +24,9 @@ __all__ = [
     "Started",
     "Step",
     "TimeEstimate",
+    "estimate_run",
     "events",
     "interruptible",
     "plan",
-    "predict",
     "train",
 ]

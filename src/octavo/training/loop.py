@@ -102,7 +102,7 @@ def events(plan: Plan, *, stop: Callable[[], bool] = lambda: False) -> Iterator[
         )
         notices = [*runtime.notes, *setup.notices]
         if plan.resume is None:
-            notices += run_estimate.run_warnings(settings, runtime, memory, setup.data, fresh=plan.init is None)
+            notices += run_estimate.run_warnings(settings, runtime, memory, setup.data, new_model=plan.init is None)
         steps = _run_steps(trainer, evaluator, recorder, clock, batch, stop)
         yield from loggers.tee(itertools.chain([started], map(Notice, notices), steps), settings.loggers)
 

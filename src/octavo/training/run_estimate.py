@@ -1,7 +1,10 @@
-"""What a run will cost on this machine: the formulas of `octavo.estimate`, and two seconds of steps for its speed.
+"""Estimate what a run costs on this machine: the formulas of `octavo.estimate`, and its speed from a short probe.
 
-Nothing is kept but the prepared text in the cache. A model whose steps take long is tried with fewer layers, and the
-rest is reckoned by FLOPs.
+The probe takes about two seconds: it trains, evaluates and samples with random tokens and a new model. If the model
+is too slow for that, the probe uses fewer layers, and the rest is extrapolated by FLOPs. Nothing is kept but the
+prepared text, in the cache.
+
+Axis letters: `B` sequences in a batch, `T` positions.
 """
 
 import dataclasses
@@ -26,190 +29,253 @@ from octavo.generation.engine import Engine, Request
 from octavo.loss import split_loss
 from octavo.model import GPT
 from octavo.settings import Settings
+from octavo.training.plan import Plan
 from octavo.training.setup import cap_steps, resolve_vocab_size
 from octavo.training.step import Trainer, auto_micro_batch
 
-PROBE_SECONDS = 2.0  # seconds of steps
-MAX_PROBE_FLOPS = 4e11  # FLOPs of a sequence's forward and backward, a second or two on two cores
-_LOADED = 70 << 20  # bytes of kernels and threads that PyTorch has once it trained, evaluated and sampled
-_PROGRAM = 250 << 20  # bytes of Python and PyTorch, where the system doesn't tell
+PROBE_SECONDS = 2.0
+MAX_PROBE_FLOPS = 4e11  # for one sequence, forward and backward: a second or two on two cores
+_TRAINING_LIBRARIES = 70 << 20  # bytes that PyTorch's kernels and threads take once training, evaluation, sampling ran
+_PROGRAM = 250 << 20  # bytes of Python and PyTorch, if the system does not report them
 
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """What a run would cost here. Bytes, seconds, tokens; what isn't known is None."""
+    """The cost of a run on this machine, in bytes, seconds and tokens. None means unknown."""
 
     parameters: int
     parameters_by_part: dict[str, int]
     flops_per_token: int
-    flops_by_part: dict[str, int]  # forward and backward; attention is in both
+    flops_by_part: dict[str, int]  # forward and backward; attention is contained in both
     device: str
     precision: str
-    micro_batch: int  # sequences at once
-    memory_bytes: int  # at the peak: of the GPU's memory, or of the process, all included
+    micro_batch: int
+    memory_bytes: int  # at the peak: of the GPU's tensors, or of the whole process on a CPU
     memory_by_part: dict[str, int]
     available_bytes: int | None
     steps: int
     tokens: int  # of all steps
     train_tokens: int | None
     epochs: float | None
-    tokens_per_second: float | None  # of the steps alone
-    seconds: float | None  # of the run, as it counts them: from reading the text to the last checkpoint
+    tokens_per_second: float | None  # during steps
+    seconds: float | None  # from preparing the text to the last checkpoint
     seconds_by_part: dict[str, float]
     price: float | None
     warnings: list[str]
 
 
-def predict(settings: Settings, price_per_hour: float | None = None, read: bool = True) -> RunEstimate:
-    """What a run with these settings would cost; the text is left unread, if so said and the vocabulary needs none.
+def estimate_run(
+    plan: Plan,
+    price_per_hour: float | None = None,
+    *,
+    prepare_text: bool = True,
+    timing: Timing | None = None,
+    free_bytes: int | None = None,
+    probe_seconds: float = PROBE_SECONDS,
+    max_probe_flops: float = MAX_PROBE_FLOPS,
+) -> RunEstimate:
+    """Estimate a new run with this plan, from its first step to its last.
 
-        octavo.training.predict(octavo.training.plan("my.txt", n_layer=6).settings).seconds
+        octavo.training.estimate_run(octavo.training.plan("my.txt", n_layer=6)).seconds
 
-    Raises `OctavoError` for a text that can't be had, a device that isn't there, and a price that is none.
+    With `prepare_text=False` the text is not read, unless the vocabulary depends on it, and the epochs are unknown.
+    `timing` replaces the probe. `free_bytes` is the memory that the run may take, by default what is free now.
+
+    Raises `OctavoError` for a text that cannot be read, a device that is missing, a negative or non-finite price, and a
+    plan that starts from other weights.
     """
-    return result(predicting(settings, price_per_hour, read))
-
-
-def predicting(settings: Settings, price_per_hour: float | None = None,
-               read: bool = True) -> Generator[Preparing, None, RunEstimate]:  # fmt: skip
-    """`predict`, telling how far the text is prepared."""
-    if price_per_hour is not None and not 0 <= price_per_hour < math.inf:
-        raise OctavoError(f"a price of {price_per_hour:g} an hour is none", "--price 2.50")
-    runtime, began, data = resolve_runtime(settings), time.perf_counter(), None
-    if read or not _vocabulary(settings):
-        data = yield from preparing(settings)
-        settings, _ = cap_steps(resolve_vocab_size(settings, data), data)
-    reading = time.perf_counter() - began
-    settings = dataclasses.replace(settings, vocab_size=_vocabulary(settings), precision=runtime.precision)
-    rows, available = settings.micro_batch or auto_micro_batch(settings, runtime), free_memory(runtime.device)
-    memory = estimate_memory(settings, runtime, rows, resident_memory(runtime.device))
-    pace = measure_timing(settings, runtime, rows)
-    parts: dict[str, float] = {}
-    if pace is not None:
-        evaluated = estimate.evaluation_tokens(data.info["tokens"]["val"]) if data else 0
-        parts = {"reading": reading} | estimate.seconds_by_part(settings, pace, evaluated)
-    seconds, tokens = sum(parts.values()), settings.max_steps * settings.batch_size * settings.block_size
-    train_tokens = data.info["tokens"]["train"] if data else None
-    forward = estimate.forward_flops_per_token(settings)
-    attention = 12 * settings.n_layer * settings.block_size * settings.n_embd
-    by_part = dataclasses.asdict(memory)
-    return RunEstimate(
-        parameters=estimate.parameters(settings), parameters_by_part=estimate.parameters_by_part(settings),
-        flops_per_token=3 * forward,
-        flops_by_part={"forward": forward, "backward": 2 * forward, "attention": attention},
-        device=runtime.name, precision=runtime.precision, micro_batch=rows, memory_bytes=by_part.pop("peak"),
-        memory_by_part=by_part, available_bytes=available, steps=settings.max_steps, tokens=tokens,
-        train_tokens=train_tokens, epochs=tokens / train_tokens if train_tokens else None,
-        tokens_per_second=round(tokens / parts["steps"], 1) if parts.get("steps") else None,
-        seconds=round(seconds, 1) if pace else None,
-        seconds_by_part={what: round(each, 2) for what, each in parts.items()},
-        price=seconds / 3600 * price_per_hour if pace and price_per_hour is not None else None,
-        warnings=run_warnings(settings, runtime, memory, data),
-    )  # fmt: skip
-
-
-def estimate_memory(settings: Settings, runtime: Runtime, rows: int, program: int | None) -> Memory:
-    """What training will hold here at its peak, where the program held so much before there was a model."""
-    on_gpu = runtime.device.type == "cuda"  # whose memory the program takes nothing of that is counted
-    program = 0 if on_gpu else (program or _PROGRAM) + _LOADED
-    return estimate.memory(settings, runtime.device.type, runtime.precision, rows, program)
-
-
-def run_warnings(
-    settings: Settings, runtime: Runtime, memory: Memory, data: Dataset | None, fresh: bool = True
-) -> list[str]:
-    """What had better be known before a run here, with a new model or one that is fine-tuned."""
-    needed, available = memory.peak - (resident_memory(runtime.device) or 0), free_memory(runtime.device)
-    if data is None:
-        return estimate.warnings(settings, needed, available)
-    tokens, documents = data.info["tokens"], data.info["text"].get("documents", 1)
-    mean = (tokens["train"] + tokens["val"]) / documents if documents > 1 else None
-    return estimate.warnings(settings, needed, available, tokens["train"], mean, fresh)
-
-
-def _vocabulary(settings: Settings) -> int:
-    """How many tokens there are, or 0 where only a text tells."""
-    return settings.vocab_size or tokenizers.FIXED.get(settings.tokenizer, 0)
-
-
-def measure_timing(settings: Settings, runtime: Runtime, rows: int) -> Timing | None:
-    """Time steps, evaluation and sampling here, on a model with as few layers as the probe can afford.
-
-    None where not even that fits into memory.
-    """
-    rows = min(rows, settings.batch_size)
-    part = dataclasses.replace(settings, n_layer=_layers(settings), batch_size=rows, micro_batch=rows)
-    free = free_memory(runtime.device)
-    if free is not None and estimate.memory(part, runtime.device.type, runtime.precision, rows).peak > free:
-        return None
-    trainer = Trainer(GPT(part, torch.Generator().manual_seed(0)).to(runtime.device), part, runtime)
-    # The optimizer's work grows with its matrices: Muon's are in the layers.
-    size = estimate.parameters if settings.optimizer == "adamw" else operator.attrgetter("n_layer")
-    steps = {}
-    for parts in {1, settings.curriculum_splits}:
-        window = settings.block_size // parts
-        ids = np.random.default_rng(0).integers(0, part.vocab_size, (rows * parts, window + 1))
-        gradients, update = _timed(
-            runtime, PROBE_SECONDS / 2, functools.partial(trainer.compute_gradients, ids), trainer.apply_gradients
+    return result(
+        estimate_run_steps(
+            plan,
+            price_per_hour,
+            prepare_text=prepare_text,
+            timing=timing,
+            free_bytes=free_bytes,
+            probe_seconds=probe_seconds,
+            max_probe_flops=max_probe_flops,
         )
-        larger = estimate.flops_per_token(settings, window) / estimate.flops_per_token(part, window)
-        steps[parts] = gradients * larger * settings.batch_size / rows + update * size(settings) / size(part)
-    scale = estimate.flops_per_token(settings) / estimate.flops_per_token(part)
-    return Timing(
-        step=steps[1],
-        short_step=steps[settings.curriculum_splits],
-        evaluated_token=scale * _evaluated_token(trainer.model, runtime),
-        sample=scale * _sample(trainer.model, runtime),
     )
 
 
-def _layers(settings: Settings) -> int:
-    """As many layers as a sequence's forward and backward bears, at least one."""
+def estimate_run_steps(
+    plan: Plan,
+    price_per_hour: float | None = None,
+    *,
+    prepare_text: bool = True,
+    timing: Timing | None = None,
+    free_bytes: int | None = None,
+    probe_seconds: float = PROBE_SECONDS,
+    max_probe_flops: float = MAX_PROBE_FLOPS,
+) -> Generator[Preparing, None, RunEstimate]:
+    if price_per_hour is not None and not 0 <= price_per_hour < math.inf:
+        raise OctavoError(f"a price of {price_per_hour:g} an hour is not a price", "--price 2.50")
+    if plan.resume is not None or plan.init is not None:
+        raise OctavoError("only a new run can be estimated", "a plan without resume and init")
+    settings, data = plan.settings, None
+    runtime, start = resolve_runtime(settings), time.perf_counter()
+    if prepare_text or not _known_vocab_size(settings):
+        data = yield from preparing(settings)
+        settings, _ = cap_steps(resolve_vocab_size(settings, data), data)
+    preparation_seconds = time.perf_counter() - start
+    settings = dataclasses.replace(settings, vocab_size=_known_vocab_size(settings), precision=runtime.precision)
+    micro_batch = settings.micro_batch or auto_micro_batch(settings, runtime)
+    free = free_memory(runtime.device) if free_bytes is None else free_bytes
+    memory = estimate_memory(settings, runtime, micro_batch, resident_memory(runtime.device))
+    timing = timing or measure_timing(settings, runtime, micro_batch, free, probe_seconds, max_probe_flops)
+
+    seconds_by_part: dict[str, float] = {}
+    if timing is not None:
+        evaluated = estimate.evaluation_tokens(data.info["tokens"]["val"]) if data else 0
+        seconds_by_part = {"preparation": preparation_seconds} | estimate.seconds_by_part(settings, timing, evaluated)
+    seconds = sum(seconds_by_part.values()) if timing else None
+    steps_seconds = seconds_by_part.get("steps")
+    tokens = settings.max_steps * settings.batch_size * settings.block_size
+    train_tokens = data.info["tokens"]["train"] if data else None
+    forward = estimate.forward_flops_per_token(settings)
+    memory_by_part = dataclasses.asdict(memory)
+    return RunEstimate(
+        parameters=estimate.parameters(settings),
+        parameters_by_part=estimate.parameters_by_part(settings),
+        flops_per_token=3 * forward,
+        flops_by_part={
+            "forward": forward,
+            "backward": 2 * forward,
+            "attention": 12 * settings.n_layer * settings.block_size * settings.n_embd,
+        },
+        device=runtime.name,
+        precision=runtime.precision,
+        micro_batch=micro_batch,
+        memory_bytes=memory_by_part.pop("peak"),
+        memory_by_part=memory_by_part,
+        available_bytes=free,
+        steps=settings.max_steps,
+        tokens=tokens,
+        train_tokens=train_tokens,
+        epochs=tokens / train_tokens if train_tokens else None,
+        tokens_per_second=round(tokens / steps_seconds, 1) if steps_seconds else None,
+        seconds=None if seconds is None else round(seconds, 1),
+        seconds_by_part={part: round(each, 2) for part, each in seconds_by_part.items()},
+        price=None if seconds is None or price_per_hour is None else seconds / 3600 * price_per_hour,
+        warnings=run_warnings(settings, runtime, memory, data, free_bytes=free),
+    )
+
+
+def estimate_memory(settings: Settings, runtime: Runtime, micro_batch: int, program: int | None) -> Memory:
+    """The peak memory of training here. `program` is what the process used before the model was built."""
+    counts_program = runtime.device.type != "cuda"  # a GPU's peak counts tensors only
+    program = (program or _PROGRAM) + _TRAINING_LIBRARIES if counts_program else 0
+    return estimate.memory(settings, runtime.device.type, runtime.precision, micro_batch, program)
+
+
+def run_warnings(
+    settings: Settings,
+    runtime: Runtime,
+    memory: Memory,
+    data: Dataset | None,
+    new_model: bool = True,
+    free_bytes: int | None = None,
+) -> list[str]:
+    """The warnings of `octavo.estimate` for this dataset and this machine; `free_bytes` is measured by default."""
+    needed = memory.peak - (resident_memory(runtime.device) or 0)
+    free = free_memory(runtime.device) if free_bytes is None else free_bytes
+    if data is None:
+        return estimate.warnings(settings, needed, free)
+    tokens, documents = data.info["tokens"], data.info["text"].get("documents", 1)
+    mean = (tokens["train"] + tokens["val"]) / documents if documents > 1 else None
+    return estimate.warnings(settings, needed, free, tokens["train"], mean, new_model)
+
+
+def _known_vocab_size(settings: Settings) -> int:
+    """The vocabulary size, or 0 if the tokenizer takes it from the text."""
+    return settings.vocab_size or tokenizers.FIXED.get(settings.tokenizer, 0)
+
+
+def measure_timing(
+    settings: Settings,
+    runtime: Runtime,
+    micro_batch: int,
+    free_bytes: int | None,
+    probe_seconds: float = PROBE_SECONDS,
+    max_probe_flops: float = MAX_PROBE_FLOPS,
+) -> Timing | None:
+    """Time steps, evaluation and sampling here, on a model with `probe_layers`. None if even that does not fit."""
+    rows = min(micro_batch, settings.batch_size)
+    layers = probe_layers(settings, max_probe_flops)
+    small = dataclasses.replace(settings, n_layer=layers, batch_size=rows, micro_batch=rows)
+    peak = estimate.memory(small, runtime.device.type, runtime.precision, rows).peak
+    if free_bytes is not None and peak > free_bytes:
+        return None
+    trainer = Trainer(GPT(small, torch.Generator().manual_seed(0)).to(runtime.device), small, runtime)
+    # The time of an optimizer step grows with the parameters that dominate it: Muon's are all in the layers.
+    size = estimate.parameters if settings.optimizer == "adamw" else operator.attrgetter("n_layer")
+    step_seconds = {}
+    for splits in {1, settings.curriculum_splits}:
+        length = settings.block_size // splits
+        ids = np.random.default_rng(0).integers(0, small.vocab_size, (rows * splits, length + 1))  # (B, T + 1)
+        gradients, update = _mean_seconds(
+            runtime, probe_seconds / 2, functools.partial(trainer.compute_gradients, ids), trainer.apply_gradients
+        )
+        scale = estimate.flops_per_token(settings, length) / estimate.flops_per_token(small, length)
+        step_seconds[splits] = gradients * scale * settings.batch_size / rows + update * size(settings) / size(small)
+    scale = estimate.flops_per_token(settings) / estimate.flops_per_token(small)
+    return Timing(
+        step=step_seconds[1],
+        short_step=step_seconds[settings.curriculum_splits],
+        evaluated_token=scale * _evaluated_token_seconds(trainer.model, runtime, probe_seconds / 8, max_probe_flops),
+        sample=scale * _sample_seconds(trainer.model, runtime, probe_seconds / 16),
+    )
+
+
+def probe_layers(settings: Settings, max_probe_flops: float) -> int:
+    """The most layers, at least one, with which a sequence's forward and backward stay within the FLOPs."""
     one, two = (estimate.flops_per_token(dataclasses.replace(settings, n_layer=n)) for n in (1, 2))
-    return max(1, min(settings.n_layer, 1 + int((MAX_PROBE_FLOPS / settings.block_size - one) / (two - one))))
+    return max(1, min(settings.n_layer, 1 + int((max_probe_flops / settings.block_size - one) / (two - one))))
 
 
-def _timed(runtime: Runtime, seconds: float, *things: Callable[[], object]) -> list[float]:
-    """The mean time of each, done in turn for so long. What was done once is warm; if that took as long, it counts."""
+def _mean_seconds(runtime: Runtime, seconds: float, *functions: Callable[[], object]) -> list[float]:
+    """The mean time of each function, called in turn for `seconds`, after one warm-up round.
 
-    def once() -> list[float]:
-        spent = []
-        for thing in things:
+    If the warm-up alone takes that long, it is the measurement.
+    """
+
+    def measure_round() -> list[float]:
+        times = []
+        for function in functions:
             start = time.perf_counter()
-            thing()
+            function()
             runtime.synchronize()
-            spent.append(time.perf_counter() - start)
-        return spent
+            times.append(time.perf_counter() - start)
+        return times
 
-    rounds = [once()]
+    rounds = [measure_round()]
     if sum(rounds[0]) < seconds:
-        rounds = [once()]
+        rounds = [measure_round()]
         while sum(map(sum, rounds)) < seconds:
-            rounds.append(once())
-    return [sum(each) / len(rounds) for each in zip(*rounds, strict=True)]
+            rounds.append(measure_round())
+    return [sum(times) / len(rounds) for times in zip(*rounds, strict=True)]
 
 
-def _evaluated_token(model: GPT, runtime: Runtime) -> float:
-    """Seconds to score a token, exactly and in float32 as evaluation does."""
+def _evaluated_token_seconds(model: GPT, runtime: Runtime, seconds: float, max_probe_flops: float) -> float:
+    """Seconds per token of the exact evaluation, which runs in float32."""
     T = model.settings.block_size
-    bearable = min(1 << 12, int(MAX_PROBE_FLOPS / estimate.forward_flops_per_token(model.settings)))
-    ids = np.random.default_rng(0).integers(0, model.settings.vocab_size, max(1, bearable // T) * T + 1)
-    return _timed(runtime, PROBE_SECONDS / 8, lambda: split_loss(model, ids, T))[0] / (len(ids) - 1)
+    count = min(1 << 12, int(max_probe_flops / estimate.forward_flops_per_token(model.settings)))
+    ids = np.random.default_rng(0).integers(0, model.settings.vocab_size, max(1, count // T) * T + 1)
+    return _mean_seconds(runtime, seconds, lambda: split_loss(model, ids, T))[0] / (len(ids) - 1)
 
 
-def _sample(model: GPT, runtime: Runtime) -> float:
-    """Seconds for a sample: its first block a token at a time on a cache, the rest with the whole block each."""
+def _sample_seconds(model: GPT, runtime: Runtime, seconds: float) -> float:
+    """Seconds per sample: up to block_size each token is one decode step, beyond it a forward over block_size."""
     T = model.settings.block_size
     model.eval()
     engine = Engine(model, 1, use_native=False)
 
-    def token(prompt: int, count: int) -> float:
-        def write() -> None:
-            engine.submit(Request(prompt=[0] * prompt, max_new_tokens=count))
+    def token_seconds(prompt_tokens: int, new_tokens: int) -> float:
+        def generate() -> None:
+            engine.submit(Request(prompt=[0] * prompt_tokens, max_new_tokens=new_tokens))
             while engine.step():
                 pass
 
-        return _timed(runtime, PROBE_SECONDS / 16, write)[0] / count
+        return _mean_seconds(runtime, seconds, generate)[0] / new_tokens
 
     beyond = SAMPLE_TOKENS - T
-    return min(SAMPLE_TOKENS, T) * token(1, min(16, T)) + (beyond * token(T, 4) if beyond > 0 else 0.0)
+    return min(SAMPLE_TOKENS, T) * token_seconds(1, min(16, T)) + (beyond * token_seconds(T, 4) if beyond > 0 else 0.0)
