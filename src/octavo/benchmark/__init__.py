@@ -1,1 +1,1 @@
-"""How fast this machine trains a model (`training`), writes with it (`generation`) and serves it (`serving`)."""
+"""Benchmarks of this machine: training (`training`), generation (`generation`) and serving (`serving`) of a model."""
