@@ -101,7 +101,7 @@ def refused(say: Say, here: Path) -> Callable[..., str]:
         assert hint.startswith("  try: ")
         assert says in answer.err
         assert there(here) == before
-        flags = cli._parse([str(words[0]), *VERBS[str(words[0])]]).flags if words and words[0] in VERBS else []
+        flags = cli.parse([str(words[0]), *VERBS[str(words[0])]]).flags if words and words[0] in VERBS else []
         if not re.match(r"  try: octavo ", hint):
             assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", hint)) <= {*flags, "--help"}, hint
         return answer.err
@@ -224,11 +224,11 @@ MISTAKES = [
     ("--n_layrs=6", "there is no option --n-layrs\n  try: --n-layer"),
     ("--n-lay 6", "there is no option --n-lay\n  try: --n-layer"),  # an abbreviation is no name
     ("--qqqqq", "there is no option --qqqqq\n  try: octavo train --help"),
-    ("more.txt", "one word too many: 'more.txt'"),
+    ("more.txt", "unexpected argument 'more.txt'"),
     ("--n-layer", "expected one argument"),
     ("--n-embd 384 --n-head 5", "n_embd=384 is not divisible by n_head=5\n  try: --n-head 6"),
-    ("--n-layer six", "'six' is not a whole number"),
-    ("--max-steps 1e3", "'1e3' is not a whole number"),
+    ("--n-layer six", "'six' is not an integer"),
+    ("--max-steps 1e3", "'1e3' is not an integer"),
     ("--learning-rate fast", "'fast' is not a number"),
     ("--bias maybe", "'maybe' is neither true nor false"),
     ("--learning-rate nan", "learning_rate=nan is not a finite number"),
@@ -314,7 +314,7 @@ def test_a_command_that_is_none_is_told(words: list[str], refused: Refused) -> N
         ("--max-new-tokens 999999999999", "max_new_tokens=999999999999"),
         ("--num-samples 0", "num_samples=0"),
         ("--seed -1", "seed=-1"),
-        ("--seed 1e3", "'1e3' is not a whole number"),
+        ("--seed 1e3", "'1e3' is not an integer"),
         ("--unknown ignore", "invalid choice: 'ignore'"),
         ("--device gpu", "there is no device 'gpu'"),
         ("--prompt a --prompt-file b", "not allowed with"),
@@ -408,8 +408,8 @@ def test_a_run_that_another_process_trains_is_told_and_can_be_looked_at(run: Pat
         ("--preset baby", "a resumed run has its settings"),
         ("--config some.toml", "a resumed run has its settings"),
         ("--init runs/mine", "a resumed run has its settings"),
-        ("--out another", "a resumed run stays where it is"),
-        ("--name another", "a resumed run stays where it is"),
+        ("--out another", "a resumed run stays in its folder"),
+        ("--name another", "a resumed run stays in its folder"),
         ("--learning-rate 1000", "learning_rate=1000.0 is not between"),
         ("--max_iters=10", "is nanoGPT's name"),
     ],
@@ -665,7 +665,7 @@ def exploded(say: Say, *words: object) -> Path:
     """The checkpoint that is named as the last good one."""
     answer = say("train", "text.txt", *EXPLODING, *words)
     assert answer.code == 2
-    assert answer.err.startswith("error: training broke at step ")
+    assert re.match(r"error: training .* step \d+", answer.err)
     assert "\n  try: --learning-rate " in answer.err
     return Path(re.findall(r"the last good checkpoint is (\S+)", answer.err)[0])
 
@@ -694,7 +694,7 @@ def test_a_model_with_broken_weights_has_no_loss(run: Path, refused: Refused) ->
 def test_a_run_that_breaks_before_its_first_checkpoint_says_so(say: Say) -> None:
     answer = say("train", "text.txt", *EXPLODING)
     assert answer.code == 2
-    assert "no checkpoint was due yet\n  try: --learning-rate" in answer.err
+    assert "there is no checkpoint yet\n  try: --learning-rate" in answer.err
 
 
 # Help
@@ -735,7 +735,7 @@ def test_help_of_prepare_lists_its_settings(say: Say) -> None:
 
 @pytest.mark.parametrize("verb", ["sample", "eval"])
 def test_help_says_the_default_that_is_taken(verb: str, say: Say) -> None:
-    text, taken = say(verb, "--help").out, vars(cli._parse([verb, "RUN"]))
+    text, taken = say(verb, "--help").out, vars(cli.parse([verb, "RUN"]))
     for flag in taken["flags"]:
         if not flag.startswith("--") or flag in ("--help", "--json"):
             continue
@@ -750,7 +750,7 @@ def test_the_example_in_the_help_of_a_verb_is_one(verb: str, say: Say) -> None:
     import shlex
 
     (example,) = re.findall(rf"^    (octavo {verb} .*)", say(verb, "--help").out, re.MULTILINE)
-    assert cli._parse(shlex.split(example)[1:]).prog == f"octavo {verb}"
+    assert cli.parse(shlex.split(example)[1:]).prog == f"octavo {verb}"
 
 
 def test_version(say: Say) -> None:
@@ -919,7 +919,7 @@ def test_eval_reads_a_run_by_name_folder_or_checkpoint(run: Path, say: Say) -> N
 
 def test_eval_says_the_block_size_it_took(run: Path, say: Say) -> None:
     assert say("eval", run, "--block-size", 4, "--json").json["block_size"] == 4
-    assert "in windows of 8" in say("eval", run).out
+    assert "context of 8" in say("eval", run).out
 
 
 # sample

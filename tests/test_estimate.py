@@ -177,7 +177,7 @@ def test_estimated_memory_is_the_peak_of_the_process(folder: Path) -> None:
     shape = "--n-layer 4 --batch-size 128 --max-steps 12 --eval-every 12 --sample-every 0 --device cpu --precision fp32"
 
     def octavo(*arguments: str) -> str:
-        command = [sys.executable, "-m", "octavo.cli", *arguments, *shape.split(), "--json"]
+        command = [sys.executable, "-m", "octavo", *arguments, *shape.split(), "--json"]
         environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
         return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
 

@@ -97,7 +97,7 @@ def refused(say: Say) -> Callable[..., str]:
         assert message.startswith("error: ")
         assert hint.startswith("  try: ")
         assert says in message
-        flags = cli._parse(["inspect", "RUN", "shapes"]).flags
+        flags = cli.parse(["inspect", "RUN", "shapes"]).flags
         assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", hint)) <= {*flags, "--help"}
         return hint
 
@@ -164,7 +164,8 @@ def test_what_is_left_out_of_a_long_text_is_told_beside_the_view(run: Path, say:
     answer = say(run, "attention", "--text", TEXT, "--json")
     left_out = json.loads(answer.out)["left_out"]
     assert left_out > 0
-    assert answer.err == f"note: {left_out:,} tokens at the end of the text are left out: too many for this view\n"
+    assert answer.err.startswith("note: ")
+    assert f"{left_out:,} tokens" in answer.err
     assert say(run, "surprisal", "--text", TEXT).err == ""
 
 
@@ -265,10 +266,10 @@ def test_neither_run_nor_view_is_told(refused: Refused) -> None:
 
 
 def test_a_run_without_a_view_is_told(run: Path, refused: Refused) -> None:
-    assert "octavo inspect runs/my-1 attention" in refused(run, says="takes a RUN, or --preset, and one VIEW")
+    assert "octavo inspect runs/my-1 attention" in refused(run, says="takes a RUN or --preset")
     refused("--preset", "gpt2-512", says="RUN VIEW")
-    refused(run, "shapes", "--preset", "gpt2-512", says="takes a RUN, or --preset, and one VIEW")
-    refused(run, "shapes", "tokens", says="takes a RUN, or --preset, and one VIEW")
+    refused(run, "shapes", "--preset", "gpt2-512", says="takes a RUN or --preset")
+    refused(run, "shapes", "tokens", says="takes a RUN or --preset")
 
 
 @pytest.mark.parametrize(
@@ -312,7 +313,7 @@ def test_an_option_that_a_view_does_not_take_is_told_with_the_views_that_do(
         (["logit_lens", "--text", LINE, "--position", "-7"], "position -7"),
         (["logit_lens", "--top", "0"], "between 1 and 50 guesses"),
         (["neighbors", "--word", "cat", "--top", "0"], "between 1 and 100 neighbors"),
-        (["attention", "--layer", "one"], "'one' is not a whole number"),
+        (["attention", "--layer", "one"], "'one' is not an integer"),
         (["position", "--at", "1"], "expected 2 arguments"),
         (["position", "--word", "the", "--at", "1", "64"], "position 64: the positions are 0 to 63"),
         (["position", "--word", ""], "an empty word"),
@@ -323,8 +324,8 @@ def test_an_option_that_a_view_does_not_take_is_told_with_the_views_that_do(
         (["ablation", "--text", "a"], "one token"),
         (["tokens", "--unknown", "guess"], "--unknown: invalid choice: 'guess'"),
         (["tokens", "--text", "a", "--text-file", "b"], "not allowed with argument --text"),
-        (["tokens", "--text-file", "missing.txt"], "the text file missing.txt can't be read: No such file"),
-        (["tokens", "--text-file", "latin.txt"], "the text file latin.txt is not UTF-8 at byte 3"),
+        (["tokens", "--text-file", "missing.txt"], "missing.txt can't be read: No such file"),
+        (["tokens", "--text-file", "latin.txt"], "latin.txt is not UTF-8 at byte 3"),
         (["tokens", "--lyer", "1"], "there is no option --lyer"),
     ],
 )
@@ -381,7 +382,7 @@ def test_unknown_characters_are_told_and_may_be_skipped(
 @pytest.mark.parametrize(
     ("preset", "view", "says"),
     [
-        ("tiny", "shapes", "the preset tiny takes its vocabulary from the text"),
+        ("tiny", "shapes", "vocabulary size of the preset tiny"),
         ("tiny", "attention", ""),
         ("gpt2-512", "attention", "attention needs a trained model"),
         ("gpt2-512", "verify", "verify needs a trained model"),

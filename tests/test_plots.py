@@ -308,14 +308,14 @@ def test_labels_of_any_script_are_drawn_without_a_warning(ax: Axes, tmp_path: Pa
 
 
 def test_a_character_that_no_font_has_is_named_by_its_code_point() -> None:
-    words, chosen = fonts.readable("a\U0003134ab")
+    words, chosen = fonts.displayable("a\U0003134ab")
     assert words == "aU+3134Ab"
     assert chosen == ["DejaVu Sans"]
 
 
 @pytest.mark.parametrize("text", ["القط", "राजा", "◌ि", "漢字", "‘ab’ …", "a\nb", "", *LABELS])
 def test_every_character_that_is_written_has_a_font(text: str) -> None:
-    words, chosen = fonts.readable(text)
+    words, chosen = fonts.displayable(text)
     assert set(words) - {"\n"} <= set().union(*map(fonts._letters, chosen))
     assert all(font in {each.name for each in font_manager.fontManager.ttflist} for font in chosen)
 
@@ -325,15 +325,15 @@ def test_a_font_for_all_goes_before_several(monkeypatch: pytest.MonkeyPatch) -> 
     have = {"Latin": "ab◌U+0123456789ABCDEF", "Marks": "◌कि", "Other": "xyzक"}
     monkeypatch.setattr(fonts, "_fonts", lambda: list(have))
     monkeypatch.setattr(fonts, "_letters", lambda font: frozenset(have[font]))
-    assert fonts.readable("ab") == ("ab", ["Latin"])
-    assert fonts.readable("◌ि") == ("◌ि", ["Marks", "Latin"])
-    assert fonts.readable("◌िab") == ("◌िab", ["Latin", "Marks"])
-    assert fonts.readable("क!") == ("कU+0021", ["Latin", "Marks"])
+    assert fonts.displayable("ab") == ("ab", ["Latin"])
+    assert fonts.displayable("◌ि") == ("◌ि", ["Marks", "Latin"])
+    assert fonts.displayable("◌िab") == ("◌िab", ["Latin", "Marks"])
+    assert fonts.displayable("क!") == ("कU+0021", ["Latin", "Marks"])
 
 
 def test_no_label_grows_past_its_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert fonts.readable("a" * 100, 8)[0] == "aaaaaaa…"
-    assert fonts.readable("\U0003134a" * 3, 8)[0] == "U+3134A…"
+    assert fonts.displayable("a" * 100, 8)[0] == "aaaaaaa…"
+    assert fonts.displayable("\U0003134a" * 3, 8)[0] == "U+3134A…"
 
 
 def test_tokens_are_all_named_until_they_are_many(bytewise: Checkpoint) -> None:

@@ -362,7 +362,7 @@ def test_each_of_nanogpts_names_is_ours_or_is_answered_with_ours(name: str) -> N
 
 @pytest.mark.parametrize("name", NANOGPT_NAMES)
 def test_what_nanogpts_names_are_answered_with_exists(name: str) -> None:
-    flags = cli._parse(["train"]).flags
+    flags = cli.parse(["train"]).flags
     assert set(re.findall(r"--[a-z-]+", NANOGPT_NAMES[name])) <= set(flags)
 
 

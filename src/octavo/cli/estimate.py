@@ -1,0 +1,83 @@
+"""`octavo estimate`: parameters, FLOPs, memory, time and price of a training run, before it starts."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from octavo.cli.parser import (
+    SOURCE_HELP,
+    add_preset,
+    add_settings,
+    add_verb,
+    explicit_settings,
+    finish_verb,
+    number,
+    print_report,
+)
+from octavo.settings import NANOGPT_NAMES, SECTIONS, DataSettings, Settings
+
+if TYPE_CHECKING:
+    from octavo.training.run_estimate import RunEstimate
+
+
+def add_parser(verbs: Any, defaults: Settings) -> None:
+    verb = add_verb(
+        verbs,
+        "estimate",
+        "[SOURCE]",
+        run,
+        help="estimate parameters, FLOPs, memory, time and price of a training run",
+        example="octavo estimate my.txt --n-layer 6 --price 2.50",
+        nanogpt_names=NANOGPT_NAMES,
+    )
+    verb.add_argument("source", nargs="?", metavar="SOURCE", help=f"{SOURCE_HELP}; default: the source of the preset")
+    add_preset(verb)
+    verb.add_argument("--price", type=number, metavar="PER_HOUR", help="price of this machine per hour")
+    for title, section in SECTIONS.items():
+        add_settings(verb.add_argument_group(f"{title} settings"), section, defaults)
+    finish_verb(verb)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from octavo import training
+    from octavo.terminal import followed
+    from octavo.training.run_estimate import estimate_run_steps
+
+    plan = training.plan(
+        arguments.source, preset=arguments.preset, config=arguments.config, **explicit_settings(arguments)
+    )
+    has_source = arguments.source is not None or plan.settings.source != DataSettings().source
+    result = followed(estimate_run_steps(plan, arguments.price, prepare_text=has_source), sys.stderr)
+    return print_report(arguments, result, _format_report(result, plan.settings, arguments.price))
+
+
+def _format_report(e: "RunEstimate", settings: Settings, price_per_hour: float | None) -> str:
+    from octavo.estimate import FLOPS_FORMULA
+    from octavo.terminal import clock
+    from octavo.units import format_bytes
+
+    count, parts, flops = e.parameters, e.parameters_by_part, e.flops_by_part
+    epochs = "" if e.epochs is None else f", {e.epochs:,.1f} epochs over {e.train_tokens:,} tokens of text"
+    lines = [
+        f"parameters  {count:,}: {_format_parts(parts, '{:,}'.format)}",
+        f"            wte is also the output head, and counted once; {count - parts['wpe']:,} without wpe, as nanoGPT "
+        f"counts; {count - parts['wpe'] - parts['wte']:,} without both",
+        f"FLOPs       {e.flops_per_token:,} per token: forward {flops['forward']:,}, backward "
+        f"{flops['backward']:,}; of both, attention {flops['attention']:,}",
+        f"            {FLOPS_FORMULA}",
+        f"memory      {format_bytes(e.memory_bytes)} at the peak, on {e.device} in {e.precision}, with "
+        f"micro-batch {e.micro_batch}",
+        f"            {_format_parts(e.memory_by_part, format_bytes)}",
+        f"run         {e.steps:,} steps of {settings.batch_size * settings.block_size:,} tokens{epochs}",
+    ]
+    if e.seconds is not None:
+        lines.append(f"time        {clock(e.seconds)}: {_format_parts(e.seconds_by_part, clock)}")
+        lines.append(f"            at {e.tokens_per_second or 0:,.0f} tokens/s, measured for two seconds")
+    if e.price is not None:
+        lines.append(f"price       {e.price:,.2f}, at {price_per_hour:,.2f} per hour")
+    return "\n".join([*lines, *(f"warning: {warning}" for warning in e.warnings)])
+
+
+def _format_parts(parts: dict[str, Any], format: Callable[[Any], str]) -> str:
+    return ", ".join(f"{name} {format(value)}" for name, value in parts.items() if value)

@@ -1,0 +1,114 @@
+"""`octavo inspect`: views of a model and a text, as tables, JSON, plots or a page."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from octavo import views
+from octavo.cli.parser import RUN_HELP, Parser, add_verb, finish_verb, integer, print_note, read_text_file
+from octavo.errors import OctavoError
+from octavo.settings import Settings, resolve, unknown_name_error
+
+_HTML_OPTIONS = ("text", "layer", "head", "unknown")
+
+
+def add_parser(verbs: Any, defaults: Settings) -> None:
+    verb = add_verb(
+        verbs,
+        "inspect",
+        "RUN|--preset P VIEW",
+        run,
+        help="show what a model computes for a text",
+        example='octavo inspect runs/pydocs-1 attention --text "The import statement" --layer 1',
+    )
+    verb.epilog = "views:\n" + "\n".join(f"  {name:<14} {view.summary}" for name, view in views.VIEWS.items())
+    verb.add_argument("words", nargs="+", metavar="RUN VIEW", help=f"{RUN_HELP}; and a view from the list below")
+    verb.add_argument("--preset", metavar="P", help="the shapes of a preset, instead of a run's")
+    for flag, (options, names) in views.views_by_flag().items():
+        _add_view_option(verb, flag, options, names)
+    verb.add_argument("--html", metavar="F", help="write the page for this text to a file that needs no server")
+    verb.add_argument("--plot", metavar="F.png|svg", help="write a plot of the view to a file (needs octavo[plot])")
+    finish_verb(verb)
+
+
+def _add_view_option(verb: Parser, flag: str, options: list[views.Option], names: list[str]) -> None:
+    """The flag of a view option. Its help names the views that take it. A token can be given by its id instead."""
+    option = options[0]
+    is_common = any(each.name in ("text", "unknown") for each in options)
+    group = verb.add_mutually_exclusive_group()
+    metavar: Any = None if option.choices else option.metavar
+    group.add_argument(
+        f"--{flag}",
+        type=integer if option.kind is int else str,
+        nargs=option.count if option.count > 1 else None,
+        metavar=metavar,
+        choices=option.choices,
+        help=option.help if is_common else f"{', '.join(names)}: {option.help}",
+    )
+    if option.takes_ids:
+        group.add_argument(f"--{flag}-id", dest=flag, type=integer, metavar="ID", help="the same, by its token id")
+    if flag == "text":
+        group.add_argument("--text-file", metavar="F", help="a file with the text; -: stdin")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from octavo import lens, runs
+
+    given = {flag: getattr(arguments, flag) for flag in views.views_by_flag() if getattr(arguments, flag) is not None}
+    if arguments.text_file is not None:
+        given["text"] = read_text_file(arguments.text_file, "--text")
+    if arguments.html is not None:
+        _write_page(arguments, given)
+        if len(arguments.words) == 1:
+            return 0
+    *run, name = arguments.words
+    if len(run) + bool(arguments.preset) != 1:
+        raise OctavoError("inspect takes a RUN or --preset, and one VIEW", "octavo inspect runs/my-1 attention")
+    name = name.replace("-", "_")
+    if name not in views.VIEWS:
+        raise unknown_name_error("view", name, views.VIEWS)
+    source = runs.load(run[0]) if run else _resolve_vocab_size(resolve(arguments.preset))
+    view = lens.inspect(source, name, **views.options_from_flags(name, given))
+    if left_out := getattr(view, "left_out", 0):
+        print_note(f"the last {left_out:,} tokens of the text are left out: the view is limited to those before")
+    if arguments.plot is not None:
+        from octavo.lens import plots
+
+        plots.save(view, arguments.plot)
+        print(f"plot written to {arguments.plot}", file=sys.stderr)
+    print(json.dumps(view.plain(), ensure_ascii=False) if arguments.json else view)
+    return 0 if getattr(view, "ok", True) else 1
+
+
+def _write_page(arguments: argparse.Namespace, given: dict[str, Any]) -> None:
+    """Write the static page of `octavo inspect RUN [VIEW] --html F`."""
+    from octavo import files, runs
+    from octavo.server import static_page
+
+    if arguments.preset:
+        raise OctavoError("--html needs a trained model, and a preset has only settings", "a RUN")
+    options = {name: value for name, value in given.items() if name in _HTML_OPTIONS}
+    if len(arguments.words) == 1 and (extra := sorted(given.keys() - options.keys())):
+        raise OctavoError(f"--html takes no --{extra[0]}", "--text, --layer or --head")
+    path = Path(arguments.html)
+    content = static_page.static(runs.load(arguments.words[0]), **options)
+    with files.translate_disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise OctavoError(f"{path} is a folder", f"--html {path / 'walk.html'}")
+    files.write_atomic(path, content)
+    print(f"page written to {path}, {len(content.encode()) / 1e6:.1f} MB", file=sys.stderr)
+
+
+def _resolve_vocab_size(settings: Settings) -> Settings:
+    """Set the vocabulary size of a tokenizer whose vocabulary does not depend on the text."""
+    from octavo.tokenizers import FIXED
+
+    if not settings.vocab_size and settings.tokenizer not in FIXED:
+        raise OctavoError(
+            f"the vocabulary size of the preset {settings.preset} depends on the text", "--preset gpt2-512, or a RUN"
+        )
+    return dataclasses.replace(settings, vocab_size=settings.vocab_size or FIXED[settings.tokenizer])

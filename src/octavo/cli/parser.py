@@ -1,0 +1,168 @@
+"""What the verbs share: the parser, flags for settings, types of values, and printing a report."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from octavo.errors import OctavoError
+from octavo.settings import PRESETS, Settings
+
+RUN_HELP = "a run, one of its checkpoints, or a Hugging Face GPT-2 folder"
+SOURCE_HELP = (
+    "a named corpus (pydocs, shakespeare), a file, folder or glob (text, .jsonl, .parquet; .gz, .zst), hf:NAME, or - "
+    "for standard input"
+)
+
+# nanoGPT's names for options of sample.py, each with what to use instead.
+NANOGPT_SAMPLE_NAMES = {
+    "start": "--prompt",
+    "out_dir": "the run itself: octavo sample runs/my-1",
+    "init_from": "the run itself: octavo sample runs/my-1",
+    "dtype": "no option: the model runs in float32",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that raises `OctavoError` and accepts no abbreviations."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise OctavoError(message[0].lower() + message[1:], f"{self.prog} --help")
+
+
+def add_verb(
+    verbs: Any,
+    name: str,
+    words: str,
+    handler: Callable[[argparse.Namespace], int],
+    *,
+    help: str,
+    example: str,
+    nanogpt_names: Mapping[str, str] = NANOGPT_SAMPLE_NAMES,
+) -> Parser:
+    """Add a verb. `words` are its positional arguments, as the usage line shows them."""
+    verb: Parser = verbs.add_parser(
+        name, help=help, description=f"{help}\n\n    {example}", usage=f"octavo {name} {words} [options]"
+    )
+    verb.set_defaults(handler=handler, nanogpt_names=nanogpt_names)
+    return verb
+
+
+def finish_verb(verb: Parser) -> None:
+    """Add --json, and record the verb's flags for errors about an unknown one."""
+    verb.add_argument("--json", action="store_true", help="print one JSON object to stdout")
+    flags = [flag for action in verb._actions for flag in action.option_strings]
+    verb.set_defaults(flags=flags, prog=verb.prog)
+
+
+def add_preset(verb: Parser, config: bool = True) -> None:
+    """--preset, and --config."""
+    verb.add_argument("--preset", metavar="P", help=f"base settings: {', '.join(PRESETS)}")
+    if config:
+        verb.add_argument("--config", metavar="F.toml", help="settings from a TOML file; they override the preset")
+
+
+def add_device(verb: Parser) -> None:
+    """--device."""
+    verb.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:N or mps (auto)")
+
+
+def add_unknown(verb: Parser) -> None:
+    """--unknown."""
+    verb.add_argument(
+        "--unknown",
+        choices=("error", "skip", "replace"),
+        default="error",
+        help="how to handle characters that are not in the tokenizer's vocabulary (error)",
+    )
+
+
+def add_quantize(verb: Parser) -> None:
+    """--quantize."""
+    verb.add_argument(
+        "--quantize",
+        choices=("none", "int8"),
+        default="none",
+        help="int8: quantize the weights, nearly twice as fast on a CPU (none)",
+    )
+
+
+def add_settings(group: Any, section: type, defaults: Settings) -> None:
+    """A flag for every setting of a section but `source`. A flag that is not given stays out of the namespace."""
+    for field in dataclasses.fields(section):
+        if field.name == "source":  # a positional argument of every verb that has it
+            continue
+        flag, choices = "--" + field.name.replace("_", "-"), field.metadata["choices"]
+        default = getattr(defaults, field.name)
+        shown = str(default).lower() if isinstance(default, bool) else default
+        help = f"{field.metadata['help']} ({shown})".replace("%", "%%")
+        if choices:
+            help = f"{'|'.join(choices)}: {help}"
+        options: dict[str, Any] = {"dest": f"setting_{field.name}", "default": argparse.SUPPRESS}
+        if field.type is bool:
+            group.add_argument(flag, type=boolean, nargs="?", const=True, metavar="BOOL", help=help, **options)
+            group.add_argument(f"--no-{flag[2:]}", action="store_const", const=False, help=argparse.SUPPRESS, **options)
+        else:
+            kind = {int: integer, float: number, str: str}[field.type]  # type: ignore[index]
+            metavar = {int: "N", float: "X", str: "NAME"}[field.type]  # type: ignore[index]
+            group.add_argument(flag, type=kind, metavar=metavar, help=help, **options)
+
+
+def explicit_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given on the command line, by name."""
+    prefix = "setting_"
+    settings = {key.removeprefix(prefix): value for key, value in vars(arguments).items() if key.startswith(prefix)}
+    if isinstance(settings.get("compile"), str):  # nanoGPT's --compile=False
+        settings["compile"] = {"true": "on", "false": "off"}.get(settings["compile"].lower(), settings["compile"])
+    return settings
+
+
+def integer(text: str) -> int:
+    """An argument that is an integer."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer") from None
+
+
+def number(text: str) -> float:
+    """An argument that is a number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def boolean(text: str) -> bool:
+    """An argument that is true or false."""
+    try:
+        return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false") from None
+
+
+def read_text_file(path: str, flag: str) -> str:
+    """The text of a file, or of stdin for `-`. `flag` is the one that takes text instead of a file."""
+    try:
+        return (sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()).decode("utf-8-sig")
+    except OSError as error:
+        raise OctavoError(f"{path} can't be read: {error.strerror}", f"another path, or {flag} TEXT") from None
+    except UnicodeDecodeError as error:
+        raise OctavoError(f"{path} is not UTF-8 at byte {error.start}", "save it as UTF-8") from None
+
+
+def print_note(text: str) -> None:
+    """Print a notice to stderr."""
+    print(f"note: {text}", file=sys.stderr)
+
+
+def print_report(arguments: argparse.Namespace, result: Any, text: str) -> int:
+    """Print a dataclass as JSON if `--json` was given, else `text`. Returns exit code 0."""
+    print(json.dumps(dataclasses.asdict(result)) if arguments.json else text)
+    return 0

@@ -1,0 +1,139 @@
+"""`octavo sample`: generate text with a model."""
+
+import argparse
+import dataclasses
+import json
+from typing import Any
+
+from octavo.cli.parser import (
+    RUN_HELP,
+    add_device,
+    add_quantize,
+    add_unknown,
+    add_verb,
+    finish_verb,
+    integer,
+    number,
+    print_note,
+    read_text_file,
+)
+from octavo.settings import Settings
+
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+
+
+def add_parser(verbs: Any, defaults: Settings) -> None:
+    verb = add_verb(
+        verbs,
+        "sample",
+        "RUN",
+        run,
+        help="generate text with a model",
+        example='octavo sample runs/pydocs-1 --prompt "The "',
+    )
+    verb.add_argument("run", metavar="RUN", help=RUN_HELP)
+    prompt = verb.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", default="", metavar="TEXT", help="the prompt")
+    prompt.add_argument("--prompt-file", metavar="F", help="a file with the prompt; -: stdin")
+    verb.add_argument("--max-new-tokens", type=integer, default=500, metavar="N", help="tokens to generate (500)")
+    verb.add_argument("--temperature", type=number, default=0.8, metavar="T", help="temperature; 0: greedy (0.8)")
+    verb.add_argument(
+        "--top-k", type=integer, default=200, metavar="K", help="sample among the K most likely tokens; 0: all (200)"
+    )
+    verb.add_argument(
+        "--top-p",
+        type=number,
+        default=1.0,
+        metavar="P",
+        help="nucleus sampling: smallest set of tokens with total probability P (1.0)",
+    )
+    verb.add_argument(
+        "--min-p",
+        type=number,
+        default=0.0,
+        metavar="P",
+        help="drop tokens less likely than P times the most likely one (0.0)",
+    )
+    verb.add_argument(
+        "--repetition-penalty",
+        type=number,
+        default=1.0,
+        metavar="X",
+        help="above 1: lower the logits of tokens in the prompt and the generated text (1.0)",
+    )
+    verb.add_argument(
+        "--presence-penalty",
+        type=number,
+        default=0.0,
+        metavar="X",
+        help="subtracted from the logits of tokens that were generated (0.0)",
+    )
+    verb.add_argument(
+        "--frequency-penalty",
+        type=number,
+        default=0.0,
+        metavar="X",
+        help="the same, times how often each was generated (0.0)",
+    )
+    verb.add_argument("--seed", type=integer, default=1337, metavar="S", help="random seed (1337)")
+    verb.add_argument("--num-samples", type=integer, default=1, metavar="N", help="texts to generate (1)")
+    verb.add_argument(
+        "--best-of",
+        type=integer,
+        default=0,
+        metavar="N",
+        help="generate N texts and print the num-samples with the highest mean log-probability; 0: off (0)",
+    )
+    verb.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="stop before this text; may be repeated"
+    )
+    verb.add_argument(
+        "--overflow",
+        choices=("slide", "rechunk", "stop"),
+        default="slide",
+        help="when the context is full: slide by one token (exact, slow), keep the newest half (fast), or stop (slide)",
+    )
+    add_quantize(verb)
+    add_unknown(verb)
+    add_device(verb)
+    finish_verb(verb)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from octavo import runs
+    from octavo.device import find_device
+    from octavo.generation.sampling import Sampling
+    from octavo.generation.stream import continuations, likeliest
+
+    sampling = Sampling(**{name: getattr(arguments, name) for name in _SAMPLING})
+    prompt = arguments.prompt
+    if arguments.prompt_file is not None:
+        prompt = read_text_file(arguments.prompt_file, "--prompt")
+    loaded = runs.load(arguments.run, find_device(arguments.device))
+    texts = continuations(
+        loaded,
+        prompt,
+        max_new_tokens=arguments.max_new_tokens,
+        num_samples=arguments.num_samples,
+        best_of=arguments.best_of,
+        seed=arguments.seed,
+        stop=arguments.stop,
+        unknown=arguments.unknown,
+        overflow=arguments.overflow,
+        quantize=arguments.quantize,
+        sampling=sampling,
+        notice=print_note,
+    )
+    if arguments.best_of:
+        texts = list(likeliest(texts, arguments.num_samples))
+    for number_of_text, text in enumerate(texts):
+        if not arguments.json:
+            print(("\n---------------\n" if number_of_text else "") + prompt, end="", flush=True)
+        for piece in [text.sample.text] if arguments.best_of else text:
+            if not arguments.json:
+                print(piece, end="", flush=True)
+    if arguments.json:
+        print(json.dumps({"prompt": prompt, "samples": [dataclasses.asdict(text.sample) for text in texts]}))
+    else:
+        print()
+    return 0

@@ -1,0 +1,89 @@
+"""`octavo serve`: an OpenAI-compatible API, and a page that shows what the models compute."""
+
+import argparse
+import json
+from typing import Any
+
+from octavo.cli.parser import RUN_HELP, add_device, add_quantize, add_verb, finish_verb, integer, print_note
+from octavo.settings import Settings
+
+
+def add_parser(verbs: Any, defaults: Settings) -> None:
+    verb = add_verb(
+        verbs,
+        "serve",
+        "RUN ...",
+        run,
+        help="serve models: an OpenAI-compatible API, and a page that shows what they compute",
+        example="octavo serve runs/pydocs-1",
+    )
+    verb.add_argument("runs", nargs="+", metavar="RUN", help=RUN_HELP)
+    verb.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="H",
+        help="address to listen on; one that other machines can reach needs API keys (127.0.0.1)",
+    )
+    verb.add_argument(
+        "--port", type=integer, default=8000, metavar="P", help="port to listen on; 0: any free port (8000)"
+    )
+    verb.add_argument(
+        "--api-key-file", metavar="F", help="file with API keys, one per line; OCTAVO_API_KEY can hold a single one"
+    )
+    verb.add_argument(
+        "--slots", type=integer, default=8, metavar="N", help="texts generated concurrently (continuous batching) (8)"
+    )
+    verb.add_argument("--queue", type=integer, default=64, metavar="N", help="texts that may wait for a slot (64)")
+    verb.add_argument(
+        "--prefix-cache", type=integer, default=256, metavar="MIB", help="prefix cache size in MiB; 0: off (256)"
+    )
+    verb.add_argument(
+        "--overflow",
+        choices=("stop", "slide", "rechunk"),
+        default="stop",
+        help="when the context is full: stop, slide by one token (exact, slow), or keep the newest half (stop)",
+    )
+    add_quantize(verb)
+    verb.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="additional Host header to accept; may be repeated",
+    )
+    verb.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="origin whose pages may call this server (CORS), such as https://example.org; may be repeated",
+    )
+    add_device(verb)
+    finish_verb(verb)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from octavo.server import serve
+
+    def ready(models: list[str], url: str) -> None:
+        page = url.removesuffix("v1")
+        text = f"serving {', '.join(models)}: {page} (page), {url} (API); Ctrl-C stops"
+        print(json.dumps({"models": models, "url": url, "page": page}) if arguments.json else text, flush=True)
+
+    serve(
+        arguments.runs,
+        ready,
+        host=arguments.host,
+        port=arguments.port,
+        api_key_file=arguments.api_key_file,
+        quantize=arguments.quantize,
+        slots=arguments.slots,
+        overflow=arguments.overflow,
+        queue=arguments.queue,
+        prefix_cache=arguments.prefix_cache,
+        allow_hosts=arguments.allow_host,
+        allow_origins=arguments.allow_origin,
+        device=arguments.device,
+        notice=print_note,
+    )
+    return 0

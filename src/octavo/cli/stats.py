@@ -1,0 +1,56 @@
+"""`octavo stats`: statistics of a text."""
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+from octavo.cli.parser import SOURCE_HELP, add_settings, add_verb, explicit_settings, finish_verb, print_report
+from octavo.settings import DataSettings, Settings, resolve
+
+if TYPE_CHECKING:
+    from octavo.data.statistics import Statistics
+
+
+def add_parser(verbs: Any, defaults: Settings) -> None:
+    verb = add_verb(
+        verbs,
+        "stats",
+        "SOURCE",
+        run,
+        help="show statistics of a text: sizes, frequent tokens, rare characters, repeated lines",
+        example="octavo stats my.txt",
+    )
+    verb.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
+    add_settings(verb, DataSettings, defaults)
+    finish_verb(verb)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from octavo.data.statistics import statistics
+    from octavo.terminal import followed
+
+    settings = resolve(source=arguments.source, **explicit_settings(arguments))
+    result = followed(statistics(settings), sys.stderr)
+    return print_report(arguments, result, _format_report(result))
+
+
+def _format_report(s: "Statistics") -> str:
+    duplicates = f", {s.duplicates:,} of them duplicates" if s.duplicates else ""
+    return (
+        f"{s.name}\n"
+        f"  characters    {s.characters:,} ({s.bytes:,} bytes), {s.different_characters:,} different\n"
+        f"  documents     {s.documents:,}{duplicates}\n"
+        f"  lines         {s.lines:,}, the longest with {s.longest_line:,} characters; "
+        f"{s.repeated_lines:,} long lines are repetitions\n"
+        f"  tokens        {sum(s.tokens.values()):,} with tokenizer {s.tokenizer}: train {s.tokens['train']:,}, "
+        f"val {s.tokens['val']:,}\n"
+        f"                {s.characters_per_token:.2f} characters per token; {s.unused_tokens:,} of {s.vocab_size:,} "
+        f"in the vocabulary are unused\n"
+        f"  frequent      {_format_counts(s.frequent_tokens)}\n"
+        f"  rare          {_format_counts(s.rare_characters)}\n"
+        f"  only in val   {_format_counts(s.unseen_characters)}"
+    )
+
+
+def _format_counts(counts: list[tuple[str, int]]) -> str:
+    return ", ".join(f"{text!r} {count:,}" for text, count in counts) or "none"
