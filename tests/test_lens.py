@@ -943,8 +943,9 @@ def test_how_many_trials_run_at_once_changes_none(small: Checkpoint, monkeypatch
     monkeypatch.setattr(ablation, "_AT_ONCE", 1)
     one_by_one = lens.ablation(small, "the cat sat")
     assert [trial.part for trial in one_by_one.trials] == [trial.part for trial in expected.trials]
-    assert [t.loss for t in one_by_one.trials] == pytest.approx([t.loss for t in expected.trials], abs=1e-6)
-    assert [t.change for t in one_by_one.trials] == pytest.approx([t.change for t in expected.trials], abs=1e-6)
+    # The order of a matmul's float32 sums depends on its number of rows: 1.4e-6 measured on an Intel Xeon.
+    assert [t.loss for t in one_by_one.trials] == pytest.approx([t.loss for t in expected.trials], abs=1e-5)
+    assert [t.change for t in one_by_one.trials] == pytest.approx([t.change for t in expected.trials], abs=1e-5)
 
 
 # Losses
