@@ -73,7 +73,7 @@ def tensorboard_samples(run: Path) -> list[tuple[int, str]]:
 
 
 def wandb_records(run: Path) -> list[Any]:
-    """All records of a run. W&B writes them in a process of its own, a moment after `finish` returns."""
+    """All records of a run. Another process of W&B writes them, a moment after `finish` returns."""
     folders, deadline = len([*(run / "wandb").glob("offline-run-*")]), time.monotonic() + 20
     while sum(kind(each) == "exit" for each in read_wandb_files(run)) < folders and time.monotonic() < deadline:
         time.sleep(0.02)

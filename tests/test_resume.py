@@ -128,7 +128,7 @@ def test_resume_keeps_the_resolved_device_and_precision(monkeypatch: pytest.Monk
 
 @pytest.fixture
 def long_run(folder: Path) -> Iterator[subprocess.Popen]:
-    """`octavo train` in a process of its own, with more steps than any test waits for."""
+    """`octavo train` in another process, with more steps than any test waits for."""
     flags = (
         "--n-layer 1 --n-head 1 --n-embd 8 --block-size 8 --max-steps 1000000 "
         "--device cpu --precision fp32 --sample-every 0 --keep-checkpoints 0"

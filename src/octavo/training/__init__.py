@@ -1,7 +1,10 @@
-"""Fitting a GPT to text, as a stream of events.
+"""Training a GPT on text, as a stream of events.
 
-for event in octavo.training.events(octavo.training.plan("my.txt", max_steps=100)):
-    print(event)
+    for event in octavo.training.events(octavo.training.plan("my.txt", max_steps=100)):
+        print(event)
+
+`plan` resolves the settings, `setup` prepares text and model, `loop` makes the steps. A `Trainer` (`step`) makes one
+update with its `optimizers`; `evaluator`, `clock`, `recorder` and `loggers` watch and write.
 """
 
 from octavo.data.build import Preparing

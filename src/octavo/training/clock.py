@@ -13,7 +13,8 @@ from octavo.training.event import TimeEstimate
 class Clock:
     """Runs from the moment it is built. A resumed run continues the times of its checkpoint."""
 
-    def __init__(self) -> None:
+    def __init__(self, estimate_after: float) -> None:
+        self.estimate_after = estimate_after  # seconds in updates that `estimate_total` needs
         self.update_seconds = 0.0  # in updates, up to the last `end_interval`
         self._start = self._mark = time.perf_counter()
         self._interval = 0.0  # seconds in updates since the last `end_interval`
@@ -35,31 +36,29 @@ class Clock:
         self._mark = time.perf_counter()
 
     def count_updates(self) -> None:
-        """Add the time since the last call of this or of `start_updates` to the time in updates.
+        """Add the time since `start_updates`, or since the previous call, to the time in updates.
 
-        The device must have finished the newest update.
+        Call it when the device has finished the newest update.
         """
         now = time.perf_counter()
         self._interval += now - self._mark
         self._mark = now
 
     def end_interval(self) -> float:
-        """Return the seconds in updates since the last call."""
+        """Return the seconds in updates since the previous call."""
         seconds, self._interval = self._interval, 0.0
         self.update_seconds += seconds
         return seconds
 
-    def estimate_total(
-        self, step: int, settings: Settings, evaluation_tokens: int, after: float
-    ) -> TimeEstimate | None:
-        """Estimate once how long the run will take in all, when `after` seconds of updates have been measured.
+    def estimate_total(self, step: int, settings: Settings, evaluation_tokens: int) -> TimeEstimate | None:
+        """Estimate how long the run will take in all: once, at the end of an interval, when enough was measured.
 
-        Called at the end of each interval. The first interval, in which caches and kernels are still cold, is left out.
+        The first interval, in which caches and kernels are still cold, does not count.
         """
         if self._baseline is None:
             self._baseline = step, self.update_seconds
         steps, seconds = step - self._baseline[0], self.update_seconds - self._baseline[1]
-        if self._has_estimated or not steps or seconds < after or step == settings.max_steps:
+        if self._has_estimated or not steps or seconds < self.estimate_after or step == settings.max_steps:
             return None
         self._has_estimated = True
         in_curriculum = step <= settings.curriculum_fraction * settings.max_steps

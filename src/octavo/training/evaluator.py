@@ -1,4 +1,4 @@
-"""Losses during training: exact ones, the best so far, and when to stop early."""
+"""Evaluation during training: exact losses, the best so far, and early stopping."""
 
 import math
 
@@ -17,7 +17,7 @@ class Evaluator:
     def __init__(self, model: GPT, settings: Settings, data: Dataset) -> None:
         self.model, self.settings = model, settings
         self.val = data.tokens("val")
-        self.tokens = estimate.evaluation_tokens(len(self.val))  # scored by one evaluation
+        self.tokens = estimate.evaluation_tokens(len(self.val))  # that one evaluation scores
         self.train = data.tokens("train")[: self.tokens - len(self.val)]
         self.bytes_per_token = count_bytes(data.tokenizer, self.val[1:]) / (len(self.val) - 1)
         self.newest: Evaluated | None = None

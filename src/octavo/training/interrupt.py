@@ -1,4 +1,4 @@
-"""Ending a run with Ctrl-C or SIGTERM, without losing it."""
+"""Ctrl-C and SIGTERM end a run with a checkpoint."""
 
 import contextlib
 import signal
@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Handle SIGINT and SIGTERM, and give a `stop` for `events` that is true after one of them.
+    """Handle SIGINT and SIGTERM, and give a function `stop` for `events` that returns true after one of them.
 
     Before the first step there is nothing to save, so a signal raises `KeyboardInterrupt`; so does a second Ctrl-C.
-    Outside the main thread, which alone may handle signals, `stop` stays false.
+    Only the main thread can handle signals; in another one, `stop` always returns false.
     """
     requested, has_stepped = threading.Event(), threading.Event()
 

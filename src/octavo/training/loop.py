@@ -55,13 +55,13 @@ def train(
     return Run(last.run)
 
 
-def events(plan: Plan, *, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+def events(plan: Plan, *, stop: Callable[[], bool] = lambda: False, estimate_after: float = 2.0) -> Iterator[Event]:
     """Carry out a plan and yield what happens; the last event is `Finished`.
 
-    `stop` is called after every step. Once it returns true, the run ends with a checkpoint. No run folder is created
-    before the text is read and the model built.
+    `stop` is called after every step. Once it returns true, the run ends with a checkpoint. `TimeEstimate` comes after
+    `estimate_after` seconds of steps. No run folder is created before the text is read and the model built.
     """
-    clock = Clock()
+    clock = Clock(estimate_after)
     loggers.check_installed(plan.settings)
     memory_before = resident_memory(find_device(plan.settings.device))
     setup = yield from set_up(plan)
@@ -115,7 +115,7 @@ def _run_steps(
     batch: Callable[[int], np.ndarray],
     stop: Callable[[], bool],
 ) -> Iterator[Event]:
-    """All remaining steps, what is due after each, and the end."""
+    """Make the remaining steps and what is due after each, then end the run."""
     settings, reason = trainer.settings, "done"
     kept_steps = runs.log_spaced_steps(settings)
     logged_step = trainer.step
@@ -125,7 +125,7 @@ def _run_steps(
         yield from map(Notice, trainer.take_notices())
         if stop():
             reason = "stopped"
-        due = _actions_due(trainer.step, settings, kept_steps, is_last=reason == "stopped")
+        due = _actions_due(trainer.step, settings, kept_steps, is_stopped=reason == "stopped")
         if not due:
             continue
         trainer.runtime.synchronize()
@@ -134,9 +134,9 @@ def _run_steps(
             metrics = _measure_step(trainer, recorder, clock, loss, grad_norm, trainer.step - logged_step)
             logged_step = trainer.step
             yield metrics
-            total = clock.estimate_total(trainer.step, settings, evaluator.tokens, after=run_estimate.PROBE_SECONDS)
-            if total is not None:
-                yield total
+            time_estimate = clock.estimate_total(trainer.step, settings, evaluator.tokens)
+            if time_estimate is not None:
+                yield time_estimate
             if "evaluate" in due:
                 evaluated = evaluator.evaluate(trainer.step)
                 recorder.require_finite("the validation loss", evaluated.val_loss)
@@ -160,7 +160,7 @@ def _run_steps(
     yield recorder.finish(reason)
 
 
-def _actions_due(step: int, settings: Settings, kept_steps: set[int], is_last: bool) -> set[str]:
+def _actions_due(step: int, settings: Settings, kept_steps: set[int], is_stopped: bool) -> set[str]:
     """What to do after this step besides training on."""
     is_final = step == settings.max_steps
 
@@ -170,7 +170,7 @@ def _actions_due(step: int, settings: Settings, kept_steps: set[int], is_last: b
     due = {
         "log": step == 1 or is_every(settings.log_every),
         "evaluate": is_every(settings.eval_every) or is_final,
-        "save": is_every(settings.save_every) or is_final or is_last,
+        "save": is_every(settings.save_every) or is_final or is_stopped,
         "sample": settings.sample_every > 0 and (is_every(settings.sample_every) or is_final),
         "keep": step in kept_steps,
     }

@@ -1,6 +1,6 @@
 """What to train: resolved settings, where the weights come from, where the run is saved.
 
-Planning is cheap: it reads settings, never the text or the weights, and writes nothing.
+Planning reads settings only, never the text or the weights, and writes nothing.
 """
 
 import dataclasses
@@ -19,13 +19,13 @@ CHANGEABLE = {"dropout", "attention_dropout"}
 
 @dataclass(frozen=True)
 class Plan:
-    """One training run before it starts. `plan` builds and checks it, `octavo.training.events` carries it out."""
+    """A training run that has not started. `plan` builds and checks it, `octavo.training.events` carries it out."""
 
     settings: Settings
-    resume: Path | None = None  # the checkpoint folder of the run that is continued
-    init: RunLike | None = None  # the run or checkpoint whose weights a new run starts from
-    out: str | Path | None = None  # the folder of a new run, instead of runs/NAME
-    name: str | None = None  # its name in runs/, instead of the next free one
+    resume: Path | None = None  # the checkpoint folder that training resumes from
+    init: RunLike | None = None  # whose weights a new run starts from
+    out: str | Path | None = None  # the folder of a new run; runs/NAME by default
+    name: str | None = None  # its name in runs/; by default that of the text and the next free number
 
 
 def plan(
@@ -58,7 +58,7 @@ def plan(
         shape = {field.name for field in dataclasses.fields(ModelSettings)} - CHANGEABLE - {"block_size"}
         if fixed := sorted(shape & settings.keys()):
             flags = ", ".join("--" + name.replace("_", "-") for name in fixed)
-            raise OctavoError(f"{fixed[0]} comes with the weights of {init} and can't be set", f"leave out {flags}")
+            raise OctavoError(f"{fixed[0]} comes with the weights and can't be set", f"leave out {flags}")
     return Plan(resolve(preset, config, **settings), init=init, out=out, name=name)
 
 

@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl, samples.jsonl, checkpoints. The layout of the folder is `octavo.runs`'s."""
+"""Writes the metrics, samples and checkpoints of a run. Where they are in its folder is up to `octavo.runs`."""
 
 import dataclasses
 import math
@@ -21,21 +21,22 @@ from octavo.training.step import Trainer
 
 
 class Recorder:
-    """Writes a run's metrics, samples and checkpoints, each of the trainer as it is now."""
+    """Writes the current step of a trainer into its run, and restores it from there."""
 
     def __init__(self, run: Run, data: Dataset, trainer: Trainer, evaluator: Evaluator, clock: Clock) -> None:
         self.run, self.data, self.trainer, self.evaluator, self.clock = run, data, trainer, evaluator, clock
         self.checkpoint = run.last
 
     def restore(self, state: TrainerState) -> None:
-        """Resume from a checkpoint: trainer, evaluator and clock. Lines after its step are removed from the run."""
+        """Restore trainer, evaluator and clock from a checkpoint, and remove the run's lines after its step."""
         values = state.values
         self.trainer.restore(state)
         self.run.rewind(self.trainer.step)
-        self.evaluator.best_val_loss = math.inf if values["best"] is None else values["best"]
-        self.evaluator.evaluations_since_best = values["without_gain"]
-        self.evaluator.newest = Evaluated(**values["losses"]) if values["losses"] else None
-        self.clock.restore(values["seconds"], values["training_seconds"])
+        best_val_loss, newest = values["best_val_loss"], values["newest_evaluation"]
+        self.evaluator.best_val_loss = math.inf if best_val_loss is None else best_val_loss
+        self.evaluator.evaluations_since_best = values["evaluations_since_best"]
+        self.evaluator.newest = Evaluated(**newest) if newest else None
+        self.clock.restore(values["elapsed_seconds"], values["update_seconds"])
 
     def write_metrics(self, step: Step) -> None:
         """Append a line to metrics.jsonl, with the losses if this step was evaluated."""
@@ -57,26 +58,26 @@ class Recorder:
         return Sampled(step, text)
 
     def save_checkpoint(self) -> Saved:
-        """Save a checkpoint from which training can resume. Raises `OctavoError` if the weights are broken."""
+        """Save a checkpoint from which training can resume. Raises `OctavoError` if the loss is not finite."""
         step, settings, evaluator = self.trainer.step, self.trainer.settings, self.evaluator
         evaluated = self._evaluated_now()
-        if evaluated is None:  # the step's own loss is that of the weights before the update
+        if evaluated is None:  # the step's own loss was computed before the update
             T = settings.block_size
             self.require_finite("the validation loss", split_loss(self.trainer.model, evaluator.val[: T + 1], T))
         state = self.trainer.state()
         state.values.update(
-            best=None if math.isinf(evaluator.best_val_loss) else evaluator.best_val_loss,
-            without_gain=evaluator.evaluations_since_best,
-            seconds=self.clock.elapsed,
-            training_seconds=self.clock.update_seconds,
-            losses=dataclasses.asdict(evaluator.newest) if evaluator.newest else None,
+            best_val_loss=None if math.isinf(evaluator.best_val_loss) else evaluator.best_val_loss,
+            evaluations_since_best=evaluator.evaluations_since_best,
+            newest_evaluation=dataclasses.asdict(evaluator.newest) if evaluator.newest else None,
+            elapsed_seconds=self.clock.elapsed,
+            update_seconds=self.clock.update_seconds,
         )
         is_best = evaluated is not None and evaluated.best
         self.checkpoint = self._save(state, is_best)
         return Saved(step, self.checkpoint)
 
     def save_weights(self) -> None:
-        """Save a checkpoint without the trainer's state, for the lens."""
+        """Save a checkpoint without the trainer's state: one of the log-spaced ones for the lens."""
         self._save(None, best=False)
 
     def finish(self, reason: str) -> Finished:
@@ -98,7 +99,7 @@ class Recorder:
         )
 
     def require_finite(self, name: str, value: float) -> None:
-        """Raise `OctavoError` if training diverged, with the last good checkpoint."""
+        """Raise `OctavoError` if the value shows that training diverged. The error names the last good checkpoint."""
         if math.isfinite(value):
             return
         rate = min(self.trainer.settings.learning_rate / 3, 1e-3)

@@ -1,6 +1,6 @@
 """Everything that training starts with: settings, tokens and weights, of a new, a resumed or a fine-tuned run.
 
-The prepared text in the cache is all that is written here, so a mistake leaves no run folder behind.
+Nothing is written but the prepared text in the cache, so an error here leaves no run folder behind.
 """
 
 import dataclasses
@@ -24,14 +24,13 @@ from octavo.settings import ModelSettings, Settings
 from octavo.training import init_weights
 from octavo.training.plan import CHANGEABLE, Plan
 
-# With the preset tiny on texts of 20, 60 and 200 KB, the validation loss rises after 7 to 11 epochs (measured):
-# that is what max_epochs is for. But fewer steps than these teach a model nothing.
+# `cap_steps` never goes below this: fewer steps teach a model nothing.
 _MIN_STEPS = 100
 
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """What training starts with; a resumed run has a folder and a trainer's state already."""
+    """What training starts with. Only a resumed run has a `run` and a trainer's `state` already."""
 
     settings: Settings
     data: Dataset
@@ -58,17 +57,17 @@ def set_up(plan: Plan) -> Steps:
 
 def resolve_vocab_size(settings: Settings, data: Dataset) -> Settings:
     """Take the tokenizer's vocabulary size, unless the settings ask for a larger one."""
-    known = data.tokenizer.vocab_size
-    settings = dataclasses.replace(settings, vocab_size=settings.vocab_size or known)
-    if settings.vocab_size < known:
+    tokens = data.tokenizer.vocab_size
+    if 0 < settings.vocab_size < tokens:
         raise OctavoError(
-            f"vocab_size={settings.vocab_size}, but the tokenizer has {known} tokens", f"--vocab-size {known}"
+            f"vocab_size={settings.vocab_size}, but the tokenizer has {tokens} tokens", f"--vocab-size {tokens}"
         )
-    return settings
+    return dataclasses.replace(settings, vocab_size=settings.vocab_size or tokens)
 
 
 def cap_steps(settings: Settings, data: Dataset) -> tuple[Settings, list[str]]:
-    """Cap max_steps at max_epochs passes over the training split, to avoid overfitting; with a notice if it did."""
+    """Cap max_steps at max_epochs, to avoid overfitting. Returns the settings, and a notice if it did."""
+    # With the preset tiny on texts of 20, 60 and 200 KB, the validation loss rises after 7 to 11 epochs (measured).
     epochs_per_step = settings.batch_size * settings.block_size / data.info["tokens"]["train"]
     cap = max(_MIN_STEPS, math.ceil(settings.max_epochs / epochs_per_step))
     if not settings.max_epochs or settings.max_steps <= cap:
@@ -91,8 +90,9 @@ def _set_up_new(settings: Settings) -> Steps:
 
 
 def _set_up_resumed(settings: Settings, folder: Path) -> Steps:
-    """Settings that were `auto` keep the value that the run resolved them to, or its numbers would change."""
-    origin, state = checkpoint.load(folder), checkpoint.load_trainer(folder)  # in this order: the first verifies
+    """Load a run's checkpoint. Settings that are `auto` keep the value they had, or the losses would change."""
+    # In this order, since `load` verifies the whole folder.
+    loaded, state = checkpoint.load(folder), checkpoint.load_trainer(folder)
     notices = []
     resolved = {name: state.values[name] for name in ("device", "precision", "compile")}
     settings = dataclasses.replace(settings, **{k: v for k, v in resolved.items() if getattr(settings, k) == "auto"})
@@ -101,14 +101,14 @@ def _set_up_resumed(settings: Settings, folder: Path) -> Steps:
             f"{torch.get_num_threads()} threads, not {state.values['threads']} as before: "
             "losses may differ in the last digits"
         )
-    data = yield from preparing_again(settings, origin.info["data"], origin.tokenizer)
-    model = _change_settings(origin.model, settings)
+    data = yield from preparing_again(settings, loaded.info["data"], loaded.tokenizer)
+    model = _change_settings(loaded.model, settings)
     return TrainingSetup(settings, data, model, Run.of_checkpoint(folder), state, notices)
 
 
-def _set_up_finetuned(settings: Settings, origin: Checkpoint) -> Steps:
-    """A new run with the weights, shape and tokenizer of another model; its block may be shorter."""
-    before = origin.settings
+def _set_up_finetuned(settings: Settings, base: Checkpoint) -> Steps:
+    """Take weights, shape and tokenizer from the base model. The new block_size may be shorter, not longer."""
+    before = base.settings
     notices = []
     shape = {f.name: getattr(before, f.name) for f in dataclasses.fields(ModelSettings) if f.name not in CHANGEABLE}
     shape["block_size"] = min(settings.block_size, before.block_size)
@@ -116,9 +116,9 @@ def _set_up_finetuned(settings: Settings, origin: Checkpoint) -> Steps:
         notices.append(f"the position table is cropped from {before.block_size} to {shape['block_size']} positions")
     weight_init = before.weight_init if isinstance(before, Settings) else "noise"
     settings = dataclasses.replace(settings, **shape, weight_init=weight_init)
-    data = yield from preparing(settings, origin.tokenizer)
+    data = yield from preparing(settings, base.tokenizer)
     settings, capped = cap_steps(settings, data)
-    return TrainingSetup(settings, data, _change_settings(origin.model, settings), notices=notices + capped)
+    return TrainingSetup(settings, data, _change_settings(base.model, settings), notices=notices + capped)
 
 
 def _change_settings(model: GPT, settings: Settings) -> GPT:

@@ -1,7 +1,8 @@
 """Optimizers: which one updates which parameter, and their state as named tensors for a checkpoint.
 
-To add one: a `torch.optim.Optimizer` in a file of its own, a branch in `build_optimizers`, its name in
-`octavo.settings`, and its memory in `octavo.estimate`.
+To add one: write a `torch.optim.Optimizer` in a file here, add a branch to `build_optimizers` and the name to
+`octavo.settings`. Its cost is in `octavo.estimate.memory` (a test compares it with the state), in `measure_timing` of
+`octavo.training.run_estimate` and, if it multiplies matrices, in `octavo.benchmark.training`.
 """
 
 import torch
