@@ -1,9 +1,9 @@
-"""What the lens takes: 512 tokens through the notes' model (12 layers, 12 heads, 768 wide, 50,257 tokens), untrained.
+"""Time and memory of views: 512 tokens through an untrained model (12 layers, 12 heads, width 768, 50,257 tokens).
 
     python bench/lens.py [--rounds 5]
 
-Each view is timed `rounds` times in this process, on what is loaded already; the median is shown beside its ceiling.
-The logit lens's peak of memory is shown beside what all layers' logits together would take.
+Each view is timed `rounds` times in this process, on a loaded model; the median is shown beside its limit. The peak
+memory of the logit lens is shown beside the size of all layers' logits.
 """
 
 import argparse
@@ -36,37 +36,33 @@ def main() -> None:
         small = resolve("tiny", vocab_size=256, tokenizer="byte")
         tiny = Path(folder) / "tiny"
         checkpoint.save(tiny, GPT(small, torch.Generator().manual_seed(0)), tokenizer, small, {})
-        show("shapes of the preset", 10, rounds, lambda: lens.shapes(settings))
-        show("attention, 512 tokens, one head", 1, rounds, lambda: lens.attention(big, text, layer=11, head=3))
-        show("a prediction after 512 tokens", None, rounds, lambda: lens.next_token(big, text))
-        before = peak()
-        show("logit lens, 512 tokens, 12 layers", 2, rounds, lambda: lens.logit_lens(big, text))
-        held = peak() - before
-        show("residual at the last of 512 tokens", None, rounds, lambda: lens.contributions(big, text))
-        show("verify, tiny", 30, rounds, lambda: lens.verify(octavo.load(tiny)))
-    whole = 4 * 13 * 512 * settings.vocab_size
-    print(
-        f"the logit lens took {held / 1e6:,.0f} MB more than was held before; all layers' logits are {whole / 1e6:,.0f}"
-    )
+        measure("shapes of the preset", 10, rounds, lambda: lens.shapes(settings))
+        measure("attention, 512 tokens, one head", 1, rounds, lambda: lens.attention(big, text, layer=11, head=3))
+        measure("next token after 512 tokens", None, rounds, lambda: lens.next_token(big, text))
+        before = peak_memory()
+        measure("logit lens, 512 tokens, 12 layers", 2, rounds, lambda: lens.logit_lens(big, text))
+        lens_memory = peak_memory() - before
+        measure("contributions at the last of 512 tokens", None, rounds, lambda: lens.contributions(big, text))
+        measure("verify, tiny", 30, rounds, lambda: lens.verify(octavo.load(tiny)))
+    all_logits = 4 * 13 * 512 * settings.vocab_size
+    print(f"the logit lens took {lens_memory / 1e6:,.0f} MB; all layers' logits are {all_logits / 1e6:,.0f} MB")
 
 
-def show(what: str, ceiling: float | None, rounds: int, view: Callable[[], object]) -> None:
-    view()  # the first call makes what is made once
+def measure(name: str, limit: float | None, rounds: int, view: Callable[[], object]) -> None:
+    """Print the median seconds of a view, and whether it is below a limit."""
+    view()  # warm-up: the first call also builds what is cached
     seconds = []
     for _ in range(rounds):
         start = time.perf_counter()
         view()
         seconds.append(time.perf_counter() - start)
-    below = (
-        ""
-        if ceiling is None
-        else f"   ceiling {ceiling} s: {'met' if statistics.median(seconds) < ceiling else 'MISSED'}"
-    )
-    print(f"{what:36} {statistics.median(seconds):7.3f} s{below}", flush=True)
+    median = statistics.median(seconds)
+    verdict = "" if limit is None else f"   limit {limit} s: {'met' if median < limit else 'MISSED'}"
+    print(f"{name:40} {median:7.3f} s{verdict}", flush=True)
 
 
-def peak() -> int:
-    """The most memory that this process has had, in bytes."""
+def peak_memory() -> int:
+    """The peak resident memory of this process, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -1,9 +1,9 @@
-"""Do king and queen come close? The cosine of words' rows in `wte` along training, against random pairs as frequent.
+"""Do king and queen become similar? Cosines of rows of `wte` along training, against random pairs of tokens.
 
     python bench/likeness.py tiny_shakespeare.txt --plot docs/likeness.svg
 
-Trains the `words` preset once for each seed and follows pairs of words that are used alike, chosen before looking. The
-control of a pair is 500 random pairs of tokens, each half to twice as frequent as the two. Takes some minutes a seed.
+Trains the preset `words` once per seed and follows pairs of words with similar uses, chosen beforehand. The control of
+a pair is 500 random pairs of tokens, each half to twice as frequent as the two. Takes some minutes per seed.
 """
 
 import argparse
@@ -31,9 +31,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", help="the text to train on")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--plot", help="where to draw king and queen, the mean over the seeds")
+    parser.add_argument("--plot", help="file for the plot of king and queen, the mean over the seeds")
     arguments = parser.parse_args()
-    seen: dict[tuple[str, str], list[Neighbors]] = {pair: [] for pair in PAIRS}
+    views: dict[tuple[str, str], list[Neighbors]] = {pair: [] for pair in PAIRS}
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(1, arguments.seeds + 1):
             run = octavo.train(arguments.text, preset="words", seed=seed, out=Path(folder) / f"seed-{seed}")
@@ -44,17 +44,18 @@ def main() -> None:
             assert run.last is not None
             loaded = octavo.load(run.last)
             for pair in PAIRS:
-                seen[pair].append(lens.neighbors(loaded, pair[0], against=pair[1], top=100))
-    columns = f"{'cosine':>8} {'least':>7} {'most':>7} {'control':>8} {'5%':>7} {'95%':>7}"
+                views[pair].append(lens.neighbors(loaded, pair[0], against=pair[1], top=100))
+    columns = f"{'cosine':>8} {'lowest':>7} {'highest':>7} {'control':>8} {'5%':>7} {'95%':>7}"
     print(f"\n{'pair':16} {columns}  rank of the second, by seed")
-    for (first, second), views in seen.items():
-        ends = [view.history[-1] for view in views]
-        near = [end.against or 0.0 for end in ends]
+    for (first, second), seeds in views.items():
+        ends = [view.history[-1] for view in seeds]
+        cosines = [end.against or 0.0 for end in ends]
         control = np.mean([[end.control, end.control_low, end.control_high] for end in ends], 0)
-        ranks = [place(second, view) for view in views]
-        print(f"{first + ', ' + second:16} {np.mean(near):8.3f} {min(near):7.3f} {max(near):7.3f} {control[0]:8.3f} "
-              f"{control[1]:7.3f} {control[2]:7.3f}  {', '.join(ranks)}")  # fmt: skip
-    mean = average(seen[PAIRS[0]])
+        ranks = [rank_of(second, view) for view in seeds]
+        numbers = [(np.mean(cosines), 8), (min(cosines), 7), (max(cosines), 7), *zip(control, (8, 7, 7), strict=True)]
+        columns = " ".join(f"{number:{width}.3f}" for number, width in numbers)
+        print(f"{first + ', ' + second:16} {columns}  {', '.join(ranks)}")
+    mean = average(views[PAIRS[0]])
     print("\nking and queen along training, the mean over the seeds")
     print(mean.tables()[1].columns)
     for row in mean.tables()[1].rows:
@@ -65,22 +66,22 @@ def main() -> None:
         plots.save(mean, arguments.plot)
 
 
-def place(word: str, view: Neighbors) -> str:
-    """Where a word stands among the neighbors of another."""
+def rank_of(word: str, view: Neighbors) -> str:
+    """The rank of a word among the neighbors of another."""
     names = [each.token.label for each in view.neighbors]
     return str(names.index(word) + 1) if word in names else f"over {len(names)}"
 
 
 def average(views: list[Neighbors]) -> Neighbors:
-    """The mean of several runs' histories."""
-    moments = []
-    for several in zip(*(view.history for view in views), strict=True):
+    """The first view with the mean of all views' histories."""
+    history = []
+    for checkpoints in zip(*(view.history for view in views), strict=True):
         values = {
-            name: float(np.mean([getattr(each, name) for each in several]))
+            name: float(np.mean([getattr(each, name) for each in checkpoints]))
             for name in ("against", "control", "control_low", "control_high")
         }
-        moments.append(dataclasses.replace(several[0], **values))
-    return dataclasses.replace(views[0], history=moments)
+        history.append(dataclasses.replace(checkpoints[0], **values))
+    return dataclasses.replace(views[0], history=history)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import octavo
+from lenses import RANDOM_CASES, Case, random_case, random_checkpoint
+from lenses import tiny_run as train_tiny_run
+from octavo import kernels
+from octavo.checkpoint import Checkpoint
 from octavo.generation import native
+from octavo.runs import Run
 
 if TYPE_CHECKING:  # not every test needs a browser
     from playwright.sync_api import Browser
@@ -92,3 +98,33 @@ def visit(chromium: Browser, site: Running) -> Iterator[Visit]:
     with browser.visiting(chromium, site.url) as it:
         yield it
         it.calm()
+
+
+# Fixtures of the lens's tests, see `lenses`
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Run PyTorch on one thread, which is faster for small models."""
+    with kernels.one_thread():
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Run:
+    """A run of twenty steps of the preset `tiny`."""
+    return train_tiny_run(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="module", params=["trained", *RANDOM_CASES])
+def case(request: pytest.FixtureRequest, tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """A trained model; and random ones with all tokenizers, with and without biases, with small and large weights."""
+    if request.param == "trained":
+        return Case(octavo.load(tiny_run))
+    return random_case(tmp_path_factory.mktemp("case") / "model", request.param)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A random model: three layers of width 48, a block of 16, a BPE tokenizer."""
+    return random_checkpoint(tmp_path_factory.mktemp("small") / "model")

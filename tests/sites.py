@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import octavo
-from lenses import written
+from lenses import random_checkpoint
 from octavo.runs import Run
 from octavo.server import load_model
 from octavo.server.worker import Served
@@ -59,7 +59,7 @@ def copied(run: Run, name: str) -> Run:
 
 def long(folder: Path) -> Path:
     """A model that takes 512 tokens, and belongs to no run."""
-    return written(folder, "byte", spread=0.05, block_size=512, n_layer=1, n_head=2, n_embd=32).folder
+    return random_checkpoint(folder, "byte", std=0.05, block_size=512, n_layer=1, n_head=2, n_embd=32).folder
 
 
 @contextlib.contextmanager

@@ -1,9 +1,9 @@
-"""`octavo inspect`: what is typed, what is printed, and that a mistake is answered in two lines."""
+"""`octavo inspect`: arguments, output, and errors of two lines."""
 
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,12 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lenses import TEXT, tiny, written
-from octavo import cli, kernels, lens, views
+import octavo
+from lenses import TEXT, random_checkpoint
+from octavo import cli, lens, views
 from octavo.model import CausalSelfAttention
+from octavo.runs import Run
 
 LINE = "the cat sat on the mat"
-WORDS: dict[str, list[str]] = {  # a view, with all options that it takes
+ARGUMENTS: dict[str, list[str]] = {  # of each view, with all its options
     "shapes": ["--text", LINE, "--layer", "1", "--head", "-1"],
     "tokens": ["--text", LINE, "--unknown", "skip"],
     "position": ["--word", "the", "--at", "2", "-1"],
@@ -33,7 +35,7 @@ WORDS: dict[str, list[str]] = {  # a view, with all options that it takes
     "losses": [],
     "verify": ["--seed", "3"],
 }
-GIVEN: dict[str, dict[str, Any]] = {  # the same in Python
+OPTIONS: dict[str, dict[str, Any]] = {  # the same in Python
     "shapes": {"text": LINE, "layer": 1, "head": -1},
     "tokens": {"text": LINE, "unknown": "skip"},
     "position": {"word": "the", "at": (2, -1)},
@@ -48,55 +50,52 @@ GIVEN: dict[str, dict[str, Any]] = {  # the same in Python
     "losses": {},
     "verify": {"seed": 3},
 }
-OF_A_TEXT = [view for view, given in GIVEN.items() if "text" in given]
+OF_A_TEXT = [view for view, options in OPTIONS.items() if "text" in options]
 
 
-class Answer(NamedTuple):
-    """What a command came to."""
+class Result(NamedTuple):
+    """A command's exit code and output."""
 
     code: int
     out: str
     err: str
 
 
-Say = Callable[..., Answer]
+Inspect = Callable[..., Result]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    with kernels.one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tiny_run: Run) -> Path:
     """The folder of a run of twenty steps."""
-    return tiny(tmp_path_factory.getbasetemp()).folder
+    return tiny_run.folder
 
 
 @pytest.fixture
-def say(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Say:
+def run_inspect(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Inspect:
     """Run `octavo inspect` in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
-    def speak(*words: object) -> Answer:
+    def call(*words: object) -> Result:
         capsys.readouterr()
-        return Answer(cli.main(["inspect", *map(str, words)]), *capsys.readouterr())
+        return Result(cli.main(["inspect", *map(str, words)]), *capsys.readouterr())
 
-    return speak
+    return call
 
 
 @pytest.fixture
-def refused(say: Say) -> Callable[..., str]:
-    """Run a command that has to be answered with an error in two lines; what it says to try."""
+def error_hint(run_inspect: Inspect) -> Callable[..., str]:
+    """Run a command that must fail with an error of two lines; returns the hint."""
 
-    def check(*words: object, says: str) -> str:
-        answer = say(*words)
+    def check(*words: object, error: str) -> str:
+        answer = run_inspect(*words)
         assert (answer.code, answer.out) == (2, "")
         message, hint = answer.err.splitlines()
         assert message.startswith("error: ")
         assert hint.startswith("  try: ")
-        assert says in message
+        assert error in message
         flags = cli.parse(["inspect", "RUN", "shapes"]).flags
         assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", hint)) <= {*flags, "--help"}
         return hint
@@ -104,90 +103,104 @@ def refused(say: Say) -> Callable[..., str]:
     return check
 
 
-Refused = Callable[..., str]
+ErrorHint = Callable[..., str]
 
 
-# What is seen
+# Output
 
 
-def test_the_command_line_knows_the_views_of_the_lens() -> None:
-    assert tuple(lens.VIEWS) == tuple(views.VIEWS) == tuple(WORDS) == tuple(GIVEN)
+def test_these_tests_cover_every_view() -> None:
+    assert views.VIEWS.keys() == ARGUMENTS.keys() == OPTIONS.keys()
 
 
-@pytest.mark.parametrize("view", WORDS)
-def test_a_view_is_printed_as_tables_and_as_json(view: str, run: Path, say: Say) -> None:
-    expected = lens.inspect(run, view, **GIVEN[view])
-    told, values = say(run, view, *WORDS[view]), say(run, view, *WORDS[view], "--json")
-    assert (told.code, told.err) == (values.code, values.err) == (0, "")
-    assert told.out == f"{expected}\n"
+@pytest.mark.parametrize("view", ARGUMENTS)
+def test_a_view_is_printed_as_tables_or_as_json(view: str, run: Path, run_inspect: Inspect) -> None:
+    expected = lens.inspect(run, view, **OPTIONS[view])
+    text, values = run_inspect(run, view, *ARGUMENTS[view]), run_inspect(run, view, *ARGUMENTS[view], "--json")
+    assert (text.code, text.err) == (values.code, values.err) == (0, "")
+    assert text.out == f"{expected}\n"
     assert values.out.count("\n") == 1
     assert json.loads(values.out) == json.loads(json.dumps(expected.plain(), allow_nan=False))
 
 
 @pytest.mark.parametrize("view", [view for view in OF_A_TEXT if view != "contributions"])
-def test_without_a_text_the_models_own_is_looked_at(view: str, run: Path, say: Say) -> None:
-    assert say(run, view) == Answer(0, f"{lens.inspect(run, view)}\n", "")
+def test_without_a_text_a_generated_one_is_shown(view: str, run: Path, run_inspect: Inspect) -> None:
+    assert run_inspect(run, view) == Result(0, f"{lens.inspect(run, view)}\n", "")
 
 
-@pytest.mark.parametrize("view", WORDS)
-def test_options_may_stand_before_run_and_view_or_behind(view: str, run: Path, say: Say) -> None:
-    assert say(*WORDS[view], run, view) == say(run, view, *WORDS[view])
+@pytest.mark.parametrize("view", ARGUMENTS)
+def test_options_may_come_before_or_after_run_and_view(view: str, run: Path, run_inspect: Inspect) -> None:
+    assert run_inspect(*ARGUMENTS[view], run, view) == run_inspect(run, view, *ARGUMENTS[view])
 
 
-@pytest.mark.parametrize("view", [view for view in WORDS if WORDS[view]])
-def test_options_may_stand_between_run_and_view(view: str, run: Path, say: Say) -> None:
-    assert say(run, *WORDS[view], view) == say(run, view, *WORDS[view])
+@pytest.mark.parametrize("view", [view for view in ARGUMENTS if ARGUMENTS[view]])
+def test_options_may_come_between_run_and_view(view: str, run: Path, run_inspect: Inspect) -> None:
+    assert run_inspect(run, *ARGUMENTS[view], view) == run_inspect(run, view, *ARGUMENTS[view])
 
 
-def test_a_text_may_come_from_a_file_or_from_stdin(run: Path, say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_may_come_from_a_file_or_stdin(run: Path, run_inspect: Inspect, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("text.txt").write_text(LINE, encoding="utf-8")
-    expected = say(run, "surprisal", "--text", LINE)
-    assert say(run, "surprisal", "--text-file", "text.txt") == expected
+    expected = run_inspect(run, "surprisal", "--text", LINE)
+    assert run_inspect(run, "surprisal", "--text-file", "text.txt") == expected
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(LINE.encode())))
-    assert say(run, "surprisal", "--text-file", "-") == expected
+    assert run_inspect(run, "surprisal", "--text-file", "-") == expected
 
 
-def test_a_run_may_be_named_by_its_name_or_a_checkpoint(run: Path, say: Say) -> None:
+def test_a_run_may_be_given_by_name_or_by_a_checkpoint(run: Path, run_inspect: Inspect) -> None:
     Path("runs").mkdir()
     Path("runs", "mine").symlink_to(run)
     best = (run / "best").read_text(encoding="utf-8").strip()
-    expected = say(run, "next_token", "--text", LINE)
+    expected = run_inspect(run, "next_token", "--text", LINE)
     assert expected.code == 0
     assert (
-        say("mine", "next_token", "--text", LINE)
-        == say(run / "checkpoints" / best, "next_token", "--text", LINE)
+        run_inspect("mine", "next_token", "--text", LINE)
+        == run_inspect(run / "checkpoints" / best, "next_token", "--text", LINE)
         == expected
     )
 
 
-def test_what_is_left_out_of_a_long_text_is_told_beside_the_view(run: Path, say: Say) -> None:
-    answer = say(run, "attention", "--text", TEXT, "--json")
+def test_a_note_says_how_many_tokens_of_a_long_text_are_left_out(run: Path, run_inspect: Inspect) -> None:
+    answer = run_inspect(run, "attention", "--text", TEXT, "--json")
     left_out = json.loads(answer.out)["left_out"]
     assert left_out > 0
     assert answer.err.startswith("note: ")
     assert f"{left_out:,} tokens" in answer.err
-    assert say(run, "surprisal", "--text", TEXT).err == ""
+    assert run_inspect(run, "surprisal", "--text", TEXT).err == ""
 
 
-# A preset
+@pytest.mark.parametrize("name", ["logit-lens", "logit_lens"])
+def test_a_view_may_be_written_with_a_hyphen_or_an_underscore(name: str, run: Path, run_inspect: Inspect) -> None:
+    assert run_inspect(run, name, "--text", LINE).out == f"{lens.logit_lens(run, LINE)}\n"
 
 
-class Largest(TorchDispatchMode):
-    """The most numbers that any tensor of an operation had, of those that have numbers."""
+def test_tokens_and_words_may_be_given_by_id(run: Path, run_inspect: Inspect) -> None:
+    tokenizer = octavo.load(run).tokenizer
+    a, e = (int(tokenizer.encode(letter)[0]) for letter in "ae")
+    by_id = run_inspect(run, "contributions", "--text", LINE, "--token-id", a, "--against-id", e)
+    assert by_id == run_inspect(run, "contributions", "--text", LINE, "--token", "a", "--against", "e")
+    assert run_inspect(run, "neighbors", "--word-id", a) == run_inspect(run, "neighbors", "--word", "a")
+    assert run_inspect(run, "projection", "--word-id", a) == run_inspect(run, "projection", "--word", "a")
+
+
+# Presets
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the size of the largest tensor that is not on the meta device."""
 
     size = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for each in torch.utils._pytree.tree_leaves(made):
+        result = func(*args, **(kwargs or {}))
+        for each in torch.utils._pytree.tree_leaves(result):
             if isinstance(each, Tensor) and not each.is_meta:
                 self.size = max(self.size, each.numel())
-        return made
+        return result
 
 
-def test_the_walk_of_the_notes_is_printed_with_their_shapes_and_takes_no_memory(say: Say) -> None:
-    with Largest() as largest:
-        answer = say("--preset", "gpt2-512", "shapes", "--json")
+def test_the_shapes_of_a_preset_take_no_memory(run_inspect: Inspect) -> None:
+    with LargestTensor() as largest:
+        answer = run_inspect("--preset", "gpt2-512", "shapes", "--json")
     assert (answer.code, answer.err) == (0, "")
     assert largest.size <= 1
     view = json.loads(answer.out)
@@ -200,15 +213,15 @@ def test_the_walk_of_the_notes_is_printed_with_their_shapes_and_takes_no_memory(
         "x + attention": [1, 512, 768], "h.ln_2": [1, 512, 768], "h.mlp.c_fc, GELU": [1, 512, 3072],
         "h.mlp.c_proj": [1, 512, 768], "x + mlp": [1, 512, 768], "ln_f": [1, 512, 768], "logits": [1, 512, 50257],
     }  # fmt: skip
-    told = say("--preset", "gpt2-512", "shapes").out
-    assert "12 layers, 12 heads, 768 wide, block 512, vocabulary 50,257" in told
-    assert re.search(r"logits +\[B, T, V\] +1 x 512 x 50257 ", told)
-    assert "124,046,592" in told
-    assert len(re.findall(r"  12 x  ", told)) == 11
+    text = run_inspect("--preset", "gpt2-512", "shapes").out
+    assert "12 layers, 12 heads, 768 wide, block 512, vocabulary 50,257" in text
+    assert re.search(r"logits +\[B, T, V\] +1 x 512 x 50257 ", text)
+    assert "124,046,592" in text
+    assert len(re.findall(r"  12 x  ", text)) == 11
 
 
-def test_a_tensor_with_numbers_would_be_seen() -> None:
-    with Largest() as largest:
+def test_largest_tensor_records_allocated_tensors_only() -> None:
+    with LargestTensor() as largest:
         torch.empty(7, device="meta")
         assert largest.size == 0
         torch.empty(3, 5)
@@ -216,36 +229,36 @@ def test_a_tensor_with_numbers_would_be_seen() -> None:
 
 
 @pytest.mark.parametrize("words", [["shapes", "--preset", "gpt2"], ["--preset", "gpt2", "shapes"]])
-def test_a_preset_may_stand_on_either_side_of_the_view(words: list[str], say: Say) -> None:
-    assert "124,439,808" in say(*words).out
+def test_a_preset_may_come_before_or_after_the_view(words: list[str], run_inspect: Inspect) -> None:
+    assert "124,439,808" in run_inspect(*words).out
 
 
-def test_the_shapes_of_a_preset_know_no_text(refused: Refused) -> None:
-    refused("--preset", "gpt2-512", "shapes", "--text", LINE, says="text")
+def test_a_preset_takes_no_text(error_hint: ErrorHint) -> None:
+    error_hint("--preset", "gpt2-512", "shapes", "--text", LINE, error="text")
 
 
 # Verify
 
 
-def test_verify_ends_with_0_and_the_largest_errors(run: Path, say: Say) -> None:
-    answer = say(run, "verify")
+def test_verify_exits_with_0_and_prints_the_largest_errors(run: Path, run_inspect: Inspect) -> None:
+    answer = run_inspect(run, "verify")
     assert answer.code == 0
     assert re.search(r": all \d\d checks hold\n", answer.out)
     assert re.search(r"causality: .* ok\n", answer.out)
-    view = json.loads(say(run, "verify", "--json").out)
+    view = json.loads(run_inspect(run, "verify", "--json").out)
     assert view["ok"] is True
     assert all(each["ok"] and each["error"] <= each["tolerance"] for each in view["checks"])
 
 
 @pytest.mark.parametrize("as_json", [[], ["--json"]])
-def test_a_broken_mask_ends_verify_with_1_and_is_named(
-    as_json: list[str], run: Path, say: Say, monkeypatch: pytest.MonkeyPatch
+def test_with_a_broken_mask_verify_exits_with_1_and_names_the_check(
+    as_json: list[str], run: Path, run_inspect: Inspect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def attend(self: CausalSelfAttention, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, seen)  # the future, too
+        return F.scaled_dot_product_attention(q, k, v, seen)  # also the future
 
     monkeypatch.setattr(CausalSelfAttention, "attend", attend)
-    answer = say(run, "verify", *as_json)
+    answer = run_inspect(run, "verify", *as_json)
     assert (answer.code, answer.err) == (1, "")
     if as_json:
         view = json.loads(answer.out)
@@ -258,29 +271,31 @@ def test_a_broken_mask_ends_verify_with_1_and_is_named(
         assert re.search(r"causality: .* WRONG\n", answer.out)
 
 
-# Bad input
+# Errors
 
 
-def test_neither_run_nor_view_is_told(refused: Refused) -> None:
-    assert "octavo inspect --help" in refused(says="RUN VIEW")
+def test_without_run_and_view_the_error_names_both(error_hint: ErrorHint) -> None:
+    assert "octavo inspect --help" in error_hint(error="RUN VIEW")
 
 
-def test_a_run_without_a_view_is_told(run: Path, refused: Refused) -> None:
-    assert "octavo inspect runs/my-1 attention" in refused(run, says="takes a RUN or --preset")
-    refused("--preset", "gpt2-512", says="RUN VIEW")
-    refused(run, "shapes", "--preset", "gpt2-512", says="takes a RUN or --preset")
-    refused(run, "shapes", "tokens", says="takes a RUN or --preset")
+def test_a_run_without_a_view_is_an_error(run: Path, error_hint: ErrorHint) -> None:
+    assert "octavo inspect runs/my-1 attention" in error_hint(run, error="takes a RUN or --preset")
+    error_hint("--preset", "gpt2-512", error="RUN VIEW")
+    error_hint(run, "shapes", "--preset", "gpt2-512", error="takes a RUN or --preset")
+    error_hint(run, "shapes", "tokens", error="takes a RUN or --preset")
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"), [("atention", "attention"), ("neighbours", "neighbors"), ("contributons", "contributions")]
+    ("given", "nearest"), [("atention", "attention"), ("neighbours", "neighbors"), ("contributons", "contributions")]
 )
-def test_of_an_unknown_view_the_nearest_is_offered(typed: str, meant: str, run: Path, refused: Refused) -> None:
-    assert meant in refused(run, typed, says=f"there is no view '{typed}'")
+def test_for_an_unknown_view_the_nearest_is_suggested(
+    given: str, nearest: str, run: Path, error_hint: ErrorHint
+) -> None:
+    assert nearest in error_hint(run, given, error=f"there is no view '{given}'")
 
 
-def test_with_no_view_near_all_are_offered(run: Path, refused: Refused) -> None:
-    hint = refused(run, "zzz", says="there is no view 'zzz'")
+def test_without_a_near_view_all_are_suggested(run: Path, error_hint: ErrorHint) -> None:
+    hint = error_hint(run, "zzz", error="there is no view 'zzz'")
     assert all(view in hint for view in lens.VIEWS)
 
 
@@ -293,16 +308,16 @@ def test_with_no_view_near_all_are_offered(run: Path, refused: Refused) -> None:
         ("losses", ["--unknown", "skip"], ["tokens"]), ("projection", ["--top", "3"], ["neighbors", "logit_lens"]),
     ],
 )  # fmt: skip
-def test_an_option_that_a_view_does_not_take_is_told_with_the_views_that_do(
-    view: str, option: list[str], others: list[str], run: Path, refused: Refused
+def test_an_option_that_a_view_does_not_take_is_an_error_that_names_the_views_that_do(
+    view: str, option: list[str], others: list[str], run: Path, error_hint: ErrorHint
 ) -> None:
     name = option[0].removeprefix("--")
-    hint = refused(run, view, *option, says=f"{view} takes no {name}")
+    hint = error_hint(run, view, *option, error=f"{view} takes no {name}")
     assert all(other in hint for other in others)
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "error"),
     [
         (["attention", "--layer", "99"], "layer 99: the layers are 0 to 3"),
         (["attention", "--layer", "-5"], "layer -5: the layers are 0 to 3"),
@@ -317,8 +332,8 @@ def test_an_option_that_a_view_does_not_take_is_told_with_the_views_that_do(
         (["position", "--at", "1"], "expected 2 arguments"),
         (["position", "--word", "the", "--at", "1", "64"], "position 64: the positions are 0 to 63"),
         (["position", "--word", ""], "an empty word"),
-        (["contributions", "--token", "xyz"], "'xyz' is 3 tokens here: x y z"),
-        (["contributions", "--token", ""], "an empty text is no token"),
+        (["contributions", "--token", "xyz"], "'xyz' is 3 tokens"),
+        (["contributions", "--token", ""], "an empty text"),
         (["neighbors", "--word", "cat", "--against", "xyz"], "'xyz' is 3 tokens here"),
         (["surprisal", "--text", "a"], "one token"),
         (["ablation", "--text", "a"], "one token"),
@@ -329,19 +344,21 @@ def test_an_option_that_a_view_does_not_take_is_told_with_the_views_that_do(
         (["tokens", "--lyer", "1"], "there is no option --lyer"),
     ],
 )
-def test_what_can_not_be_is_told_in_two_lines(words: list[str], says: str, run: Path, refused: Refused) -> None:
+def test_a_value_outside_its_range_is_an_error_of_two_lines(
+    words: list[str], error: str, run: Path, error_hint: ErrorHint
+) -> None:
     Path("latin.txt").write_bytes(b"caf\xe9")
-    refused(run, *words, says=says)
+    error_hint(run, *words, error=error)
 
 
-def takers(option: str) -> set[str]:
+def views_with(option: str) -> set[str]:
     """The views that take an option."""
     option = {"text-file": "text"}.get(option, option).removesuffix("-id")
     return set(views.views_by_flag()[option][1])
 
 
 @pytest.mark.parametrize(
-    ("view", "words", "says"),
+    ("view", "words", "error"),
     [
         ("attention", ["--layer", "99"], "layer 99"),
         ("contributions", ["--position", "99"], "position 99"),
@@ -352,35 +369,39 @@ def takers(option: str) -> set[str]:
         ("neighbors", ["--word", "\udcff"], "unknown"),
     ],
 )
-def test_what_there_is_to_try_is_an_option_of_the_view(
-    view: str, words: list[str], says: str, run: Path, refused: Refused
+def test_hints_suggest_options_of_the_view(
+    view: str, words: list[str], error: str, run: Path, error_hint: ErrorHint
 ) -> None:
-    hint = refused(run, view, *words, says=says)
-    assert all(view in takers(option) for option in re.findall(r"--([a-z-]+)", hint))
+    hint = error_hint(run, view, *words, error=error)
+    assert all(view in views_with(option) for option in re.findall(r"--([a-z-]+)", hint))
 
 
 @pytest.mark.parametrize("view", OF_A_TEXT)
-def test_an_empty_text_is_told(view: str, run: Path, refused: Refused) -> None:
-    assert "--text" in refused(run, view, "--text", "", says="there is no text to look at")
+def test_an_empty_text_is_an_error(view: str, run: Path, error_hint: ErrorHint) -> None:
+    assert "--text" in error_hint(run, view, "--text", "", error="there is no text to look at")
 
 
 @pytest.fixture(scope="module")
 def characters(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint that knows few characters."""
-    return written(tmp_path_factory.mktemp("characters") / "model", "char", text="abc ?\n").folder
+    """A checkpoint whose tokenizer has few characters."""
+    return random_checkpoint(tmp_path_factory.mktemp("characters") / "model", "char", text="abc ?\n").folder
 
 
 @pytest.mark.parametrize("view", OF_A_TEXT)
-def test_unknown_characters_are_told_and_may_be_skipped(
-    view: str, characters: Path, say: Say, refused: Refused
+def test_unknown_characters_are_an_error_or_skipped_or_replaced(
+    view: str, characters: Path, run_inspect: Inspect, error_hint: ErrorHint
 ) -> None:
-    assert "--unknown skip" in refused(characters, view, "--text", "abéc", says="unknown characters 'é'")
-    assert say(characters, view, "--text", "abéc", "--unknown", "skip") == say(characters, view, "--text", "abc")
-    assert say(characters, view, "--text", "abéc", "--unknown", "replace") == say(characters, view, "--text", "ab?c")
+    assert "--unknown skip" in error_hint(characters, view, "--text", "abéc", error="unknown characters 'é'")
+    assert run_inspect(characters, view, "--text", "abéc", "--unknown", "skip") == run_inspect(
+        characters, view, "--text", "abc"
+    )
+    assert run_inspect(characters, view, "--text", "abéc", "--unknown", "replace") == run_inspect(
+        characters, view, "--text", "ab?c"
+    )
 
 
 @pytest.mark.parametrize(
-    ("preset", "view", "says"),
+    ("preset", "view", "error"),
     [
         ("tiny", "shapes", "vocabulary size of the preset tiny"),
         ("tiny", "attention", ""),
@@ -389,40 +410,40 @@ def test_unknown_characters_are_told_and_may_be_skipped(
         ("huge", "shapes", "there is no preset 'huge'"),
     ],
 )
-def test_a_preset_has_only_shapes_and_those_only_with_a_vocabulary(
-    preset: str, view: str, says: str, refused: Refused
+def test_a_preset_has_only_shapes_and_needs_a_vocab_size(
+    preset: str, view: str, error: str, error_hint: ErrorHint
 ) -> None:
-    refused("--preset", preset, view, says=says)
+    error_hint("--preset", preset, view, error=error)
 
 
-@pytest.mark.parametrize("view", WORDS)
-def test_a_run_that_does_not_exist_is_told(view: str, refused: Refused) -> None:
-    refused("nowhere", view, says="nowhere does not exist")
+@pytest.mark.parametrize("view", ARGUMENTS)
+def test_a_run_that_does_not_exist_is_an_error(view: str, error_hint: ErrorHint) -> None:
+    error_hint("nowhere", view, error="nowhere does not exist")
 
 
-def test_what_is_no_run_is_told(refused: Refused) -> None:
+def test_a_folder_that_is_not_a_run_is_an_error(error_hint: ErrorHint) -> None:
     Path("folder").mkdir()
-    refused("folder", "shapes", says="folder is neither a run nor a checkpoint")
+    error_hint("folder", "shapes", error="folder is neither a run nor a checkpoint")
 
 
-def test_a_checkpoint_that_belongs_to_no_run_has_no_losses(characters: Path, refused: Refused) -> None:
-    refused(characters, "losses", says="belongs to no run")
+def test_a_checkpoint_outside_a_run_has_no_losses(characters: Path, error_hint: ErrorHint) -> None:
+    error_hint(characters, "losses", error="belongs to no run")
 
 
 # Help
 
 
-def test_help_says_which_views_take_an_option(
+def test_help_names_the_views_of_every_option(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "1000")
     with pytest.raises(SystemExit):
         cli.main(["inspect", "--help"])
     shown = capsys.readouterr().out
-    said = {
+    described = {
         name: set(views.split(", "))
         for name, views in re.findall(r"^  --(\w+) .*?  +([a-z_]+(?:, [a-z_]+)*): ", shown, re.M)
     }
     options = ("layer", "head", "position", "token", "word", "against", "at", "top")
-    assert {option: takers(option) for option in options} == {option: said[option] for option in options}
+    assert {option: views_with(option) for option in options} == {option: described[option] for option in options}
     assert all(view in shown for view in lens.VIEWS)

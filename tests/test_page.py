@@ -307,7 +307,7 @@ def test_positions_words_and_neighbours_are_the_models_own(visit: Visit, site: R
     page.locator("#word-at-1").press("Enter")
     visit.settle()
     seen = look(site, "position", word="t", at=[1, 9])
-    [piece] = seen["pieces"]
+    [piece] = seen["tokens"]
     expected = [piece["wte"], piece["wpe"][0], piece["x"][0], piece["wte"], piece["wpe"][1], piece["x"][1]]
     for row, values in zip(visit.table("[aria-labelledby=words-position]"), expected, strict=True):
         assert numbers(row[1:]) == pytest.approx(values, rel=1e-5)

@@ -23,7 +23,7 @@ import pytest
 import setuptools.build_meta
 import torch
 
-from lenses import trained_on, written
+from lenses import random_checkpoint, train_on
 from octavo import cli, lens, runs, views
 from octavo.errors import OctavoError
 from octavo.files import write_atomic
@@ -65,7 +65,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Twenty steps, of which four were kept."""
     text = "the cat sat on the mat, and the rat sat on the hat. <b>كتاب</b> 🦉!\n" * 20
-    return trained_on(text, tmp_path_factory.mktemp("trained") / "text", tokenizer="bpe:300", n_layer=3, n_embd=48,
+    return train_on(text, tmp_path_factory.mktemp("trained") / "text", tokenizer="bpe:300", n_layer=3, n_embd=48,
                       n_head=3, block_size=32, batch_size=8, max_steps=20, warmup_steps=4, eval_every=10, log_every=1,
                       keep_checkpoints=4)  # fmt: skip
 
@@ -73,7 +73,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint that belongs to no run."""
-    return written(tmp_path_factory.mktemp("alone") / "alone", "byte", block_size=64).folder
+    return random_checkpoint(tmp_path_factory.mktemp("alone") / "alone", "byte", block_size=64).folder
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def test_a_view_over_http_is_the_view(
 
 def test_without_a_text_the_models_own_is_looked_at_and_ids_are_a_text_too(server: Running) -> None:
     seen = look_at(server, "tokens")
-    assert seen["own"]
+    assert seen["generated"]
     assert look_at(server, "tokens", text=None, unknown=None) == seen
     ids = [token["id"] for token in seen["tokens"]]
     assert look_at(server, "tokens", text=ids)["text"] == seen["text"]
@@ -153,7 +153,9 @@ def test_attention_of_512_tokens_is_small_and_its_rows_sum_to_one(
     tmp_path: Path, root: Path, environment: None
 ) -> None:
     """Of an untrained model, whose shares are all alike: the most digits that there can be."""
-    folder = written(tmp_path / "long", "byte", spread=0.02, block_size=512, n_layer=1, n_head=2, n_embd=32).folder
+    folder = random_checkpoint(
+        tmp_path / "long", "byte", std=0.02, block_size=512, n_layer=1, n_head=2, n_embd=32
+    ).folder
     served = load_model("long", folder, torch.device("cpu"), SMALL)
     with running({"long": served}, page_root=root) as it:
         text = ("To be, or not to be: that is the question. " * 12)[:512]
@@ -180,7 +182,7 @@ def test_a_row_that_was_rounded_sums_to_one(row: list[float]) -> None:
 
 
 def test_a_broken_model_is_told_and_no_nan_is_sent(tmp_path: Path, root: Path, environment: None) -> None:
-    loaded = written(tmp_path / "broken", "byte")
+    loaded = random_checkpoint(tmp_path / "broken", "byte")
     served = load_model("broken", loaded.folder, torch.device("cpu"), SMALL)
     with torch.no_grad():
         served.loaded.model.transformer.wpe.weight.fill_(torch.nan)
@@ -288,8 +290,8 @@ def test_a_server_reads_no_text_that_is_not_prepared(server: Running, monkeypatc
     ("attention", {"text": "a\ud800"}, 400, "unknown characters"), ("attention", {"unknown": "guess"}, 400, "unknown"),
     ("position", {"word": "a" * 101}, 400, "100"), ("position", {"word": ""}, 400, "empty word"),
     ("position", {"at": [1]}, 400, "2 whole numbers"), ("position", {"at": [1, "2"]}, 400, "2 whole numbers"),
-    ("position", {"at": [0, 64]}, 400, "position 64"), ("projection", {"words": ["a"] * 21}, 400, "0 to 20 texts"),
-    ("projection", {"words": ["a" * 101]}, 400, "100 characters"), ("projection", {"words": [5]}, 400, "texts"),
+    ("position", {"at": [0, 64]}, 400, "position 64"), ("projection", {"words": ["a"] * 21}, 400, "20"),
+    ("projection", {"words": ["a" * 101]}, 400, "100 characters"), ("projection", {"words": [1.5]}, 400, "words"),
     ("neighbors", {"top": 101}, 400, "top"), ("neighbors", {"top": 0}, 400, "top"),
     ("logit_lens", {"top": 51}, 400, "top=51"), ("logit_lens", {"positions": [0] * 4097}, 400, "4,096"),
     ("logit_lens", {"positions": 3}, 400, "whole numbers"),
@@ -698,7 +700,7 @@ def test_the_static_page_has_what_the_server_would_answer(server: Running, root:
 
 
 def test_of_a_long_text_the_static_page_has_one_layer(tmp_path: Path, root: Path) -> None:
-    loaded = written(tmp_path / "long", "byte", block_size=100)
+    loaded = random_checkpoint(tmp_path / "long", "byte", block_size=100)
     data = carried(static_page.static(loaded, "a long text " * 9, layer=-1, root=root))
     told = {
         (each["options"]["layer"], each["options"]["head"]) for each in data["answers"] if each["view"] == "attention"
@@ -713,7 +715,7 @@ def test_positions_of_the_static_page_are_of_a_word_that_the_model_knows(tmp_pat
         ("byte", "abc", 4, "cat", [0, 1]),
         ("byte", "abc", 2, "a", [0, 1]),
     ):
-        loaded = written(tmp_path / f"{kind}{block_size}", kind, text=text, block_size=block_size)
+        loaded = random_checkpoint(tmp_path / f"{kind}{block_size}", kind, text=text, block_size=block_size)
         data = carried(static_page.static(loaded, text, root=root))
         [told] = [each["options"] for each in data["answers"] if each["view"] == "position"]
         assert told == {"word": word, "at": at}

@@ -58,38 +58,87 @@ OPTIONS = {
         _option("at", int, "N", "the two positions (1 10)", count=2),
         _option("top", int, "N", "how many tokens to show"),
         _option("seed", int, "N", "seed of the random token ids (0)"),
-        _option("unknown", str, "WHAT", "what to do with characters that the tokenizer does not know (error)",
-                choices=("error", "skip", "replace")),
+        _option(
+            "unknown",
+            str,
+            "WHAT",
+            "what to do with characters that the tokenizer does not know (error)",
+            choices=("error", "skip", "replace"),
+        ),
     )
-}  # fmt: skip
+}
 
 VIEWS = {  # in the order in which a learner meets them
     each.name: each
     for each in (
-        ViewSpec("shapes", "the shape, parameters and FLOPs of every stage of the forward pass",
-                 ("text", "layer", "head", "unknown"), "walk", takes_preset=True),
+        ViewSpec(
+            "shapes",
+            "the shape, parameters and FLOPs of every stage of the forward pass",
+            ("text", "layer", "head", "unknown"),
+            "walk",
+            takes_preset=True,
+        ),
         ViewSpec("tokens", "the tokens of a text, grouped by character", ("text", "unknown"), "walk"),
-        ViewSpec("position", "a word at two positions: token embedding plus position embedding", ("word", "at"),
-                 "words", is_plotted=True),
-        ViewSpec("neighbors", "the tokens with the most similar embeddings, and how that changed during training",
-                 ("word", "top", "against"), "words", is_plotted=True),
-        ViewSpec("projection", "the token embeddings on their two principal axes", ("words",), "words",
-                 is_plotted=True),
-        ViewSpec("attention", "the attention pattern of one head, and statistics of all heads",
-                 ("text", "layer", "head", "unknown"), "attention", is_plotted=True),
+        ViewSpec(
+            "position",
+            "a word at two positions: token embedding plus position embedding",
+            ("word", "at"),
+            "positions_and_words",
+            is_plotted=True,
+        ),
+        ViewSpec(
+            "neighbors",
+            "the tokens with the most similar embeddings, and how that changed during training",
+            ("word", "top", "against"),
+            "positions_and_words",
+            is_plotted=True,
+        ),
+        ViewSpec(
+            "projection",
+            "the token embeddings on their two principal axes",
+            ("words",),
+            "positions_and_words",
+            is_plotted=True,
+        ),
+        ViewSpec(
+            "attention",
+            "the attention pattern of one head, and statistics of all heads",
+            ("text", "layer", "head", "unknown"),
+            "attention",
+            is_plotted=True,
+        ),
         ViewSpec("next_token", "the logits of the next token", ("text", "unknown"), "playground"),
-        ViewSpec("logit_lens", "the most likely next tokens after every layer",
-                 ("text", "top", "positions", "unknown"), "playground", is_plotted=True),
-        ViewSpec("contributions", "how much every head and MLP contributed to a logit",
-                 ("text", "position", "token", "against", "unknown"), "playground", is_plotted=True),
-        ViewSpec("surprisal", "the negative log-probability of every token, and the text's loss",
-                 ("text", "unknown"), "playground", is_plotted=True),
-        ViewSpec("ablation", "the loss and the next token without each head, attention, MLP and layer",
-                 ("text", "layer", "unknown"), is_plotted=True),
-        ViewSpec("losses", "the losses of a run during training", (), is_served=False, is_plotted=True),
+        ViewSpec(
+            "logit_lens",
+            "the most likely next tokens after every layer",
+            ("text", "top", "positions", "unknown"),
+            "playground",
+            is_plotted=True,
+        ),
+        ViewSpec(
+            "contributions",
+            "how much every head and MLP contributed to a logit",
+            ("text", "position", "token", "against", "unknown"),
+            "playground",
+            is_plotted=True,
+        ),
+        ViewSpec(
+            "ablation",
+            "the loss and the next token without each head, attention, MLP and layer",
+            ("text", "layer", "unknown"),
+            is_plotted=True,
+        ),
+        ViewSpec(
+            "surprisal",
+            "the negative log-probability of every token, and the text's loss",
+            ("text", "unknown"),
+            "playground",
+            is_plotted=True,
+        ),
+        ViewSpec("losses", "the losses of a run during training", (), "training", is_served=False, is_plotted=True),
         ViewSpec("verify", "check the lens and the model against a float64 reference", ("seed",), is_served=False),
     )
-}  # fmt: skip
+}
 
 
 def options_from_flags(view: str, flags: Mapping[str, Any]) -> dict[str, Any]:

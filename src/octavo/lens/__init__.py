@@ -25,9 +25,10 @@ from octavo.lens.position import position
 from octavo.lens.projection import projection
 from octavo.lens.shapes import shapes
 from octavo.lens.surprisal import surprisal
-from octavo.lens.tokens import RUN, tokens
+from octavo.lens.tokens import tokens
 from octavo.lens.verify import verify
 from octavo.lens.view import Table, View
+from octavo.runs import RunLike
 from octavo.settings import ModelSettings, unknown_name_error
 
 __all__ = [
@@ -38,7 +39,7 @@ __all__ = [
 VIEWS: dict[str, Callable[..., View]] = {name: globals()[name] for name in views.VIEWS}
 
 
-def inspect(run: RUN | ModelSettings, view: str, **options: Any) -> View:
+def inspect(run: RunLike | ModelSettings, view: str, **options: Any) -> View:
     """A view by its name, with the options of `octavo.views`. Settings without a trained model have only `shapes`.
 
     Raises `OctavoError` for an unknown view and for an option that the view does not take.

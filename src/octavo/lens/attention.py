@@ -1,4 +1,4 @@
-"""Attention: what share of each position goes to which, head by head.
+"""The view `attention`: how each position of a text distributes its attention, head by head.
 
 The axis letters: `T` positions, `H` heads.
 """
@@ -11,33 +11,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from octavo import runs
+from octavo.lens.arguments import resolve_index
 from octavo.lens.capture import attention_pattern, inference, walk
-from octavo.lens.tokens import RUN, TEXT, Token, load_checkpoint, resolve_index, tokenize
+from octavo.lens.tokens import Text, Token, tokenize
 from octavo.lens.view import Table, View, shaded
+from octavo.runs import RunLike
 
-_DRAWN = 64  # tokens of which a notebook shows the pattern
+_PICTURE_TOKENS = 64  # the longest text whose pattern a notebook shows
 
 
 @dataclass(frozen=True)
 class Head:
-    """A head's habits over a text, each the mean over all positions but the first, which has no choice."""
+    """Statistics of a head over a text: means over all positions except the first, which can only attend to itself."""
 
     layer: int
     head: int
-    entropy: float  # nats; 0: all on one position
-    distance: float  # tokens back, weighted by the shares
+    entropy: float  # nats; 0: all attention on one position
+    distance: float  # mean distance in tokens, weighted by attention
     previous: float  # share that goes to the position before
     first: float  # share that goes to the first position
-    itself: float
+    itself: float  # share that stays at the position itself
 
 
 @dataclass(frozen=True, eq=False)
 class Attention(View):
-    """One head's pattern, `weights` (T, T): row t is what position t gives to each; and the habits of all heads."""
+    """One head's pattern, and statistics of all heads. Row t of `weights` is how position t distributes attention."""
 
     caveat: ClassVar[str] = (
-        "Attention says where a head looks, not why, nor what it did with what it saw: `ablate` and "
-        "`residual` ask that."
+        "Attention shows where a head looks, not why, nor what it does with what it finds: for that, see `ablation` "
+        "and `contributions`."
     )
 
     tokens: list[Token]
@@ -48,75 +51,70 @@ class Attention(View):
     left_out: int
 
     def picture(self) -> str:
-        if len(self.tokens) > _DRAWN:
+        """The pattern as a table of shaded cells, for a text short enough."""
+        if len(self.tokens) > _PICTURE_TOKENS:
             return ""
-        names = [token.label for token in self.tokens]
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
+        labels = [html.escape(token.label) for token in self.tokens]
+        head = "".join(f"<th>{label}</th>" for label in labels)
         rows = "".join(
-            f"<tr><th>{html.escape(name)}</th>"
+            f"<tr><th>{label}</th>"
             + "".join(shaded("", float(share), float(share), "td") for share in row[: t + 1])
             + "</tr>"
-            for t, (name, row) in enumerate(zip(names, self.weights, strict=True))
+            for t, (label, row) in enumerate(zip(labels, self.weights, strict=True))
         )
         return f"<table><tr><th></th>{head}</tr>{rows}</table>"
 
     def tables(self) -> list[Table]:
-        top = [(t, np.argsort(-row, kind="stable")[:3]) for t, row in enumerate(self.weights)]
-        named = [token.label for token in self.tokens]
-        looks = [
-            (
-                t,
-                named[t],
-                "  ".join(f"{named[s]} ({s}) {self.weights[t, s]:.2f}" for s in best if self.weights[t, s] > 0),
-            )
-            for t, best in top
-        ]
-        habits = [(h.layer, h.head, h.entropy, h.distance, h.previous, h.first, h.itself) for h in self.heads]
+        labels = [token.label for token in self.tokens]
+        rows = []
+        for t, row in enumerate(self.weights):
+            top = [s for s in np.argsort(-row, kind="stable")[:3] if row[s] > 0]
+            rows.append((t, labels[t], "  ".join(f"{labels[s]} ({s}) {row[s]:.2f}" for s in top)))
+        statistics = [(h.layer, h.head, h.entropy, h.distance, h.previous, h.first, h.itself) for h in self.heads]
+        columns = ("layer", "head", "entropy", "distance", "to previous", "to first", "to itself")
         return [
-            Table(
-                "the heads, on average over the text",
-                ("layer", "head", "entropy", "distance", "to previous", "to first", "to itself"),
-                habits,
-            ),
+            Table("the heads, on average over the text", columns, statistics),
             Table(
                 f"layer {self.layer}, head {self.head}: where each token looks",
                 ("position", "token", "looks at (position) and with what share"),
-                looks,
+                rows,
             ),
         ]
 
 
-def attention(run: RUN, text: TEXT = None, *, layer: int = 0, head: int = 0, unknown: str = "error") -> Attention:
-    """The pattern of one head over a text of up to `block_size` tokens, and every head's habits.
+def attention(run: RunLike, text: Text = None, *, layer: int = 0, head: int = 0, unknown: str = "error") -> Attention:
+    """The pattern of one head over a text of up to `block_size` tokens, and every head's statistics.
 
-    A pattern is made for one head at a time, so memory doesn't grow with their number. Rows sum to 1; what lies after
-    a position is exactly 0.
+    Patterns are computed one head at a time, so memory does not grow with the number of heads. Rows sum to 1, and what
+    is after a position gets exactly 0.
     """
-    loaded = load_checkpoint(run)
-    reading = tokenize(loaded, text, unknown)
-    settings = loaded.model.settings
-    layer, head = resolve_index(layer, settings.n_layer, "layer"), resolve_index(head, settings.n_head, "head")
-    habits = []
-    with inference(loaded.model):
-        for i, step in enumerate(walk(loaded.model, loaded.model.embed(reading.ids))):
-            for h in range(settings.n_head):
+    loaded = runs.load(run)
+    tokenized = tokenize(loaded, text, unknown)
+    model, n_head = loaded.model, loaded.model.settings.n_head
+    layer, head = resolve_index(layer, model.settings.n_layer, "layer"), resolve_index(head, n_head, "head")
+    statistics = []
+    with inference(model):
+        for i, step in enumerate(walk(model, model.embed(tokenized.ids))):
+            for h in range(n_head):
                 weights = attention_pattern(step.q[0, h], step.k[0, h])  # (T, T)
-                habits.append(head_statistics(i, h, weights))
+                statistics.append(head_statistics(i, h, weights))
                 if (i, h) == (layer, head):
-                    shown = weights.numpy()
-    return Attention(reading.tokens, layer, head, shown, habits, reading.left_out)
+                    selected = weights.numpy()
+    return Attention(tokenized.tokens, layer, head, selected, statistics, tokenized.left_out)
 
 
 def head_statistics(layer: int, head: int, weights: Tensor) -> Head:
+    """The statistics of a pattern (T, T)."""
     T = len(weights)
     if T == 1:
-        return Head(layer, head, 0.0, 0.0, 0.0, 1.0, 1.0)
-    rows, at = weights[1:], torch.arange(T, dtype=weights.dtype)
-    means = [
-        torch.special.entr(rows).sum(-1),
-        at[1:] - rows @ at,
-        weights.diagonal(-1),
-        rows[:, 0],
-        weights.diagonal()[1:],
-    ]
-    return Head(layer, head, *(each.mean().item() for each in means))
+        return Head(layer, head, entropy=0.0, distance=0.0, previous=0.0, first=1.0, itself=1.0)
+    rows, positions = weights[1:], torch.arange(T, dtype=weights.dtype)
+    return Head(
+        layer,
+        head,
+        entropy=torch.special.entr(rows).sum(-1).mean().item(),
+        distance=(positions[1:] - rows @ positions).mean().item(),
+        previous=weights.diagonal(-1).mean().item(),
+        first=rows[:, 0].mean().item(),
+        itself=weights.diagonal()[1:].mean().item(),
+    )

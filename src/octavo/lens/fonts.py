@@ -1,62 +1,57 @@
-"""Which font has which letter: words as they can be shown here, in whatever fonts are installed."""
+"""Choose fonts for a text: the fewest installed ones that have all its characters."""
 
+from collections.abc import Callable, Mapping, Set
 from functools import cache
 
-_FONTS = [
-    "DejaVu Sans",
-    "Noto Sans",
-    "Noto Sans Arabic",
-    "Noto Naskh Arabic",
-    "Noto Sans Devanagari",
-    "Noto Sans CJK JP",
-    "Noto Sans CJK SC",
-    "Segoe UI",
-    "Nirmala UI",
-    "Microsoft YaHei",
-    "Yu Gothic",
-    "Malgun Gothic",
-    "Geeza Pro",
-    "Kohinoor Devanagari",
-    "PingFang SC",
-    "Hiragino Sans",
-    "Arial Unicode MS",
-]
+_PREFERRED = [
+    "DejaVu Sans", "Noto Sans", "Noto Sans Arabic", "Noto Naskh Arabic", "Noto Sans Devanagari", "Noto Sans CJK JP",
+    "Noto Sans CJK SC", "Segoe UI", "Nirmala UI", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Geeza Pro",
+    "Kohinoor Devanagari", "PingFang SC", "Hiragino Sans", "Arial Unicode MS",
+]  # fmt: skip
 
 
-def displayable(words: str, most: int = 1000) -> tuple[str, list[str]]:
-    """Words as they can be shown here, and fonts for them: as few as will do, for a mark and what it stands on have to
-    be of one. A character that no font has is named by its code point. At most so many characters.
+def displayable(
+    text: str, longest: int = 1000, available: Mapping[str, Set[str]] | None = None
+) -> tuple[str, list[str]]:
+    """The text, shortened to `longest` characters, and the fonts to draw it with.
+
+    Few fonts, because a combining mark and its base character have to come from the same one. A character that no font
+    has is replaced by its code point. `available` are fonts with their characters (default: the installed ones).
     """
-    words = short(words, most)
-    missing, fonts = set(words) - {"\n"}, []
+    names = installed_fonts() if available is None else list(available)
+    characters: Callable[[str], Set[str]] = characters_of if available is None else available.__getitem__
+    text = shorten(text, longest)
+    missing, fonts = set(text) - {"\n"}, []
     while missing:
-        best = next((each for each in _fonts() if missing <= _letters(each)), None)  # opens no more than it has to
-        best = best or max(_fonts(), key=lambda each: len(missing & _letters(each)))
-        if not missing & _letters(best):
-            return displayable("".join(f"U+{ord(each):04X}" if each in missing else each for each in words), most)
-        fonts.append(best)
-        missing -= _letters(best)
-    return words, list(dict.fromkeys([*fonts, *_fonts()[:1]]))  # the height of a line is that of an l and a p
+        font = next((each for each in names if missing <= characters(each)), None)  # opens as few as possible
+        font = font or max(names, key=lambda each: len(missing & characters(each)))
+        if not missing & characters(font):
+            text = "".join(f"U+{ord(each):04X}" if each in missing else each for each in text)
+            return displayable(text, longest, available)
+        fonts.append(font)
+        missing -= characters(font)
+    # matplotlib takes the line height from the letters l and p, so the list needs a font with Latin letters.
+    return text, list(dict.fromkeys([*fonts, *names[:1]]))
 
 
-def short(text: str, most: int) -> str:
-    """A text of at most so many characters."""
-    return text if len(text) <= most else text[: most - 1] + "…"
+def shorten(text: str, longest: int) -> str:
+    """Cut a text to `longest` characters, the last of them an ellipsis."""
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 @cache
-def _fonts() -> list[str]:
-    """The fonts to choose from that are installed, best first. matplotlib itself brings DejaVu Sans."""
+def installed_fonts() -> list[str]:
+    """The installed fonts to choose from, best first. matplotlib itself includes DejaVu Sans."""
     from matplotlib.font_manager import fontManager
 
     upright = {each.name for each in fontManager.ttflist if each.style == "normal" and each.weight in (400, "normal")}
     others = sorted(each for each in upright if each.startswith("Noto Sans "))
-    return [each for each in dict.fromkeys([*_FONTS, *others]) if each in upright]
+    return [each for each in dict.fromkeys([*_PREFERRED, *others]) if each in upright]
 
 
 @cache
-def _letters(font: str) -> frozenset[str]:
-    """The characters that a font has."""
+def characters_of(font: str) -> frozenset[str]:
+    """All characters that a font has."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
     return frozenset(map(chr, get_font(findfont(FontProperties(family=[font]))).get_charmap()))

@@ -1,20 +1,19 @@
-"""A run's losses along training, from its `metrics.jsonl`."""
+"""The view `losses`: the losses of a run during training, from its `metrics.jsonl`."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 from octavo.errors import OctavoError
-from octavo.lens.tokens import RUN
 from octavo.lens.view import Table, View
-from octavo.runs import Run, find_checkpoint
+from octavo.runs import Run, RunLike, find_checkpoint
 
-_MOST = 2000  # points
+_MOST = 2000  # points of a curve
 
 
 @dataclass(frozen=True, eq=False)
 class Losses(View):
-    """The training loss of steps, as logged, and the whole validation split's, wherever it was evaluated; in nats."""
+    """Losses in nats per token: of training at the logged `steps`, and of the whole validation split at `val_steps`."""
 
     run: str
     steps: np.ndarray
@@ -28,34 +27,25 @@ class Losses(View):
             (step, logged.get(step), loss)
             for step, loss in zip(self.val_steps.tolist(), self.val.tolist(), strict=True)
         ]
-        return [Table(f"{self.run}: loss in nats a token", ("step", "training", "validation"), rows)]
+        return [Table(f"{self.run}: loss in nats per token", ("step", "training", "validation"), rows)]
 
 
-def losses(run: RUN) -> Losses:
-    """A run's losses, thinned to 2,000 points where there are more. Raises `OctavoError` if it has none."""
-    owner = _run_of(run)
-    folder, lines = owner.folder, owner.lines("metrics")
-    logged = [(line["step"], line["loss"]) for line in lines if line.get("loss") is not None]
-    evaluated = [(line["step"], line["val_loss"]) for line in lines if line.get("val_loss") is not None]
-    if not logged and not evaluated:
-        raise OctavoError(f"{folder} has no losses yet", "train it for longer")
-    steps, train = _columns(logged)
-    val_steps, val = _columns(evaluated)
-    return Losses(folder.name, steps, train, val_steps, val)
-
-
-def _run_of(run: RUN) -> Run:
-    """The run itself, or the one that owns the checkpoint."""
-    if isinstance(run, Run):
-        return run
+def losses(run: RunLike) -> Losses:
+    """A run's losses, thinned to at most 2,000 points. Raises `OctavoError` if it has none."""
     folder = find_checkpoint(run)
     owner = Run.of_checkpoint(folder)
     if owner is None:
-        raise OctavoError(f"{folder} belongs to no run, so nothing tells of its training", "a run's folder")
-    return owner
+        raise OctavoError(f"{folder} belongs to no run, so it has no record of its training", "a run's folder")
+    lines = owner.lines("metrics")
+    logged = [(line["step"], line["loss"]) for line in lines if line.get("loss") is not None]
+    evaluated = [(line["step"], line["val_loss"]) for line in lines if line.get("val_loss") is not None]
+    if not logged and not evaluated:
+        raise OctavoError(f"{owner.folder} has no losses yet", "train it for longer")
+    return Losses(owner.folder.name, *_thin(logged), *_thin(evaluated))
 
 
-def _columns(points: list[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
+def _thin(points: list[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and losses of every nth point, and of the last."""
     every = max(1, -(-len(points) // (_MOST - 1)))
-    thin = points[::every] + points[-1:] * ((len(points) - 1) % every > 0)  # the last one too
-    return np.array([step for step, _ in thin], dtype=np.int64), np.array([loss for _, loss in thin], dtype=np.float64)
+    kept = points[::every] + points[-1:] * ((len(points) - 1) % every > 0)
+    return np.array([step for step, _ in kept], dtype=np.int64), np.array([loss for _, loss in kept], dtype=np.float64)

@@ -1,8 +1,9 @@
-"""The tokens whose rows of `wte` are nearest to a word's, and how that changed along training.
+"""The view `neighbors`: the tokens whose embeddings point in the most similar directions, and how that changed.
 
-The axis letters: `C` width, `V` the vocabulary, `N` pairs.
+The axis letters: `C` width, `V` the vocabulary, `N` random pairs of tokens.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -13,12 +14,15 @@ import safetensors
 from octavo import runs
 from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
-from octavo.lens.embedding import cosines, count_tokens, resolve_word, unit_rows
-from octavo.lens.tokens import RUN, Token, load_checkpoint, make_token
+from octavo.lens.arguments import WordLike, resolve_word, text_of
+from octavo.lens.embedding import cosines, count_tokens, unit_rows
+from octavo.lens.tokens import Token, make_token
 from octavo.lens.view import Table, View
+from octavo.runs import Run, RunLike
 
-_NEIGHBORS = 100
-_PAIRS = 500  # of the control
+_MOST = 100  # neighbors
+_TABLE_NEIGHBORS = 6  # columns of the table along training
+_CONTROL_PAIRS = 500
 
 
 @dataclass(frozen=True)
@@ -30,135 +34,133 @@ class Neighbor:
 
 
 @dataclass(frozen=True)
-class Moment:
-    """A checkpoint along training: cosines with the neighbors, with `against`, and of random pairs as frequent."""
+class CheckpointCosines:
+    """The cosines at one checkpoint of the run: of the neighbors, of `against`, and of the control's random pairs."""
 
     step: int
     neighbors: list[float]
     against: float | None
     control: float | None  # the mean
     control_low: float | None  # the 5th percentile
-    control_high: float | None  # the 95th
+    control_high: float | None  # the 95th percentile
 
 
 @dataclass(frozen=True, eq=False)
 class Neighbors(View):
-    """The tokens whose rows of wte point where the word's does; and along training, if checkpoints were kept."""
+    """The tokens whose rows of wte have the highest cosine with the word's; and `history`, the same along training.
+
+    `control` says how the random pairs were chosen, or why there are none.
+    """
 
     caveat: ClassVar[str] = (
-        "Rows grow alike when tokens stand in like places of the text that was trained on; how much depends "
-        "on that text and on how long. The control says what chance gives."
+        "Rows become similar when tokens occur in similar contexts of the training text; how similar depends on that "
+        "text and on the length of training. The control shows what chance gives."
     )
 
     word: str
     note: str
-    pieces: list[Token]
+    tokens: list[Token]  # of the word
     neighbors: list[Neighbor]
     against: Neighbor | None
-    history: list[Moment]
-    control: str  # how it was drawn
+    history: list[CheckpointCosines]
+    control: str
 
     def tables(self) -> list[Table]:
         title = f"nearest to {self.word!r} in wte" + (f" ({self.note})" if self.note else "")
-        found = [(each.token.label, each.token.id, each.cosine) for each in self.neighbors]
-        tables = [Table(title, ("token", "id", "cosine"), found)]
+        nearest = [(each.token.label, each.token.id, each.cosine) for each in self.neighbors]
+        tables = [Table(title, ("token", "id", "cosine"), nearest)]
         if self.against and self.history:
-            rows = [(m.step, m.against, m.control, m.control_low, m.control_high) for m in self.history]
-            pair = f"{self.word!r} with {self.against.token.label!r} along training"
-            columns = ("step", "cosine", "control", "5%", "95%")
-            tables.append(Table(f"{pair}; control: {self.control or 'none'}", columns, rows))
+            title = f"{self.word!r} with {self.against.token.label!r} along training; control: {self.control or 'none'}"
+            pairs = [(each.step, each.against, each.control, each.control_low, each.control_high)
+                     for each in self.history]  # fmt: skip
+            tables.append(Table(title, ("step", "cosine", "control", "5%", "95%"), pairs))
         elif self.against:
-            tables.append(Table("asked for", ("token", "cosine"), [(self.against.token.label, self.against.cosine)]))
+            tables.append(Table("against", ("token", "cosine"), [(self.against.token.label, self.against.cosine)]))
         elif self.history:
-            names = [each.token.label for each in self.neighbors[:6]]
-            along = [(m.step, *m.neighbors[:6]) for m in self.history]
-            tables.append(Table("the same along training", ("step", *names), along))
+            labels = [each.token.label for each in self.neighbors[:_TABLE_NEIGHBORS]]
+            steps = [(each.step, *each.neighbors[:_TABLE_NEIGHBORS]) for each in self.history]
+            tables.append(Table("the same along training", ("step", *labels), steps))
         return tables
 
 
-def neighbors(run: RUN, word: str = "king", *, top: int = 10, against: str | None = None) -> Neighbors:
-    """The `top` tokens nearest to a word by the cosine of their rows in wte, and along the checkpoints that were kept.
+def neighbors(run: RunLike, word: WordLike = "king", *, top: int = 10, against: WordLike | None = None) -> Neighbors:
+    """The `top` tokens with the highest cosine to a word in wte, and the same along the checkpoints of the run.
 
-    A word of several tokens stands for the mean of their rows. With `against`, the cosine with that token is followed
-    along training, beside 500 random pairs of tokens as frequent as the two.
+    A word of several tokens is represented by the mean of their rows. With `against`, a word of one token, the history
+    follows the cosine of the two, beside random pairs of tokens that are about as frequent as the two.
     """
-    loaded = load_checkpoint(run)
-    ids, note = resolve_word(loaded.tokenizer, word)
-    if not 1 <= top <= _NEIGHBORS:
-        raise OctavoError(f"top={top}: between 1 and {_NEIGHBORS} neighbors are shown", "--top 10")
-    other = None
-    if against is not None:
-        others, _ = resolve_word(loaded.tokenizer, against)
-        if len(others) > 1:
-            raise OctavoError(
-                f"{against!r} is {len(others)} tokens here, so it has no row of its own",
-                "a word that is one token; `octavo inspect RUN tokens --text` shows",
-            )
-        other = others[0]
+    loaded = runs.load(run)
+    tokenizer = loaded.tokenizer
+    ids, note = resolve_word(tokenizer, word)
+    if not 1 <= top <= _MOST:
+        raise OctavoError(f"top={top}: between 1 and {_MOST} neighbors are shown", "--top 10")
+    other = None if against is None else _resolve_single(loaded, against)
     wte = loaded.model.transformer.wte.weight.detach().numpy()
-    near = cosines(wte, ids)
-    near[ids] = -np.inf
-    near[loaded.tokenizer.vocab_size :] = -np.inf  # rows that no token has
-    best = np.argsort(-near, kind="stable")[: min(top, int(np.isfinite(near).sum()))]
-    pairs, control = _control(loaded, ids, other)
-    history = [_moment(step, rows, ids, best, other, pairs) for step, rows in _along(loaded.folder)]
+    similarity = cosines(wte, ids)  # (V,)
+    other_cosine = None if other is None else float(similarity[other])
+    similarity[ids] = -np.inf
+    similarity[tokenizer.vocab_size :] = -np.inf  # rows without a token
+    nearest = np.argsort(-similarity, kind="stable")[: min(top, int(np.isfinite(similarity).sum()))]
+    pairs, control = _control_pairs(loaded, ids, other)
     return Neighbors(
-        word,
+        text_of(tokenizer, word),
         note,
-        [make_token(loaded.tokenizer, id) for id in ids],
-        [Neighbor(make_token(loaded.tokenizer, int(id)), float(near[id])) for id in best],
-        None if other is None else Neighbor(make_token(loaded.tokenizer, other), float(cosines(wte, ids)[other])),
-        history,
+        [make_token(tokenizer, id) for id in ids],
+        [Neighbor(make_token(tokenizer, int(id)), float(similarity[id])) for id in nearest],
+        None if other is None or other_cosine is None else Neighbor(make_token(tokenizer, other), other_cosine),
+        [_compare(step, rows, ids, nearest, other, pairs) for step, rows in _embeddings_of_run(loaded.folder)],
         control,
     )
 
 
-def _along(folder: Path) -> list[tuple[int, np.ndarray]]:
-    """Step and wte (V, C) of every checkpoint of the run that this one belongs to."""
-    run = runs.Run.of_checkpoint(folder)
-    if run is None:
-        return []
-    found = []
-    for step, path in run.steps.items():
+def _resolve_single(loaded: Checkpoint, word: WordLike) -> int:
+    ids, _ = resolve_word(loaded.tokenizer, word)
+    if len(ids) > 1:
+        raise OctavoError(
+            f"{word!r} is {len(ids)} tokens here, so it has no row of its own",
+            "a word that is one token; `octavo inspect RUN tokens --text` shows",
+        )
+    return ids[0]
+
+
+def _embeddings_of_run(folder: Path) -> Iterator[tuple[int, np.ndarray]]:
+    """The step and wte (V, C) of every checkpoint of the run that owns a checkpoint folder."""
+    run = Run.of_checkpoint(folder)
+    for step, path in run.steps.items() if run else ():
         with safetensors.safe_open(path / "model.safetensors", framework="np") as file:
-            found.append((step, file.get_tensor("transformer.wte.weight")))
-    return found
+            yield step, file.get_tensor("transformer.wte.weight")
 
 
-def _moment(
-    step: int, wte: np.ndarray, ids: list[int], best: np.ndarray, other: int | None, pairs: np.ndarray
-) -> Moment:
-    near = cosines(wte, ids)
+def _compare(
+    step: int, wte: np.ndarray, ids: list[int], nearest: np.ndarray, other: int | None, pairs: np.ndarray
+) -> CheckpointCosines:
+    similarity = cosines(wte, ids)
+    against = None if other is None else float(similarity[other])
     if not len(pairs):
-        return Moment(step, near[best].tolist(), None if other is None else float(near[other]), None, None, None)
+        return CheckpointCosines(step, similarity[nearest].tolist(), against, None, None, None)
     rows = unit_rows(wte)
-    chance = (rows[pairs[:, 0]] * rows[pairs[:, 1]]).sum(1)
-    low, high = np.percentile(chance, [5, 95])
-    return Moment(
-        step,
-        near[best].tolist(),
-        None if other is None else float(near[other]),
-        float(chance.mean()),
-        float(low),
-        float(high),
-    )
+    random = (rows[pairs[:, 0]] * rows[pairs[:, 1]]).sum(1)  # (N,)
+    low, high = np.percentile(random, [5, 95])
+    return CheckpointCosines(step, similarity[nearest].tolist(), against, float(random.mean()), float(low), float(high))
 
 
-def _control(loaded: Checkpoint, ids: list[int], other: int | None) -> tuple[np.ndarray, str]:
-    """Random pairs (N, 2), one of a pair as frequent as the word, one as the other token; and how they were drawn."""
+def _control_pairs(loaded: Checkpoint, ids: list[int], other: int | None) -> tuple[np.ndarray, str]:
+    """Random pairs (N, 2), one token about as frequent as the word, one as the other; and how they were chosen."""
+    none = np.zeros((0, 2), dtype=np.int64)
     if other is None or len(ids) > 1:
-        return np.zeros((0, 2), dtype=np.int64), ""
+        return none, ""
     counts = count_tokens(loaded)
     if counts is None:
-        return np.zeros((0, 2), dtype=np.int64), "none, for the text that it was trained on can't be had"
-    like = [
+        return none, "none, because the training text is not available"
+    candidates = [
         np.flatnonzero((counts >= counts[id] / 2) & (counts <= counts[id] * 2) & (counts > 0)) for id in (ids[0], other)
     ]
-    if not all(map(len, like)):
-        return np.zeros((0, 2), dtype=np.int64), "none, for the text that it was trained on lacks one of the two"
-    draw = np.random.default_rng(0)
-    pairs = np.stack([draw.choice(each, 4 * _PAIRS) for each in like], 1)
-    pairs = pairs[(pairs[:, 0] != pairs[:, 1]) & ~np.isin(pairs, [ids[0], other]).any(1)][:_PAIRS]
+    if not all(map(len, candidates)):
+        return none, "none, because one of the two does not occur in the training text"
+    generator = np.random.default_rng(0)
+    pairs = np.stack([generator.choice(each, 4 * _CONTROL_PAIRS) for each in candidates], 1)
+    is_other_pair = (pairs[:, 0] != pairs[:, 1]) & ~np.isin(pairs, [ids[0], other]).any(1)
+    pairs = pairs[is_other_pair][:_CONTROL_PAIRS]
     if not len(pairs):
-        return pairs, "none, for no other tokens are as frequent"
+        return none, "none, because no other tokens are as frequent"
     return pairs, f"{len(pairs)} random pairs of tokens, each half to twice as frequent"

@@ -1,21 +1,23 @@
-"""What the model expects next: the logits of all tokens, from which any temperature, top-k or top-p follows."""
+"""The view `next_token`: the logits after a text. Sampling at any temperature, top-k or top-p follows from them."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from octavo.lens.capture import finite, inference
-from octavo.lens.tokens import RUN, TEXT, Token, load_checkpoint, make_token, tokenize
+from octavo import runs
+from octavo.lens.capture import inference, require_finite
+from octavo.lens.tokens import Text, Token, make_token, tokenize
 from octavo.lens.view import Table, View
+from octavo.runs import RunLike
 
-_NAMED = 1000  # tokens, the likeliest, that are given with their names
-_SHOWN = 20
+_NAMED = 1000  # the most likely tokens get a name
+_TABLE_TOKENS = 20
 
 
 @dataclass(frozen=True, eq=False)
 class NextToken(View):
-    """The logits (V,) of the token after a text. `vocabulary` names the likeliest thousand."""
+    """The logits (V,) of the token after a text. `vocabulary` names the most likely thousand, in order."""
 
     tokens: list[Token]
     logits: np.ndarray
@@ -23,24 +25,23 @@ class NextToken(View):
     left_out: int
 
     def tables(self) -> list[Table]:
-        odds = np.exp(self.logits.astype(np.float64) - self.logits.max())
-        shares = odds / odds.sum()
-        best = list(self.vocabulary)[:_SHOWN]
-        rows = [(self.vocabulary[id], id, float(shares[id]), float(self.logits[id])) for id in best]
-        title = (
-            f"what comes next: {len(rows)} of {len(self.logits):,} tokens, {shares[best].sum():.1%} of the probability"
-        )
+        exponentials = np.exp(self.logits.astype(np.float64) - self.logits.max())
+        probabilities = exponentials / exponentials.sum()
+        top = list(self.vocabulary)[:_TABLE_TOKENS]
+        rows = [(self.vocabulary[id], id, float(probabilities[id]), float(self.logits[id])) for id in top]
+        share = f"{probabilities[top].sum():.1%} of the probability"
+        title = f"the next token: {len(rows)} of {len(self.logits):,} tokens, {share}"
         return [Table(title, ("token", "id", "probability", "logit"), rows)]
 
 
-def next_token(run: RUN, text: TEXT = None, *, unknown: str = "error") -> NextToken:
+def next_token(run: RunLike, text: Text = None, *, unknown: str = "error") -> NextToken:
     """The logits after the last token of a text."""
-    loaded = load_checkpoint(run)
-    reading = tokenize(loaded, text, unknown)
+    loaded = runs.load(run)
+    tokenized = tokenize(loaded, text, unknown)
     model = loaded.model
     with inference(model):
-        hidden = model.hidden(reading.ids)
-        logits = finite(model.unembed(hidden[:, -1:]))[0, 0, : loaded.tokenizer.vocab_size]
-        best = torch.argsort(logits, descending=True, stable=True)[:_NAMED].tolist()
-    names = {id: make_token(loaded.tokenizer, id).label for id in best}
-    return NextToken(reading.tokens, logits.numpy(), names, reading.left_out)
+        hidden = model.hidden(tokenized.ids)  # (1, T, C)
+        logits = require_finite(model.unembed(hidden[:, -1:]))[0, 0, : loaded.tokenizer.vocab_size]
+        top = torch.argsort(logits, descending=True, stable=True)[:_NAMED].tolist()
+    vocabulary = {id: make_token(loaded.tokenizer, id).label for id in top}
+    return NextToken(tokenized.tokens, logits.numpy(), vocabulary, tokenized.left_out)

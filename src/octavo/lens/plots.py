@@ -1,13 +1,13 @@
-"""Pictures of views, with matplotlib (the extra `plot`): `draw` on anybody's axes, `save` into a file of its own.
+"""Draw views with matplotlib (the extra `plot`): `draw` on given axes, `save` into a file.
 
     from octavo.lens import attention, plots
 
-    plots.save(attention("runs/my-1", "The king said", layer=2, head=1), "looks.png")
+    plots.save(attention("runs/my-1", "The king said", layer=2, head=1), "attention.png")
 
-Nothing is computed here: what is drawn is the view's array, and `draw` returns it. matplotlib is imported when
-something is drawn, pyplot only where no axes were given.
+Nothing is computed here: a picture shows an array of the view, and `draw` returns that array. matplotlib is imported
+when something is drawn, and pyplot only if no axes are given.
 
-The axis letters: `T` positions, `P` of them that are shown, `L` layers, `M` checkpoints, `N` whatever else there are.
+The axis letters: `T` positions, `P` positions that are shown, `L` layers, `M` checkpoints, `N` items of any kind.
 """
 
 import io
@@ -24,16 +24,16 @@ from octavo.errors import OctavoError
 from octavo.lens.ablation import Ablation
 from octavo.lens.attention import Attention
 from octavo.lens.contributions import Contributions, Part
-from octavo.lens.fonts import displayable, short
+from octavo.lens.fonts import displayable, shorten
 from octavo.lens.logit_lens import LogitLens
 from octavo.lens.losses import Losses, losses
 from octavo.lens.neighbors import Neighbors
 from octavo.lens.position import Position
 from octavo.lens.projection import Projection
 from octavo.lens.surprisal import Surprisal
-from octavo.lens.tokens import RUN, label
+from octavo.lens.tokens import label
 from octavo.lens.view import View
-from octavo.runs import Run
+from octavo.runs import RunLike
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -43,28 +43,33 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
     from matplotlib.text import Text
 
-_SHARES, _SIGNED = "magma_r", "RdBu_r"  # colours of shares, pale to dark; and of numbers around 0, which is white
-_INK, _OTHER, _PALE = "#0f5fa6", "#c8501e", "#b9c3cc"  # blue, orange, grey; in print, dashes or sides tell them apart
-_TICKS = 50  # tokens beside an axis
-_LONGEST = 16  # characters of a token
+_SHARES = "magma_r"  # colors of shares, pale to dark
+_SIGNED = "RdBu_r"  # colors of numbers around 0, which is white
+_BLUE, _ORANGE, _GRAY = "#0f5fa6", "#c8501e", "#b9c3cc"  # in black and white, dashes or sides tell them apart
+_TICKS = 50  # token labels beside an axis
+_LABEL_LENGTH = 16  # characters of a token's label
 _BARS = 20
-_NEIGHBORS = 40  # as bars
-_LINES = 6  # of neighbors along training
-_COLUMNS = 24  # of the logit lens
-_CELL = 8  # characters in a cell of it
-_LABELS = 150  # on a map
+_NEIGHBOR_BARS = 40
+_NEIGHBOR_LINES = 6  # neighbors along training
+_LENS_COLUMNS = 24  # positions of the logit lens
+_LENS_CELL = 8  # characters in a cell of it
+_PROJECTION_LABELS = 150
 _DPI = 150
+_LEGEND_WIDTH = 36  # characters
+# Inches, at 8 points
+_CHARACTER_WIDTH = 0.068
+_TICK_WIDTH = 0.15
 
-_Picture = Callable[[Any, "Axes"], np.ndarray]  # draws a view
-_Size = Callable[[Any], tuple[float, float]]  # width and height for a view, in inches
+Picture = Callable[[Any, "Axes"], np.ndarray]  # draws a view on axes and returns the drawn array
+Size = Callable[[Any], tuple[float, float]]  # the width and height of a view's picture, in inches
 
 
 def draw(view: View, ax: "Axes | None" = None) -> np.ndarray:
-    """Draw a view on axes, pyplot's current ones if none are given; returns the array that is drawn.
+    """Draw a view on axes, by default pyplot's current ones, and return the array that is drawn.
 
-    Raises `OctavoError` for a view that has no picture, and where matplotlib is missing.
+    Raises `OctavoError` for a view without a picture, or if matplotlib is missing.
     """
-    picture, _ = _picture(view)
+    picture, _ = _find_picture(view)
     if ax is None:
         from matplotlib import pyplot as plt
 
@@ -73,12 +78,12 @@ def draw(view: View, ax: "Axes | None" = None) -> np.ndarray:
 
 
 def save(view: View, path: str | Path) -> None:
-    """Draw a view into a .png or .svg, with its caveat beneath: a whole file or none, the same for the same view."""
+    """Draw a view with its caveat into a .png or .svg file. The file is written atomically, and is reproducible."""
     path = Path(path)
     kind = path.suffix.lower()
     if kind not in (".png", ".svg"):
         raise OctavoError(f"{path} ends in neither .png nor .svg", f"{path.stem or 'plot'}.png")
-    _, size = _picture(view)
+    _, size = _find_picture(view)
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -88,7 +93,7 @@ def save(view: View, path: str | Path) -> None:
         lines = textwrap.fill(view.caveat, int(figure.get_figwidth() * 18))
         figure.supxlabel(lines, x=0.01, horizontalalignment="left", fontsize=7, color="0.35")
     content = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "octavo"}):  # without it and a date, an SVG differs every time
+    with matplotlib.rc_context({"svg.hashsalt": "octavo"}):  # with a random salt or a date, every SVG would differ
         figure.savefig(content, format=kind[1:], metadata={"Date": None} if kind == ".svg" else None)
     with files.translate_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,317 +102,338 @@ def save(view: View, path: str | Path) -> None:
     files.write_atomic(path, content.getvalue())
 
 
-def plot_loss(run: RUN | Run, ax: "Axes | None" = None) -> np.ndarray:
-    """Draw a run's losses; returns the training losses, as logged."""
-    return draw(losses(run.folder if isinstance(run, Run) else run), ax)
+def plot_loss(run: RunLike, ax: "Axes | None" = None) -> np.ndarray:
+    """Draw a run's losses, and return the logged training losses."""
+    return draw(losses(run), ax)
 
 
-def _picture(view: View) -> tuple[_Picture, _Size]:
-    """What draws a view, and the size that suits it."""
-    pictures: dict[type, tuple[_Picture, _Size]] = {
-        Attention: (_attention, lambda view: _square(len(view.tokens))),
-        Position: (_position, lambda view: (6.4, 5.8)),
-        Projection: (_embedding_map, lambda view: (8, 7)),
-        Losses: (_losses, lambda view: (7, 4.2)),
-        LogitLens: (_logit_lens, _cells),
-        Neighbors: (_neighbors, lambda view: (7, 4.2 if _trained(view) else _rows(len(view.neighbors), _NEIGHBORS))),
-        Contributions: (_residual, lambda view: (7, _rows(len(view.parts), _BARS))),
-        Surprisal: (_score, lambda view: (min(max(7, 0.2 * len(view.tokens)), 14), 3.6)),
-        Ablation: (_ablation, lambda view: (7, _rows(len(view.trials), _BARS))),
-    }
-    if type(view) not in pictures:
-        drawn = ", ".join(each.__name__ for each in pictures)
-        raise OctavoError(f"{type(view).__name__} has no picture; these have: {drawn}", "--json")
+def _find_picture(view: View) -> tuple[Picture, Size]:
+    if type(view) not in PICTURES:
+        names = ", ".join(each.__name__ for each in PICTURES)
+        raise OctavoError(f"{type(view).__name__} has no picture; these have: {names}", "--json")
     try:
         import matplotlib  # noqa: F401
     except ImportError:
         raise OctavoError("plots need matplotlib", "pip install octavo[plot]") from None
-    return pictures[type(view)]
-
-
-def _cells(view: LogitLens) -> tuple[float, float]:
-    longest = max(len(short(each, _CELL)) for each in view.vocabulary.values())
-    columns = len(view.positions[-_COLUMNS:])
-    return max(6.5, 3 + (0.2 + 0.068 * longest) * columns), max(3.4, 1.6 + 0.36 * len(view.ids))
-
-
-def _square(tokens: int) -> tuple[float, float]:
-    side = min(max(2.6, 0.19 * tokens), 8.5)
-    return side + 2.4, side + 1.4
-
-
-def _rows(count: int, most: int) -> float:
-    return 1.4 + 0.24 * min(count, most)
+    return PICTURES[type(view)]
 
 
 # A picture for each view
 
 
-def _attention(view: Attention, ax: "Axes") -> np.ndarray:
+def _draw_attention(view: Attention, ax: "Axes") -> np.ndarray:
     from matplotlib.colors import PowerNorm
 
-    past = np.ma.masked_where(np.triu(np.ones_like(view.weights, dtype=bool), 1), view.weights)  # the rest is 0, always
-    # A long text's shares are small: as roots, they still show beside the first row's 1.
+    # What is after a position is always 0, so it is left blank.
+    past = np.ma.masked_where(np.triu(np.ones_like(view.weights, dtype=bool), 1), view.weights)
+    # The shares of a long text are small: square roots keep them visible beside the 1 of the first row.
     image = _heat_map(ax, past, _SHARES, norm=PowerNorm(0.5, 0, 1))
-    _scale(ax, image, "share of the row's attention")
-    _name(ax.xaxis, [token.label for token in view.tokens], upright=1)
-    _name(ax.yaxis, [token.label for token in view.tokens])
-    _title(ax, f"Attention of layer {view.layer}, head {view.head}", "looked at (token)", "inference (token)")
+    _add_color_scale(ax, image, "share of the row's attention")
+    _label_ticks(ax.xaxis, [token.label for token in view.tokens], longest_upright=1)
+    _label_ticks(ax.yaxis, [token.label for token in view.tokens])
+    _add_title(ax, f"Attention of layer {view.layer}, head {view.head}", "looked at (token)", "looking (token)")
     return view.weights
 
 
-def _position(view: Position, ax: "Axes") -> np.ndarray:
+def _draw_position(view: Position, ax: "Axes") -> np.ndarray:
     first, last = view.positions[0], view.positions[-1]
     half = (view.positions[1] - first) / 2 if len(view.positions) > 1 else 0.5
-    around = (first - half, last + half, last + half, first - half)
-    image = _heat_map(ax, view.similarity, _SIGNED, vmin=-1, vmax=1, extent=around)
-    one, other = view.pieces[0].at
+    extent = (first - half, last + half, last + half, first - half)
+    image = _heat_map(ax, view.similarity, _SIGNED, vmin=-1, vmax=1, extent=extent)
+    one, other = view.tokens[0].at
     ax.plot([other], [one], "o", markersize=7, markerfacecolor="none", markeredgecolor="black")
-    said = ", ".join(f"{piece.token.label}\u00a0{piece.cosine:.2f}" for piece in view.pieces[:4])
-    more = ", …" if len(view.pieces) > 4 else ""
-    about = f"Rows of wpe, each with each. Circle: {_word(view.word)} at {one} and {other},"
-    _title(ax, f"{about}\nwhere wte + wpe have {said}{more}", "position", "position")
-    _scale(ax, image, "cosine")
+    cosines = ", ".join(f"{each.token.label}\u00a0{each.cosine:.2f}" for each in view.tokens[:4])
+    more = ", …" if len(view.tokens) > 4 else ""
+    circle = f"Cosines of rows of wpe. Circle: {_quote(view.word)} at {one} and {other},"
+    _add_title(ax, f"{circle}\nwhere wte + wpe have {cosines}{more}", "position", "position")
+    _add_color_scale(ax, image, "cosine")
     return view.similarity
 
 
-def _embedding_map(view: Projection, ax: "Axes") -> np.ndarray:
-    dots = ax.scatter(view.points[:, 0], view.points[:, 1], s=6, color=_PALE, linewidths=0)
-    ax.autoscale_view()  # so that distances are known
-    names = [short(token.label, _LONGEST) for token in view.tokens]
-    named = _apart(ax, view.points, names)
-    for i in named:  # in the place of the dot
-        _write(ax.annotate("", view.points[i], ha="center", va="center", fontsize=8), names[i])
-    dots.set_sizes(np.where(np.isin(np.arange(len(names)), named), 0, 6))
-    _title(
+def _draw_projection(view: Projection, ax: "Axes") -> np.ndarray:
+    dots = ax.scatter(view.points[:, 0], view.points[:, 1], s=6, color=_GRAY, linewidths=0)
+    ax.autoscale_view()  # sets the scale, from which distances on the page follow
+    labels = [shorten(token.label, _LABEL_LENGTH) for token in view.tokens]
+    labeled = _select_without_overlap(ax, view.points, labels)
+    for i in labeled:  # instead of the dot
+        _set_text(ax.annotate("", view.points[i], ha="center", va="center", fontsize=8), labels[i])
+    dots.set_sizes(np.where(np.isin(np.arange(len(labels)), labeled), 0, 6))
+    _add_title(
         ax,
-        f"{len(view.points):,} of {view.vocab_size:,} tokens: rows of wte on their two main axes",
+        f"{len(view.points):,} of {view.vocab_size:,} tokens: rows of wte on their two principal axes",
         f"first axis ({view.explained[0]:.0%} of the variance)",
         f"second axis ({view.explained[1]:.0%})",
     )
     return view.points
 
 
-def _losses(view: Losses, ax: "Axes") -> np.ndarray:
+def _draw_losses(view: Losses, ax: "Axes") -> np.ndarray:
     if len(view.train):
-        mark = "." if len(view.train) < 30 else ""
-        ax.plot(view.steps, view.train, color=_INK, linewidth=1, marker=mark, label="training")
+        marker = "." if len(view.train) < 30 else ""
+        ax.plot(view.steps, view.train, color=_BLUE, linewidth=1, marker=marker, label="training")
     if len(view.val):
         name = f"validation, {view.val[-1]:.3f} at step {view.val_steps[-1]:,}"
-        ax.plot(view.val_steps, view.val, "o--", color=_OTHER, linewidth=1, markersize=5, label=name)
+        ax.plot(view.val_steps, view.val, "o--", color=_ORANGE, linewidth=1, markersize=5, label=name)
     both = np.concatenate([view.train, view.val])
     both = both[np.isfinite(both)]
     if len(both) and both.min() > 0 and both.max() > 20 * both.min():
         ax.set_yscale("log")
     ax.grid(alpha=0.3)
     ax.legend(frameon=False)
-    _title(ax, f"Loss of {_word(view.run)}", "step", "loss (nats a token)")
+    _add_title(ax, f"Loss of {_quote(view.run)}", "step", "loss (nats per token)")
     return view.train
 
 
-def _logit_lens(view: LogitLens, ax: "Axes") -> np.ndarray:
+def _draw_logit_lens(view: LogitLens, ax: "Axes") -> np.ndarray:
     from matplotlib.patches import Rectangle
 
-    shares = view.probabilities[:, -_COLUMNS:, 0]  # (L + 1, P)
-    ids, rank, positions = view.ids[:, -_COLUMNS:, 0], view.rank[:, -_COLUMNS:], view.positions[-_COLUMNS:]
-    fit = min(_CELL, max(1, int(_inches(ax)[0] / len(positions) / 0.068)))  # characters of 8 points
+    shares = view.probabilities[:, -_LENS_COLUMNS:, 0]  # (L + 1, P)
+    ids, rank = view.ids[:, -_LENS_COLUMNS:, 0], view.rank[:, -_LENS_COLUMNS:]
+    positions = view.positions[-_LENS_COLUMNS:]
+    fitting = int(_inches(ax)[0] / len(positions) / _CHARACTER_WIDTH)
+    longest = min(_LENS_CELL, max(1, fitting))  # characters
     image = _heat_map(ax, shares, _SHARES, vmin=0, vmax=1, aspect="auto", origin="lower")
-    _scale(ax, image, "probability of the best guess")
+    _add_color_scale(ax, image, "probability of the best guess")
     for (i, p), id in np.ndenumerate(ids):
-        ink = "white" if shares[i, p] > 0.45 else "black"
-        guess = ax.text(p, i, "", ha="center", va="center", fontsize=8, color=ink, clip_on=True)
-        _write(guess, view.vocabulary[int(id)], fit)
+        color = "white" if shares[i, p] > 0.45 else "black"
+        guess = ax.text(p, i, "", ha="center", va="center", fontsize=8, color=color, clip_on=True)
+        _set_text(guess, view.vocabulary[int(id)], longest)
         if rank[i, p] == 1:
-            ax.add_patch(Rectangle((p - 0.46, i - 0.46), 0.92, 0.92, fill=False, edgecolor=ink, linewidth=1))
-    _name(ax.xaxis, [view.tokens[t].label for t in positions], longest=fit, upright=fit, positions=positions)
-    _name(ax.yaxis, ["embedding", *(f"after layer {i}" for i in range(len(ids) - 1))])
-    _title(ax, "Best guess of what comes next, layer by layer (framed: it came)", "token read", "")
+            ax.add_patch(Rectangle((p - 0.46, i - 0.46), 0.92, 0.92, fill=False, edgecolor=color, linewidth=1))
+    labels = [view.tokens[t].label for t in positions]
+    _label_ticks(ax.xaxis, labels, longest=longest, longest_upright=longest, positions=positions)
+    _label_ticks(ax.yaxis, ["embedding", *(f"after layer {i}" for i in range(len(ids) - 1))])
+    _add_title(ax, "Best guess of the next token, layer by layer (framed: correct)", "token", "")
     return shares
 
 
-def _neighbors(view: Neighbors, ax: "Axes") -> np.ndarray:
-    nearest = f"Nearest to {_word(view.word)} in wte"
-    if not _trained(view):
-        near = view.neighbors[:_NEIGHBORS]
-        shown = np.array([each.cosine for each in near])
-        _bars(ax, [each.token.label for each in near], shown)
+def _draw_neighbors(view: Neighbors, ax: "Axes") -> np.ndarray:
+    title = f"Nearest to {_quote(view.word)} in wte"
+    if not _has_history(view):
+        nearest = view.neighbors[:_NEIGHBOR_BARS]
+        cosines = np.array([each.cosine for each in nearest])
+        _bars(ax, [each.token.label for each in nearest], cosines)
         if view.against:
-            ax.axvline(view.against.cosine, color=_OTHER, linestyle="--")
-            nearest += f" (dashed: {_word(view.against.token.label)}, {view.against.cosine:.2f})"
-        _title(ax, nearest, "cosine", "")
-        return shown
+            ax.axvline(view.against.cosine, color=_ORANGE, linestyle="--")
+            title += f" (dashed: {_quote(view.against.token.label)}, {view.against.cosine:.2f})"
+        _add_title(ax, title, "cosine", "")
+        return cosines
     if view.against:
-        return _along_with_control(view, ax)
-    along = np.array([moment.neighbors[:_LINES] for moment in view.history])  # (M, N)
-    _legend(ax, _along(ax, view, along), [short(each.token.label, _LONGEST) for each in view.neighbors[:_LINES]])
-    _title(ax, f"{nearest}, along training", "step", "cosine")
-    return along
+        return _draw_pair(view, ax)
+    history = np.array([each.neighbors[:_NEIGHBOR_LINES] for each in view.history])  # (M, N)
+    labels = [shorten(each.token.label, _LABEL_LENGTH) for each in view.neighbors[:_NEIGHBOR_LINES]]
+    _add_legend(ax, _lines_over_steps(ax, view, history), labels)
+    _add_title(ax, f"{title}, along training", "step", "cosine")
+    return history
 
 
-def _trained(view: Neighbors) -> bool:
-    """Whether there are checkpoints along training to draw."""
+def _has_history(view: Neighbors) -> bool:
+    """Whether there are enough checkpoints to draw lines along training."""
     return len(view.history) > (0 if view.against else 1)
 
 
-def _along_with_control(view: Neighbors, ax: "Axes") -> np.ndarray:
+def _draw_pair(view: Neighbors, ax: "Axes") -> np.ndarray:
+    """The cosine of two tokens along training, with the mean and the range of the control."""
     assert view.against
-    pair = f"{_word(view.word)} with {_word(view.against.token.label)}"
-    along = np.array([moment.against for moment in view.history], dtype=np.float64)  # (M,)
-    lines: list[Any] = list(_along(ax, view, along[:, None]))
+    pair = f"{_quote(view.word)} with {_quote(view.against.token.label)}"
+    history = np.array([each.against for each in view.history], dtype=np.float64)  # (M,)
+    artists: list[Any] = list(_lines_over_steps(ax, view, history[:, None]))
     names = [pair]
-    rows = [(m.step, m.control_low, m.control, m.control_high) for m in view.history if m.control is not None]
-    if rows:
-        steps, low, mean, high = np.array(rows, dtype=np.float64).T
-        lines += ax.plot(steps, mean, color="0.4", linestyle="--", linewidth=1)
-        lines.append(ax.fill_between(steps, low, high, color=_PALE, alpha=0.5, linewidth=0))
-        names += [textwrap.fill(f"{view.control}: mean", 36), "5% to 95% of them"]
-    _legend(ax, lines, names)
-    no_control = f" (control: {view.control})" if view.control and not rows else ""
-    _title(ax, f"{pair} in wte, along training", f"step{no_control}", "cosine")
-    return along
+    controls = [
+        (each.step, each.control_low, each.control, each.control_high)
+        for each in view.history
+        if each.control is not None
+    ]
+    if controls:
+        steps, low, mean, high = np.array(controls, dtype=np.float64).T
+        artists += ax.plot(steps, mean, color="0.4", linestyle="--", linewidth=1)
+        artists.append(ax.fill_between(steps, low, high, color=_GRAY, alpha=0.5, linewidth=0))
+        names += [textwrap.fill(f"{view.control}: mean", _LEGEND_WIDTH), "5% to 95% of them"]
+    _add_legend(ax, artists, names)
+    no_control = f" (control: {view.control})" if view.control and not controls else ""
+    _add_title(ax, f"{pair} in wte, along training", f"step{no_control}", "cosine")
+    return history
 
 
-def _residual(view: Contributions, ax: "Axes") -> np.ndarray:
-    over = f" over {_word(view.against.label)}" if view.against else ""
-    read = _word(view.tokens[view.position].label)
-    title = f"Logit of {_word(view.token.label)}{over} after {read} at {view.position}: {view.logit:.2f}"
-    shown, rest = _largest(ax, view.contributions, view.parts)
-    _title(ax, title, f"contribution to the logit{rest}", "")
+def _draw_contributions(view: Contributions, ax: "Axes") -> np.ndarray:
+    other = f" over {_quote(view.against.label)}" if view.against else ""
+    last = _quote(view.tokens[view.position].label)
+    title = f"Logit of {_quote(view.token.label)}{other} after {last} at {view.position}: {view.logit:.2f}"
+    shown, note = _largest_bars(ax, view.contributions, view.parts)
+    _add_title(ax, title, f"contribution to the logit{note}", "")
     return shown
 
 
-def _score(view: Surprisal, ax: "Axes") -> np.ndarray:
-    # Bars with gaps, as one shape: a text may have 65,536.
+def _draw_surprisal(view: Surprisal, ax: "Axes") -> np.ndarray:
+    # All bars are one shape, because a text can have 65,536 tokens. NaN makes the gaps.
     edges = (np.arange(len(view.surprisal))[:, None] + [-0.42, 0.42]).flatten()
     heights = np.repeat(view.surprisal, 2)[:-1]
     heights[1::2] = np.nan
-    ax.stairs(heights, edges, fill=True, color=_INK)
-    ax.axhline(view.loss, color=_OTHER, linestyle="--", linewidth=1)
-    _name(ax.xaxis, [token.label for token in view.tokens], upright=1)
+    ax.stairs(heights, edges, fill=True, color=_BLUE)
+    ax.axhline(view.loss, color=_ORANGE, linestyle="--", linewidth=1)
+    _label_ticks(ax.xaxis, [token.label for token in view.tokens], longest_upright=1)
     ax.margins(x=0.01)
-    about = f"Surprisal of each token; mean {view.loss:.3f} nats (dashed), {view.bits_per_byte:.3f} bits per byte"
-    _title(ax, about, "token", "surprisal (nats)")
+    mean = f"mean {view.loss:.3f} nats (dashed), {view.bits_per_byte:.3f} bits per byte"
+    _add_title(ax, f"Surprisal of each token; {mean}", "token", "surprisal (nats)")
     return view.surprisal
 
 
-def _ablation(view: Ablation, ax: "Axes") -> np.ndarray:
-    shown, _ = _largest(ax, np.array([trial.change for trial in view.trials]), [trial.part for trial in view.trials])
-    _title(ax, f"Doing without a part: the loss is {view.loss:.3f} with all", "change of loss (nats a token)", "")
+def _draw_ablation(view: Ablation, ax: "Axes") -> np.ndarray:
+    changes = np.array([trial.change for trial in view.trials])
+    shown, _ = _largest_bars(ax, changes, [trial.part for trial in view.trials])
+    title = f"Loss without a part of the model: {view.loss:.3f} with all"
+    _add_title(ax, title, "change of the loss (nats per token)", "")
     return shown
 
 
-# What several pictures have
+def _logit_lens_size(view: LogitLens) -> tuple[float, float]:
+    longest = max(len(shorten(each, _LENS_CELL)) for each in view.vocabulary.values())
+    columns = len(view.positions[-_LENS_COLUMNS:])
+    return max(6.5, 3 + (0.2 + _CHARACTER_WIDTH * longest) * columns), max(3.4, 1.6 + 0.36 * len(view.ids))
 
 
-def _heat_map(ax: "Axes", values: np.ndarray, colours: str, **options: Any) -> "AxesImage":
-    # Cells stay sharp in an SVG; of very many, those that share a pixel are averaged.
-    return ax.imshow(values, cmap=colours, interpolation="none" if len(values) < 300 else "auto", **options)
+def _attention_size(view: Attention) -> tuple[float, float]:
+    side = min(max(2.6, 0.19 * len(view.tokens)), 8.5)
+    return side + 2.4, side + 1.4
 
 
-def _scale(ax: "Axes", image: "AxesImage", meaning: str) -> None:
+def _bars_height(count: int, most: int) -> float:
+    return 1.4 + 0.24 * min(count, most)
+
+
+def _neighbors_size(view: Neighbors) -> tuple[float, float]:
+    return 7, 4.2 if _has_history(view) else _bars_height(len(view.neighbors), _NEIGHBOR_BARS)
+
+
+PICTURES: dict[type, tuple[Picture, Size]] = {
+    Attention: (_draw_attention, _attention_size),
+    Position: (_draw_position, lambda view: (6.4, 5.8)),
+    Projection: (_draw_projection, lambda view: (8, 7)),
+    Losses: (_draw_losses, lambda view: (7, 4.2)),
+    LogitLens: (_draw_logit_lens, _logit_lens_size),
+    Neighbors: (_draw_neighbors, _neighbors_size),
+    Contributions: (_draw_contributions, lambda view: (7, _bars_height(len(view.parts), _BARS))),
+    Surprisal: (_draw_surprisal, lambda view: (min(max(7, 0.2 * len(view.tokens)), 14), 3.6)),
+    Ablation: (_draw_ablation, lambda view: (7, _bars_height(len(view.trials), _BARS))),
+}
+
+
+# What several pictures use
+
+
+def _heat_map(ax: "Axes", values: np.ndarray, colors: str, **options: Any) -> "AxesImage":
+    # Without interpolation, cells stay sharp in an SVG. Many cells share a pixel and are averaged.
+    return ax.imshow(values, cmap=colors, interpolation="none" if len(values) < 300 else "auto", **options)
+
+
+def _add_color_scale(ax: "Axes", image: "AxesImage", meaning: str) -> None:
     ax.figure.colorbar(image, ax=ax, label=meaning, pad=0.02, fraction=0.05, aspect=30)
 
 
-def _title(ax: "Axes", title: str, x: str, y: str) -> None:
-    room = max(1, int(_inches(ax)[0] * 12))  # characters of 11 points
-    wrapped = "\n".join(textwrap.fill(line, room) for line in displayable(title)[0].split("\n"))
-    _write(ax.set_title("", loc="left", fontsize=11), wrapped)
+def _add_title(ax: "Axes", title: str, x: str, y: str) -> None:
+    width = max(1, int(_inches(ax)[0] * 12))  # in characters of 11 points
+    wrapped = "\n".join(textwrap.fill(line, width) for line in displayable(title)[0].split("\n"))
+    _set_text(ax.set_title("", loc="left", fontsize=11), wrapped)
     ax.set_xlabel(x)
     ax.set_ylabel(y)
 
 
-def _largest(ax: "Axes", values: np.ndarray, parts: Sequence[Part]) -> tuple[np.ndarray, str]:
-    """Bars of what lies farthest from 0, and words for the rest, which is not shown."""
+def _largest_bars(ax: "Axes", values: np.ndarray, parts: Sequence[Part]) -> tuple[np.ndarray, str]:
+    """Draw the values with the largest magnitude; return them, and a note on the sum of the others."""
     order = np.argsort(-np.abs(values), kind="stable")
-    shown, rest = values[order[:_BARS]], values[order[_BARS:]]
+    shown, others = values[order[:_BARS]], values[order[_BARS:]]
     _bars(ax, [str(parts[i]) for i in order[:_BARS]], shown)
-    return shown, f"; {len(rest)} other parts: {rest.sum():+.2f} together" if len(rest) else ""
+    return shown, f"; {len(others)} other parts: {others.sum():+.2f} together" if len(others) else ""
 
 
 def _bars(ax: "Axes", names: Sequence[str], values: np.ndarray) -> None:
-    bars = ax.barh(np.arange(len(values)), values, color=[_OTHER if value < 0 else _INK for value in values])
-    digits = max(0, 3 - math.ceil(math.log10(np.abs(values).max() or 1)))  # three of the largest
+    bars = ax.barh(np.arange(len(values)), values, color=[_ORANGE if value < 0 else _BLUE for value in values])
+    digits = max(0, 3 - math.ceil(math.log10(np.abs(values).max() or 1)))  # three digits of the largest
     ax.bar_label(bars, fmt=f"{{:z.{digits}f}}", padding=3, fontsize=7)
     ax.axvline(0, color="0.4", linewidth=0.8)
     ax.margins(x=0.14, y=0.01)
     ax.invert_yaxis()
-    _name(ax.yaxis, names, longest=28)
+    _label_ticks(ax.yaxis, names, longest=28)
 
 
-def _along(ax: "Axes", view: Neighbors, values: np.ndarray) -> "list[Line2D]":
-    """Lines (M, N) over the steps of the checkpoints, which are log-spaced."""
+def _lines_over_steps(ax: "Axes", view: Neighbors, values: np.ndarray) -> "list[Line2D]":
+    """Draw lines (M, N) over the steps of the checkpoints, which are log-spaced."""
     import matplotlib
 
-    steps = [moment.step for moment in view.history]
+    steps = [each.step for each in view.history]
     ax.set_xscale("log" if steps[0] > 0 else "symlog")
     places = np.log1p(steps)
-    shown: list[int] = []  # from the last one back, those whose numbers don't touch
+    ticks: list[int] = []  # from the last checkpoint back, those whose numbers do not touch
     for i in reversed(range(len(steps))):
-        if not shown or places[shown[-1]] - places[i] > 0.06 * np.ptp(places):
-            shown.append(i)
-    ax.set_xticks([steps[i] for i in shown], labels=[f"{steps[i]:,}" for i in shown])
+        if not ticks or places[ticks[-1]] - places[i] > 0.06 * np.ptp(places):
+            ticks.append(i)
+    ax.set_xticks([steps[i] for i in ticks], labels=[f"{steps[i]:,}" for i in ticks])
     ax.set_xticks([], minor=True)
     ax.grid(alpha=0.3)
-    colours = matplotlib.color_sequences["petroff10"]
+    colors = matplotlib.color_sequences["petroff10"]
     return [
-        ax.plot(steps, line, marker=mark, color=colour, markersize=4)[0]
-        for line, mark, colour in zip(values.T, "os^Dv*", colours, strict=False)
+        ax.plot(steps, line, marker=marker, color=color, markersize=4)[0]
+        for line, marker, color in zip(values.T, "os^Dv*", colors, strict=False)
     ]
 
 
-def _legend(ax: "Axes", drawn: "Sequence[Artist]", names: Sequence[str]) -> None:
-    # The names are written afterwards: as labels of lines, those that begin with _ would be left out.
-    legend = ax.legend(drawn, ["?"] * len(drawn), frameon=False, fontsize=8)
+def _add_legend(ax: "Axes", artists: "Sequence[Artist]", names: Sequence[str]) -> None:
+    # The texts are set afterwards, because matplotlib omits labels that begin with an underscore.
+    legend = ax.legend(artists, ["?"] * len(artists), frameon=False, fontsize=8)
     for text, name in zip(legend.get_texts(), names, strict=True):
-        _write(text, name)
+        _set_text(text, name)
 
 
-def _name(
+def _label_ticks(
     axis: "Axis",
     names: Sequence[str],
-    longest: int = _LONGEST,
-    upright: int = 100,
+    longest: int = _LABEL_LENGTH,
+    longest_upright: int = 100,
     positions: Sequence[int] | None = None,
 ) -> None:
-    """Tokens as ticks 0, 1, ...; of many, every so many-th with its position. Turned, if not so short as `upright`."""
-    axis.axes.apply_aspect()  # a square within the axes is smaller than they
+    """Label the ticks 0, 1, ... with tokens. Of many tokens, only every nth is labeled, with its position.
+
+    Labels are rotated if one is longer than `longest_upright` characters.
+    """
+    axis.axes.apply_aspect()  # a square picture is smaller than its axes
     length = _inches(axis.axes)[axis is axis.axes.yaxis]
-    every = -(-len(names) // max(1, min(_TICKS, int(length / 0.15))))
-    at = list(range(0, len(names), every))
-    numbers = [f"{i if positions is None else positions[i]}: " if every > 1 else "" for i in at]
-    said = [displayable(number + names[i], len(number) + longest) for i, number in zip(at, numbers, strict=True)]
-    axis.set_ticks(at, labels=[words for words, _ in said], parse_math=False, fontsize=8)
-    turned = any(len(words) > upright for words, _ in said)
-    for text, (_, fonts) in zip(axis.get_ticklabels(), said, strict=True):
-        text.set(fontfamily=fonts, rotation=90 if turned else 0)
+    every = -(-len(names) // max(1, min(_TICKS, int(length / _TICK_WIDTH))))
+    ticks = list(range(0, len(names), every))
+    prefixes = [f"{i if positions is None else positions[i]}: " if every > 1 else "" for i in ticks]
+    labels = [displayable(prefix + names[i], len(prefix) + longest) for i, prefix in zip(ticks, prefixes, strict=True)]
+    axis.set_ticks(ticks, labels=[text for text, _ in labels], parse_math=False, fontsize=8)
+    is_rotated = any(len(text) > longest_upright for text, _ in labels)
+    for tick_label, (_, fonts) in zip(axis.get_ticklabels(), labels, strict=True):
+        tick_label.set(fontfamily=fonts, rotation=90 if is_rotated else 0)
 
 
-def _apart(ax: "Axes", points: np.ndarray, names: Sequence[str]) -> list[int]:
-    """The first of points whose names, as large as they will be written, do not cover one another."""
-    at = ax.transData.transform(points)  # pixels
+def _select_without_overlap(ax: "Axes", points: np.ndarray, names: Sequence[str]) -> list[int]:
+    """The indices of the first points whose labels, at 8 points, do not overlap one another."""
+    centers = ax.transData.transform(points)  # pixels
     point = ax.figure.dpi / 72
-    found: list[int] = []
-    taken = np.zeros((0, 4))
-    for i, ((x, y), name) in enumerate(zip(at, names, strict=True)):
-        wide, high = (3 * len(name) + 1) * point, 5.5 * point  # half of the box of a name in 8 points
-        box = np.array([x - wide, y - high, x + wide, y + high])
-        if len(found) < _LABELS and not np.any((taken[:, :2] < box[2:]).all(1) & (taken[:, 2:] > box[:2]).all(1)):
-            taken = np.vstack([taken, box])
-            found.append(i)
-    return found
+    selected: list[int] = []
+    boxes = np.zeros((0, 4))
+    for i, ((x, y), name) in enumerate(zip(centers, names, strict=True)):
+        half_width, half_height = (3 * len(name) + 1) * point, 5.5 * point
+        box = np.array([x - half_width, y - half_height, x + half_width, y + half_height])
+        overlaps = (boxes[:, :2] < box[2:]).all(1) & (boxes[:, 2:] > box[:2]).all(1)
+        if len(selected) < _PROJECTION_LABELS and not np.any(overlaps):
+            boxes = np.vstack([boxes, box])
+            selected.append(i)
+    return selected
 
 
 def _inches(ax: "Axes") -> tuple[float, float]:
-    """Width and height of axes."""
+    """The width and height of axes."""
     return ax.bbox.width / ax.figure.dpi, ax.bbox.height / ax.figure.dpi
 
 
-def _word(text: str) -> str:
-    """A word or name within a title."""
-    return f"‘{short(label(text.encode(errors='replace')), 24)}’"
+def _quote(text: str) -> str:
+    """A word or name in a title."""
+    return f"‘{shorten(label(text.encode(errors='replace')), 24)}’"
 
 
-def _write(text: "Text", words: str, most: int = 1000) -> None:
-    """Give a Text of matplotlib its words, and fonts for them. `$` and `_` are no mathematics here."""
-    words, fonts = displayable(words, most)
-    text.set(text=words, fontfamily=fonts, parse_math=False)
+def _set_text(artist: "Text", text: str, longest: int = 1000) -> None:
+    """Set the text of an artist, and fonts that have its characters. `$` and `_` are not mathematics here."""
+    text, fonts = displayable(text, longest)
+    artist.set(text=text, fontfamily=fonts, parse_math=False)

@@ -1,4 +1,4 @@
-"""A word at two positions: its rows of `wte` and `wpe`, and their sum, which enters the first layer.
+"""The view `position`: a word at two positions. `wte[id] + wpe[t]` enters the first layer, so the two vectors differ.
 
 The axis letters: `C` width, `P` positions.
 """
@@ -8,101 +8,91 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from octavo import runs
 from octavo.errors import OctavoError
+from octavo.lens.arguments import WordLike, resolve_index, resolve_word, text_of
 from octavo.lens.capture import inference
-from octavo.lens.embedding import resolve_word, unit_rows
-from octavo.lens.tokens import RUN, Token, load_checkpoint, make_token, resolve_index
-from octavo.lens.view import Table, View
+from octavo.lens.embedding import unit_rows
+from octavo.lens.tokens import Token, make_token
+from octavo.lens.view import Cell, Table, View
+from octavo.runs import RunLike
 
-_SQUARE = 256  # positions of which all pairs are compared
+_COMPARED = 256  # positions that are compared, at most
+_FARTHEST = 16  # distance in the table of cosines
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
-    """One token of a word, at two positions: its row of wte, theirs of wpe, and the sums that enter the model."""
+class TokenAtPositions:
+    """One token of the word at two positions: its row of wte, their rows of wpe, and the sums that enter layer 0."""
 
     token: Token
     at: tuple[int, int]
     wte: np.ndarray  # (C,)
     wpe: np.ndarray  # (2, C)
     x: np.ndarray  # (2, C)
-    distance: float  # between the sums: as far apart as the two rows of wpe
-    cosine: float  # of the sums
+    distance: float  # between the two sums, and so between the two rows of wpe
+    cosine: float  # of the two sums
 
 
 @dataclass(frozen=True, eq=False)
 class Position(View):
-    """A word at two positions, piece by piece; and the cosines of `positions` in wpe, each with each, (P, P)."""
+    """A word at two positions, token by token; and `similarity` (P, P), the cosines of all `positions` in wpe."""
 
     word: str
     note: str
-    pieces: list[Piece]
+    tokens: list[TokenAtPositions]
     positions: list[int]
     similarity: np.ndarray
 
     def tables(self) -> list[Table]:
-        rows = [
-            (
-                piece.token.label,
-                *piece.at,
-                float(np.linalg.norm(piece.wte)),
-                float(np.linalg.norm(piece.wpe[0])),
-                float(np.linalg.norm(piece.wpe[1])),
-                piece.distance,
-                piece.cosine,
-            )
-            for piece in self.pieces
+        rows: list[list[Cell]] = []
+        for each in self.tokens:
+            lengths = [float(np.linalg.norm(row)) for row in (each.wte, *each.wpe)]
+            rows.append([each.token.label, *each.at, *lengths, each.distance, each.cosine])
+        distances = [
+            (position - self.positions[0], float(np.mean(np.diagonal(self.similarity, i))))
+            for i, position in enumerate(self.positions)
+            if 0 < i <= _FARTHEST
         ]
-        near = [
-            (step, float(np.mean(np.diagonal(self.similarity, i))))
-            for i, step in enumerate(p - self.positions[0] for p in self.positions)
-            if 0 < i < 17
-        ]
+        title = f"{self.word!r} at two positions" + (f" ({self.note})" if self.note else "")
+        columns = ("token", "at", "and at", "|wte|", "|wpe|", "|wpe|", "distance", "cosine")
         return [
-            Table(
-                f"{self.word!r} at two positions" + (f" ({self.note})" if self.note else ""),
-                ("token", "at", "and at", "|wte|", "|wpe|", "|wpe|", "distance", "cosine"),
-                rows,
-            ),
-            Table("how alike two positions are", ("apart", "mean cosine"), near),
+            Table(title, columns, rows),
+            Table("how similar two positions are", ("distance", "mean cosine"), distances),
         ]
 
 
-def position(run: RUN, word: str = "cat", *, at: tuple[int, int] | None = None) -> Position:
-    """One word at two positions, 1 and 10 if not said and there, before the first layer: `wte[id] + wpe[t]` at each.
+def position(run: RunLike, word: WordLike = "cat", *, at: tuple[int, int] | None = None) -> Position:
+    """A word at two positions (default: 1 and 10, or as near as the block allows), before the first layer.
 
-    A word of several tokens begins at the two positions. Raises `OctavoError` where it would end beyond the block.
+    A word of several tokens begins at the two positions. Raises `OctavoError` if it would end outside the block.
     """
-    loaded = load_checkpoint(run)
-    model = loaded.model
-    ids, note = resolve_word(loaded.tokenizer, word)
-    at = at or (min(1, last := max(model.settings.block_size - len(ids), 0)), min(10, last))
-    first, second = (resolve_index(each, model.settings.block_size, "position", "at 0") for each in at)
-    if max(first, second) + len(ids) > model.settings.block_size:
+    loaded = runs.load(run)
+    model, tokenizer, block_size = loaded.model, loaded.tokenizer, loaded.model.settings.block_size
+    ids, note = resolve_word(tokenizer, word)
+    last = max(block_size - len(ids), 0)
+    at = at or (min(1, last), min(10, last))
+    first, second = (resolve_index(start, block_size, "position", "at 0") for start in at)
+    if max(first, second) > block_size - len(ids):
         raise OctavoError(
-            f"{word!r} has {len(ids)} tokens, which at {max(first, second)} end beyond the block of "
-            f"{model.settings.block_size}",
+            f"{word!r} has {len(ids)} tokens, so at position {max(first, second)} it ends outside the block of "
+            f"{block_size}",
             "--at 1 10",
         )
     with inference(model):
-        sums = [model.embed(torch.tensor([ids]), start)[0].numpy() for start in (first, second)]  # (n, C) each
+        sums = [model.embed(torch.tensor([ids]), start)[0].numpy() for start in (first, second)]  # (T, C) each
         wte, wpe = model.transformer.wte.weight.numpy(), model.transformer.wpe.weight.numpy()
-        pieces = [
-            _piece(
-                make_token(loaded.tokenizer, id),
-                (first + n, second + n),
-                wte[id],
-                wpe[[first + n, second + n]],
-                np.stack([each[n] for each in sums]),
-            )
-            for n, id in enumerate(ids)
-        ]
-        block_size = model.settings.block_size
-        shown = list(range(0, block_size, -(-block_size // _SQUARE)))
-        rows = unit_rows(wpe[shown])
-    return Position(word, note, pieces, shown, rows @ rows.T)
+        tokens = []
+        for n, id in enumerate(ids):
+            positions = (first + n, second + n)
+            x = np.stack([each[n] for each in sums])  # (2, C)
+            tokens.append(_compare(make_token(tokenizer, id), positions, wte[id], wpe[list(positions)], x))
+        compared = list(range(0, block_size, -(-block_size // _COMPARED)))
+        rows = unit_rows(wpe[compared])
+    return Position(text_of(tokenizer, word), note, tokens, compared, rows @ rows.T)
 
 
-def _piece(token: Token, at: tuple[int, int], wte: np.ndarray, wpe: np.ndarray, x: np.ndarray) -> Piece:
-    one, two = unit_rows(x)
-    return Piece(token, at, wte, wpe, x, float(np.linalg.norm(x[0].astype(np.float64) - x[1])), float(one @ two))
+def _compare(token: Token, at: tuple[int, int], wte: np.ndarray, wpe: np.ndarray, x: np.ndarray) -> TokenAtPositions:
+    distance = float(np.linalg.norm(x[0].astype(np.float64) - x[1]))
+    one, other = unit_rows(x)
+    return TokenAtPositions(token, at, wte, wpe, x, distance, float(one @ other))

@@ -1,6 +1,6 @@
-"""Tokens on the two principal axes of all rows of `wte` (PCA).
+"""The view `projection`: the token embeddings on their first two principal components (exact PCA in float64).
 
-The axis letters: `V` the vocabulary, `N` tokens that are shown.
+The axis letters: `C` width, `V` the vocabulary, `N` tokens that are shown.
 """
 
 from collections.abc import Sequence
@@ -9,53 +9,57 @@ from typing import ClassVar
 
 import numpy as np
 
-from octavo.lens.embedding import count_tokens, resolve_word
-from octavo.lens.tokens import RUN, Token, load_checkpoint, make_token
+from octavo import runs
+from octavo.lens.arguments import WordLike, resolve_word
+from octavo.lens.embedding import count_tokens
+from octavo.lens.tokens import Token, make_token
 from octavo.lens.view import Table, View
+from octavo.runs import RunLike
 
-_POINTS = 2000  # of the map
+_SHOWN = 2000  # tokens
 
 
 @dataclass(frozen=True, eq=False)
 class Projection(View):
-    """Tokens' rows of wte on the two axes along which all V of them differ most: `points` (N, 2), exact PCA."""
+    """Tokens at `points` (N, 2): their rows of wte on the two axes along which all V rows vary most."""
 
     caveat: ClassVar[str] = (
-        "A projection: of all directions two are shown, and near on the map need not be near in wte."
+        "This is a projection: it shows two of all directions, and tokens that are near here need not be near in wte."
     )
 
     tokens: list[Token]
     points: np.ndarray
-    explained: tuple[float, float]  # share of the whole variance that each axis has
+    explained: tuple[float, float]  # share of the total variance along each axis
     vocab_size: int
 
     def tables(self) -> list[Table]:
-        share = sum(self.explained)
         rows = [
             (token.label, token.id, float(x), float(y)) for token, (x, y) in zip(self.tokens, self.points, strict=True)
         ]
+        share = sum(self.explained)
         title = f"{len(rows):,} of {self.vocab_size:,} tokens; the two axes have {share:.0%} of the variance"
         return [Table(title, ("token", "id", "first", "second"), rows)]
 
 
-def projection(run: RUN, *, words: Sequence[str] = ()) -> Projection:
-    """The most frequent tokens, and `words`, on the first two principal axes of all rows of wte."""
-    loaded = load_checkpoint(run)
+def projection(run: RunLike, *, words: Sequence[WordLike] = ()) -> Projection:
+    """The tokens of `words` and the most frequent tokens, on the first two principal components of wte."""
+    loaded = runs.load(run)
     wte = loaded.model.transformer.wte.weight.detach().numpy()[: loaded.tokenizer.vocab_size].astype(np.float64)
-    centred = wte - wte.mean(0)
-    if centred.shape[1] < 2:
-        centred = np.pad(centred, ((0, 0), (0, 1)))  # one axis is all that there is
-    variances, axes = np.linalg.eigh(centred.T @ centred)  # ascending
+    centered = wte - wte.mean(0)  # (V, C)
+    if centered.shape[1] < 2:
+        centered = np.pad(centered, ((0, 0), (0, 1)))  # a model of width 1 has only one axis
+    variances, axes = np.linalg.eigh(centered.T @ centered)  # ascending
     axes = axes[:, [-1, -2]]
-    axes *= np.sign(axes[np.abs(axes).argmax(0), [0, 1]])  # a direction has two; take that of its largest part
-    asked = [id for word in words for id in resolve_word(loaded.tokenizer, word)[0]]
+    # An axis has no sign of its own: make its largest component positive.
+    axes *= np.sign(axes[np.abs(axes).argmax(0), [0, 1]])
+    requested = [id for word in words for id in resolve_word(loaded.tokenizer, word)[0]]
     counts = count_tokens(loaded)
-    order = np.arange(len(wte)) if counts is None else np.argsort(-counts, kind="stable")
-    shown = list(dict.fromkeys([*asked, *map(int, order)]))[:_POINTS]
+    by_frequency = np.arange(len(wte)) if counts is None else np.argsort(-counts, kind="stable")
+    ids = list(dict.fromkeys([*requested, *map(int, by_frequency)]))[:_SHOWN]
     total = max(float(variances.sum()), 1e-300)
     return Projection(
-        [make_token(loaded.tokenizer, id) for id in shown],
-        centred[shown] @ axes,
+        [make_token(loaded.tokenizer, id) for id in ids],
+        centered[ids] @ axes,
         (float(variances[-1]) / total, float(variances[-2]) / total),
         len(wte),
     )

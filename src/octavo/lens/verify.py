@@ -1,8 +1,8 @@
-"""Every identity of the lens, asserted on one's own checkpoint, with the largest error that was found.
+"""The view `verify`: check on your own checkpoint everything that the views rely on, and report the largest errors.
 
-Two kinds of check stand here. What a view shows is held against what the model computes. And the model is held against
-`octavo.lens.reference`, which recomputes it in float64 from the files alone: a lens made of the model's own steps would
-repeat the model's own mistakes.
+There are two kinds of checks. One compares what a view shows with what the model computes. The other compares the model
+with `octavo.lens.reference`, which recomputes it in float64 from the files alone: a lens made of the model's own steps
+would repeat the model's own mistakes.
 
 The axis letters: `T` positions, `C` width, `V` the vocabulary.
 """
@@ -11,38 +11,44 @@ import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from octavo import estimate
+from octavo import estimate, runs
 from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
 from octavo.generation.decoder import decoder
 from octavo.lens import reference
-from octavo.lens.ablation import logits_without, without
+from octavo.lens.ablation import logits_without, parts_and_masks
+from octavo.lens.arguments import describe_model
 from octavo.lens.attention import Head, head_statistics
-from octavo.lens.capture import attention_pattern, explicit_attention, finite, inference, logits, walk
+from octavo.lens.capture import attend_by_pattern, attention_pattern, inference, logits, require_finite, walk
 from octavo.lens.contributions import logit_contributions, residual_contributions
 from octavo.lens.embedding import cosines
 from octavo.lens.logit_lens import stage_logits, summarize_rows
 from octavo.lens.shapes import shapes
 from octavo.lens.surprisal import token_surprisals
-from octavo.lens.tokens import RUN, describe_model, load_checkpoint, tokenize
+from octavo.lens.tokens import tokenize
 from octavo.lens.view import Table, View
 from octavo.loss import split_loss
 from octavo.model import GPT, KVCache
+from octavo.runs import RunLike
 
-_LONGEST = 128  # tokens
-_MARGIN = 1e-4  # of float32's logits against others'
-Found = Iterator[tuple[str, float, float]]  # what was looked at, how far it is off, how far it may be
+_LONGEST = 128  # random token ids
+_TOLERANCE = 1e-4  # of float32 logits, relative to the largest
+_ROUNDING_FACTOR = 100  # logits may differ by this many times what float32 rounding of norms and sums does
+_LAST = 4  # positions whose logits are compared at every stage
+Measurements = Iterator[tuple[str, float, float]]  # the name of a check, the largest error, the tolerance
 
 
 @dataclass(frozen=True)
 class Check:
-    """An identity: how far off it is at most, how far it may be."""
+    """A check: the largest error, and the error that is tolerated. NaN and infinity are never tolerated."""
+
+    nullable: ClassVar[tuple[str, ...]] = ("error", "tolerance")
 
     name: str
     error: float
@@ -58,64 +64,56 @@ class Verification(View):
     ok: bool
     checks: list[Check]
 
-    def plain(self) -> dict[str, Any]:
-        values = super().plain()
-        for each in values["checks"]:  # JSON has no NaN
-            each["error"], each["tolerance"] = (
-                n if math.isfinite(n) else None for n in (each["error"], each["tolerance"])
-            )
-        return values
-
     def tables(self) -> list[Table]:
         rows = [
-            (each.name, f"{each.error:.2g}", f"{each.tolerance:g}", "ok" if each.ok else "WRONG")
-            for each in self.checks
+            (check.name, f"{check.error:.2g}", f"{check.tolerance:g}", "ok" if check.ok else "WRONG")
+            for check in self.checks
         ]
-        wrong = [each.name for each in self.checks if not each.ok]
+        wrong = [check.name for check in self.checks if not check.ok]
         verdict = f"wrong: {', '.join(wrong)}" if wrong else f"all {len(rows)} checks hold"
-        return [Table(f"{self.model}: {verdict}", ("check", "largest error", "may be", ""), rows)]
+        return [Table(f"{self.model}: {verdict}", ("check", "largest error", "tolerance", ""), rows)]
 
 
-def verify(run: RUN, *, seed: int = 0) -> Verification:
-    """Hold every view, the cache, the engine and the causal mask against one another and against float64.
+def verify(run: RunLike, *, seed: int = 0) -> Verification:
+    """Compare the views, the KV cache, the engine and the causal mask with one another and with a float64 reference.
 
-    On random ids, as many as the block has and at most 128. Errors of logits are relative to the largest of them, where
-    that is above 1, and may be 1e-4, or what float32's rounding amounts to in a model that makes much of little: 100
-    times what rounding every norm and sum does. Layers by themselves are held against float64 in float64. An error that
-    is no number is not below any tolerance, and a check that can't be made is wrong.
+    The input is random token ids, up to 128. Errors of logits are relative to the largest logit if that is above 1. The
+    tolerance is 1e-4, or 100 times the effect of float32 rounding in a model that amplifies small differences. Single
+    layers are compared in float64. A check that cannot be made is wrong.
     """
-    loaded = load_checkpoint(run)
+    loaded = runs.load(run)
     model, weights = loaded.model, reference.Files(loaded.folder)
     T = min(_LONGEST, model.settings.block_size)
     idx = torch.randint(model.settings.vocab_size, (1, T), generator=torch.Generator().manual_seed(seed))
     with inference(model):
-        finite(model(idx))
+        require_finite(model(idx))
         streams = reference.streams(weights, idx[0].numpy())
         rounded = reference.logits(weights, reference.streams(weights, idx[0].numpy(), rounded=True)[-1])
-        rounding = _apart(torch.from_numpy(rounded), torch.from_numpy(reference.logits(weights, streams[-1])))
-        margin = max(_MARGIN, 100 * rounding)
-        groups = (
-            _shapes(model),
-            _tokens(loaded),
-            _position(loaded),
-            _neighbors(model, int(idx[0, 0])),
-            _attention(model, idx, margin),
-            _exact(model, idx, weights, streams, margin),
-            _lens(loaded, idx, weights, streams, margin),
-            _residual(model, idx),
-            _score(loaded, idx),
-            _ablate(model, idx, weights, margin),
-            _causality(model, idx),
-            _cache(model, idx, margin),
+        exact = reference.logits(weights, streams[-1])
+        tolerance = max(
+            _TOLERANCE, _ROUNDING_FACTOR * _relative_error(torch.from_numpy(rounded), torch.from_numpy(exact))
         )
-        found = [each for group in groups for each in _made(group)]
-    checks = [Check(name, float(error), tolerance, bool(error <= tolerance)) for name, error, tolerance in found]
+        groups = {
+            "shapes": _check_shapes(model),
+            "tokens": _check_tokens(loaded),
+            "position": _check_position(loaded),
+            "neighbors": _check_neighbors(model, int(idx[0, 0])),
+            "attention": _check_attention(model, idx, tolerance),
+            "float64": _check_layers(model, idx, weights, streams, tolerance),
+            "logit_lens": _check_logit_lens(model, idx, weights, streams, tolerance),
+            "contributions": _check_contributions(model, idx),
+            "surprisal": _check_surprisal(model, idx),
+            "ablation": _check_ablation(model, idx, weights, tolerance),
+            "causality": _check_causality(model, idx),
+            "cache": _check_cache(model, idx, tolerance),
+        }
+        measurements = [each for name, group in groups.items() for each in _measure(name, group)]
+    checks = [Check(name, float(error), limit, bool(error <= limit)) for name, error, limit in measurements]
     return Verification(describe_model(model.settings), all(check.ok for check in checks), checks)
 
 
-def _made(group: Found) -> Found:
-    """The checks of a group, as far as they go: one that ends in an error is wrong under the group's name."""
-    name = getattr(group, "__name__", "check").strip("_")
+def _measure(name: str, group: Measurements) -> Measurements:
+    """The measurements of a group; an exception ends the group with an infinite error under the group's name."""
     try:
         yield from group
     except OctavoError as error:
@@ -124,247 +122,250 @@ def _made(group: Found) -> Found:
         yield f"{name}: {error}", math.inf, 0
 
 
-def _shapes(model: GPT) -> Found:
+def _check_shapes(model: GPT) -> Measurements:
     settings = model.settings
-    T = settings.block_size
+    T, C = settings.block_size, settings.n_embd
     axes = {
         "B": 1,
         "T": T,
-        "C": settings.n_embd,
-        "4C": 4 * settings.n_embd,
+        "C": C,
+        "4C": 4 * C,
         "H": settings.n_head,
         "D": settings.head_size,
         "V": settings.vocab_size,
     }
-    seen = shapes(settings)
-    wrong = [each for each in seen.stages if each.shape != tuple(axes[letter] for letter in each.axes.split())]
+    view = shapes(settings)
+    wrong = [stage for stage in view.stages if stage.shape != tuple(axes[letter] for letter in stage.axes.split())]
     yield "shapes: as the settings say", len(wrong), 0
-    held = sum(parameter.numel() for parameter in model.parameters())  # a tied one is given once
-    yield "shapes: all parameters", abs(seen.parameters - held) + abs(estimate.parameters(settings) - held), 0
-    matrices = settings.n_layer * 12 * settings.n_embd**2 + settings.vocab_size * settings.n_embd
-    squares = settings.n_layer * 2 * T * settings.n_embd
-    yield "shapes: all FLOPs", abs(seen.flops - 2 * T * (matrices + squares)), 0
+    count = sum(parameter.numel() for parameter in model.parameters())  # a tied parameter is listed once
+    error = abs(view.parameters - count) + abs(estimate.parameters(settings) - count)
+    yield "shapes: all parameters", error, 0
+    matrices = settings.n_layer * 12 * C**2 + settings.vocab_size * C
+    squares = settings.n_layer * 2 * T * C
+    yield "shapes: all FLOPs", abs(view.flops - 2 * T * (matrices + squares)), 0
 
 
-def _tokens(loaded: Checkpoint) -> Found:
-    known = loaded.tokenizer
-    text = "".join(piece.decode(errors="ignore") for piece in known.token_bytes[:4096])
-    if known.kind != "char":
-        text += "é किताब 🦉"  # of which some tokens are a part of a character
-    reading = tokenize(loaded, text, limit=None)
-    pieces = [bytes.fromhex(token.bytes) for token in reading.tokens]
-    whole = all(
-        b"".join(pieces[group.first : group.first + group.count]) == group.text.encode() for group in reading.groups
+def _check_tokens(loaded: Checkpoint) -> Measurements:
+    tokenizer = loaded.tokenizer
+    text = "".join(content.decode(errors="ignore") for content in tokenizer.token_bytes[:4096])
+    if tokenizer.kind != "char":
+        text += "é किताब 🦉"  # some of whose tokens are part of a character
+    view = tokenize(loaded, text, limit=None)
+    contents = [bytes.fromhex(token.bytes) for token in view.tokens]
+    is_whole = all(
+        b"".join(contents[group.first : group.first + group.count]) == group.text.encode() for group in view.groups
     )
-    counted = [at for group in reading.groups for at in range(group.first, group.first + group.count)]
-    wrong = (b"".join(pieces) != text.encode()) + (not whole) + (counted != list(range(len(pieces))))
+    grouped = [at for group in view.groups for at in range(group.first, group.first + group.count)]
+    wrong = (b"".join(contents) != text.encode()) + (not is_whole) + (grouped != list(range(len(contents))))
     yield "tokens: their bytes are the text's", wrong, 0
 
 
-def _position(loaded: Checkpoint) -> Found:
+def _check_position(loaded: Checkpoint) -> Measurements:
     model = loaded.model
     wte, wpe = model.transformer.wte.weight, model.transformer.wpe.weight
     block_size, id = model.settings.block_size, loaded.tokenizer.vocab_size - 1
     x = torch.cat([model.embed(torch.tensor([[id]]), t)[0] for t in range(block_size)])  # (T, C)
-    yield "position: x = wte + wpe", _apart(x, wte[id] + wpe), 0
-    ends = (0, block_size - 1)
-    size = max(1.0, x.abs().max().item())
-    yield "position: difference of sums", _most((x[ends[0]] - x[ends[1]]) - (wpe[ends[0]] - wpe[ends[1]])) / size, 1e-6
+    yield "position: x = wte + wpe", _relative_error(x, wte[id] + wpe), 0
+    first, last = 0, block_size - 1
+    scale = max(1.0, _max_abs(x))
+    error = _max_abs((x[first] - x[last]) - (wpe[first] - wpe[last])) / scale
+    yield "position: difference of sums", error, 1e-6
 
 
-def _neighbors(model: GPT, id: int) -> Found:
+def _check_neighbors(model: GPT, id: int) -> Measurements:
     wte = model.transformer.wte.weight.numpy()
     row = wte[id].tolist()
-    length = math.sqrt(math.fsum(each * each for each in row))
-    some = np.unique(np.linspace(0, len(wte) - 1, 64).astype(int))
-    plain = []
-    for other in wte[some].tolist():
-        size = math.sqrt(math.fsum(each * each for each in other))
-        plain.append(math.fsum(a * b for a, b in zip(row, other, strict=True)) / max(length * size, 1e-300))
-    yield "neighbors: cosines one by one", float(np.abs(cosines(wte, [id])[some] - plain).max()), 1e-6
+    length = math.sqrt(math.fsum(x * x for x in row))
+    others = np.unique(np.linspace(0, len(wte) - 1, 64).astype(int))
+    exact = []
+    for other in wte[others].tolist():
+        other_length = math.sqrt(math.fsum(x * x for x in other))
+        exact.append(math.fsum(a * b for a, b in zip(row, other, strict=True)) / max(length * other_length, 1e-300))
+    yield "neighbors: cosines one by one", float(np.abs(cosines(wte, [id])[others] - exact).max()), 1e-6
 
 
-def _attention(model: GPT, idx: Tensor, margin: float) -> Found:
-    sums, future, first, habits = [0.0], [0.0], [0.0], [0.0]
+def _check_attention(model: GPT, idx: Tensor, tolerance: float) -> Measurements:
+    sums, future, first, statistics = [0.0], [0.0], [0.0], [0.0]
+    n_head = model.settings.n_head
     for i, layer in enumerate(walk(model, model.embed(idx))):
-        for h in range(model.settings.n_head):
-            weights = attention_pattern(layer.q[0, h], layer.k[0, h])
-            sums.append(_most(weights.sum(-1) - 1))
-            future.append(_most(weights.triu(1)))
-            first.append(_most(weights[0] - torch.eye(len(weights))[0]))
-            if len(weights) > 1 and h == i % model.settings.n_head:
-                habits.append(_habits_apart(head_statistics(i, h, weights), weights.double().numpy()))
-    yield "attention: rows sum to 1", _worst(sums), 1e-5
-    yield "attention: nothing from the future", _worst(future), 0
-    yield "attention: the first sees itself", _worst(first), 0
-    yield "attention: habits, one by one", _worst(habits), 1e-4
-    yield "attention: shown = fused", _apart(logits(model, idx, explicit_attention), model(idx)), margin
+        for h in range(n_head):
+            weights = attention_pattern(layer.q[0, h], layer.k[0, h])  # (T, T)
+            sums.append(_max_abs(weights.sum(-1) - 1))
+            future.append(_max_abs(weights.triu(1)))
+            first.append(_max_abs(weights[0] - torch.eye(len(weights))[0]))
+            if len(weights) > 1 and h == i % n_head:  # one head per layer: this check is slow
+                statistics.append(_statistics_error(head_statistics(i, h, weights), weights.double().numpy()))
+    yield "attention: rows sum to 1", _nan_max(sums), 1e-5
+    yield "attention: nothing from the future", _nan_max(future), 0
+    yield "attention: the first sees itself", _nan_max(first), 0
+    yield "attention: statistics, one by one", _nan_max(statistics), 1e-4
+    by_pattern = logits(model, idx, attend_by_pattern)
+    yield "attention: shown = fused", _relative_error(by_pattern, model(idx)), tolerance
 
 
-def _habits_apart(seen: Head, weights: np.ndarray) -> float:
-    """How far a head's habits are from those that are counted row by row."""
-    plain = np.zeros(5)
+def _statistics_error(head: Head, weights: np.ndarray) -> float:
+    """The error of a head's statistics against sums over the rows, one by one."""
+    exact = np.zeros(5)
     for t, row in enumerate(weights[1:], 1):
-        some = row[row > 0]
-        plain += [-(some * np.log(some)).sum(), (row * (t - np.arange(len(row)))).sum(), row[t - 1], row[0], row[t]]
-    ours = [seen.entropy, seen.distance, seen.previous, seen.first, seen.itself]
-    return float(np.abs(np.array(ours) - plain / (len(weights) - 1)).max() / max(1.0, plain.max() / (len(weights) - 1)))
+        positive = row[row > 0]
+        entropy, distance = -(positive * np.log(positive)).sum(), (row * (t - np.arange(len(row)))).sum()
+        exact += [entropy, distance, row[t - 1], row[0], row[t]]
+    exact /= len(weights) - 1
+    shown = np.array([head.entropy, head.distance, head.previous, head.first, head.itself])
+    return float(np.abs(shown - exact).max() / max(1.0, exact.max()))
 
 
-def _exact(model: GPT, idx: Tensor, weights: reference.Files, streams: list[np.ndarray], margin: float) -> Found:
-    yield "head is wte", _most(model.lm_head.weight - model.transformer.wte.weight), 0
-    alone = [_layer_apart(*each) for each in zip(model.transformer.h, streams[:-1], streams[1:], strict=True)]
-    yield "float64: every layer by itself", _worst(alone), 1e-9
-    last = torch.from_numpy(streams[-1])
-    read_off = model.unembed(model.norm(last.float()))
-    yield (
-        "float64: the head by itself",
-        _apart(read_off, torch.from_numpy(reference.logits(weights, streams[-1]))),
-        1e-5,
-    )
+def _check_layers(
+    model: GPT, idx: Tensor, weights: reference.Files, streams: list[np.ndarray], tolerance: float
+) -> Measurements:
+    yield "head is wte", _max_abs(model.lm_head.weight - model.transformer.wte.weight), 0
+    layers = zip(model.transformer.h, streams[:-1], streams[1:], strict=True)
+    yield "float64: every layer by itself", _nan_max([_layer_error(*layer) for layer in layers]), 1e-9
+    exact = torch.from_numpy(reference.logits(weights, streams[-1]))
+    ours = model.unembed(model.norm(torch.from_numpy(streams[-1]).float()))
+    yield "float64: the head by itself", _relative_error(ours, exact), 1e-5
     x = model.embed(idx)
-    seen = [x[0], *(layer.after[0] for layer in walk(model, x))]
-    errors = [_apart(ours, theirs) for ours, theirs in zip(seen, map(torch.from_numpy, streams), strict=True)]
-    yield "float64: the stream after every layer", _worst(errors), margin
-    yield "float64: logits", _apart(model(idx)[0], torch.from_numpy(reference.logits(weights, streams[-1]))), margin
+    stages = [x[0], *(layer.after[0] for layer in walk(model, x))]
+    errors = [_relative_error(a, torch.from_numpy(b)) for a, b in zip(stages, streams, strict=True)]
+    yield "float64: the stream after every layer", _nan_max(errors), tolerance
+    yield "float64: logits", _relative_error(model(idx)[0], exact), tolerance
 
 
-def _layer_apart(block: nn.Module, before: np.ndarray, after: np.ndarray) -> float:
-    """How far a block in float64 is from the plain one, where both are given the same: relative to what is written.
+def _layer_error(block: nn.Module, before: np.ndarray, after: np.ndarray) -> float:
+    """The error of one block in float64 on the reference's input, relative to what the block adds.
 
-    Nothing adds up from layer to layer here, neither rounding that would look like a mistake nor what would hide one.
+    Errors do not accumulate from layer to layer here: neither rounding that would look like a mistake, nor rounding
+    that would hide one.
     """
     ours = copy.deepcopy(block).double()(torch.from_numpy(before)[None])[0]
-    written = torch.from_numpy(after - before)
-    return _most(ours - torch.from_numpy(after)) / max(_most(written), 1e-30)
+    added = torch.from_numpy(after - before)
+    return _max_abs(ours - torch.from_numpy(after)) / max(_max_abs(added), 1e-30)
 
 
-def _lens(loaded: Checkpoint, idx: Tensor, weights: reference.Files, streams: list[np.ndarray], margin: float) -> Found:
-    model = loaded.model
+def _check_logit_lens(
+    model: GPT, idx: Tensor, weights: reference.Files, streams: list[np.ndarray], tolerance: float
+) -> Measurements:
     x = model.embed(idx)
-    seen = [stage_logits(model, x)[:, -4:].clone()]
+    stages = [stage_logits(model, x)[0, -_LAST:].clone()]
     for layer in walk(model, x):
-        seen.append(stage_logits(model, layer.after)[:, -4:].clone())  # not (layers, T, V)
+        stages.append(stage_logits(model, layer.after)[0, -_LAST:].clone())  # a copy, so that (T, V) is freed
         last = layer.after
-    yield "logit_lens: the last row is the model's", _most(stage_logits(model, last) - model(idx)), 0
-    theirs = [torch.from_numpy(reference.logits(weights, stream[-4:])) for stream in streams]
-    errors = [_apart(a[0], b) for a, b in zip(seen, theirs, strict=True)]
-    yield "logit_lens: every row, in float64", _worst(errors), margin
-    guesses = [_guesses_apart(a[0], idx[0, -4:]) for a in seen]
-    yield "logit_lens: guesses, entropy, surprisal, rank", _worst(guesses), 1e-4
+    yield "logit_lens: the last row is the model's", _max_abs(stage_logits(model, last) - model(idx)), 0
+    exact = [torch.from_numpy(reference.logits(weights, stream[-_LAST:])) for stream in streams]
+    errors = [_relative_error(ours, theirs) for ours, theirs in zip(stages, exact, strict=True)]
+    yield "logit_lens: every row, in float64", _nan_max(errors), tolerance
+    errors = [_summary_error(stage, idx[0, -_LAST:]) for stage in stages]
+    yield "logit_lens: guesses, entropy, surprisal, rank", _nan_max(errors), 1e-4
 
 
-def _guesses_apart(logits: Tensor, came: Tensor) -> float:
-    """How far what the lens says of logits (P, V) is from what sorting them and a softmax in float64 say."""
-    ids, probabilities, entropy, surprisal, rank = summarize_rows(logits.clone(), came, 5)
+def _summary_error(logits: Tensor, targets: Tensor) -> float:
+    """The error of `summarize_rows` on logits (P, V) against a sort and a float64 softmax."""
+    ids, probabilities, entropy, surprisal, rank = summarize_rows(logits.clone(), targets, 5)
     shares = logits.double().softmax(-1)
     order = logits.sort(dim=-1, descending=True, stable=True).indices
-    mine = logits.gather(1, came[:, None])
-    wrong = (ids != order[:, : ids.shape[1]]).sum() + (rank != 1 + (logits > mine).sum(1)).sum()
-    return _worst(
+    target_logits = logits.gather(1, targets[:, None])
+    n_wrong = (ids != order[:, : ids.shape[1]]).sum() + (rank != 1 + (logits > target_logits).sum(1)).sum()
+    exact_surprisal = -logits.double().log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    return _nan_max(
         [
-            float(wrong),
-            _most(probabilities - shares.gather(1, ids)),
-            _apart(entropy, torch.special.entr(shares).sum(-1)),
-            _apart(surprisal, -logits.double().log_softmax(-1).gather(1, came[:, None])[:, 0]),
+            float(n_wrong),
+            _max_abs(probabilities - shares.gather(1, ids)),
+            _relative_error(entropy, torch.special.entr(shares).sum(-1)),
+            _relative_error(surprisal, exact_surprisal),
         ]
     )
 
 
-def _residual(model: GPT, idx: Tensor) -> Found:
-    stream, logit = [0.0], [0.0]
-    answer = model(idx)[0]
+def _check_contributions(model: GPT, idx: Tensor) -> Measurements:
+    stream_errors, logit_errors = [0.0], [0.0]
+    logits = model(idx)[0]
     *_, last = walk(model, model.embed(idx))
     for t in {0, idx.size(1) // 2, idx.size(1) - 1}:
-        _, written = residual_contributions(model, idx, t)
-        size = max(last.after[0, t].norm().item(), 1e-30)
-        stream.append((written.sum(0) - last.after[0, t]).norm().item() / size)
-        id = int(answer[t].argmax())
-        share, rest = logit_contributions(model, written, model.lm_head.weight[id].double())
-        logit.append(_apart(share.sum() + rest, answer[t, id]))
-    yield "contributions: parts sum to the stream", _worst(stream), 1e-5
-    yield "contributions: parts sum to the logit", _worst(logit), _MARGIN
+        _, added = residual_contributions(model, idx, t)
+        length = max(last.after[0, t].norm().item(), 1e-30)
+        stream_errors.append((added.sum(0) - last.after[0, t]).norm().item() / length)
+        id = int(logits[t].argmax())
+        shares, bias_share = logit_contributions(model, added, model.lm_head.weight[id].double())
+        logit_errors.append(_relative_error(shares.sum() + bias_share, logits[t, id]))
+    yield "contributions: parts sum to the stream", _nan_max(stream_errors), 1e-5
+    yield "contributions: parts sum to the logit", _nan_max(logit_errors), _TOLERANCE
 
 
-def _score(loaded: Checkpoint, idx: Tensor) -> Found:
-    """Over two windows and a token more, so that borders between them are seen."""
-    model = loaded.model
+def _check_surprisal(model: GPT, idx: Tensor) -> Measurements:
+    """Over two sequences and a token more, which includes the borders between them."""
     block_size = model.settings.block_size
-    ids = idx[0].repeat(2 * block_size // idx.size(1) + 2)[: min(2 * block_size, 4 * _LONGEST) + 2].numpy()
+    length = min(2 * block_size, 4 * _LONGEST) + 2
+    ids = idx[0].repeat(2 * block_size // idx.size(1) + 2)[:length].numpy()
     surprisal, rank, _ = token_surprisals(model, ids)
     loss = split_loss(model, ids, block_size)
-    yield "surprisal: a surprisal for every token", abs(len(surprisal) - (len(ids) - 1)), 0
+    yield "surprisal: one for every token", abs(len(surprisal) - (len(ids) - 1)), 0
     yield "surprisal: its mean is the loss", abs(surprisal.mean() - loss) / max(1.0, loss), 1e-6
-    first = model(torch.from_numpy(ids[None, :block_size]))[0]
-    came = torch.from_numpy(ids[1 : block_size + 1])[:, None]
-    plain = 1 + (first > first.gather(1, came)).sum(1)
-    yield "surprisal: ranks, one by one", float(np.abs(rank[:block_size] - plain.numpy()).max()), 0
-    blind = copy.copy(model)
-    blind._modules = dict(model._modules)
-    blind.lm_head = nn.Linear(model.settings.n_embd, model.settings.vocab_size, bias=False)
-    nn.init.zeros_(blind.lm_head.weight)
-    chance = math.log(model.settings.vocab_size)
-    yield "surprisal: without a head, ln V", abs(token_surprisals(blind, ids)[0].mean() - chance), 1e-6
+    first_logits = model(torch.from_numpy(ids[None, :block_size]))[0]
+    targets = torch.from_numpy(ids[1 : block_size + 1])[:, None]
+    exact_rank = 1 + (first_logits > first_logits.gather(1, targets)).sum(1)
+    yield "surprisal: ranks, one by one", float(np.abs(rank[:block_size] - exact_rank.numpy()).max()), 0
+    uniform = copy.copy(model)
+    uniform._modules = dict(model._modules)
+    uniform.lm_head = nn.Linear(model.settings.n_embd, model.settings.vocab_size, bias=False)
+    nn.init.zeros_(uniform.lm_head.weight)
+    expected = math.log(model.settings.vocab_size)
+    yield "surprisal: with a zero head, ln V", abs(token_surprisals(uniform, ids)[0].mean() - expected), 1e-6
 
 
-def _ablate(model: GPT, idx: Tensor, weights: reference.Files, margin: float) -> Found:
-    settings = model.settings
-    whole, nothing = (torch.ones(1, settings.n_head), torch.ones(1)), [0.0]
+def _check_ablation(model: GPT, idx: Tensor, weights: reference.Files, tolerance: float) -> Measurements:
+    n_layer, n_head = model.settings.n_layer, model.settings.n_head
+    keep_all, errors = (torch.ones(1, n_head), torch.ones(1)), [0.0]
     for i, layer in enumerate(walk(model, model.embed(idx))):
-        nothing.append(_most(logits_without(model, layer, i, *whole) - model(idx)))
-        if i == settings.n_layer // 2:
-            named, kept, mlp = without(i, settings.n_head)
-            n, head = next((n, part.head) for n, part in reversed(list(enumerate(named))) if part.head is not None)
-            ours = logits_without(model, layer, i, kept[n : n + 1], mlp[n : n + 1])[0, -4:]
-            streams = reference.streams(weights, idx[0].numpy(), zeroed=(i, head))
-            theirs = torch.from_numpy(reference.logits(weights, streams[-1][-4:]))
-    yield "ablation: nothing changes nothing", _worst(nothing), 0
-    yield "ablation: a head, in float64", _apart(ours, theirs) if settings.n_head > 1 else 0.0, margin
+        errors.append(_max_abs(logits_without(model, layer, i, *keep_all) - model(idx)))
+        if i == n_layer // 2:
+            parts, heads, mlp = parts_and_masks(i, n_head)
+            n, head = max((n, part.head) for n, part in enumerate(parts) if part.head is not None)
+            ours = logits_without(model, layer, i, heads[n : n + 1], mlp[n : n + 1])[0, -_LAST:]
+            streams = reference.streams(weights, idx[0].numpy(), ablated=(i, head))
+            exact = torch.from_numpy(reference.logits(weights, streams[-1][-_LAST:]))
+    yield "ablation: keeping all parts changes nothing", _nan_max(errors), 0
+    yield "ablation: a head, in float64", _relative_error(ours, exact) if n_head > 1 else 0.0, tolerance
 
 
-def _causality(model: GPT, idx: Tensor) -> Found:
-    """A later token changes no earlier answer."""
+def _check_causality(model: GPT, idx: Tensor) -> Measurements:
     before, errors = model(idx), [0.0]
     for t in {idx.size(1) // 2, idx.size(1) - 1} - {0}:
         changed = idx.clone()
         changed[0, t:] = (changed[0, t:] + 1) % model.settings.vocab_size
-        errors.append(_apart(model(changed)[:, :t], before[:, :t]))
-    yield "causality: later tokens change nothing", _worst(errors), 1e-6
+        errors.append(_relative_error(model(changed)[:, :t], before[:, :t]))
+    yield "causality: later tokens change nothing", _nan_max(errors), 1e-6
 
 
-def _cache(model: GPT, idx: Tensor, margin: float) -> Found:
-    """A prompt, then token by token: by the model's own cache, and by what `sample` and `serve` run, beside another."""
-    T, full = idx.size(1), model(idx)[0]
-    start = T // 2
-    pieces = [(a, b) for a, b in [(0, start), *((t, t + 1) for t in range(start, T))] if b > a]
+def _check_cache(model: GPT, idx: Tensor, tolerance: float) -> Measurements:
+    """A prompt, then token by token: with the model's KV cache, and with the engine's decoder, beside another text."""
+    T, expected = idx.size(1), model(idx)[0]
+    prompt = T // 2
+    steps = [(start, end) for start, end in [(0, prompt), *((t, t + 1) for t in range(prompt, T))] if end > start]
     cache = KVCache(model)
-    own = [model(idx[:, a:b], cache)[0] for a, b in pieces]
-    yield "cache: token by token = at once", _apart(torch.cat(own), full), margin
+    cached = [model(idx[:, start:end], cache)[0] for start, end in steps]
+    yield "cache: token by token = at once", _relative_error(torch.cat(cached), expected), tolerance
     engine, other = decoder(model, 2)[0], (idx + 1) % model.settings.vocab_size
     errors = []
-    for slot, both in enumerate((torch.cat([idx, other]), torch.cat([other, idx]))):
-        theirs = [
-            engine.forward(
-                both[:, a:b].flatten().tolist(),
-                [0] * (b - a) + [1] * (b - a),
-                2 * list(range(a, b)),
-                list(range(slot * (b - a), (slot + 1) * (b - a))),
-            )
-            for a, b in pieces
-        ]
-        errors.append(_apart(torch.cat(theirs), full))
-    yield "engine: token by token = at once", _worst(errors), margin
+    for slot, texts in enumerate((torch.cat([idx, other]), torch.cat([other, idx]))):
+        decoded = []
+        for start, end in steps:
+            length = end - start
+            ids, slots = texts[:, start:end].flatten().tolist(), [0] * length + [1] * length
+            wanted = list(range(slot * length, (slot + 1) * length))
+            decoded.append(engine.forward(ids, slots, 2 * list(range(start, end)), wanted))
+        errors.append(_relative_error(torch.cat(decoded), expected))
+    yield "engine: token by token = at once", _nan_max(errors), tolerance
 
 
-def _worst(errors: list[float]) -> float:
-    """The largest, or NaN if one is: `max` keeps what it saw before one."""
+def _nan_max(errors: list[float]) -> float:
+    """The largest error, or NaN if one is NaN, which Python's `max` may lose."""
     return float(np.max(errors))
 
 
-def _most(errors: Tensor) -> float:
+def _max_abs(errors: Tensor) -> float:
     return errors.abs().max().item()
 
 
-def _apart(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference, relative to the largest number where that is above 1."""
-    return _most(ours.double() - theirs.double()) / max(1.0, _most(theirs))
+def _relative_error(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference, relative to the largest number if that is above 1."""
+    return _max_abs(ours.double() - theirs.double()) / max(1.0, _max_abs(theirs))

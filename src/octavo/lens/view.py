@@ -1,11 +1,12 @@
-"""What a view is: plain data, bounded in size, that becomes JSON, text for a terminal, or HTML for a notebook.
+"""The base of all views: plain data of bounded size that becomes JSON, text for a terminal, or HTML for a notebook.
 
-A view knows nothing of models; the functions that make views are in the modules beside. Whatever it shows it also
-gives as tables, so a reader who can't see a picture has the same numbers.
+A view knows nothing of models; the modules beside this one compute the views. Everything that a view shows as a picture
+it also gives as tables, for readers who cannot see the picture.
 """
 
 import dataclasses
 import html
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,8 +14,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 Cell = str | int | float | None
-_DIGITS = 6  # of a number in an array: a row of shares that sums to 1 still does, to 5e-7
-_MANY = 40  # rows of a table that a terminal is shown
+_SIGNIFICANT_DIGITS = 6  # of a number in JSON: a row of shares that sums to 1 still sums to 1 within 5e-7
+_TERMINAL_ROWS = 40  # rows of a table that a terminal shows
 
 
 @dataclass(frozen=True)
@@ -29,20 +30,20 @@ class Table:
 class View:
     """The base of all views, each a frozen dataclass."""
 
-    caveat: ClassVar[str] = ""  # what a reader could make too much of
+    caveat: ClassVar[str] = ""  # what a reader could conclude wrongly from the view
+    nullable: ClassVar[tuple[str, ...]] = ()  # fields in which NaN and infinity mean "no value", which is null in JSON
 
     def tables(self) -> list[Table]:
         """The view as tables."""
         raise NotImplementedError
 
     def picture(self) -> str:
-        """HTML that stands above the tables in a notebook, where a view has something to colour."""
+        """HTML above the tables in a notebook, for a view with something to color."""
         return ""
 
     def plain(self) -> dict[str, Any]:
-        """The view as what JSON knows: its fields, and the caveat. Numbers of arrays have six significant digits."""
-        fields = {each.name: _plain(getattr(self, each.name)) for each in dataclasses.fields(self)}  # type: ignore[arg-type]
-        return fields | ({"caveat": self.caveat} if self.caveat else {})
+        """The view as JSON values: its fields, and the caveat. Numbers in arrays have six significant digits."""
+        return _fields(self) | ({"caveat": self.caveat} if self.caveat else {})
 
     def __str__(self) -> str:
         parts = [_as_text(table) for table in self.tables()]
@@ -55,10 +56,15 @@ class View:
 
 
 def shaded(text: str, share: float, number: float, tag: str = "span") -> str:
-    """A text on a ground that is the darker the nearer `share` is to 1, with a number as its tooltip."""
-    ink = "#fff" if share > 0.6 else "#000"
-    ground = f"background:rgba(33,80,140,{min(max(share, 0.0), 1.0):.3f});color:{ink}"
-    return f'<{tag} style="{ground}" title="{number:.4f}">{html.escape(text)}</{tag}>'
+    """Text on a background that gets darker as `share` goes from 0 to 1, with a number as its tooltip."""
+    color = "#fff" if share > 0.6 else "#000"
+    style = f"background:rgba(33,80,140,{min(max(share, 0.0), 1.0):.3f});color:{color}"
+    return f'<{tag} style="{style}" title="{number:.4f}">{html.escape(text)}</{tag}>'
+
+
+def _fields(data: Any) -> dict[str, Any]:
+    values = {field.name: _plain(getattr(data, field.name)) for field in dataclasses.fields(data)}
+    return values | {name: _finite_or_null(values[name]) for name in getattr(data, "nullable", ())}
 
 
 def _plain(value: Any) -> Any:
@@ -67,21 +73,27 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if dataclasses.is_dataclass(value):
-        return {each.name: _plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
+        return _fields(value)
     if isinstance(value, dict):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
+        return [_plain(item) for item in value]
     return value
 
 
 def _rounded(values: Any) -> Any:
     if isinstance(values, list):
-        return [_rounded(each) for each in values]
-    return float(f"{values:.{_DIGITS}g}")
+        return [_rounded(item) for item in values]
+    return float(f"{values:.{_SIGNIFICANT_DIGITS}g}")
 
 
-def _shown(cell: Cell) -> str:
+def _finite_or_null(values: Any) -> Any:
+    if isinstance(values, list):
+        return [_finite_or_null(item) for item in values]
+    return values if math.isfinite(values) else None
+
+
+def _format_cell(cell: Cell) -> str:
     if cell is None:
         return ""
     if isinstance(cell, int):
@@ -89,28 +101,28 @@ def _shown(cell: Cell) -> str:
     return f"{cell:.4g}" if isinstance(cell, float) else cell
 
 
-def _is_number(column: Iterable[Cell]) -> bool:
+def _is_numeric(column: Iterable[Cell]) -> bool:
     return all(cell is None or isinstance(cell, (int, float)) for cell in column)
 
 
 def _as_text(table: Table) -> str:
-    shown = [[_shown(cell) for cell in row] for row in table.rows[:_MANY]]
-    right = [_is_number(column) for column in zip(*table.rows, strict=True)] or [False] * len(table.columns)
-    widths = [max(map(len, column)) for column in zip(table.columns, *shown, strict=True)]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if numbers else cell.ljust(width)
-            for cell, width, numbers in zip(row, widths, right, strict=True)
-        ).rstrip()
-        for row in [table.columns, *shown]
-    ]
-    more = len(table.rows) - len(shown)
-    return "\n".join([table.title, *lines, *([f"... {more:,} more rows (--json has all)"] if more else [])])
+    cells = [[_format_cell(cell) for cell in row] for row in table.rows[:_TERMINAL_ROWS]]
+    numeric = [_is_numeric(column) for column in zip(*table.rows, strict=True)] or [False] * len(table.columns)
+    widths = [max(map(len, column)) for column in zip(table.columns, *cells, strict=True)]
+    lines = []
+    for row in [table.columns, *cells]:
+        aligned = [
+            cell.rjust(width) if is_number else cell.ljust(width)
+            for cell, width, is_number in zip(row, widths, numeric, strict=True)
+        ]
+        lines.append("  ".join(aligned).rstrip())
+    hidden = len(table.rows) - len(cells)
+    return "\n".join([table.title, *lines, *([f"... {hidden:,} more rows (--json has all)"] if hidden else [])])
 
 
 def _as_html(table: Table) -> str:
     head = "".join(f"<th>{html.escape(name)}</th>" for name in table.columns)
     rows = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(_shown(cell))}</td>" for cell in row) + "</tr>" for row in table.rows
+        "<tr>" + "".join(f"<td>{html.escape(_format_cell(cell))}</td>" for cell in row) + "</tr>" for row in table.rows
     )
     return f"<table><caption>{html.escape(table.title)}</caption><tr>{head}</tr>{rows}</table>"

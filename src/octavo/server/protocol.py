@@ -212,7 +212,6 @@ def _text(value: Any) -> Any:
 
 
 _INT = {"type": "integer"}
-_WORD = {"type": "string", "minLength": 1, "maxLength": Limits.lens_word}
 
 Text = Annotated[Any, BeforeValidator(_text), WithJsonSchema({"anyOf": [
     {"type": "string", "maxLength": Limits.lens_characters}, _IDS | {"minItems": 0}, {"type": "null"},
@@ -223,9 +222,9 @@ Positions = Annotated[Any, BeforeValidator(_listed(int, 1, Limits.lens_positions
 Pair = Annotated[Any, BeforeValidator(_listed(int, 2, 2)), WithJsonSchema({"anyOf": [
     {"type": "array", "items": _INT, "minItems": 2, "maxItems": 2}, {"type": "null"},
 ]})]  # fmt: skip
-Words = Annotated[Any, BeforeValidator(_listed(str, 0, Limits.lens_words, Limits.lens_word)), WithJsonSchema({"anyOf": [
-    {"type": "array", "items": _WORD, "maxItems": Limits.lens_words}, {"type": "null"},
-]})]  # fmt: skip
+TokenText = Annotated[str, Field(max_length=Limits.lens_word)]
+TokenId = Annotated[int, Field(ge=0)]
+WordIds = Annotated[list[TokenId], Field(min_length=1, max_length=Limits.lens_word)]
 
 
 class LensRequest(_Body):
@@ -240,10 +239,10 @@ class LensRequest(_Body):
     head: int | None = Field(None, ge=-1024, le=1023)
     position: int | None = Field(None, ge=-(1 << 20), lt=1 << 20)
     positions: Positions = None
-    token: str | None = Field(None, max_length=Limits.lens_word)
-    against: str | None = Field(None, max_length=Limits.lens_word)
-    word: str | None = Field(None, max_length=Limits.lens_word)
-    words: Words = None
+    token: TokenText | TokenId | None = Field(None, description="a token's text, or its id")
+    against: TokenText | TokenId | None = Field(None, description="a token's text, or its id")
+    word: TokenText | TokenId | WordIds | None = Field(None, description="a word's text, or the ids of its tokens")
+    words: Annotated[list[TokenText | TokenId], Field(max_length=Limits.lens_words)] | None = None
     at: Pair = Field(None, description="two positions")
     top: int | None = Field(None, ge=1, le=100)
     unknown: Literal["error", "skip", "replace"] | None = None

@@ -106,7 +106,7 @@ def _data_url(path: Path) -> str:
 def _answers(loaded: Checkpoint, text: str | None, layer: int, head: int, unknown: str, files: dict[str, Path]) -> str:
     """What the server would have answered, as JSON: its model, its views with their options; and the page's words."""
     from octavo import lens
-    from octavo.lens.tokens import resolve_index
+    from octavo.lens.arguments import resolve_index
 
     settings = loaded.model.settings
     reading = lens.tokens(loaded, text, unknown=unknown)

@@ -104,7 +104,7 @@ export function oneWord(app) {
       });
     }
     seen = await lens("position", { word, at }, { instead: "position" });
-    chosen = Math.min(chosen, seen.pieces.length - 1);
+    chosen = Math.min(chosen, seen.tokens.length - 1);
     result.classList.toggle("old", !offline && spelling.value !== word);
     draw();
     drawSquare();
@@ -142,13 +142,13 @@ export function oneWord(app) {
   }
 
   function draw() {
-    const many = seen.pieces.length > 1;
+    const many = seen.tokens.length > 1;
     note.hidden = !seen.note;
-    if (seen.note) say(note, many ? "words.pieces" : "words.space", { n: seen.pieces.length });
+    if (seen.note) say(note, many ? "words.pieces" : "words.space", { n: seen.tokens.length });
     pieces.hidden = !many;
     pieces.replaceChildren(
       ...(many
-        ? seen.pieces.map((piece, i) =>
+        ? seen.tokens.map((piece, i) =>
             el(
               "button",
               {
@@ -165,7 +165,7 @@ export function oneWord(app) {
           )
         : []),
     );
-    const piece = seen.pieces[chosen];
+    const piece = seen.tokens[chosen];
     const { id: token } = piece.token,
       [one, two] = piece.at;
     say(says, "words.sum", { token: chip(piece.token), id: token, C: piece.wte.length });

@@ -118,7 +118,7 @@ export function map(app) {
 
   function paint(more = {}) {
     const nearIds = new Set(found?.neighbors.map(({ token }) => token.id)),
-      own = new Set(found?.pieces.map((token) => token.id));
+      own = new Set(found?.tokens.map((token) => token.id));
     picture.show(
       shown.map(({ token, x, y }) => ({
         key: token.id,
@@ -175,7 +175,7 @@ export function map(app) {
       target = { word };
       await neighbors();
       await draw();
-      const own = found.pieces.length === 1 ? found.pieces[0].id : null;
+      const own = found.tokens.length === 1 ? found.tokens[0].id : null;
       if (own !== null) picture.choose(own);
     });
 
@@ -203,7 +203,7 @@ export function map(app) {
           word: el(
             "span",
             {},
-            found.pieces.map((token) => chip(token)),
+            found.tokens.map((token) => chip(token)),
           ),
         }),
         " ",
