@@ -482,10 +482,10 @@ def foreign(run: Path, **config: object) -> Path:
     [
         ({"model_type": "llama"}, "holds a 'llama' model"),
         ({"model_type": None}, "holds a None model"),
-        ({"scale_attn_by_inverse_layer_idx": True}, "which GPT-2's own architecture does not"),
-        ({"activation_function": "relu"}, "which GPT-2's own architecture does not"),
-        ({"n_layer": 2}, "does not fit its config.json: transformer.h.1."),
-        ({"n_embd": 16}, "does not fit its config.json"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "not GPT-2's architecture"),
+        ({"activation_function": "relu"}, "not GPT-2's architecture"),
+        ({"n_layer": 2}, "does not match its config.json: transformer.h.1."),
+        ({"n_embd": 16}, "does not match its config.json"),
         ({"n_head": 3}, "n_embd=8 is not divisible by n_head=3"),
     ],
 )

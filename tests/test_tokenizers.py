@@ -322,7 +322,7 @@ def test_gpt2_is_taken_from_octavos_cache_first(shared: Path, own_cache: Path, m
     assert build("gpt2", "").vocab_size == 50257
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(shared / "tiktoken-cache"))
     (own_cache / "gpt2" / "vocab.bpe").write_bytes(b"#version: 0.2\n")
-    with pytest.raises(OctavoError, match=r"vocab\.bpe is not the file it should be"):
+    with pytest.raises(OctavoError, match=r"vocab\.bpe was changed"):
         build("gpt2", "")
 
 

@@ -1,13 +1,13 @@
-"""The checkpoint folder: a Hugging Face GPT-2 folder with a few files beside it.
+"""Save and load checkpoints. A checkpoint is a Hugging Face GPT-2 folder with a few more files.
 
     config.json model.safetensors tokenizer.json tokenizer_config.json generation_config.json
-    octavo.json                    settings, the data's fingerprint, step, losses
-    trainer.safetensors .json      where training may go on: optimizer, counters, resolved device, ...
-    manifest.json                  size and sha256 of all of them; written last
+    octavo.json                             settings, fingerprint of the dataset, step, losses
+    trainer.safetensors, trainer.json       only if training can resume from it: optimizer state, counters, device, ...
+    manifest.json                           size and sha256 of every other file; written last
 
-`AutoModelForCausalLM.from_pretrained(folder)` works on it as it lies. The folder appears whole or not at
-all, and is held against its manifest when loaded. No pickle is written or read. Any Hugging Face GPT-2
-folder loads too; it has no `octavo.json` and no manifest.
+`AutoModelForCausalLM.from_pretrained(folder)` works on it. A folder is written atomically and verified against its
+manifest when it is loaded. Pickle is neither written nor read. Any Hugging Face GPT-2 folder can be loaded too; it has
+no `octavo.json` and no manifest.
 """
 
 import json
@@ -31,41 +31,54 @@ from octavo.tokenizers import Tokenizer
 FORMAT = 1
 TRAINER_FILES = ("trainer.safetensors", "trainer.json")
 
-# GPT-2's released weights hold these as (in, out), where a linear layer has (out, in).
+# Hugging Face's GPT-2 stores these as (in, out); torch.nn.Linear has (out, in).
 _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-_BUFFERS = (".attn.bias", ".attn.masked_bias")  # old folders carry the causal mask along
+_BUFFERS = (".attn.bias", ".attn.masked_bias")  # the causal mask, stored in old folders
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model with its tokenizer and settings, in evaluation mode, and what `octavo.json` says of it."""
+    """A loaded checkpoint: the model in evaluation mode, its tokenizer and settings, and the rest of `octavo.json`."""
 
     model: GPT
     tokenizer: Tokenizer
-    settings: ModelSettings  # `Settings`, where Octavo trained it
+    settings: ModelSettings  # `Settings` if Octavo trained the model
     info: dict[str, Any]
     folder: Path
 
 
 @dataclass(frozen=True)
 class TrainerState:
-    """What training needs to go on: tensors by name, and values that are JSON."""
+    """What training needs to resume: tensors by name, and values for JSON."""
 
     tensors: dict[str, Tensor]
     values: dict[str, Any] = field(default_factory=dict)
 
 
-def save(folder: Path, model: GPT, tokenizer: Tokenizer, settings: Settings, info: dict[str, Any],
-         trainer: TrainerState | None = None) -> None:  # fmt: skip
-    """Write a checkpoint to `folder`, whole or not at all."""
+def save(
+    folder: Path,
+    model: GPT,
+    tokenizer: Tokenizer,
+    settings: Settings,
+    info: dict[str, Any],
+    trainer: TrainerState | None = None,
+) -> None:
+    """Write a checkpoint to `folder`, atomically. `info` is added to octavo.json."""
     with files.atomic_folder(folder) as partial:
         _write_tensors(partial / "model.safetensors", _to_hf(model))
         tokenizer.save(partial)
         _write_json(partial / "config.json", _hf_config(model.settings, tokenizer))
-        _write_json(partial / "generation_config.json", {
-            "do_sample": True, "temperature": 0.8, "top_k": 200, "max_length": model.settings.block_size,
-            "bos_token_id": tokenizer.end_of_text, "eos_token_id": tokenizer.end_of_text,
-        })  # fmt: skip
+        _write_json(
+            partial / "generation_config.json",
+            {
+                "do_sample": True,
+                "temperature": 0.8,
+                "top_k": 200,
+                "max_length": model.settings.block_size,
+                "bos_token_id": tokenizer.end_of_text,
+                "eos_token_id": tokenizer.end_of_text,
+            },
+        )
         _write_json(partial / "octavo.json", {"format": FORMAT, "settings": asdict(settings), **info})
         if trainer is not None:
             _write_tensors(partial / "trainer.safetensors", trainer.tensors)
@@ -76,7 +89,7 @@ def save(folder: Path, model: GPT, tokenizer: Tokenizer, settings: Settings, inf
 def load(folder: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
     """Load a checkpoint, or any Hugging Face GPT-2 folder, onto a device, in float32.
 
-    Raises `OctavoError` if the folder is truncated, changed, of another architecture or not a checkpoint.
+    Raises `OctavoError` if the folder is incomplete, changed, of another architecture or not a checkpoint.
     """
     folder = Path(folder)
     check_manifest(folder)
@@ -85,21 +98,25 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
     settings = _stored_settings(folder, info) if info else _settings_of_hf(folder, config)
     model, tokenizer = _load_model(folder, settings, device), tokenizers.load(folder)
     if tokenizer.vocab_size > settings.vocab_size:
-        raise OctavoError(f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, its model only "
-                          f"{settings.vocab_size}", "the tokenizer that the model was trained with")  # fmt: skip
+        raise OctavoError(
+            f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, the model only {settings.vocab_size}",
+            "the tokenizer that the model was trained with",
+        )
     return Checkpoint(model, tokenizer, settings, info, folder)
 
 
 def load_trainer(folder: Path) -> TrainerState:
-    """What training needs to go on from a checkpoint. Raises `OctavoError` if only weights were kept."""
+    """Load the trainer state of a checkpoint. Raises `OctavoError` if it holds only weights."""
     if not all((folder / name).exists() for name in TRAINER_FILES):
-        raise OctavoError(f"{folder} holds only weights, so training can't go on from it",
-                          f"--init {folder}, which starts a new run from these weights")  # fmt: skip
+        raise OctavoError(
+            f"{folder} holds only weights, so training can't resume from it",
+            f"--init {folder}, which starts a new run from these weights",
+        )
     return TrainerState(_read_tensors(folder / "trainer.safetensors"), _read_json(folder / "trainer.json"))
 
 
 def strip_trainer(folder: Path) -> None:
-    """Keep a checkpoint's weights and drop what training needed; the manifest first, so a crash harms nothing."""
+    """Remove the trainer state from a checkpoint. The manifest is written first, so that a crash leaves it valid."""
     manifest = _read_json(folder / "manifest.json")
     for name in TRAINER_FILES:
         manifest["files"].pop(name, None)
@@ -110,36 +127,38 @@ def strip_trainer(folder: Path) -> None:
 
 
 def check_manifest(folder: Path) -> None:
-    """Hold a folder's files against its manifest. Raises `OctavoError` naming the first that differs."""
+    """Compare the files of a folder with its manifest. Raises `OctavoError` that names the first difference."""
     if not (folder / "config.json").is_file():
-        raise OctavoError(f"{folder} is not a checkpoint: it has no config.json",
-                          "a run folder, one of its checkpoints, or a Hugging Face GPT-2 folder")  # fmt: skip
+        raise OctavoError(
+            f"{folder} is not a checkpoint: it has no config.json",
+            "a run folder, one of its checkpoints, or a Hugging Face GPT-2 folder",
+        )
     manifest = folder / "manifest.json"
     if not manifest.is_file():
         if (folder / "octavo.json").exists():
-            raise OctavoError(f"{folder} has no manifest.json, so it was not written to the end", _ANOTHER)
-        return  # a folder from elsewhere
+            raise OctavoError(f"{folder} has no manifest.json, so it is incomplete", _USE_ANOTHER)
+        return  # not written by Octavo
     try:
-        listed = [(name, entry["bytes"], entry["sha256"]) for name, entry in _read_json(manifest)["files"].items()]
+        entries = [(name, entry["bytes"], entry["sha256"]) for name, entry in _read_json(manifest)["files"].items()]
     except (KeyError, TypeError, AttributeError):
-        raise OctavoError(f"{manifest} does not list the files with their sizes and sha256", _ANOTHER) from None
-    for name, size, digest in listed:
+        raise OctavoError(f"{manifest} is not a list of files with their sizes and sha256", _USE_ANOTHER) from None
+    for name, size, digest in entries:
         path = folder / name
         if not path.is_file():
-            raise OctavoError(f"{path} is missing", _ANOTHER)
+            raise OctavoError(f"{path} is missing", _USE_ANOTHER)
         if path.stat().st_size != size:
-            raise OctavoError(f"{path} has {path.stat().st_size} bytes, its manifest says {size}", _ANOTHER)
+            raise OctavoError(f"{path} has {path.stat().st_size} bytes, its manifest says {size}", _USE_ANOTHER)
         if files.sha256(path) != digest:
-            raise OctavoError(f"{path} was changed after it was written: its sha256 differs", _ANOTHER)
+            raise OctavoError(f"{path} was changed after it was written: its sha256 differs", _USE_ANOTHER)
 
 
-_ANOTHER = "another checkpoint of the run: its folder checkpoints/ lists them"
+_USE_ANOTHER = "another checkpoint of the run, in its folder checkpoints/"
 
 
 def _to_hf(model: GPT) -> dict[str, Tensor]:
-    """The weights in Hugging Face's layout. A model without biases gets zeros there, which compute the same."""
+    """The weights in Hugging Face's layout. A model without biases gets biases of zero, which compute the same."""
     weights = {}
-    for name, parameter in model.named_parameters():  # the tied head comes once, as wte
+    for name, parameter in model.named_parameters():  # the tied output head is listed once, as wte
         value = parameter.detach().float().cpu()
         weights[name] = value.t().contiguous() if name.endswith(_TRANSPOSED) else value.contiguous()
         if not model.settings.bias and name.endswith(".weight") and not name.endswith(("wte.weight", "wpe.weight")):
@@ -150,9 +169,13 @@ def _to_hf(model: GPT) -> dict[str, Tensor]:
 def _load_model(folder: Path, settings: ModelSettings, device: torch.device | str) -> GPT:
     path = folder / "model.safetensors"
     if not path.is_file():
-        old = (folder / "pytorch_model.bin").exists()
-        raise OctavoError(f"{folder} has no model.safetensors", "save it with safetensors: Octavo reads no pickle"
-                          if old else "a folder with the weights in one file")  # fmt: skip
+        has_pickle = (folder / "pytorch_model.bin").exists()
+        raise OctavoError(
+            f"{folder} has no model.safetensors",
+            "save it with safetensors: Octavo reads no pickle"
+            if has_pickle
+            else "a folder with the weights in one file",
+        )
     stored = _read_tensors(path, device)
     model = meta_model(settings)
     weights = {}
@@ -160,26 +183,29 @@ def _load_model(folder: Path, settings: ModelSettings, device: torch.device | st
         name = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
         if not name.endswith(_BUFFERS) and (settings.bias or not name.endswith("bias")):
             weights[name] = (value.t().contiguous() if name.endswith(_TRANSPOSED) else value).float()
-    weights.pop("lm_head.weight", None)  # tied: it is `wte`, stored twice by some
+    weights.pop("lm_head.weight", None)  # tied to `wte`; some folders store it as well
     expected = {name: tuple(value.shape) for name, value in model.named_parameters()}
-    found = {name: tuple(value.shape) for name, value in weights.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            raise OctavoError(f"{path} does not fit its config.json: {name} is {found.get(name, 'missing')}, "
-                              f"expected {expected.get(name, 'no such name')}", "another copy of it")  # fmt: skip
+    actual = {name: tuple(value.shape) for name, value in weights.items()}
+    for name in sorted(expected.keys() | actual.keys()):
+        if expected.get(name) != actual.get(name):
+            raise OctavoError(
+                f"{path} does not match its config.json: {name} is {actual.get(name, 'missing')}, "
+                f"expected {expected.get(name, 'no such name')}",
+                "another copy of it",
+            )
     model.load_state_dict(weights | {"lm_head.weight": weights["transformer.wte.weight"]}, assign=True)
     model.tie()
     return model.requires_grad_().eval()
 
 
 def meta_model(settings: ModelSettings) -> GPT:
-    """A model without numbers, on the meta device: shapes alone, or room for weights that are about to be loaded."""
+    """A model on the meta device: shapes without values, for counting or before its weights are loaded."""
     with torch.device("meta"), _Uninitialized():
         return GPT(settings)
 
 
 class _Uninitialized(TorchFunctionMode):
-    """Modules made here don't initialize their weights. On the meta device that imports PyTorch's compiler: 0.5 s."""
+    """Skips weight initialization, which on the meta device imports PyTorch's compiler and takes 0.5 s."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__module__", "") == "torch.nn.init" and func.__name__.endswith("_"):
@@ -188,7 +214,6 @@ class _Uninitialized(TorchFunctionMode):
 
 
 def _hf_config(settings: ModelSettings, tokenizer: Tokenizer) -> dict[str, Any]:
-    """GPT2Config's fields."""
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -215,20 +240,26 @@ def _hf_config(settings: ModelSettings, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _settings_of_hf(folder: Path, config: dict[str, Any]) -> ModelSettings:
-    """The settings that a Hugging Face GPT-2's config.json describes, if this model computes the same."""
+    """The settings of a Hugging Face GPT-2 config.json. Raises `OctavoError` if `GPT` would compute something else."""
     if config.get("model_type") != "gpt2":
-        raise OctavoError(f"{folder} holds a {config.get('model_type')!r} model; Octavo is a GPT-2", "a GPT-2 folder")
+        raise OctavoError(
+            f"{folder} holds a {config.get('model_type')!r} model; Octavo loads only GPT-2", "a GPT-2 folder"
+        )
     width = config.get("n_embd", 768)
-    differing = {
-        "n_inner": (None, 4 * width if isinstance(width, int) else None), "layer_norm_epsilon": (1e-5,),
+    supported = {  # the first is the default
+        "n_inner": (None, 4 * width if isinstance(width, int) else None),
+        "layer_norm_epsilon": (1e-5,),
         "scale_attn_weights": (True,),
-        "scale_attn_by_inverse_layer_idx": (False,), "tie_word_embeddings": (True,), "add_cross_attention": (False,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "tie_word_embeddings": (True,),
+        "add_cross_attention": (False,),
         "activation_function": ("gelu_new", "gelu", "gelu_pytorch_tanh"),
-    }  # fmt: skip
-    for name, same in differing.items():
-        if config.get(name, same[0]) not in same:
-            raise OctavoError(f"{folder} has {name}={config[name]!r}, which GPT-2's own architecture does not",
-                              "a GPT-2 folder")  # fmt: skip
+    }
+    for name, values in supported.items():
+        if config.get(name, values[0]) not in values:
+            raise OctavoError(
+                f"{folder} has {name}={config[name]!r}, which is not GPT-2's architecture", "a GPT-2 folder"
+            )
     return ModelSettings(
         block_size=config.get("n_positions", 1024),
         vocab_size=config.get("vocab_size", 50257),
@@ -243,7 +274,10 @@ def _settings_of_hf(folder: Path, config: dict[str, Any]) -> ModelSettings:
 
 def _stored_settings(folder: Path, info: dict[str, Any]) -> Settings:
     if info.get("format") != FORMAT:
-        raise OctavoError(f"{folder} has format {info.get('format')!r}; this Octavo knows {FORMAT}", "a newer Octavo")
+        raise OctavoError(
+            f"{folder} has format {info.get('format')!r}; this version of Octavo reads format {FORMAT}",
+            "a newer version of Octavo",
+        )
     unknown = sorted(info["settings"].keys() - {each.name for each in fields(Settings)})
     if unknown:  # ignoring one that changes what the model computes would give wrong results without a warning
         raise OctavoError(
@@ -254,16 +288,17 @@ def _stored_settings(folder: Path, info: dict[str, Any]) -> Settings:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    listed = {p.name: {"bytes": p.stat().st_size, "sha256": files.sha256(p)} for p in sorted(folder.iterdir())}
-    return {"format": FORMAT, "files": listed}
+    entries = {p.name: {"bytes": p.stat().st_size, "sha256": files.sha256(p)} for p in sorted(folder.iterdir())}
+    return {"format": FORMAT, "files": entries}
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     path.touch()
-    mode = path.stat().st_mode  # any new file's; safetensors puts one in its place that only its owner may read
+    mode = path.stat().st_mode  # as the umask says; safetensors would replace the file by one only its owner can read
     try:
         safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
-    except safetensors.SafetensorError as error:  # it tells of a full disk in words only
+    except safetensors.SafetensorError as error:
+        # A full disk is reported only in the message: the exception has no errno. Recognize it, or raise as it is.
         code = re.search(r"os error (\d+)", str(error))
         if code is None:
             raise
@@ -274,7 +309,7 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 def _read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     try:
         mapped = safetensors.torch.load_file(path, device=str(device))
-        # Copies: else the file can't be removed (Windows), or changes the model when it is written over.
+        # Copies, because a memory-mapped file can't be removed on Windows, and overwriting it changes the model.
         return {name: value.clone() for name, value in mapped.items()}
     except (safetensors.SafetensorError, OSError) as error:
         raise OctavoError(f"{path} is damaged: {error}", "another copy of it, or another checkpoint") from None
@@ -288,7 +323,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise OctavoError(f"{path} is not readable: {error}", _ANOTHER) from None
+        raise OctavoError(f"{path} is not readable: {error}", _USE_ANOTHER) from None
     if not isinstance(value, dict):
-        raise OctavoError(f"{path} does not hold a JSON object", _ANOTHER)
+        raise OctavoError(f"{path} does not hold a JSON object", _USE_ANOTHER)
     return value

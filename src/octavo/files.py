@@ -1,8 +1,8 @@
-"""Files that are whole or not there: atomic writes, and files fetched once and checked.
+"""Atomic files and folders, and downloads that are verified by sha256.
 
-Everything Octavo writes goes through here: to a temporary sibling, flushed and fsynced, then renamed
-over its name, then the parent folder fsynced. A crash leaves the old file or the new one, never half
-of one. A full disk is told as an `OctavoError` that names the folder.
+Octavo replaces files and folders only through this module. It writes to a temporary sibling, calls fsync, renames the
+sibling to its final name, and calls fsync on the parent folder. After a crash the old content is there or the new one,
+never a part. A full disk is reported as an `OctavoError` that names the path.
 """
 
 import contextlib
@@ -26,14 +26,14 @@ from octavo.errors import OctavoError
 
 @contextlib.contextmanager
 def translate_disk_errors(path: Path) -> Iterator[None]:
-    """Turn what a disk refuses (full, read-only, not permitted) into an `OctavoError` naming `path`."""
+    """Raise an `OctavoError` that names `path` if the disk is full, read-only or not writable."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OctavoError(
                 f"the disk is full while writing {path}",
-                "free some space; what was there before is untouched",
+                "free some space; the previous content is unchanged",
             ) from error
         if error.errno in (
             errno.EACCES,
@@ -45,22 +45,21 @@ def translate_disk_errors(path: Path) -> Iterator[None]:
             errno.EBUSY,
             errno.EXDEV,
         ):
-            raise OctavoError(f"may not write {path}: {error.strerror}", "choose another folder") from error
+            raise OctavoError(f"{path} can't be written: {error.strerror}", "choose another folder") from error
         raise
 
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Fill a folder that appears at `path` complete, or not at all.
+    """Yield a temporary folder to write into, which becomes `path` when the block ends without an error.
 
-    Yields a temporary sibling to write into. On success its files are fsynced and it is renamed to
-    `path`, replacing a folder that was there; on any error it is removed.
+    It replaces an existing folder. On an error the temporary folder is removed and `path` is unchanged.
     """
     with translate_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
         try:
-            partial.chmod(0o755)  # mkdtemp makes it private to the user; a checkpoint is like any other folder
+            partial.chmod(0o755)  # mkdtemp creates it readable only by the user
             yield partial
             commit_folder(partial, path)
         except BaseException:
@@ -69,7 +68,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def commit_folder(partial: Path, path: Path) -> None:
-    """Flush a folder's files and rename it to `path`; the folder that was there goes only once the new one stands."""
+    """Flush the files of `partial` to disk and rename it to `path`. An existing folder is removed last."""
     for file in partial.iterdir():
         _fsync(file)
     _fsync(partial)
@@ -94,7 +93,7 @@ def _rename(partial: Path, path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Write a file that appears at `path` complete, or not at all: a crash leaves the old one or the new one."""
+    """Yield a temporary file to write to, which becomes `path` when the block ends without an error."""
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     with translate_disk_errors(path):
         try:
@@ -110,41 +109,41 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write `content` to `path` so that a crash leaves the old file or the new one."""
+    """Write a whole file. After a crash the old content is there or the new one."""
     with atomic_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder so that no name ever stands for half of it: renamed away first."""
-    doomed = path.with_name(f".{path.name}.removed")
-    shutil.rmtree(doomed, ignore_errors=True)
-    os.replace(path, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    """Remove a folder. It is renamed first, so that a crash leaves no half-deleted folder at `path`."""
+    removed = path.with_name(f".{path.name}.removed")
+    shutil.rmtree(removed, ignore_errors=True)
+    os.replace(path, removed)
+    shutil.rmtree(removed, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Clear away what a process that was killed while it wrote into `folder` left behind.
+    """Remove the temporary files and folders of a process that was killed while it wrote into `folder`.
 
-    A folder that was renamed away and not yet replaced gets its name back.
+    A folder that was renamed but not yet replaced gets its name back.
     """
-    for left in folder.glob(".*.removed"):
-        path = left.with_name(left.name[1:].removesuffix(".removed"))
+    for removed in folder.glob(".*.removed"):
+        path = removed.with_name(removed.name[1:].removesuffix(".removed"))
         if path.exists():
-            shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(removed, ignore_errors=True)
         else:
-            os.replace(left, path)
-    for left in folder.glob(".*.partial"):
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
+            os.replace(removed, path)
+    for partial in folder.glob(".*.partial"):
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
         else:
-            left.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
 
 
 def _fsync(path: Path) -> None:
     if os.name == "nt" and path.is_dir():
-        return  # Windows can't open a folder; its rename is journalled
-    # Windows refuses to flush what is open for reading only.
+        return  # Windows can't open a folder; NTFS journals the rename
+    # Windows can't flush a file that is open only for reading.
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -153,40 +152,39 @@ def _fsync(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """The hexadecimal sha256 of a file, read in pieces."""
+    """The hexadecimal sha256 of a file. Reads it in blocks."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def cache_dir() -> Path:
-    """Where fetched and prepared files are kept: `OCTAVO_CACHE`, or the user's cache folder."""
-    named = os.environ.get("OCTAVO_CACHE")
-    return Path(named) if named else Path(platformdirs.user_cache_dir("octavo", appauthor=False))
+    """The folder for downloads and prepared datasets: `OCTAVO_CACHE`, or the user's cache folder."""
+    folder = os.environ.get("OCTAVO_CACHE")
+    return Path(folder) if folder else Path(platformdirs.user_cache_dir("octavo", appauthor=False))
 
 
 def fetch(name: str, url: str, digest: str) -> Path:
-    """The file `name` in the cache, fetched from `url` if it isn't there, and held against `digest`.
+    """The path of `name` in the cache, downloaded from `url` if it is missing, with its sha256 checked.
 
-    Raises `OctavoError` where there is no network, saying where to put the file by hand, or where the
-    bytes are not the ones expected.
+    Raises `OctavoError` if the sha256 differs, or if the download fails; the hint says where to put the file by hand.
     """
     path = cache_dir() / name
     if path.exists():
         if sha256(path) == digest:
             return path
-        raise OctavoError(f"{path} is not the file it should be: its sha256 differs from {digest}",
-                          "delete it, and it will be fetched again")  # fmt: skip
+        raise OctavoError(f"{path} was changed: its sha256 is not {digest}", "delete it; it is downloaded again")
     try:
         with urllib.request.urlopen(url, timeout=30) as response:
             content = response.read()
     except (OSError, http.client.HTTPException) as error:
         raise OctavoError(
-            f"{name} is not in the cache and could not be fetched from {url} ({error})",
+            f"{name} is not in the cache and could not be downloaded from {url} ({error})",
             f"put the file at {path}, or set OCTAVO_CACHE to a folder that has {name}",
         ) from error
     if hashlib.sha256(content).hexdigest() != digest:
-        raise OctavoError(f"what {url} sent is not {name}: its sha256 differs from {digest}",
-                          f"put the right file at {path}")  # fmt: skip
+        raise OctavoError(
+            f"the file at {url} is not the expected {name}: its sha256 is not {digest}", f"put the right file at {path}"
+        )
     with translate_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, content)

@@ -1,0 +1,410 @@
+"""Damaged and foreign checkpoints are rejected, and a crash leaves a complete checkpoint or none."""
+
+import contextlib
+import errno
+import itertools
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from checkpoints import (
+    INFO,
+    TEXT,
+    TRAINER,
+    TRAINER_FILES,
+    WEIGHT_FILES,
+    contents,
+    edit,
+    law,
+    load_error,
+    remove_octavo_files,
+    same_weights,
+    save,
+    small_model,
+)
+from octavo import checkpoint, tokenizers
+from octavo.errors import OctavoError
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with all its files; tests must not change it."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "step-000007"
+    save(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(pristine: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(pristine, tmp_path / "step-000007"))
+
+
+@pytest.fixture
+def foreign(folder: Path) -> Path:
+    """The same as a Hugging Face folder that Octavo did not write."""
+    return remove_octavo_files(folder)
+
+
+# What is rejected
+
+
+@pytest.mark.parametrize("name", sorted((WEIGHT_FILES | TRAINER_FILES) - {"manifest.json"}))
+def test_a_changed_truncated_or_missing_file_is_named(name: str, folder: Path) -> None:
+    content = (folder / name).read_bytes()
+
+    @law
+    @hypothesis.given(place=st.integers(0, len(content) - 1), bit=st.integers(0, 7))
+    @hypothesis.example(place=0, bit=0)
+    @hypothesis.example(place=len(content) - 1, bit=7)
+    def damage(place: int, bit: int) -> None:
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << bit
+        (folder / name).write_bytes(flipped)
+        assert f"{folder / name} was changed" in load_error(folder).message
+        (folder / name).write_bytes(content[:place])
+        assert f"{folder / name} has {place} bytes" in load_error(folder).message
+
+    damage()
+    (folder / name).unlink()
+    assert name in load_error(folder).message
+
+
+@pytest.mark.parametrize("bit", [0, 4, 7])
+def test_a_flipped_bit_in_the_manifest_is_rejected_or_harmless(bit: int, folder: Path) -> None:
+    content = (folder / "manifest.json").read_bytes()
+    harmless = 0
+    for place in range(len(content)):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << bit
+        (folder / "manifest.json").write_bytes(flipped)
+        with contextlib.suppress(OctavoError):
+            checkpoint.check_manifest(folder)
+            harmless += 1
+    assert harmless < len(content) / 5  # bits in white space
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "{}", '{"files": []}', '{"files": {"config.json": 1}}'])
+def test_an_invalid_manifest_is_named(content: str, folder: Path) -> None:
+    (folder / "manifest.json").write_text(content, encoding="utf-8")
+    assert str(folder / "manifest.json") in load_error(folder).message
+
+
+def test_a_checkpoint_without_a_manifest_is_rejected(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+    assert f"{folder} has no manifest.json" in load_error(folder).message
+
+
+def test_a_setting_that_this_version_does_not_know_is_an_error_that_names_it(folder: Path) -> None:
+    settings = json.loads((folder / "octavo.json").read_text(encoding="utf-8"))["settings"]
+    edit(folder / "octavo.json", settings=settings | {"rotary": True})
+    with pytest.raises(OctavoError) as caught:
+        checkpoint.load(folder)
+    assert "rotary" in caught.value.message
+    assert str(folder) in caught.value.message
+
+
+def test_a_newer_format_is_rejected(folder: Path) -> None:
+    edit(folder / "octavo.json", format=checkpoint.FORMAT + 1)
+    error = load_error(folder)
+    assert f"{folder} has format {checkpoint.FORMAT + 1}" in error.message
+    assert "newer" in str(error.hint)
+
+
+@pytest.mark.parametrize("content", [b"", b"not json", b"\xff\xfe{}", b"[]", b"null", b"7", b'{"model_type": "gpt2"'])
+def test_an_invalid_config_is_named(content: bytes, foreign: Path) -> None:
+    (foreign / "config.json").write_bytes(content)
+    assert str(foreign / "config.json") in load_error(foreign).message
+
+
+def test_a_folder_without_a_config_is_not_a_checkpoint(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "missing"):
+        assert f"{folder} is not a checkpoint" in load_error(folder).message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model_type", "llama"),
+        ("n_inner", 32),
+        ("layer_norm_epsilon", 1e-6),
+        ("scale_attn_weights", False),
+        ("scale_attn_by_inverse_layer_idx", True),
+        ("tie_word_embeddings", False),
+        ("add_cross_attention", True),
+        ("activation_function", "relu"),
+    ],
+)
+def test_an_architecture_that_is_not_gpt2_is_rejected_by_name(name: str, value: Any, foreign: Path) -> None:
+    edit(foreign / "config.json", **{name: value})
+    error = load_error(foreign).message
+    assert str(foreign) in error
+    assert f"{name}={value!r}" in error or f"a {value!r} model" in error
+
+
+def test_other_configs_of_the_same_function_load(foreign: Path) -> None:
+    edit(foreign / "config.json", n_inner=64, activation_function="gelu_pytorch_tanh", reorder_and_upcast_attn=True)
+    assert same_weights(checkpoint.load(foreign).model, small_model()[0])
+
+
+@pytest.mark.parametrize("value", [None, "12", -1, 0, 2.5, [4], True, 10**30])
+@pytest.mark.parametrize("name", ["n_embd", "n_head", "n_layer", "n_positions", "vocab_size"])
+def test_an_invalid_size_is_rejected(name: str, value: Any, foreign: Path) -> None:
+    edit(foreign / "config.json", **{name: value})
+    load_error(foreign)
+
+
+@pytest.mark.parametrize("value", [None, "much", [0.1], -0.1, 1.5])
+@pytest.mark.parametrize("name", ["resid_pdrop", "attn_pdrop"])
+def test_an_invalid_dropout_is_rejected(name: str, value: Any, foreign: Path) -> None:
+    edit(foreign / "config.json", **{name: value})
+    load_error(foreign)
+
+
+def remove(stored: dict[str, Tensor], name: str) -> None:
+    del stored[name]
+
+
+def transpose(stored: dict[str, Tensor], name: str) -> None:
+    stored[name] = stored[name].T.contiguous()
+
+
+def crop(stored: dict[str, Tensor], name: str) -> None:
+    stored[name] = stored[name][:-1].contiguous()
+
+
+def add(stored: dict[str, Tensor], name: str) -> None:
+    stored[name] = torch.zeros(2, 16)
+
+
+@pytest.mark.parametrize(
+    ("damage", "name"),
+    [
+        (remove, "transformer.wte.weight"),
+        (remove, "transformer.h.1.attn.c_attn.bias"),
+        (remove, "transformer.ln_f.weight"),
+        (transpose, "transformer.h.0.mlp.c_fc.weight"),
+        (transpose, "transformer.h.1.attn.c_attn.weight"),
+        (crop, "transformer.wte.weight"),
+        (crop, "transformer.wpe.weight"),
+        (add, "transformer.h.2.ln_1.weight"),
+        (add, "score.weight"),
+    ],
+)
+def test_weights_that_do_not_match_the_config_are_named(
+    damage: Callable[[dict[str, Tensor], str], None], name: str, foreign: Path
+) -> None:
+    stored = safetensors.torch.load_file(foreign / "model.safetensors")
+    damage(stored, name)
+    safetensors.torch.save_file(stored, foreign / "model.safetensors")
+    error = load_error(foreign).message
+    assert f"{foreign / 'model.safetensors'} does not match its config.json" in error
+    assert name in error
+
+
+def test_truncated_weights_are_rejected_even_without_a_manifest(foreign: Path) -> None:
+    path = foreign / "model.safetensors"
+    content = path.read_bytes()
+
+    @law
+    @hypothesis.given(length=st.integers(0, len(content) - 1))
+    @hypothesis.example(length=0)
+    @hypothesis.example(length=len(content) - 1)
+    def cut(length: int) -> None:
+        path.write_bytes(content[:length])
+        assert f"{path} is damaged" in load_error(foreign).message
+
+    cut()
+
+
+class Bomb:
+    """Creates a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return os.mkdir, (self.folder,)
+
+
+def test_a_pickle_is_never_read(foreign: Path, tmp_path: Path) -> None:
+    for name in ("pytorch_model.bin", "training_args.bin", "model.pt"):
+        (foreign / name).write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
+    checkpoint.load(foreign)
+    (foreign / "model.safetensors").unlink()
+    error = load_error(foreign)
+    assert f"{foreign} has no model.safetensors" in error.message
+    assert "Octavo reads no pickle" in str(error.hint)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_weights_in_several_files_are_rejected(foreign: Path) -> None:
+    (foreign / "model.safetensors").rename(foreign / "model-00001-of-00002.safetensors")
+    error = load_error(foreign)
+    assert f"{foreign} has no model.safetensors" in error.message
+    assert "in one file" in str(error.hint)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_rejected(folder: Path, foreign: Path, tmp_path: Path) -> None:
+    model, _, settings = small_model("char")
+    larger = tokenizers.build("bpe:300", TEXT)
+    checkpoint.save(tmp_path / "ours", model, larger, settings, INFO)
+    larger.save(foreign)
+    for each in (tmp_path / "ours", foreign):
+        error = load_error(each).message
+        assert f"the tokenizer in {each} has {larger.vocab_size} tokens" in error
+        assert str(settings.vocab_size) in error
+
+
+@pytest.mark.parametrize("content", [None, b"", b"garbage", b'{"model": {"type": "WordPiece"}}'])
+def test_a_missing_or_invalid_tokenizer_is_rejected(content: bytes | None, foreign: Path) -> None:
+    (foreign / "tokenizer.json").unlink()
+    if content is not None:
+        (foreign / "tokenizer.json").write_bytes(content)
+    with pytest.raises(OctavoError, match=f"tokenizer in {foreign}"):
+        checkpoint.load(foreign)
+
+
+@pytest.mark.parametrize("length", [0, 7, 40, -1])
+def test_a_truncated_trainer_state_is_rejected(length: int, folder: Path) -> None:
+    content = (folder / "trainer.safetensors").read_bytes()
+    (folder / "trainer.safetensors").write_bytes(content[:length])
+    with pytest.raises(OctavoError, match=str(folder / "trainer.safetensors")):
+        checkpoint.load_trainer(folder)
+
+
+# Weights only
+
+
+def test_stripping_removes_the_trainer_state_and_keeps_the_weights(folder: Path) -> None:
+    checkpoint.strip_trainer(folder)
+    assert set(contents(folder)) == WEIGHT_FILES
+    assert same_weights(checkpoint.load(folder).model, small_model()[0])
+    with pytest.raises(OctavoError, match=f"{folder} holds only weights") as caught:
+        checkpoint.load_trainer(folder)
+    assert f"--init {folder}" in str(caught.value.hint)
+    before = contents(folder)
+    checkpoint.strip_trainer(folder)  # idempotent
+    assert contents(folder).keys() == before.keys()
+    checkpoint.load(folder)
+
+
+# Crashes
+
+
+def crash_everywhere(error: BaseException, act: Callable[[], None]) -> Iterator[None]:
+    """Call `act` repeatedly: `error` is raised by its first disk access, then its second, ..., until none is left.
+
+    Yields after each failure.
+    """
+    points: list[tuple[Any, str]] = [
+        (os, "replace"),
+        (os, "fsync"),
+        (Path, "write_text"),
+        (Path, "write_bytes"),
+        (Path, "unlink"),
+        (safetensors.torch, "save_file"),
+    ]
+    for last in itertools.count():
+        calls = itertools.count()
+
+        def failing(original: Callable[..., Any], last: int = last, calls: Iterator[int] = calls) -> Callable[..., Any]:
+            def call(*args: Any, **options: Any) -> Any:
+                if next(calls) != last:
+                    return original(*args, **options)
+                if original.__name__.startswith("write_"):  # a part was written
+                    original(args[0], args[1][: len(args[1]) // 2], **options)
+                raise error
+
+            return call
+
+        with pytest.MonkeyPatch.context() as patch:
+            for owner, name in points:
+                patch.setattr(owner, name, failing(getattr(owner, name)))
+            try:
+                act()
+                return
+            except (OctavoError, type(error)) as raised:
+                caught = raised
+        if isinstance(error, OSError):
+            assert isinstance(caught, OctavoError)
+            assert "disk is full" in caught.message
+        else:
+            assert caught is error
+        yield
+
+
+ERRORS = [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), RuntimeError("crash"), KeyboardInterrupt()]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_a_crash_while_saving_leaves_nothing_or_a_complete_checkpoint(error: BaseException, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints" / "step-000007"
+    count = 0
+    for _ in crash_everywhere(error, lambda: save(folder)):
+        count += 1
+        if folder.exists():  # the crash came after the rename
+            assert same_weights(checkpoint.load(folder).model, small_model()[0])
+            shutil.rmtree(folder)
+        assert list(folder.parent.iterdir()) == []
+    assert count > 15
+    checkpoint.load(folder)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_a_crash_while_replacing_a_checkpoint_leaves_the_old_or_the_new_one(
+    error: BaseException, tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoints" / "step-000007"
+    save(folder, seed=0)
+    old, new = small_model(seed=0)[0], small_model(seed=1)[0]
+    survivors = []
+    for _ in crash_everywhere(error, lambda: save(folder, seed=1)):
+        assert list(folder.parent.iterdir()) == [folder]
+        loaded = checkpoint.load(folder).model
+        survivors.append("old" if same_weights(loaded, old) else "new")
+        assert survivors[-1] == "old" or same_weights(loaded, new)
+        shutil.rmtree(folder)
+        save(folder, seed=0)
+    assert survivors.count("old") > 15
+    assert survivors == sorted(survivors, reverse=True)  # "old" for early crashes, "new" for late ones
+    assert same_weights(checkpoint.load(folder).model, new)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_a_crash_while_stripping_leaves_the_weights(error: BaseException, pristine: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "step-000007"
+    shutil.copytree(pristine, folder)
+    count = 0
+    for _ in crash_everywhere(error, lambda: checkpoint.strip_trainer(folder)):
+        count += 1
+        assert same_weights(checkpoint.load(folder).model, small_model()[0])
+        assert set(contents(folder)) <= WEIGHT_FILES | TRAINER_FILES
+        with contextlib.suppress(OctavoError):  # only weights are left
+            assert checkpoint.load_trainer(folder).values == TRAINER.values
+        shutil.rmtree(folder)
+        shutil.copytree(pristine, folder)
+    assert count > 3
+
+
+def test_a_disk_that_is_really_full_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource", reason="Windows has no limit on file size")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OctavoError, match="disk is full"):
+            save(tmp_path / "step")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
