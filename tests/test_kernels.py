@@ -1,4 +1,4 @@
-"""The faster ways on a CPU compute what PyTorch's own do."""
+"""The faster CPU kernels compute what PyTorch's own compute."""
 
 import threading
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from octavo.settings import resolve
 CPU = torch.device("cpu")
 
 
-def seeded(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def random_tensor(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype).requires_grad_()
 
 
@@ -24,32 +24,34 @@ def with_gradients(function: Callable[..., torch.Tensor], *inputs: torch.Tensor)
 
 
 @pytest.mark.parametrize("T", [1, 2, 7, 64, 200])
-@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.float64, 1e-12), (torch.bfloat16, 0.1)])
-def test_attention_and_its_gradients_are_the_fused_kernels(T: int, dtype: torch.dtype, close: float) -> None:
-    q, k, v = (seeded(3, 2, T, 8 + i, dtype=dtype)[..., :8] for i in range(3))
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12), (torch.bfloat16, 0.1)])
+def test_matmul_attention_and_its_gradients_equal_fused_attention(T: int, dtype: torch.dtype, tolerance: float) -> None:
+    q, k, v = (random_tensor(3, 2, T, 8 + i, dtype=dtype)[..., :8] for i in range(3))
     ours = with_gradients(lambda *qkv: kernels.matmul_attention(*qkv, is_causal=True), q, k, v)
     fused = with_gradients(lambda *qkv: F.scaled_dot_product_attention(*qkv, is_causal=True), q, k, v)
-    for mine, theirs in zip(ours, fused, strict=True):
-        torch.testing.assert_close(mine, theirs, atol=close, rtol=close)
+    for actual, expected in zip(ours, fused, strict=True):
+        torch.testing.assert_close(actual, expected, atol=tolerance, rtol=tolerance)
 
 
-def test_no_position_sees_a_later_one() -> None:
-    v = seeded(1, 1, 6, 4)
-    y = kernels.matmul_attention(seeded(1, 1, 6, 4), seeded(1, 1, 6, 4), v, is_causal=True)
+def test_matmul_attention_is_causal() -> None:
+    v = random_tensor(1, 1, 6, 4)
+    y = kernels.matmul_attention(random_tensor(1, 1, 6, 4), random_tensor(1, 1, 6, 4), v, is_causal=True)
     for position in range(6):
-        (seen,) = torch.autograd.grad(y[0, 0, position].sum(), v, retain_graph=True)
-        assert (seen[0, 0, position + 1 :] == 0).all()
-        assert (seen[0, 0, : position + 1] != 0).all()
+        (gradient,) = torch.autograd.grad(y[0, 0, position].sum(), v, retain_graph=True)
+        assert (gradient[0, 0, position + 1 :] == 0).all()
+        assert (gradient[0, 0, : position + 1] != 0).all()
 
 
-def test_what_the_faster_attention_does_not_know_goes_to_pytorchs() -> None:
-    q = seeded(1, 2, 5, 4)
+def test_calls_that_matmul_attention_does_not_cover_run_pytorchs_kernel() -> None:
+    q = random_tensor(1, 2, 5, 4)
     mask = torch.ones(5, 5, dtype=torch.bool).tril()
     torch.testing.assert_close(kernels.matmul_attention(q, q, q, mask), F.scaled_dot_product_attention(q, q, q, mask))
     torch.testing.assert_close(kernels.matmul_attention(q, q, q), F.scaled_dot_product_attention(q, q, q))
-    long = seeded(1, 1, 600, 4)
-    assert torch.equal(kernels.matmul_attention(long, long, long, is_causal=True),
-                       F.scaled_dot_product_attention(long, long, long, is_causal=True))  # fmt: skip
+    long = random_tensor(1, 1, 600, 4)
+    assert torch.equal(
+        kernels.matmul_attention(long, long, long, is_causal=True),
+        F.scaled_dot_product_attention(long, long, long, is_causal=True),
+    )
     torch.manual_seed(0)
     ours = kernels.matmul_attention(q, q, q, dropout_p=0.5, is_causal=True)
     torch.manual_seed(0)
@@ -57,7 +59,7 @@ def test_what_the_faster_attention_does_not_know_goes_to_pytorchs() -> None:
 
 
 @pytest.mark.parametrize("p", [0.1, 0.25, 0.9])
-def test_dropout_drops_its_share_and_keeps_the_mean(p: float) -> None:
+def test_dropout_drops_the_fraction_p_and_keeps_the_mean(p: float) -> None:
     torch.manual_seed(0)
     x = torch.ones(999, 1001)
     y = kernels.fast_dropout(x, p)
@@ -65,14 +67,14 @@ def test_dropout_drops_its_share_and_keeps_the_mean(p: float) -> None:
     assert abs(dropped - p) < 0.002  # 4 standard deviations
     assert abs(y.mean().item() - 1) < 0.01
     assert y.max().item() == pytest.approx(1 / (1 - p), rel=1e-3)
-    # No two neighbours go together more often than chance: the bits of one draw are not one another's copies.
-    for apart in (1, 2, 3, 4, 1001):
-        together = ((y.flatten()[apart:] == 0) & (y.flatten()[:-apart] == 0)).float().mean().item()
-        assert abs(together - p * p) < 0.003
+    # Elements are independent: the four 16-bit numbers of one draw are not copies of each other.
+    for distance in (1, 2, 3, 4, 1001):
+        both = ((y.flatten()[distance:] == 0) & (y.flatten()[:-distance] == 0)).float().mean().item()
+        assert abs(both - p * p) < 0.003
 
 
-def test_dropout_follows_the_global_generator_and_is_off_in_evaluation() -> None:
-    x = seeded(5, 7)
+def test_dropout_uses_the_global_generator_and_is_off_in_evaluation() -> None:
+    x = random_tensor(5, 7)
     torch.manual_seed(3)
     first = kernels.fast_dropout(x, 0.5)
     torch.manual_seed(3)
@@ -81,27 +83,27 @@ def test_dropout_follows_the_global_generator_and_is_off_in_evaluation() -> None
     assert kernels.fast_dropout(x, 0.5, training=False) is x
 
 
-def test_products_stay_float32_inside_and_the_switch_goes_back() -> None:
+def test_matmuls_stay_float32_and_the_global_switch_is_restored() -> None:
     before = torch.backends.mkldnn.matmul.fp32_precision
-    x, w = seeded(96, 80), seeded(80, 72)
+    x, w = random_tensor(96, 80), random_tensor(80, 72)
     exact = x.double() @ w.double()
     with kernels.fast_path(CPU):
         error = (x @ w - exact).abs().max().item()
-    assert error < 1e-4  # bf16 would be wrong by 0.1
+    assert error < 1e-4  # bf16 would be off by 0.1
     assert torch.backends.mkldnn.matmul.fp32_precision == before
 
 
-def test_the_switch_goes_back_with_the_last_of_several_threads() -> None:
-    """It is the process's: a server looks into one model while another writes."""
+def test_the_last_of_several_threads_restores_the_global_switch() -> None:
+    """The switch is the process's: a server computes a lens view with one model while it generates with another."""
     before = torch.backends.mkldnn.matmul.fp32_precision
     entered, leave = threading.Event(), threading.Event()
 
-    def stay() -> None:
+    def wait_inside() -> None:
         with kernels.fast_path(CPU):
             entered.set()
             leave.wait(30)
 
-    thread = threading.Thread(target=stay)
+    thread = threading.Thread(target=wait_inside)
     with kernels.fast_path(CPU):
         inside = torch.backends.mkldnn.matmul.fp32_precision
         thread.start()
@@ -112,7 +114,7 @@ def test_the_switch_goes_back_with_the_last_of_several_threads() -> None:
     assert torch.backends.mkldnn.matmul.fp32_precision == before
 
 
-def test_a_model_computes_the_same_inside_and_outside() -> None:
+def test_a_models_gradients_are_the_same_with_and_without_the_fast_path() -> None:
     model = GPT(resolve(n_layer=2, n_head=2, n_embd=32, block_size=24, vocab_size=30, activation="gelu"))
     ids = torch.randint(0, 30, (4, 24), generator=torch.Generator().manual_seed(0))
 
@@ -124,22 +126,23 @@ def test_a_model_computes_the_same_inside_and_outside() -> None:
     plain = gradients()
     with kernels.fast_path(CPU):
         fast = gradients()
-    for a, b in zip(fast, plain, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    for actual, expected in zip(fast, plain, strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_the_model_really_takes_the_faster_ways(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = []
-    for name in ("matmul_attention", "fast_dropout"):
-        own = getattr(kernels, name)
-        key = next(k for k, f in kernels.REPLACEMENTS.items() if f is own)
+def test_the_model_runs_the_replacements(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
 
-        def noted(*args: object, own: Callable[..., torch.Tensor] = own, name: str = name, **more: object) -> object:
-            taken.append(name)
-            return own(*args, **more)
+    def recorded(replacement: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def call(*arguments: object, **options: object) -> torch.Tensor:
+            calls.append(replacement.__name__)
+            return replacement(*arguments, **options)
 
-        monkeypatch.setitem(kernels.REPLACEMENTS, key, noted)
+        return call
+
+    for function, replacement in list(kernels.REPLACEMENTS.items()):
+        monkeypatch.setitem(kernels.REPLACEMENTS, function, recorded(replacement))
     model = GPT(resolve(n_layer=1, n_head=1, n_embd=8, block_size=4, vocab_size=9, dropout=0.1))
     with kernels.fast_path(CPU):
         model(torch.tensor([[1, 2, 3]]))
-    assert taken == ["fast_dropout", "matmul_attention", "fast_dropout", "fast_dropout"]
+    assert calls == ["fast_dropout", "matmul_attention", "fast_dropout", "fast_dropout"]

@@ -206,8 +206,7 @@ def warnings(
     if (epochs := settings.max_steps * tokens_per_step / train_tokens) > MAX_EPOCHS:
         fewer = max(1, int(MAX_EPOCHS * train_tokens / tokens_per_step))
         messages.append(
-            f"{epochs:,.0f} epochs: after about {MAX_EPOCHS} a model overfits, it memorizes the text "
-            f"(--max-steps {fewer}, or more text)"
+            f"{epochs:,.0f} epochs: after about {MAX_EPOCHS} a model overfits (--max-steps {fewer}, or more text)"
         )
     if new_model and train_tokens < MIN_TOKENS_PER_ENTRY * V:
         messages.append(
