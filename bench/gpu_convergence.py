@@ -1,11 +1,11 @@
-"""How many tokens a GPU run needs: the equal model, nanoGPT's recipe for some minutes, then Octavo's on fewer tokens.
+"""Compare how many tokens Octavo and nanoGPT need for the same loss on a GPU, with the same model.
 
     python bench/gpu_convergence.py --nanogpt PATH --text SOURCE [--minutes 3] [--fewer 1.4 2] [--json]
 
-The text (a file, folder or glob; large enough that three minutes are few epochs) is prepared once as BPE. nanoGPT
-trains for the steps that fit into the minutes, its schedule ending with them; Octavo then trains the same model on
-1/1.4, 1/2, ... of the tokens, each run with a schedule of its own. Both are scored by one exact evaluation of the
-validation split. Under 9 minutes in all.
+The text (a file, folder or glob, large enough that three minutes are only a few epochs) is prepared once with BPE.
+nanoGPT trains for as many steps as fit into the minutes, with a learning-rate schedule of that length. Octavo then
+trains the same model on 1/1.4, 1/2, ... of those tokens, each run with its own schedule. The same exact
+evaluation of the validation split scores both. Takes less than 9 minutes in all.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import machine
 import octavo
 from nanogpt import NanoGPT, step_milliseconds
 from octavo.data.prepare import prepare
@@ -33,8 +34,8 @@ def main() -> int:
     parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of nanoGPT")
     parser.add_argument("--text", required=True, help="a file, a folder, a glob or a named corpus")
     parser.add_argument("--tokenizer", default="bpe:8192")
-    parser.add_argument("--minutes", type=float, default=3.0, help="of nanoGPT's training, compiling left out")
-    parser.add_argument("--fewer", type=float, nargs="+", default=[1.4, 2.0])
+    parser.add_argument("--minutes", type=float, default=3.0, help="of nanoGPT's training, without compilation")
+    parser.add_argument("--fewer", type=float, nargs="+", default=[1.4, 2.0], help="divide nanoGPT's tokens by these")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--json", action="store_true")
     for name, value in SHAPE.items():
@@ -47,40 +48,59 @@ def main() -> int:
         data = prepare(resolve(source=options.text, tokenizer=options.tokenizer), folder / "tokens")
         val = data.tokens("val")
         nanogpt = NanoGPT(options.nanogpt, folder)
-        nanogpt.put("bench", data.tokens("train"), val, data.tokenizer.vocab_size)
+        nanogpt.write_tokens("bench", data.tokens("train"), val, data.tokenizer.vocab_size)
         recipe: dict[str, Any] = shape | {
-            "dataset": "bench", "wandb_log": False, "bias": False, "device": runtime.device.type,
+            "dataset": "bench",
+            "wandb_log": False,
+            "bias": False,
+            "device": runtime.device.type,
             "compile": runtime.compile,
-            "batch_size": options.batch_size, "gradient_accumulation_steps": 1, "dropout": 0.0, "eval_iters": 20,
-            "log_interval": 1, "out_dir": "out-bench",
-        }  # fmt: skip
+            "batch_size": options.batch_size,
+            "gradient_accumulation_steps": 1,
+            "dropout": 0.0,
+            "eval_iters": 20,
+            "log_interval": 1,
+            "out_dir": "out-bench",
+        }
         probe = nanogpt.train(CONFIG, **recipe, max_iters=30, eval_interval=10**9)
         steps = int(60_000 * options.minutes / statistics.median(step_milliseconds(probe)[10:]))
-        nanogpt.train(CONFIG, **recipe, max_iters=steps, lr_decay_iters=steps, warmup_iters=min(100, steps // 10),
-                      eval_interval=max(1, steps // 10))  # fmt: skip
-        target = split_loss(nanogpt.model("out-bench").to(runtime.device), val, options.block_size)
+        schedule = {"max_iters": steps, "lr_decay_iters": steps, "warmup_iters": min(100, steps // 10)}
+        nanogpt.train(CONFIG, **recipe, **schedule, eval_interval=max(1, steps // 10))
+        target = split_loss(nanogpt.load_model("out-bench").to(runtime.device), val, options.block_size)
         tokens = steps * options.batch_size * options.block_size
         rows = []
         for fewer in options.fewer:
             run = folder / f"run-{fewer}"
-            flags = {**shape, "batch_size": options.batch_size, "max_steps": int(steps / fewer), "eval_every": steps,
-                     "bias": False, "activation": "gelu", "dropout": 0, "curriculum_splits": 1, "tokenizer": "auto",
-                     "sample_every": 0, "keep_checkpoints": 0, "out": run}  # fmt: skip
-            words = [sys.executable, "-m", "octavo", "train", str(folder / "tokens"), "--preset=baby"]
-            words += [f"--{name}={value}" for name, value in flags.items()]
-            subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+            settings = shape | {
+                "batch_size": options.batch_size,
+                "max_steps": int(steps / fewer),
+                "eval_every": steps,
+                "bias": False,
+                "activation": "gelu",
+                "dropout": 0,
+                "curriculum_splits": 1,
+                "tokenizer": "auto",
+                "sample_every": 0,
+                "keep_checkpoints": 0,
+                "out": run,
+            }
+            command = [sys.executable, "-m", "octavo", "train", str(folder / "tokens"), "--preset=baby"]
+            command += [f"--{name}={value}" for name, value in settings.items()]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             last = octavo.Run(run).last
             assert last is not None
             loss = split_loss(octavo.load(last).model.to(runtime.device), val, options.block_size)
             rows.append({"fewer": fewer, "tokens": int(tokens / fewer), "loss": loss, "reached": loss <= target})
     if options.json:
-        print(json.dumps({"device": runtime.name, "nanogpt": {"tokens": tokens, "loss": target}, "octavo": rows}))
+        report = {"machine": machine.describe(), "device": runtime.name}
+        print(json.dumps(report | {"nanogpt": {"tokens": tokens, "loss": target}, "octavo": rows}))
         return 0
-    print(f"{runtime.name}, {runtime.precision}; {len(val):,} tokens of validation")
+    print(machine.summary())
+    print(f"{runtime.name}, {runtime.precision}; {len(val):,} validation tokens")
     print(f"nanoGPT            {tokens:14,} tokens   loss {target:.4f}")
     for row in rows:
-        print(f"Octavo, 1/{row['fewer']:<8} {row['tokens']:14,} tokens   loss {row['loss']:.4f}   "
-              f"{'reached' if row['reached'] else 'not reached'}")  # fmt: skip
+        reached = "reached" if row["reached"] else "not reached"
+        print(f"Octavo, 1/{row['fewer']:<8} {row['tokens']:14,} tokens   loss {row['loss']:.4f}   {reached}")
     return 0
 
 

@@ -1,8 +1,9 @@
-"""What each of the faster ways of `octavo.kernels` gives a training step here: as it is, and without one of them.
+"""Time a training step with all of `octavo.kernels`, and with one of its replacements switched off at a time.
 
     python bench/kernels.py [--presets quick tiny] [--steps 60] [--rounds 3] [--json]
 
-Each variant is timed in a process of its own, in turn; milliseconds of an update, medians of the rounds' medians.
+Each variant runs in its own process, and the variants alternate. Milliseconds per step; the median over the
+rounds of each round's median.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+import machine
 from octavo import kernels
 from octavo.device import resolve_runtime
 from octavo.model import GPT
@@ -23,11 +25,11 @@ from octavo.settings import resolve
 from octavo.training.step import Trainer
 
 VARIANTS = {
-    "as it is": "",
+    "default": "",
     "PyTorch's fused attention": "attention",
-    "memory given back to the system": "memory",
+    "freed memory returned to the system": "memory",
     "float32": "fp32",
-    "float32, products by MKL": "fp32 mkl",
+    "float32, matmuls in MKL": "fp32 mkl",
 }
 
 
@@ -37,37 +39,38 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--one", help=argparse.SUPPRESS)  # time this variant of the one preset, here
+    parser.add_argument("--variant", help=argparse.SUPPRESS)  # for the child process: time this variant of one preset
     options = parser.parse_args()
-    if options.one is not None:
-        print(update_milliseconds(options.presets[0], options.one.split(), options.steps))
+    if options.variant is not None:
+        print(step_milliseconds(options.presets[0], options.variant.split(), options.steps))
         return 0
     times: dict[str, dict[str, list[float]]] = {name: {p: [] for p in options.presets} for name in VARIANTS}
     for _ in range(options.rounds):
-        for name, without in VARIANTS.items():
+        for name, variant in VARIANTS.items():
             for preset in options.presets:
-                words = [sys.executable, __file__, "--presets", preset, "--steps", str(options.steps), "--one", without]
-                ran = subprocess.run(words, check=True, capture_output=True, text=True)
-                times[name][preset].append(float(ran.stdout))
+                command = [sys.executable, __file__, "--presets", preset, "--steps", str(options.steps)]
+                process = subprocess.run([*command, "--variant", variant], check=True, capture_output=True, text=True)
+                times[name][preset].append(float(process.stdout))
     medians = {name: {p: statistics.median(each) for p, each in row.items()} for name, row in times.items()}
     if options.json:
-        print(json.dumps(medians))
+        print(json.dumps({"machine": machine.describe(), "milliseconds": medians}))
         return 0
-    print(f"{'ms a step':34}" + "".join(f"{preset:>10}" for preset in options.presets))
+    print(machine.summary())
+    print(f"{'ms per step':36}" + "".join(f"{preset:>10}" for preset in options.presets))
     for name, row in medians.items():
-        print(f"{name:34}" + "".join(f"{row[preset]:10.1f}" for preset in options.presets))
+        print(f"{name:36}" + "".join(f"{row[preset]:10.1f}" for preset in options.presets))
     return 0
 
 
-def update_milliseconds(preset: str, without: list[str], steps: int) -> float:
-    """The median of updates on random tokens, without some of the faster ways."""
-    if "attention" in without:
+def step_milliseconds(preset: str, variant: list[str], steps: int) -> float:
+    """The median time of a step on random tokens. The variant lists what is switched off."""
+    if "attention" in variant:
         del kernels.REPLACEMENTS[F.scaled_dot_product_attention]
-    if "memory" in without:
+    if "memory" in variant:
         kernels.keep_freed_memory = lambda: None
-    if "mkl" in without:
+    if "mkl" in variant:
         kernels.is_onednn_exact = lambda: False
-    settings = resolve(preset, vocab_size=65, **({"precision": "fp32"} if "fp32" in without else {}))
+    settings = resolve(preset, vocab_size=65, **({"precision": "fp32"} if "fp32" in variant else {}))
     trainer = Trainer(GPT(settings, torch.Generator().manual_seed(0)), settings, resolve_runtime(settings))
     batch = np.random.default_rng(0).integers(0, 65, (settings.batch_size, settings.block_size + 1))
     times = []

@@ -1,11 +1,12 @@
-"""One program with one model, answering on stdin and stdout; `against_peers.py` runs several of them side by side.
+"""Run one program with one model, controlled through stdin and stdout. `against_peers.py` runs several side by side.
 
     python -P bench/peers.py PROGRAM FOLDER PRECISION THREADS [NANOGPT]
 
-FOLDER is a checkpoint that Octavo wrote; a program with a format of its own has it converted within that folder. A
-line of stdin is a JSON object: what to `do`, and with what. A line of stdout is what came of it and the seconds it
-took; the first says that the model is loaded. Only `octavo` needs Octavo: the rest runs in whatever Python has the
-peers. Each is run as its makers would for speed on a CPU; none may remember a prompt, or end a text before its time.
+FOLDER is a checkpoint of Octavo; a program with its own format gets it converted inside that folder. Each line of
+stdin is a JSON object: the action to `do`, and its arguments. Each line of stdout is the result and the seconds it
+took; the first line says that the model is loaded. Only `octavo` needs Octavo; the others run in any Python that has
+the peers installed. Each program is configured for speed on a CPU as its authors recommend. Prefix caching and early
+ends of a text are off.
 """
 
 import json
@@ -17,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 Actions = dict[str, Callable[..., Any]]
-TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")  # kept as (in, out)
+TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")  # stored as (in, out)
 
 
 def main() -> None:
     program, folder, precision, threads, *checkout = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever the program prints is no answer
+    os.dup2(2, 1)  # what the program itself prints goes to stderr
     actions = PROGRAMS[program](Path(folder), precision, int(threads), *checkout)
     print(json.dumps({"notes": actions.pop("notes", list)()}), file=answers, flush=True)
     for line in sys.stdin:
@@ -36,7 +37,7 @@ def main() -> None:
 
 
 def octavo(folder: Path, precision: str, threads: int) -> Actions:
-    """Its engine. The read limit is measured here too, on the same threads."""
+    """Octavo's engine. It also measures memory bandwidth, with the same threads."""
     import torch
 
     from octavo import checkpoint
@@ -45,16 +46,23 @@ def octavo(folder: Path, precision: str, threads: int) -> Actions:
 
     model = checkpoint.load(folder).model
     quantize = {"fp32": "none", "int8": "int8"}[precision]
-    engine = Engine(model, slots=8, known=model.settings.vocab_size, quantize=quantize)
-    much = torch.ones(2**28)
+    engine = Engine(model, slots=8, quantize=quantize)
+    array = torch.ones(2**28)
 
     def streams(requests: list[dict[str, Any]], at_once: bool) -> list[list[int]]:
         jobs = []
         for seed, request in enumerate(requests):
-            jobs.append(engine.submit(Request(
-                prompt=request["prompt"], max_new_tokens=request["new"], sampling=Sampling(**request["sampling"]),
-                generator=torch.Generator().manual_seed(seed), overflow="stop",
-            )))  # fmt: skip
+            jobs.append(
+                engine.submit(
+                    Request(
+                        prompt=request["prompt"],
+                        max_new_tokens=request["new"],
+                        sampling=Sampling(**request["sampling"]),
+                        generator=torch.Generator().manual_seed(seed),
+                        overflow="stop",
+                    )
+                )
+            )
             while not at_once and engine.step():
                 pass
         while engine.step():
@@ -65,15 +73,15 @@ def octavo(folder: Path, precision: str, threads: int) -> Actions:
         sampling = {"temperature": 0.8, "top_k": 200} if sampled else {"temperature": 0}
         return streams([{"prompt": prompt, "new": new, "sampling": sampling}], at_once=True)[0]
 
-    def read() -> int:
-        much.sum()
-        return much.nbytes
+    def read_memory() -> int:
+        array.sum()
+        return array.nbytes
 
-    return {"generate": generate, "streams": streams, "read": read, "notes": lambda: engine.notes}
+    return {"generate": generate, "streams": streams, "read_memory": read_memory, "notes": lambda: engine.notes}
 
 
 def nanogpt(folder: Path, precision: str, threads: int, checkout: str) -> Actions:
-    """The checkout's own `generate`, with sample.py's temperature and top-k; greedy is a top-k of 1."""
+    """The checkout's own `generate`, with the temperature and top-k of sample.py; greedy is top-k 1."""
     import torch
     from safetensors.torch import load_file
 
@@ -95,12 +103,12 @@ def nanogpt(folder: Path, precision: str, threads: int, checkout: str) -> Action
 
 
 def transformers(folder: Path, precision: str, threads: int) -> Actions:
-    """`generate` as it comes: eager, a growing cache, PyTorch's fused attention."""
+    """`generate` with its defaults: eager mode, a growing KV cache, PyTorch's fused attention."""
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model.generation_config = GenerationConfig(do_sample=False, pad_token_id=0)  # no end of text to look out for
+    model.generation_config = GenerationConfig(do_sample=False, pad_token_id=0)  # no end-of-text token
 
     def generate(prompt: list[int], new: int) -> list[int]:
         ids = torch.tensor([prompt])
@@ -111,14 +119,15 @@ def transformers(folder: Path, precision: str, threads: int) -> Actions:
 
 
 def ctranslate2(folder: Path, precision: str, threads: int) -> Actions:
-    """`generate_batch`, told not to repeat the prompt: then it reads the prompt at once, not token by token."""
+    """`generate_batch` without the prompt in its result: only then it prefills the prompt in one pass."""
     import ctranslate2
     from ctranslate2.converters import TransformersConverter
 
     kind = {"fp32": "float32", "int8": "int8"}[precision]
     converted = Path(TransformersConverter(str(folder)).convert(str(folder / kind), quantization=kind))
     config = json.loads((converted / "config.json").read_text())
-    names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "none")  # it writes null, which it can't read
+    # The converter writes null for these, which the loader rejects.
+    names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "none")
     (converted / "config.json").write_text(json.dumps(config | names | {"layer_norm_epsilon": 1e-5}))
     tokens = json.loads((converted / "vocabulary.json").read_text(encoding="utf-8"))
     generator = ctranslate2.Generator(str(converted), compute_type=kind, intra_threads=threads)
@@ -132,7 +141,7 @@ def ctranslate2(folder: Path, precision: str, threads: int) -> Actions:
 
 
 def llama_cpp(folder: Path, precision: str, threads: int) -> Actions:
-    """Its server, called without HTTP. Flash attention, memory mapping, repacking, an f16 cache: its defaults."""
+    """Its server, called without HTTP. The defaults: flash attention, memory mapping, repacking, an f16 KV cache."""
     import gguf
     import numpy as np
     import xllamacpp
@@ -142,13 +151,19 @@ def llama_cpp(folder: Path, precision: str, threads: int) -> Actions:
     config = json.loads((folder / "config.json").read_text())
     file = gguf.GGUFWriter(folder / f"{kind}.gguf", "gpt2")
     fields = {
-        "context_length": config["n_positions"], "embedding_length": config["n_embd"],
-        "feed_forward_length": 4 * config["n_embd"], "block_count": config["n_layer"],
-        "head_count": config["n_head"], "layer_norm_eps": 1e-5,
+        "context_length": config["n_positions"],
+        "embedding_length": config["n_embd"],
+        "feed_forward_length": 4 * config["n_embd"],
+        "block_count": config["n_layer"],
+        "head_count": config["n_head"],
+        "layer_norm_eps": 1e-5,
         "file_type": {"F32": gguf.LlamaFileType.ALL_F32, "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0}[kind],
-        "tokenizer_model": "gpt2", "tokenizer_pre": "gpt-2", "token_merges": ["Ġ 0"],  # it wants one at least
-        "token_list": [f"Ġ{id}" for id in range(config["vocab_size"])],  # it answers in text: these are the ids
-    }  # fmt: skip
+        "tokenizer_model": "gpt2",
+        "tokenizer_pre": "gpt-2",
+        "token_merges": ["Ġ 0"],  # at least one is required
+        # It answers in text, so the text of each token is its id.
+        "token_list": [f"Ġ{id}" for id in range(config["vocab_size"])],
+    }
     for name, value in fields.items():
         getattr(file, f"add_{name}")(value)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, config["n_layer"])
@@ -178,9 +193,12 @@ def llama_cpp(folder: Path, precision: str, threads: int) -> Actions:
 
 
 PROGRAMS: dict[str, Callable[..., Actions]] = {
-    "nanogpt": nanogpt, "transformers": transformers, "ctranslate2": ctranslate2, "llama.cpp": llama_cpp,
+    "nanogpt": nanogpt,
+    "transformers": transformers,
+    "ctranslate2": ctranslate2,
+    "llama.cpp": llama_cpp,
     "octavo": octavo,
-}  # fmt: skip
+}
 
 if __name__ == "__main__":
     main()

@@ -26,7 +26,7 @@ def test_timed_matmuls_have_the_flops_of_a_step(optimizer: str) -> None:
     settings = dataclasses.replace(SMALL, optimizer=optimizer)
     trainer = Trainer(GPT(settings), settings, CPU)
     ids = np.random.default_rng(0).integers(0, 40, (4, 17))
-    kernels.is_onednn_exact()  # cached here: it runs matmuls of its own, which would be counted
+    kernels.is_onednn_exact()  # cached here: its own test matmuls would be counted
     with FlopCounterMode(display=False) as counter:
         trainer.update(ids)
     matmuls = training.step_matmuls(settings, 4, CPU)
