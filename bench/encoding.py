@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable
 
 from octavo import tokenizers
-from octavo.data import sources
+from octavo.data.sources import open_source
+from octavo.settings import resolve
 
 SPECS = ("char", "byte", "word", "bpe:1024", "bpe:4096")
 
@@ -21,15 +22,16 @@ def main() -> None:
     parser.add_argument("--text", default="pydocs", help="any source (pydocs)")
     parser.add_argument("--runs", type=int, default=5)
     options = parser.parse_args()
-    corpus = sources.read(options.text)
+    corpus = open_source(resolve(source=options.text))
+    text = "".join(chunk.text for chunk in corpus.chunks())
     rows: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {}
     for spec in SPECS:
-        made = tokenizers.build(spec, corpus.text)
-        ours, theirs = made.encode(corpus.text), made.backend.encode(corpus.text, add_special_tokens=False).ids
+        made = tokenizers.build(spec, text)
+        ours, theirs = made.encode(text), made.backend.encode(text, add_special_tokens=False).ids
         assert ours.tolist() == theirs, f"{spec}: the two do not give the same ids"
         rows[spec] = (
-            lambda made=made: made.encode(corpus.text),
-            lambda made=made: made.backend.encode_batch_fast(tokenizers._pieces(corpus.text), add_special_tokens=False),
+            lambda made=made: made.encode(text),
+            lambda made=made: made.backend.encode_batch_fast(tokenizers._pieces(text), add_special_tokens=False),
         )
     times: dict[str, list[list[float]]] = {spec: [[], []] for spec in rows}
     for _ in range(options.runs):
@@ -38,7 +40,7 @@ def main() -> None:
                 begin = time.perf_counter()
                 encode()
                 times[spec][side].append(1000 * (time.perf_counter() - begin))
-    print(f"{corpus.name}, {corpus.size:,} bytes; ms, median of {options.runs}")
+    print(f"{corpus.name}, {len(text.encode()):,} bytes; ms, median of {options.runs}")
     print("tokenizer     Octavo  tokenizers    ratio")
     for spec, (ours_ms, theirs_ms) in times.items():
         a, b = statistics.median(ours_ms), statistics.median(theirs_ms)

@@ -45,7 +45,7 @@ def main() -> int:
     runtime = resolve_runtime(resolve())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data = prepare(resolve(source=options.text, tokenizer=options.tokenizer), folder / "tokens")
+        data = prepare(options.text, folder / "tokens", tokenizer=options.tokenizer)
         val = data.tokens("val")
         nanogpt = NanoGPT(options.nanogpt, folder)
         nanogpt.write_tokens("bench", data.tokens("train"), val, data.tokenizer.vocab_size)

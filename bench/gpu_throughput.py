@@ -56,7 +56,7 @@ def main() -> int:
     rates: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data = prepare(resolve(tokenizer="bpe:2048"), folder / "tokens")
+        data = prepare("pydocs", folder / "tokens", tokenizer="bpe:2048")
         nanogpt = NanoGPT(options.nanogpt, folder)
         nanogpt.write_tokens("bench", data.tokens("train"), data.tokens("val"))
         for number in range(options.rounds):

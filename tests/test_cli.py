@@ -205,7 +205,7 @@ def test_a_text_too_short_to_split_is_told(verb: str, length: int, here: Path, r
 def test_a_text_shorter_than_a_window_is_told_with_a_block_that_works(say: Say, here: Path, refused: Refused) -> None:
     (here / "short.txt").write_text("the cat sat on the mat\n" * 2, encoding="utf-8")
     words = ["train", "short.txt", *SMALL]
-    said = refused(*words, "--block-size", 64, says="a window needs block_size + 1 = 65")
+    said = refused(*words, "--block-size", 64, says="block_size + 1 = 65")
     assert say(*words, *re.findall(r"--block-size \d+", said)[0].split()).code == 0
 
 
@@ -352,8 +352,8 @@ def test_what_lies_where_a_run_should_go_stays(run: Path, here: Path, refused: R
     for place in (["--out", run], ["--name", "mine"], ["--out", here], ["--out", "file"]):
         refused("train", "text.txt", *SMALL, *place, says="already exists")
     refused("train", "text.txt", *SMALL, "--out", "file/run", says="file/run")
-    refused("prepare", "text.txt", "--out", run, says="already holds something")
-    refused("prepare", "text.txt", "--out", "file", says="already holds something")
+    refused("prepare", "text.txt", "--out", run, says="is not empty")
+    refused("prepare", "text.txt", "--out", "file", says="is not empty")
 
 
 @pytest.mark.parametrize("place", ["--out", "--name"])
@@ -525,7 +525,7 @@ def test_ids_beyond_the_vocabulary_are_told(say: Say, here: Path, refused: Refus
     tokens = np.load(here / "tokens" / "train-00000.npy")
     tokens[5] = vocab_size
     np.save(here / "tokens" / "train-00000.npy", tokens)
-    refused("train", "tokens", *SMALL, says="is not the file that was prepared")
+    refused("train", "tokens", *SMALL, says="was changed since it was prepared")
     info = json.loads((here / "tokens" / "dataset.json").read_text(encoding="utf-8"))
     info["files"]["train-00000.npy"]["sha256"] = files.sha256(here / "tokens" / "train-00000.npy")
     (here / "tokens" / "dataset.json").write_text(json.dumps(info), encoding="utf-8")
@@ -536,7 +536,7 @@ def test_tokens_of_another_tokenizer_are_told(say: Say, run: Path, refused: Refu
     assert say("prepare", "text.txt", "--out", "bytes", "--tokenizer", "byte").code == 0
     refused("eval", run, "bytes", says="another tokenizer than the model's")
     refused("train", "bytes", "--init", run, says="another tokenizer than the model's")
-    refused("train", "bytes", *SMALL, "--tokenizer", "char", says="prepared with the tokenizer byte, not char")
+    refused("train", "bytes", *SMALL, "--tokenizer", "char", says="prepared with tokenizer byte, not char")
     refused("train", "bytes", "--resume", run, says="bytes")
 
 

@@ -10,9 +10,12 @@ from hypothesis import settings as options
 from hypothesis import strategies as st
 
 from octavo import tokenizers
-from octavo.data import encoding, readers
-from octavo.data.encoding import Encoder, encoded, words
-from octavo.errors import OctavoError
+from octavo.data import encoder_pool
+from octavo.data.encoder import Encoder, split_words
+from octavo.data.encoder_pool import encode_batches
+from octavo.data.limits import Limits
+from octavo.data.readers import cut_text
+from octavo.errors import OctavoError, UnknownCharactersError
 from octavo.tokenizers import Tokenizer
 
 TEXT = "The quick brown fox's jumps,\n\n  over 12 lazy dogs.\n\tNaïve: 漢字 \U0001f600 नमस्ते!\r\n" * 12
@@ -55,19 +58,17 @@ def test_gpt2_too(shared: object, monkeypatch: pytest.MonkeyPatch) -> None:
 @given(parts=PARTS)
 def test_pieces_of_a_text_have_together_the_ids_of_the_whole(tokenizer: Tokenizer, parts: list[str]) -> None:
     text = "".join(parts)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "PIECE", 5)
-        pieces = list(readers.cut([text]))
+    pieces = list(cut_text([text], Limits(chunk=5)))
     ids = [id for piece in pieces for id in tokenizer.encode(piece).tolist()]
     assert ids == tokenizer.encode(text).tolist()
 
 
 def test_words_are_cut_before_white_space_and_around_the_ends_of_documents() -> None:
-    assert [word for word in words(b"a b  c\n\nd\n\xffe\xff\xff f") if word] == [
+    assert [word for word in split_words(b"a b  c\n\nd\n\xffe\xff\xff f") if word] == [
         b"a", b" b", b"  c", b"\n\nd", b"\n", b"\xff", b"e", b"\xff", b"\xff", b" f"
     ]  # fmt: skip
-    assert words("a\xa0 b\u3000\nc".encode()) == ["a\xa0 b\u3000\nc".encode()]
-    assert words(b"") == [b""]
+    assert split_words("a\xa0 b\u3000\nc".encode()) == ["a\xa0 b\u3000\nc".encode()]
+    assert split_words(b"") == [b""]
 
 
 def test_an_end_of_text_stands_where_a_document_ends() -> None:
@@ -77,40 +78,40 @@ def test_an_end_of_text_stands_where_a_document_ends() -> None:
     assert ids == [id for each in documents for id in [*tokenizer.encode(each).tolist(), tokenizer.end_of_text]]
 
 
-def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoding, "_REMEMBERED", 10)
+def test_the_word_cache_is_bounded() -> None:
     tokenizer = tokenizers.build("bpe:300", TEXT)
-    encoder = Encoder(tokenizer)
+    encoder = Encoder(tokenizer, cached_words=10)
     assert encoder.encode(TEXT.encode()).tolist() == tokenizer.encode(TEXT).tolist()
-    assert encoder._words is not None
-    assert len(encoder._words) <= 10
+    assert encoder.words is not None
+    assert len(encoder.words) <= 10
 
 
 # Several processes
 
 
-def pieces(count: int) -> Iterator[bytes]:
+def batches(count: int) -> Iterator[tuple[int, bytes]]:
     for i in range(count):
-        yield f"{i}: {TEXT}".encode()
+        yield i, f"{i}: {TEXT}".encode()
 
 
-def test_several_processes_give_the_same_ids_in_the_same_order(
-    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    known = tokenizers.build("char", TEXT + "0123456789: ") if tokenizer.kind == "char" else tokenizer
-    alone = [ids.tolist() for ids in encoded(known, pieces(40), 0)]
-    monkeypatch.setattr(encoding.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
-    together = list(encoded(known, pieces(40), 1 << 40))
-    assert [ids.tolist() for ids in together] == alone
-    assert {ids.dtype for ids in together} == {np.dtype(np.uint16)}
+def test_several_processes_give_the_same_ids_in_the_same_order(tokenizer: Tokenizer) -> None:
+    if tokenizer.kind == "char":
+        tokenizer = tokenizers.build("char", TEXT + "0123456789: ")
+    alone, together = (list(encode_batches(tokenizer, batches(40), processes)) for processes in (1, 3))
+    assert [key for key, _ in together] == list(range(40))
+    assert [ids.tolist() for _, ids in together] == [ids.tolist() for _, ids in alone]
+    assert {ids.dtype for _, ids in together} == {np.dtype(np.uint16)}
 
 
-def test_what_goes_wrong_in_a_process_is_told_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoding.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+def test_unknown_characters_in_a_worker_are_reported() -> None:
     tokenizer = tokenizers.build("char", "abc")
-    with pytest.raises(OctavoError, match="unknown characters 'x'"):
-        list(encoded(tokenizer, [b"abc", b"abx"], 1 << 40))
-    monkeypatch.setattr(encoding.sys, "executable", shutil.which("false"))
-    with pytest.raises(OctavoError, match="ended from outside") as caught:
-        list(encoded(tokenizer, [b"abc"] * 5, 1 << 40))
-    assert "what was finished stays" in str(caught.value.hint)
+    with pytest.raises(UnknownCharactersError, match="'x'"):
+        list(encode_batches(tokenizer, [(0, b"abc"), (1, b"abx")], processes=2))
+
+
+def test_a_worker_that_cannot_start_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder_pool.sys, "executable", shutil.which("false"))
+    tokenizer = tokenizers.build("char", "abc")
+    with pytest.raises(OctavoError, match="was killed") as caught:
+        list(encode_batches(tokenizer, [(i, b"abc") for i in range(5)], processes=2))
+    assert "finished shards are kept" in str(caught.value.hint)

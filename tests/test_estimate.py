@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from octavo import cli, device, estimate, kernels, training
 from octavo.checkpoint import meta_model
 from octavo.data.dataset import Dataset
-from octavo.data.prepare import dataset
+from octavo.data.prepare import prepare_dataset
 from octavo.device import Runtime
 from octavo.errors import OctavoError
 from octavo.estimate import Timing
@@ -53,7 +53,7 @@ def with_vocabulary(preset: str) -> Settings:
 def estimated(plan: Plan | Settings, price_per_hour: float | None = None, **options: Any) -> RunEstimate:
     """The estimate after a very short probe."""
     plan = plan if isinstance(plan, Plan) else Plan(plan)
-    return training.estimate_run(plan, price_per_hour, **{"probe_seconds": 0.02} | options)
+    return training.estimate_run(plan, price_per_hour, **{"probe_seconds": 0.02} | options).result
 
 
 # Parameters and FLOPs
@@ -249,7 +249,7 @@ def test_timing_from_a_step_reproduces_that_step() -> None:
 def test_the_numbers_of_an_estimate_are_consistent() -> None:
     plan = training.plan("text.txt", **{**SMALL, "vocab_size": 0, "max_steps": 20})
     result = estimated(plan, price_per_hour=36.0)
-    data = dataset(plan.settings)
+    data = prepare_dataset(plan.settings).result
     settings = dataclasses.replace(plan.settings, vocab_size=data.tokenizer.vocab_size)
     assert result.parameters == estimate.parameters(settings) == sum(result.parameters_by_part.values())
     assert result.tokens == 20 * 4 * 16
@@ -340,7 +340,7 @@ def test_documents_shorter_than_a_sequence_are_warned_about() -> None:
 
 
 def test_a_single_text_does_not_count_as_documents() -> None:
-    data = dataset(resolve(source="text.txt"))
+    data = prepare_dataset(resolve(source="text.txt")).result
     settings, memory = resolve(**SMALL, max_steps=1), estimate.memory(resolve(**SMALL), "cpu", "fp32", 4)
 
     def warnings_with(documents: int) -> list[str]:
@@ -374,7 +374,7 @@ def test_a_run_reports_memory_and_warnings_at_its_start_and_its_time_once() -> N
     settings = {**SMALL, "vocab_size": 0, "max_steps": 400, "log_every": 50}
     plan = training.plan("text.txt", **settings, out="run")
     every_event = training.events(plan, estimate_after=0.0)
-    events = [event for event in every_event if not isinstance(event, training.Preparing)]
+    events = [event for event in every_event if not isinstance(event, training.PreparationProgress)]
     started, first = events[0], next(n for n, event in enumerate(events) if isinstance(event, training.Step))
     assert isinstance(started, training.Started)
     assert started.memory_bytes > 0

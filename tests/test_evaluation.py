@@ -20,7 +20,7 @@ from octavo.evaluation import count_bytes, evaluate, evaluate_tokens
 from octavo.loss import next_token_loss, sequence_batches, split_loss
 from octavo.model import GPT
 from octavo.runs import Run
-from octavo.settings import DataSettings, ModelSettings
+from octavo.settings import ModelSettings
 from octavo.tokenizers import Tokenizer
 from reference import gpt2
 
@@ -280,12 +280,12 @@ def test_a_text_file_is_evaluated_completely(loaded: Checkpoint, tmp_path: Path)
 
 
 def test_a_prepared_folder_means_its_validation_split(trained: Run, loaded: Checkpoint, tmp_path: Path) -> None:
-    prepare(DataSettings(source=str(text_of(trained)), tokenizer="bpe:300", val_fraction=0.2), tmp_path / "tokens")
+    prepare(text_of(trained), tmp_path / "tokens", tokenizer="bpe:300", val_fraction=0.2)
     assert evaluate(loaded, str(tmp_path / "tokens")) == evaluate(loaded)
 
 
 def test_a_folder_prepared_with_another_tokenizer_is_an_error(trained: Run, loaded: Checkpoint, tmp_path: Path) -> None:
-    prepare(DataSettings(source=str(text_of(trained)), tokenizer="byte"), tmp_path / "tokens")
+    prepare(text_of(trained), tmp_path / "tokens", tokenizer="byte")
     with pytest.raises(OctavoError, match="another tokenizer"):
         evaluate(loaded, str(tmp_path / "tokens"))
 

@@ -12,7 +12,7 @@ import pytest
 import octavo
 from octavo import evaluation, runs
 from octavo.data.dataset import is_prepared, open_dataset
-from octavo.data.prepare import dataset, prepare, reopen_dataset
+from octavo.data.prepare import prepare, prepare_dataset, reopen_dataset
 from octavo.errors import OctavoError
 from octavo.settings import DataSettings
 
@@ -47,7 +47,7 @@ def test_a_folder_with_characters_decodes_to_its_text(tmp_path: Path) -> None:
     folder = prepared(tmp_path / "shakespeare_char")
     assert is_prepared(folder)
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    data = dataset(of(folder))
+    data = prepare_dataset(of(folder)).result
     assert (data.name, data.tokenizer.kind) == ("shakespeare_char", "char")
     assert "".join(data.tokenizer.decode(data.tokens(split)) for split in ("train", "val")) == TEXT
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before  # it is only read
@@ -55,8 +55,8 @@ def test_a_folder_with_characters_decodes_to_its_text(tmp_path: Path) -> None:
 
 def test_its_tokens_are_those_that_octavo_prepares(tmp_path: Path) -> None:
     (tmp_path / "input.txt").write_text(TEXT, encoding="utf-8")
-    ours = prepare(of(tmp_path / "input.txt", tokenizer="char"), tmp_path / "ours")
-    theirs = dataset(of(prepared(tmp_path / "theirs")))
+    ours = prepare(tmp_path / "input.txt", tmp_path / "ours", tokenizer="char")
+    theirs = prepare_dataset(of(prepared(tmp_path / "theirs"))).result
     for split in ("train", "val"):
         assert list(ours.tokens(split)) == list(theirs.tokens(split))
     assert ours.tokenizer.token_bytes == theirs.tokenizer.token_bytes
@@ -85,13 +85,13 @@ def test_it_is_trained_on_evaluated_and_found_again(tmp_path: Path, monkeypatch:
     settings = loaded.settings
     assert isinstance(settings, DataSettings)
     prepared(folder, TEXT.swapcase())
-    refused = refusal(lambda: reopen_dataset(settings, loaded.info["data"], loaded.tokenizer))
+    refused = refusal(lambda: reopen_dataset(settings, loaded.info["data"], loaded.tokenizer).result)
     assert "another tokenizer" in refused.message or "is not the text" in refused.message
 
 
 def test_what_is_prepared_is_not_prepared_again(tmp_path: Path) -> None:
     folder = prepared(tmp_path / "theirs")
-    assert "is prepared already" in refusal(lambda: prepare(of(folder), tmp_path / "out")).message
+    assert "is prepared already" in refusal(lambda: prepare(folder, tmp_path / "out")).message
 
 
 class Bomb:
@@ -104,11 +104,11 @@ class Bomb:
         return os.mkdir, (self.path,)
 
 
-def test_nothing_in_a_meta_is_run(tmp_path: Path) -> None:
+def test_no_code_in_a_meta_pkl_is_run(tmp_path: Path) -> None:
     folder = prepared(tmp_path / "theirs")
     (folder / "meta.pkl").write_bytes(pickle.dumps({"stoi": Bomb(tmp_path / "made")}))
     said = refusal(lambda: open_dataset(folder)).message
-    assert "mkdir, and a meta.pkl asks for nothing" in said
+    assert "mkdir" in said
     assert not (tmp_path / "made").exists()
 
 

@@ -17,9 +17,10 @@ import pytest
 
 from octavo import files, tokenizers
 from octavo.data.dataset import Dataset, open_dataset
-from octavo.data.prepare import dataset, prepare, reopen_dataset, tokenizer_for
+from octavo.data.prepare import choose_tokenizer, prepare_dataset, prepare_folder, reopen_dataset
 from octavo.errors import OctavoError
 from octavo.settings import DataSettings
+from octavo.tokenizers import Tokenizer
 
 TEXT = "The quick brown fox jumps over the lazy dog.\nNaïve: 漢字 \U0001f600 नमस्ते!\n" * 12
 SPECS = ["char", "byte", "word", "word:300", "bpe:300"]
@@ -37,6 +38,14 @@ def source(tmp_path: Path) -> Path:
 
 def of(source: Path, tokenizer: str = "char", **how: Any) -> DataSettings:
     return DataSettings(source=str(source), tokenizer=tokenizer, **how)
+
+
+def prepare(settings: DataSettings, out: Path | str) -> Dataset:
+    return prepare_folder(settings, out).result
+
+
+def dataset(settings: DataSettings, tokenizer: Tokenizer | None = None) -> Dataset:
+    return prepare_dataset(settings, tokenizer).result
 
 
 def decoded(data: Dataset) -> list[str]:
@@ -104,19 +113,20 @@ def test_ids_take_two_bytes_where_the_vocabulary_allows_and_four_where_not(
 
 
 def test_tokens_are_mapped_not_read(source: Path, tmp_path: Path) -> None:
-    tokens = prepare(of(source), tmp_path / "out").shards["train"][0].mapped()
+    tokens = prepare(of(source), tmp_path / "out").shards["train"][0].memory_map()
     assert isinstance(tokens, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         tokens[0] = 0
 
 
-def test_dataset_json_says_what_was_made_of_what(source: Path, tmp_path: Path) -> None:
+def test_dataset_json_describes_the_text_the_split_and_the_files(source: Path, tmp_path: Path) -> None:
     made = prepare(of(source, "word:300", val_fraction=0.25), tmp_path / "out")
     info = json.loads((tmp_path / "out" / "dataset.json").read_text(encoding="utf-8"))
     assert info == made.info == open_dataset(tmp_path / "out").info
     digest = hashlib.sha256(TEXT.encode()).hexdigest()
-    assert info.pop("files") == {
-        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    entries = info.pop("files")
+    assert {name: (entry["bytes"], entry["sha256"]) for name, entry in entries.items()} == {
+        name: (len(content), hashlib.sha256(content).hexdigest())
         for name, content in contents(tmp_path / "out").items()
         if name != "dataset.json"
     }
@@ -237,7 +247,7 @@ def test_a_prepared_folder_is_a_source(source: Path, tmp_path: Path, own_cache: 
         assert (data.folder, data.info) == (tmp_path / "out", made.info)
     assert contents(own_cache) == {}
     said = refusal(lambda: dataset(of(tmp_path / "out", "char")))
-    assert "was prepared with the tokenizer word, not char" in said.message
+    assert "was prepared with tokenizer word, not char" in said.message
     assert said.hint == "--tokenizer word"
 
 
@@ -253,7 +263,7 @@ def test_what_lies_where_one_prepares_to_stays(source: Path, tmp_path: Path, the
         case _:
             prepare(of(source), out)
     before = contents(tmp_path)
-    assert refusal(lambda: prepare(of(source), out)).message == f"{out} already holds something"
+    assert refusal(lambda: prepare(of(source), out)).message == f"{out} already exists and is not empty"
     assert contents(tmp_path) == before
 
 
@@ -308,7 +318,7 @@ def test_a_file_that_changed_since_is_refused(
     out = prepare(of(source), tmp_path / "out").folder
     damage(out / name)
     said = refusal(lambda: open_dataset(out))
-    assert said.message.startswith(f"{out / name} is not the file that was prepared")
+    assert said.message.startswith(f"{out / name} is missing or was changed")
 
 
 @pytest.mark.parametrize(
@@ -328,7 +338,7 @@ def test_a_dataset_json_that_says_nothing_is_refused(source: Path, tmp_path: Pat
 
 
 def test_a_folder_that_was_not_prepared_is_refused(tmp_path: Path) -> None:
-    assert "is not a prepared folder" in refusal(lambda: open_dataset(tmp_path)).message
+    assert "is not a prepared dataset" in refusal(lambda: open_dataset(tmp_path)).message
 
 
 def doctored(out: Path, name: str, content: bytes) -> None:
@@ -386,7 +396,7 @@ def test_what_is_no_token_file_is_refused_and_never_unpickled(source: Path, tmp_
 
 
 def again(data: Dataset, settings: DataSettings) -> Dataset:
-    return reopen_dataset(settings, data.origin, data.tokenizer)
+    return reopen_dataset(settings, data.origin, data.tokenizer).result
 
 
 def test_a_run_finds_its_text_in_the_cache_when_the_source_has_gone_or_changed(source: Path) -> None:
@@ -462,15 +472,15 @@ def various(characters: int) -> str:
 
 
 def test_a_small_text_of_few_characters_gets_characters() -> None:
-    assert tokenizer_for(1, 1) == tokenizer_for(768, 256) == tokenizer_for(8 << 20, 1) == "char"
-    assert tokenizer_for(771, 257) == "bpe:1024"
-    assert tokenizer_for((8 << 20) + 1, 1) != "char"
+    assert choose_tokenizer(1, 1) == choose_tokenizer(768, 256) == choose_tokenizer(8 << 20, 1) == "char"
+    assert choose_tokenizer(771, 257) == "bpe:1024"
+    assert choose_tokenizer((8 << 20) + 1, 1) != "char"
 
 
 @pytest.mark.parametrize("megabytes", [0.01, 0.3, 0.6, 1, 3, 7, 9, 40])
 def test_other_texts_get_a_token_for_some_500_bytes(megabytes: float) -> None:
     length = int(megabytes * 1e6)
-    kind, size = tokenizer_for(length, 300).split(":")
+    kind, size = choose_tokenizer(length, 300).split(":")
     assert kind == "bpe"
     assert int(size).bit_count() == 1
     assert 1024 <= int(size) <= 32_768
@@ -480,11 +490,11 @@ def test_other_texts_get_a_token_for_some_500_bytes(megabytes: float) -> None:
 
 @pytest.mark.parametrize("text", ["a" * 100, various(257) * 9])
 def test_the_tokenizer_that_is_chosen_is_one_that_can_be_built(text: str) -> None:
-    spec = tokenizer_for(len(text.encode()), len(set(text)))
+    spec = choose_tokenizer(len(text.encode()), len(set(text)))
     assert tokenizers.build(spec, text).kind == spec.split(":")[0]
 
 
-def test_auto_takes_the_tokenizer_for_the_text_and_says_which(tmp_path: Path) -> None:
+def test_auto_takes_the_choose_tokenizer_the_text_and_says_which(tmp_path: Path) -> None:
     few = dataset(of(written(tmp_path / "few.txt", "abc\n" * 100), "auto"))
     assert few.info["tokenizer"] == few.tokenizer.kind == "char"
     many = dataset(of(written(tmp_path / "many.txt", various(300) * 20), "auto"))

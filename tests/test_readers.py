@@ -15,9 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 from backports import zstd
 
-from octavo.data import readers, sources
-from octavo.data.readers import PIECE, cut
+from octavo.data.limits import Limits
+from octavo.data.readers import cut_text
+from octavo.data.sources import open_source
 from octavo.errors import OctavoError
+from octavo.settings import DataSettings
 
 ROWS = ["First.\n", "Zwei – ünïcode.", " ", "line\nline", "नमस्ते \U0001f600"]
 
@@ -25,7 +27,7 @@ ROWS = ["First.\n", "Zwei – ünïcode.", " ", "line\nline", "नमस्त�
 def read(source: object, **how: str) -> list[str]:
     """The documents of a source, whole."""
     found = [""]
-    for text, ends in sources.read(str(source), **how).pieces():
+    for text, ends in open_source(DataSettings(source=str(source), **how)).chunks():
         found[-1] += text
         if ends:
             found.append("")
@@ -54,15 +56,11 @@ def parquet(path: Path, rows: list[Any], field: str = "text") -> Path:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_pieces_are_the_text_and_end_before_white_space_after_something_else(
-    seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(readers, "PIECE", 12)
-    monkeypatch.setattr(readers, "_LONGEST", 1000)
+def test_chunks_end_where_white_space_follows_other_characters(seed: int) -> None:
     rng = random.Random(seed)
     text = "".join(rng.choices(["a", "bc", " ", "  ", "\n", "\n\n", "\t", "\xa0", "漢", "."], k=300))
     blocks = [text[i : i + 7] for i in range(0, len(text), 7)]
-    pieces = list(cut(blocks))
+    pieces = list(cut_text(blocks, Limits(chunk=12, uncut=1000)))
     assert "".join(pieces) == text
     assert len(pieces) > 10
     for before, after in itertools.pairwise(pieces):
@@ -71,10 +69,8 @@ def test_pieces_are_the_text_and_end_before_white_space_after_something_else(
 
 
 @pytest.mark.parametrize("letters", ["a", " ", "\n"])
-def test_a_text_without_a_place_to_cut_at_is_cut_somewhere(letters: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "PIECE", 10)
-    monkeypatch.setattr(readers, "_LONGEST", 100)
-    pieces = list(cut([letters * 70] * 20))
+def test_a_text_with_nowhere_to_cut_is_cut_at_the_limit(letters: str) -> None:
+    pieces = list(cut_text([letters * 70] * 20, Limits(chunk=10, uncut=100)))
     assert "".join(pieces) == letters * 1400
     assert 10 < len(pieces) <= 1400 // 100 + 1
 
@@ -82,10 +78,10 @@ def test_a_text_without_a_place_to_cut_at_is_cut_somewhere(letters: str, monkeyp
 def test_a_large_file_comes_in_pieces_and_is_one_document(tmp_path: Path) -> None:
     text = "Wörter in Zeilen.\n" * 200_000
     (tmp_path / "large.txt").write_text(text, encoding="utf-8")
-    pieces = list(sources.read(str(tmp_path / "large.txt")).pieces())
+    pieces = list(open_source(DataSettings(source=str(tmp_path / "large.txt"))).chunks())
     assert "".join(piece.text for piece in pieces) == text
-    assert max(len(piece.text) for piece in pieces) <= PIECE
-    assert [piece.ends for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+    assert max(len(piece.text) for piece in pieces) <= Limits().chunk
+    assert [piece.ends_document for piece in pieces] == [False] * (len(pieces) - 1) + [True]
 
 
 @pytest.mark.parametrize("where", [70_000, (1 << 20) + 65_536, (1 << 20) + 65_535])
@@ -117,7 +113,7 @@ def test_what_is_packed_is_read_as_what_it_packs(tmp_path: Path, ending: str, pa
     rows.write_bytes(pack(jsonl(tmp_path / "plain", ROWS).read_bytes()))
     assert read(text) == ["Ein Text.\n"]
     assert read(rows) == ROWS
-    assert [sources.read(str(path)).name for path in (text, rows)] == ["a", "b"]
+    assert [open_source(DataSettings(source=str(path))).name for path in (text, rows)] == ["a", "b"]
     text.write_bytes(pack(b"\0binary"))
     assert "is binary" in refusal(text).message
 
@@ -151,16 +147,17 @@ def test_a_field_that_is_missing_in_a_line_is_told_with_file_and_line(tmp_path: 
     lines[73_411] = '{"title": "t", "body": "b"}'
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     said = refusal(path)
-    assert said.message == f"{path}, line 73,412 has no field 'text'; it has title, body"
+    assert said.message == f"{path}, line 73,412 has no field 'text'; its fields: title, body"
     assert said.hint == "--text-field title"
 
 
 @pytest.mark.parametrize(
     ("line", "what"),
     [
-        ("{", "is not JSON"), ("[1]", "is no JSON object"), ('"text"', "is no JSON object"), ("{}", "it has none"),
+        ("{", "is not JSON"), ("[1]", "is not a JSON object"), ('"text"', "is not a JSON object"),
+        ("{}", "its fields: none"),
         ('{"text": null}', "that is null, not text"), ('{"text": 5}', "that is int, not text"),
-        ('{"text": ["a"]}', "that is list, not text"), ('{"text": "\\ud83d"}', "half of a surrogate pair"),
+        ('{"text": ["a"]}', "that is list, not text"), ('{"text": "\\ud83d"}', "an unpaired surrogate"),
         ("[" * 100_000, "is not JSON"),
     ],
 )  # fmt: skip
@@ -175,10 +172,10 @@ def test_a_line_that_is_no_row_is_told(tmp_path: Path, line: str, what: str) -> 
 def test_bytes_that_are_no_utf_8_in_a_line_are_told(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "a"}\n{"text": "\xe9"}\n')
-    assert f"{path}, line 2 is not utf-8" in refusal(path).message
+    assert f"{path}, line 2, is not utf-8" in refusal(path).message
     assert read(path, encoding="latin-1") == ["a", "é"]
     assert read(path, errors="replace") == ["a", "\ufffd"]
-    assert "can't be read in lines as utf-16" in refusal(path, encoding="utf-16").message
+    assert "cannot be read as utf-16" in refusal(path, encoding="utf-16").message
 
 
 def test_halves_of_surrogate_pairs_go_as_errors_says(tmp_path: Path) -> None:
@@ -190,11 +187,11 @@ def test_halves_of_surrogate_pairs_go_as_errors_says(tmp_path: Path) -> None:
 
 def test_a_table_that_is_none_or_lacks_the_field_is_told(tmp_path: Path) -> None:
     good = parquet(tmp_path / "a.parquet", ROWS, "body")
-    assert refusal(good).message == f"{good} has no field 'text'; it has id, body"
+    assert refusal(good).message == f"{good} has no field 'text'; its fields: id, body"
     holes = parquet(tmp_path / "b.parquet", ["x", None])
     assert refusal(holes).message == f"{holes}, row 2, has a field 'text' that is null, not text"
     (tmp_path / "c.parquet").write_bytes(good.read_bytes()[:-20])
-    assert "is no Parquet file, or damaged" in refusal(tmp_path / "c.parquet").message
+    assert "is not a Parquet file, or damaged" in refusal(tmp_path / "c.parquet").message
 
 
 @pytest.mark.parametrize(
@@ -226,9 +223,9 @@ def test_a_local_dataset_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     parquet(folder / "data" / "validation-00000-of-00001.parquet", ["held out"])
     assert read(f"hf:{folder}") == ROWS
     assert read(f"hf:{folder}@validation") == ["held out"]
-    assert sources.read(f"hf:{folder}").name == "stories"
-    assert "has no field 'body'; it has id, text" in refusal(f"hf:{folder}", text_field="body").message
-    assert "split nothing, can't be read" in refusal(f"hf:{folder}@nothing").message
+    assert open_source(DataSettings(source=f"hf:{folder}")).name == "stories"
+    assert "has no field 'body'; its fields: id, text" in refusal(f"hf:{folder}", text_field="body").message
+    assert "split nothing, cannot be read" in refusal(f"hf:{folder}@nothing").message
 
 
 def test_a_dataset_of_the_hub_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,7 +241,7 @@ def test_a_dataset_of_the_hub_is_fetched_once(tmp_path: Path, monkeypatch: pytes
     for _ in range(2):
         assert read("hf:some/stories:small@test", text_field="story") == ROWS
     assert asked == [("some/stories", "small", "test", True)]
-    assert sources.read("hf:some/stories:small@test").name == "stories"
+    assert open_source(DataSettings(source="hf:some/stories:small@test")).name == "stories"
 
 
 def test_datasets_that_differ_in_anything_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,6 +268,6 @@ def test_a_hub_that_cannot_be_reached_is_told_and_nothing_is_kept(
         raise ConnectionError("no network here")
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    assert "split train, can't be read: no network here" in refusal("hf:some/thing").message
+    assert "split train, cannot be read: no network here" in refusal("hf:some/thing").message
     assert not list(own_cache.rglob("*.jsonl"))
-    assert re.match("'hf:no name' names no dataset", refusal("hf:no name").message)
+    assert re.match("'hf:no name' is neither", refusal("hf:no name").message)

@@ -11,8 +11,8 @@ from hypothesis import example, given
 from hypothesis import settings as options
 from hypothesis import strategies as st
 
-from octavo.data.sampler import Sampler, batches, permuted
-from octavo.data.shards import Shards, npy
+from octavo.data.sampler import Sampler, batches, permute
+from octavo.data.shards import Shards, open_npy
 from octavo.errors import OctavoError
 from octavo.settings import resolve
 
@@ -23,7 +23,7 @@ law = options(derandomize=True, deadline=None)
 
 def order(size: int, seed: int, epoch: int) -> list[int]:
     """Where the permutation puts 0, 1, 2 and so on."""
-    return [int(i) for i in permuted(np.arange(size, dtype=np.uint64), size, seed, epoch)]
+    return [int(i) for i in permute(np.arange(size, dtype=np.uint64), size, seed, epoch)]
 
 
 # The permutation
@@ -46,11 +46,11 @@ def test_the_permutation_of_more_than_can_be_counted_stays_within_and_meets_noth
     size: int, seed: int, epoch: int, data: st.DataObject
 ) -> None:
     index = np.array(data.draw(st.lists(st.integers(0, size - 1), min_size=1, unique=True)), dtype=np.uint64)
-    out = permuted(index, size, seed, epoch)
+    out = permute(index, size, seed, epoch)
     assert int(out.max()) < size
     assert len(np.unique(out)) == len(index)
     for one, where in zip(index, out, strict=True):  # each by itself, whoever is asked beside it
-        assert permuted(np.array([one]), size, seed, epoch)[0] == where
+        assert permute(np.array([one]), size, seed, epoch)[0] == where
 
 
 def test_the_order_differs_between_epochs_and_between_seeds() -> None:
@@ -77,7 +77,7 @@ TEXTS = st.integers(1, 40).flatmap(lambda block: st.tuples(st.just(block), st.in
 
 
 def one(path: Path) -> Shards:
-    return Shards([npy(path)])
+    return Shards([open_npy(path)])
 
 
 def numbered(folder: Path, length: int, dtype: type = np.uint16) -> Shards:
@@ -98,14 +98,17 @@ def test_an_epoch_visits_each_window_once_and_never_leaves_the_text(
 ) -> None:
     block_size, length = text
     sampler = Sampler(numbered(folder, length), block_size, batch_size, seed)
-    first, last = epoch * sampler.windows, (epoch + 1) * sampler.windows  # in all epochs' windows, one after another
+    first, last = (
+        epoch * sampler.sequences,
+        (epoch + 1) * sampler.sequences,
+    )  # in all epochs' windows, one after another
     steps = range(first // batch_size, -(-last // batch_size))
     flat = np.concatenate([sampler.starts(step) for step in steps])
-    starts = np.sort(flat[first - steps.start * batch_size :][: sampler.windows])
+    starts = np.sort(flat[first - steps.start * batch_size :][: sampler.sequences])
     assert starts[0] >= 0
     assert starts[-1] + block_size + 1 <= length
     assert (np.diff(starts) == block_size).all()  # beside one another: none twice, none left out
-    assert length - sampler.windows * block_size <= 2 * block_size  # and only the ends of the text are left out
+    assert length - sampler.sequences * block_size <= 2 * block_size  # and only the ends of the text are left out
 
 
 @law
@@ -125,7 +128,7 @@ def test_targets_are_the_inputs_moved_by_one(
 def test_epochs_start_at_every_phase_and_other_seeds_at_other_ones(folder: Path) -> None:
     def phases(seed: int) -> list[int]:
         sampler = Sampler(numbered(folder, 100), 8, 1, seed)
-        return [int(sampler.starts(epoch * sampler.windows)[0]) % 8 for epoch in range(200)]
+        return [int(sampler.starts(epoch * sampler.sequences)[0]) % 8 for epoch in range(200)]
 
     assert set(phases(1337)) == set(range(8))
     assert max(phases(1337).count(phase) for phase in range(8)) < 60
@@ -135,7 +138,9 @@ def test_epochs_start_at_every_phase_and_other_seeds_at_other_ones(folder: Path)
 def test_an_epoch_goes_through_the_text_in_no_order_but_its_own(folder: Path) -> None:
     def walks(seed: int) -> list[tuple[int, ...]]:
         sampler = Sampler(numbered(folder, 1000), 8, 1, seed)
-        first = [[sampler.starts(e * sampler.windows + i)[0] // 8 for i in range(sampler.windows)] for e in range(5)]
+        first = [
+            [sampler.starts(e * sampler.sequences + i)[0] // 8 for i in range(sampler.sequences)] for e in range(5)
+        ]
         return [tuple(int(i) for i in walk) for walk in first]
 
     seen = [walk for seed in range(4) for walk in walks(seed)]

@@ -261,10 +261,10 @@ def test_a_model_that_writes_elsewhere_is_looked_at_on_the_cpu(server: Running) 
 
 def test_a_server_reads_no_text_that_is_not_prepared(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run's text might be standard input, or on the network."""
-    from octavo.data import sources
+    from octavo.data import prepare
 
     asked: list[str] = []
-    monkeypatch.setattr(sources, "read", lambda source, *rest: asked.append(source))
+    monkeypatch.setattr(prepare, "open_source", lambda settings, *rest: asked.append(settings.source))
     assert "data" in server.models["run"].loaded.info
     seen = look_at(server, "neighbors", "run", word="a", against="b")
     assert (asked, seen["control"][:4]) == ([], "none")

@@ -19,25 +19,29 @@ from hypothesis import given
 from hypothesis import settings as options
 from hypothesis import strategies as st
 
-from octavo.data import build, readers, shard_writer
-from octavo.data.build import Preparing, result
+from octavo import tokenizers
+from octavo.data import shard_writer
 from octavo.data.dataset import Dataset, open_dataset
-from octavo.data.prepare import dataset, prepare, preparing, preparing_into
+from octavo.data.limits import DEFAULT_LIMITS, Limits
+from octavo.data.prepare import prepare_dataset, prepare_folder
 from octavo.data.sampler import Sampler
-from octavo.data.shards import Shards, npy
-from octavo.errors import OctavoError
+from octavo.data.shards import Shards, open_npy
+from octavo.errors import OctavoError, SourceChangedError
 from octavo.settings import DataSettings
 from octavo.tokenizers import END_OF_TEXT
 
 SPLITS = ("train", "val")
 
 
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shards and pieces of a few characters."""
-    monkeypatch.setattr(shard_writer, "SHARD", 1000)
-    monkeypatch.setattr(shard_writer, "PIECE", 100)
-    monkeypatch.setattr(readers, "PIECE", 100)
+SMALL = Limits(chunk=100, shard=1000)
+
+
+def prepare(settings: DataSettings, out: Path, limits: Limits = DEFAULT_LIMITS) -> Dataset:
+    return prepare_folder(settings, out, limits).result
+
+
+def dataset(settings: DataSettings, limits: Limits = DEFAULT_LIMITS) -> Dataset:
+    return prepare_dataset(settings, limits=limits).result
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:
@@ -77,7 +81,7 @@ def cut_up(tmp_path_factory: pytest.TempPathFactory) -> tuple[np.ndarray, Shards
     ends = [0, 1, 2, 300, 301, 640, 996, 997]
     for i, (start, end) in enumerate(itertools.pairwise(ends)):
         np.save(folder / f"{i}.npy", ids[start:end])
-    return ids, Shards([npy(folder / f"{i}.npy") for i in range(len(ends) - 1)])
+    return ids, Shards([open_npy(folder / f"{i}.npy") for i in range(len(ends) - 1)])
 
 
 @options(derandomize=True, deadline=None)
@@ -91,7 +95,7 @@ def test_a_row_of_shards_is_read_like_one(cut_up: tuple[np.ndarray, Shards]) -> 
     ids, shards = cut_up
     assert (len(shards), shards.max()) == (997, int(ids.max()))
     assert list(shards) == np.asarray(shards).tolist() == ids.tolist()
-    assert [len(piece) for piece in shards.pieces(400)] == [400, 400, 197]
+    assert [len(piece) for piece in shards.blocks(400)] == [400, 400, 197]
 
 
 @pytest.mark.parametrize("block_size", [1, 7, 300])
@@ -100,23 +104,18 @@ def test_windows_epochs_and_order_do_not_depend_on_how_many_shards_there_are(
 ) -> None:
     ids, shards = cut_up
     np.save(tmp_path / "all.npy", ids)
-    many, one = (Sampler(each, block_size, 5, seed=3) for each in (shards, Shards([npy(tmp_path / "all.npy")])))
+    many, one = (Sampler(each, block_size, 5, seed=3) for each in (shards, Shards([open_npy(tmp_path / "all.npy")])))
     for step in range(60):
         assert many.batch(step).tolist() == one.batch(step).tolist()
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "byte", "word:300", "bpe:300"])
-def test_the_tokens_do_not_depend_on_shards_and_pieces(
-    tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tokens_do_not_depend_on_the_sizes_of_shards_and_chunks(tmp_path: Path, tokenizer: str) -> None:
     (tmp_path / "text.txt").write_text("\n".join(sentences(300)), encoding="utf-8")
     rows(tmp_path / "rows.jsonl", sentences(300))
     sources = [tmp_path / "text.txt", tmp_path / "rows.jsonl"]
     whole = [prepare(of(source, tokenizer), tmp_path / f"whole {source.suffix}") for source in sources]
-    for name, value in {"SHARD": 1000, "PIECE": 100}.items():
-        monkeypatch.setattr(shard_writer, name, value)
-    monkeypatch.setattr(readers, "PIECE", 100)
-    parts = [prepare(of(source, tokenizer), tmp_path / f"parts {source.suffix}") for source in sources]
+    parts = [prepare(of(source, tokenizer), tmp_path / f"parts {source.suffix}", SMALL) for source in sources]
     for one, many in zip(whole, parts, strict=True):
         assert (len(one.shards["train"]), len(many.shards["train"]) > 5) == (1, True)
         assert one.fingerprint == many.fingerprint
@@ -128,7 +127,6 @@ def test_the_tokens_do_not_depend_on_shards_and_pieces(
 # Documents
 
 
-@pytest.mark.usefixtures("small")
 def test_documents_keep_their_ends_and_go_whole_to_one_side(tmp_path: Path) -> None:
     texts = sentences(400)
     data = prepare(of(rows(tmp_path / "a.jsonl", texts), val_fraction=0.2), tmp_path / "out")
@@ -214,18 +212,18 @@ def test_one_text_has_no_end_of_text(tmp_path: Path) -> None:
 
 KILLED = """
 import sys
-from octavo.data import encoding, readers, shard_writer
-from octavo.data.prepare import prepare
+from octavo.data import shard_writer
+from octavo.data.limits import Limits
+from octavo.data.prepare import prepare_folder
 from octavo.settings import DataSettings
-from octavo.tokenizers import END_OF_TEXT
-shard_writer.SHARD, shard_writer.PIECE, readers.PIECE, encoding._FEW = 10_000, 2_000, 2_000, 0  # several processes too
-write = shard_writer.shards.write
-def telling(path, ids):
-    write(path, ids)
+write_npy = shard_writer.shards.write_npy
+def write_and_print(path, ids):
+    write_npy(path, ids)
     print(path.name, flush=True)
-shard_writer.shards.write = telling
+shard_writer.shards.write_npy = write_and_print
 print("ready", flush=True)
-prepare(DataSettings(source=sys.argv[1], tokenizer="bpe:600"), sys.argv[2])
+limits = Limits(shard=10_000, chunk=2_000, single_process=0)  # several processes too
+prepare_folder(DataSettings(source=sys.argv[1], tokenizer="bpe:600"), sys.argv[2], limits).result
 """
 
 
@@ -254,47 +252,45 @@ def test_a_preparation_killed_at_twenty_moments_ends_with_the_same_bits(tmp_path
     assert not aside.exists()
 
 
-def stopped(settings: DataSettings, out: Path, shards: int, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a preparation that ended after so many shards."""
-    count = 0
-    write = shard_writer.shards.write
+def interrupt(settings: DataSettings, out: Path, shards: int, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Interrupt a preparation after it has written some shards, and return its staging folder."""
+    written = 0
+    write_npy = shard_writer.shards.write_npy
 
-    def writing(path: Path, ids: np.ndarray) -> None:
-        nonlocal count
-        if count == shards:
+    def write_or_interrupt(path: Path, ids: np.ndarray) -> None:
+        nonlocal written
+        if written == shards:
             raise KeyboardInterrupt
-        count += 1
-        write(path, ids)
+        written += 1
+        write_npy(path, ids)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shard_writer.shards, "write", writing)
+        patch.setattr(shard_writer.shards, "write_npy", write_or_interrupt)
         with pytest.raises(KeyboardInterrupt):
-            prepare(settings, out)
+            prepare(settings, out, SMALL)
     return out.with_name(f".{out.name}.preparing")
 
 
-@pytest.mark.usefixtures("small")
 def test_finished_shards_are_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = of(rows(tmp_path / "a.jsonl", sentences(300)))
-    whole = contents(prepare(settings, tmp_path / "whole").folder)
-    folder = stopped(settings, tmp_path / "out", 4, monkeypatch)
+    whole = contents(prepare(settings, tmp_path / "whole", SMALL).folder)
+    folder = interrupt(settings, tmp_path / "out", 4, monkeypatch)
     times = {path: path.stat().st_mtime_ns for path in folder.glob("*.npy")}
     assert len(times) == 4
-    monkeypatch.setattr(build.tokenizers, "build", None)  # nor is the tokenizer learnt again
-    moved = tmp_path / "out"
-    prepare(settings, moved)
-    assert contents(moved) == whole
-    assert {path: (moved / path.name).stat().st_mtime_ns for path in times} == times
+    monkeypatch.setattr(tokenizers, "build", None)  # nor is the tokenizer learnt again
+    out = tmp_path / "out"
+    prepare(settings, out, SMALL)
+    assert contents(out) == whole
+    assert {path: (out / path.name).stat().st_mtime_ns for path in times} == times
 
 
-@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("damage", ["cut", "gone", "empty"])
 def test_it_goes_on_at_the_first_shard_that_is_missing_or_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
     settings = of(rows(tmp_path / "a.jsonl", sentences(300)))
-    whole = contents(prepare(settings, tmp_path / "whole").folder)
-    folder = stopped(settings, tmp_path / "out", 6, monkeypatch)
+    whole = contents(prepare(settings, tmp_path / "whole", SMALL).folder)
+    folder = interrupt(settings, tmp_path / "out", 6, monkeypatch)
     shard = folder / "train-00001.npy"
     match damage:
         case "cut":
@@ -303,24 +299,22 @@ def test_it_goes_on_at_the_first_shard_that_is_missing_or_damaged(
             shard.unlink()
         case _:
             shard.write_bytes(b"")
-    assert contents(prepare(settings, tmp_path / "out").folder) == whole
+    assert contents(prepare(settings, tmp_path / "out", SMALL).folder) == whole
 
 
-@pytest.mark.usefixtures("small")
 def test_another_text_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = rows(tmp_path / "a.jsonl", sentences(300))
-    stopped(of(source), tmp_path / "out", 4, monkeypatch)
+    interrupt(of(source), tmp_path / "out", 4, monkeypatch)
     rows(source, sentences(300, seed=1))
     data = prepare(of(source), tmp_path / "out")
     assert Counter(text for split in SPLITS for text in documents(data, split)) == Counter(sentences(300, seed=1))
 
 
-@pytest.mark.usefixtures("small")
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such limit")
 def test_a_disk_that_fills_keeps_what_was_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = of(rows(tmp_path / "a.jsonl", sentences(300)))
-    whole = contents(prepare(settings, tmp_path / "whole").folder)
-    write, count = shard_writer.shards.write, 0
+    whole = contents(prepare(settings, tmp_path / "whole", SMALL).folder)
+    write_npy, count = shard_writer.shards.write_npy, 0
 
     def full(path: Path, ids: np.ndarray) -> None:
         nonlocal count
@@ -331,18 +325,18 @@ def test_a_disk_that_fills_keeps_what_was_finished(tmp_path: Path, monkeypatch: 
             before = resource.getrlimit(resource.RLIMIT_FSIZE)
             resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
             try:
-                write(path, ids)
+                write_npy(path, ids)
             finally:
                 resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        write(path, ids)
+        write_npy(path, ids)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shard_writer.shards, "write", full)
+        patch.setattr(shard_writer.shards, "write_npy", full)
         with pytest.raises(OctavoError, match="the disk is full"):
-            prepare(settings, tmp_path / "out")
+            prepare(settings, tmp_path / "out", SMALL)
     assert not (tmp_path / "out").exists()
     assert len(list((tmp_path / ".out.preparing").glob("*.npy"))) == 5
-    assert contents(prepare(settings, tmp_path / "out").folder) == whole
+    assert contents(prepare(settings, tmp_path / "out", SMALL).folder) == whole
 
 
 def test_a_disk_with_too_little_room_is_told_before_anything_is_written(
@@ -362,7 +356,7 @@ def test_two_processes_do_not_write_the_same_folder(tmp_path: Path, own_cache: P
     prepare(settings, tmp_path / "out")
     (lock,) = (own_cache / "locks").iterdir()
     shutil.rmtree(tmp_path / "out")
-    with filelock.FileLock(lock), pytest.raises(OctavoError, match="another process prepares"):
+    with filelock.FileLock(lock), pytest.raises(OctavoError, match="another process is preparing"):
         prepare(settings, tmp_path / "out")
     prepare(settings, tmp_path / "out")
 
@@ -376,54 +370,52 @@ def test_a_training_waits_for_another_that_prepares_the_same_text(tmp_path: Path
     other = made.folder.rename(tmp_path / "aside")
     held = filelock.FileLock(lock)
     held.acquire()
-    steps = preparing(settings)
-    while not next(steps).doing.startswith("waiting"):
-        pass
-    other.rename(made.folder)  # the other has finished
+    preparation = prepare_dataset(settings)
+    for progress in preparation:
+        if progress.stage.startswith("waiting"):
+            break
+    other.rename(made.folder)  # the other process has finished
     held.release()
-    assert result(steps).folder == made.folder
+    assert preparation.result.folder == made.folder
 
 
-def test_what_came_while_the_text_was_read_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "_TELL_EVERY", 0.0)
-    steps = preparing_into(of(rows(tmp_path / "a.jsonl", sentences(30))), tmp_path / "out")
-    next(steps)
+def test_a_folder_that_appears_during_the_scan_is_not_overwritten(tmp_path: Path) -> None:
+    source = rows(tmp_path / "a.jsonl", sentences(30))
+    preparation = prepare_folder(of(source), tmp_path / "out", Limits(progress_seconds=0))
+    next(iter(preparation))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(OctavoError, match="already holds something"):
-        result(steps)
+    with pytest.raises(OctavoError, match="not empty"):
+        _ = preparation.result
     assert (tmp_path / "out" / "precious.txt").read_text(encoding="utf-8") == "mine"
 
 
 @pytest.mark.parametrize("later", [sentences(31), sentences(29), sentences(30, seed=1), [*sentences(29), "x" * 40]])
-def test_a_text_that_changes_while_it_is_prepared_is_told(
-    tmp_path: Path, later: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_text_that_changes_during_the_preparation_is_an_error(tmp_path: Path, later: list[str]) -> None:
     source = rows(tmp_path / "a.jsonl", sentences(30))
-    begun = build._begun
+    preparation = prepare_folder(of(source, "word:300"), tmp_path / "out", Limits(chunk=100, shard=500))
+    stages = []
 
-    def changing(*given: Any) -> Any:
-        rows(source, later)
-        return (yield from begun(*given))
+    def run() -> None:
+        for progress in preparation:
+            stages.append(progress.stage)
+            if progress.stage == "training the tokenizer":
+                rows(source, later)
 
-    monkeypatch.setattr(build, "_begun", changing)
-    monkeypatch.setattr(shard_writer, "SHARD", 500)
-    monkeypatch.setattr(shard_writer, "PIECE", 100)
-    with pytest.raises(OctavoError, match="changed while it was read"):
-        prepare(of(source, "byte"), tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]  # no shard of another text is gone on from
+    with pytest.raises(SourceChangedError):
+        run()
+    assert "training the tokenizer" in stages
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]  # no shard of either text is kept
 
 
 def test_a_shard_that_was_damaged_while_it_lay_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_writer, "SHARD", 1000)
-    monkeypatch.setattr(shard_writer, "PIECE", 100)
     settings = of(rows(tmp_path / "a.jsonl", sentences(300)))
-    whole = contents(prepare(settings, tmp_path / "whole").folder)
-    shard = stopped(settings, tmp_path / "out", 6, monkeypatch) / "train-00001.npy"
+    whole = contents(prepare(settings, tmp_path / "whole", SMALL).folder)
+    shard = interrupt(settings, tmp_path / "out", 6, monkeypatch) / "train-00001.npy"
     content = bytearray(shard.read_bytes())
     content[-3] ^= 1
     shard.write_bytes(content)
-    assert contents(prepare(settings, tmp_path / "out").folder) == whole
+    assert contents(prepare(settings, tmp_path / "out", SMALL).folder) == whole
 
 
 def test_rows_without_a_line_end_can_have_characters(tmp_path: Path) -> None:
@@ -445,26 +437,31 @@ def test_copies_alone_are_told(tmp_path: Path) -> None:
         prepare(of(rows(tmp_path / "a.jsonl", ["the same"] * 200)), tmp_path / "out")
 
 
-def test_a_preparation_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "_TELL_EVERY", 0.0)
-    told: list[Preparing] = list(preparing(of(rows(tmp_path / "a.jsonl", sentences(300)))))
-    assert list(dict.fromkeys(each.doing for each in told)) == ["reading", "learning the tokenizer", "writing tokens"]
-    for doing in ("reading", "writing tokens"):
-        counts = [each.done for each in told if each.doing == doing]
+def test_progress_has_each_stage_and_counts_up(tmp_path: Path) -> None:
+    source = rows(tmp_path / "a.jsonl", sentences(300))
+    reports = list(prepare_dataset(of(source), limits=Limits(progress_seconds=0)))
+    assert list(dict.fromkeys(each.stage for each in reports)) == [
+        "reading", "training the tokenizer", "writing tokens"
+    ]  # fmt: skip
+    for stage in ("reading", "writing tokens"):
+        counts = [each.done for each in reports if each.stage == stage]
         assert counts == sorted(counts)
-    assert told[-1].done == told[-1].total == sum(map(len, sentences(300)))
+    assert reports[-1].done == reports[-1].total == sum(map(len, sentences(300)))
 
 
-def test_a_vocabulary_is_learnt_from_all_over_a_large_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "_LEARNT_FROM", 3000)
-    monkeypatch.setattr(readers, "PIECE", 100)
+def test_a_vocabulary_is_trained_on_chunks_from_all_of_a_large_text(tmp_path: Path) -> None:
     parts = [("alpha beta " * 200) + "\n", ("gamma delta " * 200) + "\n", ("omega sigma " * 200) + "\n"]
     (tmp_path / "a.txt").write_text("".join(parts), encoding="utf-8")
-    data = dataset(of(tmp_path / "a.txt", "word:300"))
-    known = {token.decode() for token in data.tokenizer.token_bytes[256:]}
-    assert {"alpha", "gamma", "omega"} <= known
+    data = dataset(of(tmp_path / "a.txt", "word:300"), Limits(chunk=100, tokenizer_text=3000))
+    words = {token.decode() for token in data.tokenizer.token_bytes[256:]}
+    assert {"alpha", "gamma", "omega"} <= words
 
 
-def test_a_result_is_what_a_preparation_ends_with(tmp_path: Path) -> None:
-    settings = of(rows(tmp_path / "a.jsonl", sentences(30)))
-    assert result(preparing(settings)).fingerprint == dataset(settings).fingerprint
+def test_a_preparation_gives_its_result_after_any_number_of_steps(tmp_path: Path) -> None:
+    source = rows(tmp_path / "a.jsonl", sentences(30))
+    for steps in range(5):
+        preparation = prepare_dataset(of(source, "word"), limits=Limits(progress_seconds=0))
+        for _, _ in zip(range(steps), preparation, strict=False):
+            pass
+        assert preparation.result is preparation.result
+        assert list(preparation) == []

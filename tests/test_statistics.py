@@ -7,25 +7,23 @@ from typing import Any
 
 import pytest
 
-from octavo.data import readers
-from octavo.data.build import result
+from octavo.data.limits import DEFAULT_LIMITS, Limits
 from octavo.data.prepare import prepare
-from octavo.data.statistics import Statistics, statistics
+from octavo.data.statistics import Statistics, compute_statistics
 from octavo.errors import OctavoError
 from octavo.settings import DataSettings
 
 TEXT = "The quick brown fox jumps over the lazy dog.\nA line.\n\nÜber 漢字!\n" * 30 + "at the very end: §\n"
 
 
-def of(source: Path, **how: Any) -> Statistics:
-    return result(statistics(DataSettings(source=str(source), **how)))
+def of(source: Path, limits: Limits = DEFAULT_LIMITS, **how: Any) -> Statistics:
+    return compute_statistics(DataSettings(source=str(source), **how), limits).result
 
 
-@pytest.mark.parametrize("piece", [7, 1 << 20])
-def test_every_count_is_the_plain_one(tmp_path: Path, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "PIECE", piece)
+@pytest.mark.parametrize("chunk", [7, 1 << 20])
+def test_every_count_is_the_plain_one(tmp_path: Path, chunk: int) -> None:
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
-    found = of(tmp_path / "text.txt", tokenizer="char")
+    found = of(tmp_path / "text.txt", Limits(chunk=chunk), tokenizer="char")
     train, val = TEXT[: int(len(TEXT) * 0.9)], TEXT[int(len(TEXT) * 0.9) :]
     assert (found.name, found.documents, found.duplicates) == ("text", 1, 0)
     assert (found.characters, found.bytes) == (len(TEXT), len(TEXT.encode()))
@@ -55,6 +53,6 @@ def test_documents_that_are_there_twice_are_counted(tmp_path: Path) -> None:
 
 def test_tokens_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
-    prepare(DataSettings(source=str(tmp_path / "text.txt"), tokenizer="char"), tmp_path / "out")
-    with pytest.raises(OctavoError, match="holds tokens, and stats looks at text"):
+    prepare(tmp_path / "text.txt", tmp_path / "out", tokenizer="char")
+    with pytest.raises(OctavoError, match="holds tokens; stats needs text"):
         of(tmp_path / "out")

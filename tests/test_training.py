@@ -12,7 +12,6 @@ import torch
 import octavo
 import small_runs
 from octavo import checkpoint, training
-from octavo.data.build import result
 from octavo.device import resolve_runtime
 from octavo.errors import OctavoError
 from octavo.settings import TrainingSettings
@@ -119,7 +118,7 @@ def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(
 
 def test_an_error_before_training_leaves_no_run_folder(folder: Path) -> None:
     Path("text.txt").write_text("A short text. ", encoding="utf-8")
-    with pytest.raises(OctavoError, match="a window needs"):
+    with pytest.raises(OctavoError, match="a sequence needs"):
         run_events()
     assert not (folder / "runs").exists()
 
@@ -131,7 +130,7 @@ def test_an_error_before_training_leaves_no_run_folder(folder: Path) -> None:
 def test_a_small_text_caps_the_steps_with_a_notice(characters: int, steps: int) -> None:
     Path("text.txt").write_text((TEXT * 10)[:characters], encoding="utf-8")
     shape = dict(n_layer=1, n_head=1, n_embd=2, block_size=8, batch_size=12, device="cpu")
-    setup = result(set_up(training.plan("text.txt", **shape)))
+    setup = set_up(training.plan("text.txt", **shape)).result
     assert setup.settings.max_steps == steps
     assert setup.settings.eval_every == min(250, steps // 4)
     assert (steps == 1000) == (not setup.notices)
@@ -142,7 +141,7 @@ def test_a_small_text_caps_the_steps_with_a_notice(characters: int, steps: int) 
 def test_explicit_steps_are_not_capped() -> None:
     for changes in ({"max_steps": 5000}, {"preset": "nanogpt-tiny"}, {"max_epochs": 0}):
         planned = training.plan("text.txt", **{"block_size": 8, "device": "cpu", **changes})
-        assert result(set_up(planned)).settings.max_steps == planned.settings.max_steps
+        assert set_up(planned).result.settings.max_steps == planned.settings.max_steps
 
 
 # Devices

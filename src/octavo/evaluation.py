@@ -13,15 +13,14 @@ import torch
 
 from octavo import runs
 from octavo.checkpoint import Checkpoint
-from octavo.data import sources
 from octavo.data.dataset import is_prepared, open_dataset
-from octavo.data.prepare import encode_all, reopen_dataset
+from octavo.data.prepare import encode_corpus, reopen_dataset
 from octavo.data.shards import Shards
 from octavo.errors import OctavoError
 from octavo.loss import split_loss
 from octavo.model import GPT
 from octavo.runs import RunLike
-from octavo.settings import Settings
+from octavo.settings import DataSettings, Settings
 from octavo.tokenizers import Tokenizer
 
 _TOKENS_PER_STEP = 1 << 22  # of `count_bytes`
@@ -116,10 +115,11 @@ def _read_tokens(
             raise OctavoError(
                 f"{loaded.folder} does not record which text it was trained on", f"octavo eval {loaded.folder} SOURCE"
             )
-        return reopen_dataset(loaded.settings, loaded.info["data"], loaded.tokenizer).tokens("val")
+        return reopen_dataset(loaded.settings, loaded.info["data"], loaded.tokenizer).result.tokens("val")
     if is_prepared(source):
         dataset = open_dataset(Path(source))
         if dataset.tokenizer.fingerprint != loaded.tokenizer.fingerprint:
             raise OctavoError(f"{source} was prepared with another tokenizer than the model's", "the text itself")
         return dataset.tokens("val")
-    return encode_all(sources.read(source, encoding, errors, text_field), loaded.tokenizer, unknown)
+    text = DataSettings(source=source, encoding=encoding, errors=errors, text_field=text_field)
+    return encode_corpus(text, loaded.tokenizer, unknown)

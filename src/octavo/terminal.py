@@ -3,9 +3,8 @@
 import os
 import shutil
 import sys
-from collections.abc import Generator
 from types import TracebackType
-from typing import IO, TypeVar, cast
+from typing import IO, TypeVar
 
 from rich.console import Console
 from rich.live import Live
@@ -13,7 +12,8 @@ from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from octavo.training import Evaluated, Event, Finished, Notice, Preparing, Sampled, Saved, Started, Step, TimeEstimate
+from octavo.data.progress import Preparation, PreparationProgress
+from octavo.training import Evaluated, Event, Finished, Notice, Sampled, Saved, Started, Step, TimeEstimate
 from octavo.units import format_bytes
 
 
@@ -28,14 +28,12 @@ T = TypeVar("T")
 _SELDOM = 10  # seconds between plain lines
 
 
-def followed(steps: Generator[Preparing, None, T], stream: IO[str]) -> T:
-    """What comes of preparing a text, with how far it is drawn as it goes."""
+def run_preparation(preparation: Preparation[T], stream: IO[str]) -> T:
+    """Run a preparation, drawing its progress, and return its result."""
     with Progress(stream) as progress:
-        while True:
-            try:
-                progress.show(next(steps))
-            except StopIteration as done:
-                return cast(T, done.value)
+        for event in preparation:
+            progress.show(event)
+    return preparation.result
 
 
 class Progress:
@@ -62,7 +60,7 @@ class Progress:
     def show(self, event: Event) -> None:
         """Draw one event."""
         match event:
-            case Preparing():
+            case PreparationProgress():
                 self._prepare(event)
             case Started():
                 self._begin(event)
@@ -92,7 +90,7 @@ class Progress:
             case Finished():
                 self._end(event)
 
-    def _prepare(self, event: Preparing) -> None:
+    def _prepare(self, event: PreparationProgress) -> None:
         line = _preparation(event)
         if self.console.is_terminal:
             self._live.start()
@@ -182,10 +180,10 @@ class Progress:
             )
 
 
-def _preparation(event: Preparing) -> str:
+def _preparation(event: PreparationProgress) -> str:
     """Doing what, how much of how much, how fast, how long still."""
     rate = event.done / max(event.seconds, 1e-9)
-    parts = [event.doing]
+    parts = [event.stage]
     if event.total:
         parts.append(f"{event.done / event.total:.0%} of {event.total / 1e6:,.1f} million characters")
     elif event.done:

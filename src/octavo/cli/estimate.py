@@ -41,14 +41,14 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from octavo import training
-    from octavo.terminal import followed
-    from octavo.training.run_estimate import estimate_run_steps
+    from octavo.terminal import run_preparation
+    from octavo.training.run_estimate import estimate_run
 
     plan = training.plan(
         arguments.source, preset=arguments.preset, config=arguments.config, **explicit_settings(arguments)
     )
     has_source = arguments.source is not None or plan.settings.source != DataSettings().source
-    result = followed(estimate_run_steps(plan, arguments.price, prepare_text=has_source), sys.stderr)
+    result = run_preparation(estimate_run(plan, arguments.price, prepare_text=has_source), sys.stderr)
     return print_report(arguments, result, _format_report(result, plan.settings, arguments.price))
 
 

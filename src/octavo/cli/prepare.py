@@ -25,11 +25,11 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from octavo.data.prepare import preparing_into
-    from octavo.terminal import followed
+    from octavo.data.prepare import prepare_folder
+    from octavo.terminal import run_preparation
 
     settings = resolve(source=arguments.source, **explicit_settings(arguments))
-    dataset = followed(preparing_into(settings, arguments.out), sys.stderr)
+    dataset = run_preparation(prepare_folder(settings, arguments.out), sys.stderr)
     if arguments.json:
         print(json.dumps(dataset.info))
         return 0

@@ -26,11 +26,11 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from octavo.data.statistics import statistics
-    from octavo.terminal import followed
+    from octavo.data.statistics import compute_statistics
+    from octavo.terminal import run_preparation
 
     settings = resolve(source=arguments.source, **explicit_settings(arguments))
-    result = followed(statistics(settings), sys.stderr)
+    result = run_preparation(compute_statistics(settings), sys.stderr)
     return print_report(arguments, result, _format_report(result))
 
 

@@ -1,1 +1,14 @@
-"""From text to batches: `corpora` reads, `prepare` makes token files, `sampler` says what a step sees."""
+"""From a source to batches of token ids. The modules, in the order in which a text passes through them:
+
+    prepare       the entry points: `prepare_dataset`, `prepare_folder`, `reopen_dataset`
+    sources       `open_source`: settings -> Corpus, a collection of documents (readers, hub and pydocs read the text)
+    scan          `scan_corpus`: Corpus -> CorpusScan (counts, hash, alphabet; recognizes files scanned before)
+    cache         CorpusScan -> the dataset's folder in the cache, and the lock on it
+    build         `build_dataset`: trains the tokenizer, writes the shards, then `dataset.json`
+    split         `split_chunks`: each chunk of text goes to the training or the validation split
+    shard_writer  `write_shards`: chunks -> token files (encoder, and encoder_pool on all cores)
+    dataset       `open_dataset`: a prepared folder -> Dataset (shards, file_state to trust unchanged files, nanogpt)
+    sampler       Dataset -> the batch of each step
+
+`statistics` looks at a text. `progress` has `Preparation`, which all long work returns; `limits` the bounds on memory.
+"""

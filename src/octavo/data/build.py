@@ -1,217 +1,169 @@
-"""Making a prepared folder, and telling how far it is.
+"""Build a prepared dataset: train the tokenizer if necessary, write the shards, describe them in `dataset.json`.
 
-A tokenizer is learnt where one must be, and the shards written into a folder beside the one that is wanted,
-`.NAME.preparing`, which takes its name when all is there. What is interrupted goes on from there.
+All files are written to a staging folder next to the final one, `.NAME.preparing`, which is renamed when it is
+complete. An interrupted build continues from what the staging folder has.
 """
 
 import contextlib
 import hashlib
 import json
-import os
 import shutil
-import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
-
-import filelock
+from typing import Any
 
 from octavo import files, tokenizers
 from octavo.data import shard_writer
-from octavo.data.dataset import FORMAT, SPLITS, Dataset
-from octavo.data.scan import LEFT_OUT, ChangedError, CorpusScan, Split, parts, survey
-from octavo.data.shards import npy
+from octavo.data.cache import cache_key
+from octavo.data.dataset import FORMAT, SPLITS, Dataset, open_dataset
+from octavo.data.limits import Limits
+from octavo.data.progress import PreparationProgress, ProgressMeter, preparation
+from octavo.data.scan import CorpusScan
+from octavo.data.shards import open_npy
 from octavo.data.sources import Corpus
-from octavo.errors import OctavoError
+from octavo.data.split import LEFT_OUT, Split, choose_split, split_chunks
+from octavo.errors import OctavoError, SourceChangedError, UnknownCharactersError
 from octavo.settings import DataSettings
 from octavo.tokenizers import Tokenizer
 
-_LEARNT_FROM = 100_000_000  # characters, at most, from which a vocabulary is learnt
-_TELL_EVERY = 0.2  # seconds
-_SAMPLE = 1 << 16  # characters
-_LARGE = 1 << 24  # characters from which a vocabulary that was learnt is kept, before there are tokens
-_PASSING = ("plan.json", shard_writer.WRITTEN)  # files that are there until all is
+_SAMPLE = 1 << 16  # characters from which the number of ids is estimated
+_LARGE = (
+    1 << 24
+)  # characters; the tokenizer of a larger text is kept if the build is interrupted before the first shard
+_TEMPORARY = ("plan.json", shard_writer.RECORDS)  # files that only the staging folder has
 
 
-@dataclass(frozen=True)
-class Preparing:
-    """How far a text is prepared: `done` of `total` characters, where those are known, in so many `seconds`."""
+@preparation
+def build_dataset(
+    corpus: Corpus, scan: CorpusScan, settings: DataSettings, tokenizer_or_spec: Tokenizer | str, out: Path,
+    limits: Limits,
+) -> Generator[PreparationProgress, None, Dataset]:  # fmt: skip
+    """Tokenize a corpus into the folder `out`, which appears atomically. `tokenizer_or_spec`: "bpe:1024", for example.
 
-    doing: str  # "reading", "learning the tokenizer" or "writing tokens"
-    done: int
-    total: int | None
-    seconds: float
-
-
-Steps = Generator[Preparing, None, Dataset]
-T = TypeVar("T")
-
-
-def made(corpus: Corpus, seen: CorpusScan, settings: DataSettings, maker: str | Tokenizer, out: Path) -> Steps:
-    """Tokenize a corpus, by a tokenizer or what one is built from, and put the folder in its place, whole."""
-    folder = out.with_name(f".{out.name}.preparing")
+    Raises `OctavoError` if a split would be nearly empty, the disk is full, the source changed since it was scanned, or
+    the text has characters that the tokenizer does not have.
+    """
+    staging = out.with_name(f".{out.name}.preparing")
     try:
-        tokenizer = yield from _begun(folder, corpus, seen, settings, maker)
-        newlines = not seen.has_ends(tokenizer)
-        split = seen.split(settings.val_fraction, settings.deduplicate, newlines)
-        with contextlib.closing(parts(corpus, seen, split, newlines)) as all_parts:
-            counts = shard_writer.write(folder, all_parts, tokenizer, seen, _ratio(corpus, tokenizer))
-            yield from told("writing tokens", counts, seen.characters)
-        info = _described(folder, corpus, seen, settings, maker, tokenizer, split)
+        tokenizer = yield from open_staging(staging, corpus, scan, settings, tokenizer_or_spec, limits)
+        separate = not scan.uses_end_of_text(tokenizer)
+        split = choose_split(scan, settings.val_fraction, settings.deduplicate, separate)
+        meter = ProgressMeter("writing tokens", scan.characters, limits.progress_seconds)
+        with contextlib.closing(split_chunks(corpus, scan, split, separate)) as chunks:
+            ids_per_character = _estimate_ids_per_character(corpus, tokenizer)
+            for characters in shard_writer.write_shards(staging, chunks, tokenizer, scan, ids_per_character, limits):
+                yield from meter.report(characters)
+        info = _describe(staging, corpus, scan, settings, tokenizer_or_spec, tokenizer, split)
         with files.translate_disk_errors(out):
-            (folder / "dataset.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-            for name in _PASSING:
-                (folder / name).unlink(missing_ok=True)
-            files.commit_folder(folder, out)
-    except ChangedError:
-        shutil.rmtree(folder)  # what was written may be of either text
+            (staging / "dataset.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+            for name in _TEMPORARY:
+                (staging / name).unlink(missing_ok=True)
+            files.commit_folder(staging, out)
+    except SourceChangedError:
+        shutil.rmtree(staging)  # its shards may be of either text
         raise
-    except OctavoError as error:
-        if "unknown characters" in error.message:
-            raise OctavoError(f"{corpus.name} has {error.message}",
-                              "a text in that alphabet, or a model of --tokenizer byte") from None  # fmt: skip
-        raise
+    except UnknownCharactersError as error:
+        message = f"{corpus.name} has {error.message}"
+        raise UnknownCharactersError(message, "a text in that alphabet, or a model of --tokenizer byte") from None
     finally:
-        worth = any(folder.glob("*.npy")) or (seen.characters >= _LARGE and (folder / "plan.json").exists())
-        if folder.exists() and not worth:
-            shutil.rmtree(folder)  # nothing was finished that is worth going on from
-    there = {name: [npy(path) for path in paths] for name, paths in _shard_paths(out).items()}
-    return Dataset(out, tokenizer, info, there)
+        is_large = scan.characters >= _LARGE and (staging / "plan.json").exists()
+        if staging.exists() and not is_large and not any(staging.glob("*.npy")):
+            shutil.rmtree(staging)  # it has nothing to continue from
+    return open_dataset(out, verify=True)
 
 
-def _begun(folder: Path, corpus: Corpus, seen: CorpusScan, settings: DataSettings,
-           maker: str | Tokenizer) -> Generator[Preparing, None, Tokenizer]:  # fmt: skip
-    """The folder to write into, with the tokenizer in it: from when this was interrupted, or new."""
-    plan = json.dumps([cache_key(seen, maker, settings), shard_writer.SHARD])
+@preparation
+def open_staging(
+    staging: Path, corpus: Corpus, scan: CorpusScan, settings: DataSettings, tokenizer_or_spec: Tokenizer | str,
+    limits: Limits,
+) -> Generator[PreparationProgress, None, Tokenizer]:  # fmt: skip
+    """Open the staging folder of an interrupted build, or create one with a tokenizer in it. Returns the tokenizer."""
+    plan = json.dumps([cache_key(scan, tokenizer_or_spec, settings), limits.shard])
     with contextlib.suppress(OSError, OctavoError):
-        if (folder / "plan.json").read_text(encoding="utf-8") == plan:
-            files.remove_leftovers(folder)
-            return tokenizers.load(folder)
-    shutil.rmtree(folder, ignore_errors=True)
-    tokenizer = maker if isinstance(maker, Tokenizer) else (yield from _learnt(corpus, seen, maker))
-    with files.translate_disk_errors(folder):
-        folder.mkdir(parents=True)
-        tokenizer.save(folder)
-        files.write_atomic(folder / "plan.json", plan)
+        if (staging / "plan.json").read_text(encoding="utf-8") == plan:
+            files.remove_leftovers(staging)
+            return tokenizers.load(staging)
+    shutil.rmtree(staging, ignore_errors=True)
+    if isinstance(tokenizer_or_spec, Tokenizer):
+        tokenizer = tokenizer_or_spec
+    else:
+        tokenizer = yield from train_tokenizer(tokenizer_or_spec, corpus, scan, limits)
+    with files.translate_disk_errors(staging):
+        staging.mkdir(parents=True)
+        tokenizer.save(staging)
+        files.write_atomic(staging / "plan.json", plan)
     return tokenizer
 
 
-def _learnt(corpus: Corpus, seen: CorpusScan, spec: str) -> Generator[Preparing, None, Tokenizer]:
-    """The tokenizer that a corpus makes: of a large one, as much as a vocabulary needs, from all over it."""
+@preparation
+def train_tokenizer(
+    spec: str, corpus: Corpus, scan: CorpusScan, limits: Limits
+) -> Generator[PreparationProgress, None, Tokenizer]:
+    """Train a tokenizer on a corpus; on chunks taken evenly from all of it if it is large."""
     if spec == "char":
-        return tokenizers.build(spec, seen.alphabet)
-    yield Preparing("learning the tokenizer", 0, None, 0.0)
+        return tokenizers.build(spec, scan.alphabet)
+    yield PreparationProgress("training the tokenizer", 0, None, 0.0)
 
     def sample() -> Iterator[str]:
-        passed = taken = 0
-        for text, _ in corpus.pieces():
-            passed += len(text)
-            if seen.characters <= _LEARNT_FROM or taken * seen.characters <= passed * _LEARNT_FROM:
+        read = taken = 0
+        for text, _ in corpus.chunks():
+            read += len(text)
+            if scan.characters <= limits.tokenizer_text or taken * scan.characters <= read * limits.tokenizer_text:
                 taken += len(text)
                 yield text
 
     return tokenizers.build(spec, sample())
 
 
-def _ratio(corpus: Corpus, tokenizer: Tokenizer) -> float:
-    """About how many ids a character of this corpus gets, by its beginning."""
-    with contextlib.closing(corpus.pieces()) as pieces:
-        text = next(pieces).text[:_SAMPLE]
+def _estimate_ids_per_character(corpus: Corpus, tokenizer: Tokenizer) -> float:
+    """The number of ids per character at the beginning of the corpus."""
+    with contextlib.closing(corpus.chunks()) as chunks:
+        text = next(chunks).text[:_SAMPLE]
     return len(tokenizer.encode(text)) / len(text)
 
 
-def _shard_paths(folder: Path) -> dict[str, list[Path]]:
-    return {split: sorted(folder.glob(f"{split}-*.npy")) for split in SPLITS}
-
-
-def _described(folder: Path, corpus: Corpus, seen: CorpusScan, settings: DataSettings, maker: str | Tokenizer,
-               tokenizer: Tokenizer, split: Split) -> dict[str, Any]:  # fmt: skip
-    """What `dataset.json` says. Raises `OctavoError` where a split has too few tokens."""
-    paths = _shard_paths(folder)
-    tokens = {split: sum(npy(path).length for path in paths[split]) for split in SPLITS}
+def _describe(
+    staging: Path, corpus: Corpus, scan: CorpusScan, settings: DataSettings, tokenizer_or_spec: Tokenizer | str,
+    tokenizer: Tokenizer, split: Split,
+) -> dict[str, Any]:  # fmt: skip
+    """The contents of `dataset.json`. Raises `OctavoError` if a split has fewer than two tokens."""
+    paths = {name: sorted(staging.glob(f"{name}-*.npy")) for name in SPLITS}
+    tokens = {name: sum(open_npy(path).length for path in paths[name]) for name in SPLITS}
     if min(tokens.values()) < 2:
-        shutil.rmtree(folder)
+        shutil.rmtree(staging)
         if split.by == "document":
-            raise OctavoError("the documents are copies of one another, so none is left to train on or to validate",
-                              "--deduplicate")  # fmt: skip
-        raise OctavoError(f"the text has {seen.characters} characters, too few to train on and validate",
-                          "a longer text")  # fmt: skip
-    identity = f"{seen.sha256} {tokenizer.fingerprint} {settings.val_fraction!r} {settings.deduplicate}"
+            raise OctavoError(
+                "all documents are copies of one another, so training and validation text cannot be separated",
+                "--deduplicate",
+            )
+        raise OctavoError(
+            f"the text has {scan.characters} characters, too few to train on and validate", "a longer text"
+        )
+    records = shard_writer.read_records(staging)
+    described: dict[str, dict[str, Any]] = {}
+    for path in sorted(staging.iterdir()):
+        if path.name in records:
+            described[path.name] = {"bytes": path.stat().st_size, "sha256": records[path.name]}
+        elif path.name not in _TEMPORARY:
+            described[path.name] = {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
+    identity = f"{scan.sha256} {tokenizer.fingerprint} {settings.val_fraction!r} {settings.deduplicate}"
     return {
         "format": FORMAT,
         "name": corpus.name,
         "source": corpus.source,
-        "text": {"sha256": seen.sha256, "bytes": seen.size, "characters": seen.characters,
-                 "documents": seen.documents, "left_out": split.sides.count(LEFT_OUT)},
-        "tokenizer": maker if isinstance(maker, str) else maker.kind,
+        "text": {
+            "sha256": scan.sha256,
+            "bytes": scan.bytes,
+            "characters": scan.characters,
+            "documents": scan.documents,
+            "left_out": split.of_document.count(LEFT_OUT),
+        },
+        "tokenizer": tokenizer_or_spec if isinstance(tokenizer_or_spec, str) else tokenizer_or_spec.kind,
         "vocab_size": tokenizer.vocab_size,
         "split": {"by": split.by, "val_fraction": settings.val_fraction},
         "tokens": tokens,
         "fingerprint": hashlib.sha256(identity.encode()).hexdigest(),
-        "cache_key": cache_key(seen, maker, settings),
-        "shards": {split: [path.name for path in paths[split]] for split in SPLITS},
-        "files": {path.name: {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
-                  for path in sorted(folder.iterdir()) if path.name not in _PASSING},
-    }  # fmt: skip
-
-
-def surveyed(corpus: Corpus) -> Generator[Preparing, None, CorpusScan]:
-    """What a corpus is, telling how far it is read."""
-    found: CorpusScan | None = None
-
-    def counts() -> Iterator[int]:
-        nonlocal found
-        for each in survey(corpus):
-            if isinstance(each, CorpusScan):
-                found = each
-            else:
-                yield each
-
-    yield from told("reading", counts(), None)
-    assert found is not None
-    return found
-
-
-def told(doing: str, counts: Iterator[int], total: int | None) -> Iterator[Preparing]:
-    """Every now and then, how far it is."""
-    began = last = time.perf_counter()
-    for count in counts:
-        now = time.perf_counter()
-        if now - last >= _TELL_EVERY:
-            last = now
-            yield Preparing(doing, count, total, now - began)
-
-
-def result(steps: Generator[Preparing, None, T]) -> T:
-    """What comes of steps, with nobody told how far they are."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as done:
-            return cast(T, done.value)
-
-
-def cache_key(seen: CorpusScan, maker: str | Tokenizer, settings: DataSettings) -> str:
-    """The name that the cache knows a prepared text by."""
-    made_by = maker if isinstance(maker, str) else maker.fingerprint
-    identity = f"{FORMAT} {seen.sha256} {made_by} {settings.val_fraction!r} {settings.deduplicate}"
-    return hashlib.sha256(identity.encode()).hexdigest()[:24]
-
-
-def locked(out: Path, wait: bool) -> Generator[Preparing, None, filelock.BaseFileLock]:
-    """The lock of a folder that is to be written. Its file stays: a lock whose file goes can be held twice."""
-    name = hashlib.sha256(os.fsencode(out)).hexdigest()[:24]
-    path = files.cache_dir() / "locks" / name
-    with files.translate_disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    lock, began = filelock.FileLock(path, timeout=0), time.perf_counter()
-    while True:
-        try:
-            lock.acquire()
-            return lock
-        except filelock.Timeout:
-            if not wait:
-                raise OctavoError(f"another process prepares {out}", "the same again when it is done") from None
-            yield Preparing("waiting for another process that prepares this text", 0, None, time.perf_counter() - began)
-            time.sleep(_TELL_EVERY)
+        "cache_key": cache_key(scan, tokenizer_or_spec, settings),
+        "shards": {name: [path.name for path in paths[name]] for name in SPLITS},
+        "files": described,
+    }

@@ -1,26 +1,23 @@
-"""A prepared folder, opened: token shards, a tokenizer, and `dataset.json`, which says what they are.
+"""A prepared dataset: a folder with token shards, a tokenizer, and `dataset.json`, which describes them.
 
-    train-00000.npy ... val-00000.npy ...   ids, uint16, or uint32 where the vocabulary needs it
-    tokenizer.json ...                      the tokenizer, as every checkpoint carries it
-    dataset.json                            source, sizes, split, fingerprint; written last
+    train-00000.npy ... val-00000.npy ...   ids, uint16, or uint32 if the vocabulary needs it
+    tokenizer.json ...                      the tokenizer, as in a checkpoint
+    dataset.json                            source, sizes, split, fingerprint, and sha256 of each file; written last
 
-nanoGPT's folders (`train.bin`, `val.bin`, perhaps `meta.pkl`) are opened where they lie.
+Opening one reads no shards, unless they changed since they were last verified. nanoGPT's folders can be opened too.
 """
 
-import hashlib
 import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from octavo import files, tokenizers
-from octavo.data import shards
-from octavo.data.shards import Shard, Shards
+from octavo import tokenizers
+from octavo.data import nanogpt
+from octavo.data.file_state import VerifiedFiles
+from octavo.data.shards import Shard, Shards, open_npy
 from octavo.errors import OctavoError
-from octavo.interop import nanogpt
 from octavo.tokenizers import Tokenizer
 
 FORMAT = 2
@@ -30,110 +27,96 @@ _ORIGIN = ("name", "source", "text", "tokenizer", "split", "fingerprint", "cache
 
 @dataclass(frozen=True)
 class Dataset:
-    """A prepared folder, opened."""
+    """An opened dataset."""
 
     folder: Path
     tokenizer: Tokenizer
     info: dict[str, Any]  # dataset.json
-    shards: dict[str, list[Shard]] = field(repr=False)  # of each split
+    shards: dict[str, list[Shard]] = field(repr=False)  # by split
 
     @property
     def name(self) -> str:
-        """The corpus's, after which a run is called."""
+        """The name of the corpus, after which runs are named."""
         return str(self.info["name"])
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it, so that it is found or made again."""
+        """What a checkpoint stores, so that `reopen_dataset` can find or rebuild the dataset."""
         return {key: self.info[key] for key in _ORIGIN}
 
     @property
     def fingerprint(self) -> str:
-        """Of the text, its split and the tokenizer: two datasets that share it have the same tokens."""
+        """Hash of the text, the split and the tokenizer. Two datasets with the same fingerprint have the same ids."""
         return str(self.info["fingerprint"])
 
     def tokens(self, split: str) -> Shards:
-        """The ids of a split, "train" or "val", as one row; mapped into memory, not read."""
+        """The ids of a split, "train" or "val". They are memory-mapped, not read."""
         return Shards(self.shards[split])
 
 
 def is_prepared(source: str | Path) -> bool:
-    """Whether a source is a folder of tokens, ours or nanoGPT's. (pathlib would raise where a name is too long.)"""
-    return os.path.isfile(Path(source) / "dataset.json") or _is_nanogpts(source)
+    """Whether a source is a prepared dataset, Octavo's or nanoGPT's."""
+    # os.path, because pathlib raises if a name is too long
+    return os.path.isfile(Path(source) / "dataset.json") or nanogpt.is_nanogpt_folder(source)
 
 
-def open_dataset(folder: Path) -> Dataset:
-    """A folder that `prepare` made, held against what its `dataset.json` says; or one of nanoGPT's."""
-    if _is_nanogpts(folder) and not os.path.isfile(folder / "dataset.json"):
-        return _nanogpts(folder)
+def open_dataset(folder: Path, verify: bool = False) -> Dataset:
+    """Open a prepared dataset. Raises `OctavoError` that names the file if one is missing or was changed.
+
+    A file is trusted if its size and modification time are those that it had when its sha256 was last verified; if
+    not, or with `verify`, it is read and verified.
+    """
+    verified = VerifiedFiles(folder, reread=verify)
+    if nanogpt.is_nanogpt_folder(folder) and not os.path.isfile(folder / "dataset.json"):
+        shards, tokenizer = nanogpt.open_shards(folder), nanogpt.load_tokenizer(folder)
+        info = {"format": FORMAT} | nanogpt.describe(folder, tokenizer, shards, verified)
+    else:
+        info = _read_info(folder)
+        _check_files(folder, info, verified)
+        shards = {split: [open_npy(folder / name) for name in info["shards"][split]] for split in SPLITS}
+        tokenizer = tokenizers.load(folder)
+        if info["vocab_size"] != tokenizer.vocab_size:
+            raise OctavoError(
+                f"{folder}: dataset.json has vocab_size={info['vocab_size']}, and the tokenizer has "
+                f"{tokenizer.vocab_size} tokens",
+                "prepare the text again",
+            )
+    for split in SPLITS:
+        if not shards[split]:
+            raise OctavoError(f"{folder}: the split {split} has no tokens", "prepare the text again")
+        for shard in shards[split]:
+            largest = verified.largest_id(shard)
+            if largest >= tokenizer.vocab_size:
+                raise OctavoError(
+                    f"{shard.path} has id {largest}, beyond the vocabulary of {tokenizer.vocab_size}",
+                    "prepare the text again",
+                )
+    verified.save()
+    return Dataset(folder, tokenizer, info, shards)
+
+
+def _read_info(folder: Path) -> dict[str, Any]:
+    """The contents of `dataset.json`. Raises `OctavoError` if a key is missing or has a value of another type."""
     try:
-        info = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+        info: dict[str, Any] = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
         if info.get("format", FORMAT) != FORMAT:
-            raise ValueError(f"it has the format {info['format']}, and this Octavo reads {FORMAT}")
-        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in info["files"].items()}
-        vocab_size = int(info["vocab_size"])
+            raise ValueError(f"its format is {info['format']}, and this version reads {FORMAT}")
+        for entry in info["files"].values():
+            int(entry["bytes"]), str(entry["sha256"])
+        int(info["vocab_size"])
         for key in (*_ORIGIN, "tokens"):
             info[key]
-        named = {split: [folder / name for name in info["shards"][split]] for split in SPLITS}
+        for split in SPLITS:
+            for name in info["shards"][split]:
+                info["files"][name]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise OctavoError(f"{folder} is not a prepared folder: {error}", f"octavo prepare ... --out {folder}") from None
-    for name, (size, digest) in expected.items():
+        hint = f"octavo prepare ... --out {folder}"
+        raise OctavoError(f"{folder} is not a prepared dataset: {error}", hint) from None
+    return info
+
+
+def _check_files(folder: Path, info: dict[str, Any], verified: VerifiedFiles) -> None:
+    for name, entry in info["files"].items():
         path = folder / name
-        if not path.is_file() or path.stat().st_size != size or files.sha256(path) != digest:
-            raise OctavoError(f"{path} is not the file that was prepared: it is missing or changed",
-                              "prepare the text again")  # fmt: skip
-    there = {split: [shards.npy(path) for path in paths] for split, paths in named.items()}
-    tokenizer = tokenizers.load(folder)
-    if vocab_size != tokenizer.vocab_size:
-        raise OctavoError(f"{folder}'s dataset.json tells of {vocab_size} tokens, and its tokenizer has "
-                          f"{tokenizer.vocab_size}", "prepare the text again")  # fmt: skip
-    _check_ids(there, vocab_size)
-    return Dataset(folder, tokenizer, info, there)
-
-
-def _check_ids(there: dict[str, list[Shard]], vocab_size: int) -> None:
-    for split, found in there.items():
-        if not found:
-            raise OctavoError(f"there are no tokens in the split {split}", "prepare the text again")
-        for shard in found:
-            if (largest := Shards([shard]).max()) >= vocab_size:
-                raise OctavoError(f"{shard.path} has id {largest}, beyond the vocabulary of {vocab_size}",
-                                  "prepare the text again")  # fmt: skip
-
-
-def _is_nanogpts(source: str | Path) -> bool:
-    return all(os.path.isfile(Path(source) / f"{split}.bin") for split in SPLITS)
-
-
-def _nanogpts(folder: Path) -> Dataset:
-    """What nanoGPT's prepare.py leaves: ids of 16 bits, by characters where there is a `meta.pkl`, else GPT-2's."""
-    tokenizer = (
-        nanogpt.tokenizer(folder / "meta.pkl") if (folder / "meta.pkl").exists() else tokenizers.build("gpt2", "")
-    )
-    there, described = {}, {}
-    for split in SPLITS:
-        path = folder / f"{split}.bin"
-        size = path.stat().st_size
-        if size % 2 or size < 4:
-            raise OctavoError(f"{path} has {size:,} bytes: it holds no two ids of 16 bits, or was cut short",
-                              "prepare it again with nanoGPT, or give the text itself")  # fmt: skip
-        there[split] = [Shard(path, np.dtype("<u2"), 0, size // 2)]
-        described[path.name] = {"bytes": size, "sha256": files.sha256(path)}
-    _check_ids(there, tokenizer.vocab_size)
-    text = hashlib.sha256(json.dumps(described).encode()).hexdigest()
-    fingerprint = hashlib.sha256(f"{text} {tokenizer.fingerprint}".encode()).hexdigest()
-    info = {
-        "format": FORMAT,
-        "name": folder.resolve().name or "nanogpt",
-        "source": str(folder),
-        "text": {"sha256": text, "documents": 1},
-        "tokenizer": tokenizer.kind,
-        "vocab_size": tokenizer.vocab_size,
-        "split": {"by": "nanoGPT"},
-        "tokens": {split: there[split][0].length for split in SPLITS},
-        "fingerprint": fingerprint,
-        "cache_key": fingerprint[:24],
-        "shards": {split: [f"{split}.bin"] for split in SPLITS},
-        "files": described,
-    }
-    return Dataset(folder, tokenizer, info, there)
+        if not path.is_file() or path.stat().st_size != entry["bytes"] or verified.sha256(name) != entry["sha256"]:
+            raise OctavoError(f"{path} is missing or was changed since it was prepared", "prepare the text again")

@@ -1,7 +1,7 @@
-"""Datasets by name from the Hugging Face hub: `hf:NAME`, `hf:NAME:CONFIG`, `hf:NAME@SPLIT`, or `hf:./folder`.
+"""Read a dataset of the Hugging Face hub: `hf:NAME`, `hf:NAME:CONFIG`, `hf:NAME@SPLIT`, or a local `hf:./folder`.
 
-Rows are streamed. Those of a hub's dataset are put down in the cache as they come, once: what reads them again, or goes
-on with a run, needs no network. A folder of a dataset is read where it lies.
+Rows are streamed. The rows of a dataset on the hub are written to the cache while they are first read, so reading them
+again, or resuming a run, needs no network. A local folder is not copied.
 """
 
 import hashlib
@@ -14,60 +14,62 @@ from typing import Any
 
 from octavo import files
 from octavo.data import readers
-from octavo.data.readers import Reading
+from octavo.data.readers import TextFormat
 from octavo.errors import OctavoError
 
 
 def name(source: str) -> str:
-    """What to call it: the last part of the dataset's name."""
-    return Path(_parts(source)[0]).name
+    """The last part of the dataset's name."""
+    return Path(_parse(source)[0]).name
 
 
-def rows(source: str, how: Reading) -> Iterator[str]:
-    """The texts of a dataset's rows, one after another."""
-    dataset, config, split = _parts(source)
+def read_rows(source: str, text_format: TextFormat) -> Iterator[str]:
+    """Yield the text of each row."""
+    dataset, config, split = _parse(source)
     if os.path.isdir(dataset):
-        yield from _streamed(dataset, config, split, how)
+        yield from _stream_rows(dataset, config, split, text_format)
         return
-    asked = hashlib.sha256(repr((dataset, config, split, how)).encode()).hexdigest()[:16]
-    kept = files.cache_dir() / "hf" / f"{dataset.replace('/', '--')}-{asked}.jsonl"
-    if kept.is_file():
-        with open(kept, "rb") as file:
+    identity = hashlib.sha256(repr((dataset, config, split, text_format)).encode()).hexdigest()[:16]
+    cached = files.cache_dir() / "hf" / f"{dataset.replace('/', '--')}-{identity}.jsonl"
+    if cached.is_file():
+        with open(cached, "rb") as file:
             for line in file:
                 yield json.loads(line)
         return
-    with files.translate_disk_errors(kept):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-    with files.atomic_file(kept) as file:
-        for text in _streamed(dataset, config, split, how):
+    with files.translate_disk_errors(cached):
+        cached.parent.mkdir(parents=True, exist_ok=True)
+    with files.atomic_file(cached) as file:
+        for text in _stream_rows(dataset, config, split, text_format):
             file.write(json.dumps(text).encode() + b"\n")
             yield text
 
 
-def _parts(source: str) -> tuple[str, str | None, str]:
-    """The dataset, its configuration and split. A folder may have a colon in its name, so that is asked first."""
-    named, _, split = source.removeprefix("hf:").partition("@")
-    if os.path.isdir(named):
-        return os.path.abspath(named), None, split or "train"
-    dataset, _, config = named.partition(":")
+def _parse(source: str) -> tuple[str, str | None, str]:
+    """The dataset, its configuration and its split. A folder's name may have a colon, so folders are tried first."""
+    reference, _, split = source.removeprefix("hf:").partition("@")
+    if os.path.isdir(reference):
+        return os.path.abspath(reference), None, split or "train"
+    dataset, _, config = reference.partition(":")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", dataset):
-        raise OctavoError(f"{source!r} names no dataset, and no folder of one", "hf:roneneldan/TinyStories")
+        raise OctavoError(f"{source!r} is neither a dataset's name nor a folder", "hf:roneneldan/TinyStories")
     return dataset, config or None, split or "train"
 
 
-def _streamed(dataset: str, config: str | None, split: str, how: Reading) -> Iterator[str]:
+def _stream_rows(dataset: str, config: str | None, split: str, text_format: TextFormat) -> Iterator[str]:
     try:
         import datasets
     except ImportError:
         raise OctavoError(f"hf:{dataset} needs the package datasets", "pip install 'octavo[hf]'") from None
     place = f"hf:{dataset}, split {split},"
     try:
-        found: Iterable[dict[str, Any]] = datasets.load_dataset(dataset, config, split=split, streaming=True)
-        for number, row in enumerate(found, 1):
-            yield readers.row_text(row, f"{place} row {number:,},", how)
+        rows: Iterable[dict[str, Any]] = datasets.load_dataset(dataset, config, split=split, streaming=True)
+        for number, row in enumerate(rows, 1):
+            yield readers.row_text(row, f"{place} row {number:,},", text_format)
     except OctavoError:
         raise
-    except Exception as error:  # of the network, the hub, the format: the package raises what those raise
-        said = str(error).strip().splitlines()
-        raise OctavoError(f"{place} can't be read: {said[0] if said else type(error).__name__}",
-                          "check its name, configuration and split, and the network") from error  # fmt: skip
+    except Exception as error:  # errors of the network, the hub and the file formats have no common class
+        lines = str(error).strip().splitlines()
+        raise OctavoError(
+            f"{place} cannot be read: {lines[0] if lines else type(error).__name__}",
+            "check its name, configuration and split, and the network",
+        ) from error

@@ -1,182 +1,194 @@
-"""Text to token shards, made once and known by their fingerprint: the ways in.
+"""Prepare a source for training: the entry points of `octavo.data`.
 
-A text is read through (`survey`) and written as shards of tokens (`making`). `dataset` is what training calls: it takes
-any source, and prepares it into the cache unless that very text, tokenized that very way, is there already.
-
-Each of the three ways in, `dataset`, `reopen_dataset` and `prepare`, has a twin that tells how far it is, as it goes.
+Each function returns a `Preparation`, which can be iterated for progress and has the opened `Dataset` as its result.
 """
 
-import contextlib
 import dataclasses
 import os
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from octavo import files
-from octavo.data import encoding, sources
-from octavo.data.build import Steps, cache_key, locked, made, result, surveyed
+from octavo.data.build import build_dataset
+from octavo.data.cache import acquire_lock, cache_key, cached_folder, open_cached
 from octavo.data.dataset import Dataset, is_prepared, open_dataset
-from octavo.data.scan import CorpusScan, parts
-from octavo.data.sources import Corpus
+from octavo.data.encoder import END, Encoder
+from octavo.data.limits import DEFAULT_LIMITS, Limits
+from octavo.data.progress import PreparationProgress, preparation
+from octavo.data.scan import CorpusScan, ScanSummary, recall_scan, scan_corpus
+from octavo.data.sources import Corpus, open_source
+from octavo.data.split import choose_split, split_chunks
 from octavo.errors import OctavoError
-from octavo.settings import DataSettings
+from octavo.settings import DataSettings, resolve
 from octavo.tokenizers import Tokenizer
 
-_SMALL_TEXT = 8 << 20  # bytes below which characters are the better tokens for a small model
-_FEW_CHARACTERS = 256
+_SMALL_TEXT = 8 << 20  # bytes
+_SMALL_ALPHABET = 256  # characters
 
 
-def dataset(settings: DataSettings, tokenizer: Tokenizer | None = None) -> Dataset:
-    """The tokens of a source: a folder that `prepare` made, nanoGPT's, or text, prepared into the cache.
+def prepare(source: str | Path, out: str | Path, **settings: Any) -> Dataset:
+    """Prepare a source into the folder `out`, which must be empty or missing, and return the dataset.
 
-    With a tokenizer (of the model that is fine-tuned) that one is used, whatever the settings say.
+        dataset = octavo.prepare("my.txt", "tokens", tokenizer="bpe:1024")
+
+    The settings are those of `octavo.Settings` that concern text. Raises `OctavoError` for mistakes of the user.
     """
-    return result(preparing(settings, tokenizer))
+    return prepare_folder(resolve(source=str(source), **settings), out).result
 
 
-def reopen_dataset(settings: DataSettings, known: dict[str, Any], tokenizer: Tokenizer) -> Dataset:
-    """The very dataset that a checkpoint's `data` tells of: still in the cache, or made again from its source.
+@preparation
+def prepare_dataset(
+    settings: DataSettings, tokenizer: Tokenizer | None = None, limits: Limits = DEFAULT_LIMITS
+) -> Generator[PreparationProgress, None, Dataset]:
+    """The dataset of a source: a folder that is prepared already, or text, which is prepared into the cache.
 
-    Raises `OctavoError` if the source has become another text.
+    `tokenizer` is that of the model to fine-tune; it overrides the setting.
     """
-    return result(preparing_again(settings, known, tokenizer))
-
-
-def prepare(settings: DataSettings, out: str | Path) -> Dataset:
-    """Prepare a source into the folder `out`, which must not hold anything yet."""
-    return result(preparing_into(settings, out))
-
-
-def preparing(settings: DataSettings, tokenizer: Tokenizer | None = None) -> Steps:
-    """`dataset`, telling how far it is."""
     if is_prepared(settings.source):
-        return _opened_as(Path(settings.source), settings, tokenizer)
-    corpus = corpus_of(settings)
-    seen = yield from surveyed(corpus)
-    return (yield from cached_or_made(corpus, seen, settings, tokenizer))
+        return _open_source_folder(settings, tokenizer)
+    corpus = open_source(settings, limits)
+    summary = recall_scan(corpus)
+    if summary is not None:
+        dataset = open_cached(cache_key(summary, _tokenizer_or_spec(settings, summary, tokenizer), settings))
+        if dataset is not None:
+            return _rename(dataset, corpus)
+    scan = yield from scan_corpus(corpus, limits)
+    return (yield from load_or_build(corpus, scan, settings, tokenizer, limits))
 
 
-def preparing_again(settings: DataSettings, known: dict[str, Any], tokenizer: Tokenizer) -> Steps:
-    """`reopen_dataset`, telling how far it is."""
-    cached = _cached(known["cache_key"])
-    if settings.source == known["source"] and (cached / "dataset.json").is_file():
-        with contextlib.suppress(OctavoError):
-            found = open_dataset(cached)
-            if found.fingerprint == known["fingerprint"]:
-                return found
-    other = OctavoError(f"{settings.source} is not the text that this run was trained on",
-                        "--init RUN, which starts a new run from its weights, with any text")  # fmt: skip
+@preparation
+def reopen_dataset(
+    settings: DataSettings, origin: dict[str, Any], tokenizer: Tokenizer, limits: Limits = DEFAULT_LIMITS
+) -> Generator[PreparationProgress, None, Dataset]:
+    """The dataset that a checkpoint was trained on: from the cache, or prepared again from its source.
+
+    `origin` is the `Dataset.origin` that the checkpoint stores. Raises `OctavoError` if the source has changed since.
+    """
+    if settings.source == origin["source"]:
+        dataset = open_cached(origin["cache_key"])
+        if dataset is not None and dataset.fingerprint == origin["fingerprint"]:
+            return dataset
+    error = OctavoError(
+        f"{settings.source} is not the text that this run was trained on",
+        "--init RUN, which starts a new run from its weights, with any text",
+    )
     if is_prepared(settings.source):
-        new = _opened_as(Path(settings.source), settings, tokenizer)
+        dataset = _open_source_folder(settings, tokenizer)
     else:
-        corpus = corpus_of(settings)
-        seen = yield from surveyed(corpus)
-        if seen.sha256 != known["text"]["sha256"]:
-            raise other  # before the tokenizer meets characters that it doesn't know
-        new = yield from cached_or_made(corpus, seen, settings, tokenizer)
-    if new.fingerprint != known["fingerprint"]:
-        raise other
-    return new
+        corpus = open_source(settings, limits)
+        scan = yield from scan_corpus(corpus, limits)
+        if scan.sha256 != origin["text"]["sha256"]:
+            raise error  # here, because the tokenizer may not have the characters of another text
+        dataset = yield from load_or_build(corpus, scan, settings, tokenizer, limits)
+    if dataset.fingerprint != origin["fingerprint"]:
+        raise error
+    return dataset
 
 
-def preparing_into(settings: DataSettings, out: str | Path) -> Steps:
-    """`prepare`, telling how far it is."""
-    out, given = Path(os.path.abspath(out)), out
-    _check_free(out, given)
+@preparation
+def prepare_folder(
+    settings: DataSettings, out: str | Path, limits: Limits = DEFAULT_LIMITS
+) -> Generator[PreparationProgress, None, Dataset]:
+    """Prepare a source into the folder `out`, which must be empty or missing."""
+    folder = Path(os.path.abspath(out))
+    _check_is_free(folder, out)
     if is_prepared(settings.source):
         raise OctavoError(f"{settings.source} is prepared already", f"octavo train {settings.source}")
-    corpus = corpus_of(settings)
-    seen = yield from surveyed(corpus)
-    lock = yield from locked(out, wait=False)
+    corpus = open_source(settings, limits)
+    scan = yield from scan_corpus(corpus, limits)
+    lock = yield from acquire_lock(folder, wait=False)
     try:
-        _check_free(out, given)  # it may have come while the text was read
-        new = yield from made(corpus, seen, settings, _spec(settings, seen), out)
-        return dataclasses.replace(new, folder=Path(given))
+        _check_is_free(folder, out)  # another process may have written it during the scan
+        spec = _tokenizer_or_spec(settings, scan, None)
+        dataset = yield from build_dataset(corpus, scan, settings, spec, folder, limits)
+        return dataclasses.replace(dataset, folder=Path(out))
     finally:
         lock.release()
 
 
-def is_cached(settings: DataSettings, known: dict[str, Any]) -> bool:
-    """Whether the dataset that a checkpoint's `data` tells of lies prepared, so that no text need be read for it."""
-    return is_prepared(_cached(known["cache_key"])) or is_prepared(settings.source)
+@preparation
+def load_or_build(
+    corpus: Corpus, scan: CorpusScan, settings: DataSettings, tokenizer: Tokenizer | None, limits: Limits
+) -> Generator[PreparationProgress, None, Dataset]:
+    """The dataset of a corpus that was scanned: from the cache, or built."""
+    tokenizer_or_spec = _tokenizer_or_spec(settings, scan, tokenizer)
+    key = cache_key(scan, tokenizer_or_spec, settings)
+    dataset = open_cached(key)
+    if dataset is None:
+        lock = yield from acquire_lock(cached_folder(key), wait=True)
+        try:
+            dataset = open_cached(key)  # another process may have built it in the meantime
+            if dataset is None:
+                folder = cached_folder(key)
+                dataset = yield from build_dataset(corpus, scan, settings, tokenizer_or_spec, folder, limits)
+        finally:
+            lock.release()
+    return _rename(dataset, corpus)
 
 
-def encode_all(corpus: Corpus, tokenizer: Tokenizer, unknown: str = "error") -> np.ndarray:
-    """The ids of a whole corpus (T,), as they would be prepared, held in memory."""
-    seen = result(surveyed(corpus))
-    marks = seen.has_ends(tokenizer)
-    split = seen.split(0.5, deduplicate=False, newlines=not marks)
-    encoder = encoding.Encoder(tokenizer, unknown)
-    found = (encoder.encode(text.encode() + (encoding.END if marks and ends else b""))
-             for _, text, ends, _ in parts(corpus, seen, split._replace(by="document"), not marks))  # fmt: skip
-    return np.concatenate([np.empty(0, np.int64), *found]).astype(np.int64)
+def is_cached(settings: DataSettings, origin: dict[str, Any]) -> bool:
+    """Whether `reopen_dataset` needs to read no text."""
+    return is_prepared(cached_folder(origin["cache_key"])) or is_prepared(settings.source)
 
 
-def tokenizer_for(size: int, alphabet: int) -> str:
-    """The tokenizer that suits a text of so many bytes and different characters, where nobody said one.
+def encode_corpus(settings: DataSettings, tokenizer: Tokenizer, unknown: str = "error") -> np.ndarray:
+    """The ids of all documents of a source (T,), int64, as they would be in a dataset. They are held in memory."""
+    corpus = open_source(settings)
+    scan = scan_corpus(corpus).result
+    marks_ends = scan.uses_end_of_text(tokenizer)
+    split = choose_split(scan, 0.5, deduplicate=False, separate=not marks_ends)
+    encoder = Encoder(tokenizer, unknown)
 
-    Characters for a small text in an alphabet; else BPE, with one token of vocabulary for about 500 bytes
-    of text, between 1,024 and 32,768.
+    def encode() -> Iterator[np.ndarray]:
+        yield np.empty(0, np.int64)
+        for chunk in split_chunks(corpus, scan, split, separate=not marks_ends):
+            yield encoder.encode(chunk.text.encode() + (END if marks_ends and chunk.ends_document else b""))
+
+    return np.concatenate(list(encode())).astype(np.int64)
+
+
+def choose_tokenizer(size: int, alphabet: int) -> str:
+    """The tokenizer for a text of `size` bytes and `alphabet` different characters, if the user chose none.
+
+    Characters for a small text with a small alphabet. Otherwise BPE, with about one token for every 500 bytes of text,
+    between 1,024 and 32,768.
     """
-    if size <= _SMALL_TEXT and alphabet <= _FEW_CHARACTERS:
+    if size <= _SMALL_TEXT and alphabet <= _SMALL_ALPHABET:
         return "char"
     return f"bpe:{min(32768, max(1024, 1 << (size // 500).bit_length()))}"
 
 
-def corpus_of(settings: DataSettings) -> Corpus:
-    """The corpus that settings name."""
-    return sources.read(settings.source, settings.encoding, settings.errors, settings.text_field)
-
-
-def _spec(settings: DataSettings, seen: CorpusScan) -> str:
-    auto = tokenizer_for(seen.size, len(seen.alphabet))
-    return auto if settings.tokenizer == "auto" else settings.tokenizer
-
-
-def _cached(key: str) -> Path:
-    return files.cache_dir() / "prepared" / key
-
-
-def cached_or_made(corpus: Corpus, seen: CorpusScan, settings: DataSettings, tokenizer: Tokenizer | None) -> Steps:
-    """The tokens of a corpus that was read through: from the cache, or made."""
-    maker = tokenizer or _spec(settings, seen)
-    cached = _cached(cache_key(seen, maker, settings))
-    if found := _opened_here(cached, corpus):
-        return found
-    lock = yield from locked(cached, wait=True)
-    try:
-        if found := _opened_here(cached, corpus):  # by whoever had the lock
-            return found
-        return (yield from made(corpus, seen, settings, maker, cached))
-    finally:
-        lock.release()
-
-
-def _opened_here(cached: Path, corpus: Corpus) -> Dataset | None:
-    """What the cache has, perhaps of the same text under another name. A damaged copy is made anew."""
-    if (cached / "dataset.json").is_file():
-        with contextlib.suppress(OctavoError):
-            found = open_dataset(cached)
-            return dataclasses.replace(found, info=found.info | {"name": corpus.name, "source": corpus.source})
-    return None
-
-
-def _check_free(out: Path, given: str | Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OctavoError(f"{given} already holds something", "another --out, or delete it first")
-
-
-def _opened_as(folder: Path, settings: DataSettings, tokenizer: Tokenizer | None) -> Dataset:
-    """A prepared folder, if it was prepared with the tokenizer that is asked for."""
-    found = open_dataset(folder)
+def _tokenizer_or_spec(settings: DataSettings, scan: ScanSummary, tokenizer: Tokenizer | None) -> Tokenizer | str:
     if tokenizer is not None:
-        if tokenizer.fingerprint != found.tokenizer.fingerprint:
-            raise OctavoError(f"{folder} was prepared with another tokenizer than the model's",
-                              "give the text itself; it is prepared with the model's tokenizer")  # fmt: skip
-        return found
-    if settings.tokenizer not in ("auto", found.info["tokenizer"]):
-        raise OctavoError(f"{folder} was prepared with the tokenizer {found.info['tokenizer']}, not "
-                          f"{settings.tokenizer}", f"--tokenizer {found.info['tokenizer']}")  # fmt: skip
-    return found
+        return tokenizer
+    return choose_tokenizer(scan.bytes, len(scan.alphabet)) if settings.tokenizer == "auto" else settings.tokenizer
+
+
+def _rename(dataset: Dataset, corpus: Corpus) -> Dataset:
+    """A cached dataset with the name of this corpus: it may have been built from the same text under another name."""
+    return dataclasses.replace(dataset, info=dataset.info | {"name": corpus.name, "source": corpus.source})
+
+
+def _check_is_free(folder: Path, out: str | Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OctavoError(f"{out} already exists and is not empty", "another --out, or delete it first")
+
+
+def _open_source_folder(settings: DataSettings, tokenizer: Tokenizer | None) -> Dataset:
+    """The prepared folder `settings.source`. Raises `OctavoError` if it was prepared with another tokenizer."""
+    dataset = open_dataset(Path(settings.source))
+    prepared_with = dataset.info["tokenizer"]
+    if tokenizer is not None:
+        if tokenizer.fingerprint != dataset.tokenizer.fingerprint:
+            raise OctavoError(
+                f"{settings.source} was prepared with another tokenizer than the model's",
+                "give the text itself: it is prepared with the model's tokenizer",
+            )
+    elif settings.tokenizer not in ("auto", prepared_with):
+        raise OctavoError(
+            f"{settings.source} was prepared with tokenizer {prepared_with}, not {settings.tokenizer}",
+            f"--tokenizer {prepared_with}",
+        )
+    return dataset

@@ -1,9 +1,9 @@
-"""What a file holds, as documents: plain text, compressed text, a field of JSON lines or of a Parquet table.
+"""Read the documents in a file: plain text, compressed text, JSON lines, or a Parquet table.
 
-A document comes in pieces of about a million characters, so a file of any size takes no more memory than that. A piece
-ends where no token can lie across, before a space or a line's end after something else: each can be tokenized alone,
-and the ids are those of the whole. The text is what the files say, line endings included; only a byte order mark at
-the start of a text file goes.
+A document is read in chunks of about a million characters, so memory does not depend on the size of the file. A chunk
+ends where no token can span the cut: before a space or a newline that follows another character. So chunks can be
+tokenized separately, and the ids are those of the whole text. The text is kept as it is, including its line endings;
+only a byte order mark at the start of a text file is removed.
 """
 
 import codecs
@@ -17,26 +17,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
+from octavo.data.limits import DEFAULT_LIMITS, Limits
 from octavo.errors import OctavoError
 
 COMPRESSED = (".gz", ".zst")
-LINES, TABLES = (".jsonl", ".ndjson"), (".parquet",)
-PIECE = 1 << 20  # characters
-_LONGEST = 1 << 24  # characters without a place to cut at, as in a text without spaces: then anywhere
-_BLOCK = 1 << 20  # bytes read at a time
-_HEAD = 1 << 16  # bytes that tell text from what is none
+JSON_LINES, TABLES = (".jsonl", ".ndjson"), (".parquet",)
+_READ_BYTES = 1 << 20
+_HEAD_BYTES = 1 << 16  # a file with a NUL byte among its first ones is binary
 
 
-class Piece(NamedTuple):
-    """Some text, and whether a document ends with it."""
+class Chunk(NamedTuple):
+    """A bounded part of a document, or all of it."""
 
     text: str
-    ends: bool
+    ends_document: bool
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How bytes become text: `encoding` and `errors` as `bytes.decode` has them, and the field that rows keep it in."""
+class TextFormat:
+    """How bytes become text: `encoding` and `errors` of `bytes.decode`, and the field of a row that has the text."""
 
     encoding: str = "utf-8"
     errors: str = "strict"
@@ -44,228 +43,241 @@ class Reading:
 
 
 class BinaryFileError(Exception):
-    """A file that is no text."""
+    """The file has no text in it."""
 
 
-def documents(path: str, how: Reading) -> Iterator[Piece]:
-    """The documents of a file, by its name's ending. Raises `BinaryFileError`, or `OctavoError` with file and line."""
-    kind = _ending(path)
-    if kind in TABLES:
+def read_file(path: str, text_format: TextFormat, limits: Limits = DEFAULT_LIMITS) -> Iterator[Chunk]:
+    """Yield the documents of a file, whose kind follows from its name.
+
+    Raises `BinaryFileError`, or `OctavoError` that names the file and the line.
+    """
+    suffix = _inner_suffix(path)
+    if suffix in TABLES:
         if Path(path).suffix.lower() in COMPRESSED:
-            raise OctavoError(
-                f"{path} is a packed table, which can't be read from its end", "the .parquet file, unpacked"
-            )
-        yield from rows_in_pieces(_table(path, how))
+            raise OctavoError(f"{path}: a compressed Parquet file cannot be read", "decompress it to a .parquet file")
+        yield from chunk_rows(_read_table(path, text_format), limits)
     else:
-        with opened(path) as file:
-            yield from rows_in_pieces(_lines(file, path, how)) if kind in LINES else text(file, path, how)
+        with open_decompressed(path) as file:
+            if suffix in JSON_LINES:
+                yield from chunk_rows(_read_json_lines(file, path, text_format), limits)
+            else:
+                yield from read_text(file, path, text_format, limits)
 
 
 def stem(path: Path) -> str:
-    """A file's name without what its endings say of its kind."""
+    """A file's name without its suffix, and without the suffix of its compression."""
     name = path.stem if path.suffix.lower() in COMPRESSED else path.name
     return Path(name).stem
 
 
-def text(file: BinaryIO, where: str, how: Reading) -> Iterator[Piece]:
-    """A text as one document."""
-    yield from _as_document(cut(_decoded(file, where, how)))
+def read_text(file: BinaryIO, name: str, text_format: TextFormat, limits: Limits = DEFAULT_LIMITS) -> Iterator[Chunk]:
+    """Yield a text file as one document."""
+    yield from _mark_last(cut_text(_decode(file, name, text_format), limits))
 
 
-def rows_in_pieces(rows: Iterable[str]) -> Iterator[Piece]:
-    """Rows as a document each; empty ones are none."""
+def chunk_rows(rows: Iterable[str], limits: Limits = DEFAULT_LIMITS) -> Iterator[Chunk]:
+    """Yield each row as a document. Empty rows are skipped."""
     for row in rows:
-        if len(row) <= PIECE:
+        if len(row) <= limits.chunk:
             if row:
-                yield Piece(row, True)
+                yield Chunk(row, True)
         else:
-            yield from _as_document(cut([row]))
+            yield from _mark_last(cut_text([row], limits))
 
 
-def _as_document(texts: Iterable[str]) -> Iterator[Piece]:
-    held = ""
-    for each in texts:
-        if held:
-            yield Piece(held, False)
-        held = each
-    if held:
-        yield Piece(held, True)
+def _mark_last(texts: Iterable[str]) -> Iterator[Chunk]:
+    previous = ""
+    for text in texts:
+        if previous:
+            yield Chunk(previous, False)
+        previous = text
+    if previous:
+        yield Chunk(previous, True)
 
 
-def cut(texts: Iterable[str]) -> Iterator[str]:
-    """The same text in pieces of at most `PIECE` characters, where there are places to cut at."""
-    held = ""
-    for each in texts:
-        held += each
+def cut_text(texts: Iterable[str], limits: Limits = DEFAULT_LIMITS) -> Iterator[str]:
+    """Yield the same text in parts of at most `limits.chunk` characters, if no token can span the cuts."""
+    rest = ""
+    for text in texts:
+        rest += text
         start = 0
-        while len(held) - start >= PIECE and (end := _end(held, start)):
-            yield held[start:end]
+        while len(rest) - start >= limits.chunk and (end := _find_cut(rest, start, limits)):
+            yield rest[start:end]
             start = end
-        held = held[start:]
-    if held:
-        yield held
+        rest = rest[start:]
+    if rest:
+        yield rest
 
 
-def _end(text: str, start: int) -> int:
-    """Where the piece from `start` on ends; 0 where more text must come to tell."""
-    at = start + PIECE
+def _find_cut(text: str, start: int, limits: Limits) -> int:
+    """Where the chunk that begins at `start` ends; 0 if that cannot be decided before more text is read."""
+    at = start + limits.chunk
     while (at := max(text.rfind(" ", start + 1, at), text.rfind("\n", start + 1, at))) > start:
-        word = len(text[start:at].rstrip()) + start  # where the white space that it stands in begins
-        if word > start and text[word] in " \n":
-            return word
-        at = word
-    if later := re.compile(r"\S(?=[ \n])").search(text, start + PIECE - 1):
+        word_end = len(text[start:at].rstrip()) + start  # where this run of white space begins
+        if word_end > start and text[word_end] in " \n":
+            return word_end
+        at = word_end
+    if later := re.compile(r"\S(?=[ \n])").search(text, start + limits.chunk - 1):
         return later.end()
-    return start + _LONGEST if len(text) - start >= _LONGEST else 0
+    return start + limits.uncut if len(text) - start >= limits.uncut else 0
 
 
 @contextlib.contextmanager
-def opened(path: str) -> Iterator[BinaryIO]:
-    """A file's bytes, decompressed where its name says so."""
-    ending = Path(path).suffix.lower()
+def open_decompressed(path: str) -> Iterator[BinaryIO]:
+    """Open a file, decompressing it if its suffix is `.gz` or `.zst`."""
+    suffix = Path(path).suffix.lower()
     with open(path, "rb") as raw:
         try:
-            if ending == ".gz":
+            if suffix == ".gz":
                 with gzip.open(raw) as file:
                     yield cast(BinaryIO, file)
-            elif ending == ".zst":
-                with _zstd(path).open(raw) as file:
+            elif suffix == ".zst":
+                with _import_zstd(path).open(raw) as file:
                     yield file
             else:
                 yield raw
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise OctavoError(f"{path} is damaged or cut short: {error}", "fetch or compress it again") from error
+            raise OctavoError(f"{path} is damaged or truncated: {error}", "fetch or compress it again") from error
         except Exception as error:
-            if type(error).__name__ != "ZstdError":  # the class of a package that need not be there
+            if type(error).__name__ != "ZstdError":  # its class is in a package that may not be installed
                 raise
             raise OctavoError(f"{path} is damaged: {error}", "fetch or compress it again") from error
 
 
-def _zstd(path: str) -> Any:
-    for home in ("compression.zstd", "backports.zstd"):  # Python's own from 3.14 on
+def _import_zstd(path: str) -> Any:
+    for module in ("compression.zstd", "backports.zstd"):  # in the standard library from Python 3.14
         try:
-            return __import__(home, fromlist=["open"])
+            return __import__(module, fromlist=["open"])
         except ImportError:
             continue
-    raise OctavoError(f"{path} needs the package backports.zstd to be read", "pip install 'octavo[zstd]'")
+    raise OctavoError(f"reading {path} needs the package backports.zstd", "pip install 'octavo[zstd]'")
 
 
-def _ending(path: str) -> str:
-    inner = Path(path)
-    return (Path(inner.stem) if inner.suffix.lower() in COMPRESSED else inner).suffix.lower()
+def _inner_suffix(path: str) -> str:
+    """The suffix of the file inside the compression: `.jsonl` for `rows.jsonl.gz`."""
+    outer = Path(path)
+    return (Path(outer.stem) if outer.suffix.lower() in COMPRESSED else outer).suffix.lower()
 
 
-def _decoded(file: BinaryIO, where: str, how: Reading) -> Iterator[str]:
-    """What a text file says. Raises `BinaryFileError` where its first bytes are no text's."""
-    decoder = codecs.getincrementaldecoder(how.encoding)(how.errors)
-    block, before, first = file.read(_HEAD), 0, True
-    if b"\0" not in "a".encode(how.encoding):  # UTF-16 and UTF-32 are full of NULs
+def _decode(file: BinaryIO, name: str, text_format: TextFormat) -> Iterator[str]:
+    """Yield the text of a file. Raises `BinaryFileError` if it begins with bytes that no text has."""
+    decoder = codecs.getincrementaldecoder(text_format.encoding)(text_format.errors)
+    block, offset, is_first = file.read(_HEAD_BYTES), 0, True
+    if b"\0" not in "a".encode(text_format.encoding):  # UTF-16 and UTF-32 are full of NUL bytes
         if block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            like = "utf-32" if block.startswith(codecs.BOM_UTF32_LE) else "utf-16"
-            raise OctavoError(f"{where} looks like {like}, not {how.encoding}", f"--encoding {like}")
+            encoding = "utf-32" if block.startswith(codecs.BOM_UTF32_LE) else "utf-16"
+            raise OctavoError(f"{name} looks like {encoding}, not {text_format.encoding}", f"--encoding {encoding}")
         if b"\0" in block:
-            raise BinaryFileError(where)
+            raise BinaryFileError(name)
     while True:
-        waiting = len(decoder.getstate()[0])
+        pending = len(decoder.getstate()[0])  # bytes of an unfinished character
         try:
             text = decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
-            what = f"{where} is not {how.encoding}: {error.reason} at byte offset {before - waiting + error.start}"
-            raise OctavoError(what, "--encoding latin-1 (or what it is in), or --errors replace") from error
-        text.encode()  # some codecs give halves of surrogate pairs: a ValueError
+            message = f"{name} is not {text_format.encoding}: {error.reason} at byte offset "
+            raise OctavoError(
+                f"{message}{offset - pending + error.start}",
+                "--encoding latin-1 (or the file's encoding), or --errors replace",
+            ) from error
+        text.encode()  # raises ValueError: some codecs return unpaired surrogates
         if text:
-            yield text.removeprefix("\ufeff") if first else text
-            first = False
+            yield text.removeprefix("\ufeff") if is_first else text
+            is_first = False
         if not block:
             return
-        before += len(block)
-        block = file.read(_BLOCK)
+        offset += len(block)
+        block = file.read(_READ_BYTES)
 
 
 # Rows
 
 
-def _lines(file: BinaryIO, where: str, how: Reading) -> Iterator[str]:
-    """The field of each line of JSON; blank lines are none."""
-    if b"\0" in "a\n".encode(how.encoding):
-        raise OctavoError(f"{where} can't be read in lines as {how.encoding}", "JSON lines in utf-8")
+def _read_json_lines(file: BinaryIO, name: str, text_format: TextFormat) -> Iterator[str]:
+    """Yield the text field of each line. Blank lines are skipped."""
+    encoding = text_format.encoding
+    if b"\0" in "a\n".encode(encoding):
+        raise OctavoError(f"{name}: JSON lines cannot be read as {encoding}", "convert the file to utf-8")
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
-        place = f"{where}, line {number:,},"
+        place = f"{name}, line {number:,},"
         try:
-            row = json.loads(line.decode(how.encoding, how.errors))
-        except (ValueError, RecursionError) as error:
-            unknown = isinstance(error, UnicodeDecodeError)
-            said = error.reason if isinstance(error, UnicodeDecodeError) else str(error)
-            hint = (
-                "--encoding latin-1 (or what it is in), or --errors replace"
-                if unknown
-                else "a JSON object in each line"
-            )
+            row = json.loads(line.decode(encoding, text_format.errors))
+        except UnicodeDecodeError as error:
             raise OctavoError(
-                f"{where}, line {number:,} is not {how.encoding if unknown else 'JSON'}: {said}", hint
+                f"{place} is not {encoding}: {error.reason}",
+                "--encoding latin-1 (or the file's encoding), or --errors replace",
             ) from None
+        except (ValueError, RecursionError) as error:
+            raise OctavoError(f"{place} is not JSON: {error}", "a JSON object in each line") from None
         if not isinstance(row, dict):
-            raise OctavoError(f"{where}, line {number:,} is no JSON object", '{"text": "..."} in each line')
-        found = _field(row, place, how)
-        if b"\\ud" in line.lower():  # JSON can write halves of surrogate pairs, which are no characters
-            found = _whole(found, place, how)
-        yield found
+            raise OctavoError(f"{place} is not a JSON object", '{"text": "..."} in each line')
+        text = _get_field(row, place, text_format)
+        if b"\\ud" in line.lower():  # an escape for a surrogate, which may be unpaired
+            text = _remove_surrogates(text, place, text_format)
+        yield text
 
 
-def _table(path: str, how: Reading) -> Iterator[str]:
-    """The field of each row of a Parquet file."""
+def _read_table(path: str, text_format: TextFormat) -> Iterator[str]:
+    """Yield the text field of each row of a Parquet file."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise OctavoError(f"{path} needs the package pyarrow to be read", "pip install 'octavo[parquet]'") from None
+        raise OctavoError(f"reading {path} needs the package pyarrow", "pip install 'octavo[parquet]'") from None
+    field = text_format.text_field
     try:
         with pq.ParquetFile(path) as table:
             names = table.schema_arrow.names
-            if how.text_field not in names:
-                raise _no_field(path, names, how)
+            if field not in names:
+                raise _missing_field(path, names, text_format)
             number = 0
-            for batch in table.iter_batches(batch_size=1024, columns=[how.text_field]):
+            for batch in table.iter_batches(batch_size=1024, columns=[field]):
                 for value in batch.column(0).to_pylist():
                     number += 1
-                    yield _text_of(value, f"{path}, row {number:,},", how)
+                    yield _check_text(value, f"{path}, row {number:,},", text_format)
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise OctavoError(f"{path} is no Parquet file, or damaged: {error}", "write or fetch it again") from error
+        raise OctavoError(f"{path} is not a Parquet file, or damaged: {error}", "write or fetch it again") from error
 
 
-def row_text(row: dict[str, Any], place: str, how: Reading) -> str:
-    """The field of a row that is a mapping already."""
-    return _whole(_field(row, place, how), place, how)
+def row_text(row: dict[str, Any], place: str, text_format: TextFormat) -> str:
+    """The text field of a row. `place` names the row in errors."""
+    return _remove_surrogates(_get_field(row, place, text_format), place, text_format)
 
 
-def _field(row: dict[str, Any], place: str, how: Reading) -> str:
-    if how.text_field not in row:
-        raise _no_field(place, list(row), how)
-    return _text_of(row[how.text_field], place, how)
+def _get_field(row: dict[str, Any], place: str, text_format: TextFormat) -> str:
+    if text_format.text_field not in row:
+        raise _missing_field(place, list(row), text_format)
+    return _check_text(row[text_format.text_field], place, text_format)
 
 
-def _text_of(value: Any, place: str, how: Reading) -> str:
+def _check_text(value: Any, place: str, text_format: TextFormat) -> str:
     if not isinstance(value, str):
         kind = "null" if value is None else type(value).__name__
-        raise OctavoError(f"{place} has a field {how.text_field!r} that is {kind}, not text",
-                          "--text-field NAME, or leave such rows out")  # fmt: skip
+        raise OctavoError(
+            f"{place} has a field {text_format.text_field!r} that is {kind}, not text",
+            "--text-field NAME, or remove such rows",
+        )
     return value
 
 
-def _no_field(place: str, names: list[str], how: Reading) -> OctavoError:
-    shown = ", ".join(map(str, names[:8])) + (", ..." if len(names) > 8 else "")
-    return OctavoError(f"{place.rstrip(',')} has no field {how.text_field!r}; it has {shown or 'none'}",
-                       f"--text-field {names[0] if names else 'NAME'}")  # fmt: skip
+def _missing_field(place: str, names: list[str], text_format: TextFormat) -> OctavoError:
+    listed = ", ".join(map(str, names[:8])) + (", ..." if len(names) > 8 else "")
+    return OctavoError(
+        f"{place.rstrip(',')} has no field {text_format.text_field!r}; its fields: {listed or 'none'}",
+        f"--text-field {names[0] if names else 'NAME'}",
+    )
 
 
-def _whole(text: str, place: str, how: Reading) -> str:
+def _remove_surrogates(text: str, place: str, text_format: TextFormat) -> str:
+    """Treat unpaired surrogates, which are not characters, as `text_format.errors` says."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        if how.errors == "strict":
-            raise OctavoError(f"{place} has half of a surrogate pair, which is no character",
-                              "--errors replace, or --errors ignore") from None  # fmt: skip
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", how.errors)
+        if text_format.errors == "strict":
+            raise OctavoError(
+                f"{place} has an unpaired surrogate, which is not a character",
+                "--errors replace, or --errors ignore",
+            ) from None
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", text_format.errors)
     return text

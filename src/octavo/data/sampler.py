@@ -1,10 +1,10 @@
-"""Which tokens a step sees: a pure function of (corpus, settings, step).
+"""Which tokens a training step uses: a pure function of the corpus, the settings and the step.
 
-An epoch cuts the text into windows of `block_size` from a random phase, and visits them in a random order
-without replacement. Order and phase come from hashing (seed, epoch), so nothing is stored that grows with
-the corpus, a resumed run sees the same tokens, and processes only cut the same batch up.
+Each epoch cuts the text into sequences of `block_size` tokens, starting at a random offset, and visits them in a random
+order without replacement. Offset and order are computed by hashing (seed, epoch). So nothing is stored that grows with
+the corpus, a resumed run uses the same tokens, and several processes could divide the same batch among them.
 
-The axis letters: `B` sequences in a batch, `T` positions in a window.
+Axis letters: `B` sequences in a batch, `T` positions in a sequence.
 """
 
 from collections.abc import Callable
@@ -17,56 +17,57 @@ from octavo.settings import Settings
 
 
 class Sampler:
-    """Batches of a row of ids. `batch(step)` may be asked in any order."""
+    """Batches of a sequence of ids. The batch of any step can be computed, in any order."""
 
     def __init__(self, tokens: Shards, block_size: int, batch_size: int, seed: int) -> None:
         self._tokens, self.length = tokens, len(tokens)
         self.block_size, self.batch_size, self.seed = block_size, batch_size, seed
         if self.length < block_size + 1:
             raise OctavoError(
-                f"the training text has {self.length} tokens, and a window needs block_size + 1 = {block_size + 1}",
+                f"the training split has {self.length} tokens; a sequence needs block_size + 1 = {block_size + 1}",
                 f"a longer text, or --block-size {max(1, self.length // 8)}",
             )
-        whole = (self.length - 1) // block_size
-        # One window fewer than fit leaves room for any phase; a text of a single window has what room it has.
-        self.windows = max(1, whole - 1)
-        self._phases = min(block_size, self.length - self.windows * block_size)
+        fitting = (self.length - 1) // block_size
+        # One sequence fewer than fit leaves room for any offset. A text of one sequence leaves what room it has.
+        self.sequences = max(1, fitting - 1)  # in an epoch
+        self._offsets = min(block_size, self.length - self.sequences * block_size)
 
     def starts(self, step: int) -> np.ndarray:
-        """Where each of the batch's windows begins in the text, (B,)."""
-        place = np.arange(step * self.batch_size, (step + 1) * self.batch_size, dtype=np.uint64)
-        epochs, within = np.divmod(place, np.uint64(self.windows))
+        """The position of the first token of each sequence in the batch, (B,)."""
+        index = np.arange(step * self.batch_size, (step + 1) * self.batch_size, dtype=np.uint64)
+        epochs, index_in_epoch = np.divmod(index, np.uint64(self.sequences))
         starts = np.empty(self.batch_size, dtype=np.int64)
         for epoch in np.unique(epochs):
             rows = epochs == epoch
-            phase = int(_keys(self.seed, int(epoch))[-1]) % self._phases
-            window = permuted(within[rows], self.windows, self.seed, int(epoch))
-            starts[rows] = phase + window.astype(np.int64) * self.block_size
+            offset = int(_keys(self.seed, int(epoch))[-1]) % self._offsets
+            sequence = permute(index_in_epoch[rows], self.sequences, self.seed, int(epoch))
+            starts[rows] = offset + sequence.astype(np.int64) * self.block_size
         return starts
 
     def batch(self, step: int) -> np.ndarray:
-        """The batch of a step, int64 (B, T + 1): inputs without the last column, targets without the first."""
-        return self._tokens.windows(self.starts(step), self.block_size + 1)
+        """The batch of a step, int64 (B, T + 1): inputs are all but the last column, targets all but the first."""
+        return self._tokens.sequences(self.starts(step), self.block_size + 1)
 
 
 def batches(tokens: Shards, settings: Settings) -> Callable[[int], np.ndarray]:
-    """The batch of any step, (B, T + 1); settings that differ in `max_steps` alone change lengths at another step.
+    """A function from a step to its batch, (B, T + 1).
 
-    At first, where the settings say so, T is a part of the block and B as many times more: attention costs that
-    much less, and a batch of more places is a better one (Li et al., "Curriculum Learning: A Regularization
-    Method for Efficient and Stable Billion-Scale GPT Model Pre-Training", 2021).
+    With `curriculum_splits` N, the first `curriculum_fraction` of the steps use sequences of block_size / N tokens and
+    N times as many of them: attention is cheaper, and the gradient averages over more contexts (Li et al., "Curriculum
+    Learning: A Regularization Method for Efficient and Stable Billion-Scale GPT Model Pre-Training", 2021). If
+    `max_steps` changes on resuming, the length changes at another step.
     """
-    parts = settings.curriculum_splits
-    whole = Sampler(tokens, settings.block_size, settings.batch_size, settings.seed)
-    short = Sampler(tokens, settings.block_size // parts, settings.batch_size * parts, settings.seed)
-    return lambda step: (short if step < settings.curriculum_fraction * settings.max_steps else whole).batch(step)
+    splits = settings.curriculum_splits
+    full = Sampler(tokens, settings.block_size, settings.batch_size, settings.seed)
+    short = Sampler(tokens, settings.block_size // splits, settings.batch_size * splits, settings.seed)
+    return lambda step: (short if step < settings.curriculum_fraction * settings.max_steps else full).batch(step)
 
 
-def permuted(index: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
-    """Where a permutation of range(size), chosen by (seed, epoch), puts each index.
+def permute(index: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
+    """The images of `index` under a permutation of range(size), which follows from (seed, epoch).
 
-    A four-round Feistel network on the next even number of bits, walked along its cycles until it falls
-    below `size` (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
+    A four-round Feistel network on the next even number of bits, applied repeatedly until the result is below `size`:
+    cycle walking (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
     """
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     mask = np.uint64((1 << int(half)) - 1)
@@ -83,14 +84,14 @@ def permuted(index: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def _keys(seed: int, epoch: int) -> np.ndarray:
-    """Five numbers of a seed's epoch. The seed is hashed first: one xor with it would only swap epochs."""
+    """Five hashes of (seed, epoch). The seed is hashed first: seed XOR epoch would only reorder the epochs."""
     hashed = int(_mix(np.array([seed], dtype=np.uint64), 0)[0])
     return _mix(np.arange(5, dtype=np.uint64), int(_mix(np.array([epoch], dtype=np.uint64), hashed)[0]))
 
 
 def _mix(x: np.ndarray, key: int) -> np.ndarray:
-    """A 64-bit hash of each x and the key: splitmix64's finaliser (Steele et al., 2014)."""
-    with np.errstate(over="ignore"):  # it is meant to wrap around
+    """A 64-bit hash of each x and the key: the finalizer of splitmix64 (Steele et al., 2014)."""
+    with np.errstate(over="ignore"):  # wraps around on purpose
         x = (x ^ np.uint64(key % 2**64)) + np.uint64(0x9E3779B97F4A7C15)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

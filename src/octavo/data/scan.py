@@ -1,174 +1,177 @@
-"""Reading a corpus through once, before it is tokenized: how much there is, what it is known by, which part validates.
+"""Scan a corpus: read it once, before it is tokenized, to count it, hash it and collect its characters.
 
-One text is split by position: its end is for validation. Many documents are split by document: those whose digest
-comes first are for validation, until they make up its share of the characters. That is as good as drawn by lot, depends
-on no order, and puts exact copies on one side. About 60 bytes of memory go with each document.
+A scan needs 25 bytes of memory for each document. The part of it that does not grow with the corpus, the
+`ScanSummary`, is remembered in the cache, so that a text which was scanned before need not be read again to find its
+prepared dataset.
 """
 
+import dataclasses
 import functools
 import hashlib
+import json
+import os
 from array import array
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
 
 import numpy as np
 
+from octavo import files
+from octavo.data.file_state import file_state
+from octavo.data.limits import DEFAULT_LIMITS, Limits
+from octavo.data.progress import PreparationProgress, ProgressMeter, preparation
 from octavo.data.sources import Corpus
 from octavo.errors import OctavoError
 from octavo.tokenizers import Tokenizer
 
-MANY = 100  # documents from which on the split is by document
-_DIGEST = 16  # bytes
-TRAIN, VAL, LEFT_OUT = 0, 1, 2
+_DIGEST_BYTES = 16
+_RECORD_FORMAT = 1
 
 
 @dataclass(frozen=True)
-class CorpusScan:
-    """What a corpus is. `sha256` is that of its UTF-8 bytes, where there are several documents with 0xFF after each."""
+class ScanSummary:
+    """What identifies a corpus, and its size."""
 
-    sha256: str
-    size: int  # bytes of UTF-8
+    sha256: str  # of the UTF-8 bytes; if there are several documents, with 0xFF after each
+    bytes: int  # of UTF-8
     characters: int
-    alphabet: str  # every character, once, in order
-    lengths: "array[int]"  # of each document, in characters
-    digests: bytes  # 16 of each document
-    open_ended: bytes  # of each document, whether it ends without a line's end
+    documents: int
+    alphabet: str  # every character once, sorted
 
-    @property
-    def documents(self) -> int:
-        """How many there are."""
-        return len(self.lengths)
 
-    def has_ends(self, tokenizer: Tokenizer) -> bool:
-        """Whether `<|endoftext|>` stands where documents end: there are several, and the tokenizer has it."""
+@dataclass(frozen=True)
+class CorpusScan(ScanSummary):
+    """A summary, and what the split needs to know about each document."""
+
+    lengths: "array[int]"  # in characters
+    digests: bytes  # 16 for each document
+    lacks_newline: bytes  # for each document, 1 if it does not end with a newline
+
+    def uses_end_of_text(self, tokenizer: Tokenizer) -> bool:
+        """Whether `<|endoftext|>` follows each document: there are several, and the tokenizer has that token."""
         return self.documents > 1 and tokenizer.end_of_text is not None
 
     @functools.cached_property
-    def firsts(self) -> np.ndarray:
-        """Which documents are the first of their kind, (documents,)."""
-        kinds = np.frombuffer(self.digests, f"S{_DIGEST}")
-        first = np.zeros(len(kinds), dtype=bool)
-        first[np.unique(kinds, return_index=True)[1]] = True
-        return first
+    def digest_array(self) -> np.ndarray:
+        """The digests, (documents,)."""
+        return np.frombuffer(self.digests, f"S{_DIGEST_BYTES}")
 
-    def split(self, val_fraction: float, deduplicate: bool, newlines: bool) -> "Split":
-        """Which part is for what. `newlines`: documents are joined by a line's end, which counts as a character."""
-        kept = self.firsts if deduplicate else np.ones(self.documents, dtype=bool)
-        sides = np.where(kept, TRAIN, LEFT_OUT).astype(np.uint8)
-        lengths = np.frombuffer(self.lengths, np.int64)
-        if kept.sum() >= MANY:
-            kinds = np.frombuffer(self.digests, f"S{_DIGEST}")
-            share = val_fraction * lengths[kept].sum()
-            kept &= lengths <= max(share, lengths[kept].min())  # what is more than all that validates never does
-            order = np.flatnonzero(kept)[np.argsort(kinds[kept])]
-            taken = max(1, int(np.searchsorted(np.cumsum(lengths[order]), share, side="right")))
-            sides[kept & (kinds <= kinds[order[taken - 1]])] = VAL
-            return Split("document", 0, sides.tobytes())
-        length = int(lengths[kept].sum())
-        if newlines:
-            length += sum(self.open_ended[i] for i in np.flatnonzero(kept)[:-1])
-        return Split("position", int(length * (1 - val_fraction)), sides.tobytes())
+    @functools.cached_property
+    def is_first_copy(self) -> np.ndarray:
+        """Which documents are not exact copies of an earlier one, (documents,)."""
+        is_first = np.zeros(self.documents, dtype=bool)
+        is_first[np.unique(self.digest_array, return_index=True)[1]] = True
+        return is_first
 
 
-class Split(NamedTuple):
-    """The side of each document; by position, all from `cut` characters on is for validation."""
-
-    by: str
-    cut: int
-    sides: bytes
-
-
-class Part(NamedTuple):
-    """Some text, the split it is for, and whether a document ends with it."""
-
-    side: int
-    text: str
-    ends: bool
-    between: bool = False  # a line's end that stands between two documents, and in none
-
-
-class ChangedError(OctavoError):
-    """A text isn't what it was a moment ago."""
-
-
-class _Whole:
-    """What a corpus is known by, as it goes by."""
+class CorpusHash:
+    """The sha256 that identifies a corpus, updated chunk by chunk."""
 
     def __init__(self) -> None:
-        self._sha256, self._ended, self._several = hashlib.sha256(), False, False
+        self._sha256, self._document_ended, self._has_several = hashlib.sha256(), False, False
 
-    def add(self, content: bytes, ends: bool) -> None:
-        if self._ended:
+    def update(self, content: bytes, ends_document: bool) -> None:
+        if self._document_ended:
             self._sha256.update(b"\xff")
-            self._several = True
+            self._has_several = True
         self._sha256.update(content)
-        self._ended = ends
+        self._document_ended = ends_document
 
-    def digest(self) -> str:
-        if self._several:
+    def hexdigest(self) -> str:
+        if self._has_several:
             self._sha256.update(b"\xff")
         return self._sha256.hexdigest()
 
 
-def survey(corpus: Corpus) -> Iterator[int | CorpusScan]:
-    """Read a corpus through. Yields how many characters were read so far, now and then, and last the survey."""
-    whole, size, characters = _Whole(), 0, 0
-    lengths, digests, open_ended = array("q"), bytearray(), bytearray()
-    ascii_seen, others_seen = b"", np.zeros(0x110000, dtype=bool)
-    document, length = hashlib.blake2b(digest_size=_DIGEST), 0
-    for text, ends in corpus.pieces():
+@preparation
+def scan_corpus(corpus: Corpus, limits: Limits = DEFAULT_LIMITS) -> Generator[PreparationProgress, None, CorpusScan]:
+    """Read a corpus from beginning to end, and remember its summary."""
+    identity = _file_identity(corpus)
+    corpus_hash, size, characters = CorpusHash(), 0, 0
+    lengths, digests, lacks_newline = array("q"), bytearray(), bytearray()
+    ascii_characters, is_other_character = b"", np.zeros(0x110000, dtype=bool)
+    document_hash, length = hashlib.blake2b(digest_size=_DIGEST_BYTES), 0
+    meter = ProgressMeter("reading", None, limits.progress_seconds)
+    for text, ends_document in corpus.chunks():
         content = text.encode()
-        whole.add(content, ends)
-        document.update(content)
+        corpus_hash.update(content, ends_document)
+        document_hash.update(content)
         size, characters, length = size + len(content), characters + len(text), length + len(text)
-        if new := content.translate(None, ascii_seen):
-            ascii_seen += bytes(sorted(byte for byte in set(new) if byte < 0x80))
+        if new := content.translate(None, ascii_characters):
+            ascii_characters += bytes(sorted(byte for byte in set(new) if byte < 0x80))
         if len(content) != len(text):
-            others_seen[np.frombuffer(text.encode("utf-32-le"), "<u4")] = True
-        if ends:
+            is_other_character[np.frombuffer(text.encode("utf-32-le"), "<u4")] = True
+        if ends_document:
             lengths.append(length)
-            digests += document.digest()
-            open_ended.append(not text.endswith("\n"))
-            document, length = hashlib.blake2b(digest_size=_DIGEST), 0
-        yield characters
-    alphabet = set(map(chr, np.flatnonzero(others_seen).tolist())) | set(ascii_seen.decode())
-    if any(open_ended[:-1]):
-        alphabet.add("\n")  # it may come to stand between two documents
-    yield CorpusScan(whole.digest(), size, characters, "".join(sorted(alphabet)), lengths, bytes(digests),
-                 bytes(open_ended))  # fmt: skip
+            digests += document_hash.digest()
+            lacks_newline.append(not text.endswith("\n"))
+            document_hash, length = hashlib.blake2b(digest_size=_DIGEST_BYTES), 0
+        yield from meter.report(characters)
+    alphabet = set(map(chr, np.flatnonzero(is_other_character).tolist())) | set(ascii_characters.decode())
+    if any(lacks_newline[:-1]):
+        alphabet.add("\n")  # it may be inserted between two documents
+    scan = CorpusScan(
+        sha256=corpus_hash.hexdigest(),
+        bytes=size,
+        characters=characters,
+        documents=len(lengths),
+        alphabet="".join(sorted(alphabet)),
+        lengths=lengths,
+        digests=bytes(digests),
+        lacks_newline=bytes(lacks_newline),
+    )
+    if identity is not None and identity == _file_identity(corpus):
+        _remember(corpus, identity, scan)
+    return scan
 
 
-def parts(corpus: Corpus, seen: CorpusScan, split: Split, newlines: bool) -> Generator[Part, None, None]:
-    """The corpus from its beginning, each part with its side. With `newlines`, documents are joined by a line's end.
+# Recognizing files that were scanned before
 
-    Raises `ChangedError` at the latest at its end where it isn't what was seen.
+
+def recall_scan(corpus: Corpus) -> ScanSummary | None:
+    """The summary of an earlier scan of the same files, recognized by path, size and modification time.
+
+    None if there was no such scan, a file has changed since, or the source is not made of files.
     """
-    changed = ChangedError(f"{corpus.source} changed while it was read", "the same again, when it is as it will stay")
-    number = at = 0
-    whole = _Whole()
-    open_side: int | None = None
-    for text, ends in corpus.pieces():
-        whole.add(text.encode(), ends)
-        if number == len(split.sides):
-            raise changed
-        side = split.sides[number]
-        number += ends
-        if side == LEFT_OUT:
-            continue
-        if open_side is not None:
-            yield Part(_side_at(split, at, open_side), "\n", False, between=True)
-            at += 1
-        if split.by == "position" and at < split.cut < at + len(text):
-            yield Part(TRAIN, text[: split.cut - at], False)
-            yield Part(VAL, text[split.cut - at :], ends)
-        else:
-            yield Part(_side_at(split, at, side), text, ends)
-        at += len(text)
-        open_side = side if newlines and ends and not text.endswith("\n") else None
-    if whole.digest() != seen.sha256:
-        raise changed
+    identity = _file_identity(corpus)
+    if identity is None:
+        return None
+    try:
+        record = json.loads(_record_path(corpus).read_text(encoding="utf-8"))
+        return ScanSummary(**record["summary"]) if record["files"] == identity else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
-def _side_at(split: Split, at: int, side: int) -> int:
-    return side if split.by == "document" else TRAIN if at < split.cut else VAL
+def _file_identity(corpus: Corpus) -> str | None:
+    """A hash of the path, size and modification time of each file. None if one of them cannot be recognized later."""
+    if corpus.paths is None:
+        return None
+    identity = hashlib.sha256()
+    for path in corpus.paths:
+        try:
+            state = file_state(path)
+        except OSError:
+            return None
+        if state is None:
+            return None
+        identity.update(repr((os.path.abspath(path), state)).encode())
+    return identity.hexdigest()
+
+
+def _record_path(corpus: Corpus) -> Path:
+    key = repr((_RECORD_FORMAT, os.path.abspath(corpus.source), corpus.text_format))
+    return files.cache_dir() / "scans" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+
+
+def _remember(corpus: Corpus, identity: str, scan: CorpusScan) -> None:
+    """Write a record for `recall_scan`. Without one, the text is read again; so errors are ignored."""
+    summary = {field.name: getattr(scan, field.name) for field in dataclasses.fields(ScanSummary)}
+    path = _record_path(corpus)
+    try:
+        with files.translate_disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_atomic(path, json.dumps({"files": identity, "summary": summary}))
+    except (OSError, OctavoError):
+        pass

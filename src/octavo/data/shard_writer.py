@@ -1,8 +1,8 @@
-"""Writing token shards: read in order, encoded on all cores, each file there whole or not at all.
+"""Write token shards: encode text in order, on all cores, and write each shard atomically.
 
-Which characters a shard holds follows from the corpus alone, so what was interrupted goes on at the first shard that is
-missing, and what is there in the end is what an uninterrupted writer would have left. Memory holds the shards that are
-being filled and a few pieces under way, however large the corpus.
+Which characters a shard holds follows from the corpus alone. So an interrupted writer continues at the first missing
+shard, and the final files are those of an uninterrupted writer. Memory holds one shard of each split and a few chunks
+of text, however large the corpus.
 """
 
 import contextlib
@@ -10,113 +10,144 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from octavo import files
-from octavo.data import encoding, shards
+from octavo.data import encoder_pool, shards
 from octavo.data.dataset import SPLITS
-from octavo.data.readers import PIECE
-from octavo.data.scan import CorpusScan, Part
+from octavo.data.encoder import END, id_dtype
+from octavo.data.limits import Limits
+from octavo.data.scan import CorpusScan
+from octavo.data.split import SplitChunk
 from octavo.errors import OctavoError
 from octavo.tokenizers import Tokenizer
 from octavo.units import format_bytes
 
-WRITTEN = "written.txt"  # the sha256 of each shard, while others are still to come
-SHARD = 1 << 25  # characters of text in a shard; so of ids, 16 to 64 MB
+RECORDS = "written.txt"  # a line for each finished shard: name and sha256
+
+
+class _Batch(NamedTuple):
+    """Where the ids of some text belong."""
+
+    split: int
+    shard: int
+    characters: int
+    completes_shard: bool
 
 
 @dataclass
-class _Side:
-    """A split being written: the shard under way, and what waits to be encoded for it."""
+class _PendingText:
+    """Text of one split that waits to be encoded, and the shard that it is for."""
 
-    found: int  # shards that were there before
     shard: int = 0
-    filled: int = 0  # characters of it so far
-    waiting: list[bytes] = field(default_factory=list)
-    length: int = 0  # characters that wait
+    shard_characters: int = 0  # text of this shard so far, waiting or not
+    characters: int = 0  # text that waits
+    parts: list[bytes] = field(default_factory=list)
 
 
-def path(folder: Path, split: str, number: int) -> Path:
-    """Where a shard lies."""
+def shard_path(folder: Path, split: str, number: int) -> Path:
     return folder / f"{split}-{number:05d}.npy"
 
 
-def found(folder: Path, split: str) -> int:
-    """How many shards of a split stand as they were written, from the first on."""
-    written = {}
+def read_records(folder: Path) -> dict[str, str]:
+    """The sha256 of each shard written so far, by file name. Empty if the records are unreadable."""
+    records: dict[str, str] = {}
     with contextlib.suppress(OSError, ValueError):
-        written = dict(line.split() for line in (folder / WRITTEN).read_text(encoding="utf-8").splitlines())
+        for line in (folder / RECORDS).read_text(encoding="utf-8").splitlines():
+            name, sha256 = line.split()
+            records[name] = sha256
+    return records
+
+
+def write_shards(
+    folder: Path, chunks: Iterable[SplitChunk], tokenizer: Tokenizer, scan: CorpusScan, ids_per_character: float,
+    limits: Limits,
+) -> Iterator[int]:  # fmt: skip
+    """Write the shards of both splits. Yields the number of characters encoded so far.
+
+    `<|endoftext|>` follows each document, if there are several and the tokenizer has that token. Raises `OctavoError`
+    if the disk is full, or, before anything is written, if it has too little space; finished shards are kept.
+    """
+    finished = [_count_finished(folder, split) for split in SPLITS]
+    _check_disk_space(folder, finished, int(scan.characters * ids_per_character), tokenizer)
+    batches = _collect_batches(chunks, finished, scan.uses_end_of_text(tokenizer), limits)
+    processes = encoder_pool.count_processes(scan.characters, limits)
+    parts: list[list[np.ndarray]] = [[] for _ in SPLITS]  # ids of the shard being filled, for each split
+    filling = [0 for _ in SPLITS]  # its number
+    done = 0
+    for batch, ids in encoder_pool.encode_batches(tokenizer, batches, processes):
+        filling[batch.split] = batch.shard
+        parts[batch.split].append(ids)
+        if batch.completes_shard:
+            _finish_shard(folder, batch.split, batch.shard, parts[batch.split], finished)
+        done += batch.characters
+        yield done
+    for split, number in enumerate(filling):
+        _finish_shard(folder, split, number, parts[split], finished)
+
+
+def _collect_batches(
+    chunks: Iterable[SplitChunk], finished: list[int], marks_ends: bool, limits: Limits
+) -> Iterator[tuple[_Batch, bytes]]:
+    """Collect text until it is worth encoding. The batches of finished shards are empty."""
+    pending = [_PendingText() for _ in SPLITS]
+
+    def take(split: int, completes_shard: bool) -> tuple[_Batch, bytes]:
+        text = pending[split]
+        batch = _Batch(split, text.shard, text.characters, completes_shard), b"".join(text.parts)
+        text.parts, text.characters = [], 0
+        return batch
+
+    for chunk in chunks:
+        text = pending[chunk.split]
+        text.characters += len(chunk.text)
+        text.shard_characters += len(chunk.text)
+        if text.shard >= finished[chunk.split]:
+            text.parts.append(chunk.text.encode() + (END if marks_ends and chunk.ends_document else b""))
+        is_full = text.shard_characters >= limits.shard
+        if text.characters >= limits.chunk or is_full:
+            yield take(chunk.split, is_full)
+        if is_full:
+            text.shard, text.shard_characters = text.shard + 1, 0
+    for split, text in enumerate(pending):
+        if text.characters:
+            yield take(split, False)
+
+
+def _finish_shard(folder: Path, split: int, number: int, parts: list[np.ndarray], finished: list[int]) -> None:
+    """Write a shard and its record, unless it was finished by an earlier process. Empties `parts`."""
+    if parts and number >= finished[split]:
+        path, ids = shard_path(folder, SPLITS[split], number), np.concatenate(parts)
+        shards.write_npy(path, ids)
+        with files.translate_disk_errors(path), open(folder / RECORDS, "a", encoding="utf-8") as file:
+            file.write(f"{path.name} {files.sha256(path)}\n")
+    parts.clear()
+
+
+def _count_finished(folder: Path, split: str) -> int:
+    """How many shards of a split are intact, from the first on."""
+    records = read_records(folder)
     number = 0
-    while (shard := path(folder, split, number)).exists() and written.get(shard.name) == files.sha256(shard):
+    while (path := shard_path(folder, split, number)).exists() and path.name in records:
+        if records[path.name] != files.sha256(path):
+            break
         number += 1
     return number
 
 
-def write(folder: Path, parts: Iterable[Part], tokenizer: Tokenizer, survey: CorpusScan, ratio: float) -> Iterator[int]:
-    """Write the shards of both splits; yields how many characters have been encoded so far.
-
-    Where documents end, `<|endoftext|>` stands, if there are several and the tokenizer has it. Raises `OctavoError`
-    where the disk is full, or has too little room from the start: what was finished stays. `ratio` is about how many
-    ids a character gets.
-    """
-    marks = survey.has_ends(tokenizer)
-    sides = [_Side(found(folder, split)) for split in SPLITS]
-    _check_room(folder, survey, tokenizer, sides, ratio)
-    order: list[tuple[int, int, int]] = []  # of what was given to be encoded: its side, its shard, its characters
-    filling: dict[int, tuple[int, list[np.ndarray]]] = {}
-    done = 0
-
-    def pieces() -> Iterator[bytes]:
-        for side, text, ends, _ in parts:
-            to = sides[side]
-            to.filled += len(text)
-            to.length += len(text)
-            if to.shard >= to.found:
-                to.waiting.append(text.encode() + (encoding.END if marks and ends else b""))
-            full = to.filled >= SHARD
-            if to.length >= PIECE or full:
-                yield from given(side)
-            if full:
-                to.shard, to.filled = to.shard + 1, 0
-        for side in range(len(sides)):
-            yield from given(side)
-
-    def given(side: int) -> Iterator[bytes]:
-        nonlocal done
-        to = sides[side]
-        if to.waiting:
-            order.append((side, to.shard, to.length))
-            yield b"".join(to.waiting)
-        else:
-            done += to.length
-        to.waiting, to.length = [], 0
-
-    def finished(side: int) -> None:
-        number, ids = filling.pop(side)
-        shard = path(folder, SPLITS[side], number)
-        shards.write(shard, np.concatenate(ids))
-        with files.translate_disk_errors(shard), open(folder / WRITTEN, "a", encoding="utf-8") as file:
-            file.write(f"{shard.name} {files.sha256(shard)}\n")
-
-    for ids in encoding.encoded(tokenizer, pieces(), survey.characters):
-        side, shard, length = order.pop(0)
-        if side in filling and filling[side][0] != shard:
-            finished(side)
-        filling.setdefault(side, (shard, []))[1].append(ids)
-        done += length
-        yield done
-    for side in sorted(filling):
-        finished(side)
-
-
-def _check_room(folder: Path, survey: CorpusScan, tokenizer: Tokenizer, sides: list[_Side], ratio: float) -> None:
-    """Raise `OctavoError` where the ids will not fit onto the disk."""
-    size = 2 if tokenizer.vocab_size <= 1 << 16 else 4
-    there = sum(path(folder, split, i).stat().st_size
-                for split, side in zip(SPLITS, sides, strict=True) for i in range(side.found))  # fmt: skip
-    needed = int(survey.characters * ratio * size) - there
+def _check_disk_space(folder: Path, finished: list[int], ids: int, tokenizer: Tokenizer) -> None:
+    """Raise `OctavoError` if the ids will not fit on the disk."""
+    written = sum(
+        shard_path(folder, split, number).stat().st_size
+        for split, count in zip(SPLITS, finished, strict=True)
+        for number in range(count)
+    )
+    needed = ids * id_dtype(tokenizer).itemsize - written
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise OctavoError(f"the tokens need about {format_bytes(needed)}, and the disk of {folder.parent} has "
-                          f"{format_bytes(free)} free", "free some space, or another --out")  # fmt: skip
+        raise OctavoError(
+            f"the tokens need about {format_bytes(needed)}; the disk of {folder.parent} has {format_bytes(free)} free",
+            "free some space, or another --out",
+        )

@@ -1,9 +1,9 @@
-"""Token files as one long row of ids: `train-00000.npy`, `train-00001.npy` and so on.
+"""Token files read as one sequence of ids: `train-00000.npy`, `train-00001.npy` and so on.
 
-Whoever reads sees one row; into how many files it was cut makes no difference. Files are mapped when they are asked,
-each time anew: pages that were read through a mapping stay resident until it goes.
+The number of files makes no difference to the reader. Files are memory-mapped, anew for each access: pages that were
+read through a mapping stay resident until it is closed.
 
-The axis letters: `B` windows, `T` ids in a window.
+Axis letters: `B` sequences, `T` ids in a sequence.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,43 +16,43 @@ import numpy as np
 from octavo import files
 from octavo.errors import OctavoError
 
-_AT_ONCE = 1 << 22  # ids
+_BLOCK = 1 << 22  # ids
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of ids: from `offset` bytes on, `length` of them."""
+    """A file of ids: `length` of them, after `offset` bytes of header."""
 
     path: Path
     dtype: np.dtype[Any]
     offset: int
     length: int
 
-    def mapped(self) -> np.ndarray:
-        """The ids, read where they are touched."""
+    def memory_map(self) -> np.ndarray:
+        """The ids (T,), read from disk when they are accessed."""
         return np.memmap(self.path, self.dtype, "r", self.offset, (self.length,))
 
 
-def npy(path: Path) -> Shard:
-    """A `.npy` file of ids. Raises `OctavoError` where it is something else, or cut short; nothing is unpickled."""
+def open_npy(path: Path) -> Shard:
+    """Open a `.npy` file of ids. Nothing is unpickled. Raises `OctavoError` if it is truncated or of another kind."""
     try:
         ids = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise OctavoError(f"{path} is no token file: {error}", "prepare the text again") from None
+        raise OctavoError(f"{path} is not a token file: {error}", "prepare the text again") from None
     if not isinstance(ids, np.memmap) or ids.ndim != 1 or ids.dtype not in (np.uint16, np.uint32):
-        raise OctavoError(f"{path} is no token file: {ids.ndim} axes of {ids.dtype}", "prepare the text again")
+        raise OctavoError(f"{path} is not a token file: {ids.ndim} axes of {ids.dtype}", "prepare the text again")
     return Shard(path, ids.dtype, ids.offset, len(ids))
 
 
-def write(path: Path, ids: np.ndarray) -> None:
-    """Write ids (T,) as a `.npy` file that is there whole, or not at all."""
+def write_npy(path: Path, ids: np.ndarray) -> None:
+    """Write ids (T,) to a `.npy` file, atomically."""
     with files.atomic_file(path) as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(ids))
         file.write(np.ascontiguousarray(ids).data)
 
 
 class Shards:
-    """Files of ids, one after another, as one row."""
+    """Several token files, read as one sequence of ids."""
 
     def __init__(self, shards: Sequence[Shard]) -> None:
         self.shards = list(shards)
@@ -62,42 +62,42 @@ class Shards:
         return int(self._ends[-1]) if self.shards else 0
 
     def __getitem__(self, part: slice) -> np.ndarray:
-        """The ids of a stretch, as they lie in the files."""
+        """A slice of the ids, in the dtype of the files. The step must be 1."""
         start, stop, step = part.indices(len(self))
         assert step == 1
-        found = [np.empty(0, self.shards[0].dtype)]
-        for shard, end in zip(self.shards, self._ends.tolist(), strict=True):
-            begin = end - shard.length
-            if start < end and stop > begin:
-                found.append(shard.mapped()[max(0, start - begin) : stop - begin])
-        return np.concatenate(found)
+        parts = [np.empty(0, self.shards[0].dtype)]
+        for shard, shard_end in zip(self.shards, self._ends.tolist(), strict=True):
+            shard_start = shard_end - shard.length
+            if start < shard_end and stop > shard_start:
+                parts.append(shard.memory_map()[max(0, start - shard_start) : stop - shard_start])
+        return np.concatenate(parts)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self[:].astype(dtype or self.shards[0].dtype)
 
     def __iter__(self) -> Iterator[int]:
-        for piece in self.pieces():
-            yield from piece.tolist()
+        for block in self.blocks():
+            yield from block.tolist()
 
-    def pieces(self, size: int = _AT_ONCE) -> Iterator[np.ndarray]:
-        """All ids in order, some at a time."""
+    def blocks(self, size: int = _BLOCK) -> Iterator[np.ndarray]:
+        """Yield all ids in order, in arrays of `size`."""
         for start in range(0, len(self), size):
             yield self[start : start + size]
 
     def max(self) -> int:
-        """The largest id."""
-        return max((int(piece.max()) for piece in self.pieces()), default=0)
+        """The largest id; 0 if there are none. Reads all of them."""
+        return max((int(block.max()) for block in self.blocks()), default=0)
 
-    def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """The ids from each of the starts (B,) on, int64 (B, T)."""
+    def sequences(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """The `length` ids from each of `starts` (B,) on, int64 (B, T)."""
         out = np.empty((len(starts), length), dtype=np.int64)
-        first = np.searchsorted(self._ends, starts, side="right")
-        last = np.searchsorted(self._ends, starts + length - 1, side="right")
-        for number in np.unique(first[first == last]):
-            rows = (first == number) & (last == number)
+        first_shard = np.searchsorted(self._ends, starts, side="right")
+        last_shard = np.searchsorted(self._ends, starts + length - 1, side="right")
+        for number in np.unique(first_shard[first_shard == last_shard]):
+            rows = (first_shard == number) & (last_shard == number)
             shard = self.shards[number]
-            within = starts[rows] - (self._ends[number] - shard.length)
-            out[rows] = shard.mapped()[within[:, None] + np.arange(length)]
-        for row in np.flatnonzero(first != last):
+            offsets = starts[rows] - (self._ends[number] - shard.length)
+            out[rows] = shard.memory_map()[offsets[:, None] + np.arange(length)]
+        for row in np.flatnonzero(first_shard != last_shard):
             out[row] = self[int(starts[row]) : int(starts[row]) + length]
         return out

@@ -1,8 +1,8 @@
-"""Where text comes from: a corpus that has a name, files, a dataset of the hub, or standard input.
+"""Turn the SOURCE that a user names into a `Corpus`: a named document collection that can be read repeatedly.
 
-`read` turns a SOURCE into a `Corpus`, whose documents can be read through as often as is wanted; nothing is held but
-the piece that is read. Nothing is tokenized or written here, and no network is reached but for `shakespeare`, once, and
-for `hf:` names.
+A source is a built-in corpus, a file, a folder, a glob, a dataset of the Hugging Face hub, or standard input. Only one
+chunk of text is in memory at a time. Nothing is tokenized here. The network is used only for `hf:` names and, once, for
+`shakespeare`.
 """
 
 import codecs
@@ -21,10 +21,12 @@ from typing import BinaryIO
 
 from octavo import files
 from octavo.data import hub, pydocs, readers
-from octavo.data.readers import BinaryFileError, Piece, Reading
+from octavo.data.limits import DEFAULT_LIMITS, Limits
+from octavo.data.readers import BinaryFileError, Chunk, TextFormat
 from octavo.errors import OctavoError
+from octavo.settings import DataSettings
 
-NAMED: tuple[str, ...] = ("pydocs", "shakespeare")
+BUILT_IN: tuple[str, ...] = ("pydocs", "shakespeare")
 
 _SHAKESPEARE = (
     "tinyshakespeare.txt",
@@ -35,81 +37,83 @@ _SHAKESPEARE = (
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents, and a name for them that can be a folder's."""
+    """The documents of a source, and a name that a folder can have."""
 
     name: str
     source: str
-    _read: Callable[[], Iterator[Piece]]
+    text_format: TextFormat
+    paths: list[str] | None  # the files that are read; None if the text comes from elsewhere
+    _read: Callable[[], Iterator[Chunk]]
 
-    def pieces(self) -> Generator[Piece, None, None]:
-        """All documents from the first on, in pieces. Raises `OctavoError` where there is no text to be read."""
-        empty = True
+    def chunks(self) -> Generator[Chunk, None, None]:
+        """Yield all documents from the beginning, in chunks. Raises `OctavoError` if no text can be read."""
+        is_empty = True
         try:
-            for piece in self._read():
-                empty = False
-                yield piece
-        except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it, or a codec that has its own
+            for chunk in self._read():
+                is_empty = False
+                yield chunk
+        except (OSError, ValueError) as error:  # ValueError: a NUL in a path, or an error of the codec's own
             raise _unreadable(self.source, error) from error
-        if empty:
+        if is_empty:
             raise OctavoError(f"{self.source} has no text in it", "a text, or --text-field for its rows")
 
 
-def read(source: str, encoding: str = "utf-8", errors: str = "strict", text_field: str = "text") -> Corpus:
-    """The corpus that `source` names.
+def open_source(settings: DataSettings, limits: Limits = DEFAULT_LIMITS) -> Corpus:
+    """The corpus that `settings.source` names.
 
-    `source` is one of `NAMED` (the name wins: a file of that name is `./pydocs`), a file, a folder, a glob such as
-    `notes/**/*.md`, a dataset `hf:NAME`, or `-` for standard input. A folder is read through and through, in the order
-    of paths, except for what is hidden, what is binary (a NUL byte in its first 64 KiB) and folders behind links. A
-    glob leaves out the same, but follows links.
+    A source is one of `BUILT_IN` (which wins over a file of that name: write `./pydocs`), a file, a folder, a glob such
+    as `notes/**/*.md`, a dataset `hf:NAME`, or `-` for standard input. A folder is read recursively, sorted by path,
+    without hidden files, binary files (a NUL byte in the first 64 KiB) and linked folders. A glob skips the same files
+    but follows links.
 
-    A text file is a document. `.jsonl` and `.parquet` hold one in each row, in the field `text_field`. `.gz` and `.zst`
-    are read as what they pack. `encoding` and `errors` (strict, replace or ignore) are those of `bytes.decode`.
-    Raises `OctavoError` where there is nothing of that name; `Corpus.pieces` where it can't be read.
+    A text file is one document. `.jsonl` and `.parquet` have one document in each row, in the field `text_field`. `.gz`
+    and `.zst` are decompressed. Raises `OctavoError` if the source does not exist; `Corpus.chunks` if it is unreadable.
     """
-    how = Reading(_checked(encoding, errors), errors, text_field)
+    source = settings.source
+    text_format = TextFormat(_normalize_encoding(settings.encoding), settings.errors, settings.text_field)
     try:
-        return Corpus(_name(source), source, _reader(source, how))
+        return _open_source(source, text_format, limits)
     except (OSError, ValueError) as error:
         raise _unreadable(source, error) from error
 
 
-def _reader(source: str, how: Reading) -> Callable[[], Iterator[Piece]]:
-    """What reads a source from its beginning, each time that it is called."""
+def _open_source(source: str, text_format: TextFormat, limits: Limits) -> Corpus:
+    def corpus(read: Callable[[], Iterator[Chunk]], paths: list[str] | None = None) -> Corpus:
+        return Corpus(_corpus_name(source), source, text_format, paths, read)
+
     match source:
         case "pydocs":
             text = pydocs.text()
-            return lambda: readers.rows_in_pieces([text])
+            return corpus(lambda: readers.chunk_rows([text], limits))
         case "shakespeare":
             path = str(files.fetch(*_SHAKESPEARE))
-            return lambda: readers.documents(path, Reading())
-        case "-":  # a program without a terminal may have none
-            return _read_once(getattr(sys.stdin, "buffer", None), "standard input", how)
+            return corpus(lambda: readers.read_file(path, TextFormat(), limits), [path])
+        case "-":  # a program without a terminal may have no standard input
+            return corpus(_copy_stream(getattr(sys.stdin, "buffer", None), "standard input", text_format, limits))
     if source.startswith("hf:"):
-        return lambda: readers.rows_in_pieces(hub.rows(source, how))
-    paths = _paths(source)
+        return corpus(lambda: readers.chunk_rows(hub.read_rows(source, text_format), limits))
+    paths = _find_files(source)
     if paths == [source] and not os.path.isfile(source):  # a pipe
         with open(source, "rb") as stream:
-            return _read_once(stream, source, how)
-    return lambda: _files(source, paths, how)
+            return corpus(_copy_stream(stream, source, text_format, limits))
+    return corpus(lambda: _read_files(source, paths, text_format, limits), paths)
 
 
-def _checked(encoding: str, errors: str) -> str:
-    """The encoding's own name. `utf-8-sig` is `utf-8` here: the mark goes, and offsets count it."""
+def _normalize_encoding(encoding: str) -> str:
+    """Python's name for the encoding. `utf-8-sig` becomes `utf-8`: readers remove the byte order mark themselves."""
     try:
         "a".encode(encoding)
         codecs.getincrementaldecoder(encoding)
     except (LookupError, ValueError) as error:
         hint = "--encoding utf-8, latin-1, cp1252 or utf-16"
         raise OctavoError(f"there is no text encoding {encoding!r}", hint) from error
-    if errors not in ("strict", "replace", "ignore"):
-        raise OctavoError(f"errors is {errors!r}, not strict, replace or ignore", "--errors replace")
     return codecs.lookup(encoding).name.removesuffix("-sig")
 
 
-def _name(source: str) -> str:
-    """A corpus's name, a file's stem, or the name of a folder: for a glob, the one it looks in."""
-    if source in NAMED or source == "-":
-        return source if source in NAMED else "stdin"
+def _corpus_name(source: str) -> str:
+    """The stem of a file, or the name of a folder; for a glob, of the folder that it searches."""
+    if source in BUILT_IN or source == "-":
+        return source if source in BUILT_IN else "stdin"
     if source.startswith("hf:"):
         return hub.name(source)
     path = Path(os.path.abspath(source))
@@ -123,48 +127,48 @@ def _unreadable(source: str, error: OSError | ValueError) -> OctavoError:
     path = getattr(error, "filename", None) or source
     if not isinstance(error, FileNotFoundError):
         reason = getattr(error, "strerror", None) or error
-        return OctavoError(f"{path!r} can't be read: {reason}", "check its name, permissions and encoding")
-    near = difflib.get_close_matches(source.lower(), NAMED, n=1)
-    others = f"a file, a folder, a glob, hf:NAME, - for standard input, {' or '.join(NAMED)}"
-    return OctavoError(f"there is no file or folder {path!r}", near[0] if near else others)
+        return OctavoError(f"{path!r} cannot be read: {reason}", "check its name, permissions and encoding")
+    nearest = difflib.get_close_matches(source.lower(), BUILT_IN, n=1)
+    choices = f"a file, a folder, a glob, hf:NAME, - for standard input, {' or '.join(BUILT_IN)}"
+    return OctavoError(f"there is no file or folder {path!r}", nearest[0] if nearest else choices)
 
 
 # Files
 
 
-def _files(source: str, paths: list[str], how: Reading) -> Iterator[Piece]:
-    """The documents of all files, those without text left out."""
-    binary, empty = 0, True
+def _read_files(source: str, paths: list[str], text_format: TextFormat, limits: Limits) -> Iterator[Chunk]:
+    """Yield the documents of all files. Files without text are skipped."""
+    binary_files, is_empty = 0, True
     for path in paths:
         try:
-            for piece in readers.documents(path, how):
-                empty = False
-                yield piece
+            for chunk in readers.read_file(path, text_format, limits):
+                is_empty = False
+                yield chunk
         except BinaryFileError:
-            binary += 1
-    if empty:
-        what = f"has no text in it ({len(paths)} files, {binary} of them binary)"
+            binary_files += 1
+    if is_empty:
+        problem = f"has no text in it ({len(paths)} files, {binary_files} of them binary)"
         if paths == [source]:
-            what = "is binary, not text" if binary else "is empty"
-        raise OctavoError(f"{source} {what}", "give a text file, or a folder of them")
+            problem = "is binary, not text" if binary_files else "is empty"
+        raise OctavoError(f"{source} {problem}", "give a text file, or a folder of text files")
 
 
-def _paths(source: str) -> list[str]:
+def _find_files(source: str) -> list[str]:
     """The files that `source` names, sorted by the parts of their paths."""
     if os.path.isdir(source):
-        found = list(_walk(Path(source)))
+        paths = list(_walk(Path(source)))
     elif os.path.exists(source) or not glob.has_magic(source):
-        os.stat(source)  # where there is none, this says so
-        found = [source]
+        os.stat(source)  # raises FileNotFoundError
+        paths = [source]
     else:
-        found = [path for path in set(glob.glob(source, recursive=True)) if os.path.isfile(path)]
-        if not found:
+        paths = [path for path in set(glob.glob(source, recursive=True)) if os.path.isfile(path)]
+        if not paths:
             raise OctavoError(f"no file matches {source!r}", "** for any folder, * for any name")
-    return sorted(found, key=lambda path: Path(path).parts)
+    return sorted(paths, key=lambda path: Path(path).parts)
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    """The files in `folder` and in the folders in it, except for what is hidden and folders behind links."""
+    """Yield the files in `folder` and its subfolders, without hidden ones and without linked folders."""
     for path in folder.iterdir():
         if path.name.startswith("."):
             continue
@@ -174,24 +178,26 @@ def _walk(folder: Path) -> Iterator[str]:
             yield str(path)
 
 
-def _read_once(stream: BinaryIO | None, where: str, how: Reading) -> Callable[[], Iterator[Piece]]:
-    """A stream, put down in a file that nobody sees: it comes once, and is read more often."""
-    kept = tempfile.TemporaryFile()  # noqa: SIM115  # it lives as long as the corpus
+def _copy_stream(
+    stream: BinaryIO | None, name: str, text_format: TextFormat, limits: Limits
+) -> Callable[[], Iterator[Chunk]]:
+    """Copy a stream, which can be read only once, to an unnamed file, and return a function that reads the copy."""
+    copy = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the corpus
     with files.translate_disk_errors(Path(tempfile.gettempdir())):
         if stream is not None:
-            shutil.copyfileobj(stream, kept)
+            shutil.copyfileobj(stream, copy)
 
-    def pieces() -> Iterator[Piece]:
-        kept.seek(0)
-        empty = True
+    def read() -> Iterator[Chunk]:
+        copy.seek(0)
+        is_empty = True
         try:
-            for piece in readers.text(kept, where, how):
-                empty = False
-                yield piece
+            for chunk in readers.read_text(copy, name, text_format, limits):
+                is_empty = False
+                yield chunk
         except BinaryFileError:
-            raise OctavoError(f"{where} is binary, not text", "pipe a text into it, or give a file") from None
-        if empty:
-            raise OctavoError(f"{where} is empty", "pipe a text into it, or give a file")
+            raise OctavoError(f"{name} is binary, not text", "pipe a text into it, or give a file") from None
+        if is_empty:
+            raise OctavoError(f"{name} is empty", "pipe a text into it, or give a file")
 
-    weakref.finalize(pieces, kept.close)
-    return pieces
+    weakref.finalize(read, copy.close)
+    return read

@@ -1,144 +1,173 @@
-"""A look at a text before a model is trained on it: how much there is, what is frequent, rare, repeated, unseen."""
+"""Statistics of a text, for a look at it before training: sizes, frequent and rare tokens, duplicates."""
 
 from array import array
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import numpy as np
 
-from octavo.data.build import Preparing, surveyed, told
 from octavo.data.dataset import SPLITS, Dataset, is_prepared
-from octavo.data.prepare import cached_or_made, corpus_of
-from octavo.data.readers import PIECE
-from octavo.data.scan import CorpusScan, parts
+from octavo.data.limits import DEFAULT_LIMITS, Limits
+from octavo.data.prepare import load_or_build
+from octavo.data.progress import PreparationProgress, ProgressMeter, preparation
+from octavo.data.scan import scan_corpus
+from octavo.data.sources import open_source
+from octavo.data.split import choose_split, split_chunks
 from octavo.errors import OctavoError
 from octavo.settings import DataSettings
 
-_SHOWN = 20
+_LISTED = 20
 _CODE_POINTS = 0x110000
-_REPEATABLE = 20  # characters from which on a line that comes again is worth a word
-_HELD = 100_000  # characters up to which it is
-_LINES = 20_000_000  # as many are remembered: 8 bytes each
+_SHORTEST_REPEATED, _LONGEST_REPEATED = 20, 100_000  # characters in a line that is compared with others
+_COMPARED_LINES = 20_000_000  # 8 bytes of memory each
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a text is. Counts of characters, lines and documents are of all of it; tokens by split."""
+    """Counts of characters, lines and documents are of the whole text; tokens are counted for each split."""
 
     name: str
     bytes: int
     characters: int
     documents: int
-    duplicates: int  # documents that are there already, to the letter
+    duplicates: int  # documents that are exact copies of an earlier one
     different_characters: int
     longest_line: int  # characters
     lines: int
-    repeated_lines: int  # of at least 20 characters, there already before
+    repeated_lines: int  # lines of at least 20 characters that are copies of an earlier one
     tokenizer: str
     vocab_size: int
     tokens: dict[str, int]
     characters_per_token: float
-    unused_tokens: int  # of the vocabulary, in either split
+    unused_tokens: int  # tokens of the vocabulary that are in neither split
     frequent_tokens: list[tuple[str, int]]
-    unseen_characters: list[tuple[str, int]]  # in val and not in train, with how often
-    rare_characters: list[tuple[str, int]]  # fewer than ten times in all
+    unseen_characters: list[tuple[str, int]]  # those of the validation split that are not in the training split
+    rare_characters: list[tuple[str, int]]  # those that occur fewer than ten times
 
 
-def statistics(settings: DataSettings) -> Generator[Preparing, None, Statistics]:
-    """Look at a source; the text is prepared into the cache, as training would. Tells how far it is."""
+@preparation
+def compute_statistics(
+    settings: DataSettings, limits: Limits = DEFAULT_LIMITS
+) -> Generator[PreparationProgress, None, Statistics]:
+    """Count what is in a source. The text is also prepared into the cache, as for training."""
     if is_prepared(settings.source):
-        raise OctavoError(f"{settings.source} holds tokens, and stats looks at text", "the text that it was made of")
-    corpus = corpus_of(settings)
-    found: CorpusScan = yield from surveyed(corpus)
-    data = yield from cached_or_made(corpus, found, settings, None)
-    newlines = not found.has_ends(data.tokenizer)
-    split = found.split(settings.val_fraction, False, newlines)
-    counts = np.zeros((2, _CODE_POINTS), dtype=np.int64)
-    lines = _Lines()
-
-    def read() -> Iterator[int]:
-        done, gathered = 0, 0
-        waiting: tuple[list[str], list[str]] = ([], [])
-        for side, text, ends, between in parts(corpus, found, split, newlines):
-            if between:
-                continue
-            lines.add(text, ends)
-            waiting[side].append(text)
-            done, gathered = done + len(text), gathered + len(text)
-            if gathered >= PIECE:
-                count(waiting)
-                gathered = 0
-            yield done
-        count(waiting)
-
-    def count(waiting: tuple[list[str], list[str]]) -> None:
-        for side, texts in enumerate(waiting):
-            points = np.frombuffer("".join(texts).encode("utf-32-le"), "<u4")
-            counts[side] += np.bincount(points, minlength=_CODE_POINTS)
-            texts.clear()
-
-    yield from told("counting", read(), found.characters)
-    train, val = counts
-    tokens = _token_counts(data)
-    total = sum(data.info["tokens"].values())
+        raise OctavoError(f"{settings.source} holds tokens; stats needs text", "the text that it was prepared from")
+    corpus = open_source(settings, limits)
+    scan = yield from scan_corpus(corpus, limits)
+    dataset = yield from load_or_build(corpus, scan, settings, None, limits)
+    separate = not scan.uses_end_of_text(dataset.tokenizer)
+    split = choose_split(scan, settings.val_fraction, False, separate)
+    counter, lines = _CharacterCounter(limits.chunk), _LineCounter()
+    meter, characters = ProgressMeter("counting", scan.characters, limits.progress_seconds), 0
+    for chunk in split_chunks(corpus, scan, split, separate):
+        if chunk.is_separator:
+            continue
+        lines.add(chunk.text, chunk.ends_document)
+        counter.add(chunk.split, chunk.text)
+        characters += len(chunk.text)
+        yield from meter.report(characters)
+    train, val = counter.counts()
+    token_counts = _count_tokens(dataset)
+    vocabulary = dataset.tokenizer
     return Statistics(
-        name=corpus.name, bytes=found.size, characters=found.characters, documents=found.documents,
-        duplicates=int((~found.firsts).sum()), different_characters=int((train + val > 0).sum()),
-        longest_line=lines.longest, lines=lines.count, repeated_lines=lines.repeated(),
-        tokenizer=data.info["tokenizer"], vocab_size=data.tokenizer.vocab_size, tokens=data.info["tokens"],
-        characters_per_token=round(int(counts.sum()) / total, 4), unused_tokens=int((tokens == 0).sum()),
-        frequent_tokens=[(data.tokenizer.decode([id]), count) for id, count in _most(tokens)],
-        unseen_characters=[(chr(point), count) for point, count in _most(np.where(train == 0, val, 0))],
-        rare_characters=[(chr(point), count) for point, count in _least(train + val, below=10)],
-    )  # fmt: skip
+        name=corpus.name,
+        bytes=scan.bytes,
+        characters=scan.characters,
+        documents=scan.documents,
+        duplicates=int((~scan.is_first_copy).sum()),
+        different_characters=int((train + val > 0).sum()),
+        longest_line=lines.longest,
+        lines=lines.count,
+        repeated_lines=lines.count_repeated(),
+        tokenizer=dataset.info["tokenizer"],
+        vocab_size=vocabulary.vocab_size,
+        tokens=dataset.info["tokens"],
+        characters_per_token=round(int((train + val).sum()) / sum(dataset.info["tokens"].values()), 4),
+        unused_tokens=int((token_counts == 0).sum()),
+        frequent_tokens=[(vocabulary.decode([id]), count) for id, count in _most_frequent(token_counts)],
+        unseen_characters=[(chr(point), count) for point, count in _most_frequent(np.where(train == 0, val, 0))],
+        rare_characters=[(chr(point), count) for point, count in _least_frequent(train + val, below=10)],
+    )
 
 
-def _token_counts(data: Dataset) -> np.ndarray:
-    """How often each token stands in either split, (V,)."""
-    V = data.tokenizer.vocab_size
-    pieces = (piece for split in SPLITS for piece in data.tokens(split).pieces())
-    return sum((np.bincount(piece, minlength=V) for piece in pieces), start=np.zeros(V, dtype=np.int64))
+def _count_tokens(dataset: Dataset) -> np.ndarray:
+    """How often each token occurs in both splits together, (V,)."""
+    V = dataset.tokenizer.vocab_size
+    counts = np.zeros(V, dtype=np.int64)
+    for split in SPLITS:
+        for block in dataset.tokens(split).blocks():
+            counts += np.bincount(block, minlength=V)
+    return counts
 
 
-def _most(counts: np.ndarray) -> list[tuple[int, int]]:
-    order = np.argsort(-counts, kind="stable")[:_SHOWN].tolist()
+def _most_frequent(counts: np.ndarray) -> list[tuple[int, int]]:
+    order = np.argsort(-counts, kind="stable")[:_LISTED].tolist()
     return [(index, int(counts[index])) for index in order if counts[index]]
 
 
-def _least(counts: np.ndarray, below: int) -> list[tuple[int, int]]:
-    there = np.flatnonzero((counts > 0) & (counts < below))
-    order = there[np.argsort(counts[there], kind="stable")][:_SHOWN].tolist()
+def _least_frequent(counts: np.ndarray, below: int) -> list[tuple[int, int]]:
+    rare = np.flatnonzero((counts > 0) & (counts < below))
+    order = rare[np.argsort(counts[rare], kind="stable")][:_LISTED].tolist()
     return [(index, int(counts[index])) for index in order]
 
 
-class _Lines:
-    """Lines, as they come in pieces: the longest, and those that were there before, be they not too long to be held."""
+class _CharacterCounter:
+    """Counts the characters of each split. Texts are collected first: counting a short one alone is slow."""
+
+    def __init__(self, batch: int) -> None:
+        self._counts = np.zeros((len(SPLITS), _CODE_POINTS), dtype=np.int64)
+        self._texts: tuple[list[str], list[str]] = ([], [])
+        self._batch, self._collected = batch, 0
+
+    def add(self, split: int, text: str) -> None:
+        self._texts[split].append(text)
+        self._collected += len(text)
+        if self._collected >= self._batch:
+            self._count_collected()
+
+    def _count_collected(self) -> None:
+        for counts, texts in zip(self._counts, self._texts, strict=True):
+            code_points = np.frombuffer("".join(texts).encode("utf-32-le"), "<u4")
+            counts += np.bincount(code_points, minlength=_CODE_POINTS)
+            texts.clear()
+        self._collected = 0
+
+    def counts(self) -> np.ndarray:
+        """How often each character occurs, (splits, code points)."""
+        self._count_collected()
+        return self._counts
+
+
+class _LineCounter:
+    """Counts lines in text that comes in chunks: all, the longest, and those that are copies of an earlier line."""
 
     def __init__(self) -> None:
         self.count = self.longest = 0
-        self._open, self._length = "", 0
-        self._seen = array("q")
+        self._line, self._length = "", 0  # the unfinished line; only its length if it is too long to compare
+        self._hashes = array("q")
 
-    def add(self, text: str, ends: bool) -> None:
-        first, *others = text.split("\n")
-        self._begin(first)
-        for line in others:
-            self._close()
-            self._begin(line)
-        if ends and self._length:
-            self._close()
+    def add(self, text: str, ends_document: bool) -> None:
+        first, *rest = text.split("\n")
+        self._extend(first)
+        for line in rest:
+            self._finish()
+            self._extend(line)
+        if ends_document and self._length:
+            self._finish()
 
-    def _begin(self, text: str) -> None:
+    def _extend(self, text: str) -> None:
         self._length += len(text)
-        if self._length <= _HELD:
-            self._open += text
+        if self._length <= _LONGEST_REPEATED:
+            self._line += text
 
-    def _close(self) -> None:
+    def _finish(self) -> None:
         self.count += 1
         self.longest = max(self.longest, self._length)
-        if _REPEATABLE <= self._length <= _HELD and len(self._seen) < _LINES:
-            self._seen.append(hash(self._open))
-        self._open, self._length = "", 0
+        if _SHORTEST_REPEATED <= self._length <= _LONGEST_REPEATED and len(self._hashes) < _COMPARED_LINES:
+            self._hashes.append(hash(self._line))
+        self._line, self._length = "", 0
 
-    def repeated(self) -> int:
-        return len(self._seen) - len(np.unique(np.frombuffer(self._seen, np.int64))) if self._seen else 0
+    def count_repeated(self) -> int:
+        if not self._hashes:
+            return 0
+        return len(self._hashes) - len(np.unique(np.frombuffer(self._hashes, np.int64)))

@@ -32,8 +32,8 @@ def count_tokens(loaded: Checkpoint) -> np.ndarray | None:
     if not isinstance(loaded.settings, Settings) or "data" not in loaded.info:
         return None
     try:
-        tokens = reopen_dataset(loaded.settings, loaded.info["data"], loaded.tokenizer).tokens("train")
+        tokens = reopen_dataset(loaded.settings, loaded.info["data"], loaded.tokenizer).result.tokens("train")
     except OctavoError:
         return None
     V = loaded.tokenizer.vocab_size
-    return sum((np.bincount(piece, minlength=V) for piece in tokens.pieces()), start=np.zeros(V, dtype=np.int64))
+    return sum((np.bincount(piece, minlength=V) for piece in tokens.blocks()), start=np.zeros(V, dtype=np.int64))

@@ -7,7 +7,7 @@
 update with its `optimizers`; `evaluator`, `clock`, `recorder` and `loggers` watch and write.
 """
 
-from octavo.data.build import Preparing
+from octavo.data.progress import PreparationProgress
 from octavo.training.event import Evaluated, Event, Finished, Notice, Sampled, Saved, Started, Step, TimeEstimate
 from octavo.training.interrupt import interruptible
 from octavo.training.loop import events, train
@@ -20,7 +20,7 @@ __all__ = [
     "Finished",
     "Notice",
     "Plan",
-    "Preparing",
+    "PreparationProgress",
     "RunEstimate",
     "Sampled",
     "Saved",

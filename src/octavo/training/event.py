@@ -6,7 +6,7 @@ Units: nats, tokens, seconds, bytes. A step's number is the count of updates mad
 from dataclasses import dataclass
 from pathlib import Path
 
-from octavo.data.build import Preparing
+from octavo.data.progress import PreparationProgress
 from octavo.settings import Settings
 
 
@@ -103,4 +103,4 @@ class Finished:
     reason: str
 
 
-Event = Preparing | Started | Notice | Step | TimeEstimate | Evaluated | Sampled | Saved | Finished
+Event = PreparationProgress | Started | Notice | Step | TimeEstimate | Evaluated | Sampled | Saved | Finished

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from octavo import estimate, tokenizers
-from octavo.data.build import Preparing, result
 from octavo.data.dataset import Dataset
-from octavo.data.prepare import preparing
+from octavo.data.prepare import prepare_dataset
+from octavo.data.progress import PreparationProgress, preparation
 from octavo.device import Runtime, free_memory, resident_memory, resolve_runtime
 from octavo.errors import OctavoError
 from octavo.estimate import SAMPLE_TOKENS, Memory, Timing
@@ -64,6 +64,7 @@ class RunEstimate:
     warnings: list[str]
 
 
+@preparation
 def estimate_run(
     plan: Plan,
     price_per_hour: float | None = None,
@@ -73,10 +74,10 @@ def estimate_run(
     free_bytes: int | None = None,
     probe_seconds: float = PROBE_SECONDS,
     max_probe_flops: float = MAX_PROBE_FLOPS,
-) -> RunEstimate:
+) -> Generator[PreparationProgress, None, RunEstimate]:
     """Estimate a new run with this plan, from its first step to its last.
 
-        octavo.training.estimate_run(octavo.training.plan("my.txt", n_layer=6)).seconds
+        octavo.training.estimate_run(octavo.training.plan("my.txt", n_layer=6)).result.seconds
 
     With `prepare_text=False` the text is not read, unless the vocabulary depends on it, and the epochs are unknown.
     `timing` replaces the probe. `free_bytes` is the memory that the run may take, by default what is free now.
@@ -84,29 +85,6 @@ def estimate_run(
     Raises `OctavoError` for a text that cannot be read, a device that is missing, a negative or non-finite price, and a
     plan that starts from other weights.
     """
-    return result(
-        estimate_run_steps(
-            plan,
-            price_per_hour,
-            prepare_text=prepare_text,
-            timing=timing,
-            free_bytes=free_bytes,
-            probe_seconds=probe_seconds,
-            max_probe_flops=max_probe_flops,
-        )
-    )
-
-
-def estimate_run_steps(
-    plan: Plan,
-    price_per_hour: float | None = None,
-    *,
-    prepare_text: bool = True,
-    timing: Timing | None = None,
-    free_bytes: int | None = None,
-    probe_seconds: float = PROBE_SECONDS,
-    max_probe_flops: float = MAX_PROBE_FLOPS,
-) -> Generator[Preparing, None, RunEstimate]:
     if price_per_hour is not None and not 0 <= price_per_hour < math.inf:
         raise OctavoError(f"a price of {price_per_hour:g} an hour is not a price", "--price 2.50")
     if plan.resume is not None or plan.init is not None:
@@ -114,7 +92,7 @@ def estimate_run_steps(
     settings, data = plan.settings, None
     runtime, start = resolve_runtime(settings), time.perf_counter()
     if prepare_text or not _known_vocab_size(settings):
-        data = yield from preparing(settings)
+        data = yield from prepare_dataset(settings)
         settings, _ = cap_steps(resolve_vocab_size(settings, data), data)
     preparation_seconds = time.perf_counter() - start
     settings = dataclasses.replace(settings, vocab_size=_known_vocab_size(settings), precision=runtime.precision)

@@ -13,9 +13,9 @@ import torch
 
 from octavo import checkpoint, estimate, runs
 from octavo.checkpoint import Checkpoint, TrainerState
-from octavo.data.build import Preparing
 from octavo.data.dataset import Dataset
-from octavo.data.prepare import preparing, preparing_again
+from octavo.data.prepare import prepare_dataset, reopen_dataset
+from octavo.data.progress import PreparationProgress, preparation
 from octavo.device import check_fits, find_device
 from octavo.errors import OctavoError
 from octavo.model import GPT
@@ -40,14 +40,12 @@ class TrainingSetup:
     notices: list[str] = field(default_factory=list)
 
 
-Steps = Generator[Preparing, None, TrainingSetup]
+Setup = Generator[PreparationProgress, None, TrainingSetup]
 
 
-def set_up(plan: Plan) -> Steps:
-    """Prepare the text, build or load the model, and resolve the settings that depend on the text.
-
-    Yields the progress of the preparation.
-    """
+@preparation
+def set_up(plan: Plan) -> Setup:
+    """Prepare the text, build or load the model, and resolve the settings that depend on the text."""
     if plan.resume is not None:
         return (yield from _set_up_resumed(plan.settings, plan.resume))
     if plan.init is not None:
@@ -80,8 +78,8 @@ def cap_steps(settings: Settings, data: Dataset) -> tuple[Settings, list[str]]:
     return dataclasses.replace(settings, max_steps=cap, eval_every=min(settings.eval_every, cap // 4)), [notice]
 
 
-def _set_up_new(settings: Settings) -> Steps:
-    data = yield from preparing(settings)
+def _set_up_new(settings: Settings) -> Setup:
+    data = yield from prepare_dataset(settings)
     settings, notices = cap_steps(resolve_vocab_size(settings, data), data)
     check_fits(estimate.parameters(settings), find_device(settings.device))
     model = GPT(settings, torch.Generator().manual_seed(settings.seed))
@@ -89,7 +87,7 @@ def _set_up_new(settings: Settings) -> Steps:
     return TrainingSetup(settings, data, model, notices=notices)
 
 
-def _set_up_resumed(settings: Settings, folder: Path) -> Steps:
+def _set_up_resumed(settings: Settings, folder: Path) -> Setup:
     """Load a run's checkpoint. Settings that are `auto` keep the value they had, or the losses would change."""
     # In this order, since `load` verifies the whole folder.
     loaded, state = checkpoint.load(folder), checkpoint.load_trainer(folder)
@@ -101,12 +99,12 @@ def _set_up_resumed(settings: Settings, folder: Path) -> Steps:
             f"{torch.get_num_threads()} threads, not {state.values['threads']} as before: "
             "losses may differ in the last digits"
         )
-    data = yield from preparing_again(settings, loaded.info["data"], loaded.tokenizer)
+    data = yield from reopen_dataset(settings, loaded.info["data"], loaded.tokenizer)
     model = _change_settings(loaded.model, settings)
     return TrainingSetup(settings, data, model, Run.of_checkpoint(folder), state, notices)
 
 
-def _set_up_finetuned(settings: Settings, base: Checkpoint) -> Steps:
+def _set_up_finetuned(settings: Settings, base: Checkpoint) -> Setup:
     """Take weights, shape and tokenizer from the base model. The new block_size may be shorter, not longer."""
     before = base.settings
     notices = []
@@ -116,7 +114,7 @@ def _set_up_finetuned(settings: Settings, base: Checkpoint) -> Steps:
         notices.append(f"the position table is cropped from {before.block_size} to {shape['block_size']} positions")
     weight_init = before.weight_init if isinstance(before, Settings) else "noise"
     settings = dataclasses.replace(settings, **shape, weight_init=weight_init)
-    data = yield from preparing(settings, base.tokenizer)
+    data = yield from prepare_dataset(settings, base.tokenizer)
     settings, capped = cap_steps(settings, data)
     return TrainingSetup(settings, data, _change_settings(base.model, settings), notices=notices + capped)
 

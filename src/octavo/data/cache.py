@@ -1,0 +1,63 @@
+"""The cache of prepared datasets: a folder for each combination of text, tokenizer and split."""
+
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+import filelock
+
+from octavo import files
+from octavo.data.dataset import FORMAT, Dataset, open_dataset
+from octavo.data.progress import PreparationProgress, preparation
+from octavo.data.scan import ScanSummary
+from octavo.errors import OctavoError
+from octavo.settings import DataSettings
+from octavo.tokenizers import Tokenizer
+
+_WAIT_SECONDS = 0.2
+
+
+def cache_key(scan: ScanSummary, tokenizer_or_spec: Tokenizer | str, settings: DataSettings) -> str:
+    """The name of a dataset's folder in the cache."""
+    tokenizer = tokenizer_or_spec if isinstance(tokenizer_or_spec, str) else tokenizer_or_spec.fingerprint
+    identity = f"{FORMAT} {scan.sha256} {tokenizer} {settings.val_fraction!r} {settings.deduplicate}"
+    return hashlib.sha256(identity.encode()).hexdigest()[:24]
+
+
+def cached_folder(key: str) -> Path:
+    return files.cache_dir() / "prepared" / key
+
+
+def open_cached(key: str) -> Dataset | None:
+    """The cached dataset. None if there is none or it is damaged: then it is built again."""
+    folder = cached_folder(key)
+    if (folder / "dataset.json").is_file():
+        with contextlib.suppress(OctavoError):
+            return open_dataset(folder)
+    return None
+
+
+@preparation
+def acquire_lock(folder: Path, wait: bool) -> Generator[PreparationProgress, None, filelock.BaseFileLock]:
+    """Lock a folder that is to be written. Raises `OctavoError` if another process has locked it, unless `wait`.
+
+    The lock file is never deleted: another process could hold a lock on the deleted file.
+    """
+    path = files.cache_dir() / "locks" / hashlib.sha256(os.fsencode(folder)).hexdigest()[:24]
+    with files.translate_disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    lock, start = filelock.FileLock(path, timeout=0), time.perf_counter()
+    while True:
+        try:
+            lock.acquire()
+            return lock
+        except filelock.Timeout:
+            if not wait:
+                message = f"another process is preparing {folder}"
+                raise OctavoError(message, "the same command again when it has finished") from None
+            seconds = time.perf_counter() - start
+            yield PreparationProgress("waiting for another process that prepares this text", 0, None, seconds)
+            time.sleep(_WAIT_SECONDS)

@@ -1,0 +1,81 @@
+"""Encode documents to token ids, faster than the tokenizer alone.
+
+The input is UTF-8 in which the byte 0xFF, which UTF-8 never uses, marks the end of a document. It becomes
+`<|endoftext|>`.
+
+Text is cut into words at places that no token can span: before a space or a newline that follows another character.
+The ids of each word are cached: tiny Shakespeare's 203,000 words are 27,000 different ones. On text in which every
+fiftieth word is new, one core encodes 25 MB per second; tiktoken alone encodes 16 to 17.
+"""
+
+import re
+from array import array
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from octavo.tokenizers import Tokenizer
+
+END = b"\xff"  # of a document
+_CUT = b"\xfe"  # UTF-8 does not use this byte either
+_CACHED_WORDS = 300_000  # some 60 MB
+# White space of more than one byte before a space or a newline: that is no place to cut.
+_WIDE_SPACE = re.compile(
+    rb"(?:\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80)(?=[ \n])"
+)
+
+
+def id_dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
+    """The smallest integer type for the ids of a vocabulary."""
+    return np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+
+
+class Encoder:
+    """A tokenizer for chunks of a corpus. `unknown` is the argument of `Tokenizer.encode`."""
+
+    def __init__(self, tokenizer: Tokenizer, unknown: str = "error", cached_words: int = _CACHED_WORDS) -> None:
+        self.dtype = id_dtype(tokenizer)
+        self._tokenizer, self._unknown = tokenizer, unknown
+        self._end = np.array([] if tokenizer.end_of_text is None else [tokenizer.end_of_text], self.dtype)
+        self.words = WordCache(self._encode_word, cached_words) if tokenizer.splits_at_spaces else None
+
+    def encode(self, chunk: bytes) -> np.ndarray:
+        """The ids of a chunk (T,), as `id_dtype`."""
+        if self.words is not None:
+            return np.frombuffer(b"".join(map(self.words.__getitem__, split_words(chunk))), self.dtype)
+        first, *rest = (self._encode_document(document) for document in chunk.split(END))
+        return np.concatenate([first, *(part for ids in rest for part in (self._end, ids))])
+
+    def _encode_document(self, document: bytes) -> np.ndarray:
+        return self._tokenizer.encode(document.decode(), self._unknown).astype(self.dtype)
+
+    def _encode_word(self, word: bytes) -> bytes:
+        if word == END:
+            return self._end.tobytes()
+        return array(self.dtype.char, self._tokenizer.encode_word(word.decode())).tobytes()
+
+
+class WordCache(dict[bytes, bytes]):
+    """The ids of each word as bytes, computed when it is first looked up. Cleared when it has `size` words."""
+
+    def __init__(self, encode_word: Callable[[bytes], bytes], size: int) -> None:
+        self._encode_word, self._size = encode_word, size
+
+    def __missing__(self, word: bytes) -> bytes:
+        if len(self) >= self._size:
+            self.clear()
+        self[word] = ids = self._encode_word(word)
+        return ids
+
+
+def split_words(chunk: bytes) -> list[bytes]:
+    """Cut before each space or newline that follows another character, and around the ends of documents."""
+    letters = np.frombuffer(chunk, np.uint8)
+    is_space, is_end = (letters == 0x20) | (letters == 0x0A), letters == 0xFF
+    is_white = is_space | ((letters >= 0x09) & (letters <= 0x0D))
+    begins_word = np.zeros(len(letters), dtype=bool)
+    begins_word[1:] = (is_space[1:] & ~is_white[:-1]) | is_end[:-1] | is_end[1:]
+    for match in _WIDE_SPACE.finditer(chunk):
+        begins_word[match.end()] = False
+    return np.insert(letters, np.flatnonzero(begins_word), _CUT[0]).tobytes().split(_CUT)

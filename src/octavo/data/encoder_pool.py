@@ -1,0 +1,131 @@
+"""Encode text on all cores: worker processes, each with an `Encoder`.
+
+Processes, because encoding holds Python's global interpreter lock. A thread for each worker sends it a text and waits
+for the ids.
+
+Workers are started by `subprocess`, not by `concurrent.futures.ProcessPoolExecutor`, for two reasons, both measured
+with Python 3.11. A spawned worker of that pool imports the caller's `__main__` again, so a script that prepares a
+text without an `if __name__ == "__main__"` guard ends with BrokenProcessPool, and a script that imports torch loads
+it in every worker. And if the parent is killed by SIGKILL, such workers never end, while these end when their input
+is closed.
+"""
+
+import os
+import pickle
+import queue
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from octavo import files, tokenizers
+from octavo.data.encoder import Encoder
+from octavo.data.limits import Limits
+from octavo.errors import OctavoError
+from octavo.tokenizers import Tokenizer
+
+K = TypeVar("K")
+
+
+def count_processes(characters: int, limits: Limits) -> int:
+    """How many processes a text of this length should be encoded by."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if characters < limits.single_process else cores
+
+
+def encode_batches(
+    tokenizer: Tokenizer, batches: Iterable[tuple[K, bytes]], processes: int
+) -> Iterator[tuple[K, np.ndarray]]:
+    """Yield the ids of each text, in order, with the key that came with the text.
+
+    Raises `OctavoError` for characters that the tokenizer does not have, and if a worker is killed.
+    """
+    if processes == 1:
+        encoder = Encoder(tokenizer)
+        for key, text in batches:
+            yield key, encoder.encode(text)
+        return
+    with ExitStack() as stack:
+        with files.translate_disk_errors(Path(tempfile.gettempdir())):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            tokenizer.save(folder)
+        idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        for _ in range(processes):
+            idle.put(stack.enter_context(_Worker(folder)))
+
+        def encode(text: bytes) -> np.ndarray:
+            worker = idle.get()
+            try:
+                return worker.encode(text)
+            finally:
+                idle.put(worker)
+
+        threads = ThreadPoolExecutor(processes)
+        stack.callback(threads.shutdown, cancel_futures=True)
+        pending: deque[tuple[K, Future[np.ndarray]]] = deque()
+        for key, text in batches:
+            pending.append((key, threads.submit(encode, text)))
+            if len(pending) > 2 * processes:
+                key, ids = pending.popleft()
+                yield key, ids.result()
+        for key, ids in pending:
+            yield key, ids.result()
+
+
+class _Worker:
+    """A process that receives pickled texts on standard input and answers with pickled ids, or an error."""
+
+    def __init__(self, folder: Path) -> None:
+        program = (  # Ctrl-C interrupts the parent only, which then ends its workers
+            "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+            f"sys.path[:] = {sys.path!r}; from octavo.data import encoder_pool; encoder_pool.run_worker(sys.argv[1])"
+        )
+        command = [sys.executable, "-c", program, str(folder)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def __enter__(self) -> "_Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def encode(self, text: bytes) -> np.ndarray:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            pickle.dump(text, self._process.stdin)
+            self._process.stdin.flush()
+            answer: np.ndarray | OctavoError = pickle.load(self._process.stdout)
+        except (OSError, EOFError, pickle.UnpicklingError):
+            raise OctavoError(
+                "a process that encoded the text was killed, perhaps because memory ran out",
+                "the same command again: finished shards are kept",
+            ) from None
+        if isinstance(answer, OctavoError):
+            raise answer
+        return answer
+
+
+def run_worker(folder: str) -> None:
+    """The main function of a worker: load the tokenizer, and answer until the input ends."""
+    encoder = Encoder(tokenizers.load(Path(folder)))
+    while True:
+        try:
+            text: bytes = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        answer: np.ndarray | OctavoError
+        try:
+            answer = encoder.encode(text)
+        except OctavoError as error:
+            answer = error
+        pickle.dump(answer, sys.stdout.buffer)
+        sys.stdout.buffer.flush()

@@ -1,0 +1,85 @@
+"""Recognize files that were read before and have not changed since, by size and modification time."""
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from octavo import files
+from octavo.data.shards import Shard, Shards
+from octavo.errors import OctavoError
+
+FileState = tuple[int, int]  # bytes, modification time in nanoseconds
+
+_RACY_NS = 2_000_000_000  # the coarsest resolution of modification times: FAT's
+
+
+def file_state(path: str | Path) -> FileState | None:
+    """The state by which a file can be recognized later.
+
+    None if it was modified within the last two seconds. It could change again, in the same size, without getting
+    another modification time; git's index has the same rule for its "racily clean" entries.
+    """
+    status = os.stat(path)
+    if status.st_mtime_ns > time.time_ns() - _RACY_NS:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+class VerifiedFiles:
+    """The sha256 and the largest id of the files in a folder. A file is read only if it changed since the last time.
+
+    What is known is kept in the cache, by the folder's path: the folder may be read-only, and a copy of it is verified
+    on its own. With `reread`, every file is read.
+    """
+
+    def __init__(self, folder: Path, reread: bool = False) -> None:
+        key = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:24]
+        self._folder, self._record = folder, files.cache_dir() / "verified" / f"{key}.json"
+        self._entries: dict[str, dict[str, Any]] = {} if reread else self._load()
+        self._is_changed = False
+
+    def sha256(self, name: str) -> str:
+        """The sha256 of a file. Raises `OSError` if it cannot be read."""
+        entry = self._entry(name)
+        if "sha256" not in entry:
+            entry["sha256"] = files.sha256(self._folder / name)
+        return str(entry["sha256"])
+
+    def largest_id(self, shard: Shard) -> int:
+        """The largest id in a token file."""
+        entry = self._entry(shard.path.name)
+        if "largest_id" not in entry:
+            entry["largest_id"] = Shards([shard]).max()
+        return int(entry["largest_id"])
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        state = file_state(self._folder / name)
+        if state is None:
+            self._entries.pop(name, None)
+            return {}
+        entry = self._entries.get(name)
+        if entry is None or entry.get("state") != list(state):
+            entry = self._entries[name] = {"state": list(state)}
+            self._is_changed = True
+        return entry
+
+    def _load(self) -> dict[str, dict[str, Any]]:
+        try:
+            entries = json.loads(self._record.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        is_valid = isinstance(entries, dict) and all(isinstance(entry, dict) for entry in entries.values())
+        return entries if is_valid else {}
+
+    def save(self) -> None:
+        """Remember the verified files. If the cache is not writable, they are verified again next time."""
+        if not self._is_changed:
+            return
+        try:
+            self._record.parent.mkdir(parents=True, exist_ok=True)
+            files.write_atomic(self._record, json.dumps(self._entries))
+        except (OSError, OctavoError):
+            pass

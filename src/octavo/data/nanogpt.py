@@ -1,0 +1,96 @@
+"""Open the folders that nanoGPT's prepare.py scripts write: `train.bin`, `val.bin`, and for characters `meta.pkl`.
+
+The files are used in place. A pickle could run code when it is loaded; this reader refuses all but plain data.
+"""
+
+import hashlib
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from octavo import tokenizers
+from octavo.data.file_state import VerifiedFiles
+from octavo.data.shards import Shard
+from octavo.errors import OctavoError
+from octavo.tokenizers import Tokenizer
+
+_SPLITS = ("train", "val")
+
+
+def is_nanogpt_folder(source: str | Path) -> bool:
+    return all(os.path.isfile(Path(source) / f"{split}.bin") for split in _SPLITS)
+
+
+def open_shards(folder: Path) -> dict[str, list[Shard]]:
+    """The ids of both splits, 16 bits each."""
+    opened = {}
+    for split in _SPLITS:
+        path = folder / f"{split}.bin"
+        size = path.stat().st_size
+        if size % 2 or size < 4:
+            raise OctavoError(
+                f"{path} has {size:,} bytes: expected at least two ids of 16 bits",
+                "prepare it again with nanoGPT, or give the text itself",
+            )
+        opened[split] = [Shard(path, np.dtype("<u2"), 0, size // 2)]
+    return opened
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder: the characters in `meta.pkl`, or GPT-2's if there is no such file."""
+    path = folder / "meta.pkl"
+    return _char_tokenizer(path) if path.exists() else tokenizers.build("gpt2", "")
+
+
+def describe(
+    folder: Path, tokenizer: Tokenizer, shards: dict[str, list[Shard]], verified: VerifiedFiles
+) -> dict[str, Any]:
+    """What `dataset.json` would say."""
+    described = {
+        f"{split}.bin": {"bytes": 2 * shards[split][0].length, "sha256": verified.sha256(f"{split}.bin")}
+        for split in _SPLITS
+    }
+    text_sha256 = hashlib.sha256(json.dumps(described).encode()).hexdigest()
+    fingerprint = hashlib.sha256(f"{text_sha256} {tokenizer.fingerprint}".encode()).hexdigest()
+    return {
+        "name": folder.resolve().name or "nanogpt",
+        "source": str(folder),
+        "text": {"sha256": text_sha256, "documents": 1},
+        "tokenizer": tokenizer.kind,
+        "vocab_size": tokenizer.vocab_size,
+        "split": {"by": "nanoGPT"},
+        "tokens": {split: shards[split][0].length for split in _SPLITS},
+        "fingerprint": fingerprint,
+        "cache_key": fingerprint[:24],
+        "shards": {split: [f"{split}.bin"] for split in _SPLITS},
+        "files": described,
+    }
+
+
+class _DataUnpickler(pickle.Unpickler):
+    """Loads numbers, strings, lists and dicts. These need no imports, so every import is refused."""
+
+    def find_class(self, module: str, name: str) -> NoReturn:
+        raise pickle.UnpicklingError(f"it imports {module}.{name}; a meta.pkl needs no imports")
+
+
+def _char_tokenizer(path: Path) -> Tokenizer:
+    try:
+        with open(path, "rb") as file:
+            meta: Any = _DataUnpickler(file).load()
+        ids: dict[str, int] = meta["stoi"]
+        if not ids:
+            raise ValueError("it has no characters")
+        if not all(isinstance(character, str) and len(character) == 1 for character in ids):
+            raise ValueError("its stoi has keys that are not characters")
+        if sorted(ids.values()) != list(range(len(ids))):
+            raise ValueError(f"the ids of its {len(ids)} characters are not 0, 1, 2 and so on")
+    except Exception as error:  # a damaged pickle can raise nearly any exception
+        raise OctavoError(
+            f"{path} is not a meta.pkl of nanoGPT's characters: {error}", "the text itself: octavo train input.txt"
+        ) from None
+    return tokenizers.from_characters(ids)

@@ -1,0 +1,82 @@
+"""Long work that reports its progress and ends with a result: `Preparation`.
+
+A function that prepares something is a generator: it yields `PreparationProgress` values and returns its result. The
+decorator `preparation` turns it into a function that returns a `Preparation`. The caller either iterates it, to draw
+the progress, or just reads `.result`:
+
+    preparation = prepare_dataset(settings)
+    for progress in preparation:      # optional
+        print(progress.stage, progress.done, progress.total)
+    dataset = preparation.result
+
+One preparation runs another, passes its progress on and gets its result by `scan = yield from scan_corpus(corpus)`.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import Generic, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class PreparationProgress:
+    """`done` of `total` characters after `seconds` of this stage; `total` is None while it is unknown."""
+
+    stage: str  # "reading", "training the tokenizer", "writing tokens", ...
+    done: int
+    total: int | None
+    seconds: float
+
+
+class Preparation(Generic[T]):
+    """Work in progress: an iterable of `PreparationProgress`, and the `result` that it ends with."""
+
+    def __init__(self, work: Generator[PreparationProgress, None, T]) -> None:
+        self._steps = self._run(work)
+
+    def _run(self, work: Generator[PreparationProgress, None, T]) -> Generator[PreparationProgress, None, T]:
+        self._result = yield from work
+        return self._result
+
+    def __iter__(self) -> Generator[PreparationProgress, None, T]:
+        """Continue the work; iterating again continues where the last loop stopped."""
+        return self._steps
+
+    @property
+    def result(self) -> T:
+        """The result. Runs the work that is left, without reporting its progress. Raises what the work raises."""
+        for _ in self._steps:
+            pass
+        return self._result
+
+
+def preparation(function: Callable[P, Generator[PreparationProgress, None, T]]) -> Callable[P, Preparation[T]]:
+    """Decorator: a generator function becomes one that returns a `Preparation`, much like `contextlib.contextmanager`.
+
+    Nothing runs before the preparation is iterated or its result is read.
+    """
+
+    @functools.wraps(function)
+    def start(*args: P.args, **kwargs: P.kwargs) -> Preparation[T]:
+        return Preparation(function(*args, **kwargs))
+
+    return start
+
+
+class ProgressMeter:
+    """Makes the `PreparationProgress` values of one stage, at most one in every `interval` seconds."""
+
+    def __init__(self, stage: str, total: int | None = None, interval: float = 0.2) -> None:
+        self.stage, self.total, self.interval = stage, total, interval
+        self._start = self._last = time.perf_counter()
+
+    def report(self, done: int) -> Iterator[PreparationProgress]:
+        """Yield one value if it is due. Use: `yield from meter.report(done)`."""
+        now = time.perf_counter()
+        if now - self._last >= self.interval:
+            self._last = now
+            yield PreparationProgress(self.stage, done, self.total, now - self._start)

@@ -1,0 +1,99 @@
+"""Split a corpus into text to train on and text to validate on.
+
+A single text is split by position: its end is for validation. A collection of many documents is split by document: the
+documents with the lowest digests are for validation, up to the validation fraction of the characters. Digests are as
+good as random numbers, do not depend on the order of the documents, and keep exact copies in the same split.
+"""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from octavo.data.scan import CorpusHash, CorpusScan
+from octavo.data.sources import Corpus
+from octavo.errors import SourceChangedError
+
+MANY_DOCUMENTS = 100  # from this number on, the split is by document
+TRAIN, VAL, LEFT_OUT = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Split:
+    """The split of each document: TRAIN, VAL or LEFT_OUT.
+
+    If the split is by position, everything from character `cut` on is for validation instead.
+    """
+
+    by: str  # "document" or "position"
+    cut: int
+    of_document: bytes
+
+
+class SplitChunk(NamedTuple):
+    """A chunk of text, all of it in one split."""
+
+    split: int  # TRAIN or VAL
+    text: str
+    ends_document: bool
+    is_separator: bool = False  # a newline between two documents, part of neither
+
+
+def choose_split(scan: CorpusScan, val_fraction: float, deduplicate: bool, separate: bool) -> Split:
+    """The split of a corpus. `separate`: newlines are inserted between documents, and count as characters."""
+    is_kept = scan.is_first_copy.copy() if deduplicate else np.ones(scan.documents, dtype=bool)
+    of_document = np.where(is_kept, TRAIN, LEFT_OUT).astype(np.uint8)
+    lengths = np.frombuffer(scan.lengths, np.int64)
+    if is_kept.sum() >= MANY_DOCUMENTS:
+        digests = scan.digest_array
+        val_characters = val_fraction * lengths[is_kept].sum()
+        # A document longer than the whole validation split is always for training.
+        is_kept &= lengths <= max(val_characters, lengths[is_kept].min())
+        order = np.flatnonzero(is_kept)[np.argsort(digests[is_kept])]
+        count = max(1, int(np.searchsorted(np.cumsum(lengths[order]), val_characters, side="right")))
+        of_document[is_kept & (digests <= digests[order[count - 1]])] = VAL
+        return Split("document", 0, of_document.tobytes())
+    length = int(lengths[is_kept].sum())
+    if separate:
+        length += sum(scan.lacks_newline[i] for i in np.flatnonzero(is_kept)[:-1])
+    return Split("position", int(length * (1 - val_fraction)), of_document.tobytes())
+
+
+def split_chunks(corpus: Corpus, scan: CorpusScan, split: Split, separate: bool) -> Generator[SplitChunk, None, None]:
+    """Yield the corpus from its beginning. `separate`: insert a newline between documents that lack one.
+
+    Raises `SourceChangedError`, at the end or before, if the corpus is not the one that was scanned.
+    """
+    error = SourceChangedError(
+        f"{corpus.source} changed while it was read", "the same command again, when the source no longer changes"
+    )
+    document = position = 0
+    corpus_hash = CorpusHash()
+    unterminated: int | None = None  # the split of the last document, if a newline must follow it
+
+    def split_at(position: int, of_document: int) -> int:
+        if split.by == "document":
+            return of_document
+        return TRAIN if position < split.cut else VAL
+
+    for text, ends_document in corpus.chunks():
+        corpus_hash.update(text.encode(), ends_document)
+        if document == len(split.of_document):
+            raise error
+        of_document = split.of_document[document]
+        document += ends_document
+        if of_document == LEFT_OUT:
+            continue
+        if unterminated is not None:
+            yield SplitChunk(split_at(position, unterminated), "\n", False, is_separator=True)
+            position += 1
+        if split.by == "position" and position < split.cut < position + len(text):
+            yield SplitChunk(TRAIN, text[: split.cut - position], False)
+            yield SplitChunk(VAL, text[split.cut - position :], ends_document)
+        else:
+            yield SplitChunk(split_at(position, of_document), text, ends_document)
+        position += len(text)
+        unterminated = of_document if separate and ends_document and not text.endswith("\n") else None
+    if corpus_hash.hexdigest() != scan.sha256:
+        raise error

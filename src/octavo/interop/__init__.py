@@ -1,1 +1,0 @@
-"""What other programs left behind, read and written."""
