@@ -59,7 +59,7 @@ class SlowEngine(Engine):
 def slow(folder: Path, slots: int = 8, limits: Limits = SMALL, seconds: float = 0.02) -> Served:
     """A model that is served slowly."""
     loaded = checkpoint.load(folder)
-    engine = SlowEngine(loaded.model, slots, known=loaded.tokenizer.vocab_size)
+    engine = SlowEngine(loaded.model, slots, vocab_size=loaded.tokenizer.vocab_size)
     engine.seconds = seconds
     return Served("slow", loaded, Worker(engine, limits.queue), 0)
 

@@ -29,9 +29,9 @@ from checkpoints import (
     save,
     small_model,
 )
+from generating import generate_ids
 from octavo import checkpoint
 from octavo.checkpoint import TrainerState
-from octavo.generation.engine import generate_ids
 from octavo.generation.sampling import Sampling
 
 

@@ -17,14 +17,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import octavo
+from generating import generate_ids
 from octavo.checkpoint import Checkpoint
 from octavo.data import pydocs
 from octavo.errors import OctavoError
 from octavo.generation import native
-from octavo.generation.decoder import Decoder, TorchDecoder, decoder, rounded
-from octavo.generation.engine import OVERFLOW, Engine, Job, Request, generate_ids
+from octavo.generation.backends import create_decoder
+from octavo.generation.decoder import Batch, Decoder
+from octavo.generation.engine import OVERFLOW, Engine, Job, Request
+from octavo.generation.int8 import linears_with_norms, round_to_int8
 from octavo.generation.prefix_cache import PrefixCache
 from octavo.generation.sampling import Sampling
+from octavo.generation.torch_decoder import TorchDecoder
 from octavo.loss import split_loss
 from octavo.model import GPT
 from octavo.settings import ModelSettings
@@ -63,7 +67,9 @@ def read(decode: Decoder, ids: list[int], slot: int = 0, cuts: Iterator[int] | t
     pieces = []
     for start, end in zip([0, *ends], ends, strict=False):
         count = end - start
-        pieces.append(decode.forward(ids[start:end], [slot] * count, list(range(start, end)), list(range(count))))
+        pieces.append(
+            decode.forward(Batch(ids[start:end], [slot] * count, list(range(start, end)), list(range(count))))
+        )
     return torch.cat(pieces)
 
 
@@ -77,7 +83,7 @@ def test_cached_decoding_equals_the_full_forward(shape: dict[str, Any], use_nati
     ids = ids_of(model.settings.block_size, model.settings.vocab_size)
     with torch.no_grad():
         full = model(torch.tensor([ids]))[0]
-    decode, notes = decoder(model, 3, use_native=use_native)
+    decode, notes = create_decoder(model, 3, use_native=use_native)
     assert notes == []
     assert isinstance(decode, native.NativeDecoder) == use_native
     for cuts in ((), tuple(range(1, len(ids))), (1, 6, 15)):
@@ -111,7 +117,7 @@ def test_in_c_a_row_has_the_same_bits_however_a_text_is_cut_and_whatever_runs_be
                 rows = [(texts[slot][at], slot, at) for slot, start, end in pieces for at in range(start, end)]
                 if rows:
                     ids, slots, positions = (list(each) for each in zip(*rows, strict=True))
-                    logits = decode.forward(ids, slots, positions, list(range(len(rows))))
+                    logits = decode.forward(Batch(ids, slots, positions, list(range(len(rows)))))
                     for (_, slot, at), got in zip(rows, logits, strict=True):
                         assert torch.equal(got, alone[slot][at])
                 done = [end for *_, end in pieces]
@@ -124,11 +130,11 @@ def test_in_c_a_row_has_the_same_bits_however_a_text_is_cut_and_whatever_runs_be
 def test_only_the_wanted_logits_are_given_in_their_order() -> None:
     model = lively()
     for use_native in (True, False):
-        decode, _ = decoder(model, 2, use_native=use_native)
+        decode, _ = create_decoder(model, 2, use_native=use_native)
         ids, slots, positions = [1, 2, 3, 4], [0, 0, 0, 1], [0, 1, 2, 0]
-        every = decode.forward(ids, slots, positions, [0, 1, 2, 3])
-        assert torch.allclose(decode.forward(ids, slots, positions, [3, 1]), every[[3, 1]], atol=1e-6)
-        assert decode.forward(ids, slots, positions, []).shape == (0, 11)
+        every = decode.forward(Batch(ids, slots, positions, [0, 1, 2, 3]))
+        assert torch.allclose(decode.forward(Batch(ids, slots, positions, [3, 1])), every[[3, 1]], atol=1e-6)
+        assert decode.forward(Batch(ids, slots, positions, [])).shape == (0, 11)
 
 
 def test_a_model_that_learns_on_is_read_as_it_is_now() -> None:
@@ -150,16 +156,16 @@ def test_a_model_that_learns_on_is_read_as_it_is_now() -> None:
 def test_int8_computes_with_weights_rounded_to_a_127th_of_each_outputs_largest(shape: dict[str, Any]) -> None:
     model = lively(**shape)
     ids = ids_of(model.settings.block_size, model.settings.vocab_size)
-    copy = rounded(model)
+    copy = round_to_int8(model)
     with torch.no_grad():
         expected, exact = copy(torch.tensor([ids]))[0], model(torch.tensor([ids]))[0]
     # In C the inputs of a matrix have 16 bits, keys and values bf16's 8 digits: less than what the weights lose.
     rounding = (expected - exact).abs().max()
     assert (read(native.NativeDecoder(model, 1, int8=True), ids) - expected).abs().max() < rounding / 2
-    in_torch, _ = decoder(model, 1, "int8", use_native=False)
+    in_torch, _ = create_decoder(model, 1, "int8", use_native=False)
     assert (read(in_torch, ids) - expected).abs().max() < 1e-3
     assert 1e-4 < (expected - exact).abs().max() < 1.5
-    for ours, (linear, norm) in zip(native.linears(copy), native.linears(model), strict=True):
+    for ours, (linear, norm) in zip(linears_with_norms(copy), linears_with_norms(model), strict=True):
         gain = torch.ones(linear.weight.size(1)) if norm is None else norm.weight
         off = ((ours[0].weight - linear.weight) * gain).abs().amax(1)
         assert (off <= (linear.weight * gain).abs().amax(1) / 127 * 0.501).all()
@@ -171,8 +177,8 @@ def test_int8_bears_channels_that_a_norm_makes_large() -> None:
     idx = torch.tensor([ids_of(64, 64)])
     with torch.no_grad():
         exact = model(idx)
-        plain = (rounded(model)(idx) - exact).abs().mean()
-        for linear, norm in native.linears(model):
+        plain = (round_to_int8(model)(idx) - exact).abs().mean()
+        for linear, norm in linears_with_norms(model):
             if norm is not None and norm is not model.transformer.ln_f:
                 for channel, by in ((3, 100.0), (17, 1000.0), (40, -50.0)):
                     norm.weight[channel] *= by
@@ -180,9 +186,9 @@ def test_int8_bears_channels_that_a_norm_makes_large() -> None:
                         norm.bias[channel] *= by
                     linear.weight[:, channel] /= by
         assert torch.allclose(model(idx), exact, atol=1e-3)
-        assert (rounded(model)(idx) - exact).abs().mean() < 1.2 * plain
+        assert (round_to_int8(model)(idx) - exact).abs().mean() < 1.2 * plain
         norm.weight.zero_()  # what is switched off has no gain to divide by
-        assert torch.isfinite(rounded(model)(idx)).all()
+        assert torch.isfinite(round_to_int8(model)(idx)).all()
 
 
 # The engine
@@ -292,7 +298,7 @@ def test_a_token_that_ends_the_text_is_no_part_of_it() -> None:
     model = lively()
     [whole] = run(Engine(model, 1), request(sampling=GREEDY))
     end = ids_written(whole)[5]
-    [job] = run(Engine(model, 1), request(sampling=GREEDY, ends=frozenset([end])))
+    [job] = run(Engine(model, 1), request(sampling=GREEDY, stop_ids=frozenset([end])))
     assert ids_written(job) == ids_written(whole)[: ids_written(whole).index(end)]
     assert job.finish_reason == "end_of_text"
 
@@ -432,7 +438,9 @@ def test_a_window_that_has_slid_onto_a_cached_prompt_is_not_counted_as_one() -> 
 def test_a_prompt_is_shared_with_none_but_its_own() -> None:
     engine = Engine(lively(), 1, prefix_bytes=1 << 20)
     prompt = ids_of(20, 11)
-    cached = [run(engine, request(prompt=prompt, share=share))[0].cached_tokens for share in ("a", "b", "a", "", "b")]
+    cached = [
+        run(engine, request(prompt=prompt, cache_scope=share))[0].cached_tokens for share in ("a", "b", "a", "", "b")
+    ]
     assert cached == [0, 0, 19, 0, 19]
 
 
@@ -491,20 +499,20 @@ def test_a_job_whose_logits_are_broken_ends_alone(quantize: str) -> None:
 def test_without_a_compiler_it_says_so_and_writes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     model = lively()
     [expected] = run(Engine(model, 1, quantize="int8"), request())
-    native.library.cache_clear()
+    native.load_library.cache_clear()
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CC", raising=False)
     try:
         engine = Engine(model, 1)
         assert engine.notes == [
-            "there is no C compiler here (gcc or clang), so text is written by PyTorch alone, at about half the speed"
+            "no C compiler was found (gcc or clang); generation falls back to PyTorch, at about half the speed"
         ]
         assert isinstance(engine._decoder, TorchDecoder)
         eight = Engine(model, 1, quantize="int8")
         assert len(eight.notes) == 2
         assert ids_written(run(eight, request())[0]) == ids_written(expected)
     finally:
-        native.library.cache_clear()
+        native.load_library.cache_clear()
 
 
 def test_a_compiler_that_fails_is_named_with_what_it_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -512,17 +520,17 @@ def test_a_compiler_that_fails_is_named_with_what_it_said(monkeypatch: pytest.Mo
     broken.write_text("#!/bin/sh\n[ \"$1\" = --version ] && exit 0\necho 'it broke' >&2\nexit 1\n", encoding="utf-8")
     broken.chmod(0o755)
     monkeypatch.setenv("CC", str(broken))
-    native.library.cache_clear()
+    native.load_library.cache_clear()
     try:
-        with pytest.raises(native.UnavailableError, match=r"could not be built with .*broken-cc \(it broke\)"):
-            native.library()
+        with pytest.raises(native.UnavailableError, match=r"can't be compiled with .*broken-cc \(it broke\)"):
+            native.load_library()
     finally:
-        native.library.cache_clear()
+        native.load_library.cache_clear()
 
 
 def test_it_builds_without_a_warning(tmp_path: Path) -> None:
     flags = ["-O1", "-std=gnu11", "-Wall", "-Wextra", "-Wno-psabi"]
-    command = ["cc", *flags, "-c", str(native._SOURCE), "-o", str(tmp_path / "forward.o")]
+    command = ["cc", *flags, "-c", str(native.SOURCE), "-o", str(tmp_path / "forward.o")]
     made = subprocess.run(command, capture_output=True, text=True)
     assert (made.returncode, made.stderr) == (0, "")
 
@@ -530,7 +538,7 @@ def test_it_builds_without_a_warning(tmp_path: Path) -> None:
 def test_quantize_is_one_of_two_and_for_a_cpu() -> None:
     with pytest.raises(OctavoError, match="quantize='int4' is not one of none, int8"):
         Engine(lively(), 1, quantize="int4")
-    with pytest.raises(OctavoError, match="for a CPU"):
+    with pytest.raises(OctavoError, match="CPU only"):
         Engine(lively().to("meta"), 1, quantize="int8")
 
 
@@ -560,7 +568,7 @@ def as_it_is(model: GPT) -> None:
 
 def large_gains(model: GPT) -> None:
     """Channels that a norm makes large, and the weights after it small: the same function."""
-    for linear, norm in native.linears(model):
+    for linear, norm in linears_with_norms(model):
         if norm is not None and norm is not model.transformer.ln_f:
             for channel, by in ((3, 100.0), (17, 1000.0), (40, -50.0)):
                 norm.weight[channel] *= by
@@ -581,7 +589,7 @@ def large_values(model: GPT) -> None:
 def large_weights(model: GPT) -> None:
     """One weight of a thousand twenty times as large: another function, which int8 has to follow."""
     generator = torch.Generator().manual_seed(0)
-    for linear, _ in native.linears(model):
+    for linear, _ in linears_with_norms(model):
         linear.weight[torch.rand(linear.weight.shape, generator=generator) < 0.001] *= 20
 
 
@@ -597,7 +605,7 @@ def test_int8_loses_at_most_a_50th_of_a_nat_also_with_outliers(
     block_size = model.settings.block_size
     exact = split_loss(model, ids, block_size)
     assert exact < 4  # it has learnt; 4.9 is to know nothing
-    assert 1e-6 < abs(split_loss(rounded(model), ids, block_size) - exact) < 0.02
+    assert 1e-6 < abs(split_loss(round_to_int8(model), ids, block_size) - exact) < 0.02
     decode = native.NativeDecoder(model, 1, int8=True)
     windows = [ids[at : at + block_size + 1].astype(np.int64) for at in range(0, len(ids) - block_size, block_size)]
     losses = [F.cross_entropy(read(decode, w[:-1].tolist()), torch.from_numpy(w[1:])) for w in windows]

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 import octavo
+from generating import generate_ids
 from octavo import tokenizers
 from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
-from octavo.generation.engine import Engine, Request, generate_ids
-from octavo.generation.sampling import Sampling, adjusted, next_token, probabilities
+from octavo.generation.decoder import Batch
+from octavo.generation.engine import Engine, Request
+from octavo.generation.sampling import Sampling, apply_penalties, probabilities, sample_token
 from octavo.generation.stream import Continuation, Sample, continuations, start
 from octavo.model import GPT
 from octavo.settings import ModelSettings
@@ -37,7 +39,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 def drawn(logits: list[float], sampling: Sampling, count: int = 20_000) -> Tensor:
     """How often each token came, of `count` draws: (V,)."""
-    ids = next_token(torch.tensor([logits]).expand(count, -1), sampling, seeded())
+    ids = sample_token(torch.tensor([logits]).expand(count, -1), sampling, seeded())
     assert ids.shape == (count,)
     return torch.bincount(ids, minlength=len(logits))
 
@@ -101,14 +103,14 @@ def test_draws_are_as_frequent_as_the_softmax_says() -> None:
 def test_without_temperature_or_choice_the_likeliest_is_drawn(logits: list[float]) -> None:
     likeliest = logits.index(max(logits))
     for sampling in (GREEDY, Sampling(temperature=0, top_k=3, top_p=0.1), Sampling(temperature=5, top_k=1)):
-        assert next_token(torch.tensor([logits]), sampling, seeded()).tolist() == [likeliest]
+        assert sample_token(torch.tensor([logits]), sampling, seeded()).tolist() == [likeliest]
 
 
 def test_rows_are_drawn_each_from_its_own_logits() -> None:
     logits = torch.full((3, 5), -50.0)
     logits[[0, 1, 2], [4, 0, 2]] = 50.0
     for sampling in (GREEDY, ALL, Sampling(top_k=2, top_p=0.9)):
-        assert next_token(logits, sampling, seeded()).tolist() == [4, 0, 2]
+        assert sample_token(logits, sampling, seeded()).tolist() == [4, 0, 2]
 
 
 def test_tokens_that_tie_with_the_last_of_top_k_stay_as_in_nanogpt() -> None:
@@ -125,7 +127,7 @@ def test_at_least_one_token_stays_however_small_top_p_is(top_p: float) -> None:
 def test_the_logits_passed_in_stay_as_they_are(sampling: Sampling, dtype: torch.dtype) -> None:
     logits = torch.randn(2, 10, generator=seeded()).to(dtype)
     before = logits.clone()
-    next_token(logits, sampling, seeded())
+    sample_token(logits, sampling, seeded())
     assert torch.equal(logits, before)
 
 
@@ -140,7 +142,7 @@ def test_draws_are_those_of_torch_multinomial(seed: int, rows: int, size: int, t
     ours, theirs = seeded(seed), seeded(seed)
     for _ in range(3):
         expected = torch.multinomial(chances, 1, generator=theirs).squeeze(-1)
-        assert torch.equal(next_token(logits, Sampling(temperature=1, top_k=top_k), ours), expected)
+        assert torch.equal(sample_token(logits, Sampling(temperature=1, top_k=top_k), ours), expected)
     assert torch.equal(ours.get_state(), theirs.get_state())
 
 
@@ -153,10 +155,10 @@ def test_of_chances_that_tie_with_the_last_of_a_nucleus_the_first_stay() -> None
 def test_the_generator_decides_the_draw_and_nothing_else_does() -> None:
     logits = torch.zeros(50, 100)
     torch.manual_seed(1)
-    first = next_token(logits, ALL, seeded(5))
+    first = sample_token(logits, ALL, seeded(5))
     torch.manual_seed(2)
-    assert torch.equal(next_token(logits, ALL, seeded(5)), first)
-    assert not torch.equal(next_token(logits, ALL, seeded(6)), first)
+    assert torch.equal(sample_token(logits, ALL, seeded(5)), first)
+    assert not torch.equal(sample_token(logits, ALL, seeded(6)), first)
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
@@ -165,14 +167,14 @@ def test_logits_that_are_not_finite_are_told(broken: float, sampling: Sampling) 
     logits = torch.zeros(2, 5)
     logits[1, 3] = broken
     with pytest.raises(OctavoError, match="logits are not finite"):
-        next_token(logits, sampling, seeded())
+        sample_token(logits, sampling, seeded())
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-20, 1e-38, 1e-45, 1e-300])
 def test_a_temperature_next_to_nothing_draws_the_likeliest(temperature: float) -> None:
     logits = torch.tensor([[1.0, 9.0, 8.0, -200.0]])
     for top_p in (1.0, 0.5):
-        assert next_token(logits, Sampling(temperature=temperature, top_p=top_p), seeded()).item() == 1
+        assert sample_token(logits, Sampling(temperature=temperature, top_p=top_p), seeded()).item() == 1
 
 
 @pytest.mark.parametrize(
@@ -257,17 +259,17 @@ def test_greedy_decoding_on_a_cache_equals_full_recomputation(prompt: list[int])
             assert next(steps) == ids[-1]
 
 
-def watch(engine: Engine, told: Callable[..., object]) -> None:
+def watch(engine: Engine, told: Callable[[Batch], object]) -> None:
     """Have `told` hear of every forward pass."""
     forward = engine._decoder.forward
-    engine._decoder.forward = lambda *rows: (told(*rows), forward(*rows))[1]
+    engine._decoder.forward = lambda batch: (told(batch), forward(batch))[1]
 
 
 def test_within_the_block_each_token_is_run_once() -> None:
     for overflow, rows in (("slide", [3, 1, 1, 1, 1, 1, 8, 8, 8, 8]), ("rechunk", [3, 1, 1, 1, 1, 1, 4, 1, 1, 1])):
         seen: list[int] = []
         engine = Engine(wide(), 1)
-        watch(engine, lambda ids, *_, seen=seen: seen.append(len(ids)))
+        watch(engine, lambda batch, seen=seen: seen.append(len(batch.ids)))
         engine.submit(Request(prompt=[1, 2, 3], max_new_tokens=10, sampling=GREEDY, overflow=overflow))
         while engine.step():
             pass
@@ -307,7 +309,7 @@ class Scripted:
     def __init__(self, ids: list[int], vocab_size: int) -> None:
         self.ids, self.vocab_size, self.asked = iter(ids), vocab_size, 0
 
-    def forward(self, ids: list[int], slots: list[int], positions: list[int], wanted: list[int]) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         self.asked += 1
         logits = torch.full((1, self.vocab_size), -1e9)
         logits[0, next(self.ids, 0)] = 1e9
@@ -588,21 +590,21 @@ def counts(*ids: int, size: int = 4) -> Tensor:
 def test_penalties_change_logits_as_their_sources_define_them() -> None:
     logits = torch.tensor([[2.0, -2.0, 1.0, 0.5]])
     sampling = Sampling(repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25)
-    found = adjusted(logits, sampling, counts(1), counts(0, 0, 3))
+    found = apply_penalties(logits, sampling, counts(1), counts(0, 0, 3))
     # 0: seen, 2 / 2, written twice; 1: seen in the prompt alone, -2 * 2; 3: seen, 0.5 / 2, written once
     assert found.tolist() == [[1.0 - 0.5 - 0.5, -4.0, 1.0, 0.25 - 0.5 - 0.25]]
 
 
 def test_a_penalty_of_nothing_changes_nothing() -> None:
     logits = torch.randn(3, 9, generator=seeded())
-    assert torch.equal(adjusted(logits, Sampling()), logits)
-    assert not Sampling().remembers
-    assert all(Sampling(**{name: 0.5}).remembers for name in ("repetition_penalty", "presence_penalty"))
+    assert torch.equal(apply_penalties(logits, Sampling()), logits)
+    assert not Sampling().has_penalties
+    assert all(Sampling(**{name: 0.5}).has_penalties for name in ("repetition_penalty", "presence_penalty"))
 
 
 def test_a_bias_is_added_and_ids_beyond_the_vocabulary_are_left_out() -> None:
     logits = torch.zeros(2, 3)
-    found = adjusted(logits, Sampling(logit_bias={1: 100, 7: 5, -1: 5}))
+    found = apply_penalties(logits, Sampling(logit_bias={1: 100, 7: 5, -1: 5}))
     assert found.tolist() == [[0, 100, 0], [0, 100, 0]]
     assert not logits.any()  # the caller's are untouched
     assert drawn([5.0, 0.0, 0.0], Sampling(logit_bias={2: 100})).tolist()[2] == 20_000

@@ -93,7 +93,7 @@ def test_every_import_that_does_not_go_downward_is_caught(tmp_path: Path) -> Non
         "data/corpora": "import json, torch, tokenizers",
         "errors": "",
         "files": "from . import errors",
-        "generation/engine": "from octavo.generation.sampling import next_token",
+        "generation/engine": "from octavo.generation.sampling import sample_token",
         "generation/sampling": "from octavo.generation import engine",
         "model": "def late():\n    from octavo import training",
         "runs": "import octavo\nfrom octavo import __version__",

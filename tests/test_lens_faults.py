@@ -21,7 +21,8 @@ from lenses import random_checkpoint
 from octavo import lens, loss, runs
 from octavo.checkpoint import Checkpoint
 from octavo.generation import native
-from octavo.model import GPT, MLP, Block, CausalSelfAttention, KVCache
+from octavo.generation.decoder import Batch
+from octavo.model import GPT, MLP, Block, CausalSelfAttention, LayerCache
 from octavo.runs import Run
 
 # By import_module, because a view has the name of its module, which the package remodels by the function.
@@ -137,33 +138,32 @@ def heads_before_qkv(patch: Patch, loaded: Checkpoint) -> None:
 # Faults of the cache
 
 
-def cache_extend(change: Callable[[KVCache, int, Tensor, Tensor], tuple[Tensor, Tensor]]) -> Fault:
+def cache_extend(change: Callable[[LayerCache, Tensor, Tensor], tuple[Tensor, Tensor]]) -> Fault:
     """A KV cache that stores and returns something else."""
-    return lambda patch, loaded: patch.setattr(KVCache, "extend", change)
+    return lambda patch, loaded: patch.setattr(LayerCache, "extend", change)
 
 
-def never_stores(self: KVCache, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    S = max(self.lengths) + k.size(2)
-    return self.keys[layer][:, :, :S], self.values[layer][:, :, :S]
+def never_stores(self: LayerCache, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    return self.keys[self.all], self.values[self.all]
 
 
-def stores_one_late(self: KVCache, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def stores_one_late(self: LayerCache, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """What would be stored after the last position is lost."""
-    keys, values, first = self.keys[layer], self.values[layer], self.lengths[0] + 1
+    keys, values, first = self.keys, self.values, self.new[1].start + 1
     T = min(k.size(2), keys.size(2) - first)
     keys[:, :, first : first + T], values[:, :, first : first + T] = k[:, :, :T], v[:, :, :T]
     return keys[:, :, : first - 1 + k.size(2)], values[:, :, : first - 1 + k.size(2)]
 
 
-def loses_values(self: KVCache, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    first = self.lengths[0]
-    self.keys[layer][:, :, first : first + k.size(2)] = k
-    return self.keys[layer][:, :, : first + k.size(2)], F.pad(v, (0, 0, first, 0))
+def loses_values(self: LayerCache, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    first = self.new[1].start
+    self.keys[:, :, first : first + k.size(2)] = k
+    return self.keys[:, :, : first + k.size(2)], F.pad(v, (0, 0, first, 0))
 
 
-def is_uninitialized(self: KVCache, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def is_uninitialized(self: LayerCache, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Uninitialized memory that contains NaN."""
-    return torch.full_like(self.keys[layer], torch.nan)[:, :, : k.size(2)], v
+    return torch.full_like(self.keys, torch.nan)[:, :, : k.size(2)], v
 
 
 def cached_positions_from_zero(patch: Patch, loaded: Checkpoint) -> None:
@@ -219,8 +219,8 @@ def without_norm(name: str) -> Fault:
 def norms_after(patch: Patch, loaded: Checkpoint) -> None:
     """Post-norm blocks, as in the first transformers, unlike the walk of the lens."""
 
-    def forward(self: Block, x: Tensor, cache: KVCache | None = None, layer: int = 0) -> Tensor:
-        x = self.ln_1(x + self.attn(x, cache, layer))
+    def forward(self: Block, x: Tensor, cache: LayerCache | None = None) -> Tensor:
+        x = self.ln_1(x + self.attn(x, cache))
         return self.ln_2(x + self.mlp(x))
 
     patch.setattr(Block, "forward", forward)
@@ -231,18 +231,23 @@ def one_weight_changed(patch: Patch, loaded: Checkpoint) -> None:
     loaded.model.transformer.h[2].attn.c_proj.weight.data[3, 5] += 0.5
 
 
-def engine_rows(change: Callable[[Rows, Rows, Rows, Rows], tuple[Rows, ...]]) -> Fault:
-    """The engine's decoder runs other rows (ids, slots, positions, wanted) than requested."""
+def engine_rows(**changes: Callable[[Rows], Rows]) -> Fault:
+    """The engine's decoder runs other rows than requested: `changes` maps fields of the batch."""
 
     def plant(patch: Patch, loaded: Checkpoint) -> None:
         original = native.NativeDecoder.forward
-        patch.setattr(native.NativeDecoder, "forward", lambda self, *rows: original(self, *change(*rows)))
+
+        def forward(self: native.NativeDecoder, batch: Batch) -> Tensor:
+            changed = {name: change(getattr(batch, name)) for name, change in changes.items()}
+            return original(self, dataclasses.replace(batch, **changed))
+
+        patch.setattr(native.NativeDecoder, "forward", forward)
 
     return plant
 
 
-engine_one_position_back = engine_rows(lambda ids, slots, at, wanted: (ids, slots, [max(0, t - 1) for t in at], wanted))
-engine_of_one_slot = engine_rows(lambda ids, slots, at, wanted: (ids, [0] * len(slots), at, wanted))
+engine_one_position_back = engine_rows(positions=lambda positions: [max(0, t - 1) for t in positions])
+engine_of_one_slot = engine_rows(slots=lambda slots: [0] * len(slots))
 
 
 # Faults of the lens

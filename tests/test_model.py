@@ -186,7 +186,7 @@ def test_texts_of_different_lengths_on_one_cache_get_what_each_gets_alone(data: 
             if not rows:
                 continue
             new = torch.stack([idx[row, lengths[row] : lengths[row] + T] for row in rows])
-            logits = model(new, cache.at(rows, [lengths[row] for row in rows]))
+            logits = model(new, cache.select(rows, [lengths[row] for row in rows]))
             for row, got in zip(rows, logits, strict=True):
                 assert_near(got, alone[row, lengths[row] : lengths[row] + T])
                 lengths[row] += T

@@ -1,19 +1,20 @@
-"""GPT-2, and nothing else: no disk, no device choice, no tokenizer, no loss, no sampling.
+"""GPT-2: the model and its KV cache. No files, devices, tokenizers, loss, optimizer or sampling.
 
     ids (B, T) --embed--> (B, T, C) --blocks--> (B, T, C) --norm--> (B, T, C) --unembed--> logits (B, T, V)
 
-The axis letters: `B` sequences in a batch, `T` positions of this call, `S` positions seen so far, `C` the
-width of the residual stream, `H` heads of width `D = C / H`, `V` the vocabulary.
+The architecture is that of "Language Models are Unsupervised Multitask Learners" (Radford et al., 2019): learned
+token and position embeddings, pre-norm blocks, a final layer norm, and an output head that shares its weight with
+the token embedding. Modules have GPT-2's own names. Every step is a method (embed, blocks, norm, unembed; project,
+attend, output; expand, contract), so that `octavo.lens` looks inside by calling the steps that training runs.
 
-The architecture is that of "Language Models are Unsupervised Multitask Learners" (Radford et al., 2019):
-learned token and position embeddings, pre-norm blocks, a final layer norm, a head tied to the token
-embedding. Names are GPT-2's own, so its weights fit. Each stage is a method of its own, so that whoever
-wants to look inside (`octavo.lens`) calls the same steps that training does.
+Axis letters: `B` sequences in a batch, `T` positions in this call, `S` positions in the KV cache after this call,
+`C` width of the residual stream, `H` heads, `D = C / H` width of a head, `V` vocabulary.
 """
 
 import copy
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +23,11 @@ from torch import Tensor, nn
 from octavo.errors import OctavoError
 from octavo.settings import ModelSettings
 
+Index = tuple[slice | Tensor, ...]
+
 
 class GPT(nn.Module):
-    """A GPT-2 of any shape: `GPT(settings)(idx)` gives the logits of the next token at every position."""
+    """GPT-2 of any size: `GPT(settings)(idx)` returns the logits of the next token at every position."""
 
     def __init__(self, settings: ModelSettings, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -37,58 +40,56 @@ class GPT(nn.Module):
         self.initialize(generator)
 
     def forward(self, idx: Tensor, cache: "KVCache | None" = None) -> Tensor:
-        """Logits (B, T, V) for ids (B, T). With a cache, `idx` continues what the cache has seen."""
+        """Logits (B, T, V) for ids (B, T). With a cache, `idx` continues the sequences in the cache."""
         return self.unembed(self.hidden(idx, cache))  # (B, T, V)
 
     def hidden(self, idx: Tensor, cache: "KVCache | None" = None) -> Tensor:
-        """What the head reads, (B, T, C): the final norm's output for ids (B, T)."""
+        """The final hidden states (B, T, C): the input of the output head."""
         x = self.embed(idx, cache.lengths if cache else 0)  # (B, T, C)
         x = self.blocks(x, cache)  # (B, T, C)
         return self.norm(x)
 
     def embed(self, idx: Tensor, start: int | Sequence[int] = 0) -> Tensor:
-        """Token embedding plus the embedding of positions `start`, `start + 1`, ...; a start for all texts, or each."""
+        """Token plus position embedding. `start` is the first position: one for all sequences, or one for each."""
         T = idx.size(1)
         starts = [start] if isinstance(start, int) else start
         end = max(starts) + T
         if end > self.settings.block_size:
-            raise OctavoError(f"{end} positions, but the model's block_size is {self.settings.block_size}",
-                              "crop the text, or train with a larger block_size")  # fmt: skip
+            raise OctavoError(
+                f"{end} positions, but the model's block_size is {self.settings.block_size}",
+                "crop the text, or train with a larger block_size",
+            )
         tok = self.transformer.wte(idx)  # (B, T, C)
         wpe = self.transformer.wpe.weight
-        pos = torch.stack([wpe[each : each + T] for each in starts])  # for all of them, or for each
-        x: Tensor = self.transformer.drop(tok + pos)  # (B, T, C)
-        return x
+        pos = torch.stack([wpe[first : first + T] for first in starts])  # a batch of 1 or B
+        return self.transformer.drop(tok + pos)  # (B, T, C)
 
     def blocks(self, x: Tensor, cache: "KVCache | None" = None) -> Tensor:
         """The residual stream after all blocks."""
-        if cache:
-            cache.begin(x.size(1))
-        for layer, block in enumerate(self.transformer.h):
-            x = block(x, cache, layer)  # (B, T, C)
+        layers = cache.layers(x.size(1)) if cache else [None] * self.settings.n_layer
+        for block, layer in zip(self.transformer.h, layers, strict=True):
+            x = block(x, layer)  # (B, T, C)
         if cache:
             cache.lengths = [length + x.size(1) for length in cache.lengths]
         return x
 
     def norm(self, x: Tensor) -> Tensor:
-        """The final layer norm, `ln_f`."""
-        x = self.transformer.ln_f(x)  # (B, T, C)
-        return x
+        """The final layer norm."""
+        return self.transformer.ln_f(x)  # (B, T, C)
 
     def unembed(self, x: Tensor) -> Tensor:
-        """Logits: how well each token of the vocabulary fits, by its row of `wte`."""
-        logits: Tensor = self.lm_head(x)  # (B, T, V)
-        return logits
+        """Logits: the dot product of each position with every row of the token embedding."""
+        return self.lm_head(x)  # (B, T, V)
 
     def tie(self) -> None:
-        """Make the head and the token embedding one parameter (Press and Wolf, 2017)."""
+        """Make the output head and the token embedding one parameter (Press and Wolf, 2017)."""
         self.lm_head.weight = self.transformer.wte.weight
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator | None = None) -> None:
-        """Start the weights as GPT-2 does: N(0, 0.02), projections into the residual stream narrower.
+        """Initialize the weights as GPT-2 does: matrices from N(0, 0.02), biases 0, gains of layer norms 1.
 
-        Those are scaled by 1 / sqrt(2 n_layer), since 2 n_layer of them add up there.
+        The 2 n_layer projections into the residual stream are scaled by 1 / sqrt(2 n_layer): their outputs add up.
         """
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
@@ -104,7 +105,7 @@ class GPT(nn.Module):
 
 
 class Transformer(nn.Module):
-    """GPT-2's name for all that comes before the head: a shelf for its parts, walked by `GPT`."""
+    """GPT-2's name for everything below the output head. It only holds the modules; `GPT` runs them."""
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
@@ -116,7 +117,7 @@ class Transformer(nn.Module):
 
 
 class Block(nn.Module):
-    """Look around (attention), then think (MLP); each adds to the residual stream what it found."""
+    """Attention looks at other positions, the MLP thinks about what was found; both add to the residual stream."""
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
@@ -125,14 +126,14 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(settings.n_embd, bias=settings.bias)
         self.mlp = MLP(settings)
 
-    def forward(self, x: Tensor, cache: "KVCache | None" = None, layer: int = 0) -> Tensor:
-        x = x + self.attn(self.ln_1(x), cache, layer)  # (B, T, C)
+    def forward(self, x: Tensor, cache: "LayerCache | None" = None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), cache)  # (B, T, C)
         x = x + self.mlp(self.ln_2(x))  # (B, T, C)
         return x
 
 
 class CausalSelfAttention(nn.Module):
-    """Every position asks (query) all positions up to its own (key) and takes what they hold (value)."""
+    """Each position compares its query with the keys up to its own and takes a weighted mean of their values."""
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
@@ -142,39 +143,40 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(settings.n_embd, settings.n_embd, bias=settings.bias)
         self.drop = nn.Dropout(settings.dropout)
 
-    def forward(self, x: Tensor, cache: "KVCache | None" = None, layer: int = 0) -> Tensor:
-        q, k, v = self.project(x)
-        if cache:
-            k, v = cache.extend(layer, k, v)
-        return self.output(self.attend(q, k, v, cache.seen if cache else None))
+    def forward(self, x: Tensor, cache: "LayerCache | None" = None) -> Tensor:
+        q, k, v = self.project(x)  # (B, H, T, D)
+        if cache is None:
+            return self.output(self.attend(q, k, v))
+        k, v = cache.extend(k, v)  # (B, H, S, D)
+        return self.output(self.attend(q, k, v, cache.mask))
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of every head: three of (B, H, T, D)."""
+        """Queries, keys and values of every head, (B, H, T, D) each."""
         B, T, C = x.shape
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)  # (B, T, 3, H, D)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, D)
         return q, k, v
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Tensor:
-        """softmax(q kᵀ / sqrt(D)) v, where each of the T queries sees all keys up to its own position.
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """softmax(q kᵀ / sqrt(D)) v, where every query sees the keys up to its own position.
 
-        `seen` (B, 1, T, S) says which, where the queries are not the first T positions of every text.
+        `mask` (B, 1, T, S) is True where query t sees key s. None: as many keys as queries, or one query that sees
+        all keys.
         """
-        y = F.scaled_dot_product_attention(
-            q, k, v, seen, self.dropout if self.training else 0.0, is_causal=seen is None and q.size(2) > 1
-        )  # (B, H, T, D)
-        return y
+        # On a CPU, `octavo.kernels.fast_path` replaces scaled_dot_product_attention and dropout by faster kernels.
+        dropout = self.dropout if self.training else 0.0
+        causal = mask is None and q.size(2) > 1
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal)  # (B, H, T, D)
 
     def output(self, y: Tensor) -> Tensor:
-        """The heads side by side, mixed, as an addition to the residual stream."""
+        """The outputs of all heads, concatenated and mixed by `c_proj`: what attention adds to the residual stream."""
         B, H, T, D = y.shape
         y = y.transpose(1, 2).reshape(B, T, H * D)  # (B, T, C)
-        y = self.drop(self.c_proj(y))  # (B, T, C)
-        return y
+        return self.drop(self.c_proj(y))  # (B, T, C)
 
 
 class MLP(nn.Module):
-    """C -> 4C -> C with a GELU between, at each position by itself."""
+    """C -> 4C -> C with a GELU between, for each position separately."""
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
@@ -187,58 +189,65 @@ class MLP(nn.Module):
         return self.contract(self.expand(x))
 
     def expand(self, x: Tensor) -> Tensor:
-        """How strongly each of the 4C hidden units answers to a position."""
-        h: Tensor = F.gelu(self.c_fc(x), approximate=self.approximate)  # (B, T, 4C)
-        return h
+        """The activations of the 4C hidden units."""
+        return F.gelu(self.c_fc(x), approximate=self.approximate)  # (B, T, 4C)
 
     def contract(self, h: Tensor) -> Tensor:
-        """What the hidden units write, mixed by how strongly they answer: an addition to the residual stream."""
-        x: Tensor = self.drop(self.c_proj(h))  # (B, T, C)
-        return x
+        """The hidden units' output vectors, weighted by their activations: what the MLP adds to the residual stream."""
+        return self.drop(self.c_proj(h))  # (B, T, C)
 
 
 class KVCache:
-    """Keys and values of the positions seen so far, for up to `block_size` positions of each of `batch` texts.
+    """Keys and values of positions already computed, so that the model runs on new tokens only.
 
-    Sampling runs the model on the newest token alone; what earlier tokens offered stands here, each text's in a row
-    of its own, as far as it has come. `at` names rows to go on with.
+    The cache has a row for each of `batch` sequences. Rows may have different lengths, up to `block_size`.
     """
 
     def __init__(self, model: GPT, batch: int = 1) -> None:
-        settings, like = model.settings, model.lm_head.weight
+        settings, weight = model.settings, model.lm_head.weight
         shape = (batch, settings.n_head, settings.block_size, settings.head_size)
-        self.keys = [like.new_zeros(shape) for _ in range(settings.n_layer)]  # not empty: what a mask hides must
-        self.values = [like.new_zeros(shape) for _ in range(settings.n_layer)]  # be finite, for 0 times NaN is NaN
+        # Zeros, because attention multiplies masked values by 0, and 0 * NaN from uninitialized memory is NaN.
+        self.keys = [weight.new_zeros(shape) for _ in range(settings.n_layer)]
+        self.values = [weight.new_zeros(shape) for _ in range(settings.n_layer)]
         self.rows = list(range(batch))
-        self.lengths = [0] * batch  # positions seen of each text; `GPT.blocks` counts on
-        self.seen: Tensor | None = None
+        self.lengths = [0] * batch  # cached positions of each row; `GPT.blocks` advances them
 
-    def at(self, rows: Sequence[int], lengths: Sequence[int]) -> "KVCache":
-        """The same memory, for the texts in these rows, of which so much was seen."""
+    def select(self, rows: Sequence[int], lengths: Sequence[int]) -> "KVCache":
+        """A view of some rows, each cut to the given length. It shares the memory of this cache."""
         view = copy.copy(self)
         view.rows, view.lengths = list(rows), list(lengths)
         return view
 
-    def begin(self, T: int) -> None:
-        """Make ready for T further positions of each text: where they go, and what each of them may see."""
-        device = self.keys[0].device
-        self._where = torch.tensor(self.lengths, device=device)[:, None] + torch.arange(T, device=device)  # (B, T)
-        S = max(self.lengths) + T
-        alone = T == 1 and len(set(self.lengths)) == 1  # a newest position sees all: no mask, and the fast kernels
-        first = not any(self.lengths)
-        self.seen = None if alone or first else (torch.arange(S, device=device) <= self._where[:, None, :, None])
-
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Put in the keys and values (B, H, T, D) of new positions; give those of all, (B, H, S, D)."""
-        assert len(k) == len(self.rows), "a cache serves the texts that it was made for"
-        keys, values, S = self.keys[layer], self.values[layer], max(self.lengths) + k.size(2)
-        k, v = k.detach(), v.detach()  # else the buffers would hold every graph so far
+    def layers(self, T: int) -> list["LayerCache"]:
+        """Every layer's part of the cache, ready to take T new positions of each row."""
+        device, S = self.keys[0].device, max(self.lengths) + T
+        positions = torch.tensor(self.lengths, device=device)[:, None] + torch.arange(T, device=device)  # (B, T)
+        same_length = len(set(self.lengths)) == 1
+        mask = None  # plain causal attention, or one query that sees all keys: both have faster kernels
+        if any(self.lengths) and not (T == 1 and same_length):
+            mask = torch.arange(S, device=device) <= positions[:, None, :, None]  # (B, 1, T, S)
         first, last = self.rows[0], self.rows[-1]
-        if self.rows == list(range(first, last + 1)) and len(set(self.lengths)) == 1:  # a plain box of memory
-            keys[first : last + 1, :, self.lengths[0] : S] = k
-            values[first : last + 1, :, self.lengths[0] : S] = v
-            return keys[first : last + 1, :, :S], values[first : last + 1, :, :S]
-        rows = torch.tensor(self.rows, device=k.device)
-        keys[rows[:, None], :, self._where] = k.transpose(1, 2)
-        values[rows[:, None], :, self._where] = v.transpose(1, 2)
-        return keys[rows, :, :S], values[rows, :, :S]
+        rows: slice | Tensor = slice(first, last + 1)
+        new: Index = (rows, slice(S - T, S))
+        if not same_length or self.rows != list(range(first, last + 1)):  # then `extend` returns copies, not views
+            rows = torch.tensor(self.rows, device=device)
+            new = (rows[:, None], positions)
+        pairs = zip(self.keys, self.values, strict=True)
+        return [LayerCache(k, v, new, (rows, slice(None), slice(S)), mask) for k, v in pairs]
+
+
+class LayerCache(NamedTuple):
+    """One layer's part of a `KVCache` during one call of the model."""
+
+    keys: Tensor
+    values: Tensor
+    new: Index  # rows and positions of the new tokens
+    all: Index  # rows, heads and positions of all tokens
+    mask: Tensor | None  # see `CausalSelfAttention.attend`
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the keys and values (B, H, T, D) of the new positions; return those of all, (B, H, S, D)."""
+        # Detached, because the buffers would otherwise keep the autograd graphs of all calls alive.
+        self.keys.transpose(1, 2)[self.new] = k.detach().transpose(1, 2)
+        self.values.transpose(1, 2)[self.new] = v.detach().transpose(1, 2)
+        return self.keys[self.all], self.values[self.all]

@@ -1,1 +1,1 @@
-"""Writing text: `sampling` chooses a token, `engine` runs the model on ids, `text` is the edge to people."""
+"""Text generation: `sampling` chooses a token, `engine` runs the model on token ids, `stream` handles text."""

@@ -76,7 +76,7 @@ class Continuation:
         self._engine, self._writer = engine, Writer(tokenizer, stop)
         self._pieces: collections.deque[str] = collections.deque()
         self._shown = ""
-        ends = dataclasses.replace(request, ends=request.ends | tokenizer.special_ids)
+        ends = dataclasses.replace(request, stop_ids=request.stop_ids | tokenizer.special_ids)
         self._job = engine.submit(ends, self._deliver)
 
     @property
@@ -185,7 +185,7 @@ def continuations(loaded: Checkpoint, prompt: str, *, max_new_tokens: int, sampl
     block_size = loaded.model.settings.block_size
     if len(ids) > block_size and overflow != "stop":
         notice(f"the prompt has {len(ids):,} tokens; the model sees the last {block_size:,}")
-    engine = Engine(loaded.model, min(count, _AT_ONCE), known=loaded.tokenizer.vocab_size, quantize=quantize)
+    engine = Engine(loaded.model, min(count, _AT_ONCE), vocab_size=loaded.tokenizer.vocab_size, quantize=quantize)
     for note in engine.notes:
         notice(note)
     return [

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from octavo import estimate, runs
 from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
-from octavo.generation.decoder import decoder
+from octavo.generation.backends import create_decoder
+from octavo.generation.decoder import Batch
 from octavo.lens import reference
 from octavo.lens.ablation import logits_without, parts_and_masks
 from octavo.lens.arguments import describe_model
@@ -344,15 +345,15 @@ def _check_cache(model: GPT, idx: Tensor, tolerance: float) -> Measurements:
     cache = KVCache(model)
     cached = [model(idx[:, start:end], cache)[0] for start, end in steps]
     yield "cache: token by token = at once", _relative_error(torch.cat(cached), expected), tolerance
-    engine, other = decoder(model, 2)[0], (idx + 1) % model.settings.vocab_size
+    engine, other = create_decoder(model, 2)[0], (idx + 1) % model.settings.vocab_size
     errors = []
     for slot, texts in enumerate((torch.cat([idx, other]), torch.cat([other, idx]))):
         decoded = []
         for start, end in steps:
-            length = end - start
-            ids, slots = texts[:, start:end].flatten().tolist(), [0] * length + [1] * length
-            wanted = list(range(slot * length, (slot + 1) * length))
-            decoded.append(engine.forward(ids, slots, 2 * list(range(start, end)), wanted))
+            batch = Batch()
+            for row, ids in enumerate(texts[:, start:end].tolist()):
+                batch.add(ids, row, start, len(ids) if row == slot else 0)
+            decoded.append(engine.forward(batch))
         errors.append(_relative_error(torch.cat(decoded), expected))
     yield "engine: token by token = at once", _nan_max(errors), tolerance
 

@@ -87,7 +87,7 @@ def load_model(name: str, run: str | Path, device: torch.device, limits: Limits,
          overflow: str = "stop", notice: Callable[[str], object] = lambda text: None) -> Served:  # fmt: skip
     """A RUN, ready to be asked."""
     loaded = runs.load(run, device)
-    engine = Engine(loaded.model, slots, known=loaded.tokenizer.vocab_size, quantize=quantize,
+    engine = Engine(loaded.model, slots, vocab_size=loaded.tokenizer.vocab_size, quantize=quantize,
                     prefix_bytes=limits.prefix_bytes)  # fmt: skip
     for text in engine.notes:
         notice(text)

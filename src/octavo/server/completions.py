@@ -63,7 +63,7 @@ class Completion:
             generator=torch.Generator().manual_seed(seed % 2**63), overflow=self.served.overflow, logprobs=logprobs,
             # One candidate of an answer tells the prompt's log-probabilities for all; a stream can't wait for it.
             echo=body.echo and body.logprobs is not None and bool(prompt.echo) and (first or body.stream),
-            ends=tokenizer.special_ids, share=share,
+            stop_ids=tokenizer.special_ids, cache_scope=share,
         )  # fmt: skip
 
     def _say(self, piece: Piece) -> None:

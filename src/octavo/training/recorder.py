@@ -50,7 +50,7 @@ class Recorder:
         generator = torch.Generator().manual_seed(settings.seed + step)
         self.trainer.model.eval()
         # Building the native engine would take longer than these tokens.
-        engine = Engine(self.trainer.model, 1, known=self.data.tokenizer.vocab_size, use_native=False)
+        engine = Engine(self.trainer.model, 1, vocab_size=self.data.tokenizer.vocab_size, use_native=False)
         prompt = start(self.data.tokenizer, "")
         request = Request(prompt=prompt, max_new_tokens=estimate.SAMPLE_TOKENS, generator=generator)
         text = "".join(Continuation(engine, self.data.tokenizer, request))
