@@ -1,10 +1,10 @@
-"""How soon the page shows what 512 tokens attend to: from the click on the tab to the picture, in a browser.
+"""Measure the time from the click on Attention to the picture of one head over 512 tokens, in a browser.
 
     python bench/page.py [--rounds 5] [--layers 2]
 
-The model has the notes' width and heads (768, 12), a block of 512 and random weights. Each round is a fresh page in
-a Chromium that is installed here (OCTAVO_CHROMIUM, or the one on PATH), driven by Playwright; the server is a process
-of its own on the same machine. Medians, in seconds; the ceiling is one second on 2 cores.
+The model has the width and heads of GPT-2 (768, 12), a context of 512 and random weights. Each round opens a new page
+in the installed Chromium (OCTAVO_CHROMIUM, or the one on PATH), driven by Playwright; the server is another process on
+the same machine. It prints medians, in seconds; the limit is one second on 2 cores.
 """
 
 import argparse
@@ -30,16 +30,17 @@ TEXT = ("To be, or not to be: that is the question. " * 12)[:512]
 CLICK = """() => new Promise((done) => {
     const start = performance.now();
     document.querySelector("#tab-attention").click();
-    const look = () => {
-        const drawn = [...document.querySelectorAll("#panel-attention .matrix [role=application]")]
-            .some((each) => (each.getAttribute("aria-label") ?? "").match(/512/g)?.length === 2);
-        if (!drawn) return requestAnimationFrame(look);
+    const check = () => {
+        const isDrawn = [...document.querySelectorAll("#panel-attention .matrix [role=application]")]
+            .some((stage) => (stage.getAttribute("aria-label") ?? "").match(/512/g)?.length === 2);
+        if (!isDrawn) return requestAnimationFrame(check);
         requestAnimationFrame(() => setTimeout(() => { // after the frame that shows it
-            const asked = performance.getEntriesByType("resource").find(({ name }) => name.endsWith("/lens/attention"));
-            done([performance.now() - start, asked.duration, asked.encodedBodySize, asked.decodedBodySize]);
+            const requests = performance.getEntriesByType("resource");
+            const request = requests.find(({ name }) => name.endsWith("/lens/attention"));
+            done([performance.now() - start, request.duration, request.encodedBodySize, request.decodedBodySize]);
         }));
     };
-    look();
+    check();
 })"""
 
 
@@ -56,18 +57,19 @@ def main() -> None:
         path = os.environ.get("OCTAVO_CHROMIUM") or next(filter(None, map(shutil.which, names)))
         root = hasattr(os, "geteuid") and os.geteuid() == 0  # Chromium has no sandbox for root
         browser = driver.chromium.launch(executable_path=path, chromium_sandbox=not root)
-        with served(Path(folder) / "wide") as url:
-            rounds = [once(browser, url) for _ in range(options.rounds + 1)][1:]  # the first makes what is made once
+        with serve(Path(folder) / "wide") as url:
+            rounds = [measure(browser, url) for _ in range(options.rounds + 1)][1:]  # the first one warms up
         browser.close()
-    shown, asked, packed, plain = (statistics.median(each) for each in zip(*rounds, strict=True))
+    picture, answer, compressed, plain = (statistics.median(each) for each in zip(*rounds, strict=True))
     print(f"{options.layers} layers, 12 heads, 768 wide, 512 tokens; {os.cpu_count()} cores")
-    print(f"from the click to the picture  {shown / 1000:6.3f}  (ceiling 1)")
-    print(f"of it, the server's answer     {asked / 1000:6.3f}  {packed / 1e3:,.0f} kB, {plain / 1e3:,.0f} kB unpacked")
+    print(f"from the click to the picture  {picture / 1000:6.3f}  (limit 1)")
+    size = f"{compressed / 1e3:,.0f} kB, {plain / 1e3:,.0f} kB uncompressed"
+    print(f"of which the server's answer   {answer / 1000:6.3f}  {size}")
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """A server, and the page's address."""
+def serve(folder: Path) -> Iterator[str]:
+    """Serve a checkpoint in another process; yields the address of the page."""
     command = [sys.executable, "-m", "octavo", "serve", str(folder), "--port", "0", "--device", "cpu", "--json"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert server.stdout
@@ -79,8 +81,8 @@ def served(folder: Path) -> Iterator[str]:
         server.stdout.close()
 
 
-def once(browser: Browser, url: str) -> tuple[float, float, float, float]:
-    """A fresh page: milliseconds to the picture and to the answer, bytes sent and unpacked."""
+def measure(browser: Browser, url: str) -> tuple[float, float, float, float]:
+    """In a new page: milliseconds to the picture and to the answer; its bytes, compressed and not."""
     with browser.new_context() as context:
         page = context.new_page()
         page.goto(f"{url}#walk")

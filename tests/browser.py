@@ -1,7 +1,7 @@
-"""What the page's tests share: a browser, and a page in it that writes down what goes wrong.
+"""A browser for the tests of the page, and a visit to the page that records requests and errors.
 
-The browser is a Chromium that is installed here; nothing but the server under test can be reached from it. A test
-finds what is on the page by the ids and roles that its users have, and reads a picture's numbers from its table.
+The browser is the installed Chromium; it reaches nothing but the server under test. Tests find elements by the ids and
+roles that readers of the page have, and read the numbers of a picture from its table.
 """
 
 import contextlib
@@ -19,34 +19,34 @@ from playwright.sync_api import Browser, ConsoleMessage, Dialog, Locator, Page, 
 
 LANGUAGES = {"en": "ltr", "ar": "rtl", "hi": "ltr", "fr": "ltr", "de": "ltr"}
 THEMES = ("light", "dark")
-WRITTEN = "#panel-playground .desk .page"
 TABS = ("walk", "attention", "positions_and_words", "playground", "training", "compare")
-PATIENCE = 30_000  # milliseconds: other people may be at work on this machine
+PLAYGROUND_TEXT = "#panel-playground .workspace .page"
+TIMEOUT = 30_000  # milliseconds; generous, because the machine may be busy
 
 
 # The browser
 
 
-def executable() -> str:
-    """The Chromium that is installed."""
-    named = os.environ.get("OCTAVO_CHROMIUM")
-    found = named or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        message = "no chromium on PATH (scripts/install test brings Debian's; or set OCTAVO_CHROMIUM)"
+def find_chromium() -> str:
+    """The path of the installed Chromium; skips the test if there is none."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = os.environ.get("OCTAVO_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        message = "no chromium on PATH (scripts/install test installs Debian's; or set OCTAVO_CHROMIUM)"
         if os.environ.get("CI"):
             pytest.fail(message)
         pytest.skip(message)
-    return found
+    return path
 
 
 @contextlib.contextmanager
-def launched() -> Iterator[Browser]:
-    """A browser that finds no host but this one."""
-    path = executable()
-    root = hasattr(os, "geteuid") and os.geteuid() == 0  # Chromium has no sandbox for root
-    alone = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+def launch_browser() -> Iterator[Browser]:
+    """A browser that resolves no host but this machine."""
+    path = find_chromium()
+    is_root = hasattr(os, "geteuid") and os.geteuid() == 0  # Chromium has no sandbox for root
+    rules = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=[alone], chromium_sandbox=not root)
+        browser = driver.chromium.launch(executable_path=path, args=[rules], chromium_sandbox=not is_root)
         try:
             yield browser
         finally:
@@ -55,54 +55,54 @@ def launched() -> Iterator[Browser]:
 
 @dataclass
 class Visit:
-    """A page, and what it did."""
+    """A visit to the page at `url`: the browser's page, its requests, and what went wrong."""
 
     page: Page
     url: str
-    asked: list[Request] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)  # what must not be: see `watch`
-    under_way: set[Request] = field(default_factory=set)
+    requests: list[Request] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    pending: set[Request] = field(default_factory=set)
 
-    def watch(self) -> None:
-        """Write down requests, and as faults: those to elsewhere, refusals, dialogs, and what the console is told."""
+    def record(self) -> None:
+        """Record requests; and as faults requests to other hosts, refusals, dialogs, errors and console messages."""
         page, faults = self.page, self.faults
 
-        def request(each: Request) -> None:
-            self.asked.append(each)
-            self.under_way.add(each)
-            if not each.url.startswith((f"{self.url}/", "data:", "blob:")) and each.url != self.url:
-                faults.append(f"asked for {each.url[:200]}")
+        def on_request(request: Request) -> None:
+            self.requests.append(request)
+            self.pending.add(request)
+            if not request.url.startswith((f"{self.url}/", "data:", "blob:")) and request.url != self.url:
+                faults.append(f"request to {request.url[:200]}")
 
-        def response(each: Response) -> None:
-            if each.status >= 400:
-                self.under_way.discard(each.request)  # nobody may read it to its end
-                faults.append(
-                    f"{each.status} for {each.request.method} {each.url} {(each.request.post_data or '')[:300]}"
-                )
+        def on_response(response: Response) -> None:
+            if response.status >= 400:
+                request = response.request
+                self.pending.discard(request)  # its body may never be read
+                body = (request.post_data or "")[:300]
+                faults.append(f"{response.status} for {request.method} {response.url} {body}")
 
-        def failed(each: Request) -> None:
-            self.under_way.discard(each)
-            if each.failure != "net::ERR_ABORTED":  # which is the page's own wish
-                faults.append(f"{each.failure} for {each.url[:200]}")
+        def on_failed(request: Request) -> None:
+            self.pending.discard(request)
+            if request.failure != "net::ERR_ABORTED":  # the page aborts requests itself
+                faults.append(f"{request.failure} for {request.url[:200]}")
 
-        def console(each: ConsoleMessage) -> None:
-            if each.type in ("error", "warning"):
-                faults.append(f"console {each.type}: {each.text[:500]}")
+        def on_console(message: ConsoleMessage) -> None:
+            if message.type in ("error", "warning"):
+                faults.append(f"console {message.type}: {message.text[:500]}")
 
-        def dialog(each: Dialog) -> None:
-            faults.append(f"dialog: {each.message}")
-            each.dismiss()
+        def on_dialog(dialog: Dialog) -> None:
+            faults.append(f"dialog: {dialog.message}")
+            dialog.dismiss()
 
-        page.on("request", request)
-        page.on("response", response)
-        page.on("requestfinished", lambda each: self.under_way.discard(each))
-        page.on("requestfailed", failed)
-        page.on("console", console)
+        page.on("request", on_request)
+        page.on("response", on_response)
+        page.on("requestfinished", lambda request: self.pending.discard(request))
+        page.on("requestfailed", on_failed)
+        page.on("console", on_console)
         page.on("pageerror", lambda error: faults.append(f"error: {error}"))
-        page.on("dialog", dialog)
+        page.on("dialog", on_dialog)
 
     def go(self, tab: str, model: str | None = None, text: str | None = None) -> "Visit":
-        """To a tab, and there to a model and a text; until all is drawn."""
+        """Open a tab, choose a model and type a text there; wait until everything is drawn."""
         if not self.page.url.startswith(self.url):
             self.page.goto(f"{self.url}/#{tab}")
         else:
@@ -114,19 +114,19 @@ class Visit:
             self.settle()
         if text:
             self.page.locator("#text").fill(text)
-            self.page.wait_for_function("wanted => Object.values(sessionStorage).includes(wanted)", arg=text)
+            self.page.wait_for_function("text => Object.values(sessionStorage).includes(text)", arg=text)
             self.settle()
         return self
 
     def settle(self) -> None:
-        """Wait until nothing is asked for and no panel is busy."""
-        still, end = 0, time.monotonic() + PATIENCE / 1000
-        while still < 3:
+        """Wait until no request is pending and no panel is busy."""
+        idle_checks, deadline = 0, time.monotonic() + TIMEOUT / 1000
+        while idle_checks < 3:
             self.page.wait_for_function("""() => new Promise((done) => requestAnimationFrame(() =>
                 setTimeout(() => done(!document.querySelector("[aria-busy=true]")), 15)))""")
-            lasting = [each.url for each in self.under_way if not re.search(r"/runs\b", each.url)]
-            still = 0 if lasting else still + 1
-            assert time.monotonic() < end, f"no answer came from {lasting}"
+            pending = [request.url for request in self.pending if not re.search(r"/runs\b", request.url)]
+            idle_checks = 0 if pending else idle_checks + 1
+            assert time.monotonic() < deadline, f"no answer came from {pending}"
 
     def choose(self, language: str | None = None, theme: str | None = None) -> None:
         if language:
@@ -140,73 +140,79 @@ class Visit:
     def panel(self) -> Locator:
         return self.page.locator("[role=tabpanel]:visible")
 
-    def table(self, name: str | Locator) -> list[list[str]]:
-        """The rows of a picture's table, which is opened."""
-        details = (self.page.locator(name) if isinstance(name, str) else name).locator("details.table").first
-        if not details.evaluate("each => each.open"):
+    def table(self, picture: str | Locator) -> list[list[str]]:
+        """Open the table of a picture and return its rows."""
+        locator = self.page.locator(picture) if isinstance(picture, str) else picture
+        details = locator.locator("details.table").first
+        if not details.evaluate("details => details.open"):
             details.locator("summary").click()
         details.locator("tbody tr").first.wait_for(state="attached")
-        return details.evaluate("""each => [...each.querySelectorAll("tbody tr")].map((row) =>
-            [...row.children].map((cell) => cell.textContent))""")  # fmt: skip
+        rows: list[list[str]] = details.evaluate("""details => [...details.querySelectorAll("tbody tr")].map((row) =>
+            [...row.children].map((cell) => cell.textContent))""")
+        return rows
 
-    def sent(self, part: str) -> list[Request]:
-        """What was asked for so far of whose address this is a part."""
-        return [each for each in self.asked if part in each.url]
+    def requests_to(self, part: str) -> list[Request]:
+        """The requests so far whose address contains `part`."""
+        return [request for request in self.requests if part in request.url]
 
-    def calm(self) -> None:
-        """Nothing went wrong."""
+    def assert_no_faults(self) -> None:
         assert not self.faults, "\n".join(dict.fromkeys(self.faults))
 
 
 @contextlib.contextmanager
-def visiting(browser: Browser, url: str, **options: Any) -> Iterator[Visit]:
-    """A page in a context of its own: no cookies, nothing stored, every request to elsewhere aborted."""
+def open_page(browser: Browser, url: str, **options: Any) -> Iterator[Visit]:
+    """A visit in a new context: no cookies, nothing stored, every request to another host aborted."""
     context = browser.new_context(**{"locale": "en-US", "reduced_motion": "reduce"} | options)
     try:
-        context.set_default_timeout(PATIENCE)
+        context.set_default_timeout(TIMEOUT)
         context.route(re.compile(rf"^(?!{re.escape(url)}|data:|blob:)"), lambda route: route.abort())
-        page = context.new_page()
-        visit = Visit(page, url)
-        visit.watch()
+        visit = Visit(context.new_page(), url)
+        visit.record()
         yield visit
     finally:
         context.close()
 
 
-# What is read from the screen
+# What is on the screen
 
 
-def axe(visit: Visit) -> list[str]:
-    """What axe finds, with the elements it means."""
+def axe_violations(visit: Visit) -> list[str]:
+    """The accessibility rules that axe finds violated, with the elements."""
     if not visit.page.evaluate("'axe' in window"):
         visit.page.evaluate(AXE_SCRIPT)
-    found = visit.page.evaluate("axe.run({ resultTypes: ['violations'] }).then((results) => results.violations)")
-    return [f"{rule['id']}: {node['html'][:160]} ({'; '.join(each['message'] for each in node['any'] + node['all'])})"
-            for rule in found for node in rule["nodes"][:3]]  # fmt: skip
+    violations = visit.page.evaluate("axe.run({ resultTypes: ['violations'] }).then((results) => results.violations)")
+    return [
+        f"{rule['id']}: {node['html'][:160]} ({'; '.join(check['message'] for check in node['any'] + node['all'])})"
+        for rule in violations
+        for node in rule["nodes"][:3]
+    ]
 
 
-def numeral(text: str) -> float:
-    """A number as English has it on the page, whatever stands around it."""
-    found = re.search(r"[-+−±]?\d[\d,]*(\.\d+)?(E-?\d+)?", text)
-    assert found, text
-    return float(found[0].replace(",", "").replace("−", "-").replace("±", ""))
+def parse_number(text: str) -> float:
+    """The first number in a text of the English page."""
+    match = re.search(r"[-+−±]?\d[\d,]*(\.\d+)?(E-?\d+)?", text)
+    assert match, text
+    return float(match[0].replace(",", "").replace("−", "-").replace("±", ""))
 
 
-def numbers(row: list[str]) -> list[float]:
-    return [numeral(each) for each in row if each]
+def parse_numbers(row: list[str]) -> list[float]:
+    return [parse_number(cell) for cell in row if cell]
 
 
-def until(condition: Callable[[], bool], page: Page, seconds: float = PATIENCE / 1000) -> float:
-    """Wait for what the page shows; gives the seconds that it took."""
-    begin = time.monotonic()
+def wait_until(condition: Callable[[], bool], page: Page, seconds: float = TIMEOUT / 1000) -> float:
+    """Wait for a condition of the page; returns the seconds that it took."""
+    start = time.monotonic()
     while not condition():
-        assert time.monotonic() < begin + seconds, "it never came"
+        assert time.monotonic() < start + seconds, "the condition was never true"
         page.wait_for_timeout(20)
-    return time.monotonic() - begin
+    return time.monotonic() - start
 
 
-def fill(visit: Visit, tab: str) -> None:
-    """Bring a tab to where it shows all that it has, its tables opened."""
+# Actions on tabs
+
+
+def fill_tab(visit: Visit, tab: str) -> None:
+    """Open a tab and make it show everything that it can, with all tables open."""
     page = visit.go(tab).page
     if tab == "walk":
         page.locator(".steps input[type=checkbox]").check()
@@ -218,35 +224,35 @@ def fill(visit: Visit, tab: str) -> None:
         page.locator("#find").fill("a")
         page.locator("#find").press("Enter")
     elif tab == "playground":
-        write(visit, length=12)
-        page.locator(f"{WRITTEN} .token").nth(8).click()
+        generate_text(visit, length=12)
+        page.locator(f"{PLAYGROUND_TEXT} .token").nth(8).click()
         visit.settle()
         page.locator(".surprisal button[type=submit]").click()
     elif tab == "training":
         page.locator(".curves canvas").first.wait_for()
         page.locator("#panel-training input[type=checkbox]").nth(1).check()
-        page.locator(".probe button.main").click()
-        page.locator(".probe canvas").first.wait_for()
+        page.locator(".history button.main").click()
+        page.locator(".history canvas").first.wait_for()
     elif tab == "compare":
         page.locator("#panel-compare button.main").click()
         page.locator("#panel-compare canvas").first.wait_for()
     visit.settle()
-    page.evaluate("document.querySelectorAll('main details').forEach((each) => (each.open = true))")
+    page.evaluate("document.querySelectorAll('main details').forEach((details) => (details.open = true))")
     visit.settle()
 
 
-def write(visit: Visit, prompt: str | None = None, length: int = 12) -> None:
-    """Let the model write on the playground, to the end."""
+def generate_text(visit: Visit, prompt: str | None = None, length: int = 12) -> None:
+    """Generate a text on the playground and wait for its end."""
     page = visit.page
     if prompt is not None:
         page.locator("#prompt").fill(prompt)
     page.locator("#length").fill(str(length))
     page.locator("#panel-playground button[type=submit]").first.click()
-    wrote(visit)
+    wait_for_text(visit)
 
 
-def wrote(visit: Visit) -> None:
-    """Wait for the end of what is being written."""
+def wait_for_text(visit: Visit) -> None:
+    """Wait for the end of the text that the playground generates."""
     visit.settle()
-    visit.page.locator("#panel-playground .odds:visible").wait_for()
+    visit.page.locator("#panel-playground .next-token:visible").wait_for()
     visit.settle()

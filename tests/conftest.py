@@ -86,7 +86,7 @@ def chromium() -> Iterator[Browser]:
     """The browser. Not for the session: while it runs, asyncio has no room for another loop."""
     import browser
 
-    with browser.launched() as it:
+    with browser.launch_browser() as it:
         yield it
 
 
@@ -95,9 +95,9 @@ def visit(chromium: Browser, site: Running) -> Iterator[Visit]:
     """A page in a context of its own, that has done nothing wrong by the end of the test."""
     import browser
 
-    with browser.visiting(chromium, site.url) as it:
+    with browser.open_page(chromium, site.url) as it:
         yield it
-        it.calm()
+        it.assert_no_faults()
 
 
 # Fixtures of the lens's tests, see `lenses`

@@ -1,6 +1,6 @@
-"""The page on every tab, in every language, light and dark: nothing missing, nothing in the way, nobody left out.
+"""Every tab in every language, light and dark: accessibility, translations, layout and errors.
 
-One tour sees it all, each tab brought to where it shows all that it has; the tests ask what was seen there.
+One tour opens each tab, makes it show everything that it can, and records it; the tests check the record.
 """
 
 import json
@@ -13,61 +13,79 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser
 
-from browser import LANGUAGES, TABS, THEMES, WRITTEN, Visit, axe, fill, visiting
+from browser import LANGUAGES, PLAYGROUND_TEXT, TABS, THEMES, Visit, axe_violations, fill_tab, open_page
 from octavo.server.static_page import ROOT
+from octavo.views import VIEWS
 from serving import Running
 
 ARABIC, HINDI = "القطة جلست على السجادة ثم نامت", "बिल्ली चटाई पर बैठी फिर सो गई"
-SAME = {  # what may be as in English: signs, code, and words that a language shares with it
-    "ar": {"bend.topk", "bend.topp"},
-    "hi": {"bend.topk", "bend.topp", "col.logit"},
-    "fr": {"tab.attention", "bend.topk", "bend.topp", "col.id", "col.logit", "train.unit.h", "train.unit.m",
-           "train.unit.s", "col.token", "col.pushed", "col.position", "col.bits", "draw.token", "layers.start",
-           "score.bits", "train.minutes", "compare.b"},  # attention, contribution, position, bits, minutes, Second …
-    "de": {"bend.topk", "bend.topp", "draw.token", "tab.training"},
-}  # fmt: skip
+SAME_AS_ENGLISH = {  # sentences that may equal the English ones: code, signs, and words that languages share
+    "ar": {"sampling.topk", "sampling.topp"},
+    "hi": {"sampling.topk", "sampling.topp", "col.logit"},
+    "fr": {
+        "tab.attention",
+        "sampling.topk",
+        "sampling.topp",
+        "col.id",
+        "col.logit",
+        "train.unit.h",
+        "train.unit.m",
+        "train.unit.s",
+        "col.token",
+        "col.pushed",
+        "col.position",
+        "col.bits",
+        "draw.token",
+        "layers.start",
+        "surprisal.bits",
+        "train.minutes",
+        "compare.b",
+    },
+    "de": {"sampling.topk", "sampling.topp", "draw.token", "tab.training"},
+}
 LATIN = r"(?:\b[A-Za-z]{2,}\b[ ,.]*){3}"
 ENGLISH = r"\b(?:the|of|is|and|with|which|what|that|this|are)\b"
-FOREIGN = {"ar": LATIN, "hi": LATIN, "fr": ENGLISH, "de": ENGLISH}  # what none of the page's sentences has
+FOREIGN = {"ar": LATIN, "hi": LATIN, "fr": ENGLISH, "de": ENGLISH}  # what no sentence of that language contains
 SCRIPT = (Path(__file__).parent / "tour.js").read_text(encoding="utf-8")
-CLOSE_LARGE = """document.querySelectorAll("main details").forEach((each) =>
-    (each.open = each.querySelectorAll("td").length < 500))"""  # axe takes its time with thousands of cells
+CLOSE_LARGE_TABLES = """document.querySelectorAll("main details").forEach((details) =>
+    (details.open = details.querySelectorAll("td").length < 500))"""  # axe is slow with thousands of cells
 
 
 @dataclass
 class Tour:
-    """What was seen, by tab, language and theme."""
+    """What was recorded, by tab, language and theme."""
 
     faults: dict[str, list[str]] = field(default_factory=dict)
-    violations: dict[tuple[str, str, str], list[str]] = field(default_factory=dict)  # of axe's rules
+    violations: dict[tuple[str, str, str], list[str]] = field(default_factory=dict)
     directions: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-    said: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-    widths: dict[tuple[str, str], tuple[int, list[str]]] = field(default_factory=dict)  # at 320 px, and what stands out
-    pictures: dict[str, list[tuple[str, int]]] = field(default_factory=dict)  # with the rows of their tables
-    tabbed: dict[str, tuple[int, list[str], list[str]]] = field(default_factory=dict)  # controls, missed, not shown
+    sentences: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    # At 320 pixels: the width of the page, and elements that overflow.
+    widths: dict[tuple[str, str], tuple[int, list[str]]] = field(default_factory=dict)
+    pictures: dict[str, list[tuple[str, int]]] = field(default_factory=dict)  # with the numbers of rows of their tables
+    focus: dict[str, tuple[int, list[str], list[str]]] = field(default_factory=dict)  # controls; missed; not visible
 
 
 @pytest.fixture(scope="module")
 def tour(chromium: Browser, site: Running) -> Tour:
     tour = Tour()
     for tab in TABS:
-        with visiting(chromium, site.url) as visit:
+        with open_page(chromium, site.url) as visit:
             page = visit.page
             visit.go("walk", "letters", "The cat sat.")
-            fill(visit, tab)
+            fill_tab(visit, tab)
             tour.pictures[tab] = ask(visit, "pictures")
-            page.evaluate(CLOSE_LARGE)
-            controls = ask(visit, "begin")
+            page.evaluate(CLOSE_LARGE_TABLES)
+            controls = ask(visit, "watchFocus")
             for _ in range(controls + 2):
                 page.keyboard.press("Tab")
-            tour.tabbed[tab] = (controls, *ask(visit, "end"))
+            tour.focus[tab] = (controls, *ask(visit, "focusReport"))
             for language in LANGUAGES:
                 visit.choose(language=language)
                 tour.directions[tab, language] = ask(visit, "directions")
-                tour.said[tab, language] = [each for _ in stages(visit, tab) for each in ask(visit, "said")]
+                tour.sentences[tab, language] = [each for _ in stages(visit, tab) for each in ask(visit, "sentences")]
                 for theme in THEMES:
                     visit.choose(theme=theme)
-                    tour.violations[tab, language, theme] = axe(visit)
+                    tour.violations[tab, language, theme] = axe_violations(visit)
                 page.set_viewport_size({"width": 320, "height": 640})
                 visit.settle()
                 tour.widths[tab, language] = max(ask(visit, "width") for _ in stages(visit, tab))
@@ -77,14 +95,15 @@ def tour(chromium: Browser, site: Running) -> Tour:
     return tour
 
 
-def ask(visit: Visit, what: str) -> Any:
+def ask(visit: Visit, function: str) -> Any:
+    """The result of a function of tour.js."""
     if not visit.page.evaluate("'tour' in window"):
         visit.page.evaluate(SCRIPT)
-    return visit.page.evaluate(f"tour.{what}()")
+    return visit.page.evaluate(f"tour.{function}()")
 
 
 def stages(visit: Visit, tab: str) -> Iterator[None]:
-    """All stages of the walk in turn; of another tab there is one."""
+    """Go through all stages of the walk; any other tab has one."""
     yield
     boxes = visit.page.locator(".map .box").all() if tab == "walk" else []
     for box in boxes:
@@ -94,27 +113,41 @@ def stages(visit: Visit, tab: str) -> Iterator[None]:
         boxes[7].dispatch_event("click")
 
 
-# Nothing goes wrong
+# The page's files
+
+
+def test_the_import_map_names_every_module() -> None:
+    modules = {path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.js") if "vendor" not in path.parts}
+    index = (ROOT / "index.html").read_text(encoding="utf-8")
+    import_map = dict(re.findall(r'"octavo/([\w/]+)": "/page/([\w/.]+)"', index))
+    assert import_map == {module.removesuffix(".js"): module for module in modules}
+
+
+def test_every_tab_of_the_table_of_views_exists() -> None:
+    assert {view.tab for view in VIEWS.values() if view.tab} <= set(TABS)
+
+
+# Errors and accessibility
 
 
 @pytest.mark.parametrize("tab", TABS)
-def test_a_tab_asks_nobody_else_and_has_nothing_to_complain_of(tour: Tour, tab: str) -> None:
-    """In five languages, light and dark: no request but to this server, no refusal, no word on the console."""
+def test_a_tab_causes_no_errors_and_requests_no_other_host(tour: Tour, tab: str) -> None:
+    """No refusal and no console message either, in five languages, light and dark."""
     assert not tour.faults[tab], "\n".join(dict.fromkeys(tour.faults[tab]))
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("tab", TABS)
-def test_axe_finds_no_violation(tour: Tour, tab: str, language: str) -> None:
-    found = [each for theme in THEMES for each in tour.violations[tab, language, theme]]
-    assert not found, "\n".join(dict.fromkeys(found))
+def test_axe_finds_no_violations(tour: Tour, tab: str, language: str) -> None:
+    violations = [each for theme in THEMES for each in tour.violations[tab, language, theme]]
+    assert not violations, "\n".join(dict.fromkeys(violations))
 
 
 @pytest.mark.parametrize("tab", TABS)
-def test_the_tab_key_reaches_every_control_and_shows_where_it_is(tour: Tour, tab: str) -> None:
-    controls, missed, unseen = tour.tabbed[tab]
+def test_the_tab_key_reaches_every_control_visibly(tour: Tour, tab: str) -> None:
+    controls, missed, invisible = tour.focus[tab]
     assert controls > 10
-    assert (missed, unseen) == ([], [])
+    assert (missed, invisible) == ([], [])
 
 
 @pytest.mark.parametrize("tab", TABS)
@@ -124,102 +157,107 @@ def test_every_picture_has_a_table(tour: Tour, tab: str) -> None:
 
 
 def test_no_tab_is_wider_than_320_pixels(tour: Tour) -> None:
-    assert {where: what for where, (wide, what) in tour.widths.items() if wide > 320} == {}
+    assert {tab: elements for tab, (width, elements) in tour.widths.items() if width > 320} == {}
 
 
 # Languages
 
 
-def words(language: str) -> dict[str, str]:
-    found: dict[str, str] = {}
+def load_sentences(language: str) -> dict[str, str]:
+    sentences: dict[str, str] = {}
     for path in sorted((ROOT / "i18n" / language).glob("*.json")):
         more: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-        assert not found.keys() & more.keys(), path
-        found |= more
-    return found
+        assert not sentences.keys() & more.keys(), path
+        sentences |= more
+    return sentences
 
 
 @pytest.mark.parametrize("language", list(LANGUAGES)[1:])
-def test_a_language_has_every_sentence_with_all_that_is_filled_in(language: str) -> None:
-    english, own = words("en"), words(language)
+def test_every_sentence_is_translated_with_its_placeholders_and_code(language: str) -> None:
+    english, own = load_sentences("en"), load_sentences(language)
     assert own.keys() == english.keys()
     for key, sentence in own.items():
         assert sentence.strip(), key
-        filled, code = (set(re.findall(pattern, sentence)) for pattern in (r"\{\w+\}", r"`[^`]*`"))
-        assert filled == set(re.findall(r"\{\w+\}", english[key])), key
-        assert code >= set(re.findall(r"`[^`]*`", english[key])), key  # and what else would lose its order
-    assert {key for key in own if own[key] == english[key]} <= SAME[language]
+        placeholders, code = (set(re.findall(pattern, sentence)) for pattern in (r"\{\w+\}", r"`[^`]*`"))
+        assert placeholders == set(re.findall(r"\{\w+\}", english[key])), key
+        assert code >= set(re.findall(r"`[^`]*`", english[key])), key  # and other text that must keep its order
+    assert {key for key in own if own[key] == english[key]} <= SAME_AS_ENGLISH[language]
     script = {"ar": r"[\u0600-\u06ff]", "hi": r"[\u0900-\u097f]"}.get(language)
     if script:
-        assert {key for key in own if not re.search(script, own[key])} <= SAME[language]
+        assert {key for key in own if not re.search(script, own[key])} <= SAME_AS_ENGLISH[language]
 
 
-def test_every_sentence_that_the_page_says_is_there() -> None:
-    """Keys that stand whole in the code; those put together there are found by the tour."""
+def test_every_key_in_the_code_has_a_sentence() -> None:
+    """Keys that are literals; the tour finds those that the code composes."""
     code = "".join(path.read_text(encoding="utf-8") for path in ROOT.rglob("*.js") if "vendor" not in path.parts)
-    english = words("en")
-    wanted = set(re.findall(r"""(?:say\w*: |\bt\(|\bsaid\(|\bsay\(\w[\w.]*, )\[?"([a-z_]\w*(?:\.[\w']+)+)\"""", code))
-    assert len(wanted) > 100
-    assert wanted - english.keys() == set()
+    english = load_sentences("en")
+    keys = set(re.findall(r"""(?:say\w*: |\bt\(|\btNodes\(|\bsay\(\w[\w.]*, )\[?"([a-z_]\w*(?:\.[\w']+)+)\"""", code))
+    assert len(keys) > 100
+    assert keys - english.keys() == set()
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_a_tab_says_its_language_and_direction(tour: Tour, language: str) -> None:
-    way = LANGUAGES[language]
+def test_a_tab_declares_its_language_and_direction(tour: Tour, language: str) -> None:
+    direction = LANGUAGES[language]
     for tab in TABS:
         lang, dir, body, text, *formulas = tour.directions[tab, language]
-        assert (lang, dir, body, text) == (language, way, way, way), tab
+        assert (lang, dir, body, text) == (language, direction, direction, direction), tab
         assert set(formulas) <= {"ltr"}, tab
 
 
 @pytest.mark.parametrize("language", list(LANGUAGES)[1:])
-def test_nothing_on_screen_is_left_in_english(tour: Tour, language: str) -> None:
-    english, own = words("en"), words(language)
-    left = {piece for key, sentence in english.items() if key not in SAME[language]
-            for piece in re.split(r"[`{][^`}]*[`}]", sentence) if len(piece.split()) > 2}  # fmt: skip
-    left -= {piece for sentence in own.values() for piece in re.split(r"[`{][^`}]*[`}]", sentence)}
-    found = []
+def test_nothing_on_screen_is_still_english(tour: Tour, language: str) -> None:
+    english, own = load_sentences("en"), load_sentences(language)
+    untranslated = {
+        piece
+        for key, sentence in english.items()
+        if key not in SAME_AS_ENGLISH[language]
+        for piece in re.split(r"[`{][^`}]*[`}]", sentence)
+        if len(piece.split()) > 2
+    }
+    untranslated -= {piece for sentence in own.values() for piece in re.split(r"[`{][^`}]*[`}]", sentence)}
+    english_texts = []
     for tab in TABS:
-        for text in tour.said[tab, language]:
+        for text in tour.sentences[tab, language]:
             plain = re.sub(r"[\u2068\u2069]", "", text)
-            if any(piece in plain for piece in left) or re.search(FOREIGN[language], plain):
-                found.append((tab, text))
+            if any(piece in plain for piece in untranslated) or re.search(FOREIGN[language], plain):
+                english_texts.append((tab, text))
             assert not re.fullmatch(r"[a-z]\w*(\.\w+)+", plain), f"no sentence for {plain}"
             assert not re.search(r"\{[a-z_]\w*\}", plain), f"not filled in: {plain}"
-    assert found == []
+    assert english_texts == []
 
 
 @pytest.mark.parametrize("locale", ["ar-EG", "hi-IN", "fr-CA", "de", "ja-JP"])
-def test_the_browsers_language_is_the_first_one(chromium: Browser, site: Running, locale: str) -> None:
-    with visiting(chromium, site.url, locale=locale) as visit:
+def test_the_page_begins_in_the_browsers_language(chromium: Browser, site: Running, locale: str) -> None:
+    with open_page(chromium, site.url, locale=locale) as visit:
         page = visit.go("walk").page
         expected = locale[:2] if locale[:2] in LANGUAGES else "en"
         assert page.locator("html").get_attribute("lang") == expected
         assert page.locator("html").get_attribute("dir") == LANGUAGES[expected]
-        assert page.locator("#tab-walk").text_content() == words(expected)["tab.walk"]
-        visit.calm()
+        assert page.locator("#tab-walk").text_content() == load_sentences(expected)["tab.walk"]
+        visit.assert_no_faults()
 
 
-# Scripts that join their letters
+# Scripts with joined letters
 
 
 @pytest.mark.parametrize("model", ["letters", "bytes"])
 @pytest.mark.parametrize("text", [ARABIC, HINDI])
-def test_text_in_spans_is_as_wide_as_without(visit: Visit, text: str, model: str) -> None:
+def test_text_in_spans_is_as_wide_as_plain_text(visit: Visit, text: str, model: str) -> None:
     page = visit.go("walk", model, text[: 60 if model == "letters" else 20]).page
-    seen = 0
+    count_of_texts = 0
     for tab in ("walk", "attention", "playground", "compare"):
         visit.go(tab)
         if tab == "attention":
             page.locator(".arcs .token").nth(2).click()
         if tab == "playground":
-            page.locator("#score-text").fill(text)
+            page.locator("#surprisal-text").fill(text)
             page.locator(".surprisal button[type=submit]").click()
             page.locator("#prompt").fill(text[:20])
             page.locator("#length").fill("8")
             page.locator("#panel-playground button[type=submit]").first.click()
             visit.settle()
-            page.locator(f"{WRITTEN} .token").nth(2).click()
+            page.locator(f"{PLAYGROUND_TEXT} .token").nth(2).click()
         if tab == "compare":
             page.locator("#compare-text").fill(text)
             page.locator("#panel-compare button.main").click()
@@ -230,12 +268,12 @@ def test_text_in_spans_is_as_wide_as_without(visit: Visit, text: str, model: str
             assert plain > 50
             assert abs(spans - plain) <= 1, tab
             assert direction == ("rtl" if text == ARABIC else "ltr"), tab
-            seen += 1
-        assert ask(visit, "apart") == []
-    assert seen >= 4
+            count_of_texts += 1
+        assert ask(visit, "separatedSpans") == []
+    assert count_of_texts >= 4
 
 
-def test_tokens_that_share_a_character_are_one_piece_with_their_bytes(visit: Visit) -> None:
+def test_tokens_of_one_character_share_a_span_with_their_bytes(visit: Visit) -> None:
     page = visit.go("walk", "bytes", "a🦉ق!").page
     spans = page.locator("#panel-walk .running .token")
     assert spans.all_text_contents() == ["a", "🦉", "ق", "!"]

@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser
 
-from browser import LANGUAGES, TABS, THEMES, WRITTEN, Visit, axe, numeral, visiting, write
+from browser import (
+    LANGUAGES,
+    PLAYGROUND_TEXT,
+    TABS,
+    THEMES,
+    Visit,
+    axe_violations,
+    generate_text,
+    open_page,
+    parse_number,
+)
 from octavo import cli, lens
 from octavo import runs as folders
 from serving import Running
@@ -33,21 +43,21 @@ def hostile(runs: Runs) -> Iterator[Running]:
 
 
 def test_markup_in_a_prompt_a_name_or_a_sample_is_text(chromium: Browser, hostile: Running) -> None:
-    with visiting(chromium, hostile.url) as visit:
+    with open_page(chromium, hostile.url) as visit:
         page = visit.go("walk", NAME, HOSTILE).page
         shown = 0
         for tab in TABS:
             visit.go(tab)
             if tab == "positions_and_words":
                 page.locator("#word").fill("<img onerror=x>")
-                for name in ("find", "alike-one", "alike-two"):
+                for name in ("find", "similarity-first", "similarity-second"):
                     page.locator(f"#{name}").fill("<")
                     page.locator(f"#{name}").press("Enter")
                     visit.settle()
             elif tab == "playground":
-                write(visit, HOSTILE, length=4)
-                page.locator(f"{WRITTEN} .token").nth(3).click()
-                page.locator("#score-text").fill(HOSTILE)
+                generate_text(visit, HOSTILE, length=4)
+                page.locator(f"{PLAYGROUND_TEXT} .token").nth(3).click()
+                page.locator("#surprisal-text").fill(HOSTILE)
                 page.locator(".surprisal button[type=submit]").click()
                 page.locator(".surprisal .token").nth(3).hover()
             elif tab == "training":
@@ -56,10 +66,10 @@ def test_markup_in_a_prompt_a_name_or_a_sample_is_text(chromium: Browser, hostil
                 assert page.locator(".tile h2 bdi").first.text_content() == NAME
                 for box in page.locator("#panel-training fieldset input").all():
                     box.check()
-                page.locator("#probe-text").fill(HOSTILE)
-                page.locator("#probe-word").fill("<")
-                page.locator(".probe button.main").click()
-                page.locator(".probe canvas").nth(1).wait_for()
+                page.locator("#history-text").fill(HOSTILE)
+                page.locator("#history-word").fill("<")
+                page.locator(".history button.main").click()
+                page.locator(".history canvas").nth(1).wait_for()
             elif tab == "compare":
                 page.locator("#compare-text").fill(HOSTILE)
                 page.locator("#panel-compare button.main").click()
@@ -75,7 +85,7 @@ def test_markup_in_a_prompt_a_name_or_a_sample_is_text(chromium: Browser, hostil
         assert shown >= 4
         assert page.locator("#model option").first.text_content() == NAME
         assert page.evaluate("window.hacked") is None
-        visit.calm()
+        visit.assert_no_faults()
 
 
 def test_the_policy_would_stop_what_slipped_through(visit: Visit) -> None:
@@ -114,25 +124,25 @@ def places(visit: Visit) -> set[str]:
 def test_the_page_asks_for_the_key_tells_a_wrong_one_and_keeps_the_right_one_for_the_session(
     chromium: Browser, keyed: Running
 ) -> None:
-    with visiting(chromium, keyed.url) as visit:
+    with open_page(chromium, keyed.url) as visit:
         page = visit.page
         page.goto(f"{keyed.url}/#walk")
         dialog = page.get_by_role("dialog")
         dialog.wait_for()
         asked = dialog.text_content() or ""
-        assert axe(visit) == []
+        assert axe_violations(visit) == []
         page.keyboard.type("wrong")  # the field has the focus
         page.keyboard.press("Enter")
         told = "asked => document.querySelector('dialog')?.textContent.length > asked.length + 5"
         page.wait_for_function(told, arg=asked)
-        assert axe(visit) == []
+        assert axe_violations(visit) == []
         page.locator("#key").fill(KEY)
         page.keyboard.press("Enter")
         page.locator("#panel-walk canvas").first.wait_for()
         for tab in TABS:
             visit.go(tab)
             assert page.get_by_role("alert").count() == 0
-        write(visit.go("playground"), length=3)
+        generate_text(visit.go("playground"), length=3)
         assert places(visit) == {"sessionStorage"}
         page.reload()
         page.locator("#panel-playground").wait_for()
@@ -140,20 +150,20 @@ def test_the_page_asks_for_the_key_tells_a_wrong_one_and_keeps_the_right_one_for
         assert dialog.count() == 0
         # Of a refusal for want of a key the browser itself tells the console; nothing else may be there.
         assert [each for each in visit.faults if "401" not in each] == []
-    with visiting(chromium, keyed.url) as visit:  # another session
+    with open_page(chromium, keyed.url) as visit:  # another session
         visit.page.goto(f"{keyed.url}/#walk")
         visit.page.get_by_role("dialog").wait_for()
         assert places(visit) == set()
 
 
 def test_who_gives_no_key_is_told_and_asked_again(chromium: Browser, keyed: Running) -> None:
-    with visiting(chromium, keyed.url, locale="ar") as visit:
+    with open_page(chromium, keyed.url, locale="ar") as visit:
         page = visit.page
         page.goto(f"{keyed.url}/#walk")
         page.get_by_role("dialog").wait_for()
         page.keyboard.press("Escape")
         page.get_by_role("alert").wait_for()
-        assert axe(visit) == []
+        assert axe_violations(visit) == []
         page.reload()
         page.get_by_role("dialog").wait_for()
 
@@ -173,7 +183,7 @@ def saved(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_saved_page_shows_its_tabs_from_a_file_and_asks_nobody(
     chromium: Browser, runs: Runs, saved: Path, language: str
 ) -> None:
-    with visiting(chromium, saved.as_uri(), locale=language) as visit:
+    with open_page(chromium, saved.as_uri(), locale=language) as visit:
         page = visit.page
         page.goto(saved.as_uri())
         page.locator("#panel-walk .running").wait_for()
@@ -194,21 +204,21 @@ def test_the_saved_page_shows_its_tabs_from_a_file_and_asks_nobody(
         stage.press("Home")
         weights = lens.attention(folders.load(runs.bytes.folder), SAVED, layer=1, head=0).weights
         exact = (pattern.locator(".exact").text_content() or "").replace("٫", ".")
-        assert numeral(exact) == pytest.approx(float(weights[-1][0]), rel=1e-4)
+        assert parse_number(exact) == pytest.approx(float(weights[-1][0]), rel=1e-4)
         assert page.locator(".arcs .token").count() == len(SAVED)
 
         page.locator("#tab-positions_and_words").click()
         for part in ("position", "wpe"):
-            page.locator(f"[aria-labelledby=words-{part}] canvas").first.wait_for()
+            page.locator(f"[aria-labelledby={part}-title] canvas").first.wait_for()
         assert page.get_by_role("alert").count() == 0
         for theme in THEMES:
             page.locator("#theme").select_option(theme)
             for tab in tabs:
                 page.locator(f"#tab-{tab}").click()
-                assert axe(visit) == []
+                assert axe_violations(visit) == []
         for each in LANGUAGES:
             page.locator("#language").select_option(each)
             page.locator(f"html[lang={each}]").wait_for()
         assert page.evaluate("window.hacked") is None
-        assert {each.url for each in visit.asked if not each.url.startswith("data:")} == {saved.as_uri()}
-        visit.calm()
+        assert {each.url for each in visit.requests if not each.url.startswith("data:")} == {saved.as_uri()}
+        visit.assert_no_faults()

@@ -1,113 +1,126 @@
-// What test_page_everywhere.py asks of a page that stands on a tab, put into it as `window.tour`. It changes nothing
-// but the focus.
+// What test_page_everywhere.py reads from an open page, as functions of `window.tour`. They change nothing but the
+// focus.
 
 window.tour = (() => {
-  const all = (selector) => [...document.querySelectorAll(selector)].filter((each) => each.checkVisibility());
-  const name = (each) => each.outerHTML.slice(0, 120);
+  const visible = (selector) => [...document.querySelectorAll(selector)].filter((element) => element.checkVisibility());
+  const describe = (element) => element.outerHTML.slice(0, 120);
 
-  // What isn't said by the page: code, the model's text and names, what a reader types.
-  const OWN = `code, pre, bdi, textarea, option, .running, .chip, .name, .tree, table th, table td, [lang]:not(html),
-    .unseen[role=status]`;
+  // Content that isn't a sentence of the page: code, the model's text and names, what a user types.
+  const NO_SENTENCES = `code, pre, bdi, textarea, option, .running, .chip, .name, .tree, table th, table td,
+    [lang]:not(html), .visually-hidden[role=status]`;
 
-  // Its words, and those for screen readers.
-  function said() {
-    const found = [];
+  // The page's sentences, also those for screen readers.
+  function sentences() {
+    const texts = [];
     const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-    for (let node; (node = walker.nextNode()); ) {
+    for (let node; (node = walker.nextNode());) {
       const { parentElement: parent, data } = node;
-      if (data.trim() && parent.checkVisibility() && !parent.closest(OWN)) found.push(data.trim());
+      if (data.trim() && parent.checkVisibility() && !parent.closest(NO_SENTENCES)) texts.push(data.trim());
     }
-    for (const each of all("[aria-label], [placeholder]"))
-      if (!each.closest(".running, .near"))
-        found.push(...["aria-label", "placeholder"].map((label) => each.getAttribute(label)).filter(Boolean));
-    return found;
+    for (const element of visible("[aria-label], [placeholder]"))
+      if (!element.closest(".running, .neighbors"))
+        texts.push(...["aria-label", "placeholder"].map((name) => element.getAttribute(name)).filter(Boolean));
+    return texts;
   }
 
-  // The direction as it is said, as it is computed, and of all that reads from left to right in every language.
+  // The language, the direction of the page and of its text, and those of everything that reads left to right
+  // everywhere.
   function directions() {
-    const computed = (each) => getComputedStyle(each).direction;
+    const computed = (element) => getComputedStyle(element).direction;
     const { lang, dir } = document.documentElement;
-    const formulas = all("main canvas, main .formula, main .uplot, main .shape");
-    return [lang, dir, computed(document.body), computed(all("main h2, main p")[0]), ...new Set(formulas.map(computed))];
+    const formulas = visible("main canvas, main .formula, main .uplot, main .shape");
+    const text = computed(visible("main h2, main p")[0]);
+    return [lang, dir, computed(document.body), text, ...new Set(formulas.map(computed))];
   }
 
-  // How wide the page is, and what of it stands out.
+  // The width of the page, and elements that are wider than the window.
   function width() {
-    const wide = document.scrollingElement.scrollWidth;
-    const out = all("body *").filter((each) => {
-      const { left, right } = each.getBoundingClientRect();
-      return (right > innerWidth + 1 || left < -1) && !each.closest(".scroll, .unseen, .skip, table, svg");
+    const pageWidth = document.scrollingElement.scrollWidth;
+    const overflowing = visible("body *").filter((element) => {
+      const { left, right } = element.getBoundingClientRect();
+      const isOutside = right > innerWidth + 1 || left < -1;
+      return isOutside && !element.closest(".scroll, .visually-hidden, .skip, table, svg");
     });
-    return [wide, out.slice(0, 5).map(name)];
+    return [pageWidth, overflowing.slice(0, 5).map(describe)];
   }
 
-  // Every picture, and how many rows its table has; -1 where there is none.
+  // Every picture, with the number of rows of its table; -1 without a table.
   function pictures() {
-    const drawn = all("main figure, main canvas, main .uplot, main .ladder, main .pushes, main .pairs");
-    return drawn.filter((each) => !each.closest("[aria-hidden=true]")).map((each) => {
-      const table = (each.closest("figure") ?? each.closest("section")).querySelector("details.table");
-      return [name(each), table?.checkVisibility() ? table.querySelectorAll("tbody tr").length : -1];
-    });
+    const all = visible("main figure, main canvas, main .uplot, main .token-bars, main .signed-bars, main .pairs");
+    return all
+      .filter((picture) => !picture.closest("[aria-hidden=true]"))
+      .map((picture) => {
+        const table = (picture.closest("figure") ?? picture.closest("section")).querySelector("details.table");
+        return [describe(picture), table?.checkVisibility() ? table.querySelectorAll("tbody tr").length : -1];
+      });
   }
 
-  // What the Tab key should reach: after `begin`, and a Tab for each, `end` tells what wasn't, and what was but
-  // looks as before.
-  let wanted, before, reached;
-  const look = (each) =>
-    [each, ...each.children].map(getComputedStyle).map((style) => [
-      style.outlineStyle === "none" ? "" : style.outlineWidth + style.outlineColor, style.boxShadow, style.stroke,
-      style.strokeWidth,
-    ].join()).join();
-  const arrived = ({ target }) => reached.set(target, look(target));
+  // The controls that the Tab key should reach. `watchFocus` returns their number; after that many Tabs, `focusReport`
+  // returns those that were not reached, and those that look the same with the focus.
+  let controls, looksBefore, looksFocused;
+  const look = (element) =>
+    [element, ...element.children]
+      .map(getComputedStyle)
+      .map(({ outlineStyle, outlineWidth, outlineColor, boxShadow, stroke, strokeWidth }) => {
+        const outline = outlineStyle === "none" ? "" : outlineWidth + outlineColor;
+        return [outline, boxShadow, stroke, strokeWidth].join();
+      })
+      .join();
+  const onFocus = ({ target }) => looksFocused.set(target, look(target));
 
-  function begin() {
-    wanted = all("a[href], button, input, select, textarea, summary, [tabindex]").filter(
-      (each) => each.tabIndex >= 0 && !each.disabled && !(each.type === "radio" && !each.checked),
+  function watchFocus() {
+    controls = visible("a[href], button, input, select, textarea, summary, [tabindex]").filter(
+      ({ tabIndex, disabled, type, checked }) => tabIndex >= 0 && !disabled && !(type === "radio" && !checked),
     );
     document.activeElement.blur();
-    before = new Map(wanted.map((each) => [each, look(each)]));
-    reached = new Map();
-    wanted.at(-1).focus();
-    document.addEventListener("focusin", arrived);
-    return wanted.length;
+    looksBefore = new Map(controls.map((control) => [control, look(control)]));
+    looksFocused = new Map();
+    controls.at(-1).focus();
+    document.addEventListener("focusin", onFocus);
+    return controls.length;
   }
 
-  function end() {
-    document.removeEventListener("focusin", arrived);
+  function focusReport() {
+    document.removeEventListener("focusin", onFocus);
     document.activeElement.blur();
-    const missed = wanted.filter((each) => each.isConnected && !reached.has(each));
-    const unseen = [...reached].filter(([each, now]) => now === before.get(each));
-    return [missed.map(name), unseen.map(([each]) => name(each))];
+    const missed = controls.filter((control) => control.isConnected && !looksFocused.has(control));
+    const unchanged = [...looksFocused].filter(([control, focused]) => focused === looksBefore.get(control));
+    return [missed.map(describe), unchanged.map(([control]) => describe(control))];
   }
 
-  // Text that is cut into spans, beside the same text in one piece: [wide, wide as one, spans, direction]. The end of a
-  // line has a sign of its own, so texts with one are left out.
+  // Text in spans beside the same text in one piece: [width, width in one piece, spans, direction]. Texts with a line
+  // break are left out: it has a sign.
   function spans() {
-    return all("main .running").filter((each) => !each.querySelector(".break")).map((each) => {
-      const plain = each.cloneNode(false);
-      plain.textContent = each.textContent;
-      each.after(plain);
-      const wide = (node) => {
-        node.style.whiteSpace = "nowrap";
-        const range = document.createRange();
-        range.selectNodeContents(node);
-        return range.getBoundingClientRect().width;
-      };
-      const found = [wide(each), wide(plain), each.children.length, getComputedStyle(each).direction];
-      plain.remove();
-      each.style.whiteSpace = "";
-      return found;
-    });
+    const textWidth = (node) => {
+      node.style.whiteSpace = "nowrap";
+      const range = document.createRange();
+      range.selectNodeContents(node);
+      return range.getBoundingClientRect().width;
+    };
+    return visible("main .running")
+      .filter((text) => !text.querySelector(".break"))
+      .map((text) => {
+        const plain = text.cloneNode(false);
+        plain.textContent = text.textContent;
+        text.after(plain);
+        const result = [textWidth(text), textWidth(plain), text.children.length, getComputedStyle(text).direction];
+        plain.remove();
+        text.style.whiteSpace = "";
+        return result;
+      });
   }
 
-  // Spans that have what would break the joining of letters.
-  function apart() {
+  // Spans with a style that would break the joining of letters.
+  function separatedSpans() {
     const sides = ["paddingLeft", "paddingRight", "marginLeft", "marginRight", "borderLeftWidth", "borderRightWidth"];
-    return all("main .running span").filter((each) => {
-      const style = getComputedStyle(each);
-      return sides.some((side) => parseFloat(style[side])) || style.display !== "inline" || /isolate/.test(style.unicodeBidi);
-    }).map(name);
+    return visible("main .running span")
+      .filter((span) => {
+        const style = getComputedStyle(span);
+        const hasSpace = sides.some((side) => parseFloat(style[side]));
+        return hasSpace || style.display !== "inline" || /isolate/.test(style.unicodeBidi);
+      })
+      .map(describe);
   }
 
-  return { said, directions, width, pictures, begin, end, spans, apart };
+  return { sentences, directions, width, pictures, watchFocus, focusReport, spans, separatedSpans };
 })();

@@ -1,16 +1,20 @@
-// The one way to the server: the lens, the runs, and the texts that a model writes.
+// All requests to the server: views of the lens, runs, and completions.
 //
-// Answers of the lens are kept, so going back costs nothing. In the static page there is no server: the answers that
-// were written into it are found here instead, under the same names.
+// Answers of the lens are cached, so going back costs nothing. A saved page has no server: its views are those that
+// were written into it.
 
-import { embedded, store, stored } from "octavo/dom";
+import { embedded } from "octavo/embedded";
+import { readStorage, writeStorage } from "octavo/storage";
 
 export const offline = embedded !== null;
 
-const KEPT = 80; // answers
-const AT_ONCE = 3; // requests to the lens; the server answers two at a time, and lets few wait
+const MAX_CACHED_ANSWERS = 80;
+const MAX_LENS_REQUESTS = 3; // at once; the server answers two at a time, and its queue is short
+const MAX_RETRIES = 5; // while the server is busy
 
-// What a person should read. `hint` says what to do, where that is known.
+// ---- Errors
+
+// An error that the server reports: an English message, a hint on what to do, and the HTTP status (-1: no answer).
 export class ApiError extends Error {
   constructor(message, hint = "", status = 0) {
     super(message);
@@ -18,158 +22,185 @@ export class ApiError extends Error {
   }
 }
 
-// What the page says of it itself, in the reader's language.
-export const refusal = (key, values) => Object.assign(new ApiError(""), { says: [key, values] });
+// An error that the page itself reports, by a sentence in the user's language.
+export const pageError = (key, values) => Object.assign(new ApiError(""), { sentence: [key, values] });
 
-// True where a request was only overtaken by a newer one: nothing to show.
-export const isAborted = (error) => error?.name === "AbortError";
-export const overtaken = () => new DOMException("a newer one counts", "AbortError");
+// The error of a request that a newer one replaced: there is nothing to show.
+export const replacedError = () => new DOMException("a newer request replaced this one", "AbortError");
+export const isAbortError = (error) => error?.name === "AbortError";
 
-let key = stored("octavo-key", "sessionStorage");
-let askKey = async (wrong) => null;
-let chosen = { model: null, step: null };
+// ---- The key and the model
 
-function setKey(value) {
-  key = value;
-  store("octavo-key", value, "sessionStorage"); // for this window and session only
+let key = readStorage("octavo-key", "sessionStorage");
+let askForKey = async () => null;
+let selected = { model: null, step: null };
+
+// `prompt(isWrong)` returns a key, or null if the user gives none; `isWrong`: the last key was refused. It is called
+// once for all requests that wait for a key.
+export function setKeyPrompt(prompt) {
+  let answer = null;
+  askForKey = (isWrong) => (answer ??= prompt(isWrong).finally(() => (answer = null)));
 }
 
-// `ask(wrong)` gives a key, or null where the reader gives none; `wrong`: one was refused. It is called once for all
-// requests that wait.
-export function onKey(ask) {
-  let asking = null;
-  askKey = (wrong) => (asking ??= ask(wrong).finally(() => (asking = null)));
+// Selects the model and step that `fetchView` and `streamCompletion` use by default.
+export function selectModel(model, step) {
+  selected = { model, step };
 }
 
-// The model and step that `lens` and `complete` speak of, unless they are told another.
-export function choose(model, step) {
-  chosen = { model, step };
-}
-
-// ---- What is there
+// ---- Models and runs
 
 // {models: [{id, model: {n_layer, …}, tokenizer, steps, step, run}], views}
-export const models = async () => (offline ? embedded.models : (await request("/lens")).json());
+export const fetchModels = async () => (offline ? embedded.models : (await request("/lens")).json());
 
 // [{name, settings, tokens_per_step, last_step, running, parameters}]
-export const runs = async () => (offline ? [] : (await (await request("/runs")).json()).runs);
+export const fetchRuns = async () => (offline ? [] : (await (await request("/runs")).json()).runs);
 
-// {lines, next, restarted}: lines of "metrics" or "samples" from line `after` on.
-export const lines = async (run, kind, after = 0, { signal } = {}) =>
+// {lines, next, restarted}: the lines of a run's "metrics" or "samples" from line `after` on.
+export const fetchLines = async (run, kind, after = 0, { signal } = {}) =>
   (await request(`/runs/${encodeURIComponent(run)}/${kind}?after=${after}`, { signal })).json();
 
-// ---- The lens
+// ---- Views of the lens
 
-const answers = new Map();
-const running = new Map(); // the name of what is asked for -> how to give it up
+const answers = new Map(); // view and options -> answer, the last used last
+const replaceable = new Map(); // name -> AbortController of the last request of that name
 
-// A view as it comes from the server: await lens("shapes", {text, layer: 1}).
-//   model, step in the options stand for the ones that are chosen
-//   instead: "name"   gives up what was asked for under that name before: its promise fails, see `isAborted`
-export async function lens(view, options = {}, { instead, signal } = {}) {
-  if (offline) return carried(view, options);
-  const body = { ...chosen, ...options };
-  const wanted = view + JSON.stringify(body, Object.keys(body).sort());
+// A view as the server answers it: await fetchView("shapes", {text, layer: 1}).
+//   options.model, options.step   override the selected ones
+//   replaces: "name"              aborts the request that was made under that name before
+export async function fetchView(view, options = {}, { replaces, signal } = {}) {
+  if (offline) return findSavedAnswer(view, options);
+  const body = { ...selected, ...options };
+  const cacheKey = view + JSON.stringify(body, Object.keys(body).sort());
   const control = new AbortController();
-  if (instead) {
-    running.get(instead)?.abort();
-    running.set(instead, control);
+  if (replaces) {
+    replaceable.get(replaces)?.abort();
+    replaceable.set(replaces, control);
   }
-  if (answers.has(wanted)) {
-    const found = answers.get(wanted);
-    answers.delete(wanted);
-    answers.set(wanted, found); // the last used is the last to go
-    return found;
+  if (answers.has(cacheKey)) {
+    const answer = answers.get(cacheKey);
+    answers.delete(cacheKey);
+    answers.set(cacheKey, answer); // the least recently used is the first to go
+    return answer;
   }
   signal?.addEventListener("abort", () => control.abort());
-  const found = await inTurn(async () => {
-    const answer = await request(`/lens/${view}`, {
+  const answer = await waitForTurn(async () => {
+    const response = await request(`/lens/${view}`, {
       method: "POST",
       body: JSON.stringify(body),
       signal: control.signal,
     });
-    return answer.json();
+    return response.json();
   }, control.signal);
-  answers.set(wanted, found);
-  if (answers.size > KEPT) answers.delete(answers.keys().next().value);
-  return found;
+  answers.set(cacheKey, answer);
+  if (answers.size > MAX_CACHED_ANSWERS) answers.delete(answers.keys().next().value);
+  return answer;
 }
 
-// What of a text a model's tokenizer knows. It is asked with a character behind it that the model has written, so that
-// nothing is refused where that is nothing. Only where characters are the tokens are there any that it doesn't know.
-export async function knownOf(text, { id, tokenizer }) {
-  if (!text || tokenizer !== "char") return text;
-  const [sign] = await ownCharacters(id);
-  const read = await lens("tokens", { model: id, step: null, text: text + sign, unknown: "skip" });
-  return read.text.slice(0, -sign.length);
-}
-
-const ownCharacters = async (model) => [...new Set((await lens("tokens", { model, step: null, text: null })).text)];
-
-// Why a model can't read a text, as a sentence's [key, values]; null where it can read any of it.
-export async function unreadable(text, model) {
-  if (!text) return ["play.none"];
-  if (await knownOf(text, model)) return null;
-  const own = await ownCharacters(model.id),
-    letters = own.filter((each) => /\p{L}/u.test(each));
-  const some = (characters) => characters.slice(0, 12).join(" ");
-  return ["text.unknown", { characters: some([...new Set(text)]), known: some(letters.length ? letters : own) }];
-}
-
-// Raises that, so that nothing is asked of a text that would be refused.
-export async function mustRead(text, model) {
-  const why = await unreadable(text, model);
-  if (why) throw refusal(...why);
-}
-
-// Of the static page: the options of the answers to a view that it carries. Null where a server answers anything.
-export const available = (view) =>
-  offline ? embedded.answers.filter((each) => each.view === view).map((each) => each.options) : null;
-
-function carried(view, options) {
-  const asked = Object.entries(options).filter(([name]) => !["model", "step", "text"].includes(name));
-  const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
-  const found = embedded.answers.find(
-    (each) =>
-      each.view === view && asked.every(([name, value]) => !(name in each.options) || same(each.options[name], value)),
-  );
-  if (!found) throw new ApiError("", "", 404);
-  return found.answer;
-}
-
-let places = AT_ONCE;
+let freeTurns = MAX_LENS_REQUESTS;
 const waiting = [];
 
-async function inTurn(ask, signal) {
-  if (places) places--;
+// Sends a request when fewer than MAX_LENS_REQUESTS are under way, first come, first served.
+async function waitForTurn(send, signal) {
+  if (freeTurns) freeTurns--;
   else await new Promise((resolve) => waiting.push(resolve));
   try {
     signal.throwIfAborted();
-    return await ask();
+    return await send();
   } finally {
     if (waiting.length) waiting.shift()();
-    else places++;
+    else freeTurns++;
   }
 }
 
-// ---- Writing
+// The options of the answers to a view that a saved page has; null if a server answers any options.
+export const savedOptions = (view) =>
+  offline ? embedded.answers.filter((each) => each.view === view).map((each) => each.options) : null;
 
-// The chunks of a completion as they come: for await (const chunk of complete({prompt, max_tokens: 40}, {signal})).
-export async function* complete(body, { signal } = {}) {
-  const answer = await request("/v1/completions", {
+function findSavedAnswer(view, options) {
+  const wanted = Object.entries(options).filter(([name]) => !["model", "step", "text"].includes(name));
+  const isSame = (a, b) => JSON.stringify(a) === JSON.stringify(b);
+  const match = embedded.answers.find(
+    (each) =>
+      each.view === view &&
+      wanted.every(([name, value]) => !(name in each.options) || isSame(each.options[name], value)),
+  );
+  if (!match) throw new ApiError("", "", 404);
+  return match.answer;
+}
+
+// ---- Texts and words that a model can read
+
+// A word may have this many tokens; octavo.lens has the same limit.
+export const MAX_WORD_TOKENS = 16;
+
+// A text without the characters that a model's tokenizer doesn't know; only a character tokenizer has unknown ones. The
+// request appends a known character, because the server refuses a text without any.
+export async function keepKnownCharacters(text, { id, tokenizer }) {
+  if (!text || tokenizer !== "char") return text;
+  const [character] = await writtenCharacters(id);
+  const answer = await fetchView("tokens", { model: id, step: null, text: text + character, unknown: "skip" });
+  return answer.text.slice(0, -character.length);
+}
+
+// Some characters that the model knows: those of a text that it generates without a prompt.
+const writtenCharacters = async (model) => [
+  ...new Set((await fetchView("tokens", { model, step: null, text: null })).text),
+];
+
+// Why a model can't read a text, as the [key, values] of a sentence; null if it can read some of it.
+export async function findReadingProblem(text, model) {
+  if (!text) return ["error.no_text"];
+  if (await keepKnownCharacters(text, model)) return null;
+  const characters = await writtenCharacters(model.id);
+  const letters = characters.filter((each) => /\p{L}/u.test(each));
+  const list = (each) => each.slice(0, 12).join(" ");
+  return ["text.unknown", { characters: list([...new Set(text)]), known: list(letters.length ? letters : characters) }];
+}
+
+// Throws if a model can't read any of a text, before a request that the server would refuse.
+export async function requireReadable(text, model) {
+  const problem = await findReadingProblem(text, model);
+  if (problem) throw pageError(...problem);
+}
+
+// The tokens of a word as the lens reads it: with a space before it if that makes it one token. Null if the tokenizer
+// doesn't know all of its characters.
+export async function tokenizeWord(model, word) {
+  if (!word || (await keepKnownCharacters(word, model)) !== word) return null;
+  const tokenize = async (text) =>
+    (await fetchView("tokens", { model: model.id, step: null, text, unknown: "skip" })).tokens;
+  const tokens = await tokenize(word);
+  if (tokens.length === 1 || !["bpe", "gpt2"].includes(model.tokenizer)) return tokens;
+  const spaced = await tokenize(` ${word}`);
+  return spaced.length === 1 ? spaced : tokens;
+}
+
+// The same, but throws an error for the user if the word is unreadable or has too many tokens.
+export async function requireWord(model, word, maxTokens = MAX_WORD_TOKENS) {
+  const tokens = await tokenizeWord(model, word);
+  if (!tokens || tokens.length > maxTokens) throw pageError("error.word");
+  return tokens;
+}
+
+// ---- Generation
+
+// The chunks of a completion as they arrive:
+//   for await (const chunk of streamCompletion({prompt, max_tokens: 40}, {signal}))
+export async function* streamCompletion(body, { signal } = {}) {
+  const response = await request("/v1/completions", {
     method: "POST",
-    body: JSON.stringify({ model: chosen.model, ...body, stream: true }),
+    body: JSON.stringify({ model: selected.model, ...body, stream: true }),
     signal,
   });
-  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-  let unread = "";
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let buffer = "";
   try {
     for (;;) {
       const { value, done } = await reader.read();
       if (done) return;
-      unread += value;
-      const events = unread.split("\n\n");
-      unread = events.pop();
+      buffer += value;
+      const events = buffer.split("\n\n");
+      buffer = events.pop();
       for (const event of events) {
         const data = event.replace(/^data: ?/, "").trim();
         if (data === "[DONE]") return;
@@ -184,32 +215,36 @@ export async function* complete(body, { signal } = {}) {
   }
 }
 
-// ---- Asking
+// ---- Requests
 
-export async function request(path, { method = "GET", body, signal } = {}) {
-  for (let again = 0; ; again++) {
+async function request(path, { method = "GET", body, signal } = {}) {
+  for (let retries = 0; ; retries++) {
     const headers = {
       ...(body && { "content-type": "application/json" }),
       ...(key && { authorization: `Bearer ${key}` }),
     };
-    let answer;
+    let response;
     try {
-      answer = await fetch(path, { method, body, headers, signal, cache: "no-store" });
+      response = await fetch(path, { method, body, headers, signal, cache: "no-store" });
     } catch (error) {
-      if (isAborted(error)) throw error;
-      throw new ApiError("", "", -1); // nobody answers
+      if (isAbortError(error)) throw error;
+      throw new ApiError("", "", -1);
     }
-    if (answer.ok) return answer;
-    if (answer.status === 401) {
-      const given = await askKey(Boolean(headers.authorization));
-      if (given === null) throw new ApiError("", "", 401);
-      setKey(given);
-    } else if (answer.status === 429 && again < 5) {
-      await new Promise((resolve) => setTimeout(resolve, 300 * (again + 1)));
+    if (response.ok) return response;
+    if (response.status === 401) await renewKey(Boolean(headers.authorization));
+    else if (response.status === 429 && retries < MAX_RETRIES) {
+      await new Promise((resolve) => setTimeout(resolve, 300 * (retries + 1)));
       signal?.throwIfAborted();
     } else {
-      const { error } = await answer.json().catch(() => ({ error: null }));
-      throw new ApiError(error?.message ?? answer.statusText, error?.hint ?? "", answer.status);
+      const { error } = await response.json().catch(() => ({ error: null }));
+      throw new ApiError(error?.message ?? response.statusText, error?.hint ?? "", response.status);
     }
   }
+}
+
+async function renewKey(isWrong) {
+  const answer = await askForKey(isWrong);
+  if (answer === null) throw new ApiError("", "", 401);
+  key = answer;
+  writeStorage("octavo-key", key, "sessionStorage"); // for this window and session only
 }

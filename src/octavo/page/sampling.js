@@ -1,73 +1,74 @@
-// What each token is drawn with: octavo/generation/sampling.py's temperature, top-k and top-p, on logits that are here.
+// From logits to the probabilities that a token is sampled with: temperature, top-k and top-p as
+// octavo/generation/sampling.py has them. Nothing here asks the server.
 //
-// Whatever the sliders say, the tokens that stay are the beginning of one order, the likeliest first. So the logits are
-// sorted once, and a slider that moves costs one pass.
+// At every setting the tokens that remain are a prefix of one order, by falling probability. So the logits are sorted
+// once, and a change of a setting costs one pass.
 
-export class Odds {
+export class TokenDistribution {
   constructor(logits) {
     this.logits = Float64Array.from(logits);
     this.order = Uint32Array.from(logits, (_, id) => id).sort((a, b) => logits[b] - logits[a] || a - b);
-    this.own = softmax(this.order, this.logits, 1); // the model's own, at temperature 1, in that order
+    this.probabilities = softmax(this.order, this.logits); // at temperature 1, in that order
   }
 
   get size() {
     return this.order.length;
   }
 
-  // The chances, in the order, of the tokens that may be drawn: they sum to 1. `covered` is what the model itself, at
-  // temperature 1, gives all of these.
-  shaped({ temperature = 1, topK = 0, topP = 1 } = {}) {
-    const { order, logits, own } = this;
-    if (temperature < 1e-6) return { chances: Float64Array.of(1), covered: own[0] }; // always the likeliest
+  // {probabilities, covered}: the probabilities of the tokens that can be sampled, in the order; and what these have
+  // together at temperature 1.
+  shape({ temperature = 1, topK = 0, topP = 1 } = {}) {
+    const { order, logits, probabilities: unshaped } = this;
+    if (temperature < 1e-6) return { probabilities: Float64Array.of(1), covered: unshaped[0] }; // greedy
     let count = order.length;
     if (topK > 0 && topK < count) {
-      const least = logits[order[topK - 1]];
-      for (count = topK; count < order.length && logits[order[count]] === least;) count++; // equals stay together
+      const threshold = logits[order[topK - 1]];
+      for (count = topK; count < order.length && logits[order[count]] === threshold;) count++; // equal logits stay
     }
-    let chances = softmax(order.subarray(0, count), logits, temperature);
+    let probabilities = softmax(order.subarray(0, count), logits, temperature);
     if (topP < 1) {
-      let before = 0;
-      for (count = 0; count < chances.length && before < topP;) before += chances[count++];
-      chances = chances.slice(0, count).map((chance) => chance / before);
+      let total = 0;
+      for (count = 0; count < probabilities.length && total < topP;) total += probabilities[count++];
+      probabilities = probabilities.slice(0, count).map((each) => each / total);
     }
     let covered = 0;
-    for (let at = 0; at < count; at++) covered += own[at];
-    return { chances, covered: Math.min(covered, 1) };
+    for (let i = 0; i < count; i++) covered += unshaped[i];
+    return { probabilities, covered: Math.min(covered, 1) };
   }
 
-  // A token's rank from 1, and its probability at temperature 1.
-  standing(id) {
+  // A token's rank, from 1, and its probability at temperature 1.
+  lookUp(id) {
     const at = this.order.indexOf(id);
-    return { rank: at + 1, probability: this.own[at] };
+    return { rank: at + 1, probability: this.probabilities[at] };
   }
 
-  // An id by its chance, where `chance` is a number from 0 up to 1 that is drawn elsewhere.
-  drawn(settings, chance) {
-    const { chances } = this.shaped(settings);
+  // The token id for a random number from 0 up to 1.
+  sample(settings, random) {
+    const { probabilities } = this.shape(settings);
     let at = 0;
-    for (let sum = chances[0]; sum <= chance && at < chances.length - 1; sum += chances[at]) at++;
+    for (let sum = probabilities[0]; sum <= random && at < probabilities.length - 1; sum += probabilities[at]) at++;
     return this.order[at];
   }
+
+  // All probabilities at temperature 1, by token id.
+  byId() {
+    const probabilities = new Float64Array(this.size);
+    this.order.forEach((id, i) => (probabilities[id] = this.probabilities[i]));
+    return probabilities;
+  }
 }
 
-function softmax(ids, logits, temperature) {
-  const most = logits[ids[0]] / temperature; // the first is the largest, so nothing overflows
-  const chances = Float64Array.from(ids, (id) => Math.exp(logits[id] / temperature - most));
-  const sum = chances.reduce((a, b) => a + b, 0);
-  return chances.map((chance) => chance / sum);
+// The probabilities of token ids, the first of which has the largest logit, so that no power overflows.
+function softmax(ids, logits, temperature = 1) {
+  const max = logits[ids[0]] / temperature;
+  const powers = Float64Array.from(ids, (id) => Math.exp(logits[id] / temperature - max));
+  const sum = powers.reduce((a, b) => a + b, 0);
+  return powers.map((power) => power / sum);
 }
 
-// The probabilities of all tokens by id, at temperature 1.
-export function probabilities(logits) {
-  const odds = new Odds(logits);
-  const found = new Float64Array(logits.length);
-  odds.order.forEach((id, at) => (found[id] = odds.own[at]));
-  return found;
-}
-
-// How far apart two distributions are, in nats, seen from the first: the mean of ln(p / q) over what p expects.
-export function divergence(p, q) {
+// The Kullback-Leibler divergence of q from p, in nats: the mean of ln(p / q) under p.
+export function klDivergence(p, q) {
   let sum = 0;
   for (let id = 0; id < p.length; id++) if (p[id] > 0) sum += p[id] * Math.log(p[id] / Math.max(q[id], 1e-300));
-  return p.every((each, id) => each === q[id]) ? 0 : Math.max(sum, 0);
+  return p.every((probability, id) => probability === q[id]) ? 0 : Math.max(sum, 0);
 }

@@ -1,296 +1,319 @@
 // A matrix of numbers as a heat map, with a cursor that the pointer and the arrow keys move from cell to cell.
 
-import { colour, cut, fillTable, fontOf, frame, legend, redraw, Scale, tell } from "octavo/pictures/figure";
-import { code, el, exact, number, t } from "octavo/dom";
+import { code, el } from "octavo/dom";
+import { exactNumber, number, t } from "octavo/i18n";
+import { color, fontFamily, legend, Scale } from "octavo/pictures/colors";
+import { createFigure, ellipsize, figureLabel, redraw, setReadout, sizeCanvas } from "octavo/pictures/figure";
 
-const BIG = 4096; // cells; of a larger matrix the table shows a row at a time
+const MAX_TABLE_CELLS = 4096; // the table of a larger matrix shows one row at a time
+const FONT_SIZE = "12px";
 
-// A heat map of `values`, rows of numbers; rows of a lower triangle may end early. Options:
-//   rows, columns      (i) => name; sayRow, sayColumn: what a row and a column are ("t", "s")
-//   scale              "signed" (default), "share" or "plain", without colours; max: the value of the strongest colour;
-//                      capped: there are larger ones
-//   numbers            print them into cells with room for them, with so many `digits`
-//   hidden(r, c)       true where there is nothing, as in the future
-//   totals             row sums, printed beside the rows
-//   tell(r, c, value)  the readout, text or nodes
-//   onHover(r, c), onPick(r, c), at: [r, c] the cursor's first place, label: the picture's name for screen readers
-//   cellHeight, maxCell, gaps: rows before which there is a gap
+// A heat map of `values`, rows of numbers; the rows of a lower triangle may end early. Options besides a figure's:
+//   rows, columns          (i) => name; null for `columns`: no names
+//   scale                  "signed" (default), "share" or "plain" (no colors)
+//   max, isCapped          the value of the strongest color; whether some values are greater
+//   numbers, digits        print the numbers into cells with room for them
+//   isHidden(r, c)         true for cells without a value, such as the future
+//   totals                 sums, printed beside the rows
+//   readout(r, c, value)   the readout, text or nodes
+//   onHover(r, c)          the cursor moved
+//   onPick(r, c)           a cell was clicked, or Enter pressed
+//   at                     [r, c], the cursor's first place
+//   cellHeight, maxCell    in pixels
+//   gaps                   the rows before which there is a gap
 export function matrix(values, options = {}) {
-  const figure = frame("matrix", options, drawMatrix, matrixTable);
-  const canvas = el("canvas");
-  figure.stage = el("div", { class: "stage", tabindex: "0", role: "application" }, canvas);
-  figure.canvas = canvas;
+  const figure = createFigure("matrix", drawMatrix, matrixTable);
+  figure.canvas = el("canvas");
+  figure.stage = el("div", { class: "stage", tabindex: "0", role: "application" }, figure.canvas);
   figure.body.append(figure.stage);
   figure.cursor = [0, 0];
   figure.show = (newValues, more = {}) => {
     figure.values = newValues;
     figure.width = Math.max(0, ...newValues.map((row) => row.length));
-    if (more.at) figure.cursor = [...more.at];
-    figure.cursor = [
-      Math.min(figure.cursor[0], Math.max(0, newValues.length - 1)),
-      Math.min(figure.cursor[1], Math.max(0, figure.width - 1)),
-    ];
-    figure.set(more);
-    sayCell(figure);
+    figure.cursor = clampCell(figure, more.at ?? figure.cursor);
+    figure.setOptions(more);
+    updateReadout(figure);
   };
-  figure.moveTo = (r, c, how = "") => {
+  figure.moveTo = (r, c, how = "hover") => {
     if (r < 0 || c < 0 || r >= figure.values.length || c >= figure.width) return;
-    if (r === figure.cursor[0] && c === figure.cursor[1] && how !== "pick") return;
-    const rowChanged = r !== figure.cursor[0];
+    const [oldRow, oldColumn] = figure.cursor;
+    if (r === oldRow && c === oldColumn && how !== "pick") return;
     figure.cursor = [r, c];
     redraw(figure);
-    sayCell(figure);
-    if (rowChanged && isBig(figure)) fillTable(figure);
+    updateReadout(figure);
+    if (r !== oldRow && !fitsInTable(figure)) figure.table.fill();
     figure.options.onHover?.(r, c);
     if (how === "pick") figure.options.onPick?.(r, c);
   };
-  const at = (event) => {
+  addPointer(figure);
+  addKeys(figure);
+  figure.show(values, options);
+  return figure;
+}
+
+const clamp = (value, max) => Math.max(0, Math.min(value, max));
+const clampCell = ({ values, width }, [r, c]) => [clamp(r, values.length - 1), clamp(c, width - 1)];
+const fitsInTable = (figure) => figure.values.length * figure.width <= MAX_TABLE_CELLS;
+const nameOf = (names, i) => (typeof names === "function" ? names(i) : names?.[i]) ?? String(i);
+
+function addPointer(figure) {
+  const { canvas } = figure;
+  const cellAt = (event) => {
     const box = canvas.getBoundingClientRect();
-    return figure.cellAt?.(event.clientX - box.left, event.clientY - box.top);
+    return figure.layout && findCell(figure.layout, event.clientX - box.left, event.clientY - box.top);
   };
   canvas.addEventListener("pointermove", (event) => {
-    const cell = event.pointerType === "touch" ? null : at(event);
+    const cell = event.pointerType === "touch" ? null : cellAt(event);
     if (cell) figure.moveTo(...cell);
   });
   canvas.addEventListener("click", (event) => {
-    const cell = at(event);
+    const cell = cellAt(event);
     if (cell) figure.moveTo(...cell, "pick");
   });
+}
+
+function addKeys(figure) {
   figure.stage.addEventListener("keydown", (event) => {
     const [r, c] = figure.cursor;
-    const far = event.ctrlKey || event.metaKey ? 10 : 1;
-    const clampR = (x) => Math.max(0, Math.min(figure.values.length - 1, x));
-    const clampC = (x) => Math.max(0, Math.min(figure.width - 1, x));
-    const to = {
-      ArrowRight: [r, clampC(c + far)],
-      ArrowLeft: [r, clampC(c - far)],
-      ArrowDown: [clampR(r + far), c],
-      ArrowUp: [clampR(r - far), c],
+    const step = event.ctrlKey || event.metaKey ? 10 : 1;
+    const target = {
+      ArrowRight: [r, c + step],
+      ArrowLeft: [r, c - step],
+      ArrowDown: [r + step, c],
+      ArrowUp: [r - step, c],
       Home: [r, 0],
-      End: [r, figure.width - 1],
+      End: [r, Infinity],
       PageUp: [0, c],
-      PageDown: [figure.values.length - 1, c],
+      PageDown: [Infinity, c],
     }[event.key];
-    if (to) figure.moveTo(...to);
+    if (target) figure.moveTo(...clampCell(figure, target));
     else if (event.key === "Enter" || event.key === " ") figure.moveTo(r, c, "pick");
     else return;
     event.preventDefault();
     event.stopPropagation();
   });
-  figure.show(values, options);
-  return figure;
 }
 
-const isBig = (figure) => figure.values.length * figure.width > BIG;
-const nameOf = (names, at) => (typeof names === "function" ? names(at) : names?.[at]) ?? String(at);
-
-function sayCell(figure) {
+function updateReadout(figure) {
   const { options, values } = figure;
   const [r, c] = figure.cursor;
-  if (!values.length || !figure.width) return tell(figure, "");
+  if (!values.length || !figure.width) return setReadout(figure, "");
   const value = values[r][c];
-  tell(figure, options.tell ? options.tell(r, c, value) : code(`[${r}, ${c}] = ${exact(value)}`));
+  setReadout(figure, options.readout ? options.readout(r, c, value) : code(`[${r}, ${c}] = ${exactNumber(value)}`));
 }
 
+// ---- Drawing
+
 function drawMatrix(figure) {
-  const { options, values, canvas, body, width: columns } = figure;
+  const { options, canvas, values, width: columns } = figure;
+  const isEmpty = !values.length || !columns;
+  canvas.toggleAttribute("hidden", isEmpty);
+  if (isEmpty) return;
+  const label = t("draw.matrix", { label: figureLabel(figure), rows: values.length, columns });
+  figure.stage.setAttribute("aria-label", label);
+  const layout = (figure.layout = measureLayout(figure));
+  const pen = sizeCanvas(canvas, layout.canvasWidth, layout.canvasHeight);
+  const scale = new Scale(options.scale ?? "signed", options.max ?? largestValue(figure));
+  if (layout.cellWidth < 4 || layout.cellHeight < 3) drawPixels(pen, figure, layout, scale);
+  else drawCells(pen, figure, layout, scale);
+  pen.font = `${FONT_SIZE} ${fontFamily("mono")}`;
+  pen.textBaseline = "middle";
+  drawRowNames(pen, figure, layout);
+  if (options.columns !== null) drawColumnNames(pen, figure, layout);
+  if (options.totals) drawTotals(pen, figure, layout);
+  drawCursor(pen, figure, layout);
+  figure.foot.replaceChildren(...(scale.kind === "plain" ? [] : [legend(scale, options.isCapped)]));
+}
+
+// The names of rows and columns and their places in pixels, for the available width.
+function measureLayout({ options, values, canvas, body, width: columns }) {
   const rows = values.length;
-  if (!rows || !columns) return void canvas.setAttribute("hidden", "");
-  canvas.removeAttribute("hidden");
-  figure.stage.setAttribute(
-    "aria-label",
-    t("draw.matrix", { label: options.label ?? figure.caption.textContent, rows, columns }),
-  );
   const pen = canvas.getContext("2d");
-  const font = "12px " + fontOf("mono");
-  pen.font = font;
-  const room = body.clientWidth;
+  pen.font = `${FONT_SIZE} ${fontFamily("mono")}`;
   const rowNames = Array.from({ length: rows }, (_, r) => nameOf(options.rows, r));
   const columnNames = Array.from({ length: columns }, (_, c) => nameOf(options.columns, c));
   const widest = (names) => Math.max(...names.slice(0, 200).map((name) => pen.measureText(name).width));
-  const narrow = room < 480;
-  const left = Math.ceil(Math.min(narrow ? 64 : 150, widest(rowNames))) + 10;
-  const totals = options.totals ? 52 : 0;
-  const cw = Math.min(options.maxCell ?? 56, (room - left - totals - 2) / columns);
-  const ch =
-    options.cellHeight ?? Math.max(Math.min(cw, options.numbers ? 28 : 40), rows <= 40 ? 15 : rows <= 80 ? 8 : 0);
-  const gap = (r) => 12 * (options.gaps ?? []).filter((each) => each <= r).length;
-  const counted = columnNames.every((name) => /^\d+$/.test(name)); // numbers stand upright only where they must
-  const upright = !counted && widest(columnNames) > cw - 4;
-  const everyColumn = counted ? tidy((widest(columnNames) + 8) / cw) : Math.max(1, Math.ceil((upright ? 14 : 4) / cw));
-  const everyRow = counted ? tidy(13 / ch) : Math.max(1, Math.ceil(13 / ch));
-  const top =
-    options.columns === null
-      ? 4
-      : Math.ceil(upright ? Math.min(72, widest(columnNames.filter((_, c) => c % everyColumn === 0))) + 10 : 20);
-  const wide = left + cw * columns + totals + 2;
-  const high = top + ch * rows + gap(rows) + 2;
-  const dots = window.devicePixelRatio || 1;
-  Object.assign(canvas, { width: Math.round(wide * dots), height: Math.round(high * dots) });
-  Object.assign(canvas.style, { width: `${wide}px`, height: `${high}px` });
-  pen.setTransform(dots, 0, 0, dots, 0, 0);
 
-  let max = options.max;
-  if (max === undefined) {
-    max = 0;
-    values.forEach((row, r) =>
-      row.forEach((value, c) => {
-        if (!options.hidden?.(r, c)) max = Math.max(max, Math.abs(value));
-      }),
-    );
-  }
-  const scale = new Scale(options.scale ?? "signed", max);
-  const nothing = (r, c) => c >= values[r].length || values[r][c] === null || options.hidden?.(r, c);
+  const available = body.clientWidth;
+  const left = Math.ceil(Math.min(available < 480 ? 64 : 150, widest(rowNames))) + 10;
+  const totalsWidth = options.totals ? 52 : 0;
+  const cellWidth = Math.min(options.maxCell ?? 56, (available - left - totalsWidth - 2) / columns);
+  const minHeight = rows <= 40 ? 15 : rows <= 80 ? 8 : 0;
+  const cellHeight = options.cellHeight ?? Math.max(Math.min(cellWidth, options.numbers ? 28 : 40), minHeight);
 
-  if (cw < 4 || ch < 3) {
-    const pixels = new ImageData(columns, rows);
-    const [er, eg, eb] = colour("--surface").match(/\d+/g).map(Number);
-    values.forEach((row, r) => {
-      for (let c = 0; c < columns; c++) {
-        const [red, green, blue] = nothing(r, c) ? [er, eg, eb] : scale.rgb(row[c]);
-        pixels.data.set([red, green, blue, 255], 4 * (r * columns + c));
-      }
-    });
-    const small = el("canvas", { width: columns, height: rows });
-    small.getContext("2d").putImageData(pixels, 0, 0);
-    pen.imageSmoothingEnabled = cw * dots < 1;
-    for (let r = 0, from = 0; r <= rows; r++) {
-      if (r < rows && !(options.gaps ?? []).includes(r)) continue; // a band of rows between two gaps at a time
-      if (r > from)
-        pen.drawImage(
-          small,
-          0,
-          from,
-          columns,
-          r - from,
-          left,
-          top + from * ch + gap(from),
-          cw * columns,
-          ch * (r - from),
-        );
-      from = r;
-    }
-  } else {
-    const between = Math.min(cw, ch) >= 12 ? 1 : 0;
-    const hatch = hatching(pen);
-    const digits = scale.kind === "plain" ? 0 : (options.digits ?? (scale.max < 0.5 ? 3 : 2));
-    const fits = options.numbers && cw >= 38 && ch >= 14;
-    pen.textAlign = "center";
-    pen.textBaseline = "middle";
-    pen.font = font.replace("12px", cw >= (digits > 2 ? 54 : 46) ? "12px" : "11px");
-    for (let r = 0; r < rows; r++) {
-      for (let c = 0; c < columns; c++) {
-        const x = left + c * cw,
-          y = top + r * ch + gap(r);
-        const none = nothing(r, c);
-        pen.fillStyle = none ? hatch : scale.css(values[r][c]);
-        pen.fillRect(x, y, cw - between, ch - between);
-        if (!fits || none) continue;
-        pen.fillStyle = scale.ink(values[r][c]);
-        pen.fillText(figureIn(pen, values[r][c], digits, cw - 3), x + cw / 2, y + ch / 2 + 0.5);
-      }
-    }
-  }
+  const isNumbered = columnNames.every((name) => /^\d+$/.test(name)); // numbers are never turned
+  const isUpright = !isNumbered && widest(columnNames) > cellWidth - 4;
+  const columnStep = isNumbered
+    ? roundStep((widest(columnNames) + 8) / cellWidth)
+    : Math.max(1, Math.ceil((isUpright ? 14 : 4) / cellWidth));
+  const rowStep = isNumbered ? roundStep(13 / cellHeight) : Math.max(1, Math.ceil(13 / cellHeight));
+  const uprightHeight = () => Math.min(72, widest(columnNames.filter((_, c) => c % columnStep === 0))) + 10;
+  const top = options.columns === null ? 4 : Math.ceil(isUpright ? uprightHeight() : 20);
 
-  const [atR, atC] = figure.cursor;
-  pen.font = font;
-  pen.textBaseline = "middle";
-  pen.textAlign = "right";
-  for (let r = 0; r < rows; r++) {
-    if (r % everyRow && r !== atR) continue;
-    if (r !== atR && everyRow > 1 && Math.abs(r - atR) < everyRow) continue;
-    pen.fillStyle = colour(r === atR ? "--ink" : "--quiet");
-    pen.fillText(cut(pen, rowNames[r], left - 8), left - 7, top + (r + 0.5) * ch + gap(r));
-  }
-  if (options.columns !== null)
-    for (let c = 0; c < columns; c++) {
-      if (c % everyColumn && c !== atC) continue;
-      if (c !== atC && everyColumn > 1 && Math.abs(c - atC) < Math.min(everyColumn, 60 / cw)) continue;
-      pen.fillStyle = colour(c === atC ? "--ink" : "--quiet");
-      pen.save();
-      pen.translate(left + (c + 0.5) * cw, top - 6);
-      if (upright) pen.rotate(-Math.PI / 2);
-      pen.textAlign = upright ? "left" : "center";
-      pen.fillText(counted ? columnNames[c] : cut(pen, columnNames[c], upright ? 70 : cw + 8), 0, upright ? 0 : -4);
-      pen.restore();
-    }
-  if (totals) {
-    pen.textAlign = "right";
-    pen.fillStyle = colour("--quiet");
-    pen.fillText("Σ", wide - 4, top - 10);
-    for (let r = 0; r < rows; r++) {
-      if ((r % everyRow && r !== atR) || (r !== atR && everyRow > 1 && Math.abs(r - atR) < everyRow)) continue;
-      pen.fillStyle = colour(r === atR ? "--ink" : "--quiet");
-      pen.fillText(number(options.totals[r], 3), wide - 4, top + (r + 0.5) * ch + gap(r));
-    }
-  }
-  pen.strokeStyle = colour("--mark");
-  pen.lineWidth = 2;
-  if (Math.min(cw, ch) < 6) {
-    // a cell that small is found by its row and column
-    pen.lineWidth = 1;
-    pen.globalAlpha = 0.6;
-    pen.strokeRect(left, top + atR * ch + gap(atR) - 0.5, cw * columns, ch + 1);
-    pen.strokeRect(left + atC * cw - 0.5, top, cw + 1, ch * rows + gap(rows));
-    pen.globalAlpha = 1;
-  } else pen.strokeRect(left + atC * cw - 0.5, top + atR * ch + gap(atR) - 0.5, cw, ch);
-  figure.cellAt = (x, y) => {
-    const c = Math.floor((x - left) / cw);
-    if (c < 0 || c >= columns) return null;
-    for (let r = 0; r < rows; r++) {
-      const from = top + r * ch + gap(r);
-      if (y >= from && y < from + ch) return [r, c];
-    }
-    return null;
+  const gaps = options.gaps ?? [];
+  const gapsAbove = (r) => 12 * gaps.filter((each) => each <= r).length;
+  return {
+    ...{ rows, columns, rowNames, columnNames, rowStep, columnStep, isNumbered, isUpright },
+    ...{ left, top, cellWidth, cellHeight, gaps },
+    x: (c) => left + c * cellWidth,
+    y: (r) => top + r * cellHeight + gapsAbove(r),
+    canvasWidth: left + cellWidth * columns + totalsWidth + 2,
+    canvasHeight: top + cellHeight * rows + gapsAbove(rows) + 2,
   };
-  figure.foot.replaceChildren(...(scale.kind === "plain" ? [] : [legend(scale, options.capped)]));
 }
 
-// A number for a small cell: -0.03, 12.4, 128; without its first 0 where that is too wide.
-function figureIn(pen, value, digits, room) {
+// The next of 1, 2, 5, 10, 20, ... that is large enough.
+function roundStep(least) {
+  for (let power = 1; ; power *= 10) for (const step of [1, 2, 5]) if (step * power >= least) return step * power;
+}
+
+function findCell({ rows, columns, left, cellWidth, cellHeight, y }, pointerX, pointerY) {
+  const c = Math.floor((pointerX - left) / cellWidth);
+  if (c < 0 || c >= columns) return null;
+  for (let r = 0; r < rows; r++) if (pointerY >= y(r) && pointerY < y(r) + cellHeight) return [r, c];
+  return null;
+}
+
+const isEmptyCell = ({ values, options }, r, c) =>
+  c >= values[r].length || values[r][c] === null || options.isHidden?.(r, c);
+
+function largestValue({ values, options }) {
+  let max = 0;
+  values.forEach((row, r) =>
+    row.forEach((value, c) => {
+      if (!options.isHidden?.(r, c)) max = Math.max(max, Math.abs(value));
+    }),
+  );
+  return max;
+}
+
+// A cell per pixel of a small canvas, which is stretched: for cells too small to be drawn one by one.
+function drawPixels(pen, figure, { rows, columns, left, cellWidth, cellHeight, gaps, y }, scale) {
+  const pixels = new ImageData(columns, rows);
+  const surface = color("--surface").match(/\d+/g).map(Number).slice(0, 3);
+  figure.values.forEach((row, r) => {
+    for (let c = 0; c < columns; c++) {
+      const rgb = isEmptyCell(figure, r, c) ? surface : scale.rgb(row[c]);
+      pixels.data.set([...rgb, 255], 4 * (r * columns + c));
+    }
+  });
+  const small = el("canvas", { width: columns, height: rows });
+  small.getContext("2d").putImageData(pixels, 0, 0);
+  pen.imageSmoothingEnabled = cellWidth * (window.devicePixelRatio || 1) < 1;
+  const edges = [0, ...gaps.filter((r) => r > 0 && r < rows), rows]; // a band of rows between two gaps at a time
+  for (let i = 1; i < edges.length; i++) {
+    const [from, height] = [edges[i - 1], edges[i] - edges[i - 1]];
+    pen.drawImage(small, 0, from, columns, height, left, y(from), cellWidth * columns, cellHeight * height);
+  }
+}
+
+function drawCells(pen, figure, { rows, columns, cellWidth, cellHeight, x, y }, scale) {
+  const { values, options } = figure;
+  const border = Math.min(cellWidth, cellHeight) >= 12 ? 1 : 0;
+  const hatching = hatchPattern(pen);
+  const digits = scale.kind === "plain" ? 0 : (options.digits ?? (scale.max < 0.5 ? 3 : 2));
+  const hasNumbers = options.numbers && cellWidth >= 38 && cellHeight >= 14;
+  pen.textAlign = "center";
+  pen.textBaseline = "middle";
+  pen.font = `${cellWidth >= (digits > 2 ? 54 : 46) ? FONT_SIZE : "11px"} ${fontFamily("mono")}`;
+  for (let r = 0; r < rows; r++) {
+    for (let c = 0; c < columns; c++) {
+      const isEmpty = isEmptyCell(figure, r, c);
+      pen.fillStyle = isEmpty ? hatching : scale.css(values[r][c]);
+      pen.fillRect(x(c), y(r), cellWidth - border, cellHeight - border);
+      if (!hasNumbers || isEmpty) continue;
+      pen.fillStyle = scale.ink(values[r][c]);
+      const text = fitNumber(pen, values[r][c], digits, cellWidth - 3);
+      pen.fillText(text, x(c) + cellWidth / 2, y(r) + cellHeight / 2 + 0.5);
+    }
+  }
+}
+
+// A number for a small cell: -0.03, 12.4, 128; without its leading 0 if that is too wide.
+function fitNumber(pen, value, digits, width) {
   const size = Math.abs(value);
   const text = number(value, size >= 100 ? 0 : size >= 10 ? Math.min(1, digits) : digits);
-  return pen.measureText(text).width <= room ? text : text.replace(/^(\W*)0(?=[.,])/, "$1");
+  return pen.measureText(text).width <= width ? text : text.replace(/^(\W*)0(?=[.,])/, "$1");
 }
 
-// 1, 2, 5, 10, 20, ...: the next that is large enough.
-function tidy(least) {
-  for (let ten = 1; ; ten *= 10) for (const step of [1, 2, 5]) if (step * ten >= least) return step * ten;
-}
-
-function hatching(pen) {
+function hatchPattern(pen) {
   const tile = el("canvas", { width: 6, height: 6 });
-  const own = tile.getContext("2d");
-  own.strokeStyle = colour("--line");
-  own.beginPath();
-  own.moveTo(-1, 7);
-  own.lineTo(7, -1);
-  own.stroke();
+  const tilePen = tile.getContext("2d");
+  tilePen.strokeStyle = color("--line");
+  tilePen.beginPath();
+  tilePen.moveTo(-1, 7);
+  tilePen.lineTo(7, -1);
+  tilePen.stroke();
   return pen.createPattern(tile, "repeat");
 }
+
+// Whether a name is printed: every step-th one, and the one at the cursor, whose neighbors within `room` are left out.
+function isNamed(i, cursor, step, room) {
+  if (i === cursor) return true;
+  return i % step === 0 && !(step > 1 && Math.abs(i - cursor) < room);
+}
+
+function drawRowNames(pen, { cursor }, { rows, rowNames, rowStep, left, cellHeight, y }) {
+  pen.textAlign = "right";
+  for (let r = 0; r < rows; r++) {
+    if (!isNamed(r, cursor[0], rowStep, rowStep)) continue;
+    pen.fillStyle = color(r === cursor[0] ? "--ink" : "--quiet");
+    pen.fillText(ellipsize(pen, rowNames[r], left - 8), left - 7, y(r) + 0.5 * cellHeight);
+  }
+}
+
+function drawColumnNames(pen, { cursor }, layout) {
+  const { columns, columnNames, columnStep, isNumbered, isUpright, top, cellWidth, x } = layout;
+  for (let c = 0; c < columns; c++) {
+    if (!isNamed(c, cursor[1], columnStep, Math.min(columnStep, 60 / cellWidth))) continue;
+    const name = isNumbered ? columnNames[c] : ellipsize(pen, columnNames[c], isUpright ? 70 : cellWidth + 8);
+    pen.fillStyle = color(c === cursor[1] ? "--ink" : "--quiet");
+    pen.save();
+    pen.translate(x(c + 0.5), top - 6);
+    if (isUpright) pen.rotate(-Math.PI / 2);
+    pen.textAlign = isUpright ? "left" : "center";
+    pen.fillText(name, 0, isUpright ? 0 : -4);
+    pen.restore();
+  }
+}
+
+function drawTotals(pen, { options, cursor }, { rows, rowStep, top, cellHeight, canvasWidth, y }) {
+  pen.textAlign = "right";
+  pen.fillStyle = color("--quiet");
+  pen.fillText("Σ", canvasWidth - 4, top - 10);
+  for (let r = 0; r < rows; r++) {
+    if (!isNamed(r, cursor[0], rowStep, rowStep)) continue;
+    pen.fillStyle = color(r === cursor[0] ? "--ink" : "--quiet");
+    pen.fillText(number(options.totals[r], 3), canvasWidth - 4, y(r) + 0.5 * cellHeight);
+  }
+}
+
+// A frame around the cell; a very small cell is marked by its row and its column.
+function drawCursor(pen, { cursor: [r, c] }, { rows, columns, left, top, cellWidth, cellHeight, x, y }) {
+  pen.strokeStyle = color("--mark");
+  if (Math.min(cellWidth, cellHeight) < 6) {
+    pen.lineWidth = 1;
+    pen.globalAlpha = 0.6;
+    pen.strokeRect(left, y(r) - 0.5, cellWidth * columns, cellHeight + 1);
+    pen.strokeRect(x(c) - 0.5, top, cellWidth + 1, y(rows) - top);
+    pen.globalAlpha = 1;
+  } else {
+    pen.lineWidth = 2;
+    pen.strokeRect(x(c) - 0.5, y(r) - 0.5, cellWidth, cellHeight);
+  }
+}
+
+// ---- The table
 
 function matrixTable(figure) {
   const { values, options, width } = figure;
   const columnNames = Array.from({ length: width }, (_, c) => nameOf(options.columns, c));
-  const value = (r, c) => (c >= values[r].length || options.hidden?.(r, c) ? "" : values[r][c]);
-  if (isBig(figure)) {
-    const r = figure.cursor[0];
-    const field = el("input", {
-      type: "number",
-      min: 0,
-      max: values.length - 1,
-      value: r,
-      onchange: () =>
-        figure.moveTo(Math.max(0, Math.min(values.length - 1, field.valueAsNumber || 0)), figure.cursor[1]),
-    });
-    const before = el(
-      "p",
-      {},
-      el("label", { class: "field" }, el("span", {}, t("draw.row")), field),
-      options.totals && el("span", { class: "quiet" }, ` Σ = ${number(options.totals[r], 3)}`),
-    );
+  const value = (r, c) => (c >= values[r].length || options.isHidden?.(r, c) ? "" : values[r][c]);
+  const total = (r) => number(options.totals[r], 3);
+  if (!fitsInTable(figure)) {
+    const [r, column] = figure.cursor;
     return {
-      before,
+      before: rowChooser(figure, r, column, options.totals && ` Σ = ${total(r)}`),
       columns: [t("draw.column"), nameOf(options.rows, r)],
       rows: columnNames.map((name, c) => [name, value(r, c)]),
     };
@@ -300,7 +323,15 @@ function matrixTable(figure) {
     rows: values.map((_, r) => [
       nameOf(options.rows, r),
       ...columnNames.map((_, c) => value(r, c)),
-      ...(options.totals ? [number(options.totals[r], 3)] : []),
+      ...(options.totals ? [total(r)] : []),
     ]),
   };
+}
+
+function rowChooser(figure, row, column, total) {
+  const last = figure.values.length - 1;
+  const onchange = () => figure.moveTo(clamp(input.valueAsNumber || 0, last), column);
+  const input = el("input", { type: "number", min: 0, max: last, value: row, onchange });
+  const label = el("label", { class: "field" }, el("span", {}, t("draw.row")), input);
+  return el("p", {}, label, total && el("span", { class: "quiet" }, total));
 }

@@ -1,220 +1,267 @@
-// Points of a plane with their names: to be hovered, walked through by keys, moved and brought closer.
+// Named points in a plane. They can be pointed at, walked through by keys, moved and zoomed.
 
-import { colour, cut, fontOf, frame, redraw, still, tell } from "octavo/pictures/figure";
-import { el, t } from "octavo/dom";
+import { el } from "octavo/dom";
+import { t } from "octavo/i18n";
+import { color, fontFamily } from "octavo/pictures/colors";
+import {
+  createFigure,
+  ellipsize,
+  figureLabel,
+  prefersReducedMotion,
+  redraw,
+  setReadout,
+  sizeCanvas,
+} from "octavo/pictures/figure";
 
-// points: [{key, label, x, y, kind}], where kind is "" or "chosen" or "near". Points that keep their key glide to their
-// new place. Options: onPick(key), tell(point); the view can be moved by dragging, wheel, buttons and keys.
+const MAX_ZOOM = 40;
+const MAX_NAMES = 150;
+const GLIDE_TIME = 400; // milliseconds
+const LONG_AGO = -1e9;
+
+// points: [{key, label, x, y, kind}], where kind is "", "chosen" or "near". A point whose key was there before glides
+// to its new place. Options besides a figure's:
+//   extent           [[left, right], [low, high]] of the picture
+//   columns          the names of the table's columns
+//   onPick(key)      a point was clicked, or Enter pressed
+//   readout(point)   the readout, text or nodes
 export function scatter(points, options = {}) {
-  const figure = frame("scatter", options, drawScatter, ({ points, options }) => ({
+  const figure = createFigure("scatter", drawScatter, ({ points, options }) => ({
     columns: options.columns ?? [t("draw.token"), "1", "2"],
     rows: points.map((point) => [point.label, point.x, point.y]),
   }));
-  const canvas = (figure.canvas = el("canvas"));
-  figure.stage = el("div", { class: "stage", tabindex: "0", role: "application" }, canvas);
-  const zoom = (by) => () => figure.zoom(by);
-  const button = (text, key, by) =>
-    el("button", { type: "button", class: "small", sayLabel: key, sayTitle: key, onclick: zoom(by) }, text);
-  figure.body.append(
-    figure.stage,
-    el(
-      "div",
-      { class: "zoom" },
-      button("+", "draw.closer", 1.5),
-      button("−", "draw.wider", 1 / 1.5),
-      button("⟲", "draw.whole", 0),
-    ),
-  );
-  figure.view = { scale: 1, x: 0, y: 0 }; // x, y: what is moved to the middle, less; in units of the points
-  figure.places = new Map();
-  figure.zoom = (by) => {
-    const { view } = figure;
-    view.scale = by ? Math.max(1, Math.min(40, view.scale * by)) : 1;
-    if (view.scale === 1) view.x = view.y = 0;
-    redraw(figure);
-  };
-  figure.show = (newPoints, more = {}) => {
-    const before = figure.places;
-    figure.points = newPoints;
-    figure.extent = more.extent ?? boxOf(newPoints.map(({ x, y }) => [x, y]));
-    figure.from = new Map(newPoints.map((point) => [point.key, before.get(point.key) ?? [point.x, point.y]]));
-    figure.since = still() || !before.size ? -1e9 : performance.now();
-    figure.set(more);
-    const glide = () => {
-      redraw(figure);
-      if (performance.now() - figure.since < 420) requestAnimationFrame(glide);
-    };
-    if (figure.since > 0) requestAnimationFrame(glide);
-    sayPoint(figure);
-  };
+  figure.canvas = el("canvas");
+  figure.stage = el("div", { class: "stage", tabindex: "0", role: "application" }, figure.canvas);
+  figure.body.append(figure.stage, zoomButtons(figure));
+  figure.view = { scale: 1, x: 0, y: 0 }; // x, y: the shift of the middle, in units of the points
+  figure.places = new Map(); // key -> [x, y], where each point is now, in units of the points
+  figure.pixels = new Map(); // the same in pixels
   figure.chosen = null;
-  figure.choose = (key, how) => {
+  figure.show = (newPoints, more = {}) => {
+    const { places } = figure;
+    figure.points = newPoints;
+    figure.extent = more.extent ?? boundingBox(newPoints.map(({ x, y }) => [x, y]));
+    figure.starts = new Map(newPoints.map((point) => [point.key, places.get(point.key) ?? [point.x, point.y]]));
+    figure.startTime = prefersReducedMotion() || !places.size ? LONG_AGO : performance.now();
+    figure.setOptions(more);
+    if (figure.startTime !== LONG_AGO) requestAnimationFrame(() => glide(figure));
+    updateReadout(figure);
+  };
+  figure.choose = (key, how = "hover") => {
     if (figure.chosen === key && how !== "pick") return;
     figure.chosen = key;
     redraw(figure);
-    sayPoint(figure);
+    updateReadout(figure);
     if (how === "pick") figure.options.onPick?.(key);
   };
-  let dragged = null;
-  const near = (event) => {
-    const box = canvas.getBoundingClientRect();
-    const [x, y] = [event.clientX - box.left, event.clientY - box.top];
-    let best = null,
-      least = 18 ** 2;
-    for (const [key, [px, py]] of figure.screen ?? []) {
-      const far = (px - x) ** 2 + (py - y) ** 2;
-      if (far < least) [best, least] = [key, far];
-    }
-    return best;
-  };
-  canvas.addEventListener("pointerdown", (event) => {
-    dragged = { x: event.clientX, y: event.clientY, far: 0 };
-  });
-  canvas.addEventListener("pointermove", (event) => {
-    if (dragged && event.buttons && figure.view.scale > 1) {
-      const [dx, dy] = [event.clientX - dragged.x, event.clientY - dragged.y];
-      dragged = { x: event.clientX, y: event.clientY, far: dragged.far + Math.abs(dx) + Math.abs(dy) };
-      figure.view.x += dx / figure.unit;
-      figure.view.y -= dy / figure.unit;
-      redraw(figure);
-    } else if (!event.buttons) {
-      const key = near(event);
-      if (key !== null) figure.choose(key);
-    }
-  });
-  canvas.addEventListener("click", (event) => {
-    const key = (dragged?.far ?? 0) < 6 ? near(event) : null;
-    dragged = null;
-    if (key !== null) figure.choose(key, "pick");
-  });
-  canvas.addEventListener(
-    "wheel",
-    (event) => {
-      if (!event.ctrlKey && figure.view.scale === 1 && event.deltaY > 0) return; // the page scrolls on
-      if (!event.ctrlKey && !figure.stage.matches(":focus-within")) return;
-      event.preventDefault();
-      figure.zoom(event.deltaY < 0 ? 1.2 : 1 / 1.2);
-    },
-    { passive: false },
-  );
-  figure.stage.addEventListener("keydown", (event) => {
-    const way = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp: [0, -1] }[event.key];
-    if (way) figure.step(...way);
-    else if (event.key === "+" || event.key === "=") figure.zoom(1.5);
-    else if (event.key === "-") figure.zoom(1 / 1.5);
-    else if (event.key === "0" || event.key === "Escape") figure.zoom(0);
-    else if ((event.key === "Enter" || event.key === " ") && figure.chosen !== null)
-      figure.choose(figure.chosen, "pick");
-    else return;
-    event.preventDefault();
-    event.stopPropagation();
-  });
-  // To the nearest point that lies that way.
-  figure.step = (dx, dy) => {
-    const here = figure.screen.get(figure.chosen) ?? [0, 0];
-    let best = null,
-      least = Infinity;
-    for (const [key, [x, y]] of figure.screen) {
-      const along = (x - here[0]) * dx + (y - here[1]) * dy;
-      const aside = Math.abs((x - here[0]) * dy) + Math.abs((y - here[1]) * dx);
-      const far = along + 2 * aside;
-      if (key !== figure.chosen && along > 0 && aside <= 2 * along && far < least) [best, least] = [key, far];
-    }
-    if (best !== null) figure.choose(best);
-  };
+  addPointer(figure);
+  addKeys(figure);
   figure.show(points, options);
   return figure;
 }
 
-// The least and the most of points [x, y]: [[left, right], [low, up]].
-export function boxOf(points) {
+// The box around points [x, y]: [[left, right], [low, high]].
+export function boundingBox(points) {
   return [0, 1].map((axis) => [
     Math.min(...points.map((point) => point[axis])),
     Math.max(...points.map((point) => point[axis])),
   ]);
 }
 
-function sayPoint(figure) {
+function updateReadout(figure) {
   const point = figure.points.find((each) => each.key === figure.chosen);
-  tell(figure, point ? (figure.options.tell?.(point) ?? el("bdi", {}, point.label)) : t("draw.scatter.none"));
+  setReadout(figure, point ? (figure.options.readout?.(point) ?? el("bdi", {}, point.label)) : t("draw.scatter.none"));
+}
+
+// ---- Zoom, pointer and keys
+
+// `factor` 0 shows the whole.
+function zoom(figure, factor) {
+  const { view } = figure;
+  view.scale = factor ? Math.max(1, Math.min(MAX_ZOOM, view.scale * factor)) : 1;
+  if (view.scale === 1) view.x = view.y = 0;
+  redraw(figure);
+}
+
+function zoomButtons(figure) {
+  const button = (text, key, factor) => {
+    const onclick = () => zoom(figure, factor);
+    return el("button", { type: "button", class: "small", sayLabel: key, sayTitle: key, onclick }, text);
+  };
+  return el(
+    "div",
+    { class: "zoom" },
+    button("+", "draw.closer", 1.5),
+    button("−", "draw.wider", 1 / 1.5),
+    button("⟲", "draw.whole", 0),
+  );
+}
+
+function addPointer(figure) {
+  const { canvas, view } = figure;
+  let drag = null; // {x, y, distance}
+  const nearest = (event) => {
+    const box = canvas.getBoundingClientRect();
+    const [x, y] = [event.clientX - box.left, event.clientY - box.top];
+    let best = { key: null, distance: 18 ** 2 }; // squared, in pixels
+    for (const [key, [px, py]] of figure.pixels) {
+      const distance = (px - x) ** 2 + (py - y) ** 2;
+      if (distance < best.distance) best = { key, distance };
+    }
+    return best.key;
+  };
+  canvas.addEventListener("pointerdown", (event) => {
+    drag = { x: event.clientX, y: event.clientY, distance: 0 };
+  });
+  canvas.addEventListener("pointermove", (event) => {
+    if (drag && event.buttons && view.scale > 1) {
+      const [dx, dy] = [event.clientX - drag.x, event.clientY - drag.y];
+      drag = { x: event.clientX, y: event.clientY, distance: drag.distance + Math.abs(dx) + Math.abs(dy) };
+      view.x += dx / figure.unit;
+      view.y -= dy / figure.unit;
+      redraw(figure);
+    } else if (!event.buttons) {
+      const key = nearest(event);
+      if (key !== null) figure.choose(key);
+    }
+  });
+  canvas.addEventListener("click", (event) => {
+    const key = (drag?.distance ?? 0) < 6 ? nearest(event) : null;
+    drag = null;
+    if (key !== null) figure.choose(key, "pick");
+  });
+  const onWheel = (event) => {
+    if (!event.ctrlKey && view.scale === 1 && event.deltaY > 0) return; // the page scrolls on
+    if (!event.ctrlKey && !figure.stage.matches(":focus-within")) return;
+    event.preventDefault();
+    zoom(figure, event.deltaY < 0 ? 1.2 : 1 / 1.2);
+  };
+  canvas.addEventListener("wheel", onWheel, { passive: false });
+}
+
+function addKeys(figure) {
+  figure.stage.addEventListener("keydown", (event) => {
+    const direction = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp: [0, -1] }[event.key];
+    if (direction) chooseNext(figure, ...direction);
+    else if (event.key === "+" || event.key === "=") zoom(figure, 1.5);
+    else if (event.key === "-") zoom(figure, 1 / 1.5);
+    else if (event.key === "0" || event.key === "Escape") zoom(figure, 0);
+    else if ((event.key === "Enter" || event.key === " ") && figure.chosen !== null)
+      figure.choose(figure.chosen, "pick");
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  });
+}
+
+// Chooses the nearest point in a direction.
+function chooseNext(figure, dx, dy) {
+  const [x, y] = figure.pixels.get(figure.chosen) ?? [0, 0];
+  let best = { key: null, distance: Infinity };
+  for (const [key, [px, py]] of figure.pixels) {
+    const ahead = (px - x) * dx + (py - y) * dy;
+    const aside = Math.abs((px - x) * dy) + Math.abs((py - y) * dx);
+    const distance = ahead + 2 * aside;
+    if (key !== figure.chosen && ahead > 0 && aside <= 2 * ahead && distance < best.distance) best = { key, distance };
+  }
+  if (best.key !== null) figure.choose(best.key);
+}
+
+// ---- Drawing
+
+function glide(figure) {
+  redraw(figure);
+  if (performance.now() - figure.startTime < GLIDE_TIME + 20) requestAnimationFrame(() => glide(figure));
 }
 
 function drawScatter(figure) {
-  const { canvas, points, options, view, extent } = figure;
-  figure.stage.setAttribute(
-    "aria-label",
-    t("draw.scatter", { label: options.label ?? figure.caption.textContent, n: points.length }),
-  );
-  const wide = figure.body.clientWidth,
-    high = Math.round(Math.min(options.height ?? 460, Math.max(300, wide * 0.72)));
-  const dots = devicePixelRatio || 1;
-  Object.assign(canvas, { width: Math.round(wide * dots), height: Math.round(high * dots) });
-  Object.assign(canvas.style, { width: `${wide}px`, height: `${high}px` });
-  const pen = canvas.getContext("2d");
-  pen.setTransform(dots, 0, 0, dots, 0, 0);
-  const [[left, right], [low, up]] = extent;
-  const unit = (figure.unit =
-    Math.min((wide - 100) / Math.max(right - left, 1e-9), (high - 36) / Math.max(up - low, 1e-9)) * view.scale);
-  const across = (x) => wide / 2 + (x - (left + right) / 2 + view.x) * unit,
-    upward = (y) => high / 2 - (y - (low + up) / 2 + view.y) * unit;
-  const ease = 1 - (1 - Math.min(1, (performance.now() - figure.since) / 400)) ** 3;
-  figure.screen = new Map();
-  for (const point of points) {
-    const from = figure.from.get(point.key);
-    const [x, y] = [from[0] + (point.x - from[0]) * ease, from[1] + (point.y - from[1]) * ease];
-    figure.places.set(point.key, [x, y]);
-    figure.screen.set(point.key, [across(x), upward(y)]);
+  const { canvas, points, body } = figure;
+  const label = t("draw.scatter", { label: figureLabel(figure), n: points.length });
+  figure.stage.setAttribute("aria-label", label);
+  const width = body.clientWidth;
+  const height = Math.round(Math.min(figure.options.height ?? 460, Math.max(300, width * 0.72)));
+  const pen = sizeCanvas(canvas, width, height);
+  const toPixels = placePoints(figure, width, height);
+  drawAxes(pen, toPixels([0, 0]), width, height);
+  pen.fillStyle = color("--quiet");
+  for (const point of points) drawDot(pen, figure.pixels.get(point.key), points.length > 400 ? 1.6 : 2.6);
+  drawNames(pen, figure, width, height);
+}
+
+// Moves the points to where they are at this moment of the glide. Returns the map from points to pixels.
+function placePoints(figure, width, height) {
+  const { points, view, extent } = figure;
+  const [[left, right], [low, high]] = extent;
+  const horizontal = (width - 100) / Math.max(right - left, 1e-9);
+  const vertical = (height - 36) / Math.max(high - low, 1e-9);
+  const unit = (figure.unit = Math.min(horizontal, vertical) * view.scale);
+  const toPixels = ([x, y]) => [
+    width / 2 + (x - (left + right) / 2 + view.x) * unit,
+    height / 2 - (y - (low + high) / 2 + view.y) * unit,
+  ];
+  const progress = 1 - (1 - Math.min(1, (performance.now() - figure.startTime) / GLIDE_TIME)) ** 3;
+  figure.pixels = new Map();
+  for (const { key, x, y } of points) {
+    const [startX, startY] = figure.starts.get(key);
+    const place = [startX + (x - startX) * progress, startY + (y - startY) * progress];
+    figure.places.set(key, place);
+    figure.pixels.set(key, toPixels(place));
   }
-  pen.strokeStyle = colour("--line");
+  return toPixels;
+}
+
+function drawAxes(pen, [x, y], width, height) {
+  pen.strokeStyle = color("--line");
   pen.beginPath();
-  const [cx, cy] = [across(0), upward(0)];
-  pen.moveTo(cx, 0);
-  pen.lineTo(cx, high);
-  pen.moveTo(0, cy);
-  pen.lineTo(wide, cy);
+  pen.moveTo(x, 0);
+  pen.lineTo(x, height);
+  pen.moveTo(0, y);
+  pen.lineTo(width, y);
   pen.stroke();
-  const order = [...points].sort((a, b) => rank(b, figure) - rank(a, figure)); // what matters gets its name first
-  const dot = points.length > 400 ? 1.6 : 2.6;
-  pen.fillStyle = colour("--quiet");
-  for (const point of points) circle(pen, figure.screen.get(point.key), dot);
-  const taken = [];
+}
+
+const priority = (point, chosen) => (point.key === chosen ? 3 : 0) + ({ chosen: 2, near: 1 }[point.kind] ?? 0);
+
+// Names go beside their points as far as there is room. Points that matter come first and always get their name.
+function drawNames(pen, { points, pixels, chosen }, width, height) {
+  const taken = []; // boxes [left, top, right, bottom]
+  const isFree = (box) =>
+    !taken.some((each) => box[0] < each[2] && box[2] > each[0] && box[1] < each[3] && box[3] > each[1]);
   pen.textBaseline = "middle";
-  for (const point of order) {
-    const [x, y] = figure.screen.get(point.key);
-    if (x < -20 || y < -10 || x > wide + 20 || y > high + 10) continue;
-    const strong = rank(point, figure) > 0;
-    pen.font = `${strong ? "600 13px" : "12px"} ${fontOf("sans")}`;
-    const text = cut(pen, point.label, 120),
-      w = pen.measureText(text).width;
-    if (strong) {
-      pen.fillStyle = colour(point.key === figure.chosen || point.kind === "chosen" ? "--mark" : "--accent");
-      circle(pen, [x, y], point.kind === "chosen" ? 6 : 4.5);
+  for (const point of [...points].sort((a, b) => priority(b, chosen) - priority(a, chosen))) {
+    const [x, y] = pixels.get(point.key);
+    if (x < -20 || y < -10 || x > width + 20 || y > height + 10) continue;
+    const matters = priority(point, chosen) > 0;
+    const ink = !matters ? "--ink" : point.key === chosen || point.kind === "chosen" ? "--mark" : "--accent";
+    if (matters) {
+      pen.fillStyle = color(ink);
+      drawDot(pen, [x, y], point.kind === "chosen" ? 6 : 4.5);
     }
-    // To the right of its point, else left, above or below; a name without room is left out, unless it matters.
-    const boxes = [
-      [x + 7, y],
-      [x - 7 - w, y],
-      [x - w / 2, y - 14],
-      [x - w / 2, y + 14],
-    ].map(([from, middle]) => [from, middle - 8, from + w, middle + 8]);
-    const free = (box) =>
-      !taken.some((each) => box[0] < each[2] && box[2] > each[0] && box[1] < each[3] && box[3] > each[1]);
-    const box = boxes.slice(0, strong ? 4 : 2).find(free) ?? (strong ? boxes[0] : null);
-    if (!box || taken.length > 300) continue;
+    pen.font = `${matters ? "600 13px" : "12px"} ${fontFamily("sans")}`;
+    const name = ellipsize(pen, point.label, 120);
+    const boxes = nameBoxes(x, y, pen.measureText(name).width);
+    const box = boxes.slice(0, matters ? 4 : 2).find(isFree) ?? (matters ? boxes[0] : null);
+    if (!box || taken.length > 2 * MAX_NAMES) continue;
     taken.push(box, [x - 4, y - 4, x + 4, y + 4]);
     pen.lineWidth = 3;
-    pen.strokeStyle = colour("--surface");
-    pen.strokeText(text, box[0], box[1] + 8);
-    pen.fillStyle = strong
-      ? colour(point.key === figure.chosen || point.kind === "chosen" ? "--mark" : "--accent")
-      : colour("--ink");
-    pen.fillText(text, box[0], box[1] + 8);
+    pen.strokeStyle = color("--surface");
+    pen.strokeText(name, box[0], box[1] + 8);
+    pen.fillStyle = color(ink);
+    pen.fillText(name, box[0], box[1] + 8);
   }
 }
 
-const rank = (point, figure) => (point.key === figure.chosen ? 3 : 0) + ({ chosen: 2, near: 1 }[point.kind] ?? 0);
+// The places for a name: right of its point, left, above, below.
+function nameBoxes(x, y, width) {
+  const places = [
+    [x + 7, y],
+    [x - 7 - width, y],
+    [x - width / 2, y - 14],
+    [x - width / 2, y + 14],
+  ];
+  return places.map(([left, middle]) => [left, middle - 8, left + width, middle + 8]);
+}
 
-function circle(pen, [x, y], radius) {
+function drawDot(pen, [x, y], radius) {
   pen.beginPath();
   pen.arc(x, y, radius, 0, 2 * Math.PI);
   pen.fill();

@@ -1,32 +1,38 @@
-// Attention: one head's pattern over the text, as a matrix and as arcs, and all heads by a habit of theirs.
+// Attention: one head's pattern over the text, as arcs and as a matrix, and all heads by one of their statistics.
 //
-// Row t is what token t gives to each token up to itself. Rows sum to 1, and the sums stand beside them.
+// Row t is how token t spreads its attention over the tokens up to itself. Rows sum to 1, and the sums are beside them.
 
-import { available, lens } from "octavo/api";
-import { arcs, matrix } from "octavo/pictures/bars";
-import { chip, choices, el, exact, field, lastWord, number, said, say, t } from "octavo/dom";
+import { fetchView } from "octavo/api";
+import { el, field, say, tNodes } from "octavo/dom";
+import { HeadSelector } from "octavo/head_selector";
+import { exactNumber, number, t } from "octavo/i18n";
+import { arcs, strongest } from "octavo/pictures/arcs";
+import { matrix } from "octavo/pictures/matrix";
+import { chip, lastWordIndex } from "octavo/tokens";
 
-const HABITS = ["entropy", "distance", "previous", "first", "itself"];
+const STATISTICS = ["entropy", "distance", "previous", "first", "itself"];
+const SHARES = ["previous", "first", "itself"]; // the statistics between 0 and 1
+const FULL_SCALE_TOKENS = 64; // a longer text has mostly small shares
+const MIN_SCALE = 0.02;
 
 export function mount(panel, app) {
-  let layer = 0,
-    head = 0,
-    seen = null; // seen: the answer on screen
-  let at = null, // the token that is looked from: at first the last, which sees them all
-    text = null;
+  let answer = null; // {tokens, weights, heads, layer, head, left_out, groups, sums}
+  let source = null; // the token that looks; at first the last word, which can look at all words before it
+  let sourceText = null; // the text of that token
 
-  const layers = el("select", { id: "attention-layer", onchange: () => choose(Number(layers.value), head) });
-  const heads = el("select", { id: "attention-head", onchange: () => choose(layer, Number(heads.value)) });
-  const habit = el(
+  const load = () => app.runTask(panel, fetchAttention);
+  const selector = new HeadSelector("attention", load);
+  const statistic = el(
     "select",
-    { id: "attention-habit", onchange: () => drawHeads() },
-    HABITS.map((value) => el("option", { value, say: `attention.habit.${value}` })),
+    { id: "attention-statistic", onchange: () => drawHeads() },
+    STATISTICS.map((value) => el("option", { value, say: `attention.statistic.${value}` })),
   );
   const title = el("h2");
-  const grid = matrix([], { table: true });
-  const pattern = matrix([], {});
-  const picture = el("div");
-  const notes = el("p", { class: "quiet" });
+  const leftOut = el("p", { class: "quiet" });
+  const headsMatrix = matrix([]);
+  const pattern = matrix([]);
+  const arcsHolder = el("div");
+  let arcsFigure = null;
   panel.append(
     el(
       "div",
@@ -38,185 +44,149 @@ export function mount(panel, app) {
           "div",
           { class: "card" },
           el("h2", { say: "attention.which" }),
-          el(
-            "div",
-            { class: "row" },
-            field(layers, "walk.layer"),
-            field(heads, "walk.head"),
-            field(habit, "attention.habit"),
-          ),
-          grid,
+          el("div", { class: "row" }, selector.fields, field(statistic, "attention.statistic")),
+          headsMatrix,
         ),
-        el("p", { class: "caveat", say: "attention.caveat" }),
+        el("p", { class: "caveat", say: "common.attention_caveat" }),
       ),
       el(
         "div",
         {},
-        el("div", { class: "card" }, title, notes, picture),
+        el("div", { class: "card" }, title, leftOut, arcsHolder),
         el("div", { class: "card" }, el("h2", { say: "attention.all" }), pattern),
       ),
     ),
   );
-  let curves = null;
 
-  async function choose(newLayer, newHead) {
-    [layer, head] = [newLayer, newHead];
-    await app.trying(panel, load);
-  }
-
-  async function load() {
-    const { n_layer, n_head } = app.model.model;
-    const there = available("attention");
-    [layer, head] = [Math.min(layer, n_layer - 1), Math.min(head, n_head - 1)];
-    if (there && !there.some((each) => each.layer === layer && each.head === head))
-      ({ layer, head } = there.find((each) => each.layer === layer) ?? there[0]);
-    choices(layers, there ? [...new Set(there.map((each) => each.layer))] : [...Array(n_layer).keys()], layer);
-    choices(
-      heads,
-      there ? there.filter((each) => each.layer === layer).map((each) => each.head) : [...Array(n_head).keys()],
-      head,
-    );
-    const read = { text: app.text, unknown: "skip" };
-    const [answer, { groups }] = await Promise.all([
-      lens("attention", { ...read, layer, head }, { instead: "attention" }),
-      lens("tokens", read, { instead: "attention tokens" }),
+  async function fetchAttention() {
+    selector.update(app.model.model, "attention");
+    const { layer, head } = selector;
+    const text = { text: app.text, unknown: "skip" };
+    const [attention, { groups }] = await Promise.all([
+      fetchView("attention", { ...text, layer, head }, { replaces: "attention" }),
+      fetchView("tokens", text, { replaces: "attention tokens" }),
     ]);
-    const T = answer.tokens.length;
-    seen = {
-      ...answer,
-      T,
+    const T = attention.tokens.length;
+    answer = {
+      ...attention,
       groups: groups.filter((group) => group.first + group.count <= T),
-      sums: answer.weights.map((row) => row.reduce((a, b) => a + b, 0)),
+      sums: attention.weights.map((row) => row.reduce((a, b) => a + b, 0)),
     };
-    if (text !== app.text || at >= T) at = lastWord(answer.tokens);
-    const anew = text !== app.text;
-    text = app.text;
+    const isNewText = sourceText !== app.text;
+    if (isNewText || source >= T) source = lastWordIndex(attention.tokens);
+    sourceText = app.text;
     say(title, "attention.title", { layer, head });
-    notes.hidden = !answer.left_out;
-    say(notes, "attention.left", { n: answer.left_out });
+    leftOut.hidden = !answer.left_out;
+    say(leftOut, "common.left_out", { n: answer.left_out });
     drawHeads();
-    drawPattern(anew);
+    drawPattern(isNewText);
     drawArcs();
   }
 
   // ---- All heads
 
   function drawHeads() {
-    if (!seen) return;
+    if (!answer) return;
     const { n_layer, n_head } = app.model.model;
+    const name = statistic.value;
     const values = Array.from({ length: n_layer }, () => Array(n_head).fill(0));
-    for (const each of seen.heads) values[each.layer][each.head] = each[habit.value];
-    grid.show(values, {
+    for (const each of answer.heads) values[each.layer][each.head] = each[name];
+    headsMatrix.show(values, {
       scale: "share",
-      max: ["entropy", "distance"].includes(habit.value) ? undefined : 1,
+      max: SHARES.includes(name) ? 1 : undefined,
       maxCell: 44,
       numbers: true,
-      at: [layer, head],
-      rows: (l) => `h.${l}`,
-      caption: () => said("attention.heads"),
+      at: [answer.layer, answer.head],
+      rows: (layer) => `h.${layer}`,
+      caption: () => tNodes("attention.heads"),
       label: t("attention.which"),
-      tell: (l, h, value) =>
+      readout: (layer, head, value) =>
         t("attention.heads.cell", {
-          layer: l,
-          head: h,
-          habit: t(`attention.habit.${habit.value}`),
-          value: number(value, 3),
+          ...{ layer, head, value: number(value, 3) },
+          statistic: t(`attention.statistic.${name}`),
         }),
-      onPick: (l, h) => choose(l, h),
+      onPick: (layer, head) => {
+        selector.choose(layer, head);
+        load();
+      },
     });
   }
 
-  // ---- The chosen one
+  // ---- The chosen head
 
-  const name = (i) => `${i} ${seen.tokens[i].label}`;
-  // A token that is a part of a character is named with the whole of it.
-  const token = (i) => {
-    const group = seen.groups.find((each) => i >= each.first && i < each.first + each.count);
-    return el(
-      "span",
-      {},
-      group?.count > 1 && el("bdi", {}, group.text),
-      chip(seen.tokens[i]),
-      el("sub", {}, String(i)),
-    );
-  };
+  const tokenName = (i) => `${i} ${answer.tokens[i].label}`;
+  const target = (t) => strongest(answer.weights[t], 1)[0] ?? 0;
 
-  // Of a long text most shares are small: then the strongest colour is for what 1 of 100 exceeds.
-  function drawPattern(anew) {
-    const max =
-      seen.T <= 64
-        ? 1
-        : Math.max(
-            0.02,
-            seen.weights
-              .flat()
-              .sort((a, b) => a - b)
-              .at(-Math.ceil((seen.T * seen.T) / 200)),
-          );
-    pattern.show(seen.weights, {
+  // A token that is a part of a character is named with the whole character.
+  function tokenNode(i) {
+    const group = answer.groups.find(({ first, count }) => i >= first && i < first + count);
+    const character = group?.count > 1 && el("bdi", {}, group.text);
+    return el("span", {}, character, chip(answer.tokens[i]), el("sub", {}, String(i)));
+  }
+
+  function drawPattern(isNewText) {
+    const max = patternScale(answer.weights);
+    pattern.show(answer.weights, {
       scale: "share",
       max,
-      capped: max < 1,
-      totals: seen.sums,
-      rows: name,
-      columns: name,
-      hidden: (t, s) => s > t,
+      isCapped: max < 1,
+      totals: answer.sums,
+      rows: tokenName,
+      columns: tokenName,
+      isHidden: (t, s) => s > t,
       maxCell: 40,
-      at: [at, anew ? strongest(at) : Math.min(at, pattern.cursor[1])],
-      caption: () => said("attention.matrix"),
-      label: t("attention.title", { layer, head }),
-      tell: (t, s, value) => [
-        s > t
-          ? el("span", {}, said("attention.future", { from: token(t), to: token(s) }))
-          : el(
-              "span",
-              { class: "pair" },
-              said("attention.cell", {
-                from: token(t),
-                to: token(s),
-                share: el("b", { class: "exact" }, exact(value)),
-              }),
-            ),
-        el(
-          "span",
-          { class: "pair quiet" },
-          said("attention.sum", { t, sum: el("b", { class: "sum" }, number(seen.sums[t], 3)) }),
-        ),
-      ],
-      onHover: (t) => mark(t),
+      at: [source, isNewText ? target(source) : Math.min(source, pattern.cursor[1])],
+      caption: () => tNodes("attention.matrix"),
+      label: t("attention.title", { layer: answer.layer, head: answer.head }),
+      readout: patternReadout,
+      onHover: chooseSource,
     });
+  }
+
+  function patternReadout(row, column, value) {
+    const ends = { from: tokenNode(row), to: tokenNode(column) };
+    const share = el("b", { class: "exact" }, exactNumber(value));
+    const sum = el("b", { class: "sum" }, number(answer.sums[row], 3));
+    return [
+      column > row
+        ? el("span", {}, tNodes("attention.future", ends))
+        : el("span", { class: "pair" }, tNodes("attention.cell", { ...ends, share })),
+      el("span", { class: "pair quiet" }, tNodes("attention.sum", { t: row, sum })),
+    ];
   }
 
   function drawArcs() {
+    const { tokens, groups, weights } = answer;
     const options = {
-      at,
-      caption: () => said("attention.arcs"),
+      at: source,
+      caption: () => tNodes("attention.arcs"),
       onPick: (t) => {
-        mark(t);
-        pattern.moveTo(t, strongest(t));
+        chooseSource(t);
+        pattern.moveTo(t, target(t));
       },
-      tell: (t) => [
-        el("span", { class: "pair" }, said("attention.arcs.at", { token: token(t) })),
-        ...best(t).flatMap((s) => [
-          el("span", { class: "pair" }, token(s), " ", el("b", {}, number(seen.weights[t][s], 3))),
-        ]),
+      readout: (t) => [
+        el("span", { class: "pair" }, tNodes("attention.arcs.at", { token: tokenNode(t) })),
+        ...strongest(weights[t], 6).map((s) =>
+          el("span", { class: "pair" }, tokenNode(s), " ", el("b", {}, number(weights[t][s], 3))),
+        ),
       ],
     };
-    if (curves) curves.show(seen.tokens, seen.groups, seen.weights, options);
-    else picture.append((curves = arcs(seen.tokens, seen.groups, seen.weights, options)));
+    if (arcsFigure) arcsFigure.show(tokens, groups, weights, options);
+    else arcsHolder.append((arcsFigure = arcs(tokens, groups, weights, options)));
   }
 
-  const best = (t) =>
-    [...seen.weights[t].keys()]
-      .sort((a, b) => seen.weights[t][b] - seen.weights[t][a])
-      .filter((s) => seen.weights[t][s] > 0)
-      .slice(0, 6);
-  const strongest = (t) => best(t)[0] ?? 0;
-
-  function mark(t) {
-    at = t;
-    curves?.mark(t);
+  function chooseSource(t) {
+    source = t;
+    arcsFigure?.choose(t);
   }
 
-  return { update: () => app.trying(panel, load) };
+  return { update: load };
+}
+
+// The share of the strongest color. In a long text it is the share that one cell in a hundred exceeds.
+function patternScale(weights) {
+  const T = weights.length;
+  if (T <= FULL_SCALE_TOKENS) return 1;
+  const shares = weights.flat().sort((a, b) => a - b);
+  return Math.max(MIN_SCALE, shares.at(-Math.ceil((T * T) / 200)));
 }

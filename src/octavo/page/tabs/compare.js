@@ -1,11 +1,12 @@
-// Compare: two checkpoints read one text. What each made of it is asked for here; `octavo/difference` shows what lies
-// between. Of a checkpoint with itself, all of that is zero, and the page says so.
+// Compare: two models, or two checkpoints of one, read the same text. This file fetches the answers of both and shows
+// their losses; tabs/compare/difference.js shows the differences. A checkpoint compared with itself differs by exactly
+// zero.
 
-import { lens, mustRead } from "octavo/api";
-import { Difference, SIDES } from "octavo/tabs/compare/difference";
-import { offer, scrolled, signed, stacked } from "octavo/controls";
-import { probabilities } from "octavo/sampling";
-import { el, field, number, percent, say, t } from "octavo/dom";
+import { fetchView, requireReadable } from "octavo/api";
+import { el, field, say, scrollRegion, setOptions, signedNumber, stackedField } from "octavo/dom";
+import { number, percent, t } from "octavo/i18n";
+import { TokenDistribution } from "octavo/sampling";
+import { Difference, largestDifference, SIDES } from "octavo/tabs/compare/difference";
 
 const MEASURES = [
   ["compare.loss", "loss", 4],
@@ -14,16 +15,20 @@ const MEASURES = [
 ];
 
 export function mount(panel, app) {
-  const sides = { a: chooser("a"), b: chooser("b") };
-  let found = null; // {a, b: each {options, score, next, reading, residual, attention, p, shape}, alike}
-  let asked = 0; // times; only the last answer counts
+  // {a, b, isComparable}; a and b: {options, checkpoint, shape, surprisal, nextToken, groups, contributions, attention,
+  // probabilities}; isComparable: both models have the same tokens.
+  let answers = null;
+  let requests = 0; // only the last one counts
 
+  // ---- Elements
+
+  const sides = { a: createChooser("a"), b: createChooser("b") };
   const text = el("textarea", { id: "compare-text", rows: 2, dir: "auto", spellcheck: "false", maxlength: 20000 });
   const form = el(
     "form",
-    { class: "card", onsubmit: submitted },
+    { class: "card", onsubmit: submit },
     el("div", { class: "two" }, sides.a.element, sides.b.element),
-    stacked(text, "compare.text"),
+    stackedField(text, "compare.text"),
     el(
       "div",
       { class: "buttons" },
@@ -35,140 +40,148 @@ export function mount(panel, app) {
   const note = el("p", { class: "zero" });
   const measures = el("tbody");
   const columns = ["compare.measure", "compare.a", "compare.b", "compare.diff"];
-  const head = columns.map((key) => el("th", { scope: "col", say: key }));
-  const difference = new Difference(() => app.trying(panel, attend));
-  const result = el(
-    "div",
-    { hidden: true },
-    el(
-      "section",
-      { class: "card" },
-      el("h2", { say: "compare.summary" }),
-      verdict,
-      note,
-      scrolled("compare.summary", el("table", { class: "plain" }, el("thead", {}, el("tr", {}, head)), measures)),
-    ),
-    difference.element,
+  const header = columns.map((key) => el("th", { scope: "col", say: key }));
+  const measureTable = el("table", { class: "plain" }, el("thead", {}, el("tr", {}, header)), measures);
+  const difference = new Difference(() => app.runTask(panel, changeHead));
+  const summary = el(
+    "section",
+    { class: "card" },
+    el("h2", { say: "compare.summary" }),
+    ...[verdict, note, scrollRegion("compare.summary", measureTable)],
   );
+  const result = el("div", { hidden: true }, summary, difference.element);
   panel.append(el("p", { class: "lead", say: "compare.lead" }), form, result);
 
-  // ---- What is chosen
+  // ---- The two checkpoints
 
-  function chooser(side) {
-    const model = el("select", { id: `compare-${side}-model`, onchange: () => steps(side) });
+  function createChooser(side) {
+    const model = el("select", { id: `compare-${side}-model`, onchange: () => offerSteps(side) });
     const step = el("select", { id: `compare-${side}-step` });
-    const row = el("div", { class: "row" }, field(model, "head.model"), field(step, "train.sample.step"));
+    const row = el("div", { class: "row" }, field(model, "head.model"), field(step, "common.step"));
     return { model, step, element: el("fieldset", {}, el("legend", { say: `compare.${side}` }), row) };
   }
 
-  const described = (side) => app.models.find((each) => each.id === sides[side].model.value);
+  const modelOf = (side) => app.models.find(({ id }) => id === sides[side].model.value);
 
-  function steps(side) {
-    const { steps: kept = [], step: served = null } = described(side) ?? {};
-    const others = kept.filter((step) => step !== served).map((step) => [step, t("head.step.at", { step })]);
+  // The empty value is the checkpoint that the server serves.
+  function offerSteps(side) {
+    const { steps = [], step: served = null } = modelOf(side) ?? {};
+    const others = steps.filter((step) => step !== served).map((step) => [step, t("head.step.at", { step })]);
     const first = served === null ? t("head.step.this") : t("head.step.served", { step: served });
-    offer(sides[side].step, [["", first], ...others]);
+    setOptions(sides[side].step, [["", first], ...others]);
   }
 
-  // The model and step of a side, as the lens wants to hear them.
-  function chosen(side) {
+  // The model and step of a side, as options of `fetchView`.
+  function selection(side) {
     const { model, step } = sides[side];
     return { model: model.value, step: step.value === "" ? null : Number(step.value) };
   }
 
   function swap() {
-    const [a, b] = SIDES.map(chosen);
+    const [a, b] = SIDES.map(selection);
     for (const [side, { model, step }] of Object.entries({ a: b, b: a })) {
       sides[side].model.value = model;
-      steps(side);
+      offerSteps(side);
       sides[side].step.value = step ?? "";
     }
-    if (found) app.trying(panel, compare);
+    if (answers) app.runTask(panel, compare);
   }
 
-  // ---- Asking
+  // ---- Data
 
-  function submitted(event) {
+  function submit(event) {
     event.preventDefault();
-    if (text.value) app.trying(panel, compare);
+    if (text.value) app.runTask(panel, compare);
     else text.focus();
   }
 
   async function compare() {
-    const mine = ++asked;
+    const request = ++requests;
     say(verdict, "compare.reading");
-    const [a, b] = await Promise.all(SIDES.map(read)).catch((error) => {
-      if (mine === asked) [found, result.hidden] = [null, true]; // what stands there is of another text
+    const [a, b] = await Promise.all(SIDES.map(fetchSide)).catch((error) => {
+      if (request === requests) [answers, result.hidden] = [null, true]; // the result belongs to another text
       throw error;
     });
-    if (mine !== asked) return;
-    const cut = ({ score }) => JSON.stringify(score.tokens);
-    found = { a, b, alike: cut(a) === cut(b) && a.p.length === b.p.length };
+    if (request !== requests) return;
+    const tokens = ({ surprisal }) => JSON.stringify(surprisal.tokens);
+    const isComparable = tokens(a) === tokens(b) && a.probabilities.length === b.probabilities.length;
+    answers = { a, b, isComparable };
     result.hidden = false;
-    if (found.alike) await attend();
+    if (isComparable) await changeHead();
     draw();
   }
 
-  async function read(side) {
-    const { model: shape, step: served } = described(side);
-    const options = { ...chosen(side), text: text.value, unknown: "skip" };
-    await mustRead(options.text, described(side));
-    const views = ["surprisal", "next_token", "tokens"].map((view) => lens(view, options));
-    const [score, next, reading] = await Promise.all(views);
-    const residual = await lens("contributions", { ...options, position: next.tokens.length - 1 });
-    const which = [options.model, options.step ?? served].join(" ");
-    return { options, which, shape, score, next, reading, residual, p: probabilities(next.logits) };
+  async function fetchSide(side) {
+    const model = modelOf(side);
+    const options = { ...selection(side), text: text.value, unknown: "skip" };
+    await requireReadable(options.text, model);
+    const views = ["surprisal", "next_token", "tokens"].map((view) => fetchView(view, options));
+    const [surprisal, nextToken, { groups }] = await Promise.all(views);
+    const position = nextToken.tokens.length - 1;
+    const contributions = await fetchView("contributions", { ...options, position });
+    const checkpoint = [options.model, options.step ?? model.step].join(" ");
+    const probabilities = new TokenDistribution(nextToken.logits).byId();
+    return {
+      ...{ options, checkpoint, shape: model.model, groups },
+      ...{ surprisal, nextToken, contributions, probabilities },
+    };
   }
 
-  // The head that is chosen, in both.
-  async function attend() {
-    const head = difference.head(found);
-    const [a, b] = await Promise.all(SIDES.map((side) => lens("attention", { ...found[side].options, ...head })));
-    Object.assign(found.a, { attention: a });
-    Object.assign(found.b, { attention: b });
+  // Fetches the attention of the chosen head of both.
+  async function changeHead() {
+    const head = difference.selectedHead(answers);
+    const request = (side) => fetchView("attention", { ...answers[side].options, ...head });
+    const [a, b] = await Promise.all(SIDES.map(request));
+    answers.a.attention = a;
+    answers.b.attention = b;
     draw();
   }
 
   // ---- Drawing
 
   function draw() {
-    if (!found) return;
-    const { a, b, alike } = found;
-    measures.replaceChildren(
-      ...MEASURES.map(([key, name, digits]) => {
-        const values = [a.score[name], b.score[name]].map((value) => el("td", {}, number(value, digits)));
-        const between = el("td", {}, signed(b.score[name] - a.score[name], digits));
-        return el("tr", {}, el("th", { scope: "row", say: key }), values, between);
-      }),
-    );
-    const [low, high] = [a.score.bits_per_byte, b.score.bits_per_byte].sort((x, y) => x - y);
-    const better = low === high ? "none" : a.score.bits_per_byte === low ? "a" : "b";
-    say(verdict, `compare.verdict.${better}`, { share: percent(1 - low / high) });
-    const most = alike ? difference.largest(found) : null;
-    note.hidden = alike && most > 0;
-    say(note, !alike ? "compare.unlike" : a.which === b.which ? "compare.same" : "compare.equal");
-    note.dataset.largest = most;
-    difference.element.hidden = !alike;
-    if (alike) difference.show(found);
+    if (!answers) return;
+    const { a, b, isComparable } = answers;
+    measures.replaceChildren(...MEASURES.map(([key, name, digits]) => measureRow(key, name, digits, a, b)));
+    const [first, second] = [a.surprisal.bits_per_byte, b.surprisal.bits_per_byte];
+    const better = first === second ? "none" : first < second ? "a" : "b";
+    const share = percent(1 - Math.min(first, second) / Math.max(first, second));
+    say(verdict, `compare.verdict.${better}`, { share });
+    const largest = isComparable ? largestDifference(answers) : null;
+    const isSame = a.checkpoint === b.checkpoint;
+    note.hidden = isComparable && largest > 0;
+    say(note, !isComparable ? "compare.unlike" : isSame ? "compare.same" : "compare.equal");
+    note.dataset.largest = largest;
+    difference.element.hidden = !isComparable;
+    if (isComparable) difference.show(answers);
+  }
+
+  function measureRow(key, name, digits, a, b) {
+    const [first, second] = [a.surprisal[name], b.surprisal[name]];
+    const cells = [number(first, digits), number(second, digits), signedNumber(second - first, digits)];
+    const cellNodes = cells.map((cell) => el("td", {}, cell));
+    return el("tr", {}, el("th", { scope: "row", say: key }), cellNodes);
   }
 
   return {
     async update() {
-      const first = !sides.a.model.options.length;
-      const models = app.models.map((each) => [each.id, each.id]);
+      const isFirst = !sides.a.model.options.length;
+      const models = app.models.map(({ id }) => [id, id]);
       for (const side of SIDES) {
-        offer(sides[side].model, models, sides[side].model.value || app.model?.id);
-        steps(side);
+        setOptions(sides[side].model, models, sides[side].model.value || app.model?.id);
+        offerSteps(side);
       }
-      if (first && app.model) {
-        // An early step beside what became of it; of a model without steps, the next model.
-        const kept = app.model.steps;
-        if (kept.length > 1) sides.a.step.value = kept[Math.floor(kept.length / 2)];
-        else if (models.length > 1) sides.b.model.value = models.find(([id]) => id !== app.model.id)[0];
-        steps("b");
-      }
+      if (isFirst && app.model) chooseFirstPair(models);
       text.value ||= app.text;
       draw();
     },
   };
+
+  // An early checkpoint beside the served one; for a model without checkpoints, the next model.
+  function chooseFirstPair(models) {
+    const { steps, id } = app.model;
+    if (steps.length > 1) sides.a.step.value = steps[Math.floor(steps.length / 2)];
+    else if (models.length > 1) sides.b.model.value = models.find(([other]) => other !== id)[0];
+    offerSteps("b");
+  }
 }

@@ -1,333 +1,290 @@
-// Playground: the model writes, and every token that it wrote can be asked what else could have stood there. Choosing
-// another keeps the ids before it and grows a branch; `octavo/branches` keeps them all.
+// Playground: the model generates, and every token can be asked what else could have been there. Choosing another token
+// keeps the ids before it and grows a branch; tabs/playground/branches.js keeps them all.
 
-import { complete, isAborted, knownOf, lens, mustRead } from "octavo/api";
-import { Outline, path, Tree, windowStart } from "octavo/tabs/playground/branches";
-import { Layers, Parts } from "octavo/tabs/playground/logit_lens";
-import { leftOut, signBreak, stacked } from "octavo/controls";
-import { Odds } from "octavo/sampling";
-import { Bars, Bend } from "octavo/tabs/playground/next_token";
+import { fetchView, isAbortError, keepKnownCharacters, requireReadable } from "octavo/api";
+import { el, field, say, stackedField } from "octavo/dom";
+import { t } from "octavo/i18n";
+import { branchTokens, nextWindowStart, Tree, TreeView } from "octavo/tabs/playground/branches";
+import { Contributions } from "octavo/tabs/playground/contributions";
+import { decodeTokens, generateTokens } from "octavo/tabs/playground/generation";
+import { LogitLens } from "octavo/tabs/playground/logit_lens";
+import { NextTokenBars } from "octavo/tabs/playground/next_token";
+import { SamplingControls } from "octavo/tabs/playground/sampling_controls";
 import { Surprisal } from "octavo/tabs/playground/surprisal";
-import { el, field, say, t, tokenSpans } from "octavo/dom";
+import { markLineBreak, tokenSpans, unknownCharacters } from "octavo/tokens";
 
-const LONGEST = 2000; // tokens that are written at once
+const MAX_NEW_TOKENS = 2000;
 
 export function mount(panel, app) {
+  let model = null; // {id, n_layer, …, block_size, vocab_size}
   let tree = new Tree();
-  let shown = null; // {branch, tokens, reading: the answer of the view `tokens`}
-  let place = null; // the one whose odds are seen: {at, end, ids, came, step, next}
-  let model = null;
-  let writing = null; // what stops it
-  let showing = 0; // times that a branch was to be shown
+  let current = null; // the text on screen: {branch, tokens, decoded: the answer of the view `tokens`}
+  let position = null; // the position that is explained: {at, isEnd, ids, actual, step, nextToken}
+  let generation = null; // the AbortController of the text that is being generated
+  let requests = 0; // to show a branch; only the last one counts
 
-  // ---- What is seen
+  // ---- Elements
 
   const prompt = el("textarea", { id: "prompt", rows: 2, dir: "auto", spellcheck: "false", maxlength: 20000 });
-  const length = el("input", { id: "length", type: "number", min: 1, max: LONGEST, value: 100 });
-  const write = el("button", { class: "main", type: "submit", say: "play.write" });
-  const stop = el("button", { type: "button", say: "words.stop", onclick: () => writing?.abort() });
-  const onward = el("button", { type: "button", say: "play.on", onclick: () => app.trying(panel, goOn) });
-  const status = el("p", { class: "quiet" }); // said aloud once it ends, not with every token
-  const skipped = el("p", { class: "quiet", hidden: true });
-  const elsewhere = el("p", { class: "caveat" });
-  const text = el("div", { class: "page" });
-  const hint = el("p", { class: "quiet" });
-  const pieces = el("p", { class: "pieces" });
-  const outline = new Outline((branch) => !writing && app.trying(panel, () => show(branch)));
+  const length = el("input", { id: "length", type: "number", min: 1, max: MAX_NEW_TOKENS, value: 100 });
+  const writeButton = el("button", { class: "main", type: "submit", say: "play.write" });
+  const stopButton = el("button", { type: "button", say: "common.stop", onclick: () => generation?.abort() });
+  const onContinue = () => app.runTask(panel, continueText);
+  const continueButton = el("button", { type: "button", say: "play.on", onclick: onContinue });
+  const status = el("p", { class: "quiet" }); // announced when the text ends, not with every token
+  const unknownNote = el("p", { class: "quiet", hidden: true });
+  const stepNote = el("p", { class: "caveat" });
+  const textHolder = el("div", { class: "page" });
+  const textHint = el("p", { class: "quiet" });
+  const tokenButtons = el("p", { class: "pieces" }); // of a character that is several tokens
+  const treeView = new TreeView((branch) => !generation && app.runTask(panel, () => showBranch(branch)));
   const treeHint = el("p", { class: "quiet" });
-  const bend = new Bend(() => bars.draw());
-  const idle = el("p", { class: "quiet", say: "place.idle" });
-  const bars = new Bars(bend, (token) => app.trying(panel, () => choose(token)));
-  const layers = new Layers(),
-    parts = new Parts(),
-    surprisal = new Surprisal(app);
+  const controls = new SamplingControls(() => nextToken.draw());
+  const idleNote = el("p", { class: "quiet", say: "next_token.idle" });
+  const nextToken = new NextTokenBars(controls, (token) => app.runTask(panel, () => chooseToken(token)));
+  const logitLens = new LogitLens();
+  const contributions = new Contributions();
+  const surprisal = new Surprisal(app);
+  const explanations = [logitLens, contributions].map((part) => el("div", { class: "card" }, part.element));
   const form = el(
     "form",
     {
       class: "card",
       onsubmit: (event) => {
         event.preventDefault();
-        app.trying(panel, begin);
+        app.runTask(panel, startText);
       },
     },
-    stacked(prompt, "play.prompt"),
-    el("div", { class: "row" }, write, stop, onward, field(length, "play.length")),
-    elsewhere,
-    skipped,
-    status,
+    stackedField(prompt, "play.prompt"),
+    el("div", { class: "row" }, writeButton, stopButton, continueButton, field(length, "play.length")),
+    ...[stepNote, unknownNote, status],
   );
   panel.append(
     el("p", { class: "lead", say: "play.lead" }),
     el(
       "div",
-      { class: "desk" },
+      { class: "workspace" },
       form,
-      el("div", { class: "card" }, el("h2", { say: "play.text" }), hint, text),
-      el("div", { class: "card side" }, bend.element, idle, pieces, bars.element),
-      el("div", { class: "card" }, el("h2", { say: "tree.title" }), treeHint, outline.element),
-      card(layers),
+      el("div", { class: "card" }, el("h2", { say: "play.text" }), textHint, textHolder),
+      el("div", { class: "card side" }, controls.element, idleNote, tokenButtons, nextToken.element),
+      el("div", { class: "card" }, el("h2", { say: "tree.title" }), treeHint, treeView.element),
+      explanations[0],
     ),
-    card(parts),
+    explanations[1],
     surprisal.element,
   );
 
-  // ---- Writing
+  // ---- Generation
 
-  async function begin() {
+  async function startText() {
     if (!prompt.value) {
       prompt.focus();
-      return void say(status, "play.none");
+      return void say(status, "error.no_text");
     }
-    const root = await rooted();
-    if (root) await grow(tree.fork(root, root.tokens.length, []));
+    const root = await findOrAddRoot();
+    if (root) await generate(tree.fork(root, root.tokens.length, []));
   }
 
-  // The tree's root for what stands in the prompt: the same one for the same ids.
-  async function rooted() {
-    const own = tree;
-    await mustRead(prompt.value, app.model);
-    const { tokens, groups } = await lens("tokens", { text: prompt.value, unknown: "skip" });
-    if (own !== tree) return null; // another model was chosen meanwhile
-    const unknown = leftOut(prompt.value, groups);
-    skipped.hidden = !unknown;
-    say(skipped, "text.left_out", { characters: unknown });
-    const ids = tokens.map((token) => token.id).join();
+  // The tree's root for the prompt: the same root for the same ids. Null if another model is chosen meanwhile.
+  async function findOrAddRoot() {
+    const oldTree = tree;
+    await requireReadable(prompt.value, app.model);
+    const { tokens, groups } = await fetchView("tokens", { text: prompt.value, unknown: "skip" });
+    if (oldTree !== tree) return null;
+    const characters = unknownCharacters(prompt.value, groups);
+    unknownNote.hidden = !characters;
+    say(unknownNote, "text.left_out", { characters });
+    const idsOf = (each) => each.map((token) => token.id).join();
+    const withWindow = ({ id }, at) => ({ id, windowStart: Math.max(0, at - model.block_size + 1) });
     const root =
-      tree.roots.find((each) => each.tokens.map((token) => token.id).join() === ids) ??
-      tree.plant(tokens.map(({ id }, at) => ({ id, from: Math.max(0, at - model.block_size + 1) })));
+      tree.roots.find((each) => idsOf(each.tokens) === idsOf(tokens)) ?? tree.addRoot(tokens.map(withWindow));
     root.text = groups.map((group) => group.text).join("");
     return root;
   }
 
-  // From the end of what is seen. A branch that others have left goes on itself: they keep what they share.
-  async function goOn() {
-    await grow(shown.branch.parent ? shown.branch : tree.fork(shown.branch, shown.branch.tokens.length, []));
+  // From the end of the text on screen. A branch grows itself: its children keep the tokens that they share with it.
+  async function continueText() {
+    const { branch } = current;
+    await generate(branch.parent ? branch : tree.fork(branch, branch.tokens.length, []));
   }
 
-  // The tokens before the place stay, the chosen one is next. Where the text has gone that way before, it goes back there.
-  async function choose({ id }) {
-    if (writing || (!place.end && id === place.came.id)) return;
-    const { branch, tokens } = shown;
-    const known = tree.find(branch, place.at, id);
-    if (known) return show(known);
-    const from = place.end ? windowStart(tokens, model.block_size) : tokens[place.at].from;
-    const token = { id, from };
-    if (place.end && branch.parent) branch.tokens.push(token);
-    await grow(place.end && branch.parent ? branch : tree.fork(branch, place.at, [token]));
+  // Continues from the position with that token, or goes to the branch that already does.
+  async function chooseToken({ id }) {
+    const { at, isEnd, actual } = position;
+    if (generation || (!isEnd && id === actual.id)) return;
+    const { branch, tokens } = current;
+    const existing = tree.find(branch, at, id);
+    if (existing) return showBranch(existing);
+    const windowStart = isEnd ? nextWindowStart(tokens, model.block_size) : tokens[at].windowStart;
+    const token = { id, windowStart };
+    const extendsBranch = isEnd && branch.parent;
+    if (extendsBranch) branch.tokens.push(token);
+    await generate(extendsBranch ? branch : tree.fork(branch, at, [token]));
   }
 
-  // Writes at a branch's end, window by window, and shows it as it grows.
-  async function grow(branch) {
-    writing?.abort();
-    const control = (writing = new AbortController());
-    const wanted = Math.min(LONGEST, Math.max(1, length.valueAsNumber || 100));
-    await show(branch, { odds: false });
-    buttons();
+  // Generates at the end of a branch, and shows the text as it grows.
+  async function generate(branch) {
+    generation?.abort();
+    const control = (generation = new AbortController());
+    const maxTokens = Math.min(MAX_NEW_TOKENS, Math.max(1, length.valueAsNumber || 100));
+    await showBranch(branch, { explain: false });
+    updateButtons();
     let count = 0;
-    const running = text.querySelector(".running");
+    const running = textHolder.querySelector(".running");
     try {
-      for await (const { id, piece, from } of written(branch, wanted, control.signal)) {
-        branch.tokens.push(...id.map((each) => ({ id: each, from })));
-        count += id.length;
-        running?.append(el("span", { class: "fresh" }, piece));
-        text.scrollTop = text.scrollHeight;
+      const options = { isServedStep, controls, signal: control.signal };
+      for await (const { ids, text, windowStart } of generateTokens(branch, maxTokens, model.block_size, options)) {
+        branch.tokens.push(...ids.map((id) => ({ id, windowStart })));
+        count += ids.length;
+        running?.append(el("span", { class: "fresh" }, text));
+        textHolder.scrollTop = textHolder.scrollHeight;
         say(status, "play.writing", { count });
       }
     } catch (error) {
-      if (!isAborted(error)) throw error;
+      if (!isAbortError(error)) throw error;
     } finally {
-      if (writing === control) {
-        writing = null;
-        buttons();
+      if (generation === control) {
+        generation = null;
+        updateButtons();
         say(status, control.signal.aborted ? "play.stopped" : "play.wrote", { count });
         app.announce(status.textContent);
-        await show(branch);
+        await showBranch(branch);
       }
     }
   }
 
-  // {id: [...], piece, from}: ids and their text, as they are written.
-  async function* written(branch, wanted, signal) {
-    const served = app.step === null || app.step === app.model.step;
-    for (let left = wanted; left > 0;) {
-      const tokens = path(branch);
-      const from = windowStart(tokens, model.block_size);
-      const ids = tokens.slice(from).map((token) => token.id);
-      if (!served) {
-        yield { ...(await drawn(ids, signal)), from };
-        left--;
-        continue;
-      }
-      const room = Math.min(left, model.block_size - ids.length);
-      const body = { prompt: ids, max_tokens: room, return_token_ids: true, ...bend.body };
-      let came = 0,
-        reason = null;
-      for await (const {
-        choices: [choice],
-      } of complete(body, { signal })) {
-        if (!choice) continue;
-        const id = choice.token_ids ?? [];
-        came += id.length;
-        reason = choice.finish_reason ?? reason;
-        if (id.length || choice.text) yield { id, piece: choice.text, from };
-      }
-      left -= came;
-      if (reason === "stop" || !came) return;
-    }
-  }
+  const isServedStep = () => app.step === null || app.step === app.model.step;
 
-  // A token of a step that the server doesn't write with: its logits are asked for, and it is drawn here.
-  async function drawn(ids, signal) {
-    const { logits, vocabulary } = await lens("next_token", { text: ids }, { signal });
-    const id = new Odds(logits).drawn(bend.settings, Math.random());
-    return { id: [id], piece: (vocabulary[id] ?? "").replace(/[␣⏎]/g, (sign) => (sign === "␣" ? " " : "\n")) };
-  }
+  // ---- The text on screen
 
-  // ---- Reading
-
-  // Ids as tokens, block by block, for no more are answered at once. A character that a block's end cuts through is read
-  // with the next block.
-  async function read(ids) {
-    const found = { tokens: [], groups: [] };
-    for (let first = 0; first < ids.length; first = found.tokens.length) {
-      const part = ids.slice(first, first + model.block_size);
-      const { tokens, groups: all } = await lens("tokens", { text: part });
-      const groups = first + part.length < ids.length && all.length > 1 ? all.slice(0, -1) : all;
-      const { first: last, count } = groups.at(-1);
-      found.tokens.push(...tokens.slice(0, last + count));
-      found.groups.push(...groups.map((group) => ({ ...group, first: first + group.first })));
-    }
-    return found;
-  }
-
-  async function show(branch, { at = null, odds = true } = {}) {
-    const tokens = path(branch);
-    const mine = ++showing;
-    const reading = await read(tokens.map((token) => token.id));
-    if (mine !== showing) return; // overtaken
-    shown = { branch, tokens, reading };
-    branch.text = reading.groups
+  // Shows the text of a branch, and explains the position after it.
+  async function showBranch(branch, { explain = true } = {}) {
+    const tokens = branchTokens(branch);
+    const request = ++requests;
+    const decoded = await decodeTokens(
+      tokens.map((token) => token.id),
+      model.block_size,
+    );
+    if (request !== requests) return;
+    current = { branch, tokens, decoded };
+    branch.text = decoded.groups
       .filter((group) => group.first >= branch.start)
       .map((group) => group.text)
       .join("");
-    say(hint, "play.hint");
-    const spans = tokenSpans(reading.tokens, reading.groups, {
-      each: signBreak,
-      onPick: (first, group, how) => how === "click" && app.trying(panel, () => look(first)),
-    });
-    text.replaceChildren(spans);
+    say(textHint, "play.hint");
+    const onPick = (first, group, how) => how === "click" && app.runTask(panel, () => explainPosition(first));
+    textHolder.replaceChildren(tokenSpans(decoded.tokens, decoded.groups, { decorate: markLineBreak, onPick }));
     drawTree();
-    buttons();
-    if (odds) await look(at ?? tokens.length);
+    updateButtons();
+    if (explain) await explainPosition(tokens.length);
   }
 
-  // What could stand at a place of the text that is seen, and why.
-  async function look(at) {
-    const { tokens, reading } = shown;
-    const end = at >= tokens.length;
-    const from = end ? windowStart(tokens, model.block_size) : tokens[at].from;
-    const ids = tokens.slice(from, at).map((token) => token.id);
-    const found = { at, end, ids, came: end ? null : reading.tokens[at], step: app.step };
-    mark(at, from);
-    found.next = ids.length ? await lens("next_token", { text: ids }, { instead: "place" }) : null;
-    if (shown?.reading !== reading) return;
-    place = found;
-    idle.hidden = true;
-    bars.show(place);
-    for (const part of [layers, parts]) part.element.parentElement.hidden = !place.next;
-    if (place.next) await Promise.all([layers.show(place), parts.show(place, bars.likely)]);
+  // Shows what could be at a position of the text, and why.
+  async function explainPosition(at) {
+    const { tokens, decoded } = current;
+    const isEnd = at >= tokens.length;
+    const windowStart = isEnd ? nextWindowStart(tokens, model.block_size) : tokens[at].windowStart;
+    const ids = tokens.slice(windowStart, at).map((token) => token.id);
+    const actual = isEnd ? null : decoded.tokens[at];
+    markPosition(at, windowStart);
+    const answer = ids.length ? await fetchView("next_token", { text: ids }, { replaces: "next_token" }) : null;
+    if (current?.decoded !== decoded) return;
+    position = { at, isEnd, ids, actual, step: app.step, nextToken: answer };
+    idleNote.hidden = true;
+    nextToken.show(position);
+    for (const card of explanations) card.hidden = !answer;
+    if (answer) await Promise.all([logitLens.show(position), contributions.show(position, nextToken.likeliest)]);
   }
 
-  // The chosen token stands out; what lay outside the model's window then is pale.
-  function mark(at, from) {
-    const {
-      reading: { tokens, groups },
-    } = shown;
-    text.querySelectorAll(".token").forEach((span, i) => {
+  // Marks the chosen token, and hatches those outside the model's window at that position.
+  function markPosition(at, windowStart) {
+    const { tokens, groups } = current.decoded;
+    const contains = ({ first, count }) => at >= first && at < first + count;
+    textHolder.querySelectorAll(".token").forEach((span, i) => {
       const { first, count } = groups[i];
-      const chosen = at >= first && at < first + count;
-      span.classList.toggle("chosen", chosen);
-      span.classList.toggle("forgotten", first + count <= from);
-      if (chosen) span.setAttribute("aria-current", "true");
+      const isChosen = contains(groups[i]);
+      span.classList.toggle("chosen", isChosen);
+      span.classList.toggle("out-of-window", first + count <= windowStart);
+      if (isChosen) span.setAttribute("aria-current", "true");
       else span.removeAttribute("aria-current");
     });
-    say(hint, from ? "play.window" : "play.hint", { block: model.block_size });
-    const group = groups.find(({ first, count }) => at >= first && at < first + count && count > 1);
-    pieces.hidden = !group;
-    if (group)
-      pieces.replaceChildren(
-        t("place.pieces", { count: group.count }),
-        " ",
-        ...tokens.slice(group.first, group.first + group.count).map((token, i) =>
-          el(
-            "button",
-            {
-              type: "button",
-              class: "small chip",
-              "aria-pressed": String(at === group.first + i),
-              title: token.bytes,
-              onclick: () => app.trying(panel, () => look(group.first + i)),
-            },
-            token.label,
-          ),
-        ),
-      );
+    say(textHint, windowStart ? "play.window" : "play.hint", { block: model.block_size });
+    const group = groups.find((each) => contains(each) && each.count > 1);
+    tokenButtons.hidden = !group;
+    if (group) drawTokenButtons(group, tokens, at);
   }
 
-  // ---- What is chosen above
+  function drawTokenButtons({ first, count }, tokens, at) {
+    const button = (token, i) =>
+      el(
+        "button",
+        {
+          type: "button",
+          class: "small chip",
+          "aria-pressed": String(at === first + i),
+          title: token.bytes,
+          onclick: () => app.runTask(panel, () => explainPosition(first + i)),
+        },
+        token.label,
+      );
+    const buttons = tokens.slice(first, first + count).map(button);
+    tokenButtons.replaceChildren(t("next_token.pieces", { count }), " ", ...buttons);
+  }
 
   function drawTree() {
     say(treeHint, tree.roots.some((root) => root.children.length) ? "tree.hint" : "tree.empty");
-    outline.draw(tree, shown?.branch);
+    treeView.draw(tree, current?.branch);
   }
 
-  function buttons() {
-    write.disabled = !!writing;
-    stop.disabled = !writing;
-    onward.disabled = !!writing || !shown;
-    bars.list.classList.toggle("waiting", !!writing); // one can't branch from what is being written
+  function updateButtons() {
+    const isGenerating = Boolean(generation);
+    writeButton.disabled = isGenerating;
+    stopButton.disabled = !isGenerating;
+    continueButton.disabled = isGenerating || !current;
+    nextToken.list.classList.toggle("waiting", isGenerating); // no branch leaves a text that is being generated
   }
+
+  // ---- Another model, step or language
 
   async function update() {
     if (!app.model) return;
-    const chosen = app.model,
-      another = model?.id !== chosen.id;
-    const known = another ? await knownOf(app.text, chosen) : "";
-    if (chosen !== app.model) return; // another was chosen meanwhile
-    if (another) {
-      writing?.abort();
-      writing = null;
-      model = { id: app.model.id, ...app.model.model };
-      tree = new Tree();
-      shown = place = null;
-      showing++;
-      bend.known(model.vocab_size);
-      prompt.value = known.split(/\s+/).slice(0, 3).join(" ");
-      text.replaceChildren();
-      drawTree();
-      for (const part of [bars, layers, parts]) part.element.hidden = true;
-      for (const part of [layers, parts]) part.element.parentElement.hidden = true;
-      idle.hidden = false;
-      say(hint, "play.idle");
-      say(status, "play.ready");
-      buttons();
-    }
-    bend.show();
-    const { step: served } = app.model;
-    elsewhere.hidden = app.step === null || app.step === served;
-    if (!elsewhere.hidden) say(elsewhere, "play.other", { served, step: app.step });
-    surprisal.update(another);
-    if (another && prompt.value) {
-      const root = await rooted(); // so that there is something to see and to bend
-      if (root) await show(root);
+    const chosen = app.model;
+    const isOtherModel = model?.id !== chosen.id;
+    const readable = isOtherModel ? await keepKnownCharacters(app.text, chosen) : "";
+    if (chosen !== app.model) return; // another model was chosen meanwhile
+    if (isOtherModel) reset(readable);
+    controls.showValues();
+    stepNote.hidden = isServedStep();
+    if (!isServedStep()) say(stepNote, "play.other", { served: chosen.step, step: app.step });
+    surprisal.update(isOtherModel);
+    if (isOtherModel && prompt.value) {
+      const root = await findOrAddRoot(); // so that there is something to explain
+      if (root) await showBranch(root);
       return;
     }
-    if (!shown || writing) return;
+    if (!current || generation) return;
     drawTree();
-    await look(place?.at ?? shown.tokens.length);
+    await explainPosition(position?.at ?? current.tokens.length);
+  }
+
+  function reset(text) {
+    generation?.abort();
+    generation = null;
+    model = { id: app.model.id, ...app.model.model };
+    tree = new Tree();
+    current = position = null;
+    requests++;
+    controls.setVocabularySize(model.vocab_size);
+    prompt.value = text.split(/\s+/).slice(0, 3).join(" ");
+    textHolder.replaceChildren();
+    drawTree();
+    for (const part of [nextToken, logitLens, contributions]) part.element.hidden = true;
+    for (const card of explanations) card.hidden = true;
+    idleNote.hidden = false;
+    say(textHint, "play.idle");
+    say(status, "play.ready");
+    updateButtons();
   }
 
   return { update };
 }
-
-const card = (part) => el("div", { class: "card" }, part.element);

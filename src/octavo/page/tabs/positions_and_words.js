@@ -1,18 +1,24 @@
-// Positions and words: what the two tables hold. A word at two positions, how alike positions are, how two words grow
-// alike along training, and a map of the tokens. The static page has only the first two.
+// Positions and words: the rows of the two embedding tables. It has four cards: a word at two positions; the similarity
+// of positions; the similarity of two words during training; a map of the tokens. A saved page has only the first two.
 
 import { offline } from "octavo/api";
-import { likeness } from "octavo/tabs/positions_and_words/cosine_similarity";
-import { map } from "octavo/tabs/positions_and_words/projection";
-import { oneWord } from "octavo/tabs/positions_and_words/position";
 import { el } from "octavo/dom";
+import { createSimilarity } from "octavo/tabs/positions_and_words/cosine_similarity";
+import { createPosition } from "octavo/tabs/positions_and_words/position";
+import { createProjection } from "octavo/tabs/positions_and_words/projection";
 
 export function mount(panel, app) {
-  const parts = [oneWord(app), ...(offline ? [] : [likeness(app), map(app)])];
-  const [word, alike, all] = parts;
-  panel.append(word.node, el("div", { class: "two" }, word.alike, alike?.node), ...(all ? [all.node] : []));
+  const position = createPosition(app);
+  const similarity = offline ? null : createSimilarity(app);
+  const projection = offline ? null : createProjection(app);
+  panel.append(
+    position.card,
+    el("div", { class: "two" }, position.positionsCard, ...(similarity ? [similarity.card] : [])),
+  );
+  if (projection) panel.append(projection.card);
+  const parts = [position, similarity, projection].filter(Boolean);
   return {
-    update: () => Promise.all(parts.map((part) => app.trying(part.node, part.load))),
-    hide: () => parts.forEach((part) => part.hide?.()),
+    update: () => Promise.all(parts.map((part) => app.runTask(part.card, part.load))),
+    hide: () => projection?.stop(),
   };
 }

@@ -1,202 +1,222 @@
-// What lies between two readings of one text: token by token, in what comes next, in where a head looks, in how long the
-// stream grows. The first is always dashed or hatched and of one colour, the second plain and of another.
+// The differences between two models on one text: the surprisal of each token, the probabilities of the next token, a
+// head's attention, and the length of the residual stream. The first model is dashed or hatched, the second is plain;
+// each has its own color.
 
-import { lineChart, matrix } from "octavo/pictures/bars";
-import { asTable, offer, signBreak, signed, tokenChip } from "octavo/controls";
-import { divergence } from "octavo/sampling";
-import { code, el, field, number, percent, said, say, t, tokenSpans } from "octavo/dom";
+import { el, field, say, setOptions, signedNumber, tNodes } from "octavo/dom";
+import { number, percent, t } from "octavo/i18n";
+import { lineChart } from "octavo/pictures/line_chart";
+import { matrix } from "octavo/pictures/matrix";
+import { shareReadout } from "octavo/pictures/share_readout";
+import { dataTable } from "octavo/pictures/table";
+import { klDivergence } from "octavo/sampling";
+import { labelChip, markLineBreak, positionsOf, tokenSpans } from "octavo/tokens";
 
-export const SIDES = ["a", "b"];
+export const SIDES = ["a", "b"]; // the first model and the second
 
-const BITS = [0.05, 0.5, 1, 2, 4]; // where a longer bar begins
-const LIKELY = 8; // tokens of either
-const LINES = { a: { colour: "--line-2", dash: [7, 4] }, b: { colour: "--line-1", dash: [] } };
-const COLUMNS = ["compare.a", "compare.b", "compare.diff"];
+const BIT_EDGES = [0.05, 0.5, 1, 2, 4]; // where a taller bar begins
+const TOP = 8; // next tokens of each model
+const LINES = { a: { color: "--line-2", dash: [7, 4] }, b: { color: "--line-1", dash: [] } };
 
 export class Difference {
-  // `onHead()` when another head is chosen.
-  constructor(onHead) {
+  // `onHeadChange()` when the user chooses another head.
+  constructor(onHeadChange) {
     this.running = el("div", { class: "page" });
-    this.numbers = el("p", { class: "numbers", role: "status" });
-    this.lines = lineChart({ x: [], series: [] }, { caption: () => t("compare.lines"), height: 220 });
+    this.readout = el("p", { class: "numbers", role: "status" });
+    this.surprisals = lineChart({ x: [], series: [] }, { caption: () => t("compare.lines"), height: 220 });
     this.kl = el("p", { class: "total" });
-    this.left = el("p", { class: "quiet" });
-    this.next = new Pairs("compare.next", "col.token", percent, (diff) => signed(100 * diff, 1));
-    this.layer = el("select", { id: "compare-layer", onchange: onHead });
-    this.which = el("select", { id: "compare-head", onchange: onHead });
-    this.pictures = Object.fromEntries([...SIDES, "diff"].map((side) => [side, picture(side)]));
-    const decimals = (value) => number(value, 2);
-    this.stream = new Pairs("compare.stream", "col.stage", decimals, (diff) => signed(diff, 2));
-    const heads = el("div", { class: "row" }, field(this.layer, "walk.layer"), field(this.which, "walk.head"));
+    this.leftOut = el("p", { class: "quiet" });
+    this.nextTokens = new PairedBars({
+      title: "compare.next",
+      column: "col.token",
+      format: percent,
+      formatDifference: (value) => signedNumber(100 * value, 1),
+    });
+    this.layer = el("select", { id: "compare-layer", onchange: onHeadChange });
+    this.head = el("select", { id: "compare-head", onchange: onHeadChange });
+    this.patterns = Object.fromEntries([...SIDES, "diff"].map((side) => [side, attentionMatrix(side)]));
+    this.stream = new PairedBars({
+      title: "compare.stream",
+      column: "col.stage",
+      format: (value) => number(value, 2),
+      formatDifference: (value) => signedNumber(value, 2),
+    });
+    const headFields = el("div", { class: "row" }, field(this.layer, "common.layer"), field(this.head, "common.head"));
     this.element = el(
       "div",
       {},
-      part("compare.tokens", this.running, this.numbers, moreKey(), this.lines),
-      part("compare.next", this.left, this.kl, key(), this.next.element),
-      part(
+      section("compare.tokens", this.running, this.readout, tokenKey(), this.surprisals),
+      section("compare.next", this.leftOut, this.kl, sideKey(), this.nextTokens.element),
+      section(
         "compare.attention",
-        heads,
-        el("div", { class: "three" }, Object.values(this.pictures)),
-        el("p", { class: "caveat", say: "attention.caveat" }),
+        headFields,
+        el("div", { class: "three" }, Object.values(this.patterns)),
+        el("p", { class: "caveat", say: "common.attention_caveat" }),
       ),
-      part("compare.stream", key(), this.stream.element),
+      section("compare.stream", sideKey(), this.stream.element),
     );
   }
 
-  // The head that is chosen, among those that both have.
-  head({ a, b }) {
-    const upTo = (name) => Array.from({ length: Math.min(a.shape[name], b.shape[name]) }, (_, i) => [i, i]);
-    offer(this.layer, upTo("n_layer"));
-    offer(this.which, upTo("n_head"));
-    return { layer: Number(this.layer.value), head: Number(this.which.value) };
+  // The chosen head, among those that both models have.
+  selectedHead({ a, b }) {
+    const common = (name) => Array.from({ length: Math.min(a.shape[name], b.shape[name]) }, (_, i) => [i, i]);
+    setOptions(this.layer, common("n_layer"));
+    setOptions(this.head, common("n_head"));
+    return { layer: Number(this.layer.value), head: Number(this.head.value) };
   }
 
-  // The largest of all differences.
-  largest({ a, b }) {
-    const most = (x, y) => x.reduce((most, value, i) => Math.max(most, Math.abs((value ?? 0) - (y[i] ?? 0))), 0);
-    return Math.max(
-      most(a.score.surprisal, b.score.surprisal),
-      most(a.next.logits, b.next.logits),
-      most(a.residual.stream, b.residual.stream),
-      most(a.attention.weights.flat(), b.attention.weights.flat()),
-    );
-  }
-
-  show(found) {
-    this.found = found;
+  // `answers`: {a, b}, see tabs/compare.js.
+  show(answers) {
+    this.answers = answers;
     this.#drawTokens();
-    this.#drawNext();
+    this.#drawSurprisals();
+    this.#drawNextTokens();
     this.#drawAttention();
     this.#drawStream();
   }
 
   #bits(side, at) {
-    return (this.found[side].score.surprisal[at] ?? 0) / Math.LN2;
+    return (this.answers[side].surprisal.surprisal[at] ?? 0) / Math.LN2;
   }
 
-  #between(at) {
+  #bitDifference(at) {
     return this.#bits("b", at) - this.#bits("a", at);
   }
 
   #drawTokens() {
-    const { score, reading } = this.found.a;
-    const level = (diff) => BITS.filter((edge) => Math.abs(diff) >= edge).length;
-    this.groups = reading.groups.filter(({ first, count }) => first + count <= score.tokens.length);
-    this.spans = tokenSpans(score.tokens, this.groups, {
-      labelKey: "compare.text",
-      each: (span, group) => {
-        signBreak(span, group);
-        const diff = members(group).reduce((sum, at) => sum + this.#between(at), 0);
-        if (level(diff)) span.classList.add(diff > 0 ? "first-more" : "second-more", `by-${level(diff)}`);
-      },
-      onPick: (first, group) => this.#tell(group),
-    });
+    const { surprisal, groups } = this.answers.a;
+    const levelOf = (difference) => BIT_EDGES.filter((edge) => Math.abs(difference) >= edge).length;
+    this.groups = groups.filter(({ first, count }) => first + count <= surprisal.tokens.length);
+    const decorate = (span, group) => {
+      markLineBreak(span, group);
+      const difference = positionsOf(group).reduce((sum, at) => sum + this.#bitDifference(at), 0);
+      const level = levelOf(difference);
+      if (level) span.classList.add(difference > 0 ? "first-more" : "second-more", `by-${level}`);
+    };
+    const onPick = (_, group) => this.#showReadout(group);
+    this.spans = tokenSpans(surprisal.tokens, this.groups, { labelKey: "compare.text", decorate, onPick });
     this.running.replaceChildren(this.spans);
-    say(this.numbers, "score.hint");
-    const x = [...score.tokens.keys()].slice(1);
-    const sides = SIDES.map((side) => ({
-      label: t(`compare.${side}`),
-      values: x.map((at) => this.#bits(side, at)),
-      ...LINES[side],
-    }));
-    const between = { label: t("compare.diff"), values: x.map((at) => this.#between(at)) };
-    this.lines.show(
-      { x, series: [...sides, { ...between, width: 1.5, dash: [2, 3], colour: "--line-3" }] },
-      { xName: t("col.position"), yName: t("col.bits"), digits: 2, whole: true },
-    );
+    say(this.readout, "tokens.hint");
   }
 
-  #tell(group) {
-    const { tokens } = this.found.a.score;
+  #showReadout(group) {
+    const { tokens } = this.answers.a.surprisal;
     this.spans.spans.forEach((span, i) => span.classList.toggle("chosen", this.groups[i] === group));
     const sentence = (at) => {
-      const token = tokenChip(tokens[at].label);
-      if (!at) return said("score.first", { token });
+      const token = labelChip(tokens[at].label);
+      if (!at) return tNodes("tokens.first", { token });
       const [a, b] = SIDES.map((side) => number(this.#bits(side, at), 2));
-      return said("compare.one", { token, a, b, diff: signed(this.#between(at)) });
+      return tNodes("compare.one", { token, a, b, diff: signedNumber(this.#bitDifference(at)) });
     };
-    this.numbers.replaceChildren(...members(group).map((at) => el("span", {}, sentence(at))));
+    this.readout.replaceChildren(...positionsOf(group).map((at) => el("span", {}, sentence(at))));
   }
 
-  #drawNext() {
-    const { a, b } = this.found;
-    this.left.hidden = !a.next.left_out;
-    say(this.left, "attention.left", { n: a.next.left_out });
-    say(this.kl, "compare.kl", { ab: number(divergence(a.p, b.p), 4), ba: number(divergence(b.p, a.p), 4) });
-    const best = ({ p }) =>
-      Array.from(p.keys())
-        .sort((x, y) => p[y] - p[x])
-        .slice(0, LIKELY);
-    const ids = [...new Set([...best(a), ...best(b)])].sort((x, y) => a.p[y] + b.p[y] - a.p[x] - b.p[x]);
-    const label = (id) => a.next.vocabulary[id] ?? b.next.vocabulary[id] ?? `#${id}`;
-    this.next.show(ids.map((id) => [() => tokenChip(label(id)), a.p[id], b.p[id]]));
+  #drawSurprisals() {
+    const x = [...this.answers.a.surprisal.tokens.keys()].slice(1);
+    const line = (label, value, style) => ({ label: t(`compare.${label}`), values: x.map(value), ...style });
+    const series = [
+      ...SIDES.map((side) => line(side, (at) => this.#bits(side, at), LINES[side])),
+      line("diff", (at) => this.#bitDifference(at), { width: 1.5, dash: [2, 3], color: "--line-3" }),
+    ];
+    this.surprisals.show({ x, series }, { xName: t("col.position"), yName: t("col.bits"), digits: 2, whole: true });
+  }
+
+  #drawNextTokens() {
+    const { a, b } = this.answers;
+    const [p, q] = [a.probabilities, b.probabilities];
+    const { left_out, vocabulary } = a.nextToken;
+    this.leftOut.hidden = !left_out;
+    say(this.leftOut, "common.left_out", { n: left_out });
+    say(this.kl, "compare.kl", { ab: number(klDivergence(p, q), 4), ba: number(klDivergence(q, p), 4) });
+    const likeliest = (probabilities) =>
+      Array.from(probabilities.keys())
+        .sort((x, y) => probabilities[y] - probabilities[x])
+        .slice(0, TOP);
+    const ids = [...new Set([...likeliest(p), ...likeliest(q)])].sort((x, y) => p[y] + q[y] - p[x] - q[x]);
+    const label = (id) => vocabulary[id] ?? b.nextToken.vocabulary[id] ?? `#${id}`;
+    this.nextTokens.show(ids.map((id) => [() => labelChip(label(id)), p[id], q[id]]));
   }
 
   #drawAttention() {
-    const { a, b } = this.found;
-    const name = (i) => a.attention.tokens[i].label;
-    const ends = (r, c) => [el("bdi", {}, name(r)), " → ", el("bdi", {}, name(c)), " "];
-    const options = {
-      rows: name,
-      columns: name,
-      tell: (r, c, value) => (value === undefined ? "" : [...ends(r, c), code(number(value, 4))]),
-    };
+    const { a, b } = this.answers;
+    const { tokens } = a.attention;
     const [first, second] = [a, b].map((each) => each.attention.weights);
     const weights = { a: first, b: second, diff: second.map((row, r) => row.map((value, c) => value - first[r][c])) };
-    for (const [side, figure] of Object.entries(this.pictures))
-      figure.show(weights[side], { ...options, label: t(`compare.${side}`) });
+    for (const [side, figure] of Object.entries(this.patterns))
+      figure.show(weights[side], {
+        rows: (i) => tokens[i].label,
+        columns: (i) => tokens[i].label,
+        readout: (r, c, value) => shareReadout(tokens, r, c, value),
+        label: t(`compare.${side}`),
+      });
   }
 
   #drawStream() {
-    const [a, b] = SIDES.map((side) => this.found[side].residual.stream);
+    const [a, b] = SIDES.map((side) => this.answers[side].contributions.stream);
     const stage = (i) => () => (i ? t("layers.after", { layer: i - 1 }) : t("layers.start"));
     this.stream.show(a.slice(0, b.length).map((length, i) => [stage(i), length, b[i]]));
   }
 }
 
-// Rows of [name(), first, second]: two bars under each other, both numbers and what lies between; and the same as a table.
-class Pairs {
-  constructor(label, column, show, showDiff) {
-    Object.assign(this, { showValue: show, showDiff, rows: [] });
+// The largest absolute difference between the two models' numbers.
+export function largestDifference({ a, b }) {
+  const largest = (x, y) => x.reduce((max, value, i) => Math.max(max, Math.abs((value ?? 0) - (y[i] ?? 0))), 0);
+  return Math.max(
+    largest(a.surprisal.surprisal, b.surprisal.surprisal),
+    largest(a.nextToken.logits, b.nextToken.logits),
+    largest(a.contributions.stream, b.contributions.stream),
+    largest(a.attention.weights.flat(), b.attention.weights.flat()),
+  );
+}
+
+// Rows of [name(), first, second], each with two bars, both numbers and their difference; and the same as a table.
+class PairedBars {
+  constructor({ title, column, format, formatDifference }) {
+    Object.assign(this, { column, format, formatDifference, rows: [] });
     this.list = el("ol", { class: "pairs" });
-    this.table = asTable(label, [column, ...COLUMNS], () =>
-      this.rows.map(([name, a, b]) => [name(), show(a), show(b), showDiff(b - a)]),
-    );
+    this.table = dataTable(() => this.#tableContent(), { label: () => t(title) });
     this.element = el("div", {}, this.list, this.table);
   }
 
   show(rows) {
     this.rows = rows;
-    const most = Math.max(...rows.flatMap(([, a, b]) => [a, b])) || 1;
+    const max = Math.max(...rows.flatMap(([, a, b]) => [a, b])) || 1;
+    this.list.replaceChildren(...rows.map((row) => this.#item(row, max)));
+    this.table.fill();
+  }
+
+  #item([name, a, b], max) {
     const track = (side, value) => {
-      const bar = el("span", { style: { "inline-size": `${(100 * value) / most}%` } });
+      const bar = el("span", { style: { "inline-size": `${(100 * value) / max}%` } });
       return el("span", { class: `track ${side}`, "aria-hidden": "true" }, bar);
     };
-    const item = ([name, a, b]) =>
-      el(
-        "li",
-        { dataset: { a, b } },
-        el("span", { class: "name" }, name()),
-        el("span", {}, track("a", a), track("b", b)),
-        el("span", { class: "share" }, el("span", {}, this.showValue(a)), el("span", {}, this.showValue(b))),
-        this.showDiff(b - a),
-      );
-    this.list.replaceChildren(...rows.map(item));
-    this.table.fill();
+    return el(
+      "li",
+      { dataset: { a, b } },
+      el("span", { class: "name" }, name()),
+      el("span", {}, track("a", a), track("b", b)),
+      el("span", { class: "share" }, el("span", {}, this.format(a)), el("span", {}, this.format(b))),
+      this.formatDifference(b - a),
+    );
+  }
+
+  #tableContent() {
+    return {
+      columns: [this.column, "compare.a", "compare.b", "compare.diff"].map((key) => t(key)),
+      rows: this.rows.map(([name, a, b]) => [name(), this.format(a), this.format(b), this.formatDifference(b - a)]),
+    };
   }
 }
 
-const members = ({ first, count }) => Array.from({ length: count }, (_, i) => first + i);
+const section = (key, ...children) =>
+  el("section", { class: "card" }, el("h2", { say: key }), el("p", { say: `${key}.lead` }), children);
 
-const part = (name, ...children) =>
-  el("section", { class: "card" }, el("h2", { say: name }), el("p", { say: `${name}.lead` }), children);
-
-function picture(side) {
-  const kind = side === "diff" ? { scale: "signed" } : { scale: "share", max: 1 };
-  return matrix([], { ...kind, hidden: (r, c) => c > r, maxCell: 26, caption: () => t(`compare.${side}`) });
+function attentionMatrix(side) {
+  const scale = side === "diff" ? { scale: "signed" } : { scale: "share", max: 1 };
+  return matrix([], { ...scale, isHidden: (r, c) => c > r, maxCell: 26, caption: () => t(`compare.${side}`) });
 }
 
-const key = () =>
+// What the two kinds of bars mean.
+const sideKey = () =>
   el(
     "p",
     { class: "line quiet" },
@@ -205,16 +225,11 @@ const key = () =>
     ),
   );
 
-const moreKey = () =>
-  el(
-    "ul",
-    { class: "steps" },
-    ["first", "second"].map((which, i) =>
-      el(
-        "li",
-        {},
-        el("span", { class: `swatch ${which}-more by-4`, "aria-hidden": "true" }),
-        el("span", { say: `compare.${SIDES[i]}.more` }),
-      ),
-    ),
-  );
+// What the two kinds of marked tokens mean.
+function tokenKey() {
+  const item = (side) => {
+    const swatch = { class: `swatch ${side === "a" ? "first" : "second"}-more by-4`, "aria-hidden": "true" };
+    return el("li", {}, el("span", swatch), el("span", { say: `compare.${side}.more` }));
+  };
+  return el("ul", { class: "steps" }, SIDES.map(item));
+}

@@ -1,203 +1,191 @@
-// How surprised the model is by each token of a text: a bar under the token, longer for more, in bits or by rank.
+// The surprisal of each token of a text: a bar under the token, taller for more, in bits or by rank.
 //
-// The bar is a background, so nothing moves a letter: spans in running text have no padding, margin or border, which
-// would break the joining of Arabic and Indic letters.
+// The bar is a background, so no letter moves: padding, margins or borders in running text would break the joining of
+// Arabic and Indic letters.
 
-import { lens, mustRead } from "octavo/api";
-import { asTable, leftOut, signBreak, stacked, tokenChip } from "octavo/controls";
-import { count, el, number, percent, said, say, t, tokenSpans } from "octavo/dom";
+import { fetchView, requireReadable } from "octavo/api";
+import { el, say, stackedField, tNodes } from "octavo/dom";
+import { count, number, percent, t } from "octavo/i18n";
+import { dataTable } from "octavo/pictures/table";
+import { labelChip, markLineBreak, positionsOf, tokenSpans, unknownCharacters } from "octavo/tokens";
 
-const LONGEST = 3000; // tokens that are shown
-const BITS = [1, 2, 4, 7, 11]; // where a longer bar begins
-const RANKS = [1, 3, 10, 100, 1000];
+const MAX_TOKENS = 3000; // on screen
+const BIT_EDGES = [1, 2, 4, 7, 11]; // where a taller bar begins
+const RANK_EDGES = [1, 3, 10, 100, 1000];
+const COLUMNS = ["col.position", "col.token", "col.bits", "col.probability", "col.rank", "col.guess"];
 
 export class Surprisal {
   constructor(app) {
     this.app = app;
-    this.text = el("textarea", { id: "score-text", rows: 3, dir: "auto", spellcheck: "false", maxlength: 50000 });
-    this.sum = el("p", { class: "sum" });
+    this.text = el("textarea", { id: "surprisal-text", rows: 3, dir: "auto", spellcheck: "false", maxlength: 50000 });
+    this.average = el("p", { class: "sum" });
     this.notes = el("p", { class: "quiet" });
     this.running = el("div", { class: "page" });
-    this.numbers = el("p", { class: "numbers", role: "status" });
+    this.readout = el("p", { class: "numbers", role: "status" });
     this.legend = el("ul", { class: "steps" });
-    this.by = el(
-      "fieldset",
-      { class: "line plain" },
-      el("legend", { say: "score.by" }),
-      ["bits", "rank"].map((name, at) =>
-        el(
-          "label",
-          { class: "check" },
-          el("input", { type: "radio", name: "score-by", value: name, checked: !at, onchange: () => this.draw() }),
-          el("span", { say: `score.${name}` }),
-        ),
-      ),
-    );
-    this.table = asTable(
-      "score.table",
-      ["col.position", "col.token", "col.bits", "col.probability", "col.rank", "col.guess"],
-      () => this.#rows(),
-    );
+    this.measure = measureChooser(() => this.draw());
+    const content = () => ({ columns: COLUMNS.map((key) => t(key)), rows: this.#tableRows() });
+    this.table = dataTable(content, { label: () => t("surprisal.table") });
     this.result = el(
       "div",
       { hidden: true },
-      this.sum,
-      this.by,
+      this.average,
+      this.measure,
       this.running,
-      this.numbers,
-      el("p", { class: "quiet", say: "score.legend" }),
+      this.readout,
+      el("p", { class: "quiet", say: "surprisal.legend" }),
       this.legend,
       this.notes,
       this.table,
     );
+    const onsubmit = (event) => {
+      event.preventDefault();
+      if (this.text.value) app.runTask(this.element, () => this.#fetch());
+    };
     this.element = el(
       "section",
       { class: "card surprisal" },
-      el("h2", { say: "score.title" }),
-      el("p", { say: "score.lead" }),
+      el("h2", { say: "surprisal.title" }),
+      el("p", { say: "surprisal.lead" }),
       el(
         "form",
-        {
-          onsubmit: (event) => {
-            event.preventDefault();
-            if (this.text.value) app.trying(this.element, () => this.#measure());
-          },
-        },
-        stacked(this.text, "score.text"),
-        el("p", {}, el("button", { type: "submit", say: "score.measure" })),
+        { onsubmit },
+        stackedField(this.text, "surprisal.text"),
+        el("p", {}, el("button", { type: "submit", say: "surprisal.measure" })),
       ),
       this.result,
     );
   }
 
-  // Another model, step or language. What was measured is measured again.
-  async update(another) {
-    if (another && !this.text.value) this.text.value = this.app.text;
-    if (another) this.found = null;
-    this.result.hidden = !this.found;
-    if (this.found) await this.app.trying(this.element, () => this.#measure());
+  // After a change of model, step or language: a result is fetched again, but not for another model.
+  async update(isOtherModel) {
+    if (isOtherModel && !this.text.value) this.text.value = this.app.text;
+    if (isOtherModel) this.answer = null;
+    this.result.hidden = !this.answer;
+    if (this.answer) await this.app.runTask(this.element, () => this.#fetch());
   }
 
-  async #measure() {
+  async #fetch() {
     const text = this.text.value;
-    const asked = { text, unknown: "skip" };
-    await mustRead(text, this.app.model).catch((error) => {
-      this.result.hidden = true; // it is of another text
+    const options = { text, unknown: "skip" };
+    await requireReadable(text, this.app.model).catch((error) => {
+      this.result.hidden = true; // it belongs to another text
       throw error;
     });
-    const [found, { groups }] = await Promise.all([lens("surprisal", asked, { instead: "score" }), lens("tokens", asked)]);
-    Object.assign(this, {
-      found,
-      groups: groups.filter((group) => group.first + group.count <= LONGEST),
-      unknown: leftOut(text, groups),
-    });
+    const [answer, { groups }] = await Promise.all([
+      fetchView("surprisal", options, { replaces: "surprisal" }),
+      fetchView("tokens", options),
+    ]);
+    this.answer = answer;
+    this.groups = groups.filter((group) => group.first + group.count <= MAX_TOKENS);
+    this.unknown = unknownCharacters(text, groups);
     this.result.hidden = false;
     this.draw();
   }
 
   draw() {
-    const { found, groups } = this;
-    if (!found) return;
-    const byBits = this.by.querySelector("input:checked").value === "bits";
-    const edges = byBits ? BITS : RANKS;
-    const level = (at) =>
-      byBits
-        ? edges.filter((edge) => bits(found, at) >= edge).length
-        : edges.filter((edge) => found.rank[at] > edge).length;
-    const counts = Array(edges.length + 1).fill(0);
-    const spans = tokenSpans(found.tokens, groups, {
-      labelKey: "score.text",
-      each: (span, group) => {
-        const { first, count } = group;
-        signBreak(span, group);
-        // Of a character that is several tokens, the most surprising one.
-        const levels = Array.from({ length: count }, (_, i) => first + i)
-          .filter(Boolean)
-          .map(level);
-        levels.forEach((each) => counts[each]++);
-        if (levels.length) span.classList.add("surprise", `level-${Math.max(...levels)}`);
-      },
-      onPick: (first, { count }) => this.#tell(first, count),
-    });
-    this.running.replaceChildren(spans);
-    this.legend.replaceChildren(
-      ...counts.map((each, at) =>
-        el(
-          "li",
-          {},
-          el("span", { class: `surprise level-${at}`, "aria-hidden": "true" }, "  "),
-          el("span", {}, range(at, byBits)),
-          el("small", {}, `× ${count(each)}`),
-        ),
-      ),
-    );
-    const { loss, perplexity, bits_per_byte, block_size } = found;
-    say(this.sum, "score.sum", {
+    if (!this.answer) return;
+    const isByBits = this.measure.querySelector("input:checked").value === "bits";
+    this.#drawText(isByBits);
+    const { loss, perplexity, bits_per_byte } = this.answer;
+    say(this.average, "surprisal.sum", {
       bits: number(loss / Math.LN2, 2),
       loss: number(loss, 4),
       perplexity: number(perplexity, 2),
       bpb: number(bits_per_byte, 3),
     });
-    const notes = [];
-    if (found.tokens.length > block_size) notes.push(t("score.windows", { block: block_size }));
-    if (this.unknown) notes.push(t("text.left_out", { characters: this.unknown }));
-    if (found.tokens.length > LONGEST) notes.push(t("score.cut", { count: LONGEST }));
-    this.notes.replaceChildren(notes.join(" "));
-    say(this.numbers, "score.hint");
+    this.#drawNotes();
+    say(this.readout, "tokens.hint");
     this.table.fill();
   }
 
-  #tell(first, many) {
-    this.groups.forEach((group, i) =>
-      this.running.firstChild.spans[i].classList.toggle("chosen", group.first === first),
-    );
-    const { tokens, surprisal, rank, guesses } = this.found;
-    this.numbers.replaceChildren(
-      ...Array.from({ length: many }, (_, i) => first + i).map((at) =>
-        el(
-          "span",
-          {},
-          at
-            ? said("score.one", {
-                token: tokenChip(tokens[at].label),
-                bits: number(bits(this.found, at), 2),
-                share: percent(Math.exp(-surprisal[at])),
-                rank: rank[at],
-                guess: tokenChip(guesses[at]),
-              })
-            : said("score.first", { token: tokenChip(tokens[at].label) }),
-          " ",
-        ),
-      ),
-    );
+  #drawText(isByBits) {
+    const { answer, groups } = this;
+    const edges = isByBits ? BIT_EDGES : RANK_EDGES;
+    const levelOf = (at) =>
+      edges.filter((edge) => (isByBits ? bitsAt(answer, at) >= edge : answer.rank[at] > edge)).length;
+    const counts = Array(edges.length + 1).fill(0);
+    const decorate = (span, group) => {
+      markLineBreak(span, group);
+      const levels = positionsOf(group).filter(Boolean).map(levelOf); // the first token has no surprisal
+      for (const level of levels) counts[level]++;
+      // A character of several tokens shows its most surprising one.
+      if (levels.length) span.classList.add("surprise", `level-${Math.max(...levels)}`);
+    };
+    const onPick = (_, group) => this.#showReadout(group);
+    this.spans = tokenSpans(answer.tokens, groups, { labelKey: "surprisal.text", decorate, onPick });
+    this.running.replaceChildren(this.spans);
+    const item = (each, level) =>
+      el(
+        "li",
+        {},
+        el("span", { class: `surprise level-${level}`, "aria-hidden": "true" }, "  "),
+        el("span", {}, isByBits ? bitRange(level) : rankRange(level)),
+        el("small", {}, `× ${count(each)}`),
+      );
+    this.legend.replaceChildren(...counts.map(item));
   }
 
-  #rows() {
-    const { tokens, surprisal, rank, guesses } = this.found;
-    return tokens
-      .slice(1, LONGEST)
-      .map((token, i) => [
-        String(i + 1),
-        el("bdi", {}, token.label),
-        number(bits(this.found, i + 1), 2),
-        percent(Math.exp(-surprisal[i + 1]), 2),
-        String(rank[i + 1]),
-        el("bdi", {}, guesses[i + 1]),
-      ]);
+  #drawNotes() {
+    const { tokens, block_size } = this.answer;
+    const notes = [];
+    if (tokens.length > block_size) notes.push(t("surprisal.windows", { block: block_size }));
+    if (this.unknown) notes.push(t("text.left_out", { characters: this.unknown }));
+    if (tokens.length > MAX_TOKENS) notes.push(t("surprisal.cut", { count: MAX_TOKENS }));
+    this.notes.replaceChildren(notes.join(" "));
+  }
+
+  #showReadout(group) {
+    this.spans.spans.forEach((span, i) => span.classList.toggle("chosen", this.groups[i] === group));
+    const { tokens, surprisal, rank, guesses } = this.answer;
+    const sentence = (at) => {
+      const token = labelChip(tokens[at].label);
+      if (!at) return tNodes("tokens.first", { token });
+      return tNodes("surprisal.one", {
+        token,
+        bits: number(bitsAt(this.answer, at), 2),
+        share: percent(Math.exp(-surprisal[at])),
+        rank: rank[at],
+        guess: labelChip(guesses[at]),
+      });
+    };
+    this.readout.replaceChildren(...positionsOf(group).map((at) => el("span", {}, sentence(at), " ")));
+  }
+
+  #tableRows() {
+    const { tokens, surprisal, rank, guesses } = this.answer;
+    const row = (token, at) => [
+      String(at),
+      el("bdi", {}, token.label),
+      number(bitsAt(this.answer, at), 2),
+      percent(Math.exp(-surprisal[at]), 2),
+      String(rank[at]),
+      el("bdi", {}, guesses[at]),
+    ];
+    return tokens.slice(1, MAX_TOKENS).map((token, i) => row(token, i + 1));
   }
 }
 
-const bits = (found, at) => (found.surprisal[at] ?? 0) / Math.LN2;
+const bitsAt = ({ surprisal }, at) => (surprisal[at] ?? 0) / Math.LN2;
 
-function range(at, byBits) {
-  if (byBits) {
-    if (!at) return t("score.below", { bits: BITS[0] });
-    return at === BITS.length
-      ? t("score.above", { bits: BITS.at(-1) })
-      : t("score.from", { low: BITS[at - 1], high: BITS[at] });
-  }
-  if (!at) return t("score.best");
-  return at === RANKS.length
-    ? t("score.beyond", { rank: RANKS.at(-1) })
-    : t("score.ranks", { low: RANKS[at - 1] + 1, high: RANKS[at] });
+// "bits" or "rank".
+function measureChooser(onchange) {
+  const choice = (value, i) => {
+    const input = el("input", { type: "radio", name: "surprisal-by", value, checked: !i, onchange });
+    return el("label", { class: "check" }, input, el("span", { say: `surprisal.${value}` }));
+  };
+  const legend = el("legend", { say: "surprisal.by" });
+  return el("fieldset", { class: "line plain" }, legend, ["bits", "rank"].map(choice));
+}
+
+function bitRange(level) {
+  if (!level) return t("surprisal.below", { bits: BIT_EDGES[0] });
+  if (level === BIT_EDGES.length) return t("surprisal.above", { bits: BIT_EDGES.at(-1) });
+  return t("surprisal.from", { low: BIT_EDGES[level - 1], high: BIT_EDGES[level] });
+}
+
+function rankRange(level) {
+  if (!level) return t("surprisal.best");
+  if (level === RANK_EDGES.length) return t("surprisal.beyond", { rank: RANK_EDGES.at(-1) });
+  return t("surprisal.ranks", { low: RANK_EDGES[level - 1] + 1, high: RANK_EDGES[level] });
 }

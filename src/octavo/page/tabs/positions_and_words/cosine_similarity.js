@@ -1,23 +1,27 @@
-// Two words along training: the cosine of their rows of wte, beside random pairs that are as frequent.
+// Two words during training: the cosine of their rows of wte, beside random pairs of words that are as frequent.
 
-import { lens, overtaken } from "octavo/api";
-import { lineChart } from "octavo/pictures/bars";
-import { readable } from "octavo/tabs/positions_and_words/position";
-import { el, field, number, say, t } from "octavo/dom";
+import { fetchView, replacedError, tokenizeWord } from "octavo/api";
+import { el, field, say, textInput } from "octavo/dom";
+import { number, t } from "octavo/i18n";
+import { lineChart } from "octavo/pictures/line_chart";
 
-export function likeness(app) {
-  let own = false, // the reader chose the pair
-    turns = 0,
-    chart = null;
-  const word = (id) =>
-    el("input", { id, size: 10, dir: "auto", maxlength: 100, spellcheck: "false", autocomplete: "off" });
-  const one = word("alike-one"),
-    two = word("alike-two");
-  const refused = el("p", { class: "problem", role: "alert", hidden: true });
-  const now = el("p");
-  const band = el("p", { class: "quiet" });
-  const picture = el("div");
-  const result = el("div", {}, now, picture, band);
+const EXAMPLES = [
+  ["king", "queen"],
+  ["a", "e"],
+];
+
+export function createSimilarity(app) {
+  let isUsersPair = false;
+  let requests = 0; // only the last one counts
+  let chart = null;
+
+  const first = textInput({ id: "similarity-first", size: 10, maxlength: 100 });
+  const second = textInput({ id: "similarity-second", size: 10, maxlength: 100 });
+  const problem = el("p", { class: "problem", role: "alert", hidden: true });
+  const cosine = el("p");
+  const chartHolder = el("div");
+  const bandNote = el("p", { class: "quiet" });
+  const result = el("div", {}, cosine, chartHolder, bandNote);
   const form = el(
     "form",
     {
@@ -28,108 +32,107 @@ export function likeness(app) {
       },
       onchange: () => ask(),
       oninput: () => {
-        own = true;
-        result.classList.add("old"); // it is another pair's, until this one is asked for
+        isUsersPair = true;
+        result.classList.add("stale"); // until the new pair is asked for
       },
     },
-    field(one, "words.word"),
-    field(two, "words.likeness.with"),
+    field(first, "common.word"),
+    field(second, "words.similarity.with"),
     el("button", { say: "words.show" }),
   );
-  const node = el(
+  const card = el(
     "section",
-    { class: "card", "aria-labelledby": "words-alike" },
-    el("h2", { id: "words-alike", say: "words.likeness.title" }),
-    el("p", { say: "words.likeness.does" }),
+    { class: "card", "aria-labelledby": "similarity-title" },
+    el("h2", { id: "similarity-title", say: "words.similarity.title" }),
+    el("p", { say: "words.similarity.does" }),
     form,
-    el("div", {}, refused),
+    el("div", {}, problem),
     result,
-    el("p", { class: "caveat", say: "words.likeness.caveat" }),
+    el("p", { class: "caveat", say: "words.similarity.caveat" }),
   );
 
-  const ask = () => app.trying(node, load);
+  const ask = () => app.runTask(card, load);
 
-  // What is shown is always said of the pair that was asked for, and of several questions only the last one counts.
+  // The result always belongs to the pair that was asked for, not to what has been typed since.
   async function load() {
-    const turn = ++turns;
-    if (!own) {
-      const found = await fitting();
-      if (turn !== turns || own) throw overtaken();
-      [one.value, two.value] = found;
+    const request = ++requests;
+    const stopIfReplaced = () => {
+      if (request !== requests) throw replacedError();
+    };
+    if (!isUsersPair) {
+      const example = await chooseExample();
+      stopIfReplaced();
+      if (isUsersPair) throw replacedError();
+      [first.value, second.value] = example;
     }
-    const pair = [one.value, two.value];
-    const why = await refusal(pair);
-    if (turn !== turns) throw overtaken();
+    const pair = [first.value, second.value];
+    const sentence = await findProblem(pair);
+    stopIfReplaced();
     const options = { word: pair[0], against: pair[1], top: 1 };
-    const seen = why ? null : await lens("neighbors", options, { instead: "likeness" });
-    if (turn !== turns) throw overtaken();
-    refused.hidden = !why;
-    result.hidden = Boolean(why);
-    if (why) return void say(refused, ...why);
-    result.classList.toggle("old", one.value !== pair[0] || two.value !== pair[1]);
-    draw(pair, seen);
+    const answer = sentence ? null : await fetchView("neighbors", options, { replaces: "similarity" });
+    stopIfReplaced();
+    problem.hidden = !sentence;
+    result.hidden = Boolean(sentence);
+    if (sentence) return void say(problem, ...sentence);
+    result.classList.toggle("stale", first.value !== pair[0] || second.value !== pair[1]);
+    draw(pair, answer);
   }
 
-  // Why a pair has no cosine: [key, values] of a sentence, or null. The server takes a first word of several tokens, as
-  // the mean of their rows; a curve of that would look like one of a row.
-  async function refusal(pair) {
-    if (!pair.every(Boolean)) return ["words.likeness.empty"];
+  // Why a pair has no cosine, as the [key, values] of a sentence, or null. The server takes a first word of several
+  // tokens as the mean of their rows, but the curve of a mean would pass for that of a row.
+  async function findProblem(pair) {
+    if (!pair.every(Boolean)) return ["words.similarity.empty"];
     for (const word of pair) {
-      const tokens = await readable(app.model, word);
+      const tokens = await tokenizeWord(app.model, word);
       if (tokens?.length === 1) continue;
-      const [other] = await fitting();
+      const [other] = await chooseExample();
       return tokens
-        ? ["words.likeness.pieces", { word, n: tokens.length, other }]
-        : ["words.likeness.unknown", { word, other }];
+        ? ["words.similarity.pieces", { word, n: tokens.length, other }]
+        : ["words.similarity.unknown", { word, other }];
     }
     return null;
   }
 
-  function draw(pair, seen) {
-    say(now, "words.likeness.now", { a: pair[0], b: pair[1], cosine: number(seen.against.cosine, 3) });
-    const along = seen.history,
-      banded = along.some((each) => each.control !== null);
-    if (!along.length) say(band, "words.likeness.none");
-    else if (banded) say(band, "words.likeness.band", { control: seen.control.match(/\d+/)?.[0] ?? "" });
-    else say(band, "words.likeness.noband");
-    picture.hidden = !along.length;
-    if (!along.length) return;
-    const series = [
-      { label: t("words.likeness.cosine", { a: pair[0], b: pair[1] }), values: along.map((each) => each.against) },
-    ];
-    if (banded)
-      series.push({
-        label: t("words.likeness.control"),
-        colour: "--line-6",
-        values: along.map((each) => each.control),
-        band: [along.map((each) => each.control_low), along.map((each) => each.control_high)],
-      });
-    const data = { x: along.map((each) => each.step), series };
-    const options = {
-      xName: t("words.likeness.steps"),
-      logX: along.at(-1).step > 30 * along[0].step,
-      height: 260,
-      label: t("words.likeness.title"),
-    };
-    if (chart) chart.show(data, options);
-    else picture.append((chart = lineChart(data, options)));
-  }
-
-  // Two words that are a token each: the learner's example, else two letters, else the two most frequent that are words.
-  async function fitting() {
-    for (const two of [
-      ["king", "queen"],
-      ["a", "e"],
-    ]) {
-      const pieces = await Promise.all(two.map((word) => readable(app.model, word)));
-      if (pieces.every((each) => each?.length === 1)) return two;
+  // Two words that are one token each: an example, else the two most frequent tokens that are words.
+  async function chooseExample() {
+    for (const pair of EXAMPLES) {
+      const tokens = await Promise.all(pair.map((word) => tokenizeWord(app.model, word)));
+      if (tokens.every((each) => each?.length === 1)) return pair;
     }
-    const { tokens } = await lens("projection");
+    const { tokens } = await fetchView("projection");
     return tokens
       .map((token) => token.label.replace(/^␣/u, ""))
       .filter((label) => /^\p{L}+$/u.test(label))
       .slice(0, 2);
   }
 
-  return { node, load };
+  function draw([a, b], { against, control, history }) {
+    say(cosine, "words.similarity.now", { a, b, cosine: number(against.cosine, 3) });
+    const hasBand = history.some((each) => each.control !== null);
+    if (!history.length) say(bandNote, "words.similarity.none");
+    else if (hasBand) say(bandNote, "words.similarity.band", { control: control.match(/\d+/)?.[0] ?? "" });
+    else say(bandNote, "words.similarity.noband");
+    chartHolder.hidden = !history.length;
+    if (!history.length) return;
+    const column = (name) => history.map((each) => each[name]);
+    const line = { label: t("words.similarity.cosine", { a, b }), values: column("against") };
+    const controlLine = {
+      label: t("words.similarity.control"),
+      color: "--line-6",
+      values: column("control"),
+      band: [column("control_low"), column("control_high")],
+    };
+    const steps = column("step");
+    const data = { x: steps, series: hasBand ? [line, controlLine] : [line] };
+    const options = {
+      xName: t("words.similarity.steps"),
+      logX: steps.at(-1) > 30 * steps[0],
+      height: 260,
+      label: t("words.similarity.title"),
+    };
+    if (chart) chart.show(data, options);
+    else chartHolder.append((chart = lineChart(data, options)));
+  }
+
+  return { card, load };
 }

@@ -1,221 +1,206 @@
-// A word at two positions, piece by piece: its row of wte, their rows of wpe, and the sums. And how alike positions are.
+// A word at two positions, token by token: the token's row of wte, the positions' rows of wpe, and the sums. And the
+// similarity of all rows of wpe.
 
-import { available, knownOf, lens, offline, overtaken, refusal } from "octavo/api";
-import { matrix } from "octavo/pictures/bars";
-import { chip, code, el, exact, field, number, said, say, t } from "octavo/dom";
+import { fetchView, MAX_WORD_TOKENS, offline, pageError, replacedError, savedOptions, tokenizeWord } from "octavo/api";
+import { code, el, field, say, textInput, tNodes } from "octavo/dom";
+import { exactNumber, number, t } from "octavo/i18n";
+import { matrix } from "octavo/pictures/matrix";
+import { chip } from "octavo/tokens";
 
-const FROM_TEXT = 12; // words of the text that are offered
-export const PIECES = 16; // tokens that a word may have, as octavo.lens has it
+const MAX_OFFERED = 12; // words of the text
 
-export function oneWord(app) {
-  const there = available("position");
-  let word = there?.[0]?.word ?? "cat",
-    at = there?.[0]?.at ?? [1, 10],
-    chosen = 0,
-    seen = null;
-  let own = false; // the reader chose the word
-  let turns = 0;
+export function createPosition(app) {
+  const saved = savedOptions("position")?.[0];
+  let word = saved?.word ?? "cat";
+  let at = saved?.at ?? [1, 10];
+  let isUsersWord = false;
+  let answer = null;
+  let tokenIndex = 0; // the token of the word that is shown
+  let requests = 0; // only the last one counts
 
-  const spelling = el("input", {
-    id: "word",
-    size: 12,
-    dir: "auto",
-    value: word,
-    maxlength: 100,
-    spellcheck: "false",
-    autocomplete: "off",
-  });
-  const places = at.map((value, i) => el("input", { id: `word-at-${i}`, type: "number", min: 0, value }));
-  const offered = el("div", { class: "row" });
+  // ---- Elements
+
+  const wordInput = textInput({ id: "word", size: 12, value: word, maxlength: 100, readonly: offline });
+  const positionInputs = at.map((value, i) =>
+    el("input", { id: `word-at-${i}`, type: "number", min: 0, value, readonly: offline }),
+  );
+  const clampNote = el("p", { class: "quiet", role: "status", hidden: true });
+  const wordButtons = el("div", { class: "row" });
+  const splitNote = el("p", { class: "quiet" });
+  const tokenButtons = el("div", { class: "buttons" });
+  const sumSentence = el("p");
+  const sums = matrix([]);
+  const distanceSentence = el("p");
+  const result = el(
+    "div",
+    {},
+    ...[splitNote, tokenButtons, sumSentence, el("div", { class: "sum" }, sums), distanceSentence],
+  );
   const form = el(
     "form",
     {
       class: "row",
-      novalidate: true, // a position that there isn't is told by the page
+      novalidate: true, // the page clamps positions itself, and says so
       onsubmit: (event) => {
         event.preventDefault();
         ask();
       },
+      onchange: () => ask(),
       oninput: () => {
-        clamped.hidden = true;
-        result.classList.add("old"); // it is another word's, until this one is asked for
+        clampNote.hidden = true;
+        result.classList.add("stale"); // until the new word is asked for
       },
     },
-    field(spelling, "words.word"),
-    field(places[0], "words.at"),
-    field(places[1], "words.and"),
+    field(wordInput, "common.word"),
+    field(positionInputs[0], "words.at"),
+    field(positionInputs[1], "words.and"),
     !offline && el("button", { say: "words.show" }),
   );
-  form.addEventListener("change", ask);
-  const pieces = el("div", { class: "buttons" });
-  const note = el("p", { class: "quiet" });
-  const clamped = el("p", { class: "quiet", role: "status", hidden: true });
-  const says = el("p");
-  const sums = matrix([], {});
-  const verdict = el("p");
-  const result = el("div", {}, note, pieces, says, el("div", { class: "sum" }, sums), verdict);
-  const node = el(
+  const card = el(
     "section",
-    { class: "card", "aria-labelledby": "words-position" },
-    el("h2", { id: "words-position", say: "words.position.title" }),
+    { class: "card", "aria-labelledby": "position-title" },
+    el("h2", { id: "position-title", say: "words.position.title" }),
     el("p", { say: "words.position.does" }),
-    form,
-    clamped,
-    offered,
-    result,
+    ...[form, clampNote, wordButtons, result],
   );
-  const square = matrix([], {});
-  const waves = el("p");
-  const alike = el(
+  const similarity = matrix([]);
+  const similaritySentence = el("p");
+  const positionsCard = el(
     "section",
-    { class: "card", "aria-labelledby": "words-wpe" },
-    el("h2", { id: "words-wpe", say: "words.wpe.title" }),
-    waves,
-    square,
+    { class: "card", "aria-labelledby": "wpe-title" },
+    el("h2", { id: "wpe-title", say: "words.wpe.title" }),
+    similaritySentence,
+    similarity,
   );
-  if (offline) for (const each of [spelling, ...places]) each.readOnly = true;
+
+  // ---- Data
 
   async function ask() {
     if (offline) return;
-    [word, at, chosen, own] = [spelling.value, places.map((place) => place.valueAsNumber || 0), 0, true];
-    await app.trying(node, load);
+    word = wordInput.value;
+    at = positionInputs.map((input) => input.valueAsNumber || 0);
+    tokenIndex = 0;
+    isUsersWord = true;
+    await app.runTask(card, load);
   }
 
-  // A word that the model can't read, or that would stand beyond its block, would only be refused: ask for one that fits.
   async function load() {
-    const turn = ++turns;
-    offer();
+    const request = ++requests;
+    offerWords();
     if (!offline) {
-      const { block_size } = app.model.model;
-      let pieces = await readable(app.model, word);
-      if (!pieces && !own) {
-        word = spelling.value = fromText()[0] ?? [...app.text.trim()].slice(0, 4).join("");
-        pieces = await readable(app.model, word);
-      }
-      if (turn !== turns) throw overtaken();
-      if (!pieces || pieces.length > Math.min(PIECES, block_size)) throw refusal("error.word");
-      const asked = at;
-      at = asked.map((each) => Math.max(0, Math.min(each, block_size - pieces.length)));
-      if (at.some((each, i) => each !== asked[i])) clamped.hidden = false; // until something else is typed
-      say(clamped, "words.clamped", { last: block_size - pieces.length });
-      places.forEach((place, i) => {
-        place.max = block_size - 1;
-        if (at[i] !== asked[i]) place.value = at[i]; // else what is being typed stays
-      });
+      const tokens = await chooseWord();
+      if (request !== requests) throw replacedError();
+      if (!tokens || tokens.length > maxTokens()) throw pageError("error.word");
+      clampPositions(app.model.model.block_size - tokens.length);
     }
-    seen = await lens("position", { word, at }, { instead: "position" });
-    chosen = Math.min(chosen, seen.tokens.length - 1);
-    result.classList.toggle("old", !offline && spelling.value !== word);
-    draw();
-    drawSquare();
+    answer = await fetchView("position", { word, at }, { replaces: "position" });
+    tokenIndex = Math.min(tokenIndex, answer.tokens.length - 1);
+    result.classList.toggle("stale", !offline && wordInput.value !== word);
+    drawWord();
+    drawPositions();
   }
 
-  // A token is a byte at the least, or with characters for tokens a character: so many are never too many.
-  const tokensAtMost = (each) =>
-    app.model.tokenizer === "char" ? [...each].length : new TextEncoder().encode(each).length;
-  const fromText = () =>
-    [...new Set(app.text.match(/[\p{L}\p{M}]+/gu) ?? [])]
-      .filter((each) => tokensAtMost(each) <= Math.min(PIECES, app.model.model.block_size))
-      .slice(0, FROM_TEXT);
+  const maxTokens = () => Math.min(MAX_WORD_TOKENS, app.model.model.block_size);
 
-  function offer() {
-    const found = fromText();
-    offered.hidden = offline || !found.length;
-    offered.replaceChildren(
-      el("span", { class: "quiet", say: "words.from" }),
-      ...found.map((each) =>
-        el(
-          "button",
-          {
-            type: "button",
-            class: "small chip",
-            onclick: () => {
-              spelling.value = each;
-              clamped.hidden = true;
-              ask();
-            },
-          },
-          each,
-        ),
-      ),
-    );
+  // The word's tokens. If the model can't read the word that the page began with, a word of the text replaces it.
+  async function chooseWord() {
+    const tokens = await tokenizeWord(app.model, word);
+    if (tokens || isUsersWord) return tokens;
+    word = wordInput.value = textWords()[0] ?? [...app.text.trim()].slice(0, 4).join("");
+    return tokenizeWord(app.model, word);
   }
 
-  function draw() {
-    const many = seen.tokens.length > 1;
-    note.hidden = !seen.note;
-    if (seen.note) say(note, many ? "words.pieces" : "words.space", { n: seen.tokens.length });
-    pieces.hidden = !many;
-    pieces.replaceChildren(
-      ...(many
-        ? seen.tokens.map((piece, i) =>
-            el(
-              "button",
-              {
-                type: "button",
-                class: "small chip",
-                "aria-pressed": String(i === chosen),
-                onclick: () => {
-                  chosen = i;
-                  draw();
-                },
-              },
-              piece.token.label,
-            ),
-          )
-        : []),
-    );
-    const piece = seen.tokens[chosen];
-    const { id: token } = piece.token,
-      [one, two] = piece.at;
-    say(says, "words.sum", { token: chip(piece.token), id: token, C: piece.wte.length });
-    say(verdict, "words.distance", { distance: number(piece.distance, 3), cosine: number(piece.cosine, 3) });
-    const rows = [piece.wte, piece.wpe[0], piece.x[0], piece.wte, piece.wpe[1], piece.x[1]];
-    const names = [`wte[${token}]`, `+ wpe[${one}]`, `= x[${one}]`, `wte[${token}]`, `+ wpe[${two}]`, `= x[${two}]`];
-    const n = (x) => (x < 0 ? `(${exact(x)})` : exact(x));
-    sums.show(rows, {
-      rows: names,
+  function clampPositions(last) {
+    const wanted = at;
+    at = wanted.map((each) => Math.max(0, Math.min(each, last)));
+    if (at.some((each, i) => each !== wanted[i])) clampNote.hidden = false; // until the user types again
+    say(clampNote, "words.clamped", { last });
+    positionInputs.forEach((input, i) => {
+      input.max = app.model.model.block_size - 1;
+      if (at[i] !== wanted[i]) input.value = at[i]; // any other input stays as it is being typed
+    });
+  }
+
+  // The words of the text that are short enough for any tokenizer: a token is at least a byte, or a character.
+  function textWords() {
+    const isByCharacter = app.model.tokenizer === "char";
+    const tokensAtMost = (each) => (isByCharacter ? [...each].length : new TextEncoder().encode(each).length);
+    return [...new Set(app.text.match(/[\p{L}\p{M}]+/gu) ?? [])]
+      .filter((each) => tokensAtMost(each) <= maxTokens())
+      .slice(0, MAX_OFFERED);
+  }
+
+  function offerWords() {
+    const words = textWords();
+    const button = (each) => {
+      const onclick = () => {
+        wordInput.value = each;
+        clampNote.hidden = true;
+        ask();
+      };
+      return el("button", { type: "button", class: "small chip", onclick }, each);
+    };
+    wordButtons.hidden = offline || !words.length;
+    wordButtons.replaceChildren(el("span", { class: "quiet", say: "words.from" }), ...words.map(button));
+  }
+
+  // ---- Drawing
+
+  function drawWord() {
+    const { tokens, note } = answer;
+    const hasSeveral = tokens.length > 1;
+    splitNote.hidden = !note;
+    if (note) say(splitNote, hasSeveral ? "words.pieces" : "words.space", { n: tokens.length });
+    tokenButtons.hidden = !hasSeveral;
+    tokenButtons.replaceChildren(...(hasSeveral ? tokens.map(tokenButton) : []));
+    const piece = tokens[tokenIndex];
+    const { token, wte, wpe, x, distance, cosine } = piece;
+    const [first, second] = piece.at;
+    say(sumSentence, "words.sum", { token: chip(token), id: token.id, C: wte.length });
+    say(distanceSentence, "words.distance", { distance: number(distance, 3), cosine: number(cosine, 3) });
+    const names = (position) => [`wte[${token.id}]`, `+ wpe[${position}]`, `= x[${position}]`];
+    sums.show([wte, wpe[0], x[0], wte, wpe[1], x[1]], {
+      rows: (r) => [...names(first), ...names(second)][r],
       gaps: [3],
       cellHeight: 26,
       maxCell: 26,
       label: t("words.position.title"),
       at: sums.values.length ? undefined : [2, 0],
-      tell: (r, c) => {
-        const i = r < 3 ? 0 : 1;
-        return code(
-          `x[${piece.at[i]}, ${c}] = wte[${token}, ${c}] + wpe[${piece.at[i]}, ${c}] = ${exact(piece.wte[c])} + ${n(piece.wpe[i][c])} = ${exact(piece.x[i][c])}`,
-          { class: "origin" },
-        );
-      },
+      readout: (r, c) => code(sumFormula(piece, r < 3 ? 0 : 1, c), { class: "origin" }),
     });
   }
 
-  function drawSquare() {
-    const { positions, similarity } = seen;
-    const began = app.model.wpe_start === "waves" ? "words.wpe.waves" : "words.wpe.random";
-    say(waves, "words.wpe.does", { start: el("span", { say: began }) });
-    square.show(similarity, {
-      rows: (i) => String(positions[i]),
-      columns: (i) => String(positions[i]),
+  function tokenButton(piece, i) {
+    const onclick = () => {
+      tokenIndex = i;
+      drawWord();
+    };
+    const properties = { type: "button", class: "small chip", "aria-pressed": String(i === tokenIndex), onclick };
+    return el("button", properties, piece.token.label);
+  }
+
+  function drawPositions() {
+    const { positions } = answer;
+    const start = app.model.wpe_start === "waves" ? "words.wpe.waves" : "words.wpe.random";
+    say(similaritySentence, "words.wpe.does", { start: el("span", { say: start }) });
+    const name = (i) => String(positions[i]);
+    similarity.show(answer.similarity, {
+      rows: name,
+      columns: name,
       max: 1,
       maxCell: Math.min(20, 560 / positions.length),
       label: t("words.wpe.title"),
-      at: square.values.length ? undefined : [Math.min(10, positions.length - 1), 1],
-      tell: (a, b, value) =>
-        said("words.wpe.cell", { a: positions[a], b: positions[b], cosine: el("b", {}, exact(value)) }),
+      at: similarity.values.length ? undefined : [Math.min(10, positions.length - 1), 1],
+      readout: (r, c, value) =>
+        tNodes("words.wpe.cell", { a: positions[r], b: positions[c], cosine: el("b", {}, exactNumber(value)) }),
     });
   }
 
-  return { node, alike, load };
+  return { card, positionsCard, load };
 }
 
-// The tokens of a word as the lens takes it, with the space before it if so it is one; null where the tokenizer doesn't
-// know all of its letters.
-export async function readable(model, word) {
-  if (!word || (await knownOf(word, model)) !== word) return null;
-  const ask = async (text) => lens("tokens", { model: model.id, step: null, text, unknown: "skip" });
-  const { tokens } = await ask(word);
-  if (tokens.length === 1 || !["bpe", "gpt2"].includes(model.tokenizer)) return tokens;
-  const spaced = (await ask(` ${word}`)).tokens;
-  return spaced.length === 1 ? spaced : tokens;
+function sumFormula({ token, at, wte, wpe, x }, i, c) {
+  const inBrackets = (value) => (value < 0 ? `(${exactNumber(value)})` : exactNumber(value));
+  const names = `x[${at[i]}, ${c}] = wte[${token.id}, ${c}] + wpe[${at[i]}, ${c}]`;
+  return `${names} = ${exactNumber(wte[c])} + ${inBrackets(wpe[i][c])} = ${exactNumber(x[i][c])}`;
 }

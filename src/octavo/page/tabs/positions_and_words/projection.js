@@ -1,250 +1,223 @@
-// The map: the tokens' rows of wte as a plane, with search and neighbours, along the checkpoints of training.
+// A map of the tokens: their rows of wte projected to a plane, with search and neighbors, for each kept checkpoint.
 
-import { lens, refusal } from "octavo/api";
-import { PIECES, readable } from "octavo/tabs/positions_and_words/position";
-import { boxOf, scatter } from "octavo/pictures/bars";
-import { chip, el, field, number, percent, said, say, t } from "octavo/dom";
+import { fetchView, requireWord } from "octavo/api";
+import { el, field, say, textInput, tNodes } from "octavo/dom";
+import { number, percent, t } from "octavo/i18n";
+import { boundingBox, scatter } from "octavo/pictures/scatter";
+import { chip } from "octavo/tokens";
 
-export function map(app) {
-  let shown = []; // {token, x, y} of the step on screen
-  let steps = [],
-    at = 0,
-    target = null,
-    found = null,
-    playing = null,
-    last = null;
+const NEIGHBORS = 12;
+const ALL_TOKENS = 2000; // a vocabulary up to this size is shown whole
+const STEP_TIME = 750; // milliseconds for each checkpoint while it plays
 
-  const find = el("input", {
-    id: "find",
-    type: "search",
-    size: 14,
-    dir: "auto",
-    maxlength: 100,
-    spellcheck: "false",
-    autocomplete: "off",
-  });
-  const scrubber = el("input", {
-    id: "scrub",
+export function createProjection(app) {
+  let steps = []; // of the kept checkpoints; [null] for a model without any
+  let stepIndex = 0;
+  let points = []; // {token, x, y} of that step
+  let word = null; // whose neighbors are shown
+  let neighbors = null; // the answer of the view
+  let playing = null; // an object per run of the player
+
+  // ---- Elements
+
+  const searchInput = textInput({ id: "find", type: "search", size: 14, maxlength: 100 });
+  const slider = el("input", {
+    id: "projection-step",
     type: "range",
     min: 0,
     step: 1,
     oninput: () => {
       stop();
-      scrub(Number(scrubber.value));
+      showStep(Number(slider.value));
     },
   });
-  const moment = el("output", { class: "mono", for: "scrub" });
-  const play = el("button", {
-    type: "button",
-    class: "small",
-    say: "words.play",
-    onclick: () => (playing ? stop() : start()),
-  });
-  const training = el(
+  const stepName = el("output", { class: "mono", for: "projection-step" });
+  const onclick = () => (playing ? stop() : play());
+  const playButton = el("button", { type: "button", class: "small", say: "words.play", onclick });
+  const player = el(
     "div",
     { class: "scrub" },
-    el("label", { for: "scrub", class: "quiet", say: "words.training" }),
-    play,
-    scrubber,
-    moment,
+    el("label", { for: "projection-step", class: "quiet", say: "words.training" }),
+    ...[playButton, slider, stepName],
   );
+  const sentence = el("p");
   const picture = scatter([], { height: 520 });
-  const near = el("div");
+  const alignNote = el("p", { class: "quiet", say: "words.align" });
+  const neighborList = el("div");
   const caveat = el("p", { class: "caveat" });
-  const node = el(
+  const onsubmit = (event) => {
+    event.preventDefault();
+    if (searchInput.value) app.runTask(card, () => search(searchInput.value));
+  };
+  const card = el(
     "section",
-    { class: "card", "aria-labelledby": "words-map" },
-    el("h2", { id: "words-map", say: "words.map.title" }),
-    el("p", { say: ["words.map.does", { C: 0 }] }),
-    el(
-      "form",
-      {
-        class: "row",
-        onsubmit: (event) => {
-          event.preventDefault();
-          search(find.value);
-        },
-      },
-      field(find, "words.find"),
-      el("button", { say: "words.find.do" }),
-    ),
-    near,
-    training,
-    picture,
-    el("p", { class: "quiet", say: "words.align" }),
-    caveat,
+    { class: "card", "aria-labelledby": "projection-title" },
+    el("h2", { id: "projection-title", say: "words.projection.title" }),
+    sentence,
+    el("form", { class: "row", onsubmit }, field(searchInput, "words.find"), el("button", { say: "words.find.do" })),
+    ...[neighborList, player, picture, alignNote, caveat],
   );
 
-  // The steps that can be scrubbed; the last is the one that is chosen above where it isn't a kept one.
+  // ---- Steps
+
+  // Begins at the checkpoint that is chosen in the page's header, if it was kept, else at the last.
   async function load() {
     const { model } = app;
-    say(node.querySelector("h2 + p"), "words.map.does", { C: model.model.n_embd });
+    say(sentence, "words.projection.does", { C: model.model.n_embd });
     steps = model.steps.length ? model.steps : [null];
-    training.hidden = steps.length < 2;
-    node.querySelector(".scrub + figure + p").hidden = steps.length < 2;
-    scrubber.max = steps.length - 1;
-    at = app.step !== null && steps.includes(app.step) ? steps.indexOf(app.step) : steps.length - 1;
-    last = null;
-    await draw();
-    if (target) await neighbors();
+    player.hidden = alignNote.hidden = steps.length < 2;
+    slider.max = steps.length - 1;
+    stepIndex = steps.includes(app.step) ? steps.indexOf(app.step) : steps.length - 1;
+    await fetchPoints();
+    if (word) await fetchNeighbors();
   }
 
-  const words = () => (target?.word && app.model.model.vocab_size > 2000 ? [target.word] : []);
-  const ask = (step) => lens("projection", { ...(step !== null && { step }), words: words() });
-
-  async function draw() {
-    scrubber.value = at;
-    if (steps[at] !== null) moment.textContent = t("head.step.at", { step: steps[at] });
-    scrubber.setAttribute("aria-valuetext", moment.textContent);
-    last = await ask(steps.at(-1));
-    const asked = at;
-    const answer = at === steps.length - 1 ? last : await ask(steps[at]);
-    if (asked !== at) return; // scrubbed on meanwhile
-    const reference = new Map(last.tokens.map((token, i) => [token.id, last.points[i]]));
-    const turned = align(
-      answer.points,
-      answer.tokens.map((token) => reference.get(token.id)),
-    );
-    shown = answer.tokens.map((token, i) => ({ token, x: turned[i][0], y: turned[i][1] }));
-    say(caveat, "words.map.caveat", {
-      C: app.model.model.n_embd,
-      share: percent(answer.explained[0] + answer.explained[1], 0),
-    });
-    paint({
-      extent: boxOf([...last.points, ...turned]),
-      caption: () => said("words.map.caption", { n: answer.tokens.length, V: answer.vocab_size }),
-    });
+  async function showStep(index) {
+    stepIndex = index;
+    await app.runTask(card, fetchPoints);
+    if (word && !playing) await app.runTask(card, fetchNeighbors);
   }
 
-  function paint(more = {}) {
-    const nearIds = new Set(found?.neighbors.map(({ token }) => token.id)),
-      own = new Set(found?.tokens.map((token) => token.id));
-    picture.show(
-      shown.map(({ token, x, y }) => ({
-        key: token.id,
-        label: token.label,
-        x,
-        y,
-        kind: own.has(token.id) ? "chosen" : nearIds.has(token.id) ? "near" : "",
-      })),
-      {
-        extent: picture.extent,
-        label: t("words.map.title"),
-        columns: [t("draw.token"), "1", "2"],
-        tell: (point) => [
-          el("span", { class: "chip" }, el("bdi", {}, point.label)),
-          " ",
-          ...said("words.point", { id: point.key }),
-        ],
-        onPick: (id) => pick(shown.find((each) => each.token.id === id).token),
-        ...more,
-      },
-    );
-  }
-
-  const scrub = async (to) => {
-    at = to;
-    await app.trying(node, draw);
-    if (target && !playing) await app.trying(node, neighbors);
-  };
-
-  async function start() {
-    say(play, "words.stop");
+  async function play() {
+    say(playButton, "common.stop");
     const run = (playing = {});
-    if (at === steps.length - 1) at = -1;
-    while (playing === run && at < steps.length - 1) {
-      await scrub(at + 1);
-      await new Promise((resolve) => setTimeout(resolve, 750));
+    if (stepIndex === steps.length - 1) stepIndex = -1;
+    while (playing === run && stepIndex < steps.length - 1) {
+      await showStep(stepIndex + 1);
+      await new Promise((resolve) => setTimeout(resolve, STEP_TIME));
     }
-    if (playing === run) {
-      stop();
-      if (target) await app.trying(node, neighbors);
-    }
+    if (playing !== run) return;
+    stop();
+    if (word) await app.runTask(card, fetchNeighbors);
   }
 
   function stop() {
     playing = null;
-    say(play, "words.play");
+    say(playButton, "words.play");
   }
 
-  const search = (word) =>
-    word &&
-    app.trying(node, async () => {
-      const pieces = await readable(app.model, word);
-      if (!pieces || pieces.length > PIECES) throw refusal("error.word");
-      target = { word };
-      await neighbors();
-      await draw();
-      const own = found.tokens.length === 1 ? found.tokens[0].id : null;
-      if (own !== null) picture.choose(own);
-    });
+  // ---- Data
 
-  // A token's bytes, as the text that the tokenizer would make it of.
-  const pick = (token) =>
-    app.trying(node, async () => {
-      const bytes = Uint8Array.from(token.bytes.split(" "), (each) => parseInt(each, 16));
-      target = { word: new TextDecoder().decode(bytes) };
-      find.value = target.word;
-      await neighbors();
-    });
+  const atStep = (step, options) => (step === null ? options : { ...options, step });
 
-  async function neighbors() {
-    const step = steps[at] ?? null;
-    found = await lens(
-      "neighbors",
-      { word: target.word, top: 12, ...(step !== null && { step }) },
-      { instead: "neighbors" },
+  function fetchStep(step) {
+    const mustName = word && app.model.model.vocab_size > ALL_TOKENS;
+    return fetchView("projection", atStep(step, { words: mustName ? [word] : [] }));
+  }
+
+  // Earlier steps are turned to match the last one, so that only tokens move that training moved.
+  async function fetchPoints() {
+    const index = stepIndex;
+    slider.value = index;
+    if (steps[index] !== null) stepName.textContent = t("head.step.at", { step: steps[index] });
+    slider.setAttribute("aria-valuetext", stepName.textContent);
+    const last = await fetchStep(steps.at(-1));
+    const answer = index === steps.length - 1 ? last : await fetchStep(steps[index]);
+    if (index !== stepIndex) return; // another step was chosen meanwhile
+    const lastPoints = new Map(last.tokens.map((token, i) => [token.id, last.points[i]]));
+    const aligned = alignPoints(
+      answer.points,
+      answer.tokens.map((token) => lastPoints.get(token.id)),
     );
-    near.replaceChildren(
+    points = answer.tokens.map((token, i) => ({ token, x: aligned[i][0], y: aligned[i][1] }));
+    const share = percent(answer.explained[0] + answer.explained[1], 0);
+    say(caveat, "words.projection.caveat", { C: app.model.model.n_embd, share });
+    draw({
+      extent: boundingBox([...last.points, ...aligned]),
+      caption: () => tNodes("words.projection.caption", { n: answer.tokens.length, V: answer.vocab_size }),
+    });
+  }
+
+  async function fetchNeighbors() {
+    const options = atStep(steps[stepIndex] ?? null, { word, top: NEIGHBORS });
+    neighbors = await fetchView("neighbors", options, { replaces: "neighbors" });
+    drawNeighbors();
+    draw();
+  }
+
+  async function search(text) {
+    await requireWord(app.model, text);
+    word = text;
+    await fetchNeighbors();
+    await fetchPoints();
+    if (neighbors.tokens.length === 1) picture.choose(neighbors.tokens[0].id);
+  }
+
+  // The text of the token, from its bytes.
+  const pick = (token) =>
+    app.runTask(card, async () => {
+      const bytes = Uint8Array.from(token.bytes.split(" "), (each) => parseInt(each, 16));
+      word = searchInput.value = new TextDecoder().decode(bytes);
+      await fetchNeighbors();
+    });
+
+  // ---- Drawing
+
+  function draw(options = {}) {
+    const nearIds = new Set(neighbors?.neighbors.map(({ token }) => token.id));
+    const wordIds = new Set(neighbors?.tokens.map((token) => token.id));
+    const kind = (id) => (wordIds.has(id) ? "chosen" : nearIds.has(id) ? "near" : "");
+    picture.show(
+      points.map(({ token, x, y }) => ({ key: token.id, label: token.label, x, y, kind: kind(token.id) })),
+      {
+        extent: picture.extent,
+        label: t("words.projection.title"),
+        readout: ({ key, label }) => [
+          el("span", { class: "chip" }, el("bdi", {}, label)),
+          " ",
+          ...tNodes("words.point", { id: key }),
+        ],
+        onPick: (id) => pick(points.find((point) => point.token.id === id).token),
+        ...options,
+      },
+    );
+  }
+
+  function drawNeighbors() {
+    const step = steps[stepIndex];
+    const words = el(
+      "span",
+      {},
+      neighbors.tokens.map((token) => chip(token)),
+    );
+    const item = ({ token, cosine }) =>
+      el(
+        "li",
+        {},
+        el(
+          "button",
+          { type: "button", class: "small", onclick: () => pick(token) },
+          ...[chip(token), " ", number(cosine, 2)],
+        ),
+      );
+    neighborList.replaceChildren(
       el(
         "p",
         { class: "quiet" },
-        ...said("words.near", {
-          word: el(
-            "span",
-            {},
-            found.tokens.map((token) => chip(token)),
-          ),
-        }),
+        ...tNodes("words.near", { word: words }),
         " ",
-        steps[at] !== null && steps.length > 1 ? `(${t("head.step.at", { step: steps[at] })})` : "",
+        step !== null && steps.length > 1 ? `(${t("head.step.at", { step })})` : "",
       ),
-      el(
-        "ol",
-        { class: "near" },
-        found.neighbors.map(({ token, cosine }) =>
-          el(
-            "li",
-            {},
-            el(
-              "button",
-              { type: "button", class: "small", onclick: () => pick(token) },
-              chip(token),
-              " ",
-              number(cosine, 2),
-            ),
-          ),
-        ),
-      ),
+      el("ol", { class: "neighbors" }, neighbors.neighbors.map(item)),
     );
-    paint();
   }
 
-  return { node, load, hide: stop };
+  return { card, load, stop };
 }
 
-// Points (N, 2), turned and if need be mirrored to lie on others as closely as can be: orthogonal Procrustes in the plane.
-function align(points, others) {
-  let [a, b, c, d] = [0, 0, 0, 0]; // pointsᵀ others
+// Rotates points [x, y], and mirrors them if that is closer, to match `targets`: orthogonal Procrustes in the plane. A
+// target may be undefined.
+function alignPoints(points, targets) {
+  let [a, b, c, d] = [0, 0, 0, 0]; // the matrix pointsᵀ targets
   points.forEach(([x, y], i) => {
-    if (!others[i]) return;
-    const [u, v] = others[i];
+    if (!targets[i]) return;
+    const [u, v] = targets[i];
     a += x * u;
     b += x * v;
     c += y * u;
     d += y * v;
   });
-  const mirror = Math.hypot(a - d, b + c) > Math.hypot(a + d, b - c) ? -1 : 1; // of y, where that lies closer
+  const mirror = Math.hypot(a - d, b + c) > Math.hypot(a + d, b - c) ? -1 : 1; // of y
   const angle = Math.atan2(b - mirror * c, a + mirror * d);
   const [cos, sin] = [Math.cos(angle), Math.sin(angle)];
   return points.map(([x, y]) => [x * cos - mirror * y * sin, x * sin + mirror * y * cos]);

@@ -1,267 +1,258 @@
-// One sentence along training: a head's attention, a word's neighbours and the stream's length, at every kept step.
+// One sentence at every kept checkpoint of a run: a head's attention, a word's neighbors and the length of the residual
+// stream.
 //
-// Nothing is asked until one wants to watch. Then the steps are read one after the other, each once, the newest first;
-// steps that training keeps meanwhile are read as they come.
+// Nothing is fetched until the user asks. Then the checkpoints are read one after the other, each once, the newest
+// first; checkpoints that training keeps meanwhile follow.
 
-import { isAborted, lens, models, mustRead, refusal } from "octavo/api";
-import { lineChart, matrix } from "octavo/pictures/bars";
-import { offer } from "octavo/controls";
-import { PIECES, readable } from "octavo/tabs/positions_and_words/position";
-import { code, count, el, field, number, say, t } from "octavo/dom";
+import { fetchModels, fetchView, isAbortError, requireReadable, requireWord } from "octavo/api";
+import { el, field, say, setOptions, textInput } from "octavo/dom";
+import { count, t } from "octavo/i18n";
+import { lineChart } from "octavo/pictures/line_chart";
+import { matrix } from "octavo/pictures/matrix";
+import { shareReadout } from "octavo/pictures/share_readout";
 
-const LOOK_AGAIN = 10_000; // milliseconds
+const REFRESH_TIME = 10_000; // milliseconds
 const NEIGHBORS = 5;
-const HABITS = ["previous", "first", "itself"];
+const STATISTICS = ["previous", "first", "itself"];
+const STREAM_LINES = 6; // more can't be distinguished
 
-export class Probe {
+export class CheckpointHistory {
   constructor(app) {
     this.app = app;
-    this.served = []; // models that belong to a run
-    this.seen = new Map(); // step -> {attention, residual}
-    this.watching = null; // what stops it
-    const again = () => this.watching && this.watch();
-    this.run = el("select", {
-      id: "probe-run",
-      onchange: () => {
-        this.#bounds();
-        again();
-      },
-    });
-    this.text = el("input", {
-      id: "probe-text",
-      type: "text",
-      dir: "auto",
-      maxlength: 400,
-      spellcheck: "false",
-      onchange: again,
-    });
-    this.word = el("input", {
-      id: "probe-word",
-      type: "text",
-      dir: "auto",
-      maxlength: 60,
-      spellcheck: "false",
-      onchange: again,
-    });
-    this.layer = el("select", { id: "probe-layer", onchange: again });
-    this.head = el("select", { id: "probe-head", onchange: again });
-    this.button = el("button", {
-      type: "button",
-      class: "main",
-      say: "probe.watch",
-      onclick: () => (this.watching ? this.rest() : this.watch()),
-    });
-    this.status = el("p", { class: "quiet", role: "status", say: "probe.cost" });
-    this.slider = el("input", {
-      type: "range",
-      id: "probe-step",
-      min: 0,
-      max: 0,
-      value: 0,
-      oninput: () => this.#drawStep(),
-    });
-    this.at = el("output", { for: "probe-step" });
-    const chart = (caption, options) =>
-      lineChart({ x: [], series: [] }, { caption: () => t(caption), logX: true, whole: true, height: 220, ...options });
-    this.picture = matrix([], { scale: "share", max: 1, hidden: (r, c) => c > r, maxCell: 30 });
-    this.habits = chart("probe.habits", { yRange: [0, 1] });
-    this.stream = chart("probe.stream");
-    this.near = chart("probe.near");
-    this.near.set({ caption: () => t("probe.near", { word: this.word.value }) });
-    this.near.hidden = true; // until there are neighbors: nothing has no logarithm
+    this.models = []; // that belong to a run
+    this.answers = new Map(); // step -> {attention, contributions}
+    this.steps = []; // their steps, sorted
+    this.control = null; // the AbortController while it watches
+    this.#createForm();
+    this.#createPictures();
+    this.element = el(
+      "section",
+      { class: "card history" },
+      el("h2", { say: "history.title" }),
+      el("p", { say: "history.lead" }),
+      ...[this.form, this.status, this.result],
+      el(
+        "p",
+        { class: "caveat" },
+        el("span", { say: "common.attention_caveat" }),
+        " ",
+        el("span", { say: "history.caveat" }),
+      ),
+    );
+  }
+
+  #createForm() {
+    const restart = () => this.control && this.watch();
+    const onRunChange = () => {
+      this.#offerHeads();
+      restart();
+    };
+    this.run = el("select", { id: "history-run", onchange: onRunChange });
+    this.text = textInput({ id: "history-text", maxlength: 400, onchange: restart });
+    this.word = textInput({ id: "history-word", maxlength: 60, onchange: restart });
+    this.layer = el("select", { id: "history-layer", onchange: restart });
+    this.head = el("select", { id: "history-head", onchange: restart });
+    const onclick = () => (this.control ? this.stop() : this.watch());
+    this.button = el("button", { type: "button", class: "main", say: "history.watch", onclick });
+    this.status = el("p", { class: "quiet", role: "status", say: "history.cost" });
+    const onsubmit = (event) => {
+      event.preventDefault();
+      this.watch();
+    };
+    this.form = el(
+      "form",
+      { class: "row", onsubmit },
+      field(this.run, "history.run"),
+      field(this.text, "history.text"),
+      field(this.word, "common.word"),
+      field(this.layer, "common.layer"),
+      field(this.head, "common.head"),
+      this.button,
+    );
+  }
+
+  #createPictures() {
+    const oninput = () => this.#drawStep();
+    this.slider = el("input", { type: "range", id: "history-step", min: 0, max: 0, value: 0, oninput });
+    this.stepName = el("output", { for: "history-step" });
+    const chart = (caption, options = {}) =>
+      lineChart({ x: [], series: [] }, { caption, logX: true, whole: true, height: 220, ...options });
+    this.attention = matrix([], { scale: "share", max: 1, isHidden: (r, c) => c > r, maxCell: 30 });
+    this.statistics = chart(() => t("history.statistics"), { yRange: [0, 1] });
+    this.stream = chart(() => t("history.stream"));
+    this.neighbors = chart(() => t("history.neighbors", { word: this.word.value }));
+    this.neighbors.hidden = true; // until there are neighbors: an empty logarithmic axis fails
     this.result = el(
       "div",
       { hidden: true },
-      el("div", { class: "scrub" }, el("label", { for: "probe-step", say: "probe.step" }), this.slider, this.at),
-      el("div", { class: "two" }, this.picture, el("div", {}, this.habits, this.stream)),
-      this.near,
-    );
-    this.form = el(
-      "form",
-      {
-        class: "row",
-        onsubmit: (event) => {
-          event.preventDefault();
-          this.watch();
-        },
-      },
-      field(this.run, "probe.run"),
-      field(this.text, "probe.text"),
-      field(this.word, "words.word"),
-      field(this.layer, "walk.layer"),
-      field(this.head, "walk.head"),
-      this.button,
-    );
-    this.element = el(
-      "section",
-      { class: "card probe" },
-      el("h2", { say: "probe.title" }),
-      el("p", { say: "probe.lead" }),
-      this.form,
-      this.status,
-      this.result,
-      el("p", { class: "caveat" }, el("span", { say: "attention.caveat" }), " ", el("span", { say: "probe.caveat" })),
+      el(
+        "div",
+        { class: "scrub" },
+        el("label", { for: "history-step", say: "history.step" }),
+        ...[this.slider, this.stepName],
+      ),
+      el("div", { class: "two" }, this.attention, el("div", {}, this.statistics, this.stream)),
+      this.neighbors,
     );
   }
 
-  // Another model, text or language.
+  // After a change of model, text or language.
   update() {
-    this.served = this.app.models.filter((each) => each.run && each.steps.length);
-    offer(
-      this.run,
-      this.served.map((each) => [each.id, each.id]),
-      this.run.value || this.app.model?.id,
-    );
+    this.#setModels(this.app.models);
+    const names = this.models.map(({ id }) => [id, id]);
+    setOptions(this.run, names, this.run.value || this.app.model?.id);
     this.text.value ||= this.app.text.slice(0, 60);
-    const word = this.app.text.trim().split(/\s+/)[0];
-    this.word.value ||= /char|byte/.test(this.app.model?.tokenizer) ? (Array.from(word)[0] ?? "") : word;
-    this.form.hidden = !this.served.length;
-    if (!this.served.length) say(this.status, "probe.none");
-    this.#bounds();
-    if (this.seen.size) this.#draw();
-  }
-
-  rest() {
-    this.watching?.abort();
-    this.watching = null;
-    clearTimeout(this.timer);
-    say(this.button, "probe.watch");
-    say(this.status, this.served.length ? "probe.cost" : "probe.none");
+    const firstWord = this.app.text.trim().split(/\s+/)[0];
+    const isByLetter = /char|byte/.test(this.app.model?.tokenizer);
+    this.word.value ||= isByLetter ? (Array.from(firstWord)[0] ?? "") : firstWord;
+    this.form.hidden = !this.models.length;
+    if (!this.models.length) say(this.status, "history.none");
+    this.#offerHeads();
+    if (this.answers.size) this.#draw();
   }
 
   async watch() {
-    this.rest();
-    const control = (this.watching = new AbortController());
-    say(this.button, "probe.rest");
-    this.seen = new Map();
+    this.stop();
+    const control = (this.control = new AbortController());
+    say(this.button, "history.stop");
+    this.answers = new Map();
     this.step = null;
     try {
-      await this.#read(control.signal);
-      this.app.problem(this.element, null);
+      await this.#readNewSteps(control.signal);
+      this.app.showError(this.element, null);
     } catch (error) {
-      if (isAborted(error)) return;
-      this.rest();
-      this.app.problem(this.element, error);
+      if (isAbortError(error)) return;
+      this.stop();
+      this.app.showError(this.element, error);
     }
   }
 
-  #bounds() {
-    const chosen = this.#model();
-    if (!chosen) return;
-    const upTo = (n) => Array.from({ length: n }, (_, i) => [i, i]);
-    offer(this.layer, upTo(chosen.model.n_layer));
-    offer(this.head, upTo(chosen.model.n_head));
+  stop() {
+    this.control?.abort();
+    this.control = null;
+    clearTimeout(this.timer);
+    say(this.button, "history.watch");
+    say(this.status, this.models.length ? "history.cost" : "history.none");
   }
 
-  #model = () => this.served.find((each) => each.id === this.run.value);
-
-  async #read(signal) {
-    const { id: model, steps } = this.#model();
-    const [text, word, layer, head] = [
-      this.text.value,
-      this.word.value,
-      Number(this.layer.value),
-      Number(this.head.value),
-    ];
-    await mustRead(text, this.#model());
-    const fresh = steps.filter((step) => !this.seen.has(step)).reverse();
-    for (const [at, step] of fresh.entries()) {
-      say(this.status, "probe.reading", { step, at: at + 1, count: fresh.length });
-      try {
-        const attention = await lens("attention", { model, step, text, layer, head, unknown: "skip" }, { signal });
-        const residual = await lens(
-          "contributions",
-          { model, step, text, unknown: "skip", position: attention.tokens.length - 1 },
-          { signal },
-        );
-        signal.throwIfAborted();
-        this.seen.set(step, { attention, residual });
-      } catch (error) {
-        if (error.status !== 404) throw error; // training has let go of that step
-      }
-      if (this.seen.size) this.#draw();
-    }
-    if (fresh.length && word) {
-      const pieces = await readable(this.#model(), word);
-      if (!pieces || pieces.length > PIECES) throw refusal("error.word");
-      this.neighbors = await lens("neighbors", { model, step: steps.at(-1), word, top: NEIGHBORS }, { signal });
-      this.#drawNear();
-    }
-    say(this.status, "probe.watching", { count: this.seen.size });
-    this.timer = setTimeout(() => this.#again(signal), LOOK_AGAIN);
+  #setModels(models) {
+    this.models = models.filter(({ run, steps }) => run && steps.length);
   }
 
-  // Whether training has kept another step meanwhile.
-  async #again(signal) {
+  #model() {
+    return this.models.find(({ id }) => id === this.run.value);
+  }
+
+  #offerHeads() {
+    const model = this.#model();
+    if (!model) return;
+    const numbers = (n) => Array.from({ length: n }, (_, i) => [i, i]);
+    setOptions(this.layer, numbers(model.model.n_layer));
+    setOptions(this.head, numbers(model.model.n_head));
+  }
+
+  // ---- Data
+
+  async #readNewSteps(signal) {
+    const model = this.#model();
+    const word = this.word.value;
+    const text = { text: this.text.value, unknown: "skip" };
+    const head = { layer: Number(this.layer.value), head: Number(this.head.value) };
+    await requireReadable(text.text, model);
+    const newSteps = model.steps.filter((step) => !this.answers.has(step)).reverse();
+    for (const [i, step] of newSteps.entries()) {
+      say(this.status, "history.reading", { step, at: i + 1, count: newSteps.length });
+      await this.#readStep({ model: model.id, step, ...text }, head, signal);
+      if (this.answers.size) this.#draw();
+    }
+    if (newSteps.length && word) {
+      await requireWord(model, word);
+      const options = { model: model.id, step: model.steps.at(-1), word, top: NEIGHBORS };
+      this.neighborHistory = await fetchView("neighbors", options, { signal });
+      this.#drawNeighbors();
+    }
+    say(this.status, "history.watching", { count: this.answers.size });
+    this.timer = setTimeout(() => this.#refresh(signal), REFRESH_TIME);
+  }
+
+  async #readStep(options, head, signal) {
     try {
-      this.served = (await models()).models.filter((each) => each.run && each.steps.length);
-      if (!signal.aborted) await this.#read(signal);
+      const attention = await fetchView("attention", { ...options, ...head }, { signal });
+      const position = attention.tokens.length - 1;
+      const contributions = await fetchView("contributions", { ...options, position }, { signal });
+      signal.throwIfAborted();
+      this.answers.set(options.step, { attention, contributions });
     } catch (error) {
-      if (!isAborted(error)) this.app.problem(this.element, error);
+      if (error.status !== 404) throw error; // training has deleted that checkpoint
     }
   }
 
+  // Looks for checkpoints that training has kept meanwhile.
+  async #refresh(signal) {
+    try {
+      this.#setModels((await fetchModels()).models);
+      if (!signal.aborted) await this.#readNewSteps(signal);
+    } catch (error) {
+      if (!isAbortError(error)) this.app.showError(this.element, error);
+    }
+  }
+
+  // ---- Drawing
+
+  // A slider at the last step stays at the last step.
   #draw() {
-    const steps = [...this.seen.keys()].sort((a, b) => a - b);
-    const last = !this.step || this.step === this.steps?.at(-1);
-    this.steps = steps;
-    this.slider.max = steps.length - 1;
-    this.slider.value = last ? steps.length - 1 : steps.indexOf(this.step);
+    const isAtEnd = !this.step || this.step === this.steps.at(-1);
+    this.steps = [...this.answers.keys()].sort((a, b) => a - b);
+    const last = this.steps.length - 1;
+    this.slider.max = last;
+    this.slider.value = isAtEnd ? last : this.steps.indexOf(this.step);
     this.result.hidden = false;
-    const every = steps.map((step) => this.seen.get(step));
-    const mine = ({ attention }) =>
-      attention.heads.find((each) => each.layer === attention.layer && each.head === attention.head);
-    const xName = t("train.step");
-    this.habits.show(
-      {
-        x: steps,
-        series: HABITS.map((name) => ({ label: t(`probe.${name}`), values: every.map((each) => mine(each)[name]) })),
-      },
-      { xName },
-    );
-    const stages = every[0].residual.stream.length;
-    const shown = [...new Set([0, 1, 2, 3, 4, 5].map((i) => Math.round((i * (stages - 1)) / 5)))]; // no more lines than can be told apart
-    this.stream.show(
-      {
-        x: steps,
-        series: shown.map((stage) => ({
-          label: stage ? t("layers.after", { layer: stage - 1 }) : t("layers.start"),
-          values: every.map((each) => each.residual.stream[stage]),
-        })),
-      },
-      { xName },
-    );
+    this.#drawStatistics();
+    this.#drawStream();
     this.#drawStep();
-    if (this.neighbors) this.#drawNear();
+    if (this.neighborHistory) this.#drawNeighbors();
+  }
+
+  #drawStatistics() {
+    const heads = this.steps.map((step) => {
+      const { heads, layer, head } = this.answers.get(step).attention;
+      return heads.find((each) => each.layer === layer && each.head === head);
+    });
+    const series = STATISTICS.map((name) => ({ label: t(`history.${name}`), values: heads.map((head) => head[name]) }));
+    this.statistics.show({ x: this.steps, series }, { xName: t("train.step") });
+  }
+
+  #drawStream() {
+    const streams = this.steps.map((step) => this.answers.get(step).contributions.stream);
+    const last = streams[0].length - 1;
+    const spread = Array.from({ length: STREAM_LINES }, (_, i) => Math.round((i * last) / (STREAM_LINES - 1)));
+    const series = [...new Set(spread)].map((stage) => ({
+      label: stage ? t("layers.after", { layer: stage - 1 }) : t("layers.start"),
+      values: streams.map((stream) => stream[stage]),
+    }));
+    this.stream.show({ x: this.steps, series }, { xName: t("train.step") });
   }
 
   #drawStep() {
     this.step = this.steps[this.slider.value];
-    this.at.textContent = count(this.step);
-    this.slider.setAttribute("aria-valuetext", this.at.textContent);
-    const { tokens, weights, layer, head } = this.seen.get(this.step).attention;
-    const name = (i) => tokens[i].label;
-    this.picture.show(weights, {
-      rows: name,
-      columns: name,
-      caption: () => t("probe.attention", { layer, head, step: this.step }),
-      tell: (r, c, value) =>
-        value === undefined ? "" : [el("bdi", {}, name(r)), " → ", el("bdi", {}, name(c)), " ", code(number(value, 4))],
+    this.stepName.textContent = count(this.step);
+    this.slider.setAttribute("aria-valuetext", this.stepName.textContent);
+    const { tokens, weights, layer, head } = this.answers.get(this.step).attention;
+    this.attention.show(weights, {
+      rows: (i) => tokens[i].label,
+      columns: (i) => tokens[i].label,
+      caption: () => t("history.attention", { layer, head, step: this.step }),
+      readout: (r, c, value) => shareReadout(tokens, r, c, value),
     });
   }
 
-  #drawNear() {
-    const { neighbors, history } = this.neighbors;
-    this.near.hidden = !history.length;
-    this.near.show(
-      {
-        x: history.map((each) => each.step),
-        series: neighbors.map(({ token }, i) => ({
-          label: token.label,
-          values: history.map((each) => each.neighbors[i]),
-        })),
-      },
-      { xName: t("train.step") },
-    );
+  #drawNeighbors() {
+    const { neighbors, history } = this.neighborHistory;
+    this.neighbors.hidden = !history.length;
+    const series = neighbors.map(({ token }, i) => ({
+      label: token.label,
+      values: history.map((each) => each.neighbors[i]),
+    }));
+    this.neighbors.show({ x: history.map((each) => each.step), series }, { xName: t("train.step") });
   }
 }

@@ -1,100 +1,121 @@
-// Where a number of the walk comes from: a sentence, and the formula with its numbers as far as the corner has them.
+// How a number of the walk was computed: a sentence, and the formula with those numbers of it that are on the page.
 
-import { chip, code, el, exact, said } from "octavo/dom";
+import { code, el, tNodes } from "octavo/dom";
+import { exactNumber } from "octavo/i18n";
+import { chip } from "octavo/tokens";
 
-// For the cell of row r and column c of a stage. `data` is what walk.js has loaded, `s` the sizes of the model.
-export function origin(id, r, c, value, data, s) {
-  const { layer, head } = data;
-  const { tokens } = data.shapes;
-  const of = (name) => data.stages.get(name).values;
-  const before = layer === 0 ? of("x") : data.before; // the stream that came into this layer
-  const token = tokens[r],
-    to = tokens[c];
-  const column = head * s.D + c;
-  const v = data.stages.get("logits").columns?.[c]; // of the logits the likeliest tokens are seen
+const MAX_EXPONENT = 30; // of a power in the formula of softmax; larger scores are shifted by their maximum
+const MAX_TERMS = 5; // of a sum
+
+// For the cell [r, c] of a stage, as nodes. `data` is what walk.js has loaded, `sizes` the sizes of the model.
+export function deriveCell(id, r, c, value, data, sizes) {
+  const isMasked = ["scores", "softmax"].includes(id) && c > r;
+  const formula = formulas(r, c, value, data, sizes)[id]();
+  return [
+    el("span", {}, tNodes(`walk.${id}.${isMasked ? "masked" : "from"}`, sentenceValues(id, r, c, value, data, sizes))),
+    code(formula.join("\n"), { class: "origin" }),
+  ];
+}
+
+function sentenceValues(id, r, c, value, { layer, head, shapes, stages, vocabulary }, { C, D, wide }) {
+  const { tokens } = shapes;
+  const [token, other] = [tokens[r], tokens[c]];
+  const values = {
+    ...{ t: r, s: c, layer, head, C, D, wide },
+    column: head * D + c,
+    id: token?.id,
+    token: token && chip(token),
+    of: other && chip(other),
+  };
+  if (id === "idx") Object.assign(values, { t: c, token: chip(other), id: value });
+  if (id === "logits") {
+    const tokenId = stages.get("logits").columns?.[c]; // the columns are the most likely tokens
+    const label = vocabulary[tokenId] ?? `#${tokenId}`;
+    Object.assign(values, { s: tokenId, of: chip({ label, bytes: null }) });
+  }
+  return values;
+}
+
+// The formula of each stage, as lines of text.
+function formulas(r, c, value, data, { D }) {
+  const { layer, head, shapes, stages } = data;
+  const valuesOf = (name) => stages.get(name).values;
+  const layerInput = layer === 0 ? valuesOf("x") : data.layerInput;
+  const tokenId = shapes.tokens[r]?.id;
 
   const sum = (name, first, second, x, y) => [
     `${name}[${r}, ${c}] = ${first}[${r}, ${c}] + ${second}[${r}, ${c}]`,
-    ...(x === undefined ? [] : [`= ${exact(x)} + ${bracketed(y)}`]),
-    `= ${exact(value)}`,
+    ...(x === undefined ? [] : [`= ${exactNumber(x)} + ${inBrackets(y)}`]),
+    `= ${exactNumber(value)}`,
   ];
   const norm = (name, x) => [
     `${name}(x)[${r}, ${c}] = (x[${r}, ${c}] − mean(x[${r}])) / deviation(x[${r}]) · weight[${c}] + bias[${c}]`,
-    ...(x === undefined ? [] : [`x[${r}, ${c}] = ${exact(x)}`]),
-    `${name}(x)[${r}, ${c}] = ${exact(value)}`,
+    ...(x === undefined ? [] : [`x[${r}, ${c}] = ${exactNumber(x)}`]),
+    `${name}(x)[${r}, ${c}] = ${exactNumber(value)}`,
   ];
-  // A row of the input times a row of the weights: more numbers than anyone would read, so they are named.
-  const product = (name, row, weights, at = c) => [
-    `${name}[${r}, ${c}] = ${row}[${r}] · ${weights}.weight[${at}] + ${weights}.bias[${at}]`,
-    `= ${exact(value)}`,
+  // The products are too many to print, so the formula names them.
+  const product = (name, row, weights, column = c) => [
+    `${name}[${r}, ${c}] = ${row}[${r}] · ${weights}.weight[${column}] + ${weights}.bias[${column}]`,
+    `= ${exactNumber(value)}`,
   ];
-  const lines = {
+  return {
     idx: () => [`idx[0, ${c}] = ${value}`],
-    wte: () => [`wte[${token.id}, ${c}] = ${exact(value)}`],
-    wpe: () => [`wpe[${r}, ${c}] = ${exact(value)}`],
+    wte: () => [`wte[${tokenId}, ${c}] = ${exactNumber(value)}`],
+    wpe: () => [`wpe[${r}, ${c}] = ${exactNumber(value)}`],
     x: () => [
-      `x[${r}, ${c}] = wte[${token.id}, ${c}] + wpe[${r}, ${c}]`,
-      `= ${exact(of("wte")[r][c])} + ${bracketed(of("wpe")[r][c])}`,
-      `= ${exact(value)}`,
+      `x[${r}, ${c}] = wte[${tokenId}, ${c}] + wpe[${r}, ${c}]`,
+      `= ${exactNumber(valuesOf("wte")[r][c])} + ${inBrackets(valuesOf("wpe")[r][c])}`,
+      `= ${exactNumber(value)}`,
     ],
-    ln_1: () => norm("ln_1", before?.[r][c]),
-    qkv: () => product("q", "ln_1(x)", "c_attn", column),
-    scores: () => [`q[${r}] · k[${c}] / √${s.D} = ${exact(value)}`, ...(c > r ? ["mask: −∞"] : [])],
-    softmax: () => softmaxed(of("h.attn: q kT / sqrt(D)")[r], r, c, value),
-    mix: () => mixed(of("h.attn: softmax")[r], r, c, value),
+    ln_1: () => norm("ln_1", layerInput?.[r][c]),
+    qkv: () => product("q", "ln_1(x)", "c_attn", head * D + c),
+    scores: () => [`q[${r}] · k[${c}] / √${D} = ${exactNumber(value)}`, ...(c > r ? ["mask: −∞"] : [])],
+    softmax: () => softmaxFormula(valuesOf("h.attn: q kT / sqrt(D)")[r], r, c, value),
+    mix: () => mixFormula(valuesOf("h.attn: softmax")[r], r, c, value),
     proj: () => product("attention", "heads", "c_proj"),
-    plus_attention: () => sum("x", "x", "attention", before?.[r][c], of("h.attn.c_proj")[r][c]),
-    ln_2: () => norm("ln_2", of("x + attention")[r][c]),
-    fc: () => [`hidden[${r}, ${c}] = gelu(ln_2(x)[${r}] · c_fc.weight[${c}] + c_fc.bias[${c}])`, `= ${exact(value)}`],
+    plus_attention: () => sum("x", "x", "attention", layerInput?.[r][c], valuesOf("h.attn.c_proj")[r][c]),
+    ln_2: () => norm("ln_2", valuesOf("x + attention")[r][c]),
+    fc: () => [
+      `hidden[${r}, ${c}] = gelu(ln_2(x)[${r}] · c_fc.weight[${c}] + c_fc.bias[${c}])`,
+      `= ${exactNumber(value)}`,
+    ],
     mlp_proj: () => product("mlp", "hidden", "c_proj"),
-    plus_mlp: () => sum("x", "x", "mlp", of("x + attention")[r][c], of("h.mlp.c_proj")[r][c]),
-    ln_f: () => norm("ln_f", data.last?.[r][c]),
-    logits: () => [`logits[${r}, ${v}] = ln_f(x)[${r}] · wte[${v}] = ${exact(value)}`],
-  }[id]();
-
-  const values = {
-    t: r,
-    s: c,
-    layer,
-    head,
-    column,
-    id: token?.id,
-    C: s.C,
-    D: s.D,
-    wide: s.wide,
-    token: token && chip(token),
-    of: to && chip(to),
+    plus_mlp: () => sum("x", "x", "mlp", valuesOf("x + attention")[r][c], valuesOf("h.mlp.c_proj")[r][c]),
+    ln_f: () => norm("ln_f", data.lastStream?.[r][c]),
+    logits: () => {
+      const v = stages.get("logits").columns?.[c];
+      return [`logits[${r}, ${v}] = ln_f(x)[${r}] · wte[${v}] = ${exactNumber(value)}`];
+    },
   };
-  if (id === "idx") Object.assign(values, { t: c, token: chip(to), id: value });
-  if (id === "logits")
-    Object.assign(values, { s: v, of: chip({ label: data.next.vocabulary[v] ?? `#${v}`, bytes: null }) });
-  const masked = ["scores", "softmax"].includes(id) && c > r;
-  return [
-    el("span", {}, said(`walk.${id}.${masked ? "masked" : "from"}`, values)),
-    code(lines.join("\n"), { class: "origin" }),
-  ];
 }
 
-const bracketed = (x) => (x < 0 ? `(${exact(x)})` : exact(x));
-const short = (x) => exact(Number(x.toPrecision(4)));
+const inBrackets = (x) => (x < 0 ? `(${exactNumber(x)})` : exactNumber(x));
+const rounded = (x) => exactNumber(Number(x.toPrecision(4)));
 
-function softmaxed(scores, r, c, value) {
+function softmaxFormula(scores, r, c, value) {
   if (c > r) return [`share[${r}, ${c}] = exp(−∞) / Σ = 0`];
-  const seen = scores.slice(0, r + 1);
-  const most = Math.max(...seen),
-    far = most > 30 ? most : 0; // beyond e^30 nobody reads it
-  const powers = seen.map((score) => Math.exp(score - far)),
-    total = powers.reduce((a, b) => a + b, 0);
-  const terms = powers.length > 7 ? [...powers.slice(0, 5).map(short), "…", short(powers.at(-1))] : powers.map(short);
-  const less = far ? ` − ${short(far)}` : "";
+  const visible = scores.slice(0, r + 1);
+  const max = Math.max(...visible);
+  const shift = max > MAX_EXPONENT ? max : 0;
+  const powers = visible.map((score) => Math.exp(score - shift));
+  const total = powers.reduce((a, b) => a + b, 0);
+  const terms =
+    powers.length > MAX_TERMS + 2
+      ? [...powers.slice(0, MAX_TERMS).map(rounded), "…", rounded(powers.at(-1))]
+      : powers.map(rounded);
+  const shiftText = shift ? ` − ${rounded(shift)}` : "";
   return [
-    `share[${r}, ${c}] = exp(${exact(scores[c])}${less}) / Σ exp(score[${r}, 0…${r}]${less})`,
-    `= ${short(powers[c])} / (${terms.join(" + ")}) = ${short(powers[c])} / ${short(total)}`,
-    `= ${exact(value)}`,
+    `share[${r}, ${c}] = exp(${exactNumber(scores[c])}${shiftText}) / Σ exp(score[${r}, 0…${r}]${shiftText})`,
+    `= ${rounded(powers[c])} / (${terms.join(" + ")}) = ${rounded(powers[c])} / ${rounded(total)}`,
+    `= ${exactNumber(value)}`,
   ];
 }
 
-function mixed(shares, r, c, value) {
-  const terms = shares.slice(0, Math.min(r + 1, 5)).map((share, s) => `${exact(share)} · v[${s}, ${c}]`);
-  return [`Σ share[${r}, s] · v[s, ${c}]`, `= ${terms.join(" + ")}${r >= 5 ? " + …" : ""}`, `= ${exact(value)}`];
+function mixFormula(shares, r, c, value) {
+  const terms = shares.slice(0, Math.min(r + 1, MAX_TERMS)).map((share, s) => `${exactNumber(share)} · v[${s}, ${c}]`);
+  return [
+    `Σ share[${r}, s] · v[s, ${c}]`,
+    `= ${terms.join(" + ")}${r >= MAX_TERMS ? " + …" : ""}`,
+    `= ${exactNumber(value)}`,
+  ];
 }

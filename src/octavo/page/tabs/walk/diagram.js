@@ -1,161 +1,167 @@
-// The whole walk as a diagram: the residual stream runs through, branches leave it and come back.
+// The stages of the walk as a diagram: the residual stream runs through the layer, branches leave it and return.
 
-import { still } from "octavo/pictures/bars";
-import { AT, STAGES } from "octavo/tabs/walk/stages";
-import { language, say, sayLabel, svg } from "octavo/dom";
+import { say, sayLabel, svg } from "octavo/dom";
+import { language } from "octavo/i18n";
+import { prefersReducedMotion } from "octavo/pictures/figure";
+import { STAGE_INDEX, STAGES } from "octavo/tabs/walk/stages";
 
-const ROW = 37,
-  HIGH = 26,
-  STREAM = 30,
-  LEFT = 78,
-  RIGHT = 288,
-  WIDE = 300;
+// In units of the SVG.
+const WIDTH = 300;
+const ROW = 37;
+const BOX = 26; // height
+const STREAM = 30; // x of the residual stream
+const LEFT = 78; // the boxes of a branch go from LEFT to RIGHT
+const RIGHT = 288;
+const BRANCH = LEFT + 16; // x of the line between the boxes of a branch
 
-// Where each stage stands: [left, top, width]; those of the stream are on it, those of a branch beside it.
-function placed() {
-  const places = {};
-  let y = 6;
-  const put = (id, left, right) => (places[id] = { x: left, y, w: right - left, middle: y + HIGH / 2 });
-  const on = (...ids) =>
-    ids.forEach((id) => {
-      put(id, LEFT, RIGHT);
-      y += ROW;
-    });
-  on("idx");
-  put("wte", LEFT, LEFT + 100);
-  put("wpe", RIGHT - 100, RIGHT);
-  y += ROW;
-  put("x", 6, WIDE - 6);
-  y += ROW + 36;
-  on("ln_1", "qkv", "scores", "softmax", "mix", "proj", "plus_attention");
-  y += 6;
-  on("ln_2", "fc", "mlp_proj", "plus_mlp");
-  y += 14;
-  for (const id of ["ln_f", "logits", "next"]) {
-    put(id, 6, WIDE - 6);
-    y += ROW;
-  }
-  return { places, high: y };
-}
-
-export function drawMap(holder, onPick) {
-  const { places: p, high } = placed();
-  const top = (id) => p[id].y,
-    bottom = (id) => p[id].y + HIGH,
-    mid = (id) => p[id].middle,
-    centre = (id) => p[id].x + p[id].w / 2;
-  const line = (d, name, from) => svg("path", { d, class: name, "data-from": from });
-  const down = (from, to) => line(`M${centre(to)} ${bottom(from)}V${top(to)}`, "branch", to);
-  const leaves = (id, y) => line(`M${STREAM} ${y}H${LEFT + 16}V${top(id)}`, "branch", id);
-  const returns = (id, plus) => line(`M${LEFT + 16} ${bottom(id)}V${mid(plus)}H${STREAM + 12}`, "branch", plus);
-  const streams = [
-    ["x", bottom("x"), mid("plus_attention")],
-    ["plus_attention", mid("plus_attention"), mid("plus_mlp")],
-    ["plus_mlp", mid("plus_mlp"), top("ln_f")],
-  ];
-  const times = svg("text", { class: "times", x: RIGHT - 2, y: top("ln_1") - 25 });
-  const boxes = STAGES.map((stage, i) => {
-    const { x, y, w } = p[stage.id];
-    const plus = stage.id.startsWith("plus_");
-    const group = svg(
-      "g",
-      {
-        class: plus ? "box plus" : "box",
-        role: "button",
-        tabindex: "-1",
-        onclick: () => onPick(i),
-        onkeydown: (event) => {
-          if (event.key === "Enter" || event.key === " ") {
-            event.preventDefault();
-            onPick(i);
-          }
-        },
-      },
-      plus
-        ? [
-            svg("rect", { x: STREAM - 13, y: mid(stage.id) - 13, width: 26, height: 26, rx: 13 }),
-            svg("text", { x: STREAM, y: mid(stage.id) + 5, "text-anchor": "middle" }, "+"),
-            svg("text", { class: "axes", x: LEFT + 24, y: mid(stage.id) - 5 }, stage.short),
-          ]
-        : [
-            svg("rect", { x, y, width: w, height: HIGH, rx: 7 }),
-            svg("text", { x: x + 10, y: y + 18 }, stage.short),
-            svg("text", { class: "axes", x: x + w - 8, y: y + 17.5, "text-anchor": "end" }, stage.axes),
-          ],
-    );
-    sayLabel(group, `walk.${stage.id}.title`);
-    return group;
-  });
+// A diagram of the stages in `holder`. `onPick(i)` when one is chosen. Returns {show(i, layer, n_layer), focus(i)}.
+export function createDiagram(holder, onPick) {
+  const { boxes: places, height } = placeBoxes();
+  const boxes = STAGES.map((stage, i) => stageBox(stage, places[stage.id], () => onPick(i)));
+  const blockTop = places.ln_1.top;
+  const layerName = svg("text", { class: "layer-name", x: RIGHT - 2, y: blockTop - 25 });
+  const block = { x: 2, y: blockTop - 41, width: WIDTH - 4, height: places.plus_mlp.bottom - blockTop + 48, rx: 12 };
   const picture = svg(
     "svg",
-    { viewBox: `0 0 ${WIDE} ${high}`, role: "group" },
-    svg("rect", {
-      class: "frame",
-      x: 2,
-      y: top("ln_1") - 41,
-      width: WIDE - 4,
-      height: bottom("plus_mlp") - top("ln_1") + 48,
-      rx: 12,
-    }),
-    times,
-    svg("path", { class: "branch", d: `M${centre("wte")} ${bottom("idx")}V${top("wte")}`, "data-from": "wte" }),
-    svg("path", { class: "branch", d: `M${centre("wpe")} ${bottom("idx")}V${top("wpe")}`, "data-from": "wpe" }),
-    svg("path", {
-      class: "branch",
-      d: `M${centre("wte")} ${bottom("wte")}V${top("x")}M${centre("wpe")} ${bottom("wpe")}V${top("x")}`,
-      "data-from": "x",
-    }),
-    leaves("ln_1", top("ln_1") - 9),
-    ["qkv", "scores", "softmax", "mix", "proj"].map((id, i, all) =>
-      line(`M${LEFT + 16} ${bottom(all[i - 1] ?? "ln_1")}V${top(id)}`, "branch", id),
-    ),
-    returns("proj", "plus_attention"),
-    leaves("ln_2", top("ln_2") - 9),
-    ["fc", "mlp_proj"].map((id, i) => line(`M${LEFT + 16} ${bottom(["ln_2", "fc"][i])}V${top(id)}`, "branch", id)),
-    returns("mlp_proj", "plus_mlp"),
-    streams.map(([from, y1, y2]) => line(`M${STREAM} ${y1}V${y2}`, "stream", from)),
-    line(`M${STREAM} ${bottom("ln_f")}V${top("logits")}`, "branch", "logits"),
-    line(`M${STREAM} ${bottom("logits")}V${top("next")}`, "branch", "next"),
+    { viewBox: `0 0 ${WIDTH} ${height}`, role: "group" },
+    svg("rect", { class: "frame", ...block }),
+    layerName,
+    embeddingLines(places),
+    layerLines(places),
     boxes,
   );
   sayLabel(picture, "walk.map");
-  holder.append(picture);
-  const lines = [...picture.querySelectorAll("[data-from]")];
   const drop = svg("circle", { class: "drop", r: 5, cx: 0, cy: 0, opacity: 0 });
   picture.append(drop);
+  holder.append(picture);
+
+  const lines = [...picture.querySelectorAll("[data-to]")];
   let last = null;
-  // A drop runs along the line that leads to the stage, for those who like things to move.
-  const flow = (at) => {
-    const way = lines.find((each) => each.dataset.from === STAGES[at].id && !each.classList.contains("stream"));
-    if (at - 1 !== last || !way || still()) return;
-    drop.style.offsetPath = `path("${way.getAttribute("d").split("M").slice(0, 2).join("M")}")`;
-    drop.animate(
-      [
-        { offsetDistance: "0%", opacity: 1 },
-        { offsetDistance: "100%", opacity: 1, offset: 0.9 },
-        { offsetDistance: "100%", opacity: 0 },
-      ],
-      { duration: 480, easing: "ease-in-out" },
-    );
-  };
   return {
-    show(at, layer, n_layer) {
-      flow(at);
-      last = at;
-      say(times, "walk.block", { layer, L: n_layer });
-      times.setAttribute("direction", language.dir);
-      times.setAttribute("text-anchor", language.dir === "rtl" ? "start" : "end");
-      boxes.forEach((box, i) => {
-        box.classList.toggle("here", i === at);
-        box.setAttribute("tabindex", i === at ? "0" : "-1");
-        if (i === at) box.setAttribute("aria-current", "step");
-        else box.removeAttribute("aria-current");
-      });
-      for (const each of lines)
-        each.classList.toggle("lit", each.dataset.from === STAGES[at].id && !each.classList.contains("stream"));
-      for (const each of lines)
-        if (each.classList.contains("stream")) each.style.opacity = AT[each.dataset.from] <= at ? 1 : 0.25;
+    show(current, layer, n_layer) {
+      if (current - 1 === last) animateDrop(drop, lines, STAGES[current].id);
+      last = current;
+      say(layerName, "walk.block", { layer, L: n_layer });
+      layerName.setAttribute("direction", language.dir);
+      layerName.setAttribute("text-anchor", language.dir === "rtl" ? "start" : "end");
+      boxes.forEach((box, i) => markBox(box, i === current));
+      for (const line of lines) {
+        const { to } = line.dataset;
+        const isStream = line.classList.contains("stream");
+        line.classList.toggle("lit", to === STAGES[current].id && !isStream);
+        if (isStream) line.style.opacity = STAGE_INDEX[to] <= current ? 1 : 0.25;
+      }
     },
-    focus: (at) => boxes[at].focus(),
+    focus: (i) => boxes[i].focus(),
   };
+}
+
+// The boxes by stage: {left, width, top, bottom, middle, center}. Those of a branch are to the right of the stream.
+function placeBoxes() {
+  const boxes = {};
+  let y = 6;
+  const place = (id, left = LEFT, right = RIGHT) => {
+    const width = right - left;
+    boxes[id] = { left, width, top: y, bottom: y + BOX, middle: y + BOX / 2, center: left + width / 2 };
+  };
+  const placeColumn = (ids, left, right) =>
+    ids.forEach((id) => {
+      place(id, left, right);
+      y += ROW;
+    });
+  placeColumn(["idx"]);
+  place("wte", LEFT, LEFT + 100);
+  place("wpe", RIGHT - 100, RIGHT);
+  y += ROW;
+  placeColumn(["x"], 6, WIDTH - 6);
+  y += 36;
+  placeColumn(["ln_1", "qkv", "scores", "softmax", "mix", "proj", "plus_attention"]);
+  y += 6;
+  placeColumn(["ln_2", "fc", "mlp_proj", "plus_mlp"]);
+  y += 14;
+  placeColumn(["ln_f", "logits", "next"], 6, WIDTH - 6);
+  return { boxes, height: y };
+}
+
+function stageBox(stage, { left, width, top, middle }, onPick) {
+  const isSum = stage.id.startsWith("plus_");
+  const onkeydown = (event) => {
+    if (event.key !== "Enter" && event.key !== " ") return;
+    event.preventDefault();
+    onPick();
+  };
+  const box = svg(
+    "g",
+    { class: isSum ? "box plus" : "box", role: "button", tabindex: "-1", onclick: onPick, onkeydown },
+    isSum
+      ? [
+          svg("rect", { x: STREAM - 13, y: middle - 13, width: 26, height: 26, rx: 13 }),
+          svg("text", { x: STREAM, y: middle + 5, "text-anchor": "middle" }, "+"),
+          svg("text", { class: "axes", x: LEFT + 24, y: middle - 5 }, stage.short),
+        ]
+      : [
+          svg("rect", { x: left, y: top, width, height: BOX, rx: 7 }),
+          svg("text", { x: left + 10, y: top + 18 }, stage.short),
+          svg("text", { class: "axes", x: left + width - 8, y: top + 17.5, "text-anchor": "end" }, stage.axes),
+        ],
+  );
+  sayLabel(box, `walk.${stage.id}.title`);
+  return box;
+}
+
+// A line that leads to a stage.
+const line = (path, to, kind = "branch") => svg("path", { d: path, class: kind, "data-to": to });
+
+function embeddingLines({ idx, wte, wpe, x }) {
+  return [
+    line(`M${wte.center} ${idx.bottom}V${wte.top}`, "wte"),
+    line(`M${wpe.center} ${idx.bottom}V${wpe.top}`, "wpe"),
+    line(`M${wte.center} ${wte.bottom}V${x.top}M${wpe.center} ${wpe.bottom}V${x.top}`, "x"),
+  ];
+}
+
+function layerLines(boxes) {
+  const leave = (id) => line(`M${STREAM} ${boxes[id].top - 9}H${BRANCH}V${boxes[id].top}`, id);
+  const follow = (from, to) => line(`M${BRANCH} ${boxes[from].bottom}V${boxes[to].top}`, to);
+  const chain = (...ids) => ids.slice(1).map((id, i) => follow(ids[i], id));
+  const rejoin = (from, sum) => line(`M${BRANCH} ${boxes[from].bottom}V${boxes[sum].middle}H${STREAM + 12}`, sum);
+  const stream = (y1, y2, to) => line(`M${STREAM} ${y1}V${y2}`, to, "stream");
+  const { x, plus_attention, plus_mlp, ln_f, logits, next } = boxes;
+  return [
+    leave("ln_1"),
+    chain("ln_1", "qkv", "scores", "softmax", "mix", "proj"),
+    rejoin("proj", "plus_attention"),
+    leave("ln_2"),
+    chain("ln_2", "fc", "mlp_proj"),
+    rejoin("mlp_proj", "plus_mlp"),
+    // A piece of the stream is bright once the walk has reached the stage before it.
+    stream(x.bottom, plus_attention.middle, "x"),
+    stream(plus_attention.middle, plus_mlp.middle, "plus_attention"),
+    stream(plus_mlp.middle, ln_f.top, "plus_mlp"),
+    line(`M${STREAM} ${ln_f.bottom}V${logits.top}`, "logits"),
+    line(`M${STREAM} ${logits.bottom}V${next.top}`, "next"),
+  ];
+}
+
+function markBox(box, isCurrent) {
+  box.classList.toggle("here", isCurrent);
+  box.setAttribute("tabindex", isCurrent ? "0" : "-1");
+  if (isCurrent) box.setAttribute("aria-current", "step");
+  else box.removeAttribute("aria-current");
+}
+
+// After a step forward, a drop runs along the line that leads to the stage.
+function animateDrop(drop, lines, id) {
+  const way = lines.find(({ dataset, classList }) => dataset.to === id && !classList.contains("stream"));
+  if (!way || prefersReducedMotion()) return;
+  const firstPiece = way.getAttribute("d").split("M").slice(0, 2).join("M");
+  drop.style.offsetPath = `path("${firstPiece}")`;
+  drop.animate(
+    [
+      { offsetDistance: "0%", opacity: 1 },
+      { offsetDistance: "100%", opacity: 1, offset: 0.9 },
+      { offsetDistance: "100%", opacity: 0 },
+    ],
+    { duration: 480, easing: "ease-in-out" },
+  );
 }

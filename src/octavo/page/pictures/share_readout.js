@@ -1,0 +1,11 @@
+// The readout of an attention pattern: who looks at whom, and the share.
+
+import { code, el } from "octavo/dom";
+import { number } from "octavo/i18n";
+
+// The share of attention from one token to another; nothing for the future, which has no value.
+export function shareReadout(tokens, from, to, value) {
+  if (value === undefined) return "";
+  const name = (i) => el("bdi", {}, tokens[i].label);
+  return [name(from), " → ", name(to), " ", code(number(value, 4))];
+}

@@ -1,0 +1,152 @@
+// The tabs and their panels. The address names the tab, and a subpath if the tab has any: #walk/6.
+//
+// Each tab is a module octavo/tabs/<id> with
+//   mount(panel, app) -> {update(), show?(), hide?(), onSubpath?(subpath)}
+// It is loaded, with its sentences, when it is first opened. `update()` is called after a change of model, step, text
+// or language: at once on the open tab, on any other tab when it is opened next. `onSubpath(subpath)` is called when
+// the address changes.
+
+import { arrowDirection, el } from "octavo/dom";
+import { showError } from "octavo/error_box";
+import { loadSentences } from "octavo/i18n";
+
+// `ids` are the tabs, in order. Callbacks: `findProblem(id)` returns an error to show instead of the tab, or null;
+// `onOpen(id)` when a tab opens; `onUpdate()` after each update of a tab.
+export function createTabBar(ids, app, { findProblem, onOpen, onUpdate }) {
+  const tabs = new Map(ids.map((id) => [id, createTab(id, () => go(id))]));
+  let openId = null;
+  const list = el(
+    "div",
+    { role: "tablist", class: "tabs", sayLabel: "head.tabs" },
+    [...tabs.values()].map((tab) => tab.button),
+  );
+  const panels = el(
+    "main",
+    { id: "main" },
+    [...tabs.values()].map((tab) => tab.panel),
+  );
+
+  list.addEventListener("keydown", (event) => {
+    const at = ids.indexOf(openId);
+    const step = arrowDirection(event.key);
+    const index = step ? (at + step + ids.length) % ids.length : { Home: 0, End: ids.length - 1 }[event.key];
+    if (index === undefined) return;
+    event.preventDefault();
+    go(ids[index]);
+    tabs.get(ids[index]).button.focus();
+  });
+
+  // ---- The address
+
+  const addressOf = (id) => `#${id}${tabs.get(id).subpath ? `/${tabs.get(id).subpath}` : ""}`;
+
+  function go(id) {
+    if (location.hash !== addressOf(id)) history.pushState(null, "", addressOf(id));
+    openTab(id);
+  }
+
+  // Opens the tab that the address names, or the first one.
+  function followAddress() {
+    const [id, subpath = ""] = location.hash.slice(1).split("/");
+    if (!tabs.has(id)) return openTab(ids[0]);
+    const tab = tabs.get(id);
+    tab.subpath = subpath;
+    tab.view?.onSubpath?.(subpath);
+    return openTab(id);
+  }
+
+  function setSubpath(id, subpath) {
+    tabs.get(id).subpath = subpath;
+    if (openId === id && location.hash !== addressOf(id)) history.replaceState(null, "", addressOf(id));
+  }
+
+  // ---- Opening and updating
+
+  async function openTab(id) {
+    if (openId === id) return;
+    tabs.get(openId)?.view?.hide?.();
+    openId = id;
+    for (const [each, { button, panel }] of tabs) {
+      button.setAttribute("aria-selected", String(each === id));
+      button.tabIndex = each === id ? 0 : -1;
+      panel.hidden = each !== id;
+    }
+    document.body.dataset.tab = id;
+    onOpen(id);
+    await mountOpenTab();
+  }
+
+  // Loads the open tab if it is new, and updates it if something has changed since it was open last.
+  async function mountOpenTab() {
+    const id = openId;
+    const tab = tabs.get(id);
+    const error = findProblem(id);
+    showError(tab.panel, error);
+    if (error) return;
+    try {
+      tab.loading ??= loadTab(id, tab);
+      await tab.loading;
+      if (openId !== id) return;
+      tab.view.show?.();
+      if (!tab.isStale) return;
+      tab.isStale = false;
+      await tab.view.update();
+      await onUpdate();
+    } catch (error) {
+      showError(tab.panel, error);
+    }
+  }
+
+  async function loadTab(id, tab) {
+    const [module] = await Promise.all([import(`octavo/tabs/${id}`), loadSentences(id)]);
+    tab.view = module.mount(tab.panel, app);
+  }
+
+  function updateAll() {
+    for (const [id, tab] of tabs) {
+      tab.isStale = id !== openId || !tab.view;
+      if (!tab.isStale) updateTab(tab);
+    }
+  }
+
+  async function updateTab({ view, panel }) {
+    try {
+      await view.update();
+    } catch (error) {
+      showError(panel, error);
+    }
+    await onUpdate();
+  }
+
+  return {
+    list,
+    panels,
+    followAddress,
+    getSubpath: (id) => tabs.get(id).subpath,
+    setSubpath,
+    mountOpenTab,
+    updateAll,
+    openId: () => openId,
+    panelOf: (id) => tabs.get(id)?.panel,
+  };
+}
+
+function createTab(id, onclick) {
+  const button = el("button", {
+    role: "tab",
+    id: `tab-${id}`,
+    "aria-controls": `panel-${id}`,
+    type: "button",
+    say: `tab.${id}`,
+    onclick,
+  });
+  const panel = el("section", {
+    role: "tabpanel",
+    id: `panel-${id}`,
+    "aria-labelledby": `tab-${id}`,
+    hidden: true,
+    tabindex: "-1",
+    class: `panel ${id}`,
+  });
+  return { button, panel, view: null, loading: null, isStale: true, subpath: "" };
+}

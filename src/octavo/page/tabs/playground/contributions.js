@@ -1,0 +1,121 @@
+// How much each part of the model contributed to the logit of a token, or to its lead over another token.
+
+import { fetchView, isAbortError } from "octavo/api";
+import { el, say, setOptions, signedNumber } from "octavo/dom";
+import { number, t } from "octavo/i18n";
+import { signedBar } from "octavo/pictures/bars";
+import { dataTable } from "octavo/pictures/table";
+import { labelChip } from "octavo/tokens";
+
+const MAX_BARS = 12; // the largest contributions; the others share one bar
+
+export class Contributions {
+  constructor() {
+    const onchange = () => this.#fetch();
+    this.token = el("select", { id: "contributions-token", onchange });
+    this.against = el("select", { id: "contributions-against", onchange });
+    this.lead = el("p");
+    this.list = el("ul", { class: "signed-bars" });
+    this.total = el("p", { class: "total" });
+    this.error = el("p", { class: "error", role: "status" });
+    this.table = dataTable(() => this.#tableContent(), { label: () => t("contributions.title") });
+    this.element = el(
+      "section",
+      { class: "contributions", hidden: true },
+      el("h3", { say: "contributions.title" }),
+      this.lead,
+      el(
+        "div",
+        { class: "line" },
+        el("label", { for: "contributions-token", say: "draw.token" }),
+        this.token,
+        el("label", { for: "contributions-against", say: "contributions.against" }),
+        this.against,
+      ),
+      this.error,
+      this.list,
+      this.total,
+      this.table,
+      el("p", { class: "caveat", say: "contributions.caveat" }),
+    );
+  }
+
+  // `likeliest`: the most likely tokens at the position, {id, label}, by falling probability.
+  async show(position, likeliest) {
+    Object.assign(this, { position, likeliest });
+    const { actual } = position;
+    const isOther = actual && actual.id !== likeliest[0].id && textOfLabel(actual.label) !== null;
+    this.#offerTokens(isOther ? actual.label : "", "");
+    await this.#fetch();
+  }
+
+  // The empty value of the first select stands for the most likely token, that of the second for no token.
+  #offerTokens(token = this.token.value, against = this.against.value) {
+    const [first, ...others] = this.likeliest;
+    const labels = [this.position.actual, ...others]
+      .filter((each) => each && each.label !== first.label && textOfLabel(each.label) !== null)
+      .map(({ label }) => label);
+    const options = [...new Set(labels)].map((label) => [label, label]);
+    const likeliest = t("contributions.likeliest", { token: first.label });
+    const firstOption = textOfLabel(first.label) === null ? [] : [[first.label, likeliest]];
+    setOptions(this.token, [["", likeliest], ...options], token);
+    setOptions(this.against, [["", t("contributions.nothing")], ...firstOption, ...options], against);
+  }
+
+  async #fetch() {
+    const { ids, step } = this.position;
+    const tokens = { token: textOfLabel(this.token.value), against: textOfLabel(this.against.value) };
+    const options = { text: ids, position: ids.length - 1, step, ...tokens };
+    this.error.replaceChildren();
+    try {
+      this.answer = await fetchView("contributions", options, { replaces: "contributions" });
+      this.#draw();
+    } catch (error) {
+      if (!isAbortError(error)) this.error.replaceChildren(el("bdi", {}, error.message));
+    }
+  }
+
+  #draw() {
+    this.#offerTokens(); // in the present language
+    const { token, against, logit } = this.answer;
+    const first = labelChip(token.label);
+    if (against) say(this.lead, "contributions.over", { token: first, other: labelChip(against.label) });
+    else say(this.lead, "contributions.lead", { token: first });
+    const bars = this.#largest();
+    const values = bars.map(({ value }) => value);
+    const item = ({ name, value }) => el("li", {}, el("span", {}, name), signedBar(value, values), signedNumber(value));
+    this.list.replaceChildren(...bars.map(item));
+    say(this.total, "contributions.total", { sum: number(logit, 3) });
+    this.table.fill();
+    this.element.hidden = false;
+  }
+
+  // The largest contributions, {name, value}, then the sum of all others.
+  #largest() {
+    const { parts, contributions } = this.answer;
+    const sorted = contributions
+      .map((value, i) => ({ name: partName(parts[i]), value }))
+      .sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
+    const rest = sorted.splice(MAX_BARS);
+    if (!rest.length) return sorted;
+    const value = rest.reduce((sum, each) => sum + each.value, 0);
+    return [...sorted, { name: t("contributions.rest", { count: rest.length }), value }];
+  }
+
+  #tableContent() {
+    const { parts, contributions, norms } = this.answer;
+    return {
+      columns: ["col.part", "col.pushed", "col.length"].map((key) => t(key)),
+      rows: parts.map((part, i) => [partName(part), signedNumber(contributions[i], 4), number(norms[i], 3)]),
+    };
+  }
+}
+
+const partName = ({ name, layer, head }) => t(`part.${name}`, { layer, head });
+
+// The text of a token from its label, which shows blanks by signs; null if the token isn't whole characters.
+function textOfLabel(label) {
+  if (!label || /^<.+>$/u.test(label) || /^#\d+$/.test(label)) return null;
+  const blanks = { "␣": " ", "⏎": "\n", "␍": "\r", "⇥": "\t", "◌": "" };
+  return label.replace(/[␣⏎␍⇥]|^◌/gu, (sign) => blanks[sign]);
+}

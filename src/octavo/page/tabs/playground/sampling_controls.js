@@ -1,0 +1,94 @@
+// The sliders for temperature, top-k and top-p.
+
+import { el } from "octavo/dom";
+import { count, number, t } from "octavo/i18n";
+
+const TOP_K = [1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 75, 100, 150, 200, 300, 500, 750, 1000];
+
+// `onChange()` after every move. `.settings` are as `TokenDistribution.shape` takes them.
+export class SamplingControls {
+  constructor(onChange) {
+    this.onChange = onChange;
+    this.topKValues = [...TOP_K, 0]; // 0: all tokens
+    const slider = (name, range) => new Slider(name, range, () => this.#update());
+    this.temperature = slider("temperature", { min: 0, max: 2, step: 0.05, value: 0.8 });
+    this.topK = slider("topk", { min: 1, max: this.topKValues.length, step: 1, value: this.topKValues.length });
+    this.topP = slider("topp", { min: 0.05, max: 1, step: 0.01, value: 1 });
+    this.kept = el("p", { class: "kept" }); // filled by NextTokenBars
+    this.element = el(
+      "fieldset",
+      { class: "sampling" },
+      el("legend", { say: "sampling.title" }),
+      this.temperature.element,
+      this.topK.element,
+      this.topP.element,
+      this.kept,
+      el("button", { type: "button", class: "small", say: "sampling.own", onclick: () => this.reset() }),
+    );
+  }
+
+  get settings() {
+    const topK = this.topKValues[this.topK.value - 1];
+    return { temperature: this.temperature.value, topK, topP: this.topP.value };
+  }
+
+  // The same as the API takes them.
+  get requestOptions() {
+    const { temperature, topK, topP } = this.settings;
+    return { temperature, top_k: topK, top_p: topP };
+  }
+
+  // The slider of top-k goes up to the size of the vocabulary.
+  setVocabularySize(size) {
+    const { topK } = this.settings;
+    this.topKValues = [...TOP_K.filter((k) => k < size), 0];
+    this.topK.input.max = this.topKValues.length;
+    this.topK.input.value = this.topKValues.indexOf(topK) + 1 || this.topKValues.length;
+    this.showValues();
+  }
+
+  // To the model's own probabilities.
+  reset() {
+    this.temperature.input.value = this.topP.input.value = 1;
+    this.topK.input.value = this.topKValues.length;
+    this.#update();
+  }
+
+  showValues() {
+    const { temperature, topK, topP } = this.settings;
+    this.temperature.show(number(temperature, 2));
+    this.topK.show(topK ? count(topK) : t("sampling.all"));
+    this.topP.show(number(topP, 2));
+  }
+
+  #update() {
+    this.showValues();
+    this.onChange();
+  }
+}
+
+class Slider {
+  constructor(name, range, oninput) {
+    const id = `sampling-${name}`;
+    this.input = el("input", { type: "range", id, name, "aria-describedby": `${id}-help`, ...range, oninput });
+    this.input.value = range.value; // again: the browser clamped it before the range was set
+    this.output = el("output", { for: id });
+    this.element = el(
+      "div",
+      { class: "slider" },
+      el("label", { for: id, say: `sampling.${name}` }),
+      this.output,
+      this.input,
+      el("small", { id: `${id}-help`, say: `sampling.${name}.help` }),
+    );
+  }
+
+  get value() {
+    return Number(this.input.value);
+  }
+
+  show(text) {
+    this.output.textContent = text;
+    this.input.setAttribute("aria-valuetext", text);
+  }
+}

@@ -1,0 +1,84 @@
+// The sizes of a stage: facts, the meaning of its axis letters, and small pictures of the width. They show the model's
+// own sizes or those of GPT-2.
+
+import { code, el, tNodes } from "octavo/dom";
+import { count, t } from "octavo/i18n";
+import { countParameters, GPT2_SIZES } from "octavo/tabs/walk/stages";
+
+const AXIS_NAMES = { B: "batch_size", T: "seq_len", C: "n_embd", H: "n_head", V: "vocab_size" };
+const GPT2_POSITIONS = 1024;
+
+// ---- Facts
+
+export const fact = (key, value) => el("div", {}, el("dt", { say: key }), el("dd", {}, value));
+
+// The same stage in GPT-2.
+export function gpt2Facts({ axes, module, formula, isPerLayer }, sizes) {
+  const shape = axes.split(" ").map((axis) => GPT2_SIZES[axis]);
+  const own = module?.(GPT2_SIZES);
+  const perLayer = (text) => (isPerLayer ? `${text} · ${t("walk.times", { n: GPT2_SIZES.L })}` : text);
+  const parameters = own && (own.isTied ? tNodes("walk.tied") : perLayer(count(own.parameters)));
+  const isOtherFormula = formula(GPT2_SIZES) !== formula(sizes);
+  const all = countParameters({ ...GPT2_SIZES, block: GPT2_POSITIONS });
+  const total = el("small", {}, tNodes("walk.total.full", { positions: GPT2_POSITIONS, n: all }));
+  return el(
+    "dl",
+    { class: "facts other" },
+    fact("walk.shape.notes", code(`[${shape.join(", ")}]`, { class: "big" })),
+    own && fact("walk.parameters", [parameters, " ", code(own.definition)]),
+    isOtherFormula && fact("walk.formula", code(formula(GPT2_SIZES))),
+    fact("walk.total", [count(countParameters(GPT2_SIZES)), " ", total]),
+  );
+}
+
+// The meaning of the axis letters of a shape.
+export function axisList(axes, sizes) {
+  const letters = [...new Set(axes.split(" "))];
+  if (letters.includes("D")) letters.push("C");
+  const meaning = (axis) => {
+    if (axis === "D") return `${sizes.C} / ${sizes.H} = ${sizes.D}`;
+    if (axis === "4C") return `4 · ${sizes.C} = ${sizes["4C"]}`;
+    return `${AXIS_NAMES[axis]} = ${sizes[axis]}`;
+  };
+  const item = (axis) =>
+    el("li", {}, el("b", { dir: "ltr" }, `${axis} = ${meaning(axis)}`), " ", el("span", { say: `axis.${axis}` }));
+  return el("ul", { class: "letters" }, letters.map(item));
+}
+
+// ---- Small pictures of sizes
+
+// What a picture shows, and whether it shows GPT-2.
+const pictureCaption = (isGpt2, key, values) =>
+  el("p", { class: "quiet" }, isGpt2 && [el("b", { say: "walk.notes.at" }), " "], el("span", { say: [key, values] }));
+
+const sizesPicture = (caption, ...children) =>
+  el("div", { class: "aside" }, caption, el("div", { class: "sizes", "aria-hidden": "true" }, children));
+
+// The width, split into heads; `head` is marked.
+export function headsPicture({ C, H, D, head }, isGpt2) {
+  const heads = [...Array(H).keys()].map((h) => el("span", { class: h === head ? "on" : null }));
+  return sizesPicture(
+    pictureCaption(isGpt2, "walk.split", { head, H, D }),
+    el("div", { class: "split" }, heads),
+    el("code", {}, `C = H · D = ${H} · ${D} = ${C}`),
+  );
+}
+
+// C -> 4C -> C, by length; the stage's own width is marked.
+export function widthsPicture({ C }, id, isGpt2) {
+  const bar = (share, text, isMarked = false) => {
+    const length = { "inline-size": `${100 * share}%` };
+    return el(
+      "div",
+      { class: "width" },
+      el("span", { class: isMarked ? "on" : null, style: length }),
+      el("code", {}, text),
+    );
+  };
+  return sizesPicture(
+    pictureCaption(isGpt2, "walk.width", { C, wide: 4 * C }),
+    bar(0.25, `C = ${C}`),
+    bar(1, `4C = ${4 * C}`, id === "fc"),
+    bar(0.25, `C = ${C}`, id === "mlp_proj"),
+  );
+}

@@ -1,0 +1,82 @@
+// The field for the text that Walk, Attention and Positions and words show, with notes on what the model can't read of
+// it.
+
+import { fetchView, findReadingProblem, offline } from "octavo/api";
+import { el, say } from "octavo/dom";
+
+const TYPING_PAUSE = 250; // milliseconds
+const MAX_HEIGHT = 200; // pixels
+
+// `onText(text)`: the user typed a text that the model can read. `onProblem(hasProblem)`: whether the typed text is
+// unreadable.
+export function createTextField(app, onText, onProblem) {
+  const box = el("textarea", {
+    id: "text",
+    rows: 1,
+    dir: "auto",
+    spellcheck: "false",
+    maxlength: 20000,
+    autocomplete: "off",
+    readonly: offline,
+  });
+  const problemNote = el("p", { class: "problem", id: "reading-problem", role: "alert", hidden: true });
+  const unknownNote = el("p", { class: "quiet", id: "unknown-characters", role: "status", hidden: true });
+  const element = el(
+    "form",
+    { class: "text", sayLabel: "head.text", onsubmit: (event) => event.preventDefault() },
+    el("label", { for: "text", say: "head.text" }),
+    el("div", { class: "wide" }, box, problemNote, unknownNote),
+  );
+
+  let timer;
+  box.addEventListener("input", () => {
+    fit();
+    clearTimeout(timer);
+    timer = setTimeout(readText, TYPING_PAUSE);
+  });
+
+  async function readText() {
+    const text = box.value;
+    const problem = await findReadingProblem(text, app.model);
+    if (text !== box.value) return; // the user typed on
+    setProblem(problem);
+    if (!problem) onText(text);
+  }
+
+  // `problem`: the [key, values] of a sentence, or null.
+  function setProblem(problem) {
+    problemNote.hidden = !problem;
+    if (problem) say(problemNote, ...problem);
+    onProblem(Boolean(problem));
+  }
+
+  function fit() {
+    box.style.height = "auto";
+    box.style.height = `${Math.min(MAX_HEIGHT, box.scrollHeight + 2)}px`;
+  }
+
+  // Shows the text of `app`, unless the user is typing another.
+  function update() {
+    if (document.activeElement !== box && problemNote.hidden) box.value = app.text;
+    fit();
+  }
+
+  function setText(text) {
+    setProblem(null);
+    box.value = text;
+  }
+
+  // Names the characters that the tokenizer doesn't know and that the views therefore skip. The tabs ask for the same
+  // tokens, so the answer is mostly cached.
+  async function noteUnknownCharacters() {
+    const { text } = app;
+    const answer = text && !offline ? await fetchView("tokens", { text, unknown: "skip" }).catch(() => null) : null;
+    if (text !== app.text) return;
+    const read = new Set(answer?.text);
+    const unknown = answer ? [...new Set(text)].filter((character) => !read.has(character)) : [];
+    unknownNote.hidden = !unknown.length;
+    say(unknownNote, "text.left_out", { characters: unknown.slice(0, 30).join(" ") });
+  }
+
+  return { element, fit, update, setText, noteUnknownCharacters, value: () => box.value };
+}

@@ -1,0 +1,84 @@
+// Tokens on screen: single ones as chips, and running text in spans that can be colored and chosen.
+
+import { arrowDirection, el } from "octavo/dom";
+
+// A token that stands alone, by its label (which makes blanks visible), in its own direction.
+export function chip(token, properties = {}) {
+  return el("bdi", { class: "chip", title: token.bytes, ...properties }, token.label);
+}
+
+export const labelChip = (label) => chip({ label, bytes: "" }, { title: null });
+
+// The index of the last token that has letters, or 0.
+export const lastWordIndex = (tokens) =>
+  Math.max(
+    0,
+    tokens.findLastIndex(({ label }) => /\p{L}/u.test(label) && !/^<[\da-f ]+>$/.test(label)),
+  );
+
+// Gives the token of a line break a sign (by CSS), so that it can be seen and chosen.
+export const markLineBreak = (span, { text }) => span.classList.toggle("break", /^[\n\r]/.test(text));
+
+// The characters of a text that its tokens lack because the tokenizer doesn't know them, with spaces between them.
+export function unknownCharacters(text, groups) {
+  const characters = new Set(groups.map((group) => group.text).join(""));
+  return [...new Set(text)].filter((each) => !characters.has(each)).join(" ");
+}
+
+// The positions of a group of tokens.
+export const positionsOf = ({ first, count }) => Array.from({ length: count }, (_, i) => first + i);
+
+// Running text with one span for each group of tokens that make whole characters together. Spans have no padding,
+// margin, border or isolation, which would break the joining of Arabic and Indic letters; they differ by background.
+//   decorate(span, group)       colors a span
+//   onPick(first, group, how)   on hover ("hover"), focus ("focus") or click ("click")
+// Arrow keys move from span to span. The element has `.spans`, in order, and `.spanAt(position)`.
+export function tokenSpans(tokens, groups, { decorate, onPick, labelKey = "text.tokens", class: name = "" } = {}) {
+  const spans = groups.map((group) => {
+    const span = tokenSpan(tokens.slice(group.first, group.first + group.count), group, onPick);
+    decorate?.(span, group);
+    return span;
+  });
+  const properties = { class: `running ${name}`, dir: "auto", role: onPick ? "group" : null };
+  const text = el("p", { ...properties, sayLabel: onPick && labelKey }, spans);
+  text.spans = spans;
+  text.spanAt = (position) => spans[groups.findIndex((group) => position < group.first + group.count)];
+  if (onPick && spans.length) addSpanKeys(text, groups, onPick);
+  return text;
+}
+
+function tokenSpan(tokens, group, onPick) {
+  const bytes = tokens.map((token) => token.bytes).join(" + ");
+  const span = el("span", { class: "token", title: `${group.first} · ${bytes}` }, group.text);
+  if (onPick) {
+    span.setAttribute("role", "button");
+    span.setAttribute("aria-label", `${group.first}: ${tokens.map((token) => token.label).join(" ")}`);
+    span.tabIndex = -1;
+    span.addEventListener("mouseenter", () => onPick(group.first, group, "hover"));
+    span.addEventListener("focus", () => onPick(group.first, group, "focus"));
+    span.addEventListener("click", () => onPick(group.first, group, "click"));
+  }
+  return span;
+}
+
+// One span is in the tab order; arrow keys, Home and End move the focus, Enter and space choose.
+function addSpanKeys(text, groups, onPick) {
+  const { spans } = text;
+  spans[0].tabIndex = 0;
+  text.addEventListener("focusin", (event) => {
+    for (const span of spans) span.tabIndex = span === event.target ? 0 : -1;
+  });
+  text.addEventListener("keydown", (event) => {
+    const at = spans.indexOf(event.target);
+    if (at < 0) return;
+    if (event.key === "Enter" || event.key === " ") onPick(groups[at].first, groups[at], "click");
+    else {
+      const step = arrowDirection(event.key, getComputedStyle(text).direction);
+      const target = step ? at + step : { Home: 0, End: spans.length - 1 }[event.key];
+      if (target === undefined) return;
+      spans[target]?.focus();
+    }
+    event.preventDefault();
+    event.stopPropagation();
+  });
+}
