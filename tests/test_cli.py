@@ -832,7 +832,7 @@ def test_each_command_that_is_offered_next_works(say: Say) -> None:
 def test_a_resumed_run_goes_on_where_it_stopped(run: Path, say: Say) -> None:
     answer = say("train", "--resume", run, "--max-steps", 6)
     assert (answer.code, answer.err) == (0, "")
-    assert "going on after step 4" in answer.out
+    assert "resuming after step 4" in answer.out
     assert octavo.Run(run).lines("metrics")[-1]["step"] == 6
 
 

@@ -1,4 +1,4 @@
-"""Drawing the events of preparing a text and of training for a person: a live line on a terminal, else plain lines."""
+"""Show the progress of preparing a text and of training: a live display on a terminal, otherwise plain lines."""
 
 import os
 import shutil
@@ -14,18 +14,18 @@ from rich.table import Table
 
 from octavo.data.progress import Preparation, PreparationProgress
 from octavo.training import Evaluated, Event, Finished, Notice, Sampled, Saved, Started, Step, TimeEstimate
-from octavo.units import format_bytes
+from octavo.units import format_bytes, format_duration
 
 
 class _Console(Console):
-    """rich's console, but a reader that has gone away (`octavo train | head`) doesn't end the training."""
+    """A rich console that ignores a closed pipe: `octavo train | head` must not end the training."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
 
 
 T = TypeVar("T")
-_SELDOM = 10  # seconds between plain lines
+_PLAIN_INTERVAL = 10  # seconds between plain lines about a preparation
 
 
 def run_preparation(preparation: Preparation[T], stream: IO[str]) -> T:
@@ -37,7 +37,7 @@ def run_preparation(preparation: Preparation[T], stream: IO[str]) -> T:
 
 
 class Progress:
-    """Shows events as they come; a context manager, since a live line must be put away at the end."""
+    """Shows events as they arrive. A context manager, because the live display must be removed at the end."""
 
     def __init__(self, stream: IO[str]) -> None:
         self.console = _Console(file=stream, highlight=False, soft_wrap=True)
@@ -46,7 +46,7 @@ class Progress:
         self._live = Live(console=self.console, transient=True, refresh_per_second=8)
         self._last_sample = ""
         self._val_loss = "n/a"
-        self._told = 0.0  # seconds, of what is being prepared, when the last plain line was
+        self._last_plain_line = 0.0  # seconds since the start of the current stage of the preparation
 
     def __enter__(self) -> "Progress":
         return self
@@ -61,17 +61,19 @@ class Progress:
         """Draw one event."""
         match event:
             case PreparationProgress():
-                self._prepare(event)
+                self._show_preparation(event)
             case Started():
-                self._begin(event)
+                self._show_start(event)
             case Notice():
                 self.console.print(f"[yellow]note:[/] {escape(event.text)}")
             case Step() if self.console.is_terminal:
-                self._live.update(self._status(event))
+                self._live.update(self._live_display(event))
             case Step():
-                self.console.print(" · ".join(self._numbers(event)))
+                self.console.print(" · ".join(self._step_fields(event)))
             case TimeEstimate():
-                self.console.print(f"about {clock(event.seconds)} in all, at {event.tokens_per_second:,.0f} tokens/s")
+                self.console.print(
+                    f"estimated time {format_duration(event.seconds)}, at {event.tokens_per_second:,.0f} tokens/s"
+                )
             case Evaluated():
                 mark = " (best)" if event.best else ""
                 self._val_loss = f"{event.val_loss:.4f}"
@@ -82,106 +84,111 @@ class Progress:
             case Sampled():
                 self._last_sample = event.text
                 if self.started is not None and event.step == self.started.settings.max_steps:
-                    return  # the end shows the whole of it
+                    return  # Finished shows all of it
                 lines = [line for line in event.text.splitlines() if line.strip()][:4]
-                self.console.print("\n".join(f"[dim]  │ {escape(_shortened(line))}[/]" for line in lines))
+                self.console.print("\n".join(f"[dim]  │ {escape(_shorten(line))}[/]" for line in lines))
             case Saved():
-                pass  # every evaluation saves; the end names the folder
+                pass  # too frequent; Finished names the run
             case Finished():
-                self._end(event)
+                self._show_end(event)
 
-    def _prepare(self, event: PreparationProgress) -> None:
-        line = _preparation(event)
+    def _show_preparation(self, event: PreparationProgress) -> None:
+        line = _format_preparation(event)
         if self.console.is_terminal:
             self._live.start()
             self._live.update(line)
-        elif not 0 <= event.seconds - self._told < _SELDOM:
-            self._told = event.seconds
-            if event.seconds >= _SELDOM:  # a text that is done sooner needs no word
+        elif not 0 <= event.seconds - self._last_plain_line < _PLAIN_INTERVAL:
+            self._last_plain_line = event.seconds
+            if event.seconds >= _PLAIN_INTERVAL:  # a short preparation prints nothing
                 self.console.print(line)
 
-    def _begin(self, event: Started) -> None:
+    def _show_start(self, event: Started) -> None:
         self.started = event
         s = event.settings
-        tables = s.n_embd * (s.vocab_size + s.block_size)
+        embeddings = s.n_embd * (s.vocab_size + s.block_size)
         self.console.print(
-            f"[bold]{escape(event.run.name)}[/] · {escape(s.source)}: {event.train_tokens:,} tokens to train on, "
-            f"{event.val_tokens:,} to validate · tokenizer {escape(event.tokenizer)} ({event.vocab_size:,} tokens)\n"
-            f"{event.parameters:,} parameters: {tables:,} in the embeddings, the rest in "
-            f"{_counted(s.n_layer, 'layer')}, {_counted(s.n_head, 'head')}, {s.n_embd} wide, block {s.block_size} · "
-            f"{_amount(event.flops_per_token)}FLOPs a token\n"
-            f"{s.max_steps:,} steps of {s.batch_size * s.block_size:,} tokens, {event.epochs:,.1f} passes over the "
-            f"text · {escape(event.device)}, {event.precision} · about {format_bytes(event.memory_bytes)} of memory"
+            f"[bold]{escape(event.run.name)}[/] · {escape(s.source)}: {event.train_tokens:,} training tokens, "
+            f"{event.val_tokens:,} validation tokens · tokenizer {escape(event.tokenizer)}, {event.vocab_size:,} tokens\n"
+            f"{event.parameters:,} parameters, {embeddings:,} of them in embeddings · {_count(s.n_layer, 'layer')}, "
+            f"{_count(s.n_head, 'head')}, width {s.n_embd}, context {s.block_size} · "
+            f"{_format_large(event.flops_per_token)} FLOPs per token\n"
+            f"{s.max_steps:,} steps of {s.batch_size * s.block_size:,} tokens, {event.epochs:,.1f} epochs · "
+            f"{escape(event.device)}, {event.precision} · about {format_bytes(event.memory_bytes)} of memory"
         )
         if event.step:
-            self.console.print(f"going on after step {event.step:,}")
+            self.console.print(f"resuming after step {event.step:,}")
         if self.console.is_terminal:
             self._live.start()
 
-    def _numbers(self, event: Step) -> list[str]:
+    def _step_fields(self, event: Step) -> list[str]:
+        """Progress first, remaining and elapsed time last."""
         assert self.started is not None
-        steps = self.started.settings.max_steps
-        speed = event.tokens_per_second
-        peak = self.started.peak_flops
-        mfu = f"{speed * self.started.flops_per_token / peak:.1%}" if peak else "n/a"
+        steps, throughput, peak = self.started.settings.max_steps, event.tokens_per_second, self.started.peak_flops
+        mfu = f"{throughput * self.started.flops_per_token / peak:.1%}" if peak else "n/a"
+        remaining = steps - event.step
         if self._val_loss == "n/a":
-            left = (steps - event.step) * (event.tokens / event.step) / max(speed, 1e-9)
-        else:  # evaluating and saving take their time too
-            left = (steps - event.step) * event.seconds / event.step
+            left = remaining * (event.tokens / event.step) / max(throughput, 1e-9)
+        else:  # the elapsed time includes evaluations and checkpoints
+            left = remaining * event.seconds / event.step
         return [
-            f"step {event.step:,}/{steps:,} {event.step / steps:.0%}", f"loss {event.loss:.4f}",
+            f"step {event.step:,}/{steps:,} {event.step / steps:.0%}",
+            f"loss {event.loss:.4f}",
             f"val {self._val_loss}",
-            f"lr {event.learning_rate:.1e}", f"grad {event.grad_norm:.2f}", f"{speed:,.0f} tokens/s", f"MFU {mfu}",
-            f"left {clock(left)}", f"elapsed {clock(event.seconds)}",
-        ]  # fmt: skip
+            f"lr {event.learning_rate:.1e}",
+            f"grad {event.grad_norm:.2f}",
+            f"{throughput:,.0f} tokens/s",
+            f"MFU {mfu}",
+            f"left {format_duration(left)}",
+            f"elapsed {format_duration(event.seconds)}",
+        ]
 
-    def _status(self, event: Step) -> Table:
+    def _live_display(self, event: Step) -> Table:
         assert self.started is not None
-        progress, *numbers = self._numbers(event)
+        progress, *fields = self._step_fields(event)
         table = Table.grid(padding=(0, 1))
-        table.add_row(progress, ProgressBar(self.started.settings.max_steps, event.step, width=24), *numbers[-2:])
+        table.add_row(progress, ProgressBar(self.started.settings.max_steps, event.step, width=24), *fields[-2:])
         outer = Table.grid()
         outer.add_row(table)
-        outer.add_row(" · ".join(numbers[:-2]))
+        outer.add_row(" · ".join(fields[:-2]))
         return outer
 
-    def _prompt(self) -> str:
-        """A prompt to offer: a word that the model wrote, so that its tokenizer knows every character."""
+    def _prompt_flag(self) -> str:
+        """--prompt with a word from the last sample, because the tokenizer knows all its characters."""
         word = next((word for word in self._last_sample.split() if word.isalpha() and len(word) > 1), None)
         return f" --prompt {word}" if word else ""
 
-    def _end(self, event: Finished) -> None:
+    def _show_end(self, event: Finished) -> None:
         self.finished = event
         if self.console.is_terminal:
             self._live.stop()
         if self._last_sample and event.reason == "done":
-            self.console.print("\n[bold]What it writes now[/]\n")
+            self.console.print("\n[bold]Sample[/]\n")
             self.console.print(escape(self._last_sample.strip("\n")), "\n")
-        how = {"done": "done", "stopped": "stopped", "patience": "no better for a while, so it ended"}[event.reason]
+        reasons = {"done": "done", "stopped": "stopped", "patience": "stopped early, without improvement,"}
         loss = "" if event.val_loss is None else f" · val loss {event.val_loss:.4f}, best {event.best_val_loss:.4f}"
         run = escape(str(event.run))
         self.console.print(
-            f"[bold]{how}[/] after {_counted(event.step, 'step')}, {event.tokens:,} tokens, "
-            f"{clock(event.seconds)}{loss}\n"
-            f"the run: [bold]{run}[/]"
+            f"[bold]{reasons[event.reason]}[/] after {_count(event.step, 'step')}, {event.tokens:,} tokens, "
+            f"{format_duration(event.seconds)}{loss}\n"
+            f"run:     [bold]{run}[/]"
         )
-        # `make train` doesn't leave its environment active, so what is offered must say where it lies.
-        here = os.path.relpath(sys.argv[0])
-        octavo = escape(here) if not shutil.which("octavo") and os.path.basename(here) == "octavo" else "octavo"
-        goes_on = f"{octavo} train --resume {run}"
+        # `make train` does not activate its environment, so the commands need the path of the program.
+        program = os.path.relpath(sys.argv[0])
+        is_on_path = shutil.which("octavo") or os.path.basename(program) != "octavo"
+        octavo = "octavo" if is_on_path else escape(program)
+        resume = f"{octavo} train --resume {run}"
         if event.reason == "stopped":
-            self.console.print(f"go on:   {goes_on}")
+            self.console.print(f"resume:  {resume}")
         else:
             assert self.started is not None
             self.console.print(
-                f"next:    {octavo} sample {run}{self._prompt()}\n"
+                f"next:    {octavo} sample {run}{self._prompt_flag()}\n"
                 f"         {octavo} eval {run}\n"
-                f"         {goes_on} --max-steps {2 * max(1, event.step)}"
+                f"         {resume} --max-steps {2 * max(1, event.step)}"
             )
 
 
-def _preparation(event: PreparationProgress) -> str:
-    """Doing what, how much of how much, how fast, how long still."""
+def _format_preparation(event: PreparationProgress) -> str:
     rate = event.done / max(event.seconds, 1e-9)
     parts = [event.stage]
     if event.total:
@@ -189,32 +196,23 @@ def _preparation(event: PreparationProgress) -> str:
     elif event.done:
         parts.append(f"{event.done / 1e6:,.1f} million characters")
     if event.done:
-        parts.append(f"{rate / 1e6:,.1f} million a second")
+        parts.append(f"{rate / 1e6:,.1f} million per second")
         if event.total:
-            parts.append(f"left {clock((event.total - event.done) / rate)}")
+            parts.append(f"left {format_duration((event.total - event.done) / rate)}")
     return " · ".join(parts)
 
 
-def _counted(number: int, noun: str) -> str:
+def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-def _shortened(line: str) -> str:
+def _shorten(line: str) -> str:
     return line if len(line) <= 100 else line[:99] + "…"
 
 
-def _amount(number: float) -> str:
-    """5.2 million, with the space after it."""
+def _format_large(number: float) -> str:
+    """5.2 million."""
     for large, name in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
         if number >= large:
-            return f"{number / large:.1f} {name} "
-    return f"{number:,.0f} "
-
-
-def clock(seconds: float) -> str:
-    """1:05, or 2:03:04, or 5 days."""
-    if seconds >= 48 * 3600:
-        return f"{seconds / 86400:,.0f} days"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+            return f"{number / large:.1f} {name}"
+    return f"{number:,.0f}"

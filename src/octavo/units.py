@@ -1,6 +1,15 @@
-"""How quantities are written for people. Every message that names an amount of memory or disk uses `format_bytes`."""
+"""How quantities are written for people: every message that names an amount of memory or a duration uses these."""
 
 
 def format_bytes(count: float) -> str:
     """12 MB, or 3.4 GB: decimal units, as disks and memory bandwidth are sold."""
     return f"{count / 1e6:,.0f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"
+
+
+def format_duration(seconds: float) -> str:
+    """1:05, or 2:03:04, or 5 days."""
+    if seconds >= 48 * 3600:
+        return f"{seconds / 86400:,.0f} days"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

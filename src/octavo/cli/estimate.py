@@ -54,8 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _format_report(e: "RunEstimate", settings: Settings, price_per_hour: float | None) -> str:
     from octavo.estimate import FLOPS_FORMULA
-    from octavo.terminal import clock
-    from octavo.units import format_bytes
+    from octavo.units import format_bytes, format_duration
 
     count, parts, flops = e.parameters, e.parameters_by_part, e.flops_by_part
     epochs = "" if e.epochs is None else f", {e.epochs:,.1f} epochs over {e.train_tokens:,} tokens of text"
@@ -72,7 +71,7 @@ def _format_report(e: "RunEstimate", settings: Settings, price_per_hour: float |
         f"run         {e.steps:,} steps of {settings.batch_size * settings.block_size:,} tokens{epochs}",
     ]
     if e.seconds is not None:
-        lines.append(f"time        {clock(e.seconds)}: {_format_parts(e.seconds_by_part, clock)}")
+        lines.append(f"time        {format_duration(e.seconds)}: {_format_parts(e.seconds_by_part, format_duration)}")
         lines.append(f"            at {e.tokens_per_second or 0:,.0f} tokens/s, measured for two seconds")
     if e.price is not None:
         lines.append(f"price       {e.price:,.2f}, at {price_per_hour:,.2f} per hour")
