@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from octavo import files, tokenizers
+from octavo import cli, files, tokenizers
 from octavo.data.dataset import Dataset, open_dataset
 from octavo.data.prepare import choose_tokenizer, prepare_dataset, prepare_folder, reopen_dataset
 from octavo.errors import OctavoError
@@ -500,3 +500,18 @@ def test_auto_takes_the_choose_tokenizer_the_text_and_says_which(tmp_path: Path)
     many = dataset(of(written(tmp_path / "many.txt", various(300) * 20), "auto"))
     assert (many.info["tokenizer"], many.tokenizer.kind) == ("bpe:1024", "bpe")
     assert "".join(decoded(many)) == various(300) * 20
+
+
+def test_prepare_verify_reads_every_file_again(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = prepare(of(source), tmp_path / "out").folder
+    assert cli.main(["prepare", str(out), "--verify"]) == 0
+    assert str(out) in capsys.readouterr().out
+    shard = out / "train-00000.npy"
+    status, content = shard.stat(), bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    os.utime(shard, ns=(status.st_atime_ns, status.st_mtime_ns))  # only its content shows the change
+    assert cli.main(["prepare", str(out), "--verify"]) == 2
+    assert shard.name in capsys.readouterr().err

@@ -108,7 +108,8 @@ class Progress:
         embeddings = s.n_embd * (s.vocab_size + s.block_size)
         self.console.print(
             f"[bold]{escape(event.run.name)}[/] · {escape(s.source)}: {event.train_tokens:,} training tokens, "
-            f"{event.val_tokens:,} validation tokens · tokenizer {escape(event.tokenizer)}, {event.vocab_size:,} tokens\n"
+            f"{event.val_tokens:,} validation tokens · "
+            f"tokenizer {escape(event.tokenizer)}, {event.vocab_size:,} tokens\n"
             f"{event.parameters:,} parameters, {embeddings:,} of them in embeddings · {_count(s.n_layer, 'layer')}, "
             f"{_count(s.n_head, 'head')}, width {s.n_embd}, context {s.block_size} · "
             f"{_format_large(event.flops_per_token)} FLOPs per token\n"

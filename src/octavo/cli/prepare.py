@@ -1,8 +1,9 @@
-"""`octavo prepare`: text to a folder of token shards."""
+"""`octavo prepare`: text to a folder of token shards; `--verify` checks such a folder."""
 
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from octavo.cli.parser import SOURCE_HELP, add_settings, add_verb, explicit_settings, finish_verb
@@ -13,21 +14,28 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
     verb = add_verb(
         verbs,
         "prepare",
-        "SOURCE --out DIR",
+        "SOURCE (--out DIR | --verify)",
         run,
         help="convert text to token shards",
         example="octavo prepare my.txt --out tokens --tokenizer bpe:4096",
     )
     verb.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
-    verb.add_argument("--out", required=True, metavar="DIR", help="a folder that does not exist yet")
+    action = verb.add_mutually_exclusive_group(required=True)
+    action.add_argument("--out", metavar="DIR", help="a folder that does not exist yet")
+    action.add_argument("--verify", action="store_true", help="read the prepared folder SOURCE and check every sha256")
     add_settings(verb, DataSettings, defaults)
     finish_verb(verb)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from octavo.data.dataset import open_dataset
     from octavo.data.prepare import prepare_folder
     from octavo.terminal import run_preparation
 
+    if arguments.verify:
+        dataset = open_dataset(Path(arguments.source), verify=True)
+        print(json.dumps(dataset.info) if arguments.json else f"{dataset.folder}: all files are as they were prepared")
+        return 0
     settings = resolve(source=arguments.source, **explicit_settings(arguments))
     dataset = run_preparation(prepare_folder(settings, arguments.out), sys.stderr)
     if arguments.json:
