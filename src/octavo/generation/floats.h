@@ -1,4 +1,4 @@
-/* Sixteen numbers at once, in gcc's and clang's vectors, for whatever instructions the machine has. */
+/* Vectors of 16 floats in the vector extensions of gcc and clang, compiled for the instruction set of this machine. */
 
 #include <math.h>
 #include <string.h>
@@ -7,43 +7,44 @@
 #endif
 
 #define LANES 16
-#define inlined static inline __attribute__((always_inline))
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
 #ifdef __clang__
 #define UNROLLED _Pragma("unroll")
 #else
 #define UNROLLED _Pragma("GCC unroll 16")
 #endif
 #if defined __clang__ || __GNUC__ >= 12
-#define MIX(...) __builtin_shufflevector(__VA_ARGS__)
+#define SHUFFLE(...) __builtin_shufflevector(__VA_ARGS__)
 #else
-#define MIX(x, y, ...) __builtin_shuffle(x, y, (ints){__VA_ARGS__})
+#define SHUFFLE(x, y, ...) __builtin_shuffle(x, y, (ints){__VA_ARGS__})
 #endif
 
 typedef float floats __attribute__((vector_size(64)));
 typedef int ints __attribute__((vector_size(64)));
-typedef float floats_at __attribute__((vector_size(64), aligned(4), may_alias));
+typedef float unaligned_floats __attribute__((vector_size(64), aligned(4), may_alias));
 typedef short shorts __attribute__((vector_size(64)));
 #ifdef __AVX2__
-typedef union { floats whole; __m256i half[2]; } halves;
+typedef union { floats full; __m256i half[2]; } halves;
 #endif
 
-/* v stays in a register: the compiler would rather read it again for each product that takes it, and a core reads no
-   more often than it multiplies. Where there are but 16 registers, the sums need them all. */
+/* KEEP_IN_REGISTER(v) stops the compiler from loading v again for every product that uses it: a core does not load
+   faster than it multiplies. Without AVX-512 there are only 16 registers, and the sums need all of them. */
 #ifdef __AVX512F__
-#define HOLDS 1
-#define HOLD(v) __asm__("" : "+v"(v))
+#define HAS_SPARE_REGISTERS 1
+#define KEEP_IN_REGISTER(v) __asm__("" : "+v"(v))
 #else
-#define HOLDS 0
-#define HOLD(v) (void)(v)
+#define HAS_SPARE_REGISTERS 0
+#define KEEP_IN_REGISTER(v) (void)(v)
 #endif
 
-inlined floats at(const float *x) { return *(const floats_at *)x; }
-inlined void put(float *x, floats v) { *(floats_at *)x = v; }
-inlined floats all(float x) { return x - (floats){}; }
-inlined floats pick(ints mask, floats a, floats b) { return (floats)((mask & (ints)a) | (~mask & (ints)b)); }
+ALWAYS_INLINE floats load(const float *x) { return *(const unaligned_floats *)x; }
+ALWAYS_INLINE void store(float *x, floats v) { *(unaligned_floats *)x = v; }
+ALWAYS_INLINE floats broadcast(float x) { return x - (floats){}; }
+/* Lanes of a where the mask is set, of b elsewhere. */
+ALWAYS_INLINE floats blend(ints mask, floats a, floats b) { return (floats)((mask & (ints)a) | (~mask & (ints)b)); }
 
-/* The sums of 16 vectors, as one vector. Every sum pairs lanes 8 apart, then 4, 2, 1. */
-inlined floats sums(const floats v[LANES])
+/* Lane i of the result is the sum of the lanes of v[i]. Every sum adds lanes 8 apart, then 4, 2 and 1. */
+ALWAYS_INLINE floats horizontal_sums(const floats v[LANES])
 {
     floats a[8], b[4], c[2];
 #define LOW_8 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23
@@ -55,25 +56,25 @@ inlined floats sums(const floats v[LANES])
 #define LOW_1 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
 #define HIGH_1 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
     UNROLLED for (int i = 0; i < 8; i++)
-        a[i] = MIX(v[2 * i], v[2 * i + 1], LOW_8) + MIX(v[2 * i], v[2 * i + 1], HIGH_8);
+        a[i] = SHUFFLE(v[2 * i], v[2 * i + 1], LOW_8) + SHUFFLE(v[2 * i], v[2 * i + 1], HIGH_8);
     UNROLLED for (int i = 0; i < 4; i++)
-        b[i] = MIX(a[2 * i], a[2 * i + 1], LOW_4) + MIX(a[2 * i], a[2 * i + 1], HIGH_4);
+        b[i] = SHUFFLE(a[2 * i], a[2 * i + 1], LOW_4) + SHUFFLE(a[2 * i], a[2 * i + 1], HIGH_4);
     UNROLLED for (int i = 0; i < 2; i++)
-        c[i] = MIX(b[2 * i], b[2 * i + 1], LOW_2) + MIX(b[2 * i], b[2 * i + 1], HIGH_2);
-    return MIX(c[0], c[1], LOW_1) + MIX(c[0], c[1], HIGH_1);
+        c[i] = SHUFFLE(b[2 * i], b[2 * i + 1], LOW_2) + SHUFFLE(b[2 * i], b[2 * i + 1], HIGH_2);
+    return SHUFFLE(c[0], c[1], LOW_1) + SHUFFLE(c[0], c[1], HIGH_1);
 }
 
-inlined float sum(floats v)
+ALWAYS_INLINE float horizontal_sum(floats v)
 {
     floats one[LANES] = {v};
-    return sums(one)[0];
+    return horizontal_sums(one)[0];
 }
 
-/* e^x to 2 units in the last place: x = n ln 2 + r, a polynomial in r, and n put into the exponent. */
-inlined floats exp16(floats x)
+/* e^x with an error of at most 2 ulp: x = n ln 2 + r, a polynomial in r, and n added to the exponent. */
+ALWAYS_INLINE floats exp16(floats x)
 {
-    x = pick(x > 88.f, all(88.f), pick(x < -87.f, all(-87.f), x));
-    floats n = (x * 1.44269504f + 12582912.f) - 12582912.f; /* rounds: beyond 2^23 there are no fractions */
+    x = blend(x > 88.f, broadcast(88.f), blend(x < -87.f, broadcast(-87.f), x));
+    floats n = (x * 1.44269504f + 12582912.f) - 12582912.f; /* rounds: floats above 2^23 have no fraction */
     floats r = x - n * 0.693359375f - n * -2.12194440e-4f;
     floats p = 1.9875691500e-4f * r + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
@@ -84,38 +85,39 @@ inlined floats exp16(floats x)
     return p * (floats)((__builtin_convertvector(n, ints) + 127) << 23);
 }
 
-/* gelu_new: x/2 (1 + tanh u) is x / (1 + e^-2u). */
-inlined floats gelu16(floats x)
+/* GELU with the tanh approximation: x/2 (1 + tanh u) is x / (1 + e^-2u). */
+ALWAYS_INLINE floats gelu_tanh16(floats x)
 {
     floats u = .79788456f * (x + .044715f * x * x * x);
     return x / (1.f + exp16(-2.f * u));
 }
 
-inlined floats gelu_exact16(floats x)
+ALWAYS_INLINE floats gelu_exact16(floats x)
 {
-    /* erf by 7.1.26 of Abramowitz and Stegun: off by 1.5e-7 at most. */
-    const floats z = x * .70710678f, size = pick(z < 0.f, -z, z), t = 1.f / (1.f + .3275911f * size);
+    /* erf by Abramowitz and Stegun, 7.1.26, with an error of at most 1.5e-7. */
+    const floats z = x * .70710678f, size = blend(z < 0.f, -z, z), t = 1.f / (1.f + .3275911f * size);
     floats p = 1.061405429f * t - 1.453152027f;
     p = p * t + 1.421413741f;
     p = p * t - .284496736f;
     p = (p * t + .254829592f) * t * exp16(-size * size);
-    return x * pick(z < 0.f, .5f * p, 1.f - .5f * p);
+    return x * blend(z < 0.f, .5f * p, 1.f - .5f * p);
 }
 
-/* Products of what fills 64 bytes: 16 floats, or 32 weights of 8 bits with 32 inputs of 16, added up in 16 whole
-   numbers. `whole` is a constant where these are used, and tells which. */
-#define PER_STEP(whole) ((whole) ? 32 : 16)
+/* Dot products, 64 bytes at a time: 16 float weights with 16 float inputs, or 32 int8 weights with 32 int16 inputs,
+   accumulated in 16 int32 lanes. `int8` is a constant at every call, so each type compiles to code of its own. Vectors
+   of integers are passed as `floats`: the same 64 bytes. */
+#define PER_STEP(int8) ((int8) ? 32 : 16)
 
-inlined floats weights(const void *row, int whole, long c)
+ALWAYS_INLINE floats load_weights(const void *row, int int8, long c)
 {
-    if (!whole) return at((const float *)row + c);
+    if (!int8) return load((const float *)row + c);
     const signed char *from = (const signed char *)row + c;
 #ifdef __AVX512BW__
     return (floats)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)from));
 #elif defined __AVX2__
     halves wide;
     for (int i = 0; i < 2; i++) wide.half[i] = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(from + 16 * i)));
-    return wide.whole;
+    return wide.full;
 #else
     shorts wide;
     for (int i = 0; i < 32; i++) wide[i] = from[i];
@@ -123,14 +125,15 @@ inlined floats weights(const void *row, int whole, long c)
 #endif
 }
 
-inlined floats inputs(const void *row, int whole, long c)
+ALWAYS_INLINE floats load_inputs(const void *row, int int8, long c)
 {
-    return at((const float *)((const char *)row + (whole ? 2 : 4) * c));
+    return load((const float *)((const char *)row + (int8 ? 2 : 4) * c));
 }
 
-inlined floats plus_products(floats s, floats w, floats x, int whole)
+/* s + w * x; for int8, each lane adds two neighboring products. */
+ALWAYS_INLINE floats multiply_add(floats s, floats w, floats x, int int8)
 {
-    if (!whole) return s + w * x;
+    if (!int8) return s + w * x;
 #ifdef __AVX512VNNI__
     return (floats)_mm512_dpwssd_epi32((__m512i)s, (__m512i)w, (__m512i)x);
 #elif defined __AVX512BW__
@@ -139,7 +142,7 @@ inlined floats plus_products(floats s, floats w, floats x, int whole)
     halves to = {s}, a = {w}, b = {x};
     for (int i = 0; i < 2; i++)
         to.half[i] = _mm256_add_epi32(to.half[i], _mm256_madd_epi16(a.half[i], b.half[i]));
-    return to.whole;
+    return to.full;
 #else
     ints to = (ints)s;
     const shorts a = (shorts)w, b = (shorts)x;
@@ -148,26 +151,27 @@ inlined floats plus_products(floats s, floats w, floats x, int whole)
 #endif
 }
 
-/* The `left` last numbers of a row, and zeros: so they are added like all others. */
-inlined floats last(const void *row, int size, long c, int left)
+/* The last `count` elements of a row, padded with zeros to a full vector. */
+ALWAYS_INLINE floats load_tail(const void *row, int size, long c, int count)
 {
-    char some[64] = {0};
-    memcpy(some, (const char *)row + size * c, (size_t)size * left);
-    return at((const float *)some);
+    char padded[64] = {0};
+    memcpy(padded, (const char *)row + size * c, (size_t)size * count);
+    return load((const float *)padded);
 }
 
-inlined floats last_weights(const void *row, int whole, long c, int left)
+ALWAYS_INLINE floats load_weights_tail(const void *row, int int8, long c, int count)
 {
-    const floats some = last(row, whole ? 1 : 4, c, left);
-    return whole ? weights(&some, 1, 0) : some;
+    const floats padded = load_tail(row, int8 ? 1 : 4, c, count);
+    return int8 ? load_weights(&padded, 1, 0) : padded;
 }
 
-inlined floats as_floats(floats s, int whole) { return whole ? __builtin_convertvector((ints)s, floats) : s; }
+ALWAYS_INLINE floats to_floats(floats s, int int8) { return int8 ? __builtin_convertvector((ints)s, floats) : s; }
 
-/* Keys and values: floats, or their upper 16 bits (bf16) where the weights are rounded too; half as much to read. */
-inlined floats kept(const void *from, int half, long i)
+/* The KV cache holds float32, or bf16 if the weights are int8, which halves the memory to read. bf16 is the upper 16
+   bits of a float. `bf16` is a constant at every call. */
+ALWAYS_INLINE floats load_cached(const void *from, int bf16, long i)
 {
-    if (!half) return at((const float *)from + i);
+    if (!bf16) return load((const float *)from + i);
     const unsigned short *bits = (const unsigned short *)from + i;
 #ifdef __AVX512F__
     return (floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)bits)), 16);
@@ -178,19 +182,19 @@ inlined floats kept(const void *from, int half, long i)
 #endif
 }
 
-inlined float kept_one(const void *from, int half, long i)
+ALWAYS_INLINE float load_cached_one(const void *from, int bf16, long i)
 {
-    if (!half) return ((const float *)from)[i];
+    if (!bf16) return ((const float *)from)[i];
     const unsigned bits = (unsigned)((const unsigned short *)from)[i] << 16;
     float x;
     memcpy(&x, &bits, sizeof x);
     return x;
 }
 
-inlined void keep(void *to, int half, long i, float x)
+ALWAYS_INLINE void store_cached(void *to, int bf16, long i, float x)
 {
-    if (!half) { ((float *)to)[i] = x; return; }
+    if (!bf16) { ((float *)to)[i] = x; return; }
     unsigned bits;
     memcpy(&bits, &x, sizeof x);
-    ((unsigned short *)to)[i] = (bits + 0x7fff + (bits >> 16 & 1)) >> 16; /* to the nearest, ties to even */
+    ((unsigned short *)to)[i] = (bits + 0x7fff + (bits >> 16 & 1)) >> 16; /* rounds to nearest, ties to even */
 }

@@ -1,355 +1,380 @@
-/* GPT-2's forward pass for rows of (token, slot, position): what src/octavo/model.py computes, on a CPU, in C.
+/* GPT-2's forward pass on a CPU: computes what src/octavo/model.py computes, for rows of (token id, slot, position).
 
-   A row is one token of one text. Rows of many texts run together, a prompt as many rows of one slot, so the weights
-   are read once for all of them; a step of one token is bound by that reading, and there is nothing else left in it.
+   A row is one token of one sequence. Rows of many sequences run in one batch, and a prompt is many rows of one slot,
+   so each weight is loaded once for all rows. Decoding a single row is bound by the memory bandwidth of that load.
 
-   Every number is added up in one order, whatever stands beside it: a row gives the same bits alone, in a batch, in a
-   prompt cut anywhere, or after a prefix that was cached. No operation crosses rows but attention within a slot.
+   Every sum has a fixed order that does not depend on the other rows: a row has the same bits alone, in a batch, in a
+   prompt split anywhere, and after a cached prefix. Only attention reads other rows, those of the same slot.
 
-   Built when first used, by the C compiler that is there (native.py).
-   Axis letters: N rows, C width, O outputs, H heads, D = C / H. */
+   native.py compiles this file with the C compiler of the machine when it is first needed.
+   Axis letters: N rows, W rows whose logits are needed, C width, O outputs, H heads, D = C / H. */
 
 #include "floats.h"
 #include "team.h"
 
 #include <stdlib.h>
 
-#define TILE 8      /* rows that share one reading of a weight */
-#define FOUR 4      /* rows of a prompt that share one reading of a key */
-#define STRETCH 768 /* numbers of a row that are worked through at a time */
-#define NEAR 400000 /* bytes of weights, at most, that all rows of a prompt pass before the next: a core keeps them */
+#define TILE_ROWS 8          /* input rows that share one load of a weight */
+#define QUERY_ROWS 4         /* rows of a prompt that share one load of a key or a value */
+#define VECTORS 4            /* vectors of keys or values that a loop of attention handles at a time */
+#define COLUMN_BLOCK 768     /* input columns handled at a time: they stay in the L1 cache */
+#define CACHED_BYTES 400000L /* weights that all rows of a prompt pass before the next: they stay in the L2 cache */
 
-typedef struct { const void *weight; const float *scale, *bias; } Linear; /* (O, C); scale: int8, one for each output */
+typedef struct { const void *weight; const float *scale, *bias; } Linear; /* weight (O, C); scale (O,) if it is int8 */
 typedef struct { const float *weight, *bias; } Norm;
 typedef struct {
     Norm ln_1; Linear c_attn, attn_c_proj; Norm ln_2; Linear c_fc, mlp_c_proj; void *keys, *values;
 } Block;
 typedef struct {
     int n_layer, n_head, n_embd, vocab_size, exact_gelu;
-    int positions, half; /* of the cache: how many a slot has, and whether they are kept in 16 bits */
+    int positions, bf16_cache; /* positions of a slot in the KV cache; whether the cache is bf16 */
     const float *wte, *wpe; Norm ln_f; Linear lm_head; const Block *blocks;
 } Model;
 
-/* y[m][r] = w[r] . x[m] for 16 weight rows and M input rows, in groups of R weight rows. R * M is at most 16: as many
-   sums as there are registers to hold. All but C is constant where this is used. */
-inlined void tile(const char *w, int whole, const char *x, int C, int R, int M, float y[TILE][LANES])
+/* y[m][r] = w[r] . x[m] for 16 weight rows and M input rows, R weight rows at a time. R * M is at most 16, so that all
+   sums stay in registers. Every argument but w, x, C and y is a constant at the call. */
+ALWAYS_INLINE void multiply_tile(const char *w, int int8, const char *x, int C, int R, int M, float y[TILE_ROWS][LANES])
 {
-    floats kept[LANES / R][LANES];
-    const int step = PER_STEP(whole), full = C / step * step, hold = HOLDS && M > 1;
-    const long row = whole ? C : 4L * C, input = whole ? 2L * C : 4L * C; /* bytes */
-    for (int from = 0; from == 0 || from < full; from += STRETCH) /* of x, which so stays in the cache for all groups */
+    floats partial[LANES / R][LANES];
+    const int step = PER_STEP(int8), full = C / step * step, keep_inputs = HAS_SPARE_REGISTERS && M > 1;
+    const long row_bytes = int8 ? C : 4L * C, input_bytes = int8 ? 2L * C : 4L * C;
+    for (int start = 0; start == 0 || start < full; start += COLUMN_BLOCK)
         for (int g = 0; g < LANES / R; g++) {
-            const char *group = w + g * R * row;
+            const char *group = w + g * R * row_bytes;
             floats s[LANES] = {};
-            if (from)
-                UNROLLED for (int i = 0; i < R * M; i++) s[i] = kept[g][i];
-            for (int c = from; c < full && c < from + STRETCH; c += step) {
-                floats in[TILE];
-                if (hold)
-                    UNROLLED for (int m = 0; m < M; m++) { in[m] = inputs(x + m * input, whole, c); HOLD(in[m]); }
+            if (start)
+                UNROLLED for (int i = 0; i < R * M; i++) s[i] = partial[g][i];
+            for (int c = start; c < full && c < start + COLUMN_BLOCK; c += step) {
+                floats in[TILE_ROWS];
+                if (keep_inputs)
+                    UNROLLED for (int m = 0; m < M; m++) {
+                        in[m] = load_inputs(x + m * input_bytes, int8, c);
+                        KEEP_IN_REGISTER(in[m]);
+                    }
                 UNROLLED for (int r = 0; r < R; r++) {
-                    /* Of the next groups: rows are short, and end before the machine has seen where they lead. */
-                    if (whole && c % 64 == 0) __builtin_prefetch(group + (LANES + r) * row + c);
-                    if (!whole && M > 1) __builtin_prefetch(group + (R + r) * row + 4L * c);
-                    const floats v = weights(group + r * row, whole, c);
+                    /* Rows are too short for the hardware prefetcher, so prefetch those of the next groups. */
+                    if (int8 && c % 64 == 0) __builtin_prefetch(group + (LANES + r) * row_bytes + c);
+                    if (!int8 && M > 1) __builtin_prefetch(group + (R + r) * row_bytes + 4L * c);
+                    const floats v = load_weights(group + r * row_bytes, int8, c);
                     UNROLLED for (int m = 0; m < M; m++)
-                        s[m * R + r] = plus_products(s[m * R + r], v,
-                                                     hold ? in[m] : inputs(x + m * input, whole, c), whole);
+                        s[m * R + r] = multiply_add(
+                            s[m * R + r], v, keep_inputs ? in[m] : load_inputs(x + m * input_bytes, int8, c), int8);
                 }
             }
-            if (from + STRETCH < full) {
-                UNROLLED for (int i = 0; i < R * M; i++) kept[g][i] = s[i];
+            if (start + COLUMN_BLOCK < full) {
+                UNROLLED for (int i = 0; i < R * M; i++) partial[g][i] = s[i];
                 continue;
             }
             if (full < C)
                 UNROLLED for (int r = 0; r < R; r++)
                     UNROLLED for (int m = 0; m < M; m++)
-                        s[m * R + r] = plus_products(s[m * R + r], last_weights(group + r * row, whole, full, C - full),
-                                                     last(x + m * input, whole ? 2 : 4, full, C - full), whole);
-            UNROLLED for (int i = 0; i < R * M; i++) s[i] = as_floats(s[i], whole);
-            float total[LANES];
-            put(total, sums(s));
-            UNROLLED for (int m = 0; m < M; m++) memcpy(y[m] + g * R, total + m * R, R * sizeof(float));
+                        s[m * R + r] = multiply_add(
+                            s[m * R + r], load_weights_tail(group + r * row_bytes, int8, full, C - full),
+                            load_tail(x + m * input_bytes, int8 ? 2 : 4, full, C - full), int8);
+            UNROLLED for (int i = 0; i < R * M; i++) s[i] = to_floats(s[i], int8);
+            float totals[LANES];
+            store(totals, horizontal_sums(s));
+            UNROLLED for (int m = 0; m < M; m++) memcpy(y[m] + g * R, totals + m * R, R * sizeof(float));
         }
 }
 
-/* w . x, added up as above. */
-inlined float dot(const char *w, int whole, const char *x, int C)
+/* w . x, with the same order of additions as multiply_tile. */
+ALWAYS_INLINE float dot(const char *w, int int8, const char *x, int C)
 {
     floats s = {};
     int c = 0;
-    for (; c + PER_STEP(whole) <= C; c += PER_STEP(whole))
-        s = plus_products(s, weights(w, whole, c), inputs(x, whole, c), whole);
-    if (c < C) s = plus_products(s, last_weights(w, whole, c, C - c), last(x, whole ? 2 : 4, c, C - c), whole);
-    return sum(as_floats(s, whole));
+    for (; c + PER_STEP(int8) <= C; c += PER_STEP(int8))
+        s = multiply_add(s, load_weights(w, int8, c), load_inputs(x, int8, c), int8);
+    if (c < C)
+        s = multiply_add(s, load_weights_tail(w, int8, c, C - c), load_tail(x, int8 ? 2 : 4, c, C - c), int8);
+    return horizontal_sum(to_floats(s, int8));
 }
 
-/* Weights of 8 bits are multiplied by inputs of 16, in whole numbers: twice the rate of floats, and exact.
-   Rows of x (N, C) as numbers of 16 bits, and what each row is to be multiplied by. The largest is so small that no sum
-   of products with weights of 8 bits leaves the 32 bits in which it is made. */
-static void shorten(const float *x, short *out, float *scales, int N, int C)
+/* Rounds the rows of x (N, C) to int16 and writes a scale for each row. int8 weights are multiplied by int16 inputs in
+   integers: twice the rate of floats, and exact. The largest int16 value is limited so that no sum of products
+   overflows int32. */
+static void quantize_inputs(const float *x, short *out, float *scales, int N, int C)
 {
-    const float room = 2147483647.f / (254.f * ((C + 31) / 32)), largest = room < 32767.f ? floorf(room) : 32767.f;
-    EACH(n, N, 1) {
+    const float limit = 2147483647.f / (254.f * ((C + 31) / 32)), largest = limit < 32767.f ? floorf(limit) : 32767.f;
+    PARALLEL_FOR(n, N, 1) {
         const float *from = x + (long)n * C;
-        float most = 1e-30f, broken = 0; /* what is no number, or none that ends, stays so: else it would be hidden */
+        float max = 1e-30f, not_finite = 0; /* 0 * x is NaN for NaN and infinity: the scale passes it on */
         for (int c = 0; c < C; c++) {
-            most = fabsf(from[c]) > most ? fabsf(from[c]) : most;
-            broken += 0 * from[c];
+            max = fabsf(from[c]) > max ? fabsf(from[c]) : max;
+            not_finite += 0 * from[c];
         }
-        const float by = largest / most;
-        for (int c = 0; c < C; c++) out[(long)n * C + c] = (short)rintf(from[c] * by);
-        scales[n] = most / largest + broken;
+        const float factor = largest / max;
+        for (int c = 0; c < C; c++) out[(long)n * C + c] = (short)rintf(from[c] * factor);
+        scales[n] = max / largest + not_finite;
     }
-    meet();
+    barrier();
 }
 
-/* out (N, O) = x (N, C) times the transposed weight, plus bias; added to what stands in out, or through a GELU. */
-enum { SET, ADD, GELU, GELU_EXACT };
+/* How a linear layer writes its result y into `out`: out = y, out += y, or out = GELU(y). */
+enum { STORE, ADD, GELU_TANH, GELU_EXACT };
 
-/* 16 outputs, or those that are left, from o on; of M rows, at most TILE. */
-inlined void outputs_of(const Linear *l, int whole, const char *x, const float *scales, float *out,
-                        int M, int C, int O, int o, int then)
+/* Outputs o ... o + 15, or as many as are left, of a linear layer for M rows, at most TILE_ROWS. */
+ALWAYS_INLINE void linear_tile(const Linear *l, int int8, const char *x, const float *scales, float *out,
+                               int M, int C, int O, int o, int epilogue)
 {
-    const long row = whole ? C : 4L * C, input = whole ? 2L * C : 4L * C;
-    const char *w = (const char *)l->weight + o * row;
+    const long row_bytes = int8 ? C : 4L * C, input_bytes = int8 ? 2L * C : 4L * C;
+    const char *w = (const char *)l->weight + o * row_bytes;
     const int R = O - o < LANES ? O - o : LANES;
-    floats scale = all(1), bias = {};
+    floats scale = broadcast(1), bias = {};
     for (int r = 0; r < R; r++) {
-        if (whole) scale[r] = l->scale[o + r];
+        if (int8) scale[r] = l->scale[o + r];
         if (l->bias) bias[r] = l->bias[o + r];
     }
-    float y[TILE][LANES];
+    float y[TILE_ROWS][LANES];
     if (R < LANES)
-        for (int m = 0; m < M; m++) for (int r = 0; r < R; r++) y[m][r] = dot(w + r * row, whole, x + m * input, C);
+        for (int m = 0; m < M; m++)
+            for (int r = 0; r < R; r++) y[m][r] = dot(w + r * row_bytes, int8, x + m * input_bytes, C);
     else
         switch (M) {
-        case 1: tile(w, whole, x, C, 16, 1, y); break;
-        case 2: tile(w, whole, x, C, 8, 2, y); break;
-        case 3: tile(w, whole, x, C, 4, 3, y); break;
-        case 4: tile(w, whole, x, C, 4, 4, y); break;
-        default: tile(w, whole, x, C, 2, TILE, y);
+        case 1: multiply_tile(w, int8, x, C, 16, 1, y); break;
+        case 2: multiply_tile(w, int8, x, C, 8, 2, y); break;
+        case 3: multiply_tile(w, int8, x, C, 4, 3, y); break;
+        case 4: multiply_tile(w, int8, x, C, 4, 4, y); break;
+        default: multiply_tile(w, int8, x, C, 2, TILE_ROWS, y);
         }
     for (int m = 0; m < M; m++) {
         float *to = out + (long)m * O + o;
-        floats v = at(y[m]) * (whole ? scale * scales[m] : scale) + bias;
-        if (then == GELU) v = gelu16(v);
-        if (then == GELU_EXACT) v = gelu_exact16(v);
-        if (R == LANES) put(to, then == ADD ? at(to) + v : v);
-        else for (int r = 0; r < R; r++) to[r] = then == ADD ? to[r] + v[r] : v[r];
+        floats v = load(y[m]) * (int8 ? scale * scales[m] : scale) + bias;
+        if (epilogue == GELU_TANH) v = gelu_tanh16(v);
+        if (epilogue == GELU_EXACT) v = gelu_exact16(v);
+        if (R == LANES) store(to, epilogue == ADD ? load(to) + v : v);
+        else for (int r = 0; r < R; r++) to[r] = epilogue == ADD ? to[r] + v[r] : v[r];
     }
 }
 
-static void outputs(const Linear *l, const char *x, const float *scales, float *out, int M, int C, int O, int o, int then)
+/* linear_tile, compiled once for int8 weights and once for float32. */
+static void linear_tile_of_type(const Linear *l, const char *x, const float *scales, float *out,
+                                int M, int C, int O, int o, int epilogue)
 {
-    if (l->scale) outputs_of(l, 1, x, scales, out, M, C, O, o, then);
-    else outputs_of(l, 0, x, scales, out, M, C, O, o, then);
+    if (l->scale) linear_tile(l, 1, x, scales, out, M, C, O, o, epilogue);
+    else linear_tile(l, 0, x, scales, out, M, C, O, o, epilogue);
 }
 
-static void linear_of(const Linear *l, const void *x, const float *scales, float *out, int N, int C, int O, int then)
+/* A linear layer for x (N, C) in the type that its weights need: int16 with `scales` (N,), or float32. */
+static void linear_tiles(const Linear *l, const void *x, const float *scales, float *out,
+                         int N, int C, int O, int epilogue)
 {
-    const int whole = l->scale != NULL;
-    const long row = whole ? C : 4L * C, input = whole ? 2L * C : 4L * C, near = NEAR / (LANES * row);
-    /* Long pieces, since each is one stretch of memory, but several a thread, for one may be held up. */
+    const int int8 = l->scale != NULL;
+    const long row_bytes = int8 ? C : 4L * C, input_bytes = int8 ? 2L * C : 4L * C;
+    const long cached = CACHED_BYTES / (LANES * row_bytes);
+    /* A chunk is a number of adjacent blocks of 16 outputs. Long chunks read memory in long runs; several for each
+       thread balance the load if one thread is delayed. A prompt passes over a chunk once for every TILE_ROWS rows, so
+       its chunks have to stay in the L2 cache. */
     const int blocks = (O + LANES - 1) / LANES, longest = blocks / (8 * team.threads) + 1;
-    /* A prompt reads its rows once for all of a piece, and the piece again for every TILE rows: from near by. */
-    const int piece = N <= TILE || longest <= near ? longest : near > 0 ? near : 1;
-    for (int first; (first = take(piece)) < blocks;)
+    const int chunk = N <= TILE_ROWS || longest <= cached ? longest : cached > 0 ? cached : 1;
+    for (int first; (first = claim_chunk(chunk)) < blocks;)
         for (int n = 0, M; n < N; n += M) {
-            M = N - n >= TILE ? TILE : N - n < 4 ? N - n : 4;
-            for (int block = first; block < blocks && block < first + piece; block++)
-                outputs(l, (const char *)x + n * input, whole ? scales + n : NULL, out + (long)n * O, M, C, O,
-                        block * LANES, then);
+            M = N - n >= TILE_ROWS ? TILE_ROWS : N - n < 4 ? N - n : 4;
+            for (int block = first; block < blocks && block < first + chunk; block++)
+                linear_tile_of_type(l, (const char *)x + n * input_bytes, int8 ? scales + n : NULL,
+                                    out + (long)n * O, M, C, O, block * LANES, epilogue);
         }
 }
 
-/* `room` is for x in 16 bits, where the weights have 8. */
-static void linear(const Linear *l, const float *x, float *out, float *room, int N, int C, int O, int then)
+/* out (N, O) = epilogue(x (N, C) times the transposed weight, plus bias). `workspace` is for the int16 inputs. */
+static void linear(const Linear *l, const float *x, float *out, float *workspace, int N, int C, int O, int epilogue)
 {
     if (l->scale) {
-        short *shorter = (short *)(room + N);
-        shorten(x, shorter, room, N, C);
-        linear_of(l, shorter, room, out, N, C, O, then);
+        short *int16_inputs = (short *)(workspace + N);
+        quantize_inputs(x, int16_inputs, workspace, N, C);
+        linear_tiles(l, int16_inputs, workspace, out, N, C, O, epilogue);
     } else
-        linear_of(l, x, NULL, out, N, C, O, then);
-    meet();
+        linear_tiles(l, x, NULL, out, N, C, O, epilogue);
+    barrier();
 }
 
 static void layer_norm(const Norm *norm, const float *x, float *out, int N, int C)
 {
-    EACH(n, N, 1) {
+    PARALLEL_FOR(n, N, 1) {
         const float *from = x + (long)n * C;
         float *to = out + (long)n * C;
-        const int whole = C / LANES * LANES, left = C - whole;
+        const int full = C / LANES * LANES, left = C - full;
         floats total = {}, squares = {};
-        for (int c = 0; c < whole; c += LANES) total += at(from + c);
-        if (left) total += last(from, 4, whole, left);
-        const float mean = sum(total) / C;
-        for (int c = 0; c < whole; c += LANES) { const floats d = at(from + c) - mean; squares += d * d; }
-        float more = 0;
-        for (int c = whole; c < C; c++) more += (from[c] - mean) * (from[c] - mean);
-        const float scale = 1 / sqrtf((sum(squares) + more) / C + 1e-5f);
+        for (int c = 0; c < full; c += LANES) total += load(from + c);
+        if (left) total += load_tail(from, 4, full, left);
+        const float mean = horizontal_sum(total) / C;
+        for (int c = 0; c < full; c += LANES) { const floats d = load(from + c) - mean; squares += d * d; }
+        float tail_squares = 0;
+        for (int c = full; c < C; c++) tail_squares += (from[c] - mean) * (from[c] - mean);
+        const float scale = 1 / sqrtf((horizontal_sum(squares) + tail_squares) / C + 1e-5f);
         for (int c = 0; c < C; c++)
             to[c] = (from[c] - mean) * scale * norm->weight[c] + (norm->bias ? norm->bias[c] : 0);
     }
-    meet();
+    barrier();
 }
 
-/* Keys lie (slots, H, positions / 16, D, 16) and values (slots, H, positions, D): both are read from end to end, the
-   keys for sixteen scores at once, the values for sixteen sums. */
-static void remember(const Model *m, const Block *b, const float *qkv, const int *slot, const int *pos, int N)
+/* Stores the keys and values of all rows in the cache. Keys are (slots, H, positions / 16, D, 16) and values
+   (slots, H, positions, D): attention reads both sequentially, keys for 16 scores at once, values for 16 sums. */
+static void store_keys_values(const Model *m, const Block *b, const float *qkv, const int *slots, const int *positions,
+                              int N)
 {
     const int C = m->n_embd, H = m->n_head, D = C / H;
-    EACH(i, N * H, 4) {
+    PARALLEL_FOR(i, N * H, 4) {
         const int n = i / H, h = i % H;
         const float *k = qkv + (long)n * 3 * C + C + h * D, *v = k + C;
-        const long head = ((long)slot[n] * H + h) * m->positions * D;
-        const long key = head + (long)(pos[n] / LANES) * D * LANES + pos[n] % LANES, value = head + (long)pos[n] * D;
-        for (int d = 0; d < D; d++) keep(b->keys, m->half, key + d * LANES, k[d]);
-        for (int d = 0; d < D; d++) keep(b->values, m->half, value + d, v[d]);
+        const long head = ((long)slots[n] * H + h) * m->positions * D;
+        const long key = head + (long)(positions[n] / LANES) * D * LANES + positions[n] % LANES;
+        const long value = head + (long)positions[n] * D;
+        for (int d = 0; d < D; d++) store_cached(b->keys, m->bf16_cache, key + d * LANES, k[d]);
+        for (int d = 0; d < D; d++) store_cached(b->values, m->bf16_cache, value + d, v[d]);
     }
-    meet();
+    barrier();
 }
 
-/* scores[i] of `B` times 16 positions from j on, for M rows: M * B sums that need not wait for one another. */
-inlined void score(const void *keys, int half, long head, const float *q, long apart, int D, int j, int M, int B,
-                   float *scores, long S)
+/* scores[i][j ...] = q[i] . keys / sqrt(D), for M rows and V * 16 positions from j on: M * V independent sums. */
+ALWAYS_INLINE void attention_scores(const void *keys, int bf16, long head, const float *q, long q_stride, int D, int j,
+                                    int M, int V, float *scores, long S)
 {
-    floats s[FOUR * FOUR] = {};
+    floats s[QUERY_ROWS * VECTORS] = {};
     for (int d = 0; d < D; d++)
-        UNROLLED for (int g = 0; g < B; g++) {
-            const floats k = kept(keys, half, head + ((long)(j / LANES + g) * D + d) * LANES);
-            UNROLLED for (int i = 0; i < M; i++) s[i * B + g] += k * q[i * apart + d];
+        UNROLLED for (int g = 0; g < V; g++) {
+            const floats k = load_cached(keys, bf16, head + ((long)(j / LANES + g) * D + d) * LANES);
+            UNROLLED for (int i = 0; i < M; i++) s[i * V + g] += k * q[i * q_stride + d];
         }
-    const float shrink = 1 / sqrtf(D);
+    const float scale = 1 / sqrtf(D);
     UNROLLED for (int i = 0; i < M; i++)
-        UNROLLED for (int g = 0; g < B; g++) put(scores + i * S + j + g * LANES, s[i * B + g] * shrink);
+        UNROLLED for (int g = 0; g < V; g++) store(scores + i * S + j + g * LANES, s[i * V + g] * scale);
 }
 
-/* out[i] = scores[i] values, `V` times 16 of the D numbers from d on, for M rows. */
-inlined void blend(const float *scores, long S, const void *values, int half, long head, int D, int d, int last,
-                   int M, int V, float *out, int C)
+/* out[i] = the sum of the values of positions 0 ... last, weighted by scores[i], for M rows and V * 16 of the D
+   columns from d on. */
+ALWAYS_INLINE void weighted_values(const float *scores, long S, const void *values, int bf16, long head, int D, int d,
+                                   int last, int M, int V, float *out, int C)
 {
-    floats y[FOUR * FOUR] = {};
+    floats y[QUERY_ROWS * VECTORS] = {};
     for (int j = 0; j <= last; j++)
         UNROLLED for (int g = 0; g < V; g++) {
-            const floats v = kept(values, half, head + (long)j * D + d + g * LANES);
+            const floats v = load_cached(values, bf16, head + (long)j * D + d + g * LANES);
             UNROLLED for (int i = 0; i < M; i++) y[i * V + g] += v * scores[i * S + j];
         }
     UNROLLED for (int i = 0; i < M; i++)
-        UNROLLED for (int g = 0; g < V; g++) put(out + (long)i * C + d + g * LANES, y[i * V + g]);
+        UNROLLED for (int g = 0; g < V; g++) store(out + (long)i * C + d + g * LANES, y[i * V + g]);
 }
 
-/* Of the first `count` scores; the rest, up to `end` and to where 16 are full, become 0. */
-inlined void softmax(float *s, int count, int end)
+/* Softmax of the first `count` scores. The others, up to `end` and to a full vector, become 0. */
+ALWAYS_INLINE void softmax(float *s, int count, int end)
 {
-    const int whole = (count + LANES - 1) / LANES * LANES;
-    for (int j = count; j < whole || j < end; j++) s[j] = -INFINITY;
-    floats top = all(-INFINITY), total = {};
-    for (int j = 0; j < whole; j += LANES) top = pick(at(s + j) > top, at(s + j), top);
-    float most = top[0];
-    for (int i = 1; i < LANES; i++) most = top[i] > most ? top[i] : most;
-    for (int j = 0; j < whole; j += LANES) {
-        const floats e = pick(at(s + j) == -INFINITY, all(0), exp16(at(s + j) - most));
-        put(s + j, e);
+    const int padded = (count + LANES - 1) / LANES * LANES;
+    for (int j = count; j < padded || j < end; j++) s[j] = -INFINITY;
+    floats maxima = broadcast(-INFINITY), total = {};
+    for (int j = 0; j < padded; j += LANES) maxima = blend(load(s + j) > maxima, load(s + j), maxima);
+    float max = maxima[0];
+    for (int i = 1; i < LANES; i++) max = maxima[i] > max ? maxima[i] : max;
+    for (int j = 0; j < padded; j += LANES) {
+        const floats e = blend(load(s + j) == -INFINITY, broadcast(0), exp16(load(s + j) - max));
+        store(s + j, e);
         total += e;
     }
-    const float share = 1 / sum(total);
-    for (int j = 0; j < whole; j += LANES) put(s + j, at(s + j) * share);
-    for (int j = whole; j < end; j++) s[j] = 0;
+    const float factor = 1 / horizontal_sum(total);
+    for (int j = 0; j < padded; j += LANES) store(s + j, load(s + j) * factor);
+    for (int j = padded; j < end; j++) s[j] = 0;
 }
 
-/* M rows of one slot and head: softmax(q . keys / sqrt(D)) values, each over the positions up to its own. */
-inlined void attend_rows(const Model *m, const Block *b, int half, const float *qkv, float *out, float *scores,
-                         int n, int M, int h, int slot, const int *pos)
+/* Attention of rows n ... n + M - 1, all of one slot, for one head. Each row sees the positions up to its own. */
+ALWAYS_INLINE void attend_rows(const Model *m, const Block *b, int bf16, const float *qkv, float *out, float *scores,
+                               int n, int M, int h, int slot, const int *positions)
 {
-    const int C = m->n_embd, D = C / m->n_head, last = pos[n + M - 1];
+    const int C = m->n_embd, D = C / m->n_head, last = positions[n + M - 1];
     const long S = m->positions, head = ((long)slot * m->n_head + h) * S * D;
     const void *keys = b->keys, *values = b->values;
     const float *q = qkv + (long)n * 3 * C + h * D;
     float *to = out + (long)n * C + h * D;
 
     int j = 0, d = 0;
-    for (; M == 1 && j + FOUR * LANES <= last + 1; j += FOUR * LANES)
-        score(keys, half, head, q, 3 * C, D, j, M, FOUR, scores, S);
-    for (; j <= last; j += LANES) score(keys, half, head, q, 3 * C, D, j, M, 1, scores, S);
-    for (int i = 0; i < M; i++) softmax(scores + i * S, pos[n + i] + 1, last + 1);
-    for (; d + 4 * LANES <= D; d += 4 * LANES) blend(scores, S, values, half, head, D, d, last, M, 4, to, C);
-    for (; d + LANES <= D; d += LANES) blend(scores, S, values, half, head, D, d, last, M, 1, to, C);
+    for (; M == 1 && j + VECTORS * LANES <= last + 1; j += VECTORS * LANES)
+        attention_scores(keys, bf16, head, q, 3 * C, D, j, M, VECTORS, scores, S);
+    for (; j <= last; j += LANES) attention_scores(keys, bf16, head, q, 3 * C, D, j, M, 1, scores, S);
+    for (int i = 0; i < M; i++) softmax(scores + i * S, positions[n + i] + 1, last + 1);
+    for (; d + VECTORS * LANES <= D; d += VECTORS * LANES)
+        weighted_values(scores, S, values, bf16, head, D, d, last, M, VECTORS, to, C);
+    for (; d + LANES <= D; d += LANES) weighted_values(scores, S, values, bf16, head, D, d, last, M, 1, to, C);
     for (; d < D; d++)
         for (int i = 0; i < M; i++) {
             float y = 0;
-            for (int k = 0; k <= pos[n + i]; k++) y += scores[i * S + k] * kept_one(values, half, head + (long)k * D + d);
+            for (int k = 0; k <= positions[n + i]; k++)
+                y += scores[i * S + k] * load_cached_one(values, bf16, head + (long)k * D + d);
             to[(long)i * C + d] = y;
         }
 }
 
-inlined void attend_of(const Model *m, const Block *b, int half, const float *qkv, float *out, float *scores,
-                       const int *slot, const int *pos, int N)
+ALWAYS_INLINE void attend_all(const Model *m, const Block *b, int bf16, const float *qkv, float *out, float *scores,
+                              const int *slots, const int *positions, int N)
 {
     const int H = m->n_head;
-    EACH(i, N * H, 1) {
+    PARALLEL_FOR(i, N * H, 1) {
         const int n = i / H, h = i % H;
-        int first = n; /* rows of one slot that follow one another go in fours, counted from where they start */
-        while (first > 0 && slot[first - 1] == slot[n]) first--;
-        if ((n - first) % FOUR) continue;
+        /* Adjacent rows of one slot are grouped by QUERY_ROWS, from the first one on. The item of a group's first row
+           computes the group. */
+        int first = n;
+        while (first > 0 && slots[first - 1] == slots[n]) first--;
+        if ((n - first) % QUERY_ROWS) continue;
         int M = 1;
-        while (M < FOUR && n + M < N && slot[n + M] == slot[n]) M++;
-        if (M == FOUR) attend_rows(m, b, half, qkv, out, scores, n, FOUR, h, slot[n], pos);
+        while (M < QUERY_ROWS && n + M < N && slots[n + M] == slots[n]) M++;
+        if (M == QUERY_ROWS) attend_rows(m, b, bf16, qkv, out, scores, n, QUERY_ROWS, h, slots[n], positions);
         else
-            for (int k = 0; k < M; k++) attend_rows(m, b, half, qkv, out, scores, n + k, 1, h, slot[n], pos);
+            for (int k = 0; k < M; k++) attend_rows(m, b, bf16, qkv, out, scores, n + k, 1, h, slots[n], positions);
     }
 }
 
 static void attend(const Model *m, const Block *b, const float *qkv, float *out, float *scores,
-                   const int *slot, const int *pos, int N)
+                   const int *slots, const int *positions, int N)
 {
-    if (m->half) attend_of(m, b, 1, qkv, out, scores, slot, pos, N);
-    else attend_of(m, b, 0, qkv, out, scores, slot, pos, N);
-    meet();
+    if (m->bf16_cache) attend_all(m, b, 1, qkv, out, scores, slots, positions, N);
+    else attend_all(m, b, 0, qkv, out, scores, slots, positions, N);
+    barrier();
 }
 
 typedef struct {
-    const Model *model; int N; const int *ids, *slot, *pos; int W; const int *wanted; float *work, *logits;
-} Rows;
+    const Model *model;
+    int N; const int *ids, *slots, *positions;
+    int W; const int *logit_rows;
+    float *workspace, *logits;
+} Batch;
 
-/* What each thread of the team does. `scores` is its own. */
-static void forward(const void *rows)
+/* The forward pass, run by every thread of the team. */
+static void forward(const void *argument)
 {
-    const Rows *r = rows;
-    const Model *m = r->model;
-    const int C = m->n_embd, N = r->N;
-    float *x = r->work, *h = x + (long)N * C, *y = h + (long)N * C, *wide = y + (long)N * C; /* 3 of (N, C), (N, 4C) */
-    float *room = wide + 4L * N * C; /* (N, 4C) of 16 bits, and N floats */
-    float *scores = malloc(sizeof(float) * FOUR * m->positions);
+    const Batch *batch = argument;
+    const Model *m = batch->model;
+    const int C = m->n_embd, N = batch->N;
+    float *x = batch->workspace, *h = x + (long)N * C, *y = h + (long)N * C; /* (N, C) each */
+    float *wide = y + (long)N * C;                                           /* (N, 4C) */
+    float *int16_workspace = wide + 4L * N * C;                              /* N scales, then int16 inputs (N, 4C) */
+    float *scores = malloc(sizeof(float) * QUERY_ROWS * m->positions);       /* of this thread */
     if (!scores) abort();
 
-    EACH(n, N, 1)
+    PARALLEL_FOR(n, N, 1)
         for (int c = 0; c < C; c++)
-            x[(long)n * C + c] = m->wte[(long)r->ids[n] * C + c] + m->wpe[(long)r->pos[n] * C + c];
-    meet();
+            x[(long)n * C + c] = m->wte[(long)batch->ids[n] * C + c] + m->wpe[(long)batch->positions[n] * C + c];
+    barrier();
     for (const Block *b = m->blocks; b < m->blocks + m->n_layer; b++) {
         layer_norm(&b->ln_1, x, h, N, C);
-        linear(&b->c_attn, h, wide, room, N, C, 3 * C, SET);
-        remember(m, b, wide, r->slot, r->pos, N);
-        attend(m, b, wide, y, scores, r->slot, r->pos, N);
-        linear(&b->attn_c_proj, y, x, room, N, C, C, ADD);
+        linear(&b->c_attn, h, wide, int16_workspace, N, C, 3 * C, STORE);
+        store_keys_values(m, b, wide, batch->slots, batch->positions, N);
+        attend(m, b, wide, y, scores, batch->slots, batch->positions, N);
+        linear(&b->attn_c_proj, y, x, int16_workspace, N, C, C, ADD);
         layer_norm(&b->ln_2, x, h, N, C);
-        linear(&b->c_fc, h, wide, room, N, C, 4 * C, m->exact_gelu ? GELU_EXACT : GELU);
-        linear(&b->mlp_c_proj, wide, x, room, N, 4 * C, C, ADD);
+        linear(&b->c_fc, h, wide, int16_workspace, N, C, 4 * C, m->exact_gelu ? GELU_EXACT : GELU_TANH);
+        linear(&b->mlp_c_proj, wide, x, int16_workspace, N, 4 * C, C, ADD);
     }
-    EACH(w, r->W, 1) memcpy(y + (long)w * C, x + (long)r->wanted[w] * C, C * sizeof(float));
-    meet();
-    layer_norm(&m->ln_f, y, h, r->W, C);
-    linear(&m->lm_head, h, r->logits, room, r->W, C, m->vocab_size, SET);
+    PARALLEL_FOR(w, batch->W, 1)
+        memcpy(y + (long)w * C, x + (long)batch->logit_rows[w] * C, C * sizeof(float));
+    barrier();
+    layer_norm(&m->ln_f, y, h, batch->W, C);
+    linear(&m->lm_head, h, batch->logits, int16_workspace, batch->W, C, m->vocab_size, STORE);
     free(scores);
 }
 
-/* Runs N rows, those of one slot side by side and in the order of their positions; writes the logits (W, vocab_size)
-   of the rows that `wanted` names. `work` has room for N * (9 * C + 1) floats. One call at a time; others wait. */
-void octavo_forward(const Model *m, int N, const int *ids, const int *slot, const int *pos,
-                    int W, const int *wanted, float *work, float *logits, int threads)
+/* Runs N rows; writes the logits (W, vocab_size) of the rows numbered by `logit_rows`. Rows of one slot are adjacent
+   and in the order of their positions. `workspace` holds N * (9 * C + 1) floats. Concurrent calls run one at a time. */
+void octavo_forward(const Model *m, int N, const int *ids, const int *slots, const int *positions,
+                    int W, const int *logit_rows, float *workspace, float *logits, int threads)
 {
-    const Rows rows = {m, N, ids, slot, pos, W, wanted, work, logits};
-    together(forward, &rows, threads);
+    const Batch batch = {m, N, ids, slots, positions, W, logit_rows, workspace, logits};
+    run_team(forward, &batch, threads);
 }

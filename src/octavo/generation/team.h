@@ -1,29 +1,30 @@
-/* A team of threads that take pieces of work and meet after each stage.
+/* A pool of threads that run the same function, share its loops in chunks, and wait for each other at barriers.
 
-   Not OpenMP: its threads wait by spinning for milliseconds, and where two of them share a core with each other or with
-   somebody else's work, each of eighty meetings a step then costs a slice of the scheduler's: twenty times the time. */
+   Not OpenMP: its threads spin for milliseconds while they wait. If two of them share a core with each other or with
+   another process, each of the eighty barriers of a step then costs a time slice of the scheduler, which made a step
+   take twenty times as long. */
 
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
 
-enum { MOST_THREADS = 255, PATIENCE = 200 };
+enum { MAX_THREADS = 255, MAX_SPINS = 200 };
 static struct {
-    pthread_mutex_t caller, gate;
-    pthread_cond_t opened;
-    int hired;           /* threads beside those that call */
-    atomic_uint call;    /* how many calls there were, times 256, plus the threads of the last */
-    void (*work)(const void *);
-    const void *with;
+    pthread_mutex_t caller, gate; /* one caller of run_team at a time; guards `wake` */
+    pthread_cond_t wake;
+    int workers;      /* threads created so far; the caller of run_team comes on top */
+    atomic_uint call; /* the number of calls so far times 256, plus the number of threads of the latest */
+    void (*function)(const void *);
+    const void *argument;
     int threads;
-    atomic_int arrived, next;
-    atomic_uint stage;
-} team = {.caller = PTHREAD_MUTEX_INITIALIZER, .gate = PTHREAD_MUTEX_INITIALIZER, .opened = PTHREAD_COND_INITIALIZER};
+    atomic_int arrived, next; /* threads at the barrier; the next item of the current loop */
+    atomic_uint phase;        /* the number of barriers passed */
+} team = {.caller = PTHREAD_MUTEX_INITIALIZER, .gate = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
 
-static void wait_a_little(int *waited)
+static void spin(int *spins)
 {
-    if (++*waited >= PATIENCE) sched_yield(); /* whom it waits for may need this very core */
+    if (++*spins >= MAX_SPINS) sched_yield(); /* the other thread may need this core */
 #if defined __x86_64__ || defined __i386__
     else __builtin_ia32_pause();
 #elif defined __aarch64__
@@ -31,67 +32,69 @@ static void wait_a_little(int *waited)
 #endif
 }
 
-/* The first of the next `piece` items, of which whoever asks takes care. */
-static int take(int piece) { return atomic_fetch_add(&team.next, piece); }
-#define EACH(i, count, piece) /* this thread's share of 0 ... count - 1 */ \
-    for (int i##_from; (i##_from = take(piece)) < (count);) \
-        for (int i = i##_from; i < (count) && i < i##_from + (piece); i++)
+/* Claims the next `size` items of the current loop for this thread and returns the first. */
+static int claim_chunk(int size) { return atomic_fetch_add(&team.next, size); }
+#define PARALLEL_FOR(i, count, size) /* i takes this thread's share of 0 ... count - 1, `size` at a time */ \
+    for (int i##_from; (i##_from = claim_chunk(size)) < (count);) \
+        for (int i = i##_from; i < (count) && i < i##_from + (size); i++)
 
-/* Returns when all threads have come here. */
-static void meet(void)
+/* Returns once every thread of the team has called it. Every loop ends with one. */
+static void barrier(void)
 {
-    const unsigned stage = atomic_load(&team.stage);
+    const unsigned phase = atomic_load(&team.phase);
     if (atomic_fetch_add(&team.arrived, 1) + 1 == team.threads) {
         atomic_store(&team.arrived, 0);
         atomic_store(&team.next, 0);
-        atomic_fetch_add(&team.stage, 1);
+        atomic_fetch_add(&team.phase, 1);
         return;
     }
-    for (int waited = 0; atomic_load(&team.stage) == stage;) wait_a_little(&waited);
+    for (int spins = 0; atomic_load(&team.phase) == phase;) spin(&spins);
 }
 
-static void *worker(void *number)
+/* The main loop of a thread: waits for the next call, spinning at first, then asleep. */
+static void *worker(void *index)
 {
-    for (unsigned seen = 0, call;; seen = call) {
-        for (int waited = 0; (call = atomic_load(&team.call)) == seen;) {
-            if (waited < PATIENCE) { wait_a_little(&waited); continue; }
+    for (unsigned last = 0, call;; last = call) {
+        for (int spins = 0; (call = atomic_load(&team.call)) == last;) {
+            if (spins < MAX_SPINS) { spin(&spins); continue; }
             pthread_mutex_lock(&team.gate);
-            while (atomic_load(&team.call) == seen) pthread_cond_wait(&team.opened, &team.gate);
+            while (atomic_load(&team.call) == last) pthread_cond_wait(&team.wake, &team.gate);
             pthread_mutex_unlock(&team.gate);
         }
-        if ((intptr_t)number < (intptr_t)(call & MOST_THREADS)) team.work(team.with);
+        if ((intptr_t)index < (intptr_t)(call & MAX_THREADS)) team.function(team.argument);
     }
     return NULL;
 }
 
-static void alone_after_fork(void) /* a child has none of its parent's threads */
+static void reset_after_fork(void) /* the child process has none of its parent's threads */
 {
-    team.hired = 0;
+    team.workers = 0;
     atomic_store(&team.call, 0);
     atomic_store(&team.arrived, 0);
     atomic_store(&team.next, 0);
     pthread_mutex_init(&team.caller, NULL);
     pthread_mutex_init(&team.gate, NULL);
-    pthread_cond_init(&team.opened, NULL);
+    pthread_cond_init(&team.wake, NULL);
 }
 
-/* Has `threads` threads run work(with), this one among them, and returns when all have. */
-static void together(void (*work)(const void *), const void *with, int threads)
+/* Runs function(argument) on `threads` threads, including this one. Uses fewer threads if the system has no more. The
+   function must not use its argument after its last barrier, which all threads pass before this returns. */
+static void run_team(void (*function)(const void *), const void *argument, int threads)
 {
-    static int watched;
+    static int registered;
     pthread_mutex_lock(&team.caller);
-    if (!watched) watched = !pthread_atfork(NULL, NULL, alone_after_fork);
-    threads = threads < 1 ? 1 : threads > MOST_THREADS ? MOST_THREADS : threads;
-    for (pthread_t thread; team.hired < threads - 1; team.hired++) {
-        if (pthread_create(&thread, NULL, worker, (void *)(intptr_t)(team.hired + 1))) break;
+    if (!registered) registered = !pthread_atfork(NULL, NULL, reset_after_fork);
+    threads = threads < 1 ? 1 : threads > MAX_THREADS ? MAX_THREADS : threads;
+    for (pthread_t thread; team.workers < threads - 1; team.workers++) {
+        if (pthread_create(&thread, NULL, worker, (void *)(intptr_t)(team.workers + 1))) break;
         pthread_detach(thread);
     }
-    if (threads > team.hired + 1) threads = team.hired + 1;
-    team.work = work, team.with = with, team.threads = threads;
+    if (threads > team.workers + 1) threads = team.workers + 1;
+    team.function = function, team.argument = argument, team.threads = threads;
     pthread_mutex_lock(&team.gate);
     atomic_store(&team.call, ((atomic_load(&team.call) >> 8) + 1) << 8 | (unsigned)threads);
-    pthread_cond_broadcast(&team.opened);
+    pthread_cond_broadcast(&team.wake);
     pthread_mutex_unlock(&team.gate);
-    work(with);
+    function(argument);
     pthread_mutex_unlock(&team.caller);
 }
