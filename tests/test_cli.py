@@ -252,7 +252,7 @@ MISTAKES = [
     ("--device gpu", "there is no device 'gpu'"),
     ("--device meta", "this machine has no device 'meta'"),
     ("--tokenizer chars", "tokenizer 'chars' is not one of"),
-    ("--tokenizer bpe:1", "bpe:1: N is 257 to"),
+    ("--tokenizer bpe:1", "bpe:1: N must be 257 to"),
     ("--vocab-size 5", "vocab_size=5, but the tokenizer has"),
     ("--encoding utf-99", "there is no text encoding 'utf-99'"),
     ("--errors shrug", "there is no errors 'shrug'"),

@@ -1,4 +1,4 @@
-"""The laws of every tokenizer (nothing is lost, a stream is its text, Hugging Face agrees), then each kind."""
+"""Properties of every tokenizer (round trip, streaming, the same ids as Hugging Face), then each kind by itself."""
 
 import doctest
 import hashlib
@@ -17,7 +17,7 @@ import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import octavo.tokenizers
+import octavo.tokenizers.kinds
 from octavo.errors import OctavoError, UnknownCharactersError
 from octavo.tokenizers import Tokenizer, build, load
 
@@ -25,22 +25,23 @@ SPECS = ["char", "byte", "word", "bpe:600", "gpt2"]
 GPT2_FILES = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
 
 a_few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-# Words, spaces, marks, emoji, and what a tokenizer may stumble over: its own notations, controls, odd spaces.
-SNAGS = [
+# Hard cases: special tokens and notations of tokenizers as text, control characters, unusual spaces, emoji.
+HARD_TEXTS = [
     *("<|endoftext|>", "<0x41>", "Ġ", "Ċ", "\r\n", "\x1c", "\x85", "\u00a0", "\ufeff", "\0", "\ufffd", "  \n\n  "),
     *("👩\u200d👩\u200d👧", "क्षि", "السَّلام", "don't", "'LL", "aaaaaaa", "٣½_9", "e\u0301"),
 ]
-texts = st.lists(st.sampled_from(SNAGS) | st.text(max_size=12), max_size=12).map("".join)
+texts = st.lists(st.sampled_from(HARD_TEXTS) | st.text(max_size=12), max_size=12).map("".join)
 
 
 @pytest.fixture
-def gpt2_at_hand(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def gpt2_files(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPT-2's files are found in tiktoken's cache, without a download."""
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(shared / "tiktoken-cache"))
 
 
 @pytest.fixture(scope="session")
 def notes(shared: Path) -> str:
-    """The notes in Arabic, Hindi, French and German."""
+    """Texts in Arabic, Hindi, French and German."""
     return "\n".join(path.read_text(encoding="utf-8") for path in sorted((shared / "notes").glob("*.md")))
 
 
@@ -55,32 +56,33 @@ def tokenizer_of(spec: str, text: str) -> Tokenizer:
 
 
 @pytest.fixture(params=SPECS)
-def tokenizer(request: pytest.FixtureRequest, gpt2_at_hand: None, notes: str) -> Tokenizer:
-    """One of each kind, made of the notes."""
+def tokenizer(request: pytest.FixtureRequest, gpt2_files: None, notes: str) -> Tokenizer:
+    """A tokenizer of each kind, built from the notes."""
     return tokenizer_of(request.param, notes)
 
 
-def alphabet(tokenizer: Tokenizer) -> st.SearchStrategy[str]:
-    """Texts that the tokenizer has ids for."""
-    known = [token.decode() for token in tokenizer.token_bytes] if tokenizer.kind == "char" else None
-    return st.text(known) if known else texts
+def encodable_texts(tokenizer: Tokenizer) -> st.SearchStrategy[str]:
+    """Texts without unknown characters."""
+    if tokenizer.kind == "char":
+        return st.text([token.decode() for token in tokenizer.token_bytes])
+    return texts
 
 
 def auto_tokenizer(tokenizer: Tokenizer, folder: Path) -> transformers.PreTrainedTokenizerFast:
-    """What transformers makes of a saved tokenizer that lies beside a GPT-2 model."""
+    """Save a tokenizer beside the config of a GPT-2 model and load it with transformers."""
     tokenizer.save(folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}))
     return transformers.AutoTokenizer.from_pretrained(folder)
 
 
-def ids_of(theirs: transformers.PreTrainedTokenizerFast, text: str) -> list[int]:
+def encode_with_transformers(theirs: transformers.PreTrainedTokenizerFast, text: str) -> list[int]:
     return theirs(text, verbose=False)["input_ids"]
 
 
-# Laws of every kind
+# Properties of every kind
 
 
-def test_every_kind_brings_the_notes_back(tokenizer: Tokenizer, notes: str) -> None:
+def test_every_kind_round_trips_the_notes(tokenizer: Tokenizer, notes: str) -> None:
     ids = tokenizer.encode(notes)
     assert ids.dtype == np.int64
     assert ids.ndim == 1
@@ -90,8 +92,8 @@ def test_every_kind_brings_the_notes_back(tokenizer: Tokenizer, notes: str) -> N
 
 @a_few
 @given(data=st.data())
-def test_every_kind_round_trips_any_text_it_knows(tokenizer: Tokenizer, data: st.DataObject) -> None:
-    text = data.draw(alphabet(tokenizer))
+def test_every_kind_round_trips_any_encodable_text(tokenizer: Tokenizer, data: st.DataObject) -> None:
+    text = data.draw(encodable_texts(tokenizer))
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     assert b"".join(tokenizer.token_bytes[id] for id in ids) == text.encode()
@@ -100,77 +102,77 @@ def test_every_kind_round_trips_any_text_it_knows(tokenizer: Tokenizer, data: st
 
 @a_few
 @given(data=st.data())
-def test_a_stream_is_the_decoded_text(tokenizer: Tokenizer, data: st.DataObject) -> None:
+def test_the_joined_stream_equals_the_decoded_text(tokenizer: Tokenizer, data: st.DataObject) -> None:
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1)))
     stream = tokenizer.decoder()
     assert "".join(stream.push(id) for id in ids) + stream.flush() == tokenizer.decode(ids)
 
 
-def test_a_stream_never_shows_a_broken_character(tokenizer: Tokenizer, notes: str) -> None:
-    stream, shown = tokenizer.decoder(), ""
+def test_a_stream_never_contains_an_incomplete_character(tokenizer: Tokenizer, notes: str) -> None:
+    stream, text = tokenizer.decoder(), ""
     for id in tokenizer.encode(notes):
-        shown += stream.push(id)
-        assert notes.startswith(shown)
-    assert shown == notes
+        text += stream.push(id)
+        assert notes.startswith(text)
+    assert text == notes
 
 
-@pytest.mark.usefixtures("gpt2_at_hand")
+@pytest.mark.usefixtures("gpt2_files")
 @pytest.mark.parametrize("spec", SPECS)
 def test_auto_tokenizer_gives_the_same_ids_and_text(spec: str, notes: str, shakespeare: str, tmp_path: Path) -> None:
     tokenizer = tokenizer_of(spec, notes)
     theirs = auto_tokenizer(tokenizer, tmp_path)
     assert type(theirs).__name__ in ("PreTrainedTokenizerFast", "TokenizersBackend")
     assert len(theirs) == tokenizer.vocab_size
-    for text in (notes, shakespeare[:200_000], *SNAGS, "".join(SNAGS), " a  b ", ""):
-        ids = tokenizer.encode(text, unknown="skip")  # what theirs does in `char`
-        assert ids_of(theirs, text) == ids.tolist()
+    for text in (notes, shakespeare[:200_000], *HARD_TEXTS, "".join(HARD_TEXTS), " a  b ", ""):
+        ids = tokenizer.encode(text, unknown="skip")  # as transformers does for `char`
+        assert encode_with_transformers(theirs, text) == ids.tolist()
         assert theirs.decode(ids) == tokenizer.decode(ids)
 
 
-@pytest.mark.usefixtures("gpt2_at_hand")
+@pytest.mark.usefixtures("gpt2_files")
 @pytest.mark.parametrize("spec", ["byte", "word", "bpe:600", "gpt2"])
-def test_auto_tokenizer_agrees_on_any_text_and_any_ids(spec: str, notes: str, tmp_path: Path) -> None:
+def test_auto_tokenizer_gives_the_same_for_any_text_and_any_ids(spec: str, notes: str, tmp_path: Path) -> None:
     tokenizer = tokenizer_of(spec, notes)
     theirs = auto_tokenizer(tokenizer, tmp_path)
 
     @a_few
     @given(text=texts, ids=st.lists(st.integers(0, tokenizer.vocab_size - 1)))
     def agree(text: str, ids: list[int]) -> None:
-        assert ids_of(theirs, text) == tokenizer.encode(text).tolist()
+        assert encode_with_transformers(theirs, text) == tokenizer.encode(text).tolist()
         assert theirs.decode(ids) == tokenizer.decode(ids)
 
     agree()
 
 
-def test_loading_gives_what_was_saved(tokenizer: Tokenizer, notes: str, tmp_path: Path) -> None:
+def test_save_and_load_round_trip(tokenizer: Tokenizer, notes: str, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
-    again = load(tmp_path)
-    assert again.kind == tokenizer.kind
-    assert again.token_bytes == tokenizer.token_bytes
-    assert again.special_ids == tokenizer.special_ids
-    assert again.end_of_text == tokenizer.end_of_text
-    assert again.encode(notes).tolist() == tokenizer.encode(notes).tolist()
-    assert again.fingerprint == tokenizer.fingerprint
-    assert again.fingerprint == hashlib.sha256((tmp_path / "tokenizer.json").read_bytes()).hexdigest()
+    loaded = load(tmp_path)
+    assert loaded.kind == tokenizer.kind
+    assert loaded.token_bytes == tokenizer.token_bytes
+    assert loaded.special_ids == tokenizer.special_ids
+    assert loaded.end_of_text == tokenizer.end_of_text
+    assert loaded.encode(notes).tolist() == tokenizer.encode(notes).tolist()
+    assert loaded.fingerprint == tokenizer.fingerprint
+    assert loaded.fingerprint == hashlib.sha256((tmp_path / "tokenizer.json").read_bytes()).hexdigest()
 
 
-@pytest.mark.usefixtures("gpt2_at_hand")
+@pytest.mark.usefixtures("gpt2_files")
 @pytest.mark.parametrize("spec", SPECS)
-def test_the_same_text_gives_the_same_tokenizer_in_another_process(spec: str, notes: str) -> None:
+def test_building_is_deterministic_across_processes(spec: str, notes: str) -> None:
     program = (
         "import sys; from octavo.tokenizers import build; assert 'torch' not in sys.modules;"
         f"print(build({spec!r}, sys.stdin.buffer.read().decode()).fingerprint)"
     )
-    printed = subprocess.run([sys.executable, "-c", program], input=notes.encode(), stdout=-1, check=True).stdout
-    assert printed.decode().strip() == tokenizer_of(spec, notes).fingerprint
+    fingerprint = subprocess.run([sys.executable, "-c", program], input=notes.encode(), stdout=-1, check=True).stdout
+    assert fingerprint.decode().strip() == tokenizer_of(spec, notes).fingerprint
 
 
-def test_other_text_gives_another_tokenizer(notes: str) -> None:
+def test_different_text_gives_a_different_tokenizer(notes: str) -> None:
     for spec in ("char", "word", "bpe:600"):
         assert build(spec, notes[: len(notes) // 2]).fingerprint != tokenizer_of(spec, notes).fingerprint
 
 
-def test_ids_outside_the_vocabulary_are_told(tokenizer: Tokenizer) -> None:
+def test_ids_outside_the_vocabulary_raise(tokenizer: Tokenizer) -> None:
     for id in (tokenizer.vocab_size, -1):
         with pytest.raises(OctavoError, match=rf"id {id} .* {tokenizer.vocab_size} tokens"):
             tokenizer.decode([id])
@@ -178,7 +180,7 @@ def test_ids_outside_the_vocabulary_are_told(tokenizer: Tokenizer) -> None:
             tokenizer.decoder().push(id)
 
 
-def test_only_trained_bpe_and_gpt2_have_an_end_of_text(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_only_bpe_and_gpt2_have_an_end_of_text_token(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     if tokenizer.kind in ("bpe", "gpt2"):
@@ -191,7 +193,7 @@ def test_only_trained_bpe_and_gpt2_have_an_end_of_text(tokenizer: Tokenizer, tmp
         assert "eos_token" not in config
 
 
-def test_half_a_surrogate_pair_is_an_unknown_character_everywhere(tokenizer: Tokenizer) -> None:
+def test_an_unpaired_surrogate_is_unknown_to_every_kind(tokenizer: Tokenizer) -> None:
     with pytest.raises(UnknownCharactersError, match=r"unknown characters '\\ud83d'"):
         tokenizer.encode("a\ud83d b")
     assert tokenizer.decode(tokenizer.encode("a\ud83d b", unknown="skip")) == "a b"
@@ -201,57 +203,59 @@ def test_half_a_surrogate_pair_is_an_unknown_character_everywhere(tokenizer: Tok
 # Unknown characters
 
 
-def test_unknown_characters_are_named_beside_the_known() -> None:
-    with pytest.raises(UnknownCharactersError) as caught:
+def test_the_error_names_unknown_and_known_characters() -> None:
+    with pytest.raises(UnknownCharactersError) as error:
         build("char", "cab? ").encode("a bed")
-    assert caught.value.message == "unknown characters 'd', 'e'; this char tokenizer knows ' ?abc'"
-    assert caught.value.hint == "--unknown skip or --unknown replace"
+    assert error.value.message == "unknown characters 'd', 'e'; this char tokenizer knows ' ?abc'"
+    assert error.value.hint == "--unknown skip or --unknown replace"
 
 
-def test_many_unknown_characters_make_a_short_message(notes: str) -> None:
-    with pytest.raises(OctavoError) as caught:
+def test_the_error_is_short_for_many_unknown_characters(notes: str) -> None:
+    with pytest.raises(OctavoError) as error:
         tokenizer_of("char", notes).encode("".join(map(chr, range(0x4E00, 0x4F00))))
-    assert "'一', " in caught.value.message
-    assert len(caught.value.message) < 300
+    assert "'一', " in error.value.message
+    assert len(error.value.message) < 300
 
 
-@pytest.mark.parametrize(("known", "stand_in"), [("ab?\ufffd ", "\ufffd"), ("ab? ", "?"), ("ab ", " ")])
-def test_unknown_characters_are_replaced_by_the_first_stand_in_known(known: str, stand_in: str) -> None:
-    tokenizer = build("char", known)
-    assert tokenizer.decode(tokenizer.encode("abxb", unknown="replace")) == f"ab{stand_in}b"
+@pytest.mark.parametrize(("vocabulary", "replacement"), [("ab?\ufffd ", "\ufffd"), ("ab? ", "?"), ("ab ", " ")])
+def test_unknown_characters_are_replaced_by_the_first_replacement_in_the_vocabulary(
+    vocabulary: str, replacement: str
+) -> None:
+    tokenizer = build("char", vocabulary)
+    assert tokenizer.decode(tokenizer.encode("abxb", unknown="replace")) == f"ab{replacement}b"
     assert tokenizer.decode(tokenizer.encode("abxb", unknown="skip")) == "abb"
     assert tokenizer.encode("xyz", unknown="skip").tolist() == []
 
 
-def test_nothing_to_replace_with_is_told() -> None:
+def test_replace_without_a_replacement_in_the_vocabulary_raises() -> None:
     with pytest.raises(OctavoError, match=r"'x'.*'ab'\n  try: --unknown skip$"):
         build("char", "ab").encode("x", unknown="replace")
 
 
-def test_a_misspelt_way_with_unknowns_is_told(tokenizer: Tokenizer) -> None:
+def test_an_invalid_value_of_unknown_raises(tokenizer: Tokenizer) -> None:
     with pytest.raises(OctavoError, match=r"'ignore' is not one of error, skip, replace"):
         tokenizer.encode("a", unknown="ignore")
 
 
-# Each kind's own
+# The kinds
 
 
-def test_char_numbers_the_sorted_characters() -> None:
+def test_char_ids_follow_the_sorted_characters() -> None:
     assert build("char", "hello\n").encode("hello\n").tolist() == [2, 1, 3, 3, 4, 0]
 
 
-def test_byte_numbers_are_the_bytes() -> None:
+def test_byte_ids_are_the_bytes() -> None:
     assert build("byte", "").encode("aé\n").tolist() == [97, 0xC3, 0xA9, 10]
     assert build("byte", "").token_bytes == [bytes([value]) for value in range(256)]
 
 
-def test_word_has_a_token_for_each_word_space_and_mark() -> None:
+def test_word_splits_words_whitespace_and_punctuation() -> None:
     tokenizer = build("word", "the cat, the dog, \n\nकिताब السَّلام snake_case")
-    pieces = [tokenizer.token_bytes[id].decode() for id in tokenizer.encode("the cat, \n\nकिताब السَّلام snake_case")]
-    assert pieces == ["the", " ", "cat", ",", " \n\n", "किताब", " ", "السَّلام", " ", "snake_case"]
+    words = [tokenizer.token_bytes[id].decode() for id in tokenizer.encode("the cat, \n\nकिताब السَّلام snake_case")]
+    assert words == ["the", " ", "cat", ",", " \n\n", "किताब", " ", "السَّلام", " ", "snake_case"]
 
 
-def test_word_spells_what_it_does_not_know_in_bytes() -> None:
+def test_word_encodes_unknown_words_as_bytes() -> None:
     assert build("word", "the cat").encode("the căt").tolist() == [257, 32, *"căt".encode()]
 
 
@@ -260,13 +264,13 @@ def test_word_keeps_the_most_frequent_words() -> None:
     assert tokenizer.token_bytes[256:] == [b"three", b"two"]
 
 
-def test_words_do_not_depend_on_where_a_long_text_is_cut(notes: str) -> None:
+def test_word_ids_do_not_depend_on_how_a_long_text_is_split(notes: str) -> None:
     text = "".join(random.Random(0).choices(["a", "का", ".", "\x1c", "\xa0", "\t", "\n", " "], k=1_000_000))
     tokenizer = tokenizer_of("word", notes)
     assert tokenizer.encode(text).tolist() == tokenizer.backend.encode(text).ids
 
 
-def test_bpe_has_the_bytes_first_and_end_of_text_last(shakespeare: str) -> None:
+def test_bpe_starts_with_the_bytes_and_ends_with_end_of_text(shakespeare: str) -> None:
     tokenizer = tokenizer_of("bpe:300", shakespeare)
     assert tokenizer.vocab_size == 300
     assert sorted(tokenizer.token_bytes[:256]) == [bytes([value]) for value in range(256)]
@@ -274,7 +278,7 @@ def test_bpe_has_the_bytes_first_and_end_of_text_last(shakespeare: str) -> None:
     assert b" the" in tokenizer.token_bytes
 
 
-def test_bpe_of_a_small_text_is_smaller_than_asked() -> None:
+def test_bpe_of_a_small_text_has_fewer_tokens_than_requested() -> None:
     assert build("bpe:1000", "each pair once").vocab_size == 257
     tokenizer = build("bpe:1000", "a rose is a rose")
     assert 257 < tokenizer.vocab_size < 1000
@@ -282,21 +286,21 @@ def test_bpe_of_a_small_text_is_smaller_than_asked() -> None:
     assert build("bpe:1000", "").vocab_size == build("bpe:257", "a rose is a rose").vocab_size == 257
 
 
-def test_bpe_learns_from_a_word_of_many_letters_in_pieces() -> None:
+def test_bpe_splits_very_long_words_before_training() -> None:
     assert max(map(len, build("bpe:300", "a" * 100_000).token_bytes)) <= 5000
 
 
 @a_few
-@given(learnt=st.text("ab 'sé\n", min_size=20), text=st.text("ab 'sé\n"), size=st.integers(257, 400))
-def test_tiktoken_and_tokenizers_agree_on_whatever_bpe_was_learnt(learnt: str, text: str, size: int) -> None:
-    tokenizer = build(f"bpe:{size}", learnt)
+@given(training_text=st.text("ab 'sé\n", min_size=20), text=st.text("ab 'sé\n"), size=st.integers(257, 400))
+def test_tiktoken_and_tokenizers_agree_on_any_trained_bpe(training_text: str, text: str, size: int) -> None:
+    tokenizer = build(f"bpe:{size}", training_text)
     assert tokenizer._tiktoken is not None
-    for each in (learnt, text, text + learnt):
+    for each in (training_text, text, text + training_text):
         assert tokenizer.encode(each).tolist() == tokenizer.backend.encode(each).ids
 
 
 @pytest.mark.parametrize("tokenizer", ["gpt2"], indirect=True)
-def test_gpt2_gives_tiktokens_ids(tokenizer: Tokenizer, shakespeare: str, notes: str) -> None:
+def test_gpt2_ids_are_those_of_tiktoken(tokenizer: Tokenizer, shakespeare: str, notes: str) -> None:
     openai = tiktoken.get_encoding("gpt2")
     assert (tokenizer.vocab_size, tokenizer.end_of_text) == (openai.n_vocab, openai.eot_token)
     assert tokenizer.encode("Hello world").tolist() == [15496, 995]
@@ -314,7 +318,9 @@ def test_gpt2_gives_tiktokens_ids(tokenizer: Tokenizer, shakespeare: str, notes:
 # GPT-2's files
 
 
-def test_gpt2_is_taken_from_octavos_cache_first(shared: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpt2_files_are_read_from_octavos_cache_first(
+    shared: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("TIKTOKEN_CACHE_DIR", raising=False)
     (own_cache / "gpt2").mkdir()
     for name in GPT2_FILES:
@@ -326,7 +332,7 @@ def test_gpt2_is_taken_from_octavos_cache_first(shared: Path, own_cache: Path, m
         build("gpt2", "")
 
 
-def test_a_wrong_file_in_tiktokens_cache_is_not_used(
+def test_a_wrong_file_in_tiktokens_cache_is_ignored(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_network(url: str, timeout: float) -> None:
@@ -340,15 +346,15 @@ def test_a_wrong_file_in_tiktokens_cache_is_not_used(
         build("gpt2", "")
 
 
-@pytest.mark.usefixtures("gpt2_at_hand")
-def test_the_older_pair_of_files_loads(shared: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("gpt2_files")
+def test_vocab_json_and_merges_txt_load(shared: Path, tmp_path: Path) -> None:
     for ours, theirs in GPT2_FILES.items():
         (tmp_path / theirs).write_bytes((shared / "gpt2-bpe" / ours).read_bytes())
     assert load(tmp_path).fingerprint == build("gpt2", "").fingerprint
 
 
-@pytest.mark.usefixtures("gpt2_at_hand")
-def test_a_foreign_gpt2_tokenizer_json_loads(shared: Path, notes: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("gpt2_files")
+def test_gpt2_saved_by_transformers_loads(shared: Path, notes: str, tmp_path: Path) -> None:
     for ours, theirs in GPT2_FILES.items():
         (tmp_path / theirs).write_bytes((shared / "gpt2-bpe" / ours).read_bytes())
     transformers.GPT2Tokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path / "saved")
@@ -357,7 +363,7 @@ def test_a_foreign_gpt2_tokenizer_json_loads(shared: Path, notes: str, tmp_path:
     assert theirs.encode(notes).tolist() == tokenizer_of("gpt2", notes).encode(notes).tolist()
 
 
-def test_a_foreign_bpe_loads_even_where_tiktoken_cannot_follow(notes: str, tmp_path: Path) -> None:
+def test_a_bpe_with_ids_in_another_order_is_encoded_without_tiktoken(notes: str, tmp_path: Path) -> None:
     tokenizer = tokenizer_of("bpe:600", notes)
     tokenizer.save(tmp_path)
     file = tmp_path / "tokenizer.json"
@@ -369,11 +375,11 @@ def test_a_foreign_bpe_loads_even_where_tiktoken_cannot_follow(notes: str, tmp_p
     assert foreign.kind == "bpe"
     assert foreign._tiktoken is None
     text = notes + "<|endoftext|>"
-    pieces, ours = ([each.token_bytes[id] for id in each.encode(text)] for each in (foreign, tokenizer))
-    assert pieces == ours
+    theirs, ours = ([each.token_bytes[id] for id in each.encode(text)] for each in (foreign, tokenizer))
+    assert theirs == ours
 
 
-# What can't be used
+# Errors
 
 
 NEAREST = {
@@ -390,31 +396,31 @@ NEAREST = {
 
 
 @pytest.mark.parametrize("spec", NEAREST)
-def test_a_bad_spec_is_answered_with_the_nearest(spec: str) -> None:
-    with pytest.raises(OctavoError, match="is not one of char, byte, word, word:N, bpe:N, gpt2") as caught:
+def test_an_invalid_spec_raises_and_suggests_the_nearest(spec: str) -> None:
+    with pytest.raises(OctavoError, match="is not one of char, byte, word, word:N, bpe:N, gpt2") as error:
         build(spec, "text")
-    assert caught.value.hint == f"--tokenizer {NEAREST[spec]}"
+    assert error.value.hint == f"--tokenizer {NEAREST[spec]}"
 
 
-def test_an_empty_spec_is_told() -> None:
+def test_an_empty_spec_raises() -> None:
     with pytest.raises(OctavoError, match="'' is not one of char"):
         build("", "text")
 
 
-TOO_MUCH = {"bpe:256": "bpe:257", "bpe:0": "bpe:257", "word:1": "word:257", "bpe:100001": "bpe:100000"}
+OUT_OF_RANGE = {"bpe:256": "bpe:257", "bpe:0": "bpe:257", "word:1": "word:257", "bpe:100001": "bpe:100000"}
 
 
-@pytest.mark.parametrize("spec", TOO_MUCH)
-def test_an_absurd_size_is_answered_with_a_possible_one(spec: str) -> None:
-    with pytest.raises(OctavoError, match=f"{spec}: N is 257 to 100000 tokens") as caught:
+@pytest.mark.parametrize("spec", OUT_OF_RANGE)
+def test_a_size_out_of_range_raises_and_suggests_the_nearest(spec: str) -> None:
+    with pytest.raises(OctavoError, match=f"{spec}: N must be 257 to 100000 tokens") as error:
         build(spec, "text")
-    assert caught.value.hint == f"--tokenizer {TOO_MUCH[spec]}"
+    assert error.value.hint == f"--tokenizer {OUT_OF_RANGE[spec]}"
 
 
-def test_a_text_that_gives_no_tokenizer_is_told() -> None:
+def test_a_text_without_characters_or_with_surrogates_raises() -> None:
     with pytest.raises(OctavoError, match="the text is empty"):
         build("char", "")
-    with pytest.raises(OctavoError, match="halves of surrogate pairs"):
+    with pytest.raises(OctavoError, match="unpaired surrogates"):
         build("char", "a\udc00")
 
 
@@ -432,13 +438,13 @@ def test_a_text_that_gives_no_tokenizer_is_told() -> None:
         b'{"model": {"type": "BPE", "vocab": {}, "merges": []}, "decoder": {"type": "Fuse"}}',
     ],
 )
-def test_a_tokenizer_that_is_damaged_or_of_another_sort_is_told(content: bytes, tmp_path: Path) -> None:
+def test_a_damaged_or_unsupported_tokenizer_json_raises(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(OctavoError, match="cannot use the tokenizer in"):
         load(tmp_path)
 
 
-def test_a_truncated_tokenizer_is_told(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_truncated_tokenizer_json_raises(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
     file = tmp_path / "tokenizer.json"
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
@@ -446,13 +452,13 @@ def test_a_truncated_tokenizer_is_told(tokenizer: Tokenizer, tmp_path: Path) -> 
         load(tmp_path)
 
 
-def test_a_folder_without_a_tokenizer_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_a_tokenizer_raises(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
         with pytest.raises(OctavoError, match=r"no tokenizer in .*: expected tokenizer\.json"):
             load(folder)
 
 
-def test_the_examples_run() -> None:
-    outcome = doctest.testmod(octavo.tokenizers)
-    assert outcome.attempted > 0
-    assert outcome.failed == 0
+def test_the_doctests_pass() -> None:
+    result = doctest.testmod(octavo.tokenizers.kinds)
+    assert result.attempted > 0
+    assert result.failed == 0

@@ -105,10 +105,10 @@ def _write_page(arguments: argparse.Namespace, given: dict[str, Any]) -> None:
 
 def _resolve_vocab_size(settings: Settings) -> Settings:
     """Set the vocabulary size of a tokenizer whose vocabulary does not depend on the text."""
-    from octavo.tokenizers import FIXED
+    from octavo.tokenizers import FIXED_VOCAB_SIZES
 
-    if not settings.vocab_size and settings.tokenizer not in FIXED:
+    if not settings.vocab_size and settings.tokenizer not in FIXED_VOCAB_SIZES:
         raise OctavoError(
             f"the vocabulary size of the preset {settings.preset} depends on the text", "--preset gpt2-512, or a RUN"
         )
-    return dataclasses.replace(settings, vocab_size=settings.vocab_size or FIXED[settings.tokenizer])
+    return dataclasses.replace(settings, vocab_size=settings.vocab_size or FIXED_VOCAB_SIZES[settings.tokenizer])

@@ -165,7 +165,7 @@ def run_warnings(
 
 def _known_vocab_size(settings: Settings) -> int:
     """The vocabulary size, or 0 if the tokenizer takes it from the text."""
-    return settings.vocab_size or tokenizers.FIXED.get(settings.tokenizer, 0)
+    return settings.vocab_size or tokenizers.FIXED_VOCAB_SIZES.get(settings.tokenizer, 0)
 
 
 def measure_timing(

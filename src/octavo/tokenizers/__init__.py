@@ -1,0 +1,30 @@
+"""Text to token ids and back: five kinds of tokenizer behind one class.
+
+    char      one token for each character of the training text
+    byte      256 tokens, the bytes: encodes any text, has nothing to learn
+    word[:N]  words, runs of whitespace and punctuation; anything not in the vocabulary is encoded byte by byte
+    bpe:N     byte-level byte-pair encoding like GPT-2's, trained on the text, N tokens in total
+    gpt2      GPT-2's own 50,257 tokens
+
+`build` makes one from text, `load` reads one from a checkpoint or a Hugging Face folder. Each wraps a
+`tokenizers.Tokenizer` of Hugging Face and is saved as its `tokenizer.json`; `encode` takes a faster way where the ids
+are the same. No tokenizer normalizes text: a token is a sequence of bytes, and decoding concatenates them. The text
+`<|endoftext|>` is encoded like any other text, never as the special token.
+"""
+
+from octavo.tokenizers.bytelevel import END_OF_TEXT
+from octavo.tokenizers.folder import load
+from octavo.tokenizers.kinds import FIXED_VOCAB_SIZES, KINDS, SPECS, build, from_characters
+from octavo.tokenizers.tokenizer import StreamDecoder, Tokenizer
+
+__all__ = [
+    "END_OF_TEXT",
+    "FIXED_VOCAB_SIZES",
+    "KINDS",
+    "SPECS",
+    "StreamDecoder",
+    "Tokenizer",
+    "build",
+    "from_characters",
+    "load",
+]

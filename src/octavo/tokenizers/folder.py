@@ -1,0 +1,36 @@
+"""Loads a tokenizer from a checkpoint or another Hugging Face folder."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from octavo.errors import OctavoError
+from octavo.tokenizers.bytelevel import END_OF_TEXT, byte_level
+from octavo.tokenizers.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import tokenizers
+
+
+def load(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder with `tokenizer.json`, or with the older `vocab.json` and `merges.txt`."""
+    import tokenizers
+
+    tokenizer_json, vocab_json, merges_txt = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+    try:
+        if tokenizer_json.is_file():
+            return Tokenizer(tokenizers.Tokenizer.from_file(str(tokenizer_json)))
+        if vocab_json.is_file() and merges_txt.is_file():
+            return Tokenizer(read_vocab_and_merges(vocab_json, merges_txt))
+    except Exception as error:  # `tokenizers` raises plain Exception
+        raise OctavoError(f"cannot use the tokenizer in {folder}: {error}") from error
+    raise OctavoError(f"no tokenizer in {folder}: expected tokenizer.json, or vocab.json and merges.txt")
+
+
+def read_vocab_and_merges(vocab: Path, merges: Path) -> "tokenizers.Tokenizer":
+    """GPT-2's older pair of files: `vocab.json` and `merges.txt`, which OpenAI named `encoder.json` and `vocab.bpe`."""
+    from tokenizers import models
+
+    backend = byte_level(models.BPE.from_file(str(vocab), str(merges)))
+    if backend.token_to_id(END_OF_TEXT) is not None:
+        backend.add_special_tokens([END_OF_TEXT])
+    return backend
