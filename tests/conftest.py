@@ -67,7 +67,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Runs:
     """Two small runs."""
     import sites
 
-    return sites.trained(tmp_path_factory.mktemp("runs"))
+    return sites.train_runs(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +75,9 @@ def site(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runni
     """They are served, and beside them a model that takes 512 tokens and one that writes slowly."""
     import sites
 
-    long = sites.long(tmp_path_factory.mktemp("long") / "long")
+    long = sites.write_long_model(tmp_path_factory.mktemp("long") / "long")
     both = {"letters": runs.letters, "bytes": runs.bytes}
-    with sites.served(both, {"long": long}, slowly=runs.bytes) as it:
+    with sites.serve_runs(both, {"long": long}, slow_run=runs.bytes) as it:
         yield it
 
 

@@ -1,11 +1,12 @@
-"""A server for tests: small models with sharp opinions, in this process on a free port, and a plain client.
+"""A server for tests: small models in this process on a free port, and a plain HTTP client.
 
-What a test wants to know of the inside (slots, tokens, the guard) it finds in `Running`.
+A test reaches the server's insides (workers, the drain, connections) through `Running`.
 """
 
 import contextlib
 import http.client
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,34 +19,36 @@ import torch
 from octavo import checkpoint, tokenizers
 from octavo.generation.engine import Engine
 from octavo.model import GPT
-from octavo.server import listen
-from octavo.server.app import build
+from octavo.server import ServeSettings, listen
+from octavo.server.app import Application, build_app
 from octavo.server.connection import Server
-from octavo.server.guard import Guard
 from octavo.server.limits import Limits
-from octavo.server.worker import Served, Worker
+from octavo.server.worker import ServedModel, Worker
 from octavo.settings import resolve
 
 TEXT = "the cat sat on the mat, and the rat sat on the hat. café naïve €5!\n" * 30
-SMALL = Limits(prefix_bytes=1 << 20)
+SETTINGS = ServeSettings(device="cpu", prefix_cache=1)
+LIMITS = SETTINGS.limits
 BLOCK = 64
+IMPATIENT = Limits(header_seconds=0.5, body_seconds=0.5, linger_seconds=0.5, idle_seconds=1, connections=20,
+                  body_bytes=20_000, prefix_cache_bytes=1 << 20)  # fmt: skip
 
 
-def write(folder: Path, tokenizer: str, seed: int = 3) -> Path:
-    """A checkpoint of random weights, large enough that its likeliest token stands out."""
-    made = tokenizers.build(tokenizer, TEXT)
-    settings = resolve(vocab_size=made.vocab_size, n_layer=2, n_head=2, n_embd=32, block_size=BLOCK)
+def write_checkpoint(folder: Path, tokenizer: str, seed: int = 3) -> Path:
+    """A checkpoint of random weights, large enough that the most likely token stands out."""
+    built = tokenizers.build(tokenizer, TEXT)
+    settings = resolve(vocab_size=built.vocab_size, n_layer=2, n_head=2, n_embd=32, block_size=BLOCK)
     model = GPT(settings, torch.Generator().manual_seed(seed)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(12)
-    checkpoint.save(folder, model, made, settings, {"step": 0})
+    checkpoint.save(folder, model, built, settings, {"step": 0})
     return folder
 
 
 class SlowEngine(Engine):
-    """An engine whose every step takes a while, as a large model's does."""
+    """An engine whose every step takes as long as a large model's."""
 
     seconds = 0.02
 
@@ -56,17 +59,22 @@ class SlowEngine(Engine):
         return worked
 
 
-def slow(folder: Path, slots: int = 8, limits: Limits = SMALL, seconds: float = 0.02) -> Served:
-    """A model that is served slowly."""
+def slow_model(folder: Path, slots: int = 8, limits: Limits = LIMITS, seconds: float = 0.02) -> ServedModel:
+    """A served model whose engine takes `seconds` for a step."""
     loaded = checkpoint.load(folder)
     engine = SlowEngine(loaded.model, slots, vocab_size=loaded.tokenizer.vocab_size)
     engine.seconds = seconds
-    return Served("slow", loaded, Worker(engine, limits.queue), 0)
+    return ServedModel("slow", loaded, Worker(engine, limits.queue), 0)
+
+
+def fast_models(folder: Path, limits: Limits = IMPATIENT) -> dict[str, ServedModel]:
+    """The model of a folder as `small`."""
+    return {"small": slow_model(folder, limits=limits, seconds=0)}
 
 
 @dataclass
 class Answer:
-    """What came back."""
+    """A response."""
 
     status: int
     headers: dict[str, str]
@@ -78,7 +86,7 @@ class Answer:
 
     @property
     def events(self) -> list[Any]:
-        """The server-sent events, `[DONE]` as text."""
+        """The server-sent events, parsed; `[DONE]` as a string."""
         blocks = [block for block in self.body.decode().split("\n\n") if block]
         assert all(block.startswith("data: ") and "\n" not in block for block in blocks)
         return [block[6:] if block == "data: [DONE]" else json.loads(block[6:]) for block in blocks]
@@ -86,11 +94,11 @@ class Answer:
 
 @dataclass
 class Running:
-    """A server that runs, with its insides."""
+    """A running server and its insides."""
 
     port: int
-    guard: Guard
-    models: Mapping[str, Served]
+    app: Application
+    models: Mapping[str, ServedModel]
     server: Server
     headers: dict[str, str] = field(default_factory=dict)
 
@@ -102,7 +110,7 @@ class Running:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
 
     def ask(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Answer:
-        """One request on a connection of its own; a body that isn't bytes is sent as JSON."""
+        """One request on a new connection. A body that is not bytes is sent as JSON."""
         sent = dict(self.headers)
         if body is not None and not isinstance(body, bytes):
             body = json.dumps(body).encode()
@@ -117,45 +125,78 @@ class Running:
         return self.ask("POST", path, body)
 
     def complete(self, prompt: Any = "the cat", **body: Any) -> Answer:
-        """Ask for a completion, of the first model if none is named."""
+        """A completion, by the first model if none is named."""
         return self.post("/v1/completions", **{"model": next(iter(self.models)), "prompt": prompt} | body)
 
     def text(self, prompt: Any = "the cat", **body: Any) -> str:
-        """The one text of a completion."""
+        """The text of a completion."""
         answer = self.complete(prompt, **body)
         assert answer.status == 200, answer.body
         return str(answer.json["choices"][0]["text"])
 
     def idle(self) -> bool:
-        """Whether no text is under way or waits."""
+        """Whether no text is being generated or waits."""
         return all(each.worker.engine.running == each.worker.waiting == 0 for each in self.models.values())
 
 
 @contextlib.contextmanager
-def running(
-    models: Mapping[str, Served], limits: Limits = SMALL, host: str = "127.0.0.1", **options: Any
+def run_server(
+    models: Mapping[str, ServedModel], limits: Limits = LIMITS, host: str = "127.0.0.1", **options: Any
 ) -> Iterator[Running]:
-    """Serve models in a thread."""
+    """Serve models in a thread of this process. `options` are those of `build_app`."""
     listener = listen("127.0.0.1", 0)
-    guard = build(models, limits, host, **options)
+    app = build_app(models, limits, host, **options)
     started = threading.Event()
-    server = Server(guard, started.set)
+    server = Server(app.asgi, app.drain, limits, started.set)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:
         assert started.wait(30)
-        yield Running(listener.getsockname()[1], guard, models, server)
+        yield Running(listener.getsockname()[1], app, models, server)
     finally:
         server.should_exit = True
         thread.join(30)
-        for each in models.values():
-            each.worker.close()
+        for model in models.values():
+            model.worker.close()
     assert not thread.is_alive()
 
 
-def until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    """Wait for a condition; fail where it doesn't come."""
+def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait for a condition; fail if it is not met in time."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it never came"
+        assert time.monotonic() < end, f"the condition was not met within {seconds} s"
         time.sleep(0.005)
+
+
+def exchange_bytes(server: Running, *sent: bytes, wait: float = 5) -> bytes:
+    """Send raw bytes, and return everything until the server closes the connection."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=wait) as client:
+        for each in sent:
+            client.sendall(each)
+        return read_all(client)
+
+
+def read_all(client: socket.socket) -> bytes:
+    received = b""
+    try:
+        while data := client.recv(65536):
+            received += data
+    except ConnectionResetError:
+        pass
+    return received
+
+
+def error_message(response: bytes, status: int) -> str:
+    """The message of an error response that was read from a socket."""
+    head, _, body = response.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status), response
+    assert b"connection: close" in head.lower()
+    return str(json.loads(body)["error"]["message"])
+
+
+def request_bytes(server: Running, **body: Any) -> bytes:
+    """A completion request as it is sent."""
+    content = json.dumps({"model": next(iter(server.models)), "prompt": "the"} | body).encode()
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    return head + b"content-length: %d\r\n\r\n%s" % (len(content), content)

@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, Route
 
 from browser import PLAYGROUND_TEXT, TABS, Visit, fill_tab, open_page, parse_number, parse_numbers, wait_until
 from serving import Running
-from sites import chances, ids_of, look
+from sites import get_view, softmax, token_ids
 
 TEXT = "the cat sat on the mat"
 MATRIX = "#panel-attention .matrix"
@@ -26,7 +26,7 @@ def test_every_stage_shows_the_shape_and_numbers_of_the_model(
     for name, value in (("layer", layer), ("head", head)):
         page.locator(f"#walk-{name}").select_option(str(value))
         visit.settle()
-    stages = look(site, "shapes", text=TEXT, layer=layer, head=head)["stages"]
+    stages = get_view(site, "shapes", text=TEXT, layer=layer, head=head)["stages"]
     for i, stage in enumerate(stages):
         shape = page.locator(".facts .shape")
         assert shape.text_content().endswith(f"= {stage['shape']}"), stage["name"]  # type: ignore[union-attr]
@@ -43,7 +43,7 @@ def test_every_stage_shows_the_shape_and_numbers_of_the_model(
         page.locator(".steps button.main").click()
         assert page.locator(".steps .mono").text_content() == f"{i + 2} / {len(stages) + 1}"
     assert page.locator(".steps button.main").is_disabled()
-    expected = sorted(chances(look(site, "next_token", text=TEXT)["logits"]), reverse=True)
+    expected = sorted(softmax(get_view(site, "next_token", text=TEXT)["logits"]), reverse=True)
     shown = parse_numbers([row[1] for row in visit.table("#panel-walk .bars")])
     assert shown == pytest.approx(expected[: len(shown)], rel=1e-5)
 
@@ -82,7 +82,7 @@ def test_gpt2_sizes_are_complete_and_the_tied_head_has_no_parameters(visit: Visi
 
 def test_pointing_at_a_cell_shows_its_number_and_formula(visit: Visit, site: Running) -> None:
     page = visit.go("walk", "letters", TEXT).page
-    stages = {each["name"]: each["values"] for each in look(site, "shapes", text=TEXT, layer=0, head=0)["stages"]}
+    stages = {each["name"]: each["values"] for each in get_view(site, "shapes", text=TEXT, layer=0, head=0)["stages"]}
     for _ in range(3):  # to x = wte + wpe
         page.locator(".steps button.main").click()
     picture = page.locator("#panel-walk .matrix")
@@ -109,8 +109,8 @@ def test_the_cursor_follows_one_token_through_all_stages(visit: Visit, site: Run
         box.dispatch_event("click")
         formula = page.locator("#panel-walk .matrix .origin").text_content() or ""
         cells.append(re.match(r"[^\[]*\[(.*?)\]", formula).group(1))  # type: ignore[union-attr]
-    logits = look(site, "next_token", text="the cat, ")["logits"]
-    id = ids_of(site, "t")[0]
+    logits = get_view(site, "next_token", text="the cat, ")["logits"]
+    id = token_ids(site, "t")[0]
     assert cells[0] == "0, 6"
     assert cells[1] == f"{id}, 3"
     assert {each.split(",")[0] for each in cells[2:]} == {"6"}
@@ -153,7 +153,7 @@ def test_attention_equals_the_api_and_its_rows_sum_to_one(visit: Visit, site: Ru
     page.locator("#attention-layer").select_option("1")
     page.locator("#attention-head").select_option("1")
     visit.settle()
-    seen = look(site, "attention", model, text=text, layer=1, head=1)
+    seen = get_view(site, "attention", model, text=text, layer=1, head=1)
     heads, pattern = page.locator(MATRIX).all()
     rows = visit.table(pattern)
     assert [row.pop() for row in rows] == ["1.000"] * len(seen["tokens"])
@@ -168,7 +168,7 @@ def test_attention_equals_the_api_and_its_rows_sum_to_one(visit: Visit, site: Ru
 
 def test_the_keyboard_reaches_the_exact_share_of_any_two_tokens(visit: Visit, site: Running) -> None:
     page = visit.go("attention", "letters", TEXT).page
-    seen = look(site, "attention", text=TEXT, layer=0, head=0)
+    seen = get_view(site, "attention", text=TEXT, layer=0, head=0)
     weights, labels = seen["weights"], [token["label"] for token in seen["tokens"]]
     pattern = page.locator(MATRIX).nth(1)
     # The cursor begins at the last token with letters, and at the token that it attends to most.
@@ -318,7 +318,7 @@ def test_positions_words_and_neighbors_equal_the_api(visit: Visit, site: Running
     page.locator("#word-at-1").fill("9")
     page.locator("#word-at-1").press("Enter")
     visit.settle()
-    seen = look(site, "position", word="t", at=[1, 9])
+    seen = get_view(site, "position", word="t", at=[1, 9])
     [piece] = seen["tokens"]
     expected = [piece["wte"], piece["wpe"][0], piece["x"][0], piece["wte"], piece["wpe"][1], piece["x"][1]]
     for row, values in zip(visit.table("[aria-labelledby=position-title]"), expected, strict=True):
@@ -330,7 +330,7 @@ def test_positions_words_and_neighbors_equal_the_api(visit: Visit, site: Running
     page.locator("#similarity-second").fill("e")
     page.locator("#similarity-second").press("Enter")
     visit.settle()
-    seen = look(site, "neighbors", word="a", against="e", top=1)
+    seen = get_view(site, "neighbors", word="a", against="e", top=1)
     rows = visit.table("[aria-labelledby=similarity-title]")
     assert [parse_number(row[0]) for row in rows] == [each["step"] for each in seen["history"]]
     assert [parse_number(row[1]) for row in rows] == pytest.approx(
@@ -340,7 +340,7 @@ def test_positions_words_and_neighbors_equal_the_api(visit: Visit, site: Running
     page.locator("#find").fill("c")
     page.locator("#find").press("Enter")
     visit.settle()
-    near = look(site, "neighbors", word="c", top=12)["neighbors"]
+    near = get_view(site, "neighbors", word="c", top=12)["neighbors"]
     shown = page.locator(".neighbors button").all_text_contents()
     assert [each.split()[0] for each in shown] == [each["token"]["label"] for each in near]
     assert [parse_number(each.split()[1]) for each in shown] == pytest.approx(
@@ -351,7 +351,7 @@ def test_positions_words_and_neighbors_equal_the_api(visit: Visit, site: Running
 def test_the_map_shows_the_projection_at_the_chosen_step(visit: Visit, site: Running) -> None:
     page = visit.go("positions_and_words", "letters", TEXT).page
     steps = site.models["letters"].steps
-    seen = look(site, "projection", step=max(steps), words=[])
+    seen = get_view(site, "projection", step=max(steps), words=[])
     rows = visit.table("[aria-labelledby=projection-title]")
     assert [parse_number(each) for row in rows for each in row[1:]] == pytest.approx(
         [*chain(*seen["points"])], rel=1e-5
@@ -362,7 +362,7 @@ def test_the_map_shows_the_projection_at_the_chosen_step(visit: Visit, site: Run
     slider.focus()
     slider.press("Home")
     visit.settle()
-    earlier = look(site, "projection", step=min(steps), words=[])["points"]
+    earlier = get_view(site, "projection", step=min(steps), words=[])["points"]
     shown = [[parse_number(each) for each in row[1:]] for row in visit.table("[aria-labelledby=projection-title]")]
     # Rotation to match the last step keeps each point's distance from the center.
     assert [math.hypot(*each) for each in shown] == pytest.approx([math.hypot(*each) for each in earlier], rel=1e-4)
@@ -410,7 +410,7 @@ def test_a_cosine_belongs_to_the_words_that_were_requested(visit: Visit, site: R
     page.locator("#similarity-second").fill("h")  # typed, not yet requested
     held.pop().continue_()
     visit.settle()
-    cosine = look(site, "neighbors", word="c", against="t", top=1)["against"]["cosine"]
+    cosine = get_view(site, "neighbors", word="c", against="t", top=1)["against"]["cosine"]
     assert card.locator(".stale").inner_text().startswith(f"Cosine of c and t: {cosine:.3f}".replace("-", "−"))
     request_pair("h")
     request_pair("m")
@@ -576,7 +576,7 @@ def test_the_chosen_step_is_shown_on_every_tab(visit: Visit, site: Running) -> N
     page.locator("#step").select_option(str(first))
     visit.settle()
     page.locator(".steps button.main").click()
-    values = look(site, "shapes", text=TEXT, step=first, layer=0, head=0)["stages"][1]["values"]
+    values = get_view(site, "shapes", text=TEXT, step=first, layer=0, head=0)["stages"][1]["values"]
     for row, expected in zip(visit.table("#panel-walk .matrix"), values, strict=True):
         assert parse_numbers(row[1:]) == pytest.approx(expected, rel=1e-5)
     fill_tab(

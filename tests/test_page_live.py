@@ -18,7 +18,7 @@ from browser import (
     wait_until,
 )
 from serving import Running
-from sites import Runs, chances, copied, ids_of, look, served
+from sites import Runs, copy_run, get_view, serve_runs, softmax, token_ids
 
 TEXT = "the cat sat on the mat"
 
@@ -55,7 +55,7 @@ def test_the_sampling_sliders_reshape_the_logits_without_a_request(visit: Visit,
     generate_text(visit, "the cat", length=6)
     page.locator(f"{PLAYGROUND_TEXT} .token").nth(7).click()
     visit.settle()
-    own = chances(look(site, "next_token", text=ids_of(site, "the cat"))["logits"])
+    own = softmax(get_view(site, "next_token", text=token_ids(site, "the cat"))["logits"])
     page.locator(".sampling button").click()  # temperature 1, all tokens
     before = len(visit.requests)
     for id, probability in bar_probabilities(visit).items():
@@ -90,7 +90,7 @@ def test_a_branch_keeps_the_ids_before_it_and_continues_with_the_chosen_token(
     generate_text(visit, "the cat sat", length=20)
     text = page.locator(PLAYGROUND_TEXT)
     first = text.text_content()
-    start = ids_of(site, "the cat sat", model)
+    start = token_ids(site, "the cat sat", model)
     completion = site.post(
         "/v1/completions", model=model, prompt=start, max_tokens=20, temperature=0, return_token_ids=True
     )
@@ -129,8 +129,8 @@ def test_the_logit_lens_ends_in_the_bars_and_contributions_sum_to_the_logit(visi
     visit.settle()
     page.locator(".sampling button").click()
     text = page.locator(PLAYGROUND_TEXT).text_content() or ""
-    ids = ids_of(site, text)[:9]
-    seen = look(site, "logit_lens", text=ids, positions=[8], top=5)
+    ids = token_ids(site, text)[:9]
+    seen = get_view(site, "logit_lens", text=ids, positions=[8], top=5)
     stages = page.locator(".logit-lens tbody tr")
     rows = stages.evaluate_all("""all => all.map((row) => [...row.querySelectorAll(".guess")].map((each) =>
         [each.querySelector("bdi").textContent, +each.dataset.share, each.querySelector("small").textContent]))""")
@@ -143,7 +143,7 @@ def test_the_logit_lens_ends_in_the_bars_and_contributions_sum_to_the_logit(visi
 
     # The contributions of all parts sum to the logit.
     token = page.locator("#contributions-token option").first.text_content() or ""
-    logits = look(site, "next_token", text=ids)["logits"]
+    logits = get_view(site, "next_token", text=ids)["logits"]
     assert token.startswith(seen["vocabulary"][str(seen["ids"][-1][0][0])])
     page.locator("#contributions-token").select_option(index=0)
     visit.settle()
@@ -159,7 +159,7 @@ def test_surprisal_equals_the_api_by_bits_and_by_rank(visit: Visit, site: Runnin
     page.locator("#surprisal-text").fill(TEXT)
     page.locator(".surprisal button[type=submit]").click()
     page.locator(".surprisal .token").first.wait_for()
-    seen = look(site, "surprisal", text=TEXT)
+    seen = get_view(site, "surprisal", text=TEXT)
     rows = visit.table(".surprisal")
     bits = [each / math.log(2) for each in seen["surprisal"][1:]]
     assert [parse_number(row[2]) for row in rows] == pytest.approx(bits, abs=5.1e-3)
@@ -193,7 +193,7 @@ def test_stop_ends_generation_and_frees_the_slot(visit: Visit, site: Running) ->
     assert not site.idle()
     stop.click()
     wait_until(site.idle, page)
-    wait_until(lambda: site.guard.running == 0, page)
+    wait_until(lambda: site.app.drain.running == 0, page)
     assert stop.is_disabled()
     length = len(page.locator(PLAYGROUND_TEXT).text_content() or "")
     page.locator("#panel-playground .next-token:visible").wait_for()
@@ -206,9 +206,9 @@ def test_stop_ends_generation_and_frees_the_slot(visit: Visit, site: Running) ->
 
 
 def test_a_new_line_of_metrics_is_on_the_curve_within_two_seconds(runs: Runs, chromium: Browser) -> None:
-    run = copied(runs.letters, "growing")
+    run = copy_run(runs.letters, "growing")
     log = run.folder / "metrics.jsonl"
-    with served({"growing": run}) as site, open_page(chromium, site.url) as visit:
+    with serve_runs({"growing": run}) as site, open_page(chromium, site.url) as visit:
         page = visit.go("training").page
         page.locator(".curve.loss canvas").first.wait_for()
         last = json.loads(log.read_text().splitlines()[-1])
@@ -288,7 +288,7 @@ def test_checkpoints_are_read_only_when_the_reader_asks(visit: Visit, site: Runn
     slider.press("Home")
     for step in steps:
         assert slider.get_attribute("aria-valuetext") == str(step)
-        weights = look(site, "attention", text=TEXT, step=step, layer=0, head=0)["weights"]
+        weights = get_view(site, "attention", text=TEXT, step=step, layer=0, head=0)["weights"]
         for row, expected in zip(visit.table(".history .matrix"), weights, strict=True):
             assert parse_numbers(row[1:]) == pytest.approx(expected, rel=1e-5, abs=1e-6)
         slider.press("ArrowRight")
@@ -335,17 +335,19 @@ def test_the_differences_of_two_checkpoints_equal_the_api(visit: Visit, site: Ru
     page.locator("#panel-compare button.main").click()
     page.locator("#panel-compare .three canvas").nth(2).wait_for()
     visit.settle()
-    one, two = (look(site, "surprisal", text=TEXT, **step) for step in ({"step": first}, {}))
+    one, two = (get_view(site, "surprisal", text=TEXT, **step) for step in ({"step": first}, {}))
     cells = page.locator("#panel-compare table.plain tbody tr").first.locator("td").all_text_contents()
     assert parse_numbers(cells) == pytest.approx([one["loss"], two["loss"], two["loss"] - one["loss"]], abs=6e-5)
     rows = visit.table("#panel-compare .lines")
     for row, a, b in zip(rows, one["surprisal"][1:], two["surprisal"][1:], strict=True):
         bits = [a / math.log(2), b / math.log(2), (b - a) / math.log(2)]
         assert parse_numbers(row[1:]) == pytest.approx(bits, rel=1e-4, abs=1e-5)
-    weights = [look(site, "attention", text=TEXT, layer=0, head=0, **step)["weights"] for step in ({"step": first}, {})]
+    weights = [
+        get_view(site, "attention", text=TEXT, layer=0, head=0, **step)["weights"] for step in ({"step": first}, {})
+    ]
     for row, a, b in zip(visit.table(page.locator("#panel-compare .three .matrix").nth(2)), *weights, strict=True):
         assert parse_numbers(row[1:]) == pytest.approx([y - x for x, y in zip(a, b, strict=True)], rel=1e-4, abs=1e-6)
-    p, q = (chances(look(site, "next_token", text=TEXT, **step)["logits"]) for step in ({"step": first}, {}))
+    p, q = (softmax(get_view(site, "next_token", text=TEXT, **step)["logits"]) for step in ({"step": first}, {}))
     expected = [sum(a * math.log(a / b) for a, b in zip(*each, strict=True)) for each in ((p, q), (q, p))]
     shown = re.findall(r"\d\.\d{4}", page.locator("#panel-compare .total").first.text_content() or "")
     assert [float(each) for each in shown] == pytest.approx(expected, abs=6e-5)

@@ -21,7 +21,7 @@ from browser import (
 from octavo import cli, lens
 from octavo import runs as folders
 from serving import Running
-from sites import Runs, copied, served
+from sites import Runs, copy_run, serve_runs
 
 HOSTILE = '<img src=x onerror="hacked=1"><script>hacked=1</script>'
 NAME = '<img src=x onerror="hacked=1"><script>hacked=1'  # of a folder, which can't have a slash
@@ -35,10 +35,10 @@ SAVED = f"cat قط {HOSTILE}"
 @pytest.fixture(scope="module")
 def hostile(runs: Runs) -> Iterator[Running]:
     """A run whose name is markup, and that wrote markup."""
-    run = copied(runs.bytes, NAME)
+    run = copy_run(runs.bytes, NAME)
     with (run.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({"step": 21, "text": HOSTILE}) + "\n")
-    with served({NAME: run, "bytes": runs.bytes}) as it:
+    with serve_runs({NAME: run, "bytes": runs.bytes}) as it:
         yield it
 
 
@@ -110,7 +110,7 @@ def test_the_policy_would_stop_what_slipped_through(visit: Visit) -> None:
 
 @pytest.fixture(scope="module")
 def keyed(runs: Runs) -> Iterator[Running]:
-    with served({"letters": runs.letters}, keys=(KEY,)) as it:
+    with serve_runs({"letters": runs.letters}, keys=(KEY,)) as it:
         yield it
 
 

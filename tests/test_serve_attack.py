@@ -24,8 +24,8 @@ import psutil
 import pytest
 
 from octavo.server.limits import Limits
-from octavo.server.protocol import CompletionRequest
-from serving import Running, running, slow, until, write
+from octavo.server.requests import CompletionRequest
+from serving import Running, run_server, slow_model, wait_until, write_checkpoint
 
 JSON = {"content-type": "application/json"}
 
@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Iterator[Pa
     """A checkpoint; the module's engines find what was built for them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OCTAVO_CACHE", str(built.parent))
-        yield write(tmp_path_factory.mktemp("models") / "small", "char")
+        yield write_checkpoint(tmp_path_factory.mktemp("models") / "small", "char")
 
 
 @dataclass
@@ -278,7 +278,7 @@ def test_a_hundred_clients_that_leave_free_their_slots_within_two_tokens(folder:
     """Half stream, half wait for all of it. Counted from when the client has left: a token here takes 50 ms."""
     request = (b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
                b"content-length: %d\r\n\r\n%s")  # fmt: skip
-    with running({"slow": slow(folder, slots=10, seconds=0.05)}) as server:
+    with run_server({"slow": slow_model(folder, slots=10, seconds=0.05)}) as server:
         worker = server.models["slow"].worker
         late = []
         for _ in range(10):
@@ -287,11 +287,11 @@ def test_a_hundred_clients_that_leave_free_their_slots_within_two_tokens(folder:
                 body = json.dumps({"model": "slow", "prompt": "the", "max_tokens": 60, "stream": i % 2 == 0}).encode()
                 clients.append(socket.create_connection(("127.0.0.1", server.port)))
                 clients[-1].sendall(request % (len(body), body))
-            until(lambda: sum(bool(task.job and task.job.tokens) for task in [*worker._live]) == 10)
+            wait_until(lambda: sum(bool(task.job and task.job.tokens) for task in [*worker._live]) == 10)
             for each in clients:
                 each.close()
             left = {task: len(task.job.tokens) for task in [*worker._live] if task.job}
-            until(server.idle)
+            wait_until(server.idle)
             late += [len(task.job.tokens) - count for task, count in left.items() if task.job]
         assert len(late) == 100
         assert max(late) <= 2
@@ -299,19 +299,19 @@ def test_a_hundred_clients_that_leave_free_their_slots_within_two_tokens(folder:
 
 
 def test_clients_that_leave_the_queue_are_never_begun(folder: Path) -> None:
-    with running({"slow": slow(folder, slots=1, seconds=0.05)}) as server, ThreadPoolExecutor(1) as pool:
+    with run_server({"slow": slow_model(folder, slots=1, seconds=0.05)}) as server, ThreadPoolExecutor(1) as pool:
         first = pool.submit(server.text, max_tokens=20)
-        until(lambda: server.models["slow"].worker.engine.running == 1)
+        wait_until(lambda: server.models["slow"].worker.engine.running == 1)
         gone = []
         for _ in range(10):
             connection = server.connect()
             body = json.dumps({"model": "slow", "prompt": "the", "max_tokens": 60})
             connection.request("POST", "/v1/completions", body, JSON)
             gone.append(connection)
-        until(lambda: server.models["slow"].worker.waiting == 10)
+        wait_until(lambda: server.models["slow"].worker.waiting == 10)
         for connection in gone:
             connection.close()
-        until(lambda: server.models["slow"].worker.waiting == 0)
+        wait_until(lambda: server.models["slow"].worker.waiting == 0)
         assert len(first.result()) == 20
 
 
@@ -319,8 +319,8 @@ def test_clients_that_leave_the_queue_are_never_begun(folder: Path) -> None:
 
 
 def test_ten_times_more_than_it_holds_is_answered_or_told_to_come_again(folder: Path) -> None:
-    limits = Limits(queue=4, prefix_bytes=1 << 20)
-    with running({"slow": slow(folder, slots=4, limits=limits, seconds=0.005)}, limits) as server:
+    limits = Limits(queue=4, prefix_cache_bytes=1 << 20)
+    with run_server({"slow": slow_model(folder, slots=4, limits=limits, seconds=0.005)}, limits) as server:
 
         def ask(seed: int) -> tuple[int, int, str]:
             answer = server.complete(seed=seed % 4, max_tokens=20, stream=seed % 2 == 0)
@@ -337,17 +337,20 @@ def test_ten_times_more_than_it_holds_is_answered_or_told_to_come_again(folder: 
         assert counts[200] >= 8
         for seed, status, text in outcomes:
             assert text == (alone[seed] if status == 200 else "1")
-        until(server.idle)
+        wait_until(server.idle)
         assert server.text(seed=0, max_tokens=20) == alone[0]
 
 
 def test_more_connections_than_it_holds_do_not_keep_honest_clients_out_for_long(folder: Path) -> None:
-    limits = Limits(connections=30, header_seconds=0.5, linger_seconds=0.3, prefix_bytes=1 << 20)
-    with running({"slow": slow(folder, limits=limits, seconds=0)}, limits) as server, contextlib.ExitStack() as stack:
+    limits = Limits(connections=30, header_seconds=0.5, linger_seconds=0.3, prefix_cache_bytes=1 << 20)
+    with (
+        run_server({"slow": slow_model(folder, limits=limits, seconds=0)}, limits) as server,
+        contextlib.ExitStack() as stack,
+    ):
         for _ in range(100):
             stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
         statuses = []
-        until(lambda: (statuses.append(_status(server)) or statuses[-1]) == 200)
+        wait_until(lambda: (statuses.append(_status(server)) or statuses[-1]) == 200)
         assert set(statuses) <= {200, 429}
 
 

@@ -14,13 +14,12 @@ import hypothesis
 import openai
 import pytest
 import schemathesis
-import torch
 from schemathesis import checks
 
 from octavo.server import load_model
-from octavo.server.app import build
+from octavo.server.app import build_app
 from octavo.server.limits import Limits
-from serving import BLOCK, SMALL, Running, running, write
+from serving import BLOCK, LIMITS, SETTINGS, Running, run_server, write_checkpoint
 from test_docs import Block, blocks
 
 DOCS = Path(__file__).parents[1] / "docs" / "serve.md"
@@ -29,12 +28,12 @@ DOCS = Path(__file__).parents[1] / "docs" / "serve.md"
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Iterator[Running]:
     """One model, called as docs/serve.md calls it; openai's and lm-eval's own settings are as if new."""
-    folder = write(tmp_path_factory.mktemp("models") / "my-1", "bpe:300")
+    folder = write_checkpoint(tmp_path_factory.mktemp("models") / "my-1", "bpe:300")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OCTAVO_CACHE", str(built.parent))
         for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OCTAVO_API_KEY"):
             patch.delenv(name, raising=False)
-        with running({"my-1": load_model("my-1", folder, torch.device("cpu"), SMALL)}) as it:
+        with run_server({"my-1": load_model("my-1", folder, SETTINGS)}) as it:
             yield it
 
 
@@ -157,7 +156,7 @@ def test_the_page_states_the_bounds_that_hold() -> None:
                    f"{limits.headers}, {limits.header_bytes >> 10} KiB, in {limits.header_seconds} seconds",
                    f"{limits.request_seconds} seconds", f"| {limits.connections} |",
                    f"{limits.sequences}; `best_of` {limits.best_of}",
-                   f"| {limits.lens_at_once}, {limits.lens_waiting}; beyond",
+                   f"| {limits.concurrent_views}, {limits.queued_views}; beyond",
                    f"{limits.lens_characters:,} characters"):  # fmt: skip
         assert stated in page
 
@@ -199,7 +198,7 @@ def test_lm_eval_over_http_finds_what_its_own_model_finds(
     data.write_text("".join(json.dumps(item) + "\n" for item in ITEMS), encoding="utf-8")
     common = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}}, "test_split": "test",
               "target_delimiter": ""}  # fmt: skip
-    folder = write(tmp_path / "my-1", spec)
+    folder = write_checkpoint(tmp_path / "my-1", spec)
 
     def found(model: str, arguments: str, names: list[str]) -> dict[str, list[Any]]:
         result = lm_eval.simple_evaluate(
@@ -211,7 +210,7 @@ def test_lm_eval_over_http_finds_what_its_own_model_finds(
     # A model of characters has no token that a text begins with, so it can't score whole texts; lm-eval's own model
     # wants one even where nothing begins with it.
     scored, prefix = (["choices"], ",prefix_token_id=0") if spec == "char" else (["choices", "rolling"], "")
-    with running({"my-1": load_model("my-1", folder, torch.device("cpu"), SMALL)}) as server:
+    with run_server({"my-1": load_model("my-1", folder, SETTINGS)}) as server:
         arguments = f"model=my-1,base_url={server.url}/v1/completions,max_length={BLOCK},batch_size=4"
         ours = found("local-completions", arguments, [*scored, "written"])
         written = [server.text(item["question"], temperature=0, max_tokens=6, stop="q") for item in ITEMS]
@@ -229,7 +228,7 @@ def flat(values: Any) -> list[float]:
 # schemathesis
 
 
-schema = schemathesis.openapi.from_dict(build({}, SMALL).app.openapi())  # type: ignore[attr-defined]
+schema = schemathesis.openapi.from_dict(build_app({}, LIMITS).api.openapi())
 
 
 @schema.parametrize()

@@ -12,10 +12,10 @@ import torch
 from octavo.model import GPT
 from octavo.server import load_model
 from octavo.server.limits import Limits
-from octavo.server.protocol import CompletionRequest
-from octavo.server.tokens import spelled
+from octavo.server.requests import CompletionRequest
+from octavo.server.tokens import token_string
 from octavo.tokenizers import Tokenizer
-from serving import BLOCK, SMALL, Running, running, slow, write
+from serving import BLOCK, SETTINGS, Running, run_server, slow_model, write_checkpoint
 
 IDS = [5, 1, 7, 2]
 
@@ -27,15 +27,15 @@ def server(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Iterator[Ru
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OCTAVO_CACHE", str(built.parent))
         models = {
-            name: load_model(name, write(folder / name, spec), torch.device("cpu"), SMALL)
+            name: load_model(name, write_checkpoint(folder / name, spec), SETTINGS)
             for name, spec in (("char", "char"), ("byte", "byte"), ("bpe", "bpe:300"))
         }
-    with running(models) as it:
+    with run_server(models) as it:
         yield it
 
 
 def model(server: Running, name: str) -> tuple[GPT, Tokenizer]:
-    loaded = server.models[name].loaded
+    loaded = server.models[name].checkpoint
     return loaded.model, loaded.tokenizer
 
 
@@ -186,7 +186,7 @@ def test_logprobs_are_the_models_own(server: Running, name: str) -> None:
     choice = server.complete(prompt, model=name, echo=True, logprobs=3, max_tokens=5, seed=1).json["choices"][0]
     told = choice["logprobs"]
     prompt_ids = [int(i) for i in tokenizer.encode(prompt)]
-    strings = {spelled(tokenizer, i): i for i in range(tokenizer.vocab_size)}
+    strings = {token_string(tokenizer, i): i for i in range(tokenizer.vocab_size)}
     ids = prompt_ids + [strings[token] for token in told["tokens"][len(prompt_ids) :]]
     expected = expected_logprobs(server, name, ids)
     assert told["token_logprobs"][0] is None
@@ -198,7 +198,7 @@ def test_logprobs_are_the_models_own(server: Running, name: str) -> None:
         assert told["token_logprobs"][i] == top[told["tokens"][i]]  # the very same number
         assert len(top) == 3 + (id not in likeliest.indices.tolist())
         for best, value in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True):
-            assert top[spelled(tokenizer, best)] == pytest.approx(value, abs=1e-4)
+            assert top[token_string(tokenizer, best)] == pytest.approx(value, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", ["char", "bpe", "byte"])
@@ -340,6 +340,45 @@ def test_a_streamed_chunk_holds_what_was_just_written(server: Running) -> None:
     assert [len(event["choices"][0]["text"]) for event in events[:-1]] == [1] * 6 + [0]
 
 
+# Token ids
+
+
+@pytest.mark.parametrize("prompt", ["the cat", [5, 6, 7], ""])
+@pytest.mark.parametrize("options", [{}, {"echo": True, "logprobs": 2}, {"stop": ["e"]}, {"n": 3}])
+def test_token_ids_of_text_and_prompt_are_returned(server: Running, prompt: Any, options: dict[str, Any]) -> None:
+    body = {
+        "model": "byte",
+        "prompt": prompt,
+        "max_tokens": 24,
+        "seed": 4,
+        "temperature": 2,
+        "return_token_ids": True,
+    }
+    choices = server.complete(**body | options).json["choices"]
+    assert all(
+        "token_ids" not in each
+        for each in server.complete(**body | options | {"return_token_ids": False}).json["choices"]
+    )
+    tokenizer = server.models["byte"].checkpoint.tokenizer
+    ids = prompt if isinstance(prompt, list) else [int(id) for id in tokenizer.encode(prompt or "\n")]
+    events = server.complete(**body | options, stream=True).events[:-1]
+    for at, choice in enumerate(choices):
+        assert choice["prompt_token_ids"] == ids
+        text = choice["text"].removeprefix(tokenizer.decode(ids) if options.get("echo") and prompt else "")
+        decoder = tokenizer.decoder(errors="ignore")
+        written = "".join(decoder.push(id) for id in choice["token_ids"])
+        assert written.startswith(text)
+        assert "stop" in options or written == text
+        chunks = [event["choices"][0] for event in events if event["choices"][0]["index"] == at]
+        assert [id for chunk in chunks for id in chunk["token_ids"]] == choice["token_ids"]
+        assert chunks[0]["prompt_token_ids"] == ids
+        assert all(chunk["prompt_token_ids"] is None for chunk in chunks[1:])
+    if not options:  # a text can be continued from its ids
+        half = choices[0]["token_ids"][:10]
+        rest = server.complete(**body | {"prompt": ids + half, "temperature": 0, "max_tokens": 5}).json["choices"][0]
+        assert rest["prompt_token_ids"] == ids + half
+
+
 # Refusals
 
 
@@ -411,7 +450,7 @@ def test_characters_that_the_model_does_not_know_are_named(server: Running) -> N
     assert "--" not in message  # no flag of a command line helps a client
     refused(server.complete("half \ud800 a pair", model="byte"), 400, "prompt")
     refused(server.complete("a", model="\ud800"), 400, "model")
-    assert server.complete("a", stop="\ud800").status == 200  # which no text holds
+    refused(server.complete("a", stop="\ud800"), 400, "stop")
 
 
 def test_ids_beyond_the_vocabulary_are_refused(server: Running) -> None:
@@ -500,7 +539,7 @@ def test_the_tokenizers_routes_refuse_as_the_others_do(server: Running) -> None:
     refused(server.post("/tokenize", prompt="a"), 400, "model")  # several are served
     refused(server.post("/tokenize", model="char", prompt="猫"), 400, "prompt")
     refused(server.post("/tokenize", model="char", prompt=5), 400, "prompt")
-    refused(server.post("/detokenize", model="char", tokens=[10**6]), 400, "prompt")
+    refused(server.post("/detokenize", model="char", tokens=[10**6]), 400, "tokens")
     refused(server.post("/detokenize", model="char", tokens=[True]), 400, "tokens")
     refused(server.ask("GET", "/tokenizer_info"), 400, "model")
     refused(server.ask("GET", "/tokenizer_info?model=x"), 404, "model", "model_not_found")
@@ -542,7 +581,9 @@ def test_metrics_count_what_was_done(server: Running) -> None:
 
 def test_what_does_not_fit_the_queue_is_429(tmp_path: Path) -> None:
     limits = Limits(queue=2)
-    with running({"slow": slow(write(tmp_path / "slow", "char"), slots=1, limits=limits)}, limits) as server:
+    with run_server(
+        {"slow": slow_model(write_checkpoint(tmp_path / "slow", "char"), slots=1, limits=limits)}, limits
+    ) as server:
         with ThreadPoolExecutor(12) as pool:
             answers = list(pool.map(lambda _: server.complete(max_tokens=20), range(12)))
         counts = {status: [each.status for each in answers].count(status) for status in (200, 429)}
@@ -557,7 +598,9 @@ def test_what_does_not_fit_the_queue_is_429(tmp_path: Path) -> None:
 
 def test_a_whole_answer_that_takes_too_long_is_503_and_frees_its_slot(tmp_path: Path) -> None:
     limits = Limits(request_seconds=0.3)
-    with running({"slow": slow(write(tmp_path / "slow", "char"), slots=1, limits=limits)}, limits) as server:
+    with run_server(
+        {"slow": slow_model(write_checkpoint(tmp_path / "slow", "char"), slots=1, limits=limits)}, limits
+    ) as server:
         answer = server.complete(max_tokens=50)
         assert "0.3 seconds" in refused(answer, 503, code="timeout")
         assert answer.headers["x-should-retry"] == "false"
@@ -568,8 +611,8 @@ def test_a_whole_answer_that_takes_too_long_is_503_and_frees_its_slot(tmp_path: 
 
 
 def test_an_engine_that_fails_is_told_and_takes_no_more(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    served = slow(write(tmp_path / "slow", "char"))
-    with running({"slow": served}) as server:
+    served = slow_model(write_checkpoint(tmp_path / "slow", "char"))
+    with run_server({"slow": served}) as server:
         served.worker.engine._decoder = None  # type: ignore[assignment]
         assert refused(server.complete(), 500)
         assert refused(server.complete(), 503)
@@ -579,10 +622,10 @@ def test_an_engine_that_fails_is_told_and_takes_no_more(tmp_path: Path, capfd: p
 
 
 def test_weights_that_are_not_finite_are_an_error_of_that_request_alone(tmp_path: Path) -> None:
-    served = slow(write(tmp_path / "slow", "char"))
-    with running({"slow": served}) as server:
+    served = slow_model(write_checkpoint(tmp_path / "slow", "char"))
+    with run_server({"slow": served}) as server:
         ok = server.text(seed=1, temperature=0.5)
-        gpt = served.loaded.model
+        gpt = served.checkpoint.model
         kept = gpt.transformer.ln_f.weight.data.clone()
         gpt.transformer.ln_f.weight.data[:] = float("nan")
         assert "not finite" in refused(server.complete(), 500)

@@ -94,7 +94,7 @@ def _write_page(arguments: argparse.Namespace, given: dict[str, Any]) -> None:
     if len(arguments.words) == 1 and (extra := sorted(given.keys() - options.keys())):
         raise OctavoError(f"--html takes no --{extra[0]}", "--text, --layer or --head")
     path = Path(arguments.html)
-    content = static_page.static(runs.load(arguments.words[0]), **options)
+    content = static_page.standalone_page(runs.load(arguments.words[0]), **options)
     with files.translate_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():

@@ -103,37 +103,36 @@ def run(arguments: argparse.Namespace) -> int:
     from octavo import runs
     from octavo.device import find_device
     from octavo.generation.sampling import Sampling
-    from octavo.generation.stream import continuations, likeliest
+    from octavo.generation.stream import TextRequest, encode_prompt, most_likely, start_streams
 
     sampling = Sampling(**{name: getattr(arguments, name) for name in _SAMPLING})
     prompt = arguments.prompt
     if arguments.prompt_file is not None:
         prompt = read_text_file(arguments.prompt_file, "--prompt")
     loaded = runs.load(arguments.run, find_device(arguments.device))
-    texts = continuations(
-        loaded,
-        prompt,
+    request = TextRequest(
+        prompt=encode_prompt(loaded.tokenizer, prompt, arguments.unknown),
         max_new_tokens=arguments.max_new_tokens,
         num_samples=arguments.num_samples,
         best_of=arguments.best_of,
         seed=arguments.seed,
-        stop=arguments.stop,
-        unknown=arguments.unknown,
-        overflow=arguments.overflow,
-        quantize=arguments.quantize,
+        stop=tuple(arguments.stop),
         sampling=sampling,
-        notice=print_note,
+        overflow=arguments.overflow,
     )
-    if arguments.best_of:
-        texts = list(likeliest(texts, arguments.num_samples))
-    for number_of_text, text in enumerate(texts):
+    streams = start_streams(loaded, request, quantize=arguments.quantize, notice=print_note)
+    if request.best_of:  # which are the best is known when all are complete
+        for stream in streams:
+            stream.run()
+        streams = most_likely(streams, request.num_samples)
+    for i, stream in enumerate(streams):
         if not arguments.json:
-            print(("\n---------------\n" if number_of_text else "") + prompt, end="", flush=True)
-        for piece in [text.sample.text] if arguments.best_of else text:
+            print(("\n---------------\n" if i else "") + prompt, end="", flush=True)
+        for piece in [stream.text] if request.best_of else stream:
             if not arguments.json:
                 print(piece, end="", flush=True)
     if arguments.json:
-        print(json.dumps({"prompt": prompt, "samples": [dataclasses.asdict(text.sample) for text in texts]}))
+        print(json.dumps({"prompt": prompt, "samples": [dataclasses.asdict(stream.sample) for stream in streams]}))
     else:
         print()
     return 0

@@ -65,14 +65,14 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from octavo.server import serve
 
-    def ready(models: list[str], url: str) -> None:
+    def print_urls(models: list[str], url: str) -> None:
         page = url.removesuffix("v1")
         text = f"serving {', '.join(models)}: {page} (page), {url} (API); Ctrl-C stops"
         print(json.dumps({"models": models, "url": url, "page": page}) if arguments.json else text, flush=True)
 
     serve(
         arguments.runs,
-        ready,
+        on_ready=print_urls,
         host=arguments.host,
         port=arguments.port,
         api_key_file=arguments.api_key_file,

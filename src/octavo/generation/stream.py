@@ -1,200 +1,406 @@
-"""Text in, text out: the edge of generation, where a prompt becomes ids and ids become text."""
+"""Text in, text out: the one path between text and an engine's tokens.
 
-import collections
+A `TextRequest` says what to generate. `text_streams` makes one `TextStream` for each text that the request draws; the
+engine delivers tokens to it, and it gives text that can no longer change: whole characters, and nothing that may be the
+start of a stop string. The command line, `octavo.generate`, the samples of a training run and every endpoint of the
+server use these. Nothing here knows of HTTP.
+"""
+
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 
-from octavo import runs
 from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
-from octavo.generation.engine import Engine, Request, Token
+from octavo.generation.engine import Engine, Job, Request, Token
 from octavo.generation.sampling import Sampling
+from octavo.runs import RunLike, load
 from octavo.settings import unknown_name_error
 from octavo.tokenizers import Tokenizer
 
-_AT_ONCE = 8  # samples written side by side, for little more than the time of one
+_SLOTS = 8  # texts generated in one batch; one text alone takes nearly as long as eight together
 _SAMPLING = [each.name for each in dataclasses.fields(Sampling)]
+
+
+def generate(
+    run: RunLike,
+    prompt: str = "",
+    *,
+    max_new_tokens: int = 500,
+    num_samples: int = 1,
+    best_of: int = 0,
+    seed: int = 1337,
+    stop: str | Sequence[str] = (),
+    unknown: str = "error",
+    overflow: str = "slide",
+    quantize: str = "none",
+    **sampling: Any,
+) -> list["Sample"]:
+    """Continue a prompt with a run, its folder, or a loaded checkpoint.
+
+        octavo.generate("runs/pydocs-1", "The import statement", max_new_tokens=100)[0].text
+
+    `sampling` takes the fields of `Sampling`: `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`,
+    `presence_penalty`, `frequency_penalty`, `logit_bias`. Sample i is drawn with seed + i. With `best_of`, that many
+    texts are drawn, and the `num_samples` with the highest mean log-probability per token are returned. `overflow`
+    says what happens when the context is full: `slide`, `rechunk` or `stop`. `quantize="int8"` rounds the weights (CPU
+    only). Raises `OctavoError` if the run cannot be loaded, a number is out of range, or the tokenizer does not know a
+    character of the prompt (unless `unknown` is "skip" or "replace").
+    """
+    checkpoint = load(run)
+    if misspelled := sampling.keys() - set(_SAMPLING):
+        raise unknown_name_error("setting", min(misspelled), _SAMPLING)
+    request = TextRequest(
+        prompt=encode_prompt(checkpoint.tokenizer, prompt, unknown),
+        max_new_tokens=max_new_tokens,
+        num_samples=num_samples,
+        best_of=best_of,
+        seed=seed,
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        sampling=Sampling(**sampling),
+        overflow=overflow,
+    )
+    streams = start_streams(checkpoint, request, quantize=quantize)
+    for stream in streams:
+        stream.run()
+    return [stream.sample for stream in most_likely(streams, num_samples)]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A continuation: its text, its tokens, and why it ended: `length`, `stop` or `end_of_text`."""
+    """A generated text, its tokens, and why it ended: `length`, `stop` or `end_of_text`."""
 
     text: str
     token_ids: list[int]
     finish_reason: str
 
 
-class Writer:
-    """Ids in, pieces of text out as they become certain.
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as text and as token ids. An empty prompt is not `given`: its one id is what a text starts after."""
 
-    Pieces never split a character, nor show the beginning of a stop string that may be about to complete.
+    text: str
+    ids: list[int]
+    given: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextRequest:
+    """What to generate after a prompt: `num_samples` texts, or the `num_samples` most likely of `best_of` texts."""
+
+    prompt: Prompt
+    max_new_tokens: int = 500  # 0: only read the prompt
+    num_samples: int = 1
+    best_of: int = 0  # 0: draw `num_samples` texts and return them all
+    seed: int = 1337  # text i is drawn with (seed + i) modulo 2**63
+    stop: tuple[str, ...] = ()  # strings that end the text and are not part of it
+    sampling: Sampling = field(default_factory=Sampling)
+    overflow: str = "slide"
+    logprobs: int | None = None  # report each token's log-probability, and those of this many most likely tokens
+    echo: bool = False  # begin the text with the prompt; with `logprobs`, report the prompt's tokens too
+    stop_ids: frozenset[int] = frozenset()  # token ids that end the text, besides the tokenizer's special tokens
+    cache_scope: str = ""  # the prefix cache is shared only by requests of the same scope
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_new_tokens <= 10**8:
+            raise OctavoError(f"max_new_tokens={self.max_new_tokens} is not between 0 and 10**8",
+                              "--max-new-tokens 500")  # fmt: skip
+        if not 1 <= self.num_samples <= 10**5:
+            raise OctavoError(f"num_samples={self.num_samples} is not between 1 and 100,000", "--num-samples 1")
+        if self.best_of and not self.num_samples <= self.best_of <= 10**5:
+            raise OctavoError(
+                f"best_of={self.best_of} is not between num_samples={self.num_samples} and 100,000",
+                f"--best-of {self.num_samples}, or 0",
+            )
+        if not 0 <= self.seed < 2**63:
+            raise OctavoError(f"seed={self.seed} is not an integer from 0 to 2**63 - 1", "--seed 1337")
+
+    @property
+    def drawn_samples(self) -> int:
+        """How many texts are generated."""
+        return self.best_of or self.num_samples
+
+
+class LocatedToken(NamedTuple):
+    """A token, and where its text begins: in characters, counted from the beginning of the prompt."""
+
+    token: Token
+    offset: int
+
+
+@dataclass(frozen=True)
+class TextPiece:
+    """What a stream has added since its previous piece. The last piece has a finish reason."""
+
+    index: int
+    text: str
+    prompt_tokens: list[LocatedToken]
+    tokens: list[LocatedToken]
+    finish_reason: str | None
+
+
+class TextStream:
+    """One text while it is generated. `start` queues it on an engine, which then delivers its tokens.
+
+    Iterating yields text as it becomes certain, and steps the engine when there is none: streams that share an engine
+    all advance, whichever is iterated. Where another thread steps the engine, `on_update` is called in that thread
+    after each token and at the end, and `take` returns what is new.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
-        # A model of bytes may write some that are no character; they are left out of the text, not of the ids.
-        self._decoder = tokenizer.decoder(errors="ignore")
-        self._stop = [each for each in stop if each]
-        self._held = ""
-        self.stopped = False  # a stop string was found: what comes after it is no part of the text
+    def __init__(
+        self,
+        request: TextRequest,
+        tokenizer: Tokenizer,
+        index: int = 0,
+        *,
+        scores_prompt: bool = True,
+        on_update: Callable[["TextStream"], object] = lambda stream: None,
+    ) -> None:
+        self.index, self.prompt = index, request.prompt
+        self.text = ""  # generated and certain
+        self.finish_reason: str | None = None  # `length`, `stop`, `end_of_text`, `cancelled` or `error`
+        self.error: OctavoError | None = None
+        self._request, self._tokenizer, self._on_update = request, tokenizer, on_update
+        self._scores_prompt = scores_prompt and request.echo and request.logprobs is not None and request.prompt.given
+        self._decoder = StopAwareDecoder(tokenizer, request.stop)
+        self._engine: Engine | None = None
+        self._job: Job | None = None
+        self._cancelled = False
+        self._new_text = request.prompt.text if request.echo else ""
+        self._new_prompt_tokens: list[LocatedToken] = []
+        self._new_tokens: list[LocatedToken] = []
+        self._undecided: list[LocatedToken] = []  # tokens that a stop string may still cut off
 
-    def push(self, id: int) -> str:
-        """The text that this id makes certain."""
-        return self._show(self._decoder.push(id))
+    @property
+    def tokens(self) -> list[Token]:
+        """Every token generated so far, those of a stop string included."""
+        return self._job.tokens if self._job else []
 
-    def finish(self, whole: bool = False) -> str:
-        """What was held back. `whole`: the text ended by itself; at its length it may be cut within a character."""
-        shown = self._show(self._decoder.flush()) if whole else ""
-        held, self._held = self._held, ""
-        return shown + held
-
-    def _show(self, text: str) -> str:
-        if self.stopped:
-            return ""
-        self._held += text
-        found = [at for each in self._stop if (at := self._held.find(each)) >= 0]
-        if found:
-            self.stopped = True
-            shown, self._held = self._held[: min(found)], ""
-            return shown
-        certain = len(self._held) - _could_begin(self._stop, self._held)
-        shown, self._held = self._held[:certain], self._held[certain:]
-        return shown
-
-
-class Continuation:
-    """Iterate over it for pieces of text as they become certain; then `sample` is the whole.
-
-    Several may share an engine: whichever is asked for more steps it, and all of them get on.
-    """
-
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, request: Request, stop: Sequence[str] = ()) -> None:
-        self._engine, self._writer = engine, Writer(tokenizer, stop)
-        self._pieces: collections.deque[str] = collections.deque()
-        self._shown = ""
-        ends = dataclasses.replace(request, stop_ids=request.stop_ids | tokenizer.special_ids)
-        self._job = engine.submit(ends, self._deliver)
+    @property
+    def cached_tokens(self) -> int:
+        """How many tokens of the prompt came from the prefix cache."""
+        return self._job.cached_tokens if self._job else 0
 
     @property
     def sample(self) -> Sample:
-        """What was written; the whole of it once the iteration has ended."""
-        reason = "stop" if self._writer.stopped else self._job.finish_reason or "length"
-        return Sample(self._shown, [token.id for token in self._job.tokens], reason)
+        return Sample(self.text, [token.id for token in self.tokens], self.finish_reason or "length")
 
     @property
-    def likelihood(self) -> float:
-        """The mean log-probability of its tokens, if that was asked for; a text without any comes last."""
-        told = [token.logprob for token in self._job.tokens if token.logprob is not None]
-        return sum(told) / len(told) if told else float("-inf")
+    def mean_logprob(self) -> float:
+        """The mean log-probability per token, by which `best_of` chooses; -inf for a text without tokens."""
+        values = [token.logprob for token in self.tokens if token.logprob is not None]
+        return sum(values) / len(values) if values else float("-inf")
+
+    @property
+    def has_new_text(self) -> bool:
+        return bool(self._new_text)
+
+    def start(self, engine: Engine) -> "TextStream":
+        """Queue the text on an engine; call it in the thread that steps the engine."""
+        # `cancel` sets `_cancelled` and then reads `_job`; here it is the reverse, so no cancellation is lost.
+        self._engine = engine
+        self._job = engine.submit(self._engine_request(), self._deliver)
+        if self._cancelled:
+            engine.cancel(self._job)
+        return self
+
+    def cancel(self) -> None:
+        """End the text, from any thread: its slot is free at the engine's next step."""
+        self._cancelled = True
+        if self._engine is not None and self._job is not None:
+            self._engine.cancel(self._job)
+
+    def fail(self, error: OctavoError) -> None:
+        """End the text with an error that the engine could not deliver."""
+        self.finish_reason, self.error = "error", error
+        self._on_update(self)
+
+    def take(self) -> TextPiece:
+        """What is certain and was not taken before."""
+        piece = TextPiece(self.index, self._new_text, self._new_prompt_tokens, self._new_tokens, self.finish_reason)
+        self._new_text, self._new_prompt_tokens, self._new_tokens = "", [], []
+        return piece
 
     def __iter__(self) -> Iterator[str]:
-        while self._pieces or self._job.finish_reason is None:
-            if self._pieces:
-                yield self._pieces.popleft()
-            else:
+        assert self._engine is not None, "call start(engine) first"
+        while True:
+            if text := self.take().text:
+                yield text
+            elif self.finish_reason is None:
                 self._engine.step()
-        if self._job.error:
-            raise self._job.error
+            else:
+                break
+        if self.error:
+            raise self.error
+
+    def run(self) -> None:
+        """Step the engine until the text is complete. Raises its error, if it has one."""
+        for _ in self:
+            pass
+
+    def _engine_request(self) -> Request:
+        request = self._request
+        logprobs = request.logprobs
+        if logprobs is None and request.drawn_samples > request.num_samples:
+            logprobs = 0  # to choose by
+        return Request(
+            prompt=request.prompt.ids,
+            max_new_tokens=request.max_new_tokens,
+            sampling=request.sampling,
+            generator=torch.Generator().manual_seed((request.seed + self.index) % 2**63),
+            overflow=request.overflow,
+            logprobs=logprobs,
+            echo=self._scores_prompt,
+            stop_ids=self._tokenizer.special_ids | request.stop_ids,
+            cache_scope=request.cache_scope,
+        )
 
     def _deliver(self, token: Token | None) -> None:
-        """A token, or the end: text work at once, so that a job ends with the token that completes a stop string."""
-        if token is None:
-            piece = self._writer.finish(whole=self._job.finish_reason == "end_of_text")
+        """Take a token, or None at the end. Decoding happens here, so that a stop string frees the slot at once."""
+        assert self._job is not None
+        if self._scores_prompt:
+            self._scores_prompt = False
+            self._new_prompt_tokens = _locate(self._tokenizer, self._job.prompt_tokens)
+        start = len(self.prompt.text)
+        if token is not None:
+            self._undecided.append(LocatedToken(token, start + self._decoder.length))
+            self._add(self._decoder.push(token.id))
+            if self._decoder.stopped:
+                self.cancel()
         else:
-            piece = self._writer.push(token.id)
-            if self._writer.stopped:
-                self._engine.cancel(self._job)
-        if piece:
-            self._shown += piece
-            self._pieces.append(piece)
+            self._add(self._decoder.finish())
+            self.error = self._job.error
+            self.finish_reason = "stop" if self._decoder.stopped else self._job.finish_reason
+        # A token belongs to the text if it begins before the text's end. After the end nothing can cut it off.
+        ended = self.finish_reason is not None and not self._decoder.stopped
+        end = start + len(self.text)
+        count = sum(1 for located in self._undecided if ended or located.offset < end)
+        self._new_tokens += self._undecided[:count]
+        del self._undecided[:count]
+        self._on_update(self)
+
+    def _add(self, text: str) -> None:
+        self.text += text
+        self._new_text += text
 
 
-def _could_begin(stops: list[str], text: str) -> int:
-    """The length of the longest end of `text` with which a stop string could begin."""
-    longest = min(len(text), max((len(s) for s in stops), default=1) - 1)
-    return next((n for n in range(longest, 0, -1) if any(s.startswith(text[-n:]) for s in stops)), 0)
+class StopAwareDecoder:
+    """Token ids in, text out as soon as it is certain.
+
+    The text never ends within a character, and never with what may be the start of a stop string.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+        # A byte-level model may generate bytes that are not UTF-8. They are left out of the text, not of the ids.
+        self._decoder = tokenizer.decoder(errors="ignore")
+        self._stop = [string for string in stop if string]
+        self._held = ""
+        self.length = 0  # characters decoded, held ones included
+        self.stopped = False  # a stop string was found; what follows it is not part of the text
+
+    def push(self, id: int) -> str:
+        """The text that this token makes certain."""
+        text = self._decoder.push(id)
+        self.length += len(text)
+        if self.stopped:
+            return ""
+        self._held += text
+        matches = [at for string in self._stop if (at := self._held.find(string)) >= 0]
+        if matches:
+            self.stopped = True
+            certain, self._held = min(matches), self._held[: min(matches)]
+        else:
+            certain = len(self._held) - _partial_match(self._stop, self._held)
+        text, self._held = self._held[:certain], self._held[certain:]
+        return text
+
+    def finish(self) -> str:
+        """The text that was held back, at the end: no stop string can complete any more."""
+        text, self._held = self._held, ""
+        return text
 
 
-def start(tokenizer: Tokenizer, prompt: str, unknown: str = "error") -> list[int]:
-    """The ids of a prompt. An empty one becomes what a text begins after: end-of-text, or a new line."""
-    if prompt:
-        ids = [int(i) for i in tokenizer.encode(prompt, unknown)]
-        if ids:
-            return ids
+def _partial_match(stop: list[str], text: str) -> int:
+    """The length of the longest suffix of `text` that a stop string begins with."""
+    longest = min(len(text), max((len(string) for string in stop), default=1) - 1)
+    return next((n for n in range(longest, 0, -1) if any(string.startswith(text[-n:]) for string in stop)), 0)
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: str | Sequence[int], unknown: str = "error") -> Prompt:
+    """A prompt from text or token ids. If it has no token, generation starts after end-of-text, or a line break."""
+    if isinstance(prompt, str):
+        ids = [int(id) for id in tokenizer.encode(prompt, unknown)] if prompt else []
+        text = prompt
+    else:
+        ids = list(prompt)
+        if invalid := next((str(id) for id in ids if not 0 <= id < tokenizer.vocab_size), None):
+            raise OctavoError(f"there is no token {invalid[:20]}: this tokenizer has {tokenizer.vocab_size}",
+                              f"ids from 0 to {tokenizer.vocab_size - 1}")  # fmt: skip
+        text = tokenizer.decode(ids)
+    if ids:
+        return Prompt(text, ids)
     if tokenizer.end_of_text is not None:
-        return [tokenizer.end_of_text]
-    return [int(i) for i in tokenizer.encode("\n", "skip")] or [0]
+        return Prompt("", [tokenizer.end_of_text], given=False)
+    return Prompt("", [int(id) for id in tokenizer.encode("\n", "skip")] or [0], given=False)
 
 
-def generate(run: runs.RunLike, prompt: str = "", *, max_new_tokens: int = 500, num_samples: int = 1,
-             best_of: int = 0, seed: int = 1337, stop: str | Sequence[str] = (), unknown: str = "error",
-             overflow: str = "slide", quantize: str = "none", **sampling: Any) -> list[Sample]:  # fmt: skip
-    """Continue a prompt with a RUN, or with what `octavo.load` gave.
+def text_streams(
+    request: TextRequest,
+    tokenizer: Tokenizer,
+    *,
+    incremental: bool = False,
+    on_update: Callable[[TextStream], object] = lambda stream: None,
+) -> list[TextStream]:
+    """The texts of a request, to be started on an engine.
 
-        octavo.generate("runs/pydocs-1", "The import statement", max_new_tokens=100)[0].text
-
-    `sampling` is what `Sampling` has: `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`,
-    `presence_penalty`, `frequency_penalty`, `logit_bias`. Sample number i is drawn with seed + i; of `best_of`, those
-    `num_samples` are given whose tokens are likeliest on average. Past `block_size` the text goes on as `overflow`
-    says: `slide`, `rechunk` or `stop`. `quantize="int8"` rounds the weights, on a CPU. Raises `OctavoError` for a RUN
-    that can't be loaded, a number out of range, and characters in the prompt that the tokenizer doesn't know
-    (`unknown="skip"` or `"replace"`).
+    Scoring an echoed prompt is costly, so the first stream reports it for all; with `incremental`, each reports it,
+    because its pieces are used before the others are complete.
     """
-    loaded = runs.load(run)
-    if misspelt := sampling.keys() - set(_SAMPLING):
-        raise unknown_name_error("setting", min(misspelt), _SAMPLING)
-    written = continuations(
-        loaded, prompt, max_new_tokens=max_new_tokens, num_samples=num_samples, best_of=best_of, seed=seed, stop=stop,
-        unknown=unknown, overflow=overflow, quantize=quantize, sampling=Sampling(**sampling),
-    )  # fmt: skip
-    return [text.sample for text in likeliest(written, num_samples)]
+    return [
+        TextStream(request, tokenizer, index, scores_prompt=incremental or index == 0, on_update=on_update)
+        for index in range(request.drawn_samples)
+    ]
 
 
-def likeliest(texts: Sequence[Continuation], count: int) -> Sequence[Continuation]:
-    """Write all of them to their end; give `count`: in order if those are all, else the likeliest first."""
-    for text in texts:
-        for _ in text:
-            pass
-    return texts if count == len(texts) else sorted(texts, key=lambda text: -text.likelihood)[:count]
+def start_streams(
+    checkpoint: Checkpoint,
+    request: TextRequest,
+    *,
+    quantize: str = "none",
+    notice: Callable[[str], object] = lambda text: None,
+) -> list[TextStream]:
+    """The texts of a request, started on an engine of their own.
 
-
-def continuations(loaded: Checkpoint, prompt: str, *, max_new_tokens: int, sampling: Sampling, seed: int,
-                  num_samples: int = 1, best_of: int = 0, stop: str | Sequence[str] = (), unknown: str = "error",
-                  overflow: str = "slide", quantize: str = "none",
-                  notice: Callable[[str], object] = lambda text: None) -> list[Continuation]:  # fmt: skip
-    """`num_samples` continuations of a prompt on one engine, or `best_of`, of which `likeliest` chooses.
-
-    `notice` hears of a prompt that is cropped and of slower ways that are taken.
+    `notice` is called if the prompt is truncated, and for each fallback that the engine takes.
     """
-    if not 0 <= max_new_tokens <= 10**8:
-        raise OctavoError(f"max_new_tokens={max_new_tokens} is not a count of tokens", "--max-new-tokens 500")
-    if not 1 <= num_samples <= 10**5:
-        raise OctavoError(f"num_samples={num_samples} is not a count of samples", "--num-samples 1")
-    if best_of and not num_samples <= best_of <= 10**5:
-        raise OctavoError(f"best_of={best_of} is fewer than num_samples={num_samples}, or more than 100,000",
-                          f"--best-of {num_samples}, or 0")  # fmt: skip
-    count = best_of or num_samples
-    if not 0 <= seed < 2**63 - count:
-        raise OctavoError(f"seed={seed} is not a whole number from 0 to 2**63", "--seed 1337")
-    stop = [stop] if isinstance(stop, str) else stop
-    ids = start(loaded.tokenizer, prompt, unknown)
-    block_size = loaded.model.settings.block_size
-    if len(ids) > block_size and overflow != "stop":
-        notice(f"the prompt has {len(ids):,} tokens; the model sees the last {block_size:,}")
-    engine = Engine(loaded.model, min(count, _AT_ONCE), vocab_size=loaded.tokenizer.vocab_size, quantize=quantize)
+    length, block_size = len(request.prompt.ids), checkpoint.model.settings.block_size
+    if length > block_size and request.overflow != "stop":
+        notice(f"the prompt has {length:,} tokens; the model sees the last {block_size:,}")
+    engine = Engine(
+        checkpoint.model,
+        min(request.drawn_samples, _SLOTS),
+        vocab_size=checkpoint.tokenizer.vocab_size,
+        quantize=quantize,
+    )
     for note in engine.notes:
         notice(note)
-    return [
-        Continuation(
-            engine,
-            loaded.tokenizer,
-            Request(prompt=ids, max_new_tokens=max_new_tokens, sampling=sampling, overflow=overflow,
-                    generator=torch.Generator().manual_seed(seed + i), logprobs=0 if count > num_samples else None),
-            stop,
-        )
-        for i in range(count)
-    ]  # fmt: skip
+    return [stream.start(engine) for stream in text_streams(request, checkpoint.tokenizer)]
+
+
+def most_likely(streams: Sequence[TextStream], count: int) -> list[TextStream]:
+    """`count` of these complete texts: all in order, or those with the highest mean log-probability first."""
+    if count == len(streams):
+        return list(streams)
+    return sorted(streams, key=lambda stream: -stream.mean_logprob)[:count]
+
+
+def _locate(tokenizer: Tokenizer, tokens: Sequence[Token]) -> list[LocatedToken]:
+    """A prompt's tokens, each with its offset."""
+    decoder, offset, located = tokenizer.decoder(), 0, []
+    for token in tokens:
+        located.append(LocatedToken(token, offset))
+        offset += len(decoder.push(token.id))
+    return located

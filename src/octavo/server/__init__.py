@@ -1,9 +1,15 @@
-"""`octavo serve`: models behind OpenAI's completions API, and a page that looks into them; safe to leave running.
+"""`octavo serve`: models behind OpenAI's completions API, and the page that shows what they do.
 
-client -- connection -- guard -- app -- completions -- worker (a thread) -- engine
-          deadlines     who may     what    texts of a request     steps a model
-                                   |- look -- octavo.lens (threads)
-                                   |- curves, page -- files
+A request's way to the logits and back:
+
+    connection.py   uvicorn's HTTP/1.1 protocol, with a deadline for every state of a connection
+    middleware/     who may ask what: hosts, origins, API keys, sizes; the order is in its __init__.py
+    app.py          the routes
+    completions.py  OpenAI's JSON <-> TextRequest and TextPiece
+    text_batch.py   the texts of a request, awaited in the event loop
+    worker.py       the thread that steps a model's engine
+
+`lens_api.py` computes views in threads of its own; `runs_api.py` and `static_page.py` read files.
 """
 
 import contextlib
@@ -12,134 +18,188 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from octavo import runs
+from octavo.checkpoint import Checkpoint
 from octavo.device import find_device
 from octavo.errors import OctavoError
 from octavo.generation.engine import Engine
-from octavo.runs import Run
-from octavo.server.app import build
+from octavo.runs import Run, RunLike
+from octavo.server.app import build_app
 from octavo.server.connection import Server
 from octavo.server.limits import Limits
-from octavo.server.worker import Served, Worker
+from octavo.server.worker import ServedModel, Worker
+from octavo.settings import unknown_name_error
 
 KEY_VARIABLE = "OCTAVO_API_KEY"
-_LOOK_AGAIN = 1.0  # seconds, for a first checkpoint
-_KEY_FILE = "--api-key-file F, with a key on each line"
+_POLL_SECONDS = 1.0  # how often a run without a checkpoint is looked at
+_KEY_FILE_HINT = "--api-key-file F, with a key on each line"
 
 
-def serve(run_names: Sequence[str | Path], ready: Callable[[list[str], str], object] = lambda models, url: None, *,
-          host: str = "127.0.0.1", port: int = 8000, api_key_file: str | Path | None = None, quantize: str = "none",
-          slots: int = 8, overflow: str = "stop", queue: int = Limits.queue,
-          prefix_cache: int = Limits.prefix_bytes >> 20, allow_hosts: Collection[str] = (),
-          allow_origins: Collection[str] = (), device: str = "auto",
-          notice: Callable[[str], object] = lambda text: None) -> None:  # fmt: skip
-    """Serve RUNs until SIGTERM or Ctrl-C. Once requests are taken, `ready` hears the models' names and the URL.
+@dataclass(frozen=True, kw_only=True)
+class ServeSettings:
+    """How models are served. See `octavo serve --help`."""
 
-    A run without a checkpoint is shown as it trains, and its model is served once there is one.
-    Raises `OctavoError` for a RUN that can't be loaded, an address that can't be had, or one that others can reach
-    while there is no API key.
+    host: str = "127.0.0.1"
+    port: int = 8000  # 0: any free port
+    api_key_file: str | Path | None = None  # one key on each line
+    allow_hosts: Collection[str] = ()  # host names to answer to, besides those of this machine
+    allow_origins: Collection[str] = ()  # sites whose web pages may use the server
+    device: str = "auto"
+    quantize: str = "none"
+    slots: int = 8  # texts that each model generates at once
+    queue: int = Limits.queue  # texts that may wait for a slot
+    prefix_cache: int = Limits.prefix_cache_bytes >> 20  # MiB
+    overflow: str = "stop"  # what happens when a text fills the context: stop, slide or rechunk
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise OctavoError(f"port={self.port} is not between 0 and 65535", "--port 8000, or 0 for any free port")
+        if not 1 <= self.slots <= 1024:
+            raise OctavoError(f"slots={self.slots} is not between 1 and 1024", "--slots 8")
+        if not 0 <= self.queue <= 10**6:
+            raise OctavoError(f"queue={self.queue} is not between 0 and a million", "--queue 64")
+        if not 0 <= self.prefix_cache <= 1 << 20:
+            raise OctavoError(
+                f"prefix_cache={self.prefix_cache} is not a number of MiB from 0 to a million", "--prefix-cache 256"
+            )
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(queue=self.queue, prefix_cache_bytes=self.prefix_cache << 20)
+
+
+def serve(
+    run: RunLike | Sequence[RunLike],
+    *,
+    on_ready: Callable[[list[str], str], object] = lambda models, url: None,
+    notice: Callable[[str], object] = lambda text: None,
+    **settings: Any,
+) -> None:
+    """Serve one or several runs until SIGTERM or Ctrl-C. `settings` are the fields of `ServeSettings`.
+
+    `on_ready` is called with the models' names and the URL once requests are taken, `notice` for each fallback of an
+    engine. A run that has no checkpoint yet is shown as it trains, and its model is served from the first checkpoint.
+    Raises `OctavoError` if a run cannot be loaded, the address cannot be used, or other machines can reach it while
+    there is no API key.
     """
-    # An engine's thread that comes back from C would wait 5 ms for the event loop's to let go of the interpreter.
+    names = [field.name for field in fields(ServeSettings)]
+    if misspelled := settings.keys() - set(names):
+        raise unknown_name_error("setting", min(misspelled), names)
+    options = ServeSettings(**settings)
+    # With Python's 5 ms, an engine's thread that returns from C would wait long for the event loop's thread.
     sys.setswitchinterval(0.0005)
-    names = _names(run_names)
-    if not 1 <= slots <= 1024:
-        raise OctavoError(f"slots={slots} is not a number of texts from 1 to 1024", "--slots 8")
-    if not 0 <= queue <= 10**6:
-        raise OctavoError(f"queue={queue} is not a number of texts from 0 to a million", "--queue 64")
-    if not 0 <= prefix_cache <= 1 << 20:
-        raise OctavoError(
-            f"prefix_cache={prefix_cache} is not a number of MiB from 0 to a million", "--prefix-cache 256"
-        )
-    limits = Limits(queue=queue, prefix_bytes=prefix_cache << 20)
-    keys = read_keys(api_key_file)
-    shown = {name: its for name, run in names.items() if (its := runs.find_run(run))}
-    begun = {name: run for name, run in shown.items() if not _has_checkpoint(run)}
-    models: dict[str, Served] = {}
-    ended = threading.Event()
-    with listen(host, port, public=bool(keys)) as listener:
-        where = find_device(device)
-
-        def take(name: str) -> None:
-            models[name] = load_model(name, names[name], where, limits, quantize, slots, overflow, notice)
-
+    sources = _name_models(list(run) if isinstance(run, Sequence) and not isinstance(run, str) else [run])
+    keys = read_keys(options.api_key_file)
+    served_runs = {name: found for name, source in sources.items() if (found := runs.find_run(source))}
+    pending = {name: found for name, found in served_runs.items() if not _has_checkpoint(found)}
+    models: dict[str, ServedModel] = {}
+    stopped = threading.Event()
+    with listen(options.host, options.port, public=bool(keys)) as listener:
         try:
-            for name in names:
-                if name not in begun:
-                    take(name)
-            guard = build(models, limits, host, keys=keys, allow_hosts=allow_hosts, allow_origins=allow_origins,
-                          begun=begun, runs=shown)  # fmt: skip
-            threading.Thread(target=_wait_for, args=(begun, take, ended), daemon=True).start()
-            address = f"[{host}]" if ":" in host else host
+            for name, source in sources.items():
+                if name not in pending:
+                    models[name] = load_model(name, source, options, notice)
+            app = build_app(
+                models,
+                options.limits,
+                options.host,
+                keys=keys,
+                allow_hosts=options.allow_hosts,
+                allow_origins=options.allow_origins,
+                pending=pending,
+                runs=served_runs,
+            )
+            loading = (models, pending, stopped, options, notice)
+            threading.Thread(target=load_pending_models, args=loading, daemon=True).start()
+            address = f"[{options.host}]" if ":" in options.host else options.host
             url = f"http://{address}:{listener.getsockname()[1]}/v1"
-            Server(guard, lambda: ready(list(names), url)).run(sockets=[listener])
+            server = Server(app.asgi, app.drain, options.limits, lambda: on_ready(list(sources), url))
+            server.run(sockets=[listener])
         finally:
-            ended.set()
-            for served in list(models.values()):
-                served.worker.close()
+            stopped.set()
+            for model in list(models.values()):
+                model.worker.close()
 
 
-def load_model(name: str, run: str | Path, device: torch.device, limits: Limits, quantize: str = "none", slots: int = 8,
-         overflow: str = "stop", notice: Callable[[str], object] = lambda text: None) -> Served:  # fmt: skip
-    """A RUN, ready to be asked."""
-    loaded = runs.load(run, device)
-    engine = Engine(loaded.model, slots, vocab_size=loaded.tokenizer.vocab_size, quantize=quantize,
-                    prefix_bytes=limits.prefix_bytes)  # fmt: skip
-    for text in engine.notes:
-        notice(text)
-    created = int((loaded.folder / "config.json").stat().st_mtime)
-    return Served(name, loaded, Worker(engine, limits.queue), created, overflow, runs.find_run(run))
+def load_model(
+    name: str, run: RunLike, settings: ServeSettings, notice: Callable[[str], object] = lambda text: None
+) -> ServedModel:
+    """Load a run's checkpoint and start its worker."""
+    checkpoint = runs.load(run, find_device(settings.device))
+    engine = Engine(
+        checkpoint.model,
+        settings.slots,
+        vocab_size=checkpoint.tokenizer.vocab_size,
+        quantize=settings.quantize,
+        prefix_bytes=settings.limits.prefix_cache_bytes,
+    )
+    for note in engine.notes:
+        notice(note)
+    return ServedModel(
+        id=name,
+        checkpoint=checkpoint,
+        worker=Worker(engine, settings.queue),
+        created=int((checkpoint.folder / "config.json").stat().st_mtime),
+        overflow=settings.overflow,
+        run=runs.find_run(run),
+    )
+
+
+def load_pending_models(
+    models: MutableMapping[str, ServedModel],
+    pending: MutableMapping[str, Run],
+    stopped: threading.Event,
+    settings: ServeSettings,
+    notice: Callable[[str], object] = lambda text: None,
+) -> None:
+    """Move models from `pending` to `models` when their runs have a checkpoint, until none is left."""
+    while pending and not stopped.wait(_POLL_SECONDS):
+        for name in [name for name, run in pending.items() if _has_checkpoint(run)]:
+            with contextlib.suppress(OctavoError):  # training may be replacing the checkpoint: try again next time
+                models[name] = load_model(name, pending[name], settings, notice)
+                del pending[name]
 
 
 def _has_checkpoint(run: Run) -> bool:
     return bool(run.best or run.last)
 
 
-def _wait_for(begun: dict[str, Run], take: Callable[[str], None], ended: threading.Event) -> None:
-    """Take the models of runs that have begun to be trained, each when it has a checkpoint."""
-    while begun and not ended.wait(_LOOK_AGAIN):
-        for name in [each for each, run in begun.items() if _has_checkpoint(run)]:
-            with contextlib.suppress(OctavoError):  # training may be about to replace it: the next round will tell
-                take(name)
-                del begun[name]
-
-
 def read_keys(path: str | Path | None) -> list[str]:
-    """The API keys of a file, one a line, and of the environment: never of the command line, which others can read."""
+    """The API keys of a file and of the environment. Never of the command line, which other users can read."""
     lines = [os.environ.get(KEY_VARIABLE, "")]
     if path is not None:
         try:
             lines += Path(path).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            raise OctavoError(f"the key file {path} can't be read: {why}", _KEY_FILE) from None
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise OctavoError(f"the key file {path} cannot be read: {reason}", _KEY_FILE_HINT) from None
     keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if path is not None and not keys:
-        raise OctavoError(f"the key file {path} holds no key", _KEY_FILE)
+        raise OctavoError(f"the key file {path} has no key", _KEY_FILE_HINT)
     if not all(key.isascii() and key.isprintable() and " " not in key for key in keys):
-        raise OctavoError("an API key has characters that no header can carry", "letters and digits")
+        raise OctavoError("an API key has characters that an HTTP header cannot carry", "letters and digits")
     return keys
 
 
 def listen(host: str, port: int, public: bool = True) -> socket.socket:
-    """A socket that listens, before models are loaded: a port in use is told at once, and early clients wait.
+    """A listening socket. Unless `public`, the host must be an address that only this machine can reach.
 
-    Unless `public`, only at an address that no other machine reaches.
+    It listens before models are loaded: a port in use is reported at once, and early clients wait.
     """
-    if not 0 <= port <= 65535:
-        raise OctavoError(f"port={port} is not between 0 and 65535", "--port 8000, or 0 for any that is free")
     listener = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         if not public and not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
-            raise OctavoError(f"{host} can be reached from elsewhere, and there is no API key",
-                              f"{_KEY_FILE}, or {KEY_VARIABLE}")  # fmt: skip
+            raise OctavoError(
+                f"other machines can reach {host}, and there is no API key", f"{_KEY_FILE_HINT}, or {KEY_VARIABLE}"
+            )
         listener = socket.socket(family, kind, protocol)
-        if os.name == "posix":  # elsewhere this would share a port that is in use
+        if os.name == "posix":  # on Windows this option would share a port that is in use
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen()
@@ -147,17 +207,22 @@ def listen(host: str, port: int, public: bool = True) -> socket.socket:
     except (OSError, UnicodeError) as error:
         if listener is not None:
             listener.close()
-        why = getattr(error, "strerror", None) or str(error)
-        raise OctavoError(f"can't listen at {host[:80]}:{port}: {why}",
-                          "another --port (0: any that is free), or another --host") from None  # fmt: skip
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OctavoError(
+            f"cannot listen at {host[:80]}:{port}: {reason}", "another --port (0: any free port), or another --host"
+        ) from None
 
 
-def _names(run_names: Sequence[str | Path]) -> dict[str, str | Path]:
-    """Each RUN under the name by which clients call it: its folder's."""
-    names: dict[str, str | Path] = {}
-    for run in run_names:
-        name = Path(run).resolve().name
+def _name_models(sources: Sequence[RunLike]) -> Mapping[str, RunLike]:
+    """Each run under the name that clients use: its folder's."""
+    names: dict[str, RunLike] = {}
+    for source in sources:
+        run = runs.find_run(source)
+        if run is not None:
+            name = run.folder.resolve().name
+        else:
+            name = (source.folder if isinstance(source, (Run, Checkpoint)) else Path(source)).resolve().name
         if name in names:
-            raise OctavoError(f"{names[name]} and {run} would have one name, {name!r}", "folders of different names")
-        names[name] = run
+            raise OctavoError(f"{names[name]} and {source} would have the same name, {name!r}", "two different names")
+        names[name] = source
     return names

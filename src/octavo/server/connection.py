@@ -1,37 +1,52 @@
-"""HTTP on the wire: uvicorn's server and its HTTP/1.1 protocol, for clients that may not finish what they begin.
+"""HTTP on the wire: uvicorn's server and its HTTP/1.1 protocol, made safe against clients that never finish.
 
-Every state of a connection has its deadline: headers not in, an answer not read, an idle client. Malformed requests
-are answered in the one form of error, and only then is the connection let go.
+Every state of a connection has a deadline: headers that do not arrive, a response that is not read, an idle client.
+Malformed requests get the one form of error before the connection is closed.
+
+uvicorn offers no hooks for this, so the protocol class is extended, and that rests on names of uvicorn that are not
+documented: those in `UVICORN_INTERNALS`. pyproject.toml therefore allows one minor release of uvicorn, and
+tests/test_serve_connection.py checks the names. To allow the next release, read the changes to `h11_impl.py` and
+`server.py`, run the tests in tests/test_serve_*.py, and raise the bound.
 """
 
 import asyncio
-import json
+import functools
 import socket
 import sys
 from collections.abc import Callable
+from http import HTTPStatus
 from types import FrameType
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from octavo.server.guard import Guard
+from octavo.server.api_error import ApiError
 from octavo.server.limits import Limits
-from octavo.server.protocol import ApiError
+from octavo.server.middleware.drain import Drain
+
+UVICORN_INTERNALS = {
+    "H11Protocol": ("send_400_response", "on_response_complete", "shutdown", "_unset_keepalive_if_required"),
+    "H11Protocol instance": ("loop", "transport", "connections", "cycle"),
+    "RequestResponseCycle instance": ("response_started", "response_complete", "disconnected", "message_event"),
+    "Server": ("startup", "handle_exit", "on_tick"),
+}
 
 
 class Connection(H11Protocol):
-    """A client's connection. It waits for a request's `head`, then answers it, then is `idle`; or is `over`."""
+    """A client's connection. Its state is `head` (waits for a request), `answer`, `idle` or `over`."""
+
+    def __init__(self, *arguments: object, limits: Limits, **options: object) -> None:
+        super().__init__(*arguments, **options)  # type: ignore[arg-type]
+        self._limits = limits
+        self._timer: asyncio.TimerHandle | None = None
+        self._state = ""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        guard = self.config.app
-        assert isinstance(guard, Guard)
-        self._limits: Limits = guard.limits
-        # What is read at once is parsed at once, and of a body in chunks of one byte that takes a while: 0.3 s for
-        # asyncio's 256 KiB.
+        # All data of one read is parsed at once. asyncio reads up to 256 KiB, and a body in chunks of one byte would
+        # then hold the event loop for 0.3 s.
         transport.max_size = 16 << 10  # type: ignore[attr-defined]
-        self._timer: asyncio.TimerHandle | None = None
-        self._state = ""
         if len(self.connections) > self._limits.connections:
             self._end(ApiError(429, "too many connections: try again in a moment", code="rate_limit_exceeded"))
         else:
@@ -48,12 +63,12 @@ class Connection(H11Protocol):
         if self._state == "idle":
             self._enter("head")
         super().data_received(data)
-        self._note_request()
+        self._enter_answer()
 
     def on_response_complete(self) -> None:
         self._enter("idle")
-        super().on_response_complete()  # which may begin the next request, if that came already
-        self._note_request()
+        super().on_response_complete()  # which starts the next request if it has already arrived
+        self._enter_answer()
 
     def shutdown(self) -> None:
         if self._state == "over":
@@ -62,23 +77,25 @@ class Connection(H11Protocol):
             super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
-        """What uvicorn calls when bytes are no HTTP, in the `except` that knows more."""
+        """Called by uvicorn in an `except` block, for bytes that are not HTTP."""
         if getattr(sys.exception(), "error_status_hint", 400) == 431:
             self._end(ApiError(431, f"the headers are larger than {self._limits.header_bytes:,} bytes"))
         else:
             self._end(ApiError(400, "this is not HTTP/1.1"))
 
-    def _note_request(self) -> None:
+    def _enter_answer(self) -> None:
+        """Enter `answer` if a request has arrived."""
         if self._state in ("head", "idle") and self.cycle is not None and not self.cycle.response_complete:
             self._enter("answer")
 
     def _enter(self, state: str) -> None:
-        """Change the state, and arm its deadline in place of the last one's."""
+        """Change the state, and replace the deadline of the last one."""
         limits, abort = self._limits, self.transport.abort
         deadlines: dict[str, tuple[float, Callable[[], None]]] = {
-            "head": (limits.header_seconds, self._too_late),
+            "head": (limits.header_seconds, self._refuse_slow_headers),
             "answer": (limits.body_seconds + limits.request_seconds + limits.linger_seconds, abort),
-            "idle": (limits.idle_seconds + limits.linger_seconds, abort),  # uvicorn closes; a client may not read on
+            # uvicorn closes an idle connection by itself, but waits for a client that does not read on.
+            "idle": (limits.idle_seconds + limits.linger_seconds, abort),
             "over": (limits.linger_seconds, abort),
         }
         if self._timer is not None:
@@ -86,24 +103,25 @@ class Connection(H11Protocol):
         self._state = state
         self._timer = self.loop.call_later(*deadlines[state])
 
-    def _too_late(self) -> None:
-        self._end(ApiError(408, f"the headers were not here after {self._limits.header_seconds:g} seconds"))
+    def _refuse_slow_headers(self) -> None:
+        seconds = self._limits.header_seconds
+        self._end(ApiError(408, f"the headers were not complete after {seconds:g} seconds"))
 
-    def _end(self, refused: ApiError) -> None:
-        """Answer without the application, and close: first for writing, so that the answer isn't lost in a reset."""
+    def _end(self, error: ApiError) -> None:
+        """Answer without the application, then close the write side first: a reset could lose the answer."""
         self._unset_keepalive_if_required()
         self._enter("over")
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-            if self.cycle.response_started:  # an answer is half out, and another can't follow
+            if self.cycle.response_started:  # half of a response is out, so no other can follow
                 self.transport.abort()
                 return
-        body = json.dumps(refused.body).encode()
-        status = refused.status
-        fields = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
-        lines = [f"{name}: {value}\r\n".encode() for name, value in (fields | refused.headers).items()]
-        self.transport.write(b"HTTP/1.1 %d %s\r\n%s\r\n%s" % (status, STATUS_PHRASES[status], b"".join(lines), body))
+        body, status = error.content, HTTPStatus(error.status)
+        headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
+        lines = [f"HTTP/1.1 {status.value} {status.phrase}"]
+        lines += [f"{name}: {value}" for name, value in (headers | error.headers).items()]
+        self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
         if self.transport.can_write_eof():
             self.transport.write_eof()
         else:
@@ -111,29 +129,41 @@ class Connection(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server. Told to end, it first finishes what it has begun; told twice, it ends."""
+    """uvicorn's server. On a first SIGTERM or Ctrl-C it finishes the requests in progress; on a second it stops."""
 
-    def __init__(self, guard: Guard, started: Callable[[], object] = lambda: None) -> None:
-        limits = guard.limits
-        super().__init__(uvicorn.Config(
-            guard, http=Connection, ws="none", loop="asyncio", lifespan="off", interface="asgi3", proxy_headers=False,
-            server_header=False, access_log=False, log_config=None, log_level="error",
-            timeout_keep_alive=int(limits.idle_seconds), timeout_graceful_shutdown=int(limits.linger_seconds) + 1,
+    def __init__(
+        self, app: ASGIApp, drain: Drain, limits: Limits, on_started: Callable[[], object] = lambda: None
+    ) -> None:
+        config = uvicorn.Config(
+            app,
+            http=functools.partial(Connection, limits=limits),  # type: ignore[arg-type]
+            ws="none",
+            loop="asyncio",
+            lifespan="off",
+            interface="asgi3",
+            proxy_headers=False,
+            server_header=False,
+            access_log=False,
+            log_config=None,
+            log_level="error",
+            timeout_keep_alive=int(limits.idle_seconds),
+            timeout_graceful_shutdown=int(limits.linger_seconds) + 1,
             h11_max_incomplete_event_size=limits.header_bytes,
-        ))  # fmt: skip
-        self._guard, self._started = guard, started
+        )
+        super().__init__(config)
+        self._drain, self._on_started = drain, on_started
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self._started()
+        self._on_started()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """SIGTERM and Ctrl-C. uvicorn would raise them again in the end, and the exit code would be no 0."""
-        if self._guard.draining:
+        """uvicorn would raise the signal again at the end, and the exit code would not be 0."""
+        if self._drain.draining:
             self.should_exit = self.force_exit = True
-        self._guard.draining = True
+        self._drain.draining = True
 
     async def on_tick(self, counter: int) -> bool:
-        if self._guard.draining and not self._guard.running:
+        if self._drain.draining and not self._drain.running:
             self.should_exit = True
         return await super().on_tick(counter)

@@ -1,46 +1,44 @@
-"""What a Prometheus server may ask: requests, tokens, waiting times, slots, queue, prefix cache."""
+"""Prometheus metrics: requests, tokens, latencies, slots, queue, prefix cache."""
 
+import time
 from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from octavo.server.worker import Worker
 
-_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
+_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)  # seconds
 
 
 class Metrics:
-    """Counters of one server, in a registry of their own."""
+    """The counters of one server, in a registry of their own."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._requests = Counter("octavo_requests", "Requests answered", ["route", "status"], registry=self._registry)
-        self._prompt = self._counter("octavo_prompt_tokens", "Tokens of prompts")
-        self._cached = self._counter("octavo_prompt_tokens_cached", "Of those, taken from the prefix cache")
-        self._written = self._counter("octavo_generated_tokens", "Tokens written")
+        self._prompt = self._counter("octavo_prompt_tokens", "Prompt tokens")
+        self._cached = self._counter("octavo_prompt_tokens_cached", "Prompt tokens taken from the prefix cache")
+        self._generated = self._counter("octavo_generated_tokens", "Generated tokens")
         self._first = self._histogram("octavo_time_to_first_token_seconds", "From the request to its first token")
-        self._gap = self._histogram("octavo_token_gap_seconds", "From a token of a text to its next")
-        self._slots = self._gauge("octavo_slots", "Texts that can be under way at once")
-        self._busy = self._gauge("octavo_slots_busy", "Texts under way")
+        self._gap = self._histogram("octavo_token_gap_seconds", "Between two tokens of a text")
+        self._slots = self._gauge("octavo_slots", "Texts that can be generated at once")
+        self._busy = self._gauge("octavo_slots_busy", "Texts that are being generated")
         self._queue = self._gauge("octavo_queue", "Texts that wait for a slot")
 
-    def answered(self, route: str, status: int) -> None:
-        """A request was answered."""
+    def count_request(self, route: str, status: int) -> None:
         self._requests.labels(route, str(status)).inc()
 
-    def read(self, model: str, tokens: int, cached: int) -> None:
-        """A prompt was read."""
+    def count_prompts(self, model: str, tokens: int, cached: int) -> None:
         self._prompt.labels(model).inc(tokens)
         self._cached.labels(model).inc(cached)
 
-    def wrote(self, model: str, seconds: float, first: bool) -> None:
-        """A token was written, so many seconds after the one before it, or the first after its request."""
-        self._written.labels(model).inc()
-        (self._first if first else self._gap).labels(model).observe(seconds)
+    def token_timer(self, model: str) -> "TokenTimer":
+        """A timer for one text of a request that was just received."""
+        return TokenTimer(self._generated.labels(model), self._first.labels(model), self._gap.labels(model))
 
-    def page(self, models: Mapping[str, Worker]) -> bytes:
-        """All of it, in Prometheus's text format, with the models' slots and queues as they are."""
-        for model, worker in models.items():
+    def render(self, workers: Mapping[str, Worker]) -> bytes:
+        """All metrics in Prometheus's text format, with the current slots and queue of each model."""
+        for model, worker in workers.items():
             self._slots.labels(model).set(worker.engine.slots)
             self._busy.labels(model).set(worker.engine.running)
             self._queue.labels(model).set(worker.waiting)
@@ -53,4 +51,18 @@ class Metrics:
         return Counter(name, help, ["model"], registry=self._registry)
 
     def _histogram(self, name: str, help: str) -> Histogram:
-        return Histogram(name, help, ["model"], buckets=_SECONDS, registry=self._registry)
+        return Histogram(name, help, ["model"], buckets=_BUCKETS, registry=self._registry)
+
+
+class TokenTimer:
+    """Counts the tokens of one text, and observes the time to the first and between each two."""
+
+    def __init__(self, tokens: Counter, first: Histogram, gap: Histogram) -> None:
+        self._tokens, self._latency, self._gap = tokens, first, gap
+        self._last = time.perf_counter()
+
+    def count_token(self) -> None:
+        now = time.perf_counter()
+        self._tokens.inc()
+        self._latency.observe(now - self._last)
+        self._last, self._latency = now, self._gap  # only the first token is timed from the request

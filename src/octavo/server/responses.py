@@ -1,4 +1,4 @@
-"""What the API answers, for its document: `/openapi.json` states these shapes, and the tests hold answers to it."""
+"""The response bodies. `/openapi.json` states these schemas, and the tests check every response against it."""
 
 from http import HTTPStatus
 from typing import Any, Literal
@@ -7,28 +7,28 @@ from pydantic import BaseModel, Field
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong."""
+    """An error, for people (`message`, `hint`) and for programs (`type`, `param`, `code`)."""
 
     message: str
     type: str
     param: str | None
     code: str | None
-    hint: str = Field("", description="what to do about it, where that is known")
+    hint: str = Field("", description="what to do about it, if that is known")
 
 
 class Error(BaseModel):
-    """The body of every answer that is no success."""
+    """The body of every response that is not a success."""
 
     error: ErrorDetail
 
 
-def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Of a route in the document: the errors that it answers with."""
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The error responses of a route, for the API's document."""
     return {status: {"model": Error, "description": HTTPStatus(status).phrase} for status in statuses}
 
 
 class Logprobs(BaseModel):
-    """Log-probabilities, a place in each list for each token. The first token of a prompt has none."""
+    """Log-probabilities, one item in each list for each token. The first token of a prompt has none."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -37,24 +37,26 @@ class Logprobs(BaseModel):
 
 
 class Choice(BaseModel):
-    """A text, and why it ended: `stop` (a stop string, or the end of a text) or `length`."""
+    """A text, and why it ended: `stop` (a stop string, or end-of-text) or `length`."""
 
     text: str
     index: int
     logprobs: Logprobs | None
     finish_reason: Literal["stop", "length"] | None
-    token_ids: list[int] | None = Field(None, description="with `return_token_ids`: of the text")
-    prompt_token_ids: list[int] | None = Field(None, description="of the prompt; of a stream in its first chunk")
+    token_ids: list[int] | None = Field(None, description="with `return_token_ids`: the ids of the text")
+    prompt_token_ids: list[int] | None = Field(
+        None, description="ids of the prompt; in a stream only in the first chunk"
+    )
 
 
 class CachedTokens(BaseModel):
-    """Tokens that needn't be read, for an earlier prompt began alike."""
+    """Prompt tokens that came from the prefix cache, because an earlier prompt began with the same tokens."""
 
     cached_tokens: int
 
 
 class Usage(BaseModel):
-    """Tokens of each prompt once, and of all candidates' texts, chosen or not."""
+    """Tokens: each prompt counted once, and all generated texts, returned or not."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -62,8 +64,8 @@ class Usage(BaseModel):
     prompt_tokens_details: CachedTokens
 
 
-class CompletionAnswer(BaseModel):
-    """The texts."""
+class Completion(BaseModel):
+    """OpenAI's completion object."""
 
     id: str
     object: Literal["text_completion"]
@@ -74,7 +76,7 @@ class CompletionAnswer(BaseModel):
 
 
 class Model(BaseModel):
-    """A model that is served."""
+    """A served model. `max_model_len` is its context length."""
 
     id: str
     object: Literal["model"] = "model"
@@ -84,14 +86,14 @@ class Model(BaseModel):
 
 
 class Models(BaseModel):
-    """All models that are served."""
+    """All served models."""
 
     object: Literal["list"] = "list"
     data: list[Model]
 
 
 class Tokens(BaseModel):
-    """A text's tokens."""
+    """The tokens of a text."""
 
     count: int
     max_model_len: int
@@ -100,13 +102,13 @@ class Tokens(BaseModel):
 
 
 class Text(BaseModel):
-    """The text of tokens; bytes that are no text have become U+FFFD."""
+    """The text of tokens. Bytes that are not UTF-8 become U+FFFD."""
 
     prompt: str
 
 
 class TokenizerInfo(BaseModel):
-    """What lm-eval asks before it uses this server's tokenizer for its own."""
+    """What lm-eval needs to know to use this server's tokenizer."""
 
     tokenizer_class: str
     kind: str
@@ -120,7 +122,7 @@ class TokenizerInfo(BaseModel):
 
 
 class Status(BaseModel):
-    """All is well."""
+    """`ok` or `ready`; anything else is an error response."""
 
     status: str
 
@@ -137,30 +139,30 @@ class Shape(BaseModel):
 
 
 class LensModel(BaseModel):
-    """A model that can be looked into, and the checkpoints of its run, if it has one."""
+    """A model that the lens can show, and the checkpoints of its run, if it belongs to one."""
 
     id: str
     model: Shape
     tokenizer: str
-    dropout: float = Field(description="in training, where the embeddings are added")
+    dropout: float = Field(description="the dropout of the embeddings in training")
     wte_start: str | None = Field(
-        description="how its rows began: normal, N(0, 0.02), or uniform, ±1/sqrt(n_embd); null if that isn't known"
+        description="how wte was initialized: normal, N(0, 0.02), or uniform, ±1/sqrt(n_embd); null if unknown"
     )
-    wpe_start: str | None = Field(description="likewise, or waves: sines and cosines of the position")
-    run: bool
-    steps: list[int] = Field(description="those whose checkpoints were kept")
-    step: int | None = Field(description="the one that is served")
+    wpe_start: str | None = Field(description="the same of wpe; or waves: sines and cosines of the position")
+    run: bool = Field(description="whether it belongs to a run")
+    steps: list[int] = Field(description="the steps whose checkpoints the run has kept")
+    step: int | None = Field(description="the step that is served")
 
 
 class Lens(BaseModel):
-    """What can be looked into, and how."""
+    """The models that the lens can show, and its views."""
 
     models: list[LensModel]
     views: list[str]
 
 
 class RunSettings(BaseModel):
-    """What a run trains, on what and for how long."""
+    """The settings of a run that the page shows."""
 
     n_layer: int
     n_head: int
@@ -176,25 +178,25 @@ class RunSettings(BaseModel):
 
 
 class Run(BaseModel):
-    """A run, and how far it is."""
+    """A run and its progress."""
 
     name: str
     settings: RunSettings
     parameters: int
     tokens_per_step: int
-    last_step: int = Field(description="of the newest line of metrics; 0: none yet")
-    running: bool = Field(description="a process trains it")
+    last_step: int = Field(description="the step of the last line of metrics; 0: none yet")
+    running: bool = Field(description="whether a process is training it")
 
 
 class Runs(BaseModel):
-    """The runs that are served."""
+    """The served runs."""
 
     runs: list[Run]
 
 
 class Lines(BaseModel):
-    """Lines of a run's metrics or samples; ask on from `next`."""
+    """Lines of a run's metrics or samples. Continue with `after=next`."""
 
     lines: list[dict[str, Any]]
     next: int
-    restarted: bool = Field(description="the run went back, and these are its lines from the first on")
+    restarted: bool = Field(description="the run was reset to an earlier step, and these are its lines from the first")

@@ -1,13 +1,12 @@
-"""The thread that runs a model. Whoever wants something of the engine leaves it here and is told as it comes.
+"""The thread that runs a model, and the models that are served.
 
-Everything that touches an engine happens in its own thread, the text work of a token included, so the event loop
-never waits for a model, and a stop string frees its slot at once.
+Everything that touches an engine happens in the worker's thread, the decoding of each token included. So the event
+loop never waits for a model, and a stop string frees its slot at once.
 """
 
 import asyncio
 import collections
 import contextlib
-import functools
 import sys
 import threading
 import traceback
@@ -17,47 +16,23 @@ from pathlib import Path
 
 from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
-from octavo.generation.engine import Engine, Job, Request, Token
+from octavo.generation.engine import Engine
+from octavo.generation.stream import TextStream
 from octavo.runs import Run, step_of
-from octavo.server.protocol import ApiError
-
-
-class Task:
-    """A request to the engine and, once its thread has taken it, the job that it became."""
-
-    def __init__(self, request: Request) -> None:
-        self.request = request
-        self.job: Job | None = None
-        self.failed = False
-        self._cancelled = False
-
-    def deliver(self, token: Token | None) -> None:
-        """Called in the engine's thread with each token, and with None at the end."""
-        raise NotImplementedError
-
-    def cancel(self, engine: Engine) -> None:
-        """End it, from any thread: the slot is free at the engine's next step."""
-        self._cancelled = True
-        if self.job is not None:
-            engine.cancel(self.job)
-
-    def begin(self, engine: Engine, job: Job) -> None:
-        """The engine has taken it. Writes `job`, reads `_cancelled`; `cancel` does the reverse, so none is lost."""
-        self.job = job
-        if self._cancelled:
-            engine.cancel(job)
+from octavo.server.api_error import ApiError
 
 
 class Worker:
-    """Steps one engine in a thread of its own, which sleeps while there is nothing to do."""
+    """Steps one engine in a thread of its own, which sleeps while there is nothing to generate."""
 
     def __init__(self, engine: Engine, queue: int) -> None:
+        """`queue` is how many texts may wait for a slot."""
         self.engine = engine
-        self.broken = False  # the engine failed in a way that it doesn't know; it is asked nothing more
+        self.broken = False  # the engine raised an unexpected exception; it is not used again
         self._queue = queue
-        self._inbox: collections.deque[Task] = collections.deque()
-        self._live: set[Task] = set()
-        self._said: list[tuple[asyncio.AbstractEventLoop, Callable[[], None]]] = []
+        self._inbox: collections.deque[TextStream] = collections.deque()
+        self._running: list[TextStream] = []
+        self._posted: list[tuple[asyncio.AbstractEventLoop, Callable[[], None]]] = []
         self._closing = False
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -65,28 +40,35 @@ class Worker:
 
     @property
     def waiting(self) -> int:
-        """Tasks without a slot."""
+        """How many texts have no slot yet."""
         return len(self._inbox) + self.engine.waiting
 
-    def submit(self, tasks: Sequence[Task]) -> None:
-        """Take all tasks or none. Raises `ApiError` where the queue is full, or the engine broken."""
+    @property
+    def streams(self) -> list[TextStream]:
+        """The texts that were started and are not complete."""
+        return [stream for stream in list(self._running) if stream.finish_reason is None]
+
+    def submit(self, streams: Sequence[TextStream]) -> None:
+        """Queue all of these texts or none. Raises `ApiError` if the queue is full or the engine is broken."""
         if self.broken:
-            raise ApiError(503, "the model has failed; its server must be started anew")
-        holds = self.engine.slots + self._queue
-        room = holds - self.engine.running - self.waiting
-        alone = len(tasks) > holds and not self.waiting  # more than the queue ever holds: served when nobody waits
-        if len(tasks) > room and not alone:
-            raise ApiError(429, f"{self.waiting} texts are waiting already: try again in a moment",
-                          code="rate_limit_exceeded")  # fmt: skip
-        self._inbox.extend(tasks)
+            raise ApiError(503, "the model has failed; the server must be restarted")
+        capacity = self.engine.slots + self._queue
+        free = capacity - self.engine.running - self.waiting
+        # A request larger than the whole capacity is taken when nothing else waits, or it would never be.
+        oversized = len(streams) > capacity and not self.waiting
+        if len(streams) > free and not oversized:
+            raise ApiError(
+                429, f"{self.waiting} texts are waiting already: try again in a moment", code="rate_limit_exceeded"
+            )
+        self._inbox.extend(streams)
         self._wake.set()
 
-    def say(self, loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
-        """From the engine's thread: have `call` called in an event loop, when the step is over."""
-        self._said.append((loop, call))
+    def post(self, loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+        """Schedule a call in an event loop at the end of the current step. For the worker's thread only."""
+        self._posted.append((loop, call))
 
     def close(self) -> None:
-        """Finish the step under way, and end the thread."""
+        """Finish the current step and end the thread."""
         self._closing = True
         self._wake.set()
         self._thread.join(timeout=10)
@@ -94,64 +76,59 @@ class Worker:
     def _run(self) -> None:
         try:
             while not self._closing:
-                self._wake.clear()  # before looking, so that what comes while we look wakes us
+                self._wake.clear()  # before the inbox is read, so that a text that arrives meanwhile wakes the thread
                 while self._inbox:
-                    self._begin(self._inbox.popleft())
+                    self._start(self._inbox.popleft())
                 worked = self.engine.step()
+                self._running = self.streams
                 self._flush()
                 if not worked:
                     self._wake.wait()
-        except Exception:  # no request's fault: else a request would hang, and the server look well
+        except Exception:  # a bug: without this, requests would hang while the server looks healthy
             self.broken = True
             traceback.print_exc(file=sys.stderr)
-            for task in [*self._live, *self._inbox]:
-                task.failed = True
-                task.deliver(None)
+            for stream in [*self.streams, *self._inbox]:
+                stream.fail(OctavoError("the model failed; the server's log has the traceback"))
             self._flush()
 
-    def _flush(self) -> None:
-        """Tell the event loop of all that a step brought, in one go: each waking costs the engine time."""
-        said, self._said = self._said, []
-        for loop in {loop for loop, _ in said}:
-            with contextlib.suppress(RuntimeError):  # it is closed: the server was told twice to end
-                loop.call_soon_threadsafe(_call, [call for its, call in said if its is loop])
-
-    def _begin(self, task: Task) -> None:
-        self._live.add(task)
+    def _start(self, stream: TextStream) -> None:
+        self._running.append(stream)
         try:
-            task.begin(self.engine, self.engine.submit(task.request, functools.partial(self._deliver, task)))
-        except OctavoError:  # what a request may be was checked before it came here
-            task.failed = True
-            self._deliver(task, None)
+            stream.start(self.engine)
+        except OctavoError as error:
+            stream.fail(error)
 
-    def _deliver(self, task: Task, token: Token | None) -> None:
-        if token is None:
-            self._live.discard(task)
-        task.deliver(token)
+    def _flush(self) -> None:
+        """Run all posted calls with one wake-up of each event loop: every wake-up costs the engine time."""
+        posted, self._posted = self._posted, []
+        for loop in {loop for loop, _ in posted}:
+            calls = [call for target, call in posted if target is loop]
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the server was stopped by a second signal
+                loop.call_soon_threadsafe(_call_all, calls)
 
 
-def _call(calls: Sequence[Callable[[], None]]) -> None:
+def _call_all(calls: Sequence[Callable[[], None]]) -> None:
     for call in calls:
         call()
 
 
 @dataclass(frozen=True)
-class Served:
-    """A model with its name, its worker, when its checkpoint was written, and the run that was named, if it is one."""
+class ServedModel:
+    """A model and the worker that runs it."""
 
-    id: str
-    loaded: Checkpoint
+    id: str  # the name by which clients call it
+    checkpoint: Checkpoint
     worker: Worker
-    created: int
+    created: int  # when the checkpoint was written, Unix time
     overflow: str = "stop"
-    run: Run | None = None
+    run: Run | None = None  # the run it belongs to; None for a checkpoint from elsewhere
 
     @property
     def steps(self) -> dict[int, Path]:
-        """The checkpoints that its run has kept, as of now."""
+        """The checkpoints that the run has now, by step."""
         return self.run.steps if self.run else {}
 
     @property
     def step(self) -> int | None:
-        """Of its run, the one that is served."""
-        return step_of(self.loaded.folder) if self.run else None
+        """The step of the run whose checkpoint is served."""
+        return step_of(self.checkpoint.folder) if self.run else None

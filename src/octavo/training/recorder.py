@@ -4,14 +4,12 @@ import dataclasses
 import math
 from pathlib import Path
 
-import torch
-
 from octavo import estimate
 from octavo.checkpoint import TrainerState
 from octavo.data.dataset import Dataset
 from octavo.errors import OctavoError
-from octavo.generation.engine import Engine, Request
-from octavo.generation.stream import Continuation, start
+from octavo.generation.engine import Engine
+from octavo.generation.stream import TextRequest, TextStream, encode_prompt
 from octavo.loss import split_loss
 from octavo.runs import Run
 from octavo.training.clock import Clock
@@ -47,13 +45,15 @@ class Recorder:
     def write_sample(self) -> Sampled:
         """Generate a few lines. The seed is the run's plus the step, so a resumed run generates the same."""
         step, settings = self.trainer.step, self.trainer.settings
-        generator = torch.Generator().manual_seed(settings.seed + step)
         self.trainer.model.eval()
         # Building the native engine would take longer than these tokens.
         engine = Engine(self.trainer.model, 1, vocab_size=self.data.tokenizer.vocab_size, use_native=False)
-        prompt = start(self.data.tokenizer, "")
-        request = Request(prompt=prompt, max_new_tokens=estimate.SAMPLE_TOKENS, generator=generator)
-        text = "".join(Continuation(engine, self.data.tokenizer, request))
+        request = TextRequest(
+            prompt=encode_prompt(self.data.tokenizer, ""),
+            max_new_tokens=estimate.SAMPLE_TOKENS,
+            seed=(settings.seed + step) % 2**63,
+        )
+        text = "".join(TextStream(request, self.data.tokenizer).start(engine))
         self.run.log("samples", {"step": step, "text": text})
         return Sampled(step, text)
 

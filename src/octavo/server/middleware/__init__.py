@@ -1,0 +1,49 @@
+"""What every request passes before the application: one small ASGI middleware for each concern.
+
+`protect` states their order. A request is refused by the first that objects, before anything is allocated for it: its
+body is read only when its headers have passed.
+"""
+
+from collections.abc import Collection
+
+from starlette.types import ASGIApp
+
+from octavo.server.limits import Limits
+from octavo.server.metrics import Metrics
+from octavo.server.middleware.auth import ApiKeys
+from octavo.server.middleware.body import BodyLimits
+from octavo.server.middleware.compression import Compression
+from octavo.server.middleware.cors import Cors
+from octavo.server.middleware.drain import Drain
+from octavo.server.middleware.header_limits import HeaderLimits
+from octavo.server.middleware.hosts import Hosts
+from octavo.server.middleware.request_metrics import RequestMetrics
+from octavo.server.middleware.security_headers import SecurityHeaders
+
+
+def protect(
+    app: ASGIApp,
+    limits: Limits,
+    metrics: Metrics,
+    *,
+    host: str,
+    allow_hosts: Collection[str] = (),
+    allow_origins: Collection[str] = (),
+    keys: Collection[str] = (),
+) -> tuple[ASGIApp, Drain]:
+    """The application behind all middleware, and the drain, by which the server ends.
+
+    From the outside in: metrics and security headers see every response, refusals included. The host is checked before
+    the origin, because a page under a forged host name is of the same origin. While the server drains, no key is
+    needed to learn so. The body is read last.
+    """
+    app = Compression(app)
+    app = BodyLimits(app, limits)
+    app = ApiKeys(app, limits, keys)
+    app = drain = Drain(app, limits)
+    app = Cors(app, limits, allow_origins)
+    app = Hosts(app, limits, host, allow_hosts)
+    app = HeaderLimits(app, limits)
+    app = SecurityHeaders(app)
+    app = RequestMetrics(app, metrics)
+    return app, drain

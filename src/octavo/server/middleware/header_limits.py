@@ -1,0 +1,23 @@
+"""Bounds the number and the size of a request's headers."""
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from octavo.server.api_error import ApiError
+from octavo.server.limits import Limits
+from octavo.server.middleware.asgi import refuse
+
+
+class HeaderLimits:
+    """Answers 431 to more. Far larger ones never get here: the parser gives up on them (see `connection.py`)."""
+
+    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+        self._app, self._limits = app, limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers, limits = scope["headers"], self._limits
+        size = sum(len(name) + len(value) for name, value in headers) + len(scope["raw_path"] + scope["query_string"])
+        if len(headers) > limits.headers or size > limits.header_bytes:
+            message = f"at most {limits.headers} headers are allowed, {limits.header_bytes:,} bytes in all"
+            await refuse(ApiError(431, message), limits, receive, send)
+        else:
+            await self._app(scope, receive, send)

@@ -1,0 +1,254 @@
+"""The request bodies, with their bounds.
+
+Bodies are strict: true is not 1, "1" is not 1, NaN is not a number. A null field has its default. An unknown field is
+ignored, unless ignoring it would change the text: one that other servers know and this one does not, or a misspelled
+name. The lens, whose every field changes the view, ignores none.
+
+A list's bounds are checked before its items, and validation stops at the first wrong item, so that an absurd body is
+refused at little cost and with one message.
+"""
+
+import difflib
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, cast
+
+from annotated_types import Ge, Le, Lt
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, StringConstraints, model_validator
+from pydantic.annotated_handlers import GetCoreSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
+
+from octavo.server.limits import Limits
+
+_TEXT_CHANGING = {
+    "suffix": "a GPT-2 generates from left to right: it cannot generate what comes before a suffix",
+    "messages": "this model continues text and has no chat format: send a prompt",
+} | dict.fromkeys(
+    (
+        "allowed_token_ids",
+        "bad_words",
+        "functions",
+        "grammar",
+        "guided_choice",
+        "guided_grammar",
+        "guided_json",
+        "guided_regex",
+        "ignore_eos",
+        "json_schema",
+        "min_tokens",
+        "modalities",
+        "prompt_logprobs",
+        "response_format",
+        "stop_token_ids",
+        "structured_outputs",
+        "tools",
+        "truncate_prompt_tokens",
+        "typical_p",
+        "use_beam_search",
+    ),
+    "this server does not support it, and ignoring it would change the text",
+)
+
+
+@dataclass(frozen=True)
+class Items:
+    """Bounds on the number of items in a list or an object: checked before any item, and stated in the JSON schema."""
+
+    low: int = 0
+    high: int | None = None
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = handler(source)
+        if schema["type"] == "list":
+            schema = cast(CoreSchema, {**schema, "fail_fast": True})
+        return core_schema.no_info_before_validator_function(self._check, schema)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        json_schema = handler(schema)
+        low, high = ("minItems", "maxItems")
+        if json_schema["type"] == "object":
+            low, high = ("minProperties", "maxProperties")
+            json_schema["additionalProperties"] = False  # else names of another pattern would seem allowed
+        if self.low:
+            json_schema[low] = self.low
+        if self.high is not None:
+            json_schema[high] = self.high
+        return json_schema
+
+    def _check(self, value: Any) -> Any:
+        if isinstance(value, (list, dict)) and not self.low <= len(value) <= (self.high or len(value)):
+            raise ValueError("wrong number of items")
+        return value
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Report one message if a value is not valid, in place of one for each item and each alternative."""
+
+    message: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.custom_error_schema(
+            handler(source), custom_error_type="expected", custom_error_message=f"expected {self.message}"
+        )
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, json_schema_extra=lambda schema: _allow_null(schema))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_names(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            raise ValueError("the body must be a JSON object")
+        if len(values) > Limits.fields:
+            raise ValueError(f"the body has {len(values)} fields; at most {Limits.fields} are allowed")
+        for name in values.keys() - cls.model_fields.keys():
+            if values[name] and name in _TEXT_CHANGING:
+                raise ValueError(f"{name}: {_TEXT_CHANGING[name]}")
+            if near := difflib.get_close_matches(name[:40], cls.model_fields, 1, 0.85):
+                raise ValueError(f"there is no field {name[:40]!r}; is it {near[0]!r}?")
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def _allow_null(schema: dict[str, Any]) -> None:
+    """State in the JSON schema what `_check_names` does: null means the default."""
+    required = schema.get("required", [])
+    for name, field in schema["properties"].items():
+        if name not in required and field.get("default", 0) is not None:
+            schema["properties"][name] = {"anyOf": [field, {"type": "null"}]}
+
+
+TokenId = Annotated[int, Ge(0), Lt(1 << 31)]
+TokenIds = Annotated[list[TokenId], Items()]
+PromptIds = Annotated[list[TokenId], Items(1)]
+TokenIdString = Annotated[str, StringConstraints(pattern="^[0-9]{1,9}$")]
+Bias = Annotated[float, Ge(-100), Le(100)]
+StopString = Annotated[str, StringConstraints(min_length=1, max_length=Limits.stop_characters)]
+TokenText = Annotated[str, StringConstraints(max_length=Limits.lens_word_characters)]
+WordIds = Annotated[list[TokenId], Items(1, Limits.lens_word_characters)]
+LensText = Annotated[str, StringConstraints(max_length=Limits.lens_characters)]
+
+
+_TOKEN = f"a text of at most {Limits.lens_word_characters} characters or a token id"
+
+
+class StreamOptions(_Body):
+    """How a stream ends."""
+
+    include_usage: bool = Field(False, description="end with a chunk that has the usage and no choices")
+
+
+class CompletionRequest(_Body):
+    """OpenAI's completion request. `top_k`, `min_p`, `repetition_penalty`, `return_token_ids` are vLLM's."""
+
+    model: str = Field(min_length=1, max_length=256)
+    prompt: Annotated[
+        str
+        | Annotated[list[str], Items(1, Limits.prompts)]
+        | PromptIds
+        | Annotated[list[PromptIds], Items(1, Limits.prompts)],
+        Expected(
+            f"a text, a list of texts, a list of token ids, or a list of such lists; none empty, "
+            f"at most {Limits.prompts} prompts"
+        ),
+    ] = ""
+    max_tokens: int = Field(16, ge=0, le=Limits.max_tokens)
+    n: int = Field(1, ge=1, le=Limits.n)
+    best_of: int | None = Field(None, ge=1, le=Limits.best_of, description="null: as many as `n`")
+    echo: bool = False
+    logprobs: int | None = Field(
+        None, ge=0, le=Limits.logprobs, description="of each token, and of this many most likely tokens"
+    )
+    stop: Annotated[
+        StopString | Annotated[list[StopString], Items(0, Limits.stops)],
+        Expected(f"a text or a list of at most {Limits.stops} texts, each of 1 to {Limits.stop_characters} characters"),
+    ] = []
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions(include_usage=False)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="text i is drawn with seed + i")
+    temperature: float = Field(1.0, ge=0, le=2)
+    top_p: float = Field(1.0, ge=0, le=1)
+    top_k: int = Field(0, ge=-1, le=1 << 24, description="0 and -1: all tokens")
+    min_p: float = Field(0.0, ge=0, le=1)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    repetition_penalty: float = Field(1.0, ge=0.01, le=100)
+    logit_bias: Annotated[
+        Annotated[dict[TokenIdString, Bias], Items(0, Limits.logit_bias)],
+        Expected(f"an object of at most {Limits.logit_bias} token ids, each with a number from -100 to 100"),
+    ] = {}
+    return_token_ids: bool = Field(False, description="also return the ids of prompt and text")
+    user: str = Field("", max_length=1024)
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        """The prompts as a list, whichever of the four forms they had."""
+        is_one = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
+        return cast(list[str] | list[list[int]], [self.prompt] if is_one else self.prompt)
+
+    @property
+    def stops(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else self.stop
+
+
+class TokenizeRequest(_Body):
+    """vLLM's request. Special tokens are never added: GPT-2 has none to add."""
+
+    prompt: str
+    model: str = Field("", max_length=256, description="may be omitted if one model is served")
+    add_special_tokens: bool = True
+    return_token_strs: bool = False
+
+
+class DetokenizeRequest(_Body):
+    """vLLM's request."""
+
+    tokens: Annotated[TokenIds, Expected("a list of token ids")]
+    model: str = Field("", max_length=256, description="may be omitted if one model is served")
+
+
+class LensRequest(_Body):
+    """A view's text and options. A view refuses an option that it does not have; an omitted one has its default."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field("", max_length=256, description="may be omitted if one model is served")
+    step: int | None = Field(
+        None, ge=0, le=10**9, description="a checkpoint of the model's run; null: the one that is served"
+    )
+    text: Annotated[
+        LensText | TokenIds | None,
+        Expected(f"a text of at most {Limits.lens_characters:,} characters, or a list of token ids"),
+    ] = Field(None, description="a text, or token ids; null: a text that the model generates")
+    layer: int | None = Field(None, ge=-1024, le=1023)
+    head: int | None = Field(None, ge=-1024, le=1023)
+    position: int | None = Field(None, ge=-(1 << 20), lt=1 << 20)
+    positions: Annotated[
+        Annotated[list[int], Items(1, Limits.lens_positions)] | None,
+        Expected(f"a list of 1 to {Limits.lens_positions:,} integers"),
+    ] = None
+    token: Annotated[TokenText | TokenId | None, Expected(_TOKEN)] = Field(
+        None, description="a token's text, or its id"
+    )
+    against: Annotated[TokenText | TokenId | None, Expected(_TOKEN)] = Field(
+        None, description="a token's text, or its id"
+    )
+    word: Annotated[TokenText | TokenId | WordIds | None, Expected(f"{_TOKEN}, or a list of token ids")] = Field(
+        None, description="a word's text, or the ids of its tokens"
+    )
+    words: Annotated[
+        Annotated[list[TokenText | TokenId], Items(0, Limits.lens_words)] | None,
+        Expected(f"a list of at most {Limits.lens_words} items, each {_TOKEN}"),
+    ] = None
+    at: Annotated[
+        Annotated[list[int], Items(2, 2)] | None,
+        Expected("a list of 2 integers"),
+    ] = Field(None, description="two positions")
+    top: int | None = Field(None, ge=1, le=100)
+    unknown: Literal["error", "skip", "replace"] | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The fields that were given for the view itself."""
+        return self.model_dump(exclude_unset=True, exclude={"model", "step"})

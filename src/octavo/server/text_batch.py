@@ -1,0 +1,145 @@
+"""The texts of one HTTP request: submitted together to a model's worker, awaited in the event loop.
+
+An endpoint maps its body to `TextRequest`s and what comes back to its own JSON; the rest is here. The same pieces make
+a stream and a whole answer, so both have the same text and the same log-probabilities.
+"""
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TypeVar
+
+from fastapi import Request as HTTPRequest
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from octavo.generation.stream import TextPiece, TextRequest, TextStream, text_streams
+from octavo.server.api_error import ApiError
+from octavo.server.limits import Limits
+from octavo.server.metrics import Metrics
+from octavo.server.worker import ServedModel
+
+T = TypeVar("T")
+
+
+class TextBatch:
+    """The texts of several requests to one model. `streams[i]` are those of request i, in the order drawn.
+
+    Raises `ApiError` if the model's queue is full. Whoever creates a batch must `close` it.
+    """
+
+    def __init__(
+        self,
+        model: ServedModel,
+        requests: Sequence[TextRequest],
+        limits: Limits,
+        metrics: Metrics,
+        *,
+        incremental: bool,
+    ) -> None:
+        """`incremental`: pieces arrive as the texts are generated, rather than each text as one piece at its end."""
+        self.model = model
+        self._limits, self._metrics, self._incremental = limits, metrics, incremental
+        self._loop = asyncio.get_running_loop()
+        self._pieces: asyncio.Queue[tuple[int, TextPiece]] = asyncio.Queue()
+        self.streams: list[list[TextStream]] = []
+        first = 0  # the number of a request's first text
+        for request in requests:
+            on_update = functools.partial(self._on_update, first)
+            tokenizer = model.checkpoint.tokenizer
+            self.streams.append(text_streams(request, tokenizer, incremental=incremental, on_update=on_update))
+            first += request.drawn_samples
+        self._flat = [stream for streams in self.streams for stream in streams]
+        self._timers = [metrics.token_timer(model.id) for _ in self._flat]
+        model.worker.submit(self._flat)
+
+    async def pieces(self) -> AsyncIterator[tuple[int, TextPiece]]:
+        """All pieces as they arrive, each with the number of its text, counted through all requests.
+
+        Raises `ApiError` if a text fails, or if the batch takes longer than `request_seconds`.
+        """
+        unfinished = len(self._flat)
+        deadline = self._loop.time() + self._limits.request_seconds
+        while unfinished:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    number, piece = await self._pieces.get()
+            except TimeoutError:
+                raise ApiError(
+                    503,
+                    f"the answer was not complete after {self._limits.request_seconds:g} seconds",
+                    code="timeout",
+                    headers={"x-should-retry": "false"},
+                ) from None
+            unfinished -= piece.finish_reason is not None
+            if piece.finish_reason in ("error", "cancelled"):
+                error = self._flat[number].error
+                raise ApiError(500, error.message if error else "the text was cancelled")
+            yield number, piece
+
+    async def complete(self) -> list[list[TextPiece]]:
+        """Every text as one piece, by request. Not for an incremental batch."""
+        pieces = {number: piece async for number, piece in self.pieces()}
+        numbers = iter(range(len(self._flat)))
+        return [[pieces[next(numbers)] for _ in streams] for streams in self.streams]
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Each prompt counts once, however many texts continue it."""
+        return sum(len(streams[0].prompt.ids) for streams in self.streams)
+
+    @property
+    def cached_tokens(self) -> int:
+        """How many of those came from the prefix cache."""
+        return sum(streams[0].cached_tokens for streams in self.streams)
+
+    @property
+    def completion_tokens(self) -> int:
+        """The tokens of all texts, returned or not."""
+        return sum(len(stream.tokens) for stream in self._flat)
+
+    def close(self) -> None:
+        """Cancel the texts that are not complete, and count the prompts."""
+        for stream in self._flat:
+            if stream.finish_reason is None:
+                stream.cancel()
+        self._metrics.count_prompts(self.model.id, self.prompt_tokens, self.cached_tokens)
+
+    def _on_update(self, first: int, stream: TextStream) -> None:
+        """Called in the worker's thread after each token, and at the end of a text."""
+        number = first + stream.index
+        if stream.finish_reason is None:
+            self._timers[number].count_token()
+        if stream.finish_reason is not None or (self._incremental and stream.has_new_text):
+            put = functools.partial(self._pieces.put_nowait, (number, stream.take()))
+            self.model.worker.post(self._loop, put)
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events. `close` is called when the response ends: complete, abandoned, or never begun."""
+
+    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"x-accel-buffering": "no"})
+        self._close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._close()
+
+
+async def unless_disconnected(http: HTTPRequest, future: asyncio.Future[T]) -> T | None:
+    """Await a result; if the client disconnects first, cancel it and return None."""
+    disconnected = asyncio.ensure_future(_wait_for_disconnect(http))
+    try:
+        await asyncio.wait((future, disconnected), return_when=asyncio.FIRST_COMPLETED)
+        return future.result() if future.done() else None
+    finally:
+        future.cancel()
+        disconnected.cancel()
+
+
+async def _wait_for_disconnect(http: HTTPRequest) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,47 @@
+"""Small random models whose next token depends on everything before it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from octavo import tokenizers
+from octavo.checkpoint import Checkpoint
+from octavo.generation.sampling import Sampling
+from octavo.model import GPT
+from octavo.settings import ModelSettings
+from octavo.tokenizers import Tokenizer
+
+GREEDY = Sampling(temperature=0)
+ALL = Sampling(temperature=1, top_k=0)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+VARIED = (9, 5, 18)  # seeds of models whose greedy text does not repeat itself soon
+
+
+def spread_model(seed: int = 9, **shape: Any) -> GPT:
+    """A small model with widely spread weights, so that earlier tokens matter."""
+    shape = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8, "vocab_size": 11} | shape
+    model = GPT(ModelSettings(**shape)).eval()
+    generator = seeded(seed)
+    for name, parameter in model.named_parameters():
+        mean = 1.0 if ".ln_" in name and name.endswith("weight") else 0.0
+        std = 1.0 if parameter.dim() == 2 and "wte" not in name else 0.2
+        nn.init.normal_(parameter, mean, std, generator=generator)
+    return model
+
+
+def small_checkpoint(tokenizer: Tokenizer, **shape: Any) -> Checkpoint:
+    """A checkpoint as `octavo.load` returns it, without a folder."""
+    model = spread_model(**{"vocab_size": tokenizer.vocab_size} | shape)
+    return Checkpoint(model, tokenizer, model.settings, {}, Path("nowhere"))
+
+
+CHARS = tokenizers.build("char", "abcdefg \n")
+BYTES = tokenizers.build("byte", "")
+BPE = tokenizers.build("bpe:300", "the cat sat on the mat, किताब 🦉 किताब 🦉, the cat sat on the mat")

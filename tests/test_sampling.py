@@ -1,0 +1,235 @@
+"""From logits to a token: temperature, top-k, nucleus, min-p, penalties, logit bias."""
+
+import math
+from typing import Any
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+import torch
+from torch import Tensor
+
+from octavo.errors import OctavoError
+from octavo.generation.sampling import Sampling, apply_penalties, probabilities, sample_token
+from small_models import ALL, GREEDY, seeded
+
+law = hypothesis.settings(derandomize=True, deadline=None, max_examples=60)
+
+
+def draw_counts(logits: list[float], sampling: Sampling, count: int = 20_000) -> Tensor:
+    """How often each token was drawn, of `count` draws: (V,)."""
+    ids = sample_token(torch.tensor([logits]).expand(count, -1), sampling, seeded())
+    assert ids.shape == (count,)
+    return torch.bincount(ids, minlength=len(logits))
+
+
+def softmax(logits: list[float]) -> list[float]:
+    weights = [math.exp(each - max(logits)) for each in logits]
+    return [weight / sum(weights) for weight in weights]
+
+
+def kept_probabilities(logits: list[float], temperature: float, top_k: int, top_p: float) -> dict[int, float]:
+    """The tokens that can be drawn and their probabilities, straight from the definitions."""
+    ids = sorted(range(len(logits)), key=lambda id: -logits[id])
+    if top_k:
+        ids = ids[:top_k]
+    probabilities = softmax([logits[id] / temperature for id in ids])
+    nucleus: dict[int, float] = {}
+    for id, probability in zip(ids, probabilities, strict=True):
+        if sum(nucleus.values()) >= top_p:
+            break
+        nucleus[id] = probability
+    return {id: probability / sum(nucleus.values()) for id, probability in nucleus.items()}
+
+
+distinct_logits = st.lists(st.integers(-32, 32), min_size=1, max_size=8, unique=True).map(
+    lambda steps: [step / 32 for step in steps]
+)
+
+
+@law
+@hypothesis.given(
+    logits=distinct_logits,
+    temperature=st.floats(0.5, 4),
+    top_k=st.integers(0, 10),
+    top_p=st.just(1.0) | st.floats(0.01, 1),
+)
+@hypothesis.example(logits=[0.0, 1.0, -1.0], temperature=1.0, top_k=2, top_p=0.7)  # 1.0 alone has 0.73 of those two
+def test_top_k_and_top_p_keep_exactly_the_right_tokens(
+    logits: list[float], temperature: float, top_k: int, top_p: float
+) -> None:
+    expected = kept_probabilities(logits, temperature, top_k, top_p)
+    for nearby in (top_p - 1e-5, top_p + 1e-5):  # there, float32 may decide either way
+        hypothesis.assume(
+            top_p == 1 or kept_probabilities(logits, temperature, top_k, nearby).keys() == expected.keys()
+        )
+    counts = draw_counts(logits, Sampling(temperature=temperature, top_k=top_k, top_p=top_p))
+    assert {id for id, count in enumerate(counts.tolist()) if count} == expected.keys()
+    for id, probability in expected.items():
+        deviation = math.sqrt(20_000 * probability * (1 - probability))
+        assert abs(counts[id].item() - 20_000 * probability) <= 5 * deviation + 1e-6
+
+
+def test_draws_follow_the_softmax() -> None:
+    logits = torch.randn(40, generator=seeded(1)).tolist()
+    for temperature in (0.5, 1.0, 2.0):
+        expected = 200_000 * torch.tensor(softmax([each / temperature for each in logits]))
+        counts = draw_counts(logits, Sampling(temperature=temperature, top_k=0), 200_000)
+        chi_square = ((counts - expected) ** 2 / expected).sum().item()
+        assert 15 < chi_square < 75  # 39 degrees of freedom: all but one in a thousand on either side
+
+
+@law
+@hypothesis.given(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=12, unique=True))
+def test_temperature_zero_and_top_k_one_are_greedy(logits: list[float]) -> None:
+    best = logits.index(max(logits))
+    for sampling in (GREEDY, Sampling(temperature=0, top_k=3, top_p=0.1), Sampling(temperature=5, top_k=1)):
+        assert sample_token(torch.tensor([logits]), sampling, seeded()).tolist() == [best]
+
+
+def test_each_row_is_drawn_from_its_own_logits() -> None:
+    logits = torch.full((3, 5), -50.0)
+    logits[[0, 1, 2], [4, 0, 2]] = 50.0
+    for sampling in (GREEDY, ALL, Sampling(top_k=2, top_p=0.9)):
+        assert sample_token(logits, sampling, seeded()).tolist() == [4, 0, 2]
+
+
+def test_ties_with_the_last_token_of_top_k_are_kept_as_in_nanogpt() -> None:
+    assert draw_counts([1.0, 0.0, 0.0, -1.0], Sampling(temperature=1, top_k=2)).bool().tolist() == [
+        True,
+        True,
+        True,
+        False,
+    ]
+
+
+@pytest.mark.parametrize("top_p", [1e-9, 0.3])
+def test_top_p_keeps_at_least_one_token(top_p: float) -> None:
+    assert draw_counts([0.0, 1.0, 0.5], Sampling(temperature=1, top_p=top_p)).bool().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, ALL, Sampling(temperature=0.5, top_k=2, top_p=0.5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_given_logits_are_not_modified(sampling: Sampling, dtype: torch.dtype) -> None:
+    logits = torch.randn(2, 10, generator=seeded()).to(dtype)
+    before = logits.clone()
+    sample_token(logits, sampling, seeded())
+    assert torch.equal(logits, before)
+
+
+@law
+@hypothesis.given(
+    seed=st.integers(0, 2**60), rows=st.integers(1, 3), size=st.sampled_from([1, 2, 65, 5000]), top_k=st.integers(0, 40)
+)
+def test_draws_equal_those_of_torch_multinomial(seed: int, rows: int, size: int, top_k: int) -> None:
+    """So a seed gives nanoGPT's text. If PyTorch changes how it draws, this test fails."""
+    logits = 4 * torch.randn(rows, size, generator=seeded(seed))
+    chances = probabilities(logits, Sampling(temperature=1, top_k=top_k))
+    ours, theirs = seeded(seed), seeded(seed)
+    for _ in range(3):
+        expected = torch.multinomial(chances, 1, generator=theirs).squeeze(-1)
+        assert torch.equal(sample_token(logits, Sampling(temperature=1, top_k=top_k), ours), expected)
+    assert torch.equal(ours.get_state(), theirs.get_state())
+
+
+def test_ties_with_the_last_token_of_a_nucleus_keep_the_first() -> None:
+    for size in (8, 5000):
+        chances = probabilities(torch.zeros(1, size), Sampling(temperature=1, top_k=0, top_p=0.4999))
+        assert chances[0].nonzero().squeeze(-1).tolist() == list(range(size // 2))
+
+
+def test_only_the_generator_decides_the_draw() -> None:
+    logits = torch.zeros(50, 100)
+    torch.manual_seed(1)
+    first = sample_token(logits, ALL, seeded(5))
+    torch.manual_seed(2)
+    assert torch.equal(sample_token(logits, ALL, seeded(5)), first)
+    assert not torch.equal(sample_token(logits, ALL, seeded(6)), first)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("sampling", [GREEDY, ALL, Sampling(top_k=1), Sampling(top_p=0.5)])
+def test_logits_that_are_not_finite_are_an_error(broken: float, sampling: Sampling) -> None:
+    logits = torch.zeros(2, 5)
+    logits[1, 3] = broken
+    with pytest.raises(OctavoError, match="logits are not finite"):
+        sample_token(logits, sampling, seeded())
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-20, 1e-38, 1e-45, 1e-300])
+def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
+    logits = torch.tensor([[1.0, 9.0, 8.0, -200.0]])
+    for top_p in (1.0, 0.5):
+        assert sample_token(logits, Sampling(temperature=temperature, top_p=top_p), seeded()).item() == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("temperature", value) for value in (-0.1, 100.1, math.nan, math.inf, -math.inf)),
+        *(("top_k", value) for value in (-1, -200)),
+        *(("top_p", value) for value in (0.0, -0.5, 1.01, math.nan, math.inf)),
+    ],
+)
+def test_a_number_out_of_range_is_named_with_a_hint(name: str, value: float) -> None:
+    with pytest.raises(OctavoError, match=f"^{name}={value} ") as caught:
+        Sampling(**{name: value})
+    assert str(caught.value.hint).startswith(f"--{name.replace('_', '-')} ")
+
+
+# Penalties, logit bias, min-p
+
+
+def count_ids(*ids: int, size: int = 4) -> Tensor:
+    return torch.bincount(torch.tensor(ids, dtype=torch.long), minlength=size)
+
+
+def test_penalties_change_logits_as_their_sources_define_them() -> None:
+    logits = torch.tensor([[2.0, -2.0, 1.0, 0.5]])
+    sampling = Sampling(repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25)
+    found = apply_penalties(logits, sampling, count_ids(1), count_ids(0, 0, 3))
+    # 0: 2 / 2, generated twice; 1: only in the prompt, -2 * 2; 3: 0.5 / 2, generated once
+    assert found.tolist() == [[1.0 - 0.5 - 0.5, -4.0, 1.0, 0.25 - 0.5 - 0.25]]
+
+
+def test_default_penalties_change_nothing() -> None:
+    logits = torch.randn(3, 9, generator=seeded())
+    assert torch.equal(apply_penalties(logits, Sampling()), logits)
+    assert not Sampling().has_penalties
+    assert all(Sampling(**{name: 0.5}).has_penalties for name in ("repetition_penalty", "presence_penalty"))
+
+
+def test_logit_bias_is_added_and_ids_outside_the_vocabulary_are_ignored() -> None:
+    logits = torch.zeros(2, 3)
+    found = apply_penalties(logits, Sampling(logit_bias={1: 100, 7: 5, -1: 5}))
+    assert found.tolist() == [[0, 100, 0], [0, 100, 0]]
+    assert not logits.any()  # the given tensor is not modified
+    assert draw_counts([5.0, 0.0, 0.0], Sampling(logit_bias={2: 100})).tolist()[2] == 20_000
+
+
+@pytest.mark.parametrize(("min_p", "left"), [(0.0, 4), (0.1, 3), (0.3, 2), (0.9, 1), (1.0, 1)])
+def test_min_p_keeps_tokens_near_the_most_likely(min_p: float, left: int) -> None:
+    logits = torch.tensor([[8.0, 4.0, 1.0, 0.5]]).log()
+    chances = probabilities(logits, Sampling(temperature=1, top_k=0, min_p=min_p))
+    assert chances.count_nonzero() == left
+    assert chances.sum().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("size", [10, 1024, 1025, 5000])
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 50.0])  # at 50 the nucleus exceeds the tokens that are sorted first
+def test_a_nucleus_found_by_partial_sorting_equals_the_full_sort(size: int, temperature: float) -> None:
+    logits = 5 * torch.randn(3, size, generator=seeded())
+    found = probabilities(logits, Sampling(temperature=temperature, top_k=0, top_p=0.9))
+    ordered, order = (logits / temperature).softmax(-1).sort(descending=True)
+    expected = torch.zeros(3, size).scatter(-1, order, ordered * (ordered.cumsum(-1) - ordered < 0.9))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("min_p", -0.1), ("min_p", 1.1), ("repetition_penalty", 0.0), ("presence_penalty", 2.1), ("frequency_penalty", -3),
+    ("logit_bias", {3: 101}), ("logit_bias", {3: math.nan}), ("min_p", math.nan), ("repetition_penalty", math.inf),
+])  # fmt: skip
+def test_invalid_penalties_bias_and_min_p_are_errors(name: str, value: Any) -> None:
+    with pytest.raises(OctavoError) as caught:
+        Sampling(**{name: value})
+    assert caught.value.hint

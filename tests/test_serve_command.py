@@ -1,0 +1,168 @@
+"""`octavo serve`: its settings, its address, its keys, and how it shuts down."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import octavo
+from octavo.errors import OctavoError
+from octavo.server import listen, read_keys
+from serving import Answer, Running, exchange_bytes, request_bytes, run_server, slow_model, wait_until, write_checkpoint
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Iterator[Path]:
+    """A checkpoint. The engines use the native code that the `built` fixture compiled."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OCTAVO_CACHE", str(built.parent))
+        yield write_checkpoint(tmp_path_factory.mktemp("models") / "small", "char")
+
+
+# Shutdown
+
+
+def test_a_draining_server_finishes_its_requests_and_refuses_new_ones(folder: Path) -> None:
+    with run_server({"slow": slow_model(folder)}) as server, ThreadPoolExecutor(4) as pool:
+        taken = [pool.submit(server.complete, max_tokens=40) for _ in range(4)]
+        wait_until(lambda: server.models["slow"].worker.engine.running == 4)
+        server.server.handle_exit(15, None)
+        assert server.ask("GET", "/ready").status == 503
+        assert server.ask("GET", "/health").status == 200
+        refused = server.complete()
+        assert refused.status == 503
+        assert int(refused.headers["retry-after"]) > 0
+        assert refused.headers["connection"] == "close"
+        for each in taken:
+            answer: Answer = each.result()
+            assert answer.status == 200
+            assert len(answer.json["choices"][0]["text"]) == 40
+        wait_until(lambda: server.server.should_exit)
+
+
+def test_a_second_signal_stops_at_once(folder: Path) -> None:
+    with run_server({"slow": slow_model(folder, seconds=0.2)}) as server, ThreadPoolExecutor(1) as pool:
+        cut = pool.submit(exchange_bytes, server, request_bytes(server, max_tokens=60), wait=60)
+        wait_until(lambda: server.models["slow"].worker.engine.running == 1)
+        server.server.handle_exit(2, None)
+        server.server.handle_exit(2, None)
+        assert b" 200 " not in cut.result()
+
+
+# Addresses
+
+
+def test_a_public_address_needs_a_key(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OCTAVO_API_KEY", raising=False)
+    for host in ("0.0.0.0", "::"):
+        with pytest.raises(OctavoError, match="no API key") as caught:
+            octavo.serve([folder], host=host, port=0)
+        assert "--api-key-file" in str(caught.value.hint)
+
+
+def test_a_port_in_use_is_reported_before_anything_is_loaded(tmp_path: Path) -> None:
+    with listen("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(OctavoError, match=f"127.0.0.1:{port}"):
+            octavo.serve(tmp_path / "nothing", port=port)
+
+
+@pytest.mark.parametrize(("options", "says"), [
+    ({"port": -1}, "port=-1"), ({"port": 70000}, "port=70000"), ({"slots": 0}, "slots=0"), ({"queue": -1}, "queue=-1"),
+    ({"host": "no-such-host.invalid"}, "cannot listen"), ({"host": "a" * 300}, "cannot listen"),
+    ({"device": "tpu"}, "no device"), ({"hots": "localhost"}, "hots"),
+])  # fmt: skip
+def test_invalid_settings_are_errors_with_a_hint(folder: Path, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(OctavoError, match=says) as caught:
+        octavo.serve([folder], **{"port": 0} | options)
+    assert caught.value.hint
+
+
+def test_two_models_of_one_name_are_an_error(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(OctavoError, match="same name, 'small'"):
+        octavo.serve([folder, tmp_path / "other" / "small"])
+
+
+# Keys
+
+
+def test_keys_come_from_a_file_and_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "keys"
+    path.write_text("# comment\none-key\n\n  two-key  \n", encoding="utf-8")
+    monkeypatch.delenv("OCTAVO_API_KEY", raising=False)
+    assert read_keys(None) == []
+    assert read_keys(path) == ["one-key", "two-key"]
+    monkeypatch.setenv("OCTAVO_API_KEY", "three-key")
+    assert sorted(read_keys(path)) == ["one-key", "three-key", "two-key"]
+
+
+@pytest.mark.parametrize(("content", "says"), [
+    (None, "cannot be read"), (b"\xff\xfe", "UTF-8"), (b"\n# none\n", "has no key"), ("clé".encode(), "header"),
+    (b"two words", "header"),
+])  # fmt: skip
+def test_an_unusable_key_file_is_an_error(tmp_path: Path, content: bytes | None, says: str) -> None:
+    if content is not None:
+        (tmp_path / "keys").write_bytes(content)
+    with pytest.raises(OctavoError, match=says) as caught:
+        read_keys(tmp_path / "keys")
+    assert caught.value.hint
+    assert "clé" not in str(caught.value)
+
+
+# The command
+
+
+@pytest.fixture
+def command(folder: Path, own_cache: Path) -> Iterator[subprocess.Popen[str]]:
+    """`octavo serve` in a process of its own."""
+    words = [sys.executable, "-m", "octavo", "serve", str(folder), "--port", "0", "--json"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, env=dict(os.environ)) as process:
+        yield process
+        process.kill()
+
+
+def test_sigterm_under_load_loses_no_request(command: subprocess.Popen[str]) -> None:
+    """Every request that was taken is answered completely, every later one is refused, and the exit code is 0."""
+    assert command.stdout is not None
+    said = json.loads(command.stdout.readline())
+    assert said["models"] == ["small"]
+    assert said["page"] + "v1" == said["url"]
+    port = int(said["url"].rpartition(":")[2].removesuffix("/v1"))
+    server = Running(port, None, {"small": None}, None)  # type: ignore[arg-type, dict-item]
+    outcomes: list[str] = []
+    ended = threading.Event()
+
+    def load() -> None:
+        while not ended.is_set():
+            try:
+                answer = server.complete(max_tokens=50, n=2)
+            except ConnectionRefusedError:
+                ended.set()  # it no longer listens
+            except (ConnectionResetError, BrokenPipeError):
+                outcomes.append("not taken")
+            except Exception as error:  # above all, an incomplete answer
+                outcomes.append(repr(error))
+            else:
+                whole = answer.status == 200 and [len(c["text"]) for c in answer.json["choices"]] == [50, 50]
+                outcomes.append("whole" if whole else str(answer.status))
+
+    threads = [threading.Thread(target=load) for _ in range(8)]
+    for each in threads:
+        each.start()
+    wait_until(lambda: outcomes.count("whole") > 20)
+    command.terminate()
+    for each in threads:
+        each.join(30)
+    assert command.wait(30) == 0
+    assert set(outcomes) <= {"whole", "503", "not taken"}
+    assert outcomes.count("not taken") <= 8  # at most one for each client: sent, but not read before the server closed
+    assert command.stderr is not None
+    assert "Traceback" not in command.stderr.read()

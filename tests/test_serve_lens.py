@@ -1,0 +1,353 @@
+"""The lens over HTTP: every view, its options, the checkpoints of a run, and several views at once."""
+
+import contextlib
+import copy
+import dataclasses
+import gzip
+import json
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lenses import random_checkpoint, train_on
+from octavo import lens, runs, views
+from octavo.runs import Run
+from octavo.server import lens_api, load_model
+from octavo.server.requests import LensRequest
+from octavo.settings import ModelSettings
+from serving import SETTINGS, Running, run_server, wait_until
+
+TEXT = "the cat sat; <b>كتاب</b> 🦉!"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of 20 steps with four checkpoints."""
+    text = "the cat sat on the mat, and the rat sat on the hat. <b>كتاب</b> 🦉!\n" * 20
+    return train_on(text, tmp_path_factory.mktemp("trained") / "text", tokenizer="bpe:300", n_layer=3, n_embd=48,
+                      n_head=3, block_size=32, batch_size=8, max_steps=20, warmup_steps=4, eval_every=10, log_every=1,
+                      keep_checkpoints=4)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that belongs to no run."""
+    return random_checkpoint(tmp_path_factory.mktemp("alone") / "alone", "byte", block_size=64).folder
+
+
+@pytest.fixture(scope="module")
+def environment(built: Path) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OCTAVO_CACHE", str(built.parent))
+        yield
+
+
+@pytest.fixture(scope="module")
+def server(trained: Run, alone: Path, environment: None) -> Iterator[Running]:
+    models = {name: load_model(name, folder, SETTINGS) for name, folder in (("run", trained.folder), ("alone", alone))}
+    with run_server(models, runs={"run": trained}) as it:
+        yield it
+
+
+def get_view(server: Running, view: str, model: str = "alone", **options: Any) -> Any:
+    answer = server.post(f"/lens/{view}", model=model, **options)
+    assert answer.status == 200, answer.body
+    return answer.json
+
+
+def message(server: Running, status: int, path: str, **body: Any) -> str:
+    """The message of an error response."""
+    answer = server.post(path, **body)
+    assert answer.status == status, answer.body
+    return str(answer.json["error"]["message"])
+
+
+# Views
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "shapes": {"text": TEXT, "layer": 1, "head": 2}, "tokens": {"text": TEXT},
+    "position": {"word": "cat", "at": [0, 5]}, "neighbors": {"word": "a", "top": 5, "against": "b"},
+    "projection": {"words": ["a", "e"]},
+    "attention": {"text": TEXT, "layer": -1, "head": 1}, "next_token": {"text": TEXT},
+    "logit_lens": {"text": TEXT, "top": 3, "positions": [0, -1]},
+    "contributions": {"text": TEXT, "position": 4, "token": "a"},
+    "surprisal": {"text": TEXT}, "ablation": {"text": TEXT, "layer": 0},
+}  # fmt: skip
+
+
+def test_the_served_views_are_those_of_the_table() -> None:
+    assert set(lens_api.VIEWS) == lens.VIEWS.keys() - {"verify", "losses"}
+    options = {option for view in lens_api.VIEWS for option in views.VIEWS[view].options}
+    assert LensRequest.model_fields.keys() == options | {"model", "step"}
+    assert OPTIONS.keys() == set(lens_api.VIEWS)
+
+
+@pytest.mark.parametrize("view", OPTIONS)
+@pytest.mark.parametrize("model", ["run", "alone"])
+def test_a_view_over_http_equals_the_view_in_python(
+    server: Running, trained: Run, monkeypatch: pytest.MonkeyPatch, model: str, view: str
+) -> None:
+    monkeypatch.setenv("OCTAVO_CACHE", str(trained.folder.parent / "cache"))  # has the run's prepared text
+    seen = get_view(server, view, model, **OPTIONS[view])
+    plain = json.loads(json.dumps(lens.inspect(server.models[model].checkpoint, view, **OPTIONS[view]).plain()))
+    if view == "attention":
+        assert [len(row) for row in seen["weights"]] == list(range(1, len(seen["tokens"]) + 1))
+        whole = [row + [0] * (len(seen["tokens"]) - len(row)) for row in seen.pop("weights")]
+        np.testing.assert_allclose(whole, plain.pop("weights"), atol=1.5e-6)
+    assert seen == plain
+
+
+def test_a_view_takes_text_ids_or_text_that_the_model_generates(server: Running) -> None:
+    seen = get_view(server, "tokens")
+    assert seen["generated"]
+    assert get_view(server, "tokens", text=None, unknown=None) == seen
+    ids = [token["id"] for token in seen["tokens"]]
+    assert get_view(server, "tokens", text=ids)["text"] == seen["text"]
+
+
+def test_attention_of_512_tokens_is_under_1_mb_and_its_rows_sum_to_one(tmp_path: Path, environment: None) -> None:
+    """An untrained model's weights are nearly uniform, which takes the most digits."""
+    folder = random_checkpoint(
+        tmp_path / "long", "byte", std=0.02, block_size=512, n_layer=1, n_head=2, n_embd=32
+    ).folder
+    served = load_model("long", folder, SETTINGS)
+    with run_server({"long": served}) as it:
+        text = ("To be, or not to be: that is the question. " * 12)[:512]
+        for wanted, headers in (
+            ("identity", {"accept-encoding": "gzip;q=0"}),
+            ("gzip", {"accept-encoding": "br, gzip"}),
+        ):
+            answer = it.ask("POST", "/lens/attention", {"text": text, "head": 1}, headers)
+            assert answer.headers.get("content-encoding", "identity") == wanted
+            assert len(answer.body) < (1_000_000 if wanted == "identity" else 500_000)
+            body = gzip.decompress(answer.body) if wanted == "gzip" else answer.body
+        weights = json.loads(body)["weights"]
+        assert [len(row) for row in weights] == list(range(1, 513))
+        assert max(abs(sum(row) - 1) for row in weights) < 1e-9
+        exact = lens.attention(served.checkpoint, text, head=1).weights
+        assert max(np.abs(np.array(row) - exact[t, : t + 1]).max() for t, row in enumerate(weights)) < 1.1e-5
+
+
+@pytest.mark.parametrize("row", [[0.1] * 10, [1 / 3] * 3, [1.0, 0.0], [1e-9, 1 - 1e-9], [0.9999995, 0.0000005]])
+def test_rounded_attention_rows_sum_to_one(row: list[float]) -> None:
+    weights = np.zeros((len(row), len(row)), np.float32)
+    weights[:, 0], weights[-1] = 1, row
+    assert sum(json.loads(lens_api.encode_attention(weights))[-1]) == pytest.approx(1, abs=1e-12)
+
+
+def test_weights_that_are_not_finite_are_an_error_not_nan_in_json(tmp_path: Path, environment: None) -> None:
+    loaded = random_checkpoint(tmp_path / "broken", "byte")
+    served = load_model("broken", loaded.folder, SETTINGS)
+    with torch.no_grad():
+        served.checkpoint.model.transformer.wpe.weight.fill_(torch.nan)
+    with run_server({"broken": served}) as it:
+        for view in ("attention", "shapes", "position", "next_token", "logit_lens"):
+            assert "finite" in message(
+                it, 400, f"/lens/{view}", **{"text": "a"} if view != "position" else {"at": [0, 1]}
+            )
+
+
+def test_models_are_listed_with_their_shape_and_steps(server: Running, trained: Run) -> None:
+    listed = server.ask("GET", "/lens").json
+    assert listed["views"] == list(lens_api.VIEWS)
+    run, alone = listed["models"]
+    steps = list(trained.steps)
+    assert (run["id"], run["run"], run["steps"], run["tokenizer"]) == ("run", True, steps, "bpe")
+    assert run["step"] == runs.step_of(trained.best)  # type: ignore[union-attr]
+    model = server.models["run"].checkpoint.model
+    assert run["model"]["parameters"] == sum(each.numel() for each in model.parameters())
+    assert run["model"]["n_embd"] == model.settings.n_embd
+    assert (alone["id"], alone["run"], alone["steps"], alone["step"]) == ("alone", False, [], None)
+
+
+def test_a_model_states_how_its_embeddings_were_initialized(trained: Run) -> None:
+    loaded = runs.load(trained.folder)
+    for weights, embeddings, expected in (("lookback", "uniform", "waves"), ("noise", "uniform", "uniform"),
+                                          ("noise", "normal", "normal")):  # fmt: skip
+        settings = dataclasses.replace(loaded.settings, weight_init=weights, embedding_init=embeddings)  # type: ignore[call-arg]
+        described = lens_api.describe_model("run", dataclasses.replace(loaded, settings=settings))
+        assert (described.wte_start, described.wpe_start) == (embeddings, expected)
+    bare = ModelSettings(vocab_size=loaded.settings.vocab_size)  # a model that Octavo did not train
+    elsewhere = lens_api.describe_model("other", dataclasses.replace(loaded, settings=bare))
+    assert (elsewhere.wte_start, elsewhere.wpe_start) == (None, None)
+
+
+def test_every_checkpoint_of_a_run_can_be_shown(server: Running, trained: Run) -> None:
+    seen = []
+    for step, path in [*trained.steps.items(), *list(trained.steps.items())[:1]]:
+        seen.append(get_view(server, "next_token", "run", text="the cat", step=step))
+        assert seen[-1]["logits"] == lens.next_token(runs.load(path), "the cat").plain()["logits"]
+    assert seen[0] == seen[-1] != seen[1]
+    without_step = get_view(server, "next_token", "run", text="the cat")
+    assert get_view(server, "next_token", "run", text="the cat", step=None) == without_step
+
+
+def test_two_checkpoints_are_cached_or_one_of_a_large_model(server: Running) -> None:
+    served, checkpoints = server.models["run"], lens_api.CheckpointCache()
+    first, second, third = [step for step in served.steps if step != served.step][:3]
+    loaded = checkpoints.get(served, first)
+    checkpoints.get(served, second)
+    assert checkpoints.get(served, first) is loaded
+    checkpoints.get(served, third)
+    assert checkpoints.get(served, first) is loaded  # `second` was evicted
+    checkpoints.get(served, second)
+    assert checkpoints.get(served, first) is loaded
+    assert checkpoints.get(served, served.step).model is served.checkpoint.model
+    os.utime(served.steps[first] / "manifest.json", ns=(0, 0))  # as if it had been rewritten
+    assert checkpoints.get(served, first) is not loaded
+    checkpoints = lens_api.CheckpointCache(large=1000)
+    loaded = checkpoints.get(served, first)
+    assert checkpoints.get(served, first) is loaded
+    checkpoints.get(served, second)
+    assert checkpoints.get(served, first) is not loaded
+
+
+def test_a_model_on_another_device_is_shown_on_the_cpu(server: Running) -> None:
+    served = server.models["run"]
+    elsewhere = dataclasses.replace(served.checkpoint, model=copy.deepcopy(served.checkpoint.model).to("meta"))
+    found = lens_api.CheckpointCache().get(dataclasses.replace(served, checkpoint=elsewhere), None)
+    assert torch.equal(found.model.lm_head.weight, served.checkpoint.model.lm_head.weight)
+
+
+def test_the_server_reads_no_text_that_is_not_prepared(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run's source may be standard input, or on the network."""
+    from octavo.data import prepare
+
+    asked: list[str] = []
+    monkeypatch.setattr(prepare, "open_source", lambda settings, *rest: asked.append(settings.source))
+    assert "data" in server.models["run"].checkpoint.info
+    seen = get_view(server, "neighbors", "run", word="a", against="b")
+    assert (asked, seen["control"][:4]) == ([], "none")
+
+
+@pytest.mark.parametrize(("view", "body", "status", "says"), [
+    ("nothing", {}, 400, "view"), ("losses", {}, 400, "view"), ("verify", {}, 400, "view"),
+    ("projection", {"text": "a"}, 400, "projection takes no text"),
+    ("attention", {"word": "a"}, 400, "attention takes no word"),
+    ("attention", {"layr": 1}, 400, "'layer'"), ("attention", {"frob": 1}, 400, "no field 'frob'"),
+    ("attention", {"model": "nobody"}, 404, "no model 'nobody'"), ("attention", {"model": ""}, 400, "several models"),
+    ("attention", {"step": 999, "model": "run"}, 404, "no checkpoint of step 999"),
+    ("attention", {"step": 1, "model": "alone"}, 404, "no checkpoint of step 1"),
+    ("attention", {"step": -1}, 400, "step"), ("attention", {"step": True}, 400, "step"),
+    ("attention", {"layer": 99}, 400, "layer 99"), ("attention", {"layer": 10**40}, 400, "layer"),
+    ("attention", {"layer": "1"}, 400, "layer"), ("attention", {"layer": 1.5}, 400, "layer"),
+    ("attention", {"layer": True}, 400, "layer"), ("attention", {"head": [1]}, 400, "head"),
+    ("attention", {"text": ""}, 400, "no text"), ("attention", {"text": 5}, 400, "token ids"),
+    ("attention", {"text": [True]}, 400, "token ids"), ("attention", {"text": [1.5]}, 400, "token ids"),
+    ("attention", {"text": []}, 400, "no text"), ("attention", {"text": [10**30]}, 400, "token ids"),
+    ("attention", {"text": [-1]}, 400, "token ids"),
+    ("attention", {"text": [999]}, 400, "no token"), ("attention", {"text": {"a": 1}}, 400, "token ids"),
+    ("attention", {"text": [1] * 65}, 400, "block_size is 64"), ("tokens", {"text": "a" * 200_001}, 400, "200,000"),
+    ("attention", {"text": "a\ud800"}, 400, "expected a text"), ("attention", {"unknown": "guess"}, 400, "unknown"),
+    ("position", {"word": "a" * 101}, 400, "100"), ("position", {"word": ""}, 400, "empty word"),
+    ("position", {"at": [1]}, 400, "2 integers"), ("position", {"at": [1, "2"]}, 400, "2 integers"),
+    ("position", {"at": [0, 64]}, 400, "position 64"), ("projection", {"words": ["a"] * 21}, 400, "at most 20"),
+    ("projection", {"words": ["a" * 101]}, 400, "100 characters"), ("projection", {"words": [1.5]}, 400, "words"),
+    ("neighbors", {"top": 101}, 400, "top"), ("neighbors", {"top": 0}, 400, "top"),
+    ("logit_lens", {"top": 51}, 400, "top=51"), ("logit_lens", {"positions": [0] * 4097}, 400, "4,096"),
+    ("logit_lens", {"positions": 3}, 400, "integers"),
+    ("contributions", {"position": 64}, 400, "position 64"), ("contributions", {"token": "ab"}, 400, "2 tokens"),
+])  # fmt: skip
+def test_invalid_options_are_refused_by_name(
+    server: Running, view: str, body: dict[str, Any], status: int, says: str
+) -> None:
+    text = message(server, status, f"/lens/{view}", **{"model": "alone"} | body)
+    assert says in text
+
+
+@pytest.mark.parametrize("body", [
+    b"", b"[]", b"null", b"{", b'{"layer": NaN}', b'{"layer": Infinity}', b'{"layer": 1e400}', b'{"text": "\xff"}',
+    b'{"layer": %s}' % (b"9" * 5000), b'{"text": [%s' % (b"[" * 9000), b'{"text": [NaN]}', b'{"at": [NaN, 1]}',
+])  # fmt: skip
+def test_invalid_json_is_refused(server: Running, body: bytes) -> None:
+    answer = server.ask("POST", "/lens/attention", body, {"content-type": "application/json"})
+    assert answer.status == 400
+    assert answer.json["error"]["message"]
+
+
+def test_an_error_of_the_lens_comes_with_its_hint(server: Running) -> None:
+    error = server.post("/lens/contributions", model="alone", text="a", token="ab").json["error"]
+    assert error["hint"] == "one of them"
+    assert error["type"] == "invalid_request_error"
+    assert "hint" not in server.post("/lens/contributions", model="nobody").json["error"]
+
+
+# Several views at once
+
+
+class Slow:
+    """`lens.inspect`, that waits until it is let go, or its client left."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.go, self.lock = threading.Event(), threading.Lock()
+        self.begun = self.under_way = self.most = self.ended = 0
+        patch.setattr(lens, "inspect", self)
+
+    def __call__(self, loaded: Any, view: str, **options: Any) -> Any:
+        with self.lock:
+            self.begun += 1
+            self.under_way += 1
+            self.most = max(self.most, self.under_way)
+        try:
+            while not self.go.wait(0.01):
+                torch.ones(1) + torch.ones(1)
+            return lens.VIEWS[view](loaded, **options)  # type: ignore[operator]
+        finally:
+            with self.lock:
+                self.under_way -= 1
+                self.ended += 1
+
+
+@pytest.fixture
+def slow(server: Running, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slow]:
+    made = Slow(monkeypatch)
+    yield made
+    made.go.set()
+    wait_until(lambda: not made.under_way)
+
+
+def request_view(server: Running) -> socket.socket:
+    """A client that has requested a view."""
+    body = json.dumps({"model": "alone", "text": "abc"}).encode()
+    client = socket.create_connection(("127.0.0.1", server.port))
+    client.sendall(b"POST /lens/next_token HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+                   b"content-length: %d\r\n\r\n%s" % (len(body), body))  # fmt: skip
+    return client
+
+
+def test_two_views_run_at_once_sixteen_wait_and_more_are_429(server: Running, slow: Slow) -> None:
+    with ThreadPoolExecutor(19) as clients:
+        asked = [clients.submit(server.post, "/lens/next_token", model="alone", text="abc") for _ in range(18)]
+        wait_until(lambda: slow.begun == 2 and server.app.drain.running == 18)
+        refused = server.post("/lens/next_token", model="alone", text="abc")
+        assert (refused.status, refused.headers["retry-after"]) == (429, "1")
+        # Other routes are answered meanwhile.
+        assert server.ask("GET", "/health").status == 200
+        assert server.ask("GET", "/lens").status == 200
+        assert server.complete(max_tokens=4).status == 200
+        slow.go.set()
+        assert [each.result().status for each in asked] == [200] * 18
+    assert (slow.most, slow.begun) == (2, 18)
+
+
+def test_a_client_that_disconnects_frees_its_place(server: Running, slow: Slow) -> None:
+    """A waiting view is never started, and a running one stops early."""
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(request_view(server)) for _ in range(18)]
+        wait_until(lambda: slow.begun == 2 and server.app.drain.running == 18)
+        assert server.post("/lens/next_token", model="alone", text="abc").status == 429
+        for client in clients:
+            client.close()
+    wait_until(lambda: slow.ended >= 2 and not slow.under_way and not server.app.drain.running)
+    assert not slow.go.is_set()
+    assert slow.begun <= 4  # one may start before its own client's disconnect is noticed
+    slow.go.set()
+    assert server.post("/lens/next_token", model="alone", text="abc").status == 200

@@ -1,0 +1,152 @@
+"""The progress of runs over HTTP, while another process trains them."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lenses import train_on
+from octavo import runs
+from octavo.files import write_atomic
+from octavo.runs import Run
+from octavo.server import load_model, load_pending_models
+from octavo.server.limits import Limits
+from octavo.server.runs_api import JsonLines
+from serving import SETTINGS, Running, run_server
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of 20 steps with four checkpoints."""
+    text = "the cat sat on the mat, and the rat sat on the hat. <b>كتاب</b> 🦉!\n" * 20
+    return train_on(text, tmp_path_factory.mktemp("trained") / "text", tokenizer="bpe:300", n_layer=3, n_embd=48,
+                      n_head=3, block_size=32, batch_size=8, max_steps=20, warmup_steps=4, eval_every=10, log_every=1,
+                      keep_checkpoints=4)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def environment(built: Path) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OCTAVO_CACHE", str(built.parent))
+        yield
+
+
+@pytest.fixture(scope="module")
+def server(trained: Run, environment: None) -> Iterator[Running]:
+    with run_server({"run": load_model("run", trained, SETTINGS)}, runs={"run": trained}) as it:
+        yield it
+
+
+def message(server: Running, status: int, path: str, **body: Any) -> str:
+    """The message of an error response."""
+    answer = server.post(path, **body)
+    assert answer.status == status, answer.body
+    return str(answer.json["error"]["message"])
+
+
+def test_the_served_runs_are_listed_and_no_others(server: Running, trained: Run) -> None:
+    [told] = server.ask("GET", "/runs").json["runs"]
+    settings = trained.settings
+    assert {name: getattr(settings, name) for name in told["settings"]} == told["settings"]
+    assert {"max_steps", "n_layer", "learning_rate", "batch_size", "tokenizer", "source", "preset"} <= told[
+        "settings"
+    ].keys()
+    assert (told["name"], told["last_step"], told["running"]) == ("run", 20, False)
+    assert told["tokens_per_step"] == settings.batch_size * settings.block_size
+    assert told["parameters"] == server.ask("GET", "/lens").json["models"][0]["model"]["parameters"]
+    for name in ("alone", "..", "nothing", "%2e%2e", "run%2f..%2frun"):
+        assert server.ask("GET", f"/runs/{name}/metrics").status == 404
+    assert server.ask("GET", "/runs/run/settings").status == 400
+
+
+def test_lines_are_read_from_a_given_number(server: Running, trained: Run) -> None:
+    lines = trained.lines("metrics")
+    assert len(lines) == 20
+    for after in (0, 7, 20):
+        told = server.ask("GET", f"/runs/run/metrics?after={after}").json
+        assert told == {"lines": lines[after:], "next": 20, "restarted": False}
+    assert server.ask("GET", "/runs/run/metrics").json["lines"] == lines
+    assert server.ask("GET", "/runs/run/metrics?after=21").json == {"lines": lines, "next": 20, "restarted": True}
+    assert server.ask("GET", "/runs/run/samples").json == {"lines": [], "next": 0, "restarted": False}
+    for after in ("-1", "a", "1.5", "", "1e3", "99999999999999999999"):
+        assert server.ask("GET", f"/runs/run/metrics?after={after}").status == 400
+
+
+def test_a_run_is_shown_while_it_trains_and_served_from_its_first_checkpoint(
+    trained: Run, tmp_path: Path, environment: None
+) -> None:
+    run = Run.create(trained.settings, "new", tmp_path / "<script>")
+    pending, models, name = {run.folder.name: run}, {}, "%3Cscript%3E"
+    with run_server(models, pending=pending, runs=dict(pending)) as it, run.lock():
+        [told] = it.ask("GET", "/runs").json["runs"]
+        assert (told["name"], told["last_step"], told["running"]) == ("<script>", 0, True)
+        assert it.ask("GET", "/lens").json["models"] == []
+        assert it.ask("GET", f"/runs/{name}/metrics").json == {"lines": [], "next": 0, "restarted": False}
+        assert "no checkpoint yet" in message(it, 503, "/lens/next_token", text="a")
+        assert "no checkpoint yet" in message(it, 503, "/v1/completions", model="<script>")
+        run.log("metrics", {"step": 1, "loss": 4.5})
+        assert it.ask("GET", f"/runs/{name}/metrics").json["lines"] == [{"step": 1, "loss": 4.5}]
+        run.log("samples", {"step": 1, "text": "</script><b>\u2028"})
+        assert it.ask("GET", f"/runs/{name}/samples").json["lines"][0]["text"] == "</script><b>\u2028"
+        waiting = threading.Thread(target=load_pending_models, args=(models, pending, threading.Event(), SETTINGS))
+        waiting.start()
+        loaded = runs.load(trained.folder)
+        run.save(1, loaded.model, loaded.tokenizer, trained.settings, {"step": 1})
+        files = (run.folder / "checkpoints" / "step-000001").rename(run.folder / "checkpoints" / "step-000002")
+        (run.folder / "last").write_text(files.name, encoding="utf-8")
+        waiting.join(30)
+        assert it.ask("GET", "/lens").json["models"][0]["step"] == 2
+        assert it.post("/lens/next_token", text="a").status == 200
+        assert it.complete("a").status == 200
+        assert 'octavo_slots{model="<script>"}' in it.ask("GET", "/metrics").body.decode()
+    assert not run.is_locked
+
+
+def test_incomplete_and_invalid_lines_are_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = JsonLines(path)
+    assert log.read(0) == ([], 0, False)
+    assert log.read(5) == ([], 0, True)
+    path.write_bytes(b'{"step": 1}\n{"step": 2, "gr')
+    assert log.read(0) == ([{"step": 1}], 1, False)
+    with open(path, "ab") as file:
+        file.write(
+            b'ad": NaN, "x": [1e999, -Infinity]}\nnothing\n[1]\n{"a": "\xff"}\n' + b"[" * 99999 + b'\n\n{"step": 3}\n'
+        )
+    assert log.read(1) == ([{"step": 2, "grad": None, "x": [None, None]}, {"step": 3}], 8, False)
+    assert log.last_step == 3
+    with open(path, "ab") as file:
+        file.write(b'{"step": "<b>"}\n')
+    assert log.last_step == 0
+
+
+def test_a_run_that_was_reset_is_read_from_the_beginning(tmp_path: Path, trained: Run) -> None:
+    run = Run.create(trained.settings, "back", tmp_path / "back")
+    for step in range(10):
+        run.log("metrics", {"step": step})
+    log = JsonLines(run.folder / "metrics.jsonl")
+    assert log.read(0)[1:] == (10, False)
+    run.rewind(4)
+    assert log.read(10) == ([{"step": step} for step in range(5)], 5, True)
+    run.log("metrics", {"step": 5, "again": True})
+    assert log.read(5) == ([{"step": 5, "again": True}], 6, False)
+    (run.folder / "metrics.jsonl").unlink()
+    assert log.read(6) == ([], 0, True)
+
+
+def test_at_most_5000_lines_are_read_at_once_and_huge_lines_are_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(f'{{"step": {step}}}\n' for step in range(12_001)), encoding="utf-8")
+    log = JsonLines(path)
+    got, at = [], 0
+    for count in (5000, 5000, 2001, 0):
+        lines, at, restarted = log.read(at)
+        assert (len(lines), restarted) == (count, False)
+        got += lines
+    assert [line["step"] for line in got] == list(range(12_001))
+    write_atomic(path, '{"a": 1}\n{"b": "' + "x" * Limits.lines_bytes + '"}\n{"c": 3}\n')
+    assert log.read(0) == ([{"a": 1}], 1, False)
+    assert log.read(1) == ([], 2, False)
+    assert log.read(2) == ([{"c": 3}], 3, False)

@@ -1,0 +1,269 @@
+"""The page's files over HTTP, and the page as one file that needs no server."""
+
+import base64
+import functools
+import gzip
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import setuptools.build_meta
+
+import octavo
+from lenses import random_checkpoint
+from octavo import cli
+from octavo.errors import OctavoError
+from octavo.server import load_model, static_page
+from serving import SETTINGS, Running, run_server
+from sites import Runs
+
+TEXT = "the cat sat; <b>كتاب</b> 🦉!"
+INDEX = """<!doctype html>
+<html lang="en"><head>
+<meta charset="utf-8">
+<link rel="stylesheet" href="/page/style.css">
+<script type="importmap">
+{"imports": {"octavo/main": "/page/main.js"}}
+</script>
+<script type="module" src="/page/main.js"></script>
+</head><body></body></html>
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page of a few files, and a file beside it that must not be served."""
+    folder = tmp_path_factory.mktemp("site") / "page"
+    for name, content in (("index.html", INDEX), ("style.css", "body { color: red }"), ("main.js", "export {};"),
+                          ("i18n/en/a.json", '{"a": "A"}'), ("i18n/ar/a.json", '{"a": "ا"}'),
+                          ("i18n/ar/b.json", '{"b": "ب"}'), (".hidden.js", "no"), ("vendor/LICENSE", "MIT"),
+                          ("../secret.js", "no")):  # fmt: skip
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that belongs to no run."""
+    return random_checkpoint(tmp_path_factory.mktemp("alone") / "alone", "byte", block_size=64).folder
+
+
+@pytest.fixture(scope="module")
+def environment(built: Path) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OCTAVO_CACHE", str(built.parent))
+        yield
+
+
+@pytest.fixture(scope="module")
+def server(alone: Path, root: Path, environment: None) -> Iterator[Running]:
+    with run_server({"alone": load_model("alone", alone, SETTINGS)}, page_root=root) as it:
+        yield it
+
+
+def get_view(server: Running, view: str, model: str = "alone", **options: Any) -> Any:
+    answer = server.post(f"/lens/{view}", model=model, **options)
+    assert answer.status == 200, answer.body
+    return answer.json
+
+
+# Files
+
+
+def test_the_page_is_served_with_its_own_security_policy(server: Running, root: Path) -> None:
+    answer = server.ask("GET", "/")
+    assert answer.body == (root / "index.html").read_bytes()
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    between = re.search("<script type=.importmap.>(.*?)</script>", INDEX, re.DOTALL)[1]  # type: ignore[index]
+    hashed = base64.b64encode(hashlib.sha256(between.encode()).digest()).decode()
+    assert answer.headers["content-security-policy"].split("; ") == [
+        "default-src 'none'", f"script-src 'self' 'sha256-{hashed}'", "style-src 'self'", "img-src 'self' data: blob:",
+        "connect-src 'self'", "font-src 'self'", "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'",
+    ]  # fmt: skip
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["cache-control"] == "no-cache"
+    assert answer.headers["referrer-policy"] == "no-referrer"
+    again = server.ask("GET", "/", headers={"if-none-match": answer.headers["etag"]})
+    assert (again.status, again.body) == (304, b"")
+
+
+@pytest.mark.parametrize(("name", "kind"), [
+    ("main.js", "text/javascript; charset=utf-8"), ("style.css", "text/css; charset=utf-8"),
+    ("i18n/ar/b.json", "application/json"), ("index.html", "text/html; charset=utf-8"),
+])  # fmt: skip
+def test_the_files_have_their_content_types(server: Running, root: Path, name: str, kind: str) -> None:
+    answer = server.ask("GET", f"/page/{name}")
+    assert (answer.status, answer.body, answer.headers["content-type"]) == (200, (root / name).read_bytes(), kind)
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+
+
+@pytest.mark.parametrize("path", [
+    "/page/../secret.js", "/page/%2e%2e/secret.js", "/page/..%2fsecret.js", "/page/%2e%2e%2fsecret.js",
+    "/page/nothing.js", "/page/i18n/../main.js", "/page//main.js", "/page/./main.js", "/page/.hidden.js",
+    "/page/vendor/LICENSE", "/page/",
+    "/page/i18n", "/page/main.js%00", "/page/main.js/", "/page/MAIN.JS", "/page/%2fetc%2fpasswd", "/page//etc/passwd",
+    "/page/..%5csecret.js", "/page/%252e%252e/secret.js", "/page/../../app.py", "/page", "/index.html", "/secret.js",
+    "//page/main.js", "/page%2fmain.js%3f",
+])  # fmt: skip
+def test_no_other_file_is_served(server: Running, path: str) -> None:
+    answer = server.ask("GET", path)
+    assert answer.status == 404
+    assert answer.headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
+    assert "there is no" in answer.json["error"]["message"] or "has no" in answer.json["error"]["message"]
+
+
+def test_the_api_has_the_strictest_security_policy(server: Running) -> None:
+    for answer in (server.ask("GET", "/lens"), server.ask("GET", "/runs"),
+                   server.post("/lens/next_token", model="alone", text="a"),
+                   server.ask("GET", "/health"), server.ask("POST", "/")):  # fmt: skip
+        assert answer.headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
+        assert answer.headers["cache-control"] == "no-store"
+
+
+def test_the_page_needs_no_key_and_everything_of_a_model_does(alone: Path, root: Path, environment: None) -> None:
+    served = load_model("alone", alone, SETTINGS)
+    with run_server({"alone": served}, page_root=root, keys=["the-key"]) as it:
+        for path in ("/", "/page/main.js", "/favicon.ico", "/page/nothing"):
+            assert it.ask("GET", path).status in (200, 204, 404)
+        for path in ("/lens", "/runs", "/runs/alone/metrics", "/page", "//", "/page%2fx", "/v1/models"):
+            if path != "/page%2fx":  # which is /page/x, once decoded
+                assert it.ask("GET", path).status == 401
+        assert it.post("/lens/next_token", text="a").status == 401
+        it.headers["authorization"] = "Bearer the-key"
+        assert it.post("/lens/next_token", text="a").status == 200
+        assert it.ask("GET", "/runs").json == {"runs": []}
+        for headers in ({"host": "evil.example"}, {"origin": "https://evil.example"}):
+            assert it.ask("GET", "/", headers=headers).status in (400, 403)
+
+
+def test_the_shipped_page_is_complete_and_small() -> None:
+    """Every file that the index names exists, all are small when compressed, and nothing is loaded from elsewhere."""
+    files = static_page.page_files(static_page.ROOT)
+    index = files["index.html"].read_text(encoding="utf-8")
+    modules = [path for name, path in files.items() if re.fullmatch(r"(?!vendor/).*\.js", name)]
+    code = "".join(path.read_text(encoding="utf-8") for path in modules)
+    named = set(re.findall(r'"/page/([^"]+)"', index + code))
+    assert named <= files.keys()
+    assert len(re.findall("(?:src|href)=", index)) == len(re.findall('(?:src|href)="(?:/page/|data:)', index))
+    assert len(static_page._INLINE_SCRIPT.findall(index.encode())) == 1
+    assert not re.search(r"\son\w+=|\sstyle=", index)
+    sent = {name: len(gzip.compress(path.read_bytes(), 5)) for name, path in files.items()}
+    assert sum(sent.values()) < 300_000
+    languages = {name.split("/")[1] for name in files if name.startswith("i18n/")}
+    assert len(languages) == 5
+    for language in languages:  # a visitor loads one language
+        assert sum(size for name, size in sent.items() if not re.match(f"i18n/(?!{language}/)", name)) < 150_000
+
+
+def test_the_wheel_contains_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    top = Path(__file__).parents[1]
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(top / name, tmp_path)
+    for name in ("__init__.py", "page"):
+        source, target = top / "src/octavo" / name, tmp_path / "src/octavo" / name
+        shutil.copytree(source, target) if source.is_dir() else target.parent.mkdir(parents=True) or shutil.copy(
+            source, target
+        )
+    monkeypatch.chdir(tmp_path)
+    wheel = setuptools.build_meta.build_wheel(str(tmp_path))
+    shutil.unpack_archive(wheel, "out", "zip")
+    shipped = {path.relative_to(static_page.ROOT) for path in static_page.ROOT.rglob("*") if path.is_file()}
+    assert shipped == {p.relative_to("out/octavo/page") for p in Path("out/octavo/page").rglob("*") if p.is_file()}
+
+
+# The standalone page
+
+
+def page_data(html: str) -> Any:
+    """The data of a standalone page."""
+    found = re.findall(r'<script type="application/json" id="octavo-static">(.*?)</script>', html, re.DOTALL)
+    assert len(found) == 1
+    assert "<" not in found[0]
+    return json.loads(found[0])
+
+
+@pytest.mark.parametrize("shipped", [False, True])
+def test_the_standalone_page_loads_nothing(alone: Path, root: Path, shipped: bool) -> None:
+    text = "</script><script>alert(1)</script><!-- <img src=https://evil.example onerror=alert(2)>"
+    html = static_page.standalone_page(octavo.load(alone), text, root=static_page.ROOT if shipped else root)
+    assert page_data(html)["text"] == text
+    page_alone = re.sub(r"<script type=.application/json.*?</script>", "", html, flags=re.DOTALL)
+    assert "/page/" not in re.sub(r"base64,[\w+/=]*", "", page_alone)
+    loaded = re.findall(r'(?:src|href)="([^"]*)"|"[\w/]+": "([^"]*)"', page_alone)
+    assert loaded
+    assert all((one or other).startswith("data:") for one, other in loaded)
+    [policy] = re.findall(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">', html)
+    hashes = [base64.b64encode(hashlib.sha256(each.encode()).digest()).decode()
+              for each in re.findall(r"<script type=.importmap.>(.*?)</script>", html, re.DOTALL)]  # fmt: skip
+    assert policy.startswith(f"default-src 'none'; script-src data: 'sha256-{hashes[0]}'; ")
+    assert "connect-src" not in policy  # so default-src holds
+    modules = re.search(r'"octavo/main": "data:text/javascript;charset=utf-8;base64,([^"]*)"', html)
+    assert modules
+    assert base64.b64decode(modules[1]) == ((static_page.ROOT if shipped else root) / "main.js").read_bytes()
+
+
+def test_the_standalone_page_has_what_the_server_would_answer(server: Running, root: Path) -> None:
+    loaded = server.models["alone"].checkpoint
+    data = page_data(static_page.standalone_page(loaded, TEXT, layer=1, head=2, root=root))
+    assert data["text"] == TEXT
+    assert data["i18n"] == {"en": {"a": "A"}, "ar": {"a": "ا", "b": "ب"}}
+    [model] = data["models"]["models"]
+    assert model == server.ask("GET", "/lens").json["models"][0]
+    pairs = [(i, h) for i in range(3) for h in range(3)]
+    for view in ("shapes", "attention"):
+        told = [each["options"] for each in data["answers"] if each["view"] == view]
+        assert sorted((each["layer"], each["head"]) for each in told) == pairs
+        assert told[0] == {"layer": 1, "head": 2}  # the chosen head comes first
+    assert set(data["models"]["views"]) == {"tokens", "shapes", "attention", "next_token", "position"}
+    for each in data["answers"]:
+        text = {} if each["view"] == "position" else {"text": TEXT}
+        assert each["answer"] == get_view(server, each["view"], **each["options"], **text)
+
+
+def test_a_long_text_has_one_layer_in_the_standalone_page(tmp_path: Path, root: Path) -> None:
+    loaded = random_checkpoint(tmp_path / "long", "byte", block_size=100)
+    data = page_data(static_page.standalone_page(loaded, "a long text " * 9, layer=-1, root=root))
+    told = {
+        (each["options"]["layer"], each["options"]["head"]) for each in data["answers"] if each["view"] == "attention"
+    }
+    assert told == {(2, 0), (2, 1), (2, 2)}
+    assert {each["answer"].get("left_out") for each in data["answers"] if each["view"] == "attention"} == {8}
+
+
+def test_the_standalone_page_chooses_a_word_that_the_model_knows(tmp_path: Path, root: Path) -> None:
+    for kind, text, block_size, word, at in (
+        ("char", "كتاب الكتاب", 16, "كتاب", [1, 10]),
+        ("byte", "abc", 4, "cat", [0, 1]),
+        ("byte", "abc", 2, "a", [0, 1]),
+    ):
+        loaded = random_checkpoint(tmp_path / f"{kind}{block_size}", kind, text=text, block_size=block_size)
+        data = page_data(static_page.standalone_page(loaded, text, root=root))
+        [told] = [each["options"] for each in data["answers"] if each["view"] == "position"]
+        assert told == {"word": word, "at": at}
+
+
+def test_inspect_html_writes_the_standalone_page(
+    runs: Runs, alone: Path, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:  # fmt: skip
+    monkeypatch.setattr(static_page, "standalone_page", functools.partial(static_page.standalone_page, root=root))
+    path = tmp_path / "out" / "walk.html"
+    folder = runs.letters.folder
+    assert cli.main(["inspect", str(folder), "--html", str(path), "--text", "the cat", "--layer", "1"]) == 0
+    data = page_data(path.read_text(encoding="utf-8"))
+    assert data["models"]["models"][0]["id"] == folder.name
+    assert data["text"] == "the cat"
+    assert capsys.readouterr().out == ""
+    assert cli.main(["inspect", str(alone), "tokens", "--html", str(path), "--text", "the cat"]) == 0
+    assert "7 tokens" in capsys.readouterr().out
+    for words in (["--preset", "gpt2-512", "shapes"], [str(alone), "--word", "cat"], [str(tmp_path / "nothing")]):
+        assert cli.main(["inspect", *words, "--html", str(path)]) == 2
+        assert "try:" in capsys.readouterr().err
+    assert cli.main(["inspect", str(alone), "--html", str(tmp_path)]) == 2
+    with pytest.raises(OctavoError, match="no page"):
+        static_page.standalone_page(octavo.load(alone), root=tmp_path / "empty")

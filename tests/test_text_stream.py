@@ -1,0 +1,233 @@
+"""From tokens to text: whole characters, stop strings, finish reasons, log-probabilities."""
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+import torch
+from torch import Tensor
+
+from octavo.generation.decoder import Batch
+from octavo.generation.engine import Engine
+from octavo.generation.stream import Prompt, Sample, TextPiece, TextRequest, TextStream, encode_prompt, text_streams
+from octavo.tokenizers import Tokenizer
+from small_models import ALL, BPE, BYTES, CHARS, GREEDY, small_checkpoint, spread_model
+
+law = hypothesis.settings(derandomize=True, deadline=None, max_examples=60)
+
+
+# From tokens to text
+
+
+class Scripted:
+    """A decoder with which the model generates just these ids."""
+
+    def __init__(self, ids: list[int], vocab_size: int) -> None:
+        self.ids, self.vocab_size, self.asked = iter(ids), vocab_size, 0
+
+    def forward(self, batch: Batch) -> Tensor:
+        self.asked += 1
+        logits = torch.full((1, self.vocab_size), -1e9)
+        logits[0, next(self.ids, 0)] = 1e9
+        return logits
+
+
+def scripted_stream(
+    ids: list[int], tokenizer: Tokenizer = CHARS, *stop: str, limit: int | None = None
+) -> tuple[TextStream, Scripted]:
+    """A stream of a model that generates just these ids, and its decoder."""
+    engine = Engine(spread_model(vocab_size=tokenizer.vocab_size), 1, use_native=False)
+    engine._decoder = decoder = Scripted(ids, tokenizer.vocab_size)
+    request = TextRequest(
+        prompt=Prompt("", [0]), max_new_tokens=len(ids) if limit is None else limit, sampling=ALL, stop=stop
+    )
+    return TextStream(request, tokenizer).start(engine), decoder
+
+
+def scripted(ids: list[int], tokenizer: Tokenizer = CHARS, *stop: str, limit: int | None = None) -> TextStream:
+    return scripted_stream(ids, tokenizer, *stop, limit=limit)[0]
+
+
+def expected_sample(tokenizer: Tokenizer, ids: list[int], stop: list[str]) -> Sample:
+    """The sample by definition: the text up to the first stop string."""
+    decoder, text = tokenizer.decoder(), ""
+    for count, id in enumerate(ids, start=1):
+        text += decoder.push(id)
+        places = [text.index(each) for each in stop if each in text]
+        if places:
+            return Sample(text[: min(places)], ids[:count], "stop")
+    return Sample(text, ids, "length")
+
+
+few_letters = st.text("ab", max_size=12)
+
+
+@hypothesis.settings(law, max_examples=300)
+@hypothesis.given(generated=few_letters, stop=st.lists(st.text("ab", max_size=4), max_size=3))
+@hypothesis.example(generated="aaab", stop=["aab"])  # a partial match overlaps the match
+@hypothesis.example(generated="ababac", stop=["abac"])
+@hypothesis.example(generated="ab", stop=["ab"])  # at the very start
+@hypothesis.example(generated="aab", stop=["b", "ab"])  # both end at the same place, the longer begins first
+@hypothesis.example(generated="aab", stop=["abb"])  # a partial match only
+def test_text_ends_before_the_first_stop_string_which_is_never_shown(generated: str, stop: list[str]) -> None:
+    ids = CHARS.encode(generated).tolist()
+    stop = [each for each in stop if each]
+    expected = expected_sample(CHARS, ids, stop)
+    stream = scripted(ids, CHARS, *stop, "")
+    shown = ""
+    for piece in stream:
+        shown += piece
+        assert piece
+        assert expected.text.startswith(shown)
+        assert not any(each in shown for each in stop)
+    assert shown == expected.text
+    assert stream.sample == expected
+
+
+@pytest.mark.parametrize("tokenizer", [BYTES, BPE], ids=["byte", "bpe"])
+@pytest.mark.parametrize(
+    ("generated", "stop", "text"),
+    [
+        ("the cat sat", ["t s"], "the ca"),  # across tokens
+        ("the cat sat", ["e", "the cat"], "th"),  # `e` is complete first
+        ("the cat sat on", [" on", "sat on"], "the cat "),
+        ("a किताब 🦉!", ["🦉"], "a किताब "),  # a character of several bytes
+        ("किताब", ["ताब"], "कि"),
+        ("the cat", ["t sat"], "the cat"),  # a partial match at the end
+    ],
+)
+def test_stop_strings_are_found_across_tokens(tokenizer: Tokenizer, generated: str, stop: list[str], text: str) -> None:
+    ids = tokenizer.encode(generated).tolist()
+    stream = scripted(ids, tokenizer, *stop)
+    pieces = list(stream)
+    assert "".join(pieces) == stream.sample.text == text
+    assert stream.sample == expected_sample(tokenizer, ids, stop)
+
+
+def test_text_is_shown_as_soon_as_it_cannot_be_part_of_a_stop_string() -> None:
+    ids = CHARS.encode("abcabd").tolist()
+    assert list(scripted(ids)) == list("abcabd")
+    assert list(scripted(ids, CHARS, "abd")) == ["abc"]
+    assert list(scripted(ids, CHARS, "bca")) == ["a"]
+    assert list(scripted(CHARS.encode("abcabc").tolist(), CHARS, "abd")) == ["abc", "abc"]
+    assert list(scripted(CHARS.encode("aab").tolist(), CHARS, "ag")) == ["a", "ab"]
+    assert list(scripted(CHARS.encode("abab").tolist(), CHARS, "abd")) == [
+        "ab",
+        "ab",
+    ]  # the last piece, since nothing follows
+
+
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd"))
+SCRIPTS = ["السَّلام عليكم", "हिन्दी में लिखना", "🦉👩‍👩‍👧🇩🇪 emoji", "naïve Straße", "\u2028\x00\r\n"]
+
+
+@pytest.mark.parametrize("tokenizer", [BYTES, BPE], ids=["byte", "bpe"])
+def test_pieces_are_whole_characters_and_join_to_the_text(tokenizer: Tokenizer) -> None:
+    @law
+    @hypothesis.given(ANY_TEXT | st.sampled_from(SCRIPTS))
+    def stream(generated: str) -> None:
+        ids = tokenizer.encode(generated).tolist()
+        stream = scripted(ids, tokenizer)
+        pieces = list(stream)
+        assert "".join(pieces) == stream.sample.text == generated
+        assert not any("\ufffd" in piece for piece in pieces)
+        assert tokenizer is BPE or pieces == list(generated)  # each as soon as it is complete
+
+    stream()
+
+
+@pytest.mark.parametrize("generated", SCRIPTS, ids=["Arabic", "Hindi", "emoji", "Latin", "control"])
+def test_a_text_that_ends_within_a_character_omits_it(generated: str) -> None:
+    ids = BYTES.encode(generated).tolist()
+    for limit in range(len(ids)):
+        stream = scripted(ids, BYTES, limit=limit)
+        shown = "".join(stream)
+        assert shown == stream.sample.text == generated.encode()[:limit].decode(errors="ignore")
+        assert stream.sample.token_ids == ids[:limit]
+        assert stream.sample.finish_reason == "length"
+
+
+def test_bytes_that_are_not_utf8_are_omitted() -> None:
+    generated = b"a\xff\xc3(b"  # generated by the model, not cut
+    stream = scripted(list(generated), BYTES)
+    assert "".join(stream) == stream.sample.text == "a(b"
+    assert stream.sample.token_ids == list(generated)
+
+
+# Finish reasons
+
+
+def test_finish_reasons_are_length_stop_and_end_of_text() -> None:
+    the, cat = BPE.encode("the").tolist(), BPE.encode(" cat").tolist()
+    ids = [*the, *cat, BPE.end_of_text, *the]
+
+    def sample(*stop: str, limit: int = len(ids)) -> Sample:
+        stream = scripted(ids, BPE, *stop, limit=limit)
+        assert "".join(stream) == stream.sample.text
+        return stream.sample
+
+    assert sample(limit=len(the)) == Sample("the", the, "length")
+    assert sample(limit=0) == Sample("", [], "length")
+    assert sample(" cat") == Sample("the", the + cat, "stop")
+    assert sample() == Sample("the cat", the + cat, "end_of_text")
+    assert sample("cats") == Sample("the cat", the + cat, "end_of_text")
+    assert sample("cat", limit=len(the + cat)) == Sample(
+        "the ", the + cat, "stop"
+    )  # the stop string completes with the last token
+
+
+def test_no_more_tokens_are_generated_than_needed() -> None:
+    for stop, limit, needed in ((["cd"], 99, 4), ([], 2, 2), (["a"], 99, 1)):
+        stream, decoder = scripted_stream(CHARS.encode("abcdef").tolist(), CHARS, *stop, limit=limit)
+        stream.run()
+        assert decoder.asked == needed
+
+
+# Pieces, for a consumer that does not step the engine
+
+
+def run_engine(stream: TextStream, engine: Engine) -> None:
+    stream.start(engine)
+    while engine.step():
+        pass
+
+
+def test_pieces_hold_echo_tokens_and_offsets() -> None:
+    checkpoint = small_checkpoint(CHARS, block_size=32)
+    prompt = encode_prompt(CHARS, "abc")
+    request = TextRequest(prompt=prompt, max_new_tokens=5, sampling=GREEDY, logprobs=2, echo=True)
+    pieces: list[TextPiece] = []
+    [stream] = text_streams(request, CHARS, incremental=True, on_update=lambda stream: pieces.append(stream.take()))
+    run_engine(stream, Engine(checkpoint.model, 1))
+    assert "".join(piece.text for piece in pieces) == "abc" + stream.text
+    assert [piece.finish_reason for piece in pieces] == [None] * 5 + ["length"]
+    prompt_tokens, *others = [piece.prompt_tokens for piece in pieces]
+    assert [token.id for token, _ in prompt_tokens] == prompt.ids
+    assert not any(others)
+    tokens = [located for piece in pieces for located in piece.tokens]
+    assert [offset for _, offset in [*prompt_tokens, *tokens]] == list(range(8))
+    assert all(len(token.top) == 2 for token, _ in tokens)
+    assert stream.mean_logprob == pytest.approx(sum(token.logprob for token, _ in tokens) / 5)
+
+
+def test_one_text_of_several_scores_an_echoed_prompt() -> None:
+    request = TextRequest(prompt=encode_prompt(CHARS, "abc"), num_samples=3, max_new_tokens=2, logprobs=0, echo=True)
+    for incremental, counts in ((False, [3, 0, 0]), (True, [3, 3, 3])):
+        engine = Engine(small_checkpoint(CHARS).model, 3)
+        streams = text_streams(request, CHARS, incremental=incremental)
+        for stream in streams:
+            run_engine(stream, engine)
+        assert [len(stream.take().prompt_tokens) for stream in streams] == counts
+
+
+def test_a_cancelled_text_ends_whether_or_not_it_was_started() -> None:
+    request = TextRequest(prompt=encode_prompt(CHARS, "abc"), max_new_tokens=100)
+    early, late = TextStream(request, CHARS), TextStream(request, CHARS)
+    engine = Engine(small_checkpoint(CHARS).model, 2)
+    early.cancel()
+    early.start(engine)
+    late.start(engine)
+    engine.step()
+    late.cancel()
+    engine.step()
+    assert (early.finish_reason, late.finish_reason) == ("cancelled", "cancelled")
+    assert (len(early.tokens), len(late.tokens)) == (0, 1)
