@@ -200,3 +200,14 @@ def request_bytes(server: Running, **body: Any) -> bytes:
     content = json.dumps({"model": next(iter(server.models)), "prompt": "the"} | body).encode()
     head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     return head + b"content-length: %d\r\n\r\n%s" % (len(content), content)
+
+
+def error_of(answer: Answer, status: int, param: str | None = None, code: str | None = None) -> str:
+    """The message of an error response, which must have OpenAI's form."""
+    assert answer.status == status, answer.body
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json.keys() == {"error"}
+    error = answer.json["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert (error["param"], error["code"]) == (param, code)
+    return str(error["message"])

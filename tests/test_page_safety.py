@@ -24,7 +24,7 @@ from serving import Running
 from sites import Runs, copy_run, serve_runs
 
 HOSTILE = '<img src=x onerror="hacked=1"><script>hacked=1</script>'
-NAME = '<img src=x onerror="hacked=1"><script>hacked=1'  # of a folder, which can't have a slash
+NAME = '<img src=x onerror="hacked=1"><script>hacked=1'  # a folder name, which cannot have a slash
 KEY = "correct-horse-battery-staple"
 SAVED = f"cat قط {HOSTILE}"
 
@@ -34,7 +34,7 @@ SAVED = f"cat قط {HOSTILE}"
 
 @pytest.fixture(scope="module")
 def hostile(runs: Runs) -> Iterator[Running]:
-    """A run whose name is markup, and that wrote markup."""
+    """A run whose name is markup, with a sample that is markup."""
     run = copy_run(runs.bytes, NAME)
     with (run.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({"step": 21, "text": HOSTILE}) + "\n")
@@ -42,7 +42,7 @@ def hostile(runs: Runs) -> Iterator[Running]:
         yield it
 
 
-def test_markup_in_a_prompt_a_name_or_a_sample_is_text(chromium: Browser, hostile: Running) -> None:
+def test_markup_in_a_prompt_name_or_sample_is_shown_as_text(chromium: Browser, hostile: Running) -> None:
     with open_page(chromium, hostile.url) as visit:
         page = visit.go("walk", NAME, HOSTILE).page
         shown = 0
@@ -88,7 +88,7 @@ def test_markup_in_a_prompt_a_name_or_a_sample_is_text(chromium: Browser, hostil
         visit.assert_no_faults()
 
 
-def test_the_policy_would_stop_what_slipped_through(visit: Visit) -> None:
+def test_the_security_policy_blocks_injected_scripts(visit: Visit) -> None:
     page = visit.go("walk").page
     elsewhere = '<script src="data:text/javascript,hacked=1"></script><a href="javascript:hacked=1">go</a>'
     page.evaluate(
@@ -114,16 +114,14 @@ def keyed(runs: Runs) -> Iterator[Running]:
         yield it
 
 
-def places(visit: Visit) -> set[str]:
+def key_locations(visit: Visit) -> set[str]:
     """Where the browser has the key."""
     page = visit.page
     found = {name for name in ("sessionStorage", "localStorage") if KEY in page.evaluate(f"JSON.stringify({name})")}
     return found | ({"cookies"} if page.context.cookies() else set()) | ({"address"} if KEY in page.url else set())
 
 
-def test_the_page_asks_for_the_key_tells_a_wrong_one_and_keeps_the_right_one_for_the_session(
-    chromium: Browser, keyed: Running
-) -> None:
+def test_the_page_asks_for_the_key_and_keeps_it_for_the_session(chromium: Browser, keyed: Running) -> None:
     with open_page(chromium, keyed.url) as visit:
         page = visit.page
         page.goto(f"{keyed.url}/#walk")
@@ -133,8 +131,8 @@ def test_the_page_asks_for_the_key_tells_a_wrong_one_and_keeps_the_right_one_for
         assert axe_violations(visit) == []
         page.keyboard.type("wrong")  # the field has the focus
         page.keyboard.press("Enter")
-        told = "asked => document.querySelector('dialog')?.textContent.length > asked.length + 5"
-        page.wait_for_function(told, arg=asked)
+        longer = "asked => document.querySelector('dialog')?.textContent.length > asked.length + 5"
+        page.wait_for_function(longer, arg=asked)
         assert axe_violations(visit) == []
         page.locator("#key").fill(KEY)
         page.keyboard.press("Enter")
@@ -143,20 +141,20 @@ def test_the_page_asks_for_the_key_tells_a_wrong_one_and_keeps_the_right_one_for
             visit.go(tab)
             assert page.get_by_role("alert").count() == 0
         generate_text(visit.go("playground"), length=3)
-        assert places(visit) == {"sessionStorage"}
+        assert key_locations(visit) == {"sessionStorage"}
         page.reload()
         page.locator("#panel-playground").wait_for()
         visit.settle()
         assert dialog.count() == 0
-        # Of a refusal for want of a key the browser itself tells the console; nothing else may be there.
+        # The browser reports each 401 in the console; nothing else may be there.
         assert [each for each in visit.faults if "401" not in each] == []
     with open_page(chromium, keyed.url) as visit:  # another session
         visit.page.goto(f"{keyed.url}/#walk")
         visit.page.get_by_role("dialog").wait_for()
-        assert places(visit) == set()
+        assert key_locations(visit) == set()
 
 
-def test_who_gives_no_key_is_told_and_asked_again(chromium: Browser, keyed: Running) -> None:
+def test_without_a_key_the_page_shows_an_alert_and_asks_again(chromium: Browser, keyed: Running) -> None:
     with open_page(chromium, keyed.url, locale="ar") as visit:
         page = visit.page
         page.goto(f"{keyed.url}/#walk")
@@ -173,14 +171,14 @@ def test_who_gives_no_key_is_told_and_asked_again(chromium: Browser, keyed: Runn
 
 @pytest.fixture(scope="module")
 def saved(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page in a file."""
+    """The page as one file."""
     file = tmp_path_factory.mktemp("saved") / "page.html"
     assert cli.main(["inspect", str(runs.bytes.folder), "--html", str(file), "--text", SAVED]) == 0
     return file
 
 
 @pytest.mark.parametrize("language", ["en", "ar"])
-def test_the_saved_page_shows_its_tabs_from_a_file_and_asks_nobody(
+def test_the_standalone_page_works_from_a_file_and_loads_nothing(
     chromium: Browser, runs: Runs, saved: Path, language: str
 ) -> None:
     with open_page(chromium, saved.as_uri(), locale=language) as visit:

@@ -1,4 +1,4 @@
-"""Under attack: what malformed, fuzzed, greedy, slow and vanishing clients can't do to the server or to an honest one.
+"""Attacks: malformed, fuzzed, oversized, slow and vanishing clients harm neither the server nor other clients.
 
 The numbers of requests and the outcomes are checked here; times depend on the machine.
 """
@@ -32,7 +32,7 @@ JSON = {"content-type": "application/json"}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Iterator[Path]:
-    """A checkpoint; the module's engines find what was built for them."""
+    """A checkpoint. The engines use the native code that the `built` fixture compiled."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OCTAVO_CACHE", str(built.parent))
         yield write_checkpoint(tmp_path_factory.mktemp("models") / "small", "char")
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Iterator[Pa
 
 @dataclass
 class Attacked:
-    """`octavo serve` as a process of its own, whose memory can be looked at."""
+    """`octavo serve` as a separate process, whose memory is measured."""
 
     process: psutil.Process
     port: int
@@ -49,13 +49,13 @@ class Attacked:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
 
     def ask(self, body: bytes) -> int:
-        """The status of one request on a connection of its own."""
+        """The status of a request on a new connection."""
         with contextlib.closing(self.connect()) as connection:
             connection.request("POST", "/v1/completions", body, JSON)
             return connection.getresponse().status
 
-    def honest(self, **body: Any) -> dict[str, Any]:
-        """A proper request, properly answered."""
+    def complete(self, **body: Any) -> dict[str, Any]:
+        """A valid request, which must succeed."""
         with contextlib.closing(self.connect()) as connection:
             asked = {"model": "small", "prompt": "the cat", "seed": 1} | body
             connection.request("POST", "/v1/completions", json.dumps(asked), JSON)
@@ -65,13 +65,13 @@ class Attacked:
             return answer
 
     def memory(self) -> int:
-        """Bytes that the process holds, its caches of freed memory included."""
+        """Resident bytes, freed memory that the allocator keeps included."""
         return int(self.process.memory_info().rss)
 
 
 @pytest.fixture(scope="module")
 def attacked(folder: Path) -> Iterator[Attacked]:
-    """The server, warm: each kind of request was answered a few times."""
+    """The server after a warm-up with every kind of request."""
     words = [sys.executable, "-m", "octavo", "serve", str(folder), "--port", "0", "--json"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)) as it:
         assert it.stdout is not None
@@ -80,14 +80,14 @@ def attacked(folder: Path) -> Iterator[Attacked]:
         try:
             attacked = Attacked(psutil.Process(it.pid), int(json.loads(said)["url"].rpartition(":")[2][:-3]))
             for i in range(40):
-                attacked.honest(max_tokens=60, n=1 + i % 8, logprobs=5, echo=True)
+                attacked.complete(max_tokens=60, n=1 + i % 8, logprobs=5, echo=True)
                 attacked.ask(b"a" * 900_000)
             yield attacked
-            assert it.poll() is None  # after all of it, it still runs
+            assert it.poll() is None  # it still runs after all attacks
         finally:
             it.terminate()
             assert it.wait(30) == 0
-        assert "Traceback" not in it.stderr.read()  # and nothing went wrong unseen
+        assert "Traceback" not in it.stderr.read()  # no hidden failure
 
 
 # Malformed
@@ -97,7 +97,7 @@ VALID = (b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: app
 
 
 def malformed(chance: random.Random) -> bytes:
-    """A request as it should not be: cut, changed, doubled, shuffled, of random bytes or of absurd parts."""
+    """An invalid request: truncated, changed, duplicated, shuffled, random, or with absurd parts."""
     head, _, body = VALID.partition(b"\r\n\r\n")
     lines = head.split(b"\r\n")
     match chance.randrange(9):
@@ -134,8 +134,8 @@ def malformed(chance: random.Random) -> bytes:
     return chance.choice((b"\r\n", b"\n", b"\r")).join(lines) + b"\r\n\r\n" + body
 
 
-def spoken(port: int, sent: bytes, wait: float) -> bytes:
-    """What comes back for these bytes within a moment; then the client leaves."""
+def exchange(port: int, sent: bytes, wait: float) -> bytes:
+    """Send bytes, return what arrives within `wait` seconds, and disconnect."""
     with socket.create_connection(("127.0.0.1", port), timeout=wait) as client:
         with contextlib.suppress(ConnectionError, TimeoutError):
             client.sendall(sent)
@@ -144,15 +144,15 @@ def spoken(port: int, sent: bytes, wait: float) -> bytes:
     return b""
 
 
-def test_five_hundred_malformed_requests_harm_nothing(attacked: Attacked) -> None:
+def test_500_malformed_requests_do_no_harm(attacked: Attacked) -> None:
     before, chance = attacked.memory(), random.Random(1)
     sent = [malformed(chance) for _ in range(500)]
     with ThreadPoolExecutor(25) as pool:
-        answers = list(pool.map(lambda each: spoken(attacked.port, each, 0.3), sent))
+        answers = list(pool.map(lambda each: exchange(attacked.port, each, 0.3), sent))
     statuses = Counter(int(answer[9:12]) for answer in answers if answer)
     assert statuses.keys() <= {200, 400, 401, 403, 404, 405, 408, 413, 431}, statuses
     assert statuses[400] > 100
-    assert attacked.honest()
+    assert attacked.complete()
     assert attacked.memory() < 1.1 * before
 
 
@@ -169,7 +169,7 @@ FIELDS = [*CompletionRequest.model_fields, "suffix", "messages", "tools", "unkno
 
 
 def fuzzed(chance: random.Random) -> bytes:
-    """A body with some fields as they should not be, and now and then the JSON itself."""
+    """A body with some invalid fields, and sometimes invalid JSON."""
     body: dict[str, Any] = {"model": "small", "prompt": "the cat", "max_tokens": chance.randint(0, 8)}
     for _ in range(chance.randint(0, 3)):
         body[chance.choice(FIELDS)] = chance.choice(NASTY)
@@ -182,8 +182,8 @@ def fuzzed(chance: random.Random) -> bytes:
     return text
 
 
-def test_two_thousand_fuzzed_requests_harm_nothing(attacked: Attacked) -> None:
-    before, text, chance = attacked.memory(), attacked.honest()["choices"], random.Random(2)
+def test_2000_fuzzed_requests_do_no_harm(attacked: Attacked) -> None:
+    before, text, chance = attacked.memory(), attacked.complete()["choices"], random.Random(2)
     bodies = [fuzzed(chance) for _ in range(2000)]
 
     def ask(part: list[bytes]) -> Counter[int]:
@@ -206,11 +206,11 @@ def test_two_thousand_fuzzed_requests_harm_nothing(attacked: Attacked) -> None:
     assert total.total() == 2000
     assert total[200] > 200
     assert total[400] > 800
-    assert attacked.honest()["choices"] == text
+    assert attacked.complete()["choices"] == text
     assert attacked.memory() < 1.1 * before
 
 
-# Greedy
+# Oversized
 
 
 @pytest.mark.parametrize("body", [
@@ -221,20 +221,20 @@ def test_two_thousand_fuzzed_requests_harm_nothing(attacked: Attacked) -> None:
     {"model": "a" * 900_000}, {"stream_options": {str(i): 1 for i in range(50_000)}},
     {"prompt": "the", "suffix": "a" * 900_000},
 ], ids=lambda body: f"{next(iter(body))[:12]}={str(next(iter(body.values())))[:12]}")  # fmt: skip
-def test_what_asks_too_much_is_refused_before_it_costs_anything(attacked: Attacked, body: dict[str, Any]) -> None:
+def test_absurd_requests_are_refused_without_using_memory(attacked: Attacked, body: dict[str, Any]) -> None:
     before = attacked.memory()
     content = json.dumps({"model": "small", "prompt": "the"} | body).encode()
     assert {attacked.ask(content) for _ in range(3)} == {400}
     assert attacked.memory() < 1.1 * before
 
 
-def test_a_hundred_megabytes_are_not_kept(attacked: Attacked) -> None:
+def test_a_body_of_100_mb_is_not_buffered(attacked: Attacked) -> None:
     before = attacked.memory()
     assert attacked.ask(b"a" * 100_000_000) == 413
     assert attacked.memory() < 1.1 * before
 
 
-def test_deep_nests_and_long_numbers_are_no_json_here(attacked: Attacked) -> None:
+def test_deep_nesting_and_long_numbers_are_400(attacked: Attacked) -> None:
     nines = b"9" * 900_000
     for body in (b"[" * 900_000, b'{"a":' * 100_000, b'{"n": %s}' % nines, b'{"n": 1e%s}' % nines):
         assert attacked.ask(body) == 400
@@ -243,7 +243,7 @@ def test_deep_nests_and_long_numbers_are_no_json_here(attacked: Attacked) -> Non
 # Slow
 
 
-def test_fifty_trickling_clients_leave_an_honest_one_its_answers(attacked: Attacked) -> None:
+def test_fifty_trickling_clients_do_not_block_another(attacked: Attacked) -> None:
     ended = threading.Event()
 
     def trickle(client: socket.socket, number: int) -> None:
@@ -263,7 +263,7 @@ def test_fifty_trickling_clients_leave_an_honest_one_its_answers(attacked: Attac
         for each in threads:
             each.start()
         try:
-            texts = {attacked.honest(max_tokens=30)["choices"][0]["text"] for _ in range(40)}
+            texts = {attacked.complete(max_tokens=30)["choices"][0]["text"] for _ in range(40)}
         finally:
             ended.set()
             for each in threads:
@@ -271,11 +271,11 @@ def test_fifty_trickling_clients_leave_an_honest_one_its_answers(attacked: Attac
     assert len(texts) == 1
 
 
-# Gone
+# Disconnected
 
 
-def test_a_hundred_clients_that_leave_free_their_slots_within_two_tokens(folder: Path) -> None:
-    """Half stream, half wait for all of it. Counted from when the client has left: a token here takes 50 ms."""
+def test_a_hundred_disconnecting_clients_free_their_slots_within_two_tokens(folder: Path) -> None:
+    """Half of them stream. A token takes 50 ms here, and is counted from when the client disconnects."""
     request = (b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
                b"content-length: %d\r\n\r\n%s")  # fmt: skip
     with run_server({"slow": slow_model(folder, slots=10, seconds=0.05)}) as server:
@@ -287,18 +287,19 @@ def test_a_hundred_clients_that_leave_free_their_slots_within_two_tokens(folder:
                 body = json.dumps({"model": "slow", "prompt": "the", "max_tokens": 60, "stream": i % 2 == 0}).encode()
                 clients.append(socket.create_connection(("127.0.0.1", server.port)))
                 clients[-1].sendall(request % (len(body), body))
-            wait_until(lambda: sum(bool(task.job and task.job.tokens) for task in [*worker._live]) == 10)
+            wait_until(lambda: sum(bool(stream.tokens) for stream in worker.streams) == 10)
+            streams = worker.streams
             for each in clients:
                 each.close()
-            left = {task: len(task.job.tokens) for task in [*worker._live] if task.job}
+            counts = {stream: len(stream.tokens) for stream in streams}
             wait_until(server.idle)
-            late += [len(task.job.tokens) - count for task, count in left.items() if task.job]
+            late += [len(stream.tokens) - count for stream, count in counts.items()]
         assert len(late) == 100
         assert max(late) <= 2
         assert server.text(max_tokens=3)
 
 
-def test_clients_that_leave_the_queue_are_never_begun(folder: Path) -> None:
+def test_queued_requests_of_disconnected_clients_are_never_started(folder: Path) -> None:
     with run_server({"slow": slow_model(folder, slots=1, seconds=0.05)}) as server, ThreadPoolExecutor(1) as pool:
         first = pool.submit(server.text, max_tokens=20)
         wait_until(lambda: server.models["slow"].worker.engine.running == 1)
@@ -318,7 +319,7 @@ def test_clients_that_leave_the_queue_are_never_begun(folder: Path) -> None:
 # Too many
 
 
-def test_ten_times_more_than_it_holds_is_answered_or_told_to_come_again(folder: Path) -> None:
+def test_ten_times_the_capacity_is_answered_or_429(folder: Path) -> None:
     limits = Limits(queue=4, prefix_cache_bytes=1 << 20)
     with run_server({"slow": slow_model(folder, slots=4, limits=limits, seconds=0.005)}, limits) as server:
 
@@ -341,7 +342,7 @@ def test_ten_times_more_than_it_holds_is_answered_or_told_to_come_again(folder: 
         assert server.text(seed=0, max_tokens=20) == alone[0]
 
 
-def test_more_connections_than_it_holds_do_not_keep_honest_clients_out_for_long(folder: Path) -> None:
+def test_too_many_connections_block_other_clients_only_briefly(folder: Path) -> None:
     limits = Limits(connections=30, header_seconds=0.5, linger_seconds=0.3, prefix_cache_bytes=1 << 20)
     with (
         run_server({"slow": slow_model(folder, limits=limits, seconds=0)}, limits) as server,
@@ -358,4 +359,4 @@ def _status(server: Running) -> int:
     try:
         return server.ask("GET", "/health").status
     except (ConnectionError, http.client.HTTPException):
-        return 429  # told so, and gone before we had asked
+        return 429  # refused and closed before the request was sent

@@ -1,4 +1,4 @@
-"""The completions API to the letter: prompts, choices, log-probabilities, stops, streams, usage, errors."""
+"""The completions API: prompts, choices, log-probabilities, stop strings, streams, usage, errors."""
 
 import json
 from collections.abc import Iterator
@@ -11,18 +11,17 @@ import torch
 
 from octavo.model import GPT
 from octavo.server import load_model
-from octavo.server.limits import Limits
 from octavo.server.requests import CompletionRequest
 from octavo.server.tokens import token_string
 from octavo.tokenizers import Tokenizer
-from serving import BLOCK, SETTINGS, Running, run_server, slow_model, write_checkpoint
+from serving import BLOCK, SETTINGS, Running, error_of, run_server, write_checkpoint
 
 IDS = [5, 1, 7, 2]
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Iterator[Running]:
-    """A char model and a byte model, a BPE model and one of words."""
+    """Three models: of characters, of bytes, and of byte pairs."""
     folder = tmp_path_factory.mktemp("models")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OCTAVO_CACHE", str(built.parent))
@@ -40,7 +39,7 @@ def model(server: Running, name: str) -> tuple[GPT, Tokenizer]:
 
 
 def expected_logprobs(server: Running, name: str, ids: list[int]) -> torch.Tensor:
-    """What a full forward says of each token after those before it: (T - 1, V)."""
+    """The log-probabilities of every next token by a full forward pass: (T - 1, V)."""
     gpt, tokenizer = model(server, name)
     with torch.no_grad():
         return gpt(torch.tensor([ids]))[0, :-1, : tokenizer.vocab_size].double().log_softmax(-1)
@@ -49,7 +48,7 @@ def expected_logprobs(server: Running, name: str, ids: list[int]) -> torch.Tenso
 # The shape of an answer
 
 
-def test_an_answer_has_openais_fields(server: Running) -> None:
+def test_a_completion_has_openais_fields(server: Running) -> None:
     answer = server.complete("the cat", max_tokens=4)
     assert answer.status == 200
     assert answer.headers["content-type"] == "application/json"
@@ -65,17 +64,17 @@ def test_an_answer_has_openais_fields(server: Running) -> None:
                              "prompt_tokens_details": {"cached_tokens": 0}}  # fmt: skip
 
 
-def test_sixteen_tokens_are_written_where_no_number_is_given(server: Running) -> None:
+def test_max_tokens_defaults_to_16(server: Running) -> None:
     for body in ({}, {"max_tokens": None}):
         assert len(server.text("the cat", **body)) == 16
 
 
-def test_null_means_the_default(server: Running) -> None:
+def test_null_is_the_default(server: Running) -> None:
     nulls = dict.fromkeys(CompletionRequest.model_fields.keys() - {"model", "prompt", "seed"} | {"suffix"})
     assert server.text("the cat", seed=1, **nulls) == server.text("the cat", seed=1)
 
 
-def test_a_prompt_may_be_text_or_ids_or_lists_of_either(server: Running) -> None:
+def test_a_prompt_is_text_ids_or_a_list_of_either(server: Running) -> None:
     _, tokenizer = model(server, "char")
     texts = ["the cat", "on the mat"]
     ids = [[int(i) for i in tokenizer.encode(text)] for text in texts]
@@ -88,7 +87,7 @@ def test_a_prompt_may_be_text_or_ids_or_lists_of_either(server: Running) -> None
     assert server.text(ids[0], seed=3) == alone[0]
 
 
-def test_greedy_text_is_the_models_likeliest(server: Running) -> None:
+def test_greedy_text_follows_argmax(server: Running) -> None:
     gpt, tokenizer = model(server, "char")
     ids = [int(i) for i in tokenizer.encode("the cat sat")]
     for _ in range(8):
@@ -97,21 +96,21 @@ def test_greedy_text_is_the_models_likeliest(server: Running) -> None:
     assert server.text("the cat sat", max_tokens=8, temperature=0) == tokenizer.decode(ids[-8:])
 
 
-def test_an_empty_prompt_begins_where_a_text_does(server: Running) -> None:
+def test_an_empty_prompt_starts_after_a_line_break(server: Running) -> None:
     _, tokenizer = model(server, "char")
     [newline] = tokenizer.encode("\n")
     for prompt in ("", None):
         assert server.text(prompt, seed=1) == server.text([int(newline)], seed=1)
     echoed = server.complete("", seed=1, echo=True, logprobs=0, max_tokens=3).json
     assert "".join(echoed["choices"][0]["logprobs"]["tokens"]) == echoed["choices"][0]["text"]
-    assert len(echoed["choices"][0]["text"]) == 3  # nothing that the client didn't give is echoed
+    assert len(echoed["choices"][0]["text"]) == 3  # only what the client sent is echoed
     assert echoed["usage"]["prompt_tokens"] == 1
 
 
 # Choices and seeds
 
 
-def test_choice_i_is_drawn_with_the_seed_plus_i(server: Running) -> None:
+def test_choice_i_is_drawn_with_seed_plus_i(server: Running) -> None:
     three = server.complete("the", n=3, seed=40).json
     texts = [choice["text"] for choice in three["choices"]]
     assert texts == [server.text("the", seed=40 + i) for i in range(3)]
@@ -121,7 +120,7 @@ def test_choice_i_is_drawn_with_the_seed_plus_i(server: Running) -> None:
     assert three["usage"]["completion_tokens"] == 48
 
 
-def test_choices_of_several_prompts_are_numbered_through(server: Running) -> None:
+def test_choices_are_numbered_across_prompts(server: Running) -> None:
     body = server.complete(["the", "cat"], n=2, seed=40, max_tokens=5).json
     assert [choice["index"] for choice in body["choices"]] == [0, 1, 2, 3]
     alone = [server.text(prompt, seed=40 + i, max_tokens=5) for prompt in ("the", "cat") for i in (0, 1)]
@@ -135,11 +134,11 @@ def test_without_a_seed_texts_differ(server: Running) -> None:
 
 
 @pytest.mark.parametrize("seed", [0, -1, -(2**63), 2**63 - 1])
-def test_every_seed_that_openai_takes_is_one(server: Running, seed: int) -> None:
+def test_every_seed_of_openai_is_accepted(server: Running, seed: int) -> None:
     assert server.text("the", n=2, seed=seed) == server.text("the", seed=seed)
 
 
-def test_the_same_seed_gives_the_same_text_whatever_runs_beside_it(server: Running) -> None:
+def test_a_seed_gives_the_same_text_beside_other_requests(server: Running) -> None:
     alone = {seed: server.text("the cat", seed=seed, max_tokens=40) for seed in range(8)}
     with ThreadPoolExecutor(8) as pool:
         for _ in range(3):
@@ -147,7 +146,7 @@ def test_the_same_seed_gives_the_same_text_whatever_runs_beside_it(server: Runni
             assert dict(enumerate(beside)) == alone
 
 
-def test_best_of_gives_the_likeliest_texts_first_and_counts_all(server: Running) -> None:
+def test_best_of_returns_the_texts_with_the_highest_mean_logprob_and_counts_all(server: Running) -> None:
     every = server.complete("the", n=6, seed=7, logprobs=0).json["choices"]
 
     def mean(choice: dict[str, Any]) -> float:
@@ -159,10 +158,10 @@ def test_best_of_gives_the_likeliest_texts_first_and_counts_all(server: Running)
     assert [choice["text"] for choice in best["choices"]] == [choice["text"] for choice in ranked[:2]]
     assert [choice["index"] for choice in best["choices"]] == [0, 1]
     assert best["usage"]["completion_tokens"] == 96
-    told = server.complete("the", best_of=6, seed=7, logprobs=1, echo=True).json["choices"][0]
-    assert told["text"] == "the" + ranked[0]["text"]
-    assert told["logprobs"]["token_logprobs"][3:] == ranked[0]["logprobs"]["token_logprobs"]
-    assert told["logprobs"]["text_offset"] == list(range(19))
+    choice = server.complete("the", best_of=6, seed=7, logprobs=1, echo=True).json["choices"][0]
+    assert choice["text"] == "the" + ranked[0]["text"]
+    assert choice["logprobs"]["token_logprobs"][3:] == ranked[0]["logprobs"]["token_logprobs"]
+    assert choice["logprobs"]["text_offset"] == list(range(19))
 
 
 def test_sampling_settings_reach_the_engine(server: Running) -> None:
@@ -180,22 +179,22 @@ def test_sampling_settings_reach_the_engine(server: Running) -> None:
 
 
 @pytest.mark.parametrize("name", ["char", "bpe"])
-def test_logprobs_are_the_models_own(server: Running, name: str) -> None:
+def test_logprobs_equal_those_of_a_full_forward(server: Running, name: str) -> None:
     _, tokenizer = model(server, name)
     prompt = "the cat sat"
     choice = server.complete(prompt, model=name, echo=True, logprobs=3, max_tokens=5, seed=1).json["choices"][0]
-    told = choice["logprobs"]
+    logprobs = choice["logprobs"]
     prompt_ids = [int(i) for i in tokenizer.encode(prompt)]
     strings = {token_string(tokenizer, i): i for i in range(tokenizer.vocab_size)}
-    ids = prompt_ids + [strings[token] for token in told["tokens"][len(prompt_ids) :]]
+    ids = prompt_ids + [strings[token] for token in logprobs["tokens"][len(prompt_ids) :]]
     expected = expected_logprobs(server, name, ids)
-    assert told["token_logprobs"][0] is None
-    assert told["top_logprobs"][0] is None
+    assert logprobs["token_logprobs"][0] is None
+    assert logprobs["top_logprobs"][0] is None
     for i, (id, row) in enumerate(zip(ids[1:], expected, strict=True), start=1):
-        assert told["token_logprobs"][i] == pytest.approx(float(row[id]), abs=1e-4)
+        assert logprobs["token_logprobs"][i] == pytest.approx(float(row[id]), abs=1e-4)
         likeliest = row.topk(3)
-        top = told["top_logprobs"][i]
-        assert told["token_logprobs"][i] == top[told["tokens"][i]]  # the very same number
+        top = logprobs["top_logprobs"][i]
+        assert logprobs["token_logprobs"][i] == top[logprobs["tokens"][i]]  # exactly the same number
         assert len(top) == 3 + (id not in likeliest.indices.tolist())
         for best, value in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True):
             assert top[token_string(tokenizer, best)] == pytest.approx(value, abs=1e-4)
@@ -203,25 +202,25 @@ def test_logprobs_are_the_models_own(server: Running, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["char", "bpe", "byte"])
 @pytest.mark.parametrize("echo", [True, False])
-def test_text_offsets_say_where_each_token_stands_in_the_whole(server: Running, name: str, echo: bool) -> None:
+def test_text_offsets_locate_each_token_in_prompt_and_text(server: Running, name: str, echo: bool) -> None:
     prompt = "café, the €5"
     choice = server.complete(prompt, model=name, logprobs=0, echo=echo, seed=2, max_tokens=12).json["choices"][0]
-    told = choice["logprobs"]
+    logprobs = choice["logprobs"]
     whole = choice["text"] if echo else prompt + choice["text"]
-    assert told["text_offset"][0] == (0 if echo else len(prompt))
-    assert told["text_offset"] == sorted(told["text_offset"])
-    for token, offset in zip(told["tokens"], told["text_offset"], strict=True):
+    assert logprobs["text_offset"][0] == (0 if echo else len(prompt))
+    assert logprobs["text_offset"] == sorted(logprobs["text_offset"])
+    for token, offset in zip(logprobs["tokens"], logprobs["text_offset"], strict=True):
         assert token.startswith("bytes:") or whole[offset:].startswith(token)
 
 
-def test_logprobs_zero_tells_the_tokens_own(server: Running) -> None:
-    told = server.complete("the", logprobs=0, max_tokens=3).json["choices"][0]["logprobs"]
-    assert [list(top.items()) for top in told["top_logprobs"]] == [
-        [(token, value)] for token, value in zip(told["tokens"], told["token_logprobs"], strict=True)
+def test_logprobs_zero_returns_only_the_tokens_own(server: Running) -> None:
+    logprobs = server.complete("the", logprobs=0, max_tokens=3).json["choices"][0]["logprobs"]
+    assert [list(top.items()) for top in logprobs["top_logprobs"]] == [
+        [(token, value)] for token, value in zip(logprobs["tokens"], logprobs["token_logprobs"], strict=True)
     ]
 
 
-def test_no_tokens_and_an_echo_score_the_prompt(server: Running) -> None:
+def test_echo_without_new_tokens_scores_the_prompt(server: Running) -> None:
     body = server.complete("the cat", echo=True, max_tokens=0, logprobs=1).json
     [choice] = body["choices"]
     assert choice["text"] == "the cat"
@@ -231,12 +230,12 @@ def test_no_tokens_and_an_echo_score_the_prompt(server: Running) -> None:
     assert server.text("the cat", max_tokens=0) == ""
 
 
-def test_tokens_that_are_no_text_keep_their_names_apart(server: Running) -> None:
-    """As U+FFFD they would all be one key, and the likeliest might be lost under the least likely."""
+def test_tokens_that_are_not_utf8_have_distinct_strings(server: Running) -> None:
+    """As U+FFFD they would share one key of `top_logprobs`, and overwrite each other."""
     ids = [200, 201, 202, 203]
-    told = server.complete(ids, model="byte", echo=True, max_tokens=0, logprobs=5).json["choices"][0]["logprobs"]
-    assert told["tokens"] == ["bytes:\\xc8", "bytes:\\xc9", "bytes:\\xca", "bytes:\\xcb"]
-    for row, top in zip(expected_logprobs(server, "byte", ids), told["top_logprobs"][1:], strict=True):
+    logprobs = server.complete(ids, model="byte", echo=True, max_tokens=0, logprobs=5).json["choices"][0]["logprobs"]
+    assert logprobs["tokens"] == ["bytes:\\xc8", "bytes:\\xc9", "bytes:\\xca", "bytes:\\xcb"]
+    for row, top in zip(expected_logprobs(server, "byte", ids), logprobs["top_logprobs"][1:], strict=True):
         assert len(top) in (5, 6)
         assert max(top.values()) == pytest.approx(float(row.max()), abs=1e-4)
 
@@ -254,10 +253,10 @@ def test_a_stop_string_ends_the_text_before_it(server: Running) -> None:
         assert choice["text"] == text[:cut]
         assert choice["finish_reason"] == "stop"
         assert "".join(choice["logprobs"]["tokens"]) == text[:cut]
-        assert cut <= body["usage"]["completion_tokens"] <= cut + 4  # what completed the stop string was written
+        assert cut <= body["usage"]["completion_tokens"] <= cut + 4  # the tokens of the stop string count
 
 
-def test_a_stop_string_within_a_token_cuts_the_token(server: Running) -> None:
+def test_a_stop_string_inside_a_token_cuts_the_token(server: Running) -> None:
     whole = server.complete("the", model="bpe", seed=6, logprobs=0, max_tokens=50).json["choices"][0]
     token = next(t for t in whole["logprobs"]["tokens"][3:] if len(t) > 1 and not t.startswith("bytes:"))
     cut = whole["text"].find(token[1:])
@@ -269,26 +268,26 @@ def test_a_stop_string_within_a_token_cuts_the_token(server: Running) -> None:
     assert whole["logprobs"]["text_offset"][count - 1] < 3 + cut <= whole["logprobs"]["text_offset"][count]
 
 
-def test_end_of_text_ends_it(server: Running) -> None:
+def test_end_of_text_ends_the_text(server: Running) -> None:
     _, tokenizer = model(server, "bpe")
     body = server.complete("the", model="bpe", logit_bias={str(tokenizer.end_of_text): 100}).json
     assert (body["choices"][0]["text"], body["choices"][0]["finish_reason"]) == ("", "stop")
     assert body["usage"]["completion_tokens"] == 0
 
 
-def test_a_full_block_ends_it(server: Running) -> None:
-    """What lies beyond has no position: `--overflow stop`, the API's default."""
+def test_a_full_context_ends_the_text(server: Running) -> None:
+    """`--overflow stop`, the server's default."""
     body = server.complete("a" * (BLOCK - 4), max_tokens=100).json
     assert body["choices"][0]["finish_reason"] == "length"
-    assert body["usage"]["completion_tokens"] == 5  # the last one drawn needs no place
+    assert body["usage"]["completion_tokens"] == 5  # the last token needs no position
     assert server.complete("a" * BLOCK, max_tokens=100).json["usage"]["completion_tokens"] == 1
 
 
 # Streams
 
 
-def joined(events: list[Any]) -> dict[int, dict[str, Any]]:
-    """What the chunks of a stream come to, by choice."""
+def join_chunks(events: list[Any]) -> dict[int, dict[str, Any]]:
+    """The choices of a stream, each joined from its chunks."""
     assert events[-1] == "[DONE]"
     choices: dict[int, dict[str, Any]] = {}
     for event in events[:-1]:
@@ -308,13 +307,13 @@ def joined(events: list[Any]) -> dict[int, dict[str, Any]]:
     {}, {"n": 3}, {"logprobs": 2}, {"logprobs": 2, "echo": True, "n": 2}, {"echo": True},
     {"max_tokens": 0, "echo": True}, {"stop": ["a", "th"]}, {"stop": ["e t", "  "], "logprobs": 1, "n": 4},
 ], ids=str)  # fmt: skip
-def test_a_stream_joined_is_the_answer(server: Running, name: str, extra: dict[str, Any]) -> None:
+def test_a_joined_stream_equals_the_answer(server: Running, name: str, extra: dict[str, Any]) -> None:
     body: dict[str, Any] = {"model": name, "seed": 11, "max_tokens": 30} | extra
     answer = server.complete(["the cat", "a mat"], **body).json
     streamed = server.complete(["the cat", "a mat"], stream=True, **body)
     assert streamed.status == 200
     assert streamed.headers["content-type"].startswith("text/event-stream")
-    choices = joined(streamed.events)
+    choices = join_chunks(streamed.events)
     for choice in answer["choices"]:
         assert choices.pop(choice.pop("index")) == choice
     assert choices == {}
@@ -324,7 +323,7 @@ def test_a_stream_joined_is_the_answer(server: Running, name: str, extra: dict[s
         assert "\ufffd" not in json.dumps(event, ensure_ascii=False)
 
 
-def test_a_stream_tells_usage_where_it_was_asked_to(server: Running) -> None:
+def test_a_stream_ends_with_usage_if_requested(server: Running) -> None:
     body: dict[str, Any] = {"seed": 1, "n": 2, "max_tokens": 5}
     events = server.complete("the", stream=True, stream_options={"include_usage": True}, **body).events
     *chunks, last, done = events
@@ -335,7 +334,7 @@ def test_a_stream_tells_usage_where_it_was_asked_to(server: Running) -> None:
     assert last["usage"] | {"prompt_tokens_details": None} == usage | {"prompt_tokens_details": None}
 
 
-def test_a_streamed_chunk_holds_what_was_just_written(server: Running) -> None:
+def test_every_chunk_has_the_text_of_one_token(server: Running) -> None:
     events = server.complete("the", stream=True, max_tokens=6).events
     assert [len(event["choices"][0]["text"]) for event in events[:-1]] == [1] * 6 + [0]
 
@@ -379,18 +378,7 @@ def test_token_ids_of_text_and_prompt_are_returned(server: Running, prompt: Any,
         assert rest["prompt_token_ids"] == ids + half
 
 
-# Refusals
-
-
-def refused(answer: Any, status: int, param: str | None = None, code: str | None = None) -> str:
-    """The message of an error in OpenAI's form."""
-    assert answer.status == status, answer.body
-    assert answer.headers["content-type"] == "application/json"
-    assert answer.json.keys() == {"error"}
-    error = answer.json["error"]
-    assert error.keys() == {"message", "type", "param", "code"}
-    assert (error["param"], error["code"]) == (param, code)
-    return str(error["message"])
+# Errors
 
 
 @pytest.mark.parametrize(("field", "value"), [
@@ -417,64 +405,64 @@ def refused(answer: Any, status: int, param: str | None = None, code: str | None
     *(("model", value) for value in (5, "", ["char"])),
     ("stream_options", 5), ("stream_options.include_usage", {"include_usage": 1}),
 ])  # fmt: skip
-def test_what_is_out_of_bounds_is_refused_and_named(server: Running, field: str, value: Any) -> None:
+def test_a_field_out_of_bounds_is_refused_by_name(server: Running, field: str, value: Any) -> None:
     name = field.partition(".")[0]
-    message = refused(server.complete(**{name: value}), 400, param=field)
+    message = error_of(server.complete(**{name: value}), 400, param=field)
     assert message
     assert len(message) < 400
 
 
-def test_numbers_that_do_not_go_together_are_refused(server: Running) -> None:
-    assert "less than n=3" in refused(server.complete(n=3, best_of=2), 400, "best_of")
-    assert "streamed" in refused(server.complete(best_of=2, stream=True), 400, "best_of")
-    refused(server.complete(["a"] * 128, n=2), 400, "n")
-    refused(server.complete(["a"] * 64, best_of=3), 400, "best_of")
+def test_contradicting_fields_are_refused(server: Running) -> None:
+    assert "less than n=3" in error_of(server.complete(n=3, best_of=2), 400, "best_of")
+    assert "streamed" in error_of(server.complete(best_of=2, stream=True), 400, "best_of")
+    error_of(server.complete(["a"] * 128, n=2), 400, "n")
+    error_of(server.complete(["a"] * 64, best_of=3), 400, "best_of")
 
 
 def test_a_model_that_is_not_served_is_404(server: Running) -> None:
-    message = refused(server.complete(model="gpt-4"), 404, "model", "model_not_found")
+    message = error_of(server.complete(model="gpt-4"), 404, "model", "model_not_found")
     assert "'gpt-4'" in message
     assert "char, byte, bpe" in message
-    assert "model" in refused(server.post("/v1/completions", prompt="a"), 400, "model")
+    assert "model" in error_of(server.post("/v1/completions", prompt="a"), 400, "model")
 
 
-def test_a_prompt_that_does_not_fit_is_told_the_block_size(server: Running) -> None:
+def test_a_prompt_that_is_too_long_is_refused_with_the_block_size(server: Running) -> None:
     for prompt in ("a" * (BLOCK + 1), "a" * 10_000, [1] * (BLOCK + 1), ["a", "a" * (BLOCK + 1)]):
-        message = refused(server.complete(prompt), 400, "prompt", "context_length_exceeded")
+        message = error_of(server.complete(prompt), 400, "prompt", "context_length_exceeded")
         assert f"block_size is {BLOCK}" in message
 
 
-def test_characters_that_the_model_does_not_know_are_named(server: Running) -> None:
-    message = refused(server.complete("the 猫 cat ∑"), 400, "prompt")
+def test_unknown_characters_are_named(server: Running) -> None:
+    message = error_of(server.complete("the 猫 cat ∑"), 400, "prompt")
     assert "'∑', '猫'" in message
-    assert "--" not in message  # no flag of a command line helps a client
-    refused(server.complete("half \ud800 a pair", model="byte"), 400, "prompt")
-    refused(server.complete("a", model="\ud800"), 400, "model")
-    refused(server.complete("a", stop="\ud800"), 400, "stop")
+    assert "--" not in message  # a command-line flag would not help a client
+    error_of(server.complete("half \ud800 a pair", model="byte"), 400, "prompt")
+    error_of(server.complete("a", model="\ud800"), 400, "model")
+    error_of(server.complete("a", stop="\ud800"), 400, "stop")
 
 
-def test_ids_beyond_the_vocabulary_are_refused(server: Running) -> None:
+def test_ids_outside_the_vocabulary_are_refused(server: Running) -> None:
     _, tokenizer = model(server, "char")
-    assert str(tokenizer.vocab_size) in refused(server.complete([0, tokenizer.vocab_size]), 400, "prompt")
+    assert str(tokenizer.vocab_size) in error_of(server.complete([0, tokenizer.vocab_size]), 400, "prompt")
 
 
 def test_a_suffix_is_refused_with_the_reason(server: Running) -> None:
-    assert "left to right" in refused(server.complete(suffix="the end"), 400)
+    assert "left to right" in error_of(server.complete(suffix="the end"), 400)
 
 
-def test_fields_that_would_change_the_text_are_refused_and_others_ignored(server: Running) -> None:
-    assert "messages" in refused(server.complete(messages=[{"role": "user", "content": "hi"}]), 400)
-    assert "ignore_eos" in refused(server.complete(ignore_eos=True), 400)
-    assert "'temperature'" in refused(server.complete(temprature=0.5), 400)
-    assert server.text(seed=1, ignore_eos=False, metadata={"a": 1}, whatever=5) == server.text(seed=1)
-    refused(server.complete(**{f"field {i}": i for i in range(100)}), 400)
+def test_unknown_fields_are_refused_if_they_would_change_the_text(server: Running) -> None:
+    assert "messages" in error_of(server.complete(messages=[{"role": "user", "content": "hi"}]), 400)
+    assert "ignore_eos" in error_of(server.complete(ignore_eos=True), 400)
+    assert "'temperature'" in error_of(server.complete(temprature=0.5), 400)
+    assert server.text(seed=1, ignore_eos=False, metadata={"a": 1}, unknown=5) == server.text(seed=1)
+    error_of(server.complete(**{f"field {i}": i for i in range(100)}), 400)
 
 
 @pytest.mark.parametrize("body", [
     b"", b"{", b"null", b"[]", b'"text"', b"5", b"\xff\xfe\x00", b'{"model": "char", "prompt": "a",}', b"[" * 50_000,
     b'{"a":' * 20_000, b'{"model": "char", "prompt": ' + b"9" * 10_000 + b"}", "ü{}".encode("utf-16"),
 ], ids=lambda body: repr(body[:12]))  # fmt: skip
-def test_what_is_no_json_object_is_400(server: Running, body: bytes) -> None:
+def test_a_body_that_is_not_a_json_object_is_400(server: Running, body: bytes) -> None:
     answer = server.ask("POST", "/v1/completions", body, {"content-type": "application/json"})
     assert answer.status == 400
     assert answer.json["error"]["message"]
@@ -482,26 +470,26 @@ def test_what_is_no_json_object_is_400(server: Running, body: bytes) -> None:
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", None])
-def test_json_must_be_said_to_be_json(server: Running, kind: str | None) -> None:
-    """A web page can send a form or plain text anywhere without asking; JSON it can't."""
+def test_the_content_type_must_be_json(server: Running, kind: str | None) -> None:
+    """A web page may send forms and plain text to any server without a preflight, but not JSON."""
     body = json.dumps({"model": "char", "prompt": "a"}).encode()
     answer = server.ask("POST", "/v1/completions", body, {"content-type": kind} if kind else {})
-    assert "content-type: application/json" in refused(answer, 400)
+    assert "content-type: application/json" in error_of(answer, 400)
 
 
-def test_routes_and_methods_that_are_not_there(server: Running) -> None:
-    assert "'/v1/chat/completions'" in refused(server.post("/v1/chat/completions", model="char"), 404)
-    refused(server.ask("GET", "/docs"), 404)
-    refused(server.ask("GET", "/v1/models/"), 404)
+def test_unknown_routes_are_404_and_methods_405(server: Running) -> None:
+    assert "'/v1/chat/completions'" in error_of(server.post("/v1/chat/completions", model="char"), 404)
+    error_of(server.ask("GET", "/docs"), 404)
+    error_of(server.ask("GET", "/v1/models/"), 404)
     answer = server.ask("GET", "/v1/completions")
-    refused(answer, 405)
+    error_of(answer, 405)
     assert answer.headers["allow"] == "POST"
 
 
 # The other routes
 
 
-def test_models_are_listed_and_described(server: Running) -> None:
+def test_models_are_listed(server: Running) -> None:
     listed = server.ask("GET", "/v1/models").json
     assert listed["object"] == "list"
     assert [each["id"] for each in listed["data"]] == ["char", "byte", "bpe"]
@@ -509,11 +497,11 @@ def test_models_are_listed_and_described(server: Running) -> None:
         assert server.ask("GET", f"/v1/models/{each['id']}").json == each
         assert each["object"] == "model"
         assert each["max_model_len"] == BLOCK
-    refused(server.ask("GET", "/v1/models/gpt-4"), 404, "model", "model_not_found")
+    error_of(server.ask("GET", "/v1/models/gpt-4"), 404, "model", "model_not_found")
 
 
 @pytest.mark.parametrize("name", ["char", "byte", "bpe"])
-def test_text_and_tokens_go_round(server: Running, name: str) -> None:
+def test_tokenize_and_detokenize_round_trip(server: Running, name: str) -> None:
     _, tokenizer = model(server, name)
     text = "café on the €5 mat\n"
     there = server.post("/tokenize", model=name, prompt=text, add_special_tokens=False, return_token_strs=True).json
@@ -525,34 +513,34 @@ def test_text_and_tokens_go_round(server: Running, name: str) -> None:
     assert server.post("/detokenize", model=name, tokens=[]).json == {"prompt": ""}
 
 
-def test_the_end_of_a_text_can_be_asked_for_by_its_name(server: Running) -> None:
+def test_end_of_text_alone_is_tokenized_as_the_special_token(server: Running) -> None:
     _, tokenizer = model(server, "bpe")
     info = server.ask("GET", "/tokenizer_info?model=bpe").json
     assert info["eos_token"] == info["bos_token"] == "<|endoftext|>"
     assert server.post("/tokenize", model="bpe", prompt=info["eos_token"]).json["tokens"] == [tokenizer.end_of_text]
     within = server.post("/tokenize", model="bpe", prompt="a<|endoftext|>").json["tokens"]
-    assert tokenizer.end_of_text not in within  # within a text it is text
+    assert tokenizer.end_of_text not in within  # inside a text it is ordinary text
     assert server.ask("GET", "/tokenizer_info?model=char").json["eos_token"] is None
 
 
-def test_the_tokenizers_routes_refuse_as_the_others_do(server: Running) -> None:
-    refused(server.post("/tokenize", prompt="a"), 400, "model")  # several are served
-    refused(server.post("/tokenize", model="char", prompt="猫"), 400, "prompt")
-    refused(server.post("/tokenize", model="char", prompt=5), 400, "prompt")
-    refused(server.post("/detokenize", model="char", tokens=[10**6]), 400, "tokens")
-    refused(server.post("/detokenize", model="char", tokens=[True]), 400, "tokens")
-    refused(server.ask("GET", "/tokenizer_info"), 400, "model")
-    refused(server.ask("GET", "/tokenizer_info?model=x"), 404, "model", "model_not_found")
+def test_the_tokenizer_routes_refuse_invalid_requests(server: Running) -> None:
+    error_of(server.post("/tokenize", prompt="a"), 400, "model")  # several are served
+    error_of(server.post("/tokenize", model="char", prompt="猫"), 400, "prompt")
+    error_of(server.post("/tokenize", model="char", prompt=5), 400, "prompt")
+    error_of(server.post("/detokenize", model="char", tokens=[10**6]), 400, "tokens")
+    error_of(server.post("/detokenize", model="char", tokens=[True]), 400, "tokens")
+    error_of(server.ask("GET", "/tokenizer_info"), 400, "model")
+    error_of(server.ask("GET", "/tokenizer_info?model=x"), 404, "model", "model_not_found")
 
 
-def test_a_read_prompt_is_not_read_again_and_the_text_is_the_same(server: Running) -> None:
+def test_a_cached_prompt_gives_the_same_text(server: Running) -> None:
     prompt = "the cat sat on the mat, and the rat sat"
     first, second = (server.complete(prompt, seed=9).json for _ in range(2))
     assert second["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
     assert second["choices"] == first["choices"]
 
 
-def test_metrics_count_what_was_done(server: Running) -> None:
+def test_metrics_count_requests_and_tokens(server: Running) -> None:
     def value(line: str) -> float:
         page = server.ask("GET", "/metrics")
         assert page.headers["content-type"].startswith("text/plain")
@@ -574,61 +562,3 @@ def test_metrics_count_what_was_done(server: Running) -> None:
     assert gained == [1, usage["prompt_tokens"], 12, 2, 10, 1]
     assert value('octavo_slots{model="char"}') == 8
     assert value('octavo_slots_busy{model="char"}') == value('octavo_queue{model="char"}') == 0
-
-
-# The queue
-
-
-def test_what_does_not_fit_the_queue_is_429(tmp_path: Path) -> None:
-    limits = Limits(queue=2)
-    with run_server(
-        {"slow": slow_model(write_checkpoint(tmp_path / "slow", "char"), slots=1, limits=limits)}, limits
-    ) as server:
-        with ThreadPoolExecutor(12) as pool:
-            answers = list(pool.map(lambda _: server.complete(max_tokens=20), range(12)))
-        counts = {status: [each.status for each in answers].count(status) for status in (200, 429)}
-        assert sum(counts.values()) == 12
-        assert counts[200] >= 3
-        assert counts[429] >= 1
-        full = next(each for each in answers if each.status == 429)
-        assert full.headers["retry-after"] == "1"
-        assert full.json["error"]["code"] == "rate_limit_exceeded"
-        assert server.complete(["a"] * 10, max_tokens=2).status == 200  # more than it ever holds, when nobody waits
-
-
-def test_a_whole_answer_that_takes_too_long_is_503_and_frees_its_slot(tmp_path: Path) -> None:
-    limits = Limits(request_seconds=0.3)
-    with run_server(
-        {"slow": slow_model(write_checkpoint(tmp_path / "slow", "char"), slots=1, limits=limits)}, limits
-    ) as server:
-        answer = server.complete(max_tokens=50)
-        assert "0.3 seconds" in refused(answer, 503, code="timeout")
-        assert answer.headers["x-should-retry"] == "false"
-        *chunks, last = server.complete(max_tokens=50, stream=True).events
-        assert 0 < len(chunks) < 50
-        assert last["error"]["code"] == "timeout"
-        assert server.complete(max_tokens=2).status == 200
-
-
-def test_an_engine_that_fails_is_told_and_takes_no_more(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    served = slow_model(write_checkpoint(tmp_path / "slow", "char"))
-    with run_server({"slow": served}) as server:
-        served.worker.engine._decoder = None  # type: ignore[assignment]
-        assert refused(server.complete(), 500)
-        assert refused(server.complete(), 503)
-        assert refused(server.ask("GET", "/ready"), 503)
-        assert server.ask("GET", "/health").status == 200
-    assert "Traceback" in capfd.readouterr().err
-
-
-def test_weights_that_are_not_finite_are_an_error_of_that_request_alone(tmp_path: Path) -> None:
-    served = slow_model(write_checkpoint(tmp_path / "slow", "char"))
-    with run_server({"slow": served}) as server:
-        ok = server.text(seed=1, temperature=0.5)
-        gpt = served.checkpoint.model
-        kept = gpt.transformer.ln_f.weight.data.clone()
-        gpt.transformer.ln_f.weight.data[:] = float("nan")
-        assert "not finite" in refused(server.complete(), 500)
-        assert "not finite" in server.complete(stream=True).events[-1]["error"]["message"]
-        gpt.transformer.ln_f.weight.data[:] = kept
-        assert server.text(seed=1, temperature=0.5) == ok

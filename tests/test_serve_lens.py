@@ -233,6 +233,7 @@ def test_the_server_reads_no_text_that_is_not_prepared(server: Running, monkeypa
     ("projection", {"text": "a"}, 400, "projection takes no text"),
     ("attention", {"word": "a"}, 400, "attention takes no word"),
     ("attention", {"layr": 1}, 400, "'layer'"), ("attention", {"frob": 1}, 400, "no field 'frob'"),
+    ("attention", {"frob": None}, 400, "no field 'frob'"),
     ("attention", {"model": "nobody"}, 404, "no model 'nobody'"), ("attention", {"model": ""}, 400, "several models"),
     ("attention", {"step": 999, "model": "run"}, 404, "no checkpoint of step 999"),
     ("attention", {"step": 1, "model": "alone"}, 404, "no checkpoint of step 1"),

@@ -3,7 +3,7 @@
 A `TextRequest` says what to generate. `text_streams` makes one `TextStream` for each text that the request draws; the
 engine delivers tokens to it, and it gives text that can no longer change: whole characters, and nothing that may be the
 start of a stop string. The command line, `octavo.generate`, the samples of a training run and every endpoint of the
-server use these. Nothing here knows of HTTP.
+server use these. It has nothing to do with HTTP.
 """
 
 import dataclasses
@@ -145,9 +145,9 @@ class TextPiece:
 class TextStream:
     """One text while it is generated. `start` queues it on an engine, which then delivers its tokens.
 
-    Iterating yields text as it becomes certain, and steps the engine when there is none: streams that share an engine
-    all advance, whichever is iterated. Where another thread steps the engine, `on_update` is called in that thread
-    after each token and at the end, and `take` returns what is new.
+    Iterating yields text as it becomes certain, and steps the engine while there is no new text; that advances all
+    streams of the engine. If another thread steps the engine, `on_update` is called in that thread after each token
+    and at the end, and `take` returns what is new.
     """
 
     def __init__(
@@ -372,7 +372,7 @@ def start_streams(
     quantize: str = "none",
     notice: Callable[[str], object] = lambda text: None,
 ) -> list[TextStream]:
-    """The texts of a request, started on an engine of their own.
+    """The texts of a request, started on a new engine.
 
     `notice` is called if the prompt is truncated, and for each fallback that the engine takes.
     """

@@ -94,7 +94,7 @@ class Connection(H11Protocol):
         deadlines: dict[str, tuple[float, Callable[[], None]]] = {
             "head": (limits.header_seconds, self._refuse_slow_headers),
             "answer": (limits.body_seconds + limits.request_seconds + limits.linger_seconds, abort),
-            # uvicorn closes an idle connection by itself, but waits for a client that does not read on.
+            # uvicorn closes an idle connection, but then waits for a client that does not read its last response.
             "idle": (limits.idle_seconds + limits.linger_seconds, abort),
             "over": (limits.linger_seconds, abort),
         }

@@ -70,7 +70,7 @@ def routes(
 def describe_model(
     name: str, checkpoint: Checkpoint, steps: Iterable[int] = (), step: int | None = None
 ) -> responses.LensModel:
-    """What the page needs to know of a model. `step` is the run's checkpoint that is served; None without a run."""
+    """A model as the page needs it. `step` is the served checkpoint of its run; None if it belongs to no run."""
     settings = checkpoint.model.settings
     shape = {field: getattr(settings, field) for field in responses.Shape.model_fields.keys() - {"parameters"}}
     trained = checkpoint.settings if isinstance(checkpoint.settings, Settings) else None
@@ -149,7 +149,7 @@ class CheckpointCache:
         self._lock = threading.Lock()
 
     def get(self, model: ServedModel, step: int | None) -> Checkpoint:
-        """The served checkpoint, or that of a step of its run, on the CPU. Raises `ApiError` if there is none."""
+        """The served checkpoint, or that of a step of its run, on the CPU. Raises `ApiError` if it does not exist."""
         if step is None or step == model.step:
             if model.checkpoint.model.lm_head.weight.device.type == "cpu":
                 return _without_unprepared_text(model.checkpoint)

@@ -108,7 +108,7 @@ class _Body(BaseModel):
                 raise ValueError(f"{name}: {_TEXT_CHANGING[name]}")
             if near := difflib.get_close_matches(name[:40], cls.model_fields, 1, 0.85):
                 raise ValueError(f"there is no field {name[:40]!r}; is it {near[0]!r}?")
-        return {name: value for name, value in values.items() if value is not None}
+        return {name: value for name, value in values.items() if value is not None or name not in cls.model_fields}
 
 
 def _allow_null(schema: dict[str, Any]) -> None:
@@ -155,7 +155,7 @@ class CompletionRequest(_Body):
     ] = ""
     max_tokens: int = Field(16, ge=0, le=Limits.max_tokens)
     n: int = Field(1, ge=1, le=Limits.n)
-    best_of: int | None = Field(None, ge=1, le=Limits.best_of, description="null: as many as `n`")
+    best_of: int | None = Field(None, ge=1, le=Limits.best_of, description="null: `n`")
     echo: bool = False
     logprobs: int | None = Field(
         None, ge=0, le=Limits.logprobs, description="of each token, and of this many most likely tokens"
@@ -183,7 +183,7 @@ class CompletionRequest(_Body):
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:
-        """The prompts as a list, whichever of the four forms they had."""
+        """The prompts as a list, from any of the four forms."""
         is_one = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
         return cast(list[str] | list[list[int]], [self.prompt] if is_one else self.prompt)
 

@@ -23,7 +23,7 @@ class Error(BaseModel):
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The error responses of a route, for the API's document."""
+    """The error responses of a route, as FastAPI states them in its document."""
     return {status: {"model": Error, "description": HTTPStatus(status).phrase} for status in statuses}
 
 

@@ -103,7 +103,7 @@ def standalone_page(
     unknown: str = "error",
     root: Path = ROOT,
 ) -> str:
-    """The page as one file that loads nothing: Walk, Attention, and Positions and words, for one text.
+    """The page as one file that loads nothing, with the tabs Walk, Attention, and Positions and words.
 
     It has all heads of a text of up to 64 tokens, and those of `layer` for a longer one.
     """

@@ -23,9 +23,9 @@ T = TypeVar("T")
 
 
 class TextBatch:
-    """The texts of several requests to one model. `streams[i]` are those of request i, in the order drawn.
+    """The texts of several `TextRequest`s to one model. `streams[i]` are the texts of request i.
 
-    Raises `ApiError` if the model's queue is full. Whoever creates a batch must `close` it.
+    Raises `ApiError` if the model's queue is full. The caller must `close` the batch.
     """
 
     def __init__(

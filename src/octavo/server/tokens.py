@@ -48,7 +48,7 @@ def check_token_ids(tokenizer: Tokenizer, ids: list[int]) -> None:
 
 
 def format_logprobs(tokenizer: Tokenizer, tokens: list[LocatedToken]) -> dict[str, Any]:
-    """The `logprobs` object of a completion. Equal numbers are rounded alike, because clients compare them."""
+    """The `logprobs` object of a completion. All numbers are rounded the same way, because clients compare them."""
     lists: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
     for token, offset in tokens:
         lists["tokens"].append(token_string(tokenizer, token.id))

@@ -23,7 +23,7 @@ from octavo.server.api_error import ApiError
 
 
 class Worker:
-    """Steps one engine in a thread of its own, which sleeps while there is nothing to generate."""
+    """Steps one engine in a thread, which sleeps while there is nothing to generate."""
 
     def __init__(self, engine: Engine, queue: int) -> None:
         """`queue` is how many texts may wait for a slot."""

@@ -33,9 +33,10 @@ def protect(
 ) -> tuple[ASGIApp, Drain]:
     """The application behind all middleware, and the drain, by which the server ends.
 
-    From the outside in: metrics and security headers see every response, refusals included. The host is checked before
-    the origin, because a page under a forged host name is of the same origin. While the server drains, no key is
-    needed to learn so. The body is read last.
+    The outermost is applied last. Metrics and security headers come first, because they see every response, refusals
+    included. The host is checked before the origin, because a page under a forged host name is of the same origin.
+    Drain comes before the keys, so that a client without a key learns that the server shuts down. The body is read
+    last.
     """
     app = Compression(app)
     app = BodyLimits(app, limits)
