@@ -1,0 +1,135 @@
+"""The two decoders compute what the model computes, and the C code compiles or says why not."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+import torch
+
+from generating import SHAPES, decode, make_request, random_ids, random_model, run, token_ids
+from octavo.generation import native
+from octavo.generation.backends import create_decoder
+from octavo.generation.decoder import Batch
+from octavo.generation.engine import Engine
+from octavo.generation.torch_decoder import TorchDecoder
+
+law = hypothesis.settings(derandomize=True, deadline=None, max_examples=30)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
+@pytest.mark.parametrize("use_native", [True, False], ids=["C", "PyTorch"])
+def test_cached_decoding_equals_the_full_forward(shape: dict[str, Any], use_native: bool) -> None:
+    model = random_model(**shape)
+    ids = random_ids(model.settings.block_size, model.settings.vocab_size)
+    with torch.no_grad():
+        expected = model(torch.tensor([ids]))[0]
+    decoder, notes = create_decoder(model, 3, use_native=use_native)
+    assert notes == []
+    assert isinstance(decoder, native.NativeDecoder) == use_native
+    for cuts in ((), tuple(range(1, len(ids))), (1, 6, 15)):
+        logits = decode(decoder, ids, 1, cuts)
+        assert (logits - expected).abs().max() < 1e-4
+        assert torch.equal(logits.argmax(-1), expected.argmax(-1))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("int8", [False, True], ids=["float32", "int8"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
+def test_in_c_the_bits_of_a_row_depend_neither_on_chunks_nor_on_other_rows(
+    shape: dict[str, Any], int8: bool, threads: int
+) -> None:
+    model = random_model(**shape)
+    V, T = model.settings.vocab_size, model.settings.block_size
+    decoder = native.NativeDecoder(model, 6, int8)
+    sequences = [random_ids(T, V, seed) for seed in range(6)]
+    expected = [decode(decoder, ids) for ids in sequences]
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+
+        @law
+        @hypothesis.given(st.data())
+        def decode_together(data: st.DataObject) -> None:
+            lengths = [0] * 6
+            for _ in range(4):
+                counts = data.draw(st.lists(st.integers(0, 9), min_size=6, max_size=6))
+                ends = [min(T, length + count) for length, count in zip(lengths, counts, strict=True)]
+                batch = Batch()
+                for slot, (start, end) in enumerate(zip(lengths, ends, strict=True)):
+                    batch.add(sequences[slot][start:end], slot, start, end - start)
+                if batch.ids:
+                    logits = decoder.forward(batch)
+                    for slot, position, row in zip(batch.slots, batch.positions, logits, strict=True):
+                        assert torch.equal(row, expected[slot][position])
+                lengths = ends
+
+        decode_together()
+    finally:
+        torch.set_num_threads(threads_before)
+
+
+def test_logits_are_those_of_the_requested_rows_in_the_requested_order() -> None:
+    model = random_model()
+    for use_native in (True, False):
+        decoder, _ = create_decoder(model, 2, use_native=use_native)
+        ids, slots, positions = [1, 2, 3, 4], [0, 0, 0, 1], [0, 1, 2, 0]
+        expected = decoder.forward(Batch(ids, slots, positions, [0, 1, 2, 3]))
+        assert torch.allclose(decoder.forward(Batch(ids, slots, positions, [3, 1])), expected[[3, 1]], atol=1e-6)
+        assert decoder.forward(Batch(ids, slots, positions, [])).shape == (0, 11)
+
+
+def test_the_c_decoder_follows_changes_of_the_weights() -> None:
+    model = random_model()
+    decoder = native.NativeDecoder(model, 1)
+    before = decode(decoder, [1, 2, 3])
+    with torch.no_grad():
+        model.transformer.h[0].attn.c_attn.weight.mul_(0.5)
+        model.lm_head.weight.add_(0.1)
+        expected = model(torch.tensor([[1, 2, 3]]))[0]
+    assert not torch.allclose(before, expected, atol=1e-2)
+    assert torch.allclose(decode(decoder, [1, 2, 3]), expected, atol=1e-4)
+
+
+# Compiling
+
+
+def test_without_a_compiler_a_note_says_so_and_the_tokens_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model()
+    [expected] = run(Engine(model, 1, quantize="int8"), make_request())
+    native.load_library.cache_clear()
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    try:
+        engine = Engine(model, 1)
+        [note] = engine.notes
+        assert "no C compiler was found (gcc or clang)" in note
+        assert "PyTorch" in note
+        assert isinstance(engine._decoder, TorchDecoder)
+        int8_engine = Engine(model, 1, quantize="int8")
+        assert len(int8_engine.notes) == 2
+        assert token_ids(run(int8_engine, make_request())[0]) == token_ids(expected)
+    finally:
+        native.load_library.cache_clear()
+
+
+def test_the_error_names_a_failing_compiler_and_its_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "broken-cc"
+    broken.write_text("#!/bin/sh\n[ \"$1\" = --version ] && exit 0\necho 'it broke' >&2\nexit 1\n", encoding="utf-8")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CC", str(broken))
+    native.load_library.cache_clear()
+    try:
+        with pytest.raises(native.UnavailableError, match=r"can't be compiled with .*broken-cc \(it broke\)"):
+            native.load_library()
+    finally:
+        native.load_library.cache_clear()
+
+
+def test_the_c_code_compiles_without_warnings(tmp_path: Path) -> None:
+    flags = ["-O1", "-std=gnu11", "-Wall", "-Wextra", "-Wno-psabi"]
+    command = ["cc", *flags, "-c", str(native.SOURCE), "-o", str(tmp_path / "forward.o")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")

@@ -1,0 +1,132 @@
+"""int8 weights: how they are rounded, that both decoders use the rounded values, and how little the loss changes."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import octavo
+from generating import SHAPES, decode, random_ids, random_model
+from octavo.checkpoint import Checkpoint
+from octavo.data import pydocs
+from octavo.errors import OctavoError
+from octavo.generation import native
+from octavo.generation.backends import create_decoder
+from octavo.generation.engine import Engine
+from octavo.generation.int8 import linears_with_norms, round_to_int8
+from octavo.loss import split_loss
+from octavo.model import GPT
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
+def test_weights_are_rounded_to_a_127th_of_the_largest_of_their_output(shape: dict[str, Any]) -> None:
+    model = random_model(**shape)
+    ids = random_ids(model.settings.block_size, model.settings.vocab_size)
+    rounded_model = round_to_int8(model)
+    with torch.no_grad():
+        rounded, exact = rounded_model(torch.tensor([ids]))[0], model(torch.tensor([ids]))[0]
+    # The C code also rounds inputs to int16 and the KV cache to bf16, which changes less than rounding the weights.
+    rounding = (rounded - exact).abs().max()
+    assert (decode(native.NativeDecoder(model, 1, int8=True), ids) - rounded).abs().max() < rounding / 2
+    torch_decoder, _ = create_decoder(model, 1, "int8", use_native=False)
+    assert (decode(torch_decoder, ids) - rounded).abs().max() < 1e-3
+    assert 1e-4 < (rounded - exact).abs().max() < 1.5
+    for (ours, _), (linear, norm) in zip(linears_with_norms(rounded_model), linears_with_norms(model), strict=True):
+        gain = torch.ones(linear.weight.size(1)) if norm is None else norm.weight
+        errors = ((ours.weight - linear.weight) * gain).abs().amax(1)
+        assert (errors <= (linear.weight * gain).abs().amax(1) / 127 * 0.501).all()
+
+
+def scale_channels(model: GPT) -> None:
+    """Multiply some channels of the layer norms and divide the weights after them: the same function."""
+    for linear, norm in linears_with_norms(model):
+        if norm is not None and norm is not model.transformer.ln_f:
+            for channel, factor in ((3, 100.0), (17, 1000.0), (40, -50.0)):
+                norm.weight[channel] *= factor
+                if norm.bias is not None:
+                    norm.bias[channel] *= factor
+                linear.weight[:, channel] /= factor
+
+
+@torch.no_grad()
+def test_outlier_channels_of_a_norm_do_not_increase_the_error() -> None:
+    model = random_model(**SHAPES["even"])
+    idx = torch.tensor([random_ids(64, 64)])
+    exact = model(idx)
+    error = (round_to_int8(model)(idx) - exact).abs().mean()
+    scale_channels(model)
+    assert torch.allclose(model(idx), exact, atol=1e-3)
+    assert (round_to_int8(model)(idx) - exact).abs().mean() < 1.2 * error
+
+
+@torch.no_grad()
+def test_a_norm_with_zero_gain_is_not_divided_by() -> None:
+    model = random_model(**SHAPES["even"])
+    model.transformer.ln_f.weight.zero_()
+    assert torch.isfinite(round_to_int8(model)(torch.tensor([random_ids(64, 64)]))).all()
+
+
+def test_an_unknown_quantization_or_another_device_than_a_cpu_raises() -> None:
+    with pytest.raises(OctavoError, match="quantize='int4' is not one of none, int8"):
+        Engine(random_model(), 1, quantize="int4")
+    with pytest.raises(OctavoError, match="CPU only"):
+        Engine(random_model().to("meta"), 1, quantize="int8")
+
+
+# A trained model
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A small model after a few seconds of training."""
+    return octavo.load(octavo.train("pydocs", preset="quick", max_steps=60, out=tmp_path_factory.mktemp("run")).folder)
+
+
+def no_outliers(model: GPT) -> None:
+    pass
+
+
+def large_values(model: GPT) -> None:
+    """Multiply some value columns and divide the output projection by the same factor: the same function."""
+    C = model.settings.n_embd
+    for block in model.transformer.h:
+        for channel in (5, 30, 70):
+            block.attn.c_attn.weight[2 * C + channel] *= 100
+            block.attn.c_attn.bias[2 * C + channel] *= 100
+            block.attn.c_proj.weight[:, channel] /= 100
+
+
+def large_weights(model: GPT) -> None:
+    """Multiply one weight in a thousand by twenty: another function."""
+    generator = torch.Generator().manual_seed(0)
+    for linear, _ in linears_with_norms(model):
+        linear.weight[torch.rand(linear.weight.shape, generator=generator) < 0.001] *= 20
+
+
+@pytest.mark.parametrize("outliers", [no_outliers, scale_channels, large_values, large_weights])
+@torch.no_grad()
+def test_int8_changes_the_loss_by_less_than_0_02_even_with_outliers(
+    outliers: Callable[[GPT], None], trained: Checkpoint
+) -> None:
+    model = copy.deepcopy(trained.model)
+    model.tie()
+    outliers(model)
+    ids = trained.tokenizer.encode(pydocs.text()[-20_000:]).astype(np.uint16)
+    block_size = model.settings.block_size
+    loss = split_loss(model, ids, block_size)
+    assert loss < 4  # 4.9 before training
+    assert 1e-6 < abs(split_loss(round_to_int8(model), ids, block_size) - loss) < 0.02
+
+    decoder = native.NativeDecoder(model, 1, int8=True)
+    starts = range(0, len(ids) - block_size, block_size)
+    losses: list[Tensor] = []
+    for start in starts:
+        window = ids[start : start + block_size + 1].astype(np.int64)
+        losses.append(F.cross_entropy(decode(decoder, window[:-1].tolist()), torch.from_numpy(window[1:])))
+    loss = split_loss(model, ids[: len(starts) * block_size + 1], block_size)
+    assert 1e-6 < abs(torch.stack(losses).mean() - loss) < 0.02
