@@ -1,6 +1,6 @@
 """A server for tests: small models in this process on a free port, and a plain HTTP client.
 
-A test reaches the server's insides (workers, the drain, connections) through `Running`.
+`Running` gives a test access to the server's workers, drain and connections.
 """
 
 import contextlib
@@ -30,8 +30,15 @@ TEXT = "the cat sat on the mat, and the rat sat on the hat. café naïve €5!\n
 SETTINGS = ServeSettings(device="cpu", prefix_cache=1)
 LIMITS = SETTINGS.limits
 BLOCK = 64
-IMPATIENT = Limits(header_seconds=0.5, body_seconds=0.5, linger_seconds=0.5, idle_seconds=1, connections=20,
-                  body_bytes=20_000, prefix_cache_bytes=1 << 20)  # fmt: skip
+IMPATIENT = Limits(
+    header_seconds=0.5,
+    body_seconds=0.5,
+    linger_seconds=0.5,
+    idle_seconds=1,
+    connections=20,
+    body_bytes=20_000,
+    prefix_cache_bytes=1 << 20,
+)
 
 
 def write_checkpoint(folder: Path, tokenizer: str, seed: int = 3) -> Path:
@@ -94,7 +101,7 @@ class Answer:
 
 @dataclass
 class Running:
-    """A running server and its insides."""
+    """A running server with its application and models."""
 
     port: int
     app: Application

@@ -18,10 +18,13 @@ from octavo.server import load_model
 from serving import SETTINGS, Running, run_server, slow_model
 
 LINES = (
-    "The cat sat on the mat, and the cat slept.", "جلست القطة على السجادة، ثم نامت القطة.",
-    "बिल्ली चटाई पर बैठी, फिर बिल्ली सो गई।", "Le chat s’est assis sur le tapis, puis le chat a dormi.",
-    "Die Katze saß auf der Matte, und die Katze schlief.", "0123456789 € 🦉 abcdefghijklmnopqrstuvwxyz",
-)  # fmt: skip
+    "The cat sat on the mat, and the cat slept.",
+    "جلست القطة على السجادة، ثم نامت القطة.",
+    "बिल्ली चटाई पर बैठी, फिर बिल्ली सो गई।",
+    "Le chat s’est assis sur le tapis, puis le chat a dormi.",
+    "Die Katze saß auf der Matte, und die Katze schlief.",
+    "0123456789 € 🦉 abcdefghijklmnopqrstuvwxyz",
+)
 
 
 @dataclass(frozen=True)

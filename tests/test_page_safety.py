@@ -117,8 +117,8 @@ def keyed(runs: Runs) -> Iterator[Running]:
 def key_locations(visit: Visit) -> set[str]:
     """Where the browser has the key."""
     page = visit.page
-    found = {name for name in ("sessionStorage", "localStorage") if KEY in page.evaluate(f"JSON.stringify({name})")}
-    return found | ({"cookies"} if page.context.cookies() else set()) | ({"address"} if KEY in page.url else set())
+    locations = {name for name in ("sessionStorage", "localStorage") if KEY in page.evaluate(f"JSON.stringify({name})")}
+    return locations | ({"cookies"} if page.context.cookies() else set()) | ({"address"} if KEY in page.url else set())
 
 
 def test_the_page_asks_for_the_key_and_keeps_it_for_the_session(chromium: Browser, keyed: Running) -> None:

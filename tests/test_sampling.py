@@ -59,7 +59,7 @@ def test_top_k_and_top_p_keep_exactly_the_right_tokens(
     logits: list[float], temperature: float, top_k: int, top_p: float
 ) -> None:
     expected = kept_probabilities(logits, temperature, top_k, top_p)
-    for nearby in (top_p - 1e-5, top_p + 1e-5):  # there, float32 may decide either way
+    for nearby in (top_p - 1e-5, top_p + 1e-5):  # float32 may decide either way
         hypothesis.assume(
             top_p == 1 or kept_probabilities(logits, temperature, top_k, nearby).keys() == expected.keys()
         )
@@ -95,12 +95,8 @@ def test_each_row_is_drawn_from_its_own_logits() -> None:
 
 
 def test_ties_with_the_last_token_of_top_k_are_kept_as_in_nanogpt() -> None:
-    assert draw_counts([1.0, 0.0, 0.0, -1.0], Sampling(temperature=1, top_k=2)).bool().tolist() == [
-        True,
-        True,
-        True,
-        False,
-    ]
+    counts = draw_counts([1.0, 0.0, 0.0, -1.0], Sampling(temperature=1, top_k=2))
+    assert counts.bool().tolist() == [True, True, True, False]
 
 
 @pytest.mark.parametrize("top_p", [1e-9, 0.3])
@@ -124,18 +120,18 @@ def test_the_given_logits_are_not_modified(sampling: Sampling, dtype: torch.dtyp
 def test_draws_equal_those_of_torch_multinomial(seed: int, rows: int, size: int, top_k: int) -> None:
     """So a seed gives nanoGPT's text. If PyTorch changes how it draws, this test fails."""
     logits = 4 * torch.randn(rows, size, generator=seeded(seed))
-    chances = probabilities(logits, Sampling(temperature=1, top_k=top_k))
+    probs = probabilities(logits, Sampling(temperature=1, top_k=top_k))
     ours, theirs = seeded(seed), seeded(seed)
     for _ in range(3):
-        expected = torch.multinomial(chances, 1, generator=theirs).squeeze(-1)
+        expected = torch.multinomial(probs, 1, generator=theirs).squeeze(-1)
         assert torch.equal(sample_token(logits, Sampling(temperature=1, top_k=top_k), ours), expected)
     assert torch.equal(ours.get_state(), theirs.get_state())
 
 
 def test_ties_with_the_last_token_of_a_nucleus_keep_the_first() -> None:
     for size in (8, 5000):
-        chances = probabilities(torch.zeros(1, size), Sampling(temperature=1, top_k=0, top_p=0.4999))
-        assert chances[0].nonzero().squeeze(-1).tolist() == list(range(size // 2))
+        probs = probabilities(torch.zeros(1, size), Sampling(temperature=1, top_k=0, top_p=0.4999))
+        assert probs[0].nonzero().squeeze(-1).tolist() == list(range(size // 2))
 
 
 def test_only_the_generator_decides_the_draw() -> None:
@@ -187,9 +183,9 @@ def count_ids(*ids: int, size: int = 4) -> Tensor:
 def test_penalties_change_logits_as_their_sources_define_them() -> None:
     logits = torch.tensor([[2.0, -2.0, 1.0, 0.5]])
     sampling = Sampling(repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25)
-    found = apply_penalties(logits, sampling, count_ids(1), count_ids(0, 0, 3))
+    result = apply_penalties(logits, sampling, count_ids(1), count_ids(0, 0, 3))
     # 0: 2 / 2, generated twice; 1: only in the prompt, -2 * 2; 3: 0.5 / 2, generated once
-    assert found.tolist() == [[1.0 - 0.5 - 0.5, -4.0, 1.0, 0.25 - 0.5 - 0.25]]
+    assert result.tolist() == [[1.0 - 0.5 - 0.5, -4.0, 1.0, 0.25 - 0.5 - 0.25]]
 
 
 def test_default_penalties_change_nothing() -> None:
@@ -201,28 +197,28 @@ def test_default_penalties_change_nothing() -> None:
 
 def test_logit_bias_is_added_and_ids_outside_the_vocabulary_are_ignored() -> None:
     logits = torch.zeros(2, 3)
-    found = apply_penalties(logits, Sampling(logit_bias={1: 100, 7: 5, -1: 5}))
-    assert found.tolist() == [[0, 100, 0], [0, 100, 0]]
+    result = apply_penalties(logits, Sampling(logit_bias={1: 100, 7: 5, -1: 5}))
+    assert result.tolist() == [[0, 100, 0], [0, 100, 0]]
     assert not logits.any()  # the given tensor is not modified
     assert draw_counts([5.0, 0.0, 0.0], Sampling(logit_bias={2: 100})).tolist()[2] == 20_000
 
 
-@pytest.mark.parametrize(("min_p", "left"), [(0.0, 4), (0.1, 3), (0.3, 2), (0.9, 1), (1.0, 1)])
-def test_min_p_keeps_tokens_near_the_most_likely(min_p: float, left: int) -> None:
+@pytest.mark.parametrize(("min_p", "count"), [(0.0, 4), (0.1, 3), (0.3, 2), (0.9, 1), (1.0, 1)])
+def test_min_p_keeps_tokens_near_the_most_likely(min_p: float, count: int) -> None:
     logits = torch.tensor([[8.0, 4.0, 1.0, 0.5]]).log()
-    chances = probabilities(logits, Sampling(temperature=1, top_k=0, min_p=min_p))
-    assert chances.count_nonzero() == left
-    assert chances.sum().item() == pytest.approx(1)
+    probs = probabilities(logits, Sampling(temperature=1, top_k=0, min_p=min_p))
+    assert probs.count_nonzero() == count
+    assert probs.sum().item() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("size", [10, 1024, 1025, 5000])
 @pytest.mark.parametrize("temperature", [0.1, 1.0, 50.0])  # at 50 the nucleus exceeds the tokens that are sorted first
 def test_a_nucleus_found_by_partial_sorting_equals_the_full_sort(size: int, temperature: float) -> None:
     logits = 5 * torch.randn(3, size, generator=seeded())
-    found = probabilities(logits, Sampling(temperature=temperature, top_k=0, top_p=0.9))
+    result = probabilities(logits, Sampling(temperature=temperature, top_k=0, top_p=0.9))
     ordered, order = (logits / temperature).softmax(-1).sort(descending=True)
     expected = torch.zeros(3, size).scatter(-1, order, ordered * (ordered.cumsum(-1) - ordered < 0.9))
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(result, expected, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "value"), [

@@ -73,65 +73,82 @@ class Attacked:
 def attacked(folder: Path) -> Iterator[Attacked]:
     """The server after a warm-up with every kind of request."""
     words = [sys.executable, "-m", "octavo", "serve", str(folder), "--port", "0", "--json"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)) as it:
-        assert it.stdout is not None
-        assert it.stderr is not None
-        said = it.stdout.readline()
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        line = process.stdout.readline()
         try:
-            attacked = Attacked(psutil.Process(it.pid), int(json.loads(said)["url"].rpartition(":")[2][:-3]))
+            attacked = Attacked(psutil.Process(process.pid), int(json.loads(line)["url"].rpartition(":")[2][:-3]))
             for i in range(40):
                 attacked.complete(max_tokens=60, n=1 + i % 8, logprobs=5, echo=True)
                 attacked.ask(b"a" * 900_000)
             yield attacked
-            assert it.poll() is None  # it still runs after all attacks
+            assert process.poll() is None  # it still runs after all attacks
         finally:
-            it.terminate()
-            assert it.wait(30) == 0
-        assert "Traceback" not in it.stderr.read()  # no hidden failure
+            process.terminate()
+            assert process.wait(30) == 0
+        assert "Traceback" not in process.stderr.read()  # no hidden failure
 
 
 # Malformed
 
-VALID = (b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-         b'content-length: 51\r\n\r\n{"model": "small", "prompt": "the", "max_tokens": 2}')  # fmt: skip
+VALID = (
+    b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    b'content-length: 51\r\n\r\n{"model": "small", "prompt": "the", "max_tokens": 2}'
+)
 
 
-def malformed(chance: random.Random) -> bytes:
+def malformed(rng: random.Random) -> bytes:
     """An invalid request: truncated, changed, duplicated, shuffled, random, or with absurd parts."""
     head, _, body = VALID.partition(b"\r\n\r\n")
     lines = head.split(b"\r\n")
-    match chance.randrange(9):
+    match rng.randrange(9):
         case 0:
-            return VALID[: chance.randrange(len(VALID))]
+            return VALID[: rng.randrange(len(VALID))]
         case 1:
             changed = bytearray(VALID)
-            for _ in range(chance.randint(1, 20)):
-                changed[chance.randrange(len(changed))] = chance.randrange(256)
+            for _ in range(rng.randint(1, 20)):
+                changed[rng.randrange(len(changed))] = rng.randrange(256)
             return bytes(changed)
         case 2:
-            return chance.randbytes(chance.randint(1, 5000))
+            return rng.randbytes(rng.randint(1, 5000))
         case 3:
-            chance.shuffle(lines)
+            rng.shuffle(lines)
         case 4:
-            lines += [chance.choice(lines[1:])] * chance.randint(1, 200)
+            lines += [rng.choice(lines[1:])] * rng.randint(1, 200)
         case 5:
-            lines.append(bytes(chance.choices(b"abc:\x00\x7f \t\xff-", k=chance.randint(1, 60_000))))
+            lines.append(bytes(rng.choices(b"abc:\x00\x7f \t\xff-", k=rng.randint(1, 60_000))))
         case 6:
             lines[0] = b"%s %s %s" % (
-                chance.choice((b"GET", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"TRACE", b"CONNECT", b"HEAD", b"")),
-                chance.choice((b"/v1/completions", b"/", b"*", b"http://evil/", b"//", b"/%00", b"/../../etc/passwd",
-                               b"/" + b"a" * 20_000, b"localhost:80", b"/v1/models/%ff%fe", b"/?" + b"q" * 999)),
-                chance.choice((b"HTTP/1.1", b"HTTP/1.0", b"HTTP/0.9", b"HTTP/2.0", b"HTTP/11", b"", b"ICMP/1.1")),
-            )  # fmt: skip
+                rng.choice((b"GET", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"TRACE", b"CONNECT", b"HEAD", b"")),
+                rng.choice(
+                    (
+                        b"/v1/completions",
+                        b"/",
+                        b"*",
+                        b"http://evil/",
+                        b"//",
+                        b"/%00",
+                        b"/../../etc/passwd",
+                        b"/" + b"a" * 20_000,
+                        b"localhost:80",
+                        b"/v1/models/%ff%fe",
+                        b"/?" + b"q" * 999,
+                    )
+                ),
+                rng.choice((b"HTTP/1.1", b"HTTP/1.0", b"HTTP/0.9", b"HTTP/2.0", b"HTTP/11", b"", b"ICMP/1.1")),
+            )
         case 7:
             lines.append(b"transfer-encoding: chunked")
-            lines = [line for line in lines if not line.startswith(b"content-length") or chance.random() < 0.3]
-            size = chance.choice((b"5", b"-5", b"fffffffffffffffff", b"g", b"", b"5;" + b"x" * 999, b"0"))
-            body = size + b"\r\n" + body[: chance.randrange(10)] + b"\r\n" + chance.choice((b"0\r\n\r\n", b"", b"zz"))
+            lines = [line for line in lines if not line.startswith(b"content-length") or rng.random() < 0.3]
+            size = rng.choice((b"5", b"-5", b"fffffffffffffffff", b"g", b"", b"5;" + b"x" * 999, b"0"))
+            body = size + b"\r\n" + body[: rng.randrange(10)] + b"\r\n" + rng.choice((b"0\r\n\r\n", b"", b"zz"))
         case _:
-            length = chance.choice((b"0", b"1", b"9" * 18, b"9" * 99, b"-1", b"0x10", b"5 5", b"", b"+5", b"1e3"))
+            length = rng.choice((b"0", b"1", b"9" * 18, b"9" * 99, b"-1", b"0x10", b"5 5", b"", b"+5", b"1e3"))
             lines = [line for line in lines if not line.startswith(b"content-length")] + [b"content-length: " + length]
-    return chance.choice((b"\r\n", b"\n", b"\r")).join(lines) + b"\r\n\r\n" + body
+    return rng.choice((b"\r\n", b"\n", b"\r")).join(lines) + b"\r\n\r\n" + body
 
 
 def exchange(port: int, sent: bytes, wait: float) -> bytes:
@@ -145,8 +162,8 @@ def exchange(port: int, sent: bytes, wait: float) -> bytes:
 
 
 def test_500_malformed_requests_do_no_harm(attacked: Attacked) -> None:
-    before, chance = attacked.memory(), random.Random(1)
-    sent = [malformed(chance) for _ in range(500)]
+    before, rng = attacked.memory(), random.Random(1)
+    sent = [malformed(rng) for _ in range(500)]
     with ThreadPoolExecutor(25) as pool:
         answers = list(pool.map(lambda each: exchange(attacked.port, each, 0.3), sent))
     statuses = Counter(int(answer[9:12]) for answer in answers if answer)
@@ -168,23 +185,23 @@ NASTY: list[Any] = [
 FIELDS = [*CompletionRequest.model_fields, "suffix", "messages", "tools", "unknown", "promt", ""]
 
 
-def fuzzed(chance: random.Random) -> bytes:
+def fuzzed(rng: random.Random) -> bytes:
     """A body with some invalid fields, and sometimes invalid JSON."""
-    body: dict[str, Any] = {"model": "small", "prompt": "the cat", "max_tokens": chance.randint(0, 8)}
-    for _ in range(chance.randint(0, 3)):
-        body[chance.choice(FIELDS)] = chance.choice(NASTY)
+    body: dict[str, Any] = {"model": "small", "prompt": "the cat", "max_tokens": rng.randint(0, 8)}
+    for _ in range(rng.randint(0, 3)):
+        body[rng.choice(FIELDS)] = rng.choice(NASTY)
     text = json.dumps(body).encode()
-    if chance.random() < 0.2:
+    if rng.random() < 0.2:
         changed = bytearray(text)
-        for _ in range(chance.randint(1, 5)):
-            changed[chance.randrange(len(changed))] = chance.randrange(256)
+        for _ in range(rng.randint(1, 5)):
+            changed[rng.randrange(len(changed))] = rng.randrange(256)
         text = bytes(changed)
     return text
 
 
 def test_2000_fuzzed_requests_do_no_harm(attacked: Attacked) -> None:
-    before, text, chance = attacked.memory(), attacked.complete()["choices"], random.Random(2)
-    bodies = [fuzzed(chance) for _ in range(2000)]
+    before, text, rng = attacked.memory(), attacked.complete()["choices"], random.Random(2)
+    bodies = [fuzzed(rng) for _ in range(2000)]
 
     def ask(part: list[bytes]) -> Counter[int]:
         statuses: Counter[int] = Counter()
@@ -276,8 +293,10 @@ def test_fifty_trickling_clients_do_not_block_another(attacked: Attacked) -> Non
 
 def test_a_hundred_disconnecting_clients_free_their_slots_within_two_tokens(folder: Path) -> None:
     """Half of them stream. A token takes 50 ms here, and is counted from when the client disconnects."""
-    request = (b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-               b"content-length: %d\r\n\r\n%s")  # fmt: skip
+    request = (
+        b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        b"content-length: %d\r\n\r\n%s"
+    )
     with run_server({"slow": slow_model(folder, slots=10, seconds=0.05)}) as server:
         worker = server.models["slow"].worker
         late = []

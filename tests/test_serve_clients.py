@@ -33,8 +33,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Iterator[Ru
         patch.setenv("OCTAVO_CACHE", str(built.parent))
         for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OCTAVO_API_KEY"):
             patch.delenv(name, raising=False)
-        with run_server({"my-1": load_model("my-1", folder, SETTINGS)}) as it:
-            yield it
+        with run_server({"my-1": load_model("my-1", folder, SETTINGS)}) as running:
+            yield running
 
 
 @pytest.fixture
@@ -48,10 +48,23 @@ def client(server: Running) -> Iterator[openai.OpenAI]:
 
 def test_openai_client_gets_logprobs_and_echo(server: Running, client: openai.OpenAI) -> None:
     answer = client.completions.create(
-        model="my-1", prompt="the cat", n=2, best_of=4, echo=True, logprobs=3, seed=1, max_tokens=8, stop=["zzz"],
-        logit_bias={"5": -100}, presence_penalty=0.5, frequency_penalty=0.5, top_p=0.9, temperature=0.8, user="me",
+        model="my-1",
+        prompt="the cat",
+        n=2,
+        best_of=4,
+        echo=True,
+        logprobs=3,
+        seed=1,
+        max_tokens=8,
+        stop=["zzz"],
+        logit_bias={"5": -100},
+        presence_penalty=0.5,
+        frequency_penalty=0.5,
+        top_p=0.9,
+        temperature=0.8,
+        user="me",
         extra_body={"top_k": 50, "min_p": 0.01, "repetition_penalty": 1.1},
-    )  # fmt: skip
+    )
     assert [choice.index for choice in answer.choices] == [0, 1]
     for choice in answer.choices:
         assert choice.text.startswith("the cat")
@@ -68,18 +81,18 @@ def test_openai_client_gets_logprobs_and_echo(server: Running, client: openai.Op
 
 
 def test_openai_client_streams_the_same_text(client: openai.OpenAI) -> None:
-    how: dict[str, Any] = {"model": "my-1", "prompt": ["the cat", "a mat"], "seed": 5, "max_tokens": 20}
-    whole = client.completions.create(**how)
-    texts = {choice.index: "" for choice in whole.choices}
+    options: dict[str, Any] = {"model": "my-1", "prompt": ["the cat", "a mat"], "seed": 5, "max_tokens": 20}
+    answer = client.completions.create(**options)
+    texts = {choice.index: "" for choice in answer.choices}
     usage = None
-    for chunk in client.completions.create(stream=True, stream_options={"include_usage": True}, **how):
+    for chunk in client.completions.create(stream=True, stream_options={"include_usage": True}, **options):
         for choice in chunk.choices:
             texts[choice.index] += choice.text
         usage = chunk.usage or usage
-    assert texts == {choice.index: choice.text for choice in whole.choices}
+    assert texts == {choice.index: choice.text for choice in answer.choices}
     assert usage is not None
-    assert whole.usage is not None
-    assert usage.total_tokens == whole.usage.total_tokens
+    assert answer.usage is not None
+    assert usage.total_tokens == answer.usage.total_tokens
 
 
 def test_openai_async_client_sends_concurrent_requests(server: Running, client: openai.OpenAI) -> None:
@@ -127,9 +140,9 @@ def examples(language: str) -> list[Block]:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
 def test_curl_examples_of_the_guide_work(server: Running) -> None:
-    found = [block.text for block in examples("sh") if block.text.startswith("curl")]
-    assert len(found) == 2
-    for command in found:
+    commands = [block.text for block in examples("sh") if block.text.startswith("curl")]
+    assert len(commands) == 2
+    for command in commands:
         words = shlex.split(command.replace("\\\n", " ").replace("127.0.0.1:8000", f"127.0.0.1:{server.port}"))
         done = subprocess.run(
             [*words, "-s", "--fail-with-body"], capture_output=True, text=True, timeout=60, check=True
@@ -152,12 +165,16 @@ def test_python_examples_of_the_guide_work(server: Running, capsys: pytest.Captu
 def test_the_guide_states_the_actual_limits() -> None:
     page = DOCS.read_text(encoding="utf-8")
     limits = Limits()
-    for stated in (f"`--queue` {limits.queue}", f"{limits.body_bytes >> 20} MiB, in {limits.body_seconds} seconds",
-                   f"{limits.headers}, {limits.header_bytes >> 10} KiB, in {limits.header_seconds} seconds",
-                   f"{limits.request_seconds} seconds", f"| {limits.connections} |",
-                   f"{limits.sequences}; `best_of` {limits.best_of}",
-                   f"| {limits.concurrent_views}, {limits.queued_views}; beyond",
-                   f"{limits.lens_characters:,} characters"):  # fmt: skip
+    for stated in (
+        f"`--queue` {limits.queue}",
+        f"{limits.body_bytes >> 20} MiB, in {limits.body_seconds} seconds",
+        f"{limits.headers}, {limits.header_bytes >> 10} KiB, in {limits.header_seconds} seconds",
+        f"{limits.request_seconds} seconds",
+        f"| {limits.connections} |",
+        f"{limits.sequences}; `best_of` {limits.best_of}",
+        f"| {limits.concurrent_views}, {limits.queued_views}; beyond",
+        f"{limits.lens_characters:,} characters",
+    ):
         assert stated in page
 
 
@@ -196,15 +213,24 @@ def test_lm_eval_over_http_equals_lm_eval_with_transformers(
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
     data = tmp_path / "items.jsonl"
     data.write_text("".join(json.dumps(item) + "\n" for item in ITEMS), encoding="utf-8")
-    common = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}}, "test_split": "test",
-              "target_delimiter": ""}  # fmt: skip
+    common = {
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(data)}},
+        "test_split": "test",
+        "target_delimiter": "",
+    }
     folder = write_checkpoint(tmp_path / "my-1", spec)
 
     def evaluate(model: str, arguments: str, names: list[str]) -> dict[str, list[Any]]:
         result = lm_eval.simple_evaluate(
-            model=model, model_args=arguments, tasks=[{"task": name} | common | TASKS[name] for name in names],
-            device="cpu", log_samples=True, bootstrap_iters=0, task_manager=TaskManager(include_defaults=False),
-        )  # fmt: skip
+            model=model,
+            model_args=arguments,
+            tasks=[{"task": name} | common | TASKS[name] for name in names],
+            device="cpu",
+            log_samples=True,
+            bootstrap_iters=0,
+            task_manager=TaskManager(include_defaults=False),
+        )
         return {name: [each["resps"] for each in samples] for name, samples in result["samples"].items()}
 
     # A character model has no token that starts a text, so it cannot score whole texts. lm-eval's transformers model
@@ -232,10 +258,11 @@ schema = schemathesis.openapi.from_dict(build_app({}, LIMITS).api.openapi())
 
 
 @schema.parametrize()
-@hypothesis.settings(max_examples=150, deadline=None, derandomize=True,
-                     suppress_health_check=list(hypothesis.HealthCheck))  # fmt: skip
+@hypothesis.settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck)
+)
 def test_responses_follow_the_openapi_document(server: Running, case: schemathesis.Case) -> None:
-    """For valid and invalid requests alike, the response has a status and a schema that the document states."""
+    """The response to any request, valid or not, has a status and a schema that the document states."""
     excluded = [checks.positive_data_acceptance]  # a prompt may be too long for the model: no schema can state that
     response = case.call(base_url=server.url)
     if response.status_code == 413:  # schemathesis does not count it as a refusal of invalid data

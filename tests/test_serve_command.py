@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Iterator[Pa
 
 def test_a_draining_server_finishes_its_requests_and_refuses_new_ones(folder: Path) -> None:
     with run_server({"slow": slow_model(folder)}) as server, ThreadPoolExecutor(4) as pool:
-        taken = [pool.submit(server.complete, max_tokens=40) for _ in range(4)]
+        accepted = [pool.submit(server.complete, max_tokens=40) for _ in range(4)]
         wait_until(lambda: server.models["slow"].worker.engine.running == 4)
         server.server.handle_exit(15, None)
         assert server.ask("GET", "/ready").status == 503
@@ -40,7 +40,7 @@ def test_a_draining_server_finishes_its_requests_and_refuses_new_ones(folder: Pa
         assert refused.status == 503
         assert int(refused.headers["retry-after"]) > 0
         assert refused.headers["connection"] == "close"
-        for each in taken:
+        for each in accepted:
             answer: Answer = each.result()
             assert answer.status == 200
             assert len(answer.json["choices"][0]["text"]) == 40
@@ -74,13 +74,13 @@ def test_a_port_in_use_is_reported_before_anything_is_loaded(tmp_path: Path) -> 
             octavo.serve(tmp_path / "nothing", port=port)
 
 
-@pytest.mark.parametrize(("options", "says"), [
+@pytest.mark.parametrize(("options", "expected"), [
     ({"port": -1}, "port=-1"), ({"port": 70000}, "port=70000"), ({"slots": 0}, "slots=0"), ({"queue": -1}, "queue=-1"),
     ({"host": "no-such-host.invalid"}, "cannot listen"), ({"host": "a" * 300}, "cannot listen"),
     ({"device": "tpu"}, "no device"), ({"hots": "localhost"}, "hots"),
 ])  # fmt: skip
-def test_invalid_settings_are_errors_with_a_hint(folder: Path, options: dict[str, Any], says: str) -> None:
-    with pytest.raises(OctavoError, match=says) as caught:
+def test_invalid_settings_are_errors_with_a_hint(folder: Path, options: dict[str, Any], expected: str) -> None:
+    with pytest.raises(OctavoError, match=expected) as caught:
         octavo.serve([folder], **{"port": 0} | options)
     assert caught.value.hint
 
@@ -103,14 +103,14 @@ def test_keys_come_from_a_file_and_the_environment(tmp_path: Path, monkeypatch: 
     assert sorted(read_keys(path)) == ["one-key", "three-key", "two-key"]
 
 
-@pytest.mark.parametrize(("content", "says"), [
+@pytest.mark.parametrize(("content", "expected"), [
     (None, "cannot be read"), (b"\xff\xfe", "UTF-8"), (b"\n# none\n", "has no key"), ("clé".encode(), "header"),
     (b"two words", "header"),
 ])  # fmt: skip
-def test_an_unusable_key_file_is_an_error(tmp_path: Path, content: bytes | None, says: str) -> None:
+def test_an_unusable_key_file_is_an_error(tmp_path: Path, content: bytes | None, expected: str) -> None:
     if content is not None:
         (tmp_path / "keys").write_bytes(content)
-    with pytest.raises(OctavoError, match=says) as caught:
+    with pytest.raises(OctavoError, match=expected) as caught:
         read_keys(tmp_path / "keys")
     assert caught.value.hint
     assert "clé" not in str(caught.value)
@@ -121,7 +121,7 @@ def test_an_unusable_key_file_is_an_error(tmp_path: Path, content: bytes | None,
 
 @pytest.fixture
 def command(folder: Path, own_cache: Path) -> Iterator[subprocess.Popen[str]]:
-    """`octavo serve` in a process of its own."""
+    """`octavo serve` as a separate process."""
     words = [sys.executable, "-m", "octavo", "serve", str(folder), "--port", "0", "--json"]
     pipe = subprocess.PIPE
     with subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, env=dict(os.environ)) as process:
@@ -130,12 +130,12 @@ def command(folder: Path, own_cache: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_sigterm_under_load_loses_no_request(command: subprocess.Popen[str]) -> None:
-    """Every request that was taken is answered completely, every later one is refused, and the exit code is 0."""
+    """Every accepted request is answered completely, every later one is refused, and the exit code is 0."""
     assert command.stdout is not None
-    said = json.loads(command.stdout.readline())
-    assert said["models"] == ["small"]
-    assert said["page"] + "v1" == said["url"]
-    port = int(said["url"].rpartition(":")[2].removesuffix("/v1"))
+    started = json.loads(command.stdout.readline())
+    assert started["models"] == ["small"]
+    assert started["page"] + "v1" == started["url"]
+    port = int(started["url"].rpartition(":")[2].removesuffix("/v1"))
     server = Running(port, None, {"small": None}, None)  # type: ignore[arg-type, dict-item]
     outcomes: list[str] = []
     ended = threading.Event()
@@ -147,22 +147,23 @@ def test_sigterm_under_load_loses_no_request(command: subprocess.Popen[str]) -> 
             except ConnectionRefusedError:
                 ended.set()  # it no longer listens
             except (ConnectionResetError, BrokenPipeError):
-                outcomes.append("not taken")
+                outcomes.append("not accepted")
             except Exception as error:  # above all, an incomplete answer
                 outcomes.append(repr(error))
             else:
-                whole = answer.status == 200 and [len(c["text"]) for c in answer.json["choices"]] == [50, 50]
-                outcomes.append("whole" if whole else str(answer.status))
+                complete = answer.status == 200 and [len(c["text"]) for c in answer.json["choices"]] == [50, 50]
+                outcomes.append("complete" if complete else str(answer.status))
 
     threads = [threading.Thread(target=load) for _ in range(8)]
     for each in threads:
         each.start()
-    wait_until(lambda: outcomes.count("whole") > 20)
+    wait_until(lambda: outcomes.count("complete") > 20)
     command.terminate()
     for each in threads:
         each.join(30)
     assert command.wait(30) == 0
-    assert set(outcomes) <= {"whole", "503", "not taken"}
-    assert outcomes.count("not taken") <= 8  # at most one for each client: sent, but not read before the server closed
+    assert set(outcomes) <= {"complete", "503", "not accepted"}
+    # At most one for each client: it was sent, but not read before the server closed the connection.
+    assert outcomes.count("not accepted") <= 8
     assert command.stderr is not None
     assert "Traceback" not in command.stderr.read()

@@ -29,8 +29,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Iterator[Ru
             name: load_model(name, write_checkpoint(folder / name, spec), SETTINGS)
             for name, spec in (("char", "char"), ("byte", "byte"), ("bpe", "bpe:300"))
         }
-    with run_server(models) as it:
-        yield it
+    with run_server(models) as running:
+        yield running
 
 
 def model(server: Running, name: str) -> tuple[GPT, Tokenizer]:
@@ -60,8 +60,12 @@ def test_a_completion_has_openais_fields(server: Running) -> None:
     assert choice.keys() == {"text", "index", "logprobs", "finish_reason"}
     assert (choice["index"], choice["logprobs"], choice["finish_reason"]) == (0, None, "length")
     assert len(choice["text"]) == 4
-    assert body["usage"] == {"prompt_tokens": 7, "completion_tokens": 4, "total_tokens": 11,
-                             "prompt_tokens_details": {"cached_tokens": 0}}  # fmt: skip
+    assert body["usage"] == {
+        "prompt_tokens": 7,
+        "completion_tokens": 4,
+        "total_tokens": 11,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
 
 
 def test_max_tokens_defaults_to_16(server: Running) -> None:
@@ -147,13 +151,13 @@ def test_a_seed_gives_the_same_text_beside_other_requests(server: Running) -> No
 
 
 def test_best_of_returns_the_texts_with_the_highest_mean_logprob_and_counts_all(server: Running) -> None:
-    every = server.complete("the", n=6, seed=7, logprobs=0).json["choices"]
+    samples = server.complete("the", n=6, seed=7, logprobs=0).json["choices"]
 
     def mean(choice: dict[str, Any]) -> float:
         values = choice["logprobs"]["token_logprobs"]
         return sum(values) / len(values)
 
-    ranked = sorted(every, key=mean, reverse=True)
+    ranked = sorted(samples, key=mean, reverse=True)
     best = server.complete("the", best_of=6, n=2, seed=7).json
     assert [choice["text"] for choice in best["choices"]] == [choice["text"] for choice in ranked[:2]]
     assert [choice["index"] for choice in best["choices"]] == [0, 1]
@@ -192,11 +196,11 @@ def test_logprobs_equal_those_of_a_full_forward(server: Running, name: str) -> N
     assert logprobs["top_logprobs"][0] is None
     for i, (id, row) in enumerate(zip(ids[1:], expected, strict=True), start=1):
         assert logprobs["token_logprobs"][i] == pytest.approx(float(row[id]), abs=1e-4)
-        likeliest = row.topk(3)
+        most_likely = row.topk(3)
         top = logprobs["top_logprobs"][i]
         assert logprobs["token_logprobs"][i] == top[logprobs["tokens"][i]]  # exactly the same number
-        assert len(top) == 3 + (id not in likeliest.indices.tolist())
-        for best, value in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True):
+        assert len(top) == 3 + (id not in most_likely.indices.tolist())
+        for best, value in zip(most_likely.indices.tolist(), most_likely.values.tolist(), strict=True):
             assert top[token_string(tokenizer, best)] == pytest.approx(value, abs=1e-4)
 
 
@@ -206,11 +210,11 @@ def test_text_offsets_locate_each_token_in_prompt_and_text(server: Running, name
     prompt = "café, the €5"
     choice = server.complete(prompt, model=name, logprobs=0, echo=echo, seed=2, max_tokens=12).json["choices"][0]
     logprobs = choice["logprobs"]
-    whole = choice["text"] if echo else prompt + choice["text"]
+    full_text = choice["text"] if echo else prompt + choice["text"]
     assert logprobs["text_offset"][0] == (0 if echo else len(prompt))
     assert logprobs["text_offset"] == sorted(logprobs["text_offset"])
     for token, offset in zip(logprobs["tokens"], logprobs["text_offset"], strict=True):
-        assert token.startswith("bytes:") or whole[offset:].startswith(token)
+        assert token.startswith("bytes:") or full_text[offset:].startswith(token)
 
 
 def test_logprobs_zero_returns_only_the_tokens_own(server: Running) -> None:
@@ -257,15 +261,15 @@ def test_a_stop_string_ends_the_text_before_it(server: Running) -> None:
 
 
 def test_a_stop_string_inside_a_token_cuts_the_token(server: Running) -> None:
-    whole = server.complete("the", model="bpe", seed=6, logprobs=0, max_tokens=50).json["choices"][0]
-    token = next(t for t in whole["logprobs"]["tokens"][3:] if len(t) > 1 and not t.startswith("bytes:"))
-    cut = whole["text"].find(token[1:])
+    full = server.complete("the", model="bpe", seed=6, logprobs=0, max_tokens=50).json["choices"][0]
+    token = next(t for t in full["logprobs"]["tokens"][3:] if len(t) > 1 and not t.startswith("bytes:"))
+    cut = full["text"].find(token[1:])
     body = server.complete("the", model="bpe", seed=6, logprobs=0, max_tokens=50, stop=token[1:]).json["choices"][0]
-    assert body["text"] == whole["text"][:cut]
+    assert body["text"] == full["text"][:cut]
     assert body["finish_reason"] == "stop"
     count = len(body["logprobs"]["tokens"])
-    assert body["logprobs"] == {key: value[:count] for key, value in whole["logprobs"].items()}
-    assert whole["logprobs"]["text_offset"][count - 1] < 3 + cut <= whole["logprobs"]["text_offset"][count]
+    assert body["logprobs"] == {key: value[:count] for key, value in full["logprobs"].items()}
+    assert full["logprobs"]["text_offset"][count - 1] < 3 + cut <= full["logprobs"]["text_offset"][count]
 
 
 def test_end_of_text_ends_the_text(server: Running) -> None:
@@ -292,13 +296,13 @@ def join_chunks(events: list[Any]) -> dict[int, dict[str, Any]]:
     choices: dict[int, dict[str, Any]] = {}
     for event in events[:-1]:
         for choice in event["choices"]:
-            whole = choices.setdefault(choice["index"], {"text": "", "logprobs": None, "finish_reason": None})
-            assert whole["finish_reason"] is None  # nothing follows the last chunk
-            whole["text"] += choice["text"]
-            whole["finish_reason"] = choice["finish_reason"]
+            joined = choices.setdefault(choice["index"], {"text": "", "logprobs": None, "finish_reason": None})
+            assert joined["finish_reason"] is None  # nothing follows the last chunk
+            joined["text"] += choice["text"]
+            joined["finish_reason"] = choice["finish_reason"]
             if choice["logprobs"]:
-                before = whole["logprobs"] or {key: [] for key in choice["logprobs"]}
-                whole["logprobs"] = {key: before[key] + value for key, value in choice["logprobs"].items()}
+                before = joined["logprobs"] or {key: [] for key in choice["logprobs"]}
+                joined["logprobs"] = {key: before[key] + value for key, value in choice["logprobs"].items()}
     return choices
 
 
@@ -365,9 +369,9 @@ def test_token_ids_of_text_and_prompt_are_returned(server: Running, prompt: Any,
         assert choice["prompt_token_ids"] == ids
         text = choice["text"].removeprefix(tokenizer.decode(ids) if options.get("echo") and prompt else "")
         decoder = tokenizer.decoder(errors="ignore")
-        written = "".join(decoder.push(id) for id in choice["token_ids"])
-        assert written.startswith(text)
-        assert "stop" in options or written == text
+        decoded = "".join(decoder.push(id) for id in choice["token_ids"])
+        assert decoded.startswith(text)
+        assert "stop" in options or decoded == text
         chunks = [event["choices"][0] for event in events if event["choices"][0]["index"] == at]
         assert [id for chunk in chunks for id in chunk["token_ids"]] == choice["token_ids"]
         assert chunks[0]["prompt_token_ids"] == ids
@@ -504,11 +508,11 @@ def test_models_are_listed(server: Running) -> None:
 def test_tokenize_and_detokenize_round_trip(server: Running, name: str) -> None:
     _, tokenizer = model(server, name)
     text = "café on the €5 mat\n"
-    there = server.post("/tokenize", model=name, prompt=text, add_special_tokens=False, return_token_strs=True).json
-    assert there["tokens"] == tokenizer.encode(text).tolist()
-    assert (there["count"], there["max_model_len"]) == (len(there["tokens"]), BLOCK)
-    assert len(there["token_strs"]) == there["count"]
-    assert server.post("/detokenize", model=name, tokens=there["tokens"]).json == {"prompt": text}
+    tokenized = server.post("/tokenize", model=name, prompt=text, add_special_tokens=False, return_token_strs=True).json
+    assert tokenized["tokens"] == tokenizer.encode(text).tolist()
+    assert (tokenized["count"], tokenized["max_model_len"]) == (len(tokenized["tokens"]), BLOCK)
+    assert len(tokenized["token_strs"]) == tokenized["count"]
+    assert server.post("/detokenize", model=name, tokens=tokenized["tokens"]).json == {"prompt": text}
     assert server.post("/tokenize", model=name, prompt="").json["tokens"] == []
     assert server.post("/detokenize", model=name, tokens=[]).json == {"prompt": ""}
 
@@ -544,8 +548,8 @@ def test_metrics_count_requests_and_tokens(server: Running) -> None:
     def value(line: str) -> float:
         page = server.ask("GET", "/metrics")
         assert page.headers["content-type"].startswith("text/plain")
-        found = [row for row in page.body.decode().splitlines() if row.startswith(line + " ")]
-        return float(found[0].rpartition(" ")[2]) if found else 0.0
+        rows = [row for row in page.body.decode().splitlines() if row.startswith(line + " ")]
+        return float(rows[0].rpartition(" ")[2]) if rows else 0.0
 
     lines = [
         'octavo_requests_total{route="/v1/completions",status="200"}',

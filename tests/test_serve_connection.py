@@ -92,13 +92,16 @@ def test_pipelined_requests_are_answered_in_order(server: Running) -> None:
 def test_a_client_that_never_reads_is_disconnected(folder: Path) -> None:
     limits = Limits(header_seconds=0.3, body_seconds=0.2, request_seconds=0.5, linger_seconds=0.3, idle_seconds=1)
     with run_server(fast_models(folder, limits), limits) as server:
-        body = json.dumps({"model": "small", "prompt": ["a" * 40] * 100, "logprobs": 5, "echo": True, "max_tokens": 9,
-                           "stream": True}).encode()  # fmt: skip
+        body = json.dumps(
+            {"model": "small", "prompt": ["a" * 40] * 100, "logprobs": 5, "echo": True, "max_tokens": 9, "stream": True}
+        ).encode()
         with socket.socket() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             client.connect(("127.0.0.1", server.port))
-            client.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-                           b"content-length: %d\r\n\r\n%s" % (len(body), body))  # fmt: skip
+            client.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+                b"content-length: %d\r\n\r\n%s" % (len(body), body)
+            )
             wait_until(lambda: bool(server.server.server_state.connections))
             wait_until(lambda: not server.server.server_state.connections)
         assert server.idle()
@@ -124,21 +127,21 @@ def test_malformed_http_is_400(server: Running, request_: bytes) -> None:
 
 def test_the_names_of_uvicorn_that_the_connection_uses_exist(server: Running) -> None:
     """If this fails, uvicorn has changed: `octavo/server/connection.py` says what to do."""
-    found: dict[str, Any] = {"H11Protocol": H11Protocol, "Server": uvicorn.Server}
+    owners: dict[str, Any] = {"H11Protocol": H11Protocol, "Server": uvicorn.Server}
     with contextlib.closing(server.connect()) as client:
         client.request("GET", "/health")
         client.getresponse().read()
         [connection] = server.server.server_state.connections
-        found |= {"H11Protocol instance": connection, "RequestResponseCycle instance": connection.cycle}
+        owners |= {"H11Protocol instance": connection, "RequestResponseCycle instance": connection.cycle}
         missing = [
             f"{owner}.{name}"
             for owner, names in UVICORN_INTERNALS.items()
             for name in names
-            if not hasattr(found[owner], name)
+            if not hasattr(owners[owner], name)
         ]
     assert not missing, (
         f"uvicorn {uvicorn.__version__} has no {', '.join(missing)}, which octavo/server/connection.py uses: "
         "read the changes to uvicorn's h11_impl.py and server.py, and adapt the connection"
     )
     assert isinstance(connection, Connection)
-    assert found.keys() == UVICORN_INTERNALS.keys()
+    assert owners.keys() == UVICORN_INTERNALS.keys()

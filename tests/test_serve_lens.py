@@ -32,9 +32,21 @@ TEXT = "the cat sat; <b>كتاب</b> 🦉!"
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run of 20 steps with four checkpoints."""
     text = "the cat sat on the mat, and the rat sat on the hat. <b>كتاب</b> 🦉!\n" * 20
-    return train_on(text, tmp_path_factory.mktemp("trained") / "text", tokenizer="bpe:300", n_layer=3, n_embd=48,
-                      n_head=3, block_size=32, batch_size=8, max_steps=20, warmup_steps=4, eval_every=10, log_every=1,
-                      keep_checkpoints=4)  # fmt: skip
+    return train_on(
+        text,
+        tmp_path_factory.mktemp("trained") / "text",
+        tokenizer="bpe:300",
+        n_layer=3,
+        n_embd=48,
+        n_head=3,
+        block_size=32,
+        batch_size=8,
+        max_steps=20,
+        warmup_steps=4,
+        eval_every=10,
+        log_every=1,
+        keep_checkpoints=4,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +65,8 @@ def environment(built: Path) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def server(trained: Run, alone: Path, environment: None) -> Iterator[Running]:
     models = {name: load_model(name, folder, SETTINGS) for name, folder in (("run", trained.folder), ("alone", alone))}
-    with run_server(models, runs={"run": trained}) as it:
-        yield it
+    with run_server(models, runs={"run": trained}) as running:
+        yield running
 
 
 def get_view(server: Running, view: str, model: str = "alone", **options: Any) -> Any:
@@ -96,21 +108,21 @@ def test_a_view_over_http_equals_the_view_in_python(
     server: Running, trained: Run, monkeypatch: pytest.MonkeyPatch, model: str, view: str
 ) -> None:
     monkeypatch.setenv("OCTAVO_CACHE", str(trained.folder.parent / "cache"))  # has the run's prepared text
-    seen = get_view(server, view, model, **OPTIONS[view])
+    response = get_view(server, view, model, **OPTIONS[view])
     plain = json.loads(json.dumps(lens.inspect(server.models[model].checkpoint, view, **OPTIONS[view]).plain()))
     if view == "attention":
-        assert [len(row) for row in seen["weights"]] == list(range(1, len(seen["tokens"]) + 1))
-        whole = [row + [0] * (len(seen["tokens"]) - len(row)) for row in seen.pop("weights")]
-        np.testing.assert_allclose(whole, plain.pop("weights"), atol=1.5e-6)
-    assert seen == plain
+        assert [len(row) for row in response["weights"]] == list(range(1, len(response["tokens"]) + 1))
+        padded = [row + [0] * (len(response["tokens"]) - len(row)) for row in response.pop("weights")]
+        np.testing.assert_allclose(padded, plain.pop("weights"), atol=1.5e-6)
+    assert response == plain
 
 
 def test_a_view_takes_text_ids_or_text_that_the_model_generates(server: Running) -> None:
-    seen = get_view(server, "tokens")
-    assert seen["generated"]
-    assert get_view(server, "tokens", text=None, unknown=None) == seen
-    ids = [token["id"] for token in seen["tokens"]]
-    assert get_view(server, "tokens", text=ids)["text"] == seen["text"]
+    response = get_view(server, "tokens")
+    assert response["generated"]
+    assert get_view(server, "tokens", text=None, unknown=None) == response
+    ids = [token["id"] for token in response["tokens"]]
+    assert get_view(server, "tokens", text=ids)["text"] == response["text"]
 
 
 def test_attention_of_512_tokens_is_under_1_mb_and_its_rows_sum_to_one(tmp_path: Path, environment: None) -> None:
@@ -119,13 +131,13 @@ def test_attention_of_512_tokens_is_under_1_mb_and_its_rows_sum_to_one(tmp_path:
         tmp_path / "long", "byte", std=0.02, block_size=512, n_layer=1, n_head=2, n_embd=32
     ).folder
     served = load_model("long", folder, SETTINGS)
-    with run_server({"long": served}) as it:
+    with run_server({"long": served}) as running:
         text = ("To be, or not to be: that is the question. " * 12)[:512]
         for wanted, headers in (
             ("identity", {"accept-encoding": "gzip;q=0"}),
             ("gzip", {"accept-encoding": "br, gzip"}),
         ):
-            answer = it.ask("POST", "/lens/attention", {"text": text, "head": 1}, headers)
+            answer = running.ask("POST", "/lens/attention", {"text": text, "head": 1}, headers)
             assert answer.headers.get("content-encoding", "identity") == wanted
             assert len(answer.body) < (1_000_000 if wanted == "identity" else 500_000)
             body = gzip.decompress(answer.body) if wanted == "gzip" else answer.body
@@ -148,10 +160,10 @@ def test_weights_that_are_not_finite_are_an_error_not_nan_in_json(tmp_path: Path
     served = load_model("broken", loaded.folder, SETTINGS)
     with torch.no_grad():
         served.checkpoint.model.transformer.wpe.weight.fill_(torch.nan)
-    with run_server({"broken": served}) as it:
+    with run_server({"broken": served}) as running:
         for view in ("attention", "shapes", "position", "next_token", "logit_lens"):
             assert "finite" in message(
-                it, 400, f"/lens/{view}", **{"text": "a"} if view != "position" else {"at": [0, 1]}
+                running, 400, f"/lens/{view}", **{"text": "a"} if view != "position" else {"at": [0, 1]}
             )
 
 
@@ -170,8 +182,11 @@ def test_models_are_listed_with_their_shape_and_steps(server: Running, trained: 
 
 def test_a_model_states_how_its_embeddings_were_initialized(trained: Run) -> None:
     loaded = runs.load(trained.folder)
-    for weights, embeddings, expected in (("lookback", "uniform", "waves"), ("noise", "uniform", "uniform"),
-                                          ("noise", "normal", "normal")):  # fmt: skip
+    for weights, embeddings, expected in (
+        ("lookback", "uniform", "waves"),
+        ("noise", "uniform", "uniform"),
+        ("noise", "normal", "normal"),
+    ):
         settings = dataclasses.replace(loaded.settings, weight_init=weights, embedding_init=embeddings)  # type: ignore[call-arg]
         described = lens_api.describe_model("run", dataclasses.replace(loaded, settings=settings))
         assert (described.wte_start, described.wpe_start) == (embeddings, expected)
@@ -181,11 +196,11 @@ def test_a_model_states_how_its_embeddings_were_initialized(trained: Run) -> Non
 
 
 def test_every_checkpoint_of_a_run_can_be_shown(server: Running, trained: Run) -> None:
-    seen = []
+    responses = []
     for step, path in [*trained.steps.items(), *list(trained.steps.items())[:1]]:
-        seen.append(get_view(server, "next_token", "run", text="the cat", step=step))
-        assert seen[-1]["logits"] == lens.next_token(runs.load(path), "the cat").plain()["logits"]
-    assert seen[0] == seen[-1] != seen[1]
+        responses.append(get_view(server, "next_token", "run", text="the cat", step=step))
+        assert responses[-1]["logits"] == lens.next_token(runs.load(path), "the cat").plain()["logits"]
+    assert responses[0] == responses[-1] != responses[1]
     without_step = get_view(server, "next_token", "run", text="the cat")
     assert get_view(server, "next_token", "run", text="the cat", step=None) == without_step
 
@@ -213,22 +228,22 @@ def test_two_checkpoints_are_cached_or_one_of_a_large_model(server: Running) -> 
 def test_a_model_on_another_device_is_shown_on_the_cpu(server: Running) -> None:
     served = server.models["run"]
     elsewhere = dataclasses.replace(served.checkpoint, model=copy.deepcopy(served.checkpoint.model).to("meta"))
-    found = lens_api.CheckpointCache().get(dataclasses.replace(served, checkpoint=elsewhere), None)
-    assert torch.equal(found.model.lm_head.weight, served.checkpoint.model.lm_head.weight)
+    checkpoint = lens_api.CheckpointCache().get(dataclasses.replace(served, checkpoint=elsewhere), None)
+    assert torch.equal(checkpoint.model.lm_head.weight, served.checkpoint.model.lm_head.weight)
 
 
 def test_the_server_reads_no_text_that_is_not_prepared(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run's source may be standard input, or on the network."""
     from octavo.data import prepare
 
-    asked: list[str] = []
-    monkeypatch.setattr(prepare, "open_source", lambda settings, *rest: asked.append(settings.source))
+    requested: list[str] = []
+    monkeypatch.setattr(prepare, "open_source", lambda settings, *rest: requested.append(settings.source))
     assert "data" in server.models["run"].checkpoint.info
-    seen = get_view(server, "neighbors", "run", word="a", against="b")
-    assert (asked, seen["control"][:4]) == ([], "none")
+    response = get_view(server, "neighbors", "run", word="a", against="b")
+    assert (requested, response["control"][:4]) == ([], "none")
 
 
-@pytest.mark.parametrize(("view", "body", "status", "says"), [
+@pytest.mark.parametrize(("view", "body", "status", "expected"), [
     ("nothing", {}, 400, "view"), ("losses", {}, 400, "view"), ("verify", {}, 400, "view"),
     ("projection", {"text": "a"}, 400, "projection takes no text"),
     ("attention", {"word": "a"}, 400, "attention takes no word"),
@@ -258,10 +273,10 @@ def test_the_server_reads_no_text_that_is_not_prepared(server: Running, monkeypa
     ("contributions", {"position": 64}, 400, "position 64"), ("contributions", {"token": "ab"}, 400, "2 tokens"),
 ])  # fmt: skip
 def test_invalid_options_are_refused_by_name(
-    server: Running, view: str, body: dict[str, Any], status: int, says: str
+    server: Running, view: str, body: dict[str, Any], status: int, expected: str
 ) -> None:
     text = message(server, status, f"/lens/{view}", **{"model": "alone"} | body)
-    assert says in text
+    assert expected in text
 
 
 @pytest.mark.parametrize("body", [
@@ -284,71 +299,73 @@ def test_an_error_of_the_lens_comes_with_its_hint(server: Running) -> None:
 # Several views at once
 
 
-class Slow:
-    """`lens.inspect`, that waits until it is let go, or its client left."""
+class BlockedInspect:
+    """Replaces `lens.inspect`: every call waits until `release` is set or its client disconnects."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.go, self.lock = threading.Event(), threading.Lock()
-        self.begun = self.under_way = self.most = self.ended = 0
+        self.release, self.lock = threading.Event(), threading.Lock()
+        self.started = self.running = self.max_running = self.finished = 0
         patch.setattr(lens, "inspect", self)
 
     def __call__(self, loaded: Any, view: str, **options: Any) -> Any:
         with self.lock:
-            self.begun += 1
-            self.under_way += 1
-            self.most = max(self.most, self.under_way)
+            self.started += 1
+            self.running += 1
+            self.max_running = max(self.max_running, self.running)
         try:
-            while not self.go.wait(0.01):
+            while not self.release.wait(0.01):
                 torch.ones(1) + torch.ones(1)
             return lens.VIEWS[view](loaded, **options)  # type: ignore[operator]
         finally:
             with self.lock:
-                self.under_way -= 1
-                self.ended += 1
+                self.running -= 1
+                self.finished += 1
 
 
 @pytest.fixture
-def slow(server: Running, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slow]:
-    made = Slow(monkeypatch)
-    yield made
-    made.go.set()
-    wait_until(lambda: not made.under_way)
+def blocked(server: Running, monkeypatch: pytest.MonkeyPatch) -> Iterator[BlockedInspect]:
+    blocked = BlockedInspect(monkeypatch)
+    yield blocked
+    blocked.release.set()
+    wait_until(lambda: not blocked.running)
 
 
 def request_view(server: Running) -> socket.socket:
     """A client that has requested a view."""
     body = json.dumps({"model": "alone", "text": "abc"}).encode()
     client = socket.create_connection(("127.0.0.1", server.port))
-    client.sendall(b"POST /lens/next_token HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-                   b"content-length: %d\r\n\r\n%s" % (len(body), body))  # fmt: skip
+    client.sendall(
+        b"POST /lens/next_token HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        b"content-length: %d\r\n\r\n%s" % (len(body), body)
+    )
     return client
 
 
-def test_two_views_run_at_once_sixteen_wait_and_more_are_429(server: Running, slow: Slow) -> None:
+def test_two_views_run_at_once_sixteen_wait_and_more_are_429(server: Running, blocked: BlockedInspect) -> None:
     with ThreadPoolExecutor(19) as clients:
-        asked = [clients.submit(server.post, "/lens/next_token", model="alone", text="abc") for _ in range(18)]
-        wait_until(lambda: slow.begun == 2 and server.app.drain.running == 18)
+        requested = [clients.submit(server.post, "/lens/next_token", model="alone", text="abc") for _ in range(18)]
+        wait_until(lambda: blocked.started == 2 and server.app.drain.running == 18)
         refused = server.post("/lens/next_token", model="alone", text="abc")
         assert (refused.status, refused.headers["retry-after"]) == (429, "1")
         # Other routes are answered meanwhile.
         assert server.ask("GET", "/health").status == 200
         assert server.ask("GET", "/lens").status == 200
         assert server.complete(max_tokens=4).status == 200
-        slow.go.set()
-        assert [each.result().status for each in asked] == [200] * 18
-    assert (slow.most, slow.begun) == (2, 18)
+        blocked.release.set()
+        assert [each.result().status for each in requested] == [200] * 18
+    assert (blocked.max_running, blocked.started) == (2, 18)
 
 
-def test_a_client_that_disconnects_frees_its_place(server: Running, slow: Slow) -> None:
+def test_a_client_that_disconnects_frees_its_slot(server: Running, blocked: BlockedInspect) -> None:
     """A waiting view is never started, and a running one stops early."""
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(request_view(server)) for _ in range(18)]
-        wait_until(lambda: slow.begun == 2 and server.app.drain.running == 18)
+        wait_until(lambda: blocked.started == 2 and server.app.drain.running == 18)
         assert server.post("/lens/next_token", model="alone", text="abc").status == 429
         for client in clients:
             client.close()
-    wait_until(lambda: slow.ended >= 2 and not slow.under_way and not server.app.drain.running)
-    assert not slow.go.is_set()
-    assert slow.begun <= 4  # one may start before its own client's disconnect is noticed
-    slow.go.set()
+    wait_until(lambda: blocked.finished >= 2 and not blocked.running and not server.app.drain.running)
+    assert not blocked.release.is_set()
+    assert blocked.started <= 4  # one may start before its own client's disconnect is noticed
+    blocked.release.set()
     assert server.post("/lens/next_token", model="alone", text="abc").status == 200

@@ -11,9 +11,8 @@ from serving import error_of, run_server, slow_model, write_checkpoint
 
 def test_a_full_queue_is_429(tmp_path: Path) -> None:
     limits = Limits(queue=2)
-    with run_server(
-        {"slow": slow_model(write_checkpoint(tmp_path / "slow", "char"), slots=1, limits=limits)}, limits
-    ) as server:
+    served = slow_model(write_checkpoint(tmp_path / "slow", "char"), slots=1, limits=limits)
+    with run_server({"slow": served}, limits) as server:
         with ThreadPoolExecutor(12) as pool:
             answers = list(pool.map(lambda _: server.complete(max_tokens=20), range(12)))
         counts = {status: [each.status for each in answers].count(status) for status in (200, 429)}
@@ -28,9 +27,8 @@ def test_a_full_queue_is_429(tmp_path: Path) -> None:
 
 def test_an_answer_that_takes_too_long_is_503_and_frees_its_slot(tmp_path: Path) -> None:
     limits = Limits(request_seconds=0.3)
-    with run_server(
-        {"slow": slow_model(write_checkpoint(tmp_path / "slow", "char"), slots=1, limits=limits)}, limits
-    ) as server:
+    served = slow_model(write_checkpoint(tmp_path / "slow", "char"), slots=1, limits=limits)
+    with run_server({"slow": served}, limits) as server:
         answer = server.complete(max_tokens=50)
         assert "0.3 seconds" in error_of(answer, 503, code="timeout")
         assert answer.headers["x-should-retry"] == "false"

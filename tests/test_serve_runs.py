@@ -21,9 +21,21 @@ from serving import SETTINGS, Running, run_server
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run of 20 steps with four checkpoints."""
     text = "the cat sat on the mat, and the rat sat on the hat. <b>كتاب</b> 🦉!\n" * 20
-    return train_on(text, tmp_path_factory.mktemp("trained") / "text", tokenizer="bpe:300", n_layer=3, n_embd=48,
-                      n_head=3, block_size=32, batch_size=8, max_steps=20, warmup_steps=4, eval_every=10, log_every=1,
-                      keep_checkpoints=4)  # fmt: skip
+    return train_on(
+        text,
+        tmp_path_factory.mktemp("trained") / "text",
+        tokenizer="bpe:300",
+        n_layer=3,
+        n_embd=48,
+        n_head=3,
+        block_size=32,
+        batch_size=8,
+        max_steps=20,
+        warmup_steps=4,
+        eval_every=10,
+        log_every=1,
+        keep_checkpoints=4,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +47,8 @@ def environment(built: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def server(trained: Run, environment: None) -> Iterator[Running]:
-    with run_server({"run": load_model("run", trained, SETTINGS)}, runs={"run": trained}) as it:
-        yield it
+    with run_server({"run": load_model("run", trained, SETTINGS)}, runs={"run": trained}) as running:
+        yield running
 
 
 def message(server: Running, status: int, path: str, **body: Any) -> str:
@@ -47,15 +59,15 @@ def message(server: Running, status: int, path: str, **body: Any) -> str:
 
 
 def test_the_served_runs_are_listed_and_no_others(server: Running, trained: Run) -> None:
-    [told] = server.ask("GET", "/runs").json["runs"]
+    [listed] = server.ask("GET", "/runs").json["runs"]
     settings = trained.settings
-    assert {name: getattr(settings, name) for name in told["settings"]} == told["settings"]
-    assert {"max_steps", "n_layer", "learning_rate", "batch_size", "tokenizer", "source", "preset"} <= told[
+    assert {name: getattr(settings, name) for name in listed["settings"]} == listed["settings"]
+    assert {"max_steps", "n_layer", "learning_rate", "batch_size", "tokenizer", "source", "preset"} <= listed[
         "settings"
     ].keys()
-    assert (told["name"], told["last_step"], told["running"]) == ("run", 20, False)
-    assert told["tokens_per_step"] == settings.batch_size * settings.block_size
-    assert told["parameters"] == server.ask("GET", "/lens").json["models"][0]["model"]["parameters"]
+    assert (listed["name"], listed["last_step"], listed["running"]) == ("run", 20, False)
+    assert listed["tokens_per_step"] == settings.batch_size * settings.block_size
+    assert listed["parameters"] == server.ask("GET", "/lens").json["models"][0]["model"]["parameters"]
     for name in ("alone", "..", "nothing", "%2e%2e", "run%2f..%2frun"):
         assert server.ask("GET", f"/runs/{name}/metrics").status == 404
     assert server.ask("GET", "/runs/run/settings").status == 400
@@ -65,8 +77,8 @@ def test_lines_are_read_from_a_given_number(server: Running, trained: Run) -> No
     lines = trained.lines("metrics")
     assert len(lines) == 20
     for after in (0, 7, 20):
-        told = server.ask("GET", f"/runs/run/metrics?after={after}").json
-        assert told == {"lines": lines[after:], "next": 20, "restarted": False}
+        listed = server.ask("GET", f"/runs/run/metrics?after={after}").json
+        assert listed == {"lines": lines[after:], "next": 20, "restarted": False}
     assert server.ask("GET", "/runs/run/metrics").json["lines"] == lines
     assert server.ask("GET", "/runs/run/metrics?after=21").json == {"lines": lines, "next": 20, "restarted": True}
     assert server.ask("GET", "/runs/run/samples").json == {"lines": [], "next": 0, "restarted": False}
@@ -79,28 +91,28 @@ def test_a_run_is_shown_while_it_trains_and_served_from_its_first_checkpoint(
 ) -> None:
     run = Run.create(trained.settings, "new", tmp_path / "<script>")
     pending, models, name = {run.folder.name: run}, {}, "%3Cscript%3E"
-    with run_server(models, pending=pending, runs=dict(pending)) as it, run.lock():
-        [told] = it.ask("GET", "/runs").json["runs"]
-        assert (told["name"], told["last_step"], told["running"]) == ("<script>", 0, True)
-        assert it.ask("GET", "/lens").json["models"] == []
-        assert it.ask("GET", f"/runs/{name}/metrics").json == {"lines": [], "next": 0, "restarted": False}
-        assert "no checkpoint yet" in message(it, 503, "/lens/next_token", text="a")
-        assert "no checkpoint yet" in message(it, 503, "/v1/completions", model="<script>")
+    with run_server(models, pending=pending, runs=dict(pending)) as running, run.lock():
+        [listed] = running.ask("GET", "/runs").json["runs"]
+        assert (listed["name"], listed["last_step"], listed["running"]) == ("<script>", 0, True)
+        assert running.ask("GET", "/lens").json["models"] == []
+        assert running.ask("GET", f"/runs/{name}/metrics").json == {"lines": [], "next": 0, "restarted": False}
+        assert "no checkpoint yet" in message(running, 503, "/lens/next_token", text="a")
+        assert "no checkpoint yet" in message(running, 503, "/v1/completions", model="<script>")
         run.log("metrics", {"step": 1, "loss": 4.5})
-        assert it.ask("GET", f"/runs/{name}/metrics").json["lines"] == [{"step": 1, "loss": 4.5}]
+        assert running.ask("GET", f"/runs/{name}/metrics").json["lines"] == [{"step": 1, "loss": 4.5}]
         run.log("samples", {"step": 1, "text": "</script><b>\u2028"})
-        assert it.ask("GET", f"/runs/{name}/samples").json["lines"][0]["text"] == "</script><b>\u2028"
-        waiting = threading.Thread(target=load_pending_models, args=(models, pending, threading.Event(), SETTINGS))
-        waiting.start()
+        assert running.ask("GET", f"/runs/{name}/samples").json["lines"][0]["text"] == "</script><b>\u2028"
+        loader = threading.Thread(target=load_pending_models, args=(models, pending, threading.Event(), SETTINGS))
+        loader.start()
         loaded = runs.load(trained.folder)
         run.save(1, loaded.model, loaded.tokenizer, trained.settings, {"step": 1})
-        files = (run.folder / "checkpoints" / "step-000001").rename(run.folder / "checkpoints" / "step-000002")
-        (run.folder / "last").write_text(files.name, encoding="utf-8")
-        waiting.join(30)
-        assert it.ask("GET", "/lens").json["models"][0]["step"] == 2
-        assert it.post("/lens/next_token", text="a").status == 200
-        assert it.complete("a").status == 200
-        assert 'octavo_slots{model="<script>"}' in it.ask("GET", "/metrics").body.decode()
+        checkpoint = (run.folder / "checkpoints" / "step-000001").rename(run.folder / "checkpoints" / "step-000002")
+        (run.folder / "last").write_text(checkpoint.name, encoding="utf-8")
+        loader.join(30)
+        assert running.ask("GET", "/lens").json["models"][0]["step"] == 2
+        assert running.post("/lens/next_token", text="a").status == 200
+        assert running.complete("a").status == 200
+        assert 'octavo_slots{model="<script>"}' in running.ask("GET", "/metrics").body.decode()
     assert not run.is_locked
 
 
@@ -140,12 +152,12 @@ def test_at_most_5000_lines_are_read_at_once_and_huge_lines_are_skipped(tmp_path
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(f'{{"step": {step}}}\n' for step in range(12_001)), encoding="utf-8")
     log = JsonLines(path)
-    got, at = [], 0
+    collected, end = [], 0
     for count in (5000, 5000, 2001, 0):
-        lines, at, restarted = log.read(at)
+        lines, end, restarted = log.read(end)
         assert (len(lines), restarted) == (count, False)
-        got += lines
-    assert [line["step"] for line in got] == list(range(12_001))
+        collected += lines
+    assert [line["step"] for line in collected] == list(range(12_001))
     write_atomic(path, '{"a": 1}\n{"b": "' + "x" * Limits.lines_bytes + '"}\n{"c": 3}\n')
     assert log.read(0) == ([{"a": 1}], 1, False)
     assert log.read(1) == ([], 2, False)

@@ -19,13 +19,13 @@ law = hypothesis.settings(derandomize=True, deadline=None, max_examples=60)
 
 
 class Scripted:
-    """A decoder with which the model generates just these ids."""
+    """A decoder that makes the model generate exactly these ids."""
 
     def __init__(self, ids: list[int], vocab_size: int) -> None:
-        self.ids, self.vocab_size, self.asked = iter(ids), vocab_size, 0
+        self.ids, self.vocab_size, self.calls = iter(ids), vocab_size, 0
 
     def forward(self, batch: Batch) -> Tensor:
-        self.asked += 1
+        self.calls += 1
         logits = torch.full((1, self.vocab_size), -1e9)
         logits[0, next(self.ids, 0)] = 1e9
         return logits
@@ -34,7 +34,7 @@ class Scripted:
 def scripted_stream(
     ids: list[int], tokenizer: Tokenizer = CHARS, *stop: str, limit: int | None = None
 ) -> tuple[TextStream, Scripted]:
-    """A stream of a model that generates just these ids, and its decoder."""
+    """A stream of a model that generates exactly these ids, and its decoder."""
     engine = Engine(spread_model(vocab_size=tokenizer.vocab_size), 1, use_native=False)
     engine._decoder = decoder = Scripted(ids, tokenizer.vocab_size)
     request = TextRequest(
@@ -110,10 +110,8 @@ def test_text_is_shown_as_soon_as_it_cannot_be_part_of_a_stop_string() -> None:
     assert list(scripted(ids, CHARS, "bca")) == ["a"]
     assert list(scripted(CHARS.encode("abcabc").tolist(), CHARS, "abd")) == ["abc", "abc"]
     assert list(scripted(CHARS.encode("aab").tolist(), CHARS, "ag")) == ["a", "ab"]
-    assert list(scripted(CHARS.encode("abab").tolist(), CHARS, "abd")) == [
-        "ab",
-        "ab",
-    ]  # the last piece, since nothing follows
+    # The last piece is shown because nothing follows it.
+    assert list(scripted(CHARS.encode("abab").tolist(), CHARS, "abd")) == ["ab", "ab"]
 
 
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd"))
@@ -170,19 +168,18 @@ def test_finish_reasons_are_length_stop_and_end_of_text() -> None:
     assert sample(" cat") == Sample("the", the + cat, "stop")
     assert sample() == Sample("the cat", the + cat, "end_of_text")
     assert sample("cats") == Sample("the cat", the + cat, "end_of_text")
-    assert sample("cat", limit=len(the + cat)) == Sample(
-        "the ", the + cat, "stop"
-    )  # the stop string completes with the last token
+    # Here the stop string is complete with the last token that the limit allows.
+    assert sample("cat", limit=len(the + cat)) == Sample("the ", the + cat, "stop")
 
 
 def test_no_more_tokens_are_generated_than_needed() -> None:
     for stop, limit, needed in ((["cd"], 99, 4), ([], 2, 2), (["a"], 99, 1)):
         stream, decoder = scripted_stream(CHARS.encode("abcdef").tolist(), CHARS, *stop, limit=limit)
         stream.run()
-        assert decoder.asked == needed
+        assert decoder.calls == needed
 
 
-# Pieces, for a consumer that does not step the engine
+# Pieces, when another thread steps the engine
 
 
 def run_engine(stream: TextStream, engine: Engine) -> None:

@@ -1,8 +1,8 @@
-"""The speed of `octavo serve` on this machine: in ordinary use, and under attack.
+"""The speed of `octavo serve` on this machine: in normal use, and under attack.
 
-The server is a separate process; the clients are in this one, over loopback. The tests show that attacks fail; here
-they are timed. The clients use sockets, not httpx: it adds a millisecond to a request of one millisecond, and it cannot
-announce a body without sending it.
+The server is a separate process; the clients are in this one, over loopback. The tests check that attacks fail; here
+their effect is timed. The clients use sockets rather than httpx, which adds a millisecond to a request of one
+millisecond, and cannot announce a body without sending it.
 """
 
 import asyncio
@@ -53,8 +53,8 @@ class ServeBenchmark:
     gap_ratio: float  # 95th percentile to median
     tokens_per_second: float  # of these streams together
     refused_seconds: dict[str, float]  # the slowest response to each absurd request
-    honest_p95_seconds: float  # of short requests in sequence
-    honest_p95_trickling_seconds: float  # the same beside `TRICKLING` clients that send one byte at a time
+    short_p95_seconds: float  # of short requests, one after another
+    short_p95_trickling_seconds: float  # likewise, with `TRICKLING` clients that send one byte at a time
     overload: dict[int, int]  # responses to ten times `CAPACITY` concurrent requests, by status
     drain_seconds: float  # from SIGTERM, with streams in progress, to the exit
 
@@ -124,8 +124,8 @@ async def _measure(server: "_Server", model: str, rounds: int, ready: float) -> 
         gap_ratio=p95 / statistics.median(gaps),
         tokens_per_second=statistics.median(rates),
         refused_seconds=refused,
-        honest_p95_seconds=short_p95,
-        honest_p95_trickling_seconds=trickling_p95,
+        short_p95_seconds=short_p95,
+        short_p95_trickling_seconds=trickling_p95,
         overload=dict(Counter(status for status, *_ in answers)),
         drain_seconds=time.perf_counter() - start,
     )
@@ -165,7 +165,7 @@ class _Server:
     async def ask(
         self, path: str, body: dict[str, Any] | None = None, announced_bytes: int = 0
     ) -> tuple[int, bytes, float]:
-        """Status, body and seconds of a GET, or of a POST if there is a body or the announcement of one."""
+        """Send a GET, or a POST with a body or an announced body. Returns status, body and seconds."""
         start = time.perf_counter()
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         content = b"" if body is None else json.dumps(body).encode()

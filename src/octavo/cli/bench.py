@@ -102,8 +102,8 @@ def _bench_serve(arguments: argparse.Namespace, settings: Settings) -> int:
         f"between tokens       {1000 * result.gap_seconds:.2f} ms, 95th percentile "
         f"{1000 * result.gap_p95_seconds:.2f} ({result.gap_ratio:.2f} times)\n"
         f"rejecting, ms        {rejected}\n"
-        f"short request        95th percentile {1000 * result.honest_p95_seconds:.1f} ms; with {serving.TRICKLING} "
-        f"clients that send a byte at a time {1000 * result.honest_p95_trickling_seconds:.1f} ms\n"
+        f"short request        95th percentile {1000 * result.short_p95_seconds:.1f} ms; with {serving.TRICKLING} "
+        f"clients that send a byte at a time {1000 * result.short_p95_trickling_seconds:.1f} ms\n"
         f"overload, 10 times   {overload}\n"
         f"graceful shutdown    {result.drain_seconds:.2f} s after SIGTERM, with running streams completed"
     )

@@ -1,8 +1,8 @@
 """Text in, text out: the one path between text and an engine's tokens.
 
 A `TextRequest` says what to generate. `text_streams` makes one `TextStream` for each text that the request draws; the
-engine delivers tokens to it, and it gives text that can no longer change: whole characters, and nothing that may be the
-start of a stop string. The command line, `octavo.generate`, the samples of a training run and every endpoint of the
+engine delivers tokens to it, and it yields text that can no longer change: whole characters, and nothing that may be
+the start of a stop string. The command line, `octavo.generate`, the samples of a training run and every endpoint of the
 server use these. It has nothing to do with HTTP.
 """
 
@@ -80,7 +80,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as text and as token ids. An empty prompt is not `given`: its one id is what a text starts after."""
+    """A prompt as text and as token ids.
+
+    For an empty prompt, `given` is False, and `ids` has the one token that a text starts after.
+    """
 
     text: str
     ids: list[int]
@@ -92,7 +95,7 @@ class TextRequest:
     """What to generate after a prompt: `num_samples` texts, or the `num_samples` most likely of `best_of` texts."""
 
     prompt: Prompt
-    max_new_tokens: int = 500  # 0: only read the prompt
+    max_new_tokens: int = 500  # 0: only compute the prompt
     num_samples: int = 1
     best_of: int = 0  # 0: draw `num_samples` texts and return them all
     seed: int = 1337  # text i is drawn with (seed + i) modulo 2**63
@@ -106,8 +109,9 @@ class TextRequest:
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_new_tokens <= 10**8:
-            raise OctavoError(f"max_new_tokens={self.max_new_tokens} is not between 0 and 10**8",
-                              "--max-new-tokens 500")  # fmt: skip
+            raise OctavoError(
+                f"max_new_tokens={self.max_new_tokens} is not between 0 and 10**8", "--max-new-tokens 500"
+            )
         if not 1 <= self.num_samples <= 10**5:
             raise OctavoError(f"num_samples={self.num_samples} is not between 1 and 100,000", "--num-samples 1")
         if self.best_of and not self.num_samples <= self.best_of <= 10**5:
@@ -337,8 +341,10 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str | Sequence[int], unknown: st
     else:
         ids = list(prompt)
         if invalid := next((str(id) for id in ids if not 0 <= id < tokenizer.vocab_size), None):
-            raise OctavoError(f"there is no token {invalid[:20]}: this tokenizer has {tokenizer.vocab_size}",
-                              f"ids from 0 to {tokenizer.vocab_size - 1}")  # fmt: skip
+            raise OctavoError(
+                f"there is no token {invalid[:20]}: this tokenizer has {tokenizer.vocab_size} tokens",
+                f"ids from 0 to {tokenizer.vocab_size - 1}",
+            )
         text = tokenizer.decode(ids)
     if ids:
         return Prompt(text, ids)

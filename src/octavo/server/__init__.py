@@ -1,15 +1,15 @@
 """`octavo serve`: models behind OpenAI's completions API, and the page that shows what they do.
 
-A request's way to the logits and back:
+The path of a request to the logits and back:
 
     connection.py   uvicorn's HTTP/1.1 protocol, with a deadline for every state of a connection
-    middleware/     who may ask what: hosts, origins, API keys, sizes; the order is in its __init__.py
+    middleware/     checks of hosts, origins, API keys and sizes; its __init__.py states their order
     app.py          the routes
     completions.py  OpenAI's JSON <-> TextRequest and TextPiece
     text_batch.py   the texts of a request, awaited in the event loop
     worker.py       the thread that steps a model's engine
 
-`lens_api.py` computes views in threads of its own; `runs_api.py` and `static_page.py` read files.
+`lens_api.py` computes views in its own threads; `runs_api.py` and `static_page.py` read files.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ from octavo.server.worker import ServedModel, Worker
 from octavo.settings import unknown_name_error
 
 KEY_VARIABLE = "OCTAVO_API_KEY"
-_POLL_SECONDS = 1.0  # how often a run without a checkpoint is looked at
+_POLL_SECONDS = 1.0  # between two checks whether a run has its first checkpoint
 _KEY_FILE_HINT = "--api-key-file F, with a key on each line"
 
 
@@ -82,21 +82,21 @@ def serve(
 ) -> None:
     """Serve one or several runs until SIGTERM or Ctrl-C. `settings` are the fields of `ServeSettings`.
 
-    `on_ready` is called with the models' names and the URL once requests are taken, `notice` for each fallback of an
-    engine. A run that has no checkpoint yet is shown as it trains, and its model is served from the first checkpoint.
-    Raises `OctavoError` if a run cannot be loaded, the address cannot be used, or other machines can reach it while
-    there is no API key.
+    `on_ready` is called with the models' names and the URL once the server accepts requests, `notice` for each fallback
+    of an engine. A run without a checkpoint is shown as it trains, and its model is served from the first checkpoint
+    on. Raises `OctavoError` if a run cannot be loaded, if the address cannot be used, or if other machines can reach it
+    and there is no API key.
     """
     names = [field.name for field in fields(ServeSettings)]
     if misspelled := settings.keys() - set(names):
         raise unknown_name_error("setting", min(misspelled), names)
     options = ServeSettings(**settings)
-    # With Python's 5 ms, an engine's thread that returns from C would wait long for the event loop's thread.
+    # With Python's default of 5 ms, an engine thread that returns from C would wait that long for the event loop.
     sys.setswitchinterval(0.0005)
     sources = _name_models(list(run) if isinstance(run, Sequence) and not isinstance(run, str) else [run])
     keys = read_keys(options.api_key_file)
-    served_runs = {name: found for name, source in sources.items() if (found := runs.find_run(source))}
-    pending = {name: found for name, found in served_runs.items() if not _has_checkpoint(found)}
+    served_runs = {name: owner for name, source in sources.items() if (owner := runs.find_run(source))}
+    pending = {name: owner for name, owner in served_runs.items() if not _has_checkpoint(owner)}
     models: dict[str, ServedModel] = {}
     stopped = threading.Event()
     with listen(options.host, options.port, public=bool(keys)) as listener:
@@ -170,7 +170,7 @@ def _has_checkpoint(run: Run) -> bool:
 
 
 def read_keys(path: str | Path | None) -> list[str]:
-    """The API keys of a file and of the environment. Never of the command line, which other users can read."""
+    """The API keys in a file and in the environment; never from the command line, which other users can read."""
     lines = [os.environ.get(KEY_VARIABLE, "")]
     if path is not None:
         try:
@@ -189,7 +189,7 @@ def read_keys(path: str | Path | None) -> list[str]:
 def listen(host: str, port: int, public: bool = True) -> socket.socket:
     """A listening socket. Unless `public`, the host must be an address that only this machine can reach.
 
-    It listens before models are loaded: a port in use is reported at once, and early clients wait.
+    `serve` calls it before models are loaded, so that a port in use is reported at once and early clients wait.
     """
     listener = None
     try:
@@ -214,7 +214,7 @@ def listen(host: str, port: int, public: bool = True) -> socket.socket:
 
 
 def _name_models(sources: Sequence[RunLike]) -> Mapping[str, RunLike]:
-    """Each run under the name that clients use: its folder's."""
+    """The runs by model name. A model has the name of its run's folder."""
     names: dict[str, RunLike] = {}
     for source in sources:
         run = runs.find_run(source)

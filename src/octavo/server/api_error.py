@@ -1,4 +1,4 @@
-"""The one form of an error response, which is OpenAI's."""
+"""Error responses, all in OpenAI's form."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The routes, each a few lines, and how an error becomes a response."""
+"""The routes, and how an exception becomes a response."""
 
 import asyncio
 from collections.abc import Collection, Mapping
@@ -49,7 +49,7 @@ def build_app(
     runs: Mapping[str, Run] | None = None,
     page_root: Path = static_page.ROOT,
 ) -> Application:
-    """The application. `pending` names the models whose runs have no checkpoint yet, `runs` all runs.
+    """Build the application. `pending` has the names of models without a checkpoint yet, `runs` all served runs.
 
     `models` and `pending` may change while the application runs.
     """
@@ -71,7 +71,7 @@ def build_app(
         api.add_exception_handler(kind, error_response)
 
     def find_model(id: str | None) -> ServedModel:
-        """The model of a name, which may be empty if one model is served."""
+        """The model of this name. The name may be empty if only one model is served."""
         names = [*models, *pending]
         if not id and len(names) != 1:
             raise ApiError(400, f"several models are served, so name one: {', '.join(names)}", param="model")
@@ -112,7 +112,7 @@ def build_app(
         checkpoint = find_model(body.model).checkpoint
         tokenizer = checkpoint.tokenizer
         if body.prompt == END_OF_TEXT and tokenizer.end_of_text is not None:
-            ids = [tokenizer.end_of_text]  # lm-eval asks for the token's id so; within a text it is ordinary text
+            ids = [tokenizer.end_of_text]  # lm-eval asks for its id like this; within a text it is ordinary text
         else:
             ids = await asyncio.to_thread(encode_text, tokenizer, body.prompt)
         strings = [token_string(tokenizer, id) for id in ids] if body.return_token_strs else None
@@ -171,7 +171,7 @@ def build_app(
 
 
 class _Api(FastAPI):
-    """FastAPI whose document states 400 instead of 422, as OpenAI does, and which routes need a key."""
+    """FastAPI with changes to its OpenAPI document: 400 instead of 422, as OpenAI does, and which routes need a key."""
 
     needs_key = False
 

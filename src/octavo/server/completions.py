@@ -39,7 +39,7 @@ async def complete(
     if body.stream:
         return EventStream(answer.events(), batch.close)
     try:
-        content = await unless_disconnected(http, asyncio.ensure_future(answer.whole()))
+        content = await unless_disconnected(http, asyncio.ensure_future(answer.json()))
         return Response(content, 499 if content is None else 200, media_type="application/json")
     finally:
         batch.close()
@@ -62,7 +62,7 @@ def check_request(model: ServedModel, body: CompletionRequest, limits: Limits) -
         )
     vocab_size = model.checkpoint.tokenizer.vocab_size
     if invalid := [id for id in body.logit_bias if int(id) >= vocab_size]:
-        raise ApiError(400, f"there is no token {invalid[0]}: this model has {vocab_size}", param="logit_bias")
+        raise ApiError(400, f"there is no token {invalid[0]}: this model has {vocab_size} tokens", param="logit_bias")
 
 
 def text_requests(model: ServedModel, body: CompletionRequest, cache_scope: str) -> list[TextRequest]:
@@ -105,31 +105,31 @@ class CompletionAnswer:
 
     def __init__(self, batch: TextBatch, body: CompletionRequest) -> None:
         self._batch, self._body = batch, body
-        self._head = {
+        self._common = {
             "id": f"cmpl-{secrets.token_hex(12)}",
             "object": "text_completion",
             "created": int(time.time()),
             "model": batch.model.id,
         }
 
-    async def whole(self) -> bytes:
+    async def json(self) -> bytes:
         """The answer as one JSON object."""
         pieces = await self._batch.complete()
-        return await asyncio.to_thread(self._encode, pieces)  # 100,000 log-probabilities take a while to format
+        return await asyncio.to_thread(self._encode, pieces)  # formatting 100,000 log-probabilities takes a while
 
     async def events(self) -> AsyncIterator[bytes]:
         """The answer as server-sent events. An error after the first byte is an event too."""
         usage = {"usage": None} if self._body.stream_options.include_usage else {}
         prompts = [stream.prompt for streams in self._batch.streams for stream in streams]
-        begun: set[int] = set()
+        started: set[int] = set()
         try:
             async for number, piece in self._batch.pieces():
-                prompt = None if number in begun else prompts[number]
-                begun.add(number)
+                prompt = None if number in started else prompts[number]
+                started.add(number)
                 choice = self._choice(number, piece, piece.prompt_tokens, prompt)
-                yield _event(self._head | {"choices": [choice]} | usage)
+                yield _event(self._common | {"choices": [choice]} | usage)
             if usage:
-                yield _event(self._head | {"choices": [], "usage": self._usage()})
+                yield _event(self._common | {"choices": [], "usage": self._usage()})
             yield b"data: [DONE]\n\n"
         except ApiError as error:
             yield b"data: %s\n\n" % error.content
@@ -141,12 +141,12 @@ class CompletionAnswer:
                 # The first text of a prompt has scored the prompt for all.
                 piece, prompt_tokens = texts[stream.index], texts[0].prompt_tokens
                 choices.append(self._choice(len(choices), piece, prompt_tokens, stream.prompt))
-        return orjson.dumps(self._head | {"choices": choices, "usage": self._usage()})
+        return orjson.dumps(self._common | {"choices": choices, "usage": self._usage()})
 
     def _choice(
         self, index: int, piece: TextPiece, prompt_tokens: list[LocatedToken], prompt: Prompt | None
     ) -> dict[str, Any]:
-        """A choice. `prompt` is None where its ids were sent before."""
+        """A choice. `prompt` is None if an earlier event had its ids."""
         tokenizer = self._batch.model.checkpoint.tokenizer
         choice: dict[str, Any] = {"text": piece.text, "index": index, "logprobs": None, "finish_reason": None}
         if self._body.logprobs is not None:

@@ -1,10 +1,10 @@
 """HTTP on the wire: uvicorn's server and its HTTP/1.1 protocol, made safe against clients that never finish.
 
 Every state of a connection has a deadline: headers that do not arrive, a response that is not read, an idle client.
-Malformed requests get the one form of error before the connection is closed.
+A malformed request gets an error response in the API's form before the connection is closed.
 
-uvicorn offers no hooks for this, so the protocol class is extended, and that rests on names of uvicorn that are not
-documented: those in `UVICORN_INTERNALS`. pyproject.toml therefore allows one minor release of uvicorn, and
+uvicorn has no hooks for this, so this module extends its protocol class and uses undocumented names of uvicorn, which
+`UVICORN_INTERNALS` lists. pyproject.toml therefore allows one minor release of uvicorn, and
 tests/test_serve_connection.py checks the names. To allow the next release, read the changes to `h11_impl.py` and
 `server.py`, run the tests in tests/test_serve_*.py, and raise the bound.
 """
@@ -45,7 +45,7 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         # All data of one read is parsed at once. asyncio reads up to 256 KiB, and a body in chunks of one byte would
-        # then hold the event loop for 0.3 s.
+        # then block the event loop for 0.3 s.
         transport.max_size = 16 << 10  # type: ignore[attr-defined]
         if len(self.connections) > self._limits.connections:
             self._end(ApiError(429, "too many connections: try again in a moment", code="rate_limit_exceeded"))
@@ -108,13 +108,13 @@ class Connection(H11Protocol):
         self._end(ApiError(408, f"the headers were not complete after {seconds:g} seconds"))
 
     def _end(self, error: ApiError) -> None:
-        """Answer without the application, then close the write side first: a reset could lose the answer."""
+        """Send an error without the application, and close the write side first: a reset could lose the response."""
         self._unset_keepalive_if_required()
         self._enter("over")
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-            if self.cycle.response_started:  # half of a response is out, so no other can follow
+            if self.cycle.response_started:  # a part of a response was sent, so no other can follow
                 self.transport.abort()
                 return
         body, status = error.content, HTTPStatus(error.status)
@@ -158,7 +158,7 @@ class Server(uvicorn.Server):
         self._on_started()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """uvicorn would raise the signal again at the end, and the exit code would not be 0."""
+        """Drain. uvicorn's method would raise the signal again at the end, and the exit code would not be 0."""
         if self._drain.draining:
             self.should_exit = self.force_exit = True
         self._drain.draining = True

@@ -1,7 +1,7 @@
 """`/lens`: the views of `octavo.lens` over HTTP, on the served models and on the checkpoints of their runs.
 
 Views are computed in threads, a few at a time. If the client disconnects, its view stops at its next PyTorch operation.
-`octavo.lens` is imported with the first view, so that a server starts without it.
+`octavo.lens` is imported with the first view, so that the server starts sooner.
 """
 
 import asyncio
@@ -141,7 +141,7 @@ class _StopOnDisconnect(TorchFunctionMode):
 
 
 class CheckpointCache:
-    """The checkpoints of runs that were looked at last: two, or one if the model has over `large` parameters."""
+    """The last used checkpoints of runs: two, or one if the model has over `large` parameters."""
 
     def __init__(self, large: int = 200_000_000) -> None:
         self._large = large
@@ -166,7 +166,7 @@ class CheckpointCache:
 
     def _load(self, folder: Path, capacity: int) -> Checkpoint:
         try:
-            manifest = folder / "manifest.json"  # rewritten with the checkpoint; other programs write none
+            manifest = folder / "manifest.json"  # rewritten with the checkpoint; other programs' checkpoints have none
             key = folder, manifest.stat().st_mtime_ns if manifest.exists() else 0
             if key not in self._cache:
                 while len(self._cache) >= capacity:
@@ -223,8 +223,8 @@ def _is_finite(value: Any) -> bool:
 def encode_attention(weights: np.ndarray) -> bytes:
     """Attention weights (T, T) as JSON: rows up to the diagonal, rounded to as many decimals as fit 512 rows into 1 MB.
 
-    Each row still sums to 1: all weights are rounded down, and what that took from a row is given back, one unit each,
-    to those that lost most. A number is written as an integer with an exponent, the shortest form there is.
+    Each row still sums to 1: all weights are rounded down, and the units that a row then lacks are added, one each, to
+    the weights that lost most. A number is written as an integer with an exponent, the shortest form there is.
     """
     decimals = 6 if len(weights) <= 256 else 5
     one = 10**decimals

@@ -5,21 +5,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Counts, bytes and seconds. The API's own document (`/openapi.json`) states the defaults."""
+    """Counts, bytes and seconds. `/openapi.json` states the defaults."""
 
     # connections
-    connections: int = 512  # open at once; one more is answered 429
+    connections: int = 512  # open at once; beyond that, 429
     header_bytes: int = 16 << 10  # request line and headers
     headers: int = 100
     header_seconds: float = 10  # from the connection, or the first byte of a later request, to the end of the headers
     idle_seconds: float = 30  # between two requests of a connection
-    linger_seconds: float = 2  # how long a connection that is about to be closed is read, so that its answer arrives
+    linger_seconds: float = 2  # an ended connection is read this much longer, so that its response arrives
 
     # requests
     body_bytes: int = 1 << 20
     body_seconds: float = 20
-    request_seconds: float = 600  # from the request to the end of its answer, waiting for a slot included
-    fields: int = 64  # of a body
+    request_seconds: float = 600  # from the request to the end of the response, the wait for a slot included
+    fields: int = 64  # in a body
     prompts: int = 128
     n: int = 128
     best_of: int = 20
@@ -37,9 +37,9 @@ class Limits:
     lens_positions: int = 4096
     lens_words: int = 20
     lens_word_characters: int = 100
-    lines: int = 5000  # of one answer
+    lines: int = 5000  # in one response
     lines_bytes: int = 4 << 20
 
     # models
-    queue: int = 64  # texts of a model that may wait for a slot; beyond that, 429
-    prefix_cache_bytes: int = 256 << 20  # of a model
+    queue: int = 64  # texts that may wait for a slot, for each model; beyond that, 429
+    prefix_cache_bytes: int = 256 << 20  # for each model

@@ -55,7 +55,7 @@ class Metrics:
 
 
 class TokenTimer:
-    """Counts the tokens of one text, and observes the time to the first and between each two."""
+    """Counts the tokens of one text, and observes the time to the first token and between two tokens."""
 
     def __init__(self, tokens: Counter, first: Histogram, gap: Histogram) -> None:
         self._tokens, self._latency, self._gap = tokens, first, gap

@@ -108,7 +108,7 @@ class Text(BaseModel):
 
 
 class TokenizerInfo(BaseModel):
-    """What lm-eval needs to know to use this server's tokenizer."""
+    """What lm-eval needs to use this server's tokenizer."""
 
     tokenizer_class: str
     kind: str
@@ -148,9 +148,9 @@ class LensModel(BaseModel):
     wte_start: str | None = Field(
         description="how wte was initialized: normal, N(0, 0.02), or uniform, ±1/sqrt(n_embd); null if unknown"
     )
-    wpe_start: str | None = Field(description="the same of wpe; or waves: sines and cosines of the position")
-    run: bool = Field(description="whether it belongs to a run")
-    steps: list[int] = Field(description="the steps whose checkpoints the run has kept")
+    wpe_start: str | None = Field(description="likewise for wpe; or waves: sines and cosines of the position")
+    run: bool = Field(description="whether the model belongs to a run")
+    steps: list[int] = Field(description="the steps of the checkpoints that the run has")
     step: int | None = Field(description="the step that is served")
 
 

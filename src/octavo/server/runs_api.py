@@ -40,13 +40,13 @@ def routes(runs: Mapping[str, Run]) -> APIRouter:
 
     @router.get("/runs")
     def list_runs() -> responses.Runs:
-        """The served runs, and how far they are."""
+        """The served runs and their progress."""
         described = [_describe_run(name, run, logs[name, "metrics"]) for name, run in runs.items()]
         return responses.Runs(runs=[run for run in described if run])
 
     @router.get("/runs/{name}/{kind}", responses=responses.errors(404) | {200: {"model": responses.Lines}})
     def lines(name: str, kind: LogName, after: Annotated[int, Query(ge=0, lt=2**53)] = 0) -> Response:
-        """The lines after the first `after`, at most 5,000 at once: continue with `after=next`."""
+        """The lines after the first `after`, at most 5,000 at once. Continue with `after=next`."""
         if name not in runs:
             raise ApiError(404, f"there is no run {name[:80]!r} here", param="name")
         lines, end, restarted = logs[name, kind].read(after)
@@ -89,7 +89,7 @@ class JsonLines:
     def read(self, after: int) -> tuple[list[dict[str, Any]], int, bool]:
         """The lines after the first `after`, the number of the last one, and whether the file has restarted.
 
-        It has if it has fewer than `after` lines; then these are its first.
+        It has restarted if it has fewer than `after` lines; then the lines from the first on are returned.
         """
         with self._open() as file:
             restarted = after >= len(self._ends)
@@ -101,7 +101,7 @@ class JsonLines:
 
     @property
     def last_step(self) -> int:
-        """The step of the last line; 0 if there is none."""
+        """The step of the last line; 0 without lines."""
         with self._open() as file:
             lines = self._parse(file, max(0, len(self._ends) - 2), len(self._ends) - 1)
         step = lines[-1].get("step") if lines else 0
@@ -135,7 +135,7 @@ class JsonLines:
 
     def _parse(self, file: BinaryIO, first: int, end: int) -> list[dict[str, Any]]:
         start, size = self._ends[first], self._ends[end] - self._ends[first]
-        if size > Limits.lines_bytes:  # a single line too long to be one of a run's
+        if size > Limits.lines_bytes:  # a single line, too long for a run's log
             return []
         file.seek(start)
         lines = (_parse_line(line) for line in file.read(size).split(b"\n"))

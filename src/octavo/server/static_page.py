@@ -1,6 +1,6 @@
 """The page at `/`: the files of `octavo/page/`, and the same page as one file that needs no server.
 
-File names are looked up in a table made at the start; nothing that a client sends becomes a path.
+File names are looked up in a table that is built at the start; nothing that a client sends becomes a path.
 """
 
 import base64
@@ -45,7 +45,7 @@ _ALL_LAYERS_TOKENS = 64  # up to this many tokens the standalone page has the he
 
 
 def routes(root: Path = ROOT) -> APIRouter:
-    """The page's routes, which the API's document does not mention."""
+    """The page's routes, which are not in `/openapi.json`."""
     router = APIRouter(include_in_schema=False)
     files = page_files(root)
 

@@ -1,7 +1,7 @@
 """The texts of one HTTP request: submitted together to a model's worker, awaited in the event loop.
 
-An endpoint maps its body to `TextRequest`s and what comes back to its own JSON; the rest is here. The same pieces make
-a stream and a whole answer, so both have the same text and the same log-probabilities.
+An endpoint maps its body to `TextRequest`s, and the pieces of text to its own JSON; this module does the rest. A stream
+and a complete answer are made of the same pieces, so both have the same text and log-probabilities.
 """
 
 import asyncio
@@ -49,16 +49,16 @@ class TextBatch:
             tokenizer = model.checkpoint.tokenizer
             self.streams.append(text_streams(request, tokenizer, incremental=incremental, on_update=on_update))
             first += request.drawn_samples
-        self._flat = [stream for streams in self.streams for stream in streams]
-        self._timers = [metrics.token_timer(model.id) for _ in self._flat]
-        model.worker.submit(self._flat)
+        self._all_streams = [stream for streams in self.streams for stream in streams]
+        self._timers = [metrics.token_timer(model.id) for _ in self._all_streams]
+        model.worker.submit(self._all_streams)
 
     async def pieces(self) -> AsyncIterator[tuple[int, TextPiece]]:
         """All pieces as they arrive, each with the number of its text, counted through all requests.
 
         Raises `ApiError` if a text fails, or if the batch takes longer than `request_seconds`.
         """
-        unfinished = len(self._flat)
+        unfinished = len(self._all_streams)
         deadline = self._loop.time() + self._limits.request_seconds
         while unfinished:
             try:
@@ -73,14 +73,14 @@ class TextBatch:
                 ) from None
             unfinished -= piece.finish_reason is not None
             if piece.finish_reason in ("error", "cancelled"):
-                error = self._flat[number].error
+                error = self._all_streams[number].error
                 raise ApiError(500, error.message if error else "the text was cancelled")
             yield number, piece
 
     async def complete(self) -> list[list[TextPiece]]:
         """Every text as one piece, by request. Not for an incremental batch."""
         pieces = {number: piece async for number, piece in self.pieces()}
-        numbers = iter(range(len(self._flat)))
+        numbers = iter(range(len(self._all_streams)))
         return [[pieces[next(numbers)] for _ in streams] for streams in self.streams]
 
     @property
@@ -90,17 +90,17 @@ class TextBatch:
 
     @property
     def cached_tokens(self) -> int:
-        """How many of those came from the prefix cache."""
+        """How many of the prompt tokens came from the prefix cache."""
         return sum(streams[0].cached_tokens for streams in self.streams)
 
     @property
     def completion_tokens(self) -> int:
         """The tokens of all texts, returned or not."""
-        return sum(len(stream.tokens) for stream in self._flat)
+        return sum(len(stream.tokens) for stream in self._all_streams)
 
     def close(self) -> None:
         """Cancel the texts that are not complete, and count the prompts."""
-        for stream in self._flat:
+        for stream in self._all_streams:
             if stream.finish_reason is None:
                 stream.cancel()
         self._metrics.count_prompts(self.model.id, self.prompt_tokens, self.cached_tokens)
@@ -116,7 +116,7 @@ class TextBatch:
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events. `close` is called when the response ends: complete, abandoned, or never begun."""
+    """Server-sent events. `close` is called when the response ends: complete, abandoned, or never started."""
 
     def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None]) -> None:
         super().__init__(events, media_type="text/event-stream", headers={"x-accel-buffering": "no"})

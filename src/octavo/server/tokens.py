@@ -1,4 +1,4 @@
-"""Prompts, token strings and log-probabilities as the API has them."""
+"""Prompts, token strings and log-probabilities in the API's form."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from octavo.tokenizers import Tokenizer
 
 
 def read_prompt(tokenizer: Tokenizer, block_size: int, prompt: str | list[int]) -> Prompt:
-    """Encode a prompt, which must fit into the context. Refuses a far too long one before it is encoded."""
+    """Encode a prompt, which must fit into the context. One that is far too long is refused before it is encoded."""
     if isinstance(prompt, str):
         if len(prompt) > block_size * max(map(len, tokenizer.token_bytes)):
             raise _context_length_error(f"more than {block_size:,}", block_size)
@@ -44,7 +44,9 @@ def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
 def check_token_ids(tokenizer: Tokenizer, ids: list[int]) -> None:
     """Raise `ApiError` for an id outside the vocabulary."""
     if invalid := next((str(id) for id in ids if not 0 <= id < tokenizer.vocab_size), None):
-        raise ApiError(400, f"there is no token {invalid[:20]}: this model has {tokenizer.vocab_size}", param="tokens")
+        raise ApiError(
+            400, f"there is no token {invalid[:20]}: this model has {tokenizer.vocab_size} tokens", param="tokens"
+        )
 
 
 def format_logprobs(tokenizer: Tokenizer, tokens: list[LocatedToken]) -> dict[str, Any]:
@@ -66,7 +68,7 @@ def format_logprobs(tokenizer: Tokenizer, tokens: list[LocatedToken]) -> dict[st
 
 
 def token_string(tokenizer: Tokenizer, id: int) -> str:
-    """A token's text. Bytes that are not UTF-8 are written as OpenAI does, `bytes:\\xff`: U+FFFD would hide which."""
+    """A token's text. Bytes that are not UTF-8 are written as OpenAI does, `bytes:\\xff`: U+FFFD would hide them."""
     token = tokenizer.token_bytes[id]
     try:
         return token.decode()

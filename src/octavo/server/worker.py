@@ -1,7 +1,7 @@
 """The thread that runs a model, and the models that are served.
 
-Everything that touches an engine happens in the worker's thread, the decoding of each token included. So the event
-loop never waits for a model, and a stop string frees its slot at once.
+Everything that touches an engine happens in the worker's thread, the decoding of each token included. So the
+event loop never waits for a model, and a stop string frees its slot at once.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ class Worker:
             raise ApiError(503, "the model has failed; the server must be restarted")
         capacity = self.engine.slots + self._queue
         free = capacity - self.engine.running - self.waiting
-        # A request larger than the whole capacity is taken when nothing else waits, or it would never be.
+        # A request larger than the whole capacity is accepted if nothing else waits; otherwise it never could be.
         oversized = len(streams) > capacity and not self.waiting
         if len(streams) > free and not oversized:
             raise ApiError(
@@ -116,19 +116,19 @@ def _call_all(calls: Sequence[Callable[[], None]]) -> None:
 class ServedModel:
     """A model and the worker that runs it."""
 
-    id: str  # the name by which clients call it
+    id: str  # the name that clients use
     checkpoint: Checkpoint
     worker: Worker
     created: int  # when the checkpoint was written, Unix time
     overflow: str = "stop"
-    run: Run | None = None  # the run it belongs to; None for a checkpoint from elsewhere
+    run: Run | None = None  # the run that the checkpoint belongs to; None if it belongs to none
 
     @property
     def steps(self) -> dict[int, Path]:
-        """The checkpoints that the run has now, by step."""
+        """The run's checkpoints by step, as they are now."""
         return self.run.steps if self.run else {}
 
     @property
     def step(self) -> int | None:
-        """The step of the run whose checkpoint is served."""
+        """The step of the served checkpoint; None if it belongs to no run."""
         return step_of(self.checkpoint.folder) if self.run else None

@@ -1,7 +1,7 @@
-"""What every request passes before the application: one small ASGI middleware for each concern.
+"""The checks that every request passes before the application: one small ASGI middleware each.
 
-`protect` states their order. A request is refused by the first that objects, before anything is allocated for it: its
-body is read only when its headers have passed.
+`protect` states their order. The first check that fails refuses the request before anything is allocated for it: the
+body is read only after the headers have passed.
 """
 
 from collections.abc import Collection
@@ -31,12 +31,12 @@ def protect(
     allow_origins: Collection[str] = (),
     keys: Collection[str] = (),
 ) -> tuple[ASGIApp, Drain]:
-    """The application behind all middleware, and the drain, by which the server ends.
+    """The application wrapped in all middleware, and the drain, which shuts the server down.
 
-    The outermost is applied last. Metrics and security headers come first, because they see every response, refusals
-    included. The host is checked before the origin, because a page under a forged host name is of the same origin.
-    Drain comes before the keys, so that a client without a key learns that the server shuts down. The body is read
-    last.
+    The outermost middleware is applied last. Metrics and security headers come first, because they see every response,
+    refusals included. The host is checked before the origin, because a page under a forged host name is of the same
+    origin. Drain comes before the keys, so that a client without a key learns that the server shuts down. The body is
+    read last.
     """
     app = Compression(app)
     app = BodyLimits(app, limits)

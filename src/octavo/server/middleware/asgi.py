@@ -1,4 +1,4 @@
-"""What the middleware shares: reading a header, and refusing a request."""
+"""Shared by the middleware: reading a header, and refusing a request."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ def header(scope: Scope, name: bytes) -> str:
 
 
 async def refuse(error: ApiError, limits: Limits, receive: Receive, send: Send) -> None:
-    """Answer before the body is read, then read on for a moment.
+    """Send an error before the body is read, then read on for `linger_seconds`.
 
     Closing a connection with unread data resets it, and the client may never see the answer.
     """

@@ -11,14 +11,14 @@ from octavo.server.api_error import ApiError
 from octavo.server.limits import Limits
 from octavo.server.middleware.asgi import PROBES, header, refuse
 
-_PAGE = re.compile(r"/|/favicon\.ico|/page/.*", re.DOTALL)  # the page's files, which hold nothing of a model
+_PAGE = re.compile(r"/|/favicon\.ico|/page/.*", re.DOTALL)  # the page's files, which have no data of a model
 
 
 class ApiKeys:
     """Answers 401 without a valid key, unless the server has no keys. Probes and the page's files need none.
 
-    Sets `scope["state"]["cache_scope"]`, a name for the key: prompts that were cached for one key are not used for
-    another, or the time of a response would reveal what others have asked.
+    Sets `scope["state"]["cache_scope"]`, a name for the key: cached prefixes are not shared between
+    keys, because response times would reveal other clients' prompts.
     """
 
     def __init__(self, app: ASGIApp, limits: Limits, keys: Collection[str] = ()) -> None:

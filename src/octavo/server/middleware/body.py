@@ -1,4 +1,4 @@
-"""Reads a request's body before the application is called: whole, bounded in size, by a deadline."""
+"""Reads the whole body of a request before the application is called, bounded in size and time."""
 
 import asyncio
 
@@ -10,7 +10,7 @@ from octavo.server.middleware.asgi import header, refuse
 
 
 class BodyLimits:
-    """Answers 413 to a body that is too large, 408 to one that is too slow."""
+    """Answers 413 to a body that is too large, 408 to a body that is too slow."""
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self._app, self._limits = app, limits

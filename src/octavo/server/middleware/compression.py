@@ -11,7 +11,7 @@ _REFUSED = re.compile(r"\bgzip\s*;\s*q=0(\.0*)?\s*(,|$)")
 
 
 class Compression(GZipMiddleware):
-    """Starlette's, which compresses large bodies in a thread, except that `gzip;q=0` refuses gzip."""
+    """Starlette's middleware, which compresses large bodies in a thread. Here `gzip;q=0` refuses gzip as well."""
 
     def __init__(self, app: ASGIApp) -> None:
         super().__init__(app, minimum_size=2048, compresslevel=5, thread_minimum_size=16 << 10)

@@ -1,4 +1,4 @@
-"""Graceful shutdown: requests that were taken are finished, new ones are refused."""
+"""Graceful shutdown: requests in progress are finished, new ones are refused."""
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -8,7 +8,7 @@ from octavo.server.middleware.asgi import PROBES, refuse
 
 
 class Drain:
-    """Counts the requests that are in progress. While `draining`, only probes are answered, all else with 503."""
+    """Counts the requests in progress. While `draining`, everything but the probes is answered with 503."""
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self._app, self._limits = app, limits

@@ -1,7 +1,7 @@
 """Answers only to the server's own host names, against DNS rebinding.
 
-A web page on evil.example can have its name resolve to 127.0.0.1. For the browser this server is then of the page's
-own origin, and the page may read every response. The Host header still says evil.example.
+A web page on evil.example can have its name resolve to 127.0.0.1. The browser then takes this server for the
+page's own origin, and the page may read every response. The Host header still says evil.example.
 """
 
 import ipaddress

@@ -6,7 +6,7 @@ from octavo.server.metrics import Metrics
 
 
 class RequestMetrics:
-    """A client that disconnects before its response is counted as 499, as nginx does."""
+    """Counts a request whose client disconnects before the response as 499, as nginx does."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
@@ -15,14 +15,14 @@ class RequestMetrics:
         assert scope["type"] == "http", "lifespan and web sockets are switched off"
         status = 499
 
-        async def send_and_note(message: Message) -> None:
+        async def send_and_record(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self._app(scope, receive, send_and_note)
+            await self._app(scope, receive, send_and_record)
         finally:
             route = getattr(scope.get("route"), "path", "other")  # set by the router; its values are few
             self._metrics.count_request(route, status)
