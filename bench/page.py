@@ -27,7 +27,7 @@ from octavo.model import GPT
 from octavo.settings import resolve
 
 TEXT = ("To be, or not to be: that is the question. " * 12)[:512]
-CLICK = """() => new Promise((done) => {
+CLICK_AND_TIME = """() => new Promise((done) => {
     const start = performance.now();
     document.querySelector("#tab-attention").click();
     const check = () => {
@@ -82,7 +82,7 @@ def serve(folder: Path) -> Iterator[str]:
 
 
 def measure(browser: Browser, url: str) -> tuple[float, float, float, float]:
-    """In a new page: milliseconds to the picture and to the answer; its bytes, compressed and not."""
+    """Open a new page; return the milliseconds to the picture and to the answer, and its bytes, compressed and not."""
     with browser.new_context() as context:
         page = context.new_page()
         page.goto(f"{url}#walk")
@@ -90,7 +90,7 @@ def measure(browser: Browser, url: str) -> tuple[float, float, float, float]:
         page.locator("#text").fill(TEXT)
         page.wait_for_function("() => document.querySelector('#panel-walk .shape')?.textContent.includes('512')")
         page.wait_for_function("() => !document.querySelector('[aria-busy=true]')")
-        return tuple(page.evaluate(CLICK))  # type: ignore[return-value]
+        return tuple(page.evaluate(CLICK_AND_TIME))  # type: ignore[return-value]
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ TIMEOUT = 30_000  # milliseconds; generous, because the machine may be busy
 
 
 def find_chromium() -> str:
-    """The path of the installed Chromium; skips the test if there is none."""
+    """The path of the installed Chromium; skips the test if no Chromium is installed."""
     names = ("chromium", "chromium-browser", "google-chrome")
     path = os.environ.get("OCTAVO_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
     if path is None:

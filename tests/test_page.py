@@ -369,6 +369,29 @@ def test_the_map_shows_the_projection_at_the_chosen_step(visit: Visit, site: Run
     assert slider.get_attribute("aria-valuetext") == f"step {min(steps)}"
 
 
+def test_a_neighbor_that_is_a_part_of_a_character_has_neighbors(visit: Visit, site: Running) -> None:
+    """It is requested by its id, which another model does not share."""
+    page = visit.go("positions_and_words", "bytes", TEXT).page
+    word, part = next(
+        (letter, each["token"])
+        for letter in "abcdefghijklmnopqrstuvwxyz"
+        for each in get_view(site, "neighbors", "bytes", word=letter, top=12)["neighbors"]
+        if each["token"]["id"] > 0xBF  # the first byte of a character
+    )
+    page.locator("#find").fill(word)
+    page.locator("#find").press("Enter")
+    visit.settle()
+    page.locator(".neighbors button", has_text=part["label"]).click()
+    visit.settle()
+    assert visit.requests_to("/lens/neighbors")[-1].post_data_json["word"] == part["id"]
+    near = get_view(site, "neighbors", "bytes", word=part["id"], top=12)["neighbors"]
+    shown = page.locator(".neighbors button").all_text_contents()
+    assert [each.split()[0] for each in shown] == [each["token"]["label"] for each in near]
+    page.locator("#model").select_option("letters")
+    visit.settle()
+    assert page.locator(".neighbors").count() == 0
+
+
 @pytest.mark.parametrize(
     ("field", "word"),
     [
@@ -579,8 +602,6 @@ def test_the_chosen_step_is_shown_on_every_tab(visit: Visit, site: Running) -> N
     values = get_view(site, "shapes", text=TEXT, step=first, layer=0, head=0)["stages"][1]["values"]
     for row, expected in zip(visit.table("#panel-walk .matrix"), values, strict=True):
         assert parse_numbers(row[1:]) == pytest.approx(expected, rel=1e-5)
-    fill_tab(
-        visit, "playground"
-    )  # the server generates only with the served step; other steps are sampled in the browser
+    fill_tab(visit, "playground")  # the server generates only with the served step; the browser samples from others
     assert not visit.requests_to("/v1/completions")
     assert page.locator(f"{PLAYGROUND_TEXT} .token").count() > 12

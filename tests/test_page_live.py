@@ -27,7 +27,7 @@ TEXT = "the cat sat on the mat"
 
 
 def bar_probabilities(visit: Visit) -> dict[int, float]:
-    """The probabilities on screen by token id; -1 stands for all other tokens together."""
+    """The probabilities on screen by token id; -1 is all other tokens together."""
     bars = visit.page.locator(".next-token .token-bars > li:visible").evaluate_all(
         """all => all.map((each) =>
             [each.dataset.id ?? -1, each.dataset.probability, each.querySelector(".share").textContent])"""
@@ -152,6 +152,19 @@ def test_the_logit_lens_ends_in_the_bars_and_contributions_sum_to_the_logit(visi
     assert parse_number(page.locator(".contributions .total").text_content() or "") == pytest.approx(
         max(logits), abs=1e-3
     )
+
+
+def test_contributions_to_a_part_of_a_character_are_those_of_its_token_id(visit: Visit, site: Running) -> None:
+    page = visit.go("playground", "bytes").page
+    generate_text(visit, "القطة", length=4)
+    page.locator(f"{PLAYGROUND_TEXT} .token").nth(1).click()
+    visit.settle()
+    ids = token_ids(site, "القطة", "bytes")
+    request = visit.requests_to("/lens/contributions")[-1].post_data_json
+    assert (request["text"], request["token"]) == (ids[:2], ids[2])  # a byte of the second letter
+    seen = get_view(site, "contributions", "bytes", text=ids[:2], position=1, token=ids[2])
+    parts = [parse_number(row[1]) for row in visit.table("#panel-playground .contributions")]
+    assert parts == pytest.approx(seen["contributions"], abs=5.1e-5)
 
 
 def test_surprisal_equals_the_api_by_bits_and_by_rank(visit: Visit, site: Running) -> None:

@@ -114,15 +114,15 @@ async function waitForTurn(send, signal) {
 
 // The options of the answers to a view that a saved page has; null if a server answers any options.
 export const savedOptions = (view) =>
-  offline ? embedded.answers.filter((each) => each.view === view).map((each) => each.options) : null;
+  offline ? embedded.answers.filter((answer) => answer.view === view).map((answer) => answer.options) : null;
 
 function findSavedAnswer(view, options) {
   const wanted = Object.entries(options).filter(([name]) => !["model", "step", "text"].includes(name));
   const isSame = (a, b) => JSON.stringify(a) === JSON.stringify(b);
   const match = embedded.answers.find(
-    (each) =>
-      each.view === view &&
-      wanted.every(([name, value]) => !(name in each.options) || isSame(each.options[name], value)),
+    (answer) =>
+      answer.view === view &&
+      wanted.every(([name, value]) => !(name in answer.options) || isSame(answer.options[name], value)),
   );
   if (!match) throw new ApiError("", "", 404);
   return match.answer;
@@ -152,8 +152,8 @@ export async function findReadingProblem(text, model) {
   if (!text) return ["error.no_text"];
   if (await keepKnownCharacters(text, model)) return null;
   const characters = await writtenCharacters(model.id);
-  const letters = characters.filter((each) => /\p{L}/u.test(each));
-  const list = (each) => each.slice(0, 12).join(" ");
+  const letters = characters.filter((character) => /\p{L}/u.test(character));
+  const list = (items) => items.slice(0, 12).join(" ");
   return ["text.unknown", { characters: list([...new Set(text)]), known: list(letters.length ? letters : characters) }];
 }
 

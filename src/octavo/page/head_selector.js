@@ -23,10 +23,10 @@ export class HeadSelector {
     const saved = savedOptions(view);
     this.choose(Math.min(this.layer, n_layer - 1), Math.min(this.head, n_head - 1));
     if (saved && !saved.some(({ layer, head }) => layer === this.layer && head === this.head)) {
-      const { layer, head } = saved.find((each) => each.layer === this.layer) ?? saved[0];
+      const { layer, head } = saved.find((option) => option.layer === this.layer) ?? saved[0];
       this.choose(layer, head);
     }
-    const unique = (name, count) => (saved ? [...new Set(saved.map((each) => each[name]))] : [...Array(count).keys()]);
+    const unique = (name, count) => (saved ? [...new Set(saved.map((head) => head[name]))] : [...Array(count).keys()]);
     setNumbers(this.layers, unique("layer", n_layer), this.layer);
     setNumbers(this.heads, unique("head", n_head), this.head);
   }

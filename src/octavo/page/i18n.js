@@ -24,15 +24,15 @@ const listeners = new Set();
 
 // The language of the last visit, else the first of the browser's languages that the page has, else English.
 export function preferredLanguage() {
-  const exists = (code) => languages.some((each) => each.code === code);
+  const exists = (code) => languages.some((entry) => entry.code === code);
   const saved = readStorage("octavo-language");
   if (exists(saved)) return saved;
-  return (navigator.languages ?? []).map((each) => each.slice(0, 2).toLowerCase()).find(exists) ?? "en";
+  return (navigator.languages ?? []).map((tag) => tag.slice(0, 2).toLowerCase()).find(exists) ?? "en";
 }
 
 // `remember`: the user chose this language, so the next visit begins with it.
 export async function setLanguage(code, remember = true) {
-  const chosen = languages.find((each) => each.code === code) ?? languages[0];
+  const chosen = languages.find((entry) => entry.code === code) ?? languages[0];
   requested = chosen;
   await Promise.all([...files].map((file) => loadFile(chosen.code, file)));
   if (requested !== chosen) return;

@@ -21,7 +21,7 @@ import { createTabBar } from "octavo/tab_bar";
 import { createTextField } from "octavo/text_field";
 
 const TABS = ["walk", "attention", "positions_and_words", "playground", "training", "compare"];
-const TEXT_TABS = ["walk", "attention", "positions_and_words"]; // that show the shared text; a saved page has only these
+const TEXT_TABS = ["walk", "attention", "positions_and_words"]; // with the shared text; a saved page has only these
 const SAMPLE = "The cat sat on the mat, and the cat slept.";
 const RETRY_TIME = 3000; // milliseconds, until a run that has just begun has its first checkpoint
 
@@ -39,12 +39,12 @@ const app = {
   setText: (text) => change({ text }),
   setStep: (step) => change({ step }),
 
-  // The text becomes the first of these that the new model can read: the text in the field, the text so far, another
-  // one.
+  // The new text is the first that the new model can read: the text in the field, the text so far, or another one.
   async setModel(id) {
-    const model = app.models.find((each) => each.id === id) ?? app.model;
+    const model = app.models.find((other) => other.id === id) ?? app.model;
     let text = null;
-    for (const each of [textField.value(), app.text]) if (!(await findReadingProblem(each, model))) text ??= each;
+    for (const candidate of [textField.value(), app.text])
+      if (text === null && !(await findReadingProblem(candidate, model))) text = candidate;
     text ??= await chooseText(model);
     if (header.chosenModel() !== id) return; // another was chosen meanwhile
     textField.setText(text);

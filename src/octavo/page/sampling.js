@@ -29,7 +29,7 @@ export class TokenDistribution {
     if (topP < 1) {
       let total = 0;
       for (count = 0; count < probabilities.length && total < topP;) total += probabilities[count++];
-      probabilities = probabilities.slice(0, count).map((each) => each / total);
+      probabilities = probabilities.slice(0, count).map((probability) => probability / total);
     }
     let covered = 0;
     for (let i = 0; i < count; i++) covered += unshaped[i];

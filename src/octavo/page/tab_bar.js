@@ -66,10 +66,10 @@ export function createTabBar(ids, app, { findProblem, onOpen, onUpdate }) {
     if (openId === id) return;
     tabs.get(openId)?.view?.hide?.();
     openId = id;
-    for (const [each, { button, panel }] of tabs) {
-      button.setAttribute("aria-selected", String(each === id));
-      button.tabIndex = each === id ? 0 : -1;
-      panel.hidden = each !== id;
+    for (const [tabId, { button, panel }] of tabs) {
+      button.setAttribute("aria-selected", String(tabId === id));
+      button.tabIndex = tabId === id ? 0 : -1;
+      panel.hidden = tabId !== id;
     }
     document.body.dataset.tab = id;
     onOpen(id);

@@ -16,13 +16,13 @@ export const lastWordIndex = (tokens) =>
     tokens.findLastIndex(({ label }) => /\p{L}/u.test(label) && !/^<[\da-f ]+>$/.test(label)),
   );
 
-// Gives the token of a line break a sign (by CSS), so that it can be seen and chosen.
+// Makes the token of a line break visible by a sign (in CSS), so that it can be chosen.
 export const markLineBreak = (span, { text }) => span.classList.toggle("break", /^[\n\r]/.test(text));
 
 // The characters of a text that its tokens lack because the tokenizer doesn't know them, with spaces between them.
 export function unknownCharacters(text, groups) {
   const characters = new Set(groups.map((group) => group.text).join(""));
-  return [...new Set(text)].filter((each) => !characters.has(each)).join(" ");
+  return [...new Set(text)].filter((character) => !characters.has(character)).join(" ");
 }
 
 // The positions of a group of tokens.

@@ -47,7 +47,7 @@ function drawBars({ items, options, body }) {
 export function signedBar(value, values) {
   const low = Math.min(0, ...values);
   const range = Math.max(0, ...values) - low || 1;
-  const offset = (each) => `${(100 * (each - low)) / range}%`;
+  const offset = (number) => `${(100 * (number - low)) / range}%`;
   return el(
     "span",
     { class: "signed-bar", dir: "ltr", "aria-hidden": "true", style: { "--zero": offset(0) } },

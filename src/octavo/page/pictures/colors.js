@@ -66,7 +66,7 @@ export class Scale {
 
   // The color of text on that background.
   ink(value) {
-    const [r, g, b] = this.rgb(value).map((each) => (each / 255) ** 2.2);
+    const [r, g, b] = this.rgb(value).map((channel) => (channel / 255) ** 2.2);
     return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.18 ? "#15161a" : "#ffffff";
   }
 

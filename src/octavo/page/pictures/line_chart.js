@@ -108,7 +108,7 @@ const dashOf = (series, i) => series.dash ?? DASHES[i % DASHES.length];
 
 // The columns as uPlot takes them: x, the lines, then the two edges of each band.
 function plotColumns({ x, series }) {
-  return [x, ...series.map((each) => each.values), ...series.flatMap((each) => each.band ?? [])];
+  return [x, ...series.map((line) => line.values), ...series.flatMap((line) => line.band ?? [])];
 }
 
 function plotSettings(figure, strokes) {
@@ -188,15 +188,15 @@ function formatTick(value) {
 
 // The names of the lines, each with a piece of its line.
 function lineKeys({ series }, strokes) {
-  const key = (each, i) => {
-    const line = {
+  const key = (line, i) => {
+    const properties = {
       ...{ x1: 0, x2: 28, y1: 4, y2: 4 },
       stroke: strokes[i],
-      "stroke-width": each.width ?? 2,
-      "stroke-dasharray": dashOf(each, i).join(" ") || null,
+      "stroke-width": line.width ?? 2,
+      "stroke-dasharray": dashOf(line, i).join(" ") || null,
     };
-    const sample = svg("svg", { width: 28, height: 8, "aria-hidden": "true" }, svg("line", line));
-    return el("li", {}, sample, el("bdi", {}, each.label));
+    const sample = svg("svg", { width: 28, height: 8, "aria-hidden": "true" }, svg("line", properties));
+    return el("li", {}, sample, el("bdi", {}, line.label));
   };
   return el("ul", { class: "keys" }, series.map(key));
 }

@@ -151,7 +151,7 @@ function measureLayout({ options, values, canvas, body, width: columns }) {
   const top = options.columns === null ? 4 : Math.ceil(isUpright ? uprightHeight() : 20);
 
   const gaps = options.gaps ?? [];
-  const gapsAbove = (r) => 12 * gaps.filter((each) => each <= r).length;
+  const gapsAbove = (r) => 12 * gaps.filter((row) => row <= r).length;
   return {
     ...{ rows, columns, rowNames, columnNames, rowStep, columnStep, isNumbered, isUpright },
     ...{ left, top, cellWidth, cellHeight, gaps },

@@ -68,7 +68,7 @@ export function boundingBox(points) {
 }
 
 function updateReadout(figure) {
-  const point = figure.points.find((each) => each.key === figure.chosen);
+  const point = figure.points.find((candidate) => candidate.key === figure.chosen);
   setReadout(figure, point ? (figure.options.readout?.(point) ?? el("bdi", {}, point.label)) : t("draw.scatter.none"));
 }
 
@@ -223,9 +223,9 @@ const priority = (point, chosen) => (point.key === chosen ? 3 : 0) + ({ chosen: 
 
 // Names go beside their points as far as there is room. Points that matter come first and always get their name.
 function drawNames(pen, { points, pixels, chosen }, width, height) {
-  const taken = []; // boxes [left, top, right, bottom]
+  const occupied = []; // boxes [left, top, right, bottom]
   const isFree = (box) =>
-    !taken.some((each) => box[0] < each[2] && box[2] > each[0] && box[1] < each[3] && box[3] > each[1]);
+    !occupied.some((other) => box[0] < other[2] && box[2] > other[0] && box[1] < other[3] && box[3] > other[1]);
   pen.textBaseline = "middle";
   for (const point of [...points].sort((a, b) => priority(b, chosen) - priority(a, chosen))) {
     const [x, y] = pixels.get(point.key);
@@ -240,8 +240,8 @@ function drawNames(pen, { points, pixels, chosen }, width, height) {
     const name = ellipsize(pen, point.label, 120);
     const boxes = nameBoxes(x, y, pen.measureText(name).width);
     const box = boxes.slice(0, matters ? 4 : 2).find(isFree) ?? (matters ? boxes[0] : null);
-    if (!box || taken.length > 2 * MAX_NAMES) continue;
-    taken.push(box, [x - 4, y - 4, x + 4, y + 4]);
+    if (!box || occupied.length > 2 * MAX_NAMES) continue;
+    occupied.push(box, [x - 4, y - 4, x + 4, y + 4]);
     pen.lineWidth = 3;
     pen.strokeStyle = color("--surface");
     pen.strokeText(name, box[0], box[1] + 8);

@@ -1,4 +1,4 @@
-// The readout of an attention pattern: who looks at whom, and the share.
+// The readout of an attention pattern: the two tokens, and the share.
 
 import { code, el } from "octavo/dom";
 import { number } from "octavo/i18n";

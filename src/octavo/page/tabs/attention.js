@@ -90,7 +90,7 @@ export function mount(panel, app) {
     const { n_layer, n_head } = app.model.model;
     const name = statistic.value;
     const values = Array.from({ length: n_layer }, () => Array(n_head).fill(0));
-    for (const each of answer.heads) values[each.layer][each.head] = each[name];
+    for (const statistics of answer.heads) values[statistics.layer][statistics.head] = statistics[name];
     headsMatrix.show(values, {
       scale: "share",
       max: SHARES.includes(name) ? 1 : undefined,

@@ -94,10 +94,10 @@ export function mount(panel, app) {
     const characters = unknownCharacters(prompt.value, groups);
     unknownNote.hidden = !characters;
     say(unknownNote, "text.left_out", { characters });
-    const idsOf = (each) => each.map((token) => token.id).join();
+    const idsOf = (list) => list.map((token) => token.id).join();
     const withWindow = ({ id }, at) => ({ id, windowStart: Math.max(0, at - model.block_size + 1) });
     const root =
-      tree.roots.find((each) => idsOf(each.tokens) === idsOf(tokens)) ?? tree.addRoot(tokens.map(withWindow));
+      tree.roots.find((other) => idsOf(other.tokens) === idsOf(tokens)) ?? tree.addRoot(tokens.map(withWindow));
     root.text = groups.map((group) => group.text).join("");
     return root;
   }
@@ -193,7 +193,7 @@ export function mount(panel, app) {
     idleNote.hidden = true;
     nextToken.show(position);
     for (const card of explanations) card.hidden = !answer;
-    if (answer) await Promise.all([logitLens.show(position), contributions.show(position, nextToken.likeliest)]);
+    if (answer) await Promise.all([logitLens.show(position), contributions.show(position, nextToken.mostLikely)]);
   }
 
   // Marks the chosen token, and hatches those outside the model's window at that position.
@@ -209,7 +209,7 @@ export function mount(panel, app) {
       else span.removeAttribute("aria-current");
     });
     say(textHint, windowStart ? "play.window" : "play.hint", { block: model.block_size });
-    const group = groups.find((each) => contains(each) && each.count > 1);
+    const group = groups.find((candidate) => contains(candidate) && candidate.count > 1);
     tokenButtons.hidden = !group;
     if (group) drawTokenButtons(group, tokens, at);
   }

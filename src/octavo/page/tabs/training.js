@@ -232,7 +232,7 @@ function runTile({ info, metrics }) {
   const { max_steps: steps } = info.settings;
   const step = last?.step ?? info.last_step ?? 0;
   const speeds = metrics.slice(-SPEED_LINES).map((line) => line.tokens_per_second);
-  const speed = speeds.reduce((sum, each) => sum + each, 0) / speeds.length;
+  const speed = speeds.reduce((sum, value) => sum + value, 0) / speeds.length;
   const secondsLeft = info.running && speed > 0 ? ((steps - step) * info.tokens_per_step) / speed : null;
   const state = info.running ? "train.going" : step >= steps ? "train.done" : "train.rests";
   const best = valLosses.length > 1 ? t("train.best", { loss: number(Math.min(...valLosses), 4) }) : "";

@@ -212,9 +212,9 @@ export function mount(panel, app) {
     if (stage.id === "idx") return textByToken();
     const isGpt2 = showsGpt2.checked;
     const { head } = data;
-    const shown = isGpt2 ? { ...GPT2_SIZES, head: Math.min(head, GPT2_SIZES.H - 1) } : sizes();
-    if (["qkv", "mix", "proj"].includes(stage.id)) return headsPicture(shown, isGpt2);
-    if (["fc", "mlp_proj"].includes(stage.id)) return widthsPicture(shown, stage.id, isGpt2);
+    const pictureSizes = isGpt2 ? { ...GPT2_SIZES, head: Math.min(head, GPT2_SIZES.H - 1) } : sizes();
+    if (["qkv", "mix", "proj"].includes(stage.id)) return headsPicture(pictureSizes, isGpt2);
+    if (["fc", "mlp_proj"].includes(stage.id)) return widthsPicture(pictureSizes, stage.id, isGpt2);
     return null;
   }
 
@@ -263,7 +263,7 @@ export function mount(panel, app) {
 
   function numbersCaption(stage, allRows, allColumns, isByToken) {
     const isWhole = allRows <= CORNER && allColumns <= CORNER;
-    const key = isByToken ? "walk.likeliest" : isWhole ? "walk.all" : "walk.corner";
+    const key = isByToken ? "walk.most_likely" : isWhole ? "walk.all" : "walk.corner";
     const counts = {
       ...{ rows: Math.min(CORNER, allRows), columns: Math.min(CORNER, allColumns) },
       ...{ all_rows: allRows, all_columns: allColumns },

@@ -14,7 +14,7 @@ import { labelChip, markLineBreak, positionsOf, tokenSpans } from "octavo/tokens
 export const SIDES = ["a", "b"]; // the first model and the second
 
 const BIT_EDGES = [0.05, 0.5, 1, 2, 4]; // where a taller bar begins
-const TOP = 8; // next tokens of each model
+const MAX_NEXT_TOKENS = 8; // of each model
 const LINES = { a: { color: "--line-2", dash: [7, 4] }, b: { color: "--line-1", dash: [] } };
 
 export class Difference {
@@ -127,11 +127,11 @@ export class Difference {
     this.leftOut.hidden = !left_out;
     say(this.leftOut, "common.left_out", { n: left_out });
     say(this.kl, "compare.kl", { ab: number(klDivergence(p, q), 4), ba: number(klDivergence(q, p), 4) });
-    const likeliest = (probabilities) =>
+    const mostLikely = (probabilities) =>
       Array.from(probabilities.keys())
         .sort((x, y) => probabilities[y] - probabilities[x])
-        .slice(0, TOP);
-    const ids = [...new Set([...likeliest(p), ...likeliest(q)])].sort((x, y) => p[y] + q[y] - p[x] - q[x]);
+        .slice(0, MAX_NEXT_TOKENS);
+    const ids = [...new Set([...mostLikely(p), ...mostLikely(q)])].sort((x, y) => p[y] + q[y] - p[x] - q[x]);
     const label = (id) => vocabulary[id] ?? b.nextToken.vocabulary[id] ?? `#${id}`;
     this.nextTokens.show(ids.map((id) => [() => labelChip(label(id)), p[id], q[id]]));
   }
@@ -139,7 +139,7 @@ export class Difference {
   #drawAttention() {
     const { a, b } = this.answers;
     const { tokens } = a.attention;
-    const [first, second] = [a, b].map((each) => each.attention.weights);
+    const [first, second] = [a, b].map((side) => side.attention.weights);
     const weights = { a: first, b: second, diff: second.map((row, r) => row.map((value, c) => value - first[r][c])) };
     for (const [side, figure] of Object.entries(this.patterns))
       figure.show(weights[side], {

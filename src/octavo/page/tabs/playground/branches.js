@@ -28,7 +28,7 @@ export class Tree {
 
   // The branch that continues with that token at that position, if it exists.
   find(branch, at, id) {
-    return ownerOf(branch, at).children.find((each) => each.start === at && each.tokens[0]?.id === id);
+    return ownerOf(branch, at).children.find((child) => child.start === at && child.tokens[0]?.id === id);
   }
 
   #addBranch(parent, start, tokens, siblings) {
@@ -136,7 +136,7 @@ export class TreeView {
   #handleKey(event) {
     const branches = [...this.items.keys()];
     const item = event.target.closest("[role=treeitem]");
-    const at = branches.findIndex((each) => this.items.get(each) === item);
+    const at = branches.findIndex((candidate) => this.items.get(candidate) === item);
     if (at < 0) return;
     const branch = branches[at];
     const isRtl = getComputedStyle(this.element).direction === "rtl";

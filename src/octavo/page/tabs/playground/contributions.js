@@ -40,32 +40,27 @@ export class Contributions {
     );
   }
 
-  // `likeliest`: the most likely tokens at the position, {id, label}, by falling probability.
-  async show(position, likeliest) {
-    Object.assign(this, { position, likeliest });
-    const { actual } = position;
-    const isOther = actual && actual.id !== likeliest[0].id && textOfLabel(actual.label) !== null;
-    this.#offerTokens(isOther ? actual.label : "", "");
+  // `mostLikely`: the most likely tokens at the position, {id, label}, by falling probability.
+  async show(position, mostLikely) {
+    Object.assign(this, { position, mostLikely });
+    this.#offerTokens(position.actual?.id ?? mostLikely[0].id, "");
     await this.#fetch();
   }
 
-  // The empty value of the first select stands for the most likely token, that of the second for no token.
+  // The values of the options are token ids; the empty value of the second <select> means no token.
   #offerTokens(token = this.token.value, against = this.against.value) {
-    const [first, ...others] = this.likeliest;
-    const labels = [this.position.actual, ...others]
-      .filter((each) => each && each.label !== first.label && textOfLabel(each.label) !== null)
-      .map(({ label }) => label);
-    const options = [...new Set(labels)].map((label) => [label, label]);
-    const likeliest = t("contributions.likeliest", { token: first.label });
-    const firstOption = textOfLabel(first.label) === null ? [] : [[first.label, likeliest]];
-    setOptions(this.token, [["", likeliest], ...options], token);
-    setOptions(this.against, [["", t("contributions.nothing")], ...firstOption, ...options], against);
+    const [first, ...others] = this.mostLikely;
+    const { actual } = this.position;
+    const labels = new Map([[first.id, t("contributions.most_likely", { token: first.label })]]);
+    for (const { id, label } of [...(actual ? [actual] : []), ...others]) if (!labels.has(id)) labels.set(id, label);
+    setOptions(this.token, [...labels], token);
+    setOptions(this.against, [["", t("contributions.nothing")], ...labels], against);
   }
 
   async #fetch() {
     const { ids, step } = this.position;
-    const tokens = { token: textOfLabel(this.token.value), against: textOfLabel(this.against.value) };
-    const options = { text: ids, position: ids.length - 1, step, ...tokens };
+    const against = this.against.value === "" ? null : Number(this.against.value);
+    const options = { text: ids, position: ids.length - 1, step, token: Number(this.token.value), against };
     this.error.replaceChildren();
     try {
       this.answer = await fetchView("contributions", options, { replaces: "contributions" });
@@ -98,7 +93,7 @@ export class Contributions {
       .sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
     const rest = sorted.splice(MAX_BARS);
     if (!rest.length) return sorted;
-    const value = rest.reduce((sum, each) => sum + each.value, 0);
+    const value = rest.reduce((sum, bar) => sum + bar.value, 0);
     return [...sorted, { name: t("contributions.rest", { count: rest.length }), value }];
   }
 
@@ -112,10 +107,3 @@ export class Contributions {
 }
 
 const partName = ({ name, layer, head }) => t(`part.${name}`, { layer, head });
-
-// The text of a token from its label, which shows blanks by signs; null if the token isn't whole characters.
-function textOfLabel(label) {
-  if (!label || /^<.+>$/u.test(label) || /^#\d+$/.test(label)) return null;
-  const blanks = { "␣": " ", "⏎": "\n", "␍": "\r", "⇥": "\t", "◌": "" };
-  return label.replace(/[␣⏎␍⇥]|^◌/gu, (sign) => blanks[sign]);
-}

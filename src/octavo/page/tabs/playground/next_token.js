@@ -46,8 +46,8 @@ export class NextTokenBars {
     this.element.hidden = false;
     if (position.isEnd) say(this.title, "next_token.end");
     else say(this.title, "next_token.at", { place: position.at });
-    for (const each of [this.list, this.total, this.more, this.table, this.controls.kept])
-      each.hidden = !this.distribution;
+    for (const element of [this.list, this.total, this.more, this.table, this.controls.kept])
+      element.hidden = !this.distribution;
     if (!this.distribution) return void say(this.actual, "next_token.first");
     if (position.actual) {
       const { rank, probability } = this.distribution.lookUp(position.actual.id);
@@ -110,7 +110,7 @@ export class NextTokenBars {
   }
 
   // The most likely tokens, {id, label}.
-  get likeliest() {
+  get mostLikely() {
     return Array.from(this.distribution.order.subarray(0, 6), (id) => ({ id, label: this.#label(id) }));
   }
 

@@ -115,13 +115,13 @@ export class Surprisal {
     const onPick = (_, group) => this.#showReadout(group);
     this.spans = tokenSpans(answer.tokens, groups, { labelKey: "surprisal.text", decorate, onPick });
     this.running.replaceChildren(this.spans);
-    const item = (each, level) =>
+    const item = (tokenCount, level) =>
       el(
         "li",
         {},
         el("span", { class: `surprise level-${level}`, "aria-hidden": "true" }, "  "),
         el("span", {}, isByBits ? bitRange(level) : rankRange(level)),
-        el("small", {}, `× ${count(each)}`),
+        el("small", {}, `× ${count(tokenCount)}`),
       );
     this.legend.replaceChildren(...counts.map(item));
   }

@@ -97,7 +97,7 @@ export function createSimilarity(app) {
   async function chooseExample() {
     for (const pair of EXAMPLES) {
       const tokens = await Promise.all(pair.map((word) => tokenizeWord(app.model, word)));
-      if (tokens.every((each) => each?.length === 1)) return pair;
+      if (tokens.every((list) => list?.length === 1)) return pair;
     }
     const { tokens } = await fetchView("projection");
     return tokens
@@ -108,13 +108,13 @@ export function createSimilarity(app) {
 
   function draw([a, b], { against, control, history }) {
     say(cosine, "words.similarity.now", { a, b, cosine: number(against.cosine, 3) });
-    const hasBand = history.some((each) => each.control !== null);
+    const hasBand = history.some((point) => point.control !== null);
     if (!history.length) say(bandNote, "words.similarity.none");
     else if (hasBand) say(bandNote, "words.similarity.band", { control: control.match(/\d+/)?.[0] ?? "" });
     else say(bandNote, "words.similarity.noband");
     chartHolder.hidden = !history.length;
     if (!history.length) return;
-    const column = (name) => history.map((each) => each[name]);
+    const column = (name) => history.map((point) => point[name]);
     const line = { label: t("words.similarity.cosine", { a, b }), values: column("against") };
     const controlLine = {
       label: t("words.similarity.control"),

@@ -112,8 +112,8 @@ export function createPosition(app) {
 
   function clampPositions(last) {
     const wanted = at;
-    at = wanted.map((each) => Math.max(0, Math.min(each, last)));
-    if (at.some((each, i) => each !== wanted[i])) clampNote.hidden = false; // until the user types again
+    at = wanted.map((position) => Math.max(0, Math.min(position, last)));
+    if (at.some((position, i) => position !== wanted[i])) clampNote.hidden = false; // until the user types again
     say(clampNote, "words.clamped", { last });
     positionInputs.forEach((input, i) => {
       input.max = app.model.model.block_size - 1;
@@ -124,21 +124,21 @@ export function createPosition(app) {
   // The words of the text that are short enough for any tokenizer: a token is at least a byte, or a character.
   function textWords() {
     const isByCharacter = app.model.tokenizer === "char";
-    const tokensAtMost = (each) => (isByCharacter ? [...each].length : new TextEncoder().encode(each).length);
+    const tokensAtMost = (text) => (isByCharacter ? [...text].length : new TextEncoder().encode(text).length);
     return [...new Set(app.text.match(/[\p{L}\p{M}]+/gu) ?? [])]
-      .filter((each) => tokensAtMost(each) <= maxTokens())
+      .filter((text) => tokensAtMost(text) <= maxTokens())
       .slice(0, MAX_OFFERED);
   }
 
   function offerWords() {
     const words = textWords();
-    const button = (each) => {
+    const button = (text) => {
       const onclick = () => {
-        wordInput.value = each;
+        wordInput.value = text;
         clampNote.hidden = true;
         ask();
       };
-      return el("button", { type: "button", class: "small chip", onclick }, each);
+      return el("button", { type: "button", class: "small chip", onclick }, text);
     };
     wordButtons.hidden = offline || !words.length;
     wordButtons.replaceChildren(el("span", { class: "quiet", say: "words.from" }), ...words.map(button));

@@ -7,14 +7,15 @@ import { boundingBox, scatter } from "octavo/pictures/scatter";
 import { chip } from "octavo/tokens";
 
 const NEIGHBORS = 12;
-const ALL_TOKENS = 2000; // a vocabulary up to this size is shown whole
+const ALL_TOKENS = 2000; // the map has every token of a vocabulary up to this size
 const STEP_TIME = 750; // milliseconds for each checkpoint while it plays
 
 export function createProjection(app) {
   let steps = []; // of the kept checkpoints; [null] for a model without any
   let stepIndex = 0;
   let points = []; // {token, x, y} of that step
-  let word = null; // whose neighbors are shown
+  let word = null; // whose neighbors are listed: a text, or a token id
+  let modelId = null;
   let neighbors = null; // the answer of the view
   let playing = null; // an object per run of the player
 
@@ -63,19 +64,21 @@ export function createProjection(app) {
   // Begins at the checkpoint that is chosen in the page's header, if it was kept, else at the last.
   async function load() {
     const { model } = app;
+    if (model.id !== modelId && typeof word === "number") clearNeighbors(); // the other model has other ids
+    modelId = model.id;
     say(sentence, "words.projection.does", { C: model.model.n_embd });
     steps = model.steps.length ? model.steps : [null];
     player.hidden = alignNote.hidden = steps.length < 2;
     slider.max = steps.length - 1;
     stepIndex = steps.includes(app.step) ? steps.indexOf(app.step) : steps.length - 1;
     await fetchPoints();
-    if (word) await fetchNeighbors();
+    if (word !== null) await fetchNeighbors();
   }
 
   async function showStep(index) {
     stepIndex = index;
     await app.runTask(card, fetchPoints);
-    if (word && !playing) await app.runTask(card, fetchNeighbors);
+    if (word !== null && !playing) await app.runTask(card, fetchNeighbors);
   }
 
   async function play() {
@@ -88,7 +91,7 @@ export function createProjection(app) {
     }
     if (playing !== run) return;
     stop();
-    if (word) await app.runTask(card, fetchNeighbors);
+    if (word !== null) await app.runTask(card, fetchNeighbors);
   }
 
   function stop() {
@@ -101,8 +104,8 @@ export function createProjection(app) {
   const atStep = (step, options) => (step === null ? options : { ...options, step });
 
   function fetchStep(step) {
-    const mustName = word && app.model.model.vocab_size > ALL_TOKENS;
-    return fetchView("projection", atStep(step, { words: mustName ? [word] : [] }));
+    const mayLackWord = word !== null && app.model.model.vocab_size > ALL_TOKENS;
+    return fetchView("projection", atStep(step, { words: mayLackWord ? [word] : [] }));
   }
 
   // Earlier steps are turned to match the last one, so that only tokens move that training moved.
@@ -135,6 +138,11 @@ export function createProjection(app) {
     draw();
   }
 
+  function clearNeighbors() {
+    word = neighbors = null;
+    neighborList.replaceChildren();
+  }
+
   async function search(text) {
     await requireWord(app.model, text);
     word = text;
@@ -143,13 +151,12 @@ export function createProjection(app) {
     if (neighbors.tokens.length === 1) picture.choose(neighbors.tokens[0].id);
   }
 
-  // The text of the token, from its bytes.
-  const pick = (token) =>
-    app.runTask(card, async () => {
-      const bytes = Uint8Array.from(token.bytes.split(" "), (each) => parseInt(each, 16));
-      word = searchInput.value = new TextDecoder().decode(bytes);
-      await fetchNeighbors();
-    });
+  // A token is requested by its id: its bytes may be a part of a character, which no text spells.
+  function pick(token) {
+    word = token.id;
+    searchInput.value = "";
+    return app.runTask(card, fetchNeighbors);
+  }
 
   // ---- Drawing
 
@@ -175,7 +182,7 @@ export function createProjection(app) {
 
   function drawNeighbors() {
     const step = steps[stepIndex];
-    const words = el(
+    const wordChips = el(
       "span",
       {},
       neighbors.tokens.map((token) => chip(token)),
@@ -194,7 +201,7 @@ export function createProjection(app) {
       el(
         "p",
         { class: "quiet" },
-        ...tNodes("words.near", { word: words }),
+        ...tNodes("words.near", { word: wordChips }),
         " ",
         step !== null && steps.length > 1 ? `(${t("head.step.at", { step })})` : "",
       ),

@@ -216,7 +216,7 @@ export class CheckpointHistory {
   #drawStatistics() {
     const heads = this.steps.map((step) => {
       const { heads, layer, head } = this.answers.get(step).attention;
-      return heads.find((each) => each.layer === layer && each.head === head);
+      return heads.find((statistics) => statistics.layer === layer && statistics.head === head);
     });
     const series = STATISTICS.map((name) => ({ label: t(`history.${name}`), values: heads.map((head) => head[name]) }));
     this.statistics.show({ x: this.steps, series }, { xName: t("train.step") });
@@ -251,8 +251,8 @@ export class CheckpointHistory {
     this.neighbors.hidden = !history.length;
     const series = neighbors.map(({ token }, i) => ({
       label: token.label,
-      values: history.map((each) => each.neighbors[i]),
+      values: history.map((point) => point.neighbors[i]),
     }));
-    this.neighbors.show({ x: history.map((each) => each.step), series }, { xName: t("train.step") });
+    this.neighbors.show({ x: history.map((point) => point.step), series }, { xName: t("train.step") });
   }
 }

@@ -42,7 +42,7 @@ export class Samples {
     this.steps = [...new Set(runs.flatMap((run) => run.samples.map((sample) => sample.step)))].sort((a, b) => a - b);
     const last = this.steps.length - 1;
     this.slider.max = Math.max(0, last);
-    this.slider.value = isAtEnd || step === undefined ? last : this.steps.findLastIndex((each) => each <= step);
+    this.slider.value = isAtEnd || step === undefined ? last : this.steps.findLastIndex((earlier) => earlier <= step);
     this.sliderRow.hidden = this.lead.hidden = this.steps.length < 2;
     this.emptyNote.hidden = this.steps.length > 0;
     this.#draw();
