@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import octavo
-from lenses import RANDOM_CASES, Case, random_case, random_checkpoint
+from lenses import RANDOM_CASES, Case, random_case, random_checkpoint, train_on
 from lenses import tiny_run as train_tiny_run
 from octavo import kernels
 from octavo.checkpoint import Checkpoint
@@ -59,7 +59,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     return cache
 
 
-# Of the page's tests, see `sites` and `browser`
+# Fixtures of the page's tests, see `sites` and `browser`
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +72,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Runs:
 
 @pytest.fixture(scope="module")
 def site(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """They are served, and beside them a model that takes 512 tokens and one that writes slowly."""
+    """A server of both runs, of a model with a context of 512 tokens, and of a slow model."""
     import sites
 
     long = sites.write_long_model(tmp_path_factory.mktemp("long") / "long")
@@ -98,6 +98,52 @@ def visit(chromium: Browser, site: Running) -> Iterator[Visit]:
     with browser.open_page(chromium, site.url) as it:
         yield it
         it.assert_no_faults()
+
+
+# Fixtures of the server's tests, see `serving`
+
+
+@pytest.fixture(scope="module")
+def native_cache(built: Path) -> Iterator[None]:
+    """Engines of module fixtures use the native code that `built` compiled."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OCTAVO_CACHE", str(built.parent))
+        yield
+
+
+@pytest.fixture(scope="module")
+def char_model(tmp_path_factory: pytest.TempPathFactory, native_cache: None) -> Path:
+    """The checkpoint folder of a small character model, `small`."""
+    from serving import write_checkpoint
+
+    return write_checkpoint(tmp_path_factory.mktemp("models") / "small", "char")
+
+
+@pytest.fixture(scope="session")
+def bpe_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of 20 steps with four checkpoints."""
+    text = "the cat sat on the mat, and the rat sat on the hat. <b>كتاب</b> 🦉!\n" * 20
+    return train_on(
+        text,
+        tmp_path_factory.mktemp("trained") / "text",
+        tokenizer="bpe:300",
+        n_layer=3,
+        n_embd=48,
+        n_head=3,
+        block_size=32,
+        batch_size=8,
+        max_steps=20,
+        warmup_steps=4,
+        eval_every=10,
+        log_every=1,
+        keep_checkpoints=4,
+    )
+
+
+@pytest.fixture(scope="session")
+def byte_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint folder of a small byte model that belongs to no run."""
+    return random_checkpoint(tmp_path_factory.mktemp("alone") / "alone", "byte", block_size=64).folder
 
 
 # Fixtures of the lens's tests, see `lenses`

@@ -69,7 +69,9 @@ class SlowEngine(Engine):
 def slow_model(folder: Path, slots: int = 8, limits: Limits = LIMITS, seconds: float = 0.02) -> ServedModel:
     """A served model whose engine takes `seconds` for a step."""
     loaded = checkpoint.load(folder)
-    engine = SlowEngine(loaded.model, slots, vocab_size=loaded.tokenizer.vocab_size)
+    engine = SlowEngine(
+        loaded.model, slots, vocab_size=loaded.tokenizer.vocab_size, prefix_bytes=limits.prefix_cache_bytes
+    )
     engine.seconds = seconds
     return ServedModel("slow", loaded, Worker(engine, limits.queue), 0)
 

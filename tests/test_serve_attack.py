@@ -25,17 +25,9 @@ import pytest
 
 from octavo.server.limits import Limits
 from octavo.server.requests import CompletionRequest
-from serving import Running, run_server, slow_model, wait_until, write_checkpoint
+from serving import Running, run_server, slow_model, wait_until
 
 JSON = {"content-type": "application/json"}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Iterator[Path]:
-    """A checkpoint. The engines use the native code that the `built` fixture compiled."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OCTAVO_CACHE", str(built.parent))
-        yield write_checkpoint(tmp_path_factory.mktemp("models") / "small", "char")
 
 
 @dataclass
@@ -70,9 +62,9 @@ class Attacked:
 
 
 @pytest.fixture(scope="module")
-def attacked(folder: Path) -> Iterator[Attacked]:
+def attacked(char_model: Path) -> Iterator[Attacked]:
     """The server after a warm-up with every kind of request."""
-    words = [sys.executable, "-m", "octavo", "serve", str(folder), "--port", "0", "--json"]
+    words = [sys.executable, "-m", "octavo", "serve", str(char_model), "--port", "0", "--json"]
     with subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
     ) as process:
@@ -291,13 +283,13 @@ def test_fifty_trickling_clients_do_not_block_another(attacked: Attacked) -> Non
 # Disconnected
 
 
-def test_a_hundred_disconnecting_clients_free_their_slots_within_two_tokens(folder: Path) -> None:
+def test_a_hundred_disconnecting_clients_free_their_slots_within_two_tokens(char_model: Path) -> None:
     """Half of them stream. A token takes 50 ms here, and is counted from when the client disconnects."""
     request = (
         b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         b"content-length: %d\r\n\r\n%s"
     )
-    with run_server({"slow": slow_model(folder, slots=10, seconds=0.05)}) as server:
+    with run_server({"slow": slow_model(char_model, slots=10, seconds=0.05)}) as server:
         worker = server.models["slow"].worker
         late = []
         for _ in range(10):
@@ -318,8 +310,8 @@ def test_a_hundred_disconnecting_clients_free_their_slots_within_two_tokens(fold
         assert server.text(max_tokens=3)
 
 
-def test_queued_requests_of_disconnected_clients_are_never_started(folder: Path) -> None:
-    with run_server({"slow": slow_model(folder, slots=1, seconds=0.05)}) as server, ThreadPoolExecutor(1) as pool:
+def test_queued_requests_of_disconnected_clients_are_never_started(char_model: Path) -> None:
+    with run_server({"slow": slow_model(char_model, slots=1, seconds=0.05)}) as server, ThreadPoolExecutor(1) as pool:
         first = pool.submit(server.text, max_tokens=20)
         wait_until(lambda: server.models["slow"].worker.engine.running == 1)
         gone = []
@@ -338,9 +330,9 @@ def test_queued_requests_of_disconnected_clients_are_never_started(folder: Path)
 # Too many
 
 
-def test_ten_times_the_capacity_is_answered_or_429(folder: Path) -> None:
+def test_ten_times_the_capacity_is_answered_or_429(char_model: Path) -> None:
     limits = Limits(queue=4, prefix_cache_bytes=1 << 20)
-    with run_server({"slow": slow_model(folder, slots=4, limits=limits, seconds=0.005)}, limits) as server:
+    with run_server({"slow": slow_model(char_model, slots=4, limits=limits, seconds=0.005)}, limits) as server:
 
         def ask(seed: int) -> tuple[int, int, str]:
             answer = server.complete(seed=seed % 4, max_tokens=20, stream=seed % 2 == 0)
@@ -361,10 +353,10 @@ def test_ten_times_the_capacity_is_answered_or_429(folder: Path) -> None:
         assert server.text(seed=0, max_tokens=20) == alone[0]
 
 
-def test_too_many_connections_block_other_clients_only_briefly(folder: Path) -> None:
+def test_too_many_connections_block_other_clients_only_briefly(char_model: Path) -> None:
     limits = Limits(connections=30, header_seconds=0.5, linger_seconds=0.3, prefix_cache_bytes=1 << 20)
     with (
-        run_server({"slow": slow_model(folder, limits=limits, seconds=0)}, limits) as server,
+        run_server({"slow": slow_model(char_model, limits=limits, seconds=0)}, limits) as server,
         contextlib.ExitStack() as stack,
     ):
         for _ in range(100):

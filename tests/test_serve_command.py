@@ -15,22 +15,13 @@ import pytest
 import octavo
 from octavo.errors import OctavoError
 from octavo.server import listen, read_keys
-from serving import Answer, Running, exchange_bytes, request_bytes, run_server, slow_model, wait_until, write_checkpoint
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Iterator[Path]:
-    """A checkpoint. The engines use the native code that the `built` fixture compiled."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OCTAVO_CACHE", str(built.parent))
-        yield write_checkpoint(tmp_path_factory.mktemp("models") / "small", "char")
-
+from serving import Answer, Running, exchange_bytes, request_bytes, run_server, slow_model, wait_until
 
 # Shutdown
 
 
-def test_a_draining_server_finishes_its_requests_and_refuses_new_ones(folder: Path) -> None:
-    with run_server({"slow": slow_model(folder)}) as server, ThreadPoolExecutor(4) as pool:
+def test_a_draining_server_finishes_its_requests_and_refuses_new_ones(char_model: Path) -> None:
+    with run_server({"slow": slow_model(char_model)}) as server, ThreadPoolExecutor(4) as pool:
         accepted = [pool.submit(server.complete, max_tokens=40) for _ in range(4)]
         wait_until(lambda: server.models["slow"].worker.engine.running == 4)
         server.server.handle_exit(15, None)
@@ -47,8 +38,8 @@ def test_a_draining_server_finishes_its_requests_and_refuses_new_ones(folder: Pa
         wait_until(lambda: server.server.should_exit)
 
 
-def test_a_second_signal_stops_at_once(folder: Path) -> None:
-    with run_server({"slow": slow_model(folder, seconds=0.2)}) as server, ThreadPoolExecutor(1) as pool:
+def test_a_second_signal_stops_at_once(char_model: Path) -> None:
+    with run_server({"slow": slow_model(char_model, seconds=0.2)}) as server, ThreadPoolExecutor(1) as pool:
         cut = pool.submit(exchange_bytes, server, request_bytes(server, max_tokens=60), wait=60)
         wait_until(lambda: server.models["slow"].worker.engine.running == 1)
         server.server.handle_exit(2, None)
@@ -59,11 +50,11 @@ def test_a_second_signal_stops_at_once(folder: Path) -> None:
 # Addresses
 
 
-def test_a_public_address_needs_a_key(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_public_address_needs_a_key(char_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OCTAVO_API_KEY", raising=False)
     for host in ("0.0.0.0", "::"):
         with pytest.raises(OctavoError, match="no API key") as caught:
-            octavo.serve([folder], host=host, port=0)
+            octavo.serve([char_model], host=host, port=0)
         assert "--api-key-file" in str(caught.value.hint)
 
 
@@ -79,15 +70,15 @@ def test_a_port_in_use_is_reported_before_anything_is_loaded(tmp_path: Path) -> 
     ({"host": "no-such-host.invalid"}, "cannot listen"), ({"host": "a" * 300}, "cannot listen"),
     ({"device": "tpu"}, "no device"), ({"hots": "localhost"}, "hots"),
 ])  # fmt: skip
-def test_invalid_settings_are_errors_with_a_hint(folder: Path, options: dict[str, Any], expected: str) -> None:
+def test_invalid_settings_are_errors_with_a_hint(char_model: Path, options: dict[str, Any], expected: str) -> None:
     with pytest.raises(OctavoError, match=expected) as caught:
-        octavo.serve([folder], **{"port": 0} | options)
+        octavo.serve([char_model], **{"port": 0} | options)
     assert caught.value.hint
 
 
-def test_two_models_of_one_name_are_an_error(folder: Path, tmp_path: Path) -> None:
+def test_two_models_of_one_name_are_an_error(char_model: Path, tmp_path: Path) -> None:
     with pytest.raises(OctavoError, match="same name, 'small'"):
-        octavo.serve([folder, tmp_path / "other" / "small"])
+        octavo.serve([char_model, tmp_path / "other" / "small"])
 
 
 # Keys
@@ -120,9 +111,9 @@ def test_an_unusable_key_file_is_an_error(tmp_path: Path, content: bytes | None,
 
 
 @pytest.fixture
-def command(folder: Path, own_cache: Path) -> Iterator[subprocess.Popen[str]]:
+def command(char_model: Path, own_cache: Path) -> Iterator[subprocess.Popen[str]]:
     """`octavo serve` as a separate process."""
-    words = [sys.executable, "-m", "octavo", "serve", str(folder), "--port", "0", "--json"]
+    words = [sys.executable, "-m", "octavo", "serve", str(char_model), "--port", "0", "--json"]
     pipe = subprocess.PIPE
     with subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, env=dict(os.environ)) as process:
         yield process

@@ -23,21 +23,12 @@ from serving import (
     read_all,
     run_server,
     wait_until,
-    write_checkpoint,
 )
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Iterator[Path]:
-    """A checkpoint. The engines use the native code that the `built` fixture compiled."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OCTAVO_CACHE", str(built.parent))
-        yield write_checkpoint(tmp_path_factory.mktemp("models") / "small", "char")
-
-
-@pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[Running]:
-    with run_server(fast_models(folder), IMPATIENT) as running:
+def server(char_model: Path) -> Iterator[Running]:
+    with run_server(fast_models(char_model), IMPATIENT) as running:
         yield running
 
 
@@ -89,9 +80,9 @@ def test_pipelined_requests_are_answered_in_order(server: Running) -> None:
     assert received.count(b"HTTP/1.1 ") == 3
 
 
-def test_a_client_that_never_reads_is_disconnected(folder: Path) -> None:
+def test_a_client_that_never_reads_is_disconnected(char_model: Path) -> None:
     limits = Limits(header_seconds=0.3, body_seconds=0.2, request_seconds=0.5, linger_seconds=0.3, idle_seconds=1)
-    with run_server(fast_models(folder, limits), limits) as server:
+    with run_server(fast_models(char_model, limits), limits) as server:
         body = json.dumps(
             {"model": "small", "prompt": ["a" * 40] * 100, "logprobs": 5, "echo": True, "max_tokens": 9, "stream": True}
         ).encode()

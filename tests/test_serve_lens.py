@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from lenses import random_checkpoint, train_on
+from lenses import random_checkpoint
 from octavo import lens, runs, views
 from octavo.runs import Run
 from octavo.server import lens_api, load_model
@@ -29,43 +29,11 @@ TEXT = "the cat sat; <b>كتاب</b> 🦉!"
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run of 20 steps with four checkpoints."""
-    text = "the cat sat on the mat, and the rat sat on the hat. <b>كتاب</b> 🦉!\n" * 20
-    return train_on(
-        text,
-        tmp_path_factory.mktemp("trained") / "text",
-        tokenizer="bpe:300",
-        n_layer=3,
-        n_embd=48,
-        n_head=3,
-        block_size=32,
-        batch_size=8,
-        max_steps=20,
-        warmup_steps=4,
-        eval_every=10,
-        log_every=1,
-        keep_checkpoints=4,
-    )
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint that belongs to no run."""
-    return random_checkpoint(tmp_path_factory.mktemp("alone") / "alone", "byte", block_size=64).folder
-
-
-@pytest.fixture(scope="module")
-def environment(built: Path) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OCTAVO_CACHE", str(built.parent))
-        yield
-
-
-@pytest.fixture(scope="module")
-def server(trained: Run, alone: Path, environment: None) -> Iterator[Running]:
-    models = {name: load_model(name, folder, SETTINGS) for name, folder in (("run", trained.folder), ("alone", alone))}
-    with run_server(models, runs={"run": trained}) as running:
+def server(bpe_run: Run, byte_model: Path, native_cache: None) -> Iterator[Running]:
+    models = {
+        name: load_model(name, folder, SETTINGS) for name, folder in (("run", bpe_run.folder), ("alone", byte_model))
+    }
+    with run_server(models, runs={"run": bpe_run}) as running:
         yield running
 
 
@@ -105,9 +73,9 @@ def test_the_served_views_are_those_of_the_table() -> None:
 @pytest.mark.parametrize("view", OPTIONS)
 @pytest.mark.parametrize("model", ["run", "alone"])
 def test_a_view_over_http_equals_the_view_in_python(
-    server: Running, trained: Run, monkeypatch: pytest.MonkeyPatch, model: str, view: str
+    server: Running, bpe_run: Run, monkeypatch: pytest.MonkeyPatch, model: str, view: str
 ) -> None:
-    monkeypatch.setenv("OCTAVO_CACHE", str(trained.folder.parent / "cache"))  # has the run's prepared text
+    monkeypatch.setenv("OCTAVO_CACHE", str(bpe_run.folder.parent / "cache"))  # has the run's prepared text
     response = get_view(server, view, model, **OPTIONS[view])
     plain = json.loads(json.dumps(lens.inspect(server.models[model].checkpoint, view, **OPTIONS[view]).plain()))
     if view == "attention":
@@ -125,7 +93,7 @@ def test_a_view_takes_text_ids_or_text_that_the_model_generates(server: Running)
     assert get_view(server, "tokens", text=ids)["text"] == response["text"]
 
 
-def test_attention_of_512_tokens_is_under_1_mb_and_its_rows_sum_to_one(tmp_path: Path, environment: None) -> None:
+def test_attention_of_512_tokens_is_under_1_mb_and_its_rows_sum_to_one(tmp_path: Path, native_cache: None) -> None:
     """An untrained model's weights are nearly uniform, which takes the most digits."""
     folder = random_checkpoint(
         tmp_path / "long", "byte", std=0.02, block_size=512, n_layer=1, n_head=2, n_embd=32
@@ -155,7 +123,7 @@ def test_rounded_attention_rows_sum_to_one(row: list[float]) -> None:
     assert sum(json.loads(lens_api.encode_attention(weights))[-1]) == pytest.approx(1, abs=1e-12)
 
 
-def test_weights_that_are_not_finite_are_an_error_not_nan_in_json(tmp_path: Path, environment: None) -> None:
+def test_weights_that_are_not_finite_are_an_error_not_nan_in_json(tmp_path: Path, native_cache: None) -> None:
     loaded = random_checkpoint(tmp_path / "broken", "byte")
     served = load_model("broken", loaded.folder, SETTINGS)
     with torch.no_grad():
@@ -167,21 +135,21 @@ def test_weights_that_are_not_finite_are_an_error_not_nan_in_json(tmp_path: Path
             )
 
 
-def test_models_are_listed_with_their_shape_and_steps(server: Running, trained: Run) -> None:
+def test_models_are_listed_with_their_shape_and_steps(server: Running, bpe_run: Run) -> None:
     listed = server.ask("GET", "/lens").json
     assert listed["views"] == list(lens_api.VIEWS)
     run, alone = listed["models"]
-    steps = list(trained.steps)
+    steps = list(bpe_run.steps)
     assert (run["id"], run["run"], run["steps"], run["tokenizer"]) == ("run", True, steps, "bpe")
-    assert run["step"] == runs.step_of(trained.best)  # type: ignore[union-attr]
+    assert run["step"] == runs.step_of(bpe_run.best)  # type: ignore[union-attr]
     model = server.models["run"].checkpoint.model
     assert run["model"]["parameters"] == sum(each.numel() for each in model.parameters())
     assert run["model"]["n_embd"] == model.settings.n_embd
     assert (alone["id"], alone["run"], alone["steps"], alone["step"]) == ("alone", False, [], None)
 
 
-def test_a_model_states_how_its_embeddings_were_initialized(trained: Run) -> None:
-    loaded = runs.load(trained.folder)
+def test_a_model_states_how_its_embeddings_were_initialized(bpe_run: Run) -> None:
+    loaded = runs.load(bpe_run.folder)
     for weights, embeddings, expected in (
         ("lookback", "uniform", "waves"),
         ("noise", "uniform", "uniform"),
@@ -195,9 +163,9 @@ def test_a_model_states_how_its_embeddings_were_initialized(trained: Run) -> Non
     assert (elsewhere.wte_start, elsewhere.wpe_start) == (None, None)
 
 
-def test_every_checkpoint_of_a_run_can_be_shown(server: Running, trained: Run) -> None:
+def test_every_checkpoint_of_a_run_can_be_shown(server: Running, bpe_run: Run) -> None:
     responses = []
-    for step, path in [*trained.steps.items(), *list(trained.steps.items())[:1]]:
+    for step, path in [*bpe_run.steps.items(), *list(bpe_run.steps.items())[:1]]:
         responses.append(get_view(server, "next_token", "run", text="the cat", step=step))
         assert responses[-1]["logits"] == lens.next_token(runs.load(path), "the cat").plain()["logits"]
     assert responses[0] == responses[-1] != responses[1]

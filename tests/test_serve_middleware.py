@@ -17,35 +17,26 @@ from serving import (
     fast_models,
     run_server,
     wait_until,
-    write_checkpoint,
 )
 
 SITE = "https://example.org"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Iterator[Path]:
-    """A checkpoint. The engines use the native code that the `built` fixture compiled."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OCTAVO_CACHE", str(built.parent))
-        yield write_checkpoint(tmp_path_factory.mktemp("models") / "small", "char")
-
-
-@pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[Running]:
-    with run_server(fast_models(folder), IMPATIENT) as running:
+def server(char_model: Path) -> Iterator[Running]:
+    with run_server(fast_models(char_model), IMPATIENT) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def protected(folder: Path) -> Iterator[Running]:
+def protected(char_model: Path) -> Iterator[Running]:
     """A server with keys, another host name and an allowed origin; requests carry the first key."""
     options: dict[str, Any] = {
         "keys": ["first-key", "second-key"],
         "allow_hosts": ["models.example"],
         "allow_origins": [SITE + "/"],
     }
-    with run_server(fast_models(folder), IMPATIENT, "10.1.2.3", **options) as running:
+    with run_server(fast_models(char_model), IMPATIENT, "10.1.2.3", **options) as running:
         running.headers["authorization"] = "Bearer first-key"
         yield running
 
@@ -76,8 +67,8 @@ def test_allowed_hosts_are_answered(protected: Running) -> None:
     assert protected.ask("GET", "/v1/models", headers={"host": "10.1.2.4"}).status == 400
 
 
-def test_a_server_on_all_addresses_answers_to_any_address_but_no_name(folder: Path) -> None:
-    with run_server(fast_models(folder), IMPATIENT, "0.0.0.0") as server:
+def test_a_server_on_all_addresses_answers_to_any_address_but_no_name(char_model: Path) -> None:
+    with run_server(fast_models(char_model), IMPATIENT, "0.0.0.0") as server:
         assert server.ask("GET", "/v1/models", headers={"host": "192.0.2.7:8000"}).status == 200
         assert server.ask("GET", "/v1/models", headers={"host": "[2001:db8::1]:8000"}).status == 200
         assert server.ask("GET", "/v1/models", headers={"host": "evil.example"}).status == 400
@@ -123,12 +114,10 @@ def test_the_prefix_cache_is_not_shared_between_keys(protected: Running) -> None
 
     def cached(key: str) -> int:
         headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
-        body = json.dumps({"model": "small", "prompt": "the cat sat on the mat", "max_tokens": 1}).encode()
+        body = json.dumps({"model": "small", "prompt": "on the mat, and the rat", "max_tokens": 1}).encode()
         answer = protected.ask("POST", "/v1/completions", body, headers)
         return int(answer.json["usage"]["prompt_tokens_details"]["cached_tokens"])
 
-    engine = protected.models["small"].worker.engine
-    engine._prefixes = type(engine._prefixes)(1 << 20)
     assert cached("first-key") == 0
     assert cached("first-key") > 0
     assert cached("second-key") == 0
@@ -246,8 +235,8 @@ def test_the_outermost_middleware_that_objects_refuses(protected: Running, first
     assert b"x-content-type-options: nosniff" in response
 
 
-def test_while_the_server_drains_no_key_is_needed_to_learn_so(folder: Path) -> None:
-    with run_server(fast_models(folder), IMPATIENT, keys=["a-key"]) as server:
+def test_while_the_server_drains_no_key_is_needed_to_learn_so(char_model: Path) -> None:
+    with run_server(fast_models(char_model), IMPATIENT, keys=["a-key"]) as server:
         server.app.drain.draining = True
         assert server.ask("GET", "/v1/models").status == 503
         assert server.ask("GET", "/v1/models", headers={"origin": "https://evil.example"}).status == 403

@@ -38,10 +38,12 @@ def test_an_answer_that_takes_too_long_is_503_and_frees_its_slot(tmp_path: Path)
         assert server.complete(max_tokens=2).status == 200
 
 
-def test_a_failed_engine_takes_no_more_requests(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_engine_takes_no_more_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     served = slow_model(write_checkpoint(tmp_path / "slow", "char"))
     with run_server({"slow": served}) as server:
-        served.worker.engine._decoder = None  # type: ignore[assignment]
+        monkeypatch.setattr(served.worker.engine, "step", lambda: 1 / 0)
         assert error_of(server.complete(), 500)
         assert error_of(server.complete(), 503)
         assert error_of(server.ask("GET", "/ready"), 503)

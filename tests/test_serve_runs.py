@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from lenses import train_on
 from octavo import runs
 from octavo.files import write_atomic
 from octavo.runs import Run
@@ -18,36 +17,8 @@ from serving import SETTINGS, Running, run_server
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run of 20 steps with four checkpoints."""
-    text = "the cat sat on the mat, and the rat sat on the hat. <b>كتاب</b> 🦉!\n" * 20
-    return train_on(
-        text,
-        tmp_path_factory.mktemp("trained") / "text",
-        tokenizer="bpe:300",
-        n_layer=3,
-        n_embd=48,
-        n_head=3,
-        block_size=32,
-        batch_size=8,
-        max_steps=20,
-        warmup_steps=4,
-        eval_every=10,
-        log_every=1,
-        keep_checkpoints=4,
-    )
-
-
-@pytest.fixture(scope="module")
-def environment(built: Path) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OCTAVO_CACHE", str(built.parent))
-        yield
-
-
-@pytest.fixture(scope="module")
-def server(trained: Run, environment: None) -> Iterator[Running]:
-    with run_server({"run": load_model("run", trained, SETTINGS)}, runs={"run": trained}) as running:
+def server(bpe_run: Run, native_cache: None) -> Iterator[Running]:
+    with run_server({"run": load_model("run", bpe_run, SETTINGS)}, runs={"run": bpe_run}) as running:
         yield running
 
 
@@ -58,9 +29,9 @@ def message(server: Running, status: int, path: str, **body: Any) -> str:
     return str(answer.json["error"]["message"])
 
 
-def test_the_served_runs_are_listed_and_no_others(server: Running, trained: Run) -> None:
+def test_the_served_runs_are_listed_and_no_others(server: Running, bpe_run: Run) -> None:
     [listed] = server.ask("GET", "/runs").json["runs"]
-    settings = trained.settings
+    settings = bpe_run.settings
     assert {name: getattr(settings, name) for name in listed["settings"]} == listed["settings"]
     assert {"max_steps", "n_layer", "learning_rate", "batch_size", "tokenizer", "source", "preset"} <= listed[
         "settings"
@@ -73,8 +44,8 @@ def test_the_served_runs_are_listed_and_no_others(server: Running, trained: Run)
     assert server.ask("GET", "/runs/run/settings").status == 400
 
 
-def test_lines_are_read_from_a_given_number(server: Running, trained: Run) -> None:
-    lines = trained.lines("metrics")
+def test_lines_are_read_from_a_given_number(server: Running, bpe_run: Run) -> None:
+    lines = bpe_run.lines("metrics")
     assert len(lines) == 20
     for after in (0, 7, 20):
         listed = server.ask("GET", f"/runs/run/metrics?after={after}").json
@@ -87,9 +58,9 @@ def test_lines_are_read_from_a_given_number(server: Running, trained: Run) -> No
 
 
 def test_a_run_is_shown_while_it_trains_and_served_from_its_first_checkpoint(
-    trained: Run, tmp_path: Path, environment: None
+    bpe_run: Run, tmp_path: Path, native_cache: None
 ) -> None:
-    run = Run.create(trained.settings, "new", tmp_path / "<script>")
+    run = Run.create(bpe_run.settings, "new", tmp_path / "<script>")
     pending, models, name = {run.folder.name: run}, {}, "%3Cscript%3E"
     with run_server(models, pending=pending, runs=dict(pending)) as running, run.lock():
         [listed] = running.ask("GET", "/runs").json["runs"]
@@ -104,8 +75,8 @@ def test_a_run_is_shown_while_it_trains_and_served_from_its_first_checkpoint(
         assert running.ask("GET", f"/runs/{name}/samples").json["lines"][0]["text"] == "</script><b>\u2028"
         loader = threading.Thread(target=load_pending_models, args=(models, pending, threading.Event(), SETTINGS))
         loader.start()
-        loaded = runs.load(trained.folder)
-        run.save(1, loaded.model, loaded.tokenizer, trained.settings, {"step": 1})
+        loaded = runs.load(bpe_run.folder)
+        run.save(1, loaded.model, loaded.tokenizer, bpe_run.settings, {"step": 1})
         checkpoint = (run.folder / "checkpoints" / "step-000001").rename(run.folder / "checkpoints" / "step-000002")
         (run.folder / "last").write_text(checkpoint.name, encoding="utf-8")
         loader.join(30)
@@ -134,8 +105,8 @@ def test_incomplete_and_invalid_lines_are_skipped(tmp_path: Path) -> None:
     assert log.last_step == 0
 
 
-def test_a_run_that_was_reset_is_read_from_the_beginning(tmp_path: Path, trained: Run) -> None:
-    run = Run.create(trained.settings, "back", tmp_path / "back")
+def test_a_run_that_was_reset_is_read_from_the_beginning(tmp_path: Path, bpe_run: Run) -> None:
+    run = Run.create(bpe_run.settings, "back", tmp_path / "back")
     for step in range(10):
         run.log("metrics", {"step": step})
     log = JsonLines(run.folder / "metrics.jsonl")

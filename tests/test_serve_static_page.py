@@ -56,21 +56,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint that belongs to no run."""
-    return random_checkpoint(tmp_path_factory.mktemp("alone") / "alone", "byte", block_size=64).folder
-
-
-@pytest.fixture(scope="module")
-def environment(built: Path) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OCTAVO_CACHE", str(built.parent))
-        yield
-
-
-@pytest.fixture(scope="module")
-def server(alone: Path, root: Path, environment: None) -> Iterator[Running]:
-    with run_server({"alone": load_model("alone", alone, SETTINGS)}, page_root=root) as running:
+def server(byte_model: Path, root: Path, native_cache: None) -> Iterator[Running]:
+    with run_server({"alone": load_model("alone", byte_model, SETTINGS)}, page_root=root) as running:
         yield running
 
 
@@ -144,8 +131,10 @@ def test_the_api_has_the_strictest_security_policy(server: Running) -> None:
         assert answer.headers["cache-control"] == "no-store"
 
 
-def test_the_page_needs_no_key_but_every_request_for_a_model_does(alone: Path, root: Path, environment: None) -> None:
-    served = load_model("alone", alone, SETTINGS)
+def test_the_page_needs_no_key_but_every_request_for_a_model_does(
+    byte_model: Path, root: Path, native_cache: None
+) -> None:
+    served = load_model("alone", byte_model, SETTINGS)
     with run_server({"alone": served}, page_root=root, keys=["the-key"]) as running:
         for path in ("/", "/page/main.js", "/favicon.ico", "/page/nothing"):
             assert running.ask("GET", path).status in (200, 204, 404)
@@ -169,7 +158,8 @@ def test_the_shipped_page_is_complete_and_small() -> None:
     named = set(re.findall(r'"/page/([^"]+)"', index + code))
     assert named <= files.keys()
     assert len(re.findall("(?:src|href)=", index)) == len(re.findall('(?:src|href)="(?:/page/|data:)', index))
-    assert len(static_page._INLINE_SCRIPT.findall(index.encode())) == 1
+    policy = static_page.content_security_policy(index.encode(), ("script-src 'self'", ""))
+    assert policy.count("'sha256-") == 1  # one inline script: the import map
     assert not re.search(r"\son\w+=|\sstyle=", index)
     sent = {name: len(gzip.compress(path.read_bytes(), 5)) for name, path in files.items()}
     assert sum(sent.values()) < 300_000
@@ -207,9 +197,9 @@ def page_data(html: str) -> Any:
 
 
 @pytest.mark.parametrize("shipped", [False, True])
-def test_the_standalone_page_loads_nothing(alone: Path, root: Path, shipped: bool) -> None:
+def test_the_standalone_page_loads_nothing(byte_model: Path, root: Path, shipped: bool) -> None:
     text = "</script><script>alert(1)</script><!-- <img src=https://evil.example onerror=alert(2)>"
-    html = static_page.standalone_page(octavo.load(alone), text, root=static_page.ROOT if shipped else root)
+    html = static_page.standalone_page(octavo.load(byte_model), text, root=static_page.ROOT if shipped else root)
     assert page_data(html)["text"] == text
     page_without_data = re.sub(r"<script type=.application/json.*?</script>", "", html, flags=re.DOTALL)
     assert "/page/" not in re.sub(r"base64,[\w+/=]*", "", page_without_data)
@@ -269,7 +259,7 @@ def test_the_standalone_page_chooses_a_word_that_the_model_knows(tmp_path: Path,
 
 
 def test_inspect_html_writes_the_standalone_page(
-    runs: Runs, alone: Path, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    runs: Runs, byte_model: Path, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setattr(static_page, "standalone_page", functools.partial(static_page.standalone_page, root=root))
     path = tmp_path / "out" / "walk.html"
@@ -279,11 +269,11 @@ def test_inspect_html_writes_the_standalone_page(
     assert data["models"]["models"][0]["id"] == folder.name
     assert data["text"] == "the cat"
     assert capsys.readouterr().out == ""
-    assert cli.main(["inspect", str(alone), "tokens", "--html", str(path), "--text", "the cat"]) == 0
+    assert cli.main(["inspect", str(byte_model), "tokens", "--html", str(path), "--text", "the cat"]) == 0
     assert "7 tokens" in capsys.readouterr().out
-    for words in (["--preset", "gpt2-512", "shapes"], [str(alone), "--word", "cat"], [str(tmp_path / "nothing")]):
+    for words in (["--preset", "gpt2-512", "shapes"], [str(byte_model), "--word", "cat"], [str(tmp_path / "nothing")]):
         assert cli.main(["inspect", *words, "--html", str(path)]) == 2
         assert "try:" in capsys.readouterr().err
-    assert cli.main(["inspect", str(alone), "--html", str(tmp_path)]) == 2
+    assert cli.main(["inspect", str(byte_model), "--html", str(tmp_path)]) == 2
     with pytest.raises(OctavoError, match="no page"):
-        static_page.standalone_page(octavo.load(alone), root=tmp_path / "empty")
+        static_page.standalone_page(octavo.load(byte_model), root=tmp_path / "empty")
