@@ -22,6 +22,7 @@ bench:            ## figures for docs/speed.md; NANOGPT=path to a checkout of na
 	.venv/bin/python bench/encoding.py
 	.venv/bin/python bench/preparation.py --nanogpt $(NANOGPT) --texts $(TEXTS)
 	.venv/bin/python bench/startup.py
+	.venv/bin/python bench/opening.py
 	.venv/bin/python bench/overhead.py
 	.venv/bin/python bench/estimates.py
 	.venv/bin/python bench/parity.py

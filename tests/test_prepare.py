@@ -509,9 +509,58 @@ def test_prepare_verify_reads_every_file_again(
     assert cli.main(["prepare", str(out), "--verify"]) == 0
     assert str(out) in capsys.readouterr().out
     shard = out / "train-00000.npy"
-    status, content = shard.stat(), bytearray(shard.read_bytes())
-    content[-1] ^= 1
-    shard.write_bytes(content)
-    os.utime(shard, ns=(status.st_atime_ns, status.st_mtime_ns))  # only its content shows the change
+    change_silently(shard)
     assert cli.main(["prepare", str(out), "--verify"]) == 2
     assert shard.name in capsys.readouterr().err
+
+
+def make_old(folder: Path) -> None:
+    """Set modification times outside of the two seconds within which a file is not trusted."""
+    for path in folder.iterdir():
+        os.utime(path, (1.7e9, 1.7e9))
+
+
+def change_silently(path: Path) -> None:
+    """Change the last byte, but neither size nor modification time."""
+    status, content = path.stat(), bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_verified_files_are_not_read_again(source: Path, tmp_path: Path) -> None:
+    out = prepare(of(source), tmp_path / "out").folder
+    make_old(out)
+    open_dataset(out)  # reads and verifies them, because their times changed
+    change_silently(out / "train-00000.npy")
+    open_dataset(out)  # trusts them: this is what makes opening fast
+    with pytest.raises(OctavoError, match="train-00000"):
+        open_dataset(out, verify=True)
+
+
+def test_a_file_modified_within_two_seconds_is_read_again(source: Path, tmp_path: Path) -> None:
+    out = prepare(of(source), tmp_path / "out").folder
+    open_dataset(out)
+    change_silently(out / "train-00000.npy")
+    with pytest.raises(OctavoError, match="train-00000"):
+        open_dataset(out)
+
+
+def test_a_copy_of_a_dataset_is_verified_and_opens(source: Path, tmp_path: Path) -> None:
+    out = prepare(of(source), tmp_path / "out").folder
+    copy = Path(shutil.copytree(out, tmp_path / "copy"))
+    assert open_dataset(copy).fingerprint == open_dataset(out).fingerprint
+    make_old(copy)
+    change_silently(copy / "val-00000.npy")
+    with pytest.raises(OctavoError, match="val-00000"):
+        open_dataset(copy)
+
+
+def test_a_scanned_text_is_recognized_without_reading_it(source: Path, tmp_path: Path) -> None:
+    os.utime(source, (1.7e9, 1.7e9))
+    first = prepare_dataset(of(source)).result
+    change_silently(source)
+    assert list(prepare_dataset(of(source))) == []
+    assert prepare_dataset(of(source)).result.fingerprint == first.fingerprint
+    os.utime(source, (1.7e9, 1.7e9 + 1))
+    assert prepare_dataset(of(source)).result.fingerprint != first.fingerprint

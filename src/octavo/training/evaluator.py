@@ -1,5 +1,6 @@
 """Evaluation during training: exact losses, the best so far, and early stopping."""
 
+import functools
 import math
 
 from octavo import estimate
@@ -19,10 +20,15 @@ class Evaluator:
         self.val = data.tokens("val")
         self.tokens = estimate.evaluation_tokens(len(self.val))  # that one evaluation scores
         self.train = data.tokens("train")[: self.tokens - len(self.val)]
-        self.bytes_per_token = count_bytes(data.tokenizer, self.val[1:]) / (len(self.val) - 1)
+        self._tokenizer = data.tokenizer
         self.newest: Evaluated | None = None
         self.best_val_loss = math.inf
         self.evaluations_since_best = 0
+
+    @functools.cached_property
+    def bytes_per_token(self) -> float:
+        """Bytes of text per validation token. Reads the whole split, so not before the first evaluation does."""
+        return count_bytes(self._tokenizer, self.val[1:]) / (len(self.val) - 1)
 
     def evaluate(self, step: int) -> Evaluated:
         train_loss, val_loss = (
