@@ -1,11 +1,11 @@
-"""The model is GPT-2: held against a plain reference, against transformers, and against its own comments."""
+"""The model is GPT-2: compared with a plain reference and with transformers. Its shape comments are true."""
 
 import ast
 import io
 import math
 import re
 import tokenize
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,47 +24,39 @@ from octavo.settings import ModelSettings, resolve
 from reference import gpt2
 
 SMALL = {"n_layer": 2, "n_head": 3, "n_embd": 24, "block_size": 16, "vocab_size": 29}
+pytestmark = pytest.mark.usefixtures("one_thread")
 law = hypothesis.settings(derandomize=True, deadline=None, max_examples=30)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tensors are tiny here; on a busy machine two threads would mostly wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def wide(settings: ModelSettings, seed: int = 0) -> GPT:
-    """A model whose weights, biases and norms lie far enough apart that a mistake in any of them shows."""
+def random_model(settings: ModelSettings, seed: int = 0) -> GPT:
+    """A model with weights, biases and norms so large that an error in any of them changes the logits."""
     model = GPT(settings).eval()
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
-        middle = 1.0 if ".ln_" in name and name.endswith("weight") else 0.0
-        nn.init.normal_(parameter, middle, 0.2, generator=generator)
+        mean = 1.0 if ".ln_" in name and name.endswith("weight") else 0.0
+        nn.init.normal_(parameter, mean, 0.2, generator=generator)
     return model
 
 
-def texts(batch: int, length: int, vocab_size: int = 29, seed: int = 0) -> Tensor:
-    """Ids (B, T)."""
+def random_ids(batch: int, length: int, vocab_size: int = 29, seed: int = 0) -> Tensor:
+    """(B, T)"""
     return torch.randint(vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
-def assert_near(ours: Tensor, theirs: Tensor, tolerance: float = 1e-5) -> None:
+def assert_close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(ours.double(), theirs.double(), rtol=0, atol=tolerance)
 
 
-# The same function as GPT-2
+# Equality with GPT-2
 
 
 @st.composite
-def shapes(draw: st.DrawFn) -> ModelSettings:
+def model_settings(draw: st.DrawFn) -> ModelSettings:
     n_head = draw(st.integers(1, 4))
     return ModelSettings(
         n_layer=draw(st.integers(1, 3)),
         n_head=n_head,
-        n_embd=n_head * draw(st.integers(8, 12)),  # a norm over two or three numbers is ill-conditioned
+        n_embd=n_head * draw(st.integers(8, 12)),  # a layer norm of two or three numbers is ill-conditioned
         block_size=draw(st.integers(2, 16)),
         vocab_size=draw(st.integers(2, 40)),
         bias=draw(st.booleans()),
@@ -73,44 +65,44 @@ def shapes(draw: st.DrawFn) -> ModelSettings:
 
 
 @law
-@hypothesis.given(settings=shapes(), data=st.data())
+@hypothesis.given(settings=model_settings(), data=st.data())
 def test_logits_and_gradients_equal_the_plain_reference(settings: ModelSettings, data: st.DataObject) -> None:
-    model = wide(settings)
-    idx = texts(2, data.draw(st.integers(2, settings.block_size), label="length"), settings.vocab_size)
+    model = random_model(settings)
+    idx = random_ids(2, data.draw(st.integers(2, settings.block_size), label="length"), settings.vocab_size)
     weights = {name: p.detach().double().requires_grad_() for name, p in model.named_parameters()}
 
     ours = model(idx)
     theirs = torch.stack([gpt2(weights, settings, ids) for ids in idx])
-    assert_near(ours, theirs)
+    assert_close(ours, theirs)
 
     for logits in (ours, theirs):
         F.cross_entropy(logits[:, :-1].flatten(0, 1), idx[:, 1:].flatten()).backward()
     for name, parameter in model.named_parameters():
-        assert_near(parameter.grad, weights[name].grad)
+        assert_close(parameter.grad, weights[name].grad)
 
 
-def test_the_reference_tells_the_two_gelus_apart() -> None:
-    exact, tanh = (ModelSettings(**SMALL, activation=each) for each in ("gelu", "gelu_new"))
-    weights = dict(wide(exact).named_parameters())
-    ids = texts(1, 16)[0]
+def test_the_comparison_distinguishes_the_two_gelus() -> None:
+    exact, tanh = (ModelSettings(**SMALL, activation=name) for name in ("gelu", "gelu_new"))
+    weights = dict(random_model(exact).named_parameters())
+    ids = random_ids(1, 16)[0]
     difference = (gpt2(weights, exact, ids) - gpt2(weights, tanh, ids)).abs().max().item()
-    assert difference > 1e-4  # ten times what the comparison above lets through
+    assert difference > 1e-4  # ten times the tolerance of the comparison above
 
 
 @pytest.mark.parametrize("activation", ["gelu_new", "gelu"])
-def test_transformers_gpt2_with_the_same_weights_gives_the_same_logits(activation: str) -> None:
+def test_logits_equal_those_of_transformers_with_the_same_weights(activation: str) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    model = wide(ModelSettings(**SMALL, activation=activation))
+    model = random_model(ModelSettings(**SMALL, activation=activation))
     shape = {name: SMALL[name] for name in ("n_layer", "n_head", "n_embd", "vocab_size")}
     theirs = GPT2LMHeadModel(GPT2Config(**shape, n_positions=16, activation_function=activation)).eval()
-    linear = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # theirs are Conv1D: (in, out)
+    linear = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # transformers stores them as Conv1D: (in, out)
     theirs.load_state_dict({k: w.T if k.endswith(linear) else w for k, w in model.state_dict().items()})
-    idx = texts(3, 16)
-    assert_near(model(idx), theirs(idx).logits)
+    idx = random_ids(3, 16)
+    assert_close(model(idx), theirs(idx).logits)
 
 
-PUBLISHED = {  # with all 50,257 tokens and 1,024 positions
+PUBLISHED = {  # parameters with 50,257 tokens and 1,024 positions
     "gpt2": 124_439_808,
     "gpt2-medium": 354_823_168,
     "gpt2-large": 774_030_080,
@@ -118,67 +110,67 @@ PUBLISHED = {  # with all 50,257 tokens and 1,024 positions
 }
 
 
-def parameters(preset: str, vocab_size: int) -> dict[str, int]:
+def parameter_counts(preset: str, vocab_size: int) -> dict[str, int]:
     with torch.device("meta"):
         model = GPT(resolve(preset, vocab_size=vocab_size))
     return {name: parameter.numel() for name, parameter in model.named_parameters()}
 
 
 @pytest.mark.parametrize("preset", PUBLISHED)
-def test_presets_have_as_many_parameters_as_the_published_models(preset: str) -> None:
-    assert sum(parameters(preset, 50257).values()) == PUBLISHED[preset]
+def test_presets_have_the_parameter_counts_of_the_published_models(preset: str) -> None:
+    assert sum(parameter_counts(preset, 50257).values()) == PUBLISHED[preset]
 
 
-def test_baby_has_at_most_ten_point_seven_million_parameters() -> None:
-    assert sum(parameters("baby", 65).values()) == 4_821_248 <= 10_700_000
-    counts = parameters("nanogpt-baby", 65)
-    del counts["transformer.wpe.weight"]  # nanoGPT leaves positions out
+def test_baby_has_fewer_parameters_than_nanogpt_baby() -> None:
+    assert sum(parameter_counts("baby", 65).values()) == 4_821_248 < 10_646_784
+    counts = parameter_counts("nanogpt-baby", 65)
+    del counts["transformer.wpe.weight"]  # nanoGPT does not count the position embeddings
     assert sum(counts.values()) == 10_646_784
 
 
-def test_a_model_without_a_vocabulary_is_refused() -> None:
+def test_a_model_without_a_vocabulary_raises() -> None:
     with pytest.raises(OctavoError, match="vocab_size=0"):
         GPT(ModelSettings())
 
 
-# Order and time
+# Causality and the KV cache
 
 
-def test_a_position_reads_itself_and_the_past_and_nothing_else() -> None:
-    model = wide(ModelSettings(**SMALL))
-    x = model.embed(texts(2, 12)).detach().requires_grad_()
+def test_logits_depend_on_the_position_itself_and_earlier_ones_only() -> None:
+    model = random_model(ModelSettings(**SMALL))
+    x = model.embed(random_ids(2, 12)).detach().requires_grad_()
     logits = model.unembed(model.norm(model.blocks(x)))
     for t in range(12):
         (gradient,) = torch.autograd.grad(logits[0, t].sum(), x, retain_graph=True)
-        reads = (gradient != 0).any(dim=-1)
-        assert reads[0, : t + 1].all()
-        assert not reads[0, t + 1 :].any()
-        assert not reads[1].any()  # nor another text of the batch
+        depends_on = (gradient != 0).any(dim=-1)
+        assert depends_on[0, : t + 1].all()
+        assert not depends_on[0, t + 1 :].any()
+        assert not depends_on[1].any()  # the other sequence of the batch
 
 
 @law
 @hypothesis.given(cuts=st.sets(st.integers(1, 15)))
-@hypothesis.example(cuts=set(range(1, 16)))  # one by one
+@hypothesis.example(cuts=set(range(1, 16)))  # token by token
 @hypothesis.example(cuts={5, 6, 13})
-def test_cached_decoding_equals_full_forward_however_the_text_is_cut(cuts: set[int]) -> None:
-    model = wide(ModelSettings(**SMALL))
-    idx = texts(3, 16)
+def test_cached_decoding_in_any_chunks_equals_the_full_forward(cuts: set[int]) -> None:
+    model = random_model(ModelSettings(**SMALL))
+    idx = random_ids(3, 16)
     cache = KVCache(model, batch=3)
     with torch.no_grad():
-        pieces = [model(piece, cache) for piece in idx.tensor_split(sorted(cuts), dim=1)]
-        assert_near(torch.cat(pieces, dim=1), model(idx))
+        logits = [model(chunk, cache) for chunk in idx.tensor_split(sorted(cuts), dim=1)]
+        assert_close(torch.cat(logits, dim=1), model(idx))
     assert cache.lengths == [16, 16, 16]
 
 
 @law
 @hypothesis.given(data=st.data())
-def test_texts_of_different_lengths_on_one_cache_get_what_each_gets_alone(data: st.DataObject) -> None:
-    model = wide(ModelSettings(**SMALL))
-    idx = texts(4, 16)
+def test_sequences_of_different_lengths_in_one_cache_do_not_affect_each_other(data: st.DataObject) -> None:
+    model = random_model(ModelSettings(**SMALL))
+    idx = random_ids(4, 16)
     cache = KVCache(model, batch=4)
     lengths = [0] * 4
     with torch.no_grad():
-        alone = model(idx)
+        expected = model(idx)
         for _ in range(6):
             rows = data.draw(st.lists(st.integers(0, 3), min_size=1, unique=True))
             T = data.draw(st.integers(1, 4))
@@ -187,32 +179,32 @@ def test_texts_of_different_lengths_on_one_cache_get_what_each_gets_alone(data: 
                 continue
             new = torch.stack([idx[row, lengths[row] : lengths[row] + T] for row in rows])
             logits = model(new, cache.select(rows, [lengths[row] for row in rows]))
-            for row, got in zip(rows, logits, strict=True):
-                assert_near(got, alone[row, lengths[row] : lengths[row] + T])
+            for row, row_logits in zip(rows, logits, strict=True):
+                assert_close(row_logits, expected[row, lengths[row] : lengths[row] + T])
                 lengths[row] += T
 
 
-def test_a_text_longer_than_the_block_is_refused() -> None:
-    model = wide(ModelSettings(**SMALL))
+def test_a_sequence_longer_than_block_size_raises() -> None:
+    model = random_model(ModelSettings(**SMALL))
     with pytest.raises(OctavoError, match=r"17 positions.* 16"):
-        model(texts(1, 17))
+        model(random_ids(1, 17))
 
 
 @torch.no_grad()
-def test_a_full_cache_refuses_more_and_stays_as_it_was() -> None:
-    model = wide(ModelSettings(**SMALL))
+def test_exceeding_the_cache_raises_and_leaves_it_unchanged() -> None:
+    model = random_model(ModelSettings(**SMALL))
     cache = KVCache(model)
-    model(texts(1, 15), cache)
+    model(random_ids(1, 15), cache)
     with pytest.raises(OctavoError, match=r"17 positions.* 16"):
-        model(texts(1, 2), cache)
+        model(random_ids(1, 2), cache)
     assert cache.lengths == [15]
-    model(texts(1, 1), cache)
+    model(random_ids(1, 1), cache)
 
 
-# How weights start
+# Initialization
 
 
-def test_weights_start_as_those_of_gpt2() -> None:
+def test_initial_weights_follow_gpt2() -> None:
     settings = ModelSettings(n_layer=3, n_head=4, n_embd=128, block_size=128, vocab_size=1000)
     for name, parameter in GPT(settings, torch.Generator().manual_seed(0)).named_parameters():
         if name.endswith("bias"):
@@ -225,19 +217,19 @@ def test_weights_start_as_those_of_gpt2() -> None:
             assert parameter.mean().item() == pytest.approx(0, abs=std * 0.03), name
 
 
-def test_uniform_embeddings_fill_the_range_one_over_the_root_of_the_width() -> None:
+def test_uniform_embeddings_have_the_bound_one_over_the_square_root_of_n_embd() -> None:
     settings = ModelSettings(n_embd=64, vocab_size=1000, block_size=512, embedding_init="uniform")
     model = GPT(settings, torch.Generator().manual_seed(0))
     bound = 1 / math.sqrt(64)
     for table in (model.transformer.wte.weight, model.transformer.wpe.weight):
         assert table.abs().max() <= bound
-        shares = table.histc(bins=8, min=-bound, max=bound) / table.numel()
-        assert_near(shares, torch.full((8,), 1 / 8), 0.005)
+        frequencies = table.histc(bins=8, min=-bound, max=bound) / table.numel()
+        assert_close(frequencies, torch.full((8,), 1 / 8), 0.005)
     assert model.transformer.h[0].attn.c_attn.weight.std().item() == pytest.approx(0.02, rel=0.03)
 
 
 @pytest.mark.parametrize("embedding_init", ["normal", "uniform"])
-def test_the_generator_alone_decides_the_weights(embedding_init: str) -> None:
+def test_initialization_is_deterministic_given_the_generator(embedding_init: str) -> None:
     def weights(seed: int, global_seed: int) -> Tensor:
         torch.manual_seed(global_seed)
         settings = ModelSettings(**SMALL, embedding_init=embedding_init)
@@ -248,64 +240,64 @@ def test_the_generator_alone_decides_the_weights(embedding_init: str) -> None:
     assert not torch.equal(weights(seed=1, global_seed=2), weights(seed=2, global_seed=2))
 
 
-def test_head_and_token_embedding_are_one_parameter() -> None:
+def test_output_head_and_token_embedding_are_one_parameter() -> None:
     model = GPT(ModelSettings(**SMALL))
     assert model.lm_head.weight is model.transformer.wte.weight
     assert "lm_head.weight" not in dict(model.named_parameters())
-    assert "lm_head.weight" in model.state_dict()  # where transformers looks for it
+    assert "lm_head.weight" in model.state_dict()  # transformers expects it there
 
 
 # Dropout
 
 
-def test_dropout_is_zero_unless_asked_for() -> None:
+def test_dropout_is_off_by_default() -> None:
     assert ModelSettings().dropout == ModelSettings().attention_dropout == 0
-    model = wide(ModelSettings(**SMALL))
-    idx = texts(2, 16)
+    model = random_model(ModelSettings(**SMALL))
+    idx = random_ids(2, 16)
     assert torch.equal(model.train()(idx), model.eval()(idx))
 
 
 @pytest.mark.parametrize("kind", ["dropout", "attention_dropout"])
-def test_dropout_acts_in_training_only(kind: str) -> None:
-    model = wide(ModelSettings(**SMALL, **{kind: 0.5}))
-    idx = texts(2, 16)
+def test_dropout_is_active_in_training_only(kind: str) -> None:
+    model = random_model(ModelSettings(**SMALL, **{kind: 0.5}))
+    idx = random_ids(2, 16)
     assert torch.equal(model(idx), model(idx))
     model.train()
     assert not torch.equal(model(idx), model(idx))
 
 
-def stages(model: GPT) -> dict[str, Callable[[], Tensor]]:
-    """Each stage of the model by itself, to be run on one and the same input again and again."""
+def steps_of(model: GPT) -> dict[str, Callable[[], Tensor]]:
+    """Each step of the model by itself, on a fixed input."""
     generator = torch.Generator().manual_seed(0)
     x, heads = (torch.randn(shape, generator=generator) for shape in ((2, 16, 24), (2, 3, 16, 8)))
-    first = model.transformer.h[0]
+    block = model.transformer.h[0]
     return {
-        "embedding": lambda: model.embed(texts(2, 16)),
-        "projection": lambda: torch.stack(first.attn.project(x)),
-        "attention": lambda: first.attn.attend(heads, heads, heads),
-        "attention branch": lambda: first.attn.output(heads),
-        "mlp branch": lambda: first.mlp(x),
+        "embedding": lambda: model.embed(random_ids(2, 16)),
+        "projection": lambda: torch.stack(block.attn.project(x)),
+        "attention": lambda: block.attn.attend(heads, heads, heads),
+        "attention branch": lambda: block.attn.output(heads),
+        "mlp branch": lambda: block.mlp(x),
         "norm": lambda: model.norm(x),
         "head": lambda: model.unembed(x),
     }
 
 
 @pytest.mark.parametrize(
-    ("kind", "places"),
+    ("kind", "affected"),
     [("dropout", {"embedding", "attention branch", "mlp branch"}), ("attention_dropout", {"attention"})],
 )
-def test_each_dropout_acts_in_its_own_places(kind: str, places: set[str]) -> None:
-    model = wide(ModelSettings(**SMALL, **{kind: 0.5}))
-    kept = {name: stage() for name, stage in stages(model).items()}
-    dropped = {name: stage() for name, stage in stages(model.train()).items()}
-    assert {name for name in kept if not torch.equal(kept[name], dropped[name])} == places
-    for name in places - {"attention"}:  # half of it is gone, the other half doubled in its place
-        gone = dropped[name] == 0
-        assert 0.4 < gone.float().mean() < 0.6
-        assert torch.equal(dropped[name], torch.where(gone, 0, kept[name] * 2))
+def test_each_dropout_affects_its_own_steps_only(kind: str, affected: set[str]) -> None:
+    model = random_model(ModelSettings(**SMALL, **{kind: 0.5}))
+    without = {name: step() for name, step in steps_of(model).items()}
+    dropped = {name: step() for name, step in steps_of(model.train()).items()}
+    assert {name for name in without if not torch.equal(without[name], dropped[name])} == affected
+    for name in affected - {"attention"}:  # half of the values are 0, the others doubled
+        is_zero = dropped[name] == 0
+        assert 0.4 < is_zero.float().mean() < 0.6
+        assert torch.equal(dropped[name], torch.where(is_zero, 0, without[name] * 2))
 
 
-# The shape comments
+# Shape comments
 
 
 AXIS = r"\s*(?:\d+[A-Z]?|[A-Z])(?:[+*/-](?:\d+[A-Z]?|[A-Z]))*\s*"  # B, 3, 4C, S-T
@@ -316,11 +308,11 @@ def shape_comments(source: str) -> dict[int, list[str]]:
     """The axes of every comment like `# (B, T, 4C)`, by line."""
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     comments = ((t.start[0], SHAPE_COMMENT.match(t.string)) for t in tokens if t.type == tokenize.COMMENT)
-    return {line: found[1].replace(" ", "").split(",") for line, found in comments if found}
+    return {line: match[1].replace(" ", "").split(",") for line, match in comments if match}
 
 
-class Reporting(ast.NodeTransformer):
-    """Rewrites code so that a statement that ends on one of `lines` hands what it made to `report`."""
+class InsertChecks(ast.NodeTransformer):
+    """Rewrites statements that end on one of `lines` so that they pass their result to `check(line, result)`."""
 
     def __init__(self, lines: Container[int]) -> None:
         self.lines = lines
@@ -331,67 +323,67 @@ class Reporting(ast.NodeTransformer):
         if line not in self.lines:
             return node
         match node:
-            case ast.Return(value=ast.expr() as made):
-                node.value = self.report(line, made)
-            case ast.Assign(targets=all_made):
-                return [node, *(ast.Expr(self.report(line, made)) for made in all_made)]
-            case ast.AnnAssign(target=made) | ast.AugAssign(target=made):
-                return [node, ast.Expr(self.report(line, made))]
+            case ast.Return(value=ast.expr() as result):
+                node.value = self.check(line, result)
+            case ast.Assign(targets=targets):
+                return [node, *(ast.Expr(self.check(line, target)) for target in targets)]
+            case ast.AnnAssign(target=target) | ast.AugAssign(target=target):
+                return [node, ast.Expr(self.check(line, target))]
         return node
 
-    def report(self, line: int, made: ast.expr) -> ast.expr:
-        return ast.parse(f"report({line}, {ast.unparse(made)})", mode="eval").body
+    def check(self, line: int, result: ast.expr) -> ast.expr:
+        return ast.parse(f"check({line}, {ast.unparse(result)})", mode="eval").body
 
 
-def lies(source: str, walk: Callable[[ModuleType, dict[str, int]], None]) -> list[str]:
-    """What the shape comments of `source` get wrong, and which of them nothing reached.
+def wrong_shape_comments(source: str, use: Callable[[ModuleType, dict[str, int]], None]) -> list[str]:
+    """The shape comments of `source` that are wrong, and those on lines that were not run.
 
-    `walk` runs the code, as the module it is given, and keeps the dict up to date with each letter's size.
+    `use(module, sizes)` runs the code and keeps the size of every axis letter in `sizes` up to date.
     """
     comments = shape_comments(source)
     unchecked, wrong, sizes = set(comments), [], {}
 
-    def report(line: int, made: Any) -> Any:
+    def check(line: int, result: Any) -> Any:
         unchecked.discard(line)
-        said = [eval(re.sub(r"(\d)([A-Z])", r"\1*\2", axis), {}, sizes) for axis in comments[line]]
-        for tensor in (made,) if isinstance(made, Tensor) else made:
-            if list(tensor.shape) != said:
-                wrong.append(f"line {line}: ({', '.join(comments[line])}) is {said}, not {list(tensor.shape)}")
-        return made
+        expected = [eval(re.sub(r"(\d)([A-Z])", r"\1*\2", axis), {}, sizes) for axis in comments[line]]
+        for tensor in (result,) if isinstance(result, Tensor) else result:
+            if list(tensor.shape) != expected:
+                wrong.append(f"line {line}: ({', '.join(comments[line])}) is {expected}, not {list(tensor.shape)}")
+        return result
 
-    module = ModuleType("watched")
-    module.report = report
-    tree = ast.fix_missing_locations(Reporting(comments).visit(ast.parse(source)))
-    exec(compile(tree, "watched", "exec"), module.__dict__)
-    walk(module, sizes)
+    module = ModuleType("module_with_checks")
+    module.check = check
+    tree = ast.fix_missing_locations(InsertChecks(comments).visit(ast.parse(source)))
+    exec(compile(tree, module.__name__, "exec"), module.__dict__)
+    use(module, sizes)
     return wrong + [f"line {line}: ({', '.join(comments[line])}) was never checked" for line in sorted(unchecked)]
 
 
 def test_every_shape_comment_of_the_model_is_true() -> None:
-    def walk(module: ModuleType, sizes: dict[str, int]) -> None:
-        """Texts in two pieces, so that no two letters mean the same number; then one of them without a cache."""
+    def use(module: ModuleType, sizes: dict[str, int]) -> None:
+        """Run a batch in two chunks, with a different size for every letter, then once without a cache."""
         B, C, H, D, V = 2, 20, 5, 4, 11
         settings = ModelSettings(n_layer=2, n_head=H, n_embd=C, block_size=17, vocab_size=V)
         model = module.GPT(settings)
         cache = module.KVCache(model, batch=B)
         for T in (6, 7):
             sizes.update(B=B, T=T, S=cache.lengths[0] + T, C=C, H=H, D=D, V=V)
-            model(texts(B, T, V), cache)
-        model(texts(B, T, V))
+            model(random_ids(B, T, V), cache)
+        model(random_ids(B, T, V))
         assert len(set(sizes.values())) == len(sizes)
 
     source = Path(octavo.model.__file__).read_text(encoding="utf-8")
     assert len(shape_comments(source)) > 10
-    assert lies(source, walk) == []
+    assert wrong_shape_comments(source, use) == []
 
 
-MADE_UP = """\
+WRONG_COMMENTS = """\
 import torch
 def forward(x, more):
     y: torch.Tensor = x + 1  # (B, T)
     z = torch.cat(
         [x, x]
-    )  # (B, T): a lie on a closing line
+    )  # (B, T): wrong, on the last line of a statement
     a, b = x, x.mT  # (B, T): true of the first only
     x += 1  # (2B, T)
     if more:
@@ -399,16 +391,16 @@ def forward(x, more):
     return (
         x.mT
     )  # (T, B)
-# (as a remark)
+# (not a shape)
 """
 
 
-def test_a_lying_shape_comment_would_be_caught() -> None:
-    def walk(module: ModuleType, sizes: dict[str, int]) -> None:
+def test_a_wrong_shape_comment_is_found() -> None:
+    def use(module: ModuleType, sizes: dict[str, int]) -> None:
         sizes.update(B=2, T=3)
         module.forward(torch.zeros(2, 3), more=False)
 
-    assert lies(MADE_UP, walk) == [
+    assert wrong_shape_comments(WRONG_COMMENTS, use) == [
         "line 6: (B, T) is [2, 3], not [4, 3]",
         "line 7: (B, T) is [2, 3], not [3, 2]",
         "line 8: (2B, T) is [4, 3], not [2, 3]",
