@@ -1,0 +1,115 @@
+"""`octavo sample`: prompts, stop strings, --best-of, --json, and options that are rejected."""
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from commands import Command, Rejected
+
+SEPARATOR = "\n---------------\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        ("--temperature nan", ["temperature=nan", "between 0 and 100"]),
+        ("--temperature -1", ["temperature=-1.0"]),
+        ("--top-k -1", ["top_k=-1"]),
+        ("--top-p 0", ["top_p=0.0"]),
+        ("--top-p 2", ["top_p=2.0"]),
+        ("--top-q 1", ["--top-q", "try: --top-"]),
+        ("--max-new-tokens -1", ["max_new_tokens=-1"]),
+        ("--max-new-tokens 999999999999", ["max_new_tokens=999999999999"]),
+        ("--num-samples 0", ["num_samples=0"]),
+        ("--seed -1", ["seed=-1"]),
+        ("--seed 1e3", ["'1e3'", "integer"]),
+        ("--unknown ignore", ["'ignore'"]),
+        ("--device gpu", ["'gpu'"]),
+        ("--prompt a --prompt-file b", ["--prompt", "--prompt-file"]),
+    ],
+)
+def test_an_invalid_option_is_rejected(words: str, names: list[str], run_folder: Path, rejected: Rejected) -> None:
+    rejected(["sample", run_folder, *words.split()], *names)
+
+
+@pytest.mark.parametrize("content", [None, b"caf\xe9"])
+def test_a_prompt_file_that_is_missing_or_not_utf_8_is_rejected(
+    content: bytes | None, run_folder: Path, workdir: Path, rejected: Rejected
+) -> None:
+    if content is not None:
+        (workdir / "prompt.txt").write_bytes(content)
+    rejected(["sample", run_folder, "--prompt-file", "prompt.txt"], "prompt.txt")
+
+
+def test_a_prompt_is_an_argument_a_file_or_stdin(
+    run_folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("prompt.txt").write_bytes(b"\xef\xbb\xbfthe cat")  # with a byte order mark, as editors on Windows write it
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the cat")))
+    ways = (["--prompt", "the cat"], ["--prompt-file", "prompt.txt"], ["--prompt-file", "-"])
+    texts = [command("sample", run_folder, *way, "--max-new-tokens", 20).out for way in ways]
+    assert texts[0].startswith("the cat")
+    assert len(texts[0]) == len("the cat") + 20 + len("\n")
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_json_has_the_documented_keys(run_folder: Path, command: Command) -> None:
+    words = ["--prompt", "the ", "--max-new-tokens", 5, "--num-samples", 2, "--json"]
+    result = command("sample", run_folder, *words)
+    assert (result.code, result.err) == (0, "")
+    assert list(result.json) == ["prompt", "samples"]
+    assert result.json["prompt"] == "the "
+    assert len(result.json["samples"]) == 2
+    for sample in result.json["samples"]:
+        assert list(sample) == ["text", "token_ids", "finish_reason"]
+        assert len(sample["text"]) == len(sample["token_ids"]) == 5
+        assert sample["finish_reason"] == "length"
+
+
+def test_text_and_json_agree_and_are_deterministic(run_folder: Path, command: Command) -> None:
+    words = ["sample", run_folder, "--prompt", "the ", "--max-new-tokens", 12, "--num-samples", 2, "--seed", 5]
+    texts = ["the " + sample["text"] for sample in command(*words, "--json").json["samples"]]
+    assert command(*words).out == SEPARATOR.join(texts) + "\n"
+    assert texts[0] != texts[1]
+    assert command(*words).out == command(*words).out
+    assert command(*words, "--seed", 6).out != command(*words).out
+
+
+def test_best_of_prints_complete_texts(run_folder: Path, command: Command) -> None:
+    words = ["--prompt", "the ", "--max-new-tokens", 12, "--num-samples", 2, "--best-of", 5]
+    samples = command("sample", run_folder, *words, "--json").json["samples"]
+    assert all(len(sample["text"]) == 12 for sample in samples)
+    expected = SEPARATOR.join("the " + sample["text"] for sample in samples)
+    assert command("sample", run_folder, *words).out == expected + "\n"
+
+
+def test_a_text_ends_before_a_stop_string(run_folder: Path, command: Command) -> None:
+    words = ["sample", run_folder, "--prompt", "the ", "--max-new-tokens", 40, "--json"]
+    text = command(*words).json["samples"][0]["text"]
+    stop = text[10:12]
+    (stopped,) = command(*words, "--stop", "qqq", "--stop", stop).json["samples"]
+    assert stopped["text"] == text[: text.index(stop)]
+    assert stopped["finish_reason"] == "stop"
+
+
+def test_unknown_characters_in_a_prompt_are_an_error_skipped_or_replaced(
+    run_folder: Path, command: Command, rejected: Rejected
+) -> None:
+    def samples(prompt: str, *words: str) -> list[object]:
+        return command("sample", run_folder, "--prompt", prompt, "--max-new-tokens", 9, "--json", *words).json[
+            "samples"
+        ]
+
+    rejected(["sample", run_folder, "--prompt", "theω X"], "'X', 'ω'", "--unknown skip")
+    assert samples("theω X", "--unknown", "skip") == samples("the ")
+    assert samples("theω X", "--unknown", "replace") == samples("the   ")
+
+
+def test_a_prompt_longer_than_the_context_is_cropped_with_a_note(run_folder: Path, command: Command) -> None:
+    result = command("sample", run_folder, "--prompt", "the cat sat on the mat", "--max-new-tokens", 3)
+    assert result.err.startswith("note: ")
+    assert "22 tokens" in result.err
+    assert "last 8" in result.err
+    assert result.out.startswith("the cat sat on the mat")
