@@ -1,4 +1,4 @@
-"""The engine: each request gets the same tokens whatever else runs beside it, by PyTorch or in C."""
+"""The engine: the tokens of a request do not depend on the other requests, by PyTorch or in C."""
 
 import threading
 from typing import Any

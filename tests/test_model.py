@@ -267,7 +267,7 @@ def test_dropout_is_active_in_training_only(kind: str) -> None:
 
 
 def steps_of(model: GPT) -> dict[str, Callable[[], Tensor]]:
-    """Each step of the model by itself, on a fixed input."""
+    """Each step of the model, on a fixed input."""
     generator = torch.Generator().manual_seed(0)
     x, heads = (torch.randn(shape, generator=generator) for shape in ((2, 16, 24), (2, 3, 16, 8)))
     block = model.transformer.h[0]

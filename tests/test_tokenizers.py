@@ -1,4 +1,4 @@
-"""Properties of every tokenizer (round trip, streaming, the same ids as Hugging Face), then each kind by itself."""
+"""Properties of every tokenizer (round trip, streaming, the same ids as Hugging Face), then each kind separately."""
 
 import doctest
 import hashlib

@@ -1,4 +1,4 @@
-"""Sampling: chooses the next token from logits. Knows nothing of models, caches or text.
+"""Sampling: chooses the next token from logits. Independent of models, caches and text.
 
 Axis letters: `B` sequences, `V` vocabulary.
 """

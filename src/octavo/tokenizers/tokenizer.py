@@ -201,9 +201,9 @@ def _mergeable_ranks(backend: "tokenizers.Tokenizer") -> dict[bytes, int] | None
     """The token ranks from which tiktoken encodes like the backend; None if it would encode differently.
 
     `tokenizers` merges by a list of pairs, the first pair first. tiktoken merges any pair whose concatenation is a
-    token, the lowest id first. Both give the same ids if they split text alike, the ids follow the order of the list,
-    and the list comes from BPE training. In training, a token was made by merging two tokens after all earlier merges;
-    the same earlier merges, applied to the same bytes, leave the same two tokens.
+    token, the lowest id first. Both give the same ids if they split text in the same places, the ids follow the order
+    of the list, and the list comes from BPE training. In training, a token was made by merging two tokens after all
+    earlier merges; the same earlier merges, applied to the same bytes, leave the same two tokens.
     """
     description = json.loads(backend.to_str())
     splitter, model = description["pre_tokenizer"] or {}, description["model"]
