@@ -26,19 +26,24 @@ from octavo.errors import OctavoError, SourceChangedError, UnknownCharactersErro
 from octavo.settings import DataSettings
 from octavo.tokenizers import Tokenizer
 
-_SAMPLE = 1 << 16  # characters from which the number of ids is estimated
-_LARGE = (
-    1 << 24
-)  # characters; the tokenizer of a larger text is kept if the build is interrupted before the first shard
+_ESTIMATE_CHARACTERS = 1 << 16  # the number of ids per character is estimated from this many
+# If a build is interrupted before its first shard, the tokenizer of a text with this many characters is kept.
+_LARGE_TEXT = 1 << 24
 _TEMPORARY = ("plan.json", shard_writer.RECORDS)  # files that only the staging folder has
 
 
 @preparation
 def build_dataset(
-    corpus: Corpus, scan: CorpusScan, settings: DataSettings, tokenizer_or_spec: Tokenizer | str, out: Path,
+    corpus: Corpus,
+    scan: CorpusScan,
+    settings: DataSettings,
+    tokenizer_or_spec: Tokenizer | str,
+    out: Path,
     limits: Limits,
-) -> Generator[PreparationProgress, None, Dataset]:  # fmt: skip
-    """Tokenize a corpus into the folder `out`, which appears atomically. `tokenizer_or_spec`: "bpe:1024", for example.
+) -> Generator[PreparationProgress, None, Dataset]:
+    """Tokenize a corpus into the folder `out`, which appears atomically.
+
+    `tokenizer_or_spec` is a tokenizer, or the specification of one to train, such as "bpe:1024".
 
     Raises `OctavoError` if a split would be nearly empty, the disk is full, the source changed since it was scanned, or
     the text has characters that the tokenizer does not have.
@@ -46,10 +51,10 @@ def build_dataset(
     staging = out.with_name(f".{out.name}.preparing")
     try:
         tokenizer = yield from open_staging(staging, corpus, scan, settings, tokenizer_or_spec, limits)
-        separate = not scan.uses_end_of_text(tokenizer)
-        split = choose_split(scan, settings.val_fraction, settings.deduplicate, separate)
+        insert_newlines = not scan.uses_end_of_text(tokenizer)
+        split = choose_split(scan, settings.val_fraction, settings.deduplicate, insert_newlines)
         meter = ProgressMeter("writing tokens", scan.characters, limits.progress_seconds)
-        with contextlib.closing(split_chunks(corpus, scan, split, separate)) as chunks:
+        with contextlib.closing(split_chunks(corpus, scan, split, insert_newlines)) as chunks:
             ids_per_character = _estimate_ids_per_character(corpus, tokenizer)
             for characters in shard_writer.write_shards(staging, chunks, tokenizer, scan, ids_per_character, limits):
                 yield from meter.report(characters)
@@ -60,23 +65,27 @@ def build_dataset(
                 (staging / name).unlink(missing_ok=True)
             files.commit_folder(staging, out)
     except SourceChangedError:
-        shutil.rmtree(staging)  # its shards may be of either text
+        shutil.rmtree(staging)  # its shards may have text from before and after the change
         raise
     except UnknownCharactersError as error:
         message = f"{corpus.name} has {error.message}"
         raise UnknownCharactersError(message, "a text in that alphabet, or a model of --tokenizer byte") from None
     finally:
-        is_large = scan.characters >= _LARGE and (staging / "plan.json").exists()
+        is_large = scan.characters >= _LARGE_TEXT and (staging / "plan.json").exists()
         if staging.exists() and not is_large and not any(staging.glob("*.npy")):
-            shutil.rmtree(staging)  # it has nothing to continue from
+            shutil.rmtree(staging)  # without shards, there is nothing to continue from
     return open_dataset(out, verify=True)
 
 
 @preparation
 def open_staging(
-    staging: Path, corpus: Corpus, scan: CorpusScan, settings: DataSettings, tokenizer_or_spec: Tokenizer | str,
+    staging: Path,
+    corpus: Corpus,
+    scan: CorpusScan,
+    settings: DataSettings,
+    tokenizer_or_spec: Tokenizer | str,
     limits: Limits,
-) -> Generator[PreparationProgress, None, Tokenizer]:  # fmt: skip
+) -> Generator[PreparationProgress, None, Tokenizer]:
     """Open the staging folder of an interrupted build, or create one with a tokenizer in it. Returns the tokenizer."""
     plan = json.dumps([cache_key(scan, tokenizer_or_spec, settings), limits.shard])
     with contextlib.suppress(OSError, OctavoError):
@@ -99,7 +108,7 @@ def open_staging(
 def train_tokenizer(
     spec: str, corpus: Corpus, scan: CorpusScan, limits: Limits
 ) -> Generator[PreparationProgress, None, Tokenizer]:
-    """Train a tokenizer on a corpus; on chunks taken evenly from all of it if it is large."""
+    """Train a tokenizer on a corpus, or on chunks taken evenly from all of it if it is large."""
     if spec == "char":
         return tokenizers.build(spec, scan.alphabet)
     yield PreparationProgress("training the tokenizer", 0, None, 0.0)
@@ -118,14 +127,19 @@ def train_tokenizer(
 def _estimate_ids_per_character(corpus: Corpus, tokenizer: Tokenizer) -> float:
     """The number of ids per character at the beginning of the corpus."""
     with contextlib.closing(corpus.chunks()) as chunks:
-        text = next(chunks).text[:_SAMPLE]
+        text = next(chunks).text[:_ESTIMATE_CHARACTERS]
     return len(tokenizer.encode(text)) / len(text)
 
 
 def _describe(
-    staging: Path, corpus: Corpus, scan: CorpusScan, settings: DataSettings, tokenizer_or_spec: Tokenizer | str,
-    tokenizer: Tokenizer, split: Split,
-) -> dict[str, Any]:  # fmt: skip
+    staging: Path,
+    corpus: Corpus,
+    scan: CorpusScan,
+    settings: DataSettings,
+    tokenizer_or_spec: Tokenizer | str,
+    tokenizer: Tokenizer,
+    split: Split,
+) -> dict[str, Any]:
     """The contents of `dataset.json`. Raises `OctavoError` if a split has fewer than two tokens."""
     paths = {name: sorted(staging.glob(f"{name}-*.npy")) for name in SPLITS}
     tokens = {name: sum(open_npy(path).length for path in paths[name]) for name in SPLITS}
@@ -137,15 +151,15 @@ def _describe(
                 "--deduplicate",
             )
         raise OctavoError(
-            f"the text has {scan.characters} characters, too few to train on and validate", "a longer text"
+            f"the text has {scan.characters} characters, too few for a training and a validation split", "a longer text"
         )
     records = shard_writer.read_records(staging)
-    described: dict[str, dict[str, Any]] = {}
+    entries: dict[str, dict[str, Any]] = {}
     for path in sorted(staging.iterdir()):
         if path.name in records:
-            described[path.name] = {"bytes": path.stat().st_size, "sha256": records[path.name]}
+            entries[path.name] = {"bytes": path.stat().st_size, "sha256": records[path.name]}
         elif path.name not in _TEMPORARY:
-            described[path.name] = {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
+            entries[path.name] = {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
     identity = f"{scan.sha256} {tokenizer.fingerprint} {settings.val_fraction!r} {settings.deduplicate}"
     return {
         "format": FORMAT,
@@ -165,5 +179,5 @@ def _describe(
         "fingerprint": hashlib.sha256(identity.encode()).hexdigest(),
         "cache_key": cache_key(scan, tokenizer_or_spec, settings),
         "shards": {name: [path.name for path in paths[name]] for name in SPLITS},
-        "files": described,
+        "files": entries,
     }

@@ -32,7 +32,7 @@ def cached_folder(key: str) -> Path:
 
 
 def open_cached(key: str) -> Dataset | None:
-    """The cached dataset. None if there is none or it is damaged: then it is built again."""
+    """The cached dataset, or None if it does not exist or is damaged. The caller then builds it again."""
     folder = cached_folder(key)
     if (folder / "dataset.json").is_file():
         with contextlib.suppress(OctavoError):
@@ -42,7 +42,7 @@ def open_cached(key: str) -> Dataset | None:
 
 @preparation
 def acquire_lock(folder: Path, wait: bool) -> Generator[PreparationProgress, None, filelock.BaseFileLock]:
-    """Lock a folder that is to be written. Raises `OctavoError` if another process has locked it, unless `wait`.
+    """Lock a folder before writing to it. Raises `OctavoError` if another process has locked it, unless `wait`.
 
     The lock file is never deleted: another process could hold a lock on the deleted file.
     """

@@ -31,8 +31,8 @@ def file_state(path: str | Path) -> FileState | None:
 class VerifiedFiles:
     """The sha256 and the largest id of the files in a folder. A file is read only if it changed since the last time.
 
-    What is known is kept in the cache, by the folder's path: the folder may be read-only, and a copy of it is verified
-    on its own. With `reread`, every file is read.
+    The record of a folder is in the cache, under a hash of the folder's path. So the folder may be read-only, and a
+    copy of it has a record of its own. With `reread`, every file is read.
     """
 
     def __init__(self, folder: Path, reread: bool = False) -> None:

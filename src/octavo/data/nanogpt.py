@@ -1,6 +1,6 @@
 """Open the folders that nanoGPT's prepare.py scripts write: `train.bin`, `val.bin`, and for characters `meta.pkl`.
 
-The files are used in place. A pickle could run code when it is loaded; this reader refuses all but plain data.
+The files are used in place. A pickle could run code when it is loaded; this reader accepts only plain data.
 """
 
 import hashlib
@@ -49,12 +49,12 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 def describe(
     folder: Path, tokenizer: Tokenizer, shards: dict[str, list[Shard]], verified: VerifiedFiles
 ) -> dict[str, Any]:
-    """What `dataset.json` would say."""
-    described = {
+    """The contents that `dataset.json` would have."""
+    entries = {
         f"{split}.bin": {"bytes": 2 * shards[split][0].length, "sha256": verified.sha256(f"{split}.bin")}
         for split in _SPLITS
     }
-    text_sha256 = hashlib.sha256(json.dumps(described).encode()).hexdigest()
+    text_sha256 = hashlib.sha256(json.dumps(entries).encode()).hexdigest()
     fingerprint = hashlib.sha256(f"{text_sha256} {tokenizer.fingerprint}".encode()).hexdigest()
     return {
         "name": folder.resolve().name or "nanogpt",
@@ -67,7 +67,7 @@ def describe(
         "fingerprint": fingerprint,
         "cache_key": fingerprint[:24],
         "shards": {split: [f"{split}.bin"] for split in _SPLITS},
-        "files": described,
+        "files": entries,
     }
 
 

@@ -93,14 +93,14 @@ def prepare_folder(
 ) -> Generator[PreparationProgress, None, Dataset]:
     """Prepare a source into the folder `out`, which must be empty or missing."""
     folder = Path(os.path.abspath(out))
-    _check_is_free(folder, out)
+    _check_is_empty(folder, out)
     if is_prepared(settings.source):
         raise OctavoError(f"{settings.source} is prepared already", f"octavo train {settings.source}")
     corpus = open_source(settings, limits)
     scan = yield from scan_corpus(corpus, limits)
     lock = yield from acquire_lock(folder, wait=False)
     try:
-        _check_is_free(folder, out)  # another process may have written it during the scan
+        _check_is_empty(folder, out)  # another process may have written it during the scan
         spec = _tokenizer_or_spec(settings, scan, None)
         dataset = yield from build_dataset(corpus, scan, settings, spec, folder, limits)
         return dataclasses.replace(dataset, folder=Path(out))
@@ -138,12 +138,12 @@ def encode_corpus(settings: DataSettings, tokenizer: Tokenizer, unknown: str = "
     corpus = open_source(settings)
     scan = scan_corpus(corpus).result
     marks_ends = scan.uses_end_of_text(tokenizer)
-    split = choose_split(scan, 0.5, deduplicate=False, separate=not marks_ends)
+    split = choose_split(scan, 0.5, deduplicate=False, insert_newlines=not marks_ends)
     encoder = Encoder(tokenizer, unknown)
 
     def encode() -> Iterator[np.ndarray]:
         yield np.empty(0, np.int64)
-        for chunk in split_chunks(corpus, scan, split, separate=not marks_ends):
+        for chunk in split_chunks(corpus, scan, split, insert_newlines=not marks_ends):
             yield encoder.encode(chunk.text.encode() + (END if marks_ends and chunk.ends_document else b""))
 
     return np.concatenate(list(encode())).astype(np.int64)
@@ -171,7 +171,7 @@ def _rename(dataset: Dataset, corpus: Corpus) -> Dataset:
     return dataclasses.replace(dataset, info=dataset.info | {"name": corpus.name, "source": corpus.source})
 
 
-def _check_is_free(folder: Path, out: str | Path) -> None:
+def _check_is_empty(folder: Path, out: str | Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OctavoError(f"{out} already exists and is not empty", "another --out, or delete it first")
 

@@ -23,7 +23,7 @@ from octavo.errors import OctavoError
 COMPRESSED = (".gz", ".zst")
 JSON_LINES, TABLES = (".jsonl", ".ndjson"), (".parquet",)
 _READ_BYTES = 1 << 20
-_HEAD_BYTES = 1 << 16  # a file with a NUL byte among its first ones is binary
+_HEAD_BYTES = 1 << 16  # a file with a NUL byte in its first 64 KiB is binary
 
 
 class Chunk(NamedTuple):
@@ -43,7 +43,7 @@ class TextFormat:
 
 
 class BinaryFileError(Exception):
-    """The file has no text in it."""
+    """The file is not a text file: there is a NUL byte near its beginning."""
 
 
 def read_file(path: str, text_format: TextFormat, limits: Limits = DEFAULT_LIMITS) -> Iterator[Chunk]:
@@ -110,15 +110,15 @@ def cut_text(texts: Iterable[str], limits: Limits = DEFAULT_LIMITS) -> Iterator[
 
 
 def _find_cut(text: str, start: int, limits: Limits) -> int:
-    """Where the chunk that begins at `start` ends; 0 if that cannot be decided before more text is read."""
+    """The end of the chunk that begins at `start`, or 0 if more text must be read to decide it."""
     at = start + limits.chunk
     while (at := max(text.rfind(" ", start + 1, at), text.rfind("\n", start + 1, at))) > start:
         word_end = len(text[start:at].rstrip()) + start  # where this run of white space begins
         if word_end > start and text[word_end] in " \n":
             return word_end
         at = word_end
-    if later := re.compile(r"\S(?=[ \n])").search(text, start + limits.chunk - 1):
-        return later.end()
+    if match := re.compile(r"\S(?=[ \n])").search(text, start + limits.chunk - 1):
+        return match.end()
     return start + limits.uncut if len(text) - start >= limits.uncut else 0
 
 
@@ -160,7 +160,7 @@ def _inner_suffix(path: str) -> str:
 
 
 def _decode(file: BinaryIO, name: str, text_format: TextFormat) -> Iterator[str]:
-    """Yield the text of a file. Raises `BinaryFileError` if it begins with bytes that no text has."""
+    """Yield the text of a file. Raises `BinaryFileError` if it is binary."""
     decoder = codecs.getincrementaldecoder(text_format.encoding)(text_format.errors)
     block, offset, is_first = file.read(_HEAD_BYTES), 0, True
     if b"\0" not in "a".encode(text_format.encoding):  # UTF-16 and UTF-32 are full of NUL bytes

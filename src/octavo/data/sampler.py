@@ -27,9 +27,9 @@ class Sampler:
                 f"the training split has {self.length} tokens; a sequence needs block_size + 1 = {block_size + 1}",
                 f"a longer text, or --block-size {max(1, self.length // 8)}",
             )
-        fitting = (self.length - 1) // block_size
-        # One sequence fewer than fit leaves room for any offset. A text of one sequence leaves what room it has.
-        self.sequences = max(1, fitting - 1)  # in an epoch
+        # An epoch has one sequence fewer than would fit, so that any offset below block_size is possible. If only
+        # one sequence fits, there are fewer offsets.
+        self.sequences = max(1, (self.length - 1) // block_size - 1)  # in an epoch
         self._offsets = min(block_size, self.length - self.sequences * block_size)
 
     def starts(self, step: int) -> np.ndarray:
@@ -73,13 +73,13 @@ def permute(index: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
     mask = np.uint64((1 << int(half)) - 1)
     keys = _keys(seed, epoch)
     out = index.astype(np.uint64)
-    todo = np.ones(len(out), dtype=bool)
-    while todo.any():
-        left, right = out[todo] >> half, out[todo] & mask
+    pending = np.ones(len(out), dtype=bool)
+    while pending.any():
+        left, right = out[pending] >> half, out[pending] & mask
         for key in keys[:4]:
             left, right = right, left ^ (_mix(right, int(key)) & mask)
-        out[todo] = (left << half) | right
-        todo = out >= size
+        out[pending] = (left << half) | right
+        pending = out >= size
     return out
 
 

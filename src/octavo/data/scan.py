@@ -33,7 +33,7 @@ _RECORD_FORMAT = 1
 class ScanSummary:
     """What identifies a corpus, and its size."""
 
-    sha256: str  # of the UTF-8 bytes; if there are several documents, with 0xFF after each
+    sha256: str  # of the UTF-8 bytes, with 0xFF after each document if there are several
     bytes: int  # of UTF-8
     characters: int
     documents: int

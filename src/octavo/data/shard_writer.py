@@ -29,7 +29,7 @@ RECORDS = "written.txt"  # a line for each finished shard: name and sha256
 
 
 class _Batch(NamedTuple):
-    """Where the ids of some text belong."""
+    """A batch of text to encode: how much it is, and the shard that its ids go to."""
 
     split: int
     shard: int
@@ -62,9 +62,13 @@ def read_records(folder: Path) -> dict[str, str]:
 
 
 def write_shards(
-    folder: Path, chunks: Iterable[SplitChunk], tokenizer: Tokenizer, scan: CorpusScan, ids_per_character: float,
+    folder: Path,
+    chunks: Iterable[SplitChunk],
+    tokenizer: Tokenizer,
+    scan: CorpusScan,
+    ids_per_character: float,
     limits: Limits,
-) -> Iterator[int]:  # fmt: skip
+) -> Iterator[int]:
     """Write the shards of both splits. Yields the number of characters encoded so far.
 
     `<|endoftext|>` follows each document, if there are several and the tokenizer has that token. Raises `OctavoError`
@@ -74,17 +78,17 @@ def write_shards(
     _check_disk_space(folder, finished, int(scan.characters * ids_per_character), tokenizer)
     batches = _collect_batches(chunks, finished, scan.uses_end_of_text(tokenizer), limits)
     processes = encoder_pool.count_processes(scan.characters, limits)
-    parts: list[list[np.ndarray]] = [[] for _ in SPLITS]  # ids of the shard being filled, for each split
-    filling = [0 for _ in SPLITS]  # its number
+    parts: list[list[np.ndarray]] = [[] for _ in SPLITS]  # for each split, the ids of its unfinished shard
+    numbers = [0 for _ in SPLITS]  # and the number of that shard
     done = 0
     for batch, ids in encoder_pool.encode_batches(tokenizer, batches, processes):
-        filling[batch.split] = batch.shard
+        numbers[batch.split] = batch.shard
         parts[batch.split].append(ids)
         if batch.completes_shard:
             _finish_shard(folder, batch.split, batch.shard, parts[batch.split], finished)
         done += batch.characters
         yield done
-    for split, number in enumerate(filling):
+    for split, number in enumerate(numbers):
         _finish_shard(folder, split, number, parts[split], finished)
 
 

@@ -1,6 +1,6 @@
 """Token files read as one sequence of ids: `train-00000.npy`, `train-00001.npy` and so on.
 
-The number of files makes no difference to the reader. Files are memory-mapped, anew for each access: pages that were
+The number of files makes no difference to the reader. Each access memory-maps the files again, because pages that were
 read through a mapping stay resident until it is closed.
 
 Axis letters: `B` sequences, `T` ids in a sequence.
@@ -85,11 +85,11 @@ class Shards:
             yield self[start : start + size]
 
     def max(self) -> int:
-        """The largest id; 0 if there are none. Reads all of them."""
+        """The largest id, or 0 if the files are empty. Reads all ids."""
         return max((int(block.max()) for block in self.blocks()), default=0)
 
     def sequences(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """The `length` ids from each of `starts` (B,) on, int64 (B, T)."""
+        """The `length` = T ids that begin at each of `starts` (B,), int64 (B, T)."""
         out = np.empty((len(starts), length), dtype=np.int64)
         first_shard = np.searchsorted(self._ends, starts, side="right")
         last_shard = np.searchsorted(self._ends, starts + length - 1, side="right")

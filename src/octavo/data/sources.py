@@ -61,10 +61,10 @@ class Corpus:
 def open_source(settings: DataSettings, limits: Limits = DEFAULT_LIMITS) -> Corpus:
     """The corpus that `settings.source` names.
 
-    A source is one of `BUILT_IN` (which wins over a file of that name: write `./pydocs`), a file, a folder, a glob such
-    as `notes/**/*.md`, a dataset `hf:NAME`, or `-` for standard input. A folder is read recursively, sorted by path,
-    without hidden files, binary files (a NUL byte in the first 64 KiB) and linked folders. A glob skips the same files
-    but follows links.
+    A source is a file, a folder, a glob such as `notes/**/*.md`, a dataset `hf:NAME`, `-` for standard input, or one of
+    the names in `BUILT_IN`. Such a name takes precedence over a file of that name, which is reached by `./pydocs`. A
+    folder is read recursively, sorted by path, without hidden files, binary files (a NUL byte in the first 64 KiB) and
+    linked folders. A glob skips the same files but follows links.
 
     A text file is one document. `.jsonl` and `.parquet` have one document in each row, in the field `text_field`. `.gz`
     and `.zst` are decompressed. Raises `OctavoError` if the source does not exist; `Corpus.chunks` if it is unreadable.

@@ -40,8 +40,8 @@ class SplitChunk(NamedTuple):
     is_separator: bool = False  # a newline between two documents, part of neither
 
 
-def choose_split(scan: CorpusScan, val_fraction: float, deduplicate: bool, separate: bool) -> Split:
-    """The split of a corpus. `separate`: newlines are inserted between documents, and count as characters."""
+def choose_split(scan: CorpusScan, val_fraction: float, deduplicate: bool, insert_newlines: bool) -> Split:
+    """The split of a corpus. With `insert_newlines`, the newlines that `split_chunks` inserts count as characters."""
     is_kept = scan.is_first_copy.copy() if deduplicate else np.ones(scan.documents, dtype=bool)
     of_document = np.where(is_kept, TRAIN, LEFT_OUT).astype(np.uint8)
     lengths = np.frombuffer(scan.lengths, np.int64)
@@ -55,13 +55,15 @@ def choose_split(scan: CorpusScan, val_fraction: float, deduplicate: bool, separ
         of_document[is_kept & (digests <= digests[order[count - 1]])] = VAL
         return Split("document", 0, of_document.tobytes())
     length = int(lengths[is_kept].sum())
-    if separate:
+    if insert_newlines:
         length += sum(scan.lacks_newline[i] for i in np.flatnonzero(is_kept)[:-1])
     return Split("position", int(length * (1 - val_fraction)), of_document.tobytes())
 
 
-def split_chunks(corpus: Corpus, scan: CorpusScan, split: Split, separate: bool) -> Generator[SplitChunk, None, None]:
-    """Yield the corpus from its beginning. `separate`: insert a newline between documents that lack one.
+def split_chunks(
+    corpus: Corpus, scan: CorpusScan, split: Split, insert_newlines: bool
+) -> Generator[SplitChunk, None, None]:
+    """Yield the corpus from its beginning. With `insert_newlines`, a newline follows each document that lacks one.
 
     Raises `SourceChangedError`, at the end or before, if the corpus is not the one that was scanned.
     """
@@ -94,6 +96,6 @@ def split_chunks(corpus: Corpus, scan: CorpusScan, split: Split, separate: bool)
         else:
             yield SplitChunk(split_at(position, of_document), text, ends_document)
         position += len(text)
-        unterminated = of_document if separate and ends_document and not text.endswith("\n") else None
+        unterminated = of_document if insert_newlines and ends_document and not text.endswith("\n") else None
     if corpus_hash.hexdigest() != scan.sha256:
         raise error

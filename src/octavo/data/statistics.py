@@ -1,4 +1,4 @@
-"""Statistics of a text, for a look at it before training: sizes, frequent and rare tokens, duplicates."""
+"""Statistics of a text, to inspect it before training: sizes, frequent and rare tokens, duplicates."""
 
 from array import array
 from collections.abc import Generator
@@ -16,7 +16,7 @@ from octavo.data.split import choose_split, split_chunks
 from octavo.errors import OctavoError
 from octavo.settings import DataSettings
 
-_LISTED = 20
+_LISTED = 20  # entries in each list of tokens or characters
 _CODE_POINTS = 0x110000
 _SHORTEST_REPEATED, _LONGEST_REPEATED = 20, 100_000  # characters in a line that is compared with others
 _COMPARED_LINES = 20_000_000  # 8 bytes of memory each
@@ -55,11 +55,11 @@ def compute_statistics(
     corpus = open_source(settings, limits)
     scan = yield from scan_corpus(corpus, limits)
     dataset = yield from load_or_build(corpus, scan, settings, None, limits)
-    separate = not scan.uses_end_of_text(dataset.tokenizer)
-    split = choose_split(scan, settings.val_fraction, False, separate)
+    insert_newlines = not scan.uses_end_of_text(dataset.tokenizer)
+    split = choose_split(scan, settings.val_fraction, False, insert_newlines)
     counter, lines = _CharacterCounter(limits.chunk), _LineCounter()
     meter, characters = ProgressMeter("counting", scan.characters, limits.progress_seconds), 0
-    for chunk in split_chunks(corpus, scan, split, separate):
+    for chunk in split_chunks(corpus, scan, split, insert_newlines):
         if chunk.is_separator:
             continue
         lines.add(chunk.text, chunk.ends_document)
@@ -68,7 +68,7 @@ def compute_statistics(
         yield from meter.report(characters)
     train, val = counter.counts()
     token_counts = _count_tokens(dataset)
-    vocabulary = dataset.tokenizer
+    tokenizer = dataset.tokenizer
     return Statistics(
         name=corpus.name,
         bytes=scan.bytes,
@@ -80,11 +80,11 @@ def compute_statistics(
         lines=lines.count,
         repeated_lines=lines.count_repeated(),
         tokenizer=dataset.info["tokenizer"],
-        vocab_size=vocabulary.vocab_size,
+        vocab_size=tokenizer.vocab_size,
         tokens=dataset.info["tokens"],
         characters_per_token=round(int((train + val).sum()) / sum(dataset.info["tokens"].values()), 4),
         unused_tokens=int((token_counts == 0).sum()),
-        frequent_tokens=[(vocabulary.decode([id]), count) for id, count in _most_frequent(token_counts)],
+        frequent_tokens=[(tokenizer.decode([id]), count) for id, count in _most_frequent(token_counts)],
         unseen_characters=[(chr(point), count) for point, count in _most_frequent(np.where(train == 0, val, 0))],
         rare_characters=[(chr(point), count) for point, count in _least_frequent(train + val, below=10)],
     )
@@ -112,12 +112,12 @@ def _least_frequent(counts: np.ndarray, below: int) -> list[tuple[int, int]]:
 
 
 class _CharacterCounter:
-    """Counts the characters of each split. Texts are collected first: counting a short one alone is slow."""
+    """Counts the characters of each split. Short texts are joined before they are counted, which is faster."""
 
     def __init__(self, batch: int) -> None:
         self._counts = np.zeros((len(SPLITS), _CODE_POINTS), dtype=np.int64)
         self._texts: tuple[list[str], list[str]] = ([], [])
-        self._batch, self._collected = batch, 0
+        self._batch, self._collected = batch, 0  # characters
 
     def add(self, split: int, text: str) -> None:
         self._texts[split].append(text)
