@@ -1,15 +1,18 @@
-"""What several tests share. `shared` is the one way to the files that may not be in the repository."""
+"""Fixtures that several test files share. Files that may not be in the repository are reached only through `shared`."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+import commands
 import octavo
+from commands import Command, Rejected, Result
 from lenses import RANDOM_CASES, Case, random_case, random_checkpoint, train_on
 from lenses import tiny_run as train_tiny_run
 from octavo import kernels
@@ -27,7 +30,7 @@ if TYPE_CHECKING:  # not every test needs a browser
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder `data/` of test material: tiny Shakespeare, the GPT-2 BPE files, the notes."""
+    """The folder with tiny Shakespeare and GPT-2's BPE files: `OCTAVO_SHARED`/data. Skips the test if it is missing."""
     root = Path(os.environ.get("OCTAVO_SHARED", Path(__file__).parents[2] / "shared")) / "data"
     if not root.is_dir():
         message = f"no test material at {root} (set OCTAVO_SHARED)"
@@ -39,7 +42,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where forward.c is built, once for all tests, outside of their caches."""
+    """The folder with the compiled forward.c. It is built once for all tests, outside of their caches."""
     cache = tmp_path_factory.mktemp("built")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OCTAVO_CACHE", str(cache))
@@ -49,7 +52,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test has a cache folder of its own, and no network is reached by accident."""
+    """Every test has its own cache folder, and no test reaches the network by accident."""
     cache = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("OCTAVO_CACHE", str(cache))
     for tool in ("TRACKIO_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
@@ -57,6 +60,53 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     for name, value in (("WANDB_MODE", "offline"), ("WANDB_ERROR_REPORTING", "false"), ("HF_HUB_OFFLINE", "1")):
         monkeypatch.setenv(name, value)
     return cache
+
+
+# Fixtures of the command line's tests, see `commands`
+
+
+@pytest.fixture
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a folder with a small text, `text.txt`, the working directory. Help is printed without line breaks."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "1000")
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    (tmp_path / "text.txt").write_text(commands.TEXT, encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+def command(workdir: Path, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run a command in this process, in `workdir`."""
+
+    def run(*words: object) -> Result:
+        return commands.run_command(capsys, *words)
+
+    return run
+
+
+@pytest.fixture
+def rejected(workdir: Path, command: Command) -> Rejected:
+    """Assert that a command is rejected with an error in two lines, and changes nothing."""
+
+    def check(words: list[object], *names: object) -> str:
+        return commands.assert_rejected(command, workdir, words, *names)
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Path:
+    """A folder with a run of four steps in `run` and its `report.json`; tests must not change it."""
+    folder = tmp_path_factory.mktemp("trained")
+    commands.train_small_run(folder)
+    return folder
+
+
+@pytest.fixture
+def run_folder(trained: Path, workdir: Path) -> Path:
+    """A copy of the trained run: runs/mine in the working directory."""
+    return Path(shutil.copytree(trained / "run", workdir / "runs" / "mine")).relative_to(workdir)
 
 
 # Fixtures of the page's tests, see `sites` and `browser`
