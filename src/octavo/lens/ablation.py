@@ -21,7 +21,7 @@ from octavo.loss import next_token_loss
 from octavo.model import GPT, Block
 from octavo.runs import RunLike
 
-_LONGEST = 256  # tokens: the rest of the model runs again for every part
+_MAX_TOKENS = 256  # because the rest of the model runs again for every part
 _LOGITS_AT_ONCE = 1 << 25
 
 
@@ -66,7 +66,7 @@ def ablation(run: RunLike, text: Text = None, *, layer: int | None = None, unkno
     """
     loaded = runs.load(run)
     model, n_layer = loaded.model, loaded.model.settings.n_layer
-    tokenized = tokenize(loaded, text, unknown, limit=min(_LONGEST, model.settings.block_size))
+    tokenized = tokenize(loaded, text, unknown, limit=min(_MAX_TOKENS, model.settings.block_size))
     if len(tokenized.tokens) < 2:
         raise OctavoError("the text is one token: there is nothing to predict, so it has no loss", "a longer text")
     layers = range(n_layer) if layer is None else [resolve_index(layer, n_layer, "layer")]

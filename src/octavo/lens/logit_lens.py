@@ -23,7 +23,7 @@ from octavo.lens.view import Table, View
 from octavo.model import GPT
 from octavo.runs import RunLike
 
-_MOST = 50  # guesses per position
+_MAX_GUESSES = 50  # per position
 _LOGITS_AT_ONCE = 1 << 22  # logits that are summarized together: few enough for the cache, enough for two cores
 _GROUP = 64  # ids of the vocabulary that `top_tokens` first compares by their maximum
 
@@ -74,8 +74,8 @@ def logit_lens(
     loaded = runs.load(run)
     tokenized = tokenize(loaded, text, unknown)
     model, T = loaded.model, len(tokenized.tokens)
-    if not 1 <= top <= _MOST:
-        raise OctavoError(f"top={top}: between 1 and {_MOST} guesses are shown", "--top 5")
+    if not 1 <= top <= _MAX_GUESSES:
+        raise OctavoError(f"top={top}: between 1 and {_MAX_GUESSES} guesses are shown", "--top 5")
     chosen = list(range(T)) if positions is None else [resolve_index(each, T, "position") for each in positions]
     targets = torch.tensor([token.id for token in tokenized.tokens[1:]] + [-1])  # (T,)
     stages = []

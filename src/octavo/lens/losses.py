@@ -8,7 +8,7 @@ from octavo.errors import OctavoError
 from octavo.lens.view import Table, View
 from octavo.runs import Run, RunLike, find_checkpoint
 
-_MOST = 2000  # points of a curve
+_MAX_POINTS = 2000  # of a curve
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +46,6 @@ def losses(run: RunLike) -> Losses:
 
 def _thin(points: list[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
     """Steps and losses of every nth point, and of the last."""
-    every = max(1, -(-len(points) // (_MOST - 1)))
+    every = max(1, -(-len(points) // (_MAX_POINTS - 1)))
     kept = points[::every] + points[-1:] * ((len(points) - 1) % every > 0)
     return np.array([step for step, _ in kept], dtype=np.int64), np.array([loss for _, loss in kept], dtype=np.float64)

@@ -20,7 +20,7 @@ from octavo.lens.tokens import Token, make_token
 from octavo.lens.view import Table, View
 from octavo.runs import Run, RunLike
 
-_MOST = 100  # neighbors
+_MAX_NEIGHBORS = 100
 _TABLE_NEIGHBORS = 6  # columns of the table along training
 _CONTROL_PAIRS = 500
 
@@ -92,8 +92,8 @@ def neighbors(run: RunLike, word: WordLike = "king", *, top: int = 10, against: 
     loaded = runs.load(run)
     tokenizer = loaded.tokenizer
     ids, note = resolve_word(tokenizer, word)
-    if not 1 <= top <= _MOST:
-        raise OctavoError(f"top={top}: between 1 and {_MOST} neighbors are shown", "--top 10")
+    if not 1 <= top <= _MAX_NEIGHBORS:
+        raise OctavoError(f"top={top}: between 1 and {_MAX_NEIGHBORS} neighbors are shown", "--top 10")
     other = None if against is None else _resolve_single(loaded, against)
     wte = loaded.model.transformer.wte.weight.detach().numpy()
     similarity = cosines(wte, ids)  # (V,)

@@ -11,7 +11,7 @@ from octavo.lens.tokens import Text, Token, make_token, tokenize
 from octavo.lens.view import Table, View
 from octavo.runs import RunLike
 
-_NAMED = 1000  # the most likely tokens get a name
+_MAX_NAMES = 1000  # only the most likely tokens get a label
 _TABLE_TOKENS = 20
 
 
@@ -42,6 +42,6 @@ def next_token(run: RunLike, text: Text = None, *, unknown: str = "error") -> Ne
     with inference(model):
         hidden = model.hidden(tokenized.ids)  # (1, T, C)
         logits = require_finite(model.unembed(hidden[:, -1:]))[0, 0, : loaded.tokenizer.vocab_size]
-        top = torch.argsort(logits, descending=True, stable=True)[:_NAMED].tolist()
+        top = torch.argsort(logits, descending=True, stable=True)[:_MAX_NAMES].tolist()
     vocabulary = {id: make_token(loaded.tokenizer, id).label for id in top}
     return NextToken(tokenized.tokens, logits.numpy(), vocabulary, tokenized.left_out)

@@ -43,17 +43,18 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
     from matplotlib.text import Text
 
-_SHARES = "magma_r"  # colors of shares, pale to dark
-_SIGNED = "RdBu_r"  # colors of numbers around 0, which is white
-_BLUE, _ORANGE, _GRAY = "#0f5fa6", "#c8501e", "#b9c3cc"  # in black and white, dashes or sides tell them apart
-_TICKS = 50  # token labels beside an axis
-_LABEL_LENGTH = 16  # characters of a token's label
-_BARS = 20
-_NEIGHBOR_BARS = 40
-_NEIGHBOR_LINES = 6  # neighbors along training
-_LENS_COLUMNS = 24  # positions of the logit lens
-_LENS_CELL = 8  # characters in a cell of it
-_PROJECTION_LABELS = 150
+_SEQUENTIAL = "magma_r"  # color map of numbers from 0 to 1, pale to dark
+_DIVERGING = "RdBu_r"  # color map of numbers around 0, which is white
+# Blue and orange also differ in black and white: one of two lines is dashed, and bars go to different sides of 0.
+_BLUE, _ORANGE, _GRAY = "#0f5fa6", "#c8501e", "#b9c3cc"
+_MAX_TICKS = 50  # labels of an axis
+_MAX_LABEL_LENGTH = 16  # characters of a token's label
+_MAX_BARS = 20
+_MAX_NEIGHBOR_BARS = 40
+_MAX_NEIGHBOR_LINES = 6  # neighbors along training
+_MAX_LENS_COLUMNS = 24  # positions of the logit lens
+_MAX_CELL_LENGTH = 8  # characters in a cell of the logit lens
+_MAX_PROJECTION_LABELS = 150
 _DPI = 150
 _LEGEND_WIDTH = 36  # characters
 # Inches, at 8 points
@@ -127,7 +128,7 @@ def _draw_attention(view: Attention, ax: "Axes") -> np.ndarray:
     # What is after a position is always 0, so it is left blank.
     past = np.ma.masked_where(np.triu(np.ones_like(view.weights, dtype=bool), 1), view.weights)
     # The shares of a long text are small: square roots keep them visible beside the 1 of the first row.
-    image = _heat_map(ax, past, _SHARES, norm=PowerNorm(0.5, 0, 1))
+    image = _heat_map(ax, past, _SEQUENTIAL, norm=PowerNorm(0.5, 0, 1))
     _add_color_scale(ax, image, "share of the row's attention")
     _label_ticks(ax.xaxis, [token.label for token in view.tokens], longest_upright=1)
     _label_ticks(ax.yaxis, [token.label for token in view.tokens])
@@ -139,7 +140,7 @@ def _draw_position(view: Position, ax: "Axes") -> np.ndarray:
     first, last = view.positions[0], view.positions[-1]
     half = (view.positions[1] - first) / 2 if len(view.positions) > 1 else 0.5
     extent = (first - half, last + half, last + half, first - half)
-    image = _heat_map(ax, view.similarity, _SIGNED, vmin=-1, vmax=1, extent=extent)
+    image = _heat_map(ax, view.similarity, _DIVERGING, vmin=-1, vmax=1, extent=extent)
     one, other = view.tokens[0].at
     ax.plot([other], [one], "o", markersize=7, markerfacecolor="none", markeredgecolor="black")
     cosines = ", ".join(f"{each.token.label}\u00a0{each.cosine:.2f}" for each in view.tokens[:4])
@@ -153,7 +154,7 @@ def _draw_position(view: Position, ax: "Axes") -> np.ndarray:
 def _draw_projection(view: Projection, ax: "Axes") -> np.ndarray:
     dots = ax.scatter(view.points[:, 0], view.points[:, 1], s=6, color=_GRAY, linewidths=0)
     ax.autoscale_view()  # sets the scale, from which distances on the page follow
-    labels = [shorten(token.label, _LABEL_LENGTH) for token in view.tokens]
+    labels = [shorten(token.label, _MAX_LABEL_LENGTH) for token in view.tokens]
     labeled = _select_without_overlap(ax, view.points, labels)
     for i in labeled:  # instead of the dot
         _set_text(ax.annotate("", view.points[i], ha="center", va="center", fontsize=8), labels[i])
@@ -187,12 +188,12 @@ def _draw_losses(view: Losses, ax: "Axes") -> np.ndarray:
 def _draw_logit_lens(view: LogitLens, ax: "Axes") -> np.ndarray:
     from matplotlib.patches import Rectangle
 
-    shares = view.probabilities[:, -_LENS_COLUMNS:, 0]  # (L + 1, P)
-    ids, rank = view.ids[:, -_LENS_COLUMNS:, 0], view.rank[:, -_LENS_COLUMNS:]
-    positions = view.positions[-_LENS_COLUMNS:]
+    shares = view.probabilities[:, -_MAX_LENS_COLUMNS:, 0]  # (L + 1, P)
+    ids, rank = view.ids[:, -_MAX_LENS_COLUMNS:, 0], view.rank[:, -_MAX_LENS_COLUMNS:]
+    positions = view.positions[-_MAX_LENS_COLUMNS:]
     fitting = int(_inches(ax)[0] / len(positions) / _CHARACTER_WIDTH)
-    longest = min(_LENS_CELL, max(1, fitting))  # characters
-    image = _heat_map(ax, shares, _SHARES, vmin=0, vmax=1, aspect="auto", origin="lower")
+    longest = min(_MAX_CELL_LENGTH, max(1, fitting))  # characters
+    image = _heat_map(ax, shares, _SEQUENTIAL, vmin=0, vmax=1, aspect="auto", origin="lower")
     _add_color_scale(ax, image, "probability of the best guess")
     for (i, p), id in np.ndenumerate(ids):
         color = "white" if shares[i, p] > 0.45 else "black"
@@ -210,7 +211,7 @@ def _draw_logit_lens(view: LogitLens, ax: "Axes") -> np.ndarray:
 def _draw_neighbors(view: Neighbors, ax: "Axes") -> np.ndarray:
     title = f"Nearest to {_quote(view.word)} in wte"
     if not _has_history(view):
-        nearest = view.neighbors[:_NEIGHBOR_BARS]
+        nearest = view.neighbors[:_MAX_NEIGHBOR_BARS]
         cosines = np.array([each.cosine for each in nearest])
         _bars(ax, [each.token.label for each in nearest], cosines)
         if view.against:
@@ -220,8 +221,8 @@ def _draw_neighbors(view: Neighbors, ax: "Axes") -> np.ndarray:
         return cosines
     if view.against:
         return _draw_pair(view, ax)
-    history = np.array([each.neighbors[:_NEIGHBOR_LINES] for each in view.history])  # (M, N)
-    labels = [shorten(each.token.label, _LABEL_LENGTH) for each in view.neighbors[:_NEIGHBOR_LINES]]
+    history = np.array([each.neighbors[:_MAX_NEIGHBOR_LINES] for each in view.history])  # (M, N)
+    labels = [shorten(each.token.label, _MAX_LABEL_LENGTH) for each in view.neighbors[:_MAX_NEIGHBOR_LINES]]
     _add_legend(ax, _lines_over_steps(ax, view, history), labels)
     _add_title(ax, f"{title}, along training", "step", "cosine")
     return history
@@ -287,8 +288,8 @@ def _draw_ablation(view: Ablation, ax: "Axes") -> np.ndarray:
 
 
 def _logit_lens_size(view: LogitLens) -> tuple[float, float]:
-    longest = max(len(shorten(each, _LENS_CELL)) for each in view.vocabulary.values())
-    columns = len(view.positions[-_LENS_COLUMNS:])
+    longest = max(len(shorten(each, _MAX_CELL_LENGTH)) for each in view.vocabulary.values())
+    columns = len(view.positions[-_MAX_LENS_COLUMNS:])
     return max(6.5, 3 + (0.2 + _CHARACTER_WIDTH * longest) * columns), max(3.4, 1.6 + 0.36 * len(view.ids))
 
 
@@ -302,7 +303,7 @@ def _bars_height(count: int, most: int) -> float:
 
 
 def _neighbors_size(view: Neighbors) -> tuple[float, float]:
-    return 7, 4.2 if _has_history(view) else _bars_height(len(view.neighbors), _NEIGHBOR_BARS)
+    return 7, 4.2 if _has_history(view) else _bars_height(len(view.neighbors), _MAX_NEIGHBOR_BARS)
 
 
 PICTURES: dict[type, tuple[Picture, Size]] = {
@@ -312,9 +313,9 @@ PICTURES: dict[type, tuple[Picture, Size]] = {
     Losses: (_draw_losses, lambda view: (7, 4.2)),
     LogitLens: (_draw_logit_lens, _logit_lens_size),
     Neighbors: (_draw_neighbors, _neighbors_size),
-    Contributions: (_draw_contributions, lambda view: (7, _bars_height(len(view.parts), _BARS))),
+    Contributions: (_draw_contributions, lambda view: (7, _bars_height(len(view.parts), _MAX_BARS))),
     Surprisal: (_draw_surprisal, lambda view: (min(max(7, 0.2 * len(view.tokens)), 14), 3.6)),
-    Ablation: (_draw_ablation, lambda view: (7, _bars_height(len(view.trials), _BARS))),
+    Ablation: (_draw_ablation, lambda view: (7, _bars_height(len(view.trials), _MAX_BARS))),
 }
 
 
@@ -341,8 +342,8 @@ def _add_title(ax: "Axes", title: str, x: str, y: str) -> None:
 def _largest_bars(ax: "Axes", values: np.ndarray, parts: Sequence[Part]) -> tuple[np.ndarray, str]:
     """Draw the values with the largest magnitude; return them, and a note on the sum of the others."""
     order = np.argsort(-np.abs(values), kind="stable")
-    shown, others = values[order[:_BARS]], values[order[_BARS:]]
-    _bars(ax, [str(parts[i]) for i in order[:_BARS]], shown)
+    shown, others = values[order[:_MAX_BARS]], values[order[_MAX_BARS:]]
+    _bars(ax, [str(parts[i]) for i in order[:_MAX_BARS]], shown)
     return shown, f"; {len(others)} other parts: {others.sum():+.2f} together" if len(others) else ""
 
 
@@ -387,7 +388,7 @@ def _add_legend(ax: "Axes", artists: "Sequence[Artist]", names: Sequence[str]) -
 def _label_ticks(
     axis: "Axis",
     names: Sequence[str],
-    longest: int = _LABEL_LENGTH,
+    longest: int = _MAX_LABEL_LENGTH,
     longest_upright: int = 100,
     positions: Sequence[int] | None = None,
 ) -> None:
@@ -397,7 +398,7 @@ def _label_ticks(
     """
     axis.axes.apply_aspect()  # a square picture is smaller than its axes
     length = _inches(axis.axes)[axis is axis.axes.yaxis]
-    every = -(-len(names) // max(1, min(_TICKS, int(length / _TICK_WIDTH))))
+    every = -(-len(names) // max(1, min(_MAX_TICKS, int(length / _TICK_WIDTH))))
     ticks = list(range(0, len(names), every))
     prefixes = [f"{i if positions is None else positions[i]}: " if every > 1 else "" for i in ticks]
     labels = [displayable(prefix + names[i], len(prefix) + longest) for i, prefix in zip(ticks, prefixes, strict=True)]
@@ -417,7 +418,7 @@ def _select_without_overlap(ax: "Axes", points: np.ndarray, names: Sequence[str]
         half_width, half_height = (3 * len(name) + 1) * point, 5.5 * point
         box = np.array([x - half_width, y - half_height, x + half_width, y + half_height])
         overlaps = (boxes[:, :2] < box[2:]).all(1) & (boxes[:, 2:] > box[:2]).all(1)
-        if len(selected) < _PROJECTION_LABELS and not np.any(overlaps):
+        if len(selected) < _MAX_PROJECTION_LABELS and not np.any(overlaps):
             boxes = np.vstack([boxes, box])
             selected.append(i)
     return selected

@@ -17,8 +17,8 @@ from octavo.lens.tokens import Token, make_token
 from octavo.lens.view import Cell, Table, View
 from octavo.runs import RunLike
 
-_COMPARED = 256  # positions that are compared, at most
-_FARTHEST = 16  # distance in the table of cosines
+_MAX_POSITIONS = 256  # that are compared with one another
+_MAX_DISTANCE = 16  # in the table of mean cosines
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class Position(View):
         distances = [
             (position - self.positions[0], float(np.mean(np.diagonal(self.similarity, i))))
             for i, position in enumerate(self.positions)
-            if 0 < i <= _FARTHEST
+            if 0 < i <= _MAX_DISTANCE
         ]
         title = f"{self.word!r} at two positions" + (f" ({self.note})" if self.note else "")
         columns = ("token", "at", "and at", "|wte|", "|wpe|", "|wpe|", "distance", "cosine")
@@ -87,7 +87,7 @@ def position(run: RunLike, word: WordLike = "cat", *, at: tuple[int, int] | None
             positions = (first + n, second + n)
             x = np.stack([each[n] for each in sums])  # (2, C)
             tokens.append(_compare(make_token(tokenizer, id), positions, wte[id], wpe[list(positions)], x))
-        compared = list(range(0, block_size, -(-block_size // _COMPARED)))
+        compared = list(range(0, block_size, -(-block_size // _MAX_POSITIONS)))
         rows = unit_rows(wpe[compared])
     return Position(text_of(tokenizer, word), note, tokens, compared, rows @ rows.T)
 

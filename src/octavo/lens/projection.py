@@ -16,7 +16,7 @@ from octavo.lens.tokens import Token, make_token
 from octavo.lens.view import Table, View
 from octavo.runs import RunLike
 
-_SHOWN = 2000  # tokens
+_MAX_TOKENS = 2000  # that are shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ def projection(run: RunLike, *, words: Sequence[WordLike] = ()) -> Projection:
     requested = [id for word in words for id in resolve_word(loaded.tokenizer, word)[0]]
     counts = count_tokens(loaded)
     by_frequency = np.arange(len(wte)) if counts is None else np.argsort(-counts, kind="stable")
-    ids = list(dict.fromkeys([*requested, *map(int, by_frequency)]))[:_SHOWN]
+    ids = list(dict.fromkeys([*requested, *map(int, by_frequency)]))[:_MAX_TOKENS]
     total = max(float(variances.sum()), 1e-300)
     return Projection(
         [make_token(loaded.tokenizer, id) for id in ids],

@@ -20,7 +20,7 @@ from octavo.loss import sequence_batches
 from octavo.model import GPT
 from octavo.runs import RunLike
 
-_LONGEST = 1 << 16  # tokens of a text
+_MAX_TOKENS = 1 << 16  # of a text
 _LOGITS_AT_ONCE = 1 << 25
 _PICTURE_TOKENS = 2000  # tokens that a notebook shows in color
 
@@ -69,7 +69,7 @@ class Surprisal(View):
 def surprisal(run: RunLike, text: Text = None, *, unknown: str = "error") -> Surprisal:
     """The surprisal and rank of every token, in consecutive sequences of `block_size`, as `octavo eval` does."""
     loaded = runs.load(run)
-    tokenized = tokenize(loaded, text, unknown, limit=_LONGEST)
+    tokenized = tokenize(loaded, text, unknown, limit=_MAX_TOKENS)
     ids = tokenized.ids[0].numpy()
     if len(ids) < 2:
         raise OctavoError("the text is one token: there is nothing to predict", "a longer text")

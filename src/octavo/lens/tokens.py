@@ -21,8 +21,8 @@ from octavo.runs import RunLike
 from octavo.tokenizers import Tokenizer
 
 Text = str | Sequence[int] | None  # a text, its token ids, or None for a text that the model generates
-_LONGEST = 1 << 16  # tokens that the view lists
-_GENERATED = 48  # tokens that the model generates if no text is given
+_MAX_TOKENS = 1 << 16  # that the view lists
+_MAX_NEW_TOKENS = 48  # that the model generates if no text is given
 _BLANKS = {" ": "␣", "\n": "⏎", "\r": "␍", "\t": "⇥"}
 
 
@@ -79,7 +79,7 @@ class Tokens(View):
 
 def tokens(run: RunLike, text: Text = None, *, unknown: str = "error") -> Tokens:
     """The tokens of a text, grouped by character. Their bytes, concatenated, are the text's UTF-8."""
-    return tokenize(runs.load(run), text, unknown, limit=_LONGEST)
+    return tokenize(runs.load(run), text, unknown, limit=_MAX_TOKENS)
 
 
 def tokenize(loaded: Checkpoint, text: Text, unknown: str = "error", limit: int | None = 0) -> Tokens:
@@ -90,7 +90,7 @@ def tokenize(loaded: Checkpoint, text: Text, unknown: str = "error", limit: int 
     tokenizer, block_size = loaded.tokenizer, loaded.model.settings.block_size
     generated = text is None
     if text is None:
-        text = generate(loaded, "", max_new_tokens=min(_GENERATED, block_size)).pop().text
+        text = generate(loaded, "", max_new_tokens=min(_MAX_NEW_TOKENS, block_size)).pop().text
     ids = [int(id) for id in (tokenizer.encode(text, unknown) if isinstance(text, str) else text)]
     if not ids:
         raise OctavoError("there is no text to look at", '--text "The "')

@@ -38,10 +38,10 @@ from octavo.loss import split_loss
 from octavo.model import GPT, KVCache
 from octavo.runs import RunLike
 
-_LONGEST = 128  # random token ids
+_MAX_TOKENS = 128  # random ids
 _TOLERANCE = 1e-4  # of float32 logits, relative to the largest
 _ROUNDING_FACTOR = 100  # logits may differ by this many times what float32 rounding of norms and sums does
-_LAST = 4  # positions whose logits are compared at every stage
+_LAST_POSITIONS = 4  # whose logits are compared at every stage
 Measurements = Iterator[tuple[str, float, float]]  # the name of a check, the largest error, the tolerance
 
 
@@ -84,7 +84,7 @@ def verify(run: RunLike, *, seed: int = 0) -> Verification:
     """
     loaded = runs.load(run)
     model, weights = loaded.model, reference.Files(loaded.folder)
-    T = min(_LONGEST, model.settings.block_size)
+    T = min(_MAX_TOKENS, model.settings.block_size)
     idx = torch.randint(model.settings.vocab_size, (1, T), generator=torch.Generator().manual_seed(seed))
     with inference(model):
         require_finite(model(idx))
@@ -247,15 +247,15 @@ def _check_logit_lens(
     model: GPT, idx: Tensor, weights: reference.Files, streams: list[np.ndarray], tolerance: float
 ) -> Measurements:
     x = model.embed(idx)
-    stages = [stage_logits(model, x)[0, -_LAST:].clone()]
+    stages = [stage_logits(model, x)[0, -_LAST_POSITIONS:].clone()]
     for layer in walk(model, x):
-        stages.append(stage_logits(model, layer.after)[0, -_LAST:].clone())  # a copy, so that (T, V) is freed
+        stages.append(stage_logits(model, layer.after)[0, -_LAST_POSITIONS:].clone())  # a copy, so that (T, V) is freed
         last = layer.after
     yield "logit_lens: the last row is the model's", _max_abs(stage_logits(model, last) - model(idx)), 0
-    exact = [torch.from_numpy(reference.logits(weights, stream[-_LAST:])) for stream in streams]
+    exact = [torch.from_numpy(reference.logits(weights, stream[-_LAST_POSITIONS:])) for stream in streams]
     errors = [_relative_error(ours, theirs) for ours, theirs in zip(stages, exact, strict=True)]
     yield "logit_lens: every row, in float64", _nan_max(errors), tolerance
-    errors = [_summary_error(stage, idx[0, -_LAST:]) for stage in stages]
+    errors = [_summary_error(stage, idx[0, -_LAST_POSITIONS:]) for stage in stages]
     yield "logit_lens: guesses, entropy, surprisal, rank", _nan_max(errors), 1e-4
 
 
@@ -295,7 +295,7 @@ def _check_contributions(model: GPT, idx: Tensor) -> Measurements:
 def _check_surprisal(model: GPT, idx: Tensor) -> Measurements:
     """Over two sequences and a token more, which includes the borders between them."""
     block_size = model.settings.block_size
-    length = min(2 * block_size, 4 * _LONGEST) + 2
+    length = min(2 * block_size, 4 * _MAX_TOKENS) + 2
     ids = idx[0].repeat(2 * block_size // idx.size(1) + 2)[:length].numpy()
     surprisal, rank, _ = token_surprisals(model, ids)
     loss = split_loss(model, ids, block_size)
@@ -321,9 +321,9 @@ def _check_ablation(model: GPT, idx: Tensor, weights: reference.Files, tolerance
         if i == n_layer // 2:
             parts, heads, mlp = parts_and_masks(i, n_head)
             n, head = max((n, part.head) for n, part in enumerate(parts) if part.head is not None)
-            ours = logits_without(model, layer, i, heads[n : n + 1], mlp[n : n + 1])[0, -_LAST:]
+            ours = logits_without(model, layer, i, heads[n : n + 1], mlp[n : n + 1])[0, -_LAST_POSITIONS:]
             streams = reference.streams(weights, idx[0].numpy(), ablated=(i, head))
-            exact = torch.from_numpy(reference.logits(weights, streams[-1][-_LAST:]))
+            exact = torch.from_numpy(reference.logits(weights, streams[-1][-_LAST_POSITIONS:]))
     yield "ablation: keeping all parts changes nothing", _nan_max(errors), 0
     yield "ablation: a head, in float64", _relative_error(ours, exact) if n_head > 1 else 0.0, tolerance
 
