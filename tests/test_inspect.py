@@ -296,7 +296,7 @@ def test_for_an_unknown_view_the_nearest_is_suggested(
 
 def test_without_a_near_view_all_are_suggested(run: Path, error_hint: ErrorHint) -> None:
     hint = error_hint(run, "zzz", error="there is no view 'zzz'")
-    assert all(view in hint for view in lens.VIEWS)
+    assert all(view in hint for view in lens.FUNCTIONS)
 
 
 @pytest.mark.parametrize(
@@ -446,4 +446,4 @@ def test_help_names_the_views_of_every_option(
     }
     options = ("layer", "head", "position", "token", "word", "against", "at", "top")
     assert {option: views_with(option) for option in options} == {option: described[option] for option in options}
-    assert all(view in shown for view in lens.VIEWS)
+    assert all(view in shown for view in lens.FUNCTIONS)

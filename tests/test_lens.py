@@ -69,11 +69,11 @@ def inspect_view(loaded: Checkpoint, name: str, text: str, word: str) -> Any:
 
 
 def test_every_view_of_the_table_is_a_function_with_its_options() -> None:
-    assert list(views.VIEWS) == list(lens.VIEWS)
+    assert list(views.VIEWS) == list(lens.FUNCTIONS)
     assert views.VIEWS.keys() == VIEWS.keys()
     for name, spec in views.VIEWS.items():
         function = importlib.import_module(f"octavo.lens.{name}").__dict__[name]
-        assert lens.VIEWS[name] is getattr(lens, name) is function
+        assert lens.FUNCTIONS[name] is getattr(lens, name) is function
         assert sorted(list(inspect.signature(function).parameters)[1:]) == sorted(spec.options)
     assert {option for spec in views.VIEWS.values() for option in spec.options} == views.OPTIONS.keys()
 

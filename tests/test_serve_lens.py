@@ -64,10 +64,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def test_the_served_views_are_those_of_the_table() -> None:
-    assert set(lens_api.VIEWS) == lens.VIEWS.keys() - {"verify", "losses"}
-    options = {option for view in lens_api.VIEWS for option in views.VIEWS[view].options}
+    assert set(lens_api.SERVED_VIEWS) == lens.FUNCTIONS.keys() - {"verify", "losses"}
+    options = {option for view in lens_api.SERVED_VIEWS for option in views.VIEWS[view].options}
     assert LensRequest.model_fields.keys() == options | {"model", "step"}
-    assert OPTIONS.keys() == set(lens_api.VIEWS)
+    assert OPTIONS.keys() == set(lens_api.SERVED_VIEWS)
 
 
 @pytest.mark.parametrize("view", OPTIONS)
@@ -137,7 +137,7 @@ def test_weights_that_are_not_finite_are_an_error_not_nan_in_json(tmp_path: Path
 
 def test_models_are_listed_with_their_shape_and_steps(server: Running, bpe_run: Run) -> None:
     listed = server.ask("GET", "/lens").json
-    assert listed["views"] == list(lens_api.VIEWS)
+    assert listed["views"] == list(lens_api.SERVED_VIEWS)
     run, alone = listed["models"]
     steps = list(bpe_run.steps)
     assert (run["id"], run["run"], run["steps"], run["tokenizer"]) == ("run", True, steps, "bpe")
@@ -283,7 +283,7 @@ class BlockedInspect:
         try:
             while not self.release.wait(0.01):
                 torch.ones(1) + torch.ones(1)
-            return lens.VIEWS[view](loaded, **options)  # type: ignore[operator]
+            return lens.FUNCTIONS[view](loaded, **options)  # type: ignore[operator]
         finally:
             with self.lock:
                 self.running -= 1

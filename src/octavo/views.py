@@ -2,8 +2,8 @@
 
 A view's name is at once its function (`octavo.lens.attention`), its module (`octavo/lens/attention.py`), the word on
 the command line (`octavo inspect RUN attention`) and its path in the API (`POST /lens/attention`). The command line's
-help and flags, `octavo.lens.VIEWS`, the served views and the pictures derive from this table; tests hold the guide, the
-API's fields and the page against it.
+help and flags, `octavo.lens.FUNCTIONS`, the served views and the plots derive from this table; tests hold the guide,
+the API's fields and the page against it.
 """
 
 from collections.abc import Mapping

@@ -32,11 +32,11 @@ from octavo.runs import RunLike
 from octavo.settings import ModelSettings, unknown_name_error
 
 __all__ = [
-    "VIEWS", "Table", "View", "ablation", "attention", "contributions", "inspect", "logit_lens", "losses", "neighbors",
-    "next_token", "position", "projection", "shapes", "surprisal", "tokens", "verify",
+    "FUNCTIONS", "Table", "View", "ablation", "attention", "contributions", "inspect", "logit_lens", "losses",
+    "neighbors", "next_token", "position", "projection", "shapes", "surprisal", "tokens", "verify",
 ]  # fmt: skip
 
-VIEWS: dict[str, Callable[..., View]] = {name: globals()[name] for name in views.VIEWS}
+FUNCTIONS: dict[str, Callable[..., View]] = {name: globals()[name] for name in views.VIEWS}
 
 
 def inspect(run: RunLike | ModelSettings, view: str, **options: Any) -> View:
@@ -44,15 +44,15 @@ def inspect(run: RunLike | ModelSettings, view: str, **options: Any) -> View:
 
     Raises `OctavoError` for an unknown view and for an option that the view does not take.
     """
-    if view not in VIEWS:
-        raise unknown_name_error("view", view, VIEWS)
+    if view not in FUNCTIONS:
+        raise unknown_name_error("view", view, FUNCTIONS)
     spec = views.VIEWS[view]
     if isinstance(run, ModelSettings) and not spec.takes_preset:
         raise OctavoError(f"{view} needs a trained model, and a preset has only settings", f"octavo inspect RUN {view}")
     if extra := sorted(options.keys() - set(spec.options)):
-        takers = [each.name for each in views.VIEWS.values() if extra[0] in each.options]
+        views_with_option = [each.name for each in views.VIEWS.values() if extra[0] in each.options]
         raise OctavoError(
             f"{view} takes no {extra[0]}; its options: {', '.join(spec.options) or 'none'}",
-            f"{' or '.join(takers)}, if you meant that view" if takers else None,
+            f"a view with {extra[0]}: {', '.join(views_with_option)}" if views_with_option else None,
         )
-    return VIEWS[view](run, **options)
+    return FUNCTIONS[view](run, **options)

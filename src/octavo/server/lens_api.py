@@ -31,19 +31,21 @@ from octavo.server.text_batch import unless_disconnected
 from octavo.server.worker import ServedModel
 from octavo.settings import Settings
 
-VIEWS = tuple(name for name, view in views.VIEWS.items() if view.is_served)
+SERVED_VIEWS = tuple(name for name, view in views.VIEWS.items() if view.is_served)
 _VIEW_RESPONSE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/json": {"schema": {"type": "object"}}}, "description": "the view's fields"}
 }
 
 
 def _check_view_name(name: str) -> str:
-    if name not in VIEWS:
-        raise ValueError(f"expected one of {', '.join(VIEWS)}")
+    if name not in SERVED_VIEWS:
+        raise ValueError(f"expected one of {', '.join(SERVED_VIEWS)}")
     return name
 
 
-ViewName = Annotated[str, AfterValidator(_check_view_name), WithJsonSchema({"type": "string", "enum": list(VIEWS)})]
+ViewName = Annotated[
+    str, AfterValidator(_check_view_name), WithJsonSchema({"type": "string", "enum": list(SERVED_VIEWS)})
+]
 
 
 def routes(
@@ -57,7 +59,7 @@ def routes(
         described = [
             describe_model(model.id, model.checkpoint, model.steps, model.step) for model in list(models.values())
         ]
-        return responses.Lens(models=described, views=list(VIEWS))
+        return responses.Lens(models=described, views=list(SERVED_VIEWS))
 
     @router.post("/lens/{view}", response_class=Response, responses=_VIEW_RESPONSE | responses.errors(404, 500))
     async def view(view: ViewName, body: LensRequest, request: Request) -> Response:
