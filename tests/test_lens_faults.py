@@ -409,9 +409,12 @@ def another_head_named(patch: Patch, loaded: Checkpoint) -> None:
 def nothing_after_the_layer(patch: Patch, loaded: Checkpoint) -> None:
     """The later layers are ablated, too."""
 
-    def logits_without(model: GPT, step: capture.Layer, layer: int, kept: Tensor, mlp: Tensor) -> Tensor:
-        x = step.before + step.block.attn.output(step.heads * kept[:, :, None, None])
-        return model.unembed(model.norm(x + step.block.mlp(step.block.ln_2(x)) * mlp[:, None, None]))
+    def logits_without(
+        model: GPT, activations: capture.LayerActivations, layer: int, kept: Tensor, mlp: Tensor
+    ) -> Tensor:
+        block = activations.block
+        x = activations.before + block.attn.output(activations.heads * kept[:, :, None, None])
+        return model.unembed(model.norm(x + block.mlp(block.ln_2(x)) * mlp[:, None, None]))
 
     patch_everywhere(patch, "logits_without", logits_without)
 

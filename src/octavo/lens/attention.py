@@ -48,7 +48,7 @@ class Attention(View):
     head: int
     weights: np.ndarray  # (T, T)
     heads: list[Head]
-    left_out: int
+    left_out: int  # tokens at the end of the text that did not fit
 
     def picture(self) -> str:
         """The pattern as a table of shaded cells, for a text short enough."""
@@ -94,9 +94,9 @@ def attention(run: RunLike, text: Text = None, *, layer: int = 0, head: int = 0,
     layer, head = resolve_index(layer, model.settings.n_layer, "layer"), resolve_index(head, n_head, "head")
     statistics = []
     with inference(model):
-        for i, step in enumerate(walk(model, model.embed(tokenized.ids))):
+        for i, activations in enumerate(walk(model, model.embed(tokenized.ids))):
             for h in range(n_head):
-                weights = attention_pattern(step.q[0, h], step.k[0, h])  # (T, T)
+                weights = attention_pattern(activations.q[0, h], activations.k[0, h])  # (T, T)
                 statistics.append(head_statistics(i, h, weights))
                 if (i, h) == (layer, head):
                     selected = weights.numpy()

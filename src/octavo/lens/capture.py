@@ -24,8 +24,8 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys and values 
 
 
 @dataclass(frozen=True)
-class Layer:
-    """What one block computed. A walk holds one at a time; keep a reference to keep it."""
+class LayerActivations:
+    """What one block computed. `walk` holds those of one block at a time; a caller may keep a reference to others."""
 
     block: Block
     before: Tensor  # (B, T, C) the residual stream before the block
@@ -54,7 +54,7 @@ def inference(model: GPT) -> Iterator[None]:
         model.train(was_training)
 
 
-def walk(model: GPT, x: Tensor, attend: Attend | None = None) -> Iterator[Layer]:
+def walk(model: GPT, x: Tensor, attend: Attend | None = None) -> Iterator[LayerActivations]:
     """Run the blocks one after the other on embedded texts (B, T, C), and yield what each computed.
 
     `attend` replaces the model's own attention.
@@ -67,13 +67,13 @@ def walk(model: GPT, x: Tensor, attend: Attend | None = None) -> Iterator[Layer]
         middle = x + attention  # (B, T, C)
         hidden = block.mlp.expand(block.ln_2(middle))  # (B, T, 4C)
         mlp = block.mlp.contract(hidden)  # (B, T, C)
-        layer = Layer(block, x, q, k, v, heads, attention, hidden, mlp, middle + mlp)
+        layer = LayerActivations(block, x, q, k, v, heads, attention, hidden, mlp, middle + mlp)
         x = layer.after
         yield layer
 
 
 def logits(model: GPT, idx: Tensor, attend: Attend | None = None) -> Tensor:
-    """The logits (B, T, V) of ids (B, T), by a walk."""
+    """The logits (B, T, V) of ids (B, T), computed with `walk`."""
     x = model.embed(idx)
     for layer in walk(model, x, attend):
         x = layer.after

@@ -57,7 +57,7 @@ class Contributions(View):
     contributions: np.ndarray  # (N,)
     norms: np.ndarray  # (N,)
     stream: np.ndarray  # (L + 1,) the length of the residual stream before the first layer and after each
-    left_out: int
+    left_out: int  # tokens at the end of the text that did not fit
 
     def tables(self) -> list[Table]:
         order = np.argsort(-np.abs(self.contributions), kind="stable")

@@ -50,7 +50,7 @@ class LogitLens(View):
     surprisal: np.ndarray
     rank: np.ndarray
     vocabulary: dict[int, str]
-    left_out: int
+    left_out: int  # tokens at the end of the text that did not fit
 
     def tables(self) -> list[Table]:
         stages = ["embedding", *(f"after layer {i}" for i in range(len(self.ids) - 1))]

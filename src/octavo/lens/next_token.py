@@ -22,7 +22,7 @@ class NextToken(View):
     tokens: list[Token]
     logits: np.ndarray
     vocabulary: dict[int, str]
-    left_out: int
+    left_out: int  # tokens at the end of the text that did not fit
 
     def tables(self) -> list[Table]:
         exponentials = np.exp(self.logits.astype(np.float64) - self.logits.max())

@@ -18,7 +18,7 @@ from octavo import runs
 from octavo.checkpoint import meta_model
 from octavo.errors import OctavoError
 from octavo.lens.arguments import describe_model, resolve_index
-from octavo.lens.capture import Layer, attention_pattern, inference, walk
+from octavo.lens.capture import LayerActivations, attention_pattern, inference, walk
 from octavo.lens.tokens import Text, Token, tokenize
 from octavo.lens.view import Table, View
 from octavo.model import GPT
@@ -111,13 +111,13 @@ def _stages(model: GPT, idx: Tensor, layer: int, head: int) -> Iterator[Stage]:
     x = model.embed(idx)
     yield _stage("x", "their sum enters the residual stream", "B T C", x)
     selected: list[Stage] = []
-    for i, step in enumerate(walk(model, x)):
-        block = list(_block_stages(step, model.settings.n_layer, head))
+    for i, activations in enumerate(walk(model, x)):
+        block = list(_block_stages(activations, model.settings.n_layer, head))
         assert not selected or [(stage.shape, stage.parameters) for stage in block] == [
             (stage.shape, stage.parameters) for stage in selected
         ], "all layers have the same shapes"
         selected = block if not selected or i == layer else selected
-        x = step.after
+        x = activations.after
     yield from selected
     x = model.norm(x)
     yield _stage("ln_f", "final layer norm", "B T C", x, parts.ln_f)
@@ -130,7 +130,7 @@ def _stages(model: GPT, idx: Tensor, layer: int, head: int) -> Iterator[Stage]:
     yield stage
 
 
-def _block_stages(layer: Layer, times: int, head: int) -> Iterator[Stage]:
+def _block_stages(layer: LayerActivations, times: int, head: int) -> Iterator[Stage]:
     block, attn, mlp = layer.block, layer.block.attn, layer.block.mlp
     B, H, T, D = layer.q.shape
     C = H * D

@@ -42,7 +42,7 @@ class Surprisal(View):
     perplexity: float
     bits_per_byte: float
     block_size: int
-    left_out: int
+    left_out: int  # tokens at the end of the text that did not fit
 
     def picture(self) -> str:
         """The text, with darker tokens the higher their surprisal; the darkest is the highest of this text."""
