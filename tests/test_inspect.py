@@ -214,7 +214,7 @@ def test_the_shapes_of_a_preset_take_no_memory(run_inspect: Inspect) -> None:
         "h.mlp.c_proj": [1, 512, 768], "x + mlp": [1, 512, 768], "ln_f": [1, 512, 768], "logits": [1, 512, 50257],
     }  # fmt: skip
     text = run_inspect("--preset", "gpt2-512", "shapes").out
-    assert "12 layers, 12 heads, 768 wide, block 512, vocabulary 50,257" in text
+    assert "12 layers, 12 heads, width 768, context length 512, vocabulary 50,257" in text
     assert re.search(r"logits +\[B, T, V\] +1 x 512 x 50257 ", text)
     assert "124,046,592" in text
     assert len(re.findall(r"  12 x  ", text)) == 11
@@ -334,7 +334,7 @@ def test_an_option_that_a_view_does_not_take_is_an_error_that_names_the_views_th
         (["position", "--word", ""], "an empty word"),
         (["contributions", "--token", "xyz"], "'xyz' is 3 tokens"),
         (["contributions", "--token", ""], "an empty text"),
-        (["neighbors", "--word", "cat", "--against", "xyz"], "'xyz' is 3 tokens here"),
+        (["neighbors", "--word", "cat", "--against", "xyz"], "'xyz' is 3 tokens"),
         (["surprisal", "--text", "a"], "one token"),
         (["ablation", "--text", "a"], "one token"),
         (["tokens", "--unknown", "guess"], "--unknown: invalid choice: 'guess'"),

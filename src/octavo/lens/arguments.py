@@ -1,4 +1,4 @@
-"""Resolve arguments that several views take: an index, or a token or word by text or by id; and describe a model."""
+"""Resolve arguments that several views take: an index, a token, a word; and describe a model."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,10 @@ _LONGEST_WORD = 16  # tokens
 
 
 def resolve_index(value: int, count: int, name: str, option: str = "") -> int:
-    """An index from 0 to `count - 1`; a negative one counts from the end. Raises `OctavoError` outside that range."""
+    """An index from 0 to `count - 1`; a negative one counts from the end. Raises `OctavoError` outside that range.
+
+    `option` is the flag that the hint names, if it is not `name`.
+    """
     if not -count <= value < count:
         raise OctavoError(f"{name} {value}: the {name}s are 0 to {count - 1}", f"--{option or name} {count - 1}")
     return value % count
@@ -29,14 +32,14 @@ def resolve_token(tokenizer: Tokenizer, token: TokenLike) -> int:
         raise OctavoError("an empty text is not a token", "a token's text or id, as `octavo inspect RUN tokens` shows")
     if len(ids) > 1:
         labels = " ".join(make_token(tokenizer, id).label for id in ids)
-        raise OctavoError(f"{token!r} is {len(ids)} tokens here: {labels}", "one of them")
+        raise OctavoError(f"{token!r} is {len(ids)} tokens for this tokenizer: {labels}", "one of these tokens")
     return ids[0]
 
 
 def resolve_word(tokenizer: Tokenizer, word: WordLike) -> tuple[list[int], str]:
-    """The ids of a word's tokens, and a note on them. Ids are returned unchanged.
+    """The ids of a word's tokens, and a note for the user if the word is not one token as given.
 
-    A word that is one token only with the space before it is taken with that space.
+    Ids are returned unchanged. If a word is one token only with a space before it, the space is added.
     """
     if not isinstance(word, str):
         ids = [word] if isinstance(word, int) else list(word)
@@ -57,7 +60,7 @@ def resolve_word(tokenizer: Tokenizer, word: WordLike) -> tuple[list[int], str]:
     if len(ids) > _LONGEST_WORD:
         raise OctavoError(f"{word!r} is {len(ids)} tokens; at most {_LONGEST_WORD} are shown", "a shorter word")
     labels = " ".join(make_token(tokenizer, id).label for id in ids)
-    return ids, f"{len(ids)} tokens, {labels}: this tokenizer has no row for the word itself"
+    return ids, f"{len(ids)} tokens, {labels}: wte has no row for the whole word"
 
 
 def text_of(tokenizer: Tokenizer, word: WordLike) -> str:
@@ -70,6 +73,6 @@ def text_of(tokenizer: Tokenizer, word: WordLike) -> str:
 def describe_model(settings: ModelSettings) -> str:
     """A model's shape in one line."""
     return (
-        f"{settings.n_layer} layers, {settings.n_head} heads, {settings.n_embd} wide, block "
+        f"{settings.n_layer} layers, {settings.n_head} heads, width {settings.n_embd}, context length "
         f"{settings.block_size}, vocabulary {settings.vocab_size:,}"
     )

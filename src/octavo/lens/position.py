@@ -72,6 +72,7 @@ def position(run: RunLike, word: WordLike = "cat", *, at: tuple[int, int] | None
     ids, note = resolve_word(tokenizer, word)
     last = max(block_size - len(ids), 0)
     at = at or (min(1, last), min(10, last))
+    # `--at` takes two positions, so the hint is `--at 0 N`.
     first, second = (resolve_index(start, block_size, "position", "at 0") for start in at)
     if max(first, second) > block_size - len(ids):
         raise OctavoError(
