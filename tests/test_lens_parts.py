@@ -69,12 +69,12 @@ def test_contributions_match_the_plain_reference(case: Case, position: int) -> N
     scale = torch.sqrt(((stream - stream.mean()) ** 2).mean() + 1e-5)
     gain = case.weights["transformer.ln_f.weight"]
     row = case.weights["transformer.wte.weight"][view.token.id]
-    shares = [((each - each.mean()) / scale * gain) @ row for each in plain.values()]
+    part_logits = [((each - each.mean()) / scale * gain) @ row for each in plain.values()]
     norms = [each.norm() for each in plain.values()]
     if case.settings.bias:
-        shares.append(case.weights["transformer.ln_f.bias"] @ row)
+        part_logits.append(case.weights["transformer.ln_f.bias"] @ row)
         norms.append(torch.zeros((), dtype=row.dtype))
-    assert_near(view.contributions, torch.stack(shares), 1e-4)
+    assert_near(view.contributions, torch.stack(part_logits), 1e-4)
     assert_near(view.norms, torch.stack(norms), 1e-4)
     assert_near(view.stream, torch.stack([each[T].norm() for each in case.streams]), 1e-4)
 

@@ -29,7 +29,7 @@ class Head:
     head: int
     entropy: float  # nats; 0: all attention on one position
     distance: float  # mean distance in tokens, weighted by attention
-    previous: float  # share that goes to the position before
+    previous: float  # share that goes to the previous position
     first: float  # share that goes to the first position
     itself: float  # share that stays at the position itself
 
@@ -51,18 +51,18 @@ class Attention(View):
     left_out: int  # tokens at the end of the text that did not fit
 
     def picture(self) -> str:
-        """The pattern as a table of shaded cells, for a text short enough."""
+        """The pattern as an HTML table of shaded cells, for a text of at most `_PICTURE_TOKENS` tokens."""
         if len(self.tokens) > _PICTURE_TOKENS:
             return ""
         labels = [html.escape(token.label) for token in self.tokens]
-        head = "".join(f"<th>{label}</th>" for label in labels)
+        header = "".join(f"<th>{label}</th>" for label in labels)
         rows = "".join(
             f"<tr><th>{label}</th>"
             + "".join(shaded("", float(share), float(share), "td") for share in row[: t + 1])
             + "</tr>"
             for t, (label, row) in enumerate(zip(labels, self.weights, strict=True))
         )
-        return f"<table><tr><th></th>{head}</tr>{rows}</table>"
+        return f"<table><tr><th></th>{header}</tr>{rows}</table>"
 
     def tables(self) -> list[Table]:
         labels = [token.label for token in self.tokens]
@@ -73,10 +73,10 @@ class Attention(View):
         statistics = [(h.layer, h.head, h.entropy, h.distance, h.previous, h.first, h.itself) for h in self.heads]
         columns = ("layer", "head", "entropy", "distance", "to previous", "to first", "to itself")
         return [
-            Table("the heads, on average over the text", columns, statistics),
+            Table("statistics of the heads, averaged over the text", columns, statistics),
             Table(
-                f"layer {self.layer}, head {self.head}: where each token looks",
-                ("position", "token", "looks at (position) and with what share"),
+                f"layer {self.layer}, head {self.head}: the three tokens that each token attends to most",
+                ("position", "token", "token (position) share"),
                 rows,
             ),
         ]
@@ -85,8 +85,8 @@ class Attention(View):
 def attention(run: RunLike, text: Text = None, *, layer: int = 0, head: int = 0, unknown: str = "error") -> Attention:
     """The pattern of one head over a text of up to `block_size` tokens, and every head's statistics.
 
-    Patterns are computed one head at a time, so memory does not grow with the number of heads. Rows sum to 1, and what
-    is after a position gets exactly 0.
+    Patterns are computed one head at a time, so memory does not grow with the number of heads. Rows sum to 1, and
+    later positions have exactly 0.
     """
     loaded = runs.load(run)
     tokenized = tokenize(loaded, text, unknown)

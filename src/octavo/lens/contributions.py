@@ -1,7 +1,7 @@
 """The view `contributions`: how much every head, MLP and bias contributed to a logit (direct logit attribution).
 
-The residual stream is a sum: the embeddings, and what every head and MLP added. So a logit is a sum too, once the final
-norm's scale is taken as given.
+The residual stream is a sum: the embeddings, and what every head and MLP added. So a logit is a sum too, if the final
+norm's scale is held fixed.
 
 The axis letters: `T` positions, `C` width, `H` heads of width `D`, `L` layers, `V` the vocabulary, `N` parts.
 """
@@ -44,8 +44,8 @@ class Contributions(View):
     """
 
     caveat: ClassVar[str] = (
-        "A contribution is what a part added to the token's logit directly, with the final norm's scale as it was "
-        "here. What later parts computed from it counts as theirs."
+        "A contribution is what a part added to the token's logit directly, with the final norm's scale held fixed. "
+        "What a later part computed from it counts as the contribution of the later part."
     )
 
     tokens: list[Token]
@@ -62,7 +62,7 @@ class Contributions(View):
     def tables(self) -> list[Table]:
         order = np.argsort(-np.abs(self.contributions), kind="stable")
         rows = [(str(self.parts[i]), float(self.contributions[i]), float(self.norms[i])) for i in order]
-        other = f" over {self.against.label}" if self.against else ""
+        other = f" minus that of {self.against.label}" if self.against else ""
         title = f"the logit of {self.token.label}{other} after position {self.position}: {self.logit:.4f}"
         return [Table(title, ("part", "contribution", "length"), rows)]
 
@@ -78,7 +78,8 @@ def contributions(
 ) -> Contributions:
     """The contributions of the embeddings, every head, every MLP and the biases to a token's logit after `position`.
 
-    By default the token is the most likely one. Raises `OctavoError` for a text that is not one token.
+    By default `token` is the most likely one. Raises `OctavoError` if `token` or `against` is a text that is not exactly
+    one token.
     """
     loaded = runs.load(run)
     tokenized = tokenize(loaded, text, unknown)
@@ -92,19 +93,19 @@ def contributions(
         direction = model.lm_head.weight[id].double()
         if other is not None:
             direction = direction - model.lm_head.weight[other].double()
-        shares, bias_share = logit_contributions(model, added, direction)
+        part_logits, bias_logit = logit_contributions(model, added, direction)
     norms, stream = added.norm(dim=-1), _stream_lengths(parts, added)
     if model.transformer.ln_f.bias is not None:
         parts.append(Part("ln_f's bias"))
-        shares, norms = torch.cat([shares, bias_share[None]]), torch.cat([norms, torch.zeros(1)])
+        part_logits, norms = torch.cat([part_logits, bias_logit[None]]), torch.cat([norms, torch.zeros(1)])
     return Contributions(
         tokenized.tokens,
         position,
         make_token(tokenizer, id),
         None if other is None else make_token(tokenizer, other),
-        shares.sum().item(),
+        part_logits.sum().item(),
         parts,
-        shares.numpy(),
+        part_logits.numpy(),
         norms.numpy(),
         stream.numpy(),
         tokenized.left_out,
@@ -114,11 +115,11 @@ def contributions(
 def residual_contributions(model: GPT, idx: Tensor, position: int) -> tuple[list[Part], Tensor]:
     """All parts, and what each added to the residual stream at a position, (N, C).
 
-    In float64, where the sum is exact enough that only the model's own float32 rounding remains.
+    Computed in float64, so that the sum differs from the model's residual stream only by the model's float32 rounding.
     """
     settings = model.settings
-    token, place = model.transformer.wte.weight[idx[0, position]], model.transformer.wpe.weight[position]
-    parts, added = [Part("wte"), Part("wpe")], [token.double(), place.double()]
+    wte_row, wpe_row = model.transformer.wte.weight[idx[0, position]], model.transformer.wpe.weight[position]
+    parts, added = [Part("wte"), Part("wpe")], [wte_row.double(), wpe_row.double()]
     for i, layer in enumerate(walk(model, model.embed(idx))):
         projection = layer.block.attn.c_proj
         by_head = projection.weight.double().view(settings.n_embd, settings.n_head, settings.head_size)  # (C, H, D)
@@ -134,18 +135,19 @@ def residual_contributions(model: GPT, idx: Tensor, position: int) -> tuple[list
 
 
 def logit_contributions(model: GPT, added: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """Each part's share (N,) of the final norm's output along `direction` (C,), and the share of the norm's bias."""
+    """The contribution of each part (N,), and of the final norm's bias, to the norm's output along `direction` (C,)."""
     norm = model.transformer.ln_f
     stream = added.sum(0)  # (C,)
     scale = torch.sqrt(stream.var(correction=0) + norm.eps)
     centered = added - added.mean(-1, keepdim=True)  # (N, C)
-    shares = (centered / scale * norm.weight.double()) @ direction  # (N,)
-    bias_share = norm.bias.double() @ direction if norm.bias is not None else torch.zeros((), dtype=torch.float64)
-    return shares, bias_share
+    part_logits = (centered / scale * norm.weight.double()) @ direction  # (N,)
+    bias_logit = norm.bias.double() @ direction if norm.bias is not None else torch.zeros((), dtype=torch.float64)
+    return part_logits, bias_logit
 
 
 def _stream_lengths(parts: list[Part], added: Tensor) -> Tensor:
     """The length of the residual stream before the first layer and after each, (L + 1,)."""
+    # wpe is the last part before the first layer, the MLP the last part of each layer.
     last_parts = [n for n, part in enumerate(parts) if part.name in ("wpe", "MLP")]
     lengths: Tensor = added.cumsum(0)[last_parts].norm(dim=-1)
     return lengths

@@ -286,8 +286,8 @@ def _check_contributions(model: GPT, idx: Tensor) -> Measurements:
         length = max(last.after[0, t].norm().item(), 1e-30)
         stream_errors.append((added.sum(0) - last.after[0, t]).norm().item() / length)
         id = int(logits[t].argmax())
-        shares, bias_share = logit_contributions(model, added, model.lm_head.weight[id].double())
-        logit_errors.append(_relative_error(shares.sum() + bias_share, logits[t, id]))
+        part_logits, bias_logit = logit_contributions(model, added, model.lm_head.weight[id].double())
+        logit_errors.append(_relative_error(part_logits.sum() + bias_logit, logits[t, id]))
     yield "contributions: parts sum to the stream", _nan_max(stream_errors), 1e-5
     yield "contributions: parts sum to the logit", _nan_max(logit_errors), _TOLERANCE
 
