@@ -144,7 +144,7 @@ def test_neighbors_with_a_history_are_lines_along_training(against: bool, ax: Ax
     assert ax.get_xscale() == "log"
     assert len(ax.collections) == against  # the range of the control
     names = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert names == (["‘$_x⏎’ with ‘_$9’", "500 random pairs: mean", "5% to 95% of them"] if against
+    assert names == (["‘$_x⏎’ with ‘_$9’", "500 random pairs: mean", "5th to 95th percentile"] if against
                      else ["_a", "$b$", "قط"])  # fmt: skip
     render(ax)
 
@@ -194,12 +194,12 @@ def test_without_axes_the_current_ones_of_pyplot_are_used(small: Checkpoint, mon
 
 
 def test_a_view_without_a_picture_is_an_error_that_names_those_with_one(small: Checkpoint, ax: Axes) -> None:
-    with pytest.raises(OctavoError, match=r"Tokens has no picture.*Attention"):
+    with pytest.raises(OctavoError, match=r"Tokens cannot be plotted.*Attention"):
         plots.draw(lens.tokens(small, TEXT), ax)
 
 
 def test_the_table_of_views_says_which_have_a_picture() -> None:
-    drawn = {view.__name__ for view in plots.PICTURES}
+    drawn = {view.__name__ for view in plots.PLOTS}
     assert drawn == {name.title().replace("_", "") for name, view in views.VIEWS.items() if view.is_plotted}
 
 
@@ -313,14 +313,14 @@ def test_labels_of_any_script_are_drawn_without_a_warning(ax: Axes, tmp_path: Pa
 
 
 def test_a_character_that_no_font_has_is_shown_by_its_code_point() -> None:
-    shown, chosen = fonts.displayable("a\U0003134ab")
+    shown, chosen = fonts.choose_fonts("a\U0003134ab")
     assert shown == "aU+3134Ab"
     assert chosen == ["DejaVu Sans"]
 
 
 @pytest.mark.parametrize("text", ["القط", "राजा", "◌ि", "漢字", "‘ab’ …", "a\nb", "", *LABELS])
 def test_every_shown_character_has_a_font(text: str) -> None:
-    shown, chosen = fonts.displayable(text)
+    shown, chosen = fonts.choose_fonts(text)
     assert set(shown) - {"\n"} <= set().union(*map(fonts.characters_of, chosen))
     assert all(font in {each.name for each in font_manager.fontManager.ttflist} for font in chosen)
 
@@ -328,15 +328,15 @@ def test_every_shown_character_has_a_font(text: str) -> None:
 def test_one_font_for_all_characters_is_preferred_to_several() -> None:
     """A combining mark from another font than its circle would be drawn with a second circle."""
     available = {"Latin": set("ab◌U+0123456789ABCDEF"), "Marks": set("◌कि"), "Other": set("xyzक")}
-    assert fonts.displayable("ab", available=available) == ("ab", ["Latin"])
-    assert fonts.displayable("◌ि", available=available) == ("◌ि", ["Marks", "Latin"])
-    assert fonts.displayable("◌िab", available=available) == ("◌िab", ["Latin", "Marks"])
-    assert fonts.displayable("क!", available=available) == ("कU+0021", ["Latin", "Marks"])
+    assert fonts.choose_fonts("ab", available=available) == ("ab", ["Latin"])
+    assert fonts.choose_fonts("◌ि", available=available) == ("◌ि", ["Marks", "Latin"])
+    assert fonts.choose_fonts("◌िab", available=available) == ("◌िab", ["Latin", "Marks"])
+    assert fonts.choose_fonts("क!", available=available) == ("कU+0021", ["Latin", "Marks"])
 
 
 def test_labels_are_shortened() -> None:
-    assert fonts.displayable("a" * 100, 8)[0] == "aaaaaaa…"
-    assert fonts.displayable("\U0003134a" * 3, 8)[0] == "U+3134A…"
+    assert fonts.choose_fonts("a" * 100, 8)[0] == "aaaaaaa…"
+    assert fonts.choose_fonts("\U0003134a" * 3, 8)[0] == "U+3134A…"
 
 
 def test_every_token_is_labeled_and_of_many_every_nth(byte_model: Checkpoint) -> None:

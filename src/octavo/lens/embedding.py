@@ -21,7 +21,7 @@ def cosines(wte: np.ndarray, ids: Sequence[int]) -> np.ndarray:
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:
-    """Rows scaled to length 1, in float64. A row of zeros stays."""
+    """Rows scaled to length 1, in float64. A row of zeros stays zero."""
     rows = rows.astype(np.float64)
     scaled: np.ndarray = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)
     return scaled

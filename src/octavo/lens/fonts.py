@@ -10,33 +10,33 @@ _PREFERRED = [
 ]  # fmt: skip
 
 
-def displayable(
-    text: str, longest: int = 1000, available: Mapping[str, Set[str]] | None = None
+def choose_fonts(
+    text: str, max_length: int = 1000, available: Mapping[str, Set[str]] | None = None
 ) -> tuple[str, list[str]]:
-    """The text, shortened to `longest` characters, and the fonts to draw it with.
+    """Shorten a text to `max_length` characters, and return it with the fonts to draw it with.
 
     Few fonts, because a combining mark and its base character have to come from the same one. A character that no font
     has is replaced by its code point. `available` are fonts with their characters (default: the installed ones).
     """
     names = installed_fonts() if available is None else list(available)
     characters: Callable[[str], Set[str]] = characters_of if available is None else available.__getitem__
-    text = shorten(text, longest)
+    text = shorten(text, max_length)
     missing, fonts = set(text) - {"\n"}, []
     while missing:
-        font = next((each for each in names if missing <= characters(each)), None)  # opens as few as possible
+        font = next((each for each in names if missing <= characters(each)), None)  # a generator, to open few fonts
         font = font or max(names, key=lambda each: len(missing & characters(each)))
         if not missing & characters(font):
             text = "".join(f"U+{ord(each):04X}" if each in missing else each for each in text)
-            return displayable(text, longest, available)
+            return choose_fonts(text, max_length, available)
         fonts.append(font)
         missing -= characters(font)
     # matplotlib takes the line height from the letters l and p, so the list needs a font with Latin letters.
     return text, list(dict.fromkeys([*fonts, *names[:1]]))
 
 
-def shorten(text: str, longest: int) -> str:
-    """Cut a text to `longest` characters, the last of them an ellipsis."""
-    return text if len(text) <= longest else text[: longest - 1] + "…"
+def shorten(text: str, max_length: int) -> str:
+    """Cut a text to `max_length` characters, the last of them an ellipsis."""
+    return text if len(text) <= max_length else text[: max_length - 1] + "…"
 
 
 @cache

@@ -4,7 +4,7 @@
 
     plots.save(attention("runs/my-1", "The king said", layer=2, head=1), "attention.png")
 
-Nothing is computed here: a picture shows an array of the view, and `draw` returns that array. matplotlib is imported
+Nothing is computed here: a plot shows an array of the view, and `draw` returns that array. matplotlib is imported
 when something is drawn, and pyplot only if no axes are given.
 
 The axis letters: `T` positions, `P` positions that are shown, `L` layers, `M` checkpoints, `N` items of any kind.
@@ -24,7 +24,7 @@ from octavo.errors import OctavoError
 from octavo.lens.ablation import Ablation
 from octavo.lens.attention import Attention
 from octavo.lens.contributions import Contributions, Part
-from octavo.lens.fonts import displayable, shorten
+from octavo.lens.fonts import choose_fonts, shorten
 from octavo.lens.logit_lens import LogitLens
 from octavo.lens.losses import Losses, losses
 from octavo.lens.neighbors import Neighbors
@@ -61,21 +61,21 @@ _LEGEND_WIDTH = 36  # characters
 _CHARACTER_WIDTH = 0.068
 _TICK_WIDTH = 0.15
 
-Picture = Callable[[Any, "Axes"], np.ndarray]  # draws a view on axes and returns the drawn array
-Size = Callable[[Any], tuple[float, float]]  # the width and height of a view's picture, in inches
+DrawFunction = Callable[[Any, "Axes"], np.ndarray]  # draws a view on axes and returns the drawn array
+SizeFunction = Callable[[Any], tuple[float, float]]  # the width and height of a view's plot, in inches
 
 
 def draw(view: View, ax: "Axes | None" = None) -> np.ndarray:
     """Draw a view on axes, by default pyplot's current ones, and return the array that is drawn.
 
-    Raises `OctavoError` for a view without a picture, or if matplotlib is missing.
+    Raises `OctavoError` for a view that cannot be plotted, or if matplotlib is missing.
     """
-    picture, _ = _find_picture(view)
+    draw_on, _ = _find_functions(view)
     if ax is None:
         from matplotlib import pyplot as plt
 
         ax = plt.gca()
-    return picture(view, ax)
+    return draw_on(view, ax)
 
 
 def save(view: View, path: str | Path) -> None:
@@ -84,7 +84,7 @@ def save(view: View, path: str | Path) -> None:
     kind = path.suffix.lower()
     if kind not in (".png", ".svg"):
         raise OctavoError(f"{path} ends in neither .png nor .svg", f"{path.stem or 'plot'}.png")
-    _, size = _find_picture(view)
+    _, size = _find_functions(view)
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -108,31 +108,31 @@ def plot_loss(run: RunLike, ax: "Axes | None" = None) -> np.ndarray:
     return draw(losses(run), ax)
 
 
-def _find_picture(view: View) -> tuple[Picture, Size]:
-    if type(view) not in PICTURES:
-        names = ", ".join(each.__name__ for each in PICTURES)
-        raise OctavoError(f"{type(view).__name__} has no picture; these have: {names}", "--json")
+def _find_functions(view: View) -> tuple[DrawFunction, SizeFunction]:
+    if type(view) not in PLOTS:
+        names = ", ".join(each.__name__ for each in PLOTS)
+        raise OctavoError(f"{type(view).__name__} cannot be plotted; these views can: {names}", "--json")
     try:
         import matplotlib  # noqa: F401
     except ImportError:
         raise OctavoError("plots need matplotlib", "pip install octavo[plot]") from None
-    return PICTURES[type(view)]
+    return PLOTS[type(view)]
 
 
-# A picture for each view
+# A plot for each view
 
 
 def _draw_attention(view: Attention, ax: "Axes") -> np.ndarray:
     from matplotlib.colors import PowerNorm
 
-    # What is after a position is always 0, so it is left blank.
+    # Later positions always have weight 0, so they are left blank.
     past = np.ma.masked_where(np.triu(np.ones_like(view.weights, dtype=bool), 1), view.weights)
-    # The shares of a long text are small: square roots keep them visible beside the 1 of the first row.
+    # The shares of a long text are small. A square-root scale keeps them visible although the first row has a 1.
     image = _heat_map(ax, past, _SEQUENTIAL, norm=PowerNorm(0.5, 0, 1))
-    _add_color_scale(ax, image, "share of the row's attention")
-    _label_ticks(ax.xaxis, [token.label for token in view.tokens], longest_upright=1)
+    _add_color_bar(ax, image, "share of the row's attention")
+    _label_ticks(ax.xaxis, [token.label for token in view.tokens], max_upright_length=1)
     _label_ticks(ax.yaxis, [token.label for token in view.tokens])
-    _add_title(ax, f"Attention of layer {view.layer}, head {view.head}", "looked at (token)", "looking (token)")
+    _add_title(ax, f"Attention of layer {view.layer}, head {view.head}", "attended to (token)", "attending (token)")
     return view.weights
 
 
@@ -147,16 +147,16 @@ def _draw_position(view: Position, ax: "Axes") -> np.ndarray:
     more = ", …" if len(view.tokens) > 4 else ""
     circle = f"Cosines of rows of wpe. Circle: {_quote(view.word)} at {one} and {other},"
     _add_title(ax, f"{circle}\nwhere wte + wpe have {cosines}{more}", "position", "position")
-    _add_color_scale(ax, image, "cosine")
+    _add_color_bar(ax, image, "cosine")
     return view.similarity
 
 
 def _draw_projection(view: Projection, ax: "Axes") -> np.ndarray:
     dots = ax.scatter(view.points[:, 0], view.points[:, 1], s=6, color=_GRAY, linewidths=0)
-    ax.autoscale_view()  # sets the scale, from which distances on the page follow
+    ax.autoscale_view()  # sets the limits of the axes, from which the distances of labels in pixels follow
     labels = [shorten(token.label, _MAX_LABEL_LENGTH) for token in view.tokens]
     labeled = _select_without_overlap(ax, view.points, labels)
-    for i in labeled:  # instead of the dot
+    for i in labeled:  # a label replaces its dot
         _set_text(ax.annotate("", view.points[i], ha="center", va="center", fontsize=8), labels[i])
     dots.set_sizes(np.where(np.isin(np.arange(len(labels)), labeled), 0, 6))
     _add_title(
@@ -191,18 +191,18 @@ def _draw_logit_lens(view: LogitLens, ax: "Axes") -> np.ndarray:
     shares = view.probabilities[:, -_MAX_LENS_COLUMNS:, 0]  # (L + 1, P)
     ids, rank = view.ids[:, -_MAX_LENS_COLUMNS:, 0], view.rank[:, -_MAX_LENS_COLUMNS:]
     positions = view.positions[-_MAX_LENS_COLUMNS:]
-    fitting = int(_inches(ax)[0] / len(positions) / _CHARACTER_WIDTH)
-    longest = min(_MAX_CELL_LENGTH, max(1, fitting))  # characters
+    characters_per_column = int(_inches(ax)[0] / len(positions) / _CHARACTER_WIDTH)
+    max_length = min(_MAX_CELL_LENGTH, max(1, characters_per_column))
     image = _heat_map(ax, shares, _SEQUENTIAL, vmin=0, vmax=1, aspect="auto", origin="lower")
-    _add_color_scale(ax, image, "probability of the best guess")
+    _add_color_bar(ax, image, "probability of the best guess")
     for (i, p), id in np.ndenumerate(ids):
         color = "white" if shares[i, p] > 0.45 else "black"
         guess = ax.text(p, i, "", ha="center", va="center", fontsize=8, color=color, clip_on=True)
-        _set_text(guess, view.vocabulary[int(id)], longest)
+        _set_text(guess, view.vocabulary[int(id)], max_length)
         if rank[i, p] == 1:
             ax.add_patch(Rectangle((p - 0.46, i - 0.46), 0.92, 0.92, fill=False, edgecolor=color, linewidth=1))
     labels = [view.tokens[t].label for t in positions]
-    _label_ticks(ax.xaxis, labels, longest=longest, longest_upright=longest, positions=positions)
+    _label_ticks(ax.xaxis, labels, max_length=max_length, max_upright_length=max_length, positions=positions)
     _label_ticks(ax.yaxis, ["embedding", *(f"after layer {i}" for i in range(len(ids) - 1))])
     _add_title(ax, "Best guess of the next token, layer by layer (framed: correct)", "token", "")
     return shares
@@ -249,7 +249,7 @@ def _draw_pair(view: Neighbors, ax: "Axes") -> np.ndarray:
         steps, low, mean, high = np.array(controls, dtype=np.float64).T
         artists += ax.plot(steps, mean, color="0.4", linestyle="--", linewidth=1)
         artists.append(ax.fill_between(steps, low, high, color=_GRAY, alpha=0.5, linewidth=0))
-        names += [textwrap.fill(f"{view.control}: mean", _LEGEND_WIDTH), "5% to 95% of them"]
+        names += [textwrap.fill(f"{view.control}: mean", _LEGEND_WIDTH), "5th to 95th percentile"]
     _add_legend(ax, artists, names)
     no_control = f" (control: {view.control})" if view.control and not controls else ""
     _add_title(ax, f"{pair} in wte, along training", f"step{no_control}", "cosine")
@@ -257,7 +257,7 @@ def _draw_pair(view: Neighbors, ax: "Axes") -> np.ndarray:
 
 
 def _draw_contributions(view: Contributions, ax: "Axes") -> np.ndarray:
-    other = f" over {_quote(view.against.label)}" if view.against else ""
+    other = f" minus that of {_quote(view.against.label)}" if view.against else ""
     last = _quote(view.tokens[view.position].label)
     title = f"Logit of {_quote(view.token.label)}{other} after {last} at {view.position}: {view.logit:.2f}"
     shown, note = _largest_bars(ax, view.contributions, view.parts)
@@ -272,7 +272,7 @@ def _draw_surprisal(view: Surprisal, ax: "Axes") -> np.ndarray:
     heights[1::2] = np.nan
     ax.stairs(heights, edges, fill=True, color=_BLUE)
     ax.axhline(view.loss, color=_ORANGE, linestyle="--", linewidth=1)
-    _label_ticks(ax.xaxis, [token.label for token in view.tokens], longest_upright=1)
+    _label_ticks(ax.xaxis, [token.label for token in view.tokens], max_upright_length=1)
     ax.margins(x=0.01)
     mean = f"mean {view.loss:.3f} nats (dashed), {view.bits_per_byte:.3f} bits per byte"
     _add_title(ax, f"Surprisal of each token; {mean}", "token", "surprisal (nats)")
@@ -288,9 +288,9 @@ def _draw_ablation(view: Ablation, ax: "Axes") -> np.ndarray:
 
 
 def _logit_lens_size(view: LogitLens) -> tuple[float, float]:
-    longest = max(len(shorten(each, _MAX_CELL_LENGTH)) for each in view.vocabulary.values())
+    max_length = max(len(shorten(each, _MAX_CELL_LENGTH)) for each in view.vocabulary.values())
     columns = len(view.positions[-_MAX_LENS_COLUMNS:])
-    return max(6.5, 3 + (0.2 + _CHARACTER_WIDTH * longest) * columns), max(3.4, 1.6 + 0.36 * len(view.ids))
+    return max(6.5, 3 + (0.2 + _CHARACTER_WIDTH * max_length) * columns), max(3.4, 1.6 + 0.36 * len(view.ids))
 
 
 def _attention_size(view: Attention) -> tuple[float, float]:
@@ -298,15 +298,15 @@ def _attention_size(view: Attention) -> tuple[float, float]:
     return side + 2.4, side + 1.4
 
 
-def _bars_height(count: int, most: int) -> float:
-    return 1.4 + 0.24 * min(count, most)
+def _bars_height(count: int, max_bars: int) -> float:
+    return 1.4 + 0.24 * min(count, max_bars)
 
 
 def _neighbors_size(view: Neighbors) -> tuple[float, float]:
     return 7, 4.2 if _has_history(view) else _bars_height(len(view.neighbors), _MAX_NEIGHBOR_BARS)
 
 
-PICTURES: dict[type, tuple[Picture, Size]] = {
+PLOTS: dict[type, tuple[DrawFunction, SizeFunction]] = {
     Attention: (_draw_attention, _attention_size),
     Position: (_draw_position, lambda view: (6.4, 5.8)),
     Projection: (_draw_projection, lambda view: (8, 7)),
@@ -319,21 +319,21 @@ PICTURES: dict[type, tuple[Picture, Size]] = {
 }
 
 
-# What several pictures use
+# Shared by several plots
 
 
 def _heat_map(ax: "Axes", values: np.ndarray, colors: str, **options: Any) -> "AxesImage":
-    # Without interpolation, cells stay sharp in an SVG. Many cells share a pixel and are averaged.
+    # Without interpolation, cells stay sharp in an SVG. With many cells, several share a pixel; "auto" averages them.
     return ax.imshow(values, cmap=colors, interpolation="none" if len(values) < 300 else "auto", **options)
 
 
-def _add_color_scale(ax: "Axes", image: "AxesImage", meaning: str) -> None:
-    ax.figure.colorbar(image, ax=ax, label=meaning, pad=0.02, fraction=0.05, aspect=30)
+def _add_color_bar(ax: "Axes", image: "AxesImage", quantity: str) -> None:
+    ax.figure.colorbar(image, ax=ax, label=quantity, pad=0.02, fraction=0.05, aspect=30)
 
 
 def _add_title(ax: "Axes", title: str, x: str, y: str) -> None:
     width = max(1, int(_inches(ax)[0] * 12))  # in characters of 11 points
-    wrapped = "\n".join(textwrap.fill(line, width) for line in displayable(title)[0].split("\n"))
+    wrapped = "\n".join(textwrap.fill(line, width) for line in choose_fonts(title)[0].split("\n"))
     _set_text(ax.set_title("", loc="left", fontsize=11), wrapped)
     ax.set_xlabel(x)
     ax.set_ylabel(y)
@@ -354,7 +354,7 @@ def _bars(ax: "Axes", names: Sequence[str], values: np.ndarray) -> None:
     ax.axvline(0, color="0.4", linewidth=0.8)
     ax.margins(x=0.14, y=0.01)
     ax.invert_yaxis()
-    _label_ticks(ax.yaxis, names, longest=28)
+    _label_ticks(ax.yaxis, names, max_length=28)
 
 
 def _lines_over_steps(ax: "Axes", view: Neighbors, values: np.ndarray) -> "list[Line2D]":
@@ -363,10 +363,10 @@ def _lines_over_steps(ax: "Axes", view: Neighbors, values: np.ndarray) -> "list[
 
     steps = [each.step for each in view.history]
     ax.set_xscale("log" if steps[0] > 0 else "symlog")
-    places = np.log1p(steps)
-    ticks: list[int] = []  # from the last checkpoint back, those whose numbers do not touch
+    log_steps = np.log1p(steps)
+    ticks: list[int] = []  # indices of steps, from the last one back, whose numbers do not overlap
     for i in reversed(range(len(steps))):
-        if not ticks or places[ticks[-1]] - places[i] > 0.06 * np.ptp(places):
+        if not ticks or log_steps[ticks[-1]] - log_steps[i] > 0.06 * np.ptp(log_steps):
             ticks.append(i)
     ax.set_xticks([steps[i] for i in ticks], labels=[f"{steps[i]:,}" for i in ticks])
     ax.set_xticks([], minor=True)
@@ -388,34 +388,38 @@ def _add_legend(ax: "Axes", artists: "Sequence[Artist]", names: Sequence[str]) -
 def _label_ticks(
     axis: "Axis",
     names: Sequence[str],
-    longest: int = _MAX_LABEL_LENGTH,
-    longest_upright: int = 100,
+    max_length: int = _MAX_LABEL_LENGTH,
+    max_upright_length: int = 100,
     positions: Sequence[int] | None = None,
 ) -> None:
-    """Label the ticks 0, 1, ... with tokens. Of many tokens, only every nth is labeled, with its position.
+    """Label the ticks 0, 1, ... with tokens. If there are too many, only every nth is labeled, with its position.
 
-    Labels are rotated if one is longer than `longest_upright` characters.
+    Labels are rotated if one is longer than `max_upright_length` characters.
     """
-    axis.axes.apply_aspect()  # a square picture is smaller than its axes
-    length = _inches(axis.axes)[axis is axis.axes.yaxis]
+    axis.axes.apply_aspect()  # a square plot is smaller than its axes
+    width, height = _inches(axis.axes)
+    length = height if axis is axis.axes.yaxis else width
     every = -(-len(names) // max(1, min(_MAX_TICKS, int(length / _TICK_WIDTH))))
     ticks = list(range(0, len(names), every))
     prefixes = [f"{i if positions is None else positions[i]}: " if every > 1 else "" for i in ticks]
-    labels = [displayable(prefix + names[i], len(prefix) + longest) for i, prefix in zip(ticks, prefixes, strict=True)]
+    labels = [
+        choose_fonts(prefix + names[i], len(prefix) + max_length) for i, prefix in zip(ticks, prefixes, strict=True)
+    ]
     axis.set_ticks(ticks, labels=[text for text, _ in labels], parse_math=False, fontsize=8)
-    is_rotated = any(len(text) > longest_upright for text, _ in labels)
+    is_rotated = any(len(text) > max_upright_length for text, _ in labels)
     for tick_label, (_, fonts) in zip(axis.get_ticklabels(), labels, strict=True):
         tick_label.set(fontfamily=fonts, rotation=90 if is_rotated else 0)
 
 
 def _select_without_overlap(ax: "Axes", points: np.ndarray, names: Sequence[str]) -> list[int]:
-    """The indices of the first points whose labels, at 8 points, do not overlap one another."""
+    """The indices of `points` whose labels fit: those that do not overlap the label of an earlier one."""
     centers = ax.transData.transform(points)  # pixels
-    point = ax.figure.dpi / 72
+    pixels = ax.figure.dpi / 72  # per typographic point
     selected: list[int] = []
     boxes = np.zeros((0, 4))
     for i, ((x, y), name) in enumerate(zip(centers, names, strict=True)):
-        half_width, half_height = (3 * len(name) + 1) * point, 5.5 * point
+        # A label of 8-point text gets 6 points for each character and 1 on each side, and is 11 points high.
+        half_width, half_height = (3 * len(name) + 1) * pixels, 5.5 * pixels
         box = np.array([x - half_width, y - half_height, x + half_width, y + half_height])
         overlaps = (boxes[:, :2] < box[2:]).all(1) & (boxes[:, 2:] > box[:2]).all(1)
         if len(selected) < _MAX_PROJECTION_LABELS and not np.any(overlaps):
@@ -434,7 +438,7 @@ def _quote(text: str) -> str:
     return f"‘{shorten(label(text.encode(errors='replace')), 24)}’"
 
 
-def _set_text(artist: "Text", text: str, longest: int = 1000) -> None:
-    """Set the text of an artist, and fonts that have its characters. `$` and `_` are not mathematics here."""
-    text, fonts = displayable(text, longest)
+def _set_text(artist: "Text", text: str, max_length: int = 1000) -> None:
+    """Set the text of an artist, and fonts that have its characters. `$` and `_` are not parsed as math."""
+    text, fonts = choose_fonts(text, max_length)
     artist.set(text=text, fontfamily=fonts, parse_math=False)
