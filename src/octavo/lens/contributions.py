@@ -78,8 +78,8 @@ def contributions(
 ) -> Contributions:
     """The contributions of the embeddings, every head, every MLP and the biases to a token's logit after `position`.
 
-    By default `token` is the most likely one. Raises `OctavoError` if `token` or `against` is a text that is not exactly
-    one token.
+    By default `token` is the most likely one. Raises `OctavoError` if `token` or `against` is a text that
+    is not exactly one token.
     """
     loaded = runs.load(run)
     tokenized = tokenize(loaded, text, unknown)
