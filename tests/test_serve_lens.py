@@ -259,7 +259,7 @@ def test_invalid_json_is_refused(server: Running, body: bytes) -> None:
 
 def test_an_error_of_the_lens_comes_with_its_hint(server: Running) -> None:
     error = server.post("/lens/contributions", model="alone", text="a", token="ab").json["error"]
-    assert error["hint"] == "one of them"
+    assert error["hint"] == "one of these tokens"
     assert error["type"] == "invalid_request_error"
     assert "hint" not in server.post("/lens/contributions", model="nobody").json["error"]
 
