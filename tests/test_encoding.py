@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from octavo import tokenizers
 from octavo.data import encoder_pool
 from octavo.data.encoder import Encoder, split_words
-from octavo.data.encoder_pool import encode_batches
+from octavo.data.encoder_pool import encode_texts
 from octavo.data.limits import Limits
 from octavo.data.readers import cut_text
 from octavo.errors import OctavoError, UnknownCharactersError
@@ -89,7 +89,7 @@ def test_the_word_cache_is_bounded() -> None:
 # Several processes
 
 
-def batches(count: int) -> Iterator[tuple[int, bytes]]:
+def numbered_texts(count: int) -> Iterator[tuple[int, bytes]]:
     for i in range(count):
         yield i, f"{i}: {TEXT}".encode()
 
@@ -97,7 +97,7 @@ def batches(count: int) -> Iterator[tuple[int, bytes]]:
 def test_several_processes_give_the_same_ids_in_the_same_order(tokenizer: Tokenizer) -> None:
     if tokenizer.kind == "char":
         tokenizer = tokenizers.build("char", TEXT + "0123456789: ")
-    alone, together = (list(encode_batches(tokenizer, batches(40), processes)) for processes in (1, 3))
+    alone, together = (list(encode_texts(tokenizer, numbered_texts(40), processes)) for processes in (1, 3))
     assert [key for key, _ in together] == list(range(40))
     assert [ids.tolist() for _, ids in together] == [ids.tolist() for _, ids in alone]
     assert {ids.dtype for _, ids in together} == {np.dtype(np.uint16)}
@@ -106,12 +106,12 @@ def test_several_processes_give_the_same_ids_in_the_same_order(tokenizer: Tokeni
 def test_unknown_characters_in_a_worker_are_reported() -> None:
     tokenizer = tokenizers.build("char", "abc")
     with pytest.raises(UnknownCharactersError, match="'x'"):
-        list(encode_batches(tokenizer, [(0, b"abc"), (1, b"abx")], processes=2))
+        list(encode_texts(tokenizer, [(0, b"abc"), (1, b"abx")], processes=2))
 
 
 def test_a_worker_that_cannot_start_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder_pool.sys, "executable", shutil.which("false"))
     tokenizer = tokenizers.build("char", "abc")
     with pytest.raises(OctavoError, match="was killed") as caught:
-        list(encode_batches(tokenizer, [(i, b"abc") for i in range(5)], processes=2))
+        list(encode_texts(tokenizer, [(i, b"abc") for i in range(5)], processes=2))
     assert "finished shards are kept" in str(caught.value.hint)

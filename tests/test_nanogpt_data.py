@@ -123,7 +123,7 @@ def test_no_code_in_a_meta_pkl_is_run(tmp_path: Path) -> None:
 def test_a_meta_that_holds_no_characters_is_refused(tmp_path: Path, meta: bytes) -> None:
     folder = prepared(tmp_path / "theirs")
     (folder / "meta.pkl").write_bytes(meta)
-    assert f"{folder / 'meta.pkl'} is not a meta.pkl" in refusal(lambda: open_dataset(folder)).message
+    assert f"{folder / 'meta.pkl'} is not the meta.pkl" in refusal(lambda: open_dataset(folder)).message
 
 
 @pytest.mark.parametrize(("content", "what"), [(b"", "0 bytes"), (b"\0", "1 bytes"), (b"\0\0\0", "3 bytes")])

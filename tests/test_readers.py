@@ -60,7 +60,7 @@ def test_chunks_end_where_white_space_follows_other_characters(seed: int) -> Non
     rng = random.Random(seed)
     text = "".join(rng.choices(["a", "bc", " ", "  ", "\n", "\n\n", "\t", "\xa0", "漢", "."], k=300))
     blocks = [text[i : i + 7] for i in range(0, len(text), 7)]
-    pieces = list(cut_text(blocks, Limits(chunk=12, uncut=1000)))
+    pieces = list(cut_text(blocks, Limits(chunk=12, forced_cut=1000)))
     assert "".join(pieces) == text
     assert len(pieces) > 10
     for before, after in itertools.pairwise(pieces):
@@ -70,7 +70,7 @@ def test_chunks_end_where_white_space_follows_other_characters(seed: int) -> Non
 
 @pytest.mark.parametrize("letters", ["a", " ", "\n"])
 def test_a_text_with_nowhere_to_cut_is_cut_at_the_limit(letters: str) -> None:
-    pieces = list(cut_text([letters * 70] * 20, Limits(chunk=10, uncut=100)))
+    pieces = list(cut_text([letters * 70] * 20, Limits(chunk=10, forced_cut=100)))
     assert "".join(pieces) == letters * 1400
     assert 10 < len(pieces) <= 1400 // 100 + 1
 

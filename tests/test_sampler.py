@@ -98,17 +98,15 @@ def test_an_epoch_visits_each_window_once_and_never_leaves_the_text(
 ) -> None:
     block_size, length = text
     sampler = Sampler(numbered(folder, length), block_size, batch_size, seed)
-    first, last = (
-        epoch * sampler.sequences,
-        (epoch + 1) * sampler.sequences,
-    )  # in all epochs' windows, one after another
+    per_epoch = sampler.sequences_per_epoch
+    first, last = epoch * per_epoch, (epoch + 1) * per_epoch  # in all epochs' windows, one after another
     steps = range(first // batch_size, -(-last // batch_size))
     flat = np.concatenate([sampler.starts(step) for step in steps])
-    starts = np.sort(flat[first - steps.start * batch_size :][: sampler.sequences])
+    starts = np.sort(flat[first - steps.start * batch_size :][:per_epoch])
     assert starts[0] >= 0
     assert starts[-1] + block_size + 1 <= length
     assert (np.diff(starts) == block_size).all()  # beside one another: none twice, none left out
-    assert length - sampler.sequences * block_size <= 2 * block_size  # and only the ends of the text are left out
+    assert length - per_epoch * block_size <= 2 * block_size  # and only the ends of the text are left out
 
 
 @law
@@ -128,7 +126,7 @@ def test_targets_are_the_inputs_moved_by_one(
 def test_epochs_start_at_every_phase_and_other_seeds_at_other_ones(folder: Path) -> None:
     def phases(seed: int) -> list[int]:
         sampler = Sampler(numbered(folder, 100), 8, 1, seed)
-        return [int(sampler.starts(epoch * sampler.sequences)[0]) % 8 for epoch in range(200)]
+        return [int(sampler.starts(epoch * sampler.sequences_per_epoch)[0]) % 8 for epoch in range(200)]
 
     assert set(phases(1337)) == set(range(8))
     assert max(phases(1337).count(phase) for phase in range(8)) < 60
@@ -138,9 +136,8 @@ def test_epochs_start_at_every_phase_and_other_seeds_at_other_ones(folder: Path)
 def test_an_epoch_goes_through_the_text_in_no_order_but_its_own(folder: Path) -> None:
     def walks(seed: int) -> list[tuple[int, ...]]:
         sampler = Sampler(numbered(folder, 1000), 8, 1, seed)
-        first = [
-            [sampler.starts(e * sampler.sequences + i)[0] // 8 for i in range(sampler.sequences)] for e in range(5)
-        ]
+        per_epoch = sampler.sequences_per_epoch
+        first = [[sampler.starts(e * per_epoch + i)[0] // 8 for i in range(per_epoch)] for e in range(5)]
         return [tuple(int(i) for i in walk) for walk in first]
 
     seen = [walk for seed in range(4) for walk in walks(seed)]

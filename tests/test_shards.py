@@ -222,7 +222,7 @@ def write_and_print(path, ids):
     print(path.name, flush=True)
 shard_writer.shards.write_npy = write_and_print
 print("ready", flush=True)
-limits = Limits(shard=10_000, chunk=2_000, single_process=0)  # several processes too
+limits = Limits(shard=10_000, chunk=2_000, single_process_characters=0)  # several processes too
 prepare_folder(DataSettings(source=sys.argv[1], tokenizer="bpe:600"), sys.argv[2], limits).result
 """
 
@@ -452,7 +452,7 @@ def test_progress_has_each_stage_and_counts_up(tmp_path: Path) -> None:
 def test_a_vocabulary_is_trained_on_chunks_from_all_of_a_large_text(tmp_path: Path) -> None:
     parts = [("alpha beta " * 200) + "\n", ("gamma delta " * 200) + "\n", ("omega sigma " * 200) + "\n"]
     (tmp_path / "a.txt").write_text("".join(parts), encoding="utf-8")
-    data = dataset(of(tmp_path / "a.txt", "word:300"), Limits(chunk=100, tokenizer_text=3000))
+    data = dataset(of(tmp_path / "a.txt", "word:300"), Limits(chunk=100, tokenizer_characters=3000))
     words = {token.decode() for token in data.tokenizer.token_bytes[256:]}
     assert {"alpha", "gamma", "omega"} <= words
 

@@ -1,7 +1,7 @@
 """Build a prepared dataset: train the tokenizer if necessary, write the shards, describe them in `dataset.json`.
 
 All files are written to a staging folder next to the final one, `.NAME.preparing`, which is renamed when it is
-complete. An interrupted build continues from what the staging folder has.
+complete. After an interruption, the next build uses the tokenizer and the finished shards in the staging folder.
 """
 
 import contextlib
@@ -27,7 +27,8 @@ from octavo.settings import DataSettings
 from octavo.tokenizers import Tokenizer
 
 _ESTIMATE_CHARACTERS = 1 << 16  # the number of ids per character is estimated from this many
-# If a build is interrupted before its first shard, the tokenizer of a text with this many characters is kept.
+# If a build is interrupted before its first shard, the tokenizer is kept if the text has at least this many characters:
+# training it again would take long.
 _LARGE_TEXT = 1 << 24
 _TEMPORARY = ("plan.json", shard_writer.RECORDS)  # files that only the staging folder has
 
@@ -69,7 +70,7 @@ def build_dataset(
         raise
     except UnknownCharactersError as error:
         message = f"{corpus.name} has {error.message}"
-        raise UnknownCharactersError(message, "a text in that alphabet, or a model of --tokenizer byte") from None
+        raise UnknownCharactersError(message, "a text without them, or a model trained with --tokenizer byte") from None
     finally:
         is_large = scan.characters >= _LARGE_TEXT and (staging / "plan.json").exists()
         if staging.exists() and not is_large and not any(staging.glob("*.npy")):
@@ -114,11 +115,12 @@ def train_tokenizer(
     yield PreparationProgress("training the tokenizer", 0, None, 0.0)
 
     def sample() -> Iterator[str]:
-        read = taken = 0
+        is_small = scan.characters <= limits.tokenizer_characters
+        characters_read = characters_taken = 0
         for text, _ in corpus.chunks():
-            read += len(text)
-            if scan.characters <= limits.tokenizer_text or taken * scan.characters <= read * limits.tokenizer_text:
-                taken += len(text)
+            characters_read += len(text)
+            if is_small or characters_taken * scan.characters <= characters_read * limits.tokenizer_characters:
+                characters_taken += len(text)
                 yield text
 
     return tokenizers.build(spec, sample())
@@ -140,7 +142,10 @@ def _describe(
     tokenizer: Tokenizer,
     split: Split,
 ) -> dict[str, Any]:
-    """The contents of `dataset.json`. Raises `OctavoError` if a split has fewer than two tokens."""
+    """The contents of `dataset.json`.
+
+    If a split has fewer than two tokens, deletes the staging folder, which is of no use, and raises `OctavoError`.
+    """
     paths = {name: sorted(staging.glob(f"{name}-*.npy")) for name in SPLITS}
     tokens = {name: sum(open_npy(path).length for path in paths[name]) for name in SPLITS}
     if min(tokens.values()) < 2:

@@ -44,7 +44,8 @@ def open_cached(key: str) -> Dataset | None:
 def acquire_lock(folder: Path, wait: bool) -> Generator[PreparationProgress, None, filelock.BaseFileLock]:
     """Lock a folder before writing to it. Raises `OctavoError` if another process has locked it, unless `wait`.
 
-    The lock file is never deleted: another process could hold a lock on the deleted file.
+    The lock file is never deleted: one process could hold a lock on the deleted file and another on a new one, and both
+    would write to the folder.
     """
     path = files.cache_dir() / "locks" / hashlib.sha256(os.fsencode(folder)).hexdigest()[:24]
     with files.translate_disk_errors(path):
@@ -59,5 +60,5 @@ def acquire_lock(folder: Path, wait: bool) -> Generator[PreparationProgress, Non
                 message = f"another process is preparing {folder}"
                 raise OctavoError(message, "the same command again when it has finished") from None
             seconds = time.perf_counter() - start
-            yield PreparationProgress("waiting for another process that prepares this text", 0, None, seconds)
+            yield PreparationProgress("waiting for another process that is preparing this text", 0, None, seconds)
             time.sleep(_WAIT_SECONDS)

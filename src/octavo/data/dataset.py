@@ -4,7 +4,8 @@
     tokenizer.json ...                      the tokenizer, as in a checkpoint
     dataset.json                            source, sizes, split, fingerprint, and sha256 of each file; written last
 
-Opening one reads no shards, unless they changed since they were last verified. nanoGPT's folders can be opened too.
+Opening a dataset reads no shards, unless they changed since they were last verified. `open_dataset` opens nanoGPT's
+folders too.
 """
 
 import json
@@ -22,7 +23,7 @@ from octavo.tokenizers import Tokenizer
 
 FORMAT = 2
 SPLITS = ("train", "val")
-_ORIGIN = ("name", "source", "text", "tokenizer", "split", "fingerprint", "cache_key")
+_ORIGIN_KEYS = ("name", "source", "text", "tokenizer", "split", "fingerprint", "cache_key")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Dataset:
     @property
     def origin(self) -> dict[str, Any]:
         """What a checkpoint stores, so that `reopen_dataset` can find or rebuild the dataset."""
-        return {key: self.info[key] for key in _ORIGIN}
+        return {key: self.info[key] for key in _ORIGIN_KEYS}
 
     @property
     def fingerprint(self) -> str:
@@ -104,14 +105,15 @@ def _read_info(folder: Path) -> dict[str, Any]:
         for entry in info["files"].values():
             int(entry["bytes"]), str(entry["sha256"])
         int(info["vocab_size"])
-        for key in (*_ORIGIN, "tokens"):
+        for key in (*_ORIGIN_KEYS, "tokens"):
             info[key]
         for split in SPLITS:
             for name in info["shards"][split]:
                 info["files"][name]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"dataset.json has no {error}" if isinstance(error, KeyError) else error
         hint = f"octavo prepare ... --out {folder}"
-        raise OctavoError(f"{folder} is not a prepared dataset: {error}", hint) from None
+        raise OctavoError(f"{folder} is not a prepared dataset: {reason}", hint) from None
     return info
 
 

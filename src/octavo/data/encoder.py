@@ -3,9 +3,9 @@
 The input is UTF-8 in which the byte 0xFF, which UTF-8 never uses, marks the end of a document. It becomes
 `<|endoftext|>`.
 
-Text is cut into words where no token can span the cut: before a space or a newline that follows another character.
-The ids of each word are cached: tiny Shakespeare's 203,000 words are 27,000 different ones. On text in which every
-fiftieth word is new, one core encodes 25 MB per second; tiktoken alone encodes 16 to 17.
+Text is cut into words where no token can span the cut: before a space or a newline that follows a character other than
+white space. The ids of each word are cached: tiny Shakespeare has 203,000 words, 27,000 of them distinct. On text in
+which every fiftieth word is new, one core encodes 25 MB per second; tiktoken alone encodes 16 to 17.
 """
 
 import re
@@ -21,7 +21,7 @@ END = b"\xff"  # marks the end of a document
 _CUT = b"\xfe"  # between words; UTF-8 does not use this byte either
 _CACHED_WORDS = 300_000  # some 60 MB
 # Multi-byte white space before a space or a newline: a token can span both, so the text is not cut between them.
-_WIDE_SPACE = re.compile(
+_MULTIBYTE_SPACE = re.compile(
     rb"(?:\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80)(?=[ \n])"
 )
 
@@ -32,7 +32,7 @@ def id_dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
 
 
 class Encoder:
-    """A tokenizer for chunks of a corpus. `unknown` is the argument of `Tokenizer.encode`."""
+    """Encodes chunks of a corpus with a tokenizer. `unknown` is the argument of `Tokenizer.encode`."""
 
     def __init__(self, tokenizer: Tokenizer, unknown: str = "error", cached_words: int = _CACHED_WORDS) -> None:
         self.dtype = id_dtype(tokenizer)
@@ -70,12 +70,12 @@ class WordCache(dict[bytes, bytes]):
 
 
 def split_words(chunk: bytes) -> list[bytes]:
-    """Cut before each space or newline that follows another character, and around the ends of documents."""
-    letters = np.frombuffer(chunk, np.uint8)
-    is_space, is_end = (letters == 0x20) | (letters == 0x0A), letters == 0xFF
-    is_white = is_space | ((letters >= 0x09) & (letters <= 0x0D))
-    begins_word = np.zeros(len(letters), dtype=bool)
+    """Cut before each space or newline that follows a character other than white space, and around document ends."""
+    byte_values = np.frombuffer(chunk, np.uint8)
+    is_space, is_end = (byte_values == 0x20) | (byte_values == 0x0A), byte_values == 0xFF
+    is_white = is_space | ((byte_values >= 0x09) & (byte_values <= 0x0D))
+    begins_word = np.zeros(len(byte_values), dtype=bool)
     begins_word[1:] = (is_space[1:] & ~is_white[:-1]) | is_end[:-1] | is_end[1:]
-    for match in _WIDE_SPACE.finditer(chunk):
+    for match in _MULTIBYTE_SPACE.finditer(chunk):
         begins_word[match.end()] = False
-    return np.insert(letters, np.flatnonzero(begins_word), _CUT[0]).tobytes().split(_CUT)
+    return np.insert(byte_values, np.flatnonzero(begins_word), _CUT[0]).tobytes().split(_CUT)

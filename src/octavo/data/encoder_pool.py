@@ -1,7 +1,7 @@
 """Encode text on all cores: worker processes, each with an `Encoder`.
 
-Processes, because encoding holds Python's global interpreter lock. A thread for each worker sends it a text and waits
-for the ids.
+Workers are processes, not threads, because encoding holds Python's global interpreter lock. A thread of the caller
+sends a text to each worker and waits for the ids.
 
 Workers are started by `subprocess`, not by `concurrent.futures.ProcessPoolExecutor`, for two reasons, both measured
 with Python 3.11. A spawned worker of that pool imports the caller's `__main__` again, so a script that prepares a
@@ -34,14 +34,14 @@ from octavo.tokenizers import Tokenizer
 K = TypeVar("K")
 
 
-def count_processes(characters: int, limits: Limits) -> int:
-    """How many processes a text of this length should be encoded by."""
+def choose_process_count(characters: int, limits: Limits) -> int:
+    """The number of processes in which to encode a text of this many characters."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 1 if characters < limits.single_process else cores
+    return 1 if characters < limits.single_process_characters else cores
 
 
-def encode_batches(
-    tokenizer: Tokenizer, batches: Iterable[tuple[K, bytes]], processes: int
+def encode_texts(
+    tokenizer: Tokenizer, texts: Iterable[tuple[K, bytes]], processes: int
 ) -> Iterator[tuple[K, np.ndarray]]:
     """Yield the ids of each text, in order, with the key that came with the text.
 
@@ -49,7 +49,7 @@ def encode_batches(
     """
     if processes == 1:
         encoder = Encoder(tokenizer)
-        for key, text in batches:
+        for key, text in texts:
             yield key, encoder.encode(text)
         return
     with ExitStack() as stack:
@@ -70,7 +70,7 @@ def encode_batches(
         threads = ThreadPoolExecutor(processes)
         stack.callback(threads.shutdown, cancel_futures=True)
         pending: deque[tuple[K, Future[np.ndarray]]] = deque()
-        for key, text in batches:
+        for key, text in texts:
             pending.append((key, threads.submit(encode, text)))
             if len(pending) > 2 * processes:
                 key, ids = pending.popleft()

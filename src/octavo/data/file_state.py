@@ -19,8 +19,8 @@ _RACY_NS = 2_000_000_000  # the coarsest resolution of modification times: FAT's
 def file_state(path: str | Path) -> FileState | None:
     """The state by which a file can be recognized later.
 
-    None if it was modified within the last two seconds. It could change again, in the same size, without getting
-    another modification time; git's index has the same rule for its "racily clean" entries.
+    None if it was modified within the last two seconds. It could change again without a change of its size or
+    modification time; git's index has the same rule for its "racily clean" entries.
     """
     status = os.stat(path)
     if status.st_mtime_ns > time.time_ns() - _RACY_NS:
@@ -29,10 +29,10 @@ def file_state(path: str | Path) -> FileState | None:
 
 
 class VerifiedFiles:
-    """The sha256 and the largest id of the files in a folder. A file is read only if it changed since the last time.
+    """The sha256 and the largest id of each file in a folder. Files that have not changed are not read again.
 
     The record of a folder is in the cache, under a hash of the folder's path. So the folder may be read-only, and a
-    copy of it has a record of its own. With `reread`, every file is read.
+    copy of the folder has a separate record. With `reread`, every file is read.
     """
 
     def __init__(self, folder: Path, reread: bool = False) -> None:
@@ -56,6 +56,7 @@ class VerifiedFiles:
         return int(entry["largest_id"])
 
     def _entry(self, name: str) -> dict[str, Any]:
+        """The recorded values of a file, to which callers add; not recorded if the file was modified too recently."""
         state = file_state(self._folder / name)
         if state is None:
             self._entries.pop(name, None)

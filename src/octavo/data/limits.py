@@ -5,17 +5,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """Sizes in characters. The defaults are for use, smaller values for tests.
+    """Numbers of characters, and one interval in seconds. Tests use smaller values than the defaults.
 
-    The token ids depend only on `uncut` and `tokenizer_text`; the number of shards depends on `shard`.
+    The token ids depend only on `forced_cut` and `tokenizer_characters`; the number of shards depends on `shard`.
     """
 
-    chunk: int = 1 << 20  # text that is read, tokenized and counted at a time
-    uncut: int = 1 << 24  # a text with nowhere to cut, such as one without spaces, is cut after this length
+    chunk: int = 1 << 20  # text that is read, encoded and counted at a time
+    forced_cut: int = 1 << 24  # text without a place to cut it, such as a space, is cut after this length all the same
     shard: int = 1 << 25  # text per shard, which then has 16 to 64 MB
-    tokenizer_text: int = 100_000_000  # text that a vocabulary is trained on, at most
-    single_process: int = 16 << 20  # shorter texts are encoded before a second process would have started
-    progress_seconds: float = 0.2  # at least, between two progress reports
+    tokenizer_characters: int = 100_000_000  # text that a tokenizer is trained on, at most
+    # Shorter texts are encoded in one process: it has finished before a second process would have started.
+    single_process_characters: int = 16 << 20
+    progress_seconds: float = 0.2  # minimum interval between two progress reports
 
 
 DEFAULT_LIMITS = Limits()

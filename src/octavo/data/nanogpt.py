@@ -1,4 +1,5 @@
-"""Open the folders that nanoGPT's prepare.py scripts write: `train.bin`, `val.bin`, and for characters `meta.pkl`.
+"""Open the folders that nanoGPT's prepare.py scripts write: `train.bin`, `val.bin`, and `meta.pkl` if the tokens are
+characters.
 
 The files are used in place. A pickle could run code when it is loaded; this reader accepts only plain data.
 """
@@ -91,6 +92,7 @@ def _char_tokenizer(path: Path) -> Tokenizer:
             raise ValueError(f"the ids of its {len(ids)} characters are not 0, 1, 2 and so on")
     except Exception as error:  # a damaged pickle can raise nearly any exception
         raise OctavoError(
-            f"{path} is not a meta.pkl of nanoGPT's characters: {error}", "the text itself: octavo train input.txt"
+            f"{path} is not the meta.pkl of a character-level nanoGPT dataset: {error}",
+            "the text itself: octavo train input.txt",
         ) from None
     return tokenizers.from_characters(ids)

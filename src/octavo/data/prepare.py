@@ -17,7 +17,7 @@ from octavo.data.dataset import Dataset, is_prepared, open_dataset
 from octavo.data.encoder import END, Encoder
 from octavo.data.limits import DEFAULT_LIMITS, Limits
 from octavo.data.progress import PreparationProgress, preparation
-from octavo.data.scan import CorpusScan, ScanSummary, recall_scan, scan_corpus
+from octavo.data.scan import CorpusScan, ScanSummary, load_scan_summary, scan_corpus
 from octavo.data.sources import Corpus, open_source
 from octavo.data.split import choose_split, split_chunks
 from octavo.errors import OctavoError
@@ -33,7 +33,8 @@ def prepare(source: str | Path, out: str | Path, **settings: Any) -> Dataset:
 
         dataset = octavo.prepare("my.txt", "tokens", tokenizer="bpe:1024")
 
-    The settings are those of `octavo.Settings` that concern text. Raises `OctavoError` for mistakes of the user.
+    `settings` are fields of `octavo.Settings` that describe the text, such as `tokenizer` and `val_fraction` (see
+    `DataSettings`). Raises `OctavoError` if `out` is not empty, or if the source or a setting is invalid.
     """
     return prepare_folder(resolve(source=str(source), **settings), out).result
 
@@ -42,20 +43,20 @@ def prepare(source: str | Path, out: str | Path, **settings: Any) -> Dataset:
 def prepare_dataset(
     settings: DataSettings, tokenizer: Tokenizer | None = None, limits: Limits = DEFAULT_LIMITS
 ) -> Generator[PreparationProgress, None, Dataset]:
-    """The dataset of a source: a folder that is prepared already, or text, which is prepared into the cache.
+    """Open the dataset of a source. A prepared folder is opened in place; a text is prepared into the cache.
 
-    `tokenizer` is that of the model to fine-tune; it overrides the setting.
+    `tokenizer` is the tokenizer of the model to fine-tune; it overrides the setting.
     """
     if is_prepared(settings.source):
         return _open_source_folder(settings, tokenizer)
     corpus = open_source(settings, limits)
-    summary = recall_scan(corpus)
+    summary = load_scan_summary(corpus)
     if summary is not None:
         dataset = open_cached(cache_key(summary, _tokenizer_or_spec(settings, summary, tokenizer), settings))
         if dataset is not None:
             return _rename(dataset, corpus)
     scan = yield from scan_corpus(corpus, limits)
-    return (yield from load_or_build(corpus, scan, settings, tokenizer, limits))
+    return (yield from open_or_build(corpus, scan, settings, tokenizer, limits))
 
 
 @preparation
@@ -80,8 +81,8 @@ def reopen_dataset(
         corpus = open_source(settings, limits)
         scan = yield from scan_corpus(corpus, limits)
         if scan.sha256 != origin["text"]["sha256"]:
-            raise error  # here, because the tokenizer may not have the characters of another text
-        dataset = yield from load_or_build(corpus, scan, settings, tokenizer, limits)
+            raise error  # before the text is encoded: the tokenizer may not have the characters of another text
+        dataset = yield from open_or_build(corpus, scan, settings, tokenizer, limits)
     if dataset.fingerprint != origin["fingerprint"]:
         raise error
     return dataset
@@ -109,10 +110,10 @@ def prepare_folder(
 
 
 @preparation
-def load_or_build(
+def open_or_build(
     corpus: Corpus, scan: CorpusScan, settings: DataSettings, tokenizer: Tokenizer | None, limits: Limits
 ) -> Generator[PreparationProgress, None, Dataset]:
-    """The dataset of a corpus that was scanned: from the cache, or built."""
+    """The dataset of a scanned corpus: opened from the cache, or built into it."""
     tokenizer_or_spec = _tokenizer_or_spec(settings, scan, tokenizer)
     key = cache_key(scan, tokenizer_or_spec, settings)
     dataset = open_cached(key)
@@ -129,7 +130,7 @@ def load_or_build(
 
 
 def is_cached(settings: DataSettings, origin: dict[str, Any]) -> bool:
-    """Whether `reopen_dataset` needs to read no text."""
+    """Whether `reopen_dataset` can open the dataset without reading its text."""
     return is_prepared(cached_folder(origin["cache_key"])) or is_prepared(settings.source)
 
 
@@ -137,14 +138,15 @@ def encode_corpus(settings: DataSettings, tokenizer: Tokenizer, unknown: str = "
     """The ids of all documents of a source (T,), int64, as they would be in a dataset. They are held in memory."""
     corpus = open_source(settings)
     scan = scan_corpus(corpus).result
-    marks_ends = scan.uses_end_of_text(tokenizer)
-    split = choose_split(scan, 0.5, deduplicate=False, insert_newlines=not marks_ends)
+    uses_end_of_text = scan.uses_end_of_text(tokenizer)
+    # Both splits are encoded, in the order of the corpus: the fraction only sets the position of a cut.
+    split = choose_split(scan, 0.5, deduplicate=False, insert_newlines=not uses_end_of_text)
     encoder = Encoder(tokenizer, unknown)
 
     def encode() -> Iterator[np.ndarray]:
         yield np.empty(0, np.int64)
-        for chunk in split_chunks(corpus, scan, split, insert_newlines=not marks_ends):
-            yield encoder.encode(chunk.text.encode() + (END if marks_ends and chunk.ends_document else b""))
+        for chunk in split_chunks(corpus, scan, split, insert_newlines=not uses_end_of_text):
+            yield encoder.encode(chunk.text.encode() + (END if uses_end_of_text and chunk.ends_document else b""))
 
     return np.concatenate(list(encode())).astype(np.int64)
 

@@ -1,7 +1,7 @@
 """The built-in corpus: documentation that comes with Python, about a megabyte of ASCII text.
 
-It needs no network and no files of Octavo's. Its text differs between versions of Python, so a dataset prepared from it
-is identified by its sha256, as with any other text.
+It needs no network, and Octavo ships no text. The text differs between versions of Python, so a dataset prepared from
+it is identified by its sha256, as with any other text.
 """
 
 import ast
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from octavo.errors import OctavoError
 
-_MAX_CHARACTERS = 1_000_000  # enough for a short training; parsing the whole library would take twice as long
+_MAX_CHARACTERS = 1_000_000  # enough for a short training run; parsing the whole library would double the time
 _SKIPPED_MODULES = re.compile(r"\b(_|tests?\b|distutils|encodings|idlelib|lib2to3|turtledemo)")
 _ASCII_PUNCTUATION = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "--", "…": "..."})
 
@@ -60,7 +60,7 @@ def _reference_sections() -> Iterator[str]:
 
 def _library_docstrings() -> Iterator[str]:
     """Yield the docstrings of public modules, classes and functions. Their source is parsed, not imported."""
-    library = Path(sysconfig.get_path("stdlib"))  # the base installation's, in a virtual environment too
+    library = Path(sysconfig.get_path("stdlib"))  # in a virtual environment, this is the base installation's
     if not (library / "os.py").is_file():
         raise _missing_documentation(f"source of the library in {library}")
     for name in sorted(sys.stdlib_module_names):

@@ -1,9 +1,9 @@
 """Read the documents in a file: plain text, compressed text, JSON lines, or a Parquet table.
 
 A document is read in chunks of about a million characters, so memory does not depend on the size of the file. A chunk
-ends where no token can span the cut: before a space or a newline that follows another character. So chunks can be
-tokenized separately, and the ids are those of the whole text. The text is kept as it is, including its line endings;
-only a byte order mark at the start of a text file is removed.
+ends where no token can span the cut: before a space or a newline that follows a character other than white space. So
+chunks can be encoded separately, and the ids are those of the whole text. The text is kept as it is, including its
+line endings; only a byte order mark at the start of a text file is removed.
 """
 
 import codecs
@@ -47,7 +47,7 @@ class BinaryFileError(Exception):
 
 
 def read_file(path: str, text_format: TextFormat, limits: Limits = DEFAULT_LIMITS) -> Iterator[Chunk]:
-    """Yield the documents of a file, whose kind follows from its name.
+    """Yield the documents of a file in chunks. The suffix of its name determines the format.
 
     Raises `BinaryFileError`, or `OctavoError` that names the file and the line.
     """
@@ -96,7 +96,11 @@ def _mark_last(texts: Iterable[str]) -> Iterator[Chunk]:
 
 
 def cut_text(texts: Iterable[str], limits: Limits = DEFAULT_LIMITS) -> Iterator[str]:
-    """Yield the same text in parts of at most `limits.chunk` characters, if no token can span the cuts."""
+    """Yield the same text in chunks of at most `limits.chunk` characters.
+
+    Text is cut where no token can span the cut. Without such a place, a chunk is longer, and is cut after
+    `limits.forced_cut` characters all the same.
+    """
     rest = ""
     for text in texts:
         rest += text
@@ -110,16 +114,16 @@ def cut_text(texts: Iterable[str], limits: Limits = DEFAULT_LIMITS) -> Iterator[
 
 
 def _find_cut(text: str, start: int, limits: Limits) -> int:
-    """The end of the chunk that begins at `start`, or 0 if more text must be read to decide it."""
-    at = start + limits.chunk
-    while (at := max(text.rfind(" ", start + 1, at), text.rfind("\n", start + 1, at))) > start:
-        word_end = len(text[start:at].rstrip()) + start  # where this run of white space begins
+    """The end of the chunk that begins at `start`, or 0 if more text must be read before a cut can be chosen."""
+    position = start + limits.chunk
+    while (position := max(text.rfind(" ", start + 1, position), text.rfind("\n", start + 1, position))) > start:
+        word_end = len(text[start:position].rstrip()) + start  # where this run of white space begins
         if word_end > start and text[word_end] in " \n":
             return word_end
-        at = word_end
+        position = word_end
     if match := re.compile(r"\S(?=[ \n])").search(text, start + limits.chunk - 1):
         return match.end()
-    return start + limits.uncut if len(text) - start >= limits.uncut else 0
+    return start + limits.forced_cut if len(text) - start >= limits.forced_cut else 0
 
 
 @contextlib.contextmanager
@@ -200,21 +204,21 @@ def _read_json_lines(file: BinaryIO, name: str, text_format: TextFormat) -> Iter
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
-        place = f"{name}, line {number:,},"
+        location = f"{name}, line {number:,},"
         try:
             row = json.loads(line.decode(encoding, text_format.errors))
         except UnicodeDecodeError as error:
             raise OctavoError(
-                f"{place} is not {encoding}: {error.reason}",
+                f"{location} is not {encoding}: {error.reason}",
                 "--encoding latin-1 (or the file's encoding), or --errors replace",
             ) from None
         except (ValueError, RecursionError) as error:
-            raise OctavoError(f"{place} is not JSON: {error}", "a JSON object in each line") from None
+            raise OctavoError(f"{location} is not JSON: {error}", "a JSON object in each line") from None
         if not isinstance(row, dict):
-            raise OctavoError(f"{place} is not a JSON object", '{"text": "..."} in each line')
-        text = _get_field(row, place, text_format)
+            raise OctavoError(f"{location} is not a JSON object", '{"text": "..."} in each line')
+        text = _get_field(row, location, text_format)
         if b"\\ud" in line.lower():  # an escape for a surrogate, which may be unpaired
-            text = _remove_surrogates(text, place, text_format)
+            text = _remove_surrogates(text, location, text_format)
         yield text
 
 
@@ -240,43 +244,43 @@ def _read_table(path: str, text_format: TextFormat) -> Iterator[str]:
         raise OctavoError(f"{path} is not a Parquet file, or damaged: {error}", "write or fetch it again") from error
 
 
-def row_text(row: dict[str, Any], place: str, text_format: TextFormat) -> str:
-    """The text field of a row. `place` names the row in errors."""
-    return _remove_surrogates(_get_field(row, place, text_format), place, text_format)
+def row_text(row: dict[str, Any], location: str, text_format: TextFormat) -> str:
+    """The text field of a row. `location` names the row in messages and ends with a comma."""
+    return _remove_surrogates(_get_field(row, location, text_format), location, text_format)
 
 
-def _get_field(row: dict[str, Any], place: str, text_format: TextFormat) -> str:
+def _get_field(row: dict[str, Any], location: str, text_format: TextFormat) -> str:
     if text_format.text_field not in row:
-        raise _missing_field(place, list(row), text_format)
-    return _check_text(row[text_format.text_field], place, text_format)
+        raise _missing_field(location, list(row), text_format)
+    return _check_text(row[text_format.text_field], location, text_format)
 
 
-def _check_text(value: Any, place: str, text_format: TextFormat) -> str:
+def _check_text(value: Any, location: str, text_format: TextFormat) -> str:
     if not isinstance(value, str):
         kind = "null" if value is None else type(value).__name__
         raise OctavoError(
-            f"{place} has a field {text_format.text_field!r} that is {kind}, not text",
+            f"{location} has a field {text_format.text_field!r} that is {kind}, not text",
             "--text-field NAME, or remove such rows",
         )
     return value
 
 
-def _missing_field(place: str, names: list[str], text_format: TextFormat) -> OctavoError:
+def _missing_field(location: str, names: list[str], text_format: TextFormat) -> OctavoError:
     listed = ", ".join(map(str, names[:8])) + (", ..." if len(names) > 8 else "")
     return OctavoError(
-        f"{place.rstrip(',')} has no field {text_format.text_field!r}; its fields: {listed or 'none'}",
+        f"{location.rstrip(',')} has no field {text_format.text_field!r}; its fields: {listed or 'none'}",
         f"--text-field {names[0] if names else 'NAME'}",
     )
 
 
-def _remove_surrogates(text: str, place: str, text_format: TextFormat) -> str:
+def _remove_surrogates(text: str, location: str, text_format: TextFormat) -> str:
     """Treat unpaired surrogates, which are not characters, as `text_format.errors` says."""
     try:
         text.encode()
     except UnicodeEncodeError:
         if text_format.errors == "strict":
             raise OctavoError(
-                f"{place} has an unpaired surrogate, which is not a character",
+                f"{location} has an unpaired surrogate, which is not a character",
                 "--errors replace, or --errors ignore",
             ) from None
         return text.encode("utf-16", "surrogatepass").decode("utf-16", text_format.errors)

@@ -29,18 +29,18 @@ class Sampler:
             )
         # An epoch has one sequence fewer than would fit, so that any offset below block_size is possible. If only
         # one sequence fits, there are fewer offsets.
-        self.sequences = max(1, (self.length - 1) // block_size - 1)  # in an epoch
-        self._offsets = min(block_size, self.length - self.sequences * block_size)
+        self.sequences_per_epoch = max(1, (self.length - 1) // block_size - 1)
+        self._offset_count = min(block_size, self.length - self.sequences_per_epoch * block_size)
 
     def starts(self, step: int) -> np.ndarray:
         """The position of the first token of each sequence in the batch, (B,)."""
         index = np.arange(step * self.batch_size, (step + 1) * self.batch_size, dtype=np.uint64)
-        epochs, index_in_epoch = np.divmod(index, np.uint64(self.sequences))
+        epochs, index_in_epoch = np.divmod(index, np.uint64(self.sequences_per_epoch))
         starts = np.empty(self.batch_size, dtype=np.int64)
         for epoch in np.unique(epochs):
             rows = epochs == epoch
-            offset = int(_keys(self.seed, int(epoch))[-1]) % self._offsets
-            sequence = permute(index_in_epoch[rows], self.sequences, self.seed, int(epoch))
+            offset = int(_keys(self.seed, int(epoch))[-1]) % self._offset_count
+            sequence = permute(index_in_epoch[rows], self.sequences_per_epoch, self.seed, int(epoch))
             starts[rows] = offset + sequence.astype(np.int64) * self.block_size
         return starts
 

@@ -1,7 +1,7 @@
 """Scan a corpus: read it once, before it is tokenized, to count it, hash it and collect its characters.
 
 A scan needs 25 bytes of memory for each document. The part of it that does not grow with the corpus, the
-`ScanSummary`, is remembered in the cache, so that a text which was scanned before need not be read again to find its
+`ScanSummary`, is stored in the cache, so that a text which was scanned before need not be read again to find its
 prepared dataset.
 """
 
@@ -69,28 +69,28 @@ class CorpusHash:
     """The sha256 that identifies a corpus, updated chunk by chunk."""
 
     def __init__(self) -> None:
-        self._sha256, self._document_ended, self._has_several = hashlib.sha256(), False, False
+        self._sha256, self._document_ended, self._has_several_documents = hashlib.sha256(), False, False
 
     def update(self, content: bytes, ends_document: bool) -> None:
         if self._document_ended:
             self._sha256.update(b"\xff")
-            self._has_several = True
+            self._has_several_documents = True
         self._sha256.update(content)
         self._document_ended = ends_document
 
     def hexdigest(self) -> str:
-        if self._has_several:
+        if self._has_several_documents:
             self._sha256.update(b"\xff")
         return self._sha256.hexdigest()
 
 
 @preparation
 def scan_corpus(corpus: Corpus, limits: Limits = DEFAULT_LIMITS) -> Generator[PreparationProgress, None, CorpusScan]:
-    """Read a corpus from beginning to end, and remember its summary."""
+    """Read a corpus from beginning to end, and store its summary in the cache."""
     identity = _file_identity(corpus)
     corpus_hash, size, characters = CorpusHash(), 0, 0
     lengths, digests, lacks_newline = array("q"), bytearray(), bytearray()
-    ascii_characters, is_other_character = b"", np.zeros(0x110000, dtype=bool)
+    ascii_characters, occurs = b"", np.zeros(0x110000, dtype=bool)  # `occurs`: by code point, in chunks beyond ASCII
     document_hash, length = hashlib.blake2b(digest_size=_DIGEST_BYTES), 0
     meter = ProgressMeter("reading", None, limits.progress_seconds)
     for text, ends_document in corpus.chunks():
@@ -98,17 +98,17 @@ def scan_corpus(corpus: Corpus, limits: Limits = DEFAULT_LIMITS) -> Generator[Pr
         corpus_hash.update(content, ends_document)
         document_hash.update(content)
         size, characters, length = size + len(content), characters + len(text), length + len(text)
-        if new := content.translate(None, ascii_characters):
-            ascii_characters += bytes(sorted(byte for byte in set(new) if byte < 0x80))
+        if new_bytes := content.translate(None, ascii_characters):
+            ascii_characters += bytes(sorted(byte for byte in set(new_bytes) if byte < 0x80))
         if len(content) != len(text):
-            is_other_character[np.frombuffer(text.encode("utf-32-le"), "<u4")] = True
+            occurs[np.frombuffer(text.encode("utf-32-le"), "<u4")] = True
         if ends_document:
             lengths.append(length)
             digests += document_hash.digest()
             lacks_newline.append(not text.endswith("\n"))
             document_hash, length = hashlib.blake2b(digest_size=_DIGEST_BYTES), 0
         yield from meter.report(characters)
-    alphabet = set(map(chr, np.flatnonzero(is_other_character).tolist())) | set(ascii_characters.decode())
+    alphabet = set(map(chr, np.flatnonzero(occurs).tolist())) | set(ascii_characters.decode())
     if any(lacks_newline[:-1]):
         alphabet.add("\n")  # it may be inserted between two documents
     scan = CorpusScan(
@@ -122,14 +122,14 @@ def scan_corpus(corpus: Corpus, limits: Limits = DEFAULT_LIMITS) -> Generator[Pr
         lacks_newline=bytes(lacks_newline),
     )
     if identity is not None and identity == _file_identity(corpus):
-        _remember(corpus, identity, scan)
+        _save_scan_summary(corpus, identity, scan)
     return scan
 
 
 # Recognizing files that were scanned before
 
 
-def recall_scan(corpus: Corpus) -> ScanSummary | None:
+def load_scan_summary(corpus: Corpus) -> ScanSummary | None:
     """The summary of an earlier scan of the same files, recognized by path, size and modification time.
 
     None if there was no such scan, a file has changed since, or the source is not made of files.
@@ -145,7 +145,7 @@ def recall_scan(corpus: Corpus) -> ScanSummary | None:
 
 
 def _file_identity(corpus: Corpus) -> str | None:
-    """A hash of the path, size and modification time of each file. None if one of them cannot be recognized later."""
+    """A hash of the path, size and modification time of each file; None if `file_state` is None for one of them."""
     if corpus.paths is None:
         return None
     identity = hashlib.sha256()
@@ -165,8 +165,8 @@ def _record_path(corpus: Corpus) -> Path:
     return files.cache_dir() / "scans" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
 
 
-def _remember(corpus: Corpus, identity: str, scan: CorpusScan) -> None:
-    """Write a record for `recall_scan`. Without one, the text is read again; so errors are ignored."""
+def _save_scan_summary(corpus: Corpus, identity: str, scan: CorpusScan) -> None:
+    """Write a record for `load_scan_summary`. Without one, the text is read again; so errors are ignored."""
     summary = {field.name: getattr(scan, field.name) for field in dataclasses.fields(ScanSummary)}
     path = _record_path(corpus)
     try:

@@ -1,6 +1,6 @@
 """Write token shards: encode text in order, on all cores, and write each shard atomically.
 
-Which characters a shard holds follows from the corpus alone. So an interrupted writer continues at the first missing
+The corpus and its split determine the characters of each shard. So an interrupted writer continues at the first missing
 shard, and the final files are those of an uninterrupted writer. Memory holds one shard of each split and a few chunks
 of text, however large the corpus.
 """
@@ -28,8 +28,8 @@ from octavo.units import format_bytes
 RECORDS = "written.txt"  # a line for each finished shard: name and sha256
 
 
-class _Batch(NamedTuple):
-    """A batch of text to encode: how much it is, and the shard that its ids go to."""
+class _TextInfo(NamedTuple):
+    """How long a text to encode is, and the shard that its ids go to."""
 
     split: int
     shard: int
@@ -39,11 +39,11 @@ class _Batch(NamedTuple):
 
 @dataclass
 class _PendingText:
-    """Text of one split that waits to be encoded, and the shard that it is for."""
+    """Chunks of one split that wait to be encoded, and the shard that they are for."""
 
     shard: int = 0
-    shard_characters: int = 0  # text of this shard so far, waiting or not
-    characters: int = 0  # text that waits
+    shard_characters: int = 0  # in all chunks of this shard so far, waiting or not
+    characters: int = 0  # in the chunks that wait
     parts: list[bytes] = field(default_factory=list)
 
 
@@ -76,47 +76,51 @@ def write_shards(
     """
     finished = [_count_finished(folder, split) for split in SPLITS]
     _check_disk_space(folder, finished, int(scan.characters * ids_per_character), tokenizer)
-    batches = _collect_batches(chunks, finished, scan.uses_end_of_text(tokenizer), limits)
-    processes = encoder_pool.count_processes(scan.characters, limits)
+    texts = _collect_texts(chunks, finished, scan.uses_end_of_text(tokenizer), limits)
+    processes = encoder_pool.choose_process_count(scan.characters, limits)
     parts: list[list[np.ndarray]] = [[] for _ in SPLITS]  # for each split, the ids of its unfinished shard
     numbers = [0 for _ in SPLITS]  # and the number of that shard
     done = 0
-    for batch, ids in encoder_pool.encode_batches(tokenizer, batches, processes):
-        numbers[batch.split] = batch.shard
-        parts[batch.split].append(ids)
-        if batch.completes_shard:
-            _finish_shard(folder, batch.split, batch.shard, parts[batch.split], finished)
-        done += batch.characters
+    for info, ids in encoder_pool.encode_texts(tokenizer, texts, processes):
+        numbers[info.split] = info.shard
+        parts[info.split].append(ids)
+        if info.completes_shard:
+            _finish_shard(folder, info.split, info.shard, parts[info.split], finished)
+        done += info.characters
         yield done
     for split, number in enumerate(numbers):
         _finish_shard(folder, split, number, parts[split], finished)
 
 
-def _collect_batches(
-    chunks: Iterable[SplitChunk], finished: list[int], marks_ends: bool, limits: Limits
-) -> Iterator[tuple[_Batch, bytes]]:
-    """Collect text until it is worth encoding. The batches of finished shards are empty."""
-    pending = [_PendingText() for _ in SPLITS]
+def _collect_texts(
+    chunks: Iterable[SplitChunk], finished: list[int], uses_end_of_text: bool, limits: Limits
+) -> Iterator[tuple[_TextInfo, bytes]]:
+    """Join chunks to texts of at least `limits.chunk` characters; only the last text of a shard may be shorter.
 
-    def take(split: int, completes_shard: bool) -> tuple[_Batch, bytes]:
-        text = pending[split]
-        batch = _Batch(split, text.shard, text.characters, completes_shard), b"".join(text.parts)
-        text.parts, text.characters = [], 0
-        return batch
+    Text that is in a finished shard is counted, but replaced by an empty text, which takes no time to encode.
+    """
+    pending_texts = [_PendingText() for _ in SPLITS]
+
+    def take(split: int, completes_shard: bool) -> tuple[_TextInfo, bytes]:
+        pending = pending_texts[split]
+        info = _TextInfo(split, pending.shard, pending.characters, completes_shard)
+        text = b"".join(pending.parts)
+        pending.parts, pending.characters = [], 0
+        return info, text
 
     for chunk in chunks:
-        text = pending[chunk.split]
-        text.characters += len(chunk.text)
-        text.shard_characters += len(chunk.text)
-        if text.shard >= finished[chunk.split]:
-            text.parts.append(chunk.text.encode() + (END if marks_ends and chunk.ends_document else b""))
-        is_full = text.shard_characters >= limits.shard
-        if text.characters >= limits.chunk or is_full:
+        pending = pending_texts[chunk.split]
+        pending.characters += len(chunk.text)
+        pending.shard_characters += len(chunk.text)
+        if pending.shard >= finished[chunk.split]:
+            pending.parts.append(chunk.text.encode() + (END if uses_end_of_text and chunk.ends_document else b""))
+        is_full = pending.shard_characters >= limits.shard
+        if pending.characters >= limits.chunk or is_full:
             yield take(chunk.split, is_full)
         if is_full:
-            text.shard, text.shard_characters = text.shard + 1, 0
-    for split, text in enumerate(pending):
-        if text.characters:
+            pending.shard, pending.shard_characters = pending.shard + 1, 0
+    for split, pending in enumerate(pending_texts):
+        if pending.characters:
             yield take(split, False)
 
 
@@ -131,7 +135,7 @@ def _finish_shard(folder: Path, split: int, number: int, parts: list[np.ndarray]
 
 
 def _count_finished(folder: Path, split: str) -> int:
-    """How many shards of a split are intact, from the first on."""
+    """The number of intact shards of a split before the first missing or damaged one."""
     records = read_records(folder)
     number = 0
     while (path := shard_path(folder, split, number)).exists() and path.name in records:

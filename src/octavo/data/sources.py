@@ -37,7 +37,7 @@ _SHAKESPEARE = (
 
 @dataclass(frozen=True)
 class Corpus:
-    """The documents of a source, and a name that a folder can have."""
+    """The documents of a source, and a name for them that is valid as the name of a folder."""
 
     name: str
     source: str
@@ -52,10 +52,11 @@ class Corpus:
             for chunk in self._read():
                 is_empty = False
                 yield chunk
-        except (OSError, ValueError) as error:  # ValueError: a NUL in a path, or an error of the codec's own
+        except (OSError, ValueError) as error:  # ValueError: a NUL in a path, or raised by a codec
             raise _unreadable(self.source, error) from error
         if is_empty:
-            raise OctavoError(f"{self.source} has no text in it", "a text, or --text-field for its rows")
+            hint = "a source with text, or --text-field NAME if another field has the text"
+            raise OctavoError(f"{self.source} has no text in it", hint)
 
 
 def open_source(settings: DataSettings, limits: Limits = DEFAULT_LIMITS) -> Corpus:
@@ -64,10 +65,11 @@ def open_source(settings: DataSettings, limits: Limits = DEFAULT_LIMITS) -> Corp
     A source is a file, a folder, a glob such as `notes/**/*.md`, a dataset `hf:NAME`, `-` for standard input, or one of
     the names in `BUILT_IN`. Such a name takes precedence over a file of that name, which is reached by `./pydocs`. A
     folder is read recursively, sorted by path, without hidden files, binary files (a NUL byte in the first 64 KiB) and
-    linked folders. A glob skips the same files but follows links.
+    symbolic links to folders. A glob skips the same files but follows links.
 
     A text file is one document. `.jsonl` and `.parquet` have one document in each row, in the field `text_field`. `.gz`
-    and `.zst` are decompressed. Raises `OctavoError` if the source does not exist; `Corpus.chunks` if it is unreadable.
+    and `.zst` are decompressed. Raises `OctavoError` if the source does not exist. If it exists but cannot be read,
+    `Corpus.chunks` raises it.
     """
     source = settings.source
     text_format = TextFormat(_normalize_encoding(settings.encoding), settings.errors, settings.text_field)
@@ -168,7 +170,7 @@ def _find_files(source: str) -> list[str]:
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    """Yield the files in `folder` and its subfolders, without hidden ones and without linked folders."""
+    """Yield the files in `folder` and its subfolders, without hidden ones and without symbolic links to folders."""
     for path in folder.iterdir():
         if path.name.startswith("."):
             continue
@@ -182,7 +184,7 @@ def _copy_stream(
     stream: BinaryIO | None, name: str, text_format: TextFormat, limits: Limits
 ) -> Callable[[], Iterator[Chunk]]:
     """Copy a stream, which can be read only once, to an unnamed file, and return a function that reads the copy."""
-    copy = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the corpus
+    copy = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `weakref.finalize` below
     with files.translate_disk_errors(Path(tempfile.gettempdir())):
         if stream is not None:
             shutil.copyfileobj(stream, copy)
@@ -199,5 +201,5 @@ def _copy_stream(
         if is_empty:
             raise OctavoError(f"{name} is empty", "pipe a text into it, or give a file")
 
-    weakref.finalize(read, copy.close)
+    weakref.finalize(read, copy.close)  # when the corpus, which holds `read`, is garbage-collected
     return read

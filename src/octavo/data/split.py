@@ -21,9 +21,10 @@ TRAIN, VAL, LEFT_OUT = 0, 1, 2
 
 @dataclass(frozen=True)
 class Split:
-    """The split of each document: TRAIN, VAL or LEFT_OUT.
+    """Assigns each document to TRAIN or VAL, or leaves it out.
 
-    If the split is by position, everything from character `cut` on is for validation instead.
+    If the split is by position, every document is TRAIN or LEFT_OUT. The kept documents count as one text, which is for
+    validation from character `cut` on.
     """
 
     by: str  # "document" or "position"
@@ -49,10 +50,10 @@ def choose_split(scan: CorpusScan, val_fraction: float, deduplicate: bool, inser
         digests = scan.digest_array
         val_characters = val_fraction * lengths[is_kept].sum()
         # A document longer than the whole validation split is always for training.
-        is_kept &= lengths <= max(val_characters, lengths[is_kept].min())
-        order = np.flatnonzero(is_kept)[np.argsort(digests[is_kept])]
+        is_candidate = is_kept & (lengths <= max(val_characters, lengths[is_kept].min()))
+        order = np.flatnonzero(is_candidate)[np.argsort(digests[is_candidate])]
         count = max(1, int(np.searchsorted(np.cumsum(lengths[order]), val_characters, side="right")))
-        of_document[is_kept & (digests <= digests[order[count - 1]])] = VAL
+        of_document[is_candidate & (digests <= digests[order[count - 1]])] = VAL
         return Split("document", 0, of_document.tobytes())
     length = int(lengths[is_kept].sum())
     if insert_newlines:
@@ -72,7 +73,7 @@ def split_chunks(
     )
     document = position = 0
     corpus_hash = CorpusHash()
-    unterminated: int | None = None  # the split of the last document, if a newline must follow it
+    newline_split: int | None = None  # if a newline must follow the last document: the split of that document
 
     def split_at(position: int, of_document: int) -> int:
         if split.by == "document":
@@ -87,8 +88,8 @@ def split_chunks(
         document += ends_document
         if of_document == LEFT_OUT:
             continue
-        if unterminated is not None:
-            yield SplitChunk(split_at(position, unterminated), "\n", False, is_separator=True)
+        if newline_split is not None:
+            yield SplitChunk(split_at(position, newline_split), "\n", False, is_separator=True)
             position += 1
         if split.by == "position" and position < split.cut < position + len(text):
             yield SplitChunk(TRAIN, text[: split.cut - position], False)
@@ -96,6 +97,6 @@ def split_chunks(
         else:
             yield SplitChunk(split_at(position, of_document), text, ends_document)
         position += len(text)
-        unterminated = of_document if insert_newlines and ends_document and not text.endswith("\n") else None
+        newline_split = of_document if insert_newlines and ends_document and not text.endswith("\n") else None
     if corpus_hash.hexdigest() != scan.sha256:
         raise error

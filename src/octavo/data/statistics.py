@@ -8,7 +8,7 @@ import numpy as np
 
 from octavo.data.dataset import SPLITS, Dataset, is_prepared
 from octavo.data.limits import DEFAULT_LIMITS, Limits
-from octavo.data.prepare import load_or_build
+from octavo.data.prepare import open_or_build
 from octavo.data.progress import PreparationProgress, ProgressMeter, preparation
 from octavo.data.scan import scan_corpus
 from octavo.data.sources import open_source
@@ -19,7 +19,7 @@ from octavo.settings import DataSettings
 _LISTED = 20  # entries in each list of tokens or characters
 _CODE_POINTS = 0x110000
 _SHORTEST_REPEATED, _LONGEST_REPEATED = 20, 100_000  # characters in a line that is compared with others
-_COMPARED_LINES = 20_000_000  # 8 bytes of memory each
+_MAX_COMPARED_LINES = 20_000_000  # 8 bytes of memory each
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def compute_statistics(
         raise OctavoError(f"{settings.source} holds tokens; stats needs text", "the text that it was prepared from")
     corpus = open_source(settings, limits)
     scan = yield from scan_corpus(corpus, limits)
-    dataset = yield from load_or_build(corpus, scan, settings, None, limits)
+    dataset = yield from open_or_build(corpus, scan, settings, None, limits)
     insert_newlines = not scan.uses_end_of_text(dataset.tokenizer)
     split = choose_split(scan, settings.val_fraction, False, insert_newlines)
     counter, lines = _CharacterCounter(limits.chunk), _LineCounter()
@@ -163,7 +163,7 @@ class _LineCounter:
     def _finish(self) -> None:
         self.count += 1
         self.longest = max(self.longest, self._length)
-        if _SHORTEST_REPEATED <= self._length <= _LONGEST_REPEATED and len(self._hashes) < _COMPARED_LINES:
+        if _SHORTEST_REPEATED <= self._length <= _LONGEST_REPEATED and len(self._hashes) < _MAX_COMPARED_LINES:
             self._hashes.append(hash(self._line))
         self._line, self._length = "", 0
 
