@@ -1,15 +1,15 @@
 """Text to token ids and back: five kinds of tokenizer behind one class.
 
     char      one token for each character of the training text
-    byte      256 tokens, the bytes: encodes any text, has nothing to learn
-    word[:N]  words, runs of whitespace and punctuation; anything not in the vocabulary is encoded byte by byte
+    byte      256 tokens, the bytes: encodes any text, needs no training
+    word[:N]  words, runs of whitespace, punctuation characters; what is not in the vocabulary is encoded byte by byte
     bpe:N     byte-level byte-pair encoding like GPT-2's, trained on the text, N tokens in total
     gpt2      GPT-2's own 50,257 tokens
 
 `build` makes one from text, `load` reads one from a checkpoint or a Hugging Face folder. Each wraps a
-`tokenizers.Tokenizer` of Hugging Face and is saved as its `tokenizer.json`; `encode` takes a faster way where the ids
-are the same. No tokenizer normalizes text: a token is a sequence of bytes, and decoding concatenates them. The text
-`<|endoftext|>` is encoded like any other text, never as the special token.
+`tokenizers.Tokenizer` of Hugging Face and is saved as its `tokenizer.json`; `encode` uses NumPy or tiktoken instead,
+which are faster, if they return the same ids. No tokenizer normalizes text: a token is a sequence of bytes, and
+decoding concatenates them. The text `<|endoftext|>` is encoded like any other text, never as the special token.
 """
 
 from octavo.tokenizers.bytelevel import END_OF_TEXT

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from octavo.errors import OctavoError
-from octavo.tokenizers.bytelevel import END_OF_TEXT, byte_level
+from octavo.tokenizers.bytelevel import END_OF_TEXT, byte_level_backend
 from octavo.tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def read_vocab_and_merges(vocab: Path, merges: Path) -> "tokenizers.Tokenizer":
     """GPT-2's older pair of files: `vocab.json` and `merges.txt`, which OpenAI named `encoder.json` and `vocab.bpe`."""
     from tokenizers import models
 
-    backend = byte_level(models.BPE.from_file(str(vocab), str(merges)))
+    backend = byte_level_backend(models.BPE.from_file(str(vocab), str(merges)))
     if backend.token_to_id(END_OF_TEXT) is not None:
         backend.add_special_tokens([END_OF_TEXT])
     return backend

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from octavo.errors import OctavoError
 from octavo.files import cache_dir, fetch, sha256
-from octavo.tokenizers.bytelevel import BYTE_LETTERS, END_OF_TEXT, byte_level, find_surrogates, split_at_spaces
+from octavo.tokenizers.bytelevel import BYTE_LETTERS, END_OF_TEXT, byte_level_backend, find_surrogates, split_at_spaces
 from octavo.tokenizers.folder import read_vocab_and_merges
 from octavo.tokenizers.tokenizer import Tokenizer
 
@@ -34,9 +34,9 @@ def build(spec: str, text: str | Iterable[str]) -> Tokenizer:
     chunks = _check_surrogates([text] if isinstance(text, str) else text)
     match kind:
         case "char":
-            return Tokenizer(_char(set().union(*chunks)))
+            return Tokenizer(_build_char(set().union(*chunks)))
         case "byte":
-            return Tokenizer(_byte())
+            return Tokenizer(_build_byte())
         case "word":
             return Tokenizer(_train_word(chunks, size))
         case "bpe":
@@ -47,7 +47,7 @@ def build(spec: str, text: str | Iterable[str]) -> Tokenizer:
 
 def from_characters(ids: Mapping[str, int]) -> Tokenizer:
     """A char tokenizer with the given id for each character."""
-    return Tokenizer(_char_level(ids))
+    return Tokenizer(_char_backend(ids))
 
 
 def _parse_spec(spec: str) -> tuple[str, int]:
@@ -73,14 +73,14 @@ def _check_surrogates(chunks: Iterable[str]) -> Iterator[str]:
         yield chunk
 
 
-def _char(characters: set[str]) -> "tokenizers.Tokenizer":
+def _build_char(characters: set[str]) -> "tokenizers.Tokenizer":
     """The characters in the order of their code points."""
     if not characters:
         raise OctavoError("a char tokenizer takes its characters from the text, and the text is empty")
-    return _char_level({character: id for id, character in enumerate(sorted(characters))})
+    return _char_backend({character: id for id, character in enumerate(sorted(characters))})
 
 
-def _char_level(ids: Mapping[str, int]) -> "tokenizers.Tokenizer":
+def _char_backend(ids: Mapping[str, int]) -> "tokenizers.Tokenizer":
     """A BPE without merges."""
     from tokenizers import Tokenizer, decoders, models
 
@@ -89,10 +89,10 @@ def _char_level(ids: Mapping[str, int]) -> "tokenizers.Tokenizer":
     return backend
 
 
-def _byte() -> "tokenizers.Tokenizer":
+def _build_byte() -> "tokenizers.Tokenizer":
     from tokenizers import models
 
-    return byte_level(models.BPE(BYTE_LETTERS, []))
+    return byte_level_backend(models.BPE(BYTE_LETTERS, []))
 
 
 def _train_word(chunks: Iterable[str], size: int) -> "tokenizers.Tokenizer":
@@ -107,7 +107,7 @@ def _train_word(chunks: Iterable[str], size: int) -> "tokenizers.Tokenizer":
     counter.train_from_iterator((part for chunk in chunks for part in split_at_spaces(chunk)), trainer)
     ranks = counter.get_vocab()  # by frequency, then alphabetically
     tokens = dict.fromkeys([*BYTE_LETTERS, *sorted(ranks, key=ranks.__getitem__)])
-    backend = byte_level(models.BPE(dict(zip(tokens, range(size), strict=False)), [], ignore_merges=True))
+    backend = byte_level_backend(models.BPE(dict(zip(tokens, range(size), strict=False)), [], ignore_merges=True))
     backend.pre_tokenizer = counter.pre_tokenizer
     return backend
 
@@ -119,7 +119,7 @@ def _train_bpe(chunks: Iterable[str], size: int) -> "tokenizers.Tokenizer":
     """
     from tokenizers import models, trainers
 
-    backend = byte_level(models.BPE())
+    backend = byte_level_backend(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=size - 1, min_frequency=2, initial_alphabet=list(BYTE_LETTERS), show_progress=False
     )

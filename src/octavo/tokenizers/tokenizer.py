@@ -109,7 +109,7 @@ class Tokenizer:
 
     @property
     def splits_at_spaces(self) -> bool:
-        """Whether text can be split before any space or newline that follows another character: no token crosses it."""
+        """Whether text can be cut before a space or newline that follows a character other than white space."""
         return self.kind == "word" or (self.kind in ("bpe", "gpt2") and self._tiktoken is not None)
 
     def _encode_characters(self, text: str) -> npt.NDArray[np.int64] | None:
@@ -192,6 +192,7 @@ def _recognize_kind(description: dict[str, Any], ids: dict[str, int]) -> str:
         case ["BPE", None, "Sequence", "ByteLevel"] if model["ignore_merges"] and not model["merges"]:
             return "word"
         case ["BPE", None, _, "ByteLevel"]:
+            # Another BPE can have the same number of tokens, but not GPT-2's last merge at the same id.
             return "gpt2" if len(ids) == 50257 and ids.get("Ġgazed") == 50255 else "bpe"
     structure = "{} with normalizer {}, pre-tokenizer {}, decoder {}".format(model["type"], *parts)
     raise OctavoError(f"expected a character-level or byte-level BPE without normalizer, not {structure}")
