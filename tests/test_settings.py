@@ -162,7 +162,7 @@ def test_any_settings_survive_their_file(tmp_path_factory: pytest.TempPathFactor
         ("n_layres = 6", "no setting 'n_layres'", "--n-layer"),
         ('n_layer = "6"', "n_layer='6' is not an integer", "--n-layer"),
         ("learning_rate = nan", "learning_rate=nan is not a finite number", "--learning-rate"),
-        ("max_iters = 10", "nanoGPT's name", "--max-steps"),
+        ("max_iters = 10", "nanoGPT", "--max-steps"),
         ('preset = "tinny"', "no preset 'tinny'", "tiny"),
     ],
 )
@@ -356,7 +356,8 @@ def test_each_of_nanogpts_names_is_ours_or_is_answered_with_ours(name: str) -> N
         assert name not in NANOGPT_NAMES
         return
     said = refusal(**{name: 1})
-    assert said.message.startswith(f"{name} is nanoGPT's name")
+    assert said.message.startswith(f"{name} is")
+    assert "nanoGPT" in said.message
     assert said.hint == NANOGPT_NAMES[name]
 
 

@@ -1,7 +1,7 @@
 """The command line: one module per verb, each with the verb's flags and its handler.
 
     parser.py   the parser, flags that several verbs share, and printing a report
-    VERB.py     add_parser(verbs, defaults): the verb and its flags; run(arguments): parse, call, print
+    VERB.py     add_parser(verbs, defaults) adds the verb and its flags; run(arguments) calls the package and prints
 
 A handler calls one function of the package and prints the result. Torch and numpy are imported by the handlers, never
 by these modules, so `octavo --help` takes 0.07 s.
@@ -67,7 +67,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         raise unknown_name_error("verb", argv[0], VERBS)
     arguments, rest = parser.parse_known_args(argv)
     if "words" in arguments and not any(word.startswith("-") for word in rest):
-        # For nargs="+" argparse takes only the words before the first option.
+        # `inspect RUN VIEW`: for nargs="+", argparse takes only the words before the first option.
         arguments.words, rest = [*arguments.words, *rest], []
     if rest:
         raise _unknown_word_error(rest[0], arguments)
@@ -78,7 +78,7 @@ def _unknown_word_error(word: str, arguments: argparse.Namespace) -> OctavoError
     name = word.partition("=")[0]
     replacement = arguments.nanogpt_names.get(name.removeprefix("--").replace("-", "_"))
     if replacement is not None:
-        return OctavoError(f"{name} is nanoGPT's name for this setting", replacement)
+        return OctavoError(f"{name} is an option of nanoGPT, not of Octavo", replacement)
     flags = [flag for flag in arguments.flags if flag.startswith("--")]
     nearest = difflib.get_close_matches(name, flags, n=1, cutoff=0.6)
     message = f"there is no option {name}" if name.startswith("-") else f"unexpected argument {name!r}"

@@ -30,8 +30,8 @@ class _Validated:
     """Checks the type and bounds of every field when an instance is built."""
 
     def __post_init__(self) -> None:
-        for each in fields(self):  # type: ignore[arg-type]
-            object.__setattr__(self, each.name, _validate(each, getattr(self, each.name)))
+        for setting_field in fields(self):  # type: ignore[arg-type]
+            object.__setattr__(self, setting_field.name, _validate(setting_field, getattr(self, setting_field.name)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ class TrainingSettings(_Validated):
     )
     curriculum_splits: int = setting(
         1,
-        "sequence-length curriculum: start with sequences of block_size / N; N must divide block_size",
+        "sequence-length curriculum: start with sequences of block_size / N tokens; N must divide block_size",
         low=1,
         high=1 << 20,
     )
@@ -175,7 +175,7 @@ class TrainingSettings(_Validated):
     @property
     def loggers(self) -> list[str]:
         """The names in `log`, without duplicates."""
-        names = dict.fromkeys(each.strip() for each in self.log.split(","))
+        names = dict.fromkeys(name.strip() for name in self.log.split(","))
         return [name for name in names if name not in ("none", "")]
 
 
@@ -211,7 +211,7 @@ def unknown_name_error(kind: str, name: str, known: Iterable[object], *, setting
 
     With `setting`, a `SettingError` for that setting.
     """
-    names = [str(each) for each in known]
+    names = [str(known_name) for known_name in known]
     nearest = difflib.get_close_matches(name.replace("-", "_"), names, n=1, cutoff=0.5)
     if not nearest:
         hint = "one of: " + ", ".join(names)
@@ -231,22 +231,22 @@ def unknown_name_error(kind: str, name: str, known: Iterable[object], *, setting
     return OctavoError(message, hint) if setting is None else SettingError((setting,), message, hint)
 
 
-def _validate(each: "dataclasses.Field[Any]", value: Any) -> Any:
+def _validate(setting_field: "dataclasses.Field[Any]", value: Any) -> Any:
     """`value`, if it has the field's type and is within its bounds. An int is accepted as a float."""
-    name, flag = each.name, "--" + each.name.replace("_", "-")
-    if each.type is float and isinstance(value, int) and not isinstance(value, bool):
+    name, hint = setting_field.name, f"--{setting_field.name.replace('_', '-')} {setting_field.default}"
+    if setting_field.type is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if type(value) is not each.type:
-        expected = {int: "an integer", float: "a number", bool: "true or false", str: "text"}[each.type]  # type: ignore[index]
-        raise SettingError((name,), f"{name}={value!r} is not {expected}", f"{flag} {each.default}")
+    if type(value) is not setting_field.type:
+        expected = {int: "an integer", float: "a number", bool: "true or false", str: "text"}[setting_field.type]  # type: ignore[index]
+        raise SettingError((name,), f"{name}={value!r} is not {expected}", hint)
     if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
         raise SettingError((name,), f"{name}={value!r} is not valid UTF-8", "a value in UTF-8")
     if isinstance(value, float) and not math.isfinite(value):
-        raise SettingError((name,), f"{name}={value} is not a finite number", f"{flag} {each.default}")
-    choices = each.metadata["choices"]
+        raise SettingError((name,), f"{name}={value} is not a finite number", hint)
+    choices = setting_field.metadata["choices"]
     if choices and value not in choices:
         raise unknown_name_error(name, value, choices, setting=name)
-    low, high = each.metadata["low"], each.metadata["high"]
+    low, high = setting_field.metadata["low"], setting_field.metadata["high"]
     if isinstance(value, (int, float)) and not low <= value <= high:
-        raise SettingError((name,), f"{name}={value} is not between {low} and {high}", f"{flag} {each.default}")
+        raise SettingError((name,), f"{name}={value} is not between {low} and {high}", hint)
     return value

@@ -1,4 +1,4 @@
-"""Named sets of settings, and what nanoGPT calls each setting."""
+"""Named sets of settings, and the settings of nanoGPT with what to use instead."""
 
 from typing import Any
 
@@ -94,7 +94,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     ),
 }
 
-# nanoGPT's settings, each with what to use instead.
+# Settings of nanoGPT that Octavo does not have, each with what to use instead.
 NANOGPT_NAMES = {
     "max_iters": "--max-steps",
     "lr_decay_iters": "--max-steps: the schedule ends with the run",

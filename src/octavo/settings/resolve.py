@@ -51,14 +51,14 @@ def from_toml(path: Path) -> Settings:
 
 
 def _disable_epoch_limit(values: dict[str, Any]) -> dict[str, Any]:
-    """An explicit `max_steps` is meant as given: `max_epochs` of an earlier layer must not reduce it."""
+    """An explicit `max_steps` overrides the `max_epochs` of an earlier layer, which would reduce it."""
     return {"max_epochs": 0.0} if "max_steps" in values else {}
 
 
 def _check_name(name: str) -> None:
     known = [field.name for field in fields(Settings)]
     if name in NANOGPT_NAMES:
-        raise SettingError((name,), f"{name} is nanoGPT's name for this setting", NANOGPT_NAMES[name])
+        raise SettingError((name,), f"{name} is a setting of nanoGPT, not of Octavo", NANOGPT_NAMES[name])
     if name not in known:
         raise unknown_name_error("setting", name, known, setting=name)
 
@@ -76,8 +76,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
         if isinstance(value, Mapping) and key not in SECTIONS:
             unknown = unknown_name_error("section", key, SECTIONS)
             raise OctavoError(f"in {path}: {unknown.message}", unknown.hint)
-        for name, each in (value if isinstance(value, Mapping) else {key: value}).items():
+        for name, setting_value in (value if isinstance(value, Mapping) else {key: value}).items():
             if name in values:
                 raise OctavoError(f"{path} sets {name} twice", "one line for each setting")
-            values[name] = each
+            values[name] = setting_value
     return values
