@@ -1,4 +1,4 @@
-"""The table of views: what `octavo.lens` shows of a model, by one name each. Pure data, importable without PyTorch.
+"""The table of views: what `octavo.lens` shows of a model, with one name for each view. Pure data, without PyTorch.
 
 A view's name is at once its function (`octavo.lens.attention`), its module (`octavo/lens/attention.py`), the word on
 the command line (`octavo inspect RUN attention`) and its path in the API (`POST /lens/attention`). The command line's
@@ -44,8 +44,8 @@ def _option(name: str, kind: type, metavar: str, help: str, flag: str = "", **ot
 
 
 OPTIONS = {
-    each.name: each
-    for each in (
+    option.name: option
+    for option in (
         _option("text", str, "TEXT", "the text to look at; default: a text that the model generates"),
         _option("layer", int, "N", "a layer, from 0; negative: from the last"),
         _option("head", int, "N", "a head, from 0; negative: from the last"),
@@ -62,15 +62,15 @@ OPTIONS = {
             "unknown",
             str,
             "WHAT",
-            "what to do with characters that the tokenizer does not know (error)",
+            "how to handle characters that are not in the tokenizer's vocabulary (error)",
             choices=("error", "skip", "replace"),
         ),
     )
 }
 
 VIEWS = {  # in the order in which a learner meets them
-    each.name: each
-    for each in (
+    view.name: view
+    for view in (
         ViewSpec(
             "shapes",
             "the shape, parameters and FLOPs of every stage of the forward pass",
@@ -144,7 +144,7 @@ VIEWS = {  # in the order in which a learner meets them
 def options_from_flags(view: str, flags: Mapping[str, Any]) -> dict[str, Any]:
     """A view's options from values by flag: `--position 3` is `positions=[3]` for a view that takes several.
 
-    A flag that the view does not take keeps its name, for `octavo.lens.inspect` to refuse.
+    A flag that the view does not take keeps its name; `octavo.lens.inspect` reports it as an error.
     """
     names = {OPTIONS[name].flag: OPTIONS[name] for name in VIEWS[view].options}
     options = {}

@@ -32,7 +32,7 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
         "run",
         nargs="?",
         metavar="RUN",
-        help="the model for generate and serve; default: an untrained one with the settings",
+        help="the model for generate and serve; default: an untrained model with the settings below",
     )
     add_quantize(verb)
     add_preset(verb, config=False)
@@ -64,7 +64,7 @@ def _bench_train(arguments: argparse.Namespace, settings: Settings) -> int:
         f"throughput      {result.tokens_per_second:,.0f} tokens/s\n"
         f"model           {result.flops_per_second / 1e9:,.0f} GFLOP/s\n"
         f"matmuls alone   {1000 * result.matmul_seconds:,.1f} ms, {result.matmul_flops_per_second / 1e9:,.0f} GFLOP/s\n"
-        f"matmul share    {result.matmul_share:.0%}\n"
+        f"matmul share    {result.matmul_share:.0%} of the step\n"
         f"{training.FORMULA}"
     )
     return print_report(arguments, result, report)
@@ -99,12 +99,12 @@ def _bench_serve(arguments: argparse.Namespace, settings: Settings) -> int:
         f"ready after          {result.ready_seconds:.2f} s\n"
         f"{serving.CLIENTS} streams            first token after {1000 * result.first_token_seconds:.1f} ms, "
         f"{result.tokens_per_second:,.0f} tokens/s in all\n"
-        f"between tokens       {1000 * result.gap_seconds:.2f} ms, 95th percentile "
-        f"{1000 * result.gap_p95_seconds:.2f} ({result.gap_ratio:.2f} times)\n"
-        f"rejecting, ms        {rejected}\n"
+        f"between tokens       median {1000 * result.gap_seconds:.2f} ms, 95th percentile "
+        f"{1000 * result.gap_p95_seconds:.2f} ({result.gap_ratio:.2f} times the median)\n"
+        f"rejection time, ms   {rejected}\n"
         f"short request        95th percentile {1000 * result.short_p95_seconds:.1f} ms; with {serving.TRICKLING} "
         f"clients that send a byte at a time {1000 * result.short_p95_trickling_seconds:.1f} ms\n"
-        f"overload, 10 times   {overload}\n"
+        f"overload             {overload}, of ten times as many requests as slots and queue hold\n"
         f"graceful shutdown    {result.drain_seconds:.2f} s after SIGTERM, with running streams completed"
     )
     return print_report(arguments, result, report)

@@ -63,7 +63,7 @@ def _format_report(e: "RunEstimate", settings: Settings, price_per_hour: float |
         f"            wte is also the output head, and counted once; {count - parts['wpe']:,} without wpe, as nanoGPT "
         f"counts; {count - parts['wpe'] - parts['wte']:,} without both",
         f"FLOPs       {e.flops_per_token:,} per token: forward {flops['forward']:,}, backward "
-        f"{flops['backward']:,}; of both, attention {flops['attention']:,}",
+        f"{flops['backward']:,}; attention is {flops['attention']:,} of these",
         f"            {FLOPS_FORMULA}",
         f"memory      {format_bytes(e.memory_bytes)} at the peak, on {e.device} in {e.precision}, with "
         f"micro-batch {e.micro_batch}",

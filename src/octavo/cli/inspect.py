@@ -26,7 +26,7 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
     )
     verb.epilog = "views:\n" + "\n".join(f"  {name:<14} {view.summary}" for name, view in views.VIEWS.items())
     verb.add_argument("words", nargs="+", metavar="RUN VIEW", help=f"{RUN_HELP}; and a view from the list below")
-    verb.add_argument("--preset", metavar="P", help="the shapes of a preset, instead of a run's")
+    verb.add_argument("--preset", metavar="P", help="a preset instead of a RUN, for the view shapes")
     for flag, (options, names) in views.views_by_flag().items():
         _add_view_option(verb, flag, options, names)
     verb.add_argument("--html", metavar="F", help="write the page for this text to a file that needs no server")
@@ -37,7 +37,7 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
 def _add_view_option(verb: Parser, flag: str, options: list[views.Option], names: list[str]) -> None:
     """The flag of a view option. Its help names the views that take it. A token can be given by its id instead."""
     option = options[0]
-    is_common = any(each.name in ("text", "unknown") for each in options)
+    is_common = any(other.name in ("text", "unknown") for other in options)
     group = verb.add_mutually_exclusive_group()
     metavar: Any = None if option.choices else option.metavar
     group.add_argument(
@@ -57,11 +57,12 @@ def _add_view_option(verb: Parser, flag: str, options: list[views.Option], names
 def run(arguments: argparse.Namespace) -> int:
     from octavo import lens, runs
 
-    given = {flag: getattr(arguments, flag) for flag in views.views_by_flag() if getattr(arguments, flag) is not None}
+    values = {flag: getattr(arguments, flag) for flag in views.views_by_flag()}
+    flag_values = {flag: value for flag, value in values.items() if value is not None}
     if arguments.text_file is not None:
-        given["text"] = read_text_file(arguments.text_file, "--text")
+        flag_values["text"] = read_text_file(arguments.text_file, "--text")
     if arguments.html is not None:
-        _write_page(arguments, given)
+        _write_page(arguments, flag_values)
         if len(arguments.words) == 1:
             return 0
     *run, name = arguments.words
@@ -70,10 +71,10 @@ def run(arguments: argparse.Namespace) -> int:
     name = name.replace("-", "_")
     if name not in views.VIEWS:
         raise unknown_name_error("view", name, views.VIEWS)
-    source = runs.load(run[0]) if run else _resolve_vocab_size(resolve(arguments.preset))
-    view = lens.inspect(source, name, **views.options_from_flags(name, given))
+    model_or_settings = runs.load(run[0]) if run else _resolve_vocab_size(resolve(arguments.preset))
+    view = lens.inspect(model_or_settings, name, **views.options_from_flags(name, flag_values))
     if left_out := getattr(view, "left_out", 0):
-        print_note(f"the last {left_out:,} tokens of the text are left out: the view is limited to those before")
+        print_note(f"the text is too long for this view: its last {left_out:,} tokens are left out")
     if arguments.plot is not None:
         from octavo.lens import plots
 
@@ -83,15 +84,15 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if getattr(view, "ok", True) else 1
 
 
-def _write_page(arguments: argparse.Namespace, given: dict[str, Any]) -> None:
+def _write_page(arguments: argparse.Namespace, flag_values: dict[str, Any]) -> None:
     """Write the static page of `octavo inspect RUN [VIEW] --html F`."""
     from octavo import files, runs
     from octavo.server import static_page
 
     if arguments.preset:
         raise OctavoError("--html needs a trained model, and a preset has only settings", "a RUN")
-    options = {name: value for name, value in given.items() if name in _HTML_OPTIONS}
-    if len(arguments.words) == 1 and (extra := sorted(given.keys() - options.keys())):
+    options = {name: value for name, value in flag_values.items() if name in _HTML_OPTIONS}
+    if len(arguments.words) == 1 and (extra := sorted(flag_values.keys() - options.keys())):
         raise OctavoError(f"--html takes no --{extra[0]}", "--text, --layer or --head")
     path = Path(arguments.html)
     content = static_page.standalone_page(runs.load(arguments.words[0]), **options)

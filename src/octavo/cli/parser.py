@@ -17,7 +17,8 @@ SOURCE_HELP = (
     "for standard input"
 )
 
-# nanoGPT's names for options of sample.py, each with what to use instead.
+# Options of nanoGPT's sample.py that Octavo does not have, each with what to use instead. The verbs whose flags include
+# all settings, train and estimate, have `NANOGPT_NAMES` in their place.
 NANOGPT_SAMPLE_NAMES = {
     "start": "--prompt",
     "out_dir": "the run itself: octavo sample runs/my-1",
@@ -62,19 +63,16 @@ def finish_verb(verb: Parser) -> None:
 
 
 def add_preset(verb: Parser, config: bool = True) -> None:
-    """--preset, and --config."""
     verb.add_argument("--preset", metavar="P", help=f"base settings: {', '.join(PRESETS)}")
     if config:
         verb.add_argument("--config", metavar="F.toml", help="settings from a TOML file; they override the preset")
 
 
 def add_device(verb: Parser) -> None:
-    """--device."""
     verb.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:N or mps (auto)")
 
 
 def add_unknown(verb: Parser) -> None:
-    """--unknown."""
     verb.add_argument(
         "--unknown",
         choices=("error", "skip", "replace"),
@@ -84,7 +82,6 @@ def add_unknown(verb: Parser) -> None:
 
 
 def add_quantize(verb: Parser) -> None:
-    """--quantize."""
     verb.add_argument(
         "--quantize",
         choices=("none", "int8"),
@@ -94,7 +91,10 @@ def add_quantize(verb: Parser) -> None:
 
 
 def add_settings(group: Any, section: type, defaults: Settings) -> None:
-    """A flag for every setting of a section but `source`. A flag that is not given stays out of the namespace."""
+    """Add a flag for every setting of a section except `source`.
+
+    The namespace has no attribute for a flag that is not on the command line, so its default overrides no preset.
+    """
     for field in dataclasses.fields(section):
         if field.name == "source":  # a positional argument of every verb that has it
             continue

@@ -1,4 +1,4 @@
-"""`octavo prepare`: text to a folder of token shards; `--verify` checks such a folder."""
+"""`octavo prepare`: convert a text to a folder of token shards; `--verify` checks such a folder."""
 
 import argparse
 import json
@@ -21,7 +21,7 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
     )
     verb.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
     action = verb.add_mutually_exclusive_group(required=True)
-    action.add_argument("--out", metavar="DIR", help="a folder that does not exist yet")
+    action.add_argument("--out", metavar="DIR", help="the folder to write; it must be empty or missing")
     action.add_argument("--verify", action="store_true", help="read the prepared folder SOURCE and check every sha256")
     add_settings(verb, DataSettings, defaults)
     finish_verb(verb)
@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.verify:
         dataset = open_dataset(Path(arguments.source), verify=True)
-        print(json.dumps(dataset.info) if arguments.json else f"{dataset.folder}: all files are as they were prepared")
+        print(json.dumps(dataset.info) if arguments.json else f"{dataset.folder}: all files match their sha256")
         return 0
     settings = resolve(source=arguments.source, **explicit_settings(arguments))
     dataset = run_preparation(prepare_folder(settings, arguments.out), sys.stderr)

@@ -73,7 +73,7 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
         type=number,
         default=0.0,
         metavar="X",
-        help="the same, times how often each was generated (0.0)",
+        help="subtracted from the logit of a token once for each time it was generated (0.0)",
     )
     verb.add_argument("--seed", type=integer, default=1337, metavar="S", help="random seed (1337)")
     verb.add_argument("--num-samples", type=integer, default=1, metavar="N", help="texts to generate (1)")

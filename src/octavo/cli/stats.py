@@ -38,17 +38,17 @@ def _format_report(s: "Statistics") -> str:
     duplicates = f", {s.duplicates:,} of them duplicates" if s.duplicates else ""
     return (
         f"{s.name}\n"
-        f"  characters    {s.characters:,} ({s.bytes:,} bytes), {s.different_characters:,} different\n"
-        f"  documents     {s.documents:,}{duplicates}\n"
-        f"  lines         {s.lines:,}, the longest with {s.longest_line:,} characters; "
-        f"{s.repeated_lines:,} long lines are repetitions\n"
-        f"  tokens        {sum(s.tokens.values()):,} with tokenizer {s.tokenizer}: train {s.tokens['train']:,}, "
+        f"  characters           {s.characters:,} ({s.bytes:,} bytes), {s.different_characters:,} different\n"
+        f"  documents            {s.documents:,}{duplicates}\n"
+        f"  lines                {s.lines:,}, the longest with {s.longest_line:,} characters; "
+        f"{s.repeated_lines:,} of 20 characters or more repeat an earlier one\n"
+        f"  tokens               {sum(s.tokens.values()):,} with tokenizer {s.tokenizer}: train {s.tokens['train']:,}, "
         f"val {s.tokens['val']:,}\n"
-        f"                {s.characters_per_token:.2f} characters per token; {s.unused_tokens:,} of {s.vocab_size:,} "
-        f"in the vocabulary are unused\n"
-        f"  frequent      {_format_counts(s.frequent_tokens)}\n"
-        f"  rare          {_format_counts(s.rare_characters)}\n"
-        f"  only in val   {_format_counts(s.unseen_characters)}"
+        f"                       {s.characters_per_token:.2f} characters per token; "
+        f"{s.unused_tokens:,} of {s.vocab_size:,} in the vocabulary are unused\n"
+        f"  frequent tokens      {_format_counts(s.frequent_tokens)}\n"
+        f"  rare characters      {_format_counts(s.rare_characters)}\n"
+        f"  val-only characters  {_format_counts(s.unseen_characters)}"
     )
 
 
