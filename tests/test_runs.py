@@ -327,7 +327,7 @@ def test_complete_lines_are_read_and_an_incomplete_one_is_not(
         (run.folder / "samples.jsonl").write_bytes(whole[:cut])
         complete = sum(end <= cut for end in ends[1:])
         assert run.lines("samples") == lines[:complete]
-        run.rewind(len(lines))
+        run.truncate_logs(len(lines))
         run.log("samples", {"step": 99})  # on a line of its own
         assert run.lines("samples") == [*lines[:complete], {"step": 99}]
 
@@ -341,19 +341,19 @@ def test_a_log_has_one_json_object_per_line() -> None:
     assert "किताब" in raw  # not escaped: people read this file
 
 
-def test_rewind_removes_later_lines_and_an_incomplete_one() -> None:
+def test_truncating_the_logs_removes_later_lines_and_an_incomplete_one() -> None:
     run = Run.create(SETTINGS, "corpus")
     for step in (1, 10, 20, 30):
         run.log("metrics", {"step": step, "loss": 1 / step})
         run.log("samples", {"step": step, "text": "abc"})
     with open(run.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write('{"step": 31, "lo')
-    run.rewind(20)
+    run.truncate_logs(20)
     for kind in ("metrics", "samples"):
         assert [line["step"] for line in run.lines(kind)] == [1, 10, 20]
     run.log("metrics", {"step": 21})
     assert run.lines("metrics")[-1] == {"step": 21}
-    run.rewind(0)
+    run.truncate_logs(0)
     assert run.lines("metrics") == run.lines("samples") == []
 
 

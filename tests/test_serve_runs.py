@@ -111,7 +111,7 @@ def test_a_run_that_was_reset_is_read_from_the_beginning(tmp_path: Path, bpe_run
         run.log("metrics", {"step": step})
     log = JsonLines(run.folder / "metrics.jsonl")
     assert log.read(0)[1:] == (10, False)
-    run.rewind(4)
+    run.truncate_logs(4)
     assert log.read(10) == ([{"step": step} for step in range(5)], 5, True)
     run.log("metrics", {"step": 5, "again": True})
     assert log.read(5) == ([{"step": 5, "again": True}], 6, False)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from octavo.settings import ModelSettings, Settings
     from octavo.training import train
 
-_HOMES = {
+_MODULES = {
     "Checkpoint": "octavo.checkpoint",
     "GPT": "octavo.model",
     "ModelSettings": "octavo.settings",
@@ -45,14 +45,28 @@ _HOMES = {
 
 __version__ = "0.1.0"
 __all__ = [
-    "GPT", "Checkpoint", "ModelSettings", "OctavoError", "Run", "Sample", "Settings", "evaluate", "generate", "inspect",
-    "load", "plot_loss", "prepare", "serve", "train", "training",
-]  # fmt: skip
+    "GPT",
+    "Checkpoint",
+    "ModelSettings",
+    "OctavoError",
+    "Run",
+    "Sample",
+    "Settings",
+    "evaluate",
+    "generate",
+    "inspect",
+    "load",
+    "plot_loss",
+    "prepare",
+    "serve",
+    "train",
+    "training",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     if name == "training":
         return importlib.import_module("octavo.training")
     raise AttributeError(f"module 'octavo' has no attribute {name!r}")

@@ -30,6 +30,7 @@ from octavo.tokenizers import Tokenizer
 
 FORMAT = 1
 TRAINER_FILES = ("trainer.safetensors", "trainer.json")
+_ANOTHER_CHECKPOINT = "another checkpoint of the run, in its folder checkpoints/"  # a hint
 
 # Hugging Face's GPT-2 stores these as (in, out); torch.nn.Linear has (out, in).
 _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
@@ -116,7 +117,7 @@ def load_trainer(folder: Path) -> TrainerState:
 
 
 def strip_trainer(folder: Path) -> None:
-    """Remove the trainer state from a checkpoint. The manifest is written first, so that a crash leaves it valid."""
+    """Remove the trainer state from a checkpoint. The manifest is replaced first: a crash leaves a valid checkpoint."""
     manifest = _read_json(folder / "manifest.json")
     for name in TRAINER_FILES:
         manifest["files"].pop(name, None)
@@ -136,23 +137,21 @@ def check_manifest(folder: Path) -> None:
     manifest = folder / "manifest.json"
     if not manifest.is_file():
         if (folder / "octavo.json").exists():
-            raise OctavoError(f"{folder} has no manifest.json, so it is incomplete", _USE_ANOTHER)
+            raise OctavoError(f"{folder} has no manifest.json, so it is incomplete", _ANOTHER_CHECKPOINT)
         return  # not written by Octavo
     try:
         entries = [(name, entry["bytes"], entry["sha256"]) for name, entry in _read_json(manifest)["files"].items()]
     except (KeyError, TypeError, AttributeError):
-        raise OctavoError(f"{manifest} is not a list of files with their sizes and sha256", _USE_ANOTHER) from None
+        message = f"{manifest} is not a list of files with their sizes and sha256"
+        raise OctavoError(message, _ANOTHER_CHECKPOINT) from None
     for name, size, digest in entries:
         path = folder / name
         if not path.is_file():
-            raise OctavoError(f"{path} is missing", _USE_ANOTHER)
+            raise OctavoError(f"{path} is missing", _ANOTHER_CHECKPOINT)
         if path.stat().st_size != size:
-            raise OctavoError(f"{path} has {path.stat().st_size} bytes, its manifest says {size}", _USE_ANOTHER)
+            raise OctavoError(f"{path} has {path.stat().st_size} bytes, its manifest says {size}", _ANOTHER_CHECKPOINT)
         if files.sha256(path) != digest:
-            raise OctavoError(f"{path} was changed after it was written: its sha256 differs", _USE_ANOTHER)
-
-
-_USE_ANOTHER = "another checkpoint of the run, in its folder checkpoints/"
+            raise OctavoError(f"{path} was changed after it was written: its sha256 differs", _ANOTHER_CHECKPOINT)
 
 
 def _to_hf(model: GPT) -> dict[str, Tensor]:
@@ -191,7 +190,7 @@ def _load_model(folder: Path, settings: ModelSettings, device: torch.device | st
             raise OctavoError(
                 f"{path} does not match its config.json: {name} is {actual.get(name, 'missing')}, "
                 f"expected {expected.get(name, 'no such name')}",
-                "another copy of it",
+                "another copy of the folder",
             )
     model.load_state_dict(weights | {"lm_head.weight": weights["transformer.wte.weight"]}, assign=True)
     model.tie()
@@ -200,11 +199,11 @@ def _load_model(folder: Path, settings: ModelSettings, device: torch.device | st
 
 def meta_model(settings: ModelSettings) -> GPT:
     """A model on the meta device: shapes without values, for counting or before its weights are loaded."""
-    with torch.device("meta"), _Uninitialized():
+    with torch.device("meta"), _SkipInitialization():
         return GPT(settings)
 
 
-class _Uninitialized(TorchFunctionMode):
+class _SkipInitialization(TorchFunctionMode):
     """Skips weight initialization, which on the meta device imports PyTorch's compiler and takes 0.5 s."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -278,7 +277,7 @@ def _stored_settings(folder: Path, info: dict[str, Any]) -> Settings:
             f"{folder} has format {info.get('format')!r}; this version of Octavo reads format {FORMAT}",
             "a newer version of Octavo",
         )
-    unknown = sorted(info["settings"].keys() - {each.name for each in fields(Settings)})
+    unknown = sorted(info["settings"].keys() - {setting_field.name for setting_field in fields(Settings)})
     if unknown:  # ignoring one that changes what the model computes would give wrong results without a warning
         raise OctavoError(
             f"{folder} was trained with the setting {unknown[0]}, which this version of Octavo does not know",
@@ -294,11 +293,11 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     path.touch()
-    mode = path.stat().st_mode  # as the umask says; safetensors would replace the file by one only its owner can read
+    mode = path.stat().st_mode  # the umask's: safetensors replaces the file with one that only its owner can read
     try:
         safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
     except safetensors.SafetensorError as error:
-        # A full disk is reported only in the message: the exception has no errno. Recognize it, or raise as it is.
+        # The exception has no errno: a full disk is reported only in the message. Translate it, or raise it unchanged.
         code = re.search(r"os error (\d+)", str(error))
         if code is None:
             raise
@@ -312,7 +311,7 @@ def _read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, T
         # Copies, because a memory-mapped file can't be removed on Windows, and overwriting it changes the model.
         return {name: value.clone() for name, value in mapped.items()}
     except (safetensors.SafetensorError, OSError) as error:
-        raise OctavoError(f"{path} is damaged: {error}", "another copy of it, or another checkpoint") from None
+        raise OctavoError(f"{path} is damaged: {error}", "another copy of the file, or another checkpoint") from None
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
@@ -323,7 +322,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise OctavoError(f"{path} is not readable: {error}", _USE_ANOTHER) from None
+        raise OctavoError(f"{path} is not readable: {error}", _ANOTHER_CHECKPOINT) from None
     if not isinstance(value, dict):
-        raise OctavoError(f"{path} does not hold a JSON object", _USE_ANOTHER)
+        raise OctavoError(f"{path} does not hold a JSON object", _ANOTHER_CHECKPOINT)
     return value

@@ -93,7 +93,8 @@ class Runtime:
         """The context in which the model's matmuls run at `precision`."""
         if self.precision == "fp32":
             return contextlib.nullcontext()
-        # Autocast's cache keeps the cast weights for reuse within a forward; here each weight is used once in it.
+        # Autocast's cache keeps the cast weights for reuse in the same forward pass. Each weight is used once per pass,
+        # so the cache would only take memory.
         return torch.autocast(self.device.type, _DTYPES[self.precision], cache_enabled=False)
 
     def grad_scaler(self) -> torch.amp.GradScaler:
@@ -144,7 +145,7 @@ def find_device(name: str = "auto") -> torch.device:
     return device
 
 
-def check_fits(parameters: int, device: torch.device) -> None:
+def check_model_fits(parameters: int, device: torch.device) -> None:
     """Raise `OctavoError` if a model is far too large to train here.
 
     Counts only weights, gradients and AdamW's two moments: 16 bytes per parameter.

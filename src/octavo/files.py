@@ -1,8 +1,8 @@
 """Atomic files and folders, and downloads that are verified by sha256.
 
 Octavo replaces files and folders only through this module. It writes to a temporary sibling, calls fsync, renames the
-sibling to its final name, and calls fsync on the parent folder. After a crash the old content is there or the new one,
-never a part. A full disk is reported as an `OctavoError` that names the path.
+sibling to its final name, and calls fsync on the parent folder. After a crash, a path has its old content or all of its
+new content. A full disk is reported as an `OctavoError` that names the path.
 """
 
 import contextlib
@@ -109,7 +109,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a whole file. After a crash the old content is there or the new one."""
+    """Write a whole file. After a crash, it has the old content or all of the new content."""
     with atomic_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 

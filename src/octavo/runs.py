@@ -96,7 +96,7 @@ class Run:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run for writing. Raises `OctavoError` if another process holds it; a dead process does not."""
+        """Lock the run for writing. Raises `OctavoError` if another live process has locked it."""
         lock = filelock.FileLock(self.folder / ".lock", timeout=0)
         try:
             lock.acquire()
@@ -114,10 +114,10 @@ class Run:
 
     @property
     def is_locked(self) -> bool:
-        """Whether a process holds the run for writing. Asking writes nothing.
+        """Whether a process has locked the run for writing. Writes nothing itself.
 
         Acquiring a `filelock.FileLock` would create the file, and fail on a read-only folder. A shared lock on the
-        existing file does neither. A trainer that starts during the microseconds of the probe is refused.
+        existing file does neither. A trainer that starts in the microseconds while it is held cannot lock the run.
         """
         try:
             with open(self.folder / ".lock", "rb") as lock:
@@ -146,8 +146,8 @@ class Run:
         # Split bytes: a line may end within a character, and `str.splitlines` would also split at U+2028.
         return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
 
-    def rewind(self, step: int) -> None:
-        """Remove the lines after `step`, which training is about to write again."""
+    def truncate_logs(self, step: int) -> None:
+        """Remove the lines of later steps than `step`. Training that resumes there writes them again."""
         for kind in ("metrics", "samples"):
             lines = [line for line in self.lines(kind) if line["step"] <= step]
             content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
@@ -161,21 +161,22 @@ class Run:
         settings: Settings,
         info: dict[str, Any],
         trainer: TrainerState | None = None,
-        best: bool = False,
+        is_best: bool = False,
     ) -> Path:
         """Write the checkpoint of a step, then remove checkpoints that are no longer needed.
 
-        With a trainer state it becomes `last`, and also `best` if `best`. Without, it is one of the log-spaced ones.
+        A checkpoint with a trainer state becomes `last`, and also `best` if `is_best`. A checkpoint without a trainer
+        state is one of the log-spaced ones.
         """
         folder = self._step_folder(step)
         checkpoint.save(folder, model, tokenizer, settings, info, trainer)
         if trainer is None:
             return folder
         previous = {self.last, self.best} - {None, folder}
-        if best:
+        if is_best:
             files.write_atomic(self.folder / "best", folder.name + "\n")
         files.write_atomic(self.folder / "last", folder.name + "\n")
-        keep = {self.best} | {self._step_folder(each) for each in log_spaced_steps(settings)}
+        keep = {self.best} | {self._step_folder(spaced) for spaced in log_spaced_steps(settings)}
         for old in previous:
             assert old is not None
             if old not in keep and old.exists():

@@ -97,6 +97,7 @@ class Progress:
         if self.console.is_terminal:
             self._live.start()
             self._live.update(line)
+        # Negative in a new stage, whose seconds start at 0 again.
         elif not 0 <= event.seconds - self._last_plain_line < _PLAIN_INTERVAL:
             self._last_plain_line = event.seconds
             if event.seconds >= _PLAIN_INTERVAL:  # a short preparation prints nothing
@@ -126,11 +127,11 @@ class Progress:
         assert self.started is not None
         steps, throughput, peak = self.started.settings.max_steps, event.tokens_per_second, self.started.peak_flops
         mfu = f"{throughput * self.started.flops_per_token / peak:.1%}" if peak else "n/a"
-        remaining = steps - event.step
+        steps_left = steps - event.step
         if self._val_loss == "n/a":
-            left = remaining * (event.tokens / event.step) / max(throughput, 1e-9)
+            seconds_left = steps_left * (event.tokens / event.step) / max(throughput, 1e-9)
         else:  # the elapsed time includes evaluations and checkpoints
-            left = remaining * event.seconds / event.step
+            seconds_left = steps_left * event.seconds / event.step
         return [
             f"step {event.step:,}/{steps:,} {event.step / steps:.0%}",
             f"loss {event.loss:.4f}",
@@ -139,7 +140,7 @@ class Progress:
             f"grad {event.grad_norm:.2f}",
             f"{throughput:,.0f} tokens/s",
             f"MFU {mfu}",
-            f"left {format_duration(left)}",
+            f"left {format_duration(seconds_left)}",
             f"elapsed {format_duration(event.seconds)}",
         ]
 
@@ -154,7 +155,7 @@ class Progress:
         return outer
 
     def _prompt_flag(self) -> str:
-        """--prompt with a word from the last sample, because the tokenizer knows all its characters."""
+        """--prompt with a word from the last sample: all characters of the word are in the vocabulary."""
         word = next((word for word in self._last_sample.split() if word.isalpha() and len(word) > 1), None)
         return f" --prompt {word}" if word else ""
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from octavo import estimate, kernels
-from octavo.device import Runtime, check_fits, resolve_runtime
+from octavo.device import Runtime, check_model_fits, resolve_runtime
 from octavo.errors import OctavoError
 from octavo.model import GPT
 from octavo.settings import Settings
@@ -59,7 +59,7 @@ def benchmark_training(
         raise OctavoError(f"{steps} steps can't be timed", "--rounds 10")
     runtime = resolve_runtime(settings)
     settings = dataclasses.replace(settings, vocab_size=settings.vocab_size or DEFAULT_VOCABULARY)
-    check_fits(estimate.parameters(settings), runtime.device)
+    check_model_fits(estimate.parameters(settings), runtime.device)
     trainer = Trainer(GPT(settings, torch.Generator().manual_seed(0)).to(runtime.device), settings, runtime)
     shape = (settings.batch_size, settings.block_size + 1)
     batch = np.random.default_rng(0).integers(0, settings.vocab_size, shape)

@@ -29,7 +29,7 @@ class Recorder:
         """Restore trainer, evaluator and clock from a checkpoint, and remove the run's lines after its step."""
         values = state.values
         self.trainer.restore(state)
-        self.run.rewind(self.trainer.step)
+        self.run.truncate_logs(self.trainer.step)
         best_val_loss, newest = values["best_val_loss"], values["newest_evaluation"]
         self.evaluator.best_val_loss = math.inf if best_val_loss is None else best_val_loss
         self.evaluator.evaluations_since_best = values["evaluations_since_best"]

@@ -16,7 +16,7 @@ from octavo.checkpoint import Checkpoint, TrainerState
 from octavo.data.dataset import Dataset
 from octavo.data.prepare import prepare_dataset, reopen_dataset
 from octavo.data.progress import PreparationProgress, preparation
-from octavo.device import check_fits, find_device
+from octavo.device import check_model_fits, find_device
 from octavo.errors import OctavoError
 from octavo.model import GPT
 from octavo.runs import Run
@@ -81,7 +81,7 @@ def cap_steps(settings: Settings, data: Dataset) -> tuple[Settings, list[str]]:
 def _set_up_new(settings: Settings) -> Setup:
     data = yield from prepare_dataset(settings)
     settings, notices = cap_steps(resolve_vocab_size(settings, data), data)
-    check_fits(estimate.parameters(settings), find_device(settings.device))
+    check_model_fits(estimate.parameters(settings), find_device(settings.device))
     model = GPT(settings, torch.Generator().manual_seed(settings.seed))
     init_weights.initialize(model, settings.weight_init)
     return TrainingSetup(settings, data, model, notices=notices)
