@@ -14,7 +14,7 @@ const MAX_RETRIES = 5; // while the server is busy
 
 // ---- Errors
 
-// An error that the server reports: an English message, a hint on what to do, and the HTTP status (-1: no answer).
+// An error that the server reports: an English message, a hint on what to do, and the HTTP status.
 export class ApiError extends Error {
   constructor(message, hint = "", status = 0) {
     super(message);
@@ -55,7 +55,8 @@ export const fetchModels = async () => (offline ? embedded.models : (await reque
 // [{name, settings, tokens_per_step, last_step, running, parameters}]
 export const fetchRuns = async () => (offline ? [] : (await (await request("/runs")).json()).runs);
 
-// {lines, next, restarted}: the lines of a run's "metrics" or "samples" from line `after` on.
+// {lines, next, restarted} of a run's "metrics" or "samples": the lines after the first `after`; the `after` of the next
+// request; and whether the file is shorter than `after`, because training began anew: then `lines` has all its lines.
 export const fetchLines = async (run, kind, after = 0, { signal } = {}) =>
   (await request(`/runs/${encodeURIComponent(run)}/${kind}?after=${after}`, { signal })).json();
 
@@ -71,10 +72,10 @@ export async function fetchView(view, options = {}, { replaces, signal } = {}) {
   if (offline) return findSavedAnswer(view, options);
   const body = { ...selected, ...options };
   const cacheKey = view + JSON.stringify(body, Object.keys(body).sort());
-  const control = new AbortController();
+  const controller = new AbortController();
   if (replaces) {
     replaceable.get(replaces)?.abort();
-    replaceable.set(replaces, control);
+    replaceable.set(replaces, controller);
   }
   if (answers.has(cacheKey)) {
     const answer = answers.get(cacheKey);
@@ -82,15 +83,15 @@ export async function fetchView(view, options = {}, { replaces, signal } = {}) {
     answers.set(cacheKey, answer); // the least recently used is the first to go
     return answer;
   }
-  signal?.addEventListener("abort", () => control.abort());
-  const answer = await waitForTurn(async () => {
+  signal?.addEventListener("abort", () => controller.abort());
+  const answer = await sendInTurn(async () => {
     const response = await request(`/lens/${view}`, {
       method: "POST",
       body: JSON.stringify(body),
-      signal: control.signal,
+      signal: controller.signal,
     });
     return response.json();
-  }, control.signal);
+  }, controller.signal);
   answers.set(cacheKey, answer);
   if (answers.size > MAX_CACHED_ANSWERS) answers.delete(answers.keys().next().value);
   return answer;
@@ -100,7 +101,7 @@ let freeTurns = MAX_LENS_REQUESTS;
 const waiting = [];
 
 // Sends a request when fewer than MAX_LENS_REQUESTS are under way, first come, first served.
-async function waitForTurn(send, signal) {
+async function sendInTurn(send, signal) {
   if (freeTurns) freeTurns--;
   else await new Promise((resolve) => waiting.push(resolve));
   try {
@@ -124,7 +125,7 @@ function findSavedAnswer(view, options) {
       answer.view === view &&
       wanted.every(([name, value]) => !(name in answer.options) || isSame(answer.options[name], value)),
   );
-  if (!match) throw new ApiError("", "", 404);
+  if (!match) throw pageError("error.offline");
   return match.answer;
 }
 
@@ -137,13 +138,13 @@ export const MAX_WORD_TOKENS = 16;
 // request appends a known character, because the server refuses a text without any.
 export async function keepKnownCharacters(text, { id, tokenizer }) {
   if (!text || tokenizer !== "char") return text;
-  const [character] = await writtenCharacters(id);
+  const [character] = await generatedCharacters(id);
   const answer = await fetchView("tokens", { model: id, step: null, text: text + character, unknown: "skip" });
   return answer.text.slice(0, -character.length);
 }
 
 // Some characters that the model knows: those of a text that it generates without a prompt.
-const writtenCharacters = async (model) => [
+const generatedCharacters = async (model) => [
   ...new Set((await fetchView("tokens", { model, step: null, text: null })).text),
 ];
 
@@ -151,10 +152,11 @@ const writtenCharacters = async (model) => [
 export async function findReadingProblem(text, model) {
   if (!text) return ["error.no_text"];
   if (await keepKnownCharacters(text, model)) return null;
-  const characters = await writtenCharacters(model.id);
-  const letters = characters.filter((character) => /\p{L}/u.test(character));
-  const list = (items) => items.slice(0, 12).join(" ");
-  return ["text.unknown", { characters: list([...new Set(text)]), known: list(letters.length ? letters : characters) }];
+  const known = await generatedCharacters(model.id);
+  const letters = known.filter((character) => /\p{L}/u.test(character));
+  const joinFirst = (items) => items.slice(0, 12).join(" ");
+  const characters = joinFirst([...new Set(text)]);
+  return ["text.unknown", { characters, known: joinFirst(letters.length ? letters : known) }];
 }
 
 // Throws if a model can't read any of a text, before a request that the server would refuse.
@@ -228,14 +230,15 @@ async function request(path, { method = "GET", body, signal } = {}) {
       response = await fetch(path, { method, body, headers, signal, cache: "no-store" });
     } catch (error) {
       if (isAbortError(error)) throw error;
-      throw new ApiError("", "", -1);
+      throw pageError("error.unreachable");
     }
     if (response.ok) return response;
     if (response.status === 401) await renewKey(Boolean(headers.authorization));
     else if (response.status === 429 && retries < MAX_RETRIES) {
       await new Promise((resolve) => setTimeout(resolve, 300 * (retries + 1)));
       signal?.throwIfAborted();
-    } else {
+    } else if (response.status === 429) throw pageError("error.busy");
+    else {
       const { error } = await response.json().catch(() => ({ error: null }));
       throw new ApiError(error?.message ?? response.statusText, error?.hint ?? "", response.status);
     }
@@ -244,7 +247,7 @@ async function request(path, { method = "GET", body, signal } = {}) {
 
 async function renewKey(isWrong) {
   const answer = await askForKey(isWrong);
-  if (answer === null) throw new ApiError("", "", 401);
+  if (answer === null) throw pageError("error.key");
   key = answer;
   writeStorage("octavo-key", key, "sessionStorage"); // for this window and session only
 }

@@ -3,14 +3,6 @@
 import { ApiError, isAbortError } from "octavo/api";
 import { el } from "octavo/dom";
 
-const SENTENCES = {
-  "-1": "error.unreachable",
-  401: "error.key",
-  404: "error.offline",
-  429: "error.busy",
-  503: "error.none",
-};
-
 // Shows an error at the top of a panel; null removes it. An aborted request is no error.
 export function showError(panel, error) {
   if (isAbortError(error)) return;
@@ -20,13 +12,13 @@ export function showError(panel, error) {
   panel.prepend(errorBox(error));
 }
 
-// A message of the server is English. Its hint is left out if it is about the command line.
+// The server's messages are in English. A hint about the command line is left out.
 function errorBox(error) {
-  const isServers = error instanceof ApiError && error.message;
-  const message = isServers
+  const isFromServer = error instanceof ApiError && error.message;
+  const message = isFromServer
     ? [el("span", { say: "error.server" }), " ", el("bdi", { lang: "en", dir: "ltr" }, error.message)]
-    : el("span", { say: error.sentence ?? SENTENCES[error.status] ?? "error.unknown" });
-  const hasHint = isServers && error.hint && !/--|octavo /.test(error.hint);
+    : el("span", { say: error.sentence ?? "error.unknown" });
+  const hasHint = isFromServer && error.hint && !/--|octavo /.test(error.hint);
   const hint = () => [el("span", { say: "error.try" }), " ", el("code", { dir: "ltr" }, error.hint)];
   return el(
     "div",

@@ -4,7 +4,7 @@ import { savedOptions } from "octavo/api";
 import { el, field, setNumbers } from "octavo/dom";
 
 export class HeadSelector {
-  // `onChange()` when the user chooses another layer or head. `id` prefixes the ids of the two selects.
+  // `onChange()` is called when the user chooses another layer or head. `id` prefixes the ids of the two selects.
   constructor(id, onChange) {
     this.layer = 0;
     this.head = 0;
@@ -18,7 +18,7 @@ export class HeadSelector {
     Object.assign(this, { layer, head });
   }
 
-  // Offers the layers and heads of a model. A saved page offers those for which it has that view.
+  // Offers the layers and heads of a model. A saved page offers those for which it has an answer to `view`.
   update({ n_layer, n_head }, view) {
     const saved = savedOptions(view);
     this.choose(Math.min(this.layer, n_layer - 1), Math.min(this.head, n_head - 1));
@@ -26,8 +26,9 @@ export class HeadSelector {
       const { layer, head } = saved.find((option) => option.layer === this.layer) ?? saved[0];
       this.choose(layer, head);
     }
-    const unique = (name, count) => (saved ? [...new Set(saved.map((head) => head[name]))] : [...Array(count).keys()]);
-    setNumbers(this.layers, unique("layer", n_layer), this.layer);
-    setNumbers(this.heads, unique("head", n_head), this.head);
+    const offered = (name, count) =>
+      saved ? [...new Set(saved.map((option) => option[name]))] : [...Array(count).keys()];
+    setNumbers(this.layers, offered("layer", n_layer), this.layer);
+    setNumbers(this.heads, offered("head", n_head), this.head);
   }
 }

@@ -4,7 +4,7 @@ import { el, field, say } from "octavo/dom";
 import { language, languages, onLanguageChange, setLanguage, t } from "octavo/i18n";
 import { readStorage, writeStorage } from "octavo/storage";
 
-// Returns {element, description, update()}; `update` shows the choices of `app`.
+// Returns {element, description, update(), chosenModel()}; `update` shows the model and step of `app`.
 export function createHeader(app) {
   const models = el("select", { id: "model", onchange: () => app.setModel(models.value) });
   const onStepChange = () => app.setStep(steps.value ? Number(steps.value) : null);

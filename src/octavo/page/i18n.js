@@ -94,12 +94,12 @@ export function sentenceParts(key, values) {
   const sentence = sentences.get(language.code)?.[key] ?? key;
   return sentence
     .split("`")
-    .flatMap((piece, i) => {
+    .flatMap((part, i) => {
       if (i % 2) {
-        const text = piece.replace(PLACEHOLDER, (placeholder, name) => formatValue(values[name] ?? placeholder));
+        const text = part.replace(PLACEHOLDER, (placeholder, name) => formatValue(values[name] ?? placeholder));
         return { text, inCode: true };
       }
-      return piece.split(PLACEHOLDER).map((text, j) => {
+      return part.split(PLACEHOLDER).map((text, j) => {
         if (j % 2 === 0) return { text };
         const value = values[text] ?? `{${text}}`;
         if (value instanceof Node) return { text: value.textContent, node: value };
@@ -128,7 +128,7 @@ function format(value, options) {
 export const number = (value, digits = 3) =>
   format(value, { minimumFractionDigits: digits, maximumFractionDigits: digits, signDisplay: "negative" });
 
-// With the six significant digits that the server sends.
+// With the six significant digits that the server sends. Below 1e-8 there is only rounding error.
 export const exactNumber = (value) =>
   value && Math.abs(value) < 1e-8 ? "≈ 0" : format(value, { maximumSignificantDigits: 6 });
 

@@ -1,12 +1,12 @@
 // The page: what its parts share, and how it starts. Model, step and text are the same on all tabs.
 
 import {
-  ApiError,
   fetchModels,
   fetchView,
   findReadingProblem,
   keepKnownCharacters,
   offline,
+  pageError,
   selectModel,
   setKeyPrompt,
 } from "octavo/api";
@@ -23,23 +23,23 @@ import { createTextField } from "octavo/text_field";
 const TABS = ["walk", "attention", "positions_and_words", "playground", "training", "compare"];
 const TEXT_TABS = ["walk", "attention", "positions_and_words"]; // with the shared text; a saved page has only these
 const SAMPLE = "The cat sat on the mat, and the cat slept.";
-const RETRY_TIME = 3000; // milliseconds, until a run that has just begun has its first checkpoint
+const RETRY_DELAY = 3000; // milliseconds between two requests for models while there is none
 
 const announcer = el("div", { class: "visually-hidden", role: "status" });
-const taskCounts = new WeakMap(); // panel -> its running tasks
+const taskCounts = new WeakMap(); // panel -> the number of its running tasks
 let modelsError = null; // why the models couldn't be fetched
 
 // What the tabs share.
 const app = {
   models: [], // as GET /lens describes them
   model: null, // the chosen one: {id, tokenizer, steps, step, run, model: {n_layer, n_head, n_embd, block_size, …}}
-  step: null, // a kept checkpoint of the model's run, or null for the one that is served
+  step: null, // the step of a kept checkpoint, or null for the served one
   text: "", // a text that the model can read
 
-  setText: (text) => change({ text }),
-  setStep: (step) => change({ step }),
+  setText: (text) => setState({ text }),
+  setStep: (step) => setState({ step }),
 
-  // The new text is the first that the new model can read: the text in the field, the text so far, or another one.
+  // Keeps the text in the field if the new model can read it, else the present text; else chooses a new one.
   async setModel(id) {
     const model = app.models.find((other) => other.id === id) ?? app.model;
     let text = null;
@@ -48,7 +48,7 @@ const app = {
     text ??= await chooseText(model);
     if (header.chosenModel() !== id) return; // another was chosen meanwhile
     textField.setText(text);
-    change({ model, step: null, text });
+    setState({ model, step: null, text });
   },
 
   // The part of the address after the tab: 6 in #walk/6.
@@ -88,28 +88,28 @@ const textField = createTextField(app, app.setText, (hasProblem) => {
   }
 });
 const tabBar = createTabBar(offline ? TEXT_TABS : TABS, app, {
-  findProblem: (id) => modelsError ?? (app.model || id === "training" ? null : new ApiError("", "", 503)),
+  findProblem: (id) => modelsError ?? (app.model || id === "training" ? null : pageError("error.none")),
   onOpen(id) {
     textField.element.hidden = !TEXT_TABS.includes(id);
-    textField.fit();
+    textField.fitHeight();
     updateTitle();
   },
-  onUpdate: textField.noteUnknownCharacters,
+  onUpdate: textField.noteUnknownCharacters, // the answer for `tokens` that the update fetched is cached by then
 });
 
 // ---- Model, step and text
 
-function change(changes) {
+function setState(changes) {
   if (Object.keys(changes).every((name) => app[name] === changes[name])) return;
   const isNewText = "text" in changes && changes.text !== app.text;
   Object.assign(app, changes);
   selectModel(app.model?.id ?? null, app.step);
   if (isNewText) writeStorage(`octavo-text ${app.model?.id}`, app.text, "sessionStorage");
-  updateChoices();
+  updateHeaderAndText();
   tabBar.updateAll();
 }
 
-function updateChoices() {
+function updateHeaderAndText() {
   header.update();
   textField.update();
 }
@@ -153,7 +153,7 @@ async function start() {
     announcer,
   );
   onLanguageChange(() => {
-    updateChoices();
+    updateHeaderAndText();
     updateTitle();
     tabBar.updateAll();
   });
@@ -168,10 +168,10 @@ async function loadModels() {
     app.models = (await fetchModels()).models;
     app.model = app.models[0] ?? null;
     selectModel(app.model?.id ?? null, null);
-    updateChoices();
+    updateHeaderAndText();
     if (app.model) app.text = await chooseText(app.model);
-    else setTimeout(retryModels, RETRY_TIME);
-    updateChoices();
+    else setTimeout(retryModels, RETRY_DELAY);
+    updateHeaderAndText();
     modelsError = null;
   } catch (error) {
     modelsError = error;

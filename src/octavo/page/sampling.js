@@ -1,5 +1,5 @@
-// From logits to the probabilities that a token is sampled with: temperature, top-k and top-p as
-// octavo/generation/sampling.py has them. Nothing here asks the server.
+// Turns logits into the probabilities that a token is sampled with: temperature, top-k and top-p, as in
+// octavo/generation/sampling.py. Nothing here asks the server.
 //
 // At every setting the tokens that remain are a prefix of one order, by falling probability. So the logits are sorted
 // once, and a change of a setting costs one pass.
@@ -15,39 +15,42 @@ export class TokenDistribution {
     return this.order.length;
   }
 
-  // {probabilities, covered}: the probabilities of the tokens that can be sampled, in the order; and what these have
-  // together at temperature 1.
-  shape({ temperature = 1, topK = 0, topP = 1 } = {}) {
-    const { order, logits, probabilities: unshaped } = this;
-    if (temperature < 1e-6) return { probabilities: Float64Array.of(1), covered: unshaped[0] }; // greedy
+  // {probabilities, covered}: the probabilities of the tokens that can be sampled, in the order; and the sum of the
+  // probabilities that the same tokens have at temperature 1.
+  applySettings({ temperature = 1, topK = 0, topP = 1 } = {}) {
+    const { order, logits, probabilities: original } = this;
+    if (temperature < 1e-6) return { probabilities: Float64Array.of(1), covered: original[0] }; // greedy
     let count = order.length;
     if (topK > 0 && topK < count) {
       const threshold = logits[order[topK - 1]];
-      for (count = topK; count < order.length && logits[order[count]] === threshold;) count++; // equal logits stay
+      count = topK;
+      while (count < order.length && logits[order[count]] === threshold) count++; // equal logits stay
     }
     let probabilities = softmax(order.subarray(0, count), logits, temperature);
     if (topP < 1) {
       let total = 0;
-      for (count = 0; count < probabilities.length && total < topP;) total += probabilities[count++];
+      count = 0;
+      while (count < probabilities.length && total < topP) total += probabilities[count++];
       probabilities = probabilities.slice(0, count).map((probability) => probability / total);
     }
     let covered = 0;
-    for (let i = 0; i < count; i++) covered += unshaped[i];
+    for (let i = 0; i < count; i++) covered += original[i];
     return { probabilities, covered: Math.min(covered, 1) };
   }
 
   // A token's rank, from 1, and its probability at temperature 1.
   lookUp(id) {
-    const at = this.order.indexOf(id);
-    return { rank: at + 1, probability: this.probabilities[at] };
+    const index = this.order.indexOf(id);
+    return { rank: index + 1, probability: this.probabilities[index] };
   }
 
   // The token id for a random number from 0 up to 1.
   sample(settings, random) {
-    const { probabilities } = this.shape(settings);
-    let at = 0;
-    for (let sum = probabilities[0]; sum <= random && at < probabilities.length - 1; sum += probabilities[at]) at++;
-    return this.order[at];
+    const { probabilities } = this.applySettings(settings);
+    let index = 0;
+    let sum = probabilities[0];
+    while (sum <= random && index < probabilities.length - 1) sum += probabilities[++index];
+    return this.order[index];
   }
 
   // All probabilities at temperature 1, by token id.
@@ -58,12 +61,12 @@ export class TokenDistribution {
   }
 }
 
-// The probabilities of token ids, the first of which has the largest logit, so that no power overflows.
+// The probabilities of token ids. The first id has the largest logit; subtracting it keeps exp() from overflowing.
 function softmax(ids, logits, temperature = 1) {
   const max = logits[ids[0]] / temperature;
-  const powers = Float64Array.from(ids, (id) => Math.exp(logits[id] / temperature - max));
-  const sum = powers.reduce((a, b) => a + b, 0);
-  return powers.map((power) => power / sum);
+  const exponentials = Float64Array.from(ids, (id) => Math.exp(logits[id] / temperature - max));
+  const sum = exponentials.reduce((a, b) => a + b, 0);
+  return exponentials.map((exponential) => exponential / sum);
 }
 
 // The Kullback-Leibler divergence of q from p, in nats: the mean of ln(p / q) under p.

@@ -2,18 +2,18 @@
 //
 // Each tab is a module octavo/tabs/<id> with
 //   mount(panel, app) -> {update(), show?(), hide?(), onSubpath?(subpath)}
-// It is loaded, with its sentences, when it is first opened. `update()` is called after a change of model, step, text
-// or language: at once on the open tab, on any other tab when it is opened next. `onSubpath(subpath)` is called when
-// the address changes.
+// The module is loaded, with its sentences, when the tab is first opened. `update()` is called after a change of model,
+// step, text or language: at once on the open tab, on any other tab when it is opened next. `onSubpath(subpath)` is
+// called when the address changes.
 
 import { arrowDirection, el } from "octavo/dom";
 import { showError } from "octavo/error_box";
 import { loadSentences } from "octavo/i18n";
 
 // `ids` are the tabs, in order. Callbacks: `findProblem(id)` returns an error to show instead of the tab, or null;
-// `onOpen(id)` when a tab opens; `onUpdate()` after each update of a tab.
+// `onOpen(id)` is called when a tab opens, `onUpdate()` after each update of a tab.
 export function createTabBar(ids, app, { findProblem, onOpen, onUpdate }) {
-  const tabs = new Map(ids.map((id) => [id, createTab(id, () => go(id))]));
+  const tabs = new Map(ids.map((id) => [id, createTab(id, () => navigateTo(id))]));
   let openId = null;
   const list = el(
     "div",
@@ -27,12 +27,12 @@ export function createTabBar(ids, app, { findProblem, onOpen, onUpdate }) {
   );
 
   list.addEventListener("keydown", (event) => {
-    const at = ids.indexOf(openId);
+    const current = ids.indexOf(openId);
     const step = arrowDirection(event.key);
-    const index = step ? (at + step + ids.length) % ids.length : { Home: 0, End: ids.length - 1 }[event.key];
+    const index = step ? (current + step + ids.length) % ids.length : { Home: 0, End: ids.length - 1 }[event.key];
     if (index === undefined) return;
     event.preventDefault();
-    go(ids[index]);
+    navigateTo(ids[index]);
     tabs.get(ids[index]).button.focus();
   });
 
@@ -40,7 +40,7 @@ export function createTabBar(ids, app, { findProblem, onOpen, onUpdate }) {
 
   const addressOf = (id) => `#${id}${tabs.get(id).subpath ? `/${tabs.get(id).subpath}` : ""}`;
 
-  function go(id) {
+  function navigateTo(id) {
     if (location.hash !== addressOf(id)) history.pushState(null, "", addressOf(id));
     openTab(id);
   }
@@ -51,7 +51,7 @@ export function createTabBar(ids, app, { findProblem, onOpen, onUpdate }) {
     if (!tabs.has(id)) return openTab(ids[0]);
     const tab = tabs.get(id);
     tab.subpath = subpath;
-    tab.view?.onSubpath?.(subpath);
+    tab.mounted?.onSubpath?.(subpath);
     return openTab(id);
   }
 
@@ -64,7 +64,7 @@ export function createTabBar(ids, app, { findProblem, onOpen, onUpdate }) {
 
   async function openTab(id) {
     if (openId === id) return;
-    tabs.get(openId)?.view?.hide?.();
+    tabs.get(openId)?.mounted?.hide?.();
     openId = id;
     for (const [tabId, { button, panel }] of tabs) {
       button.setAttribute("aria-selected", String(tabId === id));
@@ -87,10 +87,10 @@ export function createTabBar(ids, app, { findProblem, onOpen, onUpdate }) {
       tab.loading ??= loadTab(id, tab);
       await tab.loading;
       if (openId !== id) return;
-      tab.view.show?.();
+      tab.mounted.show?.();
       if (!tab.isStale) return;
       tab.isStale = false;
-      await tab.view.update();
+      await tab.mounted.update();
       await onUpdate();
     } catch (error) {
       showError(tab.panel, error);
@@ -99,19 +99,19 @@ export function createTabBar(ids, app, { findProblem, onOpen, onUpdate }) {
 
   async function loadTab(id, tab) {
     const [module] = await Promise.all([import(`octavo/tabs/${id}`), loadSentences(id)]);
-    tab.view = module.mount(tab.panel, app);
+    tab.mounted = module.mount(tab.panel, app);
   }
 
   function updateAll() {
     for (const [id, tab] of tabs) {
-      tab.isStale = id !== openId || !tab.view;
+      tab.isStale = id !== openId || !tab.mounted;
       if (!tab.isStale) updateTab(tab);
     }
   }
 
-  async function updateTab({ view, panel }) {
+  async function updateTab({ mounted, panel }) {
     try {
-      await view.update();
+      await mounted.update();
     } catch (error) {
       showError(panel, error);
     }
@@ -148,5 +148,5 @@ function createTab(id, onclick) {
     tabindex: "-1",
     class: `panel ${id}`,
   });
-  return { button, panel, view: null, loading: null, isStale: true, subpath: "" };
+  return { button, panel, mounted: null, loading: null, isStale: true, subpath: "" };
 }

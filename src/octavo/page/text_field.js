@@ -1,5 +1,5 @@
-// The field for the text that Walk, Attention and Positions and words show, with notes on what the model can't read of
-// it.
+// The field for the text of the tabs Walk, Attention, and Positions and words. Notes below it say why the model can't
+// read the text, or which of its characters the tokenizer doesn't know.
 
 import { fetchView, findReadingProblem, offline } from "octavo/api";
 import { el, say } from "octavo/dom";
@@ -7,8 +7,8 @@ import { el, say } from "octavo/dom";
 const TYPING_PAUSE = 250; // milliseconds
 const MAX_HEIGHT = 200; // pixels
 
-// `onText(text)`: the user typed a text that the model can read. `onProblem(hasProblem)`: whether the typed text is
-// unreadable.
+// `onText(text)` is called when the user has typed a text that the model can read; `onProblem(hasProblem)` after each
+// check of the text.
 export function createTextField(app, onText, onProblem) {
   const box = el("textarea", {
     id: "text",
@@ -25,12 +25,12 @@ export function createTextField(app, onText, onProblem) {
     "form",
     { class: "text", sayLabel: "head.text", onsubmit: (event) => event.preventDefault() },
     el("label", { for: "text", say: "head.text" }),
-    el("div", { class: "wide" }, box, problemNote, unknownNote),
+    el("div", { class: "text-body" }, box, problemNote, unknownNote),
   );
 
   let timer;
   box.addEventListener("input", () => {
-    fit();
+    fitHeight();
     clearTimeout(timer);
     timer = setTimeout(readText, TYPING_PAUSE);
   });
@@ -50,7 +50,7 @@ export function createTextField(app, onText, onProblem) {
     onProblem(Boolean(problem));
   }
 
-  function fit() {
+  function fitHeight() {
     box.style.height = "auto";
     box.style.height = `${Math.min(MAX_HEIGHT, box.scrollHeight + 2)}px`;
   }
@@ -58,7 +58,7 @@ export function createTextField(app, onText, onProblem) {
   // Shows the text of `app`, unless the user is typing another.
   function update() {
     if (document.activeElement !== box && problemNote.hidden) box.value = app.text;
-    fit();
+    fitHeight();
   }
 
   function setText(text) {
@@ -72,11 +72,11 @@ export function createTextField(app, onText, onProblem) {
     const { text } = app;
     const answer = text && !offline ? await fetchView("tokens", { text, unknown: "skip" }).catch(() => null) : null;
     if (text !== app.text) return;
-    const read = new Set(answer?.text);
-    const unknown = answer ? [...new Set(text)].filter((character) => !read.has(character)) : [];
+    const known = new Set(answer?.text);
+    const unknown = answer ? [...new Set(text)].filter((character) => !known.has(character)) : [];
     unknownNote.hidden = !unknown.length;
     say(unknownNote, "text.left_out", { characters: unknown.slice(0, 30).join(" ") });
   }
 
-  return { element, fit, update, setText, noteUnknownCharacters, value: () => box.value };
+  return { element, fitHeight, update, setText, noteUnknownCharacters, value: () => box.value };
 }

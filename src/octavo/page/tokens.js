@@ -19,7 +19,7 @@ export const lastWordIndex = (tokens) =>
 // Makes the token of a line break visible by a sign (in CSS), so that it can be chosen.
 export const markLineBreak = (span, { text }) => span.classList.toggle("break", /^[\n\r]/.test(text));
 
-// The characters of a text that its tokens lack because the tokenizer doesn't know them, with spaces between them.
+// The characters of a text that none of its tokens has, because the tokenizer doesn't know them, separated by spaces.
 export function unknownCharacters(text, groups) {
   const characters = new Set(groups.map((group) => group.text).join(""));
   return [...new Set(text)].filter((character) => !characters.has(character)).join(" ");
@@ -69,12 +69,12 @@ function addSpanKeys(text, groups, onPick) {
     for (const span of spans) span.tabIndex = span === event.target ? 0 : -1;
   });
   text.addEventListener("keydown", (event) => {
-    const at = spans.indexOf(event.target);
-    if (at < 0) return;
-    if (event.key === "Enter" || event.key === " ") onPick(groups[at].first, groups[at], "click");
+    const current = spans.indexOf(event.target);
+    if (current < 0) return;
+    if (event.key === "Enter" || event.key === " ") onPick(groups[current].first, groups[current], "click");
     else {
       const step = arrowDirection(event.key, getComputedStyle(text).direction);
-      const target = step ? at + step : { Home: 0, End: spans.length - 1 }[event.key];
+      const target = step ? current + step : { Home: 0, End: spans.length - 1 }[event.key];
       if (target === undefined) return;
       spans[target]?.focus();
     }

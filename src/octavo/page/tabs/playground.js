@@ -125,14 +125,14 @@ export function mount(panel, app) {
   // Generates at the end of a branch, and shows the text as it grows.
   async function generate(branch) {
     generation?.abort();
-    const control = (generation = new AbortController());
+    const controller = (generation = new AbortController());
     const maxTokens = Math.min(MAX_NEW_TOKENS, Math.max(1, length.valueAsNumber || 100));
     await showBranch(branch, { explain: false });
     updateButtons();
     let count = 0;
     const running = textHolder.querySelector(".running");
     try {
-      const options = { isServedStep, controls, signal: control.signal };
+      const options = { isServedStep, controls, signal: controller.signal };
       for await (const { ids, text, windowStart } of generateTokens(branch, maxTokens, model.block_size, options)) {
         branch.tokens.push(...ids.map((id) => ({ id, windowStart })));
         count += ids.length;
@@ -143,10 +143,10 @@ export function mount(panel, app) {
     } catch (error) {
       if (!isAbortError(error)) throw error;
     } finally {
-      if (generation === control) {
+      if (generation === controller) {
         generation = null;
         updateButtons();
-        say(status, control.signal.aborted ? "play.stopped" : "play.wrote", { count });
+        say(status, controller.signal.aborted ? "play.stopped" : "play.wrote", { count });
         app.announce(status.textContent);
         await showBranch(branch);
       }

@@ -88,7 +88,7 @@ export class NextTokenBars {
   // Sets the lengths of the bars by the sampling controls.
   draw() {
     if (!this.distribution) return;
-    const { probabilities, covered } = this.distribution.shape(this.controls.settings);
+    const { probabilities, covered } = this.distribution.applySettings(this.controls.settings);
     this.probabilities = probabilities;
     const kept = { kept: probabilities.length, all: this.distribution.size, share: percent(covered) };
     say(this.controls.kept, "sampling.kept", kept);

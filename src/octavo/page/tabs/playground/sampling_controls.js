@@ -5,7 +5,7 @@ import { count, number, t } from "octavo/i18n";
 
 const TOP_K = [1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 75, 100, 150, 200, 300, 500, 750, 1000];
 
-// `onChange()` after every move. `.settings` are as `TokenDistribution.shape` takes them.
+// `onChange()` after every move. `.settings` are as `TokenDistribution.applySettings` takes them.
 export class SamplingControls {
   constructor(onChange) {
     this.onChange = onChange;

@@ -22,7 +22,7 @@ export class CheckpointHistory {
     this.models = []; // that belong to a run
     this.answers = new Map(); // step -> {attention, contributions}
     this.steps = []; // their steps, sorted
-    this.control = null; // the AbortController while it watches
+    this.controller = null; // the AbortController while it watches
     this.#createForm();
     this.#createPictures();
     this.element = el(
@@ -42,7 +42,7 @@ export class CheckpointHistory {
   }
 
   #createForm() {
-    const restart = () => this.control && this.watch();
+    const restart = () => this.controller && this.watch();
     const onRunChange = () => {
       this.#offerHeads();
       restart();
@@ -52,7 +52,7 @@ export class CheckpointHistory {
     this.word = textInput({ id: "history-word", maxlength: 60, onchange: restart });
     this.layer = el("select", { id: "history-layer", onchange: restart });
     this.head = el("select", { id: "history-head", onchange: restart });
-    const onclick = () => (this.control ? this.stop() : this.watch());
+    const onclick = () => (this.controller ? this.stop() : this.watch());
     this.button = el("button", { type: "button", class: "main", say: "history.watch", onclick });
     this.status = el("p", { class: "quiet", role: "status", say: "history.cost" });
     const onsubmit = (event) => {
@@ -113,12 +113,12 @@ export class CheckpointHistory {
 
   async watch() {
     this.stop();
-    const control = (this.control = new AbortController());
+    const controller = (this.controller = new AbortController());
     say(this.button, "history.stop");
     this.answers = new Map();
     this.step = null;
     try {
-      await this.#readNewSteps(control.signal);
+      await this.#readNewSteps(controller.signal);
       this.app.showError(this.element, null);
     } catch (error) {
       if (isAbortError(error)) return;
@@ -128,8 +128,8 @@ export class CheckpointHistory {
   }
 
   stop() {
-    this.control?.abort();
-    this.control = null;
+    this.controller?.abort();
+    this.controller = null;
     clearTimeout(this.timer);
     say(this.button, "history.watch");
     say(this.status, this.models.length ? "history.cost" : "history.none");
