@@ -32,7 +32,7 @@ SAME_AS_ENGLISH = {  # sentences that may equal the English ones: code, signs, a
         "train.unit.m",
         "train.unit.s",
         "col.token",
-        "col.pushed",
+        "col.contribution",
         "col.position",
         "col.bits",
         "draw.token",

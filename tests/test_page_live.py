@@ -250,7 +250,7 @@ def test_several_runs_are_plotted_with_the_numbers_of_their_files(visit: Visit, 
     for box in page.locator("#panel-training fieldset input").all():
         box.check()
     names = {"letters": runs.letters, "bytes": runs.bytes}
-    keys = page.locator(".curve.loss .keys li")
+    keys = page.locator(".curve.loss .line-legend li")
     wait_until(lambda: all(any(name in each for each in keys.all_text_contents()) for name in names), page)
     for curve, field in (
         ("loss", "loss"),

@@ -55,8 +55,8 @@ export const fetchModels = async () => (offline ? embedded.models : (await reque
 // [{name, settings, tokens_per_step, last_step, running, parameters}]
 export const fetchRuns = async () => (offline ? [] : (await (await request("/runs")).json()).runs);
 
-// {lines, next, restarted} of a run's "metrics" or "samples": the lines after the first `after`; the `after` of the next
-// request; and whether the file is shorter than `after`, because training began anew: then `lines` has all its lines.
+// {lines, next, restarted} of a run's "metrics" or "samples": the lines after the first `after`; the `after` of the
+// next request; and whether the file is shorter than `after`, because training began anew: then `lines` has all lines.
 export const fetchLines = async (run, kind, after = 0, { signal } = {}) =>
   (await request(`/runs/${encodeURIComponent(run)}/${kind}?after=${after}`, { signal })).json();
 

@@ -1,4 +1,4 @@
-// Attention over running text: an arc from each token to the tokens that it looks at.
+// Attention over running text: an arc from each token to the tokens that it attends to.
 
 import { el, svg } from "octavo/dom";
 import { number, t } from "octavo/i18n";
@@ -11,11 +11,14 @@ const MAX_ARCS = 40; // of the chosen token
 const MAX_ALL_ARCS = 800;
 const MAX_HEIGHT = 64; // pixels
 
-// `weights[t][s]` is the share of attention that token t gives to token s. With a token chosen (`at`), its own arcs are
-// drawn; without, the strongest arc of each token. Options besides a figure's: at, onPick(t, how), readout(t).
+// `weights[from][to]` is the share of attention that token `from` gives to token `to`. If a token is chosen, its arcs
+// are drawn, otherwise the strongest arc of each token. Options besides a figure's:
+//   chosen            the index of the chosen token, or null
+//   onPick(i, how)    see `tokenSpans`
+//   readout(i)        the readout of the chosen token, text or nodes
 export function arcs(tokens, groups, weights, options = {}) {
   const figure = createFigure("arcs", drawArcs, arcsTable);
-  figure.show = (tokens, groups, weights, more = {}) => {
+  figure.show = (tokens, groups, weights, newOptions = {}) => {
     Object.assign(figure, { tokens, groups, weights });
     figure.lines = svg("svg", { class: "over", "aria-hidden": "true" });
     figure.text = tokenSpans(tokens, groups, {
@@ -23,10 +26,10 @@ export function arcs(tokens, groups, weights, options = {}) {
       class: "arched",
     });
     figure.body.replaceChildren(el("div", { class: "over-text" }, figure.text, figure.lines));
-    figure.setOptions(more);
+    figure.setOptions(newOptions);
   };
-  figure.choose = (t) => {
-    figure.options.at = t;
+  figure.choose = (i) => {
+    figure.options.chosen = i;
     redraw(figure);
   };
   figure.show(tokens, groups, weights, options);
@@ -36,36 +39,36 @@ export function arcs(tokens, groups, weights, options = {}) {
 // The positions with the largest shares of a row, the largest first.
 export function strongest(row, maxCount) {
   return [...row.keys()]
-    .filter((s) => row[s] > 0)
+    .filter((i) => row[i] > 0)
     .sort((a, b) => row[b] - row[a])
     .slice(0, maxCount);
 }
 
 function drawArcs(figure) {
   const { text, lines, groups, weights, options } = figure;
-  const at = options.at ?? null;
+  const chosen = options.chosen ?? null;
   lines.replaceChildren(
-    ...selectArcs(weights, at)
+    ...selectArcs(weights, chosen)
       .map((arc) => drawArc(figure, arc))
       .filter(Boolean),
   );
-  const max = at === null ? 1 : Math.max(...weights[at]);
+  const max = chosen === null ? 1 : Math.max(...weights[chosen]);
   text.spans.forEach((span, i) => {
     const { first, count } = groups[i];
     let share = 0;
-    if (at !== null) for (let s = first; s < first + count; s++) share += weights[at][s] ?? 0;
+    if (chosen !== null) for (let to = first; to < first + count; to++) share += weights[chosen][to] ?? 0;
     shadeSpan(span, share / max);
-    span.classList.toggle("chosen", at !== null && at >= first && at < first + count);
+    span.classList.toggle("chosen", chosen !== null && chosen >= first && chosen < first + count);
   });
-  setReadout(figure, at === null ? t("draw.arcs.none") : (options.readout?.(at) ?? ""));
+  setReadout(figure, chosen === null ? t("draw.arcs.none") : (options.readout?.(chosen) ?? ""));
 }
 
 // The arcs that are drawn: {from, to, opacity}.
-function selectArcs(weights, at) {
-  if (at !== null)
-    return strongest(weights[at], MAX_ARCS)
-      .filter((to) => weights[at][to] >= MIN_SHARE)
-      .map((to) => ({ from: at, to, opacity: 0.85 }));
+function selectArcs(weights, chosen) {
+  if (chosen !== null)
+    return strongest(weights[chosen], MAX_ARCS)
+      .filter((to) => weights[chosen][to] >= MIN_SHARE)
+      .map((to) => ({ from: chosen, to, opacity: 0.85 }));
   return weights
     .flatMap((row, from) => strongest(row, 1).map((to) => ({ from, to, opacity: 0.4 })))
     .filter(({ from, to }) => from !== to)
@@ -74,12 +77,12 @@ function selectArcs(weights, at) {
 
 function drawArc({ text, lines, weights }, { from, to, opacity }) {
   const frame = lines.parentElement.getBoundingClientRect();
-  const topOf = (position) => {
-    const boxes = text.spanAt(position)?.getClientRects();
+  const middleOfTop = (position) => {
+    const boxes = text.spanAt(position)?.getClientRects(); // one box for each line that the token is on
     const box = boxes?.[boxes.length - 1];
     return box && { x: box.left + box.width / 2 - frame.left, y: box.top - frame.top + 4 };
   };
-  const [start, end, share] = [topOf(from), topOf(to), weights[from][to]];
+  const [start, end, share] = [middleOfTop(from), middleOfTop(to), weights[from][to]];
   if (!start || !end) return null;
   const stroke = {
     fill: "none",
@@ -91,23 +94,19 @@ function drawArc({ text, lines, weights }, { from, to, opacity }) {
   if (from === to) return svg("circle", { ...stroke, cx: end.x, cy: end.y - 6, r: 5 });
   const isSameLine = Math.abs(start.y - end.y) < 8;
   const height = isSameLine ? Math.min(MAX_HEIGHT, 10 + 0.28 * Math.abs(start.x - end.x)) : 16;
+  // The control points are a third higher than the arc, because a cubic curve reaches 3/4 of their height.
   const [startTop, endTop] = [start.y - 1.33 * height, end.y - 1.33 * height];
   const path = `M${start.x} ${start.y} C${start.x} ${startTop} ${end.x} ${endTop} ${end.x} ${end.y}`;
   return svg("path", { ...stroke, d: path });
 }
 
-// <bdi> isolates each label: a number beside a right-to-left label would change places with it.
 function arcsTable({ tokens, weights }) {
-  const target = (t) => (s, i) => [
-    `${i ? " · " : ""}${s} `,
-    el("bdi", {}, tokens[s].label),
-    ` ${number(weights[t][s], 3)}`,
-  ];
+  // <bdi> isolates each label: a number beside a right-to-left label would change places with it.
+  const name = (i) => [`${i} `, el("bdi", {}, tokens[i].label)];
+  const targets = (row) =>
+    strongest(row, 5).flatMap((i, rank) => [rank ? " · " : "", ...name(i), ` ${number(row[i], 3)}`]);
   return {
     columns: [t("draw.token"), t("draw.looks")],
-    rows: tokens.map((token, t) => [
-      el("span", {}, `${t} `, el("bdi", {}, token.label)),
-      el("span", {}, strongest(weights[t], 5).flatMap(target(t))),
-    ]),
+    rows: weights.map((row, i) => [el("span", {}, name(i)), el("span", {}, targets(row))]),
   };
 }

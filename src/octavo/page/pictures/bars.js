@@ -13,9 +13,9 @@ export function bars(items, options = {}) {
     rows: items.map((item) => [item.label, item.value]),
   }));
   figure.readout.hidden = true;
-  figure.show = (newItems, more = {}) => {
+  figure.show = (newItems, newOptions = {}) => {
     figure.items = newItems;
-    figure.setOptions(more);
+    figure.setOptions(newOptions);
   };
   figure.show(items, options);
   return figure;
@@ -48,12 +48,13 @@ export function signedBar(value, values) {
   const low = Math.min(0, ...values);
   const range = Math.max(0, ...values) - low || 1;
   const offset = (number) => `${(100 * (number - low)) / range}%`;
+  const length = offset(low + Math.abs(value)); // how far that is from the axis's left end, `low`
   return el(
     "span",
     { class: "signed-bar", dir: "ltr", "aria-hidden": "true", style: { "--zero": offset(0) } },
     el("span", {
       class: value < 0 ? "minus" : "plus",
-      style: { left: offset(Math.min(0, value)), width: offset(low + Math.abs(value)) },
+      style: { left: offset(Math.min(0, value)), width: length },
     }),
   );
 }

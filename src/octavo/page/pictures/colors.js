@@ -30,7 +30,7 @@ const STOPS = {
 };
 let ramps = {};
 
-// After a change of theme.
+// Call this after a change of theme.
 export function clearColorRamps() {
   ramps = {};
 }
@@ -38,12 +38,12 @@ export function clearColorRamps() {
 // 256 colors from the least to the greatest, [red, green, blue] each.
 function colorRamp(kind) {
   if (ramps[kind]) return ramps[kind];
-  const pen = el("canvas", { width: 256, height: 1 }).getContext("2d", { willReadFrequently: true });
-  const gradient = pen.createLinearGradient(0, 0, 256, 0);
+  const context = el("canvas", { width: 256, height: 1 }).getContext("2d", { willReadFrequently: true });
+  const gradient = context.createLinearGradient(0, 0, 256, 0);
   STOPS[kind].forEach((name, i, all) => gradient.addColorStop(i / (all.length - 1), color(name)));
-  pen.fillStyle = gradient;
-  pen.fillRect(0, 0, 256, 1);
-  const bytes = pen.getImageData(0, 0, 256, 1).data;
+  context.fillStyle = gradient;
+  context.fillRect(0, 0, 256, 1);
+  const bytes = context.getImageData(0, 0, 256, 1).data;
   return (ramps[kind] = Array.from({ length: 256 }, (_, i) => [bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2]]));
 }
 
@@ -56,8 +56,8 @@ export class Scale {
 
   rgb(value) {
     const ratio = Math.max(-1, Math.min(1, value / this.max));
-    const place = this.kind === "share" ? Math.sqrt(Math.max(0, ratio)) : (ratio + 1) / 2;
-    return this.ramp[Math.round(255 * place)];
+    const position = this.kind === "share" ? Math.sqrt(Math.max(0, ratio)) : (ratio + 1) / 2;
+    return this.ramp[Math.round(255 * position)];
   }
 
   css(value) {
@@ -78,10 +78,10 @@ export class Scale {
 // A scale's color bar with its ticks. `isCapped`: some values are beyond the last tick.
 export function legend(scale, isCapped) {
   const bar = el("canvas", { width: 128, height: 1, class: "ramp", "aria-hidden": "true" });
-  const pen = bar.getContext("2d");
+  const context = bar.getContext("2d");
   for (let i = 0; i < 128; i++) {
-    pen.fillStyle = `rgb(${scale.ramp[2 * i].join(" ")})`;
-    pen.fillRect(i, 0, 1, 1);
+    context.fillStyle = `rgb(${scale.ramp[2 * i].join(" ")})`;
+    context.fillRect(i, 0, 1, 1);
   }
   const format = (tick) =>
     tick && Math.abs(tick) < 0.01

@@ -38,7 +38,7 @@ export function createFigure(kind, draw, tableContent) {
   };
   figure.setOptions = (options) => {
     Object.assign(figure.options, options);
-    figure.drawnWidth = 0;
+    figure.drawnWidth = 0; // so that a figure that is hidden now is drawn again when it appears
     figure.refresh();
   };
   resizes.observe(figure.body);
@@ -92,15 +92,15 @@ export function sizeCanvas(canvas, width, height) {
   const density = window.devicePixelRatio || 1;
   Object.assign(canvas, { width: Math.round(width * density), height: Math.round(height * density) });
   Object.assign(canvas.style, { width: `${width}px`, height: `${height}px` });
-  const pen = canvas.getContext("2d");
-  pen.setTransform(density, 0, 0, density, 0, 0);
-  return pen;
+  const context = canvas.getContext("2d");
+  context.setTransform(density, 0, 0, density, 0, 0);
+  return context;
 }
 
-// A text of at most that width, with an ellipsis if it was longer.
-export function ellipsize(pen, text, width) {
-  if (pen.measureText(text).width <= width) return text;
+// Shortens a text to at most `width` pixels, with an ellipsis at its end.
+export function ellipsize(context, text, width) {
+  if (context.measureText(text).width <= width) return text;
   const letters = [...text];
-  while (letters.length > 1 && pen.measureText(letters.join("") + "…").width > width) letters.pop();
+  while (letters.length > 1 && context.measureText(letters.join("") + "…").width > width) letters.pop();
   return letters.join("") + "…";
 }

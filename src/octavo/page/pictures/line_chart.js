@@ -1,4 +1,4 @@
-// Curves. uPlot draws them; keys, names, readout and table are the page's own.
+// Curves. uPlot draws the plot; this file adds keyboard control, axis names, a legend, the readout and the table.
 
 import { el, svg } from "octavo/dom";
 import { exactNumber, language, number, t } from "octavo/i18n";
@@ -6,7 +6,8 @@ import { color, fontFamily } from "octavo/pictures/colors";
 import { createFigure, figureLabel, redraw, setReadout } from "octavo/pictures/figure";
 
 const DASHES = [[], [7, 4], [2, 3], [9, 3, 2, 3], [4, 2], [12, 4]];
-const WHOLE_STEPS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 1e5, 1e6];
+const INTEGER_STEPS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 1e5, 1e6];
+const [LINEAR, LOGARITHMIC] = [1, 3]; // uPlot's numbers for the distribution of a scale
 
 // uPlot is a sixth of the page and no module, so it is loaded with the first curve, which many users never see.
 let loading = null;
@@ -20,7 +21,7 @@ const loadUPlot = () =>
 // data: {x: [...], series: [{label, values, color, dash, width, points: true, band: [low, high]}]}; values may be null.
 // Lines differ by dash as well as by color (by default --line-1 to --line-6). Options besides a figure's:
 //   xName, yName; logX, logY; height; digits of the readout
-//   yRange: [least, greatest]; whole: x has whole numbers only
+//   yRange: [least, greatest]; integerX: ticks of x at whole numbers only
 export function lineChart(data, options = {}) {
   const figure = createFigure("lines", drawLines, ({ data, options }) => ({
     columns: [options.xName ?? "x", ...data.series.map((series) => series.label)],
@@ -29,17 +30,17 @@ export function lineChart(data, options = {}) {
   figure.stage = el("div", { class: "stage", tabindex: "0", role: "application" });
   figure.body.append(figure.stage);
   addKeys(figure);
-  figure.show = (newData, more = {}) => {
+  figure.show = (newData, newOptions = {}) => {
     const oldLast = (figure.data?.x.length ?? 0) - 1;
-    const isAtEnd = figure.at === undefined || figure.at === oldLast;
+    const isAtEnd = figure.cursor === undefined || figure.cursor === oldLast;
     const canAppend = figure.plot && figure.data && hasSameLines(figure.data, newData);
-    if (isAtEnd) figure.at = newData.x.length - 1;
+    if (isAtEnd) figure.cursor = newData.x.length - 1;
     figure.data = newData;
-    if (canAppend && !Object.keys(more).length && figure.body.clientWidth) {
+    if (canAppend && !Object.keys(newOptions).length && figure.body.clientWidth) {
       figure.plot.setData(plotColumns(newData)); // cheap, for curves that grow
       updateReadout(figure);
       figure.table.fill();
-    } else figure.setOptions(more);
+    } else figure.setOptions(newOptions);
   };
   figure.show(data, options);
   return figure;
@@ -53,9 +54,9 @@ function hasSameLines(data, other) {
 function addKeys(figure) {
   figure.stage.addEventListener("keydown", (event) => {
     const last = figure.data.x.length - 1;
-    const at = figure.at ?? last;
+    const current = figure.cursor ?? last;
     const step = event.ctrlKey || event.metaKey ? 10 : 1;
-    const target = { ArrowRight: at + step, ArrowLeft: at - step, Home: 0, End: last }[event.key];
+    const target = { ArrowRight: current + step, ArrowLeft: current - step, Home: 0, End: last }[event.key];
     if (target === undefined) return;
     moveTo(figure, Math.max(0, Math.min(last, target)));
     event.preventDefault();
@@ -63,20 +64,21 @@ function addKeys(figure) {
   });
 }
 
-// The cursor's move is reported by uPlot's hook, which updates the readout.
-function moveTo({ plot, data }, at) {
+// Moves the cursor of uPlot; its hook `setCursor` then updates the readout.
+function moveTo({ plot, data }, i) {
   if (!plot || !data.x.length) return;
-  plot.setCursor({ left: plot.valToPos(data.x[at], "x"), top: plot.bbox.height / 2 / devicePixelRatio });
+  const middle = plot.bbox.height / 2 / devicePixelRatio; // bbox is in device pixels
+  plot.setCursor({ left: plot.valToPos(data.x[i], "x"), top: middle });
 }
 
 function updateReadout(figure) {
-  const { data, options, at } = figure;
-  if (at === undefined || at < 0 || !data.x.length) return setReadout(figure, "");
+  const { data, options, cursor } = figure;
+  if (cursor === undefined || cursor < 0 || !data.x.length) return setReadout(figure, "");
   const pair = (name, value) => el("span", { class: "pair" }, name, " ", el("b", {}, value));
   const values = data.series
-    .filter((series) => series.values[at] !== null && series.values[at] !== undefined)
-    .map((series) => pair(el("bdi", {}, series.label), number(series.values[at], options.digits ?? 3)));
-  setReadout(figure, [pair(options.xName ?? "x", exactNumber(data.x[at])), ...values]);
+    .filter((series) => series.values[cursor] !== null && series.values[cursor] !== undefined)
+    .map((series) => pair(el("bdi", {}, series.label), number(series.values[cursor], options.digits ?? 3)));
+  setReadout(figure, [pair(options.xName ?? "x", exactNumber(data.x[cursor])), ...values]);
 }
 
 // ---- Drawing
@@ -95,12 +97,12 @@ function drawLines(figure) {
     ["y", options.yName],
   ];
   figure.foot.replaceChildren(
-    lineKeys(data, strokes),
+    lineLegend(data, strokes),
     ...axisNames
       .filter(([, name]) => name)
       .map(([axis, name]) => el("span", { class: "quiet axis" }, `${axis} · ${name}`)),
   );
-  if (figure.at === undefined || figure.at >= data.x.length) figure.at = data.x.length - 1;
+  if (figure.cursor === undefined || figure.cursor >= data.x.length) figure.cursor = data.x.length - 1;
   updateReadout(figure);
 }
 
@@ -131,13 +133,13 @@ function plotSettings(figure, strokes) {
     scales: {
       x: {
         time: false,
-        distr: options.logX ? 3 : 1,
+        distr: options.logX ? LOGARITHMIC : LINEAR,
         range: (_, least, most) => (least === most ? [least * 0.9, most * 1.1 + 1e-9] : [least, most]),
       },
-      y: { distr: options.logY ? 3 : 1, ...(options.yRange && { range: options.yRange }) },
+      y: { distr: options.logY ? LOGARITHMIC : LINEAR, ...(options.yRange && { range: options.yRange }) },
     },
     axes: [
-      { ...axis, size: 34, ...(options.whole && { incrs: WHOLE_STEPS }) },
+      { ...axis, size: 34, ...(options.integerX && { incrs: INTEGER_STEPS }) },
       { ...axis, size: 58 },
     ],
     series: [
@@ -157,7 +159,7 @@ function plotSettings(figure, strokes) {
       setCursor: [
         ({ cursor }) => {
           if (cursor.idx === null || cursor.idx === undefined) return;
-          figure.at = cursor.idx;
+          figure.cursor = cursor.idx;
           updateReadout(figure);
         },
       ],
@@ -186,11 +188,14 @@ function formatTick(value) {
   return new Intl.NumberFormat(`${language.code}-u-nu-latn`, options).format(value);
 }
 
-// The names of the lines, each with a piece of its line.
-function lineKeys({ series }, strokes) {
-  const key = (line, i) => {
+// The legend: the names of the lines, each beside a sample of its line.
+function lineLegend({ series }, strokes) {
+  const item = (line, i) => {
     const properties = {
-      ...{ x1: 0, x2: 28, y1: 4, y2: 4 },
+      x1: 0,
+      x2: 28,
+      y1: 4,
+      y2: 4,
       stroke: strokes[i],
       "stroke-width": line.width ?? 2,
       "stroke-dasharray": dashOf(line, i).join(" ") || null,
@@ -198,5 +203,5 @@ function lineKeys({ series }, strokes) {
     const sample = svg("svg", { width: 28, height: 8, "aria-hidden": "true" }, svg("line", properties));
     return el("li", {}, sample, el("bdi", {}, line.label));
   };
-  return el("ul", { class: "keys" }, series.map(key));
+  return el("ul", { class: "line-legend" }, series.map(item));
 }

@@ -18,7 +18,7 @@ const FONT_SIZE = "12px";
 //   readout(r, c, value)   the readout, text or nodes
 //   onHover(r, c)          the cursor moved
 //   onPick(r, c)           a cell was clicked, or Enter pressed
-//   at                     [r, c], the cursor's first place
+//   cursor                 [r, c], where to move the cursor
 //   cellHeight, maxCell    in pixels
 //   gaps                   the rows before which there is a gap
 export function matrix(values, options = {}) {
@@ -27,15 +27,15 @@ export function matrix(values, options = {}) {
   figure.stage = el("div", { class: "stage", tabindex: "0", role: "application" }, figure.canvas);
   figure.body.append(figure.stage);
   figure.cursor = [0, 0];
-  figure.show = (newValues, more = {}) => {
+  figure.show = (newValues, newOptions = {}) => {
     figure.values = newValues;
-    figure.width = Math.max(0, ...newValues.map((row) => row.length));
-    figure.cursor = clampCell(figure, more.at ?? figure.cursor);
-    figure.setOptions(more);
+    figure.columnCount = Math.max(0, ...newValues.map((row) => row.length));
+    figure.cursor = clampCell(figure, newOptions.cursor ?? figure.cursor);
+    figure.setOptions(newOptions);
     updateReadout(figure);
   };
   figure.moveTo = (r, c, how = "hover") => {
-    if (r < 0 || c < 0 || r >= figure.values.length || c >= figure.width) return;
+    if (r < 0 || c < 0 || r >= figure.values.length || c >= figure.columnCount) return;
     const [oldRow, oldColumn] = figure.cursor;
     if (r === oldRow && c === oldColumn && how !== "pick") return;
     figure.cursor = [r, c];
@@ -52,8 +52,8 @@ export function matrix(values, options = {}) {
 }
 
 const clamp = (value, max) => Math.max(0, Math.min(value, max));
-const clampCell = ({ values, width }, [r, c]) => [clamp(r, values.length - 1), clamp(c, width - 1)];
-const fitsInTable = (figure) => figure.values.length * figure.width <= MAX_TABLE_CELLS;
+const clampCell = ({ values, columnCount }, [r, c]) => [clamp(r, values.length - 1), clamp(c, columnCount - 1)];
+const fitsInTable = (figure) => figure.values.length * figure.columnCount <= MAX_TABLE_CELLS;
 const nameOf = (names, i) => (typeof names === "function" ? names(i) : names?.[i]) ?? String(i);
 
 function addPointer(figure) {
@@ -97,7 +97,7 @@ function addKeys(figure) {
 function updateReadout(figure) {
   const { options, values } = figure;
   const [r, c] = figure.cursor;
-  if (!values.length || !figure.width) return setReadout(figure, "");
+  if (!values.length || !figure.columnCount) return setReadout(figure, "");
   const value = values[r][c];
   setReadout(figure, options.readout ? options.readout(r, c, value) : code(`[${r}, ${c}] = ${exactNumber(value)}`));
 }
@@ -105,60 +105,71 @@ function updateReadout(figure) {
 // ---- Drawing
 
 function drawMatrix(figure) {
-  const { options, canvas, values, width: columns } = figure;
-  const isEmpty = !values.length || !columns;
+  const { options, canvas, values, columnCount } = figure;
+  const isEmpty = !values.length || !columnCount;
   canvas.toggleAttribute("hidden", isEmpty);
   if (isEmpty) return;
-  const label = t("draw.matrix", { label: figureLabel(figure), rows: values.length, columns });
+  const label = t("draw.matrix", { label: figureLabel(figure), rows: values.length, columns: columnCount });
   figure.stage.setAttribute("aria-label", label);
   const layout = (figure.layout = measureLayout(figure));
-  const pen = sizeCanvas(canvas, layout.canvasWidth, layout.canvasHeight);
+  const context = sizeCanvas(canvas, layout.canvasWidth, layout.canvasHeight);
   const scale = new Scale(options.scale ?? "signed", options.max ?? largestValue(figure));
-  if (layout.cellWidth < 4 || layout.cellHeight < 3) drawPixels(pen, figure, layout, scale);
-  else drawCells(pen, figure, layout, scale);
-  pen.font = `${FONT_SIZE} ${fontFamily("mono")}`;
-  pen.textBaseline = "middle";
-  drawRowNames(pen, figure, layout);
-  if (options.columns !== null) drawColumnNames(pen, figure, layout);
-  if (options.totals) drawTotals(pen, figure, layout);
-  drawCursor(pen, figure, layout);
+  if (layout.cellWidth < 4 || layout.cellHeight < 3) drawPixels(context, figure, layout, scale);
+  else drawCells(context, figure, layout, scale);
+  context.font = `${FONT_SIZE} ${fontFamily("mono")}`;
+  context.textBaseline = "middle";
+  drawRowNames(context, figure, layout);
+  if (options.columns !== null) drawColumnNames(context, figure, layout);
+  if (options.totals) drawTotals(context, figure, layout);
+  drawCursor(context, figure, layout);
   figure.foot.replaceChildren(...(scale.kind === "plain" ? [] : [legend(scale, options.isCapped)]));
 }
 
-// The names of rows and columns and their places in pixels, for the available width.
-function measureLayout({ options, values, canvas, body, width: columns }) {
-  const rows = values.length;
-  const pen = canvas.getContext("2d");
-  pen.font = `${FONT_SIZE} ${fontFamily("mono")}`;
-  const rowNames = Array.from({ length: rows }, (_, r) => nameOf(options.rows, r));
-  const columnNames = Array.from({ length: columns }, (_, c) => nameOf(options.columns, c));
-  const widest = (names) => Math.max(...names.slice(0, 200).map((name) => pen.measureText(name).width));
+// The names of rows and columns, and where they and the cells are drawn, in pixels, for the available width.
+function measureLayout({ options, values, canvas, body, columnCount }) {
+  const rowCount = values.length;
+  const context = canvas.getContext("2d");
+  context.font = `${FONT_SIZE} ${fontFamily("mono")}`;
+  const rowNames = Array.from({ length: rowCount }, (_, r) => nameOf(options.rows, r));
+  const columnNames = Array.from({ length: columnCount }, (_, c) => nameOf(options.columns, c));
+  const widest = (names) => Math.max(...names.slice(0, 200).map((name) => context.measureText(name).width));
 
   const available = body.clientWidth;
   const left = Math.ceil(Math.min(available < 480 ? 64 : 150, widest(rowNames))) + 10;
   const totalsWidth = options.totals ? 52 : 0;
-  const cellWidth = Math.min(options.maxCell ?? 56, (available - left - totalsWidth - 2) / columns);
-  const minHeight = rows <= 40 ? 15 : rows <= 80 ? 8 : 0;
+  const cellWidth = Math.min(options.maxCell ?? 56, (available - left - totalsWidth - 2) / columnCount);
+  const minHeight = rowCount <= 40 ? 15 : rowCount <= 80 ? 8 : 0;
   const cellHeight = options.cellHeight ?? Math.max(Math.min(cellWidth, options.numbers ? 28 : 40), minHeight);
 
-  const isNumbered = columnNames.every((name) => /^\d+$/.test(name)); // numbers are never turned
-  const isUpright = !isNumbered && widest(columnNames) > cellWidth - 4;
+  const isNumbered = columnNames.every((name) => /^\d+$/.test(name)); // numbers are never rotated
+  const isRotated = !isNumbered && widest(columnNames) > cellWidth - 4;
   const columnStep = isNumbered
     ? roundStep((widest(columnNames) + 8) / cellWidth)
-    : Math.max(1, Math.ceil((isUpright ? 14 : 4) / cellWidth));
+    : Math.max(1, Math.ceil((isRotated ? 14 : 4) / cellWidth));
   const rowStep = isNumbered ? roundStep(13 / cellHeight) : Math.max(1, Math.ceil(13 / cellHeight));
-  const uprightHeight = () => Math.min(72, widest(columnNames.filter((_, c) => c % columnStep === 0))) + 10;
-  const top = options.columns === null ? 4 : Math.ceil(isUpright ? uprightHeight() : 20);
+  const rotatedHeight = () => Math.min(72, widest(columnNames.filter((_, c) => c % columnStep === 0))) + 10;
+  const top = options.columns === null ? 4 : Math.ceil(isRotated ? rotatedHeight() : 20);
 
   const gaps = options.gaps ?? [];
   const gapsAbove = (r) => 12 * gaps.filter((row) => row <= r).length;
   return {
-    ...{ rows, columns, rowNames, columnNames, rowStep, columnStep, isNumbered, isUpright },
-    ...{ left, top, cellWidth, cellHeight, gaps },
+    rowCount,
+    columnCount,
+    rowNames,
+    columnNames,
+    rowStep,
+    columnStep,
+    isNumbered,
+    isRotated,
+    left,
+    top,
+    cellWidth,
+    cellHeight,
+    gaps,
     x: (c) => left + c * cellWidth,
     y: (r) => top + r * cellHeight + gapsAbove(r),
-    canvasWidth: left + cellWidth * columns + totalsWidth + 2,
-    canvasHeight: top + cellHeight * rows + gapsAbove(rows) + 2,
+    canvasWidth: left + cellWidth * columnCount + totalsWidth + 2,
+    canvasHeight: top + cellHeight * rowCount + gapsAbove(rowCount) + 2,
   };
 }
 
@@ -167,10 +178,10 @@ function roundStep(least) {
   for (let power = 1; ; power *= 10) for (const step of [1, 2, 5]) if (step * power >= least) return step * power;
 }
 
-function findCell({ rows, columns, left, cellWidth, cellHeight, y }, pointerX, pointerY) {
+function findCell({ rowCount, columnCount, left, cellWidth, cellHeight, y }, pointerX, pointerY) {
   const c = Math.floor((pointerX - left) / cellWidth);
-  if (c < 0 || c >= columns) return null;
-  for (let r = 0; r < rows; r++) if (pointerY >= y(r) && pointerY < y(r) + cellHeight) return [r, c];
+  if (c < 0 || c >= columnCount) return null;
+  for (let r = 0; r < rowCount; r++) if (pointerY >= y(r) && pointerY < y(r) + cellHeight) return [r, c];
   return null;
 }
 
@@ -187,127 +198,131 @@ function largestValue({ values, options }) {
   return max;
 }
 
-// A cell per pixel of a small canvas, which is stretched: for cells too small to be drawn one by one.
-function drawPixels(pen, figure, { rows, columns, left, cellWidth, cellHeight, gaps, y }, scale) {
-  const pixels = new ImageData(columns, rows);
+// Draws one pixel per cell on a canvas of its own and scales that up: for cells too small to be drawn one by one.
+function drawPixels(context, figure, layout, scale) {
+  const { rowCount, columnCount, left, cellWidth, cellHeight, gaps, y } = layout;
+  const pixels = new ImageData(columnCount, rowCount);
   const surface = color("--surface").match(/\d+/g).map(Number).slice(0, 3);
   figure.values.forEach((row, r) => {
-    for (let c = 0; c < columns; c++) {
+    for (let c = 0; c < columnCount; c++) {
       const rgb = isEmptyCell(figure, r, c) ? surface : scale.rgb(row[c]);
-      pixels.data.set([...rgb, 255], 4 * (r * columns + c));
+      pixels.data.set([...rgb, 255], 4 * (r * columnCount + c));
     }
   });
-  const small = el("canvas", { width: columns, height: rows });
-  small.getContext("2d").putImageData(pixels, 0, 0);
-  pen.imageSmoothingEnabled = cellWidth * (window.devicePixelRatio || 1) < 1;
-  const edges = [0, ...gaps.filter((r) => r > 0 && r < rows), rows]; // a band of rows between two gaps at a time
+  const pixelCanvas = el("canvas", { width: columnCount, height: rowCount });
+  pixelCanvas.getContext("2d").putImageData(pixels, 0, 0);
+  context.imageSmoothingEnabled = cellWidth * (window.devicePixelRatio || 1) < 1;
+  const edges = [0, ...gaps.filter((r) => r > 0 && r < rowCount), rowCount];
   for (let i = 1; i < edges.length; i++) {
-    const [from, height] = [edges[i - 1], edges[i] - edges[i - 1]];
-    pen.drawImage(small, 0, from, columns, height, left, y(from), cellWidth * columns, cellHeight * height);
+    const [first, count] = [edges[i - 1], edges[i] - edges[i - 1]]; // the rows between two gaps
+    const [width, height] = [cellWidth * columnCount, cellHeight * count];
+    context.drawImage(pixelCanvas, 0, first, columnCount, count, left, y(first), width, height);
   }
 }
 
-function drawCells(pen, figure, { rows, columns, cellWidth, cellHeight, x, y }, scale) {
+function drawCells(context, figure, { rowCount, columnCount, cellWidth, cellHeight, x, y }, scale) {
   const { values, options } = figure;
   const border = Math.min(cellWidth, cellHeight) >= 12 ? 1 : 0;
-  const hatching = hatchPattern(pen);
+  const hatching = hatchPattern(context);
   const digits = scale.kind === "plain" ? 0 : (options.digits ?? (scale.max < 0.5 ? 3 : 2));
   const hasNumbers = options.numbers && cellWidth >= 38 && cellHeight >= 14;
-  pen.textAlign = "center";
-  pen.textBaseline = "middle";
-  pen.font = `${cellWidth >= (digits > 2 ? 54 : 46) ? FONT_SIZE : "11px"} ${fontFamily("mono")}`;
-  for (let r = 0; r < rows; r++) {
-    for (let c = 0; c < columns; c++) {
+  context.textAlign = "center";
+  context.textBaseline = "middle";
+  context.font = `${cellWidth >= (digits > 2 ? 54 : 46) ? FONT_SIZE : "11px"} ${fontFamily("mono")}`;
+  for (let r = 0; r < rowCount; r++) {
+    for (let c = 0; c < columnCount; c++) {
       const isEmpty = isEmptyCell(figure, r, c);
-      pen.fillStyle = isEmpty ? hatching : scale.css(values[r][c]);
-      pen.fillRect(x(c), y(r), cellWidth - border, cellHeight - border);
+      context.fillStyle = isEmpty ? hatching : scale.css(values[r][c]);
+      context.fillRect(x(c), y(r), cellWidth - border, cellHeight - border);
       if (!hasNumbers || isEmpty) continue;
-      pen.fillStyle = scale.ink(values[r][c]);
-      const text = fitNumber(pen, values[r][c], digits, cellWidth - 3);
-      pen.fillText(text, x(c) + cellWidth / 2, y(r) + cellHeight / 2 + 0.5);
+      context.fillStyle = scale.ink(values[r][c]);
+      const text = fitNumber(context, values[r][c], digits, cellWidth - 3);
+      context.fillText(text, x(c) + cellWidth / 2, y(r) + cellHeight / 2 + 0.5);
     }
   }
 }
 
 // A number for a small cell: -0.03, 12.4, 128; without its leading 0 if that is too wide.
-function fitNumber(pen, value, digits, width) {
+function fitNumber(context, value, digits, width) {
   const size = Math.abs(value);
   const text = number(value, size >= 100 ? 0 : size >= 10 ? Math.min(1, digits) : digits);
-  return pen.measureText(text).width <= width ? text : text.replace(/^(\W*)0(?=[.,])/, "$1");
+  return context.measureText(text).width <= width ? text : text.replace(/^(\W*)0(?=[.,])/, "$1");
 }
 
-function hatchPattern(pen) {
+function hatchPattern(context) {
   const tile = el("canvas", { width: 6, height: 6 });
-  const tilePen = tile.getContext("2d");
-  tilePen.strokeStyle = color("--line");
-  tilePen.beginPath();
-  tilePen.moveTo(-1, 7);
-  tilePen.lineTo(7, -1);
-  tilePen.stroke();
-  return pen.createPattern(tile, "repeat");
+  const tileContext = tile.getContext("2d");
+  tileContext.strokeStyle = color("--line");
+  tileContext.beginPath();
+  tileContext.moveTo(-1, 7);
+  tileContext.lineTo(7, -1);
+  tileContext.stroke();
+  return context.createPattern(tile, "repeat");
 }
 
-// Whether a name is printed: every step-th one, and the one at the cursor, whose neighbors within `room` are left out.
-function isNamed(i, cursor, step, room) {
+// Whether a name is printed: every step-th one is, and the one at the cursor; names closer to that one than
+// `minDistance` are not.
+function hasName(i, cursor, step, minDistance) {
   if (i === cursor) return true;
-  return i % step === 0 && !(step > 1 && Math.abs(i - cursor) < room);
+  return i % step === 0 && !(step > 1 && Math.abs(i - cursor) < minDistance);
 }
 
-function drawRowNames(pen, { cursor }, { rows, rowNames, rowStep, left, cellHeight, y }) {
-  pen.textAlign = "right";
-  for (let r = 0; r < rows; r++) {
-    if (!isNamed(r, cursor[0], rowStep, rowStep)) continue;
-    pen.fillStyle = color(r === cursor[0] ? "--ink" : "--quiet");
-    pen.fillText(ellipsize(pen, rowNames[r], left - 8), left - 7, y(r) + 0.5 * cellHeight);
+function drawRowNames(context, { cursor }, { rowCount, rowNames, rowStep, left, cellHeight, y }) {
+  context.textAlign = "right";
+  for (let r = 0; r < rowCount; r++) {
+    if (!hasName(r, cursor[0], rowStep, rowStep)) continue;
+    context.fillStyle = color(r === cursor[0] ? "--ink" : "--quiet");
+    context.fillText(ellipsize(context, rowNames[r], left - 8), left - 7, y(r) + 0.5 * cellHeight);
   }
 }
 
-function drawColumnNames(pen, { cursor }, layout) {
-  const { columns, columnNames, columnStep, isNumbered, isUpright, top, cellWidth, x } = layout;
-  for (let c = 0; c < columns; c++) {
-    if (!isNamed(c, cursor[1], columnStep, Math.min(columnStep, 60 / cellWidth))) continue;
-    const name = isNumbered ? columnNames[c] : ellipsize(pen, columnNames[c], isUpright ? 70 : cellWidth + 8);
-    pen.fillStyle = color(c === cursor[1] ? "--ink" : "--quiet");
-    pen.save();
-    pen.translate(x(c + 0.5), top - 6);
-    if (isUpright) pen.rotate(-Math.PI / 2);
-    pen.textAlign = isUpright ? "left" : "center";
-    pen.fillText(name, 0, isUpright ? 0 : -4);
-    pen.restore();
+function drawColumnNames(context, { cursor }, layout) {
+  const { columnCount, columnNames, columnStep, isNumbered, isRotated, top, cellWidth, x } = layout;
+  for (let c = 0; c < columnCount; c++) {
+    if (!hasName(c, cursor[1], columnStep, Math.min(columnStep, 60 / cellWidth))) continue;
+    const name = isNumbered ? columnNames[c] : ellipsize(context, columnNames[c], isRotated ? 70 : cellWidth + 8);
+    context.fillStyle = color(c === cursor[1] ? "--ink" : "--quiet");
+    context.save();
+    context.translate(x(c + 0.5), top - 6);
+    if (isRotated) context.rotate(-Math.PI / 2);
+    context.textAlign = isRotated ? "left" : "center";
+    context.fillText(name, 0, isRotated ? 0 : -4);
+    context.restore();
   }
 }
 
-function drawTotals(pen, { options, cursor }, { rows, rowStep, top, cellHeight, canvasWidth, y }) {
-  pen.textAlign = "right";
-  pen.fillStyle = color("--quiet");
-  pen.fillText("Σ", canvasWidth - 4, top - 10);
-  for (let r = 0; r < rows; r++) {
-    if (!isNamed(r, cursor[0], rowStep, rowStep)) continue;
-    pen.fillStyle = color(r === cursor[0] ? "--ink" : "--quiet");
-    pen.fillText(number(options.totals[r], 3), canvasWidth - 4, y(r) + 0.5 * cellHeight);
+function drawTotals(context, { options, cursor }, { rowCount, rowStep, top, cellHeight, canvasWidth, y }) {
+  context.textAlign = "right";
+  context.fillStyle = color("--quiet");
+  context.fillText("Σ", canvasWidth - 4, top - 10);
+  for (let r = 0; r < rowCount; r++) {
+    if (!hasName(r, cursor[0], rowStep, rowStep)) continue;
+    context.fillStyle = color(r === cursor[0] ? "--ink" : "--quiet");
+    context.fillText(number(options.totals[r], 3), canvasWidth - 4, y(r) + 0.5 * cellHeight);
   }
 }
 
-// A frame around the cell; a very small cell is marked by its row and its column.
-function drawCursor(pen, { cursor: [r, c] }, { rows, columns, left, top, cellWidth, cellHeight, x, y }) {
-  pen.strokeStyle = color("--mark");
+// Draws a frame around the cell at the cursor; around its row and its column if the cell is very small.
+function drawCursor(context, { cursor: [r, c] }, layout) {
+  const { rowCount, columnCount, left, top, cellWidth, cellHeight, x, y } = layout;
+  context.strokeStyle = color("--mark");
   if (Math.min(cellWidth, cellHeight) < 6) {
-    pen.lineWidth = 1;
-    pen.globalAlpha = 0.6;
-    pen.strokeRect(left, y(r) - 0.5, cellWidth * columns, cellHeight + 1);
-    pen.strokeRect(x(c) - 0.5, top, cellWidth + 1, y(rows) - top);
-    pen.globalAlpha = 1;
+    context.lineWidth = 1;
+    context.globalAlpha = 0.6;
+    context.strokeRect(left, y(r) - 0.5, cellWidth * columnCount, cellHeight + 1);
+    context.strokeRect(x(c) - 0.5, top, cellWidth + 1, y(rowCount) - top);
+    context.globalAlpha = 1;
   } else {
-    pen.lineWidth = 2;
-    pen.strokeRect(x(c) - 0.5, y(r) - 0.5, cellWidth, cellHeight);
+    context.lineWidth = 2;
+    context.strokeRect(x(c) - 0.5, y(r) - 0.5, cellWidth, cellHeight);
   }
 }
 
 // ---- The table
 
 function matrixTable(figure) {
-  const { values, options, width } = figure;
-  const columnNames = Array.from({ length: width }, (_, c) => nameOf(options.columns, c));
+  const { values, options, columnCount } = figure;
+  const columnNames = Array.from({ length: columnCount }, (_, c) => nameOf(options.columns, c));
   const value = (r, c) => (c >= values[r].length || options.isHidden?.(r, c) ? "" : values[r][c]);
   const total = (r) => number(options.totals[r], 3);
   if (!fitsInTable(figure)) {

@@ -1,4 +1,4 @@
-// Named points in a plane. They can be pointed at, walked through by keys, moved and zoomed.
+// Named points in a plane: the pointer or the arrow keys choose a point; the picture can be dragged and zoomed.
 
 import { el } from "octavo/dom";
 import { t } from "octavo/i18n";
@@ -15,11 +15,11 @@ import {
 
 const MAX_ZOOM = 40;
 const MAX_NAMES = 150;
-const GLIDE_TIME = 400; // milliseconds
-const LONG_AGO = -1e9;
+const ANIMATION_TIME = 400; // milliseconds
+const NO_ANIMATION = -1e9; // a start so long ago that the animation is over
 
-// points: [{key, label, x, y, kind}], where kind is "", "chosen" or "near". A point whose key was there before glides
-// to its new place. Options besides a figure's:
+// points: [{key, label, x, y, kind}], where kind is "", "chosen" or "near". A point whose key was in the last data moves
+// to its new place in an animation. Options besides a figure's:
 //   extent           [[left, right], [low, high]] of the picture
 //   columns          the names of the table's columns
 //   onPick(key)      a point was clicked, or Enter pressed
@@ -32,18 +32,18 @@ export function scatter(points, options = {}) {
   figure.canvas = el("canvas");
   figure.stage = el("div", { class: "stage", tabindex: "0", role: "application" }, figure.canvas);
   figure.body.append(figure.stage, zoomButtons(figure));
-  figure.view = { scale: 1, x: 0, y: 0 }; // x, y: the shift of the middle, in units of the points
-  figure.places = new Map(); // key -> [x, y], where each point is now, in units of the points
+  figure.viewport = { scale: 1, x: 0, y: 0 }; // x, y: how far the points are dragged, in their own units
+  figure.places = new Map(); // key -> [x, y], where each point is at this moment of the animation, in the same units
   figure.pixels = new Map(); // the same in pixels
   figure.chosen = null;
-  figure.show = (newPoints, more = {}) => {
+  figure.show = (newPoints, newOptions = {}) => {
     const { places } = figure;
     figure.points = newPoints;
-    figure.extent = more.extent ?? boundingBox(newPoints.map(({ x, y }) => [x, y]));
-    figure.starts = new Map(newPoints.map((point) => [point.key, places.get(point.key) ?? [point.x, point.y]]));
-    figure.startTime = prefersReducedMotion() || !places.size ? LONG_AGO : performance.now();
-    figure.setOptions(more);
-    if (figure.startTime !== LONG_AGO) requestAnimationFrame(() => glide(figure));
+    figure.extent = newOptions.extent ?? boundingBox(newPoints.map(({ x, y }) => [x, y]));
+    figure.startPlaces = new Map(newPoints.map((point) => [point.key, places.get(point.key) ?? [point.x, point.y]]));
+    figure.startTime = prefersReducedMotion() || !places.size ? NO_ANIMATION : performance.now();
+    figure.setOptions(newOptions);
+    if (figure.startTime !== NO_ANIMATION) requestAnimationFrame(() => animate(figure));
     updateReadout(figure);
   };
   figure.choose = (key, how = "hover") => {
@@ -74,30 +74,29 @@ function updateReadout(figure) {
 
 // ---- Zoom, pointer and keys
 
-// `factor` 0 shows the whole.
 function zoom(figure, factor) {
-  const { view } = figure;
-  view.scale = factor ? Math.max(1, Math.min(MAX_ZOOM, view.scale * factor)) : 1;
-  if (view.scale === 1) view.x = view.y = 0;
+  const { viewport } = figure;
+  viewport.scale = Math.max(1, Math.min(MAX_ZOOM, viewport.scale * factor));
+  if (viewport.scale === 1) viewport.x = viewport.y = 0;
   redraw(figure);
 }
 
+const resetZoom = (figure) => zoom(figure, 0); // the smallest scale, which shows all points
+
 function zoomButtons(figure) {
-  const button = (text, key, factor) => {
-    const onclick = () => zoom(figure, factor);
-    return el("button", { type: "button", class: "small", sayLabel: key, sayTitle: key, onclick }, text);
-  };
+  const button = (text, key, onclick) =>
+    el("button", { type: "button", class: "small", sayLabel: key, sayTitle: key, onclick }, text);
   return el(
     "div",
     { class: "zoom" },
-    button("+", "draw.closer", 1.5),
-    button("−", "draw.wider", 1 / 1.5),
-    button("⟲", "draw.whole", 0),
+    button("+", "draw.zoom_in", () => zoom(figure, 1.5)),
+    button("−", "draw.zoom_out", () => zoom(figure, 1 / 1.5)),
+    button("⟲", "draw.zoom_reset", () => resetZoom(figure)),
   );
 }
 
 function addPointer(figure) {
-  const { canvas, view } = figure;
+  const { canvas, viewport } = figure;
   let drag = null; // {x, y, distance}
   const nearest = (event) => {
     const box = canvas.getBoundingClientRect();
@@ -113,11 +112,11 @@ function addPointer(figure) {
     drag = { x: event.clientX, y: event.clientY, distance: 0 };
   });
   canvas.addEventListener("pointermove", (event) => {
-    if (drag && event.buttons && view.scale > 1) {
+    if (drag && event.buttons && viewport.scale > 1) {
       const [dx, dy] = [event.clientX - drag.x, event.clientY - drag.y];
       drag = { x: event.clientX, y: event.clientY, distance: drag.distance + Math.abs(dx) + Math.abs(dy) };
-      view.x += dx / figure.unit;
-      view.y -= dy / figure.unit;
+      viewport.x += dx / figure.pixelsPerUnit;
+      viewport.y -= dy / figure.pixelsPerUnit;
       redraw(figure);
     } else if (!event.buttons) {
       const key = nearest(event);
@@ -130,7 +129,7 @@ function addPointer(figure) {
     if (key !== null) figure.choose(key, "pick");
   });
   const onWheel = (event) => {
-    if (!event.ctrlKey && view.scale === 1 && event.deltaY > 0) return; // the page scrolls on
+    if (!event.ctrlKey && viewport.scale === 1 && event.deltaY > 0) return; // the wheel scrolls the page
     if (!event.ctrlKey && !figure.stage.matches(":focus-within")) return;
     event.preventDefault();
     zoom(figure, event.deltaY < 0 ? 1.2 : 1 / 1.2);
@@ -144,7 +143,7 @@ function addKeys(figure) {
     if (direction) chooseNext(figure, ...direction);
     else if (event.key === "+" || event.key === "=") zoom(figure, 1.5);
     else if (event.key === "-") zoom(figure, 1 / 1.5);
-    else if (event.key === "0" || event.key === "Escape") zoom(figure, 0);
+    else if (event.key === "0" || event.key === "Escape") resetZoom(figure);
     else if ((event.key === "Enter" || event.key === " ") && figure.chosen !== null)
       figure.choose(figure.chosen, "pick");
     else return;
@@ -168,9 +167,9 @@ function chooseNext(figure, dx, dy) {
 
 // ---- Drawing
 
-function glide(figure) {
+function animate(figure) {
   redraw(figure);
-  if (performance.now() - figure.startTime < GLIDE_TIME + 20) requestAnimationFrame(() => glide(figure));
+  if (performance.now() - figure.startTime < ANIMATION_TIME + 20) requestAnimationFrame(() => animate(figure));
 }
 
 function drawScatter(figure) {
@@ -179,29 +178,29 @@ function drawScatter(figure) {
   figure.stage.setAttribute("aria-label", label);
   const width = body.clientWidth;
   const height = Math.round(Math.min(figure.options.height ?? 460, Math.max(300, width * 0.72)));
-  const pen = sizeCanvas(canvas, width, height);
+  const context = sizeCanvas(canvas, width, height);
   const toPixels = placePoints(figure, width, height);
-  drawAxes(pen, toPixels([0, 0]), width, height);
-  pen.fillStyle = color("--quiet");
-  for (const point of points) drawDot(pen, figure.pixels.get(point.key), points.length > 400 ? 1.6 : 2.6);
-  drawNames(pen, figure, width, height);
+  drawAxes(context, toPixels([0, 0]), width, height);
+  context.fillStyle = color("--quiet");
+  for (const point of points) drawDot(context, figure.pixels.get(point.key), points.length > 400 ? 1.6 : 2.6);
+  drawNames(context, figure, width, height);
 }
 
-// Moves the points to where they are at this moment of the glide. Returns the map from points to pixels.
+// Moves the points to where they are at this moment of the animation. Returns the function from [x, y] to pixels.
 function placePoints(figure, width, height) {
-  const { points, view, extent } = figure;
+  const { points, viewport, extent } = figure;
   const [[left, right], [low, high]] = extent;
   const horizontal = (width - 100) / Math.max(right - left, 1e-9);
   const vertical = (height - 36) / Math.max(high - low, 1e-9);
-  const unit = (figure.unit = Math.min(horizontal, vertical) * view.scale);
+  const pixelsPerUnit = (figure.pixelsPerUnit = Math.min(horizontal, vertical) * viewport.scale);
   const toPixels = ([x, y]) => [
-    width / 2 + (x - (left + right) / 2 + view.x) * unit,
-    height / 2 - (y - (low + high) / 2 + view.y) * unit,
+    width / 2 + (x - (left + right) / 2 + viewport.x) * pixelsPerUnit,
+    height / 2 - (y - (low + high) / 2 + viewport.y) * pixelsPerUnit,
   ];
-  const progress = 1 - (1 - Math.min(1, (performance.now() - figure.startTime) / GLIDE_TIME)) ** 3;
+  const progress = 1 - (1 - Math.min(1, (performance.now() - figure.startTime) / ANIMATION_TIME)) ** 3;
   figure.pixels = new Map();
   for (const { key, x, y } of points) {
-    const [startX, startY] = figure.starts.get(key);
+    const [startX, startY] = figure.startPlaces.get(key);
     const place = [startX + (x - startX) * progress, startY + (y - startY) * progress];
     figure.places.set(key, place);
     figure.pixels.set(key, toPixels(place));
@@ -209,44 +208,44 @@ function placePoints(figure, width, height) {
   return toPixels;
 }
 
-function drawAxes(pen, [x, y], width, height) {
-  pen.strokeStyle = color("--line");
-  pen.beginPath();
-  pen.moveTo(x, 0);
-  pen.lineTo(x, height);
-  pen.moveTo(0, y);
-  pen.lineTo(width, y);
-  pen.stroke();
+function drawAxes(context, [x, y], width, height) {
+  context.strokeStyle = color("--line");
+  context.beginPath();
+  context.moveTo(x, 0);
+  context.lineTo(x, height);
+  context.moveTo(0, y);
+  context.lineTo(width, y);
+  context.stroke();
 }
 
 const priority = (point, chosen) => (point.key === chosen ? 3 : 0) + ({ chosen: 2, near: 1 }[point.kind] ?? 0);
 
-// Names go beside their points as far as there is room. Points that matter come first and always get their name.
-function drawNames(pen, { points, pixels, chosen }, width, height) {
+// Names go beside their points while there is room. Chosen points and neighbors come first and always get their name.
+function drawNames(context, { points, pixels, chosen }, width, height) {
   const occupied = []; // boxes [left, top, right, bottom]
   const isFree = (box) =>
     !occupied.some((other) => box[0] < other[2] && box[2] > other[0] && box[1] < other[3] && box[3] > other[1]);
-  pen.textBaseline = "middle";
+  context.textBaseline = "middle";
   for (const point of [...points].sort((a, b) => priority(b, chosen) - priority(a, chosen))) {
     const [x, y] = pixels.get(point.key);
     if (x < -20 || y < -10 || x > width + 20 || y > height + 10) continue;
     const matters = priority(point, chosen) > 0;
     const ink = !matters ? "--ink" : point.key === chosen || point.kind === "chosen" ? "--mark" : "--accent";
     if (matters) {
-      pen.fillStyle = color(ink);
-      drawDot(pen, [x, y], point.kind === "chosen" ? 6 : 4.5);
+      context.fillStyle = color(ink);
+      drawDot(context, [x, y], point.kind === "chosen" ? 6 : 4.5);
     }
-    pen.font = `${matters ? "600 13px" : "12px"} ${fontFamily("sans")}`;
-    const name = ellipsize(pen, point.label, 120);
-    const boxes = nameBoxes(x, y, pen.measureText(name).width);
+    context.font = `${matters ? "600 13px" : "12px"} ${fontFamily("sans")}`;
+    const name = ellipsize(context, point.label, 120);
+    const boxes = nameBoxes(x, y, context.measureText(name).width);
     const box = boxes.slice(0, matters ? 4 : 2).find(isFree) ?? (matters ? boxes[0] : null);
     if (!box || occupied.length > 2 * MAX_NAMES) continue;
     occupied.push(box, [x - 4, y - 4, x + 4, y + 4]);
-    pen.lineWidth = 3;
-    pen.strokeStyle = color("--surface");
-    pen.strokeText(name, box[0], box[1] + 8);
-    pen.fillStyle = color(ink);
-    pen.fillText(name, box[0], box[1] + 8);
+    context.lineWidth = 3;
+    context.strokeStyle = color("--surface");
+    context.strokeText(name, box[0], box[1] + 8);
+    context.fillStyle = color(ink);
+    context.fillText(name, box[0], box[1] + 8);
   }
 }
 
@@ -261,8 +260,8 @@ function nameBoxes(x, y, width) {
   return places.map(([left, middle]) => [left, middle - 8, left + width, middle + 8]);
 }
 
-function drawDot(pen, [x, y], radius) {
-  pen.beginPath();
-  pen.arc(x, y, radius, 0, 2 * Math.PI);
-  pen.fill();
+function drawDot(context, [x, y], radius) {
+  context.beginPath();
+  context.arc(x, y, radius, 0, 2 * Math.PI);
+  context.fill();
 }

@@ -3,7 +3,7 @@
 import { code, el } from "octavo/dom";
 import { number } from "octavo/i18n";
 
-// The share of attention from one token to another; nothing for the future, which has no value.
+// The share of attention from one token to another; empty if the other one is later, where there is no value.
 export function shareReadout(tokens, from, to, value) {
   if (value === undefined) return "";
   const name = (i) => el("bdi", {}, tokens[i].label);

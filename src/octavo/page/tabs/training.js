@@ -147,7 +147,7 @@ export function mount(panel, app) {
     const options = {
       xName: t(xAxis.value === "seconds" ? "train.minutes" : `train.${xAxis.value}`),
       logY: isLog.checked && name !== "learning_rate",
-      whole: xAxis.value !== "seconds",
+      integerX: xAxis.value !== "seconds",
       digits: name === "loss" ? 4 : name === "learning_rate" ? 6 : 2,
     };
     const hasSameOptions = JSON.stringify(options) === curve.lastOptions && !isReset;

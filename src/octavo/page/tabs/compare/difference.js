@@ -117,7 +117,7 @@ export class Difference {
       ...SIDES.map((side) => line(side, (at) => this.#bits(side, at), LINES[side])),
       line("diff", (at) => this.#bitDifference(at), { width: 1.5, dash: [2, 3], color: "--line-3" }),
     ];
-    this.surprisals.show({ x, series }, { xName: t("col.position"), yName: t("col.bits"), digits: 2, whole: true });
+    this.surprisals.show({ x, series }, { xName: t("col.position"), yName: t("col.bits"), digits: 2, integerX: true });
   }
 
   #drawNextTokens() {

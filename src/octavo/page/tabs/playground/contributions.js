@@ -100,7 +100,7 @@ export class Contributions {
   #tableContent() {
     const { parts, contributions, norms } = this.answer;
     return {
-      columns: ["col.part", "col.pushed", "col.length"].map((key) => t(key)),
+      columns: ["col.part", "col.contribution", "col.length"].map((key) => t(key)),
       rows: parts.map((part, i) => [partName(part), signedNumber(contributions[i], 4), number(norms[i], 3)]),
     };
   }

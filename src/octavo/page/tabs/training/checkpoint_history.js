@@ -76,7 +76,7 @@ export class CheckpointHistory {
     this.slider = el("input", { type: "range", id: "history-step", min: 0, max: 0, value: 0, oninput });
     this.stepName = el("output", { for: "history-step" });
     const chart = (caption, options = {}) =>
-      lineChart({ x: [], series: [] }, { caption, logX: true, whole: true, height: 220, ...options });
+      lineChart({ x: [], series: [] }, { caption, logX: true, integerX: true, height: 220, ...options });
     this.attention = matrix([], { scale: "share", max: 1, isHidden: (r, c) => c > r, maxCell: 30 });
     this.statistics = chart(() => t("history.statistics"), { yRange: [0, 1] });
     this.stream = chart(() => t("history.stream"));
