@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Dialog, Locator, Page, 
 LANGUAGES = {"en": "ltr", "ar": "rtl", "hi": "ltr", "fr": "ltr", "de": "ltr"}
 THEMES = ("light", "dark")
 TABS = ("walk", "attention", "positions_and_words", "playground", "training", "compare")
-PLAYGROUND_TEXT = "#panel-playground .workspace .page"
+PLAYGROUND_TEXT = "#panel-playground .workspace .scrolling-text"
 TIMEOUT = 30_000  # milliseconds; generous, because the machine may be busy
 
 

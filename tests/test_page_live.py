@@ -103,7 +103,7 @@ def test_a_branch_keeps_the_ids_before_it_and_continues_with_the_chosen_token(
     )
     span.click()
     visit.settle()
-    other = page.locator(".token-bars li:not(.here, .others) button").first
+    other = page.locator(".token-bars li:not(.actual, .others) button").first
     chosen = int(other.locator("..").get_attribute("data-id") or -1)
     other.click()
     wait_for_text(visit)
@@ -187,11 +187,11 @@ def test_surprisal_equals_the_api_by_bits_and_by_rank(visit: Visit, site: Runnin
     ):
         page.locator(f".surprisal input[value={name}]").check()
         levels = [sum(value >= edge for edge in edges) for value in values]
-        counted = page.locator(".surprisal .steps small").all_text_contents()
+        counted = page.locator(".surprisal .level-legend small").all_text_contents()
         assert counted == [f"× {levels.count(level)}" for level in range(6)]
-        classes = page.locator(".surprisal .token.surprise").evaluate_all("all => all.map((each) => each.className)")
+        classes = page.locator(".surprisal .token.surprisal-bar").evaluate_all("all => all.map((each) => each.className)")
         assert [int(re.search(r"level-(\d)", each)[1]) for each in classes] == levels  # type: ignore[index]
-    heights = page.locator(".surprisal .steps .surprise").evaluate_all(
+    heights = page.locator(".surprisal .level-legend .surprisal-bar").evaluate_all(
         "all => all.map((each) => getComputedStyle(each).boxShadow.match(/-?[\\d.]+px/g)?.[1] ?? '0px')"
     )
     assert len(set(heights)) == 6
@@ -201,7 +201,7 @@ def test_stop_ends_generation_and_frees_the_slot(visit: Visit, site: Running) ->
     page = visit.go("playground", "slow").page
     page.locator("#length").fill("2000")
     page.locator("#panel-playground button[type=submit]").first.click()
-    wait_until(lambda: page.locator("#panel-playground .fresh").count() > 3, page)
+    wait_until(lambda: page.locator("#panel-playground .new").count() > 3, page)
     stop = page.get_by_role("button", name="Stop", exact=True)
     assert not site.idle()
     stop.click()
@@ -331,7 +331,7 @@ def test_a_checkpoint_compared_with_itself_differs_by_zero(visit: Visit) -> None
     for header, rows in tables:
         if header[-1] == "Second − first":
             differences += [row[-1] for row in rows]
-    pictures = panel.locator(".three .matrix").all()
+    pictures = panel.locator(".three-columns .matrix").all()
     differences += [cell for row in visit.table(pictures[2]) for cell in row[1:] if cell]
     assert len(differences) > 100
     assert {parse_number(each) for each in differences} == {0}
@@ -346,7 +346,7 @@ def test_the_differences_of_two_checkpoints_equal_the_api(visit: Visit, site: Ru
     page.locator("#compare-b-step").select_option(index=0)
     page.locator("#compare-text").fill(TEXT)
     page.locator("#panel-compare button.main").click()
-    page.locator("#panel-compare .three canvas").nth(2).wait_for()
+    page.locator("#panel-compare .three-columns canvas").nth(2).wait_for()
     visit.settle()
     one, two = (get_view(site, "surprisal", text=TEXT, **step) for step in ({"step": first}, {}))
     cells = page.locator("#panel-compare table.plain tbody tr").first.locator("td").all_text_contents()
@@ -358,7 +358,7 @@ def test_the_differences_of_two_checkpoints_equal_the_api(visit: Visit, site: Ru
     weights = [
         get_view(site, "attention", text=TEXT, layer=0, head=0, **step)["weights"] for step in ({"step": first}, {})
     ]
-    for row, a, b in zip(visit.table(page.locator("#panel-compare .three .matrix").nth(2)), *weights, strict=True):
+    for row, a, b in zip(visit.table(page.locator("#panel-compare .three-columns .matrix").nth(2)), *weights, strict=True):
         assert parse_numbers(row[1:]) == pytest.approx([y - x for x, y in zip(a, b, strict=True)], rel=1e-4, abs=1e-6)
     p, q = (softmax(get_view(site, "next_token", text=TEXT, **step)["logits"]) for step in ({"step": first}, {}))
     expected = [sum(a * math.log(a / b) for a, b in zip(*each, strict=True)) for each in ((p, q), (q, p))]

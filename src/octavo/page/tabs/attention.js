@@ -12,13 +12,13 @@ import { chip, lastWordIndex } from "octavo/tokens";
 
 const STATISTICS = ["entropy", "distance", "previous", "first", "itself"];
 const SHARES = ["previous", "first", "itself"]; // the statistics between 0 and 1
-const FULL_SCALE_TOKENS = 64; // a longer text has mostly small shares
+const FULL_SCALE_TOKENS = 64; // up to this length the strongest color is a share of 1; see patternScale()
 const MIN_SCALE = 0.02;
 
 export function mount(panel, app) {
   let answer = null; // {tokens, weights, heads, layer, head, left_out, groups, sums}
-  let source = null; // the token that looks; at first the last word, which can look at all words before it
-  let sourceText = null; // the text of that token
+  let chosenRow = null; // the token whose attention is shown; at first that of the last word
+  let chosenText = null; // the text that this token belongs to
 
   const load = () => app.runTask(panel, fetchAttention);
   const selector = new HeadSelector("attention", load);
@@ -72,9 +72,9 @@ export function mount(panel, app) {
       groups: groups.filter((group) => group.first + group.count <= T),
       sums: attention.weights.map((row) => row.reduce((a, b) => a + b, 0)),
     };
-    const isNewText = sourceText !== app.text;
-    if (isNewText || source >= T) source = lastWordIndex(attention.tokens);
-    sourceText = app.text;
+    const isNewText = chosenText !== app.text;
+    if (isNewText || chosenRow >= T) chosenRow = lastWordIndex(attention.tokens);
+    chosenText = app.text;
     say(title, "attention.title", { layer, head });
     leftOut.hidden = !answer.left_out;
     say(leftOut, "common.left_out", { n: answer.left_out });
@@ -96,13 +96,15 @@ export function mount(panel, app) {
       max: SHARES.includes(name) ? 1 : undefined,
       maxCell: 44,
       numbers: true,
-      at: [answer.layer, answer.head],
+      cursor: [answer.layer, answer.head],
       rows: (layer) => `h.${layer}`,
       caption: () => tNodes("attention.heads"),
       label: t("attention.which"),
       readout: (layer, head, value) =>
         t("attention.heads.cell", {
-          ...{ layer, head, value: number(value, 3) },
+          layer,
+          head,
+          value: number(value, 3),
           statistic: t(`attention.statistic.${name}`),
         }),
       onPick: (layer, head) => {
@@ -115,7 +117,7 @@ export function mount(panel, app) {
   // ---- The chosen head
 
   const tokenName = (i) => `${i} ${answer.tokens[i].label}`;
-  const target = (t) => strongest(answer.weights[t], 1)[0] ?? 0;
+  const mostAttended = (row) => strongest(answer.weights[row], 1)[0] ?? 0;
 
   // A token that is a part of a character is named with the whole character.
   function tokenNode(i) {
@@ -133,13 +135,13 @@ export function mount(panel, app) {
       totals: answer.sums,
       rows: tokenName,
       columns: tokenName,
-      isHidden: (t, s) => s > t,
+      isHidden: (row, column) => column > row,
       maxCell: 40,
-      at: [source, isNewText ? target(source) : Math.min(source, pattern.cursor[1])],
+      cursor: [chosenRow, isNewText ? mostAttended(chosenRow) : Math.min(chosenRow, pattern.cursor[1])],
       caption: () => tNodes("attention.matrix"),
       label: t("attention.title", { layer: answer.layer, head: answer.head }),
       readout: patternReadout,
-      onHover: chooseSource,
+      onHover: chooseRow,
     });
   }
 
@@ -158,16 +160,16 @@ export function mount(panel, app) {
   function drawArcs() {
     const { tokens, groups, weights } = answer;
     const options = {
-      at: source,
+      chosen: chosenRow,
       caption: () => tNodes("attention.arcs"),
-      onPick: (t) => {
-        chooseSource(t);
-        pattern.moveTo(t, target(t));
+      onPick: (row) => {
+        chooseRow(row);
+        pattern.moveTo(row, mostAttended(row));
       },
-      readout: (t) => [
-        el("span", { class: "pair" }, tNodes("attention.arcs.at", { token: tokenNode(t) })),
-        ...strongest(weights[t], 6).map((s) =>
-          el("span", { class: "pair" }, tokenNode(s), " ", el("b", {}, number(weights[t][s], 3))),
+      readout: (row) => [
+        el("span", { class: "pair" }, tNodes("attention.arcs.at", { token: tokenNode(row) })),
+        ...strongest(weights[row], 6).map((column) =>
+          el("span", { class: "pair" }, tokenNode(column), " ", el("b", {}, number(weights[row][column], 3))),
         ),
       ],
     };
@@ -175,15 +177,16 @@ export function mount(panel, app) {
     else arcsHolder.append((arcsFigure = arcs(tokens, groups, weights, options)));
   }
 
-  function chooseSource(t) {
-    source = t;
-    arcsFigure?.choose(t);
+  function chooseRow(row) {
+    chosenRow = row;
+    arcsFigure?.choose(row);
   }
 
   return { update: load };
 }
 
-// The share of the strongest color. In a long text it is the share that one cell in a hundred exceeds.
+// The share of the strongest color. A long text has mostly small shares, so there it is the share that one in a hundred
+// of the T²/2 cells that aren't hidden exceeds.
 function patternScale(weights) {
   const T = weights.length;
   if (T <= FULL_SCALE_TOKENS) return 1;

@@ -18,7 +18,7 @@ export function mount(panel, app) {
   // {a, b, isComparable}; a and b: {options, checkpoint, shape, surprisal, nextToken, groups, contributions, attention,
   // probabilities}; isComparable: both models have the same tokens.
   let answers = null;
-  let requests = 0; // only the last one counts
+  let lastRequest = 0; // the number of the last call of `compare`; earlier calls that still wait are dropped
 
   // ---- Elements
 
@@ -27,7 +27,7 @@ export function mount(panel, app) {
   const form = el(
     "form",
     { class: "card", onsubmit: submit },
-    el("div", { class: "two" }, sides.a.element, sides.b.element),
+    el("div", { class: "two-columns" }, sides.a.element, sides.b.element),
     stackedField(text, "compare.text"),
     el(
       "div",
@@ -42,12 +42,14 @@ export function mount(panel, app) {
   const columns = ["compare.measure", "compare.a", "compare.b", "compare.diff"];
   const header = columns.map((key) => el("th", { scope: "col", say: key }));
   const measureTable = el("table", { class: "plain" }, el("thead", {}, el("tr", {}, header)), measures);
-  const difference = new Difference(() => app.runTask(panel, changeHead));
+  const difference = new Difference(() => app.runTask(panel, fetchAttention));
   const summary = el(
     "section",
     { class: "card" },
     el("h2", { say: "compare.summary" }),
-    ...[verdict, note, scrollRegion("compare.summary", measureTable)],
+    verdict,
+    note,
+    scrollRegion("compare.summary", measureTable),
   );
   const result = el("div", { hidden: true }, summary, difference.element);
   panel.append(el("p", { class: "lead", say: "compare.lead" }), form, result);
@@ -96,18 +98,21 @@ export function mount(panel, app) {
   }
 
   async function compare() {
-    const request = ++requests;
+    const request = ++lastRequest;
     say(verdict, "compare.reading");
     const [a, b] = await Promise.all(SIDES.map(fetchSide)).catch((error) => {
-      if (request === requests) [answers, result.hidden] = [null, true]; // the result belongs to another text
+      if (request === lastRequest) {
+        answers = null;
+        result.hidden = true; // it belongs to another text
+      }
       throw error;
     });
-    if (request !== requests) return;
+    if (request !== lastRequest) return;
     const tokens = ({ surprisal }) => JSON.stringify(surprisal.tokens);
     const isComparable = tokens(a) === tokens(b) && a.probabilities.length === b.probabilities.length;
     answers = { a, b, isComparable };
     result.hidden = false;
-    if (isComparable) await changeHead();
+    if (isComparable) await fetchAttention();
     draw();
   }
 
@@ -122,13 +127,19 @@ export function mount(panel, app) {
     const checkpoint = [options.model, options.step ?? model.step].join(" ");
     const probabilities = new TokenDistribution(nextToken.logits).byId();
     return {
-      ...{ options, checkpoint, shape: model.model, groups },
-      ...{ surprisal, nextToken, contributions, probabilities },
+      options,
+      checkpoint,
+      shape: model.model,
+      groups,
+      surprisal,
+      nextToken,
+      contributions,
+      probabilities,
     };
   }
 
-  // Fetches the attention of the chosen head of both.
-  async function changeHead() {
+  // Fetches the attention of the chosen head in both models.
+  async function fetchAttention() {
     const head = difference.selectedHead(answers);
     const request = (side) => fetchView("attention", { ...answers[side].options, ...head });
     const [a, b] = await Promise.all(SIDES.map(request));

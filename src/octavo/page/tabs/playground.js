@@ -1,5 +1,6 @@
-// Playground: the model generates, and every token can be asked what else could have been there. Choosing another token
-// keeps the ids before it and grows a branch; tabs/playground/branches.js keeps them all.
+// Playground: the model generates a text, and each token shows which other tokens were possible at its position.
+// Choosing one of these keeps the ids before it and starts a branch; tabs/playground/branches.js has the tree of all
+// branches.
 
 import { fetchView, isAbortError, keepKnownCharacters, requireReadable } from "octavo/api";
 import { el, field, say, stackedField } from "octavo/dom";
@@ -19,9 +20,16 @@ export function mount(panel, app) {
   let model = null; // {id, n_layer, …, block_size, vocab_size}
   let tree = new Tree();
   let current = null; // the text on screen: {branch, tokens, decoded: the answer of the view `tokens`}
-  let position = null; // the position that is explained: {at, isEnd, ids, actual, step, nextToken}
+  // The position that is explained:
+  //   index       its number
+  //   isEnd       whether the text ends before it
+  //   ids         the tokens of the model's window before it
+  //   actual      the token at it, or null at the end of the text
+  //   step        of the checkpoint
+  //   nextToken   the answer of the view `next_token`; null at the first position, where there is none
+  let position = null;
   let generation = null; // the AbortController of the text that is being generated
-  let requests = 0; // to show a branch; only the last one counts
+  let lastRequest = 0; // the number of the last call of `showBranch`; earlier calls that still wait are dropped
 
   // ---- Elements
 
@@ -34,7 +42,7 @@ export function mount(panel, app) {
   const status = el("p", { class: "quiet" }); // announced when the text ends, not with every token
   const unknownNote = el("p", { class: "quiet", hidden: true });
   const stepNote = el("p", { class: "caveat" });
-  const textHolder = el("div", { class: "page" });
+  const textHolder = el("div", { class: "scrolling-text" });
   const textHint = el("p", { class: "quiet" });
   const tokenButtons = el("p", { class: "pieces" }); // of a character that is several tokens
   const treeView = new TreeView((branch) => !generation && app.runTask(panel, () => showBranch(branch)));
@@ -57,7 +65,9 @@ export function mount(panel, app) {
     },
     stackedField(prompt, "play.prompt"),
     el("div", { class: "row" }, writeButton, stopButton, continueButton, field(length, "play.length")),
-    ...[stepNote, unknownNote, status],
+    stepNote,
+    unknownNote,
+    status,
   );
   panel.append(
     el("p", { class: "lead", say: "play.lead" }),
@@ -95,32 +105,36 @@ export function mount(panel, app) {
     unknownNote.hidden = !characters;
     say(unknownNote, "text.left_out", { characters });
     const idsOf = (list) => list.map((token) => token.id).join();
-    const withWindow = ({ id }, at) => ({ id, windowStart: Math.max(0, at - model.block_size + 1) });
+    const withWindow = ({ id }, i) => ({ id, windowStart: Math.max(0, i - model.block_size + 1) });
     const root =
       tree.roots.find((other) => idsOf(other.tokens) === idsOf(tokens)) ?? tree.addRoot(tokens.map(withWindow));
     root.text = groups.map((group) => group.text).join("");
     return root;
   }
 
-  // From the end of the text on screen. A branch grows itself: its children keep the tokens that they share with it.
+  // Generates at the end of the text on screen. A branch is extended in place, which its children don't notice: they
+  // share only the tokens before their start. A root keeps the prompt alone, so it gets a new branch.
   async function continueText() {
     const { branch } = current;
     await generate(branch.parent ? branch : tree.fork(branch, branch.tokens.length, []));
   }
 
-  // Continues from the position with that token, or goes to the branch that already does.
+  // Puts a token at the position that is explained and generates from there; shows the branch that has it, if any.
   async function chooseToken({ id }) {
-    const { at, isEnd, actual } = position;
+    const { index, isEnd, actual } = position;
     if (generation || (!isEnd && id === actual.id)) return;
     const { branch, tokens } = current;
-    const existing = tree.find(branch, at, id);
+    const existing = tree.find(branch, index, id);
     if (existing) return showBranch(existing);
-    const windowStart = isEnd ? nextWindowStart(tokens, model.block_size) : tokens[at].windowStart;
-    const token = { id, windowStart };
+    const token = { id, windowStart: windowStartAt(tokens, index) };
     const extendsBranch = isEnd && branch.parent;
     if (extendsBranch) branch.tokens.push(token);
-    await generate(extendsBranch ? branch : tree.fork(branch, at, [token]));
+    await generate(extendsBranch ? branch : tree.fork(branch, index, [token]));
   }
+
+  // Where the model's window began, or will begin, for the token at a position.
+  const windowStartAt = (tokens, index) =>
+    index >= tokens.length ? nextWindowStart(tokens, model.block_size) : tokens[index].windowStart;
 
   // Generates at the end of a branch, and shows the text as it grows.
   async function generate(branch) {
@@ -130,13 +144,13 @@ export function mount(panel, app) {
     await showBranch(branch, { explain: false });
     updateButtons();
     let count = 0;
-    const running = textHolder.querySelector(".running");
+    const textElement = textHolder.querySelector(".running");
     try {
       const options = { isServedStep, controls, signal: controller.signal };
       for await (const { ids, text, windowStart } of generateTokens(branch, maxTokens, model.block_size, options)) {
         branch.tokens.push(...ids.map((id) => ({ id, windowStart })));
         count += ids.length;
-        running?.append(el("span", { class: "fresh" }, text));
+        textElement?.append(el("span", { class: "new" }, text));
         textHolder.scrollTop = textHolder.scrollHeight;
         say(status, "play.writing", { count });
       }
@@ -160,12 +174,12 @@ export function mount(panel, app) {
   // Shows the text of a branch, and explains the position after it.
   async function showBranch(branch, { explain = true } = {}) {
     const tokens = branchTokens(branch);
-    const request = ++requests;
+    const request = ++lastRequest;
     const decoded = await decodeTokens(
       tokens.map((token) => token.id),
       model.block_size,
     );
-    if (request !== requests) return;
+    if (request !== lastRequest) return;
     current = { branch, tokens, decoded };
     branch.text = decoded.groups
       .filter((group) => group.first >= branch.start)
@@ -179,17 +193,17 @@ export function mount(panel, app) {
     if (explain) await explainPosition(tokens.length);
   }
 
-  // Shows what could be at a position of the text, and why.
-  async function explainPosition(at) {
+  // Shows which tokens are possible at a position of the text, and why.
+  async function explainPosition(index) {
     const { tokens, decoded } = current;
-    const isEnd = at >= tokens.length;
-    const windowStart = isEnd ? nextWindowStart(tokens, model.block_size) : tokens[at].windowStart;
-    const ids = tokens.slice(windowStart, at).map((token) => token.id);
-    const actual = isEnd ? null : decoded.tokens[at];
-    markPosition(at, windowStart);
+    const isEnd = index >= tokens.length;
+    const windowStart = windowStartAt(tokens, index);
+    const ids = tokens.slice(windowStart, index).map((token) => token.id);
+    const actual = isEnd ? null : decoded.tokens[index];
+    markPosition(index, windowStart);
     const answer = ids.length ? await fetchView("next_token", { text: ids }, { replaces: "next_token" }) : null;
     if (current?.decoded !== decoded) return;
-    position = { at, isEnd, ids, actual, step: app.step, nextToken: answer };
+    position = { index, isEnd, ids, actual, step: app.step, nextToken: answer };
     idleNote.hidden = true;
     nextToken.show(position);
     for (const card of explanations) card.hidden = !answer;
@@ -197,9 +211,9 @@ export function mount(panel, app) {
   }
 
   // Marks the chosen token, and hatches those outside the model's window at that position.
-  function markPosition(at, windowStart) {
+  function markPosition(index, windowStart) {
     const { tokens, groups } = current.decoded;
-    const contains = ({ first, count }) => at >= first && at < first + count;
+    const contains = ({ first, count }) => index >= first && index < first + count;
     textHolder.querySelectorAll(".token").forEach((span, i) => {
       const { first, count } = groups[i];
       const isChosen = contains(groups[i]);
@@ -211,17 +225,17 @@ export function mount(panel, app) {
     say(textHint, windowStart ? "play.window" : "play.hint", { block: model.block_size });
     const group = groups.find((candidate) => contains(candidate) && candidate.count > 1);
     tokenButtons.hidden = !group;
-    if (group) drawTokenButtons(group, tokens, at);
+    if (group) drawTokenButtons(group, tokens, index);
   }
 
-  function drawTokenButtons({ first, count }, tokens, at) {
+  function drawTokenButtons({ first, count }, tokens, index) {
     const button = (token, i) =>
       el(
         "button",
         {
           type: "button",
           class: "small chip",
-          "aria-pressed": String(at === first + i),
+          "aria-pressed": String(index === first + i),
           title: token.bytes,
           onclick: () => app.runTask(panel, () => explainPosition(first + i)),
         },
@@ -241,7 +255,7 @@ export function mount(panel, app) {
     writeButton.disabled = isGenerating;
     stopButton.disabled = !isGenerating;
     continueButton.disabled = isGenerating || !current;
-    nextToken.list.classList.toggle("waiting", isGenerating); // no branch leaves a text that is being generated
+    nextToken.list.classList.toggle("waiting", isGenerating); // no token can be chosen while a text is generated
   }
 
   // ---- Another model, step or language
@@ -264,7 +278,7 @@ export function mount(panel, app) {
     }
     if (!current || generation) return;
     drawTree();
-    await explainPosition(position?.at ?? current.tokens.length);
+    await explainPosition(position?.index ?? current.tokens.length);
   }
 
   function reset(text) {
@@ -273,7 +287,7 @@ export function mount(panel, app) {
     model = { id: app.model.id, ...app.model.model };
     tree = new Tree();
     current = position = null;
-    requests++;
+    lastRequest++; // drops a call of `showBranch` that still waits
     controls.setVocabularySize(model.vocab_size);
     prompt.value = text.split(/\s+/).slice(0, 3).join(" ");
     textHolder.replaceChildren();

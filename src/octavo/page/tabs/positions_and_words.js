@@ -13,7 +13,7 @@ export function mount(panel, app) {
   const projection = offline ? null : createProjection(app);
   panel.append(
     position.card,
-    el("div", { class: "two" }, position.positionsCard, ...(similarity ? [similarity.card] : [])),
+    el("div", { class: "two-columns" }, position.positionsCard, ...(similarity ? [similarity.card] : [])),
   );
   if (projection) panel.append(projection.card);
   const parts = [position, similarity, projection].filter(Boolean);

@@ -9,7 +9,7 @@ import { CheckpointHistory } from "octavo/tabs/training/checkpoint_history";
 import { Samples } from "octavo/tabs/training/samples";
 
 const POLL_TIME = 1000; // milliseconds
-const POLLS_PER_LIST = 5; // runs come and end less often than their lines
+const POLLS_PER_LIST = 5; // the list of runs is fetched with every fifth poll: it changes less often than their lines
 const MAX_LINES = 5000; // that the server sends at once
 const SPEED_LINES = 10; // over which the speed is averaged
 const MAX_POINTS = 4000; // of a curve
@@ -37,13 +37,13 @@ export function mount(panel, app) {
     { id: "train-axis", onchange: () => draw(true) },
     ["step", "tokens", "seconds"].map((value) => el("option", { value, say: `train.${value}` })),
   );
-  const isLog = el("input", { type: "checkbox", onchange: () => draw(true) });
+  const logCheckbox = el("input", { type: "checkbox", onchange: () => draw(true) });
   const tiles = el("div", { class: "tiles" });
   const waitingNote = el("p", { class: "quiet", say: "train.waiting", hidden: true });
   const curves = CURVES.map(createCurve);
   const samples = new Samples();
   const history = new CheckpointHistory(app);
-  const logLabel = el("label", { class: "check" }, isLog, el("span", { say: "train.log" }));
+  const logLabel = el("label", { class: "check" }, logCheckbox, el("span", { say: "train.log" }));
   const content = el(
     "div",
     { hidden: true },
@@ -82,7 +82,8 @@ export function mount(panel, app) {
     }
   }
 
-  // Returns whether the list of runs, or what it says of them, changed. At first the chosen model's run is chosen.
+  // Fetches the list of runs. Returns whether the list or the information about a run has changed. The first call
+  // chooses the run of the chosen model.
   async function updateList() {
     const list = await fetchRuns();
     const before = [...runs.values()].map((run) => run.info);
@@ -146,7 +147,7 @@ export function mount(panel, app) {
     if (card.hidden) return;
     const options = {
       xName: t(xAxis.value === "seconds" ? "train.minutes" : `train.${xAxis.value}`),
-      logY: isLog.checked && name !== "learning_rate",
+      logY: logCheckbox.checked && name !== "learning_rate",
       integerX: xAxis.value !== "seconds",
       digits: name === "loss" ? 4 : name === "learning_rate" ? 6 : 2,
     };
@@ -182,11 +183,11 @@ function createCurve(name) {
   return { name, figure, card };
 }
 
-// The lines of a curve. Several runs differ by color and dash, and the losses of a run by width; then the exact
-// training loss is left out.
+// The lines of a curve. The losses of one run differ by width, color and dash. Several runs differ by color and dash,
+// so their losses differ by width only, and the exact training loss is left out.
 function curveData(name, chosen, axis, allNames) {
-  const isSeveral = chosen.length > 1;
-  const kinds = name !== "loss" ? [{ name, width: 1.5 }] : isSeveral ? LOSSES.slice(0, 2) : LOSSES;
+  const hasSeveralRuns = chosen.length > 1;
+  const kinds = name !== "loss" ? [{ name, width: 1.5 }] : hasSeveralRuns ? LOSSES.slice(0, 2) : LOSSES;
   const linesOf = new Map(chosen.map((run) => [run, thinOut(run.metrics)]));
   const xs = [...linesOf.values()].flat().map((line) => xOf(line, axis));
   const x = [...new Set(xs.filter(Number.isFinite))].sort((a, b) => a - b);
@@ -199,13 +200,13 @@ function curveData(name, chosen, axis, allNames) {
         const i = indexOf.get(xOf(line, axis));
         if (typeof value === "number" && i !== undefined) values[i] = value;
       }
-      const style = isSeveral ? allNames.indexOf(run.info.name) : k;
+      const styleIndex = hasSeveralRuns ? allNames.indexOf(run.info.name) : k;
       return {
         label: name === "loss" ? t(`train.series.${kind.name}`, { run: run.info.name }) : run.info.name,
         values,
         width: kind.width,
-        color: `--line-${(style % 6) + 1}`,
-        dash: DASHES[style % DASHES.length],
+        color: `--line-${(styleIndex % 6) + 1}`,
+        dash: DASHES[styleIndex % DASHES.length],
         ...(kind.points && { points: true }),
       };
     }),
@@ -213,7 +214,7 @@ function curveData(name, chosen, axis, allNames) {
   return { x, series: series.filter(({ values }) => values.some((value) => value !== null)) };
 }
 
-// Every n-th of very many lines, and all with a validation loss.
+// At most about MAX_POINTS lines: every n-th line, the last one, and all lines with a validation loss.
 function thinOut(lines) {
   const n = Math.ceil(lines.length / MAX_POINTS);
   return n < 2 ? lines : lines.filter((line, i) => i % n === 0 || i === lines.length - 1 || "val_loss" in line);
@@ -225,7 +226,6 @@ const valueOf = (line, name) => (name === "memory" ? mebibytes(line.memory_bytes
 
 // ---- Tiles
 
-// A run at a glance.
 function runTile({ info, metrics }) {
   const last = metrics.at(-1);
   const valLosses = metrics.map((line) => line.val_loss).filter((loss) => typeof loss === "number");
@@ -239,7 +239,7 @@ function runTile({ info, metrics }) {
   const memory = () => el("bdi", { dir: "ltr" }, `${compactNumber(mebibytes(last.memory_bytes))} MiB`);
   const fact = (key, value, note = "") =>
     el("div", {}, el("dt", { say: key }), el("dd", {}, value, note && el("small", {}, note)));
-  const stateName = el("span", { class: info.running ? "state going" : "state", say: state });
+  const stateName = el("span", { class: info.running ? "state in-progress" : "state", say: state });
   return el(
     "section",
     { class: "card tile" },

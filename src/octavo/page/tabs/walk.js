@@ -1,5 +1,6 @@
 // Walk: a text goes through the model, stage by stage, in the order of octavo/lens/shapes.py. A diagram shows the
-// whole; a card shows the stage: what it does, its shape, the corner of its numbers, and how each of them was computed.
+// whole; a card shows the stage: what it does, its shape, the first rows and columns of its values, and how each value
+// was computed.
 //
 // The axis letters: B texts, T tokens, C width, H heads of width D = C / H, V the vocabulary.
 
@@ -16,24 +17,24 @@ import { axisList, fact, gpt2Facts, headsPicture, widthsPicture } from "octavo/t
 import { GPT2_SIZES, STAGE_INDEX, STAGES } from "octavo/tabs/walk/stages";
 import { chip, lastWordIndex, tokenSpans } from "octavo/tokens";
 
-const CORNER = 16; // rows and columns of numbers that the server sends
+const MAX_SHOWN = 16; // rows and columns of a stage's values: the server sends the first ones
 const MAX_BARS = 12;
-const SWIPE = 56; // pixels
+const MIN_SWIPE = 56; // pixels; a shorter one is none
 
 export function mount(panel, app) {
   let stageIndex = stageOfSubpath(app.getSubpath("walk"));
-  let data = null; // see fetchStages()
+  let loaded = null; // see fetchStages()
   let cell = [0, 3]; // [token, column]: kept from stage to stage, so that one number can be followed
-  let cellText = null; // the text of that token
+  let cellText = null; // the text that the token belongs to
 
   // ---- Elements
 
   const load = () => app.runTask(panel, fetchStages);
   const selector = new HeadSelector("walk", load);
-  const showsGpt2 = el("input", { type: "checkbox", onchange: () => draw() });
+  const gpt2Checkbox = el("input", { type: "checkbox", onchange: () => draw() });
   const counter = el("span", { class: "mono", dir: "ltr" });
-  const backButton = () => el("button", { type: "button", say: "walk.back", onclick: () => step(-1) });
-  const nextButton = () => el("button", { type: "button", class: "main", say: "walk.next", onclick: () => step(1) });
+  const backButton = () => el("button", { type: "button", say: "walk.back", onclick: () => moveBy(-1) });
+  const nextButton = () => el("button", { type: "button", class: "main", say: "walk.next", onclick: () => moveBy(1) });
   const backButtons = [backButton(), backButton()]; // above the card, and below it on narrow screens
   const nextButtons = [nextButton(), nextButton()];
   const diagramHolder = el("div", { class: "map" });
@@ -44,7 +45,7 @@ export function mount(panel, app) {
     content,
     el("p", { class: "buttons below" }, backButtons[1], nextButtons[1]),
   );
-  const gpt2Label = el("label", { class: "check quiet" }, showsGpt2, el("span", { say: "walk.notes" }));
+  const gpt2Label = el("label", { class: "check quiet" }, gpt2Checkbox, el("span", { say: "walk.gpt2" }));
   panel.append(
     el(
       "div",
@@ -54,15 +55,15 @@ export function mount(panel, app) {
     ),
     el("div", { class: "together" }, diagramHolder, card),
   );
-  const diagram = createDiagram(diagramHolder, (i) => go(i));
+  const diagram = createDiagram(diagramHolder, (i) => goTo(i));
 
   // ---- From stage to stage
 
-  function step(by) {
-    go(Math.max(0, Math.min(STAGES.length - 1, stageIndex + by)), true);
+  function moveBy(count) {
+    goTo(Math.max(0, Math.min(STAGES.length - 1, stageIndex + count)), true);
   }
 
-  function go(index, announce = false) {
+  function goTo(index, announce = false) {
     if (index === stageIndex) return;
     const focusIsInDiagram = diagramHolder.contains(document.activeElement);
     stageIndex = index;
@@ -76,16 +77,17 @@ export function mount(panel, app) {
     if (event.target.closest("input, select, textarea, [role=tablist], [role=application], .scroll, .running, dialog"))
       return;
     const vertical = { ArrowDown: 1, ArrowUp: -1 }[event.key];
-    const by = (diagramHolder.contains(event.target) && vertical) || arrowDirection(event.key);
-    if (!by) return;
-    step(by);
+    const count = (diagramHolder.contains(event.target) && vertical) || arrowDirection(event.key);
+    if (!count) return;
+    moveBy(count);
     event.preventDefault();
   });
-  addSwipe(card, step);
+  addSwipe(card, moveBy);
 
   // ---- Data
 
-  // data: {layer, head, shapes, stages, groups, left_out, logits, vocabulary, layerInput, lastStream}
+  // loaded: {layer, head, shapes, stages, groups, left_out, logits, vocabulary, layerInput, lastStream}. The last two,
+  // the residual stream before this layer and after the last one, arrive later; only formulas use them.
   async function fetchStages() {
     const { n_layer } = app.model.model;
     selector.update(app.model.model, "shapes");
@@ -96,22 +98,27 @@ export function mount(panel, app) {
       fetchView("tokens", text, { replaces: "walk tokens" }),
       fetchNextToken(text),
     ]);
-    const current = (data = {
-      ...{ layer, head, shapes, groups, left_out: left_out || nextToken.left_out },
-      ...{ logits: nextToken.logits, vocabulary: nextToken.vocabulary },
+    const answers = {
+      layer,
+      head,
+      shapes,
       stages: stagesByName(shapes),
-    });
-    if (cellText !== app.text) cell[0] = lastWordIndex(shapes.tokens.slice(0, CORNER));
+      groups,
+      left_out: left_out || nextToken.left_out,
+      logits: nextToken.logits,
+      vocabulary: nextToken.vocabulary,
+    };
+    loaded = answers;
+    if (cellText !== app.text) cell[0] = lastWordIndex(shapes.tokens.slice(0, MAX_SHOWN));
     cellText = app.text;
     draw();
-    // The formulas also show the stream before this layer and after the last one, if the page has these layers.
-    const streamAfter = async (i) => {
+    const fetchStreamAfter = async (i) => {
       const answer = i === layer ? shapes : await fetchView("shapes", { ...text, layer: i, head });
       return stagesByName(answer).get("x + mlp").values;
     };
     try {
-      if (layer > 0) current.layerInput = await streamAfter(layer - 1);
-      current.lastStream = await streamAfter(n_layer - 1);
+      if (layer > 0) answers.layerInput = await fetchStreamAfter(layer - 1);
+      answers.lastStream = await fetchStreamAfter(n_layer - 1);
     } catch {
       // A saved page may lack that layer.
     }
@@ -126,17 +133,18 @@ export function mount(panel, app) {
 
   function sizes() {
     const { n_layer: L, n_head: H, n_embd: C, vocab_size: V, block_size: block } = app.model.model;
-    const { layer, head } = data;
-    return { B: 1, T: data.shapes.tokens.length, C, H, D: C / H, V, "4C": 4 * C, wide: 4 * C, L, block, layer, head };
+    const { layer, head } = loaded;
+    const T = loaded.shapes.tokens.length;
+    return { B: 1, T, C, H, D: C / H, V, "4C": 4 * C, mlp_width: 4 * C, L, block, layer, head };
   }
 
   // ---- The stage
 
   function draw() {
-    if (!data) return;
+    if (!loaded) return;
     const stage = STAGES[stageIndex];
     app.setSubpath("walk", stageIndex ? stageIndex + 1 : "");
-    diagram.show(stageIndex, data.layer, app.model.model.n_layer);
+    diagram.show(stageIndex, loaded.layer, app.model.model.n_layer);
     counter.textContent = `${stageIndex + 1} / ${STAGES.length}`;
     for (const button of backButtons) button.disabled = stageIndex === 0;
     for (const button of nextButtons) button.disabled = stageIndex === STAGES.length - 1;
@@ -145,17 +153,17 @@ export function mount(panel, app) {
       el("h2", {}, el("span", { say: `walk.${stage.id}.title` }), code(codeName(stage))),
       el("p", { class: "does", say: sentence }),
       code(stage.formula(sizes()), { class: "formula" }),
-      ownFacts(stage),
-      ...(showsGpt2.checked ? [gpt2Facts(stage, sizes())] : []),
+      stageFacts(stage),
+      ...(gpt2Checkbox.checked ? [gpt2Facts(stage, sizes())] : []),
       axisList(stage.axes, sizes()),
-      ...[sidePicture(stage) ?? []].flat(),
-      stage.id === "next" ? nextTokenBars() : numbers(stage),
-      ...(stage.id === "plus_mlp" && data.layer < app.model.model.n_layer - 1 ? [nextLayerButton()] : []),
+      ...[sizePicture(stage) ?? []].flat(),
+      stage.id === "next" ? nextTokenBars() : valuesMatrix(stage),
+      ...(stage.id === "plus_mlp" && loaded.layer < app.model.model.n_layer - 1 ? [nextLayerButton()] : []),
     );
   }
 
   function nextLayerButton() {
-    const layer = data.layer + 1;
+    const layer = loaded.layer + 1;
     const onclick = async () => {
       stageIndex = STAGE_INDEX.ln_1;
       selector.choose(layer);
@@ -164,7 +172,7 @@ export function mount(panel, app) {
     return el("p", { class: "buttons" }, el("button", { type: "button", say: ["walk.deeper", { layer }], onclick }));
   }
 
-  // What a stage's sentence says of this model: how its embeddings were initialized, and its dropout.
+  // The values in the stages' sentences that depend on the model: how its embeddings were initialized, its dropout.
   function modelFacts({ id }) {
     const { dropout, wte_start: wte, wpe_start: wpe } = app.model;
     const { n_embd: C } = app.model.model;
@@ -178,17 +186,17 @@ export function mount(panel, app) {
 
   // h.0.mlp.c_fc = nn.Linear(128, 512); a model that was trained without biases has fewer parameters than that.
   function codeName({ lens, code, module }) {
-    const name = code.replace("{layer}", data.layer);
+    const name = code.replace("{layer}", loaded.layer);
     if (!module) return name;
     const { definition, parameters } = module(sizes());
-    const hasBias = data.stages.get(lens).parameters >= parameters;
+    const hasBias = loaded.stages.get(lens).parameters >= parameters;
     return `${name} = ${hasBias ? definition : definition.replace(")", ", bias=False)")}`;
   }
 
-  function ownFacts({ lens, axes, module, isPerLayer }) {
-    const own = data.stages.get(lens);
-    const shape = own?.shape ?? [sizes().V];
-    const perLayer = (text) => (isPerLayer ? `${text} · ${t("walk.times", { n: own.times })}` : text);
+  function stageFacts({ lens, axes, module, isPerLayer }) {
+    const answer = loaded.stages.get(lens);
+    const shape = answer?.shape ?? [sizes().V];
+    const perLayer = (text) => (isPerLayer ? `${text} · ${t("walk.times", { n: answer.times })}` : text);
     const shapeText = el(
       "code",
       { dir: "ltr", class: "big shape" },
@@ -201,17 +209,17 @@ export function mount(panel, app) {
       { class: "facts" },
       fact("walk.shape", shapeText),
       module?.(sizes()).isTied && fact("walk.parameters", tNodes("walk.tied")),
-      own?.parameters > 0 && fact("walk.parameters", perLayer(count(own.parameters))),
-      own?.flops > 0 && fact("walk.flops", perLayer(compactNumber(own.flops))),
+      answer?.parameters > 0 && fact("walk.parameters", perLayer(count(answer.parameters))),
+      answer?.flops > 0 && fact("walk.flops", perLayer(compactNumber(answer.flops))),
     );
   }
 
-  // ---- Its numbers
+  // ---- The stage's pictures
 
-  function sidePicture(stage) {
+  function sizePicture(stage) {
     if (stage.id === "idx") return textByToken();
-    const isGpt2 = showsGpt2.checked;
-    const { head } = data;
+    const isGpt2 = gpt2Checkbox.checked;
+    const { head } = loaded;
     const pictureSizes = isGpt2 ? { ...GPT2_SIZES, head: Math.min(head, GPT2_SIZES.H - 1) } : sizes();
     if (["qkv", "mix", "proj"].includes(stage.id)) return headsPicture(pictureSizes, isGpt2);
     if (["fc", "mlp_proj"].includes(stage.id)) return widthsPicture(pictureSizes, stage.id, isGpt2);
@@ -220,7 +228,7 @@ export function mount(panel, app) {
 
   function textByToken() {
     const { T } = sizes();
-    const { groups, left_out, shapes } = data;
+    const { groups, left_out, shapes } = loaded;
     const decorate = (span, { first }) =>
       span.style.setProperty("background-color", first % 2 ? "var(--soft)" : "var(--raised)");
     const visible = groups.filter((group) => group.first < T);
@@ -233,42 +241,44 @@ export function mount(panel, app) {
     );
   }
 
-  function numbers(stage) {
-    const { values, shape, columns: tokenIds } = data.stages.get(stage.lens);
-    const { shapes, vocabulary } = data;
+  function valuesMatrix(stage) {
+    const { values, shape, columns: tokenIds } = loaded.stages.get(stage.lens);
+    const { shapes, vocabulary } = loaded;
     const isSquare = ["scores", "softmax"].includes(stage.id); // tokens by tokens
-    const isIds = stage.id === "idx";
+    const isTokenIds = stage.id === "idx";
     const isSoftmax = stage.id === "softmax";
     const tokenName = (i) => `${i} ${shapes.tokens[i].label}`;
     const columnName = (c) => (tokenIds ? (vocabulary[tokenIds[c]] ?? `#${tokenIds[c]}`) : String(c));
-    let at = cell;
-    if (isIds) at = [0, cell[0]];
-    else if (isSquare) at = [cell[0], Math.min(...cell)];
-    else if (tokenIds) at = [cell[0], 0];
+    let cursor = cell;
+    if (isTokenIds) cursor = [0, cell[0]];
+    else if (isSquare) cursor = [cell[0], Math.min(...cell)]; // a later token has no score
+    else if (tokenIds) cursor = [cell[0], 0];
     return matrix(values, {
-      rows: isIds ? () => "id" : tokenName,
-      columns: isSquare || isIds ? tokenName : columnName,
-      scale: isIds ? "plain" : isSoftmax ? "share" : "signed",
+      rows: isTokenIds ? () => "id" : tokenName,
+      columns: isSquare || isTokenIds ? tokenName : columnName,
+      scale: isTokenIds ? "plain" : isSoftmax ? "share" : "signed",
       max: isSoftmax ? 1 : undefined,
       totals: isSoftmax ? values.map((row) => row.reduce((a, b) => a + b, 0)) : undefined,
       numbers: true,
       isHidden: isSquare ? (r, c) => c > r : undefined, // the future
-      at,
-      onHover: (r, c) => (cell = isIds ? [c, cell[1]] : [r, c]),
-      caption: () => numbersCaption(stage, isIds ? 1 : shape.at(-2), shape.at(-1), Boolean(tokenIds)),
+      cursor,
+      onHover: (r, c) => (cell = isTokenIds ? [c, cell[1]] : [r, c]),
+      caption: () => valuesCaption(stage, isTokenIds ? 1 : shape.at(-2), shape.at(-1), Boolean(tokenIds)),
       label: t(`walk.${stage.id}.title`),
-      readout: (r, c, value) => deriveCell(stage.id, r, c, value, data, sizes()),
+      readout: (r, c, value) => deriveCell(stage.id, r, c, value, loaded, sizes()),
     });
   }
 
-  function numbersCaption(stage, allRows, allColumns, isByToken) {
-    const isWhole = allRows <= CORNER && allColumns <= CORNER;
+  function valuesCaption(stage, allRows, allColumns, isByToken) {
+    const isWhole = allRows <= MAX_SHOWN && allColumns <= MAX_SHOWN;
     const key = isByToken ? "walk.most_likely" : isWhole ? "walk.all" : "walk.corner";
     const counts = {
-      ...{ rows: Math.min(CORNER, allRows), columns: Math.min(CORNER, allColumns) },
-      ...{ all_rows: allRows, all_columns: allColumns },
+      rows: Math.min(MAX_SHOWN, allRows),
+      columns: Math.min(MAX_SHOWN, allColumns),
+      all_rows: allRows,
+      all_columns: allColumns,
     };
-    const { layer, head } = data;
+    const { layer, head } = loaded;
     const place = stage.axes.includes("H")
       ? [" ", ...tNodes("walk.of_head", { layer, head })]
       : stage.isPerLayer
@@ -278,7 +288,7 @@ export function mount(panel, app) {
   }
 
   function nextTokenBars() {
-    const { logits, vocabulary, shapes } = data;
+    const { logits, vocabulary, shapes } = loaded;
     if (!logits.length) return el("p", { class: "quiet", say: "error.offline" });
     const { order, probabilities } = new TokenDistribution(logits);
     const items = Array.from(order.subarray(0, MAX_BARS), (id, i) => ({
@@ -300,7 +310,7 @@ export function mount(panel, app) {
     );
   }
 
-  return { update: load, onSubpath: (subpath) => go(stageOfSubpath(subpath)) };
+  return { update: load, onSubpath: (subpath) => goTo(stageOfSubpath(subpath)) };
 }
 
 // The stage of an address: "6" is the sixth, "" the first.
@@ -309,7 +319,7 @@ const stageOfSubpath = (subpath) => Math.max(0, Math.min(STAGES.length - 1, (Num
 const stagesByName = ({ stages }) => new Map(stages.map((stage) => [stage.name, stage]));
 
 // A horizontal swipe goes to the next stage or to the one before.
-function addSwipe(card, step) {
+function addSwipe(card, moveBy) {
   let start = null;
   const onStart = (event) => {
     start = event.target.closest(".scroll, input, select") ? null : event.changedTouches[0];
@@ -319,7 +329,7 @@ function addSwipe(card, step) {
     const end = event.changedTouches[0];
     const dx = (end.clientX - start.clientX) * (language.dir === "rtl" ? -1 : 1);
     const dy = end.clientY - start.clientY;
-    if (Math.abs(dx) > SWIPE && Math.abs(dx) > 2 * Math.abs(dy)) step(dx < 0 ? 1 : -1);
+    if (Math.abs(dx) > MIN_SWIPE && Math.abs(dx) > 2 * Math.abs(dy)) moveBy(dx < 0 ? 1 : -1);
   };
   card.addEventListener("touchstart", onStart, { passive: true });
   card.addEventListener("touchend", onEnd, { passive: true });

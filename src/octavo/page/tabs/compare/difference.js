@@ -13,15 +13,15 @@ import { labelChip, markLineBreak, positionsOf, tokenSpans } from "octavo/tokens
 
 export const SIDES = ["a", "b"]; // the first model and the second
 
-const BIT_EDGES = [0.05, 0.5, 1, 2, 4]; // where a taller bar begins
+const BIT_EDGES = [0.05, 0.5, 1, 2, 4]; // a difference's level, from 0 to 5, is the number of edges that it reaches
 const MAX_NEXT_TOKENS = 8; // of each model
 const LINES = { a: { color: "--line-2", dash: [7, 4] }, b: { color: "--line-1", dash: [] } };
 
 export class Difference {
-  // `onHeadChange()` when the user chooses another head.
+  // `onHeadChange()` is called when the user chooses another head.
   constructor(onHeadChange) {
-    this.running = el("div", { class: "page" });
-    this.readout = el("p", { class: "numbers", role: "status" });
+    this.textHolder = el("div", { class: "scrolling-text" });
+    this.readout = el("p", { class: "token-readout", role: "status" });
     this.surprisals = lineChart({ x: [], series: [] }, { caption: () => t("compare.lines"), height: 220 });
     this.kl = el("p", { class: "total" });
     this.leftOut = el("p", { class: "quiet" });
@@ -44,15 +44,15 @@ export class Difference {
     this.element = el(
       "div",
       {},
-      section("compare.tokens", this.running, this.readout, tokenKey(), this.surprisals),
-      section("compare.next", this.leftOut, this.kl, sideKey(), this.nextTokens.element),
+      section("compare.tokens", this.textHolder, this.readout, tokenLegend(), this.surprisals),
+      section("compare.next", this.leftOut, this.kl, sideLegend(), this.nextTokens.element),
       section(
         "compare.attention",
         headFields,
-        el("div", { class: "three" }, Object.values(this.patterns)),
+        el("div", { class: "three-columns" }, Object.values(this.patterns)),
         el("p", { class: "caveat", say: "common.attention_caveat" }),
       ),
-      section("compare.stream", sideKey(), this.stream.element),
+      section("compare.stream", sideLegend(), this.stream.element),
     );
   }
 
@@ -74,12 +74,12 @@ export class Difference {
     this.#drawStream();
   }
 
-  #bits(side, at) {
-    return (this.answers[side].surprisal.surprisal[at] ?? 0) / Math.LN2;
+  #bits(side, i) {
+    return (this.answers[side].surprisal.surprisal[i] ?? 0) / Math.LN2;
   }
 
-  #bitDifference(at) {
-    return this.#bits("b", at) - this.#bits("a", at);
+  #bitDifference(i) {
+    return this.#bits("b", i) - this.#bits("a", i);
   }
 
   #drawTokens() {
@@ -88,34 +88,34 @@ export class Difference {
     this.groups = groups.filter(({ first, count }) => first + count <= surprisal.tokens.length);
     const decorate = (span, group) => {
       markLineBreak(span, group);
-      const difference = positionsOf(group).reduce((sum, at) => sum + this.#bitDifference(at), 0);
+      const difference = positionsOf(group).reduce((sum, i) => sum + this.#bitDifference(i), 0);
       const level = levelOf(difference);
-      if (level) span.classList.add(difference > 0 ? "first-more" : "second-more", `by-${level}`);
+      if (level) span.classList.add(difference > 0 ? "first-better" : "second-better", `better-${level}`);
     };
     const onPick = (_, group) => this.#showReadout(group);
-    this.spans = tokenSpans(surprisal.tokens, this.groups, { labelKey: "compare.text", decorate, onPick });
-    this.running.replaceChildren(this.spans);
+    this.tokenText = tokenSpans(surprisal.tokens, this.groups, { labelKey: "compare.text", decorate, onPick });
+    this.textHolder.replaceChildren(this.tokenText);
     say(this.readout, "tokens.hint");
   }
 
   #showReadout(group) {
     const { tokens } = this.answers.a.surprisal;
-    this.spans.spans.forEach((span, i) => span.classList.toggle("chosen", this.groups[i] === group));
-    const sentence = (at) => {
-      const token = labelChip(tokens[at].label);
-      if (!at) return tNodes("tokens.first", { token });
-      const [a, b] = SIDES.map((side) => number(this.#bits(side, at), 2));
-      return tNodes("compare.one", { token, a, b, diff: signedNumber(this.#bitDifference(at)) });
+    this.tokenText.spans.forEach((span, i) => span.classList.toggle("chosen", this.groups[i] === group));
+    const sentence = (i) => {
+      const token = labelChip(tokens[i].label);
+      if (!i) return tNodes("tokens.first", { token });
+      const [a, b] = SIDES.map((side) => number(this.#bits(side, i), 2));
+      return tNodes("compare.one", { token, a, b, diff: signedNumber(this.#bitDifference(i)) });
     };
-    this.readout.replaceChildren(...positionsOf(group).map((at) => el("span", {}, sentence(at))));
+    this.readout.replaceChildren(...positionsOf(group).map((i) => el("span", {}, sentence(i))));
   }
 
   #drawSurprisals() {
     const x = [...this.answers.a.surprisal.tokens.keys()].slice(1);
     const line = (label, value, style) => ({ label: t(`compare.${label}`), values: x.map(value), ...style });
     const series = [
-      ...SIDES.map((side) => line(side, (at) => this.#bits(side, at), LINES[side])),
-      line("diff", (at) => this.#bitDifference(at), { width: 1.5, dash: [2, 3], color: "--line-3" }),
+      ...SIDES.map((side) => line(side, (i) => this.#bits(side, i), LINES[side])),
+      line("diff", (i) => this.#bitDifference(i), { width: 1.5, dash: [2, 3], color: "--line-3" }),
     ];
     this.surprisals.show({ x, series }, { xName: t("col.position"), yName: t("col.bits"), digits: 2, integerX: true });
   }
@@ -216,20 +216,25 @@ function attentionMatrix(side) {
 }
 
 // What the two kinds of bars mean.
-const sideKey = () =>
+const sideLegend = () =>
   el(
     "p",
     { class: "line quiet" },
     SIDES.map((side) =>
-      el("span", {}, el("i", { class: `key ${side}`, "aria-hidden": "true" }), el("span", { say: `compare.${side}` })),
+      el(
+        "span",
+        {},
+        el("i", { class: `bar-sample ${side}`, "aria-hidden": "true" }),
+        el("span", { say: `compare.${side}` }),
+      ),
     ),
   );
 
 // What the two kinds of marked tokens mean.
-function tokenKey() {
+function tokenLegend() {
   const item = (side) => {
-    const swatch = { class: `swatch ${side === "a" ? "first" : "second"}-more by-4`, "aria-hidden": "true" };
+    const swatch = { class: `swatch ${side === "a" ? "first" : "second"}-better better-4`, "aria-hidden": "true" };
     return el("li", {}, el("span", swatch), el("span", { say: `compare.${side}.more` }));
   };
-  return el("ul", { class: "steps" }, SIDES.map(item));
+  return el("ul", { class: "level-legend" }, SIDES.map(item));
 }

@@ -1,8 +1,8 @@
-// The tree of all texts that were generated from a prompt. A branch is a run of tokens that leaves its parent's text at
-// position `start`. The tokens before it belong to its ancestors and are never copied, so going back finds every id.
+// The tree of all texts that were generated from a prompt. A branch has the tokens of its text from position `start`
+// on; those before belong to its ancestors and are never copied, so every earlier text is still there, id by id.
 //
-// A token here is {id, windowStart}: where the model's window began when the token was generated. A text longer than
-// the context is generated through a window that moves on, and each token is explained with the window that it was
+// A token here is {id, windowStart}: where the model's window began when the token was generated. If a text is longer
+// than the context, the window moves on as the text grows; each token is explained with the window that it was
 // generated with.
 
 import { el } from "octavo/dom";
@@ -20,15 +20,16 @@ export class Tree {
     return this.#addBranch(null, 0, tokens, this.roots);
   }
 
-  // A new branch that shares the first `at` tokens of the text of `branch`.
-  fork(branch, at, tokens) {
-    const parent = ownerOf(branch, at);
-    return this.#addBranch(parent, at, tokens, parent.children);
+  // A new branch that shares the first `start` tokens of the text of `branch`.
+  fork(branch, start, tokens) {
+    const parent = parentOfFork(branch, start);
+    return this.#addBranch(parent, start, tokens, parent.children);
   }
 
-  // The branch that continues with that token at that position, if it exists.
-  find(branch, at, id) {
-    return ownerOf(branch, at).children.find((child) => child.start === at && child.tokens[0]?.id === id);
+  // The branch that such a fork would be, if it exists: it begins with the token `id` at position `start`.
+  find(branch, start, id) {
+    const siblings = parentOfFork(branch, start).children;
+    return siblings.find((sibling) => sibling.start === start && sibling.tokens[0]?.id === id);
   }
 
   #addBranch(parent, start, tokens, siblings) {
@@ -38,9 +39,10 @@ export class Tree {
   }
 }
 
-// The branch that a fork at that position leaves from: positions up to its own start belong to a branch's ancestors.
-function ownerOf(branch, at) {
-  while (branch.parent && at <= branch.start) branch = branch.parent;
+// The parent of a fork at position `start` of the text of `branch`: the branch itself, or the ancestor that has the
+// token before that position.
+function parentOfFork(branch, start) {
+  while (branch.parent && start <= branch.start) branch = branch.parent;
   return branch;
 }
 
@@ -88,10 +90,10 @@ export class TreeView {
     const beginning = Array.from(text).slice(0, 60).join("").replace(/\s+/g, " ");
     const onclick = (event) => {
       event.stopPropagation();
-      if (event.target.closest(".fold")) this.#setOpen(branch, !isOpen);
+      if (event.target.closest(".tree-toggle")) this.#setOpen(branch, !isOpen);
       else this.onPick(branch);
     };
-    const foldSign = children.length ? (isOpen ? "▾" : "▸") : "";
+    const toggleSign = children.length ? (isOpen ? "▾" : "▸") : "";
     const item = el(
       "li",
       {
@@ -105,12 +107,15 @@ export class TreeView {
       },
       el(
         "span",
-        { class: "twig" },
-        el("span", { class: "fold", "aria-hidden": "true" }, foldSign),
+        { class: "tree-row" },
+        el("span", { class: "tree-toggle", "aria-hidden": "true" }, toggleSign),
         el(
           "span",
           { id: `branch-${number}-name` },
-          ...[parent && el("code", {}, String(start)), " ", el("bdi", {}, beginning || "…"), " "],
+          parent && el("code", {}, String(start)),
+          " ",
+          el("bdi", {}, beginning || "…"),
+          " ",
           el("small", { say: ["tree.size", { count: tokens.length }] }),
         ),
       ),
@@ -136,9 +141,9 @@ export class TreeView {
   #handleKey(event) {
     const branches = [...this.items.keys()];
     const item = event.target.closest("[role=treeitem]");
-    const at = branches.findIndex((candidate) => this.items.get(candidate) === item);
-    if (at < 0) return;
-    const branch = branches[at];
+    const index = branches.findIndex((candidate) => this.items.get(candidate) === item);
+    if (index < 0) return;
+    const branch = branches[index];
     const isRtl = getComputedStyle(this.element).direction === "rtl";
     const mirrored = { ArrowLeft: "ArrowRight", ArrowRight: "ArrowLeft" };
     const key = isRtl ? (mirrored[event.key] ?? event.key) : event.key;
@@ -147,8 +152,8 @@ export class TreeView {
     else if (key === "ArrowRight" && branch.children.length) this.#setOpen(branch, true);
     else if (key === "ArrowLeft" && isOpen) this.#setOpen(branch, false);
     else if (key === "ArrowLeft" && branch.parent) this.#focus(branch.parent);
-    else if (key === "ArrowDown" && branches[at + 1]) this.#focus(branches[at + 1]);
-    else if (key === "ArrowUp" && at) this.#focus(branches[at - 1]);
+    else if (key === "ArrowDown" && branches[index + 1]) this.#focus(branches[index + 1]);
+    else if (key === "ArrowUp" && index) this.#focus(branches[index - 1]);
     else if (key === "Home") this.#focus(branches[0]);
     else if (key === "End") this.#focus(branches.at(-1));
     else if (key === "Enter" || key === " ") this.onPick(branch);

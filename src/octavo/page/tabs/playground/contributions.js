@@ -1,4 +1,4 @@
-// How much each part of the model contributed to the logit of a token, or to its lead over another token.
+// How much each part of the model contributed to the logit of a token, or to the difference from another token's logit.
 
 import { fetchView, isAbortError } from "octavo/api";
 import { el, say, setOptions, signedNumber } from "octavo/dom";
@@ -14,7 +14,7 @@ export class Contributions {
     const onchange = () => this.#fetch();
     this.token = el("select", { id: "contributions-token", onchange });
     this.against = el("select", { id: "contributions-against", onchange });
-    this.lead = el("p");
+    this.intro = el("p");
     this.list = el("ul", { class: "signed-bars" });
     this.total = el("p", { class: "total" });
     this.error = el("p", { class: "error", role: "status" });
@@ -23,7 +23,7 @@ export class Contributions {
       "section",
       { class: "contributions", hidden: true },
       el("h3", { say: "contributions.title" }),
-      this.lead,
+      this.intro,
       el(
         "div",
         { class: "line" },
@@ -74,8 +74,8 @@ export class Contributions {
     this.#offerTokens(); // in the present language
     const { token, against, logit } = this.answer;
     const first = labelChip(token.label);
-    if (against) say(this.lead, "contributions.over", { token: first, other: labelChip(against.label) });
-    else say(this.lead, "contributions.lead", { token: first });
+    if (against) say(this.intro, "contributions.over", { token: first, other: labelChip(against.label) });
+    else say(this.intro, "contributions.lead", { token: first });
     const bars = this.#largest();
     const values = bars.map(({ value }) => value);
     const item = ({ name, value }) => el("li", {}, el("span", {}, name), signedBar(value, values), signedNumber(value));

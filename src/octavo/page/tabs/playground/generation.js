@@ -5,8 +5,8 @@ import { TokenDistribution } from "octavo/sampling";
 import { branchTokens, nextWindowStart } from "octavo/tabs/playground/branches";
 
 // Yields {ids, text, windowStart} as the model generates at the end of a branch, window by window. The caller appends
-// the ids to the branch. While `isServedStep()`, the server generates; the logits of another step
-// are sampled here.
+// the ids to the branch. While `isServedStep()` is true, the server generates; for another step, the logits of each
+// position are fetched and sampled here.
 export async function* generateTokens(branch, maxTokens, blockSize, { isServedStep, controls, signal }) {
   for (let left = maxTokens; left > 0;) {
     const tokens = branchTokens(branch);
@@ -34,7 +34,8 @@ export async function* generateTokens(branch, maxTokens, blockSize, { isServedSt
   }
 }
 
-// The text is shown until the whole branch is decoded.
+// Samples one token after `ids`. Its text is its label with blanks instead of their signs, until the whole branch is
+// decoded.
 async function sampleToken(ids, settings, signal) {
   const { logits, vocabulary } = await fetchView("next_token", { text: ids }, { signal });
   const id = new TokenDistribution(logits).sample(settings, Math.random());
@@ -50,10 +51,10 @@ export async function decodeTokens(ids, blockSize) {
     const block = ids.slice(first, first + blockSize);
     const { tokens, groups } = await fetchView("tokens", { text: block });
     const isLast = first + block.length >= ids.length;
-    const whole = isLast || groups.length === 1 ? groups : groups.slice(0, -1);
-    const end = whole.at(-1);
+    const complete = isLast || groups.length === 1 ? groups : groups.slice(0, -1); // the last one may be cut
+    const end = complete.at(-1);
     decoded.tokens.push(...tokens.slice(0, end.first + end.count));
-    decoded.groups.push(...whole.map((group) => ({ ...group, first: first + group.first })));
+    decoded.groups.push(...complete.map((group) => ({ ...group, first: first + group.first })));
   }
   return decoded;
 }

@@ -62,8 +62,10 @@ function guessCell(label, share, isActual) {
   const bar = el("span", { style: { "inline-size": `${100 * share}%` } });
   return el(
     "td",
-    { class: isActual ? "guess here" : "guess", dataset: { share } },
-    ...[labelChip(label), " ", el("small", {}, percent(share))],
+    { class: isActual ? "guess actual" : "guess", dataset: { share } },
+    labelChip(label),
+    " ",
+    el("small", {}, percent(share)),
     el("span", { class: "track", "aria-hidden": "true" }, bar),
   );
 }

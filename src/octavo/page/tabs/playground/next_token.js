@@ -1,7 +1,7 @@
 // The candidates for the token at a position, as bars of their probabilities.
 //
-// The logits of the position are fetched once. The sampling controls reshape them here: the bars are always those of
-// the same tokens, only their lengths change.
+// The logits of the position are fetched once; the sampling controls are applied to them here. The bars are always
+// those of the same tokens, only their lengths change.
 
 import { el, say, sayLabel } from "octavo/dom";
 import { number, percent, t } from "octavo/i18n";
@@ -15,7 +15,7 @@ const MAX_TABLE_ROWS = 200;
 const COLUMNS = ["col.token", "col.id", "col.logit", "col.own", "col.chance"];
 
 export class NextTokenBars {
-  // `onChoose({id, label})` when a bar is chosen.
+  // `onChoose({id, label})` is called when the user chooses a bar.
   constructor(controls, onChoose) {
     Object.assign(this, { controls, onChoose, position: null, distribution: null, showsMany: false });
     this.title = el("h3", { tabindex: "-1" });
@@ -36,8 +36,7 @@ export class NextTokenBars {
     );
   }
 
-  // Shows a position of the text: {at, isEnd, actual, nextToken}, which are its number, whether the text ends before
-  // it, otherwise the token there, and the answer of the view `next_token` (null at the first position).
+  // Shows a position of the text: {index, isEnd, actual, nextToken}, see tabs/playground.js.
   show(position) {
     const hadFocus = this.list.contains(document.activeElement);
     if (position.nextToken !== this.position?.nextToken)
@@ -45,7 +44,7 @@ export class NextTokenBars {
     this.position = position;
     this.element.hidden = false;
     if (position.isEnd) say(this.title, "next_token.end");
-    else say(this.title, "next_token.at", { place: position.at });
+    else say(this.title, "next_token.at", { place: position.index });
     for (const element of [this.list, this.total, this.more, this.table, this.controls.kept])
       element.hidden = !this.distribution;
     if (!this.distribution) return void say(this.actual, "next_token.first");
@@ -81,7 +80,7 @@ export class NextTokenBars {
     const onclick = () => this.onChoose({ id, label });
     const button = el("button", { type: "button", "aria-current": isActual ? "true" : null, onclick }, bar.parts);
     if (isActual) button.append(el("small", { say: "next_token.here" }));
-    const element = el("li", { dataset: { id }, class: isActual ? "here" : null }, button);
+    const element = el("li", { dataset: { id }, class: isActual ? "actual" : null }, button);
     return { rank, label, button, element, ...bar };
   }
 
@@ -96,9 +95,10 @@ export class NextTokenBars {
     let otherCount = probabilities.length;
     for (const bar of this.bars) {
       const probability = probabilities[bar.rank] ?? 0;
-      bar.element.hidden = bar.rank >= probabilities.length;
+      const canBeSampled = bar.rank < probabilities.length;
+      bar.element.hidden = !canBeSampled;
+      if (canBeSampled) otherCount--;
       total += probability;
-      otherCount -= !bar.element.hidden;
       setBar(bar, probability, probabilities[0]);
       sayLabel(bar.button, "next_token.choose", { token: bar.label, share: bar.share.textContent });
     }

@@ -5,7 +5,7 @@ import { count, number, t } from "octavo/i18n";
 
 const TOP_K = [1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 75, 100, 150, 200, 300, 500, 750, 1000];
 
-// `onChange()` after every move. `.settings` are as `TokenDistribution.applySettings` takes them.
+// `onChange()` is called after each move of a slider. `.settings` are those of `TokenDistribution.applySettings`.
 export class SamplingControls {
   constructor(onChange) {
     this.onChange = onChange;
@@ -32,7 +32,7 @@ export class SamplingControls {
     return { temperature: this.temperature.value, topK, topP: this.topP.value };
   }
 
-  // The same as the API takes them.
+  // The settings as fields of a request to the API.
   get requestOptions() {
     const { temperature, topK, topP } = this.settings;
     return { temperature, top_k: topK, top_p: topP };
@@ -47,7 +47,7 @@ export class SamplingControls {
     this.showValues();
   }
 
-  // To the model's own probabilities.
+  // Returns to the model's own probabilities: temperature 1 and all tokens.
   reset() {
     this.temperature.input.value = this.topP.input.value = 1;
     this.topK.input.value = this.topKValues.length;

@@ -10,8 +10,8 @@ import { dataTable } from "octavo/pictures/table";
 import { labelChip, markLineBreak, positionsOf, tokenSpans, unknownCharacters } from "octavo/tokens";
 
 const MAX_TOKENS = 3000; // on screen
-const BIT_EDGES = [1, 2, 4, 7, 11]; // where a taller bar begins
-const RANK_EDGES = [1, 3, 10, 100, 1000];
+const BIT_EDGES = [1, 2, 4, 7, 11]; // a token's level, from 0 to 5, is the number of edges that it reaches
+const RANK_EDGES = [1, 3, 10, 100, 1000]; // ... or that its rank exceeds
 const COLUMNS = ["col.position", "col.token", "col.bits", "col.probability", "col.rank", "col.guess"];
 
 export class Surprisal {
@@ -20,9 +20,9 @@ export class Surprisal {
     this.text = el("textarea", { id: "surprisal-text", rows: 3, dir: "auto", spellcheck: "false", maxlength: 50000 });
     this.average = el("p", { class: "sum" });
     this.notes = el("p", { class: "quiet" });
-    this.running = el("div", { class: "page" });
-    this.readout = el("p", { class: "numbers", role: "status" });
-    this.legend = el("ul", { class: "steps" });
+    this.textHolder = el("div", { class: "scrolling-text" });
+    this.readout = el("p", { class: "token-readout", role: "status" });
+    this.legend = el("ul", { class: "level-legend" });
     this.measure = measureChooser(() => this.draw());
     const content = () => ({ columns: COLUMNS.map((key) => t(key)), rows: this.#tableRows() });
     this.table = dataTable(content, { label: () => t("surprisal.table") });
@@ -31,7 +31,7 @@ export class Surprisal {
       { hidden: true },
       this.average,
       this.measure,
-      this.running,
+      this.textHolder,
       this.readout,
       el("p", { class: "quiet", say: "surprisal.legend" }),
       this.legend,
@@ -102,24 +102,24 @@ export class Surprisal {
   #drawText(isByBits) {
     const { answer, groups } = this;
     const edges = isByBits ? BIT_EDGES : RANK_EDGES;
-    const levelOf = (at) =>
-      edges.filter((edge) => (isByBits ? bitsAt(answer, at) >= edge : answer.rank[at] > edge)).length;
+    const levelOf = (i) =>
+      edges.filter((edge) => (isByBits ? bitsAt(answer, i) >= edge : answer.rank[i] > edge)).length;
     const counts = Array(edges.length + 1).fill(0);
     const decorate = (span, group) => {
       markLineBreak(span, group);
       const levels = positionsOf(group).filter(Boolean).map(levelOf); // the first token has no surprisal
       for (const level of levels) counts[level]++;
       // A character of several tokens shows its most surprising one.
-      if (levels.length) span.classList.add("surprise", `level-${Math.max(...levels)}`);
+      if (levels.length) span.classList.add("surprisal-bar", `level-${Math.max(...levels)}`);
     };
     const onPick = (_, group) => this.#showReadout(group);
-    this.spans = tokenSpans(answer.tokens, groups, { labelKey: "surprisal.text", decorate, onPick });
-    this.running.replaceChildren(this.spans);
+    this.tokenText = tokenSpans(answer.tokens, groups, { labelKey: "surprisal.text", decorate, onPick });
+    this.textHolder.replaceChildren(this.tokenText);
     const item = (tokenCount, level) =>
       el(
         "li",
         {},
-        el("span", { class: `surprise level-${level}`, "aria-hidden": "true" }, "  "),
+        el("span", { class: `surprisal-bar level-${level}`, "aria-hidden": "true" }, "  "),
         el("span", {}, isByBits ? bitRange(level) : rankRange(level)),
         el("small", {}, `× ${count(tokenCount)}`),
       );
@@ -136,37 +136,37 @@ export class Surprisal {
   }
 
   #showReadout(group) {
-    this.spans.spans.forEach((span, i) => span.classList.toggle("chosen", this.groups[i] === group));
+    this.tokenText.spans.forEach((span, i) => span.classList.toggle("chosen", this.groups[i] === group));
     const { tokens, surprisal, rank, guesses } = this.answer;
-    const sentence = (at) => {
-      const token = labelChip(tokens[at].label);
-      if (!at) return tNodes("tokens.first", { token });
+    const sentence = (i) => {
+      const token = labelChip(tokens[i].label);
+      if (!i) return tNodes("tokens.first", { token });
       return tNodes("surprisal.one", {
         token,
-        bits: number(bitsAt(this.answer, at), 2),
-        share: percent(Math.exp(-surprisal[at])),
-        rank: rank[at],
-        guess: labelChip(guesses[at]),
+        bits: number(bitsAt(this.answer, i), 2),
+        share: percent(Math.exp(-surprisal[i])),
+        rank: rank[i],
+        guess: labelChip(guesses[i]),
       });
     };
-    this.readout.replaceChildren(...positionsOf(group).map((at) => el("span", {}, sentence(at), " ")));
+    this.readout.replaceChildren(...positionsOf(group).map((i) => el("span", {}, sentence(i), " ")));
   }
 
   #tableRows() {
     const { tokens, surprisal, rank, guesses } = this.answer;
-    const row = (token, at) => [
-      String(at),
+    const row = (token, i) => [
+      String(i),
       el("bdi", {}, token.label),
-      number(bitsAt(this.answer, at), 2),
-      percent(Math.exp(-surprisal[at]), 2),
-      String(rank[at]),
-      el("bdi", {}, guesses[at]),
+      number(bitsAt(this.answer, i), 2),
+      percent(Math.exp(-surprisal[i]), 2),
+      String(rank[i]),
+      el("bdi", {}, guesses[i]),
     ];
     return tokens.slice(1, MAX_TOKENS).map((token, i) => row(token, i + 1));
   }
 }
 
-const bitsAt = ({ surprisal }, at) => (surprisal[at] ?? 0) / Math.LN2;
+const bitsAt = ({ surprisal }, i) => (surprisal[i] ?? 0) / Math.LN2;
 
 // "bits" or "rank".
 function measureChooser(onchange) {

@@ -1,4 +1,4 @@
-// Two words during training: the cosine of their rows of wte, beside random pairs of words that are as frequent.
+// Two words during training: the cosine of their rows of wte, compared with random pairs of equally frequent words.
 
 import { fetchView, replacedError, tokenizeWord } from "octavo/api";
 import { el, field, say, textInput } from "octavo/dom";
@@ -11,8 +11,8 @@ const EXAMPLES = [
 ];
 
 export function createSimilarity(app) {
-  let isUsersPair = false;
-  let requests = 0; // only the last one counts
+  let hasUserPair = false;
+  let lastRequest = 0; // the number of the last call of `load`; earlier calls that still wait are dropped
   let chart = null;
 
   const first = textInput({ id: "similarity-first", size: 10, maxlength: 100 });
@@ -28,12 +28,12 @@ export function createSimilarity(app) {
       class: "row",
       onsubmit: (event) => {
         event.preventDefault();
-        ask();
+        submit();
       },
-      onchange: () => ask(),
+      onchange: () => submit(),
       oninput: () => {
-        isUsersPair = true;
-        result.classList.add("stale"); // until the new pair is asked for
+        hasUserPair = true;
+        result.classList.add("stale"); // until the answer for the new pair is there
       },
     },
     field(first, "common.word"),
@@ -51,18 +51,18 @@ export function createSimilarity(app) {
     el("p", { class: "caveat", say: "words.similarity.caveat" }),
   );
 
-  const ask = () => app.runTask(card, load);
+  const submit = () => app.runTask(card, load);
 
-  // The result always belongs to the pair that was asked for, not to what has been typed since.
+  // The result always belongs to the pair that was submitted, not to what has been typed since.
   async function load() {
-    const request = ++requests;
+    const request = ++lastRequest;
     const stopIfReplaced = () => {
-      if (request !== requests) throw replacedError();
+      if (request !== lastRequest) throw replacedError();
     };
-    if (!isUsersPair) {
+    if (!hasUserPair) {
       const example = await chooseExample();
       stopIfReplaced();
-      if (isUsersPair) throw replacedError();
+      if (hasUserPair) throw replacedError();
       [first.value, second.value] = example;
     }
     const pair = [first.value, second.value];
@@ -78,8 +78,8 @@ export function createSimilarity(app) {
     draw(pair, answer);
   }
 
-  // Why a pair has no cosine, as the [key, values] of a sentence, or null. The server takes a first word of several
-  // tokens as the mean of their rows, but the curve of a mean would pass for that of a row.
+  // Why a pair has no cosine, as the [key, values] of a sentence, or null. If the first word is several tokens, the
+  // server uses the mean of their rows; here that is refused, because its curve would look like that of a row.
   async function findProblem(pair) {
     if (!pair.every(Boolean)) return ["words.similarity.empty"];
     for (const word of pair) {

@@ -7,21 +7,21 @@ import { exactNumber, number, t } from "octavo/i18n";
 import { matrix } from "octavo/pictures/matrix";
 import { chip } from "octavo/tokens";
 
-const MAX_OFFERED = 12; // words of the text
+const MAX_OFFERED = 12; // words of the text, as buttons
 
 export function createPosition(app) {
   const saved = savedOptions("position")?.[0];
   let word = saved?.word ?? "cat";
-  let at = saved?.at ?? [1, 10];
-  let isUsersWord = false;
+  let positions = saved?.at ?? [1, 10];
+  let hasUserWord = false; // the user has typed or chosen a word
   let answer = null;
   let tokenIndex = 0; // the token of the word that is shown
-  let requests = 0; // only the last one counts
+  let lastRequest = 0; // the number of the last call of `load`; earlier calls that still wait are dropped
 
   // ---- Elements
 
   const wordInput = textInput({ id: "word", size: 12, value: word, maxlength: 100, readonly: offline });
-  const positionInputs = at.map((value, i) =>
+  const positionInputs = positions.map((value, i) =>
     el("input", { id: `word-at-${i}`, type: "number", min: 0, value, readonly: offline }),
   );
   const clampNote = el("p", { class: "quiet", role: "status", hidden: true });
@@ -34,7 +34,11 @@ export function createPosition(app) {
   const result = el(
     "div",
     {},
-    ...[splitNote, tokenButtons, sumSentence, el("div", { class: "sum" }, sums), distanceSentence],
+    splitNote,
+    tokenButtons,
+    sumSentence,
+    el("div", { class: "sum" }, sums),
+    distanceSentence,
   );
   const form = el(
     "form",
@@ -43,12 +47,12 @@ export function createPosition(app) {
       novalidate: true, // the page clamps positions itself, and says so
       onsubmit: (event) => {
         event.preventDefault();
-        ask();
+        submit();
       },
-      onchange: () => ask(),
+      onchange: () => submit(),
       oninput: () => {
         clampNote.hidden = true;
-        result.classList.add("stale"); // until the new word is asked for
+        result.classList.add("stale"); // until the answer for the new word is there
       },
     },
     field(wordInput, "common.word"),
@@ -61,7 +65,10 @@ export function createPosition(app) {
     { class: "card", "aria-labelledby": "position-title" },
     el("h2", { id: "position-title", say: "words.position.title" }),
     el("p", { say: "words.position.does" }),
-    ...[form, clampNote, wordButtons, result],
+    form,
+    clampNote,
+    wordButtons,
+    result,
   );
   const similarity = matrix([]);
   const similaritySentence = el("p");
@@ -75,25 +82,25 @@ export function createPosition(app) {
 
   // ---- Data
 
-  async function ask() {
+  async function submit() {
     if (offline) return;
     word = wordInput.value;
-    at = positionInputs.map((input) => input.valueAsNumber || 0);
+    positions = positionInputs.map((input) => input.valueAsNumber || 0);
     tokenIndex = 0;
-    isUsersWord = true;
+    hasUserWord = true;
     await app.runTask(card, load);
   }
 
   async function load() {
-    const request = ++requests;
+    const request = ++lastRequest;
     offerWords();
     if (!offline) {
       const tokens = await chooseWord();
-      if (request !== requests) throw replacedError();
+      if (request !== lastRequest) throw replacedError();
       if (!tokens || tokens.length > maxTokens()) throw pageError("error.word");
       clampPositions(app.model.model.block_size - tokens.length);
     }
-    answer = await fetchView("position", { word, at }, { replaces: "position" });
+    answer = await fetchView("position", { word, at: positions }, { replaces: "position" });
     tokenIndex = Math.min(tokenIndex, answer.tokens.length - 1);
     result.classList.toggle("stale", !offline && wordInput.value !== word);
     drawWord();
@@ -105,19 +112,19 @@ export function createPosition(app) {
   // The word's tokens. If the model can't read the word that the page began with, a word of the text replaces it.
   async function chooseWord() {
     const tokens = await tokenizeWord(app.model, word);
-    if (tokens || isUsersWord) return tokens;
+    if (tokens || hasUserWord) return tokens;
     word = wordInput.value = textWords()[0] ?? [...app.text.trim()].slice(0, 4).join("");
     return tokenizeWord(app.model, word);
   }
 
   function clampPositions(last) {
-    const wanted = at;
-    at = wanted.map((position) => Math.max(0, Math.min(position, last)));
-    if (at.some((position, i) => position !== wanted[i])) clampNote.hidden = false; // until the user types again
+    const wanted = positions;
+    positions = wanted.map((position) => Math.max(0, Math.min(position, last)));
+    if (positions.some((position, i) => position !== wanted[i])) clampNote.hidden = false; // until the user types again
     say(clampNote, "words.clamped", { last });
     positionInputs.forEach((input, i) => {
       input.max = app.model.model.block_size - 1;
-      if (at[i] !== wanted[i]) input.value = at[i]; // any other input stays as it is being typed
+      if (positions[i] !== wanted[i]) input.value = positions[i]; // the user may still be typing in any other input
     });
   }
 
@@ -136,7 +143,7 @@ export function createPosition(app) {
       const onclick = () => {
         wordInput.value = text;
         clampNote.hidden = true;
-        ask();
+        submit();
       };
       return el("button", { type: "button", class: "small chip", onclick }, text);
     };
@@ -153,9 +160,9 @@ export function createPosition(app) {
     if (note) say(splitNote, hasSeveral ? "words.pieces" : "words.space", { n: tokens.length });
     tokenButtons.hidden = !hasSeveral;
     tokenButtons.replaceChildren(...(hasSeveral ? tokens.map(tokenButton) : []));
-    const piece = tokens[tokenIndex];
-    const { token, wte, wpe, x, distance, cosine } = piece;
-    const [first, second] = piece.at;
+    const rowsOfToken = tokens[tokenIndex]; // a token of the word with its rows of wte, wpe and their sums
+    const { token, wte, wpe, x, distance, cosine } = rowsOfToken;
+    const [first, second] = rowsOfToken.at;
     say(sumSentence, "words.sum", { token: chip(token), id: token.id, C: wte.length });
     say(distanceSentence, "words.distance", { distance: number(distance, 3), cosine: number(cosine, 3) });
     const names = (position) => [`wte[${token.id}]`, `+ wpe[${position}]`, `= x[${position}]`];
@@ -165,34 +172,34 @@ export function createPosition(app) {
       cellHeight: 26,
       maxCell: 26,
       label: t("words.position.title"),
-      at: sums.values.length ? undefined : [2, 0],
-      readout: (r, c) => code(sumFormula(piece, r < 3 ? 0 : 1, c), { class: "origin" }),
+      cursor: sums.values.length ? undefined : [2, 0], // the first time; later it stays where the user has moved it
+      readout: (r, c) => code(sumFormula(rowsOfToken, r < 3 ? 0 : 1, c), { class: "origin" }),
     });
   }
 
-  function tokenButton(piece, i) {
+  function tokenButton({ token }, i) {
     const onclick = () => {
       tokenIndex = i;
       drawWord();
     };
     const properties = { type: "button", class: "small chip", "aria-pressed": String(i === tokenIndex), onclick };
-    return el("button", properties, piece.token.label);
+    return el("button", properties, token.label);
   }
 
   function drawPositions() {
-    const { positions } = answer;
+    const { positions: compared } = answer;
     const start = app.model.wpe_start === "waves" ? "words.wpe.waves" : "words.wpe.random";
     say(similaritySentence, "words.wpe.does", { start: el("span", { say: start }) });
-    const name = (i) => String(positions[i]);
+    const name = (i) => String(compared[i]);
     similarity.show(answer.similarity, {
       rows: name,
       columns: name,
       max: 1,
-      maxCell: Math.min(20, 560 / positions.length),
+      maxCell: Math.min(20, 560 / compared.length),
       label: t("words.wpe.title"),
-      at: similarity.values.length ? undefined : [Math.min(10, positions.length - 1), 1],
+      cursor: similarity.values.length ? undefined : [Math.min(10, compared.length - 1), 1], // the first time
       readout: (r, c, value) =>
-        tNodes("words.wpe.cell", { a: positions[r], b: positions[c], cosine: el("b", {}, exactNumber(value)) }),
+        tNodes("words.wpe.cell", { a: compared[r], b: compared[c], cosine: el("b", {}, exactNumber(value)) }),
     });
   }
 

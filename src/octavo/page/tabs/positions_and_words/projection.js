@@ -7,17 +7,17 @@ import { boundingBox, scatter } from "octavo/pictures/scatter";
 import { chip } from "octavo/tokens";
 
 const NEIGHBORS = 12;
-const ALL_TOKENS = 2000; // the map has every token of a vocabulary up to this size
+const MAX_FULL_VOCABULARY = 2000; // a larger vocabulary has only its most frequent tokens on the map
 const STEP_TIME = 750; // milliseconds for each checkpoint while it plays
 
 export function createProjection(app) {
   let steps = []; // of the kept checkpoints; [null] for a model without any
   let stepIndex = 0;
   let points = []; // {token, x, y} of that step
-  let word = null; // whose neighbors are listed: a text, or a token id
+  let query = null; // the word whose neighbors are listed: a text, or a token id
   let modelId = null;
-  let neighbors = null; // the answer of the view
-  let playing = null; // an object per run of the player
+  let neighbors = null; // the answer to `neighbors` for the query
+  let playback = null; // while the steps play: an object that identifies this playback
 
   // ---- Elements
 
@@ -33,13 +33,15 @@ export function createProjection(app) {
     },
   });
   const stepName = el("output", { class: "mono", for: "projection-step" });
-  const onclick = () => (playing ? stop() : play());
+  const onclick = () => (playback ? stop() : play());
   const playButton = el("button", { type: "button", class: "small", say: "words.play", onclick });
   const player = el(
     "div",
     { class: "scrub" },
     el("label", { for: "projection-step", class: "quiet", say: "words.training" }),
-    ...[playButton, slider, stepName],
+    playButton,
+    slider,
+    stepName,
   );
   const sentence = el("p");
   const picture = scatter([], { height: 520 });
@@ -56,7 +58,11 @@ export function createProjection(app) {
     el("h2", { id: "projection-title", say: "words.projection.title" }),
     sentence,
     el("form", { class: "row", onsubmit }, field(searchInput, "words.find"), el("button", { say: "words.find.do" })),
-    ...[neighborList, player, picture, alignNote, caveat],
+    neighborList,
+    player,
+    picture,
+    alignNote,
+    caveat,
   );
 
   // ---- Steps
@@ -64,7 +70,7 @@ export function createProjection(app) {
   // Begins at the checkpoint that is chosen in the page's header, if it was kept, else at the last.
   async function load() {
     const { model } = app;
-    if (model.id !== modelId && typeof word === "number") clearNeighbors(); // the other model has other ids
+    if (model.id !== modelId && typeof query === "number") clearNeighbors(); // the other model has other ids
     modelId = model.id;
     say(sentence, "words.projection.does", { C: model.model.n_embd });
     steps = model.steps.length ? model.steps : [null];
@@ -72,43 +78,44 @@ export function createProjection(app) {
     slider.max = steps.length - 1;
     stepIndex = steps.includes(app.step) ? steps.indexOf(app.step) : steps.length - 1;
     await fetchPoints();
-    if (word !== null) await fetchNeighbors();
+    if (query !== null) await fetchNeighbors();
   }
 
   async function showStep(index) {
     stepIndex = index;
     await app.runTask(card, fetchPoints);
-    if (word !== null && !playing) await app.runTask(card, fetchNeighbors);
+    if (query !== null && !playback) await app.runTask(card, fetchNeighbors);
   }
 
   async function play() {
     say(playButton, "common.stop");
-    const run = (playing = {});
+    const started = (playback = {});
     if (stepIndex === steps.length - 1) stepIndex = -1;
-    while (playing === run && stepIndex < steps.length - 1) {
+    while (playback === started && stepIndex < steps.length - 1) {
       await showStep(stepIndex + 1);
       await new Promise((resolve) => setTimeout(resolve, STEP_TIME));
     }
-    if (playing !== run) return;
+    if (playback !== started) return;
     stop();
-    if (word !== null) await app.runTask(card, fetchNeighbors);
+    if (query !== null) await app.runTask(card, fetchNeighbors);
   }
 
   function stop() {
-    playing = null;
+    playback = null;
     say(playButton, "words.play");
   }
 
   // ---- Data
 
-  const atStep = (step, options) => (step === null ? options : { ...options, step });
+  const withStep = (step, options) => (step === null ? options : { ...options, step });
 
   function fetchStep(step) {
-    const mayLackWord = word !== null && app.model.model.vocab_size > ALL_TOKENS;
-    return fetchView("projection", atStep(step, { words: mayLackWord ? [word] : [] }));
+    const mayLackQuery = query !== null && app.model.model.vocab_size > MAX_FULL_VOCABULARY;
+    return fetchView("projection", withStep(step, { words: mayLackQuery ? [query] : [] }));
   }
 
-  // Earlier steps are turned to match the last one, so that only tokens move that training moved.
+  // The map of an earlier step is rotated to match that of the last one, so that only those tokens move that training
+  // has moved.
   async function fetchPoints() {
     const index = stepIndex;
     slider.value = index;
@@ -132,28 +139,28 @@ export function createProjection(app) {
   }
 
   async function fetchNeighbors() {
-    const options = atStep(steps[stepIndex] ?? null, { word, top: NEIGHBORS });
+    const options = withStep(steps[stepIndex] ?? null, { word: query, top: NEIGHBORS });
     neighbors = await fetchView("neighbors", options, { replaces: "neighbors" });
     drawNeighbors();
     draw();
   }
 
   function clearNeighbors() {
-    word = neighbors = null;
+    query = neighbors = null;
     neighborList.replaceChildren();
   }
 
   async function search(text) {
     await requireWord(app.model, text);
-    word = text;
+    query = text;
     await fetchNeighbors();
     await fetchPoints();
     if (neighbors.tokens.length === 1) picture.choose(neighbors.tokens[0].id);
   }
 
-  // A token is requested by its id: its bytes may be a part of a character, which no text spells.
+  // A token is requested by its id: its bytes may be a part of a character, which no text can name.
   function pick(token) {
-    word = token.id;
+    query = token.id;
     searchInput.value = "";
     return app.runTask(card, fetchNeighbors);
   }
@@ -194,7 +201,9 @@ export function createProjection(app) {
         el(
           "button",
           { type: "button", class: "small", onclick: () => pick(token) },
-          ...[chip(token), " ", number(cosine, 2)],
+          chip(token),
+          " ",
+          number(cosine, 2),
         ),
       );
     neighborList.replaceChildren(

@@ -1,8 +1,8 @@
 // One sentence at every kept checkpoint of a run: a head's attention, a word's neighbors and the length of the residual
 // stream.
 //
-// Nothing is fetched until the user asks. Then the checkpoints are read one after the other, each once, the newest
-// first; checkpoints that training keeps meanwhile follow.
+// Nothing is fetched until the user presses "Watch". Then the checkpoints are read one after the other, each once, the
+// newest first; checkpoints that training keeps later follow.
 
 import { fetchModels, fetchView, isAbortError, requireReadable, requireWord } from "octavo/api";
 import { el, field, say, setOptions, textInput } from "octavo/dom";
@@ -22,7 +22,7 @@ export class CheckpointHistory {
     this.models = []; // that belong to a run
     this.answers = new Map(); // step -> {attention, contributions}
     this.steps = []; // their steps, sorted
-    this.controller = null; // the AbortController while it watches
+    this.controller = null; // the AbortController of the requests, from "Watch" until "Stop watching"
     this.#createForm();
     this.#createPictures();
     this.element = el(
@@ -30,7 +30,9 @@ export class CheckpointHistory {
       { class: "card history" },
       el("h2", { say: "history.title" }),
       el("p", { say: "history.lead" }),
-      ...[this.form, this.status, this.result],
+      this.form,
+      this.status,
+      this.result,
       el(
         "p",
         { class: "caveat" },
@@ -89,9 +91,10 @@ export class CheckpointHistory {
         "div",
         { class: "scrub" },
         el("label", { for: "history-step", say: "history.step" }),
-        ...[this.slider, this.stepName],
+        this.slider,
+        this.stepName,
       ),
-      el("div", { class: "two" }, this.attention, el("div", {}, this.statistics, this.stream)),
+      el("div", { class: "two-columns" }, this.attention, el("div", {}, this.statistics, this.stream)),
       this.neighbors,
     );
   }

@@ -30,7 +30,10 @@ export class Samples {
       "section",
       { class: "card" },
       el("h2", { say: "train.samples" }),
-      ...[this.lead, this.sliderRow, this.emptyNote, this.list],
+      this.lead,
+      this.sliderRow,
+      this.emptyNote,
+      this.list,
     );
   }
 

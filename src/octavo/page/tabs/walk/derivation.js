@@ -1,46 +1,53 @@
-// How a number of the walk was computed: a sentence, and the formula with those numbers of it that are on the page.
+// How a value of the walk was computed: a sentence and the formula, filled with the numbers that the page has.
 
 import { code, el, tNodes } from "octavo/dom";
 import { exactNumber } from "octavo/i18n";
 import { chip } from "octavo/tokens";
 
-const MAX_EXPONENT = 30; // of a power in the formula of softmax; larger scores are shifted by their maximum
+const MAX_EXPONENT = 30; // if a score is above it, the formula of softmax subtracts the maximum from all scores
 const MAX_TERMS = 5; // of a sum
 
-// For the cell [r, c] of a stage, as nodes. `data` is what walk.js has loaded, `sizes` the sizes of the model.
-export function deriveCell(id, r, c, value, data, sizes) {
+// The derivation of the value in cell [r, c] of a stage, as nodes. `loaded` and `sizes` are those of walk.js.
+export function deriveCell(id, r, c, value, loaded, sizes) {
   const isMasked = ["scores", "softmax"].includes(id) && c > r;
-  const formula = formulas(r, c, value, data, sizes)[id]();
+  const key = `walk.${id}.${isMasked ? "masked" : "from"}`;
+  const formula = formulas(r, c, value, loaded, sizes)[id]();
   return [
-    el("span", {}, tNodes(`walk.${id}.${isMasked ? "masked" : "from"}`, sentenceValues(id, r, c, value, data, sizes))),
+    el("span", {}, tNodes(key, sentenceValues(id, r, c, value, loaded, sizes))),
     code(formula.join("\n"), { class: "origin" }),
   ];
 }
 
-function sentenceValues(id, r, c, value, { layer, head, shapes, stages, vocabulary }, { C, D, wide }) {
+function sentenceValues(id, r, c, value, { layer, head, shapes, stages, vocabulary }, { C, D, mlp_width }) {
   const { tokens } = shapes;
   const [token, other] = [tokens[r], tokens[c]];
   const values = {
-    ...{ t: r, s: c, layer, head, C, D, wide },
+    t: r,
+    s: c,
+    layer,
+    head,
+    C,
+    D,
+    mlp_width,
     column: head * D + c,
     id: token?.id,
     token: token && chip(token),
-    of: other && chip(other),
+    other: other && chip(other),
   };
   if (id === "idx") Object.assign(values, { t: c, token: chip(other), id: value });
   if (id === "logits") {
     const tokenId = stages.get("logits").columns?.[c]; // the columns are the most likely tokens
     const label = vocabulary[tokenId] ?? `#${tokenId}`;
-    Object.assign(values, { s: tokenId, of: chip({ label, bytes: null }) });
+    Object.assign(values, { s: tokenId, other: chip({ label, bytes: null }) });
   }
   return values;
 }
 
 // The formula of each stage, as lines of text.
-function formulas(r, c, value, data, { D }) {
-  const { layer, head, shapes, stages } = data;
+function formulas(r, c, value, loaded, { D }) {
+  const { layer, head, shapes, stages } = loaded;
   const valuesOf = (name) => stages.get(name).values;
-  const layerInput = layer === 0 ? valuesOf("x") : data.layerInput;
+  const layerInput = layer === 0 ? valuesOf("x") : loaded.layerInput;
   const tokenId = shapes.tokens[r]?.id;
 
   const sum = (name, first, second, x, y) => [
@@ -49,7 +56,7 @@ function formulas(r, c, value, data, { D }) {
     `= ${exactNumber(value)}`,
   ];
   const norm = (name, x) => [
-    `${name}(x)[${r}, ${c}] = (x[${r}, ${c}] − mean(x[${r}])) / deviation(x[${r}]) · weight[${c}] + bias[${c}]`,
+    `${name}(x)[${r}, ${c}] = (x[${r}, ${c}] − mean(x[${r}])) / std(x[${r}]) · weight[${c}] + bias[${c}]`,
     ...(x === undefined ? [] : [`x[${r}, ${c}] = ${exactNumber(x)}`]),
     `${name}(x)[${r}, ${c}] = ${exactNumber(value)}`,
   ];
@@ -81,7 +88,7 @@ function formulas(r, c, value, data, { D }) {
     ],
     mlp_proj: () => product("mlp", "hidden", "c_proj"),
     plus_mlp: () => sum("x", "x", "mlp", valuesOf("x + attention")[r][c], valuesOf("h.mlp.c_proj")[r][c]),
-    ln_f: () => norm("ln_f", data.lastStream?.[r][c]),
+    ln_f: () => norm("ln_f", loaded.lastStream?.[r][c]),
     logits: () => {
       const v = stages.get("logits").columns?.[c];
       return [`logits[${r}, ${v}] = ln_f(x)[${r}] · wte[${v}] = ${exactNumber(value)}`];
@@ -97,16 +104,16 @@ function softmaxFormula(scores, r, c, value) {
   const visible = scores.slice(0, r + 1);
   const max = Math.max(...visible);
   const shift = max > MAX_EXPONENT ? max : 0;
-  const powers = visible.map((score) => Math.exp(score - shift));
-  const total = powers.reduce((a, b) => a + b, 0);
+  const exponentials = visible.map((score) => Math.exp(score - shift));
+  const total = exponentials.reduce((a, b) => a + b, 0);
   const terms =
-    powers.length > MAX_TERMS + 2
-      ? [...powers.slice(0, MAX_TERMS).map(rounded), "…", rounded(powers.at(-1))]
-      : powers.map(rounded);
+    exponentials.length > MAX_TERMS + 2
+      ? [...exponentials.slice(0, MAX_TERMS).map(rounded), "…", rounded(exponentials.at(-1))]
+      : exponentials.map(rounded);
   const shiftText = shift ? ` − ${rounded(shift)}` : "";
   return [
     `share[${r}, ${c}] = exp(${exactNumber(scores[c])}${shiftText}) / Σ exp(score[${r}, 0…${r}]${shiftText})`,
-    `= ${rounded(powers[c])} / (${terms.join(" + ")}) = ${rounded(powers[c])} / ${rounded(total)}`,
+    `= ${rounded(exponentials[c])} / (${terms.join(" + ")}) = ${rounded(exponentials[c])} / ${rounded(total)}`,
     `= ${exactNumber(value)}`,
   ];
 }

@@ -14,7 +14,8 @@ const LEFT = 78; // the boxes of a branch go from LEFT to RIGHT
 const RIGHT = 288;
 const BRANCH = LEFT + 16; // x of the line between the boxes of a branch
 
-// A diagram of the stages in `holder`. `onPick(i)` when one is chosen. Returns {show(i, layer, n_layer), focus(i)}.
+// Adds a diagram of the stages to `holder`. `onPick(i)` is called when a stage is chosen. Returns
+// {show(i, layer, n_layer), focus(i)}.
 export function createDiagram(holder, onPick) {
   const { boxes: places, height } = placeBoxes();
   const boxes = STAGES.map((stage, i) => stageBox(stage, places[stage.id], () => onPick(i)));
@@ -31,16 +32,16 @@ export function createDiagram(holder, onPick) {
     boxes,
   );
   sayLabel(picture, "walk.map");
-  const drop = svg("circle", { class: "drop", r: 5, cx: 0, cy: 0, opacity: 0 });
-  picture.append(drop);
+  const dot = svg("circle", { class: "dot", r: 5, cx: 0, cy: 0, opacity: 0 });
+  picture.append(dot);
   holder.append(picture);
 
   const lines = [...picture.querySelectorAll("[data-to]")];
-  let last = null;
+  let previous = null; // the stage that was shown last
   return {
     show(current, layer, n_layer) {
-      if (current - 1 === last) animateDrop(drop, lines, STAGES[current].id);
-      last = current;
+      if (current - 1 === previous) animateDot(dot, lines, STAGES[current].id);
+      previous = current;
       say(layerName, "walk.block", { layer, L: n_layer });
       layerName.setAttribute("direction", language.dir);
       layerName.setAttribute("text-anchor", language.dir === "rtl" ? "start" : "end");
@@ -48,7 +49,7 @@ export function createDiagram(holder, onPick) {
       for (const line of lines) {
         const { to } = line.dataset;
         const isStream = line.classList.contains("stream");
-        line.classList.toggle("lit", to === STAGES[current].id && !isStream);
+        line.classList.toggle("current", to === STAGES[current].id && !isStream);
         if (isStream) line.style.opacity = STAGE_INDEX[to] <= current ? 1 : 0.25;
       }
     },
@@ -109,7 +110,7 @@ function stageBox(stage, { left, width, top, middle }, onPick) {
   return box;
 }
 
-// A line that leads to a stage.
+// A line that leads to the stage `to`. (A piece of the residual stream has the stage that it begins at.)
 const line = (path, to, kind = "branch") => svg("path", { d: path, class: kind, "data-to": to });
 
 function embeddingLines({ idx, wte, wpe, x }) {
@@ -134,7 +135,7 @@ function layerLines(boxes) {
     leave("ln_2"),
     chain("ln_2", "fc", "mlp_proj"),
     rejoin("mlp_proj", "plus_mlp"),
-    // A piece of the stream is bright once the walk has reached the stage before it.
+    // `show` makes a piece of the stream bright once the walk has reached the stage that the piece begins at.
     stream(x.bottom, plus_attention.middle, "x"),
     stream(plus_attention.middle, plus_mlp.middle, "plus_attention"),
     stream(plus_mlp.middle, ln_f.top, "plus_mlp"),
@@ -144,19 +145,19 @@ function layerLines(boxes) {
 }
 
 function markBox(box, isCurrent) {
-  box.classList.toggle("here", isCurrent);
+  box.classList.toggle("current", isCurrent);
   box.setAttribute("tabindex", isCurrent ? "0" : "-1");
   if (isCurrent) box.setAttribute("aria-current", "step");
   else box.removeAttribute("aria-current");
 }
 
-// After a step forward, a drop runs along the line that leads to the stage.
-function animateDrop(drop, lines, id) {
-  const way = lines.find(({ dataset, classList }) => dataset.to === id && !classList.contains("stream"));
-  if (!way || prefersReducedMotion()) return;
-  const firstPiece = way.getAttribute("d").split("M").slice(0, 2).join("M");
-  drop.style.offsetPath = `path("${firstPiece}")`;
-  drop.animate(
+// After a step forward, a dot moves along the line that leads to the stage.
+function animateDot(dot, lines, id) {
+  const line = lines.find(({ dataset, classList }) => dataset.to === id && !classList.contains("stream"));
+  if (!line || prefersReducedMotion()) return;
+  const [, firstPiece] = line.getAttribute("d").split("M"); // a path of two pieces would make the dot jump
+  dot.style.offsetPath = `path("M${firstPiece}")`;
+  dot.animate(
     [
       { offsetDistance: "0%", opacity: 1 },
       { offsetDistance: "100%", opacity: 1, offset: 0.9 },

@@ -1,5 +1,5 @@
-// The sizes of a stage: facts, the meaning of its axis letters, and small pictures of the width. They show the model's
-// own sizes or those of GPT-2.
+// The sizes of a stage, for the served model or for GPT-2: facts, the meaning of the axis letters, and small pictures
+// of how the width is split and widened.
 
 import { code, el, tNodes } from "octavo/dom";
 import { count, t } from "octavo/i18n";
@@ -15,17 +15,17 @@ export const fact = (key, value) => el("div", {}, el("dt", { say: key }), el("dd
 // The same stage in GPT-2.
 export function gpt2Facts({ axes, module, formula, isPerLayer }, sizes) {
   const shape = axes.split(" ").map((axis) => GPT2_SIZES[axis]);
-  const own = module?.(GPT2_SIZES);
+  const gpt2Module = module?.(GPT2_SIZES);
   const perLayer = (text) => (isPerLayer ? `${text} · ${t("walk.times", { n: GPT2_SIZES.L })}` : text);
-  const parameters = own && (own.isTied ? tNodes("walk.tied") : perLayer(count(own.parameters)));
+  const parameters = gpt2Module && (gpt2Module.isTied ? tNodes("walk.tied") : perLayer(count(gpt2Module.parameters)));
   const isOtherFormula = formula(GPT2_SIZES) !== formula(sizes);
   const all = countParameters({ ...GPT2_SIZES, block: GPT2_POSITIONS });
   const total = el("small", {}, tNodes("walk.total.full", { positions: GPT2_POSITIONS, n: all }));
   return el(
     "dl",
     { class: "facts other" },
-    fact("walk.shape.notes", code(`[${shape.join(", ")}]`, { class: "big" })),
-    own && fact("walk.parameters", [parameters, " ", code(own.definition)]),
+    fact("walk.gpt2.shape", code(`[${shape.join(", ")}]`, { class: "big" })),
+    gpt2Module && fact("walk.parameters", [parameters, " ", code(gpt2Module.definition)]),
     isOtherFormula && fact("walk.formula", code(formula(GPT2_SIZES))),
     fact("walk.total", [count(countParameters(GPT2_SIZES)), " ", total]),
   );
@@ -47,16 +47,21 @@ export function axisList(axes, sizes) {
 
 // ---- Small pictures of sizes
 
-// What a picture shows, and whether it shows GPT-2.
+// The caption of a picture. It says so if the picture shows GPT-2.
 const pictureCaption = (isGpt2, key, values) =>
-  el("p", { class: "quiet" }, isGpt2 && [el("b", { say: "walk.notes.at" }), " "], el("span", { say: [key, values] }));
+  el(
+    "p",
+    { class: "quiet" },
+    isGpt2 && [el("b", { say: "walk.gpt2.prefix" }), " "],
+    el("span", { say: [key, values] }),
+  );
 
 const sizesPicture = (caption, ...children) =>
   el("div", { class: "aside" }, caption, el("div", { class: "sizes", "aria-hidden": "true" }, children));
 
-// The width, split into heads; `head` is marked.
+// The width, split into heads; the head with index `head` is marked.
 export function headsPicture({ C, H, D, head }, isGpt2) {
-  const heads = [...Array(H).keys()].map((h) => el("span", { class: h === head ? "on" : null }));
+  const heads = [...Array(H).keys()].map((h) => el("span", { class: h === head ? "current" : null }));
   return sizesPicture(
     pictureCaption(isGpt2, "walk.split", { head, H, D }),
     el("div", { class: "split" }, heads),
@@ -64,19 +69,19 @@ export function headsPicture({ C, H, D, head }, isGpt2) {
   );
 }
 
-// C -> 4C -> C, by length; the stage's own width is marked.
+// C -> 4C -> C as bars; the width of the stage with that id is marked.
 export function widthsPicture({ C }, id, isGpt2) {
   const bar = (share, text, isMarked = false) => {
     const length = { "inline-size": `${100 * share}%` };
     return el(
       "div",
       { class: "width" },
-      el("span", { class: isMarked ? "on" : null, style: length }),
+      el("span", { class: isMarked ? "current" : null, style: length }),
       el("code", {}, text),
     );
   };
   return sizesPicture(
-    pictureCaption(isGpt2, "walk.width", { C, wide: 4 * C }),
+    pictureCaption(isGpt2, "walk.width", { C, mlp_width: 4 * C }),
     bar(0.25, `C = ${C}`),
     bar(1, `4C = ${4 * C}`, id === "fc"),
     bar(0.25, `C = ${C}`, id === "mlp_proj"),

@@ -2,7 +2,7 @@
 //
 // The axis letters: B texts, T tokens, C width, H heads of width D = C / H, V the vocabulary.
 
-// The size of GPT-2, with 512 tokens: shapes and parameter counts of that size are plain arithmetic.
+// GPT-2 with 512 tokens and as many positions, for any number of texts. Shapes and parameter counts follow from these.
 export const GPT2_SIZES = { B: "B", T: 512, C: 768, H: 12, D: 64, V: 50257, "4C": 3072, L: 12, block: 512 };
 
 // Modules of the model at a size: their PyTorch code, and their number of parameters.
@@ -17,8 +17,8 @@ const tiedHead = (from, to) => ({
 
 const normFormula = (name) => () => `${name}(x) = (x − mean) / √(variance + ε) · weight + bias`;
 
-// id: of its sentences; lens: its name in the view `shapes`; code: its name in model.py; short: its name in the diagram;
-// axes; module(sizes): the module that computes it; formula(sizes). One row per stage.
+// One row per stage: id, which is in the keys of its sentences; lens, its name in the view `shapes`; code, its name in
+// model.py; short, its name in the diagram; axes; module(sizes), the module that computes it; formula(sizes).
 // prettier-ignore
 const TABLE = [
   ["idx", "idx", "idx", "idx", "B T", null, () => "idx = tokenizer.encode(text)"],
@@ -42,7 +42,7 @@ const TABLE = [
 ];
 
 export const STAGES = TABLE.map(([id, lens, code, short, axes, module, formula]) => {
-  const isPerLayer = id !== "x" && /^h\.|^x \+/.test(lens);
+  const isPerLayer = /^h\.|^x \+/.test(lens); // the modules of a block, and the two sums of the stream
   return { id, lens, code, short, axes, module, formula, isPerLayer };
 });
 
