@@ -189,7 +189,8 @@ def test_surprisal_equals_the_api_by_bits_and_by_rank(visit: Visit, site: Runnin
         levels = [sum(value >= edge for edge in edges) for value in values]
         counted = page.locator(".surprisal .level-legend small").all_text_contents()
         assert counted == [f"× {levels.count(level)}" for level in range(6)]
-        classes = page.locator(".surprisal .token.surprisal-bar").evaluate_all("all => all.map((each) => each.className)")
+        bars = page.locator(".surprisal .token.surprisal-bar")
+        classes = bars.evaluate_all("all => all.map((each) => each.className)")
         assert [int(re.search(r"level-(\d)", each)[1]) for each in classes] == levels  # type: ignore[index]
     heights = page.locator(".surprisal .level-legend .surprisal-bar").evaluate_all(
         "all => all.map((each) => getComputedStyle(each).boxShadow.match(/-?[\\d.]+px/g)?.[1] ?? '0px')"
@@ -358,7 +359,8 @@ def test_the_differences_of_two_checkpoints_equal_the_api(visit: Visit, site: Ru
     weights = [
         get_view(site, "attention", text=TEXT, layer=0, head=0, **step)["weights"] for step in ({"step": first}, {})
     ]
-    for row, a, b in zip(visit.table(page.locator("#panel-compare .three-columns .matrix").nth(2)), *weights, strict=True):
+    rows = visit.table(page.locator("#panel-compare .three-columns .matrix").nth(2))
+    for row, a, b in zip(rows, *weights, strict=True):
         assert parse_numbers(row[1:]) == pytest.approx([y - x for x, y in zip(a, b, strict=True)], rel=1e-4, abs=1e-6)
     p, q = (softmax(get_view(site, "next_token", text=TEXT, **step)["logits"]) for step in ({"step": first}, {}))
     expected = [sum(a * math.log(a / b) for a, b in zip(*each, strict=True)) for each in ((p, q), (q, p))]
