@@ -76,7 +76,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if "texts" in options.measure and not options.texts:
-        print("no --texts given, so their ratio is left out", file=sys.stderr)
+        print("no --texts given, so the measurement `texts` is skipped", file=sys.stderr)
     report: dict[str, Any] = {"machine": machine.describe()}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options.nanogpt, Path(folder), sys.stderr if options.json else sys.stdout)
@@ -109,7 +109,7 @@ class Bench:
         print(line, file=self.stream, flush=True)
 
     def untuned_text(self, text: Path, seeds: int) -> dict[str, Any]:
-        """`time` to the loss that nanoGPT reaches on this text, with as many steps as Octavo needs for it."""
+        """`time` to the loss that nanoGPT reaches on this text, with the fewest steps of `TEXT_STEPS` that reach it."""
         val = self.nanogpt.prepare_characters(text)
         self.nanogpt.train(CONFIG, **RECIPE)
         target = split_loss(self.nanogpt.load_model("out-shakespeare-char"), val, BLOCK_SIZE)
@@ -145,8 +145,8 @@ class Bench:
             f"{medians['octavo_seconds']:11.2f} {medians['octavo_loss']:7.4f} {ratio:8.2f}   "
             f"{reached} of {seeds} seeds reach {target:.4f}"
         )
-        met = medians["octavo_loss"] <= target
-        return {"rows": rows, "ratio": ratio if met else None, "target": target, "reached": reached}
+        is_met = medians["octavo_loss"] <= target
+        return {"rows": rows, "ratio": ratio if is_met else None, "target": target, "reached": reached}
 
     def tokens(self, text: Path, seeds: int) -> dict[str, Any]:
         """The fewest training tokens with which the same model reaches the loss."""
@@ -197,11 +197,11 @@ class Bench:
         return out
 
     def loss(self, run: Path, val: np.ndarray) -> float:
-        """The exact loss of a run's last checkpoint on nanoGPT's token ids: both number the sorted characters."""
+        """The exact loss of a run's last checkpoint on nanoGPT's token ids. Both sort the characters."""
         last = octavo.Run(run).last
         assert last is not None
         loaded = octavo.load(last)
-        characters = [piece.decode() for piece in loaded.tokenizer.token_bytes]
+        characters = [token.decode() for token in loaded.tokenizer.token_bytes]
         assert characters == sorted(characters)
         return split_loss(loaded.model, val, BLOCK_SIZE)
 

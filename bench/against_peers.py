@@ -71,7 +71,7 @@ def main() -> int:
     )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    versions = installed(options.peers_python) if set(options.figures) != {"streams"} else {}
+    versions = installed_versions(options.peers_python) if set(options.figures) != {"streams"} else {}
     missing = " ".join(name for name, version in versions.items() if version is None)
     if missing:
         hint = f"{options.peers_python} -m pip install {missing}"
@@ -105,7 +105,7 @@ class Bench:
     def print(self, line: str) -> None:
         print(line, file=self.stream, flush=True)
 
-    def whole(self) -> dict[str, Any]:
+    def total_time(self) -> dict[str, Any]:
         """Seconds until all tokens are generated, nanoGPT against Octavo."""
         self.print(f"\n{title('124M', 'fp32')}, sampled: seconds in total")
         seconds: dict[str, list[float]] = {"nanogpt": [], "octavo": []}
@@ -191,7 +191,7 @@ class Bench:
         return out
 
     def start(self, stack: ExitStack, names: Any, shape: str, precision: str) -> dict[str, "Program"]:
-        """Start programs with a model loaded and warmed up; they exit with the stack."""
+        """Start programs, load the model into each, and warm up. They exit when the stack is closed."""
         if shape not in self.models:
             override = dict(zip(("n_layer", "n_head", "n_embd"), self.options.shape_override, strict=False))
             self.models[shape] = write_checkpoint(self.folder / shape, **SHAPES[shape] | override)
@@ -240,7 +240,7 @@ class Program:
         self.process.communicate()  # it exits at the end of its stdin
 
     def ask(self, do: str, **arguments: Any) -> tuple[Any, float]:
-        """Run an action; its result, and the seconds that it took."""
+        """Run an action. Returns its result, and the seconds that it took."""
         time.sleep(PAUSE)
         self.process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
         self.process.stdin.flush()
@@ -260,7 +260,7 @@ class Program:
 
 
 def write_checkpoint(folder: Path, **shape: Any) -> GPT:
-    """Write a checkpoint of random weights; its model. Its tokens are arbitrary characters: only ids are compared."""
+    """Write a checkpoint of random weights and return its model. The tokens are arbitrary: only ids are compared."""
     tokenizer = tokenizers.build("char", "".join(map(chr, range(0x10000, 0x10000 + shape["vocab_size"]))))
     settings = Settings(**shape, tokenizer="char")
     model = GPT(settings, torch.Generator().manual_seed(0))
@@ -272,8 +272,8 @@ def write_checkpoint(folder: Path, **shape: Any) -> GPT:
     return model
 
 
-def installed(python: str) -> dict[str, str | None]:
-    """The versions of the packages of this Python; None for a missing one."""
+def installed_versions(python: str) -> dict[str, str | None]:
+    """The version of each of `PACKAGES` in this Python; None for a missing one."""
     code = """import json, sys
 from importlib.metadata import distributions
 print(json.dumps({name: next((d.version for d in distributions(name=name)), None) for name in sys.argv[1:]}))"""
@@ -286,7 +286,7 @@ def title(shape: str, precision: str) -> str:
 
 
 FIGURES = {
-    "whole": Bench.whole,
+    "whole": Bench.total_time,
     "fp32": lambda bench: bench.tokens("124M", "fp32", FP32),
     "int8": lambda bench: bench.tokens("124M", "int8", INT8),
     "char": lambda bench: bench.tokens("10M", "fp32", ("nanogpt", *FP32)),

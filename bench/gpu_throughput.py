@@ -3,9 +3,10 @@
     python bench/gpu_throughput.py --nanogpt PATH [--rounds 2] [--steps 15] [--json]
 
 Both train GPT-2 124M with block_size 1024, bf16, 480 sequences per step, on the same tokens; nanoGPT with each of the
-`--micro` micro-batches, of which its best counts. Each process reports its own step times; the first third, which
+`--micro` micro-batches, and its best result counts. Each process reports its own step times; the first third, which
 includes compilation, is dropped. MFU is model FLOPs per second (per token 6 for each parameter except `wpe`, and 12 L
-C T for attention) over the device's data sheet; the measured rate of one large bf16 matmul is shown beside it.
+C T for attention), divided by the peak in the device's data sheet. The script also prints the measured throughput of
+one large bf16 matmul.
 
 Before that, the script checks on the device that the fast path computes the same loss and gradients as plain float32.
 """

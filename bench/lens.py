@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import machine
 import octavo
 from octavo import checkpoint, lens, tokenizers
 from octavo.checkpoint import Checkpoint
@@ -28,6 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
+    print(machine.summary())
     settings = resolve("gpt2-512", vocab_size=50257)
     tokenizer = tokenizers.build("byte", "")
     big = Checkpoint(GPT(settings, torch.Generator().manual_seed(0)).eval(), tokenizer, settings, {}, Path())
@@ -49,7 +51,7 @@ def main() -> None:
 
 
 def measure(name: str, limit: float | None, rounds: int, view: Callable[[], object]) -> None:
-    """Print the median seconds of a view, and whether it is below a limit."""
+    """Print the median time of a view in seconds, and whether it is below the limit."""
     view()  # warm-up: the first call also builds what is cached
     seconds = []
     for _ in range(rounds):

@@ -1,6 +1,6 @@
 """Do king and queen become similar? Cosines of rows of `wte` along training, against random pairs of tokens.
 
-    python bench/likeness.py tiny_shakespeare.txt --plot docs/likeness.svg
+    python bench/likeness.py tinyshakespeare.txt --plot docs/likeness.svg
 
 Trains the preset `words` once per seed and follows pairs of words with similar uses, chosen beforehand. The control of
 a pair is 500 random pairs of tokens, each half to twice as frequent as the two. Takes some minutes per seed.

@@ -3,7 +3,7 @@
     print(machine.summary())            # one line for the terminal
     report = {"machine": machine.describe(), ...}  # the same for --json
 
-`bench/` scripts print it first, so that a copied table always says where it was measured.
+The scripts of `bench/` print it, so that a copied table names the machine that it was measured on.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-# What to show, and the names in torch.cpu.get_capabilities() of which one is enough.
+# Instruction sets to report; each is present if torch.cpu.get_capabilities() has one of its names.
 FLAGS = {
     "AVX2": ("avx2",),
     "AVX-512": ("avx512_f",),

@@ -1,4 +1,4 @@
-"""Run an unmodified checkout of nanoGPT: its own scripts prepare and train, in a copy. Used by the other benchmarks."""
+"""Run nanoGPT's own scripts, unmodified, in a copy of a checkout. Used by the other benchmarks."""
 
 import pickle
 import re
@@ -23,7 +23,7 @@ class NanoGPT:
         self.characters = self.folder / "data" / "shakespeare_char"
 
     def prepare_characters(self, text: Path) -> np.ndarray:
-        """Run its `data/shakespeare_char/prepare.py` on a text; the token ids of the validation split."""
+        """Run its `data/shakespeare_char/prepare.py` on a text. Returns the token ids of the validation split."""
         shutil.copy(text, self.characters / "input.txt")
         subprocess.run([sys.executable, "prepare.py"], cwd=self.characters, check=True, stdout=subprocess.DEVNULL)
         return np.fromfile(self.characters / "val.bin", dtype=np.uint16)
@@ -43,7 +43,7 @@ class NanoGPT:
         return subprocess.run(command, cwd=self.folder, check=True, capture_output=True, text=True).stdout
 
     def load_model(self, out_dir: str) -> GPT:
-        """The checkpoint that it saved (the best by its own estimate), as a model that Octavo can evaluate."""
+        """The checkpoint that it saved (the best by its own estimate), as Octavo's model."""
         saved = torch.load(self.folder / out_dir / "ckpt.pt", weights_only=True, map_location="cpu")
         names = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "bias")
         model = GPT(resolve(**{name: saved["model_args"][name] for name in names}, activation="gelu"))

@@ -40,36 +40,36 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         datasets = {size: prepare(folder, size) for size in (options.large, options.small)}
-        first = {size: start(folder, dataset, 0) for size, dataset in datasets.items()}
+        first = {size: time_start(folder, dataset, 0) for size, dataset in datasets.items()}
         seconds: dict[int, list[float]] = {size: [] for size in datasets}
         for number in range(1, options.rounds + 1):
             for size, dataset in datasets.items():
-                seconds[size].append(start(folder, dataset, number))
+                seconds[size].append(time_start(folder, dataset, number))
     for size, times in seconds.items():
         extra = f", the first start {first[size]:.2f}" if options.first else ""
         print(f"{size:>14,} bytes: {statistics.median(times):.2f} s ({min(times):.2f} to {max(times):.2f}){extra}")
 
 
 def prepare(folder: Path, size: int) -> Path:
-    """Generate a text of `size` bytes and prepare it; return the prepared folder."""
+    """Generate a text of `size` bytes and prepare it. Returns the prepared folder."""
     text, out = folder / f"{size}.txt", folder / f"tokens-{size}"
-    lines = random.Random(size)
-    block = "\n".join(" ".join(lines.choices(WORDS, k=9)) for _ in range(20_000)).encode()
+    rng = random.Random(size)
+    block = "\n".join(" ".join(rng.choices(WORDS, k=9)) for _ in range(20_000)).encode()
     with open(text, "wb") as file:
-        for at in range(0, size, len(block)):
-            file.write(block[: size - at])
+        for offset in range(0, size, len(block)):
+            file.write(block[: size - offset])
     command = [sys.executable, "-m", "octavo", "prepare", str(text), "--tokenizer", "byte", "--out", str(out)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     text.unlink()
     return out
 
 
-def start(folder: Path, dataset: Path, number: int) -> float:
+def time_start(folder: Path, dataset: Path, number: int) -> float:
     """Seconds from the start of a process until training on the dataset has started."""
     run = folder / f"run-{dataset.name}-{number}"
-    begin = time.perf_counter()
+    start = time.perf_counter()
     subprocess.run([sys.executable, "-c", START, str(dataset), str(run)], check=True)
-    return time.perf_counter() - begin
+    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

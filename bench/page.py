@@ -4,7 +4,7 @@
 
 The model has the width and heads of GPT-2 (768, 12), a context of 512 and random weights. Each round opens a new page
 in the installed Chromium (OCTAVO_CHROMIUM, or the one on PATH), driven by Playwright; the server is another process on
-the same machine. It prints medians, in seconds; the limit is one second on 2 cores.
+the same machine. The script prints medians, in seconds; the limit is one second on 2 cores.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from playwright.sync_api import Browser, sync_playwright
 
+import machine
 from octavo import checkpoint, tokenizers
 from octavo.model import GPT
 from octavo.settings import resolve
@@ -52,18 +53,19 @@ def main() -> None:
     settings = resolve(vocab_size=256, tokenizer="byte", block_size=512, n_embd=768, n_head=12, n_layer=options.layers)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
         model = GPT(settings, torch.Generator().manual_seed(0))
-        checkpoint.save(Path(folder) / "wide", model, tokenizers.build("byte", ""), settings, {})
+        checkpoint.save(Path(folder) / "model", model, tokenizers.build("byte", ""), settings, {})
         names = ("chromium", "chromium-browser", "google-chrome")
         path = os.environ.get("OCTAVO_CHROMIUM") or next(filter(None, map(shutil.which, names)))
         root = hasattr(os, "geteuid") and os.geteuid() == 0  # Chromium has no sandbox for root
         browser = driver.chromium.launch(executable_path=path, chromium_sandbox=not root)
-        with serve(Path(folder) / "wide") as url:
+        with serve(Path(folder) / "model") as url:
             rounds = [measure(browser, url) for _ in range(options.rounds + 1)][1:]  # the first one warms up
         browser.close()
-    picture, answer, compressed, plain = (statistics.median(each) for each in zip(*rounds, strict=True))
-    print(f"{options.layers} layers, 12 heads, 768 wide, 512 tokens; {os.cpu_count()} cores")
+    picture, answer, compressed, uncompressed = (statistics.median(each) for each in zip(*rounds, strict=True))
+    print(machine.summary())
+    print(f"{options.layers} layers, 12 heads, width 768, 512 tokens")
     print(f"from the click to the picture  {picture / 1000:6.3f}  (limit 1)")
-    size = f"{compressed / 1e3:,.0f} kB, {plain / 1e3:,.0f} kB uncompressed"
+    size = f"{compressed / 1e3:,.0f} kB, {uncompressed / 1e3:,.0f} kB uncompressed"
     print(f"of which the server's answer   {answer / 1000:6.3f}  {size}")
 
 
@@ -82,7 +84,7 @@ def serve(folder: Path) -> Iterator[str]:
 
 
 def measure(browser: Browser, url: str) -> tuple[float, float, float, float]:
-    """Open a new page; return the milliseconds to the picture and to the answer, and its bytes, compressed and not."""
+    """Open a new page. Returns the milliseconds to the picture and to the answer, and its bytes, compressed and not."""
     with browser.new_context() as context:
         page = context.new_page()
         page.goto(f"{url}#walk")

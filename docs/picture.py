@@ -1,4 +1,4 @@
-"""Draw `docs/run.svg`: train `tiny` on `pydocs` and keep what the terminal shows.
+"""Draw `docs/run.svg`: train `tiny` on `pydocs` and export what the terminal shows.
 
 python docs/picture.py
 """
@@ -15,15 +15,15 @@ from octavo.terminal import Progress
 
 
 def main() -> None:
-    here = Path(__file__).parent.resolve()
+    docs = Path(__file__).parent.resolve()
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), open("terminal", "w") as terminal:
         progress = Progress(terminal)
         progress.console = Console(record=True, width=132, highlight=False, file=terminal)
         for event in training.events(training.plan("pydocs", log_every=100)):
             progress.show(event)
     svg = progress.console.export_svg(title="make train")
-    svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.S)  # it would fetch a font
-    (here / "run.svg").write_text(svg, encoding="utf-8")
+    svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.S)  # it would download a font
+    (docs / "run.svg").write_text(svg, encoding="utf-8")
 
 
 if __name__ == "__main__":

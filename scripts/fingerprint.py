@@ -1,11 +1,11 @@
-"""Print what this checkout computes, as JSON: losses, digests of weights, token shards, samples and views.
+"""Print as JSON what this checkout computes: losses, samples, views, and digests of weights and token shards.
 
     python scripts/fingerprint.py > before.json      # on the commit before a refactoring
     python scripts/fingerprint.py > after.json       # on the commit after it, same machine
-    diff before.json after.json                      # no output: nothing computed has changed
+    diff before.json after.json                      # no output: nothing that is computed has changed
 
-Everything runs through the command line, in a temporary folder with a cache of its own, so the two commits need
-not share any name inside the package. Takes about three minutes on two cores.
+The script uses only the command line, in a temporary folder with an empty cache, so the two commits need not share
+any name inside the package. It takes about three minutes on two cores.
 """
 
 import hashlib
@@ -20,34 +20,43 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 MAIN = "import sys; from octavo.cli import main; sys.exit(main(sys.argv[1:]))"
 TEXT = ("--text", "The list of arguments is empty")
-VIEWS = {
-    "shapes": TEXT, "tokens": TEXT, "position": ("--word", "the"), "neighbors": ("--word", "the"), "projection": (),
-    "attention": TEXT, "next_token": TEXT, "logit_lens": TEXT, "contributions": TEXT, "surprisal": TEXT,
+WORD = ("--word", "the")
+VIEWS: dict[str, tuple[str, ...]] = {
+    "shapes": TEXT,
+    "tokens": TEXT,
+    "position": WORD,
+    "neighbors": WORD,
+    "projection": (),
+    "attention": TEXT,
+    "next_token": TEXT,
+    "logit_lens": TEXT,
+    "contributions": TEXT,
+    "surprisal": TEXT,
     "ablation": TEXT,
-}  # fmt: skip
+}
+SENTENCE = "the cat sat on the mat and looked at a bird in the tall tree by the old gray house"
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        environment = os.environ | {
-            "XDG_CACHE_HOME": str(Path(folder) / "cache"), "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "2",
-        }  # fmt: skip
-        os.environ.update(environment)
-        json.dump({"training": training(), "samples": samples(), "shards": shards(), "views": views()}, sys.stdout,
-                  indent=1)  # fmt: skip
-        print()
+        os.environ["XDG_CACHE_HOME"] = str(Path(folder) / "cache")
+        os.environ["PYTHONPATH"] = str(ROOT / "src")
+        os.environ["OMP_NUM_THREADS"] = "2"
+        outputs = {"training": training(), "samples": samples(), "shards": shards(), "views": views()}
+        print(json.dumps(outputs, indent=1))
 
 
 def octavo(*arguments: str) -> str:
-    """Run one command and return its standard output."""
-    done = subprocess.run([sys.executable, "-c", MAIN, *arguments], capture_output=True, text=True)
-    if done.returncode not in (0, 1):
-        raise SystemExit(f"octavo {' '.join(arguments)} ended with {done.returncode}: {done.stderr}")
-    return done.stdout
+    """Run a command and return its standard output."""
+    process = subprocess.run([sys.executable, "-c", MAIN, *arguments], capture_output=True, text=True)
+    if process.returncode not in (0, 1):
+        raise SystemExit(f"octavo {' '.join(arguments)} exited with {process.returncode}: {process.stderr}")
+    return process.stdout
 
 
 def digest(path: Path) -> str:
+    """The first 16 digits of a file's sha256."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
@@ -66,6 +75,7 @@ def training() -> dict[str, Any]:
 
 
 def run_outputs(run: Path) -> dict[str, Any]:
+    """The metrics of a run, and digests of its samples, weights and optimizer states."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     numbers = ("step", "loss", "learning_rate", "grad_norm", "train_loss", "val_loss", "bits_per_byte")
     return {
@@ -77,7 +87,7 @@ def run_outputs(run: Path) -> dict[str, Any]:
 
 
 def samples() -> dict[str, Any]:
-    """What `octavo sample` writes: five seeds, both weight formats, every way past the block."""
+    """What `octavo sample` generates: with five seeds, int8 weights, each overflow mode and other sampling settings."""
     options = {f"seed {seed}": ("--seed", str(seed)) for seed in range(5)} | {
         "int8": ("--quantize", "int8"),
         "slide": ("--overflow", "slide"),
@@ -94,51 +104,31 @@ def samples() -> dict[str, Any]:
 
 def shards() -> dict[str, Any]:
     """Digests of the token shards and tokenizers of three texts."""
-    words = [
-        "the",
-        "cat",
-        "sat",
-        "on",
-        "the",
-        "mat",
-        "and",
-        "looked",
-        "at",
-        "a",
-        "bird",
-        "in",
-        "the",
-        "tall",
-        "tree",
-        "by",
-        "the",
-        "old",
-        "gray",
-        "house",
-    ]
+    words = SENTENCE.split()
     documents = [" ".join(words[(i * 7 + j * j) % len(words)] for j in range(20 + i % 50)) for i in range(500)]
     Path("documents.jsonl").write_text("".join(json.dumps({"text": each}) + "\n" for each in documents + documents[:9]))
     Path("poem.txt").write_text("Größe und Maß – naïve café 🦉\n" * 300 + "".join(map(chr, range(32, 900))) * 4)
-    prepared = {
+    datasets = {
         "pydocs": ("pydocs", "--tokenizer", "bpe:600"),
         "documents": ("documents.jsonl", "--tokenizer", "word", "--deduplicate"),
         "poem": ("poem.txt", "--tokenizer", "char"),
         "poem in bytes": ("poem.txt", "--tokenizer", "byte", "--val-fraction", "0.25"),
     }
-    found = {}
-    for number, (name, options) in enumerate(prepared.items()):
+    digests = {}
+    for number, (name, options) in enumerate(datasets.items()):
         folder = Path(f"prepared-{number}")
         octavo("prepare", *options, "--out", str(folder))
-        found[name] = {path.name: digest(path) for path in sorted([*folder.glob("*.npy"), folder / "tokenizer.json"])}
-    return found
+        paths = sorted([*folder.glob("*.npy"), folder / "tokenizer.json"])
+        digests[name] = {path.name: digest(path) for path in paths}
+    return digests
 
 
 def views() -> dict[str, Any]:
-    """The lens views as JSON, and whether `verify` holds."""
-    found = {name: json.loads(octavo("inspect", "tiny", name, *options, "--json")) for name, options in VIEWS.items()}
-    found["verify"] = json.loads(octavo("inspect", "tiny", "verify", "--json"))["ok"]
-    found["eval"] = json.loads(octavo("eval", "tiny", "--json"))
-    return found
+    """The views of the lens, whether `verify` passes, and the exact evaluation."""
+    outputs = {name: json.loads(octavo("inspect", "tiny", name, *options, "--json")) for name, options in VIEWS.items()}
+    outputs["verify"] = json.loads(octavo("inspect", "tiny", "verify", "--json"))["ok"]
+    outputs["eval"] = json.loads(octavo("eval", "tiny", "--json"))
+    return outputs
 
 
 if __name__ == "__main__":
