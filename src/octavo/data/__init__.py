@@ -11,6 +11,6 @@
                   unchanged files, `nanogpt` opens nanoGPT's folders
     sampler       Dataset -> the batch of each step
 
-`statistics` counts the characters, lines, duplicates and tokens of a text. `progress` has `Preparation`, which all long
-work returns. `limits` bounds memory.
+`statistics` counts the characters, lines, duplicates and tokens of a text. `progress` has `Preparation`, which the
+entry points return. `limits` bounds memory.
 """

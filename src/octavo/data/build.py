@@ -17,7 +17,7 @@ from octavo.data import shard_writer
 from octavo.data.cache import cache_key
 from octavo.data.dataset import FORMAT, SPLITS, Dataset, open_dataset
 from octavo.data.limits import Limits
-from octavo.data.progress import PreparationProgress, ProgressMeter, preparation
+from octavo.data.progress import PreparationProgress, ProgressMeter
 from octavo.data.scan import CorpusScan
 from octavo.data.shards import open_npy
 from octavo.data.sources import Corpus
@@ -33,7 +33,6 @@ _LARGE_TEXT = 1 << 24
 _TEMPORARY = ("plan.json", shard_writer.RECORDS)  # files that only the staging folder has
 
 
-@preparation
 def build_dataset(
     corpus: Corpus,
     scan: CorpusScan,
@@ -78,7 +77,6 @@ def build_dataset(
     return open_dataset(out, verify=True)
 
 
-@preparation
 def open_staging(
     staging: Path,
     corpus: Corpus,
@@ -105,7 +103,6 @@ def open_staging(
     return tokenizer
 
 
-@preparation
 def train_tokenizer(
     spec: str, corpus: Corpus, scan: CorpusScan, limits: Limits
 ) -> Generator[PreparationProgress, None, Tokenizer]:

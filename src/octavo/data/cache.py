@@ -11,7 +11,7 @@ import filelock
 
 from octavo import files
 from octavo.data.dataset import FORMAT, Dataset, open_dataset
-from octavo.data.progress import PreparationProgress, preparation
+from octavo.data.progress import PreparationProgress
 from octavo.data.scan import ScanSummary
 from octavo.errors import OctavoError
 from octavo.settings import DataSettings
@@ -40,7 +40,6 @@ def open_cached(key: str) -> Dataset | None:
     return None
 
 
-@preparation
 def acquire_lock(folder: Path, wait: bool) -> Generator[PreparationProgress, None, filelock.BaseFileLock]:
     """Lock a folder before writing to it. Raises `OctavoError` if another process has locked it, unless `wait`.
 

@@ -109,7 +109,6 @@ def prepare_folder(
         lock.release()
 
 
-@preparation
 def open_or_build(
     corpus: Corpus, scan: CorpusScan, settings: DataSettings, tokenizer: Tokenizer | None, limits: Limits
 ) -> Generator[PreparationProgress, None, Dataset]:

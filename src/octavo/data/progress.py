@@ -1,15 +1,15 @@
 """Long work that reports its progress and ends with a result: `Preparation`.
 
-A function that prepares something is a generator: it yields `PreparationProgress` values and returns its result. The
-decorator `preparation` turns it into a function that returns a `Preparation`. The caller either iterates it, to draw
-the progress, or just reads `.result`:
+A function that prepares something is a generator: it yields `PreparationProgress` values and returns its result.
+Another such function runs it by `dataset = yield from build_dataset(...)`, which passes the progress on.
+
+The decorator `preparation` is for functions that other code calls too. It turns them into functions that return a
+`Preparation`. The caller either iterates it, to draw the progress, or just reads `.result`:
 
     preparation = prepare_dataset(settings)
     for progress in preparation:      # optional
         print(progress.stage, progress.done, progress.total)
     dataset = preparation.result
-
-One preparation runs another, passes its progress on and gets its result by `scan = yield from scan_corpus(corpus)`.
 """
 
 import functools
