@@ -1,10 +1,10 @@
-"""Every block of the README and of docs/ is run, and prints what the page says it prints.
+"""Every code block of the README and of docs/ runs and prints what the page shows.
 
-A ```python block is run in the namespace of its page, after those above it. In a ```console block the lines
-after `$ ` are run, in a ```sh block all of them, by the shell, `octavo` being this one. All of it happens in a
-folder of the page's own that holds just a text, `my.txt`. A ```text block that follows directly is what was
-printed; so is what a ```console block shows under a command, where `...` stands for anything. A command may
-fail only if the page shows an `error:`. What can't be run is marked, with the reason, by a comment right above:
+The blocks of a page run in order, in a folder that holds only a text, `my.txt`. A ```python block runs in the namespace
+of its page. In a ```console block the lines after `$ ` are shell commands, in a ```sh block all lines; `octavo` is the
+installed one. The expected output is a ```text block that follows directly, or the lines under a command in a
+```console block, where `...` matches any text. A command may fail only if the page shows an `error:`. A comment right
+above a block excludes it and gives the reason:
 
     <!-- not run: needs a GPU -->
 """
@@ -26,90 +26,99 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))) if page.exists()]
 
-RUN = {"python", "console", "sh"}
-SHOWN = {"", "text", "toml", "json", "jsonl", "powershell", "mermaid"}
-HARMLESS = {"octavo", "python", "echo", "printf", "cat", "head", "ls"}  # no pip, no git, no make
+EXECUTABLE = {"python", "console", "sh"}
+NOT_EXECUTABLE = {"", "text", "toml", "json", "jsonl", "powershell", "mermaid"}
+ALLOWED_COMMANDS = {"octavo", "python", "echo", "printf", "cat", "head", "ls"}  # no pip, no git, no make
 
 
 @dataclass
 class Block:
-    """A fenced block: its language, its text, the line of its fence, and what surrounds it."""
+    """A fenced block of a page."""
 
-    line: int
+    line: int  # of its opening fence
     language: str
     text: str
-    above: str  # the nearest line above that isn't blank
-    printed: str | None = None  # the text block that follows directly
+    above: str  # the nearest line above that is not blank
+    output: str | None = None  # the text block that follows directly
 
     @property
     def runs(self) -> bool:
-        """Whether it is run; a mark must give its reason."""
-        mark = re.fullmatch(r"<!-- not run(?P<reason>.*)-->", self.above)
-        assert not mark or re.match(r": \w", mark["reason"]), f"line {self.line}: not run, but why?"
-        return self.language in RUN and not mark
+        """Whether the block is run. Fails if it is excluded without a reason."""
+        comment = re.fullmatch(r"<!-- not run(?P<reason>.*)-->", self.above)
+        assert not comment or re.match(r": \w", comment["reason"]), f"line {self.line}: `not run` needs a reason"
+        return self.language in EXECUTABLE and not comment
 
 
-def blocks(page: str) -> list[Block]:
+def parse_blocks(page: str) -> list[Block]:
     """The fenced blocks of a page, in order."""
-    found: list[Block] = []
+    blocks: list[Block] = []
     fence, above = None, ""
     for number, line in enumerate(page.splitlines(), start=1):
         if fence is None:
             if opening := re.fullmatch(r"\s*(`{3,})([^`]*)", line):
                 fence, language = opening[1], opening[2].strip()
-                assert language in RUN | SHOWN, f"line {number}: is {language!r} to be run or to be shown?"
-                found.append(Block(number, language, "", above))
+                known = EXECUTABLE | NOT_EXECUTABLE
+                assert language in known, f"line {number}: unknown language {language!r}"
+                blocks.append(Block(number, language, "", above))
             above = line.strip() or above
         elif line.strip() == fence:
-            block = found[-1]
+            block = blocks[-1]
             block.text = textwrap.dedent(block.text)
-            if block.language == "text" and block.above.startswith("```"):  # the end of another block
-                found[-2].printed = block.text
+            if block.language == "text" and block.above.startswith("```"):  # the closing fence of another block
+                blocks[-2].output = block.text
             fence, above = None, fence
         else:
-            found[-1].text += line + "\n"
-    assert fence is None, f"line {found[-1].line}: the block has no end"
-    return found
+            blocks[-1].text += line + "\n"
+    assert fence is None, f"line {blocks[-1].line}: the block has no closing fence"
+    return blocks
 
 
 def run_page(page: Path) -> None:
-    """Run all blocks of a page in the working directory; raises where one fails or prints something else."""
+    """Run all blocks of a page in the working directory. Fails if one raises or prints something else."""
     namespace: dict[str, Any] = {"__name__": page.stem}
-    for block in blocks(page.read_text(encoding="utf-8")):
+    for block in parse_blocks(page.read_text(encoding="utf-8")):
         if not block.runs:
             continue
-        python = block.language == "python"
-        printed = run_python(block, page, namespace) if python else run_commands(block, page)
-        if block.printed is not None:
-            assert printed.rstrip() == block.printed.rstrip(), f"{page.name}:{block.line} prints otherwise"
+        is_python = block.language == "python"
+        output = run_python(block, page, namespace) if is_python else run_commands(block, page)
+        if block.output is not None:
+            assert output.rstrip() == block.output.rstrip(), f"{page.name}:{block.line} prints something else"
 
 
 def run_python(block: Block, page: Path, namespace: dict[str, Any]) -> str:
-    above = "\n" * block.line  # so that a traceback names the line of the page
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        exec(compile(above + block.text, page, "exec"), namespace)
-    return printed.getvalue()
+    padding = "\n" * block.line  # a traceback then has the line numbers of the page
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        exec(compile(padding + block.text, page, "exec"), namespace)
+    return output.getvalue()
 
 
 def run_commands(block: Block, page: Path) -> str:
-    everything = ""
-    for command, shown in commands(block):
-        word = next(word for word in command.split() if not re.match(r"\w+=", word))  # the command, after its variables
-        assert word in HARMLESS, f"line {block.line}: {word!r} is not run here: mark the block, with the reason"
+    output = ""
+    for command, expected in parse_commands(block):
+        program = next(word for word in command.split() if not re.match(r"\w+=", word))  # after variables
+        assert program in ALLOWED_COMMANDS, f"line {block.line}: {program!r} is not allowed: exclude the block"
         path = sysconfig.get_path("scripts") + os.pathsep + os.environ["PATH"]
         done = subprocess.run(
-            command, shell=True, env=os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"},
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", timeout=180,
-        )  # fmt: skip
+            command,
+            shell=True,
+            env=os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            timeout=180,
+        )
         where = f"{page.name}:{block.line}: $ {command}\n{done.stdout}"
-        assert done.returncode == 0 or "error:" in shown + (block.printed or ""), f"{where} exit {done.returncode}"
-        pattern = ".*".join(re.escape(part) for part in shown.rstrip().split("..."))
-        assert not shown or re.fullmatch(pattern, done.stdout.rstrip(), re.DOTALL), f"{where}is not\n{shown}"
-        everything += done.stdout
-    return everything
+        may_fail = "error:" in expected + (block.output or "")
+        assert done.returncode == 0 or may_fail, f"{where} exit code {done.returncode}"
+        pattern = ".*".join(re.escape(part) for part in expected.rstrip().split("..."))
+        matches = re.fullmatch(pattern, done.stdout.rstrip(), re.DOTALL)
+        assert not expected or matches, f"{where}does not match\n{expected}"
+        output += done.stdout
+    return output
 
 
-def commands(block: Block) -> list[tuple[str, str]]:
+def parse_commands(block: Block) -> list[tuple[str, str]]:
     """The commands of a block, each with the output that the page shows under it."""
     text = block.text.replace("\\\n", " ")
     if block.language == "sh":
@@ -117,30 +126,30 @@ def commands(block: Block) -> list[tuple[str, str]]:
         return [(line, "") for line in lines if line and not line.startswith("#")]
     first, *rest = re.split(r"^\$ ", text, flags=re.MULTILINE)
     assert not first.strip(), f"line {block.line}: a console block begins with a `$ ` line"
-    return [(command, shown) for command, _, shown in (each.partition("\n") for each in rest)]
+    return [(command, expected) for command, _, expected in (each.partition("\n") for each in rest)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_block_runs_and_prints_what_the_page_says(
+def test_every_block_runs_and_prints_what_the_page_shows(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    shutil.copy(ROOT / "docs" / "model.md", "my.txt")  # the text that a reader is taken to have
+    shutil.copy(ROOT / "docs" / "model.md", "my.txt")  # stands for the reader's own text
     run_page(page)
 
 
-def test_the_page_about_the_model_has_blocks_to_run() -> None:
-    assert sum(block.runs for block in blocks((ROOT / "docs" / "model.md").read_text(encoding="utf-8"))) > 5
+def test_the_page_about_the_model_has_blocks_that_run() -> None:
+    assert sum(block.runs for block in parse_blocks((ROOT / "docs" / "model.md").read_text(encoding="utf-8"))) > 5
 
 
-def written(folder: Path, page: str) -> Path:
-    """A made-up page; quotes stand for the fences' backticks."""
+def write_page(folder: Path, text: str) -> Path:
+    """Write a page. Quotes stand for the backticks of its fences."""
     path = folder / "page.md"
-    path.write_text(textwrap.dedent(page).replace("'''", "```"), encoding="utf-8")
+    path.write_text(textwrap.dedent(text).replace("'''", "```"), encoding="utf-8")
     return path
 
 
-GOOD = """
+CORRECT_PAGE = """
     Blocks of one page share their names and their folder.
 
     '''python
@@ -177,12 +186,12 @@ GOOD = """
     2
     '''
 
-    <!-- not run: there is no such command -->
+    <!-- not run: the command does not exist -->
     '''sh
     octavo-of-the-moon
     '''
 
-    This is not what the block above prints:
+    This text block does not follow directly:
 
     '''text
     something else
@@ -190,32 +199,32 @@ GOOD = """
     """
 
 
-def test_a_page_that_tells_the_truth_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_correct_page_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    run_page(written(tmp_path, GOOD))
-    assert [block.runs for block in blocks((tmp_path / "page.md").read_text())].count(True) == 4
+    run_page(write_page(tmp_path, CORRECT_PAGE))
+    assert [block.runs for block in parse_blocks((tmp_path / "page.md").read_text())].count(True) == 4
 
 
 @pytest.mark.parametrize(
-    ("true", "false", "complaint"),
+    ("original", "replacement", "message"),
     [
-        ("'''text\n      hello", "'''text\n      hallo", "prints otherwise"),
-        ("    2\n", "    3\n", "prints otherwise"),
-        ("hello ...", "hello 2...", "is not"),
-        ("error: no such thing\n    '''", "no such thing\n    '''", "exit 1"),
-        ("not run: there is no such command", "not run", "but why"),
-        ("not run: there is no such command", "not run:", "but why"),
-        ("not run: there is no such command", "not for now", "'octavo-of-the-moon' is not run here"),
-        ("$ NUMBER=2 python", "$ NUMBER=2 octavo-of-the-moon", "'octavo-of-the-moon' is not run here"),
-        ("'''python\n    greeting", "'''pyton\n    greeting", "to be run or to be shown"),
-        ("    something else\n    '''", "    something else", "has no end"),
+        ("'''text\n      hello", "'''text\n      hallo", "prints something else"),
+        ("    2\n", "    3\n", "prints something else"),
+        ("hello ...", "hello 2...", "does not match"),
+        ("error: no such thing\n    '''", "no such thing\n    '''", "exit code 1"),
+        ("not run: the command does not exist", "not run", "needs a reason"),
+        ("not run: the command does not exist", "not run:", "needs a reason"),
+        ("not run: the command does not exist", "not for now", "'octavo-of-the-moon' is not allowed"),
+        ("$ NUMBER=2 python", "$ NUMBER=2 octavo-of-the-moon", "'octavo-of-the-moon' is not allowed"),
+        ("'''python\n    greeting", "'''pyton\n    greeting", "unknown language 'pyton'"),
+        ("    something else\n    '''", "    something else", "no closing fence"),
         ("$ python -c \"print(open('greeting.txt')", "python -c \"print(open('greeting.txt')", "begins with"),
     ],
 )
-def test_a_page_that_lies_is_caught(
-    true: str, false: str, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_page_with_a_mistake_fails(
+    original: str, replacement: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert GOOD.count(true) == 1
-    with pytest.raises(AssertionError, match=complaint):
-        run_page(written(tmp_path, GOOD.replace(true, false)))
+    assert CORRECT_PAGE.count(original) == 1
+    with pytest.raises(AssertionError, match=message):
+        run_page(write_page(tmp_path, CORRECT_PAGE.replace(original, replacement)))

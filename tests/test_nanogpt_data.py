@@ -1,8 +1,7 @@
-"""nanoGPT's prepared folders are trained on as they lie, and nothing in a meta.pkl is ever run."""
+"""nanoGPT's prepared folders are used in place, and no code in a meta.pkl is run."""
 
 import os
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,16 @@ import pytest
 
 import octavo
 from octavo import evaluation, runs
-from octavo.data.dataset import is_prepared, open_dataset
+from octavo.data.dataset import Dataset, is_prepared, open_dataset
 from octavo.data.prepare import prepare, prepare_dataset, reopen_dataset
-from octavo.errors import OctavoError
 from octavo.settings import DataSettings
+from preparing import error_of, write
 
 TEXT = "First Citizen:\nBefore we proceed any further, hear me speak.\n" * 40
 
 
-def prepared(folder: Path, text: str = TEXT) -> Path:
-    """As its data/shakespeare_char/prepare.py leaves it: sorted characters, 90% of the text, ids of 16 bits."""
+def prepare_with_nanogpt(folder: Path, text: str = TEXT) -> Path:
+    """Write what its data/shakespeare_char/prepare.py writes: sorted characters, 90% for training, ids of 16 bits."""
     folder.mkdir(exist_ok=True)
     characters = sorted(set(text))
     stoi = {character: id for id, character in enumerate(characters)}
@@ -32,37 +31,33 @@ def prepared(folder: Path, text: str = TEXT) -> Path:
     return folder
 
 
-def of(source: Path, **how: Any) -> DataSettings:
-    return DataSettings(source=str(source), **how)
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return prepare_with_nanogpt(tmp_path / "shakespeare_char")
 
 
-def refusal(call: Callable[[], object]) -> OctavoError:
-    with pytest.raises(OctavoError) as caught:
-        call()
-    assert caught.value.hint
-    return caught.value
+def open_source_folder(folder: Path) -> Dataset:
+    return prepare_dataset(DataSettings(source=str(folder))).result
 
 
-def test_a_folder_with_characters_decodes_to_its_text(tmp_path: Path) -> None:
-    folder = prepared(tmp_path / "shakespeare_char")
+def test_a_folder_with_characters_decodes_to_its_text(folder: Path) -> None:
     assert is_prepared(folder)
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    data = prepare_dataset(of(folder)).result
+    data = open_source_folder(folder)
     assert (data.name, data.tokenizer.kind) == ("shakespeare_char", "char")
     assert "".join(data.tokenizer.decode(data.tokens(split)) for split in ("train", "val")) == TEXT
-    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before  # it is only read
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before  # nothing was written
 
 
-def test_its_tokens_are_those_that_octavo_prepares(tmp_path: Path) -> None:
-    (tmp_path / "input.txt").write_text(TEXT, encoding="utf-8")
-    ours = prepare(tmp_path / "input.txt", tmp_path / "ours", tokenizer="char")
-    theirs = prepare_dataset(of(prepared(tmp_path / "theirs"))).result
+def test_octavo_prepares_the_same_tokens(folder: Path, tmp_path: Path) -> None:
+    ours = prepare(write(tmp_path / "input.txt", TEXT), tmp_path / "ours", tokenizer="char")
+    theirs = open_source_folder(folder)
     for split in ("train", "val"):
         assert list(ours.tokens(split)) == list(theirs.tokens(split))
     assert ours.tokenizer.token_bytes == theirs.tokenizer.token_bytes
 
 
-def test_a_folder_without_a_meta_has_gpt2s_tokens(
+def test_a_folder_without_meta_pkl_has_gpt2_tokens(
     tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(shared / "tiktoken-cache"))
@@ -73,67 +68,74 @@ def test_a_folder_without_a_meta_has_gpt2s_tokens(
     assert data.tokenizer.decode(data.tokens("train")) == "Hello world<|endoftext|>"
 
 
-def test_it_is_trained_on_evaluated_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_can_be_trained_on_evaluated_and_resumed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    folder = prepared(tmp_path / "theirs")
     run = octavo.train(folder, max_steps=3, n_layer=1, n_embd=16, n_head=2, block_size=16, batch_size=4)
-    assert run.folder.name == "theirs-1"
+    assert run.folder.name == "shakespeare_char-1"
     loaded = runs.load(run.folder)
-    known = evaluation.evaluate(loaded)
-    assert evaluation.evaluate(loaded, str(folder)) == known
+    assert evaluation.evaluate(loaded, str(folder)) == evaluation.evaluate(loaded)
     assert octavo.train(resume=run.folder, max_steps=5).last is not None
     settings = loaded.settings
     assert isinstance(settings, DataSettings)
-    prepared(folder, TEXT.swapcase())
-    refused = refusal(lambda: reopen_dataset(settings, loaded.info["data"], loaded.tokenizer).result)
-    assert "another tokenizer" in refused.message or "is not the text" in refused.message
+    prepare_with_nanogpt(folder, TEXT.swapcase())
+    message = error_of(lambda: reopen_dataset(settings, loaded.info["data"], loaded.tokenizer).result).message
+    assert "another tokenizer" in message or "is not the text" in message
 
 
-def test_what_is_prepared_is_not_prepared_again(tmp_path: Path) -> None:
-    folder = prepared(tmp_path / "theirs")
-    assert "is prepared already" in refusal(lambda: prepare(folder, tmp_path / "out")).message
+def test_a_prepared_folder_is_not_prepared_again(folder: Path, tmp_path: Path) -> None:
+    message = error_of(lambda: prepare(folder, tmp_path / "out")).message
+    assert str(folder) in message
+    assert "prepared already" in message
 
 
 class Bomb:
-    """Unpickled, it makes a file."""
+    """Creates a folder when it is unpickled."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (self.path,)
+        return os.mkdir, (self.folder,)
 
 
-def test_no_code_in_a_meta_pkl_is_run(tmp_path: Path) -> None:
-    folder = prepared(tmp_path / "theirs")
-    (folder / "meta.pkl").write_bytes(pickle.dumps({"stoi": Bomb(tmp_path / "made")}))
-    said = refusal(lambda: open_dataset(folder)).message
-    assert "mkdir" in said
-    assert not (tmp_path / "made").exists()
+def test_code_in_a_meta_pkl_is_not_run(folder: Path, tmp_path: Path) -> None:
+    (folder / "meta.pkl").write_bytes(pickle.dumps({"stoi": Bomb(tmp_path / "exploded")}))
+    assert "mkdir" in error_of(lambda: open_dataset(folder)).message
+    assert not (tmp_path / "exploded").exists()
 
 
 @pytest.mark.parametrize(
-    "meta",
+    "content",
     [
-        b"", b"no pickle", pickle.dumps([1]), pickle.dumps({}), pickle.dumps({"stoi": {"ab": 0}}),
-        pickle.dumps({"stoi": {1: 0}}), pickle.dumps({"stoi": {"a": 1}}), pickle.dumps({"stoi": {"a": 0, "b": 0}}),
-        pickle.dumps({"stoi": {"a": "0"}}), pickle.dumps({"stoi": {}}),
+        b"",
+        b"not a pickle",
+        pickle.dumps([1]),
+        pickle.dumps({}),
+        pickle.dumps({"stoi": {"ab": 0}}),
+        pickle.dumps({"stoi": {1: 0}}),
+        pickle.dumps({"stoi": {"a": 1}}),
+        pickle.dumps({"stoi": {"a": 0, "b": 0}}),
+        pickle.dumps({"stoi": {"a": "0"}}),
+        pickle.dumps({"stoi": {}}),
     ],
-)  # fmt: skip
-def test_a_meta_that_holds_no_characters_is_refused(tmp_path: Path, meta: bytes) -> None:
-    folder = prepared(tmp_path / "theirs")
-    (folder / "meta.pkl").write_bytes(meta)
-    assert f"{folder / 'meta.pkl'} is not the meta.pkl" in refusal(lambda: open_dataset(folder)).message
+)
+def test_a_meta_pkl_without_characters_is_rejected(folder: Path, content: bytes) -> None:
+    (folder / "meta.pkl").write_bytes(content)
+    assert f"{folder / 'meta.pkl'} is not the meta.pkl" in error_of(lambda: open_dataset(folder)).message
 
 
-@pytest.mark.parametrize(("content", "what"), [(b"", "0 bytes"), (b"\0", "1 bytes"), (b"\0\0\0", "3 bytes")])
-def test_a_bin_that_was_cut_short_is_refused(tmp_path: Path, content: bytes, what: str) -> None:
-    folder = prepared(tmp_path / "theirs")
+@pytest.mark.parametrize("content", [b"", b"\0", b"\0\0\0"])
+def test_a_truncated_bin_file_is_rejected(folder: Path, content: bytes) -> None:
     (folder / "val.bin").write_bytes(content)
-    assert f"val.bin has {what}" in refusal(lambda: open_dataset(folder)).message
+    message = error_of(lambda: open_dataset(folder)).message
+    assert str(folder / "val.bin") in message
+    assert f"{len(content)} bytes" in message
 
 
-def test_an_id_beyond_the_vocabulary_is_refused(tmp_path: Path) -> None:
-    folder = prepared(tmp_path / "theirs")
+def test_an_id_beyond_the_vocabulary_is_rejected(folder: Path) -> None:
     np.array([0, 1, 999], dtype=np.uint16).tofile(folder / "train.bin")
-    assert "train.bin has id 999, beyond the vocabulary of" in refusal(lambda: open_dataset(folder)).message
+    message = error_of(lambda: open_dataset(folder)).message
+    for name in (str(folder / "train.bin"), "id 999", "vocabulary"):
+        assert name in message

@@ -1,4 +1,4 @@
-"""The sampler: every window once an epoch, in an order that is arithmetic, from a file that stays on disk."""
+"""The sampler: every sequence once per epoch, in an order that is computed, from files that are not held in memory."""
 
 import itertools
 import os
@@ -21,8 +21,8 @@ EPOCHS = st.integers(0, 2**40)
 law = options(derandomize=True, deadline=None)
 
 
-def order(size: int, seed: int, epoch: int) -> list[int]:
-    """Where the permutation puts 0, 1, 2 and so on."""
+def permutation(size: int, seed: int, epoch: int) -> list[int]:
+    """The images of 0, 1, 2 and so on."""
     return [int(i) for i in permute(np.arange(size, dtype=np.uint64), size, seed, epoch)]
 
 
@@ -31,59 +31,61 @@ def order(size: int, seed: int, epoch: int) -> list[int]:
 
 @law
 @given(size=st.integers(1, 3000), seed=SEEDS, epoch=EPOCHS)
-def test_the_permutation_is_one_for_any_size(size: int, seed: int, epoch: int) -> None:
-    assert sorted(order(size, seed, epoch)) == list(range(size))
+def test_permute_is_a_permutation(size: int, seed: int, epoch: int) -> None:
+    assert sorted(permutation(size, seed, epoch)) == list(range(size))
 
 
-@pytest.mark.parametrize("size", range(1, 70))  # each power of two, and what lies beside it
-def test_the_permutation_is_one_for_every_small_size(size: int) -> None:
-    assert sorted(order(size, seed=1337, epoch=0)) == list(range(size))
+@pytest.mark.parametrize("size", range(1, 70))  # includes each power of two and its neighbors
+def test_permute_is_a_permutation_of_every_small_size(size: int) -> None:
+    assert sorted(permutation(size, seed=1337, epoch=0)) == list(range(size))
 
 
 @law
 @given(size=st.integers(10**6, 2**48), seed=SEEDS, epoch=EPOCHS, data=st.data())
-def test_the_permutation_of_more_than_can_be_counted_stays_within_and_meets_nothing_twice(
+def test_permute_is_injective_for_large_sizes_and_each_image_depends_on_its_index_alone(
     size: int, seed: int, epoch: int, data: st.DataObject
 ) -> None:
-    index = np.array(data.draw(st.lists(st.integers(0, size - 1), min_size=1, unique=True)), dtype=np.uint64)
-    out = permute(index, size, seed, epoch)
-    assert int(out.max()) < size
-    assert len(np.unique(out)) == len(index)
-    for one, where in zip(index, out, strict=True):  # each by itself, whoever is asked beside it
-        assert permute(np.array([one]), size, seed, epoch)[0] == where
+    indices = np.array(data.draw(st.lists(st.integers(0, size - 1), min_size=1, unique=True)), dtype=np.uint64)
+    images = permute(indices, size, seed, epoch)
+    assert int(images.max()) < size
+    assert len(np.unique(images)) == len(indices)
+    for index, image in zip(indices, images, strict=True):
+        assert permute(np.array([index]), size, seed, epoch)[0] == image
 
 
 def test_the_order_differs_between_epochs_and_between_seeds() -> None:
-    assert len({tuple(order(100, 1337, epoch)) for epoch in range(50)}) == 50
-    assert len({tuple(order(100, seed, 0)) for seed in range(50)}) == 50
+    assert len({tuple(permutation(100, 1337, epoch)) for epoch in range(50)}) == 50
+    assert len({tuple(permutation(100, seed, 0)) for seed in range(50)}) == 50
 
 
-def test_no_epoch_of_a_seed_has_the_order_of_another_seeds_epoch() -> None:
-    assert len({tuple(order(100, seed, epoch)) for seed in range(16) for epoch in range(16)}) == 256
+def test_no_two_seeds_share_the_order_of_an_epoch() -> None:
+    assert len({tuple(permutation(100, seed, epoch)) for seed in range(16) for epoch in range(16)}) == 256
 
 
 @pytest.mark.parametrize("size", [2, 3, 10, 30])
-def test_every_window_comes_everywhere_equally_often(size: int) -> None:
+def test_every_index_is_equally_frequent_at_every_position(size: int) -> None:
     epochs = 200 * size
-    orders = np.array([order(size, 1337, epoch) for epoch in range(epochs)])  # (epochs, size)
-    for place in range(0, size, max(1, size // 10)):
-        counts = np.bincount(orders[:, place], minlength=size)
-        assert abs(counts - 200).max() < 75  # five standard deviations of a fair draw
+    orders = np.array([permutation(size, 1337, epoch) for epoch in range(epochs)])  # (epochs, size)
+    for position in range(0, size, max(1, size // 10)):
+        counts = np.bincount(orders[:, position], minlength=size)
+        assert abs(counts - 200).max() < 75  # five standard deviations of uniform sampling
 
 
 # Epochs
 
-TEXTS = st.integers(1, 40).flatmap(lambda block: st.tuples(st.just(block), st.integers(block + 1, 60 * block + 60)))
+BLOCK_AND_LENGTH = st.integers(1, 40).flatmap(
+    lambda block_size: st.tuples(st.just(block_size), st.integers(block_size + 1, 60 * block_size + 60))
+)
 
 
-def one(path: Path) -> Shards:
+def open_shard(path: Path) -> Shards:
     return Shards([open_npy(path)])
 
 
-def numbered(folder: Path, length: int, dtype: type = np.uint16) -> Shards:
-    """A token file in which each token is its place."""
-    np.save(folder / "train.npy", np.arange(length).astype(dtype))
-    return one(folder / "train.npy")
+def write_positions(folder: Path, length: int) -> Shards:
+    """A token file in which the id of each token is its position."""
+    np.save(folder / "train.npy", np.arange(length).astype(np.uint16))
+    return open_shard(folder / "train.npy")
 
 
 @pytest.fixture(scope="module")
@@ -92,30 +94,30 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @law
-@given(text=TEXTS, batch_size=st.integers(1, 9), seed=SEEDS, epoch=st.integers(0, 1000))
-def test_an_epoch_visits_each_window_once_and_never_leaves_the_text(
-    folder: Path, text: tuple[int, int], batch_size: int, seed: int, epoch: int
+@given(shape=BLOCK_AND_LENGTH, batch_size=st.integers(1, 9), seed=SEEDS, epoch=st.integers(0, 1000))
+def test_an_epoch_visits_each_sequence_once(
+    folder: Path, shape: tuple[int, int], batch_size: int, seed: int, epoch: int
 ) -> None:
-    block_size, length = text
-    sampler = Sampler(numbered(folder, length), block_size, batch_size, seed)
+    block_size, length = shape
+    sampler = Sampler(write_positions(folder, length), block_size, batch_size, seed)
     per_epoch = sampler.sequences_per_epoch
-    first, last = epoch * per_epoch, (epoch + 1) * per_epoch  # in all epochs' windows, one after another
+    first, last = epoch * per_epoch, (epoch + 1) * per_epoch  # sequences are numbered through all epochs
     steps = range(first // batch_size, -(-last // batch_size))
-    flat = np.concatenate([sampler.starts(step) for step in steps])
-    starts = np.sort(flat[first - steps.start * batch_size :][:per_epoch])
+    starts = np.concatenate([sampler.starts(step) for step in steps])
+    starts = np.sort(starts[first - steps.start * batch_size :][:per_epoch])
     assert starts[0] >= 0
     assert starts[-1] + block_size + 1 <= length
-    assert (np.diff(starts) == block_size).all()  # beside one another: none twice, none left out
-    assert length - per_epoch * block_size <= 2 * block_size  # and only the ends of the text are left out
+    assert (np.diff(starts) == block_size).all()  # adjacent: no sequence is repeated or left out
+    assert length - per_epoch * block_size <= 2 * block_size  # only the ends of the text are left out
 
 
 @law
-@given(text=TEXTS, batch_size=st.integers(1, 9), seed=SEEDS, step=st.integers(0, 10**9))
-def test_targets_are_the_inputs_moved_by_one(
-    folder: Path, text: tuple[int, int], batch_size: int, seed: int, step: int
+@given(shape=BLOCK_AND_LENGTH, batch_size=st.integers(1, 9), seed=SEEDS, step=st.integers(0, 10**9))
+def test_targets_are_the_inputs_shifted_by_one(
+    folder: Path, shape: tuple[int, int], batch_size: int, seed: int, step: int
 ) -> None:
-    block_size, length = text
-    sampler = Sampler(numbered(folder, length), block_size, batch_size, seed)
+    block_size, length = shape
+    sampler = Sampler(write_positions(folder, length), block_size, batch_size, seed)
     batch = sampler.batch(step)
     assert batch.shape == (batch_size, block_size + 1)
     assert batch.dtype == np.int64
@@ -123,63 +125,63 @@ def test_targets_are_the_inputs_moved_by_one(
     assert (batch[:, 1:] == batch[:, :-1] + 1).all()
 
 
-def test_epochs_start_at_every_phase_and_other_seeds_at_other_ones(folder: Path) -> None:
-    def phases(seed: int) -> list[int]:
-        sampler = Sampler(numbered(folder, 100), 8, 1, seed)
+def test_epochs_start_at_every_offset_and_the_offsets_depend_on_the_seed(folder: Path) -> None:
+    def offsets(seed: int) -> list[int]:
+        sampler = Sampler(write_positions(folder, 100), 8, 1, seed)
         return [int(sampler.starts(epoch * sampler.sequences_per_epoch)[0]) % 8 for epoch in range(200)]
 
-    assert set(phases(1337)) == set(range(8))
-    assert max(phases(1337).count(phase) for phase in range(8)) < 60
-    assert len({tuple(phases(seed)) for seed in range(20)}) == 20
+    assert set(offsets(1337)) == set(range(8))
+    assert max(offsets(1337).count(offset) for offset in range(8)) < 60
+    assert len({tuple(offsets(seed)) for seed in range(20)}) == 20
 
 
-def test_an_epoch_goes_through_the_text_in_no_order_but_its_own(folder: Path) -> None:
-    def walks(seed: int) -> list[tuple[int, ...]]:
-        sampler = Sampler(numbered(folder, 1000), 8, 1, seed)
-        per_epoch = sampler.sequences_per_epoch
-        first = [[sampler.starts(e * per_epoch + i)[0] // 8 for i in range(per_epoch)] for e in range(5)]
-        return [tuple(int(i) for i in walk) for walk in first]
+def test_sequences_are_not_visited_in_the_order_of_the_text(folder: Path) -> None:
+    def epoch_orders(seed: int) -> list[tuple[int, ...]]:
+        sampler = Sampler(write_positions(folder, 1000), 8, 1, seed)
+        n = sampler.sequences_per_epoch
+        return [tuple(int(sampler.starts(epoch * n + i)[0] // 8) for i in range(n)) for epoch in range(5)]
 
-    seen = [walk for seed in range(4) for walk in walks(seed)]
-    assert len(set(seen)) == 20
-    for walk in seen:
-        assert sum(later == now + 1 for now, later in itertools.pairwise(walk)) < 8  # of 121; by chance, one
+    orders = [order for seed in range(4) for order in epoch_orders(seed)]
+    assert len(set(orders)) == 20
+    for order in orders:
+        neighbors = sum(after == before + 1 for before, after in itertools.pairwise(order))
+        assert neighbors < 8  # of 121; one is expected
 
 
 # Batches
 
 
-def test_a_batch_is_a_pure_function_of_its_step(folder: Path) -> None:
-    tokens = numbered(folder, 1000)
+def test_a_batch_depends_on_nothing_but_its_step(folder: Path) -> None:
+    tokens = write_positions(folder, 1000)
     steps = [7, 0, 10**6, 3, 7, 0]
-    one, another = (Sampler(tokens, 8, 5, seed=1) for _ in range(2))
-    forward = {step: one.batch(step) for step in sorted(set(steps))}
+    first, second = (Sampler(tokens, 8, 5, seed=1) for _ in range(2))
+    in_order = {step: first.batch(step) for step in sorted(set(steps))}
     for step in steps:
-        assert (another.batch(step) == forward[step]).all()
-        assert (one.batch(step) == forward[step]).all()
-    assert not (Sampler(tokens, 8, 5, seed=2).batch(0) == forward[0]).all()
+        assert (second.batch(step) == in_order[step]).all()
+        assert (first.batch(step) == in_order[step]).all()
+    assert not (Sampler(tokens, 8, 5, seed=2).batch(0) == in_order[0]).all()
 
 
 @law
 @given(size=st.sampled_from([1, 2, 3, 4, 6, 8, 12, 24, 48]), length=st.integers(9, 2000), seed=SEEDS)
-def test_micro_batches_cut_the_same_sequence_of_windows(folder: Path, size: int, length: int, seed: int) -> None:
-    tokens = numbered(folder, length)
-    whole = Sampler(tokens, 8, 48, seed).batch(0)
-    pieces = Sampler(tokens, 8, size, seed)
-    assert (np.concatenate([pieces.batch(step) for step in range(48 // size)]) == whole).all()
+def test_sequences_do_not_depend_on_the_batch_size(folder: Path, size: int, length: int, seed: int) -> None:
+    tokens = write_positions(folder, length)
+    large_batch = Sampler(tokens, 8, 48, seed).batch(0)
+    small = Sampler(tokens, 8, size, seed)
+    assert (np.concatenate([small.batch(step) for step in range(48 // size)]) == large_batch).all()
 
 
-def test_what_is_done_to_a_batch_does_not_reach_the_file(folder: Path) -> None:
-    sampler = Sampler(numbered(folder, 100), 8, 4, seed=1)
+def test_writing_to_a_batch_does_not_change_the_file(folder: Path) -> None:
+    sampler = Sampler(write_positions(folder, 100), 8, 4, seed=1)
     before = sampler.batch(0)
     sampler.batch(0)[:] = -1
     assert (sampler.batch(0) == before).all()
 
 
 @pytest.mark.parametrize(("dtype", "largest"), [(np.uint16, 2**16 - 1), (np.uint32, 2**31)])
-def test_ids_come_as_they_are(tmp_path: Path, dtype: type, largest: int) -> None:
+def test_large_ids_are_unchanged(tmp_path: Path, dtype: type, largest: int) -> None:
     np.save(tmp_path / "train.npy", np.array([largest - 1, largest, 0, largest], dtype=dtype))
-    sampler = Sampler(one(tmp_path / "train.npy"), 3, 2, seed=1)
+    sampler = Sampler(open_shard(tmp_path / "train.npy"), 3, 2, seed=1)
     assert sampler.batch(5).tolist() == [[largest - 1, largest, 0, largest]] * 2
 
 
@@ -187,8 +189,8 @@ def test_ids_come_as_they_are(tmp_path: Path, dtype: type, largest: int) -> None
 
 
 @pytest.mark.parametrize("block_size", [1, 2, 7, 64])
-def test_a_text_of_one_window_is_that_window(folder: Path, block_size: int) -> None:
-    sampler = Sampler(numbered(folder, block_size + 1), block_size, 3, seed=1)
+def test_a_text_of_one_sequence_is_repeated(folder: Path, block_size: int) -> None:
+    sampler = Sampler(write_positions(folder, block_size + 1), block_size, 3, seed=1)
     for step in (0, 1, 999):
         assert (sampler.batch(step) == np.arange(block_size + 1)).all()
 
@@ -196,11 +198,11 @@ def test_a_text_of_one_window_is_that_window(folder: Path, block_size: int) -> N
 @law
 @given(block_size=st.integers(1, 2000), data=st.data())
 @example(block_size=64, data=None)
-def test_a_text_shorter_than_a_window_is_told_with_a_block_that_fits(
+def test_a_text_shorter_than_a_sequence_is_rejected_with_a_block_size_that_works(
     folder: Path, block_size: int, data: st.DataObject | None
 ) -> None:
     length = data.draw(st.integers(1, block_size)) if data else block_size
-    tokens = numbered(folder, length)
+    tokens = write_positions(folder, length)
     with pytest.raises(OctavoError) as caught:
         Sampler(tokens, block_size, 1, seed=1)
     assert f"{length} tokens" in caught.value.message
@@ -213,36 +215,41 @@ def test_a_text_shorter_than_a_window_is_told_with_a_block_that_fits(
 # Memory
 
 
-def test_resident_memory_is_flat_over_10_000_batches_of_a_500_mb_token_file(tmp_path: Path) -> None:
+def test_resident_memory_is_flat_over_10_000_batches_of_a_500_mb_file(tmp_path: Path) -> None:
     path = tmp_path / "train.npy"
-    piece = np.arange(25_000_000, dtype=np.uint32).astype(np.uint16)
-    tokens = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint16, shape=(10 * len(piece),))
+    part = np.arange(25_000_000, dtype=np.uint32).astype(np.uint16)
+    tokens = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint16, shape=(10 * len(part),))
     offset = tokens.offset
-    del tokens  # what is written through a mapping would stay resident
+    del tokens  # pages that are written through a mapping would stay resident
     with open(path, "r+b") as file:
         file.seek(offset)
         for _ in range(10):
-            piece.tofile(file)
+            part.tofile(file)
     try:
         assert path.stat().st_size == offset + 500_000_000
-        sampler, process = Sampler(one(path), block_size=64, batch_size=12, seed=1337), psutil.Process(os.getpid())
+        sampler = Sampler(open_shard(path), block_size=64, batch_size=12, seed=1337)
+        process = psutil.Process(os.getpid())
         resident = []
         for step in range(10_001):
             batch = sampler.batch(step)
-            if step in (10, 1_000, 10_000):  # from the first on: Linux may map megabytes around what is touched
+            if step in (10, 1_000, 10_000):  # not step 0: Linux may map megabytes around the first access
                 resident.append(process.memory_info().rss)
-        assert (np.diff(batch) % 2**16 == 1).all()  # they were really read
+        assert (np.diff(batch) % 2**16 == 1).all()  # the ids were really read
         assert max(resident) - resident[0] < 20_000_000
     finally:
         path.unlink()
 
 
-def test_short_windows_hold_as_many_tokens_and_give_way_to_whole_ones(tmp_path: Path) -> None:
+# The curriculum
+
+
+def test_the_curriculum_uses_short_sequences_first_with_equally_many_tokens(tmp_path: Path) -> None:
     np.save(tmp_path / "tokens.npy", np.arange(2000, dtype=np.uint16))
-    settings = resolve(block_size=20, batch_size=3, curriculum_splits=4, curriculum_fraction=0.5, max_steps=10, seed=5)
-    batch = batches(one(tmp_path / "tokens.npy"), settings)
-    plain = batches(one(tmp_path / "tokens.npy"), resolve(block_size=20, batch_size=3, max_steps=10, seed=5))
+    tokens = open_shard(tmp_path / "tokens.npy")
+    shape = dict(block_size=20, batch_size=3, max_steps=10, seed=5)
+    batch = batches(tokens, resolve(**shape, curriculum_splits=4, curriculum_fraction=0.5))
+    full_batch = batches(tokens, resolve(**shape))
     for step in range(10):
         assert batch(step).shape == ((12, 6) if step < 5 else (3, 21))
         assert (np.diff(batch(step)) == 1).all()
-        assert step < 5 or (batch(step) == plain(step)).all()
+        assert step < 5 or (batch(step) == full_batch(step)).all()
