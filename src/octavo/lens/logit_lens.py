@@ -1,7 +1,7 @@
 """The view `logit_lens`: what the model would predict if it stopped after each layer (nostalgebraist, 2020).
 
 The residual stream after every layer goes through the final norm, with its own mean and scale, and through the head.
-The last row is the model's own prediction, bit for bit.
+The last stage is the model's own prediction, bit for bit.
 
 The axis letters: `T` positions, `P` positions that are shown, `L` layers, `V` the vocabulary, `K` guesses.
 """
@@ -24,8 +24,8 @@ from octavo.model import GPT
 from octavo.runs import RunLike
 
 _MAX_GUESSES = 50  # per position
-_LOGITS_AT_ONCE = 1 << 22  # logits that are summarized together: few enough for the cache, enough for two cores
-_GROUP = 64  # ids of the vocabulary that `top_tokens` first compares by their maximum
+_LOGITS_AT_ONCE = 1 << 22  # summarized together: small enough for the CPU cache, large enough to occupy two cores
+_GROUP = 64  # consecutive ids, of which `top_tokens` first reads the maximum
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,12 +33,12 @@ class LogitLens(View):
     """Guesses of the next token at L + 1 stages, the embedding and every layer, at P positions.
 
     `ids` and `probabilities` (L + 1, P, K) are the most likely tokens; `vocabulary` names them. `entropy` (L + 1, P)
-    is in nats. `surprisal` and `rank` (L + 1, P) are those of the actual next token, or NaN and 0 at the text's end.
+    is in nats. `surprisal` and `rank` (L + 1, P) are those of the actual next token; NaN and 0 at the last position.
     """
 
     caveat: ClassVar[str] = (
-        "The head was trained to read only the last layer. Early rows show how the residual stream drifts towards it, "
-        "not what an early layer predicts."
+        "The head was trained to read only the last layer. Early stages show how the residual stream approaches the "
+        "model's prediction, not what an early layer predicts."
     )
     nullable: ClassVar[tuple[str, ...]] = ("surprisal",)
 
@@ -55,7 +55,7 @@ class LogitLens(View):
     def tables(self) -> list[Table]:
         stages = ["embedding", *(f"after layer {i}" for i in range(len(self.ids) - 1))]
         rows = []
-        for p, position in reversed(list(enumerate(self.positions))):
+        for p, position in reversed(list(enumerate(self.positions))):  # a terminal shows the first rows
             for i, stage in enumerate(stages):
                 best = zip(self.ids[i, p, :5], self.probabilities[i, p, :5], strict=True)
                 guesses = "  ".join(f"{self.vocabulary[int(id)]} {probability:.2f}" for id, probability in best)
@@ -97,8 +97,8 @@ def stage_logits(model: GPT, x: Tensor) -> Tensor:
 
 
 def _summarize(model: GPT, x: Tensor, targets: Tensor, chosen: list[int], top: int) -> tuple[Tensor, ...]:
-    """`summarize_rows` of one stage at the chosen positions, some rows at a time."""
-    logits = stage_logits(model, x)[0]  # (T, V), all positions, so that the last stage has the model's own bits
+    """Apply `summarize_rows` to one stage at the chosen positions, some rows at a time."""
+    logits = stage_logits(model, x)[0]  # (T, V), all positions: a smaller matmul may round differently
     if len(chosen) < len(logits):
         logits, targets = logits[chosen], targets[chosen]
     rows = max(1, _LOGITS_AT_ONCE // logits.size(1))
@@ -110,9 +110,9 @@ def _summarize(model: GPT, x: Tensor, targets: Tensor, chosen: list[int], top: i
 
 
 def summarize_rows(logits: Tensor, targets: Tensor, top: int) -> tuple[Tensor, ...]:
-    """Of logits (P, V): the ids and probabilities (P, K) of the `top` tokens; entropy, and surprisal and rank (P,).
+    """Summarize logits (P, V): ids and probabilities (P, K) of the `top` tokens, entropy, surprisal and rank (P,).
 
-    Surprisal and rank are of the `targets` (P,); a target of -1 has NaN and 0. Overwrites the logits.
+    Surprisal and rank are those of the `targets` (P,), or NaN and 0 if the target is -1. Overwrites the logits.
     """
     top_logits, ids = top_tokens(logits, top)
     target_logits = logits.gather(1, targets.clamp_min(0)[:, None])
@@ -143,12 +143,13 @@ def top_tokens(logits: Tensor, top: int) -> tuple[Tensor, Tensor]:
         values, ids = logits.sort(dim=-1, descending=True, stable=True)
         return values[:, :top], ids[:, :top]
     grouped, rest = logits[:, : n_groups * _GROUP].view(P, n_groups, _GROUP), logits[:, n_groups * _GROUP :]
-    # A stable order instead of topk: of groups with equal maxima, the first has the lower ids.
+    # topk alone may select any of several groups with equal maxima, but the first of them has the lowest ids.
     maxima = grouped.amax(-1)  # (P, groups)
     threshold = maxima.topk(top).values[:, -1:]
-    # Groups above the threshold first, then those equal to it, each in ascending order: a distinct number for each.
-    order = ((maxima >= threshold).float() + (maxima > threshold).float()) * n_groups - torch.arange(n_groups)
-    selected = order.topk(top).indices.sort().values  # (P, K)
+    # A distinct key for each group: largest for groups above the threshold, then for groups equal to it, and among
+    # either of these for the lower index.
+    sort_key = ((maxima >= threshold).float() + (maxima > threshold).float()) * n_groups - torch.arange(n_groups)
+    selected = sort_key.topk(top).indices.sort().values  # (P, K)
     candidates = grouped.gather(1, selected[:, :, None].expand(-1, -1, _GROUP)).flatten(1)
     ids = (selected[:, :, None] * _GROUP + torch.arange(_GROUP)).flatten(1)
     ids = torch.cat([ids, torch.arange(n_groups * _GROUP, V).expand(P, -1)], 1)

@@ -33,19 +33,21 @@ class Losses(View):
 def losses(run: RunLike) -> Losses:
     """A run's losses, thinned to at most 2,000 points. Raises `OctavoError` if it has none."""
     folder = find_checkpoint(run)
-    owner = Run.of_checkpoint(folder)
-    if owner is None:
+    owning_run = Run.of_checkpoint(folder)
+    if owning_run is None:
         raise OctavoError(f"{folder} belongs to no run, so it has no record of its training", "a run's folder")
-    lines = owner.lines("metrics")
+    lines = owning_run.lines("metrics")
     logged = [(line["step"], line["loss"]) for line in lines if line.get("loss") is not None]
     evaluated = [(line["step"], line["val_loss"]) for line in lines if line.get("val_loss") is not None]
     if not logged and not evaluated:
-        raise OctavoError(f"{owner.folder} has no losses yet", "train it for longer")
-    return Losses(owner.folder.name, *_thin(logged), *_thin(evaluated))
+        raise OctavoError(f"{owning_run.folder} has no losses yet", "train it for longer")
+    return Losses(owning_run.folder.name, *_thin(logged), *_thin(evaluated))
 
 
 def _thin(points: list[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and losses of every nth point, and of the last."""
+    """The steps and losses of every nth point, and of the last point."""
     every = max(1, -(-len(points) // (_MAX_POINTS - 1)))
-    kept = points[::every] + points[-1:] * ((len(points) - 1) % every > 0)
+    kept = points[::every]
+    if (len(points) - 1) % every > 0:  # the last point is not yet in it
+        kept = [*kept, points[-1]]
     return np.array([step for step, _ in kept], dtype=np.int64), np.array([loss for _, loss in kept], dtype=np.float64)

@@ -1,4 +1,4 @@
-"""The view `neighbors`: the tokens whose embeddings point in the most similar directions, and how that changed.
+"""The view `neighbors`: the tokens whose embeddings have the highest cosine with a word's, now and along training.
 
 The axis letters: `C` width, `V` the vocabulary, `N` random pairs of tokens.
 """
@@ -21,7 +21,7 @@ from octavo.lens.view import Table, View
 from octavo.runs import Run, RunLike
 
 _MAX_NEIGHBORS = 100
-_TABLE_NEIGHBORS = 6  # columns of the table along training
+_TABLE_NEIGHBORS = 6  # columns of the table of the history
 _CONTROL_PAIRS = 500
 
 
@@ -40,16 +40,16 @@ class CheckpointCosines:
     step: int
     neighbors: list[float]
     against: float | None
-    control: float | None  # the mean
-    control_low: float | None  # the 5th percentile
-    control_high: float | None  # the 95th percentile
+    control: float | None  # the mean cosine of the random pairs
+    control_low: float | None  # their 5th percentile
+    control_high: float | None  # their 95th percentile
 
 
 @dataclass(frozen=True, eq=False)
 class Neighbors(View):
-    """The tokens whose rows of wte have the highest cosine with the word's; and `history`, the same along training.
+    """The tokens whose rows of wte have the highest cosine with the word's; `history` has their cosines along training.
 
-    `control` says how the random pairs were chosen, or why there are none.
+    `control` is a text: how the random pairs of the history were chosen, or why there are none.
     """
 
     caveat: ClassVar[str] = (
@@ -59,7 +59,7 @@ class Neighbors(View):
 
     word: str
     note: str
-    tokens: list[Token]  # of the word
+    tokens: list[Token]  # the tokens of the word
     neighbors: list[Neighbor]
     against: Neighbor | None
     history: list[CheckpointCosines]
@@ -79,22 +79,22 @@ class Neighbors(View):
         elif self.history:
             labels = [each.token.label for each in self.neighbors[:_TABLE_NEIGHBORS]]
             steps = [(each.step, *each.neighbors[:_TABLE_NEIGHBORS]) for each in self.history]
-            tables.append(Table("the same along training", ("step", *labels), steps))
+            tables.append(Table("their cosines along training", ("step", *labels), steps))
         return tables
 
 
 def neighbors(run: RunLike, word: WordLike = "king", *, top: int = 10, against: WordLike | None = None) -> Neighbors:
-    """The `top` tokens with the highest cosine to a word in wte, and the same along the checkpoints of the run.
+    """The `top` tokens with the highest cosine with a word in wte, and their cosines at every checkpoint of the run.
 
     A word of several tokens is represented by the mean of their rows. With `against`, a word of one token, the history
-    follows the cosine of the two, beside random pairs of tokens that are about as frequent as the two.
+    has the cosine of the two words, and as a control the cosines of random pairs of tokens with similar frequencies.
     """
     loaded = runs.load(run)
     tokenizer = loaded.tokenizer
     ids, note = resolve_word(tokenizer, word)
     if not 1 <= top <= _MAX_NEIGHBORS:
         raise OctavoError(f"top={top}: between 1 and {_MAX_NEIGHBORS} neighbors are shown", "--top 10")
-    other = None if against is None else _resolve_single(loaded, against)
+    other = None if against is None else _resolve_one_token(loaded, against)
     wte = loaded.model.transformer.wte.weight.detach().numpy()
     similarity = cosines(wte, ids)  # (V,)
     other_cosine = None if other is None else float(similarity[other])
@@ -108,17 +108,17 @@ def neighbors(run: RunLike, word: WordLike = "king", *, top: int = 10, against: 
         [make_token(tokenizer, id) for id in ids],
         [Neighbor(make_token(tokenizer, int(id)), float(similarity[id])) for id in nearest],
         None if other is None or other_cosine is None else Neighbor(make_token(tokenizer, other), other_cosine),
-        [_compare(step, rows, ids, nearest, other, pairs) for step, rows in _embeddings_of_run(loaded.folder)],
+        [_cosines_at(step, rows, ids, nearest, other, pairs) for step, rows in _embeddings_of_run(loaded.folder)],
         control,
     )
 
 
-def _resolve_single(loaded: Checkpoint, word: WordLike) -> int:
+def _resolve_one_token(loaded: Checkpoint, word: WordLike) -> int:
     ids, _ = resolve_word(loaded.tokenizer, word)
     if len(ids) > 1:
         raise OctavoError(
-            f"{word!r} is {len(ids)} tokens here, so it has no row of its own",
-            "a word that is one token; `octavo inspect RUN tokens --text` shows",
+            f"{word!r} is {len(ids)} tokens for this tokenizer, so it has no row of its own in wte",
+            "a word of one token: `octavo inspect RUN tokens --text` shows the tokens of a text",
         )
     return ids[0]
 
@@ -131,7 +131,7 @@ def _embeddings_of_run(folder: Path) -> Iterator[tuple[int, np.ndarray]]:
             yield step, file.get_tensor("transformer.wte.weight")
 
 
-def _compare(
+def _cosines_at(
     step: int, wte: np.ndarray, ids: list[int], nearest: np.ndarray, other: int | None, pairs: np.ndarray
 ) -> CheckpointCosines:
     similarity = cosines(wte, ids)
@@ -145,22 +145,23 @@ def _compare(
 
 
 def _control_pairs(loaded: Checkpoint, ids: list[int], other: int | None) -> tuple[np.ndarray, str]:
-    """Random pairs (N, 2), one token about as frequent as the word, one as the other; and how they were chosen."""
-    none = np.zeros((0, 2), dtype=np.int64)
+    """Random pairs (N, 2) of a token about as frequent as the word and one as `other`; and how they were chosen."""
+    no_pairs = np.zeros((0, 2), dtype=np.int64)
     if other is None or len(ids) > 1:
-        return none, ""
+        return no_pairs, ""
     counts = count_tokens(loaded)
     if counts is None:
-        return none, "none, because the training text is not available"
+        return no_pairs, "none, because the training text is not available"
     candidates = [
         np.flatnonzero((counts >= counts[id] / 2) & (counts <= counts[id] * 2) & (counts > 0)) for id in (ids[0], other)
     ]
     if not all(map(len, candidates)):
-        return none, "none, because one of the two does not occur in the training text"
+        return no_pairs, "none, because one of the two does not occur in the training text"
     generator = np.random.default_rng(0)
+    # More pairs than needed, because the next lines drop some.
     pairs = np.stack([generator.choice(each, 4 * _CONTROL_PAIRS) for each in candidates], 1)
-    is_other_pair = (pairs[:, 0] != pairs[:, 1]) & ~np.isin(pairs, [ids[0], other]).any(1)
-    pairs = pairs[is_other_pair][:_CONTROL_PAIRS]
+    is_control = (pairs[:, 0] != pairs[:, 1]) & ~np.isin(pairs, [ids[0], other]).any(1)
+    pairs = pairs[is_control][:_CONTROL_PAIRS]
     if not len(pairs):
-        return none, "none, because no other tokens are as frequent"
+        return no_pairs, "none, because no other tokens have similar frequencies"
     return pairs, f"{len(pairs)} random pairs of tokens, each half to twice as frequent"

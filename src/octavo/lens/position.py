@@ -1,6 +1,7 @@
-"""The view `position`: a word at two positions. `wte[id] + wpe[t]` enters the first layer, so the two vectors differ.
+"""The view `position`: a word at two positions. `wte[id] + wpe[t]` enters the first layer, so the model gets different
+vectors for the same word.
 
-The axis letters: `C` width, `P` positions.
+The axis letters: `T` tokens of the word, `C` width, `P` positions.
 """
 
 from dataclasses import dataclass
@@ -55,28 +56,28 @@ class Position(View):
             if 0 < i <= _MAX_DISTANCE
         ]
         title = f"{self.word!r} at two positions" + (f" ({self.note})" if self.note else "")
-        columns = ("token", "at", "and at", "|wte|", "|wpe|", "|wpe|", "distance", "cosine")
+        columns = ("token", "first", "second", "|wte|", "|wpe[first]|", "|wpe[second]|", "distance", "cosine")
         return [
             Table(title, columns, rows),
-            Table("how similar two positions are", ("distance", "mean cosine"), distances),
+            Table("rows of wpe by their distance in positions", ("distance", "mean cosine"), distances),
         ]
 
 
 def position(run: RunLike, word: WordLike = "cat", *, at: tuple[int, int] | None = None) -> Position:
-    """A word at two positions (default: 1 and 10, or as near as the block allows), before the first layer.
+    """A word at two positions before the first layer (default: 1 and 10, or the last that fit in a shorter context).
 
-    A word of several tokens begins at the two positions. Raises `OctavoError` if it would end outside the block.
+    A word of several tokens begins at the two positions. Raises `OctavoError` if it would end outside the context.
     """
     loaded = runs.load(run)
     model, tokenizer, block_size = loaded.model, loaded.tokenizer, loaded.model.settings.block_size
     ids, note = resolve_word(tokenizer, word)
-    last = max(block_size - len(ids), 0)
+    last = max(block_size - len(ids), 0)  # the last position at which the word fits
     at = at or (min(1, last), min(10, last))
     # `--at` takes two positions, so the hint is `--at 0 N`.
     first, second = (resolve_index(start, block_size, "position", "at 0") for start in at)
     if max(first, second) > block_size - len(ids):
         raise OctavoError(
-            f"{word!r} has {len(ids)} tokens, so at position {max(first, second)} it ends outside the block of "
+            f"{word!r} has {len(ids)} tokens, so at position {max(first, second)} it ends outside the context of "
             f"{block_size}",
             "--at 1 10",
         )

@@ -24,7 +24,7 @@ class Projection(View):
     """Tokens at `points` (N, 2): their rows of wte on the two axes along which all V rows vary most."""
 
     caveat: ClassVar[str] = (
-        "This is a projection: it shows two of all directions, and tokens that are near here need not be near in wte."
+        "This is a projection on two dimensions: tokens that are near each other in it need not be near each other in wte."
     )
 
     tokens: list[Token]
@@ -37,7 +37,7 @@ class Projection(View):
             (token.label, token.id, float(x), float(y)) for token, (x, y) in zip(self.tokens, self.points, strict=True)
         ]
         share = sum(self.explained)
-        title = f"{len(rows):,} of {self.vocab_size:,} tokens; the two axes have {share:.0%} of the variance"
+        title = f"{len(rows):,} of {self.vocab_size:,} tokens; the two axes explain {share:.0%} of the variance"
         return [Table(title, ("token", "id", "first", "second"), rows)]
 
 
@@ -50,7 +50,7 @@ def projection(run: RunLike, *, words: Sequence[WordLike] = ()) -> Projection:
         centered = np.pad(centered, ((0, 0), (0, 1)))  # a model of width 1 has only one axis
     variances, axes = np.linalg.eigh(centered.T @ centered)  # ascending
     axes = axes[:, [-1, -2]]
-    # An axis has no sign of its own: make its largest component positive.
+    # The sign of an eigenvector is arbitrary: make its component of the largest magnitude positive.
     axes *= np.sign(axes[np.abs(axes).argmax(0), [0, 1]])
     requested = [id for word in words for id in resolve_word(loaded.tokenizer, word)[0]]
     counts = count_tokens(loaded)

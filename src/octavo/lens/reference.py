@@ -1,7 +1,8 @@
 """GPT-2 in plain float64 NumPy, from the files of a checkpoint: `verify` compares the model with it.
 
-It shares nothing with `octavo.model`: no step, no library, not even the loading, so a mistake in one is not repeated in
-the other. It runs one text and one head at a time: slow, and short enough to check by reading.
+It shares no code with `octavo.model`, neither a step nor the loading, and computes in NumPy instead of PyTorch, so a
+mistake in one is not repeated in the other. It runs one text and one head at a time: slow, and short enough to check by
+reading.
 
 Formulas: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019), and OpenAI's code for it.
 The axis letters: `T` positions, `C` width, `D` width of one head, `V` the vocabulary.
@@ -21,8 +22,8 @@ Array = npt.NDArray[np.float64]
 _erf: Callable[[Array], Array] = np.vectorize(math.erf, otypes=[np.float64])
 
 
-class Files:
-    """The weights (in, out) and the config of a Hugging Face GPT-2 folder. A weight is read when used, as float64."""
+class Weights:
+    """The config and weights of a Hugging Face GPT-2 folder. A weight, (in, out), is read when it is used, as float64."""
 
     def __init__(self, folder: Path) -> None:
         self.config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -35,7 +36,7 @@ class Files:
         return weight
 
 
-def streams(weights: Files, ids: Array, ablated: tuple[int, int] | None = None, rounded: bool = False) -> list[Array]:
+def streams(weights: Weights, ids: Array, ablated: tuple[int, int] | None = None, rounded: bool = False) -> list[Array]:
     """The residual stream (T, C) of ids (T,), before the first layer and after each.
 
     `ablated` (layer, head) is a head whose output is 0. `rounded` rounds every norm and every sum to float32, which
@@ -47,10 +48,10 @@ def streams(weights: Files, ids: Array, ablated: tuple[int, int] | None = None, 
     x = weights["wte.weight"][ids] + weights["wpe.weight"][: len(ids)]  # (T, C)
     stages = [x]
     for layer in range(config.get("n_layer", 12)):
-        h = f"h.{layer}"
+        block = f"h.{layer}"
         ablated_head = ablated[1] if ablated and ablated[0] == layer else None
-        x = rounding(x + attention(weights, h, rounding(norm(x, weights, f"{h}.ln_1")), n_head, ablated_head))
-        x = rounding(x + mlp(weights, h, rounding(norm(x, weights, f"{h}.ln_2")), activation))
+        x = rounding(x + attention(weights, block, rounding(norm(x, weights, f"{block}.ln_1")), n_head, ablated_head))
+        x = rounding(x + mlp(weights, block, rounding(norm(x, weights, f"{block}.ln_2")), activation))
         stages.append(x)
     return stages
 
@@ -61,23 +62,23 @@ def as_float32(x: Array) -> Array:
     return rounded
 
 
-def logits(weights: Files, stream: Array) -> Array:
+def logits(weights: Weights, stream: Array) -> Array:
     """The logits (T, V) of a residual stream (T, C): the final norm, then the transposed token embedding."""
     return norm(stream, weights, "ln_f") @ weights["wte.weight"].T
 
 
-def attention(weights: Files, h: str, x: Array, n_head: int, ablated_head: int | None) -> Array:
-    """What the attention of block `h` adds to the residual stream, (T, C)."""
+def attention(weights: Weights, block: str, x: Array, n_head: int, ablated_head: int | None) -> Array:
+    """What the attention of `block`, such as "h.0", adds to the residual stream, (T, C)."""
     C = x.shape[1]
     D = C // n_head
-    qkv = x @ weights[f"{h}.attn.c_attn.weight"] + weights[f"{h}.attn.c_attn.bias"]  # (T, 3C)
+    qkv = x @ weights[f"{block}.attn.c_attn.weight"] + weights[f"{block}.attn.c_attn.bias"]  # (T, 3C)
     heads = np.zeros_like(x)
     for head in range(n_head):
         columns = slice(head * D, (head + 1) * D)
         q, k, v = qkv[:, :C][:, columns], qkv[:, C : 2 * C][:, columns], qkv[:, 2 * C :][:, columns]  # (T, D)
         if head != ablated_head:
             heads[:, columns] = attention_pattern(q, k) @ v
-    output: Array = heads @ weights[f"{h}.attn.c_proj.weight"] + weights[f"{h}.attn.c_proj.bias"]
+    output: Array = heads @ weights[f"{block}.attn.c_proj.weight"] + weights[f"{block}.attn.c_proj.bias"]
     return output
 
 
@@ -91,14 +92,14 @@ def attention_pattern(q: Array, k: Array) -> Array:
     return pattern
 
 
-def mlp(weights: Files, h: str, x: Array, activation: str) -> Array:
-    """What the MLP of block `h` adds to the residual stream, (T, C)."""
-    hidden = x @ weights[f"{h}.mlp.c_fc.weight"] + weights[f"{h}.mlp.c_fc.bias"]  # (T, 4C)
-    return gelu(hidden, activation) @ weights[f"{h}.mlp.c_proj.weight"] + weights[f"{h}.mlp.c_proj.bias"]
+def mlp(weights: Weights, block: str, x: Array, activation: str) -> Array:
+    """What the MLP of `block`, such as "h.0", adds to the residual stream, (T, C)."""
+    hidden = x @ weights[f"{block}.mlp.c_fc.weight"] + weights[f"{block}.mlp.c_fc.bias"]  # (T, 4C)
+    return gelu(hidden, activation) @ weights[f"{block}.mlp.c_proj.weight"] + weights[f"{block}.mlp.c_proj.bias"]
 
 
 def gelu(x: Array, activation: str) -> Array:
-    """x times the normal distribution function: exact, or by the tanh approximation that GPT-2 was trained with."""
+    """x times the standard normal CDF of x: exact, or by the tanh approximation that GPT-2 was trained with."""
     erf_like: Array
     if activation == "gelu":
         erf_like = _erf(x / math.sqrt(2))
@@ -107,7 +108,7 @@ def gelu(x: Array, activation: str) -> Array:
     return x * (1 + erf_like) / 2
 
 
-def norm(x: Array, weights: Files, name: str) -> Array:
+def norm(x: Array, weights: Weights, name: str) -> Array:
     """Layer norm of every row."""
     centered: Array = x - x.mean(1, keepdims=True)
     deviation: Array = np.sqrt((centered**2).mean(1, keepdims=True) + 1e-5)

@@ -83,7 +83,7 @@ def verify(run: RunLike, *, seed: int = 0) -> Verification:
     layers are compared in float64. A check that cannot be made is wrong.
     """
     loaded = runs.load(run)
-    model, weights = loaded.model, reference.Files(loaded.folder)
+    model, weights = loaded.model, reference.Weights(loaded.folder)
     T = min(_MAX_TOKENS, model.settings.block_size)
     idx = torch.randint(model.settings.vocab_size, (1, T), generator=torch.Generator().manual_seed(seed))
     with inference(model):
@@ -217,7 +217,7 @@ def _statistics_error(head: Head, weights: np.ndarray) -> float:
 
 
 def _check_layers(
-    model: GPT, idx: Tensor, weights: reference.Files, streams: list[np.ndarray], tolerance: float
+    model: GPT, idx: Tensor, weights: reference.Weights, streams: list[np.ndarray], tolerance: float
 ) -> Measurements:
     yield "head is wte", _max_abs(model.lm_head.weight - model.transformer.wte.weight), 0
     layers = zip(model.transformer.h, streams[:-1], streams[1:], strict=True)
@@ -244,7 +244,7 @@ def _layer_error(block: nn.Module, before: np.ndarray, after: np.ndarray) -> flo
 
 
 def _check_logit_lens(
-    model: GPT, idx: Tensor, weights: reference.Files, streams: list[np.ndarray], tolerance: float
+    model: GPT, idx: Tensor, weights: reference.Weights, streams: list[np.ndarray], tolerance: float
 ) -> Measurements:
     x = model.embed(idx)
     stages = [stage_logits(model, x)[0, -_LAST_POSITIONS:].clone()]
@@ -313,7 +313,7 @@ def _check_surprisal(model: GPT, idx: Tensor) -> Measurements:
     yield "surprisal: with a zero head, ln V", abs(token_surprisals(uniform, ids)[0].mean() - expected), 1e-6
 
 
-def _check_ablation(model: GPT, idx: Tensor, weights: reference.Files, tolerance: float) -> Measurements:
+def _check_ablation(model: GPT, idx: Tensor, weights: reference.Weights, tolerance: float) -> Measurements:
     n_layer, n_head = model.settings.n_layer, model.settings.n_head
     keep_all, errors = (torch.ones(1, n_head), torch.ones(1)), [0.0]
     for i, layer in enumerate(walk(model, model.embed(idx))):
