@@ -24,7 +24,8 @@ class Projection(View):
     """Tokens at `points` (N, 2): their rows of wte on the two axes along which all V rows vary most."""
 
     caveat: ClassVar[str] = (
-        "This is a projection on two dimensions: tokens that are near each other in it need not be near each other in wte."
+        "This is a projection on two dimensions: tokens that are near each other in it need not be near each other in "
+        "wte."
     )
 
     tokens: list[Token]

@@ -23,7 +23,7 @@ _erf: Callable[[Array], Array] = np.vectorize(math.erf, otypes=[np.float64])
 
 
 class Weights:
-    """The config and weights of a Hugging Face GPT-2 folder. A weight, (in, out), is read when it is used, as float64."""
+    """The config and weights of a Hugging Face GPT-2 folder. A weight (in, out) is read when it is used, as float64."""
 
     def __init__(self, folder: Path) -> None:
         self.config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -30,7 +30,7 @@ _CORNER = 16  # rows and columns of a stage's values that are shown
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """A stage: its name in the code, what it computes, the shape of its output, and its cost, which occurs `times`."""
+    """A stage: its name in the code, what it computes, the shape of its output, and what it costs each time."""
 
     name: str
     description: str
@@ -38,9 +38,9 @@ class Stage:
     shape: tuple[int, ...]
     parameters: int
     flops: int  # of matrix products; sums, norms and softmax are about a percent and left out
-    times: int  # n_layer for the stages of a block, otherwise 1
+    times: int  # how often the stage occurs: n_layer for the stages of a block, otherwise 1
     values: np.ndarray | None  # the first 16 rows and columns, of the layer and head that are shown
-    columns: list[int] | None = None  # of the logits: the ids of the columns, the most likely last tokens
+    columns: list[int] | None = None  # for the logits: the token ids, those most likely at the last position
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class Shapes(View):
     """All stages in order. `parameters` and `flops` are those of the whole model and of the pass over B x T tokens."""
 
     model: str
-    layer: int  # whose values are shown
+    layer: int  # the layer and head whose values are shown
     head: int
     tokens: list[Token]  # empty without a trained model
     stages: list[Stage]
@@ -76,7 +76,7 @@ class Shapes(View):
 def shapes(
     run: RunLike | ModelSettings, text: Text = None, *, layer: int = 0, head: int = 0, unknown: str = "error"
 ) -> Shapes:
-    """The forward pass of a text through a model; of a whole block, if only settings are given.
+    """The forward pass of a text through a model, or of `block_size` positions if only settings are given.
 
     >>> from octavo.settings import resolve
     >>> shapes(resolve("gpt2-512", vocab_size=50257)).stages[-1].shape
@@ -103,24 +103,26 @@ def shapes(
 
 
 def _stages(model: GPT, idx: Tensor, layer: int, head: int) -> Iterator[Stage]:
-    parts = model.transformer
+    transformer = model.transformer
     B, T = idx.shape
     yield _stage("idx", "token ids", "B T", idx)
-    yield _stage("wte", "token embedding: a row for each token", "B T C", parts.wte(idx), parts.wte)
-    yield _stage("wpe", "position embedding: a row for each position", "T C", parts.wpe.weight[:T], parts.wpe)
+    yield _stage("wte", "token embedding: a row for each token", "B T C", transformer.wte(idx), transformer.wte)
+    yield _stage(
+        "wpe", "position embedding: a row for each position", "T C", transformer.wpe.weight[:T], transformer.wpe
+    )
     x = model.embed(idx)
     yield _stage("x", "their sum enters the residual stream", "B T C", x)
     selected: list[Stage] = []
     for i, activations in enumerate(walk(model, x)):
-        block = list(_block_stages(activations, model.settings.n_layer, head))
-        assert not selected or [(stage.shape, stage.parameters) for stage in block] == [
+        stages = list(_block_stages(activations, model.settings.n_layer, head))
+        assert not selected or [(stage.shape, stage.parameters) for stage in stages] == [
             (stage.shape, stage.parameters) for stage in selected
         ], "all layers have the same shapes"
-        selected = block if not selected or i == layer else selected
+        selected = stages if not selected or i == layer else selected
         x = activations.after
     yield from selected
     x = model.norm(x)
-    yield _stage("ln_f", "final layer norm", "B T C", x, parts.ln_f)
+    yield _stage("ln_f", "final layer norm", "B T C", x, transformer.ln_f)
     flops = 2 * B * T * model.settings.n_embd * model.settings.vocab_size
     logits = model.unembed(x)
     stage = _stage("logits", "a score for each token, by its row of wte", "B T V", logits, flops=flops)
@@ -134,8 +136,8 @@ def _block_stages(layer: LayerActivations, times: int, head: int) -> Iterator[St
     block, attn, mlp = layer.block, layer.block.attn, layer.block.mlp
     B, H, T, D = layer.q.shape
     C = H * D
-    column = 2 * B * T * C  # FLOPs of a product with C inputs, per output
-    square = 2 * B * H * T * T * D  # FLOPs of a product between all positions and all positions
+    linear_flops = 2 * B * T * C * C  # of a linear layer from width C to width C
+    pair_flops = 2 * B * H * T * T * D  # of a matmul over all pairs of positions, in all heads
     scores = layer.q @ layer.k.mT / math.sqrt(D)
     weights = attention_pattern(layer.q, layer.k)
     middle = layer.before + layer.attention
@@ -148,18 +150,23 @@ def _block_stages(layer: LayerActivations, times: int, head: int) -> Iterator[St
     normed = block.ln_1(layer.before)
     yield stage("h.ln_1", "layer norm: each position to mean 0, variance 1", "B T C", normed, block.ln_1)
     yield stage(
-        "h.attn.c_attn", "q, k and v of every head: three of these", "B H T D", layer.q, attn.c_attn, 3 * C * column
+        "h.attn.c_attn",
+        "q, k and v of every head: three tensors of this shape",
+        "B H T D",
+        layer.q,
+        attn.c_attn,
+        3 * linear_flops,
     )
-    yield stage("h.attn: q kT / sqrt(D)", "scores: each query times each key", "B H T T", scores, flops=square)
+    yield stage("h.attn: q kT / sqrt(D)", "scores: each query times each key", "B H T T", scores, flops=pair_flops)
     yield stage("h.attn: softmax", "shares that sum to 1, 0 for the future", "B H T T", weights)
-    yield stage("h.attn: shares v", "weighted mean of the values", "B H T D", layer.heads, flops=square)
-    yield stage("h.attn.c_proj", "heads concatenated and mixed", "B T C", layer.attention, attn.c_proj, C * column)
+    yield stage("h.attn: shares v", "weighted mean of the values", "B H T D", layer.heads, flops=pair_flops)
+    yield stage("h.attn.c_proj", "heads concatenated and mixed", "B T C", layer.attention, attn.c_proj, linear_flops)
     yield stage("x + attention", "added to the residual stream", "B T C", middle)
     yield stage("h.ln_2", "layer norm", "B T C", block.ln_2(middle), block.ln_2)
     yield stage(
-        "h.mlp.c_fc, GELU", "hidden units, four times as wide", "B T 4C", layer.hidden, mlp.c_fc, 4 * C * column
+        "h.mlp.c_fc, GELU", "hidden units, four times as wide", "B T 4C", layer.hidden, mlp.c_fc, 4 * linear_flops
     )
-    yield stage("h.mlp.c_proj", "back to the width C", "B T C", layer.mlp, mlp.c_proj, 4 * C * column)
+    yield stage("h.mlp.c_proj", "back to the width C", "B T C", layer.mlp, mlp.c_proj, 4 * linear_flops)
     yield stage("x + mlp", "added to the residual stream", "B T C", layer.after)
 
 
