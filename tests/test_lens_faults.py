@@ -437,25 +437,25 @@ statistics_in_bits = returning(
 )
 
 
-SHAPES, PARAMETERS = "shapes: as the settings say", "shapes: all parameters"
-TOKENS = "tokens: their bytes are the text's"
-SUM, DIFFERENCE = "position: x = wte + wpe", "position: difference of sums"
-COSINES = "neighbors: cosines one by one"
+SHAPES, PARAMETERS = "shapes: match the settings", "shapes: parameter count"
+TOKENS = "tokens: bytes equal the text"
+SUM, DIFFERENCE = "position: x = wte + wpe", "position: x differs as wpe does"
+COSINES = "neighbors: cosines, in a loop"
 ROWS, FUTURE = "attention: rows sum to 1", "attention: nothing from the future"
-FIRST, FUSED = "attention: the first sees itself", "attention: shown = fused"
-HEAD, STREAM, LOGITS = "head is wte", "float64: the stream after every layer", "float64: logits"
-LAST_ROW, EVERY_ROW = "logit_lens: the last row is the model's", "logit_lens: every row, in float64"
+FIRST, FUSED = "attention: position 0 attends to itself", "attention: pattern = fused kernel"
+HEAD, STREAM, LOGITS = "model: lm_head is tied to wte", "float64: the stream after every layer", "float64: logits"
+LAST_STAGE, EVERY_STAGE = "logit_lens: the last stage equals the model", "logit_lens: every stage, in float64"
 ADDED, LOGIT = "contributions: parts sum to the stream", "contributions: parts sum to the logit"
 MEAN, CHANCE = "surprisal: its mean is the loss", "surprisal: with a zero head, ln V"
 NOTHING, A_HEAD = "ablation: keeping all parts changes nothing", "ablation: a head, in float64"
 CAUSALITY = "causality: later tokens change nothing"
-ALONE, HEAD_ALONE = "float64: every layer by itself", "float64: the head by itself"
-FLOPS, STATISTICS = "shapes: all FLOPs", "attention: statistics, one by one"
-GUESSES, RANKS = "logit_lens: guesses, entropy, surprisal, rank", "surprisal: ranks, one by one"
+ALONE, HEAD_ALONE = "float64: every layer alone", "float64: lm_head alone"
+FLOPS, STATISTICS = "shapes: FLOP count", "attention: statistics, in a loop"
+GUESSES, RANKS = "logit_lens: guesses, entropy, surprisal, rank", "surprisal: ranks, recounted"
 EVERY_TOKEN = "surprisal: one for every token"
-CACHE, ENGINE = "cache: token by token = at once", "engine: token by token = at once"
+CACHE, ENGINE = "cache: one token at a time = full forward", "engine: one token at a time = full forward"
 
-MODEL = [STREAM, LOGITS, EVERY_ROW, A_HEAD, ENGINE]  # the checks that a wrong model fails
+MODEL = [STREAM, LOGITS, EVERY_STAGE, A_HEAD, ENGINE]  # the checks that a wrong model fails
 FAULTS: dict[str, tuple[Fault, list[str]]] = {
     "no mask": (no_mask, [CAUSALITY, FUSED, CACHE, *MODEL]),
     "mask one ahead": (mask_one_ahead, [CAUSALITY, FUSED, CACHE, *MODEL]),
@@ -471,14 +471,14 @@ FAULTS: dict[str, tuple[Fault, list[str]]] = {
     "uninitialized cache": (cache_extend(is_uninitialized), [CACHE]),
     "cached positions from 0": (cached_positions_from_zero, [CACHE]),
     "positions shifted": (positions_shifted, [SUM, DIFFERENCE, ADDED, *MODEL]),
-    "untied head": (untied_head, [HEAD, PARAMETERS, LOGITS, EVERY_ROW]),
+    "untied head": (untied_head, [HEAD, PARAMETERS, LOGITS, EVERY_STAGE]),
     "other epsilon": (other_epsilon, MODEL),
     "no GELU": (no_gelu, MODEL),
     "ln_1 left out": (without_norm("ln_1"), MODEL),
     "ln_2 left out": (without_norm("ln_2"), MODEL),
-    "ln_f left out": (without_norm("ln_f"), [LOGIT, HEAD_ALONE, LOGITS, EVERY_ROW, ENGINE]),
-    "norms after": (norms_after, [FUSED, LAST_ROW, NOTHING, LOGITS, ENGINE]),
-    "one weight changed": (one_weight_changed, [STREAM, LOGITS, EVERY_ROW]),
+    "ln_f left out": (without_norm("ln_f"), [LOGIT, HEAD_ALONE, LOGITS, EVERY_STAGE, ENGINE]),
+    "norms after": (norms_after, [FUSED, LAST_STAGE, NOTHING, LOGITS, ENGINE]),
+    "one weight changed": (one_weight_changed, [STREAM, LOGITS, EVERY_STAGE]),
     "engine one position back": (engine_one_position_back, [ENGINE]),
     "shapes reversed": (shapes_reversed, [SHAPES]),
     "parameters omitted": (parameters_omitted, [PARAMETERS]),
@@ -490,8 +490,8 @@ FAULTS: dict[str, tuple[Fault, list[str]]] = {
     "pattern one ahead": (pattern_of(offset=2), [FUTURE, FIRST, FUSED]),
     "pattern hidden by 0": (pattern_of(hidden=0), [FUTURE, FIRST, FUSED]),
     "pattern divided by D": (pattern_of(power=1), [FUSED]),
-    "frozen scale": (frozen_scale, [EVERY_ROW]),
-    "logit lens without norm": (logit_lens_without_norm, [LAST_ROW, EVERY_ROW]),
+    "frozen scale": (frozen_scale, [EVERY_STAGE]),
+    "logit lens without norm": (logit_lens_without_norm, [LAST_STAGE, EVERY_STAGE]),
     "contributions without attention's bias": (contributions_without("attention's bias"), [ADDED, LOGIT]),
     "contributions without wpe": (contributions_without("wpe"), [ADDED, LOGIT]),
     "contributions without MLPs": (contributions_without("MLP"), [ADDED, LOGIT]),

@@ -21,7 +21,7 @@ from octavo.model import GPT
 from octavo.runs import RunLike
 
 _MAX_TOKENS = 1 << 16  # of a text
-_LOGITS_AT_ONCE = 1 << 25
+_LOGITS_AT_ONCE = 1 << 25  # limits the memory of sequences that run together
 _PICTURE_TOKENS = 2000  # tokens that a notebook shows in color
 
 
@@ -29,7 +29,7 @@ _PICTURE_TOKENS = 2000  # tokens that a notebook shows in color
 class Surprisal(View):
     """Every token's surprisal, -ln p in nats, and its rank among all tokens; NaN and 0 for the first token.
 
-    `guesses` are the tokens that the model found most likely instead.
+    `guesses` are the tokens that the model found most likely at each position.
     """
 
     nullable: ClassVar[tuple[str, ...]] = ("surprisal",)
@@ -45,7 +45,7 @@ class Surprisal(View):
     left_out: int  # tokens at the end of the text that did not fit
 
     def picture(self) -> str:
-        """The text, with darker tokens the higher their surprisal; the darkest is the highest of this text."""
+        """The text, each token on a background that is darker the higher its surprisal is relative to the highest."""
         nats = np.nan_to_num(self.surprisal).tolist()
         highest = max(1.0, *nats)
         spans = [
@@ -91,7 +91,7 @@ def surprisal(run: RunLike, text: Text = None, *, unknown: str = "error") -> Sur
 def token_surprisals(
     model: GPT, ids: np.ndarray, logits_at_once: int = _LOGITS_AT_ONCE
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of all ids but the first: the surprisal in nats, the rank from 1, and the id of the most likely token.
+    """Three values for every id but the first: its surprisal in nats, its rank from 1, and the most likely id.
 
     `logits_at_once` limits how many sequences run together: it changes memory and speed only.
     """

@@ -37,7 +37,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Group:
-    """The tokens `first` to `first + count - 1`, which encode `text` together and no whole characters apart."""
+    """The tokens `first` to `first + count - 1`, the fewest that encode whole characters, namely `text`."""
 
     text: str
     first: int
@@ -58,10 +58,10 @@ class Tokens(View):
     generated: bool
 
     def tables(self) -> list[Table]:
+        characters = {group.first: label(group.text.encode()) for group in self.groups}  # shown beside the first token
         rows = [
-            (at, token.id, token.label, token.bytes, label(group.text.encode()) if at == group.first else "")
-            for group in self.groups
-            for at, token in enumerate(self.tokens[group.first : group.first + group.count], group.first)
+            (position, token.id, token.label, token.bytes, characters.get(position, ""))
+            for position, token in enumerate(self.tokens)
         ]
         title = f"{len(rows)} tokens, {len(self.text)} characters"
         return [Table(title, ("position", "id", "token", "bytes", "characters"), rows)]
@@ -102,7 +102,7 @@ def tokenize(loaded: Checkpoint, text: Text, unknown: str = "error", limit: int 
 
 
 def check_ids(tokenizer: Tokenizer, ids: Sequence[int]) -> None:
-    """Raises `OctavoError` for an id that the tokenizer does not have."""
+    """Raise `OctavoError` for an id that the tokenizer does not have."""
     if wrong := [id for id in ids if not 0 <= id < tokenizer.vocab_size]:
         raise OctavoError(
             f"there is no token {wrong[0]}: this tokenizer has the ids 0 to {tokenizer.vocab_size - 1}",
@@ -111,18 +111,18 @@ def check_ids(tokenizer: Tokenizer, ids: Sequence[int]) -> None:
 
 
 def group_by_character(tokenizer: Tokenizer, ids: Sequence[int]) -> list[Group]:
-    """Group tokens into the shortest runs that end where a character ends."""
+    """Split tokens into the shortest groups that end where a character ends."""
     groups, decoder, first, text = [], codecs.getincrementaldecoder("utf-8")(errors="replace"), 0, ""
-    for at, id in enumerate(ids):
-        text += decoder.decode(tokenizer.token_bytes[id], at == len(ids) - 1)
-        if not decoder.getstate()[0]:
-            groups.append(Group(text, first, at + 1 - first))
-            first, text = at + 1, ""
+    for position, id in enumerate(ids):
+        text += decoder.decode(tokenizer.token_bytes[id], position == len(ids) - 1)
+        if not decoder.getstate()[0]:  # no bytes of an incomplete character are pending
+            groups.append(Group(text, first, position + 1 - first))
+            first, text = position + 1, ""
     return groups
 
 
 def make_token(tokenizer: Tokenizer, id: int) -> Token:
-    """The token with an id. A model may have more rows than its tokenizer has tokens; such a row is named `#ID`."""
+    """The token with an id. wte may have more rows than the tokenizer has tokens; the label of such a row is `#ID`."""
     content = tokenizer.token_bytes[id] if id < len(tokenizer.token_bytes) else b""
     return Token(id, label(content) if content else f"#{id}", content.hex(" "))
 
@@ -133,12 +133,12 @@ def label(content: bytes) -> str:
         text = content.decode()
     except UnicodeDecodeError:
         return f"<{content.hex(' ')}>"
-    return "".join(_visible(character, at) for at, character in enumerate(text))
+    return "".join(_visible_character(character, i == 0) for i, character in enumerate(text))
 
 
-def _visible(character: str, at: int) -> str:
+def _visible_character(character: str, is_first: bool) -> str:
     category = unicodedata.category(character)
-    if category[0] == "M" and at == 0:
+    if category[0] == "M" and is_first:
         return "◌" + character
     if character not in _BLANKS and (category[0] == "C" or category in ("Zs", "Zl", "Zp")):
         return f"<U+{ord(character):04X}>"

@@ -39,8 +39,8 @@ from octavo.model import GPT, KVCache
 from octavo.runs import RunLike
 
 _MAX_TOKENS = 128  # random ids
-_TOLERANCE = 1e-4  # of float32 logits, relative to the largest
-_ROUNDING_FACTOR = 100  # logits may differ by this many times what float32 rounding of norms and sums does
+_TOLERANCE = 1e-4  # the least tolerance of float32 logits, relative to the largest
+_ROUNDING_FACTOR = 100  # the tolerance, in multiples of the error that float32 rounding of norms and sums causes
 _LAST_POSITIONS = 4  # whose logits are compared at every stage
 Measurements = Iterator[tuple[str, float, float]]  # the name of a check, the largest error, the tolerance
 
@@ -80,7 +80,7 @@ def verify(run: RunLike, *, seed: int = 0) -> Verification:
 
     The input is random token ids, up to 128. Errors of logits are relative to the largest logit if that is above 1. The
     tolerance is 1e-4, or 100 times the effect of float32 rounding in a model that amplifies small differences. Single
-    layers are compared in float64. A check that cannot be made is wrong.
+    layers are compared in float64. A check that raises an exception fails.
     """
     loaded = runs.load(run)
     model, weights = loaded.model, reference.Weights(loaded.folder)
@@ -109,7 +109,7 @@ def verify(run: RunLike, *, seed: int = 0) -> Verification:
             "cache": _check_cache(model, idx, tolerance),
         }
         measurements = [each for name, group in groups.items() for each in _measure(name, group)]
-    checks = [Check(name, float(error), limit, bool(error <= limit)) for name, error, limit in measurements]
+    checks = [Check(name, float(error), tolerance, bool(error <= tolerance)) for name, error, tolerance in measurements]
     return Verification(describe_model(model.settings), all(check.ok for check in checks), checks)
 
 
@@ -137,20 +137,22 @@ def _check_shapes(model: GPT) -> Measurements:
     }
     view = shapes(settings)
     wrong = [stage for stage in view.stages if stage.shape != tuple(axes[letter] for letter in stage.axes.split())]
-    yield "shapes: as the settings say", len(wrong), 0
+    yield "shapes: match the settings", len(wrong), 0
     count = sum(parameter.numel() for parameter in model.parameters())  # a tied parameter is listed once
     error = abs(view.parameters - count) + abs(estimate.parameters(settings) - count)
-    yield "shapes: all parameters", error, 0
-    matrices = settings.n_layer * 12 * C**2 + settings.vocab_size * C
-    squares = settings.n_layer * 2 * T * C
-    yield "shapes: all FLOPs", abs(view.flops - 2 * T * (matrices + squares)), 0
+    yield "shapes: parameter count", error, 0
+    # Multiply-adds per token: a layer has 4 C² weights in its attention and 8 C² in its MLP, the head has V C. Scores
+    # and weighted values take T C each.
+    weights = settings.n_layer * 12 * C**2 + settings.vocab_size * C
+    attention = settings.n_layer * 2 * T * C
+    yield "shapes: FLOP count", abs(view.flops - 2 * T * (weights + attention)), 0
 
 
 def _check_tokens(loaded: Checkpoint) -> Measurements:
     tokenizer = loaded.tokenizer
     text = "".join(content.decode(errors="ignore") for content in tokenizer.token_bytes[:4096])
     if tokenizer.kind != "char":
-        text += "é किताब 🦉"  # some of whose tokens are part of a character
+        text += "é किताब 🦉"  # in bytes, some of its tokens are only part of a character
     view = tokenize(loaded, text, limit=None)
     contents = [bytes.fromhex(token.bytes) for token in view.tokens]
     is_whole = all(
@@ -158,7 +160,7 @@ def _check_tokens(loaded: Checkpoint) -> Measurements:
     )
     grouped = [at for group in view.groups for at in range(group.first, group.first + group.count)]
     wrong = (b"".join(contents) != text.encode()) + (not is_whole) + (grouped != list(range(len(contents))))
-    yield "tokens: their bytes are the text's", wrong, 0
+    yield "tokens: bytes equal the text", wrong, 0
 
 
 def _check_position(loaded: Checkpoint) -> Measurements:
@@ -170,7 +172,7 @@ def _check_position(loaded: Checkpoint) -> Measurements:
     first, last = 0, block_size - 1
     scale = max(1.0, _max_abs(x))
     error = _max_abs((x[first] - x[last]) - (wpe[first] - wpe[last])) / scale
-    yield "position: difference of sums", error, 1e-6
+    yield "position: x differs as wpe does", error, 1e-6
 
 
 def _check_neighbors(model: GPT, id: int) -> Measurements:
@@ -182,7 +184,7 @@ def _check_neighbors(model: GPT, id: int) -> Measurements:
     for other in wte[others].tolist():
         other_length = math.sqrt(math.fsum(x * x for x in other))
         exact.append(math.fsum(a * b for a, b in zip(row, other, strict=True)) / max(length * other_length, 1e-300))
-    yield "neighbors: cosines one by one", float(np.abs(cosines(wte, [id])[others] - exact).max()), 1e-6
+    yield "neighbors: cosines, in a loop", float(np.abs(cosines(wte, [id])[others] - exact).max()), 1e-6
 
 
 def _check_attention(model: GPT, idx: Tensor, tolerance: float) -> Measurements:
@@ -198,10 +200,10 @@ def _check_attention(model: GPT, idx: Tensor, tolerance: float) -> Measurements:
                 statistics.append(_statistics_error(head_statistics(i, h, weights), weights.double().numpy()))
     yield "attention: rows sum to 1", _nan_max(sums), 1e-5
     yield "attention: nothing from the future", _nan_max(future), 0
-    yield "attention: the first sees itself", _nan_max(first), 0
-    yield "attention: statistics, one by one", _nan_max(statistics), 1e-4
+    yield "attention: position 0 attends to itself", _nan_max(first), 0
+    yield "attention: statistics, in a loop", _nan_max(statistics), 1e-4
     by_pattern = logits(model, idx, attend_by_pattern)
-    yield "attention: shown = fused", _relative_error(by_pattern, model(idx)), tolerance
+    yield "attention: pattern = fused kernel", _relative_error(by_pattern, model(idx)), tolerance
 
 
 def _statistics_error(head: Head, weights: np.ndarray) -> float:
@@ -219,12 +221,12 @@ def _statistics_error(head: Head, weights: np.ndarray) -> float:
 def _check_layers(
     model: GPT, idx: Tensor, weights: reference.Weights, streams: list[np.ndarray], tolerance: float
 ) -> Measurements:
-    yield "head is wte", _max_abs(model.lm_head.weight - model.transformer.wte.weight), 0
+    yield "model: lm_head is tied to wte", _max_abs(model.lm_head.weight - model.transformer.wte.weight), 0
     layers = zip(model.transformer.h, streams[:-1], streams[1:], strict=True)
-    yield "float64: every layer by itself", _nan_max([_layer_error(*layer) for layer in layers]), 1e-9
+    yield "float64: every layer alone", _nan_max([_layer_error(*layer) for layer in layers]), 1e-9
     exact = torch.from_numpy(reference.logits(weights, streams[-1]))
     ours = model.unembed(model.norm(torch.from_numpy(streams[-1]).float()))
-    yield "float64: the head by itself", _relative_error(ours, exact), 1e-5
+    yield "float64: lm_head alone", _relative_error(ours, exact), 1e-5
     x = model.embed(idx)
     stages = [x[0], *(layer.after[0] for layer in walk(model, x))]
     errors = [_relative_error(a, torch.from_numpy(b)) for a, b in zip(stages, streams, strict=True)]
@@ -235,8 +237,8 @@ def _check_layers(
 def _layer_error(block: nn.Module, before: np.ndarray, after: np.ndarray) -> float:
     """The error of one block in float64 on the reference's input, relative to what the block adds.
 
-    Errors do not accumulate from layer to layer here: neither rounding that would look like a mistake, nor rounding
-    that would hide one.
+    Every block starts from the reference, so rounding errors do not accumulate over the layers. Accumulated errors
+    could look like a mistake, or hide one.
     """
     ours = copy.deepcopy(block).double()(torch.from_numpy(before)[None])[0]
     added = torch.from_numpy(after - before)
@@ -251,10 +253,10 @@ def _check_logit_lens(
     for layer in walk(model, x):
         stages.append(stage_logits(model, layer.after)[0, -_LAST_POSITIONS:].clone())  # a copy, so that (T, V) is freed
         last = layer.after
-    yield "logit_lens: the last row is the model's", _max_abs(stage_logits(model, last) - model(idx)), 0
+    yield "logit_lens: the last stage equals the model", _max_abs(stage_logits(model, last) - model(idx)), 0
     exact = [torch.from_numpy(reference.logits(weights, stream[-_LAST_POSITIONS:])) for stream in streams]
     errors = [_relative_error(ours, theirs) for ours, theirs in zip(stages, exact, strict=True)]
-    yield "logit_lens: every row, in float64", _nan_max(errors), tolerance
+    yield "logit_lens: every stage, in float64", _nan_max(errors), tolerance
     errors = [_summary_error(stage, idx[0, -_LAST_POSITIONS:]) for stage in stages]
     yield "logit_lens: guesses, entropy, surprisal, rank", _nan_max(errors), 1e-4
 
@@ -293,7 +295,7 @@ def _check_contributions(model: GPT, idx: Tensor) -> Measurements:
 
 
 def _check_surprisal(model: GPT, idx: Tensor) -> Measurements:
-    """Over two sequences and a token more, which includes the borders between them."""
+    """Check up to two sequences and one token of a third; in a short context, these include a border between two."""
     block_size = model.settings.block_size
     length = min(2 * block_size, 4 * _MAX_TOKENS) + 2
     ids = idx[0].repeat(2 * block_size // idx.size(1) + 2)[:length].numpy()
@@ -304,7 +306,7 @@ def _check_surprisal(model: GPT, idx: Tensor) -> Measurements:
     first_logits = model(torch.from_numpy(ids[None, :block_size]))[0]
     targets = torch.from_numpy(ids[1 : block_size + 1])[:, None]
     exact_rank = 1 + (first_logits > first_logits.gather(1, targets)).sum(1)
-    yield "surprisal: ranks, one by one", float(np.abs(rank[:block_size] - exact_rank.numpy()).max()), 0
+    yield "surprisal: ranks, recounted", float(np.abs(rank[:block_size] - exact_rank.numpy()).max()), 0
     uniform = copy.copy(model)
     uniform._modules = dict(model._modules)
     uniform.lm_head = nn.Linear(model.settings.n_embd, model.settings.vocab_size, bias=False)
@@ -320,11 +322,12 @@ def _check_ablation(model: GPT, idx: Tensor, weights: reference.Weights, toleran
         errors.append(_max_abs(logits_without(model, layer, i, *keep_all) - model(idx)))
         if i == n_layer // 2:
             parts, heads, mlp = parts_and_masks(i, n_head)
-            n, head = max((n, part.head) for n, part in enumerate(parts) if part.head is not None)
+            n, head = [(n, part.head) for n, part in enumerate(parts) if part.head is not None][-1]  # the last head
             ours = logits_without(model, layer, i, heads[n : n + 1], mlp[n : n + 1])[0, -_LAST_POSITIONS:]
             streams = reference.streams(weights, idx[0].numpy(), ablated=(i, head))
             exact = torch.from_numpy(reference.logits(weights, streams[-1][-_LAST_POSITIONS:]))
     yield "ablation: keeping all parts changes nothing", _nan_max(errors), 0
+    # Ablating the only head of a layer also drops the bias of its attention, which the reference keeps.
     yield "ablation: a head, in float64", _relative_error(ours, exact) if n_head > 1 else 0.0, tolerance
 
 
@@ -338,13 +341,16 @@ def _check_causality(model: GPT, idx: Tensor) -> Measurements:
 
 
 def _check_cache(model: GPT, idx: Tensor, tolerance: float) -> Measurements:
-    """A prompt, then token by token: with the model's KV cache, and with the engine's decoder, beside another text."""
+    """Compare a full forward pass with a prompt followed by one token at a time, in the KV cache and in the engine.
+
+    At the same time the engine decodes another text in its other slot.
+    """
     T, expected = idx.size(1), model(idx)[0]
     prompt = T // 2
     steps = [(start, end) for start, end in [(0, prompt), *((t, t + 1) for t in range(prompt, T))] if end > start]
     cache = KVCache(model)
     cached = [model(idx[:, start:end], cache)[0] for start, end in steps]
-    yield "cache: token by token = at once", _relative_error(torch.cat(cached), expected), tolerance
+    yield "cache: one token at a time = full forward", _relative_error(torch.cat(cached), expected), tolerance
     engine, other = create_decoder(model, 2)[0], (idx + 1) % model.settings.vocab_size
     errors = []
     for slot, texts in enumerate((torch.cat([idx, other]), torch.cat([other, idx]))):
@@ -355,7 +361,7 @@ def _check_cache(model: GPT, idx: Tensor, tolerance: float) -> Measurements:
                 batch.add(ids, row, start, len(ids) if row == slot else 0)
             decoded.append(engine.forward(batch))
         errors.append(_relative_error(torch.cat(decoded), expected))
-    yield "engine: token by token = at once", _nan_max(errors), tolerance
+    yield "engine: one token at a time = full forward", _nan_max(errors), tolerance
 
 
 def _nan_max(errors: list[float]) -> float:

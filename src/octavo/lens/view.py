@@ -38,7 +38,7 @@ class View:
         raise NotImplementedError
 
     def picture(self) -> str:
-        """HTML above the tables in a notebook, for a view with something to color."""
+        """HTML that a notebook shows above the tables; empty by default."""
         return ""
 
     def plain(self) -> dict[str, Any]:
