@@ -94,6 +94,8 @@ def _hyphenate(word: str) -> str:
 
 def _defaults_for_help(argv: list[str]) -> Settings:
     """The settings that `--help` shows as defaults: those of the preset on the command line."""
+    if not {"-h", "--help"} & set(argv):
+        return Settings()  # the help is not shown
     preset_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     preset_parser.add_argument("--preset")
     preset_parser.add_argument("--init")
