@@ -46,9 +46,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = prepare(options.text, folder / "tokens", tokenizer=options.tokenizer)
-        val = data.tokens("val")
+        val = data.tokens["val"]
         nanogpt = NanoGPT(options.nanogpt, folder)
-        nanogpt.write_tokens("bench", data.tokens("train"), val, data.tokenizer.vocab_size)
+        nanogpt.write_tokens("bench", data.tokens["train"], val, data.tokenizer.vocab_size)
         recipe: dict[str, Any] = shape | {
             "dataset": "bench",
             "wandb_log": False,

@@ -59,7 +59,7 @@ def main() -> int:
         folder = Path(name)
         data = prepare("pydocs", folder / "tokens", tokenizer="bpe:2048")
         nanogpt = NanoGPT(options.nanogpt, folder)
-        nanogpt.write_tokens("bench", data.tokens("train"), data.tokens("val"))
+        nanogpt.write_tokens("bench", data.tokens["train"], data.tokens["val"])
         for number in range(options.rounds):
             for micro_batch in options.micro:
                 rate = nanogpt_throughput(nanogpt, settings, min(micro_batch, settings.batch_size), options.steps)

@@ -45,7 +45,7 @@ def test_a_folder_with_characters_decodes_to_its_text(folder: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     data = open_source_folder(folder)
     assert (data.name, data.tokenizer.kind) == ("shakespeare_char", "char")
-    assert "".join(data.tokenizer.decode(data.tokens(split)) for split in ("train", "val")) == TEXT
+    assert "".join(data.tokenizer.decode(data.tokens[split]) for split in ("train", "val")) == TEXT
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before  # nothing was written
 
 
@@ -53,7 +53,7 @@ def test_octavo_prepares_the_same_tokens(folder: Path, tmp_path: Path) -> None:
     ours = prepare(write(tmp_path / "input.txt", TEXT), tmp_path / "ours", tokenizer="char")
     theirs = open_source_folder(folder)
     for split in ("train", "val"):
-        assert list(ours.tokens(split)) == list(theirs.tokens(split))
+        assert list(ours.tokens[split]) == list(theirs.tokens[split])
     assert ours.tokenizer.token_bytes == theirs.tokenizer.token_bytes
 
 
@@ -65,7 +65,7 @@ def test_a_folder_without_meta_pkl_has_gpt2_tokens(
         np.array(ids, dtype=np.uint16).tofile(tmp_path / f"{name}.bin")
     data = open_dataset(tmp_path)
     assert data.tokenizer.kind == "gpt2"
-    assert data.tokenizer.decode(data.tokens("train")) == "Hello world<|endoftext|>"
+    assert data.tokenizer.decode(data.tokens["train"]) == "Hello world<|endoftext|>"
 
 
 def test_a_folder_can_be_trained_on_evaluated_and_resumed(

@@ -41,7 +41,7 @@ def prepare_cached(
 
 
 def decode_splits(data: Dataset) -> list[str]:
-    return [data.tokenizer.decode(data.tokens(split)) for split in SPLITS]
+    return [data.tokenizer.decode(data.tokens[split]) for split in SPLITS]
 
 
 def decode(data: Dataset) -> str:
@@ -64,7 +64,7 @@ def test_the_splits_decode_to_the_text(source: Path, tmp_path: Path, spec: str, 
         train, val = decode_splits(data)
         assert train + val == TEXT
         assert len(train) == int(len(TEXT) * (1 - val_fraction))
-        assert {split: len(data.tokens(split)) for split in SPLITS} == data.info["tokens"]
+        assert {split: len(data.tokens[split]) for split in SPLITS} == data.info["tokens"]
 
 
 @pytest.mark.parametrize("length", [20, 21, 29, 99, 100, 101, 1003])
@@ -74,7 +74,7 @@ def test_characters_are_split_where_nanogpt_splits_them(tmp_path: Path, length: 
     data = prepare(write(tmp_path / "text.txt", text), tmp_path / "out", tokenizer="char")
     assert decode_splits(data) == [text[: int(length * 0.9)], text[int(length * 0.9) :]]
     alphabet = sorted(set(text))
-    assert list(data.tokens("train")) == [alphabet.index(c) for c in text[: int(length * 0.9)]]
+    assert list(data.tokens["train"]) == [alphabet.index(c) for c in text[: int(length * 0.9)]]
 
 
 @pytest.mark.parametrize(("characters", "dtype"), [(65, "uint16"), (1 << 16, "uint16"), ((1 << 16) + 1, "uint32")])
@@ -84,13 +84,13 @@ def test_ids_have_16_bits_unless_the_vocabulary_needs_more(tmp_path: Path, chara
     data = prepare(write(tmp_path / "text.txt", text), tmp_path / "out", tokenizer="char")
     assert data.info["vocab_size"] == data.tokenizer.vocab_size == characters
     for split in SPLITS:
-        assert data.shards[split][0].dtype == dtype
-        assert data.tokens(split).max() == characters - 1
+        assert data.tokens[split].shards[0].dtype == dtype
+        assert data.tokens[split].max() == characters - 1
     assert decode(open_dataset(tmp_path / "out")) == text
 
 
 def test_tokens_are_memory_mapped_read_only(source: Path, tmp_path: Path) -> None:
-    ids = prepare(source, tmp_path / "out").shards["train"][0].memory_map()
+    ids = prepare(source, tmp_path / "out").tokens["train"].shards[0].memory_map()
     assert isinstance(ids, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         ids[0] = 0
@@ -117,7 +117,7 @@ def test_dataset_json_describes_the_text_the_split_and_the_files(source: Path, t
         "tokenizer": "word:300",
         "vocab_size": data.tokenizer.vocab_size,
         "split": {"by": "position", "val_fraction": 0.25},
-        "tokens": {split: len(data.tokens(split)) for split in SPLITS},
+        "tokens": {split: len(data.tokens[split]) for split in SPLITS},
         "shards": {split: [f"{split}-00000.npy"] for split in SPLITS},
     }
 
@@ -322,7 +322,7 @@ def npy_bytes(array: Any, allow_pickle: bool = False) -> bytes:
 def test_an_id_beyond_the_vocabulary_is_rejected(source: Path, tmp_path: Path, split: str, excess: int) -> None:
     data = prepare(source, tmp_path / "out", tokenizer="char")
     vocab_size, path = data.tokenizer.vocab_size, data.folder / f"{split}-00000.npy"
-    ids = np.array(data.tokens(split))
+    ids = np.array(data.tokens[split])
     ids[-1] = vocab_size - 1
     replace_file(data.folder, path.name, npy_bytes(ids))
     open_dataset(data.folder)
@@ -380,11 +380,11 @@ def test_a_run_reopens_its_dataset_from_the_cache_if_the_source_changed_or_is_go
 @pytest.mark.parametrize("spec", SPECS)
 def test_a_run_prepares_its_text_again_if_the_cache_is_gone(source: Path, own_cache: Path, spec: str) -> None:
     data = prepare_cached(source, spec)
-    ids = [list(data.tokens(split)) for split in SPLITS]
+    ids = [list(data.tokens[split]) for split in SPLITS]
     shutil.rmtree(own_cache)
     reopened = reopen(data, source, spec)
     assert (reopened.fingerprint, reopened.tokenizer.fingerprint) == (data.fingerprint, data.tokenizer.fingerprint)
-    assert [list(reopened.tokens(split)) for split in SPLITS] == ids
+    assert [list(reopened.tokens[split]) for split in SPLITS] == ids
 
 
 @pytest.mark.parametrize("text", [TEXT + "x", ANOTHER_TEXT, TEXT.swapcase(), "\u0950" * 500])
@@ -416,10 +416,10 @@ def test_a_run_reopens_a_prepared_folder(source: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", [flip_bit, truncate, Path.unlink])
 def test_a_run_does_not_use_a_damaged_cache(source: Path, damage: Callable[[Path], None]) -> None:
     data = prepare_cached(source)
-    damage(data.shards["train"][0].path)
+    damage(data.tokens["train"].shards[0].path)
     rebuilt = reopen(data, source)
     assert decode(rebuilt) == TEXT
-    damage(rebuilt.shards["train"][0].path)
+    damage(rebuilt.tokens["train"].shards[0].path)
     source.unlink()
     assert str(source) in error_of(lambda: reopen(data, source)).message
 

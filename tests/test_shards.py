@@ -51,12 +51,12 @@ def sentences(count: int, seed: int = 0) -> list[str]:
 
 
 def decode_splits(data: Dataset) -> list[str]:
-    return [data.tokenizer.decode(data.tokens(split)) for split in SPLITS]
+    return [data.tokenizer.decode(data.tokens[split]) for split in SPLITS]
 
 
 def documents(data: Dataset, split: str) -> list[str]:
     """The texts between the end-of-text tokens."""
-    ids, end = np.asarray(data.tokens(split)), data.tokenizer.end_of_text
+    ids, end = np.asarray(data.tokens[split]), data.tokenizer.end_of_text
     parts = np.split(ids, np.flatnonzero(ids == end) + 1)
     assert len(parts.pop()) == 0
     return [data.tokenizer.decode(part[:-1].tolist()) for part in parts]
@@ -111,12 +111,12 @@ def test_tokens_do_not_depend_on_the_sizes_of_shards_and_chunks(tmp_path: Path, 
     for source in (tmp_path / "text.txt", tmp_path / "rows.jsonl"):
         one = prepare(source, tmp_path / f"one {source.suffix}", spec)
         many = prepare(source, tmp_path / f"many {source.suffix}", spec, SMALL)
-        assert len(one.shards["train"]) == 1
-        assert len(many.shards["train"]) > 5
+        assert len(one.tokens["train"].shards) == 1
+        assert len(many.tokens["train"].shards) > 5
         assert one.fingerprint == many.fingerprint
         for split in SPLITS:
-            assert list(one.tokens(split)) == list(many.tokens(split))
-            assert list(open_dataset(many.folder).tokens(split)) == list(many.tokens(split))
+            assert list(one.tokens[split]) == list(many.tokens[split])
+            assert list(open_dataset(many.folder).tokens[split]) == list(many.tokens[split])
 
 
 # Documents
@@ -197,7 +197,7 @@ def test_rows_that_are_joined_by_newlines_can_have_a_char_tokenizer(tmp_path: Pa
 def test_a_single_text_has_no_end_of_text_token(tmp_path: Path) -> None:
     data = prepare(write(tmp_path / "a.txt", " ".join(sentences(50))), tmp_path / "out")
     assert data.tokenizer.end_of_text is not None
-    assert data.tokenizer.end_of_text not in [id for split in SPLITS for id in data.tokens(split)]
+    assert data.tokenizer.end_of_text not in [id for split in SPLITS for id in data.tokens[split]]
 
 
 @pytest.mark.parametrize("count", [30, 300])
@@ -210,7 +210,7 @@ def test_deduplicate_leaves_out_copies(tmp_path: Path, count: int) -> None:
     assert data.info["text"]["left_out"] == count // 2
     assert with_copies.fingerprint != data.fingerprint
     end = data.tokenizer.end_of_text
-    ids = [id for split in SPLITS for id in data.tokens(split)]
+    ids = [id for split in SPLITS for id in data.tokens[split]]
     assert ids.count(end) == count // 2
     assert data.tokenizer.decode([id for id in ids if id != end]).count("document") == count // 2
 

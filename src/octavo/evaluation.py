@@ -115,11 +115,11 @@ def _read_tokens(
             raise OctavoError(
                 f"{loaded.folder} does not record which text it was trained on", f"octavo eval {loaded.folder} SOURCE"
             )
-        return reopen_dataset(loaded.settings, loaded.info["data"], loaded.tokenizer).result.tokens("val")
+        return reopen_dataset(loaded.settings, loaded.info["data"], loaded.tokenizer).result.tokens["val"]
     if is_prepared(source):
         dataset = open_dataset(Path(source))
         if dataset.tokenizer.fingerprint != loaded.tokenizer.fingerprint:
             raise OctavoError(f"{source} was prepared with another tokenizer than the model's", "the text itself")
-        return dataset.tokens("val")
+        return dataset.tokens["val"]
     text = DataSettings(source=source, encoding=encoding, errors=errors, text_field=text_field)
     return encode_corpus(text, loaded.tokenizer, unknown)

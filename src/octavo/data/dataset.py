@@ -17,7 +17,7 @@ from typing import Any
 from octavo import tokenizers
 from octavo.data import nanogpt
 from octavo.data.file_state import VerifiedFiles
-from octavo.data.shards import Shard, Shards, open_npy
+from octavo.data.shards import Shards, open_npy
 from octavo.errors import OctavoError
 from octavo.tokenizers import Tokenizer
 
@@ -33,7 +33,7 @@ class Dataset:
     folder: Path
     tokenizer: Tokenizer
     info: dict[str, Any]  # dataset.json
-    shards: dict[str, list[Shard]] = field(repr=False)  # by split
+    tokens: dict[str, Shards] = field(repr=False)  # the ids of each split, "train" and "val", memory-mapped
 
     @property
     def name(self) -> str:
@@ -49,10 +49,6 @@ class Dataset:
     def fingerprint(self) -> str:
         """Hash of the text, the split and the tokenizer. Two datasets with the same fingerprint have the same ids."""
         return str(self.info["fingerprint"])
-
-    def tokens(self, split: str) -> Shards:
-        """The ids of a split, "train" or "val". They are memory-mapped, not read."""
-        return Shards(self.shards[split])
 
 
 def is_prepared(source: str | Path) -> bool:
@@ -93,7 +89,7 @@ def open_dataset(folder: Path, verify: bool = False) -> Dataset:
                     "prepare the text again",
                 )
     verified.save()
-    return Dataset(folder, tokenizer, info, shards)
+    return Dataset(folder, tokenizer, info, {split: Shards(shards[split]) for split in SPLITS})
 
 
 def _read_info(folder: Path) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def _count_tokens(dataset: Dataset) -> np.ndarray:
     V = dataset.tokenizer.vocab_size
     counts = np.zeros(V, dtype=np.int64)
     for split in SPLITS:
-        for block in dataset.tokens(split).blocks():
+        for block in dataset.tokens[split].blocks():
             counts += np.bincount(block, minlength=V)
     return counts
 

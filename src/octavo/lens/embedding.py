@@ -32,7 +32,7 @@ def count_tokens(loaded: Checkpoint) -> np.ndarray | None:
     if not isinstance(loaded.settings, Settings) or "data" not in loaded.info:
         return None
     try:
-        tokens = reopen_dataset(loaded.settings, loaded.info["data"], loaded.tokenizer).result.tokens("train")
+        tokens = reopen_dataset(loaded.settings, loaded.info["data"], loaded.tokenizer).result.tokens["train"]
     except OctavoError:
         return None
     V = loaded.tokenizer.vocab_size

@@ -17,9 +17,9 @@ class Evaluator:
 
     def __init__(self, model: GPT, settings: Settings, data: Dataset) -> None:
         self.model, self.settings = model, settings
-        self.val = data.tokens("val")
+        self.val = data.tokens["val"]
         self.tokens = estimate.evaluation_tokens(len(self.val))  # that one evaluation scores
-        self.train = data.tokens("train")[: self.tokens - len(self.val)]
+        self.train = data.tokens["train"][: self.tokens - len(self.val)]
         self._tokenizer = data.tokenizer
         self.newest: Evaluated | None = None
         self.best_val_loss = math.inf

@@ -73,7 +73,7 @@ def events(plan: Plan, *, stop: Callable[[], bool] = lambda: False, estimate_aft
         compile="on" if runtime.compile else "off",
         tokenizer=setup.data.info["tokenizer"],
     )
-    batch = batches(setup.data.tokens("train"), settings)
+    batch = batches(setup.data.tokens["train"], settings)
     trainer = Trainer(setup.model.to(runtime.device), settings, runtime)
     run = setup.run or Run.create(settings, setup.data.name, plan.out, plan.name)
     with run.lock():
