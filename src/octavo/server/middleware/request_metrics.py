@@ -13,16 +13,22 @@ class RequestMetrics:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http", "lifespan and web sockets are switched off"
-        status = 499
-
-        async def send_and_record(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
+        response = _RecordedSend(send)
         try:
-            await self._app(scope, receive, send_and_record)
+            await self._app(scope, receive, response)
         finally:
             route = getattr(scope.get("route"), "path", "other")  # set by the router; its values are few
-            self._metrics.count_request(route, status)
+            self._metrics.count_request(route, response.status)
+
+
+class _RecordedSend:
+    """ASGI's `send` that keeps the status of the response."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.status = 499  # until a response starts
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        await self._send(message)
