@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # not every test needs a browser
     from playwright.sync_api import Browser
 
     from browser import Visit
-    from serving import Running
+    from serving import RunningServer
     from sites import Runs
 
 
@@ -121,33 +121,33 @@ def runs(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Runs:
 
 
 @pytest.fixture(scope="module")
-def site(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A server of both runs, of a model with a context of 512 tokens, and of a slow model."""
+def site(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server with both runs, a model with a context of 512 tokens, `long`, and a slow model, `slow`."""
     import sites
 
     long = sites.write_long_model(tmp_path_factory.mktemp("long") / "long")
     both = {"letters": runs.letters, "bytes": runs.bytes}
-    with sites.serve_runs(both, {"long": long}, slow_run=runs.bytes) as it:
-        yield it
+    with sites.serve_runs(both, {"long": long}, slow_run=runs.bytes) as site:
+        yield site
 
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """The browser. Not for the session: while it runs, asyncio has no room for another loop."""
+    """The browser. Not for the session: while it runs, no other asyncio loop can run in this thread."""
     import browser
 
-    with browser.launch_browser() as it:
-        yield it
+    with browser.launch_browser() as chromium:
+        yield chromium
 
 
 @pytest.fixture
-def visit(chromium: Browser, site: Running) -> Iterator[Visit]:
-    """A page in a context of its own, that has done nothing wrong by the end of the test."""
+def visit(chromium: Browser, site: RunningServer) -> Iterator[Visit]:
+    """The page in a new browser context. The test fails at any error, warning or request to another host."""
     import browser
 
-    with browser.open_page(chromium, site.url) as it:
-        yield it
-        it.assert_no_faults()
+    with browser.open_page(chromium, site.url) as visit:
+        yield visit
+        visit.assert_no_faults()
 
 
 # Fixtures of the server's tests, see `serving`
@@ -155,7 +155,7 @@ def visit(chromium: Browser, site: Running) -> Iterator[Visit]:
 
 @pytest.fixture(scope="module")
 def native_cache(built: Path) -> Iterator[None]:
-    """Engines of module fixtures use the native code that `built` compiled."""
+    """Let engines of module fixtures use the C library that `built` compiled."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OCTAVO_CACHE", str(built.parent))
         yield
@@ -163,7 +163,7 @@ def native_cache(built: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def char_model(tmp_path_factory: pytest.TempPathFactory, native_cache: None) -> Path:
-    """The checkpoint folder of a small character model, `small`."""
+    """A folder, `small`, with the checkpoint of a character model."""
     from serving import write_checkpoint
 
     return write_checkpoint(tmp_path_factory.mktemp("models") / "small", "char")
@@ -192,7 +192,7 @@ def bpe_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="session")
 def byte_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint folder of a small byte model that belongs to no run."""
+    """A folder with the checkpoint of a byte model that belongs to no run."""
     return random_checkpoint(tmp_path_factory.mktemp("alone") / "alone", "byte", block_size=64).folder
 
 
@@ -214,7 +214,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Run:
 
 @pytest.fixture(scope="module", params=["trained", *RANDOM_CASES])
 def case(request: pytest.FixtureRequest, tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """A trained model; and random ones with all tokenizers, with and without biases, with small and large weights."""
+    """A trained model, and random ones: every tokenizer, with and without biases, small and large weights."""
     if request.param == "trained":
         return Case(octavo.load(tiny_run))
     return random_case(tmp_path_factory.mktemp("case") / "model", request.param)
@@ -222,5 +222,5 @@ def case(request: pytest.FixtureRequest, tiny_run: Run, tmp_path_factory: pytest
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """A random model: three layers of width 48, a block of 16, a BPE tokenizer."""
+    """A model with random weights: three layers of width 48, a block of 16, a BPE tokenizer."""
     return random_checkpoint(tmp_path_factory.mktemp("small") / "model")

@@ -1,6 +1,6 @@
-"""A server for tests: small models in this process on a free port, and a plain HTTP client.
+"""A server for tests, which runs in this process on a free port with small models, and a plain HTTP client.
 
-`Running` gives a test access to the server's workers, drain and connections.
+`RunningServer` gives a test access to the server's workers, drain and connections.
 """
 
 import contextlib
@@ -19,18 +19,19 @@ import torch
 from octavo import checkpoint, tokenizers
 from octavo.generation.engine import Engine
 from octavo.model import GPT
-from octavo.server import ServeSettings, listen
+from octavo.server import ServeSettings, listen, load_model
 from octavo.server.app import Application, build_app
 from octavo.server.connection import Server
 from octavo.server.limits import Limits
 from octavo.server.worker import ServedModel, Worker
 from octavo.settings import resolve
+from octavo.tokenizers import Tokenizer
 
 TEXT = "the cat sat on the mat, and the rat sat on the hat. café naïve €5!\n" * 30
 SETTINGS = ServeSettings(device="cpu", prefix_cache=1)
 LIMITS = SETTINGS.limits
 BLOCK = 64
-IMPATIENT = Limits(
+TIGHT_LIMITS = Limits(
     header_seconds=0.5,
     body_seconds=0.5,
     linger_seconds=0.5,
@@ -55,7 +56,7 @@ def write_checkpoint(folder: Path, tokenizer: str, seed: int = 3) -> Path:
 
 
 class SlowEngine(Engine):
-    """An engine whose every step takes as long as a large model's."""
+    """An engine that sleeps `seconds` after each step, so that it is as slow as a large model's."""
 
     seconds = 0.02
 
@@ -67,7 +68,7 @@ class SlowEngine(Engine):
 
 
 def slow_model(folder: Path, slots: int = 8, limits: Limits = LIMITS, seconds: float = 0.02) -> ServedModel:
-    """A served model whose engine takes `seconds` for a step."""
+    """A served model, `slow`, whose engine takes `seconds` for a step."""
     loaded = checkpoint.load(folder)
     engine = SlowEngine(
         loaded.model, slots, vocab_size=loaded.tokenizer.vocab_size, prefix_bytes=limits.prefix_cache_bytes
@@ -76,14 +77,14 @@ def slow_model(folder: Path, slots: int = 8, limits: Limits = LIMITS, seconds: f
     return ServedModel("slow", loaded, Worker(engine, limits.queue), 0)
 
 
-def fast_models(folder: Path, limits: Limits = IMPATIENT) -> dict[str, ServedModel]:
-    """The model of a folder as `small`."""
+def fast_models(folder: Path, limits: Limits = TIGHT_LIMITS) -> dict[str, ServedModel]:
+    """The model of a folder, served as `small`."""
     return {"small": slow_model(folder, limits=limits, seconds=0)}
 
 
 @dataclass
-class Answer:
-    """A response."""
+class Response:
+    """A complete HTTP response."""
 
     status: int
     headers: dict[str, str]
@@ -102,7 +103,7 @@ class Answer:
 
 
 @dataclass
-class Running:
+class RunningServer:
     """A running server with its application and models."""
 
     port: int
@@ -118,40 +119,52 @@ class Running:
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
 
-    def ask(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Answer:
-        """One request on a new connection. A body that is not bytes is sent as JSON."""
-        sent = dict(self.headers)
+    def request(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Response:
+        """Send a request on a new connection. A body that is not bytes is sent as JSON."""
+        fields = dict(self.headers)
         if body is not None and not isinstance(body, bytes):
             body = json.dumps(body).encode()
-            sent["content-type"] = "application/json"
+            fields["content-type"] = "application/json"
         with contextlib.closing(self.connect()) as connection:
-            connection.request(method, path, body, sent | dict(headers or {}))
+            connection.request(method, path, body, fields | dict(headers or {}))
             response = connection.getresponse()
-            fields = {name.lower(): value for name, value in response.getheaders()}
-            return Answer(response.status, fields, response.read())
+            received = {name.lower(): value for name, value in response.getheaders()}
+            return Response(response.status, received, response.read())
 
-    def post(self, path: str, **body: Any) -> Answer:
-        return self.ask("POST", path, body)
+    def post(self, path: str, **body: Any) -> Response:
+        return self.request("POST", path, body)
 
-    def complete(self, prompt: Any = "the cat", **body: Any) -> Answer:
-        """A completion, by the first model if none is named."""
+    def complete(self, prompt: Any = "the cat", **body: Any) -> Response:
+        """Request a completion; of the first model if none is named."""
         return self.post("/v1/completions", **{"model": next(iter(self.models)), "prompt": prompt} | body)
 
     def text(self, prompt: Any = "the cat", **body: Any) -> str:
-        """The text of a completion."""
-        answer = self.complete(prompt, **body)
-        assert answer.status == 200, answer.body
-        return str(answer.json["choices"][0]["text"])
+        """Request a completion and return its text."""
+        response = self.complete(prompt, **body)
+        assert response.status == 200, response.body
+        return str(response.json["choices"][0]["text"])
 
-    def idle(self) -> bool:
-        """Whether no text is being generated or waits."""
+    def view(self, name: str, model: str | None = None, **options: Any) -> Any:
+        """Request a view of the lens; of the first model if none is named."""
+        response = self.post(f"/lens/{name}", model=model or next(iter(self.models)), **options)
+        assert response.status == 200, response.body
+        return response.json
+
+    def gpt(self, name: str) -> GPT:
+        return self.models[name].checkpoint.model
+
+    def tokenizer(self, name: str) -> Tokenizer:
+        return self.models[name].checkpoint.tokenizer
+
+    def is_idle(self) -> bool:
+        """Whether no text is generated or queued."""
         return all(each.worker.engine.running == each.worker.waiting == 0 for each in self.models.values())
 
 
 @contextlib.contextmanager
 def run_server(
     models: Mapping[str, ServedModel], limits: Limits = LIMITS, host: str = "127.0.0.1", **options: Any
-) -> Iterator[Running]:
+) -> Iterator[RunningServer]:
     """Serve models in a thread of this process. `options` are those of `build_app`."""
     listener = listen("127.0.0.1", 0)
     app = build_app(models, limits, host, **options)
@@ -161,7 +174,7 @@ def run_server(
     thread.start()
     try:
         assert started.wait(30)
-        yield Running(listener.getsockname()[1], app, models, server)
+        yield RunningServer(listener.getsockname()[1], app, models, server)
     finally:
         server.should_exit = True
         thread.join(30)
@@ -170,16 +183,27 @@ def run_server(
     assert not thread.is_alive()
 
 
+@contextlib.contextmanager
+def serve_each_tokenizer(folder: Path) -> Iterator[RunningServer]:
+    """Serve three models with random weights, named for their tokenizers: `char`, `byte` and `bpe`."""
+    models = {
+        name: load_model(name, write_checkpoint(folder / name, spec), SETTINGS)
+        for name, spec in (("char", "char"), ("byte", "byte"), ("bpe", "bpe:300"))
+    }
+    with run_server(models) as running:
+        yield running
+
+
 def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
     """Wait for a condition; fail if it is not met in time."""
-    end = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, f"the condition was not met within {seconds} s"
+        assert time.monotonic() < deadline, f"the condition was not met within {seconds} s"
         time.sleep(0.005)
 
 
-def exchange_bytes(server: Running, *sent: bytes, wait: float = 5) -> bytes:
-    """Send raw bytes, and return everything until the server closes the connection."""
+def exchange_bytes(server: RunningServer, *sent: bytes, wait: float = 5) -> bytes:
+    """Send raw bytes and return what the server sends until it closes the connection."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=wait) as client:
         for each in sent:
             client.sendall(each)
@@ -196,27 +220,33 @@ def read_all(client: socket.socket) -> bytes:
     return received
 
 
-def error_message(response: bytes, status: int) -> str:
-    """The message of an error response that was read from a socket."""
-    head, _, body = response.partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 %d " % status), response
+def raw_error_message(received: bytes, status: int) -> str:
+    """The message of an error response that `exchange_bytes` returned."""
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status), received
     assert b"connection: close" in head.lower()
     return str(json.loads(body)["error"]["message"])
 
 
-def request_bytes(server: Running, **body: Any) -> bytes:
-    """A completion request as it is sent."""
+def completion_request(server: RunningServer, **body: Any) -> bytes:
+    """The bytes of a completion request."""
     content = json.dumps({"model": next(iter(server.models)), "prompt": "the"} | body).encode()
     head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     return head + b"content-length: %d\r\n\r\n%s" % (len(content), content)
 
 
-def error_of(answer: Answer, status: int, param: str | None = None, code: str | None = None) -> str:
+def error_message(response: Response, status: int) -> str:
+    """The message of an error response."""
+    assert response.status == status, response.body
+    return str(response.json["error"]["message"])
+
+
+def openai_error(response: Response, status: int, param: str | None = None, code: str | None = None) -> str:
     """The message of an error response, which must have OpenAI's form."""
-    assert answer.status == status, answer.body
-    assert answer.headers["content-type"] == "application/json"
-    assert answer.json.keys() == {"error"}
-    error = answer.json["error"]
+    message = error_message(response, status)
+    assert response.headers["content-type"] == "application/json"
+    assert response.json.keys() == {"error"}
+    error = response.json["error"]
     assert error.keys() == {"message", "type", "param", "code"}
     assert (error["param"], error["code"]) == (param, code)
-    return str(error["message"])
+    return message

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,8 +14,9 @@ import octavo
 from lenses import random_checkpoint
 from octavo.runs import Run
 from octavo.server import load_model
-from serving import SETTINGS, Running, run_server, slow_model
+from serving import SETTINGS, RunningServer, run_server, slow_model
 
+TEXT = "the cat sat on the mat"  # the letters are tokens of both runs
 LINES = (
     "The cat sat on the mat, and the cat slept.",
     "جلست القطة على السجادة، ثم نامت القطة.",
@@ -29,18 +29,18 @@ LINES = (
 
 @dataclass(frozen=True)
 class Runs:
-    """Two runs: the tokens of one are characters, those of the other bytes."""
+    """Two runs: the tokens of `letters` are characters, those of `bytes` are bytes."""
 
     letters: Run
     bytes: Run
 
 
 def train_runs(folder: Path) -> Runs:
-    """Train both for 20 steps, with checkpoints and samples along the way."""
+    """Train both runs for 20 steps, with checkpoints and samples every few steps."""
     (folder / "text.txt").write_text("".join(f"{line}\n" for line in LINES) * 12, encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:  # do not fill the cache that all tests share
+    with pytest.MonkeyPatch.context() as patch:  # do not write into the cache that the tests share
         patch.setenv("OCTAVO_CACHE", str(folder / "cache"))
-        letters, raw = (
+        letters, bytes_run = (
             octavo.train(
                 folder / "text.txt",
                 out=folder / name,
@@ -63,18 +63,18 @@ def train_runs(folder: Path) -> Runs:
             )
             for name, tokenizer in (("letters", "char"), ("bytes", "byte"))
         )
-    return Runs(letters, raw)
+    return Runs(letters, bytes_run)
 
 
 def copy_run(run: Run, name: str) -> Run:
-    """A copy of a run under another name, for a test that writes into it."""
+    """Copy a run under another name, for a test that writes into it."""
     folder = Path(tempfile.mkdtemp(dir=run.folder.parent)) / name
     shutil.copytree(run.folder, folder)
     return Run(folder)
 
 
 def write_long_model(folder: Path) -> Path:
-    """A model with a context of 512 tokens that belongs to no run."""
+    """Write the checkpoint of a model with a context of 512 tokens that belongs to no run."""
     return random_checkpoint(folder, "byte", std=0.05, block_size=512, n_layer=1, n_head=2, n_embd=32).folder
 
 
@@ -85,8 +85,8 @@ def serve_runs(
     *,
     keys: tuple[str, ...] = (),
     slow_run: Run | None = None,
-) -> Iterator[Running]:
-    """Serve runs, and checkpoint folders that belong to none. `slow_run` is served as `slow`, by a slow engine."""
+) -> Iterator[RunningServer]:
+    """Serve runs, checkpoint folders that belong to no run, and `slow_run` with a slow engine under the name `slow`."""
     sources = {name: run.folder for name, run in runs.items()} | (folders or {})
     models = {name: load_model(name, source, SETTINGS) for name, source in sources.items()}
     if slow_run:
@@ -95,15 +95,8 @@ def serve_runs(
         yield site
 
 
-def get_view(site: Running, view: str, model: str = "letters", **options: Any) -> Any:
-    """A view as the API returns it."""
-    answer = site.post(f"/lens/{view}", model=model, **options)
-    assert answer.status == 200, answer.body
-    return answer.json
-
-
-def token_ids(site: Running, text: str, model: str = "letters") -> list[int]:
-    return [token["id"] for token in get_view(site, "tokens", model, text=text)["tokens"]]
+def token_ids(site: RunningServer, text: str, model: str = "letters") -> list[int]:
+    return [token["id"] for token in site.view("tokens", model, text=text)["tokens"]]
 
 
 def softmax(logits: list[float]) -> list[float]:

@@ -1,4 +1,4 @@
-"""Other people's clients: openai, curl, lm-eval, and schemathesis with the server's OpenAPI document."""
+"""Clients by others: openai, curl, lm-eval, and schemathesis, which tests the server against its OpenAPI document."""
 
 import asyncio
 import json
@@ -19,14 +19,14 @@ from schemathesis import checks
 from octavo.server import load_model
 from octavo.server.app import build_app
 from octavo.server.limits import Limits
-from serving import BLOCK, LIMITS, SETTINGS, Running, run_server, write_checkpoint
+from serving import BLOCK, LIMITS, SETTINGS, RunningServer, run_server, write_checkpoint
 from test_docs import Block, blocks
 
 DOCS = Path(__file__).parents[1] / "docs" / "serve.md"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Iterator[Running]:
+def server(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Iterator[RunningServer]:
     """A model with the name that docs/serve.md uses; the environment has no API keys."""
     folder = write_checkpoint(tmp_path_factory.mktemp("models") / "my-1", "bpe:300")
     with pytest.MonkeyPatch.context() as patch:
@@ -38,7 +38,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Iterator[Ru
 
 
 @pytest.fixture
-def client(server: Running) -> Iterator[openai.OpenAI]:
+def client(server: RunningServer) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
         yield client
 
@@ -46,8 +46,8 @@ def client(server: Running) -> Iterator[openai.OpenAI]:
 # openai
 
 
-def test_openai_client_gets_logprobs_and_echo(server: Running, client: openai.OpenAI) -> None:
-    answer = client.completions.create(
+def test_openai_client_gets_logprobs_and_echo(server: RunningServer, client: openai.OpenAI) -> None:
+    completion = client.completions.create(
         model="my-1",
         prompt="the cat",
         n=2,
@@ -65,8 +65,8 @@ def test_openai_client_gets_logprobs_and_echo(server: Running, client: openai.Op
         user="me",
         extra_body={"top_k": 50, "min_p": 0.01, "repetition_penalty": 1.1},
     )
-    assert [choice.index for choice in answer.choices] == [0, 1]
-    for choice in answer.choices:
+    assert [choice.index for choice in completion.choices] == [0, 1]
+    for choice in completion.choices:
         assert choice.text.startswith("the cat")
         logprobs = choice.logprobs
         assert logprobs is not None
@@ -74,58 +74,58 @@ def test_openai_client_gets_logprobs_and_echo(server: Running, client: openai.Op
         assert logprobs.top_logprobs is not None
         assert len(logprobs.tokens) == len(logprobs.text_offset or []) == len(logprobs.token_logprobs or [])
         assert len(logprobs.tokens) == len(logprobs.top_logprobs)
-    assert answer.usage is not None
-    assert answer.usage.completion_tokens == 32
-    assert answer.usage.total_tokens == answer.usage.prompt_tokens + 32
-    assert answer._request_id is not None
+    assert completion.usage is not None
+    assert completion.usage.completion_tokens == 32
+    assert completion.usage.total_tokens == completion.usage.prompt_tokens + 32
+    assert completion._request_id is not None
 
 
 def test_openai_client_streams_the_same_text(client: openai.OpenAI) -> None:
     options: dict[str, Any] = {"model": "my-1", "prompt": ["the cat", "a mat"], "seed": 5, "max_tokens": 20}
-    answer = client.completions.create(**options)
-    texts = {choice.index: "" for choice in answer.choices}
+    completion = client.completions.create(**options)
+    texts = {choice.index: "" for choice in completion.choices}
     usage = None
     for chunk in client.completions.create(stream=True, stream_options={"include_usage": True}, **options):
         for choice in chunk.choices:
             texts[choice.index] += choice.text
         usage = chunk.usage or usage
-    assert texts == {choice.index: choice.text for choice in answer.choices}
+    assert texts == {choice.index: choice.text for choice in completion.choices}
     assert usage is not None
-    assert answer.usage is not None
-    assert usage.total_tokens == answer.usage.total_tokens
+    assert completion.usage is not None
+    assert usage.total_tokens == completion.usage.total_tokens
 
 
-def test_openai_async_client_sends_concurrent_requests(server: Running, client: openai.OpenAI) -> None:
+def test_openai_async_client_sends_concurrent_requests(server: RunningServer, client: openai.OpenAI) -> None:
     alone = [client.completions.create(model="my-1", prompt="the", seed=i).choices[0].text for i in range(8)]
 
-    async def ask(other: openai.AsyncOpenAI, seed: int) -> str:
+    async def complete(client: openai.AsyncOpenAI, seed: int) -> str:
         if seed % 2:
-            return (await other.completions.create(model="my-1", prompt="the", seed=seed)).choices[0].text
-        stream = await other.completions.create(model="my-1", prompt="the", seed=seed, stream=True)
+            return (await client.completions.create(model="my-1", prompt="the", seed=seed)).choices[0].text
+        stream = await client.completions.create(model="my-1", prompt="the", seed=seed, stream=True)
         return "".join([choice.text async for chunk in stream for choice in chunk.choices])
 
-    async def together() -> list[str]:
-        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as other:
-            return await asyncio.gather(*(ask(other, seed) for seed in range(8)))
+    async def complete_concurrently() -> list[str]:
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+            return await asyncio.gather(*(complete(client, seed) for seed in range(8)))
 
-    assert asyncio.run(together()) == alone
+    assert asyncio.run(complete_concurrently()) == alone
 
 
-def test_openai_client_raises_the_right_errors(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.NotFoundError) as missing:
+def test_openai_client_raises_its_error_classes(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as unknown_model:
         client.completions.create(model="gpt-4", prompt="the")
-    assert missing.value.code == "model_not_found"
-    assert missing.value.param == "model"
-    with pytest.raises(openai.BadRequestError, match="block_size is 64") as long:
+    assert unknown_model.value.code == "model_not_found"
+    assert unknown_model.value.param == "model"
+    with pytest.raises(openai.BadRequestError, match="block_size is 64") as long_prompt:
         client.completions.create(model="my-1", prompt=[1] * 65)
-    assert long.value.code == "context_length_exceeded"
+    assert long_prompt.value.code == "context_length_exceeded"
     with pytest.raises(openai.BadRequestError, match="best_of"):
         client.completions.create(model="my-1", prompt="the", n=3, best_of=2)
     assert [model.id for model in client.models.list()] == ["my-1"]
     assert client.models.retrieve("my-1").object == "model"
 
 
-def test_openai_client_that_abandons_a_stream_frees_its_slots(server: Running, client: openai.OpenAI) -> None:
+def test_a_stream_that_the_openai_client_closes_frees_its_slots(server: RunningServer, client: openai.OpenAI) -> None:
     with client.completions.create(model="my-1", prompt="the", max_tokens=60, n=8, stream=True) as stream:
         next(iter(stream))
     assert client.completions.create(model="my-1", prompt="the").choices[0].text
@@ -134,30 +134,30 @@ def test_openai_client_that_abandons_a_stream_frees_its_slots(server: Running, c
 # The examples of the guide
 
 
-def examples(language: str) -> list[Block]:
+def guide_examples(language: str) -> list[Block]:
     return [block for block in blocks(DOCS.read_text(encoding="utf-8")) if block.language == language]
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
-def test_curl_examples_of_the_guide_work(server: Running) -> None:
-    commands = [block.text for block in examples("sh") if block.text.startswith("curl")]
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_curl_examples_of_the_guide_work(server: RunningServer) -> None:
+    commands = [block.text for block in guide_examples("sh") if block.text.startswith("curl")]
     assert len(commands) == 2
     for command in commands:
         words = shlex.split(command.replace("\\\n", " ").replace("127.0.0.1:8000", f"127.0.0.1:{server.port}"))
-        done = subprocess.run(
+        result = subprocess.run(
             [*words, "-s", "--fail-with-body"], capture_output=True, text=True, timeout=60, check=True
         )
         if "-N" in words:
-            assert done.stdout.endswith("data: [DONE]\n\n")
+            assert result.stdout.endswith("data: [DONE]\n\n")
         else:
-            [choice] = json.loads(done.stdout)["choices"]
+            [choice] = json.loads(result.stdout)["choices"]
             assert choice["text"] == server.text("The model", max_tokens=20, seed=1)
 
 
-def test_python_examples_of_the_guide_work(server: Running, capsys: pytest.CaptureFixture[str]) -> None:
-    requests = [block for block in examples("python") if "127.0.0.1:8000" in block.text]
-    assert len(requests) == 2
-    for block in requests:
+def test_python_examples_of_the_guide_work(server: RunningServer, capsys: pytest.CaptureFixture[str]) -> None:
+    blocks_with_requests = [block for block in guide_examples("python") if "127.0.0.1:8000" in block.text]
+    assert len(blocks_with_requests) == 2
+    for block in blocks_with_requests:
         exec(block.text.replace("127.0.0.1:8000", f"127.0.0.1:{server.port}"), {})
         assert capsys.readouterr().out.strip()
 
@@ -165,7 +165,7 @@ def test_python_examples_of_the_guide_work(server: Running, capsys: pytest.Captu
 def test_the_guide_states_the_actual_limits() -> None:
     page = DOCS.read_text(encoding="utf-8")
     limits = Limits()
-    for stated in (
+    for statement in (
         f"`--queue` {limits.queue}",
         f"{limits.body_bytes >> 20} MiB, in {limits.body_seconds} seconds",
         f"{limits.headers}, {limits.header_bytes >> 10} KiB, in {limits.header_seconds} seconds",
@@ -175,7 +175,7 @@ def test_the_guide_states_the_actual_limits() -> None:
         f"| {limits.concurrent_views}, {limits.queued_views}; beyond",
         f"{limits.lens_characters:,} characters",
     ):
-        assert stated in page
+        assert statement in page
 
 
 # lm-eval
@@ -187,15 +187,27 @@ ITEMS = [
     {"question": "the cat sat on the mat, " * 2, "choices": ["and", "the"], "answer": 0},
 ]
 TASKS: dict[str, dict[str, Any]] = {
-    "choices": {"output_type": "multiple_choice", "doc_to_text": "{{question}}", "doc_to_choice": "{{choices}}",
-                "doc_to_target": "{{answer}}",
-                "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]},
-    "rolling": {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{question}}",
-                "metric_list": [{"metric": "byte_perplexity"}]},
-    "written": {"output_type": "generate_until", "doc_to_text": "{{question}}", "doc_to_target": "{{answer}}",
-                "generation_kwargs": {"until": ["q"], "max_gen_toks": 6, "do_sample": False},
-                "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}]},
-}  # fmt: skip
+    "choices": {
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{answer}}",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    },
+    "rolling": {
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{question}}",
+        "metric_list": [{"metric": "byte_perplexity"}],
+    },
+    "generated": {
+        "output_type": "generate_until",
+        "doc_to_text": "{{question}}",
+        "doc_to_target": "{{answer}}",
+        "generation_kwargs": {"until": ["q"], "max_gen_toks": 6, "do_sample": False},
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    },
+}
 
 
 @pytest.mark.filterwarnings("ignore")  # warnings of lm-eval and its data sets
@@ -203,7 +215,7 @@ TASKS: dict[str, dict[str, Any]] = {
 def test_lm_eval_over_http_equals_lm_eval_with_transformers(
     spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each item's log-likelihood to 1e-4, and whether it is greedy; without a tokenizer in lm-eval."""
+    """The log-likelihood of each item, to 1e-4, and whether it is greedy. lm-eval needs no tokenizer."""
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         monkeypatch.setenv(name, "1")
     import datasets
@@ -238,17 +250,19 @@ def test_lm_eval_over_http_equals_lm_eval_with_transformers(
     scored, prefix = (["choices"], ",prefix_token_id=0") if spec == "char" else (["choices", "rolling"], "")
     with run_server({"my-1": load_model("my-1", folder, SETTINGS)}) as server:
         arguments = f"model=my-1,base_url={server.url}/v1/completions,max_length={BLOCK},batch_size=4"
-        ours = evaluate("local-completions", arguments, [*scored, "written"])
-        written = [server.text(item["question"], temperature=0, max_tokens=6, stop="q") for item in ITEMS]
+        ours = evaluate("local-completions", arguments, [*scored, "generated"])
+        texts = [server.text(item["question"], temperature=0, max_tokens=6, stop="q") for item in ITEMS]
     theirs = evaluate("hf", f"pretrained={folder},max_length={BLOCK},dtype=float32{prefix}", scored)
     for name in scored:
-        assert flat(ours[name]) == pytest.approx(flat(theirs[name]), abs=1e-4)
-    assert len(flat(ours["choices"])) == 2 * 9
-    assert [text for [[text]] in ours["written"]] == written
+        assert flatten(ours[name]) == pytest.approx(flatten(theirs[name]), abs=1e-4)
+    assert len(flatten(ours["choices"])) == 2 * 9
+    assert [text for [[text]] in ours["generated"]] == texts
 
 
-def flat(values: Any) -> list[float]:
-    return [each for value in values for each in flat(value)] if isinstance(values, (list, tuple)) else [float(values)]
+def flatten(values: Any) -> list[float]:
+    return (
+        [each for value in values for each in flatten(value)] if isinstance(values, (list, tuple)) else [float(values)]
+    )
 
 
 # schemathesis
@@ -261,17 +275,17 @@ schema = schemathesis.openapi.from_dict(build_app({}, LIMITS).api.openapi())
 @hypothesis.settings(
     max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck)
 )
-def test_responses_follow_the_openapi_document(server: Running, case: schemathesis.Case) -> None:
-    """The response to any request, valid or not, has a status and a schema that the document states."""
-    excluded = [checks.positive_data_acceptance]  # a prompt may be too long for the model: no schema can state that
+def test_responses_follow_the_openapi_document(server: RunningServer, case: schemathesis.Case) -> None:
+    """The response to any request, valid or not, has a status and a schema of the document."""
+    excluded = [checks.positive_data_acceptance]  # no schema can state that a prompt is too long for the model
     response = case.call(base_url=server.url)
     if response.status_code == 413:  # schemathesis does not count it as a refusal of invalid data
         excluded.append(checks.negative_data_rejection)
     case.validate_response(response, excluded_checks=excluded)
 
 
-def test_the_openapi_document_states_errors_and_defaults(server: Running) -> None:
-    document = server.ask("GET", "/openapi.json").json
+def test_the_openapi_document_states_errors_and_defaults(server: RunningServer) -> None:
+    document = server.request("GET", "/openapi.json").json
     assert document == schema.raw_schema
     operation = document["paths"]["/v1/completions"]["post"]
     assert {"200", "400", "401", "404", "413", "429", "503"} <= operation["responses"].keys()

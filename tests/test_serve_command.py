@@ -1,4 +1,4 @@
-"""`octavo serve`: its settings, its address, its keys, and how it shuts down."""
+"""`octavo serve`: settings, address, API keys and shutdown."""
 
 import json
 import os
@@ -15,36 +15,36 @@ import pytest
 import octavo
 from octavo.errors import OctavoError
 from octavo.server import listen, read_keys
-from serving import Answer, Running, exchange_bytes, request_bytes, run_server, slow_model, wait_until
+from serving import Response, RunningServer, completion_request, exchange_bytes, run_server, slow_model, wait_until
 
 # Shutdown
 
 
-def test_a_draining_server_finishes_its_requests_and_refuses_new_ones(char_model: Path) -> None:
+def test_a_draining_server_completes_its_requests_and_refuses_new_ones(char_model: Path) -> None:
     with run_server({"slow": slow_model(char_model)}) as server, ThreadPoolExecutor(4) as pool:
         accepted = [pool.submit(server.complete, max_tokens=40) for _ in range(4)]
         wait_until(lambda: server.models["slow"].worker.engine.running == 4)
         server.server.handle_exit(15, None)
-        assert server.ask("GET", "/ready").status == 503
-        assert server.ask("GET", "/health").status == 200
+        assert server.request("GET", "/ready").status == 503
+        assert server.request("GET", "/health").status == 200
         refused = server.complete()
         assert refused.status == 503
         assert int(refused.headers["retry-after"]) > 0
         assert refused.headers["connection"] == "close"
         for each in accepted:
-            answer: Answer = each.result()
-            assert answer.status == 200
-            assert len(answer.json["choices"][0]["text"]) == 40
+            response: Response = each.result()
+            assert response.status == 200
+            assert len(response.json["choices"][0]["text"]) == 40
         wait_until(lambda: server.server.should_exit)
 
 
-def test_a_second_signal_stops_at_once(char_model: Path) -> None:
+def test_a_second_signal_stops_the_server_without_waiting(char_model: Path) -> None:
     with run_server({"slow": slow_model(char_model, seconds=0.2)}) as server, ThreadPoolExecutor(1) as pool:
-        cut = pool.submit(exchange_bytes, server, request_bytes(server, max_tokens=60), wait=60)
+        request = pool.submit(exchange_bytes, server, completion_request(server, max_tokens=60), wait=60)
         wait_until(lambda: server.models["slow"].worker.engine.running == 1)
         server.server.handle_exit(2, None)
         server.server.handle_exit(2, None)
-        assert b" 200 " not in cut.result()
+        assert b" 200 " not in request.result()
 
 
 # Addresses
@@ -58,25 +58,33 @@ def test_a_public_address_needs_a_key(char_model: Path, monkeypatch: pytest.Monk
         assert "--api-key-file" in str(caught.value.hint)
 
 
-def test_a_port_in_use_is_reported_before_anything_is_loaded(tmp_path: Path) -> None:
+def test_a_port_in_use_is_an_error_before_a_model_is_loaded(tmp_path: Path) -> None:
     with listen("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
         with pytest.raises(OctavoError, match=f"127.0.0.1:{port}"):
             octavo.serve(tmp_path / "nothing", port=port)
 
 
-@pytest.mark.parametrize(("options", "expected"), [
-    ({"port": -1}, "port=-1"), ({"port": 70000}, "port=70000"), ({"slots": 0}, "slots=0"), ({"queue": -1}, "queue=-1"),
-    ({"host": "no-such-host.invalid"}, "cannot listen"), ({"host": "a" * 300}, "cannot listen"),
-    ({"device": "tpu"}, "no device"), ({"hots": "localhost"}, "hots"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"port": -1}, "port=-1"),
+        ({"port": 70000}, "port=70000"),
+        ({"slots": 0}, "slots=0"),
+        ({"queue": -1}, "queue=-1"),
+        ({"host": "no-such-host.invalid"}, "cannot listen"),
+        ({"host": "a" * 300}, "cannot listen"),
+        ({"device": "tpu"}, "no device"),
+        ({"hots": "localhost"}, "hots"),
+    ],
+)
 def test_invalid_settings_are_errors_with_a_hint(char_model: Path, options: dict[str, Any], expected: str) -> None:
     with pytest.raises(OctavoError, match=expected) as caught:
         octavo.serve([char_model], **{"port": 0} | options)
     assert caught.value.hint
 
 
-def test_two_models_of_one_name_are_an_error(char_model: Path, tmp_path: Path) -> None:
+def test_two_models_with_the_same_name_are_an_error(char_model: Path, tmp_path: Path) -> None:
     with pytest.raises(OctavoError, match="same name, 'small'"):
         octavo.serve([char_model, tmp_path / "other" / "small"])
 
@@ -94,10 +102,16 @@ def test_keys_come_from_a_file_and_the_environment(tmp_path: Path, monkeypatch: 
     assert sorted(read_keys(path)) == ["one-key", "three-key", "two-key"]
 
 
-@pytest.mark.parametrize(("content", "expected"), [
-    (None, "cannot be read"), (b"\xff\xfe", "UTF-8"), (b"\n# none\n", "has no key"), ("clé".encode(), "header"),
-    (b"two words", "header"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "cannot be read"),
+        (b"\xff\xfe", "UTF-8"),
+        (b"\n# none\n", "has no key"),
+        ("clé".encode(), "header"),
+        (b"two words", "header"),
+    ],
+)
 def test_an_unusable_key_file_is_an_error(tmp_path: Path, content: bytes | None, expected: str) -> None:
     if content is not None:
         (tmp_path / "keys").write_bytes(content)
@@ -112,7 +126,7 @@ def test_an_unusable_key_file_is_an_error(tmp_path: Path, content: bytes | None,
 
 @pytest.fixture
 def command(char_model: Path, own_cache: Path) -> Iterator[subprocess.Popen[str]]:
-    """`octavo serve` as a separate process."""
+    """`octavo serve` in another process."""
     words = [sys.executable, "-m", "octavo", "serve", str(char_model), "--port", "0", "--json"]
     pipe = subprocess.PIPE
     with subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, env=dict(os.environ)) as process:
@@ -121,31 +135,31 @@ def command(char_model: Path, own_cache: Path) -> Iterator[subprocess.Popen[str]
 
 
 def test_sigterm_under_load_loses_no_request(command: subprocess.Popen[str]) -> None:
-    """Every accepted request is answered completely, every later one is refused, and the exit code is 0."""
+    """Accepted requests get complete responses, later ones are refused, and the exit code is 0."""
     assert command.stdout is not None
-    started = json.loads(command.stdout.readline())
-    assert started["models"] == ["small"]
-    assert started["page"] + "v1" == started["url"]
-    port = int(started["url"].rpartition(":")[2].removesuffix("/v1"))
-    server = Running(port, None, {"small": None}, None)  # type: ignore[arg-type, dict-item]
+    output = json.loads(command.stdout.readline())
+    assert output["models"] == ["small"]
+    assert output["page"] + "v1" == output["url"]
+    port = int(output["url"].rpartition(":")[2].removesuffix("/v1"))
+    server = RunningServer(port, None, {"small": None}, None)  # type: ignore[arg-type, dict-item]
     outcomes: list[str] = []
-    ended = threading.Event()
+    stopped = threading.Event()
 
-    def load() -> None:
-        while not ended.is_set():
+    def send_requests() -> None:
+        while not stopped.is_set():
             try:
-                answer = server.complete(max_tokens=50, n=2)
+                response = server.complete(max_tokens=50, n=2)
             except ConnectionRefusedError:
-                ended.set()  # it no longer listens
+                stopped.set()  # the server no longer listens
             except (ConnectionResetError, BrokenPipeError):
                 outcomes.append("not accepted")
-            except Exception as error:  # above all, an incomplete answer
+            except Exception as error:  # an incomplete response, for example
                 outcomes.append(repr(error))
             else:
-                complete = answer.status == 200 and [len(c["text"]) for c in answer.json["choices"]] == [50, 50]
-                outcomes.append("complete" if complete else str(answer.status))
+                complete = response.status == 200 and [len(c["text"]) for c in response.json["choices"]] == [50, 50]
+                outcomes.append("complete" if complete else str(response.status))
 
-    threads = [threading.Thread(target=load) for _ in range(8)]
+    threads = [threading.Thread(target=send_requests) for _ in range(8)]
     for each in threads:
         each.start()
     wait_until(lambda: outcomes.count("complete") > 20)
@@ -154,7 +168,7 @@ def test_sigterm_under_load_loses_no_request(command: subprocess.Popen[str]) -> 
         each.join(30)
     assert command.wait(30) == 0
     assert set(outcomes) <= {"complete", "503", "not accepted"}
-    # At most one for each client: it was sent, but not read before the server closed the connection.
+    # At most one for each client: sent, but not read before the server closed the connection.
     assert outcomes.count("not accepted") <= 8
     assert command.stderr is not None
     assert "Traceback" not in command.stderr.read()

@@ -1,4 +1,4 @@
-"""Connections: deadlines, malformed HTTP, and the names of uvicorn that the connection class uses."""
+"""Connections: deadlines, malformed HTTP, and the names in uvicorn on which the connection class depends."""
 
 import contextlib
 import json
@@ -15,11 +15,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from octavo.server.connection import UVICORN_INTERNALS, Connection
 from octavo.server.limits import Limits
 from serving import (
-    IMPATIENT,
-    Running,
-    error_message,
+    TIGHT_LIMITS,
+    RunningServer,
     exchange_bytes,
     fast_models,
+    raw_error_message,
     read_all,
     run_server,
     wait_until,
@@ -27,20 +27,20 @@ from serving import (
 
 
 @pytest.fixture(scope="module")
-def server(char_model: Path) -> Iterator[Running]:
-    with run_server(fast_models(char_model), IMPATIENT) as running:
+def server(char_model: Path) -> Iterator[RunningServer]:
+    with run_server(fast_models(char_model), TIGHT_LIMITS) as running:
         yield running
 
 
 # Deadlines
 
 
-def test_missing_headers_time_out(server: Running) -> None:
-    assert "headers" in error_message(exchange_bytes(server), 408)
-    assert "headers" in error_message(exchange_bytes(server, b"GET /health HTTP/1.1\r\nhost: local"), 408)
+def test_missing_headers_time_out(server: RunningServer) -> None:
+    assert "headers" in raw_error_message(exchange_bytes(server), 408)
+    assert "headers" in raw_error_message(exchange_bytes(server, b"GET /health HTTP/1.1\r\nhost: local"), 408)
 
 
-def test_trickling_headers_time_out(server: Running) -> None:
+def test_headers_sent_slowly_time_out(server: RunningServer) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
         client.sendall(b"GET /health HTTP/1.1\r\n")
         client.setblocking(False)
@@ -55,12 +55,12 @@ def test_trickling_headers_time_out(server: Running) -> None:
         assert b" 408 " in read_all(client) or i < 199
 
 
-def test_a_missing_body_times_out(server: Running) -> None:
+def test_a_missing_body_times_out(server: RunningServer) -> None:
     head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 50\r\n\r\n"
-    assert "body" in error_message(exchange_bytes(server, head, b'{"model":'), 408)
+    assert "body" in raw_error_message(exchange_bytes(server, head, b'{"model":'), 408)
 
 
-def test_a_connection_is_reused_and_closed_when_idle(server: Running) -> None:
+def test_a_connection_is_reused_and_closed_when_idle(server: RunningServer) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
         for _ in range(3):
             client.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
@@ -70,9 +70,9 @@ def test_a_connection_is_reused_and_closed_when_idle(server: Running) -> None:
         assert client.recv(4096) == b""  # closed by the server
 
 
-def test_pipelined_requests_are_answered_in_order(server: Running) -> None:
-    one = b"GET %s HTTP/1.1\r\nhost: localhost\r\n%s\r\n"
-    sent = one % (b"/health", b"") + one % (b"/nowhere", b"") + one % (b"/ready", b"connection: close\r\n")
+def test_pipelined_requests_are_answered_in_order(server: RunningServer) -> None:
+    request = b"GET %s HTTP/1.1\r\nhost: localhost\r\n%s\r\n"
+    sent = request % (b"/health", b"") + request % (b"/nowhere", b"") + request % (b"/ready", b"connection: close\r\n")
     received = exchange_bytes(server, sent)
     assert [received.find(part) for part in (b"ok", b"/nowhere", b"ready")] == sorted(
         received.find(part) for part in (b"ok", b"/nowhere", b"ready")
@@ -95,28 +95,39 @@ def test_a_client_that_never_reads_is_disconnected(char_model: Path) -> None:
             )
             wait_until(lambda: bool(server.server.server_state.connections))
             wait_until(lambda: not server.server.server_state.connections)
-        assert server.idle()
+        assert server.is_idle()
 
 
-@pytest.mark.parametrize("request_", [
-    b"\r\n\r\n\r\n", b"hello\r\n\r\n", b"GET /\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n",
-    b"GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n", b"G\x00T / HTTP/1.1\r\nhost: localhost\r\n\r\n",
-    b"GET / HTTP/1.1\r\nhost: localhost\r\nbad header\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 5,
-    b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: -5\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-    b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n",
-    b"POST / HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: gzip\r\n\r\n",
-    b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
-    b"GET / HTTP/1.1\r\nhost: localhost\r\nx: a\r\n b\x00\r\n\r\n",
-], ids=repr)  # fmt: skip
-def test_malformed_http_is_400(server: Running, request_: bytes) -> None:
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"\r\n\r\n\r\n",
+        b"hello\r\n\r\n",
+        b"GET /\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n",
+        b"G\x00T / HTTP/1.1\r\nhost: localhost\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: localhost\r\nbad header\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 5,
+        b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: -5\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: gzip\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+        b"GET / HTTP/1.1\r\nhost: localhost\r\nx: a\r\n b\x00\r\n\r\n",
+    ],
+    ids=repr,
+)
+def test_malformed_http_is_400(server: RunningServer, request_: bytes) -> None:
     response = exchange_bytes(server, request_)
-    assert error_message(response, 400)
+    assert raw_error_message(response, 400)
 
 
 # uvicorn
 
 
-def test_the_names_of_uvicorn_that_the_connection_uses_exist(server: Running) -> None:
+def test_uvicorn_has_the_names_that_the_connection_uses(server: RunningServer) -> None:
     """If this fails, uvicorn has changed: `octavo/server/connection.py` says what to do."""
     owners: dict[str, Any] = {"H11Protocol": H11Protocol, "Server": uvicorn.Server}
     with contextlib.closing(server.connect()) as client:

@@ -1,4 +1,4 @@
-"""The lens over HTTP: every view, its options, the checkpoints of a run, and several views at once."""
+"""The lens over HTTP: every view, its options, the checkpoints of a run, and concurrent requests."""
 
 import contextlib
 import copy
@@ -23,13 +23,13 @@ from octavo.runs import Run
 from octavo.server import lens_api, load_model
 from octavo.server.requests import LensRequest
 from octavo.settings import ModelSettings
-from serving import SETTINGS, Running, run_server, wait_until
+from serving import SETTINGS, RunningServer, error_message, run_server, wait_until
 
 TEXT = "the cat sat; <b>كتاب</b> 🦉!"
 
 
 @pytest.fixture(scope="module")
-def server(bpe_run: Run, byte_model: Path, native_cache: None) -> Iterator[Running]:
+def server(bpe_run: Run, byte_model: Path, native_cache: None) -> Iterator[RunningServer]:
     models = {
         name: load_model(name, folder, SETTINGS) for name, folder in (("run", bpe_run.folder), ("alone", byte_model))
     }
@@ -37,33 +37,24 @@ def server(bpe_run: Run, byte_model: Path, native_cache: None) -> Iterator[Runni
         yield running
 
 
-def get_view(server: Running, view: str, model: str = "alone", **options: Any) -> Any:
-    answer = server.post(f"/lens/{view}", model=model, **options)
-    assert answer.status == 200, answer.body
-    return answer.json
-
-
-def message(server: Running, status: int, path: str, **body: Any) -> str:
-    """The message of an error response."""
-    answer = server.post(path, **body)
-    assert answer.status == status, answer.body
-    return str(answer.json["error"]["message"])
-
-
 # Views
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "shapes": {"text": TEXT, "layer": 1, "head": 2}, "tokens": {"text": TEXT},
-    "position": {"word": "cat", "at": [0, 5]}, "neighbors": {"word": "a", "top": 5, "against": "b"},
+    "shapes": {"text": TEXT, "layer": 1, "head": 2},
+    "tokens": {"text": TEXT},
+    "position": {"word": "cat", "at": [0, 5]},
+    "neighbors": {"word": "a", "top": 5, "against": "b"},
     "projection": {"words": ["a", "e"]},
-    "attention": {"text": TEXT, "layer": -1, "head": 1}, "next_token": {"text": TEXT},
+    "attention": {"text": TEXT, "layer": -1, "head": 1},
+    "next_token": {"text": TEXT},
     "logit_lens": {"text": TEXT, "top": 3, "positions": [0, -1]},
     "contributions": {"text": TEXT, "position": 4, "token": "a"},
-    "surprisal": {"text": TEXT}, "ablation": {"text": TEXT, "layer": 0},
-}  # fmt: skip
+    "surprisal": {"text": TEXT},
+    "ablation": {"text": TEXT, "layer": 0},
+}
 
 
-def test_the_served_views_are_those_of_the_table() -> None:
+def test_all_views_of_the_table_but_verify_and_losses_are_served() -> None:
     assert set(lens_api.SERVED_VIEWS) == lens.FUNCTIONS.keys() - {"verify", "losses"}
     options = {option for view in lens_api.SERVED_VIEWS for option in views.VIEWS[view].options}
     assert LensRequest.model_fields.keys() == options | {"model", "step"}
@@ -73,10 +64,10 @@ def test_the_served_views_are_those_of_the_table() -> None:
 @pytest.mark.parametrize("view", OPTIONS)
 @pytest.mark.parametrize("model", ["run", "alone"])
 def test_a_view_over_http_equals_the_view_in_python(
-    server: Running, bpe_run: Run, monkeypatch: pytest.MonkeyPatch, model: str, view: str
+    server: RunningServer, bpe_run: Run, monkeypatch: pytest.MonkeyPatch, model: str, view: str
 ) -> None:
     monkeypatch.setenv("OCTAVO_CACHE", str(bpe_run.folder.parent / "cache"))  # has the run's prepared text
-    response = get_view(server, view, model, **OPTIONS[view])
+    response = server.view(view, model, **OPTIONS[view])
     plain = json.loads(json.dumps(lens.inspect(server.models[model].checkpoint, view, **OPTIONS[view]).plain()))
     if view == "attention":
         assert [len(row) for row in response["weights"]] == list(range(1, len(response["tokens"]) + 1))
@@ -85,30 +76,30 @@ def test_a_view_over_http_equals_the_view_in_python(
     assert response == plain
 
 
-def test_a_view_takes_text_ids_or_text_that_the_model_generates(server: Running) -> None:
-    response = get_view(server, "tokens")
+def test_a_view_takes_a_text_or_ids_and_without_either_a_text_is_generated(server: RunningServer) -> None:
+    response = server.view("tokens", "alone")
     assert response["generated"]
-    assert get_view(server, "tokens", text=None, unknown=None) == response
+    assert server.view("tokens", "alone", text=None, unknown=None) == response
     ids = [token["id"] for token in response["tokens"]]
-    assert get_view(server, "tokens", text=ids)["text"] == response["text"]
+    assert server.view("tokens", "alone", text=ids)["text"] == response["text"]
 
 
 def test_attention_of_512_tokens_is_under_1_mb_and_its_rows_sum_to_one(tmp_path: Path, native_cache: None) -> None:
-    """An untrained model's weights are nearly uniform, which takes the most digits."""
+    """The attention of an untrained model is nearly uniform, which takes the most digits."""
     folder = random_checkpoint(
         tmp_path / "long", "byte", std=0.02, block_size=512, n_layer=1, n_head=2, n_embd=32
     ).folder
     served = load_model("long", folder, SETTINGS)
     with run_server({"long": served}) as running:
         text = ("To be, or not to be: that is the question. " * 12)[:512]
-        for wanted, headers in (
+        for encoding, headers in (
             ("identity", {"accept-encoding": "gzip;q=0"}),
             ("gzip", {"accept-encoding": "br, gzip"}),
         ):
-            answer = running.ask("POST", "/lens/attention", {"text": text, "head": 1}, headers)
-            assert answer.headers.get("content-encoding", "identity") == wanted
-            assert len(answer.body) < (1_000_000 if wanted == "identity" else 500_000)
-            body = gzip.decompress(answer.body) if wanted == "gzip" else answer.body
+            response = running.request("POST", "/lens/attention", {"text": text, "head": 1}, headers)
+            assert response.headers.get("content-encoding", "identity") == encoding
+            assert len(response.body) < (1_000_000 if encoding == "identity" else 500_000)
+            body = gzip.decompress(response.body) if encoding == "gzip" else response.body
         weights = json.loads(body)["weights"]
         assert [len(row) for row in weights] == list(range(1, 513))
         assert max(abs(sum(row) - 1) for row in weights) < 1e-9
@@ -130,13 +121,12 @@ def test_weights_that_are_not_finite_are_an_error_not_nan_in_json(tmp_path: Path
         served.checkpoint.model.transformer.wpe.weight.fill_(torch.nan)
     with run_server({"broken": served}) as running:
         for view in ("attention", "shapes", "position", "next_token", "logit_lens"):
-            assert "finite" in message(
-                running, 400, f"/lens/{view}", **{"text": "a"} if view != "position" else {"at": [0, 1]}
-            )
+            body = {"at": [0, 1]} if view == "position" else {"text": "a"}
+            assert "finite" in error_message(running.post(f"/lens/{view}", **body), 400)
 
 
-def test_models_are_listed_with_their_shape_and_steps(server: Running, bpe_run: Run) -> None:
-    listed = server.ask("GET", "/lens").json
+def test_models_are_listed_with_their_shape_and_steps(server: RunningServer, bpe_run: Run) -> None:
+    listed = server.request("GET", "/lens").json
     assert listed["views"] == list(lens_api.SERVED_VIEWS)
     run, alone = listed["models"]
     steps = list(bpe_run.steps)
@@ -158,22 +148,22 @@ def test_a_model_states_how_its_embeddings_were_initialized(bpe_run: Run) -> Non
         settings = dataclasses.replace(loaded.settings, weight_init=weights, embedding_init=embeddings)  # type: ignore[call-arg]
         described = lens_api.describe_model("run", dataclasses.replace(loaded, settings=settings))
         assert (described.wte_start, described.wpe_start) == (embeddings, expected)
-    bare = ModelSettings(vocab_size=loaded.settings.vocab_size)  # a model that Octavo did not train
-    elsewhere = lens_api.describe_model("other", dataclasses.replace(loaded, settings=bare))
-    assert (elsewhere.wte_start, elsewhere.wpe_start) == (None, None)
+    bare = ModelSettings(vocab_size=loaded.settings.vocab_size)  # of a model that Octavo did not train
+    other = lens_api.describe_model("other", dataclasses.replace(loaded, settings=bare))
+    assert (other.wte_start, other.wpe_start) == (None, None)
 
 
-def test_every_checkpoint_of_a_run_can_be_shown(server: Running, bpe_run: Run) -> None:
+def test_every_checkpoint_of_a_run_can_be_shown(server: RunningServer, bpe_run: Run) -> None:
     responses = []
     for step, path in [*bpe_run.steps.items(), *list(bpe_run.steps.items())[:1]]:
-        responses.append(get_view(server, "next_token", "run", text="the cat", step=step))
+        responses.append(server.view("next_token", "run", text="the cat", step=step))
         assert responses[-1]["logits"] == lens.next_token(runs.load(path), "the cat").plain()["logits"]
     assert responses[0] == responses[-1] != responses[1]
-    without_step = get_view(server, "next_token", "run", text="the cat")
-    assert get_view(server, "next_token", "run", text="the cat", step=None) == without_step
+    without_step = server.view("next_token", "run", text="the cat")
+    assert server.view("next_token", "run", text="the cat", step=None) == without_step
 
 
-def test_two_checkpoints_are_cached_or_one_of_a_large_model(server: Running) -> None:
+def test_the_cache_holds_two_checkpoints_or_one_of_a_large_model(server: RunningServer) -> None:
     served, checkpoints = server.models["run"], lens_api.CheckpointCache()
     first, second, third = [step for step in served.steps if step != served.step][:3]
     loaded = checkpoints.get(served, first)
@@ -193,82 +183,119 @@ def test_two_checkpoints_are_cached_or_one_of_a_large_model(server: Running) -> 
     assert checkpoints.get(served, first) is not loaded
 
 
-def test_a_model_on_another_device_is_shown_on_the_cpu(server: Running) -> None:
+def test_views_of_a_model_on_another_device_run_on_the_cpu(server: RunningServer) -> None:
     served = server.models["run"]
-    elsewhere = dataclasses.replace(served.checkpoint, model=copy.deepcopy(served.checkpoint.model).to("meta"))
-    checkpoint = lens_api.CheckpointCache().get(dataclasses.replace(served, checkpoint=elsewhere), None)
+    on_meta = dataclasses.replace(served.checkpoint, model=copy.deepcopy(served.checkpoint.model).to("meta"))
+    checkpoint = lens_api.CheckpointCache().get(dataclasses.replace(served, checkpoint=on_meta), None)
     assert torch.equal(checkpoint.model.lm_head.weight, served.checkpoint.model.lm_head.weight)
 
 
-def test_the_server_reads_no_text_that_is_not_prepared(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run's source may be standard input, or on the network."""
+def test_the_server_never_reads_the_source_of_a_run(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be standard input, or on the network. The server only uses prepared text."""
     from octavo.data import prepare
 
-    requested: list[str] = []
-    monkeypatch.setattr(prepare, "open_source", lambda settings, *rest: requested.append(settings.source))
+    opened: list[str] = []
+    monkeypatch.setattr(prepare, "open_source", lambda settings, *rest: opened.append(settings.source))
     assert "data" in server.models["run"].checkpoint.info
-    response = get_view(server, "neighbors", "run", word="a", against="b")
-    assert (requested, response["control"][:4]) == ([], "none")
+    response = server.view("neighbors", "run", word="a", against="b")
+    assert (opened, response["control"][:4]) == ([], "none")
 
 
-@pytest.mark.parametrize(("view", "body", "status", "expected"), [
-    ("nothing", {}, 400, "view"), ("losses", {}, 400, "view"), ("verify", {}, 400, "view"),
-    ("projection", {"text": "a"}, 400, "projection takes no text"),
-    ("attention", {"word": "a"}, 400, "attention takes no word"),
-    ("attention", {"layr": 1}, 400, "'layer'"), ("attention", {"frob": 1}, 400, "no field 'frob'"),
-    ("attention", {"frob": None}, 400, "no field 'frob'"),
-    ("attention", {"model": "nobody"}, 404, "no model 'nobody'"), ("attention", {"model": ""}, 400, "several models"),
-    ("attention", {"step": 999, "model": "run"}, 404, "no checkpoint of step 999"),
-    ("attention", {"step": 1, "model": "alone"}, 404, "no checkpoint of step 1"),
-    ("attention", {"step": -1}, 400, "step"), ("attention", {"step": True}, 400, "step"),
-    ("attention", {"layer": 99}, 400, "layer 99"), ("attention", {"layer": 10**40}, 400, "layer"),
-    ("attention", {"layer": "1"}, 400, "layer"), ("attention", {"layer": 1.5}, 400, "layer"),
-    ("attention", {"layer": True}, 400, "layer"), ("attention", {"head": [1]}, 400, "head"),
-    ("attention", {"text": ""}, 400, "no text"), ("attention", {"text": 5}, 400, "token ids"),
-    ("attention", {"text": [True]}, 400, "token ids"), ("attention", {"text": [1.5]}, 400, "token ids"),
-    ("attention", {"text": []}, 400, "no text"), ("attention", {"text": [10**30]}, 400, "token ids"),
-    ("attention", {"text": [-1]}, 400, "token ids"),
-    ("attention", {"text": [999]}, 400, "no token"), ("attention", {"text": {"a": 1}}, 400, "token ids"),
-    ("attention", {"text": [1] * 65}, 400, "block_size is 64"), ("tokens", {"text": "a" * 200_001}, 400, "200,000"),
-    ("attention", {"text": "a\ud800"}, 400, "expected a text"), ("attention", {"unknown": "guess"}, 400, "unknown"),
-    ("position", {"word": "a" * 101}, 400, "100"), ("position", {"word": ""}, 400, "empty word"),
-    ("position", {"at": [1]}, 400, "2 integers"), ("position", {"at": [1, "2"]}, 400, "2 integers"),
-    ("position", {"at": [0, 64]}, 400, "position 64"), ("projection", {"words": ["a"] * 21}, 400, "at most 20"),
-    ("projection", {"words": ["a" * 101]}, 400, "100 characters"), ("projection", {"words": [1.5]}, 400, "words"),
-    ("neighbors", {"top": 101}, 400, "top"), ("neighbors", {"top": 0}, 400, "top"),
-    ("logit_lens", {"top": 51}, 400, "top=51"), ("logit_lens", {"positions": [0] * 4097}, 400, "4,096"),
-    ("logit_lens", {"positions": 3}, 400, "integers"),
-    ("contributions", {"position": 64}, 400, "position 64"), ("contributions", {"token": "ab"}, 400, "2 tokens"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("view", "body", "status", "expected"),
+    [
+        ("nothing", {}, 400, "view"),
+        ("losses", {}, 400, "view"),
+        ("verify", {}, 400, "view"),
+        ("projection", {"text": "a"}, 400, "projection takes no text"),
+        ("attention", {"word": "a"}, 400, "attention takes no word"),
+        ("attention", {"layr": 1}, 400, "'layer'"),
+        ("attention", {"frob": 1}, 400, "no field 'frob'"),
+        ("attention", {"frob": None}, 400, "no field 'frob'"),
+        ("attention", {"model": "nobody"}, 404, "no model 'nobody'"),
+        ("attention", {"model": ""}, 400, "several models"),
+        ("attention", {"step": 999, "model": "run"}, 404, "no checkpoint of step 999"),
+        ("attention", {"step": 1, "model": "alone"}, 404, "no checkpoint of step 1"),
+        ("attention", {"step": -1}, 400, "step"),
+        ("attention", {"step": True}, 400, "step"),
+        ("attention", {"layer": 99}, 400, "layer 99"),
+        ("attention", {"layer": 10**40}, 400, "layer"),
+        ("attention", {"layer": "1"}, 400, "layer"),
+        ("attention", {"layer": 1.5}, 400, "layer"),
+        ("attention", {"layer": True}, 400, "layer"),
+        ("attention", {"head": [1]}, 400, "head"),
+        ("attention", {"text": ""}, 400, "no text"),
+        ("attention", {"text": 5}, 400, "token ids"),
+        ("attention", {"text": [True]}, 400, "token ids"),
+        ("attention", {"text": [1.5]}, 400, "token ids"),
+        ("attention", {"text": []}, 400, "no text"),
+        ("attention", {"text": [10**30]}, 400, "token ids"),
+        ("attention", {"text": [-1]}, 400, "token ids"),
+        ("attention", {"text": [999]}, 400, "no token"),
+        ("attention", {"text": {"a": 1}}, 400, "token ids"),
+        ("attention", {"text": [1] * 65}, 400, "block_size is 64"),
+        ("tokens", {"text": "a" * 200_001}, 400, "200,000"),
+        ("attention", {"text": "a\ud800"}, 400, "expected a text"),
+        ("attention", {"unknown": "guess"}, 400, "unknown"),
+        ("position", {"word": "a" * 101}, 400, "100"),
+        ("position", {"word": ""}, 400, "empty word"),
+        ("position", {"at": [1]}, 400, "2 integers"),
+        ("position", {"at": [1, "2"]}, 400, "2 integers"),
+        ("position", {"at": [0, 64]}, 400, "position 64"),
+        ("projection", {"words": ["a"] * 21}, 400, "at most 20"),
+        ("projection", {"words": ["a" * 101]}, 400, "100 characters"),
+        ("projection", {"words": [1.5]}, 400, "words"),
+        ("neighbors", {"top": 101}, 400, "top"),
+        ("neighbors", {"top": 0}, 400, "top"),
+        ("logit_lens", {"top": 51}, 400, "top=51"),
+        ("logit_lens", {"positions": [0] * 4097}, 400, "4,096"),
+        ("logit_lens", {"positions": 3}, 400, "integers"),
+        ("contributions", {"position": 64}, 400, "position 64"),
+        ("contributions", {"token": "ab"}, 400, "2 tokens"),
+    ],
+)
 def test_invalid_options_are_refused_by_name(
-    server: Running, view: str, body: dict[str, Any], status: int, expected: str
+    server: RunningServer, view: str, body: dict[str, Any], status: int, expected: str
 ) -> None:
-    text = message(server, status, f"/lens/{view}", **{"model": "alone"} | body)
-    assert expected in text
+    response = server.post(f"/lens/{view}", **{"model": "alone"} | body)
+    assert expected in error_message(response, status)
 
 
-@pytest.mark.parametrize("body", [
-    b"", b"[]", b"null", b"{", b'{"layer": NaN}', b'{"layer": Infinity}', b'{"layer": 1e400}', b'{"text": "\xff"}',
-    b'{"layer": %s}' % (b"9" * 5000), b'{"text": [%s' % (b"[" * 9000), b'{"text": [NaN]}', b'{"at": [NaN, 1]}',
-])  # fmt: skip
-def test_invalid_json_is_refused(server: Running, body: bytes) -> None:
-    answer = server.ask("POST", "/lens/attention", body, {"content-type": "application/json"})
-    assert answer.status == 400
-    assert answer.json["error"]["message"]
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b"null",
+        b"{",
+        b'{"layer": NaN}',
+        b'{"layer": Infinity}',
+        b'{"layer": 1e400}',
+        b'{"text": "\xff"}',
+        b'{"layer": %s}' % (b"9" * 5000),
+        b'{"text": [%s' % (b"[" * 9000),
+        b'{"text": [NaN]}',
+        b'{"at": [NaN, 1]}',
+    ],
+)
+def test_invalid_json_is_refused(server: RunningServer, body: bytes) -> None:
+    response = server.request("POST", "/lens/attention", body, {"content-type": "application/json"})
+    assert response.status == 400
+    assert response.json["error"]["message"]
 
 
-def test_an_error_of_the_lens_comes_with_its_hint(server: Running) -> None:
+def test_an_error_of_the_lens_comes_with_its_hint(server: RunningServer) -> None:
     error = server.post("/lens/contributions", model="alone", text="a", token="ab").json["error"]
     assert error["hint"] == "one of these tokens"
     assert error["type"] == "invalid_request_error"
     assert "hint" not in server.post("/lens/contributions", model="nobody").json["error"]
 
 
-# Several views at once
+# Concurrent requests
 
 
 class BlockedInspect:
-    """Replaces `lens.inspect`: every call waits until `release` is set or its client disconnects."""
+    """Replaces `lens.inspect`. Each call waits until `release` is set or its client disconnects."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.release, self.lock = threading.Event(), threading.Lock()
@@ -291,15 +318,15 @@ class BlockedInspect:
 
 
 @pytest.fixture
-def blocked(server: Running, monkeypatch: pytest.MonkeyPatch) -> Iterator[BlockedInspect]:
+def blocked(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[BlockedInspect]:
     blocked = BlockedInspect(monkeypatch)
     yield blocked
     blocked.release.set()
     wait_until(lambda: not blocked.running)
 
 
-def request_view(server: Running) -> socket.socket:
-    """A client that has requested a view."""
+def send_request(server: RunningServer) -> socket.socket:
+    """Request a view and return the client's socket."""
     body = json.dumps({"model": "alone", "text": "abc"}).encode()
     client = socket.create_connection(("127.0.0.1", server.port))
     client.sendall(
@@ -309,31 +336,31 @@ def request_view(server: Running) -> socket.socket:
     return client
 
 
-def test_two_views_run_at_once_sixteen_wait_and_more_are_429(server: Running, blocked: BlockedInspect) -> None:
+def test_two_views_run_at_once_16_are_queued_and_more_are_429(server: RunningServer, blocked: BlockedInspect) -> None:
     with ThreadPoolExecutor(19) as clients:
         requested = [clients.submit(server.post, "/lens/next_token", model="alone", text="abc") for _ in range(18)]
         wait_until(lambda: blocked.started == 2 and server.app.drain.running == 18)
         refused = server.post("/lens/next_token", model="alone", text="abc")
         assert (refused.status, refused.headers["retry-after"]) == (429, "1")
         # Other routes are answered meanwhile.
-        assert server.ask("GET", "/health").status == 200
-        assert server.ask("GET", "/lens").status == 200
+        assert server.request("GET", "/health").status == 200
+        assert server.request("GET", "/lens").status == 200
         assert server.complete(max_tokens=4).status == 200
         blocked.release.set()
         assert [each.result().status for each in requested] == [200] * 18
     assert (blocked.max_running, blocked.started) == (2, 18)
 
 
-def test_a_client_that_disconnects_frees_its_slot(server: Running, blocked: BlockedInspect) -> None:
-    """A waiting view is never started, and a running one stops early."""
+def test_the_views_of_disconnected_clients_are_not_computed(server: RunningServer, blocked: BlockedInspect) -> None:
+    """A queued view is never started, and a running one stops early."""
     with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(request_view(server)) for _ in range(18)]
+        clients = [stack.enter_context(send_request(server)) for _ in range(18)]
         wait_until(lambda: blocked.started == 2 and server.app.drain.running == 18)
         assert server.post("/lens/next_token", model="alone", text="abc").status == 429
         for client in clients:
             client.close()
     wait_until(lambda: blocked.finished >= 2 and not blocked.running and not server.app.drain.running)
     assert not blocked.release.is_set()
-    assert blocked.started <= 4  # one may start before its own client's disconnect is noticed
+    assert blocked.started <= 4  # one may start before the server notices that its client has disconnected
     blocked.release.set()
     assert server.post("/lens/next_token", model="alone", text="abc").status == 200

@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,24 +12,17 @@ from octavo.runs import Run
 from octavo.server import load_model, load_pending_models
 from octavo.server.limits import Limits
 from octavo.server.runs_api import JsonLines
-from serving import SETTINGS, Running, run_server
+from serving import SETTINGS, RunningServer, error_message, run_server
 
 
 @pytest.fixture(scope="module")
-def server(bpe_run: Run, native_cache: None) -> Iterator[Running]:
+def server(bpe_run: Run, native_cache: None) -> Iterator[RunningServer]:
     with run_server({"run": load_model("run", bpe_run, SETTINGS)}, runs={"run": bpe_run}) as running:
         yield running
 
 
-def message(server: Running, status: int, path: str, **body: Any) -> str:
-    """The message of an error response."""
-    answer = server.post(path, **body)
-    assert answer.status == status, answer.body
-    return str(answer.json["error"]["message"])
-
-
-def test_the_served_runs_are_listed_and_no_others(server: Running, bpe_run: Run) -> None:
-    [listed] = server.ask("GET", "/runs").json["runs"]
+def test_only_the_served_runs_are_listed(server: RunningServer, bpe_run: Run) -> None:
+    [listed] = server.request("GET", "/runs").json["runs"]
     settings = bpe_run.settings
     assert {name: getattr(settings, name) for name in listed["settings"]} == listed["settings"]
     assert {"max_steps", "n_layer", "learning_rate", "batch_size", "tokenizer", "source", "preset"} <= listed[
@@ -38,41 +30,41 @@ def test_the_served_runs_are_listed_and_no_others(server: Running, bpe_run: Run)
     ].keys()
     assert (listed["name"], listed["last_step"], listed["running"]) == ("run", 20, False)
     assert listed["tokens_per_step"] == settings.batch_size * settings.block_size
-    assert listed["parameters"] == server.ask("GET", "/lens").json["models"][0]["model"]["parameters"]
+    assert listed["parameters"] == server.request("GET", "/lens").json["models"][0]["model"]["parameters"]
     for name in ("alone", "..", "nothing", "%2e%2e", "run%2f..%2frun"):
-        assert server.ask("GET", f"/runs/{name}/metrics").status == 404
-    assert server.ask("GET", "/runs/run/settings").status == 400
+        assert server.request("GET", f"/runs/{name}/metrics").status == 404
+    assert server.request("GET", "/runs/run/settings").status == 400
 
 
-def test_lines_are_read_from_a_given_number(server: Running, bpe_run: Run) -> None:
+def test_after_is_the_number_of_lines_to_skip(server: RunningServer, bpe_run: Run) -> None:
     lines = bpe_run.lines("metrics")
     assert len(lines) == 20
     for after in (0, 7, 20):
-        listed = server.ask("GET", f"/runs/run/metrics?after={after}").json
+        listed = server.request("GET", f"/runs/run/metrics?after={after}").json
         assert listed == {"lines": lines[after:], "next": 20, "restarted": False}
-    assert server.ask("GET", "/runs/run/metrics").json["lines"] == lines
-    assert server.ask("GET", "/runs/run/metrics?after=21").json == {"lines": lines, "next": 20, "restarted": True}
-    assert server.ask("GET", "/runs/run/samples").json == {"lines": [], "next": 0, "restarted": False}
+    assert server.request("GET", "/runs/run/metrics").json["lines"] == lines
+    assert server.request("GET", "/runs/run/metrics?after=21").json == {"lines": lines, "next": 20, "restarted": True}
+    assert server.request("GET", "/runs/run/samples").json == {"lines": [], "next": 0, "restarted": False}
     for after in ("-1", "a", "1.5", "", "1e3", "99999999999999999999"):
-        assert server.ask("GET", f"/runs/run/metrics?after={after}").status == 400
+        assert server.request("GET", f"/runs/run/metrics?after={after}").status == 400
 
 
-def test_a_run_is_shown_while_it_trains_and_served_from_its_first_checkpoint(
+def test_a_new_run_is_listed_at_once_and_served_from_its_first_checkpoint(
     bpe_run: Run, tmp_path: Path, native_cache: None
 ) -> None:
     run = Run.create(bpe_run.settings, "new", tmp_path / "<script>")
     pending, models, name = {run.folder.name: run}, {}, "%3Cscript%3E"
     with run_server(models, pending=pending, runs=dict(pending)) as running, run.lock():
-        [listed] = running.ask("GET", "/runs").json["runs"]
+        [listed] = running.request("GET", "/runs").json["runs"]
         assert (listed["name"], listed["last_step"], listed["running"]) == ("<script>", 0, True)
-        assert running.ask("GET", "/lens").json["models"] == []
-        assert running.ask("GET", f"/runs/{name}/metrics").json == {"lines": [], "next": 0, "restarted": False}
-        assert "no checkpoint yet" in message(running, 503, "/lens/next_token", text="a")
-        assert "no checkpoint yet" in message(running, 503, "/v1/completions", model="<script>")
+        assert running.request("GET", "/lens").json["models"] == []
+        assert running.request("GET", f"/runs/{name}/metrics").json == {"lines": [], "next": 0, "restarted": False}
+        assert "no checkpoint yet" in error_message(running.post("/lens/next_token", text="a"), 503)
+        assert "no checkpoint yet" in error_message(running.post("/v1/completions", model="<script>"), 503)
         run.log("metrics", {"step": 1, "loss": 4.5})
-        assert running.ask("GET", f"/runs/{name}/metrics").json["lines"] == [{"step": 1, "loss": 4.5}]
+        assert running.request("GET", f"/runs/{name}/metrics").json["lines"] == [{"step": 1, "loss": 4.5}]
         run.log("samples", {"step": 1, "text": "</script><b>\u2028"})
-        assert running.ask("GET", f"/runs/{name}/samples").json["lines"][0]["text"] == "</script><b>\u2028"
+        assert running.request("GET", f"/runs/{name}/samples").json["lines"][0]["text"] == "</script><b>\u2028"
         loader = threading.Thread(target=load_pending_models, args=(models, pending, threading.Event(), SETTINGS))
         loader.start()
         loaded = runs.load(bpe_run.folder)
@@ -80,10 +72,10 @@ def test_a_run_is_shown_while_it_trains_and_served_from_its_first_checkpoint(
         checkpoint = (run.folder / "checkpoints" / "step-000001").rename(run.folder / "checkpoints" / "step-000002")
         (run.folder / "last").write_text(checkpoint.name, encoding="utf-8")
         loader.join(30)
-        assert running.ask("GET", "/lens").json["models"][0]["step"] == 2
+        assert running.request("GET", "/lens").json["models"][0]["step"] == 2
         assert running.post("/lens/next_token", text="a").status == 200
         assert running.complete("a").status == 200
-        assert 'octavo_slots{model="<script>"}' in running.ask("GET", "/metrics").body.decode()
+        assert 'octavo_slots{model="<script>"}' in running.request("GET", "/metrics").body.decode()
     assert not run.is_locked
 
 
