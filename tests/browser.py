@@ -1,7 +1,7 @@
-"""A browser for the tests of the page, and a visit to the page that records requests and errors.
+"""A browser for the tests of the page, and a visit to the page that records its requests and errors.
 
-The browser is the installed Chromium; it reaches nothing but the server under test. Tests find elements by the ids and
-roles that readers of the page have, and read the numbers of a picture from its table.
+The browser is the installed Chromium. It can only reach the server under test. Tests find elements by the ids and
+roles that the page gives them, and read the numbers of a picture from its table.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ LANGUAGES = {"en": "ltr", "ar": "rtl", "hi": "ltr", "fr": "ltr", "de": "ltr"}
 THEMES = ("light", "dark")
 TABS = ("walk", "attention", "positions_and_words", "playground", "training", "compare")
 PLAYGROUND_TEXT = "#panel-playground .workspace .scrolling-text"
-TIMEOUT = 30_000  # milliseconds; generous, because the machine may be busy
+TIMEOUT = 30_000  # milliseconds; long, because the machine may be busy
 
 
 # The browser
@@ -41,7 +41,7 @@ def find_chromium() -> str:
 
 @contextlib.contextmanager
 def launch_browser() -> Iterator[Browser]:
-    """A browser that resolves no host but this machine."""
+    """A browser that resolves no host names, so that it reaches 127.0.0.1 only."""
     path = find_chromium()
     is_root = hasattr(os, "geteuid") and os.geteuid() == 0  # Chromium has no sandbox for root
     rules = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
@@ -76,7 +76,7 @@ class Visit:
         def on_response(response: Response) -> None:
             if response.status >= 400:
                 request = response.request
-                self.pending.discard(request)  # its body may never be read
+                self.pending.discard(request)  # `requestfinished` never comes if the body is not read
                 body = (request.post_data or "")[:300]
                 faults.append(f"{response.status} for {request.method} {response.url} {body}")
 
@@ -101,8 +101,8 @@ class Visit:
         page.on("pageerror", lambda error: faults.append(f"error: {error}"))
         page.on("dialog", on_dialog)
 
-    def go(self, tab: str, model: str | None = None, text: str | None = None) -> "Visit":
-        """Open a tab, choose a model and type a text there; wait until everything is drawn."""
+    def open_tab(self, tab: str, model: str | None = None, text: str | None = None) -> "Visit":
+        """Open a tab, choose a model, type a text, and wait until everything is drawn."""
         if not self.page.url.startswith(self.url):
             self.page.goto(f"{self.url}/#{tab}")
         else:
@@ -126,7 +126,7 @@ class Visit:
                 setTimeout(() => done(!document.querySelector("[aria-busy=true]")), 15)))""")
             pending = [request.url for request in self.pending if not re.search(r"/runs\b", request.url)]
             idle_checks = 0 if pending else idle_checks + 1
-            assert time.monotonic() < deadline, f"no answer came from {pending}"
+            assert time.monotonic() < deadline, f"no response from {pending}"
 
     def choose(self, language: str | None = None, theme: str | None = None) -> None:
         if language:
@@ -152,7 +152,7 @@ class Visit:
         return rows
 
     def requests_to(self, part: str) -> list[Request]:
-        """The requests so far whose address contains `part`."""
+        """The requests so far whose URL contains `part`."""
         return [request for request in self.requests if part in request.url]
 
     def assert_no_faults(self) -> None:
@@ -173,7 +173,7 @@ def open_page(browser: Browser, url: str, **options: Any) -> Iterator[Visit]:
         context.close()
 
 
-# What is on the screen
+# Accessibility and numbers on the screen
 
 
 def axe_violations(visit: Visit) -> list[str]:
@@ -200,10 +200,10 @@ def parse_numbers(row: list[str]) -> list[float]:
 
 
 def wait_until(condition: Callable[[], bool], page: Page, seconds: float = TIMEOUT / 1000) -> float:
-    """Wait for a condition of the page; returns the seconds that it took."""
+    """Wait until a condition is true while the page runs. Returns the seconds that it took."""
     start = time.monotonic()
     while not condition():
-        assert time.monotonic() < start + seconds, "the condition was never true"
+        assert time.monotonic() < start + seconds, f"the condition was not met within {seconds} s"
         page.wait_for_timeout(20)
     return time.monotonic() - start
 
@@ -212,8 +212,8 @@ def wait_until(condition: Callable[[], bool], page: Page, seconds: float = TIMEO
 
 
 def fill_tab(visit: Visit, tab: str) -> None:
-    """Open a tab and make it show everything that it can, with all tables open."""
-    page = visit.go(tab).page
+    """Open a tab with all its content: every step and picture, all tables open."""
+    page = visit.open_tab(tab).page
     if tab == "walk":
         page.locator(".steps input[type=checkbox]").check()
         for _ in range(7):
@@ -242,7 +242,7 @@ def fill_tab(visit: Visit, tab: str) -> None:
 
 
 def generate_text(visit: Visit, prompt: str | None = None, length: int = 12) -> None:
-    """Generate a text on the playground and wait for its end."""
+    """Generate a text on the playground and wait until it is complete."""
     page = visit.page
     if prompt is not None:
         page.locator("#prompt").fill(prompt)
@@ -252,7 +252,7 @@ def generate_text(visit: Visit, prompt: str | None = None, length: int = 12) -> 
 
 
 def wait_for_text(visit: Visit) -> None:
-    """Wait for the end of the text that the playground generates."""
+    """Wait until the text of the playground is complete."""
     visit.settle()
     visit.page.locator("#panel-playground .next-token:visible").wait_for()
     visit.settle()

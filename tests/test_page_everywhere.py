@@ -1,6 +1,6 @@
-"""Every tab in every language, light and dark: accessibility, translations, layout and errors.
+"""Every tab in every language and theme: accessibility, translations, layout and errors.
 
-One tour opens each tab, makes it show everything that it can, and records it; the tests check the record.
+One tour opens each tab with all its content and records what the tests check.
 """
 
 import json
@@ -16,10 +16,10 @@ from playwright.sync_api import Browser
 from browser import LANGUAGES, PLAYGROUND_TEXT, TABS, THEMES, Visit, axe_violations, fill_tab, open_page
 from octavo.server.static_page import ROOT
 from octavo.views import VIEWS
-from serving import Running
+from serving import RunningServer
 
 ARABIC, HINDI = "القطة جلست على السجادة ثم نامت", "बिल्ली चटाई पर बैठी फिर सो गई"
-SAME_AS_ENGLISH = {  # sentences that may equal the English ones: code, signs, and words that languages share
+SAME_AS_ENGLISH = {  # keys of sentences that may equal the English ones: code, signs, and words that languages share
     "ar": {"sampling.topk", "sampling.topp"},
     "hi": {"sampling.topk", "sampling.topp", "col.logit"},
     "fr": {
@@ -45,7 +45,7 @@ SAME_AS_ENGLISH = {  # sentences that may equal the English ones: code, signs, a
 }
 LATIN = r"(?:\b[A-Za-z]{2,}\b[ ,.]*){3}"
 ENGLISH = r"\b(?:the|of|is|and|with|which|what|that|this|are)\b"
-FOREIGN = {"ar": LATIN, "hi": LATIN, "fr": ENGLISH, "de": ENGLISH}  # what no sentence of that language contains
+FOREIGN = {"ar": LATIN, "hi": LATIN, "fr": ENGLISH, "de": ENGLISH}  # patterns that no sentence of a language matches
 SCRIPT = (Path(__file__).parent / "tour.js").read_text(encoding="utf-8")
 CLOSE_LARGE_TABLES = """document.querySelectorAll("main details").forEach((details) =>
     (details.open = details.querySelectorAll("td").length < 500))"""  # axe is slow with thousands of cells
@@ -53,57 +53,59 @@ CLOSE_LARGE_TABLES = """document.querySelectorAll("main details").forEach((detai
 
 @dataclass
 class Tour:
-    """What was recorded, by tab, language and theme."""
+    """The record of a tour, by tab, language and theme."""
 
     faults: dict[str, list[str]] = field(default_factory=dict)
     violations: dict[tuple[str, str, str], list[str]] = field(default_factory=dict)
     directions: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     sentences: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-    # At 320 pixels: the width of the page, and elements that overflow.
+    # In a window of 320 pixels: the width of the page, and elements that overflow
     widths: dict[tuple[str, str], tuple[int, list[str]]] = field(default_factory=dict)
-    pictures: dict[str, list[tuple[str, int]]] = field(default_factory=dict)  # with the numbers of rows of their tables
-    focus: dict[str, tuple[int, list[str], list[str]]] = field(default_factory=dict)  # controls; missed; not visible
+    pictures: dict[str, list[tuple[str, int]]] = field(default_factory=dict)  # and the number of rows in each table
+    focus: dict[str, tuple[int, list[str], list[str]]] = field(default_factory=dict)  # count, unreached, invisible
 
 
 @pytest.fixture(scope="module")
-def tour(chromium: Browser, site: Running) -> Tour:
+def tour(chromium: Browser, site: RunningServer) -> Tour:
     tour = Tour()
     for tab in TABS:
         with open_page(chromium, site.url) as visit:
             page = visit.page
-            visit.go("walk", "letters", "The cat sat.")
+            visit.open_tab("walk", "letters", "The cat sat.")
             fill_tab(visit, tab)
-            tour.pictures[tab] = ask(visit, "pictures")
+            tour.pictures[tab] = run_script(visit, "pictures")
             page.evaluate(CLOSE_LARGE_TABLES)
-            controls = ask(visit, "watchFocus")
+            controls = run_script(visit, "watchFocus")
             for _ in range(controls + 2):
                 page.keyboard.press("Tab")
-            tour.focus[tab] = (controls, *ask(visit, "focusReport"))
+            tour.focus[tab] = (controls, *run_script(visit, "focusReport"))
             for language in LANGUAGES:
                 visit.choose(language=language)
-                tour.directions[tab, language] = ask(visit, "directions")
-                tour.sentences[tab, language] = [each for _ in stages(visit, tab) for each in ask(visit, "sentences")]
+                tour.directions[tab, language] = run_script(visit, "directions")
+                tour.sentences[tab, language] = [
+                    each for _ in open_stages(visit, tab) for each in run_script(visit, "sentences")
+                ]
                 for theme in THEMES:
                     visit.choose(theme=theme)
                     tour.violations[tab, language, theme] = axe_violations(visit)
                 page.set_viewport_size({"width": 320, "height": 640})
                 visit.settle()
-                tour.widths[tab, language] = max(ask(visit, "width") for _ in stages(visit, tab))
+                tour.widths[tab, language] = max(run_script(visit, "width") for _ in open_stages(visit, tab))
                 page.set_viewport_size({"width": 1280, "height": 800})
                 visit.settle()
             tour.faults[tab] = visit.faults
     return tour
 
 
-def ask(visit: Visit, function: str) -> Any:
-    """The result of a function of tour.js."""
+def run_script(visit: Visit, function: str) -> Any:
+    """Call a function of tour.js and return its result."""
     if not visit.page.evaluate("'tour' in window"):
         visit.page.evaluate(SCRIPT)
     return visit.page.evaluate(f"tour.{function}()")
 
 
-def stages(visit: Visit, tab: str) -> Iterator[None]:
-    """Go through all stages of the walk; any other tab has one."""
+def open_stages(visit: Visit, tab: str) -> Iterator[None]:
+    """Open each stage of the walk, one after the other. Other tabs have one stage."""
     yield
     boxes = visit.page.locator(".map .box").all() if tab == "walk" else []
     for box in boxes:
@@ -132,7 +134,7 @@ def test_every_tab_of_the_table_of_views_exists() -> None:
 
 @pytest.mark.parametrize("tab", TABS)
 def test_a_tab_causes_no_errors_and_requests_no_other_host(tour: Tour, tab: str) -> None:
-    """No refusal and no console message either, in five languages, light and dark."""
+    """No HTTP error and no console message either, in five languages and two themes."""
     assert not tour.faults[tab], "\n".join(dict.fromkeys(tour.faults[tab]))
 
 
@@ -145,9 +147,9 @@ def test_axe_finds_no_violations(tour: Tour, tab: str, language: str) -> None:
 
 @pytest.mark.parametrize("tab", TABS)
 def test_the_tab_key_reaches_every_control_visibly(tour: Tour, tab: str) -> None:
-    controls, missed, invisible = tour.focus[tab]
+    controls, unreached, invisible = tour.focus[tab]
     assert controls > 10
-    assert (missed, invisible) == ([], [])
+    assert (unreached, invisible) == ([], [])
 
 
 @pytest.mark.parametrize("tab", TABS)
@@ -174,21 +176,21 @@ def load_sentences(language: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("language", list(LANGUAGES)[1:])
 def test_every_sentence_is_translated_with_its_placeholders_and_code(language: str) -> None:
-    english, own = load_sentences("en"), load_sentences(language)
-    assert own.keys() == english.keys()
-    for key, sentence in own.items():
+    english, translated = load_sentences("en"), load_sentences(language)
+    assert translated.keys() == english.keys()
+    for key, sentence in translated.items():
         assert sentence.strip(), key
         placeholders, code = (set(re.findall(pattern, sentence)) for pattern in (r"\{\w+\}", r"`[^`]*`"))
         assert placeholders == set(re.findall(r"\{\w+\}", english[key])), key
-        assert code >= set(re.findall(r"`[^`]*`", english[key])), key  # and other text that must keep its order
-    assert {key for key in own if own[key] == english[key]} <= SAME_AS_ENGLISH[language]
+        assert code >= set(re.findall(r"`[^`]*`", english[key])), key  # it may have more
+    assert {key for key in translated if translated[key] == english[key]} <= SAME_AS_ENGLISH[language]
     script = {"ar": r"[\u0600-\u06ff]", "hi": r"[\u0900-\u097f]"}.get(language)
     if script:
-        assert {key for key in own if not re.search(script, own[key])} <= SAME_AS_ENGLISH[language]
+        assert {key for key in translated if not re.search(script, translated[key])} <= SAME_AS_ENGLISH[language]
 
 
 def test_every_key_in_the_code_has_a_sentence() -> None:
-    """Keys that are literals; the tour finds those that the code composes."""
+    """Only keys that are literals: the tour finds those that the code composes."""
     code = "".join(path.read_text(encoding="utf-8") for path in ROOT.rglob("*.js") if "vendor" not in path.parts)
     english = load_sentences("en")
     keys = set(re.findall(r"""(?:say\w*: |\bt\(|\btNodes\(|\bsay\(\w[\w.]*, )\[?"([a-z_]\w*(?:\.[\w']+)+)\"""", code))
@@ -206,8 +208,8 @@ def test_a_tab_declares_its_language_and_direction(tour: Tour, language: str) ->
 
 
 @pytest.mark.parametrize("language", list(LANGUAGES)[1:])
-def test_nothing_on_screen_is_still_english(tour: Tour, language: str) -> None:
-    english, own = load_sentences("en"), load_sentences(language)
+def test_no_text_on_the_screen_is_still_english(tour: Tour, language: str) -> None:
+    english, translated = load_sentences("en"), load_sentences(language)
     untranslated = {
         piece
         for key, sentence in english.items()
@@ -215,7 +217,7 @@ def test_nothing_on_screen_is_still_english(tour: Tour, language: str) -> None:
         for piece in re.split(r"[`{][^`}]*[`}]", sentence)
         if len(piece.split()) > 2
     }
-    untranslated -= {piece for sentence in own.values() for piece in re.split(r"[`{][^`}]*[`}]", sentence)}
+    untranslated -= {piece for sentence in translated.values() for piece in re.split(r"[`{][^`}]*[`}]", sentence)}
     english_texts = []
     for tab in TABS:
         for text in tour.sentences[tab, language]:
@@ -228,9 +230,9 @@ def test_nothing_on_screen_is_still_english(tour: Tour, language: str) -> None:
 
 
 @pytest.mark.parametrize("locale", ["ar-EG", "hi-IN", "fr-CA", "de", "ja-JP"])
-def test_the_page_begins_in_the_browsers_language(chromium: Browser, site: Running, locale: str) -> None:
+def test_the_first_language_is_that_of_the_browser(chromium: Browser, site: RunningServer, locale: str) -> None:
     with open_page(chromium, site.url, locale=locale) as visit:
-        page = visit.go("walk").page
+        page = visit.open_tab("walk").page
         expected = locale[:2] if locale[:2] in LANGUAGES else "en"
         assert page.locator("html").get_attribute("lang") == expected
         assert page.locator("html").get_attribute("dir") == LANGUAGES[expected]
@@ -238,16 +240,16 @@ def test_the_page_begins_in_the_browsers_language(chromium: Browser, site: Runni
         visit.assert_no_faults()
 
 
-# Scripts with joined letters
+# Arabic and Devanagari
 
 
 @pytest.mark.parametrize("model", ["letters", "bytes"])
 @pytest.mark.parametrize("text", [ARABIC, HINDI])
-def test_text_in_spans_is_as_wide_as_plain_text(visit: Visit, text: str, model: str) -> None:
-    page = visit.go("walk", model, text[: 60 if model == "letters" else 20]).page
-    count_of_texts = 0
+def test_text_in_spans_is_shaped_like_plain_text(visit: Visit, text: str, model: str) -> None:
+    page = visit.open_tab("walk", model, text[: 60 if model == "letters" else 20]).page
+    text_count = 0
     for tab in ("walk", "attention", "playground", "compare"):
-        visit.go(tab)
+        visit.open_tab(tab)
         if tab == "attention":
             page.locator(".arcs .token").nth(2).click()
         if tab == "playground":
@@ -263,18 +265,18 @@ def test_text_in_spans_is_as_wide_as_plain_text(visit: Visit, text: str, model: 
             page.locator("#panel-compare button.main").click()
         visit.settle()
         page.locator("main .running:visible").first.wait_for()
-        for spans, plain, count, direction in ask(visit, "spans"):
+        for spans, plain, count, direction in run_script(visit, "spans"):
             assert count > 5
             assert plain > 50
             assert abs(spans - plain) <= 1, tab
             assert direction == ("rtl" if text == ARABIC else "ltr"), tab
-            count_of_texts += 1
-        assert ask(visit, "separatedSpans") == []
-    assert count_of_texts >= 4
+            text_count += 1
+        assert run_script(visit, "separatedSpans") == []
+    assert text_count >= 4
 
 
 def test_tokens_of_one_character_share_a_span_with_their_bytes(visit: Visit) -> None:
-    page = visit.go("walk", "bytes", "a🦉ق!").page
+    page = visit.open_tab("walk", "bytes", "a🦉ق!").page
     spans = page.locator("#panel-walk .running .token")
     assert spans.all_text_contents() == ["a", "🦉", "ق", "!"]
     titles = [(each.get_attribute("title") or "").lower() for each in spans.all()]

@@ -1,11 +1,10 @@
-// What test_page_everywhere.py reads from an open page, as functions of `window.tour`. They change nothing but the
-// focus.
+// The functions with which test_page_everywhere.py reads the open page, in `window.tour`. They change only the focus.
 
 window.tour = (() => {
   const visible = (selector) => [...document.querySelectorAll(selector)].filter((element) => element.checkVisibility());
   const describe = (element) => element.outerHTML.slice(0, 120);
 
-  // Content that isn't a sentence of the page: code, the model's text and names, what a user types.
+  // Content that is no sentence of the page: code, texts and names of the model, the text of input fields.
   const NO_SENTENCES = `code, pre, bdi, textarea, option, .running, .chip, .name, .tree, table th, table td,
     [lang]:not(html), .visually-hidden[role=status]`;
 
@@ -23,8 +22,8 @@ window.tour = (() => {
     return texts;
   }
 
-  // The language, the direction of the page and of its text, and those of everything that reads left to right
-  // everywhere.
+  // The language, the directions of the page and of its text, and those of the elements that are left to right in every
+  // language.
   function directions() {
     const computed = (element) => getComputedStyle(element).direction;
     const { lang, dir } = document.documentElement;
@@ -83,13 +82,13 @@ window.tour = (() => {
   function focusReport() {
     document.removeEventListener("focusin", onFocus);
     document.activeElement.blur();
-    const missed = controls.filter((control) => control.isConnected && !looksFocused.has(control));
+    const unreached = controls.filter((control) => control.isConnected && !looksFocused.has(control));
     const unchanged = [...looksFocused].filter(([control, focused]) => focused === looksBefore.get(control));
-    return [missed.map(describe), unchanged.map(([control]) => describe(control))];
+    return [unreached.map(describe), unchanged.map(([control]) => describe(control))];
   }
 
-  // Text in spans beside the same text in one piece: [width, width in one piece, spans, direction]. Texts with a line
-  // break are left out: it has a sign.
+  // The width of each text in spans and in one piece: [width, width in one piece, number of spans, direction]. Texts
+  // with a line break are left out, because spans draw it as a sign.
   function spans() {
     const textWidth = (node) => {
       node.style.whiteSpace = "nowrap";
@@ -110,7 +109,7 @@ window.tour = (() => {
       });
   }
 
-  // Spans with a style that would break the joining of letters.
+  // Spans whose style would separate joined letters.
   function separatedSpans() {
     const sides = ["paddingLeft", "paddingRight", "marginLeft", "marginRight", "borderLeftWidth", "borderRightWidth"];
     return visible("main .running span")

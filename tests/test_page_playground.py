@@ -1,0 +1,205 @@
+"""The tab Playground: generated texts, probabilities, the logit lens, contributions and surprisal equal the API's."""
+
+import math
+import re
+
+import pytest
+from playwright.sync_api import Locator
+
+from browser import PLAYGROUND_TEXT, Visit, generate_text, parse_number, wait_for_text, wait_until
+from serving import RunningServer
+from sites import TEXT, softmax, token_ids
+
+
+def bar_probabilities(visit: Visit) -> dict[int, float]:
+    """The probabilities on the screen by token id; -1 stands for all other tokens."""
+    bars = visit.page.locator(".next-token .token-bars > li:visible").evaluate_all(
+        """all => all.map((each) =>
+            [each.dataset.id ?? -1, each.dataset.probability, each.querySelector(".share").textContent])"""
+    )
+    for _, probability, text in bars:
+        assert text.startswith("<") or float(text.strip("%")) == pytest.approx(100 * float(probability), abs=0.051)
+    return {int(id): float(probability) for id, probability, _ in bars}
+
+
+def drag(slider: Locator, share: float) -> None:
+    """Drag the thumb of a slider to a share of its length."""
+    slider.scroll_into_view_if_needed()
+    box = slider.bounding_box()
+    assert box
+    mouse, y = slider.page.mouse, box["y"] + box["height"] / 2
+    mouse.move(box["x"] + box["width"] / 2, y)
+    mouse.down()
+    for step in range(11):
+        mouse.move(box["x"] + 8 + (box["width"] - 16) * (0.5 + (share - 0.5) * step / 10), y)
+    mouse.up()
+
+
+def test_the_sampling_sliders_change_the_probabilities_without_a_request(visit: Visit, site: RunningServer) -> None:
+    page = visit.open_tab("playground", "letters").page
+    generate_text(visit, "the cat", length=6)
+    page.locator(f"{PLAYGROUND_TEXT} .token").nth(7).click()
+    visit.settle()
+    expected = softmax(site.view("next_token", text=token_ids(site, "the cat"))["logits"])
+    page.locator(".sampling button").click()  # temperature 1, all tokens
+    before = len(visit.requests)
+    for id, probability in bar_probabilities(visit).items():
+        assert probability == pytest.approx(expected[id], abs=1e-5) if id >= 0 else probability > 0
+    for name in ("temperature", "topk", "topp"):
+        for share in (0.9, 0.5, 0.2):
+            drag(page.locator(f"#sampling-{name}"), share)
+            assert sum(bar_probabilities(visit).values()) == pytest.approx(1, abs=1e-9)
+    page.locator(".sampling button").click()
+    for press in ("Home", "ArrowRight", "ArrowRight"):
+        page.locator("#sampling-topk").press(press)
+        k = int(page.locator("#sampling-topk").get_attribute("aria-valuetext") or 0)
+        shown = bar_probabilities(visit)
+        assert len(shown) == k
+        best = sorted(range(len(expected)), key=lambda id: -expected[id])[:k]
+        assert shown == pytest.approx(
+            {id: expected[id] / sum(expected[each] for each in best) for id in best}, abs=1e-5
+        )
+    page.locator("#sampling-topk").press("Home")
+    assert list(bar_probabilities(visit).values()) == [1]
+    page.locator("#sampling-topk").press("End")
+    page.locator("#sampling-temperature").press("Home")  # temperature 0: greedy
+    assert list(bar_probabilities(visit).values()) == [1]
+    page.wait_for_timeout(300)  # longer than the page delays any request
+    assert len(visit.requests) == before
+
+
+@pytest.mark.parametrize("model", ["letters", "bytes"])
+def test_a_branch_continues_the_ids_before_it_with_the_chosen_token(
+    visit: Visit, site: RunningServer, model: str
+) -> None:
+    page = visit.open_tab("playground", model).page
+    page.locator("#sampling-temperature").press("Home")  # greedy, so that the text can be generated again
+    generate_text(visit, "the cat sat", length=20)
+    text = page.locator(PLAYGROUND_TEXT)
+    first = text.text_content()
+    start = token_ids(site, "the cat sat", model)
+    completion = site.post(
+        "/v1/completions", model=model, prompt=start, max_tokens=20, temperature=0, return_token_ids=True
+    )
+    ids = start + completion.json["choices"][0]["token_ids"]
+    assert visit.requests_to("/v1/completions")[0].post_data_json["prompt"] == start
+    page.locator(".sampling button").click()
+    spans = page.locator(f"{PLAYGROUND_TEXT} .token").all()
+    place, span = next(
+        (place, span) for span in spans if (place := int(str(span.get_attribute("title")).split()[0])) >= 14
+    )
+    span.click()
+    visit.settle()
+    other = page.locator(".token-bars li:not(.actual, .others) button").first
+    chosen = int(other.locator("..").get_attribute("data-id") or -1)
+    other.click()
+    wait_for_text(visit)
+    branch = visit.requests_to("/v1/completions")[1].post_data_json["prompt"]
+    assert branch == [*ids[:place], chosen]
+    assert chosen != ids[place]
+    prefix = site.post("/detokenize", model=model, tokens=branch).json["prompt"]
+    assert (text.text_content() or "").startswith(prefix.rstrip("\ufffd"))
+
+    # The tree has both branches. The first is unchanged.
+    items = page.get_by_role("treeitem")
+    assert [each.get_attribute("aria-level") for each in items.all()] in (["1", "2", "3"], ["1", "2", "2"])
+    page.locator("#branch-2-name").click()
+    visit.settle()
+    assert text.text_content() == first
+    assert len(visit.requests_to("/v1/completions")) == 2
+
+
+def test_the_last_row_of_the_logit_lens_is_the_bars_and_contributions_sum_to_the_logit(
+    visit: Visit, site: RunningServer
+) -> None:
+    page = visit.open_tab("playground", "letters").page
+    generate_text(visit, "the cat", length=6)
+    page.locator(f"{PLAYGROUND_TEXT} .token").nth(9).click()
+    visit.settle()
+    page.locator(".sampling button").click()
+    text = page.locator(PLAYGROUND_TEXT).text_content() or ""
+    ids = token_ids(site, text)[:9]
+    view = site.view("logit_lens", text=ids, positions=[8], top=5)
+    stages = page.locator(".logit-lens tbody tr")
+    rows = stages.evaluate_all("""all => all.map((row) => [...row.querySelectorAll(".guess")].map((each) =>
+        [each.querySelector("bdi").textContent, +each.dataset.share, each.querySelector("small").textContent]))""")
+    for row, layer, shares in zip(rows, view["ids"], view["probabilities"], strict=True):
+        assert [each[0] for each in row] == [view["vocabulary"][str(id)] for id in layer[0]]
+        assert [each[1] for each in row] == pytest.approx(shares[0], rel=1e-5)
+    ladder = page.locator(".token-bars > li:visible").evaluate_all("""all => all.map((each) =>
+        [each.querySelector("bdi")?.textContent, each.querySelector(".share").textContent])""")
+    assert [[each[0], each[2]] for each in rows[-1]] == ladder[:5]
+
+    # The contributions sum to the logit.
+    token = page.locator("#contributions-token option").first.text_content() or ""
+    logits = site.view("next_token", text=ids)["logits"]
+    assert token.startswith(view["vocabulary"][str(view["ids"][-1][0][0])])
+    page.locator("#contributions-token").select_option(index=0)
+    visit.settle()
+    parts = [parse_number(row[1]) for row in visit.table("#panel-playground .contributions")]
+    assert sum(parts) == pytest.approx(max(logits), abs=5e-4 * len(parts))
+    assert parse_number(page.locator(".contributions .total").text_content() or "") == pytest.approx(
+        max(logits), abs=1e-3
+    )
+
+
+def test_contributions_to_part_of_a_character_are_requested_by_token_id(visit: Visit, site: RunningServer) -> None:
+    page = visit.open_tab("playground", "bytes").page
+    generate_text(visit, "القطة", length=4)
+    page.locator(f"{PLAYGROUND_TEXT} .token").nth(1).click()
+    visit.settle()
+    ids = token_ids(site, "القطة", "bytes")
+    request = visit.requests_to("/lens/contributions")[-1].post_data_json
+    assert (request["text"], request["token"]) == (ids[:2], ids[2])  # a byte of the second letter
+    view = site.view("contributions", "bytes", text=ids[:2], position=1, token=ids[2])
+    parts = [parse_number(row[1]) for row in visit.table("#panel-playground .contributions")]
+    assert parts == pytest.approx(view["contributions"], abs=5.1e-5)
+
+
+def test_surprisal_in_bits_and_rank_equals_the_api(visit: Visit, site: RunningServer) -> None:
+    page = visit.open_tab("playground", "letters").page
+    page.locator("#surprisal-text").fill(TEXT)
+    page.locator(".surprisal button[type=submit]").click()
+    page.locator(".surprisal .token").first.wait_for()
+    view = site.view("surprisal", text=TEXT)
+    rows = visit.table(".surprisal")
+    bits = [each / math.log(2) for each in view["surprisal"][1:]]
+    assert [parse_number(row[2]) for row in rows] == pytest.approx(bits, abs=5.1e-3)
+    assert [int(row[4]) for row in rows] == view["rank"][1:]
+    total = page.locator(".surprisal .sum").text_content() or ""
+    expected = [view["loss"] / math.log(2), view["loss"], view["perplexity"], view["bits_per_byte"]]
+    assert [parse_number(each) for each in re.findall(r"\d[\d,]*\.\d+", total)] == pytest.approx(expected, rel=2e-3)
+    # The legend counts the bars of each height. The heights differ in more than color.
+    for name, edges, values in (
+        ("bits", [1, 2, 4, 7, 11], bits),
+        ("rank", [1.5, 3.5, 10.5, 100.5, 1000.5], view["rank"][1:]),
+    ):
+        page.locator(f".surprisal input[value={name}]").check()
+        levels = [sum(value >= edge for edge in edges) for value in values]
+        counted = page.locator(".surprisal .level-legend small").all_text_contents()
+        assert counted == [f"× {levels.count(level)}" for level in range(6)]
+        bars = page.locator(".surprisal .token.surprisal-bar")
+        classes = bars.evaluate_all("all => all.map((each) => each.className)")
+        assert [int(re.search(r"level-(\d)", each)[1]) for each in classes] == levels  # type: ignore[index]
+    heights = page.locator(".surprisal .level-legend .surprisal-bar").evaluate_all(
+        "all => all.map((each) => getComputedStyle(each).boxShadow.match(/-?[\\d.]+px/g)?.[1] ?? '0px')"
+    )
+    assert len(set(heights)) == 6
+
+
+def test_stop_ends_generation_and_frees_the_slot(visit: Visit, site: RunningServer) -> None:
+    page = visit.open_tab("playground", "slow").page
+    page.locator("#length").fill("2000")
+    page.locator("#panel-playground button[type=submit]").first.click()
+    wait_until(lambda: page.locator("#panel-playground .new").count() > 3, page)
+    stop = page.get_by_role("button", name="Stop", exact=True)
+    assert not site.is_idle()
+    stop.click()
+    wait_until(site.is_idle, page)
+    wait_until(lambda: site.app.drain.running == 0, page)
+    assert stop.is_disabled()
+    length = len(page.locator(PLAYGROUND_TEXT).text_content() or "")
+    page.locator("#panel-playground .next-token:visible").wait_for()
+    visit.settle()
+    assert abs(len(page.locator(PLAYGROUND_TEXT).text_content() or "") - length) < 40
+    assert "Stopped" in (page.locator("#panel-playground form").first.text_content() or "")
