@@ -1,4 +1,4 @@
-"""What the lens's tests share: texts, models in which a mistake shows, and a plain float64 computation of them."""
+"""Helpers for tests of the lens: texts, models in which an error shows, and a plain float64 computation of both."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from octavo.settings import ModelSettings, Settings
 
 LINE = "Katze saß; كتاب, किताब, 🦉!"  # 26 characters, 44 bytes
 TEXT = f"{LINE}\nthe cat sat on the mat, and the rat sat on the hat.\n" * 12
-KINDS = ("char", "byte", "word:400", "bpe:400")  # of tokenizers
+KINDS = ("char", "byte", "word:400", "bpe:400")  # kinds of tokenizers
 SMALL = {"n_layer": 3, "n_head": 3, "n_embd": 48, "block_size": 16}
 RANDOM_CASES = {
     f"{kind}, {'' if bias else 'no '}biases, std {std}": (kind, bias, std)
@@ -33,7 +33,7 @@ RANDOM_CASES = {
 def random_checkpoint(
     folder: Path, kind: str = "bpe:400", *, std: float = 0.2, seed: int = 0, text: str = TEXT, **shape: Any
 ) -> Checkpoint:
-    """A checkpoint of random weights, biases and norms."""
+    """A checkpoint with random weights, biases and norms."""
     tokenizer = tokenizers.build(kind, text)
     settings = Settings(tokenizer=kind, **{"vocab_size": tokenizer.vocab_size} | SMALL | shape)
     model = GPT(settings)
@@ -46,10 +46,10 @@ def random_checkpoint(
 
 
 def train_on(text: str, folder: Path, **settings: Any) -> Run:
-    """A run of a few steps on a text, which is stored beside the run."""
+    """Train a run on a text. `folder` gets both, `text.txt` and `run`."""
     folder.mkdir()
     (folder / "text.txt").write_text(text, encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:  # a cache apart from that of the other tests
+    with pytest.MonkeyPatch.context() as patch:  # not in the cache that the tests share
         patch.setenv("OCTAVO_CACHE", str(folder / "cache"))
         return octavo.train(
             folder / "text.txt",
@@ -65,7 +65,7 @@ def train_on(text: str, folder: Path, **settings: Any) -> Run:
 
 @functools.cache
 def tiny_run(base: Path) -> Run:
-    """Twenty steps of the preset `tiny`, trained once per folder."""
+    """Train the preset `tiny` for twenty steps, once per folder."""
     return train_on(
         TEXT,
         base / "tiny",
@@ -80,12 +80,12 @@ def tiny_run(base: Path) -> Run:
 
 
 def float64_weights(model: GPT) -> dict[str, Tensor]:
-    """All weights in float64, as `reference` takes them."""
+    """All weights in float64, for `reference`."""
     return {name: parameter.detach().double() for name, parameter in model.named_parameters()}
 
 
 def random_case(folder: Path, name: str) -> "Case":
-    """Four layers of width 256. Both GELUs occur with small and with large weights."""
+    """A model with four layers of width 256. Each GELU has cases with small and with large weights."""
     kind, bias, std = RANDOM_CASES[name]
     activation = "gelu_new" if bias == (std < 0.1) else "gelu"
     shape = {"n_layer": 4, "n_head": 4, "n_embd": 256, "block_size": 48}
@@ -116,7 +116,7 @@ class Case:
 
     @functools.cached_property
     def streams(self) -> list[Tensor]:
-        """The residual stream (T, C), before the first layer and after each."""
+        """The residual stream (T, C) before the first layer and after each layer."""
         wte, wpe = self.weights["transformer.wte.weight"], self.weights["transformer.wpe.weight"]
         streams = [wte[self.ids] + wpe[: len(self.ids)]]
         for layer in range(self.settings.n_layer):
@@ -124,7 +124,7 @@ class Case:
         return streams
 
     def logits(self, stage: int = -1) -> Tensor:
-        """The logits (T, V) from the residual stream at a stage."""
+        """The logits (T, V) of the residual stream at a stage."""
         normed = reference.layer_norm(self.weights, "transformer.ln_f", self.streams[stage])
         return normed @ self.weights["transformer.wte.weight"].T
 
@@ -146,7 +146,7 @@ class Case:
 
     @functools.cached_property
     def added(self) -> dict[tuple[str, int | None, int | None], Tensor]:
-        """What every part adds to the residual stream, (T, C), by its name, layer and head."""
+        """What each part adds to the residual stream, (T, C). The keys are (name, layer, head)."""
         weights, settings = self.weights, self.settings
         zeros = torch.zeros(settings.n_embd, dtype=torch.float64)
         added = {
@@ -171,7 +171,7 @@ class Case:
         return added
 
     def attention_pattern(self, layer: int, head: int) -> Tensor:
-        """The attention pattern (T, T) of a head, row by row."""
+        """The attention pattern (T, T) of a head."""
         D, block = self.settings.head_size, f"transformer.h.{layer}"
         normed = reference.layer_norm(self.weights, f"{block}.ln_1", self.streams[layer])
         q, k, _ = reference.linear(self.weights, f"{block}.attn.c_attn", normed).split(self.settings.n_embd, dim=1)
@@ -182,9 +182,9 @@ class Case:
         return pattern
 
 
-def assert_near(ours: Any, theirs: Any, tolerance: float) -> None:
-    """Errors are relative to the largest number if that is above 1."""
-    ours, theirs = (torch.as_tensor(each).double() for each in (ours, theirs))
-    assert ours.shape == theirs.shape
-    error = (ours - theirs).abs().max().item() / max(1.0, theirs.abs().max().item())
+def assert_near(actual: Any, expected: Any, tolerance: float) -> None:
+    """Compare tensors. Errors are relative to the largest expected number if that is above 1."""
+    actual, expected = (torch.as_tensor(each).double() for each in (actual, expected))
+    assert actual.shape == expected.shape
+    error = (actual - expected).abs().max().item() / max(1.0, expected.abs().max().item())
     assert error <= tolerance

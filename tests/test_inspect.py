@@ -1,11 +1,11 @@
-"""`octavo inspect`: arguments, output, and errors of two lines."""
+"""`octavo inspect`: arguments, output and errors."""
 
 import io
 import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -14,13 +14,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import octavo
+from commands import Result, run_command
 from lenses import TEXT, random_checkpoint
 from octavo import cli, lens, views
 from octavo.model import CausalSelfAttention
 from octavo.runs import Run
 
 LINE = "the cat sat on the mat"
-ARGUMENTS: dict[str, list[str]] = {  # of each view, with all its options
+ARGUMENTS: dict[str, list[str]] = {  # all options of each view
     "shapes": ["--text", LINE, "--layer", "1", "--head", "-1"],
     "tokens": ["--text", LINE, "--unknown", "skip"],
     "position": ["--word", "the", "--at", "2", "-1"],
@@ -35,7 +36,7 @@ ARGUMENTS: dict[str, list[str]] = {  # of each view, with all its options
     "losses": [],
     "verify": ["--seed", "3"],
 }
-OPTIONS: dict[str, dict[str, Any]] = {  # the same in Python
+OPTIONS: dict[str, dict[str, Any]] = {  # the same options in Python
     "shapes": {"text": LINE, "layer": 1, "head": -1},
     "tokens": {"text": LINE, "unknown": "skip"},
     "position": {"word": "the", "at": (2, -1)},
@@ -50,15 +51,7 @@ OPTIONS: dict[str, dict[str, Any]] = {  # the same in Python
     "losses": {},
     "verify": {"seed": 3},
 }
-OF_A_TEXT = [view for view, options in OPTIONS.items() if "text" in options]
-
-
-class Result(NamedTuple):
-    """A command's exit code and output."""
-
-    code: int
-    out: str
-    err: str
+TEXT_VIEWS = [view for view, options in OPTIONS.items() if "text" in options]
 
 
 Inspect = Callable[..., Result]
@@ -69,7 +62,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def run(tiny_run: Run) -> Path:
-    """The folder of a run of twenty steps."""
+    """The folder of a run with twenty steps."""
     return tiny_run.folder
 
 
@@ -79,23 +72,22 @@ def run_inspect(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
 
     def call(*words: object) -> Result:
-        capsys.readouterr()
-        return Result(cli.main(["inspect", *map(str, words)]), *capsys.readouterr())
+        return run_command(capsys, "inspect", *words)
 
     return call
 
 
 @pytest.fixture
 def error_hint(run_inspect: Inspect) -> Callable[..., str]:
-    """Run a command that must fail with an error of two lines; returns the hint."""
+    """Run a command that must fail. Its message must match `error`. Returns the hint, whose flags must exist."""
 
     def check(*words: object, error: str) -> str:
-        answer = run_inspect(*words)
-        assert (answer.code, answer.out) == (2, "")
-        message, hint = answer.err.splitlines()
+        result = run_inspect(*words)
+        assert (result.code, result.out) == (2, "")
+        message, hint = result.err.splitlines()
         assert message.startswith("error: ")
         assert hint.startswith("  try: ")
-        assert error in message
+        assert re.search(error, message), message
         flags = cli.parse(["inspect", "RUN", "shapes"]).flags
         assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", hint)) <= {*flags, "--help"}
         return hint
@@ -123,8 +115,8 @@ def test_a_view_is_printed_as_tables_or_as_json(view: str, run: Path, run_inspec
     assert json.loads(values.out) == json.loads(json.dumps(expected.plain(), allow_nan=False))
 
 
-@pytest.mark.parametrize("view", [view for view in OF_A_TEXT if view != "contributions"])
-def test_without_a_text_a_generated_one_is_shown(view: str, run: Path, run_inspect: Inspect) -> None:
+@pytest.mark.parametrize("view", [view for view in TEXT_VIEWS if view != "contributions"])
+def test_without_a_text_the_view_is_of_a_generated_text(view: str, run: Path, run_inspect: Inspect) -> None:
     assert run_inspect(run, view) == Result(0, f"{lens.inspect(run, view)}\n", "")
 
 
@@ -159,12 +151,12 @@ def test_a_run_may_be_given_by_name_or_by_a_checkpoint(run: Path, run_inspect: I
     )
 
 
-def test_a_note_says_how_many_tokens_of_a_long_text_are_left_out(run: Path, run_inspect: Inspect) -> None:
-    answer = run_inspect(run, "attention", "--text", TEXT, "--json")
-    left_out = json.loads(answer.out)["left_out"]
+def test_a_note_reports_how_many_tokens_of_a_long_text_are_left_out(run: Path, run_inspect: Inspect) -> None:
+    result = run_inspect(run, "attention", "--text", TEXT, "--json")
+    left_out = json.loads(result.out)["left_out"]
     assert left_out > 0
-    assert answer.err.startswith("note: ")
-    assert f"{left_out:,} tokens" in answer.err
+    assert result.err.startswith("note: ")
+    assert f"{left_out:,} tokens" in result.err
     assert run_inspect(run, "surprisal", "--text", TEXT).err == ""
 
 
@@ -186,7 +178,7 @@ def test_tokens_and_words_may_be_given_by_id(run: Path, run_inspect: Inspect) ->
 
 
 class LargestTensor(TorchDispatchMode):
-    """Records the size of the largest tensor that is not on the meta device."""
+    """Records the number of elements of the largest tensor that is not on the meta device."""
 
     size = 0
 
@@ -200,19 +192,31 @@ class LargestTensor(TorchDispatchMode):
 
 def test_the_shapes_of_a_preset_take_no_memory(run_inspect: Inspect) -> None:
     with LargestTensor() as largest:
-        answer = run_inspect("--preset", "gpt2-512", "shapes", "--json")
-    assert (answer.code, answer.err) == (0, "")
+        result = run_inspect("--preset", "gpt2-512", "shapes", "--json")
+    assert (result.code, result.err) == (0, "")
     assert largest.size <= 1
-    view = json.loads(answer.out)
+    view = json.loads(result.out)
     assert view["parameters"] == 124_046_592
     shapes = {stage["name"]: stage["shape"] for stage in view["stages"]}
     assert shapes == {
-        "idx": [1, 512], "wte": [1, 512, 768], "wpe": [512, 768], "x": [1, 512, 768], "h.ln_1": [1, 512, 768],
-        "h.attn.c_attn": [1, 12, 512, 64], "h.attn: q kT / sqrt(D)": [1, 12, 512, 512],
-        "h.attn: softmax": [1, 12, 512, 512], "h.attn: shares v": [1, 12, 512, 64], "h.attn.c_proj": [1, 512, 768],
-        "x + attention": [1, 512, 768], "h.ln_2": [1, 512, 768], "h.mlp.c_fc, GELU": [1, 512, 3072],
-        "h.mlp.c_proj": [1, 512, 768], "x + mlp": [1, 512, 768], "ln_f": [1, 512, 768], "logits": [1, 512, 50257],
-    }  # fmt: skip
+        "idx": [1, 512],
+        "wte": [1, 512, 768],
+        "wpe": [512, 768],
+        "x": [1, 512, 768],
+        "h.ln_1": [1, 512, 768],
+        "h.attn.c_attn": [1, 12, 512, 64],
+        "h.attn: q kT / sqrt(D)": [1, 12, 512, 512],
+        "h.attn: softmax": [1, 12, 512, 512],
+        "h.attn: shares v": [1, 12, 512, 64],
+        "h.attn.c_proj": [1, 512, 768],
+        "x + attention": [1, 512, 768],
+        "h.ln_2": [1, 512, 768],
+        "h.mlp.c_fc, GELU": [1, 512, 3072],
+        "h.mlp.c_proj": [1, 512, 768],
+        "x + mlp": [1, 512, 768],
+        "ln_f": [1, 512, 768],
+        "logits": [1, 512, 50257],
+    }
     text = run_inspect("--preset", "gpt2-512", "shapes").out
     assert "12 layers, 12 heads, width 768, context length 512, vocabulary 50,257" in text
     assert re.search(r"logits +\[B, T, V\] +1 x 512 x 50257 ", text)
@@ -220,7 +224,7 @@ def test_the_shapes_of_a_preset_take_no_memory(run_inspect: Inspect) -> None:
     assert len(re.findall(r"  12 x  ", text)) == 11
 
 
-def test_largest_tensor_records_allocated_tensors_only() -> None:
+def test_largest_tensor_ignores_the_meta_device() -> None:
     with LargestTensor() as largest:
         torch.empty(7, device="meta")
         assert largest.size == 0
@@ -240,11 +244,11 @@ def test_a_preset_takes_no_text(error_hint: ErrorHint) -> None:
 # Verify
 
 
-def test_verify_exits_with_0_and_prints_the_largest_errors(run: Path, run_inspect: Inspect) -> None:
-    answer = run_inspect(run, "verify")
-    assert answer.code == 0
-    assert re.search(r": all \d\d checks hold\n", answer.out)
-    assert re.search(r"causality: .* ok\n", answer.out)
+def test_verify_exits_with_0_and_prints_every_error(run: Path, run_inspect: Inspect) -> None:
+    result = run_inspect(run, "verify")
+    assert result.code == 0
+    assert re.search(r": all \d\d checks hold\n", result.out)
+    assert re.search(r"causality: .* ok\n", result.out)
     view = json.loads(run_inspect(run, "verify", "--json").out)
     assert view["ok"] is True
     assert all(each["ok"] and each["error"] <= each["tolerance"] for each in view["checks"])
@@ -258,17 +262,17 @@ def test_with_a_broken_mask_verify_exits_with_1_and_names_the_check(
         return F.scaled_dot_product_attention(q, k, v, seen)  # also the future
 
     monkeypatch.setattr(CausalSelfAttention, "attend", attend)
-    answer = run_inspect(run, "verify", *as_json)
-    assert (answer.code, answer.err) == (1, "")
+    result = run_inspect(run, "verify", *as_json)
+    assert (result.code, result.err) == (1, "")
     if as_json:
-        view = json.loads(answer.out)
+        view = json.loads(result.out)
         assert view["ok"] is False
         assert any(each["name"].startswith("causality") and not each["ok"] for each in view["checks"])
     else:
-        verdict = answer.out.splitlines()[0]
+        verdict = result.out.splitlines()[0]
         assert "wrong: " in verdict
         assert "causality" in verdict
-        assert re.search(r"causality: .* WRONG\n", answer.out)
+        assert re.search(r"causality: .* WRONG\n", result.out)
 
 
 # Errors
@@ -279,23 +283,23 @@ def test_without_run_and_view_the_error_names_both(error_hint: ErrorHint) -> Non
 
 
 def test_a_run_without_a_view_is_an_error(run: Path, error_hint: ErrorHint) -> None:
-    assert "octavo inspect runs/my-1 attention" in error_hint(run, error="takes a RUN or --preset")
+    assert "octavo inspect runs/my-1 attention" in error_hint(run, error="RUN or --preset")
     error_hint("--preset", "gpt2-512", error="RUN VIEW")
-    error_hint(run, "shapes", "--preset", "gpt2-512", error="takes a RUN or --preset")
-    error_hint(run, "shapes", "tokens", error="takes a RUN or --preset")
+    error_hint(run, "shapes", "--preset", "gpt2-512", error="RUN or --preset")
+    error_hint(run, "shapes", "tokens", error="RUN or --preset")
 
 
 @pytest.mark.parametrize(
     ("given", "nearest"), [("atention", "attention"), ("neighbours", "neighbors"), ("contributons", "contributions")]
 )
-def test_for_an_unknown_view_the_nearest_is_suggested(
+def test_the_error_of_an_unknown_view_suggests_the_nearest(
     given: str, nearest: str, run: Path, error_hint: ErrorHint
 ) -> None:
     assert nearest in error_hint(run, given, error=f"there is no view '{given}'")
 
 
-def test_without_a_near_view_all_are_suggested(run: Path, error_hint: ErrorHint) -> None:
-    hint = error_hint(run, "zzz", error="there is no view 'zzz'")
+def test_if_no_view_is_near_all_are_suggested(run: Path, error_hint: ErrorHint) -> None:
+    hint = error_hint(run, "zzz", error="'zzz'")
     assert all(view in hint for view in lens.FUNCTIONS)
 
 
@@ -304,49 +308,49 @@ def test_without_a_near_view_all_are_suggested(run: Path, error_hint: ErrorHint)
     [
         ("tokens", ["--layer", "1"], ["attention", "ablation"]),
         ("attention", ["--word", "cat"], ["position", "neighbors"]),
-        ("ablation", ["--head", "1"], ["attention"]), ("verify", ["--text", "a"], ["surprisal"]),
-        ("losses", ["--unknown", "skip"], ["tokens"]), ("projection", ["--top", "3"], ["neighbors", "logit_lens"]),
+        ("ablation", ["--head", "1"], ["attention"]),
+        ("verify", ["--text", "a"], ["surprisal"]),
+        ("losses", ["--unknown", "skip"], ["tokens"]),
+        ("projection", ["--top", "3"], ["neighbors", "logit_lens"]),
     ],
-)  # fmt: skip
-def test_an_option_that_a_view_does_not_take_is_an_error_that_names_the_views_that_do(
+)
+def test_the_error_of_an_option_that_a_view_does_not_take_names_views_that_do(
     view: str, option: list[str], others: list[str], run: Path, error_hint: ErrorHint
 ) -> None:
     name = option[0].removeprefix("--")
-    hint = error_hint(run, view, *option, error=f"{view} takes no {name}")
+    hint = error_hint(run, view, *option, error=f"{view} .*{name}")
     assert all(other in hint for other in others)
 
 
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (["attention", "--layer", "99"], "layer 99: the layers are 0 to 3"),
-        (["attention", "--layer", "-5"], "layer -5: the layers are 0 to 3"),
-        (["attention", "--head", "4"], "head 4: the heads are 0 to 3"),
+        (["attention", "--layer", "99"], "layer 99: .* 0 to 3"),
+        (["attention", "--layer", "-5"], "layer -5: .* 0 to 3"),
+        (["attention", "--head", "4"], "head 4: .* 0 to 3"),
         (["shapes", "--layer", "99"], "layer 99"),
         (["ablation", "--layer", "4"], "layer 4"),
-        (["contributions", "--text", LINE, "--position", "99"], "position 99: the positions are 0 to 5"),
+        (["contributions", "--text", LINE, "--position", "99"], "position 99: .* 0 to 5"),
         (["logit_lens", "--text", LINE, "--position", "-7"], "position -7"),
-        (["logit_lens", "--top", "0"], "between 1 and 50 guesses"),
-        (["neighbors", "--word", "cat", "--top", "0"], "between 1 and 100 neighbors"),
+        (["logit_lens", "--top", "0"], "between 1 and 50"),
+        (["neighbors", "--word", "cat", "--top", "0"], "between 1 and 100"),
         (["attention", "--layer", "one"], "'one' is not an integer"),
-        (["position", "--at", "1"], "expected 2 arguments"),
-        (["position", "--word", "the", "--at", "1", "64"], "position 64: the positions are 0 to 63"),
-        (["position", "--word", ""], "an empty word"),
-        (["contributions", "--token", "xyz"], "'xyz' is 3 tokens"),
-        (["contributions", "--token", ""], "an empty text"),
-        (["neighbors", "--word", "cat", "--against", "xyz"], "'xyz' is 3 tokens"),
+        (["position", "--at", "1"], "2 arguments"),
+        (["position", "--word", "the", "--at", "1", "64"], "position 64: .* 0 to 63"),
+        (["position", "--word", ""], "empty word"),
+        (["contributions", "--token", "xyz"], "'xyz' .*3 tokens"),
+        (["contributions", "--token", ""], "empty text"),
+        (["neighbors", "--word", "cat", "--against", "xyz"], "'xyz' .*3 tokens"),
         (["surprisal", "--text", "a"], "one token"),
         (["ablation", "--text", "a"], "one token"),
-        (["tokens", "--unknown", "guess"], "--unknown: invalid choice: 'guess'"),
-        (["tokens", "--text", "a", "--text-file", "b"], "not allowed with argument --text"),
-        (["tokens", "--text-file", "missing.txt"], "missing.txt can't be read: No such file"),
-        (["tokens", "--text-file", "latin.txt"], "latin.txt is not UTF-8 at byte 3"),
-        (["tokens", "--lyer", "1"], "there is no option --lyer"),
+        (["tokens", "--unknown", "guess"], "--unknown.*'guess'"),
+        (["tokens", "--text", "a", "--text-file", "b"], "--text-file.*--text"),
+        (["tokens", "--text-file", "missing.txt"], "missing.txt .*No such file"),
+        (["tokens", "--text-file", "latin.txt"], "latin.txt .*UTF-8 at byte 3"),
+        (["tokens", "--lyer", "1"], "--lyer"),
     ],
 )
-def test_a_value_outside_its_range_is_an_error_of_two_lines(
-    words: list[str], error: str, run: Path, error_hint: ErrorHint
-) -> None:
+def test_an_invalid_value_is_an_error(words: list[str], error: str, run: Path, error_hint: ErrorHint) -> None:
     Path("latin.txt").write_bytes(b"caf\xe9")
     error_hint(run, *words, error=error)
 
@@ -369,16 +373,16 @@ def views_with(option: str) -> set[str]:
         ("neighbors", ["--word", "\udcff"], "unknown"),
     ],
 )
-def test_hints_suggest_options_of_the_view(
+def test_hints_only_suggest_options_of_the_view(
     view: str, words: list[str], error: str, run: Path, error_hint: ErrorHint
 ) -> None:
     hint = error_hint(run, view, *words, error=error)
     assert all(view in views_with(option) for option in re.findall(r"--([a-z-]+)", hint))
 
 
-@pytest.mark.parametrize("view", OF_A_TEXT)
+@pytest.mark.parametrize("view", TEXT_VIEWS)
 def test_an_empty_text_is_an_error(view: str, run: Path, error_hint: ErrorHint) -> None:
-    assert "--text" in error_hint(run, view, "--text", "", error="there is no text to look at")
+    assert "--text" in error_hint(run, view, "--text", "", error="no text")
 
 
 @pytest.fixture(scope="module")
@@ -387,11 +391,11 @@ def characters(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return random_checkpoint(tmp_path_factory.mktemp("characters") / "model", "char", text="abc ?\n").folder
 
 
-@pytest.mark.parametrize("view", OF_A_TEXT)
+@pytest.mark.parametrize("view", TEXT_VIEWS)
 def test_unknown_characters_are_an_error_or_skipped_or_replaced(
     view: str, characters: Path, run_inspect: Inspect, error_hint: ErrorHint
 ) -> None:
-    assert "--unknown skip" in error_hint(characters, view, "--text", "abéc", error="unknown characters 'é'")
+    assert "--unknown skip" in error_hint(characters, view, "--text", "abéc", error="'é'")
     assert run_inspect(characters, view, "--text", "abéc", "--unknown", "skip") == run_inspect(
         characters, view, "--text", "abc"
     )
@@ -403,11 +407,11 @@ def test_unknown_characters_are_an_error_or_skipped_or_replaced(
 @pytest.mark.parametrize(
     ("preset", "view", "error"),
     [
-        ("tiny", "shapes", "vocabulary size of the preset tiny"),
+        ("tiny", "shapes", "tiny"),
         ("tiny", "attention", ""),
-        ("gpt2-512", "attention", "attention needs a trained model"),
-        ("gpt2-512", "verify", "verify needs a trained model"),
-        ("huge", "shapes", "there is no preset 'huge'"),
+        ("gpt2-512", "attention", "attention .*trained model"),
+        ("gpt2-512", "verify", "verify .*trained model"),
+        ("huge", "shapes", "'huge'"),
     ],
 )
 def test_a_preset_has_only_shapes_and_needs_a_vocab_size(
@@ -418,12 +422,12 @@ def test_a_preset_has_only_shapes_and_needs_a_vocab_size(
 
 @pytest.mark.parametrize("view", ARGUMENTS)
 def test_a_run_that_does_not_exist_is_an_error(view: str, error_hint: ErrorHint) -> None:
-    error_hint("nowhere", view, error="nowhere does not exist")
+    error_hint("nowhere", view, error="nowhere")
 
 
 def test_a_folder_that_is_not_a_run_is_an_error(error_hint: ErrorHint) -> None:
     Path("folder").mkdir()
-    error_hint("folder", "shapes", error="folder is neither a run nor a checkpoint")
+    error_hint("folder", "shapes", error="folder .*neither a run nor a checkpoint")
 
 
 def test_a_checkpoint_outside_a_run_has_no_losses(characters: Path, error_hint: ErrorHint) -> None:
@@ -439,11 +443,11 @@ def test_help_names_the_views_of_every_option(
     monkeypatch.setenv("COLUMNS", "1000")
     with pytest.raises(SystemExit):
         cli.main(["inspect", "--help"])
-    shown = capsys.readouterr().out
+    help_text = capsys.readouterr().out
     described = {
         name: set(views.split(", "))
-        for name, views in re.findall(r"^  --(\w+) .*?  +([a-z_]+(?:, [a-z_]+)*): ", shown, re.M)
+        for name, views in re.findall(r"^  --(\w+) .*?  +([a-z_]+(?:, [a-z_]+)*): ", help_text, re.M)
     }
     options = ("layer", "head", "position", "token", "word", "against", "at", "top")
     assert {option: views_with(option) for option in options} == {option: described[option] for option in options}
-    assert all(view in shown for view in lens.FUNCTIONS)
+    assert all(view in help_text for view in lens.FUNCTIONS)

@@ -15,10 +15,11 @@ from octavo.errors import OctavoError
 from octavo.runs import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+SMALLEST_RUN = dict(n_layer=1, n_head=1, n_embd=8, block_size=8, batch_size=2, max_steps=2, eval_every=2)
 
 
 @pytest.mark.parametrize("at", [(1, 10), (0, 0), (7, 3), (-9, -1)])
-def test_a_word_enters_the_model_as_the_sum_of_both_embeddings(case: Case, at: tuple[int, int]) -> None:
+def test_the_vector_of_a_word_is_the_sum_of_both_embeddings(case: Case, at: tuple[int, int]) -> None:
     wte, wpe = (case.model.transformer.get_submodule(name).weight.detach().numpy() for name in ("wte", "wpe"))
     view = lens.position(case.loaded, "a", at=at)
     (token,) = view.tokens
@@ -36,7 +37,7 @@ def test_a_word_enters_the_model_as_the_sum_of_both_embeddings(case: Case, at: t
 
 
 def exact_cosine(one: np.ndarray, two: np.ndarray) -> float:
-    """The cosine in exact float64 sums."""
+    """The cosine, with exact sums in float64."""
     one, two = one.tolist(), two.tolist()
     return math.fsum(a * b for a, b in zip(one, two, strict=True)) / (math.hypot(*one) * math.hypot(*two))
 
@@ -49,7 +50,7 @@ def test_similarity_is_the_cosine_of_the_rows_of_wpe(small: Checkpoint) -> None:
     assert np.abs(view.similarity - exact).max() <= 1e-6
 
 
-def test_in_a_long_block_every_nth_position_is_compared(tmp_path: Path) -> None:
+def test_of_a_long_block_every_third_position_is_compared(tmp_path: Path) -> None:
     view = lens.position(random_checkpoint(tmp_path / "model", "byte", block_size=600, n_layer=1), "a")
     assert view.positions == [*range(0, 600, 3)]
     assert view.similarity.shape == (200, 200)
@@ -70,7 +71,7 @@ def test_a_word_of_several_tokens_is_shown_token_by_token_with_a_note(small: Che
     assert near.note == view.note
 
 
-def test_a_word_that_is_one_token_with_a_space_is_taken_with_it_and_a_note(small: Checkpoint) -> None:
+def test_a_word_that_is_one_token_only_with_a_space_gets_the_space_and_a_note(small: Checkpoint) -> None:
     encode = small.tokenizer.encode
     words = [piece[1:].decode() for piece in small.tokenizer.token_bytes if re.fullmatch(b" [a-z]+", piece)]
     word = next(word for word in words if len(encode(word)) > 1)
@@ -94,7 +95,7 @@ def test_an_empty_word_and_a_very_long_one_are_an_error(small: Checkpoint, view:
 
 
 def exact_neighbors(case: Case, ids: list[int], top: int) -> list[tuple[int, float]]:
-    """The ids with the highest cosines to the mean of some rows, computed one by one; without the word itself."""
+    """The ids, except `ids`, whose rows have the highest cosines to the mean of the rows of `ids`, one by one."""
     wte = case.weights["transformer.wte.weight"].numpy()
     mean = np.array([math.fsum(column) / len(ids) for column in wte[ids].T])
     cosines = {id: exact_cosine(row, mean) for id, row in enumerate(wte) if id not in ids}
@@ -138,11 +139,13 @@ def test_history_has_the_cosines_of_every_checkpoint_of_the_run(tiny_run: Run) -
     folders = list(tiny_run.steps.values())
     assert [moment.step for moment in view.history] == list(tiny_run.steps) == [1, 3, 7, 20]
     assert view.against is not None
-    (word,), other, others = [p.id for p in view.tokens], view.against.token.id, [n.token.id for n in view.neighbors]
+    assert len(view.tokens) == 1
+    word, against = view.tokens[0].id, view.against.token.id
+    neighbors = [each.token.id for each in view.neighbors]
     for moment, folder in zip(view.history, folders, strict=True):
         wte = checkpoint.load(folder).model.transformer.wte.weight.detach().double().numpy()
-        assert moment.against == pytest.approx(exact_cosine(wte[word], wte[other]), abs=1e-6)
-        assert moment.neighbors == pytest.approx([exact_cosine(wte[word], wte[id]) for id in others], abs=1e-6)
+        assert moment.against == pytest.approx(exact_cosine(wte[word], wte[against]), abs=1e-6)
+        assert moment.neighbors == pytest.approx([exact_cosine(wte[word], wte[id]) for id in neighbors], abs=1e-6)
     assert view.history[-1].against == view.against.cosine
     assert "along training" in str(view)
 
@@ -151,19 +154,8 @@ def test_a_checkpoint_outside_a_run_has_no_history(small: Checkpoint) -> None:
     assert lens.neighbors(small, "a", against="e").history == []
 
 
-def test_without_the_training_text_there_is_no_control_and_the_view_says_so(tmp_path: Path) -> None:
-    run = train_on(
-        TEXT,
-        tmp_path / "run",
-        tokenizer="char",
-        n_layer=1,
-        n_head=1,
-        n_embd=8,
-        block_size=8,
-        batch_size=2,
-        max_steps=2,
-        eval_every=2,
-    )
+def test_without_the_training_text_the_view_says_that_it_has_no_control(tmp_path: Path) -> None:
+    run = train_on(TEXT, tmp_path / "run", tokenizer="char", **SMALLEST_RUN)
     assert re.match(r"\d\d+ random pairs", lens.neighbors(run.folder, "a", against="e").control)
     (tmp_path / "run" / "text.txt").unlink()
     view = lens.neighbors(run.folder, "a", against="e")
@@ -173,18 +165,7 @@ def test_without_the_training_text_there_is_no_control_and_the_view_says_so(tmp_
 
 
 def test_a_token_that_never_occurs_has_no_control(tmp_path: Path) -> None:
-    run = train_on(
-        "the cat sat on the mat. " * 50,
-        tmp_path / "run",
-        tokenizer="byte",
-        n_layer=1,
-        n_head=1,
-        n_embd=8,
-        block_size=8,
-        batch_size=2,
-        max_steps=2,
-        eval_every=2,
-    )
+    run = train_on("the cat sat on the mat. " * 50, tmp_path / "run", tokenizer="byte", **SMALLEST_RUN)
     view = lens.neighbors(run.folder, "t", against="Z")
     assert all(moment.control is None for moment in view.history)
 
@@ -194,7 +175,7 @@ OTHER_WORDS = [a + b for a in ("ba", "de", "fi", "go", "lu", "ma", "ne", "pi", "
 
 
 def synthetic_corpus() -> str:
-    """Every word has a following word of its own, except that red and blue share one."""
+    """A different word follows each word, except that the same word follows red and blue."""
     words = [*COLORS, *OTHER_WORDS]
     sequence = [words[n] for n in np.random.default_rng(0).integers(len(words), size=4000)]
     return "".join(f"{word} {'shines' if word in COLORS else word + 's'}. " for word in sequence)
@@ -203,7 +184,7 @@ def synthetic_corpus() -> str:
 def test_words_with_the_same_contexts_become_more_similar_than_random_pairs(tmp_path: Path) -> None:
     run = train_on(
         synthetic_corpus(),
-        tmp_path / "made",
+        tmp_path / "synthetic",
         tokenizer="word:400",
         n_layer=1,
         n_head=2,
@@ -224,7 +205,7 @@ def test_words_with_the_same_contexts_become_more_similar_than_random_pairs(tmp_
     assert all(each.control_low <= each.control <= each.control_high for each in view.history)
     assert last.against > last.control_high
     assert last.against - first.against > 0.5
-    assert first.control_low < first.against < first.control_high  # at the first step, a pair like any other
+    assert first.control_low < first.against < first.control_high  # at the first step, the pair is like a random one
     assert view.neighbors[0].token.label == "blue"
 
 
@@ -242,17 +223,5 @@ def test_the_projection_matches_the_singular_value_decomposition(case: Case) -> 
 
 
 def test_rows_without_a_token_are_not_projected(tmp_path: Path) -> None:
-    run = train_on(
-        TEXT,
-        tmp_path / "run",
-        tokenizer="byte",
-        vocab_size=300,
-        n_layer=1,
-        n_head=1,
-        n_embd=8,
-        block_size=8,
-        batch_size=2,
-        max_steps=2,
-        eval_every=2,
-    )
+    run = train_on(TEXT, tmp_path / "run", tokenizer="byte", vocab_size=300, **SMALLEST_RUN)
     assert len(lens.projection(run.folder).tokens) == 256

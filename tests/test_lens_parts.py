@@ -1,4 +1,4 @@
-"""The views `attention`, `contributions` and `ablation`: what each part of the model does."""
+"""The views `attention`, `contributions` and `ablation`, which show what each part of the model does."""
 
 import math
 
@@ -17,7 +17,7 @@ from octavo.lens.capture import attend_by_pattern, inference, logits
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_every_heads_pattern_matches_the_plain_reference(case: Case) -> None:
+def test_the_pattern_of_every_head_matches_the_plain_reference(case: Case) -> None:
     T = len(case.ids)
     for layer in range(case.settings.n_layer):
         for head in range(case.settings.n_head):
@@ -30,7 +30,7 @@ def test_every_heads_pattern_matches_the_plain_reference(case: Case) -> None:
             assert_near(view.weights, case.attention_pattern(layer, head), 1e-4)
 
 
-def test_the_statistics_of_all_heads_match_their_patterns(case: Case) -> None:
+def test_the_statistics_of_every_head_match_its_pattern(case: Case) -> None:
     view = lens.attention(case.loaded, LINE)
     T = len(case.ids)
     assert [(each.layer, each.head) for each in view.heads] == [(i, h) for i in range(4) for h in range(4)]
@@ -45,7 +45,7 @@ def test_the_statistics_of_all_heads_match_their_patterns(case: Case) -> None:
         assert (each.entropy, each.distance, each.previous, each.first, each.itself) == pytest.approx(means, abs=1e-3)
 
 
-def test_logits_by_the_shown_pattern_equal_the_fused_ones(case: Case) -> None:
+def test_logits_computed_with_the_shown_pattern_equal_those_of_fused_attention(case: Case) -> None:
     idx = torch.tensor([case.ids])
     with inference(case.model):
         shown = logits(case.model, idx, attend_by_pattern)[0]
@@ -59,34 +59,34 @@ def test_logits_by_the_shown_pattern_equal_the_fused_ones(case: Case) -> None:
 @pytest.mark.parametrize("position", [0, 7, -1])
 def test_contributions_match_the_plain_reference(case: Case, position: int) -> None:
     view = lens.contributions(case.loaded, LINE, position=position)
-    T = position % len(case.ids)
-    assert view.position == T
-    plain = {part: each[T] for part, each in case.added.items()}
+    t = position % len(case.ids)
+    assert view.position == t
+    expected = {part: each[t] for part, each in case.added.items()}
     names = [(part.name, part.layer, part.head) for part in view.parts]
-    assert names == [*plain, *([("ln_f's bias", None, None)] if case.settings.bias else [])]
+    assert names == [*expected, *([("ln_f's bias", None, None)] if case.settings.bias else [])]
 
-    stream = case.streams[-1][T]
+    stream = case.streams[-1][t]
     scale = torch.sqrt(((stream - stream.mean()) ** 2).mean() + 1e-5)
     gain = case.weights["transformer.ln_f.weight"]
     row = case.weights["transformer.wte.weight"][view.token.id]
-    part_logits = [((each - each.mean()) / scale * gain) @ row for each in plain.values()]
-    norms = [each.norm() for each in plain.values()]
+    part_logits = [((each - each.mean()) / scale * gain) @ row for each in expected.values()]
+    norms = [each.norm() for each in expected.values()]
     if case.settings.bias:
         part_logits.append(case.weights["transformer.ln_f.bias"] @ row)
         norms.append(torch.zeros((), dtype=row.dtype))
     assert_near(view.contributions, torch.stack(part_logits), 1e-4)
     assert_near(view.norms, torch.stack(norms), 1e-4)
-    assert_near(view.stream, torch.stack([each[T].norm() for each in case.streams]), 1e-4)
+    assert_near(view.stream, torch.stack([each[t].norm() for each in case.streams]), 1e-4)
 
     assert view.logit == pytest.approx(view.contributions.sum(), abs=1e-9)
-    assert_near(view.logit, case.logits()[T, view.token.id], 1e-4)
+    assert_near(view.logit, case.logits()[t, view.token.id], 1e-4)
     with torch.inference_mode():
-        own = case.model(torch.tensor([case.ids]))[0, T]
+        own = case.model(torch.tensor([case.ids]))[0, t]
     assert abs(view.logit - own[view.token.id].item()) <= 1e-4
     assert own[view.token.id] >= own.max() - 1e-4  # the most likely token
 
 
-def test_against_another_token_contributions_are_the_difference_of_both(case: Case) -> None:
+def test_contributions_against_another_token_are_differences(case: Case) -> None:
     one, two, both = (
         lens.contributions(case.loaded, LINE, **given)
         for given in ({"token": "a"}, {"token": "e"}, {"token": "a", "against": "e"})
@@ -106,16 +106,16 @@ def test_a_text_of_several_tokens_has_no_logit(small: Checkpoint, given: dict[st
         lens.contributions(small, "the cat", **given)
 
 
-def test_ablation_matches_a_model_whose_part_is_zero(case: Case) -> None:
+def test_ablation_matches_a_model_in_which_the_part_is_zero(case: Case) -> None:
     view = lens.ablation(case.loaded, LINE)
-    came = torch.tensor(case.ids[1:])
+    targets = torch.tensor(case.ids[1:])
 
     def loss(logits: Tensor) -> float:
-        return -logits[:-1].log_softmax(-1)[range(len(came)), came].mean().item()
+        return -logits[:-1].log_softmax(-1)[range(len(targets)), targets].mean().item()
 
-    whole = case.logits()
-    assert_near(view.loss, loss(whole), 1e-4)
-    assert_near(view.probability, whole[-1].softmax(-1)[view.next.id], 1e-3)
+    logits = case.logits()
+    assert_near(view.loss, loss(logits), 1e-4)
+    assert_near(view.probability, logits[-1].softmax(-1)[view.next.id], 1e-3)
     zeroed = {
         "head": {},
         "attention": {"attention": True},
@@ -125,18 +125,18 @@ def test_ablation_matches_a_model_whose_part_is_zero(case: Case) -> None:
     names = [*[("head", h) for h in range(4)], *[(name, None) for name in list(zeroed)[1:]]]
     assert [(t.part.layer, t.part.name, t.part.head) for t in view.trials] == [(i, *n) for i in range(4) for n in names]
     for trial in view.trials[1::6]:  # one of each kind, in all layers
-        plain = case.logits_without(trial.part.layer, head=trial.part.head, **zeroed[trial.part.name])
-        assert_near(trial.loss, loss(plain), 1e-4)
+        expected = case.logits_without(trial.part.layer, head=trial.part.head, **zeroed[trial.part.name])
+        assert_near(trial.loss, loss(expected), 1e-4)
         assert trial.change == pytest.approx(trial.loss - view.loss, abs=1e-5)
-        assert_near(trial.probability, plain[-1].softmax(-1)[view.next.id], 1e-3)
-        assert plain[-1, trial.next.id] >= plain[-1].max() - 1e-3
+        assert_near(trial.probability, expected[-1].softmax(-1)[view.next.id], 1e-3)
+        assert expected[-1, trial.next.id] >= expected[-1].max() - 1e-3
 
 
-def test_the_trials_of_one_layer_equal_those_among_all(small: Checkpoint) -> None:
-    whole, some = (lens.ablation(small, "the cat sat", layer=layer) for layer in (None, -1))
-    expected = [trial for trial in whole.trials if trial.part.layer == 2]
-    assert [trial.part for trial in some.trials] == [trial.part for trial in expected]
-    assert [trial.loss for trial in some.trials] == pytest.approx([trial.loss for trial in expected], abs=1e-6)
+def test_the_trials_of_one_layer_equal_those_of_all_layers(small: Checkpoint) -> None:
+    all_layers, last_layer = (lens.ablation(small, "the cat sat", layer=layer) for layer in (None, -1))
+    expected = [trial for trial in all_layers.trials if trial.part.layer == 2]
+    assert [trial.part for trial in last_layer.trials] == [trial.part for trial in expected]
+    assert [trial.loss for trial in last_layer.trials] == pytest.approx([trial.loss for trial in expected], abs=1e-6)
 
 
 def test_logits_at_once_does_not_change_the_trials(small: Checkpoint) -> None:

@@ -35,7 +35,7 @@ def test_next_token_is_the_last_row_of_the_models_logits(case: Case) -> None:
     ]
 
 
-def test_every_row_of_the_logit_lens_has_a_norm_of_its_own(case: Case) -> None:
+def test_every_row_of_the_logit_lens_is_normalized_separately(case: Case) -> None:
     view = lens.logit_lens(case.loaded, LINE, top=6)
     T, L = len(case.ids), case.settings.n_layer
     assert view.positions == [*range(T)]
@@ -50,15 +50,15 @@ def test_every_row_of_the_logit_lens_has_a_norm_of_its_own(case: Case) -> None:
         targets = torch.tensor(case.ids[1:])[:, None]
         assert_near(view.surprisal[stage, :-1], -shares[:-1].gather(1, targets)[:, 0].log(), 1e-4)
         with inference(case.model):  # in float32, because near ties may rank either way
-            own = stage_logits_of(case, stage)[:-1]
-        assert view.rank[stage, :-1].tolist() == (1 + (own > own.gather(1, targets)).sum(1)).tolist()
+            own_logits = stage_logits(case, stage)[:-1]
+        assert view.rank[stage, :-1].tolist() == (1 + (own_logits > own_logits.gather(1, targets)).sum(1)).tolist()
         assert math.isnan(view.surprisal[stage, -1])
         assert view.rank[stage, -1] == 0
     assert set(view.vocabulary) == set(view.ids.flatten().tolist())
     assert all(view.vocabulary[id] == make_token(case.loaded.tokenizer, id).label for id in view.vocabulary)
 
 
-def stage_logits_of(case: Case, stage: int) -> Tensor:
+def stage_logits(case: Case, stage: int) -> Tensor:
     """The model's float32 logits (T, V) at a stage."""
     x = case.model.embed(torch.tensor([case.ids]))
     after = [x, *(layer.after for layer in walk(case.model, x))]
@@ -66,17 +66,17 @@ def stage_logits_of(case: Case, stage: int) -> Tensor:
 
 
 @pytest.mark.parametrize("positions", [[0], [-1], [5, 2, 5], [-2, 0], []])
-def test_chosen_positions_equal_those_among_all(small: Checkpoint, positions: list[int]) -> None:
+def test_rows_of_chosen_positions_equal_those_of_all_positions(small: Checkpoint, positions: list[int]) -> None:
     text = "the cat sat on the mat"
-    every, some = lens.logit_lens(small, text), lens.logit_lens(small, text, positions=positions)
-    chosen = [each % len(every.tokens) for each in positions]
-    assert some.positions == chosen
-    assert some.ids.tolist() == every.ids[:, chosen].tolist()
+    all_rows, rows = lens.logit_lens(small, text), lens.logit_lens(small, text, positions=positions)
+    chosen = [each % len(all_rows.tokens) for each in positions]
+    assert rows.positions == chosen
+    assert rows.ids.tolist() == all_rows.ids[:, chosen].tolist()
     for name in ("probabilities", "entropy", "surprisal", "rank"):
-        assert np.allclose(getattr(some, name), getattr(every, name)[:, chosen], rtol=0, atol=1e-6, equal_nan=True)
+        assert np.allclose(getattr(rows, name), getattr(all_rows, name)[:, chosen], rtol=0, atol=1e-6, equal_nan=True)
 
 
-def test_the_last_row_of_the_logit_lens_agrees_with_the_view_surprisal(case: Case) -> None:
+def test_the_last_row_of_the_logit_lens_equals_the_view_surprisal(case: Case) -> None:
     rows, view = lens.logit_lens(case.loaded, LINE), lens.surprisal(case.loaded, LINE)
     assert_near(rows.surprisal[-1, :-1], view.surprisal[1:], 1e-5)
     assert rows.rank[-1, :-1].tolist() == view.rank[1:].tolist()
@@ -84,7 +84,7 @@ def test_the_last_row_of_the_logit_lens_agrees_with_the_view_surprisal(case: Cas
 
 @st.composite
 def logits_and_top(draw: st.DrawFn, has_ties: bool) -> tuple[Tensor, int]:
-    """Logits (P, V) of vocabularies below and above the size from which `top_tokens` compares groups of ids."""
+    """Logits (P, V). From some vocabulary size on, `top_tokens` compares groups of ids; V is below or above it."""
     P, V, top = draw(st.integers(1, 3)), draw(st.integers(1, 1500)), draw(st.integers(1, 12))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
     if has_ties:
@@ -97,9 +97,9 @@ def logits_and_top(draw: st.DrawFn, has_ties: bool) -> tuple[Tensor, int]:
 def test_top_tokens_match_topk(example: tuple[Tensor, int]) -> None:
     logits, top = example
     values, ids = top_tokens(logits, top)
-    plain = logits.topk(min(top, logits.shape[1]))
-    assert torch.equal(values, plain.values)
-    assert torch.equal(ids, plain.indices)
+    expected = logits.topk(min(top, logits.shape[1]))
+    assert torch.equal(values, expected.values)
+    assert torch.equal(ids, expected.indices)
 
 
 @law
@@ -136,11 +136,11 @@ def test_surprisal_and_rank_match_the_plain_reference(case: Case) -> None:
     assert math.isnan(view.surprisal[0])
     assert view.rank[0] == 0
     assert_near(view.surprisal[1:], -shares[range(len(targets)), targets].log(), 1e-4)
-    own = case.model(torch.tensor([case.ids]))[0, :-1].detach()
+    own_logits = case.model(torch.tensor([case.ids]))[0, :-1].detach()
     for t, id in enumerate(case.ids[1:]):
-        above, level = ((own[t] > own[t, id] + margin).sum().item() for margin in (1e-4, -1e-4))
-        assert above < view.rank[t + 1] <= max(level, above + 1)
-    guesses = [make_token(case.loaded.tokenizer, id).label for id in own.argmax(-1).tolist()]
+        low, high = ((own_logits[t] > own_logits[t, id] + margin).sum().item() for margin in (1e-4, -1e-4))
+        assert low < view.rank[t + 1] <= max(high, low + 1)
+    guesses = [make_token(case.loaded.tokenizer, id).label for id in own_logits.argmax(-1).tolist()]
     assert view.guesses == ["", *guesses]
 
 
@@ -169,7 +169,7 @@ def test_logits_at_once_does_not_change_the_surprisals(small: Checkpoint) -> Non
 
 
 def test_the_mean_surprisal_is_the_loss_of_a_long_text(case: Case) -> None:
-    """Up to float32, in which the loss is summed."""
+    """The tolerance is that of float32, in which the loss is summed."""
     loss = evaluate_tokens(case.model, case.loaded.tokenizer, case.loaded.tokenizer.encode(TEXT)).loss
     assert lens.surprisal(case.loaded, TEXT).loss == pytest.approx(loss, rel=1e-6, abs=1e-6)
 

@@ -1,4 +1,4 @@
-"""The view `shapes`: its shapes, parameters, FLOPs and values are those of a real forward pass."""
+"""The view `shapes`: shapes, parameters, FLOPs and values are those of a forward pass."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from octavo.settings import resolve
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_shapes_and_parameters_match_the_modules_in_a_real_forward_pass(case: Case) -> None:
+def test_shapes_and_parameters_match_the_modules_of_a_forward_pass(case: Case) -> None:
     model, C, T = case.model, case.settings.n_embd, len(case.ids)
     outputs: dict[str, set[tuple[int, ...]]] = {}
     hooks = [
@@ -38,11 +38,11 @@ def test_shapes_and_parameters_match_the_modules_in_a_real_forward_pass(case: Ca
     assert all(outputs[f"transformer.h.{i}.mlp.c_fc"] == {stages["h.mlp.c_fc, GELU"].shape} for i in blocks)
 
     for name, stage in stages.items():
-        path = name.split(",")[0]
+        stage_path = name.split(",")[0]
         modules = [
             m
-            for where, m in model.named_modules()
-            if where.removeprefix("transformer.") in (path, path.replace("h.", "h.0."))
+            for path, m in model.named_modules()
+            if path.removeprefix("transformer.") in (stage_path, stage_path.replace("h.", "h.0."))
         ]
         assert stage.parameters == sum(p.numel() for module in modules for p in module.parameters())
         assert stage.times == (case.settings.n_layer if name.startswith(("h.", "x +")) else 1)
@@ -50,10 +50,10 @@ def test_shapes_and_parameters_match_the_modules_in_a_real_forward_pass(case: Ca
 
 
 @pytest.mark.parametrize("attend", [None, attend_by_pattern])
-def test_flops_match_pytorchs_counter_in_a_real_forward_pass(case: Case, attend: Any) -> None:
-    """Both count two for each multiplication with its addition, products only, and attention over the full square.
+def test_flops_match_pytorchs_flop_counter(case: Case, attend: Any) -> None:
+    """Both count two FLOPs for a multiplication with its addition, matrix products only, attention without mask.
 
-    Inside of `looking`, fused attention is two batched products, which PyTorch's counter sees as such.
+    In `inference`, attention is two batched matrix products, which PyTorch's counter counts.
     """
     with inference(case.model), FlopCounterMode(display=False) as counter:
         logits(case.model, torch.tensor([case.ids]), attend)
@@ -69,13 +69,13 @@ def test_the_values_of_a_stage_match_the_plain_reference(case: Case, layer: int,
     assert (view.layer, view.head) == (layer, head)
     rows = min(16, len(case.ids))
     assert values["idx"][0].tolist() == case.ids[:16]
-    for name, plain in (
+    for name, expected in (
         ("x", case.streams[0]),
         ("x + mlp", case.streams[layer + 1]),
         ("h.attn: softmax", case.attention_pattern(layer, head)),
     ):
-        assert values[name].shape == (rows, min(16, plain.shape[1]))
-        assert_near(values[name], plain[:16, :16], 1e-4)
+        assert values[name].shape == (rows, min(16, expected.shape[1]))
+        assert_near(values[name], expected[:16, :16], 1e-4)
     columns = view.stages[-1].columns
     assert columns is not None
     logits = case.logits()
@@ -83,7 +83,7 @@ def test_the_values_of_a_stage_match_the_plain_reference(case: Case, layer: int,
     assert_near(values["logits"], logits[:16, columns], 1e-4)
 
 
-NOTES = """\
+NOTES_SHAPES = """\
 idx 1 512 0
 wte 1 512 768 38597376
 wpe 512 768 393216
@@ -103,11 +103,11 @@ ln_f 1 512 768 1536
 logits 1 512 50257 0"""
 
 
-def test_the_shapes_of_the_notes_model_are_those_of_the_notes() -> None:
-    """512 positions, 768 wide, 12 heads, 12 layers, 50,257 tokens."""
+def test_the_shapes_of_gpt2_512_are_those_of_the_notes() -> None:
+    """The notes' model has 512 positions, width 768, 12 heads, 12 layers and 50,257 tokens."""
     view = lens.shapes(resolve("gpt2-512", vocab_size=50257))
     rows = [" ".join(map(str, (each.name, *each.shape, each.parameters))) for each in view.stages]
-    assert "\n".join(rows) == NOTES
+    assert "\n".join(rows) == NOTES_SHAPES
     assert {stage.times for stage in view.stages if stage.name.startswith(("h.", "x +"))} == {12}
     assert view.parameters == 124_046_592
     assert view.flops == 512 * 2 * (12 * 12 * 768**2 + 768 * 50257 + 12 * 2 * 512 * 768)

@@ -1,4 +1,4 @@
-"""The view `verify`: every check holds on correct models. `test_lens_faults` shows that every check can fail."""
+"""The view `verify`: every check passes on correct models. `test_lens_faults` shows that every check can fail."""
 
 import shutil
 from pathlib import Path
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def convert_to_old_format(folder: Path, loaded: Checkpoint, dtype: torch.dtype) -> Path:
-    """A checkpoint in the format of older Hugging Face folders: no prefix, masks stored, the head stored twice."""
+    """Write a checkpoint as older transformers did: no prefix in names, with masks and a copy of the tied head."""
     shutil.copytree(loaded.folder, folder)
     for name in ("octavo.json", "manifest.json"):
         (folder / name).unlink()
@@ -31,13 +31,13 @@ def convert_to_old_format(folder: Path, loaded: Checkpoint, dtype: torch.dtype) 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new"])
-def test_every_check_holds_on_a_hugging_face_folder(activation: str, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_every_check_passes_on_a_hugging_face_folder(activation: str, dtype: torch.dtype, tmp_path: Path) -> None:
     loaded = random_checkpoint(tmp_path / "model", std=0.1, activation=activation)
     view = lens.verify(convert_to_old_format(tmp_path / "old", loaded, dtype))
     assert [each for each in view.checks if not each.ok] == []
 
 
-def test_every_check_holds_on_every_model(case: Case) -> None:
+def test_every_check_passes_on_every_model(case: Case) -> None:
     view = lens.verify(case.loaded)
     assert [each for each in view.checks if not each.ok] == []
     assert view.ok
@@ -51,7 +51,7 @@ def test_every_check_holds_on_every_model(case: Case) -> None:
 
 
 @pytest.mark.parametrize("std", [0.5, 1.0])
-def test_every_check_holds_with_very_large_weights(std: float, tmp_path: Path) -> None:
+def test_every_check_passes_with_very_large_weights(std: float, tmp_path: Path) -> None:
     loaded = random_checkpoint(
         tmp_path / "model",
         "byte",

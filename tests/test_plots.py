@@ -144,8 +144,9 @@ def test_neighbors_with_a_history_are_lines_along_training(against: bool, ax: Ax
     assert ax.get_xscale() == "log"
     assert len(ax.collections) == against  # the range of the control
     names = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert names == (["‘$_x⏎’ with ‘_$9’", "500 random pairs: mean", "5th to 95th percentile"] if against
-                     else ["_a", "$b$", "قط"])  # fmt: skip
+    assert names == (
+        ["‘$_x⏎’ with ‘_$9’", "500 random pairs: mean", "5th to 95th percentile"] if against else ["_a", "$b$", "قط"]
+    )
     render(ax)
 
 
@@ -293,10 +294,28 @@ assert "matplotlib.pyplot" not in sys.modules
 
 # Labels
 
-LABELS = [label(piece) for piece in (
-    "القط".encode(), "राजा".encode(), "ि".encode(), "\u064b".encode(), b"$x_1$", b"_", b"$", b"\\frac{", b"\n", b" ",
-    b"\xe2\x82", "\u200d".encode(), "漢字".encode(), "🦉".encode(), "\U0003134a".encode(), "ⴰ".encode(), b"^{",
-)]  # fmt: skip
+LABELS = [
+    label(piece)
+    for piece in (
+        "القط".encode(),
+        "राजा".encode(),
+        "ि".encode(),
+        "\u064b".encode(),
+        b"$x_1$",
+        b"_",
+        b"$",
+        b"\\frac{",
+        b"\n",
+        b" ",
+        b"\xe2\x82",
+        "\u200d".encode(),
+        "漢字".encode(),
+        "🦉".encode(),
+        "\U0003134a".encode(),
+        "ⴰ".encode(),
+        b"^{",
+    )
+]
 
 
 def tick_labels(ax: Axes) -> list[str]:

@@ -221,10 +221,20 @@ def test_a_nucleus_found_by_partial_sorting_equals_the_full_sort(size: int, temp
     torch.testing.assert_close(result, expected, atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("min_p", -0.1), ("min_p", 1.1), ("repetition_penalty", 0.0), ("presence_penalty", 2.1), ("frequency_penalty", -3),
-    ("logit_bias", {3: 101}), ("logit_bias", {3: math.nan}), ("min_p", math.nan), ("repetition_penalty", math.inf),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("min_p", -0.1),
+        ("min_p", 1.1),
+        ("repetition_penalty", 0.0),
+        ("presence_penalty", 2.1),
+        ("frequency_penalty", -3),
+        ("logit_bias", {3: 101}),
+        ("logit_bias", {3: math.nan}),
+        ("min_p", math.nan),
+        ("repetition_penalty", math.inf),
+    ],
+)
 def test_invalid_penalties_bias_and_min_p_are_errors(name: str, value: Any) -> None:
     with pytest.raises(OctavoError) as caught:
         Sampling(**{name: value})

@@ -96,13 +96,14 @@ def shapes(
     layer = resolve_index(layer, model.settings.n_layer, "layer")
     head = resolve_index(head, model.settings.n_head, "head")
     with inference(model):
-        stages = list(_stages(model, idx, layer, head))
+        stages = list(forward_stages(model, idx, layer, head))
     parameters = sum(stage.parameters * stage.times for stage in stages)
     flops = sum(stage.flops * stage.times for stage in stages)
     return Shapes(describe_model(model.settings), layer, head, tokens, stages, parameters, flops)
 
 
-def _stages(model: GPT, idx: Tensor, layer: int, head: int) -> Iterator[Stage]:
+def forward_stages(model: GPT, idx: Tensor, layer: int, head: int) -> Iterator[Stage]:
+    """Yield the stages in order; those of a block once, with the values of the given layer and head."""
     transformer = model.transformer
     B, T = idx.shape
     yield _stage("idx", "token ids", "B T", idx)
