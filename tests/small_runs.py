@@ -40,7 +40,7 @@ def run_events(stop_after: int | None = None, resume: Path | None = None, **chan
     """All events of a small run, or of resuming one, that `stop_after` steps stop."""
     start = {"resume": resume} if resume else {"source": "text.txt", **SMALL}
     calls = count(1)
-    return list(training.events(training.plan(**start | changes), stop=lambda: next(calls) == stop_after))
+    return list(training.events(training.plan(**start | changes), should_stop=lambda: next(calls) == stop_after))
 
 
 def kill_after(step: int, events: Iterator[training.Event]) -> None:

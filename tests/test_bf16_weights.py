@@ -49,7 +49,7 @@ def test_loss_and_gradients_match_the_model_to_bf16_precision(model: GPT) -> Non
     bf16.refresh()
     bf16_loss = summed_loss(bf16.model)
     bf16_loss.backward()
-    bf16.accumulate_into_master_weights()
+    bf16.accumulate_master_gradients()
     assert bf16_loss.item() == pytest.approx(loss.item(), rel=1e-3)
     actual = gradients(model)
     assert actual.keys() == expected.keys()
@@ -66,7 +66,7 @@ def test_the_padding_of_the_vocabulary_has_no_effect(model: GPT) -> None:
     rows = bf16.model.lm_head.weight.detach()[70:]
     loss = trainer._loss(IDS)
     loss.backward()
-    bf16.accumulate_into_master_weights()
+    bf16.accumulate_master_gradients()
     rows.fill_(100.0)
     assert torch.equal(trainer._loss(IDS), loss)
     assert {name: g.shape for name, g in gradients(model).items()} == {
@@ -80,7 +80,7 @@ def test_gradients_accumulate_in_float32(model: GPT) -> None:
     total: dict[str, torch.Tensor] = {}
     for rows in (IDS[:3], IDS[3:]):
         next_token_loss(bf16.model(rows[:, :-1])[..., :70], rows[:, 1:]).backward()
-        bf16.accumulate_into_master_weights()
+        bf16.accumulate_master_gradients()
         next_token_loss(bf16.model(rows[:, :-1])[..., :70], rows[:, 1:]).backward()
         for name, p in bf16.model.named_parameters():
             assert p.grad is not None

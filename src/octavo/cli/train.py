@@ -55,8 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
         **explicit_settings(arguments),
     )
     progress = Progress(sys.stderr if arguments.json else sys.stdout)
-    with training.interruptible() as stop, progress:
-        for event in training.events(plan, stop=stop):
+    with training.interruptible() as should_stop, progress:
+        for event in training.events(plan, should_stop=should_stop):
             progress.show(event)
     finished = progress.finished
     assert finished is not None

@@ -3,8 +3,9 @@
     for event in octavo.training.events(octavo.training.plan("my.txt", max_steps=100)):
         print(event)
 
-`plan` resolves the settings, `setup` prepares text and model, `loop` makes the steps. A `Trainer` (`step`) makes one
-update with its `optimizers`; `evaluator`, `clock`, `recorder` and `loggers` watch and write.
+`plan` resolves the settings, `setup` prepares text and model, `loop` runs the steps. A `Trainer` (`step`) makes one
+update with its `optimizers`. `evaluator` computes exact losses, `clock` measures times, `recorder` writes metrics,
+samples and checkpoints, and `loggers` copies events to TensorBoard, W&B or trackio.
 """
 
 from octavo.data.progress import PreparationProgress

@@ -2,7 +2,7 @@
 
 Autocast casts every weight again in each forward and keeps the residual stream in float32. A copy that is refreshed
 once per update avoids both. The largest matrix product is the head's, and GPUs are fastest when its sides are multiples
-of 64: the copy's vocabulary is rounded up, and the caller drops the logits beyond the real one.
+of 64: the copy's vocabulary is rounded up, and the caller drops the logits beyond the model's own vocabulary.
 
 On a CPU the copy was 1.1 times slower than autocast (measured), so only GPUs use it.
 """
@@ -13,14 +13,14 @@ import torch
 
 from octavo.model import GPT
 
-_MULTIPLE = 64
+_VOCAB_MULTIPLE = 64
 
 
 class Bf16Weights:
     """A copy of a model in bf16, `model`, whose gradients are added to the original's parameters."""
 
     def __init__(self, model: GPT) -> None:
-        vocab_size = -(-model.settings.vocab_size // _MULTIPLE) * _MULTIPLE
+        vocab_size = -(-model.settings.vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
         with torch.device("meta"):
             copy = GPT(dataclasses.replace(model.settings, vocab_size=vocab_size))
         self.model = copy.to_empty(device=model.lm_head.weight.device).to(torch.bfloat16)
@@ -36,7 +36,7 @@ class Bf16Weights:
         torch._foreach_copy_([copy[: len(master)] for master, copy in self._pairs], [m for m, _ in self._pairs])
 
     @torch.no_grad()
-    def accumulate_into_master_weights(self) -> None:
+    def accumulate_master_gradients(self) -> None:
         """Add the copy's gradients to the master weights' gradients, in float32, and clear the copy's."""
         for master, _ in self._pairs:
             if master.grad is None:

@@ -1,4 +1,4 @@
-"""The times of a run: elapsed, spent in updates, and an estimate of the whole.
+"""The times of a run: elapsed time, time spent in updates, and an estimate of the total time.
 
 Throughput is computed from the time in updates, which leaves out evaluations, samples and checkpoints.
 """
@@ -14,10 +14,10 @@ class Clock:
     """Runs from the moment it is built. A resumed run continues the times of its checkpoint."""
 
     def __init__(self, estimate_after: float) -> None:
-        self.estimate_after = estimate_after  # seconds in updates that `estimate_total` needs
-        self.update_seconds = 0.0  # in updates, up to the last `end_interval`
-        self._start = self._mark = time.perf_counter()
-        self._interval = 0.0  # seconds in updates since the last `end_interval`
+        self.estimate_after = estimate_after  # seconds in updates before `estimate_total` returns an estimate
+        self.update_seconds = 0.0  # spent in updates, up to the last `end_interval`
+        self._start = self._counted_until = time.perf_counter()
+        self._interval_seconds = 0.0  # spent in updates since the last `end_interval`
         self._baseline: tuple[int, float] | None = None  # (step, update_seconds) after the first, slow steps
         self._has_estimated = False
 
@@ -32,8 +32,8 @@ class Clock:
         return round(time.perf_counter() - self._start, 3)
 
     def start_updates(self) -> None:
-        """From now on, time is spent in updates."""
-        self._mark = time.perf_counter()
+        """Start to count time as time in updates."""
+        self._counted_until = time.perf_counter()
 
     def count_updates(self) -> None:
         """Add the time since `start_updates`, or since the previous call, to the time in updates.
@@ -41,19 +41,19 @@ class Clock:
         Call it when the device has finished the newest update.
         """
         now = time.perf_counter()
-        self._interval += now - self._mark
-        self._mark = now
+        self._interval_seconds += now - self._counted_until
+        self._counted_until = now
 
     def end_interval(self) -> float:
         """Return the seconds in updates since the previous call."""
-        seconds, self._interval = self._interval, 0.0
+        seconds, self._interval_seconds = self._interval_seconds, 0.0
         self.update_seconds += seconds
         return seconds
 
     def estimate_total(self, step: int, settings: Settings, evaluation_tokens: int) -> TimeEstimate | None:
-        """Estimate how long the run will take in all: once, at the end of an interval, when enough was measured.
+        """Estimate the total time of the run, once: at the end of an interval, after `estimate_after` seconds.
 
-        The first interval, in which caches and kernels are still cold, does not count.
+        Returns None at all other times. The first interval, in which caches and kernels are still cold, does not count.
         """
         if self._baseline is None:
             self._baseline = step, self.update_seconds

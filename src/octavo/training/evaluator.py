@@ -18,16 +18,16 @@ class Evaluator:
     def __init__(self, model: GPT, settings: Settings, data: Dataset) -> None:
         self.model, self.settings = model, settings
         self.val = data.tokens["val"]
-        self.tokens = estimate.evaluation_tokens(len(self.val))  # that one evaluation scores
-        self.train = data.tokens["train"][: self.tokens - len(self.val)]
+        self.tokens_per_evaluation = estimate.evaluation_tokens(len(self.val))
+        self.train = data.tokens["train"][: self.tokens_per_evaluation - len(self.val)]
         self._tokenizer = data.tokenizer
-        self.newest: Evaluated | None = None
+        self.newest_evaluation: Evaluated | None = None
         self.best_val_loss = math.inf
         self.evaluations_since_best = 0
 
     @functools.cached_property
     def bytes_per_token(self) -> float:
-        """Bytes of text per validation token. Reads the whole split, so not before the first evaluation does."""
+        """Bytes of text per validation token. Computed in the first evaluation, because it reads the whole split."""
         return count_bytes(self._tokenizer, self.val[1:]) / (len(self.val) - 1)
 
     def evaluate(self, step: int) -> Evaluated:
@@ -38,8 +38,8 @@ class Evaluator:
         self.evaluations_since_best = 0 if is_best else self.evaluations_since_best + 1
         self.best_val_loss = min(self.best_val_loss, val_loss)
         bits_per_byte = val_loss / math.log(2) / self.bytes_per_token
-        self.newest = Evaluated(step, train_loss, val_loss, bits_per_byte, is_best)
-        return self.newest
+        self.newest_evaluation = Evaluated(step, train_loss, val_loss, bits_per_byte, is_best)
+        return self.newest_evaluation
 
     @property
     def is_out_of_patience(self) -> bool:

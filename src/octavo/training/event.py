@@ -1,4 +1,4 @@
-"""The events of a training. The command line draws them, a notebook plots them, a test asserts on them.
+"""The events of a training run. The command line displays them, a notebook plots them, a test asserts on them.
 
 Units: nats, tokens, seconds, bytes. A step's number is the count of updates made so far.
 """
@@ -32,7 +32,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Notice:
-    """Speed or numbers changed in a way that the user did not ask for. Yielded once for each reason."""
+    """A warning, or a change of settings, speed or results that the user did not ask for; one for each reason."""
 
     text: str
 

@@ -1,7 +1,8 @@
-"""Initial weights from which a model learns faster than from noise. What the model computes stays GPT-2.
+"""Initial weights from which a model learns faster than from noise. The architecture stays GPT-2's.
 
 From noise, GPT-2 must first learn which row of `wpe` follows which. Only then can a head learn to attend to the
-previous token. Here both are set at the start, and trained like all other weights.
+previous token. `set_sinusoids` and `set_lookback` set both at the start: the position embeddings, and heads that attend
+to earlier tokens. They are trained like all other weights.
 
 The axis letters: `T` positions, `C` width of the residual stream, `H` heads of width `D`.
 """

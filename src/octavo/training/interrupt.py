@@ -9,19 +9,19 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Handle SIGINT and SIGTERM, and give a function `stop` for `events` that returns true after one of them.
+    """Handle SIGINT and SIGTERM. Yields the function `should_stop` for `events`: true after one of these signals.
 
     Before the first step there is nothing to save, so a signal raises `KeyboardInterrupt`; so does a second Ctrl-C.
-    Only the main thread can handle signals; in another one, `stop` always returns false.
+    Only the main thread can handle signals; in another one, `should_stop` always returns false.
     """
     requested, has_stepped = threading.Event(), threading.Event()
 
-    def stop() -> bool:
+    def should_stop() -> bool:
         has_stepped.set()  # `events` calls this after each step
         return requested.is_set()
 
     if threading.current_thread() is not threading.main_thread():
-        yield stop
+        yield should_stop
         return
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -30,12 +30,12 @@ def interruptible() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         requested.set()
         signal.signal(signal.SIGINT, previous[signal.SIGINT])
-        print("\nstopping after this step, with a checkpoint (Ctrl-C again: at once)", file=sys.stderr)
+        print("\nsaving a checkpoint after this step, then stopping (Ctrl-C again stops at once)", file=sys.stderr)
 
     for number in previous:
         signal.signal(number, handle)
     try:
-        yield stop
+        yield should_stop
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -1,9 +1,9 @@
-"""Copies of a run's events in TensorBoard, Weights & Biases or trackio (the extras of these names).
+"""Copy a run's events to TensorBoard, Weights & Biases or trackio (optional extras: `tensorboard`, `wandb`, `trackio`).
 
 Each logger named in the setting `log` gets the numbers of `metrics.jsonl`, under the same names and at the same steps,
 and the samples. `metrics.jsonl` stays the record: nothing is read back from a logger, and one that fails is dropped
-with a notice while training continues. A package is imported only if a run names it. The package and its user decide
-where the data goes.
+with a notice while training continues. A package is imported only if a run names it. Where the data goes is configured
+in the package itself: Octavo passes no server, account or key.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ _PROJECT = "octavo"  # W&B and trackio group runs by project
 
 
 class Logger(Protocol):
-    """Built from a run's `Started`. `is_done` is false if training was broken off."""
+    """Built from a run's `Started`. `is_done` is false if training ended without a `Finished`."""
 
     def log_numbers(self, step: int, values: dict[str, float]) -> None: ...
     def log_sample(self, step: int, text: str) -> None: ...
@@ -50,7 +50,7 @@ def tee(events: Iterator[Event], names: list[str]) -> Iterator[Event]:
             for name in names if isinstance(event, Started) else list(loggers):
                 try:
                     _send(event, name, loggers)
-                except Exception as error:  # no failure of a logger is worth losing a training
+                except Exception as error:  # a failure of a logger must not end the training run
                     loggers.pop(name, None)
                     reason = str(error).partition("\n")[0] or type(error).__name__
                     notices.append(Notice(f"{name} is off, metrics.jsonl continues: {reason}"))
@@ -131,7 +131,10 @@ class _WandB:
 
 
 class _Trackio:
-    """A run in trackio's database, which would keep both lines of a step that is logged twice."""
+    """A run in trackio's database.
+
+    trackio keeps both lines of a step that is logged twice, so a resumed run skips the steps that are already there.
+    """
 
     def __init__(self, started: Started) -> None:
         import trackio
@@ -165,7 +168,7 @@ _LOGGERS: dict[str, Callable[[Started], Logger]] = {"tensorboard": _TensorBoard,
 
 
 def _run_id(folder: Path) -> str:
-    """The id under which a tool keeps this run. The name would not do: another folder may have a run with it."""
+    """The id of this run in W&B or trackio. Its name is not unique: another folder may have a run of the same name."""
     path = folder / "id"
     if not path.exists():
         folder.mkdir(exist_ok=True)

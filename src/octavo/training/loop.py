@@ -49,17 +49,19 @@ def train(
     `OctavoError` for what the user can fix.
     """
     planned = plan(source, preset=preset, config=config, resume=resume, init=init, out=out, name=name, **settings)
-    with interruptible() as stop:
-        *_, last = events(planned, stop=stop)
+    with interruptible() as should_stop:
+        *_, last = events(planned, should_stop=should_stop)
     assert isinstance(last, Finished)
     return Run(last.run)
 
 
-def events(plan: Plan, *, stop: Callable[[], bool] = lambda: False, estimate_after: float = 2.0) -> Iterator[Event]:
+def events(
+    plan: Plan, *, should_stop: Callable[[], bool] = lambda: False, estimate_after: float = 2.0
+) -> Iterator[Event]:
     """Carry out a plan and yield what happens; the last event is `Finished`.
 
-    `stop` is called after every step. Once it returns true, the run ends with a checkpoint. `TimeEstimate` comes after
-    `estimate_after` seconds of steps. No run folder is created before the text is read and the model built.
+    `should_stop` is called after every step. Once it returns true, the run ends with a checkpoint. `TimeEstimate` comes
+    after `estimate_after` seconds of steps. No run folder is created before the text is read and the model built.
     """
     clock = Clock(estimate_after)
     loggers.check_installed(plan.settings)
@@ -73,7 +75,7 @@ def events(plan: Plan, *, stop: Callable[[], bool] = lambda: False, estimate_aft
         compile="on" if runtime.compile else "off",
         tokenizer=setup.data.info["tokenizer"],
     )
-    batch = batches(setup.data.tokens["train"], settings)
+    batch_of_step = batches(setup.data.tokens["train"], settings)
     trainer = Trainer(setup.model.to(runtime.device), settings, runtime)
     run = setup.run or Run.create(settings, setup.data.name, plan.out, plan.name)
     with run.lock():
@@ -103,7 +105,7 @@ def events(plan: Plan, *, stop: Callable[[], bool] = lambda: False, estimate_aft
         notices = [*runtime.notes, *setup.notices]
         if plan.resume is None:
             notices += run_estimate.run_warnings(settings, runtime, memory, setup.data, new_model=plan.init is None)
-        steps = _run_steps(trainer, evaluator, recorder, clock, batch, stop)
+        steps = _run_steps(trainer, evaluator, recorder, clock, batch_of_step, should_stop)
         yield from loggers.tee(itertools.chain([started], map(Notice, notices), steps), settings.loggers)
 
 
@@ -112,29 +114,29 @@ def _run_steps(
     evaluator: Evaluator,
     recorder: Recorder,
     clock: Clock,
-    batch: Callable[[int], np.ndarray],
-    stop: Callable[[], bool],
+    batch_of_step: Callable[[int], np.ndarray],
+    should_stop: Callable[[], bool],
 ) -> Iterator[Event]:
-    """Make the remaining steps and what is due after each, then end the run."""
-    settings, reason = trainer.settings, "done"
-    kept_steps = runs.log_spaced_steps(settings)
+    """Run the remaining steps. After each, log, evaluate, save and sample if that is due. Then finish the run."""
+    settings, finish_reason = trainer.settings, "done"
+    log_spaced_steps = runs.log_spaced_steps(settings)
     logged_step = trainer.step
     clock.start_updates()
-    while trainer.step < settings.max_steps and reason == "done":
-        loss, grad_norm = trainer.update(batch(trainer.step))
+    while trainer.step < settings.max_steps and finish_reason == "done":
+        loss, grad_norm = trainer.update(batch_of_step(trainer.step))
         yield from map(Notice, trainer.take_notices())
-        if stop():
-            reason = "stopped"
-        due = _actions_due(trainer.step, settings, kept_steps, is_stopped=reason == "stopped")
+        if should_stop():
+            finish_reason = "stopped"
+        due = _actions_due(trainer.step, settings, log_spaced_steps, is_stopped=finish_reason == "stopped")
         if not due:
             continue
         trainer.runtime.synchronize()
         clock.count_updates()
-        if due & {"log", "evaluate", "save"}:
+        if due & {"log", "evaluate", "save_checkpoint"}:
             metrics = _measure_step(trainer, recorder, clock, loss, grad_norm, trainer.step - logged_step)
             logged_step = trainer.step
             yield metrics
-            time_estimate = clock.estimate_total(trainer.step, settings, evaluator.tokens)
+            time_estimate = clock.estimate_total(trainer.step, settings, evaluator.tokens_per_evaluation)
             if time_estimate is not None:
                 yield time_estimate
             if "evaluate" in due:
@@ -143,36 +145,36 @@ def _run_steps(
                 recorder.require_finite("the training loss", evaluated.train_loss)
                 yield evaluated
                 if evaluator.is_out_of_patience and trainer.step < settings.max_steps:
-                    reason = "patience"
-                if evaluated.best or reason == "patience" or not settings.save_every:
-                    due.add("save")
+                    finish_reason = "patience"
+                if evaluated.best or finish_reason == "patience" or not settings.save_every:
+                    due.add("save_checkpoint")
             recorder.write_metrics(metrics)
-        if "save" in due:
+        if "save_checkpoint" in due:
             yield recorder.save_checkpoint()
-        elif "keep" in due:
+        elif "save_weights" in due:
             recorder.save_weights()
         if "sample" in due:
             yield recorder.write_sample()
         if due != {"log"}:  # writing a line counts as time in updates; evaluating, saving and sampling do not
             clock.start_updates()
-    if recorder.checkpoint is None:  # max_steps = 0: the initial weights are a model too
+    if recorder.last_checkpoint is None:  # with max_steps = 0 no step saved one, so save the initial weights
         yield recorder.save_checkpoint()
-    yield recorder.finish(reason)
+    yield recorder.finish(finish_reason)
 
 
-def _actions_due(step: int, settings: Settings, kept_steps: set[int], is_stopped: bool) -> set[str]:
-    """What to do after this step besides training on."""
+def _actions_due(step: int, settings: Settings, log_spaced_steps: set[int], is_stopped: bool) -> set[str]:
+    """What to do after this step, before training continues."""
     is_final = step == settings.max_steps
 
-    def is_every(steps: int) -> bool:
-        return steps > 0 and step % steps == 0
+    def is_multiple_of(interval: int) -> bool:
+        return interval > 0 and step % interval == 0
 
     due = {
-        "log": step == 1 or is_every(settings.log_every),
-        "evaluate": is_every(settings.eval_every) or is_final,
-        "save": is_every(settings.save_every) or is_final or is_stopped,
-        "sample": settings.sample_every > 0 and (is_every(settings.sample_every) or is_final),
-        "keep": step in kept_steps,
+        "log": step == 1 or is_multiple_of(settings.log_every),
+        "evaluate": is_multiple_of(settings.eval_every) or is_final,
+        "save_checkpoint": is_multiple_of(settings.save_every) or is_final or is_stopped,
+        "sample": settings.sample_every > 0 and (is_multiple_of(settings.sample_every) or is_final),
+        "save_weights": step in log_spaced_steps,  # a checkpoint without the trainer's state, for the lens
     }
     return {action for action, is_due in due.items() if is_due}
 

@@ -23,9 +23,9 @@ class Plan:
 
     settings: Settings
     resume: Path | None = None  # the checkpoint folder that training resumes from
-    init: RunLike | None = None  # whose weights a new run starts from
+    init: RunLike | None = None  # the run or checkpoint whose weights a new run starts from
     out: str | Path | None = None  # the folder of a new run; runs/NAME by default
-    name: str | None = None  # its name in runs/; by default that of the text and the next free number
+    name: str | None = None  # NAME; by default the name of the corpus and the next free number
 
 
 def plan(
@@ -48,7 +48,10 @@ def plan(
         settings["source"] = str(source)
     if resume is not None:
         if preset is not None or config is not None or init is not None:
-            raise OctavoError("a resumed run has its settings", "--resume RUN with only the settings that change")
+            raise OctavoError(
+                "a resumed run keeps its settings: no preset, config or init",
+                "--resume RUN with only the settings that change",
+            )
         if out is not None or name is not None:
             raise OctavoError("a resumed run stays in its folder", "leave out --out and --name")
         run, checkpoint = find_resumable(resume)
@@ -70,14 +73,14 @@ def find_resumable(resume: RunLike) -> tuple[Run, Path]:
         owner = Run.of_checkpoint(folder)
         if owner is not None and (folder / "config.json").is_file():
             return owner, folder
-        run = Run(folder)  # raises the error that says what the folder is
+        run = Run(folder)  # always raises here: the error says why the folder is not a run
     if run.last is None:
         raise OctavoError(f"{run.folder} has no checkpoint to resume from", "octavo train, which starts a new run")
     return run, run.last
 
 
 def _changed_settings(run: Run, changes: dict[str, Any]) -> Settings:
-    """Apply changes to a run's settings. Model and data settings must stay, since the weights depend on them."""
+    """Apply changes to a run's settings. Model and data settings must not change, since the weights depend on them."""
     before = run.settings
     after = resolve(**{**dataclasses.asdict(before), **changes})
     for section in (ModelSettings, DataSettings):

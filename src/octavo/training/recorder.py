@@ -1,4 +1,4 @@
-"""Writes the metrics, samples and checkpoints of a run. Where they are in its folder is up to `octavo.runs`."""
+"""Writes the metrics, samples and checkpoints of a run. `octavo.runs` defines the layout of the run folder."""
 
 import dataclasses
 import math
@@ -19,26 +19,26 @@ from octavo.training.step import Trainer
 
 
 class Recorder:
-    """Writes the current step of a trainer into its run, and restores it from there."""
+    """Writes the state and the metrics of training into a run, and restores the state when the run is resumed."""
 
     def __init__(self, run: Run, data: Dataset, trainer: Trainer, evaluator: Evaluator, clock: Clock) -> None:
         self.run, self.data, self.trainer, self.evaluator, self.clock = run, data, trainer, evaluator, clock
-        self.checkpoint = run.last
+        self.last_checkpoint = run.last
 
     def restore(self, state: TrainerState) -> None:
-        """Restore trainer, evaluator and clock from a checkpoint, and remove the run's lines after its step."""
+        """Restore trainer, evaluator and clock. Remove the metrics and samples of steps after the checkpoint."""
         values = state.values
         self.trainer.restore(state)
         self.run.truncate_logs(self.trainer.step)
         best_val_loss, newest = values["best_val_loss"], values["newest_evaluation"]
         self.evaluator.best_val_loss = math.inf if best_val_loss is None else best_val_loss
         self.evaluator.evaluations_since_best = values["evaluations_since_best"]
-        self.evaluator.newest = Evaluated(**newest) if newest else None
+        self.evaluator.newest_evaluation = Evaluated(**newest) if newest else None
         self.clock.restore(values["elapsed_seconds"], values["update_seconds"])
 
     def write_metrics(self, step: Step) -> None:
         """Append a line to metrics.jsonl, with the losses if this step was evaluated."""
-        evaluated = self._evaluated_now()
+        evaluated = self._current_evaluation()
         losses = _losses(evaluated) if evaluated else {}
         self.run.log("metrics", dataclasses.asdict(step) | losses)
 
@@ -60,21 +60,21 @@ class Recorder:
     def save_checkpoint(self) -> Saved:
         """Save a checkpoint from which training can resume. Raises `OctavoError` if the loss is not finite."""
         step, settings, evaluator = self.trainer.step, self.trainer.settings, self.evaluator
-        evaluated = self._evaluated_now()
-        if evaluated is None:  # the step's own loss was computed before the update
+        evaluated = self._current_evaluation()
+        if evaluated is None:  # the loss of the step was computed before its update: check the updated weights too
             T = settings.block_size
             self.require_finite("the validation loss", split_loss(self.trainer.model, evaluator.val[: T + 1], T))
         state = self.trainer.state()
         state.values.update(
             best_val_loss=None if math.isinf(evaluator.best_val_loss) else evaluator.best_val_loss,
             evaluations_since_best=evaluator.evaluations_since_best,
-            newest_evaluation=dataclasses.asdict(evaluator.newest) if evaluator.newest else None,
+            newest_evaluation=dataclasses.asdict(evaluator.newest_evaluation) if evaluator.newest_evaluation else None,
             elapsed_seconds=self.clock.elapsed,
             update_seconds=self.clock.update_seconds,
         )
         is_best = evaluated is not None and evaluated.best
-        self.checkpoint = self._save(state, is_best)
-        return Saved(step, self.checkpoint)
+        self.last_checkpoint = self._save(state, is_best)
+        return Saved(step, self.last_checkpoint)
 
     def save_weights(self) -> None:
         """Save a checkpoint without the trainer's state: one of the log-spaced ones for the lens."""
@@ -82,15 +82,15 @@ class Recorder:
 
     def finish(self, reason: str) -> Finished:
         """Summarize the run."""
-        assert self.checkpoint is not None
-        evaluator = self.evaluator
+        assert self.last_checkpoint is not None
+        evaluator, newest = self.evaluator, self.evaluator.newest_evaluation
         return Finished(
             run=self.run.folder,
-            checkpoint=self.checkpoint,
+            checkpoint=self.last_checkpoint,
             step=self.trainer.step,
             tokens=self.trainer.tokens,
-            train_loss=evaluator.newest.train_loss if evaluator.newest else None,
-            val_loss=evaluator.newest.val_loss if evaluator.newest else None,
+            train_loss=newest.train_loss if newest else None,
+            val_loss=newest.val_loss if newest else None,
             best_val_loss=None if math.isinf(evaluator.best_val_loss) else evaluator.best_val_loss,
             seconds=self.clock.elapsed,
             tokens_per_second=round(self.trainer.tokens / max(self.clock.update_seconds, 1e-9), 1),
@@ -103,18 +103,20 @@ class Recorder:
         if math.isfinite(value):
             return
         rate = min(self.trainer.settings.learning_rate / 3, 1e-3)
-        last = f"the last good checkpoint is {self.checkpoint}" if self.checkpoint else "there is no checkpoint yet"
+        last = self.last_checkpoint
+        checkpoint = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
         raise OctavoError(
-            f"training diverged at step {self.trainer.step}: {name} is {value:g}; {last}", f"--learning-rate {rate:.1g}"
+            f"training diverged at step {self.trainer.step}: {name} is {value:g}; {checkpoint}",
+            f"--learning-rate {rate:.1g}",
         )
 
-    def _evaluated_now(self) -> Evaluated | None:
+    def _current_evaluation(self) -> Evaluated | None:
         """The newest evaluation, if it is of the current weights."""
-        newest = self.evaluator.newest
+        newest = self.evaluator.newest_evaluation
         return newest if newest is not None and newest.step == self.trainer.step else None
 
     def _save(self, state: TrainerState | None, best: bool) -> Path:
-        evaluated = self._evaluated_now()
+        evaluated = self._current_evaluation()
         info = {
             "step": self.trainer.step,
             "tokens": self.trainer.tokens,

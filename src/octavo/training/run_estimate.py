@@ -35,8 +35,8 @@ from octavo.training.step import Trainer, auto_micro_batch
 
 PROBE_SECONDS = 2.0
 MAX_PROBE_FLOPS = 4e11  # for one sequence, forward and backward: a second or two on two cores
-_TRAINING_LIBRARIES = 70 << 20  # bytes that PyTorch's kernels and threads take once training, evaluation, sampling ran
-_PROGRAM = 250 << 20  # bytes of Python and PyTorch, if the system does not report them
+_LIBRARY_BYTES = 70 << 20  # of PyTorch's kernels and threads, after the first step, evaluation and sample
+_PROGRAM_BYTES = 250 << 20  # of Python and PyTorch, if the system does not report the memory of the process
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def estimate_run(
     plan that starts from other weights.
     """
     if price_per_hour is not None and not 0 <= price_per_hour < math.inf:
-        raise OctavoError(f"a price of {price_per_hour:g} an hour is not a price", "--price 2.50")
+        raise OctavoError(f"price_per_hour={price_per_hour:g} is not a finite number of at least 0", "--price 2.50")
     if plan.resume is not None or plan.init is not None:
         raise OctavoError("only a new run can be estimated", "a plan without resume and init")
     settings, data = plan.settings, None
@@ -103,8 +103,9 @@ def estimate_run(
 
     seconds_by_part: dict[str, float] = {}
     if timing is not None:
-        evaluated = estimate.evaluation_tokens(data.info["tokens"]["val"]) if data else 0
-        seconds_by_part = {"preparation": preparation_seconds} | estimate.seconds_by_part(settings, timing, evaluated)
+        evaluation_tokens = estimate.evaluation_tokens(data.info["tokens"]["val"]) if data else 0
+        seconds_by_part = estimate.seconds_by_part(settings, timing, evaluation_tokens)
+        seconds_by_part = {"preparation": preparation_seconds} | seconds_by_part
     seconds = sum(seconds_by_part.values()) if timing else None
     steps_seconds = seconds_by_part.get("steps")
     tokens = settings.max_steps * settings.batch_size * settings.block_size
@@ -132,17 +133,17 @@ def estimate_run(
         epochs=tokens / train_tokens if train_tokens else None,
         tokens_per_second=round(tokens / steps_seconds, 1) if steps_seconds else None,
         seconds=None if seconds is None else round(seconds, 1),
-        seconds_by_part={part: round(each, 2) for part, each in seconds_by_part.items()},
+        seconds_by_part={part: round(value, 2) for part, value in seconds_by_part.items()},
         price=None if seconds is None or price_per_hour is None else seconds / 3600 * price_per_hour,
         warnings=run_warnings(settings, runtime, memory, data, free_bytes=free),
     )
 
 
-def estimate_memory(settings: Settings, runtime: Runtime, micro_batch: int, program: int | None) -> Memory:
-    """The peak memory of training here. `program` is what the process used before the model was built."""
+def estimate_memory(settings: Settings, runtime: Runtime, micro_batch: int, program_bytes: int | None) -> Memory:
+    """The peak memory of training here. `program_bytes` is what the process used before the model was built."""
     counts_program = runtime.device.type != "cuda"  # a GPU's peak counts tensors only
-    program = (program or _PROGRAM) + _TRAINING_LIBRARIES if counts_program else 0
-    return estimate.memory(settings, runtime.device.type, runtime.precision, micro_batch, program)
+    program_bytes = (program_bytes or _PROGRAM_BYTES) + _LIBRARY_BYTES if counts_program else 0
+    return estimate.memory(settings, runtime.device.type, runtime.precision, micro_batch, program_bytes)
 
 
 def run_warnings(
@@ -184,17 +185,19 @@ def measure_timing(
     if free_bytes is not None and peak > free_bytes:
         return None
     trainer = Trainer(GPT(small, torch.Generator().manual_seed(0)).to(runtime.device), small, runtime)
-    # The time of an optimizer step grows with the parameters that dominate it: Muon's are all in the layers.
+    # The time of an optimizer step is proportional to the number of parameters that it updates. Muon takes most of the
+    # time, and its parameters are all in the blocks, so with Muon the time is proportional to n_layer.
     size = estimate.parameters if settings.optimizer == "adamw" else operator.attrgetter("n_layer")
     step_seconds = {}
     for splits in {1, settings.curriculum_splits}:
         length = settings.block_size // splits
         ids = np.random.default_rng(0).integers(0, small.vocab_size, (rows * splits, length + 1))  # (B, T + 1)
-        gradients, update = _mean_seconds(
+        gradient_seconds, update_seconds = _mean_seconds(
             runtime, probe_seconds / 2, functools.partial(trainer.compute_gradients, ids), trainer.apply_gradients
         )
         scale = estimate.flops_per_token(settings, length) / estimate.flops_per_token(small, length)
-        step_seconds[splits] = gradients * scale * settings.batch_size / rows + update * size(settings) / size(small)
+        gradient_seconds = gradient_seconds * scale * settings.batch_size / rows
+        step_seconds[splits] = gradient_seconds + update_seconds * size(settings) / size(small)
     scale = estimate.flops_per_token(settings) / estimate.flops_per_token(small)
     return Timing(
         step=step_seconds[1],
@@ -205,9 +208,10 @@ def measure_timing(
 
 
 def probe_layers(settings: Settings, max_probe_flops: float) -> int:
-    """The most layers, at least one, with which a sequence's forward and backward stay within the FLOPs."""
-    one, two = (estimate.flops_per_token(dataclasses.replace(settings, n_layer=n)) for n in (1, 2))
-    return max(1, min(settings.n_layer, 1 + int((max_probe_flops / settings.block_size - one) / (two - one))))
+    """The most layers, at least one, with which one sequence takes at most `max_probe_flops`, forward and backward."""
+    flops_1, flops_2 = (estimate.flops_per_token(dataclasses.replace(settings, n_layer=n)) for n in (1, 2))
+    affordable = 1 + int((max_probe_flops / settings.block_size - flops_1) / (flops_2 - flops_1))
+    return max(1, min(settings.n_layer, affordable))
 
 
 def _mean_seconds(runtime: Runtime, seconds: float, *functions: Callable[[], object]) -> list[float]:
@@ -255,5 +259,5 @@ def _sample_seconds(model: GPT, runtime: Runtime, seconds: float) -> float:
 
         return _mean_seconds(runtime, seconds, generate)[0] / new_tokens
 
-    beyond = SAMPLE_TOKENS - T
-    return min(SAMPLE_TOKENS, T) * token_seconds(1, min(16, T)) + (beyond * token_seconds(T, 4) if beyond > 0 else 0.0)
+    cached, uncached = min(SAMPLE_TOKENS, T), SAMPLE_TOKENS - T
+    return cached * token_seconds(1, min(16, T)) + (uncached * token_seconds(T, 4) if uncached > 0 else 0.0)

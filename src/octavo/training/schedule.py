@@ -8,7 +8,7 @@ _WSD_DECAY = 0.2  # the last fraction of the steps, in which `wsd` decays
 
 
 def learning_rate(step: int, settings: TrainingSettings) -> float:
-    """The learning rate of the update after `step` updates: linear warm-up, then the schedule, down to the minimum."""
+    """The learning rate of update `step`, counted from 0: linear warm-up to the peak, then a decay to the minimum."""
     peak, minimum = settings.learning_rate, settings.min_learning_rate
     if step < settings.warmup_steps:
         return peak * (step + 1) / (settings.warmup_steps + 1)

@@ -55,16 +55,16 @@ def set_up(plan: Plan) -> Setup:
 
 def resolve_vocab_size(settings: Settings, data: Dataset) -> Settings:
     """Take the tokenizer's vocabulary size, unless the settings ask for a larger one."""
-    tokens = data.tokenizer.vocab_size
-    if 0 < settings.vocab_size < tokens:
+    size = data.tokenizer.vocab_size
+    if 0 < settings.vocab_size < size:
         raise OctavoError(
-            f"vocab_size={settings.vocab_size}, but the tokenizer has {tokens} tokens", f"--vocab-size {tokens}"
+            f"vocab_size={settings.vocab_size}, but the tokenizer has {size} tokens", f"--vocab-size {size}"
         )
-    return dataclasses.replace(settings, vocab_size=settings.vocab_size or tokens)
+    return dataclasses.replace(settings, vocab_size=settings.vocab_size or size)
 
 
 def cap_steps(settings: Settings, data: Dataset) -> tuple[Settings, list[str]]:
-    """Cap max_steps at max_epochs, to avoid overfitting. Returns the settings, and a notice if it did."""
+    """Cap max_steps at max_epochs, to avoid overfitting. Returns the settings, and a notice if max_steps changed."""
     # With the preset tiny on texts of 20, 60 and 200 KB, the validation loss rises after 7 to 11 epochs (measured).
     epochs_per_step = settings.batch_size * settings.block_size / data.info["tokens"]["train"]
     cap = max(_MIN_STEPS, math.ceil(settings.max_epochs / epochs_per_step))
@@ -89,7 +89,7 @@ def _set_up_new(settings: Settings) -> Setup:
 
 def _set_up_resumed(settings: Settings, folder: Path) -> Setup:
     """Load a run's checkpoint. Settings that are `auto` keep the value they had, or the losses would change."""
-    # In this order, since `load` verifies the whole folder.
+    # `load` comes first: it verifies every file of the folder, also those that `load_trainer` reads.
     loaded, state = checkpoint.load(folder), checkpoint.load_trainer(folder)
     notices = []
     resolved = {name: state.values[name] for name in ("device", "precision", "compile")}

@@ -1,4 +1,4 @@
-"""One update: forward, backward, gradient clipping, optimizer. Everything that changes in training is in a `Trainer`.
+"""One update: forward, backward, gradient clipping, optimizer. A `Trainer` owns the state that an update changes.
 
 The axis letters: `B` sequences in a batch, `T` positions in a sequence, `V` vocabulary.
 """
@@ -35,7 +35,7 @@ class Trainer:
         self.micro_batch = settings.micro_batch or auto_micro_batch(settings, runtime)
         self.step = 0  # updates so far
         self.learning_rate = 0.0  # of the newest update
-        self.notices: list[str] = []  # what an update had to change, for `take_notices`
+        self.notices: list[str] = []  # fallbacks of updates, until `take_notices`
         # A GPU computes with a bf16 copy of the weights; elsewhere the model itself runs under autocast.
         use_copy = runtime.device.type == "cuda" and runtime.precision == "bf16"
         self.bf16_weights = Bf16Weights(model) if use_copy else None
@@ -56,7 +56,7 @@ class Trainer:
     def compute_gradients(self, batch: np.ndarray) -> Tensor:
         """First half of an update: compute the gradients of the batch's mean loss, and return the loss.
 
-        If memory runs out, start again with half the micro-batch: the batch stays what it was.
+        If memory runs out, start again with half the micro-batch; the batch size does not change.
         """
         self.model.train()
         if self.bf16_weights:
@@ -87,7 +87,7 @@ class Trainer:
                 norm = self._clip_and_step()
         except RuntimeError as error:
             if is_out_of_memory(error):
-                raise self._too_large() from error
+                raise self._out_of_memory_error() from error
             raise
         self.model.zero_grad()
         self.step += 1
@@ -103,12 +103,12 @@ class Trainer:
         return self.step * self.tokens_per_step
 
     def take_notices(self) -> list[str]:
-        """Return what the updates since the last call had to change."""
+        """Return the fallbacks since the last call: a smaller micro-batch, or steps without torch.compile."""
         notices, self.notices = self.notices, []
         return notices
 
     def state(self) -> TrainerState:
-        """What `restore` needs to resume with the same bits."""
+        """What `restore` needs to resume bit for bit."""
         values = {
             "step": self.step,
             "device": str(self.runtime.device),
@@ -132,8 +132,8 @@ class Trainer:
         """Gradient accumulation: one backward per micro-batch. Returns the batch's mean loss."""
         T = batch.shape[1] - 1
         rows = self.micro_batch * (self.settings.block_size // T)
-        # Sequences shorter than the block start at a random position, another in each step, so that every row of the
-        # position table is trained.
+        # Sequences shorter than block_size start at a random position, a different one in each step, so that every row
+        # of the position table is trained.
         start = _hash(self.settings.seed, self.step, "position") % (self.settings.block_size - T + 1)
         total = torch.zeros((), device=self.runtime.device)
         for first in range(0, len(batch), rows):
@@ -145,7 +145,7 @@ class Trainer:
                 loss = self._forward(ids, start) / (len(batch) * T)
             self.scaler.scale(loss).backward()
             if self.bf16_weights:
-                self.bf16_weights.accumulate_into_master_weights()
+                self.bf16_weights.accumulate_master_gradients()
             total += loss.detach()
         return total
 
@@ -170,13 +170,13 @@ class Trainer:
 
     def _halve_micro_batch(self, error: RuntimeError) -> None:
         if self.micro_batch == 1:
-            raise self._too_large() from error
+            raise self._out_of_memory_error() from error
         self.micro_batch = max(1, min(self.micro_batch, self.settings.batch_size) // 2)
         if self.runtime.device.type == "cuda":
             torch.cuda.empty_cache()
         self.notices.append(f"out of memory: micro-batch {self.micro_batch} from here on, the batch stays the same")
 
-    def _too_large(self) -> OctavoError:
+    def _out_of_memory_error(self) -> OctavoError:
         return OctavoError(
             f"one sequence of {self.settings.block_size} tokens does not fit into the memory of {self.runtime.name}",
             "a smaller --block-size, --n-embd or --n-layer",
@@ -195,8 +195,8 @@ def is_compile_failure(error: RuntimeError) -> bool:
     import torch._dynamo.exc as dynamo
     import torch._inductor.exc as inductor
 
-    # Inductor wraps most failures of its backend in an InductorError, which is one of dynamo's; these may escape it
-    # when the backward is compiled.
+    # Inductor wraps most failures of its backend in an InductorError, which is a TorchDynamoException. The other
+    # classes below may be raised unwrapped when the backward is compiled.
     return isinstance(
         error,
         dynamo.TorchDynamoException
@@ -209,12 +209,9 @@ def is_compile_failure(error: RuntimeError) -> bool:
 
 
 def auto_micro_batch(settings: Settings, runtime: Runtime) -> int:
-    """How many sequences fit into memory at once, evened out so that all micro-batches of a batch are about equal.
-
-    Weights, gradients and the optimizer's state must fit besides.
-    """
+    """How many sequences fit into memory at once, evened out so that all micro-batches of a batch are about equal."""
     budget = runtime.activation_budget
-    if runtime.device.type == "cuda":
+    if runtime.device.type == "cuda":  # float32 weights, gradients and the optimizer's state must fit too
         budget -= 16 * estimate.parameters(settings)
     sequences = max(1, budget // sum(estimate.bytes_per_sequence(settings, runtime.device.type, runtime.precision)))
     micro_batches = math.ceil(settings.batch_size / sequences)

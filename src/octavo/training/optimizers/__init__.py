@@ -1,8 +1,9 @@
 """Optimizers: which one updates which parameter, and their state as named tensors for a checkpoint.
 
 To add one: write a `torch.optim.Optimizer` in a file here, add a branch to `build_optimizers` and the name to
-`octavo.settings`. Its cost is in `octavo.estimate.memory` (a test compares it with the state), in `measure_timing` of
-`octavo.training.run_estimate` and, if it multiplies matrices, in `octavo.benchmark.training`.
+`octavo.settings`. Add its memory to `octavo.estimate.memory` (a test compares that with the state), its time to
+`measure_timing` in `octavo.training.run_estimate` and, if it multiplies matrices, its matmuls to
+`octavo.benchmark.training`.
 """
 
 import torch
@@ -55,8 +56,13 @@ def state_tensors(optimizers: list[Optimizer], model: GPT) -> dict[str, Tensor]:
 
 def load_state_tensors(optimizers: list[Optimizer], model: GPT, tensors: dict[str, Tensor]) -> None:
     """Restore the state that `state_tensors` returned."""
-    owner = {parameter: each for each in optimizers for group in each.param_groups for parameter in group["params"]}
+    optimizer_of = {
+        parameter: optimizer
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
     for full_name, value in tensors.items():
         key, _, name = full_name.partition(".")
         parameter = model.get_parameter(name)
-        owner[parameter].state[parameter][key] = value.to(parameter.device)
+        optimizer_of[parameter].state[parameter][key] = value.to(parameter.device)

@@ -1,4 +1,4 @@
-"""AdamW (Loshchilov and Hutter, 2019): Adam with weight decay that does not pass through the gradient's averages."""
+"""AdamW (Loshchilov and Hutter, 2019): Adam with decoupled weight decay, which the moving averages do not include."""
 
 import inspect
 from collections.abc import Callable
@@ -10,7 +10,10 @@ from octavo.training.optimizers.base import Optimizer
 
 
 class AdamW(Optimizer, torch.optim.AdamW):
-    """PyTorch's AdamW with its fused kernel, on a CPU too: one pass over each tensor instead of a dozen."""
+    """PyTorch's AdamW, whose `step` does not import the compiler (see `base`).
+
+    With `fused=True` it makes one pass over each tensor instead of a dozen, also on a CPU.
+    """
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:

@@ -1,8 +1,8 @@
 """What AdamW and Muon share: a `torch.optim.Optimizer` that does not import PyTorch's compiler.
 
 PyTorch wraps some of the optimizer's methods so that `torch.compile` leaves them alone. The wrapper imports
-`torch._dynamo` on the first call, 0.9 s on two cores, in a run that compiles nothing. `inspect.unwrap` gives the method
-below the wrapper (or the method itself, if a version of PyTorch does not wrap it).
+`torch._dynamo` on the first call, 0.9 s on two cores, in a run that compiles nothing. `inspect.unwrap` returns the
+method below the wrapper (or the method itself, if a version of PyTorch does not wrap it).
 """
 
 import inspect
