@@ -125,6 +125,22 @@ def test_a_cancelled_job_frees_its_slot_at_the_next_step(prompt: int) -> None:
     assert token_ids(waiting[1]) == token_ids(run(Engine(random_model(), 1), make_request(2))[0])
 
 
+def test_a_job_cancelled_while_another_one_ends_frees_its_slot_too() -> None:
+    engine = Engine(random_model(), 2)
+    second = engine.submit(make_request(prompt=[1], max_new_tokens=99, overflow="slide"))
+    first = engine.submit(
+        make_request(prompt=[2], max_new_tokens=99, overflow="slide"),
+        lambda token: engine.cancel(second) if token is None else None,
+    )
+    engine.step()
+    engine.cancel(first)
+    for _ in range(2):
+        engine.step()
+    assert first.finish_reason == second.finish_reason == "cancelled"
+    jobs = run(engine, make_request(1), make_request(2))
+    assert [job.finish_reason for job in jobs] == ["length", "length"]
+
+
 def test_submit_and_cancel_are_thread_safe() -> None:
     engine = Engine(random_model(), 4)
     jobs: list[tuple[int, Job]] = []

@@ -182,12 +182,12 @@ class Engine:
     def _admit(self) -> None:
         """Drop cancelled jobs, then give free slots to waiting jobs."""
         with self._lock:
-            waiting = [job for job in self._queue if not job.cancelled]
-            cancelled = [job for job in [*self._queue, *self._running] if job.cancelled]
-            self._queue = collections.deque(waiting)
+            # `cancelled` is read once: a job that another thread cancels from here on ends in the next step.
+            cancelled = {job: None for job in [*self._queue, *self._running] if job.cancelled}
+            self._queue = collections.deque(job for job in self._queue if job not in cancelled)
+        self._running = [job for job in self._running if job not in cancelled]
         for job in cancelled:
             self._finish(job, "cancelled")
-        self._running = [job for job in self._running if not job.cancelled]
         while self._queue and self._free_slots:
             job = self._queue.popleft()
             job.slot = min(self._free_slots)
