@@ -201,8 +201,8 @@ class Bench:
             arguments = [python, name, self.folder / shape, precision, self.options.threads]
             arguments += [self.options.nanogpt.resolve()] if name == "nanogpt" else []
             programs[name] = stack.enter_context(Program(*map(str, arguments)))
-            for note in programs[name].greeting["notes"]:
-                self.print(f"{name}: {note}")
+            for notice in programs[name].greeting["notices"]:
+                self.print(f"{name}: {notice}")
             programs[name].generate(self.prompt(shape), 2)
         return programs
 

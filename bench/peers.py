@@ -26,7 +26,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the program itself prints goes to stderr
     actions = PROGRAMS[program](Path(folder), precision, int(threads), *checkout)
-    print(json.dumps({"notes": actions.pop("notes", list)()}), file=answers, flush=True)
+    print(json.dumps({"notices": actions.pop("notices", list)()}), file=answers, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         action = actions[request.pop("do")]
@@ -77,7 +77,7 @@ def octavo(folder: Path, precision: str, threads: int) -> Actions:
         array.sum()
         return array.nbytes
 
-    return {"generate": generate, "streams": streams, "read_memory": read_memory, "notes": lambda: engine.notes}
+    return {"generate": generate, "streams": streams, "read_memory": read_memory, "notices": lambda: engine.notices}
 
 
 def nanogpt(folder: Path, precision: str, threads: int, checkout: str) -> Actions:

@@ -26,8 +26,8 @@ def test_cached_decoding_equals_the_full_forward(shape: dict[str, Any], use_nati
     ids = random_ids(model.settings.block_size, model.settings.vocab_size)
     with torch.no_grad():
         expected = model(torch.tensor([ids]))[0]
-    decoder, notes = create_decoder(model, 3, use_native=use_native)
-    assert notes == []
+    decoder, notices = create_decoder(model, 3, use_native=use_native)
+    assert notices == []
     assert isinstance(decoder, native.NativeDecoder) == use_native
     for cuts in ((), tuple(range(1, len(ids))), (1, 6, 15)):
         logits = decode(decoder, ids, 1, cuts)
@@ -96,7 +96,7 @@ def test_the_c_decoder_follows_changes_of_the_weights() -> None:
 # Compiling
 
 
-def test_without_a_compiler_a_note_says_so_and_the_tokens_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_a_notice_says_so_and_the_tokens_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model()
     [expected] = run(Engine(model, 1, quantize="int8"), make_request())
     native.load_library.cache_clear()
@@ -104,12 +104,12 @@ def test_without_a_compiler_a_note_says_so_and_the_tokens_are_the_same(monkeypat
     monkeypatch.delenv("CC", raising=False)
     try:
         engine = Engine(model, 1)
-        [note] = engine.notes
-        assert "no C compiler was found (gcc or clang)" in note
-        assert "PyTorch" in note
+        [notice] = engine.notices
+        assert "no C compiler was found (gcc or clang)" in notice
+        assert "PyTorch" in notice
         assert isinstance(engine._decoder, TorchDecoder)
         int8_engine = Engine(model, 1, quantize="int8")
-        assert len(int8_engine.notes) == 2
+        assert len(int8_engine.notices) == 2
         assert token_ids(run(int8_engine, make_request())[0]) == token_ids(expected)
     finally:
         native.load_library.cache_clear()

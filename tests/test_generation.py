@@ -192,7 +192,7 @@ def test_a_prompt_longer_than_the_context_is_truncated_with_a_notice() -> None:
 
     def generate(prompt: str) -> str:
         request = TextRequest(prompt=encode_prompt(CHARS, prompt), max_new_tokens=20, sampling=ALL, seed=3)
-        [stream] = start_streams(model, request, notice=notices.append)
+        [stream] = start_streams(model, request, on_notice=notices.append)
         return "".join(stream)
 
     assert generate("abcabcab") == generate("abcabcab")

@@ -161,7 +161,7 @@ def test_auto_precision_is_bf16_only_on_a_cpu_with_native_bf16(monkeypatch: pyte
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda capabilities=capabilities: capabilities)
         runtime = resolve_runtime(TrainingSettings(device="cpu"))
         assert runtime.precision == expected
-        assert bool(runtime.notes) == (expected == "bf16")
+        assert bool(runtime.notices) == (expected == "bf16")
 
 
 # Scripts other than Latin

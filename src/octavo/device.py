@@ -1,7 +1,7 @@
 """Where training runs: the device, the precision, and whether the step is compiled.
 
-`resolve_runtime` turns the settings' `auto` values into a `Runtime`, with a note for each choice that changes speed or
-rounding without having been asked for. Everything that differs between CPU, CUDA and MPS, such as synchronizing or
+`resolve_runtime` turns the settings' `auto` values into a `Runtime`, with a notice for each choice that changes speed
+or rounding without having been asked for. Everything that differs between CPU, CUDA and MPS, such as synchronizing or
 reading free memory, is here. Nothing here allocates memory on a device or changes PyTorch's global state.
 """
 
@@ -41,7 +41,7 @@ class Runtime:
     device: torch.device
     precision: str = "fp32"
     compile: bool = False
-    notes: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -115,16 +115,16 @@ def resolve_runtime(settings: TrainingSettings) -> Runtime:
     """
     device = find_device(settings.device)
     precision = settings.precision
-    notes = []
+    notices = []
     if precision == "auto":
         precision = _best_precision(device)
         if device.type == "cpu" and precision == "bf16":
-            notes.append("this CPU has native bf16, so training uses bf16 autocast (--precision fp32 to turn it off)")
+            notices.append("this CPU has native bf16, so training uses bf16 autocast (--precision fp32 to turn it off)")
     if precision == "fp16" and device.type == "cpu":
         raise OctavoError("fp16 is slow and untested on a CPU", "--precision bf16 or --precision fp32")
     # On a CPU a cold compile takes half a minute and speeds up a step by a few percent at the sizes trained there.
     compile = settings.compile == "on" or (settings.compile == "auto" and device.type == "cuda")
-    return Runtime(device, precision, compile, notes)
+    return Runtime(device, precision, compile, notices)
 
 
 def find_device(name: str = "auto") -> torch.device:

@@ -54,8 +54,8 @@ def benchmark_generation(
     runtime = Runtime(model.lm_head.weight.device)
     prompt_tokens, new_tokens = settings.block_size // 2, max(2, settings.block_size // 4)
     engine = Engine(model, STREAMS, quantize=quantize)
-    for note in engine.notes:
-        report(f"note: {note}")
+    for notice in engine.notices:
+        report(f"note: {notice}")
     report(
         f"{runtime.name}: {rounds} rounds of {prompt_tokens} prompt tokens and {new_tokens} new ones, "
         f"then of {STREAMS} sequences at once"

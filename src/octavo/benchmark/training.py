@@ -67,8 +67,8 @@ def benchmark_training(
     report(f"{runtime.name}, {runtime.precision}: {steps} steps of {tokens:,} tokens")
     for _ in range(WARM_UP_STEPS):
         trainer.update(batch)
-    for note in [*runtime.notes, *trainer.notices]:
-        report(f"note: {note}")
+    for notice in [*runtime.notices, *trainer.notices]:
+        report(f"note: {notice}")
     matmuls = step_matmuls(settings, trainer.micro_batch, runtime)
     step_times, matmul_times = [], []
     for _ in range(steps):

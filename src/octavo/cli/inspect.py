@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from octavo import views
-from octavo.cli.parser import RUN_HELP, Parser, add_verb, finish_verb, integer, print_note, read_text_file
+from octavo.cli.parser import RUN_HELP, Parser, add_verb, finish_verb, integer, print_notice, read_text_file
 from octavo.errors import OctavoError
 from octavo.settings import Settings, resolve, unknown_name_error
 
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     model_or_settings = runs.load(run[0]) if run else _resolve_vocab_size(resolve(arguments.preset))
     view = lens.inspect(model_or_settings, name, **views.options_from_flags(name, flag_values))
     if left_out := getattr(view, "left_out", 0):
-        print_note(f"the text is too long for this view: its last {left_out:,} tokens are left out")
+        print_notice(f"the text is too long for this view: its last {left_out:,} tokens are left out")
     if arguments.plot is not None:
         from octavo.lens import plots
 

@@ -157,7 +157,7 @@ def read_text_file(path: str, flag: str) -> str:
         raise OctavoError(f"{path} is not UTF-8 at byte {error.start}", "save it as UTF-8") from None
 
 
-def print_note(text: str) -> None:
+def print_notice(text: str) -> None:
     """Print a notice to stderr."""
     print(f"note: {text}", file=sys.stderr)
 

@@ -14,7 +14,7 @@ from octavo.cli.parser import (
     finish_verb,
     integer,
     number,
-    print_note,
+    print_notice,
     read_text_file,
 )
 from octavo.settings import Settings
@@ -120,7 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
         sampling=sampling,
         overflow=arguments.overflow,
     )
-    streams = start_streams(loaded, request, quantize=arguments.quantize, notice=print_note)
+    streams = start_streams(loaded, request, quantize=arguments.quantize, on_notice=print_notice)
     if request.best_of:  # which are the best is known when all are complete
         for stream in streams:
             stream.run()

@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import Any
 
-from octavo.cli.parser import RUN_HELP, add_device, add_quantize, add_verb, finish_verb, integer, print_note
+from octavo.cli.parser import RUN_HELP, add_device, add_quantize, add_verb, finish_verb, integer, print_notice
 from octavo.settings import Settings
 
 
@@ -84,6 +84,6 @@ def run(arguments: argparse.Namespace) -> int:
         allow_hosts=arguments.allow_host,
         allow_origins=arguments.allow_origin,
         device=arguments.device,
-        notice=print_note,
+        on_notice=print_notice,
     )
     return 0

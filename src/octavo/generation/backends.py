@@ -13,18 +13,18 @@ QUANTIZE = ("none", "int8")
 def create_decoder(
     model: GPT, slots: int, quantize: str = "none", use_native: bool = True
 ) -> tuple[Decoder, list[str]]:
-    """The fastest decoder available, and notes for the user if it is a fallback."""
+    """The fastest decoder available, and notices for the user if it is a fallback."""
     if quantize not in QUANTIZE:
         raise OctavoError(f"quantize={quantize!r} is not one of {', '.join(QUANTIZE)}", "--quantize int8")
     on_cpu = model.lm_head.weight.device.type == "cpu"
     if quantize == "int8" and not on_cpu:
         raise OctavoError("int8 weights are supported on a CPU only", "--device cpu, or no --quantize")
-    notes = []
+    notices = []
     if use_native and on_cpu:
         try:
             return NativeDecoder(model, slots, quantize == "int8"), []
         except UnavailableError as error:
-            notes.append(f"{error}; generation falls back to PyTorch, at about half the speed")
+            notices.append(f"{error}; generation falls back to PyTorch, at about half the speed")
             if quantize == "int8":
-                notes.append("without the C code, int8 weights need the memory and time of float32 weights")
-    return TorchDecoder(round_to_int8(model) if quantize == "int8" else model, slots), notes
+                notices.append("without the C code, int8 weights need the memory and time of float32 weights")
+    return TorchDecoder(round_to_int8(model) if quantize == "int8" else model, slots), notices

@@ -3,7 +3,7 @@
 `Engine.step` runs the model once. A job is a request in progress; a running job holds a slot, the KV cache of its
 sequence. The batch of a step has one row for every job that decodes, and a limited number of rows for prompts in
 prefill (chunked prefill, as in vLLM). Then every job whose window is completely computed samples one token. Jobs join
-and leave between steps. A job's tokens do not depend on the jobs beside it.
+and leave between steps. A job's tokens do not depend on the other jobs.
 
 GPT-2's position embeddings are absolute, so keys and values cached at one position can't move to another. When a
 sequence reaches `block_size`, `overflow` decides what happens: `stop` ends it; `slide` recomputes the last
@@ -31,7 +31,8 @@ from octavo.kernels import one_thread
 from octavo.model import GPT
 
 OVERFLOW = ("stop", "slide", "rechunk")
-# Prefill rows per step: while other jobs decode, they wait for these; without any, twice as many are 4% faster.
+# Prefill rows per step. The jobs that decode in a step wait for its prefill rows, so the first limit is smaller. If no
+# job decodes, 256 rows are 4% faster.
 _PREFILL_ROWS_WHILE_DECODING, _PREFILL_ROWS = 128, 256
 
 
@@ -42,7 +43,7 @@ class Request:
     prompt: list[int]
     max_new_tokens: int = 500  # 0: only compute the prompt
     sampling: Sampling = field(default_factory=Sampling)
-    generator: torch.Generator = field(default_factory=torch.Generator)  # not shared: the same seed, the same text
+    generator: torch.Generator = field(default_factory=torch.Generator)  # one per request: a seed determines its text
     overflow: str = "slide"
     logprobs: int | None = None  # report log-probabilities: of each token, and of this many top tokens
     echo: bool = False  # with `logprobs`: report those of the prompt's tokens too
@@ -59,7 +60,7 @@ class Token(NamedTuple):
 
 
 class Job:
-    """A request in progress. It is over once `finish_reason` is `length`, `end_of_text`, `cancelled` or `error`."""
+    """A request in progress, until it has a `finish_reason`: `length`, `end_of_text`, `cancelled` or `error`."""
 
     def __init__(
         self, request: Request, on_token: Callable[[Token | None], None], block_size: int, vocab_size: int
@@ -115,14 +116,14 @@ class Engine:
     ) -> None:
         """`vocab_size`: the tokenizer's, if the model's is padded. `prefix_bytes`: size of the prefix cache.
 
-        `notes` says for the user why a slower decoder was chosen.
+        The attribute `notices` tells the user why a slower decoder was chosen.
         """
         self.slots = slots
         self.block_size, self.vocab_size = model.settings.block_size, vocab_size or model.settings.vocab_size
-        self._decoder, self.notes = create_decoder(model, slots, quantize, use_native)
+        self._decoder, self.notices = create_decoder(model, slots, quantize, use_native)
         self._prefixes = PrefixCache(prefix_bytes)
         self._queue: collections.deque[Job] = collections.deque()
-        self._running: list[Job] = []
+        self._running_jobs: list[Job] = []
         self._free_slots = set(range(slots))
         self._lock = threading.Lock()
 
@@ -134,7 +135,7 @@ class Engine:
     @property
     def running(self) -> int:
         """The number of jobs with a slot."""
-        return len(self._running)
+        return len(self._running_jobs)
 
     def submit(self, request: Request, on_token: Callable[[Token | None], None] = lambda token: None) -> Job:
         """Queue a request. Raises `OctavoError` for a prompt that the model can't take.
@@ -176,29 +177,32 @@ class Engine:
         with one_thread():
             for chunk, rows in zip(chunks, torch.split(logits, [chunk.n_logits for chunk in chunks]), strict=True):
                 self._advance(chunk, rows)
-        self._running = [job for job in self._running if job.finish_reason is None]
+        self._running_jobs = [job for job in self._running_jobs if job.finish_reason is None]
         return True
 
     def _admit(self) -> None:
         """Drop cancelled jobs, then give free slots to waiting jobs."""
         with self._lock:
             # `cancelled` is read once: a job that another thread cancels from here on ends in the next step.
-            cancelled = {job: None for job in [*self._queue, *self._running] if job.cancelled}
+            cancelled = {job: None for job in [*self._queue, *self._running_jobs] if job.cancelled}
             self._queue = collections.deque(job for job in self._queue if job not in cancelled)
-        self._running = [job for job in self._running if job not in cancelled]
+        self._running_jobs = [job for job in self._running_jobs if job not in cancelled]
         for job in cancelled:
             self._finish(job, "cancelled")
         while self._queue and self._free_slots:
             job = self._queue.popleft()
             job.slot = min(self._free_slots)
             self._free_slots.remove(job.slot)
-            self._running.append(job)
+            self._running_jobs.append(job)
 
     def _schedule(self) -> Iterator[Chunk]:
-        """What each job computes in this step: every job that decodes; prefill in order of arrival, up to a limit."""
-        decoding = any(job.pending == 1 for job in self._running)
+        """Yield what each job computes in this step.
+
+        Every decoding job computes one row. The rows of prefill are limited; jobs get them in order of arrival.
+        """
+        decoding = any(job.pending == 1 for job in self._running_jobs)
         budget = _PREFILL_ROWS_WHILE_DECODING if decoding else _PREFILL_ROWS
-        for job in self._running:
+        for job in self._running_jobs:
             if job.pending > 1 and budget > 0:
                 self._reuse_prefix(job)
             count = 1 if job.pending == 1 else min(job.pending, budget)

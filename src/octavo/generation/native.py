@@ -92,7 +92,7 @@ class NativeDecoder:
         # Zeros: the operating system allocates each page only when it is first written.
         self.keys = [torch.zeros(slots, H, positions // _LANES, D, _LANES, dtype=dtype) for _ in layers]
         self.values = [torch.zeros(slots, H, positions, D, dtype=dtype) for _ in layers]
-        self._owned: list[Tensor | ctypes.Array[_Block]] = []  # keeps alive what only C points to
+        self._owned: list[Tensor | ctypes.Array[_Block]] = []  # memory that the C structs point to: keep it alive
         parts = [self._convert(linear, norm, int8) for linear, norm in linears_with_norms(model)]
         blocks = (_Block * settings.n_layer)()
         for i, keys, values in zip(layers, self.keys, self.values, strict=True):
@@ -153,7 +153,7 @@ class NativeDecoder:
         return _Linear(self._pointer_to(values), self._pointer_to(scale), bias), self._convert_norm(norm, gain)
 
     def _convert_norm(self, norm: nn.LayerNorm | None, gain: Tensor | None) -> _Norm:
-        """`gain` is the part of the norm's weight that int8 has moved into the matrix behind it."""
+        """The C struct of a norm. int8 has moved the part `gain` of its weight into the matrix after it."""
         if norm is None:
             return _Norm()
         weight, bias = norm.weight.detach(), None if norm.bias is None else norm.bias.detach()
@@ -170,7 +170,7 @@ class NativeDecoder:
 
 
 def _round_up(positions: int) -> int:
-    """To whole tiles of `_LANES` positions, in which forward.c stores the keys."""
+    """Round up to whole tiles of `_LANES` positions: forward.c stores the keys in tiles."""
     return -(-positions // _LANES) * _LANES
 
 

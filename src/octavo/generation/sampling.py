@@ -121,8 +121,8 @@ def sample_multinomial(probs: Tensor, generator: torch.Generator | None = None) 
     """Sample ids (B,) from probabilities (B, V): the same ids as `torch.multinomial`, in a fifth of its time.
 
     Both divide each probability by an exponentially distributed random number and take the largest quotient (an
-    exponential race). Both consume random bits for every token; here only tokens with a probability above 0 turn them
-    into a number, which is what costs the time.
+    exponential race). Both draw random bits for every token. Here only the bits of tokens with a probability above 0
+    are converted to exponential numbers, because the conversion takes most of the time.
     """
     flat = probs.flatten()  # (B * V,)
     bits = torch.empty(len(flat), dtype=torch.int64).random_(-(2**63), None, generator=generator)

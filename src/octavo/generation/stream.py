@@ -3,7 +3,7 @@
 A `TextRequest` says what to generate. `text_streams` makes one `TextStream` for each text that the request draws; the
 engine delivers tokens to it, and it yields text that can no longer change: whole characters, and nothing that may be
 the start of a stop string. The command line, `octavo.generate`, the samples of a training run and every endpoint of the
-server use these. It has nothing to do with HTTP.
+server generate text with these two classes. Nothing in this module depends on HTTP.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from octavo.settings import unknown_name_error
 from octavo.tokenizers import Tokenizer
 
 _SLOTS = 8  # texts generated in one batch; one text alone takes nearly as long as eight together
-_SAMPLING = [each.name for each in dataclasses.fields(Sampling)]
+_SAMPLING = [field.name for field in dataclasses.fields(Sampling)]
 
 
 def generate(
@@ -82,12 +82,12 @@ class Sample:
 class Prompt:
     """A prompt as text and as token ids.
 
-    For an empty prompt, `given` is False, and `ids` has the one token that a text starts after.
+    For an empty prompt, `is_empty` is True, and `ids` has the one token that a text starts after.
     """
 
     text: str
     ids: list[int]
-    given: bool = True
+    is_empty: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +123,8 @@ class TextRequest:
             raise OctavoError(f"seed={self.seed} is not an integer from 0 to 2**63 - 1", "--seed 1337")
 
     @property
-    def drawn_samples(self) -> int:
-        """How many texts are generated."""
+    def num_generated(self) -> int:
+        """How many texts are generated; with `best_of`, more than are returned."""
         return self.best_of or self.num_samples
 
 
@@ -160,16 +160,18 @@ class TextStream:
         tokenizer: Tokenizer,
         index: int = 0,
         *,
-        scores_prompt: bool = True,
+        reports_prompt: bool = True,
         on_update: Callable[["TextStream"], object] = lambda stream: None,
     ) -> None:
+        """`reports_prompt=False`: another stream reports the prompt's log-probabilities."""
         self.index, self.prompt = index, request.prompt
         self.text = ""  # generated and certain
         self.finish_reason: str | None = None  # `length`, `stop`, `end_of_text`, `cancelled` or `error`
         self.error: OctavoError | None = None
         self._request, self._tokenizer, self._on_update = request, tokenizer, on_update
-        self._scores_prompt = scores_prompt and request.echo and request.logprobs is not None and request.prompt.given
-        self._decoder = StopAwareDecoder(tokenizer, request.stop)
+        needs_prompt_logprobs = request.echo and request.logprobs is not None and not request.prompt.is_empty
+        self._needs_prompt_logprobs = reports_prompt and needs_prompt_logprobs
+        self._detokenizer = StopAwareDetokenizer(tokenizer, request.stop)
         self._engine: Engine | None = None
         self._job: Job | None = None
         self._cancelled = False
@@ -223,7 +225,7 @@ class TextStream:
         self._on_update(self)
 
     def take(self) -> TextPiece:
-        """What is certain and was not taken before."""
+        """Return the text and the tokens that can no longer change, without those of earlier calls."""
         piece = TextPiece(self.index, self._new_text, self._new_prompt_tokens, self._new_tokens, self.finish_reason)
         self._new_text, self._new_prompt_tokens, self._new_tokens = "", [], []
         return piece
@@ -248,8 +250,8 @@ class TextStream:
     def _engine_request(self) -> Request:
         request = self._request
         logprobs = request.logprobs
-        if logprobs is None and request.drawn_samples > request.num_samples:
-            logprobs = 0  # to choose by
+        if logprobs is None and request.num_generated > request.num_samples:
+            logprobs = 0  # `most_likely` compares the log-probabilities of the generated tokens
         return Request(
             prompt=request.prompt.ids,
             max_new_tokens=request.max_new_tokens,
@@ -257,7 +259,7 @@ class TextStream:
             generator=torch.Generator().manual_seed((request.seed + self.index) % 2**63),
             overflow=request.overflow,
             logprobs=logprobs,
-            echo=self._scores_prompt,
+            echo=self._needs_prompt_logprobs,
             stop_ids=self._tokenizer.special_ids | request.stop_ids,
             cache_scope=request.cache_scope,
         )
@@ -265,23 +267,24 @@ class TextStream:
     def _deliver(self, token: Token | None) -> None:
         """Take a token, or None at the end. Decoding happens here, so that a stop string frees the slot at once."""
         assert self._job is not None
-        if self._scores_prompt:
-            self._scores_prompt = False
+        if self._needs_prompt_logprobs:
+            self._needs_prompt_logprobs = False
             self._new_prompt_tokens = _locate(self._tokenizer, self._job.prompt_tokens)
         start = len(self.prompt.text)
         if token is not None:
-            self._undecided.append(LocatedToken(token, start + self._decoder.length))
-            self._add(self._decoder.push(token.id))
-            if self._decoder.stopped:
+            self._undecided.append(LocatedToken(token, start + self._detokenizer.length))
+            self._add(self._detokenizer.push(token.id))
+            if self._detokenizer.stopped:
                 self.cancel()
         else:
-            self._add(self._decoder.finish())
+            self._add(self._detokenizer.finish())
             self.error = self._job.error
-            self.finish_reason = "stop" if self._decoder.stopped else self._job.finish_reason
-        # A token belongs to the text if it begins before the text's end. After the end nothing can cut it off.
-        ended = self.finish_reason is not None and not self._decoder.stopped
+            self.finish_reason = "stop" if self._detokenizer.stopped else self._job.finish_reason
+        # A token belongs to the text if it begins before the end of the text that is certain. If the sequence ended
+        # without a stop string, all remaining tokens belong to it, also those without text.
+        is_complete = self.finish_reason is not None and not self._detokenizer.stopped
         end = start + len(self.text)
-        count = sum(1 for located in self._undecided if ended or located.offset < end)
+        count = sum(1 for located in self._undecided if is_complete or located.offset < end)
         self._new_tokens += self._undecided[:count]
         del self._undecided[:count]
         self._on_update(self)
@@ -291,7 +294,7 @@ class TextStream:
         self._new_text += text
 
 
-class StopAwareDecoder:
+class StopAwareDetokenizer:
     """Token ids in, text out as soon as it is certain.
 
     The text never ends within a character, and never with what may be the start of a stop string.
@@ -312,10 +315,10 @@ class StopAwareDecoder:
         if self.stopped:
             return ""
         self._held += text
-        matches = [at for string in self._stop if (at := self._held.find(string)) >= 0]
-        if matches:
+        starts = [start for string in self._stop if (start := self._held.find(string)) >= 0]
+        if starts:
             self.stopped = True
-            certain, self._held = min(matches), self._held[: min(matches)]
+            certain, self._held = min(starts), self._held[: min(starts)]
         else:
             certain = len(self._held) - _partial_match(self._stop, self._held)
         text, self._held = self._held[:certain], self._held[certain:]
@@ -349,8 +352,8 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str | Sequence[int], unknown: st
     if ids:
         return Prompt(text, ids)
     if tokenizer.end_of_text is not None:
-        return Prompt("", [tokenizer.end_of_text], given=False)
-    return Prompt("", [int(id) for id in tokenizer.encode("\n", "skip")] or [0], given=False)
+        return Prompt("", [tokenizer.end_of_text], is_empty=True)
+    return Prompt("", [int(id) for id in tokenizer.encode("\n", "skip")] or [0], is_empty=True)
 
 
 def text_streams(
@@ -362,12 +365,12 @@ def text_streams(
 ) -> list[TextStream]:
     """The texts of a request, to be started on an engine.
 
-    Scoring an echoed prompt is costly, so the first stream reports it for all; with `incremental`, each reports it,
-    because its pieces are used before the others are complete.
+    The log-probabilities of an echoed prompt are costly, so only the first stream reports them. With `incremental`,
+    every stream does, because its pieces are used before the others are complete.
     """
     return [
-        TextStream(request, tokenizer, index, scores_prompt=incremental or index == 0, on_update=on_update)
-        for index in range(request.drawn_samples)
+        TextStream(request, tokenizer, index, reports_prompt=incremental or index == 0, on_update=on_update)
+        for index in range(request.num_generated)
     ]
 
 
@@ -376,23 +379,23 @@ def start_streams(
     request: TextRequest,
     *,
     quantize: str = "none",
-    notice: Callable[[str], object] = lambda text: None,
+    on_notice: Callable[[str], object] = lambda text: None,
 ) -> list[TextStream]:
     """The texts of a request, started on a new engine.
 
-    `notice` is called if the prompt is truncated, and for each fallback that the engine takes.
+    `on_notice` is called if the prompt is truncated, and for each fallback that the engine takes.
     """
     length, block_size = len(request.prompt.ids), checkpoint.model.settings.block_size
     if length > block_size and request.overflow != "stop":
-        notice(f"the prompt has {length:,} tokens; the model sees the last {block_size:,}")
+        on_notice(f"the prompt has {length:,} tokens; the model sees the last {block_size:,}")
     engine = Engine(
         checkpoint.model,
-        min(request.drawn_samples, _SLOTS),
+        min(request.num_generated, _SLOTS),
         vocab_size=checkpoint.tokenizer.vocab_size,
         quantize=quantize,
     )
-    for note in engine.notes:
-        notice(note)
+    for notice in engine.notices:
+        on_notice(notice)
     return [stream.start(engine) for stream in text_streams(request, checkpoint.tokenizer)]
 
 

@@ -77,15 +77,15 @@ def serve(
     run: RunLike | Sequence[RunLike],
     *,
     on_ready: Callable[[list[str], str], object] = lambda models, url: None,
-    notice: Callable[[str], object] = lambda text: None,
+    on_notice: Callable[[str], object] = lambda text: None,
     **settings: Any,
 ) -> None:
     """Serve one or several runs until SIGTERM or Ctrl-C. `settings` are the fields of `ServeSettings`.
 
-    `on_ready` is called with the models' names and the URL once the server accepts requests, `notice` for each fallback
-    of an engine. A run without a checkpoint is shown as it trains, and its model is served from the first checkpoint
-    on. Raises `OctavoError` if a run cannot be loaded, if the address cannot be used, or if other machines can reach it
-    and there is no API key.
+    `on_ready` is called with the models' names and the URL once the server accepts requests, `on_notice` for each
+    fallback of an engine. A run without a checkpoint is shown as it trains, and its model is served from the first
+    checkpoint on. Raises `OctavoError` if a run cannot be loaded, if the address cannot be used, or if other machines
+    can reach it and there is no API key.
     """
     names = [field.name for field in fields(ServeSettings)]
     if misspelled := settings.keys() - set(names):
@@ -103,7 +103,7 @@ def serve(
         try:
             for name, source in sources.items():
                 if name not in pending:
-                    models[name] = load_model(name, source, options, notice)
+                    models[name] = load_model(name, source, options, on_notice)
             app = build_app(
                 models,
                 options.limits,
@@ -114,7 +114,7 @@ def serve(
                 pending=pending,
                 runs=served_runs,
             )
-            loading = (models, pending, stopped, options, notice)
+            loading = (models, pending, stopped, options, on_notice)
             threading.Thread(target=load_pending_models, args=loading, daemon=True).start()
             address = f"[{options.host}]" if ":" in options.host else options.host
             url = f"http://{address}:{listener.getsockname()[1]}/v1"
@@ -127,7 +127,7 @@ def serve(
 
 
 def load_model(
-    name: str, run: RunLike, settings: ServeSettings, notice: Callable[[str], object] = lambda text: None
+    name: str, run: RunLike, settings: ServeSettings, on_notice: Callable[[str], object] = lambda text: None
 ) -> ServedModel:
     """Load a run's checkpoint and start its worker."""
     checkpoint = runs.load(run, find_device(settings.device))
@@ -138,8 +138,8 @@ def load_model(
         quantize=settings.quantize,
         prefix_bytes=settings.limits.prefix_cache_bytes,
     )
-    for note in engine.notes:
-        notice(note)
+    for notice in engine.notices:
+        on_notice(notice)
     return ServedModel(
         id=name,
         checkpoint=checkpoint,
@@ -155,13 +155,13 @@ def load_pending_models(
     pending: MutableMapping[str, Run],
     stopped: threading.Event,
     settings: ServeSettings,
-    notice: Callable[[str], object] = lambda text: None,
+    on_notice: Callable[[str], object] = lambda text: None,
 ) -> None:
     """Move models from `pending` to `models` when their runs have a checkpoint, until none is left."""
     while pending and not stopped.wait(_POLL_SECONDS):
         for name in [name for name, run in pending.items() if _has_checkpoint(run)]:
             with contextlib.suppress(OctavoError):  # training may be replacing the checkpoint: try again next time
-                models[name] = load_model(name, pending[name], settings, notice)
+                models[name] = load_model(name, pending[name], settings, on_notice)
                 del pending[name]
 
 

@@ -48,7 +48,7 @@ class TextBatch:
             on_update = functools.partial(self._on_update, first)
             tokenizer = model.checkpoint.tokenizer
             self.streams.append(text_streams(request, tokenizer, incremental=incremental, on_update=on_update))
-            first += request.drawn_samples
+            first += request.num_generated
         self._all_streams = [stream for streams in self.streams for stream in streams]
         self._timers = [metrics.token_timer(model.id) for _ in self._all_streams]
         model.worker.submit(self._all_streams)

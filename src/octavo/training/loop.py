@@ -102,7 +102,7 @@ def events(
             peak_flops=runtime.peak_flops,
             memory_bytes=memory.peak,
         )
-        notices = [*runtime.notes, *setup.notices]
+        notices = [*runtime.notices, *setup.notices]
         if plan.resume is None:
             notices += run_estimate.run_warnings(settings, runtime, memory, setup.data, new_model=plan.init is None)
         steps = _run_steps(trainer, evaluator, recorder, clock, batch_of_step, should_stop)
