@@ -27,8 +27,9 @@ typedef short shorts __attribute__((vector_size(64)));
 typedef union { floats full; __m256i half[2]; } halves;
 #endif
 
-/* KEEP_IN_REGISTER(v) stops the compiler from loading v again for every product that uses it: a core does not load
-   faster than it multiplies. Without AVX-512 there are only 16 registers, and the sums need all of them. */
+/* KEEP_IN_REGISTER(v) stops the compiler from loading v again for every product that uses it. A core does not load
+   faster than it multiplies, so the loads would limit the speed. Without AVX-512 there are only 16 registers, and the
+   sums need all of them. */
 #ifdef __AVX512F__
 #define HAS_SPARE_REGISTERS 1
 #define KEEP_IN_REGISTER(v) __asm__("" : "+v"(v))
@@ -95,18 +96,18 @@ ALWAYS_INLINE floats gelu_tanh16(floats x)
 ALWAYS_INLINE floats gelu_exact16(floats x)
 {
     /* erf by Abramowitz and Stegun, 7.1.26, with an error of at most 1.5e-7. */
-    const floats z = x * .70710678f, size = blend(z < 0.f, -z, z), t = 1.f / (1.f + .3275911f * size);
+    const floats z = x * .70710678f, magnitude = blend(z < 0.f, -z, z), t = 1.f / (1.f + .3275911f * magnitude);
     floats p = 1.061405429f * t - 1.453152027f;
     p = p * t + 1.421413741f;
     p = p * t - .284496736f;
-    p = (p * t + .254829592f) * t * exp16(-size * size);
+    p = (p * t + .254829592f) * t * exp16(-magnitude * magnitude);
     return x * blend(z < 0.f, .5f * p, 1.f - .5f * p);
 }
 
 /* Dot products, 64 bytes at a time: 16 float weights with 16 float inputs, or 32 int8 weights with 32 int16 inputs,
-   accumulated in 16 int32 lanes. `int8` is a constant at every call, so each type compiles to code of its own. Vectors
-   of integers are passed as `floats`: the same 64 bytes. */
-#define PER_STEP(int8) ((int8) ? 32 : 16)
+   accumulated in 16 int32 lanes. `int8` is a constant at every call, so each type compiles to its own code. Vectors of
+   integers are passed as `floats`: the same 64 bytes. */
+#define ELEMENTS_PER_VECTOR(int8) ((int8) ? 32 : 16)
 
 ALWAYS_INLINE floats load_weights(const void *row, int int8, long c)
 {
@@ -115,13 +116,13 @@ ALWAYS_INLINE floats load_weights(const void *row, int int8, long c)
 #ifdef __AVX512BW__
     return (floats)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)from));
 #elif defined __AVX2__
-    halves wide;
-    for (int i = 0; i < 2; i++) wide.half[i] = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(from + 16 * i)));
-    return wide.full;
+    halves int16;
+    for (int i = 0; i < 2; i++) int16.half[i] = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(from + 16 * i)));
+    return int16.full;
 #else
-    shorts wide;
-    for (int i = 0; i < 32; i++) wide[i] = from[i];
-    return (floats)wide;
+    shorts int16;
+    for (int i = 0; i < 32; i++) int16[i] = from[i];
+    return (floats)int16;
 #endif
 }
 
@@ -176,9 +177,9 @@ ALWAYS_INLINE floats load_cached(const void *from, int bf16, long i)
 #ifdef __AVX512F__
     return (floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)bits)), 16);
 #else
-    ints wide;
-    for (int k = 0; k < LANES; k++) wide[k] = (int)((unsigned)bits[k] << 16);
-    return (floats)wide;
+    ints shifted;
+    for (int k = 0; k < LANES; k++) shifted[k] = (int)((unsigned)bits[k] << 16);
+    return (floats)shifted;
 #endif
 }
 

@@ -7,7 +7,8 @@
    prompt split anywhere, and after a cached prefix. Only attention reads other rows, those of the same slot.
 
    native.py compiles this file with the C compiler of the machine when it is first needed.
-   Axis letters: N rows, W rows whose logits are needed, C width, O outputs, H heads, D = C / H. */
+   Axis letters: N rows, W rows whose logits are needed, C width, O outputs, H heads, D = C / H, S positions of a slot.
+   In a tile: M rows, R weight rows, V vectors of 16 floats. */
 
 #include "floats.h"
 #include "team.h"
@@ -18,7 +19,8 @@
 #define QUERY_ROWS 4         /* rows of a prompt that share one load of a key or a value */
 #define VECTORS 4            /* vectors of keys or values that a loop of attention handles at a time */
 #define COLUMN_BLOCK 768     /* input columns handled at a time: they stay in the L1 cache */
-#define CACHED_BYTES 400000L /* weights that all rows of a prompt pass before the next: they stay in the L2 cache */
+#define CACHED_BYTES 400000L /* weights that are multiplied with all rows of a prompt before the next weights are read:
+                                they stay in the L2 cache */
 
 typedef struct { const void *weight; const float *scale, *bias; } Linear; /* weight (O, C); scale (O,) if it is int8 */
 typedef struct { const float *weight, *bias; } Norm;
@@ -36,7 +38,7 @@ typedef struct {
 ALWAYS_INLINE void multiply_tile(const char *w, int int8, const char *x, int C, int R, int M, float y[TILE_ROWS][LANES])
 {
     floats partial[LANES / R][LANES];
-    const int step = PER_STEP(int8), full = C / step * step, keep_inputs = HAS_SPARE_REGISTERS && M > 1;
+    const int step = ELEMENTS_PER_VECTOR(int8), full = C / step * step, keep_inputs = HAS_SPARE_REGISTERS && M > 1;
     const long row_bytes = int8 ? C : 4L * C, input_bytes = int8 ? 2L * C : 4L * C;
     for (int start = 0; start == 0 || start < full; start += COLUMN_BLOCK)
         for (int g = 0; g < LANES / R; g++) {
@@ -83,7 +85,7 @@ ALWAYS_INLINE float dot(const char *w, int int8, const char *x, int C)
 {
     floats s = {};
     int c = 0;
-    for (; c + PER_STEP(int8) <= C; c += PER_STEP(int8))
+    for (; c + ELEMENTS_PER_VECTOR(int8) <= C; c += ELEMENTS_PER_VECTOR(int8))
         s = multiply_add(s, load_weights(w, int8, c), load_inputs(x, int8, c), int8);
     if (c < C)
         s = multiply_add(s, load_weights_tail(w, int8, c, C - c), load_tail(x, int8 ? 2 : 4, c, C - c), int8);
@@ -113,7 +115,7 @@ static void quantize_inputs(const float *x, short *out, float *scales, int N, in
 /* How a linear layer writes its result y into `out`: out = y, out += y, or out = GELU(y). */
 enum { STORE, ADD, GELU_TANH, GELU_EXACT };
 
-/* Outputs o ... o + 15, or as many as are left, of a linear layer for M rows, at most TILE_ROWS. */
+/* Computes outputs o ... o + 15, or as many as are left, of a linear layer for M rows, at most TILE_ROWS. */
 ALWAYS_INLINE void linear_tile(const Linear *l, int int8, const char *x, const float *scales, float *out,
                                int M, int C, int O, int o, int epilogue)
 {
@@ -155,18 +157,19 @@ static void linear_tile_of_type(const Linear *l, const char *x, const float *sca
     else linear_tile(l, 0, x, scales, out, M, C, O, o, epilogue);
 }
 
-/* A linear layer for x (N, C) in the type that its weights need: int16 with `scales` (N,), or float32. */
+/* Computes a linear layer tile by tile, for x (N, C) in the type that its weights need: int16 with `scales` (N,), or
+   float32. */
 static void linear_tiles(const Linear *l, const void *x, const float *scales, float *out,
                          int N, int C, int O, int epilogue)
 {
     const int int8 = l->scale != NULL;
     const long row_bytes = int8 ? C : 4L * C, input_bytes = int8 ? 2L * C : 4L * C;
-    const long cached = CACHED_BYTES / (LANES * row_bytes);
+    const long cached_blocks = CACHED_BYTES / (LANES * row_bytes);
     /* A chunk is a number of adjacent blocks of 16 outputs. Long chunks read memory in long runs; several for each
        thread balance the load if one thread is delayed. A prompt passes over a chunk once for every TILE_ROWS rows, so
        its chunks have to stay in the L2 cache. */
     const int blocks = (O + LANES - 1) / LANES, longest = blocks / (8 * team.threads) + 1;
-    const int chunk = N <= TILE_ROWS || longest <= cached ? longest : cached > 0 ? cached : 1;
+    const int chunk = N <= TILE_ROWS || longest <= cached_blocks ? longest : cached_blocks > 0 ? cached_blocks : 1;
     for (int first; (first = claim_chunk(chunk)) < blocks;)
         for (int n = 0, M; n < N; n += M) {
             M = N - n >= TILE_ROWS ? TILE_ROWS : N - n < 4 ? N - n : 4;
@@ -302,6 +305,7 @@ ALWAYS_INLINE void attend_rows(const Model *m, const Block *b, int bf16, const f
         }
 }
 
+/* Attention of all rows and heads, with a bf16 or float32 cache. */
 ALWAYS_INLINE void attend_all(const Model *m, const Block *b, int bf16, const float *qkv, float *out, float *scores,
                               const int *slots, const int *positions, int N)
 {
@@ -321,6 +325,7 @@ ALWAYS_INLINE void attend_all(const Model *m, const Block *b, int bf16, const fl
     }
 }
 
+/* attend_all, compiled once for a bf16 cache and once for float32. */
 static void attend(const Model *m, const Block *b, const float *qkv, float *out, float *scores,
                    const int *slots, const int *positions, int N)
 {
@@ -343,9 +348,9 @@ static void forward(const void *argument)
     const Model *m = batch->model;
     const int C = m->n_embd, N = batch->N;
     float *x = batch->workspace, *h = x + (long)N * C, *y = h + (long)N * C; /* (N, C) each */
-    float *wide = y + (long)N * C;                                           /* (N, 4C) */
-    float *int16_workspace = wide + 4L * N * C;                              /* N scales, then int16 inputs (N, 4C) */
-    float *scores = malloc(sizeof(float) * QUERY_ROWS * m->positions);       /* of this thread */
+    float *hidden = y + (long)N * C;                                         /* (N, 3C) q, k, v or (N, 4C) of the MLP */
+    float *int16_workspace = hidden + 4L * N * C;                            /* N scales, then int16 inputs (N, 4C) */
+    float *scores = malloc(sizeof(float) * QUERY_ROWS * m->positions);       /* each thread has its own */
     if (!scores) abort();
 
     PARALLEL_FOR(n, N, 1)
@@ -354,13 +359,13 @@ static void forward(const void *argument)
     barrier();
     for (const Block *b = m->blocks; b < m->blocks + m->n_layer; b++) {
         layer_norm(&b->ln_1, x, h, N, C);
-        linear(&b->c_attn, h, wide, int16_workspace, N, C, 3 * C, STORE);
-        store_keys_values(m, b, wide, batch->slots, batch->positions, N);
-        attend(m, b, wide, y, scores, batch->slots, batch->positions, N);
+        linear(&b->c_attn, h, hidden, int16_workspace, N, C, 3 * C, STORE);
+        store_keys_values(m, b, hidden, batch->slots, batch->positions, N);
+        attend(m, b, hidden, y, scores, batch->slots, batch->positions, N);
         linear(&b->attn_c_proj, y, x, int16_workspace, N, C, C, ADD);
         layer_norm(&b->ln_2, x, h, N, C);
-        linear(&b->c_fc, h, wide, int16_workspace, N, C, 4 * C, m->exact_gelu ? GELU_EXACT : GELU_TANH);
-        linear(&b->mlp_c_proj, wide, x, int16_workspace, N, 4 * C, C, ADD);
+        linear(&b->c_fc, h, hidden, int16_workspace, N, C, 4 * C, m->exact_gelu ? GELU_EXACT : GELU_TANH);
+        linear(&b->mlp_c_proj, hidden, x, int16_workspace, N, 4 * C, C, ADD);
     }
     PARALLEL_FOR(w, batch->W, 1)
         memcpy(y + (long)w * C, x + (long)batch->logit_rows[w] * C, C * sizeof(float));

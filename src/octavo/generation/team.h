@@ -11,16 +11,19 @@
 
 enum { MAX_THREADS = 255, MAX_SPINS = 200 };
 static struct {
-    pthread_mutex_t caller, gate; /* one caller of run_team at a time; guards `wake` */
+    pthread_mutex_t call_mutex; /* one call of run_team at a time */
+    pthread_mutex_t wake_mutex; /* for `wake` */
     pthread_cond_t wake;
-    int workers;      /* threads created so far; the caller of run_team comes on top */
-    atomic_uint call; /* the number of calls so far times 256, plus the number of threads of the latest */
+    int workers;      /* threads created so far, without the calling thread */
+    atomic_uint call; /* the number of calls so far times 256, plus the number of threads of the latest call */
     void (*function)(const void *);
     const void *argument;
     int threads;
     atomic_int arrived, next; /* threads at the barrier; the next item of the current loop */
     atomic_uint phase;        /* the number of barriers passed */
-} team = {.caller = PTHREAD_MUTEX_INITIALIZER, .gate = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
+} team = {
+    .call_mutex = PTHREAD_MUTEX_INITIALIZER, .wake_mutex = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER
+};
 
 static void spin(int *spins)
 {
@@ -38,7 +41,7 @@ static int claim_chunk(int size) { return atomic_fetch_add(&team.next, size); }
     for (int i##_from; (i##_from = claim_chunk(size)) < (count);) \
         for (int i = i##_from; i < (count) && i < i##_from + (size); i++)
 
-/* Returns once every thread of the team has called it. Every loop ends with one. */
+/* Returns once every thread of the team has called it. Every parallel loop is followed by a barrier. */
 static void barrier(void)
 {
     const unsigned phase = atomic_load(&team.phase);
@@ -57,9 +60,9 @@ static void *worker(void *index)
     for (unsigned last = 0, call;; last = call) {
         for (int spins = 0; (call = atomic_load(&team.call)) == last;) {
             if (spins < MAX_SPINS) { spin(&spins); continue; }
-            pthread_mutex_lock(&team.gate);
-            while (atomic_load(&team.call) == last) pthread_cond_wait(&team.wake, &team.gate);
-            pthread_mutex_unlock(&team.gate);
+            pthread_mutex_lock(&team.wake_mutex);
+            while (atomic_load(&team.call) == last) pthread_cond_wait(&team.wake, &team.wake_mutex);
+            pthread_mutex_unlock(&team.wake_mutex);
         }
         if ((intptr_t)index < (intptr_t)(call & MAX_THREADS)) team.function(team.argument);
     }
@@ -72,17 +75,17 @@ static void reset_after_fork(void) /* the child process has none of its parent's
     atomic_store(&team.call, 0);
     atomic_store(&team.arrived, 0);
     atomic_store(&team.next, 0);
-    pthread_mutex_init(&team.caller, NULL);
-    pthread_mutex_init(&team.gate, NULL);
+    pthread_mutex_init(&team.call_mutex, NULL);
+    pthread_mutex_init(&team.wake_mutex, NULL);
     pthread_cond_init(&team.wake, NULL);
 }
 
 /* Runs function(argument) on `threads` threads, including this one. Uses fewer threads if the system has no more. The
-   function must not use its argument after its last barrier, which all threads pass before this returns. */
+   function must not use its argument after its last barrier, which all threads reach before run_team returns. */
 static void run_team(void (*function)(const void *), const void *argument, int threads)
 {
     static int registered;
-    pthread_mutex_lock(&team.caller);
+    pthread_mutex_lock(&team.call_mutex);
     if (!registered) registered = !pthread_atfork(NULL, NULL, reset_after_fork);
     threads = threads < 1 ? 1 : threads > MAX_THREADS ? MAX_THREADS : threads;
     for (pthread_t thread; team.workers < threads - 1; team.workers++) {
@@ -91,10 +94,10 @@ static void run_team(void (*function)(const void *), const void *argument, int t
     }
     if (threads > team.workers + 1) threads = team.workers + 1;
     team.function = function, team.argument = argument, team.threads = threads;
-    pthread_mutex_lock(&team.gate);
+    pthread_mutex_lock(&team.wake_mutex);
     atomic_store(&team.call, ((atomic_load(&team.call) >> 8) + 1) << 8 | (unsigned)threads);
     pthread_cond_broadcast(&team.wake);
-    pthread_mutex_unlock(&team.gate);
+    pthread_mutex_unlock(&team.wake_mutex);
     function(argument);
-    pthread_mutex_unlock(&team.caller);
+    pthread_mutex_unlock(&team.call_mutex);
 }
