@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from octavo.benchmark.training import DEFAULT_VOCABULARY
+from octavo.benchmark.training import DEFAULT_VOCAB_SIZE
 from octavo.device import Runtime
 from octavo.errors import OctavoError
 from octavo.generation.engine import Engine, Request
@@ -38,15 +38,15 @@ class GenerateBenchmark:
     streams_tokens_per_second: float  # throughput of all of them together, prefill included
     bytes_per_token: int  # that decoding one token reads: the weights, and the KV cache of the positions so far
     memory_bandwidth: float  # bytes per second, measured by summing a large array with all threads
-    bandwidth_share: float  # of that, used by the decode of one sequence
+    bandwidth_share: float  # the part of the memory bandwidth that decoding one sequence uses
 
 
 def benchmark_generation(
     model: GPT, quantize: str = "none", rounds: int = 5, report: Callable[[str], None] = lambda line: None
 ) -> GenerateBenchmark:
-    """Generate from a prompt of half of block_size a quarter more, one sequence alone and `STREAMS` at once, in turn.
+    """Time one sequence alone, then `STREAMS` sequences at once, then the memory bandwidth; `rounds` times in turn.
 
-    `report` receives lines of progress.
+    The prompt fills half of block_size, the new tokens a quarter. `report` receives lines of progress.
     """
     if rounds < 1:
         raise OctavoError(f"{rounds} rounds can't be timed", "--rounds 5")
@@ -90,7 +90,7 @@ def benchmark_generation(
 
 def untrained_model(settings: Settings, device: torch.device) -> GPT:
     """A model with random weights; its vocabulary size is 65 if the settings leave it to a tokenizer."""
-    settings = dataclasses.replace(settings, vocab_size=settings.vocab_size or DEFAULT_VOCABULARY)
+    settings = dataclasses.replace(settings, vocab_size=settings.vocab_size or DEFAULT_VOCAB_SIZE)
     return GPT(settings, torch.Generator().manual_seed(0)).eval().to(device)
 
 

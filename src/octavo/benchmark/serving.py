@@ -32,41 +32,41 @@ from octavo.errors import OctavoError
 from octavo.runs import RunLike, find_checkpoint
 from octavo.settings import Settings
 
-CLIENTS, TRICKLING = 4, 50
+CLIENTS, SLOW_CLIENTS = 4, 50
 CAPACITY = 8 + 64  # the command's default slots and queue
-_ABSURD = {  # each must be refused before anything is allocated for it
+_EXCESSIVE_FIELDS = {  # each must be refused before anything is allocated for it
     "n=10^6": {"n": 10**6},
     "max_tokens=10^9": {"max_tokens": 10**9},
     "logprobs=10^6": {"logprobs": 10**6},
 }
-_HUGE = 100 << 20
+_EXCESSIVE_BODY_BYTES = 100 << 20
 
 
 @dataclass(frozen=True)
 class ServeBenchmark:
-    """Times in seconds."""
+    """Latency, throughput and behavior under attack of a server on this machine. Times are in seconds."""
 
     ready_seconds: float  # from the start of the process to a successful /ready, median
-    first_token_seconds: float  # of `CLIENTS` concurrent streams, median
+    first_token_seconds: float  # time to first token of `CLIENTS` concurrent streams, median
     gap_seconds: float  # between two tokens of these streams, median
     gap_p95_seconds: float
     gap_ratio: float  # 95th percentile to median
     tokens_per_second: float  # of these streams together
-    refused_seconds: dict[str, float]  # the slowest response to each absurd request
+    refused_seconds: dict[str, float]  # the slowest response to each excessive request
     short_p95_seconds: float  # of short requests, one after another
-    short_p95_trickling_seconds: float  # likewise, with `TRICKLING` clients that send one byte at a time
+    short_p95_trickling_seconds: float  # the same during a slowloris attack by `SLOW_CLIENTS` clients
     overload: dict[int, int]  # responses to ten times `CAPACITY` concurrent requests, by status
     drain_seconds: float  # from SIGTERM, with streams in progress, to the exit
 
 
-def serve(
+def benchmark_serving(
     run: RunLike | None,
     settings: Settings,
     quantize: str = "none",
     rounds: int = 5,
-    print_progress: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> ServeBenchmark:
-    """Time servers of a run, or of an untrained model if `run` is None."""
+    """Time servers of a run, or of an untrained model if `run` is None. `report` receives lines of progress."""
     if rounds < 1:
         raise OctavoError(f"rounds={rounds} is not a positive number", "--rounds 5")
     with contextlib.ExitStack() as stack:
@@ -78,36 +78,36 @@ def serve(
         for _ in range(rounds):
             with _start_server(folder, quantize) as (_, seconds):
                 starts.append(seconds)
-        print_progress(
-            f"ready after {statistics.median(starts):.2f} s; {rounds} rounds of {CLIENTS} streams, and attacks"
-        )
+        report(f"ready after {statistics.median(starts):.2f} s; {rounds} rounds of {CLIENTS} streams, and attacks")
         server = stack.enter_context(_start_server(folder, quantize))[0]
         return asyncio.run(_measure(server, folder.name, rounds, statistics.median(starts)))
 
 
 async def _measure(server: "_Server", model: str, rounds: int, ready: float) -> ServeBenchmark:
     block_size = json.loads((await server.ask("/v1/models"))[1])["data"][0]["max_model_len"]
-    new = max(2, min(150, block_size - 20))
-    body = {"model": model, "prompt": "abcdefgh", "max_tokens": new, "stream": True}
+    new_tokens = max(2, min(150, block_size - 20))
+    body = {"model": model, "prompt": "abcdefgh", "max_tokens": new_tokens, "stream": True}
     await server.stream(body)
-    firsts, gaps, rates = [], [], []
+    first_tokens, gaps, rates = [], [], []
     for _ in range(rounds):
         start = time.perf_counter()
         streams = await asyncio.gather(*(server.stream(body | {"seed": n}) for n in range(CLIENTS)))
         rates.append(sum(len(times) for times in streams) / (time.perf_counter() - start))
-        firsts += [times[0] - start for times in streams]
+        first_tokens += [times[0] - start for times in streams]
         gaps += [after - before for times in streams for before, after in itertools.pairwise(times)]
     refused = {
         name: max([(await server.ask("/v1/completions", body | change))[2] for _ in range(20)])
-        for name, change in _ABSURD.items()
+        for name, change in _EXCESSIVE_FIELDS.items()
     }
-    refused["a body of 100 MB"] = max([(await server.ask("/v1/completions", None, _HUGE))[2] for _ in range(20)])
+    refused["a body of 100 MB"] = max(
+        [(await server.ask("/v1/completions", None, _EXCESSIVE_BODY_BYTES))[2] for _ in range(20)]
+    )
     short = {"model": model, "prompt": "abc", "max_tokens": 4}
     short_p95 = await _time_short_requests(server, short)
-    async with _trickling_clients(server):
+    async with _slowloris_attack(server):
         trickling_p95 = await _time_short_requests(server, short)
     long = body | {"stream": False}
-    answers = await asyncio.gather(*(server.ask("/v1/completions", long) for _ in range(10 * CAPACITY)))
+    responses = await asyncio.gather(*(server.ask("/v1/completions", long) for _ in range(10 * CAPACITY)))
     running = [asyncio.create_task(server.stream(body)) for _ in range(CLIENTS)]
     await asyncio.sleep(0.05)
     start = time.perf_counter()
@@ -118,7 +118,7 @@ async def _measure(server: "_Server", model: str, rounds: int, ready: float) -> 
     p95 = ordered[int(0.95 * len(ordered))]
     return ServeBenchmark(
         ready_seconds=ready,
-        first_token_seconds=statistics.median(firsts),
+        first_token_seconds=statistics.median(first_tokens),
         gap_seconds=statistics.median(gaps),
         gap_p95_seconds=p95,
         gap_ratio=p95 / statistics.median(gaps),
@@ -126,7 +126,7 @@ async def _measure(server: "_Server", model: str, rounds: int, ready: float) -> 
         refused_seconds=refused,
         short_p95_seconds=short_p95,
         short_p95_trickling_seconds=trickling_p95,
-        overload=dict(Counter(status for status, *_ in answers)),
+        overload=dict(Counter(status for status, *_ in responses)),
         drain_seconds=time.perf_counter() - start,
     )
 
@@ -137,8 +137,8 @@ async def _time_short_requests(server: "_Server", body: dict[str, Any]) -> float
 
 
 @contextlib.asynccontextmanager
-async def _trickling_clients(server: "_Server") -> AsyncIterator[None]:
-    """Clients that send the headers of a request one byte at a time."""
+async def _slowloris_attack(server: "_Server") -> AsyncIterator[None]:
+    """Run `SLOW_CLIENTS` clients that send the headers of a request one byte at a time."""
 
     async def trickle() -> None:
         while True:
@@ -149,7 +149,7 @@ async def _trickling_clients(server: "_Server") -> AsyncIterator[None]:
                     await writer.drain()
                     await asyncio.sleep(0.05)
 
-    tasks = [asyncio.create_task(trickle()) for _ in range(TRICKLING)]
+    tasks = [asyncio.create_task(trickle()) for _ in range(SLOW_CLIENTS)]
     await asyncio.sleep(0.5)
     yield
     for task in tasks:
@@ -165,7 +165,10 @@ class _Server:
     async def ask(
         self, path: str, body: dict[str, Any] | None = None, announced_bytes: int = 0
     ) -> tuple[int, bytes, float]:
-        """Send a GET, or a POST with a body or an announced body. Returns status, body and seconds."""
+        """Send a request. Returns the status, the response's body and the seconds it took.
+
+        It is a POST if there is a `body`, or if a body of `announced_bytes` is only announced by its Content-Length.
+        """
         start = time.perf_counter()
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         content = b"" if body is None else json.dumps(body).encode()
@@ -173,12 +176,12 @@ class _Server:
         writer.write(_head(method, path, announced_bytes or len(content), "close") + content)
         head = await reader.readuntil(b"\r\n\r\n")
         seconds = time.perf_counter() - start
-        answer = b""
-        if not announced_bytes:  # the server would wait for the announced body
-            answer = await reader.read()
+        response_body = b""
+        if not announced_bytes:  # else the server may wait for the announced body
+            response_body = await reader.read()
             seconds = time.perf_counter() - start
         writer.close()
-        return int(head.split()[1]), answer, seconds
+        return int(head.split()[1]), response_body, seconds
 
     async def stream(self, body: dict[str, Any]) -> list[float]:
         """The times at which events with text arrive."""
@@ -214,7 +217,7 @@ def _head(method: str, path: str, length: int, connection: str) -> bytes:
 
 @contextlib.contextmanager
 def _start_server(folder: Path, quantize: str) -> Iterator[tuple[_Server, float]]:
-    """A server, and how long it took to be ready."""
+    """Run a server process; yield it and the seconds until it was ready."""
     options = ["--port", "0", "--json", "--quantize", quantize]
     command = [sys.executable, "-m", "octavo", "serve", str(folder), *options]
     environment = {name: value for name, value in os.environ.items() if name != "OCTAVO_API_KEY"}

@@ -23,7 +23,7 @@ from octavo.training.optimizers.muon import ITERATIONS
 from octavo.training.step import Trainer
 
 FORMULA = "matmul share = (time of the step's matmuls, each timed alone) / (time of the whole step)"
-DEFAULT_VOCABULARY = 65  # for settings that leave it to the tokenizer: the characters of tiny Shakespeare
+DEFAULT_VOCAB_SIZE = 65  # for settings that leave it to the tokenizer: the characters of tiny Shakespeare
 WARM_UP_STEPS = 3
 
 
@@ -49,8 +49,8 @@ def benchmark_training(
 ) -> TrainBenchmark:
     """Time `steps` whole steps and, after each, all of its matmuls alone.
 
-    The matmuls are those of every linear layer (one forward, two backward), on a CPU attention's two batched ones
-    (four backward, over the full T x T square), and those of Muon's Newton-Schulz iteration, with the step's
+    The matmuls are: one forward and two backward for every linear layer; on a CPU, attention's batched matmuls over the
+    full T x T square, two forward and four backward; and those of Muon's Newton-Schulz iterations. They have the step's
     micro-batch and precision. Each is timed after one warm-up call. `report` receives lines of progress.
 
     Raises `OctavoError` for a device or precision that is missing, and for a model that does not fit into memory.
@@ -58,7 +58,7 @@ def benchmark_training(
     if steps < 1:
         raise OctavoError(f"{steps} steps can't be timed", "--rounds 10")
     runtime = resolve_runtime(settings)
-    settings = dataclasses.replace(settings, vocab_size=settings.vocab_size or DEFAULT_VOCABULARY)
+    settings = dataclasses.replace(settings, vocab_size=settings.vocab_size or DEFAULT_VOCAB_SIZE)
     check_model_fits(estimate.parameters(settings), runtime.device)
     trainer = Trainer(GPT(settings, torch.Generator().manual_seed(0)).to(runtime.device), settings, runtime)
     shape = (settings.batch_size, settings.block_size + 1)
@@ -72,9 +72,11 @@ def benchmark_training(
     matmuls = step_matmuls(settings, trainer.micro_batch, runtime)
     step_times, matmul_times = [], []
     for _ in range(steps):
-        step_times.append(_seconds(runtime, lambda: trainer.update(batch)))
+        step_times.append(_time_call(runtime, lambda: trainer.update(batch)))
         with kernels.fast_path(runtime.device):
-            matmul_times.append(sum(count * _seconds(runtime, run, warm_up=True) for count, _, run in matmuls))
+            matmul_times.append(
+                sum(count * _time_call(runtime, multiply, warm_up=True) for count, _, multiply in matmuls)
+            )
     step_seconds, matmul_seconds = statistics.median(step_times), statistics.median(matmul_times)
     return TrainBenchmark(
         device=runtime.name,
@@ -106,12 +108,12 @@ def step_matmuls(
     linear_layers = [(L, C, 3 * C), (L, C, C), (L, C, 4 * C), (L, 4 * C, C), (1, C, settings.vocab_size)]
     for count, inputs, outputs in linear_layers:
         x, w, gradient = random(positions, inputs), random(outputs, inputs), random(positions, outputs)
-        for run in (
+        for multiply in (
             lambda x=x, w=w: x @ w.mT,  # forward
             lambda g=gradient, w=w: g @ w,  # gradient of the input
             lambda g=gradient, x=x: g.mT @ x,  # gradient of the weight
         ):
-            matmuls.append((count * micro_batches, 2 * positions * inputs * outputs, run))
+            matmuls.append((count * micro_batches, 2 * positions * inputs * outputs, multiply))
     if runtime.device.type == "cpu":  # elsewhere attention is one fused kernel
         q, square = random(heads, T, D), random(heads, T, T)
         flops = 2 * heads * T * T * D
@@ -124,12 +126,12 @@ def step_matmuls(
     return matmuls
 
 
-def _seconds(runtime: Runtime, run: Callable[[], object], warm_up: bool = False) -> float:
-    """The time of one call, until the device has finished."""
+def _time_call(runtime: Runtime, function: Callable[[], object], warm_up: bool = False) -> float:
+    """The seconds of one call, until the device has finished."""
     if warm_up:
-        run()
+        function()
     runtime.synchronize()
     start = time.perf_counter()
-    run()
+    function()
     runtime.synchronize()
     return time.perf_counter() - start

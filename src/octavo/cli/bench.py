@@ -92,7 +92,7 @@ def _bench_generate(arguments: argparse.Namespace, settings: Settings) -> int:
 def _bench_serve(arguments: argparse.Namespace, settings: Settings) -> int:
     from octavo.benchmark import serving
 
-    result = serving.serve(arguments.run, settings, arguments.quantize, arguments.rounds, _print_progress)
+    result = serving.benchmark_serving(arguments.run, settings, arguments.quantize, arguments.rounds, _print_progress)
     rejected = ", ".join(f"{request} {1000 * seconds:.1f}" for request, seconds in result.refused_seconds.items())
     overload = ", ".join(f"{count} times {status}" for status, count in sorted(result.overload.items()))
     report = (
@@ -102,7 +102,7 @@ def _bench_serve(arguments: argparse.Namespace, settings: Settings) -> int:
         f"between tokens       median {1000 * result.gap_seconds:.2f} ms, 95th percentile "
         f"{1000 * result.gap_p95_seconds:.2f} ({result.gap_ratio:.2f} times the median)\n"
         f"rejection time, ms   {rejected}\n"
-        f"short request        95th percentile {1000 * result.short_p95_seconds:.1f} ms; with {serving.TRICKLING} "
+        f"short request        95th percentile {1000 * result.short_p95_seconds:.1f} ms; with {serving.SLOW_CLIENTS} "
         f"clients that send a byte at a time {1000 * result.short_p95_trickling_seconds:.1f} ms\n"
         f"overload             {overload}, of ten times as many requests as slots and queue hold\n"
         f"graceful shutdown    {result.drain_seconds:.2f} s after SIGTERM, with running streams completed"
