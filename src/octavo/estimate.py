@@ -1,4 +1,4 @@
-"""What a run costs, by formula: parameters, FLOPs, memory, and how often each part of a run happens.
+"""What a run costs, by formula: parameters, FLOPs, memory, and the number of evaluations, samples and checkpoints.
 
 Settings in, numbers out: nothing here builds a model, reads a file or measures. Speed depends on the machine; it is
 measured by `octavo.training.run_estimate`, which combines it with these formulas.
@@ -15,8 +15,10 @@ from octavo.units import format_bytes
 
 FLOPS_FORMULA = "forward 2 W + 4 L T C, backward twice that (PaLM, appendix B); W: the weights of matmuls"
 SAMPLE_TOKENS = 200  # length of each sample that a run generates
-MAX_EPOCHS = 20  # `warnings` reports more
-MIN_TOKENS_PER_ENTRY = 5  # of the vocabulary. word2vec (Mikolov et al., 2013) drops words that occur fewer times
+MAX_EPOCHS = 20  # with more epochs, `warnings` warns of overfitting
+# With fewer training tokens per vocabulary entry, `warnings` reports that the vocabulary is too large. word2vec
+# (Mikolov et al., 2013) drops words that occur fewer than 5 times.
+MIN_TOKENS_PER_ENTRY = 5
 
 # The heap fragments, because the blocks that a step frees do not fit the next ones. Measured with glibc, over 15 model
 # shapes: 0.2 to 0.57 of the activations.
@@ -67,7 +69,7 @@ class Memory:
     gradients: int
     optimizer: int  # its state
     activations: int  # saved by the forward for the backward
-    logits: int  # with the loss's log-probabilities and the two gradients
+    logits: int  # three float32 tensors of their size: the loss's log-probabilities, and two gradients (see `memory`)
     optimizer_workspace: int  # temporary tensors of an optimizer step
     fragmentation: int  # of the allocator's heap
     program: int  # Python, PyTorch, and the libraries that the first step loads
@@ -78,17 +80,19 @@ def memory(settings: Settings, device: str, precision: str, micro_batch: int, pr
     """What training uses on a device of type "cpu", "cuda" or "mps", with `micro_batch` sequences at once.
 
     The peak is at the start of a backward, with all activations and three tensors the size of the logits: the loss's
-    log-probabilities and two gradients. If activations are small, it is in the optimizer step. The backward frees
-    activations as it adds gradients, so gradients count in addition only with gradient accumulation, when those of the
-    previous micro-batch exist already. Compared with measurements on a CPU; on a GPU a compiled step saves less.
+    log-probabilities, their gradient, and the gradient of the logits. If activations are small, the peak is in the
+    optimizer step. The backward frees activations as it adds gradients, so gradients count in addition only with
+    gradient accumulation, when those of the previous micro-batch exist already. The formula was compared with
+    measurements on a CPU; on a GPU a compiled step stores fewer activations.
     """
     P, matrices, V = parameters(settings), settings.n_layer * 12 * settings.n_embd**2, settings.vocab_size
     size, rows = _element_size(precision), min(micro_batch, settings.batch_size)
     bf16_copy = device == "cuda" and precision == "bf16"  # training.bf16_weights; elsewhere autocast casts the matrices
-    cast = (P if bf16_copy else matrices + V * settings.n_embd) if size == 2 else 0
-    activations, logits = (rows * each for each in bytes_per_sequence(settings, device, precision))
+    cast_weights = (P if bf16_copy else matrices + V * settings.n_embd) if size == 2 else 0  # those with a 16-bit copy
+    activations, logits = (rows * count for count in bytes_per_sequence(settings, device, precision))
     muon = settings.optimizer == "muon"
-    weights, gradients, optimizer = 4 * P + 2 * cast, (6 if bf16_copy else 4) * P, 8 * P - 4 * matrices * muon
+    weights, gradients = 4 * P + 2 * cast_weights, (6 if bf16_copy else 4) * P
+    optimizer = 8 * P - 4 * matrices * muon  # AdamW keeps two float32 numbers per parameter, Muon one
     # Muon: the update itself, and the four matmul results of a Newton-Schulz iteration.
     workspace = matrices * (4 + 4 * (2 if precision == "bf16" else 4)) * muon
     if rows < settings.batch_size:  # gradient accumulation
@@ -111,8 +115,10 @@ def bytes_per_sequence(settings: ModelSettings, device: str, precision: str) -> 
     mask = 1 if device == "cuda" else size
     if settings.dropout:
         block += 2 * C * mask
-    ends = C * residual + C * size + 8 + 16 + (C * (1 if device == "cuda" else 4) if settings.dropout else 0)
-    return T * (L * block + ends), T * 12 * settings.vocab_size
+    # Outside the blocks: the final norm's input, output and statistics; the ids and targets in int64; the dropout mask
+    # of the embedding.
+    rest = C * residual + C * size + 8 + 16 + (C * (1 if device == "cuda" else 4) if settings.dropout else 0)
+    return T * (L * block + rest), T * 12 * settings.vocab_size
 
 
 def _attention_bytes(settings: ModelSettings, device: str, size: int) -> int:
@@ -143,7 +149,7 @@ def timing_from_step(settings: Settings, step: float, sequence_length: int) -> T
     """The timing of a run whose steps, with sequences of this length, take `step` seconds: the rest follows from FLOPs.
 
     Evaluation and sampling run in float32, at half the rate of bf16. With a KV cache, a token of a sample takes 0.3 ms
-    per layer, whatever the width (measured on two cores, up to 400 wide); past block_size it takes a whole forward.
+    per layer, whatever the width (measured on two cores, up to n_embd=400); past block_size it takes a whole forward.
     """
     T, tokens = settings.block_size, settings.batch_size * settings.block_size
     seconds_per_flop = step / (tokens * flops_per_token(settings, sequence_length))
@@ -169,7 +175,8 @@ def seconds_by_part(settings: Settings, timing: Timing, tokens_per_evaluation: i
         "steps": short * timing.short_step + (settings.max_steps - short) * timing.step,
         "evaluations": evaluations * tokens_per_evaluation * timing.evaluated_token,
         "samples": samples * timing.sample,
-        # The last and the best checkpoint have the optimizer's state too: two or three times the weights.
+        # These are saved with the optimizer's state, two or three times the size of the weights; those that
+        # `keep_checkpoints` adds hold only weights.
         "checkpoints": max(evaluations, saves) * _write_seconds(3 * weights)
         + settings.keep_checkpoints * _write_seconds(weights),
     }
@@ -193,7 +200,7 @@ def warnings(
     mean_document_tokens: float | None = None,
     new_model: bool = True,
 ) -> list[str]:
-    """Likely mistakes, each with a remedy. Only a model trained from scratch has its vocabulary checked."""
+    """Likely mistakes, each with a remedy. The vocabulary is checked only if the model is trained from scratch."""
     T, V, messages = settings.block_size, settings.vocab_size, []
     if free_bytes is not None and needed_bytes > free_bytes:
         messages.append(

@@ -1,7 +1,7 @@
 """Evaluate a model on a text: loss, perplexity and bits per byte, computed exactly over the whole text.
 
-Bits per byte compare models with different tokenizers, because all of them are charged for the same bytes. Nothing here
-samples: every token except the first is predicted once.
+Bits per byte compare models with different tokenizers, because the total loss is divided by the number of bytes, which
+is the same for all of them. Nothing here samples: every token except the first is predicted once.
 """
 
 import math
@@ -23,8 +23,8 @@ from octavo.runs import RunLike
 from octavo.settings import DataSettings, Settings
 from octavo.tokenizers import Tokenizer
 
-_TOKENS_PER_STEP = 1 << 22  # of `count_bytes`
-_LARGEST_EXPONENT = 700.0  # e to the power of more overflows float64
+_TOKENS_PER_LOOKUP = 1 << 22  # that `count_bytes` handles at a time
+_LARGEST_EXPONENT = 700.0  # exp(710) overflows float64
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ def perplexity(loss: float) -> float:
 def count_bytes(tokenizer: Tokenizer, tokens: np.ndarray | Shards) -> int:
     """The number of bytes of text that the tokens encode."""
     lengths = np.array([len(token) for token in tokenizer.token_bytes], dtype=np.int64)
-    starts = range(0, len(tokens), _TOKENS_PER_STEP)
-    return sum(int(lengths[tokens[start : start + _TOKENS_PER_STEP]].sum()) for start in starts)
+    starts = range(0, len(tokens), _TOKENS_PER_LOOKUP)
+    return sum(int(lengths[tokens[start : start + _TOKENS_PER_LOOKUP]].sum()) for start in starts)
 
 
 def _read_tokens(
@@ -119,7 +119,9 @@ def _read_tokens(
     if is_prepared(source):
         dataset = open_dataset(Path(source))
         if dataset.tokenizer.fingerprint != loaded.tokenizer.fingerprint:
-            raise OctavoError(f"{source} was prepared with another tokenizer than the model's", "the text itself")
+            raise OctavoError(
+                f"{source} was prepared with another tokenizer than the model's", "the text it was prepared from"
+            )
         return dataset.tokens["val"]
     text = DataSettings(source=source, encoding=encoding, errors=errors, text_field=text_field)
     return encode_corpus(text, loaded.tokenizer, unknown)

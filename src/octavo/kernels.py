@@ -70,7 +70,7 @@ def matmul_attention(
     dropout_p: float = 0.0,
     is_causal: bool = False,
 ) -> Tensor:
-    """Causal attention over at most 512 positions as two batched matmuls; any other call goes to PyTorch's.
+    """Causal attention over at most 512 positions as two batched matmuls; any other call runs PyTorch's kernel.
 
     q, k, v: (B, H, T, D). PyTorch's fused CPU kernel tiles each head; at 64 to 512 positions the overhead of its many
     small calls dominates. Its forward and backward take 3 to 5 times as long as this in bf16, 1 to 2 times in float32.
@@ -91,7 +91,7 @@ def fast_dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool
     if not training or p == 0:
         return x
     bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    threshold = round(p * 2**16)  # of 2**16 values, those that drop
+    threshold = round(p * 2**16)  # how many of the 2**16 values of 16 bits drop an element
     keep = bits[: x.numel()].view(x.shape) >= threshold - 2**15
     return x * keep.to(x.dtype).mul_(1 / (1 - threshold / 2**16))
 
@@ -171,8 +171,8 @@ def is_onednn_exact() -> bool:
 def one_thread() -> Iterator[None]:
     """Run PyTorch's CPU operations in the calling thread.
 
-    For small operations while other threads have work: OpenMP's worker threads keep spinning after their share is done,
-    on cores that the others need.
+    Use it for small operations while other threads have work: OpenMP's worker threads keep spinning after their share
+    is done, on cores that the other threads need.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -188,8 +188,8 @@ def keep_freed_memory() -> None:
 
     A training step frees and allocates the same megabytes over and over. By default glibc returns large blocks to the
     kernel, which zeroes every page before handing it out again: a third of a small model's step. The largest blocks
-    (over 64 MiB) still go back: they need contiguous space, which the holes between kept blocks seldom offer. With two
-    of GPT-2's layers, keeping them too held 2.9 GB for 2.1 GB in use, and the step was no faster.
+    (over 64 MiB) are still returned: they need contiguous space, which the holes between kept blocks seldom offer. For
+    two layers of GPT-2's size, keeping them too took 2.9 GB for 2.1 GB in use, and the step was no faster.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -55,7 +55,7 @@ def split_loss(model: GPT, tokens: TokenSequence, block_size: int, tokens_per_ba
 
 
 def _default_tokens_per_batch(device: torch.device, vocab_size: int) -> int:
-    """On a CPU a batch that stays in the caches: 64,000 tokens at once took 1.5 times as long as 4,096."""
+    """On a CPU the batch should fit into the caches: 64,000 tokens at once took 1.5 times as long as 4,096."""
     if device.type == "cpu":
         return min(1 << 12, (64 << 20) // vocab_size)  # float32 logits of at most 256 MiB
     return min(1 << 17, (512 << 20) // vocab_size)
@@ -64,8 +64,9 @@ def _default_tokens_per_batch(device: torch.device, vocab_size: int) -> int:
 def sequence_batches(tokens: TokenSequence, block_size: int, tokens_per_batch: int) -> Iterator[np.ndarray]:
     """Split `tokens` into consecutive sequences, as batches (B, T + 1) of int64.
 
-    The last token of a sequence is the first of the next, so that every token is once a target. What is left at the end
-    is a batch of one shorter sequence. A batch has at most `tokens_per_batch` tokens, but at least one sequence.
+    The last token of a sequence is the first of the next, so that every token except the very first is a target exactly
+    once. Tokens left at the end are a batch of one shorter sequence. A batch has at most `tokens_per_batch` tokens, but
+    at least one sequence.
     """
     rows = max(1, tokens_per_batch // block_size)
     full_sequences = (len(tokens) - 1) // block_size

@@ -117,7 +117,7 @@ class Transformer(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention looks at other positions, the MLP thinks about what was found; both add to the residual stream."""
+    """Attention reads from other positions, the MLP transforms each position; both add to the residual stream."""
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
