@@ -13,10 +13,11 @@ from fastapi.responses import Response
 from octavo.generation.sampling import Sampling
 from octavo.generation.stream import LocatedToken, Prompt, TextPiece, TextRequest, most_likely
 from octavo.server.api_error import ApiError
+from octavo.server.disconnect import unless_disconnected
 from octavo.server.limits import Limits
 from octavo.server.metrics import Metrics
 from octavo.server.requests import CompletionRequest
-from octavo.server.text_batch import EventStream, TextBatch, unless_disconnected
+from octavo.server.text_batch import EventStream, TextBatch
 from octavo.server.tokens import format_logprobs, read_prompt
 from octavo.server.worker import ServedModel
 
@@ -39,7 +40,7 @@ async def complete(
     if body.stream:
         return EventStream(answer.events(), batch.close)
     try:
-        content = await unless_disconnected(http, asyncio.ensure_future(answer.json()))
+        content = await unless_disconnected(http, answer.json())
         return Response(content, 499 if content is None else 200, media_type="application/json")
     finally:
         batch.close()

@@ -25,9 +25,9 @@ from octavo import estimate, runs, views
 from octavo.checkpoint import Checkpoint
 from octavo.server import responses
 from octavo.server.api_error import ApiError
+from octavo.server.disconnect import unless_disconnected
 from octavo.server.limits import Limits
 from octavo.server.requests import LensRequest
-from octavo.server.text_batch import unless_disconnected
 from octavo.server.worker import ServedModel
 from octavo.settings import Settings
 

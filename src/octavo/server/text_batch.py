@@ -7,9 +7,7 @@ and a complete answer are made of the same pieces, so both have the same text an
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import TypeVar
 
-from fastapi import Request as HTTPRequest
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -18,8 +16,6 @@ from octavo.server.api_error import ApiError
 from octavo.server.limits import Limits
 from octavo.server.metrics import Metrics
 from octavo.server.worker import ServedModel
-
-T = TypeVar("T")
 
 
 class TextBatch:
@@ -127,19 +123,3 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._close()
-
-
-async def unless_disconnected(http: HTTPRequest, future: asyncio.Future[T]) -> T | None:
-    """Await a result; if the client disconnects first, cancel it and return None."""
-    disconnected = asyncio.ensure_future(_wait_for_disconnect(http))
-    try:
-        await asyncio.wait((future, disconnected), return_when=asyncio.FIRST_COMPLETED)
-        return future.result() if future.done() else None
-    finally:
-        future.cancel()
-        disconnected.cancel()
-
-
-async def _wait_for_disconnect(http: HTTPRequest) -> None:
-    while (await http.receive())["type"] != "http.disconnect":
-        pass
