@@ -1,6 +1,6 @@
-"""For tests of the command line: run commands in this process, on a small text and small models.
+"""What the tests of the command line share: run commands in this process, on a small text and small models.
 
-The fixtures `command`, `rejected`, `workdir`, `trained` and `run_folder` are in conftest.py.
+The fixtures `workdir`, `run_command`, `assert_rejected`, `trained_folder` and `run_folder` are in conftest.py.
 """
 
 import dataclasses
@@ -48,34 +48,34 @@ class Result:
         return value
 
 
-Command = Callable[..., Result]  # command("eval", folder)
-Rejected = Callable[..., str]  # rejected(["eval", folder], "a name in the message")
+RunCommand = Callable[..., Result]  # run_command("eval", folder)
+AssertRejected = Callable[..., str]  # assert_rejected(["eval", folder], "a name in the message")
 
 
-def run_command(capsys: pytest.CaptureFixture[str], *words: object) -> Result:
+def run_command(capsys: pytest.CaptureFixture[str], *arguments: object) -> Result:
     capsys.readouterr()
     try:
-        code = cli.main([str(word) for word in words])
-    except SystemExit as end:  # --help and --version
-        code = end.code if isinstance(end.code, int) else 0
+        code = cli.main([str(argument) for argument in arguments])
+    except SystemExit as exit:  # --help and --version
+        code = exit.code if isinstance(exit.code, int) else 0
     return Result(code, *capsys.readouterr())
 
 
-def assert_rejected(command: Command, folder: Path, words: list[object], *names: object) -> str:
-    """Run a command, which must print an error in two lines that contains `names`, and change nothing in `folder`.
+def assert_rejected(run_command: RunCommand, folder: Path, arguments: list[object], *names: object) -> str:
+    """Assert that a command prints an error of two lines that contains `names`, and changes nothing in `folder`.
 
     The hint may name only flags that the verb has. Returns the error.
     """
-    before = contents(folder)
-    result = command(*words)
+    before = snapshot(folder)
+    result = run_command(*arguments)
     assert (result.code, result.out) == (2, "")
     message, hint = result.err.splitlines()
     assert message.startswith("error: ")
     assert hint.startswith("  try: ")
     for name in names:
         assert str(name) in result.err
-    assert contents(folder) == before
-    verb = str(words[0]) if words else ""
+    assert snapshot(folder) == before
+    verb = str(arguments[0]) if arguments else ""
     flags = cli.parse([verb, *VERBS[verb]]).flags if verb in VERBS else []
     if not hint.startswith("  try: octavo "):
         assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", hint)) <= {*flags, "--help"}, hint
@@ -83,18 +83,18 @@ def assert_rejected(command: Command, folder: Path, words: list[object], *names:
 
 
 def train_small_run(folder: Path) -> None:
-    """Train a run of four steps in `folder`/run. What `octavo train --json` printed is in `folder`/report.json."""
+    """Train a run of four steps in `folder`/run. The output of `octavo train --json` is in `folder`/report.json."""
     (folder / "text.txt").write_text(TEXT, encoding="utf-8")
     output = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OCTAVO_CACHE", str(folder / "cache"))
         patch.setattr(sys, "stdout", output)
-        words = ["train", str(folder / "text.txt"), "--out", str(folder / "run"), "--eval-every", "2", "--json"]
-        assert cli.main([*words, *SMALL]) == 0
+        arguments = ["train", str(folder / "text.txt"), "--out", str(folder / "run"), "--eval-every", "2", "--json"]
+        assert cli.main([*arguments, *SMALL]) == 0
     (folder / "report.json").write_text(output.getvalue(), encoding="utf-8")
 
 
-def contents(folder: Path) -> dict[str, bytes | None]:
+def snapshot(folder: Path) -> dict[str, bytes | None]:
     """Every file under `folder` with its bytes, and every folder with None."""
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 

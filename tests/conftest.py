@@ -1,4 +1,4 @@
-"""Fixtures that several test files share. Files that may not be in the repository are reached only through `shared`."""
+"""Fixtures that several test files share. Files outside of the repository are reached only through `shared`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 import commands
 import octavo
-from commands import Command, Rejected, Result
+from commands import AssertRejected, Result, RunCommand
 from lenses import RANDOM_CASES, Case, random_case, random_checkpoint, train_on
 from lenses import tiny_run as train_tiny_run
 from octavo import kernels
@@ -42,7 +42,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with the compiled forward.c. It is built once for all tests, outside of their caches."""
+    """The folder with the compiled forward.c. It is compiled once for all tests, outside of their caches."""
     cache = tmp_path_factory.mktemp("built")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OCTAVO_CACHE", str(cache))
@@ -52,7 +52,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test has its own cache folder, and no test reaches the network by accident."""
+    """Give every test an empty cache folder, and disable network access of the libraries that would use it."""
     cache = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("OCTAVO_CACHE", str(cache))
     for tool in ("TRACKIO_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
@@ -67,7 +67,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 @pytest.fixture
 def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Make a folder with a small text, `text.txt`, the working directory. Help is printed without line breaks."""
+    """The working directory: a folder with a small text, `text.txt`. Help is printed without line breaks."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "1000")
     monkeypatch.delenv("FORCE_COLOR", raising=False)
@@ -76,37 +76,37 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def command(workdir: Path, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run a command in this process, in `workdir`."""
+def run_command(workdir: Path, capsys: pytest.CaptureFixture[str]) -> RunCommand:
+    """A function that runs a command in this process, in `workdir`."""
 
-    def run(*words: object) -> Result:
-        return commands.run_command(capsys, *words)
+    def run(*arguments: object) -> Result:
+        return commands.run_command(capsys, *arguments)
 
     return run
 
 
 @pytest.fixture
-def rejected(workdir: Path, command: Command) -> Rejected:
-    """Assert that a command is rejected with an error in two lines, and changes nothing."""
+def assert_rejected(workdir: Path, run_command: RunCommand) -> AssertRejected:
+    """A function that asserts that a command prints an error of two lines and changes nothing in `workdir`."""
 
-    def check(words: list[object], *names: object) -> str:
-        return commands.assert_rejected(command, workdir, words, *names)
+    def check(arguments: list[object], *names: object) -> str:
+        return commands.assert_rejected(run_command, workdir, arguments, *names)
 
     return check
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Path:
-    """A folder with a run of four steps in `run` and its `report.json`; tests must not change it."""
+def trained_folder(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Path:
+    """A folder with a run of four steps, `run`, and its `report.json`. Tests must not change it."""
     folder = tmp_path_factory.mktemp("trained")
     commands.train_small_run(folder)
     return folder
 
 
 @pytest.fixture
-def run_folder(trained: Path, workdir: Path) -> Path:
-    """A copy of the trained run: runs/mine in the working directory."""
-    return Path(shutil.copytree(trained / "run", workdir / "runs" / "mine")).relative_to(workdir)
+def run_folder(trained_folder: Path, workdir: Path) -> Path:
+    """A copy of the run in `trained_folder`: runs/mine in the working directory."""
+    return Path(shutil.copytree(trained_folder / "run", workdir / "runs" / "mine")).relative_to(workdir)
 
 
 # Fixtures of the page's tests, see `sites` and `browser`

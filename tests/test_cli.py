@@ -1,4 +1,4 @@
-"""The command line: parsing, help, errors about unknown words, and how the process ends."""
+"""The command line: parsing, help, errors about unknown arguments, and how the process ends."""
 
 import dataclasses
 import io
@@ -16,28 +16,28 @@ from typing import Any
 import pytest
 
 import octavo
-from commands import SMALL, VERBS, Command, Rejected, Result, contents
+from commands import SMALL, VERBS, AssertRejected, Result, RunCommand, snapshot
 from octavo import cli
 from octavo.settings import NANOGPT_NAMES, PRESETS, SECTIONS, DataSettings, from_toml, resolve
 
 pytestmark = pytest.mark.usefixtures("workdir")
 
 
-# Unknown words
+# Unknown arguments
 
 
-def test_no_arguments_print_the_verbs(command: Command) -> None:
-    result = command()
+def test_no_arguments_print_the_verbs(run_command: RunCommand) -> None:
+    result = run_command()
     assert result.code == 0
     assert all(verb in result.out for verb in cli.VERBS)
 
 
-def test_a_misspelled_verb_is_rejected_with_the_nearest_one(rejected: Rejected) -> None:
-    rejected(["trian", "my.txt"], "'trian'", "try: octavo train")
+def test_a_misspelled_verb_is_rejected_with_the_nearest_one(assert_rejected: AssertRejected) -> None:
+    assert_rejected(["trian", "my.txt"], "'trian'", "try: octavo train")
 
 
 @pytest.mark.parametrize(
-    ("words", "names"),
+    ("arguments", "names"),
     [
         ("--n-layrs 6", ["--n-layrs", "try: --n-layer"]),
         ("--n_layrs=6", ["--n-layrs", "try: --n-layer"]),
@@ -51,41 +51,45 @@ def test_a_misspelled_verb_is_rejected_with_the_nearest_one(rejected: Rejected) 
         ("--bias maybe", ["'maybe'", "true", "false"]),
     ],
 )
-def test_words_that_cannot_be_parsed_are_rejected(words: str, names: list[str], rejected: Rejected) -> None:
-    rejected(["train", "text.txt", *SMALL, *words.split()], *names)
+def test_arguments_that_cannot_be_parsed_are_rejected(
+    arguments: str, names: list[str], assert_rejected: AssertRejected
+) -> None:
+    assert_rejected(["train", "text.txt", *SMALL, *arguments.split()], *names)
 
 
-@pytest.mark.parametrize("words", [["--n-layer", "6"], ["--versoin"], ["sample"], ["prepare", "a.txt"]])
-def test_an_incomplete_command_is_rejected(words: list[object], rejected: Rejected) -> None:
-    rejected(words, "--help")
+@pytest.mark.parametrize("arguments", [["--n-layer", "6"], ["--versoin"], ["sample"], ["prepare", "a.txt"]])
+def test_an_incomplete_command_is_rejected(arguments: list[object], assert_rejected: AssertRejected) -> None:
+    assert_rejected(arguments, "--help")
 
 
 @pytest.mark.parametrize("form", ["--{}=1", "--{} 1"])
 @pytest.mark.parametrize("name", NANOGPT_NAMES)
-def test_nanogpts_settings_are_rejected_with_their_replacement(name: str, form: str, rejected: Rejected) -> None:
-    for spelling in (name, name.replace("_", "-")):
-        rejected(["train", "text.txt", *form.format(spelling).split()], "nanoGPT", NANOGPT_NAMES[name])
-
-
-@pytest.mark.parametrize(("word", "replacement"), [("--start=abc", "--prompt"), ("--out_dir=x", "the run itself")])
-def test_options_of_nanogpts_sample_are_rejected_with_their_replacement(
-    word: str, replacement: str, rejected: Rejected
+def test_nanogpts_settings_are_rejected_with_their_replacement(
+    name: str, form: str, assert_rejected: AssertRejected
 ) -> None:
-    rejected(["sample", "runs/mine", word], replacement)
+    for spelling in (name, name.replace("_", "-")):
+        assert_rejected(["train", "text.txt", *form.format(spelling).split()], "nanoGPT", NANOGPT_NAMES[name])
+
+
+@pytest.mark.parametrize(("argument", "replacement"), [("--start=abc", "--prompt"), ("--out_dir=x", "the run itself")])
+def test_options_of_nanogpts_sample_are_rejected_with_their_replacement(
+    argument: str, replacement: str, assert_rejected: AssertRejected
+) -> None:
+    assert_rejected(["sample", "runs/mine", argument], replacement)
 
 
 # How settings are spelled
 
 
-@pytest.mark.parametrize("words", ["--n-layer 2", "--n_layer 2", "--n-layer=2", "--n_layer=2"])
-def test_a_setting_is_written_with_hyphens_or_underscores(words: str, command: Command) -> None:
-    assert command("train", "text.txt", *SMALL, "--max_steps=0", *words.split(), "--out", "run").code == 0
+@pytest.mark.parametrize("arguments", ["--n-layer 2", "--n_layer 2", "--n-layer=2", "--n_layer=2"])
+def test_a_setting_is_written_with_hyphens_or_underscores(arguments: str, run_command: RunCommand) -> None:
+    assert run_command("train", "text.txt", *SMALL, "--max_steps=0", *arguments.split(), "--out", "run").code == 0
     settings = from_toml(Path("run/settings.toml"))
     assert (settings.n_layer, settings.max_steps, settings.source) == (2, 0, "text.txt")
 
 
 @pytest.mark.parametrize(
-    ("words", "name", "value"),
+    ("arguments", "name", "value"),
     [
         ("--bias=False", "bias", False),
         ("--bias false", "bias", False),
@@ -107,9 +111,11 @@ def test_a_setting_is_written_with_hyphens_or_underscores(words: str, command: C
         ("--preset baby", "curriculum_splits", 2),
     ],
 )
-def test_the_run_has_the_settings_of_the_command(words: str, name: str, value: object, command: Command) -> None:
+def test_the_run_has_the_settings_of_the_command(
+    arguments: str, name: str, value: object, run_command: RunCommand
+) -> None:
     Path("some.toml").write_text("[training]\nseed = 3\n[model]\ndropout = 0.5", encoding="utf-8")
-    assert command("train", "text.txt", *SMALL, "--max-steps", 0, *words.split(), "--out", "run").code == 0
+    assert run_command("train", "text.txt", *SMALL, "--max-steps", 0, *arguments.split(), "--out", "run").code == 0
     assert getattr(from_toml(Path("run/settings.toml")), name) == value
 
 
@@ -122,16 +128,16 @@ def help_line(flag: str, help: str) -> str:
     return " ".join(line.split())
 
 
-def test_help_names_every_verb(command: Command) -> None:
-    result = command("--help")
+def test_help_names_every_verb(run_command: RunCommand) -> None:
+    result = run_command("--help")
     assert (result.code, result.err) == (0, "")
     assert all(re.search(rf"^ +{verb} ", result.out, re.MULTILINE) for verb in cli.VERBS)
 
 
 @pytest.mark.parametrize("preset", [None, *PRESETS])
-def test_help_lists_every_setting_with_the_default_of_the_preset(preset: str | None, command: Command) -> None:
-    words = [] if preset is None else [f"--preset={preset}"] if preset == "baby" else ["--preset", preset]
-    text, settings = command("train", "--help", *words).out, resolve(preset)
+def test_help_lists_every_setting_with_the_default_of_the_preset(preset: str | None, run_command: RunCommand) -> None:
+    arguments = [] if preset is None else [f"--preset={preset}"] if preset == "baby" else ["--preset", preset]
+    text, settings = run_command("train", "--help", *arguments).out, resolve(preset)
     for each in [each for section in SECTIONS.values() for each in dataclasses.fields(section)]:
         if each.name == "source":
             continue
@@ -142,8 +148,8 @@ def test_help_lists_every_setting_with_the_default_of_the_preset(preset: str | N
         assert all(choice in line for choice in each.metadata["choices"])
 
 
-def test_help_of_prepare_lists_its_settings(command: Command) -> None:
-    text = command("prepare", "--help").out
+def test_help_of_prepare_lists_its_settings(run_command: RunCommand) -> None:
+    text = run_command("prepare", "--help").out
     for each in dataclasses.fields(DataSettings):
         if each.name != "source":
             shown = str(each.default).lower() if each.type is bool else str(each.default)
@@ -152,8 +158,8 @@ def test_help_of_prepare_lists_its_settings(command: Command) -> None:
 
 
 @pytest.mark.parametrize("verb", ["sample", "eval"])
-def test_help_shows_the_defaults_that_parsing_gives(verb: str, command: Command) -> None:
-    text, parsed = command(verb, "--help").out, vars(cli.parse([verb, "RUN"]))
+def test_help_shows_the_defaults_that_parsing_gives(verb: str, run_command: RunCommand) -> None:
+    text, parsed = run_command(verb, "--help").out, vars(cli.parse([verb, "RUN"]))
     for flag in parsed["flags"]:
         if not flag.startswith("--") or flag in ("--help", "--json"):
             continue
@@ -164,40 +170,40 @@ def test_help_shows_the_defaults_that_parsing_gives(verb: str, command: Command)
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_the_example_in_the_help_of_a_verb_can_be_parsed(verb: str, command: Command) -> None:
-    (example,) = re.findall(rf"^    (octavo {verb} .*)", command(verb, "--help").out, re.MULTILINE)
+def test_the_example_in_the_help_of_a_verb_can_be_parsed(verb: str, run_command: RunCommand) -> None:
+    (example,) = re.findall(rf"^    (octavo {verb} .*)", run_command(verb, "--help").out, re.MULTILINE)
     assert cli.parse(shlex.split(example)[1:]).prog == f"octavo {verb}"
 
 
-def test_version(command: Command) -> None:
-    assert command("--version") == Result(0, f"octavo {octavo.__version__}\n", "")
+def test_version(run_command: RunCommand) -> None:
+    assert run_command("--version") == Result(0, f"octavo {octavo.__version__}\n", "")
 
 
 HELP = """
 import sys
 from octavo import cli
-for words in (["--help"], ["--version"], ["train", "--help"], ["sample", "--help"], ["train", "--n-layrs", "6"]):
+for arguments in (["--help"], ["--version"], ["train", "--help"], ["sample", "--help"], ["train", "--n-layrs", "6"]):
     try:
-        cli.main(words)
+        cli.main(arguments)
     except SystemExit:
         pass
 print(*{"torch", "numpy", "transformers", "tokenizers", "rich"} & set(sys.modules), file=sys.stderr)
 """
 
 
-def test_help_and_errors_about_unknown_words_do_not_import_torch() -> None:
+def test_help_and_errors_about_unknown_arguments_do_not_import_torch() -> None:
     done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, encoding="utf-8", check=True)
     assert done.stderr.splitlines()[-1] == ""
     assert "--n-layer" in done.stdout
 
 
-# As a process
+# Processes
 
 
-def run_process(*words: object, stdout: int = subprocess.PIPE) -> "subprocess.CompletedProcess[str]":
+def run_process(*arguments: object, stdout: int = subprocess.PIPE) -> "subprocess.CompletedProcess[str]":
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     return subprocess.run(
-        [sys.executable, "-m", "octavo", *map(str, words)],
+        [sys.executable, "-m", "octavo", *map(str, arguments)],
         env=environment,
         encoding="utf-8",
         stdin=subprocess.DEVNULL,
@@ -207,11 +213,11 @@ def run_process(*words: object, stdout: int = subprocess.PIPE) -> "subprocess.Co
 
 
 def test_an_error_ends_the_process_with_exit_code_2(workdir: Path) -> None:
-    for words in (["train", "text.txt", "--n-layrs", "6"], ["train", "missing.txt"]):
-        done = run_process(*words)
+    for arguments in (["train", "text.txt", "--n-layrs", "6"], ["train", "missing.txt"]):
+        done = run_process(*arguments)
         assert (done.returncode, done.stdout) == (2, "")
         assert re.fullmatch(r"error: .*\n  try: .*\n", done.stderr)
-    assert list(contents(workdir)) == ["text.txt"]
+    assert list(snapshot(workdir)) == ["text.txt"]
 
 
 @contextmanager
@@ -226,7 +232,7 @@ def closed_pipe() -> Iterator[int]:
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         ["sample", "runs/mine", "--max-new-tokens", 3],
         ["eval", "runs/mine", "--json"],
@@ -234,9 +240,9 @@ def closed_pipe() -> Iterator[int]:
     ],
 )
 @pytest.mark.usefixtures("run_folder")
-def test_a_closed_pipe_is_not_an_error(words: list[Any]) -> None:
+def test_a_closed_pipe_is_not_an_error(arguments: list[Any]) -> None:
     with closed_pipe() as pipe:
-        done = run_process(*words, stdout=pipe)
+        done = run_process(*arguments, stdout=pipe)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -246,22 +252,22 @@ def test_characters_that_stdout_cannot_encode_are_replaced(
     verb: str, encoding: str, run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("arabic.txt").write_text("كتاب قلم\n" * 60, encoding="utf-8")
-    words = {
+    arguments = {
         "train": ["train", "arabic.txt", *SMALL],
         "sample": ["sample", str(run_folder), "--prompt", "كتاب", "--unknown", "skip", "--max-new-tokens", "3"],
     }
     out = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding=encoding, write_through=True))
-    assert cli.main(words[verb]) == 0
+    assert cli.main(arguments[verb]) == 0
     assert out.getvalue()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such file names")
-def test_a_file_name_that_is_not_utf_8_trains_or_is_rejected(command: Command, workdir: Path) -> None:
+def test_a_file_name_that_is_not_utf_8_trains_or_is_rejected(run_command: RunCommand, workdir: Path) -> None:
     name = os.fsdecode(b"caf\xe9.txt")
     shutil.copy("text.txt", name)
-    result = command("train", name, *SMALL, "--out", "run")
+    result = run_command("train", name, *SMALL, "--out", "run")
     if result.code == 2:
         assert not (workdir / "run").exists()
     else:
-        assert result.code == command("eval", "run").code == 0
+        assert result.code == run_command("eval", "run").code == 0

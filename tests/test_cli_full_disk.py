@@ -4,14 +4,13 @@ import dataclasses
 import errno
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 import octavo
-from commands import SMALL, Command, command_with_source, contents, last_checkpoint
+from commands import SMALL, RunCommand, command_with_source, last_checkpoint, snapshot
+from folders import file_size_limit
 from octavo.data.dataset import open_dataset
 
 
@@ -43,18 +42,18 @@ def has_no_leftovers(folder: Path) -> bool:
     return not [path for path in folder.rglob("*") if path.name.endswith((".partial", ".removed"))]
 
 
-def test_a_run_resumes_bit_for_bit_after_the_disk_was_full(disk: Disk, command: Command, workdir: Path) -> None:
+def test_a_run_resumes_bit_for_bit_after_the_disk_was_full(disk: Disk, run_command: RunCommand, workdir: Path) -> None:
     """The disk is full at every possible fsync in turn."""
-    words = ["train", "text.txt", *SMALL, "--eval-every", 2, "--keep-checkpoints", 0, "--sample-every", 0, "--out"]
-    assert command(*words, "undisturbed").code == 0  # prepares the text, so that later runs do not
+    arguments = ["train", "text.txt", *SMALL, "--eval-every", 2, "--keep-checkpoints", 0, "--sample-every", 0, "--out"]
+    assert run_command(*arguments, "undisturbed").code == 0  # prepares the text, so that later runs do not
     disk.reset()
-    assert command(*words, "another").code == 0
+    assert run_command(*arguments, "another").code == 0
     weights = (last_checkpoint(workdir / "undisturbed") / "model.safetensors").read_bytes()
     resumed = 0
     for capacity in range(1, disk.count):  # with capacity 0 not even settings.toml is written: see the next test
         run = workdir / f"capacity {capacity}"
         disk.reset(capacity)
-        result = command(*words, run)
+        result = run_command(*arguments, run)
         assert result.code == 2
         assert "disk is full" in result.err
         assert str(run) in result.err
@@ -64,32 +63,34 @@ def test_a_run_resumes_bit_for_bit_after_the_disk_was_full(disk: Disk, command: 
         if not (run / "last").exists():
             continue
         resumed += 1
-        assert command("eval", run).code == 0
-        assert command("train", "--resume", run).code == 0
+        assert run_command("eval", run).code == 0
+        assert run_command("train", "--resume", run).code == 0
         assert (last_checkpoint(run) / "model.safetensors").read_bytes() == weights
         assert [line["step"] for line in octavo.Run(run).lines("metrics")] == [1, 2, 4]
     assert resumed > 10
 
 
-def test_a_disk_that_is_full_from_the_start_leaves_no_run_folder(disk: Disk, command: Command, workdir: Path) -> None:
-    words = ["train", "text.txt", *SMALL, "--name", "mine"]
-    assert command("train", "text.txt", *SMALL, "--name", "another").code == 0
-    before = contents(workdir)
+def test_a_disk_that_is_full_from_the_start_leaves_no_run_folder(
+    disk: Disk, run_command: RunCommand, workdir: Path
+) -> None:
+    arguments = ["train", "text.txt", *SMALL, "--name", "mine"]
+    assert run_command("train", "text.txt", *SMALL, "--name", "another").code == 0
+    before = snapshot(workdir)
     disk.reset(capacity=0)
-    assert "disk is full" in command(*words).err
-    assert contents(workdir) == before
+    assert "disk is full" in run_command(*arguments).err
+    assert snapshot(workdir) == before
     disk.reset()
-    assert command(*words).code == 0
+    assert run_command(*arguments).code == 0
 
 
 @pytest.mark.parametrize("verb", ["train", "prepare"])
 def test_an_interrupted_preparation_leaves_only_complete_datasets_and_continues(
-    verb: str, disk: Disk, command: Command, workdir: Path, own_cache: Path
+    verb: str, disk: Disk, run_command: RunCommand, workdir: Path, own_cache: Path
 ) -> None:
     folders, capacity = (own_cache, workdir), 0
     for capacity in range(100):
         disk.reset(capacity)
-        if (result := command(*command_with_source(verb, "text.txt"))).code == 0 or "step" in result.err:
+        if (result := run_command(*command_with_source(verb, "text.txt"))).code == 0 or "step" in result.err:
             break
         assert result.code == 2
         assert "disk is full" in result.err
@@ -103,27 +104,16 @@ def test_an_interrupted_preparation_leaves_only_complete_datasets_and_continues(
     assert capacity >= 4  # each attempt continued where the previous one had stopped
     shutil.rmtree(workdir / "out", ignore_errors=True)
     disk.reset()
-    assert command(*command_with_source(verb, "text.txt")).code == 0
+    assert run_command(*command_with_source(verb, "text.txt")).code == 0
     assert not [path for folder in folders for path in folder.rglob("*.preparing")]
 
 
-@contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """Limit the size of files, which fails like a full disk in code of any language."""
-    import resource
-
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no limit on file size")
-def test_a_disk_that_is_full_while_weights_are_written_leaves_no_checkpoint(command: Command, workdir: Path) -> None:
+def test_a_disk_that_is_full_while_weights_are_written_leaves_no_checkpoint(
+    run_command: RunCommand, workdir: Path
+) -> None:
     with file_size_limit(50_000):
-        result = command("train", "text.txt", *SMALL, "--n-embd", 64, "--out", "run")
+        result = run_command("train", "text.txt", *SMALL, "--n-embd", 64, "--out", "run")
     assert result.code == 2
     assert "disk is full" in result.err
     assert "run" in result.err

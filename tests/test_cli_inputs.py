@@ -1,12 +1,20 @@
 """Every verb rejects sources without text, and runs and checkpoints that are missing, damaged or not GPT-2."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from commands import RECIPE, Command, Rejected, command_with_source, contents, copy_as_foreign, last_checkpoint
+from commands import (
+    RECIPE,
+    AssertRejected,
+    RunCommand,
+    command_with_source,
+    copy_as_foreign,
+    last_checkpoint,
+    snapshot,
+)
+from folders import flip_bit, truncate
 
 # Sources
 
@@ -46,60 +54,52 @@ BAD_SOURCES: list[tuple[Callable[[Path], str], list[str]]] = [
 @pytest.mark.parametrize(("write", "names"), BAD_SOURCES)
 @pytest.mark.parametrize("verb", ["train", "prepare", "eval", "estimate"])
 def test_a_source_without_text_is_rejected(
-    verb: str, write: Callable[[Path], str], names: list[str], workdir: Path, rejected: Rejected
+    verb: str, write: Callable[[Path], str], names: list[str], workdir: Path, assert_rejected: AssertRejected
 ) -> None:
-    rejected(command_with_source(verb, write(workdir)), *names)
+    assert_rejected(command_with_source(verb, write(workdir)), *names)
 
 
 @pytest.mark.usefixtures("run_folder")
 @pytest.mark.parametrize("verb", ["train", "prepare", "eval"])
-def test_a_text_in_place_of_its_file_is_rejected(verb: str, rejected: Rejected) -> None:
-    rejected(command_with_source(verb, "the cat sat on the mat " * 500))
+def test_a_text_in_place_of_its_file_is_rejected(verb: str, assert_rejected: AssertRejected) -> None:
+    assert_rejected(command_with_source(verb, "the cat sat on the mat " * 500))
 
 
 @pytest.mark.parametrize("length", [1, 10])
 @pytest.mark.parametrize("verb", ["train", "prepare"])
-def test_a_text_too_short_to_split_is_rejected(verb: str, length: int, workdir: Path, rejected: Rejected) -> None:
+def test_a_text_too_short_to_split_is_rejected(
+    verb: str, length: int, workdir: Path, assert_rejected: AssertRejected
+) -> None:
     (workdir / "short.txt").write_text("abcdefghij"[:length], encoding="utf-8")
-    rejected(command_with_source(verb, "short.txt"), f"{length} characters")
+    assert_rejected(command_with_source(verb, "short.txt"), f"{length} characters")
 
 
 def test_characters_outside_the_models_vocabulary_are_rejected(
-    run_folder: Path, workdir: Path, rejected: Rejected
+    run_folder: Path, workdir: Path, assert_rejected: AssertRejected
 ) -> None:
     (workdir / "greek.txt").write_text("ω" * 100, encoding="utf-8")
-    rejected(["eval", run_folder, "greek.txt"], "unknown characters", "'ω'")
-    rejected(["train", "greek.txt", "--init", run_folder], "unknown characters", "'ω'")
+    assert_rejected(["eval", run_folder, "greek.txt"], "unknown characters", "'ω'")
+    assert_rejected(["train", "greek.txt", "--init", run_folder], "unknown characters", "'ω'")
 
 
 # Runs
 
 
 @pytest.mark.parametrize("verb", ["sample", "eval"])
-def test_a_text_in_place_of_a_run_is_rejected(verb: str, rejected: Rejected) -> None:
-    rejected([verb, "the cat sat on the mat " * 500])
+def test_a_text_in_place_of_a_run_is_rejected(verb: str, assert_rejected: AssertRejected) -> None:
+    assert_rejected([verb, "the cat sat on the mat " * 500])
 
 
 @pytest.mark.parametrize("verb", ["sample", "eval"])
 def test_an_unknown_run_is_rejected_with_a_list_of_runs(
-    verb: str, run_folder: Path, workdir: Path, rejected: Rejected
+    verb: str, run_folder: Path, workdir: Path, assert_rejected: AssertRejected
 ) -> None:
     (workdir / "folder").mkdir()
     for path, problem in [("nothing", "does not exist"), ("folder", "neither a run"), ("text.txt", "neither a run")]:
-        rejected([verb, path], path, problem, run_folder)
+        assert_rejected([verb, path], path, problem, run_folder)
 
 
 # Checkpoints
-
-
-def truncate(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def flip_a_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 USES: dict[str, Callable[[Path], list[object]]] = {
@@ -126,21 +126,23 @@ def test_files_lists_all_files_of_a_checkpoint(run_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("damage", [truncate, flip_a_bit, Path.unlink])
+@pytest.mark.parametrize("damage", [truncate, flip_bit, Path.unlink])
 @pytest.mark.parametrize("use", USES)
 def test_a_damaged_checkpoint_is_rejected(
-    use: str, damage: Callable[[Path], None], name: str, run_folder: Path, rejected: Rejected
+    use: str, damage: Callable[[Path], None], name: str, run_folder: Path, assert_rejected: AssertRejected
 ) -> None:
     assert (run_folder / "best").read_text(encoding="utf-8") == (run_folder / "last").read_text(encoding="utf-8")
     damage(last_checkpoint(run_folder) / name)
-    rejected(USES[use](run_folder), last_checkpoint(run_folder))
+    assert_rejected(USES[use](run_folder), last_checkpoint(run_folder))
 
 
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("content", ["{}", '{"files": []}', '{"files": {"config.json": {}}}'])
-def test_an_invalid_manifest_is_rejected(use: str, content: str, run_folder: Path, rejected: Rejected) -> None:
+def test_an_invalid_manifest_is_rejected(
+    use: str, content: str, run_folder: Path, assert_rejected: AssertRejected
+) -> None:
     (last_checkpoint(run_folder) / "manifest.json").write_text(content, encoding="utf-8")
-    rejected(USES[use](run_folder), "manifest.json")
+    assert_rejected(USES[use](run_folder), "manifest.json")
 
 
 @pytest.mark.parametrize(
@@ -157,23 +159,24 @@ def test_an_invalid_manifest_is_rejected(use: str, content: str, run_folder: Pat
 )
 @pytest.mark.parametrize("use", ["sample", "eval", "init"])
 def test_a_model_of_another_architecture_is_rejected(
-    use: str, config: dict[str, object], names: list[str], run_folder: Path, command: Command, workdir: Path
+    use: str, config: dict[str, object], names: list[str], run_folder: Path, run_command: RunCommand, workdir: Path
 ) -> None:
     folder = copy_as_foreign(run_folder, **config)
-    before = contents(workdir)
-    result = command(*USES[use](folder))  # not `rejected`: the hint for n_head names a flag that eval does not have
+    before = snapshot(workdir)
+    # Not `assert_rejected`, because the hint for n_head names a flag that eval does not have.
+    result = run_command(*USES[use](folder))
     assert (result.code, result.out) == (2, "")
     assert all(name in result.err for name in names)
     assert "\n  try: " in result.err
-    assert contents(workdir) == before
+    assert snapshot(workdir) == before
 
 
 def test_a_hugging_face_folder_can_be_sampled_evaluated_and_finetuned_but_not_resumed(
-    run_folder: Path, command: Command, rejected: Rejected
+    run_folder: Path, run_command: RunCommand, assert_rejected: AssertRejected
 ) -> None:
     folder = copy_as_foreign(run_folder)
-    assert command("sample", folder, "--max-new-tokens", 3).code == 0
-    assert command("eval", folder, "text.txt").code == 0
-    assert command("train", "text.txt", "--init", folder, "--max-steps", 1, "--device", "cpu").code == 0
-    rejected(["eval", folder], "trained on")
-    rejected(["train", "--resume", folder], "foreign is not a run")
+    assert run_command("sample", folder, "--max-new-tokens", 3).code == 0
+    assert run_command("eval", folder, "text.txt").code == 0
+    assert run_command("train", "text.txt", "--init", folder, "--max-steps", 1, "--device", "cpu").code == 0
+    assert_rejected(["eval", folder], "trained on")
+    assert_rejected(["train", "--resume", folder], "foreign is not a run")

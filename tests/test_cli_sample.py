@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from commands import Command, Rejected
+from commands import AssertRejected, RunCommand
 
 SEPARATOR = "\n---------------\n"
 
 
 @pytest.mark.parametrize(
-    ("words", "names"),
+    ("arguments", "names"),
     [
         ("--temperature nan", ["temperature=nan", "between 0 and 100"]),
         ("--temperature -1", ["temperature=-1.0"]),
@@ -30,34 +30,36 @@ SEPARATOR = "\n---------------\n"
         ("--prompt a --prompt-file b", ["--prompt", "--prompt-file"]),
     ],
 )
-def test_an_invalid_option_is_rejected(words: str, names: list[str], run_folder: Path, rejected: Rejected) -> None:
-    rejected(["sample", run_folder, *words.split()], *names)
+def test_an_invalid_option_is_rejected(
+    arguments: str, names: list[str], run_folder: Path, assert_rejected: AssertRejected
+) -> None:
+    assert_rejected(["sample", run_folder, *arguments.split()], *names)
 
 
 @pytest.mark.parametrize("content", [None, b"caf\xe9"])
 def test_a_prompt_file_that_is_missing_or_not_utf_8_is_rejected(
-    content: bytes | None, run_folder: Path, workdir: Path, rejected: Rejected
+    content: bytes | None, run_folder: Path, workdir: Path, assert_rejected: AssertRejected
 ) -> None:
     if content is not None:
         (workdir / "prompt.txt").write_bytes(content)
-    rejected(["sample", run_folder, "--prompt-file", "prompt.txt"], "prompt.txt")
+    assert_rejected(["sample", run_folder, "--prompt-file", "prompt.txt"], "prompt.txt")
 
 
 def test_a_prompt_is_an_argument_a_file_or_stdin(
-    run_folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+    run_folder: Path, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("prompt.txt").write_bytes(b"\xef\xbb\xbfthe cat")  # with a byte order mark, as editors on Windows write it
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the cat")))
     ways = (["--prompt", "the cat"], ["--prompt-file", "prompt.txt"], ["--prompt-file", "-"])
-    texts = [command("sample", run_folder, *way, "--max-new-tokens", 20).out for way in ways]
+    texts = [run_command("sample", run_folder, *way, "--max-new-tokens", 20).out for way in ways]
     assert texts[0].startswith("the cat")
     assert len(texts[0]) == len("the cat") + 20 + len("\n")
     assert texts[0] == texts[1] == texts[2]
 
 
-def test_json_has_the_documented_keys(run_folder: Path, command: Command) -> None:
-    words = ["--prompt", "the ", "--max-new-tokens", 5, "--num-samples", 2, "--json"]
-    result = command("sample", run_folder, *words)
+def test_json_has_the_documented_keys(run_folder: Path, run_command: RunCommand) -> None:
+    arguments = ["--prompt", "the ", "--max-new-tokens", 5, "--num-samples", 2, "--json"]
+    result = run_command("sample", run_folder, *arguments)
     assert (result.code, result.err) == (0, "")
     assert list(result.json) == ["prompt", "samples"]
     assert result.json["prompt"] == "the "
@@ -68,47 +70,46 @@ def test_json_has_the_documented_keys(run_folder: Path, command: Command) -> Non
         assert sample["finish_reason"] == "length"
 
 
-def test_text_and_json_agree_and_are_deterministic(run_folder: Path, command: Command) -> None:
-    words = ["sample", run_folder, "--prompt", "the ", "--max-new-tokens", 12, "--num-samples", 2, "--seed", 5]
-    texts = ["the " + sample["text"] for sample in command(*words, "--json").json["samples"]]
-    assert command(*words).out == SEPARATOR.join(texts) + "\n"
+def test_text_and_json_agree_and_are_deterministic(run_folder: Path, run_command: RunCommand) -> None:
+    arguments = ["sample", run_folder, "--prompt", "the ", "--max-new-tokens", 12, "--num-samples", 2, "--seed", 5]
+    texts = ["the " + sample["text"] for sample in run_command(*arguments, "--json").json["samples"]]
+    assert run_command(*arguments).out == SEPARATOR.join(texts) + "\n"
     assert texts[0] != texts[1]
-    assert command(*words).out == command(*words).out
-    assert command(*words, "--seed", 6).out != command(*words).out
+    assert run_command(*arguments).out == run_command(*arguments).out
+    assert run_command(*arguments, "--seed", 6).out != run_command(*arguments).out
 
 
-def test_best_of_prints_complete_texts(run_folder: Path, command: Command) -> None:
-    words = ["--prompt", "the ", "--max-new-tokens", 12, "--num-samples", 2, "--best-of", 5]
-    samples = command("sample", run_folder, *words, "--json").json["samples"]
+def test_best_of_prints_complete_texts(run_folder: Path, run_command: RunCommand) -> None:
+    arguments = ["--prompt", "the ", "--max-new-tokens", 12, "--num-samples", 2, "--best-of", 5]
+    samples = run_command("sample", run_folder, *arguments, "--json").json["samples"]
     assert all(len(sample["text"]) == 12 for sample in samples)
     expected = SEPARATOR.join("the " + sample["text"] for sample in samples)
-    assert command("sample", run_folder, *words).out == expected + "\n"
+    assert run_command("sample", run_folder, *arguments).out == expected + "\n"
 
 
-def test_a_text_ends_before_a_stop_string(run_folder: Path, command: Command) -> None:
-    words = ["sample", run_folder, "--prompt", "the ", "--max-new-tokens", 40, "--json"]
-    text = command(*words).json["samples"][0]["text"]
+def test_a_text_ends_before_a_stop_string(run_folder: Path, run_command: RunCommand) -> None:
+    arguments = ["sample", run_folder, "--prompt", "the ", "--max-new-tokens", 40, "--json"]
+    text = run_command(*arguments).json["samples"][0]["text"]
     stop = text[10:12]
-    (stopped,) = command(*words, "--stop", "qqq", "--stop", stop).json["samples"]
+    (stopped,) = run_command(*arguments, "--stop", "qqq", "--stop", stop).json["samples"]
     assert stopped["text"] == text[: text.index(stop)]
     assert stopped["finish_reason"] == "stop"
 
 
 def test_unknown_characters_in_a_prompt_are_an_error_skipped_or_replaced(
-    run_folder: Path, command: Command, rejected: Rejected
+    run_folder: Path, run_command: RunCommand, assert_rejected: AssertRejected
 ) -> None:
-    def samples(prompt: str, *words: str) -> list[object]:
-        return command("sample", run_folder, "--prompt", prompt, "--max-new-tokens", 9, "--json", *words).json[
-            "samples"
-        ]
+    def samples(prompt: str, *arguments: str) -> object:
+        result = run_command("sample", run_folder, "--prompt", prompt, "--max-new-tokens", 9, "--json", *arguments)
+        return result.json["samples"]
 
-    rejected(["sample", run_folder, "--prompt", "theω X"], "'X', 'ω'", "--unknown skip")
+    assert_rejected(["sample", run_folder, "--prompt", "theω X"], "'X', 'ω'", "--unknown skip")
     assert samples("theω X", "--unknown", "skip") == samples("the ")
     assert samples("theω X", "--unknown", "replace") == samples("the   ")
 
 
-def test_a_prompt_longer_than_the_context_is_cropped_with_a_note(run_folder: Path, command: Command) -> None:
-    result = command("sample", run_folder, "--prompt", "the cat sat on the mat", "--max-new-tokens", 3)
+def test_a_prompt_longer_than_the_context_is_cropped_with_a_note(run_folder: Path, run_command: RunCommand) -> None:
+    result = run_command("sample", run_folder, "--prompt", "the cat sat on the mat", "--max-new-tokens", 3)
     assert result.err.startswith("note: ")
     assert "22 tokens" in result.err
     assert "last 8" in result.err

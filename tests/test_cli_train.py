@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 import octavo
-from commands import RECIPE, SMALL, TEXT, Command, Rejected, copy_as_foreign, last_checkpoint
+from commands import RECIPE, SMALL, TEXT, AssertRejected, RunCommand, copy_as_foreign, last_checkpoint
 
 pytestmark = pytest.mark.usefixtures("workdir")
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("workdir")
 
 
 @pytest.mark.parametrize(
-    ("words", "names"),
+    ("arguments", "names"),
     [
         ("--preset tinny", ["'tinny'", "try: --preset tiny"]),
         ("--n-embd 384 --n-head 5", ["n_embd=384", "n_head=5", "try: --n-head 6"]),
@@ -60,52 +60,54 @@ pytestmark = pytest.mark.usefixtures("workdir")
     ],
 )
 def test_an_invalid_setting_is_rejected_and_nothing_is_written(
-    words: str, names: list[str], rejected: Rejected
+    arguments: str, names: list[str], assert_rejected: AssertRejected
 ) -> None:
-    rejected(["train", "text.txt", *(RECIPE if "--init" in words else SMALL), *words.split()], *names)
+    assert_rejected(["train", "text.txt", *(RECIPE if "--init" in arguments else SMALL), *arguments.split()], *names)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the size of the memory is unknown on Windows")
-@pytest.mark.parametrize("words", ["--n-embd 65536 --n-layer 1024", "--n-embd 65536 --vocab-size 16777216"])
-def test_a_model_larger_than_the_memory_is_rejected(words: str, rejected: Rejected) -> None:
-    rejected(["train", "text.txt", *SMALL, *words.split()], "GB")
+@pytest.mark.parametrize("arguments", ["--n-embd 65536 --n-layer 1024", "--n-embd 65536 --vocab-size 16777216"])
+def test_a_model_larger_than_the_memory_is_rejected(arguments: str, assert_rejected: AssertRejected) -> None:
+    assert_rejected(["train", "text.txt", *SMALL, *arguments.split()], "GB")
 
 
 def test_a_text_shorter_than_the_context_is_rejected_with_a_block_size_that_works(
-    command: Command, workdir: Path, rejected: Rejected
+    run_command: RunCommand, workdir: Path, assert_rejected: AssertRejected
 ) -> None:
     (workdir / "short.txt").write_text("the cat sat on the mat\n" * 2, encoding="utf-8")
-    words = ["train", "short.txt", *SMALL]
-    error = rejected([*words, "--block-size", 64], "block_size + 1 = 65")
-    assert command(*words, *re.findall(r"--block-size \d+", error)[0].split()).code == 0
+    arguments = ["train", "short.txt", *SMALL]
+    error = assert_rejected([*arguments, "--block-size", 64], "block_size + 1 = 65")
+    assert run_command(*arguments, *re.findall(r"--block-size \d+", error)[0].split()).code == 0
 
 
 # Folders that are rejected
 
 
-def test_an_existing_folder_is_not_overwritten(run_folder: Path, workdir: Path, rejected: Rejected) -> None:
+def test_an_existing_folder_is_not_overwritten(
+    run_folder: Path, workdir: Path, assert_rejected: AssertRejected
+) -> None:
     (workdir / "file").touch()
     for place in (["--out", run_folder], ["--name", "mine"], ["--out", workdir], ["--out", "file"]):
-        rejected(["train", "text.txt", *SMALL, *place], "already exists")
-    rejected(["train", "text.txt", *SMALL, "--out", "file/run"], "file/run")
+        assert_rejected(["train", "text.txt", *SMALL, *place], "already exists")
+    assert_rejected(["train", "text.txt", *SMALL, "--out", "file/run"], "file/run")
 
 
 @pytest.mark.parametrize("flag", ["--out", "--name"])
-def test_a_run_name_that_is_too_long_is_rejected(flag: str, rejected: Rejected) -> None:
-    rejected(["train", "text.txt", *SMALL, flag, "a" * 5_000])
+def test_a_run_name_that_is_too_long_is_rejected(flag: str, assert_rejected: AssertRejected) -> None:
+    assert_rejected(["train", "text.txt", *SMALL, flag, "a" * 5_000])
 
 
 # What it prints
 
 
-def test_runs_are_named_after_their_text_and_numbered(command: Command) -> None:
+def test_runs_are_named_after_their_text_and_numbered(run_command: RunCommand) -> None:
     for number in (1, 2):
-        assert command("train", "text.txt", *SMALL, "--json").json["run"] == str(Path(f"runs/text-{number}"))
-    assert command("train", "text.txt", *SMALL, "--name", "mine", "--json").json["run"] == str(Path("runs/mine"))
+        assert run_command("train", "text.txt", *SMALL, "--json").json["run"] == str(Path(f"runs/text-{number}"))
+    assert run_command("train", "text.txt", *SMALL, "--name", "mine", "--json").json["run"] == str(Path("runs/mine"))
 
 
-def test_training_prints_its_progress_and_the_next_commands(command: Command) -> None:
-    result = command("train", "text.txt", *SMALL)
+def test_training_prints_its_progress_and_the_next_commands(run_command: RunCommand) -> None:
+    result = run_command("train", "text.txt", *SMALL)
     assert (result.code, result.err) == (0, "")
     for part in (
         "text.txt",
@@ -120,12 +122,12 @@ def test_training_prints_its_progress_and_the_next_commands(command: Command) ->
     assert "\x1b" not in result.out  # plain lines if stdout is not a terminal
 
 
-def test_the_next_commands_work(command: Command) -> None:
-    next_commands = re.findall(r"octavo (\w+ .*)", command("train", "text.txt", *SMALL).out.partition("next:")[2])
-    assert [words.split()[0] for words in next_commands] == ["sample", "eval", "train"]
-    for words in next_commands:
-        more = ["--max-new-tokens", 3] if words.startswith("sample") else []
-        assert command(*shlex.split(words), *more).code == 0
+def test_the_next_commands_work(run_command: RunCommand) -> None:
+    next_commands = re.findall(r"octavo (\w+ .*)", run_command("train", "text.txt", *SMALL).out.partition("next:")[2])
+    assert [arguments.split()[0] for arguments in next_commands] == ["sample", "eval", "train"]
+    for arguments in next_commands:
+        more = ["--max-new-tokens", 3] if arguments.startswith("sample") else []
+        assert run_command(*shlex.split(arguments), *more).code == 0
 
 
 KEYS = [
@@ -142,12 +144,12 @@ KEYS = [
 ]
 
 
-def test_json_has_the_documented_keys(trained: Path) -> None:
-    assert list(json.loads((trained / "report.json").read_text(encoding="utf-8"))) == KEYS
+def test_json_has_the_documented_keys(trained_folder: Path) -> None:
+    assert list(json.loads((trained_folder / "report.json").read_text(encoding="utf-8"))) == KEYS
 
 
-def test_json_reports_the_run_and_its_losses(command: Command) -> None:
-    result = command("train", "text.txt", *SMALL, "--json")
+def test_json_reports_the_run_and_its_losses(run_command: RunCommand) -> None:
+    result = run_command("train", "text.txt", *SMALL, "--json")
     report = result.json
     assert result.code == 0
     assert "step 4/4" in result.err  # the progress
@@ -166,15 +168,15 @@ def test_json_reports_the_run_and_its_losses(command: Command) -> None:
 # --resume
 
 
-def test_a_resumed_run_continues_after_its_last_step(run_folder: Path, command: Command) -> None:
-    result = command("train", "--resume", run_folder, "--max-steps", 6)
+def test_a_resumed_run_continues_after_its_last_step(run_folder: Path, run_command: RunCommand) -> None:
+    result = run_command("train", "--resume", run_folder, "--max-steps", 6)
     assert (result.code, result.err) == (0, "")
     assert "resuming after step 4" in result.out
     assert octavo.Run(run_folder).lines("metrics")[-1]["step"] == 6
 
 
 @pytest.mark.parametrize(
-    ("words", "names"),
+    ("arguments", "names"),
     [
         ("other.txt", ["other.txt", "trained on"]),
         ("--tokenizer byte", ["tokenizer", "'char'", "'byte'"]),
@@ -194,18 +196,18 @@ def test_a_resumed_run_continues_after_its_last_step(run_folder: Path, command: 
     ],
 )
 def test_changes_that_a_resumed_run_does_not_allow_are_rejected(
-    words: str, names: list[str], run_folder: Path, workdir: Path, rejected: Rejected
+    arguments: str, names: list[str], run_folder: Path, workdir: Path, assert_rejected: AssertRejected
 ) -> None:
     (workdir / "other.txt").write_text(TEXT.swapcase(), encoding="utf-8")
-    rejected(["train", *words.split(), "--resume", run_folder], *names)
+    assert_rejected(["train", *arguments.split(), "--resume", run_folder], *names)
 
 
-def test_resuming_something_that_is_not_a_run_is_rejected(rejected: Rejected) -> None:
-    rejected(["train", "--resume", "nothing"], "nothing is not a run")
+def test_resuming_something_that_is_not_a_run_is_rejected(assert_rejected: AssertRejected) -> None:
+    assert_rejected(["train", "--resume", "nothing"], "nothing is not a run")
 
 
-def test_a_checkpoint_with_only_weights_cannot_be_resumed(run_folder: Path, rejected: Rejected) -> None:
-    rejected(["train", "--resume", run_folder / "checkpoints" / "step-000002"], "only weights")
+def test_a_checkpoint_with_only_weights_cannot_be_resumed(run_folder: Path, assert_rejected: AssertRejected) -> None:
+    assert_rejected(["train", "--resume", run_folder / "checkpoints" / "step-000002"], "only weights")
 
 
 HOLD_LOCK = """
@@ -217,8 +219,8 @@ sys.stdin.read()
 """
 
 
-def test_a_run_in_use_cannot_be_resumed_but_evaluated_and_sampled(
-    run_folder: Path, command: Command, rejected: Rejected
+def test_a_run_in_use_can_be_evaluated_and_sampled_but_not_resumed(
+    run_folder: Path, run_command: RunCommand, assert_rejected: AssertRejected
 ) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", HOLD_LOCK, run_folder / ".lock"],
@@ -228,10 +230,11 @@ def test_a_run_in_use_cannot_be_resumed_but_evaluated_and_sampled(
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
-        rejected(["train", "--resume", run_folder, "--max-steps", 6], f"{run_folder} is in use")
-        assert command("eval", run_folder).code == command("sample", run_folder, "--max-new-tokens", 3).code == 0
+        assert_rejected(["train", "--resume", run_folder, "--max-steps", 6], f"{run_folder} is in use")
+        assert run_command("eval", run_folder).code == 0
+        assert run_command("sample", run_folder, "--max-new-tokens", 3).code == 0
         process.communicate("")
-    assert command("train", "--resume", run_folder, "--max-steps", 6).code == 0
+    assert run_command("train", "--resume", run_folder, "--max-steps", 6).code == 0
 
 
 # A loss that is not a finite number
@@ -244,38 +247,38 @@ DIVERGING = [
 ]
 
 
-def train_until_it_diverges(command: Command, *words: object) -> Path:
+def train_until_it_diverges(run_command: RunCommand, *arguments: object) -> Path:
     """The checkpoint that the error names as the last good one."""
-    result = command("train", "text.txt", *DIVERGING, *words)
+    result = run_command("train", "text.txt", *DIVERGING, *arguments)
     assert result.code == 2
     assert re.match(r"error: training .* step \d+", result.err)
     assert "\n  try: --learning-rate " in result.err
     return Path(re.findall(r"the last good checkpoint is (\S+)", result.err)[0])
 
 
-def test_a_diverging_run_ends_with_the_last_good_checkpoint(command: Command) -> None:
-    checkpoint = train_until_it_diverges(command, "--eval-every", 1)
+def test_a_diverging_run_ends_with_the_last_good_checkpoint(run_command: RunCommand) -> None:
+    checkpoint = train_until_it_diverges(run_command, "--eval-every", 1)
     assert checkpoint == last_checkpoint(Path("run"))
-    assert np.isfinite(command("eval", checkpoint, "--json").json["loss"])
-    assert command("sample", checkpoint, "--max-new-tokens", 3).code == 0
+    assert np.isfinite(run_command("eval", checkpoint, "--json").json["loss"])
+    assert run_command("sample", checkpoint, "--max-new-tokens", 3).code == 0
 
 
-def test_the_last_good_checkpoint_is_good_even_if_it_was_not_evaluated(command: Command) -> None:
-    checkpoint = train_until_it_diverges(command, "--eval-every", 1000, "--save-every", 1)
-    assert command("sample", checkpoint, "--max-new-tokens", 3).code == 0
+def test_the_last_good_checkpoint_has_finite_weights_even_if_it_was_not_evaluated(run_command: RunCommand) -> None:
+    checkpoint = train_until_it_diverges(run_command, "--eval-every", 1000, "--save-every", 1)
+    assert run_command("sample", checkpoint, "--max-new-tokens", 3).code == 0
 
 
-def test_a_model_with_nan_weights_is_rejected(run_folder: Path, rejected: Rejected) -> None:
+def test_a_model_with_nan_weights_is_rejected(run_folder: Path, assert_rejected: AssertRejected) -> None:
     folder = copy_as_foreign(run_folder)
     weights = safetensors.torch.load_file(folder / "model.safetensors")
     weights["transformer.ln_f.weight"][0] = torch.nan
     safetensors.torch.save_file(weights, folder / "model.safetensors")
-    rejected(["sample", folder], "weights")
-    rejected(["eval", folder, "text.txt"], "weights")
+    assert_rejected(["sample", folder], "weights")
+    assert_rejected(["eval", folder, "text.txt"], "weights")
 
 
-def test_a_run_that_diverges_before_its_first_checkpoint_says_so(command: Command) -> None:
-    result = command("train", "text.txt", *DIVERGING)
+def test_the_error_of_a_run_that_diverges_before_its_first_checkpoint_says_so(run_command: RunCommand) -> None:
+    result = run_command("train", "text.txt", *DIVERGING)
     assert result.code == 2
     assert "no checkpoint yet" in result.err
     assert "\n  try: --learning-rate" in result.err
