@@ -1,4 +1,4 @@
-"""What the tests of checkpoints share: a small checkpoint, and comparing models and folders."""
+"""What the tests of checkpoints share: small models, their checkpoints, and comparisons."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ law = hypothesis.settings(derandomize=True, deadline=None, max_examples=40)
 
 
 def small_model(kind: str = "char", seed: int = 0, **shape: Any) -> tuple[GPT, Tokenizer, Settings]:
-    """A model with random weights, with its tokenizer and settings."""
+    """A model with random weights, its tokenizer and its settings."""
     tokenizer = tokenizers.build(kind, TEXT)
     shape = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 16, "vocab_size": tokenizer.vocab_size} | shape
     settings = Settings(**shape, tokenizer=kind)
@@ -52,7 +52,7 @@ def save(folder: Path, seed: int = 0, trainer: TrainerState | None = TRAINER) ->
 
 
 def remove_octavo_files(folder: Path) -> Path:
-    """Leave only what other programs write: no octavo.json, no manifest, no trainer state."""
+    """Remove the files that only Octavo writes: octavo.json, the manifest and the trainer state."""
     for name in ("manifest.json", "octavo.json", *TRAINER_FILES):
         (folder / name).unlink(missing_ok=True)
     return folder
@@ -67,31 +67,28 @@ def random_ids(model: GPT, batch: int = 3) -> Tensor:
 @torch.no_grad()
 def assert_same_function(ours: GPT, theirs: "transformers.GPT2LMHeadModel | GPT") -> None:
     assert not theirs.training
-    idx = random_ids(ours)
-    logits = theirs(idx)
-    torch.testing.assert_close(getattr(logits, "logits", logits), ours(idx), rtol=0, atol=1e-5)
+    ids = random_ids(ours)
+    output = theirs(ids)
+    torch.testing.assert_close(getattr(output, "logits", output), ours(ids), rtol=0, atol=1e-5)
 
 
-def same_weights(one: GPT, other: GPT) -> bool:
+def has_same_weights(a: GPT, b: GPT) -> bool:
     """Whether all weights are bit-identical."""
-    a, b = one.state_dict(), other.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file under `folder`, including hidden ones, with its bytes."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    a_weights, b_weights = a.state_dict(), b.state_dict()
+    same_names = a_weights.keys() == b_weights.keys()
+    return same_names and all(torch.equal(a_weights[name], b_weights[name]) for name in a_weights)
 
 
 def load_error(folder: Path) -> OctavoError:
+    """The error of loading a checkpoint, which must have a hint."""
     with pytest.raises(OctavoError) as caught:
         checkpoint.load(folder)
     assert caught.value.hint
     return caught.value
 
 
-def edit(path: Path, **changes: Any) -> None:
-    """Change fields of a JSON file, and its entry in the manifest if there is one."""
+def edit_json(path: Path, **changes: Any) -> None:
+    """Change fields of a JSON file, and update its entry in the manifest if there is a manifest."""
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
     manifest = path.with_name("manifest.json")
     if manifest.exists():

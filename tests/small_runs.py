@@ -1,4 +1,4 @@
-"""Training runs that take a second: a text, settings, and functions that read what a run wrote."""
+"""Training runs that take a second: a text, settings, and functions that read the files of a run."""
 
 from collections.abc import Iterator
 from itertools import count
@@ -30,21 +30,21 @@ RECIPE = {name: value for name, value in SMALL.items() if name not in ("n_layer"
 
 
 def enter_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Make a folder with a small text, `text.txt`, the working directory of a test."""
+    """Write a small text, `text.txt`, into a folder, and make the folder the working directory of a test."""
     monkeypatch.chdir(folder)
     (folder / "text.txt").write_text(TEXT, encoding="utf-8")
     return folder
 
 
 def run_events(stop_after: int | None = None, resume: Path | None = None, **changes: object) -> list[training.Event]:
-    """All events of a small run, or of resuming one, that `stop_after` steps stop."""
+    """All events of a new or resumed small run, which is stopped after `stop_after` calls of its stop function."""
     start = {"resume": resume} if resume else {"source": "text.txt", **SMALL}
     calls = count(1)
     return list(training.events(training.plan(**start | changes), should_stop=lambda: next(calls) == stop_after))
 
 
 def kill_after(step: int, events: Iterator[training.Event]) -> None:
-    """End a training after `step` as if its process had died: without the checkpoint that stopping it saves."""
+    """End training after `step` as if its process had been killed: without the checkpoint that stopping it saves."""
     for event in events:
         if isinstance(event, training.Step) and event.step == step:
             break

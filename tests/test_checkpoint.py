@@ -1,4 +1,4 @@
-"""A checkpoint is a Hugging Face GPT-2 folder: what it holds, and that transformers and Octavo read each other's."""
+"""A checkpoint is a Hugging Face GPT-2 folder: its files, and transformers and Octavo load each other's models."""
 
 import hashlib
 import json
@@ -22,13 +22,13 @@ from checkpoints import (
     TRAINER_FILES,
     WEIGHT_FILES,
     assert_same_function,
-    contents,
+    has_same_weights,
     random_ids,
     remove_octavo_files,
-    same_weights,
     save,
     small_model,
 )
+from folders import contents
 from generating import generate_ids
 from octavo import checkpoint
 from octavo.checkpoint import TrainerState
@@ -45,13 +45,13 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(pristine: Path, tmp_path: Path) -> Path:
-    """A copy that a test may damage."""
+    """A copy of `pristine` that a test may change."""
     return Path(shutil.copytree(pristine, tmp_path / "step-000007"))
 
 
 @pytest.fixture
 def foreign(folder: Path) -> Path:
-    """The same as a Hugging Face folder that Octavo did not write."""
+    """The same model in a Hugging Face folder without the files that only Octavo writes."""
     return remove_octavo_files(folder)
 
 
@@ -63,15 +63,15 @@ def transformers_warnings() -> Iterator[list[str]]:
     """The warnings that transformers logs."""
     messages: list[str] = []
 
-    class Listener(logging.Handler):
+    class ListHandler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             messages.append(record.getMessage())
 
-    listener = Listener(logging.WARNING)
+    handler = ListHandler(logging.WARNING)
     logger = logging.getLogger("transformers")
-    logger.addHandler(listener)
+    logger.addHandler(handler)
     yield messages
-    logger.removeHandler(listener)
+    logger.removeHandler(handler)
 
 
 @pytest.mark.parametrize("activation", ["gelu_new", "gelu"])
@@ -97,11 +97,11 @@ def test_transformers_loads_a_checkpoint_without_conversion(
     for prompt in random_ids(model)[:, :5].tolist():
         steps = generate_ids(model, prompt, Sampling(temperature=0), torch.Generator())
         ours = [next(steps) for _ in range(8)]
-        [written] = theirs.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=8).tolist()
-        assert written == prompt + ours[: len(written) - 5]
-        assert len(written) == 13 or written[-1] == tokenizer.end_of_text
+        (ids,) = theirs.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=8).tolist()
+        assert ids == prompt + ours[: len(ids) - 5]
+        assert len(ids) == 13 or ids[-1] == tokenizer.end_of_text
         texts.add(tuple(ours))
-    assert len(texts) == 3  # so the test does not pass because every text is the same
+    assert len(texts) == 3  # different prompts have different completions, so that equality means something
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -110,32 +110,45 @@ def test_a_model_that_transformers_saved_again_is_unchanged(bias: bool, tmp_path
     checkpoint.save(tmp_path / "ours", model, tokenizer, settings, INFO)
     transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").save_pretrained(tmp_path / "theirs")
     transformers.AutoTokenizer.from_pretrained(tmp_path / "ours").save_pretrained(tmp_path / "theirs")
-    back = octavo.load(tmp_path / "theirs")
-    assert_same_function(back.model, model)
-    assert back.tokenizer.encode(TEXT).tolist() == tokenizer.encode(TEXT).tolist()
-    assert back.tokenizer.end_of_text == tokenizer.end_of_text
+    loaded = octavo.load(tmp_path / "theirs")
+    assert_same_function(loaded.model, model)
+    assert loaded.tokenizer.encode(TEXT).tolist() == tokenizer.encode(TEXT).tolist()
+    assert loaded.tokenizer.end_of_text == tokenizer.end_of_text
 
 
-def test_config_json_describes_the_model_to_transformers(tmp_path: Path) -> None:
+def test_transformers_reads_the_architecture_from_config_json(tmp_path: Path) -> None:
     shape = dict(block_size=8, n_layer=3, n_head=4, n_embd=12, dropout=0.2, attention_dropout=0.1, activation="gelu")
     for kind in ("char", "bpe:300"):
         model, tokenizer, settings = small_model(kind, **shape)
         checkpoint.save(tmp_path / "step", model, tokenizer, settings, INFO)
         config = json.loads((tmp_path / "step" / "config.json").read_text(encoding="utf-8"))
         expected = {
-            "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": tokenizer.vocab_size,
-            "n_positions": 8, "n_ctx": 8, "n_embd": 12, "n_layer": 3, "n_head": 4, "n_inner": None,
-            "activation_function": "gelu", "embd_pdrop": 0.2, "resid_pdrop": 0.2, "attn_pdrop": 0.1,
-            "layer_norm_epsilon": 1e-5, "scale_attn_weights": True, "tie_word_embeddings": True,
-            "bos_token_id": tokenizer.end_of_text, "eos_token_id": tokenizer.end_of_text,
-        }  # fmt: skip
+            "architectures": ["GPT2LMHeadModel"],
+            "model_type": "gpt2",
+            "vocab_size": tokenizer.vocab_size,
+            "n_positions": 8,
+            "n_ctx": 8,
+            "n_embd": 12,
+            "n_layer": 3,
+            "n_head": 4,
+            "n_inner": None,
+            "activation_function": "gelu",
+            "embd_pdrop": 0.2,
+            "resid_pdrop": 0.2,
+            "attn_pdrop": 0.1,
+            "layer_norm_epsilon": 1e-5,
+            "scale_attn_weights": True,
+            "tie_word_embeddings": True,
+            "bos_token_id": tokenizer.end_of_text,
+            "eos_token_id": tokenizer.end_of_text,
+        }
         assert {name: config[name] for name in expected} == expected
         assert config.keys() <= transformers.GPT2Config().to_dict().keys() | {"n_ctx"}
-        read = transformers.GPT2Config.from_pretrained(tmp_path / "step")
-        assert {name: getattr(read, name) for name in expected} == expected
+        loaded = transformers.GPT2Config.from_pretrained(tmp_path / "step")
+        assert {name: getattr(loaded, name) for name in expected} == expected
 
 
-# Contents
+# The files of a checkpoint
 
 
 def test_a_checkpoint_has_the_documented_files_and_no_pickle(pristine: Path, tmp_path: Path) -> None:
@@ -143,7 +156,10 @@ def test_a_checkpoint_has_the_documented_files_and_no_pickle(pristine: Path, tmp
     assert set(contents(tmp_path / "weights")) == WEIGHT_FILES
     assert set(contents(pristine)) == WEIGHT_FILES | TRAINER_FILES
     for path in pristine.iterdir():  # each file has the format of its suffix, so none is a pickle
-        json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else safetensors.torch.load_file(path)
+        if path.suffix == ".json":
+            json.loads(path.read_text(encoding="utf-8"))
+        else:
+            safetensors.torch.load_file(path)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
@@ -154,21 +170,20 @@ def test_all_files_have_the_same_permissions(pristine: Path) -> None:
 @pytest.mark.parametrize("trainer", [None, TRAINER])
 def test_the_manifest_covers_every_other_file(trainer: TrainerState | None, tmp_path: Path) -> None:
     save(tmp_path / "step", trainer=trainer)
-    written = contents(tmp_path / "step")
-    manifest = json.loads(written.pop("manifest.json"))
+    files = contents(tmp_path / "step")
+    manifest = json.loads(files.pop("manifest.json"))
     assert manifest["files"] == {
-        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        for name, content in written.items()
+        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()
     }
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("kind", ["char", "byte", "word", "bpe:300"])
-def test_loading_is_bit_identical_to_what_was_saved(kind: str, bias: bool, tmp_path: Path) -> None:
+def test_a_loaded_checkpoint_is_bit_identical(kind: str, bias: bool, tmp_path: Path) -> None:
     model, tokenizer, settings = small_model(kind, bias=bias)
     checkpoint.save(tmp_path / "step", model, tokenizer, settings, INFO, TRAINER)
     loaded = checkpoint.load(tmp_path / "step")
-    assert same_weights(loaded.model, model)
+    assert has_same_weights(loaded.model, model)
     assert loaded.model.lm_head.weight is loaded.model.transformer.wte.weight
     assert loaded.tokenizer.fingerprint == tokenizer.fingerprint
     assert loaded.settings == loaded.model.settings == settings
@@ -188,13 +203,13 @@ def test_saving_is_deterministic(pristine: Path, tmp_path: Path) -> None:
 
 
 def test_a_loaded_model_does_not_depend_on_its_files(folder: Path) -> None:
-    """The files may be overwritten, and removed, which Windows refuses for a memory-mapped file."""
+    """They are not memory-mapped: Windows would then refuse to overwrite or remove them."""
     model, state = checkpoint.load(folder).model, checkpoint.load_trainer(folder)
     for path in folder.glob("*.safetensors"):
         size = path.stat().st_size
         with open(path, "r+b") as file:
             file.write(bytes(size))
-    assert same_weights(model, small_model()[0])
+    assert has_same_weights(model, small_model()[0])
     assert all(torch.equal(state.tensors[name], TRAINER.tensors[name]) for name in TRAINER.tensors)
 
 
@@ -218,22 +233,22 @@ def test_a_model_that_transformers_saved_loads_in_float32(dtype: torch.dtype, tm
 
 
 def test_the_layout_of_the_original_gpt2_upload_loads(tmp_path: Path) -> None:
-    """Names without `transformer.`, the causal mask stored with the weights, the tokenizer in two files."""
+    """It has names without `transformer.`, the causal mask among the weights, and the tokenizer in two files."""
     model, tokenizer, settings = small_model("byte")
     checkpoint.save(tmp_path / "gpt2", model, tokenizer, settings, INFO)
     folder = remove_octavo_files(tmp_path / "gpt2")
-    old = safetensors.torch.load_file(folder / "model.safetensors")
-    old = {name.removeprefix("transformer."): value for name, value in old.items()}
+    stored = safetensors.torch.load_file(folder / "model.safetensors")
+    stored = {name.removeprefix("transformer."): value for name, value in stored.items()}
     for layer in range(2):
-        old[f"h.{layer}.attn.bias"] = torch.ones(1, 1, 16, 16).tril()
-        old[f"h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
-    safetensors.torch.save_file(old, folder / "model.safetensors")
+        stored[f"h.{layer}.attn.bias"] = torch.ones(1, 1, 16, 16).tril()
+        stored[f"h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
+    safetensors.torch.save_file(stored, folder / "model.safetensors")
     vocabulary = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
     (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
     (folder / "tokenizer.json").unlink()
     loaded = checkpoint.load(folder)
-    assert same_weights(loaded.model, model)
+    assert has_same_weights(loaded.model, model)
     assert loaded.tokenizer.encode(TEXT).tolist() == tokenizer.encode(TEXT).tolist()
 
 
@@ -241,11 +256,11 @@ def test_a_stored_copy_of_the_tied_output_head_is_ignored(foreign: Path) -> None
     stored = safetensors.torch.load_file(foreign / "model.safetensors")
     stored["lm_head.weight"] = stored["transformer.wte.weight"].clone()
     safetensors.torch.save_file(stored, foreign / "model.safetensors")
-    assert same_weights(checkpoint.load(foreign).model, small_model()[0])
+    assert has_same_weights(checkpoint.load(foreign).model, small_model()[0])
 
 
 def test_a_model_with_more_rows_than_the_tokenizer_has_tokens_loads(tmp_path: Path) -> None:
     model, tokenizer, settings = small_model(vocab_size=64)
     assert tokenizer.vocab_size < 64
     checkpoint.save(tmp_path / "step", model, tokenizer, settings, INFO)
-    assert same_weights(checkpoint.load(tmp_path / "step").model, model)
+    assert has_same_weights(checkpoint.load(tmp_path / "step").model, model)

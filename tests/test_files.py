@@ -8,10 +8,12 @@ import os
 import shutil
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from folders import contents
 from octavo import files
 from octavo.errors import OctavoError
 
@@ -20,13 +22,8 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
 URL = "https://example.org/text.txt"
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file under `folder`, including hidden ones, with its bytes."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def failing(number: int) -> object:
-    """A replacement for a system call, which fails with `number`."""
+def system_call_error(number: int) -> Callable[..., None]:
+    """A replacement for a system call, which fails with the error code `number`."""
 
     def fail(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
@@ -70,7 +67,7 @@ def test_an_error_leaves_the_old_folder_unchanged(tmp_path: Path, error: type[Ba
 def test_a_failing_fsync_leaves_the_old_folder_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "old").write_bytes(b"old")
-    monkeypatch.setattr(os, "fsync", failing(errno.ENOSPC))
+    monkeypatch.setattr(os, "fsync", system_call_error(errno.ENOSPC))
     with pytest.raises(OctavoError, match="disk is full"), files.atomic_folder(tmp_path / "run") as partial:
         (partial / "new").write_bytes(b"new")
     assert contents(tmp_path) == {"run/old": b"old"}
@@ -114,15 +111,15 @@ def test_a_file_has_the_content_that_was_written(tmp_path: Path, content: str | 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 @pytest.mark.parametrize(
-    ("number", "what"), [(errno.ENOSPC, "disk is full"), (errno.EROFS, "can't be written"), (errno.EIO, None)]
+    ("number", "message"), [(errno.ENOSPC, "disk is full"), (errno.EROFS, "can't be written"), (errno.EIO, None)]
 )
 def test_a_failing_write_leaves_the_old_file_unchanged(
-    tmp_path: Path, call: str, number: int, what: str | None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, call: str, number: int, message: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    monkeypatch.setattr(os, call, failing(number))
-    with pytest.raises(OctavoError if what else OSError, match=what):
+    monkeypatch.setattr(os, call, system_call_error(number))
+    with pytest.raises(OctavoError if message else OSError, match=message):
         files.write_atomic(path, b"new")
     assert contents(tmp_path) == {"file": b"old"}
 
@@ -136,10 +133,13 @@ def test_sha256_hashes_the_bytes_of_a_file(tmp_path: Path) -> None:
 
 
 def serve(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every download have this content."""
     monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: io.BytesIO(content))
 
 
 def fail_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every download raise this error."""
+
     def fail(url: str, timeout: float) -> None:
         raise error
 
@@ -178,7 +178,7 @@ def test_a_file_is_downloaded_once(own_cache: Path, monkeypatch: pytest.MonkeyPa
         http.client.IncompleteRead(b"no network here"),
     ],
 )
-def test_a_failed_download_says_where_to_put_the_file(
+def test_the_hint_for_a_failed_download_is_where_to_put_the_file(
     own_cache: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail_with(error, monkeypatch)
@@ -199,7 +199,7 @@ def test_a_download_with_wrong_bytes_is_rejected(own_cache: Path, monkeypatch: p
 def test_a_cached_file_with_wrong_bytes_is_neither_used_nor_deleted(
     own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fail_with(AssertionError("nothing should be downloaded"), monkeypatch)
+    fail_with(AssertionError("unexpected download"), monkeypatch)
     (own_cache / "text.txt").write_bytes(b"another")
     assert str(own_cache / "text.txt") in fetch_error().message
     assert "delete it" in str(fetch_error().hint)
@@ -208,7 +208,7 @@ def test_a_cached_file_with_wrong_bytes_is_neither_used_nor_deleted(
 
 def test_a_full_disk_leaves_no_partial_download(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     serve(CONTENT, monkeypatch)
-    monkeypatch.setattr(os, "fsync", failing(errno.ENOSPC))
+    monkeypatch.setattr(os, "fsync", system_call_error(errno.ENOSPC))
     assert "disk is full" in fetch_error().message
     assert contents(own_cache) == {}
 

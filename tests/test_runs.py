@@ -5,9 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import hypothesis
 import hypothesis.strategies as st
@@ -15,12 +13,14 @@ import pytest
 import torch
 
 import octavo
+from folders import contents
 from octavo import checkpoint, runs, tokenizers
 from octavo.checkpoint import TrainerState
 from octavo.errors import OctavoError
 from octavo.model import GPT
 from octavo.runs import Run, find_checkpoint, log_spaced_steps
 from octavo.settings import Settings
+from preparing import error_of
 
 TOKENIZER = tokenizers.build("char", "ab\n")
 SETTINGS = Settings(n_layer=1, n_head=1, n_embd=4, block_size=4, vocab_size=3, max_steps=100, keep_checkpoints=0)
@@ -28,8 +28,8 @@ law = hypothesis.settings(derandomize=True, deadline=None, max_examples=40)
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test runs in an empty folder, in which `runs/` is created."""
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory, in which `runs/` is created."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -43,17 +43,6 @@ def save(run: Run, step: int, best: bool = False, weights_only: bool = False, se
     """Save the checkpoint of a step."""
     state = None if weights_only else TrainerState({"x": torch.zeros(1)}, {"step": step})
     return run.save(step, model_of(step), TOKENIZER, settings, {"step": step}, state, best)
-
-
-def error_of(act: Callable[[], Any]) -> OctavoError:
-    with pytest.raises(OctavoError) as caught:
-        act()
-    return caught.value
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file under `folder`, including hidden ones, with its bytes."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 # Names
@@ -103,16 +92,16 @@ def test_an_explicit_name_is_used_unchanged(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "/tmp/a", "a\\b", "a b", "a\n", "../a", "a\0b"])
-def test_an_invalid_name_is_rejected_and_nothing_is_written(name: str, here: Path) -> None:
+def test_an_invalid_name_is_rejected_and_nothing_is_written(name: str, workdir: Path) -> None:
     error = error_of(lambda: Run.create(SETTINGS, "corpus", name=name))
     assert repr(name) in error.message
     assert "--out" in str(error.hint)
-    assert list(here.iterdir()) == []
+    assert list(workdir.iterdir()) == []
 
 
-def test_out_may_be_a_new_or_an_empty_folder(here: Path) -> None:
-    (here / "empty").mkdir()
-    for out in ("deep/er/new", here / "empty"):
+def test_out_may_be_a_new_or_an_empty_folder(workdir: Path) -> None:
+    (workdir / "empty").mkdir()
+    for out in ("deep/er/new", workdir / "empty"):
         run = Run.create(SETTINGS, "corpus", out=out)
         assert run.folder == Path(out)
         assert run.settings == SETTINGS
@@ -120,24 +109,24 @@ def test_out_may_be_a_new_or_an_empty_folder(here: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["file.txt", ".hidden", "folder/"])
-def test_out_that_is_not_empty_is_rejected_and_left_unchanged(content: str, here: Path) -> None:
+def test_out_that_is_not_empty_is_rejected_and_left_unchanged(content: str, workdir: Path) -> None:
     Path("out").mkdir()
     if content.endswith("/"):
         Path("out", content).mkdir()
     else:
         Path("out", content).write_text("mine", encoding="utf-8")
-    before = contents(here)
+    before = contents(workdir)
     error = error_of(lambda: Run.create(SETTINGS, "corpus", out="out"))
     assert "out already exists" in error.message
     assert "--resume out" in str(error.hint)
-    assert contents(here) == before
+    assert contents(workdir) == before
 
 
-def test_out_that_is_a_file_or_inside_a_file_is_rejected(here: Path) -> None:
+def test_out_that_is_a_file_or_inside_a_file_is_rejected(workdir: Path) -> None:
     Path("out").write_text("mine", encoding="utf-8")
     for out in ("out", "out/run"):
         assert out in error_of(lambda out=out: Run.create(SETTINGS, "corpus", out=out)).message
-    assert contents(here) == {"out": b"mine"}
+    assert contents(workdir) == {"out": b"mine"}
 
 
 def test_settings_survive_in_the_run_folder() -> None:
@@ -146,17 +135,17 @@ def test_settings_survive_in_the_run_folder() -> None:
     assert Run("runs/mine").settings == settings
 
 
-def test_opening_something_else_lists_the_runs() -> None:
+def test_the_error_for_a_folder_that_is_not_a_run_lists_the_runs() -> None:
     Run.create(SETTINGS, "corpus")
     error = error_of(lambda: Run("runs/corpse-1"))
     assert "corpse-1 is not a run" in error.message
     assert "corpus-1" in str(error.hint)
 
 
-# One writer at a time
+# The lock
 
 
-HOLDER = """
+HOLD_LOCK = """
 import sys
 from octavo.runs import Run
 with Run(sys.argv[1]).lock():
@@ -165,10 +154,10 @@ with Run(sys.argv[1]).lock():
 """
 
 
-def test_a_locked_run_is_rejected_until_the_process_that_locked_it_is_dead() -> None:
+def test_a_locked_run_is_rejected_until_the_process_that_locked_it_is_killed() -> None:
     run = Run.create(SETTINGS, "corpus")
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(run.folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLD_LOCK, str(run.folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     with process:
         try:
@@ -223,13 +212,13 @@ def test_kept_steps_are_log_spaced(max_steps: int, keep: int) -> None:
     saved=st.lists(st.tuples(st.integers(1, 20), st.booleans()), min_size=1, max_size=7), keep=st.integers(0, 4)
 )
 def test_only_last_best_and_log_spaced_checkpoints_are_kept(
-    saved: list[tuple[int, bool]], keep: int, here: Path
+    saved: list[tuple[int, bool]], keep: int, workdir: Path
 ) -> None:
     """Save as training does. `saved` lists (steps since the previous save, whether this one is the best)."""
-    shutil.rmtree(here / "run", ignore_errors=True)
+    shutil.rmtree(workdir / "run", ignore_errors=True)
     total = sum(more for more, _ in saved)
     settings = Settings(**{**vars(SETTINGS), "max_steps": total, "keep_checkpoints": keep})
-    run = Run.create(settings, "corpus", out=here / "run")
+    run = Run.create(settings, "corpus", out=workdir / "run")
     log_spaced = log_spaced_steps(settings)
     step, best = 0, None
     for more, is_best in saved:
@@ -310,10 +299,10 @@ ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.s
 @hypothesis.settings(law, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
 @hypothesis.given(written=st.lists(ANY_TEXT, max_size=4), data=st.data())
 def test_complete_lines_are_read_and_an_incomplete_one_is_not(
-    written: list[str], data: st.DataObject, here: Path
+    written: list[str], data: st.DataObject, workdir: Path
 ) -> None:
-    shutil.rmtree(here / "run", ignore_errors=True)
-    run = Run.create(SETTINGS, "corpus", out=here / "run")
+    shutil.rmtree(workdir / "run", ignore_errors=True)
+    run = Run.create(SETTINGS, "corpus", out=workdir / "run")
     lines = [{"step": step, "text": text} for step, text in enumerate(written)]
     ends = [0]
     for line in lines:
@@ -328,7 +317,7 @@ def test_complete_lines_are_read_and_an_incomplete_one_is_not(
         complete = sum(end <= cut for end in ends[1:])
         assert run.lines("samples") == lines[:complete]
         run.truncate_logs(len(lines))
-        run.log("samples", {"step": 99})  # on a line of its own
+        run.log("samples", {"step": 99})  # starts a new line
         assert run.lines("samples") == [*lines[:complete], {"step": 99}]
 
 
@@ -338,7 +327,7 @@ def test_a_log_has_one_json_object_per_line() -> None:
         run.log("samples", {"step": step, "text": "zwei\nZeilen: किताब"})
     raw = (run.folder / "samples.jsonl").read_bytes().decode()
     assert [json.loads(line)["step"] for line in raw.split("\n")[:-1]] == [1, 2]
-    assert "किताब" in raw  # not escaped: people read this file
+    assert "किताब" in raw  # not escaped, because people read this file
 
 
 def test_truncating_the_logs_removes_later_lines_and_an_incomplete_one() -> None:
@@ -360,7 +349,7 @@ def test_truncating_the_logs_removes_later_lines_and_an_incomplete_one() -> None
 # Finding a run
 
 
-def test_a_run_stands_for_its_best_checkpoint_else_its_last() -> None:
+def test_the_checkpoint_of_a_run_is_its_best_one_or_else_its_last() -> None:
     run = Run.create(SETTINGS, "corpus")
     first = save(run, 10)
     assert find_checkpoint(run.folder) == first
@@ -370,11 +359,11 @@ def test_a_run_stands_for_its_best_checkpoint_else_its_last() -> None:
     assert octavo.load(run.folder).info["step"] == 20
 
 
-def test_a_checkpoint_or_a_hugging_face_folder_stands_for_itself(here: Path) -> None:
+def test_a_checkpoint_or_a_hugging_face_folder_can_be_given_instead_of_a_run(workdir: Path) -> None:
     run = Run.create(SETTINGS, "corpus")
     save(run, 10, best=True)
     last = save(run, 20)
-    foreign = here / "gpt2"
+    foreign = workdir / "gpt2"
     shutil.copytree(last, foreign)
     for name in ("octavo.json", "manifest.json", "trainer.json", "trainer.safetensors"):
         (foreign / name).unlink()
@@ -385,8 +374,8 @@ def test_a_checkpoint_or_a_hugging_face_folder_stands_for_itself(here: Path) -> 
 
 def test_a_bare_name_is_looked_up_in_runs() -> None:
     run = Run.create(SETTINGS, "corpus")
-    made = save(run, 10)
-    assert find_checkpoint("corpus-1") == find_checkpoint("runs/corpus-1") == made
+    folder = save(run, 10)
+    assert find_checkpoint("corpus-1") == find_checkpoint("runs/corpus-1") == folder
     Path("corpus-1").mkdir()  # an existing path takes precedence over runs/
     assert "corpus-1 is neither a run nor a checkpoint" in error_of(lambda: find_checkpoint("corpus-1")).message
 
@@ -398,16 +387,16 @@ def test_a_run_without_a_checkpoint_is_an_error() -> None:
     assert "no checkpoint" in error.message
 
 
-@pytest.mark.parametrize("what", ["missing", "folder", "file.txt"])
-def test_an_unknown_run_is_an_error_that_lists_the_runs(what: str) -> None:
+@pytest.mark.parametrize("path", ["missing", "folder", "file.txt"])
+def test_an_unknown_run_is_an_error_that_lists_the_runs(path: str) -> None:
     Path("folder").mkdir()
     Path("file.txt").write_text("text", encoding="utf-8")
-    error = error_of(lambda: find_checkpoint(what))
-    assert what in error.message
+    error = error_of(lambda: find_checkpoint(path))
+    assert path in error.message
     assert "octavo train" in str(error.hint)
     for number in range(3):
         Run.create(SETTINGS, "corpus", name=f"run{number}")
-    error = error_of(lambda: runs.load(what))
+    error = error_of(lambda: runs.load(path))
     assert all(str(Path("runs", f"run{number}")) in str(error.hint) for number in range(3))
 
 
@@ -419,7 +408,7 @@ def test_a_best_checkpoint_that_was_deleted_is_an_error() -> None:
     assert str(best) in error_of(lambda: octavo.load(run.folder)).message
 
 
-def test_load_takes_a_path_a_name_a_run_and_a_checkpoint() -> None:
+def test_load_accepts_a_path_a_name_a_run_and_a_checkpoint() -> None:
     run = Run.create(SETTINGS, "corpus")
     folder = save(run, 10)
     for run_like in (run.folder, str(run.folder), "corpus-1", run, folder):
@@ -429,14 +418,14 @@ def test_load_takes_a_path_a_name_a_run_and_a_checkpoint() -> None:
     assert find_checkpoint(loaded) == folder
 
 
-def test_generate_takes_a_run() -> None:
+def test_generate_accepts_a_run() -> None:
     run = Run.create(SETTINGS, "corpus")
     save(run, 10)
     by_run, by_path = (octavo.generate(each, "ab", max_new_tokens=3) for each in (run, run.folder))
     assert by_run == by_path
 
 
-def test_a_checkpoint_knows_its_run_and_step(here: Path) -> None:
+def test_the_run_and_step_of_a_checkpoint_follow_from_its_path(workdir: Path) -> None:
     run = Run.create(SETTINGS, "corpus")
     folder = save(run, 10)
     owner = Run.of_checkpoint(folder)
@@ -444,11 +433,11 @@ def test_a_checkpoint_knows_its_run_and_step(here: Path) -> None:
     assert owner.folder == run.folder
     assert runs.step_of(folder) == 10
     assert run.steps == {10: folder}
-    outside = Path(shutil.copytree(folder, here / "checkpoints" / "step-000010"))
+    outside = Path(shutil.copytree(folder, workdir / "checkpoints" / "step-000010"))
     assert Run.of_checkpoint(outside) is None
 
 
-def test_find_run_finds_runs_only() -> None:
+def test_find_run_finds_runs_and_no_checkpoints() -> None:
     run = Run.create(SETTINGS, "corpus")
     folder = save(run, 10)
     assert runs.find_run(run) is run
