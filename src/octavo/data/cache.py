@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import filelock
@@ -27,8 +27,20 @@ def cache_key(scan: ScanSummary, tokenizer_or_spec: Tokenizer | str, settings: D
     return hashlib.sha256(identity.encode()).hexdigest()[:24]
 
 
-def cached_folder(key: str) -> Path:
-    return files.cache_dir() / "prepared" / key
+def open_or_build(
+    key: str, build: Callable[[Path], Generator[PreparationProgress, None, Dataset]]
+) -> Generator[PreparationProgress, None, Dataset]:
+    """The dataset with this key: opened from the cache, or built into it by `build(folder)`."""
+    dataset, folder = open_cached(key), cached_folder(key)
+    if dataset is None:
+        lock = yield from acquire_lock(folder, wait=True)
+        try:
+            dataset = open_cached(key)  # another process may have built it in the meantime
+            if dataset is None:
+                dataset = yield from build(folder)
+        finally:
+            lock.release()
+    return dataset
 
 
 def open_cached(key: str) -> Dataset | None:
@@ -38,6 +50,10 @@ def open_cached(key: str) -> Dataset | None:
         with contextlib.suppress(OctavoError):
             return open_dataset(folder)
     return None
+
+
+def cached_folder(key: str) -> Path:
+    return files.cache_dir() / "prepared" / key
 
 
 def acquire_lock(folder: Path, wait: bool) -> Generator[PreparationProgress, None, filelock.BaseFileLock]:

@@ -4,6 +4,7 @@ Each function returns a `Preparation`, which can be iterated for progress and ha
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from octavo.data.build import build_dataset
-from octavo.data.cache import acquire_lock, cache_key, cached_folder, open_cached
+from octavo.data.cache import acquire_lock, cache_key, cached_folder, open_cached, open_or_build
 from octavo.data.dataset import Dataset, is_prepared, open_dataset
 from octavo.data.encoder import END, Encoder
 from octavo.data.limits import DEFAULT_LIMITS, Limits
@@ -56,7 +57,7 @@ def prepare_dataset(
         if dataset is not None:
             return _rename(dataset, corpus)
     scan = yield from scan_corpus(corpus, limits)
-    return (yield from open_or_build(corpus, scan, settings, tokenizer, limits))
+    return (yield from prepare_corpus(corpus, scan, settings, tokenizer, limits))
 
 
 @preparation
@@ -82,7 +83,7 @@ def reopen_dataset(
         scan = yield from scan_corpus(corpus, limits)
         if scan.sha256 != origin["text"]["sha256"]:
             raise error  # before the text is encoded: the tokenizer may not have the characters of another text
-        dataset = yield from open_or_build(corpus, scan, settings, tokenizer, limits)
+        dataset = yield from prepare_corpus(corpus, scan, settings, tokenizer, limits)
     if dataset.fingerprint != origin["fingerprint"]:
         raise error
     return dataset
@@ -109,22 +110,13 @@ def prepare_folder(
         lock.release()
 
 
-def open_or_build(
+def prepare_corpus(
     corpus: Corpus, scan: CorpusScan, settings: DataSettings, tokenizer: Tokenizer | None, limits: Limits
 ) -> Generator[PreparationProgress, None, Dataset]:
     """The dataset of a scanned corpus: opened from the cache, or built into it."""
     tokenizer_or_spec = _tokenizer_or_spec(settings, scan, tokenizer)
-    key = cache_key(scan, tokenizer_or_spec, settings)
-    dataset = open_cached(key)
-    if dataset is None:
-        lock = yield from acquire_lock(cached_folder(key), wait=True)
-        try:
-            dataset = open_cached(key)  # another process may have built it in the meantime
-            if dataset is None:
-                folder = cached_folder(key)
-                dataset = yield from build_dataset(corpus, scan, settings, tokenizer_or_spec, folder, limits)
-        finally:
-            lock.release()
+    build = functools.partial(build_dataset, corpus, scan, settings, tokenizer_or_spec, limits=limits)
+    dataset = yield from open_or_build(cache_key(scan, tokenizer_or_spec, settings), build)
     return _rename(dataset, corpus)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from octavo.data.dataset import SPLITS, Dataset, is_prepared
 from octavo.data.limits import DEFAULT_LIMITS, Limits
-from octavo.data.prepare import open_or_build
+from octavo.data.prepare import prepare_corpus
 from octavo.data.progress import PreparationProgress, ProgressMeter, preparation
 from octavo.data.scan import scan_corpus
 from octavo.data.sources import open_source
@@ -54,7 +54,7 @@ def compute_statistics(
         raise OctavoError(f"{settings.source} holds tokens; stats needs text", "the text that it was prepared from")
     corpus = open_source(settings, limits)
     scan = yield from scan_corpus(corpus, limits)
-    dataset = yield from open_or_build(corpus, scan, settings, None, limits)
+    dataset = yield from prepare_corpus(corpus, scan, settings, None, limits)
     insert_newlines = not scan.uses_end_of_text(dataset.tokenizer)
     split = choose_split(scan, settings.val_fraction, False, insert_newlines)
     counter, lines = _CharacterCounter(limits.chunk), _LineCounter()
