@@ -13,52 +13,48 @@ from pathlib import Path
 from typing import Any
 
 from octavo import files, tokenizers
-from octavo.data import shard_writer
-from octavo.data.cache import cache_key
 from octavo.data.dataset import FORMAT, SPLITS, Dataset, open_dataset
 from octavo.data.limits import Limits
-from octavo.data.progress import PreparationProgress, ProgressMeter
+from octavo.data.progress import PreparationProgress
 from octavo.data.scan import CorpusScan
-from octavo.data.shards import open_npy
+from octavo.data.shard_writer import RECORDS, ShardRecord, write_shards
 from octavo.data.sources import Corpus
 from octavo.data.split import LEFT_OUT, Split, choose_split, split_chunks
 from octavo.errors import OctavoError, SourceChangedError, UnknownCharactersError
 from octavo.settings import DataSettings
 from octavo.tokenizers import Tokenizer
 
-_ESTIMATE_CHARACTERS = 1 << 16  # the number of ids per character is estimated from this many
 # If a build is interrupted before its first shard, the tokenizer is kept if the text has at least this many characters:
 # training it again would take long.
 _LARGE_TEXT = 1 << 24
-_TEMPORARY = ("plan.json", shard_writer.RECORDS)  # files that only the staging folder has
+_TEMPORARY = ("plan.json", RECORDS)  # files that only the staging folder has
 
 
 def build_dataset(
     corpus: Corpus,
     scan: CorpusScan,
     settings: DataSettings,
-    tokenizer_or_spec: Tokenizer | str,
+    tokenizer: Tokenizer | None,
+    key: str,
     out: Path,
     limits: Limits,
 ) -> Generator[PreparationProgress, None, Dataset]:
     """Tokenize a corpus into the folder `out`, which appears atomically.
 
-    `tokenizer_or_spec` is a tokenizer, or the specification of one to train, such as "bpe:1024".
+    If `tokenizer` is None, the one that `settings.tokenizer` specifies is trained. `key` is the dataset's `cache_key`.
 
     Raises `OctavoError` if a split would be nearly empty, the disk is full, the source changed since it was scanned, or
     the text has characters that the tokenizer does not have.
     """
     staging = out.with_name(f".{out.name}.preparing")
+    plan = json.dumps({"key": key, "shard_characters": limits.shard})
     try:
-        tokenizer = yield from open_staging(staging, corpus, scan, settings, tokenizer_or_spec, limits)
-        insert_newlines = not scan.uses_end_of_text(tokenizer)
-        split = choose_split(scan, settings.val_fraction, settings.deduplicate, insert_newlines)
-        meter = ProgressMeter("writing tokens", scan.characters, limits.progress_seconds)
-        with contextlib.closing(split_chunks(corpus, scan, split, insert_newlines)) as chunks:
-            ids_per_character = _estimate_ids_per_character(corpus, tokenizer)
-            for characters in shard_writer.write_shards(staging, chunks, tokenizer, scan, ids_per_character, limits):
-                yield from meter.report(characters)
-        info = _describe(staging, corpus, scan, settings, tokenizer_or_spec, tokenizer, split)
+        tokenizer = yield from open_staging(staging, plan, corpus, scan, settings, tokenizer, limits)
+        uses_end_of_text = scan.uses_end_of_text(tokenizer)
+        split = choose_split(scan, settings.val_fraction, settings.deduplicate, insert_newlines=not uses_end_of_text)
+        with contextlib.closing(split_chunks(corpus, scan, split, insert_newlines=not uses_end_of_text)) as chunks:
+            shards = yield from write_shards(staging, chunks, tokenizer, uses_end_of_text, scan.characters, limits)
+        info = _describe(staging, corpus, scan, settings, tokenizer, key, split, shards)
         with files.translate_disk_errors(out):
             (staging / "dataset.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
             for name in _TEMPORARY:
@@ -79,23 +75,21 @@ def build_dataset(
 
 def open_staging(
     staging: Path,
+    plan: str,
     corpus: Corpus,
     scan: CorpusScan,
     settings: DataSettings,
-    tokenizer_or_spec: Tokenizer | str,
+    tokenizer: Tokenizer | None,
     limits: Limits,
 ) -> Generator[PreparationProgress, None, Tokenizer]:
-    """Open the staging folder of an interrupted build, or create one with a tokenizer in it. Returns the tokenizer."""
-    plan = json.dumps([cache_key(scan, tokenizer_or_spec, settings), limits.shard])
+    """Open the staging folder of an interrupted build with the same plan, or create one. Returns its tokenizer."""
     with contextlib.suppress(OSError, OctavoError):
         if (staging / "plan.json").read_text(encoding="utf-8") == plan:
             files.remove_leftovers(staging)
             return tokenizers.load(staging)
     shutil.rmtree(staging, ignore_errors=True)
-    if isinstance(tokenizer_or_spec, Tokenizer):
-        tokenizer = tokenizer_or_spec
-    else:
-        tokenizer = yield from train_tokenizer(tokenizer_or_spec, corpus, scan, limits)
+    if tokenizer is None:
+        tokenizer = yield from train_tokenizer(settings.tokenizer, corpus, scan, limits)
     with files.translate_disk_errors(staging):
         staging.mkdir(parents=True)
         tokenizer.save(staging)
@@ -123,28 +117,21 @@ def train_tokenizer(
     return tokenizers.build(spec, sample())
 
 
-def _estimate_ids_per_character(corpus: Corpus, tokenizer: Tokenizer) -> float:
-    """The number of ids per character at the beginning of the corpus."""
-    with contextlib.closing(corpus.chunks()) as chunks:
-        text = next(chunks).text[:_ESTIMATE_CHARACTERS]
-    return len(tokenizer.encode(text)) / len(text)
-
-
 def _describe(
     staging: Path,
     corpus: Corpus,
     scan: CorpusScan,
     settings: DataSettings,
-    tokenizer_or_spec: Tokenizer | str,
     tokenizer: Tokenizer,
+    key: str,
     split: Split,
+    shards: dict[str, list[ShardRecord]],
 ) -> dict[str, Any]:
     """The contents of `dataset.json`.
 
     If a split has fewer than two tokens, deletes the staging folder, which is of no use, and raises `OctavoError`.
     """
-    paths = {name: sorted(staging.glob(f"{name}-*.npy")) for name in SPLITS}
-    tokens = {name: sum(open_npy(path).length for path in paths[name]) for name in SPLITS}
+    tokens = {name: sum(shard.length for shard in shards[name]) for name in SPLITS}
     if min(tokens.values()) < 2:
         shutil.rmtree(staging)
         if split.by == "document":
@@ -155,13 +142,12 @@ def _describe(
         raise OctavoError(
             f"the text has {scan.characters} characters, too few for a training and a validation split", "a longer text"
         )
-    records = shard_writer.read_records(staging)
-    entries: dict[str, dict[str, Any]] = {}
-    for path in sorted(staging.iterdir()):
-        if path.name in records:
-            entries[path.name] = {"bytes": path.stat().st_size, "sha256": records[path.name]}
-        elif path.name not in _TEMPORARY:
-            entries[path.name] = {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
+    hashes = {shard.name: shard.sha256 for name in SPLITS for shard in shards[name]}
+    entries = {
+        path.name: {"bytes": path.stat().st_size, "sha256": hashes.get(path.name) or files.sha256(path)}
+        for path in sorted(staging.iterdir())
+        if path.name not in _TEMPORARY
+    }
     identity = f"{scan.sha256} {tokenizer.fingerprint} {settings.val_fraction!r} {settings.deduplicate}"
     return {
         "format": FORMAT,
@@ -174,12 +160,12 @@ def _describe(
             "documents": scan.documents,
             "left_out": split.of_document.count(LEFT_OUT),
         },
-        "tokenizer": tokenizer_or_spec if isinstance(tokenizer_or_spec, str) else tokenizer_or_spec.kind,
+        "tokenizer": settings.tokenizer,
         "vocab_size": tokenizer.vocab_size,
         "split": {"by": split.by, "val_fraction": settings.val_fraction},
         "tokens": tokens,
         "fingerprint": hashlib.sha256(identity.encode()).hexdigest(),
-        "cache_key": cache_key(scan, tokenizer_or_spec, settings),
-        "shards": {name: [path.name for path in paths[name]] for name in SPLITS},
+        "cache_key": key,
+        "shards": {name: [shard.name for shard in shards[name]] for name in SPLITS},
         "files": entries,
     }

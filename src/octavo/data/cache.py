@@ -20,10 +20,10 @@ from octavo.tokenizers import Tokenizer
 _WAIT_SECONDS = 0.2
 
 
-def cache_key(scan: ScanSummary, tokenizer_or_spec: Tokenizer | str, settings: DataSettings) -> str:
-    """The name of a dataset's folder in the cache."""
-    tokenizer = tokenizer_or_spec if isinstance(tokenizer_or_spec, str) else tokenizer_or_spec.fingerprint
-    identity = f"{FORMAT} {scan.sha256} {tokenizer} {settings.val_fraction!r} {settings.deduplicate}"
+def cache_key(scan: ScanSummary, settings: DataSettings, tokenizer: Tokenizer | None) -> str:
+    """The name of a dataset's folder in the cache. If `tokenizer` is None, `settings.tokenizer` specifies it."""
+    identity = settings.tokenizer if tokenizer is None else tokenizer.fingerprint
+    identity = f"{FORMAT} {scan.sha256} {identity} {settings.val_fraction!r} {settings.deduplicate}"
     return hashlib.sha256(identity.encode()).hexdigest()[:24]
 
 

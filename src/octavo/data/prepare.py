@@ -53,7 +53,7 @@ def prepare_dataset(
     corpus = open_source(settings, limits)
     summary = load_scan_summary(corpus)
     if summary is not None:
-        dataset = open_cached(cache_key(summary, _tokenizer_or_spec(settings, summary, tokenizer), settings))
+        dataset = open_cached(cache_key(summary, _resolve_tokenizer(settings, summary, tokenizer), tokenizer))
         if dataset is not None:
             return _rename(dataset, corpus)
     scan = yield from scan_corpus(corpus, limits)
@@ -103,8 +103,9 @@ def prepare_folder(
     lock = yield from acquire_lock(folder, wait=False)
     try:
         _check_is_empty(folder, out)  # another process may have written it during the scan
-        spec = _tokenizer_or_spec(settings, scan, None)
-        dataset = yield from build_dataset(corpus, scan, settings, spec, folder, limits)
+        settings = _resolve_tokenizer(settings, scan, None)
+        key = cache_key(scan, settings, None)
+        dataset = yield from build_dataset(corpus, scan, settings, None, key, folder, limits)
         return dataclasses.replace(dataset, folder=Path(out))
     finally:
         lock.release()
@@ -114,10 +115,10 @@ def prepare_corpus(
     corpus: Corpus, scan: CorpusScan, settings: DataSettings, tokenizer: Tokenizer | None, limits: Limits
 ) -> Generator[PreparationProgress, None, Dataset]:
     """The dataset of a scanned corpus: opened from the cache, or built into it."""
-    tokenizer_or_spec = _tokenizer_or_spec(settings, scan, tokenizer)
-    build = functools.partial(build_dataset, corpus, scan, settings, tokenizer_or_spec, limits=limits)
-    dataset = yield from open_or_build(cache_key(scan, tokenizer_or_spec, settings), build)
-    return _rename(dataset, corpus)
+    settings = _resolve_tokenizer(settings, scan, tokenizer)
+    key = cache_key(scan, settings, tokenizer)
+    build = functools.partial(build_dataset, corpus, scan, settings, tokenizer, key, limits=limits)
+    return _rename((yield from open_or_build(key, build)), corpus)
 
 
 def is_cached(settings: DataSettings, origin: dict[str, Any]) -> bool:
@@ -153,10 +154,13 @@ def choose_tokenizer(size: int, alphabet: int) -> str:
     return f"bpe:{min(32768, max(1024, 1 << (size // 500).bit_length()))}"
 
 
-def _tokenizer_or_spec(settings: DataSettings, scan: ScanSummary, tokenizer: Tokenizer | None) -> Tokenizer | str:
+def _resolve_tokenizer(settings: DataSettings, scan: ScanSummary, tokenizer: Tokenizer | None) -> DataSettings:
+    """Settings that name the tokenizer: the kind of the model's, or the one that `auto` stands for."""
     if tokenizer is not None:
-        return tokenizer
-    return choose_tokenizer(scan.bytes, len(scan.alphabet)) if settings.tokenizer == "auto" else settings.tokenizer
+        return dataclasses.replace(settings, tokenizer=tokenizer.kind)
+    if settings.tokenizer == "auto":
+        return dataclasses.replace(settings, tokenizer=choose_tokenizer(scan.bytes, len(scan.alphabet)))
+    return settings
 
 
 def _rename(dataset: Dataset, corpus: Corpus) -> Dataset:

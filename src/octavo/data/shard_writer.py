@@ -7,7 +7,7 @@ of text, however large the corpus.
 
 import contextlib
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -17,15 +17,23 @@ import numpy as np
 from octavo import files
 from octavo.data import encoder_pool, shards
 from octavo.data.dataset import SPLITS
-from octavo.data.encoder import END, id_dtype
+from octavo.data.encoder import END
 from octavo.data.limits import Limits
-from octavo.data.scan import CorpusScan
+from octavo.data.progress import PreparationProgress, ProgressMeter
 from octavo.data.split import SplitChunk
 from octavo.errors import OctavoError
 from octavo.tokenizers import Tokenizer
 from octavo.units import format_bytes
 
-RECORDS = "written.txt"  # a line for each finished shard: name and sha256
+RECORDS = "written.txt"  # a line for each finished shard: name, sha256 and length
+
+
+class ShardRecord(NamedTuple):
+    """A finished shard."""
+
+    name: str
+    sha256: str
+    length: int  # ids
 
 
 class _TextInfo(NamedTuple):
@@ -47,49 +55,42 @@ class _PendingText:
     parts: list[bytes] = field(default_factory=list)
 
 
-def shard_path(folder: Path, split: str, number: int) -> Path:
-    return folder / f"{split}-{number:05d}.npy"
-
-
-def read_records(folder: Path) -> dict[str, str]:
-    """The sha256 of each shard written so far, by file name. Empty if the records are unreadable."""
-    records: dict[str, str] = {}
-    with contextlib.suppress(OSError, ValueError):
-        for line in (folder / RECORDS).read_text(encoding="utf-8").splitlines():
-            name, sha256 = line.split()
-            records[name] = sha256
-    return records
-
-
 def write_shards(
     folder: Path,
     chunks: Iterable[SplitChunk],
     tokenizer: Tokenizer,
-    scan: CorpusScan,
-    ids_per_character: float,
+    uses_end_of_text: bool,
+    characters: int,
     limits: Limits,
-) -> Iterator[int]:
-    """Write the shards of both splits. Yields the number of characters encoded so far.
+) -> Generator[PreparationProgress, None, dict[str, list[ShardRecord]]]:
+    """Write the shards of both splits, and return them. `characters` is the length of the corpus.
 
-    `<|endoftext|>` follows each document, if there are several and the tokenizer has that token. Raises `OctavoError`
-    if the disk is full, or, before anything is written, if it has too little space; finished shards are kept.
+    With `uses_end_of_text`, `<|endoftext|>` follows each document. Raises `OctavoError` if the disk is full, or, before
+    anything is written, if it has too little space; finished shards are kept.
     """
-    finished = [_count_finished(folder, split) for split in SPLITS]
-    _check_disk_space(folder, finished, int(scan.characters * ids_per_character), tokenizer)
-    texts = _collect_texts(chunks, finished, scan.uses_end_of_text(tokenizer), limits)
-    processes = encoder_pool.choose_process_count(scan.characters, limits)
+    records = [_find_finished(folder, split) for split in SPLITS]
+    finished = [len(each) for each in records]  # shards that an earlier process wrote
+    texts = _collect_texts(chunks, finished, uses_end_of_text, limits)
+    processes = encoder_pool.choose_process_count(characters, limits)
+    meter, done = ProgressMeter("writing tokens", characters, limits.progress_seconds), 0
     parts: list[list[np.ndarray]] = [[] for _ in SPLITS]  # for each split, the ids of its unfinished shard
-    numbers = [0 for _ in SPLITS]  # and the number of that shard
-    done = 0
+    is_space_checked = False
     for info, ids in encoder_pool.encode_texts(tokenizer, texts, processes):
-        numbers[info.split] = info.shard
-        parts[info.split].append(ids)
-        if info.completes_shard:
-            _finish_shard(folder, info.split, info.shard, parts[info.split], finished)
+        if info.shard >= finished[info.split]:
+            if not is_space_checked:
+                total = int(characters * len(ids) / info.characters)
+                written = sum(record.length for each in records for record in each)
+                _check_disk_space(folder, (total - written) * ids.itemsize)
+                is_space_checked = True
+            parts[info.split].append(ids)
+            if info.completes_shard:
+                records[info.split].append(_write_shard(folder, info.split, info.shard, parts[info.split]))
         done += info.characters
-        yield done
-    for split, number in enumerate(numbers):
-        _finish_shard(folder, split, number, parts[split], finished)
+        yield from meter.report(done)
+    for split, ids_of_last_shard in enumerate(parts):
+        if ids_of_last_shard:
+            records[split].append(_write_shard(folder, split, len(records[split]), ids_of_last_shard))
+    return dict(zip(SPLITS, records, strict=True))
 
 
 def _collect_texts(
@@ -124,35 +125,45 @@ def _collect_texts(
             yield take(split, False)
 
 
-def _finish_shard(folder: Path, split: int, number: int, parts: list[np.ndarray], finished: list[int]) -> None:
-    """Write a shard and its record, unless it was finished by an earlier process. Empties `parts`."""
-    if parts and number >= finished[split]:
-        path, ids = shard_path(folder, SPLITS[split], number), np.concatenate(parts)
-        shards.write_npy(path, ids)
-        with files.translate_disk_errors(path), open(folder / RECORDS, "a", encoding="utf-8") as file:
-            file.write(f"{path.name} {files.sha256(path)}\n")
+def _write_shard(folder: Path, split: int, number: int, parts: list[np.ndarray]) -> ShardRecord:
+    """Write a shard and its record. Empties `parts`."""
+    path, ids = _shard_path(folder, SPLITS[split], number), np.concatenate(parts)
+    shards.write_npy(path, ids)
+    record = ShardRecord(path.name, files.sha256(path), len(ids))
+    with files.translate_disk_errors(path), open(folder / RECORDS, "a", encoding="utf-8") as file:
+        file.write(f"{record.name} {record.sha256} {record.length}\n")
     parts.clear()
+    return record
 
 
-def _count_finished(folder: Path, split: str) -> int:
-    """The number of intact shards of a split before the first missing or damaged one."""
-    records = read_records(folder)
-    number = 0
-    while (path := shard_path(folder, split, number)).exists() and path.name in records:
-        if records[path.name] != files.sha256(path):
+def _find_finished(folder: Path, split: str) -> list[ShardRecord]:
+    """The intact shards of a split before the first missing or damaged one."""
+    records = _read_records(folder)
+    finished: list[ShardRecord] = []
+    while (path := _shard_path(folder, split, len(finished))).exists() and path.name in records:
+        record = records[path.name]
+        if record.sha256 != files.sha256(path):
             break
-        number += 1
-    return number
+        finished.append(record)
+    return finished
 
 
-def _check_disk_space(folder: Path, finished: list[int], ids: int, tokenizer: Tokenizer) -> None:
-    """Raise `OctavoError` if the ids will not fit on the disk."""
-    written = sum(
-        shard_path(folder, split, number).stat().st_size
-        for split, count in zip(SPLITS, finished, strict=True)
-        for number in range(count)
-    )
-    needed = ids * id_dtype(tokenizer).itemsize - written
+def _read_records(folder: Path) -> dict[str, ShardRecord]:
+    """The shards written so far, by file name, up to the first line that is unreadable."""
+    records: dict[str, ShardRecord] = {}
+    with contextlib.suppress(OSError, ValueError):
+        for line in (folder / RECORDS).read_text(encoding="utf-8").splitlines():
+            name, sha256, length = line.split()
+            records[name] = ShardRecord(name, sha256, int(length))
+    return records
+
+
+def _shard_path(folder: Path, split: str, number: int) -> Path:
+    return folder / f"{split}-{number:05d}.npy"
+
+
+def _check_disk_space(folder: Path, needed: int) -> None:
+    """Raise `OctavoError` if the disk has fewer than `needed` bytes free."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OctavoError(
