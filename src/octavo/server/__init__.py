@@ -91,12 +91,13 @@ def serve(
     if misspelled := settings.keys() - set(names):
         raise unknown_name_error("setting", min(misspelled), names)
     options = ServeSettings(**settings)
-    # With Python's default of 5 ms, an engine thread that returns from C would wait that long for the event loop.
+    # With Python's default of 5 ms, an engine thread that returns from C waits that long until the event loop releases
+    # the GIL.
     sys.setswitchinterval(0.0005)
     sources = _name_models(list(run) if isinstance(run, Sequence) and not isinstance(run, str) else [run])
     keys = read_keys(options.api_key_file)
-    served_runs = {name: owner for name, source in sources.items() if (owner := runs.find_run(source))}
-    pending = {name: owner for name, owner in served_runs.items() if not _has_checkpoint(owner)}
+    served_runs = {name: served for name, source in sources.items() if (served := runs.find_run(source))}
+    pending = {name: served for name, served in served_runs.items() if not _has_checkpoint(served)}
     models: dict[str, ServedModel] = {}
     stopped = threading.Event()
     with listen(options.host, options.port, public=bool(keys)) as listener:

@@ -81,7 +81,7 @@ def build_app(
         if id not in models:
             raise ApiError(
                 404,
-                f"there is no model {id[:80]!r} here; there is {', '.join(names)}",
+                f"no model {id[:80]!r} is served; the models are {', '.join(names)}",
                 param="model",
                 code="model_not_found",
             )
@@ -112,7 +112,8 @@ def build_app(
         checkpoint = find_model(body.model).checkpoint
         tokenizer = checkpoint.tokenizer
         if body.prompt == END_OF_TEXT and tokenizer.end_of_text is not None:
-            ids = [tokenizer.end_of_text]  # lm-eval asks for its id like this; within a text it is ordinary text
+            # lm-eval asks for the id of <|endoftext|> in this way. Inside a longer prompt, it is ordinary text.
+            ids = [tokenizer.end_of_text]
         else:
             ids = await asyncio.to_thread(encode_text, tokenizer, body.prompt)
         strings = [token_string(tokenizer, id) for id in ids] if body.return_token_strs else None
@@ -198,7 +199,7 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 
 
 async def error_response(request: Request, error: Exception) -> Response:
-    """Any exception in OpenAI's form."""
+    """The error response for any exception, in OpenAI's form."""
     match error:
         case ApiError():
             return error.response
@@ -209,7 +210,7 @@ async def error_response(request: Request, error: Exception) -> Response:
         case HTTPException(status_code=404):
             message = f"there is no {request.method} {request.url.path[:200]!r}"
         case HTTPException(status_code=405):
-            message = f"{request.url.path} has no {request.method}"
+            message = f"{request.url.path} does not allow {request.method}"
         case HTTPException():
             message = str(error.detail)
         case _:  # a bug: Starlette raises it again after this response, and uvicorn prints the traceback
@@ -218,7 +219,7 @@ async def error_response(request: Request, error: Exception) -> Response:
 
 
 def _validation_error(request: Request, invalid: RequestValidationError) -> ApiError:
-    """The first thing that is wrong with a body, and the field it is in."""
+    """The first validation error of a request, with the field that it concerns."""
     first = invalid.errors()[0]
     param = ".".join(str(part)[:40] for part in first["loc"][1:]) or None
     message = str(first["msg"]).removeprefix("Value error, ")

@@ -18,7 +18,7 @@ from octavo.server.limits import Limits
 from octavo.server.metrics import Metrics
 from octavo.server.requests import CompletionRequest
 from octavo.server.text_batch import EventStream, TextBatch
-from octavo.server.tokens import format_logprobs, read_prompt
+from octavo.server.tokens import encode_bounded_prompt, format_logprobs
 from octavo.server.worker import ServedModel
 
 _FINISH_REASONS = {"length": "length", "stop": "stop", "end_of_text": "stop"}
@@ -72,7 +72,7 @@ def text_requests(model: ServedModel, body: CompletionRequest, cache_scope: str)
     seed = secrets.randbits(62) if body.seed is None else body.seed % 2**63
     return [
         TextRequest(
-            prompt=read_prompt(tokenizer, block_size, prompt),
+            prompt=encode_bounded_prompt(tokenizer, block_size, prompt),
             max_new_tokens=body.max_tokens,
             num_samples=body.n,
             best_of=body.best_of or 0,
@@ -139,7 +139,7 @@ class CompletionAnswer:
         choices: list[dict[str, Any]] = []
         for streams, texts in zip(self._batch.streams, pieces, strict=True):
             for stream in most_likely(streams, self._body.n):
-                # The first text of a prompt has scored the prompt for all.
+                # Only the first text of a prompt has the log-probabilities of the prompt's tokens.
                 piece, prompt_tokens = texts[stream.index], texts[0].prompt_tokens
                 choices.append(self._choice(len(choices), piece, prompt_tokens, stream.prompt))
         return orjson.dumps(self._common | {"choices": choices, "usage": self._usage()})

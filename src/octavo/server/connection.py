@@ -34,7 +34,11 @@ UVICORN_INTERNALS = {
 
 
 class Connection(H11Protocol):
-    """A client's connection. Its state is `head` (waits for a request), `answer`, `idle` or `over`."""
+    """A client's connection, in one of four states, each with a deadline.
+
+    `head`: the headers of a request are arriving; `answer`: a request is being answered; `idle`: the response is
+    complete; `closing`: an error has been sent, and the client may still read it.
+    """
 
     def __init__(self, *arguments: object, limits: Limits, **options: object) -> None:
         super().__init__(*arguments, **options)  # type: ignore[arg-type]
@@ -58,7 +62,7 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._state == "over":
+        if self._state == "closing":
             return
         if self._state == "idle":
             self._enter("head")
@@ -71,7 +75,7 @@ class Connection(H11Protocol):
         self._enter_answer()
 
     def shutdown(self) -> None:
-        if self._state == "over":
+        if self._state == "closing":
             self.transport.close()
         else:
             super().shutdown()
@@ -89,14 +93,14 @@ class Connection(H11Protocol):
             self._enter("answer")
 
     def _enter(self, state: str) -> None:
-        """Change the state, and replace the deadline of the last one."""
+        """Change the state, and replace the deadline of the previous state by its own."""
         limits, abort = self._limits, self.transport.abort
         deadlines: dict[str, tuple[float, Callable[[], None]]] = {
             "head": (limits.header_seconds, self._refuse_slow_headers),
             "answer": (limits.body_seconds + limits.request_seconds + limits.linger_seconds, abort),
             # uvicorn closes an idle connection, but then waits for a client that does not read its last response.
             "idle": (limits.idle_seconds + limits.linger_seconds, abort),
-            "over": (limits.linger_seconds, abort),
+            "closing": (limits.linger_seconds, abort),
         }
         if self._timer is not None:
             self._timer.cancel()
@@ -108,9 +112,12 @@ class Connection(H11Protocol):
         self._end(ApiError(408, f"the headers were not complete after {seconds:g} seconds"))
 
     def _end(self, error: ApiError) -> None:
-        """Send an error without the application, and close the write side first: a reset could lose the response."""
+        """Send an error without the application, and at first close only the write side of the connection.
+
+        Closing all of it resets the connection if the client has sent more, and the client could lose the response.
+        """
         self._unset_keepalive_if_required()
-        self._enter("over")
+        self._enter("closing")
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
             self.cycle.message_event.set()

@@ -154,7 +154,7 @@ class CheckpointCache:
         """The served checkpoint, or that of a step of its run, on the CPU. Raises `ApiError` if it does not exist."""
         if step is None or step == model.step:
             if model.checkpoint.model.lm_head.weight.device.type == "cpu":
-                return _without_unprepared_text(model.checkpoint)
+                return _without_unprepared_dataset(model.checkpoint)
             folder = model.checkpoint.folder  # the lens computes on the CPU, so the model is loaded once more
         elif step in (steps := model.steps):
             folder = steps[step]
@@ -173,15 +173,15 @@ class CheckpointCache:
             if key not in self._cache:
                 while len(self._cache) >= capacity:
                     self._cache.popitem(last=False)
-                self._cache[key] = _without_unprepared_text(runs.load(folder))
+                self._cache[key] = _without_unprepared_dataset(runs.load(folder))
         except FileNotFoundError:
             raise ApiError(404, f"{folder.name} is gone: training has deleted it", param="step") from None
         self._cache.move_to_end(key)
         return self._cache[key]
 
 
-def _without_unprepared_text(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint without its text, unless the text is prepared: a server neither reads nor fetches texts."""
+def _without_unprepared_dataset(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint without its training dataset, unless this is prepared: a server does not read or fetch sources."""
     from octavo.data.prepare import is_cached
 
     dataset = checkpoint.info.get("data")
@@ -223,17 +223,18 @@ def _is_finite(value: Any) -> bool:
 
 
 def encode_attention(weights: np.ndarray) -> bytes:
-    """Attention weights (T, T) as JSON: rows up to the diagonal, rounded to as many decimals as fit 512 rows into 1 MB.
+    """Attention weights (T, T) as JSON: rows up to the diagonal, with 6 decimals up to 256 rows, and 5 beyond.
 
-    Each row still sums to 1: all weights are rounded down, and the units that a row then lacks are added, one each, to
-    the weights that lost most. A number is written as an integer with an exponent, the shortest form there is.
+    So 512 rows fit into 1 MB. Each row still sums to 1, by the largest-remainder method: all weights are rounded down,
+    and the units of the last decimal that are missing in the sum are added, one each, to the weights that lost most. A
+    number is written as an integer with an exponent, the shortest form there is.
     """
     decimals = 6 if len(weights) <= 256 else 5
-    one = 10**decimals
+    units_per_row = 10**decimals
     rows = []
-    for t, row in enumerate(weights.astype(np.float64) * one):
+    for t, row in enumerate(weights.astype(np.float64) * units_per_row):
         floors = np.floor(row[: t + 1])
-        missing = max(0, one - int(floors.sum()))
+        missing = max(0, units_per_row - int(floors.sum()))
         floors[np.argsort(floors - row[: t + 1], kind="stable")[:missing]] += 1
         rows.append(",".join([f"{units}e-{decimals}" if units else "0" for units in floors.astype(int).tolist()]))
     return f"[[{'],['.join(rows)}]]".encode()

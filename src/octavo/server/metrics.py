@@ -58,11 +58,11 @@ class TokenTimer:
     """Counts the tokens of one text, and observes the time to the first token and between two tokens."""
 
     def __init__(self, tokens: Counter, first: Histogram, gap: Histogram) -> None:
-        self._tokens, self._latency, self._gap = tokens, first, gap
+        self._tokens, self._next_histogram, self._gap = tokens, first, gap
         self._last = time.perf_counter()
 
     def count_token(self) -> None:
         now = time.perf_counter()
         self._tokens.inc()
-        self._latency.observe(now - self._last)
-        self._last, self._latency = now, self._gap  # only the first token is timed from the request
+        self._next_histogram.observe(now - self._last)
+        self._last, self._next_histogram = now, self._gap  # only the first token is timed from the request

@@ -50,7 +50,7 @@ class TextBatch:
         model.worker.submit(self._all_streams)
 
     async def pieces(self) -> AsyncIterator[tuple[int, TextPiece]]:
-        """All pieces as they arrive, each with the number of its text, counted through all requests.
+        """All pieces as they arrive, each with the number of its text. Numbers go on from one request to the next.
 
         Raises `ApiError` if a text fails, or if the batch takes longer than `request_seconds`.
         """

@@ -8,7 +8,7 @@ from octavo.server.api_error import ApiError
 from octavo.tokenizers import Tokenizer
 
 
-def read_prompt(tokenizer: Tokenizer, block_size: int, prompt: str | list[int]) -> Prompt:
+def encode_bounded_prompt(tokenizer: Tokenizer, block_size: int, prompt: str | list[int]) -> Prompt:
     """Encode a prompt, which must fit into the context. One that is far too long is refused before it is encoded."""
     if isinstance(prompt, str):
         if len(prompt) > block_size * max(map(len, tokenizer.token_bytes)):
@@ -17,7 +17,7 @@ def read_prompt(tokenizer: Tokenizer, block_size: int, prompt: str | list[int]) 
         raise _context_length_error(f"{len(prompt):,}", block_size)
     try:
         encoded = encode_prompt(tokenizer, prompt)
-    except OctavoError as error:  # its hint names an option of the command line
+    except OctavoError as error:  # without its hint, which names an option of the command line
         raise ApiError(400, error.message, param="prompt") from None
     if len(encoded.ids) > block_size:
         raise _context_length_error(f"{len(encoded.ids):,}", block_size)

@@ -33,10 +33,10 @@ def protect(
 ) -> tuple[ASGIApp, Drain]:
     """The application wrapped in all middleware, and the drain, which shuts the server down.
 
-    The outermost middleware is applied last. Metrics and security headers come first, because they see every response,
-    refusals included. The host is checked before the origin, because a page under a forged host name is of the same
-    origin. Drain comes before the keys, so that a client without a key learns that the server shuts down. The body is
-    read last.
+    The middleware that is applied last is the outermost and sees a request first. Metrics and security headers are
+    outermost, because they see every response, refusals included. The host is checked before the origin, because a page
+    under a forged host name is of the same origin. Drain comes before the keys, so that a client without a key learns
+    that the server shuts down. The body is read last.
     """
     app = Compression(app)
     app = BodyLimits(app, limits)

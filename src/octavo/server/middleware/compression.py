@@ -1,4 +1,4 @@
-"""Compresses large responses for clients that accept gzip. Event streams are left alone."""
+"""Compresses large responses for clients that accept gzip. Event streams are not compressed."""
 
 import re
 
@@ -11,7 +11,7 @@ _REFUSED = re.compile(r"\bgzip\s*;\s*q=0(\.0*)?\s*(,|$)")
 
 
 class Compression(GZipMiddleware):
-    """Starlette's middleware, which compresses large bodies in a thread. Here `gzip;q=0` refuses gzip as well."""
+    """Starlette's middleware, which compresses large bodies in a thread. It ignores `gzip;q=0`, so this checks it."""
 
     def __init__(self, app: ASGIApp) -> None:
         super().__init__(app, minimum_size=2048, compresslevel=5, thread_minimum_size=16 << 10)

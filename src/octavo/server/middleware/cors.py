@@ -20,7 +20,7 @@ _PREFLIGHT = {
 
 
 class Cors:
-    """Answers 403 to pages of other origins, and preflight requests itself: they carry no key."""
+    """Answers 403 to pages of other origins. Answers preflight requests before keys are checked: they have none."""
 
     def __init__(self, app: ASGIApp, limits: Limits, allow_origins: Collection[str] = ()) -> None:
         self._app, self._limits = app, limits
