@@ -1,8 +1,8 @@
 """The request bodies, with their bounds.
 
 Bodies are strict: true is not 1, "1" is not 1, NaN is not a number. A null field has its default. An unknown field is
-ignored, unless ignoring it would change the text: one that other servers know and this one does not, or a misspelled
-name. The lens, whose every field changes the view, ignores none.
+ignored, unless ignoring it could change the text: a field that other servers support and this one does not, or a
+misspelled name, is an error. For the lens, every unknown field is an error, because every field changes the view.
 
 A list's bounds are checked before its items, and validation stops at the first wrong item, so that an absurd body is
 refused at little cost and with one message.
@@ -20,7 +20,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from octavo.server.limits import Limits
 
-_TEXT_CHANGING = {
+_UNSUPPORTED_FIELDS = {
     "suffix": "a GPT-2 generates from left to right: it cannot generate what comes before a suffix",
     "messages": "this model continues text and has no chat format: send a prompt",
 } | dict.fromkeys(
@@ -51,7 +51,7 @@ _TEXT_CHANGING = {
 
 
 @dataclass(frozen=True)
-class Items:
+class ItemCount:
     """Bounds on the number of items in a list or an object: checked before any item, and stated in the JSON schema."""
 
     low: int = 0
@@ -68,7 +68,7 @@ class Items:
         low, high = ("minItems", "maxItems")
         if json_schema["type"] == "object":
             low, high = ("minProperties", "maxProperties")
-            json_schema["additionalProperties"] = False  # else names of another pattern would seem allowed
+            json_schema["additionalProperties"] = False  # or the schema would allow names that do not match the pattern
         if self.low:
             json_schema[low] = self.low
         if self.high is not None:
@@ -104,10 +104,10 @@ class _Body(BaseModel):
         if len(values) > Limits.fields:
             raise ValueError(f"the body has {len(values)} fields; at most {Limits.fields} are allowed")
         for name in values.keys() - cls.model_fields.keys():
-            if values[name] and name in _TEXT_CHANGING:
-                raise ValueError(f"{name}: {_TEXT_CHANGING[name]}")
+            if values[name] and name in _UNSUPPORTED_FIELDS:
+                raise ValueError(f"{name}: {_UNSUPPORTED_FIELDS[name]}")
             if near := difflib.get_close_matches(name[:40], cls.model_fields, 1, 0.85):
-                raise ValueError(f"there is no field {name[:40]!r}; is it {near[0]!r}?")
+                raise ValueError(f"there is no field {name[:40]!r}; did you mean {near[0]!r}?")
         return {name: value for name, value in values.items() if value is not None or name not in cls.model_fields}
 
 
@@ -120,13 +120,13 @@ def _allow_null(schema: dict[str, Any]) -> None:
 
 
 TokenId = Annotated[int, Ge(0), Lt(1 << 31)]
-TokenIds = Annotated[list[TokenId], Items()]
-PromptIds = Annotated[list[TokenId], Items(1)]
+TokenIds = Annotated[list[TokenId], ItemCount()]
+PromptIds = Annotated[list[TokenId], ItemCount(1)]
 TokenIdString = Annotated[str, StringConstraints(pattern="^[0-9]{1,9}$")]
 Bias = Annotated[float, Ge(-100), Le(100)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=Limits.stop_characters)]
 TokenText = Annotated[str, StringConstraints(max_length=Limits.lens_word_characters)]
-WordIds = Annotated[list[TokenId], Items(1, Limits.lens_word_characters)]
+WordIds = Annotated[list[TokenId], ItemCount(1, Limits.lens_word_characters)]
 LensText = Annotated[str, StringConstraints(max_length=Limits.lens_characters)]
 
 
@@ -145,9 +145,9 @@ class CompletionRequest(_Body):
     model: str = Field(min_length=1, max_length=256)
     prompt: Annotated[
         str
-        | Annotated[list[str], Items(1, Limits.prompts)]
+        | Annotated[list[str], ItemCount(1, Limits.prompts)]
         | PromptIds
-        | Annotated[list[PromptIds], Items(1, Limits.prompts)],
+        | Annotated[list[PromptIds], ItemCount(1, Limits.prompts)],
         Expected(
             f"a text, a list of texts, a list of token ids, or a list of such lists; none empty, "
             f"at most {Limits.prompts} prompts"
@@ -158,10 +158,13 @@ class CompletionRequest(_Body):
     best_of: int | None = Field(None, ge=1, le=Limits.best_of, description="null: `n`")
     echo: bool = False
     logprobs: int | None = Field(
-        None, ge=0, le=Limits.logprobs, description="of each token, and of this many most likely tokens"
+        None,
+        ge=0,
+        le=Limits.logprobs,
+        description="log-probabilities of each token and of this many most likely tokens",
     )
     stop: Annotated[
-        StopString | Annotated[list[StopString], Items(0, Limits.stops)],
+        StopString | Annotated[list[StopString], ItemCount(0, Limits.stops)],
         Expected(f"a text or a list of at most {Limits.stops} texts, each of 1 to {Limits.stop_characters} characters"),
     ] = []
     stream: bool = False
@@ -175,7 +178,7 @@ class CompletionRequest(_Body):
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     repetition_penalty: float = Field(1.0, ge=0.01, le=100)
     logit_bias: Annotated[
-        Annotated[dict[TokenIdString, Bias], Items(0, Limits.logit_bias)],
+        Annotated[dict[TokenIdString, Bias], ItemCount(0, Limits.logit_bias)],
         Expected(f"an object of at most {Limits.logit_bias} token ids, each with a number from -100 to 100"),
     ] = {}
     return_token_ids: bool = Field(False, description="also return the ids of prompt and text")
@@ -225,7 +228,7 @@ class LensRequest(_Body):
     head: int | None = Field(None, ge=-1024, le=1023)
     position: int | None = Field(None, ge=-(1 << 20), lt=1 << 20)
     positions: Annotated[
-        Annotated[list[int], Items(1, Limits.lens_positions)] | None,
+        Annotated[list[int], ItemCount(1, Limits.lens_positions)] | None,
         Expected(f"a list of 1 to {Limits.lens_positions:,} integers"),
     ] = None
     token: Annotated[TokenText | TokenId | None, Expected(_TOKEN)] = Field(
@@ -238,11 +241,11 @@ class LensRequest(_Body):
         None, description="a word's text, or the ids of its tokens"
     )
     words: Annotated[
-        Annotated[list[TokenText | TokenId], Items(0, Limits.lens_words)] | None,
+        Annotated[list[TokenText | TokenId], ItemCount(0, Limits.lens_words)] | None,
         Expected(f"a list of at most {Limits.lens_words} items, each {_TOKEN}"),
     ] = None
     at: Annotated[
-        Annotated[list[int], Items(2, 2)] | None,
+        Annotated[list[int], ItemCount(2, 2)] | None,
         Expected("a list of 2 integers"),
     ] = Field(None, description="two positions")
     top: int | None = Field(None, ge=1, le=100)

@@ -48,7 +48,7 @@ def routes(runs: Mapping[str, Run]) -> APIRouter:
     def lines(name: str, kind: LogName, after: Annotated[int, Query(ge=0, lt=2**53)] = 0) -> Response:
         """The lines after the first `after`, at most 5,000 at once. Continue with `after=next`."""
         if name not in runs:
-            raise ApiError(404, f"there is no run {name[:80]!r} here", param="name")
+            raise ApiError(404, f"no run {name[:80]!r} is served", param="name")
         lines, end, restarted = logs[name, kind].read(after)
         # In ASCII: a line may hold half a surrogate pair, which UTF-8, and so orjson, cannot encode.
         content = json.dumps({"lines": lines, "next": end, "restarted": restarted}, separators=(",", ":"))
@@ -95,8 +95,8 @@ class JsonLines:
             restarted = after >= len(self._ends)
             first = 0 if restarted else after
             # As many lines as the limits of lines and of bytes allow, but at least one.
-            within_bytes = bisect.bisect_right(self._ends, self._ends[first] + Limits.lines_bytes) - 1
-            end = min(len(self._ends) - 1, first + Limits.lines, max(within_bytes, first + 1))
+            end_by_bytes = bisect.bisect_right(self._ends, self._ends[first] + Limits.lines_bytes) - 1
+            end = min(len(self._ends) - 1, first + Limits.lines, max(end_by_bytes, first + 1))
             return self._parse(file, first, end), end, restarted
 
     @property

@@ -72,7 +72,7 @@ def page_files(root: Path) -> dict[str, Path]:
 
 def _file_response(files: dict[str, Path], name: str, request: Request) -> Response:
     if name not in files:
-        raise ApiError(404, f"the page has no {name[:80]!r}")
+        raise ApiError(404, f"the page has no file {name[:80]!r}")
     content = files[name].read_bytes()
     html = content if name.endswith(".html") else b""
     headers = {
@@ -87,7 +87,7 @@ def _file_response(files: dict[str, Path], name: str, request: Request) -> Respo
 
 
 def content_security_policy(html: bytes, policy: tuple[str, str]) -> str:
-    """A policy that allows the page's own files, and of inline scripts only those of this page, by their hashes."""
+    """A policy that allows the page's own files, and its own inline scripts by their hashes, but no other script."""
     scripts = [script.replace(b"\r\n", b"\n") for script in _INLINE_SCRIPT.findall(html)]
     hashes = [base64.b64encode(hashlib.sha256(script).digest()).decode() for script in scripts]
     allowed = "".join(f" 'sha256-{digest}'" for digest in hashes)
@@ -127,7 +127,7 @@ def _data_url(path: Path) -> str:
 def _page_data(
     checkpoint: Checkpoint, text: str | None, layer: int, head: int, unknown: str, files: dict[str, Path]
 ) -> str:
-    """What the page would request from a server, as JSON: the model, views with their options, and its translations."""
+    """What the page would request from a server, as JSON: the model, views with their options, and translations."""
     from octavo import lens
     from octavo.lens.arguments import resolve_index
 
@@ -136,6 +136,7 @@ def _page_data(
     ids = [token.id for token in tokens.tokens]
     layer, head = resolve_index(layer, settings.n_layer, "layer"), resolve_index(head, settings.n_head, "head")
     layers = range(settings.n_layer) if len(ids) <= _ALL_LAYERS_TOKENS else [layer]
+    # The page takes the first answer that matches its request, so the requested head comes first.
     heads = sorted(itertools.product(layers, range(settings.n_head)), key=lambda pair: pair != (layer, head))
     shown: list[tuple[str, dict[str, Any], Any]] = []  # each view's name, options and content
     shown.append(("tokens", {}, lens.tokens(checkpoint, ids[: settings.block_size])))
@@ -161,6 +162,7 @@ def _page_data(
         "i18n": json.dumps(translations),
         "answers": f"[{','.join(answers)}]",
     }
+    # Joined as text, because the values are JSON already.
     return f"{{{','.join(f'{json.dumps(name)}:{value}' for name, value in data.items())}}}"
 
 
