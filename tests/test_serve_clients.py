@@ -20,7 +20,7 @@ from octavo.server import load_model
 from octavo.server.app import build_app
 from octavo.server.limits import Limits
 from serving import BLOCK, LIMITS, SETTINGS, RunningServer, run_server, write_checkpoint
-from test_docs import Block, blocks
+from test_docs import Block, parse_blocks
 
 DOCS = Path(__file__).parents[1] / "docs" / "serve.md"
 
@@ -135,7 +135,7 @@ def test_a_stream_that_the_openai_client_closes_frees_its_slots(server: RunningS
 
 
 def guide_examples(language: str) -> list[Block]:
-    return [block for block in blocks(DOCS.read_text(encoding="utf-8")) if block.language == language]
+    return [block for block in parse_blocks(DOCS.read_text(encoding="utf-8")) if block.language == language]
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
