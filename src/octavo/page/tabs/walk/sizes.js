@@ -8,6 +8,13 @@ import { countParameters, GPT2_SIZES } from "octavo/tabs/walk/stages";
 const AXIS_NAMES = { B: "batch_size", T: "seq_len", C: "n_embd", H: "n_head", V: "vocab_size" };
 const GPT2_POSITIONS = 1024;
 
+// The served model's sizes by axis letter, and the other numbers that sentences and formulas of the walk name.
+export function modelSizes({ model, layer, head, shapes }) {
+  const { n_layer: L, n_head: H, n_embd: C, vocab_size: V, block_size: block } = model.model;
+  const T = shapes.tokens.length;
+  return { B: 1, T, C, H, D: C / H, V, "4C": 4 * C, mlp_width: 4 * C, L, block, layer, head };
+}
+
 // ---- Facts
 
 export const fact = (key, value) => el("div", {}, el("dt", { say: key }), el("dd", {}, value));
