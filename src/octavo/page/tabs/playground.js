@@ -4,7 +4,6 @@
 
 import { fetchView, isAbortError, keepKnownCharacters, requireReadable } from "octavo/api";
 import { el, field, say, stackedField } from "octavo/dom";
-import { t } from "octavo/i18n";
 import { branchTokens, nextWindowStart, Tree, TreeView } from "octavo/tabs/playground/branches";
 import { Contributions } from "octavo/tabs/playground/contributions";
 import { decodeTokens, generateTokens } from "octavo/tabs/playground/generation";
@@ -12,98 +11,171 @@ import { LogitLens } from "octavo/tabs/playground/logit_lens";
 import { NextTokenBars } from "octavo/tabs/playground/next_token";
 import { SamplingControls } from "octavo/tabs/playground/sampling_controls";
 import { Surprisal } from "octavo/tabs/playground/surprisal";
-import { markLineBreak, tokenSpans, unknownCharacters } from "octavo/tokens";
+import { TextView } from "octavo/tabs/playground/text_view";
+import { unknownCharacters } from "octavo/tokens";
 
 const MAX_NEW_TOKENS = 2000;
 
-export function mount(panel, app) {
-  let model = null; // {id, n_layer, …, block_size, vocab_size}
-  let tree = new Tree();
-  let current = null; // the text on screen: {branch, tokens, decoded: the answer of the view `tokens`}
-  // The position that is explained:
-  //   index       its number
-  //   isEnd       whether the text ends before it
-  //   ids         the tokens of the model's window before it
-  //   actual      the token at it, or null at the end of the text
-  //   step        of the checkpoint
-  //   nextToken   the answer of the view `next_token`; null at the first position, where there is none
-  let position = null;
-  let generation = null; // the AbortController of the text that is being generated
-  let lastRequest = 0; // the number of the last call of `showBranch`; earlier calls that still wait are dropped
+export const mount = (panel, app) => new Playground(panel, app);
+
+class Playground {
+  constructor(panel, app) {
+    Object.assign(this, { panel, app });
+    this.model = null; // {id, n_layer, …, block_size, vocab_size}
+    this.tree = new Tree();
+    this.current = null; // the text on screen: {branch, tokens, decoded: the answer of the view `tokens`}
+    // The position that is explained:
+    //   index       its number
+    //   isEnd       whether the text ends before it
+    //   ids         the tokens of the model's window before it
+    //   actual      the token at it, or null at the end of the text
+    //   step        of the checkpoint
+    //   nextToken   the answer of the view `next_token`; null at the first position, where there is none
+    this.position = null;
+    this.generation = null; // the AbortController of the text that is being generated
+    this.lastRequest = 0; // the number of the last call of #showBranch; earlier calls that still wait are dropped
+    this.#createForm();
+    this.#createViews();
+    this.panel.append(
+      el("p", { class: "lead", say: "play.lead" }),
+      el(
+        "div",
+        { class: "workspace" },
+        this.form,
+        this.textView.element,
+        this.sideCard,
+        el("div", { class: "card" }, el("h2", { say: "tree.title" }), this.treeHint, this.treeView.element),
+        this.explanationCards[0],
+      ),
+      this.explanationCards[1],
+      this.surprisal.element,
+    );
+  }
+
+  // After a change of model, step, text or language.
+  async update() {
+    const { app } = this;
+    if (!app.model) return;
+    const chosen = app.model;
+    const isOtherModel = this.model?.id !== chosen.id;
+    const readable = isOtherModel ? await keepKnownCharacters(app.text, chosen) : "";
+    if (chosen !== app.model) return; // another model was chosen meanwhile
+    if (isOtherModel) this.#reset(readable);
+    this.controls.showValues();
+    this.stepNote.hidden = this.#isServedStep();
+    if (!this.#isServedStep()) say(this.stepNote, "play.other", { served: chosen.step, step: app.step });
+    this.surprisal.update(isOtherModel);
+    if (isOtherModel && this.prompt.value) {
+      const root = await this.#findOrAddRoot(); // so that there is something to explain
+      if (root) await this.#showBranch(root);
+      return;
+    }
+    if (!this.current || this.generation) return;
+    this.#drawTree();
+    await this.#explainPosition(this.position?.index ?? this.current.tokens.length);
+  }
+
+  // Begins anew with another model.
+  #reset(text) {
+    const { app, nextToken, logitLens, contributions } = this;
+    this.generation?.abort();
+    this.generation = null;
+    this.model = { id: app.model.id, ...app.model.model };
+    this.tree = new Tree();
+    this.current = this.position = null;
+    this.lastRequest++; // drops a call of #showBranch that still waits
+    this.controls.setVocabularySize(this.model.vocab_size);
+    this.prompt.value = text.split(/\s+/).slice(0, 3).join(" ");
+    this.textView.clear();
+    this.#drawTree();
+    for (const part of [nextToken, logitLens, contributions]) part.element.hidden = true;
+    for (const card of this.explanationCards) card.hidden = true;
+    this.idleNote.hidden = false;
+    say(this.status, "play.ready");
+    this.#updateButtons();
+  }
+
+  #isServedStep() {
+    return this.app.step === null || this.app.step === this.app.model.step;
+  }
+
+  #runTask(task) {
+    return this.app.runTask(this.panel, task);
+  }
 
   // ---- Elements
 
-  const prompt = el("textarea", { id: "prompt", rows: 2, dir: "auto", spellcheck: "false", maxlength: 20000 });
-  const length = el("input", { id: "length", type: "number", min: 1, max: MAX_NEW_TOKENS, value: 100 });
-  const writeButton = el("button", { class: "main", type: "submit", say: "play.write" });
-  const stopButton = el("button", { type: "button", say: "common.stop", onclick: () => generation?.abort() });
-  const onContinue = () => app.runTask(panel, continueText);
-  const continueButton = el("button", { type: "button", say: "play.on", onclick: onContinue });
-  const status = el("p", { class: "quiet" }); // announced when the text ends, not with every token
-  const unknownNote = el("p", { class: "quiet", hidden: true });
-  const stepNote = el("p", { class: "caveat" });
-  const textHolder = el("div", { class: "scrolling-text" });
-  const textHint = el("p", { class: "quiet" });
-  const tokenButtons = el("p", { class: "pieces" }); // of a character that is several tokens
-  const treeView = new TreeView((branch) => !generation && app.runTask(panel, () => showBranch(branch)));
-  const treeHint = el("p", { class: "quiet" });
-  const controls = new SamplingControls(() => nextToken.draw());
-  const idleNote = el("p", { class: "quiet", say: "next_token.idle" });
-  const nextToken = new NextTokenBars(controls, (token) => app.runTask(panel, () => chooseToken(token)));
-  const logitLens = new LogitLens();
-  const contributions = new Contributions();
-  const surprisal = new Surprisal(app);
-  const explanations = [logitLens, contributions].map((part) => el("div", { class: "card" }, part.element));
-  const form = el(
-    "form",
-    {
-      class: "card",
-      onsubmit: (event) => {
-        event.preventDefault();
-        app.runTask(panel, startText);
-      },
-    },
-    stackedField(prompt, "play.prompt"),
-    el("div", { class: "row" }, writeButton, stopButton, continueButton, field(length, "play.length")),
-    stepNote,
-    unknownNote,
-    status,
-  );
-  panel.append(
-    el("p", { class: "lead", say: "play.lead" }),
-    el(
+  #createForm() {
+    this.prompt = el("textarea", { id: "prompt", rows: 2, dir: "auto", spellcheck: "false", maxlength: 20000 });
+    this.length = el("input", { id: "length", type: "number", min: 1, max: MAX_NEW_TOKENS, value: 100 });
+    this.writeButton = el("button", { class: "main", type: "submit", say: "play.write" });
+    const onStop = () => this.generation?.abort();
+    this.stopButton = el("button", { type: "button", say: "common.stop", onclick: onStop });
+    const onContinue = () => this.#runTask(() => this.#continueText());
+    this.continueButton = el("button", { type: "button", say: "play.on", onclick: onContinue });
+    this.stepNote = el("p", { class: "caveat" });
+    this.unknownNote = el("p", { class: "quiet", hidden: true });
+    this.status = el("p", { class: "quiet" }); // announced when the text ends, not with every token
+    const onsubmit = (event) => {
+      event.preventDefault();
+      this.#runTask(() => this.#startText());
+    };
+    const { writeButton, stopButton, continueButton } = this;
+    this.form = el(
+      "form",
+      { class: "card", onsubmit },
+      stackedField(this.prompt, "play.prompt"),
+      el("div", { class: "row" }, writeButton, stopButton, continueButton, field(this.length, "play.length")),
+      this.stepNote,
+      this.unknownNote,
+      this.status,
+    );
+  }
+
+  #createViews() {
+    this.textView = new TextView((index) => this.#runTask(() => this.#explainPosition(index)));
+    this.treeView = new TreeView((branch) => !this.generation && this.#runTask(() => this.#showBranch(branch)));
+    this.treeHint = el("p", { class: "quiet" });
+    this.controls = new SamplingControls(() => this.nextToken.draw());
+    this.nextToken = new NextTokenBars(this.controls, (token) => this.#runTask(() => this.#chooseToken(token)));
+    this.idleNote = el("p", { class: "quiet", say: "next_token.idle" });
+    this.sideCard = el(
       "div",
-      { class: "workspace" },
-      form,
-      el("div", { class: "card" }, el("h2", { say: "play.text" }), textHint, textHolder),
-      el("div", { class: "card side" }, controls.element, idleNote, tokenButtons, nextToken.element),
-      el("div", { class: "card" }, el("h2", { say: "tree.title" }), treeHint, treeView.element),
-      explanations[0],
-    ),
-    explanations[1],
-    surprisal.element,
-  );
+      { class: "card side" },
+      this.controls.element,
+      this.idleNote,
+      this.textView.tokenButtons,
+      this.nextToken.element,
+    );
+    this.logitLens = new LogitLens();
+    this.contributions = new Contributions();
+    this.explanationCards = [this.logitLens, this.contributions].map(({ element }) =>
+      el("div", { class: "card" }, element),
+    );
+    this.surprisal = new Surprisal(this.app);
+  }
 
   // ---- Generation
 
-  async function startText() {
-    if (!prompt.value) {
-      prompt.focus();
-      return void say(status, "error.no_text");
+  async #startText() {
+    if (!this.prompt.value) {
+      this.prompt.focus();
+      return void say(this.status, "error.no_text");
     }
-    const root = await findOrAddRoot();
-    if (root) await generate(tree.fork(root, root.tokens.length, []));
+    const root = await this.#findOrAddRoot();
+    if (root) await this.#generate(this.tree.fork(root, root.tokens.length, []));
   }
 
   // The tree's root for the prompt: the same root for the same ids. Null if another model is chosen meanwhile.
-  async function findOrAddRoot() {
-    const oldTree = tree;
-    await requireReadable(prompt.value, app.model);
-    const { tokens, groups } = await fetchView("tokens", { text: prompt.value, unknown: "skip" });
-    if (oldTree !== tree) return null;
-    const characters = unknownCharacters(prompt.value, groups);
-    unknownNote.hidden = !characters;
-    say(unknownNote, "text.left_out", { characters });
+  async #findOrAddRoot() {
+    const { tree, model } = this;
+    const prompt = this.prompt.value;
+    await requireReadable(prompt, this.app.model);
+    const { tokens, groups } = await fetchView("tokens", { text: prompt, unknown: "skip" });
+    if (tree !== this.tree) return null;
+    const characters = unknownCharacters(prompt, groups);
+    this.unknownNote.hidden = !characters;
+    say(this.unknownNote, "text.left_out", { characters });
     const idsOf = (list) => list.map((token) => token.id).join();
     const withWindow = ({ id }, i) => ({ id, windowStart: Math.max(0, i - model.block_size + 1) });
     const root =
@@ -114,191 +186,112 @@ export function mount(panel, app) {
 
   // Generates at the end of the text on screen. A branch is extended in place, which its children don't notice: they
   // share only the tokens before their start. A root keeps the prompt alone, so it gets a new branch.
-  async function continueText() {
-    const { branch } = current;
-    await generate(branch.parent ? branch : tree.fork(branch, branch.tokens.length, []));
+  async #continueText() {
+    const { branch } = this.current;
+    await this.#generate(branch.parent ? branch : this.tree.fork(branch, branch.tokens.length, []));
   }
 
   // Puts a token at the position that is explained and generates from there; shows the branch that has it, if any.
-  async function chooseToken({ id }) {
-    const { index, isEnd, actual } = position;
-    if (generation || (!isEnd && id === actual.id)) return;
-    const { branch, tokens } = current;
-    const existing = tree.find(branch, index, id);
-    if (existing) return showBranch(existing);
-    const token = { id, windowStart: windowStartAt(tokens, index) };
+  async #chooseToken({ id }) {
+    const { index, isEnd, actual } = this.position;
+    if (this.generation || (!isEnd && id === actual.id)) return;
+    const { branch, tokens } = this.current;
+    const existing = this.tree.find(branch, index, id);
+    if (existing) return this.#showBranch(existing);
+    const token = { id, windowStart: this.#windowStart(tokens, index) };
     const extendsBranch = isEnd && branch.parent;
     if (extendsBranch) branch.tokens.push(token);
-    await generate(extendsBranch ? branch : tree.fork(branch, index, [token]));
+    await this.#generate(extendsBranch ? branch : this.tree.fork(branch, index, [token]));
   }
 
-  // Where the model's window began, or will begin, for the token at a position.
-  const windowStartAt = (tokens, index) =>
-    index >= tokens.length ? nextWindowStart(tokens, model.block_size) : tokens[index].windowStart;
-
   // Generates at the end of a branch, and shows the text as it grows.
-  async function generate(branch) {
-    generation?.abort();
-    const controller = (generation = new AbortController());
-    const maxTokens = Math.min(MAX_NEW_TOKENS, Math.max(1, length.valueAsNumber || 100));
-    await showBranch(branch, { explain: false });
-    updateButtons();
+  async #generate(branch) {
+    this.generation?.abort();
+    const controller = (this.generation = new AbortController());
+    const maxTokens = Math.min(MAX_NEW_TOKENS, Math.max(1, this.length.valueAsNumber || 100));
+    await this.#showBranch(branch, { explain: false });
+    this.#updateButtons();
     let count = 0;
-    const textElement = textHolder.querySelector(".running");
     try {
-      const options = { isServedStep, controls, signal: controller.signal };
+      const { controls, model } = this;
+      const options = { isServedStep: () => this.#isServedStep(), controls, signal: controller.signal };
       for await (const { ids, text, windowStart } of generateTokens(branch, maxTokens, model.block_size, options)) {
         branch.tokens.push(...ids.map((id) => ({ id, windowStart })));
         count += ids.length;
-        textElement?.append(el("span", { class: "new" }, text));
-        textHolder.scrollTop = textHolder.scrollHeight;
-        say(status, "play.writing", { count });
+        this.textView.append(text);
+        say(this.status, "play.writing", { count });
       }
     } catch (error) {
       if (!isAbortError(error)) throw error;
     } finally {
-      if (generation === controller) {
-        generation = null;
-        updateButtons();
-        say(status, controller.signal.aborted ? "play.stopped" : "play.wrote", { count });
-        app.announce(status.textContent);
-        await showBranch(branch);
+      if (this.generation === controller) {
+        this.generation = null;
+        this.#updateButtons();
+        say(this.status, controller.signal.aborted ? "play.stopped" : "play.wrote", { count });
+        this.app.announce(this.status.textContent);
+        await this.#showBranch(branch);
       }
     }
   }
 
-  const isServedStep = () => app.step === null || app.step === app.model.step;
-
-  // ---- The text on screen
+  // ---- The text and a position in it
 
   // Shows the text of a branch, and explains the position after it.
-  async function showBranch(branch, { explain = true } = {}) {
+  async #showBranch(branch, { explain = true } = {}) {
     const tokens = branchTokens(branch);
-    const request = ++lastRequest;
+    const request = ++this.lastRequest;
     const decoded = await decodeTokens(
       tokens.map((token) => token.id),
-      model.block_size,
+      this.model.block_size,
     );
-    if (request !== lastRequest) return;
-    current = { branch, tokens, decoded };
+    if (request !== this.lastRequest) return;
+    this.current = { branch, tokens, decoded };
     branch.text = decoded.groups
       .filter((group) => group.first >= branch.start)
       .map((group) => group.text)
       .join("");
-    say(textHint, "play.hint");
-    const onPick = (first, group, how) => how === "click" && app.runTask(panel, () => explainPosition(first));
-    textHolder.replaceChildren(tokenSpans(decoded.tokens, decoded.groups, { decorate: markLineBreak, onPick }));
-    drawTree();
-    updateButtons();
-    if (explain) await explainPosition(tokens.length);
+    this.textView.show(decoded);
+    this.#drawTree();
+    this.#updateButtons();
+    if (explain) await this.#explainPosition(tokens.length);
   }
 
   // Shows which tokens are possible at a position of the text, and why.
-  async function explainPosition(index) {
-    const { tokens, decoded } = current;
+  async #explainPosition(index) {
+    const { tokens, decoded } = this.current;
     const isEnd = index >= tokens.length;
-    const windowStart = windowStartAt(tokens, index);
+    const windowStart = this.#windowStart(tokens, index);
     const ids = tokens.slice(windowStart, index).map((token) => token.id);
     const actual = isEnd ? null : decoded.tokens[index];
-    markPosition(index, windowStart);
+    this.textView.mark(index, windowStart, this.model.block_size);
     const answer = ids.length ? await fetchView("next_token", { text: ids }, { replaces: "next_token" }) : null;
-    if (current?.decoded !== decoded) return;
-    position = { index, isEnd, ids, actual, step: app.step, nextToken: answer };
-    idleNote.hidden = true;
-    nextToken.show(position);
-    for (const card of explanations) card.hidden = !answer;
-    if (answer) await Promise.all([logitLens.show(position), contributions.show(position, nextToken.mostLikely)]);
+    if (this.current?.decoded !== decoded) return;
+    const position = { index, isEnd, ids, actual, step: this.app.step, nextToken: answer };
+    this.position = position;
+    this.idleNote.hidden = true;
+    this.nextToken.show(position);
+    for (const card of this.explanationCards) card.hidden = !answer;
+    if (!answer) return;
+    const { mostLikely } = this.nextToken;
+    await Promise.all([this.logitLens.show(position), this.contributions.show(position, mostLikely)]);
   }
 
-  // Marks the chosen token, and hatches those outside the model's window at that position.
-  function markPosition(index, windowStart) {
-    const { tokens, groups } = current.decoded;
-    const contains = ({ first, count }) => index >= first && index < first + count;
-    textHolder.querySelectorAll(".token").forEach((span, i) => {
-      const { first, count } = groups[i];
-      const isChosen = contains(groups[i]);
-      span.classList.toggle("chosen", isChosen);
-      span.classList.toggle("out-of-window", first + count <= windowStart);
-      if (isChosen) span.setAttribute("aria-current", "true");
-      else span.removeAttribute("aria-current");
-    });
-    say(textHint, windowStart ? "play.window" : "play.hint", { block: model.block_size });
-    const group = groups.find((candidate) => contains(candidate) && candidate.count > 1);
-    tokenButtons.hidden = !group;
-    if (group) drawTokenButtons(group, tokens, index);
+  // Where the model's window began, or will begin, for the token at a position.
+  #windowStart(tokens, index) {
+    return index >= tokens.length ? nextWindowStart(tokens, this.model.block_size) : tokens[index].windowStart;
   }
 
-  function drawTokenButtons({ first, count }, tokens, index) {
-    const button = (token, i) =>
-      el(
-        "button",
-        {
-          type: "button",
-          class: "small chip",
-          "aria-pressed": String(index === first + i),
-          title: token.bytes,
-          onclick: () => app.runTask(panel, () => explainPosition(first + i)),
-        },
-        token.label,
-      );
-    const buttons = tokens.slice(first, first + count).map(button);
-    tokenButtons.replaceChildren(t("next_token.pieces", { count }), " ", ...buttons);
+  #drawTree() {
+    const { tree } = this;
+    say(this.treeHint, tree.roots.some((root) => root.children.length) ? "tree.hint" : "tree.empty");
+    this.treeView.draw(tree, this.current?.branch);
   }
 
-  function drawTree() {
-    say(treeHint, tree.roots.some((root) => root.children.length) ? "tree.hint" : "tree.empty");
-    treeView.draw(tree, current?.branch);
+  #updateButtons() {
+    const isGenerating = Boolean(this.generation);
+    this.writeButton.disabled = isGenerating;
+    this.stopButton.disabled = !isGenerating;
+    this.continueButton.disabled = isGenerating || !this.current;
+    this.nextToken.list.classList.toggle("waiting", isGenerating); // no token can be chosen while a text is generated
   }
-
-  function updateButtons() {
-    const isGenerating = Boolean(generation);
-    writeButton.disabled = isGenerating;
-    stopButton.disabled = !isGenerating;
-    continueButton.disabled = isGenerating || !current;
-    nextToken.list.classList.toggle("waiting", isGenerating); // no token can be chosen while a text is generated
-  }
-
-  // ---- Another model, step or language
-
-  async function update() {
-    if (!app.model) return;
-    const chosen = app.model;
-    const isOtherModel = model?.id !== chosen.id;
-    const readable = isOtherModel ? await keepKnownCharacters(app.text, chosen) : "";
-    if (chosen !== app.model) return; // another model was chosen meanwhile
-    if (isOtherModel) reset(readable);
-    controls.showValues();
-    stepNote.hidden = isServedStep();
-    if (!isServedStep()) say(stepNote, "play.other", { served: chosen.step, step: app.step });
-    surprisal.update(isOtherModel);
-    if (isOtherModel && prompt.value) {
-      const root = await findOrAddRoot(); // so that there is something to explain
-      if (root) await showBranch(root);
-      return;
-    }
-    if (!current || generation) return;
-    drawTree();
-    await explainPosition(position?.index ?? current.tokens.length);
-  }
-
-  function reset(text) {
-    generation?.abort();
-    generation = null;
-    model = { id: app.model.id, ...app.model.model };
-    tree = new Tree();
-    current = position = null;
-    lastRequest++; // drops a call of `showBranch` that still waits
-    controls.setVocabularySize(model.vocab_size);
-    prompt.value = text.split(/\s+/).slice(0, 3).join(" ");
-    textHolder.replaceChildren();
-    drawTree();
-    for (const part of [nextToken, logitLens, contributions]) part.element.hidden = true;
-    for (const card of explanations) card.hidden = true;
-    idleNote.hidden = false;
-    say(textHint, "play.idle");
-    say(status, "play.ready");
-    updateButtons();
-  }
-
-  return { update };
 }

@@ -1,0 +1,73 @@
+// The text on the playground, token by token, with the chosen position and the model's window there.
+
+import { el, say } from "octavo/dom";
+import { t } from "octavo/i18n";
+import { markLineBreak, tokenSpans } from "octavo/tokens";
+
+export class TextView {
+  // `onPick(index)` is called when the user chooses the token at a position.
+  constructor(onPick) {
+    this.onPick = onPick;
+    this.decoded = null; // {tokens, groups} of the text, see `decodeTokens`
+    this.text = null; // its element, see `tokenSpans`
+    this.hint = el("p", { class: "quiet" });
+    this.holder = el("div", { class: "scrolling-text" });
+    this.element = el("div", { class: "card" }, el("h2", { say: "play.text" }), this.hint, this.holder);
+    this.tokenButtons = el("p", { class: "pieces" }); // the tokens of a chosen character that is several tokens
+  }
+
+  clear() {
+    this.text = null;
+    this.holder.replaceChildren();
+    say(this.hint, "play.idle");
+  }
+
+  show(decoded) {
+    this.decoded = decoded;
+    const onPick = (first, group, how) => how === "click" && this.onPick(first);
+    this.text = tokenSpans(decoded.tokens, decoded.groups, { decorate: markLineBreak, onPick });
+    this.holder.replaceChildren(this.text);
+    say(this.hint, "play.hint");
+  }
+
+  // Adds generated text, which isn't decoded into tokens yet, and scrolls to its end.
+  append(text) {
+    this.text?.append(el("span", { class: "new" }, text));
+    this.holder.scrollTop = this.holder.scrollHeight;
+  }
+
+  // Marks the token at a position as chosen, and hatches those outside the model's window there.
+  mark(index, windowStart, blockSize) {
+    const { tokens, groups } = this.decoded;
+    const contains = ({ first, count }) => index >= first && index < first + count;
+    this.text.spans.forEach((span, i) => {
+      const { first, count } = groups[i];
+      const isChosen = contains(groups[i]);
+      span.classList.toggle("chosen", isChosen);
+      span.classList.toggle("out-of-window", first + count <= windowStart);
+      if (isChosen) span.setAttribute("aria-current", "true");
+      else span.removeAttribute("aria-current");
+    });
+    say(this.hint, windowStart ? "play.window" : "play.hint", { block: blockSize });
+    const group = groups.find((candidate) => contains(candidate) && candidate.count > 1);
+    this.tokenButtons.hidden = !group;
+    if (group) this.#drawTokenButtons(group, tokens, index);
+  }
+
+  #drawTokenButtons({ first, count }, tokens, index) {
+    const button = (token, i) =>
+      el(
+        "button",
+        {
+          type: "button",
+          class: "small chip",
+          "aria-pressed": String(index === first + i),
+          title: token.bytes,
+          onclick: () => this.onPick(first + i),
+        },
+        token.label,
+      );
+    const buttons = tokens.slice(first, first + count).map(button);
+    this.tokenButtons.replaceChildren(t("next_token.pieces", { count }), " ", ...buttons);
+  }
+}
