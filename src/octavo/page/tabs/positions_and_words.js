@@ -5,12 +5,12 @@ import { offline } from "octavo/api";
 import { el } from "octavo/dom";
 import { createSimilarity } from "octavo/tabs/positions_and_words/cosine_similarity";
 import { createPosition } from "octavo/tabs/positions_and_words/position";
-import { createProjection } from "octavo/tabs/positions_and_words/projection";
+import { Projection } from "octavo/tabs/positions_and_words/projection";
 
 export function mount(panel, app) {
   const position = createPosition(app);
   const similarity = offline ? null : createSimilarity(app);
-  const projection = offline ? null : createProjection(app);
+  const projection = offline ? null : new Projection(app);
   panel.append(
     position.card,
     el("div", { class: "two-columns" }, position.positionsCard, ...(similarity ? [similarity.card] : [])),
@@ -18,7 +18,7 @@ export function mount(panel, app) {
   if (projection) panel.append(projection.card);
   const parts = [position, similarity, projection].filter(Boolean);
   return {
-    update: () => Promise.all(parts.map((part) => app.runTask(part.card, part.load))),
+    update: () => Promise.all(parts.map((part) => app.runTask(part.card, () => part.load()))),
     hide: () => projection?.stop(),
   };
 }

@@ -4,170 +4,144 @@ import { fetchView, requireWord } from "octavo/api";
 import { el, field, say, textInput, tNodes } from "octavo/dom";
 import { number, percent, t } from "octavo/i18n";
 import { boundingBox, scatter } from "octavo/pictures/scatter";
+import { StepPlayer } from "octavo/tabs/positions_and_words/step_player";
 import { chip } from "octavo/tokens";
 
 const NEIGHBORS = 12;
 const MAX_FULL_VOCABULARY = 2000; // a larger vocabulary has only its most frequent tokens on the map
-const STEP_TIME = 750; // milliseconds for each checkpoint while it plays
 
-export function createProjection(app) {
-  let steps = []; // of the kept checkpoints; [null] for a model without any
-  let stepIndex = 0;
-  let points = []; // {token, x, y} of that step
-  let query = null; // the word whose neighbors are listed: a text, or a token id
-  let modelId = null;
-  let neighbors = null; // the answer to `neighbors` for the query
-  let playback = null; // while the steps play: an object that identifies this playback
+export class Projection {
+  constructor(app) {
+    this.app = app;
+    this.modelId = null;
+    this.points = []; // {token, x, y} of the present step
+    this.query = null; // the word whose neighbors are listed: a text, or a token id
+    this.neighbors = null; // the answer to `neighbors` for the query
+    this.searchInput = textInput({ id: "find", type: "search", size: 14, maxlength: 100 });
+    this.player = new StepPlayer(
+      "projection-step",
+      () => this.#showStep(),
+      () => this.#updateNeighbors(),
+    );
+    this.sentence = el("p");
+    this.picture = scatter([], { height: 520 });
+    this.alignNote = el("p", { class: "quiet", say: "words.align" });
+    this.neighborList = el("div");
+    this.caveat = el("p", { class: "caveat" });
+    const onsubmit = (event) => {
+      event.preventDefault();
+      if (this.searchInput.value) this.#runTask(() => this.#search(this.searchInput.value));
+    };
+    const searchField = field(this.searchInput, "words.find");
+    this.card = el(
+      "section",
+      { class: "card", "aria-labelledby": "projection-title" },
+      el("h2", { id: "projection-title", say: "words.projection.title" }),
+      this.sentence,
+      el("form", { class: "row", onsubmit }, searchField, el("button", { say: "words.find.do" })),
+      this.neighborList,
+      this.player.element,
+      this.picture,
+      this.alignNote,
+      this.caveat,
+    );
+  }
 
-  // ---- Elements
+  // Begins at the checkpoint that is chosen in the page's header, if it was kept, else at the last.
+  async load() {
+    const { model, step } = this.app;
+    if (model.id !== this.modelId && typeof this.query === "number") this.#clearNeighbors(); // another model, other ids
+    this.modelId = model.id;
+    say(this.sentence, "words.projection.does", { C: model.model.n_embd });
+    this.player.setSteps(model.steps.length ? model.steps : [null], step);
+    this.alignNote.hidden = model.steps.length < 2;
+    await this.#fetchPoints();
+    if (this.query !== null) await this.#fetchNeighbors();
+  }
 
-  const searchInput = textInput({ id: "find", type: "search", size: 14, maxlength: 100 });
-  const slider = el("input", {
-    id: "projection-step",
-    type: "range",
-    min: 0,
-    step: 1,
-    oninput: () => {
-      stop();
-      showStep(Number(slider.value));
-    },
-  });
-  const stepName = el("output", { class: "mono", for: "projection-step" });
-  const onclick = () => (playback ? stop() : play());
-  const playButton = el("button", { type: "button", class: "small", say: "words.play", onclick });
-  const player = el(
-    "div",
-    { class: "scrub" },
-    el("label", { for: "projection-step", class: "quiet", say: "words.training" }),
-    playButton,
-    slider,
-    stepName,
-  );
-  const sentence = el("p");
-  const picture = scatter([], { height: 520 });
-  const alignNote = el("p", { class: "quiet", say: "words.align" });
-  const neighborList = el("div");
-  const caveat = el("p", { class: "caveat" });
-  const onsubmit = (event) => {
-    event.preventDefault();
-    if (searchInput.value) app.runTask(card, () => search(searchInput.value));
-  };
-  const card = el(
-    "section",
-    { class: "card", "aria-labelledby": "projection-title" },
-    el("h2", { id: "projection-title", say: "words.projection.title" }),
-    sentence,
-    el("form", { class: "row", onsubmit }, field(searchInput, "words.find"), el("button", { say: "words.find.do" })),
-    neighborList,
-    player,
-    picture,
-    alignNote,
-    caveat,
-  );
+  stop() {
+    this.player.stop();
+  }
+
+  #runTask(task) {
+    return this.app.runTask(this.card, task);
+  }
 
   // ---- Steps
 
-  // Begins at the checkpoint that is chosen in the page's header, if it was kept, else at the last.
-  async function load() {
-    const { model } = app;
-    if (model.id !== modelId && typeof query === "number") clearNeighbors(); // the other model has other ids
-    modelId = model.id;
-    say(sentence, "words.projection.does", { C: model.model.n_embd });
-    steps = model.steps.length ? model.steps : [null];
-    player.hidden = alignNote.hidden = steps.length < 2;
-    slider.max = steps.length - 1;
-    stepIndex = steps.includes(app.step) ? steps.indexOf(app.step) : steps.length - 1;
-    await fetchPoints();
-    if (query !== null) await fetchNeighbors();
+  // The neighbors follow when the user stops at a step, not while the steps play.
+  async #showStep() {
+    await this.#runTask(() => this.#fetchPoints());
+    if (!this.player.playback) await this.#updateNeighbors();
   }
 
-  async function showStep(index) {
-    stepIndex = index;
-    await app.runTask(card, fetchPoints);
-    if (query !== null && !playback) await app.runTask(card, fetchNeighbors);
+  async #updateNeighbors() {
+    if (this.query !== null) await this.#runTask(() => this.#fetchNeighbors());
   }
 
-  async function play() {
-    say(playButton, "common.stop");
-    const started = (playback = {});
-    if (stepIndex === steps.length - 1) stepIndex = -1;
-    while (playback === started && stepIndex < steps.length - 1) {
-      await showStep(stepIndex + 1);
-      await new Promise((resolve) => setTimeout(resolve, STEP_TIME));
-    }
-    if (playback !== started) return;
-    stop();
-    if (query !== null) await app.runTask(card, fetchNeighbors);
-  }
-
-  function stop() {
-    playback = null;
-    say(playButton, "words.play");
-  }
-
-  // ---- Data
-
-  const withStep = (step, options) => (step === null ? options : { ...options, step });
-
-  function fetchStep(step) {
-    const mayLackQuery = query !== null && app.model.model.vocab_size > MAX_FULL_VOCABULARY;
+  #fetchStep(step) {
+    const { query } = this;
+    const mayLackQuery = query !== null && this.app.model.model.vocab_size > MAX_FULL_VOCABULARY;
     return fetchView("projection", withStep(step, { words: mayLackQuery ? [query] : [] }));
   }
 
   // The map of an earlier step is rotated to match that of the last one, so that only those tokens move that training
   // has moved.
-  async function fetchPoints() {
-    const index = stepIndex;
-    slider.value = index;
-    if (steps[index] !== null) stepName.textContent = t("head.step.at", { step: steps[index] });
-    slider.setAttribute("aria-valuetext", stepName.textContent);
-    const last = await fetchStep(steps.at(-1));
-    const answer = index === steps.length - 1 ? last : await fetchStep(steps[index]);
-    if (index !== stepIndex) return; // another step was chosen meanwhile
+  async #fetchPoints() {
+    const { player, app } = this;
+    const { index, step, lastStep } = player;
+    player.draw();
+    const last = await this.#fetchStep(lastStep);
+    const answer = step === lastStep ? last : await this.#fetchStep(step);
+    if (index !== player.index) return; // another step was chosen meanwhile
     const lastPoints = new Map(last.tokens.map((token, i) => [token.id, last.points[i]]));
     const aligned = alignPoints(
       answer.points,
       answer.tokens.map((token) => lastPoints.get(token.id)),
     );
-    points = answer.tokens.map((token, i) => ({ token, x: aligned[i][0], y: aligned[i][1] }));
+    this.points = answer.tokens.map((token, i) => ({ token, x: aligned[i][0], y: aligned[i][1] }));
     const share = percent(answer.explained[0] + answer.explained[1], 0);
-    say(caveat, "words.projection.caveat", { C: app.model.model.n_embd, share });
-    draw({
+    say(this.caveat, "words.projection.caveat", { C: app.model.model.n_embd, share });
+    this.#draw({
       extent: boundingBox([...last.points, ...aligned]),
       caption: () => tNodes("words.projection.caption", { n: answer.tokens.length, V: answer.vocab_size }),
     });
   }
 
-  async function fetchNeighbors() {
-    const options = withStep(steps[stepIndex] ?? null, { word: query, top: NEIGHBORS });
-    neighbors = await fetchView("neighbors", options, { replaces: "neighbors" });
-    drawNeighbors();
-    draw();
-  }
+  // ---- Neighbors
 
-  function clearNeighbors() {
-    query = neighbors = null;
-    neighborList.replaceChildren();
-  }
-
-  async function search(text) {
-    await requireWord(app.model, text);
-    query = text;
-    await fetchNeighbors();
-    await fetchPoints();
-    if (neighbors.tokens.length === 1) picture.choose(neighbors.tokens[0].id);
+  async #search(text) {
+    await requireWord(this.app.model, text);
+    this.query = text;
+    await this.#fetchNeighbors();
+    await this.#fetchPoints();
+    const { tokens } = this.neighbors;
+    if (tokens.length === 1) this.picture.choose(tokens[0].id);
   }
 
   // A token is requested by its id: its bytes may be a part of a character, which no text can name.
-  function pick(token) {
-    query = token.id;
-    searchInput.value = "";
-    return app.runTask(card, fetchNeighbors);
+  #pick(token) {
+    this.query = token.id;
+    this.searchInput.value = "";
+    return this.#updateNeighbors();
+  }
+
+  async #fetchNeighbors() {
+    const options = withStep(this.player.step ?? null, { word: this.query, top: NEIGHBORS });
+    this.neighbors = await fetchView("neighbors", options, { replaces: "neighbors" });
+    this.#drawNeighbors();
+    this.#draw();
+  }
+
+  #clearNeighbors() {
+    this.query = this.neighbors = null;
+    this.neighborList.replaceChildren();
   }
 
   // ---- Drawing
 
-  function draw(options = {}) {
+  #draw(options = {}) {
+    const { picture, points, neighbors } = this;
     const nearIds = new Set(neighbors?.neighbors.map(({ token }) => token.id));
     const wordIds = new Set(neighbors?.tokens.map((token) => token.id));
     const kind = (id) => (wordIds.has(id) ? "chosen" : nearIds.has(id) ? "near" : "");
@@ -181,32 +155,26 @@ export function createProjection(app) {
           " ",
           ...tNodes("words.point", { id: key }),
         ],
-        onPick: (id) => pick(points.find((point) => point.token.id === id).token),
+        onPick: (id) => this.#pick(points.find((point) => point.token.id === id).token),
         ...options,
       },
     );
   }
 
-  function drawNeighbors() {
-    const step = steps[stepIndex];
+  #drawNeighbors() {
+    const { steps, step } = this.player;
+    const { tokens, neighbors } = this.neighbors;
     const wordChips = el(
       "span",
       {},
-      neighbors.tokens.map((token) => chip(token)),
+      tokens.map((token) => chip(token)),
     );
-    const item = ({ token, cosine }) =>
-      el(
-        "li",
-        {},
-        el(
-          "button",
-          { type: "button", class: "small", onclick: () => pick(token) },
-          chip(token),
-          " ",
-          number(cosine, 2),
-        ),
-      );
-    neighborList.replaceChildren(
+    const item = ({ token, cosine }) => {
+      const onclick = () => this.#pick(token);
+      const button = el("button", { type: "button", class: "small", onclick }, chip(token), " ", number(cosine, 2));
+      return el("li", {}, button);
+    };
+    this.neighborList.replaceChildren(
       el(
         "p",
         { class: "quiet" },
@@ -214,12 +182,13 @@ export function createProjection(app) {
         " ",
         step !== null && steps.length > 1 ? `(${t("head.step.at", { step })})` : "",
       ),
-      el("ol", { class: "neighbors" }, neighbors.neighbors.map(item)),
+      el("ol", { class: "neighbors" }, neighbors.map(item)),
     );
   }
-
-  return { card, load, stop };
 }
+
+// A model without kept checkpoints has the step null, which no request names.
+const withStep = (step, options) => (step === null ? options : { ...options, step });
 
 // Rotates points [x, y], and mirrors them if that is closer, to match `targets`: orthogonal Procrustes in the plane. A
 // target may be undefined.
