@@ -15,50 +15,49 @@ const SHARES = ["previous", "first", "itself"]; // the statistics between 0 and 
 const FULL_SCALE_TOKENS = 64; // up to this length the strongest color is a share of 1; see patternScale()
 const MIN_SCALE = 0.02;
 
-export function mount(panel, app) {
-  let answer = null; // {tokens, weights, heads, layer, head, left_out, groups, sums}
-  let chosenRow = null; // the token whose attention is shown; at first that of the last word
-  let chosenText = null; // the text that this token belongs to
+export const mount = (panel, app) => new Attention(panel, app);
 
-  const load = () => app.runTask(panel, fetchAttention);
-  const selector = new HeadSelector("attention", load);
-  const statistic = el(
-    "select",
-    { id: "attention-statistic", onchange: () => drawHeads() },
-    STATISTICS.map((value) => el("option", { value, say: `attention.statistic.${value}` })),
-  );
-  const title = el("h2");
-  const leftOut = el("p", { class: "quiet" });
-  const headsMatrix = matrix([]);
-  const pattern = matrix([]);
-  const arcsHolder = el("div");
-  let arcsFigure = null;
-  panel.append(
-    el(
+class Attention {
+  constructor(panel, app) {
+    Object.assign(this, { panel, app });
+    this.answer = null; // {tokens, weights, heads, layer, head, left_out, groups, sums}
+    this.chosenRow = null; // the token whose attention is shown; at first that of the last word
+    this.chosenText = null; // the text that this token belongs to
+    this.selector = new HeadSelector("attention", () => this.update());
+    this.statistic = el(
+      "select",
+      { id: "attention-statistic", onchange: () => this.#drawHeads() },
+      STATISTICS.map((value) => el("option", { value, say: `attention.statistic.${value}` })),
+    );
+    this.headsMatrix = matrix([]);
+    this.title = el("h2");
+    this.leftOut = el("p", { class: "quiet" });
+    this.arcsHolder = el("div");
+    this.arcs = null; // the figure, from the first answer on
+    this.pattern = matrix([]);
+    const sideCard = el(
       "div",
-      { class: "together" },
-      el(
-        "div",
-        { class: "side" },
-        el(
-          "div",
-          { class: "card" },
-          el("h2", { say: "attention.which" }),
-          el("div", { class: "row" }, selector.fields, field(statistic, "attention.statistic")),
-          headsMatrix,
-        ),
-        el("p", { class: "caveat", say: "common.attention_caveat" }),
-      ),
-      el(
-        "div",
-        {},
-        el("div", { class: "card" }, title, leftOut, arcsHolder),
-        el("div", { class: "card" }, el("h2", { say: "attention.all" }), pattern),
-      ),
-    ),
-  );
+      { class: "card" },
+      el("h2", { say: "attention.which" }),
+      el("div", { class: "row" }, this.selector.fields, field(this.statistic, "attention.statistic")),
+      this.headsMatrix,
+    );
+    const side = el("div", { class: "side" }, sideCard, el("p", { class: "caveat", say: "common.attention_caveat" }));
+    const head = el(
+      "div",
+      {},
+      el("div", { class: "card" }, this.title, this.leftOut, this.arcsHolder),
+      el("div", { class: "card" }, el("h2", { say: "attention.all" }), this.pattern),
+    );
+    panel.append(el("div", { class: "together" }, side, head));
+  }
 
-  async function fetchAttention() {
+  update() {
+    return this.app.runTask(this.panel, () => this.#fetchAttention());
+  }
+
+  async #fetchAttention() {
+    const { app, selector } = this;
     selector.update(app.model.model, "attention");
     const { layer, head } = selector;
     const text = { text: app.text, unknown: "skip" };
@@ -67,31 +66,32 @@ export function mount(panel, app) {
       fetchView("tokens", text, { replaces: "attention tokens" }),
     ]);
     const T = attention.tokens.length;
-    answer = {
+    this.answer = {
       ...attention,
       groups: groups.filter((group) => group.first + group.count <= T),
       sums: attention.weights.map((row) => row.reduce((a, b) => a + b, 0)),
     };
-    const isNewText = chosenText !== app.text;
-    if (isNewText || chosenRow >= T) chosenRow = lastWordIndex(attention.tokens);
-    chosenText = app.text;
-    say(title, "attention.title", { layer, head });
-    leftOut.hidden = !answer.left_out;
-    say(leftOut, "common.left_out", { n: answer.left_out });
-    drawHeads();
-    drawPattern(isNewText);
-    drawArcs();
+    const isNewText = this.chosenText !== text.text;
+    if (isNewText || this.chosenRow >= T) this.chosenRow = lastWordIndex(attention.tokens);
+    this.chosenText = text.text;
+    say(this.title, "attention.title", { layer, head });
+    this.leftOut.hidden = !this.answer.left_out;
+    say(this.leftOut, "common.left_out", { n: this.answer.left_out });
+    this.#drawHeads();
+    this.#drawPattern(isNewText);
+    this.#drawArcs();
   }
 
   // ---- All heads
 
-  function drawHeads() {
+  #drawHeads() {
+    const { answer, selector } = this;
     if (!answer) return;
-    const { n_layer, n_head } = app.model.model;
-    const name = statistic.value;
+    const { n_layer, n_head } = this.app.model.model;
+    const name = this.statistic.value;
     const values = Array.from({ length: n_layer }, () => Array(n_head).fill(0));
     for (const statistics of answer.heads) values[statistics.layer][statistics.head] = statistics[name];
-    headsMatrix.show(values, {
+    this.headsMatrix.show(values, {
       scale: "share",
       max: SHARES.includes(name) ? 1 : undefined,
       maxCell: 44,
@@ -109,25 +109,17 @@ export function mount(panel, app) {
         }),
       onPick: (layer, head) => {
         selector.choose(layer, head);
-        load();
+        this.update();
       },
     });
   }
 
   // ---- The chosen head
 
-  const tokenName = (i) => `${i} ${answer.tokens[i].label}`;
-  const mostAttended = (row) => strongest(answer.weights[row], 1)[0] ?? 0;
-
-  // A token that is a part of a character is named with the whole character.
-  function tokenNode(i) {
-    const group = answer.groups.find(({ first, count }) => i >= first && i < first + count);
-    const character = group?.count > 1 && el("bdi", {}, group.text);
-    return el("span", {}, character, chip(answer.tokens[i]), el("sub", {}, String(i)));
-  }
-
-  function drawPattern(isNewText) {
+  #drawPattern(isNewText) {
+    const { answer, chosenRow, pattern } = this;
     const max = patternScale(answer.weights);
+    const tokenName = (i) => `${i} ${answer.tokens[i].label}`;
     pattern.show(answer.weights, {
       scale: "share",
       max,
@@ -137,18 +129,18 @@ export function mount(panel, app) {
       columns: tokenName,
       isHidden: (row, column) => column > row,
       maxCell: 40,
-      cursor: [chosenRow, isNewText ? mostAttended(chosenRow) : Math.min(chosenRow, pattern.cursor[1])],
+      cursor: [chosenRow, isNewText ? this.#mostAttended(chosenRow) : Math.min(chosenRow, pattern.cursor[1])],
       caption: () => tNodes("attention.matrix"),
       label: t("attention.title", { layer: answer.layer, head: answer.head }),
-      readout: patternReadout,
-      onHover: chooseRow,
+      readout: (row, column, value) => this.#patternReadout(row, column, value),
+      onHover: (row) => this.#chooseRow(row),
     });
   }
 
-  function patternReadout(row, column, value) {
-    const ends = { from: tokenNode(row), to: tokenNode(column) };
+  #patternReadout(row, column, value) {
+    const ends = { from: this.#tokenNode(row), to: this.#tokenNode(column) };
     const share = el("b", { class: "exact" }, exactNumber(value));
-    const sum = el("b", { class: "sum" }, number(answer.sums[row], 3));
+    const sum = el("b", { class: "sum" }, number(this.answer.sums[row], 3));
     return [
       column > row
         ? el("span", {}, tNodes("attention.future", ends))
@@ -157,32 +149,42 @@ export function mount(panel, app) {
     ];
   }
 
-  function drawArcs() {
-    const { tokens, groups, weights } = answer;
+  #drawArcs() {
+    const { tokens, groups, weights } = this.answer;
     const options = {
-      chosen: chosenRow,
+      chosen: this.chosenRow,
       caption: () => tNodes("attention.arcs"),
       onPick: (row) => {
-        chooseRow(row);
-        pattern.moveTo(row, mostAttended(row));
+        this.#chooseRow(row);
+        this.pattern.moveTo(row, this.#mostAttended(row));
       },
       readout: (row) => [
-        el("span", { class: "pair" }, tNodes("attention.arcs.at", { token: tokenNode(row) })),
+        el("span", { class: "pair" }, tNodes("attention.arcs.at", { token: this.#tokenNode(row) })),
         ...strongest(weights[row], 6).map((column) =>
-          el("span", { class: "pair" }, tokenNode(column), " ", el("b", {}, number(weights[row][column], 3))),
+          el("span", { class: "pair" }, this.#tokenNode(column), " ", el("b", {}, number(weights[row][column], 3))),
         ),
       ],
     };
-    if (arcsFigure) arcsFigure.show(tokens, groups, weights, options);
-    else arcsHolder.append((arcsFigure = arcs(tokens, groups, weights, options)));
+    if (this.arcs) this.arcs.show(tokens, groups, weights, options);
+    else this.arcsHolder.append((this.arcs = arcs(tokens, groups, weights, options)));
   }
 
-  function chooseRow(row) {
-    chosenRow = row;
-    arcsFigure?.choose(row);
+  #chooseRow(row) {
+    this.chosenRow = row;
+    this.arcs?.choose(row);
   }
 
-  return { update: load };
+  #mostAttended(row) {
+    return strongest(this.answer.weights[row], 1)[0] ?? 0;
+  }
+
+  // A token that is a part of a character is named with the whole character.
+  #tokenNode(i) {
+    const { groups, tokens } = this.answer;
+    const group = groups.find(({ first, count }) => i >= first && i < first + count);
+    const character = group?.count > 1 && el("bdi", {}, group.text);
+    return el("span", {}, character, chip(tokens[i]), el("sub", {}, String(i)));
+  }
 }
 
 // The share of the strongest color. A long text has mostly small shares, so there it is the share that one in a hundred
