@@ -3,13 +3,13 @@
 
 import { offline } from "octavo/api";
 import { el } from "octavo/dom";
-import { createSimilarity } from "octavo/tabs/positions_and_words/cosine_similarity";
-import { createPosition } from "octavo/tabs/positions_and_words/position";
+import { CosineSimilarity } from "octavo/tabs/positions_and_words/cosine_similarity";
+import { Position } from "octavo/tabs/positions_and_words/position";
 import { Projection } from "octavo/tabs/positions_and_words/projection";
 
 export function mount(panel, app) {
-  const position = createPosition(app);
-  const similarity = offline ? null : createSimilarity(app);
+  const position = new Position(app);
+  const similarity = offline ? null : new CosineSimilarity(app);
   const projection = offline ? null : new Projection(app);
   panel.append(
     position.card,

@@ -10,82 +10,84 @@ const EXAMPLES = [
   ["a", "e"],
 ];
 
-export function createSimilarity(app) {
-  let hasUserPair = false;
-  let lastRequest = 0; // the number of the last call of `load`; earlier calls that still wait are dropped
-  let chart = null;
-
-  const first = textInput({ id: "similarity-first", size: 10, maxlength: 100 });
-  const second = textInput({ id: "similarity-second", size: 10, maxlength: 100 });
-  const problem = el("p", { class: "problem", role: "alert", hidden: true });
-  const cosine = el("p");
-  const chartHolder = el("div");
-  const bandNote = el("p", { class: "quiet" });
-  const result = el("div", {}, cosine, chartHolder, bandNote);
-  const form = el(
-    "form",
-    {
-      class: "row",
-      onsubmit: (event) => {
-        event.preventDefault();
-        submit();
-      },
-      onchange: () => submit(),
-      oninput: () => {
-        hasUserPair = true;
-        result.classList.add("stale"); // until the answer for the new pair is there
-      },
-    },
-    field(first, "common.word"),
-    field(second, "words.similarity.with"),
-    el("button", { say: "words.show" }),
-  );
-  const card = el(
-    "section",
-    { class: "card", "aria-labelledby": "similarity-title" },
-    el("h2", { id: "similarity-title", say: "words.similarity.title" }),
-    el("p", { say: "words.similarity.does" }),
-    form,
-    el("div", {}, problem),
-    result,
-    el("p", { class: "caveat", say: "words.similarity.caveat" }),
-  );
-
-  const submit = () => app.runTask(card, load);
+export class CosineSimilarity {
+  constructor(app) {
+    this.app = app;
+    this.hasUserPair = false; // the user has typed a word
+    this.lastRequest = 0; // the number of the last call of `load`; earlier calls that still wait are dropped
+    this.first = textInput({ id: "similarity-first", size: 10, maxlength: 100 });
+    this.second = textInput({ id: "similarity-second", size: 10, maxlength: 100 });
+    this.problem = el("p", { class: "problem", role: "alert", hidden: true });
+    this.cosine = el("p");
+    this.chart = null; // from the first answer with a history on
+    this.chartHolder = el("div");
+    this.bandNote = el("p", { class: "quiet" });
+    this.result = el("div", {}, this.cosine, this.chartHolder, this.bandNote);
+    this.card = el(
+      "section",
+      { class: "card", "aria-labelledby": "similarity-title" },
+      el("h2", { id: "similarity-title", say: "words.similarity.title" }),
+      el("p", { say: "words.similarity.does" }),
+      this.#createForm(),
+      el("div", {}, this.problem),
+      this.result,
+      el("p", { class: "caveat", say: "words.similarity.caveat" }),
+    );
+  }
 
   // The result always belongs to the pair that was submitted, not to what has been typed since.
-  async function load() {
-    const request = ++lastRequest;
+  async load() {
+    const { first, second } = this;
+    const request = ++this.lastRequest;
     const stopIfReplaced = () => {
-      if (request !== lastRequest) throw replacedError();
+      if (request !== this.lastRequest) throw replacedError();
     };
-    if (!hasUserPair) {
-      const example = await chooseExample();
+    if (!this.hasUserPair) {
+      const example = await this.#chooseExample();
       stopIfReplaced();
-      if (hasUserPair) throw replacedError();
+      if (this.hasUserPair) throw replacedError();
       [first.value, second.value] = example;
     }
     const pair = [first.value, second.value];
-    const sentence = await findProblem(pair);
+    const sentence = await this.#findProblem(pair);
     stopIfReplaced();
     const options = { word: pair[0], against: pair[1], top: 1 };
     const answer = sentence ? null : await fetchView("neighbors", options, { replaces: "similarity" });
     stopIfReplaced();
-    problem.hidden = !sentence;
-    result.hidden = Boolean(sentence);
-    if (sentence) return void say(problem, ...sentence);
-    result.classList.toggle("stale", first.value !== pair[0] || second.value !== pair[1]);
-    draw(pair, answer);
+    this.problem.hidden = !sentence;
+    this.result.hidden = Boolean(sentence);
+    if (sentence) return void say(this.problem, ...sentence);
+    this.result.classList.toggle("stale", first.value !== pair[0] || second.value !== pair[1]);
+    this.#draw(pair, answer);
+  }
+
+  #createForm() {
+    const submit = () => this.app.runTask(this.card, () => this.load());
+    const onsubmit = (event) => {
+      event.preventDefault();
+      submit();
+    };
+    const oninput = () => {
+      this.hasUserPair = true;
+      this.result.classList.add("stale"); // until the answer for the new pair is there
+    };
+    return el(
+      "form",
+      { class: "row", onsubmit, onchange: submit, oninput },
+      field(this.first, "common.word"),
+      field(this.second, "words.similarity.with"),
+      el("button", { say: "words.show" }),
+    );
   }
 
   // Why a pair has no cosine, as the [key, values] of a sentence, or null. If the first word is several tokens, the
   // server uses the mean of their rows; here that is refused, because its curve would look like that of a row.
-  async function findProblem(pair) {
+  async #findProblem(pair) {
     if (!pair.every(Boolean)) return ["words.similarity.empty"];
     for (const word of pair) {
-      const tokens = await tokenizeWord(app.model, word);
+      const tokens = await tokenizeWord(this.app.model, word);
       if (tokens?.length === 1) continue;
-      const [other] = await chooseExample();
+      const [other] = await this.#chooseExample();
       return tokens
         ? ["words.similarity.pieces", { word, n: tokens.length, other }]
         : ["words.similarity.unknown", { word, other }];
@@ -94,9 +96,9 @@ export function createSimilarity(app) {
   }
 
   // Two words that are one token each: an example, else the two most frequent tokens that are words.
-  async function chooseExample() {
+  async #chooseExample() {
     for (const pair of EXAMPLES) {
-      const tokens = await Promise.all(pair.map((word) => tokenizeWord(app.model, word)));
+      const tokens = await Promise.all(pair.map((word) => tokenizeWord(this.app.model, word)));
       if (tokens.every((list) => list?.length === 1)) return pair;
     }
     const { tokens } = await fetchView("projection");
@@ -106,13 +108,13 @@ export function createSimilarity(app) {
       .slice(0, 2);
   }
 
-  function draw([a, b], { against, control, history }) {
-    say(cosine, "words.similarity.now", { a, b, cosine: number(against.cosine, 3) });
+  #draw([a, b], { against, control, history }) {
+    say(this.cosine, "words.similarity.now", { a, b, cosine: number(against.cosine, 3) });
     const hasBand = history.some((point) => point.control !== null);
-    if (!history.length) say(bandNote, "words.similarity.none");
-    else if (hasBand) say(bandNote, "words.similarity.band", { control: control.match(/\d+/)?.[0] ?? "" });
-    else say(bandNote, "words.similarity.noband");
-    chartHolder.hidden = !history.length;
+    if (!history.length) say(this.bandNote, "words.similarity.none");
+    else if (hasBand) say(this.bandNote, "words.similarity.band", { control: control.match(/\d+/)?.[0] ?? "" });
+    else say(this.bandNote, "words.similarity.noband");
+    this.chartHolder.hidden = !history.length;
     if (!history.length) return;
     const column = (name) => history.map((point) => point[name]);
     const line = { label: t("words.similarity.cosine", { a, b }), values: column("against") };
@@ -130,9 +132,7 @@ export function createSimilarity(app) {
       height: 260,
       label: t("words.similarity.title"),
     };
-    if (chart) chart.show(data, options);
-    else chartHolder.append((chart = lineChart(data, options)));
+    if (this.chart) this.chart.show(data, options);
+    else this.chartHolder.append((this.chart = lineChart(data, options)));
   }
-
-  return { card, load };
 }

@@ -9,162 +9,181 @@ import { chip } from "octavo/tokens";
 
 const MAX_OFFERED = 12; // words of the text, as buttons
 
-export function createPosition(app) {
-  const saved = savedOptions("position")?.[0];
-  let word = saved?.word ?? "cat";
-  let positions = saved?.at ?? [1, 10];
-  let hasUserWord = false; // the user has typed or chosen a word
-  let answer = null;
-  let tokenIndex = 0; // the token of the word that is shown
-  let lastRequest = 0; // the number of the last call of `load`; earlier calls that still wait are dropped
+export class Position {
+  constructor(app) {
+    const saved = savedOptions("position")?.[0];
+    this.app = app;
+    this.word = saved?.word ?? "cat";
+    this.positions = saved?.at ?? [1, 10];
+    this.hasUserWord = false; // the user has typed or chosen a word
+    this.answer = null;
+    this.tokenIndex = 0; // the token of the word that is shown
+    this.lastRequest = 0; // the number of the last call of `load`; earlier calls that still wait are dropped
+    this.#createWordCard();
+    this.#createPositionsCard();
+  }
+
+  async load() {
+    const { app } = this;
+    const request = ++this.lastRequest;
+    this.#offerWords();
+    if (!offline) {
+      const tokens = await this.#chooseWord();
+      if (request !== this.lastRequest) throw replacedError();
+      if (!tokens || tokens.length > this.#maxTokens()) throw pageError("error.word");
+      this.#clampPositions(app.model.model.block_size - tokens.length);
+    }
+    const { word, positions } = this;
+    this.answer = await fetchView("position", { word, at: positions }, { replaces: "position" });
+    this.tokenIndex = Math.min(this.tokenIndex, this.answer.tokens.length - 1);
+    this.result.classList.toggle("stale", !offline && this.wordInput.value !== this.word);
+    this.#drawWord();
+    this.#drawPositions();
+  }
 
   // ---- Elements
 
-  const wordInput = textInput({ id: "word", size: 12, value: word, maxlength: 100, readonly: offline });
-  const positionInputs = positions.map((value, i) =>
-    el("input", { id: `word-at-${i}`, type: "number", min: 0, value, readonly: offline }),
-  );
-  const clampNote = el("p", { class: "quiet", role: "status", hidden: true });
-  const wordButtons = el("div", { class: "row" });
-  const splitNote = el("p", { class: "quiet" });
-  const tokenButtons = el("div", { class: "buttons" });
-  const sumSentence = el("p");
-  const sums = matrix([]);
-  const distanceSentence = el("p");
-  const result = el(
-    "div",
-    {},
-    splitNote,
-    tokenButtons,
-    sumSentence,
-    el("div", { class: "sum" }, sums),
-    distanceSentence,
-  );
-  const form = el(
-    "form",
-    {
-      class: "row",
-      novalidate: true, // the page clamps positions itself, and says so
-      onsubmit: (event) => {
-        event.preventDefault();
-        submit();
-      },
-      onchange: () => submit(),
-      oninput: () => {
-        clampNote.hidden = true;
-        result.classList.add("stale"); // until the answer for the new word is there
-      },
-    },
-    field(wordInput, "common.word"),
-    field(positionInputs[0], "words.at"),
-    field(positionInputs[1], "words.and"),
-    !offline && el("button", { say: "words.show" }),
-  );
-  const card = el(
-    "section",
-    { class: "card", "aria-labelledby": "position-title" },
-    el("h2", { id: "position-title", say: "words.position.title" }),
-    el("p", { say: "words.position.does" }),
-    form,
-    clampNote,
-    wordButtons,
-    result,
-  );
-  const similarity = matrix([]);
-  const similaritySentence = el("p");
-  const positionsCard = el(
-    "section",
-    { class: "card", "aria-labelledby": "wpe-title" },
-    el("h2", { id: "wpe-title", say: "words.wpe.title" }),
-    similaritySentence,
-    similarity,
-  );
+  #createWordCard() {
+    this.wordInput = textInput({ id: "word", size: 12, value: this.word, maxlength: 100, readonly: offline });
+    this.positionInputs = this.positions.map((value, i) =>
+      el("input", { id: `word-at-${i}`, type: "number", min: 0, value, readonly: offline }),
+    );
+    this.clampNote = el("p", { class: "quiet", role: "status", hidden: true });
+    this.wordButtons = el("div", { class: "row" });
+    this.splitNote = el("p", { class: "quiet" });
+    this.tokenButtons = el("div", { class: "buttons" });
+    this.sumSentence = el("p");
+    this.sums = matrix([]);
+    this.distanceSentence = el("p");
+    this.result = el(
+      "div",
+      {},
+      this.splitNote,
+      this.tokenButtons,
+      this.sumSentence,
+      el("div", { class: "sum" }, this.sums),
+      this.distanceSentence,
+    );
+    this.card = el(
+      "section",
+      { class: "card", "aria-labelledby": "position-title" },
+      el("h2", { id: "position-title", say: "words.position.title" }),
+      el("p", { say: "words.position.does" }),
+      this.#createForm(),
+      this.clampNote,
+      this.wordButtons,
+      this.result,
+    );
+  }
 
-  // ---- Data
+  #createForm() {
+    const onsubmit = (event) => {
+      event.preventDefault();
+      this.#submit();
+    };
+    const onchange = () => this.#submit();
+    const oninput = () => {
+      this.clampNote.hidden = true;
+      this.result.classList.add("stale"); // until the answer for the new word is there
+    };
+    return el(
+      "form",
+      { class: "row", novalidate: true, onsubmit, onchange, oninput }, // #clampPositions() corrects positions instead
+      field(this.wordInput, "common.word"),
+      field(this.positionInputs[0], "words.at"),
+      field(this.positionInputs[1], "words.and"),
+      !offline && el("button", { say: "words.show" }),
+    );
+  }
 
-  async function submit() {
+  #createPositionsCard() {
+    this.similarity = matrix([]);
+    this.similaritySentence = el("p");
+    this.positionsCard = el(
+      "section",
+      { class: "card", "aria-labelledby": "wpe-title" },
+      el("h2", { id: "wpe-title", say: "words.wpe.title" }),
+      this.similaritySentence,
+      this.similarity,
+    );
+  }
+
+  // ---- The word and the positions
+
+  async #submit() {
     if (offline) return;
-    word = wordInput.value;
-    positions = positionInputs.map((input) => input.valueAsNumber || 0);
-    tokenIndex = 0;
-    hasUserWord = true;
-    await app.runTask(card, load);
+    this.word = this.wordInput.value;
+    this.positions = this.positionInputs.map((input) => input.valueAsNumber || 0);
+    this.tokenIndex = 0;
+    this.hasUserWord = true;
+    await this.app.runTask(this.card, () => this.load());
   }
-
-  async function load() {
-    const request = ++lastRequest;
-    offerWords();
-    if (!offline) {
-      const tokens = await chooseWord();
-      if (request !== lastRequest) throw replacedError();
-      if (!tokens || tokens.length > maxTokens()) throw pageError("error.word");
-      clampPositions(app.model.model.block_size - tokens.length);
-    }
-    answer = await fetchView("position", { word, at: positions }, { replaces: "position" });
-    tokenIndex = Math.min(tokenIndex, answer.tokens.length - 1);
-    result.classList.toggle("stale", !offline && wordInput.value !== word);
-    drawWord();
-    drawPositions();
-  }
-
-  const maxTokens = () => Math.min(MAX_WORD_TOKENS, app.model.model.block_size);
 
   // The word's tokens. If the model can't read the word that the page began with, a word of the text replaces it.
-  async function chooseWord() {
-    const tokens = await tokenizeWord(app.model, word);
-    if (tokens || hasUserWord) return tokens;
-    word = wordInput.value = textWords()[0] ?? [...app.text.trim()].slice(0, 4).join("");
-    return tokenizeWord(app.model, word);
+  async #chooseWord() {
+    const { model, text } = this.app;
+    const tokens = await tokenizeWord(model, this.word);
+    if (tokens || this.hasUserWord) return tokens;
+    this.word = this.wordInput.value = this.#textWords()[0] ?? [...text.trim()].slice(0, 4).join("");
+    return tokenizeWord(model, this.word);
   }
 
-  function clampPositions(last) {
-    const wanted = positions;
-    positions = wanted.map((position) => Math.max(0, Math.min(position, last)));
-    if (positions.some((position, i) => position !== wanted[i])) clampNote.hidden = false; // until the user types again
-    say(clampNote, "words.clamped", { last });
-    positionInputs.forEach((input, i) => {
-      input.max = app.model.model.block_size - 1;
-      if (positions[i] !== wanted[i]) input.value = positions[i]; // the user may still be typing in any other input
+  #clampPositions(last) {
+    const wanted = this.positions;
+    const clamped = wanted.map((position) => Math.max(0, Math.min(position, last)));
+    const isClamped = clamped.map((position, i) => position !== wanted[i]);
+    this.positions = clamped;
+    if (isClamped.some(Boolean)) this.clampNote.hidden = false; // until the user types again
+    say(this.clampNote, "words.clamped", { last });
+    this.positionInputs.forEach((input, i) => {
+      input.max = this.app.model.model.block_size - 1;
+      if (isClamped[i]) input.value = clamped[i]; // the user may still be typing in any other input
     });
   }
 
-  // The words of the text that are short enough for any tokenizer: a token is at least a byte, or a character.
-  function textWords() {
-    const isByCharacter = app.model.tokenizer === "char";
-    const tokensAtMost = (text) => (isByCharacter ? [...text].length : new TextEncoder().encode(text).length);
-    return [...new Set(app.text.match(/[\p{L}\p{M}]+/gu) ?? [])]
-      .filter((text) => tokensAtMost(text) <= maxTokens())
-      .slice(0, MAX_OFFERED);
-  }
-
-  function offerWords() {
-    const words = textWords();
+  #offerWords() {
+    const words = this.#textWords();
     const button = (text) => {
       const onclick = () => {
-        wordInput.value = text;
-        clampNote.hidden = true;
-        submit();
+        this.wordInput.value = text;
+        this.clampNote.hidden = true;
+        this.#submit();
       };
       return el("button", { type: "button", class: "small chip", onclick }, text);
     };
-    wordButtons.hidden = offline || !words.length;
-    wordButtons.replaceChildren(el("span", { class: "quiet", say: "words.from" }), ...words.map(button));
+    this.wordButtons.hidden = offline || !words.length;
+    this.wordButtons.replaceChildren(el("span", { class: "quiet", say: "words.from" }), ...words.map(button));
+  }
+
+  // The words of the text that are short enough for any tokenizer: a token is at least a byte, or a character.
+  #textWords() {
+    const { model, text } = this.app;
+    const isByCharacter = model.tokenizer === "char";
+    const tokensAtMost = (word) => (isByCharacter ? [...word].length : new TextEncoder().encode(word).length);
+    return [...new Set(text.match(/[\p{L}\p{M}]+/gu) ?? [])]
+      .filter((word) => tokensAtMost(word) <= this.#maxTokens())
+      .slice(0, MAX_OFFERED);
+  }
+
+  #maxTokens() {
+    return Math.min(MAX_WORD_TOKENS, this.app.model.model.block_size);
   }
 
   // ---- Drawing
 
-  function drawWord() {
+  #drawWord() {
+    const { answer, sums } = this;
     const { tokens, note } = answer;
     const hasSeveral = tokens.length > 1;
-    splitNote.hidden = !note;
-    if (note) say(splitNote, hasSeveral ? "words.pieces" : "words.space", { n: tokens.length });
-    tokenButtons.hidden = !hasSeveral;
-    tokenButtons.replaceChildren(...(hasSeveral ? tokens.map(tokenButton) : []));
-    const rowsOfToken = tokens[tokenIndex]; // a token of the word with its rows of wte, wpe and their sums
+    this.splitNote.hidden = !note;
+    if (note) say(this.splitNote, hasSeveral ? "words.pieces" : "words.space", { n: tokens.length });
+    this.tokenButtons.hidden = !hasSeveral;
+    this.tokenButtons.replaceChildren(...(hasSeveral ? tokens.map((entry, i) => this.#tokenButton(entry, i)) : []));
+    const rowsOfToken = tokens[this.tokenIndex]; // a token of the word with its rows of wte, wpe and their sums
     const { token, wte, wpe, x, distance, cosine } = rowsOfToken;
     const [first, second] = rowsOfToken.at;
-    say(sumSentence, "words.sum", { token: chip(token), id: token.id, C: wte.length });
-    say(distanceSentence, "words.distance", { distance: number(distance, 3), cosine: number(cosine, 3) });
+    say(this.sumSentence, "words.sum", { token: chip(token), id: token.id, C: wte.length });
+    say(this.distanceSentence, "words.distance", { distance: number(distance, 3), cosine: number(cosine, 3) });
     const names = (position) => [`wte[${token.id}]`, `+ wpe[${position}]`, `= x[${position}]`];
     sums.show([wte, wpe[0], x[0], wte, wpe[1], x[1]], {
       rows: (r) => [...names(first), ...names(second)][r],
@@ -177,33 +196,33 @@ export function createPosition(app) {
     });
   }
 
-  function tokenButton({ token }, i) {
+  #tokenButton({ token }, i) {
     const onclick = () => {
-      tokenIndex = i;
-      drawWord();
+      this.tokenIndex = i;
+      this.#drawWord();
     };
-    const properties = { type: "button", class: "small chip", "aria-pressed": String(i === tokenIndex), onclick };
+    const isShown = i === this.tokenIndex;
+    const properties = { type: "button", class: "small chip", "aria-pressed": String(isShown), onclick };
     return el("button", properties, token.label);
   }
 
-  function drawPositions() {
-    const { positions: compared } = answer;
-    const start = app.model.wpe_start === "waves" ? "words.wpe.waves" : "words.wpe.random";
-    say(similaritySentence, "words.wpe.does", { start: el("span", { say: start }) });
-    const name = (i) => String(compared[i]);
-    similarity.show(answer.similarity, {
+  #drawPositions() {
+    const { similarity } = this;
+    const { positions, similarity: values } = this.answer;
+    const start = this.app.model.wpe_start === "waves" ? "words.wpe.waves" : "words.wpe.random";
+    say(this.similaritySentence, "words.wpe.does", { start: el("span", { say: start }) });
+    const name = (i) => String(positions[i]);
+    similarity.show(values, {
       rows: name,
       columns: name,
       max: 1,
-      maxCell: Math.min(20, 560 / compared.length),
+      maxCell: Math.min(20, 560 / positions.length),
       label: t("words.wpe.title"),
-      cursor: similarity.values.length ? undefined : [Math.min(10, compared.length - 1), 1], // the first time
+      cursor: similarity.values.length ? undefined : [Math.min(10, positions.length - 1), 1], // the first time
       readout: (r, c, value) =>
-        tNodes("words.wpe.cell", { a: compared[r], b: compared[c], cosine: el("b", {}, exactNumber(value)) }),
+        tNodes("words.wpe.cell", { a: positions[r], b: positions[c], cosine: el("b", {}, exactNumber(value)) }),
     });
   }
-
-  return { card, positionsCard, load };
 }
 
 function sumFormula({ token, at, wte, wpe, x }, i, c) {
