@@ -14,111 +14,156 @@ const MEASURES = [
   ["compare.bpb", "bits_per_byte", 4],
 ];
 
-export function mount(panel, app) {
-  // {a, b, isComparable}; a and b: {options, checkpoint, shape, surprisal, nextToken, groups, contributions, attention,
-  // probabilities}; isComparable: both models have the same tokens.
-  let answers = null;
-  let lastRequest = 0; // the number of the last call of `compare`; earlier calls that still wait are dropped
+export const mount = (panel, app) => new Compare(panel, app);
+
+class Compare {
+  constructor(panel, app) {
+    Object.assign(this, { panel, app });
+    // {a, b, isComparable}; a and b: {options, checkpoint, shape, surprisal, nextToken, groups, contributions,
+    // probabilities, attention}; isComparable: both models have the same tokens. `attention` is there only then.
+    this.answers = null;
+    this.lastRequest = 0; // the number of the last call of #compare; earlier calls that still wait are dropped
+    this.sides = { a: this.#createChooser("a"), b: this.#createChooser("b") };
+    this.text = el("textarea", { id: "compare-text", rows: 2, dir: "auto", spellcheck: "false", maxlength: 20000 });
+    this.verdict = el("p", { class: "verdict", role: "status" });
+    this.note = el("p", { class: "zero" });
+    this.measures = el("tbody");
+    this.difference = new Difference(() => this.#runTask(() => this.#changeHead()));
+    this.result = el("div", { hidden: true }, this.#createSummary(), this.difference.element);
+    panel.append(el("p", { class: "lead", say: "compare.lead" }), this.#createForm(), this.result);
+  }
+
+  // After a change of models, text or language.
+  update() {
+    const { app, sides, text } = this;
+    const isFirst = !sides.a.model.options.length;
+    const models = app.models.map(({ id }) => [id, id]);
+    for (const side of SIDES) {
+      setOptions(sides[side].model, models, sides[side].model.value || app.model?.id);
+      this.#offerSteps(side);
+    }
+    if (isFirst && app.model) this.#chooseFirstPair(models);
+    text.value ||= app.text;
+    this.#draw();
+  }
+
+  #runTask(task) {
+    return this.app.runTask(this.panel, task);
+  }
 
   // ---- Elements
 
-  const sides = { a: createChooser("a"), b: createChooser("b") };
-  const text = el("textarea", { id: "compare-text", rows: 2, dir: "auto", spellcheck: "false", maxlength: 20000 });
-  const form = el(
-    "form",
-    { class: "card", onsubmit: submit },
-    el("div", { class: "two-columns" }, sides.a.element, sides.b.element),
-    stackedField(text, "compare.text"),
-    el(
-      "div",
-      { class: "buttons" },
-      el("button", { class: "main", type: "submit", say: "compare.go" }),
-      el("button", { type: "button", say: "compare.swap", onclick: swap }),
-    ),
-  );
-  const verdict = el("p", { class: "verdict", role: "status" });
-  const note = el("p", { class: "zero" });
-  const measures = el("tbody");
-  const columns = ["compare.measure", "compare.a", "compare.b", "compare.diff"];
-  const header = columns.map((key) => el("th", { scope: "col", say: key }));
-  const measureTable = el("table", { class: "plain" }, el("thead", {}, el("tr", {}, header)), measures);
-  const difference = new Difference(() => app.runTask(panel, fetchAttention));
-  const summary = el(
-    "section",
-    { class: "card" },
-    el("h2", { say: "compare.summary" }),
-    verdict,
-    note,
-    scrollRegion("compare.summary", measureTable),
-  );
-  const result = el("div", { hidden: true }, summary, difference.element);
-  panel.append(el("p", { class: "lead", say: "compare.lead" }), form, result);
-
-  // ---- The two checkpoints
-
-  function createChooser(side) {
-    const model = el("select", { id: `compare-${side}-model`, onchange: () => offerSteps(side) });
+  #createChooser(side) {
+    const model = el("select", { id: `compare-${side}-model`, onchange: () => this.#offerSteps(side) });
     const step = el("select", { id: `compare-${side}-step` });
     const row = el("div", { class: "row" }, field(model, "head.model"), field(step, "common.step"));
     return { model, step, element: el("fieldset", {}, el("legend", { say: `compare.${side}` }), row) };
   }
 
-  const modelOf = (side) => app.models.find(({ id }) => id === sides[side].model.value);
+  #createForm() {
+    const { sides, text } = this;
+    const onsubmit = (event) => {
+      event.preventDefault();
+      if (text.value) this.#runTask(() => this.#compare());
+      else text.focus();
+    };
+    return el(
+      "form",
+      { class: "card", onsubmit },
+      el("div", { class: "two-columns" }, sides.a.element, sides.b.element),
+      stackedField(text, "compare.text"),
+      el(
+        "div",
+        { class: "buttons" },
+        el("button", { class: "main", type: "submit", say: "compare.go" }),
+        el("button", { type: "button", say: "compare.swap", onclick: () => this.#swap() }),
+      ),
+    );
+  }
+
+  #createSummary() {
+    const columns = ["compare.measure", "compare.a", "compare.b", "compare.diff"];
+    const header = columns.map((key) => el("th", { scope: "col", say: key }));
+    const table = el("table", { class: "plain" }, el("thead", {}, el("tr", {}, header)), this.measures);
+    return el(
+      "section",
+      { class: "card" },
+      el("h2", { say: "compare.summary" }),
+      this.verdict,
+      this.note,
+      scrollRegion("compare.summary", table),
+    );
+  }
+
+  // ---- The two checkpoints
+
+  #modelOf(side) {
+    return this.app.models.find(({ id }) => id === this.sides[side].model.value);
+  }
 
   // The empty value is the checkpoint that the server serves.
-  function offerSteps(side) {
-    const { steps = [], step: served = null } = modelOf(side) ?? {};
+  #offerSteps(side) {
+    const { steps = [], step: served = null } = this.#modelOf(side) ?? {};
     const others = steps.filter((step) => step !== served).map((step) => [step, t("head.step.at", { step })]);
     const first = served === null ? t("head.step.this") : t("head.step.served", { step: served });
-    setOptions(sides[side].step, [["", first], ...others]);
+    setOptions(this.sides[side].step, [["", first], ...others]);
+  }
+
+  // An early checkpoint beside the served one; for a model without checkpoints, the next model.
+  #chooseFirstPair(models) {
+    const { steps, id } = this.app.model;
+    const { a, b } = this.sides;
+    if (steps.length > 1) a.step.value = steps[Math.floor(steps.length / 2)];
+    else if (models.length > 1) b.model.value = models.find(([other]) => other !== id)[0];
+    this.#offerSteps("b");
   }
 
   // The model and step of a side, as options of `fetchView`.
-  function selection(side) {
-    const { model, step } = sides[side];
+  #selection(side) {
+    const { model, step } = this.sides[side];
     return { model: model.value, step: step.value === "" ? null : Number(step.value) };
   }
 
-  function swap() {
-    const [a, b] = SIDES.map(selection);
+  #swap() {
+    const [a, b] = SIDES.map((side) => this.#selection(side));
     for (const [side, { model, step }] of Object.entries({ a: b, b: a })) {
-      sides[side].model.value = model;
-      offerSteps(side);
-      sides[side].step.value = step ?? "";
+      this.sides[side].model.value = model;
+      this.#offerSteps(side);
+      this.sides[side].step.value = step ?? "";
     }
-    if (answers) app.runTask(panel, compare);
+    if (this.answers) this.#runTask(() => this.#compare());
   }
 
   // ---- Data
 
-  function submit(event) {
-    event.preventDefault();
-    if (text.value) app.runTask(panel, compare);
-    else text.focus();
-  }
-
-  async function compare() {
-    const request = ++lastRequest;
-    say(verdict, "compare.reading");
-    const [a, b] = await Promise.all(SIDES.map(fetchSide)).catch((error) => {
-      if (request === lastRequest) {
-        answers = null;
-        result.hidden = true; // it belongs to another text
+  async #compare() {
+    const request = ++this.lastRequest;
+    say(this.verdict, "compare.reading");
+    const answers = await this.#fetchAnswers().catch((error) => {
+      if (request === this.lastRequest) {
+        this.answers = null;
+        this.result.hidden = true; // it belongs to another text
       }
       throw error;
     });
-    if (request !== lastRequest) return;
-    const tokens = ({ surprisal }) => JSON.stringify(surprisal.tokens);
-    const isComparable = tokens(a) === tokens(b) && a.probabilities.length === b.probabilities.length;
-    answers = { a, b, isComparable };
-    result.hidden = false;
-    if (isComparable) await fetchAttention();
-    draw();
+    if (request !== this.lastRequest) return;
+    this.answers = answers;
+    this.result.hidden = false;
+    this.#draw();
   }
 
-  async function fetchSide(side) {
-    const model = modelOf(side);
-    const options = { ...selection(side), text: text.value, unknown: "skip" };
+  async #fetchAnswers() {
+    const [a, b] = await Promise.all(SIDES.map((side) => this.#fetchSide(side)));
+    const tokens = ({ surprisal }) => JSON.stringify(surprisal.tokens);
+    const isComparable = tokens(a) === tokens(b) && a.probabilities.length === b.probabilities.length;
+    const answers = { a, b, isComparable };
+    if (isComparable) await this.#fetchAttention(answers);
+    return answers;
+  }
+
+  async #fetchSide(side) {
+    const model = this.#modelOf(side);
+    const options = { ...this.#selection(side), text: this.text.value, unknown: "skip" };
     await requireReadable(options.text, model);
     const views = ["surprisal", "next_token", "tokens"].map((view) => fetchView(view, options));
     const [surprisal, nextToken, { groups }] = await Promise.all(views);
@@ -139,60 +184,40 @@ export function mount(panel, app) {
   }
 
   // Fetches the attention of the chosen head in both models.
-  async function fetchAttention() {
-    const head = difference.selectedHead(answers);
-    const request = (side) => fetchView("attention", { ...answers[side].options, ...head });
-    const [a, b] = await Promise.all(SIDES.map(request));
-    answers.a.attention = a;
-    answers.b.attention = b;
-    draw();
+  async #fetchAttention({ a, b }) {
+    const head = this.difference.selectedHead({ a, b });
+    const request = ({ options }) => fetchView("attention", { ...options, ...head });
+    [a.attention, b.attention] = await Promise.all([a, b].map(request));
+  }
+
+  async #changeHead() {
+    await this.#fetchAttention(this.answers);
+    this.#draw();
   }
 
   // ---- Drawing
 
-  function draw() {
+  #draw() {
+    const { answers, verdict, note, difference } = this;
     if (!answers) return;
     const { a, b, isComparable } = answers;
-    measures.replaceChildren(...MEASURES.map(([key, name, digits]) => measureRow(key, name, digits, a, b)));
+    this.measures.replaceChildren(...MEASURES.map(([key, name, digits]) => measureRow(key, name, digits, a, b)));
     const [first, second] = [a.surprisal.bits_per_byte, b.surprisal.bits_per_byte];
     const better = first === second ? "none" : first < second ? "a" : "b";
     const share = percent(1 - Math.min(first, second) / Math.max(first, second));
     say(verdict, `compare.verdict.${better}`, { share });
-    const largest = isComparable ? largestDifference(answers) : null;
+    const isEqual = isComparable && largestDifference(answers) === 0;
     const isSame = a.checkpoint === b.checkpoint;
-    note.hidden = isComparable && largest > 0;
+    note.hidden = isComparable && !isEqual;
     say(note, !isComparable ? "compare.unlike" : isSame ? "compare.same" : "compare.equal");
-    note.dataset.largest = largest;
     difference.element.hidden = !isComparable;
     if (isComparable) difference.show(answers);
   }
+}
 
-  function measureRow(key, name, digits, a, b) {
-    const [first, second] = [a.surprisal[name], b.surprisal[name]];
-    const cells = [number(first, digits), number(second, digits), signedNumber(second - first, digits)];
-    const cellNodes = cells.map((cell) => el("td", {}, cell));
-    return el("tr", {}, el("th", { scope: "row", say: key }), cellNodes);
-  }
-
-  return {
-    async update() {
-      const isFirst = !sides.a.model.options.length;
-      const models = app.models.map(({ id }) => [id, id]);
-      for (const side of SIDES) {
-        setOptions(sides[side].model, models, sides[side].model.value || app.model?.id);
-        offerSteps(side);
-      }
-      if (isFirst && app.model) chooseFirstPair(models);
-      text.value ||= app.text;
-      draw();
-    },
-  };
-
-  // An early checkpoint beside the served one; for a model without checkpoints, the next model.
-  function chooseFirstPair(models) {
-    const { steps, id } = app.model;
-    if (steps.length > 1) sides.a.step.value = steps[Math.floor(steps.length / 2)];
-    else if (models.length > 1) sides.b.model.value = models.find(([other]) => other !== id)[0];
-    offerSteps("b");
-  }
+function measureRow(key, name, digits, a, b) {
+  const [first, second] = [a.surprisal[name], b.surprisal[name]];
+  const cells = [number(first, digits), number(second, digits), signedNumber(second - first, digits)];
+  const cellNodes = cells.map((cell) => el("td", {}, cell));
+  return el("tr", {}, el("th", { scope: "row", say: key }), cellNodes);
 }
