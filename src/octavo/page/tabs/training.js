@@ -21,70 +21,91 @@ const LOSSES = [
 ];
 const DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3]];
 
-export function mount(panel, app) {
-  const runs = new Map(); // name -> {info, metrics, samples, next: {metrics, samples}, isChosen}
-  let timer = null;
-  let polls = 0;
-  let isPolling = false;
-  let hasFailed = false;
+export const mount = (panel, app) => new Training(panel, app);
 
-  // ---- Elements
+class Training {
+  constructor(panel, app) {
+    Object.assign(this, { panel, app });
+    this.runs = new Map(); // name -> {info, metrics, samples, next: {metrics, samples}, isChosen}
+    this.timer = null; // of the polls, while the tab is open
+    this.polls = 0;
+    this.isPolling = false;
+    this.hasFailed = false; // the last poll has failed
+    this.noRuns = el("p", { class: "card", say: "train.none", hidden: true });
+    this.content = this.#createContent();
+    panel.append(el("p", { class: "lead", say: "train.lead" }), this.noRuns, this.content);
+    document.addEventListener("visibilitychange", () => this.timer && this.#poll());
+  }
 
-  const noRuns = el("p", { class: "card", say: "train.none", hidden: true });
-  const runChooser = el("fieldset", { class: "line" });
-  const xAxis = el(
-    "select",
-    { id: "train-axis", onchange: () => draw(true) },
-    ["step", "tokens", "seconds"].map((value) => el("option", { value, say: `train.${value}` })),
-  );
-  const logCheckbox = el("input", { type: "checkbox", onchange: () => draw(true) });
-  const tiles = el("div", { class: "tiles" });
-  const waitingNote = el("p", { class: "quiet", say: "train.waiting", hidden: true });
-  const curves = CURVES.map(createCurve);
-  const samples = new Samples();
-  const history = new CheckpointHistory(app);
-  const logLabel = el("label", { class: "check" }, logCheckbox, el("span", { say: "train.log" }));
-  const content = el(
-    "div",
-    { hidden: true },
-    el("div", { class: "row" }, runChooser, field(xAxis, "train.axis"), logLabel),
-    tiles,
-    waitingNote,
-    el(
+  show() {
+    this.timer ??= setInterval(() => this.#poll(), POLL_TIME);
+    this.#poll();
+  }
+
+  hide() {
+    clearInterval(this.timer);
+    this.timer = null;
+    this.history.stop();
+  }
+
+  // After a change of model, text or language.
+  update() {
+    if (this.runs.size) this.#draw(true);
+    this.history.update();
+  }
+
+  #createContent() {
+    const redraw = () => this.#draw(true);
+    this.runChooser = el("fieldset", { class: "line" });
+    this.xAxis = el(
+      "select",
+      { id: "train-axis", onchange: redraw },
+      ["step", "tokens", "seconds"].map((value) => el("option", { value, say: `train.${value}` })),
+    );
+    this.logCheckbox = el("input", { type: "checkbox", onchange: redraw });
+    this.tiles = el("div", { class: "tiles" });
+    this.waitingNote = el("p", { class: "quiet", say: "train.waiting", hidden: true });
+    this.curves = CURVES.map(createCurve);
+    this.samples = new Samples();
+    this.history = new CheckpointHistory(this.app);
+    const logLabel = el("label", { class: "check" }, this.logCheckbox, el("span", { say: "train.log" }));
+    const cards = this.curves.map((curve) => curve.card);
+    return el(
       "div",
-      { class: "curves" },
-      curves.map((curve) => curve.card),
-    ),
-    samples.element,
-    history.element,
-  );
-  panel.append(el("p", { class: "lead", say: "train.lead" }), noRuns, content);
-
-  document.addEventListener("visibilitychange", () => timer && poll());
+      { hidden: true },
+      el("div", { class: "row" }, this.runChooser, field(this.xAxis, "train.axis"), logLabel),
+      this.tiles,
+      this.waitingNote,
+      el("div", { class: "curves" }, cards),
+      this.samples.element,
+      this.history.element,
+    );
+  }
 
   // ---- Data
 
-  async function poll() {
-    if (isPolling || document.hidden) return;
-    isPolling = true;
+  async #poll() {
+    if (this.isPolling || document.hidden) return;
+    this.isPolling = true;
     try {
-      const listChanged = polls++ % POLLS_PER_LIST === 0 && (await updateList());
-      const reads = chosenRuns().flatMap((run) => ["metrics", "samples"].map((kind) => readLines(run, kind)));
+      const listChanged = this.polls++ % POLLS_PER_LIST === 0 && (await this.#updateList());
+      const reads = this.#chosenRuns().flatMap((run) => ["metrics", "samples"].map((kind) => readLines(run, kind)));
       const linesChanged = (await Promise.all(reads)).some(Boolean);
-      if (hasFailed) app.showError(panel, null);
-      hasFailed = false;
-      if (listChanged || linesChanged) draw();
+      if (this.hasFailed) this.app.showError(this.panel, null);
+      this.hasFailed = false;
+      if (listChanged || linesChanged) this.#draw();
     } catch (error) {
-      if (!hasFailed) app.showError(panel, error); // once; polling continues
-      hasFailed = true;
+      if (!this.hasFailed) this.app.showError(this.panel, error); // once; polling continues
+      this.hasFailed = true;
     } finally {
-      isPolling = false;
+      this.isPolling = false;
     }
   }
 
   // Fetches the list of runs. Returns whether the list or the information about a run has changed. The first call
   // chooses the run of the chosen model.
-  async function updateList() {
+  async #updateList() {
+    const { runs, app } = this;
     const list = await fetchRuns();
     const before = [...runs.values()].map((run) => run.info);
     const first = list.find((info) => info.name === app.model?.id) ?? list[0];
@@ -95,82 +116,70 @@ export function mount(panel, app) {
     }
     for (const name of runs.keys()) if (!list.some((info) => info.name === name)) runs.delete(name);
     const names = (infos) => infos.map((info) => info.name).join("\n");
-    if (names(before) !== names(list)) drawRunChooser();
-    noRuns.hidden = runs.size > 0;
-    content.hidden = !runs.size;
+    if (names(before) !== names(list)) this.#drawRunChooser();
+    this.noRuns.hidden = runs.size > 0;
+    this.content.hidden = !runs.size;
     return JSON.stringify(before) !== JSON.stringify(list);
   }
 
-  // Reads the new lines of a run's metrics or samples. Returns whether there were any.
-  async function readLines(run, kind) {
-    let hasChanged = false;
-    for (;;) {
-      const { lines, next, restarted } = await fetchLines(run.info.name, kind, run.next[kind]);
-      if (restarted) run[kind] = [];
-      run[kind].push(...lines.filter((line) => typeof line.step === "number"));
-      run.next[kind] = next;
-      hasChanged ||= lines.length > 0 || restarted;
-      if (lines.length < MAX_LINES) return hasChanged;
-    }
+  #chosenRuns() {
+    return [...this.runs.values()].filter((run) => run.isChosen);
   }
-
-  const chosenRuns = () => [...runs.values()].filter((run) => run.isChosen);
 
   // ---- Drawing
 
-  function drawRunChooser() {
+  #drawRunChooser() {
     const choice = (run) => {
       const onchange = async (event) => {
         run.isChosen = event.target.checked;
-        await poll();
-        draw(true);
+        await this.#poll();
+        this.#draw(true);
       };
       const input = el("input", { type: "checkbox", checked: run.isChosen, onchange });
       return el("label", { class: "check" }, input, el("bdi", {}, run.info.name));
     };
-    runChooser.replaceChildren(el("legend", { say: "train.runs" }), ...[...runs.values()].map(choice));
+    const choices = [...this.runs.values()].map(choice);
+    this.runChooser.replaceChildren(el("legend", { say: "train.runs" }), ...choices);
   }
 
   // `isReset`: something other than new lines has changed.
-  function draw(isReset = false) {
-    const chosen = chosenRuns();
-    waitingNote.hidden = chosen.some((run) => run.metrics.length) || !chosen.length;
-    tiles.replaceChildren(...chosen.map(runTile));
-    for (const curve of curves) drawCurve(curve, chosen, isReset);
-    samples.show(chosen);
+  #draw(isReset = false) {
+    const chosen = this.#chosenRuns();
+    this.waitingNote.hidden = chosen.some((run) => run.metrics.length) || !chosen.length;
+    this.tiles.replaceChildren(...chosen.map(runTile));
+    for (const curve of this.curves) this.#drawCurve(curve, chosen, isReset);
+    this.samples.show(chosen);
   }
 
-  function drawCurve(curve, chosen, isReset) {
+  #drawCurve(curve, chosen, isReset) {
     const { name, figure, card } = curve;
-    const data = curveData(name, chosen, xAxis.value, [...runs.keys()]);
+    const axis = this.xAxis.value;
+    const data = curveData(name, chosen, axis, [...this.runs.keys()]);
     card.hidden = !data.series.length;
     if (card.hidden) return;
     const options = {
-      xName: t(xAxis.value === "seconds" ? "train.minutes" : `train.${xAxis.value}`),
-      logY: logCheckbox.checked && name !== "learning_rate",
-      integerX: xAxis.value !== "seconds",
+      xName: t(axis === "seconds" ? "train.minutes" : `train.${axis}`),
+      logY: this.logCheckbox.checked && name !== "learning_rate",
+      integerX: axis !== "seconds",
       digits: name === "loss" ? 4 : name === "learning_rate" ? 6 : 2,
     };
     const hasSameOptions = JSON.stringify(options) === curve.lastOptions && !isReset;
     curve.lastOptions = JSON.stringify(options);
     figure.show(data, hasSameOptions ? {} : options); // without options, new points are cheap
   }
+}
 
-  return {
-    show() {
-      timer ??= setInterval(poll, POLL_TIME);
-      poll();
-    },
-    hide() {
-      clearInterval(timer);
-      timer = null;
-      history.stop();
-    },
-    update() {
-      if (runs.size) draw(true);
-      history.update();
-    },
-  };
+// Reads the new lines of a run's metrics or samples. Returns whether there were any.
+async function readLines(run, kind) {
+  let hasChanged = false;
+  for (;;) {
+    const { lines, next, restarted } = await fetchLines(run.info.name, kind, run.next[kind]);
+    if (restarted) run[kind] = [];
+    run[kind].push(...lines.filter((line) => typeof line.step === "number"));
+    run.next[kind] = next;
+    hasChanged ||= lines.length > 0 || restarted;
+    if (lines.length < MAX_LINES) return hasChanged;
+  }
 }
 
 // ---- Curves
