@@ -70,6 +70,7 @@ const replaceable = new Map(); // name -> AbortController of the last request of
 //   replaces: "name"              aborts the request that was made under that name before
 export async function fetchView(view, options = {}, { replaces, signal } = {}) {
   if (offline) return findSavedAnswer(view, options);
+  signal?.throwIfAborted(); // below, only a later abort is noticed
   const body = { ...selected, ...options };
   const cacheKey = view + JSON.stringify(body, Object.keys(body).sort());
   const controller = new AbortController();
