@@ -1,5 +1,7 @@
-"""An estimate equals what a run then needs: parameters and FLOPs exactly, memory closely. Time is not tested, but its
-arithmetic is."""
+"""An estimate equals what a run needs: parameters and FLOPs exactly, memory closely.
+
+How long a run takes is not tested, only how its time is computed from measurements.
+"""
 
 import dataclasses
 import json
@@ -38,20 +40,20 @@ TIMING = Timing(step=1.0, short_step=0.5, evaluated_token=0.01, sample=10.0)
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a small text."""
+    """The working directory: a folder with a small text."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
     return tmp_path
 
 
-def with_vocabulary(preset: str) -> Settings:
+def resolve_with_vocabulary(preset: str) -> Settings:
     """A preset with GPT-2's vocabulary size, or that of tiny Shakespeare's characters."""
     settings = resolve(preset)
     return dataclasses.replace(settings, vocab_size=50257 if settings.tokenizer == "gpt2" else 65)
 
 
-def estimated(plan: Plan | Settings, price_per_hour: float | None = None, **options: Any) -> RunEstimate:
-    """The estimate after a very short probe."""
+def estimate_quickly(plan: Plan | Settings, price_per_hour: float | None = None, **options: Any) -> RunEstimate:
+    """The estimate with a very short probe."""
     plan = plan if isinstance(plan, Plan) else Plan(plan)
     return training.estimate_run(plan, price_per_hour, **{"probe_seconds": 0.02} | options).result
 
@@ -61,7 +63,7 @@ def estimated(plan: Plan | Settings, price_per_hour: float | None = None, **opti
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_parameters_equal_the_models_part_by_part(preset: str) -> None:
-    settings = with_vocabulary(preset)
+    settings = resolve_with_vocabulary(preset)
     counts = dict.fromkeys(["wte", "wpe", "attention", "mlp", "norms"], 0)
     parts = {"wte.": "wte", "wpe.": "wpe", ".attn.": "attention", ".mlp.": "mlp", "ln_": "norms"}
     for name, parameter in meta_model(settings).named_parameters():
@@ -93,7 +95,7 @@ def test_flops_equal_pytorchs_count(shape: dict[str, Any]) -> None:
 
 
 def saved_bytes(settings: Settings, runtime: Runtime) -> int:
-    """Bytes that autograd saves in a forward, without the parameters."""
+    """Bytes that autograd saves in a forward pass, without the parameters."""
     trainer = Trainer(GPT(settings), settings, runtime)
     parameters = {parameter.untyped_storage().data_ptr() for parameter in trainer.model.parameters()}
     saved: dict[int, torch.UntypedStorage] = {}
@@ -129,7 +131,7 @@ def test_activations_equal_what_autograd_saves(shape: dict[str, Any], precision:
     settings = resolve(**{**SMALL, "n_embd": 64, "block_size": 64, "batch_size": 8} | shape)
     memory = estimate.memory(settings, "cpu", precision, settings.batch_size)
     copies = memory.weights - 4 * estimate.parameters(settings)  # autocast's, which autograd saves like activations
-    saved = memory.activations + copies + memory.logits / 3  # the two gradients are allocated in the backward
+    saved = memory.activations + copies + memory.logits / 3  # two thirds are allocated in the backward pass
     assert saved == pytest.approx(saved_bytes(settings, Runtime(torch.device("cpu"), precision)), rel=0.02)
 
 
@@ -162,27 +164,27 @@ def test_a_gpu_has_a_16_bit_copy_of_weights_and_no_attention_scores() -> None:
 
 
 def test_auto_micro_batch_fits_the_activation_budget() -> None:
-    settings = with_vocabulary("gpt2-512")
+    settings = resolve_with_vocabulary("gpt2-512")
     rows = auto_micro_batch(settings, CPU)
     assert rows * sum(estimate.bytes_per_sequence(settings, "cpu", "fp32")) <= CPU.activation_budget
     assert settings.batch_size % rows == 0
-    assert auto_micro_batch(with_vocabulary("tiny"), CPU) == 32
-    assert auto_micro_batch(with_vocabulary("gpt2-xl"), CPU) == 1
+    assert auto_micro_batch(resolve_with_vocabulary("tiny"), CPU) == 32
+    assert auto_micro_batch(resolve_with_vocabulary("gpt2-xl"), CPU) == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other allocators fragment differently")
 def test_estimated_memory_is_the_peak_of_the_process(folder: Path) -> None:
-    """A few steps of a model whose activations are larger than the program; bench/estimates.py has whole runs."""
+    """A few steps of a model whose activations are larger than the program; bench/estimates.py compares whole runs."""
     (folder / "long.txt").write_text(TEXT * 40, encoding="utf-8")
     shape = "--n-layer 4 --batch-size 128 --max-steps 12 --eval-every 12 --sample-every 0 --device cpu --precision fp32"
 
-    def octavo(*arguments: str) -> str:
+    def run_octavo(*arguments: str) -> str:
         command = [sys.executable, "-m", "octavo", *arguments, *shape.split(), "--json"]
         environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
         return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
 
-    expected = json.loads(octavo("estimate", "long.txt"))["memory_bytes"]
-    octavo("train", "long.txt", "--out", "run")
+    expected = json.loads(run_octavo("estimate", "long.txt"))["memory_bytes"]
+    run_octavo("train", "long.txt", "--out", "run")
     last_step = (folder / "run" / "metrics.jsonl").read_text().splitlines()[-1]
     assert expected == pytest.approx(json.loads(last_step)["memory_bytes"], rel=0.15)
 
@@ -248,7 +250,7 @@ def test_timing_from_a_step_reproduces_that_step() -> None:
 
 def test_the_numbers_of_an_estimate_are_consistent() -> None:
     plan = training.plan("text.txt", **{**SMALL, "vocab_size": 0, "max_steps": 20})
-    result = estimated(plan, price_per_hour=36.0)
+    result = estimate_quickly(plan, price_per_hour=36.0)
     data = prepare_dataset(plan.settings).result
     settings = dataclasses.replace(plan.settings, vocab_size=data.tokenizer.vocab_size)
     assert result.parameters == estimate.parameters(settings) == sum(result.parameters_by_part.values())
@@ -269,33 +271,33 @@ def test_a_large_model_is_probed_with_fewer_layers() -> None:
     assert probe_layers(settings, one_layer / 2) == 1
     assert 1 < probe_layers(settings, one_layer * 2.5) < 12
     assert probe_layers(settings, one_layer * 100) == 12
-    result = estimated(settings, prepare_text=False, max_probe_flops=one_layer / 2)
+    result = estimate_quickly(settings, prepare_text=False, max_probe_flops=one_layer / 2)
     assert result.parameters == estimate.parameters(settings)
     assert result.seconds is not None
 
 
 def test_a_model_that_does_not_fit_is_not_probed() -> None:
-    result = estimated(resolve(**SMALL), price_per_hour=1.0, prepare_text=False, free_bytes=1 << 16)
+    result = estimate_quickly(resolve(**SMALL), price_per_hour=1.0, prepare_text=False, free_bytes=1 << 16)
     assert (result.tokens_per_second, result.seconds, result.price) == (None, None, None)
     assert "training needs about" in result.warnings[0]
 
 
-def test_gpt2_is_estimated_without_reading_a_text() -> None:
+def test_an_estimate_without_a_text_has_no_epochs() -> None:
     settings = resolve("gpt2", source="missing.txt")
-    result = estimated(settings, prepare_text=False, timing=TIMING)
+    result = estimate_quickly(settings, prepare_text=False, timing=TIMING)
     assert result.parameters == 124_439_808
     assert (result.epochs, result.train_tokens) == (None, None)
 
 
 def test_only_a_new_run_can_be_estimated() -> None:
     with pytest.raises(OctavoError, match="init"):
-        estimated(Plan(resolve(**SMALL), init="runs/other"))
+        estimate_quickly(Plan(resolve(**SMALL), init="runs/other"))
 
 
 @pytest.mark.parametrize("price", [-1.0, float("nan"), float("inf")])
 def test_a_price_must_be_finite_and_positive(price: float) -> None:
     with pytest.raises(OctavoError, match="price"):
-        estimated(resolve(**SMALL), price, prepare_text=False)
+        estimate_quickly(resolve(**SMALL), price, prepare_text=False)
 
 
 # Warnings
@@ -303,11 +305,11 @@ def test_a_price_must_be_finite_and_positive(price: float) -> None:
 
 def warnings_for(text: str, **changes: Any) -> list[str]:
     """The warnings of a run on this text."""
-    Path("made.txt").write_text(text, encoding="utf-8")
-    return estimated(training.plan("made.txt", **{**SMALL, "vocab_size": 0} | changes), timing=TIMING).warnings
+    Path("other.txt").write_text(text, encoding="utf-8")
+    return estimate_quickly(training.plan("other.txt", **{**SMALL, "vocab_size": 0} | changes), timing=TIMING).warnings
 
 
-def test_more_than_20_epochs_are_warned_about() -> None:
+def test_more_than_20_epochs_give_a_warning() -> None:
     tokens = int(0.9 * len(TEXT) * 4)
     steps = 20 * tokens // 64
     assert warnings_for(TEXT * 4, max_steps=steps) == []
@@ -316,7 +318,7 @@ def test_more_than_20_epochs_are_warned_about() -> None:
     assert f"--max-steps {steps}" in warning
 
 
-def test_a_vocabulary_too_large_for_the_text_is_warned_about() -> None:
+def test_a_vocabulary_too_large_for_the_text_gives_a_warning() -> None:
     (warning,) = warnings_for(TEXT, vocab_size=2000, max_steps=1)
     assert "vocabulary of 2,000" in warning
     assert warnings_for(TEXT, vocab_size=100, max_steps=1) == []
@@ -325,13 +327,13 @@ def test_a_vocabulary_too_large_for_the_text_is_warned_about() -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_no_presets_vocabulary_is_too_large_for_tiny_shakespeare(preset: str) -> None:
     """Its training split, nine tenths, has 1,003,854 characters; 301,966 tokens of GPT-2's BPE."""
-    settings = dataclasses.replace(with_vocabulary(preset), max_steps=1)
+    settings = dataclasses.replace(resolve_with_vocabulary(preset), max_steps=1)
     tokens = {"gpt2": 301_966, "word": 232_000}.get(settings.tokenizer, 1_003_854)
     settings = dataclasses.replace(settings, vocab_size=8192 if settings.tokenizer == "word" else settings.vocab_size)
     assert [line for line in estimate.warnings(settings, 0, None, tokens) if "vocabulary" in line] == []
 
 
-def test_documents_shorter_than_a_sequence_are_warned_about() -> None:
+def test_documents_shorter_than_a_sequence_give_a_warning() -> None:
     settings = resolve(**SMALL, max_steps=1)
     assert estimate.warnings(settings, 0, None, 10**6, mean_document_tokens=16.0) == []
     (warning,) = estimate.warnings(settings, 0, None, 10**6, mean_document_tokens=15.0)
@@ -339,7 +341,7 @@ def test_documents_shorter_than_a_sequence_are_warned_about() -> None:
     assert "--block-size 8" in warning
 
 
-def test_a_single_text_does_not_count_as_documents() -> None:
+def test_a_single_text_gives_no_warning_about_short_documents() -> None:
     data = prepare_dataset(resolve(source="text.txt")).result
     settings, memory = resolve(**SMALL, max_steps=1), estimate.memory(resolve(**SMALL), "cpu", "fp32", 4)
 
@@ -352,7 +354,7 @@ def test_a_single_text_does_not_count_as_documents() -> None:
     assert "tokens on average" in warnings_with(100)[0]
 
 
-def test_too_little_free_memory_is_warned_about() -> None:
+def test_too_little_free_memory_gives_a_warning() -> None:
     settings = resolve(**SMALL)
     assert estimate.warnings(settings, 10**9, 10**9) == []
     assert estimate.warnings(settings, 10**9, None) == []
@@ -361,7 +363,7 @@ def test_too_little_free_memory_is_warned_about() -> None:
     assert "500 MB" in warning
 
 
-def test_the_vocabulary_of_a_finetuned_model_is_not_warned_about() -> None:
+def test_the_vocabulary_of_a_fine_tuned_model_gives_no_warning() -> None:
     settings = resolve(**{**SMALL, "vocab_size": 5000}, max_steps=1)
     assert estimate.warnings(settings, 0, None, 1000, new_model=False) == []
     assert len(estimate.warnings(settings, 0, None, 1000)) == 1
@@ -411,8 +413,8 @@ def test_text_output_names_the_formula_the_price_and_warnings(capsys: pytest.Cap
 def test_a_preset_with_gpt2s_vocabulary_needs_no_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["estimate", "--preset", "gpt2", *TINY, "--json"]) == 0
     output = json.loads(capsys.readouterr().out)
-    assert output["parameters"] == estimate.parameters(resolve("gpt2", n_layer=1, n_head=1, n_embd=8, block_size=8,
-                                                               vocab_size=50257))  # fmt: skip
+    settings = resolve("gpt2", n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=50257)
+    assert output["parameters"] == estimate.parameters(settings)
     assert (output["epochs"], output["train_tokens"]) == (None, None)
 
 

@@ -1,4 +1,4 @@
-"""Properties of every tokenizer (round trip, streaming, the same ids as Hugging Face), then each kind separately."""
+"""Properties of every tokenizer (round trip, streaming, the ids of Hugging Face), then each kind separately."""
 
 import doctest
 import hashlib
@@ -24,7 +24,7 @@ from octavo.tokenizers import Tokenizer, build, load
 SPECS = ["char", "byte", "word", "bpe:600", "gpt2"]
 GPT2_FILES = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
 
-a_few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+law = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 # Hard cases: special tokens and notations of tokenizers as text, control characters, unusual spaces, emoji.
 HARD_TEXTS = [
     *("<|endoftext|>", "<0x41>", "Ġ", "Ċ", "\r\n", "\x1c", "\x85", "\u00a0", "\ufeff", "\0", "\ufffd", "  \n\n  "),
@@ -35,7 +35,7 @@ texts = st.lists(st.sampled_from(HARD_TEXTS) | st.text(max_size=12), max_size=12
 
 @pytest.fixture
 def gpt2_files(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """GPT-2's files are found in tiktoken's cache, without a download."""
+    """Let GPT-2's files be found in tiktoken's cache, so that they need no download."""
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(shared / "tiktoken-cache"))
 
 
@@ -51,14 +51,14 @@ def shakespeare(shared: Path) -> str:
 
 
 @cache
-def tokenizer_of(spec: str, text: str) -> Tokenizer:
+def build_once(spec: str, text: str) -> Tokenizer:
     return build(spec, text)
 
 
 @pytest.fixture(params=SPECS)
 def tokenizer(request: pytest.FixtureRequest, gpt2_files: None, notes: str) -> Tokenizer:
     """A tokenizer of each kind, built from the notes."""
-    return tokenizer_of(request.param, notes)
+    return build_once(request.param, notes)
 
 
 def encodable_texts(tokenizer: Tokenizer) -> st.SearchStrategy[str]:
@@ -68,7 +68,7 @@ def encodable_texts(tokenizer: Tokenizer) -> st.SearchStrategy[str]:
     return texts
 
 
-def auto_tokenizer(tokenizer: Tokenizer, folder: Path) -> transformers.PreTrainedTokenizerFast:
+def load_with_transformers(tokenizer: Tokenizer, folder: Path) -> transformers.PreTrainedTokenizerFast:
     """Save a tokenizer beside the config of a GPT-2 model and load it with transformers."""
     tokenizer.save(folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}))
@@ -90,7 +90,7 @@ def test_every_kind_round_trips_the_notes(tokenizer: Tokenizer, notes: str) -> N
     assert tokenizer.decode(ids) == notes
 
 
-@a_few
+@law
 @given(data=st.data())
 def test_every_kind_round_trips_any_encodable_text(tokenizer: Tokenizer, data: st.DataObject) -> None:
     text = data.draw(encodable_texts(tokenizer))
@@ -100,7 +100,7 @@ def test_every_kind_round_trips_any_encodable_text(tokenizer: Tokenizer, data: s
     assert not tokenizer.special_ids & set(ids.tolist())
 
 
-@a_few
+@law
 @given(data=st.data())
 def test_the_joined_stream_equals_the_decoded_text(tokenizer: Tokenizer, data: st.DataObject) -> None:
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1)))
@@ -119,8 +119,8 @@ def test_a_stream_never_contains_an_incomplete_character(tokenizer: Tokenizer, n
 @pytest.mark.usefixtures("gpt2_files")
 @pytest.mark.parametrize("spec", SPECS)
 def test_auto_tokenizer_gives_the_same_ids_and_text(spec: str, notes: str, shakespeare: str, tmp_path: Path) -> None:
-    tokenizer = tokenizer_of(spec, notes)
-    theirs = auto_tokenizer(tokenizer, tmp_path)
+    tokenizer = build_once(spec, notes)
+    theirs = load_with_transformers(tokenizer, tmp_path)
     assert type(theirs).__name__ in ("PreTrainedTokenizerFast", "TokenizersBackend")
     assert len(theirs) == tokenizer.vocab_size
     for text in (notes, shakespeare[:200_000], *HARD_TEXTS, "".join(HARD_TEXTS), " a  b ", ""):
@@ -132,10 +132,10 @@ def test_auto_tokenizer_gives_the_same_ids_and_text(spec: str, notes: str, shake
 @pytest.mark.usefixtures("gpt2_files")
 @pytest.mark.parametrize("spec", ["byte", "word", "bpe:600", "gpt2"])
 def test_auto_tokenizer_gives_the_same_for_any_text_and_any_ids(spec: str, notes: str, tmp_path: Path) -> None:
-    tokenizer = tokenizer_of(spec, notes)
-    theirs = auto_tokenizer(tokenizer, tmp_path)
+    tokenizer = build_once(spec, notes)
+    theirs = load_with_transformers(tokenizer, tmp_path)
 
-    @a_few
+    @law
     @given(text=texts, ids=st.lists(st.integers(0, tokenizer.vocab_size - 1)))
     def agree(text: str, ids: list[int]) -> None:
         assert encode_with_transformers(theirs, text) == tokenizer.encode(text).tolist()
@@ -164,12 +164,12 @@ def test_building_is_deterministic_across_processes(spec: str, notes: str) -> No
         f"print(build({spec!r}, sys.stdin.buffer.read().decode()).fingerprint)"
     )
     fingerprint = subprocess.run([sys.executable, "-c", program], input=notes.encode(), stdout=-1, check=True).stdout
-    assert fingerprint.decode().strip() == tokenizer_of(spec, notes).fingerprint
+    assert fingerprint.decode().strip() == build_once(spec, notes).fingerprint
 
 
 def test_different_text_gives_a_different_tokenizer(notes: str) -> None:
     for spec in ("char", "word", "bpe:600"):
-        assert build(spec, notes[: len(notes) // 2]).fingerprint != tokenizer_of(spec, notes).fingerprint
+        assert build(spec, notes[: len(notes) // 2]).fingerprint != build_once(spec, notes).fingerprint
 
 
 def test_ids_outside_the_vocabulary_raise(tokenizer: Tokenizer) -> None:
@@ -206,13 +206,14 @@ def test_an_unpaired_surrogate_is_unknown_to_every_kind(tokenizer: Tokenizer) ->
 def test_the_error_names_unknown_and_known_characters() -> None:
     with pytest.raises(UnknownCharactersError) as error:
         build("char", "cab? ").encode("a bed")
-    assert error.value.message == "unknown characters 'd', 'e'; this char tokenizer knows ' ?abc'"
+    for name in ("unknown characters", "'d', 'e'", "' ?abc'"):
+        assert name in error.value.message
     assert error.value.hint == "--unknown skip or --unknown replace"
 
 
 def test_the_error_is_short_for_many_unknown_characters(notes: str) -> None:
     with pytest.raises(OctavoError) as error:
-        tokenizer_of("char", notes).encode("".join(map(chr, range(0x4E00, 0x4F00))))
+        build_once("char", notes).encode("".join(map(chr, range(0x4E00, 0x4F00))))
     assert "'一', " in error.value.message
     assert len(error.value.message) < 300
 
@@ -233,7 +234,7 @@ def test_replace_without_a_replacement_in_the_vocabulary_raises() -> None:
 
 
 def test_an_invalid_value_of_unknown_raises(tokenizer: Tokenizer) -> None:
-    with pytest.raises(OctavoError, match=r"'ignore' is not one of error, skip, replace"):
+    with pytest.raises(OctavoError, match=r"'ignore'.*error, skip, replace"):
         tokenizer.encode("a", unknown="ignore")
 
 
@@ -266,12 +267,12 @@ def test_word_keeps_the_most_frequent_words() -> None:
 
 def test_word_ids_do_not_depend_on_how_a_long_text_is_split(notes: str) -> None:
     text = "".join(random.Random(0).choices(["a", "का", ".", "\x1c", "\xa0", "\t", "\n", " "], k=1_000_000))
-    tokenizer = tokenizer_of("word", notes)
+    tokenizer = build_once("word", notes)
     assert tokenizer.encode(text).tolist() == tokenizer.backend.encode(text).ids
 
 
 def test_bpe_starts_with_the_bytes_and_ends_with_end_of_text(shakespeare: str) -> None:
-    tokenizer = tokenizer_of("bpe:300", shakespeare)
+    tokenizer = build_once("bpe:300", shakespeare)
     assert tokenizer.vocab_size == 300
     assert sorted(tokenizer.token_bytes[:256]) == [bytes([value]) for value in range(256)]
     assert tokenizer.end_of_text == 299
@@ -290,27 +291,27 @@ def test_bpe_splits_very_long_words_before_training() -> None:
     assert max(map(len, build("bpe:300", "a" * 100_000).token_bytes)) <= 5000
 
 
-@a_few
+@law
 @given(training_text=st.text("ab 'sé\n", min_size=20), text=st.text("ab 'sé\n"), size=st.integers(257, 400))
 def test_tiktoken_and_tokenizers_agree_on_any_trained_bpe(training_text: str, text: str, size: int) -> None:
     tokenizer = build(f"bpe:{size}", training_text)
-    assert tokenizer._tiktoken is not None
+    assert tokenizer.splits_at_spaces  # so it is encoded by tiktoken
     for each in (training_text, text, text + training_text):
         assert tokenizer.encode(each).tolist() == tokenizer.backend.encode(each).ids
 
 
 @pytest.mark.parametrize("tokenizer", ["gpt2"], indirect=True)
 def test_gpt2_ids_are_those_of_tiktoken(tokenizer: Tokenizer, shakespeare: str, notes: str) -> None:
-    openai = tiktoken.get_encoding("gpt2")
-    assert (tokenizer.vocab_size, tokenizer.end_of_text) == (openai.n_vocab, openai.eot_token)
+    theirs = tiktoken.get_encoding("gpt2")
+    assert (tokenizer.vocab_size, tokenizer.end_of_text) == (theirs.n_vocab, theirs.eot_token)
     assert tokenizer.encode("Hello world").tolist() == [15496, 995]
     for text in (shakespeare, notes):
-        assert tokenizer.encode(text).tolist() == openai.encode_ordinary(text)
+        assert tokenizer.encode(text).tolist() == theirs.encode_ordinary(text)
 
-    @a_few
+    @law
     @given(texts)
     def agree(text: str) -> None:
-        assert tokenizer.encode(text).tolist() == openai.encode_ordinary(text)
+        assert tokenizer.encode(text).tolist() == theirs.encode_ordinary(text)
 
     agree()
 
@@ -360,11 +361,11 @@ def test_gpt2_saved_by_transformers_loads(shared: Path, notes: str, tmp_path: Pa
     transformers.GPT2Tokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path / "saved")
     theirs = load(tmp_path / "saved")
     assert (theirs.kind, theirs.end_of_text) == ("gpt2", 50256)
-    assert theirs.encode(notes).tolist() == tokenizer_of("gpt2", notes).encode(notes).tolist()
+    assert theirs.encode(notes).tolist() == build_once("gpt2", notes).encode(notes).tolist()
 
 
 def test_a_bpe_with_ids_in_another_order_is_encoded_without_tiktoken(notes: str, tmp_path: Path) -> None:
-    tokenizer = tokenizer_of("bpe:600", notes)
+    tokenizer = build_once("bpe:600", notes)
     tokenizer.save(tmp_path)
     file = tmp_path / "tokenizer.json"
     description = json.loads(file.read_text(encoding="utf-8"))
@@ -373,10 +374,10 @@ def test_a_bpe_with_ids_in_another_order_is_encoded_without_tiktoken(notes: str,
     file.write_text(json.dumps(description), encoding="utf-8")
     foreign = load(tmp_path)
     assert foreign.kind == "bpe"
-    assert foreign._tiktoken is None
+    assert not foreign.splits_at_spaces  # so it is not encoded by tiktoken
     text = notes + "<|endoftext|>"
-    theirs, ours = ([each.token_bytes[id] for id in each.encode(text)] for each in (foreign, tokenizer))
-    assert theirs == ours
+    foreign_tokens, tokens = ([each.token_bytes[id] for id in each.encode(text)] for each in (foreign, tokenizer))
+    assert foreign_tokens == tokens
 
 
 # Errors
@@ -397,13 +398,14 @@ NEAREST = {
 
 @pytest.mark.parametrize("spec", NEAREST)
 def test_an_invalid_spec_raises_and_suggests_the_nearest(spec: str) -> None:
-    with pytest.raises(OctavoError, match="is not one of char, byte, word, word:N, bpe:N, gpt2") as error:
+    with pytest.raises(OctavoError, match="char, byte, word, word:N, bpe:N, gpt2") as error:
         build(spec, "text")
+    assert repr(spec) in error.value.message
     assert error.value.hint == f"--tokenizer {NEAREST[spec]}"
 
 
 def test_an_empty_spec_raises() -> None:
-    with pytest.raises(OctavoError, match="'' is not one of char"):
+    with pytest.raises(OctavoError, match="''"):
         build("", "text")
 
 
@@ -412,7 +414,7 @@ OUT_OF_RANGE = {"bpe:256": "bpe:257", "bpe:0": "bpe:257", "word:1": "word:257", 
 
 @pytest.mark.parametrize("spec", OUT_OF_RANGE)
 def test_a_size_out_of_range_raises_and_suggests_the_nearest(spec: str) -> None:
-    with pytest.raises(OctavoError, match=f"{spec}: N must be 257 to 100000 tokens") as error:
+    with pytest.raises(OctavoError, match=f"{spec}: .* 257 to 100000") as error:
         build(spec, "text")
     assert error.value.hint == f"--tokenizer {OUT_OF_RANGE[spec]}"
 
