@@ -18,10 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from octavo import files
-from octavo.data.file_state import file_state
 from octavo.data.limits import DEFAULT_LIMITS, Limits
 from octavo.data.progress import PreparationProgress, ProgressMeter, preparation
-from octavo.data.sources import Corpus
+from octavo.data.sources import Corpus, CorpusHash
 from octavo.errors import OctavoError
 from octavo.tokenizers import Tokenizer
 
@@ -65,29 +64,9 @@ class CorpusScan(ScanSummary):
         return is_first
 
 
-class CorpusHash:
-    """The sha256 that identifies a corpus, updated chunk by chunk."""
-
-    def __init__(self) -> None:
-        self._sha256, self._document_ended, self._has_several_documents = hashlib.sha256(), False, False
-
-    def update(self, content: bytes, ends_document: bool) -> None:
-        if self._document_ended:
-            self._sha256.update(b"\xff")
-            self._has_several_documents = True
-        self._sha256.update(content)
-        self._document_ended = ends_document
-
-    def hexdigest(self) -> str:
-        if self._has_several_documents:
-            self._sha256.update(b"\xff")
-        return self._sha256.hexdigest()
-
-
 @preparation
 def scan_corpus(corpus: Corpus, limits: Limits = DEFAULT_LIMITS) -> Generator[PreparationProgress, None, CorpusScan]:
     """Read a corpus from beginning to end, and store its summary in the cache."""
-    identity = _file_identity(corpus)
     corpus_hash, size, characters = CorpusHash(), 0, 0
     lengths, digests, lacks_newline = array("q"), bytearray(), bytearray()
     ascii_characters, occurs = b"", np.zeros(0x110000, dtype=bool)  # `occurs`: by code point, in chunks beyond ASCII
@@ -121,8 +100,8 @@ def scan_corpus(corpus: Corpus, limits: Limits = DEFAULT_LIMITS) -> Generator[Pr
         digests=bytes(digests),
         lacks_newline=bytes(lacks_newline),
     )
-    if identity is not None and identity == _file_identity(corpus):
-        _save_scan_summary(corpus, identity, scan)
+    if corpus.is_unchanged():
+        _save_scan_summary(corpus, scan)
     return scan
 
 
@@ -134,30 +113,13 @@ def load_scan_summary(corpus: Corpus) -> ScanSummary | None:
 
     None if there was no such scan, a file has changed since, or the source is not made of files.
     """
-    identity = _file_identity(corpus)
-    if identity is None:
+    if corpus.identity is None:
         return None
     try:
         record = json.loads(_record_path(corpus).read_text(encoding="utf-8"))
-        return ScanSummary(**record["summary"]) if record["files"] == identity else None
+        return ScanSummary(**record["summary"]) if record["files"] == corpus.identity else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _file_identity(corpus: Corpus) -> str | None:
-    """A hash of the path, size and modification time of each file; None if `file_state` is None for one of them."""
-    if corpus.paths is None:
-        return None
-    identity = hashlib.sha256()
-    for path in corpus.paths:
-        try:
-            state = file_state(path)
-        except OSError:
-            return None
-        if state is None:
-            return None
-        identity.update(repr((os.path.abspath(path), state)).encode())
-    return identity.hexdigest()
 
 
 def _record_path(corpus: Corpus) -> Path:
@@ -165,13 +127,13 @@ def _record_path(corpus: Corpus) -> Path:
     return files.cache_dir() / "scans" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
 
 
-def _save_scan_summary(corpus: Corpus, identity: str, scan: CorpusScan) -> None:
+def _save_scan_summary(corpus: Corpus, scan: CorpusScan) -> None:
     """Write a record for `load_scan_summary`. Without one, the text is read again; so errors are ignored."""
     summary = {field.name: getattr(scan, field.name) for field in dataclasses.fields(ScanSummary)}
     path = _record_path(corpus)
     try:
         with files.translate_disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_atomic(path, json.dumps({"files": identity, "summary": summary}))
+        files.write_atomic(path, json.dumps({"files": corpus.identity, "summary": summary}))
     except (OSError, OctavoError):
         pass

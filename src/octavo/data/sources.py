@@ -8,6 +8,7 @@ chunk of text is in memory at a time. Nothing is tokenized here. The network is 
 import codecs
 import difflib
 import glob
+import hashlib
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ from typing import BinaryIO
 
 from octavo import files
 from octavo.data import hub, pydocs, readers
+from octavo.data.file_state import file_state
 from octavo.data.limits import DEFAULT_LIMITS, Limits
 from octavo.data.readers import BinaryFileError, Chunk, TextFormat
 from octavo.errors import OctavoError
@@ -43,6 +45,7 @@ class Corpus:
     source: str
     text_format: TextFormat
     paths: list[str] | None  # the files that are read; None if the text comes from elsewhere
+    identity: str | None  # of these files when the source was opened; see `_file_identity`
     _read: Callable[[], Iterator[Chunk]]
 
     def chunks(self) -> Generator[Chunk, None, None]:
@@ -57,6 +60,29 @@ class Corpus:
         if is_empty:
             hint = "a source with text, or --text-field NAME if another field has the text"
             raise OctavoError(f"{self.source} has no text in it", hint)
+
+    def is_unchanged(self) -> bool:
+        """Whether the files have not changed since the source was opened. False if that cannot be known."""
+        return self.identity is not None and self.identity == _file_identity(self.paths)
+
+
+class CorpusHash:
+    """The sha256 that identifies a corpus, updated chunk by chunk."""
+
+    def __init__(self) -> None:
+        self._sha256, self._document_ended, self._has_several_documents = hashlib.sha256(), False, False
+
+    def update(self, content: bytes, ends_document: bool) -> None:
+        if self._document_ended:
+            self._sha256.update(b"\xff")
+            self._has_several_documents = True
+        self._sha256.update(content)
+        self._document_ended = ends_document
+
+    def hexdigest(self) -> str:
+        if self._has_several_documents:
+            self._sha256.update(b"\xff")
+        return self._sha256.hexdigest()
 
 
 def open_source(settings: DataSettings, limits: Limits = DEFAULT_LIMITS) -> Corpus:
@@ -81,7 +107,7 @@ def open_source(settings: DataSettings, limits: Limits = DEFAULT_LIMITS) -> Corp
 
 def _open_source(source: str, text_format: TextFormat, limits: Limits) -> Corpus:
     def corpus(read: Callable[[], Iterator[Chunk]], paths: list[str] | None = None) -> Corpus:
-        return Corpus(_corpus_name(source), source, text_format, paths, read)
+        return Corpus(_corpus_name(source), source, text_format, paths, _file_identity(paths), read)
 
     match source:
         case "pydocs":
@@ -178,6 +204,22 @@ def _walk(folder: Path) -> Iterator[str]:
             yield from _walk(path)
         elif path.is_file():
             yield str(path)
+
+
+def _file_identity(paths: list[str] | None) -> str | None:
+    """A hash of the path, size and modification time of each file; None if `file_state` is None for one of them."""
+    if paths is None:
+        return None
+    identity = hashlib.sha256()
+    for path in paths:
+        try:
+            state = file_state(path)
+        except OSError:
+            return None
+        if state is None:
+            return None
+        identity.update(repr((os.path.abspath(path), state)).encode())
+    return identity.hexdigest()
 
 
 def _copy_stream(

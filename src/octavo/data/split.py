@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from octavo.data.scan import CorpusHash, CorpusScan
-from octavo.data.sources import Corpus
+from octavo.data.scan import CorpusScan
+from octavo.data.sources import Corpus, CorpusHash
 from octavo.errors import SourceChangedError
 
 MANY_DOCUMENTS = 100  # from this number on, the split is by document
