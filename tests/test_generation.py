@@ -1,7 +1,6 @@
-"""Token by token: nanoGPT's loop, the KV cache, interleaved texts; and all of `octavo.generate`."""
+"""Generated tokens equal those of nanoGPT's loop and of full forward passes; every option of `octavo.generate`."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import hypothesis
@@ -15,7 +14,8 @@ import octavo
 from generating import generate_ids
 from octavo import tokenizers
 from octavo.errors import OctavoError
-from octavo.generation.decoder import Batch
+from octavo.generation.backends import create_decoder
+from octavo.generation.decoder import Batch, Decoder
 from octavo.generation.engine import Engine, Request
 from octavo.generation.sampling import Sampling
 from octavo.generation.stream import Sample, TextRequest, encode_prompt, start_streams
@@ -26,12 +26,12 @@ from small_models import ALL, BPE, BYTES, CHARS, GREEDY, VARIED, seeded, small_c
 law = hypothesis.settings(derandomize=True, deadline=None, max_examples=60)
 
 
-# Token by token
+# Tokens
 
 
 @torch.no_grad()
-def nanogpt(model: GPT, idx: Tensor, max_new_tokens: int, temperature: float, top_k: int, seed: int) -> list[int]:
-    """nanoGPT's `generate`: crop to the context and run all of it again for each token."""
+def nanogpt_ids(model: GPT, idx: Tensor, max_new_tokens: int, temperature: float, top_k: int, seed: int) -> list[int]:
+    """nanoGPT's `generate`: for each token, crop to the context length and run a full forward pass."""
     generator = seeded(seed)
     block_size = model.settings.block_size
     for _ in range(max_new_tokens):
@@ -48,21 +48,19 @@ def nanogpt(model: GPT, idx: Tensor, max_new_tokens: int, temperature: float, to
 @hypothesis.given(
     prompt=st.lists(st.integers(0, 10), min_size=1, max_size=20), seed=st.integers(0, 99), top_k=st.integers(1, 12)
 )
-@hypothesis.example(prompt=[3], seed=0, top_k=1)  # greedy, from within the context to far beyond it
+@hypothesis.example(prompt=[3], seed=0, top_k=1)  # greedy, until the text is much longer than the context
 @hypothesis.example(prompt=[1, 2, 3, 4, 5, 6, 7, 8], seed=0, top_k=5)  # the context is full from the start
-def test_tokens_equal_those_of_nanogpts_loop_within_the_context_and_beyond(
-    prompt: list[int], seed: int, top_k: int
-) -> None:
+def test_tokens_equal_those_of_nanogpts_loop_also_beyond_the_context(prompt: list[int], seed: int, top_k: int) -> None:
     model = spread_model(VARIED[seed % 3])
-    steps = generate_ids(model, prompt, Sampling(temperature=0.7, top_k=top_k), seeded(seed))
-    ours = [next(steps) for _ in range(20)]
-    assert ours == nanogpt(model, torch.tensor([prompt]), 20, 0.7, top_k, seed)
+    generated = generate_ids(model, prompt, Sampling(temperature=0.7, top_k=top_k), seeded(seed))
+    ours = [next(generated) for _ in range(20)]
+    assert ours == nanogpt_ids(model, torch.tensor([prompt]), 20, 0.7, top_k, seed)
 
 
 def test_the_models_of_these_tests_generate_varied_text() -> None:
-    """Otherwise a wrong cache or window would hardly show."""
+    """Otherwise an error in the cache or the window might not show."""
     for seed in VARIED:
-        texts = {tuple(nanogpt(spread_model(seed), torch.tensor([[first]]), 20, 1, 1, 0)) for first in range(11)}
+        texts = {tuple(nanogpt_ids(spread_model(seed), torch.tensor([[first]]), 20, 1, 1, 0)) for first in range(11)}
         assert len(texts) >= 8
         assert sum(len(set(text)) for text in texts) / len(texts) > 4
 
@@ -72,52 +70,57 @@ def test_the_models_of_these_tests_generate_varied_text() -> None:
 def test_greedy_decoding_with_a_cache_equals_the_full_forward(prompt: list[int]) -> None:
     for seed in VARIED:
         model, ids = spread_model(seed), list(prompt)
-        steps = generate_ids(model, prompt, GREEDY, seeded())
+        generated = generate_ids(model, prompt, GREEDY, seeded())
         for _ in range(12):
             with torch.no_grad():
                 ids.append(int(model(torch.tensor([ids[-8:]]))[0, -1].argmax()))
-            assert next(steps) == ids[-1]
+            assert next(generated) == ids[-1]
 
 
-def observe_forward(engine: Engine, observer: Callable[[Batch], object]) -> None:
-    """Call `observer` with the batch of every forward pass."""
-    forward = engine._decoder.forward
-    engine._decoder.forward = lambda batch: (observer(batch), forward(batch))[1]
+class RecordingDecoder:
+    """Records the number of rows of every forward pass."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+        self.row_counts: list[int] = []
+
+    def forward(self, batch: Batch) -> Tensor:
+        self.row_counts.append(len(batch.ids))
+        return self.decoder.forward(batch)
 
 
 def test_each_token_is_computed_once_until_the_context_is_full() -> None:
     for overflow, expected in (("slide", [3, 1, 1, 1, 1, 1, 8, 8, 8, 8]), ("rechunk", [3, 1, 1, 1, 1, 1, 4, 1, 1, 1])):
-        row_counts: list[int] = []
-        engine = Engine(spread_model(), 1)
-        observe_forward(engine, lambda batch, row_counts=row_counts: row_counts.append(len(batch.ids)))
+        decoder = RecordingDecoder(create_decoder(spread_model(), 1)[0])
+        engine = Engine(spread_model(), 1, decoder=decoder)
         engine.submit(Request(prompt=[1, 2, 3], max_new_tokens=10, sampling=GREEDY, overflow=overflow))
         while engine.step():
             pass
-        assert row_counts == expected
+        assert decoder.row_counts == expected
 
 
 def test_a_context_of_one_token_works() -> None:
-    steps = generate_ids(spread_model(block_size=1), [1, 2], GREEDY, seeded())
-    assert len([next(steps) for _ in range(5)]) == 5
+    generated = generate_ids(spread_model(block_size=1), [1, 2], GREEDY, seeded())
+    assert len([next(generated) for _ in range(5)]) == 5
 
 
-def test_two_texts_generated_in_turn_do_not_affect_each_other() -> None:
+def test_two_interleaved_texts_do_not_affect_each_other() -> None:
     model = spread_model()
-    apart = [[next(steps) for _ in range(12)] for steps in (generate_ids(model, [n], ALL, seeded(n)) for n in (1, 2))]
-    steps = [generate_ids(model, [n], ALL, seeded(n)) for n in (1, 2)]
-    in_turn = [[next(each) for each in steps] for _ in range(12)]
-    assert [list(each) for each in zip(*in_turn, strict=True)] == apart
+    separate = [[next(ids) for _ in range(12)] for ids in (generate_ids(model, [n], ALL, seeded(n)) for n in (1, 2))]
+    texts = [generate_ids(model, [n], ALL, seeded(n)) for n in (1, 2)]
+    interleaved = [[next(ids) for ids in texts] for _ in range(12)]
+    assert [list(each) for each in zip(*interleaved, strict=True)] == separate
 
 
 def test_a_frequency_penalty_breaks_a_repetition() -> None:
     model = GPT(ModelSettings(n_layer=1, n_head=1, n_embd=8, block_size=16, vocab_size=6), seeded(3))
 
     def tokens(**penalties: float) -> list[int]:
-        steps = generate_ids(model, [1, 2], Sampling(temperature=0, **penalties), seeded())
-        return [next(steps) for _ in range(30)]
+        generated = generate_ids(model, [1, 2], Sampling(temperature=0, **penalties), seeded())
+        return [next(generated) for _ in range(30)]
 
     plain = tokens()
-    assert len(set(plain[10:])) < 6  # it repeats itself
+    assert len(set(plain[10:])) < 6  # it repeats
     assert set(tokens(frequency_penalty=2.0)) == set(range(6))
     assert tokens(frequency_penalty=0.0) == plain
     assert tokens(repetition_penalty=50.0)[0] not in (1, 2)  # the tokens of the prompt
@@ -157,8 +160,8 @@ def test_greedy_samples_are_equal_and_follow_argmax() -> None:
     model = small_checkpoint(CHARS)
     samples = octavo.generate(model, "abc", max_new_tokens=20, num_samples=2, temperature=0)
     assert samples[0] == samples[1]
-    steps = generate_ids(model.model, CHARS.encode("abc").tolist(), GREEDY, seeded())
-    assert samples[0].token_ids == [next(steps) for _ in range(20)]
+    generated = generate_ids(model.model, CHARS.encode("abc").tolist(), GREEDY, seeded())
+    assert samples[0].token_ids == [next(generated) for _ in range(20)]
     assert samples[0].text == CHARS.decode(samples[0].token_ids)
     assert samples[0].finish_reason == "length"
 
@@ -196,7 +199,7 @@ def test_a_prompt_longer_than_the_context_is_truncated_with_a_notice() -> None:
         return "".join(stream)
 
     assert generate("abcabcab") == generate("abcabcab")
-    assert notices == []  # it fits
+    assert notices == []  # the prompt fits
     assert generate("gggggggggabcabcab") == generate("abcabcab")
     assert len(notices) == 1
     assert "17" in notices[0]
@@ -204,13 +207,13 @@ def test_a_prompt_longer_than_the_context_is_truncated_with_a_notice() -> None:
     assert generate("abcabcaba") != generate("abcabcab")
 
 
-def test_unknown_characters_in_a_prompt_are_named_skipped_or_replaced() -> None:
+def test_unknown_characters_in_a_prompt_are_an_error_or_skipped_or_replaced() -> None:
     model = small_checkpoint(CHARS)
-    with pytest.raises(OctavoError, match=r"unknown characters 'X', 'é'.*\n.*--unknown skip"):
+    with pytest.raises(OctavoError, match=r"'X', 'é'.*\n.*--unknown skip"):
         octavo.generate(model, "aéXb")
     assert encode_prompt(CHARS, "aéXb", "skip").ids == CHARS.encode("ab").tolist()
     assert encode_prompt(CHARS, "aéXb", "replace").ids == CHARS.encode("a  b").tolist()
-    assert encode_prompt(CHARS, "éX", "skip").ids == encode_prompt(CHARS, "").ids  # it has no known character
+    assert encode_prompt(CHARS, "éX", "skip").ids == encode_prompt(CHARS, "").ids  # no character is known
     skipped, plain = (octavo.generate(model, prompt, max_new_tokens=9, unknown="skip")[0] for prompt in ("aéXb", "ab"))
     assert skipped == plain
 
@@ -243,8 +246,8 @@ def test_weights_that_are_not_finite_are_an_error() -> None:
     assert stream.finish_reason == "error"
 
 
-def test_padding_of_the_vocabulary_is_never_generated() -> None:
-    """A vocabulary that is padded (to 50,304, say) has rows without a token."""
+def test_padded_rows_of_the_vocabulary_are_never_generated() -> None:
+    """A padded vocabulary, of 50,304 rows for example, has rows without a token."""
     model = small_checkpoint(CHARS, vocab_size=64)
     for temperature in (0.0, 1.0):
         samples = octavo.generate(model, "abc", max_new_tokens=30, num_samples=3, temperature=temperature, top_k=0)

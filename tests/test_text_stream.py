@@ -18,8 +18,8 @@ law = hypothesis.settings(derandomize=True, deadline=None, max_examples=60)
 # From tokens to text
 
 
-class Scripted:
-    """A decoder that makes the model generate exactly these ids."""
+class ScriptedDecoder:
+    """A decoder with which an engine generates exactly these ids."""
 
     def __init__(self, ids: list[int], vocab_size: int) -> None:
         self.ids, self.vocab_size, self.calls = iter(ids), vocab_size, 0
@@ -32,23 +32,22 @@ class Scripted:
 
 
 def scripted_stream(
-    ids: list[int], tokenizer: Tokenizer = CHARS, *stop: str, limit: int | None = None
-) -> tuple[TextStream, Scripted]:
-    """A stream of a model that generates exactly these ids, and its decoder."""
-    engine = Engine(spread_model(vocab_size=tokenizer.vocab_size), 1, use_native=False)
-    engine._decoder = decoder = Scripted(ids, tokenizer.vocab_size)
-    request = TextRequest(
-        prompt=Prompt("", [0]), max_new_tokens=len(ids) if limit is None else limit, sampling=ALL, stop=stop
-    )
-    return TextStream(request, tokenizer).start(engine), decoder
-
-
-def scripted(ids: list[int], tokenizer: Tokenizer = CHARS, *stop: str, limit: int | None = None) -> TextStream:
-    return scripted_stream(ids, tokenizer, *stop, limit=limit)[0]
+    ids: list[int],
+    tokenizer: Tokenizer = CHARS,
+    *stop: str,
+    limit: int | None = None,
+    decoder: ScriptedDecoder | None = None,
+) -> TextStream:
+    """A stream that generates exactly these ids, up to `limit`."""
+    decoder = decoder or ScriptedDecoder(ids, tokenizer.vocab_size)
+    engine = Engine(spread_model(vocab_size=tokenizer.vocab_size), 1, decoder=decoder)
+    max_new_tokens = len(ids) if limit is None else limit
+    request = TextRequest(prompt=Prompt("", [0]), max_new_tokens=max_new_tokens, sampling=ALL, stop=stop)
+    return TextStream(request, tokenizer).start(engine)
 
 
 def expected_sample(tokenizer: Tokenizer, ids: list[int], stop: list[str]) -> Sample:
-    """The sample by definition: the text up to the first stop string."""
+    """The sample by definition: the text before the first stop string."""
     decoder, text = tokenizer.decoder(), ""
     for count, id in enumerate(ids, start=1):
         text += decoder.push(id)
@@ -58,21 +57,21 @@ def expected_sample(tokenizer: Tokenizer, ids: list[int], stop: list[str]) -> Sa
     return Sample(text, ids, "length")
 
 
-few_letters = st.text("ab", max_size=12)
+texts_of_two_letters = st.text("ab", max_size=12)
 
 
 @hypothesis.settings(law, max_examples=300)
-@hypothesis.given(generated=few_letters, stop=st.lists(st.text("ab", max_size=4), max_size=3))
+@hypothesis.given(generated=texts_of_two_letters, stop=st.lists(st.text("ab", max_size=4), max_size=3))
 @hypothesis.example(generated="aaab", stop=["aab"])  # a partial match overlaps the match
 @hypothesis.example(generated="ababac", stop=["abac"])
-@hypothesis.example(generated="ab", stop=["ab"])  # at the very start
-@hypothesis.example(generated="aab", stop=["b", "ab"])  # both end at the same place, the longer begins first
+@hypothesis.example(generated="ab", stop=["ab"])  # at the start
+@hypothesis.example(generated="aab", stop=["b", "ab"])  # both end at the same place, the longer one begins earlier
 @hypothesis.example(generated="aab", stop=["abb"])  # a partial match only
 def test_text_ends_before_the_first_stop_string_which_is_never_shown(generated: str, stop: list[str]) -> None:
     ids = CHARS.encode(generated).tolist()
     stop = [each for each in stop if each]
     expected = expected_sample(CHARS, ids, stop)
-    stream = scripted(ids, CHARS, *stop, "")
+    stream = scripted_stream(ids, CHARS, *stop, "")
     shown = ""
     for piece in stream:
         shown += piece
@@ -97,7 +96,7 @@ def test_text_ends_before_the_first_stop_string_which_is_never_shown(generated: 
 )
 def test_stop_strings_are_found_across_tokens(tokenizer: Tokenizer, generated: str, stop: list[str], text: str) -> None:
     ids = tokenizer.encode(generated).tolist()
-    stream = scripted(ids, tokenizer, *stop)
+    stream = scripted_stream(ids, tokenizer, *stop)
     pieces = list(stream)
     assert "".join(pieces) == stream.sample.text == text
     assert stream.sample == expected_sample(tokenizer, ids, stop)
@@ -105,13 +104,13 @@ def test_stop_strings_are_found_across_tokens(tokenizer: Tokenizer, generated: s
 
 def test_text_is_shown_as_soon_as_it_cannot_be_part_of_a_stop_string() -> None:
     ids = CHARS.encode("abcabd").tolist()
-    assert list(scripted(ids)) == list("abcabd")
-    assert list(scripted(ids, CHARS, "abd")) == ["abc"]
-    assert list(scripted(ids, CHARS, "bca")) == ["a"]
-    assert list(scripted(CHARS.encode("abcabc").tolist(), CHARS, "abd")) == ["abc", "abc"]
-    assert list(scripted(CHARS.encode("aab").tolist(), CHARS, "ag")) == ["a", "ab"]
-    # The last piece is shown because nothing follows it.
-    assert list(scripted(CHARS.encode("abab").tolist(), CHARS, "abd")) == ["ab", "ab"]
+    assert list(scripted_stream(ids)) == list("abcabd")
+    assert list(scripted_stream(ids, CHARS, "abd")) == ["abc"]
+    assert list(scripted_stream(ids, CHARS, "bca")) == ["a"]
+    assert list(scripted_stream(CHARS.encode("abcabc").tolist(), CHARS, "abd")) == ["abc", "abc"]
+    assert list(scripted_stream(CHARS.encode("aab").tolist(), CHARS, "ag")) == ["a", "ab"]
+    # The last piece may be shown, because the text ends.
+    assert list(scripted_stream(CHARS.encode("abab").tolist(), CHARS, "abd")) == ["ab", "ab"]
 
 
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd"))
@@ -124,7 +123,7 @@ def test_pieces_are_whole_characters_and_join_to_the_text(tokenizer: Tokenizer) 
     @hypothesis.given(ANY_TEXT | st.sampled_from(SCRIPTS))
     def stream(generated: str) -> None:
         ids = tokenizer.encode(generated).tolist()
-        stream = scripted(ids, tokenizer)
+        stream = scripted_stream(ids, tokenizer)
         pieces = list(stream)
         assert "".join(pieces) == stream.sample.text == generated
         assert not any("\ufffd" in piece for piece in pieces)
@@ -134,10 +133,10 @@ def test_pieces_are_whole_characters_and_join_to_the_text(tokenizer: Tokenizer) 
 
 
 @pytest.mark.parametrize("generated", SCRIPTS, ids=["Arabic", "Hindi", "emoji", "Latin", "control"])
-def test_a_text_that_ends_within_a_character_omits_it(generated: str) -> None:
+def test_an_incomplete_character_at_the_end_is_omitted(generated: str) -> None:
     ids = BYTES.encode(generated).tolist()
     for limit in range(len(ids)):
-        stream = scripted(ids, BYTES, limit=limit)
+        stream = scripted_stream(ids, BYTES, limit=limit)
         shown = "".join(stream)
         assert shown == stream.sample.text == generated.encode()[:limit].decode(errors="ignore")
         assert stream.sample.token_ids == ids[:limit]
@@ -145,8 +144,8 @@ def test_a_text_that_ends_within_a_character_omits_it(generated: str) -> None:
 
 
 def test_bytes_that_are_not_utf8_are_omitted() -> None:
-    generated = b"a\xff\xc3(b"  # generated by the model, not cut
-    stream = scripted(list(generated), BYTES)
+    generated = b"a\xff\xc3(b"  # generated so by the model
+    stream = scripted_stream(list(generated), BYTES)
     assert "".join(stream) == stream.sample.text == "a(b"
     assert stream.sample.token_ids == list(generated)
 
@@ -159,7 +158,7 @@ def test_finish_reasons_are_length_stop_and_end_of_text() -> None:
     ids = [*the, *cat, BPE.end_of_text, *the]
 
     def sample(*stop: str, limit: int = len(ids)) -> Sample:
-        stream = scripted(ids, BPE, *stop, limit=limit)
+        stream = scripted_stream(ids, BPE, *stop, limit=limit)
         assert "".join(stream) == stream.sample.text
         return stream.sample
 
@@ -168,18 +167,20 @@ def test_finish_reasons_are_length_stop_and_end_of_text() -> None:
     assert sample(" cat") == Sample("the", the + cat, "stop")
     assert sample() == Sample("the cat", the + cat, "end_of_text")
     assert sample("cats") == Sample("the cat", the + cat, "end_of_text")
-    # Here the stop string is complete with the last token that the limit allows.
+    # The last token that the limit allows completes the stop string.
     assert sample("cat", limit=len(the + cat)) == Sample("the ", the + cat, "stop")
 
 
-def test_no_more_tokens_are_generated_than_needed() -> None:
+def test_generation_stops_at_the_last_token_that_is_needed() -> None:
     for stop, limit, needed in ((["cd"], 99, 4), ([], 2, 2), (["a"], 99, 1)):
-        stream, decoder = scripted_stream(CHARS.encode("abcdef").tolist(), CHARS, *stop, limit=limit)
+        ids = CHARS.encode("abcdef").tolist()
+        decoder = ScriptedDecoder(ids, CHARS.vocab_size)
+        stream = scripted_stream(ids, CHARS, *stop, limit=limit, decoder=decoder)
         stream.run()
         assert decoder.calls == needed
 
 
-# Pieces, when another thread steps the engine
+# Pieces for another thread
 
 
 def run_engine(stream: TextStream, engine: Engine) -> None:
@@ -188,7 +189,7 @@ def run_engine(stream: TextStream, engine: Engine) -> None:
         pass
 
 
-def test_pieces_hold_echo_tokens_and_offsets() -> None:
+def test_pieces_have_the_echo_tokens_and_offsets() -> None:
     checkpoint = small_checkpoint(CHARS, block_size=32)
     prompt = encode_prompt(CHARS, "abc")
     request = TextRequest(prompt=prompt, max_new_tokens=5, sampling=GREEDY, logprobs=2, echo=True)
@@ -206,7 +207,7 @@ def test_pieces_hold_echo_tokens_and_offsets() -> None:
     assert stream.mean_logprob == pytest.approx(sum(token.logprob for token, _ in tokens) / 5)
 
 
-def test_one_text_of_several_scores_an_echoed_prompt() -> None:
+def test_unless_incremental_only_the_first_text_scores_the_echoed_prompt() -> None:
     request = TextRequest(prompt=encode_prompt(CHARS, "abc"), num_samples=3, max_new_tokens=2, logprobs=0, echo=True)
     for incremental, counts in ((False, [3, 0, 0]), (True, [3, 3, 3])):
         engine = Engine(small_checkpoint(CHARS).model, 3)
@@ -216,15 +217,15 @@ def test_one_text_of_several_scores_an_echoed_prompt() -> None:
         assert [len(stream.take().prompt_tokens) for stream in streams] == counts
 
 
-def test_a_cancelled_text_ends_whether_or_not_it_was_started() -> None:
+def test_a_text_can_be_cancelled_before_and_after_it_starts() -> None:
     request = TextRequest(prompt=encode_prompt(CHARS, "abc"), max_new_tokens=100)
-    early, late = TextStream(request, CHARS), TextStream(request, CHARS)
+    unstarted, started = TextStream(request, CHARS), TextStream(request, CHARS)
     engine = Engine(small_checkpoint(CHARS).model, 2)
-    early.cancel()
-    early.start(engine)
-    late.start(engine)
+    unstarted.cancel()
+    unstarted.start(engine)
+    started.start(engine)
     engine.step()
-    late.cancel()
+    started.cancel()
     engine.step()
-    assert (early.finish_reason, late.finish_reason) == ("cancelled", "cancelled")
-    assert (len(early.tokens), len(late.tokens)) == (0, 1)
+    assert (unstarted.finish_reason, started.finish_reason) == ("cancelled", "cancelled")
+    assert (len(unstarted.tokens), len(started.tokens)) == (0, 1)

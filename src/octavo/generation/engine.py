@@ -24,7 +24,7 @@ from torch import Tensor
 
 from octavo.errors import OctavoError
 from octavo.generation.backends import create_decoder
-from octavo.generation.decoder import Batch
+from octavo.generation.decoder import Batch, Decoder
 from octavo.generation.prefix_cache import PrefixCache
 from octavo.generation.sampling import Sampling, sample_token
 from octavo.kernels import one_thread
@@ -113,14 +113,19 @@ class Engine:
         quantize: str = "none",
         prefix_bytes: int = 0,
         use_native: bool = True,
+        decoder: Decoder | None = None,
     ) -> None:
         """`vocab_size`: the tokenizer's, if the model's is padded. `prefix_bytes`: size of the prefix cache.
 
-        The attribute `notices` tells the user why a slower decoder was chosen.
+        `decoder` runs the model. If it is None, `quantize` and `use_native` choose one, and `notices` tells the user
+        why it is a slower one.
         """
         self.slots = slots
         self.block_size, self.vocab_size = model.settings.block_size, vocab_size or model.settings.vocab_size
-        self._decoder, self.notices = create_decoder(model, slots, quantize, use_native)
+        self.notices: list[str] = []
+        if decoder is None:
+            decoder, self.notices = create_decoder(model, slots, quantize, use_native)
+        self.decoder = decoder
         self._prefixes = PrefixCache(prefix_bytes)
         self._queue: collections.deque[Job] = collections.deque()
         self._running_jobs: list[Job] = []
@@ -173,7 +178,7 @@ class Engine:
         batch = Batch()
         for chunk in chunks:
             batch.add(chunk.job.window[chunk.start : chunk.end], chunk.job.slot, chunk.start, chunk.n_logits)
-        logits = self._decoder.forward(batch)[:, : self.vocab_size]  # (W, V)
+        logits = self.decoder.forward(batch)[:, : self.vocab_size]  # (W, V)
         with one_thread():
             for chunk, rows in zip(chunks, torch.split(logits, [chunk.n_logits for chunk in chunks]), strict=True):
                 self._advance(chunk, rows)
@@ -218,7 +223,7 @@ class Engine:
             return
         prefix = self._prefixes.find(job.request.cache_scope, job.window)
         if prefix is not None:
-            self._decoder.restore_prefix(job.slot, prefix.kv)
+            self.decoder.restore_prefix(job.slot, prefix.kv)
             job.computed = job.cached_tokens = prefix.length
 
     def _advance(self, chunk: Chunk, logits: Tensor) -> None:
@@ -231,7 +236,7 @@ class Engine:
             return
         if not job.tokens and len(job.request.prompt) <= self.block_size:
             scope = job.request.cache_scope
-            self._prefixes.add(scope, job.window, lambda: self._decoder.save_prefix(job.slot, job.computed))
+            self._prefixes.add(scope, job.window, lambda: self.decoder.save_prefix(job.slot, job.computed))
         reason = self._append_token(job, logits[-1:])
         if reason:
             self._finish(job, reason)
