@@ -1,4 +1,4 @@
-"""Helpers for tests of generation: models with random weights, requests, and running an engine to the end."""
+"""Helpers for tests of generation: models with random weights, requests, and functions that run an engine."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -51,7 +51,7 @@ def decode(decoder: Decoder, ids: list[int], slot: int = 0, cuts: Sequence[int] 
 
 
 def make_request(number: int = 0, **fields: Any) -> Request:
-    """One of many requests that differ in every field."""
+    """Request `number` of many that differ in every field."""
     samplings = (
         FULL_SOFTMAX,
         GREEDY,
@@ -70,7 +70,7 @@ def make_request(number: int = 0, **fields: Any) -> Request:
 
 
 def run(engine: Engine, *requests: Request) -> list[Job]:
-    """Submit the requests and step until all jobs are over."""
+    """Submit the requests, step until all jobs are over, and return the jobs."""
     jobs = [engine.submit(request) for request in requests]
     while engine.step():
         pass
@@ -89,7 +89,7 @@ def generate_ids(
     vocab_size: int | None = None,
     overflow: str = "slide",
 ) -> Iterator[int]:
-    """Yield tokens after a prompt, without end unless overflow="stop"."""
+    """Yield the ids of generated tokens, without end unless overflow="stop"."""
     engine = Engine(model, 1, vocab_size=vocab_size)
     job = engine.submit(
         Request(prompt=prompt, max_new_tokens=1 << 62, sampling=sampling, generator=generator, overflow=overflow)

@@ -1,4 +1,4 @@
-"""Small random models whose next token depends on everything before it."""
+"""Small models with random weights, whose next token depends on all tokens before it, and small tokenizers."""
 
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,11 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-VARIED = (9, 5, 18)  # seeds of models whose greedy text does not repeat itself soon
+VARIED = (9, 5, 18)  # seeds of models whose greedy text does not soon repeat
 
 
 def spread_model(seed: int = 9, **shape: Any) -> GPT:
-    """A small model with widely spread weights, so that earlier tokens matter."""
+    """A small model with large random weights, so that every token of the context matters."""
     shape = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8, "vocab_size": 11} | shape
     model = GPT(ModelSettings(**shape)).eval()
     generator = seeded(seed)
@@ -37,7 +37,7 @@ def spread_model(seed: int = 9, **shape: Any) -> GPT:
 
 
 def small_checkpoint(tokenizer: Tokenizer, **shape: Any) -> Checkpoint:
-    """A checkpoint as `octavo.load` returns it, without a folder."""
+    """A checkpoint of such a model, as `octavo.load` returns it, but without a folder."""
     model = spread_model(**{"vocab_size": tokenizer.vocab_size} | shape)
     return Checkpoint(model, tokenizer, model.settings, {}, Path("nowhere"))
 

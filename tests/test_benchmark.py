@@ -1,4 +1,4 @@
-"""The benchmarks time what a step and a generated token really consist of, and their figures are consistent."""
+"""Benchmarks time the matmuls of a training step and of a generated token; their results are consistent."""
 
 import dataclasses
 import json
@@ -22,11 +22,11 @@ TINY = ["--n-layer=1", "--n-head=1", "--n-embd=8"]
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_timed_matmuls_have_the_flops_of_a_step(optimizer: str) -> None:
+def test_the_timed_matmuls_have_the_flops_of_a_step(optimizer: str) -> None:
     settings = dataclasses.replace(SMALL, optimizer=optimizer)
     trainer = Trainer(GPT(settings), settings, CPU)
     ids = np.random.default_rng(0).integers(0, 40, (4, 17))
-    kernels.is_onednn_exact()  # cached here: its own test matmuls would be counted
+    kernels.is_onednn_exact()  # cached here; otherwise the counter counts the matmuls of its test
     with FlopCounterMode(display=False) as counter:
         trainer.update(ids)
     matmuls = training.step_matmuls(settings, 4, CPU)
@@ -38,7 +38,7 @@ def test_the_micro_batch_does_not_change_the_flops() -> None:
     assert flops == pytest.approx([flops[0]] * 4)
 
 
-def test_figures_of_training_are_consistent() -> None:
+def test_the_results_of_bench_train_are_consistent() -> None:
     result = training.benchmark_training(SMALL, steps=2)
     assert result.tokens_per_step == 64
     assert result.tokens_per_second == pytest.approx(64 / result.step_seconds)
@@ -59,7 +59,7 @@ def test_bench_train_prints_the_formula_or_json(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize("quantize", ["none", "int8"])
-def test_figures_of_generation_are_consistent(quantize: str) -> None:
+def test_the_results_of_bench_generate_are_consistent(quantize: str) -> None:
     settings = dataclasses.replace(SMALL, vocab_size=0)
     lines: list[str] = []
     model = generation.untrained_model(settings, torch.device("cpu"))

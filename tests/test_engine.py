@@ -1,4 +1,4 @@
-"""The engine: the tokens of a request do not depend on the other requests, by PyTorch or in C."""
+"""The engine: tokens do not depend on other requests; overflow, cancellation, threads, log-probabilities, errors."""
 
 import threading
 from typing import Any
@@ -25,7 +25,7 @@ def test_tokens_do_not_depend_on_the_other_requests(slots: int, quantize: str) -
     assert len({tuple(token_ids(job)) for job in alone}) == 15
 
 
-def test_tokens_are_the_same_in_pytorch_and_in_c() -> None:
+def test_tokens_of_both_decoders_are_the_same() -> None:
     model = random_model()
     alone = [run(Engine(model, 1, use_native=False), make_request(n))[0] for n in range(15)]
     batched = run(Engine(model, 4, use_native=False, prefix_bytes=1 << 20), *(make_request(n) for n in range(15)))
@@ -35,7 +35,7 @@ def test_tokens_are_the_same_in_pytorch_and_in_c() -> None:
     ]
 
 
-def test_requests_join_and_leave_a_running_batch() -> None:
+def test_requests_join_and_leave_the_batch_between_steps() -> None:
     engine = Engine(random_model(), 2)
     first, second, third = (
         engine.submit(make_request(prompt=[n], max_new_tokens=n, overflow="slide")) for n in (3, 6, 4)
@@ -245,8 +245,8 @@ def test_prompt_log_probabilities_in_chunked_prefill_do_not_use_the_prefix_cache
         ({"prompt": []}, "at least one token"),
         ({"prompt": [1, 11]}, "outside of 0 to 10"),
         ({"prompt": [-1]}, "outside of 0 to 10"),
-        ({"overflow": "shift"}, "overflow='shift' is not one of stop, slide, rechunk"),
-        ({"prompt": [1] * 25, "overflow": "stop"}, "25 tokens, and the model sees 24"),
+        ({"overflow": "shift"}, "overflow='shift'"),
+        ({"prompt": [1] * 25, "overflow": "stop"}, "25 tokens.* 24"),
     ],
 )
 def test_an_invalid_request_raises(fields: dict[str, Any], message: str) -> None:
@@ -260,18 +260,18 @@ def test_an_invalid_request_raises(fields: dict[str, Any], message: str) -> None
 def test_a_job_with_logits_that_are_not_finite_fails_alone(quantize: str) -> None:
     model = random_model()
     model.transformer.wpe.weight.data[10] = torch.nan
-    broken, sound = run(
+    failed, completed = run(
         Engine(model, 2, quantize=quantize),
         make_request(prompt=[1] * 9, max_new_tokens=9),
         make_request(prompt=[1], max_new_tokens=5),
     )
-    assert broken.finish_reason == "error"
-    assert "not finite" in str(broken.error)
-    assert len(broken.tokens) == 2
-    assert (sound.finish_reason, len(sound.tokens)) == ("length", 5)
+    assert failed.finish_reason == "error"
+    assert "not finite" in str(failed.error)
+    assert len(failed.tokens) == 2
+    assert (completed.finish_reason, len(completed.tokens)) == ("length", 5)
 
 
-def test_sliding_generation_has_no_end_and_overflow_stop_has_one() -> None:
+def test_generation_ends_only_with_overflow_stop() -> None:
     steps = generate_ids(random_model(), [1, 2], GREEDY, torch.Generator())
     assert len([next(steps) for _ in range(100)]) == 100
     assert len(list(generate_ids(random_model(), [1, 2], GREEDY, torch.Generator(), overflow="stop"))) == 23

@@ -1,4 +1,4 @@
-"""int8 weights: how they are rounded, that both decoders use the rounded values, and how little the loss changes."""
+"""int8 weights: how they are rounded, that both decoders use the rounded weights, and that the loss hardly changes."""
 
 import copy
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from octavo.model import GPT
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
-def test_weights_are_rounded_to_a_127th_of_the_largest_of_their_output(shape: dict[str, Any]) -> None:
+def test_rounding_errors_are_at_most_half_a_127th_of_the_largest_weight_of_an_output(shape: dict[str, Any]) -> None:
     model = random_model(**shape)
     ids = random_ids(model.settings.block_size, model.settings.vocab_size)
     rounded_model = round_to_int8(model)
@@ -71,8 +71,8 @@ def test_a_norm_with_zero_gain_is_not_divided_by() -> None:
     assert torch.isfinite(round_to_int8(model)(torch.tensor([random_ids(64, 64)]))).all()
 
 
-def test_an_unknown_quantization_or_another_device_than_a_cpu_raises() -> None:
-    with pytest.raises(OctavoError, match="quantize='int4' is not one of none, int8"):
+def test_an_unknown_quantization_or_a_device_that_is_no_cpu_raises() -> None:
+    with pytest.raises(OctavoError, match="quantize='int4'"):
         Engine(random_model(), 1, quantize="int4")
     with pytest.raises(OctavoError, match="CPU only"):
         Engine(random_model().to("meta"), 1, quantize="int8")

@@ -1,4 +1,4 @@
-"""The faster CPU kernels compute what PyTorch's own compute."""
+"""The faster CPU kernels compute what PyTorch's kernels compute."""
 
 import threading
 from collections.abc import Callable
@@ -67,7 +67,7 @@ def test_dropout_drops_the_fraction_p_and_keeps_the_mean(p: float) -> None:
     assert abs(dropped - p) < 0.002  # 4 standard deviations
     assert abs(y.mean().item() - 1) < 0.01
     assert y.max().item() == pytest.approx(1 / (1 - p), rel=1e-3)
-    # Elements are independent: the four 16-bit numbers of one draw are not copies of each other.
+    # Elements are independent, also the four that use the 16-bit parts of one random number.
     for distance in (1, 2, 3, 4, 1001):
         both = ((y.flatten()[distance:] == 0) & (y.flatten()[:-distance] == 0)).float().mean().item()
         assert abs(both - p * p) < 0.003
@@ -93,8 +93,8 @@ def test_matmuls_stay_float32_and_the_global_switch_is_restored() -> None:
     assert torch.backends.mkldnn.matmul.fp32_precision == before
 
 
-def test_the_last_of_several_threads_restores_the_global_switch() -> None:
-    """The switch is the process's: a server computes a lens view with one model while it generates with another."""
+def test_the_last_of_concurrent_threads_restores_the_global_switch() -> None:
+    """It is one switch per process, and a server computes a view of the lens while it generates text."""
     before = torch.backends.mkldnn.matmul.fp32_precision
     entered, leave = threading.Event(), threading.Event()
 
@@ -133,7 +133,7 @@ def test_a_models_gradients_are_the_same_with_and_without_the_fast_path() -> Non
 def test_the_model_runs_the_replacements(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
 
-    def recorded(replacement: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def record(replacement: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         def call(*arguments: object, **options: object) -> torch.Tensor:
             calls.append(replacement.__name__)
             return replacement(*arguments, **options)
@@ -141,7 +141,7 @@ def test_the_model_runs_the_replacements(monkeypatch: pytest.MonkeyPatch) -> Non
         return call
 
     for function, replacement in list(kernels.REPLACEMENTS.items()):
-        monkeypatch.setitem(kernels.REPLACEMENTS, function, recorded(replacement))
+        monkeypatch.setitem(kernels.REPLACEMENTS, function, record(replacement))
     model = GPT(resolve(n_layer=1, n_head=1, n_embd=8, block_size=4, vocab_size=9, dropout=0.1))
     with kernels.fast_path(CPU):
         model(torch.tensor([[1, 2, 3]]))

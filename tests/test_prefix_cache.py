@@ -1,4 +1,4 @@
-"""The prefix cache: what it reuses, for whom, how much memory it holds, and that no token changes."""
+"""The prefix cache: which prefixes it reuses, for which requests, its size, and that it changes no token."""
 
 from typing import Any
 
@@ -52,7 +52,7 @@ def test_requests_of_different_cache_scopes_share_no_prefix() -> None:
     assert cached == [0, 0, 19, 0, 19]
 
 
-def test_the_cache_stays_within_its_size_and_evicts_the_least_recently_used() -> None:
+def test_the_cache_keeps_its_size_by_evicting_the_least_recently_used() -> None:
     kv = [(torch.zeros(100), torch.zeros(25))]  # 500 bytes
     cache = PrefixCache(1700)
     prompts = [[n] * 20 for n in range(4)]

@@ -1,4 +1,4 @@
-"""From logits to a token: temperature, top-k, nucleus, min-p, penalties, logit bias."""
+"""Sampling: temperature, top-k, top-p, min-p, penalties, logit bias."""
 
 import math
 from typing import Any
@@ -17,7 +17,7 @@ law = hypothesis.settings(derandomize=True, deadline=None, max_examples=60)
 
 
 def draw_counts(logits: list[float], sampling: Sampling, count: int = 20_000) -> Tensor:
-    """How often each token was drawn, of `count` draws: (V,)."""
+    """How often each token occurs in `count` draws, (V,)."""
     ids = sample_token(torch.tensor([logits]).expand(count, -1), sampling, seeded())
     assert ids.shape == (count,)
     return torch.bincount(ids, minlength=len(logits))
@@ -29,7 +29,7 @@ def softmax(logits: list[float]) -> list[float]:
 
 
 def kept_probabilities(logits: list[float], temperature: float, top_k: int, top_p: float) -> dict[int, float]:
-    """The tokens that can be drawn and their probabilities, straight from the definitions."""
+    """The tokens that can be drawn and their probabilities, by definition of top-k and top-p."""
     ids = sorted(range(len(logits)), key=lambda id: -logits[id])
     if top_k:
         ids = ids[:top_k]
@@ -59,7 +59,7 @@ def test_top_k_and_top_p_keep_exactly_the_right_tokens(
     logits: list[float], temperature: float, top_k: int, top_p: float
 ) -> None:
     expected = kept_probabilities(logits, temperature, top_k, top_p)
-    for nearby in (top_p - 1e-5, top_p + 1e-5):  # float32 may decide either way
+    for nearby in (top_p - 1e-5, top_p + 1e-5):  # rounding in float32 may keep a token more or less
         hypothesis.assume(
             top_p == 1 or kept_probabilities(logits, temperature, top_k, nearby).keys() == expected.keys()
         )
@@ -76,7 +76,7 @@ def test_draws_follow_the_softmax() -> None:
         expected = 200_000 * torch.tensor(softmax([each / temperature for each in logits]))
         counts = draw_counts(logits, Sampling(temperature=temperature, top_k=0), 200_000)
         chi_square = ((counts - expected) ** 2 / expected).sum().item()
-        assert 15 < chi_square < 75  # 39 degrees of freedom: all but one in a thousand on either side
+        assert 15 < chi_square < 75  # 39 degrees of freedom: 99.8% of all draws
 
 
 @law
@@ -118,7 +118,7 @@ def test_the_given_logits_are_not_modified(sampling: Sampling, dtype: torch.dtyp
     seed=st.integers(0, 2**60), rows=st.integers(1, 3), size=st.sampled_from([1, 2, 65, 5000]), top_k=st.integers(0, 40)
 )
 def test_draws_equal_those_of_torch_multinomial(seed: int, rows: int, size: int, top_k: int) -> None:
-    """So a seed gives nanoGPT's text. If PyTorch changes how it draws, this test fails."""
+    """Therefore a seed gives nanoGPT's text. The test fails if PyTorch changes how it draws."""
     logits = 4 * torch.randn(rows, size, generator=seeded(seed))
     probs = probabilities(logits, Sampling(temperature=1, top_k=top_k))
     ours, theirs = seeded(seed), seeded(seed)
@@ -134,7 +134,7 @@ def test_ties_with_the_last_token_of_a_nucleus_keep_the_first() -> None:
         assert probs[0].nonzero().squeeze(-1).tolist() == list(range(size // 2))
 
 
-def test_only_the_generator_decides_the_draw() -> None:
+def test_a_draw_depends_on_the_given_generator_only() -> None:
     logits = torch.zeros(50, 100)
     torch.manual_seed(1)
     first = sample_token(logits, ALL, seeded(5))
@@ -167,7 +167,7 @@ def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
         *(("top_p", value) for value in (0.0, -0.5, 1.01, math.nan, math.inf)),
     ],
 )
-def test_a_number_out_of_range_is_named_with_a_hint(name: str, value: float) -> None:
+def test_a_number_out_of_range_is_an_error_that_names_it(name: str, value: float) -> None:
     with pytest.raises(OctavoError, match=f"^{name}={value} ") as caught:
         Sampling(**{name: value})
     assert str(caught.value.hint).startswith(f"--{name.replace('_', '-')} ")
@@ -180,7 +180,7 @@ def count_ids(*ids: int, size: int = 4) -> Tensor:
     return torch.bincount(torch.tensor(ids, dtype=torch.long), minlength=size)
 
 
-def test_penalties_change_logits_as_their_sources_define_them() -> None:
+def test_penalties_change_logits_by_their_definitions() -> None:
     logits = torch.tensor([[2.0, -2.0, 1.0, 0.5]])
     sampling = Sampling(repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25)
     result = apply_penalties(logits, sampling, count_ids(1), count_ids(0, 0, 3))
@@ -212,7 +212,7 @@ def test_min_p_keeps_tokens_near_the_most_likely(min_p: float, count: int) -> No
 
 
 @pytest.mark.parametrize("size", [10, 1024, 1025, 5000])
-@pytest.mark.parametrize("temperature", [0.1, 1.0, 50.0])  # at 50 the nucleus exceeds the tokens that are sorted first
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 50.0])  # at 50 the nucleus has more tokens than are sorted first
 def test_a_nucleus_found_by_partial_sorting_equals_the_full_sort(size: int, temperature: float) -> None:
     logits = 5 * torch.randn(3, size, generator=seeded())
     result = probabilities(logits, Sampling(temperature=temperature, top_k=0, top_p=0.9))
