@@ -51,13 +51,13 @@ def kill_after(step: int, events: Iterator[training.Event]) -> None:
     events.close()
 
 
-def finished(events: list[training.Event]) -> training.Finished:
+def finished_event(events: list[training.Event]) -> training.Finished:
     last = events[-1]
     assert isinstance(last, training.Finished)
     return last
 
 
-def of_kind(events: list[training.Event], kind: type) -> list:
+def events_of(events: list[training.Event], kind: type) -> list:
     return [event for event in events if isinstance(event, kind)]
 
 

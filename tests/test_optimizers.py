@@ -1,4 +1,4 @@
-"""AdamW and Muon: their arithmetic, their parameters, and that PyTorch's tools accept them."""
+"""AdamW and Muon: arithmetic, parameters, and use with PyTorch's schedulers and checkpoints."""
 
 import copy
 from pathlib import Path
@@ -24,12 +24,12 @@ def seeded(*shape: int) -> torch.Tensor:
 # Arithmetic
 
 
-def test_orthogonalize_keeps_singular_vectors_and_evens_out_singular_values() -> None:
+def test_orthogonalize_keeps_singular_vectors_and_equalizes_singular_values() -> None:
     x = seeded(3, 16, 16)
     u, values, v = torch.linalg.svd(x)
     assert values.max() / values.min() > 20
-    even = torch.linalg.svdvals(orthogonalize(x))
-    assert 0.3 < even.min() < even.max() < 1.3
+    equalized = torch.linalg.svdvals(orthogonalize(x))
+    assert 0.3 < equalized.min() < equalized.max() < 1.3
     # The singular vectors are the same: in their basis, the result is diagonal.
     rotated = u.mT @ orthogonalize(x) @ v.mT
     torch.testing.assert_close(rotated, torch.diag_embed(torch.diagonal(rotated, dim1=-2, dim2=-1)), atol=1e-3, rtol=0)
@@ -97,13 +97,13 @@ def test_muon_gets_the_matrices_of_the_blocks_and_adamw_the_rest() -> None:
 
 
 @pytest.mark.parametrize("shapes", [[(16,)], [()], [(16, 16), (16, 24)], [(2, 4, 4)]])
-def test_muon_refuses_parameters_that_it_cannot_cut_into_squares(shapes: list[tuple[int, ...]]) -> None:
+def test_muon_raises_for_parameters_that_cannot_be_split_into_squares(shapes: list[tuple[int, ...]]) -> None:
     with pytest.raises(ValueError, match="multiples of the smallest side"):
         Muon([torch.nn.Parameter(torch.ones(shape)) for shape in shapes])
 
 
 @pytest.mark.parametrize("optimizer", [AdamW, Muon])
-def test_a_parameter_without_gradient_stays(optimizer: type[AdamW | Muon]) -> None:
+def test_a_parameter_without_gradient_does_not_change(optimizer: type[AdamW | Muon]) -> None:
     trained, frozen = (torch.nn.Parameter(seeded(8, 8)) for _ in range(2))
     before = frozen.detach().clone()
     trained.grad = torch.ones(8, 8)
@@ -137,7 +137,7 @@ def test_param_groups_have_every_default(model_and_optimizers: tuple[GPT, list[O
             assert optimizer.defaults.keys() < group.keys()
 
 
-def test_a_learning_rate_scheduler_drives_them(model_and_optimizers: tuple[GPT, list[Optimizer]]) -> None:
+def test_a_learning_rate_scheduler_of_pytorch_works(model_and_optimizers: tuple[GPT, list[Optimizer]]) -> None:
     model, optimizers = model_and_optimizers
     initial = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     schedulers = [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step) for optimizer in optimizers]
@@ -156,14 +156,14 @@ def test_a_learning_rate_scheduler_drives_them(model_and_optimizers: tuple[GPT, 
         assert torch.equal(value, before[name]), name
 
 
-def test_a_state_dict_round_trip_continues_with_the_same_bits(
+def test_training_after_a_state_dict_round_trip_is_bit_identical(
     model_and_optimizers: tuple[GPT, list[Optimizer]], tmp_path: Path
 ) -> None:
     model, optimizers = model_and_optimizers
     for step in range(3):
         update(model, optimizers, step)
     restored_model = copy.deepcopy(model)
-    restored = [type(o)(_on(restored_model, model, o), lr=0.123) for o in optimizers]
+    restored = [type(o)(parameter_groups(restored_model, model, o), lr=0.123) for o in optimizers]
     torch.save([optimizer.state_dict() for optimizer in optimizers], tmp_path / "state.pt")
     for optimizer, state in zip(restored, torch.load(tmp_path / "state.pt", weights_only=True), strict=True):
         optimizer.load_state_dict(state)
@@ -174,8 +174,8 @@ def test_a_state_dict_round_trip_continues_with_the_same_bits(
         assert torch.equal(value, restored_model.state_dict()[name]), name
 
 
-def _on(copied: GPT, model: GPT, optimizer: Optimizer) -> list[dict[str, object]]:
-    """The parameter groups of an optimizer for a copy of its model, with no options set."""
+def parameter_groups(copied: GPT, model: GPT, optimizer: Optimizer) -> list[dict[str, object]]:
+    """The parameter groups of an optimizer, without options, for a copy of its model."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     return [{"params": [copied.get_parameter(names[p]) for p in group["params"]]} for group in optimizer.param_groups]
 
@@ -194,8 +194,8 @@ def test_state_tensors_round_trip(model_and_optimizers: tuple[GPT, list[Optimize
         assert torch.equal(restored[name], value), name
 
 
-@pytest.mark.filterwarnings("ignore")  # of torch.distributed, which is not initialized
-def test_torch_distributed_checkpoint_saves_and_loads_them(
+@pytest.mark.filterwarnings("ignore")  # torch.distributed warns that it is not initialized
+def test_torch_distributed_checkpoint_saves_and_loads_the_state(
     model_and_optimizers: tuple[GPT, list[Optimizer]], tmp_path: Path
 ) -> None:
     model, optimizers = model_and_optimizers

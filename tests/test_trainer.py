@@ -1,4 +1,4 @@
-"""The update: gradient accumulation, clipping, dropout, out of memory, torch.compile; the learning-rate schedule."""
+"""The update: gradient accumulation, clipping, dropout, out of memory, torch.compile, curriculum; the schedules."""
 
 import dataclasses
 import itertools
@@ -32,12 +32,12 @@ def small_trainer(**changes: object) -> Trainer:
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 4, 5])
 def test_gradient_accumulation_does_not_change_the_update(micro_batch: int) -> None:
-    whole, cut = small_trainer(), small_trainer(micro_batch=micro_batch)
-    batch = random_batch(whole.settings)
+    trainer, accumulating = small_trainer(), small_trainer(micro_batch=micro_batch)
+    batch = random_batch(trainer.settings)
     for _ in range(3):
-        (loss, norm), (cut_loss, cut_norm) = whole.update(batch), cut.update(batch)
-        torch.testing.assert_close(cut_loss, loss, atol=1e-5, rtol=0)
-        torch.testing.assert_close(cut_norm, norm, atol=1e-4, rtol=0)
+        (loss, norm), (accumulated_loss, accumulated_norm) = trainer.update(batch), accumulating.update(batch)
+        torch.testing.assert_close(accumulated_loss, loss, atol=1e-5, rtol=0)
+        torch.testing.assert_close(accumulated_norm, norm, atol=1e-4, rtol=0)
 
 
 def test_dropout_depends_only_on_seed_step_and_row() -> None:
@@ -51,10 +51,13 @@ def test_dropout_depends_only_on_seed_step_and_row() -> None:
 
 
 def test_gradients_are_clipped_to_grad_clip() -> None:
-    free, clipped = small_trainer(grad_clip=0.0, optimizer="adamw"), small_trainer(grad_clip=0.1, optimizer="adamw")
-    batch = random_batch(free.settings)
+    unclipped, clipped = (
+        small_trainer(grad_clip=0.0, optimizer="adamw"),
+        small_trainer(grad_clip=0.1, optimizer="adamw"),
+    )
+    batch = random_batch(unclipped.settings)
     norms: list[float] = []
-    for each in (free, clipped):
+    for each in (unclipped, clipped):
         (adamw,) = each.optimizers
         step = adamw.step
 
@@ -82,14 +85,14 @@ def test_only_matrices_have_weight_decay() -> None:
 def test_out_of_memory_halves_the_micro_batch_with_a_notice_and_the_same_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, limited = small_trainer(), small_trainer()
     batch = random_batch(plain.settings)
-    forward = limited._forward
+    embed = limited.model.embed
 
-    def fail_above_two_rows(ids: torch.Tensor, start: int) -> torch.Tensor:
+    def fail_above_two_rows(ids: torch.Tensor, start: int = 0) -> torch.Tensor:
         if len(ids) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(ids, start)
+        return embed(ids, start)
 
-    monkeypatch.setattr(limited, "_forward", fail_above_two_rows)
+    monkeypatch.setattr(limited.model, "embed", fail_above_two_rows)
     torch.testing.assert_close(limited.update(batch)[0], plain.update(batch)[0], atol=1e-5, rtol=0)
     assert limited.micro_batch == 1
     assert [notice for notice in limited.notices if "out of memory" in notice]
@@ -101,7 +104,7 @@ def test_a_sequence_too_large_for_memory_is_an_error_with_a_hint(monkeypatch: py
     def fail(ids: torch.Tensor, start: int) -> torch.Tensor:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
-    monkeypatch.setattr(too_large, "_forward", fail)
+    monkeypatch.setattr(too_large.model, "embed", fail)
     with pytest.raises(OctavoError, match="does not fit into the memory") as caught:
         too_large.update(random_batch(too_large.settings))
     assert "--block-size" in str(caught.value)
@@ -115,7 +118,7 @@ def test_other_runtime_errors_under_torch_compile_are_raised(monkeypatch: pytest
     def fail(ids: torch.Tensor, start: int) -> torch.Tensor:
         raise RuntimeError("something else")
 
-    failing._forward = fail
+    monkeypatch.setattr(failing.model, "embed", fail)
     with pytest.raises(RuntimeError, match="something else"):
         failing.update(random_batch(failing.settings))
     assert failing.compiled
@@ -160,13 +163,13 @@ def test_other_runtime_errors_are_raised(monkeypatch: pytest.MonkeyPatch) -> Non
     def fail(ids: torch.Tensor, start: int) -> torch.Tensor:
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(failing, "_forward", fail)
+    monkeypatch.setattr(failing.model, "embed", fail)
     with pytest.raises(RuntimeError, match="something else"):
         failing.update(random_batch(failing.settings))
 
 
 def test_the_curriculum_trains_every_position() -> None:
-    """And gradient accumulation does not change its losses."""
+    """Gradient accumulation does not change its losses."""
     shape = dict(n_layer=1, n_head=1, n_embd=8, vocab_size=30)
     settings = resolve(**RECIPE, **shape, weight_init="noise", weight_decay=0.0, schedule="constant")
     batch = np.random.default_rng(0).integers(0, 30, (24, 5))  # sequences of a quarter of the block
@@ -177,10 +180,10 @@ def test_the_curriculum_trains_every_position() -> None:
     before = trainers[0].model.transformer.wpe.weight.detach().clone()
     trained = torch.zeros(16, dtype=torch.bool)
     for _ in range(30):
-        old = trainers[0].model.transformer.wpe.weight.detach().clone()
-        whole, cut = (trainer.update(batch)[0] for trainer in trainers)
-        torch.testing.assert_close(whole, cut, atol=1e-4, rtol=0)
-        changed = (trainers[0].model.transformer.wpe.weight.detach() != old).any(1)
+        previous = trainers[0].model.transformer.wpe.weight.detach().clone()
+        loss, accumulated_loss = (trainer.update(batch)[0] for trainer in trainers)
+        torch.testing.assert_close(loss, accumulated_loss, atol=1e-4, rtol=0)
+        changed = (trainers[0].model.transformer.wpe.weight.detach() != previous).any(1)
         assert changed.any()
         trained |= changed
     assert trained.all()
@@ -197,11 +200,11 @@ def rates(**changes: object) -> list[float]:
 
 @pytest.mark.parametrize("name", ["cosine", "linear", "wsd", "constant"])
 def test_every_schedule_warms_up_to_the_peak_and_then_never_rises(name: str) -> None:
-    line = rates(schedule=name)
-    assert line[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
-    assert line[10] == pytest.approx(1.0)
-    assert all(later <= earlier + 1e-12 for earlier, later in itertools.pairwise(line[10:]))
-    assert line[-1] == pytest.approx(1.0 if name == "constant" else 0.1)
+    curve = rates(schedule=name)
+    assert curve[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
+    assert curve[10] == pytest.approx(1.0)
+    assert all(later <= earlier + 1e-12 for earlier, later in itertools.pairwise(curve[10:]))
+    assert curve[-1] == pytest.approx(1.0 if name == "constant" else 0.1)
 
 
 def test_each_schedule_has_its_shape() -> None:
@@ -213,7 +216,7 @@ def test_each_schedule_has_its_shape() -> None:
 
 
 def test_the_cosine_schedule_matches_nanogpt() -> None:
-    line = rates(schedule="cosine")
+    curve = rates(schedule="cosine")
     for step in range(10, 101):
         ratio = (step - 10) / 90
-        assert line[step] == pytest.approx(0.1 + 0.5 * (1 + math.cos(math.pi * ratio)) * 0.9)
+        assert curve[step] == pytest.approx(0.1 + 0.5 * (1 + math.cos(math.pi * ratio)) * 0.9)

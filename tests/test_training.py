@@ -1,4 +1,4 @@
-"""Training: the events of a run and what is in its folder afterwards."""
+"""Training: the events of a run, and the files in its folder."""
 
 import dataclasses
 import subprocess
@@ -17,7 +17,7 @@ from octavo.errors import OctavoError
 from octavo.settings import TrainingSettings
 from octavo.training.setup import set_up
 from octavo.training.step import Trainer
-from small_runs import TEXT, finished, of_kind, run_events
+from small_runs import TEXT, events_of, finished_event, run_events
 
 
 @pytest.fixture(autouse=True)
@@ -25,14 +25,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return small_runs.enter_folder(tmp_path, monkeypatch)
 
 
-def test_events_come_in_order_and_metrics_are_written() -> None:
+def test_events_are_in_order_and_metrics_are_written() -> None:
     events = run_events(sample_every=6, log_every=2)
-    run = finished(events).run
+    run = finished_event(events).run
     assert isinstance(events[0], training.Started)
-    assert [e.step for e in of_kind(events, training.Step)] == [1, 2, 4, 6, 8, 10, 12]
-    assert [e.step for e in of_kind(events, training.Evaluated)] == [4, 8, 12]
-    assert [e.step for e in of_kind(events, training.Saved)] == [4, 8, 12]
-    assert [e.step for e in of_kind(events, training.Sampled)] == [6, 12]
+    assert [e.step for e in events_of(events, training.Step)] == [1, 2, 4, 6, 8, 10, 12]
+    assert [e.step for e in events_of(events, training.Evaluated)] == [4, 8, 12]
+    assert [e.step for e in events_of(events, training.Saved)] == [4, 8, 12]
+    assert [e.step for e in events_of(events, training.Sampled)] == [6, 12]
     lines = octavo.Run(run).lines("metrics")
     keys = {"step", "tokens", "seconds", "loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_bytes"}
     for line in lines:
@@ -48,19 +48,19 @@ def test_events_come_in_order_and_metrics_are_written() -> None:
 
 
 def test_the_reported_validation_loss_is_the_loss_of_the_checkpoint() -> None:
-    ended = finished(run_events())
+    ended = finished_event(run_events())
     assert octavo.evaluate(ended.checkpoint).loss == ended.val_loss
 
 
 def test_training_overfits_a_repeated_text() -> None:
-    ended = finished(run_events(max_steps=250, eval_every=250, n_embd=32))
+    ended = finished_event(run_events(max_steps=250, eval_every=250, n_embd=32))
     assert ended.val_loss is not None
     assert ended.val_loss < 0.3
     assert " brown fox jumps" in octavo.generate(ended.run, "The quick", max_new_tokens=40, temperature=0)[0].text
 
 
 def test_log_spaced_checkpoints_hold_weights_and_only_the_last_can_resume() -> None:
-    run = finished(run_events(keep_checkpoints=4)).run
+    run = finished_event(run_events(keep_checkpoints=4)).run
     folders = list(octavo.Run(run).steps.values())
     assert [path.name for path in folders] == ["step-000001", "step-000002", "step-000005", "step-000012"]
     assert [path.name for path in folders if (path / "trainer.json").exists()] == ["step-000012"]
@@ -71,10 +71,10 @@ def test_log_spaced_checkpoints_hold_weights_and_only_the_last_can_resume() -> N
 
 
 def test_the_best_checkpoint_is_kept_when_later_ones_are_worse() -> None:
-    # Whatever a model learns from random characters makes its validation loss worse.
+    # The longer a model trains on random characters, the larger its validation loss.
     noise = "".join(chr(97 + i) for i in np.random.default_rng(0).integers(0, 26, 600))
     Path("text.txt").write_text(noise, encoding="utf-8")
-    ended = finished(run_events(max_steps=120, eval_every=10, n_embd=32))
+    ended = finished_event(run_events(max_steps=120, eval_every=10, n_embd=32))
     run = octavo.Run(ended.run)
     assert run.best is not None
     assert run.best != run.last
@@ -86,14 +86,14 @@ def test_the_best_checkpoint_is_kept_when_later_ones_are_worse() -> None:
 def test_patience_stops_early() -> None:
     noise = "".join(chr(97 + i) for i in np.random.default_rng(0).integers(0, 26, 600))
     Path("text.txt").write_text(noise, encoding="utf-8")
-    ended = finished(run_events(max_steps=400, eval_every=10, n_embd=32, patience=2))
+    ended = finished_event(run_events(max_steps=400, eval_every=10, n_embd=32, patience=2))
     assert ended.reason == "patience"
     assert ended.step < 400
     assert octavo.Run(ended.run).last == ended.checkpoint
 
 
 def test_zero_steps_save_the_initial_weights() -> None:
-    ended = finished(run_events(max_steps=0))
+    ended = finished_event(run_events(max_steps=0))
     assert ended.step == 0
     assert octavo.load(ended.run).model.settings.n_layer == 2
 
@@ -135,7 +135,7 @@ def test_a_small_text_caps_the_steps_with_a_notice(characters: int, steps: int) 
     assert setup.settings.eval_every == min(250, steps // 4)
     assert (steps == 1000) == (not setup.notices)
     epochs = steps * 8 * 12 / setup.data.info["tokens"]["train"]
-    assert all(f"{steps} steps suffice for a text of this size, {epochs:,.1f} epochs" in n for n in setup.notices)
+    assert all(f"{steps} steps" in each and f"{epochs:,.1f} epochs" in each for each in setup.notices)
 
 
 def test_explicit_steps_are_not_capped() -> None:
@@ -170,7 +170,7 @@ def test_auto_precision_is_bf16_only_on_a_cpu_with_native_bf16(monkeypatch: pyte
 @pytest.mark.parametrize("tokenizer", ["char", "byte", "bpe:600"])
 def test_samples_of_arabic_and_hindi_have_whole_characters(tokenizer: str, shared: Path) -> None:
     changes = dict(tokenizer=tokenizer, block_size=32, n_embd=64, max_steps=150, eval_every=150)
-    ended = finished(run_events(source=str(shared / "notes"), **changes))
+    ended = finished_event(run_events(source=str(shared / "notes"), **changes))
     for prompt in ("التضمين", "एम्बेडिंग"):
         texts = [each.text for each in octavo.generate(ended.run, prompt, max_new_tokens=200, num_samples=5)]
         assert "\ufffd" not in "".join(texts)
@@ -181,10 +181,10 @@ def test_samples_of_arabic_and_hindi_have_whole_characters(tokenizer: str, share
 
 
 def test_training_does_not_import_torch_compile() -> None:
-    """Its import takes 0.9 s."""
+    """The import would take 0.9 s."""
     script = (
         "import octavo, sys; octavo.train('text.txt', max_steps=1, n_embd=8, n_head=1, device='cpu'); "
         "print([name for name in sys.modules if name.startswith(('torch._dynamo', 'torch._inductor'))])"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip().endswith("[]")
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.strip().endswith("[]")
