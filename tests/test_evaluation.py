@@ -1,4 +1,4 @@
-"""Evaluation is exact: every token is predicted once, and the figures match a plain float64 computation."""
+"""Evaluation is exact: every token is predicted once, and the results match a plain float64 computation."""
 
 import math
 from pathlib import Path
@@ -30,12 +30,12 @@ law = hypothesis.settings(derandomize=True, deadline=None, max_examples=30)
 
 
 def spread_out_model(**shape: Any) -> GPT:
-    """A model with weights so different that its losses differ from token to token."""
+    """A model with weights so large that its loss differs from token to token."""
     model = GPT(ModelSettings(**SMALL | shape)).eval()
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
-        middle = 1.0 if ".ln_" in name and name.endswith("weight") else 0.0
-        nn.init.normal_(parameter, middle, 0.3, generator=generator)
+        mean = 1.0 if ".ln_" in name and name.endswith("weight") else 0.0
+        nn.init.normal_(parameter, mean, 0.3, generator=generator)
     return model
 
 
@@ -48,9 +48,9 @@ def plain_losses(model: GPT, tokens: np.ndarray, block_size: int) -> list[float]
     weights = {name: parameter.detach().double() for name, parameter in model.named_parameters()}
     text = torch.from_numpy(tokens.astype(np.int64))
     losses = []
-    for begin in range(0, len(text) - 1, block_size):
-        inputs = text[begin : begin + block_size]
-        for logits, target in zip(gpt2(weights, model.settings, inputs), text[begin + 1 :], strict=False):
+    for start in range(0, len(text) - 1, block_size):
+        inputs = text[start : start + block_size]
+        for logits, target in zip(gpt2(weights, model.settings, inputs), text[start + 1 :], strict=False):
             losses.append((logits.exp().sum().log() - logits[target]).item())
     assert len(losses) == len(tokens) - 1
     return losses
@@ -61,8 +61,8 @@ def plain_losses(model: GPT, tokens: np.ndarray, block_size: int) -> list[float]
 
 @law
 @hypothesis.given(length=st.integers(2, 40), block_size=st.integers(1, 8))
-@hypothesis.example(length=9, block_size=8)  # one batch, exactly
-@hypothesis.example(length=10, block_size=8)  # and one token more
+@hypothesis.example(length=9, block_size=8)  # exactly one sequence
+@hypothesis.example(length=10, block_size=8)  # one sequence and one token
 @hypothesis.example(length=2, block_size=8)
 def test_split_loss_is_the_mean_of_plain_losses_over_consecutive_sequences(length: int, block_size: int) -> None:
     model, tokens = spread_out_model(), ids(length)
@@ -74,15 +74,15 @@ def test_split_loss_is_the_mean_of_plain_losses_over_consecutive_sequences(lengt
 @hypothesis.given(
     length=st.integers(0, 300),
     block_size=st.integers(1, 70),
-    at_once=st.sampled_from([1, 10, 64, 4096]),
+    tokens_per_batch=st.sampled_from([1, 10, 64, 4096]),
 )
-def test_sequences_predict_every_token_but_the_first_once(length: int, block_size: int, at_once: int) -> None:
+def test_sequences_predict_every_token_but_the_first_once(length: int, block_size: int, tokens_per_batch: int) -> None:
     tokens = np.arange(length, dtype=np.uint16)  # each token is its own position
     targets = []
-    for batch in sequence_batches(tokens, block_size, at_once):
+    for batch in sequence_batches(tokens, block_size, tokens_per_batch):
         assert batch.dtype == np.int64
         assert batch.shape[1] == block_size + 1 or (len(batch) == 1 and 2 <= batch.shape[1] <= block_size)
-        assert len(batch) == 1 or batch[:, 1:].size <= at_once
+        assert len(batch) == 1 or batch[:, 1:].size <= tokens_per_batch
         assert (np.diff(batch) == 1).all()
         assert (batch[:, 0] % block_size == 0).all()
         targets.extend(batch[:, 1:].flatten().tolist())
@@ -128,7 +128,7 @@ def test_the_loss_of_a_batch_is_a_sum_in_float32() -> None:
     assert half.item() == pytest.approx(next_token_loss(logits.bfloat16().float(), targets).item(), abs=1e-6)
 
 
-# Figures
+# Results
 
 
 KINDS = ["char", "byte", "word", "bpe:300"]
@@ -172,10 +172,10 @@ def test_a_byte_model_with_equal_logits_needs_eight_bits_per_byte() -> None:
 def test_block_size_may_be_smaller_than_the_models_but_not_larger() -> None:
     tokenizer = tokenizers.build("byte", "")
     model, tokens = spread_out_model(vocab_size=256), tokenizer.encode(TEXT)
-    for given, used in ((None, 8), (3, 3), (8, 8)):
-        result = evaluate_tokens(model, tokenizer, tokens, given)
-        assert result.block_size == used
-        assert result.loss == pytest.approx(split_loss(model, tokens, used), abs=1e-9)
+    for block_size, expected in ((None, 8), (3, 3), (8, 8)):
+        result = evaluate_tokens(model, tokenizer, tokens, block_size)
+        assert result.block_size == expected
+        assert result.loss == pytest.approx(split_loss(model, tokens, expected), abs=1e-9)
     with pytest.raises(OctavoError, match="block_size=9"):
         evaluate_tokens(model, tokenizer, tokens, 9)
 
@@ -203,7 +203,7 @@ def test_perplexity_stays_finite_when_the_exponential_overflows() -> None:
     model = spread_out_model(vocab_size=256)
     model.transformer.wte.weight.data *= 1e4
     result = evaluate_tokens(model, tokenizer, tokenizer.encode(TEXT))
-    assert result.loss > 710  # exp of more is beyond float64
+    assert result.loss > 710  # the exponential is above float64
     assert math.isfinite(result.perplexity)
 
 
@@ -214,15 +214,15 @@ def test_weights_that_are_not_finite_are_an_error() -> None:
         evaluate_tokens(model, tokenizers.build("char", "abc"), ids(50, 3))
 
 
-# A run and a source
+# Runs and sources
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A few steps on a small text, stored beside the run."""
+    """A run of a few steps on a small text, which is stored next to it."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "text.txt").write_text(TEXT, encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:  # keep the cache of the test session unchanged
+    with pytest.MonkeyPatch.context() as patch:  # do not write into the cache that the tests share
         patch.setenv("OCTAVO_CACHE", str(folder / "cache"))
         return octavo.train(
             folder / "text.txt",
@@ -268,7 +268,7 @@ def test_the_validation_split_gives_the_loss_that_training_logged(trained: Run, 
     assert result.loss == pytest.approx(sum(losses) / len(losses), abs=1e-5)
 
 
-def test_a_text_file_is_evaluated_completely(loaded: Checkpoint, tmp_path: Path) -> None:
+def test_every_token_of_a_text_file_is_evaluated(loaded: Checkpoint, tmp_path: Path) -> None:
     other = "the owl sat on the mat: किताब! ξένος\n"
     (tmp_path / "other.txt").write_text(other, encoding="utf-8")
     tokens = loaded.tokenizer.encode(other)
@@ -279,7 +279,9 @@ def test_a_text_file_is_evaluated_completely(loaded: Checkpoint, tmp_path: Path)
     assert shorter == evaluate_tokens(loaded.model, loaded.tokenizer, tokens, 3) != result
 
 
-def test_a_prepared_folder_means_its_validation_split(trained: Run, loaded: Checkpoint, tmp_path: Path) -> None:
+def test_the_validation_split_of_a_prepared_folder_is_evaluated(
+    trained: Run, loaded: Checkpoint, tmp_path: Path
+) -> None:
     prepare(text_of(trained), tmp_path / "tokens", tokenizer="bpe:300", val_fraction=0.2)
     assert evaluate(loaded, str(tmp_path / "tokens")) == evaluate(loaded)
 
@@ -313,7 +315,7 @@ def test_unknown_characters_are_an_error_or_are_skipped(tmp_path: Path) -> None:
 def test_a_source_that_changed_since_training_is_an_error(trained: Run, loaded: Checkpoint) -> None:
     text_of(trained).write_text(TEXT + "more", encoding="utf-8")
     try:
-        with pytest.raises(OctavoError, match="is not the text that this run was trained on"):
+        with pytest.raises(OctavoError, match="not the text"):
             evaluate(loaded)
     finally:
         text_of(trained).write_text(TEXT, encoding="utf-8")
@@ -321,6 +323,6 @@ def test_a_source_that_changed_since_training_is_an_error(trained: Run, loaded: 
 
 def test_a_checkpoint_without_a_recorded_source_needs_one(loaded: Checkpoint) -> None:
     foreign = Checkpoint(loaded.model, loaded.tokenizer, loaded.model.settings, {}, loaded.folder)
-    with pytest.raises(OctavoError, match="does not record which text") as caught:
+    with pytest.raises(OctavoError, match="does not record") as caught:
         evaluate(foreign)
     assert f"octavo eval {loaded.folder} SOURCE" in str(caught.value.hint)

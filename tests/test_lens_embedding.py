@@ -50,7 +50,7 @@ def test_similarity_is_the_cosine_of_the_rows_of_wpe(small: Checkpoint) -> None:
     assert np.abs(view.similarity - exact).max() <= 1e-6
 
 
-def test_of_a_long_block_every_third_position_is_compared(tmp_path: Path) -> None:
+def test_every_third_position_of_a_long_block_is_compared(tmp_path: Path) -> None:
     view = lens.position(random_checkpoint(tmp_path / "model", "byte", block_size=600, n_layer=1), "a")
     assert view.positions == [*range(0, 600, 3)]
     assert view.similarity.shape == (200, 200)

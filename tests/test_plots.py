@@ -1,4 +1,4 @@
-"""Pictures show the arrays of their views, files are complete, and labels are readable in any script."""
+"""Plots show the arrays of their views, files are complete, and labels are readable in any script."""
 
 import dataclasses
 import struct
@@ -33,7 +33,7 @@ TEXT = "the cat sat, القط نام, राजा और रानी: $x_1$\n"
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """A random model of characters, one of which no font has."""
+    """A random character model; no font has one of the characters."""
     return random_checkpoint(
         tmp_path_factory.mktemp("plots") / "model", "char", text=TEXT + "\U0003134a", block_size=48, n_head=6
     )
@@ -41,13 +41,13 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def byte_model(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """A random model of bytes with a long block."""
+    """A random byte model with a long context."""
     return random_checkpoint(tmp_path_factory.mktemp("plots") / "model", "byte", n_layer=2, block_size=512)
 
 
 @pytest.fixture(scope="module")
 def trained(small: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run with the files of three steps, without training."""
+    """A run with three checkpoints, which is not trained."""
     run = Run.create(small.settings, "text", out=tmp_path_factory.mktemp("plots") / "run_$1$")
     for step in (1, 2, 3):
         run.log("metrics", {"step": step, "loss": 4.0 / step, "val_loss": 2.0 if step == 3 else None})
@@ -58,12 +58,12 @@ def trained(small: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture
 def ax() -> Iterator[Axes]:
-    """Axes of a figure outside pyplot."""
+    """Axes of a figure that pyplot does not manage."""
     return FigureCanvasAgg(Figure()).figure.add_subplot()
 
 
 def render(ax: Axes) -> None:
-    """Render the figure completely, with its fonts. Warnings are errors here."""
+    """Render the figure with its fonts. Warnings, of missing characters for example, are errors."""
     ax.figure.canvas.draw()
 
 
@@ -80,7 +80,7 @@ def neighbors_with_history(against: bool, has_control: bool = True) -> Neighbors
     return Neighbors("$_x\n", "", [Token(1, "x", "")], nearest, other, history, control)
 
 
-# Pictures
+# Plots
 
 VIEWS: dict[str, tuple[Callable[[Checkpoint], View], Callable[[View], np.ndarray]]] = {
     "attention": (lambda run: lens.attention(run, TEXT, layer=1, head=2), lambda view: view.weights),
@@ -101,7 +101,7 @@ VIEWS: dict[str, tuple[Callable[[Checkpoint], View], Callable[[View], np.ndarray
 
 
 @pytest.mark.parametrize("name", VIEWS)
-def test_every_view_is_drawn_on_the_given_axes_and_returns_its_array(name: str, small: Checkpoint, ax: Axes) -> None:
+def test_every_view_is_plotted_on_the_given_axes_and_returns_its_array(name: str, small: Checkpoint, ax: Axes) -> None:
     make_view, array = VIEWS[name]
     view = make_view(small)
     np.testing.assert_array_equal(plots.draw(view, ax), array(view))
@@ -119,30 +119,30 @@ def test_a_heat_map_shows_the_array_itself(name: str, small: Checkpoint, ax: Axe
     np.testing.assert_array_equal(image.get_array(), array(view))
 
 
-def test_positions_are_drawn_at_their_numbers(small: Checkpoint, ax: Axes) -> None:
+def test_positions_are_axis_coordinates(small: Checkpoint, ax: Axes) -> None:
     view = lens.position(small, "cat", at=(3, 11))
     plots.draw(dataclasses.replace(view, positions=[4 * i for i in range(48)]), ax)
     assert ax.images[0].get_extent() == [-2, 190, 190, -2]
     assert [tuple(line.get_xydata()[0]) for line in ax.lines] == [(11, 3)]
 
 
-def test_bars_have_the_lengths_of_the_numbers(small: Checkpoint, ax: Axes) -> None:
+def test_the_lengths_of_bars_are_the_numbers(small: Checkpoint, ax: Axes) -> None:
     view = lens.contributions(small, TEXT)
     shown = plots.draw(view, ax)
     assert [bar.get_width() for bar in ax.patches] == shown.tolist()
     assert len(view.parts) > len(shown) == 20
-    rest = float(ax.get_xlabel().split(": ")[1].split()[0])  # the sum of what is not shown
+    rest = float(ax.get_xlabel().split(": ")[1].split()[0])  # the sum of the parts that are not shown
     assert rest == pytest.approx(view.logit - shown.sum(), abs=0.006)
 
 
 @pytest.mark.parametrize("against", [True, False])
-def test_neighbors_with_a_history_are_lines_along_training(against: bool, ax: Axes) -> None:
+def test_neighbors_with_a_history_are_lines_over_steps(against: bool, ax: Axes) -> None:
     view = neighbors_with_history(against)
     shown = plots.draw(view, ax)
     expected = [each.against if against else each.neighbors for each in view.history]
     np.testing.assert_array_equal(shown, expected)
     assert ax.get_xscale() == "log"
-    assert len(ax.collections) == against  # the range of the control
+    assert len(ax.collections) == against  # the range of the control pairs
     names = [text.get_text() for text in ax.get_legend().get_texts()]
     assert names == (
         ["‘$_x⏎’ with ‘_$9’", "500 random pairs: mean", "5th to 95th percentile"] if against else ["_a", "$b$", "قط"]
@@ -150,7 +150,7 @@ def test_neighbors_with_a_history_are_lines_along_training(against: bool, ax: Ax
     render(ax)
 
 
-def test_a_pair_without_a_control_says_why(ax: Axes) -> None:
+def test_the_plot_of_a_pair_without_a_control_says_why(ax: Axes) -> None:
     plots.draw(neighbors_with_history(True, has_control=False), ax)
     assert not ax.collections
     assert ax.get_xlabel() == "step (control: none)"
@@ -186,20 +186,20 @@ def test_without_axes_the_current_ones_of_pyplot_are_used(small: Checkpoint, mon
     monkeypatch.setenv("MPLBACKEND", "agg")
     from matplotlib import pyplot as plt
 
-    figure, own = plt.subplots()
+    figure, axes = plt.subplots()
     try:
         plots.draw(lens.surprisal(small, TEXT), None)
-        assert own.has_data()
+        assert axes.has_data()
     finally:
         plt.close(figure)
 
 
-def test_a_view_without_a_picture_is_an_error_that_names_those_with_one(small: Checkpoint, ax: Axes) -> None:
+def test_a_view_that_cannot_be_plotted_is_an_error_that_names_those_that_can(small: Checkpoint, ax: Axes) -> None:
     with pytest.raises(OctavoError, match=r"Tokens cannot be plotted.*Attention"):
         plots.draw(lens.tokens(small, TEXT), ax)
 
 
-def test_the_table_of_views_says_which_have_a_picture() -> None:
+def test_the_table_of_views_says_which_can_be_plotted() -> None:
     drawn = {view.__name__ for view in plots.PLOTS}
     assert drawn == {name.title().replace("_", "") for name, view in views.VIEWS.items() if view.is_plotted}
 
@@ -207,7 +207,7 @@ def test_the_table_of_views_says_which_have_a_picture() -> None:
 # Files
 
 
-def size_of(png: bytes) -> tuple[int, int]:
+def png_size(png: bytes) -> tuple[int, int]:
     """Width and height in pixels."""
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
     return struct.unpack(">II", png[16:24])
@@ -219,7 +219,7 @@ def test_every_view_is_saved_as_png_and_svg_reproducibly(name: str, small: Check
     before = dict(rcParams)
     plots.save(view, tmp_path / "new" / "plot.PNG")
     plots.save(view, str(tmp_path / "plot.svg"))
-    assert all(400 < side < 3600 for side in size_of((tmp_path / "new" / "plot.PNG").read_bytes()))
+    assert all(400 < side < 3600 for side in png_size((tmp_path / "new" / "plot.PNG").read_bytes()))
     first = (tmp_path / "plot.svg").read_bytes()
     assert ET.fromstring(first).tag.endswith("svg")
     plots.save(view, tmp_path / "plot.svg")
@@ -231,19 +231,19 @@ def test_every_view_is_saved_as_png_and_svg_reproducibly(name: str, small: Check
 def test_views_of_a_run_are_saved(trained: Run, tmp_path: Path) -> None:
     for view in (lens.losses(trained.folder), lens.neighbors(trained.folder, "t", against="e")):
         plots.save(view, tmp_path / "plot.png")
-        size_of((tmp_path / "plot.png").read_bytes())
+        png_size((tmp_path / "plot.png").read_bytes())
 
 
-def test_the_picture_of_512_tokens_has_a_bounded_size(byte_model: Checkpoint, tmp_path: Path) -> None:
+def test_the_plot_of_512_tokens_has_a_bounded_size(byte_model: Checkpoint, tmp_path: Path) -> None:
     text = "the cat sat on the mat. " * 22
     for view in (lens.attention(byte_model, text), lens.surprisal(byte_model, text), lens.logit_lens(byte_model, text)):
         plots.save(view, tmp_path / "plot.png")
         png = (tmp_path / "plot.png").read_bytes()
-        assert max(size_of(png)) < 3600
+        assert max(png_size(png)) < 3600
         assert len(png) < 2_000_000
 
 
-def test_a_text_of_one_token_can_be_drawn(small: Checkpoint, tmp_path: Path) -> None:
+def test_a_text_of_one_token_can_be_plotted(small: Checkpoint, tmp_path: Path) -> None:
     plots.save(lens.attention(small, "t"), tmp_path / "a.png")
     plots.save(lens.logit_lens(small, "t"), tmp_path / "b.png")
 
@@ -272,11 +272,11 @@ def test_without_matplotlib_the_error_says_how_to_install_it(
     view = lens.surprisal(small, TEXT)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     for call in (lambda: plots.save(view, tmp_path / "plot.png"), lambda: plots.draw(view)):
-        with pytest.raises(OctavoError, match=r"plots need matplotlib\s+try: pip install octavo\[plot\]"):
+        with pytest.raises(OctavoError, match=r"matplotlib\s+try: pip install octavo\[plot\]"):
             call()
 
 
-def test_matplotlib_is_imported_only_to_draw_and_pyplot_never(tmp_path: Path) -> None:
+def test_matplotlib_is_imported_only_for_plots_and_pyplot_never(tmp_path: Path) -> None:
     program = """
 import sys
 import numpy as np
@@ -289,7 +289,7 @@ assert "matplotlib" in sys.modules
 assert "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program, tmp_path / "plot.png"], check=True)
-    size_of((tmp_path / "plot.png").read_bytes())
+    png_size((tmp_path / "plot.png").read_bytes())
 
 
 # Labels
@@ -322,7 +322,7 @@ def tick_labels(ax: Axes) -> list[str]:
     return [text.get_text() for text in ax.get_xticklabels()]
 
 
-def test_labels_of_any_script_are_drawn_without_a_warning(ax: Axes, tmp_path: Path) -> None:
+def test_labels_of_any_script_are_rendered_without_a_warning(ax: Axes, tmp_path: Path) -> None:
     shares = np.tri(len(LABELS)) / np.arange(1, len(LABELS) + 1)[:, None]
     view = Attention([Token(0, name, "") for name in LABELS], 0, 0, shares, [], 0)
     plots.draw(view, ax)
@@ -331,7 +331,7 @@ def test_labels_of_any_script_are_drawn_without_a_warning(ax: Axes, tmp_path: Pa
     plots.save(view, tmp_path / "plot.svg")
 
 
-def test_a_character_that_no_font_has_is_shown_by_its_code_point() -> None:
+def test_a_character_that_no_font_has_is_replaced_by_its_code_point() -> None:
     shown, chosen = fonts.choose_fonts("a\U0003134ab")
     assert shown == "aU+3134Ab"
     assert chosen == ["DejaVu Sans"]
@@ -344,8 +344,8 @@ def test_every_shown_character_has_a_font(text: str) -> None:
     assert all(font in {each.name for each in font_manager.fontManager.ttflist} for font in chosen)
 
 
-def test_one_font_for_all_characters_is_preferred_to_several() -> None:
-    """A combining mark from another font than its circle would be drawn with a second circle."""
+def test_one_font_for_all_characters_is_preferred() -> None:
+    """A combining mark and its circle need the same font; otherwise a second circle is drawn."""
     available = {"Latin": set("ab◌U+0123456789ABCDEF"), "Marks": set("◌कि"), "Other": set("xyzक")}
     assert fonts.choose_fonts("ab", available=available) == ("ab", ["Latin"])
     assert fonts.choose_fonts("◌ि", available=available) == ("◌ि", ["Marks", "Latin"])
@@ -358,7 +358,7 @@ def test_labels_are_shortened() -> None:
     assert fonts.choose_fonts("\U0003134a" * 3, 8)[0] == "U+3134A…"
 
 
-def test_every_token_is_labeled_and_of_many_every_nth(byte_model: Checkpoint) -> None:
+def test_every_token_is_labeled_unless_there_are_many(byte_model: Checkpoint) -> None:
     ax = Figure(figsize=(12, 4)).add_subplot()
     plots.draw(lens.surprisal(byte_model, "ab" * 24), ax)
     assert tick_labels(ax) == ["a", "b"] * 24
@@ -385,7 +385,7 @@ def test_labels_of_a_projection_do_not_overlap(ax: Axes, byte_model: Checkpoint)
     boxes = [text.get_window_extent() for text in ax.texts]
     assert 20 < len(boxes) <= 150
     assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
-    sizes = ax.collections[0].get_sizes()  # a dot for each token without a label
+    sizes = ax.collections[0].get_sizes()  # tokens with a label have no dot
     assert np.count_nonzero(sizes == 0) == len(boxes)
 
 
@@ -399,7 +399,7 @@ def test_the_columns_of_the_logit_lens_are_labeled_by_position(small: Checkpoint
     assert tick_labels(ax) == [f"{t}: {view.tokens[t].label}" for t in shown[::every]]
 
 
-def test_correct_guesses_are_framed(small: Checkpoint, ax: Axes) -> None:
+def test_correct_guesses_have_a_frame(small: Checkpoint, ax: Axes) -> None:
     view = lens.logit_lens(small, TEXT)
     plots.draw(view, ax)
     assert len(ax.patches) == np.count_nonzero(view.rank[:, -24:] == 1)
