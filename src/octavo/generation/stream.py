@@ -139,7 +139,6 @@ class LocatedToken(NamedTuple):
 class TextPiece:
     """What a stream has added since its previous piece. The last piece has a finish reason."""
 
-    index: int
     text: str
     prompt_tokens: list[LocatedToken]
     tokens: list[LocatedToken]
@@ -164,7 +163,7 @@ class TextStream:
         on_update: Callable[["TextStream"], object] = lambda stream: None,
     ) -> None:
         """`reports_prompt=False`: another stream reports the prompt's log-probabilities."""
-        self.index, self.prompt = index, request.prompt
+        self.prompt, self._index = request.prompt, index
         self.text = ""  # generated and certain
         self.finish_reason: str | None = None  # `length`, `stop`, `end_of_text`, `cancelled` or `error`
         self.error: OctavoError | None = None
@@ -226,7 +225,7 @@ class TextStream:
 
     def take(self) -> TextPiece:
         """Return the text and the tokens that can no longer change, without those of earlier calls."""
-        piece = TextPiece(self.index, self._new_text, self._new_prompt_tokens, self._new_tokens, self.finish_reason)
+        piece = TextPiece(self._new_text, self._new_prompt_tokens, self._new_tokens, self.finish_reason)
         self._new_text, self._new_prompt_tokens, self._new_tokens = "", [], []
         return piece
 
@@ -256,7 +255,7 @@ class TextStream:
             prompt=request.prompt.ids,
             max_new_tokens=request.max_new_tokens,
             sampling=request.sampling,
-            generator=torch.Generator().manual_seed((request.seed + self.index) % 2**63),
+            generator=torch.Generator().manual_seed((request.seed + self._index) % 2**63),
             overflow=request.overflow,
             logprobs=logprobs,
             echo=self._needs_prompt_logprobs,

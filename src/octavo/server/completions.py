@@ -1,9 +1,10 @@
 """`/v1/completions`: OpenAI's request mapped to text requests, and their texts mapped to OpenAI's response."""
 
 import asyncio
+import itertools
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import orjson
@@ -11,7 +12,7 @@ from fastapi import Request as HTTPRequest
 from fastapi.responses import Response
 
 from octavo.generation.sampling import Sampling
-from octavo.generation.stream import LocatedToken, Prompt, TextPiece, TextRequest, most_likely
+from octavo.generation.stream import LocatedToken, Prompt, TextPiece, TextRequest, TextStream, most_likely
 from octavo.server.api_error import ApiError
 from octavo.server.disconnect import unless_disconnected
 from octavo.server.limits import Limits
@@ -40,8 +41,11 @@ async def complete(
     if body.stream:
         return EventStream(answer.events(), batch.close)
     try:
-        content = await unless_disconnected(http, answer.json())
-        return Response(content, 499 if content is None else 200, media_type="application/json")
+        pieces = await unless_disconnected(http, batch.complete())
+        if pieces is None:
+            return Response(status_code=499)
+        content = await asyncio.to_thread(answer.encode, pieces)  # formatting 100,000 log-probabilities takes a while
+        return Response(content, media_type="application/json")
     finally:
         batch.close()
 
@@ -113,36 +117,31 @@ class CompletionAnswer:
             "model": batch.model.id,
         }
 
-    async def json(self) -> bytes:
-        """The answer as one JSON object."""
-        pieces = await self._batch.complete()
-        return await asyncio.to_thread(self._encode, pieces)  # formatting 100,000 log-probabilities takes a while
+    def encode(self, pieces: Mapping[TextStream, TextPiece]) -> bytes:
+        """The answer as one JSON object, from every text as one piece."""
+        choices: list[dict[str, Any]] = []
+        for streams in self._batch.streams:
+            prompt_tokens = pieces[streams[0]].prompt_tokens  # only the first text of a prompt has them
+            for stream in most_likely(streams, self._body.n):
+                choices.append(self._choice(len(choices), pieces[stream], prompt_tokens, stream.prompt))
+        return orjson.dumps(self._common | {"choices": choices, "usage": self._usage()})
 
     async def events(self) -> AsyncIterator[bytes]:
         """The answer as server-sent events. An error after the first byte is an event too."""
         usage = {"usage": None} if self._body.stream_options.include_usage else {}
-        prompts = [stream.prompt for streams in self._batch.streams for stream in streams]
-        started: set[int] = set()
+        indexes = {stream: index for index, stream in enumerate(itertools.chain(*self._batch.streams))}
+        started: set[TextStream] = set()
         try:
-            async for number, piece in self._batch.pieces():
-                prompt = None if number in started else prompts[number]
-                started.add(number)
-                choice = self._choice(number, piece, piece.prompt_tokens, prompt)
+            async for stream, piece in self._batch.pieces():
+                prompt = None if stream in started else stream.prompt
+                started.add(stream)
+                choice = self._choice(indexes[stream], piece, piece.prompt_tokens, prompt)
                 yield _event(self._common | {"choices": [choice]} | usage)
             if usage:
                 yield _event(self._common | {"choices": [], "usage": self._usage()})
             yield b"data: [DONE]\n\n"
         except ApiError as error:
             yield b"data: %s\n\n" % error.content
-
-    def _encode(self, pieces: Sequence[Sequence[TextPiece]]) -> bytes:
-        choices: list[dict[str, Any]] = []
-        for streams, texts in zip(self._batch.streams, pieces, strict=True):
-            for stream in most_likely(streams, self._body.n):
-                # Only the first text of a prompt has the log-probabilities of the prompt's tokens.
-                piece, prompt_tokens = texts[stream.index], texts[0].prompt_tokens
-                choices.append(self._choice(len(choices), piece, prompt_tokens, stream.prompt))
-        return orjson.dumps(self._common | {"choices": choices, "usage": self._usage()})
 
     def _choice(
         self, index: int, piece: TextPiece, prompt_tokens: list[LocatedToken], prompt: Prompt | None

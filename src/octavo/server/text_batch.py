@@ -37,20 +37,17 @@ class TextBatch:
         self.model = model
         self._limits, self._metrics, self._incremental = limits, metrics, incremental
         self._loop = asyncio.get_running_loop()
-        self._pieces: asyncio.Queue[tuple[int, TextPiece]] = asyncio.Queue()
-        self.streams: list[list[TextStream]] = []
-        first = 0  # the number of a request's first text
-        for request in requests:
-            on_update = functools.partial(self._on_update, first)
-            tokenizer = model.checkpoint.tokenizer
-            self.streams.append(text_streams(request, tokenizer, incremental=incremental, on_update=on_update))
-            first += request.num_generated
+        self._pieces: asyncio.Queue[tuple[TextStream, TextPiece]] = asyncio.Queue()
+        tokenizer = model.checkpoint.tokenizer
+        self.streams = [
+            text_streams(request, tokenizer, incremental=incremental, on_update=self._on_update) for request in requests
+        ]
         self._all_streams = [stream for streams in self.streams for stream in streams]
-        self._timers = [metrics.token_timer(model.id) for _ in self._all_streams]
+        self._timers = {stream: metrics.token_timer(model.id) for stream in self._all_streams}
         model.worker.submit(self._all_streams)
 
-    async def pieces(self) -> AsyncIterator[tuple[int, TextPiece]]:
-        """All pieces as they arrive, each with the number of its text. Numbers go on from one request to the next.
+    async def pieces(self) -> AsyncIterator[tuple[TextStream, TextPiece]]:
+        """All pieces as they arrive, each with its stream.
 
         Raises `ApiError` if a text fails, or if the batch takes longer than `request_seconds`.
         """
@@ -59,7 +56,7 @@ class TextBatch:
         while unfinished:
             try:
                 async with asyncio.timeout_at(deadline):
-                    number, piece = await self._pieces.get()
+                    stream, piece = await self._pieces.get()
             except TimeoutError:
                 raise ApiError(
                     503,
@@ -69,15 +66,12 @@ class TextBatch:
                 ) from None
             unfinished -= piece.finish_reason is not None
             if piece.finish_reason in ("error", "cancelled"):
-                error = self._all_streams[number].error
-                raise ApiError(500, error.message if error else "the text was cancelled")
-            yield number, piece
+                raise ApiError(500, stream.error.message if stream.error else "the text was cancelled")
+            yield stream, piece
 
-    async def complete(self) -> list[list[TextPiece]]:
-        """Every text as one piece, by request. Not for an incremental batch."""
-        pieces = {number: piece async for number, piece in self.pieces()}
-        numbers = iter(range(len(self._all_streams)))
-        return [[pieces[next(numbers)] for _ in streams] for streams in self.streams]
+    async def complete(self) -> dict[TextStream, TextPiece]:
+        """Every text as one piece. Not for an incremental batch."""
+        return {stream: piece async for stream, piece in self.pieces()}
 
     @property
     def prompt_tokens(self) -> int:
@@ -101,13 +95,12 @@ class TextBatch:
                 stream.cancel()
         self._metrics.count_prompts(self.model.id, self.prompt_tokens, self.cached_tokens)
 
-    def _on_update(self, first: int, stream: TextStream) -> None:
+    def _on_update(self, stream: TextStream) -> None:
         """Called in the worker's thread after each token, and at the end of a text."""
-        number = first + stream.index
         if stream.finish_reason is None:
-            self._timers[number].count_token()
+            self._timers[stream].count_token()
         if stream.finish_reason is not None or (self._incremental and stream.has_new_text):
-            put = functools.partial(self._pieces.put_nowait, (number, stream.take()))
+            put = functools.partial(self._pieces.put_nowait, (stream, stream.take()))
             self.model.worker.post(self._loop, put)
 
 
