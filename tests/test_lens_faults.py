@@ -162,7 +162,7 @@ def extend_uninitialized(self: LayerCache, k: Tensor, v: Tensor) -> tuple[Tensor
 
 
 def start_cached_positions_at_zero(patch: Patch, loaded: Checkpoint) -> None:
-    """With a cache, positions start at 0 in every call."""
+    """Positions start at 0 in every call, also with a cache."""
     original = GPT.embed
     patch.setattr(GPT, "embed", lambda self, idx, start=0: original(self, idx, start if isinstance(start, int) else 0))
 

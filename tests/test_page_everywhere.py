@@ -59,7 +59,7 @@ class Tour:
     violations: dict[tuple[str, str, str], list[str]] = field(default_factory=dict)
     directions: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     sentences: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-    # In a window of 320 pixels: the width of the page, and elements that overflow
+    # The width of the page in a window of 320 pixels, and elements that overflow
     widths: dict[tuple[str, str], tuple[int, list[str]]] = field(default_factory=dict)
     pictures: dict[str, list[tuple[str, int]]] = field(default_factory=dict)  # and the number of rows in each table
     focus: dict[str, tuple[int, list[str], list[str]]] = field(default_factory=dict)  # count, unreached, invisible

@@ -12,7 +12,7 @@ from sites import TEXT, softmax, token_ids
 
 
 def bar_probabilities(visit: Visit) -> dict[int, float]:
-    """The probabilities on the screen by token id; -1 stands for all other tokens."""
+    """The probabilities on the screen by token id; -1 is the sum of all other tokens."""
     bars = visit.page.locator(".next-token .token-bars > li:visible").evaluate_all(
         """all => all.map((each) =>
             [each.dataset.id ?? -1, each.dataset.probability, each.querySelector(".share").textContent])"""

@@ -117,7 +117,7 @@ def test_an_unusable_word_is_reported_in_the_chosen_language(visit: Visit, field
 
 
 def test_the_shown_cosine_is_that_of_the_shown_words(visit: Visit, site: RunningServer) -> None:
-    """While the reader types, the old result is pale. Of several requests, the last one is shown."""
+    """While the reader types, the old result is pale. The last of several requests is shown."""
     page = visit.open_tab("positions_and_words", "letters", TEXT).page
     card = page.locator("[aria-labelledby=similarity-title]")
     pending: list[Route] = []
@@ -154,7 +154,7 @@ def test_the_shown_cosine_is_that_of_the_shown_words(visit: Visit, site: Running
         ("", "beide Felder"),
     ],
 )
-def test_why_a_pair_has_no_cosine_is_said_below_its_fields(visit: Visit, field: str, word: str, reason: str) -> None:
+def test_the_reason_for_a_missing_cosine_is_below_its_fields(visit: Visit, field: str, word: str, reason: str) -> None:
     page = visit.open_tab("positions_and_words", "letters").page
     visit.choose(language="de")
     card = page.locator("[aria-labelledby=similarity-title]")

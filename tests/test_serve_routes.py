@@ -1,4 +1,4 @@
-"""The routes beside completions: models, the tokenizer, metrics."""
+"""The routes for models, tokenizers and metrics."""
 
 from collections.abc import Iterator
 

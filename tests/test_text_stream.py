@@ -1,4 +1,4 @@
-"""From tokens to text: whole characters, stop strings, finish reasons, log-probabilities."""
+"""Text streams: whole characters, stop strings, finish reasons, log-probabilities."""
 
 import hypothesis
 import hypothesis.strategies as st

@@ -4,7 +4,7 @@ window.tour = (() => {
   const visible = (selector) => [...document.querySelectorAll(selector)].filter((element) => element.checkVisibility());
   const describe = (element) => element.outerHTML.slice(0, 120);
 
-  // Content that is no sentence of the page: code, texts and names of the model, the text of input fields.
+  // Everything but sentences of the page: code, texts and names of the model, the text of input fields.
   const NO_SENTENCES = `code, pre, bdi, textarea, option, .running, .chip, .name, .tree, table th, table td,
     [lang]:not(html), .visually-hidden[role=status]`;
 
@@ -87,8 +87,8 @@ window.tour = (() => {
     return [unreached.map(describe), unchanged.map(([control]) => describe(control))];
   }
 
-  // The width of each text in spans and in one piece: [width, width in one piece, number of spans, direction]. Texts
-  // with a line break are left out, because spans draw it as a sign.
+  // The width of each text in spans and in one piece: [width, width in one piece, number of spans, direction]. It leaves
+  // out texts with a line break, because spans draw it as a sign.
   function spans() {
     const textWidth = (node) => {
       node.style.whiteSpace = "nowrap";
