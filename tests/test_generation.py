@@ -17,8 +17,10 @@ from octavo.errors import OctavoError
 from octavo.generation.backends import create_decoder
 from octavo.generation.decoder import Batch, Decoder
 from octavo.generation.engine import Engine, Request
+from octavo.generation.generate import start_streams
+from octavo.generation.prompt import encode_prompt
 from octavo.generation.sampling import Sampling
-from octavo.generation.stream import Sample, TextRequest, encode_prompt, start_streams
+from octavo.generation.stream import Sample, TextRequest
 from octavo.model import GPT
 from octavo.settings import ModelSettings
 from small_models import ALL, BPE, BYTES, CHARS, GREEDY, VARIED, seeded, small_checkpoint, spread_model

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from octavo.generation.decoder import Batch
 from octavo.generation.engine import Engine
-from octavo.generation.stream import Prompt, Sample, TextPiece, TextRequest, TextStream, encode_prompt, text_streams
+from octavo.generation.prompt import Prompt, encode_prompt
+from octavo.generation.stream import Sample, TextPiece, TextRequest, TextStream, text_streams
 from octavo.tokenizers import Tokenizer
 from small_models import ALL, BPE, BYTES, CHARS, GREEDY, small_checkpoint, spread_model
 

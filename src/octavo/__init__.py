@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from octavo.data.prepare import prepare
     from octavo.errors import OctavoError
     from octavo.evaluation import evaluate
-    from octavo.generation.stream import Sample, generate
+    from octavo.generation.generate import generate
+    from octavo.generation.stream import Sample
     from octavo.lens import inspect
     from octavo.lens.plots import plot_loss
     from octavo.model import GPT
@@ -34,7 +35,7 @@ _MODULES = {
     "Sample": "octavo.generation.stream",
     "Settings": "octavo.settings",
     "evaluate": "octavo.evaluation",
-    "generate": "octavo.generation.stream",
+    "generate": "octavo.generation.generate",
     "inspect": "octavo.lens",
     "load": "octavo.runs",
     "plot_loss": "octavo.lens.plots",

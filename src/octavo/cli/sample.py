@@ -102,8 +102,10 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from octavo import runs
     from octavo.device import find_device
+    from octavo.generation.generate import most_likely, start_streams
+    from octavo.generation.prompt import encode_prompt
     from octavo.generation.sampling import Sampling
-    from octavo.generation.stream import TextRequest, encode_prompt, most_likely, start_streams
+    from octavo.generation.stream import TextRequest
 
     sampling = Sampling(**{name: getattr(arguments, name) for name in _SAMPLING})
     prompt = arguments.prompt

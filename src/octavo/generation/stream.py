@@ -6,88 +6,18 @@ the start of a stop string. The command line, `octavo.generate`, the samples of 
 server generate text with these two classes. Nothing in this module depends on HTTP.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
+from octavo.generation.detokenizer import StopAwareDetokenizer
 from octavo.generation.engine import Engine, Job, Request, Token
+from octavo.generation.prompt import Prompt
 from octavo.generation.sampling import Sampling
-from octavo.runs import RunLike, load
-from octavo.settings import unknown_name_error
 from octavo.tokenizers import Tokenizer
-
-_SLOTS = 8  # texts generated in one batch; one text alone takes nearly as long as eight together
-_SAMPLING = [field.name for field in dataclasses.fields(Sampling)]
-
-
-def generate(
-    run: RunLike,
-    prompt: str = "",
-    *,
-    max_new_tokens: int = 500,
-    num_samples: int = 1,
-    best_of: int = 0,
-    seed: int = 1337,
-    stop: str | Sequence[str] = (),
-    unknown: str = "error",
-    overflow: str = "slide",
-    quantize: str = "none",
-    **sampling: Any,
-) -> list["Sample"]:
-    """Continue a prompt with a run, its folder, or a loaded checkpoint.
-
-        octavo.generate("runs/pydocs-1", "The import statement", max_new_tokens=100)[0].text
-
-    `sampling` takes the fields of `Sampling`: `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`,
-    `presence_penalty`, `frequency_penalty`, `logit_bias`. Sample i is drawn with seed + i. With `best_of`, that many
-    texts are drawn, and the `num_samples` with the highest mean log-probability per token are returned. `overflow`
-    says what happens when the context is full: `slide`, `rechunk` or `stop`. `quantize="int8"` rounds the weights (CPU
-    only). Raises `OctavoError` if the run cannot be loaded, a number is out of range, or the tokenizer does not know a
-    character of the prompt (unless `unknown` is "skip" or "replace").
-    """
-    checkpoint = load(run)
-    if misspelled := sampling.keys() - set(_SAMPLING):
-        raise unknown_name_error("setting", min(misspelled), _SAMPLING)
-    request = TextRequest(
-        prompt=encode_prompt(checkpoint.tokenizer, prompt, unknown),
-        max_new_tokens=max_new_tokens,
-        num_samples=num_samples,
-        best_of=best_of,
-        seed=seed,
-        stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        sampling=Sampling(**sampling),
-        overflow=overflow,
-    )
-    streams = start_streams(checkpoint, request, quantize=quantize)
-    for stream in streams:
-        stream.run()
-    return [stream.sample for stream in most_likely(streams, num_samples)]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A generated text, its tokens, and why it ended: `length`, `stop` or `end_of_text`."""
-
-    text: str
-    token_ids: list[int]
-    finish_reason: str
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt as text and as token ids.
-
-    For an empty prompt, `is_empty` is True, and `ids` has the one token that a text starts after.
-    """
-
-    text: str
-    ids: list[int]
-    is_empty: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +73,15 @@ class TextPiece:
     prompt_tokens: list[LocatedToken]
     tokens: list[LocatedToken]
     finish_reason: str | None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A generated text, its tokens, and why it ended: `length`, `stop` or `end_of_text`."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
 
 
 class TextStream:
@@ -293,68 +232,6 @@ class TextStream:
         self._new_text += text
 
 
-class StopAwareDetokenizer:
-    """Token ids in, text out as soon as it is certain.
-
-    The text never ends within a character, and never with what may be the start of a stop string.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
-        # A byte-level model may generate bytes that are not UTF-8. They are left out of the text, not of the ids.
-        self._decoder = tokenizer.decoder(errors="ignore")
-        self._stop = [string for string in stop if string]
-        self._held = ""
-        self.length = 0  # characters decoded, held ones included
-        self.stopped = False  # a stop string was found; what follows it is not part of the text
-
-    def push(self, id: int) -> str:
-        """The text that this token makes certain."""
-        text = self._decoder.push(id)
-        self.length += len(text)
-        if self.stopped:
-            return ""
-        self._held += text
-        starts = [start for string in self._stop if (start := self._held.find(string)) >= 0]
-        if starts:
-            self.stopped = True
-            certain, self._held = min(starts), self._held[: min(starts)]
-        else:
-            certain = len(self._held) - _partial_match(self._stop, self._held)
-        text, self._held = self._held[:certain], self._held[certain:]
-        return text
-
-    def finish(self) -> str:
-        """The text that was held back, at the end: no stop string can complete any more."""
-        text, self._held = self._held, ""
-        return text
-
-
-def _partial_match(stop: list[str], text: str) -> int:
-    """The length of the longest suffix of `text` that a stop string begins with."""
-    longest = min(len(text), max((len(string) for string in stop), default=1) - 1)
-    return next((n for n in range(longest, 0, -1) if any(string.startswith(text[-n:]) for string in stop)), 0)
-
-
-def encode_prompt(tokenizer: Tokenizer, prompt: str | Sequence[int], unknown: str = "error") -> Prompt:
-    """A prompt from text or token ids. If it has no token, generation starts after end-of-text, or a line break."""
-    if isinstance(prompt, str):
-        ids = [int(id) for id in tokenizer.encode(prompt, unknown)] if prompt else []
-        text = prompt
-    else:
-        ids = list(prompt)
-        if invalid := next((str(id) for id in ids if not 0 <= id < tokenizer.vocab_size), None):
-            raise OctavoError(
-                f"there is no token {invalid[:20]}: this tokenizer has {tokenizer.vocab_size} tokens",
-                f"ids from 0 to {tokenizer.vocab_size - 1}",
-            )
-        text = tokenizer.decode(ids)
-    if ids:
-        return Prompt(text, ids)
-    if tokenizer.end_of_text is not None:
-        return Prompt("", [tokenizer.end_of_text], is_empty=True)
-    return Prompt("", [int(id) for id in tokenizer.encode("\n", "skip")] or [0], is_empty=True)
-
-
 def text_streams(
     request: TextRequest,
     tokenizer: Tokenizer,
@@ -371,38 +248,6 @@ def text_streams(
         TextStream(request, tokenizer, index, reports_prompt=incremental or index == 0, on_update=on_update)
         for index in range(request.num_generated)
     ]
-
-
-def start_streams(
-    checkpoint: Checkpoint,
-    request: TextRequest,
-    *,
-    quantize: str = "none",
-    on_notice: Callable[[str], object] = lambda text: None,
-) -> list[TextStream]:
-    """The texts of a request, started on a new engine.
-
-    `on_notice` is called if the prompt is truncated, and for each fallback that the engine takes.
-    """
-    length, block_size = len(request.prompt.ids), checkpoint.model.settings.block_size
-    if length > block_size and request.overflow != "stop":
-        on_notice(f"the prompt has {length:,} tokens; the model sees the last {block_size:,}")
-    engine = Engine(
-        checkpoint.model,
-        min(request.num_generated, _SLOTS),
-        vocab_size=checkpoint.tokenizer.vocab_size,
-        quantize=quantize,
-    )
-    for notice in engine.notices:
-        on_notice(notice)
-    return [stream.start(engine) for stream in text_streams(request, checkpoint.tokenizer)]
-
-
-def most_likely(streams: Sequence[TextStream], count: int) -> list[TextStream]:
-    """`count` of these complete texts: all in order, or those with the highest mean log-probability first."""
-    if count == len(streams):
-        return list(streams)
-    return sorted(streams, key=lambda stream: -stream.mean_logprob)[:count]
 
 
 def _locate(tokenizer: Tokenizer, tokens: Sequence[Token]) -> list[LocatedToken]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from octavo import runs
 from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
-from octavo.generation.stream import generate
+from octavo.generation.generate import generate
 from octavo.lens.view import Table, View
 from octavo.runs import RunLike
 from octavo.tokenizers import Tokenizer

@@ -11,8 +11,10 @@ import orjson
 from fastapi import Request as HTTPRequest
 from fastapi.responses import Response
 
+from octavo.generation.generate import most_likely
+from octavo.generation.prompt import Prompt
 from octavo.generation.sampling import Sampling
-from octavo.generation.stream import LocatedToken, Prompt, TextPiece, TextRequest, TextStream, most_likely
+from octavo.generation.stream import LocatedToken, TextPiece, TextRequest, TextStream
 from octavo.server.api_error import ApiError
 from octavo.server.disconnect import unless_disconnected
 from octavo.server.limits import Limits

@@ -3,7 +3,8 @@
 from typing import Any
 
 from octavo.errors import OctavoError
-from octavo.generation.stream import LocatedToken, Prompt, encode_prompt
+from octavo.generation.prompt import Prompt, encode_prompt
+from octavo.generation.stream import LocatedToken
 from octavo.server.api_error import ApiError
 from octavo.tokenizers import Tokenizer
 

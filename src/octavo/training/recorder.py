@@ -9,7 +9,8 @@ from octavo.checkpoint import TrainerState
 from octavo.data.dataset import Dataset
 from octavo.errors import OctavoError
 from octavo.generation.engine import Engine
-from octavo.generation.stream import TextRequest, TextStream, encode_prompt
+from octavo.generation.prompt import encode_prompt
+from octavo.generation.stream import TextRequest, TextStream
 from octavo.loss import split_loss
 from octavo.runs import Run
 from octavo.training.clock import Clock
