@@ -1,0 +1,95 @@
+"""The layers of the package and the check that imports go downward only.
+
+`draw_architecture.py` draws them; `tests/test_layers.py` runs `violations` on the package.
+
+A room is a module or a subpackage of `octavo`. It may import from rooms in layers below its own, and from itself.
+"""
+
+import ast
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+# From top to bottom, each room with its purpose. A module belongs to the longest name here that it starts with.
+LAYERS: list[dict[str, str]] = [
+    {"octavo.__main__": "python -m octavo"},
+    {"octavo.cli": "one file per command"},
+    {"octavo": "public names, loaded lazily"},
+    {"octavo.server": "HTTP API and page", "octavo.terminal": "draws events", "octavo.benchmark": "octavo bench"},
+    {"octavo.training": "plan, loop, step, optimizers"},
+    {"octavo.lens": "views of a trained model"},
+    {"octavo.evaluation": "exact loss", "octavo.estimate": "cost, by formula"},
+    {"octavo.generation": "engine, decoders, text stream"},
+    {
+        "octavo.generation.sampling": "logits to a token",
+        "octavo.loss": "next-token loss",
+        "octavo.runs": "run folders",
+        "octavo.data": "text to token shards",
+    },
+    {"octavo.checkpoint": "checkpoint folders", "octavo.device": "device, precision"},
+    {"octavo.model": "GPT-2", "octavo.tokenizers": "text to ids", "octavo.kernels": "fast CPU paths"},
+    {"octavo.settings": "settings, presets", "octavo.files": "atomic writes", "octavo.views": "the table of views"},
+    {"octavo.errors": "typed errors", "octavo.units": "numbers for people"},
+]
+LAYER_OF = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
+
+
+def violations(package: Path) -> list[str]:
+    """Return a line for each module without a layer and for each import that does not go downward."""
+    known = modules(package)
+    wrong = [f"{module} has no layer: add its room to LAYERS" for module in known if room_of(module) is None]
+    for module, path in known.items():
+        importer = room_of(module)
+        for line, name in imports(module, path, known):
+            imported = room_of(name)
+            if importer is None or imported == importer:
+                continue
+            if imported is None:
+                wrong.append(f"{module}:{line} imports {name}, which has no layer")
+            elif LAYER_OF[imported] <= LAYER_OF[importer]:
+                direction = "upward" if LAYER_OF[imported] < LAYER_OF[importer] else "sideways"
+                wrong.append(f"{module}:{line} imports {name}: {direction}")
+    return sorted(wrong)
+
+
+def room_imports(package: Path) -> dict[str, set[str]]:
+    """Return, for each room, the rooms it imports from."""
+    known = modules(package)
+    graph: dict[str, set[str]] = {room: set() for room in LAYER_OF}
+    for module, path in known.items():
+        importer = room_of(module)
+        for _, name in imports(module, path, known):
+            imported = room_of(name)
+            if importer is not None and imported is not None and importer != imported:
+                graph[importer].add(imported)
+    return graph
+
+
+def modules(package: Path) -> dict[str, Path]:
+    """Return every module of the package, by its dotted name."""
+    parts = {path: path.relative_to(package.parent).with_suffix("").parts for path in package.rglob("*.py")}
+    return {".".join(each[:-1] if each[-1] == "__init__" else each): path for path, each in parts.items()}
+
+
+def imports(module: str, path: Path, known: dict[str, Path]) -> Iterator[tuple[int, str]]:
+    """Yield line and module of each import from the package, in functions and under TYPE_CHECKING too."""
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            members = [f"{base}.{alias.name}" for alias in node.names]
+            names = [member if member in known else base for member in members]
+        else:
+            continue
+        yield from ((node.lineno, name) for name in names if name.split(".")[0] == "octavo")
+
+
+def room_of(module: str) -> str | None:
+    """Return the room of a module: `octavo.training` for `octavo.training.loop`; None for one without a layer."""
+    while module not in LAYER_OF:
+        module = module.rpartition(".")[0]
+        if module in ("octavo", ""):  # the public names are a room for `import octavo` alone
+            return None
+    return module
