@@ -8,7 +8,7 @@ train:            ## train the tiny preset on the built-in corpus, and sample fr
 
 test:             ## the whole test suite
 	@scripts/install test
-	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile
+	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint:             ## what CI checks besides the tests
 	@scripts/install test

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import filelock
 import pytest
 
 import commands
@@ -40,11 +41,37 @@ def shared() -> Path:
     return root
 
 
+# The files whose slowest test takes longest come first, so that no process ends alone with one of them.
+FIRST = ("test_docs.py", "test_page_everywhere.py", "test_estimate.py", "test_shards.py", "test_serve_attack.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: index for index, name in enumerate(FIRST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(FIRST)))
+
+
+def build_once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], object]) -> Path:
+    """Let the first of pytest's worker processes build a folder, and return it. Tests must not change it."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with filelock.FileLock(folder.with_suffix(".lock")):
+        done = folder.with_suffix(".done")
+        if not done.exists():
+            build(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session", autouse=True)
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the compiled forward.c. It is compiled once for all tests, outside of their caches."""
-    cache = tmp_path_factory.mktemp("built")
+
+    def build(folder: Path) -> None:
+        patch.setenv("OCTAVO_CACHE", str(folder))
+        native.load_library()
+
     with pytest.MonkeyPatch.context() as patch:
+        cache = build_once(tmp_path_factory, "built", build)
         patch.setenv("OCTAVO_CACHE", str(cache))
         native.load_library()
     return cache / "native"
@@ -97,10 +124,13 @@ def assert_rejected(workdir: Path, run_command: RunCommand) -> AssertRejected:
 
 @pytest.fixture(scope="session")
 def trained_folder(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Path:
-    """A folder with a run of four steps, `run`, and its `report.json`. Tests must not change it."""
-    folder = tmp_path_factory.mktemp("trained")
-    commands.train_small_run(folder)
-    return folder
+    """A folder with a run of four steps in `run` and its `report.json`; tests must not change it."""
+
+    def train(folder: Path) -> None:
+        folder.mkdir()
+        commands.train_small_run(folder)
+
+    return build_once(tmp_path_factory, "trained", train)
 
 
 @pytest.fixture
@@ -117,7 +147,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Runs:
     """Two small runs."""
     import sites
 
-    return sites.train_runs(tmp_path_factory.mktemp("runs"))
+    return sites.Runs.in_folder(build_once(tmp_path_factory, "runs", sites.train_runs))
 
 
 @pytest.fixture(scope="module")
@@ -173,9 +203,7 @@ def char_model(tmp_path_factory: pytest.TempPathFactory, native_cache: None) -> 
 def bpe_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run of 20 steps with four checkpoints."""
     text = "the cat sat on the mat, and the rat sat on the hat. <b>كتاب</b> 🦉!\n" * 20
-    return train_on(
-        text,
-        tmp_path_factory.mktemp("trained") / "text",
+    settings = dict(
         tokenizer="bpe:300",
         n_layer=3,
         n_embd=48,
@@ -188,6 +216,7 @@ def bpe_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         log_every=1,
         keep_checkpoints=4,
     )
+    return Run(build_once(tmp_path_factory, "bpe", lambda folder: train_on(text, folder, **settings)) / "run")
 
 
 @pytest.fixture(scope="session")
@@ -209,7 +238,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Run:
     """A run of twenty steps of the preset `tiny`."""
-    return train_tiny_run(tmp_path_factory.getbasetemp())
+    return Run(build_once(tmp_path_factory, "tiny", train_tiny_run) / "run")
 
 
 @pytest.fixture(scope="module", params=["trained", *RANDOM_CASES])

@@ -64,11 +64,11 @@ def train_on(text: str, folder: Path, **settings: Any) -> Run:
 
 
 @functools.cache
-def tiny_run(base: Path) -> Run:
-    """Train the preset `tiny` for twenty steps, once per folder."""
+def tiny_run(folder: Path) -> Run:
+    """Train the preset `tiny` for twenty steps, in `folder`/run."""
     return train_on(
         TEXT,
-        base / "tiny",
+        folder,
         tokenizer="bpe:400",
         batch_size=8,
         max_steps=20,

@@ -34,13 +34,18 @@ class Runs:
     letters: Run
     bytes: Run
 
+    @classmethod
+    def in_folder(cls, folder: Path) -> "Runs":
+        return cls(Run(folder / "letters"), Run(folder / "bytes"))
 
-def train_runs(folder: Path) -> Runs:
-    """Train both runs for 20 steps, with checkpoints and samples every few steps."""
+
+def train_runs(folder: Path) -> None:
+    """Train both for 20 steps, with checkpoints and samples along the way."""
+    folder.mkdir()
     (folder / "text.txt").write_text("".join(f"{line}\n" for line in LINES) * 12, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:  # do not write into the cache that the tests share
         patch.setenv("OCTAVO_CACHE", str(folder / "cache"))
-        letters, bytes_run = (
+        for name, tokenizer in (("letters", "char"), ("bytes", "byte")):
             octavo.train(
                 folder / "text.txt",
                 out=folder / name,
@@ -61,9 +66,6 @@ def train_runs(folder: Path) -> Runs:
                 precision="fp32",
                 compile="off",
             )
-            for name, tokenizer in (("letters", "char"), ("bytes", "byte"))
-        )
-    return Runs(letters, bytes_run)
 
 
 def copy_run(run: Run, name: str) -> Run:

@@ -10,16 +10,22 @@ import torch
 from torch import Tensor
 
 from octavo.errors import OctavoError
-from octavo.generation.sampling import Sampling, apply_penalties, probabilities, sample_token
+from octavo.generation.sampling import Sampling, apply_penalties, probabilities, sample_multinomial, sample_token
 from small_models import ALL, GREEDY, seeded
 
 law = hypothesis.settings(derandomize=True, deadline=None, max_examples=60)
 
 
 def draw_counts(logits: list[float], sampling: Sampling, count: int = 20_000) -> Tensor:
-    """How often each token occurs in `count` draws, (V,)."""
-    ids = sample_token(torch.tensor([logits]).expand(count, -1), sampling, seeded())
+    """How often each token was drawn, of `count` draws: (V,)."""
+    # The two steps of `sample_token`: the distribution is computed once, not for each of 20,000 equal rows.
+    distribution = probabilities(torch.tensor([logits]), sampling)  # (1, V)
+    ids = sample_multinomial(distribution.expand(count, -1), seeded())
     assert ids.shape == (count,)
+    rows = torch.tensor([logits]).expand(100, -1)
+    assert torch.equal(
+        sample_token(rows, sampling, seeded()), sample_multinomial(distribution.expand(100, -1), seeded())
+    )
     return torch.bincount(ids, minlength=len(logits))
 
 
