@@ -29,6 +29,7 @@ LAYERS: list[dict[str, str]] = [
     {"octavo.checkpoint": "checkpoint folders", "octavo.device": "device, precision"},
     {"octavo.model": "GPT-2", "octavo.tokenizers": "text to ids", "octavo.kernels": "fast CPU paths"},
     {"octavo.settings": "settings, presets", "octavo.files": "atomic writes", "octavo.views": "the table of views"},
+    {"octavo.schema": "checked JSON and TOML"},
     {"octavo.errors": "typed errors", "octavo.units": "numbers for people"},
 ]
 LAYER_OF = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}

@@ -39,8 +39,8 @@ def test_a_misspelled_verb_is_rejected_with_the_nearest_one(assert_rejected: Ass
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [
-        ("--n-layrs 6", ["--n-layrs", "try: --n-layer"]),
-        ("--n_layrs=6", ["--n-layrs", "try: --n-layer"]),
+        ("--n-layrs 6", ["--n_layrs", "try: --n-layer"]),
+        ("--n_layrs=6", ["--n_layrs", "try: --n-layer"]),
         ("--n-lay 6", ["--n-lay", "try: --n-layer"]),  # abbreviations are not accepted
         ("--qqqqq", ["--qqqqq", "try: octavo train --help"]),
         ("more.txt", ["'more.txt'"]),

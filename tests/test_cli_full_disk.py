@@ -54,7 +54,7 @@ def test_a_run_resumes_bit_for_bit_after_the_disk_was_full(disk: Disk, run_comma
         run = workdir / f"capacity {capacity}"
         disk.reset(capacity)
         result = run_command(*arguments, run)
-        assert result.code == 2
+        assert result.code == 3
         assert "disk is full" in result.err
         assert str(run) in result.err
         assert "\n  try: " in result.err
@@ -92,7 +92,7 @@ def test_an_interrupted_preparation_leaves_only_complete_datasets_and_continues(
         disk.reset(capacity)
         if (result := run_command(*command_with_source(verb, "text.txt"))).code == 0 or "step" in result.err:
             break
-        assert result.code == 2
+        assert result.code == 3
         assert "disk is full" in result.err
         assert has_no_leftovers(own_cache)
         assert has_no_leftovers(workdir)
@@ -114,7 +114,7 @@ def test_a_disk_that_is_full_while_weights_are_written_leaves_no_checkpoint(
 ) -> None:
     with file_size_limit(50_000):
         result = run_command("train", "text.txt", *SMALL, "--n-embd", 64, "--out", "run")
-    assert result.code == 2
+    assert result.code == 3
     assert "disk is full" in result.err
     assert "run" in result.err
     assert "\n  try: " in result.err

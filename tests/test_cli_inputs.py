@@ -105,7 +105,7 @@ def test_an_unknown_run_is_rejected_with_a_list_of_runs(
 USES: dict[str, Callable[[Path], list[object]]] = {
     "sample": lambda run: ["sample", run, "--max-new-tokens", 3],
     "eval": lambda run: ["eval", run],
-    "resume": lambda run: ["train", "--resume", run, "--max-steps", 6],
+    "resume": lambda run: ["train", "--resume", last_checkpoint(run), "--max-steps", 6],  # the run has another one
     "init": lambda run: ["train", "text.txt", "--init", run, *RECIPE],
 }
 FILES = [

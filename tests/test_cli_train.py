@@ -207,7 +207,7 @@ def test_resuming_something_that_is_not_a_run_is_rejected(assert_rejected: Asser
 
 
 def test_a_checkpoint_with_only_weights_cannot_be_resumed(run_folder: Path, assert_rejected: AssertRejected) -> None:
-    assert_rejected(["train", "--resume", run_folder / "checkpoints" / "step-000002"], "only weights")
+    assert_rejected(["train", "--resume", run_folder / "checkpoints" / "step-000001"], "only weights")
 
 
 HOLD_LOCK = """

@@ -111,16 +111,24 @@ def test_a_file_has_the_content_that_was_written(tmp_path: Path, content: str | 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 @pytest.mark.parametrize(
-    ("number", "message"), [(errno.ENOSPC, "disk is full"), (errno.EROFS, "can't be written"), (errno.EIO, None)]
+    ("number", "message", "exit_code"),
+    [
+        (errno.ENOSPC, "disk is full", 3),
+        (errno.EIO, "can't be written", 3),
+        (errno.EROFS, "can't be written", 3),
+        (errno.ENOENT, "can't be written", 2),
+        (errno.EACCES, "can't be written", 2),
+    ],
 )
 def test_a_failing_write_leaves_the_old_file_unchanged(
-    tmp_path: Path, call: str, number: int, message: str | None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, call: str, number: int, message: str, exit_code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
     monkeypatch.setattr(os, call, system_call_error(number))
-    with pytest.raises(OctavoError if message else OSError, match=message):
+    with pytest.raises(OctavoError, match=message) as caught:
         files.write_atomic(path, b"new")
+    assert caught.value.exit_code == exit_code
     assert contents(tmp_path) == {"file": b"old"}
 
 
@@ -234,12 +242,12 @@ def test_concurrent_writers_of_one_file_do_not_fail(tmp_path: Path, monkeypatch:
     assert contents(tmp_path) == {"file": b"mine"}
 
 
-def test_leftovers_of_a_killed_process_are_removed_and_a_renamed_folder_is_restored(tmp_path: Path) -> None:
-    for name in (".one.removed", ".two.removed", "two", ".three.abc.partial"):
+def test_leftovers_of_a_killed_process_are_removed_and_a_needed_folder_is_restored(tmp_path: Path) -> None:
+    for name in (".zero.removed", ".one.removed", ".two.removed", "two", ".three.abc.partial"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text(name)
     (tmp_path / ".last.abc.partial").write_text("part")
-    files.remove_leftovers(tmp_path)
+    files.remove_leftovers(tmp_path, {"one", "two"})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
     assert (tmp_path / "one" / "file").read_text() == ".one.removed"
     assert (tmp_path / "two" / "file").read_text() == "two"

@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 
 import draw_architecture
-from layers import modules, violations
-
 import octavo
+from layers import modules, violations
 
 
 def test_imports_go_downward_only() -> None:

@@ -9,13 +9,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
 import octavo
 import small_runs
-from octavo import training
+from octavo import checkpoint, training
 from octavo.errors import OctavoError
+from octavo.training.interrupt import Stop
+from octavo.training.trainer_values import TrainerValues, check_trainer_values
 from small_runs import RECIPE, SMALL, TEXT, events_of, finished_event, kill_after, losses, run_events, weights
 
 
@@ -81,7 +84,8 @@ def test_settings_changed_by_a_resume_stay_changed() -> None:
 
 def test_resume_with_more_steps_keeps_the_log_spaced_checkpoints() -> None:
     first = finished_event(run_events(keep_checkpoints=4))
-    kept = [path.name for path in octavo.Run(first.run).steps.values()][:-1]
+    kept = [path.name for path in octavo.Run(first.run).steps.values() if not checkpoint.has_trainer(path)]
+    assert len(kept) == 3
     finished_event(run_events(resume=first.run, max_steps=40))
     assert set(kept) <= {path.name for path in octavo.Run(first.run).steps.values()}
 
@@ -147,7 +151,7 @@ def long_run(folder: Path) -> Iterator[subprocess.Popen]:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_a_run_with_a_checkpoint_to_resume_from(long_run: subprocess.Popen, number: int) -> None:
     metrics = Path("runs/text-1/metrics.jsonl")
     deadline = time.monotonic() + 60
@@ -155,7 +159,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint_to_resume_from(long_run: subproce
         time.sleep(0.05)
     long_run.send_signal(number)
     out, err = long_run.communicate(timeout=60)
-    assert long_run.returncode == 130, err
+    assert long_run.returncode == 128 + number, err
     assert "Traceback" not in err
     assert "octavo train --resume" in out
     run = octavo.Run("runs/text-1")
@@ -163,6 +167,103 @@ def test_a_signal_ends_a_run_with_a_checkpoint_to_resume_from(long_run: subproce
     step = json.loads((run.last / "trainer.json").read_text())["step"]
     resumed = [*training.events(training.plan(resume=run.folder, max_steps=step + 2))]
     assert finished_event(resumed).step == step + 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
+@pytest.mark.parametrize("pause", [0, 0.001, 0.1])
+@pytest.mark.parametrize("numbers", [(signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGINT)])
+def test_two_signals_close_together_end_a_run_with_a_checkpoint(
+    long_run: subprocess.Popen, numbers: tuple[int, int], pause: float
+) -> None:
+    while not Path("runs/text-1/metrics.jsonl").exists():
+        assert long_run.poll() is None
+        time.sleep(0.05)
+    long_run.send_signal(numbers[0])
+    time.sleep(pause)
+    long_run.send_signal(numbers[1])
+    _, err = long_run.communicate(timeout=60)
+    assert long_run.returncode in (128 + numbers[0], 128 + numbers[1]), err
+    assert "Traceback" not in err
+    assert octavo.Run("runs/text-1").last is not None
+
+
+def test_a_signal_within_the_handling_of_another_does_not_block() -> None:
+    stop = Stop()
+    assert not stop()
+    stop.handle(signal.SIGTERM, None)
+    assert stop()
+    stop.handle(signal.SIGINT, None)  # at once: the same request
+    assert stop.signal == signal.SIGTERM
+
+
+def test_ctrl_c_before_the_first_step_ends_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        Stop().handle(signal.SIGINT, None)
+
+
+# Damage
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "trainer.json", "trainer.safetensors", "manifest.json", "config.json"]
+)
+def test_resume_skips_a_damaged_checkpoint_and_says_so(name: str) -> None:
+    uninterrupted = finished_event(run_events()).run
+    stopped = finished_event(run_events(stop_after=10)).run
+    newest, older = octavo.Run(stopped).resumable
+    (newest / name).write_bytes((newest / name).read_bytes()[:-20])
+    events = run_events(resume=stopped)
+    notices = [event.text for event in events_of(events, training.Notice)]
+    assert any(str(newest / name) in notice for notice in notices)
+    assert any(str(older) in notice for notice in notices)
+    assert losses(finished_event(events).run) == losses(uninterrupted)
+
+
+def test_a_missing_pointer_costs_nothing() -> None:
+    uninterrupted = finished_event(run_events()).run
+    stopped = finished_event(run_events(stop_after=10)).run
+    (stopped / "last").write_text("")
+    assert losses(finished_event(run_events(resume=stopped)).run) == losses(uninterrupted)
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again_in_its_folder() -> None:
+    uninterrupted = finished_event(run_events()).run
+    kill_after(2, training.events(training.plan("text.txt", **SMALL)))
+    killed = Path("runs/text-2")
+    assert octavo.Run(killed).resumable == []
+    assert losses(finished_event(run_events(resume=killed)).run) == losses(uninterrupted)
+
+
+@pytest.mark.parametrize("change", [{"optimizer": "adamw"}, {"batch_size": 0}])
+def test_settings_that_fail_do_not_stay_in_the_run(change: dict) -> None:
+    run = finished_event(run_events(stop_after=4)).run
+    before = octavo.Run(run).settings
+    with pytest.raises(OctavoError):
+        run_events(resume=run, **change)
+    assert octavo.Run(run).settings == before
+    assert finished_event(run_events(resume=run)).step == 12
+
+
+@pytest.mark.parametrize("key", [field.name for field in msgspec.structs.fields(TrainerValues)])
+def test_a_wrong_value_in_trainer_json_is_an_error_that_names_it(key: str) -> None:
+    path = finished_event(run_events(stop_after=4)).checkpoint
+    values = json.loads((path / "trainer.json").read_text())
+    assert check_trainer_values(values, path).step == 4
+    wrong = [values | {key: value} for value in ([], -0.5, True, 10**30, {"x": []}, "x")]
+    errors = [error_of(changed, path) for changed in wrong]
+    assert len([error for error in errors if error is not None]) >= 4
+    assert all(key in error.message for error in errors if error is not None)
+    missing = error_of({name: value for name, value in values.items() if name != key}, path)
+    assert missing is not None
+    assert key in missing.message
+
+
+def error_of(values: dict, path: Path) -> OctavoError | None:
+    try:
+        check_trainer_values(values, path)
+    except OctavoError as error:
+        return error
+    return None
 
 
 # Fine-tuning

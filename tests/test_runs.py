@@ -1,10 +1,12 @@
 """The run folder: names, the lock, retention of checkpoints, logs, and finding a run."""
 
+import dataclasses
 import itertools
 import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import hypothesis
@@ -85,7 +87,9 @@ def test_a_file_with_a_run_name_is_not_overwritten() -> None:
 
 @pytest.mark.parametrize("name", ["a", "my-run_2.0+b", "7", "опыт"])
 def test_an_explicit_name_is_used_unchanged(name: str) -> None:
-    assert Run.create(SETTINGS, "corpus", name=name).folder == Path("runs", name)
+    run = Run.create(SETTINGS, "corpus", name=name)
+    assert run.folder == Path("runs", name)
+    save(run, 10)
     assert f"runs/{name} already exists" in error_of(lambda: Run.create(SETTINGS, "corpus", name=name)).message.replace(
         "\\", "/"
     )
@@ -97,6 +101,21 @@ def test_an_invalid_name_is_rejected_and_nothing_is_written(name: str, workdir: 
     assert repr(name) in error.message
     assert "--out" in str(error.hint)
     assert list(workdir.iterdir()) == []
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_may_start_again() -> None:
+    killed = Run.create(SETTINGS, "corpus", name="mine")
+    killed.log("metrics", {"step": 1})
+    settings = dataclasses.replace(SETTINGS, max_steps=7)
+    assert Run.create(settings, "corpus", name="mine").settings == settings
+    with killed.lock():
+        assert "already exists" in error_of(lambda: Run.create(SETTINGS, "corpus", name="mine")).message
+
+
+def test_a_hundred_runs_created_at_once_get_a_hundred_numbers() -> None:
+    with ThreadPoolExecutor(20) as pool:
+        folders = [run.folder for run in pool.map(lambda _: Run.create(SETTINGS, "corpus"), range(100))]
+    assert sorted(map(str, folders)) == sorted(str(Path("runs", f"corpus-{number}")) for number in range(1, 101))
 
 
 def test_out_may_be_a_new_or_an_empty_folder(workdir: Path) -> None:
@@ -220,29 +239,33 @@ def test_only_last_best_and_log_spaced_checkpoints_are_kept(
     settings = Settings(**{**vars(SETTINGS), "max_steps": total, "keep_checkpoints": keep})
     run = Run.create(settings, "corpus", out=workdir / "run")
     log_spaced = log_spaced_steps(settings)
-    step, best = 0, None
+    step, best, resumable = 0, None, list[int]()
     for more, is_best in saved:
         for between in sorted(log_spaced & set(range(step + 1, step + more))):
             save(run, between, weights_only=True, settings=settings)
         step += more
         best = step if is_best else best
+        resumable = [*resumable, step][-2:]
         save(run, step, best=is_best, settings=settings)
         passed = {each for each in log_spaced if each <= step}
-        assert set(run.steps) == passed | {step} | ({best} if best else set())
+        assert set(run.steps) == passed | set(resumable) | ({best} if best else set())
         assert run.last == run.folder / "checkpoints" / f"step-{step:06d}"
         assert run.best == (run.folder / "checkpoints" / f"step-{best:06d}" if best else None)
     for kept, folder in run.steps.items():
         loaded = checkpoint.load(folder)
         assert loaded.info["step"] == kept
         assert torch.equal(loaded.model.lm_head.weight, model_of(kept).lm_head.weight)
-        assert (folder / "trainer.json").exists() == (folder / "trainer.safetensors").exists() == (folder == run.last)
+        assert (folder / "trainer.json").exists() == (folder / "trainer.safetensors").exists() == (kept in resumable)
+    assert [runs.step_of(folder) for folder in run.resumable] == resumable[::-1]
     assert {path.name for path in (run.folder / "checkpoints").iterdir()} == {path.name for path in run.steps.values()}
 
 
-def test_only_last_holds_the_trainer_state() -> None:
+def test_the_last_two_hold_the_trainer_state() -> None:
     run = Run.create(SETTINGS, "corpus")
-    first, second = save(run, 10, best=True), save(run, 20)
-    assert (run.best, run.last) == (first, second)
+    first, second, third = save(run, 10, best=True), save(run, 20), save(run, 30)
+    assert (run.best, run.last) == (first, third)
+    assert run.resumable == [third, second]
+    assert checkpoint.load_trainer(third).values == {"step": 30}
     assert checkpoint.load_trainer(second).values == {"step": 20}
     with pytest.raises(OctavoError, match="only weights"):
         checkpoint.load_trainer(first)
@@ -253,7 +276,7 @@ def test_saving_a_step_again_replaces_its_checkpoint() -> None:
     run = Run.create(SETTINGS, "corpus")
     for step in (10, 20, 20):
         save(run, step, best=True)
-    assert list(run.steps) == [20]
+    assert list(run.steps) == [10, 20]
     assert checkpoint.load_trainer(run.last or Path()).values == {"step": 20}
 
 
@@ -283,9 +306,48 @@ def test_other_folders_beside_the_checkpoints_are_left_alone(name: str) -> None:
     run = Run.create(SETTINGS, "corpus")
     mine = run.folder / "checkpoints" / name
     shutil.copytree(save(run, 10), mine)
-    save(run, 20)
-    assert list(run.steps) == [20]
+    for step in (20, 30):
+        save(run, step)
+    assert list(run.steps) == [20, 30]
     checkpoint.load(mine)
+
+
+@pytest.mark.parametrize("pointer", ["best", "last"])
+@pytest.mark.parametrize(
+    "content",
+    ["", "\n", "../../thesis", "/thesis", "..", ".", "step-", "step-1", "step-000010/../../x", "x" * 5000, "\0"],
+)
+def test_a_damaged_pointer_removes_nothing(pointer: str, content: str, workdir: Path) -> None:
+    (workdir / "thesis").mkdir()
+    (workdir / "thesis" / "chapter.txt").write_text("precious", encoding="utf-8")
+    run = Run.create(SETTINGS, "corpus")
+    save(run, 10, best=True)
+    (run.folder / pointer).write_text(content.replace("/thesis", str(workdir / "thesis"), content == "/thesis"))
+    assert getattr(run, pointer) is None
+    save(run, 20, best=True)
+    assert (workdir / "thesis" / "chapter.txt").read_text(encoding="utf-8") == "precious"
+    assert list(run.steps) == [10, 20]
+    assert run.last == run.best == run.steps[20]
+
+
+def test_a_checkpoint_that_a_killed_process_left_behind_is_removed_by_a_later_save() -> None:
+    run = Run.create(SETTINGS, "corpus")
+    orphan = shutil.copytree(save(run, 10), run.folder / "checkpoints" / "step-000011")
+    for step in (20, 30, 40):
+        save(run, step)
+    assert not Path(orphan).exists()
+    assert list(run.steps) == [30, 40]
+
+
+def test_an_interrupted_removal_is_finished_and_an_interrupted_replacement_undone() -> None:
+    run = Run.create(SETTINGS, "corpus")
+    save(run, 10, best=True)
+    last = save(run, 20)
+    (run.folder / "checkpoints" / ".step-000005.removed").mkdir()  # a part of it is gone already
+    last.rename(last.with_name(".step-000020.removed"))  # a new version of it was about to take its place
+    with run.lock():
+        assert list(run.steps) == [10, 20]
+    assert checkpoint.load_trainer(last).values == {"step": 20}
 
 
 # Logs
@@ -328,6 +390,20 @@ def test_a_log_has_one_json_object_per_line() -> None:
     raw = (run.folder / "samples.jsonl").read_bytes().decode()
     assert [json.loads(line)["step"] for line in raw.split("\n")[:-1]] == [1, 2]
     assert "किताब" in raw  # not escaped, because people read this file
+
+
+@pytest.mark.parametrize(
+    "damaged", [b"", b"{}", b"[1]", b"{", b'{"step": "1"}', b'{"step": true}', b"\xff", b"[" * 50_000]
+)
+def test_damaged_lines_are_left_out(damaged: bytes) -> None:
+    run = Run.create(SETTINGS, "corpus")
+    for step in (1, 2):
+        run.log("metrics", {"step": step})
+    first, second = (run.folder / "metrics.jsonl").read_bytes().splitlines()
+    (run.folder / "metrics.jsonl").write_bytes(b"\n".join((first, damaged, second, b"")))
+    assert run.lines("metrics") == [{"step": 1}, {"step": 2}]
+    run.truncate_logs(1)
+    assert (run.folder / "metrics.jsonl").read_bytes() == first + b"\n"
 
 
 def test_truncating_the_logs_removes_later_lines_and_an_incomplete_one() -> None:

@@ -19,7 +19,7 @@ law = hypothesis.settings(derandomize=True, deadline=None, max_examples=60)
 def draw_counts(logits: list[float], sampling: Sampling, count: int = 20_000) -> Tensor:
     """How often each token was drawn, of `count` draws: (V,)."""
     # The two steps of `sample_token`: the distribution is computed once, not for each of 20,000 equal rows.
-    distribution = probabilities(torch.tensor([logits]), sampling)  # (1, V)
+    distribution = probabilities(apply_penalties(torch.tensor([logits]), sampling), sampling)  # (1, V)
     ids = sample_multinomial(distribution.expand(count, -1), seeded())
     assert ids.shape == (count,)
     rows = torch.tensor([logits]).expand(100, -1)

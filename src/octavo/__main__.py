@@ -1,8 +1,6 @@
 """`python -m octavo` is the same as the command `octavo`."""
 
-import sys
-
-from octavo.cli import main
+from octavo.cli import run_and_exit
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_and_exit()

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import safetensors
 import safetensors.torch
 import torch
@@ -25,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 from octavo import files, tokenizers
 from octavo.errors import OctavoError
 from octavo.model import GPT
+from octavo.schema import Count, FileName, check, read_json
 from octavo.settings import ModelSettings, Settings
 from octavo.tokenizers import Tokenizer
 
@@ -49,8 +51,24 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class CheckpointInfo:
+    """The keys of `octavo.json` besides its format. Losses are in nats, and None if the step was not evaluated."""
+
+    settings: dict[str, str | int | float | bool]
+    step: Count = 0
+    tokens: Count = 0
+    train_loss: float | None = None
+    val_loss: float | None = None
+    bits_per_byte: float | None = None
+    data: dict[str, Any] | None = None  # `octavo.data.Dataset.origin` and the source
+
+
+@dataclass(frozen=True)
 class TrainerState:
-    """What training needs to resume: tensors by name, and values for JSON."""
+    """What training needs to resume: tensors by name, and values for JSON.
+
+    `octavo.training.recorder` checks the values before it restores them.
+    """
 
     tensors: dict[str, Tensor]
     values: dict[str, Any] = field(default_factory=dict)
@@ -87,15 +105,18 @@ def save(
         _write_json(partial / "manifest.json", _manifest(partial))
 
 
-def load(folder: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
+def load(folder: str | Path, device: torch.device | str = "cpu", foreign: bool = True) -> Checkpoint:
     """Load a checkpoint, or any Hugging Face GPT-2 folder, onto a device, in float32.
 
-    Raises `OctavoError` if the folder is incomplete, changed, of another architecture or not a checkpoint.
+    Raises `OctavoError` if the folder is incomplete, changed, of another architecture or not a checkpoint, and if it
+    has no manifest and is not expected to be `foreign`.
     """
     folder = Path(folder)
-    check_manifest(folder)
-    config = _read_json(folder / "config.json")
-    info = _read_json(folder / "octavo.json") if (folder / "octavo.json").exists() else {}
+    check_manifest(folder, foreign)
+    config = read_json(folder / "config.json", dict[str, Any], _ANOTHER_CHECKPOINT)
+    info: dict[str, Any] = {}
+    if (folder / "octavo.json").exists():
+        info = read_json(folder / "octavo.json", dict[str, Any], _ANOTHER_CHECKPOINT)
     settings = _stored_settings(folder, info) if info else _settings_of_hf(folder, config)
     model, tokenizer = _load_model(folder, settings, device), tokenizers.load(folder)
     if tokenizer.vocab_size > settings.vocab_size:
@@ -108,50 +129,88 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
 
 def load_trainer(folder: Path) -> TrainerState:
     """Load the trainer state of a checkpoint. Raises `OctavoError` if it holds only weights."""
-    if not all((folder / name).exists() for name in TRAINER_FILES):
+    if not has_trainer(folder):
         raise OctavoError(
             f"{folder} holds only weights, so training can't resume from it",
             f"--init {folder}, which starts a new run from these weights",
         )
-    return TrainerState(_read_tensors(folder / "trainer.safetensors"), _read_json(folder / "trainer.json"))
+    values = read_json(folder / "trainer.json", dict[str, Any], _ANOTHER_CHECKPOINT)
+    return TrainerState(_read_tensors(folder / "trainer.safetensors"), values)
+
+
+def has_trainer(folder: Path) -> bool:
+    """Whether training can resume from this checkpoint, as far as its file names tell."""
+    return all((folder / name).is_file() for name in TRAINER_FILES)
 
 
 def strip_trainer(folder: Path) -> None:
     """Remove the trainer state from a checkpoint. The manifest is replaced first: a crash leaves a valid checkpoint."""
-    manifest = _read_json(folder / "manifest.json")
+    manifest = _read_manifest(folder)
     for name in TRAINER_FILES:
-        manifest["files"].pop(name, None)
-    files.write_atomic(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+        manifest.files.pop(name, None)
+    files.write_atomic(folder / "manifest.json", json.dumps(msgspec.to_builtins(manifest), indent=2) + "\n")
     with files.translate_disk_errors(folder):
         for name in TRAINER_FILES:
             (folder / name).unlink(missing_ok=True)
 
 
-def check_manifest(folder: Path) -> None:
-    """Compare the files of a folder with its manifest. Raises `OctavoError` that names the first difference."""
+def check_manifest(folder: Path, foreign: bool = True) -> None:
+    """Compare the files of a folder with its manifest. Raises `OctavoError` that names the first difference.
+
+    A folder that Octavo did not write (`foreign`) has no manifest.
+    """
     if not (folder / "config.json").is_file():
         raise OctavoError(
             f"{folder} is not a checkpoint: it has no config.json",
             "a run folder, one of its checkpoints, or a Hugging Face GPT-2 folder",
         )
-    manifest = folder / "manifest.json"
-    if not manifest.is_file():
-        if (folder / "octavo.json").exists():
+    if not (folder / "manifest.json").is_file():
+        if not foreign or (folder / "octavo.json").exists():
             raise OctavoError(f"{folder} has no manifest.json, so it is incomplete", _ANOTHER_CHECKPOINT)
-        return  # not written by Octavo
-    try:
-        entries = [(name, entry["bytes"], entry["sha256"]) for name, entry in _read_json(manifest)["files"].items()]
-    except (KeyError, TypeError, AttributeError):
-        message = f"{manifest} is not a list of files with their sizes and sha256"
-        raise OctavoError(message, _ANOTHER_CHECKPOINT) from None
-    for name, size, digest in entries:
+        return
+    entries = _read_manifest(folder).files
+    for name in _FILES:
+        if name not in entries and (folder / name).exists():
+            raise OctavoError(f"{folder / name} is not in the manifest, so it can't be verified", _ANOTHER_CHECKPOINT)
+    for name, entry in entries.items():
         path = folder / name
         if not path.is_file():
             raise OctavoError(f"{path} is missing", _ANOTHER_CHECKPOINT)
-        if path.stat().st_size != size:
-            raise OctavoError(f"{path} has {path.stat().st_size} bytes, its manifest says {size}", _ANOTHER_CHECKPOINT)
-        if files.sha256(path) != digest:
+        if path.stat().st_size != entry.bytes:
+            raise OctavoError(
+                f"{path} has {path.stat().st_size} bytes, its manifest says {entry.bytes}", _ANOTHER_CHECKPOINT
+            )
+        if files.sha256(path) != entry.sha256:
             raise OctavoError(f"{path} was changed after it was written: its sha256 differs", _ANOTHER_CHECKPOINT)
+
+
+class _Entry(msgspec.Struct):
+    """What the manifest says of a file."""
+
+    bytes: Count
+    sha256: str
+
+
+class _Manifest(msgspec.Struct):
+    """The contents of manifest.json."""
+
+    format: int
+    files: dict[FileName, _Entry]
+
+
+def _read_manifest(folder: Path) -> _Manifest:
+    return read_json(folder / "manifest.json", _Manifest, _ANOTHER_CHECKPOINT)
+
+
+# Every file of a checkpoint but the manifest and the trainer's, whose removal may have been interrupted.
+_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "octavo.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
 
 
 def _to_hf(model: GPT) -> dict[str, Tensor]:
@@ -277,6 +336,7 @@ def _stored_settings(folder: Path, info: dict[str, Any]) -> Settings:
             f"{folder} has format {info.get('format')!r}; this version of Octavo reads format {FORMAT}",
             "a newer version of Octavo",
         )
+    check(info, CheckpointInfo, str(folder / "octavo.json"), _ANOTHER_CHECKPOINT)
     unknown = sorted(info["settings"].keys() - {setting_field.name for setting_field in fields(Settings)})
     if unknown:  # ignoring one that changes what the model computes would give wrong results without a warning
         raise OctavoError(
@@ -316,13 +376,3 @@ def _read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, T
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise OctavoError(f"{path} is not readable: {error}", _ANOTHER_CHECKPOINT) from None
-    if not isinstance(value, dict):
-        raise OctavoError(f"{path} does not hold a JSON object", _ANOTHER_CHECKPOINT)
-    return value

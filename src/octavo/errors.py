@@ -1,8 +1,9 @@
 """The exception for everything that the user can fix, and its subclasses.
 
 An `OctavoError` says what was given, what was expected and what to try. The command line prints it in a line or two
-and exits with 2; in Python it is an ordinary exception. A state that only a bug can cause is an `assert`. A failure
-of the machine (full disk, out of memory) becomes an `OctavoError` at the place that knows what the user can do.
+and exits with its `exit_code`; in Python it is an ordinary exception. A state that only a bug can cause is an `assert`.
+A failure of the machine (full disk, out of memory) becomes a `MachineError` at the place that knows what the user can
+do.
 
 Code that reacts to an error catches a subclass; nothing depends on the text of a message.
 """
@@ -14,6 +15,8 @@ class OctavoError(Exception):
     `message` says what was given and what was expected, `hint` what to try.
     """
 
+    exit_code = 2
+
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
@@ -21,6 +24,12 @@ class OctavoError(Exception):
 
     def __str__(self) -> str:
         return self.message if self.hint is None else f"{self.message}\n  try: {self.hint}"
+
+
+class MachineError(OctavoError):
+    """The machine failed: a full or broken disk, or too little memory. The same command may work later or elsewhere."""
+
+    exit_code = 3
 
 
 class SettingError(OctavoError):

@@ -111,7 +111,7 @@ def _read_tokens(
     loaded: Checkpoint, source: str | None, unknown: str, encoding: str, errors: str, text_field: str
 ) -> np.ndarray | Shards:
     if source is None:
-        if not isinstance(loaded.settings, Settings) or "data" not in loaded.info:
+        if not isinstance(loaded.settings, Settings) or not loaded.info.get("data"):
             raise OctavoError(
                 f"{loaded.folder} does not record which text it was trained on", f"octavo eval {loaded.folder} SOURCE"
             )

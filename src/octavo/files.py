@@ -15,38 +15,46 @@ import shutil
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import platformdirs
 
-from octavo.errors import OctavoError
+from octavo.errors import MachineError, OctavoError
+
+# Mistakes of the user, such as a folder without write permission. Every other error is a failure of the machine.
+_USER_ERRNOS = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EEXIST,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EINVAL,
+    errno.EBUSY,
+    errno.EXDEV,
+)
 
 
 @contextlib.contextmanager
 def translate_disk_errors(path: Path) -> Iterator[None]:
-    """Raise an `OctavoError` that names `path` if the disk is full, read-only or not writable."""
+    """Turn an `OSError` into an `OctavoError` that names `path`, or a `MachineError` if the disk is full or broken."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise OctavoError(
+            raise MachineError(
                 f"the disk is full while writing {path}",
                 "free some space; the previous content is unchanged",
             ) from error
-        if error.errno in (
-            errno.EACCES,
-            errno.EPERM,
-            errno.EROFS,
-            errno.EEXIST,
-            errno.ENOTDIR,
-            errno.ENAMETOOLONG,
-            errno.EBUSY,
-            errno.EXDEV,
-        ):
+        if error.errno in _USER_ERRNOS:
             raise OctavoError(f"{path} can't be written: {error.strerror}", "choose another folder") from error
-        raise
+        raise MachineError(
+            f"{path} can't be written: {error.strerror or error}", "check the disk; the previous content is unchanged"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -118,26 +126,36 @@ def remove_folder(path: Path) -> None:
     """Remove a folder. It is renamed first, so that a crash leaves no half-deleted folder at `path`."""
     removed = path.with_name(f".{path.name}.removed")
     shutil.rmtree(removed, ignore_errors=True)
-    os.replace(path, removed)
+    with translate_disk_errors(path):
+        os.replace(path, removed)
     shutil.rmtree(removed, ignore_errors=True)
 
 
-def remove_leftovers(folder: Path) -> None:
+def remove_leftovers(folder: Path, needed: Collection[str] = ()) -> None:
     """Remove the temporary files and folders of a process that was killed while it wrote into `folder`.
 
-    A folder that was renamed but not yet replaced gets its name back.
+    A removal that was interrupted is finished, since a part may be gone already. Only a folder in `needed`, which was
+    renamed but not yet replaced, gets its name back: `commit_folder` deletes it after the replacement.
     """
     for removed in folder.glob(".*.removed"):
         path = removed.with_name(removed.name[1:].removesuffix(".removed"))
-        if path.exists():
-            shutil.rmtree(removed, ignore_errors=True)
-        else:
+        if path.name in needed and not path.exists():
             os.replace(removed, path)
+        else:
+            shutil.rmtree(removed, ignore_errors=True)
     for partial in folder.glob(".*.partial"):
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
         else:
             partial.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Flush a file that was appended to, and its name, to disk. Does nothing if it does not exist."""
+    with translate_disk_errors(path):
+        if path.exists():
+            _fsync(path)
+            _fsync(path.parent)
 
 
 def _fsync(path: Path) -> None:

@@ -6,11 +6,13 @@
               checkpoints/step-NNNNNN/
               last, best           text files, each with the name of one of the checkpoints
 
-Only this module knows the layout. One process at a time writes to a run. Training resumes from `last`; every other
-checkpoint holds only weights: `best`, and `keep_checkpoints` log-spaced ones that show how the model developed.
+Only this module knows the layout. One process at a time writes to a run. Training resumes from `last`, or from the
+checkpoint before it if `last` is damaged. Every other checkpoint holds only weights: `best`, and `keep_checkpoints`
+log-spaced ones that show how the model developed. Nothing outside checkpoints/ is ever removed.
 """
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -40,16 +42,28 @@ class Run:
 
     @classmethod
     def create(cls, settings: Settings, corpus: str, out: str | Path | None = None, name: str | None = None) -> "Run":
-        """Create a run folder: `out`, or runs/`name`, or runs/`corpus`-N with the next free number."""
+        """Create a run folder: `out`, or runs/`name`, or runs/`corpus`-N with the next free number.
+
+        The folder of a run that was killed before its first checkpoint is used again.
+        """
         if out is None and name is not None and (not re.fullmatch(r"[\w.+-]+", name) or name.startswith(".")):
             raise OctavoError(
                 f"{name!r} is not a valid run name", "a name of letters, digits, - and _, or --out for a path"
             )
-        folder = Path(out or Path("runs") / (name or _next_free_name(corpus)))
-        # os.path.exists, because Path.exists raises an OSError if the name is too long
-        if os.path.exists(folder) and (not folder.is_dir() or any(folder.iterdir())):
-            raise OctavoError(f"{folder} already exists and is not empty", f"another name, or --resume {folder}")
+        if out is not None:
+            folder = Path(out)
+        elif name is not None:
+            folder = Path("runs", name)
+        else:
+            folder = _make_numbered_folder(corpus)
         with files.translate_disk_errors(folder):
+            # os.path, because Path.exists raises an OSError if the name is too long
+            if os.path.exists(folder) and (not folder.is_dir() or any(folder.iterdir())):
+                if not _is_run(folder) or not cls(folder).is_unstarted:
+                    raise OctavoError(
+                        f"{folder} already exists and is not empty", f"another name, or --resume {folder}"
+                    )
+                shutil.rmtree(folder)
             (folder / "checkpoints").mkdir(parents=True)
         try:
             files.write_atomic(folder / "settings.toml", to_toml(settings))
@@ -80,34 +94,49 @@ class Run:
 
     @property
     def last(self) -> Path | None:
-        """The newest checkpoint, from which training can resume."""
+        """The newest checkpoint, from which training can resume. None if there is none, or `last` is damaged."""
         return self._read_pointer("last")
 
     @property
     def best(self) -> Path | None:
-        """The checkpoint with the lowest validation loss."""
+        """The checkpoint with the lowest validation loss. None if there is none, or `best` is damaged."""
         return self._read_pointer("best")
+
+    @property
+    def resumable(self) -> list[Path]:
+        """The checkpoints that training can resume from, in the order of preference: `last`, then the newest."""
+        last = [self.last] if self.last else []
+        return last + [
+            folder for folder in reversed(self.steps.values()) if checkpoint.has_trainer(folder) and folder not in last
+        ]
+
+    @property
+    def is_unstarted(self) -> bool:
+        """Whether the run was killed before its first checkpoint, so that starting it again loses nothing."""
+        has_pointer = any((self.folder / pointer).exists() for pointer in ("last", "best"))
+        return not has_pointer and not self.resumable and not self.is_locked
 
     @property
     def steps(self) -> dict[int, Path]:
         """The folder of every checkpoint by its step, in ascending order."""
-        folders = (p for p in (self.folder / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", p.name))
+        folders = (p for p in (self.folder / "checkpoints").glob("step-*") if _CHECKPOINT_NAME.fullmatch(p.name))
         return dict(sorted((step_of(folder), folder) for folder in folders))
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Lock the run for writing. Raises `OctavoError` if another live process has locked it."""
         lock = filelock.FileLock(self.folder / ".lock", timeout=0)
-        try:
-            lock.acquire()
-        except filelock.Timeout:
-            raise OctavoError(
-                f"{self.folder} is in use: another process is training it",
-                "wait until it ends, or start a run with another name",
-            ) from None
+        with files.translate_disk_errors(self.folder):
+            try:
+                lock.acquire()
+            except filelock.Timeout:
+                raise OctavoError(
+                    f"{self.folder} is in use: another process is training it",
+                    "wait until it ends, or start a run with another name",
+                ) from None
         try:
             files.remove_leftovers(self.folder)
-            files.remove_leftovers(self.folder / "checkpoints")
+            files.remove_leftovers(self.folder / "checkpoints", {path.name for path in (self.last, self.best) if path})
             yield
         finally:
             lock.release()
@@ -133,22 +162,39 @@ class Run:
             return True
         return False
 
+    def require_folder(self) -> None:
+        """Raise `OctavoError` if the run folder was removed or moved since it was opened."""
+        if not _is_run(self.folder):
+            raise OctavoError(f"the run folder {self.folder} was removed or moved", "keep it in place during training")
+
     def log(self, kind: str, line: dict[str, Any]) -> None:
-        """Append a line to `kind`.jsonl; `kind` is `metrics` or `samples`."""
-        with files.translate_disk_errors(self.folder), open(self._jsonl(kind), "a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        """Append a line to `kind`.jsonl; `kind` is `metrics` or `samples`. On an error the file is unchanged."""
+        content = (json.dumps(line, ensure_ascii=False) + "\n").encode()
+        with files.translate_disk_errors(self.folder), open(self._jsonl(kind), "ab", buffering=0) as file:
+            start = file.tell()
+            try:
+                written = file.write(content)
+                if written != len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    file.truncate(start)
+                raise
 
     def lines(self, kind: str) -> list[dict[str, Any]]:
-        """The complete lines of `kind`.jsonl; a line that is still being written is left out."""
+        """The complete lines of `kind`.jsonl: JSON objects with a step. Damaged and half-written lines are left out."""
         path = self._jsonl(kind)
         if not path.exists():
             return []
         # Split bytes: a line may end within a character, and `str.splitlines` would also split at U+2028.
-        return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+        lines = map(_parse_line, path.read_bytes().split(b"\n")[:-1])
+        return [line for line in lines if line is not None]
 
     def truncate_logs(self, step: int) -> None:
         """Remove the lines of later steps than `step`. Training that resumes there writes them again."""
-        for kind in ("metrics", "samples"):
+        for kind in LOGS:
+            if not self._jsonl(kind).exists():
+                continue
             lines = [line for line in self.lines(kind) if line["step"] <= step]
             content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             files.write_atomic(self._jsonl(kind), content)
@@ -169,21 +215,33 @@ class Run:
         state is one of the log-spaced ones.
         """
         folder = self._step_folder(step)
+        for kind in LOGS:  # after a power loss, a checkpoint must not be ahead of the lines it claims
+            files.flush(self._jsonl(kind))
         checkpoint.save(folder, model, tokenizer, settings, info, trainer)
         if trainer is None:
             return folder
-        previous = {self.last, self.best} - {None, folder}
+        earlier_best = self.best
         if is_best:
             files.write_atomic(self.folder / "best", folder.name + "\n")
         files.write_atomic(self.folder / "last", folder.name + "\n")
-        keep = {self.best} | {self._step_folder(spaced) for spaced in log_spaced_steps(settings)}
-        for old in previous:
-            assert old is not None
-            if old not in keep and old.exists():
-                files.remove_folder(old)
-            elif old.exists():
-                checkpoint.strip_trainer(old)
+        self._remove_old(folder, earlier_best, log_spaced_steps(settings))
         return folder
+
+    def _remove_old(self, last: Path, earlier_best: Path | None, log_spaced: set[int]) -> None:
+        """Remove what the new `last` replaces. The two newest checkpoints keep the trainer state.
+
+        Looks at all checkpoints, so that what a killed process should have removed goes too.
+        """
+        with_trainer = [step for step, folder in self.steps.items() if checkpoint.has_trainer(folder)]
+        resumable = {step_of(last), *[step for step in with_trainer if step < step_of(last)][-1:]}
+        for step, folder in self.steps.items():
+            if step in resumable or (step not in with_trainer and folder != earlier_best):
+                continue
+            with contextlib.suppress(OctavoError):  # the new checkpoint is saved; the next save tries this again
+                if step in log_spaced or folder == self.best:
+                    checkpoint.strip_trainer(folder)
+                else:
+                    files.remove_folder(folder)
 
     def _step_folder(self, step: int) -> Path:
         return self.folder / "checkpoints" / f"step-{step:06d}"
@@ -195,8 +253,14 @@ class Run:
         path = self.folder / pointer
         if not path.is_file():
             return None
-        return self.folder / "checkpoints" / path.read_text(encoding="utf-8", errors="replace").strip()
+        with open(path, "rb") as file:
+            name = file.read(100).decode("utf-8", errors="replace").strip()
+        # Checkpoints are removed by these names, so a damaged or forged one must not lead anywhere else.
+        return self.folder / "checkpoints" / name if _CHECKPOINT_NAME.fullmatch(name) else None
 
+
+LOGS = ("metrics", "samples")
+_CHECKPOINT_NAME = re.compile(r"step-[0-9]{6,15}")
 
 # What functions take as a run: a path or name, a `Run`, or a loaded checkpoint.
 RunLike = str | Path | Run | Checkpoint
@@ -256,14 +320,32 @@ def log_spaced_steps(settings: Settings) -> set[int]:
     return {round(settings.max_steps ** (i / last)) for i in range(settings.keep_checkpoints)}
 
 
+def _parse_line(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    is_valid = isinstance(value, dict) and type(value.get("step")) is int
+    return value if is_valid else None
+
+
 def _is_run(folder: Path) -> bool:
     return os.path.isfile(folder / "settings.toml")  # os.path: False, not an OSError, if the name is too long
 
 
-def _next_free_name(corpus: str) -> str:
-    """`corpus`-N, where N is one more than the highest number in use."""
-    matches = (re.fullmatch(re.escape(corpus) + r"-(\d+)", path.name) for path in Path("runs").glob("*"))
-    return f"{corpus}-{max((int(match[1]) for match in matches if match), default=0) + 1}"
+def _make_numbered_folder(corpus: str) -> Path:
+    """Make runs/`corpus`-N, where N is one more than the highest number in use. Safe if many processes call it."""
+    while True:
+        matches = (re.fullmatch(re.escape(corpus) + r"-(\d+)", path.name) for path in Path("runs").glob("*"))
+        number = max((int(match[1]) for match in matches if match), default=0) + 1
+        folder = Path("runs", f"{corpus}-{number}")
+        with files.translate_disk_errors(folder):
+            folder.parent.mkdir(exist_ok=True)
+            try:
+                folder.mkdir()
+            except FileExistsError:  # another process took the number
+                continue
+            return folder
 
 
 def _list_runs(parent: Path) -> str:

@@ -12,16 +12,20 @@ every mistake must be reported as an `OctavoError`, with the nearest name.
 """
 
 import argparse
+import contextlib
 import difflib
 import io
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
 
 import octavo
 from octavo.cli import bench, estimate, eval, inspect, prepare, sample, serve, stats, train
 from octavo.cli.parser import Parser
-from octavo.errors import OctavoError
+from octavo.errors import MachineError, OctavoError
 from octavo.settings import PRESETS, Settings, resolve, unknown_name_error
 
 VERBS = {
@@ -38,31 +42,100 @@ VERBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Returns the exit code: 0, 2 for an error that the user can fix, 130 for Ctrl-C."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a pipe on Windows or the C locale may not encode every character
-            stream.reconfigure(errors="replace")
+    """Run a command and return its exit code.
+
+    0 success, 2 a mistake that the user can fix, 3 a failure of the machine (disk, memory), 128 + N for signal N.
+    """
+    _prepare_streams()
     try:
-        try:
-            arguments = parse(list(sys.argv[1:] if argv is None else argv))
-            return int(arguments.handler(arguments) or 0)
-        finally:
-            sys.stdout.flush()  # so that a closed pipe is noticed here, not at exit
+        with _terminable():
+            try:
+                arguments = parse(list(sys.argv[1:] if argv is None else argv))
+                return int(arguments.handler(arguments) or 0)
+            finally:
+                sys.stdout.flush()  # so that a closed pipe is noticed here, not at exit
     except OctavoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _fail(str(error), error.exit_code)
+    except _Terminated:
+        return _fail("terminated", 128 + signal.SIGTERM, prefix="")
     except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        return 130
+        return _fail("\nstopped", 128 + signal.SIGINT, prefix="")
     except BrokenPipeError:  # the reader closed the pipe, as in `octavo sample ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 0
+    except MemoryError:
+        return _fail("out of memory\n  try: a smaller model, batch or text", MachineError.exit_code)
+    except OSError as error:
+        # Output to a full disk, a cache or a run that became unreadable: wherever no better message was given.
+        place = f"{error.filename}: " if error.filename is not None else ""
+        _discard_output()
+        return _fail(f"{place}{error.strerror or error}\n  try: check the disk and its permissions", 3)
+
+
+def run_and_exit() -> NoReturn:
+    """Run the command of this process. A signal that arrives while Python shuts down changes nothing any more."""
+    exit_code = main()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(exit_code)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM. Like Ctrl-C it unwinds the stack, so that temporary files are removed."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Raise `_Terminated` on SIGTERM. `octavo train` and `octavo serve` install handlers of their own."""
+    is_default = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if not is_default or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(number: int, frame: object) -> None:
+        raise _Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _prepare_streams() -> None:
+    """Make stdout and stderr usable, whatever the caller did to them."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # closed (`>&-`): a file that is opened later must not take its place
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            if stream.isatty():
+                stream.reconfigure(errors="backslashreplace")  # a terminal may not know every character
+            else:  # a file or a pipe holds the text, not question marks: on Windows the default is cp1252
+                stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def _fail(message: str, exit_code: int, prefix: str = "error: ") -> int:
+    with contextlib.suppress(OSError):
+        print(f"{prefix}{message}", file=sys.stderr, flush=True)
+    return exit_code
+
+
+def _discard_output() -> None:
+    """Send what stdout still has in its buffer to nowhere. Python would try to write it again at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Parse a command. `--n_layer=6` means `--n-layer=6`; the error for an unknown flag names the nearest one."""
-    argv = [_hyphenate(word) for word in argv] or ["--help"]
+    argv = argv or ["--help"]
     parser = _build_parser(_defaults_for_help(argv))
+    argv = _hyphenate_flags(argv, parser)
     if argv[0] not in VERBS and not argv[0].startswith("-"):
         raise unknown_name_error("verb", argv[0], VERBS)
     arguments, rest = parser.parse_known_args(argv)
@@ -80,16 +153,23 @@ def _unknown_word_error(word: str, arguments: argparse.Namespace) -> OctavoError
     if replacement is not None:
         return OctavoError(f"{name} is an option of nanoGPT, not of Octavo", replacement)
     flags = [flag for flag in arguments.flags if flag.startswith("--")]
-    nearest = difflib.get_close_matches(name, flags, n=1, cutoff=0.6)
+    nearest = difflib.get_close_matches(name.replace("_", "-"), flags, n=1, cutoff=0.6)
     message = f"there is no option {name}" if name.startswith("-") else f"unexpected argument {name!r}"
     return OctavoError(message, nearest[0] if nearest else f"{arguments.prog} --help")
 
 
-def _hyphenate(word: str) -> str:
-    if not word.startswith("--"):
-        return word
-    name, equals, value = word.partition("=")
-    return name.replace("_", "-") + equals + value
+def _hyphenate_flags(argv: list[str], parser: Parser) -> list[str]:
+    """`--n_layer=6` becomes `--n-layer=6`. Only the names of flags change, never a value that looks similar."""
+    verb = parser.verbs.get(argv[0])
+    flags = {flag for action in verb._actions for flag in action.option_strings} if verb else set()
+    end = argv.index("--") if "--" in argv else len(argv)
+
+    def hyphenate(word: str) -> str:
+        name, equals, value = word.partition("=")
+        hyphenated = name.replace("_", "-")
+        return hyphenated + equals + value if hyphenated in flags else word
+
+    return [*map(hyphenate, argv[:end]), *argv[end:]]
 
 
 def _defaults_for_help(argv: list[str]) -> Settings:
@@ -113,4 +193,5 @@ def _build_parser(defaults: Settings) -> Parser:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     for verb in VERBS.values():
         verb.add_parser(verbs, defaults)
+    parser.verbs = verbs.choices
     return parser

@@ -32,6 +32,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        self.verbs: Mapping[str, Parser] = {}
 
     def error(self, message: str) -> NoReturn:
         raise OctavoError(message[0].lower() + message[1:], f"{self.prog} --help")

@@ -64,4 +64,4 @@ def run(arguments: argparse.Namespace) -> int:
         values = dataclasses.asdict(finished) | {"run": str(finished.run), "checkpoint": str(finished.checkpoint)}
         del values["reason"]
         print(json.dumps(values))
-    return 130 if finished.reason == "stopped" else 0
+    return 128 + should_stop.signal if finished.reason == "stopped" and should_stop.signal else 0

@@ -8,17 +8,19 @@ Opening a dataset reads no shards, unless they changed since they were last veri
 folders too.
 """
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from octavo import tokenizers
 from octavo.data import nanogpt
 from octavo.data.file_state import VerifiedFiles
 from octavo.data.shards import Shards, open_npy
 from octavo.errors import OctavoError
+from octavo.schema import Count, FileName, check, read_json
 from octavo.tokenizers import Tokenizer
 
 FORMAT = 2
@@ -79,8 +81,12 @@ def open_dataset(folder: Path, verify: bool = False) -> Dataset:
                 "prepare the text again",
             )
     for split in SPLITS:
-        if not shards[split]:
-            raise OctavoError(f"{folder}: the split {split} has no tokens", "prepare the text again")
+        length = sum(shard.length for shard in shards[split])
+        if length == 0 or length != info["tokens"][split]:
+            raise OctavoError(
+                f"{folder}: the split {split} has {length} tokens, and {info['tokens'][split]} are recorded",
+                "prepare the text again",
+            )
         for shard in shards[split]:
             largest = verified.largest_id(shard)
             if largest >= tokenizer.vocab_size:
@@ -92,24 +98,63 @@ def open_dataset(folder: Path, verify: bool = False) -> Dataset:
     return Dataset(folder, tokenizer, info, {split: Shards(shards[split]) for split in SPLITS})
 
 
+class TextInfo(msgspec.Struct):
+    """The text that a dataset was prepared from."""
+
+    sha256: str
+    documents: Count = 1
+    bytes: Count | None = None
+    characters: Count | None = None
+    left_out: Count | None = None  # documents
+
+
+class Origin(msgspec.Struct):
+    """What a checkpoint stores of its dataset, see `Dataset.origin`."""
+
+    name: FileName
+    source: str
+    text: TextInfo
+    tokenizer: str
+    split: dict[str, str | float]
+    fingerprint: str
+    cache_key: FileName
+
+    @classmethod
+    def check(cls, value: object) -> "Origin":
+        """Convert what a checkpoint stores. Raises `OctavoError` if a key is missing or its value has another type."""
+        return check(value, cls, "the checkpoint's record of its data", "another checkpoint, or name the text")
+
+
+class _FileEntry(msgspec.Struct):
+    """What `dataset.json` records of a file."""
+
+    bytes: Count
+    sha256: str
+
+
+class _DatasetInfo(Origin):
+    """The contents of `dataset.json`."""
+
+    vocab_size: Count
+    tokens: dict[Literal["train", "val"], Count]
+    shards: dict[Literal["train", "val"], list[FileName]]
+    files: dict[FileName, _FileEntry]
+    format: int = FORMAT
+
+
 def _read_info(folder: Path) -> dict[str, Any]:
     """The contents of `dataset.json`. Raises `OctavoError` if a key is missing or has a value of another type."""
-    try:
-        info: dict[str, Any] = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-        if info.get("format", FORMAT) != FORMAT:
-            raise ValueError(f"its format is {info['format']}, and this version reads {FORMAT}")
-        for entry in info["files"].values():
-            int(entry["bytes"]), str(entry["sha256"])
-        int(info["vocab_size"])
-        for key in (*_ORIGIN_KEYS, "tokens"):
-            info[key]
-        for split in SPLITS:
-            for name in info["shards"][split]:
-                info["files"][name]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"dataset.json has no {error}" if isinstance(error, KeyError) else error
-        hint = f"octavo prepare ... --out {folder}"
-        raise OctavoError(f"{folder} is not a prepared dataset: {reason}", hint) from None
+    path, hint = folder / "dataset.json", f"octavo prepare ... --out {folder}"
+    info = read_json(path, dict[str, Any], hint)
+    if info.get("format", FORMAT) != FORMAT:
+        raise OctavoError(f"{path} has format {info['format']!r}, and this version reads format {FORMAT}", hint)
+    check(info, _DatasetInfo, str(path), hint)
+    for split in SPLITS:
+        if split not in info["tokens"] or not info["shards"].get(split):
+            raise OctavoError(f"{path} is damaged: it has no tokens of the split {split}", hint)
+        for name in info["shards"][split]:
+            if name not in info["files"]:
+                raise OctavoError(f"{path} is damaged: {name} is not in its list of files", hint)
     return info
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from octavo.data.build import build_dataset
 from octavo.data.cache import acquire_lock, cache_key, cached_folder, open_cached, open_or_build
-from octavo.data.dataset import Dataset, is_prepared, open_dataset
+from octavo.data.dataset import Dataset, Origin, is_prepared, open_dataset
 from octavo.data.encoder import END, Encoder
 from octavo.data.limits import DEFAULT_LIMITS, Limits
 from octavo.data.progress import PreparationProgress, preparation
@@ -62,15 +62,16 @@ def prepare_dataset(
 
 @preparation
 def reopen_dataset(
-    settings: DataSettings, origin: dict[str, Any], tokenizer: Tokenizer, limits: Limits = DEFAULT_LIMITS
+    settings: DataSettings, origin: dict[str, Any] | None, tokenizer: Tokenizer, limits: Limits = DEFAULT_LIMITS
 ) -> Generator[PreparationProgress, None, Dataset]:
     """The dataset that a checkpoint was trained on: from the cache, or prepared again from its source.
 
     `origin` is the `Dataset.origin` that the checkpoint stores. Raises `OctavoError` if the source has changed since.
     """
-    if settings.source == origin["source"]:
-        dataset = open_cached(origin["cache_key"])
-        if dataset is not None and dataset.fingerprint == origin["fingerprint"]:
+    recorded = Origin.check(origin)
+    if settings.source == recorded.source:
+        dataset = open_cached(recorded.cache_key)
+        if dataset is not None and dataset.fingerprint == recorded.fingerprint:
             return dataset
     error = OctavoError(
         f"{settings.source} is not the text that this run was trained on",
@@ -81,10 +82,10 @@ def reopen_dataset(
     else:
         corpus = open_source(settings, limits)
         scan = yield from scan_corpus(corpus, limits)
-        if scan.sha256 != origin["text"]["sha256"]:
+        if scan.sha256 != recorded.text.sha256:
             raise error  # before the text is encoded: the tokenizer may not have the characters of another text
         dataset = yield from prepare_corpus(corpus, scan, settings, tokenizer, limits)
-    if dataset.fingerprint != origin["fingerprint"]:
+    if dataset.fingerprint != recorded.fingerprint:
         raise error
     return dataset
 
@@ -121,9 +122,9 @@ def prepare_corpus(
     return _rename((yield from open_or_build(key, build)), corpus)
 
 
-def is_cached(settings: DataSettings, origin: dict[str, Any]) -> bool:
+def is_cached(settings: DataSettings, origin: dict[str, Any] | None) -> bool:
     """Whether `reopen_dataset` can open the dataset without reading its text."""
-    return is_prepared(cached_folder(origin["cache_key"])) or is_prepared(settings.source)
+    return is_prepared(cached_folder(Origin.check(origin).cache_key)) or is_prepared(settings.source)
 
 
 def encode_corpus(settings: DataSettings, tokenizer: Tokenizer, unknown: str = "error") -> np.ndarray:

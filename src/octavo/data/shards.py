@@ -29,17 +29,21 @@ class Shard:
     length: int
 
     def memory_map(self) -> np.ndarray:
-        """The ids (T,), read from disk when they are accessed."""
-        return np.memmap(self.path, self.dtype, "r", self.offset, (self.length,))
+        """The ids (T,), read from disk when they are accessed. Raises `OctavoError` if the file is gone or shorter."""
+        try:
+            return np.memmap(self.path, self.dtype, "r", self.offset, (self.length,))
+        except (OSError, ValueError) as error:
+            message = f"{self.path} was removed or changed while it was in use: {error}"
+            raise OctavoError(message, "prepare the text again") from None
 
 
 def open_npy(path: Path) -> Shard:
     """Open a `.npy` file of ids. Nothing is unpickled. Raises `OctavoError` if it is truncated or of another kind."""
     try:
-        ids = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        ids = np.lib.format.open_memmap(path, mode="r")  # not np.load, which opens zip archives and pickles too
+    except Exception as error:  # NumPy parses the header as Python; a damaged one can raise nearly any exception
         raise OctavoError(f"{path} is not a token file: {error}", "prepare the text again") from None
-    if not isinstance(ids, np.memmap) or ids.ndim != 1 or ids.dtype not in (np.uint16, np.uint32):
+    if ids.ndim != 1 or ids.dtype not in (np.uint16, np.uint32):
         raise OctavoError(f"{path} is not a token file: {ids.ndim} axes of {ids.dtype}", "prepare the text again")
     return Shard(path, ids.dtype, ids.offset, len(ids))
 

@@ -29,7 +29,7 @@ def unit_rows(rows: np.ndarray) -> np.ndarray:
 
 def count_tokens(loaded: Checkpoint) -> np.ndarray | None:
     """How often each token occurs in the training split, (V,), or None if the training text is not available."""
-    if not isinstance(loaded.settings, Settings) or "data" not in loaded.info:
+    if not isinstance(loaded.settings, Settings) or not loaded.info.get("data"):
         return None
     try:
         tokens = reopen_dataset(loaded.settings, loaded.info["data"], loaded.tokenizer).result.tokens["train"]

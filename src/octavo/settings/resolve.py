@@ -1,7 +1,7 @@
 """Resolve settings from defaults, preset, TOML file and explicit values; write and read settings.toml."""
 
 import dataclasses
-import tomllib
+import os
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 import tomli_w
 
 from octavo.errors import OctavoError, SettingError
+from octavo.schema import read_toml
 from octavo.settings.fields import SECTIONS, Settings, unknown_name_error
 from octavo.settings.presets import NANOGPT_NAMES, PRESETS
 
@@ -65,12 +66,9 @@ def _check_name(name: str) -> None:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     """The settings of a TOML file, top-level or in the sections `[model]`, `[data]`, `[training]`."""
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise OctavoError(f"there is no settings file {path}", "check the path after --config") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise OctavoError(f"{path} is not readable TOML: {error}", "lines like: n_layer = 6") from None
+    if not os.path.exists(path):
+        raise OctavoError(f"there is no settings file {path}", "check the path after --config")
+    table = read_toml(path, "lines like: n_layer = 6")
     values: dict[str, Any] = {}
     for key, value in table.items():
         if isinstance(value, Mapping) and key not in SECTIONS:

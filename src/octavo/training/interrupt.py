@@ -1,41 +1,70 @@
-"""Ctrl-C and SIGTERM end a run with a checkpoint."""
+"""Ctrl-C, SIGTERM and SIGHUP end a run with a checkpoint."""
 
 import contextlib
+import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
+
+# A terminal and a wrapper such as make may both send the signal of one Ctrl-C. A second one within this many seconds
+# is the same request.
+REPEAT_SECONDS = 1.0
+
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+class Stop:
+    """The `should_stop` of `events`: true after a signal. `signal` is the number of that signal, or None.
+
+    Its attributes are plain values. A `threading.Event` has a lock, and a second signal that arrives while the first is
+    being handled would wait for it for ever.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self.has_stepped = False
+        self._requested_at = 0.0  # of the monotonic clock
+
+    def __call__(self) -> bool:
+        self.has_stepped = True  # `events` calls this after each step
+        return self.signal is not None
+
+    def handle(self, number: int, frame: object) -> None:
+        """Handle a signal. Raises `KeyboardInterrupt` if there is nothing to save, and for a second Ctrl-C."""
+        if not self.has_stepped:
+            self.signal = number
+            raise KeyboardInterrupt
+        if self.signal is not None:
+            if number == signal.SIGINT and time.monotonic() - self._requested_at > REPEAT_SECONDS:
+                raise KeyboardInterrupt
+            return
+        self.signal, self._requested_at = number, time.monotonic()
+        with contextlib.suppress(OSError):  # not print: a stream is not reentrant
+            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, _MESSAGE)
+
+
+_MESSAGE = b"\nsaving a checkpoint after this step, then stopping (Ctrl-C again stops at once)\n"
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Handle SIGINT and SIGTERM. Yields the function `should_stop` for `events`: true after one of these signals.
+def interruptible() -> Iterator[Stop]:
+    """Handle SIGINT, SIGTERM and SIGHUP, and yield the `should_stop` of `events`, which is true after one of them.
 
-    Before the first step there is nothing to save, so a signal raises `KeyboardInterrupt`; so does a second Ctrl-C.
-    Only the main thread can handle signals; in another one, `should_stop` always returns false.
+    A signal that the parent process told this one to ignore (nohup) stays ignored. Only the main thread can handle
+    signals; in another one, `should_stop` always returns false.
     """
-    requested, has_stepped = threading.Event(), threading.Event()
-
-    def should_stop() -> bool:
-        has_stepped.set()  # `events` calls this after each step
-        return requested.is_set()
-
+    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
-        yield should_stop
+        yield stop
         return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def handle(number: int, frame: object) -> None:
-        if not has_stepped.is_set():
-            raise KeyboardInterrupt
-        requested.set()
-        signal.signal(signal.SIGINT, previous[signal.SIGINT])
-        print("\nsaving a checkpoint after this step, then stopping (Ctrl-C again stops at once)", file=sys.stderr)
-
-    for number in previous:
-        signal.signal(number, handle)
+    previous = {number: signal.getsignal(number) for number in _SIGNALS}
+    handled = [number for number, handler in previous.items() if handler not in (signal.SIG_IGN, None)]
+    for number in handled:
+        signal.signal(number, stop.handle)
     try:
-        yield should_stop
+        yield stop
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number in handled:
+            signal.signal(number, previous[number])

@@ -81,9 +81,11 @@ def events(
     with run.lock():
         evaluator = Evaluator(trainer.model, settings, setup.data)
         recorder = Recorder(run, setup.data, trainer, evaluator, clock)
-        if setup.state is not None:
-            run.write_settings(settings)
-            recorder.restore(setup.state)
+        if setup.state is None:
+            run.truncate_logs(0)  # what an earlier process wrote that was killed before its first checkpoint
+        else:
+            assert setup.checkpoint is not None
+            recorder.restore(setup.state, setup.checkpoint)
         memory = run_estimate.estimate_memory(settings, runtime, trainer.micro_batch, memory_before)
         tokens = setup.data.info["tokens"]
         started = Started(
@@ -103,7 +105,7 @@ def events(
             memory_bytes=memory.peak,
         )
         notices = [*runtime.notices, *setup.notices]
-        if plan.resume is None:
+        if not plan.resume:
             notices += run_estimate.run_warnings(settings, runtime, memory, setup.data, new_model=plan.init is None)
         steps = _run_steps(trainer, evaluator, recorder, clock, batch_of_step, should_stop)
         yield from loggers.tee(itertools.chain([started], map(Notice, notices), steps), settings.loggers)
@@ -125,6 +127,7 @@ def _run_steps(
     while trainer.step < settings.max_steps and finish_reason == "done":
         loss, grad_norm = trainer.update(batch_of_step(trainer.step))
         yield from map(Notice, trainer.take_notices())
+        recorder.write_settings()
         if should_stop():
             finish_reason = "stopped"
         due = _actions_due(trainer.step, settings, log_spaced_steps, is_stopped=finish_reason == "stopped")
@@ -149,16 +152,22 @@ def _run_steps(
                 if evaluated.best or finish_reason == "patience" or not settings.save_every:
                     due.add("save_checkpoint")
             recorder.write_metrics(metrics)
+        if "sample" in due:  # before the checkpoint, so that a resumed run has every sample up to its step
+            yield recorder.write_sample()
         if "save_checkpoint" in due:
-            yield recorder.save_checkpoint()
+            is_last = finish_reason != "done" or trainer.step == settings.max_steps
+            saved = recorder.save_checkpoint(is_required=is_last)
+            if saved is not None:
+                yield saved
         elif "save_weights" in due:
             recorder.save_weights()
-        if "sample" in due:
-            yield recorder.write_sample()
+        yield from map(Notice, recorder.take_notices())
         if due != {"log"}:  # writing a line counts as time in updates; evaluating, saving and sampling do not
             clock.start_updates()
     if recorder.last_checkpoint is None:  # with max_steps = 0 no step saved one, so save the initial weights
-        yield recorder.save_checkpoint()
+        saved = recorder.save_checkpoint(is_required=True)
+        assert saved is not None
+        yield saved
     yield recorder.finish(finish_reason)
 
 

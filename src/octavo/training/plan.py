@@ -15,6 +15,13 @@ from octavo.settings import DataSettings, ModelSettings, Settings, resolve
 
 # Settings of the model that may change between a run and its resumption, or between a model and its fine-tuning.
 CHANGEABLE = {"dropout", "attention_dropout"}
+# Settings that can't change when a run is resumed: weights, data order and the optimizer's state depend on them.
+FIXED = [
+    field.name
+    for section in (ModelSettings, DataSettings)
+    for field in dataclasses.fields(section)
+    if field.name not in CHANGEABLE | {"source"}
+] + ["optimizer"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +29,7 @@ class Plan:
     """A training run that has not started. `plan` builds and checks it, `octavo.training.events` carries it out."""
 
     settings: Settings
-    resume: Path | None = None  # the checkpoint folder that training resumes from
+    resume: tuple[Path, ...] = ()  # checkpoint folders; training resumes from the first that is not damaged
     init: RunLike | None = None  # the run or checkpoint whose weights a new run starts from
     out: str | Path | None = None  # the folder of a new run; runs/NAME by default
     name: str | None = None  # NAME; by default the name of the corpus and the next free number
@@ -54,8 +61,10 @@ def plan(
             )
         if out is not None or name is not None:
             raise OctavoError("a resumed run stays in its folder", "leave out --out and --name")
-        run, checkpoint = find_resumable(resume)
-        return Plan(_changed_settings(run, settings), resume=checkpoint)
+        run, checkpoints = find_resumable(resume)
+        if not checkpoints:
+            return Plan(_changed_settings(run, settings), out=run.folder)
+        return Plan(_changed_settings(run, settings), resume=checkpoints)
     if init is not None:
         preset = preset or ("finetune" if config is None else None)
         shape = {field.name for field in dataclasses.fields(ModelSettings)} - CHANGEABLE - {"block_size"}
@@ -65,30 +74,35 @@ def plan(
     return Plan(resolve(preset, config, **settings), init=init, out=out, name=name)
 
 
-def find_resumable(resume: RunLike) -> tuple[Run, Path]:
-    """Find a run and the checkpoint to resume it from: the last one, unless `resume` is a checkpoint."""
+def find_resumable(resume: RunLike) -> tuple[Run, tuple[Path, ...]]:
+    """Find a run and the checkpoints to resume it from, the preferred one first; only one if `resume` names it.
+
+    A run that was killed before its first checkpoint has none: it starts again in its folder.
+    """
     run = find_run(resume)
     if run is None:
         folder = resume.folder if isinstance(resume, Checkpoint | Run) else Path(resume)
         owner = Run.of_checkpoint(folder)
         if owner is not None and (folder / "config.json").is_file():
-            return owner, folder
+            return owner, (folder,)
         run = Run(folder)  # always raises here: the error says why the folder is not a run
-    if run.last is None:
-        raise OctavoError(f"{run.folder} has no checkpoint to resume from", "octavo train, which starts a new run")
-    return run, run.last
+    if not run.resumable and not run.is_unstarted:
+        hint = (
+            f"--init {run.folder}, which starts a new run from its weights" if run.steps else "wait for its first one"
+        )
+        raise OctavoError(f"{run.folder} has no checkpoint to resume from", hint)
+    return run, tuple(run.resumable)
 
 
 def _changed_settings(run: Run, changes: dict[str, Any]) -> Settings:
-    """Apply changes to a run's settings. Model and data settings must not change, since the weights depend on them."""
+    """Apply changes to a run's settings. Those of the model and the data, and the optimizer, must stay."""
     before = run.settings
     after = resolve(**{**dataclasses.asdict(before), **changes})
-    for section in (ModelSettings, DataSettings):
-        for field in dataclasses.fields(section):
-            old, new = getattr(before, field.name), getattr(after, field.name)
-            if old != new and field.name not in CHANGEABLE | {"source"}:
-                raise OctavoError(
-                    f"{field.name} is {old!r} in this run and can't become {new!r} when it is resumed",
-                    f"--init {run.folder}, which starts a new run",
-                )
+    for name in FIXED:
+        old, new = getattr(before, name), getattr(after, name)
+        if old != new:
+            raise OctavoError(
+                f"{name} is {old!r} in this run and can't become {new!r} when it is resumed",
+                f"--init {run.folder}, which starts a new run",
+            )
     return after

@@ -3,11 +3,12 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 from octavo import estimate
 from octavo.checkpoint import TrainerState
 from octavo.data.dataset import Dataset
-from octavo.errors import OctavoError
+from octavo.errors import MachineError, OctavoError
 from octavo.generation.engine import Engine
 from octavo.generation.prompt import encode_prompt
 from octavo.generation.stream import TextRequest, TextStream
@@ -17,6 +18,7 @@ from octavo.training.clock import Clock
 from octavo.training.evaluator import Evaluator
 from octavo.training.event import Evaluated, Finished, Sampled, Saved, Step
 from octavo.training.step import Trainer
+from octavo.training.trainer_values import check_trainer_values
 
 
 class Recorder:
@@ -24,24 +26,40 @@ class Recorder:
 
     def __init__(self, run: Run, data: Dataset, trainer: Trainer, evaluator: Evaluator, clock: Clock) -> None:
         self.run, self.data, self.trainer, self.evaluator, self.clock = run, data, trainer, evaluator, clock
-        self.last_checkpoint = run.last
+        self.last_checkpoint: Path | None = None  # the newest from which training can resume
+        self._unwritten: list[tuple[str, dict[str, Any]]] = []  # lines that a failing disk has not taken yet
+        self._notices: list[str] = []
+        self._are_settings_written = True  # `Run.create` wrote those of a new run
 
-    def restore(self, state: TrainerState) -> None:
-        """Restore trainer, evaluator and clock. Remove the metrics and samples of steps after the checkpoint."""
-        values = state.values
+    def restore(self, state: TrainerState, folder: Path) -> None:
+        """Restore trainer, evaluator and clock from a checkpoint, and remove the run's lines after its step."""
+        values = check_trainer_values(state.values, folder)
         self.trainer.restore(state)
-        self.run.truncate_logs(self.trainer.step)
-        best_val_loss, newest = values["best_val_loss"], values["newest_evaluation"]
-        self.evaluator.best_val_loss = math.inf if best_val_loss is None else best_val_loss
-        self.evaluator.evaluations_since_best = values["evaluations_since_best"]
-        self.evaluator.newest_evaluation = Evaluated(**newest) if newest else None
-        self.clock.restore(values["elapsed_seconds"], values["update_seconds"])
+        self.last_checkpoint = folder
+        self._are_settings_written = False
+        self.run.truncate_logs(values.step)
+        self.evaluator.best_val_loss = math.inf if values.best_val_loss is None else values.best_val_loss
+        self.evaluator.evaluations_since_best = values.evaluations_since_best
+        self.evaluator.newest_evaluation = values.newest_evaluation
+        self.clock.restore(values.elapsed_seconds, values.update_seconds)
+
+    def write_settings(self) -> None:
+        """Write the settings of a resumed run after its first step: settings that fail must not stay in its folder."""
+        if self._are_settings_written:
+            return
+        self.run.write_settings(self.trainer.settings)
+        self._are_settings_written = True
+
+    def take_notices(self) -> list[str]:
+        """Return what could not be written since the last call."""
+        notices, self._notices = self._notices, []
+        return notices
 
     def write_metrics(self, step: Step) -> None:
         """Append a line to metrics.jsonl, with the losses if this step was evaluated."""
         evaluated = self._current_evaluation()
         losses = _losses(evaluated) if evaluated else {}
-        self.run.log("metrics", dataclasses.asdict(step) | losses)
+        self._write_line("metrics", dataclasses.asdict(step) | losses)
 
     def write_sample(self) -> Sampled:
         """Generate a few lines. The seed is the run's plus the step, so a resumed run generates the same."""
@@ -55,12 +73,17 @@ class Recorder:
             seed=(settings.seed + step) % 2**63,
         )
         text = "".join(TextStream(request, self.data.tokenizer).start(engine))
-        self.run.log("samples", {"step": step, "text": text})
+        self._write_line("samples", {"step": step, "text": text})
         return Sampled(step, text)
 
-    def save_checkpoint(self) -> Saved:
-        """Save a checkpoint from which training can resume. Raises `OctavoError` if the loss is not finite."""
+    def save_checkpoint(self, is_required: bool) -> Saved | None:
+        """Save a checkpoint from which training can resume. Raises `OctavoError` if the loss is not finite.
+
+        If the disk is full or fails, training continues, and `take_notices` says so; a checkpoint that `is_required`
+        raises the `MachineError`. The previous checkpoint is unchanged either way.
+        """
         step, settings, evaluator = self.trainer.step, self.trainer.settings, self.evaluator
+        self._require_finite_weights()
         evaluated = self._current_evaluation()
         if evaluated is None:  # the loss of the step was computed before its update: check the updated weights too
             T = settings.block_size
@@ -74,12 +97,24 @@ class Recorder:
             update_seconds=self.clock.update_seconds,
         )
         is_best = evaluated is not None and evaluated.best
-        self.last_checkpoint = self._save(state, is_best)
+        try:
+            self.last_checkpoint = self._save(state, is_best)
+        except MachineError as error:
+            if is_required:
+                raise
+            self._notices.append(
+                f"no checkpoint at step {step}: {error.message}. Training continues; the next one is due"
+            )
+            return None
         return Saved(step, self.last_checkpoint)
 
     def save_weights(self) -> None:
         """Save a checkpoint without the trainer's state: one of the log-spaced ones for the lens."""
-        self._save(None, best=False)
+        self._require_finite_weights()
+        try:
+            self._save(None, best=False)
+        except MachineError as error:
+            self._notices.append(f"no copy of the weights at step {self.trainer.step}: {error.message}")
 
     def finish(self, reason: str) -> Finished:
         """Summarize the run."""
@@ -111,12 +146,36 @@ class Recorder:
             f"--learning-rate {rate:.1g}",
         )
 
+    def _require_finite_weights(self) -> None:
+        for name, parameter in self.trainer.model.named_parameters():
+            if not parameter.isfinite().all():
+                self.require_finite(f"a weight of {name}", math.nan)
+
+    def _write_line(self, kind: str, line: dict[str, Any]) -> None:
+        """Append a line. If the disk fails, keep it, and write it with the next one."""
+        was_failing = bool(self._unwritten)
+        self._unwritten.append((kind, line))
+        try:
+            self._write_lines()
+        except MachineError as error:
+            if not was_failing:
+                self._notices.append(
+                    f"{error.message}. Training continues; the lines are written when that is possible"
+                )
+
+    def _write_lines(self) -> None:
+        self.run.require_folder()
+        while self._unwritten:
+            self.run.log(*self._unwritten[0])
+            del self._unwritten[0]
+
     def _current_evaluation(self) -> Evaluated | None:
         """The newest evaluation, if it is of the current weights."""
         newest = self.evaluator.newest_evaluation
         return newest if newest is not None and newest.step == self.trainer.step else None
 
     def _save(self, state: TrainerState | None, best: bool) -> Path:
+        self._write_lines()
         evaluated = self._current_evaluation()
         info = {
             "step": self.trainer.step,

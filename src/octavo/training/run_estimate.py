@@ -87,7 +87,7 @@ def estimate_run(
     """
     if price_per_hour is not None and not 0 <= price_per_hour < math.inf:
         raise OctavoError(f"price_per_hour={price_per_hour:g} is not a finite number of at least 0", "--price 2.50")
-    if plan.resume is not None or plan.init is not None:
+    if plan.resume or plan.init is not None:
         raise OctavoError("only a new run can be estimated", "a plan without resume and init")
     settings, data = plan.settings, None
     runtime, start = resolve_runtime(settings), time.perf_counter()

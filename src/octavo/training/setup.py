@@ -23,6 +23,7 @@ from octavo.runs import Run
 from octavo.settings import ModelSettings, Settings
 from octavo.training import init_weights
 from octavo.training.plan import CHANGEABLE, Plan
+from octavo.training.trainer_values import check_trainer_values
 
 # `cap_steps` never goes below this: fewer steps teach a model nothing.
 _MIN_STEPS = 100
@@ -30,12 +31,13 @@ _MIN_STEPS = 100
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """What training starts with. Only a resumed run has a `run` and a trainer's `state` already."""
+    """What training starts with. Only a resumed run has a `run`, and a trainer's `state` from a `checkpoint`."""
 
     settings: Settings
     data: Dataset
     model: GPT
     run: Run | None = None
+    checkpoint: Path | None = None
     state: TrainerState | None = None
     notices: list[str] = field(default_factory=list)
 
@@ -46,7 +48,7 @@ Setup = Generator[PreparationProgress, None, TrainingSetup]
 @preparation
 def set_up(plan: Plan) -> Setup:
     """Prepare the text, build or load the model, and resolve the settings that depend on the text."""
-    if plan.resume is not None:
+    if plan.resume:
         return (yield from _set_up_resumed(plan.settings, plan.resume))
     if plan.init is not None:
         return (yield from _set_up_finetuned(plan.settings, runs.load(plan.init)))
@@ -87,21 +89,49 @@ def _set_up_new(settings: Settings) -> Setup:
     return TrainingSetup(settings, data, model, notices=notices)
 
 
-def _set_up_resumed(settings: Settings, folder: Path) -> Setup:
+def _set_up_resumed(settings: Settings, folders: tuple[Path, ...]) -> Setup:
     """Load a run's checkpoint. Settings that are `auto` keep the value they had, or the losses would change."""
-    # `load` comes first: it verifies every file of the folder, also those that `load_trainer` reads.
-    loaded, state = checkpoint.load(folder), checkpoint.load_trainer(folder)
-    notices = []
-    resolved = {name: state.values[name] for name in ("device", "precision", "compile")}
-    settings = dataclasses.replace(settings, **{k: v for k, v in resolved.items() if getattr(settings, k) == "auto"})
-    if state.values["threads"] != torch.get_num_threads():
+    loaded, state, notices = load_first_intact(folders)
+    values = check_trainer_values(state.values, loaded.folder)
+    for name in [f.name for f in dataclasses.fields(ModelSettings) if f.name not in CHANGEABLE]:
+        if getattr(settings, name) != getattr(loaded.settings, name):
+            raise OctavoError(
+                f"settings.toml has {name} = {getattr(settings, name)}, and {loaded.folder} has "
+                f"{getattr(loaded.settings, name)}",
+                "the value of the checkpoint in settings.toml",
+            )
+    settings = dataclasses.replace(
+        settings,
+        device=values.device if settings.device == "auto" else settings.device,
+        precision=values.precision if settings.precision == "auto" else settings.precision,
+        compile=values.compile if settings.compile == "auto" else settings.compile,
+    )
+    if values.threads != torch.get_num_threads():
         notices.append(
-            f"{torch.get_num_threads()} threads, not {state.values['threads']} as before: "
-            "losses may differ in the last digits"
+            f"{torch.get_num_threads()} threads, not {values.threads} as before: losses may differ in the last digits"
         )
-    data = yield from reopen_dataset(settings, loaded.info["data"], loaded.tokenizer)
+    data = yield from reopen_dataset(settings, loaded.info.get("data"), loaded.tokenizer)
     model = _change_settings(loaded.model, settings)
-    return TrainingSetup(settings, data, model, Run.of_checkpoint(folder), state, notices)
+    run = Run.of_checkpoint(loaded.folder)
+    return TrainingSetup(settings, data, model, run, loaded.folder, state, notices)
+
+
+def load_first_intact(folders: tuple[Path, ...]) -> tuple[Checkpoint, TrainerState, list[str]]:
+    """Load the first checkpoint that is not damaged, with a notice for each that was skipped.
+
+    Raises the error of the first if all are damaged.
+    """
+    errors: list[OctavoError] = []
+    for folder in folders:
+        try:
+            # In this order, since `load` verifies the whole folder.
+            loaded, state = checkpoint.load(folder, foreign=False), checkpoint.load_trainer(folder)
+        except OctavoError as error:
+            errors.append(error)
+        else:
+            notices = [f"skipped a damaged checkpoint: {error.message}" for error in errors]
+            return loaded, state, notices + ([f"resuming from {folder}"] if notices else [])
+    raise errors[0]
 
 
 def _set_up_finetuned(settings: Settings, base: Checkpoint) -> Setup:

@@ -14,7 +14,7 @@ from torch import Tensor
 from octavo import estimate, kernels
 from octavo.checkpoint import TrainerState
 from octavo.device import Runtime, is_out_of_memory
-from octavo.errors import OctavoError
+from octavo.errors import MachineError
 from octavo.loss import next_token_loss
 from octavo.model import GPT
 from octavo.settings import Settings
@@ -176,8 +176,8 @@ class Trainer:
             torch.cuda.empty_cache()
         self.notices.append(f"out of memory: micro-batch {self.micro_batch} from here on, the batch stays the same")
 
-    def _out_of_memory_error(self) -> OctavoError:
-        return OctavoError(
+    def _out_of_memory_error(self) -> MachineError:
+        return MachineError(
             f"one sequence of {self.settings.block_size} tokens does not fit into the memory of {self.runtime.name}",
             "a smaller --block-size, --n-embd or --n-layer",
         )

@@ -9,6 +9,7 @@ To add one: write a `torch.optim.Optimizer` in a file here, add a branch to `bui
 import torch
 from torch import Tensor
 
+from octavo.errors import OctavoError
 from octavo.model import GPT
 from octavo.settings import TrainingSettings
 from octavo.training.optimizers.adamw import AdamW
@@ -55,7 +56,8 @@ def state_tensors(optimizers: list[Optimizer], model: GPT) -> dict[str, Tensor]:
 
 
 def load_state_tensors(optimizers: list[Optimizer], model: GPT, tensors: dict[str, Tensor]) -> None:
-    """Restore the state that `state_tensors` returned."""
+    """Restore the state that `state_tensors` returned. Raises `OctavoError` if it is of another model or optimizer."""
+    parameters = dict(model.named_parameters())
     optimizer_of = {
         parameter: optimizer
         for optimizer in optimizers
@@ -64,5 +66,22 @@ def load_state_tensors(optimizers: list[Optimizer], model: GPT, tensors: dict[st
     }
     for full_name, value in tensors.items():
         key, _, name = full_name.partition(".")
-        parameter = model.get_parameter(name)
+        parameter = parameters.get(name)
+        if (
+            parameter is None
+            or key not in optimizer_of[parameter].state_names
+            or value.shape not in (parameter.shape, ())
+        ):
+            raise OctavoError(
+                f"the optimizer's state in the checkpoint does not fit: {full_name} {tuple(value.shape)}", _USE_WEIGHTS
+            )
         optimizer_of[parameter].state[parameter][key] = value.to(parameter.device)
+    for name, parameter in parameters.items():
+        missing = (
+            optimizer_of[parameter].state_names - optimizer_of[parameter].state[parameter].keys() if tensors else ()
+        )
+        if missing:
+            raise OctavoError(f"the optimizer's state in the checkpoint has no {min(missing)} of {name}", _USE_WEIGHTS)
+
+
+_USE_WEIGHTS = "--init with the checkpoint, which starts a new run from its weights"

@@ -15,6 +15,8 @@ class AdamW(Optimizer, torch.optim.AdamW):
     With `fused=True` it makes one pass over each tensor instead of a dozen, also on a CPU.
     """
 
+    state_names = frozenset(("step", "exp_avg", "exp_avg_sq"))
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         return inspect.unwrap(torch.optim.AdamW.step)(self, closure)

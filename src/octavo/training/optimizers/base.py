@@ -14,5 +14,7 @@ import torch
 class Optimizer(torch.optim.Optimizer):
     """A PyTorch optimizer in every respect: param_groups, state_dict, hooks, learning-rate schedulers."""
 
+    state_names: frozenset[str]  # what it stores for each parameter after a step
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         inspect.unwrap(torch.optim.Optimizer.add_param_group)(self, param_group)

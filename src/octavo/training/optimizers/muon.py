@@ -25,6 +25,8 @@ ITERATIONS = 5
 class Muon(Optimizer):
     """Muon with Nesterov momentum and decoupled weight decay, for matrices only."""
 
+    state_names = frozenset(("momentum",))
+
     def __init__(
         self,
         params: Any,

@@ -1,0 +1,68 @@
+"""Read JSON and TOML files whose contents are checked against types, before any other code sees them.
+
+A file may be damaged or forged: cut short, nested 20,000 levels deep, an integer where a string belongs, a pipe that
+never ends. Each of these is an `OctavoError` that names the file and the place in it.
+"""
+
+import os
+import stat
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from octavo.errors import OctavoError
+
+T = TypeVar("T")
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+# The name of a file in the folder of the file that lists it. It cannot lead out of the folder.
+FileName = Annotated[str, msgspec.Meta(pattern=r"\A[^/\\:\x00]*[^/\\:.\x00][^/\\:\x00]*\Z", max_length=255)]
+
+MAX_BYTES = 256 * 2**20
+
+
+def read_json(path: Path, type: type[T], hint: str) -> T:
+    """Read a JSON file as `type`: a dataclass, a `msgspec.Struct` or a plain type. Raises `OctavoError`."""
+    content = read_regular_file(path, hint)
+    try:
+        return msgspec.json.decode(content, type=type)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise OctavoError(f"{path} is damaged: {_describe(error)}", hint) from None
+
+
+def read_toml(path: Path, hint: str) -> dict[str, Any]:
+    """Read a TOML file. Raises `OctavoError`."""
+    content = read_regular_file(path, hint)
+    try:
+        return tomllib.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # ValueError: not TOML, not UTF-8, or an integer with 5,000 digits
+        raise OctavoError(f"{path} is not readable TOML: {_describe(error)}", hint) from None
+
+
+def check(value: object, type: type[T], name: str, hint: str) -> T:
+    """Convert a value that was read from a file named `name` to `type`. Raises `OctavoError`."""
+    try:
+        return msgspec.convert(value, type)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise OctavoError(f"{name} is damaged: {_describe(error)}", hint) from None
+
+
+def read_regular_file(path: Path, hint: str, max_bytes: int = MAX_BYTES) -> bytes:
+    """Read a file of at most `max_bytes`. Raises `OctavoError` if it is larger, missing, or a pipe or device."""
+    try:
+        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OctavoError(f"{path} is not a regular file", hint)
+            content = file.read(max_bytes + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise OctavoError(f"{path} is not readable: {getattr(error, 'strerror', None) or error}", hint) from None
+    if len(content) > max_bytes:
+        raise OctavoError(f"{path} has more than {max_bytes} bytes", hint)
+    return content
+
+
+def _describe(error: Exception) -> str:
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
