@@ -29,7 +29,7 @@ from octavo.tokenizers import Tokenizer
 
 TEXT = "the cat sat on the mat, and the rat sat on the hat. café naïve €5!\n" * 30
 SETTINGS = ServeSettings(device="cpu", prefix_cache=1)
-LIMITS = SETTINGS.limits
+LIMITS = Limits()
 BLOCK = 64
 TIGHT_LIMITS = Limits(
     header_seconds=0.5,
@@ -38,7 +38,6 @@ TIGHT_LIMITS = Limits(
     idle_seconds=1,
     connections=20,
     body_bytes=20_000,
-    prefix_cache_bytes=1 << 20,
 )
 
 
@@ -67,19 +66,18 @@ class SlowEngine(Engine):
         return worked
 
 
-def slow_model(folder: Path, slots: int = 8, limits: Limits = LIMITS, seconds: float = 0.02) -> ServedModel:
+def slow_model(folder: Path, slots: int = 8, queue: int = SETTINGS.queue, seconds: float = 0.02) -> ServedModel:
     """A served model, `slow`, whose engine takes `seconds` for a step."""
     loaded = checkpoint.load(folder)
-    engine = SlowEngine(
-        loaded.model, slots, vocab_size=loaded.tokenizer.vocab_size, prefix_bytes=limits.prefix_cache_bytes
-    )
+    prefix_bytes = SETTINGS.prefix_cache << 20
+    engine = SlowEngine(loaded.model, slots, vocab_size=loaded.tokenizer.vocab_size, prefix_bytes=prefix_bytes)
     engine.seconds = seconds
-    return ServedModel("slow", loaded, Worker(engine, limits.queue), 0)
+    return ServedModel("slow", loaded, Worker(engine, queue), 0)
 
 
-def fast_models(folder: Path, limits: Limits = TIGHT_LIMITS) -> dict[str, ServedModel]:
+def fast_models(folder: Path) -> dict[str, ServedModel]:
     """The model of a folder, served as `small`."""
-    return {"small": slow_model(folder, limits=limits, seconds=0)}
+    return {"small": slow_model(folder, seconds=0)}
 
 
 @dataclass

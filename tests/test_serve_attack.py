@@ -396,8 +396,7 @@ def test_queued_requests_of_disconnected_clients_are_never_started(char_model: P
 
 
 def test_requests_beyond_the_capacity_are_completed_or_429(char_model: Path) -> None:
-    limits = Limits(queue=4, prefix_cache_bytes=1 << 20)
-    with run_server({"slow": slow_model(char_model, slots=4, limits=limits, seconds=0.005)}, limits) as server:
+    with run_server({"slow": slow_model(char_model, slots=4, queue=4, seconds=0.005)}) as server:
 
         def complete(seed: int) -> tuple[int, int, str]:
             response = server.complete(seed=seed % 4, max_tokens=20, stream=seed % 2 == 0)
@@ -419,9 +418,9 @@ def test_requests_beyond_the_capacity_are_completed_or_429(char_model: Path) -> 
 
 
 def test_too_many_connections_block_other_clients_only_briefly(char_model: Path) -> None:
-    limits = Limits(connections=30, header_seconds=0.5, linger_seconds=0.3, prefix_cache_bytes=1 << 20)
+    limits = Limits(connections=30, header_seconds=0.5, linger_seconds=0.3)
     with (
-        run_server({"slow": slow_model(char_model, limits=limits, seconds=0)}, limits) as server,
+        run_server({"slow": slow_model(char_model, seconds=0)}, limits) as server,
         contextlib.ExitStack() as stack,
     ):
         for _ in range(100):

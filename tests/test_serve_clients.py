@@ -166,7 +166,7 @@ def test_the_guide_states_the_actual_limits() -> None:
     page = DOCS.read_text(encoding="utf-8")
     limits = Limits()
     for statement in (
-        f"`--queue` {limits.queue}",
+        f"`--queue` {SETTINGS.queue}",
         f"{limits.body_bytes >> 20} MiB, in {limits.body_seconds} seconds",
         f"{limits.headers}, {limits.header_bytes >> 10} KiB, in {limits.header_seconds} seconds",
         f"{limits.request_seconds} seconds",

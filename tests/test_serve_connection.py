@@ -82,7 +82,7 @@ def test_pipelined_requests_are_answered_in_order(server: RunningServer) -> None
 
 def test_a_client_that_never_reads_is_disconnected(char_model: Path) -> None:
     limits = Limits(header_seconds=0.3, body_seconds=0.2, request_seconds=0.5, linger_seconds=0.3, idle_seconds=1)
-    with run_server(fast_models(char_model, limits), limits) as server:
+    with run_server(fast_models(char_model), limits) as server:
         body = json.dumps(
             {"model": "small", "prompt": ["a" * 40] * 100, "logprobs": 5, "echo": True, "max_tokens": 9, "stream": True}
         ).encode()

@@ -196,7 +196,7 @@ def test_a_body_whose_content_length_is_too_large_is_not_read(server: RunningSer
 
 def test_a_body_of_100_mb_that_the_client_sends_completely_is_refused(char_model: Path) -> None:
     limits = dataclasses.replace(TIGHT_LIMITS, linger_seconds=20)  # on a busy machine, sending takes seconds
-    with run_server(fast_models(char_model, limits), limits) as server:
+    with run_server(fast_models(char_model), limits) as server:
         response = server.request("POST", "/v1/completions", b"a" * 100_000_000, {"content-type": "application/json"})
         assert response.status == 413
         assert response.headers["connection"] == "close"

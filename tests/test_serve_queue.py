@@ -10,9 +10,8 @@ from serving import openai_error, run_server, slow_model, write_checkpoint
 
 
 def test_a_full_queue_is_429(tmp_path: Path) -> None:
-    limits = Limits(queue=2)
-    served = slow_model(write_checkpoint(tmp_path / "slow", "char"), slots=1, limits=limits)
-    with run_server({"slow": served}, limits) as server:
+    served = slow_model(write_checkpoint(tmp_path / "slow", "char"), slots=1, queue=2)
+    with run_server({"slow": served}) as server:
         with ThreadPoolExecutor(12) as pool:
             responses = list(pool.map(lambda _: server.complete(max_tokens=20), range(12)))
         counts = {status: [each.status for each in responses].count(status) for status in (200, 429)}
@@ -27,7 +26,7 @@ def test_a_full_queue_is_429(tmp_path: Path) -> None:
 
 def test_a_completion_that_takes_too_long_is_503_and_frees_its_slot(tmp_path: Path) -> None:
     limits = Limits(request_seconds=0.3)
-    served = slow_model(write_checkpoint(tmp_path / "slow", "char"), slots=1, limits=limits)
+    served = slow_model(write_checkpoint(tmp_path / "slow", "char"), slots=1)
     with run_server({"slow": served}, limits) as server:
         response = server.complete(max_tokens=50)
         assert "0.3 seconds" in openai_error(response, 503, code="timeout")

@@ -52,8 +52,8 @@ class ServeSettings:
     device: str = "auto"
     quantize: str = "none"
     slots: int = 8  # texts that each model generates at once
-    queue: int = Limits.queue  # texts that may wait for a slot
-    prefix_cache: int = Limits.prefix_cache_bytes >> 20  # MiB
+    queue: int = 64  # texts that may wait for a slot, for each model; beyond that, 429
+    prefix_cache: int = 256  # MiB, for each model
     overflow: str = "stop"  # what happens when a text fills the context: stop, slide or rechunk
 
     def __post_init__(self) -> None:
@@ -67,10 +67,6 @@ class ServeSettings:
             raise OctavoError(
                 f"prefix_cache={self.prefix_cache} is not a number of MiB from 0 to a million", "--prefix-cache 256"
             )
-
-    @property
-    def limits(self) -> Limits:
-        return Limits(queue=self.queue, prefix_cache_bytes=self.prefix_cache << 20)
 
 
 def serve(
@@ -90,7 +86,7 @@ def serve(
     names = [field.name for field in fields(ServeSettings)]
     if misspelled := settings.keys() - set(names):
         raise unknown_name_error("setting", min(misspelled), names)
-    options = ServeSettings(**settings)
+    options, limits = ServeSettings(**settings), Limits()
     # With Python's default of 5 ms, an engine thread that returns from C waits that long until the event loop releases
     # the GIL.
     sys.setswitchinterval(0.0005)
@@ -107,7 +103,7 @@ def serve(
                     models[name] = load_model(name, source, options, on_notice)
             app = build_app(
                 models,
-                options.limits,
+                limits,
                 options.host,
                 keys=keys,
                 allow_hosts=options.allow_hosts,
@@ -119,7 +115,7 @@ def serve(
             threading.Thread(target=load_pending_models, args=loading, daemon=True).start()
             address = f"[{options.host}]" if ":" in options.host else options.host
             url = f"http://{address}:{listener.getsockname()[1]}/v1"
-            server = Server(app.asgi, app.drain, options.limits, lambda: on_ready(list(sources), url))
+            server = Server(app.asgi, app.drain, limits, lambda: on_ready(list(sources), url))
             server.run(sockets=[listener])
         finally:
             stopped.set()
@@ -137,7 +133,7 @@ def load_model(
         settings.slots,
         vocab_size=checkpoint.tokenizer.vocab_size,
         quantize=settings.quantize,
-        prefix_bytes=settings.limits.prefix_cache_bytes,
+        prefix_bytes=settings.prefix_cache << 20,
     )
     for notice in engine.notices:
         on_notice(notice)

@@ -39,7 +39,3 @@ class Limits:
     lens_word_characters: int = 100
     lines: int = 5000  # in one response
     lines_bytes: int = 4 << 20
-
-    # models
-    queue: int = 64  # texts that may wait for a slot, for each model; beyond that, 429
-    prefix_cache_bytes: int = 256 << 20  # for each model
