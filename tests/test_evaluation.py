@@ -14,13 +14,13 @@ from torch import nn
 import octavo
 from octavo import tokenizers
 from octavo.checkpoint import Checkpoint
-from octavo.data.prepare import prepare
+from octavo.data.prepare import encode_corpus, prepare
 from octavo.errors import OctavoError
 from octavo.evaluation import count_bytes, evaluate, evaluate_tokens
 from octavo.loss import next_token_loss, sequence_batches, split_loss
 from octavo.model import GPT
 from octavo.runs import Run
-from octavo.settings import ModelSettings
+from octavo.settings import DataSettings, ModelSettings
 from octavo.tokenizers import Tokenizer
 from reference import gpt2
 
@@ -277,6 +277,16 @@ def test_every_token_of_a_text_file_is_evaluated(loaded: Checkpoint, tmp_path: P
     assert result.tokens == len(tokens) - 1
     shorter = evaluate(loaded, str(tmp_path / "other.txt"), block_size=3)
     assert shorter == evaluate_tokens(loaded.model, loaded.tokenizer, tokens, 3) != result
+
+
+@pytest.mark.parametrize("kind", ["byte", "char", "word", "bpe:400"])
+def test_a_text_file_of_any_length_is_encoded_as_one_text(kind: str, tmp_path: Path) -> None:
+    """A validation split would cut it, and a token that the cut divides would get other ids."""
+    tokenizer = tokenizers.build(kind, TEXT)
+    for length in range(100, 130):
+        (tmp_path / "text.txt").write_text(TEXT[:length], encoding="utf-8")
+        encoded = encode_corpus(DataSettings(source=str(tmp_path / "text.txt")), tokenizer)
+        assert encoded.tolist() == tokenizer.encode(TEXT[:length]).tolist()
 
 
 def test_the_validation_split_of_a_prepared_folder_is_evaluated(

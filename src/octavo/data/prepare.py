@@ -132,8 +132,8 @@ def encode_corpus(settings: DataSettings, tokenizer: Tokenizer, unknown: str = "
     corpus = open_source(settings)
     scan = scan_corpus(corpus).result
     uses_end_of_text = scan.uses_end_of_text(tokenizer)
-    # Both splits are encoded, in the order of the corpus: the fraction only sets the position of a cut.
-    split = choose_split(scan, 0.5, deduplicate=False, insert_newlines=not uses_end_of_text)
+    # Without a validation fraction nothing is cut: a cut within a token would change the ids around it.
+    split = choose_split(scan, 0.0, deduplicate=False, insert_newlines=not uses_end_of_text)
     encoder = Encoder(tokenizer, unknown)
 
     def encode() -> Iterator[np.ndarray]:
