@@ -1,10 +1,13 @@
 """Show the progress of preparing a text and of training: a live display on a terminal, otherwise plain lines."""
 
+import contextlib
+import io
 import os
+import shlex
 import shutil
 import sys
 from types import TracebackType
-from typing import IO, TypeVar
+from typing import IO, TypeVar, cast
 
 from rich.console import Console
 from rich.live import Live
@@ -14,15 +17,36 @@ from rich.table import Table
 
 from octavo.data.progress import Preparation, PreparationProgress
 from octavo.training import Evaluated, Event, Finished, Notice, Sampled, Saved, Started, Step, TimeEstimate
-from octavo.units import format_bytes, format_duration
+from octavo.units import format_bytes, format_duration, show_controls
 
 
-class _Console(Console):
-    """A rich console that ignores a closed pipe: `octavo train | head` must not end the training."""
+class _Output(io.TextIOBase):
+    """A stream that never raises: a closed pipe (`| head`) or a full disk must not end the training."""
 
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
 
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return str(getattr(self._stream, "encoding", None) or "utf-8")
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+
+_MIN_WIDTH = 40  # columns
 
 T = TypeVar("T")
 _PLAIN_INTERVAL = 10  # seconds between plain lines about a preparation
@@ -40,7 +64,9 @@ class Progress:
     """Shows events as they arrive. A context manager, because the live display must be removed at the end."""
 
     def __init__(self, stream: IO[str]) -> None:
-        self.console = _Console(file=stream, highlight=False, soft_wrap=True)
+        self.console = Console(file=cast(IO[str], _Output(stream)), highlight=False, soft_wrap=True)
+        if self.console.width < _MIN_WIDTH:  # with COLUMNS=0, rich prints nothing
+            self.console.width = _MIN_WIDTH
         self.finished: Finished | None = None
         self.started: Started | None = None
         self._live = Live(console=self.console, transient=True, refresh_per_second=8)
@@ -86,7 +112,7 @@ class Progress:
                 if self.started is not None and event.step == self.started.settings.max_steps:
                     return  # Finished shows all of it
                 lines = [line for line in event.text.splitlines() if line.strip()][:4]
-                self.console.print("\n".join(f"[dim]  │ {escape(_shorten(line))}[/]" for line in lines))
+                self.console.print("\n".join(f"[dim]  │ {escape(show_controls(_shorten(line)))}[/]" for line in lines))
             case Saved():
                 pass  # too frequent; Finished names the run
             case Finished():
@@ -165,7 +191,7 @@ class Progress:
             self._live.stop()
         if self._last_sample and event.reason == "done":
             self.console.print("\n[bold]Sample[/]\n")
-            self.console.print(escape(self._last_sample.strip("\n")), "\n")
+            self.console.print(escape(show_controls(self._last_sample.strip("\n"))), "\n")
         reasons = {"done": "done", "stopped": "stopped", "patience": "stopped early, without improvement,"}
         loss = "" if event.val_loss is None else f" · val loss {event.val_loss:.4f}, best {event.best_val_loss:.4f}"
         run = escape(str(event.run))
@@ -177,7 +203,8 @@ class Progress:
         # `make train` does not activate its environment, so the commands need the path of the program.
         program = os.path.relpath(sys.argv[0])
         is_on_path = shutil.which("octavo") or os.path.basename(program) != "octavo"
-        octavo = "octavo" if is_on_path else escape(program)
+        octavo = "octavo" if is_on_path else escape(shlex.quote(program))
+        run = escape(shlex.quote(str(event.run)))
         resume = f"{octavo} train --resume {run}"
         if event.reason == "stopped":
             self.console.print(f"resume:  {resume}")

@@ -1,4 +1,6 @@
-"""How quantities are written for people: every message that names an amount of memory or a duration uses these."""
+"""How quantities and generated text are written for people, in every message that shows them."""
+
+import re
 
 
 def format_bytes(count: float) -> str:
@@ -13,3 +15,11 @@ def format_duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def show_controls(text: str) -> str:
+    r"""Replace control characters but newline and tab by \x1b and the like.
+
+    A model that was trained on a log writes escape sequences. A terminal would obey them.
+    """
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)

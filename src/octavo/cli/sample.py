@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import sys
 from typing import Any
 
 from octavo.cli.parser import (
@@ -18,6 +19,7 @@ from octavo.cli.parser import (
     read_text_file,
 )
 from octavo.settings import Settings
+from octavo.units import show_controls
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 
@@ -93,6 +95,7 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
         default="slide",
         help="when the context is full: slide by one token (exact, slow), keep the newest half (fast), or stop (slide)",
     )
+    verb.add_argument("--raw", action="store_true", help="print control characters to a terminal as they are")
     add_quantize(verb)
     add_unknown(verb)
     add_device(verb)
@@ -127,12 +130,13 @@ def run(arguments: argparse.Namespace) -> int:
         for stream in streams:
             stream.run()
         streams = most_likely(streams, request.num_samples)
+    show = show_controls if sys.stdout.isatty() and not arguments.raw else str
     for i, stream in enumerate(streams):
         if not arguments.json:
-            print(("\n---------------\n" if i else "") + prompt, end="", flush=True)
+            print(("\n---------------\n" if i else "") + show(prompt), end="", flush=True)
         for piece in [stream.text] if request.best_of else stream:
             if not arguments.json:
-                print(piece, end="", flush=True)
+                print(show(piece), end="", flush=True)
     if arguments.json:
         print(json.dumps({"prompt": prompt, "samples": [dataclasses.asdict(stream.sample) for stream in streams]}))
     else:
