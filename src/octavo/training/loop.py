@@ -4,7 +4,6 @@
 times (`clock`) and everything that is written (`recorder`) have modules of their own.
 """
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from octavo import estimate, runs
 from octavo.data.sampler import batches
-from octavo.device import find_device, resident_memory, resolve_runtime
+from octavo.device import find_device, resident_memory
 from octavo.runs import Run, RunLike
 from octavo.settings import Settings
 from octavo.training import loggers, run_estimate
@@ -67,14 +66,7 @@ def events(
     loggers.check_installed(plan.settings)
     memory_before = resident_memory(find_device(plan.settings.device))
     setup = yield from set_up(plan)
-    runtime = resolve_runtime(setup.settings)
-    settings = dataclasses.replace(
-        setup.settings,
-        device=str(runtime.device),
-        precision=runtime.precision,
-        compile="on" if runtime.compile else "off",
-        tokenizer=setup.data.info["tokenizer"],
-    )
+    settings, runtime = setup.settings, setup.runtime
     batch_of_step = batches(setup.data.tokens["train"], settings)
     trainer = Trainer(setup.model.to(runtime.device), settings, runtime)
     run = setup.run or Run.create(settings, setup.data.name, plan.out, plan.name)

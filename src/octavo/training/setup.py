@@ -16,7 +16,7 @@ from octavo.checkpoint import Checkpoint, TrainerState
 from octavo.data.dataset import Dataset
 from octavo.data.prepare import prepare_dataset, reopen_dataset
 from octavo.data.progress import PreparationProgress, preparation
-from octavo.device import check_model_fits, find_device
+from octavo.device import Runtime, check_model_fits, resolve_runtime
 from octavo.errors import OctavoError
 from octavo.model import GPT
 from octavo.runs import Run
@@ -33,7 +33,8 @@ _MIN_STEPS = 100
 class TrainingSetup:
     """What training starts with. Only a resumed run has a `run`, and a trainer's `state` from a `checkpoint`."""
 
-    settings: Settings
+    settings: Settings  # final: no setting is `auto`
+    runtime: Runtime
     data: Dataset
     model: GPT
     run: Run | None = None
@@ -47,7 +48,7 @@ Setup = Generator[PreparationProgress, None, TrainingSetup]
 
 @preparation
 def set_up(plan: Plan) -> Setup:
-    """Prepare the text, build or load the model, and resolve the settings that depend on the text."""
+    """Prepare the text, build or load the model, and resolve the settings that depend on the text or the machine."""
     if plan.resume:
         return (yield from _set_up_resumed(plan.settings, plan.resume))
     if plan.init is not None:
@@ -81,12 +82,14 @@ def cap_steps(settings: Settings, data: Dataset) -> tuple[Settings, list[str]]:
 
 
 def _set_up_new(settings: Settings) -> Setup:
+    runtime = resolve_runtime(settings)
     data = yield from prepare_dataset(settings)
     settings, notices = cap_steps(resolve_vocab_size(settings, data), data)
-    check_model_fits(estimate.parameters(settings), find_device(settings.device))
+    settings = _resolve_auto(settings, runtime, data)
+    check_model_fits(estimate.parameters(settings), runtime.device)
     model = GPT(settings, torch.Generator().manual_seed(settings.seed))
     init_weights.initialize(model, settings.weight_init)
-    return TrainingSetup(settings, data, model, notices=notices)
+    return TrainingSetup(settings, runtime, data, model, notices=notices)
 
 
 def _set_up_resumed(settings: Settings, folders: tuple[Path, ...]) -> Setup:
@@ -110,10 +113,12 @@ def _set_up_resumed(settings: Settings, folders: tuple[Path, ...]) -> Setup:
         notices.append(
             f"{torch.get_num_threads()} threads, not {values.threads} as before: losses may differ in the last digits"
         )
+    runtime = resolve_runtime(settings)
     data = yield from reopen_dataset(settings, loaded.info.get("data"), loaded.tokenizer)
+    settings = _resolve_auto(settings, runtime, data)
     model = _change_settings(loaded.model, settings)
     run = Run.of_checkpoint(loaded.folder)
-    return TrainingSetup(settings, data, model, run, loaded.folder, state, notices)
+    return TrainingSetup(settings, runtime, data, model, run, loaded.folder, state, notices)
 
 
 def load_first_intact(folders: tuple[Path, ...]) -> tuple[Checkpoint, TrainerState, list[str]]:
@@ -144,9 +149,22 @@ def _set_up_finetuned(settings: Settings, base: Checkpoint) -> Setup:
         notices.append(f"the position table is cropped from {before.block_size} to {shape['block_size']} positions")
     weight_init = before.weight_init if isinstance(before, Settings) else "noise"
     settings = dataclasses.replace(settings, **shape, weight_init=weight_init)
+    runtime = resolve_runtime(settings)
     data = yield from prepare_dataset(settings, base.tokenizer)
     settings, capped = cap_steps(settings, data)
-    return TrainingSetup(settings, data, _change_settings(base.model, settings), notices=notices + capped)
+    settings = _resolve_auto(settings, runtime, data)
+    return TrainingSetup(settings, runtime, data, _change_settings(base.model, settings), notices=notices + capped)
+
+
+def _resolve_auto(settings: Settings, runtime: Runtime, data: Dataset) -> Settings:
+    """Replace each `auto` by the value that it has on this machine and for this text."""
+    return dataclasses.replace(
+        settings,
+        device=str(runtime.device),
+        precision=runtime.precision,
+        compile="on" if runtime.compile else "off",
+        tokenizer=data.info["tokenizer"],
+    )
 
 
 def _change_settings(model: GPT, settings: Settings) -> GPT:
