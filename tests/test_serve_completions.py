@@ -10,6 +10,7 @@ import torch
 
 from octavo.server.requests import CompletionRequest
 from octavo.server.tokens import token_string
+from octavo.tokenizers import StreamDecoder
 from serving import BLOCK, RunningServer, serve_each_tokenizer
 
 
@@ -371,7 +372,7 @@ def test_token_ids_of_text_and_prompt_are_returned(server: RunningServer, prompt
     for index, choice in enumerate(choices):
         assert choice["prompt_token_ids"] == ids
         text = choice["text"].removeprefix(tokenizer.decode(ids) if options.get("echo") and prompt else "")
-        decoder = tokenizer.decoder(errors="ignore")
+        decoder = StreamDecoder(tokenizer, errors="ignore")
         decoded = "".join(decoder.push(id) for id in choice["token_ids"])
         assert decoded.startswith(text)
         assert "stop" in options or decoded == text

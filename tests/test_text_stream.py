@@ -10,7 +10,7 @@ from octavo.generation.decoder import Batch
 from octavo.generation.engine import Engine
 from octavo.generation.prompt import Prompt, encode_prompt
 from octavo.generation.stream import Sample, TextPiece, TextRequest, TextStream, text_streams
-from octavo.tokenizers import Tokenizer
+from octavo.tokenizers import StreamDecoder, Tokenizer
 from small_models import ALL, BPE, BYTES, CHARS, GREEDY, small_checkpoint, spread_model
 
 law = hypothesis.settings(derandomize=True, deadline=None, max_examples=60)
@@ -49,7 +49,7 @@ def scripted_stream(
 
 def expected_sample(tokenizer: Tokenizer, ids: list[int], stop: list[str]) -> Sample:
     """The sample by definition: the text before the first stop string."""
-    decoder, text = tokenizer.decoder(), ""
+    decoder, text = StreamDecoder(tokenizer), ""
     for count, id in enumerate(ids, start=1):
         text += decoder.push(id)
         places = [text.index(each) for each in stop if each in text]

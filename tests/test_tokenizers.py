@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import octavo.tokenizers.kinds
 from octavo.errors import OctavoError, UnknownCharactersError
-from octavo.tokenizers import Tokenizer, build, load
+from octavo.tokenizers import StreamDecoder, Tokenizer, build, load
 
 SPECS = ["char", "byte", "word", "bpe:600", "gpt2"]
 GPT2_FILES = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
@@ -104,12 +104,12 @@ def test_every_kind_round_trips_any_encodable_text(tokenizer: Tokenizer, data: s
 @given(data=st.data())
 def test_the_joined_stream_equals_the_decoded_text(tokenizer: Tokenizer, data: st.DataObject) -> None:
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1)))
-    stream = tokenizer.decoder()
+    stream = StreamDecoder(tokenizer)
     assert "".join(stream.push(id) for id in ids) + stream.flush() == tokenizer.decode(ids)
 
 
 def test_a_stream_never_contains_an_incomplete_character(tokenizer: Tokenizer, notes: str) -> None:
-    stream, text = tokenizer.decoder(), ""
+    stream, text = StreamDecoder(tokenizer), ""
     for id in tokenizer.encode(notes):
         text += stream.push(id)
         assert notes.startswith(text)
@@ -177,7 +177,7 @@ def test_ids_outside_the_vocabulary_raise(tokenizer: Tokenizer) -> None:
         with pytest.raises(OctavoError, match=rf"id {id} .* {tokenizer.vocab_size} tokens"):
             tokenizer.decode([id])
         with pytest.raises(OctavoError, match=f"id {id} "):
-            tokenizer.decoder().push(id)
+            StreamDecoder(tokenizer).push(id)
 
 
 def test_only_bpe_and_gpt2_have_an_end_of_text_token(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from octavo.tokenizers import Tokenizer
+from octavo.tokenizers import StreamDecoder, Tokenizer
 
 
 class StopAwareDetokenizer:
@@ -13,7 +13,7 @@ class StopAwareDetokenizer:
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
         # A byte-level model may generate bytes that are not UTF-8. They are left out of the text, not of the ids.
-        self._decoder = tokenizer.decoder(errors="ignore")
+        self._decoder = StreamDecoder(tokenizer, errors="ignore")
         self._stop = [string for string in stop if string]
         self._held = ""
         self.length = 0  # characters decoded, held ones included

@@ -17,7 +17,7 @@ from octavo.generation.detokenizer import StopAwareDetokenizer
 from octavo.generation.engine import Engine, Job, Request, Token
 from octavo.generation.prompt import Prompt
 from octavo.generation.sampling import Sampling
-from octavo.tokenizers import Tokenizer
+from octavo.tokenizers import StreamDecoder, Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +252,7 @@ def text_streams(
 
 def _locate(tokenizer: Tokenizer, tokens: Sequence[Token]) -> list[LocatedToken]:
     """A prompt's tokens, each with its offset."""
-    decoder, offset, located = tokenizer.decoder(), 0, []
+    decoder, offset, located = StreamDecoder(tokenizer), 0, []
     for token in tokens:
         located.append(LocatedToken(token, offset))
         offset += len(decoder.push(token.id))

@@ -83,10 +83,6 @@ class Tokenizer:
         """The text of `ids`. Bytes that are not UTF-8 become U+FFFD."""
         return b"".join(_bytes_of(id, self.token_bytes) for id in ids).decode("utf-8", errors="replace")
 
-    def decoder(self, errors: str = "replace") -> "StreamDecoder":
-        """A decoder that takes one id at a time. `errors`, as in `bytes.decode`, is for bytes that are not UTF-8."""
-        return StreamDecoder(self.token_bytes, errors)
-
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json`, and a `tokenizer_config.json` with which AutoTokenizer loads it unchanged."""
         config: dict[str, Any] = {
@@ -158,11 +154,12 @@ class Tokenizer:
 class StreamDecoder:
     """Decodes one id at a time and holds back the bytes of an incomplete character.
 
-    The results of all calls of `push` and the final `flush`, joined, equal `Tokenizer.decode` of all ids.
+    The results of all calls of `push` and the final `flush`, joined, equal `Tokenizer.decode` of all ids. `errors`, as
+    in `bytes.decode`, is for bytes that are not UTF-8.
     """
 
-    def __init__(self, token_bytes: list[bytes], errors: str = "replace") -> None:
-        self._token_bytes = token_bytes
+    def __init__(self, tokenizer: Tokenizer, errors: str = "replace") -> None:
+        self._token_bytes = tokenizer.token_bytes
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors=errors)
 
     def push(self, id: int) -> str:
