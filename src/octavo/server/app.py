@@ -23,7 +23,7 @@ from octavo.server.middleware import protect
 from octavo.server.middleware.asgi import PROBES
 from octavo.server.middleware.drain import Drain
 from octavo.server.requests import CompletionRequest, DetokenizeRequest, TokenizeRequest
-from octavo.server.tokens import check_token_ids, encode_text, token_string
+from octavo.server.tokens import resolve_text, token_string
 from octavo.server.worker import ServedModel
 from octavo.tokenizers import END_OF_TEXT
 
@@ -115,7 +115,8 @@ def build_app(
             # lm-eval asks for the id of <|endoftext|> in this way. Inside a longer prompt, it is ordinary text.
             ids = [tokenizer.end_of_text]
         else:
-            ids = await asyncio.to_thread(encode_text, tokenizer, body.prompt)
+            prompt = await asyncio.to_thread(resolve_text, tokenizer, body.prompt, "prompt")
+            ids = [] if prompt.is_empty else prompt.ids
         strings = [token_string(tokenizer, id) for id in ids] if body.return_token_strs else None
         block_size = checkpoint.model.settings.block_size
         return responses.Tokens(count=len(ids), max_model_len=block_size, tokens=ids, token_strs=strings)
@@ -124,8 +125,7 @@ def build_app(
     async def detokenize(body: DetokenizeRequest) -> responses.Text:
         """The text of token ids."""
         tokenizer = find_model(body.model).checkpoint.tokenizer
-        check_token_ids(tokenizer, body.tokens)
-        return responses.Text(prompt=tokenizer.decode(body.tokens))
+        return responses.Text(prompt=resolve_text(tokenizer, body.tokens, "tokens").text)
 
     @api.get("/tokenizer_info", responses=responses.errors(404))
     async def tokenizer_info(model: str | None = None) -> responses.TokenizerInfo:

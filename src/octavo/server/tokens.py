@@ -16,10 +16,7 @@ def encode_bounded_prompt(tokenizer: Tokenizer, block_size: int, prompt: str | l
             raise _context_length_error(f"more than {block_size:,}", block_size)
     elif len(prompt) > block_size:
         raise _context_length_error(f"{len(prompt):,}", block_size)
-    try:
-        encoded = encode_prompt(tokenizer, prompt)
-    except OctavoError as error:  # without its hint, which names an option of the command line
-        raise ApiError(400, error.message, param="prompt") from None
+    encoded = resolve_text(tokenizer, prompt, "prompt")
     if len(encoded.ids) > block_size:
         raise _context_length_error(f"{len(encoded.ids):,}", block_size)
     return encoded
@@ -34,20 +31,15 @@ def _context_length_error(tokens: str, block_size: int) -> ApiError:
     )
 
 
-def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The token ids of a text. Raises `ApiError` if it has characters that the tokenizer does not know."""
+def resolve_text(tokenizer: Tokenizer, value: str | list[int], param: str) -> Prompt:
+    """The text and the token ids of a request's field that holds one of them.
+
+    Raises `ApiError` for characters and ids that the tokenizer does not have.
+    """
     try:
-        return [int(id) for id in tokenizer.encode(text)]
-    except OctavoError as error:
-        raise ApiError(400, error.message, param="prompt") from None
-
-
-def check_token_ids(tokenizer: Tokenizer, ids: list[int]) -> None:
-    """Raise `ApiError` for an id outside the vocabulary."""
-    if invalid := next((str(id) for id in ids if not 0 <= id < tokenizer.vocab_size), None):
-        raise ApiError(
-            400, f"there is no token {invalid[:20]}: this model has {tokenizer.vocab_size} tokens", param="tokens"
-        )
+        return encode_prompt(tokenizer, value)
+    except OctavoError as error:  # without its hint, which names an option of the command line
+        raise ApiError(400, error.message, param=param) from None
 
 
 def format_logprobs(tokenizer: Tokenizer, tokens: list[LocatedToken]) -> dict[str, Any]:
