@@ -103,10 +103,10 @@ def test_an_unknown_run_is_rejected_with_a_list_of_runs(
 
 
 USES: dict[str, Callable[[Path], list[object]]] = {
-    "sample": lambda run: ["sample", run, "--max-new-tokens", 3],
-    "eval": lambda run: ["eval", run],
-    "resume": lambda run: ["train", "--resume", last_checkpoint(run), "--max-steps", 6],  # the run has another one
-    "init": lambda run: ["train", "text.txt", "--init", run, *RECIPE],
+    "sample": lambda folder: ["sample", folder, "--max-new-tokens", 3],
+    "eval": lambda folder: ["eval", folder],
+    "resume": lambda folder: ["train", "--resume", folder, "--max-steps", 6],
+    "init": lambda folder: ["train", "text.txt", "--init", folder, *RECIPE],
 }
 FILES = [
     "config.json",
@@ -133,7 +133,7 @@ def test_a_damaged_checkpoint_is_rejected(
 ) -> None:
     assert (run_folder / "best").read_text(encoding="utf-8") == (run_folder / "last").read_text(encoding="utf-8")
     damage(last_checkpoint(run_folder) / name)
-    assert_rejected(USES[use](run_folder), last_checkpoint(run_folder))
+    assert_rejected(USES[use](last_checkpoint(run_folder)), last_checkpoint(run_folder))
 
 
 @pytest.mark.parametrize("use", USES)
@@ -142,7 +142,7 @@ def test_an_invalid_manifest_is_rejected(
     use: str, content: str, run_folder: Path, assert_rejected: AssertRejected
 ) -> None:
     (last_checkpoint(run_folder) / "manifest.json").write_text(content, encoding="utf-8")
-    assert_rejected(USES[use](run_folder), "manifest.json")
+    assert_rejected(USES[use](last_checkpoint(run_folder)), "manifest.json")
 
 
 @pytest.mark.parametrize(

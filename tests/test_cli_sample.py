@@ -114,3 +114,14 @@ def test_a_prompt_longer_than_the_context_is_cropped_with_a_note(run_folder: Pat
     assert "22 tokens" in result.err
     assert "last 8" in result.err
     assert result.out.startswith("the cat sat on the mat")
+
+
+def test_a_damaged_best_checkpoint_is_reported_and_another_one_is_used(
+    run_folder: Path, run_command: RunCommand
+) -> None:
+    best = run_folder / "checkpoints" / (run_folder / "best").read_text(encoding="utf-8").strip()
+    (best / "model.safetensors").write_bytes(b"damaged")
+    result = run_command("sample", run_folder, "--max-new-tokens", 3)
+    assert result.code == 0
+    assert str(best / "model.safetensors") in result.err
+    assert result.err.startswith("note: ")

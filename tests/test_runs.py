@@ -8,6 +8,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import hypothesis.strategies as st
@@ -18,7 +19,7 @@ import octavo
 from folders import contents
 from octavo import checkpoint, runs, tokenizers
 from octavo.checkpoint import TrainerState
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, OctavoWarning
 from octavo.model import GPT
 from octavo.runs import Run, find_checkpoint, log_spaced_steps
 from octavo.settings import Settings
@@ -476,12 +477,32 @@ def test_an_unknown_run_is_an_error_that_lists_the_runs(path: str) -> None:
     assert all(str(Path("runs", f"run{number}")) in str(error.hint) for number in range(3))
 
 
-def test_a_best_checkpoint_that_was_deleted_is_an_error() -> None:
+@pytest.mark.parametrize("damage", [shutil.rmtree, lambda folder: (folder / "model.safetensors").write_bytes(b"x")])
+def test_load_falls_back_to_an_intact_checkpoint_with_a_warning(damage: Any) -> None:
     run = Run.create(SETTINGS, "corpus")
-    best = save(run, 10, best=True)
-    save(run, 20)
-    shutil.rmtree(best)
+    best, last = save(run, 10, best=True), save(run, 20)
+    damage(best)
+    with pytest.warns(OctavoWarning) as caught:
+        assert octavo.load(run.folder).folder == last
+    assert str(best) in str(caught[0].message)
+    assert str(last) in str(caught[0].message)
+    damage(last)
     assert str(best) in error_of(lambda: octavo.load(run.folder)).message
+
+
+def test_load_looks_again_if_training_replaced_the_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run.create(SETTINGS, "corpus")
+    first, load = save(run, 10, best=True), checkpoint.load
+
+    def load_while_training(folder: Path, *arguments: Any, **options: Any) -> checkpoint.Checkpoint:
+        if folder == first:
+            for step in (20, 30, 40):
+                save(run, step, best=True)
+        return load(folder, *arguments, **options)
+
+    monkeypatch.setattr(checkpoint, "load", load_while_training)
+    assert octavo.load(run.folder).info["step"] == 40
+    assert not first.exists()
 
 
 def test_load_accepts_a_path_a_name_a_run_and_a_checkpoint() -> None:

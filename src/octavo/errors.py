@@ -46,3 +46,7 @@ class UnknownCharactersError(OctavoError):
 
 class SourceChangedError(OctavoError):
     """The source changed while it was being read."""
+
+
+class OctavoWarning(UserWarning):
+    """Something is not as it should be, and Octavo continues without it. The command line prints it as a note."""

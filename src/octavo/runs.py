@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ import torch
 
 from octavo import checkpoint, files
 from octavo.checkpoint import Checkpoint, TrainerState
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, OctavoWarning
 from octavo.model import GPT
 from octavo.settings import Settings, from_toml, to_toml
 from octavo.tokenizers import Tokenizer
@@ -270,9 +271,33 @@ def load(run: RunLike, device: "torch.device | str" = "cpu") -> Checkpoint:
     """Load a model with its tokenizer and settings.
 
     `run` is a run (its best checkpoint is loaded), a checkpoint folder, or a Hugging Face GPT-2 folder. A `Checkpoint`
-    is returned as it is. Raises `OctavoError` if there is no checkpoint, or it is damaged.
+    is returned as it is. If the best checkpoint of a run is damaged, the newest intact one is loaded, with an
+    `OctavoWarning`. Raises `OctavoError` if there is no checkpoint, or all are damaged.
     """
-    return run if isinstance(run, Checkpoint) else checkpoint.load(find_checkpoint(run), device)
+    if isinstance(run, Checkpoint):
+        return run
+    opened = find_run(run)
+    if opened is None:
+        return checkpoint.load(find_checkpoint(run), device)
+    errors: dict[Path, OctavoError] = {}
+    # The candidates are looked up again after an error: training may have replaced and removed a checkpoint meanwhile.
+    while (folder := next((folder for folder in _loadable(opened) if folder not in errors), None)) is not None:
+        try:
+            loaded = checkpoint.load(folder, device, foreign=False)
+        except OctavoError as error:
+            errors[folder] = error
+            continue
+        for damaged, reason in errors.items():
+            if damaged.exists() or damaged in (opened.best, opened.last):
+                warnings.warn(f"{reason.message}; using {folder}", OctavoWarning, stacklevel=2)
+        return loaded
+    raise next(iter(errors.values()))
+
+
+def _loadable(run: Run) -> list[Path]:
+    """The checkpoints of a run in the order in which `load` tries them: best, last, then newer ones first."""
+    preferred = find_checkpoint(run)
+    return list(dict.fromkeys([preferred, *filter(None, [run.last]), *reversed(run.steps.values())]))
 
 
 def find_checkpoint(run: RunLike) -> Path:
@@ -281,7 +306,7 @@ def find_checkpoint(run: RunLike) -> Path:
         return run.folder
     opened = find_run(run)
     if opened is not None:
-        folder = opened.best or opened.last
+        folder = opened.best or opened.last or next(reversed(opened.steps.values()), None)
         if folder is None:
             raise OctavoError(f"{opened.folder} has no checkpoint yet", "train it for longer")
         return folder

@@ -19,13 +19,14 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 import octavo
 from octavo.cli import bench, estimate, eval, inspect, prepare, sample, serve, stats, train
-from octavo.cli.parser import Parser
-from octavo.errors import MachineError, OctavoError
+from octavo.cli.parser import Parser, print_notice
+from octavo.errors import MachineError, OctavoError, OctavoWarning
 from octavo.settings import PRESETS, Settings, resolve, unknown_name_error
 
 VERBS = {
@@ -48,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     _prepare_streams()
     try:
-        with _terminable():
+        with _terminable(), warnings.catch_warnings():
+            warnings.simplefilter("always", OctavoWarning)
+            warnings.showwarning = lambda message, *details: print_notice(str(message))
             try:
                 arguments = parse(list(sys.argv[1:] if argv is None else argv))
                 return int(arguments.handler(arguments) or 0)
