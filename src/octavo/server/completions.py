@@ -4,12 +4,13 @@ import asyncio
 import itertools
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import orjson
 from fastapi import Request as HTTPRequest
-from fastapi.responses import Response
+from fastapi.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from octavo.generation.generate import most_likely
 from octavo.generation.prompt import Prompt
@@ -20,7 +21,7 @@ from octavo.server.disconnect import unless_disconnected
 from octavo.server.limits import Limits
 from octavo.server.metrics import Metrics
 from octavo.server.requests import CompletionRequest
-from octavo.server.text_batch import EventStream, TextBatch
+from octavo.server.text_batch import TextBatch
 from octavo.server.tokens import encode_bounded_prompt, format_logprobs
 from octavo.server.worker import ServedModel
 
@@ -172,3 +173,17 @@ class CompletionAnswer:
 
 def _event(value: dict[str, Any]) -> bytes:
     return b"data: %s\n\n" % orjson.dumps(value)
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events. `close` is called when the response ends: complete, abandoned, or never started."""
+
+    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"x-accel-buffering": "no"})
+        self._close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._close()

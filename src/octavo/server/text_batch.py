@@ -6,10 +6,7 @@ and a complete answer are made of the same pieces, so both have the same text an
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Callable, Sequence
-
-from fastapi.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from collections.abc import AsyncIterator, Sequence
 
 from octavo.generation.stream import TextPiece, TextRequest, TextStream, text_streams
 from octavo.server.api_error import ApiError
@@ -102,17 +99,3 @@ class TextBatch:
         if stream.finish_reason is not None or (self._incremental and stream.has_new_text):
             put = functools.partial(self._pieces.put_nowait, (stream, stream.take()))
             self.model.worker.post(self._loop, put)
-
-
-class EventStream(StreamingResponse):
-    """Server-sent events. `close` is called when the response ends: complete, abandoned, or never started."""
-
-    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None]) -> None:
-        super().__init__(events, media_type="text/event-stream", headers={"x-accel-buffering": "no"})
-        self._close = close
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._close()
