@@ -1,4 +1,4 @@
-"""Do king and queen become similar? Cosines of rows of `wte` along training, against random pairs of tokens.
+"""Do king and queen become similar? Cosines of rows of `wte` over training, against random pairs of tokens.
 
     python bench/likeness.py tinyshakespeare.txt --plot docs/likeness.svg
 
@@ -56,7 +56,7 @@ def main() -> None:
         columns = " ".join(f"{number:{width}.3f}" for number, width in numbers)
         print(f"{first + ', ' + second:16} {columns}  {', '.join(ranks)}")
     mean = average(views[PAIRS[0]])
-    print("\nking and queen along training, the mean over the seeds")
+    print("\nking and queen over training, the mean over the seeds")
     print(mean.tables()[1].columns)
     for row in mean.tables()[1].rows:
         print(*(f"{cell:8.3f}" if isinstance(cell, float) else f"{cell:8}" for cell in row))

@@ -112,7 +112,7 @@ def test_a_view_is_printed_as_tables_or_as_json(view: str, run: Path, run_inspec
     assert (text.code, text.err) == (values.code, values.err) == (0, "")
     assert text.out == f"{expected}\n"
     assert values.out.count("\n") == 1
-    assert json.loads(values.out) == json.loads(json.dumps(expected.plain(), allow_nan=False))
+    assert json.loads(values.out) == json.loads(json.dumps(expected.to_dict(), allow_nan=False))
 
 
 @pytest.mark.parametrize("view", [view for view in TEXT_VIEWS if view != "contributions"])
@@ -207,7 +207,7 @@ def test_the_shapes_of_a_preset_take_no_memory(run_inspect: Inspect) -> None:
         "h.attn.c_attn": [1, 12, 512, 64],
         "h.attn: q kT / sqrt(D)": [1, 12, 512, 512],
         "h.attn: softmax": [1, 12, 512, 512],
-        "h.attn: shares v": [1, 12, 512, 64],
+        "h.attn: weights v": [1, 12, 512, 64],
         "h.attn.c_proj": [1, 512, 768],
         "x + attention": [1, 512, 768],
         "h.ln_2": [1, 512, 768],

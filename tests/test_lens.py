@@ -36,7 +36,7 @@ def test_losses_are_those_that_training_logged(tiny_run: Run) -> None:
         line["step"]: line["val_loss"] for line in evaluated
     }
     assert len(view.val) >= 2
-    assert view.plain() == lens.losses(octavo.load(tiny_run.folder)).plain()
+    assert view.to_dict() == lens.losses(octavo.load(tiny_run.folder)).to_dict()
 
 
 def test_a_checkpoint_outside_a_run_has_no_losses(small: Checkpoint) -> None:
@@ -115,7 +115,7 @@ class CheckedHtml(html.parser.HTMLParser):
 @pytest.mark.parametrize("name", VIEWS)
 def test_every_view_can_be_json_text_and_escaped_html(name: str, tiny_run: Run) -> None:
     view = inspect_view(octavo.load(tiny_run.folder), name, SCRIPT, "<b>")
-    values = json.loads(json.dumps(view.plain(), allow_nan=False))
+    values = json.loads(json.dumps(view.to_dict(), allow_nan=False))
     fields = {each.name for each in dataclasses.fields(view)}
     assert values.keys() == fields | ({"caveat"} if view.caveat else set())
     assert view.caveat in str(view)
@@ -148,7 +148,7 @@ def long(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 @pytest.mark.parametrize("name", [name for name in VIEWS if name != "losses"])
 def test_a_view_of_a_long_text_and_a_large_vocabulary_has_a_bounded_size(long: Checkpoint, name: str) -> None:
     view = inspect_view(long, name, TEXT[:600], "a")
-    content = json.dumps(view.plain(), allow_nan=False)
+    content = json.dumps(view.to_dict(), allow_nan=False)
     assert len(content) < 4 << 20
     assert len(str(view)) < 1 << 14
     assert len(view._repr_html_()) < 1 << 20
@@ -159,7 +159,7 @@ def test_a_view_does_not_change_the_model(name: str, tiny_run: Run) -> None:
     loaded = octavo.load(tiny_run.folder)
     before = {key: value.clone() for key, value in loaded.model.state_dict().items()}
     loaded.model.train()
-    first, again = (inspect_view(loaded, name, "the cat sat", "cat").plain() for _ in range(2))
+    first, again = (inspect_view(loaded, name, "the cat sat", "cat").to_dict() for _ in range(2))
     assert first == again
     assert loaded.model.training
     assert all(parameter.grad is None for parameter in loaded.model.parameters())
@@ -171,7 +171,7 @@ def test_a_view_does_not_change_the_model(name: str, tiny_run: Run) -> None:
             **VIEWS[name]
             | ({"text": "the cat sat"} if name in TEXT_VIEWS else {})
             | ({"word": "cat"} if "word" in VIEWS[name] else {}),
-        ).plain()
+        ).to_dict()
         == first
     )
 
@@ -189,7 +189,7 @@ def test_the_smallest_model_has_every_view(name: str, block_size: int, kind: str
         view: Any = lens.position(loaded, "a", at=(0, -1))
     else:
         view = inspect_view(loaded, name, "at", "a")
-    json.dumps(view.plain(), allow_nan=False)
+    json.dumps(view.to_dict(), allow_nan=False)
     assert str(view)
     assert view._repr_html_()
 
@@ -210,7 +210,7 @@ def test_a_text_of_one_token_has_every_view_that_needs_no_next_token(small: Chec
     assert lens.contributions(small, "a").position == 0
     for name in ("shapes", "tokens", "attention", "next_token", "logit_lens", "contributions"):
         view = lens.inspect(small, name, text="a")
-        json.dumps(view.plain(), allow_nan=False)
+        json.dumps(view.to_dict(), allow_nan=False)
         assert str(view)
 
 
@@ -246,7 +246,7 @@ def test_negative_indices_count_from_the_end(small: Checkpoint) -> None:
         ("contributions", {"position": -1}, {"position": 5}),
         ("logit_lens", {"positions": [-6]}, {"positions": [0]}),
     ):
-        one, other = (lens.inspect(small, name, text=text, **options).plain() for options in (negative, positive))
+        one, other = (lens.inspect(small, name, text=text, **options).to_dict() for options in (negative, positive))
         assert one == other
 
 

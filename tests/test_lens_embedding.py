@@ -77,7 +77,7 @@ def test_a_word_that_is_one_token_only_with_a_space_gets_the_space_and_a_note(sm
     word = next(word for word in words if len(encode(word)) > 1)
     view = lens.position(small, word)
     assert [token.token.label for token in view.tokens] == [f"␣{word}"]
-    assert "with the space before it" in view.note
+    assert "with a space before it" in view.note
     assert view.note in str(view)
 
 
@@ -147,7 +147,7 @@ def test_history_has_the_cosines_of_every_checkpoint_of_the_run(tiny_run: Run) -
         assert moment.against == pytest.approx(exact_cosine(wte[word], wte[against]), abs=1e-6)
         assert moment.neighbors == pytest.approx([exact_cosine(wte[word], wte[id]) for id in neighbors], abs=1e-6)
     assert view.history[-1].against == view.against.cosine
-    assert "along training" in str(view)
+    assert "over training" in str(view)
 
 
 def test_a_checkpoint_outside_a_run_has_no_history(small: Checkpoint) -> None:

@@ -323,8 +323,8 @@ def freeze_scale(patch: Patch, loaded: Checkpoint) -> None:
 
     def stage_logits(model: GPT, x: Tensor) -> Tensor:
         if not scale:  # the first call is for the embedding
-            *_, last = capture.walk(model, x)
-            scale.append(last.after.std(-1, correction=0, keepdim=True))
+            *_, last = capture.run_blocks(model, x)
+            scale.append(last.resid_post.std(-1, correction=0, keepdim=True))
         norm = model.transformer.ln_f
         centered = (x - x.mean(-1, keepdim=True)) / scale[0]
         return model.unembed(centered * norm.weight + (0 if norm.bias is None else norm.bias))
@@ -340,14 +340,14 @@ def omit_contributions(name: str) -> Fault:
     """The contributions of the parts with this name are missing."""
 
     def plant(patch: Patch, loaded: Checkpoint) -> None:
-        original = contributions.residual_contributions
+        original = contributions.decompose_residual
 
         def faulty(*arguments: Any) -> tuple[list[contributions.Part], Tensor]:
             parts, added = original(*arguments)
             kept = [n for n, part in enumerate(parts) if part.name != name]
             return [parts[n] for n in kept], added[kept]
 
-        patch_everywhere(patch, "residual_contributions", faulty)
+        patch_everywhere(patch, "decompose_residual", faulty)
 
     return plant
 
@@ -411,7 +411,7 @@ def ablate_later_layers(patch: Patch, loaded: Checkpoint) -> None:
         model: GPT, activations: capture.LayerActivations, layer: int, kept: Tensor, mlp: Tensor
     ) -> Tensor:
         block = activations.block
-        x = activations.before + block.attn.output(activations.heads * kept[:, :, None, None])
+        x = activations.resid_pre + block.attn.output(activations.heads * kept[:, :, None, None])
         return model.unembed(model.norm(x + block.mlp(block.ln_2(x)) * mlp[:, None, None]))
 
     patch_everywhere(patch, "logits_without", logits_without)
@@ -437,21 +437,25 @@ statistics_in_bits = change_result(
 
 SHAPES, PARAMETERS = "shapes: match the settings", "shapes: parameter count"
 TOKENS = "tokens: bytes equal the text"
-SUM, DIFFERENCE = "position: x = wte + wpe", "position: x differs as wpe does"
-COSINES = "neighbors: cosines, in a loop"
+SUM, DIFFERENCE = "position: x = wte + wpe", "position: differences of x and wpe are equal"
+COSINES = "neighbors: cosines = plain Python"
 ROWS, FUTURE = "attention: rows sum to 1", "attention: nothing from the future"
 FIRST, FUSED = "attention: position 0 attends to itself", "attention: pattern = fused kernel"
-HEAD, STREAM, LOGITS = "model: lm_head is tied to wte", "float64: the stream after every layer", "float64: logits"
-LAST_STAGE, EVERY_STAGE = "logit_lens: the last stage equals the model", "logit_lens: every stage, in float64"
-ADDED, LOGIT = "contributions: parts sum to the stream", "contributions: parts sum to the logit"
-MEAN, CHANCE = "surprisal: its mean is the loss", "surprisal: with a zero head, ln V"
-NOTHING, A_HEAD = "ablation: keeping all parts changes nothing", "ablation: a head, in float64"
+HEAD, STREAM, LOGITS = (
+    "model: lm_head is tied to wte",
+    "reference: residual stream after every layer",
+    "reference: logits",
+)
+LAST_STAGE, EVERY_STAGE = "logit_lens: the last stage equals the model", "logit_lens: every stage against the reference"
+ADDED, LOGIT = "contributions: parts sum to the residual stream", "contributions: parts sum to the logit"
+MEAN, CHANCE = "surprisal: its mean is the loss", "surprisal: is ln V if lm_head is zero"
+NOTHING, A_HEAD = "ablation: keeping all parts changes nothing", "ablation: a head against the reference"
 CAUSALITY = "causality: later tokens change nothing"
-ALONE, HEAD_ALONE = "float64: every layer alone", "float64: lm_head alone"
-FLOPS, STATISTICS = "shapes: FLOP count", "attention: statistics, in a loop"
-GUESSES, RANKS = "logit_lens: guesses, entropy, surprisal, rank", "surprisal: ranks, recounted"
+ALONE, HEAD_ALONE = "reference: each block, on the reference's input", "reference: lm_head, on the reference's input"
+FLOPS, STATISTICS = "shapes: FLOP count", "attention: statistics = a loop over rows"
+GUESSES, RANKS = "logit_lens: top tokens, entropy, surprisal, rank", "surprisal: ranks, recounted"
 EVERY_TOKEN = "surprisal: one for every token"
-CACHE, ENGINE = "cache: one token at a time = full forward", "engine: one token at a time = full forward"
+CACHE, ENGINE = "cache: prefill and decode = full forward", "decoder: prefill and decode = full forward"
 
 MODEL = [STREAM, LOGITS, EVERY_STAGE, A_HEAD, ENGINE]  # the checks that fail if the model is wrong
 FAULTS: dict[str, tuple[Fault, list[str]]] = {
@@ -573,4 +577,4 @@ def test_an_error_of_nan_fails_the_check_and_becomes_json(models: dict[str, Path
     replace_extend(extend_uninitialized)(monkeypatch, runs.load(models["random"]))
     view = lens.verify(models["random"])
     assert not view.ok
-    json.dumps(view.plain(), allow_nan=False)
+    json.dumps(view.to_dict(), allow_nan=False)

@@ -141,7 +141,7 @@ def test_the_trials_of_one_layer_equal_those_of_all_layers(small: Checkpoint) ->
 
 def test_logits_at_once_does_not_change_the_trials(small: Checkpoint) -> None:
     idx, layers = torch.from_numpy(small.tokenizer.encode("the cat sat"))[None].long(), range(small.settings.n_layer)
-    expected, one_by_one = ablate(small.model, idx, layers), ablate(small.model, idx, layers, logits_at_once=1)
+    expected, one_by_one = ablate(small.model, idx, layers), ablate(small.model, idx, layers, max_logits_per_batch=1)
     assert [each.part for each in one_by_one] == [each.part for each in expected]
     # The order of a matmul's float32 sums depends on its number of rows: 1.4e-6 measured on an Intel Xeon.
     losses, changes = [each.loss for each in expected], [each.change for each in expected]

@@ -16,7 +16,7 @@ from octavo import lens
 from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
 from octavo.evaluation import evaluate_tokens
-from octavo.lens.capture import inference, walk
+from octavo.lens.capture import inference, run_blocks
 from octavo.lens.logit_lens import top_tokens
 from octavo.lens.surprisal import token_surprisals
 from octavo.lens.tokens import make_token
@@ -61,7 +61,7 @@ def test_every_row_of_the_logit_lens_is_normalized_separately(case: Case) -> Non
 def stage_logits(case: Case, stage: int) -> Tensor:
     """The model's float32 logits (T, V) at a stage."""
     x = case.model.embed(torch.tensor([case.ids]))
-    after = [x, *(layer.after for layer in walk(case.model, x))]
+    after = [x, *(layer.resid_post for layer in run_blocks(case.model, x))]
     return case.model.unembed(case.model.norm(after[stage]))[0]
 
 
@@ -164,7 +164,7 @@ def test_the_mean_surprisal_is_the_loss_over_any_number_of_sequences(small: Chec
 def test_logits_at_once_does_not_change_the_surprisals(small: Checkpoint) -> None:
     ids = small.tokenizer.encode(TEXT)
     expected, _, _ = token_surprisals(small.model, ids)
-    nats, _, _ = token_surprisals(small.model, ids, logits_at_once=1)
+    nats, _, _ = token_surprisals(small.model, ids, max_logits_per_batch=1)
     assert_near(nats, expected, 1e-6)
 
 

@@ -92,7 +92,7 @@ h.ln_1 1 512 768 1536
 h.attn.c_attn 1 12 512 64 1771776
 h.attn: q kT / sqrt(D) 1 12 512 512 0
 h.attn: softmax 1 12 512 512 0
-h.attn: shares v 1 12 512 64 0
+h.attn: weights v 1 12 512 64 0
 h.attn.c_proj 1 512 768 590592
 x + attention 1 512 768 0
 h.ln_2 1 512 768 1536

@@ -128,7 +128,7 @@ def test_a_text_longer_than_the_block_is_truncated_and_left_out_says_by_how_much
         view: Any = lens.inspect(small, name, text=TEXT)
         assert [token.id for token in view.tokens] == ids[:16]
         assert view.left_out == len(ids) - 16 > 0
-        assert view.plain()["left_out"] == view.left_out
+        assert view.to_dict()["left_out"] == view.left_out
     for name in ("tokens", "surprisal"):
         view = lens.inspect(small, name, text=TEXT)
         assert len(view.tokens) == len(ids)

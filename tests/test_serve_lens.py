@@ -68,7 +68,7 @@ def test_a_view_over_http_equals_the_view_in_python(
 ) -> None:
     monkeypatch.setenv("OCTAVO_CACHE", str(bpe_run.folder.parent / "cache"))  # has the run's prepared text
     response = server.view(view, model, **OPTIONS[view])
-    plain = json.loads(json.dumps(lens.inspect(server.models[model].checkpoint, view, **OPTIONS[view]).plain()))
+    plain = json.loads(json.dumps(lens.inspect(server.models[model].checkpoint, view, **OPTIONS[view]).to_dict()))
     if view == "attention":
         assert [len(row) for row in response["weights"]] == list(range(1, len(response["tokens"]) + 1))
         padded = [row + [0] * (len(response["tokens"]) - len(row)) for row in response.pop("weights")]
@@ -157,7 +157,7 @@ def test_every_checkpoint_of_a_run_can_be_shown(server: RunningServer, bpe_run: 
     responses = []
     for step, path in [*bpe_run.steps.items(), *list(bpe_run.steps.items())[:1]]:
         responses.append(server.view("next_token", "run", text="the cat", step=step))
-        assert responses[-1]["logits"] == lens.next_token(runs.load(path), "the cat").plain()["logits"]
+        assert responses[-1]["logits"] == lens.next_token(runs.load(path), "the cat").to_dict()["logits"]
     assert responses[0] == responses[-1] != responses[1]
     without_step = server.view("next_token", "run", text="the cat")
     assert server.view("next_token", "run", text="the cat", step=None) == without_step

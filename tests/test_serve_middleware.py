@@ -252,7 +252,7 @@ REFUSALS: list[tuple[int, dict[str, str]]] = [  # a refused request of each midd
 
 @pytest.mark.parametrize("first", range(len(REFUSALS)))
 def test_the_outermost_middleware_refuses_first(protected: RunningServer, first: int) -> None:
-    """A request that several would refuse. The order is that of `protect`."""
+    """A request that several would refuse. The order is that of `wrap_in_middleware`."""
     headers: dict[str, str] = {}
     for _, broken in reversed(REFUSALS[first:]):
         headers |= broken

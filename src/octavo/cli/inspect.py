@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         plots.save(view, arguments.plot)
         print(f"plot written to {arguments.plot}", file=sys.stderr)
-    print(json.dumps(view.plain(), ensure_ascii=False) if arguments.json else view)
+    print(json.dumps(view.to_dict(), ensure_ascii=False) if arguments.json else view)
     return 0 if getattr(view, "ok", True) else 1
 
 

@@ -4,9 +4,10 @@
 
     lens.attention("runs/my-1", "The king said", layer=2, head=1).weights     # (T, T)
 
-A view is a function of a RUN and a text that returns a small frozen dataclass: `plain()` is its JSON, printing it gives
-tables, notebooks display it, `lens.plots` draws it. `octavo.views` is the table of all views. A view and its module
-share a name, so code imports the function: `from octavo.lens.attention import attention`.
+A view is a function of a RUN, and of a text in most cases. It returns a `View`, a small frozen dataclass: `to_dict()`
+is its JSON, printing it gives tables, notebooks display it, `lens.plots` draws it. `octavo.views` is the table of all
+views. `lens.attention` is the function and hides the module of the same name, so code inside the package imports it
+from the module: `from octavo.lens.attention import attention`.
 """
 
 from collections.abc import Callable
@@ -40,7 +41,7 @@ FUNCTIONS: dict[str, Callable[..., View]] = {name: globals()[name] for name in v
 
 
 def inspect(run: RunLike | ModelSettings, view: str, **options: Any) -> View:
-    """A view by its name, with the options of `octavo.views`. Settings without a trained model have only `shapes`.
+    """A view by its name, with the options of `octavo.views`. A preset (settings, no trained model) has only `shapes`.
 
     Raises `OctavoError` for an unknown view and for an option that the view does not take.
     """

@@ -13,7 +13,7 @@ from torch import Tensor
 from octavo import runs
 from octavo.errors import OctavoError
 from octavo.lens.arguments import resolve_index
-from octavo.lens.capture import LayerActivations, inference, require_finite, walk
+from octavo.lens.capture import LayerActivations, inference, require_finite, run_blocks
 from octavo.lens.contributions import Part
 from octavo.lens.tokens import Text, Token, make_token, tokenize
 from octavo.lens.view import Table, View
@@ -22,27 +22,27 @@ from octavo.model import GPT, Block
 from octavo.runs import RunLike
 
 _MAX_TOKENS = 256  # because the rest of the model runs again for every part
-_LOGITS_AT_ONCE = 1 << 25  # limits the memory of trials that run together
+_MAX_LOGITS_PER_BATCH = 1 << 25  # limits the memory of the trials of a batch
 
 
 @dataclass(frozen=True)
 class Trial:
-    """The effect of ablating one part on the loss of the text and on the next token."""
+    """The loss of the text and the next token without one part. The baseline is the model with all parts."""
 
     part: Part
     loss: float
     change: float
-    probability: float  # without the part, of the token that is most likely with all parts
+    probability: float  # of the baseline's most likely token, which is `Ablation.next`
     next: Token  # the most likely token without the part
 
 
 @dataclass(frozen=True, eq=False)
 class Ablation(View):
-    """A text's `loss` and most likely `next` token with all parts, and `trials`, one for each part that is ablated."""
+    """The baseline: a text's `loss` and its most likely `next` token with all parts. `trials` ablate one part each."""
 
     caveat: ClassVar[str] = (
-        "A part is ablated by adding nothing (zero ablation). Other parts were trained to rely on it, so a loss that "
-        "rises shows that it was used, and one that does not can mean that other parts replace it."
+        "An ablated part adds nothing to the residual stream (zero ablation). Other parts were trained to rely on it, "
+        "so a higher loss shows that the part was used. If the loss stays the same, other parts may have replaced it."
     )
 
     tokens: list[Token]
@@ -50,7 +50,7 @@ class Ablation(View):
     next: Token
     probability: float
     trials: list[Trial]
-    left_out: int  # tokens at the end of the text that did not fit
+    left_out: int  # how many tokens at the end of the text were truncated
 
     def tables(self) -> list[Table]:
         trials = sorted(self.trials, key=lambda trial: -trial.change)
@@ -78,38 +78,47 @@ def ablation(run: RunLike, text: Text = None, *, layer: int | None = None, unkno
         return make_token(loaded.tokenizer, id)
 
     trials = [
-        Trial(each.part, each.loss, each.change, each.probability, token(each.next)) for each in outcomes if each.part
+        Trial(each.part, each.loss, each.change, each.baseline_token_probability, token(each.next_id))
+        for each in outcomes
+        if each.part
     ]
     return Ablation(
-        tokenized.tokens, baseline.loss, token(baseline.next), baseline.probability, trials, tokenized.left_out
+        tokenized.tokens,
+        baseline.loss,
+        token(baseline.next_id),
+        baseline.baseline_token_probability,
+        trials,
+        tokenized.left_out,
     )
 
 
 class Outcome(NamedTuple):
-    """A `Trial` with `next` as a token id; or, if `part` is None, the same numbers with all parts."""
+    """The numbers of a `Trial` as `ablate` computes them; `part` is None for the baseline, which ablates nothing."""
 
     part: Part | None
     loss: float
     change: float
-    probability: float
-    next: int
+    baseline_token_probability: float
+    next_id: int
 
 
-def ablate(model: GPT, idx: Tensor, layers: Collection[int], logits_at_once: int = _LOGITS_AT_ONCE) -> list[Outcome]:
-    """The outcome with all parts on ids (1, T), then the outcome without each part of `layers`.
+def ablate(
+    model: GPT, idx: Tensor, layers: Collection[int], max_logits_per_batch: int = _MAX_LOGITS_PER_BATCH
+) -> list[Outcome]:
+    """The outcomes on ids (1, T): first the baseline, then one without each part of `layers`.
 
-    `logits_at_once` limits how many trials run together: it changes memory and speed only.
+    `max_logits_per_batch` limits the number of trials in a batch: it changes memory and speed only.
     """
     outcomes: list[Outcome] = []
     with inference(model):
-        for i, activations in enumerate(walk(model, model.embed(idx))):
+        for i, activations in enumerate(run_blocks(model, model.embed(idx))):
             if i not in layers:
                 continue
             parts, head_masks, mlp_mask = parts_and_masks(i, model.settings.n_head)
-            at_once = max(1, logits_at_once // (idx.size(1) * model.settings.vocab_size))
-            for start in range(0, len(parts), at_once):
-                batch = slice(start, start + at_once)
-                # Row 0 has all parts. It runs in the same batch, so a change is due to the part and not to rounding.
+            batch_size = max(1, max_logits_per_batch // (idx.size(1) * model.settings.vocab_size))
+            for start in range(0, len(parts), batch_size):
+                batch = slice(start, start + batch_size)
+                # Row 0 is the baseline. It is added to every batch, so a change is due to the part and not to rounding.
                 masks = (torch.cat([torch.ones_like(mask[:1]), mask[batch]]) for mask in (head_masks, mlp_mask))
                 loss, probabilities = _evaluate(logits_without(model, activations, i, *masks), idx)
                 baseline_id = int(probabilities[0].argmax())
@@ -124,24 +133,27 @@ def ablate(model: GPT, idx: Tensor, layers: Collection[int], logits_at_once: int
 
 def parts_and_masks(layer: int, n_head: int) -> tuple[list[Part], Tensor, Tensor]:
     """The N parts of a layer, and the masks that ablate each: head masks (N, H) and MLP masks (N,), where 0 ablates."""
-    heads, mlp = torch.ones(n_head + 3, n_head), torch.ones(n_head + 3)
-    heads[:n_head] -= torch.eye(n_head)
     parts = [Part("head", layer, h) for h in range(n_head)]
     parts += [Part("attention", layer), Part("MLP", layer), Part("attention and MLP", layer)]
-    heads[n_head], heads[n_head + 2] = 0, 0
-    mlp[n_head + 1 :] = 0
-    return parts, heads, mlp
+    attention, mlp, both = n_head, n_head + 1, n_head + 2  # the rows of the last three parts
+    head_masks, mlp_mask = torch.ones(n_head + 3, n_head), torch.ones(n_head + 3)
+    head_masks[:n_head] -= torch.eye(n_head)
+    head_masks[[attention, both]] = 0
+    mlp_mask[[mlp, both]] = 0
+    return parts, head_masks, mlp_mask
 
 
-def logits_without(model: GPT, activations: LayerActivations, layer: int, heads: Tensor, mlp: Tensor) -> Tensor:
+def logits_without(
+    model: GPT, activations: LayerActivations, layer: int, head_masks: Tensor, mlp_mask: Tensor
+) -> Tensor:
     """Logits (N, T, V) of N trials, which run the model from `layer` on, with masks of its heads (N, H) and MLP (N,).
 
     A trial that masks all heads also drops the bias of the output projection: the attention then adds nothing.
     """
     block = activations.block
-    masked = activations.heads * heads[:, :, None, None]  # (N, H, T, D)
-    x = activations.before + block.attn.output(masked) * heads.any(1)[:, None, None]  # (N, T, C)
-    x = x + block.mlp(block.ln_2(x)) * mlp[:, None, None]
+    masked = activations.heads * head_masks[:, :, None, None]  # (N, H, T, D)
+    x = activations.resid_pre + block.attn.output(masked) * head_masks.any(1)[:, None, None]  # (N, T, C)
+    x = x + block.mlp(block.ln_2(x)) * mlp_mask[:, None, None]
     for later in model.transformer.h[layer + 1 :]:
         assert isinstance(later, Block)
         x = later(x)

@@ -15,7 +15,7 @@ _LONGEST_WORD = 16  # tokens
 def resolve_index(value: int, count: int, name: str, option: str = "") -> int:
     """An index from 0 to `count - 1`; a negative one counts from the end. Raises `OctavoError` outside that range.
 
-    `option` is the flag that the hint names, if it is not `name`.
+    The hint of the error suggests `--NAME N`, or `--OPTION N` if `option` is given.
     """
     if not -count <= value < count:
         raise OctavoError(f"{name} {value}: the {name}s are 0 to {count - 1}", f"--{option or name} {count - 1}")
@@ -37,7 +37,7 @@ def resolve_token(tokenizer: Tokenizer, token: TokenLike) -> int:
 
 
 def resolve_word(tokenizer: Tokenizer, word: WordLike) -> tuple[list[int], str]:
-    """The ids of a word's tokens, and a note for the user if the word is not one token as given.
+    """The ids of a word's tokens, and a note that views show after the word; it is empty if the word is one token.
 
     Ids are returned unchanged. If a word is one token only with a space before it, the space is added.
     """
@@ -56,7 +56,7 @@ def resolve_word(tokenizer: Tokenizer, word: WordLike) -> tuple[list[int], str]:
     if isinstance(word, str) and tokenizer.kind in ("bpe", "gpt2"):
         with_space = tokenizer.encode(" " + word)
         if len(with_space) == 1:
-            return [int(with_space[0])], "with the space before it, which makes it one token"
+            return [int(with_space[0])], "one token with a space before it"
     if len(ids) > _LONGEST_WORD:
         raise OctavoError(f"{word!r} is {len(ids)} tokens; at most {_LONGEST_WORD} are shown", "a shorter word")
     labels = " ".join(make_token(tokenizer, id).label for id in ids)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from octavo import runs
 from octavo.lens.arguments import resolve_index
-from octavo.lens.capture import attention_pattern, inference, walk
+from octavo.lens.capture import attention_pattern, inference, run_blocks
 from octavo.lens.tokens import Text, Token, tokenize
 from octavo.lens.view import Table, View, shaded
 from octavo.runs import RunLike
@@ -22,16 +22,16 @@ _PICTURE_TOKENS = 64  # the longest text whose pattern a notebook shows
 
 
 @dataclass(frozen=True)
-class Head:
+class HeadStatistics:
     """Statistics of a head over a text: means over all positions except the first, which can only attend to itself."""
 
     layer: int
     head: int
     entropy: float  # nats; 0: all attention on one position
     distance: float  # mean distance in tokens, weighted by attention
-    previous: float  # share that goes to the previous position
-    first: float  # share that goes to the first position
-    itself: float  # share that stays at the position itself
+    previous: float  # attention weight of the previous position
+    first: float  # attention weight of the first position
+    itself: float  # attention weight of the position itself
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +47,8 @@ class Attention(View):
     layer: int
     head: int
     weights: np.ndarray  # (T, T)
-    heads: list[Head]
-    left_out: int  # tokens at the end of the text that did not fit
+    heads: list[HeadStatistics]
+    left_out: int  # how many tokens at the end of the text were truncated
 
     def picture(self) -> str:
         """The pattern as an HTML table of shaded cells, for a text of at most `_PICTURE_TOKENS` tokens."""
@@ -58,7 +58,7 @@ class Attention(View):
         header = "".join(f"<th>{label}</th>" for label in labels)
         rows = "".join(
             f"<tr><th>{label}</th>"
-            + "".join(shaded("", float(share), float(share), "td") for share in row[: t + 1])
+            + "".join(shaded("", float(weight), float(weight), "td") for weight in row[: t + 1])
             + "</tr>"
             for t, (label, row) in enumerate(zip(labels, self.weights, strict=True))
         )
@@ -76,7 +76,7 @@ class Attention(View):
             Table("statistics of the heads, averaged over the text", columns, statistics),
             Table(
                 f"layer {self.layer}, head {self.head}: the three tokens that each token attends to most",
-                ("position", "token", "token (position) share"),
+                ("position", "token", "token (position) weight, three times"),
                 rows,
             ),
         ]
@@ -94,7 +94,7 @@ def attention(run: RunLike, text: Text = None, *, layer: int = 0, head: int = 0,
     layer, head = resolve_index(layer, model.settings.n_layer, "layer"), resolve_index(head, n_head, "head")
     statistics = []
     with inference(model):
-        for i, activations in enumerate(walk(model, model.embed(tokenized.ids))):
+        for i, activations in enumerate(run_blocks(model, model.embed(tokenized.ids))):
             for h in range(n_head):
                 weights = attention_pattern(activations.q[0, h], activations.k[0, h])  # (T, T)
                 statistics.append(head_statistics(i, h, weights))
@@ -103,13 +103,13 @@ def attention(run: RunLike, text: Text = None, *, layer: int = 0, head: int = 0,
     return Attention(tokenized.tokens, layer, head, selected, statistics, tokenized.left_out)
 
 
-def head_statistics(layer: int, head: int, weights: Tensor) -> Head:
+def head_statistics(layer: int, head: int, weights: Tensor) -> HeadStatistics:
     """The statistics of a pattern (T, T)."""
     T = len(weights)
     if T == 1:
-        return Head(layer, head, entropy=0.0, distance=0.0, previous=0.0, first=1.0, itself=1.0)
+        return HeadStatistics(layer, head, entropy=0.0, distance=0.0, previous=0.0, first=1.0, itself=1.0)
     rows, positions = weights[1:], torch.arange(T, dtype=weights.dtype)
-    return Head(
+    return HeadStatistics(
         layer,
         head,
         entropy=torch.special.entr(rows).sum(-1).mean().item(),

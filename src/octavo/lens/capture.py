@@ -2,7 +2,7 @@
 
 The steps are methods of the model itself (`octavo.model`), called in the order of `Block.forward`, so a view shows what
 was trained. Only the attention pattern is computed here, because the fused kernel of the model never stores it.
-`octavo.lens.verify` compares this walk with `Block.forward` bit for bit, the pattern with the fused kernel, and both
+`octavo.lens.verify` compares these steps with `Block.forward` bit for bit, the pattern with the fused kernel, and both
 with `octavo.lens.reference`, which shares no code with the model.
 
 The axis letters: `B` texts, `T` positions, `C` width, `H` heads of width `D`, `V` the vocabulary.
@@ -25,18 +25,18 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys and values 
 
 @dataclass(frozen=True)
 class LayerActivations:
-    """What one block computed. `walk` holds those of one block at a time; a caller may keep a reference to others."""
+    """What one block computed. Only one block's activations are in memory at a time, unless the caller keeps more."""
 
     block: Block
-    before: Tensor  # (B, T, C) the residual stream before the block
+    resid_pre: Tensor  # (B, T, C) the residual stream before the block
     q: Tensor  # (B, H, T, D)
     k: Tensor  # (B, H, T, D)
     v: Tensor  # (B, H, T, D)
     heads: Tensor  # (B, H, T, D) the output of each head: its weighted mean of the values
     attention: Tensor  # (B, T, C) what attention adds to the residual stream
-    hidden: Tensor  # (B, T, 4C) the MLP's hidden units, after the GELU
+    mlp_hidden: Tensor  # (B, T, 4C) the MLP's hidden units, after the GELU
     mlp: Tensor  # (B, T, C) what the MLP adds to the residual stream
-    after: Tensor  # (B, T, C) the residual stream after the block
+    resid_post: Tensor  # (B, T, C) the residual stream after the block
 
 
 @contextlib.contextmanager
@@ -46,7 +46,7 @@ def inference(model: GPT) -> Iterator[None]:
         raise OctavoError(f"the model is in {model.lm_head.weight.dtype}, views need float32", "model.float()")
     was_training = model.training
     model.eval()
-    kernels.keep_freed_memory()
+    kernels.keep_freed_memory()  # each block allocates tensors of the same sizes again
     try:
         with torch.inference_mode(), kernels.fast_path(model.lm_head.weight.device):
             yield
@@ -54,7 +54,7 @@ def inference(model: GPT) -> Iterator[None]:
         model.train(was_training)
 
 
-def walk(model: GPT, x: Tensor, attend: Attend | None = None) -> Iterator[LayerActivations]:
+def run_blocks(model: GPT, x: Tensor, attend: Attend | None = None) -> Iterator[LayerActivations]:
     """Run the blocks one after the other on embedded texts (B, T, C), and yield what each computed.
 
     `attend` replaces the model's own attention.
@@ -64,19 +64,19 @@ def walk(model: GPT, x: Tensor, attend: Attend | None = None) -> Iterator[LayerA
         q, k, v = block.attn.project(block.ln_1(x))  # (B, H, T, D)
         heads = (attend or block.attn.attend)(q, k, v)  # (B, H, T, D)
         attention = block.attn.output(heads)  # (B, T, C)
-        middle = x + attention  # (B, T, C)
-        hidden = block.mlp.expand(block.ln_2(middle))  # (B, T, 4C)
+        resid_mid = x + attention  # (B, T, C)
+        hidden = block.mlp.expand(block.ln_2(resid_mid))  # (B, T, 4C)
         mlp = block.mlp.contract(hidden)  # (B, T, C)
-        layer = LayerActivations(block, x, q, k, v, heads, attention, hidden, mlp, middle + mlp)
-        x = layer.after
+        layer = LayerActivations(block, x, q, k, v, heads, attention, hidden, mlp, resid_mid + mlp)
+        x = layer.resid_post
         yield layer
 
 
 def logits(model: GPT, idx: Tensor, attend: Attend | None = None) -> Tensor:
-    """The logits (B, T, V) of ids (B, T), computed with `walk`."""
+    """The logits (B, T, V) of ids (B, T), computed with `run_blocks`."""
     x = model.embed(idx)
-    for layer in walk(model, x, attend):
-        x = layer.after
+    for layer in run_blocks(model, x, attend):
+        x = layer.resid_post
     return model.unembed(model.norm(x))
 
 

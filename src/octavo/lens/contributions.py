@@ -15,7 +15,7 @@ from torch import Tensor
 
 from octavo import runs
 from octavo.lens.arguments import TokenLike, resolve_index, resolve_token
-from octavo.lens.capture import inference, require_finite, walk
+from octavo.lens.capture import inference, require_finite, run_blocks
 from octavo.lens.tokens import Text, Token, make_token, tokenize
 from octavo.lens.view import Table, View
 from octavo.model import GPT
@@ -24,7 +24,7 @@ from octavo.runs import RunLike
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the model: its name, and its layer and head if it has them."""
+    """A component of the model that adds to the residual stream: its name, and its layer and head if it has them."""
 
     name: str
     layer: int | None = None
@@ -32,15 +32,16 @@ class Part:
 
     def __str__(self) -> str:
         place = [f"{kind} {n}" for kind, n in (("layer", self.layer), ("head", self.head)) if n is not None]
-        return ", ".join([*place, self.name] if self.name != "head" else place)
+        name = [] if self.name == "head" else [self.name]  # "layer 0, head 1" says it already
+        return ", ".join([*place, *name])
 
 
 @dataclass(frozen=True, eq=False)
 class Contributions(View):
     """What each part added to the residual stream at one position, and its contribution to a token's logit.
 
-    `contributions` sum to `logit`. With `against`, both are differences: the token's logit minus the other's. `norms`
-    are the lengths of what the parts added.
+    `contributions` sum to `logit`. With `against`, another token, both are logit differences: the token's logit minus
+    that of the other. `norms` are the L2 norms of what the parts added.
     """
 
     caveat: ClassVar[str] = (
@@ -56,15 +57,15 @@ class Contributions(View):
     parts: list[Part]
     contributions: np.ndarray  # (N,)
     norms: np.ndarray  # (N,)
-    stream: np.ndarray  # (L + 1,) the length of the residual stream before the first layer and after each
-    left_out: int  # tokens at the end of the text that did not fit
+    stream: np.ndarray  # (L + 1,) the L2 norm of the residual stream before the first layer and after each
+    left_out: int  # how many tokens at the end of the text were truncated
 
     def tables(self) -> list[Table]:
         order = np.argsort(-np.abs(self.contributions), kind="stable")
         rows = [(str(self.parts[i]), float(self.contributions[i]), float(self.norms[i])) for i in order]
         other = f" minus that of {self.against.label}" if self.against else ""
         title = f"the logit of {self.token.label}{other} after position {self.position}: {self.logit:.4f}"
-        return [Table(title, ("part", "contribution", "length"), rows)]
+        return [Table(title, ("part", "contribution", "norm"), rows)]
 
 
 def contributions(
@@ -86,7 +87,7 @@ def contributions(
     model, tokenizer = loaded.model, loaded.tokenizer
     position = resolve_index(position, len(tokenized.tokens), "position")
     with inference(model):
-        parts, added = residual_contributions(model, tokenized.ids, position)
+        parts, added = decompose_residual(model, tokenized.ids, position)
         logits = require_finite(model.unembed(model.norm(added.sum(0).float())))  # (V,)
         id = int(logits.argmax()) if token is None else resolve_token(tokenizer, token)
         other = None if against is None else resolve_token(tokenizer, against)
@@ -94,7 +95,7 @@ def contributions(
         if other is not None:
             direction = direction - model.lm_head.weight[other].double()
         part_logits, bias_logit = logit_contributions(model, added, direction)
-    norms, stream = added.norm(dim=-1), _stream_lengths(parts, added)
+    norms, stream_norms = added.norm(dim=-1), _stream_norms(parts, added)
     if model.transformer.ln_f.bias is not None:
         parts.append(Part("ln_f's bias"))
         part_logits, norms = torch.cat([part_logits, bias_logit[None]]), torch.cat([norms, torch.zeros(1)])
@@ -107,12 +108,12 @@ def contributions(
         parts,
         part_logits.numpy(),
         norms.numpy(),
-        stream.numpy(),
+        stream_norms.numpy(),
         tokenized.left_out,
     )
 
 
-def residual_contributions(model: GPT, idx: Tensor, position: int) -> tuple[list[Part], Tensor]:
+def decompose_residual(model: GPT, idx: Tensor, position: int) -> tuple[list[Part], Tensor]:
     """All parts, and what each added to the residual stream at a position, (N, C).
 
     Computed in float64, so that the sum differs from the model's residual stream only by the model's float32 rounding.
@@ -120,22 +121,25 @@ def residual_contributions(model: GPT, idx: Tensor, position: int) -> tuple[list
     settings = model.settings
     wte_row, wpe_row = model.transformer.wte.weight[idx[0, position]], model.transformer.wpe.weight[position]
     parts, added = [Part("wte"), Part("wpe")], [wte_row.double(), wpe_row.double()]
-    for i, layer in enumerate(walk(model, model.embed(idx))):
-        projection = layer.block.attn.c_proj
-        by_head = projection.weight.double().view(settings.n_embd, settings.n_head, settings.head_size)  # (C, H, D)
+    for i, layer in enumerate(run_blocks(model, model.embed(idx))):
+        c_proj = layer.block.attn.c_proj
+        by_head = c_proj.weight.double().view(settings.n_embd, settings.n_head, settings.head_size)  # (C, H, D)
         heads = torch.einsum("chd,hd->hc", by_head, layer.heads[0, :, position].double())  # (H, C)
         parts += [Part("head", i, h) for h in range(settings.n_head)]
         added += list(heads)
-        if projection.bias is not None:
+        if c_proj.bias is not None:
             parts.append(Part("attention's bias", i))
-            added.append(projection.bias.double())
+            added.append(c_proj.bias.double())
         parts.append(Part("MLP", i))
         added.append(layer.mlp[0, position].double())
     return parts, torch.stack(added)
 
 
 def logit_contributions(model: GPT, added: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """The contribution of each part (N,), and of the final norm's bias, to the norm's output along `direction` (C,)."""
+    """The contributions of the parts (N,) and of ln_f's bias to the logit of `direction` (C,), a row of lm_head.
+
+    The difference of two rows gives the contributions to the difference of their logits.
+    """
     norm = model.transformer.ln_f
     stream = added.sum(0)  # (C,)
     scale = torch.sqrt(stream.var(correction=0) + norm.eps)
@@ -145,9 +149,9 @@ def logit_contributions(model: GPT, added: Tensor, direction: Tensor) -> tuple[T
     return part_logits, bias_logit
 
 
-def _stream_lengths(parts: list[Part], added: Tensor) -> Tensor:
-    """The length of the residual stream before the first layer and after each, (L + 1,)."""
+def _stream_norms(parts: list[Part], added: Tensor) -> Tensor:
+    """The L2 norm of the residual stream before the first layer and after each, (L + 1,)."""
     # wpe is the last part before the first layer, the MLP the last part of each layer.
     last_parts = [n for n, part in enumerate(parts) if part.name in ("wpe", "MLP")]
-    lengths: Tensor = added.cumsum(0)[last_parts].norm(dim=-1)
-    return lengths
+    norms: Tensor = added.cumsum(0)[last_parts].norm(dim=-1)
+    return norms

@@ -21,7 +21,7 @@ def cosines(wte: np.ndarray, ids: Sequence[int]) -> np.ndarray:
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:
-    """Rows scaled to length 1, in float64. A row of zeros stays zero."""
+    """Rows scaled to L2 norm 1, in float64. A row of zeros stays zero."""
     rows = rows.astype(np.float64)
     scaled: np.ndarray = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)
     return scaled
@@ -29,11 +29,12 @@ def unit_rows(rows: np.ndarray) -> np.ndarray:
 
 def count_tokens(loaded: Checkpoint) -> np.ndarray | None:
     """How often each token occurs in the training split, (V,), or None if the training text is not available."""
-    if not isinstance(loaded.settings, Settings) or not loaded.info.get("data"):
+    if not isinstance(loaded.settings, Settings) or not loaded.info.get("data"):  # an imported GPT-2, or no dataset
         return None
     try:
-        tokens = reopen_dataset(loaded.settings, loaded.info["data"], loaded.tokenizer).result.tokens["train"]
+        dataset = reopen_dataset(loaded.settings, loaded.info["data"], loaded.tokenizer).result
     except OctavoError:
         return None
     V = loaded.tokenizer.vocab_size
-    return sum((np.bincount(piece, minlength=V) for piece in tokens.blocks()), start=np.zeros(V, dtype=np.int64))
+    counts = (np.bincount(ids, minlength=V) for ids in dataset.tokens["train"].blocks())
+    return sum(counts, start=np.zeros(V, dtype=np.int64))

@@ -1,9 +1,9 @@
 """The view `logit_lens`: what the model would predict if it stopped after each layer (nostalgebraist, 2020).
 
-The residual stream after every layer goes through the final norm, with its own mean and scale, and through the head.
-The last stage is the model's own prediction, bit for bit.
+A stage is the residual stream after the embedding or after a layer. Each stage goes through the final norm, with its
+own mean and scale, and through lm_head. The last stage is the model's own prediction, bit for bit.
 
-The axis letters: `T` positions, `P` positions that are shown, `L` layers, `V` the vocabulary, `K` guesses.
+The axis letters: `T` positions, `P` positions that are shown, `L` layers, `V` the vocabulary, `K` top tokens.
 """
 
 from collections.abc import Sequence
@@ -17,27 +17,28 @@ from torch import Tensor
 from octavo import runs
 from octavo.errors import OctavoError
 from octavo.lens.arguments import resolve_index
-from octavo.lens.capture import inference, require_finite, walk
+from octavo.lens.capture import inference, require_finite, run_blocks
 from octavo.lens.tokens import Text, Token, make_token, tokenize
 from octavo.lens.view import Table, View
 from octavo.model import GPT
 from octavo.runs import RunLike
 
-_MAX_GUESSES = 50  # per position
-_LOGITS_AT_ONCE = 1 << 22  # summarized together: small enough for the CPU cache, large enough to occupy two cores
-_GROUP = 64  # consecutive ids, of which `top_tokens` first reads the maximum
+_MAX_TOP = 50  # top tokens per position
+_BATCH_LOGITS = 1 << 22  # a batch of rows that fits into the CPU cache, and has enough work for two cores
+_GROUP = 64  # group size in `top_tokens`, which first takes the maximum of each 64 consecutive ids
 
 
 @dataclass(frozen=True, eq=False)
 class LogitLens(View):
-    """Guesses of the next token at L + 1 stages, the embedding and every layer, at P positions.
+    """Predictions of the next token at L + 1 stages, the embedding and every layer, at P positions.
 
-    `ids` and `probabilities` (L + 1, P, K) are the most likely tokens; `vocabulary` names them. `entropy` (L + 1, P)
-    is in nats. `surprisal` and `rank` (L + 1, P) are those of the actual next token; NaN and 0 at the last position.
+    `ids` and `probabilities` (L + 1, P, K) are the most likely tokens; `vocabulary` has the labels of these ids.
+    `entropy` (L + 1, P) is in nats. `surprisal` and `rank` (L + 1, P) are those of the actual next token; NaN and 0 at
+    the last position.
     """
 
     caveat: ClassVar[str] = (
-        "The head was trained to read only the last layer. Early stages show how the residual stream approaches the "
+        "lm_head was trained to read only the last layer. Early stages show how the residual stream approaches the "
         "model's prediction, not what an early layer predicts."
     )
     nullable: ClassVar[tuple[str, ...]] = ("surprisal",)
@@ -50,40 +51,42 @@ class LogitLens(View):
     surprisal: np.ndarray
     rank: np.ndarray
     vocabulary: dict[int, str]
-    left_out: int  # tokens at the end of the text that did not fit
+    left_out: int  # how many tokens at the end of the text were truncated
 
     def tables(self) -> list[Table]:
         stages = ["embedding", *(f"after layer {i}" for i in range(len(self.ids) - 1))]
         rows = []
-        for p, position in reversed(list(enumerate(self.positions))):  # a terminal shows the first rows
+        for p, position in reversed(
+            list(enumerate(self.positions))
+        ):  # the last position first, because a terminal cuts long tables
             for i, stage in enumerate(stages):
                 best = zip(self.ids[i, p, :5], self.probabilities[i, p, :5], strict=True)
-                guesses = "  ".join(f"{self.vocabulary[int(id)]} {probability:.2f}" for id, probability in best)
-                rows.append((position, self.tokens[position].label, stage, guesses, int(self.rank[i, p]) or None))
+                predictions = "  ".join(f"{self.vocabulary[int(id)]} {probability:.2f}" for id, probability in best)
+                rows.append((position, self.tokens[position].label, stage, predictions, int(self.rank[i, p]) or None))
         columns = ("position", "token", "stage", "most likely", "rank of the next token")
-        return [Table("the next token, if the model stopped there", columns, rows)]
+        return [Table("the next token, if the model stopped after each stage", columns, rows)]
 
 
 def logit_lens(
     run: RunLike, text: Text = None, *, top: int = 5, positions: Sequence[int] | None = None, unknown: str = "error"
 ) -> LogitLens:
-    """The `top` guesses after every layer, at some `positions` or all.
+    """The `top` predictions after the embedding and every layer, at some `positions` or all.
 
     The logits (T, V) of one layer at a time are in memory, never those of all layers.
     """
     loaded = runs.load(run)
     tokenized = tokenize(loaded, text, unknown)
     model, T = loaded.model, len(tokenized.tokens)
-    if not 1 <= top <= _MAX_GUESSES:
-        raise OctavoError(f"top={top}: between 1 and {_MAX_GUESSES} guesses are shown", "--top 5")
+    if not 1 <= top <= _MAX_TOP:
+        raise OctavoError(f"top={top}: between 1 and {_MAX_TOP} predictions are shown", "--top 5")
     chosen = list(range(T)) if positions is None else [resolve_index(each, T, "position") for each in positions]
     targets = torch.tensor([token.id for token in tokenized.tokens[1:]] + [-1])  # (T,)
     stages = []
     with inference(model):
         x = model.embed(tokenized.ids)  # (1, T, C)
         stages.append(_summarize(model, x, targets, chosen, top))
-        for layer in walk(model, x):
-            stages.append(_summarize(model, layer.after, targets, chosen, top))
+        for layer in run_blocks(model, x):
+            stages.append(_summarize(model, layer.resid_post, targets, chosen, top))
     ids, probabilities, entropy, surprisal, rank = (torch.stack(each).numpy() for each in zip(*stages, strict=True))
     vocabulary = {int(id): make_token(loaded.tokenizer, int(id)).label for id in np.unique(ids)}
     return LogitLens(
@@ -92,16 +95,16 @@ def logit_lens(
 
 
 def stage_logits(model: GPT, x: Tensor) -> Tensor:
-    """The logits (B, T, V) from the residual stream after any layer: the final norm, then the head."""
+    """The logits (B, T, V) from the residual stream after any layer: the final norm, then lm_head."""
     return model.unembed(model.norm(x))
 
 
 def _summarize(model: GPT, x: Tensor, targets: Tensor, chosen: list[int], top: int) -> tuple[Tensor, ...]:
-    """Apply `summarize_rows` to one stage at the chosen positions, some rows at a time."""
+    """Apply `summarize_rows` to one stage at the chosen positions, one batch of rows at a time."""
     logits = stage_logits(model, x)[0]  # (T, V), all positions: a smaller matmul may round differently
     if len(chosen) < len(logits):
         logits, targets = logits[chosen], targets[chosen]
-    rows = max(1, _LOGITS_AT_ONCE // logits.size(1))
+    rows = max(1, _BATCH_LOGITS // logits.size(1))
     batches = zip(torch.split(logits, rows), torch.split(targets, rows), strict=True)
     summaries = [summarize_rows(*batch, top) for batch in batches]
     ids, probabilities, entropy, surprisal, rank = (torch.cat(each) for each in zip(*summaries, strict=True))
@@ -117,7 +120,7 @@ def summarize_rows(logits: Tensor, targets: Tensor, top: int) -> tuple[Tensor, .
     top_logits, ids = top_tokens(logits, top)
     target_logits = logits.gather(1, targets.clamp_min(0)[:, None])
     scratch = torch.empty_like(logits)
-    # Comparing into floats makes the sum fast, and it is exact up to 2^24.
+    # A float output of the comparison makes the sum fast. Counts in float32 are exact up to 2^24.
     n_above = torch.gt(logits, target_logits, out=scratch).sum(-1).long()
     rank = torch.where(targets < 0, 0, 1 + n_above)
     maximum = top_logits[:, :1].clone()
@@ -133,8 +136,8 @@ def summarize_rows(logits: Tensor, targets: Tensor, top: int) -> tuple[Tensor, .
 def top_tokens(logits: Tensor, top: int) -> tuple[Tensor, Tensor]:
     """The `top` largest of logits (P, V) and their ids, (P, K) each, in descending order; equal ones by ascending id.
 
-    The `top` largest logits are in the `top` groups of ids with the largest maxima, so most of the vocabulary is read
-    only once.
+    The `top` largest logits are in the `top` groups of ids with the largest maxima. So only these groups are sorted.
+    The rest of the vocabulary is read once, for the maxima.
     """
     P, V = logits.shape
     top = min(top, V)
@@ -143,11 +146,10 @@ def top_tokens(logits: Tensor, top: int) -> tuple[Tensor, Tensor]:
         values, ids = logits.sort(dim=-1, descending=True, stable=True)
         return values[:, :top], ids[:, :top]
     grouped, rest = logits[:, : n_groups * _GROUP].view(P, n_groups, _GROUP), logits[:, n_groups * _GROUP :]
-    # topk alone may select any of several groups with equal maxima, but the first of them has the lowest ids.
+    # topk breaks ties arbitrarily, but of groups with equal maxima, the first must be selected: it has the lowest ids.
     maxima = grouped.amax(-1)  # (P, groups)
     threshold = maxima.topk(top).values[:, -1:]
-    # A distinct key for each group: largest for groups above the threshold, then for groups equal to it, and among
-    # either of these for the lower index.
+    # Each group gets a distinct key: 2n - index above the threshold, n - index at the threshold, -index below it.
     sort_key = ((maxima >= threshold).float() + (maxima > threshold).float()) * n_groups - torch.arange(n_groups)
     selected = sort_key.topk(top).indices.sort().values  # (P, K)
     candidates = grouped.gather(1, selected[:, :, None].expand(-1, -1, _GROUP)).flatten(1)

@@ -1,4 +1,5 @@
-"""The view `neighbors`: the tokens whose embeddings have the highest cosine with a word's, now and along training.
+"""The view `neighbors`: the tokens whose embeddings have the highest cosine with the embedding of a word, at the loaded
+checkpoint and over the course of training.
 
 The axis letters: `C` width, `V` the vocabulary, `N` random pairs of tokens.
 """
@@ -21,13 +22,13 @@ from octavo.lens.view import Table, View
 from octavo.runs import Run, RunLike
 
 _MAX_NEIGHBORS = 100
-_TABLE_NEIGHBORS = 6  # columns of the table of the history
+_TABLE_NEIGHBORS = 6  # neighbors in the table of the history: a column each
 _CONTROL_PAIRS = 500
 
 
 @dataclass(frozen=True)
 class Neighbor:
-    """A token, and the cosine of its row of wte with the word's."""
+    """A token, and the cosine of its row of wte with the row of the word."""
 
     token: Token
     cosine: float
@@ -35,26 +36,27 @@ class Neighbor:
 
 @dataclass(frozen=True)
 class CheckpointCosines:
-    """The cosines at one checkpoint of the run: of the neighbors, of `against`, and of the control's random pairs."""
+    """The cosines at one checkpoint of the run: of the neighbors, of `against`, and of random pairs (the control)."""
 
     step: int
     neighbors: list[float]
     against: float | None
-    control: float | None  # the mean cosine of the random pairs
+    control: float | None  # the mean cosine of the random pairs; how they were chosen is `Neighbors.control`
     control_low: float | None  # their 5th percentile
     control_high: float | None  # their 95th percentile
 
 
 @dataclass(frozen=True, eq=False)
 class Neighbors(View):
-    """The tokens whose rows of wte have the highest cosine with the word's; `history` has their cosines along training.
+    """The tokens whose rows of wte have the highest cosine with the row of the word.
 
-    `control` is a text: how the random pairs of the history were chosen, or why there are none.
+    `history` has their cosines over training. `control` describes in words how the random pairs of the history were
+    chosen, or why there are none; their cosines are `CheckpointCosines.control`.
     """
 
     caveat: ClassVar[str] = (
         "Rows become similar when tokens occur in similar contexts of the training text; how similar depends on that "
-        "text and on the length of training. The control shows what chance gives."
+        "text and on the length of training. The control shows the cosines of random pairs."
     )
 
     word: str
@@ -70,16 +72,20 @@ class Neighbors(View):
         nearest = [(each.token.label, each.token.id, each.cosine) for each in self.neighbors]
         tables = [Table(title, ("token", "id", "cosine"), nearest)]
         if self.against and self.history:
-            title = f"{self.word!r} with {self.against.token.label!r} along training; control: {self.control or 'none'}"
+            title = f"{self.word!r} with {self.against.token.label!r} over training; control: {self.control or 'none'}"
             pairs = [(each.step, each.against, each.control, each.control_low, each.control_high)
                      for each in self.history]  # fmt: skip
             tables.append(Table(title, ("step", "cosine", "control", "5%", "95%"), pairs))
         elif self.against:
-            tables.append(Table("against", ("token", "cosine"), [(self.against.token.label, self.against.cosine)]))
+            tables.append(
+                Table(
+                    "cosine with another token", ("token", "cosine"), [(self.against.token.label, self.against.cosine)]
+                )
+            )
         elif self.history:
             labels = [each.token.label for each in self.neighbors[:_TABLE_NEIGHBORS]]
             steps = [(each.step, *each.neighbors[:_TABLE_NEIGHBORS]) for each in self.history]
-            tables.append(Table("their cosines along training", ("step", *labels), steps))
+            tables.append(Table("cosines of the neighbors over training", ("step", *labels), steps))
         return tables
 
 
@@ -145,7 +151,10 @@ def _cosines_at(
 
 
 def _control_pairs(loaded: Checkpoint, ids: list[int], other: int | None) -> tuple[np.ndarray, str]:
-    """Random pairs (N, 2) of a token about as frequent as the word and one as `other`; and how they were chosen."""
+    """Random pairs of tokens (N, 2) for the control, and a description of how they were chosen.
+
+    The first token of a pair is about as frequent as the word, the second about as frequent as `other`.
+    """
     no_pairs = np.zeros((0, 2), dtype=np.int64)
     if other is None or len(ids) > 1:
         return no_pairs, ""
@@ -164,4 +173,4 @@ def _control_pairs(loaded: Checkpoint, ids: list[int], other: int | None) -> tup
     pairs = pairs[is_control][:_CONTROL_PAIRS]
     if not len(pairs):
         return no_pairs, "none, because no other tokens have similar frequencies"
-    return pairs, f"{len(pairs)} random pairs of tokens, each half to twice as frequent"
+    return pairs, f"{len(pairs)} random pairs of tokens with 0.5 to 2 times the frequencies of the two"

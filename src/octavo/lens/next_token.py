@@ -17,12 +17,12 @@ _TABLE_TOKENS = 20
 
 @dataclass(frozen=True, eq=False)
 class NextToken(View):
-    """The logits (V,) of the token after a text. `vocabulary` names the most likely thousand, in order."""
+    """The logits (V,) of the token after a text. `vocabulary`: ids and labels of the 1,000 most likely, in order."""
 
     tokens: list[Token]
     logits: np.ndarray
     vocabulary: dict[int, str]
-    left_out: int  # tokens at the end of the text that did not fit
+    left_out: int  # how many tokens at the end of the text were truncated
 
     def tables(self) -> list[Table]:
         exponentials = np.exp(self.logits.astype(np.float64) - self.logits.max())

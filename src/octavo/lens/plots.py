@@ -45,13 +45,13 @@ if TYPE_CHECKING:
 
 _SEQUENTIAL = "magma_r"  # color map of numbers from 0 to 1, pale to dark
 _DIVERGING = "RdBu_r"  # color map of numbers around 0, which is white
-# Blue and orange also differ in black and white: one of two lines is dashed, and bars go to different sides of 0.
+# The plots can be read without color: of a blue and an orange line, one is dashed, and bars are on either side of 0.
 _BLUE, _ORANGE, _GRAY = "#0f5fa6", "#c8501e", "#b9c3cc"
 _MAX_TICKS = 50  # labels of an axis
 _MAX_LABEL_LENGTH = 16  # characters of a token's label
 _MAX_BARS = 20
 _MAX_NEIGHBOR_BARS = 40
-_MAX_NEIGHBOR_LINES = 6  # neighbors along training
+_MAX_NEIGHBOR_LINES = 6  # neighbors over training
 _MAX_LENS_COLUMNS = 24  # positions of the logit lens
 _MAX_CELL_LENGTH = 8  # characters in a cell of the logit lens
 _MAX_PROJECTION_LABELS = 150
@@ -127,10 +127,10 @@ def _draw_attention(view: Attention, ax: "Axes") -> np.ndarray:
 
     # Later positions always have weight 0, so they are left blank.
     past = np.ma.masked_where(np.triu(np.ones_like(view.weights, dtype=bool), 1), view.weights)
-    # The shares of a long text are small. A square-root scale keeps them visible although the first row has a 1.
+    # In a long text, most weights are small. A square-root scale keeps them visible although the first row has a 1.
     image = _heat_map(ax, past, _SEQUENTIAL, norm=PowerNorm(0.5, 0, 1))
-    _add_color_bar(ax, image, "share of the row's attention")
-    _label_ticks(ax.xaxis, [token.label for token in view.tokens], max_upright_length=1)
+    _add_color_bar(ax, image, "attention weight")
+    _label_ticks(ax.xaxis, [token.label for token in view.tokens], max_horizontal_length=1)
     _label_ticks(ax.yaxis, [token.label for token in view.tokens])
     _add_title(ax, f"Attention of layer {view.layer}, head {view.head}", "attended to (token)", "attending (token)")
     return view.weights
@@ -145,15 +145,20 @@ def _draw_position(view: Position, ax: "Axes") -> np.ndarray:
     ax.plot([other], [one], "o", markersize=7, markerfacecolor="none", markeredgecolor="black")
     cosines = ", ".join(f"{each.token.label}\u00a0{each.cosine:.2f}" for each in view.tokens[:4])
     more = ", …" if len(view.tokens) > 4 else ""
-    circle = f"Cosines of rows of wpe. Circle: {_quote(view.word)} at {one} and {other},"
-    _add_title(ax, f"{circle}\nwhere wte + wpe have {cosines}{more}", "position", "position")
+    circle = f"Cosines of rows of wpe. Circle: positions {one} and {other}."
+    _add_title(
+        ax,
+        f"{circle}\nCosines of wte + wpe of {_quote(view.word)} at these positions: {cosines}{more}",
+        "position",
+        "position",
+    )
     _add_color_bar(ax, image, "cosine")
     return view.similarity
 
 
 def _draw_projection(view: Projection, ax: "Axes") -> np.ndarray:
     dots = ax.scatter(view.points[:, 0], view.points[:, 1], s=6, color=_GRAY, linewidths=0)
-    ax.autoscale_view()  # sets the limits of the axes, from which the distances of labels in pixels follow
+    ax.autoscale_view()  # fix the axis limits first, because label overlap is measured in pixels
     labels = [shorten(token.label, _MAX_LABEL_LENGTH) for token in view.tokens]
     labeled = _select_without_overlap(ax, view.points, labels)
     for i in labeled:  # a label replaces its dot
@@ -188,29 +193,29 @@ def _draw_losses(view: Losses, ax: "Axes") -> np.ndarray:
 def _draw_logit_lens(view: LogitLens, ax: "Axes") -> np.ndarray:
     from matplotlib.patches import Rectangle
 
-    shares = view.probabilities[:, -_MAX_LENS_COLUMNS:, 0]  # (L + 1, P)
+    probabilities = view.probabilities[:, -_MAX_LENS_COLUMNS:, 0]  # (L + 1, P)
     ids, rank = view.ids[:, -_MAX_LENS_COLUMNS:, 0], view.rank[:, -_MAX_LENS_COLUMNS:]
     positions = view.positions[-_MAX_LENS_COLUMNS:]
     characters_per_column = int(_inches(ax)[0] / len(positions) / _CHARACTER_WIDTH)
     max_length = min(_MAX_CELL_LENGTH, max(1, characters_per_column))
-    image = _heat_map(ax, shares, _SEQUENTIAL, vmin=0, vmax=1, aspect="auto", origin="lower")
-    _add_color_bar(ax, image, "probability of the best guess")
+    image = _heat_map(ax, probabilities, _SEQUENTIAL, vmin=0, vmax=1, aspect="auto", origin="lower")
+    _add_color_bar(ax, image, "probability of the top prediction")
     for (i, p), id in np.ndenumerate(ids):
-        color = "white" if shares[i, p] > 0.45 else "black"
-        guess = ax.text(p, i, "", ha="center", va="center", fontsize=8, color=color, clip_on=True)
-        _set_text(guess, view.vocabulary[int(id)], max_length)
+        color = "white" if probabilities[i, p] > 0.45 else "black"
+        prediction = ax.text(p, i, "", ha="center", va="center", fontsize=8, color=color, clip_on=True)
+        _set_text(prediction, view.vocabulary[int(id)], max_length)
         if rank[i, p] == 1:
             ax.add_patch(Rectangle((p - 0.46, i - 0.46), 0.92, 0.92, fill=False, edgecolor=color, linewidth=1))
     labels = [view.tokens[t].label for t in positions]
-    _label_ticks(ax.xaxis, labels, max_length=max_length, max_upright_length=max_length, positions=positions)
+    _label_ticks(ax.xaxis, labels, max_length=max_length, max_horizontal_length=max_length, positions=positions)
     _label_ticks(ax.yaxis, ["embedding", *(f"after layer {i}" for i in range(len(ids) - 1))])
-    _add_title(ax, "Best guess of the next token, layer by layer (framed: correct)", "token", "")
-    return shares
+    _add_title(ax, "Top prediction of the next token, layer by layer (framed: correct)", "token", "")
+    return probabilities
 
 
 def _draw_neighbors(view: Neighbors, ax: "Axes") -> np.ndarray:
     title = f"Nearest to {_quote(view.word)} in wte"
-    if not _has_history(view):
+    if not _is_line_plot(view):
         nearest = view.neighbors[:_MAX_NEIGHBOR_BARS]
         cosines = np.array([each.cosine for each in nearest])
         _bars(ax, [each.token.label for each in nearest], cosines)
@@ -224,17 +229,17 @@ def _draw_neighbors(view: Neighbors, ax: "Axes") -> np.ndarray:
     history = np.array([each.neighbors[:_MAX_NEIGHBOR_LINES] for each in view.history])  # (M, N)
     labels = [shorten(each.token.label, _MAX_LABEL_LENGTH) for each in view.neighbors[:_MAX_NEIGHBOR_LINES]]
     _add_legend(ax, _lines_over_steps(ax, view, history), labels)
-    _add_title(ax, f"{title}, along training", "step", "cosine")
+    _add_title(ax, f"{title}, over training", "step", "cosine")
     return history
 
 
-def _has_history(view: Neighbors) -> bool:
-    """Whether there are enough checkpoints to draw lines along training."""
-    return len(view.history) > (0 if view.against else 1)
+def _is_line_plot(view: Neighbors) -> bool:
+    """Whether the view is drawn as lines over training: a pair from one checkpoint on, neighbors from two."""
+    return len(view.history) >= (1 if view.against else 2)
 
 
 def _draw_pair(view: Neighbors, ax: "Axes") -> np.ndarray:
-    """The cosine of two tokens along training, with the mean and the range of the control."""
+    """The cosine of two tokens over training, with the mean and the range of the control."""
     assert view.against
     pair = f"{_quote(view.word)} with {_quote(view.against.token.label)}"
     history = np.array([each.against for each in view.history], dtype=np.float64)  # (M,)
@@ -251,8 +256,8 @@ def _draw_pair(view: Neighbors, ax: "Axes") -> np.ndarray:
         artists.append(ax.fill_between(steps, low, high, color=_GRAY, alpha=0.5, linewidth=0))
         names += [textwrap.fill(f"{view.control}: mean", _LEGEND_WIDTH), "5th to 95th percentile"]
     _add_legend(ax, artists, names)
-    no_control = f" (control: {view.control})" if view.control and not controls else ""
-    _add_title(ax, f"{pair} in wte, along training", f"step{no_control}", "cosine")
+    why_no_control = f" (control: {view.control})" if view.control and not controls else ""
+    _add_title(ax, f"{pair} in wte, over training", f"step{why_no_control}", "cosine")
     return history
 
 
@@ -266,13 +271,13 @@ def _draw_contributions(view: Contributions, ax: "Axes") -> np.ndarray:
 
 
 def _draw_surprisal(view: Surprisal, ax: "Axes") -> np.ndarray:
-    # All bars are one shape, because a text can have 65,536 tokens. NaN makes the gaps.
+    # All bars are one matplotlib artist, because a text can have 65,536 tokens. NaN makes the gaps.
     edges = (np.arange(len(view.surprisal))[:, None] + [-0.42, 0.42]).flatten()
     heights = np.repeat(view.surprisal, 2)[:-1]
     heights[1::2] = np.nan
     ax.stairs(heights, edges, fill=True, color=_BLUE)
     ax.axhline(view.loss, color=_ORANGE, linestyle="--", linewidth=1)
-    _label_ticks(ax.xaxis, [token.label for token in view.tokens], max_upright_length=1)
+    _label_ticks(ax.xaxis, [token.label for token in view.tokens], max_horizontal_length=1)
     ax.margins(x=0.01)
     mean = f"mean {view.loss:.3f} nats (dashed), {view.bits_per_byte:.3f} bits per byte"
     _add_title(ax, f"Surprisal of each token; {mean}", "token", "surprisal (nats)")
@@ -303,7 +308,7 @@ def _bars_height(count: int, max_bars: int) -> float:
 
 
 def _neighbors_size(view: Neighbors) -> tuple[float, float]:
-    return 7, 4.2 if _has_history(view) else _bars_height(len(view.neighbors), _MAX_NEIGHBOR_BARS)
+    return 7, 4.2 if _is_line_plot(view) else _bars_height(len(view.neighbors), _MAX_NEIGHBOR_BARS)
 
 
 PLOTS: dict[type, tuple[DrawFunction, SizeFunction]] = {
@@ -349,7 +354,9 @@ def _largest_bars(ax: "Axes", values: np.ndarray, parts: Sequence[Part]) -> tupl
 
 def _bars(ax: "Axes", names: Sequence[str], values: np.ndarray) -> None:
     bars = ax.barh(np.arange(len(values)), values, color=[_ORANGE if value < 0 else _BLUE for value in values])
-    digits = max(0, 3 - math.ceil(math.log10(np.abs(values).max() or 1)))  # three digits of the largest
+    digits = max(
+        0, 3 - math.ceil(math.log10(np.abs(values).max() or 1))
+    )  # three significant digits for the largest value
     ax.bar_label(bars, fmt=f"{{:z.{digits}f}}", padding=3, fontsize=7)
     ax.axvline(0, color="0.4", linewidth=0.8)
     ax.margins(x=0.14, y=0.01)
@@ -364,7 +371,7 @@ def _lines_over_steps(ax: "Axes", view: Neighbors, values: np.ndarray) -> "list[
     steps = [each.step for each in view.history]
     ax.set_xscale("log" if steps[0] > 0 else "symlog")
     log_steps = np.log1p(steps)
-    ticks: list[int] = []  # indices of steps, from the last one back, whose numbers do not overlap
+    ticks: list[int] = []  # indices of `steps`, in descending order, whose tick labels do not overlap
     for i in reversed(range(len(steps))):
         if not ticks or log_steps[ticks[-1]] - log_steps[i] > 0.06 * np.ptp(log_steps):
             ticks.append(i)
@@ -389,14 +396,14 @@ def _label_ticks(
     axis: "Axis",
     names: Sequence[str],
     max_length: int = _MAX_LABEL_LENGTH,
-    max_upright_length: int = 100,
+    max_horizontal_length: int = 100,
     positions: Sequence[int] | None = None,
 ) -> None:
     """Label the ticks 0, 1, ... with tokens. If there are too many, only every nth is labeled, with its position.
 
-    Labels are rotated if one is longer than `max_upright_length` characters.
+    Labels are rotated if one is longer than `max_horizontal_length` characters.
     """
-    axis.axes.apply_aspect()  # a square plot is smaller than its axes
+    axis.axes.apply_aspect()  # a plot with equal aspect is drawn smaller than the space of its axes
     width, height = _inches(axis.axes)
     length = height if axis is axis.axes.yaxis else width
     every = -(-len(names) // max(1, min(_MAX_TICKS, int(length / _TICK_WIDTH))))
@@ -406,7 +413,7 @@ def _label_ticks(
         choose_fonts(prefix + names[i], len(prefix) + max_length) for i, prefix in zip(ticks, prefixes, strict=True)
     ]
     axis.set_ticks(ticks, labels=[text for text, _ in labels], parse_math=False, fontsize=8)
-    is_rotated = any(len(text) > max_upright_length for text, _ in labels)
+    is_rotated = any(len(text) > max_horizontal_length for text, _ in labels)
     for tick_label, (_, fonts) in zip(axis.get_ticklabels(), labels, strict=True):
         tick_label.set(fontfamily=fonts, rotation=90 if is_rotated else 0)
 

@@ -19,7 +19,7 @@ from octavo.lens.view import Cell, Table, View
 from octavo.runs import RunLike
 
 _MAX_POSITIONS = 256  # that are compared with one another
-_MAX_DISTANCE = 16  # in the table of mean cosines
+_MAX_POSITIONS_APART = 16  # in the table of mean cosines
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,11 +27,11 @@ class TokenAtPositions:
     """One token of the word at two positions: its row of wte, their rows of wpe, and the sums that enter layer 0."""
 
     token: Token
-    at: tuple[int, int]
+    at: tuple[int, int]  # the two positions
     wte: np.ndarray  # (C,)
     wpe: np.ndarray  # (2, C)
     x: np.ndarray  # (2, C)
-    distance: float  # between the two sums, and so between the two rows of wpe
+    distance: float  # Euclidean, between the two sums, and so between the two rows of wpe
     cosine: float  # of the two sums
 
 
@@ -48,18 +48,18 @@ class Position(View):
     def tables(self) -> list[Table]:
         rows: list[list[Cell]] = []
         for each in self.tokens:
-            lengths = [float(np.linalg.norm(row)) for row in (each.wte, *each.wpe)]
-            rows.append([each.token.label, *each.at, *lengths, each.distance, each.cosine])
-        distances = [
+            norms = [float(np.linalg.norm(row)) for row in (each.wte, *each.wpe)]
+            rows.append([each.token.label, *each.at, *norms, each.distance, each.cosine])
+        mean_cosines = [
             (position - self.positions[0], float(np.mean(np.diagonal(self.similarity, i))))
             for i, position in enumerate(self.positions)
-            if 0 < i <= _MAX_DISTANCE
+            if 0 < i <= _MAX_POSITIONS_APART
         ]
         title = f"{self.word!r} at two positions" + (f" ({self.note})" if self.note else "")
         columns = ("token", "first", "second", "|wte|", "|wpe[first]|", "|wpe[second]|", "distance", "cosine")
         return [
             Table(title, columns, rows),
-            Table("rows of wpe by their distance in positions", ("distance", "mean cosine"), distances),
+            Table("rows of wpe by how many positions they are apart", ("positions apart", "mean cosine"), mean_cosines),
         ]
 
 
@@ -73,8 +73,8 @@ def position(run: RunLike, word: WordLike = "cat", *, at: tuple[int, int] | None
     ids, note = resolve_word(tokenizer, word)
     last = max(block_size - len(ids), 0)  # the last position at which the word fits
     at = at or (min(1, last), min(10, last))
-    # `--at` takes two positions, so the hint is `--at 0 N`.
-    first, second = (resolve_index(start, block_size, "position", "at 0") for start in at)
+    # The flag takes two positions, so the hint is `--at 0 N`, where 0 stands for the other one.
+    first, second = (resolve_index(start, block_size, "position", option="at 0") for start in at)
     if max(first, second) > block_size - len(ids):
         raise OctavoError(
             f"{word!r} has {len(ids)} tokens, so at position {max(first, second)} it ends outside the context of "

@@ -30,7 +30,7 @@ class Projection(View):
 
     tokens: list[Token]
     points: np.ndarray
-    explained: tuple[float, float]  # share of the total variance along each axis
+    explained: tuple[float, float]  # the explained variance ratio of each axis
     vocab_size: int
 
     def tables(self) -> list[Table]:

@@ -23,7 +23,10 @@ _erf: Callable[[Array], Array] = np.vectorize(math.erf, otypes=[np.float64])
 
 
 class Weights:
-    """The config and weights of a Hugging Face GPT-2 folder. A weight (in, out) is read when it is used, as float64."""
+    """The config and weights of a Hugging Face GPT-2 folder. A weight is converted to float64 each time it is used.
+
+    The matrix of a linear layer has the shape (in, out), as GPT-2's Conv1D stores it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ from octavo import runs
 from octavo.checkpoint import meta_model
 from octavo.errors import OctavoError
 from octavo.lens.arguments import describe_model, resolve_index
-from octavo.lens.capture import LayerActivations, attention_pattern, inference, walk
+from octavo.lens.capture import LayerActivations, attention_pattern, inference, run_blocks
 from octavo.lens.tokens import Text, Token, tokenize
 from octavo.lens.view import Table, View
 from octavo.model import GPT
@@ -45,7 +45,7 @@ class Stage:
 
 @dataclass(frozen=True, eq=False)
 class Shapes(View):
-    """All stages in order. `parameters` and `flops` are those of the whole model and of the pass over B x T tokens."""
+    """All stages in order, the `parameters` of the model, and the `flops` of one forward pass over B x T tokens."""
 
     model: str
     layer: int  # the layer and head whose values are shown
@@ -114,13 +114,13 @@ def forward_stages(model: GPT, idx: Tensor, layer: int, head: int) -> Iterator[S
     x = model.embed(idx)
     yield _stage("x", "their sum enters the residual stream", "B T C", x)
     selected: list[Stage] = []
-    for i, activations in enumerate(walk(model, x)):
+    for i, activations in enumerate(run_blocks(model, x)):
         stages = list(_block_stages(activations, model.settings.n_layer, head))
         assert not selected or [(stage.shape, stage.parameters) for stage in stages] == [
             (stage.shape, stage.parameters) for stage in selected
-        ], "all layers have the same shapes"
+        ], "the layers differ in their shapes"
         selected = stages if not selected or i == layer else selected
-        x = activations.after
+        x = activations.resid_post
     yield from selected
     x = model.norm(x)
     yield _stage("ln_f", "final layer norm", "B T C", x, transformer.ln_f)
@@ -141,14 +141,14 @@ def _block_stages(layer: LayerActivations, times: int, head: int) -> Iterator[St
     pair_flops = 2 * B * H * T * T * D  # of a matmul over all pairs of positions, in all heads
     scores = layer.q @ layer.k.mT / math.sqrt(D)
     weights = attention_pattern(layer.q, layer.k)
-    middle = layer.before + layer.attention
+    resid_mid = layer.resid_pre + layer.attention
 
     def stage(
         name: str, description: str, axes: str, tensor: Tensor, module: nn.Module | None = None, flops: int = 0
     ) -> Stage:
         return _stage(name, description, axes, tensor, module, flops, times, head)
 
-    normed = block.ln_1(layer.before)
+    normed = block.ln_1(layer.resid_pre)
     yield stage("h.ln_1", "layer norm: each position to mean 0, variance 1", "B T C", normed, block.ln_1)
     yield stage(
         "h.attn.c_attn",
@@ -159,16 +159,16 @@ def _block_stages(layer: LayerActivations, times: int, head: int) -> Iterator[St
         3 * linear_flops,
     )
     yield stage("h.attn: q kT / sqrt(D)", "scores: each query times each key", "B H T T", scores, flops=pair_flops)
-    yield stage("h.attn: softmax", "shares that sum to 1, 0 for the future", "B H T T", weights)
-    yield stage("h.attn: shares v", "weighted mean of the values", "B H T D", layer.heads, flops=pair_flops)
+    yield stage("h.attn: softmax", "weights that sum to 1, 0 for the future", "B H T T", weights)
+    yield stage("h.attn: weights v", "weighted mean of the values", "B H T D", layer.heads, flops=pair_flops)
     yield stage("h.attn.c_proj", "heads concatenated and mixed", "B T C", layer.attention, attn.c_proj, linear_flops)
-    yield stage("x + attention", "added to the residual stream", "B T C", middle)
-    yield stage("h.ln_2", "layer norm", "B T C", block.ln_2(middle), block.ln_2)
+    yield stage("x + attention", "added to the residual stream", "B T C", resid_mid)
+    yield stage("h.ln_2", "layer norm", "B T C", block.ln_2(resid_mid), block.ln_2)
     yield stage(
-        "h.mlp.c_fc, GELU", "hidden units, four times as wide", "B T 4C", layer.hidden, mlp.c_fc, 4 * linear_flops
+        "h.mlp.c_fc, GELU", "hidden units, four times as wide", "B T 4C", layer.mlp_hidden, mlp.c_fc, 4 * linear_flops
     )
     yield stage("h.mlp.c_proj", "back to the width C", "B T C", layer.mlp, mlp.c_proj, 4 * linear_flops)
-    yield stage("x + mlp", "added to the residual stream", "B T C", layer.after)
+    yield stage("x + mlp", "added to the residual stream", "B T C", layer.resid_post)
 
 
 def _stage(

@@ -21,7 +21,7 @@ from octavo.model import GPT
 from octavo.runs import RunLike
 
 _MAX_TOKENS = 1 << 16  # of a text
-_LOGITS_AT_ONCE = 1 << 25  # limits the memory of sequences that run together
+_MAX_LOGITS_PER_BATCH = 1 << 25  # limits the memory of the sequences of a batch
 _PICTURE_TOKENS = 2000  # tokens that a notebook shows in color
 
 
@@ -42,7 +42,7 @@ class Surprisal(View):
     perplexity: float
     bits_per_byte: float
     block_size: int
-    left_out: int  # tokens at the end of the text that did not fit
+    left_out: int  # how many tokens at the end of the text were truncated
 
     def picture(self) -> str:
         """The text, each token on a background that is darker the higher its surprisal is relative to the highest."""
@@ -89,16 +89,16 @@ def surprisal(run: RunLike, text: Text = None, *, unknown: str = "error") -> Sur
 
 
 def token_surprisals(
-    model: GPT, ids: np.ndarray, logits_at_once: int = _LOGITS_AT_ONCE
+    model: GPT, ids: np.ndarray, max_logits_per_batch: int = _MAX_LOGITS_PER_BATCH
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Three values for every id but the first: its surprisal in nats, its rank from 1, and the most likely id.
 
-    `logits_at_once` limits how many sequences run together: it changes memory and speed only.
+    `max_logits_per_batch` limits the number of sequences in a batch: it changes memory and speed only.
     """
     results = []
     with inference(model):
         for batch in sequence_batches(
-            ids, model.settings.block_size, max(1, logits_at_once // model.settings.vocab_size)
+            ids, model.settings.block_size, max(1, max_logits_per_batch // model.settings.vocab_size)
         ):
             sequences = torch.from_numpy(batch)  # (B, T + 1)
             logits = require_finite(model(sequences[:, :-1]))  # (B, T, V)

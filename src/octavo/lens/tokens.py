@@ -23,7 +23,7 @@ from octavo.tokenizers import Tokenizer
 Text = str | Sequence[int] | None  # a text, its token ids, or None for a text that the model generates
 _MAX_TOKENS = 1 << 16  # that the view lists
 _MAX_NEW_TOKENS = 48  # that the model generates if no text is given
-_BLANKS = {" ": "␣", "\n": "⏎", "\r": "␍", "\t": "⇥"}
+_WHITESPACE_SYMBOLS = {" ": "␣", "\n": "⏎", "\r": "␍", "\t": "⇥"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Group:
-    """The tokens `first` to `first + count - 1`, the fewest that encode whole characters, namely `text`."""
+    """The shortest group of tokens that encodes whole characters: `count` tokens from `first` on encode `text`."""
 
     text: str
     first: int
@@ -48,7 +48,8 @@ class Group:
 class Tokens(View):
     """A text as `tokens`, and the `groups` of tokens that make whole characters. `text` is what all tokens decode to.
 
-    `left_out` tokens at the end did not fit. `generated` is true if no text was given and the model wrote it.
+    `left_out` is how many tokens at the end were truncated. `generated` is true if the model wrote the text, because
+    none was given.
     """
 
     text: str
@@ -82,10 +83,11 @@ def tokens(run: RunLike, text: Text = None, *, unknown: str = "error") -> Tokens
     return tokenize(runs.load(run), text, unknown, limit=_MAX_TOKENS)
 
 
-def tokenize(loaded: Checkpoint, text: Text, unknown: str = "error", limit: int | None = 0) -> Tokens:
+def tokenize(loaded: Checkpoint, text: Text, unknown: str = "error", limit: int | None = None) -> Tokens:
     """Tokenize a text, or take its token ids unchanged. With None, the model generates a text.
 
-    Keeps the first `limit` tokens (0: the model's block_size, None: all). Raises `OctavoError` if there are none.
+    Truncates the text to `limit` tokens, by default the model's block_size. `unknown` is how to handle characters that
+    are not in the tokenizer's vocabulary. Raises `OctavoError` if there are no tokens.
     """
     tokenizer, block_size = loaded.tokenizer, loaded.model.settings.block_size
     generated = text is None
@@ -95,7 +97,7 @@ def tokenize(loaded: Checkpoint, text: Text, unknown: str = "error", limit: int 
     if not ids:
         raise OctavoError("there is no text to look at", '--text "The "')
     check_ids(tokenizer, ids)
-    kept = ids[: block_size if limit == 0 else limit]
+    kept = ids[: block_size if limit is None else limit]
     groups = group_by_character(tokenizer, kept)
     text = "".join(group.text for group in groups)
     return Tokens(text, [make_token(tokenizer, id) for id in kept], groups, len(ids) - len(kept), generated)
@@ -128,7 +130,7 @@ def make_token(tokenizer: Tokenizer, id: int) -> Token:
 
 
 def label(content: bytes) -> str:
-    """A visible name for a token's bytes: blanks as signs, combining marks on a circle, invalid UTF-8 as hex."""
+    """A visible name for a token's bytes: whitespace as symbols, combining marks on a circle, invalid UTF-8 as hex."""
     try:
         text = content.decode()
     except UnicodeDecodeError:
@@ -140,6 +142,6 @@ def _visible_character(character: str, is_first: bool) -> str:
     category = unicodedata.category(character)
     if category[0] == "M" and is_first:
         return "◌" + character
-    if character not in _BLANKS and (category[0] == "C" or category in ("Zs", "Zl", "Zp")):
+    if character not in _WHITESPACE_SYMBOLS and (category[0] == "C" or category in ("Zs", "Zl", "Zp")):
         return f"<U+{ord(character):04X}>"
-    return _BLANKS.get(character, character)
+    return _WHITESPACE_SYMBOLS.get(character, character)

@@ -9,6 +9,7 @@ The axis letters: `T` positions, `C` width, `V` the vocabulary.
 
 import copy
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -25,9 +26,9 @@ from octavo.generation.decoder import Batch
 from octavo.lens import reference
 from octavo.lens.ablation import logits_without, parts_and_masks
 from octavo.lens.arguments import describe_model
-from octavo.lens.attention import Head, head_statistics
-from octavo.lens.capture import attend_by_pattern, attention_pattern, inference, logits, require_finite, walk
-from octavo.lens.contributions import logit_contributions, residual_contributions
+from octavo.lens.attention import HeadStatistics, head_statistics
+from octavo.lens.capture import attend_by_pattern, attention_pattern, inference, logits, require_finite, run_blocks
+from octavo.lens.contributions import decompose_residual, logit_contributions
 from octavo.lens.embedding import cosines
 from octavo.lens.logit_lens import stage_logits, summarize_rows
 from octavo.lens.shapes import shapes
@@ -39,8 +40,10 @@ from octavo.model import GPT, KVCache
 from octavo.runs import RunLike
 
 _MAX_TOKENS = 128  # random ids
-_TOLERANCE = 1e-4  # the least tolerance of float32 logits, relative to the largest
-_ROUNDING_FACTOR = 100  # the tolerance, in multiples of the error that float32 rounding of norms and sums causes
+# The tolerance of float32 logits is the larger of two: `_MIN_TOLERANCE`, relative to the largest logit, and
+# `_ROUNDING_FACTOR` times the error that float32 rounding of norms and sums causes in this model.
+_MIN_TOLERANCE = 1e-4
+_ROUNDING_FACTOR = 100
 _LAST_POSITIONS = 4  # whose logits are compared at every stage
 Measurements = Iterator[tuple[str, float, float]]  # the name of a check, the largest error, the tolerance
 
@@ -76,11 +79,11 @@ class Verification(View):
 
 
 def verify(run: RunLike, *, seed: int = 0) -> Verification:
-    """Compare the views, the KV cache, the engine and the causal mask with one another and with a float64 reference.
+    """Compare the views, the KV cache, the decoder and the causal mask with one another and with a float64 reference.
 
     The input is random token ids, up to 128. Errors of logits are relative to the largest logit if that is above 1. The
-    tolerance is 1e-4, or 100 times the effect of float32 rounding in a model that amplifies small differences. Single
-    layers are compared in float64. A check that raises an exception fails.
+    tolerance is 1e-4 or 100 times the effect of float32 rounding in this model, whichever is larger. Single blocks are
+    compared in float64. A check that raises an exception fails.
     """
     loaded = runs.load(run)
     model, weights = loaded.model, reference.Weights(loaded.folder)
@@ -92,7 +95,7 @@ def verify(run: RunLike, *, seed: int = 0) -> Verification:
         rounded = reference.logits(weights, reference.streams(weights, idx[0].numpy(), rounded=True)[-1])
         exact = reference.logits(weights, streams[-1])
         tolerance = max(
-            _TOLERANCE, _ROUNDING_FACTOR * _relative_error(torch.from_numpy(rounded), torch.from_numpy(exact))
+            _MIN_TOLERANCE, _ROUNDING_FACTOR * _relative_error(torch.from_numpy(rounded), torch.from_numpy(exact))
         )
         groups = {
             "shapes": _check_shapes(model),
@@ -100,7 +103,7 @@ def verify(run: RunLike, *, seed: int = 0) -> Verification:
             "position": _check_position(loaded),
             "neighbors": _check_neighbors(model, int(idx[0, 0])),
             "attention": _check_attention(model, idx, tolerance),
-            "float64": _check_layers(model, idx, weights, streams, tolerance),
+            "reference": _check_layers(model, idx, weights, streams, tolerance),
             "logit_lens": _check_logit_lens(model, idx, weights, streams, tolerance),
             "contributions": _check_contributions(model, idx),
             "surprisal": _check_surprisal(model, idx),
@@ -141,11 +144,11 @@ def _check_shapes(model: GPT) -> Measurements:
     count = sum(parameter.numel() for parameter in model.parameters())  # a tied parameter is listed once
     error = abs(view.parameters - count) + abs(estimate.parameters(settings) - count)
     yield "shapes: parameter count", error, 0
-    # Multiply-adds per token: a layer has 4 C² weights in its attention and 8 C² in its MLP, the head has V C. Scores
+    # Multiply-adds per token: a layer has 4 C² weights in its attention and 8 C² in its MLP, lm_head has V C. Scores
     # and weighted values take T C each.
-    weights = settings.n_layer * 12 * C**2 + settings.vocab_size * C
+    n_weights = settings.n_layer * 12 * C**2 + settings.vocab_size * C
     attention = settings.n_layer * 2 * T * C
-    yield "shapes: FLOP count", abs(view.flops - 2 * T * (weights + attention)), 0
+    yield "shapes: FLOP count", abs(view.flops - 2 * T * (n_weights + attention)), 0
 
 
 def _check_tokens(loaded: Checkpoint) -> Measurements:
@@ -153,13 +156,13 @@ def _check_tokens(loaded: Checkpoint) -> Measurements:
     text = "".join(content.decode(errors="ignore") for content in tokenizer.token_bytes[:4096])
     if tokenizer.kind != "char":
         text += "é किताब 🦉"  # in bytes, some of its tokens are only part of a character
-    view = tokenize(loaded, text, limit=None)
+    view = tokenize(loaded, text, limit=sys.maxsize)
     contents = [bytes.fromhex(token.bytes) for token in view.tokens]
     is_whole = all(
         b"".join(contents[group.first : group.first + group.count]) == group.text.encode() for group in view.groups
     )
-    grouped = [at for group in view.groups for at in range(group.first, group.first + group.count)]
-    wrong = (b"".join(contents) != text.encode()) + (not is_whole) + (grouped != list(range(len(contents))))
+    positions = [i for group in view.groups for i in range(group.first, group.first + group.count)]
+    wrong = (b"".join(contents) != text.encode()) + (not is_whole) + (positions != list(range(len(contents))))
     yield "tokens: bytes equal the text", wrong, 0
 
 
@@ -172,25 +175,25 @@ def _check_position(loaded: Checkpoint) -> Measurements:
     first, last = 0, block_size - 1
     scale = max(1.0, _max_abs(x))
     error = _max_abs((x[first] - x[last]) - (wpe[first] - wpe[last])) / scale
-    yield "position: x differs as wpe does", error, 1e-6
+    yield "position: differences of x and wpe are equal", error, 1e-6
 
 
 def _check_neighbors(model: GPT, id: int) -> Measurements:
     wte = model.transformer.wte.weight.numpy()
     row = wte[id].tolist()
-    length = math.sqrt(math.fsum(x * x for x in row))
+    norm = math.sqrt(math.fsum(x * x for x in row))
     others = np.unique(np.linspace(0, len(wte) - 1, 64).astype(int))
     exact = []
     for other in wte[others].tolist():
-        other_length = math.sqrt(math.fsum(x * x for x in other))
-        exact.append(math.fsum(a * b for a, b in zip(row, other, strict=True)) / max(length * other_length, 1e-300))
-    yield "neighbors: cosines, in a loop", float(np.abs(cosines(wte, [id])[others] - exact).max()), 1e-6
+        other_norm = math.sqrt(math.fsum(x * x for x in other))
+        exact.append(math.fsum(a * b for a, b in zip(row, other, strict=True)) / max(norm * other_norm, 1e-300))
+    yield "neighbors: cosines = plain Python", float(np.abs(cosines(wte, [id])[others] - exact).max()), 1e-6
 
 
 def _check_attention(model: GPT, idx: Tensor, tolerance: float) -> Measurements:
     sums, future, first, statistics = [0.0], [0.0], [0.0], [0.0]
     n_head = model.settings.n_head
-    for i, layer in enumerate(walk(model, model.embed(idx))):
+    for i, layer in enumerate(run_blocks(model, model.embed(idx))):
         for h in range(n_head):
             weights = attention_pattern(layer.q[0, h], layer.k[0, h])  # (T, T)
             sums.append(_max_abs(weights.sum(-1) - 1))
@@ -201,12 +204,12 @@ def _check_attention(model: GPT, idx: Tensor, tolerance: float) -> Measurements:
     yield "attention: rows sum to 1", _nan_max(sums), 1e-5
     yield "attention: nothing from the future", _nan_max(future), 0
     yield "attention: position 0 attends to itself", _nan_max(first), 0
-    yield "attention: statistics, in a loop", _nan_max(statistics), 1e-4
+    yield "attention: statistics = a loop over rows", _nan_max(statistics), 1e-4
     by_pattern = logits(model, idx, attend_by_pattern)
     yield "attention: pattern = fused kernel", _relative_error(by_pattern, model(idx)), tolerance
 
 
-def _statistics_error(head: Head, weights: np.ndarray) -> float:
+def _statistics_error(head: HeadStatistics, weights: np.ndarray) -> float:
     """The error of a head's statistics against sums over the rows, one by one."""
     exact = np.zeros(5)
     for t, row in enumerate(weights[1:], 1):
@@ -223,15 +226,15 @@ def _check_layers(
 ) -> Measurements:
     yield "model: lm_head is tied to wte", _max_abs(model.lm_head.weight - model.transformer.wte.weight), 0
     layers = zip(model.transformer.h, streams[:-1], streams[1:], strict=True)
-    yield "float64: every layer alone", _nan_max([_layer_error(*layer) for layer in layers]), 1e-9
+    yield "reference: each block, on the reference's input", _nan_max([_layer_error(*layer) for layer in layers]), 1e-9
     exact = torch.from_numpy(reference.logits(weights, streams[-1]))
-    ours = model.unembed(model.norm(torch.from_numpy(streams[-1]).float()))
-    yield "float64: lm_head alone", _relative_error(ours, exact), 1e-5
+    actual = model.unembed(model.norm(torch.from_numpy(streams[-1]).float()))
+    yield "reference: lm_head, on the reference's input", _relative_error(actual, exact), 1e-5
     x = model.embed(idx)
-    stages = [x[0], *(layer.after[0] for layer in walk(model, x))]
+    stages = [x[0], *(layer.resid_post[0] for layer in run_blocks(model, x))]
     errors = [_relative_error(a, torch.from_numpy(b)) for a, b in zip(stages, streams, strict=True)]
-    yield "float64: the stream after every layer", _nan_max(errors), tolerance
-    yield "float64: logits", _relative_error(model(idx)[0], exact), tolerance
+    yield "reference: residual stream after every layer", _nan_max(errors), tolerance
+    yield "reference: logits", _relative_error(model(idx)[0], exact), tolerance
 
 
 def _layer_error(block: nn.Module, before: np.ndarray, after: np.ndarray) -> float:
@@ -240,9 +243,9 @@ def _layer_error(block: nn.Module, before: np.ndarray, after: np.ndarray) -> flo
     Every block starts from the reference, so rounding errors do not accumulate over the layers. Accumulated errors
     could look like a mistake, or hide one.
     """
-    ours = copy.deepcopy(block).double()(torch.from_numpy(before)[None])[0]
+    actual = copy.deepcopy(block).double()(torch.from_numpy(before)[None])[0]
     added = torch.from_numpy(after - before)
-    return _max_abs(ours - torch.from_numpy(after)) / max(_max_abs(added), 1e-30)
+    return _max_abs(actual - torch.from_numpy(after)) / max(_max_abs(added), 1e-30)
 
 
 def _check_logit_lens(
@@ -250,21 +253,23 @@ def _check_logit_lens(
 ) -> Measurements:
     x = model.embed(idx)
     stages = [stage_logits(model, x)[0, -_LAST_POSITIONS:].clone()]
-    for layer in walk(model, x):
-        stages.append(stage_logits(model, layer.after)[0, -_LAST_POSITIONS:].clone())  # a copy, so that (T, V) is freed
-        last = layer.after
+    for layer in run_blocks(model, x):
+        stages.append(
+            stage_logits(model, layer.resid_post)[0, -_LAST_POSITIONS:].clone()
+        )  # a copy, so that (T, V) is freed
+        last = layer.resid_post
     yield "logit_lens: the last stage equals the model", _max_abs(stage_logits(model, last) - model(idx)), 0
     exact = [torch.from_numpy(reference.logits(weights, stream[-_LAST_POSITIONS:])) for stream in streams]
-    errors = [_relative_error(ours, theirs) for ours, theirs in zip(stages, exact, strict=True)]
-    yield "logit_lens: every stage, in float64", _nan_max(errors), tolerance
+    errors = [_relative_error(actual, expected) for actual, expected in zip(stages, exact, strict=True)]
+    yield "logit_lens: every stage against the reference", _nan_max(errors), tolerance
     errors = [_summary_error(stage, idx[0, -_LAST_POSITIONS:]) for stage in stages]
-    yield "logit_lens: guesses, entropy, surprisal, rank", _nan_max(errors), 1e-4
+    yield "logit_lens: top tokens, entropy, surprisal, rank", _nan_max(errors), 1e-4
 
 
 def _summary_error(logits: Tensor, targets: Tensor) -> float:
     """The error of `summarize_rows` on logits (P, V) against a sort and a float64 softmax."""
     ids, probabilities, entropy, surprisal, rank = summarize_rows(logits.clone(), targets, 5)
-    shares = logits.double().softmax(-1)
+    expected_probabilities = logits.double().softmax(-1)
     order = logits.sort(dim=-1, descending=True, stable=True).indices
     target_logits = logits.gather(1, targets[:, None])
     n_wrong = (ids != order[:, : ids.shape[1]]).sum() + (rank != 1 + (logits > target_logits).sum(1)).sum()
@@ -272,8 +277,8 @@ def _summary_error(logits: Tensor, targets: Tensor) -> float:
     return _nan_max(
         [
             float(n_wrong),
-            _max_abs(probabilities - shares.gather(1, ids)),
-            _relative_error(entropy, torch.special.entr(shares).sum(-1)),
+            _max_abs(probabilities - expected_probabilities.gather(1, ids)),
+            _relative_error(entropy, torch.special.entr(expected_probabilities).sum(-1)),
             _relative_error(surprisal, exact_surprisal),
         ]
     )
@@ -282,20 +287,23 @@ def _summary_error(logits: Tensor, targets: Tensor) -> float:
 def _check_contributions(model: GPT, idx: Tensor) -> Measurements:
     stream_errors, logit_errors = [0.0], [0.0]
     logits = model(idx)[0]
-    *_, last = walk(model, model.embed(idx))
+    *_, last = run_blocks(model, model.embed(idx))
     for t in {0, idx.size(1) // 2, idx.size(1) - 1}:
-        _, added = residual_contributions(model, idx, t)
-        length = max(last.after[0, t].norm().item(), 1e-30)
-        stream_errors.append((added.sum(0) - last.after[0, t]).norm().item() / length)
+        _, added = decompose_residual(model, idx, t)
+        norm = max(last.resid_post[0, t].norm().item(), 1e-30)
+        stream_errors.append((added.sum(0) - last.resid_post[0, t]).norm().item() / norm)
         id = int(logits[t].argmax())
         part_logits, bias_logit = logit_contributions(model, added, model.lm_head.weight[id].double())
         logit_errors.append(_relative_error(part_logits.sum() + bias_logit, logits[t, id]))
-    yield "contributions: parts sum to the stream", _nan_max(stream_errors), 1e-5
-    yield "contributions: parts sum to the logit", _nan_max(logit_errors), _TOLERANCE
+    yield "contributions: parts sum to the residual stream", _nan_max(stream_errors), 1e-5
+    yield "contributions: parts sum to the logit", _nan_max(logit_errors), _MIN_TOLERANCE
 
 
 def _check_surprisal(model: GPT, idx: Tensor) -> Measurements:
-    """Check up to two sequences and one token of a third; in a short context, these include a border between two."""
+    """Check two sequences and one token of a third, or the first tokens of these if the context is long.
+
+    With a short context, this covers the boundary between two sequences.
+    """
     block_size = model.settings.block_size
     length = min(2 * block_size, 4 * _MAX_TOKENS) + 2
     ids = idx[0].repeat(2 * block_size // idx.size(1) + 2)[:length].numpy()
@@ -312,23 +320,23 @@ def _check_surprisal(model: GPT, idx: Tensor) -> Measurements:
     uniform.lm_head = nn.Linear(model.settings.n_embd, model.settings.vocab_size, bias=False)
     nn.init.zeros_(uniform.lm_head.weight)
     expected = math.log(model.settings.vocab_size)
-    yield "surprisal: with a zero head, ln V", abs(token_surprisals(uniform, ids)[0].mean() - expected), 1e-6
+    yield "surprisal: is ln V if lm_head is zero", abs(token_surprisals(uniform, ids)[0].mean() - expected), 1e-6
 
 
 def _check_ablation(model: GPT, idx: Tensor, weights: reference.Weights, tolerance: float) -> Measurements:
     n_layer, n_head = model.settings.n_layer, model.settings.n_head
     keep_all, errors = (torch.ones(1, n_head), torch.ones(1)), [0.0]
-    for i, layer in enumerate(walk(model, model.embed(idx))):
+    for i, layer in enumerate(run_blocks(model, model.embed(idx))):
         errors.append(_max_abs(logits_without(model, layer, i, *keep_all) - model(idx)))
         if i == n_layer // 2:
-            parts, heads, mlp = parts_and_masks(i, n_head)
+            parts, head_masks, mlp_mask = parts_and_masks(i, n_head)
             n, head = [(n, part.head) for n, part in enumerate(parts) if part.head is not None][-1]  # the last head
-            ours = logits_without(model, layer, i, heads[n : n + 1], mlp[n : n + 1])[0, -_LAST_POSITIONS:]
+            actual = logits_without(model, layer, i, head_masks[[n]], mlp_mask[[n]])[0, -_LAST_POSITIONS:]
             streams = reference.streams(weights, idx[0].numpy(), ablated=(i, head))
             exact = torch.from_numpy(reference.logits(weights, streams[-1][-_LAST_POSITIONS:]))
     yield "ablation: keeping all parts changes nothing", _nan_max(errors), 0
     # Ablating the only head of a layer also drops the bias of its attention, which the reference keeps.
-    yield "ablation: a head, in float64", _relative_error(ours, exact) if n_head > 1 else 0.0, tolerance
+    yield "ablation: a head against the reference", _relative_error(actual, exact) if n_head > 1 else 0.0, tolerance
 
 
 def _check_causality(model: GPT, idx: Tensor) -> Measurements:
@@ -341,27 +349,28 @@ def _check_causality(model: GPT, idx: Tensor) -> Measurements:
 
 
 def _check_cache(model: GPT, idx: Tensor, tolerance: float) -> Measurements:
-    """Compare a full forward pass with a prompt followed by one token at a time, in the KV cache and in the engine.
+    """Compare a full forward pass with prefill and decode: with the model's KV cache, and with the engine's decoder.
 
-    At the same time the engine decodes another text in its other slot.
+    At the same time the decoder generates another text in its other slot.
     """
     T, expected = idx.size(1), model(idx)[0]
     prompt = T // 2
     steps = [(start, end) for start, end in [(0, prompt), *((t, t + 1) for t in range(prompt, T))] if end > start]
     cache = KVCache(model)
     cached = [model(idx[:, start:end], cache)[0] for start, end in steps]
-    yield "cache: one token at a time = full forward", _relative_error(torch.cat(cached), expected), tolerance
-    engine, other = create_decoder(model, 2)[0], (idx + 1) % model.settings.vocab_size
+    yield "cache: prefill and decode = full forward", _relative_error(torch.cat(cached), expected), tolerance
+    decoder, other = create_decoder(model, 2)[0], (idx + 1) % model.settings.vocab_size
     errors = []
     for slot, texts in enumerate((torch.cat([idx, other]), torch.cat([other, idx]))):
         decoded = []
         for start, end in steps:
             batch = Batch()
             for row, ids in enumerate(texts[:, start:end].tolist()):
-                batch.add(ids, row, start, len(ids) if row == slot else 0)
-            decoded.append(engine.forward(batch))
+                n_logits = len(ids) if row == slot else 0
+                batch.add(ids, row, start, n_logits)
+            decoded.append(decoder.forward(batch))
         errors.append(_relative_error(torch.cat(decoded), expected))
-    yield "engine: one token at a time = full forward", _nan_max(errors), tolerance
+    yield "decoder: prefill and decode = full forward", _nan_max(errors), tolerance
 
 
 def _nan_max(errors: list[float]) -> float:
@@ -373,6 +382,6 @@ def _max_abs(errors: Tensor) -> float:
     return errors.abs().max().item()
 
 
-def _relative_error(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference, relative to the largest number if that is above 1."""
-    return _max_abs(ours.double() - theirs.double()) / max(1.0, _max_abs(theirs))
+def _relative_error(actual: Tensor, expected: Tensor) -> float:
+    """The largest difference, relative to the largest expected number if that is above 1."""
+    return _max_abs(actual.double() - expected.double()) / max(1.0, _max_abs(expected))

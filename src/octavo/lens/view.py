@@ -1,7 +1,7 @@
 """The base of all views: plain data of bounded size that becomes JSON, text for a terminal, or HTML for a notebook.
 
-A view knows nothing of models; the modules beside this one compute the views. Everything that a view shows as a picture
-it also gives as tables, for readers who cannot see the picture.
+A view knows nothing of models; the modules beside this one compute the views. A view with a picture
+also gives the same data as tables, for readers who cannot see the picture.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 Cell = str | int | float | None
-_SIGNIFICANT_DIGITS = 6  # of a number in JSON: a row of shares that sums to 1 still sums to 1 within 5e-7
+_SIGNIFICANT_DIGITS = 6  # of a number in JSON: a row of attention weights that sums to 1 still sums to 1 within 5e-7
 _TERMINAL_ROWS = 40  # rows of a table that a terminal shows
 
 
@@ -41,7 +41,7 @@ class View:
         """HTML that a notebook shows above the tables; empty by default."""
         return ""
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The view as JSON values: its fields, and the caveat. Numbers in arrays have six significant digits."""
         return _fields(self) | ({"caveat": self.caveat} if self.caveat else {})
 
@@ -55,19 +55,19 @@ class View:
         return "".join([*parts, *([f"<p><small>{html.escape(self.caveat)}</small></p>"] if self.caveat else [])])
 
 
-def shaded(text: str, share: float, number: float, tag: str = "span") -> str:
-    """Text on a background that gets darker as `share` goes from 0 to 1, with a number as its tooltip."""
-    color = "#fff" if share > 0.6 else "#000"
-    style = f"background:rgba(33,80,140,{min(max(share, 0.0), 1.0):.3f});color:{color}"
+def shaded(text: str, darkness: float, number: float, tag: str = "span") -> str:
+    """Text on a background that gets darker as `darkness` goes from 0 to 1, with a number as its tooltip."""
+    color = "#fff" if darkness > 0.6 else "#000"
+    style = f"background:rgba(33,80,140,{min(max(darkness, 0.0), 1.0):.3f});color:{color}"
     return f'<{tag} style="{style}" title="{number:.4f}">{html.escape(text)}</{tag}>'
 
 
 def _fields(data: Any) -> dict[str, Any]:
-    values = {field.name: _plain(getattr(data, field.name)) for field in dataclasses.fields(data)}
+    values = {field.name: _to_json(getattr(data, field.name)) for field in dataclasses.fields(data)}
     return values | {name: _finite_or_null(values[name]) for name in getattr(data, "nullable", ())}
 
 
-def _plain(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return _rounded(value.tolist()) if value.dtype.kind == "f" else value.tolist()
     if isinstance(value, np.generic):
@@ -75,9 +75,9 @@ def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return _fields(value)
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _to_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_to_json(item) for item in value]
     return value
 
 

@@ -6,7 +6,7 @@ The path of a request to the logits and back:
     middleware/     checks of hosts, origins, API keys and sizes; its __init__.py states their order
     app.py          the routes
     completions.py  OpenAI's JSON <-> TextRequest and TextPiece
-    text_batch.py   the texts of a request, awaited in the event loop
+    text_batch.py   the completions of a request, awaited in the event loop
     worker.py       the thread that steps a model's engine
 
 `lens_api.py` computes views in its own threads; `runs_api.py` and `static_page.py` read files.
@@ -51,10 +51,10 @@ class ServeSettings:
     allow_origins: Collection[str] = ()  # sites whose web pages may use the server
     device: str = "auto"
     quantize: str = "none"
-    slots: int = 8  # texts that each model generates at once
-    queue: int = 64  # texts that may wait for a slot, for each model; beyond that, 429
+    slots: int = 8  # completions that each model generates at once
+    queue: int = 64  # the most completions that may wait for a slot, for each model; beyond that, 429
     prefix_cache: int = 256  # MiB, for each model
-    overflow: str = "stop"  # what happens when a text fills the context: stop, slide or rechunk
+    overflow: str = "stop"  # what happens when the context is full; `octavo.generation.engine` explains the choices
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -90,17 +90,18 @@ def serve(
     # With Python's default of 5 ms, an engine thread that returns from C waits that long until the event loop releases
     # the GIL.
     sys.setswitchinterval(0.0005)
-    sources = _name_models(list(run) if isinstance(run, Sequence) and not isinstance(run, str) else [run])
+    requested = _name_models(list(run) if isinstance(run, Sequence) and not isinstance(run, str) else [run])
     keys = read_keys(options.api_key_file)
-    served_runs = {name: served for name, source in sources.items() if (served := runs.find_run(source))}
-    pending = {name: served for name, served in served_runs.items() if not _has_checkpoint(served)}
+    # `served_runs` has the requested models that belong to a run; `pending`, those of them without a checkpoint yet.
+    served_runs = {name: found for name, run_like in requested.items() if (found := runs.find_run(run_like))}
+    pending = {name: found for name, found in served_runs.items() if not _has_checkpoint(found)}
     models: dict[str, ServedModel] = {}
     stopped = threading.Event()
-    with listen(options.host, options.port, public=bool(keys)) as listener:
+    with listen(options.host, options.port, allow_remote=bool(keys)) as listener:
         try:
-            for name, source in sources.items():
+            for name, run_like in requested.items():
                 if name not in pending:
-                    models[name] = load_model(name, source, options, on_notice)
+                    models[name] = load_model(name, run_like, options, on_notice)
             app = build_app(
                 models,
                 limits,
@@ -111,11 +112,12 @@ def serve(
                 pending=pending,
                 runs=served_runs,
             )
-            loading = (models, pending, stopped, options, on_notice)
-            threading.Thread(target=load_pending_models, args=loading, daemon=True).start()
+            threading.Thread(
+                target=load_pending_models, args=(models, pending, stopped, options, on_notice), daemon=True
+            ).start()
             address = f"[{options.host}]" if ":" in options.host else options.host
             url = f"http://{address}:{listener.getsockname()[1]}/v1"
-            server = Server(app.asgi, app.drain, limits, lambda: on_ready(list(sources), url))
+            server = Server(app.asgi, app.drain, limits, lambda: on_ready(list(requested), url))
             server.run(sockets=[listener])
         finally:
             stopped.set()
@@ -183,15 +185,15 @@ def read_keys(path: str | Path | None) -> list[str]:
     return keys
 
 
-def listen(host: str, port: int, public: bool = True) -> socket.socket:
-    """A listening socket. Unless `public`, the host must be an address that only this machine can reach.
+def listen(host: str, port: int, allow_remote: bool = True) -> socket.socket:
+    """A listening socket. Unless `allow_remote`, the host must be an address that only this machine can reach.
 
     `serve` calls it before models are loaded, so that a port in use is reported at once and early clients wait.
     """
     listener = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        if not public and not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
+        if not allow_remote and not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
             raise OctavoError(
                 f"other machines can reach {host}, and there is no API key", f"{_KEY_FILE_HINT}, or {KEY_VARIABLE}"
             )
@@ -210,16 +212,16 @@ def listen(host: str, port: int, public: bool = True) -> socket.socket:
         ) from None
 
 
-def _name_models(sources: Sequence[RunLike]) -> Mapping[str, RunLike]:
-    """The runs by model name. A model has the name of its run's folder."""
+def _name_models(requested: Sequence[RunLike]) -> Mapping[str, RunLike]:
+    """What to load, by model name. A model has the name of its run's folder, or of its own folder if it has no run."""
     names: dict[str, RunLike] = {}
-    for source in sources:
-        run = runs.find_run(source)
+    for run_like in requested:
+        run = runs.find_run(run_like)
         if run is not None:
             name = run.folder.resolve().name
         else:
-            name = (source.folder if isinstance(source, (Run, Checkpoint)) else Path(source)).resolve().name
+            name = (run_like.folder if isinstance(run_like, (Run, Checkpoint)) else Path(run_like)).resolve().name
         if name in names:
-            raise OctavoError(f"{names[name]} and {source} would have the same name, {name!r}", "two different names")
-        names[name] = source
+            raise OctavoError(f"{names[name]} and {run_like} would have the same name, {name!r}", "two different names")
+        names[name] = run_like
     return names

@@ -19,7 +19,7 @@ from octavo.server.api_error import ApiError
 from octavo.server.completions import complete
 from octavo.server.limits import Limits
 from octavo.server.metrics import Metrics
-from octavo.server.middleware import protect
+from octavo.server.middleware import wrap_in_middleware
 from octavo.server.middleware.asgi import PROBES
 from octavo.server.middleware.drain import Drain
 from octavo.server.requests import CompletionRequest, DetokenizeRequest, TokenizeRequest
@@ -64,7 +64,7 @@ def build_app(
         responses=responses.errors(400, 401, 403, 408, 413, 429, 431, 503),
     )
     api.needs_key = bool(keys)
-    asgi, drain = protect(
+    asgi, drain = wrap_in_middleware(
         api, limits, metrics, host=host, allow_hosts=allow_hosts, allow_origins=allow_origins, keys=keys
     )
     for kind in (ApiError, OctavoError, RequestValidationError, HTTPException, Exception):
@@ -193,7 +193,7 @@ class _Api(FastAPI):
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
-        "description": "the texts, or a stream of their pieces",
+        "description": "the completions, or a stream of their chunks",
     }
 }
 

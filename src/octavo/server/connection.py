@@ -36,8 +36,8 @@ UVICORN_INTERNALS = {
 class Connection(H11Protocol):
     """A client's connection, in one of four states, each with a deadline.
 
-    `head`: the headers of a request are arriving; `answer`: a request is being answered; `idle`: the response is
-    complete; `closing`: an error has been sent, and the client may still read it.
+    `head`: the headers of a request are arriving; `response`: the application is computing and sending the response;
+    `idle`: the response is complete; `closing`: an error has been sent, and the client may still read it.
     """
 
     def __init__(self, *arguments: object, limits: Limits, **options: object) -> None:
@@ -48,8 +48,8 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        # All data of one read is parsed at once. asyncio reads up to 256 KiB, and a body in chunks of one byte would
-        # then block the event loop for 0.3 s.
+        # uvicorn parses all data of one read before the event loop continues. asyncio reads up to 256 KiB by default:
+        # with chunked transfer encoding and chunks of one byte, parsing that much takes 0.3 s.
         transport.max_size = 16 << 10  # type: ignore[attr-defined]
         if len(self.connections) > self._limits.connections:
             self._end(ApiError(429, "too many connections: try again in a moment", code="rate_limit_exceeded"))
@@ -67,12 +67,12 @@ class Connection(H11Protocol):
         if self._state == "idle":
             self._enter("head")
         super().data_received(data)
-        self._enter_answer()
+        self._enter_response()
 
     def on_response_complete(self) -> None:
         self._enter("idle")
         super().on_response_complete()  # which starts the next request if it has already arrived
-        self._enter_answer()
+        self._enter_response()
 
     def shutdown(self) -> None:
         if self._state == "closing":
@@ -87,17 +87,17 @@ class Connection(H11Protocol):
         else:
             self._end(ApiError(400, "this is not HTTP/1.1"))
 
-    def _enter_answer(self) -> None:
-        """Enter `answer` if a request has arrived."""
+    def _enter_response(self) -> None:
+        """Enter `response` if a request has arrived."""
         if self._state in ("head", "idle") and self.cycle is not None and not self.cycle.response_complete:
-            self._enter("answer")
+            self._enter("response")
 
     def _enter(self, state: str) -> None:
         """Change the state, and replace the deadline of the previous state by its own."""
         limits, abort = self._limits, self.transport.abort
         deadlines: dict[str, tuple[float, Callable[[], None]]] = {
             "head": (limits.header_seconds, self._refuse_slow_headers),
-            "answer": (limits.body_seconds + limits.request_seconds + limits.linger_seconds, abort),
+            "response": (limits.body_seconds + limits.request_seconds + limits.linger_seconds, abort),
             # uvicorn closes an idle connection, but then waits for a client that does not read its last response.
             "idle": (limits.idle_seconds + limits.linger_seconds, abort),
             "closing": (limits.linger_seconds, abort),

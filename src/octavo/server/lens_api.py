@@ -72,18 +72,18 @@ def routes(
 def describe_model(
     name: str, checkpoint: Checkpoint, steps: Iterable[int] = (), step: int | None = None
 ) -> responses.LensModel:
-    """A model as the page needs it. `step` is the served checkpoint of its run; None if it belongs to no run."""
+    """A model as the page needs it. `step` is the step of its checkpoint; None if the model belongs to no run."""
     settings = checkpoint.model.settings
     shape = {field: getattr(settings, field) for field in responses.Shape.model_fields.keys() - {"parameters"}}
-    trained = checkpoint.settings if isinstance(checkpoint.settings, Settings) else None
-    wte_start = trained.embedding_init if trained else None
+    training = checkpoint.settings if isinstance(checkpoint.settings, Settings) else None  # None if imported
+    wte_init = training.embedding_init if training else None
     return responses.LensModel(
         id=name,
         model=responses.Shape(**shape, parameters=estimate.parameters(settings)),
         tokenizer=checkpoint.tokenizer.kind,
         dropout=settings.dropout,
-        wte_start=wte_start,
-        wpe_start="waves" if trained and trained.weight_init != "noise" else wte_start,
+        wte_start=wte_init,
+        wpe_start="waves" if training and training.weight_init != "noise" else wte_init,
         run=step is not None,
         steps=list(steps),
         step=step,
@@ -143,7 +143,7 @@ class _StopOnDisconnect(TorchFunctionMode):
 
 
 class CheckpointCache:
-    """The last used checkpoints of runs: two, or one if the model has over `large` parameters."""
+    """An LRU cache of checkpoints: of two, or of one if the model has over `large` parameters."""
 
     def __init__(self, large: int = 200_000_000) -> None:
         self._large = large
@@ -154,7 +154,7 @@ class CheckpointCache:
         """The served checkpoint, or that of a step of its run, on the CPU. Raises `ApiError` if it does not exist."""
         if step is None or step == model.step:
             if model.checkpoint.model.lm_head.weight.device.type == "cpu":
-                return _without_unprepared_dataset(model.checkpoint)
+                return _drop_dataset_unless_cached(model.checkpoint)
             folder = model.checkpoint.folder  # the lens computes on the CPU, so the model is loaded once more
         elif step in (steps := model.steps):
             folder = steps[step]
@@ -173,15 +173,15 @@ class CheckpointCache:
             if key not in self._cache:
                 while len(self._cache) >= capacity:
                     self._cache.popitem(last=False)
-                self._cache[key] = _without_unprepared_dataset(runs.load(folder))
+                self._cache[key] = _drop_dataset_unless_cached(runs.load(folder))
         except FileNotFoundError:
             raise ApiError(404, f"{folder.name} is gone: training has deleted it", param="step") from None
         self._cache.move_to_end(key)
         return self._cache[key]
 
 
-def _without_unprepared_dataset(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint without its training dataset, unless this is prepared: a server does not read or fetch sources."""
+def _drop_dataset_unless_cached(checkpoint: Checkpoint) -> Checkpoint:
+    """Remove the dataset from a checkpoint unless it is in the cache: a server does not read or fetch sources."""
     from octavo.data.prepare import is_cached
 
     dataset = checkpoint.info.get("data")
@@ -192,14 +192,14 @@ def _without_unprepared_dataset(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def encode_view(view: Any) -> bytes:
-    """A view's `plain()` as JSON; rows of attention weights end at the diagonal, beyond which they are 0.
+    """A view's `to_dict()` as JSON; rows of attention weights end at the diagonal, since all later weights are 0.
 
     Raises `ApiError` if a number is not finite.
     """
     weights = getattr(view, "weights", None)
     if weights is not None:
-        view = dataclasses.replace(view, weights=np.zeros(0))  # `plain` would round them one by one
-    fields = view.plain()
+        view = dataclasses.replace(view, weights=np.zeros(0))  # `to_dict` would round them one by one
+    fields = view.to_dict()
     if not _is_finite(fields) or (weights is not None and not np.isfinite(weights).all()):
         raise ApiError(
             400, "the model's numbers are not all finite: its weights are broken", hint="an earlier checkpoint"
@@ -216,7 +216,7 @@ def _is_finite(value: Any) -> bool:
     if isinstance(value, dict):
         return all(map(_is_finite, value.values()))
     if isinstance(value, list):
-        if set(map(type, value)) == {float}:  # the long lists: twenty times as fast as one call for each number
+        if set(map(type, value)) == {float}:  # a loop in C: 20 times as fast on the long lists of numbers
             return all(map(math.isfinite, value))
         return all(map(_is_finite, value))
     return True
@@ -225,9 +225,9 @@ def _is_finite(value: Any) -> bool:
 def encode_attention(weights: np.ndarray) -> bytes:
     """Attention weights (T, T) as JSON: rows up to the diagonal, with 6 decimals up to 256 rows, and 5 beyond.
 
-    So 512 rows fit into 1 MB. Each row still sums to 1, by the largest-remainder method: all weights are rounded down,
-    and the units of the last decimal that are missing in the sum are added, one each, to the weights that lost most. A
-    number is written as an integer with an exponent, the shortest form there is.
+    So 512 rows fit into 1 MB. Each row still sums to 1, by the largest-remainder method: weights are rounded down to
+    integer units of the last decimal. If n units are missing in the sum, the n weights with the largest remainders get
+    one more each. A number is written as an integer with an exponent, the shortest form there is.
     """
     decimals = 6 if len(weights) <= 256 else 5
     units_per_row = 10**decimals

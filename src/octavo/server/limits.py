@@ -13,7 +13,7 @@ class Limits:
     headers: int = 100
     header_seconds: float = 10  # from the connection, or the first byte of a later request, to the end of the headers
     idle_seconds: float = 30  # between two requests of a connection
-    linger_seconds: float = 2  # an ended connection is read this much longer, so that its response arrives
+    linger_seconds: float = 2  # after an error, keep reading this long: unread data would reset the connection
 
     # requests
     body_bytes: int = 1 << 20
@@ -23,7 +23,7 @@ class Limits:
     prompts: int = 128
     n: int = 128
     best_of: int = 20
-    sequences: int = 128  # prompts times texts for each
+    sequences: int = 128  # prompts times completions of each
     max_tokens: int = 1 << 16
     logprobs: int = 5
     stops: int = 4

@@ -20,10 +20,10 @@ class Metrics:
         self._cached = self._counter("octavo_prompt_tokens_cached", "Prompt tokens taken from the prefix cache")
         self._generated = self._counter("octavo_generated_tokens", "Generated tokens")
         self._first = self._histogram("octavo_time_to_first_token_seconds", "From the request to its first token")
-        self._gap = self._histogram("octavo_token_gap_seconds", "Between two tokens of a text")
-        self._slots = self._gauge("octavo_slots", "Texts that can be generated at once")
-        self._busy = self._gauge("octavo_slots_busy", "Texts that are being generated")
-        self._queue = self._gauge("octavo_queue", "Texts that wait for a slot")
+        self._inter_token = self._histogram("octavo_token_gap_seconds", "Inter-token latency")
+        self._slots = self._gauge("octavo_slots", "Completions that can be generated at once")
+        self._busy = self._gauge("octavo_slots_busy", "Completions that are being generated")
+        self._queue = self._gauge("octavo_queue", "Completions that wait for a slot")
 
     def count_request(self, route: str, status: int) -> None:
         self._requests.labels(route, str(status)).inc()
@@ -34,7 +34,7 @@ class Metrics:
 
     def token_timer(self, model: str) -> "TokenTimer":
         """A timer for one text of a request that was just received."""
-        return TokenTimer(self._generated.labels(model), self._first.labels(model), self._gap.labels(model))
+        return TokenTimer(self._generated.labels(model), self._first.labels(model), self._inter_token.labels(model))
 
     def render(self, workers: Mapping[str, Worker]) -> bytes:
         """All metrics in Prometheus's text format, with the current slots and queue of each model."""
@@ -55,14 +55,14 @@ class Metrics:
 
 
 class TokenTimer:
-    """Counts the tokens of one text, and observes the time to the first token and between two tokens."""
+    """Counts the tokens of one text, and observes the time to the first token and the inter-token latency."""
 
-    def __init__(self, tokens: Counter, first: Histogram, gap: Histogram) -> None:
-        self._tokens, self._next_histogram, self._gap = tokens, first, gap
+    def __init__(self, tokens: Counter, first: Histogram, inter_token: Histogram) -> None:
+        self._tokens, self._next_histogram, self._inter_token = tokens, first, inter_token
         self._last = time.perf_counter()
 
     def count_token(self) -> None:
         now = time.perf_counter()
         self._tokens.inc()
         self._next_histogram.observe(now - self._last)
-        self._last, self._next_histogram = now, self._gap  # only the first token is timed from the request
+        self._last, self._next_histogram = now, self._inter_token  # only the first token is timed from the request

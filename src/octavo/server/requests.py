@@ -68,7 +68,9 @@ class ItemCount:
         low, high = ("minItems", "maxItems")
         if json_schema["type"] == "object":
             low, high = ("minProperties", "maxProperties")
-            json_schema["additionalProperties"] = False  # or the schema would allow names that do not match the pattern
+            json_schema["additionalProperties"] = (
+                False  # otherwise, names that do not match the key pattern would be valid
+            )
         if self.low:
             json_schema[low] = self.low
         if self.high is not None:
@@ -98,7 +100,7 @@ class _Body(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _check_names(cls, values: Any) -> Any:
+    def _check_names_and_drop_nulls(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             raise ValueError("the body must be a JSON object")
         if len(values) > Limits.fields:
@@ -112,7 +114,7 @@ class _Body(BaseModel):
 
 
 def _allow_null(schema: dict[str, Any]) -> None:
-    """State in the JSON schema what `_check_names` does: null means the default."""
+    """State in the JSON schema that null means the default: `_check_names_and_drop_nulls` removes it."""
     required = schema.get("required", [])
     for name, field in schema["properties"].items():
         if name not in required and field.get("default", 0) is not None:
@@ -155,7 +157,7 @@ class CompletionRequest(_Body):
     ] = ""
     max_tokens: int = Field(16, ge=0, le=Limits.max_tokens)
     n: int = Field(1, ge=1, le=Limits.n)
-    best_of: int | None = Field(None, ge=1, le=Limits.best_of, description="null: `n`")
+    best_of: int | None = Field(None, ge=1, le=Limits.best_of, description="default: `n`")
     echo: bool = False
     logprobs: int | None = Field(
         None,
@@ -169,7 +171,7 @@ class CompletionRequest(_Body):
     ] = []
     stream: bool = False
     stream_options: StreamOptions = StreamOptions(include_usage=False)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="text i is drawn with seed + i")
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="completion i is sampled with seed + i")
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, ge=0, le=1)
     top_k: int = Field(0, ge=-1, le=1 << 24, description="0 and -1: all tokens")
@@ -235,7 +237,7 @@ class LensRequest(_Body):
         None, description="a token's text, or its id"
     )
     against: Annotated[TokenText | TokenId | None, Expected(_TOKEN)] = Field(
-        None, description="a token's text, or its id"
+        None, description="another token to compare with: its text, or its id"
     )
     word: Annotated[TokenText | TokenId | WordIds | None, Expected(f"{_TOKEN}, or a list of token ids")] = Field(
         None, description="a word's text, or the ids of its tokens"
@@ -249,7 +251,9 @@ class LensRequest(_Body):
         Expected("a list of 2 integers"),
     ] = Field(None, description="two positions")
     top: int | None = Field(None, ge=1, le=100)
-    unknown: Literal["error", "skip", "replace"] | None = None
+    unknown: Literal["error", "skip", "replace"] | None = Field(
+        None, description="how to handle characters that are not in the tokenizer's vocabulary"
+    )
 
     @property
     def options(self) -> dict[str, Any]:

@@ -148,7 +148,9 @@ class LensModel(BaseModel):
     wte_start: str | None = Field(
         description="how wte was initialized: normal, N(0, 0.02), or uniform, ±1/sqrt(n_embd); null if unknown"
     )
-    wpe_start: str | None = Field(description="likewise for wpe; or waves: sines and cosines of the position")
+    wpe_start: str | None = Field(
+        description="how wpe was initialized: as wte, or waves: sinusoidal in the position; null if unknown"
+    )
     run: bool = Field(description="whether the model belongs to a run")
     steps: list[int] = Field(description="the steps of the checkpoints that the run has")
     step: int | None = Field(description="the step that is served")

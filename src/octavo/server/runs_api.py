@@ -46,12 +46,12 @@ def routes(runs: Mapping[str, Run]) -> APIRouter:
 
     @router.get("/runs/{name}/{kind}", responses=responses.errors(404) | {200: {"model": responses.Lines}})
     def lines(name: str, kind: LogName, after: Annotated[int, Query(ge=0, lt=2**53)] = 0) -> Response:
-        """The lines after the first `after`, at most 5,000 at once. Continue with `after=next`."""
+        """Skip `after` lines and return the following ones, at most 5,000. Continue with `after=next`."""
         if name not in runs:
             raise ApiError(404, f"no run {name[:80]!r} is served", param="name")
-        lines, end, restarted = logs[name, kind].read(after)
+        lines, end, was_replaced = logs[name, kind].read(after)
         # In ASCII: a line may hold half a surrogate pair, which UTF-8, and so orjson, cannot encode.
-        content = json.dumps({"lines": lines, "next": end, "restarted": restarted}, separators=(",", ":"))
+        content = json.dumps({"lines": lines, "next": end, "restarted": was_replaced}, separators=(",", ":"))
         return Response(content, media_type="application/json")
 
     return router
@@ -86,18 +86,18 @@ class JsonLines:
         self._ends = array.array("Q", [0])  # byte offsets: 0, then the end of each line
         self._lock = threading.Lock()
 
-    def read(self, after: int) -> tuple[list[dict[str, Any]], int, bool]:
-        """The lines after the first `after`, the number of the last one, and whether the file has restarted.
+    def read(self, skip: int) -> tuple[list[dict[str, Any]], int, bool]:
+        """Skip `skip` lines; return the following ones, the number of the last one, and whether the file was replaced.
 
-        It has restarted if it has fewer than `after` lines; then the lines from the first on are returned.
+        A file with fewer than `skip` lines was truncated or replaced; then the lines from the first on are returned.
         """
         with self._open() as file:
-            restarted = after >= len(self._ends)
-            first = 0 if restarted else after
+            was_replaced = skip >= len(self._ends)
+            first = 0 if was_replaced else skip
             # As many lines as the limits of lines and of bytes allow, but at least one.
             end_by_bytes = bisect.bisect_right(self._ends, self._ends[first] + Limits.lines_bytes) - 1
             end = min(len(self._ends) - 1, first + Limits.lines, max(end_by_bytes, first + 1))
-            return self._parse(file, first, end), end, restarted
+            return self._parse(file, first, end), end, was_replaced
 
     @property
     def last_step(self) -> int:

@@ -41,7 +41,9 @@ _POLICY_SERVED = (
     "frame-ancestors 'none'",
 )
 _POLICY_STANDALONE = ("script-src data:", f"style-src data:; img-src data: blob:; {_POLICY_COMMON}")
-_ALL_LAYERS_TOKENS = 64  # up to this many tokens the standalone page has the heads of all layers
+_ALL_LAYERS_TOKENS = (
+    64  # the standalone page has the heads of all layers for up to this many tokens, of one layer for more
+)
 
 
 def routes(root: Path = ROOT) -> APIRouter:
@@ -103,7 +105,7 @@ def standalone_page(
     unknown: str = "error",
     root: Path = ROOT,
 ) -> str:
-    """The page as one file that loads nothing, with the tabs Walk, Attention, and Positions and words.
+    """The page as one file that loads nothing, with the tabs "Walk", "Attention" and "Positions and words".
 
     It has all heads of a text of up to 64 tokens, and those of `layer` for a longer one.
     """

@@ -1,6 +1,6 @@
 """The thread that runs a model, and the models that are served.
 
-Everything that touches an engine happens in the worker's thread, the decoding of each token included. So the
+Everything that touches an engine happens in the worker's thread, detokenization included. So the
 event loop never waits for a model, and a stop string frees its slot at once.
 """
 
@@ -25,11 +25,11 @@ from octavo.server.api_error import ApiError
 class Worker:
     """Steps one engine in a thread, which sleeps while there is nothing to generate."""
 
-    def __init__(self, engine: Engine, queue: int) -> None:
-        """`queue` is how many texts may wait for a slot."""
+    def __init__(self, engine: Engine, max_queue: int) -> None:
+        """At most `max_queue` completions may wait for a slot."""
         self.engine = engine
         self.broken = False  # the engine raised an unexpected exception; it is not used again
-        self._queue = queue
+        self._max_queue = max_queue
         self._inbox: collections.deque[TextStream] = collections.deque()
         self._running: list[TextStream] = []
         self._posted: list[tuple[asyncio.AbstractEventLoop, Callable[[], None]]] = []
@@ -40,25 +40,27 @@ class Worker:
 
     @property
     def waiting(self) -> int:
-        """How many texts have no slot yet."""
+        """How many completions have no slot yet."""
         return len(self._inbox) + self.engine.waiting
 
     @property
     def streams(self) -> list[TextStream]:
-        """The texts that were started and are not complete."""
+        """The completions that were started and are not complete."""
         return [stream for stream in list(self._running) if stream.finish_reason is None]
 
     def submit(self, streams: Sequence[TextStream]) -> None:
-        """Queue all of these texts or none. Raises `ApiError` if the queue is full or the engine is broken."""
+        """Queue all of these completions or none. Raises `ApiError` if the queue is full or the engine is broken."""
         if self.broken:
             raise ApiError(503, "the model has failed; the server must be restarted")
-        capacity = self.engine.slots + self._queue
+        capacity = self.engine.slots + self._max_queue
         free = capacity - self.engine.running - self.waiting
         # A request larger than the whole capacity is accepted if nothing else waits; otherwise it never could be.
         oversized = len(streams) > capacity and not self.waiting
         if len(streams) > free and not oversized:
             raise ApiError(
-                429, f"{self.waiting} texts are waiting already: try again in a moment", code="rate_limit_exceeded"
+                429,
+                f"{self.waiting} completions are waiting already: try again in a moment",
+                code="rate_limit_exceeded",
             )
         self._inbox.extend(streams)
         self._wake.set()
@@ -76,7 +78,7 @@ class Worker:
     def _run(self) -> None:
         try:
             while not self._closing:
-                self._wake.clear()  # before the inbox is read, so that a text that arrives meanwhile wakes the thread
+                self._wake.clear()  # before the inbox is read, so that a completion that arrives later wakes the thread
                 while self._inbox:
                     self._start(self._inbox.popleft())
                 worked = self.engine.step()

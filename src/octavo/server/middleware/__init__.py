@@ -1,7 +1,7 @@
 """The checks that every request passes before the application: one small ASGI middleware each.
 
-`protect` states their order. The first check that fails refuses the request before anything is allocated for it: the
-body is read only after the headers have passed.
+`wrap_in_middleware` states their order. The first check that fails refuses the request before anything is allocated
+for it: the body is read only after the headers have passed.
 """
 
 from collections.abc import Collection
@@ -21,7 +21,7 @@ from octavo.server.middleware.request_metrics import RequestMetrics
 from octavo.server.middleware.security_headers import SecurityHeaders
 
 
-def protect(
+def wrap_in_middleware(
     app: ASGIApp,
     limits: Limits,
     metrics: Metrics,
@@ -35,7 +35,7 @@ def protect(
 
     The middleware that is applied last is the outermost and sees a request first. Metrics and security headers are
     outermost, because they see every response, refusals included. The host is checked before the origin, because a page
-    under a forged host name is of the same origin. Drain comes before the keys, so that a client without a key learns
+    that uses DNS rebinding passes the origin check. Drain comes before the keys, so that a client without a key learns
     that the server shuts down. The body is read last.
     """
     app = Compression(app)

@@ -19,7 +19,7 @@ def header(scope: Scope, name: bytes) -> str:
 async def refuse(error: ApiError, limits: Limits, receive: Receive, send: Send) -> None:
     """Send an error before the body is read, then read on for `linger_seconds`.
 
-    Closing a connection with unread data resets it, and the client may never see the answer.
+    Closing a connection with unread data resets it, and the client may never see the response.
     """
     error.headers["connection"] = "close"  # the rest of the body must not be parsed as the next request
     response = error.response

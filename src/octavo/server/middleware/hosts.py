@@ -18,7 +18,9 @@ _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 class Hosts:
-    """Answers 400 if the Host header has any other name. A server that listens on all addresses accepts any address.
+    """Answers 400 if the Host header is not one of the server's names.
+
+    A server that listens on all addresses accepts any address.
 
     Starlette's TrustedHostMiddleware splits at the first colon, so it misreads `[::1]:8000`.
     """

@@ -29,7 +29,7 @@ const TABLE = [
   ["qkv", "h.attn.c_attn", "h.{layer}.attn.c_attn", "q, k, v", "B H T D", (s) => linear(s.C, 3 * s.C), () => "q, k, v = c_attn(ln_1(x))"],
   ["scores", "h.attn: q kT / sqrt(D)", "h.{layer}.attn", "q kᵀ / √D", "B H T T", null, (s) => `q kᵀ / √D = q kᵀ / √${s.D}`],
   ["softmax", "h.attn: softmax", "h.{layer}.attn", "softmax", "B H T T", null, (s) => `softmax(q kᵀ / √D) = softmax(q kᵀ / √${s.D})`],
-  ["mix", "h.attn: shares v", "h.{layer}.attn", "softmax(…) v", "B H T D", null, (s) => `softmax(q kᵀ / √D) v = softmax(q kᵀ / √${s.D}) v`],
+  ["mix", "h.attn: weights v", "h.{layer}.attn", "softmax(…) v", "B H T D", null, (s) => `softmax(q kᵀ / √D) v = softmax(q kᵀ / √${s.D}) v`],
   ["proj", "h.attn.c_proj", "h.{layer}.attn.c_proj", "c_proj", "B T C", (s) => linear(s.C, s.C), () => "attention = c_proj(heads side by side)"],
   ["plus_attention", "x + attention", "x", "x + attention", "B T C", null, () => "x = x + attn(ln_1(x))"],
   ["ln_2", "h.ln_2", "h.{layer}.ln_2", "ln_2", "B T C", (s) => norm(s.C), normFormula("ln_2")],
