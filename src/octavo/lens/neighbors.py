@@ -77,11 +77,8 @@ class Neighbors(View):
                      for each in self.history]  # fmt: skip
             tables.append(Table(title, ("step", "cosine", "control", "5%", "95%"), pairs))
         elif self.against:
-            tables.append(
-                Table(
-                    "cosine with another token", ("token", "cosine"), [(self.against.token.label, self.against.cosine)]
-                )
-            )
+            pair = [(self.against.token.label, self.against.cosine)]
+            tables.append(Table("cosine with another token", ("token", "cosine"), pair))
         elif self.history:
             labels = [each.token.label for each in self.neighbors[:_TABLE_NEIGHBORS]]
             steps = [(each.step, *each.neighbors[:_TABLE_NEIGHBORS]) for each in self.history]

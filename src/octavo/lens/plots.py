@@ -354,9 +354,8 @@ def _largest_bars(ax: "Axes", values: np.ndarray, parts: Sequence[Part]) -> tupl
 
 def _bars(ax: "Axes", names: Sequence[str], values: np.ndarray) -> None:
     bars = ax.barh(np.arange(len(values)), values, color=[_ORANGE if value < 0 else _BLUE for value in values])
-    digits = max(
-        0, 3 - math.ceil(math.log10(np.abs(values).max() or 1))
-    )  # three significant digits for the largest value
+    # Three significant digits for the largest value.
+    digits = max(0, 3 - math.ceil(math.log10(np.abs(values).max() or 1)))
     ax.bar_label(bars, fmt=f"{{:z.{digits}f}}", padding=3, fontsize=7)
     ax.axvline(0, color="0.4", linewidth=0.8)
     ax.margins(x=0.14, y=0.01)

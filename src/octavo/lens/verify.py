@@ -254,9 +254,8 @@ def _check_logit_lens(
     x = model.embed(idx)
     stages = [stage_logits(model, x)[0, -_LAST_POSITIONS:].clone()]
     for layer in run_blocks(model, x):
-        stages.append(
-            stage_logits(model, layer.resid_post)[0, -_LAST_POSITIONS:].clone()
-        )  # a copy, so that (T, V) is freed
+        # A copy, so that the logits (T, V) are freed.
+        stages.append(stage_logits(model, layer.resid_post)[0, -_LAST_POSITIONS:].clone())
         last = layer.resid_post
     yield "logit_lens: the last stage equals the model", _max_abs(stage_logits(model, last) - model(idx)), 0
     exact = [torch.from_numpy(reference.logits(weights, stream[-_LAST_POSITIONS:])) for stream in streams]
