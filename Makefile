@@ -1,6 +1,6 @@
 # Two commands: `make train` and `make test`. The rest is for those who work on Octavo.
 
-.PHONY: train test lint bench clean
+.PHONY: train test torture lint bench clean
 
 train:            ## train the tiny preset on the built-in corpus, and sample from it
 	@scripts/install
@@ -15,6 +15,10 @@ lint:             ## what CI checks besides the tests
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+torture:          ## hundreds of kills and failing system calls (about an hour); the result is in docs/reliability.md
+	@scripts/install test
+	@OMP_NUM_THREADS=1 OCTAVO_TORTURE=1 .venv/bin/python -m pytest -n 2 tests/reliability
 
 bench:            ## figures for docs/speed.md; NANOGPT=path to a checkout of nanoGPT, TEXTS=two texts of your own, PEERS=a Python with the peers
 	@test -d "$(NANOGPT)" || { echo "error: no checkout of nanoGPT at '$(NANOGPT)'"; echo "  try: make bench NANOGPT=PATH"; exit 2; } >&2
