@@ -67,12 +67,12 @@ def open_dataset(folder: Path, verify: bool = False) -> Dataset:
     """
     verified = VerifiedFiles(folder, reread=verify)
     if nanogpt.is_nanogpt_folder(folder) and not os.path.isfile(folder / "dataset.json"):
-        shards, tokenizer = nanogpt.open_shards(folder), nanogpt.load_tokenizer(folder)
-        info = {"format": FORMAT} | nanogpt.describe(folder, tokenizer, shards, verified)
+        tokens, tokenizer = nanogpt.open_tokens(folder), nanogpt.load_tokenizer(folder)
+        info = {"format": FORMAT} | nanogpt.describe(folder, tokenizer, tokens, verified)
     else:
         info = _read_info(folder)
         _check_files(folder, info, verified)
-        shards = {split: [open_npy(folder / name) for name in info["shards"][split]] for split in SPLITS}
+        tokens = {split: Shards([open_npy(folder / name) for name in info["shards"][split]]) for split in SPLITS}
         tokenizer = tokenizers.load(folder)
         if info["vocab_size"] != tokenizer.vocab_size:
             raise OctavoError(
@@ -81,13 +81,13 @@ def open_dataset(folder: Path, verify: bool = False) -> Dataset:
                 "prepare the text again",
             )
     for split in SPLITS:
-        length = sum(shard.length for shard in shards[split])
+        length = len(tokens[split])
         if length == 0 or length != info["tokens"][split]:
             raise OctavoError(
                 f"{folder}: the split {split} has {length} tokens, and {info['tokens'][split]} are recorded",
                 "prepare the text again",
             )
-        for shard in shards[split]:
+        for shard in tokens[split].shards:
             largest = verified.largest_id(shard)
             if largest >= tokenizer.vocab_size:
                 raise OctavoError(
@@ -95,7 +95,7 @@ def open_dataset(folder: Path, verify: bool = False) -> Dataset:
                     "prepare the text again",
                 )
     verified.save()
-    return Dataset(folder, tokenizer, info, {split: Shards(shards[split]) for split in SPLITS})
+    return Dataset(folder, tokenizer, info, tokens)
 
 
 class TextInfo(msgspec.Struct):

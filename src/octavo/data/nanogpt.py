@@ -15,7 +15,7 @@ import numpy as np
 
 from octavo import tokenizers
 from octavo.data.file_state import VerifiedFiles
-from octavo.data.shards import Shard
+from octavo.data.shards import Shard, Shards
 from octavo.errors import OctavoError
 from octavo.tokenizers import Tokenizer
 
@@ -26,7 +26,7 @@ def is_nanogpt_folder(source: str | Path) -> bool:
     return all(os.path.isfile(Path(source) / f"{split}.bin") for split in _SPLITS)
 
 
-def open_shards(folder: Path) -> dict[str, list[Shard]]:
+def open_tokens(folder: Path) -> dict[str, Shards]:
     """The ids of both splits, 16 bits each."""
     opened = {}
     for split in _SPLITS:
@@ -37,7 +37,7 @@ def open_shards(folder: Path) -> dict[str, list[Shard]]:
                 f"{path} has {size:,} bytes: expected at least two ids of 16 bits",
                 "prepare it again with nanoGPT, or give the text itself",
             )
-        opened[split] = [Shard(path, np.dtype("<u2"), 0, size // 2)]
+        opened[split] = Shards([Shard(path, np.dtype("<u2"), 0, size // 2)])
     return opened
 
 
@@ -47,12 +47,10 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     return _char_tokenizer(path) if path.exists() else tokenizers.build("gpt2", "")
 
 
-def describe(
-    folder: Path, tokenizer: Tokenizer, shards: dict[str, list[Shard]], verified: VerifiedFiles
-) -> dict[str, Any]:
+def describe(folder: Path, tokenizer: Tokenizer, tokens: dict[str, Shards], verified: VerifiedFiles) -> dict[str, Any]:
     """The contents that `dataset.json` would have."""
     entries = {
-        f"{split}.bin": {"bytes": 2 * shards[split][0].length, "sha256": verified.sha256(f"{split}.bin")}
+        f"{split}.bin": {"bytes": 2 * len(tokens[split]), "sha256": verified.sha256(f"{split}.bin")}
         for split in _SPLITS
     }
     text_sha256 = hashlib.sha256(json.dumps(entries).encode()).hexdigest()
@@ -64,7 +62,7 @@ def describe(
         "tokenizer": tokenizer.kind,
         "vocab_size": tokenizer.vocab_size,
         "split": {"by": "nanoGPT"},
-        "tokens": {split: shards[split][0].length for split in _SPLITS},
+        "tokens": {split: len(tokens[split]) for split in _SPLITS},
         "fingerprint": fingerprint,
         "cache_key": fingerprint[:24],
         "shards": {split: [f"{split}.bin"] for split in _SPLITS},
