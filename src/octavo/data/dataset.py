@@ -145,6 +145,8 @@ class _DatasetInfo(Origin):
 def _read_info(folder: Path) -> dict[str, Any]:
     """The contents of `dataset.json`. Raises `OctavoError` if a key is missing or has a value of another type."""
     path, hint = folder / "dataset.json", f"octavo prepare ... --out {folder}"
+    if not path.exists():
+        raise OctavoError(f"{folder} is not a prepared dataset: it has no dataset.json", hint)
     info = read_json(path, dict[str, Any], hint)
     if info.get("format", FORMAT) != FORMAT:
         raise OctavoError(f"{path} has format {info['format']!r}, and this version reads format {FORMAT}", hint)
