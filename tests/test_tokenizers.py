@@ -4,6 +4,7 @@ import doctest
 import hashlib
 import json
 import random
+import re
 import subprocess
 import sys
 import urllib.error
@@ -13,11 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiktoken
+import tokenizers
 import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import octavo.tokenizers.kinds
+from octavo.data.encoder import Encoder
 from octavo.errors import OctavoError, UnknownCharactersError
 from octavo.tokenizers import StreamDecoder, Tokenizer, build, load
 
@@ -298,6 +301,34 @@ def test_tiktoken_and_tokenizers_agree_on_any_trained_bpe(training_text: str, te
     assert tokenizer.splits_at_spaces  # so it is encoded by tiktoken
     for each in (training_text, text, text + training_text):
         assert tokenizer.encode(each).tolist() == tokenizer.backend.encode(each).ids
+
+
+@cache
+def bpe_without_all_bytes(text: str) -> Tokenizer:
+    """A byte-level BPE whose alphabet is that of its training text, as the Hugging Face course trains it."""
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=60, special_tokens=["<|endoftext|>"], show_progress=False)
+    backend.train_from_iterator([text], trainer)
+    return Tokenizer(backend)
+
+
+@law
+@given(text=st.text("ab é😀\nzÿ"))
+def test_a_bpe_without_all_bytes_round_trips_or_reports_what_it_cannot_express(text: str) -> None:
+    tokenizer = bpe_without_all_bytes("a bé ab a b\n" * 50)
+    unknown = set(text) & set("😀zÿ")
+    if unknown:
+        with pytest.raises(UnknownCharactersError, match=re.escape(repr(min(unknown)))):
+            tokenizer.encode(text)
+    else:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    known = "".join(character for character in text if character not in unknown)
+    assert tokenizer.decode(tokenizer.encode(text, unknown="skip")) == known
+    replaced = "".join(" " if character in unknown else character for character in text)
+    assert tokenizer.decode(tokenizer.encode(text, unknown="replace")) == replaced
+    assert Encoder(tokenizer, "skip").encode(text.encode()).tolist() == tokenizer.encode(text, "skip").tolist()
 
 
 @pytest.mark.parametrize("tokenizer", ["gpt2"], indirect=True)

@@ -49,7 +49,8 @@ class Tokenizer:
     def encode(self, text: str, unknown: str = "error") -> npt.NDArray[np.int64]:
         """The ids of `text`, (T,).
 
-        Some characters have no id: for `char` those outside its vocabulary, for every kind unpaired surrogates.
+        Some characters have no id: for `char` those outside its vocabulary; for a BPE that was trained without all 256
+        bytes, those with a byte that has no token; for every kind unpaired surrogates.
         `unknown` says what to do with them: "error" raises `UnknownCharactersError`; "skip" leaves them out; "replace"
         puts U+FFFD, "?" or a space in their place, the first of these that has an id.
         """
@@ -57,7 +58,7 @@ class Tokenizer:
             raise OctavoError(f"unknown={unknown!r} is not one of {', '.join(UNKNOWN)}")
         if self.kind == "char" and (ids := self._encode_characters(text)) is not None:
             return ids
-        unknown_characters = set(text) - self._ids.keys() if self.kind == "char" else find_surrogates(text)
+        unknown_characters = self._unknown_characters(text)
         if unknown_characters:
             replacement = self._replacement(unknown_characters, unknown)
             text = text.translate({ord(character): replacement for character in unknown_characters})
@@ -106,6 +107,8 @@ class Tokenizer:
     @property
     def splits_at_spaces(self) -> bool:
         """Whether text can be cut before a space or newline that follows a character other than white space."""
+        if self._missing_bytes:  # words are encoded without a check for unknown characters
+            return False
         return self.kind == "word" or (self.kind in ("bpe", "gpt2") and self._tiktoken is not None)
 
     def _encode_characters(self, text: str) -> npt.NDArray[np.int64] | None:
@@ -137,16 +140,36 @@ class Tokenizer:
         pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
         return tiktoken.Encoding("", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
 
+    def _unknown_characters(self, text: str) -> set[str]:
+        """The characters of `text` that have no id."""
+        if self.kind == "char":
+            return set(text) - self._ids.keys()
+        surrogates = find_surrogates(text)
+        if not self._missing_bytes:
+            return surrogates
+        return surrogates | {c for c in set(text) - surrogates if not self._missing_bytes.isdisjoint(c.encode())}
+
+    @functools.cached_property
+    def _missing_bytes(self) -> frozenset[int]:
+        """The bytes without a token of their own. The backend would drop them silently."""
+        present = {token[0] for token in self.token_bytes if len(token) == 1}
+        return frozenset(range(256)) - present
+
     def _replacement(self, unknown_characters: set[str], unknown: str) -> str | None:
         """What replaces each unknown character; None removes it. Raises an error if `unknown` asks for one."""
         if unknown == "skip":
             return None
-        usable = [c for c in _REPLACEMENTS if self.kind != "char" or c in self._ids]
+        usable = [c for c in _REPLACEMENTS if not self._unknown_characters(c)]
         if unknown == "replace" and usable:
             return usable[0]
         examples = ", ".join(map(repr, sorted(unknown_characters)[:8])) + (", ..." * (len(unknown_characters) > 8))
         alphabet = "".join(sorted(self._ids)) if self.kind == "char" else ""
-        known = f"{alphabet[:80]!r}{' ...' * (len(alphabet) > 80)}" if alphabet else "all but unpaired surrogates"
+        if alphabet:
+            known = f"{alphabet[:80]!r}{' ...' * (len(alphabet) > 80)}"
+        elif self._missing_bytes:
+            known = f"{256 - len(self._missing_bytes)} of the 256 bytes"
+        else:
+            known = "all but unpaired surrogates"
         hint = "--unknown skip" + (" or --unknown replace" if usable else "")
         raise UnknownCharactersError(f"unknown characters {examples}; this {self.kind} tokenizer knows {known}", hint)
 
