@@ -121,16 +121,17 @@ class CompletionAnswer:
         }
 
     def encode(self, pieces: Mapping[TextStream, TextPiece]) -> bytes:
-        """The answer as one JSON object, from every text as one piece."""
+        """The response as one JSON object; `pieces` has the whole text of each stream."""
         choices: list[dict[str, Any]] = []
         for streams in self._batch.streams:
-            prompt_tokens = pieces[streams[0]].prompt_tokens  # only the first text of a prompt has them
+            # The log-probabilities of a prompt's tokens: only the first of its texts has them.
+            prompt_tokens = pieces[streams[0]].prompt_tokens
             for stream in most_likely(streams, self._body.n):
                 choices.append(self._choice(len(choices), pieces[stream], prompt_tokens, stream.prompt))
         return orjson.dumps(self._common | {"choices": choices, "usage": self._usage()})
 
     async def events(self) -> AsyncIterator[bytes]:
-        """The answer as server-sent events. An error after the first byte is an event too."""
+        """The response as server-sent events. An error after the first byte is an event too."""
         usage = {"usage": None} if self._body.stream_options.include_usage else {}
         indexes = {stream: index for index, stream in enumerate(itertools.chain(*self._batch.streams))}
         started: set[TextStream] = set()

@@ -138,7 +138,7 @@ def _page_data(
     ids = [token.id for token in tokens.tokens]
     layer, head = resolve_index(layer, settings.n_layer, "layer"), resolve_index(head, settings.n_head, "head")
     layers = range(settings.n_layer) if len(ids) <= _ALL_LAYERS_TOKENS else [layer]
-    # The page takes the first answer that matches its request, so the requested head comes first.
+    # The page takes the first response that matches its request, so the requested head comes first.
     heads = sorted(itertools.product(layers, range(settings.n_head)), key=lambda pair: pair != (layer, head))
     shown: list[tuple[str, dict[str, Any], Any]] = []  # each view's name, options and content
     shown.append(("tokens", {}, lens.tokens(checkpoint, ids[: settings.block_size])))

@@ -1,7 +1,7 @@
 """The texts of one HTTP request: submitted together to a model's worker, awaited in the event loop.
 
 An endpoint maps its body to `TextRequest`s, and the pieces of text to its own JSON; this module does the rest. A stream
-and a complete answer are made of the same pieces, so both have the same text and log-probabilities.
+and a complete response are made of the same pieces, so both have the same text and log-probabilities.
 """
 
 import asyncio
@@ -57,7 +57,7 @@ class TextBatch:
             except TimeoutError:
                 raise ApiError(
                     503,
-                    f"the answer was not complete after {self._limits.request_seconds:g} seconds",
+                    f"the response was not complete after {self._limits.request_seconds:g} seconds",
                     code="timeout",
                     headers={"x-should-retry": "false"},
                 ) from None
@@ -67,7 +67,7 @@ class TextBatch:
             yield stream, piece
 
     async def complete(self) -> dict[TextStream, TextPiece]:
-        """Every text as one piece. Not for an incremental batch."""
+        """Wait for all texts, and return each as one piece. Not for an incremental batch."""
         return {stream: piece async for stream, piece in self.pieces()}
 
     @property

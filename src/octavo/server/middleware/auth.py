@@ -44,7 +44,7 @@ class ApiKeys:
         scheme, _, value = authorization.partition(" ")
         key = value.strip().encode("latin-1")
         digest = hashlib.sha256(key).digest()
-        # Every key is compared, in constant time: the time of the answer says nothing about a key.
+        # Every key is compared, in constant time: the time of the response says nothing about a key.
         matches = [hmac.compare_digest(digest, each) for each in self._digests]
         if scheme.lower() != "bearer" or not any(matches):
             return None
