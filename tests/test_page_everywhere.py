@@ -35,13 +35,13 @@ SAME_AS_ENGLISH = {  # keys of sentences that may equal the English ones: code, 
         "col.contribution",
         "col.position",
         "col.bits",
-        "draw.token",
+        "figure.token",
         "layers.start",
         "surprisal.bits",
         "train.minutes",
         "compare.b",
     },
-    "de": {"sampling.topk", "sampling.topp", "draw.token", "tab.training"},
+    "de": {"sampling.topk", "sampling.topp", "figure.token", "tab.training"},
 }
 LATIN = r"(?:\b[A-Za-z]{2,}\b[ ,.]*){3}"
 ENGLISH = r"\b(?:the|of|is|and|with|which|what|that|this|are)\b"
@@ -107,7 +107,7 @@ def run_script(visit: Visit, function: str) -> Any:
 def open_stages(visit: Visit, tab: str) -> Iterator[None]:
     """Open each stage of the walk, one after the other. Other tabs have one stage."""
     yield
-    boxes = visit.page.locator(".map .box").all() if tab == "walk" else []
+    boxes = visit.page.locator(".diagram .box").all() if tab == "walk" else []
     for box in boxes:
         box.dispatch_event("click")
         yield

@@ -27,7 +27,7 @@ def test_an_unreadable_text_is_reported_below_the_field_until_it_changes(
     """The message is in the chosen language and names letters that the model knows. The old panel is pale."""
     page = visit.open_tab("walk", "letters", TEXT).page
     visit.choose(language=language)
-    message = page.locator("#reading-problem")
+    message = page.locator("#tokenization-problem")
     for tab in ("walk", "attention"):
         visit.open_tab(tab)
         assert not message.is_visible()
@@ -53,11 +53,11 @@ def test_while_the_text_is_empty_the_old_panel_is_inert(visit: Visit) -> None:
     for tab in ("walk", "attention"):
         visit.open_tab(tab)
         page.locator("#text").fill("")
-        page.get_by_text("Write a beginning first. One letter is enough.").wait_for()
+        page.get_by_text("Enter some text first. One letter is enough.").wait_for()
         panel = page.locator(f"#panel-{tab}")
         assert panel.evaluate("each => each.inert && getComputedStyle(each).opacity < 0.5")
         page.locator("#text").fill("t")
-        page.locator("#reading-problem").wait_for(state="hidden")
+        page.locator("#tokenization-problem").wait_for(state="hidden")
         visit.settle()
         assert panel.evaluate("each => !each.inert && getComputedStyle(each).opacity === '1'")
 

@@ -51,13 +51,13 @@ def test_walk_shows_the_names_in_the_code_and_the_initialization(visit: Visit) -
     assert "block_size 64" in page.locator(".model").inner_text()
     sentences = {1: "random once (normal distribution N(0, 0.02)", 2: "sines and cosines", 3: "this model uses 0."}
     for stage, sentence in sentences.items():
-        page.locator(".map .box").nth(stage).dispatch_event("click")
+        page.locator(".diagram .box").nth(stage).dispatch_event("click")
         assert sentence in card.inner_text()
     axes = ["B = batch_size = 1", f"T = seq_len = {len(TEXT)}", "C = n_embd = 32"]
     assert card.locator(".letters b").all_text_contents() == axes
     page.locator("#walk-layer").select_option("1")
     visit.settle()
-    assert page.locator(".map .layer-name").text_content() == "Transformer block h.1, one of 2"
+    assert page.locator(".diagram .layer-name").text_content() == "Transformer block h.1, one of 2"
     visit.open_tab("positions_and_words")
     assert "began as sines and cosines" in page.locator("[aria-labelledby=wpe-title]").inner_text()
 
@@ -67,10 +67,10 @@ def test_the_sizes_of_gpt2_are_shown_and_the_tied_head_has_no_parameters(visit: 
     page.locator(".steps input[type=checkbox]").check()
     gpt2 = page.locator(".facts.other")
     assert re.findall(r"[\d,]{8,}", gpt2.inner_text()) == ["124,046,592", "124,439,808"]
-    page.locator(".map .box").nth(16).dispatch_event("click")
+    page.locator(".diagram .box").nth(16).dispatch_event("click")
     for facts in page.locator(".facts").all():
         assert "it is wte again" in facts.inner_text()
-    page.locator(".map .box").nth(5).dispatch_event("click")
+    page.locator(".diagram .box").nth(5).dispatch_event("click")
     aside = page.locator("#panel-walk .aside")
     assert aside.inner_text().startswith("At GPT-2's size: The width is cut into 12 heads of 64")
     page.locator(".steps input[type=checkbox]").uncheck()
@@ -89,7 +89,7 @@ def test_pointing_at_a_cell_shows_its_number_and_formula(visit: Visit, site: Run
     cells = set()
     for across, down in ((0.4, 0.4), (0.6, 0.7), (0.9, 0.9)):
         canvas.hover(position={"x": across * box["width"], "y": down * box["height"]})
-        text = picture.locator(".origin").text_content() or ""
+        text = picture.locator(".derivation").text_content() or ""
         r, c = map(int, re.match(r"x\[(\d+), (\d+)\]", text).groups())  # type: ignore[union-attr]
         cells.add((r, c))
         first, second, total = (parse_number(each) for each in re.findall(r"\n= (.*) \+ (.*)\n= (.*)", text)[0])
@@ -102,9 +102,9 @@ def test_the_cursor_stays_on_one_token_in_all_stages(visit: Visit, site: Running
     """It is the last token with letters. At the logits, the column is the most likely next token."""
     page = visit.open_tab("walk", "letters", "the cat, ").page
     cells = []
-    for box in page.locator(".map .box").all()[:17]:
+    for box in page.locator(".diagram .box").all()[:17]:
         box.dispatch_event("click")
-        formula = page.locator("#panel-walk .matrix .origin").text_content() or ""
+        formula = page.locator("#panel-walk .matrix .derivation").text_content() or ""
         cells.append(re.match(r"[^\[]*\[(.*?)\]", formula).group(1))  # type: ignore[union-attr]
     logits = site.view("next_token", text="the cat, ")["logits"]
     id = token_ids(site, "t")[0]

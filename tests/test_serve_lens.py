@@ -141,16 +141,16 @@ def test_models_are_listed_with_their_shape_and_steps(server: RunningServer, bpe
 def test_a_model_states_how_its_embeddings_were_initialized(bpe_run: Run) -> None:
     loaded = runs.load(bpe_run.folder)
     for weights, embeddings, expected in (
-        ("lookback", "uniform", "waves"),
+        ("lookback", "uniform", "sinusoidal"),
         ("noise", "uniform", "uniform"),
         ("noise", "normal", "normal"),
     ):
         settings = dataclasses.replace(loaded.settings, weight_init=weights, embedding_init=embeddings)  # type: ignore[call-arg]
         described = lens_api.describe_model("run", dataclasses.replace(loaded, settings=settings))
-        assert (described.wte_start, described.wpe_start) == (embeddings, expected)
+        assert (described.wte_init, described.wpe_init) == (embeddings, expected)
     bare = ModelSettings(vocab_size=loaded.settings.vocab_size)  # of a model that Octavo did not train
     other = lens_api.describe_model("other", dataclasses.replace(loaded, settings=bare))
-    assert (other.wte_start, other.wpe_start) == (None, None)
+    assert (other.wte_init, other.wpe_init) == (None, None)
 
 
 def test_every_checkpoint_of_a_run_can_be_shown(server: RunningServer, bpe_run: Run) -> None:

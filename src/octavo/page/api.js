@@ -1,7 +1,7 @@
 // All requests to the server: views of the lens, runs, and completions.
 //
-// Answers of the lens are cached, so going back costs nothing. A saved page has no server: its views are those that
-// were written into it.
+// Answers of the lens are cached, so going back costs nothing. A page exported with `octavo inspect --html`
+// has no server: its views are those that were written into it.
 
 import { embedded } from "octavo/embedded";
 import { readStorage, writeStorage } from "octavo/storage";
@@ -62,15 +62,15 @@ export const fetchLines = async (run, kind, after = 0, { signal } = {}) =>
 
 // ---- Views of the lens
 
-const answers = new Map(); // view and options -> answer, the last used last
+const answers = new Map(); // view and options -> answer; an LRU cache: the most recently used is last
 const replaceable = new Map(); // name -> AbortController of the last request of that name
 
 // A view as the server answers it: await fetchView("shapes", {text, layer: 1}).
 //   options.model, options.step   override the selected ones
 //   replaces: "name"              aborts the request that was made under that name before
 export async function fetchView(view, options = {}, { replaces, signal } = {}) {
-  if (offline) return findSavedAnswer(view, options);
-  signal?.throwIfAborted(); // below, only a later abort is noticed
+  if (offline) return findExportedAnswer(view, options);
+  signal?.throwIfAborted(); // addEventListener doesn't fire for a signal that is already aborted
   const body = { ...selected, ...options };
   const cacheKey = view + JSON.stringify(body, Object.keys(body).sort());
   const controller = new AbortController();
@@ -81,11 +81,11 @@ export async function fetchView(view, options = {}, { replaces, signal } = {}) {
   if (answers.has(cacheKey)) {
     const answer = answers.get(cacheKey);
     answers.delete(cacheKey);
-    answers.set(cacheKey, answer); // the least recently used is the first to go
+    answers.set(cacheKey, answer); // moves it to the end: the first is the least recently used
     return answer;
   }
   signal?.addEventListener("abort", () => controller.abort());
-  const answer = await sendInTurn(async () => {
+  const answer = await limitConcurrency(async () => {
     const response = await request(`/lens/${view}`, {
       method: "POST",
       body: JSON.stringify(body),
@@ -98,27 +98,27 @@ export async function fetchView(view, options = {}, { replaces, signal } = {}) {
   return answer;
 }
 
-let freeTurns = MAX_LENS_REQUESTS;
+let freePermits = MAX_LENS_REQUESTS;
 const waiting = [];
 
-// Sends a request when fewer than MAX_LENS_REQUESTS are under way, first come, first served.
-async function sendInTurn(send, signal) {
-  if (freeTurns) freeTurns--;
+// A semaphore: sends a request when fewer than MAX_LENS_REQUESTS are active, first come, first served.
+async function limitConcurrency(send, signal) {
+  if (freePermits) freePermits--;
   else await new Promise((resolve) => waiting.push(resolve));
   try {
     signal.throwIfAborted();
     return await send();
   } finally {
     if (waiting.length) waiting.shift()();
-    else freeTurns++;
+    else freePermits++;
   }
 }
 
-// The options of the answers to a view that a saved page has; null if a server answers any options.
-export const savedOptions = (view) =>
+// The option sets for which an exported page has an answer to `view`; null on a served page, which can answer any.
+export const exportedOptions = (view) =>
   offline ? embedded.answers.filter((answer) => answer.view === view).map((answer) => answer.options) : null;
 
-function findSavedAnswer(view, options) {
+function findExportedAnswer(view, options) {
   const wanted = Object.entries(options).filter(([name]) => !["model", "step", "text"].includes(name));
   const isSame = (a, b) => JSON.stringify(a) === JSON.stringify(b);
   const match = embedded.answers.find(
@@ -130,13 +130,13 @@ function findSavedAnswer(view, options) {
   return match.answer;
 }
 
-// ---- Texts and words that a model can read
+// ---- Texts and words that a tokenizer can encode
 
 // A word may have this many tokens; octavo.lens has the same limit.
 export const MAX_WORD_TOKENS = 16;
 
 // A text without the characters that a model's tokenizer doesn't know; only a character tokenizer has unknown ones. The
-// request appends a known character, because the server refuses a text without any.
+// request appends a known character, because the server refuses a text with no known character at all.
 export async function keepKnownCharacters(text, { id, tokenizer }) {
   if (!text || tokenizer !== "char") return text;
   const [character] = await generatedCharacters(id);
@@ -144,13 +144,13 @@ export async function keepKnownCharacters(text, { id, tokenizer }) {
   return answer.text.slice(0, -character.length);
 }
 
-// Some characters that the model knows: those of a text that it generates without a prompt.
+// Some characters that the tokenizer knows: those of a text that the model generates without a prompt (text: null).
 const generatedCharacters = async (model) => [
   ...new Set((await fetchView("tokens", { model, step: null, text: null })).text),
 ];
 
-// Why a model can't read a text, as the [key, values] of a sentence; null if it can read some of it.
-export async function findReadingProblem(text, model) {
+// Why the tokenizer can't encode a text, as the [key, values] of a sentence; null if it knows at least one character.
+export async function findTokenizationProblem(text, model) {
   if (!text) return ["error.no_text"];
   if (await keepKnownCharacters(text, model)) return null;
   const known = await generatedCharacters(model.id);
@@ -160,14 +160,14 @@ export async function findReadingProblem(text, model) {
   return ["text.unknown", { characters, known: joinFirst(letters.length ? letters : known) }];
 }
 
-// Throws if a model can't read any of a text, before a request that the server would refuse.
-export async function requireReadable(text, model) {
-  const problem = await findReadingProblem(text, model);
+// Throws if the tokenizer knows no character of a text, before a request that the server would refuse.
+export async function requireTokenizable(text, model) {
+  const problem = await findTokenizationProblem(text, model);
   if (problem) throw pageError(...problem);
 }
 
-// The tokens of a word as the lens reads it: with a space before it if that makes it one token. Null if the tokenizer
-// doesn't know all of its characters.
+// The tokens of a word as the lens tokenizes it: with a space before it if that makes it one token. Null if the
+// tokenizer doesn't know all of its characters.
 export async function tokenizeWord(model, word) {
   if (!word || (await keepKnownCharacters(word, model)) !== word) return null;
   const tokenize = async (text) =>
@@ -178,7 +178,7 @@ export async function tokenizeWord(model, word) {
   return spaced.length === 1 ? spaced : tokens;
 }
 
-// The same, but throws an error for the user if the word is unreadable or has too many tokens.
+// The same, but throws an error for the user if the tokenizer can't encode the word or the word has too many tokens.
 export async function requireWord(model, word, maxTokens = MAX_WORD_TOKENS) {
   const tokens = await tokenizeWord(model, word);
   if (!tokens || tokens.length > maxTokens) throw pageError("error.word");

@@ -1,12 +1,12 @@
 // Elements, with sentences that follow the user's language. Text gets into the page as text only: no markup is parsed.
 
-import { language, number, onLanguageChange, sentenceParts, t } from "octavo/i18n";
+import { formatNumber, language, onLanguageChange, sentenceParts, t } from "octavo/i18n";
 
 // ---- Elements
 
-// el("button", {class: "quiet", say: "walk.next", onclick: step}, ...children). Special properties:
-//   say: "key" or ["key", values]   a sentence as the element's content, in the user's language
-//   sayLabel, sayTitle              the same as aria-label and title
+// el("button", {class: "quiet", textKey: "walk.next", onclick: step}, ...children). Special properties:
+//   textKey: "key" or ["key", values]   a translated sentence as the element's content
+//   labelKey, titleKey                  the same as aria-label and title
 //   style: {…}, dataset: {…}, on…: listener; true sets an attribute without a value, null and false omit it
 export function el(tag, properties = {}, ...children) {
   return build(document.createElement(tag), properties, children);
@@ -19,7 +19,7 @@ export function svg(tag, properties = {}, ...children) {
 function build(node, properties, children) {
   for (const [name, value] of Object.entries(properties)) {
     if (value === null || value === undefined || value === false) continue;
-    if (name.startsWith("say")) setSentence(node, name, value);
+    if (name in SENTENCE_PROPERTIES) setTranslated(node, name, value);
     else if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else if (name === "value" || name === "checked") node[name] = value;
     else if (name === "dataset") Object.assign(node.dataset, value);
@@ -33,41 +33,43 @@ function build(node, properties, children) {
 
 // ---- Sentences in elements
 
-const ATTRIBUTES = { sayLabel: "aria-label", sayTitle: "title" };
+// The special properties of `el` -> the attribute that the sentence is set as; null: it is the content.
+const SENTENCE_PROPERTIES = { textKey: null, labelKey: "aria-label", titleKey: "title" };
 
-const sentencesOf = new WeakMap(); // element -> {say, sayLabel, sayTitle}: each [key, values]
-let translated = new Set(); // WeakRefs of those elements, so that removed ones can be collected
+const sentencesOf = new WeakMap(); // element -> {textKey, labelKey, titleKey}: each [key, values]
+let translatedNodes = new Set(); // WeakRefs of the elements in `sentencesOf`, so that removed ones can be collected
 
-// Changes the sentence of an element: say(node, "head.step.at", {step: 3}).
-export function say(node, key, values) {
-  setSentence(node, "say", [key, values]);
+// Changes the sentence of an element: setSentence(node, "header.step.at", {step: 3}).
+export function setSentence(node, key, values) {
+  setTranslated(node, "textKey", [key, values]);
 }
 
-export function sayLabel(node, key, values) {
-  setSentence(node, "sayLabel", [key, values]);
+export function setLabel(node, key, values) {
+  setTranslated(node, "labelKey", [key, values]);
 }
 
-function setSentence(node, name, value) {
-  if (!sentencesOf.has(node)) translated.add(new WeakRef(node));
-  if (translated.size > 20_000) dropCollected();
-  sentencesOf.set(node, { ...sentencesOf.get(node), [name]: [value].flat() });
+function setTranslated(node, property, value) {
+  if (!sentencesOf.has(node)) translatedNodes.add(new WeakRef(node));
+  if (translatedNodes.size > 20_000) dropCollected();
+  sentencesOf.set(node, { ...sentencesOf.get(node), [property]: [value].flat() });
   renderSentences(node);
 }
 
 function renderSentences(node) {
-  for (const [name, [key, values]] of Object.entries(sentencesOf.get(node) ?? {})) {
-    if (name === "say") node.replaceChildren(...tNodes(key, values));
-    else node.setAttribute(ATTRIBUTES[name], t(key, values));
+  for (const [property, [key, values]] of Object.entries(sentencesOf.get(node) ?? {})) {
+    const attribute = SENTENCE_PROPERTIES[property];
+    if (attribute === null) node.replaceChildren(...tNodes(key, values));
+    else node.setAttribute(attribute, t(key, values));
   }
 }
 
 function dropCollected() {
-  translated = new Set([...translated].filter((reference) => reference.deref()));
+  translatedNodes = new Set([...translatedNodes].filter((reference) => reference.deref()));
 }
 
 onLanguageChange(() => {
   dropCollected();
-  for (const reference of translated) renderSentences(reference.deref());
+  for (const reference of translatedNodes) renderSentences(reference.deref());
 });
 
 // A sentence as nodes: `code` becomes a <code>, and a value may be a node, such as a token's chip.
@@ -83,20 +85,20 @@ export function code(text, properties = {}) {
   return el("code", { dir: "ltr", ...properties }, text);
 }
 
-// A number with its sign, which reads left to right in every language.
-export const signedNumber = (value, digits = 2) =>
-  el("bdi", { dir: "ltr" }, `${value > 0 ? "+" : value < 0 ? "−" : "±"}${number(Math.abs(value), digits)}`);
+// An element with a number and its sign, which reads left to right in every language.
+export const signedNumberElement = (value, digits = 2) =>
+  el("bdi", { dir: "ltr" }, `${value > 0 ? "+" : value < 0 ? "−" : "±"}${formatNumber(Math.abs(value), digits)}`);
 
 // ---- Controls
 
 // A control with its label before it.
 export function field(control, key) {
-  return el("span", { class: "field" }, el("label", { for: control.id, say: key }), control);
+  return el("span", { class: "field" }, el("label", { for: control.id, textKey: key }), control);
 }
 
 // A control with its label above it.
 export const stackedField = (control, key) =>
-  el("div", { class: "stacked" }, el("label", { for: control.id, say: key }), control);
+  el("div", { class: "stacked" }, el("label", { for: control.id, textKey: key }), control);
 
 // A text field without the browser's corrections.
 export const textInput = (properties) =>
@@ -120,7 +122,7 @@ export function setNumbers(select, values, selected) {
 
 // A container that scrolls sideways, by keyboard too, for content that may be wider than the page.
 export const scrollRegion = (label, ...children) =>
-  el("div", { class: "scroll", tabindex: "0", role: "region", sayLabel: label }, children);
+  el("div", { class: "scroll", tabindex: "0", role: "region", labelKey: label }, children);
 
 // 1 for the arrow key that points forward in the page's reading direction, -1 for backward, 0 for any other key.
 export function arrowDirection(key, direction = language.dir) {

@@ -16,14 +16,14 @@ export function showError(panel, error) {
 function errorBox(error) {
   const isFromServer = error instanceof ApiError && error.message;
   const message = isFromServer
-    ? [el("span", { say: "error.server" }), " ", el("bdi", { lang: "en", dir: "ltr" }, error.message)]
-    : el("span", { say: error.sentence ?? "error.unknown" });
+    ? [el("span", { textKey: "error.server" }), " ", el("bdi", { lang: "en", dir: "ltr" }, error.message)]
+    : el("span", { textKey: error.sentence ?? "error.unknown" });
   const hasHint = isFromServer && error.hint && !/--|octavo /.test(error.hint);
-  const hint = () => [el("span", { say: "error.try" }), " ", el("code", { dir: "ltr" }, error.hint)];
+  const hint = () => [el("span", { textKey: "error.try" }), " ", el("code", { dir: "ltr" }, error.hint)];
   return el(
     "div",
     { class: "problem", role: "alert" },
-    el("p", {}, el("strong", { say: "error.title" }), " ", message),
+    el("p", {}, el("strong", { textKey: "error.title" }), " ", message),
     hasHint && el("p", { class: "quiet" }, hint()),
   );
 }

@@ -1,6 +1,6 @@
 // The page's header: the choice of model, checkpoint, language and theme, and the size of the model.
 
-import { el, field, say } from "octavo/dom";
+import { el, field, setSentence } from "octavo/dom";
 import { language, languages, onLanguageChange, setLanguage, t } from "octavo/i18n";
 import { readStorage, writeStorage } from "octavo/storage";
 
@@ -9,29 +9,29 @@ export function createHeader(app) {
   const models = el("select", { id: "model", onchange: () => app.setModel(models.value) });
   const onStepChange = () => app.setStep(steps.value ? Number(steps.value) : null);
   const steps = el("select", { id: "step", onchange: onStepChange });
-  const stepField = field(steps, "head.step");
+  const stepField = field(steps, "header.step");
   const description = el("p", { class: "model quiet" });
   const element = el(
     "header",
     {},
     el("h1", { lang: "en", dir: "ltr" }, "Octavo"),
-    el("div", { class: "settings" }, field(models, "head.model"), stepField, languageChooser(), themeChooser()),
+    el("div", { class: "settings" }, field(models, "header.model"), stepField, languageChooser(), themeChooser()),
   );
 
   function update() {
     const { model } = app;
     models.replaceChildren(...app.models.map(({ id }) => el("option", { value: id }, id)));
     models.value = model?.id ?? "";
-    const kept = model?.steps ?? [];
+    const checkpointSteps = model?.steps ?? [];
     steps.replaceChildren(
-      el("option", { value: "" }, model?.step ? t("head.step.served", { step: model.step }) : t("head.step.this")),
-      ...kept.map((step) => el("option", { value: step }, t("head.step.at", { step }))),
+      el("option", { value: "" }, model?.step ? t("header.step.served", { step: model.step }) : t("header.step.this")),
+      ...checkpointSteps.map((step) => el("option", { value: step }, t("header.step.at", { step }))),
     );
     steps.value = app.step ?? "";
-    stepField.hidden = !kept.length;
+    stepField.hidden = !checkpointSteps.length;
     if (!model) return;
     const { n_layer, n_head, n_embd, block_size, vocab_size, parameters } = model.model;
-    say(description, "head.shape", { n_layer, n_head, n_embd, block_size, vocab_size, parameters });
+    setSentence(description, "header.config", { n_layer, n_head, n_embd, block_size, vocab_size, parameters });
   }
 
   return { element, description, update, chosenModel: () => models.value };
@@ -40,7 +40,7 @@ export function createHeader(app) {
 function languageChooser() {
   const chooser = el(
     "select",
-    { id: "language", sayLabel: "head.language", onchange: () => setLanguage(chooser.value) },
+    { id: "language", labelKey: "header.language", onchange: () => setLanguage(chooser.value) },
     languages.map(({ code, name }) => el("option", { value: code, lang: code }, name)),
   );
   chooser.value = language.code;
@@ -51,8 +51,8 @@ function languageChooser() {
 function themeChooser() {
   const chooser = el(
     "select",
-    { id: "theme", sayLabel: "head.theme", onchange: () => setTheme(chooser.value) },
-    ["auto", "light", "dark"].map((value) => el("option", { value, say: `head.theme.${value}` })),
+    { id: "theme", labelKey: "header.theme", onchange: () => setTheme(chooser.value) },
+    ["auto", "light", "dark"].map((value) => el("option", { value, textKey: `header.theme.${value}` })),
   );
   chooser.value = readStorage("octavo-theme") ?? "auto";
   return chooser;

@@ -73,7 +73,7 @@ async function loadFile(code, file) {
 }
 
 async function fetchFile(code, name) {
-  let content = embedded?.i18n[code] ?? {}; // a saved page carries all files of a language in one
+  let content = embedded?.i18n[code] ?? {}; // an exported page carries all files of a language in one
   if (!embedded) {
     const response = await fetch(`/page/i18n/${name}.json`);
     if (response.ok) content = await response.json();
@@ -81,15 +81,16 @@ async function fetchFile(code, name) {
   sentences.set(code, { ...sentences.get(code), ...content });
 }
 
-// A sentence as plain text: t("head.step.at", {step: 3}).
+// A sentence as plain text: t("header.step.at", {step: 3}).
 export function t(key, values = {}) {
   return sentenceParts(key, values)
     .map(({ text, isolated }) => (isolated ? `\u2068${text}\u2069` : text))
     .join("");
 }
 
-// The parts of a sentence, as {text}, {text, inCode} or {text, node}. The template is split before the values are
-// filled in, so markup in a value stays text.
+// The parts of a sentence, as {text}, {text, inCode}, {text, node} or {text, isolated}; isolated: to be isolated from
+// the direction of the sentence (<bdi>). The template is split before the values are filled in, so markup in a value
+// stays text.
 export function sentenceParts(key, values) {
   const sentence = sentences.get(language.code)?.[key] ?? key;
   return sentence
@@ -111,9 +112,9 @@ export function sentenceParts(key, values) {
     .filter(({ text, node }) => text !== "" || node);
 }
 
-const formatValue = (value) => (typeof value === "number" ? count(value) : String(value));
+const formatValue = (value) => (typeof value === "number" ? formatCount(value) : String(value));
 
-// ---- Numbers. Digits are Latin in every language, as in the code beside them.
+// ---- Numbers as text. Digits are Latin in every language, as in the code beside them.
 
 const formats = new Map();
 
@@ -125,17 +126,17 @@ function format(value, options) {
 }
 
 // With a fixed number of decimals, so that columns align; never "−0.00".
-export const number = (value, digits = 3) =>
+export const formatNumber = (value, digits = 3) =>
   format(value, { minimumFractionDigits: digits, maximumFractionDigits: digits, signDisplay: "negative" });
 
-// With the six significant digits that the server sends. Below 1e-8 there is only rounding error.
-export const exactNumber = (value) =>
+// With six significant digits, as many as the server sends. Below 1e-8 there is only rounding error.
+export const formatSignificant = (value) =>
   value && Math.abs(value) < 1e-8 ? "≈ 0" : format(value, { maximumSignificantDigits: 6 });
 
-export const percent = (value, digits = 1) =>
+export const formatPercent = (value, digits = 1) =>
   format(value, { style: "percent", minimumFractionDigits: digits, maximumFractionDigits: digits });
 
-export const count = (value) => format(value, { maximumFractionDigits: 0 });
+export const formatCount = (value) => format(value, { maximumFractionDigits: 0 });
 
 // For small spaces: 124M.
-export const compactNumber = (value) => format(value, { notation: "compact", maximumSignificantDigits: 3 });
+export const formatCompact = (value) => format(value, { notation: "compact", maximumSignificantDigits: 3 });

@@ -12,15 +12,15 @@ export function askForKey(isWrong) {
       el(
         "form",
         { method: "dialog", onsubmit: () => (dialog.returnValue = "given") },
-        el("h2", { id: "key-title", say: "key.title" }),
-        el("p", { say: "key.why" }),
-        isWrong && el("p", { class: "problem", role: "alert", say: "key.wrong" }),
-        el("label", { class: "field", for: "key" }, el("span", { say: "key.field" }), input),
+        el("h2", { id: "key-title", textKey: "key.title" }),
+        el("p", { textKey: "key.why" }),
+        isWrong && el("p", { class: "problem", role: "alert", textKey: "key.wrong" }),
+        el("label", { class: "field", for: "key" }, el("span", { textKey: "key.field" }), input),
         el(
           "p",
           { class: "buttons" },
-          el("button", { class: "main", value: "given", say: "key.use" }),
-          el("button", { type: "button", say: "key.cancel", onclick: () => dialog.close("") }),
+          el("button", { class: "main", value: "given", textKey: "key.use" }),
+          el("button", { type: "button", textKey: "key.cancel", onclick: () => dialog.close("") }),
         ),
       ),
     );

@@ -3,7 +3,7 @@
 import {
   fetchModels,
   fetchView,
-  findReadingProblem,
+  findTokenizationProblem,
   keepKnownCharacters,
   offline,
   pageError,
@@ -21,7 +21,7 @@ import { createTabBar } from "octavo/tab_bar";
 import { createTextField } from "octavo/text_field";
 
 const TABS = ["walk", "attention", "positions_and_words", "playground", "training", "compare"];
-const TEXT_TABS = ["walk", "attention", "positions_and_words"]; // with the shared text; a saved page has only these
+const TEXT_TABS = ["walk", "attention", "positions_and_words"]; // with the shared text; an exported page has only these
 const SAMPLE = "The cat sat on the mat, and the cat slept.";
 const RETRY_DELAY = 3000; // milliseconds between two requests for models while there is none
 
@@ -31,20 +31,21 @@ let modelsError = null; // why the models couldn't be fetched
 
 // What the tabs share.
 const app = {
-  models: [], // as GET /lens describes them
-  model: null, // the chosen one: {id, tokenizer, steps, step, run, model: {n_layer, n_head, n_embd, block_size, …}}
-  step: null, // the step of a kept checkpoint, or null for the served one
-  text: "", // a text that the model can read
+  models: [], // as GET /lens describes them; `steps`: the checkpoints that the run kept; `step`: the served one
+  model: null, // the chosen entry of `models`: {id, tokenizer, steps, step, run, model: its config {n_layer, …}}
+  step: null, // one of model.steps; null: the served checkpoint, which the server generates with
+  text: "", // the last text that the model's tokenizer could encode
 
   setText: (text) => setState({ text }),
   setStep: (step) => setState({ step }),
 
-  // Keeps the text in the field if the new model can read it, else the present text; else chooses a new one.
+  // Keeps the text in the field if the new model's tokenizer can encode it, else `app.text` if it can encode that; else
+  // chooses another text.
   async setModel(id) {
     const model = app.models.find((other) => other.id === id) ?? app.model;
     let text = null;
     for (const candidate of [textField.value(), app.text])
-      if (text === null && !(await findReadingProblem(candidate, model))) text = candidate;
+      if (text === null && !(await findTokenizationProblem(candidate, model))) text = candidate;
     text ??= await chooseText(model);
     if (header.chosenModel() !== id) return; // another was chosen meanwhile
     textField.setText(text);
@@ -88,13 +89,13 @@ const textField = createTextField(app, app.setText, (hasProblem) => {
   }
 });
 const tabBar = createTabBar(offline ? TEXT_TABS : TABS, app, {
-  findProblem: (id) => modelsError ?? (app.model || id === "training" ? null : pageError("error.none")),
+  findProblem: (id) => modelsError ?? (app.model || id === "training" ? null : pageError("error.no_model")),
   onOpen(id) {
     textField.element.hidden = !TEXT_TABS.includes(id);
     textField.fitHeight();
     updateTitle();
   },
-  onUpdate: textField.noteUnknownCharacters, // the answer for `tokens` that the update fetched is cached by then
+  onUpdate: textField.noteUnknownCharacters, // the update has fetched the view `tokens`, so it is in the cache
 });
 
 // ---- Model, step and text
@@ -118,20 +119,22 @@ function updateTitle() {
   document.title = `${t(`tab.${tabBar.openId()}`)} · ${app.model?.id ?? "Octavo"} · Octavo`;
 }
 
-// A text to begin with: the last one, else the sample sentence that takes the fewest tokens, else a text that the model
-// generates.
+// A text to begin with: the last one, else the sample sentence with the most characters per token, else a text that the
+// model generates.
 async function chooseText(model) {
   if (offline) return embedded.text;
   const saved = readStorage(`octavo-text ${model.id}`, "sessionStorage");
-  if (saved && !(await findReadingProblem(saved, model))) return saved;
-  const tokenize = (text) => fetchView("tokens", { model: model.id, step: null, text });
+  if (saved && !(await findTokenizationProblem(saved, model))) return saved;
+  const fetchTokens = (text) => fetchView("tokens", { model: model.id, step: null, text });
   let best = { text: "", charactersPerToken: 0 };
   for (const text of new Set([t("sample.text"), SAMPLE])) {
     if ((await keepKnownCharacters(text, model)) !== text) continue;
-    const charactersPerToken = text.length / (await tokenize(text)).tokens.length;
+    const charactersPerToken = text.length / (await fetchTokens(text)).tokens.length;
     if (charactersPerToken > best.charactersPerToken) best = { text, charactersPerToken };
   }
-  return best.text || [...(await tokenize(null)).text].slice(0, 40).join("");
+  if (best.text) return best.text;
+  const generated = (await fetchTokens(null)).text; // without a text, the model generates one
+  return [...generated].slice(0, 40).join("");
 }
 
 // ---- Start
@@ -145,9 +148,9 @@ async function start() {
     tabBar.panelOf(tabBar.openId()).focus();
   };
   document.body.prepend(
-    el("a", { class: "skip", href: "#main", say: "head.skip", onclick: skip }),
+    el("a", { class: "skip", href: "#main", textKey: "header.skip", onclick: skip }),
     header.element,
-    el("nav", { sayLabel: "head.tabs" }, tabBar.list, header.description),
+    el("nav", { labelKey: "header.tabs" }, tabBar.list, header.description),
     textField.element,
     tabBar.panels,
     announcer,

@@ -1,21 +1,22 @@
 // Turns logits into the probabilities that a token is sampled with: temperature, top-k and top-p, as in
 // octavo/generation/sampling.py. Nothing here asks the server.
 //
-// At every setting the tokens that remain are a prefix of one order, by falling probability. So the logits are sorted
-// once, and a change of a setting costs one pass.
+// At every setting the remaining tokens are a prefix of the tokens sorted by descending probability. So the logits are
+// sorted once, and a change of a setting costs one pass.
 
 export class TokenDistribution {
   constructor(logits) {
     this.logits = Float64Array.from(logits);
+    // All token ids, by descending probability.
     this.order = Uint32Array.from(logits, (_, id) => id).sort((a, b) => logits[b] - logits[a] || a - b);
-    this.probabilities = softmax(this.order, this.logits); // at temperature 1, in that order
+    this.probabilities = softmax(this.order, this.logits); // at temperature 1, in the same order
   }
 
   get size() {
     return this.order.length;
   }
 
-  // {probabilities, covered}: the probabilities of the tokens that can be sampled, in the order; and the sum of the
+  // {probabilities, covered}: the probabilities of the tokens that can be sampled, in `this.order`; and the sum of the
   // probabilities that the same tokens have at temperature 1.
   applySettings({ temperature = 1, topK = 0, topP = 1 } = {}) {
     const { order, logits, probabilities: original } = this;
@@ -24,7 +25,7 @@ export class TokenDistribution {
     if (topK > 0 && topK < count) {
       const threshold = logits[order[topK - 1]];
       count = topK;
-      while (count < order.length && logits[order[count]] === threshold) count++; // equal logits stay
+      while (count < order.length && logits[order[count]] === threshold) count++; // ties with the k-th logit are kept
     }
     let probabilities = softmax(order.subarray(0, count), logits, temperature);
     if (topP < 1) {

@@ -17,7 +17,7 @@ export function createTabBar(ids, app, { findProblem, onOpen, onUpdate }) {
   let openId = null;
   const list = el(
     "div",
-    { role: "tablist", class: "tabs", sayLabel: "head.tabs" },
+    { role: "tablist", class: "tabs", labelKey: "header.tabs" },
     [...tabs.values()].map((tab) => tab.button),
   );
   const panels = el(
@@ -137,7 +137,7 @@ function createTab(id, onclick) {
     id: `tab-${id}`,
     "aria-controls": `panel-${id}`,
     type: "button",
-    say: `tab.${id}`,
+    textKey: `tab.${id}`,
     onclick,
   });
   const panel = el("section", {

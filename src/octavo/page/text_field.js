@@ -1,14 +1,14 @@
-// The field for the text of the tabs Walk, Attention, and Positions and words. Notes below it say why the model can't
-// read the text, or which of its characters the tokenizer doesn't know.
+// The field for the text of the tabs Walk, Attention, and Positions and words. Notes below it say why the
+// tokenizer can't encode the text, or which of its characters it doesn't know.
 
-import { fetchView, findReadingProblem, offline } from "octavo/api";
-import { el, say } from "octavo/dom";
+import { fetchView, findTokenizationProblem, offline } from "octavo/api";
+import { el, setSentence } from "octavo/dom";
 
 const TYPING_PAUSE = 250; // milliseconds
 const MAX_HEIGHT = 200; // pixels
 
-// `onText(text)` is called when the user has typed a text that the model can read; `onProblem(hasProblem)` after each
-// check of the text.
+// `onText(text)` is called when the user has typed a text that the tokenizer can encode; `onProblem(hasProblem)` after
+// each check of the text.
 export function createTextField(app, onText, onProblem) {
   const box = el("textarea", {
     id: "text",
@@ -19,12 +19,12 @@ export function createTextField(app, onText, onProblem) {
     autocomplete: "off",
     readonly: offline,
   });
-  const problemNote = el("p", { class: "problem", id: "reading-problem", role: "alert", hidden: true });
+  const problemNote = el("p", { class: "problem", id: "tokenization-problem", role: "alert", hidden: true });
   const unknownNote = el("p", { class: "quiet", id: "unknown-characters", role: "status", hidden: true });
   const element = el(
     "form",
-    { class: "text", sayLabel: "head.text", onsubmit: (event) => event.preventDefault() },
-    el("label", { for: "text", say: "head.text" }),
+    { class: "text", labelKey: "header.text", onsubmit: (event) => event.preventDefault() },
+    el("label", { for: "text", textKey: "header.text" }),
     el("div", { class: "text-body" }, box, problemNote, unknownNote),
   );
 
@@ -32,12 +32,12 @@ export function createTextField(app, onText, onProblem) {
   box.addEventListener("input", () => {
     fitHeight();
     clearTimeout(timer);
-    timer = setTimeout(readText, TYPING_PAUSE);
+    timer = setTimeout(checkText, TYPING_PAUSE);
   });
 
-  async function readText() {
+  async function checkText() {
     const text = box.value;
-    const problem = await findReadingProblem(text, app.model);
+    const problem = await findTokenizationProblem(text, app.model);
     if (text !== box.value) return; // the user typed on
     setProblem(problem);
     if (!problem) onText(text);
@@ -46,7 +46,7 @@ export function createTextField(app, onText, onProblem) {
   // `problem`: the [key, values] of a sentence, or null.
   function setProblem(problem) {
     problemNote.hidden = !problem;
-    if (problem) say(problemNote, ...problem);
+    if (problem) setSentence(problemNote, ...problem);
     onProblem(Boolean(problem));
   }
 
@@ -75,7 +75,7 @@ export function createTextField(app, onText, onProblem) {
     const known = new Set(answer?.text);
     const unknown = answer ? [...new Set(text)].filter((character) => !known.has(character)) : [];
     unknownNote.hidden = !unknown.length;
-    say(unknownNote, "text.left_out", { characters: unknown.slice(0, 30).join(" ") });
+    setSentence(unknownNote, "text.left_out", { characters: unknown.slice(0, 30).join(" ") });
   }
 
   return { element, fitHeight, update, setText, noteUnknownCharacters, value: () => box.value };

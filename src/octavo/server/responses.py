@@ -145,11 +145,11 @@ class LensModel(BaseModel):
     model: Shape
     tokenizer: str
     dropout: float = Field(description="the dropout of the embeddings in training")
-    wte_start: str | None = Field(
+    wte_init: str | None = Field(
         description="how wte was initialized: normal, N(0, 0.02), or uniform, ±1/sqrt(n_embd); null if unknown"
     )
-    wpe_start: str | None = Field(
-        description="how wpe was initialized: as wte, or waves: sinusoidal in the position; null if unknown"
+    wpe_init: str | None = Field(
+        description="how wpe was initialized: as wte, or sinusoidal in the position; null if unknown"
     )
     run: bool = Field(description="whether the model belongs to a run")
     steps: list[int] = Field(description="the steps of the checkpoints that the run has")

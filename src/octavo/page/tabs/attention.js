@@ -3,16 +3,16 @@
 // Row t is how token t spreads its attention over the tokens up to itself. Rows sum to 1, and the sums are beside them.
 
 import { fetchView } from "octavo/api";
-import { el, field, say, tNodes } from "octavo/dom";
+import { el, field, setSentence, tNodes } from "octavo/dom";
+import { arcs, strongest } from "octavo/figures/arcs";
+import { matrix } from "octavo/figures/matrix";
 import { HeadSelector } from "octavo/head_selector";
-import { exactNumber, number, t } from "octavo/i18n";
-import { arcs, strongest } from "octavo/pictures/arcs";
-import { matrix } from "octavo/pictures/matrix";
+import { formatNumber, formatSignificant, t } from "octavo/i18n";
 import { chip, lastWordIndex } from "octavo/tokens";
 
 const STATISTICS = ["entropy", "distance", "previous", "first", "itself"];
-const SHARES = ["previous", "first", "itself"]; // the statistics between 0 and 1
-const FULL_SCALE_TOKENS = 64; // up to this length the strongest color is a share of 1; see patternScale()
+const WEIGHT_STATISTICS = ["previous", "first", "itself"]; // mean attention weights, between 0 and 1
+const FULL_SCALE_TOKENS = 64; // up to this length the strongest color is a weight of 1; see patternScale()
 const MIN_SCALE = 0.02;
 
 export const mount = (panel, app) => new Attention(panel, app);
@@ -27,7 +27,7 @@ class Attention {
     this.statistic = el(
       "select",
       { id: "attention-statistic", onchange: () => this.#drawHeads() },
-      STATISTICS.map((value) => el("option", { value, say: `attention.statistic.${value}` })),
+      STATISTICS.map((value) => el("option", { value, textKey: `attention.statistic.${value}` })),
     );
     this.headsMatrix = matrix([]);
     this.title = el("h2");
@@ -38,18 +38,19 @@ class Attention {
     const sideCard = el(
       "div",
       { class: "card" },
-      el("h2", { say: "attention.which" }),
+      el("h2", { textKey: "attention.which" }),
       el("div", { class: "row" }, this.selector.fields, field(this.statistic, "attention.statistic")),
       this.headsMatrix,
     );
-    const side = el("div", { class: "side" }, sideCard, el("p", { class: "caveat", say: "common.attention_caveat" }));
-    const head = el(
+    const caveat = el("p", { class: "caveat", textKey: "common.attention_caveat" });
+    const side = el("div", { class: "side" }, sideCard, caveat);
+    const headCards = el(
       "div",
       {},
       el("div", { class: "card" }, this.title, this.leftOut, this.arcsHolder),
-      el("div", { class: "card" }, el("h2", { say: "attention.all" }), this.pattern),
+      el("div", { class: "card" }, el("h2", { textKey: "attention.all" }), this.pattern),
     );
-    panel.append(el("div", { class: "together" }, side, head));
+    panel.append(el("div", { class: "sidebar-layout" }, side, headCards));
   }
 
   update() {
@@ -74,9 +75,9 @@ class Attention {
     const isNewText = this.chosenText !== text.text;
     if (isNewText || this.chosenRow >= T) this.chosenRow = lastWordIndex(attention.tokens);
     this.chosenText = text.text;
-    say(this.title, "attention.title", { layer, head });
+    setSentence(this.title, "attention.title", { layer, head });
     this.leftOut.hidden = !this.answer.left_out;
-    say(this.leftOut, "common.left_out", { n: this.answer.left_out });
+    setSentence(this.leftOut, "common.left_out", { n: this.answer.left_out });
     this.#drawHeads();
     this.#drawPattern(isNewText);
     this.#drawArcs();
@@ -92,8 +93,8 @@ class Attention {
     const values = Array.from({ length: n_layer }, () => Array(n_head).fill(0));
     for (const statistics of answer.heads) values[statistics.layer][statistics.head] = statistics[name];
     this.headsMatrix.show(values, {
-      scale: "share",
-      max: SHARES.includes(name) ? 1 : undefined,
+      scale: "sequential",
+      max: WEIGHT_STATISTICS.includes(name) ? 1 : undefined,
       maxCell: 44,
       numbers: true,
       cursor: [answer.layer, answer.head],
@@ -104,7 +105,7 @@ class Attention {
         t("attention.heads.cell", {
           layer,
           head,
-          value: number(value, 3),
+          value: formatNumber(value, 3),
           statistic: t(`attention.statistic.${name}`),
         }),
       onPick: (layer, head) => {
@@ -121,7 +122,7 @@ class Attention {
     const max = patternScale(answer.weights);
     const tokenName = (i) => `${i} ${answer.tokens[i].label}`;
     pattern.show(answer.weights, {
-      scale: "share",
+      scale: "sequential",
       max,
       isCapped: max < 1,
       totals: answer.sums,
@@ -133,14 +134,14 @@ class Attention {
       caption: () => tNodes("attention.matrix"),
       label: t("attention.title", { layer: answer.layer, head: answer.head }),
       readout: (row, column, value) => this.#patternReadout(row, column, value),
-      onHover: (row) => this.#chooseRow(row),
+      onCursorMove: (row) => this.#chooseRow(row),
     });
   }
 
   #patternReadout(row, column, value) {
     const ends = { from: this.#tokenNode(row), to: this.#tokenNode(column) };
-    const share = el("b", { class: "exact" }, exactNumber(value));
-    const sum = el("b", { class: "sum" }, number(this.answer.sums[row], 3));
+    const share = el("b", { class: "exact" }, formatSignificant(value));
+    const sum = el("b", { class: "sum" }, formatNumber(this.answer.sums[row], 3));
     return [
       column > row
         ? el("span", {}, tNodes("attention.future", ends))
@@ -154,14 +155,20 @@ class Attention {
     const options = {
       chosen: this.chosenRow,
       caption: () => tNodes("attention.arcs"),
-      onPick: (row) => {
+      onTokenEvent: (row) => {
         this.#chooseRow(row);
         this.pattern.moveTo(row, this.#mostAttended(row));
       },
       readout: (row) => [
         el("span", { class: "pair" }, tNodes("attention.arcs.at", { token: this.#tokenNode(row) })),
         ...strongest(weights[row], 6).map((column) =>
-          el("span", { class: "pair" }, this.#tokenNode(column), " ", el("b", {}, number(weights[row][column], 3))),
+          el(
+            "span",
+            { class: "pair" },
+            this.#tokenNode(column),
+            " ",
+            el("b", {}, formatNumber(weights[row][column], 3)),
+          ),
         ),
       ],
     };
@@ -187,11 +194,11 @@ class Attention {
   }
 }
 
-// The share of the strongest color. A long text has mostly small shares, so there it is the share that one in a hundred
-// of the T²/2 cells that aren't hidden exceeds.
+// The attention weight of the strongest color. A long text has mostly small weights, so there it is the 99th percentile
+// of the T²/2 visible cells.
 function patternScale(weights) {
   const T = weights.length;
   if (T <= FULL_SCALE_TOKENS) return 1;
-  const shares = weights.flat().sort((a, b) => a - b);
-  return Math.max(MIN_SCALE, shares.at(-Math.ceil((T * T) / 200)));
+  const sorted = weights.flat().sort((a, b) => a - b);
+  return Math.max(MIN_SCALE, sorted.at(-Math.ceil((T * T) / 200)));
 }

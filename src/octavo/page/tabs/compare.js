@@ -1,14 +1,14 @@
-// Compare: two models, or two checkpoints of one, read the same text. This file fetches the answers of both and shows
+// Compare: two models, or two checkpoints of one, on the same text. This file fetches the answers of both and shows
 // their losses; tabs/compare/difference.js shows the differences. A checkpoint compared with itself differs by exactly
 // zero.
 
-import { fetchView, requireReadable } from "octavo/api";
-import { el, field, say, scrollRegion, setOptions, signedNumber, stackedField } from "octavo/dom";
-import { number, percent, t } from "octavo/i18n";
+import { fetchView, requireTokenizable } from "octavo/api";
+import { el, field, scrollRegion, setOptions, setSentence, signedNumberElement, stackedField } from "octavo/dom";
+import { formatNumber, formatPercent, t } from "octavo/i18n";
 import { TokenDistribution } from "octavo/sampling";
 import { Difference, largestDifference, SIDES } from "octavo/tabs/compare/difference";
 
-const MEASURES = [
+const METRICS = [
   ["compare.loss", "loss", 4],
   ["compare.perplexity", "perplexity", 3],
   ["compare.bpb", "bits_per_byte", 4],
@@ -19,7 +19,7 @@ export const mount = (panel, app) => new Compare(panel, app);
 class Compare {
   constructor(panel, app) {
     Object.assign(this, { panel, app });
-    // {a, b, isComparable}; a and b: {options, checkpoint, shape, surprisal, nextToken, groups, contributions,
+    // {a, b, isComparable}; a and b: {options, checkpoint, config, surprisal, nextToken, groups, contributions,
     // probabilities, attention}; isComparable: both models have the same tokens. `attention` is there only then.
     this.answers = null;
     this.lastRequest = 0; // the number of the last call of #compare; earlier calls that still wait are dropped
@@ -27,10 +27,10 @@ class Compare {
     this.text = el("textarea", { id: "compare-text", rows: 2, dir: "auto", spellcheck: "false", maxlength: 20000 });
     this.verdict = el("p", { class: "verdict", role: "status" });
     this.note = el("p", { class: "zero" });
-    this.measures = el("tbody");
+    this.metrics = el("tbody");
     this.difference = new Difference(() => this.#runTask(() => this.#changeHead()));
     this.result = el("div", { hidden: true }, this.#createSummary(), this.difference.element);
-    panel.append(el("p", { class: "lead", say: "compare.lead" }), this.#createForm(), this.result);
+    panel.append(el("p", { class: "lead", textKey: "compare.lead" }), this.#createForm(), this.result);
   }
 
   // After a change of models, text or language.
@@ -56,8 +56,8 @@ class Compare {
   #createChooser(side) {
     const model = el("select", { id: `compare-${side}-model`, onchange: () => this.#offerSteps(side) });
     const step = el("select", { id: `compare-${side}-step` });
-    const row = el("div", { class: "row" }, field(model, "head.model"), field(step, "common.step"));
-    return { model, step, element: el("fieldset", {}, el("legend", { say: `compare.${side}` }), row) };
+    const row = el("div", { class: "row" }, field(model, "header.model"), field(step, "common.step"));
+    return { model, step, element: el("fieldset", {}, el("legend", { textKey: `compare.${side}` }), row) };
   }
 
   #createForm() {
@@ -75,20 +75,20 @@ class Compare {
       el(
         "div",
         { class: "buttons" },
-        el("button", { class: "main", type: "submit", say: "compare.go" }),
-        el("button", { type: "button", say: "compare.swap", onclick: () => this.#swap() }),
+        el("button", { class: "main", type: "submit", textKey: "compare.go" }),
+        el("button", { type: "button", textKey: "compare.swap", onclick: () => this.#swap() }),
       ),
     );
   }
 
   #createSummary() {
-    const columns = ["compare.measure", "compare.a", "compare.b", "compare.diff"];
-    const header = columns.map((key) => el("th", { scope: "col", say: key }));
-    const table = el("table", { class: "plain" }, el("thead", {}, el("tr", {}, header)), this.measures);
+    const columns = ["compare.metric", "compare.a", "compare.b", "compare.diff"];
+    const header = columns.map((key) => el("th", { scope: "col", textKey: key }));
+    const table = el("table", { class: "plain" }, el("thead", {}, el("tr", {}, header)), this.metrics);
     return el(
       "section",
       { class: "card" },
-      el("h2", { say: "compare.summary" }),
+      el("h2", { textKey: "compare.summary" }),
       this.verdict,
       this.note,
       scrollRegion("compare.summary", table),
@@ -104,12 +104,12 @@ class Compare {
   // The empty value is the checkpoint that the server serves.
   #offerSteps(side) {
     const { steps = [], step: served = null } = this.#modelOf(side) ?? {};
-    const others = steps.filter((step) => step !== served).map((step) => [step, t("head.step.at", { step })]);
-    const first = served === null ? t("head.step.this") : t("head.step.served", { step: served });
+    const others = steps.filter((step) => step !== served).map((step) => [step, t("header.step.at", { step })]);
+    const first = served === null ? t("header.step.this") : t("header.step.served", { step: served });
     setOptions(this.sides[side].step, [["", first], ...others]);
   }
 
-  // An early checkpoint beside the served one; for a model without checkpoints, the next model.
+  // The checkpoint in the middle of the steps beside the served one; for a model without checkpoints, another model.
   #chooseFirstPair(models) {
     const { steps, id } = this.app.model;
     const { a, b } = this.sides;
@@ -138,7 +138,7 @@ class Compare {
 
   async #compare() {
     const request = ++this.lastRequest;
-    say(this.verdict, "compare.reading");
+    setSentence(this.verdict, "compare.evaluating");
     const answers = await this.#fetchAnswers().catch((error) => {
       if (request === this.lastRequest) {
         this.answers = null;
@@ -164,7 +164,7 @@ class Compare {
   async #fetchSide(side) {
     const model = this.#modelOf(side);
     const options = { ...this.#selection(side), text: this.text.value, unknown: "skip" };
-    await requireReadable(options.text, model);
+    await requireTokenizable(options.text, model);
     const views = ["surprisal", "next_token", "tokens"].map((view) => fetchView(view, options));
     const [surprisal, nextToken, { groups }] = await Promise.all(views);
     const position = nextToken.tokens.length - 1;
@@ -174,7 +174,7 @@ class Compare {
     return {
       options,
       checkpoint,
-      shape: model.model,
+      config: model.model,
       groups,
       surprisal,
       nextToken,
@@ -185,7 +185,7 @@ class Compare {
 
   // Fetches the attention of the chosen head in both models.
   async #fetchAttention({ a, b }) {
-    const head = this.difference.selectedHead({ a, b });
+    const head = this.difference.updateHeadSelects({ a, b });
     const request = ({ options }) => fetchView("attention", { ...options, ...head });
     [a.attention, b.attention] = await Promise.all([a, b].map(request));
   }
@@ -201,23 +201,24 @@ class Compare {
     const { answers, verdict, note, difference } = this;
     if (!answers) return;
     const { a, b, isComparable } = answers;
-    this.measures.replaceChildren(...MEASURES.map(([key, name, digits]) => measureRow(key, name, digits, a, b)));
+    this.metrics.replaceChildren(...METRICS.map(([key, name, digits]) => metricRow(key, name, digits, a, b)));
     const [first, second] = [a.surprisal.bits_per_byte, b.surprisal.bits_per_byte];
     const better = first === second ? "none" : first < second ? "a" : "b";
-    const share = percent(1 - Math.min(first, second) / Math.max(first, second));
-    say(verdict, `compare.verdict.${better}`, { share });
+    const share = formatPercent(1 - Math.min(first, second) / Math.max(first, second));
+    setSentence(verdict, `compare.verdict.${better}`, { share });
     const isEqual = isComparable && largestDifference(answers) === 0;
     const isSame = a.checkpoint === b.checkpoint;
     note.hidden = isComparable && !isEqual;
-    say(note, !isComparable ? "compare.unlike" : isSame ? "compare.same" : "compare.equal");
+    setSentence(note, !isComparable ? "compare.unlike" : isSame ? "compare.same" : "compare.equal");
     difference.element.hidden = !isComparable;
     if (isComparable) difference.show(answers);
   }
 }
 
-function measureRow(key, name, digits, a, b) {
+function metricRow(key, name, digits, a, b) {
   const [first, second] = [a.surprisal[name], b.surprisal[name]];
-  const cells = [number(first, digits), number(second, digits), signedNumber(second - first, digits)];
+  const difference = signedNumberElement(second - first, digits);
+  const cells = [formatNumber(first, digits), formatNumber(second, digits), difference];
   const cellNodes = cells.map((cell) => el("td", {}, cell));
-  return el("tr", {}, el("th", { scope: "row", say: key }), cellNodes);
+  return el("tr", {}, el("th", { scope: "row", textKey: key }), cellNodes);
 }

@@ -2,8 +2,8 @@
 // Choosing one of these keeps the ids before it and starts a branch; tabs/playground/branches.js has the tree of all
 // branches.
 
-import { fetchView, isAbortError, keepKnownCharacters, requireReadable } from "octavo/api";
-import { el, field, say, stackedField } from "octavo/dom";
+import { fetchView, isAbortError, keepKnownCharacters, requireTokenizable } from "octavo/api";
+import { el, field, setSentence, stackedField } from "octavo/dom";
 import { branchTokens, nextWindowStart, Tree, TreeView } from "octavo/tabs/playground/branches";
 import { Contributions } from "octavo/tabs/playground/contributions";
 import { decodeTokens, generateTokens } from "octavo/tabs/playground/generation";
@@ -37,14 +37,14 @@ class Playground {
     this.#createForm();
     this.#createViews();
     this.panel.append(
-      el("p", { class: "lead", say: "play.lead" }),
+      el("p", { class: "lead", textKey: "play.lead" }),
       el(
         "div",
         { class: "workspace" },
         this.form,
         this.textView.element,
         this.sideCard,
-        el("div", { class: "card" }, el("h2", { say: "tree.title" }), this.treeHint, this.treeView.element),
+        el("div", { class: "card" }, el("h2", { textKey: "tree.title" }), this.treeHint, this.treeView.element),
         this.explanationCards[0],
       ),
       this.explanationCards[1],
@@ -58,12 +58,12 @@ class Playground {
     if (!app.model) return;
     const chosen = app.model;
     const isOtherModel = this.model?.id !== chosen.id;
-    const readable = isOtherModel ? await keepKnownCharacters(app.text, chosen) : "";
+    const knownText = isOtherModel ? await keepKnownCharacters(app.text, chosen) : "";
     if (chosen !== app.model) return; // another model was chosen meanwhile
-    if (isOtherModel) this.#reset(readable);
+    if (isOtherModel) this.#reset(knownText);
     this.controls.showValues();
     this.stepNote.hidden = this.#isServedStep();
-    if (!this.#isServedStep()) say(this.stepNote, "play.other", { served: chosen.step, step: app.step });
+    if (!this.#isServedStep()) setSentence(this.stepNote, "play.other_step", { served: chosen.step, step: app.step });
     this.surprisal.update(isOtherModel);
     if (isOtherModel && this.prompt.value) {
       const root = await this.#findOrAddRoot(); // so that there is something to explain
@@ -91,7 +91,7 @@ class Playground {
     for (const part of [nextToken, logitLens, contributions]) part.element.hidden = true;
     for (const card of this.explanationCards) card.hidden = true;
     this.idleNote.hidden = false;
-    say(this.status, "play.ready");
+    setSentence(this.status, "play.ready");
     this.#updateButtons();
   }
 
@@ -108,11 +108,11 @@ class Playground {
   #createForm() {
     this.prompt = el("textarea", { id: "prompt", rows: 2, dir: "auto", spellcheck: "false", maxlength: 20000 });
     this.length = el("input", { id: "length", type: "number", min: 1, max: MAX_NEW_TOKENS, value: 100 });
-    this.writeButton = el("button", { class: "main", type: "submit", say: "play.write" });
+    this.generateButton = el("button", { class: "main", type: "submit", textKey: "play.generate" });
     const onStop = () => this.generation?.abort();
-    this.stopButton = el("button", { type: "button", say: "common.stop", onclick: onStop });
+    this.stopButton = el("button", { type: "button", textKey: "common.stop", onclick: onStop });
     const onContinue = () => this.#runTask(() => this.#continueText());
-    this.continueButton = el("button", { type: "button", say: "play.on", onclick: onContinue });
+    this.continueButton = el("button", { type: "button", textKey: "play.continue", onclick: onContinue });
     this.stepNote = el("p", { class: "caveat" });
     this.unknownNote = el("p", { class: "quiet", hidden: true });
     this.status = el("p", { class: "quiet" }); // announced when the text ends, not with every token
@@ -120,12 +120,12 @@ class Playground {
       event.preventDefault();
       this.#runTask(() => this.#startText());
     };
-    const { writeButton, stopButton, continueButton } = this;
+    const { generateButton, stopButton, continueButton } = this;
     this.form = el(
       "form",
       { class: "card", onsubmit },
       stackedField(this.prompt, "play.prompt"),
-      el("div", { class: "row" }, writeButton, stopButton, continueButton, field(this.length, "play.length")),
+      el("div", { class: "row" }, generateButton, stopButton, continueButton, field(this.length, "play.length")),
       this.stepNote,
       this.unknownNote,
       this.status,
@@ -138,7 +138,7 @@ class Playground {
     this.treeHint = el("p", { class: "quiet" });
     this.controls = new SamplingControls(() => this.nextToken.draw());
     this.nextToken = new NextTokenBars(this.controls, (token) => this.#runTask(() => this.#chooseToken(token)));
-    this.idleNote = el("p", { class: "quiet", say: "next_token.idle" });
+    this.idleNote = el("p", { class: "quiet", textKey: "next_token.idle" });
     this.sideCard = el(
       "div",
       { class: "card side" },
@@ -160,7 +160,7 @@ class Playground {
   async #startText() {
     if (!this.prompt.value) {
       this.prompt.focus();
-      return void say(this.status, "error.no_text");
+      return void setSentence(this.status, "error.no_text");
     }
     const root = await this.#findOrAddRoot();
     if (root) await this.#generate(this.tree.fork(root, root.tokens.length, []));
@@ -170,12 +170,12 @@ class Playground {
   async #findOrAddRoot() {
     const { tree, model } = this;
     const prompt = this.prompt.value;
-    await requireReadable(prompt, this.app.model);
+    await requireTokenizable(prompt, this.app.model);
     const { tokens, groups } = await fetchView("tokens", { text: prompt, unknown: "skip" });
     if (tree !== this.tree) return null;
     const characters = unknownCharacters(prompt, groups);
     this.unknownNote.hidden = !characters;
-    say(this.unknownNote, "text.left_out", { characters });
+    setSentence(this.unknownNote, "text.left_out", { characters });
     const idsOf = (list) => list.map((token) => token.id).join();
     const withWindow = ({ id }, i) => ({ id, windowStart: Math.max(0, i - model.block_size + 1) });
     const root =
@@ -185,13 +185,14 @@ class Playground {
   }
 
   // Generates at the end of the text on screen. A branch is extended in place, which its children don't notice: they
-  // share only the tokens before their start. A root keeps the prompt alone, so it gets a new branch.
+  // share only the tokens before their start. A root holds only the prompt, so it gets a new branch.
   async #continueText() {
     const { branch } = this.current;
     await this.#generate(branch.parent ? branch : this.tree.fork(branch, branch.tokens.length, []));
   }
 
-  // Puts a token at the position that is explained and generates from there; shows the branch that has it, if any.
+  // Puts a token at the position that is explained and generates from there. If a branch already has this token there,
+  // that branch is shown instead.
   async #chooseToken({ id }) {
     const { index, isEnd, actual } = this.position;
     if (this.generation || (!isEnd && id === actual.id)) return;
@@ -219,7 +220,7 @@ class Playground {
         branch.tokens.push(...ids.map((id) => ({ id, windowStart })));
         count += ids.length;
         this.textView.append(text);
-        say(this.status, "play.writing", { count });
+        setSentence(this.status, "play.generating", { count });
       }
     } catch (error) {
       if (!isAbortError(error)) throw error;
@@ -227,7 +228,7 @@ class Playground {
       if (this.generation === controller) {
         this.generation = null;
         this.#updateButtons();
-        say(this.status, controller.signal.aborted ? "play.stopped" : "play.wrote", { count });
+        setSentence(this.status, controller.signal.aborted ? "play.stopped" : "play.generated", { count });
         this.app.announce(this.status.textContent);
         await this.#showBranch(branch);
       }
@@ -283,13 +284,13 @@ class Playground {
 
   #drawTree() {
     const { tree } = this;
-    say(this.treeHint, tree.roots.some((root) => root.children.length) ? "tree.hint" : "tree.empty");
+    setSentence(this.treeHint, tree.roots.some((root) => root.children.length) ? "tree.hint" : "tree.empty");
     this.treeView.draw(tree, this.current?.branch);
   }
 
   #updateButtons() {
     const isGenerating = Boolean(this.generation);
-    this.writeButton.disabled = isGenerating;
+    this.generateButton.disabled = isGenerating;
     this.stopButton.disabled = !isGenerating;
     this.continueButton.disabled = isGenerating || !this.current;
     this.nextToken.list.classList.toggle("waiting", isGenerating); // no token can be chosen while a text is generated

@@ -1,18 +1,18 @@
-// Training: the curves of runs, as their files grow. While the tab is visible, the new lines of each chosen run are
-// fetched every second. The curves show what was written; nothing is smoothed.
+// Training: the curves of runs, as their log files grow. While the tab is visible, the new records (lines of a file) of
+// each chosen run are fetched every second. The curves show what was logged; nothing is smoothed.
 
 import { fetchLines, fetchRuns } from "octavo/api";
 import { el, field } from "octavo/dom";
-import { compactNumber, count, number, t } from "octavo/i18n";
-import { lineChart } from "octavo/pictures/line_chart";
+import { lineChart } from "octavo/figures/line_chart";
+import { formatCompact, formatCount, formatNumber, t } from "octavo/i18n";
 import { CheckpointHistory } from "octavo/tabs/training/checkpoint_history";
 import { Samples } from "octavo/tabs/training/samples";
 
 const POLL_TIME = 1000; // milliseconds
-const POLLS_PER_LIST = 5; // the list of runs is fetched with every fifth poll: it changes less often than their lines
-const MAX_LINES = 5000; // that the server sends at once
-const SPEED_LINES = 10; // over which the speed is averaged
-const MAX_POINTS = 4000; // of a curve
+const POLLS_PER_LIST = 5; // the list of runs is fetched with every fifth poll: it changes less often than their records
+const MAX_RECORDS = 5000; // that the server sends at once
+const SPEED_RECORDS = 10; // over which the speed is averaged
+const MAX_POINTS = 4000; // of a series
 const CURVES = ["loss", "learning_rate", "grad_norm", "tokens_per_second", "memory"];
 const LOSSES = [
   { name: "loss", width: 1 },
@@ -31,9 +31,9 @@ class Training {
     this.polls = 0;
     this.isPolling = false;
     this.hasFailed = false; // the last poll has failed
-    this.noRuns = el("p", { class: "card", say: "train.none", hidden: true });
+    this.noRuns = el("p", { class: "card", textKey: "train.none", hidden: true });
     this.content = this.#createContent();
-    panel.append(el("p", { class: "lead", say: "train.lead" }), this.noRuns, this.content);
+    panel.append(el("p", { class: "lead", textKey: "train.lead" }), this.noRuns, this.content);
     document.addEventListener("visibilitychange", () => this.timer && this.#poll());
   }
 
@@ -56,19 +56,19 @@ class Training {
 
   #createContent() {
     const redraw = () => this.#draw(true);
-    this.runChooser = el("fieldset", { class: "line" });
+    this.runChooser = el("fieldset", { class: "tight-row" });
     this.xAxis = el(
       "select",
       { id: "train-axis", onchange: redraw },
-      ["step", "tokens", "seconds"].map((value) => el("option", { value, say: `train.${value}` })),
+      ["step", "tokens", "seconds"].map((value) => el("option", { value, textKey: `train.${value}` })),
     );
     this.logCheckbox = el("input", { type: "checkbox", onchange: redraw });
     this.tiles = el("div", { class: "tiles" });
-    this.waitingNote = el("p", { class: "quiet", say: "train.waiting", hidden: true });
+    this.waitingNote = el("p", { class: "quiet", textKey: "train.waiting", hidden: true });
     this.curves = CURVES.map(createCurve);
     this.samples = new Samples();
     this.history = new CheckpointHistory(this.app);
-    const logLabel = el("label", { class: "check" }, this.logCheckbox, el("span", { say: "train.log" }));
+    const logLabel = el("label", { class: "check" }, this.logCheckbox, el("span", { textKey: "train.log" }));
     const cards = this.curves.map((curve) => curve.card);
     return el(
       "div",
@@ -89,11 +89,14 @@ class Training {
     this.isPolling = true;
     try {
       const listChanged = this.polls++ % POLLS_PER_LIST === 0 && (await this.#updateList());
-      const reads = this.#chosenRuns().flatMap((run) => ["metrics", "samples"].map((kind) => readLines(run, kind)));
-      const linesChanged = (await Promise.all(reads)).some(Boolean);
+      const requests = this.#chosenRuns().flatMap((run) => [
+        fetchNewRecords(run, "metrics"),
+        fetchNewRecords(run, "samples"),
+      ]);
+      const recordsChanged = (await Promise.all(requests)).some(Boolean);
       if (this.hasFailed) this.app.showError(this.panel, null);
       this.hasFailed = false;
-      if (listChanged || linesChanged) this.#draw();
+      if (listChanged || recordsChanged) this.#draw();
     } catch (error) {
       if (!this.hasFailed) this.app.showError(this.panel, error); // once; polling continues
       this.hasFailed = true;
@@ -139,19 +142,19 @@ class Training {
       return el("label", { class: "check" }, input, el("bdi", {}, run.info.name));
     };
     const choices = [...this.runs.values()].map(choice);
-    this.runChooser.replaceChildren(el("legend", { say: "train.runs" }), ...choices);
+    this.runChooser.replaceChildren(el("legend", { textKey: "train.runs" }), ...choices);
   }
 
-  // `isReset`: something other than new lines has changed.
-  #draw(isReset = false) {
+  // `redrawAll`: something other than new records has changed.
+  #draw(redrawAll = false) {
     const chosen = this.#chosenRuns();
     this.waitingNote.hidden = chosen.some((run) => run.metrics.length) || !chosen.length;
     this.tiles.replaceChildren(...chosen.map(runTile));
-    for (const curve of this.curves) this.#drawCurve(curve, chosen, isReset);
+    for (const curve of this.curves) this.#drawCurve(curve, chosen, redrawAll);
     this.samples.show(chosen);
   }
 
-  #drawCurve(curve, chosen, isReset) {
+  #drawCurve(curve, chosen, redrawAll) {
     const { name, figure, card } = curve;
     const axis = this.xAxis.value;
     const data = curveData(name, chosen, axis, [...this.runs.keys()]);
@@ -163,22 +166,22 @@ class Training {
       integerX: axis !== "seconds",
       digits: name === "loss" ? 4 : name === "learning_rate" ? 6 : 2,
     };
-    const hasSameOptions = JSON.stringify(options) === curve.lastOptions && !isReset;
+    const hasSameOptions = JSON.stringify(options) === curve.lastOptions && !redrawAll;
     curve.lastOptions = JSON.stringify(options);
     figure.show(data, hasSameOptions ? {} : options); // without options, new points are cheap
   }
 }
 
-// Reads the new lines of a run's metrics or samples. Returns whether there were any.
-async function readLines(run, kind) {
+// Fetches the new records of a run's metrics or samples. Returns whether there were any.
+async function fetchNewRecords(run, kind) {
   let hasChanged = false;
   for (;;) {
     const { lines, next, restarted } = await fetchLines(run.info.name, kind, run.next[kind]);
     if (restarted) run[kind] = [];
-    run[kind].push(...lines.filter((line) => typeof line.step === "number"));
+    run[kind].push(...lines.filter((record) => typeof record.step === "number"));
     run.next[kind] = next;
     hasChanged ||= lines.length > 0 || restarted;
-    if (lines.length < MAX_LINES) return hasChanged;
+    if (lines.length < MAX_RECORDS) return hasChanged;
   }
 }
 
@@ -188,25 +191,26 @@ function createCurve(name) {
   const options = { caption: () => t(`train.curve.${name}.says`), height: name === "loss" ? 320 : 200 };
   const figure = lineChart({ x: [], series: [] }, options);
   const properties = { class: `card curve ${name}`, hidden: true };
-  const card = el("section", properties, el("h2", { say: `train.curve.${name}` }), figure);
+  const card = el("section", properties, el("h2", { textKey: `train.curve.${name}` }), figure);
   return { name, figure, card };
 }
 
-// The lines of a curve. The losses of one run differ by width, color and dash. Several runs differ by color and dash,
-// so their losses differ by width only, and the exact training loss is left out.
+// The data of a chart: a series for each run and each loss. The losses of one run differ by width, color and dash.
+// Several runs differ by color and dash, so their losses differ by width only, and the exact training loss is left
+// out.
 function curveData(name, chosen, axis, allNames) {
   const hasSeveralRuns = chosen.length > 1;
   const kinds = name !== "loss" ? [{ name, width: 1.5 }] : hasSeveralRuns ? LOSSES.slice(0, 2) : LOSSES;
-  const linesOf = new Map(chosen.map((run) => [run, thinOut(run.metrics)]));
-  const xs = [...linesOf.values()].flat().map((line) => xOf(line, axis));
+  const recordsOf = new Map(chosen.map((run) => [run, thinOut(run.metrics)]));
+  const xs = [...recordsOf.values()].flat().map((record) => xOf(record, axis));
   const x = [...new Set(xs.filter(Number.isFinite))].sort((a, b) => a - b);
   const indexOf = new Map(x.map((value, i) => [value, i]));
   const series = chosen.flatMap((run) =>
     kinds.map((kind, k) => {
       const values = Array(x.length).fill(null);
-      for (const line of linesOf.get(run)) {
-        const value = valueOf(line, kind.name);
-        const i = indexOf.get(xOf(line, axis));
+      for (const record of recordsOf.get(run)) {
+        const value = valueOf(record, kind.name);
+        const i = indexOf.get(xOf(record, axis));
         if (typeof value === "number" && i !== undefined) values[i] = value;
       }
       const styleIndex = hasSeveralRuns ? allNames.indexOf(run.info.name) : k;
@@ -214,7 +218,7 @@ function curveData(name, chosen, axis, allNames) {
         label: name === "loss" ? t(`train.series.${kind.name}`, { run: run.info.name }) : run.info.name,
         values,
         width: kind.width,
-        color: `--line-${(styleIndex % 6) + 1}`,
+        color: `--series-${(styleIndex % 6) + 1}`,
         dash: DASHES[styleIndex % DASHES.length],
         ...(kind.points && { points: true }),
       };
@@ -223,32 +227,33 @@ function curveData(name, chosen, axis, allNames) {
   return { x, series: series.filter(({ values }) => values.some((value) => value !== null)) };
 }
 
-// At most about MAX_POINTS lines: every n-th line, the last one, and all lines with a validation loss.
-function thinOut(lines) {
-  const n = Math.ceil(lines.length / MAX_POINTS);
-  return n < 2 ? lines : lines.filter((line, i) => i % n === 0 || i === lines.length - 1 || "val_loss" in line);
+// At most about MAX_POINTS records: every n-th one, the last one, and all with a validation loss.
+function thinOut(records) {
+  const n = Math.ceil(records.length / MAX_POINTS);
+  const isLast = (i) => i === records.length - 1;
+  return n < 2 ? records : records.filter((record, i) => i % n === 0 || isLast(i) || "val_loss" in record);
 }
 
-const xOf = (line, axis) => (axis === "seconds" ? line.seconds / 60 : line[axis]);
+const xOf = (record, axis) => (axis === "seconds" ? record.seconds / 60 : record[axis]);
 const mebibytes = (bytes) => bytes && bytes / 2 ** 20;
-const valueOf = (line, name) => (name === "memory" ? mebibytes(line.memory_bytes) : line[name]);
+const valueOf = (record, name) => (name === "memory" ? mebibytes(record.memory_bytes) : record[name]);
 
 // ---- Tiles
 
 function runTile({ info, metrics }) {
   const last = metrics.at(-1);
-  const valLosses = metrics.map((line) => line.val_loss).filter((loss) => typeof loss === "number");
+  const valLosses = metrics.map((record) => record.val_loss).filter((loss) => typeof loss === "number");
   const { max_steps: steps } = info.settings;
   const step = last?.step ?? info.last_step ?? 0;
-  const speeds = metrics.slice(-SPEED_LINES).map((line) => line.tokens_per_second);
+  const speeds = metrics.slice(-SPEED_RECORDS).map((record) => record.tokens_per_second);
   const speed = speeds.reduce((sum, value) => sum + value, 0) / speeds.length;
   const secondsLeft = info.running && speed > 0 ? ((steps - step) * info.tokens_per_step) / speed : null;
-  const state = info.running ? "train.going" : step >= steps ? "train.done" : "train.rests";
-  const best = valLosses.length > 1 ? t("train.best", { loss: number(Math.min(...valLosses), 4) }) : "";
-  const memory = () => el("bdi", { dir: "ltr" }, `${compactNumber(mebibytes(last.memory_bytes))} MiB`);
+  const state = info.running ? "train.state.running" : step >= steps ? "train.state.finished" : "train.state.stopped";
+  const best = valLosses.length > 1 ? t("train.best", { loss: formatNumber(Math.min(...valLosses), 4) }) : "";
+  const memory = () => el("bdi", { dir: "ltr" }, `${formatCompact(mebibytes(last.memory_bytes))} MiB`);
   const fact = (key, value, note = "") =>
-    el("div", {}, el("dt", { say: key }), el("dd", {}, value, note && el("small", {}, note)));
-  const stateName = el("span", { class: info.running ? "state in-progress" : "state", say: state });
+    el("div", {}, el("dt", { textKey: key }), el("dd", {}, value, note && el("small", {}, note)));
+  const stateName = el("span", { class: info.running ? "state in-progress" : "state", textKey: state });
   return el(
     "section",
     { class: "card tile" },
@@ -257,10 +262,10 @@ function runTile({ info, metrics }) {
     el(
       "dl",
       {},
-      fact("train.progress", count(step), t("train.of", { steps })),
-      last && fact("train.loss", number(last.loss, 4)),
-      valLosses.length > 0 && fact("train.val", number(valLosses.at(-1), 4), best),
-      last && fact("train.speed", count(speeds.at(-1))),
+      fact("train.progress", formatCount(step), t("train.of", { steps })),
+      last && fact("train.loss", formatNumber(last.loss, 4)),
+      valLosses.length > 0 && fact("train.val", formatNumber(valLosses.at(-1), 4), best),
+      last && fact("train.speed", formatCount(speeds.at(-1))),
       secondsLeft !== null && fact("train.left", duration(secondsLeft)),
       last && fact("train.took", duration(last.seconds)),
       last?.memory_bytes > 0 && fact("train.memory", memory()),

@@ -2,7 +2,7 @@
 // whole; a card shows one stage: what it does, its shape, the first rows and columns of its values, and how each value
 // was computed.
 
-import { fetchView, savedOptions } from "octavo/api";
+import { exportedOptions, fetchView } from "octavo/api";
 import { arrowDirection, el } from "octavo/dom";
 import { HeadSelector } from "octavo/head_selector";
 import { language, t } from "octavo/i18n";
@@ -11,7 +11,7 @@ import { createDiagram } from "octavo/tabs/walk/diagram";
 import { STAGE_INDEX, STAGES } from "octavo/tabs/walk/stages";
 import { lastWordIndex } from "octavo/tokens";
 
-const MIN_SWIPE = 56; // pixels; a shorter one is none
+const MIN_SWIPE = 56; // pixels; shorter swipes are ignored
 
 export const mount = (panel, app) => new Walk(panel, app);
 
@@ -37,19 +37,19 @@ class Walk {
   }
 
   #createElements() {
-    const backButton = () => el("button", { type: "button", say: "walk.back", onclick: () => this.#moveBy(-1) });
+    const backButton = () => el("button", { type: "button", textKey: "walk.back", onclick: () => this.#moveBy(-1) });
     const nextButton = () =>
-      el("button", { type: "button", class: "main", say: "walk.next", onclick: () => this.#moveBy(1) });
+      el("button", { type: "button", class: "main", textKey: "walk.next", onclick: () => this.#moveBy(1) });
     this.backButtons = [backButton(), backButton()]; // above the card, and below it on narrow screens
     this.nextButtons = [nextButton(), nextButton()];
     this.counter = el("span", { class: "mono", dir: "ltr" });
     this.selector = new HeadSelector("walk", () => this.update());
     this.gpt2Checkbox = el("input", { type: "checkbox", onchange: () => this.#draw() });
-    this.diagramHolder = el("div", { class: "map" });
+    this.diagramHolder = el("div", { class: "diagram" });
     this.content = el("div");
     const buttonsBelow = el("p", { class: "buttons below" }, this.backButtons[1], this.nextButtons[1]);
     this.card = el("div", { class: "card" }, this.content, buttonsBelow);
-    const gpt2Label = el("label", { class: "check quiet" }, this.gpt2Checkbox, el("span", { say: "walk.gpt2" }));
+    const gpt2Label = el("label", { class: "check quiet" }, this.gpt2Checkbox, el("span", { textKey: "walk.gpt2" }));
     this.panel.append(
       el(
         "div",
@@ -57,7 +57,7 @@ class Walk {
         el("div", { class: "buttons" }, this.backButtons[0], this.counter, this.nextButtons[0]),
         el("div", { class: "buttons" }, this.selector.fields, gpt2Label),
       ),
-      el("div", { class: "together" }, this.diagramHolder, this.card),
+      el("div", { class: "sidebar-layout" }, this.diagramHolder, this.card),
     );
   }
 
@@ -76,7 +76,7 @@ class Walk {
     if (announce) this.app.announce(`${index + 1} / ${STAGES.length}: ${t(`walk.${STAGES[index].id}.title`)}`);
   }
 
-  // The arrow keys change the stage, except in controls and pictures that use them.
+  // The arrow keys change the stage, except in controls and figures that use them.
   #handleKey(event) {
     const { panel, diagramHolder } = this;
     if (panel.hidden || panel.inert || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
@@ -133,7 +133,7 @@ class Walk {
       if (layer > 0) loaded.layerInput = await fetchStreamAfter(layer - 1);
       loaded.lastStream = await fetchStreamAfter(model.model.n_layer - 1);
     } catch {
-      // A saved page may lack that layer.
+      // An exported page may lack that layer.
     }
   }
 
@@ -164,10 +164,10 @@ const stageOfSubpath = (subpath) => clampIndex((Number(subpath) || 1) - 1);
 
 const stagesByName = ({ stages }) => new Map(stages.map((stage) => [stage.name, stage]));
 
-// A saved page may lack this view.
+// An exported page may lack this view.
 const fetchNextToken = (options) =>
   fetchView("next_token", options, { replaces: "walk next_token" }).catch((error) => {
-    if (savedOptions("shapes")) return { logits: [], vocabulary: {} };
+    if (exportedOptions("shapes")) return { logits: [], vocabulary: {} };
     throw error;
   });
 

@@ -1,21 +1,21 @@
 // The differences between two models on one text: the surprisal of each token, the probabilities of the next token, a
-// head's attention, and the length of the residual stream. The first model is dashed or hatched, the second is plain;
+// head's attention, and the norm of the residual stream. The first model is dashed or hatched, the second is plain;
 // each has its own color.
 
-import { el, field, say, setOptions, signedNumber, tNodes } from "octavo/dom";
-import { number, percent, t } from "octavo/i18n";
-import { lineChart } from "octavo/pictures/line_chart";
-import { matrix } from "octavo/pictures/matrix";
-import { shareReadout } from "octavo/pictures/share_readout";
-import { dataTable } from "octavo/pictures/table";
+import { el, field, setOptions, setSentence, signedNumberElement, tNodes } from "octavo/dom";
+import { attentionReadout } from "octavo/figures/attention_readout";
+import { lineChart } from "octavo/figures/line_chart";
+import { matrix } from "octavo/figures/matrix";
+import { dataTable } from "octavo/figures/table";
+import { formatNumber, formatPercent, t } from "octavo/i18n";
 import { klDivergence } from "octavo/sampling";
 import { labelChip, markLineBreak, positionsOf, tokenSpans } from "octavo/tokens";
 
 export const SIDES = ["a", "b"]; // the first model and the second
 
-const BIT_EDGES = [0.05, 0.5, 1, 2, 4]; // a difference's level, from 0 to 5, is the number of edges that it reaches
+const BIT_THRESHOLDS = [0.05, 0.5, 1, 2, 4]; // a difference's level, from 0 to 5: the number of these that it reaches
 const MAX_NEXT_TOKENS = 8; // of each model
-const LINES = { a: { color: "--line-2", dash: [7, 4] }, b: { color: "--line-1", dash: [] } };
+const LINES = { a: { color: "--series-2", dash: [7, 4] }, b: { color: "--series-1", dash: [] } };
 
 export class Difference {
   // `onHeadChange()` is called when the user chooses another head.
@@ -28,8 +28,8 @@ export class Difference {
     this.nextTokens = new PairedBars({
       title: "compare.next",
       column: "col.token",
-      format: percent,
-      formatDifference: (value) => signedNumber(100 * value, 1),
+      format: formatPercent,
+      formatDifference: (value) => signedNumberElement(100 * value, 1),
     });
     this.layer = el("select", { id: "compare-layer", onchange: onHeadChange });
     this.head = el("select", { id: "compare-head", onchange: onHeadChange });
@@ -37,8 +37,8 @@ export class Difference {
     this.stream = new PairedBars({
       title: "compare.stream",
       column: "col.stage",
-      format: (value) => number(value, 2),
-      formatDifference: (value) => signedNumber(value, 2),
+      format: (value) => formatNumber(value, 2),
+      formatDifference: (value) => signedNumberElement(value, 2),
     });
     const headFields = el("div", { class: "row" }, field(this.layer, "common.layer"), field(this.head, "common.head"));
     this.element = el(
@@ -50,15 +50,15 @@ export class Difference {
         "compare.attention",
         headFields,
         el("div", { class: "three-columns" }, Object.values(this.patterns)),
-        el("p", { class: "caveat", say: "common.attention_caveat" }),
+        el("p", { class: "caveat", textKey: "common.attention_caveat" }),
       ),
       section("compare.stream", sideLegend(), this.stream.element),
     );
   }
 
-  // The chosen head, among those that both models have.
-  selectedHead({ a, b }) {
-    const common = (name) => Array.from({ length: Math.min(a.shape[name], b.shape[name]) }, (_, i) => [i, i]);
+  // Offers the layers and heads that both models have. Returns the chosen head, {layer, head}.
+  updateHeadSelects({ a, b }) {
+    const common = (name) => Array.from({ length: Math.min(a.config[name], b.config[name]) }, (_, i) => [i, i]);
     setOptions(this.layer, common("n_layer"));
     setOptions(this.head, common("n_head"));
     return { layer: Number(this.layer.value), head: Number(this.head.value) };
@@ -84,7 +84,7 @@ export class Difference {
 
   #drawTokens() {
     const { surprisal, groups } = this.answers.a;
-    const levelOf = (difference) => BIT_EDGES.filter((edge) => Math.abs(difference) >= edge).length;
+    const levelOf = (difference) => BIT_THRESHOLDS.filter((threshold) => Math.abs(difference) >= threshold).length;
     this.groups = groups.filter(({ first, count }) => first + count <= surprisal.tokens.length);
     const decorate = (span, group) => {
       markLineBreak(span, group);
@@ -92,10 +92,10 @@ export class Difference {
       const level = levelOf(difference);
       if (level) span.classList.add(difference > 0 ? "first-better" : "second-better", `better-${level}`);
     };
-    const onPick = (_, group) => this.#showReadout(group);
-    this.tokenText = tokenSpans(surprisal.tokens, this.groups, { labelKey: "compare.text", decorate, onPick });
+    const onSpanEvent = (group) => this.#showReadout(group);
+    this.tokenText = tokenSpans(surprisal.tokens, this.groups, { labelKey: "compare.text", decorate, onSpanEvent });
     this.textHolder.replaceChildren(this.tokenText);
-    say(this.readout, "tokens.hint");
+    setSentence(this.readout, "tokens.hint");
   }
 
   #showReadout(group) {
@@ -104,8 +104,8 @@ export class Difference {
     const sentence = (i) => {
       const token = labelChip(tokens[i].label);
       if (!i) return tNodes("tokens.first", { token });
-      const [a, b] = SIDES.map((side) => number(this.#bits(side, i), 2));
-      return tNodes("compare.one", { token, a, b, diff: signedNumber(this.#bitDifference(i)) });
+      const [a, b] = SIDES.map((side) => formatNumber(this.#bits(side, i), 2));
+      return tNodes("compare.one", { token, a, b, diff: signedNumberElement(this.#bitDifference(i)) });
     };
     this.readout.replaceChildren(...positionsOf(group).map((i) => el("span", {}, sentence(i))));
   }
@@ -115,7 +115,7 @@ export class Difference {
     const line = (label, value, style) => ({ label: t(`compare.${label}`), values: x.map(value), ...style });
     const series = [
       ...SIDES.map((side) => line(side, (i) => this.#bits(side, i), LINES[side])),
-      line("diff", (i) => this.#bitDifference(i), { width: 1.5, dash: [2, 3], color: "--line-3" }),
+      line("diff", (i) => this.#bitDifference(i), { width: 1.5, dash: [2, 3], color: "--series-3" }),
     ];
     this.surprisals.show({ x, series }, { xName: t("col.position"), yName: t("col.bits"), digits: 2, integerX: true });
   }
@@ -125,8 +125,9 @@ export class Difference {
     const [p, q] = [a.probabilities, b.probabilities];
     const { left_out, vocabulary } = a.nextToken;
     this.leftOut.hidden = !left_out;
-    say(this.leftOut, "common.left_out", { n: left_out });
-    say(this.kl, "compare.kl", { ab: number(klDivergence(p, q), 4), ba: number(klDivergence(q, p), 4) });
+    setSentence(this.leftOut, "common.left_out", { n: left_out });
+    const [ab, ba] = [klDivergence(p, q), klDivergence(q, p)].map((nats) => formatNumber(nats, 4));
+    setSentence(this.kl, "compare.kl", { ab, ba });
     const mostLikely = (probabilities) =>
       Array.from(probabilities.keys())
         .sort((x, y) => probabilities[y] - probabilities[x])
@@ -145,7 +146,7 @@ export class Difference {
       figure.show(weights[side], {
         rows: (i) => tokens[i].label,
         columns: (i) => tokens[i].label,
-        readout: (r, c, value) => shareReadout(tokens, r, c, value),
+        readout: (r, c, value) => attentionReadout(tokens, r, c, value),
         label: t(`compare.${side}`),
       });
   }
@@ -153,7 +154,7 @@ export class Difference {
   #drawStream() {
     const [a, b] = SIDES.map((side) => this.answers[side].contributions.stream);
     const stage = (i) => () => (i ? t("layers.after", { layer: i - 1 }) : t("layers.start"));
-    this.stream.show(a.slice(0, b.length).map((length, i) => [stage(i), length, b[i]]));
+    this.stream.show(a.slice(0, b.length).map((norm, i) => [stage(i), norm, b[i]]));
   }
 }
 
@@ -208,10 +209,10 @@ class PairedBars {
 }
 
 const section = (key, ...children) =>
-  el("section", { class: "card" }, el("h2", { say: key }), el("p", { say: `${key}.lead` }), children);
+  el("section", { class: "card" }, el("h2", { textKey: key }), el("p", { textKey: `${key}.lead` }), children);
 
 function attentionMatrix(side) {
-  const scale = side === "diff" ? { scale: "signed" } : { scale: "share", max: 1 };
+  const scale = side === "diff" ? { scale: "signed" } : { scale: "sequential", max: 1 };
   return matrix([], { ...scale, isHidden: (r, c) => c > r, maxCell: 26, caption: () => t(`compare.${side}`) });
 }
 
@@ -219,13 +220,13 @@ function attentionMatrix(side) {
 const sideLegend = () =>
   el(
     "p",
-    { class: "line quiet" },
+    { class: "tight-row quiet" },
     SIDES.map((side) =>
       el(
         "span",
         {},
         el("i", { class: `bar-sample ${side}`, "aria-hidden": "true" }),
-        el("span", { say: `compare.${side}` }),
+        el("span", { textKey: `compare.${side}` }),
       ),
     ),
   );
@@ -234,7 +235,7 @@ const sideLegend = () =>
 function tokenLegend() {
   const item = (side) => {
     const swatch = { class: `swatch ${side === "a" ? "first" : "second"}-better better-4`, "aria-hidden": "true" };
-    return el("li", {}, el("span", swatch), el("span", { say: `compare.${side}.more` }));
+    return el("li", {}, el("span", swatch), el("span", { textKey: `compare.${side}.more` }));
   };
   return el("ul", { class: "level-legend" }, SIDES.map(item));
 }

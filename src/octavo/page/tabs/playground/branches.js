@@ -67,7 +67,7 @@ export class TreeView {
     this.element = el("ul", {
       role: "tree",
       class: "tree",
-      sayLabel: "tree.title",
+      labelKey: "tree.title",
       onkeydown: (event) => this.#handleKey(event),
     });
   }
@@ -116,7 +116,7 @@ export class TreeView {
           " ",
           el("bdi", {}, beginning || "…"),
           " ",
-          el("small", { say: ["tree.size", { count: tokens.length }] }),
+          el("small", { textKey: ["tree.size", { count: tokens.length }] }),
         ),
       ),
     );

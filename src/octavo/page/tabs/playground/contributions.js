@@ -1,10 +1,11 @@
-// How much each part of the model contributed to the logit of a token, or to the difference from another token's logit.
+// Direct logit attribution: how much each component of the model contributed to the logit of a token, or to the
+// difference from another token's logit.
 
 import { fetchView, isAbortError } from "octavo/api";
-import { el, say, setOptions, signedNumber } from "octavo/dom";
-import { number, t } from "octavo/i18n";
-import { signedBar } from "octavo/pictures/bars";
-import { dataTable } from "octavo/pictures/table";
+import { el, setOptions, setSentence, signedNumberElement } from "octavo/dom";
+import { signedBar } from "octavo/figures/bars";
+import { dataTable } from "octavo/figures/table";
+import { formatNumber, t } from "octavo/i18n";
 import { labelChip } from "octavo/tokens";
 
 const MAX_BARS = 12; // the largest contributions; the others share one bar
@@ -22,25 +23,25 @@ export class Contributions {
     this.element = el(
       "section",
       { class: "contributions", hidden: true },
-      el("h3", { say: "contributions.title" }),
+      el("h3", { textKey: "contributions.title" }),
       this.intro,
       el(
         "div",
-        { class: "line" },
-        el("label", { for: "contributions-token", say: "draw.token" }),
+        { class: "tight-row" },
+        el("label", { for: "contributions-token", textKey: "figure.token" }),
         this.token,
-        el("label", { for: "contributions-against", say: "contributions.against" }),
+        el("label", { for: "contributions-against", textKey: "contributions.against" }),
         this.against,
       ),
       this.error,
       this.list,
       this.total,
       this.table,
-      el("p", { class: "caveat", say: "contributions.caveat" }),
+      el("p", { class: "caveat", textKey: "contributions.caveat" }),
     );
   }
 
-  // `mostLikely`: the most likely tokens at the position, {id, label}, by falling probability.
+  // `mostLikely`: the most likely tokens at the position, {id, label}, by descending probability.
   async show(position, mostLikely) {
     Object.assign(this, { position, mostLikely });
     this.#offerTokens(position.actual?.id ?? mostLikely[0].id, "");
@@ -74,13 +75,14 @@ export class Contributions {
     this.#offerTokens(); // in the present language
     const { token, against, logit } = this.answer;
     const first = labelChip(token.label);
-    if (against) say(this.intro, "contributions.over", { token: first, other: labelChip(against.label) });
-    else say(this.intro, "contributions.lead", { token: first });
+    if (against) setSentence(this.intro, "contributions.over", { token: first, other: labelChip(against.label) });
+    else setSentence(this.intro, "contributions.lead", { token: first });
     const bars = this.#largest();
     const values = bars.map(({ value }) => value);
-    const item = ({ name, value }) => el("li", {}, el("span", {}, name), signedBar(value, values), signedNumber(value));
+    const item = ({ name, value }) =>
+      el("li", {}, el("span", {}, name), signedBar(value, values), signedNumberElement(value));
     this.list.replaceChildren(...bars.map(item));
-    say(this.total, "contributions.total", { sum: number(logit, 3) });
+    setSentence(this.total, "contributions.total", { sum: formatNumber(logit, 3) });
     this.table.fill();
     this.element.hidden = false;
   }
@@ -89,7 +91,7 @@ export class Contributions {
   #largest() {
     const { parts, contributions } = this.answer;
     const sorted = contributions
-      .map((value, i) => ({ name: partName(parts[i]), value }))
+      .map((value, i) => ({ name: componentName(parts[i]), value }))
       .sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
     const rest = sorted.splice(MAX_BARS);
     if (!rest.length) return sorted;
@@ -100,10 +102,14 @@ export class Contributions {
   #tableContent() {
     const { parts, contributions, norms } = this.answer;
     return {
-      columns: ["col.part", "col.contribution", "col.length"].map((key) => t(key)),
-      rows: parts.map((part, i) => [partName(part), signedNumber(contributions[i], 4), number(norms[i], 3)]),
+      columns: ["col.component", "col.contribution", "col.norm"].map((key) => t(key)),
+      rows: parts.map((component, i) => [
+        componentName(component),
+        signedNumberElement(contributions[i], 4),
+        formatNumber(norms[i], 3),
+      ]),
     };
   }
 }
 
-const partName = ({ name, layer, head }) => t(`part.${name}`, { layer, head });
+const componentName = ({ name, layer, head }) => t(`component.${name}`, { layer, head });

@@ -34,12 +34,12 @@ export async function* generateTokens(branch, maxTokens, blockSize, { isServedSt
   }
 }
 
-// Samples one token after `ids`. Its text is its label with blanks instead of their signs, until the whole branch is
-// decoded.
+// Samples one token after `ids`. Until the branch is decoded, its text is its label, with the symbols ␣ and ⏎ replaced
+// by the whitespace that they stand for.
 async function sampleToken(ids, settings, signal) {
   const { logits, vocabulary } = await fetchView("next_token", { text: ids }, { signal });
   const id = new TokenDistribution(logits).sample(settings, Math.random());
-  const text = (vocabulary[id] ?? "").replace(/[␣⏎]/g, (sign) => (sign === "␣" ? " " : "\n"));
+  const text = (vocabulary[id] ?? "").replace(/[␣⏎]/g, (symbol) => (symbol === "␣" ? " " : "\n"));
   return { ids: [id], text };
 }
 

@@ -2,7 +2,7 @@
 
 import { fetchView } from "octavo/api";
 import { el, scrollRegion } from "octavo/dom";
-import { number, percent } from "octavo/i18n";
+import { formatNumber, formatPercent } from "octavo/i18n";
 import { labelChip } from "octavo/tokens";
 
 const TOP = 5;
@@ -14,10 +14,10 @@ export class LogitLens {
     this.element = el(
       "section",
       { class: "logit-lens", hidden: true },
-      el("h3", { say: "logit_lens.title" }),
-      el("p", { say: "logit_lens.lead" }),
+      el("h3", { textKey: "logit_lens.title" }),
+      el("p", { textKey: "logit_lens.lead" }),
       scrollRegion("logit_lens.title", el("table", {}, el("thead", {}, this.header), this.body)),
-      el("p", { class: "caveat", say: "logit_lens.caveat" }),
+      el("p", { class: "caveat", textKey: "logit_lens.caveat" }),
     );
   }
 
@@ -27,18 +27,18 @@ export class LogitLens {
     const text = actual ? [...ids, actual.id] : ids;
     const options = { text, positions: [ids.length - 1], top: TOP, step };
     this.answer = await fetchView("logit_lens", options, { replaces: "logit_lens" });
-    this.actual = actual;
+    this.actualToken = actual;
     this.#draw();
   }
 
   #draw() {
-    const { answer, actual } = this;
-    const column = (key, properties = {}) => el("th", { scope: "col", say: key, ...properties });
+    const { answer, actualToken } = this;
+    const column = (key, properties = {}) => el("th", { scope: "col", textKey: key, ...properties });
     this.header.replaceChildren(
       column("col.stage"),
       column("col.guesses", { colspan: answer.ids[0][0].length }),
       column("col.entropy"),
-      ...(actual ? [column(["logit_lens.rank", { token: labelChip(actual.label) }])] : []),
+      ...(actualToken ? [column(["logit_lens.rank", { token: labelChip(actualToken.label) }])] : []),
     );
     this.body.replaceChildren(...answer.ids.map((_, stage) => this.#row(stage)));
     this.element.hidden = false;
@@ -46,26 +46,26 @@ export class LogitLens {
 
   #row(stage) {
     const { ids, probabilities, entropy, rank, vocabulary } = this.answer;
-    const guess = (id, i) => guessCell(vocabulary[id], probabilities[stage][0][i], id === this.actual?.id);
+    const guess = (id, i) => guessCell(vocabulary[id], probabilities[stage][0][i], id === this.actualToken?.id);
     return el(
       "tr",
       {},
-      el("th", { scope: "row", say: stage ? ["layers.after", { layer: stage - 1 }] : "layers.start" }),
+      el("th", { scope: "row", textKey: stage ? ["layers.after", { layer: stage - 1 }] : "layers.start" }),
       ids[stage][0].map(guess),
-      el("td", {}, number(entropy[stage][0] / Math.LN2, 2)),
-      this.actual && el("td", {}, String(rank[stage][0])),
+      el("td", {}, formatNumber(entropy[stage][0] / Math.LN2, 2)),
+      this.actualToken && el("td", {}, String(rank[stage][0])),
     );
   }
 }
 
-function guessCell(label, share, isActual) {
-  const bar = el("span", { style: { "inline-size": `${100 * share}%` } });
+function guessCell(label, probability, isActual) {
+  const bar = el("span", { style: { "inline-size": `${100 * probability}%` } });
   return el(
     "td",
-    { class: isActual ? "guess actual" : "guess", dataset: { share } },
+    { class: isActual ? "guess actual" : "guess", dataset: { share: probability } },
     labelChip(label),
     " ",
-    el("small", {}, percent(share)),
+    el("small", {}, formatPercent(probability)),
     el("span", { class: "track", "aria-hidden": "true" }, bar),
   );
 }

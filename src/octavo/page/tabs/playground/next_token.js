@@ -3,23 +3,23 @@
 // The logits of the position are fetched once; the sampling controls are applied to them here. The bars are always
 // those of the same tokens, only their lengths change.
 
-import { el, say, sayLabel } from "octavo/dom";
-import { number, percent, t } from "octavo/i18n";
-import { dataTable } from "octavo/pictures/table";
+import { el, setLabel, setSentence } from "octavo/dom";
+import { dataTable } from "octavo/figures/table";
+import { formatNumber, formatPercent, t } from "octavo/i18n";
 import { TokenDistribution } from "octavo/sampling";
 import { labelChip } from "octavo/tokens";
 
 const FEW_BARS = 12;
 const MANY_BARS = 40;
 const MAX_TABLE_ROWS = 200;
-const COLUMNS = ["col.token", "col.id", "col.logit", "col.own", "col.chance"];
+const COLUMNS = ["col.token", "col.id", "col.logit", "col.model_probability", "col.sampling_probability"];
 
 export class NextTokenBars {
   // `onChoose({id, label})` is called when the user chooses a bar.
   constructor(controls, onChoose) {
     Object.assign(this, { controls, onChoose, position: null, distribution: null, showsMany: false });
     this.title = el("h3", { tabindex: "-1" });
-    this.actual = el("p");
+    this.actualNote = el("p");
     this.list = el("ol", { class: "token-bars" });
     this.total = el("p", { class: "quiet" });
     this.more = el("button", { type: "button", class: "small", onclick: () => this.#toggleMany() });
@@ -29,9 +29,9 @@ export class NextTokenBars {
       "section",
       { class: "next-token", hidden: true },
       this.title,
-      this.actual,
+      this.actualNote,
       this.list,
-      el("div", { class: "line" }, this.total, this.more),
+      el("div", { class: "tight-row" }, this.total, this.more),
       this.table,
     );
   }
@@ -43,16 +43,16 @@ export class NextTokenBars {
       this.distribution = position.nextToken && new TokenDistribution(position.nextToken.logits);
     this.position = position;
     this.element.hidden = false;
-    if (position.isEnd) say(this.title, "next_token.end");
-    else say(this.title, "next_token.at", { place: position.index });
-    for (const element of [this.list, this.total, this.more, this.table, this.controls.kept])
+    if (position.isEnd) setSentence(this.title, "next_token.end");
+    else setSentence(this.title, "next_token.at", { place: position.index });
+    for (const element of [this.list, this.total, this.more, this.table, this.controls.candidates])
       element.hidden = !this.distribution;
-    if (!this.distribution) return void say(this.actual, "next_token.first");
+    if (!this.distribution) return void setSentence(this.actualNote, "next_token.first");
     if (position.actual) {
       const { rank, probability } = this.distribution.lookUp(position.actual.id);
       const token = labelChip(position.actual.label);
-      say(this.actual, "next_token.actual", { token, share: percent(probability), rank });
-    } else say(this.actual, "next_token.hint");
+      setSentence(this.actualNote, "next_token.actual", { token, share: formatPercent(probability), rank });
+    } else setSentence(this.actualNote, "next_token.hint");
     this.#buildBars();
     this.draw();
     if (hadFocus) this.title.focus({ preventScroll: true }); // the bar that was chosen no longer exists
@@ -62,26 +62,27 @@ export class NextTokenBars {
   #buildBars() {
     const { distribution, position } = this;
     const count = Math.min(this.showsMany ? MANY_BARS : FEW_BARS, distribution.size);
-    const actual = position.actual ? distribution.order.indexOf(position.actual.id) : -1;
-    const ranks = [...Array(count).keys(), ...(actual >= count ? [actual] : [])];
-    this.bars = ranks.map((rank) => this.#buildBar(rank, rank === actual));
+    const actualIndex = position.actual ? distribution.order.indexOf(position.actual.id) : -1;
+    const indices = [...Array(count).keys(), ...(actualIndex >= count ? [actualIndex] : [])];
+    this.bars = indices.map((index) => this.#buildBar(index, index === actualIndex));
     const name = el("span");
     this.others = { name, ...barParts(name) };
     this.others.element = el("li", { class: "others" }, el("div", {}, this.others.parts));
     this.list.replaceChildren(...this.bars.map((bar) => bar.element), this.others.element);
     this.more.hidden = distribution.size <= FEW_BARS;
-    say(this.more, this.showsMany ? "next_token.less" : "next_token.more");
+    setSentence(this.more, this.showsMany ? "next_token.less" : "next_token.more");
   }
 
-  #buildBar(rank, isActual) {
-    const id = this.distribution.order[rank];
+  // `index`: in the order of descending probability, from 0.
+  #buildBar(index, isActual) {
+    const id = this.distribution.order[index];
     const label = this.#label(id);
     const bar = barParts(labelChip(label));
     const onclick = () => this.onChoose({ id, label });
     const button = el("button", { type: "button", "aria-current": isActual ? "true" : null, onclick }, bar.parts);
-    if (isActual) button.append(el("small", { say: "next_token.here" }));
+    if (isActual) button.append(el("small", { textKey: "next_token.here" }));
     const element = el("li", { dataset: { id }, class: isActual ? "actual" : null }, button);
-    return { rank, label, button, element, ...bar };
+    return { index, label, button, element, ...bar };
   }
 
   // Sets the lengths of the bars by the sampling controls.
@@ -89,23 +90,23 @@ export class NextTokenBars {
     if (!this.distribution) return;
     const { probabilities, covered } = this.distribution.applySettings(this.controls.settings);
     this.probabilities = probabilities;
-    const kept = { kept: probabilities.length, all: this.distribution.size, share: percent(covered) };
-    say(this.controls.kept, "sampling.kept", kept);
+    const counts = { candidates: probabilities.length, all: this.distribution.size, share: formatPercent(covered) };
+    setSentence(this.controls.candidates, "sampling.candidates", counts);
     let total = 0;
     let otherCount = probabilities.length;
     for (const bar of this.bars) {
-      const probability = probabilities[bar.rank] ?? 0;
-      const canBeSampled = bar.rank < probabilities.length;
+      const probability = probabilities[bar.index] ?? 0;
+      const canBeSampled = bar.index < probabilities.length;
       bar.element.hidden = !canBeSampled;
       if (canBeSampled) otherCount--;
       total += probability;
       setBar(bar, probability, probabilities[0]);
-      sayLabel(bar.button, "next_token.choose", { token: bar.label, share: bar.share.textContent });
+      setLabel(bar.button, "next_token.choose", { token: bar.label, share: bar.share.textContent });
     }
     this.others.element.hidden = !otherCount;
     setBar(this.others, otherCount ? Math.max(0, 1 - total) : 0, probabilities[0]);
-    say(this.others.name, "next_token.others", { count: otherCount });
-    say(this.total, "next_token.shown", { share: percent(otherCount ? total : 1) });
+    setSentence(this.others.name, "next_token.others", { count: otherCount });
+    setSentence(this.total, "next_token.shown", { share: formatPercent(otherCount ? total : 1) });
     this.table.fill();
   }
 
@@ -116,12 +117,12 @@ export class NextTokenBars {
 
   #tableRows() {
     const { distribution, probabilities } = this;
-    return Array.from(distribution.order.subarray(0, MAX_TABLE_ROWS), (id, rank) => [
+    return Array.from(distribution.order.subarray(0, MAX_TABLE_ROWS), (id, index) => [
       el("bdi", {}, this.#label(id)),
       String(id),
-      number(distribution.logits[id], 3),
-      percent(distribution.probabilities[rank], 2),
-      percent(probabilities[rank] ?? 0, 2),
+      formatNumber(distribution.logits[id], 3),
+      formatPercent(distribution.probabilities[index], 2),
+      formatPercent(probabilities[index] ?? 0, 2),
     ]);
   }
 
@@ -149,5 +150,6 @@ function setBar({ bar, share, element }, probability, max) {
   element.dataset.probability = probability;
   bar.style.setProperty("inline-size", `${Math.min(100, (100 * probability) / max)}%`);
   bar.classList.toggle("clipped", probability > max * 1.0001);
-  share.textContent = probability > 0 && probability < 0.0005 ? `<${percent(0.0005, 2)}` : percent(probability);
+  const isTiny = probability > 0 && probability < 0.0005;
+  share.textContent = isTiny ? `<${formatPercent(0.0005, 2)}` : formatPercent(probability);
 }

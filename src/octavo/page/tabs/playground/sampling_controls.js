@@ -1,7 +1,7 @@
 // The sliders for temperature, top-k and top-p.
 
 import { el } from "octavo/dom";
-import { count, number, t } from "octavo/i18n";
+import { formatCount, formatNumber, t } from "octavo/i18n";
 
 const TOP_K = [1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 75, 100, 150, 200, 300, 500, 750, 1000];
 
@@ -14,16 +14,16 @@ export class SamplingControls {
     this.temperature = slider("temperature", { min: 0, max: 2, step: 0.05, value: 0.8 });
     this.topK = slider("topk", { min: 1, max: this.topKValues.length, step: 1, value: this.topKValues.length });
     this.topP = slider("topp", { min: 0.05, max: 1, step: 0.01, value: 1 });
-    this.kept = el("p", { class: "kept" }); // filled by NextTokenBars
+    this.candidates = el("p", { class: "candidates" }); // the number of tokens that remain; filled by NextTokenBars
     this.element = el(
       "fieldset",
       { class: "sampling" },
-      el("legend", { say: "sampling.title" }),
+      el("legend", { textKey: "sampling.title" }),
       this.temperature.element,
       this.topK.element,
       this.topP.element,
-      this.kept,
-      el("button", { type: "button", class: "small", say: "sampling.own", onclick: () => this.reset() }),
+      this.candidates,
+      el("button", { type: "button", class: "small", textKey: "sampling.own", onclick: () => this.reset() }),
     );
   }
 
@@ -56,9 +56,9 @@ export class SamplingControls {
 
   showValues() {
     const { temperature, topK, topP } = this.settings;
-    this.temperature.show(number(temperature, 2));
-    this.topK.show(topK ? count(topK) : t("sampling.all"));
-    this.topP.show(number(topP, 2));
+    this.temperature.show(formatNumber(temperature, 2));
+    this.topK.show(topK ? formatCount(topK) : t("sampling.all"));
+    this.topP.show(formatNumber(topP, 2));
   }
 
   #update() {
@@ -76,10 +76,10 @@ class Slider {
     this.element = el(
       "div",
       { class: "slider" },
-      el("label", { for: id, say: `sampling.${name}` }),
+      el("label", { for: id, textKey: `sampling.${name}` }),
       this.output,
       this.input,
-      el("small", { id: `${id}-help`, say: `sampling.${name}.help` }),
+      el("small", { id: `${id}-help`, textKey: `sampling.${name}.help` }),
     );
   }
 

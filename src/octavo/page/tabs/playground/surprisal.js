@@ -1,17 +1,17 @@
 // The surprisal of each token of a text: a bar under the token, taller for more, in bits or by rank.
 //
-// The bar is a background, so no letter moves: padding, margins or borders in running text would break the joining of
+// The bar is a box shadow, so no letter moves: padding, margins or borders in running text would break the joining of
 // Arabic and Indic letters.
 
-import { fetchView, requireReadable } from "octavo/api";
-import { el, say, stackedField, tNodes } from "octavo/dom";
-import { count, number, percent, t } from "octavo/i18n";
-import { dataTable } from "octavo/pictures/table";
+import { fetchView, requireTokenizable } from "octavo/api";
+import { el, setSentence, stackedField, tNodes } from "octavo/dom";
+import { dataTable } from "octavo/figures/table";
+import { formatCount, formatNumber, formatPercent, t } from "octavo/i18n";
 import { labelChip, markLineBreak, positionsOf, tokenSpans, unknownCharacters } from "octavo/tokens";
 
 const MAX_TOKENS = 3000; // on screen
-const BIT_EDGES = [1, 2, 4, 7, 11]; // a token's level, from 0 to 5, is the number of edges that it reaches
-const RANK_EDGES = [1, 3, 10, 100, 1000]; // ... or that its rank exceeds
+const BIT_THRESHOLDS = [1, 2, 4, 7, 11]; // a token's level, from 0 to 5: the number of these that it reaches
+const RANK_THRESHOLDS = [1, 3, 10, 100, 1000]; // by rank: the number of these that the rank exceeds
 const COLUMNS = ["col.position", "col.token", "col.bits", "col.probability", "col.rank", "col.guess"];
 
 export class Surprisal {
@@ -23,17 +23,17 @@ export class Surprisal {
     this.textHolder = el("div", { class: "scrolling-text" });
     this.readout = el("p", { class: "token-readout", role: "status" });
     this.legend = el("ul", { class: "level-legend" });
-    this.measure = measureChooser(() => this.draw());
+    this.unitChooser = unitChooser(() => this.draw());
     const content = () => ({ columns: COLUMNS.map((key) => t(key)), rows: this.#tableRows() });
     this.table = dataTable(content, { label: () => t("surprisal.table") });
     this.result = el(
       "div",
       { hidden: true },
       this.average,
-      this.measure,
+      this.unitChooser,
       this.textHolder,
       this.readout,
-      el("p", { class: "quiet", say: "surprisal.legend" }),
+      el("p", { class: "quiet", textKey: "surprisal.legend" }),
       this.legend,
       this.notes,
       this.table,
@@ -45,13 +45,13 @@ export class Surprisal {
     this.element = el(
       "section",
       { class: "card surprisal" },
-      el("h2", { say: "surprisal.title" }),
-      el("p", { say: "surprisal.lead" }),
+      el("h2", { textKey: "surprisal.title" }),
+      el("p", { textKey: "surprisal.lead" }),
       el(
         "form",
         { onsubmit },
         stackedField(this.text, "surprisal.text"),
-        el("p", {}, el("button", { type: "submit", say: "surprisal.measure" })),
+        el("p", {}, el("button", { type: "submit", textKey: "surprisal.measure" })),
       ),
       this.result,
     );
@@ -68,7 +68,7 @@ export class Surprisal {
   async #fetch() {
     const text = this.text.value;
     const options = { text, unknown: "skip" };
-    await requireReadable(text, this.app.model).catch((error) => {
+    await requireTokenizable(text, this.app.model).catch((error) => {
       this.result.hidden = true; // it belongs to another text
       throw error;
     });
@@ -85,26 +85,26 @@ export class Surprisal {
 
   draw() {
     if (!this.answer) return;
-    const isByBits = this.measure.querySelector("input:checked").value === "bits";
+    const isByBits = this.unitChooser.querySelector("input:checked").value === "bits";
     this.#drawText(isByBits);
     const { loss, perplexity, bits_per_byte } = this.answer;
-    say(this.average, "surprisal.sum", {
-      bits: number(loss / Math.LN2, 2),
-      loss: number(loss, 4),
-      perplexity: number(perplexity, 2),
-      bpb: number(bits_per_byte, 3),
+    setSentence(this.average, "surprisal.sum", {
+      bits: formatNumber(loss / Math.LN2, 2),
+      loss: formatNumber(loss, 4),
+      perplexity: formatNumber(perplexity, 2),
+      bpb: formatNumber(bits_per_byte, 3),
     });
     this.#drawNotes();
-    say(this.readout, "tokens.hint");
+    setSentence(this.readout, "tokens.hint");
     this.table.fill();
   }
 
   #drawText(isByBits) {
     const { answer, groups } = this;
-    const edges = isByBits ? BIT_EDGES : RANK_EDGES;
+    const thresholds = isByBits ? BIT_THRESHOLDS : RANK_THRESHOLDS;
     const levelOf = (i) =>
-      edges.filter((edge) => (isByBits ? bitsAt(answer, i) >= edge : answer.rank[i] > edge)).length;
-    const counts = Array(edges.length + 1).fill(0);
+      thresholds.filter((threshold) => (isByBits ? bitsAt(answer, i) >= threshold : answer.rank[i] > threshold)).length;
+    const counts = Array(thresholds.length + 1).fill(0);
     const decorate = (span, group) => {
       markLineBreak(span, group);
       const levels = positionsOf(group).filter(Boolean).map(levelOf); // the first token has no surprisal
@@ -112,8 +112,8 @@ export class Surprisal {
       // A character of several tokens shows its most surprising one.
       if (levels.length) span.classList.add("surprisal-bar", `level-${Math.max(...levels)}`);
     };
-    const onPick = (_, group) => this.#showReadout(group);
-    this.tokenText = tokenSpans(answer.tokens, groups, { labelKey: "surprisal.text", decorate, onPick });
+    const onSpanEvent = (group) => this.#showReadout(group);
+    this.tokenText = tokenSpans(answer.tokens, groups, { labelKey: "surprisal.text", decorate, onSpanEvent });
     this.textHolder.replaceChildren(this.tokenText);
     const item = (tokenCount, level) =>
       el(
@@ -121,7 +121,7 @@ export class Surprisal {
         {},
         el("span", { class: `surprisal-bar level-${level}`, "aria-hidden": "true" }, "  "),
         el("span", {}, isByBits ? bitRange(level) : rankRange(level)),
-        el("small", {}, `× ${count(tokenCount)}`),
+        el("small", {}, `× ${formatCount(tokenCount)}`),
       );
     this.legend.replaceChildren(...counts.map(item));
   }
@@ -143,8 +143,8 @@ export class Surprisal {
       if (!i) return tNodes("tokens.first", { token });
       return tNodes("surprisal.one", {
         token,
-        bits: number(bitsAt(this.answer, i), 2),
-        share: percent(Math.exp(-surprisal[i])),
+        bits: formatNumber(bitsAt(this.answer, i), 2),
+        share: formatPercent(Math.exp(-surprisal[i])),
         rank: rank[i],
         guess: labelChip(guesses[i]),
       });
@@ -157,8 +157,8 @@ export class Surprisal {
     const row = (token, i) => [
       String(i),
       el("bdi", {}, token.label),
-      number(bitsAt(this.answer, i), 2),
-      percent(Math.exp(-surprisal[i]), 2),
+      formatNumber(bitsAt(this.answer, i), 2),
+      formatPercent(Math.exp(-surprisal[i]), 2),
       String(rank[i]),
       el("bdi", {}, guesses[i]),
     ];
@@ -169,23 +169,23 @@ export class Surprisal {
 const bitsAt = ({ surprisal }, i) => (surprisal[i] ?? 0) / Math.LN2;
 
 // "bits" or "rank".
-function measureChooser(onchange) {
+function unitChooser(onchange) {
   const choice = (value, i) => {
     const input = el("input", { type: "radio", name: "surprisal-by", value, checked: !i, onchange });
-    return el("label", { class: "check" }, input, el("span", { say: `surprisal.${value}` }));
+    return el("label", { class: "check" }, input, el("span", { textKey: `surprisal.${value}` }));
   };
-  const legend = el("legend", { say: "surprisal.by" });
-  return el("fieldset", { class: "line plain" }, legend, ["bits", "rank"].map(choice));
+  const legend = el("legend", { textKey: "surprisal.by" });
+  return el("fieldset", { class: "tight-row plain" }, legend, ["bits", "rank"].map(choice));
 }
 
 function bitRange(level) {
-  if (!level) return t("surprisal.below", { bits: BIT_EDGES[0] });
-  if (level === BIT_EDGES.length) return t("surprisal.above", { bits: BIT_EDGES.at(-1) });
-  return t("surprisal.from", { low: BIT_EDGES[level - 1], high: BIT_EDGES[level] });
+  if (!level) return t("surprisal.below", { bits: BIT_THRESHOLDS[0] });
+  if (level === BIT_THRESHOLDS.length) return t("surprisal.above", { bits: BIT_THRESHOLDS.at(-1) });
+  return t("surprisal.from", { low: BIT_THRESHOLDS[level - 1], high: BIT_THRESHOLDS[level] });
 }
 
 function rankRange(level) {
   if (!level) return t("surprisal.best");
-  if (level === RANK_EDGES.length) return t("surprisal.beyond", { rank: RANK_EDGES.at(-1) });
-  return t("surprisal.ranks", { low: RANK_EDGES[level - 1] + 1, high: RANK_EDGES[level] });
+  if (level === RANK_THRESHOLDS.length) return t("surprisal.beyond", { rank: RANK_THRESHOLDS.at(-1) });
+  return t("surprisal.ranks", { low: RANK_THRESHOLDS[level - 1] + 1, high: RANK_THRESHOLDS[level] });
 }

@@ -1,6 +1,6 @@
 // The text on the playground, token by token, with the chosen position and the model's window there.
 
-import { el, say } from "octavo/dom";
+import { el, setSentence } from "octavo/dom";
 import { t } from "octavo/i18n";
 import { markLineBreak, tokenSpans } from "octavo/tokens";
 
@@ -12,22 +12,22 @@ export class TextView {
     this.text = null; // its element, see `tokenSpans`
     this.hint = el("p", { class: "quiet" });
     this.holder = el("div", { class: "scrolling-text" });
-    this.element = el("div", { class: "card" }, el("h2", { say: "play.text" }), this.hint, this.holder);
-    this.tokenButtons = el("p", { class: "pieces" }); // the tokens of a chosen character that is several tokens
+    this.element = el("div", { class: "card" }, el("h2", { textKey: "play.text" }), this.hint, this.holder);
+    this.tokenButtons = el("p", { class: "character-tokens" }); // of a chosen character of several tokens
   }
 
   clear() {
     this.text = null;
     this.holder.replaceChildren();
-    say(this.hint, "play.idle");
+    setSentence(this.hint, "play.idle");
   }
 
   show(decoded) {
     this.decoded = decoded;
-    const onPick = (first, group, how) => how === "click" && this.onPick(first);
-    this.text = tokenSpans(decoded.tokens, decoded.groups, { decorate: markLineBreak, onPick });
+    const onSpanEvent = ({ first }, type) => type === "click" && this.onPick(first);
+    this.text = tokenSpans(decoded.tokens, decoded.groups, { decorate: markLineBreak, onSpanEvent });
     this.holder.replaceChildren(this.text);
-    say(this.hint, "play.hint");
+    setSentence(this.hint, "play.hint");
   }
 
   // Adds generated text, which isn't decoded into tokens yet, and scrolls to its end.
@@ -48,7 +48,7 @@ export class TextView {
       if (isChosen) span.setAttribute("aria-current", "true");
       else span.removeAttribute("aria-current");
     });
-    say(this.hint, windowStart ? "play.window" : "play.hint", { block: blockSize });
+    setSentence(this.hint, windowStart ? "play.window" : "play.hint", { block: blockSize });
     const group = groups.find((candidate) => contains(candidate) && candidate.count > 1);
     this.tokenButtons.hidden = !group;
     if (group) this.#drawTokenButtons(group, tokens, index);
@@ -68,6 +68,6 @@ export class TextView {
         token.label,
       );
     const buttons = tokens.slice(first, first + count).map(button);
-    this.tokenButtons.replaceChildren(t("next_token.pieces", { count }), " ", ...buttons);
+    this.tokenButtons.replaceChildren(t("next_token.character_tokens", { count }), " ", ...buttons);
   }
 }

@@ -1,9 +1,9 @@
 // Two words during training: the cosine of their rows of wte, compared with random pairs of equally frequent words.
 
 import { fetchView, replacedError, tokenizeWord } from "octavo/api";
-import { el, field, say, textInput } from "octavo/dom";
-import { number, t } from "octavo/i18n";
-import { lineChart } from "octavo/pictures/line_chart";
+import { el, field, setSentence, textInput } from "octavo/dom";
+import { lineChart } from "octavo/figures/line_chart";
+import { formatNumber, t } from "octavo/i18n";
 
 const EXAMPLES = [
   ["king", "queen"],
@@ -26,12 +26,12 @@ export class CosineSimilarity {
     this.card = el(
       "section",
       { class: "card", "aria-labelledby": "similarity-title" },
-      el("h2", { id: "similarity-title", say: "words.similarity.title" }),
-      el("p", { say: "words.similarity.does" }),
+      el("h2", { id: "similarity-title", textKey: "words.similarity.title" }),
+      el("p", { textKey: "words.similarity.does" }),
       this.#createForm(),
       el("div", {}, this.problem),
       this.result,
-      el("p", { class: "caveat", say: "words.similarity.caveat" }),
+      el("p", { class: "caveat", textKey: "words.similarity.caveat" }),
     );
   }
 
@@ -56,7 +56,7 @@ export class CosineSimilarity {
     stopIfReplaced();
     this.problem.hidden = !sentence;
     this.result.hidden = Boolean(sentence);
-    if (sentence) return void say(this.problem, ...sentence);
+    if (sentence) return void setSentence(this.problem, ...sentence);
     this.result.classList.toggle("stale", first.value !== pair[0] || second.value !== pair[1]);
     this.#draw(pair, answer);
   }
@@ -76,7 +76,7 @@ export class CosineSimilarity {
       { class: "row", onsubmit, onchange: submit, oninput },
       field(this.first, "common.word"),
       field(this.second, "words.similarity.with"),
-      el("button", { say: "words.show" }),
+      el("button", { textKey: "words.show" }),
     );
   }
 
@@ -89,7 +89,7 @@ export class CosineSimilarity {
       if (tokens?.length === 1) continue;
       const [other] = await this.#chooseExample();
       return tokens
-        ? ["words.similarity.pieces", { word, n: tokens.length, other }]
+        ? ["words.similarity.several_tokens", { word, n: tokens.length, other }]
         : ["words.similarity.unknown", { word, other }];
     }
     return null;
@@ -108,19 +108,21 @@ export class CosineSimilarity {
       .slice(0, 2);
   }
 
-  #draw([a, b], { against, control, history }) {
-    say(this.cosine, "words.similarity.now", { a, b, cosine: number(against.cosine, 3) });
+  #draw([a, b], { against, control: controlDescription, history }) {
+    setSentence(this.cosine, "words.similarity.now", { a, b, cosine: formatNumber(against.cosine, 3) });
+    // `controlDescription` is a sentence with the number of random pairs; a point's `control` is their mean cosine.
+    const pairCount = controlDescription?.match(/\d+/)?.[0] ?? "";
     const hasBand = history.some((point) => point.control !== null);
-    if (!history.length) say(this.bandNote, "words.similarity.none");
-    else if (hasBand) say(this.bandNote, "words.similarity.band", { control: control.match(/\d+/)?.[0] ?? "" });
-    else say(this.bandNote, "words.similarity.noband");
+    if (!history.length) setSentence(this.bandNote, "words.similarity.none");
+    else if (hasBand) setSentence(this.bandNote, "words.similarity.band", { control: pairCount });
+    else setSentence(this.bandNote, "words.similarity.noband");
     this.chartHolder.hidden = !history.length;
     if (!history.length) return;
     const column = (name) => history.map((point) => point[name]);
     const line = { label: t("words.similarity.cosine", { a, b }), values: column("against") };
     const controlLine = {
       label: t("words.similarity.control"),
-      color: "--line-6",
+      color: "--series-6",
       values: column("control"),
       band: [column("control_low"), column("control_high")],
     };

@@ -1,26 +1,34 @@
 // A word at two positions, token by token: the token's row of wte, the positions' rows of wpe, and the sums. And the
 // similarity of all rows of wpe.
 
-import { fetchView, MAX_WORD_TOKENS, offline, pageError, replacedError, savedOptions, tokenizeWord } from "octavo/api";
-import { code, el, field, say, textInput, tNodes } from "octavo/dom";
-import { exactNumber, number, t } from "octavo/i18n";
-import { matrix } from "octavo/pictures/matrix";
+import {
+  exportedOptions,
+  fetchView,
+  MAX_WORD_TOKENS,
+  offline,
+  pageError,
+  replacedError,
+  tokenizeWord,
+} from "octavo/api";
+import { code, el, field, setSentence, textInput, tNodes } from "octavo/dom";
+import { matrix } from "octavo/figures/matrix";
+import { formatNumber, formatSignificant, t } from "octavo/i18n";
 import { chip } from "octavo/tokens";
 
 const MAX_OFFERED = 12; // words of the text, as buttons
 
-export class Position {
+export class WordAtPositions {
   constructor(app) {
-    const saved = savedOptions("position")?.[0];
+    const exported = exportedOptions("position")?.[0];
     this.app = app;
-    this.word = saved?.word ?? "cat";
-    this.positions = saved?.at ?? [1, 10];
+    this.word = exported?.word ?? "cat";
+    this.positions = exported?.at ?? [1, 10];
     this.hasUserWord = false; // the user has typed or chosen a word
     this.answer = null;
     this.tokenIndex = 0; // the token of the word that is shown
     this.lastRequest = 0; // the number of the last call of `load`; earlier calls that still wait are dropped
     this.#createWordCard();
-    this.#createPositionsCard();
+    this.#createSimilarityCard();
   }
 
   async load() {
@@ -50,7 +58,7 @@ export class Position {
     );
     this.clampNote = el("p", { class: "quiet", role: "status", hidden: true });
     this.wordButtons = el("div", { class: "row" });
-    this.splitNote = el("p", { class: "quiet" });
+    this.tokenizationNote = el("p", { class: "quiet" });
     this.tokenButtons = el("div", { class: "buttons" });
     this.sumSentence = el("p");
     this.sums = matrix([]);
@@ -58,7 +66,7 @@ export class Position {
     this.result = el(
       "div",
       {},
-      this.splitNote,
+      this.tokenizationNote,
       this.tokenButtons,
       this.sumSentence,
       el("div", { class: "sum" }, this.sums),
@@ -67,8 +75,8 @@ export class Position {
     this.card = el(
       "section",
       { class: "card", "aria-labelledby": "position-title" },
-      el("h2", { id: "position-title", say: "words.position.title" }),
-      el("p", { say: "words.position.does" }),
+      el("h2", { id: "position-title", textKey: "words.position.title" }),
+      el("p", { textKey: "words.position.does" }),
       this.#createForm(),
       this.clampNote,
       this.wordButtons,
@@ -92,17 +100,17 @@ export class Position {
       field(this.wordInput, "common.word"),
       field(this.positionInputs[0], "words.at"),
       field(this.positionInputs[1], "words.and"),
-      !offline && el("button", { say: "words.show" }),
+      !offline && el("button", { textKey: "words.show" }),
     );
   }
 
-  #createPositionsCard() {
+  #createSimilarityCard() {
     this.similarity = matrix([]);
     this.similaritySentence = el("p");
-    this.positionsCard = el(
+    this.similarityCard = el(
       "section",
       { class: "card", "aria-labelledby": "wpe-title" },
-      el("h2", { id: "wpe-title", say: "words.wpe.title" }),
+      el("h2", { id: "wpe-title", textKey: "words.wpe.title" }),
       this.similaritySentence,
       this.similarity,
     );
@@ -119,7 +127,7 @@ export class Position {
     await this.app.runTask(this.card, () => this.load());
   }
 
-  // The word's tokens. If the model can't read the word that the page began with, a word of the text replaces it.
+  // The word's tokens. If the tokenizer can't encode the word that the page began with, a word of the text replaces it.
   async #chooseWord() {
     const { model, text } = this.app;
     const tokens = await tokenizeWord(model, this.word);
@@ -131,13 +139,13 @@ export class Position {
   #clampPositions(last) {
     const wanted = this.positions;
     const clamped = wanted.map((position) => Math.max(0, Math.min(position, last)));
-    const isClamped = clamped.map((position, i) => position !== wanted[i]);
+    const clampedFlags = clamped.map((position, i) => position !== wanted[i]);
     this.positions = clamped;
-    if (isClamped.some(Boolean)) this.clampNote.hidden = false; // until the user types again
-    say(this.clampNote, "words.clamped", { last });
+    if (clampedFlags.some(Boolean)) this.clampNote.hidden = false; // until the user types again
+    setSentence(this.clampNote, "words.clamped", { last });
     this.positionInputs.forEach((input, i) => {
       input.max = this.app.model.model.block_size - 1;
-      if (isClamped[i]) input.value = clamped[i]; // the user may still be typing in any other input
+      if (clampedFlags[i]) input.value = clamped[i]; // an unclamped input stays: the user may be typing in it
     });
   }
 
@@ -152,10 +160,11 @@ export class Position {
       return el("button", { type: "button", class: "small chip", onclick }, text);
     };
     this.wordButtons.hidden = offline || !words.length;
-    this.wordButtons.replaceChildren(el("span", { class: "quiet", say: "words.from" }), ...words.map(button));
+    this.wordButtons.replaceChildren(el("span", { class: "quiet", textKey: "words.from" }), ...words.map(button));
   }
 
-  // The words of the text that are short enough for any tokenizer: a token is at least a byte, or a character.
+  // The words of the text whose number of bytes (or characters), an upper bound of their number of tokens, is within
+  // the limit.
   #textWords() {
     const { model, text } = this.app;
     const isByCharacter = model.tokenizer === "char";
@@ -175,15 +184,19 @@ export class Position {
     const { answer, sums } = this;
     const { tokens, note } = answer;
     const hasSeveral = tokens.length > 1;
-    this.splitNote.hidden = !note;
-    if (note) say(this.splitNote, hasSeveral ? "words.pieces" : "words.space", { n: tokens.length });
+    this.tokenizationNote.hidden = !note;
+    const noteKey = hasSeveral ? "words.several_tokens" : "words.space";
+    if (note) setSentence(this.tokenizationNote, noteKey, { n: tokens.length });
     this.tokenButtons.hidden = !hasSeveral;
     this.tokenButtons.replaceChildren(...(hasSeveral ? tokens.map((entry, i) => this.#tokenButton(entry, i)) : []));
     const rowsOfToken = tokens[this.tokenIndex]; // a token of the word with its rows of wte, wpe and their sums
     const { token, wte, wpe, x, distance, cosine } = rowsOfToken;
     const [first, second] = rowsOfToken.at;
-    say(this.sumSentence, "words.sum", { token: chip(token), id: token.id, C: wte.length });
-    say(this.distanceSentence, "words.distance", { distance: number(distance, 3), cosine: number(cosine, 3) });
+    setSentence(this.sumSentence, "words.sum", { token: chip(token), id: token.id, C: wte.length });
+    setSentence(this.distanceSentence, "words.distance", {
+      distance: formatNumber(distance, 3),
+      cosine: formatNumber(cosine, 3),
+    });
     const names = (position) => [`wte[${token.id}]`, `+ wpe[${position}]`, `= x[${position}]`];
     sums.show([wte, wpe[0], x[0], wte, wpe[1], x[1]], {
       rows: (r) => [...names(first), ...names(second)][r],
@@ -192,7 +205,7 @@ export class Position {
       maxCell: 26,
       label: t("words.position.title"),
       cursor: sums.values.length ? undefined : [2, 0], // the first time; later it stays where the user has moved it
-      readout: (r, c) => code(sumFormula(rowsOfToken, r < 3 ? 0 : 1, c), { class: "origin" }),
+      readout: (r, c) => code(sumFormula(rowsOfToken, r < 3 ? 0 : 1, c), { class: "derivation" }),
     });
   }
 
@@ -209,8 +222,8 @@ export class Position {
   #drawPositions() {
     const { similarity } = this;
     const { positions, similarity: values } = this.answer;
-    const start = this.app.model.wpe_start === "waves" ? "words.wpe.waves" : "words.wpe.random";
-    say(this.similaritySentence, "words.wpe.does", { start: el("span", { say: start }) });
+    const init = this.app.model.wpe_init === "sinusoidal" ? "words.wpe.sinusoidal" : "words.wpe.random";
+    setSentence(this.similaritySentence, "words.wpe.does", { init: el("span", { textKey: init }) });
     const name = (i) => String(positions[i]);
     similarity.show(values, {
       rows: name,
@@ -220,13 +233,13 @@ export class Position {
       label: t("words.wpe.title"),
       cursor: similarity.values.length ? undefined : [Math.min(10, positions.length - 1), 1], // the first time
       readout: (r, c, value) =>
-        tNodes("words.wpe.cell", { a: positions[r], b: positions[c], cosine: el("b", {}, exactNumber(value)) }),
+        tNodes("words.wpe.cell", { a: positions[r], b: positions[c], cosine: el("b", {}, formatSignificant(value)) }),
     });
   }
 }
 
 function sumFormula({ token, at, wte, wpe, x }, i, c) {
-  const inBrackets = (value) => (value < 0 ? `(${exactNumber(value)})` : exactNumber(value));
+  const inParentheses = (value) => (value < 0 ? `(${formatSignificant(value)})` : formatSignificant(value));
   const names = `x[${at[i]}, ${c}] = wte[${token.id}, ${c}] + wpe[${at[i]}, ${c}]`;
-  return `${names} = ${exactNumber(wte[c])} + ${inBrackets(wpe[i][c])} = ${exactNumber(x[i][c])}`;
+  return `${names} = ${formatSignificant(wte[c])} + ${inParentheses(wpe[i][c])} = ${formatSignificant(x[i][c])}`;
 }

@@ -1,9 +1,9 @@
 // A map of the tokens: their rows of wte projected to a plane, with search and neighbors, for each kept checkpoint.
 
 import { fetchView, requireWord } from "octavo/api";
-import { el, field, say, textInput, tNodes } from "octavo/dom";
-import { number, percent, t } from "octavo/i18n";
-import { boundingBox, scatter } from "octavo/pictures/scatter";
+import { el, field, setSentence, textInput, tNodes } from "octavo/dom";
+import { boundingBox, scatter } from "octavo/figures/scatter";
+import { formatNumber, formatPercent, t } from "octavo/i18n";
 import { StepPlayer } from "octavo/tabs/positions_and_words/step_player";
 import { chip } from "octavo/tokens";
 
@@ -24,8 +24,8 @@ export class Projection {
       () => this.#updateNeighbors(),
     );
     this.sentence = el("p");
-    this.picture = scatter([], { height: 520 });
-    this.alignNote = el("p", { class: "quiet", say: "words.align" });
+    this.figure = scatter([], { height: 520 });
+    this.alignNote = el("p", { class: "quiet", textKey: "words.align" });
     this.neighborList = el("div");
     this.caveat = el("p", { class: "caveat" });
     const onsubmit = (event) => {
@@ -36,12 +36,12 @@ export class Projection {
     this.card = el(
       "section",
       { class: "card", "aria-labelledby": "projection-title" },
-      el("h2", { id: "projection-title", say: "words.projection.title" }),
+      el("h2", { id: "projection-title", textKey: "words.projection.title" }),
       this.sentence,
-      el("form", { class: "row", onsubmit }, searchField, el("button", { say: "words.find.do" })),
+      el("form", { class: "row", onsubmit }, searchField, el("button", { textKey: "words.find.do" })),
       this.neighborList,
       this.player.element,
-      this.picture,
+      this.figure,
       this.alignNote,
       this.caveat,
     );
@@ -52,7 +52,7 @@ export class Projection {
     const { model, step } = this.app;
     if (model.id !== this.modelId && typeof this.query === "number") this.#clearNeighbors(); // another model, other ids
     this.modelId = model.id;
-    say(this.sentence, "words.projection.does", { C: model.model.n_embd });
+    setSentence(this.sentence, "words.projection.does", { C: model.model.n_embd });
     this.player.setSteps(model.steps.length ? model.steps : [null], step);
     this.alignNote.hidden = model.steps.length < 2;
     await this.#fetchPoints();
@@ -100,8 +100,8 @@ export class Projection {
       answer.tokens.map((token) => lastPoints.get(token.id)),
     );
     this.points = answer.tokens.map((token, i) => ({ token, x: aligned[i][0], y: aligned[i][1] }));
-    const share = percent(answer.explained[0] + answer.explained[1], 0);
-    say(this.caveat, "words.projection.caveat", { C: app.model.model.n_embd, share });
+    const share = formatPercent(answer.explained[0] + answer.explained[1], 0);
+    setSentence(this.caveat, "words.projection.caveat", { C: app.model.model.n_embd, share });
     this.#draw({
       extent: boundingBox([...last.points, ...aligned]),
       caption: () => tNodes("words.projection.caption", { n: answer.tokens.length, V: answer.vocab_size }),
@@ -116,7 +116,7 @@ export class Projection {
     await this.#fetchNeighbors();
     await this.#fetchPoints();
     const { tokens } = this.neighbors;
-    if (tokens.length === 1) this.picture.choose(tokens[0].id);
+    if (tokens.length === 1) this.figure.moveTo(tokens[0].id);
   }
 
   // A token is requested by its id: its bytes may be a part of a character, which no text can name.
@@ -141,14 +141,14 @@ export class Projection {
   // ---- Drawing
 
   #draw(options = {}) {
-    const { picture, points, neighbors } = this;
+    const { figure, points, neighbors } = this;
     const nearIds = new Set(neighbors?.neighbors.map(({ token }) => token.id));
     const wordIds = new Set(neighbors?.tokens.map((token) => token.id));
-    const kind = (id) => (wordIds.has(id) ? "chosen" : nearIds.has(id) ? "near" : "");
-    picture.show(
+    const kind = (id) => (wordIds.has(id) ? "selected" : nearIds.has(id) ? "near" : "");
+    figure.show(
       points.map(({ token, x, y }) => ({ key: token.id, label: token.label, x, y, kind: kind(token.id) })),
       {
-        extent: picture.extent,
+        extent: figure.extent,
         label: t("words.projection.title"),
         readout: ({ key, label }) => [
           el("span", { class: "chip" }, el("bdi", {}, label)),
@@ -171,7 +171,8 @@ export class Projection {
     );
     const item = ({ token, cosine }) => {
       const onclick = () => this.#pick(token);
-      const button = el("button", { type: "button", class: "small", onclick }, chip(token), " ", number(cosine, 2));
+      const content = [chip(token), " ", formatNumber(cosine, 2)];
+      const button = el("button", { type: "button", class: "small", onclick }, content);
       return el("li", {}, button);
     };
     this.neighborList.replaceChildren(
@@ -180,14 +181,14 @@ export class Projection {
         { class: "quiet" },
         ...tNodes("words.near", { word: wordChips }),
         " ",
-        step !== null && steps.length > 1 ? `(${t("head.step.at", { step })})` : "",
+        step !== null && steps.length > 1 ? `(${t("header.step.at", { step })})` : "",
       ),
       el("ol", { class: "neighbors" }, neighbors.map(item)),
     );
   }
 }
 
-// A model without kept checkpoints has the step null, which no request names.
+// The step null means that the model has no kept checkpoints: it is left out of the request.
 const withStep = (step, options) => (step === null ? options : { ...options, step });
 
 // Rotates points [x, y], and mirrors them if that is closer, to match `targets`: orthogonal Procrustes in the plane. A

@@ -1,6 +1,6 @@
 // A slider over the steps of a run's checkpoints, with a button that plays them one after the other.
 
-import { el, say } from "octavo/dom";
+import { el, setSentence } from "octavo/dom";
 import { t } from "octavo/i18n";
 
 const STEP_TIME = 750; // milliseconds for each checkpoint while it plays
@@ -20,11 +20,11 @@ export class StepPlayer {
     this.slider = el("input", { id, type: "range", min: 0, step: 1, oninput });
     this.stepName = el("output", { class: "mono", for: id });
     const onclick = () => (this.playback ? this.stop() : this.#play());
-    this.button = el("button", { type: "button", class: "small", say: "words.play", onclick });
+    this.button = el("button", { type: "button", class: "small", textKey: "words.play", onclick });
     this.element = el(
       "div",
       { class: "scrub" },
-      el("label", { for: id, class: "quiet", say: "words.training" }),
+      el("label", { for: id, class: "quiet", textKey: "words.training" }),
       this.button,
       this.slider,
       this.stepName,
@@ -50,13 +50,13 @@ export class StepPlayer {
   // Shows the present step on the slider and beside it.
   draw() {
     this.slider.value = this.index;
-    if (this.step !== null) this.stepName.textContent = t("head.step.at", { step: this.step });
+    if (this.step !== null) this.stepName.textContent = t("header.step.at", { step: this.step });
     this.slider.setAttribute("aria-valuetext", this.stepName.textContent);
   }
 
   stop() {
     this.playback = null;
-    say(this.button, "words.play");
+    setSentence(this.button, "words.play");
   }
 
   async #goTo(index) {
@@ -65,7 +65,7 @@ export class StepPlayer {
   }
 
   async #play() {
-    say(this.button, "common.stop");
+    setSentence(this.button, "common.stop");
     const started = (this.playback = {});
     if (this.index === this.steps.length - 1) this.index = -1; // begin anew
     while (this.playback === started && this.index < this.steps.length - 1) {

@@ -1,20 +1,20 @@
-// One sentence at every kept checkpoint of a run: a head's attention, a word's neighbors and the length of the residual
+// One sentence at every kept checkpoint of a run: a head's attention, a word's neighbors and the norm of the residual
 // stream.
 //
-// Nothing is fetched until the user presses "Watch". Then the checkpoints are read one after the other, each once, the
-// newest first; checkpoints that training keeps later follow.
+// Nothing is fetched until the user presses "Watch". Then the checkpoints are evaluated one after the other, each
+// once, the newest first; checkpoints that training keeps later follow.
 
-import { fetchModels, fetchView, isAbortError, requireReadable, requireWord } from "octavo/api";
-import { el, field, say, setOptions, textInput } from "octavo/dom";
-import { count, t } from "octavo/i18n";
-import { lineChart } from "octavo/pictures/line_chart";
-import { matrix } from "octavo/pictures/matrix";
-import { shareReadout } from "octavo/pictures/share_readout";
+import { fetchModels, fetchView, isAbortError, requireTokenizable, requireWord } from "octavo/api";
+import { el, field, setOptions, setSentence, textInput } from "octavo/dom";
+import { attentionReadout } from "octavo/figures/attention_readout";
+import { lineChart } from "octavo/figures/line_chart";
+import { matrix } from "octavo/figures/matrix";
+import { formatCount, t } from "octavo/i18n";
 
 const REFRESH_TIME = 10_000; // milliseconds
 const NEIGHBORS = 5;
 const STATISTICS = ["previous", "first", "itself"];
-const STREAM_LINES = 6; // more can't be distinguished
+const STREAM_SERIES = 6; // more can't be distinguished
 
 export class CheckpointHistory {
   constructor(app) {
@@ -24,21 +24,21 @@ export class CheckpointHistory {
     this.steps = []; // their steps, sorted
     this.controller = null; // the AbortController of the requests, from "Watch" until "Stop watching"
     this.#createForm();
-    this.#createPictures();
+    this.#createFigures();
     this.element = el(
       "section",
       { class: "card history" },
-      el("h2", { say: "history.title" }),
-      el("p", { say: "history.lead" }),
+      el("h2", { textKey: "history.title" }),
+      el("p", { textKey: "history.lead" }),
       this.form,
       this.status,
       this.result,
       el(
         "p",
         { class: "caveat" },
-        el("span", { say: "common.attention_caveat" }),
+        el("span", { textKey: "common.attention_caveat" }),
         " ",
-        el("span", { say: "history.caveat" }),
+        el("span", { textKey: "history.caveat" }),
       ),
     );
   }
@@ -55,8 +55,8 @@ export class CheckpointHistory {
     this.layer = el("select", { id: "history-layer", onchange: restart });
     this.head = el("select", { id: "history-head", onchange: restart });
     const onclick = () => (this.controller ? this.stop() : this.watch());
-    this.button = el("button", { type: "button", class: "main", say: "history.watch", onclick });
-    this.status = el("p", { class: "quiet", role: "status", say: "history.cost" });
+    this.button = el("button", { type: "button", class: "main", textKey: "history.watch", onclick });
+    this.status = el("p", { class: "quiet", role: "status", textKey: "history.cost" });
     const onsubmit = (event) => {
       event.preventDefault();
       this.watch();
@@ -73,13 +73,13 @@ export class CheckpointHistory {
     );
   }
 
-  #createPictures() {
+  #createFigures() {
     const oninput = () => this.#drawStep();
     this.slider = el("input", { type: "range", id: "history-step", min: 0, max: 0, value: 0, oninput });
     this.stepName = el("output", { for: "history-step" });
     const chart = (caption, options = {}) =>
       lineChart({ x: [], series: [] }, { caption, logX: true, integerX: true, height: 220, ...options });
-    this.attention = matrix([], { scale: "share", max: 1, isHidden: (r, c) => c > r, maxCell: 30 });
+    this.attention = matrix([], { scale: "sequential", max: 1, isHidden: (r, c) => c > r, maxCell: 30 });
     this.statistics = chart(() => t("history.statistics"), { yRange: [0, 1] });
     this.stream = chart(() => t("history.stream"));
     this.neighbors = chart(() => t("history.neighbors", { word: this.word.value }));
@@ -90,7 +90,7 @@ export class CheckpointHistory {
       el(
         "div",
         { class: "scrub" },
-        el("label", { for: "history-step", say: "history.step" }),
+        el("label", { for: "history-step", textKey: "history.step" }),
         this.slider,
         this.stepName,
       ),
@@ -109,7 +109,7 @@ export class CheckpointHistory {
     const isByLetter = /char|byte/.test(this.app.model?.tokenizer);
     this.word.value ||= isByLetter ? (Array.from(firstWord)[0] ?? "") : firstWord;
     this.form.hidden = !this.models.length;
-    if (!this.models.length) say(this.status, "history.none");
+    if (!this.models.length) setSentence(this.status, "history.none");
     this.#offerHeads();
     if (this.answers.size) this.#draw();
   }
@@ -117,11 +117,11 @@ export class CheckpointHistory {
   async watch() {
     this.stop();
     const controller = (this.controller = new AbortController());
-    say(this.button, "history.stop");
+    setSentence(this.button, "history.stop");
     this.answers = new Map();
     this.step = null;
     try {
-      await this.#readNewSteps(controller.signal);
+      await this.#evaluateNewSteps(controller.signal);
       this.app.showError(this.element, null);
     } catch (error) {
       if (isAbortError(error)) return;
@@ -134,8 +134,8 @@ export class CheckpointHistory {
     this.controller?.abort();
     this.controller = null;
     clearTimeout(this.timer);
-    say(this.button, "history.watch");
-    say(this.status, this.models.length ? "history.cost" : "history.none");
+    setSentence(this.button, "history.watch");
+    setSentence(this.status, this.models.length ? "history.cost" : "history.none");
   }
 
   #setModels(models) {
@@ -156,16 +156,16 @@ export class CheckpointHistory {
 
   // ---- Data
 
-  async #readNewSteps(signal) {
+  async #evaluateNewSteps(signal) {
     const model = this.#model();
     const word = this.word.value;
     const text = { text: this.text.value, unknown: "skip" };
     const head = { layer: Number(this.layer.value), head: Number(this.head.value) };
-    await requireReadable(text.text, model);
+    await requireTokenizable(text.text, model);
     const newSteps = model.steps.filter((step) => !this.answers.has(step)).reverse();
     for (const [i, step] of newSteps.entries()) {
-      say(this.status, "history.reading", { step, at: i + 1, count: newSteps.length });
-      await this.#readStep({ model: model.id, step, ...text }, head, signal);
+      setSentence(this.status, "history.evaluating", { step, at: i + 1, count: newSteps.length });
+      await this.#evaluateStep({ model: model.id, step, ...text }, head, signal);
       if (this.answers.size) this.#draw();
     }
     if (newSteps.length && word) {
@@ -174,11 +174,11 @@ export class CheckpointHistory {
       this.neighborHistory = await fetchView("neighbors", options, { signal });
       this.#drawNeighbors();
     }
-    say(this.status, "history.watching", { count: this.answers.size });
+    setSentence(this.status, "history.watching", { count: this.answers.size });
     this.timer = setTimeout(() => this.#refresh(signal), REFRESH_TIME);
   }
 
-  async #readStep(options, head, signal) {
+  async #evaluateStep(options, head, signal) {
     try {
       const attention = await fetchView("attention", { ...options, ...head }, { signal });
       const position = attention.tokens.length - 1;
@@ -194,7 +194,7 @@ export class CheckpointHistory {
   async #refresh(signal) {
     try {
       this.#setModels((await fetchModels()).models);
-      if (!signal.aborted) await this.#readNewSteps(signal);
+      if (!signal.aborted) await this.#evaluateNewSteps(signal);
     } catch (error) {
       if (!isAbortError(error)) this.app.showError(this.element, error);
     }
@@ -228,7 +228,7 @@ export class CheckpointHistory {
   #drawStream() {
     const streams = this.steps.map((step) => this.answers.get(step).contributions.stream);
     const last = streams[0].length - 1;
-    const spread = Array.from({ length: STREAM_LINES }, (_, i) => Math.round((i * last) / (STREAM_LINES - 1)));
+    const spread = Array.from({ length: STREAM_SERIES }, (_, i) => Math.round((i * last) / (STREAM_SERIES - 1)));
     const series = [...new Set(spread)].map((stage) => ({
       label: stage ? t("layers.after", { layer: stage - 1 }) : t("layers.start"),
       values: streams.map((stream) => stream[stage]),
@@ -238,14 +238,14 @@ export class CheckpointHistory {
 
   #drawStep() {
     this.step = this.steps[this.slider.value];
-    this.stepName.textContent = count(this.step);
+    this.stepName.textContent = formatCount(this.step);
     this.slider.setAttribute("aria-valuetext", this.stepName.textContent);
     const { tokens, weights, layer, head } = this.answers.get(this.step).attention;
     this.attention.show(weights, {
       rows: (i) => tokens[i].label,
       columns: (i) => tokens[i].label,
       caption: () => t("history.attention", { layer, head, step: this.step }),
-      readout: (r, c, value) => shareReadout(tokens, r, c, value),
+      readout: (r, c, value) => attentionReadout(tokens, r, c, value),
     });
   }
 

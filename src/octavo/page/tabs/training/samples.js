@@ -1,7 +1,7 @@
 // The samples that runs generated during training, at the step of a slider, or the last step before it.
 
 import { el } from "octavo/dom";
-import { count, language, t } from "octavo/i18n";
+import { formatCount, language, t } from "octavo/i18n";
 
 export class Samples {
   constructor() {
@@ -20,16 +20,16 @@ export class Samples {
     this.sliderRow = el(
       "div",
       { class: "scrub" },
-      el("label", { for: "sample-step", say: "common.step" }),
+      el("label", { for: "sample-step", textKey: "common.step" }),
       this.slider,
       this.stepName,
     );
-    this.lead = el("p", { say: "train.samples.lead" });
-    this.emptyNote = el("p", { class: "quiet", say: "train.samples.none" });
+    this.lead = el("p", { textKey: "train.samples.lead" });
+    this.emptyNote = el("p", { class: "quiet", textKey: "train.samples.none" });
     this.element = el(
       "section",
       { class: "card" },
-      el("h2", { say: "train.samples" }),
+      el("h2", { textKey: "train.samples" }),
       this.lead,
       this.sliderRow,
       this.emptyNote,
@@ -53,7 +53,7 @@ export class Samples {
 
   #draw() {
     const step = this.steps[this.slider.value];
-    this.stepName.textContent = step === undefined ? "" : count(step);
+    this.stepName.textContent = step === undefined ? "" : formatCount(step);
     this.slider.setAttribute("aria-valuetext", this.stepName.textContent);
     const samples = this.runs
       .map(({ info, samples }) => ({ run: info.name, ...samples.findLast((sample) => sample.step <= step) }))
@@ -66,7 +66,7 @@ export class Samples {
 }
 
 function sampleElement({ run, step, text }) {
-  const title = t("train.sample.at", { run, step: count(step) });
+  const title = t("train.sample.at", { run, step: formatCount(step) });
   const properties = { class: "sample", dir: "auto", tabindex: "0", role: "region", "aria-label": title };
   return el("div", {}, el("h3", {}, title), el("pre", properties, String(text)));
 }

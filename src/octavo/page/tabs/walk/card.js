@@ -3,9 +3,9 @@
 // The axis letters: B texts, T tokens, C width, H heads of width D = C / H, V the vocabulary.
 
 import { code, el, tNodes } from "octavo/dom";
-import { compactNumber, count, exactNumber, number, percent, t } from "octavo/i18n";
-import { bars } from "octavo/pictures/bars";
-import { matrix } from "octavo/pictures/matrix";
+import { bars } from "octavo/figures/bars";
+import { matrix } from "octavo/figures/matrix";
+import { formatCompact, formatCount, formatNumber, formatPercent, formatSignificant, t } from "octavo/i18n";
 import { TokenDistribution } from "octavo/sampling";
 import { deriveCell } from "octavo/tabs/walk/derivation";
 import { axisList, fact, gpt2Facts, headsPicture, modelSizes, widthsPicture } from "octavo/tabs/walk/sizes";
@@ -24,8 +24,8 @@ export function cardContent(stage, loaded, options) {
   const sizes = modelSizes(loaded);
   const isEndOfLayer = stage.id === "plus_mlp" && layer < model.model.n_layer - 1;
   return [
-    el("h2", {}, el("span", { say: `walk.${stage.id}.title` }), code(codeName(stage, loaded, sizes))),
-    el("p", { class: "does", say: [`walk.${stage.id}.does`, { ...sizes, ...modelFacts(stage, model) }] }),
+    el("h2", {}, el("span", { textKey: `walk.${stage.id}.title` }), code(codeName(stage, loaded, sizes))),
+    el("p", { class: "does", textKey: [`walk.${stage.id}.does`, { ...sizes, ...sentenceValues(stage, model) }] }),
     code(stage.formula(sizes), { class: "formula" }),
     stageFacts(stage, loaded, sizes),
     options.showsGpt2 && gpt2Facts(stage, sizes),
@@ -38,30 +38,30 @@ export function cardContent(stage, loaded, options) {
 
 // ---- Text and sizes
 
-// h.0.mlp.c_fc = nn.Linear(128, 512); a model that was trained without biases has fewer parameters than that.
-function codeName({ lens, code, module }, { layer, stages }, sizes) {
-  const name = code.replace("{layer}", layer);
+// h.0.mlp.c_fc = nn.Linear(128, 512). Fewer parameters than those of nn.Linear with a bias mean bias=False.
+function codeName({ shapesName, nameInModel, module }, { layer, stages }, sizes) {
+  const name = nameInModel.replace("{layer}", layer);
   if (!module) return name;
   const { definition, parameters } = module(sizes);
-  const hasBias = stages.get(lens).parameters >= parameters;
+  const hasBias = stages.get(shapesName).parameters >= parameters;
   return `${name} = ${hasBias ? definition : definition.replace(")", ", bias=False)")}`;
 }
 
 // The values in the stages' sentences that depend on the model: how its embeddings were initialized, its dropout.
-function modelFacts({ id }, model) {
-  const { dropout, wte_start: wte, wpe_start: wpe } = model;
+function sentenceValues({ id }, model) {
+  const { dropout, wte_init: wte, wpe_init: wpe } = model;
   const { n_embd: C } = model.model;
-  const values = { C, bound: number(1 / Math.sqrt(C), 3) };
-  const start = {
-    wte: wte && el("span", {}, " ", tNodes(`walk.start.${wte}`, values)),
-    wpe: wpe && el("span", {}, tNodes(`walk.start.${wpe === "waves" ? "waves" : "random"}`)),
+  const values = { C, bound: formatNumber(1 / Math.sqrt(C), 3) };
+  const init = {
+    wte: wte && el("span", {}, " ", tNodes(`walk.init.${wte}`, values)),
+    wpe: wpe && el("span", {}, tNodes(`walk.init.${wpe === "sinusoidal" ? "sinusoidal" : "random"}`)),
   };
-  return { start: start[id] ?? "", dropout: exactNumber(dropout) };
+  return { init: init[id] ?? "", dropout: formatSignificant(dropout) };
 }
 
 // The shape, the parameters and the operations of the stage in the served model.
-function stageFacts({ lens, axes, module, isPerLayer }, { stages }, sizes) {
-  const { shape = [sizes.V], parameters = 0, flops = 0, times } = stages.get(lens) ?? {};
+function stageFacts({ shapesName, axes, module, isPerLayer }, { stages }, sizes) {
+  const { shape = [sizes.V], parameters = 0, flops = 0, times } = stages.get(shapesName) ?? {};
   const perLayer = (text) => (isPerLayer ? `${text} · ${t("walk.times", { n: times })}` : text);
   const shapeText = el(
     "code",
@@ -75,8 +75,8 @@ function stageFacts({ lens, axes, module, isPerLayer }, { stages }, sizes) {
     { class: "facts" },
     fact("walk.shape", shapeText),
     module?.(sizes).isTied && fact("walk.parameters", tNodes("walk.tied")),
-    parameters > 0 && fact("walk.parameters", perLayer(count(parameters))),
-    flops > 0 && fact("walk.flops", perLayer(compactNumber(flops))),
+    parameters > 0 && fact("walk.parameters", perLayer(formatCount(parameters))),
+    flops > 0 && fact("walk.flops", perLayer(formatCompact(flops))),
   );
 }
 
@@ -96,21 +96,21 @@ function textByToken({ groups, left_out, shapes: { tokens } }) {
     "div",
     { class: "aside" },
     tokenSpans(tokens, visible, { decorate }),
-    groups.some((group) => group.count > 1) && el("p", { class: "quiet", say: "text.shared" }),
-    left_out > 0 && el("p", { class: "quiet", say: ["walk.left", { n: left_out, T }] }),
+    groups.some((group) => group.count > 1) && el("p", { class: "quiet", textKey: "text.shared" }),
+    left_out > 0 && el("p", { class: "quiet", textKey: ["walk.left", { n: left_out, T }] }),
   );
 }
 
 function continueButton(layer, onContinue) {
   const onclick = () => onContinue(layer);
-  return el("p", { class: "buttons" }, el("button", { type: "button", say: ["walk.deeper", { layer }], onclick }));
+  return el("p", { class: "buttons" }, el("button", { type: "button", textKey: ["walk.deeper", { layer }], onclick }));
 }
 
 // ---- Values
 
 function valuesMatrix(stage, loaded, sizes, { cell, onCell }) {
   const { shapes, vocabulary, stages } = loaded;
-  const { values, shape, columns: tokenIds } = stages.get(stage.lens);
+  const { values, shape, columns: tokenIds } = stages.get(stage.shapesName);
   const isSquare = ["scores", "softmax"].includes(stage.id); // tokens by tokens
   const isTokenIds = stage.id === "idx";
   const isSoftmax = stage.id === "softmax";
@@ -123,22 +123,22 @@ function valuesMatrix(stage, loaded, sizes, { cell, onCell }) {
   return matrix(values, {
     rows: isTokenIds ? () => "id" : tokenName,
     columns: isSquare || isTokenIds ? tokenName : columnName,
-    scale: isTokenIds ? "plain" : isSoftmax ? "share" : "signed",
+    scale: isTokenIds ? "plain" : isSoftmax ? "sequential" : "signed",
     max: isSoftmax ? 1 : undefined,
     totals: isSoftmax ? values.map((row) => row.reduce((a, b) => a + b, 0)) : undefined,
     numbers: true,
     isHidden: isSquare ? (r, c) => c > r : undefined, // the future
     cursor,
-    onHover: (r, c) => onCell(isTokenIds ? [c, cell[1]] : [r, c]),
+    onCursorMove: (r, c) => onCell(isTokenIds ? [c, cell[1]] : [r, c]),
     caption: () => valuesCaption(stage, loaded, isTokenIds ? 1 : shape.at(-2), shape.at(-1), Boolean(tokenIds)),
     label: t(`walk.${stage.id}.title`),
     readout: (r, c, value) => deriveCell(stage.id, r, c, value, loaded, sizes),
   });
 }
 
-function valuesCaption(stage, { layer, head }, allRows, allColumns, isByToken) {
+function valuesCaption(stage, { layer, head }, allRows, allColumns, hasTokenColumns) {
   const isWhole = allRows <= MAX_SHOWN && allColumns <= MAX_SHOWN;
-  const key = isByToken ? "walk.most_likely" : isWhole ? "walk.all" : "walk.corner";
+  const key = hasTokenColumns ? "walk.most_likely" : isWhole ? "walk.all" : "walk.corner";
   const counts = {
     rows: Math.min(MAX_SHOWN, allRows),
     columns: Math.min(MAX_SHOWN, allColumns),
@@ -154,12 +154,12 @@ function valuesCaption(stage, { layer, head }, allRows, allColumns, isByToken) {
 }
 
 function nextTokenBars({ logits, vocabulary, shapes }) {
-  if (!logits.length) return el("p", { class: "quiet", say: "error.offline" });
+  if (!logits.length) return el("p", { class: "quiet", textKey: "error.offline" });
   const { order, probabilities } = new TokenDistribution(logits);
   const items = Array.from(order.subarray(0, MAX_BARS), (id, i) => ({
     label: vocabulary[id] ?? `#${id}`,
     value: probabilities[i],
-    title: `logits[${id}] = ${exactNumber(logits[id])}`,
+    title: `logits[${id}] = ${formatSignificant(logits[id])}`,
   }));
   const covered = items.reduce((sum, { value }) => sum + value, 0);
   const caption = { n: items.length, V: logits.length };
@@ -169,8 +169,8 @@ function nextTokenBars({ logits, vocabulary, shapes }) {
     el("p", {}, tNodes("walk.next.after", { token: chip(shapes.tokens.at(-1)) })),
     bars(items, {
       max: items[0].value,
-      caption: () => tNodes("walk.next.caption", { ...caption, covered: percent(covered) }),
-      columns: [t("draw.token"), t("draw.share")],
+      caption: () => tNodes("walk.next.caption", { ...caption, covered: formatPercent(covered) }),
+      columns: [t("figure.token"), t("figure.probability")],
     }),
   );
 }

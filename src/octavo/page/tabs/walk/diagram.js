@@ -1,8 +1,8 @@
 // The stages of the walk as a diagram: the residual stream runs through the layer, branches leave it and return.
 
-import { say, sayLabel, svg } from "octavo/dom";
+import { setLabel, setSentence, svg } from "octavo/dom";
+import { prefersReducedMotion } from "octavo/figures/figure";
 import { language } from "octavo/i18n";
-import { prefersReducedMotion } from "octavo/pictures/figure";
 import { STAGE_INDEX, STAGES } from "octavo/tabs/walk/stages";
 
 // In units of the SVG.
@@ -17,7 +17,7 @@ const BRANCH = LEFT + 16; // x of the line between the boxes of a branch
 // Adds a diagram of the stages to `holder`. `onPick(i)` is called when a stage is chosen. Returns
 // {show(i, layer, n_layer), focus(i)}.
 export function createDiagram(holder, onPick) {
-  const { boxes: places, height } = placeBoxes();
+  const { places, height } = placeBoxes();
   const boxes = STAGES.map((stage, i) => stageBox(stage, places[stage.id], () => onPick(i)));
   const blockTop = places.ln_1.top;
   const layerName = svg("text", { class: "layer-name", x: RIGHT - 2, y: blockTop - 25 });
@@ -31,39 +31,40 @@ export function createDiagram(holder, onPick) {
     layerLines(places),
     boxes,
   );
-  sayLabel(picture, "walk.map");
+  setLabel(picture, "walk.diagram");
   const dot = svg("circle", { class: "dot", r: 5, cx: 0, cy: 0, opacity: 0 });
   picture.append(dot);
   holder.append(picture);
 
-  const lines = [...picture.querySelectorAll("[data-to]")];
+  const lines = [...picture.querySelectorAll("[data-stage]")];
   let previous = null; // the stage that was shown last
   return {
     show(current, layer, n_layer) {
       if (current - 1 === previous) animateDot(dot, lines, STAGES[current].id);
       previous = current;
-      say(layerName, "walk.block", { layer, L: n_layer });
+      setSentence(layerName, "walk.block", { layer, L: n_layer });
       layerName.setAttribute("direction", language.dir);
       layerName.setAttribute("text-anchor", language.dir === "rtl" ? "start" : "end");
       boxes.forEach((box, i) => markBox(box, i === current));
       for (const line of lines) {
-        const { to } = line.dataset;
+        const { stage } = line.dataset;
         const isStream = line.classList.contains("stream");
-        line.classList.toggle("current", to === STAGES[current].id && !isStream);
-        if (isStream) line.style.opacity = STAGE_INDEX[to] <= current ? 1 : 0.25;
+        line.classList.toggle("current", stage === STAGES[current].id && !isStream);
+        if (isStream) line.style.opacity = STAGE_INDEX[stage] <= current ? 1 : 0.25;
       }
     },
     focus: (i) => boxes[i].focus(),
   };
 }
 
-// The boxes by stage: {left, width, top, bottom, middle, center}. Those of a branch are to the right of the stream.
+// The places of the boxes by stage: {left, width, top, bottom, middle, center}. Those of a branch are to the right of
+// the stream.
 function placeBoxes() {
-  const boxes = {};
+  const places = {};
   let y = 6;
   const place = (id, left = LEFT, right = RIGHT) => {
     const width = right - left;
-    boxes[id] = { left, width, top: y, bottom: y + BOX, middle: y + BOX / 2, center: left + width / 2 };
+    places[id] = { left, width, top: y, bottom: y + BOX, middle: y + BOX / 2, center: left + width / 2 };
   };
   const placeColumn = (ids, left, right) =>
     ids.forEach((id) => {
@@ -81,7 +82,7 @@ function placeBoxes() {
   placeColumn(["ln_2", "fc", "mlp_proj", "plus_mlp"]);
   y += 14;
   placeColumn(["ln_f", "logits", "next"], 6, WIDTH - 6);
-  return { boxes, height: y };
+  return { places, height: y };
 }
 
 function stageBox(stage, { left, width, top, middle }, onPick) {
@@ -106,12 +107,12 @@ function stageBox(stage, { left, width, top, middle }, onPick) {
           svg("text", { class: "axes", x: left + width - 8, y: top + 17.5, "text-anchor": "end" }, stage.axes),
         ],
   );
-  sayLabel(box, `walk.${stage.id}.title`);
+  setLabel(box, `walk.${stage.id}.title`);
   return box;
 }
 
-// A line that leads to the stage `to`. (A piece of the residual stream has the stage that it begins at.)
-const line = (path, to, kind = "branch") => svg("path", { d: path, class: kind, "data-to": to });
+// A line of a stage: a branch leads to its stage, a segment of the residual stream begins at its stage.
+const line = (path, stage, kind = "branch") => svg("path", { d: path, class: kind, "data-stage": stage });
 
 function embeddingLines({ idx, wte, wpe, x }) {
   return [
@@ -121,13 +122,13 @@ function embeddingLines({ idx, wte, wpe, x }) {
   ];
 }
 
-function layerLines(boxes) {
-  const leave = (id) => line(`M${STREAM} ${boxes[id].top - 9}H${BRANCH}V${boxes[id].top}`, id);
-  const follow = (from, to) => line(`M${BRANCH} ${boxes[from].bottom}V${boxes[to].top}`, to);
+function layerLines(places) {
+  const leave = (id) => line(`M${STREAM} ${places[id].top - 9}H${BRANCH}V${places[id].top}`, id);
+  const follow = (from, to) => line(`M${BRANCH} ${places[from].bottom}V${places[to].top}`, to);
   const chain = (...ids) => ids.slice(1).map((id, i) => follow(ids[i], id));
-  const rejoin = (from, sum) => line(`M${BRANCH} ${boxes[from].bottom}V${boxes[sum].middle}H${STREAM + 12}`, sum);
-  const stream = (y1, y2, to) => line(`M${STREAM} ${y1}V${y2}`, to, "stream");
-  const { x, plus_attention, plus_mlp, ln_f, logits, next } = boxes;
+  const rejoin = (from, sum) => line(`M${BRANCH} ${places[from].bottom}V${places[sum].middle}H${STREAM + 12}`, sum);
+  const stream = (y1, y2, from) => line(`M${STREAM} ${y1}V${y2}`, from, "stream");
+  const { x, plus_attention, plus_mlp, ln_f, logits, next } = places;
   return [
     leave("ln_1"),
     chain("ln_1", "qkv", "scores", "softmax", "mix", "proj"),
@@ -135,7 +136,7 @@ function layerLines(boxes) {
     leave("ln_2"),
     chain("ln_2", "fc", "mlp_proj"),
     rejoin("mlp_proj", "plus_mlp"),
-    // `show` makes a piece of the stream bright once the walk has reached the stage that the piece begins at.
+    // `show` makes a segment of the stream bright once the walk has reached the stage that the segment begins at.
     stream(x.bottom, plus_attention.middle, "x"),
     stream(plus_attention.middle, plus_mlp.middle, "plus_attention"),
     stream(plus_mlp.middle, ln_f.top, "plus_mlp"),
@@ -153,10 +154,10 @@ function markBox(box, isCurrent) {
 
 // After a step forward, a dot moves along the line that leads to the stage.
 function animateDot(dot, lines, id) {
-  const line = lines.find(({ dataset, classList }) => dataset.to === id && !classList.contains("stream"));
+  const line = lines.find(({ dataset, classList }) => dataset.stage === id && !classList.contains("stream"));
   if (!line || prefersReducedMotion()) return;
-  const [, firstPiece] = line.getAttribute("d").split("M"); // a path of two pieces would make the dot jump
-  dot.style.offsetPath = `path("M${firstPiece}")`;
+  const [, firstPart] = line.getAttribute("d").split("M"); // a path of two parts would make the dot jump
+  dot.style.offsetPath = `path("M${firstPart}")`;
   dot.animate(
     [
       { offsetDistance: "0%", opacity: 1 },

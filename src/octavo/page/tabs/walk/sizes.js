@@ -2,11 +2,11 @@
 // of how the width is split and widened.
 
 import { code, el, tNodes } from "octavo/dom";
-import { count, t } from "octavo/i18n";
+import { formatCount, t } from "octavo/i18n";
 import { countParameters, GPT2_SIZES } from "octavo/tabs/walk/stages";
 
 const AXIS_NAMES = { B: "batch_size", T: "seq_len", C: "n_embd", H: "n_head", V: "vocab_size" };
-const GPT2_POSITIONS = 1024;
+const GPT2_POSITIONS = 1024; // the block_size of GPT-2 itself; GPT2_SIZES has 512
 
 // The served model's sizes by axis letter, and the other numbers that sentences and formulas of the walk name.
 export function modelSizes({ model, layer, head, shapes }) {
@@ -17,24 +17,24 @@ export function modelSizes({ model, layer, head, shapes }) {
 
 // ---- Facts
 
-export const fact = (key, value) => el("div", {}, el("dt", { say: key }), el("dd", {}, value));
+export const fact = (key, value) => el("div", {}, el("dt", { textKey: key }), el("dd", {}, value));
 
 // The same stage in GPT-2.
 export function gpt2Facts({ axes, module, formula, isPerLayer }, sizes) {
   const shape = axes.split(" ").map((axis) => GPT2_SIZES[axis]);
   const gpt2Module = module?.(GPT2_SIZES);
   const perLayer = (text) => (isPerLayer ? `${text} · ${t("walk.times", { n: GPT2_SIZES.L })}` : text);
-  const parameters = gpt2Module && (gpt2Module.isTied ? tNodes("walk.tied") : perLayer(count(gpt2Module.parameters)));
+  const parameters = ({ isTied, parameters: n }) => (isTied ? tNodes("walk.tied") : perLayer(formatCount(n)));
   const isOtherFormula = formula(GPT2_SIZES) !== formula(sizes);
-  const all = countParameters({ ...GPT2_SIZES, block: GPT2_POSITIONS });
-  const total = el("small", {}, tNodes("walk.total.full", { positions: GPT2_POSITIONS, n: all }));
+  const fullCount = countParameters({ ...GPT2_SIZES, block: GPT2_POSITIONS });
+  const total = el("small", {}, tNodes("walk.total.full", { positions: GPT2_POSITIONS, n: fullCount }));
   return el(
     "dl",
     { class: "facts other" },
     fact("walk.gpt2.shape", code(`[${shape.join(", ")}]`, { class: "big" })),
-    gpt2Module && fact("walk.parameters", [parameters, " ", code(gpt2Module.definition)]),
+    gpt2Module && fact("walk.parameters", [parameters(gpt2Module), " ", code(gpt2Module.definition)]),
     isOtherFormula && fact("walk.formula", code(formula(GPT2_SIZES))),
-    fact("walk.total", [count(countParameters(GPT2_SIZES)), " ", total]),
+    fact("walk.total", [formatCount(countParameters(GPT2_SIZES)), " ", total]),
   );
 }
 
@@ -48,7 +48,7 @@ export function axisList(axes, sizes) {
     return `${AXIS_NAMES[axis]} = ${sizes[axis]}`;
   };
   const item = (axis) =>
-    el("li", {}, el("b", { dir: "ltr" }, `${axis} = ${meaning(axis)}`), " ", el("span", { say: `axis.${axis}` }));
+    el("li", {}, el("b", { dir: "ltr" }, `${axis} = ${meaning(axis)}`), " ", el("span", { textKey: `axis.${axis}` }));
   return el("ul", { class: "letters" }, letters.map(item));
 }
 
@@ -59,8 +59,8 @@ const pictureCaption = (isGpt2, key, values) =>
   el(
     "p",
     { class: "quiet" },
-    isGpt2 && [el("b", { say: "walk.gpt2.prefix" }), " "],
-    el("span", { say: [key, values] }),
+    isGpt2 && [el("b", { textKey: "walk.gpt2.prefix" }), " "],
+    el("span", { textKey: [key, values] }),
   );
 
 const sizesPicture = (caption, ...children) =>
@@ -78,8 +78,8 @@ export function headsPicture({ C, H, D, head }, isGpt2) {
 
 // C -> 4C -> C as bars; the width of the stage with that id is marked.
 export function widthsPicture({ C }, id, isGpt2) {
-  const bar = (share, text, isMarked = false) => {
-    const length = { "inline-size": `${100 * share}%` };
+  const bar = (ratio, text, isMarked = false) => {
+    const length = { "inline-size": `${100 * ratio}%` };
     return el(
       "div",
       { class: "width" },

@@ -2,7 +2,8 @@
 //
 // The axis letters: B texts, T tokens, C width, H heads of width D = C / H, V the vocabulary.
 
-// GPT-2 with 512 tokens and as many positions, for any number of texts. Shapes and parameter counts follow from these.
+// GPT-2 at sequence length 512, with block_size cut to 512; the batch size B is left as a letter. Shapes and parameter
+// counts follow from these.
 export const GPT2_SIZES = { B: "B", T: 512, C: 768, H: 12, D: 64, V: 50257, "4C": 3072, L: 12, block: 512 };
 
 // Modules of the model at a size: their PyTorch code, and their number of parameters.
@@ -17,8 +18,8 @@ const tiedHead = (from, to) => ({
 
 const normFormula = (name) => () => `${name}(x) = (x − mean) / √(variance + ε) · weight + bias`;
 
-// One row per stage: id, which is in the keys of its sentences; lens, its name in the view `shapes`; code, its name in
-// model.py; short, its name in the diagram; axes; module(sizes), the module that computes it; formula(sizes).
+// One row per stage: id, which is in the keys of its sentences; shapesName, its name in the view `shapes`; nameInModel,
+// its name in model.py; short, its name in the diagram; axes; module(sizes), the module that computes it; formula(sizes).
 // prettier-ignore
 const TABLE = [
   ["idx", "idx", "idx", "idx", "B T", null, () => "idx = tokenizer.encode(text)"],
@@ -41,9 +42,9 @@ const TABLE = [
   ["next", null, "softmax", "softmax", "V", null, () => "softmax(logits[0, T − 1])"],
 ];
 
-export const STAGES = TABLE.map(([id, lens, code, short, axes, module, formula]) => {
-  const isPerLayer = /^h\.|^x \+/.test(lens); // the modules of a block, and the two sums of the stream
-  return { id, lens, code, short, axes, module, formula, isPerLayer };
+export const STAGES = TABLE.map(([id, shapesName, nameInModel, short, axes, module, formula]) => {
+  const isPerLayer = /^h\.|^x \+/.test(shapesName); // the modules of a block, and the two sums of the stream
+  return { id, shapesName, nameInModel, short, axes, module, formula, isPerLayer };
 });
 
 export const STAGE_INDEX = Object.fromEntries(STAGES.map((stage, i) => [stage.id, i]));

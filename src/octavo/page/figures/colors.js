@@ -1,7 +1,7 @@
 // The theme's colors as a canvas takes them, and color scales for numbers.
 
 import { el } from "octavo/dom";
-import { exactNumber, number } from "octavo/i18n";
+import { formatNumber, formatSignificant } from "octavo/i18n";
 
 const probe = el("span", { hidden: true });
 document.head.after(probe);
@@ -15,18 +15,18 @@ export function color(name) {
 // A font of style.css: fontFamily("mono").
 export const fontFamily = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`);
 
-// Colors the background of a token in running text by a share between 0 and 1. The text stays readable.
-export function shadeSpan(span, share) {
-  const strength = Math.round(6 + 38 * Math.sqrt(Math.min(1, share)));
-  span.style.backgroundColor = share > 0.01 ? `color-mix(in srgb, var(--accent) ${strength}%, transparent)` : "";
+// Colors the background of a token in running text by a number between 0 and 1. The text stays readable.
+export function shadeSpan(span, ratio) {
+  const strength = Math.round(6 + 38 * Math.sqrt(Math.min(1, ratio)));
+  span.style.backgroundColor = ratio > 0.01 ? `color-mix(in srgb, var(--accent) ${strength}%, transparent)` : "";
 }
 
 // ---- Scales
 
 const STOPS = {
-  plain: ["--share-0", "--share-0"],
-  share: ["--share-0", "--share-1", "--share-2", "--share-3"],
-  signed: ["--minus-2", "--minus-1", "--share-0", "--plus-1", "--plus-2"],
+  plain: ["--sequential-0", "--sequential-0"],
+  sequential: ["--sequential-0", "--sequential-1", "--sequential-2", "--sequential-3"],
+  signed: ["--minus-2", "--minus-1", "--sequential-0", "--plus-1", "--plus-2"],
 };
 let ramps = {};
 
@@ -47,8 +47,8 @@ function colorRamp(kind) {
   return (ramps[kind] = Array.from({ length: 256 }, (_, i) => [bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2]]));
 }
 
-// Colors for numbers. Kind "share" goes from 0 to `max` by the square root, so that small shares are visible; "signed"
-// goes from -max to max; "plain" has no colors.
+// Colors for numbers. Kind "sequential" goes from 0 to `max` by the square root, so that small values are visible;
+// "signed" goes from -max to max; "plain" has no colors.
 export class Scale {
   constructor(kind, max) {
     Object.assign(this, { kind, max: max || 1, ramp: colorRamp(kind) });
@@ -56,7 +56,7 @@ export class Scale {
 
   rgb(value) {
     const ratio = Math.max(-1, Math.min(1, value / this.max));
-    const position = this.kind === "share" ? Math.sqrt(Math.max(0, ratio)) : (ratio + 1) / 2;
+    const position = this.kind === "sequential" ? Math.sqrt(Math.max(0, ratio)) : (ratio + 1) / 2;
     return this.ramp[Math.round(255 * position)];
   }
 
@@ -71,7 +71,7 @@ export class Scale {
   }
 
   get ticks() {
-    return this.kind === "share" ? [0, this.max / 4, this.max] : [-this.max, 0, this.max];
+    return this.kind === "sequential" ? [0, this.max / 4, this.max] : [-this.max, 0, this.max];
   }
 }
 
@@ -85,8 +85,8 @@ export function legend(scale, isCapped) {
   }
   const format = (tick) =>
     tick && Math.abs(tick) < 0.01
-      ? exactNumber(Number(tick.toPrecision(2)))
-      : number(tick, tick && Math.abs(tick) < 10 ? 2 : 0);
+      ? formatSignificant(Number(tick.toPrecision(2)))
+      : formatNumber(tick, tick && Math.abs(tick) < 10 ? 2 : 0);
   const ticks = scale.ticks.map((tick, i, all) =>
     el("span", {}, (isCapped && i === all.length - 1 ? "≥ " : "") + format(tick)),
   );

@@ -1,22 +1,22 @@
 // A matrix of numbers as a heat map, with a cursor that the pointer and the arrow keys move from cell to cell.
 
 import { code, el } from "octavo/dom";
-import { exactNumber, number, t } from "octavo/i18n";
-import { color, fontFamily, legend, Scale } from "octavo/pictures/colors";
-import { createFigure, ellipsize, figureLabel, redraw, setReadout, sizeCanvas } from "octavo/pictures/figure";
+import { color, fontFamily, legend, Scale } from "octavo/figures/colors";
+import { createFigure, ellipsize, figureLabel, redraw, setReadout, sizeCanvas } from "octavo/figures/figure";
+import { formatNumber, formatSignificant, t } from "octavo/i18n";
 
 const MAX_TABLE_CELLS = 4096; // the table of a larger matrix shows one row at a time
 const FONT_SIZE = "12px";
 
 // A heat map of `values`, rows of numbers; the rows of a lower triangle may end early. Options besides a figure's:
 //   rows, columns          (i) => name; null for `columns`: no names
-//   scale                  "signed" (default), "share" or "plain" (no colors)
+//   scale                  "signed" (default), "sequential" or "plain" (no colors)
 //   max, isCapped          the value of the strongest color; whether some values are greater
 //   numbers, digits        print the numbers into cells with room for them
 //   isHidden(r, c)         true for cells without a value, such as the future
 //   totals                 sums, printed beside the rows
 //   readout(r, c, value)   the readout, text or nodes
-//   onHover(r, c)          the cursor moved
+//   onCursorMove(r, c)     the pointer or an arrow key moved the cursor
 //   onPick(r, c)           a cell was clicked, or Enter pressed
 //   cursor                 [r, c], where to move the cursor
 //   cellHeight, maxCell    in pixels
@@ -24,8 +24,8 @@ const FONT_SIZE = "12px";
 export function matrix(values, options = {}) {
   const figure = createFigure("matrix", drawMatrix, matrixTable);
   figure.canvas = el("canvas");
-  figure.stage = el("div", { class: "stage", tabindex: "0", role: "application" }, figure.canvas);
-  figure.body.append(figure.stage);
+  figure.focusTarget = el("div", { class: "focus-target", tabindex: "0", role: "application" }, figure.canvas);
+  figure.body.append(figure.focusTarget);
   figure.cursor = [0, 0];
   figure.show = (newValues, newOptions = {}) => {
     figure.values = newValues;
@@ -34,16 +34,16 @@ export function matrix(values, options = {}) {
     figure.setOptions(newOptions);
     updateReadout(figure);
   };
-  figure.moveTo = (r, c, how = "hover") => {
+  figure.moveTo = (r, c, trigger = "move") => {
     if (r < 0 || c < 0 || r >= figure.values.length || c >= figure.columnCount) return;
     const [oldRow, oldColumn] = figure.cursor;
-    if (r === oldRow && c === oldColumn && how !== "pick") return;
+    if (r === oldRow && c === oldColumn && trigger !== "pick") return;
     figure.cursor = [r, c];
     redraw(figure);
     updateReadout(figure);
     if (r !== oldRow && !fitsInTable(figure)) figure.table.fill();
-    figure.options.onHover?.(r, c);
-    if (how === "pick") figure.options.onPick?.(r, c);
+    figure.options.onCursorMove?.(r, c);
+    if (trigger === "pick") figure.options.onPick?.(r, c);
   };
   addPointer(figure);
   addKeys(figure);
@@ -73,7 +73,7 @@ function addPointer(figure) {
 }
 
 function addKeys(figure) {
-  figure.stage.addEventListener("keydown", (event) => {
+  figure.focusTarget.addEventListener("keydown", (event) => {
     const [r, c] = figure.cursor;
     const step = event.ctrlKey || event.metaKey ? 10 : 1;
     const target = {
@@ -99,7 +99,8 @@ function updateReadout(figure) {
   const [r, c] = figure.cursor;
   if (!values.length || !figure.columnCount) return setReadout(figure, "");
   const value = values[r][c];
-  setReadout(figure, options.readout ? options.readout(r, c, value) : code(`[${r}, ${c}] = ${exactNumber(value)}`));
+  const defaultReadout = () => code(`[${r}, ${c}] = ${formatSignificant(value)}`);
+  setReadout(figure, options.readout ? options.readout(r, c, value) : defaultReadout());
 }
 
 // ---- Drawing
@@ -109,8 +110,8 @@ function drawMatrix(figure) {
   const isEmpty = !values.length || !columnCount;
   canvas.toggleAttribute("hidden", isEmpty);
   if (isEmpty) return;
-  const label = t("draw.matrix", { label: figureLabel(figure), rows: values.length, columns: columnCount });
-  figure.stage.setAttribute("aria-label", label);
+  const label = t("figure.matrix", { label: figureLabel(figure), rows: values.length, columns: columnCount });
+  figure.focusTarget.setAttribute("aria-label", label);
   const layout = (figure.layout = measureLayout(figure));
   const context = sizeCanvas(canvas, layout.canvasWidth, layout.canvasHeight);
   const scale = new Scale(options.scale ?? "signed", options.max ?? largestValue(figure));
@@ -141,12 +142,13 @@ function measureLayout({ options, values, canvas, body, columnCount }) {
   const minHeight = rowCount <= 40 ? 15 : rowCount <= 80 ? 8 : 0;
   const cellHeight = options.cellHeight ?? Math.max(Math.min(cellWidth, options.numbers ? 28 : 40), minHeight);
 
-  const isNumbered = columnNames.every((name) => /^\d+$/.test(name)); // numbers are never rotated
-  const isRotated = !isNumbered && widest(columnNames) > cellWidth - 4;
-  const columnStep = isNumbered
+  // Numbers are never rotated, and the steps between printed numbers are round: 1, 2, 5, 10, ...
+  const hasNumberedColumns = columnNames.every((name) => /^\d+$/.test(name));
+  const isRotated = !hasNumberedColumns && widest(columnNames) > cellWidth - 4;
+  const columnStep = hasNumberedColumns
     ? roundStep((widest(columnNames) + 8) / cellWidth)
     : Math.max(1, Math.ceil((isRotated ? 14 : 4) / cellWidth));
-  const rowStep = isNumbered ? roundStep(13 / cellHeight) : Math.max(1, Math.ceil(13 / cellHeight));
+  const rowStep = hasNumberedColumns ? roundStep(13 / cellHeight) : Math.max(1, Math.ceil(13 / cellHeight));
   const rotatedHeight = () => Math.min(72, widest(columnNames.filter((_, c) => c % columnStep === 0))) + 10;
   const top = options.columns === null ? 4 : Math.ceil(isRotated ? rotatedHeight() : 20);
 
@@ -159,7 +161,7 @@ function measureLayout({ options, values, canvas, body, columnCount }) {
     columnNames,
     rowStep,
     columnStep,
-    isNumbered,
+    hasNumberedColumns,
     isRotated,
     left,
     top,
@@ -245,14 +247,14 @@ function drawCells(context, figure, { rowCount, columnCount, cellWidth, cellHeig
 // A number for a small cell: -0.03, 12.4, 128; without its leading 0 if that is too wide.
 function fitNumber(context, value, digits, width) {
   const size = Math.abs(value);
-  const text = number(value, size >= 100 ? 0 : size >= 10 ? Math.min(1, digits) : digits);
+  const text = formatNumber(value, size >= 100 ? 0 : size >= 10 ? Math.min(1, digits) : digits);
   return context.measureText(text).width <= width ? text : text.replace(/^(\W*)0(?=[.,])/, "$1");
 }
 
 function hatchPattern(context) {
   const tile = el("canvas", { width: 6, height: 6 });
   const tileContext = tile.getContext("2d");
-  tileContext.strokeStyle = color("--line");
+  tileContext.strokeStyle = color("--border");
   tileContext.beginPath();
   tileContext.moveTo(-1, 7);
   tileContext.lineTo(7, -1);
@@ -260,9 +262,9 @@ function hatchPattern(context) {
   return context.createPattern(tile, "repeat");
 }
 
-// Whether a name is printed: every step-th one is, and the one at the cursor; names closer to that one than
-// `minDistance` are not.
-function hasName(i, cursor, step, minDistance) {
+// The name at the cursor is always printed; of the others every step-th one, unless it is within `minDistance` of the
+// cursor's.
+function isNamePrinted(i, cursor, step, minDistance) {
   if (i === cursor) return true;
   return i % step === 0 && !(step > 1 && Math.abs(i - cursor) < minDistance);
 }
@@ -270,17 +272,18 @@ function hasName(i, cursor, step, minDistance) {
 function drawRowNames(context, { cursor }, { rowCount, rowNames, rowStep, left, cellHeight, y }) {
   context.textAlign = "right";
   for (let r = 0; r < rowCount; r++) {
-    if (!hasName(r, cursor[0], rowStep, rowStep)) continue;
+    if (!isNamePrinted(r, cursor[0], rowStep, rowStep)) continue;
     context.fillStyle = color(r === cursor[0] ? "--ink" : "--quiet");
     context.fillText(ellipsize(context, rowNames[r], left - 8), left - 7, y(r) + 0.5 * cellHeight);
   }
 }
 
 function drawColumnNames(context, { cursor }, layout) {
-  const { columnCount, columnNames, columnStep, isNumbered, isRotated, top, cellWidth, x } = layout;
+  const { columnCount, columnNames, columnStep, hasNumberedColumns, isRotated, top, cellWidth, x } = layout;
   for (let c = 0; c < columnCount; c++) {
-    if (!hasName(c, cursor[1], columnStep, Math.min(columnStep, 60 / cellWidth))) continue;
-    const name = isNumbered ? columnNames[c] : ellipsize(context, columnNames[c], isRotated ? 70 : cellWidth + 8);
+    if (!isNamePrinted(c, cursor[1], columnStep, Math.min(columnStep, 60 / cellWidth))) continue;
+    const width = isRotated ? 70 : cellWidth + 8;
+    const name = hasNumberedColumns ? columnNames[c] : ellipsize(context, columnNames[c], width);
     context.fillStyle = color(c === cursor[1] ? "--ink" : "--quiet");
     context.save();
     context.translate(x(c + 0.5), top - 6);
@@ -296,9 +299,9 @@ function drawTotals(context, { options, cursor }, { rowCount, rowStep, top, cell
   context.fillStyle = color("--quiet");
   context.fillText("Σ", canvasWidth - 4, top - 10);
   for (let r = 0; r < rowCount; r++) {
-    if (!hasName(r, cursor[0], rowStep, rowStep)) continue;
+    if (!isNamePrinted(r, cursor[0], rowStep, rowStep)) continue;
     context.fillStyle = color(r === cursor[0] ? "--ink" : "--quiet");
-    context.fillText(number(options.totals[r], 3), canvasWidth - 4, y(r) + 0.5 * cellHeight);
+    context.fillText(formatNumber(options.totals[r], 3), canvasWidth - 4, y(r) + 0.5 * cellHeight);
   }
 }
 
@@ -324,17 +327,17 @@ function matrixTable(figure) {
   const { values, options, columnCount } = figure;
   const columnNames = Array.from({ length: columnCount }, (_, c) => nameOf(options.columns, c));
   const value = (r, c) => (c >= values[r].length || options.isHidden?.(r, c) ? "" : values[r][c]);
-  const total = (r) => number(options.totals[r], 3);
+  const total = (r) => formatNumber(options.totals[r], 3);
   if (!fitsInTable(figure)) {
     const [r, column] = figure.cursor;
     return {
       before: rowChooser(figure, r, column, options.totals && ` Σ = ${total(r)}`),
-      columns: [t("draw.column"), nameOf(options.rows, r)],
+      columns: [t("figure.column"), nameOf(options.rows, r)],
       rows: columnNames.map((name, c) => [name, value(r, c)]),
     };
   }
   return {
-    columns: [t("draw.row"), ...columnNames, ...(options.totals ? ["Σ"] : [])],
+    columns: [t("figure.row"), ...columnNames, ...(options.totals ? ["Σ"] : [])],
     rows: values.map((_, r) => [
       nameOf(options.rows, r),
       ...columnNames.map((_, c) => value(r, c)),
@@ -347,6 +350,6 @@ function rowChooser(figure, row, column, total) {
   const last = figure.values.length - 1;
   const onchange = () => figure.moveTo(clamp(input.valueAsNumber || 0, last), column);
   const input = el("input", { type: "number", min: 0, max: last, value: row, onchange });
-  const label = el("label", { class: "field" }, el("span", {}, t("draw.row")), input);
+  const label = el("label", { class: "field" }, el("span", {}, t("figure.row")), input);
   return el("p", {}, label, total && el("span", { class: "quiet" }, total));
 }

@@ -1,29 +1,30 @@
-// What all pictures of numbers share: a <figure> with caption, picture, readout (the value under the pointer or the
-// keyboard's cursor), legend, and all values as a table. It is drawn again when theme, language or width change.
+// What all figures share: a <figure> with caption, drawing, readout (the value under the pointer or the keyboard's
+// cursor), legend, and all values as a table. It is drawn again when theme, language or width change.
 //
-// A picture is a function that returns such a figure with `.show(data, options)`: new data or new options in the same
-// figure. Pictures read left to right in every language, as the formulas beside them do; only captions follow the page.
+// The functions arcs, bars, lineChart, matrix and scatter create such a figure with `.show(data, options)`: new data or
+// new options in the same figure. Figures read left to right in every language, as the formulas beside them do; only
+// captions follow the page.
 
 import { el } from "octavo/dom";
+import { clearColorRamps } from "octavo/figures/colors";
+import { dataTable } from "octavo/figures/table";
 import { onLanguageChange, t } from "octavo/i18n";
-import { clearColorRamps } from "octavo/pictures/colors";
-import { dataTable } from "octavo/pictures/table";
 
 const MAX_TABLE_ROWS = 600;
 
 // `draw(figure)` fills figure.body; `tableContent(figure)` returns {columns, rows} as `dataTable` takes them. Options
-// of every picture:
+// of every figure:
 //   caption   text or nodes, or a function that returns them
-//   label     the picture's name for screen readers; the caption by default
+//   label     the figure's name for screen readers; the caption by default
 export function createFigure(kind, draw, tableContent) {
-  const figure = el("figure", { class: `picture ${kind}` });
+  const figure = el("figure", { class: `figure ${kind}` });
   figure.options = {};
   figure.caption = el("figcaption");
   figure.body = el("div", { class: "body", dir: "ltr" });
   figure.readout = el("div", { class: "readout", "aria-live": "polite" });
   figure.foot = el("div", { class: "foot" });
   figure.table = dataTable(() => tableContent(figure), {
-    label: () => figureLabel(figure) || t("draw.table"),
+    label: () => figureLabel(figure) || t("figure.table"),
     dir: "ltr", // so that it begins at its first column
     maxRows: MAX_TABLE_ROWS,
   });

@@ -1,15 +1,15 @@
-// Horizontal bars: a list of named shares, and single bars that go both ways from zero.
+// Horizontal bars: a list of named probabilities, and single bars that go both ways from zero.
 
 import { el } from "octavo/dom";
-import { percent, t } from "octavo/i18n";
-import { createFigure } from "octavo/pictures/figure";
+import { createFigure } from "octavo/figures/figure";
+import { formatPercent, t } from "octavo/i18n";
 
 // items: [{label, value, title}]; the value is printed beside its bar as a percentage. Options besides a figure's:
 //   max       the value of a full bar
 //   columns   the names of the table's two columns
 export function bars(items, options = {}) {
   const figure = createFigure("bars", drawBars, ({ items, options }) => ({
-    columns: options.columns ?? [t("draw.name"), t("draw.value")],
+    columns: options.columns ?? [t("figure.name"), t("figure.value")],
     rows: items.map((item) => [item.label, item.value]),
   }));
   figure.readout.hidden = true;
@@ -31,7 +31,7 @@ function drawBars({ items, options, body }) {
       { class: "bar", title },
       el("span", { class: "name" }, el("bdi", {}, label)),
       el("span", { class: "track", "aria-hidden": "true" }, fill),
-      el("span", { class: "value" }, percent(value)),
+      el("span", { class: "value" }, formatPercent(value)),
     );
   };
   body.replaceChildren(
@@ -48,7 +48,7 @@ export function signedBar(value, values) {
   const low = Math.min(0, ...values);
   const range = Math.max(0, ...values) - low || 1;
   const offset = (number) => `${(100 * (number - low)) / range}%`;
-  const length = offset(low + Math.abs(value)); // how far that is from the axis's left end, `low`
+  const length = offset(low + Math.abs(value)); // the width of |value| in percent
   return el(
     "span",
     { class: "signed-bar", dir: "ltr", "aria-hidden": "true", style: { "--zero": offset(0) } },

@@ -1,9 +1,9 @@
 // Curves. uPlot draws the plot; this file adds keyboard control, axis names, a legend, the readout and the table.
 
 import { el, svg } from "octavo/dom";
-import { exactNumber, language, number, t } from "octavo/i18n";
-import { color, fontFamily } from "octavo/pictures/colors";
-import { createFigure, figureLabel, redraw, setReadout } from "octavo/pictures/figure";
+import { color, fontFamily } from "octavo/figures/colors";
+import { createFigure, figureLabel, redraw, setReadout } from "octavo/figures/figure";
+import { formatNumber, formatSignificant, language, t } from "octavo/i18n";
 
 const DASHES = [[], [7, 4], [2, 3], [9, 3, 2, 3], [4, 2], [12, 4]];
 const INTEGER_STEPS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 1e5, 1e6];
@@ -19,24 +19,24 @@ const loadUPlot = () =>
   ));
 
 // data: {x: [...], series: [{label, values, color, dash, width, points: true, band: [low, high]}]}; values may be null.
-// Lines differ by dash as well as by color (by default --line-1 to --line-6). Options besides a figure's:
+// Lines differ by dash as well as by color (by default --series-1 to --series-6). Options besides a figure's:
 //   xName, yName; logX, logY; height; digits of the readout
 //   yRange: [least, greatest]; integerX: ticks of x at whole numbers only
 export function lineChart(data, options = {}) {
   const figure = createFigure("lines", drawLines, ({ data, options }) => ({
     columns: [options.xName ?? "x", ...data.series.map((series) => series.label)],
-    rows: data.x.map((x, i) => [exactNumber(x), ...data.series.map((series) => series.values[i] ?? null)]),
+    rows: data.x.map((x, i) => [formatSignificant(x), ...data.series.map((series) => series.values[i] ?? null)]),
   }));
-  figure.stage = el("div", { class: "stage", tabindex: "0", role: "application" });
-  figure.body.append(figure.stage);
+  figure.focusTarget = el("div", { class: "focus-target", tabindex: "0", role: "application" });
+  figure.body.append(figure.focusTarget);
   addKeys(figure);
   figure.show = (newData, newOptions = {}) => {
     const oldLast = (figure.data?.x.length ?? 0) - 1;
     const isAtEnd = figure.cursor === undefined || figure.cursor === oldLast;
-    const canAppend = figure.plot && figure.data && hasSameLines(figure.data, newData);
+    const canKeepPlot = figure.plot && figure.data && hasSameLines(figure.data, newData);
     if (isAtEnd) figure.cursor = newData.x.length - 1;
     figure.data = newData;
-    if (canAppend && !Object.keys(newOptions).length && figure.body.clientWidth) {
+    if (canKeepPlot && !Object.keys(newOptions).length && figure.body.clientWidth) {
       figure.plot.setData(plotColumns(newData)); // cheap, for curves that grow
       updateReadout(figure);
       figure.table.fill();
@@ -52,7 +52,7 @@ function hasSameLines(data, other) {
 }
 
 function addKeys(figure) {
-  figure.stage.addEventListener("keydown", (event) => {
+  figure.focusTarget.addEventListener("keydown", (event) => {
     const last = figure.data.x.length - 1;
     const current = figure.cursor ?? last;
     const step = event.ctrlKey || event.metaKey ? 10 : 1;
@@ -77,21 +77,21 @@ function updateReadout(figure) {
   const pair = (name, value) => el("span", { class: "pair" }, name, " ", el("b", {}, value));
   const values = data.series
     .filter((series) => series.values[cursor] !== null && series.values[cursor] !== undefined)
-    .map((series) => pair(el("bdi", {}, series.label), number(series.values[cursor], options.digits ?? 3)));
-  setReadout(figure, [pair(options.xName ?? "x", exactNumber(data.x[cursor])), ...values]);
+    .map((series) => pair(el("bdi", {}, series.label), formatNumber(series.values[cursor], options.digits ?? 3)));
+  setReadout(figure, [pair(options.xName ?? "x", formatSignificant(data.x[cursor])), ...values]);
 }
 
 // ---- Drawing
 
 function drawLines(figure) {
-  const { data, options, stage } = figure;
+  const { data, options, focusTarget } = figure;
   figure.plot?.destroy();
   figure.plot = null;
   const names = data.series.map((series) => series.label).join(", ");
-  stage.setAttribute("aria-label", t("draw.lines", { label: figureLabel(figure), names }));
+  focusTarget.setAttribute("aria-label", t("figure.lines", { label: figureLabel(figure), names }));
   if (!globalThis.uPlot) return void loadUPlot().then(() => redraw(figure));
-  const strokes = data.series.map((series, i) => color(series.color ?? `--line-${(i % 6) + 1}`));
-  figure.plot = new uPlot(plotSettings(figure, strokes), plotColumns(data), stage);
+  const strokes = data.series.map((series, i) => color(series.color ?? `--series-${(i % 6) + 1}`));
+  figure.plot = new uPlot(plotSettings(figure, strokes), plotColumns(data), focusTarget);
   const axisNames = [
     ["x", options.xName],
     ["y", options.yName],
@@ -120,7 +120,7 @@ function plotSettings(figure, strokes) {
   const axis = {
     stroke: color("--quiet"),
     font: "12px " + fontFamily("sans"),
-    grid: { stroke: color("--line"), width: 1 },
+    grid: { stroke: color("--border"), width: 1 },
     ticks: { show: false },
     gap: 6,
     values: (_, ticks) => ticks.map(formatTick),

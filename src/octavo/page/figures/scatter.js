@@ -1,8 +1,7 @@
-// Named points in a plane: the pointer or the arrow keys choose a point; the picture can be dragged and zoomed.
+// Named points in a plane: the pointer or the arrow keys choose a point; the figure can be dragged and zoomed.
 
 import { el } from "octavo/dom";
-import { t } from "octavo/i18n";
-import { color, fontFamily } from "octavo/pictures/colors";
+import { color, fontFamily } from "octavo/figures/colors";
 import {
   createFigure,
   ellipsize,
@@ -11,31 +10,32 @@ import {
   redraw,
   setReadout,
   sizeCanvas,
-} from "octavo/pictures/figure";
+} from "octavo/figures/figure";
+import { t } from "octavo/i18n";
 
 const MAX_ZOOM = 40;
 const MAX_NAMES = 150;
 const ANIMATION_TIME = 400; // milliseconds
 const NO_ANIMATION = -1e9; // a start so long ago that the animation is over
 
-// points: [{key, label, x, y, kind}], where kind is "", "chosen" or "near". A point whose key was in the last data moves
-// to its new place in an animation. Options besides a figure's:
-//   extent           [[left, right], [low, high]] of the picture
+// points: [{key, label, x, y, kind}], where kind is "", "selected" or "near". A point whose key was in the last data
+// moves to its new place in an animation. Options besides a figure's:
+//   extent           [[left, right], [low, high]] of the figure
 //   columns          the names of the table's columns
 //   onPick(key)      a point was clicked, or Enter pressed
 //   readout(point)   the readout, text or nodes
 export function scatter(points, options = {}) {
   const figure = createFigure("scatter", drawScatter, ({ points, options }) => ({
-    columns: options.columns ?? [t("draw.token"), "1", "2"],
+    columns: options.columns ?? [t("figure.token"), "1", "2"],
     rows: points.map((point) => [point.label, point.x, point.y]),
   }));
   figure.canvas = el("canvas");
-  figure.stage = el("div", { class: "stage", tabindex: "0", role: "application" }, figure.canvas);
-  figure.body.append(figure.stage, zoomButtons(figure));
-  figure.viewport = { scale: 1, x: 0, y: 0 }; // x, y: how far the points are dragged, in their own units
-  figure.places = new Map(); // key -> [x, y], where each point is at this moment of the animation, in the same units
+  figure.focusTarget = el("div", { class: "focus-target", tabindex: "0", role: "application" }, figure.canvas);
+  figure.body.append(figure.focusTarget, zoomButtons(figure));
+  figure.viewport = { scale: 1, x: 0, y: 0 }; // x, y: how far the points are dragged, in data units
+  figure.places = new Map(); // key -> [x, y], where each point is at this moment of the animation, in data units
   figure.pixels = new Map(); // the same in pixels
-  figure.chosen = null;
+  figure.cursorKey = null; // the key of the point under the pointer or the keyboard's cursor
   figure.show = (newPoints, newOptions = {}) => {
     const { places } = figure;
     figure.points = newPoints;
@@ -46,12 +46,12 @@ export function scatter(points, options = {}) {
     if (figure.startTime !== NO_ANIMATION) requestAnimationFrame(() => animate(figure));
     updateReadout(figure);
   };
-  figure.choose = (key, how = "hover") => {
-    if (figure.chosen === key && how !== "pick") return;
-    figure.chosen = key;
+  figure.moveTo = (key, trigger = "move") => {
+    if (figure.cursorKey === key && trigger !== "pick") return;
+    figure.cursorKey = key;
     redraw(figure);
     updateReadout(figure);
-    if (how === "pick") figure.options.onPick?.(key);
+    if (trigger === "pick") figure.options.onPick?.(key);
   };
   addPointer(figure);
   addKeys(figure);
@@ -68,8 +68,9 @@ export function boundingBox(points) {
 }
 
 function updateReadout(figure) {
-  const point = figure.points.find((candidate) => candidate.key === figure.chosen);
-  setReadout(figure, point ? (figure.options.readout?.(point) ?? el("bdi", {}, point.label)) : t("draw.scatter.none"));
+  const point = figure.points.find((candidate) => candidate.key === figure.cursorKey);
+  if (!point) return setReadout(figure, t("figure.scatter.none"));
+  setReadout(figure, figure.options.readout?.(point) ?? el("bdi", {}, point.label));
 }
 
 // ---- Zoom, pointer and keys
@@ -85,13 +86,13 @@ const resetZoom = (figure) => zoom(figure, 0); // the smallest scale, which show
 
 function zoomButtons(figure) {
   const button = (text, key, onclick) =>
-    el("button", { type: "button", class: "small", sayLabel: key, sayTitle: key, onclick }, text);
+    el("button", { type: "button", class: "small", labelKey: key, titleKey: key, onclick }, text);
   return el(
     "div",
     { class: "zoom" },
-    button("+", "draw.zoom_in", () => zoom(figure, 1.5)),
-    button("−", "draw.zoom_out", () => zoom(figure, 1 / 1.5)),
-    button("⟲", "draw.zoom_reset", () => resetZoom(figure)),
+    button("+", "figure.zoom_in", () => zoom(figure, 1.5)),
+    button("−", "figure.zoom_out", () => zoom(figure, 1 / 1.5)),
+    button("⟲", "figure.zoom_reset", () => resetZoom(figure)),
   );
 }
 
@@ -120,17 +121,17 @@ function addPointer(figure) {
       redraw(figure);
     } else if (!event.buttons) {
       const key = nearest(event);
-      if (key !== null) figure.choose(key);
+      if (key !== null) figure.moveTo(key);
     }
   });
   canvas.addEventListener("click", (event) => {
     const key = (drag?.distance ?? 0) < 6 ? nearest(event) : null;
     drag = null;
-    if (key !== null) figure.choose(key, "pick");
+    if (key !== null) figure.moveTo(key, "pick");
   });
   const onWheel = (event) => {
     if (!event.ctrlKey && viewport.scale === 1 && event.deltaY > 0) return; // the wheel scrolls the page
-    if (!event.ctrlKey && !figure.stage.matches(":focus-within")) return;
+    if (!event.ctrlKey && !figure.focusTarget.matches(":focus-within")) return;
     event.preventDefault();
     zoom(figure, event.deltaY < 0 ? 1.2 : 1 / 1.2);
   };
@@ -138,31 +139,32 @@ function addPointer(figure) {
 }
 
 function addKeys(figure) {
-  figure.stage.addEventListener("keydown", (event) => {
+  figure.focusTarget.addEventListener("keydown", (event) => {
     const direction = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp: [0, -1] }[event.key];
-    if (direction) chooseNext(figure, ...direction);
+    if (direction) moveTowards(figure, ...direction);
     else if (event.key === "+" || event.key === "=") zoom(figure, 1.5);
     else if (event.key === "-") zoom(figure, 1 / 1.5);
     else if (event.key === "0" || event.key === "Escape") resetZoom(figure);
-    else if ((event.key === "Enter" || event.key === " ") && figure.chosen !== null)
-      figure.choose(figure.chosen, "pick");
+    else if ((event.key === "Enter" || event.key === " ") && figure.cursorKey !== null)
+      figure.moveTo(figure.cursorKey, "pick");
     else return;
     event.preventDefault();
     event.stopPropagation();
   });
 }
 
-// Chooses the nearest point in a direction.
-function chooseNext(figure, dx, dy) {
-  const [x, y] = figure.pixels.get(figure.chosen) ?? [0, 0];
+// Moves the cursor to the nearest point in a direction.
+function moveTowards(figure, dx, dy) {
+  const [x, y] = figure.pixels.get(figure.cursorKey) ?? [0, 0];
   let best = { key: null, distance: Infinity };
   for (const [key, [px, py]] of figure.pixels) {
     const ahead = (px - x) * dx + (py - y) * dy;
     const aside = Math.abs((px - x) * dy) + Math.abs((py - y) * dx);
     const distance = ahead + 2 * aside;
-    if (key !== figure.chosen && ahead > 0 && aside <= 2 * ahead && distance < best.distance) best = { key, distance };
+    const isAhead = key !== figure.cursorKey && ahead > 0 && aside <= 2 * ahead;
+    if (isAhead && distance < best.distance) best = { key, distance };
   }
-  if (best.key !== null) figure.choose(best.key);
+  if (best.key !== null) figure.moveTo(best.key);
 }
 
 // ---- Drawing
@@ -174,8 +176,8 @@ function animate(figure) {
 
 function drawScatter(figure) {
   const { canvas, points, body } = figure;
-  const label = t("draw.scatter", { label: figureLabel(figure), n: points.length });
-  figure.stage.setAttribute("aria-label", label);
+  const label = t("figure.scatter", { label: figureLabel(figure), n: points.length });
+  figure.focusTarget.setAttribute("aria-label", label);
   const width = body.clientWidth;
   const height = Math.round(Math.min(figure.options.height ?? 460, Math.max(300, width * 0.72)));
   const context = sizeCanvas(canvas, width, height);
@@ -209,7 +211,7 @@ function placePoints(figure, width, height) {
 }
 
 function drawAxes(context, [x, y], width, height) {
-  context.strokeStyle = color("--line");
+  context.strokeStyle = color("--border");
   context.beginPath();
   context.moveTo(x, 0);
   context.lineTo(x, height);
@@ -218,28 +220,29 @@ function drawAxes(context, [x, y], width, height) {
   context.stroke();
 }
 
-const priority = (point, chosen) => (point.key === chosen ? 3 : 0) + ({ chosen: 2, near: 1 }[point.kind] ?? 0);
+// The point at the cursor has 3 or more, selected points 2, neighbors 1, all others 0.
+const priority = (point, cursorKey) => (point.key === cursorKey ? 3 : 0) + ({ selected: 2, near: 1 }[point.kind] ?? 0);
 
-// Names go beside their points while there is room. Chosen points and neighbors come first and always get their name.
-function drawNames(context, { points, pixels, chosen }, width, height) {
+// Names go beside their points while there is room. Points with a priority come first, and may overlap other names.
+function drawNames(context, { points, pixels, cursorKey }, width, height) {
   const occupied = []; // boxes [left, top, right, bottom]
   const isFree = (box) =>
     !occupied.some((other) => box[0] < other[2] && box[2] > other[0] && box[1] < other[3] && box[3] > other[1]);
   context.textBaseline = "middle";
-  for (const point of [...points].sort((a, b) => priority(b, chosen) - priority(a, chosen))) {
+  for (const point of [...points].sort((a, b) => priority(b, cursorKey) - priority(a, cursorKey))) {
     const [x, y] = pixels.get(point.key);
     if (x < -20 || y < -10 || x > width + 20 || y > height + 10) continue;
-    const matters = priority(point, chosen) > 0;
-    const ink = !matters ? "--ink" : point.key === chosen || point.kind === "chosen" ? "--mark" : "--accent";
+    const matters = priority(point, cursorKey) > 0;
+    const ink = !matters ? "--ink" : point.key === cursorKey || point.kind === "selected" ? "--mark" : "--accent";
     if (matters) {
       context.fillStyle = color(ink);
-      drawDot(context, [x, y], point.kind === "chosen" ? 6 : 4.5);
+      drawDot(context, [x, y], point.kind === "selected" ? 6 : 4.5);
     }
     context.font = `${matters ? "600 13px" : "12px"} ${fontFamily("sans")}`;
     const name = ellipsize(context, point.label, 120);
     const boxes = nameBoxes(x, y, context.measureText(name).width);
     const box = boxes.slice(0, matters ? 4 : 2).find(isFree) ?? (matters ? boxes[0] : null);
-    if (!box || occupied.length > 2 * MAX_NAMES) continue;
+    if (!box || occupied.length > 2 * MAX_NAMES) continue; // two boxes per name: the name's and its dot's
     occupied.push(box, [x - 4, y - 4, x + 4, y + 4]);
     context.lineWidth = 3;
     context.strokeStyle = color("--surface");

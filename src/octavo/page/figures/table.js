@@ -1,7 +1,7 @@
-// "Show as table": all values of a picture or a list, in a <details> that is filled only while it is open.
+// "Show as table": all values of a figure or a list, in a <details> that is filled only while it is open.
 
 import { el } from "octavo/dom";
-import { exactNumber, t } from "octavo/i18n";
+import { formatSignificant, t } from "octavo/i18n";
 
 // `content()` returns {columns, rows, before}:
 //   columns   the names of the columns
@@ -9,7 +9,7 @@ import { exactNumber, t } from "octavo/i18n";
 //   before    nodes to put before the table
 // `label()` returns the table's name for screen readers. Call `.fill()` after the content has changed.
 export function dataTable(content, { label, dir = null, maxRows = Infinity }) {
-  const details = el("details", { class: "table" }, el("summary", { say: "draw.table" }));
+  const details = el("details", { class: "table" }, el("summary", { textKey: "figure.table" }));
   details.fill = () => {
     for (const old of [...details.children].slice(1)) old.remove();
     if (!details.open) return;
@@ -20,14 +20,14 @@ export function dataTable(content, { label, dir = null, maxRows = Infinity }) {
     const scroll = { class: "scroll", tabindex: "0", role: "group", "aria-label": label() };
     details.append(...[before].flat(), el("div", { ...scroll, dir }, table));
     if (rows.length > visible.length)
-      details.append(el("p", { class: "quiet" }, t("draw.more", { shown: visible.length, all: rows.length })));
+      details.append(el("p", { class: "quiet" }, t("figure.more", { shown: visible.length, all: rows.length })));
   };
   details.addEventListener("toggle", details.fill);
   return details;
 }
 
 function tableRow([header, ...cells]) {
-  const content = (cell) => (typeof cell === "number" || cell === null ? exactNumber(cell) : cell);
+  const content = (cell) => (typeof cell === "number" || cell === null ? formatSignificant(cell) : cell);
   return el(
     "tr",
     {},
