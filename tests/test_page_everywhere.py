@@ -193,7 +193,8 @@ def test_every_key_in_the_code_has_a_sentence() -> None:
     """Only keys that are literals: the tour finds those that the code composes."""
     code = "".join(path.read_text(encoding="utf-8") for path in ROOT.rglob("*.js") if "vendor" not in path.parts)
     english = load_sentences("en")
-    keys = set(re.findall(r"""(?:say\w*: |\bt\(|\btNodes\(|\bsay\(\w[\w.]*, )\[?"([a-z_]\w*(?:\.[\w']+)+)\"""", code))
+    callers = r"\b(?:text|label|title)Key: |\bt\(|\btNodes\(|\bset(?:Sentence|Label)\(\w[\w.]*, "
+    keys = set(re.findall(rf"""(?:{callers})\[?"([a-z_]\w*(?:\.[\w']+)+)\"""", code))
     assert len(keys) > 100
     assert keys - english.keys() == set()
 

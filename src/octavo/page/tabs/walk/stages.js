@@ -19,7 +19,8 @@ const tiedHead = (from, to) => ({
 const normFormula = (name) => () => `${name}(x) = (x − mean) / √(variance + ε) · weight + bias`;
 
 // One row per stage: id, which is in the keys of its sentences; shapesName, its name in the view `shapes`; nameInModel,
-// its name in model.py; short, its name in the diagram; axes; module(sizes), the module that computes it; formula(sizes).
+// its name in model.py; short, its name in the diagram; axes; module(sizes), the module that computes it;
+// formula(sizes).
 // prettier-ignore
 const TABLE = [
   ["idx", "idx", "idx", "idx", "B T", null, () => "idx = tokenizer.encode(text)"],
