@@ -92,7 +92,7 @@ def test_a_flipped_bit_in_the_manifest_is_rejected_or_harmless(bit: int, folder:
         with contextlib.suppress(OctavoError):
             checkpoint.check_manifest(folder)
             harmless += 1
-    assert harmless < len(content) / 5  # bits in white space
+    assert harmless < len(content) / 5  # bits in whitespace
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", "{}", '{"files": []}', '{"files": {"config.json": 1}}'])

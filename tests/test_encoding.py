@@ -60,7 +60,7 @@ def test_the_ids_of_chunks_are_those_of_the_whole_text(tokenizer: Tokenizer, tex
     assert ids == tokenizer.encode(text).tolist()
 
 
-def test_words_are_cut_before_white_space_and_around_the_ends_of_documents() -> None:
+def test_words_are_cut_before_whitespace_and_around_the_ends_of_documents() -> None:
     words = [word for word in split_words(b"a b  c\n\nd\n\xffe\xff\xff f") if word]
     assert words == [b"a", b" b", b"  c", b"\n\nd", b"\n", b"\xff", b"e", b"\xff", b"\xff", b" f"]
     assert split_words("a\xa0 b\u3000\nc".encode()) == ["a\xa0 b\u3000\nc".encode()]

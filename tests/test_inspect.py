@@ -358,7 +358,7 @@ def test_an_invalid_value_is_an_error(words: list[str], error: str, run: Path, e
 def views_with(option: str) -> set[str]:
     """The views that take an option."""
     option = {"text-file": "text"}.get(option, option).removesuffix("-id")
-    return set(views.views_by_flag()[option][1])
+    return set(views.command_line_flags()[option][1])
 
 
 @pytest.mark.parametrize(

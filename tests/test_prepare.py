@@ -17,7 +17,9 @@ import pytest
 from folders import contents, file_size_limit, flip_bit, truncate
 from octavo import cli, files, tokenizers
 from octavo.data.dataset import Dataset, open_dataset
+from octavo.data.file_state import FileProperties
 from octavo.data.prepare import choose_tokenizer, prepare, prepare_dataset, reopen_dataset
+from octavo.data.shards import open_npy, write_npy
 from octavo.settings import DataSettings
 from octavo.tokenizers import Tokenizer
 from preparing import data_settings, error_of, write
@@ -199,7 +201,7 @@ def test_the_tokenizer_of_a_model_overrides_the_setting(source: Path, tmp_path: 
     assert "another tokenizer" in error_of(lambda: prepare_cached(tmp_path / "prepared", "char", of_model)).message
     too_small = tokenizers.build("char", "abc")
     message = error_of(lambda: prepare_cached(source, "char", too_small)).message
-    assert "text has unknown characters" in message
+    assert "text: unknown characters" in message
 
 
 # A folder of the user's
@@ -497,6 +499,20 @@ def test_verified_files_are_not_read_again(source: Path, tmp_path: Path) -> None
     change_silently(out / "train-00000.npy")
     open_dataset(out)  # trusts them: this is what makes opening fast
     assert "train-00000" in error_of(lambda: open_dataset(out, verify=True)).message
+
+
+def test_a_property_added_to_an_earlier_record_is_saved(tmp_path: Path) -> None:
+    path = tmp_path / "ids.npy"
+    write_npy(path, np.arange(5, dtype=np.uint16))
+    make_old(tmp_path)
+    first = FileProperties(tmp_path)
+    first.sha256(path.name)
+    first.save()
+    second = FileProperties(tmp_path)
+    assert second.largest_id(open_npy(path)) == 4
+    second.save()
+    change_silently(path)
+    assert FileProperties(tmp_path).largest_id(open_npy(path)) == 4  # from the record
 
 
 def test_prepare_verify_reads_every_file_again(

@@ -24,7 +24,7 @@ from folders import contents, file_size_limit, flip_bit, truncate
 from octavo import tokenizers
 from octavo.data.dataset import Dataset, open_dataset
 from octavo.data.limits import DEFAULT_LIMITS, Limits
-from octavo.data.prepare import prepare_dataset, prepare_folder
+from octavo.data.prepare import prepare_dataset, prepare_into_folder
 from octavo.data.progress import Preparation
 from octavo.data.sampler import Sampler
 from octavo.data.shards import Shards, open_npy
@@ -33,11 +33,11 @@ from octavo.tokenizers import END_OF_TEXT
 from preparing import data_settings, error_of, write, write_jsonl
 
 SPLITS = ("train", "val")
-SMALL = Limits(chunk=100, shard=1000, progress_seconds=0)
+SMALL = Limits(chunk=100, shard_characters=1000, progress_seconds=0)
 
 
 def prepare(source: Path, out: Path, spec: str = "bpe:300", limits: Limits = DEFAULT_LIMITS, **changes: Any) -> Dataset:
-    return prepare_folder(data_settings(source, spec, **changes), out, limits).result
+    return prepare_into_folder(data_settings(source, spec, **changes), out, limits).result
 
 
 def prepare_cached(source: Path, spec: str = "bpe:300", limits: Limits = DEFAULT_LIMITS) -> Dataset:
@@ -232,7 +232,7 @@ PREPARE_AND_PRINT = """
 import sys
 from octavo.data import shards
 from octavo.data.limits import Limits
-from octavo.data.prepare import prepare_folder
+from octavo.data.prepare import prepare_into_folder
 from octavo.settings import DataSettings
 write_npy = shards.write_npy
 def write_and_print(path, ids):
@@ -240,8 +240,8 @@ def write_and_print(path, ids):
     print(path.name, flush=True)
 shards.write_npy = write_and_print
 print("ready", flush=True)
-limits = Limits(shard=10_000, chunk=2_000, single_process_characters=0)  # several processes too
-prepare_folder(DataSettings(source=sys.argv[1], tokenizer="bpe:600"), sys.argv[2], limits).result
+limits = Limits(shard_characters=10_000, chunk=2_000, single_process_characters=0)  # several processes too
+prepare_into_folder(DataSettings(source=sys.argv[1], tokenizer="bpe:600"), sys.argv[2], limits).result
 """
 
 
@@ -277,7 +277,7 @@ def test_a_preparation_killed_twenty_times_gives_a_bit_identical_dataset(tmp_pat
 def prepare_shards(source: Path, out: Path, count: int) -> tuple[Preparation[Dataset], Path]:
     """Prepare until `count` shards are written. Returns the unfinished preparation and its staging folder."""
     staging = out.with_name(f".{out.name}.preparing")
-    preparation = prepare_folder(data_settings(source, "bpe:300"), out, SMALL)
+    preparation = prepare_into_folder(data_settings(source, "bpe:300"), out, SMALL)
     steps = iter(preparation)
     while len(list(staging.glob("*.npy"))) < count:
         next(steps)
@@ -385,7 +385,7 @@ def test_training_waits_for_a_process_that_prepares_the_same_text(
 
 
 def test_a_folder_that_appears_during_the_scan_is_not_overwritten(source: Path, tmp_path: Path) -> None:
-    preparation = prepare_folder(data_settings(source), tmp_path / "out", SMALL)
+    preparation = prepare_into_folder(data_settings(source), tmp_path / "out", SMALL)
     next(iter(preparation))
     precious = write(tmp_path / "out" / "precious.txt", "mine")
     assert "not empty" in error_of(lambda: preparation.result).message
@@ -395,7 +395,9 @@ def test_a_folder_that_appears_during_the_scan_is_not_overwritten(source: Path, 
 @pytest.mark.parametrize("later", [sentences(31), sentences(29), sentences(30, seed=1), [*sentences(29), "x" * 40]])
 def test_a_text_that_changes_during_the_preparation_is_an_error(tmp_path: Path, later: list[str]) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", sentences(30))
-    preparation = prepare_folder(data_settings(source, "word:300"), tmp_path / "out", Limits(chunk=100, shard=500))
+    preparation = prepare_into_folder(
+        data_settings(source, "word:300"), tmp_path / "out", Limits(chunk=100, shard_characters=500)
+    )
     stages = []
 
     def run() -> None:

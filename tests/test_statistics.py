@@ -23,7 +23,7 @@ def test_every_count_equals_the_plain_one(tmp_path: Path, chunk: int) -> None:
     train, val = TEXT[: int(len(TEXT) * 0.9)], TEXT[int(len(TEXT) * 0.9) :]
     assert (result.name, result.documents, result.duplicates) == ("text", 1, 0)
     assert (result.characters, result.bytes) == (len(TEXT), len(TEXT.encode()))
-    assert result.different_characters == result.vocab_size == len(set(TEXT))
+    assert result.distinct_characters == result.vocab_size == len(set(TEXT))
     assert result.lines == len(TEXT.splitlines())
     assert result.longest_line == max(map(len, TEXT.splitlines()))
     assert result.repeated_lines == 29  # of the long line; the others are shorter than 20 characters
@@ -44,6 +44,22 @@ def test_duplicate_documents_are_counted(tmp_path: Path) -> None:
     assert dict(result.frequent_tokens)["<|endoftext|>"] == 60
     assert statistics(source, "char").lines == 60
     assert result.characters_per_token == round(len("".join(texts)) / sum(result.tokens.values()), 4)
+
+
+def test_statistics_with_deduplicate_are_those_of_a_text_without_the_copies(tmp_path: Path) -> None:
+    texts = [f"document {i % 40} {chr(0x100 + i % 40)}" for i in range(60)]
+    with_copies, without_copies = (
+        compute_statistics(
+            data_settings(write_jsonl(tmp_path / f"{name}.jsonl", rows), "char", deduplicate=True)
+        ).result
+        for name, rows in (("with", texts), ("without", texts[:40]))
+    )
+    assert (with_copies.documents, with_copies.duplicates) == (60, 20)
+    assert with_copies.characters_per_token == without_copies.characters_per_token
+    assert with_copies.tokens == without_copies.tokens
+    assert with_copies.lines == without_copies.lines == 40
+    assert with_copies.rare_characters == without_copies.rare_characters
+    assert with_copies.unseen_characters == without_copies.unseen_characters != []
 
 
 def test_a_prepared_folder_is_rejected(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ class Runtime:
         """The peak of memory so far, in bytes: of a GPU's tensors, or of the whole process on a CPU."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        # On Linux getrusage includes the peak of the parent process from before exec; VmHWM does not.
+        # On Linux a process inherits ru_maxrss across fork and exec, so it can be the parent's peak; VmHWM starts anew.
         with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii") as lines:
             return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
         try:
@@ -160,7 +160,7 @@ def check_model_fits(parameters: int, device: torch.device) -> None:
 
 
 def total_memory(device: torch.device) -> int | None:
-    """Bytes of memory that the GPU has, or the machine; None if the system does not report it."""
+    """Total memory in bytes: of the GPU, or of the machine for other devices; None if the system does not report it."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[1])
     if hasattr(os, "sysconf"):

@@ -71,8 +71,8 @@ class Progress:
         self.started: Started | None = None
         self._live = Live(console=self.console, transient=True, refresh_per_second=8)
         self._last_sample = ""
-        self._val_loss = "n/a"
-        self._last_plain_line = 0.0  # seconds since the start of the current stage of the preparation
+        self._val_loss: float | None = None  # of the newest evaluation
+        self._last_line_seconds = 0.0  # of the last plain line, since the start of its stage of the preparation
 
     def __enter__(self) -> "Progress":
         return self
@@ -102,7 +102,7 @@ class Progress:
                 )
             case Evaluated():
                 mark = " (best)" if event.best else ""
-                self._val_loss = f"{event.val_loss:.4f}"
+                self._val_loss = event.val_loss
                 self.console.print(
                     f"[bold]step {event.step:,}[/] · val loss [bold]{event.val_loss:.4f}[/]{mark} · train loss "
                     f"{event.train_loss:.4f} · {event.bits_per_byte:.3f} bits per byte"
@@ -123,9 +123,10 @@ class Progress:
         if self.console.is_terminal:
             self._live.start()
             self._live.update(line)
-        # Negative in a new stage, whose seconds start at 0 again.
-        elif not 0 <= event.seconds - self._last_plain_line < _PLAIN_INTERVAL:
-            self._last_plain_line = event.seconds
+            return
+        is_new_stage = event.seconds < self._last_line_seconds  # seconds start at 0 again
+        if is_new_stage or event.seconds - self._last_line_seconds >= _PLAIN_INTERVAL:
+            self._last_line_seconds = event.seconds
             if event.seconds >= _PLAIN_INTERVAL:  # a short preparation prints nothing
                 self.console.print(line)
 
@@ -154,14 +155,15 @@ class Progress:
         steps, throughput, peak = self.started.settings.max_steps, event.tokens_per_second, self.started.peak_flops
         mfu = f"{throughput * self.started.flops_per_token / peak:.1%}" if peak else "n/a"
         steps_left = steps - event.step
-        if self._val_loss == "n/a":
-            seconds_left = steps_left * (event.tokens / event.step) / max(throughput, 1e-9)
-        else:  # the elapsed time includes evaluations and checkpoints
+        if self._val_loss is None:
+            tokens_left = steps_left * (event.tokens / event.step)
+            seconds_left = tokens_left / max(throughput, 1e-9)
+        else:  # more accurate after an evaluation: the elapsed time includes evaluations and checkpoints
             seconds_left = steps_left * event.seconds / event.step
         return [
             f"step {event.step:,}/{steps:,} {event.step / steps:.0%}",
             f"loss {event.loss:.4f}",
-            f"val {self._val_loss}",
+            "val n/a" if self._val_loss is None else f"val {self._val_loss:.4f}",
             f"lr {event.learning_rate:.1e}",
             f"grad {event.grad_norm:.2f}",
             f"{throughput:,.0f} tokens/s",
@@ -200,10 +202,10 @@ class Progress:
             f"{format_duration(event.seconds)}{loss}\n"
             f"run:     [bold]{run}[/]"
         )
-        # `make train` does not activate its environment, so the commands need the path of the program.
         program = os.path.relpath(sys.argv[0])
-        is_on_path = shutil.which("octavo") or os.path.basename(program) != "octavo"
-        octavo = "octavo" if is_on_path else escape(shlex.quote(program))
+        # `make train` runs octavo without activating its environment, so the commands need the path of the program.
+        needs_path = os.path.basename(program) == "octavo" and shutil.which("octavo") is None
+        octavo = escape(shlex.quote(program)) if needs_path else "octavo"
         run = escape(shlex.quote(str(event.run)))
         resume = f"{octavo} train --resume {run}"
         if event.reason == "stopped":

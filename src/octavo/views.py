@@ -21,7 +21,7 @@ class Option:
     help: str
     flag: str
     count: int = 1  # values that the flag takes
-    is_list: bool = False  # Python and the API take a list; the flag gives its only item
+    is_list: bool = False  # a list in Python and the API; the flag gives a list of one item: --position 3 is [3]
     takes_ids: bool = False  # a token's text, or its id: the command line has --FLAG-id too
     choices: tuple[str, ...] | None = None
 
@@ -33,7 +33,7 @@ class ViewSpec:
     name: str
     summary: str
     options: tuple[str, ...] = ()
-    tab: str = ""  # the page's tab that shows it, if one does
+    tab: str = ""  # the page's tab that shows it, if one does; walk: the forward pass, step by step
     is_served: bool = True  # at POST /lens/NAME
     is_plotted: bool = False  # by `octavo.lens.plots`
     takes_preset: bool = False  # works on settings alone, without a trained model
@@ -52,10 +52,10 @@ OPTIONS = {
         _option("position", int, "N", "a position, from 0; negative: from the last (-1)"),
         _option("positions", int, "N", "a position, from 0; negative: from the last", "position", is_list=True),
         _option("token", str, "TEXT", "the token whose logit to explain; default: the most likely", takes_ids=True),
-        _option("word", str, "TEXT", "a word (cat, king)", takes_ids=True),
+        _option("word", str, "TEXT", "a word; default: cat for position, king for neighbors", takes_ids=True),
         _option("words", str, "TEXT", "a word to show, however rare", "word", is_list=True, takes_ids=True),
         _option("against", str, "TEXT", "another token to compare with", takes_ids=True),
-        _option("at", int, "N", "the two positions (1 10)", count=2),
+        _option("at", int, "N", "the two positions; default: 1 10", count=2),
         _option("top", int, "N", "how many tokens to show"),
         _option("seed", int, "N", "seed of the random token ids (0)"),
         _option(
@@ -78,7 +78,12 @@ VIEWS = {  # in the order in which a learner meets them
             "walk",
             takes_preset=True,
         ),
-        ViewSpec("tokens", "the tokens of a text, grouped by character", ("text", "unknown"), "walk"),
+        ViewSpec(
+            "tokens",
+            "the tokens of a text; tokens that together make one character are a group",
+            ("text", "unknown"),
+            "walk",
+        ),
         ViewSpec(
             "position",
             "a word at two positions: token embedding plus position embedding",
@@ -146,19 +151,19 @@ def options_from_flags(view: str, flags: Mapping[str, Any]) -> dict[str, Any]:
 
     A flag that the view does not take keeps its name; `octavo.lens.inspect` reports it as an error.
     """
-    names = {OPTIONS[name].flag: OPTIONS[name] for name in VIEWS[view].options}
+    options_by_flag = {OPTIONS[name].flag: OPTIONS[name] for name in VIEWS[view].options}
     options = {}
     for flag, value in flags.items():
-        option = names.get(flag)
+        option = options_by_flag.get(flag)
         options[option.name if option else flag] = [value] if option and option.is_list else value
     return options
 
 
-def views_by_flag() -> dict[str, tuple[list[Option], list[str]]]:
+def command_line_flags() -> dict[str, tuple[list[Option], list[str]]]:
     """The command line's flags, in the order of `OPTIONS`: the options behind each, and the views that take them."""
     flags: dict[str, tuple[list[Option], list[str]]] = {}
     for option in OPTIONS.values():
-        options, names = flags.setdefault(option.flag, ([], []))
+        options, view_names = flags.setdefault(option.flag, ([], []))
         options.append(option)
-        names += [view.name for view in VIEWS.values() if option.name in view.options]
+        view_names += [view.name for view in VIEWS.values() if option.name in view.options]
     return flags

@@ -34,7 +34,7 @@ from octavo.settings import Settings
 
 CLIENTS, SLOW_CLIENTS = 4, 50
 CAPACITY = 8 + 64  # the command's default slots and queue
-_EXCESSIVE_FIELDS = {  # each must be refused before anything is allocated for it
+_EXCESSIVE_FIELDS = {  # each must be rejected before anything is allocated for it
     "n=10^6": {"n": 10**6},
     "max_tokens=10^9": {"max_tokens": 10**9},
     "logprobs=10^6": {"logprobs": 10**6},
@@ -52,7 +52,7 @@ class ServeBenchmark:
     gap_p95_seconds: float
     gap_ratio: float  # 95th percentile to median
     tokens_per_second: float  # of these streams together
-    refused_seconds: dict[str, float]  # the slowest response to each excessive request
+    rejected_seconds: dict[str, float]  # the slowest response to each excessive request
     short_p95_seconds: float  # of short requests, one after another
     short_p95_trickling_seconds: float  # the same during a slowloris attack by `SLOW_CLIENTS` clients
     overload: dict[int, int]  # responses to ten times `CAPACITY` concurrent requests, by status
@@ -95,11 +95,11 @@ async def _measure(server: "_Server", model: str, rounds: int, ready: float) -> 
         rates.append(sum(len(times) for times in streams) / (time.perf_counter() - start))
         first_tokens += [times[0] - start for times in streams]
         gaps += [after - before for times in streams for before, after in itertools.pairwise(times)]
-    refused = {
+    rejected = {
         name: max([(await server.ask("/v1/completions", body | change))[2] for _ in range(20)])
         for name, change in _EXCESSIVE_FIELDS.items()
     }
-    refused["a body of 100 MB"] = max(
+    rejected["a body of 100 MB"] = max(
         [(await server.ask("/v1/completions", None, _EXCESSIVE_BODY_BYTES))[2] for _ in range(20)]
     )
     short = {"model": model, "prompt": "abc", "max_tokens": 4}
@@ -123,7 +123,7 @@ async def _measure(server: "_Server", model: str, rounds: int, ready: float) -> 
         gap_p95_seconds=p95,
         gap_ratio=p95 / statistics.median(gaps),
         tokens_per_second=statistics.median(rates),
-        refused_seconds=refused,
+        rejected_seconds=rejected,
         short_p95_seconds=short_p95,
         short_p95_trickling_seconds=trickling_p95,
         overload=dict(Counter(status for status, *_ in responses)),

@@ -142,9 +142,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if argv[0] not in VERBS and not argv[0].startswith("-"):
         raise unknown_name_error("verb", argv[0], VERBS)
     arguments, rest = parser.parse_known_args(argv)
-    if "words" in arguments and not any(word.startswith("-") for word in rest):
-        # `inspect RUN VIEW`: for nargs="+", argparse takes only the words before the first option.
-        arguments.words, rest = [*arguments.words, *rest], []
+    if "run_and_view" in arguments and not any(word.startswith("-") for word in rest):
+        # `inspect RUN --layer 1 VIEW`: argparse leaves a VIEW after an option in `rest`.
+        arguments.run_and_view, rest = [*arguments.run_and_view, *rest], []
     if rest:
         raise _unknown_word_error(rest[0], arguments)
     return arguments
@@ -185,7 +185,7 @@ def _defaults_for_help(argv: list[str]) -> Settings:
     try:
         arguments = preset_parser.parse_known_args(argv)[0]
     except argparse.ArgumentError:  # the real parser reports it
-        return resolve()
+        return Settings()
     preset = arguments.preset or ("finetune" if arguments.init else None)
     return resolve(preset if preset in PRESETS else None)
 

@@ -80,10 +80,10 @@ def _bench_generate(arguments: argparse.Namespace, settings: Settings) -> int:
     result = generation.benchmark_generation(model, arguments.quantize, arguments.rounds, _print_progress)
     report = (
         f"first token       {1000 * result.prefill_seconds:,.1f} ms, after a prompt of {result.prompt_tokens} tokens\n"
-        f"one text          {result.tokens_per_second:,.1f} tokens/s\n"
-        f"{result.streams} texts           {result.streams_tokens_per_second:,.1f} tokens/s, prefill included\n"
+        f"1 stream          {result.tokens_per_second:,.1f} tokens/s\n"
+        f"{result.streams} streams         {result.streams_tokens_per_second:,.1f} tokens/s, prefill included\n"
         f"reads             {result.bytes_per_token / 1e6:,.1f} MB per token: weights and KV cache\n"
-        f"memory bandwidth  {result.memory_bandwidth / 1e9:,.1f} GB/s, of which one text uses "
+        f"memory bandwidth  {result.memory_bandwidth / 1e9:,.1f} GB/s, of which one stream uses "
         f"{result.bandwidth_share:.0%}"
     )
     return print_report(arguments, result, report)
@@ -93,8 +93,8 @@ def _bench_serve(arguments: argparse.Namespace, settings: Settings) -> int:
     from octavo.benchmark import serving
 
     result = serving.benchmark_serving(arguments.run, settings, arguments.quantize, arguments.rounds, _print_progress)
-    rejected = ", ".join(f"{request} {1000 * seconds:.1f}" for request, seconds in result.refused_seconds.items())
-    overload = ", ".join(f"{count} times {status}" for status, count in sorted(result.overload.items()))
+    rejected = ", ".join(f"{request} {1000 * seconds:.1f}" for request, seconds in result.rejected_seconds.items())
+    overload = ", ".join(f"{count} with status {status}" for status, count in sorted(result.overload.items()))
     report = (
         f"ready after          {result.ready_seconds:.2f} s\n"
         f"{serving.CLIENTS} streams            first token after {1000 * result.first_token_seconds:.1f} ms, "
@@ -104,7 +104,7 @@ def _bench_serve(arguments: argparse.Namespace, settings: Settings) -> int:
         f"rejection time, ms   {rejected}\n"
         f"short request        95th percentile {1000 * result.short_p95_seconds:.1f} ms; with {serving.SLOW_CLIENTS} "
         f"clients that send a byte at a time {1000 * result.short_p95_trickling_seconds:.1f} ms\n"
-        f"overload             {overload}, of ten times as many requests as slots and queue hold\n"
+        f"overload             ten times as many requests as slots and queue hold; responses: {overload}\n"
         f"graceful shutdown    {result.drain_seconds:.2f} s after SIGTERM, with running streams completed"
     )
     return print_report(arguments, result, report)

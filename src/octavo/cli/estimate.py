@@ -47,8 +47,9 @@ def run(arguments: argparse.Namespace) -> int:
     plan = training.plan(
         arguments.source, preset=arguments.preset, config=arguments.config, **explicit_settings(arguments)
     )
-    has_source = arguments.source is not None or plan.settings.source != DataSettings().source
-    result = run_preparation(estimate_run(plan, arguments.price, prepare_text=has_source), sys.stderr)
+    # Without a SOURCE the estimate is of a model and this machine: the default text need not be prepared for it.
+    names_a_source = arguments.source is not None or plan.settings.source != DataSettings().source
+    result = run_preparation(estimate_run(plan, arguments.price, prepare_text=names_a_source), sys.stderr)
     return print_report(arguments, result, _format_report(result, plan.settings, arguments.price))
 
 
@@ -60,8 +61,8 @@ def _format_report(e: "RunEstimate", settings: Settings, price_per_hour: float |
     epochs = "" if e.epochs is None else f", {e.epochs:,.1f} epochs over {e.train_tokens:,} tokens of text"
     lines = [
         f"parameters  {count:,}: {_format_parts(parts, '{:,}'.format)}",
-        f"            wte is also the output head, and counted once; {count - parts['wpe']:,} without wpe, as nanoGPT "
-        f"counts; {count - parts['wpe'] - parts['wte']:,} without both",
+        f"            wte is tied to lm_head and counted once; {count - parts['wpe']:,} without wpe, as nanoGPT "
+        f"counts; {count - parts['wpe'] - parts['wte']:,} without wpe and wte",
         f"FLOPs       {e.flops_per_token:,} per token: forward {flops['forward']:,}, backward "
         f"{flops['backward']:,}; attention is {flops['attention']:,} of these",
         f"            {FLOPS_FORMULA}",

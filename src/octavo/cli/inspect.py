@@ -24,17 +24,19 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
         help="show what a model computes for a text",
         example='octavo inspect runs/pydocs-1 attention --text "The import statement" --layer 1',
     )
-    verb.epilog = "views:\n" + "\n".join(f"  {name:<14} {view.summary}" for name, view in views.VIEWS.items())
-    verb.add_argument("words", nargs="+", metavar="RUN VIEW", help=f"{RUN_HELP}; and a view from the list below")
+    verb.epilog = "views:\n" + "\n".join(f"  {name:<14} {spec.summary}" for name, spec in views.VIEWS.items())
+    verb.add_argument("run_and_view", nargs="+", metavar="RUN VIEW", help=f"{RUN_HELP}; and a view from the list below")
     verb.add_argument("--preset", metavar="P", help="a preset instead of a RUN, for the view shapes")
-    for flag, (options, names) in views.views_by_flag().items():
-        _add_view_option(verb, flag, options, names)
-    verb.add_argument("--html", metavar="F", help="write the page for this text to a file that needs no server")
+    for flag, (options, view_names) in views.command_line_flags().items():
+        _add_view_option(verb, flag, options, view_names)
+    verb.add_argument(
+        "--html", metavar="F", help="write a standalone page for this text: one file that needs no server"
+    )
     verb.add_argument("--plot", metavar="F.png|svg", help="write a plot of the view to a file (needs octavo[plot])")
     finish_verb(verb)
 
 
-def _add_view_option(verb: Parser, flag: str, options: list[views.Option], names: list[str]) -> None:
+def _add_view_option(verb: Parser, flag: str, options: list[views.Option], view_names: list[str]) -> None:
     """The flag of a view option. Its help names the views that take it. A token can be given by its id instead."""
     option = options[0]
     is_common = any(other.name in ("text", "unknown") for other in options)
@@ -46,7 +48,7 @@ def _add_view_option(verb: Parser, flag: str, options: list[views.Option], names
         nargs=option.count if option.count > 1 else None,
         metavar=metavar,
         choices=option.choices,
-        help=option.help if is_common else f"{', '.join(names)}: {option.help}",
+        help=option.help if is_common else f"{', '.join(view_names)}: {option.help}",
     )
     if option.takes_ids:
         group.add_argument(f"--{flag}-id", dest=flag, type=integer, metavar="ID", help="the same, by its token id")
@@ -57,49 +59,49 @@ def _add_view_option(verb: Parser, flag: str, options: list[views.Option], names
 def run(arguments: argparse.Namespace) -> int:
     from octavo import lens, runs
 
-    values = {flag: getattr(arguments, flag) for flag in views.views_by_flag()}
+    values = {flag: getattr(arguments, flag) for flag in views.command_line_flags()}
     flag_values = {flag: value for flag, value in values.items() if value is not None}
     if arguments.text_file is not None:
         flag_values["text"] = read_text_file(arguments.text_file, "--text")
     if arguments.html is not None:
         _write_page(arguments, flag_values)
-        if len(arguments.words) == 1:
+        if len(arguments.run_and_view) == 1:
             return 0
-    *run, name = arguments.words
-    if len(run) + bool(arguments.preset) != 1:
+    *run_paths, name = arguments.run_and_view
+    if len(run_paths) + bool(arguments.preset) != 1:
         raise OctavoError("inspect takes a RUN or --preset, and one VIEW", "octavo inspect runs/my-1 attention")
     name = name.replace("-", "_")
     if name not in views.VIEWS:
         raise unknown_name_error("view", name, views.VIEWS)
-    model_or_settings = runs.load(run[0]) if run else _resolve_vocab_size(resolve(arguments.preset))
-    view = lens.inspect(model_or_settings, name, **views.options_from_flags(name, flag_values))
-    if left_out := getattr(view, "left_out", 0):
+    model_or_settings = runs.load(run_paths[0]) if run_paths else _resolve_vocab_size(resolve(arguments.preset))
+    result = lens.inspect(model_or_settings, name, **views.options_from_flags(name, flag_values))
+    if left_out := getattr(result, "left_out", 0):
         print_notice(f"the text is too long for this view: its last {left_out:,} tokens are left out")
     if arguments.plot is not None:
         from octavo.lens import plots
 
-        plots.save(view, arguments.plot)
+        plots.save(result, arguments.plot)
         print(f"plot written to {arguments.plot}", file=sys.stderr)
-    print(json.dumps(view.to_dict(), ensure_ascii=False) if arguments.json else view)
-    return 0 if getattr(view, "ok", True) else 1
+    print(json.dumps(result.to_dict(), ensure_ascii=False) if arguments.json else result)
+    return 0 if getattr(result, "ok", True) else 1  # only the view verify has `ok`
 
 
 def _write_page(arguments: argparse.Namespace, flag_values: dict[str, Any]) -> None:
-    """Write the static page of `octavo inspect RUN [VIEW] --html F`."""
+    """Write the standalone page of `octavo inspect RUN [VIEW] --html F`."""
     from octavo import files, runs
     from octavo.server import static_page
 
     if arguments.preset:
         raise OctavoError("--html needs a trained model, and a preset has only settings", "a RUN")
     options = {name: value for name, value in flag_values.items() if name in _HTML_OPTIONS}
-    if len(arguments.words) == 1 and (extra := sorted(flag_values.keys() - options.keys())):
+    if len(arguments.run_and_view) == 1 and (extra := sorted(flag_values.keys() - options.keys())):
         raise OctavoError(f"--html takes no --{extra[0]}", "--text, --layer or --head")
     path = Path(arguments.html)
-    content = static_page.standalone_page(runs.load(arguments.words[0]), **options)
+    content = static_page.standalone_page(runs.load(arguments.run_and_view[0]), **options)
     with files.translate_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
-            raise OctavoError(f"{path} is a folder", f"--html {path / 'walk.html'}")
+            raise OctavoError(f"{path} is a folder", f"--html {path / 'page.html'}")
     files.write_atomic(path, content)
     print(f"page written to {path}, {len(content.encode()) / 1e6:.1f} MB", file=sys.stderr)
 

@@ -17,8 +17,8 @@ SOURCE_HELP = (
     "for standard input"
 )
 
-# Options of nanoGPT's sample.py that Octavo does not have, each with what to use instead. The verbs whose flags include
-# all settings, train and estimate, have `NANOGPT_NAMES` in their place.
+# Options of nanoGPT's sample.py that Octavo does not have, each with what to use instead. They are reported for every
+# verb except train and estimate, which report `NANOGPT_NAMES`, the options of nanoGPT's train.py.
 NANOGPT_SAMPLE_NAMES = {
     "start": "--prompt",
     "out_dir": "the run itself: octavo sample runs/my-1",
@@ -41,16 +41,16 @@ class Parser(argparse.ArgumentParser):
 def add_verb(
     verbs: Any,
     name: str,
-    words: str,
+    positionals: str,
     handler: Callable[[argparse.Namespace], int],
     *,
     help: str,
     example: str,
     nanogpt_names: Mapping[str, str] = NANOGPT_SAMPLE_NAMES,
 ) -> Parser:
-    """Add a verb. `words` are its positional arguments, as the usage line shows them."""
+    """Add a verb. `positionals` are its positional arguments, as the usage line shows them."""
     verb: Parser = verbs.add_parser(
-        name, help=help, description=f"{help}\n\n    {example}", usage=f"octavo {name} {words} [options]"
+        name, help=help, description=f"{help}\n\n    {example}", usage=f"octavo {name} {positionals} [options]"
     )
     verb.set_defaults(handler=handler, nanogpt_names=nanogpt_names)
     return verb
@@ -88,6 +88,16 @@ def add_quantize(verb: Parser) -> None:
         choices=("none", "int8"),
         default="none",
         help="int8: quantize the weights, nearly twice as fast on a CPU (none)",
+    )
+
+
+def add_overflow(verb: Parser, default: str) -> None:
+    verb.add_argument(
+        "--overflow",
+        choices=("stop", "slide", "rechunk"),
+        default=default,
+        help="when the context is full: stop, slide (drop the oldest token: exact, slow), or rechunk (drop the older half: "
+        f"fast) ({default})",
     )
 
 

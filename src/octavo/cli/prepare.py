@@ -29,7 +29,7 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from octavo.data.dataset import open_dataset
-    from octavo.data.prepare import prepare_folder
+    from octavo.data.prepare import prepare_into_folder
     from octavo.terminal import run_preparation
 
     if arguments.verify:
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(dataset.info) if arguments.json else f"{dataset.folder}: all files match their sha256")
         return 0
     settings = resolve(source=arguments.source, **explicit_settings(arguments))
-    dataset = run_preparation(prepare_folder(settings, arguments.out), sys.stderr)
+    dataset = run_preparation(prepare_into_folder(settings, arguments.out), sys.stderr)
     if arguments.json:
         print(json.dumps(dataset.info))
         return 0

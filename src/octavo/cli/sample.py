@@ -9,6 +9,7 @@ from typing import Any
 from octavo.cli.parser import (
     RUN_HELP,
     add_device,
+    add_overflow,
     add_quantize,
     add_unknown,
     add_verb,
@@ -89,12 +90,7 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
     verb.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="stop before this text; may be repeated"
     )
-    verb.add_argument(
-        "--overflow",
-        choices=("slide", "rechunk", "stop"),
-        default="slide",
-        help="when the context is full: slide by one token (exact, slow), keep the newest half (fast), or stop (slide)",
-    )
+    add_overflow(verb, "slide")
     verb.add_argument("--raw", action="store_true", help="print control characters to a terminal as they are")
     add_quantize(verb)
     add_unknown(verb)
@@ -126,19 +122,18 @@ def run(arguments: argparse.Namespace) -> int:
         overflow=arguments.overflow,
     )
     streams = start_streams(loaded, request, quantize=arguments.quantize, on_notice=print_notice)
-    if request.best_of:  # which are the best is known when all are complete
+    if request.best_of or arguments.json:  # nothing can be printed before all are complete
         for stream in streams:
             stream.run()
+    if request.best_of:
         streams = most_likely(streams, request.num_samples)
-    show = show_controls if sys.stdout.isatty() and not arguments.raw else str
-    for i, stream in enumerate(streams):
-        if not arguments.json:
-            print(("\n---------------\n" if i else "") + show(prompt), end="", flush=True)
-        for piece in [stream.text] if request.best_of else stream:
-            if not arguments.json:
-                print(show(piece), end="", flush=True)
     if arguments.json:
         print(json.dumps({"prompt": prompt, "samples": [dataclasses.asdict(stream.sample) for stream in streams]}))
-    else:
-        print()
+        return 0
+    show = show_controls if sys.stdout.isatty() and not arguments.raw else str
+    for i, stream in enumerate(streams):
+        print(("\n---------------\n" if i else "") + show(prompt), end="", flush=True)
+        for piece in [stream.text] if request.best_of else stream:
+            print(show(piece), end="", flush=True)
+    print()
     return 0

@@ -4,7 +4,16 @@ import argparse
 import json
 from typing import Any
 
-from octavo.cli.parser import RUN_HELP, add_device, add_quantize, add_verb, finish_verb, integer, print_notice
+from octavo.cli.parser import (
+    RUN_HELP,
+    add_device,
+    add_overflow,
+    add_quantize,
+    add_verb,
+    finish_verb,
+    integer,
+    print_notice,
+)
 from octavo.settings import Settings
 
 
@@ -37,12 +46,7 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
     verb.add_argument(
         "--prefix-cache", type=integer, default=256, metavar="MIB", help="prefix cache size in MiB; 0: off (256)"
     )
-    verb.add_argument(
-        "--overflow",
-        choices=("stop", "slide", "rechunk"),
-        default="stop",
-        help="when the context is full: stop, slide by one token (exact, slow), or keep the newest half (stop)",
-    )
+    add_overflow(verb, "stop")
     add_quantize(verb)
     verb.add_argument(
         "--allow-host",

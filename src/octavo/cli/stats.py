@@ -38,7 +38,7 @@ def _format_report(s: "Statistics") -> str:
     duplicates = f", {s.duplicates:,} of them duplicates" if s.duplicates else ""
     return (
         f"{s.name}\n"
-        f"  characters           {s.characters:,} ({s.bytes:,} bytes), {s.different_characters:,} different\n"
+        f"  characters           {s.characters:,} ({s.bytes:,} bytes), {s.distinct_characters:,} distinct\n"
         f"  documents            {s.documents:,}{duplicates}\n"
         f"  lines                {s.lines:,}, the longest with {s.longest_line:,} characters; "
         f"{s.repeated_lines:,} of 20 characters or more repeat an earlier one\n"
@@ -48,7 +48,7 @@ def _format_report(s: "Statistics") -> str:
         f"{s.unused_tokens:,} of {s.vocab_size:,} in the vocabulary are unused\n"
         f"  frequent tokens      {_format_counts(s.frequent_tokens)}\n"
         f"  rare characters      {_format_counts(s.rare_characters)}\n"
-        f"  val-only characters  {_format_counts(s.unseen_characters)}"
+        f"  only in validation   {_format_counts(s.unseen_characters)}"
     )
 
 

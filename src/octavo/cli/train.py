@@ -62,6 +62,6 @@ def run(arguments: argparse.Namespace) -> int:
     assert finished is not None
     if arguments.json:
         values = dataclasses.asdict(finished) | {"run": str(finished.run), "checkpoint": str(finished.checkpoint)}
-        del values["reason"]
+        del values["reason"]  # the exit code says whether the run was stopped
         print(json.dumps(values))
     return 128 + should_stop.signal if finished.reason == "stopped" and should_stop.signal else 0

@@ -1,6 +1,6 @@
 """From a source to batches of token ids. The modules, in the order in which a text passes through them:
 
-    prepare       the entry points: `prepare_dataset`, `prepare_folder`, `reopen_dataset`
+    prepare       the entry points: `prepare_dataset`, `prepare_into_folder`, `reopen_dataset`
     sources       `open_source`: settings -> Corpus, a collection of documents (readers, hub and pydocs read the text)
     scan          `scan_corpus`: Corpus -> CorpusScan (counts, hash, alphabet; recognizes files scanned before)
     cache         CorpusScan -> the dataset's folder in the cache, and the lock on it

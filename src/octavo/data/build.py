@@ -24,8 +24,7 @@ from octavo.errors import OctavoError, SourceChangedError, UnknownCharactersErro
 from octavo.settings import DataSettings
 from octavo.tokenizers import Tokenizer
 
-# If a build is interrupted before its first shard, the tokenizer is kept if the text has at least this many characters:
-# training it again would take long.
+# Training a tokenizer on a text of this many characters takes long, so an interrupted build keeps the tokenizer.
 _LARGE_TEXT = 1 << 24
 _TEMPORARY = ("plan.json", RECORDS)  # files that only the staging folder has
 
@@ -47,14 +46,18 @@ def build_dataset(
     the text has characters that the tokenizer does not have.
     """
     staging = out.with_name(f".{out.name}.preparing")
-    plan = json.dumps({"key": key, "shard_characters": limits.shard})
+    plan = json.dumps({"key": key, "shard_characters": limits.shard_characters})
     try:
         tokenizer = yield from open_staging(staging, plan, corpus, scan, settings, tokenizer, limits)
         uses_end_of_text = scan.uses_end_of_text(tokenizer)
         split = choose_split(scan, settings.val_fraction, settings.deduplicate, insert_newlines=not uses_end_of_text)
         with contextlib.closing(split_chunks(corpus, scan, split, insert_newlines=not uses_end_of_text)) as chunks:
             shards = yield from write_shards(staging, chunks, tokenizer, uses_end_of_text, scan.characters, limits)
-        info = _describe(staging, corpus, scan, settings, tokenizer, key, split, shards)
+        tokens = {name: sum(shard.length for shard in shards[name]) for name in SPLITS}
+        if min(tokens.values()) < 2:
+            shutil.rmtree(staging)  # the same build would fail again, so its shards are of no use
+            raise _split_error(scan, split)
+        info = _describe(staging, corpus, scan, settings, tokenizer, key, split, shards, tokens)
         with files.translate_disk_errors(out):
             (staging / "dataset.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
             for name in _TEMPORARY:
@@ -64,12 +67,13 @@ def build_dataset(
         shutil.rmtree(staging)  # its shards may have text from before and after the change
         raise
     except UnknownCharactersError as error:
-        message = f"{corpus.name} has {error.message}"
+        message = f"{corpus.name}: {error.message}"
         raise UnknownCharactersError(message, "a text without them, or a model trained with --tokenizer byte") from None
     finally:
-        is_large = scan.characters >= _LARGE_TEXT and (staging / "plan.json").exists()
-        if staging.exists() and not is_large and not any(staging.glob("*.npy")):
-            shutil.rmtree(staging)  # without shards, there is nothing to continue from
+        has_shards = any(staging.glob("*.npy"))
+        has_expensive_tokenizer = scan.characters >= _LARGE_TEXT and (staging / "plan.json").exists()
+        if staging.exists() and not has_shards and not has_expensive_tokenizer:
+            shutil.rmtree(staging)  # nothing in it would save the next build time
     return open_dataset(out, verify=True)
 
 
@@ -103,18 +107,31 @@ def train_tokenizer(
     """Train a tokenizer on a corpus, or on chunks taken evenly from all of it if it is large."""
     if spec == "char":
         return tokenizers.build(spec, scan.alphabet)
-    yield PreparationProgress("training the tokenizer", 0, None, 0.0)
+    yield PreparationProgress("training the tokenizer", done=0, total=None, seconds=0.0)
 
     def sample() -> Iterator[str]:
         is_small = scan.characters <= limits.tokenizer_characters
         characters_read = characters_taken = 0
         for text, _ in corpus.chunks():
             characters_read += len(text)
+            # taken / read <= limit / length of the corpus, multiplied out to integers
             if is_small or characters_taken * scan.characters <= characters_read * limits.tokenizer_characters:
                 characters_taken += len(text)
                 yield text
 
     return tokenizers.build(spec, sample())
+
+
+def _split_error(scan: CorpusScan, split: Split) -> OctavoError:
+    """The error for a split with fewer than two tokens."""
+    if split.by == "document":  # copies of a document are all in the same split
+        return OctavoError(
+            "all documents are copies of one another, so training and validation text cannot be separated",
+            "--deduplicate, which keeps one of them and uses its end for validation",
+        )
+    return OctavoError(
+        f"the text has {scan.characters} characters, too few for a training and a validation split", "a longer text"
+    )
 
 
 def _describe(
@@ -126,28 +143,16 @@ def _describe(
     key: str,
     split: Split,
     shards: dict[str, list[ShardRecord]],
+    tokens: dict[str, int],
 ) -> dict[str, Any]:
-    """The contents of `dataset.json`.
-
-    If a split has fewer than two tokens, deletes the staging folder, which is of no use, and raises `OctavoError`.
-    """
-    tokens = {name: sum(shard.length for shard in shards[name]) for name in SPLITS}
-    if min(tokens.values()) < 2:
-        shutil.rmtree(staging)
-        if split.by == "document":
-            raise OctavoError(
-                "all documents are copies of one another, so training and validation text cannot be separated",
-                "--deduplicate",
-            )
-        raise OctavoError(
-            f"the text has {scan.characters} characters, too few for a training and a validation split", "a longer text"
-        )
+    """The contents of `dataset.json`."""
     hashes = {shard.name: shard.sha256 for name in SPLITS for shard in shards[name]}
     entries = {
         path.name: {"bytes": path.stat().st_size, "sha256": hashes.get(path.name) or files.sha256(path)}
         for path in sorted(staging.iterdir())
         if path.name not in _TEMPORARY
     }
+    # Unlike `cache_key`, this has the trained tokenizer, not its specification: equal fingerprints mean equal ids.
     identity = f"{scan.sha256} {tokenizer.fingerprint} {settings.val_fraction!r} {settings.deduplicate}"
     return {
         "format": FORMAT,
@@ -158,7 +163,7 @@ def _describe(
             "bytes": scan.bytes,
             "characters": scan.characters,
             "documents": scan.documents,
-            "left_out": split.of_document.count(LEFT_OUT),
+            "left_out": split.document_splits.count(LEFT_OUT),
         },
         "tokenizer": settings.tokenizer,
         "vocab_size": tokenizer.vocab_size,

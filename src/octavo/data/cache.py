@@ -22,8 +22,8 @@ _WAIT_SECONDS = 0.2
 
 def cache_key(scan: ScanSummary, settings: DataSettings, tokenizer: Tokenizer | None) -> str:
     """The name of a dataset's folder in the cache. If `tokenizer` is None, `settings.tokenizer` specifies it."""
-    identity = settings.tokenizer if tokenizer is None else tokenizer.fingerprint
-    identity = f"{FORMAT} {scan.sha256} {identity} {settings.val_fraction!r} {settings.deduplicate}"
+    tokenizer_identity = settings.tokenizer if tokenizer is None else tokenizer.fingerprint
+    identity = f"{FORMAT} {scan.sha256} {tokenizer_identity} {settings.val_fraction!r} {settings.deduplicate}"
     return hashlib.sha256(identity.encode()).hexdigest()[:24]
 
 
@@ -75,5 +75,6 @@ def acquire_lock(folder: Path, wait: bool) -> Generator[PreparationProgress, Non
                 message = f"another process is preparing {folder}"
                 raise OctavoError(message, "the same command again when it has finished") from None
             seconds = time.perf_counter() - start
-            yield PreparationProgress("waiting for another process that is preparing this text", 0, None, seconds)
+            stage = "waiting for another process that is preparing this text"
+            yield PreparationProgress(stage, done=0, total=None, seconds=seconds)
             time.sleep(_WAIT_SECONDS)

@@ -17,7 +17,7 @@ import msgspec
 
 from octavo import tokenizers
 from octavo.data import nanogpt
-from octavo.data.file_state import VerifiedFiles
+from octavo.data.file_state import FileProperties
 from octavo.data.shards import Shards, open_npy
 from octavo.errors import OctavoError
 from octavo.schema import Count, FileName, check, read_json
@@ -65,13 +65,13 @@ def open_dataset(folder: Path, verify: bool = False) -> Dataset:
     A file is trusted if its size and modification time are those that it had when its sha256 was last verified; if
     not, or with `verify`, it is read and verified.
     """
-    verified = VerifiedFiles(folder, reread=verify)
+    properties = FileProperties(folder, reread=verify)
     if nanogpt.is_nanogpt_folder(folder) and not os.path.isfile(folder / "dataset.json"):
         tokens, tokenizer = nanogpt.open_tokens(folder), nanogpt.load_tokenizer(folder)
-        info = {"format": FORMAT} | nanogpt.describe(folder, tokenizer, tokens, verified)
+        info = {"format": FORMAT} | nanogpt.describe(folder, tokenizer, tokens, properties)
     else:
         info = _read_info(folder)
-        _check_files(folder, info, verified)
+        _check_files(folder, info, properties)
         tokens = {split: Shards([open_npy(folder / name) for name in info["shards"][split]]) for split in SPLITS}
         tokenizer = tokenizers.load(folder)
         if info["vocab_size"] != tokenizer.vocab_size:
@@ -88,13 +88,13 @@ def open_dataset(folder: Path, verify: bool = False) -> Dataset:
                 "prepare the text again",
             )
         for shard in tokens[split].shards:
-            largest = verified.largest_id(shard)
+            largest = properties.largest_id(shard)
             if largest >= tokenizer.vocab_size:
                 raise OctavoError(
                     f"{shard.path} has id {largest}, beyond the vocabulary of {tokenizer.vocab_size}",
                     "prepare the text again",
                 )
-    verified.save()
+    properties.save()
     return Dataset(folder, tokenizer, info, tokens)
 
 
@@ -160,8 +160,8 @@ def _read_info(folder: Path) -> dict[str, Any]:
     return info
 
 
-def _check_files(folder: Path, info: dict[str, Any], verified: VerifiedFiles) -> None:
+def _check_files(folder: Path, info: dict[str, Any], properties: FileProperties) -> None:
     for name, entry in info["files"].items():
         path = folder / name
-        if not path.is_file() or path.stat().st_size != entry["bytes"] or verified.sha256(name) != entry["sha256"]:
+        if not path.is_file() or path.stat().st_size != entry["bytes"] or properties.sha256(name) != entry["sha256"]:
             raise OctavoError(f"{path} is missing or was changed since it was prepared", "prepare the text again")

@@ -1,7 +1,7 @@
 """Encode text on all cores: worker processes, each with an `Encoder`.
 
-Workers are processes, not threads, because encoding holds Python's global interpreter lock. A thread of the caller
-sends a text to each worker and waits for the ids.
+Workers are processes, not threads, because encoding holds Python's global interpreter lock. The parent has
+one thread per worker; each thread sends a text to an idle worker and waits for its ids.
 
 Workers are started by `subprocess`, not by `concurrent.futures.ProcessPoolExecutor`, for two reasons, both measured
 with Python 3.11. A spawned worker of that pool imports the caller's `__main__` again, so a script that prepares a
@@ -73,10 +73,10 @@ def encode_texts(
         for key, text in texts:
             pending.append((key, threads.submit(encode, text)))
             if len(pending) > 2 * processes:
-                key, ids = pending.popleft()
-                yield key, ids.result()
-        for key, ids in pending:
-            yield key, ids.result()
+                oldest_key, oldest_ids = pending.popleft()
+                yield oldest_key, oldest_ids.result()
+        for key, future_ids in pending:
+            yield key, future_ids.result()
 
 
 class _Worker:

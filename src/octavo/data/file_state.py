@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def file_state(path: str | Path) -> FileState | None:
     return status.st_size, status.st_mtime_ns
 
 
-class VerifiedFiles:
+class FileProperties:
     """The sha256 and the largest id of each file in a folder. Files that have not changed are not read again.
 
     The record of a folder is in the cache, under a hash of the folder's path. So the folder may be read-only, and a
@@ -39,33 +40,33 @@ class VerifiedFiles:
         key = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:24]
         self._folder, self._record = folder, files.cache_dir() / "verified" / f"{key}.json"
         self._entries: dict[str, dict[str, Any]] = {} if reread else self._load()
-        self._is_changed = False
+        self._is_saved = True
 
     def sha256(self, name: str) -> str:
         """The sha256 of a file. Raises `OSError` if it cannot be read."""
-        entry = self._entry(name)
-        if "sha256" not in entry:
-            entry["sha256"] = files.sha256(self._folder / name)
-        return str(entry["sha256"])
+        return str(self._get(name, "sha256", lambda: files.sha256(self._folder / name)))
 
     def largest_id(self, shard: Shard) -> int:
         """The largest id in a token file."""
-        entry = self._entry(shard.path.name)
-        if "largest_id" not in entry:
-            entry["largest_id"] = Shards([shard]).max()
-        return int(entry["largest_id"])
+        return int(self._get(shard.path.name, "largest_id", Shards([shard]).max))
 
-    def _entry(self, name: str) -> dict[str, Any]:
-        """The recorded values of a file, to which callers add; not recorded if the file was modified too recently."""
+    def _get(self, name: str, key: str, compute: Callable[[], Any]) -> Any:
+        """A property of a file: recorded and the file has not changed since, or computed and added to the record.
+
+        Not added if the file was modified too recently to recognize its next change.
+        """
         state = file_state(self._folder / name)
         if state is None:
             self._entries.pop(name, None)
-            return {}
-        entry = self._entries.get(name)
-        if entry is None or entry.get("state") != list(state):
-            entry = self._entries[name] = {"state": list(state)}
-            self._is_changed = True
-        return entry
+            return compute()
+        entry = self._entries.setdefault(name, {})
+        if entry.get("state") != list(state):
+            entry.clear()
+            entry["state"] = list(state)
+        if key not in entry:
+            entry[key] = compute()
+            self._is_saved = False
+        return entry[key]
 
     def _load(self) -> dict[str, dict[str, Any]]:
         try:
@@ -76,8 +77,8 @@ class VerifiedFiles:
         return entries if is_valid else {}
 
     def save(self) -> None:
-        """Remember the verified files. If the cache is not writable, they are verified again next time."""
-        if not self._is_changed:
+        """Write the record. If the cache is not writable, the files are read again next time."""
+        if self._is_saved:
             return
         try:
             self._record.parent.mkdir(parents=True, exist_ok=True)

@@ -60,16 +60,16 @@ def _stream_rows(dataset: str, config: str | None, split: str, text_format: Text
         import datasets
     except ImportError:
         raise OctavoError(f"hf:{dataset} needs the package datasets", "pip install 'octavo[hf]'") from None
-    location = f"hf:{dataset}, split {split},"
+    location = f"hf:{dataset}, split {split}"
     try:
         rows: Iterable[dict[str, Any]] = datasets.load_dataset(dataset, config, split=split, streaming=True)
         for number, row in enumerate(rows, 1):
-            yield readers.row_text(row, f"{location} row {number:,},", text_format)
+            yield readers.row_text(row, f"{location}, row {number:,}", text_format)
     except OctavoError:
         raise
     except Exception as error:  # errors of the network, the hub and the file formats have no common class
         lines = str(error).strip().splitlines()
         raise OctavoError(
-            f"{location} cannot be read: {lines[0] if lines else type(error).__name__}",
+            f"{location}, cannot be read: {lines[0] if lines else type(error).__name__}",
             "check its name, configuration and split, and the network",
         ) from error

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 class Limits:
     """Numbers of characters, and one interval in seconds. Tests use smaller values than the defaults.
 
-    The token ids depend only on `forced_cut` and `tokenizer_characters`; the number of shards depends on `shard`.
+    Of these limits, only `forced_cut` and `tokenizer_characters` change the token ids, and only `shard_characters`
+    changes the number of shards.
     """
 
     chunk: int = 1 << 20  # text that is read, encoded and counted at a time
     forced_cut: int = 1 << 24  # text without a place to cut it, such as a space, is cut after this length all the same
-    shard: int = 1 << 25  # text per shard, which then has 16 to 64 MB
+    shard_characters: int = 1 << 25  # text per shard, which then has 16 to 64 MB
     tokenizer_characters: int = 100_000_000  # text that a tokenizer is trained on, at most
     # Shorter texts are encoded in one process: it has finished before a second process would have started.
     single_process_characters: int = 16 << 20

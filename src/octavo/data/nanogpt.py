@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from octavo import tokenizers
-from octavo.data.file_state import VerifiedFiles
+from octavo.data.file_state import FileProperties
 from octavo.data.shards import Shard, Shards
 from octavo.errors import OctavoError
 from octavo.tokenizers import Tokenizer
@@ -47,18 +47,18 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     return _char_tokenizer(path) if path.exists() else tokenizers.build("gpt2", "")
 
 
-def describe(folder: Path, tokenizer: Tokenizer, tokens: dict[str, Shards], verified: VerifiedFiles) -> dict[str, Any]:
+def describe(folder: Path, tokenizer: Tokenizer, tokens: dict[str, Shards], properties: FileProperties) -> dict[str, Any]:
     """The contents that `dataset.json` would have."""
     entries = {
-        f"{split}.bin": {"bytes": 2 * len(tokens[split]), "sha256": verified.sha256(f"{split}.bin")}
+        f"{split}.bin": {"bytes": 2 * len(tokens[split]), "sha256": properties.sha256(f"{split}.bin")}
         for split in _SPLITS
     }
-    text_sha256 = hashlib.sha256(json.dumps(entries).encode()).hexdigest()
-    fingerprint = hashlib.sha256(f"{text_sha256} {tokenizer.fingerprint}".encode()).hexdigest()
+    files_sha256 = hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+    fingerprint = hashlib.sha256(f"{files_sha256} {tokenizer.fingerprint}".encode()).hexdigest()
     return {
         "name": folder.resolve().name or "nanogpt",
         "source": str(folder),
-        "text": {"sha256": text_sha256, "documents": 1},
+        "text": {"sha256": files_sha256, "documents": 1},
         "tokenizer": tokenizer.kind,
         "vocab_size": tokenizer.vocab_size,
         "split": {"by": "nanoGPT"},
@@ -71,7 +71,7 @@ def describe(folder: Path, tokenizer: Tokenizer, tokens: dict[str, Shards], veri
 
 
 class _DataUnpickler(pickle.Unpickler):
-    """Loads numbers, strings, lists and dicts. These need no imports, so every import is refused."""
+    """Loads numbers, strings, lists and dicts. These need no imports, so every import is rejected."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
         raise pickle.UnpicklingError(f"it imports {module}.{name}; a meta.pkl needs no imports")

@@ -1,6 +1,12 @@
 """Prepare a source for training: the entry points of `octavo.data`.
 
-Each function returns a `Preparation`, which can be iterated for progress and has the opened `Dataset` as its result.
+    prepare_dataset          opens a dataset in the cache, or builds it there
+    reopen_dataset           the same, for the dataset that a checkpoint was trained on
+    prepare_into_folder      builds a dataset in a folder that the user chose; never in the cache
+    prepare                  the same, without progress
+
+Each function except `prepare` returns a `Preparation`, which can be iterated for progress and has the opened `Dataset`
+as its result.
 """
 
 import dataclasses
@@ -37,7 +43,7 @@ def prepare(source: str | Path, out: str | Path, **settings: Any) -> Dataset:
     `settings` are fields of `octavo.Settings` that describe the text, such as `tokenizer` and `val_fraction` (see
     `DataSettings`). Raises `OctavoError` if `out` is not empty, or if the source or a setting is invalid.
     """
-    return prepare_folder(resolve(source=str(source), **settings), out).result
+    return prepare_into_folder(resolve(source=str(source), **settings), out).result
 
 
 @preparation
@@ -53,11 +59,12 @@ def prepare_dataset(
     corpus = open_source(settings, limits)
     summary = load_scan_summary(corpus)
     if summary is not None:
-        dataset = open_cached(cache_key(summary, _resolve_tokenizer(settings, summary, tokenizer), tokenizer))
+        resolved_settings = _resolve_tokenizer_setting(settings, summary, tokenizer)
+        dataset = open_cached(cache_key(summary, resolved_settings, tokenizer))
         if dataset is not None:
             return _rename(dataset, corpus)
     scan = yield from scan_corpus(corpus, limits)
-    return (yield from prepare_corpus(corpus, scan, settings, tokenizer, limits))
+    return (yield from open_or_build_scanned(corpus, scan, settings, tokenizer, limits))
 
 
 @preparation
@@ -84,14 +91,14 @@ def reopen_dataset(
         scan = yield from scan_corpus(corpus, limits)
         if scan.sha256 != recorded.text.sha256:
             raise error  # before the text is encoded: the tokenizer may not have the characters of another text
-        dataset = yield from prepare_corpus(corpus, scan, settings, tokenizer, limits)
+        dataset = yield from open_or_build_scanned(corpus, scan, settings, tokenizer, limits)
     if dataset.fingerprint != recorded.fingerprint:
         raise error
     return dataset
 
 
 @preparation
-def prepare_folder(
+def prepare_into_folder(
     settings: DataSettings, out: str | Path, limits: Limits = DEFAULT_LIMITS
 ) -> Generator[PreparationProgress, None, Dataset]:
     """Prepare a source into the folder `out`, which must be empty or missing."""
@@ -104,19 +111,19 @@ def prepare_folder(
     lock = yield from acquire_lock(folder, wait=False)
     try:
         _check_is_empty(folder, out)  # another process may have written it during the scan
-        settings = _resolve_tokenizer(settings, scan, None)
+        settings = _resolve_tokenizer_setting(settings, scan, None)
         key = cache_key(scan, settings, None)
         dataset = yield from build_dataset(corpus, scan, settings, None, key, folder, limits)
-        return dataclasses.replace(dataset, folder=Path(out))
+        return dataclasses.replace(dataset, folder=Path(out))  # the path as the user gave it, relative or absolute
     finally:
         lock.release()
 
 
-def prepare_corpus(
+def open_or_build_scanned(
     corpus: Corpus, scan: CorpusScan, settings: DataSettings, tokenizer: Tokenizer | None, limits: Limits
 ) -> Generator[PreparationProgress, None, Dataset]:
     """The dataset of a scanned corpus: opened from the cache, or built into it."""
-    settings = _resolve_tokenizer(settings, scan, tokenizer)
+    settings = _resolve_tokenizer_setting(settings, scan, tokenizer)
     key = cache_key(scan, settings, tokenizer)
     build = functools.partial(build_dataset, corpus, scan, settings, tokenizer, key, limits=limits)
     return _rename((yield from open_or_build(key, build)), corpus)
@@ -132,7 +139,9 @@ def encode_corpus(settings: DataSettings, tokenizer: Tokenizer, unknown: str = "
     corpus = open_source(settings)
     scan = scan_corpus(corpus).result
     uses_end_of_text = scan.uses_end_of_text(tokenizer)
-    # Without a validation fraction nothing is cut: a cut within a token would change the ids around it.
+    # All documents are encoded, in the order of the corpus, whatever their split. They are split nevertheless, because
+    # `split_chunks` also inserts the newlines between them. Without a validation fraction nothing is cut: a cut within
+    # a token would change the ids around it.
     split = choose_split(scan, 0.0, deduplicate=False, insert_newlines=not uses_end_of_text)
     encoder = Encoder(tokenizer, unknown)
 
@@ -145,7 +154,7 @@ def encode_corpus(settings: DataSettings, tokenizer: Tokenizer, unknown: str = "
 
 
 def choose_tokenizer(size: int, alphabet: int) -> str:
-    """The tokenizer for a text of `size` bytes and `alphabet` different characters, if the user chose none.
+    """The tokenizer for a text of `size` bytes and `alphabet` distinct characters, if the user chose none.
 
     Characters for a small text with a small alphabet. Otherwise BPE, with about one token for every 500 bytes of text,
     between 1,024 and 32,768.
@@ -155,8 +164,8 @@ def choose_tokenizer(size: int, alphabet: int) -> str:
     return f"bpe:{min(32768, max(1024, 1 << (size // 500).bit_length()))}"
 
 
-def _resolve_tokenizer(settings: DataSettings, scan: ScanSummary, tokenizer: Tokenizer | None) -> DataSettings:
-    """Settings that name the tokenizer: the kind of the model's, or the one that `auto` stands for."""
+def _resolve_tokenizer_setting(settings: DataSettings, scan: ScanSummary, tokenizer: Tokenizer | None) -> DataSettings:
+    """Settings whose `tokenizer` is not `auto`: the kind of the model's tokenizer, or the choice for this text."""
     if tokenizer is not None:
         return dataclasses.replace(settings, tokenizer=tokenizer.kind)
     if settings.tokenizer == "auto":

@@ -1,7 +1,7 @@
 """Read the documents in a file: plain text, compressed text, JSON lines, or a Parquet table.
 
 A document is read in chunks of about a million characters, so memory does not depend on the size of the file. A chunk
-ends where no token can span the cut: before a space or a newline that follows a character other than white space. So
+ends where no token can span the cut: before a space or a newline that follows a character other than whitespace. So
 chunks can be encoded separately, and the ids are those of the whole text. The text is kept as it is, including its
 line endings; only a byte order mark at the start of a text file is removed.
 """
@@ -115,12 +115,12 @@ def cut_text(texts: Iterable[str], limits: Limits = DEFAULT_LIMITS) -> Iterator[
 
 def _find_cut(text: str, start: int, limits: Limits) -> int:
     """The end of the chunk that begins at `start`, or 0 if more text must be read before a cut can be chosen."""
-    position = start + limits.chunk
-    while (position := max(text.rfind(" ", start + 1, position), text.rfind("\n", start + 1, position))) > start:
-        word_end = len(text[start:position].rstrip()) + start  # where this run of white space begins
-        if word_end > start and text[word_end] in " \n":
-            return word_end
-        position = word_end
+    end = start + limits.chunk
+    while (space := max(text.rfind(" ", start + 1, end), text.rfind("\n", start + 1, end))) > start:
+        whitespace_start = start + len(text[start:space].rstrip())  # of the run of whitespace that has `space`
+        if whitespace_start > start and text[whitespace_start] in " \n":
+            return whitespace_start
+        end = whitespace_start  # the run begins with a tab or the like: look for an earlier run
     if match := re.compile(r"\S(?=[ \n])").search(text, start + limits.chunk - 1):
         return match.end()
     return start + limits.forced_cut if len(text) - start >= limits.forced_cut else 0
@@ -183,7 +183,7 @@ def _decode(file: BinaryIO, name: str, text_format: TextFormat) -> Iterator[str]
                 f"{message}{offset - pending + error.start}",
                 "--encoding latin-1 (or the file's encoding), or --errors replace",
             ) from error
-        text.encode()  # raises ValueError: some codecs return unpaired surrogates
+        text.encode()  # raises ValueError if the codec returned an unpaired surrogate; `Corpus.chunks` reports it
         if text:
             yield text.removeprefix("\ufeff") if is_first else text
             is_first = False
@@ -204,18 +204,18 @@ def _read_json_lines(file: BinaryIO, name: str, text_format: TextFormat) -> Iter
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
-        location = f"{name}, line {number:,},"
+        location = f"{name}, line {number:,}"
         try:
             row = json.loads(line.decode(encoding, text_format.errors))
         except UnicodeDecodeError as error:
             raise OctavoError(
-                f"{location} is not {encoding}: {error.reason}",
+                f"{location}, is not {encoding}: {error.reason}",
                 "--encoding latin-1 (or the file's encoding), or --errors replace",
             ) from None
         except (ValueError, RecursionError) as error:
-            raise OctavoError(f"{location} is not JSON: {error}", "a JSON object in each line") from None
+            raise OctavoError(f"{location}, is not JSON: {error}", "a JSON object in each line") from None
         if not isinstance(row, dict):
-            raise OctavoError(f"{location} is not a JSON object", '{"text": "..."} in each line')
+            raise OctavoError(f"{location}, is not a JSON object", '{"text": "..."} in each line')
         text = _get_field(row, location, text_format)
         if b"\\ud" in line.lower():  # an escape for a surrogate, which may be unpaired
             text = _remove_surrogates(text, location, text_format)
@@ -239,13 +239,13 @@ def _read_table(path: str, text_format: TextFormat) -> Iterator[str]:
             for batch in table.iter_batches(batch_size=1024, columns=[field]):
                 for value in batch.column(0).to_pylist():
                     number += 1
-                    yield _check_text(value, f"{path}, row {number:,},", text_format)
+                    yield _check_text(value, f"{path}, row {number:,}", text_format)
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise OctavoError(f"{path} is not a Parquet file, or damaged: {error}", "write or fetch it again") from error
 
 
 def row_text(row: dict[str, Any], location: str, text_format: TextFormat) -> str:
-    """The text field of a row. `location` names the row in messages and ends with a comma."""
+    """The text field of a row. `location` names the row in messages."""
     return _remove_surrogates(_get_field(row, location, text_format), location, text_format)
 
 
@@ -259,7 +259,7 @@ def _check_text(value: Any, location: str, text_format: TextFormat) -> str:
     if not isinstance(value, str):
         kind = "null" if value is None else type(value).__name__
         raise OctavoError(
-            f"{location} has a field {text_format.text_field!r} that is {kind}, not text",
+            f"{location}, has a field {text_format.text_field!r} that is {kind}, not text",
             "--text-field NAME, or remove such rows",
         )
     return value
@@ -268,7 +268,7 @@ def _check_text(value: Any, location: str, text_format: TextFormat) -> str:
 def _missing_field(location: str, names: list[str], text_format: TextFormat) -> OctavoError:
     listed = ", ".join(map(str, names[:8])) + (", ..." if len(names) > 8 else "")
     return OctavoError(
-        f"{location.rstrip(',')} has no field {text_format.text_field!r}; its fields: {listed or 'none'}",
+        f"{location} has no field {text_format.text_field!r}; its fields: {listed or 'none'}",
         f"--text-field {names[0] if names else 'NAME'}",
     )
 
@@ -280,7 +280,7 @@ def _remove_surrogates(text: str, location: str, text_format: TextFormat) -> str
     except UnicodeEncodeError:
         if text_format.errors == "strict":
             raise OctavoError(
-                f"{location} has an unpaired surrogate, which is not a character",
+                f"{location}, has an unpaired surrogate, which is not a character",
                 "--errors replace, or --errors ignore",
             ) from None
         return text.encode("utf-16", "surrogatepass").decode("utf-16", text_format.errors)

@@ -27,8 +27,9 @@ class Sampler:
                 f"the training split has {self.length} tokens; a sequence needs block_size + 1 = {block_size + 1}",
                 f"a longer text, or --block-size {max(1, self.length // 8)}",
             )
-        # An epoch has one sequence fewer than would fit, so that any offset below block_size is possible. If only
-        # one sequence fits, there are fewer offsets.
+        # An epoch has one sequence fewer than would fit, so that any offset below block_size is possible. 10 tokens
+        # have room for 3 sequences of block_size 3 and the last target, so an epoch has 2, from offset 0, 1 or 2 on.
+        # If only one sequence fits, an epoch has that one, and there are fewer offsets.
         self.sequences_per_epoch = max(1, (self.length - 1) // block_size - 1)
         self._offset_count = min(block_size, self.length - self.sequences_per_epoch * block_size)
 
@@ -39,7 +40,8 @@ class Sampler:
         starts = np.empty(self.batch_size, dtype=np.int64)
         for epoch in np.unique(epochs):
             rows = epochs == epoch
-            offset = int(_keys(self.seed, int(epoch))[-1]) % self._offset_count
+            _, offset_hash = _epoch_hashes(self.seed, int(epoch))
+            offset = offset_hash % self._offset_count
             sequence = permute(index_in_epoch[rows], self.sequences_per_epoch, self.seed, int(epoch))
             starts[rows] = offset + sequence.astype(np.int64) * self.block_size
         return starts
@@ -57,9 +59,9 @@ def batches(tokens: Shards, settings: Settings) -> Callable[[int], np.ndarray]:
     Learning: A Regularization Method for Efficient and Stable Billion-Scale GPT Model Pre-Training", 2021). If
     `max_steps` changes on resuming, the length changes at another step.
     """
-    splits = settings.curriculum_splits
+    N = settings.curriculum_splits
     full = Sampler(tokens, settings.block_size, settings.batch_size, settings.seed)
-    short = Sampler(tokens, settings.block_size // splits, settings.batch_size * splits, settings.seed)
+    short = Sampler(tokens, settings.block_size // N, settings.batch_size * N, settings.seed)
     return lambda step: (short if step < settings.curriculum_fraction * settings.max_steps else full).batch(step)
 
 
@@ -71,22 +73,27 @@ def permute(index: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
     """
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     mask = np.uint64((1 << int(half)) - 1)
-    keys = _keys(seed, epoch)
+    round_keys, _ = _epoch_hashes(seed, epoch)
     out = index.astype(np.uint64)
     pending = np.ones(len(out), dtype=bool)
     while pending.any():
         left, right = out[pending] >> half, out[pending] & mask
-        for key in keys[:4]:
-            left, right = right, left ^ (_mix(right, int(key)) & mask)
+        for key in round_keys:
+            left, right = right, left ^ (_mix(right, key) & mask)
         out[pending] = (left << half) | right
         pending = out >= size
     return out
 
 
-def _keys(seed: int, epoch: int) -> np.ndarray:
-    """Five hashes of (seed, epoch). The seed is hashed first: seed XOR epoch would only reorder the epochs."""
-    hashed = int(_mix(np.array([seed], dtype=np.uint64), 0)[0])
-    return _mix(np.arange(5, dtype=np.uint64), int(_mix(np.array([epoch], dtype=np.uint64), hashed)[0]))
+def _epoch_hashes(seed: int, epoch: int) -> tuple[list[int], int]:
+    """Five hashes of (seed, epoch): the four round keys of `permute`, and one for the offset of the epoch.
+
+    The seed is hashed first. With seed XOR epoch, two seeds would have the same epochs in another order.
+    """
+    hashed_seed = int(_mix(np.array([seed], dtype=np.uint64), 0)[0])
+    key = int(_mix(np.array([epoch], dtype=np.uint64), hashed_seed)[0])
+    *round_keys, offset_hash = _mix(np.arange(5, dtype=np.uint64), key).tolist()
+    return round_keys, offset_hash
 
 
 def _mix(x: np.ndarray, key: int) -> np.ndarray:

@@ -69,7 +69,9 @@ def scan_corpus(corpus: Corpus, limits: Limits = DEFAULT_LIMITS) -> Generator[Pr
     """Read a corpus from beginning to end, and store its summary in the cache."""
     corpus_hash, size, characters = CorpusHash(), 0, 0
     lengths, digests, lacks_newline = array("q"), bytearray(), bytearray()
-    ascii_characters, occurs = b"", np.zeros(0x110000, dtype=bool)  # `occurs`: by code point, in chunks beyond ASCII
+    # The alphabet is collected in two ways: ASCII by bytes, which is fast, and the rest by code points, which is needed
+    # only for chunks with other characters.
+    ascii_alphabet, is_in_alphabet = b"", np.zeros(0x110000, dtype=bool)
     document_hash, length = hashlib.blake2b(digest_size=_DIGEST_BYTES), 0
     meter = ProgressMeter("reading", None, limits.progress_seconds)
     for text, ends_document in corpus.chunks():
@@ -77,17 +79,17 @@ def scan_corpus(corpus: Corpus, limits: Limits = DEFAULT_LIMITS) -> Generator[Pr
         corpus_hash.update(content, ends_document)
         document_hash.update(content)
         size, characters, length = size + len(content), characters + len(text), length + len(text)
-        if new_bytes := content.translate(None, ascii_characters):
-            ascii_characters += bytes(sorted(byte for byte in set(new_bytes) if byte < 0x80))
+        if new_bytes := content.translate(None, ascii_alphabet):
+            ascii_alphabet += bytes(sorted(byte for byte in set(new_bytes) if byte < 0x80))
         if len(content) != len(text):
-            occurs[np.frombuffer(text.encode("utf-32-le"), "<u4")] = True
+            is_in_alphabet[np.frombuffer(text.encode("utf-32-le"), "<u4")] = True
         if ends_document:
             lengths.append(length)
             digests += document_hash.digest()
             lacks_newline.append(not text.endswith("\n"))
             document_hash, length = hashlib.blake2b(digest_size=_DIGEST_BYTES), 0
         yield from meter.report(characters)
-    alphabet = set(map(chr, np.flatnonzero(occurs).tolist())) | set(ascii_characters.decode())
+    alphabet = set(map(chr, np.flatnonzero(is_in_alphabet).tolist())) | set(ascii_alphabet.decode())
     if any(lacks_newline[:-1]):
         alphabet.add("\n")  # it may be inserted between two documents
     scan = CorpusScan(

@@ -37,7 +37,7 @@ class ShardRecord(NamedTuple):
 
 
 class _TextInfo(NamedTuple):
-    """How long a text to encode is, and the shard that its ids go to."""
+    """The length of a text to encode, and the shard that its ids go to."""
 
     split: int
     shard: int
@@ -50,9 +50,9 @@ class _PendingText:
     """Chunks of one split that wait to be encoded, and the shard that they are for."""
 
     shard: int = 0
-    shard_characters: int = 0  # in all chunks of this shard so far, waiting or not
+    characters_in_shard: int = 0  # in all chunks of this shard so far, waiting or not
     characters: int = 0  # in the chunks that wait
-    parts: list[bytes] = field(default_factory=list)
+    utf8_chunks: list[bytes] = field(default_factory=list)
 
 
 def write_shards(
@@ -69,32 +69,33 @@ def write_shards(
     anything is written, if it has too little space; finished shards are kept.
     """
     records = [_find_finished(folder, split) for split in SPLITS]
-    finished = [len(each) for each in records]  # shards that an earlier process wrote
-    texts = _collect_texts(chunks, finished, uses_end_of_text, limits)
+    finished_counts = [len(each) for each in records]  # shards that an earlier process wrote
+    texts = _collect_texts(chunks, finished_counts, uses_end_of_text, limits)
     processes = encoder_pool.choose_process_count(characters, limits)
     meter, done = ProgressMeter("writing tokens", characters, limits.progress_seconds), 0
-    parts: list[list[np.ndarray]] = [[] for _ in SPLITS]  # for each split, the ids of its unfinished shard
+    unfinished_ids: list[list[np.ndarray]] = [[] for _ in SPLITS]  # for each split, the ids of its unfinished shard
     is_space_checked = False
     for info, ids in encoder_pool.encode_texts(tokenizer, texts, processes):
-        if info.shard >= finished[info.split]:
+        if info.shard >= finished_counts[info.split]:
             if not is_space_checked:
-                total = int(characters * len(ids) / info.characters)
-                written = sum(record.length for each in records for record in each)
-                _check_disk_space(folder, (total - written) * ids.itemsize)
+                estimated_ids = int(characters * len(ids) / info.characters)  # of the corpus, from its first text
+                written_ids = sum(record.length for each in records for record in each)
+                _check_disk_space(folder, (estimated_ids - written_ids) * ids.itemsize)
                 is_space_checked = True
-            parts[info.split].append(ids)
+            unfinished_ids[info.split].append(ids)
             if info.completes_shard:
-                records[info.split].append(_write_shard(folder, info.split, info.shard, parts[info.split]))
+                record = _write_shard(folder, info.split, info.shard, unfinished_ids[info.split])
+                records[info.split].append(record)
         done += info.characters
         yield from meter.report(done)
-    for split, ids_of_last_shard in enumerate(parts):
+    for split, ids_of_last_shard in enumerate(unfinished_ids):
         if ids_of_last_shard:
             records[split].append(_write_shard(folder, split, len(records[split]), ids_of_last_shard))
     return dict(zip(SPLITS, records, strict=True))
 
 
 def _collect_texts(
-    chunks: Iterable[SplitChunk], finished: list[int], uses_end_of_text: bool, limits: Limits
+    chunks: Iterable[SplitChunk], finished_counts: list[int], uses_end_of_text: bool, limits: Limits
 ) -> Iterator[tuple[_TextInfo, bytes]]:
     """Join chunks to texts of at least `limits.chunk` characters; only the last text of a shard may be shorter.
 
@@ -105,34 +106,35 @@ def _collect_texts(
     def take(split: int, completes_shard: bool) -> tuple[_TextInfo, bytes]:
         pending = pending_texts[split]
         info = _TextInfo(split, pending.shard, pending.characters, completes_shard)
-        text = b"".join(pending.parts)
-        pending.parts, pending.characters = [], 0
+        text = b"".join(pending.utf8_chunks)
+        pending.utf8_chunks, pending.characters = [], 0
         return info, text
 
     for chunk in chunks:
         pending = pending_texts[chunk.split]
         pending.characters += len(chunk.text)
-        pending.shard_characters += len(chunk.text)
-        if pending.shard >= finished[chunk.split]:
-            pending.parts.append(chunk.text.encode() + (END if uses_end_of_text and chunk.ends_document else b""))
-        is_full = pending.shard_characters >= limits.shard
+        pending.characters_in_shard += len(chunk.text)
+        if pending.shard >= finished_counts[chunk.split]:
+            end = END if uses_end_of_text and chunk.ends_document else b""
+            pending.utf8_chunks.append(chunk.text.encode() + end)
+        is_full = pending.characters_in_shard >= limits.shard_characters
         if pending.characters >= limits.chunk or is_full:
             yield take(chunk.split, is_full)
         if is_full:
-            pending.shard, pending.shard_characters = pending.shard + 1, 0
+            pending.shard, pending.characters_in_shard = pending.shard + 1, 0
     for split, pending in enumerate(pending_texts):
         if pending.characters:
             yield take(split, False)
 
 
-def _write_shard(folder: Path, split: int, number: int, parts: list[np.ndarray]) -> ShardRecord:
-    """Write a shard and its record. Empties `parts`."""
-    path, ids = _shard_path(folder, SPLITS[split], number), np.concatenate(parts)
+def _write_shard(folder: Path, split: int, number: int, unfinished_ids: list[np.ndarray]) -> ShardRecord:
+    """Write a shard and its record. Empties `unfinished_ids`."""
+    path, ids = _shard_path(folder, SPLITS[split], number), np.concatenate(unfinished_ids)
     shards.write_npy(path, ids)
     record = ShardRecord(path.name, files.sha256(path), len(ids))
     with files.translate_disk_errors(path), open(folder / RECORDS, "a", encoding="utf-8") as file:
         file.write(f"{record.name} {record.sha256} {record.length}\n")
-    parts.clear()
+    unfinished_ids.clear()
     return record
 
 

@@ -139,7 +139,7 @@ def _normalize_encoding(encoding: str) -> str:
 
 
 def _corpus_name(source: str) -> str:
-    """The stem of a file, or the name of a folder; for a glob, of the folder that it searches."""
+    """The stem of a file, or the name of a folder; for a glob, the name of the folder that it searches."""
     if source in BUILT_IN or source == "-":
         return source if source in BUILT_IN else "stdin"
     if source.startswith("hf:"):

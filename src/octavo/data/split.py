@@ -23,13 +23,13 @@ TRAIN, VAL, LEFT_OUT = 0, 1, 2
 class Split:
     """Assigns each document to TRAIN or VAL, or leaves it out.
 
-    If the split is by position, every document is TRAIN or LEFT_OUT. The kept documents count as one text, which is for
-    validation from character `cut` on.
+    If the split is by position, the kept documents count as one text, and its characters from `cut` on are for
+    validation. TRAIN then only marks a document as kept.
     """
 
     by: str  # "document" or "position"
     cut: int
-    of_document: bytes
+    document_splits: bytes  # TRAIN, VAL or LEFT_OUT for each document
 
 
 class SplitChunk(NamedTuple):
@@ -44,21 +44,23 @@ class SplitChunk(NamedTuple):
 def choose_split(scan: CorpusScan, val_fraction: float, deduplicate: bool, insert_newlines: bool) -> Split:
     """The split of a corpus. With `insert_newlines`, the newlines that `split_chunks` inserts count as characters."""
     is_kept = scan.is_first_copy.copy() if deduplicate else np.ones(scan.documents, dtype=bool)
-    of_document = np.where(is_kept, TRAIN, LEFT_OUT).astype(np.uint8)
+    document_splits = np.where(is_kept, TRAIN, LEFT_OUT).astype(np.uint8)
     lengths = np.frombuffer(scan.lengths, np.int64)
     if is_kept.sum() >= MANY_DOCUMENTS:
         digests = scan.digest_array
         val_characters = val_fraction * lengths[is_kept].sum()
         # A document longer than the whole validation split is always for training.
         is_candidate = is_kept & (lengths <= max(val_characters, lengths[is_kept].min()))
-        order = np.flatnonzero(is_candidate)[np.argsort(digests[is_candidate])]
-        count = max(1, int(np.searchsorted(np.cumsum(lengths[order]), val_characters, side="right")))
-        of_document[is_candidate & (digests <= digests[order[count - 1]])] = VAL
-        return Split("document", 0, of_document.tobytes())
+        candidates = np.flatnonzero(is_candidate)[np.argsort(digests[is_candidate])]  # lowest digest first
+        val_count = max(1, int(np.searchsorted(np.cumsum(lengths[candidates]), val_characters, side="right")))
+        # By digest, not candidates[:val_count]: all copies of the last document are for validation too.
+        highest_val_digest = digests[candidates[val_count - 1]]
+        document_splits[is_candidate & (digests <= highest_val_digest)] = VAL
+        return Split("document", 0, document_splits.tobytes())
     length = int(lengths[is_kept].sum())
     if insert_newlines:
         length += sum(scan.lacks_newline[i] for i in np.flatnonzero(is_kept)[:-1])
-    return Split("position", int(length * (1 - val_fraction)), of_document.tobytes())
+    return Split("position", int(length * (1 - val_fraction)), document_splits.tobytes())
 
 
 def split_chunks(
@@ -73,30 +75,31 @@ def split_chunks(
     )
     document = position = 0
     corpus_hash = CorpusHash()
-    newline_split: int | None = None  # if a newline must follow the last document: the split of that document
+    previous_split: int | None = None  # that of the previous document, if a newline must follow it
 
-    def split_at(position: int, of_document: int) -> int:
+    def split_at(position: int, document_split: int) -> int:
         if split.by == "document":
-            return of_document
+            return document_split
         return TRAIN if position < split.cut else VAL
 
     for text, ends_document in corpus.chunks():
         corpus_hash.update(text.encode(), ends_document)
-        if document == len(split.of_document):
+        if document == len(split.document_splits):
             raise error
-        of_document = split.of_document[document]
+        document_split = split.document_splits[document]
         document += ends_document
-        if of_document == LEFT_OUT:
+        if document_split == LEFT_OUT:
             continue
-        if newline_split is not None:
-            yield SplitChunk(split_at(position, newline_split), "\n", False, is_separator=True)
+        if previous_split is not None:
+            yield SplitChunk(split_at(position, previous_split), "\n", False, is_separator=True)
             position += 1
         if split.by == "position" and position < split.cut < position + len(text):
             yield SplitChunk(TRAIN, text[: split.cut - position], False)
             yield SplitChunk(VAL, text[split.cut - position :], ends_document)
         else:
-            yield SplitChunk(split_at(position, of_document), text, ends_document)
+            yield SplitChunk(split_at(position, document_split), text, ends_document)
         position += len(text)
-        newline_split = of_document if insert_newlines and ends_document and not text.endswith("\n") else None
+        needs_newline = insert_newlines and ends_document and not text.endswith("\n")
+        previous_split = document_split if needs_newline else None
     if corpus_hash.hexdigest() != scan.sha256:
         raise error

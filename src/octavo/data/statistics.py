@@ -8,11 +8,11 @@ import numpy as np
 
 from octavo.data.dataset import SPLITS, Dataset, is_prepared
 from octavo.data.limits import DEFAULT_LIMITS, Limits
-from octavo.data.prepare import prepare_corpus
+from octavo.data.prepare import open_or_build_scanned
 from octavo.data.progress import PreparationProgress, ProgressMeter, preparation
 from octavo.data.scan import scan_corpus
 from octavo.data.sources import open_source
-from octavo.data.split import choose_split, split_chunks
+from octavo.data.split import LEFT_OUT, choose_split, split_chunks
 from octavo.errors import OctavoError
 from octavo.settings import DataSettings
 
@@ -24,14 +24,17 @@ _MAX_COMPARED_LINES = 20_000_000  # 8 bytes of memory each
 
 @dataclass(frozen=True)
 class Statistics:
-    """Counts of characters, lines and documents are of the whole text; tokens are counted for each split."""
+    """Counts of bytes, characters, documents and duplicates are of the whole text; all others are of its two splits.
+
+    With `deduplicate`, the splits leave out documents that are copies.
+    """
 
     name: str
     bytes: int
     characters: int
     documents: int
     duplicates: int  # documents that are exact copies of an earlier one
-    different_characters: int
+    distinct_characters: int
     longest_line: int  # characters
     lines: int
     repeated_lines: int  # lines of at least 20 characters that are copies of an earlier one
@@ -54,11 +57,13 @@ def compute_statistics(
         raise OctavoError(f"{settings.source} holds tokens; stats needs text", "the text that it was prepared from")
     corpus = open_source(settings, limits)
     scan = yield from scan_corpus(corpus, limits)
-    dataset = yield from prepare_corpus(corpus, scan, settings, None, limits)
+    dataset = yield from open_or_build_scanned(corpus, scan, settings, None, limits)
     insert_newlines = not scan.uses_end_of_text(dataset.tokenizer)
-    split = choose_split(scan, settings.val_fraction, False, insert_newlines)
-    counter, lines = _CharacterCounter(limits.chunk), _LineCounter()
-    meter, characters = ProgressMeter("counting", scan.characters, limits.progress_seconds), 0
+    split = choose_split(scan, settings.val_fraction, settings.deduplicate, insert_newlines)
+    counter, lines = _CharacterCounter(buffer_characters=limits.chunk), _LineCounter()
+    document_lengths = zip(scan.lengths, split.document_splits, strict=True)
+    used_characters = sum(length for length, document_split in document_lengths if document_split != LEFT_OUT)
+    meter, characters = ProgressMeter("counting", used_characters, limits.progress_seconds), 0
     for chunk in split_chunks(corpus, scan, split, insert_newlines):
         if chunk.is_separator:
             continue
@@ -75,14 +80,14 @@ def compute_statistics(
         characters=scan.characters,
         documents=scan.documents,
         duplicates=int((~scan.is_first_copy).sum()),
-        different_characters=int((train + val > 0).sum()),
+        distinct_characters=int((train + val > 0).sum()),
         longest_line=lines.longest,
         lines=lines.count,
         repeated_lines=lines.count_repeated(),
         tokenizer=dataset.info["tokenizer"],
         vocab_size=tokenizer.vocab_size,
         tokens=dataset.info["tokens"],
-        characters_per_token=round(int((train + val).sum()) / sum(dataset.info["tokens"].values()), 4),
+        characters_per_token=round(used_characters / sum(dataset.info["tokens"].values()), 4),
         unused_tokens=int((token_counts == 0).sum()),
         frequent_tokens=[(tokenizer.decode([id]), count) for id, count in _most_frequent(token_counts)],
         unseen_characters=[(chr(point), count) for point, count in _most_frequent(np.where(train == 0, val, 0))],
@@ -114,27 +119,30 @@ def _least_frequent(counts: np.ndarray, below: int) -> list[tuple[int, int]]:
 class _CharacterCounter:
     """Counts the characters of each split. Short texts are joined before they are counted, which is faster."""
 
-    def __init__(self, batch: int) -> None:
+    def __init__(self, buffer_characters: int) -> None:
         self._counts = np.zeros((len(SPLITS), _CODE_POINTS), dtype=np.int64)
-        self._texts: tuple[list[str], list[str]] = ([], [])
-        self._batch, self._collected = batch, 0  # characters
+        self._buffers: tuple[list[str], list[str]] = ([], [])  # texts of each split that are not yet counted
+        self._buffer_characters, self._buffered = (
+            buffer_characters,
+            0,
+        )  # the largest number of characters, and the current
 
     def add(self, split: int, text: str) -> None:
-        self._texts[split].append(text)
-        self._collected += len(text)
-        if self._collected >= self._batch:
-            self._count_collected()
+        self._buffers[split].append(text)
+        self._buffered += len(text)
+        if self._buffered >= self._buffer_characters:
+            self._count_buffered()
 
-    def _count_collected(self) -> None:
-        for counts, texts in zip(self._counts, self._texts, strict=True):
+    def _count_buffered(self) -> None:
+        for counts, texts in zip(self._counts, self._buffers, strict=True):
             code_points = np.frombuffer("".join(texts).encode("utf-32-le"), "<u4")
             counts += np.bincount(code_points, minlength=_CODE_POINTS)
             texts.clear()
-        self._collected = 0
+        self._buffered = 0
 
     def counts(self) -> np.ndarray:
         """How often each character occurs, (splits, code points)."""
-        self._count_collected()
+        self._count_buffered()
         return self._counts
 
 

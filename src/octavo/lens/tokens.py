@@ -79,7 +79,7 @@ class Tokens(View):
 
 
 def tokens(run: RunLike, text: Text = None, *, unknown: str = "error") -> Tokens:
-    """The tokens of a text, grouped by character. Their bytes, concatenated, are the text's UTF-8."""
+    """The tokens of a text, in groups that make whole characters. All bytes, concatenated, are the text's UTF-8."""
     return tokenize(runs.load(run), text, unknown, limit=_MAX_TOKENS)
 
 

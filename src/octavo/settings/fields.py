@@ -57,7 +57,8 @@ class ModelSettings(_Validated):
     )
     embedding_init: str = setting(
         "normal",
-        "initialization of wte and wpe: N(0, 0.02), or uniform within ±1/sqrt(n_embd)",
+        "initialization of wte and wpe: N(0, 0.02), or uniform within ±1/sqrt(n_embd); for wpe only if weight_init is "
+        "noise",
         choices=("normal", "uniform"),
     )
 
@@ -104,7 +105,8 @@ class TrainingSettings(_Validated):
     max_steps: int = setting(1000, "optimizer steps", low=0, high=10**9)
     max_epochs: float = setting(
         8.0,
-        "reduce the steps to at most this many passes over the training split; 0, or an explicit max_steps: no limit",
+        "upper limit on passes over the training split: lowers max_steps if necessary; 0, or if only max_steps is set: "
+        "no limit",
         low=0,
         high=1e9,
     )
@@ -139,8 +141,8 @@ class TrainingSettings(_Validated):
     momentum: float = setting(0.95, "momentum of Muon", low=0, high=0.99999)
     weight_init: str = setting(
         "lookback",
-        "lookback: the heads of layer 0 start by attending 1, 2, 3 ... tokens back, and wpe starts as small sinusoids; "
-        "sinusoids: only wpe; noise: all weights random, as in GPT-2",
+        "noise: all weights random, as in GPT-2; sinusoids: but wpe starts as small sinusoids; lookback: and the heads "
+        "of layer 0 start as previous-token heads, which attend 1, 2, 3 ... tokens back",
         choices=("lookback", "sinusoids", "noise"),
     )
     beta1: float = setting(0.9, "AdamW's decay rate of the first moment", low=0, high=0.99999)
@@ -162,7 +164,7 @@ class TrainingSettings(_Validated):
         "auto", "data type of the forward and backward pass (mixed precision)", choices=("auto", "fp32", "bf16", "fp16")
     )
     compile: str = setting(
-        "auto", "torch.compile; auto: on CUDA, if the run is long enough to pay for it", choices=("auto", "on", "off")
+        "auto", "torch.compile; auto: on for CUDA, off for other devices", choices=("auto", "on", "off")
     )
     log: str = setting("none", f"additional loggers, separated by commas: {', '.join(LOGGERS)}")
 
@@ -170,7 +172,7 @@ class TrainingSettings(_Validated):
         super().__post_init__()
         for name in self.loggers:
             if name not in LOGGERS:
-                raise unknown_name_error("logger", name, LOGGERS, setting="log")
+                raise unknown_name_error("logger", name, LOGGERS, setting_name="log")
 
     @property
     def loggers(self) -> list[str]:
@@ -188,7 +190,7 @@ class Settings(ModelSettings, DataSettings, TrainingSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.preset not in PRESETS:
-            raise unknown_name_error("preset", self.preset, PRESETS, setting="preset")
+            raise unknown_name_error("preset", self.preset, PRESETS, setting_name="preset")
         if self.block_size % self.curriculum_splits:
             raise SettingError(
                 ("block_size", "curriculum_splits"),
@@ -206,10 +208,12 @@ class Settings(ModelSettings, DataSettings, TrainingSettings):
 SECTIONS: dict[str, type] = {"model": ModelSettings, "data": DataSettings, "training": TrainingSettings}
 
 
-def unknown_name_error(kind: str, name: str, known: Iterable[object], *, setting: str | None = None) -> OctavoError:
+def unknown_name_error(
+    kind: str, name: str, known: Iterable[object], *, setting_name: str | None = None
+) -> OctavoError:
     """The error for an unknown setting, preset, view, ..., with the nearest known name as hint.
 
-    With `setting`, a `SettingError` for that setting.
+    With `setting_name`, a `SettingError` for that setting.
     """
     names = [str(known_name) for known_name in known]
     nearest = difflib.get_close_matches(name.replace("-", "_"), names, n=1, cutoff=0.5)
@@ -228,7 +232,7 @@ def unknown_name_error(kind: str, name: str, known: Iterable[object], *, setting
     else:
         hint = f"--{kind.replace('_', '-')} {nearest[0]}"
     message = f"there is no {kind} {name!r}"
-    return OctavoError(message, hint) if setting is None else SettingError((setting,), message, hint)
+    return OctavoError(message, hint) if setting_name is None else SettingError((setting_name,), message, hint)
 
 
 def _validate(setting_field: "dataclasses.Field[Any]", value: Any) -> Any:
@@ -245,7 +249,7 @@ def _validate(setting_field: "dataclasses.Field[Any]", value: Any) -> Any:
         raise SettingError((name,), f"{name}={value} is not a finite number", hint)
     choices = setting_field.metadata["choices"]
     if choices and value not in choices:
-        raise unknown_name_error(name, value, choices, setting=name)
+        raise unknown_name_error(name, value, choices, setting_name=name)
     low, high = setting_field.metadata["low"], setting_field.metadata["high"]
     if isinstance(value, (int, float)) and not low <= value <= high:
         raise SettingError((name,), f"{name}={value} is not between {low} and {high}", hint)

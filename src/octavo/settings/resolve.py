@@ -25,10 +25,12 @@ def resolve(preset: str | None = None, config: str | Path | None = None, **expli
     try:
         preset = preset or from_file.get("preset") or "tiny"
         if not isinstance(preset, str) or preset not in PRESETS:
-            raise unknown_name_error("preset", str(preset), PRESETS, setting="preset")
+            raise unknown_name_error("preset", str(preset), PRESETS, setting_name="preset")
         values: dict[str, Any] = {}
-        for layer in (PRESETS[preset], from_file, explicit):
-            values |= _disable_epoch_limit(layer) | layer
+        for overrides in (PRESETS[preset], from_file, explicit):
+            if "max_steps" in overrides:  # the max_epochs of an earlier source would lower it
+                values["max_epochs"] = 0.0
+            values |= overrides
         values["preset"] = preset
         for name in values:
             _check_name(name)
@@ -51,17 +53,12 @@ def from_toml(path: Path) -> Settings:
     return resolve(**_read_toml(path))
 
 
-def _disable_epoch_limit(values: dict[str, Any]) -> dict[str, Any]:
-    """An explicit `max_steps` overrides the `max_epochs` of an earlier layer, which would reduce it."""
-    return {"max_epochs": 0.0} if "max_steps" in values else {}
-
-
 def _check_name(name: str) -> None:
     known = [field.name for field in fields(Settings)]
     if name in NANOGPT_NAMES:
         raise SettingError((name,), f"{name} is a setting of nanoGPT, not of Octavo", NANOGPT_NAMES[name])
     if name not in known:
-        raise unknown_name_error("setting", name, known, setting=name)
+        raise unknown_name_error("setting", name, known, setting_name=name)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -14,12 +14,12 @@ END_OF_TEXT = "<|endoftext|>"
 # unused one from U+0100 on.
 _printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
 _unused = itertools.count(0x100)
-BYTE_LETTERS = {chr(byte if byte in _printable else next(_unused)): byte for byte in range(256)}
+LETTER_TO_BYTE = {chr(byte if byte in _printable else next(_unused)): byte for byte in range(256)}
 
 
 def letters_to_bytes(token: str) -> bytes:
     """The bytes of a token in GPT-2's letters. A token with other characters, such as a special token, is in UTF-8."""
-    return bytes(BYTE_LETTERS[letter] for letter in token) if BYTE_LETTERS.keys() >= set(token) else token.encode()
+    return bytes(LETTER_TO_BYTE[letter] for letter in token) if LETTER_TO_BYTE.keys() >= set(token) else token.encode()
 
 
 def byte_level_backend(model: "models.BPE") -> "tokenizers.Tokenizer":
@@ -44,7 +44,7 @@ def find_surrogates(text: str) -> set[str]:
 def split_at_spaces(text: str) -> list[str]:
     """Cut `text` about every 64K characters, where no token can span the cut.
 
-    That is before a space or a newline that follows a character other than white space.
+    That is before a space or a newline that follows a character other than whitespace.
 
     The `tokenizers` library is faster on chunks and encodes them in parallel: `word` encodes tiny Shakespeare in 130 ms
     instead of 570 ms.

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 
 from octavo.errors import OctavoError
 from octavo.files import cache_dir, fetch, sha256
-from octavo.tokenizers.bytelevel import BYTE_LETTERS, END_OF_TEXT, byte_level_backend, find_surrogates, split_at_spaces
+from octavo.tokenizers.bytelevel import (
+    END_OF_TEXT,
+    LETTER_TO_BYTE,
+    byte_level_backend,
+    find_surrogates,
+    split_at_spaces,
+)
 from octavo.tokenizers.folder import read_vocab_and_merges
 from octavo.tokenizers.tokenizer import Tokenizer
 
@@ -92,23 +98,23 @@ def _char_backend(ids: Mapping[str, int]) -> "tokenizers.Tokenizer":
 def _build_byte() -> "tokenizers.Tokenizer":
     from tokenizers import models
 
-    return byte_level_backend(models.BPE(BYTE_LETTERS, []))
+    return byte_level_backend(models.BPE(LETTER_TO_BYTE, []))
 
 
 def _train_word(chunks: Iterable[str], size: int) -> "tokenizers.Tokenizer":
     """The 256 bytes, then words, whitespace and punctuation of the text, most frequent first: at most `size` tokens."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
-    words = pre_tokenizers.Split(Regex(r"[\p{L}\p{M}\p{N}_]+|\s+|[^\p{L}\p{M}\p{N}_\s]"), "isolated")
-    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    counter = Tokenizer(models.WordLevel())
-    counter.pre_tokenizer = pre_tokenizers.Sequence([words, letters])
+    word_splitter = pre_tokenizers.Split(Regex(r"[\p{L}\p{M}\p{N}_]+|\s+|[^\p{L}\p{M}\p{N}_\s]"), "isolated")
+    bytes_to_letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    word_counter = Tokenizer(models.WordLevel())  # only ranks the words, and is then discarded
+    word_counter.pre_tokenizer = pre_tokenizers.Sequence([word_splitter, bytes_to_letters])
     trainer = trainers.WordLevelTrainer(vocab_size=size, show_progress=False)
-    counter.train_from_iterator((part for chunk in chunks for part in split_at_spaces(chunk)), trainer)
-    ranks = counter.get_vocab()  # by frequency, then alphabetically
-    tokens = dict.fromkeys([*BYTE_LETTERS, *sorted(ranks, key=ranks.__getitem__)])
+    word_counter.train_from_iterator((part for chunk in chunks for part in split_at_spaces(chunk)), trainer)
+    ranks = word_counter.get_vocab()  # by frequency, then alphabetically
+    tokens = dict.fromkeys([*LETTER_TO_BYTE, *sorted(ranks, key=ranks.__getitem__)])
     backend = byte_level_backend(models.BPE(dict(zip(tokens, range(size), strict=False)), [], ignore_merges=True))
-    backend.pre_tokenizer = counter.pre_tokenizer
+    backend.pre_tokenizer = word_counter.pre_tokenizer
     return backend
 
 
@@ -121,7 +127,7 @@ def _train_bpe(chunks: Iterable[str], size: int) -> "tokenizers.Tokenizer":
 
     backend = byte_level_backend(models.BPE())
     trainer = trainers.BpeTrainer(
-        vocab_size=size - 1, min_frequency=2, initial_alphabet=list(BYTE_LETTERS), show_progress=False
+        vocab_size=size - 1, min_frequency=2, initial_alphabet=list(LETTER_TO_BYTE), show_progress=False
     )
     # At most 5,000 characters in each part: a single word of a million letters took the trainer nine minutes.
     short = re.compile(r"(?s).{1,4000}(?:.{,1000}?\S(?=[ \n]))?")

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from octavo.errors import OctavoError, UnknownCharactersError
-from octavo.tokenizers.bytelevel import BYTE_LETTERS, END_OF_TEXT, find_surrogates, letters_to_bytes, split_at_spaces
+from octavo.tokenizers.bytelevel import END_OF_TEXT, LETTER_TO_BYTE, find_surrogates, letters_to_bytes, split_at_spaces
 
 if TYPE_CHECKING:
     import tiktoken
@@ -106,7 +106,7 @@ class Tokenizer:
 
     @property
     def splits_at_spaces(self) -> bool:
-        """Whether text can be cut before a space or newline that follows a character other than white space."""
+        """Whether text can be cut before a space or newline that follows a character other than whitespace."""
         if self._missing_bytes:  # words are encoded without a check for unknown characters
             return False
         return self.kind == "word" or (self.kind in ("bpe", "gpt2") and self._tiktoken is not None)
@@ -207,7 +207,7 @@ def _recognize_kind(description: dict[str, Any], ids: dict[str, int]) -> str:
     match [model["type"], *parts]:
         case ["BPE", None, None, "Fuse"] if max(map(len, ids)) == 1:
             return "char"
-        case ["BPE", None, "ByteLevel", "ByteLevel"] if ids == BYTE_LETTERS:
+        case ["BPE", None, "ByteLevel", "ByteLevel"] if ids == LETTER_TO_BYTE:
             return "byte"
         case ["BPE", None, "Sequence", "ByteLevel"] if model["ignore_merges"] and not model["merges"]:
             return "word"
@@ -223,16 +223,20 @@ def _mergeable_ranks(backend: "tokenizers.Tokenizer") -> dict[bytes, int] | None
 
     `tokenizers` merges by a list of pairs, the first pair first. tiktoken merges any pair whose concatenation is a
     token, the lowest id first. Both give the same ids if they split text in the same places, the ids follow the order
-    of the list, and the list comes from BPE training. In training, a token was made by merging two tokens after all
-    earlier merges; the same earlier merges, applied to the same bytes, leave the same two tokens.
+    of the list, and the list comes from BPE training. Training creates each token from one pair, after all earlier
+    merges. Encoding applies the same earlier merges to the token's bytes, which leaves the same pair. So only this pair
+    can give the token, and the lowest id belongs to the first pair of the list.
     """
     description = json.loads(backend.to_str())
     splitter, model = description["pre_tokenizer"] or {}, description["model"]
-    if splitter != splitter | {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}:
+    gpt2_splitter = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    if any(splitter.get(key) != value for key, value in gpt2_splitter.items()):
         return None
     added = {token["content"] for token in description["added_tokens"]}
     ids = {token: id for token, id in model["vocab"].items() if token not in added}
     merged = [left + right for left, right in model["merges"]]
-    if not BYTE_LETTERS.keys() <= ids.keys() or merged != sorted(ids.keys() - BYTE_LETTERS.keys(), key=ids.__getitem__):
+    if not LETTER_TO_BYTE.keys() <= ids.keys() or merged != sorted(
+        ids.keys() - LETTER_TO_BYTE.keys(), key=ids.__getitem__
+    ):
         return None
     return {letters_to_bytes(token): id for token, id in ids.items()}
