@@ -96,8 +96,8 @@ def add_overflow(verb: Parser, default: str) -> None:
         "--overflow",
         choices=("stop", "slide", "rechunk"),
         default=default,
-        help="when the context is full: stop, slide (drop the oldest token: exact, slow), or rechunk (drop the older half: "
-        f"fast) ({default})",
+        help="when the context is full: stop, slide (drop the oldest token: exact, slow), or rechunk (drop the older "
+        f"half: fast) ({default})",
     )
 
 
