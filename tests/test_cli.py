@@ -39,7 +39,7 @@ def test_a_misspelled_verb_is_rejected_with_the_nearest_one(assert_rejected: Ass
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [
-        ("--n-layrs 6", ["--n_layrs", "try: --n-layer"]),
+        ("--n-layrs 6", ["--n-layrs", "try: --n-layer"]),
         ("--n_layrs=6", ["--n_layrs", "try: --n-layer"]),
         ("--n-lay 6", ["--n-lay", "try: --n-layer"]),  # abbreviations are not accepted
         ("--qqqqq", ["--qqqqq", "try: octavo train --help"]),
@@ -165,7 +165,7 @@ def test_help_shows_the_defaults_that_parsing_gives(verb: str, run_command: RunC
             continue
         line = help_line(flag, text)
         default = parsed[flag[2:].replace("-", "_")]
-        if default not in (None, "", []):
+        if default not in (None, "", [], False):
             assert line.endswith(f"({default})")
 
 
