@@ -47,7 +47,9 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     return _char_tokenizer(path) if path.exists() else tokenizers.build("gpt2", "")
 
 
-def describe(folder: Path, tokenizer: Tokenizer, tokens: dict[str, Shards], properties: FileProperties) -> dict[str, Any]:
+def describe(
+    folder: Path, tokenizer: Tokenizer, tokens: dict[str, Shards], properties: FileProperties
+) -> dict[str, Any]:
     """The contents that `dataset.json` would have."""
     entries = {
         f"{split}.bin": {"bytes": 2 * len(tokens[split]), "sha256": properties.sha256(f"{split}.bin")}
