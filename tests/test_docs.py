@@ -134,7 +134,7 @@ def test_every_block_runs_and_prints_what_the_page_shows(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    shutil.copy(ROOT / "docs" / "model.md", "my.txt")  # stands for the reader's own text
+    shutil.copy(ROOT / "docs" / "model.md", "my.txt")  # the reader's own text
     run_page(page)
 
 
@@ -143,7 +143,7 @@ def test_the_page_about_the_model_has_blocks_that_run() -> None:
 
 
 def write_page(folder: Path, text: str) -> Path:
-    """Write a page. Quotes stand for the backticks of its fences."""
+    """Write a page. Quotes replace the backticks of its fences."""
     path = folder / "page.md"
     path.write_text(textwrap.dedent(text).replace("'''", "```"), encoding="utf-8")
     return path

@@ -105,7 +105,7 @@ def memory(settings: Settings, device: str, precision: str, micro_batch: int, pr
 
 
 def bytes_per_sequence(settings: ModelSettings, device: str, precision: str) -> tuple[int, int]:
-    """Bytes of activations, and of logits, for one training sequence."""
+    """Return the bytes of activations and the bytes of logits of one training sequence."""
     L, C, T = settings.n_layer, settings.n_embd, settings.block_size
     size = _element_size(precision)
     residual = size if device == "cuda" and precision == "bf16" else 4  # autocast keeps the residual stream in float32

@@ -184,7 +184,7 @@ def one_thread() -> Iterator[None]:
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Tell glibc's allocator to keep freed memory for reuse, for the rest of the process. No effect on other systems.
+    """Make glibc's allocator keep freed memory for reuse, for the rest of the process. No effect on other systems.
 
     A training step frees and allocates the same megabytes over and over. By default glibc returns large blocks to the
     kernel, which zeroes every page before handing it out again: a third of a small model's step. The largest blocks

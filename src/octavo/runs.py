@@ -95,12 +95,12 @@ class Run:
 
     @property
     def last(self) -> Path | None:
-        """The newest checkpoint, from which training can resume. None if there is none, or `last` is damaged."""
+        """The newest checkpoint, from which training can resume. None before the first one, or if `last` is damaged."""
         return self._read_pointer("last")
 
     @property
     def best(self) -> Path | None:
-        """The checkpoint with the lowest validation loss. None if there is none, or `best` is damaged."""
+        """The checkpoint with the lowest validation loss. None before the first one, or if `best` is damaged."""
         return self._read_pointer("best")
 
     @property

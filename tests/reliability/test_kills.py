@@ -80,7 +80,7 @@ def wait_for_save(process: subprocess.Popen[str], folder: Path, seconds: float) 
 
 
 def checkpointed_step(run: octavo.Run) -> int:
-    """The step of the newest checkpoint, which must load. 0 if there is none yet."""
+    """The step of the newest checkpoint, which must load. 0 before the first one."""
     if not run.resumable:
         return 0
     return octavo.load(run.resumable[0]).info["step"]

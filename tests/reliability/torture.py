@@ -1,4 +1,4 @@
-"""Runs of `octavo` in processes of their own, which the tests of this folder kill and starve.
+"""Start `octavo` in separate processes, which the tests of this folder kill and starve.
 
 `make torture` sets OCTAVO_TORTURE=1: many more trials than in CI. Its result is in docs/reliability.md.
 """

@@ -117,7 +117,7 @@ class Engine:
     ) -> None:
         """`vocab_size`: the tokenizer's, if the model's is padded. `prefix_bytes`: size of the prefix cache.
 
-        `decoder` runs the model. If it is None, `quantize` and `use_native` choose one, and `notices` tells the user
+        `decoder` runs the model. If it is None, `quantize` and `use_native` choose one, and `notices` reports
         why it is a slower one.
         """
         self.slots = slots

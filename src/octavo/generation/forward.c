@@ -115,7 +115,7 @@ static void quantize_inputs(const float *x, short *out, float *scales, int N, in
 /* How a linear layer writes its result y into `out`: out = y, out += y, or out = GELU(y). */
 enum { STORE, ADD, GELU_TANH, GELU_EXACT };
 
-/* Computes outputs o ... o + 15, or as many as are left, of a linear layer for M rows, at most TILE_ROWS. */
+/* Computes outputs o ... o + 15, or the remaining ones if fewer, of a linear layer for M rows, at most TILE_ROWS. */
 ALWAYS_INLINE void linear_tile(const Linear *l, int int8, const char *x, const float *scales, float *out,
                                int M, int C, int O, int o, int epilogue)
 {

@@ -1,4 +1,4 @@
-"""`octavo.generate`, and what it shares with `octavo sample`: the streams of a request on an engine of their own.
+"""`octavo.generate`, and what it shares with `octavo sample`: a new engine that runs the streams of a request.
 
 A server and a training run have an engine already, on which they start the streams of `stream.py`. The choice of the
 most likely texts is the same for all.

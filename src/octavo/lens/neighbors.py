@@ -120,7 +120,7 @@ def _resolve_one_token(loaded: Checkpoint, word: WordLike) -> int:
     ids, _ = resolve_word(loaded.tokenizer, word)
     if len(ids) > 1:
         raise OctavoError(
-            f"{word!r} is {len(ids)} tokens for this tokenizer, so it has no row of its own in wte",
+            f"{word!r} is {len(ids)} tokens for this tokenizer, so wte has no row for it",
             "a word of one token: `octavo inspect RUN tokens --text` shows the tokens of a text",
         )
     return ids[0]

@@ -127,7 +127,7 @@ def _draw_attention(view: Attention, ax: "Axes") -> np.ndarray:
 
     # Later positions always have weight 0, so they are left blank.
     past = np.ma.masked_where(np.triu(np.ones_like(view.weights, dtype=bool), 1), view.weights)
-    # In a long text, most weights are small. A square-root scale keeps them visible although the first row has a 1.
+    # Most weights of a long text are small. A square-root scale keeps them visible although the first row has a 1.
     image = _heat_map(ax, past, _SEQUENTIAL, norm=PowerNorm(0.5, 0, 1))
     _add_color_bar(ax, image, "attention weight")
     _label_ticks(ax.xaxis, [token.label for token in view.tokens], max_horizontal_length=1)

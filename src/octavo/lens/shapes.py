@@ -138,7 +138,7 @@ def _block_stages(layer: LayerActivations, times: int, head: int) -> Iterator[St
     B, H, T, D = layer.q.shape
     C = H * D
     linear_flops = 2 * B * T * C * C  # of a linear layer from width C to width C
-    pair_flops = 2 * B * H * T * T * D  # of a matmul over all pairs of positions, in all heads
+    pair_flops = 2 * B * H * T * T * D  # a matmul over all pairs of positions has this many, summed over heads
     scores = layer.q @ layer.k.mT / math.sqrt(D)
     weights = attention_pattern(layer.q, layer.k)
     resid_mid = layer.resid_pre + layer.attention

@@ -82,7 +82,7 @@ def verify(run: RunLike, *, seed: int = 0) -> Verification:
     """Compare the views, the KV cache, the decoder and the causal mask with one another and with a float64 reference.
 
     The input is random token ids, up to 128. Errors of logits are relative to the largest logit if that is above 1. The
-    tolerance is 1e-4 or 100 times the effect of float32 rounding in this model, whichever is larger. Single blocks are
+    tolerance is the larger of 1e-4 and 100 times the effect of float32 rounding in this model. Single blocks are
     compared in float64. A check that raises an exception fails.
     """
     loaded = runs.load(run)
@@ -301,7 +301,7 @@ def _check_contributions(model: GPT, idx: Tensor) -> Measurements:
 def _check_surprisal(model: GPT, idx: Tensor) -> Measurements:
     """Check two sequences and one token of a third, or the first tokens of these if the context is long.
 
-    With a short context, this covers the boundary between two sequences.
+    If the context is short, this covers the boundary between two sequences.
     """
     block_size = model.settings.block_size
     length = min(2 * block_size, 4 * _MAX_TOKENS) + 2

@@ -56,7 +56,7 @@ export const fetchModels = async () => (offline ? embedded.models : (await reque
 export const fetchRuns = async () => (offline ? [] : (await (await request("/runs")).json()).runs);
 
 // {lines, next, restarted} of a run's "metrics" or "samples": the lines after the first `after`; the `after` of the
-// next request; and whether the file is shorter than `after`, because training began anew: then `lines` has all lines.
+// next request; and whether the file is shorter than `after`, because training started again: then `lines` has all lines.
 export const fetchLines = async (run, kind, after = 0, { signal } = {}) =>
   (await request(`/runs/${encodeURIComponent(run)}/${kind}?after=${after}`, { signal })).json();
 

@@ -129,7 +129,7 @@ function format(value, options) {
 export const formatNumber = (value, digits = 3) =>
   format(value, { minimumFractionDigits: digits, maximumFractionDigits: digits, signDisplay: "negative" });
 
-// With six significant digits, as many as the server sends. Below 1e-8 there is only rounding error.
+// With six significant digits, like the numbers that the server sends. Below 1e-8 there is only rounding error.
 export const formatSignificant = (value) =>
   value && Math.abs(value) < 1e-8 ? "≈ 0" : format(value, { maximumSignificantDigits: 6 });
 

@@ -23,7 +23,7 @@ import { createTextField } from "octavo/text_field";
 const TABS = ["walk", "attention", "positions_and_words", "playground", "training", "compare"];
 const TEXT_TABS = ["walk", "attention", "positions_and_words"]; // with the shared text; an exported page has only these
 const SAMPLE = "The cat sat on the mat, and the cat slept.";
-const RETRY_DELAY = 3000; // milliseconds between two requests for models while there is none
+const RETRY_DELAY = 3000; // milliseconds between two requests for models until one is available
 
 const announcer = el("div", { class: "visually-hidden", role: "status" });
 const taskCounts = new WeakMap(); // panel -> the number of its running tasks
@@ -165,7 +165,7 @@ async function start() {
   tabBar.followAddress();
 }
 
-// A run whose training has just begun has no model yet, so this is repeated until there is one.
+// A run whose training has just started has no model yet, so this is repeated until there is one.
 async function loadModels() {
   try {
     app.models = (await fetchModels()).models;

@@ -10,7 +10,7 @@ export function chip(token, properties = {}) {
 
 export const labelChip = (label) => chip({ label, bytes: "" }, { title: null });
 
-// The label of a token that isn't valid UTF-8 by itself: its bytes, as in <e2 80>.
+// The label of a token whose bytes alone aren't valid UTF-8: those bytes, as in <e2 80>.
 const isByteLabel = (label) => /^<[\da-f ]+>$/.test(label);
 
 // The index of the last token that has letters, or 0.

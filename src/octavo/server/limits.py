@@ -11,14 +11,16 @@ class Limits:
     connections: int = 512  # open at once; beyond that, 429
     header_bytes: int = 16 << 10  # request line and headers
     headers: int = 100
-    header_seconds: float = 10  # from the connection, or the first byte of a later request, to the end of the headers
+    header_seconds: float = (
+        10  # starts with the connection, or the first byte of a later request; ends with the headers
+    )
     idle_seconds: float = 30  # between two requests of a connection
     linger_seconds: float = 2  # after an error, keep reading this long: unread data would reset the connection
 
     # requests
     body_bytes: int = 1 << 20
     body_seconds: float = 20
-    request_seconds: float = 600  # from the request to the end of the response, the wait for a slot included
+    request_seconds: float = 600  # until the response is complete, including the wait for a slot
     fields: int = 64  # in a body
     prompts: int = 128
     n: int = 128

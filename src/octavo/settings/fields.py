@@ -113,7 +113,7 @@ class TrainingSettings(_Validated):
     batch_size: int = setting(32, "sequences per optimizer step", low=1, high=1 << 20)
     micro_batch: int = setting(
         0,
-        "sequences per forward and backward pass, with gradient accumulation; 0: as many as fit in memory",
+        "sequences per forward and backward pass, with gradient accumulation; 0: the most that fit in memory",
         low=0,
         high=1 << 20,
     )

@@ -151,7 +151,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _missing_bytes(self) -> frozenset[int]:
-        """The bytes without a token of their own. The backend would drop them silently."""
+        """The bytes without a single-byte token. The backend would drop them silently."""
         present = {token[0] for token in self.token_bytes if len(token) == 1}
         return frozenset(range(256)) - present
 

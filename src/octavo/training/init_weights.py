@@ -49,7 +49,7 @@ def set_lookback(model: GPT) -> None:
     sine, cosine = pairs, (C + 1) // 2 + pairs  # their columns in wpe
     upper, lower = torch.arange(D // 2), D // 2 + torch.arange(D // 2)  # a head's rows for sines and for cosines
     query, key, _ = model.get_parameter("transformer.h.0.attn.c_attn.weight").view(3, H, D, C)
-    key[:, : 2 * len(pairs)] = query[:, : 2 * len(pairs)] = 0.0  # with an odd head width, the last row stays noise
+    key[:, : 2 * len(pairs)] = query[:, : 2 * len(pairs)] = 0.0  # if the head width is odd, the last row stays noise
     key[:, upper, sine] = key[:, lower, cosine] = _SHARPNESS
     for head in range(H):
         angle = (head + 1) * _frequencies(C)[pairs]

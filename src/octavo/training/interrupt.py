@@ -52,7 +52,7 @@ _MESSAGE = b"\nsaving a checkpoint after this step, then stopping (Ctrl-C again 
 def interruptible() -> Iterator[Stop]:
     """Handle SIGINT, SIGTERM and SIGHUP, and yield the `should_stop` of `events`, which is true after one of them.
 
-    A signal that the parent process told this one to ignore (nohup) stays ignored. Only the main thread can handle
+    A signal that is ignored when the process starts (nohup) stays ignored. Only the main thread can handle
     signals; in another one, `should_stop` always returns false.
     """
     stop = Stop()

@@ -200,7 +200,7 @@ function largestValue({ values, options }) {
   return max;
 }
 
-// Draws one pixel per cell on a canvas of its own and scales that up: for cells too small to be drawn one by one.
+// Draws one pixel per cell on a second canvas and scales that up: for cells too small to be drawn one by one.
 function drawPixels(context, figure, layout, scale) {
   const { rowCount, columnCount, left, cellWidth, cellHeight, gaps, y } = layout;
   const pixels = new ImageData(columnCount, rowCount);

@@ -30,7 +30,7 @@ class Playground {
     //   ids         the tokens of the model's window before it
     //   actual      the token at it, or null at the end of the text
     //   step        of the checkpoint
-    //   nextToken   the answer of the view `next_token`; null at the first position, where there is none
+    //   nextToken   the answer of the view `next_token`; null at the first position, which has none
     this.position = null;
     this.generation = null; // the AbortController of the text that is being generated
     this.lastRequest = 0; // the number of the last call of #showBranch; earlier calls that still wait are dropped
@@ -75,7 +75,7 @@ class Playground {
     await this.#explainPosition(this.position?.index ?? this.current.tokens.length);
   }
 
-  // Begins anew with another model.
+  // Starts again with another model.
   #reset(text) {
     const { app, nextToken, logitLens, contributions } = this;
     this.generation?.abort();

@@ -27,7 +27,7 @@ class Training {
   constructor(panel, app) {
     Object.assign(this, { panel, app });
     this.runs = new Map(); // name -> {info, metrics, samples, next: {metrics, samples}, isChosen}
-    this.timer = null; // of the polls, while the tab is open
+    this.timer = null; // the timer of the polls while the tab is open
     this.polls = 0;
     this.isPolling = false;
     this.hasFailed = false; // the last poll has failed

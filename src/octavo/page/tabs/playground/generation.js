@@ -35,7 +35,7 @@ export async function* generateTokens(branch, maxTokens, blockSize, { isServedSt
 }
 
 // Samples one token after `ids`. Until the branch is decoded, its text is its label, with the symbols ␣ and ⏎ replaced
-// by the whitespace that they stand for.
+// by the whitespace that they mark.
 async function sampleToken(ids, settings, signal) {
   const { logits, vocabulary } = await fetchView("next_token", { text: ids }, { signal });
   const id = new TokenDistribution(logits).sample(settings, Math.random());

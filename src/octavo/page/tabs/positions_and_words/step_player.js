@@ -67,7 +67,7 @@ export class StepPlayer {
   async #play() {
     setSentence(this.button, "common.stop");
     const started = (this.playback = {});
-    if (this.index === this.steps.length - 1) this.index = -1; // begin anew
+    if (this.index === this.steps.length - 1) this.index = -1; // start again
     while (this.playback === started && this.index < this.steps.length - 1) {
       await this.#goTo(this.index + 1);
       await new Promise((resolve) => setTimeout(resolve, STEP_TIME));
