@@ -213,7 +213,7 @@ def listen(host: str, port: int, allow_remote: bool = True) -> socket.socket:
 
 
 def _name_models(requested: Sequence[RunLike]) -> Mapping[str, RunLike]:
-    """What to load, by model name. A model is named after the folder of its run, or of the checkpoint if it has no run."""
+    """What to load, by model name: the name of the folder of the run, or of the checkpoint if it has no run."""
     names: dict[str, RunLike] = {}
     for run_like in requested:
         run = runs.find_run(run_like)
