@@ -108,8 +108,8 @@ def save(
 def load(folder: str | Path, device: torch.device | str = "cpu", foreign: bool = True) -> Checkpoint:
     """Load a checkpoint, or any Hugging Face GPT-2 folder, onto a device, in float32.
 
-    Raises `OctavoError` if the folder is incomplete, changed, of another architecture or not a checkpoint, and if it
-    has no manifest and is not expected to be `foreign`.
+    Raises `OctavoError` if the folder is incomplete, changed, of another architecture or not a checkpoint. A folder
+    without a manifest counts as incomplete, unless `foreign` allows folders that Octavo did not write.
     """
     folder = Path(folder)
     check_manifest(folder, foreign)
@@ -157,7 +157,7 @@ def strip_trainer(folder: Path) -> None:
 def check_manifest(folder: Path, foreign: bool = True) -> None:
     """Compare the files of a folder with its manifest. Raises `OctavoError` that names the first difference.
 
-    A folder that Octavo did not write (`foreign`) has no manifest.
+    With `foreign`, the folder may be one that Octavo did not write, which has no manifest.
     """
     if not (folder / "config.json").is_file():
         raise OctavoError(
@@ -202,7 +202,8 @@ def _read_manifest(folder: Path) -> _Manifest:
     return read_json(folder / "manifest.json", _Manifest, _ANOTHER_CHECKPOINT)
 
 
-# Every file of a checkpoint but the manifest and the trainer's, whose removal may have been interrupted.
+# The files that must be in the manifest if they exist. `TRAINER_FILES` need not be: `strip_trainer` removes them from
+# the manifest first, and a crash can leave the files themselves.
 _FILES = (
     "config.json",
     "generation_config.json",
@@ -352,8 +353,9 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    # safetensors writes a file that only its owner can read. An empty file shows the mode that a new file should have.
     path.touch()
-    mode = path.stat().st_mode  # the umask's: safetensors replaces the file with one that only its owner can read
+    mode = path.stat().st_mode
     try:
         safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
     except safetensors.SafetensorError as error:

@@ -2,7 +2,8 @@
 
 Octavo replaces files and folders only through this module. It writes to a temporary sibling, calls fsync, renames the
 sibling to its final name, and calls fsync on the parent folder. After a crash, a path has its old content or all of its
-new content. A full disk is reported as an `OctavoError` that names the path.
+new content. Only a folder that was being replaced can be missing, since it is renamed first: `remove_leftovers` gives
+it its name back. A full disk is reported as an `OctavoError` that names the path.
 """
 
 import contextlib
@@ -134,8 +135,9 @@ def remove_folder(path: Path) -> None:
 def remove_leftovers(folder: Path, needed: Collection[str] = ()) -> None:
     """Remove the temporary files and folders of a process that was killed while it wrote into `folder`.
 
-    A removal that was interrupted is finished, since a part may be gone already. Only a folder in `needed`, which was
-    renamed but not yet replaced, gets its name back: `commit_folder` deletes it after the replacement.
+    A folder that was renamed for its removal is deleted, since some of its files may be gone already. But if its name
+    is in `needed` and no other folder has that name, it gets the name back. It is complete then: `commit_folder`
+    deletes the old folder only after the new one has its name.
     """
     for removed in folder.glob(".*.removed"):
         path = removed.with_name(removed.name[1:].removesuffix(".removed"))

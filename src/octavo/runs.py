@@ -216,7 +216,7 @@ class Run:
         state is one of the log-spaced ones.
         """
         folder = self._step_folder(step)
-        for kind in LOGS:  # after a power loss, a checkpoint must not be ahead of the lines it claims
+        for kind in LOGS:  # first, so that after a power loss no line is missing before the step of a checkpoint
             files.flush(self._jsonl(kind))
         checkpoint.save(folder, model, tokenizer, settings, info, trainer)
         if trainer is None:
@@ -231,7 +231,9 @@ class Run:
     def _remove_old(self, last: Path, earlier_best: Path | None, log_spaced: set[int]) -> None:
         """Remove what the new `last` replaces. The two newest checkpoints keep the trainer state.
 
-        Looks at all checkpoints, so that what a killed process should have removed goes too.
+        A process may have been killed before it removed everything. So all older checkpoints that have a trainer state
+        are stripped or removed, not only the newest of them. `earlier_best` was the best checkpoint until now: it may
+        have been stripped already, and is removed if it is neither the best any more nor log-spaced.
         """
         with_trainer = [step for step, folder in self.steps.items() if checkpoint.has_trainer(folder)]
         resumable = {step_of(last), *[step for step in with_trainer if step < step_of(last)][-1:]}

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
-# The name of a file in the folder of the file that lists it. It cannot lead out of the folder.
+# A file name without a path. A file that lists such names can only refer to files in its own folder.
 FileName = Annotated[str, msgspec.Meta(pattern=r"\A[^/\\:\x00]*[^/\\:.\x00][^/\\:\x00]*\Z", max_length=255)]
 
 MAX_BYTES = 256 * 2**20

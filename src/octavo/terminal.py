@@ -72,7 +72,7 @@ class Progress:
         self._live = Live(console=self.console, transient=True, refresh_per_second=8)
         self._last_sample = ""
         self._val_loss: float | None = None  # of the newest evaluation
-        self._last_line_seconds = 0.0  # of the last plain line, since the start of its stage of the preparation
+        self._last_line_seconds = 0.0  # `seconds` of the preparation event for which a plain line was last due
 
     def __enter__(self) -> "Progress":
         return self

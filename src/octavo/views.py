@@ -2,8 +2,8 @@
 
 A view's name is at once its function (`octavo.lens.attention`), its module (`octavo/lens/attention.py`), the word on
 the command line (`octavo inspect RUN attention`) and its path in the API (`POST /lens/attention`). The command line's
-help and flags, `octavo.lens.FUNCTIONS`, the served views and the plots derive from this table; tests hold the guide,
-the API's fields and the page against it.
+help and flags, `octavo.lens.FUNCTIONS`, the served views and the plots derive from this table. Tests check that the
+guide, the fields of the API and the tabs of the web page agree with it.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ class ViewSpec:
     name: str
     summary: str
     options: tuple[str, ...] = ()
-    tab: str = ""  # the page's tab that shows it, if one does; walk: the forward pass, step by step
+    tab: str = ""  # the tab of the web page that shows the view; empty: none does
     is_served: bool = True  # at POST /lens/NAME
     is_plotted: bool = False  # by `octavo.lens.plots`
     takes_preset: bool = False  # works on settings alone, without a trained model
@@ -49,11 +49,11 @@ OPTIONS = {
         _option("text", str, "TEXT", "the text to look at; default: a text that the model generates"),
         _option("layer", int, "N", "a layer, from 0; negative: from the last"),
         _option("head", int, "N", "a head, from 0; negative: from the last"),
-        _option("position", int, "N", "a position, from 0; negative: from the last (-1)"),
+        _option("position", int, "N", "a position, from 0; negative: from the last; default: -1"),
         _option("positions", int, "N", "a position, from 0; negative: from the last", "position", is_list=True),
         _option("token", str, "TEXT", "the token whose logit to explain; default: the most likely", takes_ids=True),
-        _option("word", str, "TEXT", "a word; default: cat for position, king for neighbors", takes_ids=True),
-        _option("words", str, "TEXT", "a word to show, however rare", "word", is_list=True, takes_ids=True),
+        _option("word", str, "TEXT", "a word; default: cat in the view position, king in neighbors", takes_ids=True),
+        _option("words", str, "TEXT", "a word to show besides the most frequent", "word", is_list=True, takes_ids=True),
         _option("against", str, "TEXT", "another token to compare with", takes_ids=True),
         _option("at", int, "N", "the two positions; default: 1 10", count=2),
         _option("top", int, "N", "how many tokens to show"),
@@ -129,7 +129,7 @@ VIEWS = {  # in the order in which a learner meets them
         ),
         ViewSpec(
             "ablation",
-            "the loss and the next token without each head, attention, MLP and layer",
+            "the loss and the next token without one head, attention, MLP or layer, for each in turn",
             ("text", "layer", "unknown"),
             is_plotted=True,
         ),

@@ -69,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError:
         return _fail("out of memory\n  try: a smaller model, batch or text", MachineError.exit_code)
     except OSError as error:
-        # Output to a full disk, a cache or a run that became unreadable: wherever no better message was given.
+        # An error that has no better message elsewhere: stdout goes to a full disk, or a file of the cache or of a run
+        # cannot be read any more.
         place = f"{error.filename}: " if error.filename is not None else ""
         _discard_output()
         return _fail(f"{place}{error.strerror or error}\n  try: check the disk and its permissions", 3)
@@ -118,7 +119,7 @@ def _prepare_streams() -> None:
         if isinstance(stream, io.TextIOWrapper):
             if stream.isatty():
                 stream.reconfigure(errors="backslashreplace")  # a terminal may not know every character
-            else:  # a file or a pipe holds the text, not question marks: on Windows the default is cp1252
+            else:  # a file or a pipe; on Windows its default encoding is cp1252, which lacks most characters
                 stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 

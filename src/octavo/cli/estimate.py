@@ -31,7 +31,13 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
         example="octavo estimate my.txt --n-layer 6 --price 2.50",
         nanogpt_names=NANOGPT_NAMES,
     )
-    verb.add_argument("source", nargs="?", metavar="SOURCE", help=f"{SOURCE_HELP}; default: the source of the preset")
+    verb.add_argument(
+        "source",
+        nargs="?",
+        metavar="SOURCE",
+        help=f"{SOURCE_HELP}; default: the source in --config, or pydocs, which is read only if the vocabulary size "
+        "depends on it",
+    )
     add_preset(verb)
     verb.add_argument("--price", type=number, metavar="PER_HOUR", help="price of this machine per hour")
     for title, section in SECTIONS.items():

@@ -85,7 +85,8 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
         type=integer,
         default=0,
         metavar="N",
-        help="generate N texts and print the num-samples with the highest mean log-probability; 0: off (0)",
+        help="generate N texts and print only those with the highest mean log-probability, as many as --num-samples; "
+        "0: off (0)",
     )
     verb.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="stop before this text; may be repeated"

@@ -73,7 +73,7 @@ def build_dataset(
         has_shards = any(staging.glob("*.npy"))
         has_expensive_tokenizer = scan.characters >= _LARGE_TEXT and (staging / "plan.json").exists()
         if staging.exists() and not has_shards and not has_expensive_tokenizer:
-            shutil.rmtree(staging)  # nothing in it would save the next build time
+            shutil.rmtree(staging)  # nothing in it would make the next build faster
     return open_dataset(out, verify=True)
 
 
@@ -152,7 +152,8 @@ def _describe(
         for path in sorted(staging.iterdir())
         if path.name not in _TEMPORARY
     }
-    # Unlike `cache_key`, this has the trained tokenizer, not its specification: equal fingerprints mean equal ids.
+    # Datasets with equal fingerprints have equal ids. So the dataset's fingerprint always depends on the tokenizer
+    # itself, whereas `cache_key` has only its specification if the tokenizer was not trained yet.
     identity = f"{scan.sha256} {tokenizer.fingerprint} {settings.val_fraction!r} {settings.deduplicate}"
     return {
         "format": FORMAT,

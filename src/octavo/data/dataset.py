@@ -122,7 +122,8 @@ class Origin(msgspec.Struct):
     @classmethod
     def check(cls, value: object) -> "Origin":
         """Convert what a checkpoint stores. Raises `OctavoError` if a key is missing or its value has another type."""
-        return check(value, cls, "the checkpoint's record of its data", "another checkpoint, or name the text")
+        hint = "another checkpoint, or octavo eval RUN SOURCE, which does not need the record"
+        return check(value, cls, "the checkpoint's record of its data", hint)
 
 
 class _FileEntry(msgspec.Struct):

@@ -6,8 +6,8 @@ one thread per worker; each thread sends a text to an idle worker and waits for 
 Workers are started by `subprocess`, not by `concurrent.futures.ProcessPoolExecutor`, for two reasons, both measured
 with Python 3.11. A spawned worker of that pool imports the caller's `__main__` again, so a script that prepares a
 text without an `if __name__ == "__main__"` guard ends with BrokenProcessPool, and a script that imports torch loads
-it in every worker. And if the parent is killed by SIGKILL, such workers never end, while these end when their input
-is closed.
+it in every worker. And if the parent is killed by SIGKILL, the workers of that pool never end, whereas the workers of
+this module end when their input is closed.
 """
 
 import os

@@ -51,9 +51,9 @@ class FileProperties:
         return int(self._get(shard.path.name, "largest_id", Shards([shard]).max))
 
     def _get(self, name: str, key: str, compute: Callable[[], Any]) -> Any:
-        """A property of a file: recorded and the file has not changed since, or computed and added to the record.
+        """The recorded property `key` of a file if the file has not changed since, otherwise a newly computed one.
 
-        Not added if the file was modified too recently to recognize its next change.
+        A computed property is recorded, unless the file was modified too recently to recognize its next change.
         """
         state = file_state(self._folder / name)
         if state is None:

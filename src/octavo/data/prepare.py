@@ -139,9 +139,9 @@ def encode_corpus(settings: DataSettings, tokenizer: Tokenizer, unknown: str = "
     corpus = open_source(settings)
     scan = scan_corpus(corpus).result
     uses_end_of_text = scan.uses_end_of_text(tokenizer)
-    # All documents are encoded, in the order of the corpus, whatever their split. They are split nevertheless, because
-    # `split_chunks` also inserts the newlines between them. Without a validation fraction nothing is cut: a cut within
-    # a token would change the ids around it.
+    # The ids of both splits are returned together, in the order of the corpus. A split is needed only because
+    # `split_chunks` inserts the newlines between documents. With a validation fraction of 0 it does not cut any
+    # document in two: a cut within a token would change the ids around it.
     split = choose_split(scan, 0.0, deduplicate=False, insert_newlines=not uses_end_of_text)
     encoder = Encoder(tokenizer, unknown)
 

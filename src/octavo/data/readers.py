@@ -117,7 +117,7 @@ def _find_cut(text: str, start: int, limits: Limits) -> int:
     """The end of the chunk that begins at `start`, or 0 if more text must be read before a cut can be chosen."""
     end = start + limits.chunk
     while (space := max(text.rfind(" ", start + 1, end), text.rfind("\n", start + 1, end))) > start:
-        whitespace_start = start + len(text[start:space].rstrip())  # of the run of whitespace that has `space`
+        whitespace_start = start + len(text[start:space].rstrip())  # of the whitespace around index `space`
         if whitespace_start > start and text[whitespace_start] in " \n":
             return whitespace_start
         end = whitespace_start  # the run begins with a tab or the like: look for an earlier run

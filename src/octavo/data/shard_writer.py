@@ -78,7 +78,8 @@ def write_shards(
     for info, ids in encoder_pool.encode_texts(tokenizer, texts, processes):
         if info.shard >= finished_counts[info.split]:
             if not is_space_checked:
-                estimated_ids = int(characters * len(ids) / info.characters)  # of the corpus, from its first text
+                # For the whole corpus, if all of it has as many ids per character as this text.
+                estimated_ids = int(characters * len(ids) / info.characters)
                 written_ids = sum(record.length for each in records for record in each)
                 _check_disk_space(folder, (estimated_ids - written_ids) * ids.itemsize)
                 is_space_checked = True

@@ -122,15 +122,13 @@ class _CharacterCounter:
     def __init__(self, buffer_characters: int) -> None:
         self._counts = np.zeros((len(SPLITS), _CODE_POINTS), dtype=np.int64)
         self._buffers: tuple[list[str], list[str]] = ([], [])  # texts of each split that are not yet counted
-        self._buffer_characters, self._buffered = (
-            buffer_characters,
-            0,
-        )  # the largest number of characters, and the current
+        self._max_buffered_characters = buffer_characters
+        self._buffered_characters = 0
 
     def add(self, split: int, text: str) -> None:
         self._buffers[split].append(text)
-        self._buffered += len(text)
-        if self._buffered >= self._buffer_characters:
+        self._buffered_characters += len(text)
+        if self._buffered_characters >= self._max_buffered_characters:
             self._count_buffered()
 
     def _count_buffered(self) -> None:
@@ -138,7 +136,7 @@ class _CharacterCounter:
             code_points = np.frombuffer("".join(texts).encode("utf-32-le"), "<u4")
             counts += np.bincount(code_points, minlength=_CODE_POINTS)
             texts.clear()
-        self._buffered = 0
+        self._buffered_characters = 0
 
     def counts(self) -> np.ndarray:
         """How often each character occurs, (splits, code points)."""

@@ -57,8 +57,8 @@ class ModelSettings(_Validated):
     )
     embedding_init: str = setting(
         "normal",
-        "initialization of wte and wpe: N(0, 0.02), or uniform within ±1/sqrt(n_embd); for wpe only if weight_init is "
-        "noise",
+        "initialization of wte, and also of wpe if weight_init is noise; normal: N(0, 0.02); uniform: within "
+        "±1/sqrt(n_embd)",
         choices=("normal", "uniform"),
     )
 
@@ -105,8 +105,8 @@ class TrainingSettings(_Validated):
     max_steps: int = setting(1000, "optimizer steps", low=0, high=10**9)
     max_epochs: float = setting(
         8.0,
-        "upper limit on passes over the training split: lowers max_steps if necessary; 0, or if only max_steps is set: "
-        "no limit",
+        "upper limit on passes over the training split, which lowers max_steps if necessary; 0: no limit, which is the "
+        "default if max_steps is set",
         low=0,
         high=1e9,
     )
@@ -128,7 +128,7 @@ class TrainingSettings(_Validated):
         "muon", "muon: Muon for the matrices of the blocks, AdamW for the rest", choices=("muon", "adamw")
     )
     learning_rate: float = setting(4e-3, "peak learning rate of AdamW", low=0, high=100)
-    min_learning_rate: float = setting(0.0, "learning rate at the last step", low=0, high=100)
+    min_learning_rate: float = setting(0.0, "learning rate of AdamW at the last step", low=0, high=100)
     warmup_steps: int = setting(20, "linear learning-rate warm-up in steps", low=0, high=10**9)
     schedule: str = setting(
         "linear",
@@ -136,13 +136,16 @@ class TrainingSettings(_Validated):
         choices=("linear", "cosine", "wsd", "constant"),
     )
     weight_decay: float = setting(0.1, "decoupled weight decay of AdamW, on matrices only", low=0, high=100)
-    muon_learning_rate: float = setting(0.05, "peak learning rate of Muon, with the same schedule", low=0, high=100)
+    muon_learning_rate: float = setting(
+        0.05, "peak learning rate of Muon; its ratio to AdamW's is the same at every step", low=0, high=100
+    )
     muon_weight_decay: float = setting(0.0, "decoupled weight decay of Muon", low=0, high=100)
     momentum: float = setting(0.95, "momentum of Muon", low=0, high=0.99999)
     weight_init: str = setting(
         "lookback",
-        "noise: all weights random, as in GPT-2; sinusoids: but wpe starts as small sinusoids; lookback: and the heads "
-        "of layer 0 start as previous-token heads, which attend 1, 2, 3 ... tokens back",
+        "noise: all weights are random, as in GPT-2; sinusoids: like noise, but wpe starts as small sinusoids; "
+        "lookback: like sinusoids, but the heads of layer 0 start by attending 1, 2, 3 ... tokens back, one distance "
+        "per head",
         choices=("lookback", "sinusoids", "noise"),
     )
     beta1: float = setting(0.9, "AdamW's decay rate of the first moment", low=0, high=0.99999)

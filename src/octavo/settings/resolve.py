@@ -28,7 +28,7 @@ def resolve(preset: str | None = None, config: str | Path | None = None, **expli
             raise unknown_name_error("preset", str(preset), PRESETS, setting_name="preset")
         values: dict[str, Any] = {}
         for overrides in (PRESETS[preset], from_file, explicit):
-            if "max_steps" in overrides:  # the max_epochs of an earlier source would lower it
+            if "max_steps" in overrides:  # max_epochs of the defaults, preset or file could lower max_steps
                 values["max_epochs"] = 0.0
             values |= overrides
         values["preset"] = preset

@@ -88,9 +88,10 @@ def _build_char(characters: set[str]) -> "tokenizers.Tokenizer":
 
 def _char_backend(ids: Mapping[str, int]) -> "tokenizers.Tokenizer":
     """A BPE without merges."""
-    from tokenizers import Tokenizer, decoders, models
+    from tokenizers import Tokenizer as HuggingFaceTokenizer
+    from tokenizers import decoders, models
 
-    backend = Tokenizer(models.BPE(dict(ids), []))
+    backend = HuggingFaceTokenizer(models.BPE(dict(ids), []))
     backend.decoder = decoders.Fuse()
     return backend
 
@@ -103,11 +104,12 @@ def _build_byte() -> "tokenizers.Tokenizer":
 
 def _train_word(chunks: Iterable[str], size: int) -> "tokenizers.Tokenizer":
     """The 256 bytes, then words, whitespace and punctuation of the text, most frequent first: at most `size` tokens."""
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+    from tokenizers import Regex, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as HuggingFaceTokenizer
 
     word_splitter = pre_tokenizers.Split(Regex(r"[\p{L}\p{M}\p{N}_]+|\s+|[^\p{L}\p{M}\p{N}_\s]"), "isolated")
     bytes_to_letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    word_counter = Tokenizer(models.WordLevel())  # only ranks the words, and is then discarded
+    word_counter = HuggingFaceTokenizer(models.WordLevel())  # only ranks the words, and is then discarded
     word_counter.pre_tokenizer = pre_tokenizers.Sequence([word_splitter, bytes_to_letters])
     trainer = trainers.WordLevelTrainer(vocab_size=size, show_progress=False)
     word_counter.train_from_iterator((part for chunk in chunks for part in split_at_spaces(chunk)), trainer)

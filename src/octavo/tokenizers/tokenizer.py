@@ -106,7 +106,11 @@ class Tokenizer:
 
     @property
     def splits_at_spaces(self) -> bool:
-        """Whether text can be cut before a space or newline that follows a character other than whitespace."""
+        """Whether `Encoder` may cut text into words, encode each with `encode_word` and cache its ids.
+
+        It cuts before a space or newline that follows a character other than whitespace. This property does not say
+        whether `encode` calls `split_at_spaces`.
+        """
         if self._missing_bytes:  # words are encoded without a check for unknown characters
             return False
         return self.kind == "word" or (self.kind in ("bpe", "gpt2") and self._tiktoken is not None)
