@@ -93,7 +93,7 @@ def memory(settings: Settings, device: str, precision: str, micro_batch: int, pr
     muon = settings.optimizer == "muon"
     weights, gradients = 4 * P + 2 * cast_weights, (6 if bf16_copy else 4) * P
     optimizer = 8 * P - 4 * matrices * muon  # AdamW keeps two float32 numbers per parameter, Muon one
-    # Muon: the update itself, and the four matmul results of a Newton-Schulz iteration.
+    # Muon: the update itself, and four tensors of a Newton-Schulz iteration, its input and three matmul results.
     workspace = matrices * (4 + 4 * (2 if precision == "bf16" else 4)) * muon
     if rows < settings.batch_size:  # gradient accumulation
         transient = gradients + max(activations + logits, workspace)
@@ -126,7 +126,8 @@ def _attention_bytes(settings: ModelSettings, device: str, size: int) -> int:
     C, H, T = settings.n_embd, settings.n_head, settings.block_size
     if device == "cuda" or (T > kernels.MAX_MATMUL_ATTENTION_LENGTH and not settings.attention_dropout):
         return 4 * H  # fused attention saves only the softmax's normalizer
-    if settings.attention_dropout:  # all in float32: attention weights, mask, and their product
+    # All in float32: attention weights, mask, and their product; queries, keys and values, instead of in `size` bytes.
+    if settings.attention_dropout:
         return 3 * C * (4 - size) + 12 * H * T
     return H * T * size
 
@@ -175,8 +176,8 @@ def seconds_by_part(settings: Settings, timing: Timing, tokens_per_evaluation: i
         "steps": short * timing.short_step + (settings.max_steps - short) * timing.step,
         "evaluations": evaluations * tokens_per_evaluation * timing.evaluated_token,
         "samples": samples * timing.sample,
-        # These are saved with the optimizer's state, two or three times the size of the weights; those that
-        # `keep_checkpoints` adds hold only weights.
+        # With the optimizer's state, a checkpoint is three times the size of the weights (AdamW; less with Muon). Those
+        # that `keep_checkpoints` adds hold only weights.
         "checkpoints": max(evaluations, saves) * _write_seconds(3 * weights)
         + settings.keep_checkpoints * _write_seconds(weights),
     }

@@ -29,6 +29,7 @@ class StopAwareDetokenizer:
         starts = [start for string in self._stop if (start := self._held.find(string)) >= 0]
         if starts:
             self.stopped = True
+            # Cut at the first stop string: all that is held becomes certain, and nothing stays held below.
             certain, self._held = min(starts), self._held[: min(starts)]
         else:
             certain = len(self._held) - _partial_match(self._stop, self._held)

@@ -1,9 +1,10 @@
 """Continuous batching: many requests share one model. Token ids in, token ids out; no text here.
 
 `Engine.step` runs the model once. A job is a request in progress; a running job holds a slot, the KV cache of its
-sequence. The batch of a step has one row for every job that decodes, and a limited number of rows for prompts in
-prefill (chunked prefill, as in vLLM). Then every job whose window is completely computed samples one token. Jobs join
-and leave between steps. A job's tokens do not depend on the other jobs.
+sequence. A job's window is the tokens that the model sees, at most `block_size`. The batch of a step has one row for
+every job that decodes, and a limited number of rows for prompts in prefill (chunked prefill, as in vLLM). Then every
+job whose window is completely computed samples one token. Jobs join and leave between steps. A job's tokens do not
+depend on the other jobs.
 
 GPT-2's position embeddings are absolute, so keys and values cached at one position can't move to another. When a
 sequence reaches `block_size`, `overflow` decides what happens: `stop` ends it; `slide` recomputes the last
@@ -188,7 +189,7 @@ class Engine:
     def _admit(self) -> None:
         """Drop cancelled jobs, then give free slots to waiting jobs."""
         with self._lock:
-            # `cancelled` is read once: a job that another thread cancels from here on ends in the next step.
+            # Each job's `cancelled` is read once: a job that another thread cancels from here on ends in the next step.
             cancelled = {job: None for job in [*self._queue, *self._running_jobs] if job.cancelled}
             self._queue = collections.deque(job for job in self._queue if job not in cancelled)
         self._running_jobs = [job for job in self._running_jobs if job not in cancelled]

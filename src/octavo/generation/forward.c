@@ -40,6 +40,7 @@ ALWAYS_INLINE void multiply_tile(const char *w, int int8, const char *x, int C, 
     floats partial[LANES / R][LANES];
     const int step = ELEMENTS_PER_VECTOR(int8), full = C / step * step, keep_inputs = HAS_SPARE_REGISTERS && M > 1;
     const long row_bytes = int8 ? C : 4L * C, input_bytes = int8 ? 2L * C : 4L * C;
+    /* `start == 0`: rows shorter than one vector (full == 0) need one pass too, for their tail. */
     for (int start = 0; start == 0 || start < full; start += COLUMN_BLOCK)
         for (int g = 0; g < LANES / R; g++) {
             const char *group = w + g * R * row_bytes;
@@ -54,7 +55,8 @@ ALWAYS_INLINE void multiply_tile(const char *w, int int8, const char *x, int C, 
                         KEEP_IN_REGISTER(in[m]);
                     }
                 UNROLLED for (int r = 0; r < R; r++) {
-                    /* Rows are too short for the hardware prefetcher, so prefetch those of the next groups. */
+                    /* Rows are too short for the hardware prefetcher. int8: prefetch the same row of the next tile,
+                       once for each cache line of 64 weights. float32, M > 1: the same row of the next group. */
                     if (int8 && c % 64 == 0) __builtin_prefetch(group + (LANES + r) * row_bytes + c);
                     if (!int8 && M > 1) __builtin_prefetch(group + (R + r) * row_bytes + 4L * c);
                     const floats v = load_weights(group + r * row_bytes, int8, c);
@@ -115,22 +117,22 @@ static void quantize_inputs(const float *x, short *out, float *scales, int N, in
 /* How a linear layer writes its result y into `out`: out = y, out += y, or out = GELU(y). */
 enum { STORE, ADD, GELU_TANH, GELU_EXACT };
 
-/* Computes outputs o ... o + 15, or the remaining ones if fewer, of a linear layer for M rows, at most TILE_ROWS. */
+/* Computes outputs o ... o + 15, or the remaining ones if fewer, of a linear layer for M rows: 1 to 4 or TILE_ROWS. */
 ALWAYS_INLINE void linear_tile(const Linear *l, int int8, const char *x, const float *scales, float *out,
                                int M, int C, int O, int o, int epilogue)
 {
     const long row_bytes = int8 ? C : 4L * C, input_bytes = int8 ? 2L * C : 4L * C;
     const char *w = (const char *)l->weight + o * row_bytes;
-    const int R = O - o < LANES ? O - o : LANES;
+    const int outputs = O - o < LANES ? O - o : LANES;
     floats scale = broadcast(1), bias = {};
-    for (int r = 0; r < R; r++) {
+    for (int r = 0; r < outputs; r++) {
         if (int8) scale[r] = l->scale[o + r];
         if (l->bias) bias[r] = l->bias[o + r];
     }
     float y[TILE_ROWS][LANES];
-    if (R < LANES)
+    if (outputs < LANES)
         for (int m = 0; m < M; m++)
-            for (int r = 0; r < R; r++) y[m][r] = dot(w + r * row_bytes, int8, x + m * input_bytes, C);
+            for (int r = 0; r < outputs; r++) y[m][r] = dot(w + r * row_bytes, int8, x + m * input_bytes, C);
     else
         switch (M) {
         case 1: multiply_tile(w, int8, x, C, 16, 1, y); break;
@@ -144,8 +146,8 @@ ALWAYS_INLINE void linear_tile(const Linear *l, int int8, const char *x, const f
         floats v = load(y[m]) * (int8 ? scale * scales[m] : scale) + bias;
         if (epilogue == GELU_TANH) v = gelu_tanh16(v);
         if (epilogue == GELU_EXACT) v = gelu_exact16(v);
-        if (R == LANES) store(to, epilogue == ADD ? load(to) + v : v);
-        else for (int r = 0; r < R; r++) to[r] = epilogue == ADD ? to[r] + v[r] : v[r];
+        if (outputs == LANES) store(to, epilogue == ADD ? load(to) + v : v);
+        else for (int r = 0; r < outputs; r++) to[r] = epilogue == ADD ? to[r] + v[r] : v[r];
     }
 }
 
@@ -288,6 +290,8 @@ ALWAYS_INLINE void attend_rows(const Model *m, const Block *b, int bf16, const f
     const float *q = qkv + (long)n * 3 * C + h * D;
     float *to = out + (long)n * C + h * D;
 
+    /* Scores of a single row take VECTORS vectors at a time, for as many independent sums as QUERY_ROWS rows have with
+       one vector. weighted_values passes over all positions in each call, so fewer calls are better for any M. */
     int j = 0, d = 0;
     for (; M == 1 && j + VECTORS * LANES <= last + 1; j += VECTORS * LANES)
         attention_scores(keys, bf16, head, q, 3 * C, D, j, M, VECTORS, scores, S);
@@ -312,8 +316,8 @@ ALWAYS_INLINE void attend_all(const Model *m, const Block *b, int bf16, const fl
     const int H = m->n_head;
     PARALLEL_FOR(i, N * H, 1) {
         const int n = i / H, h = i % H;
-        /* Adjacent rows of one slot are grouped by QUERY_ROWS, from the first one on. The item of a group's first row
-           computes the group. */
+        /* Adjacent rows of one slot are grouped by QUERY_ROWS, from the first one on. A group is computed in
+           the iteration of its first row; the iterations of its other rows do nothing. */
         int first = n;
         while (first > 0 && slots[first - 1] == slots[n]) first--;
         if ((n - first) % QUERY_ROWS) continue;

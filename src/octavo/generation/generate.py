@@ -1,7 +1,7 @@
 """`octavo.generate`, and what it shares with `octavo sample`: a new engine that runs the streams of a request.
 
-A server and a training run have an engine already, on which they start the streams of `stream.py`. The choice of the
-most likely texts is the same for all.
+A server runs the streams of `stream.py` on an engine that it keeps, and a training run builds a small one for each
+sample. The choice of the most likely texts is the same for all.
 """
 
 import dataclasses

@@ -153,7 +153,7 @@ class NativeDecoder:
         return _Linear(self._pointer_to(values), self._pointer_to(scale), bias), self._convert_norm(norm, gain)
 
     def _convert_norm(self, norm: nn.LayerNorm | None, gain: Tensor | None) -> _Norm:
-        """The C struct of a norm. int8 has moved the part `gain` of its weight into the matrix after it."""
+        """The C struct of a norm, divided by `gain` (C,): the factors that int8 has moved into the matrix after it."""
         if norm is None:
             return _Norm()
         weight, bias = norm.weight.detach(), None if norm.bias is None else norm.bias.detach()

@@ -9,6 +9,7 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
+/* A call's low 8 bits are its number of threads, so MAX_THREADS is also their mask. */
 enum { MAX_THREADS = 255, MAX_SPINS = 200 };
 static struct {
     pthread_mutex_t call_mutex; /* one call of run_team at a time */
@@ -54,7 +55,8 @@ static void barrier(void)
     for (int spins = 0; atomic_load(&team.phase) == phase;) spin(&spins);
 }
 
-/* The main loop of a thread: waits for the next call, spinning at first, then asleep. */
+/* The main loop of a thread: waits for the next call, spinning at first, then asleep. A new thread may take the
+   previous call for a new one, but has no part in it: its index is not below that call's number of threads. */
 static void *worker(void *index)
 {
     for (unsigned last = 0, call;; last = call) {

@@ -18,7 +18,7 @@ from octavo.model import GPT, KVCache
 
 
 class TorchDecoder:
-    """A `Decoder` whose slots are the rows of one `KVCache`."""
+    """A `Decoder` whose slots are the sequences of one `KVCache`."""
 
     def __init__(self, model: GPT, slots: int) -> None:
         self.model, self.cache = model, KVCache(model, slots)

@@ -52,7 +52,10 @@ _UNSUPPORTED_FIELDS = {
 
 @dataclass(frozen=True)
 class ItemCount:
-    """Bounds on the number of items in a list or an object: checked before any item, and stated in the JSON schema."""
+    """Bounds on the number of items in a list or an object: checked before any item, and stated in the JSON schema.
+
+    A list is refused at its first item that is not valid, also without bounds.
+    """
 
     low: int = 0
     high: int | None = None
@@ -117,6 +120,7 @@ def _allow_null(schema: dict[str, Any]) -> None:
     """State in the JSON schema that null means the default: `_check_names_and_drop_nulls` removes it."""
     required = schema.get("required", [])
     for name, field in schema["properties"].items():
+        # The type of a field whose default is null allows null already. (0 stands for a default that is not stated.)
         if name not in required and field.get("default", 0) is not None:
             schema["properties"][name] = {"anyOf": [field, {"type": "null"}]}
 

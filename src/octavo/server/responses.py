@@ -104,7 +104,7 @@ class Tokens(BaseModel):
 class Text(BaseModel):
     """The text of tokens. Bytes that are not UTF-8 become U+FFFD."""
 
-    prompt: str
+    prompt: str  # vLLM's name in the response of /detokenize
 
 
 class TokenizerInfo(BaseModel):

@@ -146,6 +146,7 @@ def _page_data(
         shown.append(("shapes", {"layer": i, "head": h}, lens.shapes(checkpoint, ids, layer=i, head=h)))
         shown.append(("attention", {"layer": i, "head": h}, lens.attention(checkpoint, ids, layer=i, head=h)))
     shown.append(("next_token", {}, lens.next_token(checkpoint, ids)))
+    # `cat` is the view's own default word; the words of the text are for a tokenizer that does not know it.
     shown += _position_view(checkpoint, ["cat", *tokens.text.split()[:1], tokens.groups[0].text])
     answers = [
         f'{{"view":"{view}","options":{json.dumps(options)},"answer":{lens_api.encode_view(content).decode()}}}'

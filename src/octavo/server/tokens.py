@@ -32,7 +32,7 @@ def _context_length_error(tokens: str, block_size: int) -> ApiError:
 
 
 def resolve_text(tokenizer: Tokenizer, value: str | list[int], param: str) -> Prompt:
-    """The text and the token ids of a request's field that holds one of them.
+    """The text and the token ids of a request's field, whose value is either a text or token ids.
 
     Raises `ApiError` for characters and ids that the tokenizer does not have.
     """

@@ -41,6 +41,7 @@ class Bf16Weights:
         for master, _ in self._pairs:
             if master.grad is None:
                 master.grad = torch.zeros_like(master)
+        # The conditions are for mypy: every parameter has both gradients, so the two lists pair up.
         totals = [master.grad for master, _ in self._pairs if master.grad is not None]
         torch._foreach_add_(totals, [copy.grad[: len(m)] for m, copy in self._pairs if copy.grad is not None])
         self.model.zero_grad()

@@ -32,7 +32,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Notice:
-    """A warning, or a change of settings, speed or results that the user did not ask for; one for each reason."""
+    """A warning, or a change of settings, speed or results that the user did not ask for. Each reason has a notice."""
 
     text: str
 

@@ -47,7 +47,9 @@ def tee(events: Iterator[Event], names: list[str]) -> Iterator[Event]:
     try:
         for event in events:
             notices: list[Event] = []
-            for name in names if isinstance(event, Started) else list(loggers):
+            # `Started` opens every logger that was named; later events go to those that are still open.
+            receivers = names if isinstance(event, Started) else list(loggers)
+            for name in receivers:
                 try:
                     _send(event, name, loggers)
                 except Exception as error:  # a failure of a logger must not end the training run

@@ -74,7 +74,7 @@ def events(
         evaluator = Evaluator(trainer.model, settings, setup.data)
         recorder = Recorder(run, setup.data, trainer, evaluator, clock)
         if setup.state is None:
-            run.truncate_logs(0)  # what an earlier process wrote that was killed before its first checkpoint
+            run.truncate_logs(0)  # lines of an earlier process, killed before its first checkpoint
         else:
             assert setup.checkpoint is not None
             recorder.restore(setup.state, setup.checkpoint)
@@ -113,13 +113,13 @@ def _run_steps(
 ) -> Iterator[Event]:
     """Run the remaining steps. After each, log, evaluate, save and sample if that is due. Then finish the run."""
     settings, finish_reason = trainer.settings, "done"
-    log_spaced_steps = runs.log_spaced_steps(settings)
+    log_spaced_steps = runs.log_spaced_steps(settings)  # evenly spaced in log(step); unrelated to `log_every`
     logged_step = trainer.step
     clock.start_updates()
     while trainer.step < settings.max_steps and finish_reason == "done":
         loss, grad_norm = trainer.update(batch_of_step(trainer.step))
         yield from map(Notice, trainer.take_notices())
-        recorder.write_settings()
+        recorder.write_settings()  # writes once, and only in a resumed run
         if should_stop():
             finish_reason = "stopped"
         due = _actions_due(trainer.step, settings, log_spaced_steps, is_stopped=finish_reason == "stopped")
@@ -175,7 +175,7 @@ def _actions_due(step: int, settings: Settings, log_spaced_steps: set[int], is_s
         "evaluate": is_multiple_of(settings.eval_every) or is_final,
         "save_checkpoint": is_multiple_of(settings.save_every) or is_final or is_stopped,
         "sample": settings.sample_every > 0 and (is_multiple_of(settings.sample_every) or is_final),
-        "save_weights": step in log_spaced_steps,  # a checkpoint without the trainer's state, for the lens
+        "save_weights": step in log_spaced_steps,  # only the weights, for the views of `octavo.lens`
     }
     return {action for action, is_due in due.items() if is_due}
 

@@ -66,6 +66,7 @@ def plan(
             return Plan(_changed_settings(run, settings), out=run.folder)
         return Plan(_changed_settings(run, settings), resume=checkpoints)
     if init is not None:
+        # A config may name its own preset, which a preset given to `resolve` would override.
         preset = preset or ("finetune" if config is None else None)
         shape = {field.name for field in dataclasses.fields(ModelSettings)} - CHANGEABLE - {"block_size"}
         if fixed := sorted(shape & settings.keys()):
@@ -75,7 +76,9 @@ def plan(
 
 
 def find_resumable(resume: RunLike) -> tuple[Run, tuple[Path, ...]]:
-    """Find a run and the checkpoints to resume it from, the preferred one first; only one if `resume` names it.
+    """Find a run and the checkpoints to resume it from, the preferred one first.
+
+    If `resume` is a checkpoint instead of a run, it is the only one.
 
     A run that was killed before its first checkpoint has none: it starts again in its folder.
     """

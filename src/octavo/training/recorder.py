@@ -44,7 +44,10 @@ class Recorder:
         self.clock.restore(values.elapsed_seconds, values.update_seconds)
 
     def write_settings(self) -> None:
-        """Write the settings of a resumed run after its first step: settings that fail must not stay in its folder."""
+        """Write the settings of a resumed run, once its first step has succeeded with them. Later calls do nothing.
+
+        Changed settings with which training fails must not stay in the run folder.
+        """
         if self._are_settings_written:
             return
         self.run.write_settings(self.trainer.settings)
@@ -103,7 +106,7 @@ class Recorder:
             if is_required:
                 raise
             self._notices.append(
-                f"no checkpoint at step {step}: {error.message}. Training continues; the next one is due"
+                f"no checkpoint at step {step}: {error.message}. Training continues, and tries again at the next one"
             )
             return None
         return Saved(step, self.last_checkpoint)

@@ -77,6 +77,8 @@ def estimate_run(
 ) -> Generator[PreparationProgress, None, RunEstimate]:
     """Estimate a new run with this plan, from its first step to its last.
 
+    The decorator makes it return a `Preparation`, whose `result` is the `RunEstimate`:
+
         octavo.training.estimate_run(octavo.training.plan("my.txt", n_layer=6)).result.seconds
 
     With `prepare_text=False` the text is not read, unless the vocabulary depends on it, and the epochs are unknown.

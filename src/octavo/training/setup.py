@@ -31,23 +31,23 @@ _MIN_STEPS = 100
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """What training starts with. Only a resumed run has a `run`, and a trainer's `state` from a `checkpoint`."""
+    """What training starts with. `run`, `checkpoint` and `state` are None unless a run is resumed."""
 
     settings: Settings  # final: no setting is `auto`
     runtime: Runtime
     data: Dataset
     model: GPT
-    run: Run | None = None
-    checkpoint: Path | None = None
-    state: TrainerState | None = None
+    run: Run | None = None  # the run that is resumed
+    checkpoint: Path | None = None  # the one that it is resumed from
+    state: TrainerState | None = None  # the trainer's, from that checkpoint
     notices: list[str] = field(default_factory=list)
 
 
-Setup = Generator[PreparationProgress, None, TrainingSetup]
+_SetupGenerator = Generator[PreparationProgress, None, TrainingSetup]
 
 
 @preparation
-def set_up(plan: Plan) -> Setup:
+def set_up(plan: Plan) -> _SetupGenerator:
     """Prepare the text, build or load the model, and resolve the settings that depend on the text or the machine."""
     if plan.resume:
         return (yield from _set_up_resumed(plan.settings, plan.resume))
@@ -81,7 +81,7 @@ def cap_steps(settings: Settings, data: Dataset) -> tuple[Settings, list[str]]:
     return dataclasses.replace(settings, max_steps=cap, eval_every=min(settings.eval_every, cap // 4)), [notice]
 
 
-def _set_up_new(settings: Settings) -> Setup:
+def _set_up_new(settings: Settings) -> _SetupGenerator:
     runtime = resolve_runtime(settings)
     data = yield from prepare_dataset(settings)
     settings, notices = cap_steps(resolve_vocab_size(settings, data), data)
@@ -92,7 +92,7 @@ def _set_up_new(settings: Settings) -> Setup:
     return TrainingSetup(settings, runtime, data, model, notices=notices)
 
 
-def _set_up_resumed(settings: Settings, folders: tuple[Path, ...]) -> Setup:
+def _set_up_resumed(settings: Settings, folders: tuple[Path, ...]) -> _SetupGenerator:
     """Load a run's checkpoint. Settings that are `auto` keep the value they had, or the losses would change."""
     loaded, state, notices = load_first_intact(folders)
     values = check_trainer_values(state.values, loaded.folder)
@@ -139,7 +139,7 @@ def load_first_intact(folders: tuple[Path, ...]) -> tuple[Checkpoint, TrainerSta
     raise errors[0]
 
 
-def _set_up_finetuned(settings: Settings, base: Checkpoint) -> Setup:
+def _set_up_finetuned(settings: Settings, base: Checkpoint) -> _SetupGenerator:
     """Take weights, shape and tokenizer from the base model. The new block_size may be shorter, not longer."""
     before = base.settings
     notices = []
@@ -147,6 +147,7 @@ def _set_up_finetuned(settings: Settings, base: Checkpoint) -> Setup:
     shape["block_size"] = min(settings.block_size, before.block_size)
     if shape["block_size"] < before.block_size:
         notices.append(f"the position table is cropped from {before.block_size} to {shape['block_size']} positions")
+    # An imported checkpoint has only `ModelSettings`, which do not say how its weights were initialized.
     weight_init = before.weight_init if isinstance(before, Settings) else "noise"
     settings = dataclasses.replace(settings, **shape, weight_init=weight_init)
     runtime = resolve_runtime(settings)

@@ -6,7 +6,7 @@ from octavo.server.metrics import Metrics
 
 
 class RequestMetrics:
-    """Counts a request whose client disconnects before the response as 499, as nginx does."""
+    """Counts every request once. The status is 499, as in nginx, if the client disconnects before a response starts."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics

@@ -76,6 +76,7 @@ def load_state_tensors(optimizers: list[Optimizer], model: GPT, tensors: dict[st
                 f"the optimizer's state in the checkpoint does not fit: {full_name} {tuple(value.shape)}", _USE_WEIGHTS
             )
         optimizer_of[parameter].state[parameter][key] = value.to(parameter.device)
+    # A checkpoint of step 0 has no tensors: an optimizer creates its state in its first step.
     for name, parameter in parameters.items():
         missing = (
             optimizer_of[parameter].state_names - optimizer_of[parameter].state[parameter].keys() if tensors else ()
