@@ -76,7 +76,7 @@ class Attention(View):
             Table("statistics of the heads, averaged over the text", columns, statistics),
             Table(
                 f"layer {self.layer}, head {self.head}: the three tokens that each token attends to most",
-                ("position", "token", "token (position) weight, three times"),
+                ("position", "token", "up to three of: token (position) weight"),
                 rows,
             ),
         ]

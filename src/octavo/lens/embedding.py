@@ -32,7 +32,8 @@ def count_tokens(loaded: Checkpoint) -> np.ndarray | None:
     if not isinstance(loaded.settings, Settings) or not loaded.info.get("data"):  # an imported GPT-2, or no dataset
         return None
     try:
-        dataset = reopen_dataset(loaded.settings, loaded.info["data"], loaded.tokenizer).result
+        preparation = reopen_dataset(loaded.settings, loaded.info["data"], loaded.tokenizer)
+        dataset = preparation.result  # runs the preparation to its end, without showing the progress
     except OctavoError:
         return None
     V = loaded.tokenizer.vocab_size

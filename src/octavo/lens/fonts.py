@@ -23,7 +23,8 @@ def choose_fonts(
     text = shorten(text, max_length)
     missing, fonts = set(text) - {"\n"}, []
     while missing:
-        font = next((each for each in names if missing <= characters(each)), None)  # a generator, to open few fonts
+        # The generator stops at the first font that has all characters, so the files of later fonts are not opened.
+        font = next((each for each in names if missing <= characters(each)), None)
         font = font or max(names, key=lambda each: len(missing & characters(each)))
         if not missing & characters(font):
             text = "".join(f"U+{ord(each):04X}" if each in missing else each for each in text)

@@ -24,7 +24,7 @@ from octavo.model import GPT
 from octavo.runs import RunLike
 
 _MAX_TOP = 50  # top tokens per position
-_BATCH_LOGITS = 1 << 22  # a batch of rows that fits into the CPU cache, and has enough work for two cores
+_BATCH_LOGITS = 1 << 22  # per batch of rows: 16 MiB, which fits into a large CPU cache and keeps several cores busy
 _GROUP = 64  # group size in `top_tokens`, which first takes the maximum of each 64 consecutive ids
 
 

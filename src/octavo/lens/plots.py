@@ -234,7 +234,7 @@ def _draw_neighbors(view: Neighbors, ax: "Axes") -> np.ndarray:
 
 
 def _is_line_plot(view: Neighbors) -> bool:
-    """Whether the view is drawn as lines over training: a pair from one checkpoint on, neighbors from two."""
+    """Whether the view is drawn as lines over training: a pair needs at least one checkpoint, neighbors two."""
     return len(view.history) >= (1 if view.against else 2)
 
 

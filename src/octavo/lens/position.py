@@ -73,7 +73,7 @@ def position(run: RunLike, word: WordLike = "cat", *, at: tuple[int, int] | None
     ids, note = resolve_word(tokenizer, word)
     last = max(block_size - len(ids), 0)  # the last position at which the word fits
     at = at or (min(1, last), min(10, last))
-    # The flag takes two positions, so the hint is `--at 0 N`, where 0 is the other one.
+    # `--at` takes two positions, so the hint of the error must have two: "at 0" makes it `--at 0 N`.
     first, second = (resolve_index(start, block_size, "position", option="at 0") for start in at)
     if max(first, second) > block_size - len(ids):
         raise OctavoError(

@@ -41,7 +41,7 @@ from octavo.runs import RunLike
 
 _MAX_TOKENS = 128  # random ids
 # The tolerance of float32 logits is the larger of two: `_MIN_TOLERANCE`, relative to the largest logit, and
-# `_ROUNDING_FACTOR` times the error that float32 rounding of norms and sums causes in this model.
+# `_ROUNDING_FACTOR` times the error that `rounded=True` causes in the logits of the reference.
 _MIN_TOLERANCE = 1e-4
 _ROUNDING_FACTOR = 100
 _LAST_POSITIONS = 4  # whose logits are compared at every stage
@@ -299,12 +299,12 @@ def _check_contributions(model: GPT, idx: Tensor) -> Measurements:
 
 
 def _check_surprisal(model: GPT, idx: Tensor) -> Measurements:
-    """Check two sequences and one token of a third, or the first tokens of these if the context is long.
+    """Check the surprisal of two whole sequences and of the first token of a third, but of at most 513 tokens.
 
-    If the context is short, this covers the boundary between two sequences.
+    Up to a `block_size` of 256, this covers the boundaries between sequences.
     """
     block_size = model.settings.block_size
-    length = min(2 * block_size, 4 * _MAX_TOKENS) + 2
+    length = min(2 * block_size, 4 * _MAX_TOKENS) + 2  # the first token of the text has no surprisal
     ids = idx[0].repeat(2 * block_size // idx.size(1) + 2)[:length].numpy()
     surprisal, rank, _ = token_surprisals(model, ids)
     loss = split_loss(model, ids, block_size)
@@ -350,7 +350,7 @@ def _check_causality(model: GPT, idx: Tensor) -> Measurements:
 def _check_cache(model: GPT, idx: Tensor, tolerance: float) -> Measurements:
     """Compare a full forward pass with prefill and decode: with the model's KV cache, and with the engine's decoder.
 
-    At the same time the decoder generates another text in its other slot.
+    Each batch of the decoder also has the ids of another text, in its other slot, which must change nothing.
     """
     T, expected = idx.size(1), model(idx)[0]
     prompt = T // 2

@@ -49,14 +49,17 @@ export function selectModel(model, step) {
 
 // ---- Models and runs
 
-// {models: [{id, model: {n_layer, …}, tokenizer, steps, step, run}], views}
+// {models: [{id, model: {n_layer, …}, tokenizer, dropout, wte_init, wpe_init, steps, step, run}], views}. `wte_init`
+// and `wpe_init` name how the embeddings were initialized; null if the model was imported.
 export const fetchModels = async () => (offline ? embedded.models : (await request("/lens")).json());
 
 // [{name, settings, tokens_per_step, last_step, running, parameters}]
 export const fetchRuns = async () => (offline ? [] : (await (await request("/runs")).json()).runs);
 
-// {lines, next, restarted} of a run's "metrics" or "samples": the lines after the first `after`; the `after` of the
-// next request; and whether the file is shorter than `after`, because training started again: then `lines` has all lines.
+// {lines, next, restarted} of a run's "metrics" or "samples". The caller already has the first `after` lines:
+//   lines       the lines after those
+//   next        the `after` of the next request
+//   restarted   whether the file now has fewer, because training started again: then `lines` begins at the first line
 export const fetchLines = async (run, kind, after = 0, { signal } = {}) =>
   (await request(`/runs/${encodeURIComponent(run)}/${kind}?after=${after}`, { signal })).json();
 
@@ -130,7 +133,7 @@ function findExportedAnswer(view, options) {
   return match.answer;
 }
 
-// ---- Texts and words that a tokenizer can encode
+// ---- Texts and words that a tokenizer can encode: it must know one character of a text, but all characters of a word
 
 // A word may have this many tokens; octavo.lens has the same limit.
 export const MAX_WORD_TOKENS = 16;
@@ -178,7 +181,8 @@ export async function tokenizeWord(model, word) {
   return spaced.length === 1 ? spaced : tokens;
 }
 
-// The same, but throws an error for the user if the tokenizer can't encode the word or the word has too many tokens.
+// The same, but throws an error for the user if the tokenizer doesn't know all characters of the word, or the word has
+// too many tokens.
 export async function requireWord(model, word, maxTokens = MAX_WORD_TOKENS) {
   const tokens = await tokenizeWord(model, word);
   if (!tokens || tokens.length > maxTokens) throw pageError("error.word");

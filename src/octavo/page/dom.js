@@ -72,7 +72,7 @@ onLanguageChange(() => {
   for (const reference of translatedNodes) renderSentences(reference.deref());
 });
 
-// A sentence as nodes: `code` becomes a <code>, and a value may be a node, such as a token's chip.
+// A sentence as nodes. Text between backquotes becomes a <code>; a value may be a node, such as a token's chip.
 export function tNodes(key, values = {}) {
   return sentenceParts(key, values).map(({ text, node, inCode, isolated }) => {
     if (node) return node.cloneNode(true);

@@ -23,6 +23,7 @@ export function createHeader(app) {
     models.replaceChildren(...app.models.map(({ id }) => el("option", { value: id }, id)));
     models.value = model?.id ?? "";
     const checkpointSteps = model?.steps ?? [];
+    // The first option is the served checkpoint: `header.step.served` has its step, `header.step.this` is for none.
     steps.replaceChildren(
       el("option", { value: "" }, model?.step ? t("header.step.served", { step: model.step }) : t("header.step.this")),
       ...checkpointSteps.map((step) => el("option", { value: step }, t("header.step.at", { step }))),

@@ -32,15 +32,15 @@ let modelsError = null; // why the models couldn't be fetched
 // What the tabs share.
 const app = {
   models: [], // as GET /lens describes them; `steps`: the checkpoints that the run kept; `step`: the served one
-  model: null, // the chosen entry of `models`: {id, tokenizer, steps, step, run, model: its config {n_layer, …}}
+  model: null, // the chosen entry of `models`; its fields are those of `fetchModels` in api.js
   step: null, // one of model.steps; null: the served checkpoint, which the server generates with
-  text: "", // the last text that the model's tokenizer could encode
+  text: "", // the last text of which the model's tokenizer knew at least one character
 
   setText: (text) => setState({ text }),
   setStep: (step) => setState({ step }),
 
-  // Keeps the text in the field if the new model's tokenizer can encode it, else `app.text` if it can encode that; else
-  // chooses another text.
+  // Keeps the text in the field if the new model's tokenizer knows at least one of its characters, else `app.text` if
+  // it knows one of that; else chooses another text.
   async setModel(id) {
     const model = app.models.find((other) => other.id === id) ?? app.model;
     let text = null;

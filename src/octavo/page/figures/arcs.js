@@ -11,8 +11,8 @@ const MAX_ARCS = 40; // of the chosen token
 const MAX_OVERVIEW_ARCS = 800; // of all tokens, while none is chosen
 const MAX_HEIGHT = 64; // pixels
 
-// `weights[from][to]` is the attention weight of token `to` for token `from`. If a token is chosen, its arcs
-// are drawn, otherwise the strongest arc of each token. Options besides a figure's:
+// `weights[from][to]` is the attention weight of token `to` for token `from`; a row ends at the diagonal. If a token is
+// chosen, its arcs are drawn, otherwise the strongest arc of each token. Options besides a figure's:
 //   chosen                  the index of the chosen token, or null
 //   onTokenEvent(i, type)   see `tokenSpans`
 //   readout(i)              the readout of the chosen token, text or nodes

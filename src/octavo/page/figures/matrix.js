@@ -8,7 +8,8 @@ import { formatNumber, formatSignificant, t } from "octavo/i18n";
 const MAX_TABLE_CELLS = 4096; // the table of a larger matrix shows one row at a time
 const FONT_SIZE = "12px";
 
-// A heat map of `values`, rows of numbers; the rows of a lower triangle may end early. Options besides a figure's:
+// A heat map of `values`, rows of numbers. Rows may differ in length: the server sends those of an attention pattern
+// only up to the diagonal. Options besides a figure's:
 //   rows, columns          (i) => name; null for `columns`: no names
 //   scale                  "signed" (default), "sequential" or "plain" (no colors)
 //   max, isCapped          the value of the strongest color; whether some values are greater
@@ -142,7 +143,8 @@ function measureLayout({ options, values, canvas, body, columnCount }) {
   const minHeight = rowCount <= 40 ? 15 : rowCount <= 80 ? 8 : 0;
   const cellHeight = options.cellHeight ?? Math.max(Math.min(cellWidth, options.numbers ? 28 : 40), minHeight);
 
-  // Numbers are never rotated, and the steps between printed numbers are round: 1, 2, 5, 10, ...
+  // Column names that are numbers are never rotated, and every 1st, 2nd, 5th, 10th, ... is printed. In such a matrix
+  // the row names, numbers or not, are printed at such steps too.
   const hasNumberedColumns = columnNames.every((name) => /^\d+$/.test(name));
   const isRotated = !hasNumberedColumns && widest(columnNames) > cellWidth - 4;
   const columnStep = hasNumberedColumns

@@ -109,7 +109,8 @@ class Compare {
     setOptions(this.sides[side].step, [["", first], ...others]);
   }
 
-  // The checkpoint in the middle of the steps beside the served one; for a model without checkpoints, another model.
+  // Chooses what is compared first: the checkpoint in the middle of the steps with the served one. A model with at most
+  // one step is compared with another model.
   #chooseFirstPair(models) {
     const { steps, id } = this.app.model;
     const { a, b } = this.sides;

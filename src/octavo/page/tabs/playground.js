@@ -21,7 +21,7 @@ export const mount = (panel, app) => new Playground(panel, app);
 class Playground {
   constructor(panel, app) {
     Object.assign(this, { panel, app });
-    this.model = null; // {id, n_layer, …, block_size, vocab_size}
+    this.config = null; // of the model: {id, n_layer, …, block_size, vocab_size}; `app.model` has these in `model`
     this.tree = new Tree();
     this.current = null; // the text on screen: {branch, tokens, decoded: the answer of the view `tokens`}
     // The position that is explained:
@@ -57,7 +57,7 @@ class Playground {
     const { app } = this;
     if (!app.model) return;
     const chosen = app.model;
-    const isOtherModel = this.model?.id !== chosen.id;
+    const isOtherModel = this.config?.id !== chosen.id;
     const knownText = isOtherModel ? await keepKnownCharacters(app.text, chosen) : "";
     if (chosen !== app.model) return; // another model was chosen meanwhile
     if (isOtherModel) this.#reset(knownText);
@@ -80,11 +80,11 @@ class Playground {
     const { app, nextToken, logitLens, contributions } = this;
     this.generation?.abort();
     this.generation = null;
-    this.model = { id: app.model.id, ...app.model.model };
+    this.config = { id: app.model.id, ...app.model.model };
     this.tree = new Tree();
     this.current = this.position = null;
     this.lastRequest++; // drops a call of #showBranch that still waits
-    this.controls.setVocabularySize(this.model.vocab_size);
+    this.controls.setVocabularySize(this.config.vocab_size);
     this.prompt.value = text.split(/\s+/).slice(0, 3).join(" ");
     this.textView.clear();
     this.#drawTree();
@@ -168,7 +168,7 @@ class Playground {
 
   // The tree's root for the prompt: the same root for the same ids. Null if another model is chosen meanwhile.
   async #findOrAddRoot() {
-    const { tree, model } = this;
+    const { tree, config } = this;
     const prompt = this.prompt.value;
     await requireTokenizable(prompt, this.app.model);
     const { tokens, groups } = await fetchView("tokens", { text: prompt, unknown: "skip" });
@@ -177,7 +177,7 @@ class Playground {
     this.unknownNote.hidden = !characters;
     setSentence(this.unknownNote, "text.left_out", { characters });
     const idsOf = (list) => list.map((token) => token.id).join();
-    const withWindow = ({ id }, i) => ({ id, windowStart: Math.max(0, i - model.block_size + 1) });
+    const withWindow = ({ id }, i) => ({ id, windowStart: Math.max(0, i - config.block_size + 1) });
     const root =
       tree.roots.find((other) => idsOf(other.tokens) === idsOf(tokens)) ?? tree.addRoot(tokens.map(withWindow));
     root.text = groups.map((group) => group.text).join("");
@@ -214,9 +214,9 @@ class Playground {
     this.#updateButtons();
     let count = 0;
     try {
-      const { controls, model } = this;
+      const { controls, config } = this;
       const options = { isServedStep: () => this.#isServedStep(), controls, signal: controller.signal };
-      for await (const { ids, text, windowStart } of generateTokens(branch, maxTokens, model.block_size, options)) {
+      for await (const { ids, text, windowStart } of generateTokens(branch, maxTokens, config.block_size, options)) {
         branch.tokens.push(...ids.map((id) => ({ id, windowStart })));
         count += ids.length;
         this.textView.append(text);
@@ -243,7 +243,7 @@ class Playground {
     const request = ++this.lastRequest;
     const decoded = await decodeTokens(
       tokens.map((token) => token.id),
-      this.model.block_size,
+      this.config.block_size,
     );
     if (request !== this.lastRequest) return;
     this.current = { branch, tokens, decoded };
@@ -264,7 +264,7 @@ class Playground {
     const windowStart = this.#windowStart(tokens, index);
     const ids = tokens.slice(windowStart, index).map((token) => token.id);
     const actual = isEnd ? null : decoded.tokens[index];
-    this.textView.mark(index, windowStart, this.model.block_size);
+    this.textView.mark(index, windowStart, this.config.block_size);
     const answer = ids.length ? await fetchView("next_token", { text: ids }, { replaces: "next_token" }) : null;
     if (this.current?.decoded !== decoded) return;
     const position = { index, isEnd, ids, actual, step: this.app.step, nextToken: answer };
@@ -279,7 +279,7 @@ class Playground {
 
   // Where the model's window began, or will begin, for the token at a position.
   #windowStart(tokens, index) {
-    return index >= tokens.length ? nextWindowStart(tokens, this.model.block_size) : tokens[index].windowStart;
+    return index >= tokens.length ? nextWindowStart(tokens, this.config.block_size) : tokens[index].windowStart;
   }
 
   #drawTree() {

@@ -196,8 +196,8 @@ function createCurve(name) {
 }
 
 // The data of a chart: a series for each run and each loss. The losses of one run differ by width, color and dash.
-// Several runs differ by color and dash, so their losses differ by width only, and the exact training loss is left
-// out.
+// Several runs differ by color and dash, so their losses differ by width only, and `train_loss`, the loss of the whole
+// training split, is left out.
 function curveData(name, chosen, axis, allNames) {
   const hasSeveralRuns = chosen.length > 1;
   const kinds = name !== "loss" ? [{ name, width: 1.5 }] : hasSeveralRuns ? LOSSES.slice(0, 2) : LOSSES;

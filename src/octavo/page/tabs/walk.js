@@ -110,6 +110,8 @@ class Walk {
       fetchView("tokens", options, { replaces: "walk tokens" }),
       fetchNextToken(options),
     ]);
+    // `left_out` of the view `tokens` counts the tokens beyond its limit of 65,536, which `app.text` never reaches;
+    // that of `next_token` counts those beyond the context.
     const loaded = {
       model,
       layer,

@@ -1,9 +1,9 @@
 // The tree of all texts that were generated from a prompt. A branch has the tokens of its text from position `start`
 // on; those before belong to its ancestors and are never copied, so every earlier text is still there, id by id.
 //
-// A token here is {id, windowStart}: where the model's window began when the token was generated. If a text is longer
-// than the context, the window moves on as the text grows; each token is explained with the window that it was
-// generated with.
+// A token here is {id, windowStart}: the position at which the model's window for this token begins. If a text is
+// longer than the context, the window moves on as the text grows. A generated token is explained with the window that
+// it was generated with, a token of the prompt with the longest window that ends at it.
 
 import { el } from "octavo/dom";
 

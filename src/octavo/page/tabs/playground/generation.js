@@ -34,8 +34,8 @@ export async function* generateTokens(branch, maxTokens, blockSize, { isServedSt
   }
 }
 
-// Samples one token after `ids`. Until the branch is decoded, its text is its label, with the symbols ␣ and ⏎ replaced
-// by the whitespace that they mark.
+// Samples one token after `ids`. The token's `text`, shown until the branch is decoded, is the token's label, with the
+// symbols ␣ and ⏎ replaced by the whitespace that they mark.
 async function sampleToken(ids, settings, signal) {
   const { logits, vocabulary } = await fetchView("next_token", { text: ids }, { signal });
   const id = new TokenDistribution(logits).sample(settings, Math.random());
@@ -43,8 +43,8 @@ async function sampleToken(ids, settings, signal) {
   return { ids: [id], text };
 }
 
-// The tokens and groups of ids, as the view `tokens` answers them. The server decodes one block at a time; a character
-// that is cut at a block's end is decoded with the next block.
+// The tokens and groups of ids, as the view `tokens` answers them. The server refuses more than `blockSize` ids in one
+// request, so they are decoded in blocks; a character that is cut at a block's end is decoded with the next block.
 export async function decodeTokens(ids, blockSize) {
   const decoded = { tokens: [], groups: [] };
   for (let first = 0; first < ids.length; first = decoded.tokens.length) {

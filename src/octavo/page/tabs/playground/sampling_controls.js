@@ -71,7 +71,7 @@ class Slider {
   constructor(name, range, oninput) {
     const id = `sampling-${name}`;
     this.input = el("input", { type: "range", id, name, "aria-describedby": `${id}-help`, ...range, oninput });
-    this.input.value = range.value; // again: the browser clamped it before the range was set
+    this.input.value = range.value; // again: `range` may set it before min and max, to which the browser clamps it
     this.output = el("output", { for: id });
     this.element = el(
       "div",

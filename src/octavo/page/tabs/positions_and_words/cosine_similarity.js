@@ -114,7 +114,7 @@ export class CosineSimilarity {
     const pairCount = controlDescription?.match(/\d+/)?.[0] ?? "";
     const hasBand = history.some((point) => point.control !== null);
     if (!history.length) setSentence(this.bandNote, "words.similarity.none");
-    else if (hasBand) setSentence(this.bandNote, "words.similarity.band", { control: pairCount });
+    else if (hasBand) setSentence(this.bandNote, "words.similarity.band", { count: pairCount });
     else setSentence(this.bandNote, "words.similarity.noband");
     this.chartHolder.hidden = !history.length;
     if (!history.length) return;

@@ -38,7 +38,8 @@ export function cardContent(stage, loaded, options) {
 
 // ---- Text and sizes
 
-// h.0.mlp.c_fc = nn.Linear(128, 512). Fewer parameters than those of nn.Linear with a bias mean bias=False.
+// The name of the stage's module and how it is created, such as "h.0.mlp.c_fc = nn.Linear(128, 512)". The definition is
+// that with a bias; if the served module has fewer parameters than it, bias=False is added.
 function codeName({ shapesName, nameInModel, module }, { layer, stages }, sizes) {
   const name = nameInModel.replace("{layer}", layer);
   if (!module) return name;

@@ -7,7 +7,8 @@ import { chip } from "octavo/tokens";
 const MAX_EXPONENT = 30; // if a score is above it, the formula of softmax subtracts the maximum from all scores
 const MAX_TERMS = 5; // of a sum
 
-// The derivation of the value in cell [r, c] of a stage, as nodes. `loaded` and `sizes` are those of walk.js.
+// The derivation of the value in cell [r, c] of a stage, as nodes. `loaded` is that of tabs/walk.js, and
+// `sizes` is `modelSizes(loaded)`.
 export function deriveCell(id, r, c, value, loaded, sizes) {
   const isMasked = ["scores", "softmax"].includes(id) && c > r;
   const key = `walk.${id}.${isMasked ? "masked" : "derivation"}`;
