@@ -11,7 +11,7 @@ import pytest
 
 import octavo
 from commands import SMALL
-from octavo.units import show_controls
+from octavo.units import escape_control_characters
 
 pytestmark = [
     pytest.mark.usefixtures("workdir"),
@@ -76,7 +76,7 @@ def test_a_file_gets_utf_8_whatever_the_locale(run_folder: Path) -> None:
 
 
 def test_control_characters_are_shown_not_obeyed() -> None:
-    assert show_controls("a\x1b[2Jb\n\tc\x07\x9b\x7f é 🦉") == "a\\x1b[2Jb\n\tc\\x07\\x9b\\x7f é 🦉"
+    assert escape_control_characters("a\x1b[2Jb\n\tc\x07\x9b\x7f é 🦉") == "a\\x1b[2Jb\n\tc\\x07\\x9b\\x7f é 🦉"
 
 
 @pytest.mark.parametrize("raw", [False, True])

@@ -298,7 +298,7 @@ def test_bpe_splits_very_long_words_before_training() -> None:
 @given(training_text=st.text("ab 'sé\n", min_size=20), text=st.text("ab 'sé\n"), size=st.integers(257, 400))
 def test_tiktoken_and_tokenizers_agree_on_any_trained_bpe(training_text: str, text: str, size: int) -> None:
     tokenizer = build(f"bpe:{size}", training_text)
-    assert tokenizer.splits_at_spaces  # so it is encoded by tiktoken
+    assert tokenizer.can_split_at_spaces  # so it is encoded by tiktoken
     for each in (training_text, text, text + training_text):
         assert tokenizer.encode(each).tolist() == tokenizer.backend.encode(each).ids
 
@@ -405,7 +405,7 @@ def test_a_bpe_with_ids_in_another_order_is_encoded_without_tiktoken(notes: str,
     file.write_text(json.dumps(description), encoding="utf-8")
     foreign = load(tmp_path)
     assert foreign.kind == "bpe"
-    assert not foreign.splits_at_spaces  # so it is not encoded by tiktoken
+    assert not foreign.can_split_at_spaces  # so it is not encoded by tiktoken
     text = notes + "<|endoftext|>"
     foreign_tokens, tokens = ([each.token_bytes[id] for id in each.encode(text)] for each in (foreign, tokenizer))
     assert foreign_tokens == tokens

@@ -41,18 +41,21 @@ _BUFFERS = (".attn.bias", ".attn.masked_bias")  # the causal mask, stored in old
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded checkpoint: the model in evaluation mode, its tokenizer and settings, and the rest of `octavo.json`."""
+    """A loaded checkpoint: the model in evaluation mode, its tokenizer and its settings."""
 
     model: GPT
     tokenizer: Tokenizer
     settings: ModelSettings  # `Settings` if Octavo trained the model
-    info: dict[str, Any]
+    info: dict[str, Any]  # all of `octavo.json`; empty if Octavo did not train the model
     folder: Path
 
 
 @dataclass(frozen=True)
-class CheckpointInfo:
-    """The keys of `octavo.json` besides its format. Losses are in nats, and None if the step was not evaluated."""
+class _InfoSchema:
+    """What `load` checks `octavo.json` against, besides its format. `Checkpoint.info` is the unconverted dict.
+
+    Losses are in nats, and None if the step was not evaluated.
+    """
 
     settings: dict[str, str | int | float | bool]
     step: Count = 0
@@ -60,7 +63,7 @@ class CheckpointInfo:
     train_loss: float | None = None
     val_loss: float | None = None
     bits_per_byte: float | None = None
-    data: dict[str, Any] | None = None  # `octavo.data.Dataset.origin` and the source
+    data: dict[str, Any] | None = None  # `octavo.data.Dataset.origin`, its `source` replaced by that of the settings
 
 
 @dataclass(frozen=True)
@@ -337,7 +340,7 @@ def _stored_settings(folder: Path, info: dict[str, Any]) -> Settings:
             f"{folder} has format {info.get('format')!r}; this version of Octavo reads format {FORMAT}",
             "a newer version of Octavo",
         )
-    check(info, CheckpointInfo, str(folder / "octavo.json"), _ANOTHER_CHECKPOINT)
+    check(info, _InfoSchema, str(folder / "octavo.json"), _ANOTHER_CHECKPOINT)
     unknown = sorted(info["settings"].keys() - {setting_field.name for setting_field in fields(Settings)})
     if unknown:  # ignoring one that changes what the model computes would give wrong results without a warning
         raise OctavoError(

@@ -49,4 +49,7 @@ class SourceChangedError(OctavoError):
 
 
 class OctavoWarning(UserWarning):
-    """Something is not as it should be, and Octavo continues without it. The command line prints it as a note."""
+    """Octavo uses something other than the user asked for, such as an older checkpoint instead of a damaged one.
+
+    The command line prints it as a note.
+    """

@@ -136,8 +136,9 @@ def remove_leftovers(folder: Path, needed: Collection[str] = ()) -> None:
     """Remove the temporary files and folders of a process that was killed while it wrote into `folder`.
 
     A folder that was renamed for its removal is deleted, since some of its files may be gone already. But if its name
-    is in `needed` and no other folder has that name, it gets the name back. It is complete then: `commit_folder`
-    deletes the old folder only after the new one has its name.
+    is in `needed` and no other folder has that name, it gets the name back. It is complete then: callers
+    never pass a needed folder to `remove_folder`, and `commit_folder`, which also renames folders, deletes the old one
+    only after the new one has its name.
     """
     for removed in folder.glob(".*.removed"):
         path = removed.with_name(removed.name[1:].removesuffix(".removed"))

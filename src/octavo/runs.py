@@ -6,9 +6,9 @@
               checkpoints/step-NNNNNN/
               last, best           text files, each with the name of one of the checkpoints
 
-Only this module knows the layout. One process at a time writes to a run. Training resumes from `last`, or from the
-checkpoint before it if `last` is damaged. Every other checkpoint holds only weights: `best`, and `keep_checkpoints`
-log-spaced ones that show how the model developed. Nothing outside checkpoints/ is ever removed.
+Only this module knows the layout. One process at a time writes to a run. Training resumes from the checkpoint that
+`last` names or, if that checkpoint is damaged, from the one before. Every other checkpoint holds only weights: `best`,
+and `keep_checkpoints` log-spaced ones that show how the model developed. Nothing outside checkpoints/ is ever removed.
 """
 
 import contextlib
@@ -95,12 +95,12 @@ class Run:
 
     @property
     def last(self) -> Path | None:
-        """The newest checkpoint, from which training can resume. None before the first one, or if `last` is damaged."""
+        """The newest checkpoint; training resumes from it. None before the first one, or if the pointer is damaged."""
         return self._read_pointer("last")
 
     @property
     def best(self) -> Path | None:
-        """The checkpoint with the lowest validation loss. None before the first one, or if `best` is damaged."""
+        """The checkpoint with the lowest validation loss. None before the first one, or if the pointer is damaged."""
         return self._read_pointer("best")
 
     @property
@@ -229,16 +229,16 @@ class Run:
         return folder
 
     def _remove_old(self, last: Path, earlier_best: Path | None, log_spaced: set[int]) -> None:
-        """Remove what the new `last` replaces. The two newest checkpoints keep the trainer state.
+        """Remove what the new `last` replaces. Only `last` and the checkpoint before it keep the trainer state.
 
-        A process may have been killed before it removed everything. So all older checkpoints that have a trainer state
-        are stripped or removed, not only the newest of them. `earlier_best` was the best checkpoint until now: it may
-        have been stripped already, and is removed if it is neither the best any more nor log-spaced.
+        All other checkpoints with a trainer state are stripped or removed. There may be several, because a process may
+        have been killed before it removed them. Checkpoints without a trainer state are kept, with one exception:
+        `earlier_best`, the best until now, is removed if it is neither the best any more nor log-spaced.
         """
         with_trainer = [step for step, folder in self.steps.items() if checkpoint.has_trainer(folder)]
-        resumable = {step_of(last), *[step for step in with_trainer if step < step_of(last)][-1:]}
+        steps_to_resume_from = {step_of(last), *[step for step in with_trainer if step < step_of(last)][-1:]}
         for step, folder in self.steps.items():
-            if step in resumable or (step not in with_trainer and folder != earlier_best):
+            if step in steps_to_resume_from or (step not in with_trainer and folder != earlier_best):
                 continue
             with contextlib.suppress(OctavoError):  # the new checkpoint is saved; the next save tries this again
                 if step in log_spaced or folder == self.best:
@@ -290,6 +290,7 @@ def load(run: RunLike, device: "torch.device | str" = "cpu") -> Checkpoint:
             errors[folder] = error
             continue
         for damaged, reason in errors.items():
+            # A checkpoint that training has removed meanwhile was not damaged, and needs no warning.
             if damaged.exists() or damaged in (opened.best, opened.last):
                 warnings.warn(f"{reason.message}; using {folder}", OctavoWarning, stacklevel=2)
         return loaded
@@ -329,7 +330,7 @@ def find_run(run: RunLike) -> Run | None:
     for folder in (Path(run), Path("runs") / run):
         if _is_run(folder):
             return Run(folder)
-        if os.path.exists(folder):
+        if os.path.exists(folder):  # `run` means this path, so a run of that name in runs/ is not meant
             break
     return None
 

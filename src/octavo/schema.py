@@ -18,7 +18,8 @@ T = TypeVar("T")
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
-# A file name without a path. A file that lists such names can only refer to files in its own folder.
+# A file name without a path. A file that lists such names can only refer to files in its own folder. One character must
+# not be a dot (the middle part of the pattern), which excludes "." and "..".
 FileName = Annotated[str, msgspec.Meta(pattern=r"\A[^/\\:\x00]*[^/\\:.\x00][^/\\:\x00]*\Z", max_length=255)]
 
 MAX_BYTES = 256 * 2**20

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from octavo.data.progress import Preparation, PreparationProgress
 from octavo.training import Evaluated, Event, Finished, Notice, Sampled, Saved, Started, Step, TimeEstimate
-from octavo.units import format_bytes, format_duration, show_controls
+from octavo.units import escape_control_characters, format_bytes, format_duration
 
 
 class _Output(io.TextIOBase):
@@ -72,7 +72,7 @@ class Progress:
         self._live = Live(console=self.console, transient=True, refresh_per_second=8)
         self._last_sample = ""
         self._val_loss: float | None = None  # of the newest evaluation
-        self._last_line_seconds = 0.0  # `seconds` of the preparation event for which a plain line was last due
+        self._interval_start = 0.0  # `seconds` of the preparation event that started the current _PLAIN_INTERVAL
 
     def __enter__(self) -> "Progress":
         return self
@@ -112,7 +112,9 @@ class Progress:
                 if self.started is not None and event.step == self.started.settings.max_steps:
                     return  # Finished shows all of it
                 lines = [line for line in event.text.splitlines() if line.strip()][:4]
-                self.console.print("\n".join(f"[dim]  │ {escape(show_controls(_shorten(line)))}[/]" for line in lines))
+                self.console.print(
+                    "\n".join(f"[dim]  │ {escape(escape_control_characters(_shorten(line)))}[/]" for line in lines)
+                )
             case Saved():
                 pass  # too frequent; Finished names the run
             case Finished():
@@ -124,9 +126,9 @@ class Progress:
             self._live.start()
             self._live.update(line)
             return
-        is_new_stage = event.seconds < self._last_line_seconds  # seconds start at 0 again
-        if is_new_stage or event.seconds - self._last_line_seconds >= _PLAIN_INTERVAL:
-            self._last_line_seconds = event.seconds
+        is_new_stage = event.seconds < self._interval_start  # seconds start at 0 again
+        if is_new_stage or event.seconds - self._interval_start >= _PLAIN_INTERVAL:
+            self._interval_start = event.seconds
             if event.seconds >= _PLAIN_INTERVAL:  # a short preparation prints nothing
                 self.console.print(line)
 
@@ -193,7 +195,7 @@ class Progress:
             self._live.stop()
         if self._last_sample and event.reason == "done":
             self.console.print("\n[bold]Sample[/]\n")
-            self.console.print(escape(show_controls(self._last_sample.strip("\n"))), "\n")
+            self.console.print(escape(escape_control_characters(self._last_sample.strip("\n"))), "\n")
         reasons = {"done": "done", "stopped": "stopped", "patience": "stopped early, without improvement,"}
         loss = "" if event.val_loss is None else f" · val loss {event.val_loss:.4f}, best {event.best_val_loss:.4f}"
         run = escape(str(event.run))

@@ -17,7 +17,7 @@ def format_duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def show_controls(text: str) -> str:
+def escape_control_characters(text: str) -> str:
     r"""Replace control characters but newline and tab by \x1b and the like.
 
     A model that was trained on a log writes escape sequences. A terminal would obey them.

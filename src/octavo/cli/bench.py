@@ -104,7 +104,7 @@ def _bench_serve(arguments: argparse.Namespace, settings: Settings) -> int:
         f"rejection time, ms   {rejected}\n"
         f"short request        95th percentile {1000 * result.short_p95_seconds:.1f} ms; with {serving.SLOW_CLIENTS} "
         f"clients that send a byte at a time {1000 * result.short_p95_trickling_seconds:.1f} ms\n"
-        f"overload             ten times as many requests as slots and queue hold; responses: {overload}\n"
+        f"overload             ten times as many requests as the slots and the queue can hold; responses: {overload}\n"
         f"graceful shutdown    {result.drain_seconds:.2f} s after SIGTERM, with running streams completed"
     )
     return print_report(arguments, result, report)

@@ -35,8 +35,8 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
         "source",
         nargs="?",
         metavar="SOURCE",
-        help=f"{SOURCE_HELP}; default: the source in --config, or pydocs, which is read only if the vocabulary size "
-        "depends on it",
+        help=f"{SOURCE_HELP}; default: the source in --config, or pydocs; this default text is read only if the "
+        "vocabulary size depends on the text",
     )
     add_preset(verb)
     verb.add_argument("--price", type=number, metavar="PER_HOUR", help="price of this machine per hour")
@@ -53,7 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
     plan = training.plan(
         arguments.source, preset=arguments.preset, config=arguments.config, **explicit_settings(arguments)
     )
-    # Without a SOURCE the estimate is of a model and this machine: the default text need not be prepared for it.
+    # Without a SOURCE the estimate is of a model and this machine: the default text is prepared only if the vocabulary
+    # size depends on it.
     names_a_source = arguments.source is not None or plan.settings.source != DataSettings().source
     result = run_preparation(estimate_run(plan, arguments.price, prepare_text=names_a_source), sys.stderr)
     return print_report(arguments, result, _format_report(result, plan.settings, arguments.price))

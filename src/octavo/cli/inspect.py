@@ -38,6 +38,8 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
 
 def _add_view_option(verb: Parser, flag: str, options: list[views.Option], view_names: list[str]) -> None:
     """The flag of a view option. Its help names the views that take it. A token can be given by its id instead."""
+    # Two options share a flag if a view takes one value and another takes a list, as `position` and `positions`. Both
+    # take the same values, so the first describes the flag.
     option = options[0]
     is_common = any(other.name in ("text", "unknown") for other in options)
     group = verb.add_mutually_exclusive_group()
@@ -94,6 +96,7 @@ def _write_page(arguments: argparse.Namespace, flag_values: dict[str, Any]) -> N
     if arguments.preset:
         raise OctavoError("--html needs a trained model, and a preset has only settings", "a RUN")
     options = {name: value for name, value in flag_values.items() if name in _HTML_OPTIONS}
+    # With a VIEW, the other flags are for the view.
     if len(arguments.run_and_view) == 1 and (extra := sorted(flag_values.keys() - options.keys())):
         raise OctavoError(f"--html takes no --{extra[0]}", "--text, --layer or --head")
     path = Path(arguments.html)

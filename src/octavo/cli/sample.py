@@ -20,7 +20,7 @@ from octavo.cli.parser import (
     read_text_file,
 )
 from octavo.settings import Settings
-from octavo.units import show_controls
+from octavo.units import escape_control_characters
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 
@@ -131,7 +131,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({"prompt": prompt, "samples": [dataclasses.asdict(stream.sample) for stream in streams]}))
         return 0
-    show = show_controls if sys.stdout.isatty() and not arguments.raw else str
+    show = escape_control_characters if sys.stdout.isatty() and not arguments.raw else str
     for i, stream in enumerate(streams):
         print(("\n---------------\n" if i else "") + show(prompt), end="", flush=True)
         for piece in [stream.text] if request.best_of else stream:

@@ -71,6 +71,7 @@ def build_dataset(
         raise UnknownCharactersError(message, "a text without them, or a model trained with --tokenizer byte") from None
     finally:
         has_shards = any(staging.glob("*.npy"))
+        # plan.json is written after the tokenizer: if it exists, the tokenizer is complete.
         has_expensive_tokenizer = scan.characters >= _LARGE_TEXT and (staging / "plan.json").exists()
         if staging.exists() and not has_shards and not has_expensive_tokenizer:
             shutil.rmtree(staging)  # nothing in it would make the next build faster
@@ -124,7 +125,9 @@ def train_tokenizer(
 
 def _split_error(scan: CorpusScan, split: Split) -> OctavoError:
     """The error for a split with fewer than two tokens."""
-    if split.by == "document":  # copies of a document are all in the same split
+    # Copies of a document are all in the same split. So if all documents are copies of one another, the other split is
+    # empty. A validation split with a single token also ends here, but is too rare for a message of its own.
+    if split.by == "document":
         return OctavoError(
             "all documents are copies of one another, so training and validation text cannot be separated",
             "--deduplicate, which keeps one of them and uses its end for validation",

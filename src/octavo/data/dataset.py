@@ -15,12 +15,12 @@ from typing import Any, Literal
 
 import msgspec
 
-from octavo import tokenizers
+from octavo import schema, tokenizers
 from octavo.data import nanogpt
 from octavo.data.file_state import FileProperties
 from octavo.data.shards import Shards, open_npy
 from octavo.errors import OctavoError
-from octavo.schema import Count, FileName, check, read_json
+from octavo.schema import Count, FileName
 from octavo.tokenizers import Tokenizer
 
 FORMAT = 2
@@ -123,7 +123,7 @@ class Origin(msgspec.Struct):
     def check(cls, value: object) -> "Origin":
         """Convert what a checkpoint stores. Raises `OctavoError` if a key is missing or its value has another type."""
         hint = "another checkpoint, or octavo eval RUN SOURCE, which does not need the record"
-        return check(value, cls, "the checkpoint's record of its data", hint)
+        return schema.check(value, cls, "the checkpoint's record of its data", hint)
 
 
 class _FileEntry(msgspec.Struct):
@@ -148,10 +148,10 @@ def _read_info(folder: Path) -> dict[str, Any]:
     path, hint = folder / "dataset.json", f"octavo prepare ... --out {folder}"
     if not path.exists():
         raise OctavoError(f"{folder} is not a prepared dataset: it has no dataset.json", hint)
-    info = read_json(path, dict[str, Any], hint)
+    info = schema.read_json(path, dict[str, Any], hint)
     if info.get("format", FORMAT) != FORMAT:
         raise OctavoError(f"{path} has format {info['format']!r}, and this version reads format {FORMAT}", hint)
-    check(info, _DatasetInfo, str(path), hint)
+    schema.check(info, _DatasetInfo, str(path), hint)
     for split in SPLITS:
         if split not in info["tokens"] or not info["shards"].get(split):
             raise OctavoError(f"{path} is damaged: it has no tokens of the split {split}", hint)

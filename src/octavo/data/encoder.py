@@ -41,7 +41,7 @@ class Encoder:
         self.dtype = id_dtype(tokenizer)
         self._tokenizer, self._unknown = tokenizer, unknown
         self._end = np.array([] if tokenizer.end_of_text is None else [tokenizer.end_of_text], self.dtype)
-        self.words = WordCache(self._encode_word, cached_words) if tokenizer.splits_at_spaces else None
+        self.words = WordCache(self._encode_word, cached_words) if tokenizer.can_split_at_spaces else None
 
     def encode(self, chunk: bytes) -> np.ndarray:
         """The ids of a chunk (T,), as `id_dtype`."""

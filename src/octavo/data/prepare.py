@@ -55,7 +55,7 @@ def prepare_dataset(
     `tokenizer` is the tokenizer of the model to fine-tune; it overrides the setting.
     """
     if is_prepared(settings.source):
-        return _open_source_folder(settings, tokenizer)
+        return _open_prepared(settings, tokenizer)
     corpus = open_source(settings, limits)
     summary = load_scan_summary(corpus)
     if summary is not None:
@@ -85,7 +85,7 @@ def reopen_dataset(
         "--init RUN, which starts a new run from its weights, with any text",
     )
     if is_prepared(settings.source):
-        dataset = _open_source_folder(settings, tokenizer)
+        dataset = _open_prepared(settings, tokenizer)
     else:
         corpus = open_source(settings, limits)
         scan = yield from scan_corpus(corpus, limits)
@@ -183,7 +183,7 @@ def _check_is_empty(folder: Path, out: str | Path) -> None:
         raise OctavoError(f"{out} already exists and is not empty", "another --out, or delete it first")
 
 
-def _open_source_folder(settings: DataSettings, tokenizer: Tokenizer | None) -> Dataset:
+def _open_prepared(settings: DataSettings, tokenizer: Tokenizer | None) -> Dataset:
     """The prepared folder `settings.source`. Raises `OctavoError` if it was prepared with another tokenizer."""
     dataset = open_dataset(Path(settings.source))
     prepared_with = dataset.info["tokenizer"]

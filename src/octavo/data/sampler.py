@@ -54,10 +54,10 @@ class Sampler:
 def batches(tokens: Shards, settings: Settings) -> Callable[[int], np.ndarray]:
     """A function from a step to its batch, (B, T + 1).
 
-    With `curriculum_splits` N, the first `curriculum_fraction` of the steps use sequences of block_size / N tokens and
-    N times as many of them: attention is cheaper, and the gradient averages over more contexts (Li et al., "Curriculum
-    Learning: A Regularization Method for Efficient and Stable Billion-Scale GPT Model Pre-Training", 2021). If
-    `max_steps` changes on resuming, the length changes at another step.
+    The first `curriculum_fraction` of the steps use N times as many sequences of block_size / N tokens, where N is
+    `curriculum_splits`: attention is cheaper, and the gradient averages over more contexts (Li et al., "Curriculum
+    Learning: A Regularization Method for Efficient and Stable Billion-Scale GPT Model Pre-Training", 2021).
+    If a run is resumed with another `max_steps`, the sequences become longer at another step.
     """
     N = settings.curriculum_splits
     full = Sampler(tokens, settings.block_size, settings.batch_size, settings.seed)

@@ -68,7 +68,7 @@ def write_shards(
     With `uses_end_of_text`, `<|endoftext|>` follows each document. Raises `OctavoError` if the disk is full, or, before
     anything is written, if it has too little space; finished shards are kept.
     """
-    records = [_find_finished(folder, split) for split in SPLITS]
+    records = [_find_finished(folder, split_name) for split_name in SPLITS]
     finished_counts = [len(each) for each in records]  # shards that an earlier process wrote
     texts = _collect_texts(chunks, finished_counts, uses_end_of_text, limits)
     processes = encoder_pool.choose_process_count(characters, limits)
@@ -78,7 +78,7 @@ def write_shards(
     for info, ids in encoder_pool.encode_texts(tokenizer, texts, processes):
         if info.shard >= finished_counts[info.split]:
             if not is_space_checked:
-                # For the whole corpus, if all of it has as many ids per character as this text.
+                # The estimate assumes that the whole corpus has as many ids per character as this text.
                 estimated_ids = int(characters * len(ids) / info.characters)
                 written_ids = sum(record.length for each in records for record in each)
                 _check_disk_space(folder, (estimated_ids - written_ids) * ids.itemsize)
@@ -139,11 +139,11 @@ def _write_shard(folder: Path, split: int, number: int, unfinished_ids: list[np.
     return record
 
 
-def _find_finished(folder: Path, split: str) -> list[ShardRecord]:
+def _find_finished(folder: Path, split_name: str) -> list[ShardRecord]:
     """The intact shards of a split before the first missing or damaged one."""
     records = _read_records(folder)
     finished: list[ShardRecord] = []
-    while (path := _shard_path(folder, split, len(finished))).exists() and path.name in records:
+    while (path := _shard_path(folder, split_name, len(finished))).exists() and path.name in records:
         record = records[path.name]
         if record.sha256 != files.sha256(path):
             break
@@ -161,8 +161,8 @@ def _read_records(folder: Path) -> dict[str, ShardRecord]:
     return records
 
 
-def _shard_path(folder: Path, split: str, number: int) -> Path:
-    return folder / f"{split}-{number:05d}.npy"
+def _shard_path(folder: Path, split_name: str, number: int) -> Path:
+    return folder / f"{split_name}-{number:05d}.npy"
 
 
 def _check_disk_space(folder: Path, needed: int) -> None:

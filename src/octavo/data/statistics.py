@@ -24,7 +24,7 @@ _MAX_COMPARED_LINES = 20_000_000  # 8 bytes of memory each
 
 @dataclass(frozen=True)
 class Statistics:
-    """Counts of bytes, characters, documents and duplicates are of the whole text; all others are of its two splits.
+    """`bytes`, `characters`, `documents` and `duplicates` count the whole text; all others count its two splits.
 
     With `deduplicate`, the splits leave out documents that are copies.
     """

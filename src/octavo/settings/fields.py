@@ -105,8 +105,8 @@ class TrainingSettings(_Validated):
     max_steps: int = setting(1000, "optimizer steps", low=0, high=10**9)
     max_epochs: float = setting(
         8.0,
-        "upper limit on passes over the training split, which lowers max_steps if necessary; 0: no limit, which is the "
-        "default if max_steps is set",
+        "upper limit on passes over the training split, which lowers max_steps if necessary; 0: no limit; if you set "
+        "max_steps but not this, it is 0",
         low=0,
         high=1e9,
     )
@@ -119,7 +119,8 @@ class TrainingSettings(_Validated):
     )
     curriculum_splits: int = setting(
         1,
-        "sequence-length curriculum: start with sequences of block_size / N tokens; N must divide block_size",
+        "sequence-length curriculum: split each sequence of block_size tokens into N shorter ones at the start of "
+        "training; N must divide block_size",
         low=1,
         high=1 << 20,
     )

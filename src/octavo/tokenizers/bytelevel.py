@@ -44,7 +44,7 @@ def find_surrogates(text: str) -> set[str]:
 def split_at_spaces(text: str) -> list[str]:
     """Cut `text` about every 64K characters, where no token can span the cut.
 
-    That is before a space or a newline that follows a character other than whitespace.
+    Each cut is before a space or a newline that follows a character other than whitespace.
 
     The `tokenizers` library is faster on chunks and encodes them in parallel: `word` encodes tiny Shakespeare in 130 ms
     instead of 570 ms.

@@ -105,11 +105,11 @@ class Tokenizer:
         return self.backend.to_str(pretty=True).encode()
 
     @property
-    def splits_at_spaces(self) -> bool:
-        """Whether `Encoder` may cut text into words, encode each with `encode_word` and cache its ids.
+    def can_split_at_spaces(self) -> bool:
+        """Whether `Encoder` can cut text into words, encode each with `encode_word` and cache its ids.
 
-        It cuts before a space or newline that follows a character other than whitespace. This property does not say
-        whether `encode` calls `split_at_spaces`.
+        Each cut is before a space or newline that follows a character other than whitespace. `encode` does not depend
+        on this property.
         """
         if self._missing_bytes:  # words are encoded without a check for unknown characters
             return False
@@ -160,7 +160,10 @@ class Tokenizer:
         return frozenset(range(256)) - present
 
     def _replacement(self, unknown_characters: set[str], unknown: str) -> str | None:
-        """What replaces each unknown character; None removes it. Raises an error if `unknown` asks for one."""
+        """What replaces each unknown character; None removes it.
+
+        Raises `UnknownCharactersError` if `unknown` is "error", or if it is "replace" and no replacement has an id.
+        """
         if unknown == "skip":
             return None
         usable = [c for c in _REPLACEMENTS if not self._unknown_characters(c)]
