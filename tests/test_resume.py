@@ -130,6 +130,17 @@ def test_resume_keeps_the_resolved_device_and_precision(monkeypatch: pytest.Monk
 # Signals
 
 
+# A background job of a shell inherits an ignored SIGINT, which Octavo would respect.
+OCTAVO = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+from octavo.cli import run_and_exit
+run_and_exit()
+"""
+
+
 @pytest.fixture
 def long_run(folder: Path) -> Iterator[subprocess.Popen]:
     """`octavo train` in another process, with more steps than a test waits for."""
@@ -138,7 +149,7 @@ def long_run(folder: Path) -> Iterator[subprocess.Popen]:
         "--device cpu --precision fp32 --sample-every 0 --keep-checkpoints 0"
     )
     process = subprocess.Popen(
-        [sys.executable, "-m", "octavo", "train", "text.txt", *flags.split()],
+        [sys.executable, "-c", OCTAVO, "train", "text.txt", *flags.split()],
         cwd=folder,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
