@@ -212,6 +212,14 @@ def test_ctrl_c_before_the_first_step_ends_at_once() -> None:
         Stop().handle(signal.SIGINT, None)
 
 
+def test_a_signal_before_the_first_step_calls_the_previous_handler() -> None:
+    def terminate(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    with pytest.raises(SystemExit, match="143"):
+        Stop({signal.SIGTERM: terminate}).handle(signal.SIGTERM, None)
+
+
 # Damage
 
 

@@ -113,6 +113,25 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_may_start_again() -> 
         assert "already exists" in error_of(lambda: Run.create(SETTINGS, "corpus", name="mine")).message
 
 
+@pytest.mark.parametrize("stray", ["thesis.txt", "checkpoints.old", ".hidden", "last"])
+def test_a_folder_with_other_files_is_neither_used_again_nor_changed(stray: str, workdir: Path) -> None:
+    """Its settings.toml may be that of another program."""
+    folder = Run.create(SETTINGS, "corpus", out="mine").folder
+    (folder / stray).write_text("precious", encoding="utf-8")
+    before = contents(workdir)
+    assert "already exists" in error_of(lambda: Run.create(SETTINGS, "corpus", out="mine")).message
+    assert contents(workdir) == before
+
+
+def test_starting_again_removes_the_lines_and_weights_of_the_killed_process() -> None:
+    run = Run.create(SETTINGS, "corpus", name="mine")
+    run.log("metrics", {"step": 1})
+    save(run, 1, weights_only=True)
+    again = Run.create(SETTINGS, "corpus", name="mine")
+    again.remove_unstarted()
+    assert (again.lines("metrics"), again.steps) == ([], {})
+
+
 def test_a_hundred_runs_created_at_once_get_a_hundred_numbers() -> None:
     with ThreadPoolExecutor(20) as pool:
         folders = [run.folder for run in pool.map(lambda _: Run.create(SETTINGS, "corpus"), range(100))]

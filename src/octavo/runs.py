@@ -64,7 +64,8 @@ class Run:
                     raise OctavoError(
                         f"{folder} already exists and is not empty", f"another name, or --resume {folder}"
                     )
-                shutil.rmtree(folder)
+                files.write_atomic(folder / "settings.toml", to_toml(settings))
+                return cls(folder)
             (folder / "checkpoints").mkdir(parents=True)
         try:
             files.write_atomic(folder / "settings.toml", to_toml(settings))
@@ -113,9 +114,20 @@ class Run:
 
     @property
     def is_unstarted(self) -> bool:
-        """Whether the run was killed before its first checkpoint, so that starting it again loses nothing."""
-        has_pointer = any((self.folder / pointer).exists() for pointer in ("last", "best"))
-        return not has_pointer and not self.resumable and not self.is_locked
+        """Whether the run was killed before its first checkpoint, so that starting it again loses nothing.
+
+        False if the folder holds anything that such a run has not written.
+        """
+        own_files = {"settings.toml", "checkpoints", ".lock", *(f"{kind}.jsonl" for kind in LOGS)}
+        has_only_own_files = {path.name for path in self.folder.iterdir()} <= own_files
+        return has_only_own_files and not self.resumable and not self.is_locked
+
+    def remove_unstarted(self) -> None:
+        """Remove the log lines and weights that a process wrote before it was killed without a checkpoint."""
+        assert not self.resumable
+        self.truncate_logs(0)
+        for folder in self.steps.values():
+            files.remove_folder(folder)
 
     @property
     def steps(self) -> dict[int, Path]:

@@ -6,7 +6,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 # A terminal and a wrapper such as make may both send the signal of one Ctrl-C. A second one within this many seconds
 # is the same request.
@@ -22,7 +23,8 @@ class Stop:
     being handled would wait for it for ever.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, previous: Mapping[int, Any] | None = None) -> None:
+        self.previous = previous or {}  # the handlers of the signals before
         self.signal: int | None = None
         self.has_stepped = False
         self._requested_at = 0.0  # of the monotonic clock
@@ -32,9 +34,14 @@ class Stop:
         return self.signal is not None
 
     def handle(self, number: int, frame: object) -> None:
-        """Handle a signal. Raises `KeyboardInterrupt` if there is nothing to save, and for a second Ctrl-C."""
+        """Handle a signal. Raises `KeyboardInterrupt` for a second Ctrl-C.
+
+        Before the first step there is nothing to save: the previous handler is called, or `KeyboardInterrupt` raised.
+        """
         if not self.has_stepped:
-            self.signal = number
+            previous = self.previous.get(number)
+            if callable(previous):
+                previous(number, frame)
             raise KeyboardInterrupt
         if self.signal is not None:
             if number == signal.SIGINT and time.monotonic() - self._requested_at > REPEAT_SECONDS:
@@ -55,11 +62,11 @@ def interruptible() -> Iterator[Stop]:
     A signal that is ignored when the process starts (nohup) stays ignored. Only the main thread can handle
     signals; in another one, `should_stop` always returns false.
     """
-    stop = Stop()
+    previous = {number: signal.getsignal(number) for number in _SIGNALS}
+    stop = Stop(previous)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    previous = {number: signal.getsignal(number) for number in _SIGNALS}
     handled = [number for number, handler in previous.items() if handler not in (signal.SIG_IGN, None)]
     for number in handled:
         signal.signal(number, stop.handle)

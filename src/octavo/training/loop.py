@@ -74,7 +74,7 @@ def events(
         evaluator = Evaluator(trainer.model, settings, setup.data)
         recorder = Recorder(run, setup.data, trainer, evaluator, clock)
         if setup.state is None:
-            run.truncate_logs(0)  # lines of an earlier process, killed before its first checkpoint
+            run.remove_unstarted()  # of an earlier process in this folder, killed before its first checkpoint
         else:
             assert setup.checkpoint is not None
             recorder.restore(setup.state, setup.checkpoint)
