@@ -401,6 +401,15 @@ def test_a_crash_while_stripping_leaves_the_weights(error: BaseException, pristi
     assert count > 3
 
 
+def test_a_trainer_state_that_the_manifest_does_not_list_is_not_loaded(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    del manifest["files"]["trainer.json"]
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    checkpoint.load(folder)
+    with pytest.raises(OctavoError, match="only weights"):
+        checkpoint.load_trainer(folder)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no limit on file size")
 def test_a_file_that_exceeds_the_size_limit_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     with file_size_limit(10_000), pytest.raises(OctavoError, match="disk is full"):

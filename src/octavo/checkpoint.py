@@ -131,8 +131,9 @@ def load(folder: str | Path, device: torch.device | str = "cpu", foreign: bool =
 
 
 def load_trainer(folder: Path) -> TrainerState:
-    """Load the trainer state of a checkpoint. Raises `OctavoError` if it holds only weights."""
-    if not has_trainer(folder):
+    """Load the trainer state of a checkpoint. Raises `OctavoError` if the manifest lists only weights."""
+    listed = _read_manifest(folder).files  # a crash in `strip_trainer` leaves files that are not listed
+    if not has_trainer(folder) or any(name not in listed for name in TRAINER_FILES):
         raise OctavoError(
             f"{folder} holds only weights, so training can't resume from it",
             f"--init {folder}, which starts a new run from these weights",
@@ -142,7 +143,7 @@ def load_trainer(folder: Path) -> TrainerState:
 
 
 def has_trainer(folder: Path) -> bool:
-    """Whether training can resume from this checkpoint, as far as its file names tell."""
+    """Whether the folder has the files of a trainer state. Does not verify them."""
     return all((folder / name).is_file() for name in TRAINER_FILES)
 
 

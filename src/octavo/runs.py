@@ -61,9 +61,8 @@ class Run:
             # os.path, because Path.exists raises an OSError if the name is too long
             if os.path.exists(folder) and (not folder.is_dir() or any(folder.iterdir())):
                 if not _is_run(folder) or not cls(folder).is_unstarted:
-                    raise OctavoError(
-                        f"{folder} already exists and is not empty", f"another name, or --resume {folder}"
-                    )
+                    hint = f", or --resume {folder}" if _is_run(folder) and cls(folder).resumable else ""
+                    raise OctavoError(f"{folder} already exists and is not empty", f"another name{hint}")
                 files.write_atomic(folder / "settings.toml", to_toml(settings))
                 return cls(folder)
             (folder / "checkpoints").mkdir(parents=True)
