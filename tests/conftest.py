@@ -18,7 +18,7 @@ from lenses import RANDOM_CASES, Case, random_case, random_checkpoint, train_on
 from lenses import tiny_run as train_tiny_run
 from octavo import kernels
 from octavo.checkpoint import Checkpoint
-from octavo.generation import native
+from octavo.generation import native_library
 from octavo.runs import Run
 
 if TYPE_CHECKING:  # not every test needs a browser
@@ -68,12 +68,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def build(folder: Path) -> None:
         patch.setenv("OCTAVO_CACHE", str(folder))
-        native.load_library()
+        native_library.load_library()
 
     with pytest.MonkeyPatch.context() as patch:
         cache = build_once(tmp_path_factory, "built", build)
         patch.setenv("OCTAVO_CACHE", str(cache))
-        native.load_library()
+        native_library.load_library()
     return cache / "native"
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from generating import SHAPES, decode, make_request, random_ids, random_model, run, token_ids
-from octavo.generation import native
+from octavo.errors import MachineError, OctavoError
+from octavo.generation import native, native_library
 from octavo.generation.backends import create_decoder
 from octavo.generation.decoder import Batch
 from octavo.generation.engine import Engine
@@ -91,13 +92,53 @@ def test_the_c_decoder_follows_changes_of_the_weights() -> None:
     assert torch.allclose(decode(decoder, [1, 2, 3]), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("int8", [False, True], ids=["as they are", "int8"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_weights_that_are_not_float32_run_in_pytorch_or_are_refused(dtype: torch.dtype, int8: bool) -> None:
+    model, ids = random_model().to(dtype), random_ids(20, 11)
+    if int8:
+        with pytest.raises(OctavoError, match=str(dtype)):
+            create_decoder(model, 1, "int8")
+        return
+    decoder, [notice] = create_decoder(model, 1)
+    assert isinstance(decoder, TorchDecoder)
+    assert str(dtype) in notice
+    with torch.no_grad():
+        expected = model(torch.tensor([ids]))[0].float()
+    assert (decode(decoder, ids) - expected).abs().max() < (0.2 if dtype == torch.bfloat16 else 0.02)
+
+
+def test_weights_that_are_not_contiguous_run_in_pytorch() -> None:
+    model, ids = random_model(), random_ids(20, 11)
+    weight = model.transformer.h[0].attn.c_attn.weight
+    weight.data = weight.data.t().contiguous().t()
+    decoder, [notice] = create_decoder(model, 1)
+    assert isinstance(decoder, TorchDecoder)
+    assert "c_attn.weight" in notice
+    with torch.no_grad():
+        assert (decode(decoder, ids) - model(torch.tensor([ids]))[0]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("use_native", [True, False], ids=["C", "PyTorch"])
+def test_too_little_memory_is_a_machine_error(use_native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model()
+    with pytest.raises(MachineError, match="memory"):
+        Engine(model, 1 << 36, use_native=use_native)
+    engine = Engine(model, 1, use_native=use_native)
+    engine.submit(make_request())
+    allocate = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, **options: allocate(1 << 46))
+    with pytest.raises(MachineError, match="memory"):
+        engine.step()
+
+
 # Compilation
 
 
 def test_without_a_compiler_notices_say_so_and_the_tokens_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model()
     [expected] = run(Engine(model, 1, quantize="int8"), make_request())
-    native.load_library.cache_clear()
+    native_library.load_library.cache_clear()
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CC", raising=False)
     try:
@@ -110,7 +151,7 @@ def test_without_a_compiler_notices_say_so_and_the_tokens_are_the_same(monkeypat
         assert len(int8_engine.notices) == 2
         assert token_ids(run(int8_engine, make_request())[0]) == token_ids(expected)
     finally:
-        native.load_library.cache_clear()
+        native_library.load_library.cache_clear()
 
 
 def test_the_error_names_a_failing_compiler_and_its_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -118,16 +159,16 @@ def test_the_error_names_a_failing_compiler_and_its_message(monkeypatch: pytest.
     broken.write_text("#!/bin/sh\n[ \"$1\" = --version ] && exit 0\necho 'it broke' >&2\nexit 1\n", encoding="utf-8")
     broken.chmod(0o755)
     monkeypatch.setenv("CC", str(broken))
-    native.load_library.cache_clear()
+    native_library.load_library.cache_clear()
     try:
-        with pytest.raises(native.UnavailableError, match=r"can't be compiled with .*broken-cc \(it broke\)"):
-            native.load_library()
+        with pytest.raises(native_library.UnavailableError, match=r"can't be compiled with .*broken-cc \(it broke\)"):
+            native_library.load_library()
     finally:
-        native.load_library.cache_clear()
+        native_library.load_library.cache_clear()
 
 
 def test_the_c_code_compiles_without_warnings(tmp_path: Path) -> None:
     flags = ["-O1", "-std=gnu11", "-Wall", "-Wextra", "-Wno-psabi"]
-    command = ["cc", *flags, "-c", str(native.SOURCE), "-o", str(tmp_path / "forward.o")]
+    command = ["cc", *flags, "-c", str(native_library.SOURCE), "-o", str(tmp_path / "forward.o")]
     result = subprocess.run(command, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")

@@ -1,9 +1,12 @@
 """Chooses the implementation of `Decoder` for a model and a machine."""
 
+import torch
+
 from octavo.errors import OctavoError
 from octavo.generation.decoder import Decoder
 from octavo.generation.int8 import round_to_int8
-from octavo.generation.native import NativeDecoder, UnavailableError
+from octavo.generation.native import NativeDecoder
+from octavo.generation.native_library import UnavailableError
 from octavo.generation.torch_decoder import TorchDecoder
 from octavo.model import GPT
 
@@ -19,10 +22,14 @@ def create_decoder(
     on_cpu = model.lm_head.weight.device.type == "cpu"
     if quantize == "int8" and not on_cpu:
         raise OctavoError("int8 weights are supported on a CPU only", "--device cpu, or no --quantize")
+    if quantize == "int8" and model.lm_head.weight.dtype != torch.float32:
+        message = f"int8 weights are rounded from float32, and these are {model.lm_head.weight.dtype}"
+        raise OctavoError(message, "model.float(), or no --quantize")
     notices = []
     if use_native and on_cpu:
         try:
-            return NativeDecoder(model, slots, quantize == "int8"), []
+            native = NativeDecoder(model, slots, quantize == "int8")
+            return native, native.notices
         except UnavailableError as error:
             notices.append(f"{error}; generation falls back to PyTorch, at about half the speed")
             if quantize == "int8":

@@ -15,6 +15,7 @@ Axis letters: `W` rows whose logits are computed, `V` vocabulary.
 """
 
 import collections
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,7 +24,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from octavo.errors import OctavoError
+from octavo.device import is_out_of_memory
+from octavo.errors import MachineError, OctavoError
 from octavo.generation.backends import create_decoder
 from octavo.generation.decoder import Batch, Decoder
 from octavo.generation.prefix_cache import PrefixCache
@@ -125,7 +127,8 @@ class Engine:
         self.block_size, self.vocab_size = model.settings.block_size, vocab_size or model.settings.vocab_size
         self.notices: list[str] = []
         if decoder is None:
-            decoder, self.notices = create_decoder(model, slots, quantize, use_native)
+            with _translate_out_of_memory():
+                decoder, self.notices = create_decoder(model, slots, quantize, use_native)
         self.decoder = decoder
         self._prefixes = PrefixCache(prefix_bytes)
         self._queue: collections.deque[Job] = collections.deque()
@@ -179,7 +182,8 @@ class Engine:
         batch = Batch()
         for chunk in chunks:
             batch.add(chunk.job.window[chunk.start : chunk.end], chunk.job.slot, chunk.start, chunk.n_logits)
-        logits = self.decoder.forward(batch)[:, : self.vocab_size]  # (W, V)
+        with _translate_out_of_memory():
+            logits = self.decoder.forward(batch)[:, : self.vocab_size]  # (W, V)
         with one_thread():
             for chunk, rows in zip(chunks, torch.split(logits, [chunk.n_logits for chunk in chunks]), strict=True):
                 self._advance(chunk, rows)
@@ -280,6 +284,17 @@ class Engine:
         if job.slot >= 0:
             self._free_slots.add(job.slot)
         job.on_token(None)
+
+
+@contextlib.contextmanager
+def _translate_out_of_memory() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            message = "there is not enough memory for the model's weights and KV cache"
+            raise MachineError(message, "fewer slots or samples at once, or --quantize int8") from error
+        raise
 
 
 def _token(id: int, logits: Tensor, logprobs: int | None) -> Token:

@@ -13,8 +13,6 @@
 #include "floats.h"
 #include "team.h"
 
-#include <stdlib.h>
-
 #define TILE_ROWS 8          /* input rows that share one load of a weight */
 #define QUERY_ROWS 4         /* rows of a prompt that share one load of a key or a value */
 #define VECTORS 4            /* vectors of keys or values that a loop of attention handles at a time */
@@ -343,19 +341,20 @@ typedef struct {
     int N; const int *ids, *slots, *positions;
     int W; const int *logit_rows;
     float *workspace, *logits;
+    int threads;
 } Batch;
 
 /* The forward pass, run by every thread of the team. */
-static void forward(const void *argument)
+static void forward(const void *argument, int thread)
 {
     const Batch *batch = argument;
     const Model *m = batch->model;
     const int C = m->n_embd, N = batch->N;
-    float *x = batch->workspace, *h = x + (long)N * C, *y = h + (long)N * C; /* (N, C) each */
-    float *hidden = y + (long)N * C;                                         /* (N, 3C) q, k, v or (N, 4C) of the MLP */
-    float *int16_workspace = hidden + 4L * N * C;                            /* N scales, then int16 inputs (N, 4C) */
-    float *scores = malloc(sizeof(float) * QUERY_ROWS * m->positions);       /* each thread has its own */
-    if (!scores) abort();
+    const long scores_size = (long)QUERY_ROWS * m->positions;
+    float *scores = batch->workspace + thread * scores_size; /* each thread has its own */
+    float *x = batch->workspace + batch->threads * scores_size, *h = x + (long)N * C, *y = h + (long)N * C; /* (N, C) */
+    float *hidden = y + (long)N * C;              /* (N, 3C) q, k, v or (N, 4C) of the MLP */
+    float *int16_workspace = hidden + 4L * N * C; /* N scales, then int16 inputs (N, 4C) */
 
     PARALLEL_FOR(n, N, 1)
         for (int c = 0; c < C; c++)
@@ -376,14 +375,14 @@ static void forward(const void *argument)
     barrier();
     layer_norm(&m->ln_f, y, h, batch->W, C);
     linear(&m->lm_head, h, batch->logits, int16_workspace, batch->W, C, m->vocab_size, STORE);
-    free(scores);
 }
 
 /* Runs N rows; writes the logits (W, vocab_size) of the rows numbered by `logit_rows`. Rows of one slot are adjacent
-   and in the order of their positions. `workspace` holds N * (9 * C + 1) floats. Concurrent calls run one at a time. */
+   and in the order of their positions. `workspace` holds threads * QUERY_ROWS * positions + N * (9 * C + 1) floats:
+   nothing is allocated here, so nothing can fail. `threads`: 1 to MAX_THREADS. Concurrent calls run one at a time. */
 void octavo_forward(const Model *m, int N, const int *ids, const int *slots, const int *positions,
                     int W, const int *logit_rows, float *workspace, float *logits, int threads)
 {
-    const Batch batch = {m, N, ids, slots, positions, W, logit_rows, workspace, logits};
+    const Batch batch = {m, N, ids, slots, positions, W, logit_rows, workspace, logits, threads};
     run_team(forward, &batch, threads);
 }

@@ -1,4 +1,4 @@
-"""The decoder in C (forward.c): compiled once by the machine's own compiler, cached, and called through ctypes.
+"""The decoder in C: calls forward.c, which `native_library` compiles and loads, through ctypes.
 
 Why C: decoding one token is about two hundred small operations, and in PyTorch each has a fixed overhead. In C they
 are one call, and what remains is the memory bandwidth of reading the weights. docs/speed.md has the measurements.
@@ -7,32 +7,17 @@ Axis letters: `N` rows, `W` rows whose logits are needed, `H` heads, `D` width o
 """
 
 import ctypes
-import functools
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from octavo.files import cache_dir
 from octavo.generation.decoder import Batch, PrefixKV
 from octavo.generation.int8 import linears_with_norms, quantize_int8
+from octavo.generation.native_library import UnavailableError, load_library
 from octavo.model import GPT
 
-SOURCE = Path(__file__).with_name("forward.c")
-_HEADERS = [SOURCE.with_name("floats.h"), SOURCE.with_name("team.h")]
-_LANES = 16  # as in floats.h
-_FLAGS = ["-O2", "-march=native", "-std=gnu11", "-fPIC", "-pthread", "-Wno-psabi", "-shared"]
+_LANES, _QUERY_ROWS, _MAX_THREADS = 16, 4, 255  # as in floats.h, forward.c and team.h
 _pointer = ctypes.c_void_p
-
-
-class UnavailableError(Exception):
-    """The C code can't be used; the message says why."""
 
 
 # The structs of forward.c, field by field.
@@ -80,11 +65,14 @@ class NativeDecoder:
     """A `Decoder` in C. In float32 it reads the model's own tensors, so it follows changes of the weights.
 
     A row has the same bits whatever rows are beside it and however a prompt is split into batches. Raises
-    `UnavailableError` if the C code can't be compiled.
+    `UnavailableError` if the C code can't be compiled, or the weights are not contiguous float32 tensors on the CPU.
     """
 
     def __init__(self, model: GPT, slots: int, int8: bool = False) -> None:
-        self._library = load_library()
+        _check_weights(model)
+        library = load_library()
+        self.notices = [library.notice] if library.notice else []
+        self._forward = _forward_function(library.functions)
         settings = model.settings
         self._n_embd, self._vocab_size = settings.n_embd, settings.vocab_size
         H, D, positions = settings.n_head, settings.head_size, _round_up(settings.block_size)
@@ -119,9 +107,10 @@ class NativeDecoder:
         N, W = len(batch.ids), len(batch.logit_rows)
         ids, slots, positions = torch.tensor([batch.ids, batch.slots, batch.positions], dtype=torch.int32)  # (N,)
         logit_rows = torch.tensor(batch.logit_rows, dtype=torch.int32)  # (W,)
-        workspace = torch.empty(N * (9 * self._n_embd + 1))
+        threads = min(torch.get_num_threads(), _MAX_THREADS)
+        workspace = torch.empty(threads * _QUERY_ROWS * self._model.positions + N * (9 * self._n_embd + 1))
         logits = torch.empty(W, self._vocab_size)  # (W, V)
-        self._library.octavo_forward(
+        self._forward(
             self._model,
             N,
             ids.data_ptr(),
@@ -131,7 +120,7 @@ class NativeDecoder:
             logit_rows.data_ptr(),
             workspace.data_ptr(),
             logits.data_ptr(),
-            torch.get_num_threads(),
+            threads,
         )
         return logits
 
@@ -169,48 +158,25 @@ class NativeDecoder:
         return tensor.data_ptr()
 
 
+def _check_weights(model: GPT) -> None:
+    """Raise `UnavailableError` unless the C code can read the weights: to it, every pointer is an array of floats."""
+    for name, weight in model.named_parameters():
+        if weight.dtype != torch.float32 or weight.device.type != "cpu" or not weight.is_contiguous():
+            form = "" if weight.is_contiguous() else "not contiguous, "
+            raise UnavailableError(
+                f"the C code needs contiguous float32 weights on the CPU, and {name} is {form}{weight.dtype} "
+                f"on {weight.device}"
+            )
+
+
+def _forward_function(library: ctypes.CDLL) -> "ctypes._NamedFuncPointer":
+    function = library.octavo_forward
+    model, rows, count = ctypes.POINTER(_Model), [_pointer] * 3, ctypes.c_int
+    function.restype = None
+    function.argtypes = [model, count, *rows, count, _pointer, _pointer, _pointer, ctypes.c_int]
+    return function
+
+
 def _round_up(positions: int) -> int:
     """Round up to whole tiles of `_LANES` positions: forward.c stores the keys in tiles."""
     return -(-positions // _LANES) * _LANES
-
-
-@functools.cache
-def load_library() -> ctypes.CDLL:
-    """forward.c, compiled and loaded. Raises `UnavailableError` if that fails or OCTAVO_NATIVE=0 forbids it."""
-    if os.environ.get("OCTAVO_NATIVE") == "0":
-        raise UnavailableError("OCTAVO_NATIVE=0 disables the C code")
-    candidates = [name for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name]
-    compiler = next((path for name in candidates if (path := shutil.which(name))), None)
-    if compiler is None:
-        raise UnavailableError("no C compiler was found (gcc or clang)")
-    try:
-        return _open(_compile(compiler))
-    except (OSError, subprocess.SubprocessError) as error:
-        message = (getattr(error, "stderr", None) or str(error)).strip() or type(error).__name__
-        raise UnavailableError(f"forward.c can't be compiled with {compiler} ({message.splitlines()[0]})") from None
-
-
-def _open(path: Path) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(path), mode=os.RTLD_NOW) if hasattr(os, "RTLD_NOW") else ctypes.CDLL(str(path))
-    model, rows, count = ctypes.POINTER(_Model), [_pointer] * 3, ctypes.c_int
-    library.octavo_forward.restype = None
-    library.octavo_forward.argtypes = [model, count, *rows, count, _pointer, _pointer, _pointer, ctypes.c_int]
-    return library
-
-
-def _compile(compiler: str) -> Path:
-    """The shared library, from the cache if it was built from this source with this compiler for this kind of CPU."""
-    machine = [platform.system(), platform.machine(), sorted(torch.cpu.get_capabilities().items())]
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
-    sources = [path.read_text(encoding="utf-8") for path in (SOURCE, *_HEADERS)]
-    key = hashlib.sha256(repr([sources, _FLAGS, version, machine]).encode()).hexdigest()
-    folder = cache_dir() / "native"
-    path = folder / f"forward-{key[:16]}.so"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as build_folder:
-            output = Path(build_folder) / "forward.so"
-            command = [compiler, *_FLAGS, str(SOURCE), "-o", str(output), "-lm"]
-            subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-            os.replace(output, path)
-    return path

@@ -17,7 +17,7 @@ static struct {
     pthread_cond_t wake;
     int workers;      /* threads created so far, without the calling thread */
     atomic_uint call; /* the number of calls so far times 256, plus the number of threads of the latest call */
-    void (*function)(const void *);
+    void (*function)(const void *, int);
     const void *argument;
     int threads;
     atomic_int arrived, next; /* threads at the barrier; the next item of the current loop */
@@ -66,7 +66,7 @@ static void *worker(void *index)
             while (atomic_load(&team.call) == last) pthread_cond_wait(&team.wake, &team.wake_mutex);
             pthread_mutex_unlock(&team.wake_mutex);
         }
-        if ((intptr_t)index < (intptr_t)(call & MAX_THREADS)) team.function(team.argument);
+        if ((intptr_t)index < (intptr_t)(call & MAX_THREADS)) team.function(team.argument, (int)(intptr_t)index);
     }
     return NULL;
 }
@@ -82,9 +82,10 @@ static void reset_after_fork(void) /* the child process has none of its parent's
     pthread_cond_init(&team.wake, NULL);
 }
 
-/* Runs function(argument) on `threads` threads, including this one. Uses fewer threads if the system has no more. The
-   function must not use its argument after its last barrier, which all threads reach before run_team returns. */
-static void run_team(void (*function)(const void *), const void *argument, int threads)
+/* Runs function(argument, thread) on `threads` threads, numbered from 0, the calling one. Uses fewer threads if the
+   system has no more. The function must not use its argument after its last barrier, which all threads reach before
+   run_team returns. */
+static void run_team(void (*function)(const void *, int), const void *argument, int threads)
 {
     static int registered;
     pthread_mutex_lock(&team.call_mutex);
@@ -100,6 +101,6 @@ static void run_team(void (*function)(const void *), const void *argument, int t
     atomic_store(&team.call, ((atomic_load(&team.call) >> 8) + 1) << 8 | (unsigned)threads);
     pthread_cond_broadcast(&team.wake);
     pthread_mutex_unlock(&team.wake_mutex);
-    function(argument);
+    function(argument, 0);
     pthread_mutex_unlock(&team.call_mutex);
 }

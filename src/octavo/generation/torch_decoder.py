@@ -22,13 +22,14 @@ class TorchDecoder:
 
     def __init__(self, model: GPT, slots: int) -> None:
         self.model, self.cache = model, KVCache(model, slots)
-        self.device = model.lm_head.weight.device
+        self.device, self.dtype = model.lm_head.weight.device, model.lm_head.weight.dtype
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:
         # Row numbers, grouped by slot. Slots with the same number of rows run as one sub-batch.
         groups = [list(rows) for _, rows in itertools.groupby(range(len(batch.ids)), key=batch.slots.__getitem__)]
-        hidden = torch.empty(len(batch.ids), self.model.settings.n_embd, device=self.device)  # (N, C)
+        shape = len(batch.ids), self.model.settings.n_embd
+        hidden = torch.empty(shape, dtype=self.dtype, device=self.device)  # (N, C)
         # One row per sequence is too little work for oneDNN to pay off, and oneDNN compiles a kernel for every length
         # of a sequence: 0.7 MB each, never freed.
         only_decode = self.device.type == "cpu" and len(groups) == len(batch.ids)

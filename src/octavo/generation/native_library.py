@@ -1,0 +1,239 @@
+"""The shared library of forward.c: compiled by the machine's own compiler, kept in the cache, checked before loading.
+
+A library is code that runs in this process, so one from the cache is loaded only if
+
+- its name has the key of these sources, flags and this kind of CPU;
+- only the user (or root) can write to it and to its folder;
+- its sha256 is the one in its name.
+
+The name is `forward-KEY-COMPILER-SHA256.so`. A library that is missing or damaged is built again. If the cache can't be
+used, the library is compiled for this process alone, and a notice says so.
+"""
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import itertools
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from octavo.errors import OctavoError
+from octavo.files import atomic_file, cache_dir, sha256, translate_disk_errors
+
+SOURCE = Path(__file__).with_name("forward.c")
+_SOURCES = (SOURCE, SOURCE.with_name("floats.h"), SOURCE.with_name("team.h"))
+_FLAGS = ["-O2", "-march=native", "-std=gnu11", "-fPIC", "-pthread", "-Wno-psabi", "-shared"]
+_MAX_CACHED = 16  # libraries: those of other CPUs, compilers and versions of Octavo are kept too
+_STALE_SECONDS = 600.0  # a temporary file of this age belongs to a process that was killed: a build takes seconds
+_BUILD_PREFIX = "octavo-build-"
+
+
+class UnavailableError(Exception):
+    """The C code can't be used; the message says why."""
+
+
+class Library(NamedTuple):
+    """The loaded library. `notice` says why it could not be kept in the cache, if that is so."""
+
+    functions: ctypes.CDLL
+    notice: str | None = None
+
+
+@functools.cache
+def load_library() -> Library:
+    """Load forward.c's library from the cache, or compile it.
+
+    Raises `UnavailableError` if there is no library and it can't be compiled, or OCTAVO_NATIVE=0 forbids it.
+    """
+    if os.environ.get("OCTAVO_NATIVE") == "0":
+        raise UnavailableError("OCTAVO_NATIVE=0 disables the C code")
+    compiler = _find_compiler()
+    try:
+        return Library(_load(_cached_library(cache_dir() / "native", compiler)))
+    except OctavoError as error:
+        problem = error.message
+    try:
+        with _build(compiler) as built:
+            library = _load(built)
+    except (UnavailableError, OctavoError) as error:
+        raise UnavailableError(f"{problem}, and {error}") from None
+    hint = "set OCTAVO_CACHE to a folder that only you can write to"
+    return Library(library, f"{problem}; forward.c is compiled again at every start ({hint})")
+
+
+# The cache
+
+
+def _cached_library(folder: Path, compiler: str | None) -> Path:
+    """The library in the cache, built if it is missing. Raises `OctavoError` if the cache can't be used."""
+    key = f"forward-{_key()}"
+    name = f"{key}-{_compiler_key(compiler)}"
+    if path := _find(folder, name):
+        return path
+    try:
+        _prepare(folder)  # before the build, which takes a second
+        with _build(compiler) as built:
+            return _store(built, folder, name)
+    except UnavailableError:
+        if path := _find(folder, key):  # built with a compiler that is no longer there
+            return path
+        raise
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    """The newest intact library whose name begins with `name`. Removes damaged ones, and old files."""
+    with translate_disk_errors(folder):
+        if not folder.exists():
+            return None
+        _require_private(folder)
+        _remove(_stale(folder.glob(".forward-*.partial")))
+        libraries = _newest_first(folder.glob("forward-*.so"))
+    _remove(libraries[_MAX_CACHED:])
+    for path in libraries[:_MAX_CACHED]:
+        if path.name.startswith(f"{name}-"):
+            if _is_intact(path):
+                with contextlib.suppress(OSError):
+                    os.utime(path)  # so that libraries in use stay among the newest
+                return path
+            _remove([path])
+    return None
+
+
+def _is_intact(path: Path) -> bool:
+    """Whether a library is a file that only the user or root can write to, with the content that its name states."""
+    try:
+        status = path.lstat()
+        return stat.S_ISREG(status.st_mode) and _is_private(status) and path.stem.endswith(f"-{sha256(path)}")
+    except OSError:
+        return False
+
+
+def _is_private(status: os.stat_result) -> bool:
+    """Whether nobody but the user and root can write to a file or folder. Always true on Windows."""
+    return os.name != "posix" or (status.st_uid in (os.geteuid(), 0) and not status.st_mode & 0o022)
+
+
+def _require_private(folder: Path) -> None:
+    if not _is_private(folder.stat()):
+        raise OctavoError(f"{folder} belongs to another user, or others can write to it")
+
+
+def _prepare(folder: Path) -> None:
+    """Create the folder. Raises `OctavoError` if nothing can be written into it."""
+    with translate_disk_errors(folder):
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        _require_private(folder)
+        if not os.access(folder, os.W_OK):
+            raise OctavoError(f"{folder} can't be written")
+
+
+def _store(built: Path, folder: Path, name: str) -> Path:
+    """Copy a library into the cache: flushed to disk, then renamed."""
+    content = built.read_bytes()
+    path = folder / f"{name}-{hashlib.sha256(content).hexdigest()}.so"
+    with atomic_file(path) as file:
+        file.write(content)
+        if os.name == "posix":
+            os.fchmod(file.fileno(), 0o755)  # not writable by others, whatever the umask
+    return path
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _stale(paths: Iterable[Path]) -> list[Path]:
+    """Those of these temporary files and folders that were left by a process that was killed."""
+    return [path for path, time_used in _last_use(paths).items() if time.time() - time_used > _STALE_SECONDS]
+
+
+def _newest_first(paths: Iterable[Path]) -> list[Path]:
+    times = _last_use(paths)
+    return sorted(times, key=lambda path: -times[path])
+
+
+def _last_use(paths: Iterable[Path]) -> dict[Path, float]:
+    """When each was last changed or used, without those that another process has just removed."""
+    times = {}
+    for path in paths:
+        with contextlib.suppress(OSError):
+            times[path] = path.lstat().st_mtime
+    return times
+
+
+# Compilation
+
+
+def _find_compiler() -> str | None:
+    candidates = [name for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name]
+    return next((path for name in candidates if (path := shutil.which(name))), None)
+
+
+@contextlib.contextmanager
+def _build(compiler: str | None) -> Iterator[Path]:
+    """Compile the library in a temporary folder that only the user can read, which is removed at the end."""
+    if compiler is None:
+        raise UnavailableError("no C compiler was found (gcc or clang)")
+    with contextlib.ExitStack() as stack:
+        try:
+            _remove(_stale(Path(tempfile.gettempdir()).glob(f"{_BUILD_PREFIX}*")))
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=_BUILD_PREFIX, ignore_cleanup_errors=True))
+            output = Path(folder) / "forward.so"
+            command = [compiler, *_FLAGS, str(SOURCE), "-o", str(output), "-lm"]
+            subprocess.run(command, capture_output=True, text=True, errors="replace", check=True, timeout=120)
+        except (OSError, subprocess.SubprocessError) as error:
+            message = (getattr(error, "stderr", None) or str(error)).strip() or type(error).__name__
+            raise UnavailableError(f"forward.c can't be compiled with {compiler} ({message.splitlines()[0]})") from None
+        yield output
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(path), mode=os.RTLD_NOW) if hasattr(os, "RTLD_NOW") else ctypes.CDLL(str(path))
+    except OSError as error:  # a file system without permission to execute
+        raise OctavoError(f"{path} can't be loaded: {error}") from None
+
+
+# What the name of a library states
+
+
+def _key() -> str:
+    """A hash of what the library depends on besides the compiler: sources, flags, and the kind of CPU."""
+    sources = [path.read_text(encoding="utf-8") for path in _SOURCES]
+    return hashlib.sha256(repr([sources, _FLAGS, _cpu()]).encode()).hexdigest()[:16]
+
+
+def _compiler_key(compiler: str | None) -> str:
+    """A hash of the compiler's version; of nothing if there is none."""
+    version = b""
+    if compiler is not None:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=60).stdout
+    return hashlib.sha256(version).hexdigest()[:16]
+
+
+def _cpu() -> list[object]:
+    """What `-march=native` depends on: the CPU's model and every instruction set that it has.
+
+    PyTorch's list has only the instruction sets that PyTorch uses. Linux has the full one.
+    """
+    names = ("vendor_id", "cpu family", "model", "flags", "CPU implementer", "CPU part", "Features", "isa")
+    lines: list[str] = []
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        first_processor = itertools.takewhile(str.strip, file)
+        lines = [line.strip() for line in first_processor if line.partition(":")[0].strip() in names]
+    capabilities = sorted(torch.cpu.get_capabilities().items())
+    return [platform.system(), platform.machine(), platform.processor(), capabilities, lines]
