@@ -10,11 +10,10 @@ import math
 from dataclasses import dataclass
 
 from octavo import kernels
-from octavo.settings import ModelSettings, Settings
+from octavo.settings import SAMPLE_TOKENS, ModelSettings, Settings
 from octavo.units import format_bytes
 
 FLOPS_FORMULA = "forward 2 W + 4 L T C, backward twice that (PaLM, appendix B); W: the weights of matmuls"
-SAMPLE_TOKENS = 200  # length of each sample that a run generates
 MAX_EPOCHS = 20  # with more epochs, `warnings` warns of overfitting
 # With fewer training tokens per vocabulary entry, `warnings` reports that the vocabulary is too large. word2vec
 # (Mikolov et al., 2013) drops words that occur fewer than 5 times.
@@ -181,11 +180,6 @@ def seconds_by_part(settings: Settings, timing: Timing, tokens_per_evaluation: i
         "checkpoints": max(evaluations, saves) * _write_seconds(3 * weights)
         + settings.keep_checkpoints * _write_seconds(weights),
     }
-
-
-def evaluation_tokens(val_tokens: int) -> int:
-    """Tokens of one evaluation: the whole validation split, and up to 32,768 of the training split."""
-    return val_tokens + min(val_tokens, 1 << 15)
 
 
 def _write_seconds(size: int) -> float:

@@ -10,6 +10,7 @@ in `settings.toml` and in every checkpoint. Nothing here imports torch or reads 
 
 from octavo.settings.fields import (
     LOGGERS,
+    SAMPLE_TOKENS,
     SECTIONS,
     DataSettings,
     ModelSettings,
@@ -24,6 +25,7 @@ __all__ = [
     "LOGGERS",
     "NANOGPT_NAMES",
     "PRESETS",
+    "SAMPLE_TOKENS",
     "SECTIONS",
     "DataSettings",
     "ModelSettings",

@@ -11,6 +11,7 @@ from typing import Any
 from octavo.errors import OctavoError, SettingError
 from octavo.settings.presets import PRESETS
 
+SAMPLE_TOKENS = 200  # length of each sample that a run generates during training
 LOGGERS = ("tensorboard", "wandb", "trackio")  # optional, in addition to metrics.jsonl: see octavo.training.loggers
 
 

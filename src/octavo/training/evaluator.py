@@ -3,7 +3,6 @@
 import functools
 import math
 
-from octavo import estimate
 from octavo.data.dataset import Dataset
 from octavo.evaluation import count_bytes
 from octavo.loss import split_loss
@@ -12,13 +11,18 @@ from octavo.settings import Settings
 from octavo.training.event import Evaluated
 
 
+def evaluation_tokens(val_tokens: int) -> int:
+    """Tokens of one evaluation: the whole validation split, and up to 32,768 of the training split."""
+    return val_tokens + min(val_tokens, 1 << 15)
+
+
 class Evaluator:
     """Evaluates a model on the whole validation split and on the start of the training split."""
 
     def __init__(self, model: GPT, settings: Settings, data: Dataset) -> None:
         self.model, self.settings = model, settings
         self.val = data.tokens["val"]
-        self.tokens_per_evaluation = estimate.evaluation_tokens(len(self.val))
+        self.tokens_per_evaluation = evaluation_tokens(len(self.val))
         self.train = data.tokens["train"][: self.tokens_per_evaluation - len(self.val)]
         self._tokenizer = data.tokenizer
         self.newest_evaluation: Evaluated | None = None

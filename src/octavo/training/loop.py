@@ -12,18 +12,19 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from octavo import estimate, runs
+from octavo import runs
 from octavo.data.sampler import batches
 from octavo.device import find_device, resident_memory
 from octavo.runs import Run, RunLike
 from octavo.settings import Settings
-from octavo.training import loggers, run_estimate
+from octavo.training import loggers
 from octavo.training.clock import Clock
 from octavo.training.evaluator import Evaluator
-from octavo.training.event import Event, Finished, Notice, Started, Step
+from octavo.training.event import Event, Finished, Notice, Step
 from octavo.training.interrupt import interruptible
 from octavo.training.plan import Plan, plan
 from octavo.training.recorder import Recorder
+from octavo.training.run_estimate import describe_start
 from octavo.training.setup import set_up
 from octavo.training.step import Trainer
 
@@ -78,27 +79,8 @@ def events(
         else:
             assert setup.checkpoint is not None
             recorder.restore(setup.state, setup.checkpoint)
-        memory = run_estimate.estimate_memory(settings, runtime, trainer.micro_batch, memory_before)
-        tokens = setup.data.info["tokens"]
-        started = Started(
-            run=run.folder,
-            settings=settings,
-            step=trainer.step,
-            parameters=estimate.parameters(settings),
-            device=runtime.name,
-            precision=runtime.precision,
-            tokenizer=settings.tokenizer,
-            vocab_size=settings.vocab_size,
-            train_tokens=tokens["train"],
-            val_tokens=tokens["val"],
-            epochs=settings.max_steps * trainer.tokens_per_step / tokens["train"],
-            flops_per_token=estimate.flops_per_token(settings),
-            peak_flops=runtime.peak_flops,
-            memory_bytes=memory.peak,
-        )
-        notices = [*runtime.notices, *setup.notices]
-        if not plan.resume:
-            notices += run_estimate.run_warnings(settings, runtime, memory, setup.data, new_model=plan.init is None)
+        started, warnings = describe_start(plan, setup, run, trainer, memory_before)
+        notices = [*runtime.notices, *setup.notices, *warnings]
         steps = _run_steps(trainer, evaluator, recorder, clock, batch_of_step, should_stop)
         yield from loggers.tee(itertools.chain([started], map(Notice, notices), steps), settings.loggers)
 

@@ -14,6 +14,7 @@ from octavo.generation.prompt import encode_prompt
 from octavo.generation.stream import TextRequest, TextStream
 from octavo.loss import split_loss
 from octavo.runs import Run
+from octavo.settings import SAMPLE_TOKENS
 from octavo.training.clock import Clock
 from octavo.training.evaluator import Evaluator
 from octavo.training.event import Evaluated, Finished, Sampled, Saved, Step
@@ -72,7 +73,7 @@ class Recorder:
         engine = Engine(self.trainer.model, 1, vocab_size=self.data.tokenizer.vocab_size, use_native=False)
         request = TextRequest(
             prompt=encode_prompt(self.data.tokenizer, ""),
-            max_new_tokens=estimate.SAMPLE_TOKENS,
+            max_new_tokens=SAMPLE_TOKENS,
             seed=(settings.seed + step) % 2**63,
         )
         text = "".join(TextStream(request, self.data.tokenizer).start(engine))

@@ -24,13 +24,16 @@ from octavo.data.prepare import prepare_dataset
 from octavo.data.progress import PreparationProgress, preparation
 from octavo.device import Runtime, free_memory, resident_memory, resolve_runtime
 from octavo.errors import OctavoError
-from octavo.estimate import SAMPLE_TOKENS, Memory, Timing
+from octavo.estimate import Memory, Timing
 from octavo.generation.engine import Engine, Request
 from octavo.loss import split_loss
 from octavo.model import GPT
-from octavo.settings import Settings
+from octavo.runs import Run
+from octavo.settings import SAMPLE_TOKENS, Settings
+from octavo.training.evaluator import evaluation_tokens
+from octavo.training.event import Started
 from octavo.training.plan import Plan
-from octavo.training.setup import cap_steps, resolve_vocab_size
+from octavo.training.setup import TrainingSetup, cap_steps, resolve_vocab_size
 from octavo.training.step import Trainer, auto_micro_batch
 
 PROBE_SECONDS = 2.0
@@ -105,8 +108,8 @@ def estimate_run(
 
     seconds_by_part: dict[str, float] = {}
     if timing is not None:
-        evaluation_tokens = estimate.evaluation_tokens(data.info["tokens"]["val"]) if data else 0
-        seconds_by_part = estimate.seconds_by_part(settings, timing, evaluation_tokens)
+        tokens_per_evaluation = evaluation_tokens(data.info["tokens"]["val"]) if data else 0
+        seconds_by_part = estimate.seconds_by_part(settings, timing, tokens_per_evaluation)
         seconds_by_part = {"preparation": preparation_seconds} | seconds_by_part
     seconds = sum(seconds_by_part.values()) if timing else None
     steps_seconds = seconds_by_part.get("steps")
@@ -139,6 +142,37 @@ def estimate_run(
         price=None if seconds is None or price_per_hour is None else seconds / 3600 * price_per_hour,
         warnings=run_warnings(settings, runtime, memory, data, free_bytes=free),
     )
+
+
+def describe_start(
+    plan: Plan, setup: TrainingSetup, run: Run, trainer: Trainer, memory_before: int | None
+) -> tuple[Started, list[str]]:
+    """The first event of a run, and the warnings about a new one.
+
+    `memory_before` is what the process used before the model was built. Only the free memory is measured.
+    """
+    settings, runtime, data = setup.settings, setup.runtime, setup.data
+    memory = estimate_memory(settings, runtime, trainer.micro_batch, memory_before)
+    tokens = data.info["tokens"]
+    started = Started(
+        run=run.folder,
+        settings=settings,
+        step=trainer.step,
+        parameters=estimate.parameters(settings),
+        device=runtime.name,
+        precision=runtime.precision,
+        tokenizer=settings.tokenizer,
+        vocab_size=settings.vocab_size,
+        train_tokens=tokens["train"],
+        val_tokens=tokens["val"],
+        epochs=settings.max_steps * trainer.tokens_per_step / tokens["train"],
+        flops_per_token=estimate.flops_per_token(settings),
+        peak_flops=runtime.peak_flops,
+        memory_bytes=memory.peak,
+    )
+    if plan.resume:
+        return started, []
+    return started, run_warnings(settings, runtime, memory, data, new_model=plan.init is None)
 
 
 def estimate_memory(settings: Settings, runtime: Runtime, micro_batch: int, program_bytes: int | None) -> Memory:
