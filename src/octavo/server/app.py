@@ -210,7 +210,7 @@ async def error_response(request: Request, error: Exception) -> Response:
         case HTTPException(status_code=404):
             message = f"there is no {request.method} {request.url.path[:200]!r}"
         case HTTPException(status_code=405):
-            message = f"{request.url.path} does not allow {request.method}"
+            message = f"{request.url.path[:200]!r} does not allow {request.method}"
         case HTTPException():
             message = str(error.detail)
         case _:  # a bug: Starlette raises it again after this response, and uvicorn prints the traceback

@@ -50,8 +50,7 @@ class Worker:
 
     def submit(self, streams: Sequence[TextStream]) -> None:
         """Queue all of these completions or none. Raises `ApiError` if the queue is full or the engine is broken."""
-        if self.broken:
-            raise ApiError(503, "the model has failed; the server must be restarted")
+        self._require_working()
         capacity = self.engine.slots + self._max_queue
         free = capacity - self.engine.running - self.waiting
         # A request larger than the whole capacity is accepted if nothing else waits; otherwise it never could be.
@@ -64,6 +63,11 @@ class Worker:
             )
         self._inbox.extend(streams)
         self._wake.set()
+        self._require_working()  # it may have failed a moment ago, without an error for these completions
+
+    def _require_working(self) -> None:
+        if self.broken:
+            raise ApiError(503, "the model has failed; the server must be restarted")
 
     def post(self, loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
         """Schedule a call in an event loop at the end of the current step. For the worker's thread only."""
