@@ -199,6 +199,13 @@ CORRECT_PAGE = """
     """
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_test_that_a_page_names_exists(page: Path) -> None:
+    for file, test in re.findall(r"(test_\w+\.py)::(\w+)", page.read_text(encoding="utf-8")):
+        [path] = (ROOT / "tests").rglob(file)
+        assert re.search(rf"^(def )?{test}\b", path.read_text(encoding="utf-8"), re.MULTILINE), f"{file} has no {test}"
+
+
 def test_a_correct_page_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run_page(write_page(tmp_path, CORRECT_PAGE))
