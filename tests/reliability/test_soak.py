@@ -202,7 +202,7 @@ def test_a_long_training_leaks_nothing(tmp_path: Path) -> None:
         while process.poll() is None:
             if step := last_step(tmp_path / "run" / "metrics.jsonl"):
                 observed.append((step, Usage.of(psutil.Process(process.pid))))
-            time.sleep(0.02)
+            time.sleep(STEPS / 20_000)
     err = process.communicate(timeout=60)[1]
     assert process.returncode == 0, err
     # Files are open and threads run now and then, so the most within a quarter is compared.
@@ -212,7 +212,7 @@ def test_a_long_training_leaks_nothing(tmp_path: Path) -> None:
 
 
 def last_step(metrics: Path) -> int:
-    """The step of the last complete line; 0 if there is none."""
+    """The step of the last complete line, or 0."""
     with contextlib.suppress(OSError, IndexError, ValueError), open(metrics, "rb") as file:
         file.seek(max(0, metrics.stat().st_size - 4000))
         return int(json.loads(file.read().split(b"\n")[-2])["step"])

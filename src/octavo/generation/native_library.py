@@ -86,7 +86,7 @@ def _cached_library(folder: Path, compiler: str | None) -> Path:
         with _build(compiler) as built:
             return _store(built, folder, name)
     except UnavailableError:
-        if path := _find(folder, key):  # built with a compiler that is no longer there
+        if path := _find(folder, key):  # built by a compiler that was removed since
             return path
         raise
 
@@ -217,7 +217,7 @@ def _key() -> str:
 
 
 def _compiler_key(compiler: str | None) -> str:
-    """A hash of the compiler's version; of nothing if there is none."""
+    """A hash of the compiler's version, or of nothing."""
     version = b""
     if compiler is not None:
         with contextlib.suppress(OSError, subprocess.SubprocessError):

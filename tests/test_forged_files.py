@@ -1,6 +1,7 @@
-"""A file name that is read from a file cannot leave its folder, whoever wrote that file."""
+"""Files of a model or dataset that somebody has forged: names cannot leave their folder, a pipe is not waited for."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -49,3 +50,15 @@ def test_a_dataset_names_files_of_its_folder_alone(name: str, field: str, tmp_pa
     rewrite(folder / "dataset.json", change)
     with pytest.raises(OctavoError, match=r"dataset\.json is damaged"):
         open_dataset(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes in folders")
+@pytest.mark.parametrize("name", ["config.json", "manifest.json", "octavo.json", "model.safetensors", "tokenizer.json"])
+def test_a_pipe_in_place_of_a_file_is_an_error(name: str, small: Checkpoint, tmp_path: Path) -> None:
+    """Nobody writes to the pipe, so a program that opens it as a file waits for ever."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(small.folder, folder)
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(OctavoError, match=name):
+        checkpoint.load(folder)
