@@ -37,6 +37,14 @@ def test_a_new_line_of_metrics_is_drawn_within_two_seconds(runs: Runs, chromium:
                 break
         assert min(delays) < 2, delays
         assert curve.locator("canvas").first.evaluate("each => each.toDataURL()") != drawn
+        # A skipped step has no loss. The tile keeps the loss before, and counts what was skipped.
+        tile = page.locator(".tile").first
+        assert "skipped steps" not in (tile.text_content() or "")
+        skipped = last | {"step": step + 1, "loss": None, "grad_norm": None, "skipped_steps": 3}
+        with log.open("a") as file:
+            file.write(json.dumps(skipped) + "\n")
+        wait_until(lambda: "skipped steps3" in (tile.text_content() or ""), page)
+        assert f"{2 + extra / 8:.4f}" in (tile.text_content() or "")
         visit.assert_no_faults()
 
 

@@ -16,7 +16,6 @@ from octavo.device import resolve_runtime
 from octavo.errors import OctavoError
 from octavo.settings import TrainingSettings
 from octavo.training.setup import set_up
-from octavo.training.step import Trainer
 from small_runs import TEXT, events_of, finished_event, run_events
 
 
@@ -35,6 +34,7 @@ def test_events_are_in_order_and_metrics_are_written() -> None:
     assert [e.step for e in events_of(events, training.Sampled)] == [6, 12]
     lines = octavo.Run(run).lines("metrics")
     keys = {"step", "tokens", "seconds", "loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_bytes"}
+    keys |= {"spikes", "skipped_steps", "rollbacks"}
     for line in lines:
         evaluated = {"train_loss", "val_loss", "bits_per_byte"} if line["step"] in (4, 8, 12) else set()
         assert set(line) == keys | evaluated
@@ -97,24 +97,6 @@ def test_zero_steps_save_the_initial_weights() -> None:
     ended = finished_event(run_events(max_steps=0))
     assert ended.step == 0
     assert octavo.load(ended.run).model.settings.n_layer == 2
-
-
-def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    update = Trainer.update
-
-    def update_with_nan(self: Trainer, batch: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        loss, norm = update(self, batch)
-        return (loss * torch.nan if self.step == 10 else loss), norm
-
-    monkeypatch.setattr(Trainer, "update", update_with_nan)
-    with pytest.raises(OctavoError, match=r"diverged at step 10.*step-000008"):
-        run_events()
-    last = octavo.Run("runs/text-1").last
-    assert last is not None
-    assert last.name == "step-000008"
-    checkpoint.load_trainer(last)
 
 
 def test_an_error_before_training_leaves_no_run_folder(folder: Path) -> None:

@@ -40,6 +40,14 @@ class SettingError(OctavoError):
         self.names = names
 
 
+class DivergenceError(OctavoError):
+    """Training diverged: a loss, gradient or weight is NaN or infinite. `step` is the update that shows it."""
+
+    def __init__(self, step: int, reason: str, hint: str | None = None) -> None:
+        super().__init__(f"training diverged at step {step}: {reason}", hint)
+        self.step, self.reason = step, reason
+
+
 class UnknownCharactersError(OctavoError):
     """The text has characters that are not in the tokenizer's vocabulary."""
 

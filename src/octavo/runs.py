@@ -128,6 +128,12 @@ class Run:
         for folder in self.steps.values():
             files.remove_folder(folder)
 
+    def remove_weights_after(self, step: int) -> None:
+        """Remove the weights-only checkpoints of later steps than `step`, when training returns to it."""
+        for later, folder in self.steps.items():
+            if later > step and not checkpoint.has_trainer(folder):
+                files.remove_folder(folder)
+
     @property
     def steps(self) -> dict[int, Path]:
         """The folder of every checkpoint by its step, in ascending order."""

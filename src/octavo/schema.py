@@ -6,6 +6,7 @@ never ends. Each of these is an `OctavoError` that names the file and the place 
 
 import os
 import stat
+import sys
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -17,7 +18,7 @@ from octavo.errors import OctavoError
 T = TypeVar("T")
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-Seconds = Annotated[float, msgspec.Meta(ge=0)]
+NonNegative = Annotated[float, msgspec.Meta(ge=0, le=sys.float_info.max)]  # and finite
 # A file name without a path. A file that lists such names can only refer to files in its own folder. One character must
 # not be a dot (the middle part of the pattern), which excludes "." and "..".
 FileName = Annotated[str, msgspec.Meta(pattern=r"\A[^/\\:\x00]*[^/\\:.\x00][^/\\:\x00]*\Z", max_length=255)]

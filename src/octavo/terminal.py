@@ -164,10 +164,10 @@ class Progress:
             seconds_left = steps_left * event.seconds / event.step
         return [
             f"step {event.step:,}/{steps:,} {event.step / steps:.0%}",
-            f"loss {event.loss:.4f}",
+            f"loss {_format_number(event.loss, '.4f')}",
             "val n/a" if self._val_loss is None else f"val {self._val_loss:.4f}",
             f"lr {event.learning_rate:.1e}",
-            f"grad {event.grad_norm:.2f}",
+            f"grad {_format_number(event.grad_norm, '.2f')}",
             f"{throughput:,.0f} tokens/s",
             f"MFU {mfu}",
             f"left {format_duration(seconds_left)}",
@@ -233,6 +233,10 @@ def _format_preparation(event: PreparationProgress) -> str:
         if event.total:
             parts.append(f"left {format_duration((event.total - event.done) / rate)}")
     return " · ".join(parts)
+
+
+def _format_number(number: float | None, form: str) -> str:
+    return "not finite" if number is None else format(number, form)
 
 
 def _count(number: int, noun: str) -> str:

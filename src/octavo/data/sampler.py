@@ -7,7 +7,7 @@ the corpus, a resumed run uses the same tokens, and several processes could divi
 Axis letters: `B` sequences in a batch, `T` positions in a sequence.
 """
 
-from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 
@@ -51,8 +51,14 @@ class Sampler:
         return self._tokens.sequences(self.starts(step), self.block_size + 1)
 
 
-def batches(tokens: Shards, settings: Settings) -> Callable[[int], np.ndarray]:
-    """A function from a step to its batch, (B, T + 1).
+class BatchOfStep(Protocol):
+    """A function from a step to its batch, (B, T + 1), that leaves out the first `skipped` batches."""
+
+    def __call__(self, step: int, skipped: int = 0) -> np.ndarray: ...
+
+
+def batches(tokens: Shards, settings: Settings) -> BatchOfStep:
+    """The batches of a run.
 
     The first `curriculum_fraction` of the steps use N times as many sequences of block_size / N tokens, where N is
     `curriculum_splits`: attention is cheaper, and the gradient averages over more contexts (Li et al., "Curriculum
@@ -62,7 +68,12 @@ def batches(tokens: Shards, settings: Settings) -> Callable[[int], np.ndarray]:
     N = settings.curriculum_splits
     full = Sampler(tokens, settings.block_size, settings.batch_size, settings.seed)
     short = Sampler(tokens, settings.block_size // N, settings.batch_size * N, settings.seed)
-    return lambda step: (short if step < settings.curriculum_fraction * settings.max_steps else full).batch(step)
+
+    def batch_of_step(step: int, skipped: int = 0) -> np.ndarray:
+        sampler = short if step < settings.curriculum_fraction * settings.max_steps else full
+        return sampler.batch(step + skipped)
+
+    return batch_of_step
 
 
 def permute(index: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:

@@ -153,6 +153,18 @@ class TrainingSettings(_Validated):
     beta1: float = setting(0.9, "AdamW's decay rate of the first moment", low=0, high=0.99999)
     beta2: float = setting(0.99, "AdamW's decay rate of the second moment", low=0, high=0.99999)
     grad_clip: float = setting(1.0, "L2 norm at which gradients are clipped; 0: no clipping", low=0, high=1e9)
+    on_divergence: str = setting(
+        "stop",
+        "what to do if a loss, gradient or weight is NaN or infinite; stop: end with an error; skip: don't apply that "
+        "update, up to 10 times in a row and 100 times in all; rollback: return to the last checkpoint, leave out the "
+        "batches since then and halve the learning rate, up to 5 times",
+        choices=("stop", "skip", "rollback"),
+    )
+    skip_spikes: bool = setting(
+        False,
+        "don't apply an update whose loss is a spike: above the mean of the last 128 steps by more than 6 standard "
+        "deviations",
+    )
     eval_every: int = setting(250, "steps between evaluations", low=1, high=10**9)
     sample_every: int = setting(500, "steps between generated samples; 0: none", low=0, high=10**9)
     save_every: int = setting(0, "steps between checkpoints; 0: at every evaluation", low=0, high=10**9)

@@ -26,6 +26,11 @@ class Clock:
         self._start -= elapsed
         self.update_seconds = update_seconds
 
+    def roll_back(self) -> None:
+        """Continue at an earlier step. The time in updates that are lost counts; the estimate starts anew."""
+        self.end_interval()
+        self._baseline = None
+
     @property
     def elapsed(self) -> float:
         """Seconds since the run began, rounded to milliseconds."""

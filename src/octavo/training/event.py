@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from octavo.data.progress import PreparationProgress
+from octavo.schema import Count, NonNegative
 from octavo.settings import Settings
 
 
@@ -44,11 +45,14 @@ class Step:
     step: int
     tokens: int  # trained on so far
     seconds: float  # since the run began
-    loss: float
+    loss: float | None  # None if it is not finite, in a step whose update was skipped
     learning_rate: float
-    grad_norm: float  # before clipping
+    grad_norm: float | None  # before clipping; None if it is not finite
     tokens_per_second: float
     memory_bytes: int | None  # peak so far, or None if the system does not report it
+    spikes: int  # so far: losses far above those before them
+    skipped_steps: int  # so far: steps whose update was not applied, because of `on_divergence` or `skip_spikes`
+    rollbacks: int  # so far: returns to an earlier checkpoint
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,10 @@ class TimeEstimate:
 class Evaluated:
     """Exact losses over the whole validation split and over the start of the training split."""
 
-    step: int
-    train_loss: float
-    val_loss: float
-    bits_per_byte: float
+    step: Count  # these types are checked when it is read from a checkpoint
+    train_loss: NonNegative
+    val_loss: NonNegative
+    bits_per_byte: NonNegative
     best: bool
 
 

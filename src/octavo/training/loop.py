@@ -5,20 +5,23 @@ times (`clock`) and everything that is written (`recorder`) have modules of thei
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from octavo import runs
-from octavo.data.sampler import batches
+from octavo.data.sampler import BatchOfStep, batches
 from octavo.device import find_device, resident_memory
+from octavo.errors import DivergenceError
 from octavo.runs import Run, RunLike
 from octavo.settings import Settings
 from octavo.training import loggers
 from octavo.training.clock import Clock
+from octavo.training.divergence import DivergencePolicy
 from octavo.training.evaluator import Evaluator
 from octavo.training.event import Event, Finished, Notice, Step
 from octavo.training.interrupt import interruptible
@@ -72,8 +75,8 @@ def events(
     trainer = Trainer(setup.model.to(runtime.device), settings, runtime)
     run = setup.run or Run.create(settings, setup.data.name, plan.out, plan.name)
     with run.lock():
-        evaluator = Evaluator(trainer.model, settings, setup.data)
-        recorder = Recorder(run, setup.data, trainer, evaluator, clock)
+        evaluator, policy = Evaluator(trainer.model, settings, setup.data), DivergencePolicy(trainer)
+        recorder = Recorder(run, setup.data, trainer, evaluator, policy, clock)
         if setup.state is None:
             run.remove_unstarted()  # of an earlier process in this folder, killed before its first checkpoint
         else:
@@ -81,26 +84,54 @@ def events(
             recorder.restore(setup.state, setup.checkpoint)
         started, warnings = describe_start(plan, setup, run, trainer, memory_before)
         notices = [*runtime.notices, *setup.notices, *warnings]
-        steps = _run_steps(trainer, evaluator, recorder, clock, batch_of_step, should_stop)
+        run_steps = partial(_run_steps, trainer, evaluator, policy, recorder, clock, batch_of_step, should_stop)
+        steps = _run_with_rollbacks(run_steps, policy, recorder)
         yield from loggers.tee(itertools.chain([started], map(Notice, notices), steps), settings.loggers)
+
+
+def _run_with_rollbacks(
+    run_steps: Callable[[], Iterator[Event]], policy: DivergencePolicy, recorder: Recorder
+) -> Iterator[Event]:
+    """Run the remaining steps. If training diverges, return to the last checkpoint and run on from there, or end."""
+    while True:
+        try:
+            yield from run_steps()
+        except DivergenceError as error:
+            yield from map(Notice, policy.take_notices())
+            if not policy.can_roll_back or not recorder.run.resumable:
+                raise policy.final_error(error, recorder.last_checkpoint) from None
+            yield from map(Notice, recorder.roll_back(error))
+        else:
+            return
 
 
 def _run_steps(
     trainer: Trainer,
     evaluator: Evaluator,
+    policy: DivergencePolicy,
     recorder: Recorder,
     clock: Clock,
-    batch_of_step: Callable[[int], np.ndarray],
+    batch_of_step: BatchOfStep,
     should_stop: Callable[[], bool],
 ) -> Iterator[Event]:
-    """Run the remaining steps. After each, log, evaluate, save and sample if that is due. Then finish the run."""
+    """Run the remaining steps. After each, log, evaluate, save and sample if that is due. Then finish the run.
+
+    Raises `DivergenceError` if the loss, a gradient or a weight is not finite.
+    """
     settings, finish_reason = trainer.settings, "done"
     log_spaced_steps = runs.log_spaced_steps(settings)  # evenly spaced in log(step); unrelated to `log_every`
     logged_step = trainer.step
+    trainer.learning_rate_scale = policy.learning_rate_scale
+    if settings.on_divergence == "rollback" and recorder.last_checkpoint is None:
+        yield from _save_checkpoint(recorder, is_required=True)  # so that there is one to return to
     clock.start_updates()
     while trainer.step < settings.max_steps and finish_reason == "done":
-        loss, grad_norm = trainer.update(batch_of_step(trainer.step))
-        yield from map(Notice, trainer.take_notices())
+        loss = trainer.compute_gradients(batch_of_step(trainer.step, policy.state.skipped_batches))
+        grad_norm = trainer.clip_gradients()
+        if policy.approves(trainer.step + 1, loss, grad_norm):
+            trainer.apply_gradients(grad_norm)
+        trainer.end_step()
+        yield from map(Notice, trainer.take_notices() + policy.take_notices())
         recorder.write_settings()  # writes once, and only in a resumed run
         if should_stop():
             finish_reason = "stopped"
@@ -108,9 +139,11 @@ def _run_steps(
         if not due:
             continue
         trainer.runtime.synchronize()
+        policy.read_losses()
+        yield from map(Notice, policy.take_notices())
         clock.count_updates()
         if due & {"log", "evaluate", "save_checkpoint"}:
-            metrics = _measure_step(trainer, recorder, clock, loss, grad_norm, trainer.step - logged_step)
+            metrics = _measure_step(trainer, policy, clock, loss, grad_norm, trainer.step - logged_step)
             logged_step = trainer.step
             yield metrics
             time_estimate = clock.estimate_total(trainer.step, settings, evaluator.tokens_per_evaluation)
@@ -130,19 +163,21 @@ def _run_steps(
             yield recorder.write_sample()
         if "save_checkpoint" in due:
             is_last = finish_reason != "done" or trainer.step == settings.max_steps
-            saved = recorder.save_checkpoint(is_required=is_last)
-            if saved is not None:
-                yield saved
+            yield from _save_checkpoint(recorder, is_required=is_last)
         elif "save_weights" in due:
             recorder.save_weights()
         yield from map(Notice, recorder.take_notices())
         if due != {"log"}:  # writing a line counts as time in updates; evaluating, saving and sampling do not
             clock.start_updates()
     if recorder.last_checkpoint is None:  # with max_steps = 0 no step saved one, so save the initial weights
-        saved = recorder.save_checkpoint(is_required=True)
-        assert saved is not None
-        yield saved
+        yield from _save_checkpoint(recorder, is_required=True)
     yield recorder.finish(finish_reason)
+
+
+def _save_checkpoint(recorder: Recorder, is_required: bool) -> Iterator[Event]:
+    saved = recorder.save_checkpoint(is_required)
+    if saved is not None:
+        yield saved
 
 
 def _actions_due(step: int, settings: Settings, log_spaced_steps: set[int], is_stopped: bool) -> set[str]:
@@ -163,20 +198,24 @@ def _actions_due(step: int, settings: Settings, log_spaced_steps: set[int], is_s
 
 
 def _measure_step(
-    trainer: Trainer, recorder: Recorder, clock: Clock, loss: Tensor, grad_norm: Tensor, steps: int
+    trainer: Trainer, policy: DivergencePolicy, clock: Clock, loss: Tensor, grad_norm: Tensor, steps: int
 ) -> Step:
-    """The numbers of the newest step; throughput is the mean of the last `steps`. Raises if they are not finite."""
-    recorder.require_finite("the loss", loss.item())
-    if not trainer.scaler.is_enabled():  # with loss scaling, a step whose gradients overflow is skipped
-        recorder.require_finite("the gradient norm", grad_norm.item())
+    """The numbers of the newest step; throughput is the mean of the last `steps`."""
     seconds = clock.end_interval()
     return Step(
         step=trainer.step,
         tokens=trainer.tokens,
         seconds=clock.elapsed,
-        loss=loss.item(),
+        loss=_finite_or_none(loss.item()),
         learning_rate=trainer.learning_rate,
-        grad_norm=grad_norm.item(),
+        grad_norm=_finite_or_none(grad_norm.item()),
         tokens_per_second=round(steps * trainer.tokens_per_step / max(seconds, 1e-9), 1),
         memory_bytes=trainer.runtime.peak_memory(),
+        spikes=policy.state.spikes,
+        skipped_steps=policy.state.skipped_steps,
+        rollbacks=policy.state.rollbacks,
     )
+
+
+def _finite_or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None

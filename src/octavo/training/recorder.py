@@ -5,10 +5,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from octavo import estimate
 from octavo.checkpoint import TrainerState
 from octavo.data.dataset import Dataset
-from octavo.errors import MachineError, OctavoError
+from octavo.errors import DivergenceError, MachineError
 from octavo.generation.engine import Engine
 from octavo.generation.prompt import encode_prompt
 from octavo.generation.stream import TextRequest, TextStream
@@ -16,33 +18,46 @@ from octavo.loss import split_loss
 from octavo.runs import Run
 from octavo.settings import SAMPLE_TOKENS
 from octavo.training.clock import Clock
+from octavo.training.divergence import DivergencePolicy
 from octavo.training.evaluator import Evaluator
 from octavo.training.event import Evaluated, Finished, Sampled, Saved, Step
+from octavo.training.setup import load_first_intact
 from octavo.training.step import Trainer
-from octavo.training.trainer_values import check_trainer_values
+from octavo.training.trainer_values import TrainerValues, check_trainer_values
 
 
 class Recorder:
     """Writes the state and the metrics of training into a run, and restores the state when the run is resumed."""
 
-    def __init__(self, run: Run, data: Dataset, trainer: Trainer, evaluator: Evaluator, clock: Clock) -> None:
+    def __init__(
+        self, run: Run, data: Dataset, trainer: Trainer, evaluator: Evaluator, policy: DivergencePolicy, clock: Clock
+    ) -> None:
         self.run, self.data, self.trainer, self.evaluator, self.clock = run, data, trainer, evaluator, clock
+        self.policy = policy
         self.last_checkpoint: Path | None = None  # the newest from which training can resume
         self._unwritten: list[tuple[str, dict[str, Any]]] = []  # lines that a failing disk has not taken yet
         self._notices: list[str] = []
         self._are_settings_written = True  # `Run.create` wrote those of a new run
 
     def restore(self, state: TrainerState, folder: Path) -> None:
-        """Restore trainer, evaluator and clock from a checkpoint, and remove the run's lines after its step."""
+        """Restore what a checkpoint's trainer state has, and remove the run's lines after its step."""
         values = check_trainer_values(state.values, folder)
-        self.trainer.restore(state)
-        self.last_checkpoint = folder
-        self._are_settings_written = False
-        self.run.truncate_logs(values.step)
-        self.evaluator.best_val_loss = math.inf if values.best_val_loss is None else values.best_val_loss
-        self.evaluator.evaluations_since_best = values.evaluations_since_best
-        self.evaluator.newest_evaluation = values.newest_evaluation
+        self._restore(state, values, folder)
+        self.policy.state = values.divergence
         self.clock.restore(values.elapsed_seconds, values.update_seconds)
+        self._are_settings_written = False
+
+    def roll_back(self, error: DivergenceError) -> list[str]:
+        """Return to the newest checkpoint that is not damaged, after training diverged. Returns notices."""
+        loaded, state, notices = load_first_intact(tuple(self.run.resumable))
+        values = check_trainer_values(state.values, loaded.folder)
+        self.trainer.model.load_state_dict(loaded.model.state_dict())
+        self._restore(state, values, loaded.folder)
+        self.run.remove_weights_after(values.step)
+        self._unwritten.clear()  # lines of later steps
+        self.policy.roll_back(error, values.step, values.divergence)
+        self.clock.roll_back()
+        return notices + self.policy.take_notices()
 
     def write_settings(self) -> None:
         """Write the settings of a resumed run, once its first step has succeeded with them. Later calls do nothing.
@@ -81,7 +96,7 @@ class Recorder:
         return Sampled(step, text)
 
     def save_checkpoint(self, is_required: bool) -> Saved | None:
-        """Save a checkpoint from which training can resume. Raises `OctavoError` if the loss is not finite.
+        """Save a checkpoint from which training can resume. Raises `DivergenceError` if the loss is not finite.
 
         If the disk is full or fails, training continues, and `take_notices` says so; a checkpoint that `is_required`
         raises the `MachineError`. The previous checkpoint is unchanged either way.
@@ -99,6 +114,7 @@ class Recorder:
             newest_evaluation=dataclasses.asdict(evaluator.newest_evaluation) if evaluator.newest_evaluation else None,
             elapsed_seconds=self.clock.elapsed,
             update_seconds=self.clock.update_seconds,
+            divergence=msgspec.to_builtins(self.policy.state),
         )
         is_best = evaluated is not None and evaluated.best
         try:
@@ -139,21 +155,23 @@ class Recorder:
         )
 
     def require_finite(self, name: str, value: float) -> None:
-        """Raise `OctavoError` if the value shows that training diverged. The error names the last good checkpoint."""
-        if math.isfinite(value):
-            return
-        rate = min(self.trainer.settings.learning_rate / 3, 1e-3)
-        last = self.last_checkpoint
-        checkpoint = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
-        raise OctavoError(
-            f"training diverged at step {self.trainer.step}: {name} is {value:g}; {checkpoint}",
-            f"--learning-rate {rate:.1g}",
-        )
+        """Raise `DivergenceError` if the value is not finite."""
+        if not math.isfinite(value):
+            raise DivergenceError(self.trainer.step, f"{name} is {value:g}")
 
     def _require_finite_weights(self) -> None:
         for name, parameter in self.trainer.model.named_parameters():
             if not parameter.isfinite().all():
                 self.require_finite(f"a weight of {name}", math.nan)
+
+    def _restore(self, state: TrainerState, values: TrainerValues, folder: Path) -> None:
+        """Restore trainer and evaluator from a checkpoint, and remove the run's lines after its step."""
+        self.trainer.restore(state)
+        self.last_checkpoint = folder
+        self.run.truncate_logs(values.step)
+        self.evaluator.best_val_loss = math.inf if values.best_val_loss is None else values.best_val_loss
+        self.evaluator.evaluations_since_best = values.evaluations_since_best
+        self.evaluator.newest_evaluation = values.newest_evaluation
 
     def _write_line(self, kind: str, line: dict[str, Any]) -> None:
         """Append a line. If the disk fails, keep it, and write it with the next one."""

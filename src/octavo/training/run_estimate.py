@@ -225,11 +225,16 @@ def measure_timing(
     # time, and its parameters are all in the blocks, so with Muon the time is proportional to n_layer.
     size = estimate.parameters if settings.optimizer == "adamw" else operator.attrgetter("n_layer")
     step_seconds = {}
+
+    def finish_update() -> None:
+        trainer.apply_gradients(trainer.clip_gradients())
+        trainer.end_step()
+
     for splits in {1, settings.curriculum_splits}:
         length = settings.block_size // splits
         ids = np.random.default_rng(0).integers(0, small.vocab_size, (rows * splits, length + 1))  # (B, T + 1)
         gradient_seconds, update_seconds = _mean_seconds(
-            runtime, probe_seconds / 2, functools.partial(trainer.compute_gradients, ids), trainer.apply_gradients
+            runtime, probe_seconds / 2, functools.partial(trainer.compute_gradients, ids), finish_update
         )
         scale = estimate.flops_per_token(settings, length) / estimate.flops_per_token(small, length)
         gradient_seconds = gradient_seconds * scale * settings.batch_size / rows

@@ -6,6 +6,7 @@ The axis letters: `B` sequences in a batch, `T` positions in a sequence, `V` voc
 import contextlib
 import hashlib
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ class Trainer:
         self.scaler = runtime.grad_scaler()
         self.micro_batch = settings.micro_batch or auto_micro_batch(settings, runtime)
         self.step = 0  # updates so far
-        self.learning_rate = 0.0  # of the newest update
+        self.learning_rate_scale = 1.0  # below 1 after a rollback
         self.notices: list[str] = []  # fallbacks of updates, until `take_notices`
         # A GPU computes with a bf16 copy of the weights; elsewhere the model itself runs under autocast.
         use_copy = runtime.device.type == "cuda" and runtime.precision == "bf16"
@@ -51,10 +52,13 @@ class Trainer:
 
         Both are still on the device, which may be computing them.
         """
-        return self.compute_gradients(batch), self.apply_gradients()
+        loss, grad_norm = self.compute_gradients(batch), self.clip_gradients()
+        self.apply_gradients(grad_norm)
+        self.end_step()
+        return loss, grad_norm
 
     def compute_gradients(self, batch: np.ndarray) -> Tensor:
-        """First half of an update: compute the gradients of the batch's mean loss, and return the loss.
+        """First part of an update: compute the gradients of the batch's mean loss, and return the loss.
 
         If memory runs out, start again with half the micro-batch; the batch size does not change.
         """
@@ -76,22 +80,36 @@ class Trainer:
                 else:
                     raise
 
-    def apply_gradients(self) -> Tensor:
-        """Second half of an update: clip the gradients, step the optimizers, and return the gradient norm."""
-        self.learning_rate = learning_rate(self.step, self.settings)
+    def clip_gradients(self) -> Tensor:
+        """Second part of an update: clip the gradients, and return their norm before that."""
+        with self._fast_path():
+            for optimizer in self.optimizers:
+                self.scaler.unscale_(optimizer)
+            limit = self.settings.grad_clip or torch.inf
+            return torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit, foreach=True)
+
+    def apply_gradients(self, grad_norm: Tensor) -> None:
+        """Third part of an update: step the optimizers. `grad_norm` is what `clip_gradients` returned."""
+        rate = self._learning_rate(self.step)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate * group["lr_scale"]
-        try:
-            with kernels.fast_path(self.runtime.device):
-                norm = self._clip_and_step()
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise self._out_of_memory_error() from error
-            raise
+                group["lr"] = rate * group["lr_scale"]
+        # If fp16 overflowed, no optimizer may step: not even one whose own gradients are finite.
+        if not self.scaler.is_enabled() or grad_norm.isfinite():
+            with self._fast_path():
+                for optimizer in self.optimizers:
+                    self.scaler.step(optimizer)
+
+    def end_step(self) -> None:
+        """Last part of an update: clear the gradients and count the step, whether they were applied or not."""
+        self.scaler.update()
         self.model.zero_grad()
         self.step += 1
-        return norm
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the newest update; 0 before the first one."""
+        return self._learning_rate(self.step - 1) if self.step else 0.0
 
     @property
     def tokens_per_step(self) -> int:
@@ -123,8 +141,13 @@ class Trainer:
 
     def restore(self, state: TrainerState) -> None:
         """Restore everything but the model's weights, which are loaded already."""
+        self.model.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.state.clear()  # the state of step 0 has no tensors that would replace it
         optimizers.load_state_tensors(self.optimizers, self.model, state.tensors)
-        self.scaler.load_state_dict(state.values["scaler"])
+        self.scaler = self.runtime.grad_scaler()  # a new one, since the old one may be in the middle of an update
+        if self.scaler.is_enabled() and state.values["scaler"]:  # empty if the run had another precision before
+            self.scaler.load_state_dict(state.values["scaler"])
         self.step = state.values["step"]
         self.micro_batch = self.settings.micro_batch or state.values["micro_batch"]
 
@@ -156,17 +179,19 @@ class Trainer:
         logits = model.unembed(model.norm(model.blocks(x)))[..., : self.settings.vocab_size]  # (B, T, V)
         return next_token_loss(logits, ids[:, 1:])
 
-    def _clip_and_step(self) -> Tensor:
-        for optimizer in self.optimizers:
-            self.scaler.unscale_(optimizer)
-        limit = self.settings.grad_clip or torch.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit, foreach=True)
-        # If fp16 overflowed, no optimizer may step: not even one whose own gradients are finite.
-        if not self.scaler.is_enabled() or norm.isfinite():
-            for optimizer in self.optimizers:
-                self.scaler.step(optimizer)
-        self.scaler.update()
-        return norm
+    def _learning_rate(self, step: int) -> float:
+        return learning_rate(step, self.settings) * self.learning_rate_scale
+
+    @contextlib.contextmanager
+    def _fast_path(self) -> Iterator[None]:
+        """Use the fast kernels of this device, and report memory that runs out as a `MachineError`."""
+        try:
+            with kernels.fast_path(self.runtime.device):
+                yield
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise self._out_of_memory_error() from error
+            raise
 
     def _halve_micro_batch(self, error: RuntimeError) -> None:
         if self.micro_batch == 1:

@@ -19,6 +19,7 @@ const LOSSES = [
   { name: "val_loss", width: 3, points: true },
   { name: "train_loss", width: 1.5, points: true },
 ];
+const DIVERGENCE = ["spikes", "skipped_steps", "rollbacks"]; // counts, which are shown if there were any
 const DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3]];
 
 export const mount = (panel, app) => new Training(panel, app);
@@ -242,6 +243,7 @@ const valueOf = (record, name) => (name === "memory" ? mebibytes(record.memory_b
 
 function runTile({ info, metrics }) {
   const last = metrics.at(-1);
+  const loss = metrics.findLast((record) => typeof record.loss === "number")?.loss; // null in a skipped step
   const valLosses = metrics.map((record) => record.val_loss).filter((loss) => typeof loss === "number");
   const { max_steps: steps } = info.settings;
   const step = last?.step ?? info.last_step ?? 0;
@@ -263,12 +265,13 @@ function runTile({ info, metrics }) {
       "dl",
       {},
       fact("train.progress", formatCount(step), t("train.of", { steps })),
-      last && fact("train.loss", formatNumber(last.loss, 4)),
+      loss !== undefined && fact("train.loss", formatNumber(loss, 4)),
       valLosses.length > 0 && fact("train.val", formatNumber(valLosses.at(-1), 4), best),
       last && fact("train.speed", formatCount(speeds.at(-1))),
       secondsLeft !== null && fact("train.left", duration(secondsLeft)),
       last && fact("train.took", duration(last.seconds)),
       last?.memory_bytes > 0 && fact("train.memory", memory()),
+      ...DIVERGENCE.filter((name) => last?.[name] > 0).map((name) => fact(`train.${name}`, formatCount(last[name]))),
     ),
   );
 }
