@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 import pytest
 import torch
 
@@ -18,7 +17,6 @@ import small_runs
 from octavo import checkpoint, training
 from octavo.errors import OctavoError
 from octavo.training.interrupt import Stop
-from octavo.training.trainer_values import TrainerValues, check_trainer_values
 from small_runs import RECIPE, SMALL, TEXT, events_of, finished_event, kill_after, losses, run_events, weights
 
 
@@ -261,28 +259,6 @@ def test_settings_that_fail_do_not_stay_in_the_run(change: dict) -> None:
         run_events(resume=run, **change)
     assert octavo.Run(run).settings == before
     assert finished_event(run_events(resume=run)).step == 12
-
-
-@pytest.mark.parametrize("key", [field.name for field in msgspec.structs.fields(TrainerValues)])
-def test_a_wrong_value_in_trainer_json_is_an_error_that_names_it(key: str) -> None:
-    path = finished_event(run_events(stop_after=4)).checkpoint
-    values = json.loads((path / "trainer.json").read_text())
-    assert check_trainer_values(values, path).step == 4
-    wrong = [values | {key: value} for value in ([], -0.5, True, 10**30, {"x": []}, "x")]
-    errors = [error_of(changed, path) for changed in wrong]
-    assert len([error for error in errors if error is not None]) >= 4
-    assert all(key in error.message for error in errors if error is not None)
-    missing = error_of({name: value for name, value in values.items() if name != key}, path)
-    assert missing is not None
-    assert key in missing.message
-
-
-def error_of(values: dict, path: Path) -> OctavoError | None:
-    try:
-        check_trainer_values(values, path)
-    except OctavoError as error:
-        return error
-    return None
 
 
 # Fine-tuning

@@ -131,6 +131,12 @@ def load_first_intact(folders: tuple[Path, ...]) -> tuple[Checkpoint, TrainerSta
         try:
             # In this order, since `load` verifies the whole folder.
             loaded, state = checkpoint.load(folder, foreign=False), checkpoint.load_trainer(folder)
+            step, expected = check_trainer_values(state.values, folder).step, loaded.info.get("step")
+            if step != expected:
+                raise OctavoError(
+                    f"{folder} is damaged: trainer.json is of step {step}, and octavo.json of step {expected}",
+                    "another checkpoint of the run",
+                )
         except OctavoError as error:
             errors.append(error)
         else:
