@@ -102,7 +102,7 @@ class Bomb:
 
 def test_code_in_a_meta_pkl_is_not_run(folder: Path, tmp_path: Path) -> None:
     (folder / "meta.pkl").write_bytes(pickle.dumps({"stoi": Bomb(tmp_path / "exploded")}))
-    assert "mkdir" in error_of(lambda: open_dataset(folder)).message
+    assert "opcode STACK_GLOBAL" in error_of(lambda: open_dataset(folder)).message
     assert not (tmp_path / "exploded").exists()
 
 
