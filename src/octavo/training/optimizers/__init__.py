@@ -70,10 +70,13 @@ def load_state_tensors(optimizers: list[Optimizer], model: GPT, tensors: dict[st
         if (
             parameter is None
             or key not in optimizer_of[parameter].state_names
-            or value.shape not in (parameter.shape, ())
+            or value.shape != (() if key == "step" else parameter.shape)
+            or value.dtype != parameter.dtype
         ):
             raise OctavoError(
-                f"the optimizer's state in the checkpoint does not fit: {full_name} {tuple(value.shape)}", _USE_WEIGHTS
+                f"the optimizer's state in the checkpoint does not fit: {full_name}, {tuple(value.shape)} of "
+                f"{value.dtype}",
+                _USE_WEIGHTS,
             )
         optimizer_of[parameter].state[parameter][key] = value.to(parameter.device)
     # A checkpoint of step 0 has no tensors: an optimizer creates its state in its first step.
