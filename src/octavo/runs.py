@@ -23,12 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import msgspec
 import torch
 
 from octavo import checkpoint, files
 from octavo.checkpoint import Checkpoint, TrainerState
 from octavo.errors import OctavoError, OctavoWarning
 from octavo.model import GPT
+from octavo.schema import Count
 from octavo.settings import Settings, from_toml, to_toml
 from octavo.tokenizers import Tokenizer
 
@@ -365,13 +367,21 @@ def log_spaced_steps(settings: Settings) -> set[int]:
     return {round(settings.max_steps ** (i / last)) for i in range(settings.keep_checkpoints)}
 
 
+class _LogLine(msgspec.Struct):
+    """The values of a log line that Octavo uses when it reads one. A line has more."""
+
+    step: Count
+    loss: float | None = None
+    val_loss: float | None = None
+
+
 def _parse_line(line: bytes) -> dict[str, Any] | None:
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
+        value: dict[str, Any] = json.loads(line)  # not msgspec, because a loss may be NaN
+        msgspec.convert(value, _LogLine)
+    except (ValueError, RecursionError, msgspec.MsgspecError):
         return None
-    is_valid = isinstance(value, dict) and type(value.get("step")) is int
-    return value if is_valid else None
+    return value
 
 
 def _is_run(folder: Path) -> bool:
