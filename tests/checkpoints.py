@@ -90,6 +90,11 @@ def load_error(folder: Path) -> OctavoError:
 def edit_json(path: Path, **changes: Any) -> None:
     """Change fields of a JSON file, and update its entry in the manifest if there is a manifest."""
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+    list_in_manifest(path)
+
+
+def list_in_manifest(path: Path) -> None:
+    """Update the entry of a file in the manifest beside it, if there is one."""
     manifest = path.with_name("manifest.json")
     if manifest.exists():
         entries = json.loads(manifest.read_text(encoding="utf-8"))
