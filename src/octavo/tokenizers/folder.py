@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from octavo.errors import OctavoError
 from octavo.tokenizers.bytelevel import END_OF_TEXT, byte_level_backend
-from octavo.tokenizers.tokenizer import Tokenizer
+from octavo.tokenizers.tokenizer import Tokenizer, translate_panics
 
 if TYPE_CHECKING:
     import tokenizers
@@ -17,10 +17,11 @@ def load(folder: Path) -> Tokenizer:
 
     tokenizer_json, vocab_json, merges_txt = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
     try:
-        if tokenizer_json.is_file():
-            return Tokenizer(tokenizers.Tokenizer.from_file(str(tokenizer_json)))
-        if vocab_json.is_file() and merges_txt.is_file():
-            return Tokenizer(read_vocab_and_merges(vocab_json, merges_txt))
+        with translate_panics():
+            if tokenizer_json.is_file():
+                return Tokenizer(tokenizers.Tokenizer.from_file(str(tokenizer_json)))
+            if vocab_json.is_file() and merges_txt.is_file():
+                return Tokenizer(read_vocab_and_merges(vocab_json, merges_txt))
     except Exception as error:  # `tokenizers` raises plain Exception
         raise OctavoError(f"cannot use the tokenizer in {folder}: {error}") from error
     raise OctavoError(f"no tokenizer in {folder}: expected tokenizer.json, or vocab.json and merges.txt")

@@ -4,10 +4,11 @@ Axis letter: `T` tokens of a text.
 """
 
 import codecs
+import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,8 @@ class Tokenizer:
 
     def __init__(self, backend: "tokenizers.Tokenizer") -> None:
         backend.encode_special_tokens = True  # encodes the text of a special token like other text
+        backend.no_truncation()  # a tokenizer.json may have these two from another program: text would be lost or added
+        backend.no_padding()
         self.backend = backend
         self._ids = backend.get_vocab(with_added_tokens=True)
         self.vocab_size = len(self._ids)
@@ -71,14 +74,16 @@ class Tokenizer:
         if self._tiktoken is not None:
             return np.array(self._tiktoken.encode_ordinary(text), dtype=np.int64)
         chunks = split_at_spaces(text) if self.kind == "word" else [text]
-        encodings = self.backend.encode_batch_fast(chunks, add_special_tokens=False)
+        with translate_panics():
+            encodings = self.backend.encode_batch_fast(chunks, add_special_tokens=False)
         return np.array([id for encoding in encodings for id in encoding.ids], dtype=np.int64)
 
     def encode_word(self, text: str) -> list[int]:
         """The ids of a short text without unknown characters: `encode` without its checks."""
         if self._tiktoken is not None:
             return self._tiktoken.encode_ordinary(text)
-        return self.backend.encode(text, add_special_tokens=False).ids
+        with translate_panics():
+            return self.backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`. Bytes that are not UTF-8 become U+FFFD."""
@@ -207,9 +212,25 @@ def _bytes_of(id: int, token_bytes: list[bytes]) -> bytes:
     return token_bytes[id]
 
 
+@contextlib.contextmanager
+def translate_panics() -> Iterator[None]:
+    """Turn a panic of the `tokenizers` library, as by a pattern that takes too long, into an `OctavoError`."""
+    try:
+        yield
+    except BaseException as error:  # pyo3's PanicException is not an Exception
+        if type(error).__name__ != "PanicException":
+            raise
+        raise OctavoError(f"the tokenizer fails on this text: {error}", "a tokenizer with simpler patterns") from None
+
+
 def _recognize_kind(description: dict[str, Any], ids: dict[str, int]) -> str:
     """The kind of a tokenizer by its `tokenizer.json`, which may come from another program."""
     model = description["model"]
+    # Each ByteLevel writes bytes as letters, which have up to two bytes: 40 of them in a row would need terabytes.
+    if json.dumps(description["pre_tokenizer"]).count('"ByteLevel"') > 1:
+        raise OctavoError(
+            "its pre-tokenizer has more than one ByteLevel", "the tokenizer that the model was trained with"
+        )
     parts = [(description[part] or {}).get("type") for part in ("normalizer", "pre_tokenizer", "decoder")]
     match [model["type"], *parts]:
         case ["BPE", None, None, "Fuse"] if max(map(len, ids)) == 1:
