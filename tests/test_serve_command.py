@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,8 +15,29 @@ import pytest
 
 import octavo
 from octavo.errors import OctavoError
+from octavo.generation import native_library
 from octavo.server import listen, read_keys
+from octavo.server.connection import Server
 from serving import Response, RunningServer, completion_request, exchange_bytes, run_server, slow_model, wait_until
+
+# Notices
+
+
+def test_the_same_fallback_of_two_models_is_one_notice(
+    char_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(char_model, tmp_path / "copy")
+    monkeypatch.setattr(Server, "run", lambda self, sockets: None)
+    monkeypatch.setenv("OCTAVO_NATIVE", "0")
+    native_library.load_library.cache_clear()
+    notices: list[str] = []
+    try:
+        octavo.serve([char_model, tmp_path / "copy"], port=0, device="cpu", on_notice=notices.append)
+    finally:
+        native_library.load_library.cache_clear()
+    [notice] = notices
+    assert "OCTAVO_NATIVE=0" in notice
+
 
 # Shutdown
 

@@ -13,6 +13,7 @@ The path of a request to the logits and back:
 """
 
 import contextlib
+import functools
 import ipaddress
 import os
 import socket
@@ -87,6 +88,7 @@ def serve(
     if misspelled := settings.keys() - set(names):
         raise unknown_name_error("setting", min(misspelled), names)
     options, limits = ServeSettings(**settings), Limits()
+    on_notice = functools.cache(on_notice)  # the same fallback of several models is one notice
     # With Python's default of 5 ms, an engine thread that returns from C waits that long until the event loop releases
     # the GIL.
     sys.setswitchinterval(0.0005)
