@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -198,13 +199,13 @@ def test_a_long_training_leaks_nothing(tmp_path: Path) -> None:
     words = ["train", "text.txt", *SETTINGS, "--max-steps", STEPS, "--max-epochs", 0, *frequencies, "--out", "run"]
     process = start(words, tmp_path)
     observed: list[tuple[int, Usage]] = []  # steps and usage
-    with contextlib.suppress(psutil.NoSuchProcess):
-        while process.poll() is None:
+    with ThreadPoolExecutor(1) as pool, contextlib.suppress(psutil.NoSuchProcess):
+        output = pool.submit(process.communicate)  # reads on: a full pipe would stop the training
+        while not output.done():
             if step := last_step(tmp_path / "run" / "metrics.jsonl"):
                 observed.append((step, Usage.of(psutil.Process(process.pid))))
             time.sleep(STEPS / 20_000)
-    err = process.communicate(timeout=60)[1]
-    assert process.returncode == 0, err
+    assert process.returncode == 0, output.result()
     # Files are open and threads run now and then, so the most within a quarter is compared.
     quarters = [[usage for step, usage in observed if STEPS * i < 4 * step <= STEPS * (i + 1)] for i in (1, 3)]
     before, after = (Usage(*map(max, zip(*quarter, strict=True))) for quarter in quarters)
