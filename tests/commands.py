@@ -27,6 +27,7 @@ VERBS = {
     "eval": ["RUN"],
     "serve": ["RUN"],
     "prepare": ["SOURCE", "--out", "OUT"],
+    "convert": ["RUN", "OUT", "--to", "gguf"],
     "estimate": [],
     "bench": ["train"],
 }

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from octavo.evaluation import evaluate
     from octavo.generation.generate import generate
     from octavo.generation.stream import Sample
+    from octavo.interop.convert import convert
     from octavo.lens import inspect
     from octavo.lens.plots import plot_loss
     from octavo.model import GPT
@@ -34,6 +35,7 @@ _MODULES = {
     "Run": "octavo.runs",
     "Sample": "octavo.generation.stream",
     "Settings": "octavo.settings",
+    "convert": "octavo.interop.convert",
     "evaluate": "octavo.evaluation",
     "generate": "octavo.generation.generate",
     "inspect": "octavo.lens",
@@ -53,6 +55,7 @@ __all__ = [
     "Run",
     "Sample",
     "Settings",
+    "convert",
     "evaluate",
     "generate",
     "inspect",

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 import octavo
-from octavo.cli import bench, estimate, eval, inspect, prepare, sample, serve, stats, train
+from octavo.cli import bench, convert, estimate, eval, inspect, prepare, sample, serve, stats, train
 from octavo.cli.parser import Parser, print_notice
 from octavo.errors import MachineError, OctavoError, OctavoWarning
 from octavo.settings import PRESETS, Settings, resolve, unknown_name_error
@@ -36,6 +36,7 @@ VERBS = {
     "inspect": inspect,
     "serve": serve,
     "prepare": prepare,
+    "convert": convert,
     "stats": stats,
     "estimate": estimate,
     "bench": bench,

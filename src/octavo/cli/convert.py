@@ -1,0 +1,41 @@
+"""`octavo convert`: write a trained model in another program's format."""
+
+import argparse
+import dataclasses
+import json
+from typing import Any
+
+from octavo.cli.parser import RUN_HELP, add_verb, finish_verb, print_notice
+from octavo.interop.formats import FORMATS, PRECISIONS
+from octavo.settings import Settings
+from octavo.units import format_bytes
+
+
+def add_parser(verbs: Any, defaults: Settings) -> None:
+    verb = add_verb(
+        verbs,
+        "convert",
+        "RUN OUT --to FORMAT",
+        run,
+        help="write a trained model for another program",
+        example="octavo convert runs/pydocs-1 pydocs.gguf --to gguf",
+    )
+    verb.add_argument("run", metavar="RUN", help=RUN_HELP)
+    verb.add_argument("out", metavar="OUT", help="the file or folder to write; it must not exist")
+    formats = "; ".join(f"{name}: {format.summary}" for name, format in FORMATS.items())
+    verb.add_argument("--to", required=True, choices=tuple(FORMATS), help=formats)
+    verb.add_argument("--precision", choices=PRECISIONS, help="of the matrices (fp32)")
+    finish_verb(verb)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from octavo.interop.convert import convert
+
+    result = convert(arguments.run, arguments.to, arguments.out, arguments.precision)
+    for notice in result.notices:
+        print_notice(notice)
+    if arguments.json:
+        print(json.dumps(dataclasses.asdict(result) | {"out": str(result.out)}))
+    else:
+        print(f"{result.out}: {result.format}, {result.precision}, {format_bytes(result.bytes)}")
+    return 0

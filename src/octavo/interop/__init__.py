@@ -1,0 +1,11 @@
+"""The formats of other programs, one module per program. Nothing is imported here.
+
+    convert.py       `octavo.convert`: write a model in one of the formats of formats.py
+    formats.py       the table of formats
+    gguf.py          llama.cpp and what is built on it
+    ctranslate2.py   CTranslate2
+    nanogpt.py       nanoGPT
+
+A module that writes has `write(checkpoint, out, precision)`. It writes atomically and returns notices: what the other
+program computes or tokenizes differently. What a format cannot express is an `OctavoError`.
+"""
