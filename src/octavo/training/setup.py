@@ -103,6 +103,7 @@ def _set_up_resumed(settings: Settings, folders: tuple[Path, ...]) -> _SetupGene
                 f"{getattr(loaded.settings, name)}",
                 "the value of the checkpoint in settings.toml",
             )
+    notices += _unrequested_changes(loaded)
     settings = dataclasses.replace(
         settings,
         device=values.device if settings.device == "auto" else settings.device,
@@ -119,6 +120,22 @@ def _set_up_resumed(settings: Settings, folders: tuple[Path, ...]) -> _SetupGene
     model = _change_settings(loaded.model, settings)
     run = Run.of_checkpoint(loaded.folder)
     return TrainingSetup(settings, runtime, data, model, run, loaded.folder, state, notices)
+
+
+def _unrequested_changes(loaded: Checkpoint) -> list[str]:
+    """A notice for each setting of settings.toml that differs from the one that the checkpoint was saved with.
+
+    It was edited or damaged, or a resumed run that changed it was killed before its first checkpoint.
+    """
+    run = Run.of_checkpoint(loaded.folder)
+    if run is None:
+        return []
+    now, saved = dataclasses.asdict(run.settings), dataclasses.asdict(loaded.settings)
+    return [
+        f"settings.toml has {name} = {value!r}, and {loaded.folder} was saved with {saved[name]!r}"
+        for name, value in now.items()
+        if value != saved.get(name, value)
+    ]
 
 
 def load_first_intact(folders: tuple[Path, ...]) -> tuple[Checkpoint, TrainerState, list[str]]:
@@ -176,8 +193,7 @@ def _resolve_auto(settings: Settings, runtime: Runtime, data: Dataset) -> Settin
 
 def _change_settings(model: GPT, settings: Settings) -> GPT:
     """Move the weights into a model with these settings: other dropout, perhaps fewer positions."""
-    with torch.device("meta"):
-        changed = GPT(settings)
+    changed = checkpoint.meta_model(settings)
     weights = model.state_dict()
     weights["transformer.wpe.weight"] = weights["transformer.wpe.weight"][: settings.block_size].clone()
     changed.load_state_dict(weights, assign=True)
