@@ -8,6 +8,7 @@ import pytest
 
 from commands import SMALL, AssertRejected, RunCommand
 from octavo import files
+from octavo.data.dataset import checksum
 
 pytestmark = pytest.mark.usefixtures("workdir")
 
@@ -37,6 +38,7 @@ def test_changed_shards_and_ids_beyond_the_vocabulary_are_rejected(
     assert_rejected(["train", "tokens", *SMALL], shard.name, "changed")
     info = json.loads(info_path.read_text(encoding="utf-8"))
     info["files"][shard.name]["sha256"] = files.sha256(shard)
+    info["checksum"] = checksum(info)
     info_path.write_text(json.dumps(info), encoding="utf-8")
     assert_rejected(["train", "tokens", *SMALL], f"id {vocab_size}", "vocabulary")
 

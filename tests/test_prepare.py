@@ -16,7 +16,7 @@ import pytest
 
 from folders import contents, file_size_limit, flip_bit, truncate
 from octavo import cli, files, tokenizers
-from octavo.data.dataset import Dataset, open_dataset
+from octavo.data.dataset import Dataset, checksum, open_dataset
 from octavo.data.file_state import FileProperties
 from octavo.data.prepare import choose_tokenizer, prepare, prepare_dataset, reopen_dataset
 from octavo.data.shards import open_npy, write_npy
@@ -102,6 +102,7 @@ def test_dataset_json_describes_the_text_the_split_and_the_files(source: Path, t
     data = prepare(source, tmp_path / "out", tokenizer="word:300", val_fraction=0.25)
     info = json.loads((tmp_path / "out" / "dataset.json").read_text(encoding="utf-8"))
     assert info == data.info == open_dataset(tmp_path / "out").info
+    assert info.pop("checksum") == checksum(info)
     sha256 = hashlib.sha256(TEXT.encode()).hexdigest()
     entries = info.pop("files")
     assert {name: (entry["bytes"], entry["sha256"]) for name, entry in entries.items()} == {
@@ -310,6 +311,7 @@ def replace_file(out: Path, name: str, content: bytes) -> None:
     (out / name).write_bytes(content)
     info = json.loads((out / "dataset.json").read_text(encoding="utf-8"))
     info["files"][name] = {"bytes": len(content), "sha256": files.sha256(out / name)}
+    info["checksum"] = checksum(info)
     (out / "dataset.json").write_text(json.dumps(info), encoding="utf-8")
 
 

@@ -58,6 +58,17 @@ def translate_disk_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+def make_folder(path: Path) -> None:
+    """Create a folder and its missing parents, and flush their names to disk.
+
+    Without that, a power loss could remove the folder with everything that was flushed in it.
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        _fsync(folder.parent)
+
+
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder to write into, which becomes `path` when the block ends without an error.
@@ -65,7 +76,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     It replaces an existing folder. On an error the temporary folder is removed and `path` is unchanged.
     """
     with translate_disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
         try:
             partial.chmod(0o755)  # mkdtemp creates it readable only by the user
@@ -154,7 +165,7 @@ def remove_leftovers(folder: Path, needed: Collection[str] = ()) -> None:
 
 
 def flush(path: Path) -> None:
-    """Flush a file that was appended to, and its name, to disk. Does nothing if it does not exist."""
+    """Flush a file that was appended to or a new folder, and its name, to disk. Does nothing if it does not exist."""
     with translate_disk_errors(path):
         if path.exists():
             _fsync(path)

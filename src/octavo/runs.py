@@ -67,8 +67,9 @@ class Run:
                     raise OctavoError(f"{folder} already exists and is not empty", f"another name{hint}")
                 files.write_atomic(folder / "settings.toml", to_toml(settings))
                 return cls(folder)
-            (folder / "checkpoints").mkdir(parents=True)
+            files.make_folder(folder / "checkpoints")
         try:
+            files.flush(folder)
             files.write_atomic(folder / "settings.toml", to_toml(settings))
         except BaseException:  # an unfinished run folder would block its name
             shutil.rmtree(folder, ignore_errors=True)
@@ -395,7 +396,7 @@ def _make_numbered_folder(corpus: str) -> Path:
         number = max((int(match[1]) for match in matches if match), default=0) + 1
         folder = Path("runs", f"{corpus}-{number}")
         with files.translate_disk_errors(folder):
-            folder.parent.mkdir(exist_ok=True)
+            files.make_folder(folder.parent)
             try:
                 folder.mkdir()
             except FileExistsError:  # another process took the number

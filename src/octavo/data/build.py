@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from octavo import files, tokenizers
-from octavo.data.dataset import FORMAT, SPLITS, Dataset, open_dataset
+from octavo.data.dataset import FORMAT, SPLITS, Dataset, checksum, open_dataset
 from octavo.data.limits import Limits
 from octavo.data.progress import PreparationProgress
 from octavo.data.scan import CorpusScan
@@ -58,6 +58,7 @@ def build_dataset(
             shutil.rmtree(staging)  # the same build would fail again, so its shards are of no use
             raise _split_error(scan, split)
         info = _describe(staging, corpus, scan, settings, tokenizer, key, split, shards, tokens)
+        info["checksum"] = checksum(info)
         with files.translate_disk_errors(out):
             (staging / "dataset.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
             for name in _TEMPORARY:
@@ -96,7 +97,7 @@ def open_staging(
     if tokenizer is None:
         tokenizer = yield from train_tokenizer(settings.tokenizer, corpus, scan, limits)
     with files.translate_disk_errors(staging):
-        staging.mkdir(parents=True)
+        files.make_folder(staging)
         tokenizer.save(staging)
         files.write_atomic(staging / "plan.json", plan)
     return tokenizer

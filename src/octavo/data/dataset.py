@@ -8,6 +8,8 @@ Opening a dataset reads no shards, unless they changed since they were last veri
 folders too.
 """
 
+import hashlib
+import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,6 +100,12 @@ def open_dataset(folder: Path, verify: bool = False) -> Dataset:
     return Dataset(folder, tokenizer, info, tokens)
 
 
+def checksum(info: dict[str, Any]) -> str:
+    """The sha256 of the contents of `dataset.json`, which records it as `checksum`."""
+    content = {key: value for key, value in info.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 class TextInfo(msgspec.Struct):
     """The text that a dataset was prepared from."""
 
@@ -141,6 +149,7 @@ class _DatasetInfo(Origin):
     shards: dict[Literal["train", "val"], list[FileName]]
     files: dict[FileName, _FileEntry]
     format: int = FORMAT
+    checksum: str = ""  # folders of earlier versions have none
 
 
 def _read_info(folder: Path) -> dict[str, Any]:
@@ -158,6 +167,8 @@ def _read_info(folder: Path) -> dict[str, Any]:
         for name in info["shards"][split]:
             if name not in info["files"]:
                 raise OctavoError(f"{path} is damaged: {name} is not in its list of files", hint)
+    if "checksum" in info and info["checksum"] != checksum(info):
+        raise OctavoError(f"{path} was changed since it was written: its checksum differs", hint)
     return info
 
 
