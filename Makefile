@@ -18,7 +18,9 @@ lint:             ## what CI checks besides the tests
 
 torture:          ## hundreds of kills and failing system calls (about an hour); the result is in docs/reliability.md
 	@scripts/install test
+	@rm -f build/torture.jsonl
 	@OMP_NUM_THREADS=1 OCTAVO_TORTURE=1 .venv/bin/python -m pytest -n 2 tests/reliability
+	@.venv/bin/python scripts/torture_table.py
 
 bench:            ## figures for docs/speed.md; NANOGPT=path to a checkout of nanoGPT, TEXTS=two texts of your own, PEERS=a Python with the peers
 	@test -d "$(NANOGPT)" || { echo "error: no checkout of nanoGPT at '$(NANOGPT)'"; echo "  try: make bench NANOGPT=PATH"; exit 2; } >&2

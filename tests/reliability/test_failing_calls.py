@@ -142,7 +142,13 @@ def test_a_failing_call_loses_nothing_and_changes_no_bit(
         continued += result.code == 0
         shutil.rmtree(folder)
     failed = len(numbers) - continued
-    report(f"{name}: {fault} at every write-side call", len(numbers), continued=continued, failed=failed, lost=0)
+    report(
+        f"every write-side call of `{name}` fails (EIO, ENOSPC once and for good, half a write) or kills it",
+        len(numbers),
+        continued=continued,
+        ended_and_repeated=failed,
+        lost=0,
+    )
 
 
 def describe(call: Call, result: Result) -> str:
