@@ -30,7 +30,7 @@ from octavo.training.step import Trainer
 SPIKE_WINDOW = 128
 _SPIKE_DEVIATIONS = 6
 
-# If so many batches in a row are not finite, the weights are the cause, which skipping does not change.
+# If more batches than this in a row are not finite, the weights are the cause, and skipping does not change them.
 MAX_SKIPS_IN_A_ROW = 10
 MAX_SKIPS = 100
 # After five rollbacks the learning rate is 1/32 of its value: it is not the cause, or it was absurd.
@@ -72,7 +72,7 @@ class DivergencePolicy:
         return _ROLLBACK_FACTOR**self.state.rollbacks
 
     def approves(self, step: int, loss: Tensor, grad_norm: Tensor) -> bool:
-        """Whether to apply the update of a step. Raises `DivergenceError` if training cannot go on."""
+        """Whether to apply the update of a step. Raises `DivergenceError` if training cannot continue."""
         self._unread.append((step, loss, grad_norm))
         if self.reads_every_step or len(self._unread) == SPIKE_WINDOW:
             return self.read_losses()
@@ -113,8 +113,11 @@ class DivergencePolicy:
         rollbacks = self.state.rollbacks
         tried = f", after {rollbacks} rollbacks" if rollbacks == MAX_ROLLBACKS else ""
         place = f"the last good checkpoint is {last_checkpoint}" if last_checkpoint else "there is no checkpoint yet"
-        rate = f"--learning-rate {min(self.settings.learning_rate / 3, 1e-3):.1g}"
-        hint = rate if self.settings.on_divergence == "rollback" else f"{rate}, or --on-divergence rollback"
+        hint = f"--learning-rate {min(self.settings.learning_rate / 3, 1e-3):.1g}"
+        if self.settings.optimizer == "muon":  # its learning rate does not follow --learning-rate
+            hint += f" --muon-learning-rate {min(self.settings.muon_learning_rate / 3, 0.02):.1g}"
+        if self.settings.on_divergence != "rollback":
+            hint += ", or --on-divergence rollback"
         return DivergenceError(error.step, f"{error.reason}{tried}; {place}", hint)
 
     @property
