@@ -1,6 +1,7 @@
 """Sampling: temperature, top-k, top-p, min-p, penalties, logit bias."""
 
 import math
+from fractions import Fraction
 from typing import Any
 
 import hypothesis
@@ -217,14 +218,26 @@ def test_min_p_keeps_tokens_near_the_most_likely(min_p: float, count: int) -> No
     assert probs.sum().item() == pytest.approx(1)
 
 
-@pytest.mark.parametrize("size", [10, 1024, 1025, 5000])
+@pytest.mark.parametrize("size", [10, 1024, 1025, 1500, 5000])
 @pytest.mark.parametrize("temperature", [0.1, 1.0, 50.0])  # at 50 the nucleus has more tokens than are sorted first
-def test_a_nucleus_found_by_partial_sorting_equals_the_full_sort(size: int, temperature: float) -> None:
+@pytest.mark.parametrize("top_p", [0.02, 0.9])
+def test_a_nucleus_found_by_partial_sorting_equals_the_full_sort(size: int, temperature: float, top_p: float) -> None:
     logits = 5 * torch.randn(3, size, generator=seeded())
-    result = probabilities(logits, Sampling(temperature=temperature, top_k=0, top_p=0.9))
+    result = probabilities(logits, Sampling(temperature=temperature, top_k=0, top_p=top_p))
     ordered, order = (logits / temperature).softmax(-1).sort(descending=True)
-    expected = torch.zeros(3, size).scatter(-1, order, ordered * (ordered.cumsum(-1) - ordered < 0.9))
+    expected = torch.zeros(3, size).scatter(-1, order, ordered * (ordered.cumsum(-1) - ordered < top_p))
     torch.testing.assert_close(result, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_a_nucleus_ends_where_it_reaches_top_p_exactly() -> None:
+    probs = probabilities(torch.zeros(1, 4), Sampling(temperature=1, top_k=0, top_p=0.5))
+    assert probs[0].nonzero().squeeze(-1).tolist() == [0, 1]
+
+
+def test_the_size_of_a_nucleus_of_many_small_probabilities_is_exact() -> None:
+    each = Fraction(float(torch.zeros(50_000).softmax(0)[0]))  # summed in float32, half of them would not be near 0.5
+    probs = probabilities(torch.zeros(1, 50_000), Sampling(temperature=1, top_k=0, top_p=0.5))
+    assert probs.count_nonzero().item() == math.ceil(Fraction(1, 2) / each)
 
 
 @pytest.mark.parametrize(
