@@ -8,9 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from octavo import files
 from octavo.data.shards import Shard, Shards
 from octavo.errors import OctavoError
+from octavo.schema import Count
 
 FileState = tuple[int, int]  # bytes, modification time in nanoseconds
 
@@ -27,6 +30,14 @@ def file_state(path: str | Path) -> FileState | None:
     if status.st_mtime_ns > time.time_ns() - _RACY_NS:
         return None
     return status.st_size, status.st_mtime_ns
+
+
+class _Properties(msgspec.Struct, omit_defaults=True):
+    """What the record has of a file."""
+
+    state: list[Count]  # as of `file_state`
+    sha256: str | None = None
+    largest_id: Count | None = None
 
 
 class FileProperties:
@@ -70,11 +81,10 @@ class FileProperties:
 
     def _load(self) -> dict[str, dict[str, Any]]:
         try:
-            entries = json.loads(self._record.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            entries = msgspec.json.decode(self._record.read_bytes(), type=dict[str, _Properties])
+        except (OSError, UnicodeDecodeError, msgspec.MsgspecError, RecursionError):
             return {}
-        is_valid = isinstance(entries, dict) and all(isinstance(entry, dict) for entry in entries.values())
-        return entries if is_valid else {}
+        return {name: msgspec.to_builtins(properties) for name, properties in entries.items()}
 
     def save(self) -> None:
         """Write the record. If the cache is not writable, the files are read again next time."""
