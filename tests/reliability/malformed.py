@@ -524,3 +524,31 @@ COMMANDS: list[str] = [
     "bench everything",
     "unknown-verb",
 ]
+
+_PREPARE = "prepare text.txt --out tokens"
+# Variables of the environment that make a command fail; each command would succeed otherwise.
+ENVIRONMENTS: list[tuple[dict[str, str], str]] = [
+    *(
+        ({"OCTAVO_CACHE": cache}, _PREPARE)
+        for cache in ("text.txt", "text.txt/cache", "loop.txt", "/dev/null/cache", "/proc/nowhere", "c" * 300)
+    ),
+    ({"OCTAVO_API_KEY": "a key"}, "serve runs/mine --port 0"),
+    ({"OCTAVO_API_KEY": "caf\xe9"}, "serve runs/mine --port 0"),
+    ({"OCTAVO_API_KEY": "a\x07key"}, "serve runs/mine --port 0"),
+]
+# Variables that must not matter.
+ODD_ENVIRONMENT = {
+    "COLUMNS": "0",
+    "LINES": "x",
+    "TERM": "",
+    "LANG": "xx_YY",
+    "LC_ALL": "xx_YY.klingon",
+    "HOME": "/nowhere",
+    "TMPDIR": "/nowhere",
+    "CC": "/nowhere/cc",
+    "OMP_NUM_THREADS": "many",
+    "CUDA_VISIBLE_DEVICES": "x",
+    "PYTHONIOENCODING": "ascii",
+    "FORCE_COLOR": "x",
+    "NO_COLOR": "x",
+}

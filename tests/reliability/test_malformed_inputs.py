@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from types import FrameType
 
 import pytest
 
-from commands import RunCommand, snapshot
+from commands import Result, RunCommand, snapshot
 from reliability import malformed
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="some inputs are pipes and links")
@@ -66,7 +67,49 @@ def test_a_malformed_input_gives_one_message_and_changes_nothing(
 ) -> None:
     monkeypatch.chdir(inputs.folder)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
-    result = run_command(*shlex.split(command))
+    assert_rejected(run_command(*shlex.split(command)), inputs)
+
+
+@pytest.mark.usefixtures("deadline")
+@pytest.mark.parametrize(("variables", "command"), malformed.ENVIRONMENTS, ids=lambda value: str(value)[-50:])
+def test_a_malformed_environment_gives_one_message_and_changes_nothing(
+    variables: dict[str, str], command: str, inputs: Inputs, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(inputs.folder)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert_rejected(run_command(*shlex.split(command)), inputs)
+
+
+def test_an_odd_environment_changes_nothing(inputs: Inputs) -> None:
+    command = ["sample", "runs/mine", "--max-new-tokens", "3", "--temperature", "0", "--json"]
+    expected = run_process(command, inputs.folder, {})
+    result = run_process(command, inputs.folder, malformed.ODD_ENVIRONMENT)
+    assert (result.code, result.out) == (0, expected.out)
+    assert "Traceback" not in result.err
+    inputs.assert_unchanged()
+
+
+@pytest.mark.parametrize("command", ["sample runs/mine --top-p 2", "train --config config/deep.toml"])
+def test_a_malformed_input_of_a_process_gives_one_message(command: str, inputs: Inputs) -> None:
+    assert_rejected(run_process(shlex.split(command), inputs.folder, {}), inputs)
+
+
+def run_process(words: list[str], folder: Path, variables: dict[str, str]) -> Result:
+    done = subprocess.run(
+        [sys.executable, "-m", "octavo", *words],
+        cwd=folder,
+        env=os.environ | variables,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=120,
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def assert_rejected(result: Result, inputs: Inputs) -> None:
     assert result.code in (2, 3), result
     assert "Traceback" not in result.err
     assert len([line for line in result.err.splitlines() if line.startswith("error: ")]) == 1, result.err
