@@ -82,6 +82,13 @@ def test_the_word_cache_is_bounded() -> None:
     assert len(encoder.words) <= 10
 
 
+def test_long_words_are_not_cached() -> None:
+    tokenizer = tokenizers.build("bpe:300", TEXT)
+    encoder = Encoder(tokenizer)
+    assert encoder.encode(b"abc" * 1000 + b" abc").tolist() == tokenizer.encode("abc" * 1000 + " abc").tolist()
+    assert list(encoder.words or ()) == [b" abc"]
+
+
 # Several processes
 
 

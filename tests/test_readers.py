@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import random
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,24 @@ def test_chunks_end_before_white_space_that_follows_another_character(seed: int)
     for before, after in itertools.pairwise(chunks):
         assert after[0] in " \n"
         assert not before[-1].isspace()
+
+
+@pytest.mark.parametrize("weights", [(1, 1, 1), (30, 1, 1), (200, 1, 0)])
+def test_chunks_are_those_of_a_plain_search(weights: tuple[int, int, int]) -> None:
+    rng = random.Random(0)
+    for chunk, forced_cut in itertools.product((1, 5, 300), (400, 1000)):
+        text = "".join(rng.choices("a \t", weights, k=2000))
+        cuts = [match.end() for match in re.finditer(r"\S(?=[ \n])", text)]
+        expected, start = [], 0
+        while len(text) - start >= chunk:
+            earlier = [cut for cut in cuts if start < cut < start + chunk]
+            later = [cut for cut in cuts if cut >= start + chunk]
+            end = earlier[-1] if earlier else later[0] if later else start + forced_cut
+            if end > len(text):
+                break
+            expected.append(text[start:end])
+            start = end
+        assert list(cut_text([text], Limits(chunk=chunk, forced_cut=forced_cut))) == [*expected, text[start:]]
 
 
 @pytest.mark.parametrize("character", ["a", " ", "\n"])

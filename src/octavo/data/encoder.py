@@ -20,6 +20,7 @@ from octavo.tokenizers import Tokenizer
 END = b"\xff"  # marks the end of a document
 _CUT = b"\xfe"  # between words; UTF-8 does not use this byte either
 _CACHED_WORDS = 300_000  # some 60 MB
+_LONGEST_CACHED_WORD = 100  # bytes; in a text without spaces a word has up to 64 MB
 # Multi-byte whitespace before a space or a newline: a token can span both, so the text is not cut between them.
 _MULTIBYTE_SPACE = re.compile(
     rb"(?:\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80)(?=[ \n])"
@@ -62,15 +63,20 @@ class Encoder:
 
 
 class WordCache(dict[bytes, bytes]):
-    """The ids of each word as bytes, computed when it is first looked up. Cleared when it has `size` words."""
+    """The ids of each word as bytes, computed when it is first looked up. Cleared when it has `size` words.
+
+    Long words are not kept: they seldom occur twice.
+    """
 
     def __init__(self, encode_word: Callable[[bytes], bytes], size: int) -> None:
         self._encode_word, self._size = encode_word, size
 
     def __missing__(self, word: bytes) -> bytes:
-        if len(self) >= self._size:
-            self.clear()
-        self[word] = ids = self._encode_word(word)
+        ids = self._encode_word(word)
+        if len(word) <= _LONGEST_CACHED_WORD:
+            if len(self) >= self._size:
+                self.clear()
+            self[word] = ids
         return ids
 
 

@@ -101,29 +101,41 @@ def cut_text(texts: Iterable[str], limits: Limits = DEFAULT_LIMITS) -> Iterator[
     Text is cut where no token can span the cut. Without such a place, a chunk is longer, and is cut after
     `limits.forced_cut` characters all the same.
     """
-    rest = ""
+    rest, searched = "", 0  # `rest[:searched]` has no place to cut after the first `limits.chunk` characters
     for text in texts:
         rest += text
         start = 0
-        while len(rest) - start >= limits.chunk and (end := _find_cut(rest, start, limits)):
+        while len(rest) - start >= limits.chunk:
+            end = _find_cut(rest, start, start + limits.chunk, searched)
+            if not end:
+                searched = len(rest)  # it is not searched again, so the time is linear also without a place to cut
+                if len(rest) - start < limits.forced_cut:
+                    break
+                end = start + limits.forced_cut
             yield rest[start:end]
             start = end
-        rest = rest[start:]
+        rest, searched = rest[start:], max(0, searched - start)
     if rest:
         yield rest
 
 
-def _find_cut(text: str, start: int, limits: Limits) -> int:
-    """The end of the chunk that begins at `start`, or 0 if more text must be read before a cut can be chosen."""
-    end = start + limits.chunk
-    while (space := max(text.rfind(" ", start + 1, end), text.rfind("\n", start + 1, end))) > start:
-        whitespace_start = start + len(text[start:space].rstrip())  # of the whitespace around index `space`
-        if whitespace_start > start and text[whitespace_start] in " \n":
-            return whitespace_start
-        end = whitespace_start  # the run begins with a tab or the like: look for an earlier run
-    if match := re.compile(r"\S(?=[ \n])").search(text, start + limits.chunk - 1):
-        return match.end()
-    return start + limits.forced_cut if len(text) - start >= limits.forced_cut else 0
+_CUT = re.compile(r"\S(?=[ \n])")
+
+
+def _find_cut(text: str, start: int, end: int, searched: int) -> int:
+    """The last place to cut between `start` and `end`, else the first one from `end` on, else 0.
+
+    There is no such place before `searched` if that is `end` or more.
+    """
+    length = 256  # of the text that is searched, from `end` backward
+    while searched < end:
+        if cuts := [match.end() for match in _CUT.finditer(text, max(start, end - length), end)]:
+            return cuts[-1]
+        if length >= end - start:
+            break
+        length *= 2
+    match = _CUT.search(text, max(end, searched) - 1)
+    return match.end() if match else 0
 
 
 @contextlib.contextmanager
