@@ -8,6 +8,9 @@ do.
 Code that reacts to an error catches a subclass; nothing depends on the text of a message.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 
 class OctavoError(Exception):
     """A mistake or a limit that the user can do something about.
@@ -61,3 +64,19 @@ class OctavoWarning(UserWarning):
 
     The command line prints it as a note.
     """
+
+
+@contextlib.contextmanager
+def translate_parser_errors(message: str, hint: str | None = None) -> Iterator[None]:
+    """Turn all that a library raises while it parses a user's file into an `OctavoError` with this message.
+
+    A library written in Rust may panic. That reaches Python as a PanicException, which is no `Exception`.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        if isinstance(error, OctavoError) and error.hint is not None:
+            hint = error.hint
+        raise OctavoError(f"{message}: {getattr(error, 'message', error)}", hint) from None

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, translate_parser_errors
 from octavo.tokenizers.bytelevel import END_OF_TEXT, byte_level_backend
 from octavo.tokenizers.tokenizer import Tokenizer, translate_panics
 
@@ -16,14 +16,11 @@ def load(folder: Path) -> Tokenizer:
     import tokenizers
 
     tokenizer_json, vocab_json, merges_txt = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
-    try:
-        with translate_panics():
-            if tokenizer_json.is_file():
-                return Tokenizer(tokenizers.Tokenizer.from_file(str(tokenizer_json)))
-            if vocab_json.is_file() and merges_txt.is_file():
-                return Tokenizer(read_vocab_and_merges(vocab_json, merges_txt))
-    except Exception as error:  # `tokenizers` raises plain Exception
-        raise OctavoError(f"cannot use the tokenizer in {folder}: {error}") from error
+    with translate_parser_errors(f"cannot use the tokenizer in {folder}"):
+        if tokenizer_json.is_file():
+            return Tokenizer(tokenizers.Tokenizer.from_file(str(tokenizer_json)))
+        if vocab_json.is_file() and merges_txt.is_file():
+            return Tokenizer(read_vocab_and_merges(vocab_json, merges_txt))
     raise OctavoError(f"no tokenizer in {folder}: expected tokenizer.json, or vocab.json and merges.txt")
 
 

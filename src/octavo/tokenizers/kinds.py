@@ -17,6 +17,7 @@ from octavo.tokenizers.bytelevel import (
     find_surrogates,
     split_at_spaces,
 )
+from octavo.tokenizers.fast_path import WORD_PATTERN
 from octavo.tokenizers.folder import read_vocab_and_merges
 from octavo.tokenizers.tokenizer import Tokenizer
 
@@ -107,7 +108,7 @@ def _train_word(chunks: Iterable[str], size: int) -> "tokenizers.Tokenizer":
     from tokenizers import Regex, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as HuggingFaceTokenizer
 
-    word_splitter = pre_tokenizers.Split(Regex(r"[\p{L}\p{M}\p{N}_]+|\s+|[^\p{L}\p{M}\p{N}_\s]"), "isolated")
+    word_splitter = pre_tokenizers.Split(Regex(WORD_PATTERN), "isolated")
     bytes_to_letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     word_counter = HuggingFaceTokenizer(models.WordLevel())  # only ranks the words, and is then discarded
     word_counter.pre_tokenizer = pre_tokenizers.Sequence([word_splitter, bytes_to_letters])

@@ -8,15 +8,17 @@ import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from octavo.errors import OctavoError, UnknownCharactersError
+from octavo.tokenizers import fast_path
 from octavo.tokenizers.bytelevel import END_OF_TEXT, LETTER_TO_BYTE, find_surrogates, letters_to_bytes, split_at_spaces
+from octavo.tokenizers.library import encode_texts
 
 if TYPE_CHECKING:
     import tiktoken
@@ -24,6 +26,19 @@ if TYPE_CHECKING:
 
 UNKNOWN = ("error", "skip", "replace")  # what `encode` can do with unknown characters
 _REPLACEMENTS = "\ufffd? "  # for unknown="replace": the first one in the vocabulary
+
+
+class UnknownCharacters(NamedTuple):
+    """The characters of a text that a tokenizer has no token for, and that were skipped or replaced."""
+
+    count: int
+    first: str
+    offset: int  # of the first, in characters
+    lost_bytes: int  # bytes of the text less those of its tokens
+
+    def __str__(self) -> str:
+        plural = "s" * (self.count > 1)
+        return f"{self.count:,} unknown character{plural}, the first {self.first!r} at offset {self.offset:,}"
 
 
 class Tokenizer:
@@ -34,7 +49,7 @@ class Tokenizer:
 
     def __init__(self, backend: "tokenizers.Tokenizer") -> None:
         backend.encode_special_tokens = True  # encodes the text of a special token like other text
-        backend.no_truncation()  # a tokenizer.json may have these two from another program: text would be lost or added
+        backend.no_truncation()  # transformers stores the lengths of its last call, and they would cut texts
         backend.no_padding()
         self.backend = backend
         self._ids = backend.get_vocab(with_added_tokens=True)
@@ -43,8 +58,13 @@ class Tokenizer:
             raise OctavoError(f"the ids of the {self.vocab_size} tokens are not 0, 1, 2, ...: some are missing")
         description = json.loads(backend.to_str())
         self.kind = _recognize_kind(description, self._ids)
-        to_bytes = str.encode if self.kind == "char" else letters_to_bytes
-        self.token_bytes = [to_bytes(token) for token in sorted(self._ids, key=self._ids.__getitem__)]
+        self._has_fast_path = fast_path.implements(self.kind, description)
+        self._known_characters = {token: id for token, id in description["model"]["vocab"].items() if len(token) == 1}
+        added = {token["content"] for token in description["added_tokens"]}  # plain text also in a byte-level BPE
+        self.token_bytes = [
+            token.encode() if self.kind == "char" or token in added else letters_to_bytes(token)
+            for token in sorted(self._ids, key=self._ids.__getitem__)
+        ]
         self.special_ids = frozenset(token["id"] for token in description["added_tokens"] if token["special"])
         end_of_text = self._ids.get(END_OF_TEXT)
         self.end_of_text = end_of_text if end_of_text in self.special_ids else None
@@ -56,27 +76,26 @@ class Tokenizer:
         bytes, those with a byte that has no token; for every kind unpaired surrogates.
         `unknown` says what to do with them: "error" raises `UnknownCharactersError`; "skip" leaves them out; "replace"
         puts U+FFFD, "?" or a space in their place, the first of these that has an id.
+
+        Raises `OctavoError` if the tokenizer does not preserve the text otherwise.
         """
+        return self.encode_and_report(text, unknown)[0]
+
+    def encode_and_report(
+        self, text: str, unknown: str = "error"
+    ) -> tuple[npt.NDArray[np.int64], UnknownCharacters | None]:
+        """The ids of `text`, (T,), and the characters that were skipped or replaced, if there were any."""
         if unknown not in UNKNOWN:
             raise OctavoError(f"unknown={unknown!r} is not one of {', '.join(UNKNOWN)}")
-        if self.kind == "char" and (ids := self._encode_characters(text)) is not None:
-            return ids
+        ids = self._encode_known(text)
+        if ids is not None:
+            return ids, None
         unknown_characters = self._unknown_characters(text)
-        if unknown_characters:
-            replacement = self._replacement(unknown_characters, unknown)
-            text = text.translate({ord(character): replacement for character in unknown_characters})
-        if self.kind == "char":
-            ids = self._encode_characters(text)
-            assert ids is not None
-            return ids
-        if self.kind == "byte":
-            return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64)
-        if self._tiktoken is not None:
-            return np.array(self._tiktoken.encode_ordinary(text), dtype=np.int64)
-        chunks = split_at_spaces(text) if self.kind == "word" else [text]
-        with translate_panics():
-            encodings = self.backend.encode_batch_fast(chunks, add_special_tokens=False)
-        return np.array([id for encoding in encodings for id in encoding.ids], dtype=np.int64)
+        replacement = self._replacement(text, unknown_characters, unknown)
+        kept = text.translate({ord(character): replacement for character in unknown_characters})
+        ids = self._encode_known(kept)
+        assert ids is not None
+        return ids, _report(text, kept, unknown_characters)
 
     def encode_word(self, text: str) -> list[int]:
         """The ids of a short text without unknown characters: `encode` without its checks."""
@@ -118,7 +137,35 @@ class Tokenizer:
         """
         if self._missing_bytes:  # words are encoded without a check for unknown characters
             return False
-        return self.kind == "word" or (self.kind in ("bpe", "gpt2") and self._tiktoken is not None)
+        return (self.kind == "word" and self._has_fast_path) or self._tiktoken is not None
+
+    def _encode_known(self, text: str) -> npt.NDArray[np.int64] | None:
+        """The ids of a text, (T,); None if it has unknown characters."""
+        if self.kind == "char" and self._has_fast_path:
+            return self._encode_characters(text)
+        if self._unknown_characters(text):
+            return None
+        if self.kind == "byte" and self._has_fast_path:
+            return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64)
+        if self._tiktoken is not None:
+            return np.array(self._tiktoken.encode_ordinary(text), dtype=np.int64)
+        if self.kind == "word" and self._has_fast_path:
+            return np.array(encode_texts(self.backend, split_at_spaces(text)), dtype=np.int64)
+        ids = encode_texts(self.backend, [text])
+        self._check_is_preserved(text, ids)
+        return np.array(ids, dtype=np.int64)
+
+    def _check_is_preserved(self, text: str, ids: Sequence[int]) -> None:
+        """Raise `OctavoError` if the library changed the text, for example because it drops spaces."""
+        content, encoded = text.encode(), b"".join(map(self.token_bytes.__getitem__, ids))
+        if encoded in (content, b" " + content):  # a tokenizer may put a space before the text, see `add_prefix_space`
+            return
+        differences = (i for i, pair in enumerate(zip(content, encoded, strict=False)) if pair[0] != pair[1])
+        offset = len(content[: next(differences, min(len(content), len(encoded)))].decode(errors="ignore"))
+        raise OctavoError(
+            f"this tokenizer does not preserve the text from offset {offset:,} on, {text[offset : offset + 20]!r}",
+            "a tokenizer that encodes all of the text: its pre-tokenizer or an added token drops a part",
+        )
 
     def _encode_characters(self, text: str) -> npt.NDArray[np.int64] | None:
         """The ids of the characters; None if one of them has no id."""
@@ -129,8 +176,8 @@ class Tokenizer:
     @functools.cached_property
     def _id_of_codepoint(self) -> npt.NDArray[np.int64]:
         """The id of every code point, -1 for those without one. The last entry is for all larger code points."""
-        table = np.full(max(map(ord, self._ids)) + 2, -1, dtype=np.int64)
-        for character, id in self._ids.items():
+        table = np.full(max(map(ord, self._known_characters)) + 2, -1, dtype=np.int64)
+        for character, id in self._known_characters.items():
             table[ord(character)] = id
         return table
 
@@ -143,7 +190,9 @@ class Tokenizer:
         """
         import tiktoken
 
-        if (ranks := _mergeable_ranks(self.backend)) is None:
+        if self.kind not in ("bpe", "gpt2") or not self._has_fast_path:
+            return None
+        if (ranks := fast_path.mergeable_ranks(self.backend)) is None:
             return None
         # GPT-2's pattern in tiktoken's faster spelling; it splits text in the same places.
         pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
@@ -152,7 +201,7 @@ class Tokenizer:
     def _unknown_characters(self, text: str) -> set[str]:
         """The characters of `text` that have no id."""
         if self.kind == "char":
-            return set(text) - self._ids.keys()
+            return set(text) - self._known_characters.keys()
         surrogates = find_surrogates(text)
         if not self._missing_bytes:
             return surrogates
@@ -161,10 +210,9 @@ class Tokenizer:
     @functools.cached_property
     def _missing_bytes(self) -> frozenset[int]:
         """The bytes without a single-byte token. The backend would drop them silently."""
-        present = {token[0] for token in self.token_bytes if len(token) == 1}
-        return frozenset(range(256)) - present
+        return frozenset(byte for letter, byte in LETTER_TO_BYTE.items() if letter not in self._known_characters)
 
-    def _replacement(self, unknown_characters: set[str], unknown: str) -> str | None:
+    def _replacement(self, text: str, unknown_characters: set[str], unknown: str) -> str | None:
         """What replaces each unknown character; None removes it.
 
         Raises `UnknownCharactersError` if `unknown` is "error", or if it is "replace" and no replacement has an id.
@@ -175,15 +223,27 @@ class Tokenizer:
         if unknown == "replace" and usable:
             return usable[0]
         examples = ", ".join(map(repr, sorted(unknown_characters)[:8])) + (", ..." * (len(unknown_characters) > 8))
-        alphabet = "".join(sorted(self._ids)) if self.kind == "char" else ""
+        alphabet = "".join(sorted(self._known_characters)) if self.kind == "char" else ""
         if alphabet:
             known = f"{alphabet[:80]!r}{' ...' * (len(alphabet) > 80)}"
         elif self._missing_bytes:
             known = f"{256 - len(self._missing_bytes)} of the 256 bytes"
         else:
             known = "all but unpaired surrogates"
-        hint = "--unknown skip" + (" or --unknown replace" if usable else "")
-        raise UnknownCharactersError(f"unknown characters {examples}; this {self.kind} tokenizer knows {known}", hint)
+        found = _report(text, text, unknown_characters)
+        raise UnknownCharactersError(
+            f"unknown characters {examples}: {found.count:,} in all, the first at offset {found.offset:,}; "
+            f"this {self.kind} tokenizer knows {known}",
+            "--unknown skip" + (" or --unknown replace" if usable else ""),
+        )
+
+
+def _report(text: str, kept: str, unknown_characters: set[str]) -> UnknownCharacters:
+    """What was lost when `text` became `kept`."""
+    offset = next(i for i, character in enumerate(text) if character in unknown_characters)
+    count = len(text) - len(text.translate(dict.fromkeys(map(ord, unknown_characters))))
+    lost_bytes = len(text.encode(errors="surrogatepass")) - len(kept.encode(errors="surrogatepass"))
+    return UnknownCharacters(count, text[offset], offset, lost_bytes)
 
 
 class StreamDecoder:
@@ -226,14 +286,12 @@ def translate_panics() -> Iterator[None]:
 def _recognize_kind(description: dict[str, Any], ids: dict[str, int]) -> str:
     """The kind of a tokenizer by its `tokenizer.json`, which may come from another program."""
     model = description["model"]
-    # Each ByteLevel writes bytes as letters, which have up to two bytes: 40 of them in a row would need terabytes.
-    if json.dumps(description["pre_tokenizer"]).count('"ByteLevel"') > 1:
-        raise OctavoError(
-            "its pre-tokenizer has more than one ByteLevel", "the tokenizer that the model was trained with"
-        )
+    if model.get("dropout"):
+        raise OctavoError(f"dropout={model['dropout']} makes its encoding random", '"dropout": null in tokenizer.json')
+    added = {token["content"] for token in description["added_tokens"]}
     parts = [(description[part] or {}).get("type") for part in ("normalizer", "pre_tokenizer", "decoder")]
     match [model["type"], *parts]:
-        case ["BPE", None, None, "Fuse"] if max(map(len, ids)) == 1:
+        case ["BPE", None, None, "Fuse"] if {len(token) for token in model["vocab"].keys() - added} == {1}:
             return "char"
         case ["BPE", None, "ByteLevel", "ByteLevel"] if ids == LETTER_TO_BYTE:
             return "byte"
@@ -244,27 +302,3 @@ def _recognize_kind(description: dict[str, Any], ids: dict[str, int]) -> str:
             return "gpt2" if len(ids) == 50257 and ids.get("Ġgazed") == 50255 else "bpe"
     structure = "{} with normalizer {}, pre-tokenizer {}, decoder {}".format(model["type"], *parts)
     raise OctavoError(f"expected a character-level or byte-level BPE without normalizer, not {structure}")
-
-
-def _mergeable_ranks(backend: "tokenizers.Tokenizer") -> dict[bytes, int] | None:
-    """The token ranks from which tiktoken encodes like the backend; None if it would encode differently.
-
-    `tokenizers` merges by a list of pairs, the first pair first. tiktoken merges any pair whose concatenation is a
-    token, the lowest id first. Both give the same ids if they split text in the same places, the ids follow the order
-    of the list, and the list comes from BPE training. Training creates each token from one pair, after all earlier
-    merges. Encoding applies the same earlier merges to the token's bytes, which leaves the same pair. So only this pair
-    can give the token, and the lowest id belongs to the first pair of the list.
-    """
-    description = json.loads(backend.to_str())
-    splitter, model = description["pre_tokenizer"] or {}, description["model"]
-    gpt2_splitter = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-    if any(splitter.get(key) != value for key, value in gpt2_splitter.items()):
-        return None
-    added = {token["content"] for token in description["added_tokens"]}
-    ids = {token: id for token, id in model["vocab"].items() if token not in added}
-    merged = [left + right for left, right in model["merges"]]
-    if not LETTER_TO_BYTE.keys() <= ids.keys() or merged != sorted(
-        ids.keys() - LETTER_TO_BYTE.keys(), key=ids.__getitem__
-    ):
-        return None
-    return {letters_to_bytes(token): id for token, id in ids.items()}
