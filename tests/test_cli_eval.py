@@ -14,7 +14,7 @@ from commands import TEXT, AssertRejected, RunCommand, last_checkpoint
 def test_json_has_the_documented_keys(run_folder: Path, run_command: RunCommand) -> None:
     result = run_command("eval", run_folder, "--json")
     assert (result.code, result.err) == (0, "")
-    assert list(result.json) == ["loss", "perplexity", "bits_per_byte", "tokens", "bytes", "block_size"]
+    assert list(result.json) == ["loss", "perplexity", "bits_per_byte", "tokens", "bytes", "block_size", "unknown"]
 
 
 def test_the_default_source_gives_the_validation_loss_of_training(
@@ -54,3 +54,17 @@ def test_the_report_names_the_block_size(run_folder: Path, run_command: RunComma
 @pytest.mark.parametrize("block_size", ["-5", "0"])
 def test_a_block_size_below_one_is_rejected(block_size: str, run_folder: Path, assert_rejected: AssertRejected) -> None:
     assert_rejected(["eval", run_folder, "text.txt", "--block-size", block_size], "block_size")
+
+
+@pytest.mark.parametrize(("unknown", "word"), [("skip", "skipped"), ("replace", "replaced")])
+def test_unknown_characters_are_reported_and_their_bytes_count(
+    unknown: str, word: str, run_folder: Path, run_command: RunCommand
+) -> None:
+    text = TEXT[:50] + "Ω" + TEXT[:50] + "ΩЖ"
+    Path("other.txt").write_text(text, encoding="utf-8")
+    assert run_command("eval", run_folder, "other.txt").code == 2
+    result = run_command("eval", run_folder, "other.txt", "--unknown", unknown, "--json").json
+    assert result["bytes"] == len(text.encode()) - 1
+    assert (result["unknown"]["count"], result["unknown"]["first"], result["unknown"]["offset"]) == (3, "Ω", 50)
+    report = run_command("eval", run_folder, "other.txt", "--unknown", unknown).out
+    assert f"{word} 3 unknown characters, the first 'Ω' at offset 50" in report

@@ -1,5 +1,6 @@
 """Evaluation is exact: every token is predicted once, and the results match a plain float64 computation."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -285,7 +286,7 @@ def test_a_text_file_of_any_length_is_encoded_as_one_text(kind: str, tmp_path: P
     tokenizer = tokenizers.build(kind, TEXT)
     for length in range(100, 130):
         (tmp_path / "text.txt").write_text(TEXT[:length], encoding="utf-8")
-        encoded = encode_corpus(DataSettings(source=str(tmp_path / "text.txt")), tokenizer)
+        encoded, _ = encode_corpus(DataSettings(source=str(tmp_path / "text.txt")), tokenizer)
         assert encoded.tolist() == tokenizer.encode(TEXT[:length]).tolist()
 
 
@@ -319,7 +320,28 @@ def test_unknown_characters_are_an_error_or_are_skipped(tmp_path: Path) -> None:
     with pytest.raises(OctavoError, match="é"):
         evaluate(loaded, str(tmp_path / "text.txt"))
     skipped = evaluate(loaded, str(tmp_path / "text.txt"), unknown="skip")
-    assert skipped == evaluate_tokens(model, tokenizer, tokenizer.encode("abcabc\nccba"))
+    kept = evaluate_tokens(model, tokenizer, tokenizer.encode("abcabc\nccba"))
+    assert skipped.loss == kept.loss
+    assert skipped.bytes == kept.bytes + 2
+    assert skipped.unknown is not None
+    assert (skipped.unknown.count, skipped.unknown.first, skipped.unknown.offset) == (1, "é", 3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("unknown", ["skip", "replace"])
+def test_the_bytes_are_those_of_the_whole_text_for_every_tokenizer(kind: str, unknown: str, tmp_path: Path) -> None:
+    tokenizer, model = tokenizers.build(kind, "abc, ?\n" * 9), spread_out_model(vocab_size=300)
+    loaded = Checkpoint(model, tokenizer, model.settings, {}, Path("nowhere"))
+    rows = ["abc, é😀\n", "ab\n", "漢字 abc\n"]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows), encoding="utf-8")
+    result = evaluate(loaded, tmp_path / "rows.jsonl", unknown=unknown)
+    tokens = encode_corpus(DataSettings(source=str(tmp_path / "rows.jsonl")), tokenizer, unknown)[0]
+    assert result.bytes == len("".join(rows).encode()) - len(tokenizer.token_bytes[tokens[0]])
+    if kind == "char":
+        assert result.unknown is not None
+        assert (result.unknown.count, result.unknown.first, result.unknown.offset) == (4, "é", 5)
+    else:
+        assert result.unknown is None
 
 
 def test_a_source_that_changed_since_training_is_an_error(trained: Run, loaded: Checkpoint) -> None:

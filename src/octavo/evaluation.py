@@ -1,7 +1,8 @@
 """Evaluate a model on a text: loss, perplexity and bits per byte, computed exactly over the whole text.
 
 Bits per byte compare models with different tokenizers, because the total loss is divided by the number of bytes, which
-is the same for all of them. Nothing here samples: every token except the first is predicted once.
+is the same for all of them: those of the whole text, including characters that a tokenizer cannot encode. Special tokens
+are no text and have no bytes. Nothing here samples: every token except the first is predicted once.
 """
 
 import math
@@ -21,7 +22,7 @@ from octavo.loss import split_loss
 from octavo.model import GPT
 from octavo.runs import RunLike
 from octavo.settings import DataSettings, Settings
-from octavo.tokenizers import Tokenizer
+from octavo.tokenizers import Tokenizer, UnknownCharacters
 
 _TOKENS_PER_LOOKUP = 1 << 22  # that `count_bytes` handles at a time
 _LARGEST_EXPONENT = 700.0  # exp(710) overflows float64
@@ -35,8 +36,9 @@ class Evaluation:
     perplexity: float
     bits_per_byte: float
     tokens: int  # predicted tokens: all but the first
-    bytes: int  # of the predicted tokens
+    bytes: int  # of the text, without those of the first token
     block_size: int
+    unknown: UnknownCharacters | None = None  # what was skipped or replaced: the loss leaves it out, the bytes do not
 
 
 def evaluate(
@@ -57,15 +59,20 @@ def evaluate(
     available.
     """
     loaded = runs.load(run, device)
-    tokens = _read_tokens(loaded, None if source is None else str(source), unknown, encoding, errors, text_field)
-    return evaluate_tokens(loaded.model, loaded.tokenizer, tokens, block_size)
+    tokens, found = _read_tokens(loaded, None if source is None else str(source), unknown, encoding, errors, text_field)
+    return evaluate_tokens(loaded.model, loaded.tokenizer, tokens, block_size, found)
 
 
 def evaluate_tokens(
-    model: GPT, tokenizer: Tokenizer, tokens: np.ndarray | Shards, block_size: int | None = None
+    model: GPT,
+    tokenizer: Tokenizer,
+    tokens: np.ndarray | Shards,
+    block_size: int | None = None,
+    unknown: UnknownCharacters | None = None,
 ) -> Evaluation:
     """Evaluate a model on token ids, in consecutive sequences of `block_size` (default: the model's).
 
+    `unknown` are the characters that were skipped or replaced when the text was encoded; their bytes count too.
     Raises `OctavoError` if there is nothing to predict, or an id is outside the model's vocabulary.
     """
     longest = model.settings.block_size
@@ -84,7 +91,8 @@ def evaluate_tokens(
     loss = split_loss(model, tokens, block_size)
     if not math.isfinite(loss):
         raise OctavoError(f"the model's loss is {loss:g}: its weights are broken", "an earlier checkpoint")
-    n_bytes = max(1, count_bytes(tokenizer, tokens) - count_bytes(tokenizer, tokens[:1]))
+    lost_bytes = unknown.lost_bytes if unknown else 0
+    n_bytes = max(1, count_bytes(tokenizer, tokens) - count_bytes(tokenizer, tokens[:1]) + lost_bytes)
     return Evaluation(
         loss=loss,
         perplexity=perplexity(loss),
@@ -92,6 +100,7 @@ def evaluate_tokens(
         tokens=len(tokens) - 1,
         bytes=n_bytes,
         block_size=block_size,
+        unknown=unknown,
     )
 
 
@@ -101,27 +110,28 @@ def perplexity(loss: float) -> float:
 
 
 def count_bytes(tokenizer: Tokenizer, tokens: np.ndarray | Shards) -> int:
-    """The number of bytes of text that the tokens encode."""
+    """The number of bytes of text that the tokens encode. A special token encodes none."""
     lengths = np.array([len(token) for token in tokenizer.token_bytes], dtype=np.int64)
+    lengths[list(tokenizer.special_ids)] = 0
     starts = range(0, len(tokens), _TOKENS_PER_LOOKUP)
     return sum(int(lengths[tokens[start : start + _TOKENS_PER_LOOKUP]].sum()) for start in starts)
 
 
 def _read_tokens(
     loaded: Checkpoint, source: str | None, unknown: str, encoding: str, errors: str, text_field: str
-) -> np.ndarray | Shards:
+) -> tuple[np.ndarray | Shards, UnknownCharacters | None]:
     if source is None:
         if not isinstance(loaded.settings, Settings) or not loaded.info.get("data"):
             raise OctavoError(
                 f"{loaded.folder} does not record which text it was trained on", f"octavo eval {loaded.folder} SOURCE"
             )
-        return reopen_dataset(loaded.settings, loaded.info["data"], loaded.tokenizer).result.tokens["val"]
+        return reopen_dataset(loaded.settings, loaded.info["data"], loaded.tokenizer).result.tokens["val"], None
     if is_prepared(source):
         dataset = open_dataset(Path(source))
         if dataset.tokenizer.fingerprint != loaded.tokenizer.fingerprint:
             raise OctavoError(
                 f"{source} was prepared with another tokenizer than the model's", "the text it was prepared from"
             )
-        return dataset.tokens["val"]
+        return dataset.tokens["val"], None
     text = DataSettings(source=source, encoding=encoding, errors=errors, text_field=text_field)
     return encode_corpus(text, loaded.tokenizer, unknown)

@@ -54,13 +54,16 @@ def run(arguments: argparse.Namespace) -> int:
         text_field=arguments.text_field,
         device=find_device(arguments.device),
     )
-    return print_report(arguments, result, _format_report(result))
+    return print_report(arguments, result, _format_report(result, arguments.unknown))
 
 
-def _format_report(result: "Evaluation") -> str:
-    return (
+def _format_report(result: "Evaluation", unknown: str) -> str:
+    report = (
         f"loss           {result.loss:.4f} nats per token\n"
         f"perplexity     {result.perplexity:.3f}\n"
         f"bits per byte  {result.bits_per_byte:.4f}\n"
         f"over {result.tokens:,} tokens, {result.bytes:,} bytes, with a context of {result.block_size}"
     )
+    if result.unknown is not None:
+        report += f"\n{'skipped' if unknown == 'skip' else 'replaced'} {result.unknown}"
+    return report

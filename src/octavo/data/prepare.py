@@ -29,7 +29,7 @@ from octavo.data.sources import Corpus, open_source
 from octavo.data.split import choose_split, split_chunks
 from octavo.errors import OctavoError
 from octavo.settings import DataSettings, resolve
-from octavo.tokenizers import Tokenizer
+from octavo.tokenizers import Tokenizer, UnknownCharacters
 
 _SMALL_TEXT = 8 << 20  # bytes
 _SMALL_ALPHABET = 256  # characters
@@ -134,8 +134,13 @@ def is_cached(settings: DataSettings, origin: dict[str, Any] | None) -> bool:
     return is_prepared(cached_folder(Origin.check(origin).cache_key)) or is_prepared(settings.source)
 
 
-def encode_corpus(settings: DataSettings, tokenizer: Tokenizer, unknown: str = "error") -> np.ndarray:
-    """The ids of all documents of a source (T,), int64, as they would be in a dataset. They are held in memory."""
+def encode_corpus(
+    settings: DataSettings, tokenizer: Tokenizer, unknown: str = "error"
+) -> tuple[np.ndarray, UnknownCharacters | None]:
+    """The ids of all documents of a source (T,), int64, as they would be in a dataset. They are held in memory.
+
+    Also returns the characters that were skipped or replaced, if there were any.
+    """
     corpus = open_source(settings)
     scan = scan_corpus(corpus).result
     uses_end_of_text = scan.uses_end_of_text(tokenizer)
@@ -150,7 +155,7 @@ def encode_corpus(settings: DataSettings, tokenizer: Tokenizer, unknown: str = "
         for chunk in split_chunks(corpus, scan, split, insert_newlines=not uses_end_of_text):
             yield encoder.encode(chunk.text.encode() + (END if uses_end_of_text and chunk.ends_document else b""))
 
-    return np.concatenate(list(encode())).astype(np.int64)
+    return np.concatenate(list(encode())).astype(np.int64), encoder.report
 
 
 def choose_tokenizer(size: int, alphabet: int) -> str:

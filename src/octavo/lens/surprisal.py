@@ -82,7 +82,7 @@ def surprisal(run: RunLike, text: Text = None, *, unknown: str = "error") -> Sur
         ["", *(make_token(loaded.tokenizer, int(id)).label for id in guesses)],
         loss,
         perplexity(loss),
-        float(np.sum(nats)) / (count_bytes(loaded.tokenizer, ids[1:]) * math.log(2)),
+        float(np.sum(nats)) / (max(1, count_bytes(loaded.tokenizer, ids[1:])) * math.log(2)),
         loaded.model.settings.block_size,
         tokenized.left_out,
     )

@@ -15,7 +15,7 @@ decoding concatenates them. The text `<|endoftext|>` is encoded like any other t
 from octavo.tokenizers.bytelevel import END_OF_TEXT
 from octavo.tokenizers.folder import load
 from octavo.tokenizers.kinds import FIXED_VOCAB_SIZES, KINDS, SPECS, build, from_characters
-from octavo.tokenizers.tokenizer import StreamDecoder, Tokenizer
+from octavo.tokenizers.tokenizer import StreamDecoder, Tokenizer, UnknownCharacters
 
 __all__ = [
     "END_OF_TEXT",
@@ -24,6 +24,7 @@ __all__ = [
     "SPECS",
     "StreamDecoder",
     "Tokenizer",
+    "UnknownCharacters",
     "build",
     "from_characters",
     "load",

@@ -4,13 +4,14 @@ Axis letter: `T` tokens of a text.
 """
 
 import codecs
-import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,13 +29,18 @@ UNKNOWN = ("error", "skip", "replace")  # what `encode` can do with unknown char
 _REPLACEMENTS = "\ufffd? "  # for unknown="replace": the first one in the vocabulary
 
 
-class UnknownCharacters(NamedTuple):
+@dataclass(frozen=True)
+class UnknownCharacters:
     """The characters of a text that a tokenizer has no token for, and that were skipped or replaced."""
 
     count: int
     first: str
     offset: int  # of the first, in characters
     lost_bytes: int  # bytes of the text less those of its tokens
+
+    def add(self, later: "UnknownCharacters") -> "UnknownCharacters":
+        """Those of this text and of a later one together. Both have their offset from the same beginning."""
+        return dataclasses.replace(self, count=self.count + later.count, lost_bytes=self.lost_bytes + later.lost_bytes)
 
     def __str__(self) -> str:
         plural = "s" * (self.count > 1)
@@ -103,6 +109,15 @@ class Tokenizer:
             return self._tiktoken.encode_ordinary(text)
         with translate_panics():
             return self.backend.encode(text, add_special_tokens=False).ids
+
+    def without_prefix_space(self) -> "Tokenizer":
+        """A tokenizer that encodes a text as it is, if this one puts a space before it (`add_prefix_space`)."""
+        description = json.loads(self.backend.to_str())
+        pre_tokenizer = json.dumps(description["pre_tokenizer"])
+        plain = pre_tokenizer.replace('"add_prefix_space": true', '"add_prefix_space": false')
+        if plain == pre_tokenizer:
+            return self
+        return Tokenizer(self.backend.from_str(json.dumps(description | {"pre_tokenizer": json.loads(plain)})))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`. Bytes that are not UTF-8 become U+FFFD."""

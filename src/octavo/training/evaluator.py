@@ -32,7 +32,7 @@ class Evaluator:
     @functools.cached_property
     def bytes_per_token(self) -> float:
         """Bytes of text per validation token. Computed in the first evaluation, because it reads the whole split."""
-        return count_bytes(self._tokenizer, self.val[1:]) / (len(self.val) - 1)
+        return max(1, count_bytes(self._tokenizer, self.val[1:])) / (len(self.val) - 1)
 
     def evaluate(self, step: int) -> Evaluated:
         train_loss, val_loss = (
