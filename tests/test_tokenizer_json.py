@@ -19,7 +19,27 @@ from octavo.tokenizers.bytelevel import LETTER_TO_BYTE
 
 LETTERS = list(LETTER_TO_BYTE)
 ASCII = [letter for letter, byte in LETTER_TO_BYTE.items() if byte < 128]
-PIECES = ["a", "b", "ab", "abc", "aab", " ", "  ", "\n", "\t", "1", "23", "'s", ".", "é", "漢", "😀", "<pad>", "<eos>", "xy"]
+PIECES = [
+    "a",
+    "b",
+    "ab",
+    "abc",
+    "aab",
+    " ",
+    "  ",
+    "\n",
+    "\t",
+    "1",
+    "23",
+    "'s",
+    ".",
+    "é",
+    "漢",
+    "😀",
+    "<pad>",
+    "<eos>",
+    "xy",
+]
 texts = st.lists(st.sampled_from(PIECES), max_size=12).map("".join)
 
 PRE_TOKENIZERS: list[Any] = [

@@ -97,8 +97,7 @@ def save(
                 "temperature": 0.8,
                 "top_k": 200,
                 "max_length": model.settings.block_size,
-                "bos_token_id": tokenizer.end_of_text,
-                "eos_token_id": tokenizer.end_of_text,
+                **_role_ids(tokenizer),
             },
         )
         _write_json(partial / "octavo.json", {"format": FORMAT, "settings": asdict(settings), **info})
@@ -296,10 +295,16 @@ def _hf_config(settings: ModelSettings, tokenizer: Tokenizer) -> dict[str, Any]:
         "scale_attn_weights": True,
         "tie_word_embeddings": True,
         "use_cache": True,
-        "bos_token_id": tokenizer.end_of_text,
-        "eos_token_id": tokenizer.end_of_text,
+        **_role_ids(tokenizer),
         "dtype": "float32",
     }
+
+
+def _role_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
+    """The ids of special tokens by which transformers starts, ends and pads texts."""
+    ids = {"bos_token_id": tokenizer.beginning_of_text, "eos_token_id": tokenizer.end_of_text}
+    pad = tokenizer.role_id("pad_token")
+    return ids if pad is None else ids | {"pad_token_id": pad}
 
 
 def _settings_of_hf(folder: Path, config: dict[str, Any]) -> ModelSettings:

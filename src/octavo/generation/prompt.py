@@ -20,7 +20,7 @@ class Prompt:
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str | Sequence[int], unknown: str = "error") -> Prompt:
-    """A prompt from text or token ids. If it has no token, generation starts after end-of-text, or a line break."""
+    """A prompt from text or token ids. If it has no token, generation starts after the bos token, or a line break."""
     if isinstance(prompt, str):
         ids = [int(id) for id in tokenizer.encode(prompt, unknown)] if prompt else []
         text = prompt
@@ -34,6 +34,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str | Sequence[int], unknown: st
         text = tokenizer.decode(ids)
     if ids:
         return Prompt(text, ids)
-    if tokenizer.end_of_text is not None:
-        return Prompt("", [tokenizer.end_of_text], is_empty=True)
+    start = tokenizer.end_of_text if tokenizer.beginning_of_text is None else tokenizer.beginning_of_text
+    if start is not None:
+        return Prompt("", [start], is_empty=True)
     return Prompt("", [int(id) for id in tokenizer.encode("\n", "skip")] or [0], is_empty=True)

@@ -34,7 +34,7 @@ class TextRequest:
     overflow: str = "slide"
     logprobs: int | None = None  # report each token's log-probability, and those of this many most likely tokens
     echo: bool = False  # begin the text with the prompt; with `logprobs`, report the prompt's tokens too
-    stop_ids: frozenset[int] = frozenset()  # token ids that end the text, besides the tokenizer's special tokens
+    stop_ids: frozenset[int] = frozenset()  # token ids that end the text, besides the tokenizer's eos token
     cache_scope: str = ""  # the prefix cache is shared only by requests of the same scope
 
     def __post_init__(self) -> None:
@@ -187,7 +187,7 @@ class TextStream:
 
     def _engine_request(self) -> Request:
         request = self._request
-        logprobs = request.logprobs
+        logprobs, end_of_text = request.logprobs, self._tokenizer.end_of_text
         if logprobs is None and request.num_generated > request.num_samples:
             logprobs = 0  # `most_likely` compares the log-probabilities of the generated tokens
         return Request(
@@ -198,7 +198,7 @@ class TextStream:
             overflow=request.overflow,
             logprobs=logprobs,
             echo=self._needs_prompt_logprobs,
-            stop_ids=self._tokenizer.special_ids | request.stop_ids,
+            stop_ids=request.stop_ids | ({end_of_text} if end_of_text is not None else set()),
             cache_scope=request.cache_scope,
         )
 

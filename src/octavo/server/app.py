@@ -132,14 +132,13 @@ def build_app(
         """The tokenizer's kind, size and special tokens."""
         checkpoint = find_model(model).checkpoint
         tokenizer = checkpoint.tokenizer
-        end_of_text = END_OF_TEXT if tokenizer.end_of_text is not None else None
+        roles = {role: value for role, value in tokenizer.roles.items() if isinstance(value, str)}
         return responses.TokenizerInfo(
             tokenizer_class="PreTrainedTokenizerFast",
             kind=tokenizer.kind,
             vocab_size=tokenizer.vocab_size,
             model_max_length=checkpoint.model.settings.block_size,
-            bos_token=end_of_text,
-            eos_token=end_of_text,
+            **{role: roles.get(role) for role in ("bos_token", "eos_token", "pad_token", "unk_token")},
         )
 
     @api.get("/health")

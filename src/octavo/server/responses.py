@@ -116,8 +116,8 @@ class TokenizerInfo(BaseModel):
     model_max_length: int
     bos_token: str | None
     eos_token: str | None
-    pad_token: None = None
-    unk_token: None = None
+    pad_token: str | None = None
+    unk_token: str | None = None
     chat_template: None = None
 
 

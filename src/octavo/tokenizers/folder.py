@@ -5,23 +5,34 @@ from typing import TYPE_CHECKING
 
 from octavo.errors import OctavoError, translate_parser_errors
 from octavo.tokenizers.bytelevel import END_OF_TEXT, byte_level_backend
-from octavo.tokenizers.tokenizer import Tokenizer, translate_panics
+from octavo.tokenizers.special_tokens import add_tokens, read_role_ids, read_roles
+from octavo.tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import tokenizers
 
 
 def load(folder: Path) -> Tokenizer:
-    """The tokenizer of a folder with `tokenizer.json`, or with the older `vocab.json` and `merges.txt`."""
+    """The tokenizer of a folder with `tokenizer.json`, or with the older `vocab.json` and `merges.txt`.
+
+    It has all special tokens of the folder and their roles.
+    """
     import tokenizers
 
     tokenizer_json, vocab_json, merges_txt = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
     with translate_parser_errors(f"cannot use the tokenizer in {folder}"):
+        roles = read_roles(folder)
         if tokenizer_json.is_file():
-            return Tokenizer(tokenizers.Tokenizer.from_file(str(tokenizer_json)))
-        if vocab_json.is_file() and merges_txt.is_file():
-            return Tokenizer(read_vocab_and_merges(vocab_json, merges_txt))
-    raise OctavoError(f"no tokenizer in {folder}: expected tokenizer.json, or vocab.json and merges.txt")
+            backend = tokenizers.Tokenizer.from_file(str(tokenizer_json))
+        elif vocab_json.is_file() and merges_txt.is_file():
+            backend = read_vocab_and_merges(vocab_json, merges_txt)
+            # There is no other list of the special tokens among those of vocab.json.
+            in_vocabulary = [token for token in roles.values() if isinstance(token, str) and backend.token_to_id(token)]
+            backend.add_special_tokens(in_vocabulary)
+        else:
+            raise OctavoError(f"no tokenizer in {folder}: expected tokenizer.json, or vocab.json and merges.txt")
+        add_tokens(backend, folder, roles)
+        return Tokenizer(backend, roles, read_role_ids(folder))
 
 
 def read_vocab_and_merges(vocab: Path, merges: Path) -> "tokenizers.Tokenizer":

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,10 +50,20 @@ class UnknownCharacters:
 class Tokenizer:
     """A tokenizer of any kind. The kind is recognized by the structure of the Hugging Face tokenizer it wraps.
 
-    `token_bytes[id]` are the bytes of a token; `end_of_text` is the id of `<|endoftext|>`, or None.
+    `token_bytes[id]` are the bytes of a token. `roles` has the special tokens that a Hugging Face folder gives a role:
+    `eos_token` ends a text and `bos_token` begins one; their ids are `end_of_text` and `beginning_of_text`, or None.
     """
 
-    def __init__(self, backend: "tokenizers.Tokenizer") -> None:
+    def __init__(
+        self,
+        backend: "tokenizers.Tokenizer",
+        roles: Mapping[str, str | list[str]] | None = None,
+        role_ids: Mapping[str, int] | None = None,
+    ) -> None:
+        """`role_ids` are the ids of roles that `roles` lacks; only special tokens count.
+
+        Without an `eos_token`, `<|endoftext|>` has this role and that of the `bos_token`, if it is a special token.
+        """
         backend.encode_special_tokens = True  # encodes the text of a special token like other text
         backend.no_truncation()  # transformers stores the lengths of its last call, and they would cut texts
         backend.no_padding()
@@ -72,8 +82,13 @@ class Tokenizer:
             for token in sorted(self._ids, key=self._ids.__getitem__)
         ]
         self.special_ids = frozenset(token["id"] for token in description["added_tokens"] if token["special"])
-        end_of_text = self._ids.get(END_OF_TEXT)
-        self.end_of_text = end_of_text if end_of_text in self.special_ids else None
+        self.roles = _complete_roles(dict(roles or {}), role_ids or {}, description["added_tokens"])
+        self.end_of_text, self.beginning_of_text = self.role_id("eos_token"), self.role_id("bos_token")
+
+    def role_id(self, role: str) -> int | None:
+        """The id of the token with a role such as `pad_token`; None if there is no such token."""
+        token = self.roles.get(role)
+        return self._ids.get(token) if isinstance(token, str) else None
 
     def encode(self, text: str, unknown: str = "error") -> npt.NDArray[np.int64]:
         """The ids of `text`, (T,).
@@ -117,7 +132,8 @@ class Tokenizer:
         plain = pre_tokenizer.replace('"add_prefix_space": true', '"add_prefix_space": false')
         if plain == pre_tokenizer:
             return self
-        return Tokenizer(self.backend.from_str(json.dumps(description | {"pre_tokenizer": json.loads(plain)})))
+        backend = self.backend.from_str(json.dumps(description | {"pre_tokenizer": json.loads(plain)}))
+        return Tokenizer(backend, self.roles)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`. Bytes that are not UTF-8 become U+FFFD."""
@@ -130,15 +146,15 @@ class Tokenizer:
             "clean_up_tokenization_spaces": False,
             "split_special_tokens": True,  # as `encode` does
         }
-        if self.end_of_text is not None:
-            config |= {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
+        config |= self.roles
         (folder / "tokenizer.json").write_bytes(self._json())
         (folder / "tokenizer_config.json").write_bytes(json.dumps(config, indent=2).encode())
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """The sha256 of the `tokenizer.json` that `save` writes."""
-        return hashlib.sha256(self._json()).hexdigest()
+        """The sha256 of the `tokenizer.json` that `save` writes, and of the eos token if it is an unusual one."""
+        eos_token = self.roles.get("eos_token", END_OF_TEXT)  # it is in the ids of every dataset with documents
+        return hashlib.sha256(self._json() + (b"" if eos_token == END_OF_TEXT else str(eos_token).encode())).hexdigest()
 
     def _json(self) -> bytes:
         return self.backend.to_str(pretty=True).encode()
@@ -158,29 +174,20 @@ class Tokenizer:
         """The ids of a text, (T,); None if it has unknown characters."""
         if self.kind == "char" and self._has_fast_path:
             return self._encode_characters(text)
-        if self._unknown_characters(text):
+        if find_surrogates(text):
             return None
         if self.kind == "byte" and self._has_fast_path:
             return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64)
         if self._tiktoken is not None:
             return np.array(self._tiktoken.encode_ordinary(text), dtype=np.int64)
-        if self.kind == "word" and self._has_fast_path:
-            return np.array(encode_texts(self.backend, split_at_spaces(text)), dtype=np.int64)
-        ids = encode_texts(self.backend, [text])
-        self._check_is_preserved(text, ids)
-        return np.array(ids, dtype=np.int64)
-
-    def _check_is_preserved(self, text: str, ids: Sequence[int]) -> None:
-        """Raise `OctavoError` if the library changed the text, for example because it drops spaces."""
+        chunks = split_at_spaces(text) if self.kind == "word" and self._has_fast_path else [text]
+        ids = encode_texts(self.backend, chunks)
         content, encoded = text.encode(), b"".join(map(self.token_bytes.__getitem__, ids))
-        if encoded in (content, b" " + content):  # a tokenizer may put a space before the text, see `add_prefix_space`
-            return
-        differences = (i for i, pair in enumerate(zip(content, encoded, strict=False)) if pair[0] != pair[1])
-        offset = len(content[: next(differences, min(len(content), len(encoded)))].decode(errors="ignore"))
-        raise OctavoError(
-            f"this tokenizer does not preserve the text from offset {offset:,} on, {text[offset : offset + 20]!r}",
-            "a tokenizer that encodes all of the text: its pre-tokenizer or an added token drops a part",
-        )
+        if encoded in (content, b" " + content):  # a tokenizer may put a space before the text: `add_prefix_space`
+            return np.array(ids, dtype=np.int64)
+        if self._unknown_characters(text):
+            return None
+        raise _preservation_error(content, encoded)
 
     def _encode_characters(self, text: str) -> npt.NDArray[np.int64] | None:
         """The ids of the characters; None if one of them has no id."""
@@ -253,6 +260,18 @@ class Tokenizer:
         )
 
 
+def _preservation_error(content: bytes, encoded: bytes) -> OctavoError:
+    """The error for a text that the library changed, for example because it drops spaces."""
+    pairs = enumerate(zip(content, encoded, strict=False))
+    start = next((i for i, (byte, encoded_byte) in pairs if byte != encoded_byte), min(len(content), len(encoded)))
+    before = content[:start].decode(errors="ignore")
+    changed = content[len(before.encode()) :][:40].decode(errors="ignore")
+    return OctavoError(
+        f"this tokenizer does not preserve the text: it changes {changed!r} at offset {len(before):,}",
+        "another tokenizer: the pre-tokenizer or an added token in its tokenizer.json drops or changes text",
+    )
+
+
 def _report(text: str, kept: str, unknown_characters: set[str]) -> UnknownCharacters:
     """What was lost when `text` became `kept`."""
     offset = next(i for i, character in enumerate(text) if character in unknown_characters)
@@ -287,15 +306,15 @@ def _bytes_of(id: int, token_bytes: list[bytes]) -> bytes:
     return token_bytes[id]
 
 
-@contextlib.contextmanager
-def translate_panics() -> Iterator[None]:
-    """Turn a panic of the `tokenizers` library, as by a pattern that takes too long, into an `OctavoError`."""
-    try:
-        yield
-    except BaseException as error:  # pyo3's PanicException is not an Exception
-        if type(error).__name__ != "PanicException":
-            raise
-        raise OctavoError(f"the tokenizer fails on this text: {error}", "a tokenizer with simpler patterns") from None
+def _complete_roles(
+    roles: dict[str, str | list[str]], role_ids: Mapping[str, int], added_tokens: list[dict[str, Any]]
+) -> dict[str, str | list[str]]:
+    """The roles, with those that are known by their ids, and those of `<|endoftext|>`."""
+    special = {token["id"]: token["content"] for token in added_tokens if token["special"]}
+    roles = {role: special[id] for role, id in role_ids.items() if id in special} | roles
+    if "eos_token" not in roles and END_OF_TEXT in special.values():
+        roles = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT} | roles
+    return roles
 
 
 def _recognize_kind(description: dict[str, Any], ids: dict[str, int]) -> str:

@@ -1,0 +1,86 @@
+"""The special tokens of a Hugging Face folder and their roles, in all the files that can name them.
+
+tokenizer.json              added tokens, some of them special
+added_tokens.json           added tokens of a folder of older form: their ids
+tokenizer_config.json       roles such as `eos_token`, and in `added_tokens_decoder` added tokens with their flags
+special_tokens_map.json     roles
+generation_config.json,     the ids of eos, bos and pad, where no tokenizer file has a role for them
+config.json
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from octavo.errors import OctavoError
+from octavo.schema import check, read_json
+
+if TYPE_CHECKING:
+    import tokenizers
+
+Roles = dict[str, str | list[str]]  # "eos_token" and so on: the token; "additional_special_tokens": several tokens
+
+_LISTS = ("additional_special_tokens", "extra_special_tokens")  # the second is the name in transformers 5
+_HINT = "another copy of the folder"
+
+
+def read_roles(folder: Path) -> Roles:
+    """The roles that the files of a folder give to tokens. Raises `OctavoError` if one of the files is damaged."""
+    roles: Roles = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        for role, value in _read(folder / name).items():
+            if role.endswith("_token") and (content := _content(value)) is not None:
+                roles[role] = content
+            elif role in _LISTS and isinstance(value, list):
+                roles[role] = [content for each in value if (content := _content(each)) is not None]
+    return roles
+
+
+def read_role_ids(folder: Path) -> dict[str, int]:
+    """The token ids that the model's own files give to the roles eos, bos and pad."""
+    ids: dict[str, int] = {}
+    for name in ("config.json", "generation_config.json"):
+        config = _read(folder / name)
+        for role in ("bos_token", "eos_token", "pad_token"):
+            if isinstance(id := config.get(f"{role}_id"), int):
+                ids[role] = id
+    return ids
+
+
+def add_tokens(backend: "tokenizers.Tokenizer", folder: Path, roles: Roles) -> None:
+    """Add the tokens that files other than tokenizer.json list, with their ids.
+
+    Raises `OctavoError` if a token would get another id than the one that is listed.
+    """
+    from tokenizers import AddedToken
+
+    special = {token for value in roles.values() for token in ([value] if isinstance(value, str) else value)}
+    listed: dict[int, dict[str, Any]] = {}
+    for content, id in check(_read(folder / "added_tokens.json"), dict[str, int], "added_tokens.json", _HINT).items():
+        listed[id] = {"content": content, "special": content in special}
+    decoder = _read(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
+    listed |= check(decoder, dict[int, dict[str, str | bool]], "added_tokens_decoder in tokenizer_config.json", _HINT)
+    present = {token.content for token in backend.get_added_tokens_decoder().values()}
+    for id, flags in sorted(listed.items()):
+        token = AddedToken(**{name: value for name, value in flags.items() if name in _FLAGS})
+        if token.content not in present:
+            backend.add_tokens([token])
+        if backend.token_to_id(token.content) != id:
+            raise OctavoError(
+                f"the added token {token.content!r} has id {id} in the files of {folder}, and "
+                f"{backend.token_to_id(token.content)} in the tokenizer",
+                _HINT,
+            )
+
+
+_FLAGS = ("content", "special", "lstrip", "rstrip", "single_word", "normalized")
+
+
+def _content(value: object) -> str | None:
+    """The token in a role: a text, or an object with its flags."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) and value else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return read_json(path, dict[str, Any], _HINT) if path.is_file() else {}
