@@ -31,7 +31,7 @@ def write_jsonl(path: Path, texts: list[str], field: str = "text") -> Path:
 def read_corpus(corpus: Corpus) -> list[str]:
     """The text of each document."""
     documents = [""]
-    for text, ends_document in corpus.chunks():
+    for text, ends_document, _ in corpus.chunks():
         documents[-1] += text
         if ends_document:
             documents.append("")

@@ -1,8 +1,8 @@
 """Evaluate a model on a text: loss, perplexity and bits per byte, computed exactly over the whole text.
 
 Bits per byte compare models with different tokenizers, because the total loss is divided by the number of bytes, which
-is the same for all of them: those of the whole text, including characters that a tokenizer cannot encode. Special tokens
-are no text and have no bytes. Nothing here samples: every token except the first is predicted once.
+is the same for all of them: those of the whole text, including characters that a tokenizer cannot encode. A special
+token is no text and has no bytes. Nothing here samples: every token except the first is predicted once.
 """
 
 import math
@@ -50,16 +50,22 @@ def evaluate(
     encoding: str = "utf-8",
     errors: str = "strict",
     text_field: str = "text",
+    special_tokens: bool = False,
     device: torch.device | str = "cpu",
 ) -> Evaluation:
     """Evaluate a run on a source; without one, on the validation split that its training used.
 
     A prepared folder means its validation split. `unknown` says what to do with characters that the tokenizer does not
-    know; `encoding`, `errors` and `text_field` say how the source is read. Raises `OctavoError` if the text is not
-    available.
+    know; `encoding`, `errors`, `text_field` and `special_tokens` say how the source is read: see `DataSettings`. Raises
+    `OctavoError` if the text is not available.
     """
     loaded = runs.load(run, device)
-    tokens, found = _read_tokens(loaded, None if source is None else str(source), unknown, encoding, errors, text_field)
+    text: DataSettings | None = None
+    if source is not None:
+        text = DataSettings(
+            source=str(source), encoding=encoding, errors=errors, text_field=text_field, special_tokens=special_tokens
+        )
+    tokens, found = _read_tokens(loaded, text, unknown)
     return evaluate_tokens(loaded.model, loaded.tokenizer, tokens, block_size, found)
 
 
@@ -118,20 +124,19 @@ def count_bytes(tokenizer: Tokenizer, tokens: np.ndarray | Shards) -> int:
 
 
 def _read_tokens(
-    loaded: Checkpoint, source: str | None, unknown: str, encoding: str, errors: str, text_field: str
+    loaded: Checkpoint, text: DataSettings | None, unknown: str
 ) -> tuple[np.ndarray | Shards, UnknownCharacters | None]:
-    if source is None:
+    if text is None:
         if not isinstance(loaded.settings, Settings) or not loaded.info.get("data"):
             raise OctavoError(
                 f"{loaded.folder} does not record which text it was trained on", f"octavo eval {loaded.folder} SOURCE"
             )
         return reopen_dataset(loaded.settings, loaded.info["data"], loaded.tokenizer).result.tokens["val"], None
-    if is_prepared(source):
-        dataset = open_dataset(Path(source))
+    if is_prepared(text.source):
+        dataset = open_dataset(Path(text.source))
         if dataset.tokenizer.fingerprint != loaded.tokenizer.fingerprint:
             raise OctavoError(
-                f"{source} was prepared with another tokenizer than the model's", "the text it was prepared from"
+                f"{text.source} was prepared with another tokenizer than the model's", "the text it was prepared from"
             )
         return dataset.tokens["val"], None
-    text = DataSettings(source=source, encoding=encoding, errors=errors, text_field=text_field)
     return encode_corpus(text, loaded.tokenizer, unknown)

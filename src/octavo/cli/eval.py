@@ -3,7 +3,16 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from octavo.cli.parser import RUN_HELP, add_device, add_unknown, add_verb, finish_verb, integer, print_report
+from octavo.cli.parser import (
+    RUN_HELP,
+    add_device,
+    add_special_tokens,
+    add_unknown,
+    add_verb,
+    finish_verb,
+    integer,
+    print_report,
+)
 from octavo.settings import Settings
 
 if TYPE_CHECKING:
@@ -36,6 +45,7 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
         help="field with the text in JSON lines, Parquet files and Hugging Face datasets (text)",
     )
     add_unknown(verb)
+    add_special_tokens(verb, "text")
     add_device(verb)
     finish_verb(verb)
 
@@ -52,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         encoding=arguments.encoding,
         errors=arguments.errors,
         text_field=arguments.text_field,
+        special_tokens=arguments.special_tokens,
         device=find_device(arguments.device),
     )
     return print_report(arguments, result, _format_report(result, arguments.unknown))

@@ -82,6 +82,12 @@ def add_unknown(verb: Parser) -> None:
     )
 
 
+def add_special_tokens(verb: Parser, text: str) -> None:
+    """Add --special-tokens; `text` names what is encoded."""
+    help = f"encode a special token such as <|endoftext|> in the {text} as that token, not as ordinary text"
+    verb.add_argument("--special-tokens", action="store_true", help=help)
+
+
 def add_quantize(verb: Parser) -> None:
     verb.add_argument(
         "--quantize",

@@ -11,6 +11,7 @@ from octavo.cli.parser import (
     add_device,
     add_overflow,
     add_quantize,
+    add_special_tokens,
     add_unknown,
     add_verb,
     finish_verb,
@@ -95,6 +96,7 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
     verb.add_argument("--raw", action="store_true", help="print control characters to a terminal as they are")
     add_quantize(verb)
     add_unknown(verb)
+    add_special_tokens(verb, "prompt")
     add_device(verb)
     finish_verb(verb)
 
@@ -113,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
         prompt = read_text_file(arguments.prompt_file, "--prompt")
     loaded = runs.load(arguments.run, find_device(arguments.device))
     request = TextRequest(
-        prompt=encode_prompt(loaded.tokenizer, prompt, arguments.unknown),
+        prompt=encode_prompt(loaded.tokenizer, prompt, arguments.unknown, arguments.special_tokens),
         max_new_tokens=arguments.max_new_tokens,
         num_samples=arguments.num_samples,
         best_of=arguments.best_of,
@@ -129,11 +131,15 @@ def run(arguments: argparse.Namespace) -> int:
     if request.best_of:
         streams = most_likely(streams, request.num_samples)
     if arguments.json:
-        print(json.dumps({"prompt": prompt, "samples": [dataclasses.asdict(stream.sample) for stream in streams]}))
+        print(
+            json.dumps(
+                {"prompt": request.prompt.text, "samples": [dataclasses.asdict(stream.sample) for stream in streams]}
+            )
+        )
         return 0
     show = escape_control_characters if sys.stdout.isatty() and not arguments.raw else str
     for i, stream in enumerate(streams):
-        print(("\n---------------\n" if i else "") + show(prompt), end="", flush=True)
+        print(("\n---------------\n" if i else "") + show(request.prompt.text), end="", flush=True)
         for piece in [stream.text] if request.best_of else stream:
             print(show(piece), end="", flush=True)
     print()

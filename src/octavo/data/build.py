@@ -22,7 +22,7 @@ from octavo.data.sources import Corpus
 from octavo.data.split import LEFT_OUT, Split, choose_split, split_chunks
 from octavo.errors import OctavoError, SourceChangedError, UnknownCharactersError
 from octavo.settings import DataSettings
-from octavo.tokenizers import Tokenizer
+from octavo.tokenizers import END_OF_TEXT, Tokenizer
 
 # Training a tokenizer on a text of this many characters takes long, so an interrupted build keeps the tokenizer.
 _LARGE_TEXT = 1 << 24
@@ -52,7 +52,9 @@ def build_dataset(
         uses_end_of_text = scan.uses_end_of_text(tokenizer)
         split = choose_split(scan, settings.val_fraction, settings.deduplicate, insert_newlines=not uses_end_of_text)
         with contextlib.closing(split_chunks(corpus, scan, split, insert_newlines=not uses_end_of_text)) as chunks:
-            shards = yield from write_shards(staging, chunks, tokenizer, uses_end_of_text, scan.characters, limits)
+            shards = yield from write_shards(
+                staging, chunks, tokenizer, uses_end_of_text, scan.characters, limits, settings.special_tokens
+            )
         tokens = {name: sum(shard.length for shard in shards[name]) for name in SPLITS}
         if min(tokens.values()) < 2:
             shutil.rmtree(staging)  # the same build would fail again, so its shards are of no use
@@ -95,7 +97,7 @@ def open_staging(
             return tokenizers.load(staging)
     shutil.rmtree(staging, ignore_errors=True)
     if tokenizer is None:
-        tokenizer = yield from train_tokenizer(settings.tokenizer, corpus, scan, limits)
+        tokenizer = yield from train_tokenizer(settings, corpus, scan, limits)
     with files.translate_disk_errors(staging):
         files.make_folder(staging)
         tokenizer.save(staging)
@@ -104,24 +106,24 @@ def open_staging(
 
 
 def train_tokenizer(
-    spec: str, corpus: Corpus, scan: CorpusScan, limits: Limits
+    settings: DataSettings, corpus: Corpus, scan: CorpusScan, limits: Limits
 ) -> Generator[PreparationProgress, None, Tokenizer]:
     """Train a tokenizer on a corpus, or on chunks taken evenly from all of it if it is large."""
-    if spec == "char":
-        return tokenizers.build(spec, scan.alphabet)
+    if settings.tokenizer == "char":
+        return tokenizers.build("char", scan.alphabet)
     yield PreparationProgress("training the tokenizer", done=0, total=None, seconds=0.0)
 
     def sample() -> Iterator[str]:
         is_small = scan.characters <= limits.tokenizer_characters
         characters_read = characters_taken = 0
-        for text, _ in corpus.chunks():
+        for text, *_ in corpus.chunks():
             characters_read += len(text)
             # taken / read <= limit / length of the corpus, multiplied out to integers
             if is_small or characters_taken * scan.characters <= characters_read * limits.tokenizer_characters:
                 characters_taken += len(text)
-                yield text
+                yield from text.split(END_OF_TEXT) if settings.special_tokens else [text]
 
-    return tokenizers.build(spec, sample())
+    return tokenizers.build(settings.tokenizer, sample())
 
 
 def _split_error(scan: CorpusScan, split: Split) -> OctavoError:
@@ -159,6 +161,7 @@ def _describe(
     # Datasets with equal fingerprints have equal ids. So the dataset's fingerprint always depends on the tokenizer
     # itself, whereas `cache_key` has only its specification if the tokenizer was not trained yet.
     identity = f"{scan.sha256} {tokenizer.fingerprint} {settings.val_fraction!r} {settings.deduplicate}"
+    identity += " special tokens" * settings.special_tokens
     return {
         "format": FORMAT,
         "name": corpus.name,

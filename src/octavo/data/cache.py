@@ -24,6 +24,7 @@ def cache_key(scan: ScanSummary, settings: DataSettings, tokenizer: Tokenizer | 
     """The name of a dataset's folder in the cache. If `tokenizer` is None, `settings.tokenizer` specifies it."""
     tokenizer_identity = settings.tokenizer if tokenizer is None else tokenizer.fingerprint
     identity = f"{FORMAT} {scan.sha256} {tokenizer_identity} {settings.val_fraction!r} {settings.deduplicate}"
+    identity += " special tokens" * settings.special_tokens
     return hashlib.sha256(identity.encode()).hexdigest()[:24]
 
 

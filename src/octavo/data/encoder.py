@@ -37,16 +37,27 @@ class Encoder:
     """Encodes chunks of a corpus with a tokenizer.
 
     `unknown` says what to do with characters that the tokenizer does not have: see `Tokenizer.encode`. `report` has
-    those that were skipped or replaced so far.
+    those that were skipped or replaced so far. With `special_tokens`, the text of a special token is that token.
     """
 
-    def __init__(self, tokenizer: Tokenizer, unknown: str = "error", cached_words: int = _CACHED_WORDS) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        unknown: str = "error",
+        special_tokens: bool = False,
+        cached_words: int = _CACHED_WORDS,
+    ) -> None:
         self.dtype = id_dtype(tokenizer)
         self.report: UnknownCharacters | None = None
         self._tokenizer, self._unknown = tokenizer.without_prefix_space(), unknown
         self._characters = 0  # in all documents so far; counted only where there can be unknown characters
         self._end = np.array([] if tokenizer.end_of_text is None else [tokenizer.end_of_text], self.dtype)
-        self.words = WordCache(self._encode_word, cached_words) if tokenizer.can_split_at_spaces else None
+        self._special_pattern = tokenizer.special_pattern if special_tokens else None
+        # A special token with a space in it is no word.
+        has_space = special_tokens and any(text.split() != [text] for text in tokenizer.special_texts)
+        self.words = (
+            WordCache(self._encode_word, cached_words) if tokenizer.can_split_at_spaces and not has_space else None
+        )
 
     def encode(self, chunk: bytes) -> np.ndarray:
         """The ids of a chunk (T,), as `id_dtype`."""
@@ -59,7 +70,7 @@ class Encoder:
 
     def _encode_document(self, document: bytes) -> np.ndarray:
         text = document.decode()
-        ids, found = self._tokenizer.encode_and_report(text, self._unknown)
+        ids, found = self._tokenizer.encode_and_report(text, self._unknown, self._special_pattern is not None)
         if found is not None:
             found = dataclasses.replace(found, offset=self._characters + found.offset)
             self.report = found if self.report is None else self.report.add(found)
@@ -69,7 +80,10 @@ class Encoder:
     def _encode_word(self, word: bytes) -> bytes:
         if word == END:
             return self._end.tobytes()
-        return array(self.dtype.char, self._tokenizer.encode_word(word.decode())).tobytes()
+        text = word.decode()
+        if self._special_pattern is not None and self._special_pattern.search(text):
+            return self._tokenizer.encode(text, special_tokens=True).astype(self.dtype).tobytes()
+        return array(self.dtype.char, self._tokenizer.encode_word(text)).tobytes()
 
 
 class WordCache(dict[bytes, bytes]):

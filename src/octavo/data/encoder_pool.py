@@ -41,14 +41,14 @@ def choose_process_count(characters: int, limits: Limits) -> int:
 
 
 def encode_texts(
-    tokenizer: Tokenizer, texts: Iterable[tuple[K, bytes]], processes: int
+    tokenizer: Tokenizer, texts: Iterable[tuple[K, bytes]], processes: int, special_tokens: bool = False
 ) -> Iterator[tuple[K, np.ndarray]]:
     """Yield the ids of each text, in order, with the key that came with the text.
 
     Raises `OctavoError` for characters that the tokenizer does not have, and if a worker is killed.
     """
     if processes == 1:
-        encoder = Encoder(tokenizer)
+        encoder = Encoder(tokenizer, special_tokens=special_tokens)
         for key, text in texts:
             yield key, encoder.encode(text)
         return
@@ -58,7 +58,7 @@ def encode_texts(
             tokenizer.save(folder)
         idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         for _ in range(processes):
-            idle.put(stack.enter_context(_Worker(folder)))
+            idle.put(stack.enter_context(_Worker(folder, special_tokens)))
 
         def encode(text: bytes) -> np.ndarray:
             worker = idle.get()
@@ -82,10 +82,11 @@ def encode_texts(
 class _Worker:
     """A process that receives pickled texts on standard input and answers with pickled ids, or an error."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, special_tokens: bool) -> None:
         program = (  # Ctrl-C interrupts the parent only, which then ends its workers
             "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
-            f"sys.path[:] = {sys.path!r}; from octavo.data import encoder_pool; encoder_pool.run_worker(sys.argv[1])"
+            f"sys.path[:] = {sys.path!r}; from octavo.data import encoder_pool; "
+            f"encoder_pool.run_worker(sys.argv[1], {special_tokens})"
         )
         command = [sys.executable, "-c", program, str(folder)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -114,9 +115,9 @@ class _Worker:
         return answer
 
 
-def run_worker(folder: str) -> None:
+def run_worker(folder: str, special_tokens: bool) -> None:
     """The main function of a worker: load the tokenizer, and answer until the input ends."""
-    encoder = Encoder(tokenizers.load(Path(folder)))
+    encoder = Encoder(tokenizers.load(Path(folder)), special_tokens=special_tokens)
     while True:
         try:
             text: bytes = pickle.load(sys.stdin.buffer)

@@ -24,7 +24,7 @@ from octavo.data.dataset import Dataset, Origin, is_prepared, open_dataset
 from octavo.data.encoder import END, Encoder
 from octavo.data.limits import DEFAULT_LIMITS, Limits
 from octavo.data.progress import PreparationProgress, preparation
-from octavo.data.scan import CorpusScan, ScanSummary, load_scan_summary, scan_corpus
+from octavo.data.scan import CorpusScan, ScanSummary, load_scan_summary, scan_corpus, warn_of_end_of_text
 from octavo.data.sources import Corpus, open_source
 from octavo.data.split import choose_split, split_chunks
 from octavo.errors import OctavoError
@@ -59,11 +59,14 @@ def prepare_dataset(
     corpus = open_source(settings, limits)
     summary = load_scan_summary(corpus)
     if summary is not None:
+        warn_of_end_of_text(summary, settings)
         resolved_settings = _resolve_tokenizer_setting(settings, summary, tokenizer)
         dataset = open_cached(cache_key(summary, resolved_settings, tokenizer))
         if dataset is not None:
             return _rename(dataset, corpus)
     scan = yield from scan_corpus(corpus, limits)
+    if summary is None:
+        warn_of_end_of_text(scan, settings)
     return (yield from open_or_build_scanned(corpus, scan, settings, tokenizer, limits))
 
 
@@ -108,6 +111,7 @@ def prepare_into_folder(
         raise OctavoError(f"{settings.source} is prepared already", f"octavo train {settings.source}")
     corpus = open_source(settings, limits)
     scan = yield from scan_corpus(corpus, limits)
+    warn_of_end_of_text(scan, settings)
     lock = yield from acquire_lock(folder, wait=False)
     try:
         _check_is_empty(folder, out)  # another process may have written it during the scan
@@ -143,12 +147,13 @@ def encode_corpus(
     """
     corpus = open_source(settings)
     scan = scan_corpus(corpus).result
+    warn_of_end_of_text(scan, settings)
     uses_end_of_text = scan.uses_end_of_text(tokenizer)
     # The ids of both splits are returned together, in the order of the corpus. A split is needed only because
     # `split_chunks` inserts the newlines between documents. With a validation fraction of 0 it does not cut any
     # document in two: a cut within a token would change the ids around it.
     split = choose_split(scan, 0.0, deduplicate=False, insert_newlines=not uses_end_of_text)
-    encoder = Encoder(tokenizer, unknown)
+    encoder = Encoder(tokenizer, unknown, settings.special_tokens)
 
     def encode() -> Iterator[np.ndarray]:
         yield np.empty(0, np.int64)
@@ -158,13 +163,13 @@ def encode_corpus(
     return np.concatenate(list(encode())).astype(np.int64), encoder.report
 
 
-def choose_tokenizer(size: int, alphabet: int) -> str:
+def choose_tokenizer(size: int, alphabet: int, special_tokens: bool = False) -> str:
     """The tokenizer for a text of `size` bytes and `alphabet` distinct characters, if the user chose none.
 
-    Characters for a small text with a small alphabet. Otherwise BPE, with about one token for every 500 bytes of text,
-    between 1,024 and 32,768.
+    Characters for a small text with a small alphabet, unless special tokens are needed. Otherwise BPE, with about one
+    token for every 500 bytes of text, between 1,024 and 32,768.
     """
-    if size <= _SMALL_TEXT and alphabet <= _SMALL_ALPHABET:
+    if size <= _SMALL_TEXT and alphabet <= _SMALL_ALPHABET and not special_tokens:
         return "char"
     return f"bpe:{min(32768, max(1024, 1 << (size // 500).bit_length()))}"
 
@@ -174,7 +179,9 @@ def _resolve_tokenizer_setting(settings: DataSettings, scan: ScanSummary, tokeni
     if tokenizer is not None:
         return dataclasses.replace(settings, tokenizer=tokenizer.kind)
     if settings.tokenizer == "auto":
-        return dataclasses.replace(settings, tokenizer=choose_tokenizer(scan.bytes, len(scan.alphabet)))
+        return dataclasses.replace(
+            settings, tokenizer=choose_tokenizer(scan.bytes, len(scan.alphabet), settings.special_tokens)
+        )
     return settings
 
 

@@ -9,6 +9,7 @@ line endings; only a byte order mark at the start of a text file is removed.
 import codecs
 import contextlib
 import gzip
+import itertools
 import json
 import re
 import zlib
@@ -31,6 +32,7 @@ class Chunk(NamedTuple):
 
     text: str
     ends_document: bool
+    follows_separator: bool = False  # whether a line `<|endoftext|>` precedes the document in its file
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,11 @@ def stem(path: Path) -> str:
 
 
 def read_text(file: BinaryIO, name: str, text_format: TextFormat, limits: Limits = DEFAULT_LIMITS) -> Iterator[Chunk]:
-    """Yield a text file as one document."""
-    yield from _mark_last(cut_text(_decode(file, name, text_format), limits))
+    """Yield a text file as one document, or as several if lines `<|endoftext|>` separate them."""
+    numbered = number_documents(_decode(file, name, text_format))
+    for number, pairs in itertools.groupby(numbered, key=lambda pair: pair[0]):
+        for chunk in _mark_last(cut_text((text for _, text in pairs), limits)):
+            yield chunk._replace(follows_separator=number > 0)
 
 
 def chunk_rows(rows: Iterable[str], limits: Limits = DEFAULT_LIMITS) -> Iterator[Chunk]:
@@ -83,6 +88,30 @@ def chunk_rows(rows: Iterable[str], limits: Limits = DEFAULT_LIMITS) -> Iterator
                 yield Chunk(row, True)
         else:
             yield from _mark_last(cut_text([row], limits))
+
+
+def number_documents(texts: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """Yield the same text with the number of its document. Lines `<|endoftext|>` separate documents and are removed."""
+    number, held, begins_line = 0, "", True
+    for text in itertools.chain(texts, [None]):
+        held += text or ""
+        unfinished = held.rfind("\n") + 1  # the line that begins here may continue in the next text
+        is_separator_possible = any(line.startswith(held[unfinished:]) for line in _SEPARATOR_LINES)
+        end = unfinished if text is not None and is_separator_possible and (unfinished or begins_line) else len(held)
+        start = 0
+        for match in _SEPARATOR.finditer(held, 0, end):
+            if match.start() == 0 and not begins_line:
+                continue
+            yield number, held[start : match.start()]
+            number, start = number + 1, match.end()
+        yield number, held[start:end]
+        if end:
+            begins_line = held[end - 1] == "\n"
+        held = held[end:]
+
+
+_SEPARATOR_LINES = ("<|endoftext|>\n", "<|endoftext|>\r\n")
+_SEPARATOR = re.compile(r"(?m)^<\|endoftext\|>(?:\r?\n|\r?\Z)")
 
 
 def _mark_last(texts: Iterable[str]) -> Iterator[Chunk]:

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import os
+import warnings
 from array import array
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -21,11 +22,12 @@ from octavo import files
 from octavo.data.limits import DEFAULT_LIMITS, Limits
 from octavo.data.progress import PreparationProgress, ProgressMeter, preparation
 from octavo.data.sources import Corpus, CorpusHash
-from octavo.errors import OctavoError
-from octavo.tokenizers import Tokenizer
+from octavo.errors import OctavoError, OctavoWarning
+from octavo.settings import DataSettings
+from octavo.tokenizers import END_OF_TEXT, Tokenizer
 
 _DIGEST_BYTES = 16
-_RECORD_FORMAT = 1
+_RECORD_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class ScanSummary:
     characters: int
     documents: int
     alphabet: str  # every character once, sorted
+    separated: int  # documents that follow a line `<|endoftext|>`
+    end_of_texts: int  # occurrences of `<|endoftext|>` within the documents
 
 
 @dataclass(frozen=True)
@@ -64,20 +68,34 @@ class CorpusScan(ScanSummary):
         return is_first
 
 
+def warn_of_end_of_text(summary: ScanSummary, settings: DataSettings) -> None:
+    """Emit an `OctavoWarning` about `<|endoftext|>` in a source: lines that were recognized, and what was not."""
+    if summary.separated:
+        message = f"lines {END_OF_TEXT} separate documents in {settings.source}: {summary.documents:,} documents"
+        warnings.warn(message, OctavoWarning, stacklevel=2)
+    if summary.end_of_texts and not settings.special_tokens:
+        message = (
+            f"{settings.source} has {END_OF_TEXT} {summary.end_of_texts:,} times within its text: it is encoded as "
+            "ordinary text (--special-tokens: as the token)"
+        )
+        warnings.warn(message, OctavoWarning, stacklevel=2)
+
+
 @preparation
 def scan_corpus(corpus: Corpus, limits: Limits = DEFAULT_LIMITS) -> Generator[PreparationProgress, None, CorpusScan]:
     """Read a corpus from beginning to end, and store its summary in the cache."""
-    corpus_hash, size, characters = CorpusHash(), 0, 0
+    corpus_hash, size, characters, separated, end_of_texts = CorpusHash(), 0, 0, 0, 0
     lengths, digests, lacks_newline = array("q"), bytearray(), bytearray()
     # The alphabet is collected in two ways: ASCII by bytes, which is fast, and the rest by code points, which is needed
     # only for chunks with other characters.
     ascii_alphabet, is_in_alphabet = b"", np.zeros(0x110000, dtype=bool)
     document_hash, length = hashlib.blake2b(digest_size=_DIGEST_BYTES), 0
     meter = ProgressMeter("reading", None, limits.progress_seconds)
-    for text, ends_document in corpus.chunks():
+    for text, ends_document, follows_separator in corpus.chunks():
         content = text.encode()
         corpus_hash.update(content, ends_document)
         document_hash.update(content)
+        end_of_texts += text.count(END_OF_TEXT)
         size, characters, length = size + len(content), characters + len(text), length + len(text)
         if new_bytes := content.translate(None, ascii_alphabet):
             ascii_alphabet += bytes(sorted(byte for byte in set(new_bytes) if byte < 0x80))
@@ -85,6 +103,7 @@ def scan_corpus(corpus: Corpus, limits: Limits = DEFAULT_LIMITS) -> Generator[Pr
             is_in_alphabet[np.frombuffer(text.encode("utf-32-le"), "<u4")] = True
         if ends_document:
             lengths.append(length)
+            separated += follows_separator
             digests += document_hash.digest()
             lacks_newline.append(not text.endswith("\n"))
             document_hash, length = hashlib.blake2b(digest_size=_DIGEST_BYTES), 0
@@ -98,6 +117,8 @@ def scan_corpus(corpus: Corpus, limits: Limits = DEFAULT_LIMITS) -> Generator[Pr
         characters=characters,
         documents=len(lengths),
         alphabet="".join(sorted(alphabet)),
+        separated=separated,
+        end_of_texts=end_of_texts,
         lengths=lengths,
         digests=bytes(digests),
         lacks_newline=bytes(lacks_newline),

@@ -62,11 +62,13 @@ def write_shards(
     uses_end_of_text: bool,
     characters: int,
     limits: Limits,
+    special_tokens: bool = False,
 ) -> Generator[PreparationProgress, None, dict[str, list[ShardRecord]]]:
     """Write the shards of both splits, and return them. `characters` is the length of the corpus.
 
-    With `uses_end_of_text`, `<|endoftext|>` follows each document. Raises `OctavoError` if the disk is full, or, before
-    anything is written, if it has too little space; finished shards are kept.
+    With `uses_end_of_text`, `<|endoftext|>` follows each document. With `special_tokens`, the text of a special token
+    is that token. Raises `OctavoError` if the disk is full, or, before anything is written, if it has too little space;
+    finished shards are kept.
     """
     records = [_find_finished(folder, split_name) for split_name in SPLITS]
     finished_counts = [len(each) for each in records]  # shards that an earlier process wrote
@@ -75,7 +77,7 @@ def write_shards(
     meter, done = ProgressMeter("writing tokens", characters, limits.progress_seconds), 0
     unfinished_ids: list[list[np.ndarray]] = [[] for _ in SPLITS]  # for each split, the ids of its unfinished shard
     is_space_checked = False
-    for info, ids in encoder_pool.encode_texts(tokenizer, texts, processes):
+    for info, ids in encoder_pool.encode_texts(tokenizer, texts, processes, special_tokens):
         if info.shard >= finished_counts[info.split]:
             if not is_space_checked:
                 # The estimate assumes that the whole corpus has as many ids per character as this text.

@@ -82,7 +82,7 @@ def split_chunks(
             return document_split
         return TRAIN if position < split.cut else VAL
 
-    for text, ends_document in corpus.chunks():
+    for text, ends_document, _ in corpus.chunks():
         corpus_hash.update(text.encode(), ends_document)
         if document == len(split.document_splits):
             raise error

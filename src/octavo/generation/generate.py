@@ -30,6 +30,7 @@ def generate(
     seed: int = 1337,
     stop: str | Sequence[str] = (),
     unknown: str = "error",
+    special_tokens: bool = False,
     overflow: str = "slide",
     quantize: str = "none",
     **sampling: Any,
@@ -42,14 +43,15 @@ def generate(
     `presence_penalty`, `frequency_penalty`, `logit_bias`. Sample i is drawn with seed + i. With `best_of`, that many
     texts are drawn, and the `num_samples` with the highest mean log-probability per token are returned. `overflow`
     says what happens when the context is full: `slide`, `rechunk` or `stop`. `quantize="int8"` rounds the weights (CPU
-    only). Raises `OctavoError` if the run cannot be loaded, a number is out of range, or the tokenizer does not know a
-    character of the prompt (unless `unknown` is "skip" or "replace").
+    only). With `special_tokens`, `<|endoftext|>` in the prompt is that token, not ordinary text. Raises `OctavoError`
+    if the run cannot be loaded, a number is out of range, or the tokenizer does not know a character of the prompt
+    (unless `unknown` is "skip" or "replace").
     """
     checkpoint = load(run)
     if misspelled := sampling.keys() - set(_SAMPLING):
         raise unknown_name_error("setting", min(misspelled), _SAMPLING)
     request = TextRequest(
-        prompt=encode_prompt(checkpoint.tokenizer, prompt, unknown),
+        prompt=encode_prompt(checkpoint.tokenizer, prompt, unknown, special_tokens),
         max_new_tokens=max_new_tokens,
         num_samples=num_samples,
         best_of=best_of,
@@ -73,8 +75,10 @@ def start_streams(
 ) -> list[TextStream]:
     """The texts of a request, started on a new engine.
 
-    `on_notice` is called if the prompt is truncated, and for each fallback that the engine takes.
+    `on_notice` is called if the prompt is truncated or has unknown characters, and for each fallback of the engine.
     """
+    if request.prompt.unknown is not None:
+        on_notice(f"the prompt had {request.prompt.unknown}, which the model does not see")
     length, block_size = len(request.prompt.ids), checkpoint.model.settings.block_size
     if length > block_size and request.overflow != "stop":
         on_notice(f"the prompt has {length:,} tokens; the model sees the last {block_size:,}")

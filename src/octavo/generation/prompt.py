@@ -4,26 +4,35 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from octavo.errors import OctavoError
-from octavo.tokenizers import Tokenizer
+from octavo.tokenizers import Tokenizer, UnknownCharacters
 
 
 @dataclass(frozen=True)
 class Prompt:
     """A prompt as text and as token ids.
 
-    For an empty prompt, `is_empty` is True, and `ids` has the one token that a text starts after.
+    For an empty prompt, `is_empty` is True, and `ids` has the one token that a text starts after. `unknown` are the
+    characters that were skipped or replaced; `text` is without them.
     """
 
     text: str
     ids: list[int]
     is_empty: bool = False
+    unknown: UnknownCharacters | None = None
 
 
-def encode_prompt(tokenizer: Tokenizer, prompt: str | Sequence[int], unknown: str = "error") -> Prompt:
-    """A prompt from text or token ids. If it has no token, generation starts after the bos token, or a line break."""
+def encode_prompt(
+    tokenizer: Tokenizer, prompt: str | Sequence[int], unknown: str = "error", special_tokens: bool = False
+) -> Prompt:
+    """A prompt from text or token ids. If it has no token, generation starts after the bos token, or a line break.
+
+    `unknown` and `special_tokens` are those of `Tokenizer.encode`.
+    """
+    found = None
     if isinstance(prompt, str):
-        ids = [int(id) for id in tokenizer.encode(prompt, unknown)] if prompt else []
-        text = prompt
+        encoded, found = tokenizer.encode_and_report(prompt, unknown, special_tokens)
+        ids = [int(id) for id in encoded]
+        text = prompt if found is None else tokenizer.decode(ids)
     else:
         ids = list(prompt)
         if invalid := next((str(id) for id in ids if not 0 <= id < tokenizer.vocab_size), None):
@@ -33,8 +42,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str | Sequence[int], unknown: st
             )
         text = tokenizer.decode(ids)
     if ids:
-        return Prompt(text, ids)
+        return Prompt(text, ids, unknown=found)
     start = tokenizer.end_of_text if tokenizer.beginning_of_text is None else tokenizer.beginning_of_text
-    if start is not None:
-        return Prompt("", [start], is_empty=True)
-    return Prompt("", [int(id) for id in tokenizer.encode("\n", "skip")] or [0], is_empty=True)
+    ids = [start] if start is not None else [int(id) for id in tokenizer.encode("\n", "skip")] or [0]
+    return Prompt("", ids, is_empty=True, unknown=found)

@@ -18,6 +18,7 @@ from octavo.generation.engine import Engine, Job, Request, Token
 from octavo.generation.prompt import Prompt
 from octavo.generation.sampling import Sampling
 from octavo.tokenizers import StreamDecoder, Tokenizer
+from octavo.tokenizers.bytelevel import find_surrogates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,9 @@ class TextRequest:
                 f"best_of={self.best_of} is not between num_samples={self.num_samples} and 100,000",
                 f"--best-of {self.num_samples}, or 0",
             )
+        for string in self.stop:
+            if not string or find_surrogates(string):  # it could never be found
+                raise OctavoError(f"stop={string!r} is not a text of at least one character", "--stop TEXT")
         if not 0 <= self.seed < 2**63:
             raise OctavoError(f"seed={self.seed} is not an integer from 0 to 2**63 - 1", "--seed 1337")
 

@@ -115,7 +115,7 @@ def build_app(
             # lm-eval asks for the id of <|endoftext|> in this way. Inside a longer prompt, it is ordinary text.
             ids = [tokenizer.end_of_text]
         else:
-            prompt = await asyncio.to_thread(resolve_text, tokenizer, body.prompt, "prompt")
+            prompt = await asyncio.to_thread(resolve_text, tokenizer, body.prompt, "prompt", body.parse_special)
             ids = [] if prompt.is_empty else prompt.ids
         strings = [token_string(tokenizer, id) for id in ids] if body.return_token_strs else None
         block_size = checkpoint.model.settings.block_size
@@ -138,7 +138,10 @@ def build_app(
             kind=tokenizer.kind,
             vocab_size=tokenizer.vocab_size,
             model_max_length=checkpoint.model.settings.block_size,
-            **{role: roles.get(role) for role in ("bos_token", "eos_token", "pad_token", "unk_token")},
+            bos_token=roles.get("bos_token"),
+            eos_token=roles.get("eos_token"),
+            pad_token=roles.get("pad_token"),
+            unk_token=roles.get("unk_token"),
         )
 
     @api.get("/health")

@@ -79,7 +79,7 @@ def text_requests(model: ServedModel, body: CompletionRequest, cache_scope: str)
     seed = secrets.randbits(62) if body.seed is None else body.seed % 2**63
     return [
         TextRequest(
-            prompt=encode_bounded_prompt(tokenizer, block_size, prompt),
+            prompt=encode_bounded_prompt(tokenizer, block_size, prompt, body.parse_special),
             max_new_tokens=body.max_tokens,
             num_samples=body.n,
             best_of=body.best_of or 0,

@@ -146,7 +146,10 @@ class StreamOptions(_Body):
 
 
 class CompletionRequest(_Body):
-    """OpenAI's completion request. `top_k`, `min_p`, `repetition_penalty`, `return_token_ids` are vLLM's."""
+    """OpenAI's completion request.
+
+    `top_k`, `min_p`, `repetition_penalty` and `return_token_ids` are vLLM's, `parse_special` is llama.cpp's.
+    """
 
     model: str = Field(min_length=1, max_length=256)
     prompt: Annotated[
@@ -187,6 +190,10 @@ class CompletionRequest(_Body):
         Annotated[dict[TokenIdString, Bias], ItemCount(0, Limits.logit_bias)],
         Expected(f"an object of at most {Limits.logit_bias} token ids, each with a number from -100 to 100"),
     ] = {}
+    parse_special: bool = Field(
+        False,
+        description="encode a special token such as <|endoftext|> in the prompt as that token, not as ordinary text",
+    )
     return_token_ids: bool = Field(False, description="also return the ids of prompt and text")
     user: str = Field("", max_length=1024)
 
@@ -207,6 +214,7 @@ class TokenizeRequest(_Body):
     prompt: str
     model: str = Field("", max_length=256, description="may be omitted if one model is served")
     add_special_tokens: bool = True
+    parse_special: bool = Field(False, description="as in a completion request")
     return_token_strs: bool = False
 
 

@@ -9,14 +9,16 @@ from octavo.server.api_error import ApiError
 from octavo.tokenizers import Tokenizer
 
 
-def encode_bounded_prompt(tokenizer: Tokenizer, block_size: int, prompt: str | list[int]) -> Prompt:
+def encode_bounded_prompt(
+    tokenizer: Tokenizer, block_size: int, prompt: str | list[int], parse_special: bool
+) -> Prompt:
     """Encode a prompt, which must fit into the context. One that is far too long is refused before it is encoded."""
     if isinstance(prompt, str):
         if len(prompt) > block_size * max(map(len, tokenizer.token_bytes)):
             raise _context_length_error(f"more than {block_size:,}", block_size)
     elif len(prompt) > block_size:
         raise _context_length_error(f"{len(prompt):,}", block_size)
-    encoded = resolve_text(tokenizer, prompt, "prompt")
+    encoded = resolve_text(tokenizer, prompt, "prompt", parse_special)
     if len(encoded.ids) > block_size:
         raise _context_length_error(f"{len(encoded.ids):,}", block_size)
     return encoded
@@ -31,13 +33,13 @@ def _context_length_error(tokens: str, block_size: int) -> ApiError:
     )
 
 
-def resolve_text(tokenizer: Tokenizer, value: str | list[int], param: str) -> Prompt:
+def resolve_text(tokenizer: Tokenizer, value: str | list[int], param: str, parse_special: bool = False) -> Prompt:
     """The text and the token ids of a request's field, whose value is either a text or token ids.
 
     Raises `ApiError` for characters and ids that the tokenizer does not have.
     """
     try:
-        return encode_prompt(tokenizer, value)
+        return encode_prompt(tokenizer, value, special_tokens=parse_special)
     except OctavoError as error:  # without its hint, which names an option of the command line
         raise ApiError(400, error.message, param=param) from None
 

@@ -95,6 +95,9 @@ class DataSettings(_Validated):
     )
     text_field: str = setting("text", "field with the text in JSON lines, Parquet files and Hugging Face datasets")
     deduplicate: bool = setting(False, "drop documents that are exact copies of an earlier one")
+    special_tokens: bool = setting(
+        False, "encode the text of a special token, such as <|endoftext|>, as that token instead of as ordinary text"
+    )
     encoding: str = setting("utf-8", "character encoding of the text")
     errors: str = setting("strict", "how to handle undecodable bytes", choices=("strict", "replace", "ignore"))
 

@@ -8,7 +8,8 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,6 +83,7 @@ class Tokenizer:
             for token in sorted(self._ids, key=self._ids.__getitem__)
         ]
         self.special_ids = frozenset(token["id"] for token in description["added_tokens"] if token["special"])
+        self.special_texts = [token["content"] for token in description["added_tokens"] if token["special"]]
         self.roles = _complete_roles(dict(roles or {}), role_ids or {}, description["added_tokens"])
         self.end_of_text, self.beginning_of_text = self.role_id("eos_token"), self.role_id("bos_token")
 
@@ -90,7 +92,7 @@ class Tokenizer:
         token = self.roles.get(role)
         return self._ids.get(token) if isinstance(token, str) else None
 
-    def encode(self, text: str, unknown: str = "error") -> npt.NDArray[np.int64]:
+    def encode(self, text: str, unknown: str = "error", special_tokens: bool = False) -> npt.NDArray[np.int64]:
         """The ids of `text`, (T,).
 
         Some characters have no id: for `char` those outside its vocabulary; for a BPE that was trained without all 256
@@ -98,25 +100,31 @@ class Tokenizer:
         `unknown` says what to do with them: "error" raises `UnknownCharactersError`; "skip" leaves them out; "replace"
         puts U+FFFD, "?" or a space in their place, the first of these that has an id.
 
+        With `special_tokens`, the text of a special token, such as `<|endoftext|>`, is encoded as that token; without,
+        like other text. Spaces beside it are kept, also if the token has the flag `lstrip` or `rstrip`.
+
         Raises `OctavoError` if the tokenizer does not preserve the text otherwise.
         """
-        return self.encode_and_report(text, unknown)[0]
+        return self.encode_and_report(text, unknown, special_tokens)[0]
 
     def encode_and_report(
-        self, text: str, unknown: str = "error"
+        self, text: str, unknown: str = "error", special_tokens: bool = False
     ) -> tuple[npt.NDArray[np.int64], UnknownCharacters | None]:
         """The ids of `text`, (T,), and the characters that were skipped or replaced, if there were any."""
         if unknown not in UNKNOWN:
             raise OctavoError(f"unknown={unknown!r} is not one of {', '.join(UNKNOWN)}")
-        ids = self._encode_known(text)
-        if ids is not None:
-            return ids, None
-        unknown_characters = self._unknown_characters(text)
-        replacement = self._replacement(text, unknown_characters, unknown)
-        kept = text.translate({ord(character): replacement for character in unknown_characters})
-        ids = self._encode_known(kept)
-        assert ids is not None
-        return ids, _report(text, kept, unknown_characters)
+        if not special_tokens:
+            return self._encode_ordinary(text, unknown, offset=0)
+        ids, found, offset = [np.empty(0, np.int64)], None, 0
+        for i, part in enumerate(self.special_pattern.split(text)):  # ordinary text, special token, ordinary text, ...
+            if i % 2:
+                ids.append(np.array([self._ids[part]]))
+            elif part:
+                part_ids, found_in_part = self._encode_ordinary(part, unknown, offset)
+                ids.append(part_ids)
+                found = found.add(found_in_part) if found and found_in_part else found or found_in_part
+            offset += len(part)
+        return np.concatenate(ids), found
 
     def encode_word(self, text: str) -> list[int]:
         """The ids of a short text without unknown characters: `encode` without its checks."""
@@ -159,6 +167,16 @@ class Tokenizer:
     def _json(self) -> bytes:
         return self.backend.to_str(pretty=True).encode()
 
+    @functools.cached_property
+    def special_pattern(self) -> re.Pattern[str]:
+        """Matches the text of a special token. Raises `OctavoError` if there are no special tokens."""
+        if not self.special_texts:
+            raise OctavoError(
+                f"this {self.kind} tokenizer has no special tokens", "--tokenizer bpe:N or gpt2, or no --special-tokens"
+            )
+        longest_first = sorted(self.special_texts, key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+
     @property
     def can_split_at_spaces(self) -> bool:
         """Whether `Encoder` can cut text into words, encode each with `encode_word` and cache its ids.
@@ -169,6 +187,20 @@ class Tokenizer:
         if self._missing_bytes:  # words are encoded without a check for unknown characters
             return False
         return (self.kind == "word" and self._has_fast_path) or self._tiktoken is not None
+
+    def _encode_ordinary(
+        self, text: str, unknown: str, offset: int
+    ) -> tuple[npt.NDArray[np.int64], UnknownCharacters | None]:
+        """`encode_and_report` for a text without special tokens that begins at `offset`."""
+        ids = self._encode_known(text)
+        if ids is not None:
+            return ids, None
+        unknown_characters = self._unknown_characters(text)
+        replacement = self._replacement(text, unknown_characters, unknown, offset)
+        kept = text.translate({ord(character): replacement for character in unknown_characters})
+        ids = self._encode_known(kept)
+        assert ids is not None
+        return ids, _report(text, kept, unknown_characters, offset)
 
     def _encode_known(self, text: str) -> npt.NDArray[np.int64] | None:
         """The ids of a text, (T,); None if it has unknown characters."""
@@ -234,7 +266,7 @@ class Tokenizer:
         """The bytes without a single-byte token. The backend would drop them silently."""
         return frozenset(byte for letter, byte in LETTER_TO_BYTE.items() if letter not in self._known_characters)
 
-    def _replacement(self, text: str, unknown_characters: set[str], unknown: str) -> str | None:
+    def _replacement(self, text: str, unknown_characters: set[str], unknown: str, offset: int) -> str | None:
         """What replaces each unknown character; None removes it.
 
         Raises `UnknownCharactersError` if `unknown` is "error", or if it is "replace" and no replacement has an id.
@@ -252,7 +284,7 @@ class Tokenizer:
             known = f"{256 - len(self._missing_bytes)} of the 256 bytes"
         else:
             known = "all but unpaired surrogates"
-        found = _report(text, text, unknown_characters)
+        found = _report(text, text, unknown_characters, offset)
         raise UnknownCharactersError(
             f"unknown characters {examples}: {found.count:,} in all, the first at offset {found.offset:,}; "
             f"this {self.kind} tokenizer knows {known}",
@@ -272,12 +304,12 @@ def _preservation_error(content: bytes, encoded: bytes) -> OctavoError:
     )
 
 
-def _report(text: str, kept: str, unknown_characters: set[str]) -> UnknownCharacters:
-    """What was lost when `text` became `kept`."""
-    offset = next(i for i, character in enumerate(text) if character in unknown_characters)
+def _report(text: str, kept: str, unknown_characters: set[str], offset: int) -> UnknownCharacters:
+    """What was lost when `text`, which begins at `offset`, became `kept`."""
+    first = next(i for i, character in enumerate(text) if character in unknown_characters)
     count = len(text) - len(text.translate(dict.fromkeys(map(ord, unknown_characters))))
     lost_bytes = len(text.encode(errors="surrogatepass")) - len(kept.encode(errors="surrogatepass"))
-    return UnknownCharacters(count, text[offset], offset, lost_bytes)
+    return UnknownCharacters(count, text[first], offset + first, lost_bytes)
 
 
 class StreamDecoder:
@@ -311,9 +343,9 @@ def _complete_roles(
 ) -> dict[str, str | list[str]]:
     """The roles, with those that are known by their ids, and those of `<|endoftext|>`."""
     special = {token["id"]: token["content"] for token in added_tokens if token["special"]}
-    roles = {role: special[id] for role, id in role_ids.items() if id in special} | roles
+    roles = {**{role: special[id] for role, id in role_ids.items() if id in special}, **roles}
     if "eos_token" not in roles and END_OF_TEXT in special.values():
-        roles = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT} | roles
+        roles = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, **roles}
     return roles
 
 
