@@ -25,7 +25,6 @@ from octavo.server.middleware.drain import Drain
 from octavo.server.requests import CompletionRequest, DetokenizeRequest, TokenizeRequest
 from octavo.server.tokens import resolve_text, token_string
 from octavo.server.worker import ServedModel
-from octavo.tokenizers import END_OF_TEXT
 
 
 @dataclass(frozen=True)
@@ -111,8 +110,8 @@ def build_app(
         """The token ids of a text."""
         checkpoint = find_model(body.model).checkpoint
         tokenizer = checkpoint.tokenizer
-        if body.prompt == END_OF_TEXT and tokenizer.end_of_text is not None:
-            # lm-eval asks for the id of <|endoftext|> in this way. Inside a longer prompt, it is ordinary text.
+        if body.prompt == tokenizer.roles.get("eos_token") and tokenizer.end_of_text is not None:
+            # lm-eval asks for the id of the eos token in this way. Inside a longer prompt, it is ordinary text.
             ids = [tokenizer.end_of_text]
         else:
             prompt = await asyncio.to_thread(resolve_text, tokenizer, body.prompt, "prompt", body.parse_special)
