@@ -47,7 +47,7 @@ def write(path: Path, value: Any) -> None:
 
 
 def folder_with_roles(folder: Path) -> Path:
-    """A model folder as transformers writes it, with special tokens of its own."""
+    """A model folder as transformers writes it, with other special tokens than GPT-2."""
     BPE.save(folder)
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
     theirs.add_special_tokens({**ROLES, "additional_special_tokens": ROLES["additional_special_tokens"]})

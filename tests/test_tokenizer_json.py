@@ -1,13 +1,17 @@
 """Any `tokenizer.json` is encoded with the ids of the `tokenizers` library, or refused; nothing it contains crashes."""
 
+import contextlib
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
+import octavo.tokenizers
 from octavo.data.encoder import Encoder
 from octavo.errors import OctavoError
 from octavo.tokenizers import Tokenizer, library
@@ -146,12 +150,8 @@ def test_a_random_tokenizer_has_the_ids_of_the_library_or_is_refused(
 
 # Hostile files
 
-ENDLESS = {  # a pattern, and a text on which it panics or takes very long
-    r"(a+)+$": "a" * 40 + "b",
-    r"(a|aa)+$": "a" * 60 + "b",
-    r"(.*a){30}": "a" * 3000 + "b",
-    r"a*a*[bc](?<=c)": "a" * 3000 + "b",
-}
+A_TO_B = "a" * 40 + "b"
+PANICS = {r"(a+)+$": A_TO_B, r"(a|aa)+$": A_TO_B * 2, r"(.*a){30}": "a" * 3000 + "b"}  # a pattern, and a text for it
 
 
 def hostile_tokenizer(pattern: str) -> Tokenizer:
@@ -160,12 +160,48 @@ def hostile_tokenizer(pattern: str) -> Tokenizer:
     bytes_to_letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_to_letters])
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(["<eos>"])
     return Tokenizer(backend)
 
 
-@pytest.mark.parametrize("pattern", ENDLESS)
-def test_an_endless_regular_expression_is_an_error(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "_SECONDS", 0.5)
-    with pytest.raises(OctavoError, match="tokenizers library"):
-        hostile_tokenizer(pattern).encode(ENDLESS[pattern])
+@pytest.mark.parametrize("pattern", PANICS)
+def test_a_regular_expression_on_which_the_library_panics_is_an_error(pattern: str) -> None:
+    tokenizer = hostile_tokenizer(pattern)
+    with pytest.raises(OctavoError, match="cannot encode the text"):
+        tokenizer.encode(PANICS[pattern])
+    assert tokenizer.decode(tokenizer.encode("b")) == "b"
+
+
+def test_a_regular_expression_that_takes_too_long_is_an_error() -> None:
+    tokenizer = hostile_tokenizer(r"a*a*[bc](?<=c)")  # cubic time
+    with pytest.raises(OctavoError, match="did not encode the text"):
+        library.encode_texts(tokenizer.backend, ["a" * 1000 + "b"], seconds=0.05)
+
+
+@pytest.mark.parametrize("pattern", ["(" * 5000, "[a", "a{2,1}{"])
+def test_a_damaged_regular_expression_is_an_error(pattern: str, tmp_path: Path) -> None:
+    backend = hostile_tokenizer("a").backend
+    description = json.loads(backend.to_str())
+    description["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = pattern
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description), encoding="utf-8")
+    with pytest.raises(OctavoError, match="cannot use the tokenizer in"):
+        octavo.tokenizers.load(tmp_path)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_change_of_a_tokenizer_json_is_used_or_refused(data: st.DataObject, tmp_path: Path) -> None:
+    """A value of the file is replaced by another one; then the tokenizer round-trips, or an `OctavoError` is raised."""
+    description = json.loads(octavo.tokenizers.build("bpe:270", "ab ab abc\n" * 9).backend.to_str())
+    node: Any = description
+    while True:
+        keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+        key = data.draw(st.sampled_from(keys))
+        if not isinstance(node[key], (dict, list)) or not node[key] or data.draw(st.integers(0, 4)) == 0:
+            break
+        node = node[key]
+    values = [None, True, 0, -1, 10**9, 0.5, "", "a", "Ġ", [], {}, ["a", "b"], {"type": "Lowercase"}, {"type": "BPE"}]
+    node[key] = data.draw(st.sampled_from(values))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description), encoding="utf-8")
+    with contextlib.suppress(OctavoError):
+        tokenizer = octavo.tokenizers.load(tmp_path)
+        assert tokenizer.decode(tokenizer.encode("ab abc é")) in ("ab abc é", " ab abc é")

@@ -104,6 +104,27 @@ def test_every_kind_round_trips_any_encodable_text(tokenizer: Tokenizer, data: s
 
 
 @law
+@given(text=texts | st.text(st.sampled_from("ab é😀漢\n\ud83d\udc00"), max_size=12))
+def test_every_kind_round_trips_any_text_or_reports_what_was_lost(tokenizer: Tokenizer, text: str) -> None:
+    known = {token.decode() for token in tokenizer.token_bytes} if tokenizer.kind == "char" else None
+    unknown = [c for c in text if ("\ud800" <= c <= "\udfff" if known is None else c not in known)]
+    if unknown:
+        with pytest.raises(
+            UnknownCharactersError, match=rf"{len(unknown)} in all, the first at offset {text.find(unknown[0])}"
+        ):
+            tokenizer.encode(text)
+    ids, report = tokenizer.encode_and_report(text, "skip")
+    assert tokenizer.decode(ids) == "".join(c for c in text if c not in unknown)
+    for handling in ("skip", "replace"):
+        ids, report = tokenizer.encode_and_report(text, handling)
+        encoded = sum(len(tokenizer.token_bytes[id]) for id in ids)
+        assert (report is None) == (not unknown)
+        if report is not None:
+            assert (report.count, report.first, report.offset) == (len(unknown), unknown[0], text.find(unknown[0]))
+            assert encoded + report.lost_bytes == len(text.encode(errors="surrogatepass"))
+
+
+@law
 @given(data=st.data())
 def test_the_joined_stream_equals_the_decoded_text(tokenizer: Tokenizer, data: st.DataObject) -> None:
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1)))

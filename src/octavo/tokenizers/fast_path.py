@@ -22,7 +22,7 @@ _BPE: dict[str, tuple[Any, ...]] = {
     "padding": (None,),
     "added_tokens": (_ANY,),  # but see `implements`
     "normalizer": (None,),
-    "post_processor": (_ANY,),  # adds special tokens, for which `Tokenizer.encode` does not ask
+    "post_processor": (_ANY,),  # adds special tokens, which `Tokenizer.encode` leaves out
     "decoder": (_ANY,),  # `Tokenizer.decode` concatenates bytes
     "model.type": ("BPE",),
     "model.vocab": (_ANY,),
