@@ -27,6 +27,8 @@ SEPARATOR = "\n---------------\n"
         ("--seed 1e3", ["'1e3'", "integer"]),
         ("--unknown ignore", ["'ignore'"]),
         ("--device gpu", ["'gpu'"]),
+        ("--stop=", ["stop=''"]),
+        ("--special-tokens", ["no special tokens"]),
         ("--prompt a --prompt-file b", ["--prompt", "--prompt-file"]),
     ],
 )
@@ -106,6 +108,9 @@ def test_unknown_characters_in_a_prompt_are_an_error_skipped_or_replaced(
     assert_rejected(["sample", run_folder, "--prompt", "theω X"], "'X', 'ω'", "--unknown skip")
     assert samples("theω X", "--unknown", "skip") == samples("the ")
     assert samples("theω X", "--unknown", "replace") == samples("the   ")
+    result = run_command("sample", run_folder, "--prompt", "theω X", "--max-new-tokens", 0, "--unknown", "skip")
+    assert "2 unknown characters, the first 'ω' at offset 3" in result.err
+    assert result.out == "the \n"
 
 
 def test_a_prompt_longer_than_the_context_is_cropped_with_a_note(run_folder: Path, run_command: RunCommand) -> None:

@@ -271,6 +271,19 @@ def test_end_of_text_ends_the_text(server: RunningServer) -> None:
     assert body["usage"]["completion_tokens"] == 0
 
 
+def test_special_tokens_in_a_prompt_are_parsed_if_asked_for(server: RunningServer) -> None:
+    tokenizer, prompt = server.tokenizer("bpe"), "a<|endoftext|>b"
+    ids = [*tokenizer.encode("a").tolist(), tokenizer.end_of_text, *tokenizer.encode("b").tolist()]
+    options = {"model": "bpe", "seed": 1, "return_token_ids": True, "echo": True}
+    parsed = server.complete(prompt, parse_special=True, **options).json["choices"][0]
+    assert parsed["prompt_token_ids"] == ids
+    assert parsed["text"].startswith(prompt)
+    assert parsed["token_ids"] == server.complete(ids, **options).json["choices"][0]["token_ids"]
+    ordinary = server.complete(prompt, **options).json["choices"][0]
+    assert ordinary["prompt_token_ids"] == tokenizer.encode(prompt).tolist()
+    assert server.complete("a", model="char", parse_special=True).status == 400
+
+
 def test_a_full_context_ends_the_text(server: RunningServer) -> None:
     """`--overflow stop`, the server's default."""
     body = server.complete("a" * (BLOCK - 4), max_tokens=100).json

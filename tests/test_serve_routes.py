@@ -45,6 +45,8 @@ def test_end_of_text_alone_is_tokenized_as_the_special_token(server: RunningServ
     assert server.post("/tokenize", model="bpe", prompt=info["eos_token"]).json["tokens"] == [tokenizer.end_of_text]
     tokens = server.post("/tokenize", model="bpe", prompt="a<|endoftext|>").json["tokens"]
     assert tokenizer.end_of_text not in tokens  # inside a text it is ordinary text
+    parsed = server.post("/tokenize", model="bpe", prompt="a<|endoftext|>b", parse_special=True).json["tokens"]
+    assert parsed == [*tokenizer.encode("a"), tokenizer.end_of_text, *tokenizer.encode("b")]
     assert server.request("GET", "/tokenizer_info?model=char").json["eos_token"] is None
 
 

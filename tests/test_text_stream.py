@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from octavo.errors import OctavoError
 from octavo.generation.decoder import Batch
 from octavo.generation.engine import Engine
 from octavo.generation.prompt import Prompt, encode_prompt
@@ -58,6 +59,12 @@ def expected_sample(tokenizer: Tokenizer, ids: list[int], stop: list[str]) -> Sa
     return Sample(text, ids, "length")
 
 
+@pytest.mark.parametrize("stop", ["", "a\ud83d"])
+def test_a_stop_string_that_can_never_be_found_is_an_error(stop: str) -> None:
+    with pytest.raises(OctavoError, match="stop="):
+        TextRequest(prompt=Prompt("", [0]), stop=("a", stop))
+
+
 texts_of_two_letters = st.text("ab", max_size=12)
 
 
@@ -72,7 +79,7 @@ def test_text_ends_before_the_first_stop_string_which_is_never_shown(generated: 
     ids = CHARS.encode(generated).tolist()
     stop = [each for each in stop if each]
     expected = expected_sample(CHARS, ids, stop)
-    stream = scripted_stream(ids, CHARS, *stop, "")
+    stream = scripted_stream(ids, CHARS, *stop)
     shown = ""
     for piece in stream:
         shown += piece

@@ -14,7 +14,7 @@ class StopAwareDetokenizer:
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
         # A byte-level model may generate bytes that are not UTF-8. They are left out of the text, not of the ids.
         self._decoder = StreamDecoder(tokenizer, errors="ignore")
-        self._stop = [string for string in stop if string]
+        self._stop = list(stop)
         self._held = ""
         self.length = 0  # characters decoded, held ones included
         self.stopped = False  # a stop string was found; what follows it is not part of the text
