@@ -172,7 +172,7 @@ class Tokenizer:
         """Matches the text of a special token. Raises `OctavoError` if there are no special tokens."""
         if not self.special_texts:
             raise OctavoError(
-                f"this {self.kind} tokenizer has no special tokens", "--tokenizer bpe:N or gpt2, or no --special-tokens"
+                f"this {self.kind} tokenizer has no special tokens", "leave out --special-tokens, or use bpe:N or gpt2"
             )
         longest_first = sorted(self.special_texts, key=len, reverse=True)
         return re.compile(f"({'|'.join(map(re.escape, longest_first))})")
