@@ -1,9 +1,10 @@
-"""The one door to the `tokenizers` library: it may panic or take for ever on a file that a user gives it.
+"""The one door to the `tokenizers` library: it may panic, or take hours, on a file that a user gives it.
 
 A panic of a Rust library reaches Python as a PanicException, which is no `Exception`. A regular expression can take
 hours on a short text: Oniguruma, the library's engine, backtracks.
 """
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
@@ -25,12 +26,17 @@ def encode_texts(backend: "tokenizers.Tokenizer", texts: Sequence[str], seconds:
     """
     if seconds is None:
         seconds = _SECONDS + sum(map(len, texts)) / _CHARACTERS_PER_SECOND
-    with translate_parser_errors("the tokenizers library cannot encode the text", _HINT):
+    with translate_encoding_errors():
         encodings = _run_with_time_limit(lambda: backend.encode_batch_fast(texts, add_special_tokens=False), seconds)
     return [id for encoding in encodings for id in encoding.ids]
 
 
 _HINT = "another tokenizer: the regular expressions in its tokenizer.json may be at fault"
+
+
+def translate_encoding_errors() -> contextlib.AbstractContextManager[None]:
+    """Turn what the library raises while it encodes into an `OctavoError`."""
+    return translate_parser_errors("the tokenizers library cannot encode the text", _HINT)
 
 
 def _run_with_time_limit(function: Callable[[], T], seconds: float) -> T:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from octavo.errors import OctavoError, UnknownCharactersError
 from octavo.tokenizers import fast_path
 from octavo.tokenizers.bytelevel import END_OF_TEXT, LETTER_TO_BYTE, find_surrogates, letters_to_bytes, split_at_spaces
-from octavo.tokenizers.library import encode_texts
+from octavo.tokenizers.library import encode_texts, translate_encoding_errors
 
 if TYPE_CHECKING:
     import tiktoken
@@ -130,7 +130,7 @@ class Tokenizer:
         """The ids of a short text without unknown characters: `encode` without its checks."""
         if self._tiktoken is not None:
             return self._tiktoken.encode_ordinary(text)
-        with translate_panics():
+        with translate_encoding_errors():
             return self.backend.encode(text, add_special_tokens=False).ids
 
     def without_prefix_space(self) -> "Tokenizer":
@@ -354,6 +354,11 @@ def _recognize_kind(description: dict[str, Any], ids: dict[str, int]) -> str:
     model = description["model"]
     if model.get("dropout"):
         raise OctavoError(f"dropout={model['dropout']} makes its encoding random", '"dropout": null in tokenizer.json')
+    # Each ByteLevel writes bytes as letters, which have up to two bytes: 40 of them in a row would need terabytes.
+    if json.dumps(description["pre_tokenizer"]).count('"ByteLevel"') > 1:
+        raise OctavoError(
+            "its pre-tokenizer has more than one ByteLevel", "the tokenizer that the model was trained with"
+        )
     added = {token["content"] for token in description["added_tokens"]}
     parts = [(description[part] or {}).get("type") for part in ("normalizer", "pre_tokenizer", "decoder")]
     match [model["type"], *parts]:
