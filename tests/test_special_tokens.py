@@ -1,6 +1,7 @@
 """Special tokens keep their ids and roles; only eos ends a text; `special_tokens` encodes their text as the token."""
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import re
@@ -243,6 +244,17 @@ def test_prepared_text_has_special_tokens_if_they_are_asked_for(
     assert datasets[True].fingerprint != datasets[False].fingerprint
     assert b"endof" in b"".join(datasets[False].tokenizer.token_bytes[:-1])
     assert b"endof" not in b"".join(datasets[True].tokenizer.token_bytes[:-1])
+
+
+def test_special_tokens_of_a_prepared_text_must_have_been_asked_for_when_it_was_prepared(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("one two three\n" * 20, encoding="utf-8")
+    for special_tokens in (False, True):
+        folder = tmp_path / str(special_tokens)
+        prepare(tmp_path / "text.txt", folder, tokenizer="bpe:300", special_tokens=special_tokens)
+    asked_for = DataSettings(source=str(tmp_path / "True"), special_tokens=True)
+    assert prepare_dataset(asked_for).result.folder == tmp_path / "True"
+    with pytest.raises(OctavoError, match="prepared without special tokens"):
+        prepare_dataset(dataclasses.replace(asked_for, source=str(tmp_path / "False"))).result
 
 
 def test_automatic_tokenizer_has_special_tokens_if_they_are_needed(tmp_path: Path) -> None:

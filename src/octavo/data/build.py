@@ -175,6 +175,7 @@ def _describe(
         },
         "tokenizer": settings.tokenizer,
         "vocab_size": tokenizer.vocab_size,
+        "special_tokens": settings.special_tokens,
         "split": {"by": split.by, "val_fraction": settings.val_fraction},
         "tokens": tokens,
         "fingerprint": hashlib.sha256(identity.encode()).hexdigest(),

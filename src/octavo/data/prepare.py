@@ -199,6 +199,10 @@ def _open_prepared(settings: DataSettings, tokenizer: Tokenizer | None) -> Datas
     """The prepared folder `settings.source`. Raises `OctavoError` if it was prepared with another tokenizer."""
     dataset = open_dataset(Path(settings.source))
     prepared_with = dataset.info["tokenizer"]
+    if settings.special_tokens and not dataset.info.get("special_tokens"):
+        raise OctavoError(
+            f"{settings.source} was prepared without special tokens", "octavo prepare SOURCE --special-tokens --out DIR"
+        )
     if tokenizer is not None:
         if tokenizer.fingerprint != dataset.tokenizer.fingerprint:
             raise OctavoError(
