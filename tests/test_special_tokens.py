@@ -254,7 +254,7 @@ def test_special_tokens_of_a_prepared_text_must_have_been_asked_for_when_it_was_
     asked_for = DataSettings(source=str(tmp_path / "True"), special_tokens=True)
     assert prepare_dataset(asked_for).result.folder == tmp_path / "True"
     with pytest.raises(OctavoError, match="prepared without special tokens"):
-        prepare_dataset(dataclasses.replace(asked_for, source=str(tmp_path / "False"))).result
+        list(prepare_dataset(dataclasses.replace(asked_for, source=str(tmp_path / "False"))))
 
 
 def test_automatic_tokenizer_has_special_tokens_if_they_are_needed(tmp_path: Path) -> None:

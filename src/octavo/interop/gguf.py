@@ -51,8 +51,9 @@ def write(checkpoint: Checkpoint, out: Path, precision: str) -> list[str]:
             _add_longest_match(writer, tokenizer, unused)
         else:
             _add_bpe(writer, tokenizer, unused)
+        if tokenizer.beginning_of_text is not None:
+            writer.add_bos_token_id(tokenizer.beginning_of_text)
         if tokenizer.end_of_text is not None:
-            writer.add_bos_token_id(tokenizer.end_of_text)
             writer.add_eos_token_id(tokenizer.end_of_text)
         writer.add_add_bos_token(False)
         _add_weights(writer, checkpoint, precision)
