@@ -170,7 +170,7 @@ def test_a_regular_expression_that_takes_too_long_is_an_error() -> None:
         library.encode_texts(tokenizer.backend, ["a" * 1000 + "b"], seconds=0.05)
 
 
-@pytest.mark.parametrize("pattern", ["(" * 5000, "[a", "a{2,1}{"])
+@pytest.mark.parametrize("pattern", ["(" * 5000, "[a"])
 def test_a_damaged_regular_expression_is_an_error(pattern: str, tmp_path: Path) -> None:
     backend = hostile_tokenizer("a").backend
     description = json.loads(backend.to_str())
