@@ -17,7 +17,7 @@ import octavo
 from octavo import training
 from octavo.errors import OctavoError
 from octavo.settings import Settings
-from reliability.torture import IS_TORTURE, Outcome
+from reliability.torture import IS_TORTURE, Outcome, Report
 from small_runs import finished_event
 
 EXAMPLES = 300 if IS_TORTURE else 15
@@ -99,14 +99,14 @@ def test_every_setting_is_drawn() -> None:
 
 
 def test_any_settings_and_text_train_resume_sample_and_evaluate(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, report: Report
 ) -> None:
-    trained = 0
+    trained = short = 0
 
     @law
     @hypothesis.given(values=valid_settings(), text=texts, stop_after=st.integers(1, STEPS), prompt=st.integers(0, 60))
     def check(values: dict[str, Any], text: str, stop_after: int, prompt: int) -> None:
-        nonlocal trained
+        nonlocal trained, short
         hypothesis.note(f"{values=} {text=} {stop_after=} {prompt=}")
         folder = tmp_path_factory.mktemp("any")
         monkeypatch.chdir(folder)
@@ -117,6 +117,7 @@ def test_any_settings_and_text_train_resume_sample_and_evaluate(
             undisturbed = finished_event([*training.events(plan)])
         except OctavoError as error:
             assert_not_begun(error)
+            short += 1
             return
         trained += 1
         calls = itertools.count(1)
@@ -135,6 +136,12 @@ def test_any_settings_and_text_train_resume_sample_and_evaluate(
 
     check()
     assert trained > EXAMPLES / 2
+    report(
+        "any valid settings and text: train, resume, sample, evaluate",
+        trained + short,
+        failures=0,
+        text_too_short=short,
+    )
 
 
 def assert_not_begun(error: OctavoError) -> None:

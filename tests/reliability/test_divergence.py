@@ -22,7 +22,7 @@ from octavo.settings import resolve
 from octavo.training import divergence
 from octavo.training.divergence import MAX_ROLLBACKS, MAX_SKIPS, MAX_SKIPS_IN_A_ROW, SPIKE_WINDOW, DivergencePolicy
 from octavo.training.step import Trainer
-from reliability.torture import IS_TORTURE, Outcome
+from reliability.torture import IS_TORTURE, Outcome, Report
 from small_runs import SMALL, events_of, finished_event, kill_after, run_events
 
 FAULTY_STEP = 7  # counted from 1; checkpoints are at steps 4, 8 and 12
@@ -208,7 +208,9 @@ if IS_TORTURE:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"] if IS_TORTURE else ["muon"])
 @pytest.mark.parametrize(("policy", "kind"), POLICIES)
-def test_policies_act_the_same_way_twice_and_after_a_kill(policy: str, kind: str, optimizer: str, plant: Plant) -> None:
+def test_policies_act_the_same_way_twice_and_after_a_kill(
+    policy: str, kind: str, optimizer: str, plant: Plant, report: Report
+) -> None:
     plant(kind)
     settings = {"on_divergence": policy, "optimizer": optimizer, "dropout": 0.1, "keep_checkpoints": 4}
     first = Outcome.of(finished_event(run_events(**settings)).run)
@@ -217,6 +219,9 @@ def test_policies_act_the_same_way_twice_and_after_a_kill(policy: str, kind: str
         kill_after(last_step, training.events(training.plan("text.txt", **SMALL | settings)))
         resumed = run_events(resume=Path(f"runs/text-{run}"))
         assert Outcome.of(finished_event(resumed).run) == first, last_step
+    report(
+        "NaN or infinity in a loss, gradient, weight or batch, twice and with a kill", len(KILLS) + 2, other_results=0
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS if IS_TORTURE else ["batch"])
@@ -398,13 +403,15 @@ if not IS_TORTURE:
 
 @pytest.mark.parametrize("policy", ["stop", "skip", "rollback"] if IS_TORTURE else ["stop"])
 @pytest.mark.parametrize("absurd", ABSURD, ids=lambda absurd: " ".join(f"{k}={v}" for k, v in absurd.items()))
-def test_absurd_settings_end_with_a_message(absurd: dict[str, object], policy: str) -> None:
+def test_absurd_settings_end_with_a_message(absurd: dict[str, object], policy: str, report: Report) -> None:
     changes = {"warmup_steps": 0, "schedule": "constant", "max_steps": 60, "eval_every": 25, "keep_checkpoints": 30}
     try:
         events = run_events(**changes, log_every=1000, on_divergence=policy, **absurd)
     except DivergenceError:
+        report("absurd settings", 1, ends_with_a_message=1, finite_to_the_end=0)
         return
     assert math.isfinite(finished_event(events).val_loss or math.nan)
+    report("absurd settings", 1, ends_with_a_message=0, finite_to_the_end=1)
 
 
 @pytest.mark.parametrize(

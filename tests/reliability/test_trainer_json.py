@@ -20,6 +20,7 @@ from octavo.errors import OctavoError
 from octavo.training.divergence import SPIKE_WINDOW, DivergenceState
 from octavo.training.event import Evaluated
 from octavo.training.trainer_values import ScalerValues, TrainerValues, check_trainer_values
+from reliability.torture import Report
 
 # A value for every field, also for those that are empty in a small run on a CPU.
 # Not wrong: an empty `scaler` is that of a run without loss scaling, and an empty `divergence` has defaults.
@@ -117,7 +118,7 @@ def wrong_values(place: tuple[str, ...]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", PLACES)
-def test_a_wrong_value_is_an_error_that_names_the_file(name: str, run_folder: Path) -> None:
+def test_a_wrong_value_is_an_error_that_names_the_file(name: str, run_folder: Path, report: Report) -> None:
     folder = last_checkpoint(run_folder)
     assert error_of(write(folder, RIGHT)) is None
     for values in wrong_values(PLACES[name]):
@@ -128,6 +129,7 @@ def test_a_wrong_value_is_an_error_that_names_the_file(name: str, run_folder: Pa
         assert "trainer.json" in error.message
         # "malformed": NaN is not JSON.
         assert name.partition(".")[0] in error.message or "malformed" in error.message
+    report("a wrong value in trainer.json", len(wrong_values(PLACES[name])), not_detected=0)
 
 
 @pytest.mark.parametrize("name", RIGHT)
