@@ -119,6 +119,7 @@ def test_dataset_json_describes_the_text_the_split_and_the_files(source: Path, t
         "text": {"sha256": sha256, "bytes": len(TEXT.encode()), "characters": len(TEXT), "documents": 1, "left_out": 0},
         "tokenizer": "word:300",
         "vocab_size": data.tokenizer.vocab_size,
+        "special_tokens": False,
         "split": {"by": "position", "val_fraction": 0.25},
         "tokens": {split: len(data.tokens[split]) for split in SPLITS},
         "shards": {split: [f"{split}-00000.npy"] for split in SPLITS},
