@@ -20,7 +20,7 @@ from typing import Any
 # Each phase of a command, and the function that is it.
 PHASES = {
     "preparation": ("octavo.data.build", "build_dataset"),
-    "step": ("octavo.training.step", "Trainer.update"),
+    "step": ("octavo.training.step", "Trainer.compute_gradients"),
     "evaluation": ("octavo.training.evaluator", "Evaluator.evaluate"),
     "save": ("octavo.training.recorder", "Recorder.save_checkpoint"),
     "sample": ("octavo.cli.sample", "run"),
