@@ -22,7 +22,7 @@ import psutil
 import pytest
 
 from octavo.runs import Run
-from reliability.torture import IS_TORTURE, SETTINGS, TEXT, start
+from reliability.torture import IS_TORTURE, SETTINGS, TEXT, Report, start
 
 SECONDS = float(os.environ.get("OCTAVO_SOAK_SECONDS", 1800 if IS_TORTURE else 3))
 STEPS = int(os.environ.get("OCTAVO_SOAK_STEPS", 10_000 if IS_TORTURE else 200))
@@ -46,11 +46,16 @@ class Usage(NamedTuple):
             return cls(process.memory_info().rss, process.num_fds(), process.num_threads())
 
 
-def assert_no_growth(before: Usage, after: Usage) -> None:
-    print(f"after the warm-up {before}, at the end {after}")  # shown by pytest -rP
+def assert_no_growth(before: Usage, after: Usage) -> dict[str, int]:
+    """Returns the growth, for the report."""
     assert after.memory <= GROWTH * before.memory, (before, after)
     assert after.descriptors <= before.descriptors + FEW, (before, after)
     assert after.threads <= before.threads + FEW, (before, after)
+    return {
+        "KiB_more_memory": (after.memory - before.memory) >> 10,
+        "more_descriptors": after.descriptors - before.descriptors,
+        "more_threads": after.threads - before.threads,
+    }
 
 
 # The server
@@ -145,7 +150,7 @@ def server(bpe_run: Run, tmp_path: Path) -> Iterator[tuple[psutil.Process, int]]
     assert "Traceback" not in err
 
 
-def test_mixed_load_on_a_server_leaks_nothing(server: tuple[psutil.Process, int], bpe_run: Run) -> None:
+def test_mixed_load_on_a_server_leaks_nothing(server: tuple[psutil.Process, int], bpe_run: Run, report: Report) -> None:
     process, port = server
     clients = [Client(port, bpe_run.folder.name, seed) for seed in range(CLIENTS)]
 
@@ -167,10 +172,10 @@ def test_mixed_load_on_a_server_leaks_nothing(server: tuple[psutil.Process, int]
     before = usage_when_idle(process, port)
     deadline = time.monotonic() + SECONDS
     run_clients(lambda: time.monotonic() > deadline)
-    assert_no_growth(before, usage_when_idle(process, port))
+    growth = assert_no_growth(before, usage_when_idle(process, port))
     statuses = sum((client.statuses for client in clients), Counter[int]())
-    print(f"requests by status (0: abandoned): {statuses}")
     assert statuses.keys() <= {0, 200, 400, 429}
+    report("request of a mixed load on a server", requests(), abandoned=statuses[0], server_errors=0, **growth)
 
 
 def usage_when_idle(process: psutil.Process, port: int) -> Usage:
@@ -192,7 +197,7 @@ def usage_when_idle(process: psutil.Process, port: int) -> Usage:
 # Training
 
 
-def test_a_long_training_leaks_nothing(tmp_path: Path) -> None:
+def test_a_long_training_leaks_nothing(tmp_path: Path, report: Report) -> None:
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
     every = max(50, STEPS // 40)
     frequencies = ["--eval-every", every, "--sample-every", every, "--log-every", 1]
@@ -209,7 +214,7 @@ def test_a_long_training_leaks_nothing(tmp_path: Path) -> None:
     # Files are open and threads run now and then, so the most within a quarter is compared.
     quarters = [[usage for step, usage in observed if STEPS * i < 4 * step <= STEPS * (i + 1)] for i in (1, 3)]
     before, after = (Usage(*map(max, zip(*quarter, strict=True))) for quarter in quarters)
-    assert_no_growth(before, after)
+    report("step of one training", STEPS, **assert_no_growth(before, after))
 
 
 def last_step(metrics: Path) -> int:
