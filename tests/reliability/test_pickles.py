@@ -252,8 +252,11 @@ def test_no_payload_runs(index: int, workspace: Path, run_command: RunCommand, m
         content = door.container(payload(number, marker))
         if door.path == "-":
             monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
-        for path in workspace.glob(door.path) if "*" in door.path else [workspace / door.path]:
-            put(path, content)
+        if "*" in door.path:
+            for path in [path for path in workspace.glob(door.path) if path.is_file() and path.suffix != ".so"]:
+                path.write_bytes(content)
+        else:
+            put(workspace / door.path, content)
         result = run_command(*door.command)
         assert not os.path.lexists(marker), number
         assert result.code in (0, 2), result.err

@@ -92,7 +92,7 @@ def open_staging(
 ) -> Generator[PreparationProgress, None, Tokenizer]:
     """Open the staging folder of an interrupted build with the same plan, or create one. Returns its tokenizer."""
     with contextlib.suppress(OSError, OctavoError):
-        if (staging / "plan.json").read_text(encoding="utf-8") == plan:
+        if (staging / "plan.json").read_bytes() == plan.encode():
             files.remove_leftovers(staging)
             return tokenizers.load(staging)
     shutil.rmtree(staging, ignore_errors=True)
