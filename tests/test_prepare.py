@@ -16,9 +16,10 @@ import pytest
 
 from folders import contents, file_size_limit, flip_bit, truncate
 from octavo import cli, files, tokenizers
+from octavo.data import hub, pydocs
 from octavo.data.dataset import Dataset, checksum, open_dataset
 from octavo.data.file_state import FileProperties
-from octavo.data.prepare import choose_tokenizer, prepare, prepare_dataset, reopen_dataset
+from octavo.data.prepare import choose_tokenizer, is_cached, prepare, prepare_dataset, reopen_dataset
 from octavo.data.shards import open_npy, write_npy
 from octavo.settings import DataSettings
 from octavo.tokenizers import Tokenizer
@@ -374,12 +375,57 @@ def reopen(data: Dataset, source: object, spec: str = "char") -> Dataset:
     return reopen_dataset(data_settings(source, spec), data.origin, data.tokenizer).result
 
 
-def test_a_run_reopens_its_dataset_from_the_cache_if_the_source_changed_or_is_gone(source: Path) -> None:
+SOURCE_CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "untouched": (lambda path: None, ""),
+    "touched": (lambda path: os.utime(path, (1.6e9, 1.6e9)), ""),
+    "grew": (lambda path: write(path, TEXT + "more\n"), "is not the text"),
+    "shrank": (lambda path: write(path, TEXT[:-20]), "is not the text"),
+    "edited": (lambda path: write(path, TEXT.replace("quick", "QUICK")), "is not the text"),
+    "replaced by binary data": (lambda path: write(path, b"\x89PNG\0\0"), "is binary"),
+    "emptied": (lambda path: write(path, ""), "is empty"),
+    "removed": (Path.unlink, "and this run was trained on it"),
+}
+
+
+@pytest.mark.parametrize("cache", ["present", "absent", "damaged", "tokens only"])
+@pytest.mark.parametrize("change", SOURCE_CHANGES)
+def test_whether_a_run_can_be_resumed_depends_on_its_source_and_not_on_the_cache(
+    source: Path, own_cache: Path, change: str, cache: str
+) -> None:
+    os.utime(source, (1.7e9, 1.7e9))
     data = prepare_cached(source)
-    write(source, ANOTHER_TEXT)
-    assert reopen(data, source).folder == data.folder
+    act, problem = SOURCE_CHANGES[change]
+    act(source)
+    match cache:
+        case "absent":
+            shutil.rmtree(own_cache)
+        case "damaged":
+            flip_bit(data.folder / "train-00000.npy")
+        case "tokens only":
+            shutil.rmtree(own_cache / "scans")
+    if not problem:
+        reopened = reopen(data, source)
+        assert (reopened.fingerprint, decode(reopened)) == (data.fingerprint, TEXT)
+    else:
+        assert problem in error_of(lambda: reopen(data, source)).message
+
+
+def test_the_hint_for_a_missing_source_names_the_tokens_in_the_cache(source: Path, own_cache: Path) -> None:
+    data = prepare_cached(source)
     source.unlink()
-    assert decode(reopen(data, source)) == TEXT
+    assert f"octavo train {data.folder} --resume RUN" in str(error_of(lambda: reopen(data, source)).hint)
+    assert reopen(data, data.folder).folder == data.folder
+    shutil.rmtree(own_cache)
+    assert "cache" not in str(error_of(lambda: reopen(data, source)).hint)
+
+
+@pytest.mark.parametrize("cache", ["present", "absent"])
+def test_a_run_is_not_resumed_with_another_split(source: Path, own_cache: Path, cache: str) -> None:
+    data = prepare_cached(source)
+    if cache == "absent":
+        shutil.rmtree(own_cache)
+    settings = data_settings(source, val_fraction=0.2)
+    assert "val_fraction" in error_of(lambda: reopen_dataset(settings, data.origin, data.tokenizer).result).message
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -554,3 +600,46 @@ def test_a_scanned_text_is_recognized_without_reading_it(source: Path) -> None:
     assert prepare_dataset(settings).result.fingerprint == first.fingerprint
     os.utime(source, (1.7e9, 1.7e9 + 1))
     assert prepare_dataset(settings).result.fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize("name", ["pydocs", "hf:some/stories"])
+def test_a_text_without_a_file_of_its_own_is_recognized_too(
+    name: str, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(pydocs, "text", lambda: TEXT)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: [{"text": TEXT}])
+    first = prepare_dataset(data_settings(name)).result
+    for path in (own_cache / "hf").glob("*.jsonl"):
+        os.utime(path, (1.7e9, 1.7e9))
+    assert prepare_dataset(data_settings(name)).result.fingerprint == first.fingerprint  # scans what was downloaded
+    monkeypatch.setattr(pydocs, "text", lambda: pytest.fail("it was read"))
+    monkeypatch.setattr(hub, "read_rows", lambda *_: pytest.fail("it was read"))
+    assert reopen(first, name).fingerprint == first.fingerprint
+    assert is_cached(data_settings(name), first.origin)
+
+
+def test_a_server_reads_no_source(source: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`is_cached` is true only if the source is recognized and its tokens are in the cache."""
+    os.utime(source, (1.7e9, 1.7e9))
+    data = prepare_cached(source)
+    assert is_cached(data_settings(source), data.origin)
+    os.utime(source, (1.7e9, 1.7e9 + 1))
+    assert not is_cached(data_settings(source), data.origin)
+    monkeypatch.setattr(sys, "stdin", None)
+    assert not is_cached(data_settings("-"), data.origin)
+    source.unlink()
+    assert not is_cached(data_settings(source), data.origin)
+    shutil.rmtree(own_cache)
+    assert not is_cached(data_settings(write(source, TEXT)), data.origin)
+
+
+def test_a_run_trained_on_standard_input_does_not_wait_for_a_terminal(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = prepare_cached(source)
+    terminal = io.TextIOWrapper(io.BytesIO())
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdin", terminal)
+    assert "pipe" in str(error_of(lambda: reopen(data, "-")).hint)

@@ -95,9 +95,20 @@ def test_resume_with_another_text_is_an_error(folder: Path) -> None:
         run_events(resume=run, source="other.txt")
 
 
-def test_resume_uses_the_prepared_text_if_the_source_is_gone(folder: Path) -> None:
+@pytest.mark.parametrize("change", ["grew", "removed"])
+def test_a_run_whose_text_changed_is_not_resumed_and_not_touched(folder: Path, change: str) -> None:
     run = finished_event(run_events(stop_after=4)).run
-    (folder / "text.txt").unlink()
+    text = (folder / "text.txt").read_text(encoding="utf-8")
+    if change == "grew":
+        (folder / "text.txt").write_text(text + "more", encoding="utf-8")
+    else:
+        (folder / "text.txt").unlink()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(OctavoError, match=r"text\.txt") as caught:
+        run_events(resume=run)
+    assert "--init RUN" in str(caught.value.hint)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    (folder / "text.txt").write_text(text, encoding="utf-8")
     assert finished_event(run_events(resume=run)).step == 12
 
 

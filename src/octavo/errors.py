@@ -55,6 +55,10 @@ class UnknownCharactersError(OctavoError):
     """The text has characters that are not in the tokenizer's vocabulary."""
 
 
+class SourceNotFoundError(OctavoError):
+    """There is no such file or folder."""
+
+
 class SourceChangedError(OctavoError):
     """The source changed while it was being read."""
 

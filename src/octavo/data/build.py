@@ -5,7 +5,6 @@ complete. After an interruption, the next build uses the tokenizer and the finis
 """
 
 import contextlib
-import hashlib
 import json
 import shutil
 from collections.abc import Generator, Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from octavo import files, tokenizers
+from octavo.data.cache import dataset_fingerprint
 from octavo.data.dataset import FORMAT, SPLITS, Dataset, checksum, open_dataset
 from octavo.data.limits import Limits
 from octavo.data.progress import PreparationProgress
@@ -158,10 +158,6 @@ def _describe(
         for path in sorted(staging.iterdir())
         if path.name not in _TEMPORARY
     }
-    # Datasets with equal fingerprints have equal ids. So the dataset's fingerprint always depends on the tokenizer
-    # itself, whereas `cache_key` has only its specification if the tokenizer was not trained yet.
-    identity = f"{scan.sha256} {tokenizer.fingerprint} {settings.val_fraction!r} {settings.deduplicate}"
-    identity += " special tokens" * settings.special_tokens
     return {
         "format": FORMAT,
         "name": corpus.name,
@@ -178,7 +174,7 @@ def _describe(
         "special_tokens": settings.special_tokens,
         "split": {"by": split.by, "val_fraction": settings.val_fraction},
         "tokens": tokens,
-        "fingerprint": hashlib.sha256(identity.encode()).hexdigest(),
+        "fingerprint": dataset_fingerprint(scan, settings, tokenizer),
         "cache_key": key,
         "shards": {name: [shard.name for shard in shards[name]] for name in SPLITS},
         "files": entries,

@@ -28,6 +28,16 @@ def cache_key(scan: ScanSummary, settings: DataSettings, tokenizer: Tokenizer | 
     return hashlib.sha256(identity.encode()).hexdigest()[:24]
 
 
+def dataset_fingerprint(scan: ScanSummary, settings: DataSettings, tokenizer: Tokenizer) -> str:
+    """What identifies the ids of a dataset: datasets with equal fingerprints have equal ids.
+
+    It depends on the tokenizer itself, whereas the cache key has only its specification if it was not trained yet.
+    """
+    identity = f"{scan.sha256} {tokenizer.fingerprint} {settings.val_fraction!r} {settings.deduplicate}"
+    identity += " special tokens" * settings.special_tokens
+    return hashlib.sha256(identity.encode()).hexdigest()
+
+
 def open_or_build(
     key: str, build: Callable[[Path], Generator[PreparationProgress, None, Dataset]]
 ) -> Generator[PreparationProgress, None, Dataset]:

@@ -23,14 +23,21 @@ def name(source: str) -> str:
     return Path(_parse(source)[0]).name
 
 
-def read_rows(source: str, text_format: TextFormat) -> Iterator[str]:
-    """Yield the text of each row."""
+def cached_rows(source: str, text_format: TextFormat) -> Path | None:
+    """The file in the cache for the rows of a dataset, whether or not it exists. None for a local folder."""
     dataset, config, split = _parse(source)
     if os.path.isdir(dataset):
-        yield from _stream_rows(dataset, config, split, text_format)
-        return
+        return None
     identity = hashlib.sha256(repr((dataset, config, split, text_format)).encode()).hexdigest()[:16]
-    cached = files.cache_dir() / "hf" / f"{dataset.replace('/', '--')}-{identity}.jsonl"
+    return files.cache_dir() / "hf" / f"{dataset.replace('/', '--')}-{identity}.jsonl"
+
+
+def read_rows(source: str, text_format: TextFormat) -> Iterator[str]:
+    """Yield the text of each row."""
+    cached = cached_rows(source, text_format)
+    if cached is None:
+        yield from _stream_rows(*_parse(source), text_format)
+        return
     if cached.is_file():
         with open(cached, "rb") as file:
             for line in file:
@@ -39,7 +46,7 @@ def read_rows(source: str, text_format: TextFormat) -> Iterator[str]:
     with files.translate_disk_errors(cached):
         cached.parent.mkdir(parents=True, exist_ok=True)
     with files.atomic_file(cached) as file:
-        for text in _stream_rows(dataset, config, split, text_format):
+        for text in _stream_rows(*_parse(source), text_format):
             file.write(json.dumps(text).encode() + b"\n")
             yield text
 

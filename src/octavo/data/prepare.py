@@ -12,6 +12,8 @@ as its result.
 import dataclasses
 import functools
 import os
+import shlex
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,14 @@ from typing import Any
 import numpy as np
 
 from octavo.data.build import build_dataset
-from octavo.data.cache import acquire_lock, cache_key, cached_folder, open_cached, open_or_build
+from octavo.data.cache import (
+    acquire_lock,
+    cache_key,
+    cached_folder,
+    dataset_fingerprint,
+    open_cached,
+    open_or_build,
+)
 from octavo.data.dataset import Dataset, Origin, is_prepared, open_dataset
 from octavo.data.encoder import END, Encoder
 from octavo.data.limits import DEFAULT_LIMITS, Limits
@@ -27,7 +36,7 @@ from octavo.data.progress import PreparationProgress, preparation
 from octavo.data.scan import CorpusScan, ScanSummary, load_scan_summary, scan_corpus, warn_of_end_of_text
 from octavo.data.sources import Corpus, open_source
 from octavo.data.split import choose_split, split_chunks
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, SourceChangedError, SourceNotFoundError
 from octavo.settings import DataSettings, resolve
 from octavo.tokenizers import Tokenizer, UnknownCharacters
 
@@ -74,29 +83,45 @@ def prepare_dataset(
 def reopen_dataset(
     settings: DataSettings, origin: dict[str, Any] | None, tokenizer: Tokenizer, limits: Limits = DEFAULT_LIMITS
 ) -> Generator[PreparationProgress, None, Dataset]:
-    """The dataset that a checkpoint was trained on: from the cache, or prepared again from its source.
+    """The dataset that a checkpoint was trained on, whose source must still have the same text.
 
-    `origin` is the `Dataset.origin` that the checkpoint stores. Raises `OctavoError` if the source has changed since.
+    `origin` is the `Dataset.origin` that the checkpoint stores. Raises `OctavoError` if the source is gone or has
+    another text. The cache does not matter for that: it only makes an unchanged source faster to open.
     """
     recorded = Origin.check(origin)
-    if settings.source == recorded.source:
-        dataset = open_cached(recorded.cache_key)
-        if dataset is not None and dataset.fingerprint == recorded.fingerprint:
-            return dataset
-    error = OctavoError(
-        f"{settings.source} is not the text that this run was trained on",
-        "--init RUN, which starts a new run from its weights, with any text",
-    )
     if is_prepared(settings.source):
         dataset = _open_prepared(settings, tokenizer)
-    else:
+        if dataset.fingerprint != recorded.fingerprint:
+            raise OctavoError(
+                f"{settings.source} is not the dataset that this run was trained on", _reopening_hint(recorded)
+            )
+        return dataset
+    if settings.source == "-" and sys.stdin is not None and sys.stdin.isatty():  # reading it would seem to hang
+        raise OctavoError("this run was trained on standard input", "pipe the same text into the same command")
+    try:
         corpus = open_source(settings, limits)
+    except SourceNotFoundError as error:
+        message = f"{error.message}, and this run was trained on it"
+        raise SourceNotFoundError(message, _reopening_hint(recorded)) from None
+    scan = load_scan_summary(corpus) or (yield from scan_corpus(corpus, limits))
+    if scan.sha256 != recorded.text.sha256:
+        message = f"{corpus.source} is not the text that this run was trained on: it has {scan.bytes:,} bytes"
+        if recorded.text.bytes is not None:
+            message += f", and the text had {recorded.text.bytes:,}"
+        raise OctavoError(message, _reopening_hint(recorded))
+    if dataset_fingerprint(scan, settings, tokenizer) != recorded.fingerprint:
+        raise OctavoError(
+            "val_fraction, deduplicate or the tokenizer is not what this run was trained with",
+            "the settings.toml of the run as it was",
+        )
+    cached = open_cached(recorded.cache_key)
+    if cached is not None and cached.fingerprint == recorded.fingerprint:
+        return cached
+    if not isinstance(scan, CorpusScan):
         scan = yield from scan_corpus(corpus, limits)
-        if scan.sha256 != recorded.text.sha256:
-            raise error  # before the text is encoded: the tokenizer may not have the characters of another text
-        dataset = yield from open_or_build_scanned(corpus, scan, settings, tokenizer, limits)
+    dataset = yield from open_or_build_scanned(corpus, scan, settings, tokenizer, limits)
     if dataset.fingerprint != recorded.fingerprint:
-        raise error
+        raise SourceChangedError(f"{corpus.source} changed while it was read", "the same command again")
     return dataset
 
 
@@ -133,9 +158,26 @@ def open_or_build_scanned(
     return _rename((yield from open_or_build(key, build)), corpus)
 
 
+def _reopening_hint(recorded: Origin) -> str:
+    """How to get at the text of a run whose source is gone or has another text."""
+    folder = cached_folder(recorded.cache_key)
+    cached = f", or its tokens in the cache: octavo train {shlex.quote(str(folder))} --resume RUN"
+    return (
+        f"the text as it was{cached if is_prepared(folder) else ''}; another text needs a new run: "
+        "octavo train SOURCE --init RUN"
+    )
+
+
 def is_cached(settings: DataSettings, origin: dict[str, Any] | None) -> bool:
     """Whether `reopen_dataset` can open the dataset without reading its text."""
-    return is_prepared(cached_folder(Origin.check(origin).cache_key)) or is_prepared(settings.source)
+    if is_prepared(settings.source):
+        return True
+    if settings.source == "-" or not is_prepared(cached_folder(Origin.check(origin).cache_key)):
+        return False
+    try:
+        return load_scan_summary(open_source(settings)) is not None
+    except OctavoError:
+        return False
 
 
 def encode_corpus(

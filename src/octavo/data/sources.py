@@ -7,6 +7,7 @@ chunk of text is in memory at a time. Nothing is tokenized here. The network is 
 
 import codecs
 import difflib
+import functools
 import glob
 import hashlib
 import os
@@ -25,7 +26,7 @@ from octavo.data import hub, pydocs, readers
 from octavo.data.file_state import file_state
 from octavo.data.limits import DEFAULT_LIMITS, Limits
 from octavo.data.readers import BinaryFileError, Chunk, TextFormat
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, SourceNotFoundError
 from octavo.settings import DataSettings
 
 BUILT_IN: tuple[str, ...] = ("pydocs", "shakespeare")
@@ -44,7 +45,7 @@ class Corpus:
     name: str
     source: str
     text_format: TextFormat
-    paths: list[str] | None  # the files that are read; None if the text comes from elsewhere
+    paths: list[str] | None  # the files that determine the text; None if there are none, as for standard input
     identity: str | None  # of these files when the source was opened; see `_file_identity`
     _read: Callable[[], Iterator[Chunk]]
 
@@ -111,15 +112,19 @@ def _open_source(source: str, text_format: TextFormat, limits: Limits) -> Corpus
 
     match source:
         case "pydocs":
-            text = pydocs.text()
-            return corpus(lambda: readers.chunk_rows([text], limits))
+            text = functools.cache(pydocs.text)
+            return corpus(lambda: readers.chunk_rows([text()], limits), pydocs.recognizing_files())
         case "shakespeare":
             path = str(files.fetch(*_SHAKESPEARE))
             return corpus(lambda: readers.read_file(path, TextFormat(), limits), [path])
         case "-":  # a program without a terminal may have no standard input
             return corpus(_copy_stream(getattr(sys.stdin, "buffer", None), "standard input", text_format, limits))
     if source.startswith("hf:"):
-        return corpus(lambda: readers.chunk_rows(hub.read_rows(source, text_format), limits))
+        rows = hub.cached_rows(source, text_format)
+        return corpus(
+            lambda: readers.chunk_rows(hub.read_rows(source, text_format), limits),
+            None if rows is None else [str(rows)],
+        )
     paths = _find_files(source)
     if paths == [source] and not os.path.isfile(source):  # a pipe
         with open(source, "rb") as stream:
@@ -158,7 +163,7 @@ def _unreadable(source: str, error: OSError | ValueError) -> OctavoError:
         return OctavoError(f"{path!r} cannot be read: {reason}", "check its name, permissions and encoding")
     nearest = difflib.get_close_matches(source.lower(), BUILT_IN, n=1)
     choices = f"a file, a folder, a glob, hf:NAME, - for standard input, {' or '.join(BUILT_IN)}"
-    return OctavoError(f"there is no file or folder {path!r}", nearest[0] if nearest else choices)
+    return SourceNotFoundError(f"there is no file or folder {path!r}", nearest[0] if nearest else choices)
 
 
 # Files
@@ -191,7 +196,7 @@ def _find_files(source: str) -> list[str]:
     else:
         paths = [path for path in set(glob.glob(source, recursive=True)) if os.path.isfile(path)]
         if not paths:
-            raise OctavoError(f"no file matches {source!r}", "** for any folder, * for any name")
+            raise SourceNotFoundError(f"no file matches {source!r}", "** for any folder, * for any name")
     return sorted(paths, key=lambda path: Path(path).parts)
 
 
