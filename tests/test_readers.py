@@ -1,7 +1,10 @@
 """Files become documents in chunks that can be tokenized separately; errors name the file and the line."""
 
+import csv
 import gzip
+import io
 import itertools
+import json
 import random
 import re
 import sys
@@ -17,7 +20,8 @@ from backports import zstd
 from octavo.data.limits import Limits
 from octavo.data.readers import cut_text
 from octavo.data.sources import open_source
-from preparing import data_settings, read_source, source_error, write, write_jsonl
+from octavo.errors import OctavoWarning
+from preparing import data_settings, error_of, read_corpus, read_source, source_error, write, write_jsonl
 
 ROWS = ["First.\n", "Zwei – ünïcode.", " ", "line\nline", "नमस्ते \U0001f600"]
 COMPRESSIONS = [(".gz", gzip.compress), (".zst", zstd.compress)]
@@ -130,7 +134,10 @@ def test_a_folder_may_mix_formats(tmp_path: Path) -> None:
     write(tmp_path / "4.png", b"\x89PNG\0")
     write(tmp_path / "5.txt.gz", gzip.compress(b"f"))
     write(tmp_path / "6.tar.gz", gzip.compress(b"tar\0\0"))
-    assert read_source(tmp_path) == ["a", "b", "c\nd\n", "e", "f"]
+    write(tmp_path / "7.json", '[{"text": "g"}]')
+    write(tmp_path / "8.csv", "text\nh\n")
+    with pytest.warns(OctavoWarning, match="2 binary files are skipped"):
+        assert read_source(tmp_path) == ["a", "b", "c\nd\n", "e", "f", "g", "h"]
 
 
 # Rows that are rejected
@@ -171,10 +178,142 @@ def test_an_invalid_line_is_rejected(tmp_path: Path, line: str, problem: str) ->
 
 def test_a_line_that_is_not_utf_8_is_rejected(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", b'{"text": "a"}\n{"text": "\xe9"}\n')
-    assert f"{path}, line 2, is not utf-8" in source_error(path).message
+    assert f"{path} is not utf-8" in source_error(path).message
+    assert source_error(path).message.endswith("byte offset 24")
     assert read_source(path, encoding="latin-1") == ["a", "é"]
     assert read_source(path, errors="replace") == ["a", "\ufffd"]
-    assert "cannot be read as utf-16" in source_error(path, encoding="utf-16").message
+    assert f"{path}, line 1, is not JSON" in source_error(path, encoding="utf-16", errors="ignore").message
+
+
+# JSON arrays, CSV
+
+JSON_FORMS: dict[str, Callable[[list[dict[str, Any]]], str]] = {
+    "one line": json.dumps,
+    "indented": lambda rows: json.dumps(rows, indent=2),
+    "compact": lambda rows: json.dumps(rows, separators=(",", ":")),
+    "spaced": lambda rows: "\n [ " + " , ".join(json.dumps(row, ensure_ascii=False) for row in rows) + " ] \n",
+    "lines": lambda rows: "\n".join(map(json.dumps, rows)),
+}
+
+
+@pytest.mark.parametrize("form", JSON_FORMS)
+def test_a_json_file_of_objects_is_read_row_by_row(tmp_path: Path, form: str) -> None:
+    texts = [*ROWS, 'q"uo\\ted, [{]}', "x" * 200_000, "é" * 1_100_000, "", *map(str, range(5_000))]
+    rows = [{"id": number, "nested": {"a": [1, {}]}, "text": text} for number, text in enumerate(texts)]
+    path = write(tmp_path / "rows.json", JSON_FORMS[form](rows))
+    assert read_source(path) == [text for text in texts if text]
+    error = source_error(path, text_field="body")
+    assert "its fields: id, nested, text" in error.message
+    assert error.hint == "--text-field id"
+
+
+@pytest.mark.parametrize(
+    "content", ['{"a": 1}', '{\n "a": 1\n}\n', "[1, 2]", "[]", '["text"]', "{", "[", '"text"', "5"]
+)
+def test_another_json_file_is_read_as_text(tmp_path: Path, content: str) -> None:
+    assert read_source(write(tmp_path / "a.json", content)) == [content]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ('[{"text": "a"}', "element 2, is not JSON"),
+        ('[{"text": "a"}, ', "element 2, is not JSON"),
+        ('[{"text": "a"},]', "element 2, is not JSON"),
+        ('[{"text": "a"} {"text": "b"}]', "element 2, is not JSON"),
+        ('[{"text": "a"}] x', "element 2, is not JSON"),
+        ('[{"text": "a', "element 1, is not JSON"),
+        ('[{"text": "a"}, 5]', "element 2, is not a JSON object"),
+        ('[{"text": "a"}, {"text": null}]', "element 2, has a field 'text' that is null"),
+        ('[{"text": "a\\ud83d"}]', "unpaired surrogate"),
+        ("[{" + '"a":[' * 100_000, "element 1, is not JSON"),
+    ],
+)
+def test_a_damaged_json_array_is_rejected(tmp_path: Path, content: str, problem: str) -> None:
+    path = write(tmp_path / "rows.json", content)
+    error = source_error(path)
+    assert error.message.startswith(f"{path}, element")
+    assert problem in error.message
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_a_csv_file_has_one_document_in_each_row(tmp_path: Path, delimiter: str, line_end: str) -> None:
+    texts = [*ROWS, 'a "quoted" word', "a,b;c\td", "lines\r\nof text\n\n", "x" * 300_000]
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, delimiter=delimiter, lineterminator=line_end)
+    writer.writerows([["id", "text", "more"], *([number, text, ""] for number, text in enumerate(texts))])
+    for name in ("a.csv", "a.tsv"):
+        path = write(tmp_path / name, file.getvalue() + line_end)
+        assert read_source(path) == texts
+    assert "its fields: id, text, more" in source_error(path, text_field="body").message
+    assert read_source(write(tmp_path / "a.csv.gz", gzip.compress(file.getvalue().encode()))) == texts
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("a,text\n1,b\n1\n", "line 3, has 1 fields, and line 1 names 2"),
+        ("a,text\n1,b,c\n", "line 2, has 3 fields"),
+        ('a,text\n1,"b\n', "is not CSV"),
+        ('a,text\n1,"b"c\n', "line 2, is not CSV"),
+        ("1,b\n", "line 1 has no field 'text'; its fields: 1, b"),
+    ],
+)
+def test_a_damaged_csv_file_is_rejected(tmp_path: Path, content: str, problem: str) -> None:
+    path = write(tmp_path / "a.csv", content)
+    message = source_error(path).message
+    assert message.startswith(str(path))
+    assert problem in message
+
+
+# Files that would fill the memory
+
+SMALL = Limits(chunk=1 << 16, row=1 << 20, decompressed=1 << 22)
+LONG = "x" * (SMALL.row + 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "end"),
+    [
+        ("a.jsonl", '{"text": "', '"}\n'),
+        ("a.jsonl", '{"text": "a"}\n{"b": "', '", "text": "a"}'),
+        ("a.json", '[{"text": "', '"}]'),
+        ("a.json", '[{"text": "a"}, {"b": "', '", "text": "a"}]'),
+        ("a.csv", "text\n", "\n"),
+        ("a.csv", 'text\n"', '\n"\n'),
+        ("a.csv", 'text\n"' + "\n" * SMALL.row, '"\n'),
+    ],
+)
+def test_a_row_that_would_not_fit_in_memory_is_rejected(tmp_path: Path, name: str, start: str, end: str) -> None:
+    for suffix, compress in [("", bytes), *COMPRESSIONS]:
+        path = write(tmp_path / f"{name}{suffix}", compress(f"{start}{LONG}{end}".encode()))
+        error = error_of(lambda path=path: read_corpus(open_source(data_settings(path), SMALL)))
+        assert error.message.startswith(str(path))
+        assert "1,048,576 characters" in error.message
+
+
+@pytest.mark.parametrize(("suffix", "compress"), COMPRESSIONS)
+@pytest.mark.parametrize("name", ["a.txt", "a.csv"])
+def test_a_decompression_bomb_is_rejected(
+    tmp_path: Path, name: str, suffix: str, compress: Callable[[bytes], bytes]
+) -> None:
+    path = write(tmp_path / f"{name}{suffix}", compress(b"text\n" * (SMALL.decompressed // 4)))
+    error = error_of(lambda: read_corpus(open_source(data_settings(path), SMALL)))
+    assert f"{path} decompresses to more than 250 times its size" in error.message
+    ordinary = random.Random(1).randbytes(SMALL.decompressed // 2).hex().encode()
+    write(path, compress(ordinary))
+    if name == "a.txt":
+        assert read_corpus(open_source(data_settings(path), SMALL)) == [ordinary.decode()]
+
+
+def test_a_parquet_file_that_would_fill_the_memory_is_rejected(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", [LONG] * 64)
+    assert "row 1, has more than" in error_of(lambda: read_corpus(open_source(data_settings(path), SMALL))).message
+    equal = write_parquet(tmp_path / "b.parquet", [LONG[1:]] * 64)
+    assert len(read_corpus(open_source(data_settings(equal), SMALL))) == 64
+    pq.write_table(pa.table({"text": ["x" * (1 << 23)]}), path, compression="zstd")
+    assert "decompresses to more" in error_of(lambda: read_corpus(open_source(data_settings(path), SMALL))).message
 
 
 def test_unpaired_surrogates_in_rows_are_replaced_or_ignored(tmp_path: Path) -> None:

@@ -124,11 +124,20 @@ def test_keys_come_from_a_file_and_the_environment(tmp_path: Path, monkeypatch: 
     assert sorted(read_keys(path)) == ["one-key", "three-key", "two-key"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be"])
+def test_a_key_file_may_have_a_byte_order_mark(tmp_path: Path, encoding: str) -> None:
+    """`python -c ... > keys` writes UTF-16 in PowerShell 5."""
+    (tmp_path / "keys").write_bytes("\ufeffone-key\r\ntwo-key\r\n".encode(encoding))
+    assert sorted(read_keys(tmp_path / "keys")) == ["one-key", "two-key"]
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
         (None, "cannot be read"),
-        (b"\xff\xfe", "UTF-8"),
+        (b"\xff", "UTF-8"),
+        (b"\xff\xfea", "UTF-16"),
+        (b"\xff\xfe", "has no key"),
         (b"\n# none\n", "has no key"),
         ("clé".encode(), "header"),
         (b"two words", "header"),

@@ -18,6 +18,7 @@ import pytest
 
 from octavo.data import readers
 from octavo.data.sources import Corpus, open_source
+from octavo.errors import OctavoWarning
 from preparing import data_settings, read_corpus, read_source, source_error, write
 
 BOM = b"\xef\xbb\xbf"
@@ -75,7 +76,9 @@ def test_hidden_and_binary_files_of_a_folder_are_skipped(tmp_path: Path) -> None
     write(tmp_path / "picture.png", PNG)
     write(tmp_path / "README.md", "read me\n")
     write(tmp_path / "notes/notes.txt", "notes\n")
-    assert read_source(tmp_path) == read_source(tmp_path / "**") == ["read me\n", "notes\n"]
+    for source in (tmp_path, tmp_path / "**"):
+        with pytest.warns(OctavoWarning, match=r"1 binary files are skipped.*picture.png.* byte offset 8"):
+            assert read_source(source) == ["read me\n", "notes\n"]
 
 
 def test_a_hidden_folder_can_be_a_source(tmp_path: Path) -> None:
@@ -200,15 +203,50 @@ def test_any_encoding_round_trips(tmp_path: Path, encoding: str) -> None:
     assert read_source(write(tmp_path / "a.txt", "naïve\r\n".encode(encoding)), encoding=encoding) == ["naïve\r\n"]
 
 
-@pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be"])
-@pytest.mark.parametrize("settings", [{}, {"errors": "replace"}, {"encoding": "latin-1"}])
-def test_utf_16_is_recognized_by_its_byte_order_mark(tmp_path: Path, codec: str, settings: dict[str, str]) -> None:
-    path = write(tmp_path / "from-windows.txt", "\ufeffhello\r\n".encode(codec))
-    for source in (path, tmp_path):  # in a folder it is not skipped as binary either
-        error = source_error(source, **settings)
-        assert f"{path} looks like utf-16" in error.message
-        assert error.hint == "--encoding utf-16"
-    assert read_source(path, encoding="utf-16") == ["hello\r\n"]
+@pytest.mark.parametrize("codec", ["utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("settings", [{}, {"errors": "replace"}, {"encoding": "latin-1"}, {"encoding": "utf-16"}])
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".json", ".csv"])
+def test_a_byte_order_mark_decides_the_encoding(
+    tmp_path: Path, codec: str, settings: dict[str, str], suffix: str
+) -> None:
+    """PowerShell writes UTF-16 when output is redirected to a file, and Excel UTF-8 with a mark."""
+    contents = {
+        ".txt": "naïve 漢字\r\n",
+        ".jsonl": '{"text": "naïve 漢字\\r\\n"}\r\n',
+        ".json": '[{"text": "naïve 漢字\\r\\n"}]\r\n',
+        ".csv": 'text\r\n"naïve 漢字\r\n"\r\n',
+    }
+    path = write(tmp_path / f"from-windows{suffix}", f"\ufeff{contents[suffix]}".encode(codec))
+    assert read_source(path, **settings) == read_source(tmp_path, **settings) == ["naïve 漢字\r\n"]
+
+
+# NUL characters
+
+
+@pytest.mark.parametrize("position", [0, 1, 65_535, 65_536, 1_200_000])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "latin-1"])
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_a_nul_in_a_text_is_treated_alike_wherever_it_is(
+    tmp_path: Path, position: int, encoding: str, in_folder: bool
+) -> None:
+    before, after = "é" * position, "b" * 100
+    path = write(tmp_path / "text.txt", f"{before}\0{after}".encode(encoding))
+    source = tmp_path if in_folder else path
+    error = source_error(source, encoding=encoding)
+    assert f"{path} has a NUL character at byte offset {len(before.encode(encoding))}" in error.message
+    for way_out in ("--errors", "--tokenizer byte"):
+        assert way_out in str(error.hint)
+    assert read_source(source, encoding=encoding, errors="ignore") == [before + after]
+    assert read_source(source, encoding=encoding, errors="replace") == [f"{before}\ufffd{after}"]
+    assert read_source(source, encoding=encoding, tokenizer="byte") == [f"{before}\0{after}"]
+
+
+def test_text_between_nul_characters_is_binary_unless_the_tokenizer_is_byte(tmp_path: Path) -> None:
+    path = write(tmp_path / "names.txt", "a.txt\0b.txt\0")
+    assert "byte offset 5" in source_error(path).message
+    assert "--tokenizer byte" in str(source_error(path).hint)
+    assert read_source(path, tokenizer="byte") == ["a.txt\0b.txt\0"]
+    assert "is binary" in source_error(write(tmp_path / "picture.png", PNG), tokenizer="byte").message
 
 
 def test_truncated_utf_16_is_rejected(tmp_path: Path) -> None:
@@ -281,6 +319,34 @@ def test_a_folder_without_text_is_rejected(tmp_path: Path) -> None:
     write(tmp_path / ".hidden", "text")
     assert "2 files, 1 of them binary" in source_error(tmp_path).message
     assert "1 files, 1 of them binary" in source_error(tmp_path / "*.png").message
+
+
+def test_an_existing_path_wins_over_a_pattern(tmp_path: Path) -> None:
+    for name in ("gl[0]/a[1].txt", "gl[0]/a1.txt", "gl0/b.txt", "deep/gl[0]/c.txt", "deep/gl0/d.txt", "star*/e.txt"):
+        write(tmp_path / name, name)
+    expected = {
+        "gl[0]/*.txt": ["gl[0]/a1.txt", "gl[0]/a[1].txt"],
+        "gl[0]": ["gl[0]/a1.txt", "gl[0]/a[1].txt"],
+        "gl[0]/a[1].txt": ["gl[0]/a[1].txt"],
+        "gl[0-9]/*": ["gl0/b.txt"],
+        "*/gl[0]/*": ["deep/gl[0]/c.txt"],
+        "**/gl[0]/*": ["deep/gl[0]/c.txt", "gl[0]/a1.txt", "gl[0]/a[1].txt"],
+        "star*/*": ["star*/e.txt"],
+    }
+    assert {pattern: read_source(tmp_path / pattern) for pattern in expected} == expected
+    assert open_corpus(tmp_path / "gl[0]/*.txt").name == "gl-0"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
+def test_links_that_lead_back_do_not_repeat_a_text(tmp_path: Path) -> None:
+    write(tmp_path / "a/text.txt", "text")
+    (tmp_path / "a/cycle").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "a/other").symlink_to(tmp_path / "a", target_is_directory=True)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for pattern in ("", "**", "**/*.txt", "**/**/*.txt"):
+        assert read_source(tmp_path / pattern) == ["text"]
+    assert read_source(tmp_path / "a/other/*.txt") == ["text"]  # a link that is named is followed
+    assert "symbolic links" in source_error(tmp_path / "loop").message
 
 
 @pytest.mark.parametrize("pattern", ["*.nothing", "missing/**", "only-folder*", "[ab]"])

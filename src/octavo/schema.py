@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
+from octavo import byte_order_mark
 from octavo.errors import OctavoError
 
 T = TypeVar("T")
@@ -39,7 +40,7 @@ def read_toml(path: Path, hint: str) -> dict[str, Any]:
     """Read a TOML file. Raises `OctavoError`."""
     content = read_regular_file(path, hint)
     try:
-        return tomllib.loads(content.decode("utf-8-sig"))
+        return tomllib.loads(byte_order_mark.decode(content))
     except (ValueError, RecursionError) as error:  # ValueError: not TOML, not UTF-8, or an integer with 5,000 digits
         raise OctavoError(f"{path} is not readable TOML: {_describe(error)}", hint) from None
 

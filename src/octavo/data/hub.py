@@ -16,6 +16,7 @@ from octavo import files
 from octavo.data import readers
 from octavo.data.readers import TextFormat
 from octavo.errors import OctavoError
+from octavo.settings import expand_home
 
 
 def name(source: str) -> str:
@@ -28,7 +29,8 @@ def cached_rows(source: str, text_format: TextFormat) -> Path | None:
     dataset, config, split = _parse(source)
     if os.path.isdir(dataset):
         return None
-    identity = hashlib.sha256(repr((dataset, config, split, text_format)).encode()).hexdigest()[:16]
+    key = repr((dataset, config, split, text_format.text_field, text_format.errors))
+    identity = hashlib.sha256(key.encode()).hexdigest()[:16]
     return files.cache_dir() / "hf" / f"{dataset.replace('/', '--')}-{identity}.jsonl"
 
 
@@ -54,6 +56,7 @@ def read_rows(source: str, text_format: TextFormat) -> Iterator[str]:
 def _parse(source: str) -> tuple[str, str | None, str]:
     """The dataset, its configuration and its split. A folder's name may have a colon, so folders are tried first."""
     reference, _, split = source.removeprefix("hf:").partition("@")
+    reference = expand_home(reference)
     if os.path.isdir(reference):
         return os.path.abspath(reference), None, split or "train"
     dataset, _, config = reference.partition(":")

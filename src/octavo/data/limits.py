@@ -5,12 +5,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """Numbers of characters, and one interval in seconds. Tests use smaller values than the defaults.
+    """Numbers of characters, unless stated otherwise. Tests use smaller values than the defaults.
 
-    Of these limits, only `forced_cut` and `tokenizer_characters` change the token ids, and only `shard_characters`
-    changes the number of shards.
+    Of the limits on text that is accepted, only `forced_cut` and `tokenizer_characters` change the token ids, and only
+    `shard_characters` changes the number of shards.
     """
 
+    row: int = 1 << 25  # a row of JSON or CSV, which is in memory as a whole
+    # A compressed file may decompress to this many times its size. Text reaches 20 and logs 100; a file that was made
+    # to fill the memory or the disk has 1,000 and more. Below `decompressed` bytes, any ratio is harmless.
+    decompression_ratio: int = 250
+    decompressed: int = 1 << 26
     chunk: int = 1 << 20  # text that is read, encoded and counted at a time
     forced_cut: int = 1 << 24  # text without a place to cut it, such as a space, is cut after this length all the same
     shard_characters: int = 1 << 25  # text per shard, which then has 16 to 64 MB

@@ -65,11 +65,13 @@ def prepare_dataset(
     """
     if is_prepared(settings.source):
         return _open_prepared(settings, tokenizer)
+    if tokenizer is not None:
+        settings = dataclasses.replace(settings, tokenizer=tokenizer.kind)
     corpus = open_source(settings, limits)
     summary = load_scan_summary(corpus)
     if summary is not None:
         warn_of_end_of_text(summary, settings)
-        resolved_settings = _resolve_tokenizer_setting(settings, summary, tokenizer)
+        resolved_settings = _resolve_tokenizer_setting(settings, summary)
         dataset = open_cached(cache_key(summary, resolved_settings, tokenizer))
         if dataset is not None:
             return _rename(dataset, corpus)
@@ -89,6 +91,7 @@ def reopen_dataset(
     another text. The cache does not matter for that: it only makes an unchanged source faster to open.
     """
     recorded = Origin.check(origin)
+    settings = dataclasses.replace(settings, tokenizer=recorded.tokenizer)
     if is_prepared(settings.source):
         dataset = _open_prepared(settings, tokenizer)
         if dataset.fingerprint != recorded.fingerprint:
@@ -140,7 +143,7 @@ def prepare_into_folder(
     lock = yield from acquire_lock(folder, wait=False)
     try:
         _check_is_empty(folder, out)  # another process may have written it during the scan
-        settings = _resolve_tokenizer_setting(settings, scan, None)
+        settings = _resolve_tokenizer_setting(settings, scan)
         key = cache_key(scan, settings, None)
         dataset = yield from build_dataset(corpus, scan, settings, None, key, folder, limits)
         return dataclasses.replace(dataset, folder=Path(out))  # the path as the user gave it, relative or absolute
@@ -152,7 +155,7 @@ def open_or_build_scanned(
     corpus: Corpus, scan: CorpusScan, settings: DataSettings, tokenizer: Tokenizer | None, limits: Limits
 ) -> Generator[PreparationProgress, None, Dataset]:
     """The dataset of a scanned corpus: opened from the cache, or built into it."""
-    settings = _resolve_tokenizer_setting(settings, scan, tokenizer)
+    settings = _resolve_tokenizer_setting(settings, scan)
     key = cache_key(scan, settings, tokenizer)
     build = functools.partial(build_dataset, corpus, scan, settings, tokenizer, key, limits=limits)
     return _rename((yield from open_or_build(key, build)), corpus)
@@ -172,9 +175,11 @@ def is_cached(settings: DataSettings, origin: dict[str, Any] | None) -> bool:
     """Whether `reopen_dataset` can open the dataset without reading its text."""
     if is_prepared(settings.source):
         return True
-    if settings.source == "-" or not is_prepared(cached_folder(Origin.check(origin).cache_key)):
+    recorded = Origin.check(origin)
+    if settings.source == "-" or not is_prepared(cached_folder(recorded.cache_key)):
         return False
     try:
+        settings = dataclasses.replace(settings, tokenizer=recorded.tokenizer)
         return load_scan_summary(open_source(settings)) is not None
     except OctavoError:
         return False
@@ -187,7 +192,7 @@ def encode_corpus(
 
     Also returns the characters that were skipped or replaced, if there were any.
     """
-    corpus = open_source(settings)
+    corpus = open_source(dataclasses.replace(settings, tokenizer=tokenizer.kind))
     scan = scan_corpus(corpus).result
     warn_of_end_of_text(scan, settings)
     uses_end_of_text = scan.uses_end_of_text(tokenizer)
@@ -216,10 +221,8 @@ def choose_tokenizer(size: int, alphabet: int, special_tokens: bool = False) -> 
     return f"bpe:{min(32768, max(1024, 1 << (size // 500).bit_length()))}"
 
 
-def _resolve_tokenizer_setting(settings: DataSettings, scan: ScanSummary, tokenizer: Tokenizer | None) -> DataSettings:
-    """Settings whose `tokenizer` is not `auto`: the kind of the model's tokenizer, or the choice for this text."""
-    if tokenizer is not None:
-        return dataclasses.replace(settings, tokenizer=tokenizer.kind)
+def _resolve_tokenizer_setting(settings: DataSettings, scan: ScanSummary) -> DataSettings:
+    """Settings whose `tokenizer` is not `auto` but the choice for this text."""
     if settings.tokenizer == "auto":
         return dataclasses.replace(
             settings, tokenizer=choose_tokenizer(scan.bytes, len(scan.alphabet), settings.special_tokens)

@@ -1,13 +1,14 @@
-"""Read the documents in a file: plain text, compressed text, JSON lines, or a Parquet table.
+"""Read the documents in a file: text, JSON lines, a JSON array, CSV or Parquet, perhaps compressed.
 
-A document is read in chunks of about a million characters, so memory does not depend on the size of the file. A chunk
-ends where no token can span the cut: before a space or a newline that follows a character other than whitespace. So
-chunks can be encoded separately, and the ids are those of the whole text. The text is kept as it is, including its
-line endings; only a byte order mark at the start of a text file is removed.
+A text is read in chunks of about a million characters, so memory does not depend on the size of the file. Only a row of
+JSON, CSV or Parquet is in memory as a whole. A chunk ends where no token can span the cut: before a space or a newline
+that follows a character other than whitespace. So chunks can be encoded separately, and the ids are those of the whole
+text. The text is kept as it is, including its line endings; only a byte order mark at the start of a file is removed.
 """
 
 import codecs
 import contextlib
+import csv
 import gzip
 import itertools
 import json
@@ -18,13 +19,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
+from octavo.byte_order_mark import split_mark
 from octavo.data.limits import DEFAULT_LIMITS, Limits
 from octavo.errors import OctavoError
 
 COMPRESSED = (".gz", ".zst")
-JSON_LINES, TABLES = (".jsonl", ".ndjson"), (".parquet",)
+JSON_LINES, JSON, CSV, PARQUET = (".jsonl", ".ndjson"), (".json",), (".csv", ".tsv"), (".parquet",)
 _READ_BYTES = 1 << 20
-_HEAD_BYTES = 1 << 16  # a file with a NUL byte in its first 64 KiB is binary
+_HEAD_BYTES = 1 << 16
+_PARQUET_ROWS = 8  # rows in memory at a time: a column of equal values needs its memory that many times
+_CONTROL_CHARACTERS = bytes({*range(0x20), 0x7F} - set(b"\b\t\n\v\f\r\x1b"))  # those that no text has
+_ARRAY_OF_OBJECTS = re.compile(r"\s*\[\s*\{")
+_LINES_OF_OBJECTS = re.compile(r"\s*\{.*\}[ \t\r]*\n\s*\{")
+_OPENING_BRACKET, _COMMA, _CLOSING_BRACKET = map(re.compile, (r"\s*\[\s*", r"\s*,\s*", r"\s*\]\s*"))
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD]")
 
 
 class Chunk(NamedTuple):
@@ -37,15 +45,19 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True)
 class TextFormat:
-    """How bytes become text: `encoding` and `errors` of `bytes.decode`, and the field of a row that has the text."""
+    """How bytes become text: `encoding` and `errors` of `bytes.decode`, and the field of a row that has the text.
+
+    A NUL character in a text file is an error, or replaced or dropped, as `errors` says, unless `keeps_nul`.
+    """
 
     encoding: str = "utf-8"
     errors: str = "strict"
     text_field: str = "text"
+    keeps_nul: bool = False
 
 
 class BinaryFileError(Exception):
-    """The file is not a text file: there is a NUL byte near its beginning."""
+    """The file is not a text file: see `_is_binary`. The message says where its first NUL byte is."""
 
 
 def read_file(path: str, text_format: TextFormat, limits: Limits = DEFAULT_LIMITS) -> Iterator[Chunk]:
@@ -54,16 +66,23 @@ def read_file(path: str, text_format: TextFormat, limits: Limits = DEFAULT_LIMIT
     Raises `BinaryFileError`, or `OctavoError` that names the file and the line.
     """
     suffix = _inner_suffix(path)
-    if suffix in TABLES:
+    if suffix in PARQUET:
         if Path(path).suffix.lower() in COMPRESSED:
             raise OctavoError(f"{path}: a compressed Parquet file cannot be read", "decompress it to a .parquet file")
-        yield from chunk_rows(_read_table(path, text_format), limits)
-    else:
-        with open_decompressed(path) as file:
-            if suffix in JSON_LINES:
-                yield from chunk_rows(_read_json_lines(file, path, text_format), limits)
-            else:
-                yield from read_text(file, path, text_format, limits)
+        yield from chunk_rows(_read_parquet(path, text_format, limits), limits)
+        return
+    with open_decompressed(path, limits) as file:
+        texts = _decode(file, path, text_format)
+        head = next(texts, "")
+        texts = itertools.chain([head], texts)
+        if suffix in JSON_LINES or (suffix in JSON and _LINES_OF_OBJECTS.match(head)):
+            yield from chunk_rows(_read_json_lines(texts, path, text_format, limits), limits)
+        elif suffix in JSON and _ARRAY_OF_OBJECTS.match(head):
+            yield from chunk_rows(_read_json_array(texts, path, text_format, limits), limits)
+        elif suffix in CSV:
+            yield from chunk_rows(_read_csv(texts, path, text_format, limits), limits)
+        else:
+            yield from _mark_last(cut_text(texts, limits))
 
 
 def stem(path: Path) -> str:
@@ -168,17 +187,20 @@ def _find_cut(text: str, start: int, end: int, searched: int) -> int:
 
 
 @contextlib.contextmanager
-def open_decompressed(path: str) -> Iterator[BinaryIO]:
-    """Open a file, decompressing it if its suffix is `.gz` or `.zst`."""
+def open_decompressed(path: str, limits: Limits = DEFAULT_LIMITS) -> Iterator[BinaryIO]:
+    """Open a file, decompressing it if its suffix is `.gz` or `.zst`.
+
+    Reading raises `OctavoError` if the file is damaged, or decompresses to more than `limits` allow.
+    """
     suffix = Path(path).suffix.lower()
     with open(path, "rb") as raw:
         try:
             if suffix == ".gz":
                 with gzip.open(raw) as file:
-                    yield cast(BinaryIO, file)
+                    yield cast(BinaryIO, _BoundedReader(cast(BinaryIO, file), raw, path, limits))
             elif suffix == ".zst":
                 with _import_zstd(path).open(raw) as file:
-                    yield file
+                    yield cast(BinaryIO, _BoundedReader(file, raw, path, limits))
             else:
                 yield raw
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -187,6 +209,28 @@ def open_decompressed(path: str) -> Iterator[BinaryIO]:
             if type(error).__name__ != "ZstdError":  # its class is in a package that may not be installed
                 raise
             raise OctavoError(f"{path} is damaged: {error}", "fetch or compress it again") from error
+
+
+class _BoundedReader:
+    """Reads a decompressed file until it has become too large for the compressed bytes that were read."""
+
+    def __init__(self, file: BinaryIO, raw: BinaryIO, path: str, limits: Limits) -> None:
+        self._file, self._raw, self._path, self._limits = file, raw, path, limits
+        self._size = 0
+
+    def read(self, size: int) -> bytes:
+        content = self._file.read(size)
+        self._size += len(content)
+        _check_ratio(self._raw.tell(), self._size, self._path, self._limits)
+        return content
+
+
+def _check_ratio(compressed: int, decompressed: int, path: str, limits: Limits) -> None:
+    if decompressed > max(limits.decompressed, limits.decompression_ratio * compressed):
+        raise OctavoError(
+            f"{path} decompresses to more than {limits.decompression_ratio} times its size, as no ordinary text does",
+            "decompress it first, if it is to be read",
+        )
 
 
 def _import_zstd(path: str) -> Any:
@@ -205,65 +249,171 @@ def _inner_suffix(path: str) -> str:
 
 
 def _decode(file: BinaryIO, name: str, text_format: TextFormat) -> Iterator[str]:
-    """Yield the text of a file. Raises `BinaryFileError` if it is binary."""
-    decoder = codecs.getincrementaldecoder(text_format.encoding)(text_format.errors)
-    block, offset, is_first = file.read(_HEAD_BYTES), 0, True
-    if b"\0" not in "a".encode(text_format.encoding):  # UTF-16 and UTF-32 are full of NUL bytes
-        if block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            encoding = "utf-32" if block.startswith(codecs.BOM_UTF32_LE) else "utf-16"
-            raise OctavoError(f"{name} looks like {encoding}, not {text_format.encoding}", f"--encoding {encoding}")
-        if b"\0" in block:
-            raise BinaryFileError(name)
+    """Yield the text of a file. A byte order mark decides the encoding. Raises `BinaryFileError` if it is binary."""
+    head = file.read(_HEAD_BYTES)
+    encoding, block = split_mark(head)
+    if encoding is None:
+        # Without a mark, UTF-16 is little-endian. The codec named "utf-16" writes a mark, so it could not count bytes.
+        encoding = {"utf-16": "utf-16-le", "utf-32": "utf-32-le"}.get(text_format.encoding, text_format.encoding)
+        if _is_binary(head, encoding, text_format):
+            raise BinaryFileError(f"it has a NUL byte at byte offset {head.index(0)}")
+    offset = len(head) - len(block)
+    decoder = codecs.getincrementaldecoder(encoding)(text_format.errors)
     while True:
-        pending = len(decoder.getstate()[0])  # bytes of an unfinished character
+        start = offset - len(decoder.getstate()[0])  # of the text, which begins with an unfinished character
         try:
             text = decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
-            message = f"{name} is not {text_format.encoding}: {error.reason} at byte offset "
             raise OctavoError(
-                f"{message}{offset - pending + error.start}",
+                f"{name} is not {encoding}: {error.reason} at byte offset {start + error.start}",
                 "--encoding latin-1 (or the file's encoding), or --errors replace",
             ) from error
         text.encode()  # raises ValueError if the codec returned an unpaired surrogate; `Corpus.chunks` reports it
+        if "\0" in text and not text_format.keeps_nul:
+            if text_format.errors == "strict":
+                nul = start + len(text[: text.index("\0")].encode(encoding))
+                raise OctavoError(
+                    f"{name} has a NUL character at byte offset {nul}, which text does not have",
+                    "--errors ignore or replace, --tokenizer byte, which keeps it, or another --encoding",
+                )
+            text = text.replace("\0", "\ufffd" if text_format.errors == "replace" else "")
         if text:
-            yield text.removeprefix("\ufeff") if is_first else text
-            is_first = False
+            yield text
         if not block:
             return
         offset += len(block)
         block = file.read(_READ_BYTES)
 
 
+def _is_binary(head: bytes, encoding: str, text_format: TextFormat) -> bool:
+    """Whether a file is not text: there is a NUL byte, and more than one byte in 50 is a control character.
+
+    Text that can be decoded is never binary if `text_format.keeps_nul`.
+    """
+    if b"\0" not in head or b"\0" in "a".encode(encoding):  # UTF-16 and UTF-32 are full of NUL bytes
+        return False
+    if text_format.keeps_nul:
+        with contextlib.suppress(UnicodeDecodeError):
+            codecs.getincrementaldecoder(encoding)().decode(head)
+            return False
+    return 50 * (len(head) - len(head.translate(None, _CONTROL_CHARACTERS))) > len(head)
+
+
 # Rows
 
 
-def _read_json_lines(file: BinaryIO, name: str, text_format: TextFormat) -> Iterator[str]:
+def _read_json_lines(texts: Iterable[str], name: str, text_format: TextFormat, limits: Limits) -> Iterator[str]:
     """Yield the text field of each line. Blank lines are skipped."""
-    encoding = text_format.encoding
-    if b"\0" in "a\n".encode(encoding):
-        raise OctavoError(f"{name}: JSON lines cannot be read as {encoding}", "convert the file to utf-8")
-    for number, line in enumerate(file, 1):
+    for number, line in enumerate(_split_lines(texts, name, limits), 1):
         if not line.strip():
             continue
         location = f"{name}, line {number:,}"
         try:
-            row = json.loads(line.decode(encoding, text_format.errors))
-        except UnicodeDecodeError as error:
-            raise OctavoError(
-                f"{location}, is not {encoding}: {error.reason}",
-                "--encoding latin-1 (or the file's encoding), or --errors replace",
-            ) from None
+            row = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise OctavoError(f"{location}, is not JSON: {error}", "a JSON object in each line") from None
         if not isinstance(row, dict):
             raise OctavoError(f"{location}, is not a JSON object", '{"text": "..."} in each line')
         text = _get_field(row, location, text_format)
-        if b"\\ud" in line.lower():  # an escape for a surrogate, which may be unpaired
-            text = _remove_surrogates(text, location, text_format)
-        yield text
+        yield _remove_surrogates(text, location, text_format) if _SURROGATE_ESCAPE.search(line) else text
 
 
-def _read_table(path: str, text_format: TextFormat) -> Iterator[str]:
+def _read_json_array(texts: Iterable[str], name: str, text_format: TextFormat, limits: Limits) -> Iterator[str]:
+    """Yield the text field of each element of a JSON array. One element is in memory at a time."""
+    decoder = json.JSONDecoder()
+    buffer, position, needed, number = "", 0, 0, 1
+    for text in itertools.chain(texts, [""]):  # the empty text marks the end
+        buffer, position = buffer[position:] + text, 0
+        if text and len(buffer) < needed:
+            continue
+        while separator := (_COMMA if number > 1 else _OPENING_BRACKET).match(buffer, position):
+            try:
+                row, position = decoder.raw_decode(buffer, separator.end())
+            except (ValueError, RecursionError):  # not JSON, or the buffer has only a part of the element
+                break
+            if position - separator.end() > limits.row:
+                break
+            location = f"{name}, element {number:,}"
+            if not isinstance(row, dict):
+                raise OctavoError(f"{location}, is not a JSON object", '[{"text": "..."}, ...]')
+            yield row_text(row, location, text_format)
+            number += 1
+        if len(buffer) - position > limits.row:
+            break
+        needed = 2 * (len(buffer) - position)  # an element is decoded again only when twice as much of it is there
+    if not _CLOSING_BRACKET.fullmatch(buffer, position):
+        raise OctavoError(
+            f"{name}, element {number:,}, is not JSON, or has more than {limits.row:,} characters",
+            'an array [{"text": "..."}, ...], or to read the file as text, another suffix',
+        )
+
+
+def _read_csv(texts: Iterable[str], name: str, text_format: TextFormat, limits: Limits) -> Iterator[str]:
+    """Yield the text field of each row. The first line names the fields; commas, semicolons or tabs separate them."""
+    lines = _RecordLines(_split_lines(texts, name, limits), name, limits)
+    header = next(lines, "")
+    delimiter = max(",;\t", key=header.count)
+    csv.field_size_limit(max(csv.field_size_limit(), limits.row))  # for the process; 131,072 by default
+    rows = csv.reader(itertools.chain([header], lines), delimiter=delimiter, strict=True)
+    try:
+        names = next(rows, [])
+        if text_format.text_field not in names:
+            raise _missing_field(f"{name}, line 1", names, text_format)
+        column = names.index(text_format.text_field)
+        for row in rows:
+            if row:
+                if len(row) != len(names):
+                    raise OctavoError(
+                        f"{name}, line {rows.line_num:,}, has {len(row)} fields, and line 1 names {len(names)}",
+                        "quotes around a field that has a separator or a newline",
+                    )
+                yield row[column]
+            lines.record_characters = 0
+    except csv.Error as error:
+        raise OctavoError(
+            f"{name}, line {rows.line_num:,}, is not CSV: {error}", "a quote within a quoted field is written twice"
+        ) from None
+
+
+class _RecordLines(Iterator[str]):
+    """The lines of a CSV file, of which a quoted field can have several. Raises if a record becomes too long."""
+
+    def __init__(self, lines: Iterator[str], name: str, limits: Limits) -> None:
+        self._lines, self._name, self._limits = lines, name, limits
+        self.record_characters = 0
+
+    def __next__(self) -> str:
+        line = next(self._lines) + "\n"
+        self.record_characters += len(line)
+        if self.record_characters > self._limits.row:
+            raise _row_error(f"{self._name} has a row", self._limits)
+        return line
+
+
+def _split_lines(texts: Iterable[str], name: str, limits: Limits) -> Iterator[str]:
+    """Yield lines without their line feeds. Raises `OctavoError` if one is too long to be held in memory."""
+    parts: list[str] = []  # of the line that is not complete
+    length, number = 0, 1
+    for text in texts:
+        first, *others = text.split("\n")
+        parts.append(first)
+        length += len(first)
+        if length > limits.row:
+            raise _row_error(f"{name}, line {number:,},", limits)
+        if others:
+            yield "".join(parts)
+            last = others.pop()
+            yield from others
+            number += 1 + len(others)
+            parts, length = [last], len(last)
+    yield "".join(parts)
+
+
+def _row_error(subject: str, limits: Limits) -> OctavoError:
+    return OctavoError(f"{subject} has more than {limits.row:,} characters", "shorter documents, or a text file")
+
+
+def _read_parquet(path: str, text_format: TextFormat, limits: Limits) -> Iterator[str]:
     """Yield the text field of each row of a Parquet file."""
     try:
         import pyarrow as pa
@@ -272,15 +422,24 @@ def _read_table(path: str, text_format: TextFormat) -> Iterator[str]:
         raise OctavoError(f"reading {path} needs the package pyarrow", "pip install 'octavo[parquet]'") from None
     field = text_format.text_field
     try:
-        with pq.ParquetFile(path) as table:
+        with pq.ParquetFile(path, buffer_size=_READ_BYTES) as table:
             names = table.schema_arrow.names
             if field not in names:
                 raise _missing_field(path, names, text_format)
+            for group in range(table.num_row_groups):
+                columns = [table.metadata.row_group(group).column(i) for i in range(table.metadata.num_columns)]
+                for column in columns:
+                    if column.path_in_schema == field:
+                        _check_ratio(column.total_compressed_size, column.total_uncompressed_size, path, limits)
             number = 0
-            for batch in table.iter_batches(batch_size=1024, columns=[field]):
+            for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=[field]):
                 for value in batch.column(0).to_pylist():
                     number += 1
-                    yield _check_text(value, f"{path}, row {number:,}", text_format)
+                    location = f"{path}, row {number:,}"
+                    text = _check_text(value, location, text_format)
+                    if len(text) > limits.row:
+                        raise _row_error(f"{location},", limits)
+                    yield text
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise OctavoError(f"{path} is not a Parquet file, or damaged: {error}", "write or fetch it again") from error
 

@@ -7,6 +7,7 @@ chunk of text is in memory at a time. Nothing is tokenized here. The network is 
 
 import codecs
 import difflib
+import fnmatch
 import functools
 import glob
 import hashlib
@@ -15,6 +16,7 @@ import re
 import shutil
 import sys
 import tempfile
+import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -26,7 +28,7 @@ from octavo.data import hub, pydocs, readers
 from octavo.data.file_state import file_state
 from octavo.data.limits import DEFAULT_LIMITS, Limits
 from octavo.data.readers import BinaryFileError, Chunk, TextFormat
-from octavo.errors import OctavoError, SourceNotFoundError
+from octavo.errors import OctavoError, OctavoWarning, SourceNotFoundError
 from octavo.settings import DataSettings
 
 BUILT_IN: tuple[str, ...] = ("pydocs", "shakespeare")
@@ -91,15 +93,16 @@ def open_source(settings: DataSettings, limits: Limits = DEFAULT_LIMITS) -> Corp
 
     A source is a file, a folder, a glob such as `notes/**/*.md`, a dataset `hf:NAME`, `-` for standard input, or one of
     the names in `BUILT_IN`. Such a name takes precedence over a file of that name, which is reached by `./pydocs`. A
-    folder is read recursively, sorted by path, without hidden files, binary files (a NUL byte in the first 64 KiB) and
-    symbolic links to folders. A glob skips the same files but follows links.
+    folder is read recursively, sorted by path, without hidden files, binary files and symbolic links to folders. A glob
+    skips the same files; each of its parts that is the name of a file or folder stands for that one.
 
-    A text file is one document. `.jsonl` and `.parquet` have one document in each row, in the field `text_field`. `.gz`
-    and `.zst` are decompressed. Raises `OctavoError` if the source does not exist. If it exists but cannot be read,
-    `Corpus.chunks` raises it.
+    A text file is one document. `.jsonl`, `.csv` and `.parquet` files, and `.json` files with an array of objects, have
+    one document in each row, in the field `text_field`. `.gz` and `.zst` are decompressed. Raises `OctavoError` if the
+    source does not exist. If it exists but cannot be read, `Corpus.chunks` raises it.
     """
     source = settings.source
-    text_format = TextFormat(_normalize_encoding(settings.encoding), settings.errors, settings.text_field)
+    keeps_nul = settings.tokenizer == "byte"
+    text_format = TextFormat(_normalize_encoding(settings.encoding), settings.errors, settings.text_field, keeps_nul)
     try:
         return _open_source(source, text_format, limits)
     except (OSError, ValueError) as error:
@@ -150,7 +153,7 @@ def _corpus_name(source: str) -> str:
     if source.startswith("hf:"):
         return hub.name(source)
     path = Path(os.path.abspath(source))
-    while not path.exists():
+    while not path.exists():  # the folder that a glob searches
         path = path.parent
     name = path.name if path.is_dir() else readers.stem(path)
     return re.sub(r"[^\w.-]+", "-", name)[:60].strip(".-") or "text"
@@ -170,45 +173,75 @@ def _unreadable(source: str, error: OSError | ValueError) -> OctavoError:
 
 
 def _read_files(source: str, paths: list[str], text_format: TextFormat, limits: Limits) -> Iterator[Chunk]:
-    """Yield the documents of all files. Files without text are skipped."""
-    binary_files, is_empty = 0, True
+    """Yield the documents of all files. Files without text are skipped; binary ones are reported in a warning."""
+    binary, is_empty = [], True
     for path in paths:
         try:
             for chunk in readers.read_file(path, text_format, limits):
                 is_empty = False
                 yield chunk
-        except BinaryFileError:
-            binary_files += 1
+        except BinaryFileError as error:
+            if path == source:
+                raise _binary_error(source, error) from None
+            binary.append(f"{path}: {error}")
     if is_empty:
-        problem = f"has no text in it ({len(paths)} files, {binary_files} of them binary)"
-        if paths == [source]:
-            problem = "is binary, not text" if binary_files else "is empty"
+        problem = (
+            "is empty" if paths == [source] else f"has no text in it ({len(paths)} files, {len(binary)} of them binary)"
+        )
         raise OctavoError(f"{source} {problem}", "give a text file, or a folder of text files")
+    if binary:
+        warnings.warn(f"{source}: {len(binary)} binary files are skipped, as {binary[0]}", OctavoWarning, stacklevel=2)
+
+
+def _binary_error(name: str, error: BinaryFileError) -> OctavoError:
+    hint = "a text file; --tokenizer byte for a text in which NUL characters separate parts"
+    return OctavoError(f"{name} is binary, not text: {error}", hint)
 
 
 def _find_files(source: str) -> list[str]:
     """The files that `source` names, sorted by the parts of their paths."""
+    path = Path(source)
     if os.path.isdir(source):
-        paths = list(_walk(Path(source)))
+        paths = set(_match(path, ["**"]))
     elif os.path.exists(source) or not glob.has_magic(source):
         os.stat(source)  # raises FileNotFoundError
-        paths = [source]
+        return [source]
     else:
-        paths = [path for path in set(glob.glob(source, recursive=True)) if os.path.isfile(path)]
+        anchor = Path(path.anchor)  # "" for a relative path
+        paths = set(_match(anchor, list(path.relative_to(anchor).parts)))
         if not paths:
             raise SourceNotFoundError(f"no file matches {source!r}", "** for any folder, * for any name")
-    return sorted(paths, key=lambda path: Path(path).parts)
+    return [str(path) for path in sorted(paths, key=lambda path: path.parts)]
 
 
-def _walk(folder: Path) -> Iterator[str]:
-    """Yield the files in `folder` and its subfolders, without hidden ones and without symbolic links to folders."""
-    for path in folder.iterdir():
-        if path.name.startswith("."):
-            continue
-        if path.is_dir() and not path.is_symlink():
-            yield from _walk(path)
-        elif path.is_file():
-            yield str(path)
+def _match(folder: Path, pattern: list[str]) -> Iterator[Path]:
+    """Yield the files in `folder` that a pattern matches, of which `pattern` has the parts.
+
+    A part that is the name of a file or folder stands for that one, even if it has brackets or asterisks in it. `**`
+    stands for any number of folders, but not for links to folders, which could lead back.
+    """
+    if not pattern:
+        if folder.is_file():
+            yield folder
+        return
+    part, rest = pattern[0], pattern[1:]
+    if part == "**":
+        yield from _match(folder, rest or ["*"])
+        for path in _visible(folder):
+            if path.is_dir() and not path.is_symlink():
+                yield from _match(path, pattern)
+    elif not glob.has_magic(part) or (folder / part).exists():
+        yield from _match(folder / part, rest)
+    elif folder.is_dir():
+        for path in folder.iterdir() if part.startswith(".") else _visible(folder):
+            if fnmatch.fnmatch(path.name, part):
+                yield from _match(path, rest)
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    """Yield the files and folders in a folder that are not hidden."""
+    if folder.is_dir():
+        yield from (path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def _file_identity(paths: list[str] | None) -> str | None:
@@ -243,8 +276,8 @@ def _copy_stream(
             for chunk in readers.read_text(copy, name, text_format, limits):
                 is_empty = False
                 yield chunk
-        except BinaryFileError:
-            raise OctavoError(f"{name} is binary, not text", "pipe a text into it, or give a file") from None
+        except BinaryFileError as error:
+            raise _binary_error(name, error) from None
         if is_empty:
             raise OctavoError(f"{name} is empty", "pipe a text into it, or give a file")
 

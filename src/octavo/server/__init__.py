@@ -24,7 +24,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from octavo import runs
+from octavo import byte_order_mark, runs
 from octavo.checkpoint import Checkpoint
 from octavo.device import find_device
 from octavo.errors import OctavoError
@@ -175,9 +175,13 @@ def read_keys(path: str | Path | None) -> list[str]:
     lines = [os.environ.get(KEY_VARIABLE, "")]
     if path is not None:
         try:
-            lines += Path(path).read_text(encoding="utf-8").splitlines()
+            lines += byte_order_mark.decode(Path(path).read_bytes()).splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            reason = (
+                error.strerror
+                if isinstance(error, OSError)
+                else "it is neither UTF-8 nor UTF-16 with a byte order mark"
+            )
             raise OctavoError(f"the key file {path} cannot be read: {reason}", _KEY_FILE_HINT) from None
     keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if path is not None and not keys:
