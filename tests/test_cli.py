@@ -18,9 +18,33 @@ import pytest
 import octavo
 from commands import SMALL, VERBS, AssertRejected, Result, RunCommand, snapshot
 from octavo import cli
-from octavo.settings import NANOGPT_NAMES, PRESETS, SECTIONS, DataSettings, from_toml, resolve
+from octavo.cli.parser import read_text_file
+from octavo.settings import NANOGPT_NAMES, PRESETS, SECTIONS, DataSettings, expand_home, from_toml, resolve
 
 pytestmark = pytest.mark.usefixtures("workdir")
+
+
+# Paths
+
+
+def test_every_argument_that_is_a_path_expands_the_home_folder() -> None:
+    """A shell does not expand `~` in `--out=~/x`."""
+    takes_path = {"RUN", "RUN VIEW", "SOURCE", "DIR", "F", "F.toml", "F.png|svg"}
+    actions = [
+        (name, action)
+        for name, verb in cli._build_parser(resolve()).verbs.items()
+        for action in verb._actions
+        if action.metavar in takes_path
+    ]
+    assert len(actions) > 20
+    for name, action in actions:
+        assert action.type is expand_home, (name, action.dest)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le"])
+def test_a_prompt_file_may_have_a_byte_order_mark(workdir: Path, encoding: str) -> None:
+    (workdir / "prompt.txt").write_bytes("\ufeffnaïve".encode(encoding))
+    assert read_text_file("prompt.txt", "--prompt") == "naïve"
 
 
 # Unknown arguments

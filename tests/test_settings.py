@@ -485,3 +485,25 @@ def test_the_gpt2_presets_have_gpt2s_sizes(preset: str, parameters: int) -> None
     assert estimate.parameters(settings) == parameters
     shape = (settings.block_size, settings.bias, settings.activation, settings.tokenizer)
     assert shape == (1024, True, "gelu_new", "gpt2")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be"])
+def test_a_toml_file_may_have_a_byte_order_mark(tmp_path: Path, encoding: str) -> None:
+    config = write_toml(tmp_path, "\ufeffn_layer = 3\r\n".encode(encoding))
+    assert resolve(None, config).n_layer == 3
+
+
+def test_the_home_folder_is_expanded_in_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    expected = {
+        "~": str(tmp_path),
+        "~/notes/*.txt": f"{tmp_path}/notes/*.txt",
+        "~backup.txt": "~backup.txt",
+        "./~": "./~",
+        "a/~/b": "a/~/b",
+        "-": "-",
+        "": "",
+    }
+    assert {source: resolve(source=source).source for source in expected} == expected
+    assert resolve(None, write_toml(tmp_path, 'source = "~/my.txt"')).source == f"{tmp_path}/my.txt"

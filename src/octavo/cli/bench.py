@@ -15,7 +15,7 @@ from octavo.cli.parser import (
     print_report,
 )
 from octavo.errors import OctavoError
-from octavo.settings import ModelSettings, Settings, TrainingSettings, resolve
+from octavo.settings import ModelSettings, Settings, TrainingSettings, expand_home, resolve
 
 
 def add_parser(verbs: Any, defaults: Settings) -> None:
@@ -30,6 +30,7 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
     verb.add_argument("what", choices=("train", "generate", "serve"), help="what to measure")
     verb.add_argument(
         "run",
+        type=expand_home,
         nargs="?",
         metavar="RUN",
         help="the model for generate and serve; default: an untrained model with the settings below",

@@ -15,7 +15,7 @@ from octavo.cli.parser import (
     number,
     print_report,
 )
-from octavo.settings import NANOGPT_NAMES, SECTIONS, DataSettings, Settings
+from octavo.settings import NANOGPT_NAMES, SECTIONS, DataSettings, Settings, expand_home
 
 if TYPE_CHECKING:
     from octavo.training.run_estimate import RunEstimate
@@ -33,6 +33,7 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
     )
     verb.add_argument(
         "source",
+        type=expand_home,
         nargs="?",
         metavar="SOURCE",
         help=f"{SOURCE_HELP}; default: the source in --config, or pydocs; this default text is read only if the "

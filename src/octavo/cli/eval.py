@@ -13,7 +13,7 @@ from octavo.cli.parser import (
     integer,
     print_report,
 )
-from octavo.settings import Settings
+from octavo.settings import Settings, expand_home
 
 if TYPE_CHECKING:
     from octavo.evaluation import Evaluation
@@ -28,8 +28,10 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
         help="compute the exact loss of a model on a text",
         example="octavo eval runs/pydocs-1 my.txt",
     )
-    verb.add_argument("run", metavar="RUN", help=RUN_HELP)
-    verb.add_argument("source", nargs="?", metavar="SOURCE", help="a text; default: the validation split of the run")
+    verb.add_argument("run", type=expand_home, metavar="RUN", help=RUN_HELP)
+    verb.add_argument(
+        "source", type=expand_home, nargs="?", metavar="SOURCE", help="a text; default: the validation split of the run"
+    )
     verb.add_argument("--block-size", type=integer, metavar="N", help="context length; default: the model's")
     verb.add_argument("--encoding", default="utf-8", metavar="NAME", help="character encoding of the text (utf-8)")
     verb.add_argument(

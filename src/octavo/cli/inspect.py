@@ -10,7 +10,7 @@ from typing import Any
 from octavo import views
 from octavo.cli.parser import RUN_HELP, Parser, add_verb, finish_verb, integer, print_notice, read_text_file
 from octavo.errors import OctavoError
-from octavo.settings import Settings, resolve, unknown_name_error
+from octavo.settings import Settings, expand_home, resolve, unknown_name_error
 
 _HTML_OPTIONS = ("text", "layer", "head", "unknown")
 
@@ -25,14 +25,25 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
         example='octavo inspect runs/pydocs-1 attention --text "The import statement" --layer 1',
     )
     verb.epilog = "views:\n" + "\n".join(f"  {name:<14} {spec.summary}" for name, spec in views.VIEWS.items())
-    verb.add_argument("run_and_view", nargs="+", metavar="RUN VIEW", help=f"{RUN_HELP}; and a view from the list below")
+    verb.add_argument(
+        "run_and_view",
+        type=expand_home,
+        nargs="+",
+        metavar="RUN VIEW",
+        help=f"{RUN_HELP}; and a view from the list below",
+    )
     verb.add_argument("--preset", metavar="P", help="a preset instead of a RUN, for the view shapes")
     for flag, (options, view_names) in views.command_line_flags().items():
         _add_view_option(verb, flag, options, view_names)
     verb.add_argument(
-        "--html", metavar="F", help="write a standalone page for this text: one file that needs no server"
+        "--html",
+        type=expand_home,
+        metavar="F",
+        help="write a standalone page for this text: one file that needs no server",
     )
-    verb.add_argument("--plot", metavar="F.png|svg", help="write a plot of the view to a file (needs octavo[plot])")
+    verb.add_argument(
+        "--plot", type=expand_home, metavar="F.png|svg", help="write a plot of the view to a file (needs octavo[plot])"
+    )
     finish_verb(verb)
 
 
@@ -55,7 +66,7 @@ def _add_view_option(verb: Parser, flag: str, options: list[views.Option], view_
     if option.takes_ids:
         group.add_argument(f"--{flag}-id", dest=flag, type=integer, metavar="ID", help="the same, by its token id")
     if flag == "text":
-        group.add_argument("--text-file", metavar="F", help="a file with the text; -: stdin")
+        group.add_argument("--text-file", type=expand_home, metavar="F", help="a file with the text; -: stdin")
 
 
 def run(arguments: argparse.Namespace) -> int:

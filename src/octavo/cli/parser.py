@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from octavo import byte_order_mark
 from octavo.errors import OctavoError
-from octavo.settings import PRESETS, Settings
+from octavo.settings import PRESETS, Settings, expand_home
 
 RUN_HELP = "a run, one of its checkpoints, or a Hugging Face GPT-2 folder"
 SOURCE_HELP = (
-    "a named corpus (pydocs, shakespeare), a file, folder or glob (text, .jsonl, .parquet; .gz, .zst), hf:NAME, or - "
-    "for standard input"
+    "a named corpus (pydocs, shakespeare), a file, folder or glob (text, .jsonl, .json, .csv, .parquet; .gz, .zst), "
+    "hf:NAME, or - for standard input"
 )
 
 # Options of nanoGPT's sample.py that Octavo does not have, each with what to use instead. They are reported for every
@@ -66,7 +67,9 @@ def finish_verb(verb: Parser) -> None:
 def add_preset(verb: Parser, config: bool = True) -> None:
     verb.add_argument("--preset", metavar="P", help=f"base settings: {', '.join(PRESETS)}")
     if config:
-        verb.add_argument("--config", metavar="F.toml", help="settings from a TOML file; they override the preset")
+        verb.add_argument(
+            "--config", type=expand_home, metavar="F.toml", help="settings from a TOML file; they override the preset"
+        )
 
 
 def add_device(verb: Parser) -> None:
@@ -167,7 +170,7 @@ def boolean(text: str) -> bool:
 def read_text_file(path: str, flag: str) -> str:
     """The text of a file, or of stdin for `-`. `flag` is the one that takes text instead of a file."""
     try:
-        return (sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()).decode("utf-8-sig")
+        return byte_order_mark.decode(sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes())
     except OSError as error:
         raise OctavoError(f"{path} can't be read: {error.strerror}", f"another path, or {flag} TEXT") from None
     except UnicodeDecodeError as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from octavo.cli.parser import SOURCE_HELP, add_settings, add_verb, explicit_settings, finish_verb
-from octavo.settings import DataSettings, Settings, resolve
+from octavo.settings import DataSettings, Settings, expand_home, resolve
 
 
 def add_parser(verbs: Any, defaults: Settings) -> None:
@@ -19,9 +19,11 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
         help="convert text to token shards",
         example="octavo prepare my.txt --out tokens --tokenizer bpe:4096",
     )
-    verb.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
+    verb.add_argument("source", type=expand_home, metavar="SOURCE", help=SOURCE_HELP)
     action = verb.add_mutually_exclusive_group(required=True)
-    action.add_argument("--out", metavar="DIR", help="the folder to write; it must be empty or missing")
+    action.add_argument(
+        "--out", type=expand_home, metavar="DIR", help="the folder to write; it must be empty or missing"
+    )
     action.add_argument("--verify", action="store_true", help="read the prepared folder SOURCE and check every sha256")
     add_settings(verb, DataSettings, defaults)
     finish_verb(verb)

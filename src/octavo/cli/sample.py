@@ -20,7 +20,7 @@ from octavo.cli.parser import (
     print_notice,
     read_text_file,
 )
-from octavo.settings import Settings
+from octavo.settings import Settings, expand_home
 from octavo.units import escape_control_characters
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
@@ -35,10 +35,10 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
         help="generate text with a model",
         example='octavo sample runs/pydocs-1 --prompt "The "',
     )
-    verb.add_argument("run", metavar="RUN", help=RUN_HELP)
+    verb.add_argument("run", type=expand_home, metavar="RUN", help=RUN_HELP)
     prompt = verb.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", default="", metavar="TEXT", help="the prompt")
-    prompt.add_argument("--prompt-file", metavar="F", help="a file with the prompt; -: stdin")
+    prompt.add_argument("--prompt-file", type=expand_home, metavar="F", help="a file with the prompt; -: stdin")
     verb.add_argument("--max-new-tokens", type=integer, default=500, metavar="N", help="tokens to generate (500)")
     verb.add_argument("--temperature", type=number, default=0.8, metavar="T", help="temperature; 0: greedy (0.8)")
     verb.add_argument(

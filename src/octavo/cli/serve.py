@@ -14,7 +14,7 @@ from octavo.cli.parser import (
     integer,
     print_notice,
 )
-from octavo.settings import Settings
+from octavo.settings import Settings, expand_home
 
 
 def add_parser(verbs: Any, defaults: Settings) -> None:
@@ -26,7 +26,7 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
         help="serve models: an OpenAI-compatible API, and a page that shows what they compute",
         example="octavo serve runs/pydocs-1",
     )
-    verb.add_argument("runs", nargs="+", metavar="RUN", help=RUN_HELP)
+    verb.add_argument("runs", type=expand_home, nargs="+", metavar="RUN", help=RUN_HELP)
     verb.add_argument(
         "--host",
         default="127.0.0.1",
@@ -37,7 +37,10 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
         "--port", type=integer, default=8000, metavar="P", help="port to listen on; 0: any free port (8000)"
     )
     verb.add_argument(
-        "--api-key-file", metavar="F", help="file with API keys, one per line; OCTAVO_API_KEY can hold a single one"
+        "--api-key-file",
+        type=expand_home,
+        metavar="F",
+        help="file with API keys, one per line; OCTAVO_API_KEY can hold a single one",
     )
     verb.add_argument(
         "--slots", type=integer, default=8, metavar="N", help="texts generated concurrently (continuous batching) (8)"

@@ -5,7 +5,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from octavo.cli.parser import SOURCE_HELP, add_settings, add_verb, explicit_settings, finish_verb, print_report
-from octavo.settings import DataSettings, Settings, resolve
+from octavo.settings import DataSettings, Settings, expand_home, resolve
 
 if TYPE_CHECKING:
     from octavo.data.statistics import Statistics
@@ -20,7 +20,7 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
         help="show statistics of a text: sizes, frequent tokens, rare characters, repeated lines",
         example="octavo stats my.txt",
     )
-    verb.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
+    verb.add_argument("source", type=expand_home, metavar="SOURCE", help=SOURCE_HELP)
     add_settings(verb, DataSettings, defaults)
     finish_verb(verb)
 

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from octavo.cli.parser import add_preset, add_settings, add_verb, explicit_settings, finish_verb
-from octavo.settings import NANOGPT_NAMES, SECTIONS, Settings
+from octavo.settings import NANOGPT_NAMES, SECTIONS, Settings, expand_home
 
 
 def add_parser(verbs: Any, defaults: Settings) -> None:
@@ -22,16 +22,18 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
     )
     verb.add_argument(
         "source",
+        type=expand_home,
         nargs="?",
         metavar="SOURCE",
         help="pydocs, shakespeare, a file, folder, glob, hf:NAME, prepared folder or - (pydocs)",
     )
     add_preset(verb)
-    verb.add_argument("--out", metavar="DIR", help="the run folder; default: runs/NAME")
+    verb.add_argument("--out", type=expand_home, metavar="DIR", help="the run folder; default: runs/NAME")
     verb.add_argument("--name", help="the name of the run; default: the name of the corpus and the next free number")
-    verb.add_argument("--resume", metavar="RUN", help="resume a run")
+    verb.add_argument("--resume", type=expand_home, metavar="RUN", help="resume a run")
     verb.add_argument(
         "--init",
+        type=expand_home,
         metavar="RUN",
         help="initialize the weights from a run or a Hugging Face GPT-2 folder; selects the preset finetune",
     )

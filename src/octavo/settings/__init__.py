@@ -16,6 +16,7 @@ from octavo.settings.fields import (
     ModelSettings,
     Settings,
     TrainingSettings,
+    expand_home,
     unknown_name_error,
 )
 from octavo.settings.presets import NANOGPT_NAMES, PRESETS
@@ -31,6 +32,7 @@ __all__ = [
     "ModelSettings",
     "Settings",
     "TrainingSettings",
+    "expand_home",
     "from_toml",
     "resolve",
     "to_toml",

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
@@ -93,13 +94,19 @@ class DataSettings(_Validated):
         low=0.0001,
         high=0.9,
     )
-    text_field: str = setting("text", "field with the text in JSON lines, Parquet files and Hugging Face datasets")
+    text_field: str = setting("text", "field with the text in JSON, CSV and Parquet files and Hugging Face datasets")
     deduplicate: bool = setting(False, "drop documents that are exact copies of an earlier one")
     special_tokens: bool = setting(
         False, "encode the text of a special token, such as <|endoftext|>, as that token instead of as ordinary text"
     )
     encoding: str = setting("utf-8", "character encoding of the text")
-    errors: str = setting("strict", "how to handle undecodable bytes", choices=("strict", "replace", "ignore"))
+    errors: str = setting(
+        "strict", "how to handle undecodable bytes and NUL characters", choices=("strict", "replace", "ignore")
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "source", expand_home(self.source))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +233,11 @@ class Settings(ModelSettings, DataSettings, TrainingSettings):
 
 
 SECTIONS: dict[str, type] = {"model": ModelSettings, "data": DataSettings, "training": TrainingSettings}
+
+
+def expand_home(path: str) -> str:
+    """A path with the home folder for a leading `~`. A shell leaves `~` in `--out=~/x`, and so does a TOML file."""
+    return os.path.expanduser(path) if re.match(r"~($|[/\\])", path) else path
 
 
 def unknown_name_error(
