@@ -220,6 +220,15 @@ def test_documents_that_are_all_copies_are_rejected(tmp_path: Path) -> None:
     assert "copies of one another" in error_of(lambda: prepare(source, tmp_path / "out")).message
 
 
+def test_a_validation_split_of_one_token_is_too_short(tmp_path: Path) -> None:
+    texts = ["\n", *(f"document number {number}\n" for number in range(200))]
+    source = write_jsonl(tmp_path / "a.jsonl", texts)
+    error = error_of(lambda: prepare(source, tmp_path / "out", "char", val_fraction=0.0001))
+    for name in ("too few", "val", "1 tokens"):
+        assert name in error.message
+    assert "--val-fraction" in str(error.hint)
+
+
 def test_a_tokenizer_is_trained_on_chunks_from_all_of_a_large_text(tmp_path: Path) -> None:
     text = ("alpha beta " * 200) + "\n" + ("gamma delta " * 200) + "\n" + ("omega sigma " * 200) + "\n"
     data = prepare_cached(write(tmp_path / "a.txt", text), "word:300", Limits(chunk=100, tokenizer_characters=3000))

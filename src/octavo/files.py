@@ -51,6 +51,9 @@ def translate_disk_errors(path: Path) -> Iterator[None]:
                 f"the disk is full while writing {path}",
                 "free some space; the previous content is unchanged",
             ) from error
+        if error.errno == errno.ENOENT:
+            hint = "the same command again if another program removed it, or another folder"
+            raise OctavoError(f"{path} can't be written: there is no such file or folder", hint) from error
         if error.errno in _USER_ERRNOS:
             raise OctavoError(f"{path} can't be written: {error.strerror}", "choose another folder") from error
         raise MachineError(

@@ -58,7 +58,7 @@ def build_dataset(
         tokens = {name: sum(shard.length for shard in shards[name]) for name in SPLITS}
         if min(tokens.values()) < 2:
             shutil.rmtree(staging)  # the same build would fail again, so its shards are of no use
-            raise _split_error(scan, split)
+            raise _split_error(scan, split, tokens)
         info = _describe(staging, corpus, scan, settings, tokenizer, key, split, shards, tokens)
         info["checksum"] = checksum(info)
         with files.translate_disk_errors(out):
@@ -126,17 +126,19 @@ def train_tokenizer(
     return tokenizers.build(settings.tokenizer, sample())
 
 
-def _split_error(scan: CorpusScan, split: Split) -> OctavoError:
+def _split_error(scan: CorpusScan, split: Split, tokens: dict[str, int]) -> OctavoError:
     """The error for a split with fewer than two tokens."""
-    # Copies of a document are all in the same split. So if all documents are copies of one another, the other split is
-    # empty. A validation split with a single token also ends here, but is too rare for a message of its own.
-    if split.by == "document":
+    if split.by == "document" and len(set(split.document_splits) - {LEFT_OUT}) == 1:
+        # Copies of a document are all in the same split.
         return OctavoError(
             "all documents are copies of one another, so training and validation text cannot be separated",
             "--deduplicate, which keeps one of them and uses its end for validation",
         )
+    split_name = min(tokens, key=lambda name: tokens[name])
     return OctavoError(
-        f"the text has {scan.characters} characters, too few for a training and a validation split", "a longer text"
+        f"the text has {scan.characters} characters, too few for a training and a validation split: the {split_name} "
+        f"split has {tokens[split_name]} tokens, and needs 2",
+        "a longer text, or another --val-fraction",
     )
 
 
