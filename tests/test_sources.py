@@ -234,7 +234,7 @@ def test_a_nul_in_a_text_is_treated_alike_wherever_it_is(
     source = tmp_path if in_folder else path
     error = source_error(source, encoding=encoding)
     assert f"{path} has a NUL character at byte offset {len(before.encode(encoding))}" in error.message
-    for way_out in ("--errors", "--tokenizer byte"):
+    for way_out in ("--errors ignore", "tokenizer byte"):
         assert way_out in str(error.hint)
     assert read_source(source, encoding=encoding, errors="ignore") == [before + after]
     assert read_source(source, encoding=encoding, errors="replace") == [f"{before}\ufffd{after}"]
@@ -244,7 +244,7 @@ def test_a_nul_in_a_text_is_treated_alike_wherever_it_is(
 def test_text_between_nul_characters_is_binary_unless_the_tokenizer_is_byte(tmp_path: Path) -> None:
     path = write(tmp_path / "names.txt", "a.txt\0b.txt\0")
     assert "byte offset 5" in source_error(path).message
-    assert "--tokenizer byte" in str(source_error(path).hint)
+    assert "tokenizer byte" in str(source_error(path).hint)
     assert read_source(path, tokenizer="byte") == ["a.txt\0b.txt\0"]
     assert "is binary" in source_error(write(tmp_path / "picture.png", PNG), tokenizer="byte").message
 

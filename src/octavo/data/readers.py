@@ -274,7 +274,7 @@ def _decode(file: BinaryIO, name: str, text_format: TextFormat) -> Iterator[str]
                 nul = start + len(text[: text.index("\0")].encode(encoding))
                 raise OctavoError(
                     f"{name} has a NUL character at byte offset {nul}, which text does not have",
-                    "--errors ignore or replace, --tokenizer byte, which keeps it, or another --encoding",
+                    "--errors ignore or --errors replace, the tokenizer byte, which keeps it, or another --encoding",
                 )
             text = text.replace("\0", "\ufffd" if text_format.errors == "replace" else "")
         if text:
@@ -328,11 +328,12 @@ def _read_json_array(texts: Iterable[str], name: str, text_format: TextFormat, l
             continue
         while separator := (_COMMA if number > 1 else _OPENING_BRACKET).match(buffer, position):
             try:
-                row, position = decoder.raw_decode(buffer, separator.end())
+                row, end = decoder.raw_decode(buffer, separator.end())
             except (ValueError, RecursionError):  # not JSON, or the buffer has only a part of the element
                 break
-            if position - separator.end() > limits.row:
+            if end - separator.end() > limits.row:
                 break
+            position = end
             location = f"{name}, element {number:,}"
             if not isinstance(row, dict):
                 raise OctavoError(f"{location}, is not a JSON object", '[{"text": "..."}, ...]')

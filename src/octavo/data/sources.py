@@ -194,7 +194,7 @@ def _read_files(source: str, paths: list[str], text_format: TextFormat, limits: 
 
 
 def _binary_error(name: str, error: BinaryFileError) -> OctavoError:
-    hint = "a text file; --tokenizer byte for a text in which NUL characters separate parts"
+    hint = "a text file; the tokenizer byte accepts a text with NUL characters"
     return OctavoError(f"{name} is binary, not text: {error}", hint)
 
 
