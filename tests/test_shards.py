@@ -325,6 +325,27 @@ def test_finished_shards_are_not_written_again(
     assert {name: (out / name).stat().st_mtime_ns for name in times} == times
 
 
+def test_a_finished_shard_of_a_text_that_changed_meanwhile_is_not_used(
+    source: Path, uninterrupted: dict[str, bytes], tmp_path: Path
+) -> None:
+    """The source changes while it is read, the preparation is interrupted, and the source gets its old text again."""
+    out, text = tmp_path / "out", source.read_bytes()
+    preparation, staging = prepare_shards(source, out, 0)
+    steps = iter(preparation)
+    while next(steps).stage == "reading":
+        pass
+    write(source, text.replace(b" cat", b" dog"))
+    while len(list(staging.glob("*.npy"))) < 3:
+        next(steps)
+    with pytest.raises(KeyboardInterrupt):
+        steps.throw(KeyboardInterrupt())
+    write(source, text)
+    assert staging.exists()
+    assert "changed" in error_of(lambda: prepare(source, out, limits=SMALL)).message
+    prepare(source, out, limits=SMALL)
+    assert contents(out) == uninterrupted
+
+
 def empty(path: Path) -> None:
     path.write_bytes(b"")
 

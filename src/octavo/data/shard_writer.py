@@ -6,6 +6,7 @@ of text, however large the corpus.
 """
 
 import contextlib
+import hashlib
 import shutil
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -21,11 +22,11 @@ from octavo.data.encoder import END
 from octavo.data.limits import Limits
 from octavo.data.progress import PreparationProgress, ProgressMeter
 from octavo.data.split import SplitChunk
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, SourceChangedError
 from octavo.tokenizers import Tokenizer
 from octavo.units import format_bytes
 
-RECORDS = "written.txt"  # a line for each finished shard: name, sha256 and length
+RECORDS = "written.txt"  # a line for each finished shard: the fields of its `ShardRecord`
 
 
 class ShardRecord(NamedTuple):
@@ -34,6 +35,7 @@ class ShardRecord(NamedTuple):
     name: str
     sha256: str
     length: int  # ids
+    text_sha256: str  # of the text that it was encoded from, with `END` after each document
 
 
 class _TextInfo(NamedTuple):
@@ -42,7 +44,7 @@ class _TextInfo(NamedTuple):
     split: int
     shard: int
     characters: int
-    completes_shard: bool
+    shard_text_sha256: str | None  # of all text of the shard, if this is the last of it; else None
 
 
 @dataclass
@@ -53,6 +55,7 @@ class _PendingText:
     characters_in_shard: int = 0  # in all chunks of this shard so far, waiting or not
     characters: int = 0  # in the chunks that wait
     utf8_chunks: list[bytes] = field(default_factory=list)
+    shard_hash: "hashlib._Hash" = field(default_factory=hashlib.sha256)
 
 
 def write_shards(
@@ -68,7 +71,8 @@ def write_shards(
 
     With `uses_end_of_text`, `<|endoftext|>` follows each document. With `special_tokens`, the text of a special token
     is that token. Raises `OctavoError` if the disk is full, or, before anything is written, if it has too little space;
-    finished shards are kept.
+    finished shards are kept. Raises `SourceChangedError` if a finished shard has another text: the source changed while
+    an interrupted writer read it.
     """
     records = [_find_finished(folder, split_name) for split_name in SPLITS]
     finished_counts = [len(each) for each in records]  # shards that an earlier process wrote
@@ -86,14 +90,15 @@ def write_shards(
                 _check_disk_space(folder, (estimated_ids - written_ids) * ids.itemsize)
                 is_space_checked = True
             unfinished_ids[info.split].append(ids)
-            if info.completes_shard:
-                record = _write_shard(folder, info.split, info.shard, unfinished_ids[info.split])
-                records[info.split].append(record)
+            if info.shard_text_sha256 is not None:
+                records[info.split].append(_write_shard(folder, info, unfinished_ids[info.split]))
+        elif info.shard_text_sha256 not in (None, records[info.split][info.shard].text_sha256):
+            raise SourceChangedError(
+                f"a finished shard in {folder} has another text: the source changed while it was read before",
+                "the same command again, which starts anew",
+            )
         done += info.characters
         yield from meter.report(done)
-    for split, ids_of_last_shard in enumerate(unfinished_ids):
-        if ids_of_last_shard:
-            records[split].append(_write_shard(folder, split, len(records[split]), ids_of_last_shard))
     return dict(zip(SPLITS, records, strict=True))
 
 
@@ -108,7 +113,8 @@ def _collect_texts(
 
     def take(split: int, completes_shard: bool) -> tuple[_TextInfo, bytes]:
         pending = pending_texts[split]
-        info = _TextInfo(split, pending.shard, pending.characters, completes_shard)
+        sha256 = pending.shard_hash.hexdigest() if completes_shard else None
+        info = _TextInfo(split, pending.shard, pending.characters, sha256)
         text = b"".join(pending.utf8_chunks)
         pending.utf8_chunks, pending.characters = [], 0
         return info, text
@@ -117,26 +123,27 @@ def _collect_texts(
         pending = pending_texts[chunk.split]
         pending.characters += len(chunk.text)
         pending.characters_in_shard += len(chunk.text)
+        utf8 = chunk.text.encode() + (END if uses_end_of_text and chunk.ends_document else b"")
+        pending.shard_hash.update(utf8)
         if pending.shard >= finished_counts[chunk.split]:
-            end = END if uses_end_of_text and chunk.ends_document else b""
-            pending.utf8_chunks.append(chunk.text.encode() + end)
+            pending.utf8_chunks.append(utf8)
         is_full = pending.characters_in_shard >= limits.shard_characters
         if pending.characters >= limits.chunk or is_full:
             yield take(chunk.split, is_full)
         if is_full:
-            pending.shard, pending.characters_in_shard = pending.shard + 1, 0
+            pending_texts[chunk.split] = _PendingText(pending.shard + 1)
     for split, pending in enumerate(pending_texts):
-        if pending.characters:
-            yield take(split, False)
+        if pending.characters_in_shard:
+            yield take(split, True)
 
 
-def _write_shard(folder: Path, split: int, number: int, unfinished_ids: list[np.ndarray]) -> ShardRecord:
-    """Write a shard and its record. Empties `unfinished_ids`."""
-    path, ids = _shard_path(folder, SPLITS[split], number), np.concatenate(unfinished_ids)
+def _write_shard(folder: Path, info: _TextInfo, unfinished_ids: list[np.ndarray]) -> ShardRecord:
+    """Write a shard and its record. `info` is that of its last text. Empties `unfinished_ids`."""
+    path, ids = _shard_path(folder, SPLITS[info.split], info.shard), np.concatenate(unfinished_ids)
     shards.write_npy(path, ids)
-    record = ShardRecord(path.name, files.sha256(path), len(ids))
+    record = ShardRecord(path.name, files.sha256(path), len(ids), str(info.shard_text_sha256))
     with files.translate_disk_errors(path), open(folder / RECORDS, "a", encoding="utf-8") as file:
-        file.write(f"{record.name} {record.sha256} {record.length}\n")
+        file.write(" ".join(map(str, record)) + "\n")
     unfinished_ids.clear()
     return record
 
@@ -158,8 +165,8 @@ def _read_records(folder: Path) -> dict[str, ShardRecord]:
     records: dict[str, ShardRecord] = {}
     with contextlib.suppress(OSError, ValueError):
         for line in (folder / RECORDS).read_text(encoding="utf-8").splitlines():
-            name, sha256, length = line.split()
-            records[name] = ShardRecord(name, sha256, int(length))
+            name, sha256, length, text_sha256 = line.split()
+            records[name] = ShardRecord(name, sha256, int(length), text_sha256)
     return records
 
 
