@@ -8,11 +8,12 @@ import contextlib
 import json
 import shutil
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from octavo import files, tokenizers
-from octavo.data.cache import dataset_fingerprint
+from octavo.data.cache import cache_key, dataset_fingerprint
 from octavo.data.dataset import FORMAT, SPLITS, Dataset, checksum, open_dataset
 from octavo.data.limits import Limits
 from octavo.data.progress import PreparationProgress
@@ -29,26 +30,32 @@ _LARGE_TEXT = 1 << 24
 _TEMPORARY = ("plan.json", RECORDS)  # files that only the staging folder has
 
 
-def build_dataset(
-    corpus: Corpus,
-    scan: CorpusScan,
-    settings: DataSettings,
-    tokenizer: Tokenizer | None,
-    key: str,
-    out: Path,
-    limits: Limits,
-) -> Generator[PreparationProgress, None, Dataset]:
-    """Tokenize a corpus into the folder `out`, which appears atomically.
+@dataclass(frozen=True)
+class BuildInputs:
+    """What a dataset is built from. `tokenizer` is None if the one that `settings.tokenizer` specifies is trained."""
 
-    If `tokenizer` is None, the one that `settings.tokenizer` specifies is trained. `key` is the dataset's `cache_key`.
+    corpus: Corpus
+    scan: CorpusScan
+    settings: DataSettings  # in which `tokenizer` is not `auto`
+    tokenizer: Tokenizer | None
+    limits: Limits
+
+    @property
+    def key(self) -> str:
+        """The dataset's `cache_key`."""
+        return cache_key(self.scan, self.settings, self.tokenizer)
+
+
+def build_dataset(inputs: BuildInputs, out: Path) -> Generator[PreparationProgress, None, Dataset]:
+    """Tokenize a corpus into the folder `out`, which appears atomically.
 
     Raises `OctavoError` if a split would be nearly empty, the disk is full, the source changed since it was scanned, or
     the text has characters that the tokenizer does not have.
     """
+    corpus, scan, settings, limits = inputs.corpus, inputs.scan, inputs.settings, inputs.limits
     staging = out.with_name(f".{out.name}.preparing")
-    plan = json.dumps({"key": key, "shard_characters": limits.shard_characters})
     try:
-        tokenizer = yield from open_staging(staging, plan, corpus, scan, settings, tokenizer, limits)
+        tokenizer = yield from _open_staging(staging, inputs)
         uses_end_of_text = scan.uses_end_of_text(tokenizer)
         split = choose_split(scan, settings.val_fraction, settings.deduplicate, insert_newlines=not uses_end_of_text)
         with contextlib.closing(split_chunks(corpus, scan, split, insert_newlines=not uses_end_of_text)) as chunks:
@@ -59,7 +66,7 @@ def build_dataset(
         if min(tokens.values()) < 2:
             shutil.rmtree(staging)  # the same build would fail again, so its shards are of no use
             raise _split_error(scan, split, tokens)
-        info = _describe(staging, corpus, scan, settings, tokenizer, key, split, shards, tokens)
+        info = _describe(staging, inputs, tokenizer, split, shards)
         info["checksum"] = checksum(info)
         with files.translate_disk_errors(out):
             (staging / "dataset.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
@@ -81,23 +88,15 @@ def build_dataset(
     return open_dataset(out, verify=True)
 
 
-def open_staging(
-    staging: Path,
-    plan: str,
-    corpus: Corpus,
-    scan: CorpusScan,
-    settings: DataSettings,
-    tokenizer: Tokenizer | None,
-    limits: Limits,
-) -> Generator[PreparationProgress, None, Tokenizer]:
+def _open_staging(staging: Path, inputs: BuildInputs) -> Generator[PreparationProgress, None, Tokenizer]:
     """Open the staging folder of an interrupted build with the same plan, or create one. Returns its tokenizer."""
+    plan = json.dumps({"key": inputs.key, "shard_characters": inputs.limits.shard_characters})
     with contextlib.suppress(OSError, OctavoError):
         if (staging / "plan.json").read_bytes() == plan.encode():
             files.remove_leftovers(staging)
             return tokenizers.load(staging)
     shutil.rmtree(staging, ignore_errors=True)
-    if tokenizer is None:
-        tokenizer = yield from train_tokenizer(settings, corpus, scan, limits)
+    tokenizer = inputs.tokenizer or (yield from _train_tokenizer(inputs))
     with files.translate_disk_errors(staging):
         files.make_folder(staging)
         tokenizer.save(staging)
@@ -105,21 +104,20 @@ def open_staging(
     return tokenizer
 
 
-def train_tokenizer(
-    settings: DataSettings, corpus: Corpus, scan: CorpusScan, limits: Limits
-) -> Generator[PreparationProgress, None, Tokenizer]:
+def _train_tokenizer(inputs: BuildInputs) -> Generator[PreparationProgress, None, Tokenizer]:
     """Train a tokenizer on a corpus, or on chunks taken evenly from all of it if it is large."""
+    settings, characters = inputs.settings, inputs.scan.characters
     if settings.tokenizer == "char":
-        return tokenizers.build("char", scan.alphabet)
+        return tokenizers.build("char", inputs.scan.alphabet)
     yield PreparationProgress("training the tokenizer", done=0, total=None, seconds=0.0)
 
     def sample() -> Iterator[str]:
-        is_small = scan.characters <= limits.tokenizer_characters
+        limit = inputs.limits.tokenizer_characters
         characters_read = characters_taken = 0
-        for text, *_ in corpus.chunks():
+        for text, *_ in inputs.corpus.chunks():
             characters_read += len(text)
             # taken / read <= limit / length of the corpus, multiplied out to integers
-            if is_small or characters_taken * scan.characters <= characters_read * limits.tokenizer_characters:
+            if characters <= limit or characters_taken * characters <= characters_read * limit:
                 characters_taken += len(text)
                 yield from text.split(END_OF_TEXT) if settings.special_tokens else [text]
 
@@ -143,17 +141,10 @@ def _split_error(scan: CorpusScan, split: Split, tokens: dict[str, int]) -> Octa
 
 
 def _describe(
-    staging: Path,
-    corpus: Corpus,
-    scan: CorpusScan,
-    settings: DataSettings,
-    tokenizer: Tokenizer,
-    key: str,
-    split: Split,
-    shards: dict[str, list[ShardRecord]],
-    tokens: dict[str, int],
+    staging: Path, inputs: BuildInputs, tokenizer: Tokenizer, split: Split, shards: dict[str, list[ShardRecord]]
 ) -> dict[str, Any]:
     """The contents of `dataset.json`."""
+    corpus, scan, settings = inputs.corpus, inputs.scan, inputs.settings
     hashes = {shard.name: shard.sha256 for name in SPLITS for shard in shards[name]}
     entries = {
         path.name: {"bytes": path.stat().st_size, "sha256": hashes.get(path.name) or files.sha256(path)}
@@ -175,9 +166,9 @@ def _describe(
         "vocab_size": tokenizer.vocab_size,
         "special_tokens": settings.special_tokens,
         "split": {"by": split.by, "val_fraction": settings.val_fraction},
-        "tokens": tokens,
+        "tokens": {name: sum(shard.length for shard in shards[name]) for name in SPLITS},
         "fingerprint": dataset_fingerprint(scan, settings, tokenizer),
-        "cache_key": key,
+        "cache_key": inputs.key,
         "shards": {name: [shard.name for shard in shards[name]] for name in SPLITS},
         "files": entries,
     }

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from octavo.data.build import build_dataset
+from octavo.data.build import BuildInputs, build_dataset
 from octavo.data.cache import (
     acquire_lock,
     cache_key,
@@ -144,8 +144,7 @@ def prepare_into_folder(
     try:
         _check_is_empty(folder, out)  # another process may have written it during the scan
         settings = _resolve_tokenizer_setting(settings, scan)
-        key = cache_key(scan, settings, None)
-        dataset = yield from build_dataset(corpus, scan, settings, None, key, folder, limits)
+        dataset = yield from build_dataset(BuildInputs(corpus, scan, settings, None, limits), folder)
         return dataclasses.replace(dataset, folder=Path(out))  # the path as the user gave it, relative or absolute
     finally:
         lock.release()
@@ -155,10 +154,8 @@ def open_or_build_scanned(
     corpus: Corpus, scan: CorpusScan, settings: DataSettings, tokenizer: Tokenizer | None, limits: Limits
 ) -> Generator[PreparationProgress, None, Dataset]:
     """The dataset of a scanned corpus: opened from the cache, or built into it."""
-    settings = _resolve_tokenizer_setting(settings, scan)
-    key = cache_key(scan, settings, tokenizer)
-    build = functools.partial(build_dataset, corpus, scan, settings, tokenizer, key, limits=limits)
-    return _rename((yield from open_or_build(key, build)), corpus)
+    inputs = BuildInputs(corpus, scan, _resolve_tokenizer_setting(settings, scan), tokenizer, limits)
+    return _rename((yield from open_or_build(inputs.key, functools.partial(build_dataset, inputs))), corpus)
 
 
 def _reopening_hint(recorded: Origin) -> str:
