@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("workdir")
 
 def test_every_argument_that_is_a_path_expands_the_home_folder() -> None:
     """A shell does not expand `~` in `--out=~/x`."""
-    takes_path = {"RUN", "RUN VIEW", "SOURCE", "DIR", "F", "F.toml", "F.png|svg"}
+    takes_path = {"RUN", "RUN VIEW", "SOURCE", "DIR", "OUT", "F", "F.toml", "F.png|svg"}
     actions = [
         (name, action)
         for name, verb in cli._build_parser(resolve()).verbs.items()

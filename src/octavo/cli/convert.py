@@ -7,7 +7,7 @@ from typing import Any
 
 from octavo.cli.parser import RUN_HELP, add_verb, finish_verb, print_notice
 from octavo.interop.formats import FORMATS, PRECISIONS
-from octavo.settings import Settings
+from octavo.settings import Settings, expand_home
 from octavo.units import format_bytes
 
 
@@ -20,8 +20,8 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
         help="write a trained model for another program",
         example="octavo convert runs/pydocs-1 pydocs.gguf --to gguf",
     )
-    verb.add_argument("run", metavar="RUN", help=RUN_HELP)
-    verb.add_argument("out", metavar="OUT", help="the file or folder to write; it must not exist")
+    verb.add_argument("run", type=expand_home, metavar="RUN", help=RUN_HELP)
+    verb.add_argument("out", type=expand_home, metavar="OUT", help="the file or folder to write; it must not exist")
     formats = "; ".join(f"{name}: {format.summary}" for name, format in FORMATS.items())
     verb.add_argument("--to", required=True, choices=tuple(FORMATS), help=formats)
     verb.add_argument("--precision", choices=PRECISIONS, help="of the matrices (fp32)")
