@@ -253,8 +253,12 @@ def _decode(file: BinaryIO, name: str, text_format: TextFormat) -> Iterator[str]
     head = file.read(_HEAD_BYTES)
     encoding, block = split_mark(head)
     if encoding is None:
-        # Without a mark, UTF-16 is little-endian. The codec named "utf-16" writes a mark, so it could not count bytes.
-        encoding = {"utf-16": "utf-16-le", "utf-32": "utf-32-le"}.get(text_format.encoding, text_format.encoding)
+        encoding = text_format.encoding
+        if head and encoding in ("utf-16", "utf-32"):
+            raise OctavoError(
+                f"{name} is not {encoding}: it does not start with a byte order mark",
+                f"--encoding {encoding}-le or {encoding}-be, or utf-8",
+            )
         if _is_binary(head, encoding, text_format):
             raise BinaryFileError(f"it has a NUL byte at byte offset {head.index(0)}")
     offset = len(head) - len(block)
