@@ -82,7 +82,7 @@ def read_file(path: str, text_format: TextFormat, limits: Limits = DEFAULT_LIMIT
         elif suffix in CSV:
             yield from chunk_rows(_read_csv(texts, path, text_format, limits), limits)
         else:
-            yield from _mark_last(cut_text(texts, limits))
+            yield from _chunk_text(texts, limits)
 
 
 def stem(path: Path) -> str:
@@ -93,7 +93,11 @@ def stem(path: Path) -> str:
 
 def read_text(file: BinaryIO, name: str, text_format: TextFormat, limits: Limits = DEFAULT_LIMITS) -> Iterator[Chunk]:
     """Yield a text file as one document, or as several if lines `<|endoftext|>` separate them."""
-    numbered = number_documents(_decode(file, name, text_format))
+    yield from _chunk_text(_decode(file, name, text_format), limits)
+
+
+def _chunk_text(texts: Iterable[str], limits: Limits) -> Iterator[Chunk]:
+    numbered = number_documents(texts)
     for number, pairs in itertools.groupby(numbered, key=lambda pair: pair[0]):
         for chunk in _mark_last(cut_text((text for _, text in pairs), limits)):
             yield chunk._replace(follows_separator=number > 0)
