@@ -169,15 +169,17 @@ def _reopening_hint(recorded: Origin) -> str:
 
 
 def is_cached(settings: DataSettings, origin: dict[str, Any] | None) -> bool:
-    """Whether `reopen_dataset` can open the dataset without reading its text."""
-    if is_prepared(settings.source):
+    """Whether `reopen_dataset` is quick: the tokens are in the cache, and the text is recognized or small."""
+    source, recorded = settings.source, Origin.check(origin)
+    if is_prepared(source):
         return True
-    recorded = Origin.check(origin)
-    if settings.source == "-" or not is_prepared(cached_folder(recorded.cache_key)):
+    is_stream = source == "-" or (os.path.exists(source) and not os.path.isfile(source) and not os.path.isdir(source))
+    if is_stream or not is_prepared(cached_folder(recorded.cache_key)):
         return False
+    if (recorded.text.bytes or 0) <= _SMALL_TEXT:  # its scan is not recorded if it was written just before
+        return True
     try:
-        settings = dataclasses.replace(settings, tokenizer=recorded.tokenizer)
-        return load_scan_summary(open_source(settings)) is not None
+        return load_scan_summary(open_source(dataclasses.replace(settings, tokenizer=recorded.tokenizer))) is not None
     except OctavoError:
         return False
 

@@ -181,7 +181,7 @@ class CheckpointCache:
 
 
 def _drop_dataset_unless_cached(checkpoint: Checkpoint) -> Checkpoint:
-    """Remove the dataset from a checkpoint unless its prepared text is cached: a server reads no sources."""
+    """Remove the dataset from a checkpoint unless its tokens are cached: a server reads no large source."""
     from octavo.data.prepare import is_cached
 
     dataset = checkpoint.info.get("data")
