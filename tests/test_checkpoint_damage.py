@@ -214,6 +214,54 @@ def test_weights_that_do_not_match_the_config_are_named(
     assert name in error
 
 
+CONVERTED = [torch.float16, torch.bfloat16, torch.float64]
+REJECTED = [
+    *(torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool),
+    *(torch.complex64, torch.float8_e4m3fn, torch.float8_e5m2),
+]
+
+
+@pytest.mark.parametrize("dtype", CONVERTED + REJECTED)
+@pytest.mark.parametrize("name", ["transformer.wte.weight", "transformer.h.0.attn.c_attn.weight"])
+def test_only_floats_of_16_bits_or_more_are_weights(name: str, dtype: torch.dtype, foreign: Path) -> None:
+    stored = safetensors.torch.load_file(foreign / "model.safetensors")
+    stored[name] = stored[name].to(dtype)
+    safetensors.torch.save_file(stored, foreign / "model.safetensors")
+    if dtype in REJECTED:
+        message = load_error(foreign).message
+        assert name in message
+        assert str(dtype).removeprefix("torch.") in message
+    else:
+        loaded = dict(checkpoint.load(foreign).model.named_parameters())[name]
+        expected = stored[name].float()
+        assert torch.equal(loaded, expected.t() if name.endswith("c_attn.weight") else expected)
+
+
+@pytest.mark.parametrize("dtype", REJECTED)
+def test_only_floats_are_a_trainer_state(dtype: torch.dtype, folder: Path) -> None:
+    tensors = {name: value.to(dtype) for name, value in TRAINER.tensors.items()}
+    safetensors.torch.save_file(tensors, folder / "trainer.safetensors")
+    with pytest.raises(OctavoError, match=str(dtype).removeprefix("torch.")):
+        checkpoint.load_trainer(folder)
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json"])
+def test_a_file_that_loading_may_read_must_be_in_the_manifest(name: str, folder: Path) -> None:
+    (folder / name).write_text("{}", encoding="utf-8")
+    assert str(folder / name) in load_error(folder).message
+    (folder / name).unlink()
+    (folder / "notes.txt").write_text("mine", encoding="utf-8")  # nothing reads it
+    checkpoint.load(folder)
+
+
+@pytest.mark.parametrize("listed", [[], ["config.json"], ["model.safetensors"]])
+def test_a_manifest_that_lists_too_little_is_rejected(listed: list[str], folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    manifest["files"] = {name: manifest["files"][name] for name in listed}
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    assert "not in the manifest" in load_error(folder).message
+
+
 def test_truncated_weights_are_rejected_even_without_a_manifest(foreign: Path) -> None:
     path = foreign / "model.safetensors"
     content = path.read_bytes()

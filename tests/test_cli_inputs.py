@@ -125,6 +125,17 @@ def test_files_lists_all_files_of_a_checkpoint(run_folder: Path) -> None:
     assert sorted(path.name for path in last_checkpoint(run_folder).iterdir()) == FILES
 
 
+@pytest.mark.parametrize(
+    "command", [["sample", "--max-new-tokens", 3], ["eval"], ["inspect", "next_token", "--text", "the cat"]]
+)
+def test_reading_a_run_writes_nothing_into_it(command: list[object], run_folder: Path, run_command: RunCommand) -> None:
+    """So a run is read on a read-only disk, and that of another user, whose lock file this user cannot read."""
+    (run_folder / ".lock").unlink()
+    before = snapshot(run_folder)
+    assert run_command(command[0], run_folder, *command[1:]).code == 0
+    assert snapshot(run_folder) == before
+
+
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", [truncate, flip_bit, Path.unlink])
 @pytest.mark.parametrize("use", USES)

@@ -1,5 +1,6 @@
 """`octavo train`: settings and folders that are rejected, its output, --json, --resume, and a loss that diverges."""
 
+import errno
 import json
 import os
 import re
@@ -15,6 +16,8 @@ import torch
 
 import octavo
 from commands import RECIPE, SMALL, TEXT, AssertRejected, RunCommand, copy_as_foreign, last_checkpoint
+from folders import system_call_error
+from octavo import files
 
 pytestmark = pytest.mark.usefixtures("workdir")
 
@@ -235,6 +238,18 @@ def test_a_run_in_use_can_be_evaluated_and_sampled_but_not_resumed(
         assert run_command("sample", run_folder, "--max-new-tokens", 3).code == 0
         process.communicate("")
     assert run_command("train", "--resume", run_folder, "--max-steps", 6).code == 0
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_gets_one_note_and_training_continues(
+    number: int, run_folder: Path, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(fcntl, "flock", system_call_error(number))
+    monkeypatch.setattr(files, "_warned", set())
+    result = run_command("train", "--resume", run_folder, "--max-steps", 6)
+    assert result.code == 0
+    assert result.err.count("note:") == result.err.count("cannot lock") == 1
 
 
 # A loss that is not a finite number

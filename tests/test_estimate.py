@@ -26,6 +26,7 @@ from octavo.errors import OctavoError
 from octavo.estimate import Timing
 from octavo.loss import next_token_loss
 from octavo.model import GPT
+from octavo.runs import Run
 from octavo.settings import PRESETS, Settings, resolve
 from octavo.training import optimizers, run_estimate
 from octavo.training.plan import Plan
@@ -148,9 +149,9 @@ def test_optimizer_bytes_equal_its_state(optimizer: str) -> None:
 def test_peak_counts_gradients_beside_activations_only_with_gradient_accumulation() -> None:
     settings = resolve(**{**SMALL, "batch_size": 64, "block_size": 64})
     full, split = (estimate.memory(settings, "cpu", "fp32", rows) for rows in (64, 63))
-    assert full.peak == full.weights + full.optimizer + full.activations + full.logits + full.fragmentation
-    parts = (split.weights, split.optimizer, split.gradients, split.activations, split.logits, split.fragmentation)
-    assert split.peak == sum(parts)
+    kept = full.weights + full.optimizer + full.checkpoint
+    assert full.peak == kept + full.activations + full.logits + full.fragmentation
+    assert split.peak == kept + split.gradients + split.activations + split.logits + split.fragmentation
     assert estimate.memory(settings, "cpu", "fp32", 1).peak < split.peak < full.peak + full.gradients
     assert estimate.memory(settings, "cpu", "fp32", 64, program=10**9).peak == full.peak + 10**9
 
@@ -161,6 +162,40 @@ def test_a_gpu_has_a_16_bit_copy_of_weights_and_no_attention_scores() -> None:
     gpu, cpu = (estimate.memory(settings, kind, "bf16", 4) for kind in ("cuda", "cpu"))
     assert (gpu.weights, gpu.gradients, gpu.fragmentation) == (6 * P, 6 * P, 0)
     assert gpu.activations < cpu.activations
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_the_copy_for_a_checkpoint_is_the_weights_the_state_and_the_transposed_matrices(optimizer: str) -> None:
+    settings = resolve(**SMALL, optimizer=optimizer)
+    memory = estimate.memory(settings, "cpu", "fp32", 4)
+    transposed = sum(p.nbytes for name, p in GPT(settings).named_parameters() if ".h." in name and p.dim() == 2)
+    assert memory.checkpoint == memory.weights + memory.optimizer + transposed
+    assert estimate.memory(settings, "cuda", "fp32", 4).checkpoint == 0  # it is not in the GPU's memory
+
+
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "adamw", "keep_checkpoints": 0}, {"keep_checkpoints": 3}])
+def test_the_disk_of_an_estimate_suffices_for_the_run(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured before each removal, with the third checkpoint that has the trainer's state."""
+    settings = {**SMALL, "vocab_size": 0, "n_embd": 64, "max_steps": 12, "eval_every": 3} | changes
+    used = [0]
+    remove_old = Run._remove_old
+
+    def measure(run: Run, *arguments: Any) -> None:
+        files = run.folder.rglob("*.safetensors")
+        used.append(sum(path.stat().st_size for path in files))
+        remove_old(run, *arguments)
+
+    monkeypatch.setattr(Run, "_remove_old", measure)
+    *_, finished = training.events(training.plan("text.txt", **settings))
+    estimated = estimate.disk_bytes(Run(finished.run).settings)
+    assert 0.6 * estimated < max(used) < 1.1 * estimated  # headers are a tenth of such small files
+
+
+def test_too_little_free_disk_gives_a_warning() -> None:
+    settings = resolve(**SMALL)
+    assert estimate.warnings(settings, 0, None, free_disk_bytes=10**9) == []
+    (warning,) = estimate.warnings(settings, 0, None, free_disk_bytes=1000)
+    assert "of disk" in warning
 
 
 def test_auto_micro_batch_fits_the_activation_budget() -> None:

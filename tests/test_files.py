@@ -8,27 +8,17 @@ import os
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from folders import contents
+from folders import contents, system_call_error
 from octavo import files
 from octavo.errors import OctavoError
 
 CONTENT = b"the expected content\n"
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 URL = "https://example.org/text.txt"
-
-
-def system_call_error(number: int) -> Callable[..., None]:
-    """A replacement for a system call, which fails with the error code `number`."""
-
-    def fail(*_: object, **__: object) -> None:
-        raise OSError(number, os.strerror(number))
-
-    return fail
 
 
 # Folders
@@ -166,6 +156,37 @@ def test_the_cache_folder_can_be_set(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     for unset in ("", None):
         monkeypatch.setenv("OCTAVO_CACHE", unset) if unset is not None else monkeypatch.delenv("OCTAVO_CACHE")
         assert files.cache_dir().name in ("octavo", "Cache")
+
+
+def test_without_a_home_folder_the_message_says_how_to_set_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs with a user id that /etc/passwd does not list."""
+    monkeypatch.delenv("OCTAVO_CACHE")
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def fail(*_: object, **__: object) -> str:
+        raise RuntimeError("could not determine the home directory for '~/.cache'")
+
+    monkeypatch.setattr("platformdirs.user_cache_dir", fail)
+    with pytest.raises(OctavoError) as caught:
+        files.cache_dir()
+    assert "OCTAVO_CACHE" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR])
+def test_the_hint_for_a_cache_that_cannot_be_written_is_another_cache(
+    own_cache: Path, tmp_path: Path, number: int
+) -> None:
+    error = OSError(number, os.strerror(number))
+
+    def hint(path: Path) -> str:
+        with pytest.raises(OctavoError) as caught, files.translate_disk_errors(path):
+            raise error
+        return str(caught.value.hint)
+
+    for path in (own_cache, own_cache / "prepared" / "key"):
+        assert "OCTAVO_CACHE" in hint(path)
+    assert "OCTAVO_CACHE" not in hint(tmp_path / "elsewhere")
 
 
 def test_a_file_is_downloaded_once(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

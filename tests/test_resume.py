@@ -1,21 +1,28 @@
 """Resuming a run, and fine-tuning from the weights of another."""
 
+import contextlib
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import octavo
 import small_runs
+from checkpoints import edit_json
+from folders import contents
 from octavo import checkpoint, training
 from octavo.errors import OctavoError
+from octavo.runs import Run, step_of
 from octavo.training.interrupt import Stop
 from small_runs import RECIPE, SMALL, TEXT, events_of, finished_event, kill_after, losses, run_events, weights
 
@@ -132,6 +139,41 @@ def test_resume_keeps_the_resolved_device_and_precision(monkeypatch: pytest.Monk
     (ended.run / "settings.toml").write_text(text)
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)  # without bf16, so `auto` would be fp32
     started = run_events(resume=ended.run)[0]
+    assert isinstance(started, training.Started)
+    assert started.precision == "bf16"
+
+
+def train_on_a_gpu(precision: str) -> Path:
+    """A run whose files say that it was trained on a GPU. It was not."""
+    ended = finished_event(run_events(stop_after=4))
+    edit_json(ended.checkpoint / "trainer.json", device="cuda", precision=precision, compile="on", micro_batch=3)
+    text = (ended.run / "settings.toml").read_text()
+    for name, value in (("device", "cuda"), ("precision", precision), ("compile", "on")):
+        text = re.sub(f"^{name} = .*$", f'{name} = "{value}"', text, flags=re.MULTILINE)
+    (ended.run / "settings.toml").write_text(text)
+    return ended.run
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
+def test_a_run_of_a_gpu_is_resumed_on_a_cpu_as_the_hint_says(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)  # without bf16
+    run = train_on_a_gpu(precision)
+    with pytest.raises(OctavoError, match="no device 'cuda'") as caught:
+        run_events(resume=run)
+    assert caught.value.hint == "--device auto"
+    events = run_events(resume=run, device="auto")
+    settings = events_of(events, training.Started)[0].settings
+    assert (settings.device, settings.precision, settings.compile) == ("cpu", "fp32", "off")
+    assert any("not on cuda" in event.text for event in events_of(events, training.Notice))
+    values = json.loads((finished_event(events).checkpoint / "trainer.json").read_text())
+    assert (values["device"], values["micro_batch"]) == ("cpu", 6)
+    run_events(resume=run, max_steps=13)  # from now on it is a run of this machine
+
+
+def test_a_precision_given_with_another_device_is_kept() -> None:
+    run = train_on_a_gpu("fp16")
+    started = run_events(resume=run, device="cpu", precision="bf16")[0]
     assert isinstance(started, training.Started)
     assert started.precision == "bf16"
 
@@ -270,6 +312,51 @@ def test_settings_that_fail_do_not_stay_in_the_run(change: dict) -> None:
         run_events(resume=run, **change)
     assert octavo.Run(run).settings == before
     assert finished_event(run_events(resume=run)).step == 12
+
+
+def test_resuming_from_an_older_checkpoint_changes_nothing_before_the_first_step() -> None:
+    uninterrupted = finished_event(run_events()).run
+    run = Run(finished_event(run_events(stop_after=11)).run)
+    newest, older = run.resumable
+    before = contents(run.folder)
+    with pytest.raises(OctavoError, match="batch_size"):
+        run_events(resume=older, batch_size=0)
+    events = training.events(training.plan(resume=older))
+    assert isinstance(next(events), training.Started)
+    assert contents(run.folder) == before
+    events.close()
+    kill_after(9, training.events(training.plan(resume=older)))
+    assert (run.last, newest.exists()) == (older, False)
+    assert [step for step, _, _ in losses(run.folder)] == list(range(1, 9))
+    assert losses(finished_event(run_events(resume=run.folder)).run) == losses(uninterrupted)
+
+
+@pytest.mark.parametrize("point", range(6))
+def test_a_crash_while_a_run_is_resumed_leaves_no_gap_and_no_duplicate(
+    point: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process dies at one of the renames and removals with which training resumes from its oldest checkpoint."""
+    uninterrupted = finished_event(run_events()).run
+    run = Run(finished_event(run_events(stop_after=11)).run)
+    calls = itertools.count()
+
+    def crash(original: Callable[..., None]) -> Callable[..., None]:
+        def call(*arguments: Any, **options: Any) -> None:
+            if next(calls) == point:
+                raise ZeroDivisionError
+            original(*arguments, **options)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for owner, name in ((os, "replace"), (Path, "unlink")):
+            patch.setattr(owner, name, crash(getattr(owner, name)))
+        with contextlib.suppress(ZeroDivisionError):
+            kill_after(step_of(run.resumable[-1]) + 2, training.events(training.plan(resume=run.resumable[-1])))
+    lines = [step for step, _, _ in losses(run.folder)]
+    assert lines == list(range(1, len(lines) + 1))
+    assert len(lines) >= step_of(run.resumable[0])
+    assert losses(finished_event(run_events(resume=run.folder)).run) == losses(uninterrupted)
 
 
 # Fine-tuning

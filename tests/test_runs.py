@@ -1,9 +1,12 @@
 """The run folder: names, the lock, retention of checkpoints, logs, and finding a run."""
 
 import dataclasses
+import errno
 import itertools
 import json
+import os
 import shutil
+import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +19,8 @@ import pytest
 import torch
 
 import octavo
-from folders import contents
-from octavo import checkpoint, runs, tokenizers
+from folders import contents, system_call_error
+from octavo import checkpoint, files, runs, tokenizers
 from octavo.checkpoint import TrainerState
 from octavo.errors import OctavoError, OctavoWarning
 from octavo.model import GPT
@@ -128,8 +131,43 @@ def test_starting_again_removes_the_lines_and_weights_of_the_killed_process() ->
     run.log("metrics", {"step": 1})
     save(run, 1, weights_only=True)
     again = Run.create(SETTINGS, "corpus", name="mine")
-    again.remove_unstarted()
+    again.start_again(SETTINGS)
     assert (again.lines("metrics"), again.steps) == ([], {})
+
+
+@pytest.mark.parametrize("leftover", [None, ".settings.toml.0a1b2c3d.partial"])
+def test_a_process_killed_while_it_creates_a_run_does_not_block_the_name(
+    leftover: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("runs/mine").mkdir(parents=True)
+    if leftover is not None:
+        Path("runs/mine", leftover).write_text("n_layer")
+    run = Run.create(SETTINGS, "corpus", name="mine")
+    assert run.settings == SETTINGS
+    with run.lock():
+        assert [path.name for path in run.folder.iterdir() if path.name != ".lock"] == ["settings.toml"]
+
+
+def test_a_killed_write_of_a_file_of_an_unstarted_run_does_not_block_it() -> None:
+    run = Run.create(SETTINGS, "corpus", name="mine")
+    for name in ("settings.toml", "metrics.jsonl", "samples.jsonl", "last", "best"):
+        (run.folder / f".{name}.0a1b2c3d.partial").write_text("part")
+        assert run.is_unstarted
+    (run.folder / ".thesis.0a1b2c3d.partial").write_text("precious")
+    assert not run.is_unstarted
+
+
+def test_two_processes_that_create_the_same_run_do_not_mix() -> None:
+    settings = dataclasses.replace(SETTINGS, max_steps=7)
+    first, second = (Run.create(each, "corpus", name="mine") for each in (SETTINGS, settings))
+    with first.lock():
+        assert "in use" in error_of(lambda: second.lock().__enter__()).message
+        first.start_again(SETTINGS)
+        assert first.settings == SETTINGS  # the second process had replaced them
+        save(first, 10)
+    with second.lock():
+        assert "already exists" in error_of(lambda: second.start_again(settings)).message
+    assert first.resumable != []
 
 
 def test_a_hundred_runs_created_at_once_get_a_hundred_numbers() -> None:
@@ -213,6 +251,82 @@ def test_a_locked_run_is_rejected_until_the_process_that_locked_it_is_killed() -
         pass
 
 
+@pytest.mark.skipif(os.name == "nt", reason="POSIX")
+@pytest.mark.parametrize("kind", ["missing", "pipe", "folder", "unreadable"])
+def test_a_lock_file_that_cannot_be_read_is_not_a_lock(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run.create(SETTINGS, "corpus")
+    match kind:
+        case "pipe":
+            os.mkfifo(run.folder / ".lock")
+        case "folder":
+            (run.folder / ".lock").mkdir()
+        case "unreadable":  # root may read every file, so the system call is replaced
+            monkeypatch.setattr(os, "open", system_call_error(errno.EACCES))
+    free = next_descriptor()
+    assert not run.is_locked
+    assert next_descriptor() == free  # none is left open
+
+
+def next_descriptor() -> int:
+    """The number that the next file of this process gets."""
+    descriptor = os.dup(0)
+    os.close(descriptor)
+    return descriptor
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_that_cannot_lock_is_reported_once(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(fcntl, "flock", system_call_error(number))
+    monkeypatch.setattr(files, "_warned", set())
+    run = Run.create(SETTINGS, "corpus")
+
+    def write_three_times() -> None:
+        for _ in range(3):
+            with run.lock():
+                save(run, 10)
+                assert not run.is_locked
+
+    with pytest.warns(OctavoWarning, match="cannot lock") as caught:
+        write_three_times()
+    assert len(caught) == 1
+    assert str(run.folder) in str(caught[0].message)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_that_cannot_flush_a_folder_is_reported_once(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def fsync_files_only(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync_files_only)
+    monkeypatch.setattr(files, "_warned", set())
+
+    def train() -> Run:
+        run = Run.create(SETTINGS, "corpus")
+        for step in (10, 20, 30, 40):
+            run.log("metrics", {"step": step})
+            save(run, step, best=True)
+        return run
+
+    with pytest.warns(OctavoWarning, match="cannot flush") as caught:
+        run = train()
+    assert len(caught) == 1
+    assert runs.load(run).info["step"] == 40
+
+
+def test_a_disk_that_cannot_flush_a_file_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run.create(SETTINGS, "corpus")
+    monkeypatch.setattr(os, "fsync", system_call_error(errno.EINVAL))
+    with pytest.raises(OctavoError):
+        save(run, 10)
+
+
 def test_an_exception_releases_the_lock() -> None:
     run = Run.create(SETTINGS, "corpus")
 
@@ -290,6 +404,72 @@ def test_the_last_two_hold_the_trainer_state() -> None:
     with pytest.raises(OctavoError, match="only weights"):
         checkpoint.load_trainer(first)
     checkpoint.load(first)
+
+
+def test_the_newest_checkpoint_is_resumable_even_if_no_pointer_names_it() -> None:
+    """A process was killed after it had written the checkpoint and before it wrote `last`."""
+    run = Run.create(SETTINGS, "corpus")
+    first, second, third = save(run, 10), save(run, 20), save(run, 30)
+    checkpoint.save(first, model_of(10), TOKENIZER, SETTINGS, {"step": 10}, TrainerState({"x": torch.zeros(1)}))
+    (run.folder / "last").write_text("step-000010")
+    assert run.resumable == [third, second, first]
+    shutil.rmtree(third)
+    (run.folder / "last").write_text("step-000030")
+    assert run.resumable == [third, second, first]  # so that a message says that it is missing
+
+
+@hypothesis.given(
+    saved=st.sets(st.integers(1, 9), min_size=1), best=st.integers(0, 9), weights_only=st.sets(st.integers(1, 9))
+)
+@hypothesis.settings(law, max_examples=15, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+def test_a_run_that_is_rewound_has_nothing_later_and_everything_before(
+    saved: set[int], best: int, weights_only: set[int], workdir: Path
+) -> None:
+    shutil.rmtree(workdir / "run", ignore_errors=True)
+    settings = dataclasses.replace(SETTINGS, max_steps=9, keep_checkpoints=4)
+    run = Run.create(settings, "corpus", out=workdir / "run")
+    for step in range(1, 10):
+        run.log("metrics", {"step": step})
+        if step in saved | weights_only:
+            save(run, step, step == best, weights_only=step not in saved, settings=settings)
+    before, best_before = dict(run.steps), run.best
+    step = runs.step_of(run.resumable[-1])
+    run.rewind(step)
+    assert [line["step"] for line in run.lines("metrics")] == list(range(1, step + 1))
+    assert list(run.steps) == [each for each in before if each <= step]
+    assert run.last == run.resumable[0] == before[step]
+    assert run.best == (best_before if best_before and runs.step_of(best_before) <= step else None)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc names the file of a descriptor")
+def test_each_removal_of_a_rewind_is_on_disk_before_the_logs_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a power loss could bring back a checkpoint whose lines are gone."""
+    run = Run.create(SETTINGS, "corpus")
+    for step in (10, 20, 30):
+        run.log("metrics", {"step": step})
+        save(run, step, best=True)
+    unflushed: set[Path] = set()  # folders with a change that a power loss would undo
+    replace, unlink, fsync = os.replace, Path.unlink, os.fsync
+
+    def trace_replace(source: Path, target: Path) -> None:
+        assert target.name != "metrics.jsonl" or not unflushed
+        replace(source, target)
+        unflushed.add(target.parent.resolve())
+
+    def trace_unlink(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok)
+        unflushed.add(path.parent.resolve())
+
+    def trace_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        unflushed.discard(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+
+    monkeypatch.setattr(os, "replace", trace_replace)
+    monkeypatch.setattr(Path, "unlink", trace_unlink)
+    monkeypatch.setattr(os, "fsync", trace_fsync)
+    run.rewind(20)
+    assert (list(run.steps), run.last, run.best) == ([20], run.steps[20], None)
+    assert not unflushed
 
 
 def test_saving_a_step_again_replaces_its_checkpoint() -> None:
@@ -466,6 +646,20 @@ def test_a_checkpoint_or_a_hugging_face_folder_can_be_given_instead_of_a_run(wor
     for folder in (last, foreign):
         assert find_checkpoint(folder) == folder
         assert octavo.load(folder).folder == folder
+
+
+@pytest.mark.parametrize("way", ["path", "from inside", "name"])
+def test_a_checkpoint_of_a_run_without_its_manifest_is_not_taken_for_a_foreign_folder(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save(Run.create(SETTINGS, "corpus"), 10)
+    for name in ("octavo.json", "manifest.json"):
+        (folder / name).unlink()
+    given: Path = folder
+    if way != "path":
+        monkeypatch.chdir(folder if way == "from inside" else folder.parent)
+        given = Path("." if way == "from inside" else folder.name)
+    assert "no manifest.json" in error_of(lambda: octavo.load(given)).message
 
 
 def test_a_bare_name_is_looked_up_in_runs() -> None:

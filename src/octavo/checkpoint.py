@@ -110,6 +110,9 @@ def save(
 def load(folder: str | Path, device: torch.device | str = "cpu", foreign: bool = True) -> Checkpoint:
     """Load a checkpoint, or any Hugging Face GPT-2 folder, onto a device, in float32.
 
+    Weights in float16, bfloat16 and float64 are converted; all other types are rejected, since their numbers mean
+    something else: integers and 8-bit floats are quantized weights without their scale.
+
     Raises `OctavoError` if the folder is incomplete, changed, of another architecture or not a checkpoint. A folder
     without a manifest counts as incomplete, unless `foreign` allows folders that Octavo did not write.
     """
@@ -138,7 +141,9 @@ def load_trainer(folder: Path) -> TrainerState:
             f"--init {folder}, which starts a new run from these weights",
         )
     values = read_json(folder / "trainer.json", dict[str, Any], _ANOTHER_CHECKPOINT)
-    return TrainerState(_read_tensors(folder / "trainer.safetensors"), values)
+    tensors = _read_tensors(folder / "trainer.safetensors")
+    _check_types(folder / "trainer.safetensors", tensors)
+    return TrainerState(tensors, values)
 
 
 def has_trainer(folder: Path) -> bool:
@@ -205,15 +210,19 @@ def _read_manifest(folder: Path) -> _Manifest:
     return read_json(folder / "manifest.json", _Manifest, _ANOTHER_CHECKPOINT)
 
 
-# The files that must be in the manifest if they exist. `TRAINER_FILES` need not be: `strip_trainer` removes them from
-# the manifest first, and a crash can leave the files themselves.
+# The files that `load` reads, which must be in the manifest if they exist; the older files of a tokenizer too.
+# `TRAINER_FILES` need not be: `strip_trainer` removes them from the manifest first, and a crash can leave the files.
 _FILES = (
+    "added_tokens.json",
     "config.json",
     "generation_config.json",
+    "merges.txt",
     "model.safetensors",
     "octavo.json",
+    "special_tokens_map.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "vocab.json",
 )
 
 
@@ -244,8 +253,9 @@ def _load_model(folder: Path, settings: ModelSettings, device: torch.device | st
     for name, value in stored.items():
         name = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
         if not name.endswith(_BUFFERS) and (settings.bias or not name.endswith("bias")):
-            weights[name] = (value.t().contiguous() if name.endswith(_TRANSPOSED) else value).float()
+            weights[name] = value.t().contiguous() if name.endswith(_TRANSPOSED) else value
     weights.pop("lm_head.weight", None)  # tied to `wte`; some folders store it as well
+    _check_types(path, weights)
     expected = {name: tuple(value.shape) for name, value in model.named_parameters()}
     actual = {name: tuple(value.shape) for name, value in weights.items()}
     for name in sorted(expected.keys() | actual.keys()):
@@ -255,6 +265,7 @@ def _load_model(folder: Path, settings: ModelSettings, device: torch.device | st
                 f"expected {expected.get(name, 'no such name')}",
                 "another copy of the folder",
             )
+    weights = {name: value.float() for name, value in weights.items()}
     model.load_state_dict(weights | {"lm_head.weight": weights["transformer.wte.weight"]}, assign=True)
     model.tie()
     return model.requires_grad_().eval()
@@ -383,6 +394,16 @@ def _read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, T
         return {name: value.clone() for name, value in mapped.items()}
     except (safetensors.SafetensorError, OSError) as error:
         raise OctavoError(f"{path} is damaged: {error}", "another copy of the file, or another checkpoint") from None
+
+
+def _check_types(path: Path, tensors: dict[str, Tensor]) -> None:
+    for name, value in tensors.items():
+        if value.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+            raise OctavoError(
+                f"{path} has {name} in {str(value.dtype).removeprefix('torch.')}, expected float32, float16, bfloat16 "
+                "or float64",
+                "a copy of the model that is not quantized",
+            )
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -145,6 +145,15 @@ def find_device(name: str = "auto") -> torch.device:
     return device
 
 
+def has_device(name: str) -> bool:
+    """Whether this machine has the device."""
+    try:
+        find_device(name)
+    except OctavoError:
+        return False
+    return True
+
+
 def check_model_fits(parameters: int, device: torch.device) -> None:
     """Raise `OctavoError` if a model is far too large to train here.
 

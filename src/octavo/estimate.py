@@ -9,7 +9,7 @@ Axis letters: `B` sequences in a batch, `T` positions, `C` width, `H` heads, `L`
 import math
 from dataclasses import dataclass
 
-from octavo import kernels
+from octavo import kernels, runs
 from octavo.settings import SAMPLE_TOKENS, ModelSettings, Settings
 from octavo.units import format_bytes
 
@@ -71,6 +71,7 @@ class Memory:
     logits: int  # three float32 tensors of their size: the loss's log-probabilities, and two gradients (see `memory`)
     optimizer_workspace: int  # temporary tensors of an optimizer step
     fragmentation: int  # of the allocator's heap
+    checkpoint: int  # the copy that is written while training continues; of a GPU, it is in the machine's memory
     program: int  # Python, PyTorch, and the libraries that the first step loads
     peak: int
 
@@ -99,8 +100,23 @@ def memory(settings: Settings, device: str, precision: str, micro_batch: int, pr
     else:
         transient = max(activations + logits, gradients + workspace)
     fragmentation = int(_FRAGMENTATION * (activations + workspace)) if device == "cpu" else 0
-    peak = program + weights + optimizer + transient + fragmentation
-    return Memory(weights, gradients, optimizer, activations, logits, workspace, fragmentation, program, peak)
+    # The matrices once more: they are transposed for Hugging Face's layout.
+    checkpoint = 4 * P + optimizer + 4 * matrices if device != "cuda" else 0
+    peak = program + weights + optimizer + transient + fragmentation + checkpoint
+    return Memory(
+        weights, gradients, optimizer, activations, logits, workspace, fragmentation, checkpoint, program, peak
+    )
+
+
+def disk_bytes(settings: Settings) -> int:
+    """The most disk that the checkpoints of a run take.
+
+    Two keep the trainer's state, and a third is complete before one of them is removed. The best and the log-spaced
+    ones hold only weights.
+    """
+    weights = 4 * parameters(settings)
+    state = memory(settings, "cpu", "fp32", 1).optimizer
+    return 3 * (weights + state) + (1 + len(runs.log_spaced_steps(settings))) * weights
 
 
 def bytes_per_sequence(settings: ModelSettings, device: str, precision: str) -> tuple[int, int]:
@@ -194,6 +210,7 @@ def warnings(
     train_tokens: int | None = None,
     mean_document_tokens: float | None = None,
     new_model: bool = True,
+    free_disk_bytes: int | None = None,
 ) -> list[str]:
     """Likely mistakes, each with a remedy. The vocabulary is checked only if the model is trained from scratch."""
     T, V, messages = settings.block_size, settings.vocab_size, []
@@ -201,6 +218,11 @@ def warnings(
         messages.append(
             f"training needs about {format_bytes(needed_bytes)} of memory, but {format_bytes(free_bytes)} are free "
             "(smaller: --micro-batch, --n-layer, --n-embd)"
+        )
+    if free_disk_bytes is not None and (disk := disk_bytes(settings)) > free_disk_bytes:
+        messages.append(
+            f"checkpoints need up to {format_bytes(disk)} of disk, but {format_bytes(free_disk_bytes)} are free "
+            "(smaller: --keep-checkpoints; elsewhere: --out)"
         )
     if train_tokens is None:
         return messages

@@ -13,16 +13,21 @@ import http.client
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import platformdirs
 
-from octavo.errors import MachineError, OctavoError
+from octavo.errors import MachineError, OctavoError, OctavoWarning
+
+if TYPE_CHECKING:
+    import filelock
 
 # Mistakes of the user, such as a folder without write permission. Every other error is a failure of the machine.
 _USER_ERRNOS = (
@@ -39,10 +44,20 @@ _USER_ERRNOS = (
     errno.EXDEV,
 )
 
+# What file systems answer that cannot lock a file or flush a folder, as some network and FUSE ones cannot.
+_UNSUPPORTED_ERRNOS = {
+    *(errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP),
+    *(errno.ENOLCK,),  # of a lock
+    *(errno.EINVAL, errno.EBADF),  # of a flush
+}
+
 
 @contextlib.contextmanager
 def translate_disk_errors(path: Path) -> Iterator[None]:
-    """Turn an `OSError` into an `OctavoError` that names `path`, or a `MachineError` if the disk is full or broken."""
+    """Turn an `OSError` into an `OctavoError` that names `path`, or a `MachineError` if the disk is full or broken.
+
+    In the cache, the hint is how to choose another one.
+    """
     try:
         yield
     except OSError as error:
@@ -55,7 +70,8 @@ def translate_disk_errors(path: Path) -> Iterator[None]:
             hint = "the same command again if another program removed it, or another folder"
             raise OctavoError(f"{path} can't be written: there is no such file or folder", hint) from error
         if error.errno in _USER_ERRNOS:
-            raise OctavoError(f"{path} can't be written: {error.strerror}", "choose another folder") from error
+            hint = _SET_CACHE if _is_in_cache(path) else "choose another folder"
+            raise OctavoError(f"{path} can't be written: {error.strerror}", hint) from error
         raise MachineError(
             f"{path} can't be written: {error.strerror or error}", "check the disk; the previous content is unchanged"
         ) from error
@@ -143,7 +159,15 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(removed, ignore_errors=True)
     with translate_disk_errors(path):
         os.replace(path, removed)
+        _fsync(path.parent)
     shutil.rmtree(removed, ignore_errors=True)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file if it exists. It stays removed after a power loss."""
+    with translate_disk_errors(path):
+        path.unlink(missing_ok=True)
+        _fsync(path.parent)
 
 
 def remove_leftovers(folder: Path, needed: Collection[str] = ()) -> None:
@@ -182,8 +206,47 @@ def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        if not is_folder or error.errno not in _UNSUPPORTED_ERRNOS:
+            raise
+        _warn_once(
+            path, "its file system cannot flush folders to disk: after a power loss the newest files may be missing"
+        )
     finally:
         os.close(descriptor)
+
+
+def acquire_lock(path: Path) -> "filelock.BaseFileLock | None":
+    """Lock a file, until its `release`. None if another process has locked it. The file is created and never deleted.
+
+    If the file system cannot lock, warns once and returns a lock that nobody holds. Deleting the file would let one
+    process lock the deleted file and another a new one.
+    """
+    import filelock  # not needed by most of what imports this module
+
+    lock = filelock.FileLock(path, timeout=0, fallback_to_soft=False)
+    with translate_disk_errors(path):
+        try:
+            lock.acquire()
+        except filelock.Timeout:  # an OSError too
+            return None
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED_ERRNOS:
+                raise
+            _warn_once(path.parent, "its file system cannot lock files: no two processes may write here at once")
+    return lock
+
+
+_warned: set[tuple[str, int]] = set()  # what was warned of, and the device number of the file system
+
+
+def _warn_once(path: Path, message: str) -> None:
+    """Warn of a limit of the file system that `path` is on, once in this process."""
+    key = message, path.stat().st_dev
+    if key not in _warned:
+        _warned.add(key)
+        warnings.warn(f"{path}: {message}", OctavoWarning, stacklevel=3)
 
 
 def sha256(path: Path) -> str:
@@ -193,9 +256,26 @@ def sha256(path: Path) -> str:
 
 
 def cache_dir() -> Path:
-    """The folder for downloads and prepared datasets: `OCTAVO_CACHE`, or the user's cache folder."""
+    """The folder for downloads and prepared datasets: `OCTAVO_CACHE`, or the user's cache folder.
+
+    Raises `OctavoError` if there is neither.
+    """
     folder = os.environ.get("OCTAVO_CACHE")
-    return Path(folder) if folder else Path(platformdirs.user_cache_dir("octavo", appauthor=False))
+    if folder:
+        return Path(folder)
+    try:
+        return Path(platformdirs.user_cache_dir("octavo", appauthor=False))
+    except RuntimeError:  # no HOME, and the user is not in the list of users, as in some containers
+        raise OctavoError("there is no folder for the cache: this user has no home folder", _SET_CACHE) from None
+
+
+_SET_CACHE = "OCTAVO_CACHE=FOLDER, a folder for the cache that can be written"  # a hint
+
+
+def _is_in_cache(path: Path) -> bool:
+    with contextlib.suppress(OctavoError):
+        return cache_dir() in (path, *path.parents)
+    return False
 
 
 def fetch(name: str, url: str, digest: str) -> Path:

@@ -16,13 +16,11 @@ import errno
 import json
 import os
 import re
-import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import filelock
 import msgspec
 import torch
 
@@ -61,18 +59,18 @@ class Run:
             folder = _make_numbered_folder(corpus)
         with files.translate_disk_errors(folder):
             # os.path, because Path.exists raises an OSError if the name is too long
-            if os.path.exists(folder) and (not folder.is_dir() or any(folder.iterdir())):
-                if not _is_run(folder) or not cls(folder).is_unstarted:
-                    hint = f", or --resume {folder}" if _is_run(folder) and cls(folder).resumable else ""
-                    raise OctavoError(f"{folder} already exists and is not empty", f"another name{hint}")
-                files.write_atomic(folder / "settings.toml", to_toml(settings))
-                return cls(folder)
-            files.make_folder(folder / "checkpoints")
+            is_in_use = os.path.exists(folder) and (not folder.is_dir() or not all(map(_is_leftover, folder.iterdir())))
+            if is_in_use and not (_is_run(folder) and cls(folder).is_unstarted):
+                hint = f", or --resume {folder}" if _is_run(folder) and cls(folder).resumable else ""
+                raise OctavoError(f"{folder} already exists and is not empty", f"another name{hint}")
+            files.make_folder(folder)
+        # Nothing else is written before the run is locked: a killed process leaves an empty folder or an unstarted run.
         try:
             files.flush(folder)
             files.write_atomic(folder / "settings.toml", to_toml(settings))
-        except BaseException:  # an unfinished run folder would block its name
-            shutil.rmtree(folder, ignore_errors=True)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # fails if it is not empty
             raise
         return cls(folder)
 
@@ -80,6 +78,8 @@ class Run:
     def of_checkpoint(cls, folder: str | Path) -> "Run | None":
         """The run that owns a checkpoint folder, or None if the folder is not inside a run."""
         checkpoints = Path(folder).parent
+        if not checkpoints.name:  # "." or "step-000010"
+            checkpoints = Path(os.path.abspath(folder)).parent
         if checkpoints.name == "checkpoints" and _is_run(checkpoints.parent):
             return cls(checkpoints.parent)
         return None
@@ -108,11 +108,9 @@ class Run:
 
     @property
     def resumable(self) -> list[Path]:
-        """The checkpoints that training can resume from, in the order of preference: `last`, then the newest."""
-        last = [self.last] if self.last else []
-        return last + [
-            folder for folder in reversed(self.steps.values()) if checkpoint.has_trainer(folder) and folder not in last
-        ]
+        """The checkpoints that training can resume from, newest first. `last` is one even if its files are missing."""
+        folders = {folder for folder in self.steps.values() if checkpoint.has_trainer(folder)}
+        return sorted(folders | ({self.last} if self.last else set()), key=step_of, reverse=True)
 
     @property
     def is_unstarted(self) -> bool:
@@ -121,21 +119,34 @@ class Run:
         False if the folder holds anything that such a run has not written.
         """
         own_files = {"settings.toml", "checkpoints", ".lock", *(f"{kind}.jsonl" for kind in LOGS)}
-        has_only_own_files = {path.name for path in self.folder.iterdir()} <= own_files
+        has_only_own_files = all(path.name in own_files or _is_leftover(path) for path in self.folder.iterdir())
         return has_only_own_files and not self.resumable and not self.is_locked
 
-    def remove_unstarted(self) -> None:
-        """Remove the log lines and weights that a process wrote before it was killed without a checkpoint."""
-        assert not self.resumable
+    def start_again(self, settings: Settings) -> None:
+        """Remove the log lines and weights that a process wrote before it was killed without a checkpoint.
+
+        The settings are written again, since another process may have created the same run before this one locked it.
+        """
+        if self.resumable:  # another process has trained it since this one created it
+            raise OctavoError(f"{self.folder} already exists and is not empty", "another name")
         self.truncate_logs(0)
         for folder in self.steps.values():
             files.remove_folder(folder)
+        self.write_settings(settings)
 
-    def remove_weights_after(self, step: int) -> None:
-        """Remove the weights-only checkpoints of later steps than `step`, when training returns to it."""
+    def rewind(self, step: int) -> None:
+        """Remove what training has written after `step`, from where it resumes: checkpoints, then log lines.
+
+        In this order, so that after a crash the logs still have every line up to the newest checkpoint.
+        """
+        if self.last is not None and step_of(self.last) > step:
+            files.write_atomic(self.folder / "last", self._step_folder(step).name + "\n")
+        if self.best is not None and step_of(self.best) > step:
+            files.remove_file(self.folder / "best")
         for later, folder in self.steps.items():
-            if later > step and not checkpoint.has_trainer(folder):
+            if later > step:
                 files.remove_folder(folder)
+        self.truncate_logs(step)
 
     @property
     def steps(self) -> dict[int, Path]:
@@ -146,15 +157,12 @@ class Run:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Lock the run for writing. Raises `OctavoError` if another live process has locked it."""
-        lock = filelock.FileLock(self.folder / ".lock", timeout=0)
-        with files.translate_disk_errors(self.folder):
-            try:
-                lock.acquire()
-            except filelock.Timeout:
-                raise OctavoError(
-                    f"{self.folder} is in use: another process is training it",
-                    "wait until it ends, or start a run with another name",
-                ) from None
+        lock = files.acquire_lock(self.folder / ".lock")
+        if lock is None:
+            raise OctavoError(
+                f"{self.folder} is in use: another process is training it",
+                "wait until it ends, or start a run with another name",
+            )
         try:
             files.remove_leftovers(self.folder)
             files.remove_leftovers(self.folder / "checkpoints", {path.name for path in (self.last, self.best) if path})
@@ -168,19 +176,26 @@ class Run:
 
         Acquiring a `filelock.FileLock` would create the file, and fail on a read-only folder. A shared lock on the
         existing file does neither. A trainer that starts in the microseconds while it is held cannot lock the run.
+        False if it can't be known: this user may not read the lock file, or the file system cannot lock.
         """
         try:
-            with open(self.folder / ".lock", "rb") as lock:
-                if os.name == "nt":
-                    lock.read(1)  # fails if another process has locked it
-                else:
-                    import fcntl
-
-                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released when the file is closed
-        except FileNotFoundError:
+            # O_NONBLOCK: opening a pipe would wait for its other end.
+            descriptor = os.open(self.folder / ".lock", os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        except OSError:
             return False
+        try:
+            if os.name == "nt":
+                os.read(descriptor, 1)  # fails if another process has locked it
+            else:
+                import fcntl
+
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released when the file is closed
         except (BlockingIOError, PermissionError):
             return True
+        except OSError:
+            return False
+        finally:
+            os.close(descriptor)
         return False
 
     def require_folder(self) -> None:
@@ -300,7 +315,8 @@ def load(run: RunLike, device: "torch.device | str" = "cpu") -> Checkpoint:
         return run
     opened = find_run(run)
     if opened is None:
-        return checkpoint.load(find_checkpoint(run), device)
+        given = find_checkpoint(run)
+        return checkpoint.load(given, device, foreign=Run.of_checkpoint(given) is None)
     errors: dict[Path, OctavoError] = {}
     # The candidates are looked up again after an error: training may have replaced and removed a checkpoint meanwhile.
     while (folder := next((folder for folder in _loadable(opened) if folder not in errors), None)) is not None:
@@ -383,6 +399,14 @@ def _parse_line(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError, msgspec.MsgspecError):
         return None
     return value
+
+
+_LEFTOVER_NAME = re.compile(r"\.(settings\.toml|metrics\.jsonl|samples\.jsonl|last|best)\.\w+\.partial")
+
+
+def _is_leftover(path: Path) -> bool:
+    """Whether a process left this file that was killed while it wrote one of a run's files."""
+    return _LEFTOVER_NAME.fullmatch(path.name) is not None
 
 
 def _is_run(folder: Path) -> bool:

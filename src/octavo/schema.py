@@ -56,10 +56,14 @@ def check(value: object, type: type[T], name: str, hint: str) -> T:
 def read_regular_file(path: Path, hint: str, max_bytes: int = MAX_BYTES) -> bytes:
     """Read a file of at most `max_bytes`. Raises `OctavoError` if it is larger, missing, or a pipe or device."""
     try:
-        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # `open` would not close the descriptor of a folder
                 raise OctavoError(f"{path} is not a regular file", hint)
-            content = file.read(max_bytes + 1)
+            with open(descriptor, "rb", closefd=False) as file:
+                content = file.read(max_bytes + 1)
+        finally:
+            os.close(descriptor)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise OctavoError(f"{path} is not readable: {getattr(error, 'strerror', None) or error}", hint) from None
     if len(content) > max_bytes:

@@ -77,6 +77,8 @@ def _format_report(e: "RunEstimate", settings: Settings, price_per_hour: float |
         f"memory      {format_bytes(e.memory_bytes)} at the peak, on {e.device} in {e.precision}, with "
         f"micro-batch {e.micro_batch}",
         f"            {_format_parts(e.memory_by_part, format_bytes)}",
+        f"disk        up to {format_bytes(e.disk_bytes)} for checkpoints, {settings.keep_checkpoints} log-spaced ones "
+        "among them",
         f"run         {e.steps:,} steps of {settings.batch_size * settings.block_size:,} tokens{epochs}",
     ]
     if e.seconds is not None:

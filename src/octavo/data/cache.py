@@ -68,24 +68,16 @@ def cached_folder(key: str) -> Path:
 
 
 def acquire_lock(folder: Path, wait: bool) -> Generator[PreparationProgress, None, filelock.BaseFileLock]:
-    """Lock a folder before writing to it. Raises `OctavoError` if another process has locked it, unless `wait`.
-
-    The lock file is never deleted: one process could hold a lock on the deleted file and another on a new one, and both
-    would write to the folder.
-    """
+    """Lock a folder before writing to it. Raises `OctavoError` if another process has locked it, unless `wait`."""
     path = files.cache_dir() / "locks" / hashlib.sha256(os.fsencode(folder)).hexdigest()[:24]
+    start = time.perf_counter()
     with files.translate_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    lock, start = filelock.FileLock(path, timeout=0), time.perf_counter()
-    while True:
-        try:
-            lock.acquire()
-            return lock
-        except filelock.Timeout:
-            if not wait:
-                message = f"another process is preparing {folder}"
-                raise OctavoError(message, "the same command again when it has finished") from None
-            seconds = time.perf_counter() - start
-            stage = "waiting for another process that is preparing this text"
-            yield PreparationProgress(stage, done=0, total=None, seconds=seconds)
-            time.sleep(_WAIT_SECONDS)
+    while (lock := files.acquire_lock(path)) is None:
+        if not wait:
+            raise OctavoError(f"another process is preparing {folder}", "the same command again when it has finished")
+        seconds = time.perf_counter() - start
+        stage = "waiting for another process that is preparing this text"
+        yield PreparationProgress(stage, done=0, total=None, seconds=seconds)
+        time.sleep(_WAIT_SECONDS)
+    return lock

@@ -141,7 +141,7 @@ def load_scan_summary(corpus: Corpus) -> ScanSummary | None:
     try:
         record = json.loads(_record_path(corpus).read_text(encoding="utf-8"))
         return ScanSummary(**record["summary"]) if record["files"] == corpus.identity else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, OctavoError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -153,8 +153,8 @@ def _record_path(corpus: Corpus) -> Path:
 def _save_scan_summary(corpus: Corpus, scan: CorpusScan) -> None:
     """Write a record for `load_scan_summary`. Without one, the text is read again; so errors are ignored."""
     summary = {field.name: getattr(scan, field.name) for field in dataclasses.fields(ScanSummary)}
-    path = _record_path(corpus)
     try:
+        path = _record_path(corpus)
         with files.translate_disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         files.write_atomic(path, json.dumps({"files": corpus.identity, "summary": summary}))

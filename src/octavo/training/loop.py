@@ -20,6 +20,7 @@ from octavo.errors import DivergenceError
 from octavo.runs import Run, RunLike
 from octavo.settings import Settings
 from octavo.training import loggers
+from octavo.training.checkpoint_writer import CheckpointWriter
 from octavo.training.clock import Clock
 from octavo.training.divergence import DivergencePolicy
 from octavo.training.evaluator import Evaluator
@@ -74,14 +75,13 @@ def events(
     batch_of_step = batches(setup.data.tokens["train"], settings)
     trainer = Trainer(setup.model.to(runtime.device), settings, runtime)
     run = setup.run or Run.create(settings, setup.data.name, plan.out, plan.name)
-    with run.lock():
+    with run.lock(), CheckpointWriter() as writer:
         evaluator, policy = Evaluator(trainer.model, settings, setup.data), DivergencePolicy(trainer)
-        recorder = Recorder(run, setup.data, trainer, evaluator, policy, clock)
-        if setup.state is None:
-            run.remove_unstarted()  # of an earlier process in this folder, killed before its first checkpoint
+        recorder = Recorder(run, setup.data, trainer, evaluator, policy, clock, writer)
+        if setup.resumed_from is None:
+            run.start_again(settings)  # after an earlier process in this folder, killed before its first checkpoint
         else:
-            assert setup.checkpoint is not None
-            recorder.restore(setup.state, setup.checkpoint)
+            recorder.restore(setup.resumed_from)
         started, warnings = describe_start(plan, setup, run, trainer, memory_before)
         notices = [*runtime.notices, *setup.notices, *warnings]
         run_steps = partial(_run_steps, trainer, evaluator, policy, recorder, clock, batch_of_step, should_stop)
@@ -97,6 +97,7 @@ def _run_with_rollbacks(
         try:
             yield from run_steps()
         except DivergenceError as error:
+            yield from recorder.take_saved(wait=True)
             yield from map(Notice, policy.take_notices())
             if not policy.can_roll_back or not recorder.run.resumable:
                 raise policy.final_error(error, recorder.last_checkpoint) from None
@@ -123,7 +124,7 @@ def _run_steps(
     logged_step = trainer.step
     trainer.learning_rate_scale = policy.learning_rate_scale
     if settings.on_divergence == "rollback" and recorder.last_checkpoint is None:
-        yield from _save_checkpoint(recorder, is_required=True)  # so that there is one to return to
+        yield from recorder.save_checkpoint(is_required=True)  # so that there is one to return to
     clock.start_updates()
     while trainer.step < settings.max_steps and finish_reason == "done":
         loss = trainer.compute_gradients(batch_of_step(trainer.step, policy.state.skipped_batches))
@@ -132,7 +133,8 @@ def _run_steps(
             trainer.apply_gradients(grad_norm)
         trainer.end_step()
         yield from map(Notice, trainer.take_notices() + policy.take_notices())
-        recorder.write_settings()  # writes once, and only in a resumed run
+        recorder.write_resumption()  # once, and only in a resumed run
+        yield from recorder.take_saved()
         if should_stop():
             finish_reason = "stopped"
         due = _actions_due(trainer.step, settings, log_spaced_steps, is_stopped=finish_reason == "stopped")
@@ -163,21 +165,15 @@ def _run_steps(
             yield recorder.write_sample()
         if "save_checkpoint" in due:
             is_last = finish_reason != "done" or trainer.step == settings.max_steps
-            yield from _save_checkpoint(recorder, is_required=is_last)
+            yield from recorder.save_checkpoint(is_required=is_last)
         elif "save_weights" in due:
-            recorder.save_weights()
+            yield from recorder.save_weights()
         yield from map(Notice, recorder.take_notices())
         if due != {"log"}:  # writing a line counts as time in updates; evaluating, saving and sampling do not
             clock.start_updates()
     if recorder.last_checkpoint is None:  # with max_steps = 0 no step saved one, so save the initial weights
-        yield from _save_checkpoint(recorder, is_required=True)
+        yield from recorder.save_checkpoint(is_required=True)
     yield recorder.finish(finish_reason)
-
-
-def _save_checkpoint(recorder: Recorder, is_required: bool) -> Iterator[Event]:
-    saved = recorder.save_checkpoint(is_required)
-    if saved is not None:
-        yield saved
 
 
 def _actions_due(step: int, settings: Settings, log_spaced_steps: set[int], is_stopped: bool) -> set[str]:

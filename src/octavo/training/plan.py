@@ -100,6 +100,8 @@ def find_resumable(resume: RunLike) -> tuple[Run, tuple[Path, ...]]:
 def _changed_settings(run: Run, changes: dict[str, Any]) -> Settings:
     """Apply changes to a run's settings. Those of the model and the data, and the optimizer, must stay."""
     before = run.settings
+    if changes.get("device", before.device) != before.device:  # they were chosen for the other device
+        changes = {"precision": "auto", "compile": "auto"} | changes
     after = resolve(**{**dataclasses.asdict(before), **changes})
     for name in FIXED:
         old, new = getattr(before, name), getattr(after, name)

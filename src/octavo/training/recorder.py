@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,64 +11,77 @@ import msgspec
 from octavo import estimate
 from octavo.checkpoint import TrainerState
 from octavo.data.dataset import Dataset
+from octavo.device import is_out_of_memory
 from octavo.errors import DivergenceError, MachineError
 from octavo.generation.engine import Engine
 from octavo.generation.prompt import encode_prompt
 from octavo.generation.stream import TextRequest, TextStream
 from octavo.loss import split_loss
+from octavo.model import GPT
 from octavo.runs import Run
 from octavo.settings import SAMPLE_TOKENS
+from octavo.training.checkpoint_writer import CheckpointWriter
 from octavo.training.clock import Clock
 from octavo.training.divergence import DivergencePolicy
 from octavo.training.evaluator import Evaluator
-from octavo.training.event import Evaluated, Finished, Sampled, Saved, Step
-from octavo.training.setup import load_first_intact
+from octavo.training.event import Evaluated, Finished, Notice, Sampled, Saved, Step
+from octavo.training.setup import ResumePoint, load_first_intact
 from octavo.training.step import Trainer
-from octavo.training.trainer_values import TrainerValues, check_trainer_values
 
 
 class Recorder:
     """Writes the state and the metrics of training into a run, and restores the state when the run is resumed."""
 
     def __init__(
-        self, run: Run, data: Dataset, trainer: Trainer, evaluator: Evaluator, policy: DivergencePolicy, clock: Clock
+        self,
+        run: Run,
+        data: Dataset,
+        trainer: Trainer,
+        evaluator: Evaluator,
+        policy: DivergencePolicy,
+        clock: Clock,
+        writer: CheckpointWriter,
     ) -> None:
         self.run, self.data, self.trainer, self.evaluator, self.clock = run, data, trainer, evaluator, clock
         self.policy = policy
+        self._writer, self._has_memory_for_copy = writer, True
         self.last_checkpoint: Path | None = None  # the newest from which training can resume
         self._unwritten: list[tuple[str, dict[str, Any]]] = []  # lines that a failing disk has not taken yet
         self._notices: list[str] = []
-        self._are_settings_written = True  # `Run.create` wrote those of a new run
+        self._resumed_step: int | None = None  # until `write_resumption`
 
-    def restore(self, state: TrainerState, folder: Path) -> None:
-        """Restore what a checkpoint's trainer state has, and remove the run's lines after its step."""
-        values = check_trainer_values(state.values, folder)
-        self._restore(state, values, folder)
+    def restore(self, resumed_from: ResumePoint) -> None:
+        """Restore all state from a checkpoint. Nothing is written before `write_resumption`."""
+        values = resumed_from.values
+        self._restore(resumed_from)
         self.policy.state = values.divergence
         self.clock.restore(values.elapsed_seconds, values.update_seconds)
-        self._are_settings_written = False
+        self._resumed_step = values.step
 
     def roll_back(self, error: DivergenceError) -> list[str]:
-        """Return to the newest checkpoint that is not damaged, after training diverged. Returns notices."""
-        loaded, state, notices = load_first_intact(tuple(self.run.resumable))
-        values = check_trainer_values(state.values, loaded.folder)
+        """Return to the newest checkpoint that is not damaged, after training diverged. Returns notices.
+
+        No checkpoint may be being written.
+        """
+        loaded, resumed_from, notices = load_first_intact(tuple(self.run.resumable))
+        step, earlier = resumed_from.values.step, resumed_from.values.divergence
         self.trainer.model.load_state_dict(loaded.model.state_dict())
-        self._restore(state, values, loaded.folder)
-        self.run.remove_weights_after(values.step)
+        self._restore(resumed_from)
+        self.run.rewind(step)
         self._unwritten.clear()  # lines of later steps
-        self.policy.roll_back(error, values.step, values.divergence)
+        self.policy.roll_back(error, step, earlier)
         self.clock.roll_back()
         return notices + self.policy.take_notices()
 
-    def write_settings(self) -> None:
-        """Write the settings of a resumed run, once its first step has succeeded with them. Later calls do nothing.
+    def write_resumption(self) -> None:
+        """Write the settings of a resumed run, and remove what it had after the checkpoint. Later calls do nothing.
 
-        Changed settings with which training fails must not stay in the run folder.
+        It is called when the first step has succeeded: settings with which training fails must not change the run.
         """
-        if self._are_settings_written:
-            return
-        self.run.write_settings(self.trainer.settings)
-        self._are_settings_written = True
+        if self._resumed_step is not None:
+            self.run.rewind(self._resumed_step)
+            self.run.write_settings(self.trainer.settings)
+        self._resumed_step = None
 
     def take_notices(self) -> list[str]:
         """Return what could not be written since the last call."""
@@ -95,13 +109,16 @@ class Recorder:
         self._write_line("samples", {"step": step, "text": text})
         return Sampled(step, text)
 
-    def save_checkpoint(self, is_required: bool) -> Saved | None:
+    def save_checkpoint(self, is_required: bool) -> Iterator[Saved | Notice]:
         """Save a checkpoint from which training can resume. Raises `DivergenceError` if the loss is not finite.
 
-        If the disk is full or fails, training continues, and `take_notices` says so; a checkpoint that `is_required`
-        raises the `MachineError`. The previous checkpoint is unchanged either way.
+        It is written while training continues, after the one before it is on disk; `take_saved` yields `Saved` when it
+        is there. One that `is_required` is on disk when the iterator ends.
+
+        If the disk is full or fails, training continues, with a `Notice`; a checkpoint that `is_required` raises the
+        `MachineError`. The previous checkpoint is unchanged either way.
         """
-        step, settings, evaluator = self.trainer.step, self.trainer.settings, self.evaluator
+        settings, evaluator = self.trainer.settings, self.evaluator
         self._require_finite_weights()
         evaluated = self._current_evaluation()
         if evaluated is None:  # the loss of the step was computed before its update: check the updated weights too
@@ -116,25 +133,19 @@ class Recorder:
             update_seconds=self.clock.update_seconds,
             divergence=msgspec.to_builtins(self.policy.state),
         )
-        is_best = evaluated is not None and evaluated.best
-        try:
-            self.last_checkpoint = self._save(state, is_best)
-        except MachineError as error:
-            if is_required:
-                raise
-            self._notices.append(
-                f"no checkpoint at step {step}: {error.message}. Training continues, and tries again at the next one"
-            )
-            return None
-        return Saved(step, self.last_checkpoint)
+        yield from self._save(state, evaluated is not None and evaluated.best, is_required)
 
-    def save_weights(self) -> None:
+    def save_weights(self) -> Iterator[Saved | Notice]:
         """Save a checkpoint without the trainer's state: one of the log-spaced ones for the lens."""
         self._require_finite_weights()
-        try:
-            self._save(None, best=False)
-        except MachineError as error:
-            self._notices.append(f"no copy of the weights at step {self.trainer.step}: {error.message}")
+        yield from self._save(None, is_best=False, is_required=False)
+
+    def take_saved(self, wait: bool = False) -> Iterator[Saved | Notice]:
+        """Yield the checkpoint that has come onto the disk since the last call, or that could not be written.
+
+        With `wait`, also the one that is being written now.
+        """
+        yield from self._note_result(self._writer.wait_result() if wait else self._writer.take_result())
 
     def finish(self, reason: str) -> Finished:
         """Summarize the run."""
@@ -164,11 +175,11 @@ class Recorder:
             if not parameter.isfinite().all():
                 self.require_finite(f"a weight of {name}", math.nan)
 
-    def _restore(self, state: TrainerState, values: TrainerValues, folder: Path) -> None:
-        """Restore trainer and evaluator from a checkpoint, and remove the run's lines after its step."""
-        self.trainer.restore(state)
-        self.last_checkpoint = folder
-        self.run.truncate_logs(values.step)
+    def _restore(self, resumed_from: ResumePoint) -> None:
+        """Restore trainer and evaluator."""
+        values = resumed_from.values
+        self.trainer.restore(resumed_from.state)
+        self.last_checkpoint = resumed_from.folder
         self.evaluator.best_val_loss = math.inf if values.best_val_loss is None else values.best_val_loss
         self.evaluator.evaluations_since_best = values.evaluations_since_best
         self.evaluator.newest_evaluation = values.newest_evaluation
@@ -196,18 +207,55 @@ class Recorder:
         newest = self.evaluator.newest_evaluation
         return newest if newest is not None and newest.step == self.trainer.step else None
 
-    def _save(self, state: TrainerState | None, best: bool) -> Path:
-        self._write_lines()
+    def _save(self, state: TrainerState | None, is_best: bool, is_required: bool) -> Iterator[Saved | Notice]:
+        yield from self.take_saved(wait=True)  # one checkpoint is written at a time
+        step, settings = self.trainer.step, self.trainer.settings
         evaluated = self._current_evaluation()
         info = {
-            "step": self.trainer.step,
+            "step": step,
             "tokens": self.trainer.tokens,
             **(_losses(evaluated) if evaluated else dict.fromkeys(_LOSSES)),
-            "data": self.data.origin | {"source": self.trainer.settings.source},
+            "data": self.data.origin | {"source": settings.source},
         }
-        return self.run.save(
-            self.trainer.step, self.trainer.model, self.data.tokenizer, self.trainer.settings, info, state, best
-        )
+
+        def write(model: GPT, state: TrainerState | None) -> Saved | Notice | None:
+            try:
+                folder = self.run.save(step, model, self.data.tokenizer, settings, info, state, is_best)
+            except MachineError as error:
+                if is_required:
+                    raise
+                return _explain_failure(step, state, error)
+            return None if state is None else Saved(step, folder)
+
+        try:
+            self._write_lines()  # before the checkpoint that claims their steps
+        except MachineError as error:
+            if is_required:
+                raise
+            yield _explain_failure(step, state, error)
+            return
+        if not is_required and self._has_memory_for_copy:
+            try:
+                self._writer.start(self.trainer.model, state, write)
+                return
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._has_memory_for_copy = False
+                yield Notice("too little memory to copy a checkpoint, so training waits while one is written")
+        yield from self._note_result(write(self.trainer.model, state))
+
+    def _note_result(self, event: Saved | Notice | None) -> Iterator[Saved | Notice]:
+        if isinstance(event, Saved):
+            self.last_checkpoint = event.folder
+        if event is not None:
+            yield event
+
+
+def _explain_failure(step: int, state: TrainerState | None, error: MachineError) -> Notice:
+    if state is None:
+        return Notice(f"no copy of the weights at step {step}: {error.message}")
+    return Notice(f"no checkpoint at step {step}: {error.message}. Training continues, and tries again at the next one")
 
 
 _LOSSES = ("train_loss", "val_loss", "bits_per_byte")

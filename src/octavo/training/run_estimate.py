@@ -7,13 +7,17 @@ prepared text, in the cache.
 Axis letters: `B` sequences in a batch, `T` positions.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
 import operator
+import os
+import shutil
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -56,6 +60,7 @@ class RunEstimate:
     memory_bytes: int  # at the peak: of the GPU's tensors, or of the whole process on a CPU
     memory_by_part: dict[str, int]
     available_bytes: int | None
+    disk_bytes: int  # of the run's checkpoints, at most
     steps: int
     tokens: int  # of all steps
     train_tokens: int | None
@@ -132,6 +137,7 @@ def estimate_run(
         memory_bytes=memory_by_part.pop("peak"),
         memory_by_part=memory_by_part,
         available_bytes=free,
+        disk_bytes=estimate.disk_bytes(settings),
         steps=settings.max_steps,
         tokens=tokens,
         train_tokens=train_tokens,
@@ -140,7 +146,7 @@ def estimate_run(
         seconds=None if seconds is None else round(seconds, 1),
         seconds_by_part={part: round(value, 2) for part, value in seconds_by_part.items()},
         price=None if seconds is None or price_per_hour is None else seconds / 3600 * price_per_hour,
-        warnings=run_warnings(settings, runtime, memory, data, free_bytes=free),
+        warnings=run_warnings(settings, runtime, memory, data, free_bytes=free, out=plan.out),
     )
 
 
@@ -172,7 +178,7 @@ def describe_start(
     )
     if plan.resume:
         return started, []
-    return started, run_warnings(settings, runtime, memory, data, new_model=plan.init is None)
+    return started, run_warnings(settings, runtime, memory, data, new_model=plan.init is None, out=run.folder)
 
 
 def estimate_memory(settings: Settings, runtime: Runtime, micro_batch: int, program_bytes: int | None) -> Memory:
@@ -189,15 +195,28 @@ def run_warnings(
     data: Dataset | None,
     new_model: bool = True,
     free_bytes: int | None = None,
+    out: str | Path | None = None,
 ) -> list[str]:
-    """The warnings of `octavo.estimate` for this dataset and this machine; `free_bytes` is measured by default."""
+    """The warnings of `octavo.estimate` for this dataset and this machine; `free_bytes` is measured by default.
+
+    `out` is the run folder, which need not exist, and by default is below the working directory.
+    """
     needed = memory.peak - (resident_memory(runtime.device) or 0)
     free = free_memory(runtime.device) if free_bytes is None else free_bytes
+    free_disk = _free_disk(Path(out or "runs"))
     if data is None:
-        return estimate.warnings(settings, needed, free)
+        return estimate.warnings(settings, needed, free, free_disk_bytes=free_disk)
     tokens, documents = data.info["tokens"], data.info["text"].get("documents", 1)
     mean = (tokens["train"] + tokens["val"]) / documents if documents > 1 else None
-    return estimate.warnings(settings, needed, free, tokens["train"], mean, new_model)
+    return estimate.warnings(settings, needed, free, tokens["train"], mean, new_model, free_disk)
+
+
+def _free_disk(folder: Path) -> int | None:
+    """Free bytes of the disk that a folder is on, or will be; None if the system does not report it."""
+    existing = next((path for path in (folder, *folder.absolute().parents) if os.path.exists(path)), None)
+    with contextlib.suppress(OSError):
+        return None if existing is None else shutil.disk_usage(existing).free
+    return None
 
 
 def _known_vocab_size(settings: Settings) -> int:

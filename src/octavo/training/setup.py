@@ -16,14 +16,14 @@ from octavo.checkpoint import Checkpoint, TrainerState
 from octavo.data.dataset import Dataset
 from octavo.data.prepare import prepare_dataset, reopen_dataset
 from octavo.data.progress import PreparationProgress, preparation
-from octavo.device import Runtime, check_model_fits, resolve_runtime
+from octavo.device import Runtime, check_model_fits, find_device, has_device, resolve_runtime
 from octavo.errors import OctavoError
 from octavo.model import GPT
 from octavo.runs import Run
 from octavo.settings import ModelSettings, Settings
 from octavo.training import init_weights
 from octavo.training.plan import CHANGEABLE, Plan
-from octavo.training.trainer_values import check_trainer_values
+from octavo.training.trainer_values import TrainerValues, check_trainer_values
 
 # `cap_steps` never goes below this: fewer steps teach a model nothing.
 _MIN_STEPS = 100
@@ -31,16 +31,24 @@ _MIN_STEPS = 100
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """What training starts with. `run`, `checkpoint` and `state` are None unless a run is resumed."""
+    """What training starts with. `run` and `resumed_from` are None unless a run is resumed."""
 
     settings: Settings  # final: no setting is `auto`
     runtime: Runtime
     data: Dataset
     model: GPT
     run: Run | None = None  # the run that is resumed
-    checkpoint: Path | None = None  # the one that it is resumed from
-    state: TrainerState | None = None  # the trainer's, from that checkpoint
+    resumed_from: "ResumePoint | None" = None
     notices: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """A checkpoint that training resumes from: its folder, and the trainer's state with its checked values."""
+
+    folder: Path
+    state: TrainerState
+    values: TrainerValues
 
 
 _SetupGenerator = Generator[PreparationProgress, None, TrainingSetup]
@@ -93,9 +101,12 @@ def _set_up_new(settings: Settings) -> _SetupGenerator:
 
 
 def _set_up_resumed(settings: Settings, folders: tuple[Path, ...]) -> _SetupGenerator:
-    """Load a run's checkpoint. Settings that are `auto` keep the value they had, or the losses would change."""
-    loaded, state, notices = load_first_intact(folders)
-    values = check_trainer_values(state.values, loaded.folder)
+    """Load a run's checkpoint. Settings that are `auto` keep the value they had, or the losses would change.
+
+    On a machine without the run's device, `auto` is chosen anew.
+    """
+    loaded, resumed_from, notices = load_first_intact(folders)
+    values = resumed_from.values
     for name in [f.name for f in dataclasses.fields(ModelSettings) if f.name not in CHANGEABLE]:
         if getattr(settings, name) != getattr(loaded.settings, name):
             raise OctavoError(
@@ -104,12 +115,16 @@ def _set_up_resumed(settings: Settings, folders: tuple[Path, ...]) -> _SetupGene
                 "the value of the checkpoint in settings.toml",
             )
     notices += _unrequested_changes(loaded)
-    settings = dataclasses.replace(
-        settings,
-        device=values.device if settings.device == "auto" else settings.device,
-        precision=values.precision if settings.precision == "auto" else settings.precision,
-        compile=values.compile if settings.compile == "auto" else settings.compile,
-    )
+    device = values.device if settings.device == "auto" and has_device(values.device) else settings.device
+    if (kind := find_device(device).type) == values.device.partition(":")[0]:
+        settings = dataclasses.replace(
+            settings,
+            device=device,
+            precision=values.precision if settings.precision == "auto" else settings.precision,
+            compile=values.compile if settings.compile == "auto" else settings.compile,
+        )
+    else:
+        notices.append(f"resuming on {kind}, not on {values.device} as before: losses differ a little")
     if values.threads != torch.get_num_threads():
         notices.append(
             f"{torch.get_num_threads()} threads, not {values.threads} as before: losses may differ in the last digits"
@@ -119,7 +134,7 @@ def _set_up_resumed(settings: Settings, folders: tuple[Path, ...]) -> _SetupGene
     settings = _resolve_auto(settings, runtime, data)
     model = _change_settings(loaded.model, settings)
     run = Run.of_checkpoint(loaded.folder)
-    return TrainingSetup(settings, runtime, data, model, run, loaded.folder, state, notices)
+    return TrainingSetup(settings, runtime, data, model, run, resumed_from, notices)
 
 
 def _unrequested_changes(loaded: Checkpoint) -> list[str]:
@@ -138,7 +153,7 @@ def _unrequested_changes(loaded: Checkpoint) -> list[str]:
     ]
 
 
-def load_first_intact(folders: tuple[Path, ...]) -> tuple[Checkpoint, TrainerState, list[str]]:
+def load_first_intact(folders: tuple[Path, ...]) -> tuple[Checkpoint, ResumePoint, list[str]]:
     """Load the first checkpoint that is not damaged, with a notice for each that was skipped.
 
     Raises the error of the first if all are damaged.
@@ -148,17 +163,18 @@ def load_first_intact(folders: tuple[Path, ...]) -> tuple[Checkpoint, TrainerSta
         try:
             # In this order, since `load` verifies the whole folder.
             loaded, state = checkpoint.load(folder, foreign=False), checkpoint.load_trainer(folder)
-            step, expected = check_trainer_values(state.values, folder).step, loaded.info.get("step")
-            if step != expected:
+            values, expected = check_trainer_values(state.values, folder), loaded.info.get("step")
+            if values.step != expected:
                 raise OctavoError(
-                    f"{folder} is damaged: trainer.json is of step {step}, and octavo.json of step {expected}",
+                    f"{folder} is damaged: trainer.json is of step {values.step}, and octavo.json of step {expected}",
                     "another checkpoint of the run",
                 )
         except OctavoError as error:
             errors.append(error)
         else:
             notices = [f"skipped a damaged checkpoint: {error.message}" for error in errors]
-            return loaded, state, notices + ([f"resuming from {folder}"] if notices else [])
+            resumed_from = ResumePoint(folder, state, values)
+            return loaded, resumed_from, notices + ([f"resuming from {folder}"] if notices else [])
     raise errors[0]
 
 

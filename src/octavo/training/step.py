@@ -149,7 +149,8 @@ class Trainer:
         if self.scaler.is_enabled() and state.values["scaler"]:  # empty if the run had another precision before
             self.scaler.load_state_dict(state.values["scaler"])
         self.step = state.values["step"]
-        self.micro_batch = self.settings.micro_batch or state.values["micro_batch"]
+        if not self.settings.micro_batch and state.values["device"].partition(":")[0] == self.runtime.device.type:
+            self.micro_batch = state.values["micro_batch"]  # of another kind of device, it says nothing
 
     def _accumulate_gradients(self, batch: np.ndarray) -> Tensor:
         """Gradient accumulation: one backward per micro-batch. Returns the batch's mean loss."""

@@ -1,0 +1,111 @@
+"""Writes checkpoints in a thread while training continues.
+
+The weights and the trainer's state are copied between two steps; a thread writes the copy. One checkpoint is written
+at a time. The copy's tensors are reused, and take the memory of the weights and of the optimizer's state once more
+(`octavo.estimate.memory` counts them). What a failed write means is decided by `recorder`.
+"""
+
+import dataclasses
+import threading
+import warnings
+from collections.abc import Callable
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from octavo.checkpoint import TrainerState, meta_model
+from octavo.errors import OctavoWarning
+from octavo.model import GPT
+from octavo.training.event import Notice, Saved
+
+# Writes a model and a trainer's state. It returns `Saved`, a `Notice` of its failure, or None if nothing is to be said.
+Write = Callable[[GPT, TrainerState | None], Saved | Notice | None]
+
+
+class CheckpointWriter:
+    """Writes one checkpoint at a time. As a context manager, it ends when the last one that was started is written."""
+
+    def __init__(self) -> None:
+        self._copies: dict[str, Tensor] = {}
+        self._model: GPT | None = None  # its parameters are tensors of `_copies`
+        self._thread: threading.Thread | None = None
+        self._result: Saved | Notice | None = None
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> "CheckpointWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._thread is None:
+            return
+        # Another error ends the run while a checkpoint is being written. It must not hide that this failed too.
+        try:
+            result = self.wait_result()
+        except Exception as write_error:
+            warnings.warn(f"no checkpoint: {write_error}", OctavoWarning, stacklevel=2)
+        else:
+            if isinstance(result, Notice):
+                warnings.warn(result.text, OctavoWarning, stacklevel=2)
+
+    def start(self, model: GPT, state: TrainerState | None, write: Write) -> None:
+        """Copy a model and a trainer's state, and call `write` with the copies in a thread.
+
+        The result of the previous write must have been taken. Raises a `RuntimeError` if there is no memory for a copy.
+        """
+        assert self._thread is None
+        parameters = dict(model.named_parameters())  # the tied output head is listed once, as wte
+        tensors = parameters | ({} if state is None else state.tensors)
+        try:
+            copies = {name: self._copy(name, value) for name, value in tensors.items()}
+        except RuntimeError:  # no memory: the rest of training needs what was allocated
+            self._copies.clear()
+            self._model = None
+            raise
+        device = next(iter(parameters.values())).device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if self._model is None:
+            self._model = meta_model(model.settings).requires_grad_(False)
+            weights = {name: copies[name] for name in parameters}
+            self._model.load_state_dict(weights | {"lm_head.weight": weights["transformer.wte.weight"]}, assign=True)
+            self._model.tie()
+        copied_state = state
+        if state is not None:
+            copied_state = dataclasses.replace(state, tensors={name: copies[name] for name in state.tensors})
+        # A daemon thread: if the disk hangs, another Ctrl-C can still end the process.
+        self._thread = threading.Thread(target=self._run, args=(write, self._model, copied_state), daemon=True)
+        self._thread.start()
+
+    @property
+    def is_writing(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def take_result(self) -> Saved | Notice | None:
+        """The result of a write that has ended since the last call, or None. Raises what `write` raised."""
+        return None if self.is_writing else self.wait_result()
+
+    def wait_result(self) -> Saved | Notice | None:
+        """Wait until nothing is being written, then return like `take_result`."""
+        if self._thread is None:
+            return None
+        self._thread.join()
+        result, error = self._result, self._error
+        self._thread = self._result = self._error = None
+        if error is not None:
+            raise error
+        return result
+
+    def _copy(self, name: str, value: Tensor) -> Tensor:
+        """Copy a tensor into main memory, into the tensor that holds its previous copy if there is one."""
+        if name not in self._copies:
+            self._copies[name] = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+        return self._copies[name].copy_(value.detach(), non_blocking=value.is_cuda)
+
+    def _run(self, write: Write, model: GPT, state: TrainerState | None) -> None:
+        try:
+            self._result = write(model, state)
+        except BaseException as error:  # raised in the training thread, by `take_result`
+            self._error = error
