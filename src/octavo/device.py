@@ -33,6 +33,8 @@ _PEAK_FLOPS = {
     "T4": 65e12,
 }
 
+_peaks: list[int] = []  # the highest peak of the process's memory that was read so far
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -81,7 +83,9 @@ class Runtime:
             return torch.cuda.max_memory_allocated(self.device)
         # On Linux a process inherits ru_maxrss across fork and exec, so it can be the parent's peak; VmHWM starts anew.
         with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii") as lines:
-            return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+            _peaks.append(1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")))
+            _peaks[:] = [max(_peaks)]  # Linux counts each thread's pages apart, so VmHWM can fall by a few pages
+            return _peaks[0]
         try:
             import resource
         except ImportError:  # Windows

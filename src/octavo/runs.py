@@ -63,9 +63,10 @@ class Run:
             if is_in_use and not (_is_run(folder) and cls(folder).is_unstarted):
                 hint = f", or --resume {folder}" if _is_run(folder) and cls(folder).resumable else ""
                 raise OctavoError(f"{folder} already exists and is not empty", f"another name{hint}")
-            files.make_folder(folder)
         # Nothing else is written before the run is locked: a killed process leaves an empty folder or an unstarted run.
         try:
+            with files.translate_disk_errors(folder):
+                files.make_folder(folder)
             files.flush(folder)
             files.write_atomic(folder / "settings.toml", to_toml(settings))
         except BaseException:
