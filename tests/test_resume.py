@@ -296,6 +296,17 @@ def test_a_missing_pointer_costs_nothing() -> None:
     assert losses(finished_event(run_events(resume=stopped)).run) == losses(uninterrupted)
 
 
+@pytest.mark.parametrize("max_steps", [12, 16])
+def test_pointers_that_a_killed_process_did_not_write_are_written_by_the_next(max_steps: int) -> None:
+    run = Run(finished_event(run_events(keep_checkpoints=0)).run)
+    newest, older = run.resumable
+    assert run.best == newest
+    for pointer in ("last", "best"):
+        (run.folder / pointer).write_text(older.name)
+    kill_after(max_steps, training.events(training.plan(resume=run.folder, max_steps=max_steps)))
+    assert (run.last, run.best) == (newest, newest)
+
+
 def test_a_run_killed_before_its_first_checkpoint_starts_again_in_its_folder() -> None:
     uninterrupted = finished_event(run_events()).run
     kill_after(2, training.events(training.plan("text.txt", **SMALL)))

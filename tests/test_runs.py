@@ -322,9 +322,15 @@ def test_a_file_system_that_cannot_flush_a_folder_is_reported_once(
 
 def test_a_disk_that_cannot_flush_a_file_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run.create(SETTINGS, "corpus")
-    monkeypatch.setattr(os, "fsync", system_call_error(errno.EINVAL))
+
+    def fsync_folders_only(descriptor: int) -> None:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(os, "fsync", fsync_folders_only)
     with pytest.raises(OctavoError):
         save(run, 10)
+    assert run.steps == {}
 
 
 def test_an_exception_releases_the_lock() -> None:

@@ -135,18 +135,22 @@ class Run:
             files.remove_folder(folder)
         self.write_settings(settings)
 
-    def rewind(self, step: int) -> None:
-        """Remove what training has written after `step`, from where it resumes: checkpoints, then log lines.
+    def rewind(self, step: int, is_best: bool = False) -> None:
+        """Make the checkpoint of `step` the last one, and `best` if it is that, and remove what is later.
 
-        In this order, so that after a crash the logs still have every line up to the newest checkpoint.
+        A process may have been killed before it wrote the pointers. Checkpoints are removed before log lines, so that
+        after a crash the logs still have every line up to the newest checkpoint.
         """
-        if self.last is not None and step_of(self.last) > step:
-            files.write_atomic(self.folder / "last", self._step_folder(step).name + "\n")
+        folder = self._step_folder(step)
+        if is_best and self.best != folder:
+            files.write_atomic(self.folder / "best", folder.name + "\n")
+        if self.last != folder:
+            files.write_atomic(self.folder / "last", folder.name + "\n")
         if self.best is not None and step_of(self.best) > step:
             files.remove_file(self.folder / "best")
-        for later, folder in self.steps.items():
+        for later, later_folder in self.steps.items():
             if later > step:
-                files.remove_folder(folder)
+                files.remove_folder(later_folder)
         self.truncate_logs(step)
 
     @property

@@ -171,6 +171,7 @@ def _run_steps(
         yield from map(Notice, recorder.take_notices())
         if due != {"log"}:  # writing a line counts as time in updates; evaluating, saving and sampling do not
             clock.start_updates()
+    recorder.write_resumption()  # of a run that had no step left
     if recorder.last_checkpoint is None:  # with max_steps = 0 no step saved one, so save the initial weights
         yield from recorder.save_checkpoint(is_required=True)
     yield recorder.finish(finish_reason)

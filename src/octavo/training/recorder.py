@@ -48,7 +48,7 @@ class Recorder:
         self.last_checkpoint: Path | None = None  # the newest from which training can resume
         self._unwritten: list[tuple[str, dict[str, Any]]] = []  # lines that a failing disk has not taken yet
         self._notices: list[str] = []
-        self._resumed_step: int | None = None  # until `write_resumption`
+        self._resumed_from: ResumePoint | None = None  # until `write_resumption`
 
     def restore(self, resumed_from: ResumePoint) -> None:
         """Restore all state from a checkpoint. Nothing is written before `write_resumption`."""
@@ -56,7 +56,7 @@ class Recorder:
         self._restore(resumed_from)
         self.policy.state = values.divergence
         self.clock.restore(values.elapsed_seconds, values.update_seconds)
-        self._resumed_step = values.step
+        self._resumed_from = resumed_from
 
     def roll_back(self, error: DivergenceError) -> list[str]:
         """Return to the newest checkpoint that is not damaged, after training diverged. Returns notices.
@@ -67,7 +67,7 @@ class Recorder:
         step, earlier = resumed_from.values.step, resumed_from.values.divergence
         self.trainer.model.load_state_dict(loaded.model.state_dict())
         self._restore(resumed_from)
-        self.run.rewind(step)
+        self.run.rewind(step, resumed_from.is_best)
         self._unwritten.clear()  # lines of later steps
         self.policy.roll_back(error, step, earlier)
         self.clock.roll_back()
@@ -78,10 +78,10 @@ class Recorder:
 
         It is called when the first step has succeeded: settings with which training fails must not change the run.
         """
-        if self._resumed_step is not None:
-            self.run.rewind(self._resumed_step)
+        if self._resumed_from is not None:
+            self.run.rewind(self._resumed_from.values.step, self._resumed_from.is_best)
             self.run.write_settings(self.trainer.settings)
-        self._resumed_step = None
+        self._resumed_from = None
 
     def take_notices(self) -> list[str]:
         """Return what could not be written since the last call."""

@@ -50,6 +50,12 @@ class ResumePoint:
     state: TrainerState
     values: TrainerValues
 
+    @property
+    def is_best(self) -> bool:
+        """Whether its validation loss was the lowest up to its step."""
+        evaluation = self.values.newest_evaluation
+        return evaluation is not None and evaluation.best and evaluation.step == self.values.step
+
 
 _SetupGenerator = Generator[PreparationProgress, None, TrainingSetup]
 
