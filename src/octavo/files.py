@@ -66,15 +66,15 @@ def translate_disk_errors(path: Path) -> Iterator[None]:
                 f"the disk is full while writing {path}",
                 "free some space; the previous content is unchanged",
             ) from error
+        cache_hint = _SET_CACHE if _is_in_cache(path) else None
         if error.errno == errno.ENOENT:
-            hint = "the same command again if another program removed it, or another folder"
+            hint = cache_hint or "the same command again if another program removed it, or another folder"
             raise OctavoError(f"{path} can't be written: there is no such file or folder", hint) from error
         if error.errno in _USER_ERRNOS:
-            hint = _SET_CACHE if _is_in_cache(path) else "choose another folder"
+            hint = cache_hint or "choose another folder"
             raise OctavoError(f"{path} can't be written: {error.strerror}", hint) from error
-        raise MachineError(
-            f"{path} can't be written: {error.strerror or error}", "check the disk; the previous content is unchanged"
-        ) from error
+        hint = cache_hint or "check the disk; the previous content is unchanged"
+        raise MachineError(f"{path} can't be written: {error.strerror or error}", hint) from error
 
 
 def make_folder(path: Path) -> None:
