@@ -28,6 +28,8 @@ LAYERS: list[dict[str, str]] = [
     },
     {"octavo.interop.nanogpt": "nanoGPT's ckpt.pt"},
     {"octavo.checkpoint": "checkpoint folders", "octavo.device": "device, precision"},
+    {"octavo.interop.huggingface": "GPT-2 folders", "octavo.interop.meta_pkl": "nanoGPT's characters"},
+    {"octavo.weights": "tensors in files"},
     {"octavo.model": "GPT-2", "octavo.tokenizers": "text to ids", "octavo.kernels": "fast CPU paths"},
     {
         "octavo.settings": "settings, presets",

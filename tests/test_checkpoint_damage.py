@@ -210,7 +210,7 @@ def test_weights_that_do_not_match_the_config_are_named(
     damage(stored, name)
     safetensors.torch.save_file(stored, foreign / "model.safetensors")
     error = load_error(foreign).message
-    assert f"{foreign / 'model.safetensors'} does not match its config.json" in error
+    assert f"{foreign / 'model.safetensors'} does not match its config" in error
     assert name in error
 
 
@@ -287,22 +287,20 @@ class Bomb:
         return os.mkdir, (self.folder,)
 
 
-def test_a_pickle_is_never_read(foreign: Path, tmp_path: Path) -> None:
+def test_no_code_in_a_pickle_runs(foreign: Path, tmp_path: Path) -> None:
     for name in ("pytorch_model.bin", "training_args.bin", "model.pt"):
         (foreign / name).write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
     checkpoint.load(foreign)
     (foreign / "model.safetensors").unlink()
     error = load_error(foreign)
-    assert f"{foreign} has no model.safetensors" in error.message
-    assert "Octavo reads no pickle" in str(error.hint)
+    assert f"{foreign / 'pytorch_model.bin'} can't be read" in error.message
     assert not (tmp_path / "exploded").exists()
 
 
-def test_weights_in_several_files_are_rejected(foreign: Path) -> None:
+def test_weights_in_several_files_need_an_index(foreign: Path) -> None:
     (foreign / "model.safetensors").rename(foreign / "model-00001-of-00002.safetensors")
     error = load_error(foreign)
     assert f"{foreign} has no model.safetensors" in error.message
-    assert "in one file" in str(error.hint)
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_rejected(folder: Path, foreign: Path, tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from octavo import cli, device, estimate, kernels, training
-from octavo.checkpoint import meta_model
 from octavo.data.dataset import Dataset
 from octavo.data.prepare import prepare_dataset
 from octavo.device import Runtime
@@ -32,6 +31,7 @@ from octavo.training import optimizers, run_estimate
 from octavo.training.plan import Plan
 from octavo.training.run_estimate import RunEstimate, probe_layers
 from octavo.training.step import Trainer, auto_micro_batch
+from octavo.weights import meta_model
 
 CPU = Runtime(torch.device("cpu"))
 TEXT = "the cat sat on the mat, and the rat sat on the hat.\n" * 12

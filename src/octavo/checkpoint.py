@@ -6,25 +6,22 @@
     manifest.json                           size and sha256 of every other file; written last
 
 `AutoModelForCausalLM.from_pretrained(folder)` works on it. A folder is written atomically and verified against its
-manifest when it is loaded. Pickle is neither written nor read. Any Hugging Face GPT-2 folder can be loaded too; it has
-no `octavo.json` and no manifest.
+manifest when it is loaded. No pickle is written. Any Hugging Face GPT-2 folder can be loaded too; it has no
+`octavo.json` and no manifest.
 """
 
 import json
-import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
-from octavo import files, tokenizers
+from octavo import files, tokenizers, weights
 from octavo.errors import OctavoError
+from octavo.interop import huggingface
 from octavo.model import GPT
 from octavo.schema import Count, FileName, check, read_json
 from octavo.settings import ModelSettings, Settings
@@ -33,10 +30,6 @@ from octavo.tokenizers import Tokenizer
 FORMAT = 1
 TRAINER_FILES = ("trainer.safetensors", "trainer.json")
 _ANOTHER_CHECKPOINT = "another checkpoint of the run, in its folder checkpoints/"  # a hint
-
-# Hugging Face's GPT-2 stores these as (in, out); torch.nn.Linear has (out, in).
-_TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-_BUFFERS = (".attn.bias", ".attn.masked_bias")  # the causal mask, stored in old folders
 
 
 @dataclass(frozen=True)
@@ -87,9 +80,9 @@ def save(
 ) -> None:
     """Write a checkpoint to `folder`, atomically. `info` is added to octavo.json."""
     with files.atomic_folder(folder) as partial:
-        _write_tensors(partial / "model.safetensors", _to_hf(model))
+        weights.write_tensors(partial / "model.safetensors", huggingface.stored_weights(model))
         tokenizer.save(partial)
-        _write_json(partial / "config.json", _hf_config(model.settings, tokenizer))
+        _write_json(partial / "config.json", huggingface.config(model.settings, tokenizer))
         _write_json(
             partial / "generation_config.json",
             {
@@ -97,12 +90,12 @@ def save(
                 "temperature": 0.8,
                 "top_k": 200,
                 "max_length": model.settings.block_size,
-                **_role_ids(tokenizer),
+                **huggingface.role_ids(tokenizer),
             },
         )
         _write_json(partial / "octavo.json", {"format": FORMAT, "settings": asdict(settings), **info})
         if trainer is not None:
-            _write_tensors(partial / "trainer.safetensors", trainer.tensors)
+            weights.write_tensors(partial / "trainer.safetensors", trainer.tensors)
             _write_json(partial / "trainer.json", trainer.values)
         _write_json(partial / "manifest.json", _manifest(partial))
 
@@ -122,8 +115,8 @@ def load(folder: str | Path, device: torch.device | str = "cpu", foreign: bool =
     info: dict[str, Any] = {}
     if (folder / "octavo.json").exists():
         info = read_json(folder / "octavo.json", dict[str, Any], _ANOTHER_CHECKPOINT)
-    settings = _stored_settings(folder, info) if info else _settings_of_hf(folder, config)
-    model, tokenizer = _load_model(folder, settings, device), tokenizers.load(folder)
+    settings = _stored_settings(folder, info) if info else huggingface.settings_of(folder, config)
+    model, tokenizer = huggingface.load_model(folder, settings, device), tokenizers.load(folder)
     if tokenizer.vocab_size > settings.vocab_size:
         raise OctavoError(
             f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, the model only {settings.vocab_size}",
@@ -141,8 +134,8 @@ def load_trainer(folder: Path) -> TrainerState:
             f"--init {folder}, which starts a new run from these weights",
         )
     values = read_json(folder / "trainer.json", dict[str, Any], _ANOTHER_CHECKPOINT)
-    tensors = _read_tensors(folder / "trainer.safetensors")
-    _check_types(folder / "trainer.safetensors", tensors)
+    tensors = weights.read_tensors(folder / "trainer.safetensors")
+    weights.check_types(folder / "trainer.safetensors", tensors)
     return TrainerState(tensors, values)
 
 
@@ -226,131 +219,6 @@ _FILES = (
 )
 
 
-def _to_hf(model: GPT) -> dict[str, Tensor]:
-    """The weights in Hugging Face's layout. A model without biases gets biases of zero, which compute the same."""
-    weights = {}
-    for name, parameter in model.named_parameters():  # the tied output head is listed once, as wte
-        value = parameter.detach().float().cpu()
-        weights[name] = value.t().contiguous() if name.endswith(_TRANSPOSED) else value.contiguous()
-        if not model.settings.bias and name.endswith(".weight") and not name.endswith(("wte.weight", "wpe.weight")):
-            weights[name.removesuffix("weight") + "bias"] = torch.zeros(parameter.shape[0])
-    return weights
-
-
-def _load_model(folder: Path, settings: ModelSettings, device: torch.device | str) -> GPT:
-    path = folder / "model.safetensors"
-    if not path.is_file():
-        has_pickle = (folder / "pytorch_model.bin").exists()
-        raise OctavoError(
-            f"{folder} has no model.safetensors",
-            "save it with safetensors: Octavo reads no pickle"
-            if has_pickle
-            else "a folder with the weights in one file",
-        )
-    stored = _read_tensors(path, device)
-    model = meta_model(settings)
-    weights = {}
-    for name, value in stored.items():
-        name = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
-        if not name.endswith(_BUFFERS) and (settings.bias or not name.endswith("bias")):
-            weights[name] = value.t().contiguous() if name.endswith(_TRANSPOSED) else value
-    weights.pop("lm_head.weight", None)  # tied to `wte`; some folders store it as well
-    _check_types(path, weights)
-    expected = {name: tuple(value.shape) for name, value in model.named_parameters()}
-    actual = {name: tuple(value.shape) for name, value in weights.items()}
-    for name in sorted(expected.keys() | actual.keys()):
-        if expected.get(name) != actual.get(name):
-            raise OctavoError(
-                f"{path} does not match its config.json: {name} is {actual.get(name, 'missing')}, "
-                f"expected {expected.get(name, 'no such name')}",
-                "another copy of the folder",
-            )
-    weights = {name: value.float() for name, value in weights.items()}
-    model.load_state_dict(weights | {"lm_head.weight": weights["transformer.wte.weight"]}, assign=True)
-    model.tie()
-    return model.requires_grad_().eval()
-
-
-def meta_model(settings: ModelSettings) -> GPT:
-    """A model on the meta device: shapes without values, for counting or before its weights are loaded."""
-    with torch.device("meta"), _SkipInitialization():
-        return GPT(settings)
-
-
-class _SkipInitialization(TorchFunctionMode):
-    """Skips weight initialization, which on the meta device imports PyTorch's compiler and takes 0.5 s."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__module__", "") == "torch.nn.init" and func.__name__.endswith("_"):
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
-
-
-def _hf_config(settings: ModelSettings, tokenizer: Tokenizer) -> dict[str, Any]:
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "vocab_size": settings.vocab_size,
-        "n_positions": settings.block_size,
-        "n_ctx": settings.block_size,
-        "n_embd": settings.n_embd,
-        "n_layer": settings.n_layer,
-        "n_head": settings.n_head,
-        "n_inner": None,
-        "activation_function": settings.activation,
-        "embd_pdrop": settings.dropout,
-        "resid_pdrop": settings.dropout,
-        "attn_pdrop": settings.attention_dropout,
-        "layer_norm_epsilon": 1e-5,
-        "initializer_range": 0.02,
-        "scale_attn_weights": True,
-        "tie_word_embeddings": True,
-        "use_cache": True,
-        **_role_ids(tokenizer),
-        "dtype": "float32",
-    }
-
-
-def _role_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
-    """The ids of special tokens by which transformers starts, ends and pads texts."""
-    ids = {"bos_token_id": tokenizer.beginning_of_text, "eos_token_id": tokenizer.end_of_text}
-    pad = tokenizer.role_id("pad_token")
-    return ids if pad is None else ids | {"pad_token_id": pad}
-
-
-def _settings_of_hf(folder: Path, config: dict[str, Any]) -> ModelSettings:
-    """The settings of a Hugging Face GPT-2 config.json. Raises `OctavoError` if `GPT` would compute something else."""
-    if config.get("model_type") != "gpt2":
-        raise OctavoError(
-            f"{folder} holds a {config.get('model_type')!r} model; Octavo loads only GPT-2", "a GPT-2 folder"
-        )
-    width = config.get("n_embd", 768)
-    supported = {  # the first is the default
-        "n_inner": (None, 4 * width if isinstance(width, int) else None),
-        "layer_norm_epsilon": (1e-5,),
-        "scale_attn_weights": (True,),
-        "scale_attn_by_inverse_layer_idx": (False,),
-        "tie_word_embeddings": (True,),
-        "add_cross_attention": (False,),
-        "activation_function": ("gelu_new", "gelu", "gelu_pytorch_tanh"),
-    }
-    for name, values in supported.items():
-        if config.get(name, values[0]) not in values:
-            raise OctavoError(
-                f"{folder} has {name}={config[name]!r}, which is not GPT-2's architecture", "a GPT-2 folder"
-            )
-    return ModelSettings(
-        block_size=config.get("n_positions", 1024),
-        vocab_size=config.get("vocab_size", 50257),
-        n_layer=config.get("n_layer", 12),
-        n_head=config.get("n_head", 12),
-        n_embd=width,
-        dropout=config.get("resid_pdrop", 0.1),
-        attention_dropout=config.get("attn_pdrop", 0.1),
-        activation="gelu" if config.get("activation_function") == "gelu" else "gelu_new",
-    )
-
-
 def _stored_settings(folder: Path, info: dict[str, Any]) -> Settings:
     if info.get("format") != FORMAT:
         raise OctavoError(
@@ -370,40 +238,6 @@ def _stored_settings(folder: Path, info: dict[str, Any]) -> Settings:
 def _manifest(folder: Path) -> dict[str, Any]:
     entries = {p.name: {"bytes": p.stat().st_size, "sha256": files.sha256(p)} for p in sorted(folder.iterdir())}
     return {"format": FORMAT, "files": entries}
-
-
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    # safetensors writes a file that only its owner can read. An empty file shows the mode that a new file should have.
-    path.touch()
-    mode = path.stat().st_mode
-    try:
-        safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
-    except safetensors.SafetensorError as error:
-        # The exception has no errno: a full disk is reported only in the message. Translate it, or raise it unchanged.
-        code = re.search(r"os error (\d+)", str(error))
-        if code is None:
-            raise
-        raise OSError(int(code[1]), str(error), str(path), int(code[1])) from error
-    path.chmod(mode)
-
-
-def _read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    try:
-        mapped = safetensors.torch.load_file(path, device=str(device))
-        # Copies, because a memory-mapped file can't be removed on Windows, and overwriting it changes the model.
-        return {name: value.clone() for name, value in mapped.items()}
-    except (safetensors.SafetensorError, OSError) as error:
-        raise OctavoError(f"{path} is damaged: {error}", "another copy of the file, or another checkpoint") from None
-
-
-def _check_types(path: Path, tensors: dict[str, Tensor]) -> None:
-    for name, value in tensors.items():
-        if value.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
-            raise OctavoError(
-                f"{path} has {name} in {str(value.dtype).removeprefix('torch.')}, expected float32, float16, bfloat16 "
-                "or float64",
-                "a copy of the model that is not quantized",
-            )
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ import torch
 from octavo import checkpoint, files
 from octavo.checkpoint import Checkpoint, TrainerState
 from octavo.errors import OctavoError, OctavoWarning
+from octavo.interop import nanogpt
 from octavo.model import GPT
 from octavo.schema import Count
 from octavo.settings import Settings, from_toml, to_toml
@@ -312,15 +313,17 @@ RunLike = str | Path | Run | Checkpoint
 def load(run: RunLike, device: "torch.device | str" = "cpu") -> Checkpoint:
     """Load a model with its tokenizer and settings.
 
-    `run` is a run (its best checkpoint is loaded), a checkpoint folder, or a Hugging Face GPT-2 folder. A `Checkpoint`
-    is returned as it is. If the best checkpoint of a run is damaged, the newest intact one is loaded, with an
-    `OctavoWarning`. Raises `OctavoError` if there is no checkpoint, or all are damaged.
+    `run` is a run (its best checkpoint is loaded), a checkpoint folder, a Hugging Face GPT-2 folder, or a ckpt.pt of
+    nanoGPT. A `Checkpoint` is returned as it is. If the best checkpoint of a run is damaged, the newest intact one is
+    loaded, with an `OctavoWarning`. Raises `OctavoError` if there is no checkpoint, or all are damaged.
     """
     if isinstance(run, Checkpoint):
         return run
     opened = find_run(run)
     if opened is None:
         given = find_checkpoint(run)
+        if given.is_file():
+            return nanogpt.load(given, device)
         return checkpoint.load(given, device, foreign=Run.of_checkpoint(given) is None)
     errors: dict[Path, OctavoError] = {}
     # The candidates are looked up again after an error: training may have replaced and removed a checkpoint meanwhile.
@@ -345,7 +348,10 @@ def _loadable(run: Run) -> list[Path]:
 
 
 def find_checkpoint(run: RunLike) -> Path:
-    """The checkpoint folder that `run` means: the best of a run, else its last; or a checkpoint folder itself."""
+    """The checkpoint folder that `run` means: the best of a run, else its last; or a checkpoint folder itself.
+
+    The checkpoint of nanoGPT is a file, ckpt.pt; `run` may be its folder.
+    """
     if isinstance(run, Checkpoint):
         return run.folder
     opened = find_run(run)
@@ -358,6 +364,9 @@ def find_checkpoint(run: RunLike) -> Path:
     folder = Path(run)
     if os.path.isfile(folder / "config.json"):
         return folder
+    nanogpt_file = nanogpt.find_file(folder)
+    if nanogpt_file is not None:
+        return nanogpt_file
     problem = "is neither a run nor a checkpoint" if os.path.exists(folder) else "does not exist"
     raise OctavoError(f"{folder} {problem}", _list_runs(Path("runs")))
 

@@ -4,7 +4,8 @@
     formats.py       the table of formats
     gguf.py          llama.cpp and what is built on it
     ctranslate2.py   CTranslate2
-    nanogpt.py       nanoGPT
+    nanogpt.py       nanoGPT: ckpt.pt; meta_pkl.py has its characters
+    huggingface.py   GPT-2 folders, which Octavo's checkpoints are
 
 A module that writes has `write(checkpoint, out, precision)`. It writes atomically and returns notices: what the other
 program computes or tokenizes differently. What a format cannot express is an `OctavoError`.

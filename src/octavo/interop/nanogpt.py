@@ -1,16 +1,105 @@
-"""Write what nanoGPT's sample.py loads: a folder with ckpt.pt, and meta.pkl if the tokens are characters.
+"""Read and write nanoGPT's checkpoints: ckpt.pt, with the characters in meta.pkl if the tokens are characters.
 
-These are the only pickles that Octavo writes. They hold tensors, numbers, strings and dicts, so nanoGPT's own
-`torch.load` accepts them with `weights_only=True`.
+The files written here are the only pickles that Octavo writes. They hold tensors, numbers, strings, lists and dicts.
 """
 
 import pickle
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import torch
 
-from octavo import files
+from octavo import files, tokenizers, weights
 from octavo.checkpoint import Checkpoint
+from octavo.errors import OctavoError
+from octavo.interop import meta_pkl
+from octavo.schema import Count, FileName, check
+from octavo.settings import ModelSettings
+from octavo.tokenizers import Tokenizer
+
+_PADDED_VOCAB_SIZE = 50_304  # nanoGPT's, for GPT-2's 50,257 tokens
+_ANOTHER_FILE = "a ckpt.pt that nanoGPT's train.py wrote"  # a hint
+
+
+class _ModelArguments(msgspec.Struct):
+    """nanoGPT's `GPTConfig`."""
+
+    n_layer: Count
+    n_head: Count
+    n_embd: Count
+    block_size: Count
+    vocab_size: Count
+    bias: bool
+    dropout: float
+
+
+class _TrainingConfig(msgspec.Struct):
+    """What is read of the settings of nanoGPT's train.py."""
+
+    dataset: FileName | None = None
+
+
+class _Content(msgspec.Struct):
+    """What is read of a ckpt.pt."""
+
+    model: dict[str, Any]
+    model_args: _ModelArguments
+    config: _TrainingConfig = msgspec.field(default_factory=_TrainingConfig)
+
+
+def find_file(path: Path) -> Path | None:
+    """The ckpt.pt that `path` means: the file itself, or the one in an output folder of nanoGPT."""
+    if path.suffix == ".pt" and path.is_file():
+        return path
+    return path / "ckpt.pt" if (path / "ckpt.pt").is_file() else None
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
+    """Load a ckpt.pt onto a device, in float32.
+
+    The characters come from meta.pkl beside the file, or from data/NAME/meta.pkl of the nanoGPT folder, where NAME is
+    the dataset that the file names. Without either, the tokenizer is GPT-2's, if the vocabulary has its size.
+    """
+    content = check(weights.read_pickle(path), _Content, str(path), _ANOTHER_FILE)
+    arguments = content.model_args
+    settings = ModelSettings(
+        block_size=arguments.block_size,
+        vocab_size=arguments.vocab_size,
+        n_layer=arguments.n_layer,
+        n_head=arguments.n_head,
+        n_embd=arguments.n_embd,
+        bias=arguments.bias,
+        dropout=arguments.dropout,
+        attention_dropout=arguments.dropout,
+        activation="gelu",
+    )
+    named = {name.removeprefix("_orig_mod."): value for name, value in content.model.items()}  # of torch.compile
+    # The causal mask is computed, and the head is tied to `wte`.
+    kept = {k: v for k, v in named.items() if not k.endswith(".attn.bias") and k != "lm_head.weight"}
+    model = weights.build_model(settings, weights.only_tensors(path, kept, device), path)
+    return Checkpoint(model, _find_tokenizer(path, arguments.vocab_size, content.config.dataset), settings, {}, path)
+
+
+def _find_tokenizer(path: Path, vocab_size: int, dataset: str | None) -> Tokenizer:
+    candidates = [path.parent / "meta.pkl"]
+    if dataset is not None:
+        candidates.append(path.parent.parent / "data" / dataset / "meta.pkl")
+    for meta in candidates:
+        if meta.is_file():
+            tokenizer = meta_pkl.load_tokenizer(meta)
+            if tokenizer.vocab_size != vocab_size:
+                raise OctavoError(
+                    f"{meta} has {tokenizer.vocab_size} characters, but {path} a vocabulary of {vocab_size}",
+                    f"the meta.pkl of the dataset that the model was trained on, beside {path.name}",
+                )
+            return tokenizer
+    if vocab_size in (tokenizers.FIXED_VOCAB_SIZES["gpt2"], _PADDED_VOCAB_SIZE):
+        return tokenizers.build("gpt2", "")
+    raise OctavoError(
+        f"{path} has a vocabulary of {vocab_size}, whose characters are not in the file",
+        f"copy the meta.pkl of its dataset to {path.parent}",
+    )
 
 
 def write(checkpoint: Checkpoint, out: Path, precision: str) -> list[str]:

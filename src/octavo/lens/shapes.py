@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from octavo import runs
-from octavo.checkpoint import meta_model
 from octavo.errors import OctavoError
 from octavo.lens.arguments import describe_model, resolve_index
 from octavo.lens.capture import LayerActivations, attention_pattern, inference, run_blocks
@@ -24,6 +23,7 @@ from octavo.lens.view import Table, View
 from octavo.model import GPT
 from octavo.runs import RunLike
 from octavo.settings import ModelSettings
+from octavo.weights import meta_model
 
 _CORNER = 16  # rows and columns of a stage's values that are shown
 

@@ -86,6 +86,11 @@ def verify(run: RunLike, *, seed: int = 0) -> Verification:
     compared in float64. A check that raises an exception fails.
     """
     loaded = runs.load(run)
+    if not (loaded.folder / "model.safetensors").is_file():
+        raise OctavoError(
+            f"verify computes from model.safetensors, which {loaded.folder} does not have",
+            f"octavo train SOURCE --init {loaded.folder} --max-steps 0, which makes a run of these weights",
+        )
     model, weights = loaded.model, reference.Weights(loaded.folder)
     T = min(_MAX_TOKENS, model.settings.block_size)
     idx = torch.randint(model.settings.vocab_size, (1, T), generator=torch.Generator().manual_seed(seed))

@@ -145,7 +145,7 @@ def load_model(
         id=name,
         checkpoint=checkpoint,
         worker=Worker(engine, settings.queue),
-        created=int((checkpoint.folder / "config.json").stat().st_mtime),
+        created=int(checkpoint.folder.stat().st_mtime),
         overflow=settings.overflow,
         run=runs.find_run(run),
     )

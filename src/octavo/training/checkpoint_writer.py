@@ -14,10 +14,11 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from octavo.checkpoint import TrainerState, meta_model
+from octavo.checkpoint import TrainerState
 from octavo.errors import OctavoWarning
 from octavo.model import GPT
 from octavo.training.event import Notice, Saved
+from octavo.weights import meta_model
 
 # Writes a model and a trainer's state. It returns `Saved`, a `Notice` of its failure, or None if nothing is to be said.
 Write = Callable[[GPT, TrainerState | None], Saved | Notice | None]

@@ -24,6 +24,7 @@ from octavo.settings import ModelSettings, Settings
 from octavo.training import init_weights
 from octavo.training.plan import CHANGEABLE, Plan
 from octavo.training.trainer_values import TrainerValues, check_trainer_values
+from octavo.weights import meta_model
 
 # `cap_steps` never goes below this: fewer steps teach a model nothing.
 _MIN_STEPS = 100
@@ -215,7 +216,7 @@ def _resolve_auto(settings: Settings, runtime: Runtime, data: Dataset) -> Settin
 
 def _change_settings(model: GPT, settings: Settings) -> GPT:
     """Move the weights into a model with these settings: other dropout, perhaps fewer positions."""
-    changed = checkpoint.meta_model(settings)
+    changed = meta_model(settings)
     weights = model.state_dict()
     weights["transformer.wpe.weight"] = weights["transformer.wpe.weight"][: settings.block_size].clone()
     changed.load_state_dict(weights, assign=True)

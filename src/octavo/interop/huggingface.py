@@ -1,0 +1,140 @@
+"""Hugging Face's GPT-2 folders: config.json, and the names and layout of the weights.
+
+Octavo's checkpoints are such folders. Those of other programs may have the weights in several files, or pickled in
+pytorch_model.bin.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+from octavo import weights
+from octavo.errors import OctavoError
+from octavo.model import GPT
+from octavo.schema import FileName, read_json
+from octavo.settings import ModelSettings
+from octavo.tokenizers import Tokenizer
+
+# Hugging Face's GPT-2 stores these as (in, out); torch.nn.Linear has (out, in).
+_TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+_BUFFERS = (".attn.bias", ".attn.masked_bias")  # the causal mask, stored in old folders
+_COMPLETE = "a complete copy of the folder"  # a hint
+
+
+def stored_weights(model: GPT) -> dict[str, Tensor]:
+    """The weights in Hugging Face's layout. A model without biases gets biases of zero, which compute the same."""
+    stored = {}
+    for name, parameter in model.named_parameters():  # the tied output head is listed once, as wte
+        value = parameter.detach().float().cpu()
+        stored[name] = value.t().contiguous() if name.endswith(_TRANSPOSED) else value.contiguous()
+        if not model.settings.bias and name.endswith(".weight") and not name.endswith(("wte.weight", "wpe.weight")):
+            stored[name.removesuffix("weight") + "bias"] = torch.zeros(parameter.shape[0])
+    return stored
+
+
+def load_model(folder: Path, settings: ModelSettings, device: torch.device | str) -> GPT:
+    """The model of a folder, in float32 and evaluation mode. Raises `OctavoError` if the weights do not fit."""
+    paths = _weight_files(folder)
+    loaded: dict[str, Tensor] = {}
+    for path in paths:
+        for name, value in weights.read_tensors(path, device).items():
+            name = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
+            if not name.endswith(_BUFFERS) and (settings.bias or not name.endswith("bias")):
+                loaded[name] = value.t().contiguous() if name.endswith(_TRANSPOSED) else value
+    loaded.pop("lm_head.weight", None)  # tied to `wte`; some folders store it as well
+    return weights.build_model(settings, loaded, paths[0])
+
+
+class _Index(msgspec.Struct):
+    """The contents of model.safetensors.index.json: the file of each weight."""
+
+    weight_map: dict[str, FileName]
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files with the weights: safetensors if there are any, else pickles; one, or several that an index lists.
+
+    A folder with a manifest, which Octavo wrote, has model.safetensors and nothing else.
+    """
+    if (folder / "model.safetensors").is_file() or (folder / "manifest.json").exists():
+        return [folder / "model.safetensors"]
+    for name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        if (folder / name).is_file():
+            names = sorted(set(read_json(folder / name, _Index, _COMPLETE).weight_map.values()))
+            missing = [each for each in names if not (folder / each).is_file()]
+            if missing or not names:
+                problem = f"{missing[0]}, which is missing" if missing else "no file"
+                raise OctavoError(f"{folder / name} lists {problem}", _COMPLETE)
+            return [folder / each for each in names]
+    if (folder / "pytorch_model.bin").is_file():
+        return [folder / "pytorch_model.bin"]
+    raise OctavoError(f"{folder} has no model.safetensors, and no other file with weights", _COMPLETE)
+
+
+def config(settings: ModelSettings, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The contents of config.json."""
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": settings.vocab_size,
+        "n_positions": settings.block_size,
+        "n_ctx": settings.block_size,
+        "n_embd": settings.n_embd,
+        "n_layer": settings.n_layer,
+        "n_head": settings.n_head,
+        "n_inner": None,
+        "activation_function": settings.activation,
+        "embd_pdrop": settings.dropout,
+        "resid_pdrop": settings.dropout,
+        "attn_pdrop": settings.attention_dropout,
+        "layer_norm_epsilon": 1e-5,
+        "initializer_range": 0.02,
+        "scale_attn_weights": True,
+        "tie_word_embeddings": True,
+        "use_cache": True,
+        **role_ids(tokenizer),
+        "dtype": "float32",
+    }
+
+
+def role_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
+    """The ids of special tokens by which transformers starts, ends and pads texts."""
+    ids = {"bos_token_id": tokenizer.beginning_of_text, "eos_token_id": tokenizer.end_of_text}
+    pad = tokenizer.role_id("pad_token")
+    return ids if pad is None else ids | {"pad_token_id": pad}
+
+
+def settings_of(folder: Path, config: dict[str, Any]) -> ModelSettings:
+    """The settings of a Hugging Face GPT-2 config.json. Raises `OctavoError` if `GPT` would compute something else."""
+    if config.get("model_type") != "gpt2":
+        raise OctavoError(
+            f"{folder} holds a {config.get('model_type')!r} model; Octavo loads only GPT-2", "a GPT-2 folder"
+        )
+    width = config.get("n_embd", 768)
+    supported = {  # the first is the default
+        "n_inner": (None, 4 * width if isinstance(width, int) else None),
+        "layer_norm_epsilon": (1e-5,),
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "tie_word_embeddings": (True,),
+        "add_cross_attention": (False,),
+        "activation_function": ("gelu_new", "gelu", "gelu_pytorch_tanh"),
+    }
+    for name, values in supported.items():
+        if config.get(name, values[0]) not in values:
+            raise OctavoError(
+                f"{folder} has {name}={config[name]!r}, which is not GPT-2's architecture", "a GPT-2 folder"
+            )
+    return ModelSettings(
+        block_size=config.get("n_positions", 1024),
+        vocab_size=config.get("vocab_size", 50257),
+        n_layer=config.get("n_layer", 12),
+        n_head=config.get("n_head", 12),
+        n_embd=width,
+        dropout=config.get("resid_pdrop", 0.1),
+        attention_dropout=config.get("attn_pdrop", 0.1),
+        activation="gelu" if config.get("activation_function") == "gelu" else "gelu_new",
+    )
