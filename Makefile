@@ -42,6 +42,7 @@ bench:            ## figures for docs/speed.md; NANOGPT=path to a checkout of na
 	.venv/bin/python bench/overhead.py
 	.venv/bin/python bench/estimates.py
 	.venv/bin/python bench/parity.py
+	.venv/bin/python bench/interop_nanogpt.py --nanogpt $(NANOGPT)
 	.venv/bin/python bench/against_nanogpt.py --nanogpt $(NANOGPT) --texts $(TEXTS)
 	.venv/bin/python bench/kernels.py
 	.venv/bin/octavo bench serve --preset nanogpt-baby
