@@ -217,6 +217,14 @@ def test_only_bpe_and_gpt2_have_an_end_of_text_token(tokenizer: Tokenizer, tmp_p
         assert "eos_token" not in config
 
 
+def test_transformers_gets_no_token_type_ids(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Without `model_input_names`, transformers 4 returns them, and its GPT-2 adds a row of `wte` for each."""
+    tokenizer.save(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert config["model_input_names"] == ["input_ids", "attention_mask"]
+    assert list(transformers.AutoTokenizer.from_pretrained(tmp_path)("a")) == config["model_input_names"]
+
+
 def test_an_unpaired_surrogate_is_unknown_to_every_kind(tokenizer: Tokenizer) -> None:
     with pytest.raises(UnknownCharactersError, match=r"unknown characters '\\ud83d'"):
         tokenizer.encode("a\ud83d b")

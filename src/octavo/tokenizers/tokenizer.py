@@ -153,6 +153,8 @@ class Tokenizer:
             "tokenizer_class": "PreTrainedTokenizerFast",  # without it, a gpt2 model gets GPT2Tokenizer
             "clean_up_tokenization_spaces": False,
             "split_special_tokens": True,  # as `encode` does
+            # Without this, transformers 4 returns token_type_ids too, and its GPT-2 adds a row of `wte` for each.
+            "model_input_names": ["input_ids", "attention_mask"],
         }
         config |= self.roles
         (folder / "tokenizer.json").write_bytes(self._json())
