@@ -210,7 +210,7 @@ def test_weights_that_do_not_match_the_config_are_named(
     damage(stored, name)
     safetensors.torch.save_file(stored, foreign / "model.safetensors")
     error = load_error(foreign).message
-    assert f"{foreign / 'model.safetensors'} does not match its config" in error
+    assert f"{foreign / 'model.safetensors'} does not match its config.json" in error
     assert name in error
 
 

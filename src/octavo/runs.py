@@ -256,6 +256,7 @@ class Run:
         A checkpoint with a trainer state becomes `last`, and also `best` if `is_best`. A checkpoint without a trainer
         state is one of the log-spaced ones.
         """
+        self.require_folder()
         folder = self._step_folder(step)
         for kind in LOGS:  # first, so that after a power loss no line is missing before the step of a checkpoint
             files.flush(self._jsonl(kind))

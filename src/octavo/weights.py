@@ -72,10 +72,11 @@ def check_types(path: Path, tensors: dict[str, Tensor]) -> None:
             )
 
 
-def build_model(settings: ModelSettings, weights: dict[str, Tensor], path: Path) -> GPT:
+def build_model(settings: ModelSettings, weights: dict[str, Tensor], path: Path, config: str) -> GPT:
     """A model in evaluation mode with these weights, converted to float32. The names are those of `GPT`, but the head.
 
-    Raises `OctavoError`, which names `path`, if a weight is missing, has another shape, or is none of the model's.
+    Raises `OctavoError` if a weight is missing, has another shape, or is none of the model's. It names `path`, and
+    `config`, where the settings come from.
     """
     check_types(path, weights)
     model = meta_model(settings)
@@ -84,7 +85,7 @@ def build_model(settings: ModelSettings, weights: dict[str, Tensor], path: Path)
     for name in sorted(expected.keys() | actual.keys()):
         if expected.get(name) != actual.get(name):
             raise OctavoError(
-                f"{path} does not match its config: {name} is {actual.get(name, 'missing')}, "
+                f"{path} does not match its {config}: {name} is {actual.get(name, 'missing')}, "
                 f"expected {expected.get(name, 'no such name')}",
                 "another copy of the folder",
             )

@@ -170,7 +170,7 @@ def text_file(name: str, format: Format, content: bytes) -> Callable[[Path], Tar
     def target(folder: Path) -> Target:
         path = folder / name
         path.write_bytes(content)
-        return Target(path, format, lambda: sum(len(text) for text, _ in open_source(data_settings(path)).chunks()))
+        return Target(path, format, lambda: sum(len(chunk.text) for chunk in open_source(data_settings(path)).chunks()))
 
     return target
 

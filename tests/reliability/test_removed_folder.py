@@ -18,8 +18,15 @@ NEXT_WRITES = {
     "a copy of the weights": ["--log-every", "1000", "--eval-every", "1000", "--keep-checkpoints", "1000"],
     "the last checkpoint": ["--log-every", "1000", "--eval-every", "1000", "--max-steps", "3"],
 }
+
+
+def remove(folder: Path) -> None:
+    """Rename first: a checkpoint may be being written in it, and `rmtree` fails if files appear meanwhile."""
+    shutil.rmtree(folder.rename(folder.with_name("removed")), ignore_errors=True)
+
+
 WAYS: dict[str, Callable[[Path], object]] = {
-    "removed": shutil.rmtree,
+    "removed": remove,
     "moved": lambda folder: folder.rename("elsewhere"),
 }
 
@@ -53,7 +60,7 @@ def test_a_resumed_run_that_is_removed_before_its_settings_are_written_is_not_cr
 
     def end_step_and_remove(self: Trainer) -> None:
         end_step(self)
-        shutil.rmtree(run_folder)
+        remove(run_folder)
 
     monkeypatch.setattr(Trainer, "end_step", end_step_and_remove)
     result = run_command("train", "--resume", run_folder, "--max-steps", 6)

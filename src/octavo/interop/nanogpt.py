@@ -3,6 +3,7 @@
 The files written here are the only pickles that Octavo writes. They hold tensors, numbers, strings, lists and dicts.
 """
 
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,10 @@ class _Content(msgspec.Struct):
 
 def find_file(path: Path) -> Path | None:
     """The ckpt.pt that `path` means: the file itself, or the one in an output folder of nanoGPT."""
-    if path.suffix == ".pt" and path.is_file():
+    # os.path: False, not an OSError, if the name is too long
+    if path.suffix == ".pt" and os.path.isfile(path):
         return path
-    return path / "ckpt.pt" if (path / "ckpt.pt").is_file() else None
+    return path / "ckpt.pt" if os.path.isfile(path / "ckpt.pt") else None
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
@@ -77,7 +79,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
     named = {name.removeprefix("_orig_mod."): value for name, value in content.model.items()}  # of torch.compile
     # The causal mask is computed, and the head is tied to `wte`.
     kept = {k: v for k, v in named.items() if not k.endswith(".attn.bias") and k != "lm_head.weight"}
-    model = weights.build_model(settings, weights.only_tensors(path, kept, device), path)
+    model = weights.build_model(settings, weights.only_tensors(path, kept, device), path, "model_args")
     return Checkpoint(model, _find_tokenizer(path, arguments.vocab_size, content.config.dataset), settings, {}, path)
 
 

@@ -12,7 +12,7 @@ from octavo import estimate
 from octavo.checkpoint import TrainerState
 from octavo.data.dataset import Dataset
 from octavo.device import is_out_of_memory
-from octavo.errors import DivergenceError, MachineError
+from octavo.errors import DivergenceError, MachineError, OctavoError
 from octavo.generation.engine import Engine
 from octavo.generation.prompt import encode_prompt
 from octavo.generation.stream import TextRequest, TextStream
@@ -221,8 +221,9 @@ class Recorder:
         def write(model: GPT, state: TrainerState | None) -> Saved | Notice | None:
             try:
                 folder = self.run.save(step, model, self.data.tokenizer, settings, info, state, is_best)
-            except MachineError as error:
-                if is_required:
+            except OctavoError as error:
+                self.run.require_folder()  # if it is gone, that is the reason
+                if is_required or not isinstance(error, MachineError):
                     raise
                 return _explain_failure(step, state, error)
             return None if state is None else Saved(step, folder)
