@@ -106,7 +106,7 @@ def test_the_copy_is_bit_identical_to_what_is_written_at_once(slow_disk: threadi
 
 def test_a_checkpoint_waits_for_the_one_before(slow_disk: threading.Event) -> None:
     events = run_events()
-    assert steps_before_saved(events, 4) == 8  # training waited at step 8, for the checkpoint of step 4
+    assert steps_before_saved(events, 4) == 8  # training waited at step 8 until step 4 was saved
     assert [event.step for event in events_of(events, Saved)] == [4, 8, 12]
 
 

@@ -81,7 +81,7 @@ class Runtime:
         """The peak of memory so far, in bytes: of a GPU's tensors, or of the whole process on a CPU."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        # On Linux a process inherits ru_maxrss across fork and exec, so it can be the parent's peak; VmHWM starts anew.
+        # On Linux a process inherits ru_maxrss across fork and exec, so it can be the parent's peak; VmHWM does not.
         with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii") as lines:
             _peaks.append(1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")))
             _peaks[:] = [max(_peaks)]  # Linux counts each thread's pages apart, so VmHWM can fall by a few pages

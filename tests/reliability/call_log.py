@@ -28,7 +28,7 @@ class Call(NamedTuple):
     kind: str  # a key of `NAMES`
     path: Path
     to: Path
-    offset: int  # of a write; the new length, of a truncation
+    offset: int  # where a write starts; the new length after a truncation
     data: bytes  # of a write
 
     def __str__(self) -> str:

@@ -4,7 +4,7 @@ A file system keeps what was flushed by fsync: the content of a file at its last
 folder's last fsync. Of everything later it may keep any part. `Disk` replays a log and builds the folder that a power
 loss would leave now, in one of the ways of `MODELS`.
 
-The library safetensors writes a file .tmpXXXXXX and renames it by a system call of its own, not through libc, so the
+The library safetensors writes a file .tmpXXXXXX and renames it by a direct system call, not through libc, so the
 rename is not in the log. `Disk` infers it: Octavo then sets the mode of the final name.
 """
 

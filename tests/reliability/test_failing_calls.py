@@ -35,7 +35,7 @@ class Command:
     words: list[object]
     prepare: Callable[[Forks, Path], None]  # fills the folder
     check: Callable[[Forks, Path, Path, Result, str], None]  # the folder, the undisturbed one, the result, the call
-    stride: int = 1  # of the calls that fail in turn, in CI
+    stride: int = 1  # CI lets every stride-th call fail
 
 
 def write_text(forks: Forks, folder: Path) -> None:

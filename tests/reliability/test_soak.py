@@ -47,7 +47,7 @@ class Usage(NamedTuple):
 
 
 def assert_no_growth(before: Usage, after: Usage) -> dict[str, int]:
-    """Returns the growth, for the report."""
+    """Returns the growth."""
     assert after.memory <= GROWTH * before.memory, (before, after)
     assert after.descriptors <= before.descriptors + FEW, (before, after)
     assert after.threads <= before.threads + FEW, (before, after)

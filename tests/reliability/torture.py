@@ -62,7 +62,7 @@ def start(words: list[object], folder: Path, **environment: str) -> subprocess.P
 
 
 class Report(Protocol):
-    """Records what a test has found, for the table in docs/reliability.md; see the fixture `report`."""
+    """Records what a test has found. docs/reliability.md has it as a table; see the fixture `report`."""
 
     def __call__(self, fault: str, count: int, **results: int) -> None: ...
 
@@ -98,7 +98,7 @@ def leftovers(folder: Path) -> list[Path]:
 
 
 def newest_intact(run: octavo.Run) -> tuple[Checkpoint, TrainerState] | None:
-    """The checkpoint that training would resume from, or None if there is none yet. Raises if all are damaged."""
+    """The checkpoint that training would resume from, or None before the first. Raises if all are damaged."""
     errors = []
     for folder in run.resumable:
         try:

@@ -95,7 +95,7 @@ def write_shards(
         elif info.shard_text_sha256 not in (None, records[info.split][info.shard].text_sha256):
             raise SourceChangedError(
                 f"a finished shard in {folder} has another text: the source changed while it was read before",
-                "the same command again, which starts anew",
+                "the same command again, which starts from the beginning",
             )
         done += info.characters
         yield from meter.report(done)

@@ -47,7 +47,7 @@ class Corpus:
     name: str
     source: str
     text_format: TextFormat
-    paths: list[str] | None  # the files that determine the text; None if there are none, as for standard input
+    paths: list[str] | None  # the files that determine the text; None for standard input and named corpora
     identity: str | None  # of these files when the source was opened; see `_file_identity`
     _read: Callable[[], Iterator[Chunk]]
 
@@ -217,8 +217,8 @@ def _find_files(source: str) -> list[str]:
 def _match(folder: Path, pattern: list[str]) -> Iterator[Path]:
     """Yield the files in `folder` that a pattern matches, of which `pattern` has the parts.
 
-    A part that is the name of a file or folder stands for that one, even if it has brackets or asterisks in it. `**`
-    stands for any number of folders, but not for links to folders, which could lead back.
+    A part that is the name of a file or folder means that one, even if it has brackets or asterisks in it. `**`
+    means any number of folders, but no links to folders, which could lead back.
     """
     if not pattern:
         if folder.is_file():

@@ -16,7 +16,7 @@ from octavo.model import Block
 
 
 def write(checkpoint: Checkpoint, out: Path, precision: str) -> list[str]:
-    """Write a folder. With "int8" the matrices are quantized, each row with a scale of its own."""
+    """Write a folder. With "int8" the matrices are quantized, with a scale for each row."""
     settings, tokenizer, transformer = checkpoint.settings, checkpoint.tokenizer, checkpoint.model.transformer
     activations = {"gelu_new": ctranslate2.specs.Activation.GELUTanh, "gelu": ctranslate2.specs.Activation.GELU}
     spec = ctranslate2.specs.TransformerDecoderModelSpec.from_config(

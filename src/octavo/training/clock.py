@@ -27,7 +27,7 @@ class Clock:
         self.update_seconds = update_seconds
 
     def roll_back(self) -> None:
-        """Continue at an earlier step. The time in updates that are lost counts; the estimate starts anew."""
+        """Continue at an earlier step. The time in lost updates counts; the estimate starts from the beginning."""
         self.end_interval()
         self._baseline = None
 

@@ -60,7 +60,7 @@ class RunEstimate:
     memory_bytes: int  # at the peak: of the GPU's tensors, or of the whole process on a CPU
     memory_by_part: dict[str, int]
     available_bytes: int | None
-    disk_bytes: int  # of the run's checkpoints, at most
+    disk_bytes: int  # at most, of all checkpoints of the run
     steps: int
     tokens: int  # of all steps
     train_tokens: int | None

@@ -110,7 +110,7 @@ def _set_up_new(settings: Settings) -> _SetupGenerator:
 def _set_up_resumed(settings: Settings, folders: tuple[Path, ...]) -> _SetupGenerator:
     """Load a run's checkpoint. Settings that are `auto` keep the value they had, or the losses would change.
 
-    On a machine without the run's device, `auto` is chosen anew.
+    On a machine without the run's device, `auto` is chosen again.
     """
     loaded, resumed_from, notices = load_first_intact(folders)
     values = resumed_from.values
