@@ -178,6 +178,17 @@ def test_rollback_before_the_first_checkpoint_starts_again(kind: str, plant: Pla
     assert "continues at step 0" in notice
 
 
+def test_rollback_in_the_first_step_after_a_resume_returns_to_the_checkpoint_that_was_resumed(plant: Plant) -> None:
+    run = finished_event(run_events(max_steps=9, eval_every=3)).run
+    newest, earlier = octavo.Run(run).resumable
+    assert (newest.name, earlier.name) == ("step-000009", f"step-{FAULTY_STEP - 1:06d}")
+    plant("loss")
+    events = run_events(resume=earlier, on_divergence="rollback")
+    [notice] = [event.text for event in events_of(events, training.Notice) if "Rollback" in event.text]
+    assert f"continues at step {FAULTY_STEP - 1}" in notice
+    assert [line["rollbacks"] for line in octavo.Run(run).lines("metrics")] == [0] * 6 + [1] * 3
+
+
 def test_rollback_ends_after_a_few(plant: Plant) -> None:
     plant("loss", always=True)
     with pytest.raises(DivergenceError, match=f"after {MAX_ROLLBACKS} rollbacks.*step-000004") as caught:

@@ -61,8 +61,9 @@ class Recorder:
     def roll_back(self, error: DivergenceError) -> list[str]:
         """Return to the newest checkpoint that is not damaged, after training diverged. Returns notices.
 
-        No checkpoint may be being written.
+        Requires that no checkpoint is being written.
         """
+        self.write_resumption()  # before the lookup: a run may be resumed from a checkpoint that is not its newest
         loaded, resumed_from, notices = load_first_intact(tuple(self.run.resumable))
         step, earlier = resumed_from.values.step, resumed_from.values.divergence
         self.trainer.model.load_state_dict(loaded.model.state_dict())
@@ -76,7 +77,8 @@ class Recorder:
     def write_resumption(self) -> None:
         """Write the settings of a resumed run, and remove what it had after the checkpoint. Later calls do nothing.
 
-        It is called when the first step has succeeded: settings with which training fails must not change the run.
+        It is called when the first step has succeeded, or is rolled back: settings with which training fails must not
+        change the run.
         """
         if self._resumed_from is not None:
             self.run.rewind(self._resumed_from.values.step, self._resumed_from.is_best)
