@@ -155,6 +155,15 @@ def test_ctranslate2_int8_changes_the_loss_by_less_than_0_02(tmp_path: Path) -> 
     assert losses[0] == pytest.approx(losses[1], abs=0.02)
 
 
+def test_ctranslate2_gets_the_tokens_that_begin_and_end_a_text(tmp_path: Path) -> None:
+    model = model_of(tmp_path / "model", "bpe:400")
+    model.tokenizer.beginning_of_text, model.tokenizer.end_of_text = 65, 66
+    folder = octavo.convert(model, "ctranslate2", tmp_path / "ct2").out
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    names = [model.tokenizer.backend.id_to_token(id) for id in (65, 66)]
+    assert [config["bos_token"], config["eos_token"]] == names
+
+
 # nanoGPT
 
 

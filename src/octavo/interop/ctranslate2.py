@@ -39,9 +39,10 @@ def write(checkpoint: Checkpoint, out: Path, precision: str) -> list[str]:
     tokens = [tokenizer.backend.id_to_token(id) for id in range(tokenizer.vocab_size)]
     tokens += [f"[unused{number}]" for number in range(settings.vocab_size - tokenizer.vocab_size)]
     spec.register_vocabulary(tokens)
-    # CTranslate2 wants three names. `<|endoftext|>` is no token of every vocabulary; then nothing ends a text.
+    # CTranslate2 requires these three names. If the vocabulary has no `<|endoftext|>`, nothing ends a text.
     end = "<|endoftext|>" if tokenizer.end_of_text is None else tokens[tokenizer.end_of_text]
-    spec.config.bos_token = spec.config.eos_token = spec.config.unk_token = end
+    start = end if tokenizer.beginning_of_text is None else tokens[tokenizer.beginning_of_text]
+    spec.config.bos_token, spec.config.eos_token, spec.config.unk_token = start, end, end
     spec.validate()
     spec.optimize(quantization="int8" if precision == "int8" else None)
     with files.atomic_folder(out) as partial:
