@@ -33,7 +33,7 @@ _PEAK_FLOPS = {
     "T4": 65e12,
 }
 
-_peaks: list[int] = []  # the highest peak of the process's memory that was read so far
+_highest_peak = [0]  # of the process's memory, in bytes, among the values that were read so far
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,10 @@ class Runtime:
             return torch.cuda.max_memory_allocated(self.device)
         # On Linux a process inherits ru_maxrss across fork and exec, so it can be the parent's peak; VmHWM does not.
         with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii") as lines:
-            _peaks.append(1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")))
-            _peaks[:] = [max(_peaks)]  # Linux counts each thread's pages apart, so VmHWM can fall by a few pages
-            return _peaks[0]
+            peak = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+            # Linux counts the pages of each thread separately, so VmHWM can fall by a few pages.
+            _highest_peak[0] = max(_highest_peak[0], peak)
+            return _highest_peak[0]
         try:
             import resource
         except ImportError:  # Windows

@@ -44,19 +44,22 @@ _USER_ERRNOS = (
     errno.EXDEV,
 )
 
-# What file systems answer that cannot lock a file or flush a folder, as some network and FUSE ones cannot.
-_UNSUPPORTED_ERRNOS = {
-    *(errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP),
-    *(errno.ENOLCK,),  # of a lock
-    *(errno.EINVAL, errno.EBADF),  # of a flush
-}
+# The errors of file systems that cannot lock a file or flush a folder, such as some network and FUSE file systems.
+_UNSUPPORTED_ERRNOS = (
+    errno.ENOSYS,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOLCK,  # from locking
+    errno.EINVAL,  # from fsync
+    errno.EBADF,  # from fsync
+)
 
 
 @contextlib.contextmanager
 def translate_disk_errors(path: Path) -> Iterator[None]:
     """Turn an `OSError` into an `OctavoError` that names `path`, or a `MachineError` if the disk is full or broken.
 
-    In the cache, the hint is how to choose another one.
+    If `path` is in the cache, the hint says how to choose another cache folder.
     """
     try:
         yield
@@ -238,7 +241,7 @@ def acquire_lock(path: Path) -> "filelock.BaseFileLock | None":
     return lock
 
 
-_warned: set[tuple[str, int]] = set()  # what was warned of, and the device number of the file system
+_warned: set[tuple[str, int]] = set()  # messages that were shown, and the device number of the file system
 
 
 def _warn_once(path: Path, message: str) -> None:
