@@ -97,7 +97,7 @@ def main() -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--every", type=float, default=60.0, help="seconds from one checkpoint to the next")
-    parser.add_argument("--folder", help="where to save; the disk that counts")
+    parser.add_argument("--folder", help="where to save: a folder on the disk to measure")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if not options.json:

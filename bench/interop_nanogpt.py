@@ -1,5 +1,5 @@
-"""Check that models go to nanoGPT and come back: nanoGPT's own model.py and sample.py on what `octavo convert`
-writes, and Octavo on what nanoGPT's train.py saves.
+"""Check conversion to and from nanoGPT: nanoGPT's own model.py and sample.py run a model that `octavo convert` wrote,
+and Octavo runs a model that nanoGPT's train.py saved.
 
     python bench/interop_nanogpt.py --nanogpt PATH
 

@@ -43,7 +43,7 @@ def slow_disk(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
         return save(*arguments)
 
     def wait(writer: CheckpointWriter) -> Any:
-        if writer._thread is not None:
+        if writer.is_writing:
             is_fast.set()
         return wait_result(writer)
 

@@ -71,7 +71,7 @@ class Memory:
     logits: int  # three float32 tensors of their size: the loss's log-probabilities, and two gradients (see `memory`)
     optimizer_workspace: int  # temporary tensors of an optimizer step
     fragmentation: int  # of the allocator's heap
-    checkpoint: int  # the copy that is written while training continues; of a GPU, it is in the machine's memory
+    checkpoint: int  # the copy that is written while training continues; 0 on a GPU, whose copy is in main memory
     program: int  # Python, PyTorch, and the libraries that the first step loads
     peak: int
 

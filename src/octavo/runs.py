@@ -420,7 +420,7 @@ _LEFTOVER_NAME = re.compile(r"\.(settings\.toml|metrics\.jsonl|samples\.jsonl|la
 
 
 def _is_leftover(path: Path) -> bool:
-    """Whether a process left this file that was killed while it wrote one of a run's files."""
+    """Whether this is a temporary file of a process that was killed while it wrote a file of the run."""
     return _LEFTOVER_NAME.fullmatch(path.name) is not None
 
 

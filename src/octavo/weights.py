@@ -46,7 +46,7 @@ def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
 
 
 def read_pickle(path: Path) -> Any:
-    """What `torch.save` wrote, if it holds tensors and plain data alone. No code in it runs. Raises `OctavoError`."""
+    """Read a file of `torch.save` that has only tensors and plain data. No code in it runs. Raises `OctavoError`."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise nearly any exception
@@ -57,7 +57,7 @@ def read_pickle(path: Path) -> Any:
 def only_tensors(path: Path, content: Any, device: torch.device | str) -> dict[str, Tensor]:
     """Move a state dict to a device. Raises `OctavoError`, which names `path`, if it holds anything but tensors."""
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise OctavoError(f"{path} holds something else than tensors by name", _ANOTHER_COPY)
+        raise OctavoError(f"{path} does not hold a dict of tensors", _ANOTHER_COPY)
     return {str(name): value.detach().to(device) for name, value in content.items()}
 
 
@@ -72,11 +72,11 @@ def check_types(path: Path, tensors: dict[str, Tensor]) -> None:
             )
 
 
-def build_model(settings: ModelSettings, weights: dict[str, Tensor], path: Path, config: str) -> GPT:
-    """A model in evaluation mode with these weights, converted to float32. The names are those of `GPT`, but the head.
+def build_model(settings: ModelSettings, weights: dict[str, Tensor], path: Path, config_name: str) -> GPT:
+    """A model in evaluation mode with these weights, in float32. Their names are those of `GPT`, without the head.
 
-    Raises `OctavoError` if a weight is missing, has another shape, or is none of the model's. It names `path`, and
-    `config`, where the settings come from.
+    Raises `OctavoError` if a weight is missing, has another shape, or does not belong to the model. The error names
+    `path`, the file of the weights, and `config_name`, the source of the settings.
     """
     check_types(path, weights)
     model = meta_model(settings)
@@ -85,7 +85,7 @@ def build_model(settings: ModelSettings, weights: dict[str, Tensor], path: Path,
     for name in sorted(expected.keys() | actual.keys()):
         if expected.get(name) != actual.get(name):
             raise OctavoError(
-                f"{path} does not match its {config}: {name} is {actual.get(name, 'missing')}, "
+                f"{path} does not match its {config_name}: {name} is {actual.get(name, 'missing')}, "
                 f"expected {expected.get(name, 'no such name')}",
                 "another copy of the folder",
             )

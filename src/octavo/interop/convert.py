@@ -25,7 +25,7 @@ class Conversion:
 def convert(run: RunLike, to: str, out: str | Path, precision: str | None = None) -> Conversion:
     """Write the model of a run in another program's format, one of `FORMATS`.
 
-    `out` is a file or a folder, as the format has it; it must not exist. `precision` is that of the matrices: "fp32",
+    `out` is the file or folder to write; it must not exist. `precision` is that of the matrices: "fp32",
     "fp16" or "int8"; the default is the format's first. Raises `OctavoError` if the format cannot express the model or
     its tokenizer, if `out` exists, or if the package that the format needs is not installed.
     """

@@ -1,8 +1,8 @@
 """Write a GGUF file, which llama.cpp loads as its architecture `gpt2`.
 
-Of llama.cpp's tokenizers two encode as ours do. Its `gpt2` is a byte-level BPE with GPT-2's splitting. Its `rwkv` takes
-the longest token at each place of the text, byte by byte: with characters or bytes as tokens that is our `char` and our
-`byte`. None splits words as our `word` does, so that kind is an error.
+Two tokenizers of llama.cpp give the same ids as ours. `gpt2` is a byte-level BPE with GPT-2's splitting. `rwkv` takes
+the longest token at each position of the text, byte by byte: with characters or bytes as tokens, it equals our `char`
+and `byte`. No tokenizer of llama.cpp splits words as our `word` does, so `word` is an error.
 """
 
 import json
@@ -92,7 +92,7 @@ def _add_bpe(writer: gguf.GGUFWriter, tokenizer: Tokenizer, unused: int) -> None
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens + [f"[unused{number}]" for number in range(unused)])
     writer.add_token_types(_token_types(tokenizer, unused))
-    # llama.cpp wants a list that is not empty. This merge gives no token, so it changes nothing.
+    # llama.cpp rejects an empty list. The result of this merge is not in the vocabulary, so it changes nothing.
     writer.add_token_merges(merges or [f"{tokens[0]} {tokens[0]}"])
 
 
@@ -104,7 +104,7 @@ def _token_types(tokenizer: Tokenizer, unused: int) -> list[gguf.TokenType]:
 
 
 def _add_weights(writer: gguf.GGUFWriter, checkpoint: Checkpoint, precision: str) -> None:
-    """Every parameter under llama.cpp's name. A model without biases gets biases of zero; the head is tied to `wte`."""
+    """Add all parameters under llama.cpp's names, and biases of zero if the model has none; `wte` is also the head."""
     matrix_type = _TYPES[precision][0]
     for name, parameter in checkpoint.model.named_parameters():
         module, _, kind = name.rpartition(".")
@@ -122,7 +122,7 @@ def _add_weights(writer: gguf.GGUFWriter, checkpoint: Checkpoint, precision: str
 
 
 def _add_tensor(writer: gguf.GGUFWriter, name: str, values: np.ndarray, type: gguf.GGMLQuantizationType) -> None:
-    """Add a tensor. Q8_0 takes rows of a multiple of 32 numbers; other rows are written as F16."""
+    """Add a tensor. Q8_0 requires rows of a multiple of 32 numbers; other tensors are written as F16."""
     if type == gguf.GGMLQuantizationType.Q8_0 and values.shape[-1] % 32:
         type = gguf.GGMLQuantizationType.F16
     writer.add_tensor(name, gguf.quants.quantize(values, type), raw_dtype=type)

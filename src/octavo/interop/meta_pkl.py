@@ -25,7 +25,7 @@ def _load_plain_data(content: bytes) -> Any:
     plain = set(_PLAIN_OPCODES.split())
     for opcode, argument, _ in pickletools.genops(content):
         if opcode.name not in plain:
-            raise pickle.UnpicklingError(f"it has the opcode {opcode.name}, which plain data does not need")
+            raise pickle.UnpicklingError(f"it has the opcode {opcode.name}, which plain data does not use")
         # The unpickler allocates memory up to the index at which a value is stored.
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(str(argument)) <= len(content):
             raise pickle.UnpicklingError(f"it stores value {argument}, and has only {len(content)} bytes")

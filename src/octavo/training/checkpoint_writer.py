@@ -2,7 +2,7 @@
 
 The weights and the trainer's state are copied between two steps; a thread writes the copy. One checkpoint is written
 at a time. The copy's tensors are reused, and take the memory of the weights and of the optimizer's state once more
-(`octavo.estimate.memory` counts them). What a failed write means is decided by `recorder`.
+(`octavo.estimate.memory` counts them). `recorder` decides what follows from a failed write.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ from octavo.model import GPT
 from octavo.training.event import Notice, Saved
 from octavo.weights import meta_model
 
-# Writes a model and a trainer's state. It returns `Saved`, a `Notice` of its failure, or None if nothing is to be said.
+# Writes a model and a trainer's state. Returns `Saved`, a `Notice` if it failed, or None if there is nothing to report.
 Write = Callable[[GPT, TrainerState | None], Saved | Notice | None]
 
 
 class CheckpointWriter:
-    """Writes one checkpoint at a time. As a context manager, it ends when the last one that was started is written."""
+    """Writes one checkpoint at a time. As a context manager, it waits at the end until that checkpoint is written."""
 
     def __init__(self) -> None:
         self._copies: dict[str, Tensor] = {}

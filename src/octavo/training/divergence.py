@@ -58,7 +58,7 @@ class DivergencePolicy:
     def __init__(self, trainer: Trainer) -> None:
         self.trainer, self.settings = trainer, trainer.settings
         self.state = DivergenceState()
-        # To read a number from a GPU is to wait for it. So the losses are read before the next line of metrics or
+        # Reading a number from a GPU waits for it. So the losses are read before the next line of metrics or the next
         # checkpoint, unless updates may have to be skipped.
         self.reads_every_step = (
             trainer.runtime.device.type == "cpu" or self.settings.on_divergence == "skip" or self.settings.skip_spikes

@@ -19,8 +19,8 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if
 class Stop:
     """The `should_stop` of `events`: true after a signal. `signal` is the number of that signal, or None.
 
-    Its attributes are plain values. A `threading.Event` has a lock, and a second signal that arrives while the first is
-    being handled would wait for it for ever.
+    Its attributes are plain values. A `threading.Event` has a lock: a second signal that arrives while the first is
+    being handled would deadlock.
     """
 
     def __init__(self, previous: Mapping[int, Any] | None = None) -> None:

@@ -46,7 +46,7 @@ class Recorder:
         self.policy = policy
         self._writer, self._has_memory_for_copy = writer, True
         self.last_checkpoint: Path | None = None  # the newest from which training can resume
-        self._unwritten: list[tuple[str, dict[str, Any]]] = []  # lines that a failing disk has not taken yet
+        self._unwritten: list[tuple[str, dict[str, Any]]] = []  # lines that could not be written yet
         self._notices: list[str] = []
         self._resumed_from: ResumePoint | None = None  # until `write_resumption`
 
@@ -86,7 +86,7 @@ class Recorder:
         self._resumed_from = None
 
     def take_notices(self) -> list[str]:
-        """Return what could not be written since the last call."""
+        """Return notices about lines that could not be written, since the last call."""
         notices, self._notices = self._notices, []
         return notices
 
@@ -114,8 +114,8 @@ class Recorder:
     def save_checkpoint(self, is_required: bool) -> Iterator[Saved | Notice]:
         """Save a checkpoint from which training can resume. Raises `DivergenceError` if the loss is not finite.
 
-        It is written while training continues, after the one before it is on disk; `take_saved` yields `Saved` when it
-        is there. One that `is_required` is on disk when the iterator ends.
+        The checkpoint is written while training continues, after the previous one is on disk; `take_saved` yields
+        `Saved` when it is complete. A checkpoint that `is_required` is on disk when the iterator ends.
 
         If the disk is full or fails, training continues, with a `Notice`; a checkpoint that `is_required` raises the
         `MachineError`. The previous checkpoint is unchanged either way.
@@ -143,9 +143,9 @@ class Recorder:
         yield from self._save(None, is_best=False, is_required=False)
 
     def take_saved(self, wait: bool = False) -> Iterator[Saved | Notice]:
-        """Yield the checkpoint that has come onto the disk since the last call, or that could not be written.
+        """Yield `Saved` for a checkpoint that was completed since the last call, or a `Notice` if writing it failed.
 
-        With `wait`, also the one that is being written now.
+        With `wait`, wait for the checkpoint that is being written now.
         """
         yield from self._note_result(self._writer.wait_result() if wait else self._writer.take_result())
 

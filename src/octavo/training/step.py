@@ -150,7 +150,7 @@ class Trainer:
             self.scaler.load_state_dict(state.values["scaler"])
         self.step = state.values["step"]
         if not self.settings.micro_batch and state.values["device"].partition(":")[0] == self.runtime.device.type:
-            self.micro_batch = state.values["micro_batch"]  # of another kind of device, it says nothing
+            self.micro_batch = state.values["micro_batch"]  # that of another kind of device does not apply
 
     def _accumulate_gradients(self, batch: np.ndarray) -> Tensor:
         """Gradient accumulation: one backward per micro-batch. Returns the batch's mean loss."""
