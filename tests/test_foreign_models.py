@@ -186,6 +186,17 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         octavo.load(folder)
 
 
+def test_a_weight_that_no_shard_has_is_an_error_that_names_the_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "foreign"
+    weights = foreign_folder(random_checkpoint(tmp_path / "model", **SHAPE), folder)
+    del weights["transformer.ln_f.weight"]
+    write_shards(folder, weights, "model.safetensors", safetensors.torch.save_file)
+    with pytest.raises(OctavoError) as caught:
+        octavo.load(folder)
+    assert f"{folder} does not match" in caught.value.message
+    assert "ln_f.weight" in caught.value.message
+
+
 def test_an_index_cannot_name_a_file_elsewhere(tmp_path: Path) -> None:
     folder = tmp_path / "foreign"
     foreign_folder(random_checkpoint(tmp_path / "model", **SHAPE), folder)

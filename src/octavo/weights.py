@@ -76,7 +76,7 @@ def build_model(settings: ModelSettings, weights: dict[str, Tensor], path: Path,
     """A model in evaluation mode with these weights, in float32. Their names are those of `GPT`, without the head.
 
     Raises `OctavoError` if a weight is missing, has another shape, or does not belong to the model. The error names
-    `path`, the file of the weights, and `config_name`, the source of the settings.
+    `path`, where the weights are from, and `config_name`, the source of the settings.
     """
     check_types(path, weights)
     model = meta_model(settings)
