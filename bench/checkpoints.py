@@ -109,7 +109,9 @@ def main() -> int:
             rounds.append(measurement.measure())
             if not options.json:
                 print(", ".join(f"{name} {seconds:.2f} s" for name, seconds in rounds[-1].items()), flush=True)
-        bytes_on_disk = sum(path.stat().st_size for path in (measurement.run.last or Path()).iterdir())
+        last = measurement.run.last
+        assert last is not None
+        bytes_on_disk = sum(path.stat().st_size for path in last.iterdir())
     report: dict[str, Any] = {
         "machine": machine.describe(),
         "preset": options.preset,
