@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import pickle
 import urllib.request
 from collections.abc import Iterator
@@ -16,9 +17,10 @@ import xllamacpp
 
 import octavo
 from commands import AssertRejected, RunCommand
+from folders import file_size_limit
 from lenses import LINE, random_checkpoint
 from octavo.checkpoint import Checkpoint
-from octavo.errors import OctavoError
+from octavo.errors import MachineError, OctavoError
 from octavo.interop.formats import FORMATS
 
 LLAMA_KINDS = ("char", "byte", "bpe:400", "bpe:257")  # bpe:257 has no merges
@@ -188,6 +190,14 @@ def test_nanogpt_has_no_tokenizer_for_words(tmp_path: Path) -> None:
     assert any("word" in notice for notice in result.notices)
     assert any("GELU" in notice for notice in result.notices)
     assert not (tmp_path / "out" / "meta.pkl").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no limit on file size")
+def test_a_disk_that_is_full_while_a_nanogpt_checkpoint_is_written_is_an_error(tmp_path: Path) -> None:
+    model = model_of(tmp_path / "model", "char")
+    with file_size_limit(10_000), pytest.raises(MachineError, match="disk is full"):
+        octavo.convert(model, "nanogpt", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 # Every format

@@ -117,13 +117,25 @@ def write(checkpoint: Checkpoint, out: Path, precision: str) -> list[str]:
         "config": {"dataset": name},
     }
     with files.atomic_folder(out) as partial:
-        torch.save(content, partial / "ckpt.pt")
+        _save(content, partial / "ckpt.pt")
         if tokenizer.kind == "char":
             characters = [token.decode() for token in tokenizer.token_bytes]
             ids = {character: id for id, character in enumerate(characters)}
             meta = {"vocab_size": len(ids), "stoi": ids, "itos": {id: character for character, id in ids.items()}}
             (partial / "meta.pkl").write_bytes(pickle.dumps(meta))
     return _notices(checkpoint, out)
+
+
+def _save(content: dict[str, Any], path: Path) -> None:
+    """`torch.save`, but a failure of the disk is an `OSError`."""
+    try:
+        with open(path, "wb") as file:
+            torch.save(content, file)
+    except RuntimeError as error:
+        # After the `OSError` of a write, PyTorch raises another error while it closes the archive.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def _notices(checkpoint: Checkpoint, out: Path) -> list[str]:
