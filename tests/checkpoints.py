@@ -29,6 +29,7 @@ WEIGHT_FILES = {
     "tokenizer_config.json",
 }
 TRAINER_FILES = {"trainer.json", "trainer.safetensors"}
+CHECKPOINT_FILES = WEIGHT_FILES | TRAINER_FILES
 TRAINER = TrainerState({"exp_avg.transformer.wte.weight": torch.arange(6.0).view(2, 3)}, {"step": 7, "best": 0.1})
 INFO = {"step": 7, "val_loss": 2.5, "data": {"fingerprint": "f00d"}}
 law = hypothesis.settings(derandomize=True, deadline=None, max_examples=40)

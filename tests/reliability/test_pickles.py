@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from checkpoints import remove_octavo_files
+from checkpoints import CHECKPOINT_FILES, remove_octavo_files
 from commands import SMALL, RunCommand, last_checkpoint
 from octavo import cli, files
 from reliability.payloads import NAMES, OPCODES, PLACES, calls
@@ -109,17 +109,6 @@ class Door:
 INIT = ["train", "text.txt", "--max-steps", 1, "--device", "cpu", "--init"]
 CHECKPOINT = "runs/mine/checkpoints/step-000004"
 ELSEWHERE = "192.0.2.1"  # no machine has this address (RFC 5737), so `serve` ends after it has read the keys
-CHECKPOINT_FILES = (
-    "config.json",
-    "generation_config.json",
-    "manifest.json",
-    "model.safetensors",
-    "octavo.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "trainer.json",
-    "trainer.safetensors",
-)
 DOORS = [
     # A nanoGPT folder
     Door("nanogpt/meta.pkl", ["prepare", "nanogpt", "--verify"]),
@@ -165,8 +154,8 @@ DOORS = [
     ),
     *(Door(f"old/{name}", ["sample", "old", "--max-new-tokens", 2]) for name in ("vocab.json", "merges.txt")),
     # A run
-    *(Door(f"{CHECKPOINT}/{name}", ["train", "--resume", CHECKPOINT]) for name in CHECKPOINT_FILES),
-    *(Door(f"{CHECKPOINT}/{name}", ["sample", CHECKPOINT, "--max-new-tokens", 2]) for name in CHECKPOINT_FILES),
+    *(Door(f"{CHECKPOINT}/{name}", ["train", "--resume", CHECKPOINT]) for name in sorted(CHECKPOINT_FILES)),
+    *(Door(f"{CHECKPOINT}/{name}", ["sample", CHECKPOINT, "--max-new-tokens", 2]) for name in sorted(CHECKPOINT_FILES)),
     *(
         Door(f"runs/mine/{name}", ["train", "--resume", "runs/mine"])
         for name in ("settings.toml", "metrics.jsonl", "samples.jsonl", "last", "best", ".lock")
