@@ -89,16 +89,16 @@ def load_error(folder: Path) -> OctavoError:
 
 
 def edit_json(path: Path, **changes: Any) -> None:
-    """Change fields of a JSON file, and update its entry in the manifest if there is a manifest."""
+    """Change fields of a JSON file, and update the file's entry in the manifest beside it, if there is one."""
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
     list_in_manifest(path)
 
 
 def list_in_manifest(path: Path) -> None:
-    """Update the entry of a file in the manifest beside it, if there is one."""
-    manifest = path.with_name("manifest.json")
-    if manifest.exists():
-        entries = json.loads(manifest.read_text(encoding="utf-8"))
-        content = path.read_bytes()
-        entries["files"][path.name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        manifest.write_text(json.dumps(entries), encoding="utf-8")
+    """Update the entry of a file in the manifest.json or dataset.json beside it, if there is one."""
+    for manifest in (path.with_name("manifest.json"), path.with_name("dataset.json")):
+        if manifest != path and manifest.exists():
+            entries = json.loads(manifest.read_text(encoding="utf-8"))
+            content = path.read_bytes()
+            entries["files"][path.name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            manifest.write_text(json.dumps(entries), encoding="utf-8")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import octavo
 import small_runs
-from checkpoints import edit_json
+from checkpoints import list_in_manifest
 from octavo import training
 from octavo.device import Runtime
 from octavo.errors import DivergenceError, SettingError
@@ -266,7 +266,7 @@ def test_a_checkpoint_without_the_state_of_divergence_can_be_resumed() -> None:
     values = json.loads(path.read_text(encoding="utf-8"))
     del values["divergence"]
     path.write_text(json.dumps(values), encoding="utf-8")
-    edit_json(path)
+    list_in_manifest(path)
     assert Outcome.of(finished_event(run_events(resume=stopped.run)).run).weights == Outcome.of(undisturbed).weights
 
 

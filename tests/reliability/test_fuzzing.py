@@ -64,8 +64,7 @@ def checkpoint_file(name: str, format: Format, foreign: bool = False) -> Callabl
         path = folder / "step-000007" / name
 
         def read() -> None:
-            if name != "manifest.json":
-                list_in_manifest(path)
+            list_in_manifest(path)
             checkpoint.load(path.parent)
             if not foreign:
                 check_trainer_values(checkpoint.load_trainer(path.parent).values, path.parent)
@@ -107,11 +106,7 @@ def dataset_file(name: str, format: Format) -> Callable[[Path], Target]:
         octavo.prepare(folder / "text.txt", out=dataset)
 
         def read() -> None:
-            if name != "dataset.json":
-                info = json.loads((dataset / "dataset.json").read_text(encoding="utf-8"))
-                path = dataset / name
-                info["files"][name] = {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
-                (dataset / "dataset.json").write_text(json.dumps(info), encoding="utf-8")
+            list_in_manifest(dataset / name)
             read_tokens(dataset)
 
         return Target(dataset / name, format, read)

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from checkpoints import CHECKPOINT_FILES, remove_octavo_files
+from checkpoints import CHECKPOINT_FILES, list_in_manifest, remove_octavo_files
 from commands import SMALL, RunCommand, last_checkpoint
-from octavo import cli, files
+from octavo import cli
 from reliability.payloads import NAMES, OPCODES, PLACES, calls
 from reliability.torture import IS_TORTURE
 
@@ -223,16 +223,6 @@ def workspace(template: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch) ->
     return workdir
 
 
-def put(path: Path, content: bytes) -> None:
-    """Write a file, and list it in the manifest or the dataset.json of its folder, as an attacker would."""
-    path.write_bytes(content)
-    for listing in (path.with_name("manifest.json"), path.with_name("dataset.json")):
-        if listing.exists() and path != listing:
-            entries = json.loads(listing.read_text(encoding="utf-8"))
-            entries["files"][path.name] = {"bytes": len(content), "sha256": files.sha256(path)}
-            listing.write_text(json.dumps(entries), encoding="utf-8")
-
-
 @pytest.mark.parametrize("index", range(len(DOORS)), ids=lambda index: str(DOORS[index]))
 def test_no_payload_runs(index: int, workspace: Path, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch) -> None:
     door, marker = DOORS[index], workspace / "marker"
@@ -245,7 +235,8 @@ def test_no_payload_runs(index: int, workspace: Path, run_command: RunCommand, m
             for path in [path for path in workspace.glob(door.path) if path.is_file() and path.suffix != ".so"]:
                 path.write_bytes(content)
         else:
-            put(workspace / door.path, content)
+            (workspace / door.path).write_bytes(content)
+            list_in_manifest(workspace / door.path)  # as an attacker would
         result = run_command(*door.command)
         assert not os.path.lexists(marker), number
         assert result.code in (0, 2), result.err

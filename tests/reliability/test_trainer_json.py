@@ -13,7 +13,7 @@ import msgspec
 import pytest
 import torch
 
-from checkpoints import edit_json
+from checkpoints import list_in_manifest
 from commands import RunCommand, last_checkpoint, snapshot
 from octavo import checkpoint
 from octavo.errors import OctavoError
@@ -81,7 +81,7 @@ def test_the_table_has_every_field() -> None:
 def write(folder: Path, values: dict[str, Any]) -> Path:
     """Write a trainer.json that the manifest agrees with."""
     (folder / "trainer.json").write_text(json.dumps(values), encoding="utf-8")
-    edit_json(folder / "trainer.json")
+    list_in_manifest(folder / "trainer.json")
     return folder
 
 
