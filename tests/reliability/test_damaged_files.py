@@ -23,22 +23,16 @@ from octavo.errors import OctavoError, OctavoWarning
 from octavo.settings import resolve
 from octavo.training import plan
 from octavo.training.setup import set_up
-from reliability.torture import IS_TORTURE, TEXT, Report, newest_intact
+from reliability.torture import IS_TORTURE, SMALL, TEXT, Report, newest_intact
 
 DAMAGES = {"checkpoint": 300, "run": 400, "dataset": 200, "cache": 100}  # 1,000
-SETTINGS = dict(
-    n_layer=1,
-    n_head=2,
-    n_embd=16,
-    block_size=16,
-    batch_size=4,
+SETTINGS = SMALL | dict(
     max_steps=6,
     warmup_steps=2,
     eval_every=2,
     sample_every=3,
     log_every=1,
     keep_checkpoints=3,
-    device="cpu",
     precision="fp32",
 )
 

@@ -18,12 +18,8 @@ from octavo.errors import OctavoError
 IS_TORTURE = os.environ.get("OCTAVO_TORTURE") == "1"
 TEXT = "The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs!\n" * 60
 SAVE_INTERVAL = 10  # steps
-_SETTINGS = dict(
-    n_layer=1,
-    n_head=2,
-    n_embd=16,
-    block_size=16,
-    batch_size=4,
+SMALL = dict(n_layer=1, n_head=2, n_embd=16, block_size=16, batch_size=4, device="cpu")
+_SETTINGS = SMALL | dict(
     max_steps=60,
     warmup_steps=4,
     eval_every=SAVE_INTERVAL,
@@ -31,7 +27,6 @@ _SETTINGS = dict(
     sample_every=20,
     keep_checkpoints=4,
     dropout=0.1,
-    device="cpu",
     compile="off",
 )
 SETTINGS = [f"--{name.replace('_', '-')}={value}" for name, value in _SETTINGS.items()]
