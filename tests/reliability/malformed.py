@@ -20,6 +20,7 @@ from backports import zstd
 
 from checkpoints import edit_json, list_in_manifest, remove_octavo_files
 from commands import SMALL, last_checkpoint
+from folders import flip_bit, truncate
 from octavo import cli
 
 DEEP = b"[" * 20_000
@@ -115,7 +116,7 @@ NANOGPT: dict[str, dict[str, bytes]] = {
 
 
 def edit(**changes: Any) -> Callable[[Path], None]:
-    """A change of keys of a JSON file; None removes a key."""
+    """A change of values in a JSON file, which its manifest then lists."""
 
     def apply(path: Path) -> None:
         edit_json(path, **changes)
@@ -128,10 +129,6 @@ def write(content: bytes) -> Callable[[Path], None]:
         path.write_bytes(content)
 
     return apply
-
-
-def cut(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
 
 
 def become_folder(path: Path) -> None:
@@ -149,15 +146,9 @@ def become_link_to_itself(path: Path) -> None:
     path.symlink_to(path.name)
 
 
-def become_trainer_state(path: Path) -> None:
+def replace_by_trainer_state(path: Path) -> None:
     shutil.copy(path.with_name("trainer.safetensors"), path)
     list_in_manifest(path)
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
 
 
 def change_tensors(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Callable[[Path], None]:
@@ -191,10 +182,10 @@ DATASETS: dict[str, tuple[str, Damage]] = {
     "text-is-a-number": ("dataset.json", edit(text=5)),
     "vocab-is-a-text": ("dataset.json", edit(vocab_size="12")),
     "other-vocab": ("dataset.json", edit(vocab_size=7)),
-    "cut-shard": ("train-00000.npy", cut),
+    "cut-shard": ("train-00000.npy", truncate),
     "no-shard": ("train-00000.npy", Path.unlink),
     "pipe": ("train-00000.npy", become_pipe),
-    "cut-tokenizer": ("tokenizer.json", cut),
+    "cut-tokenizer": ("tokenizer.json", truncate),
 }
 
 # Checkpoints in checkpoints/NAME/, which is a Hugging Face folder without a manifest: a file of a copy, and its damage.
@@ -214,14 +205,14 @@ FOREIGN: dict[str, tuple[str, Damage]] = {
     "inner-list": ("config.json", edit(n_inner=[32])),
     "no-weights": ("model.safetensors", Path.unlink),
     "empty-weights": ("model.safetensors", write(b"")),
-    "cut-weights": ("model.safetensors", cut),
+    "cut-weights": ("model.safetensors", truncate),
     "huge-header": ("model.safetensors", write(struct.pack("<Q", 2**63) + b"{}")),
     "deep-header": ("model.safetensors", write(struct.pack("<Q", len(DEEP)) + DEEP)),
     "weights-folder": ("model.safetensors", become_folder),
     "weights-loop": ("model.safetensors", become_link_to_itself),
     "no-tensors": ("model.safetensors", write(struct.pack("<Q", 2) + b"{}")),
     "no-tokenizer": ("tokenizer.json", Path.unlink),
-    "cut-tokenizer": ("tokenizer.json", cut),
+    "cut-tokenizer": ("tokenizer.json", truncate),
     "deep-tokenizer": ("tokenizer.json", write(DEEP)),
     "tokenizer-list": ("tokenizer.json", write(b"[]")),
     "tokenizer-loop": ("tokenizer.json", become_link_to_itself),
@@ -252,11 +243,8 @@ RUNS: dict[str, tuple[str, Damage]] = {
     "data-list": ("{checkpoint}/octavo.json", edit(data=[])),
     "data-without-a-text": ("{checkpoint}/octavo.json", edit(data={"name": "text"})),
     "step-text": ("{checkpoint}/octavo.json", edit(step="four")),
-    "flipped-weights": ("{checkpoint}/model.safetensors", lambda path: flip(path)),
-    "swapped": (
-        "{checkpoint}/model.safetensors",
-        lambda path: shutil.copy(path.with_name("trainer.safetensors"), path),
-    ),
+    "flipped-weights": ("{checkpoint}/model.safetensors", flip_bit),
+    "swapped": ("{checkpoint}/model.safetensors", replace_by_trainer_state),
 }
 # Damage of what only resuming reads.
 TRAINERS: dict[str, tuple[str, Damage]] = {
