@@ -42,6 +42,7 @@ class Forks:
 
     def __init__(self, preload: Path | None = None) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": "1"} | ({"LD_PRELOAD": str(preload)} if preload else {})
+        self._outputs = tempfile.TemporaryDirectory()
         self._server = subprocess.Popen(
             [sys.executable, __file__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -51,13 +52,14 @@ class Forks:
 
     def __exit__(self, *error: object) -> None:
         self._server.communicate()  # closes its stdin, which ends it
+        self._outputs.cleanup()
 
     def start(self, words: list[object], folder: Path, hook: str | None = None, **environment: str) -> "Process":
         """Start `octavo` with these words in `folder`; its cache is `folder`/cache.
 
         `hook`, as "module:function" with a module of the tests, is called before the command.
         """
-        output = Path(tempfile.mkdtemp())
+        output = Path(tempfile.mkdtemp(dir=self._outputs.name))
         environment = {"OCTAVO_CACHE": str(folder / "cache")} | environment
         words = [str(word) for word in words]
         pid = self.ask(words=words, folder=str(folder), environment=environment, output=str(output), hook=hook)
@@ -134,8 +136,7 @@ def _run_command(request: dict[str, Any]) -> NoReturn:
 
     os.chdir(request["folder"])
     for descriptor, name, flags in ((0, os.devnull, os.O_RDONLY), (1, "out", os.O_WRONLY), (2, "err", os.O_WRONLY)):
-        path = name if descriptor == 0 else os.path.join(request["output"], name)
-        opened = os.open(path, flags | os.O_CREAT, 0o644)
+        opened = os.open(os.path.join(request["output"], name), flags | os.O_CREAT, 0o644)
         os.dup2(opened, descriptor)
         os.close(opened)
     os.environ.update(request["environment"])
