@@ -204,11 +204,6 @@ def _encode_npy(parts: Any) -> bytes:
     return b"\x93NUMPY\x01\0" + struct.pack("<H", len(encoded)) + encoded + bytes.fromhex(data)
 
 
-def compressed(inner: "Format", compress: Callable[[bytes], bytes], decompress: Callable[[bytes], bytes]) -> Format:
-    """The format of a compressed file, whose content is of the format `inner`."""
-    return Format(lambda content: inner.decode(decompress(content)), lambda value: compress(inner.encode(value)))
-
-
 BYTES = Format(lambda content: content.decode("latin-1"), lambda value: value.encode("latin-1"))
 JSON = Format(json.loads, _encode_json)
 JSON_LINES = Format(_decode_lines, _encode_lines)
@@ -216,4 +211,6 @@ TOML = Format(lambda content: tomllib.loads(content.decode()), lambda value: tom
 PICKLE = Format(pickle.loads, pickle.dumps)
 SAFETENSORS = Format(_decode_safetensors, _encode_safetensors)
 NPY = Format(_decode_npy, _encode_npy)
-GZIP_LINES = compressed(JSON_LINES, gzip.compress, gzip.decompress)
+GZIP_LINES = Format(
+    lambda content: _decode_lines(gzip.decompress(content)), lambda lines: gzip.compress(_encode_lines(lines))
+)

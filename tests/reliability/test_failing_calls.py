@@ -1,4 +1,4 @@
-"""Every write-side system call of a command fails once, or kills it: nothing is lost, and the message is one."""
+"""Every write-side system call of a command fails once, or kills it: nothing is lost, and there is one message."""
 
 import dataclasses
 import errno
@@ -14,7 +14,7 @@ import pytest
 import octavo
 from folders import contents
 from octavo.data.dataset import open_dataset
-from reliability.call_log import Call, read_log
+from reliability.call_log import read_log
 from reliability.forked import Forks, Result
 from reliability.torture import IS_TORTURE, SHORT, TEXT, Outcome, Report, leftovers, train_words
 
@@ -130,7 +130,7 @@ def test_a_failing_call_loses_nothing_and_changes_no_bit(
     for number, fault in zip(numbers, faults, strict=False):
         folder = tmp_path / f"call-{number}"
         result = run(folder, CALLS_NUMBER=str(number), **FAULTS[fault])
-        case = describe(calls[number - 1], result)
+        case = f"{calls[number - 1]}\n{result}\n"
         assert "Traceback" not in result.err, case
         if fault == "kill -9":
             assert result.code == -9, case
@@ -149,7 +149,3 @@ def test_a_failing_call_loses_nothing_and_changes_no_bit(
         ended_and_repeated=failed,
         lost=0,
     )
-
-
-def describe(call: Call, result: Result) -> str:
-    return f"{call}\n{result}\n"

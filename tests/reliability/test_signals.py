@@ -33,7 +33,7 @@ def check_training(forks: Forks, folder: Path, result: Result, undisturbed: Outc
         newest = newest_intact(octavo.Run(run))
         steps = [line["step"] for line in octavo.Run(run).lines("metrics")]
         assert max(steps, default=0) == (newest[0].info["step"] if newest else 0), result
-    again = forks.run([*train_words(run, TRAIN)], folder)
+    again = forks.run(train_words(run, TRAIN), folder)
     assert again.code == 0, f"{result}\nthen: {again}"
     outcome = Outcome.of(run)  # its checkpoints are others: one is of the step at which it was stopped
     assert dataclasses.replace(outcome, checkpoints=undisturbed.checkpoints) == undisturbed, result
