@@ -1,4 +1,4 @@
-"""Fixtures of the tests that disturb Octavo."""
+"""Fixtures of the tests that inject faults into Octavo."""
 
 import json
 import os

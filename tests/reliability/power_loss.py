@@ -57,7 +57,7 @@ class Disk:
             parent.flush()
 
     def replay(self, call: Call) -> None:
-        """Do what a call did."""
+        """Apply a call of the log."""
         if call.path == self.folder:
             assert call.kind == "s"
             self._root.flush()
@@ -102,8 +102,8 @@ class Disk:
             case _:
                 raise NotImplementedError(f"{call}")
 
-    def left_by(self, model: str, generator: random.Random) -> Content:
-        """What a power loss leaves, see `MODELS`."""
+    def content_after_power_loss(self, model: str, generator: random.Random) -> Content:
+        """The files and folders that a power loss would leave now, see `MODELS`."""
         choose_names, choose_content = MODELS[model]
 
         def walk(folder: _Folder, prefix: str) -> Iterator[tuple[str, bytes | None]]:

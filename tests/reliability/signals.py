@@ -17,7 +17,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-# Each phase of a command, and the function that is it.
+# Phases of commands, and the function that runs each.
 PHASES = {
     "preparation": ("octavo.data.build", "build_dataset"),
     "step": ("octavo.training.step", "Trainer.compute_gradients"),

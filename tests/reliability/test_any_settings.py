@@ -1,6 +1,6 @@
 """Any valid settings and any text: train three steps, resume, sample, evaluate. Nothing may fail.
 
-A text may be too short for the settings; then training must not begin, and the error must have a hint.
+A text may be too short for the settings; then training must not start, and the error must have a hint.
 """
 
 import dataclasses
@@ -117,7 +117,7 @@ def test_any_settings_and_text_train_resume_sample_and_evaluate(
             plan = training.plan(source, out="undisturbed", **values)
             undisturbed = finished_event([*training.events(plan)])
         except OctavoError as error:
-            assert_not_begun(error)
+            assert_not_started(error)
             short += 1
             return
         trained += 1
@@ -145,6 +145,6 @@ def test_any_settings_and_text_train_resume_sample_and_evaluate(
     )
 
 
-def assert_not_begun(error: OctavoError) -> None:
+def assert_not_started(error: OctavoError) -> None:
     assert error.hint, error
     assert not Path("undisturbed").exists(), error

@@ -87,7 +87,7 @@ def read_cache(folder: Path) -> dict[str, Any]:
 
 
 def damage(content: bytes, generator: random.Random) -> tuple[bytes, str]:
-    """Change the content in one place. Returns it and what was done."""
+    """Change the content in one place. Returns the new content and a description of the change."""
     position = generator.randrange(len(content))
     match generator.choice(["bit", "byte", "end"]):
         case "bit":
@@ -102,17 +102,17 @@ def damage(content: bytes, generator: random.Random) -> tuple[bytes, str]:
 
 
 def outcome(read: Callable[[Path], dict[str, Any]], folder: Path, expected: dict[str, Any]) -> tuple[str, str]:
-    """Whether damage was detected, harmless or silent, and what was said or changed."""
+    """Whether damage was detected, harmless or silent, and the messages or the names of what changed."""
     try:
-        with warnings.catch_warnings(record=True) as notes:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", OctavoWarning)
             actual = read(folder)
     except OctavoError as error:
         return "detected", str(error)
-    said = [*actual.get("notices", ()), *(str(note.message) for note in notes)]
+    messages = [*actual.get("notices", ()), *(str(warning.message) for warning in caught)]
     different = [name for name in expected if actual[name] != expected[name]]
-    if said:
-        return "detected", str(said)
+    if messages:
+        return "detected", str(messages)
     if not different:
         return "harmless", ""
     return ("log_lines" if different == ["logs"] else "silent"), str(different)
@@ -145,12 +145,12 @@ def test_damage_is_detected_or_harmless(
     for number in range(count):
         file = files[number % len(files)]
         content = file.read_bytes()
-        changed, what = damage(content, generator)
+        changed, description = damage(content, generator)
         file.write_bytes(changed)
-        kind, said = outcome(read, folder, expected)
+        kind, detail = outcome(read, folder, expected)
         if kind == "silent" and file.name in ("last", "best"):
             kind = "other_checkpoint"
-        assert kind != "silent", f"{file.relative_to(folder)}: {what}, and {said} changed"
+        assert kind != "silent", f"{file.relative_to(folder)}: {description}, and {detail} changed"
         counts[kind] += 1
         if target == "cache":  # what was damaged may have been replaced
             shutil.rmtree(folder)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def never_saved(folder: Path) -> object:
+def check_saved_files(folder: Path) -> Iterator[None]:
     """After each test, every tensor of every checkpoint must be finite, and every line of metrics valid JSON."""
     yield
     saved = list(folder.rglob("*.safetensors"))
@@ -273,7 +273,7 @@ def test_a_checkpoint_without_the_state_of_divergence_can_be_resumed() -> None:
 # Spikes
 
 
-def planted_losses(monkeypatch: pytest.MonkeyPatch, factors: dict[int, float]) -> None:
+def multiply_losses(monkeypatch: pytest.MonkeyPatch, factors: dict[int, float]) -> None:
     """Multiply the reported loss of some steps."""
     compute_gradients = Trainer.compute_gradients
     monkeypatch.setattr(
@@ -290,7 +290,7 @@ SPIKES = {SPIKE_WINDOW + 3: 20.0, SPIKE_WINDOW + 8: 100.0}
 
 def test_a_spike_is_reported_and_counted_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     undisturbed = Outcome.of(finished_event(run_events(**LONG)).run)
-    planted_losses(monkeypatch, SPIKES)
+    multiply_losses(monkeypatch, SPIKES)
     events = run_events(**LONG)
     notices = [event.text for event in events_of(events, training.Notice) if "spike" in event.text]
     assert [f"step {step}:" in notice for step, notice in zip(SPIKES, notices, strict=True)] == [True, True]
@@ -304,7 +304,7 @@ def test_a_spike_is_reported_and_counted_and_changes_nothing(monkeypatch: pytest
 
 
 def test_skip_spikes_skips_them_the_same_way_twice_and_after_a_kill(monkeypatch: pytest.MonkeyPatch) -> None:
-    planted_losses(monkeypatch, SPIKES)
+    multiply_losses(monkeypatch, SPIKES)
     applied = Outcome.of(finished_event(run_events(**LONG)).run)
     events = run_events(**LONG, skip_spikes=True)
     assert events_of(events, training.Step)[-1].skipped_steps == 2

@@ -1,7 +1,7 @@
 """Every parser of a file that may be damaged or forged gets mutated files: it reads them, or raises an `OctavoError`.
 
-An input may take 10 seconds of CPU time and 1 GiB of memory. In CI each parser gets a few dozen inputs, in the whole
-torture thousands: 100,000 in all.
+An input may take 10 seconds of CPU time and 1 GiB of memory. Each parser gets a few dozen inputs in CI, and
+thousands with `make torture`: 100,000 in all.
 """
 
 import contextlib
@@ -294,7 +294,7 @@ def test_a_mutated_file_is_read_or_is_an_octavo_error(name: str, tmp_path: Path)
         target.path.write_bytes(mutated)
         start = time.process_time()
         try:
-            with address_space(MEMORY):
+            with limit_address_space(MEMORY):
                 target.read()
         except OctavoError:
             pass
@@ -305,7 +305,7 @@ def test_a_mutated_file_is_read_or_is_an_octavo_error(name: str, tmp_path: Path)
 
 
 @contextlib.contextmanager
-def address_space(size: int) -> Iterator[None]:
+def limit_address_space(size: int) -> Iterator[None]:
     """Let the process map at most `size` more bytes. Windows has no such limit."""
     if os.name == "nt":
         yield

@@ -1,6 +1,6 @@
 """Malformed data, settings, checkpoints and prompts: one message, the right exit code, nothing left behind.
 
-CI tries every third command, the whole torture all of them.
+CI tries every third command, `make torture` all of them.
 """
 
 import io

@@ -1,6 +1,6 @@
 """Pickles that run code are put in place of every file that Octavo reads: none runs.
 
-In CI each file gets one payload, and each payload comes up; the whole torture tries every payload in every file.
+CI tries one payload in each file, and every payload somewhere; `make torture` tries every payload in every file.
 """
 
 import contextlib
@@ -91,11 +91,11 @@ def in_tar(content: bytes) -> bytes:
     return file.getvalue()
 
 
-# Doors
+# Targets
 
 
 @dataclass(frozen=True)
-class Door:
+class Target:
     """A file that the payload replaces, and a command that reads it."""
 
     path: str
@@ -109,23 +109,23 @@ class Door:
 INIT = ["train", "text.txt", "--max-steps", 1, "--device", "cpu", "--init"]
 CHECKPOINT = "runs/mine/checkpoints/step-000004"
 ELSEWHERE = "192.0.2.1"  # no machine has this address (RFC 5737), so `serve` ends after it has read the keys
-DOORS = [
+TARGETS = [
     # A nanoGPT folder
-    Door("nanogpt/meta.pkl", ["prepare", "nanogpt", "--verify"]),
-    Door("nanogpt/meta.pkl", ["train", "nanogpt", *SMALL]),
-    Door("nanogpt/meta.pkl", ["eval", "runs/mine", "nanogpt"]),
-    Door("nanogpt/meta.pkl", ["estimate", "nanogpt", *SMALL]),
-    Door("nanogpt/meta.pkl", ["prepare", "nanogpt", "--verify"], gzip.compress),
-    Door("nanogpt/train.bin", ["prepare", "nanogpt", "--verify"]),
+    Target("nanogpt/meta.pkl", ["prepare", "nanogpt", "--verify"]),
+    Target("nanogpt/meta.pkl", ["train", "nanogpt", *SMALL]),
+    Target("nanogpt/meta.pkl", ["eval", "runs/mine", "nanogpt"]),
+    Target("nanogpt/meta.pkl", ["estimate", "nanogpt", *SMALL]),
+    Target("nanogpt/meta.pkl", ["prepare", "nanogpt", "--verify"], gzip.compress),
+    Target("nanogpt/train.bin", ["prepare", "nanogpt", "--verify"]),
     # A file of PyTorch or NumPy as a RUN, or in a folder that is given as one
     *(
-        Door(path, command, container)
+        Target(path, command, container)
         for path, run in (("ckpt.pt", "ckpt.pt"), ("out/ckpt.pt", "out"), ("bare/pytorch_model.bin", "bare"))
         for container in (bytes, in_torch_file, in_old_torch_file)
         for command in ([*INIT, run], ["train", "--resume", run], ["sample", run])
     ),
     *(
-        Door("ckpt.pt", command, in_torch_file)
+        Target("ckpt.pt", command, in_torch_file)
         for command in (
             ["eval", "ckpt.pt", "text.txt"],
             ["inspect", "ckpt.pt", "shapes"],
@@ -135,10 +135,10 @@ DOORS = [
             ["train", "ckpt.pt", *SMALL],
         )
     ),
-    *(Door("model.npz", command, in_npz) for command in (["sample", "model.npz"], ["train", "model.npz", *SMALL])),
+    *(Target("model.npz", command, in_npz) for command in (["sample", "model.npz"], ["train", "model.npz", *SMALL])),
     # A folder of Hugging Face
     *(
-        Door(f"hf/{name}", ["sample", "hf", "--max-new-tokens", 2])
+        Target(f"hf/{name}", ["sample", "hf", "--max-new-tokens", 2])
         for name in (
             "pytorch_model.bin",  # not read, because there is a model.safetensors
             "training_args.bin",
@@ -152,48 +152,51 @@ DOORS = [
             "generation_config.json",
         )
     ),
-    *(Door(f"old/{name}", ["sample", "old", "--max-new-tokens", 2]) for name in ("vocab.json", "merges.txt")),
+    *(Target(f"old/{name}", ["sample", "old", "--max-new-tokens", 2]) for name in ("vocab.json", "merges.txt")),
     # A run
-    *(Door(f"{CHECKPOINT}/{name}", ["train", "--resume", CHECKPOINT]) for name in sorted(CHECKPOINT_FILES)),
-    *(Door(f"{CHECKPOINT}/{name}", ["sample", CHECKPOINT, "--max-new-tokens", 2]) for name in sorted(CHECKPOINT_FILES)),
+    *(Target(f"{CHECKPOINT}/{name}", ["train", "--resume", CHECKPOINT]) for name in sorted(CHECKPOINT_FILES)),
     *(
-        Door(f"runs/mine/{name}", ["train", "--resume", "runs/mine"])
+        Target(f"{CHECKPOINT}/{name}", ["sample", CHECKPOINT, "--max-new-tokens", 2])
+        for name in sorted(CHECKPOINT_FILES)
+    ),
+    *(
+        Target(f"runs/mine/{name}", ["train", "--resume", "runs/mine"])
         for name in ("settings.toml", "metrics.jsonl", "samples.jsonl", "last", "best", ".lock")
     ),
-    Door("runs/mine/metrics.jsonl", ["inspect", "runs/mine", "losses"]),
+    Target("runs/mine/metrics.jsonl", ["inspect", "runs/mine", "losses"]),
     # A prepared dataset and the cache
     *(
-        Door("tokens/train-00000.npy", ["prepare", "tokens", "--verify"], container)
+        Target("tokens/train-00000.npy", ["prepare", "tokens", "--verify"], container)
         for container in (bytes, in_npy, in_npz, in_torch_file)
     ),
-    Door("tokens/dataset.json", ["prepare", "tokens", "--verify"]),
-    Door("tokens/tokenizer.json", ["prepare", "tokens", "--verify"]),
-    *(Door(f"cache/{pattern}", ["train", "text.txt", *SMALL]) for pattern in ("*/*.json", "*/*/*")),
+    Target("tokens/dataset.json", ["prepare", "tokens", "--verify"]),
+    Target("tokens/tokenizer.json", ["prepare", "tokens", "--verify"]),
+    *(Target(f"cache/{pattern}", ["train", "text.txt", *SMALL]) for pattern in ("*/*.json", "*/*/*")),
     # A text
     *(
-        Door(f"payload{suffix}", ["stats", f"payload{suffix}"], container)
+        Target(f"payload{suffix}", ["stats", f"payload{suffix}"], container)
         for suffix in (".pkl", ".txt", ".jsonl", ".json", ".csv", ".parquet", ".npy", ".gz", ".jsonl.zst")
         for container in ((bytes, in_npy, gzip.compress) if suffix in (".npy", ".gz") else (bytes,))
     ),
-    Door("-", ["stats", "-"]),
+    Target("-", ["stats", "-"]),
     # Options
-    Door("payload.toml", ["train", "text.txt", *SMALL, "--config", "payload.toml"]),
-    Door("prompt", ["sample", "runs/mine", "--prompt-file", "prompt", "--max-new-tokens", 2]),
-    Door("-", ["sample", "runs/mine", "--prompt-file", "-", "--max-new-tokens", 2]),
-    Door("text", ["inspect", "runs/mine", "tokens", "--text-file", "text"]),
-    Door("keys", ["serve", "runs/mine", "--api-key-file", "keys", "--host", ELSEWHERE]),
+    Target("payload.toml", ["train", "text.txt", *SMALL, "--config", "payload.toml"]),
+    Target("prompt", ["sample", "runs/mine", "--prompt-file", "prompt", "--max-new-tokens", 2]),
+    Target("-", ["sample", "runs/mine", "--prompt-file", "-", "--max-new-tokens", 2]),
+    Target("text", ["inspect", "runs/mine", "tokens", "--text-file", "text"]),
+    Target("keys", ["serve", "runs/mine", "--api-key-file", "keys", "--host", ELSEWHERE]),
 ]
 if IS_TORTURE:  # importing the library datasets takes seconds
-    DOORS += [
-        Door("rows/train.pkl", ["stats", "hf:./rows"]),
-        Door("rows/train.tar", ["stats", "hf:./rows"], in_tar),
+    TARGETS += [
+        Target("rows/train.pkl", ["stats", "hf:./rows"]),
+        Target("rows/train.tar", ["stats", "hf:./rows"], in_tar),
     ]
 
 
 @pytest.fixture(scope="module")
 def template(trained_folder: Path, built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with everything that the doors' commands name."""
-    folder = tmp_path_factory.mktemp("doors")
+    """A folder with everything that the commands of `TARGETS` name."""
+    folder = tmp_path_factory.mktemp("targets")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("OCTAVO_CACHE", str(folder / "cache"))
@@ -223,21 +226,21 @@ def workspace(template: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch) ->
     return workdir
 
 
-@pytest.mark.parametrize("index", range(len(DOORS)), ids=lambda index: str(DOORS[index]))
+@pytest.mark.parametrize("index", range(len(TARGETS)), ids=lambda index: str(TARGETS[index]))
 def test_no_payload_runs(index: int, workspace: Path, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch) -> None:
-    door, marker = DOORS[index], workspace / "marker"
+    target, marker = TARGETS[index], workspace / "marker"
     numbers = range(index, index + len(NAMES)) if IS_TORTURE else [index]
     for number in numbers:
-        content = door.container(payload(number, marker))
-        if door.path == "-":
+        content = target.container(payload(number, marker))
+        if target.path == "-":
             monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
-        if "*" in door.path:
-            for path in [path for path in workspace.glob(door.path) if path.is_file() and path.suffix != ".so"]:
+        if "*" in target.path:
+            for path in [path for path in workspace.glob(target.path) if path.is_file() and path.suffix != ".so"]:
                 path.write_bytes(content)
         else:
-            (workspace / door.path).write_bytes(content)
-            list_in_manifest(workspace / door.path)  # as an attacker would
-        result = run_command(*door.command)
+            (workspace / target.path).write_bytes(content)
+            list_in_manifest(workspace / target.path)  # as an attacker would
+        result = run_command(*target.command)
         assert not os.path.lexists(marker), number
         assert result.code in (0, 2), result.err
         assert "Traceback" not in result.err

@@ -42,7 +42,7 @@ def states(disk: Disk, calls: list[Call]) -> Iterator[tuple[int, str, Content]]:
         if number % STRIDE and number != len(calls):
             continue
         for model in MODELS:
-            content = disk.left_by(model, generator)
+            content = disk.content_after_power_loss(model, generator)
             digest = hashlib.sha256(repr([(name, content[name]) for name in sorted(content)]).encode()).digest()
             if digest not in seen:
                 seen.add(digest)
@@ -50,9 +50,9 @@ def states(disk: Disk, calls: list[Call]) -> Iterator[tuple[int, str, Content]]:
 
 
 def saved_steps(calls: list[Call], run: Path) -> dict[int, int]:
-    """For each checkpoint with a trainer state its step, and the number of calls after which it is saved for good.
+    """For each checkpoint with a trainer state its step, and the number of calls after which it is durable.
 
-    That is when the run folder is flushed after `last` got its new content.
+    It is durable when the run folder has been flushed after the rename of `last`.
     """
     saved, steps, is_renamed = {}, iter((2, 4)), False
     for number, call in enumerate(calls, 1):
@@ -124,7 +124,7 @@ def test_after_a_power_loss_the_newest_checkpoint_loads_and_training_resumes(
             assert result.code == 0, f"{case}\n{result}"
             assert Outcome.of(state / "runs/mine") == expected, case
             assert leftovers(state) == [], case
-    assert disk.left_by("everything", random.Random()) == read_content(folder)  # the log was complete
+    assert disk.content_after_power_loss("everything", random.Random()) == read_content(folder)  # the log was complete
     report(
         f"power loss after every call of a {kind} run, what was not flushed lost in {len(MODELS)} ways",
         count,
@@ -154,7 +154,7 @@ def test_after_a_power_loss_a_dataset_is_complete_or_missing(forks: Forks, tmp_p
             result = forks.run(words, state)
             assert result.code == 0, f"{case}\n{result}"
             assert contents(state / "out") == contents(folder / "out"), case
-    assert disk.left_by("everything", random.Random()) == read_content(folder)
+    assert disk.content_after_power_loss("everything", random.Random()) == read_content(folder)
     report(
         f"power loss after every call of a preparation, what was not flushed lost in {len(MODELS)} ways",
         count,

@@ -28,8 +28,8 @@ SECONDS = float(os.environ.get("OCTAVO_SOAK_SECONDS", 1800 if IS_TORTURE else 3)
 STEPS = int(os.environ.get("OCTAVO_SOAK_STEPS", 10_000 if IS_TORTURE else 200))
 CLIENTS = 4
 WARM_UP_REQUESTS = 2000 if IS_TORTURE else 200
-GROWTH = 1.05  # of the memory after the warm-up
-FEW = 8  # threads or descriptors: pools have not always all their threads after the warm-up, and a leak is hundreds
+MAX_MEMORY_RATIO = 1.05  # to the memory after the warm-up
+MAX_NEW = 8  # threads or descriptors: pools may not have all threads after the warm-up, and a leak would be hundreds
 JSON = {"content-type": "application/json"}
 
 
@@ -47,10 +47,10 @@ class Usage(NamedTuple):
 
 
 def assert_no_growth(before: Usage, after: Usage) -> dict[str, int]:
-    """Returns the growth."""
-    assert after.memory <= GROWTH * before.memory, (before, after)
-    assert after.descriptors <= before.descriptors + FEW, (before, after)
-    assert after.threads <= before.threads + FEW, (before, after)
+    """Assert that a process does not hold much more than before. Returns the growth."""
+    assert after.memory <= MAX_MEMORY_RATIO * before.memory, (before, after)
+    assert after.descriptors <= before.descriptors + MAX_NEW, (before, after)
+    assert after.threads <= before.threads + MAX_NEW, (before, after)
     return {
         "KiB_more_memory": (after.memory - before.memory) >> 10,
         "more_descriptors": after.descriptors - before.descriptors,

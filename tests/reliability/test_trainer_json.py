@@ -93,7 +93,7 @@ def error_of(folder: Path) -> OctavoError | None:
     return None
 
 
-def changed(place: tuple[str, ...], *value: Any) -> dict[str, Any]:
+def replace_value(place: tuple[str, ...], *value: Any) -> dict[str, Any]:
     """The right values with another value at a place, or without it."""
     values = copy.deepcopy(RIGHT)
     parent = values
@@ -112,8 +112,12 @@ def wrong_values(place: tuple[str, ...]) -> list[dict[str, Any]]:
         right = right[key]
     may_be_missing = place[0] in MAY_BE_MISSING
     return [
-        *(changed(place, value) for value in WRONG[type(right)] if value is not None or place[-1] not in MAY_BE_NONE),
-        *([] if may_be_missing else [changed(place)]),
+        *(
+            replace_value(place, value)
+            for value in WRONG[type(right)]
+            if value is not None or place[-1] not in MAY_BE_NONE
+        ),
+        *([] if may_be_missing else [replace_value(place)]),
     ]
 
 
