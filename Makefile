@@ -26,7 +26,7 @@ torture:          ## hundreds of kills and failing system calls (about an hour);
 	@OMP_NUM_THREADS=1 OCTAVO_TORTURE=1 .venv/bin/python -m pytest -n 2 tests/reliability
 	@.venv/bin/python scripts/torture_table.py
 
-mutants:          ## change checkpoint, runs, sampler and sampling in 1,700 ways, and list the changes that no test notices (hours)
+mutants:          ## mutation testing of checkpoint, runs, sampler and sampling: list the changes with which no test fails (hours)
 	@scripts/install test
 	@.venv/bin/python -m pip install --quiet mutmut==3.8.1
 	@OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/mutants/src .venv/bin/mutmut run --max-children 2
