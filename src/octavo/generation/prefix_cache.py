@@ -4,8 +4,8 @@ Keys and values depend only on a token, the tokens before it and its position, s
 one as far as the two are equal. The cache scope is part of the key: requests of different scopes never share a
 prefix, so response times reveal nothing about other clients' prompts.
 
-The cached prompts are kept in lexicographic order. Of all prompts, a neighbor of the place where a new prompt would be
-inserted shares the longest prefix with it, so a search in 30,000 prompts compares a few of them.
+The cached prompts are kept in lexicographic order. The cached prompt that shares the longest prefix with a new prompt
+is a neighbor of the new one's place in this order, so a search among 30,000 prompts compares only a few.
 """
 
 import bisect

@@ -35,7 +35,7 @@ let key = readStorage("octavo-key", "sessionStorage");
 let askForKey = async () => null;
 let selected = { model: null, step: null };
 
-// `prompt(isWrong)` returns a key, or null if the user gives none; `isWrong`: the last key was refused. It is called
+// `prompt(isWrong)` returns a key, or null if the user gives none; `isWrong`: the last key was rejected. It is called
 // once for all requests that wait for a key.
 export function setKeyPrompt(prompt) {
   let answer = null;
@@ -139,7 +139,7 @@ function findExportedAnswer(view, options) {
 export const MAX_WORD_TOKENS = 16;
 
 // A text without the characters that a model's tokenizer doesn't know; only a character tokenizer has unknown ones. The
-// request appends a known character, because the server refuses a text with no known character at all.
+// request appends a known character, because the server rejects a text with no known character at all.
 export async function keepKnownCharacters(text, { id, tokenizer }) {
   if (!text || tokenizer !== "char") return text;
   const [character] = await generatedCharacters(id);
@@ -163,7 +163,7 @@ export async function findTokenizationProblem(text, model) {
   return ["text.unknown", { characters, known: joinFirst(letters.length ? letters : known) }];
 }
 
-// Throws if the tokenizer knows no character of a text, before a request that the server would refuse.
+// Throws if the tokenizer knows no character of a text, before a request that the server would reject.
 export async function requireTokenizable(text, model) {
   const problem = await findTokenizationProblem(text, model);
   if (problem) throw pageError(...problem);

@@ -2,7 +2,7 @@
 
 import { el } from "octavo/dom";
 
-// Returns the key, or null if the user gives none. `isWrong`: the server refused the last key.
+// Returns the key, or null if the user gives none. `isWrong`: the server rejected the last key.
 export function askForKey(isWrong) {
   return new Promise((resolve) => {
     const input = el("input", { id: "key", type: "password", autocomplete: "off", required: true });

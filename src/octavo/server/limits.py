@@ -1,4 +1,4 @@
-"""Every bound of the server. What exceeds one is refused before anything is allocated for it."""
+"""Every bound of the server. What exceeds one is rejected before anything is allocated for it."""
 
 from dataclasses import dataclass
 

@@ -5,7 +5,7 @@ ignored, unless ignoring it could change the text: a field that other servers su
 misspelled name, is an error. For the lens, every unknown field is an error, because every field changes the view.
 
 A list's bounds are checked before its items, and validation stops at the first wrong item, so that an absurd body is
-refused at little cost and with one message.
+rejected at little cost and with one message.
 """
 
 import difflib
@@ -54,7 +54,7 @@ _UNSUPPORTED_FIELDS = {
 class ItemCount:
     """Bounds on the number of items in a list or an object: checked before any item, and stated in the JSON schema.
 
-    A list is refused at its first item that is not valid, also without bounds.
+    Validation of a list stops at its first invalid item, also if the list has no bounds.
     """
 
     low: int = 0
@@ -120,7 +120,7 @@ def _allow_null(schema: dict[str, Any]) -> None:
     """State in the JSON schema that null means the default: `_check_names_and_drop_nulls` removes it."""
     required = schema.get("required", [])
     for name, field in schema["properties"].items():
-        # The type of a field whose default is null allows null already. (0 stands for a default that is not stated.)
+        # A field whose default is null allows null already. (0: any value but null, for a schema without a default.)
         if name not in required and field.get("default", 0) is not None:
             schema["properties"][name] = {"anyOf": [field, {"type": "null"}]}
 
@@ -226,7 +226,7 @@ class DetokenizeRequest(_Body):
 
 
 class LensRequest(_Body):
-    """A view's text and options. A view refuses an option that it does not have; an omitted one has its default."""
+    """A view's text and options. A view rejects an option that it does not have; an omitted one has its default."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -12,7 +12,7 @@ from octavo.tokenizers import Tokenizer
 def encode_bounded_prompt(
     tokenizer: Tokenizer, block_size: int, prompt: str | list[int], parse_special: bool
 ) -> Prompt:
-    """Encode a prompt, which must fit into the context. One that is far too long is refused before it is encoded."""
+    """Encode a prompt, which must fit into the context. One that is far too long is rejected before it is encoded."""
     if isinstance(prompt, str):
         if len(prompt) > block_size * max(map(len, tokenizer.token_bytes)):
             raise _context_length_error(f"more than {block_size:,}", block_size)

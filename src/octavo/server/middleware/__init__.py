@@ -1,6 +1,6 @@
 """The checks that every request passes before the application: one small ASGI middleware each.
 
-`wrap_in_middleware` states their order. The first check that fails refuses the request before anything is allocated
+`wrap_in_middleware` states their order. The first check that fails rejects the request before anything is allocated
 for it: the body is read only after the headers have passed.
 """
 

@@ -1,7 +1,7 @@
 """Which web pages may use the server: its own, and those of allowed origins.
 
 Starlette's CORSMiddleware lets a request of any origin through and only withholds the response headers, which leaves
-it to the browser to hide the response. Here a request from a foreign page is refused, so it cannot start any work.
+it to the browser to hide the response. Here a request from a foreign page is rejected, so it cannot start any work.
 """
 
 from collections.abc import Collection

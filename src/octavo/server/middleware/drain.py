@@ -1,4 +1,4 @@
-"""Graceful shutdown: requests in progress are finished, new ones are refused."""
+"""Graceful shutdown: requests in progress are finished, new ones are rejected."""
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 

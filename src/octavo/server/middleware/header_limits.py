@@ -8,7 +8,7 @@ from octavo.server.middleware.asgi import refuse
 
 
 class HeaderLimits:
-    """Answers 431 beyond the limits. Far larger headers never arrive here: the parser refuses them (connection.py)."""
+    """Answers 431 beyond the limits. Far larger headers never arrive here: the parser rejects them (connection.py)."""
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self._app, self._limits = app, limits

@@ -43,7 +43,7 @@ async function sampleToken(ids, settings, signal) {
   return { ids: [id], text };
 }
 
-// The tokens and groups of ids, as the view `tokens` answers them. The server refuses more than `blockSize` ids in one
+// The tokens and groups of ids, as the view `tokens` answers them. The server rejects more than `blockSize` ids in one
 // request, so they are decoded in blocks; a character that is cut at a block's end is decoded with the next block.
 export async function decodeTokens(ids, blockSize) {
   const decoded = { tokens: [], groups: [] };

@@ -81,7 +81,7 @@ export class CosineSimilarity {
   }
 
   // Why a pair has no cosine, as the [key, values] of a sentence, or null. If the first word is several tokens, the
-  // server uses the mean of their rows; here that is refused, because its curve would look like that of a row.
+  // server uses the mean of their rows; here that is rejected, because its curve would look like that of a row.
   async #findProblem(pair) {
     if (!pair.every(Boolean)) return ["words.similarity.empty"];
     for (const word of pair) {
