@@ -27,6 +27,7 @@ from octavo.errors import OctavoError, OctavoWarning
 from octavo.generation.prompt import encode_prompt
 from octavo.settings import DataSettings, Settings
 from octavo.tokenizers import END_OF_TEXT, Tokenizer
+from octavo.tokenizers.bytelevel import LETTER_TO_BYTE
 from small_models import BPE, CHARS, spread_model
 from small_runs import RECIPE, TEXT
 
@@ -114,6 +115,18 @@ def test_an_old_folder_has_its_added_tokens(source: Path, tmp_path: Path) -> Non
     text = "<speaker1>the cat ordinary </s>"
     assert tokenizer.encode(text).tolist() == expected.encode(text).tolist()
     assert expected.encode("ordinary").tolist() == [added["ordinary"]]
+
+
+def test_an_old_folder_has_the_special_tokens_of_its_vocabulary(tmp_path: Path) -> None:
+    """`vocab.json` does not say which of its tokens are special: only their roles do. One of them has id 0."""
+    vocabulary = {token: id for id, token in enumerate(["<s>", "</s>", "<speaker1>", *LETTER_TO_BYTE])}
+    write(tmp_path / "vocab.json", vocabulary)
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    roles = {"bos_token": "<s>", "eos_token": "</s>", "additional_special_tokens": ["<speaker1>"]}
+    write(tmp_path / "special_tokens_map.json", roles)
+    tokenizer = tokenizers.load(tmp_path)
+    assert tokenizer.special_ids == {0, 1, 2}
+    assert tokenizer.encode("<speaker1></s><s>", special_tokens=True).tolist() == [2, 1, 0]
 
 
 def test_an_added_token_with_another_id_than_listed_is_an_error(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from octavo.errors import OctavoError, translate_parser_errors
 from octavo.tokenizers.bytelevel import END_OF_TEXT, byte_level_backend
-from octavo.tokenizers.special_tokens import add_tokens, read_role_ids, read_roles
+from octavo.tokenizers.special_tokens import add_tokens, read_role_ids, read_roles, tokens_with_role
 from octavo.tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def load(folder: Path) -> Tokenizer:
         elif vocab_json.is_file() and merges_txt.is_file():
             backend = read_vocab_and_merges(vocab_json, merges_txt)
             # There is no other list of the special tokens among those of vocab.json.
-            in_vocabulary = [token for token in roles.values() if isinstance(token, str) and backend.token_to_id(token)]
+            in_vocabulary = [token for token in tokens_with_role(roles) if backend.token_to_id(token) is not None]
             backend.add_special_tokens(in_vocabulary)
         else:
             raise OctavoError(f"no tokenizer in {folder}: expected tokenizer.json, or vocab.json and merges.txt")

@@ -35,6 +35,11 @@ def read_roles(folder: Path) -> Roles:
     return roles
 
 
+def tokens_with_role(roles: Roles) -> list[str]:
+    """All tokens that have a role."""
+    return [token for value in roles.values() for token in ([value] if isinstance(value, str) else value)]
+
+
 def read_role_ids(folder: Path) -> dict[str, int]:
     """The token ids that the model's own files give to the roles eos, bos and pad."""
     ids: dict[str, int] = {}
@@ -53,7 +58,7 @@ def add_tokens(backend: "tokenizers.Tokenizer", folder: Path, roles: Roles) -> N
     """
     from tokenizers import AddedToken
 
-    special = {token for value in roles.values() for token in ([value] if isinstance(value, str) else value)}
+    special = tokens_with_role(roles)
     listed: dict[int, dict[str, Any]] = {}
     for content, id in check(_read(folder / "added_tokens.json"), dict[str, int], "added_tokens.json", _HINT).items():
         listed[id] = {"content": content, "special": content in special}
