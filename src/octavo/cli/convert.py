@@ -1,11 +1,9 @@
 """`octavo convert`: write a trained model in another program's format."""
 
 import argparse
-import dataclasses
-import json
 from typing import Any
 
-from octavo.cli.parser import RUN_HELP, add_verb, finish_verb, print_notice
+from octavo.cli.parser import RUN_HELP, add_verb, finish_verb, print_notice, print_report
 from octavo.interop.formats import FORMATS, PRECISIONS
 from octavo.settings import Settings, expand_home
 from octavo.units import format_bytes
@@ -24,7 +22,7 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
     verb.add_argument("out", type=expand_home, metavar="OUT", help="the file or folder to write; it must not exist")
     formats = "; ".join(f"{name}: {format.summary}" for name, format in FORMATS.items())
     verb.add_argument("--to", required=True, choices=tuple(FORMATS), help=formats)
-    verb.add_argument("--precision", choices=PRECISIONS, help="of the matrices (fp32)")
+    verb.add_argument("--precision", choices=PRECISIONS, help="precision of the matrices (fp32)")
     finish_verb(verb)
 
 
@@ -34,8 +32,5 @@ def run(arguments: argparse.Namespace) -> int:
     result = convert(arguments.run, arguments.to, arguments.out, arguments.precision)
     for notice in result.notices:
         print_notice(notice)
-    if arguments.json:
-        print(json.dumps(dataclasses.asdict(result) | {"out": str(result.out)}))
-    else:
-        print(f"{result.out}: {result.format}, {result.precision}, {format_bytes(result.bytes)}")
-    return 0
+    report = f"{result.out}: {result.format}, {result.precision}, {format_bytes(result.bytes)}"
+    return print_report(arguments, result, report)

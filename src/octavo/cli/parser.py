@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -184,5 +185,5 @@ def print_notice(text: str) -> None:
 
 def print_report(arguments: argparse.Namespace, result: Any, text: str) -> int:
     """Print a dataclass as JSON if `--json` was given, else `text`. Returns exit code 0."""
-    print(json.dumps(dataclasses.asdict(result)) if arguments.json else text)
+    print(json.dumps(dataclasses.asdict(result), default=os.fspath) if arguments.json else text)
     return 0
