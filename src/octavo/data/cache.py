@@ -23,8 +23,7 @@ _WAIT_SECONDS = 0.2
 def cache_key(scan: ScanSummary, settings: DataSettings, tokenizer: Tokenizer | None) -> str:
     """The name of a dataset's folder in the cache. If `tokenizer` is None, `settings.tokenizer` specifies it."""
     tokenizer_identity = settings.tokenizer if tokenizer is None else tokenizer.fingerprint
-    identity = f"{FORMAT} {scan.sha256} {tokenizer_identity} {settings.val_fraction!r} {settings.deduplicate}"
-    identity += " special tokens" * settings.special_tokens
+    identity = f"{FORMAT} {_ids_identity(scan, settings, tokenizer_identity)}"
     return hashlib.sha256(identity.encode()).hexdigest()[:24]
 
 
@@ -33,9 +32,14 @@ def dataset_fingerprint(scan: ScanSummary, settings: DataSettings, tokenizer: To
 
     It depends on the tokenizer itself, whereas the cache key has only its specification if it was not trained yet.
     """
-    identity = f"{scan.sha256} {tokenizer.fingerprint} {settings.val_fraction!r} {settings.deduplicate}"
-    identity += " special tokens" * settings.special_tokens
+    identity = _ids_identity(scan, settings, tokenizer.fingerprint)
     return hashlib.sha256(identity.encode()).hexdigest()
+
+
+def _ids_identity(scan: ScanSummary, settings: DataSettings, tokenizer_identity: str) -> str:
+    """Everything that the ids of a dataset depend on."""
+    identity = f"{scan.sha256} {tokenizer_identity} {settings.val_fraction!r} {settings.deduplicate}"
+    return f"{identity} special tokens" if settings.special_tokens else identity
 
 
 def open_or_build(
