@@ -66,7 +66,7 @@ def build_dataset(inputs: BuildInputs, out: Path) -> Generator[PreparationProgre
         if min(tokens.values()) < 2:
             shutil.rmtree(staging)  # the same build would fail again, so its shards are of no use
             raise _split_error(scan, split, tokens)
-        info = _describe(staging, inputs, tokenizer, split, shards)
+        info = _describe(staging, inputs, tokenizer, split, shards, tokens)
         info["checksum"] = checksum(info)
         with files.translate_disk_errors(out):
             (staging / "dataset.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
@@ -141,7 +141,12 @@ def _split_error(scan: CorpusScan, split: Split, tokens: dict[str, int]) -> Octa
 
 
 def _describe(
-    staging: Path, inputs: BuildInputs, tokenizer: Tokenizer, split: Split, shards: dict[str, list[ShardRecord]]
+    staging: Path,
+    inputs: BuildInputs,
+    tokenizer: Tokenizer,
+    split: Split,
+    shards: dict[str, list[ShardRecord]],
+    tokens: dict[str, int],
 ) -> dict[str, Any]:
     """The contents of `dataset.json`."""
     corpus, scan, settings = inputs.corpus, inputs.scan, inputs.settings
@@ -166,7 +171,7 @@ def _describe(
         "vocab_size": tokenizer.vocab_size,
         "special_tokens": settings.special_tokens,
         "split": {"by": split.by, "val_fraction": settings.val_fraction},
-        "tokens": {name: sum(shard.length for shard in shards[name]) for name in SPLITS},
+        "tokens": tokens,
         "fingerprint": dataset_fingerprint(scan, settings, tokenizer),
         "cache_key": inputs.key,
         "shards": {name: [shard.name for shard in shards[name]] for name in SPLITS},
