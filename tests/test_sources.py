@@ -81,6 +81,15 @@ def test_hidden_and_binary_files_of_a_folder_are_skipped(tmp_path: Path) -> None
             assert read_source(source) == ["read me\n", "notes\n"]
 
 
+def test_binary_files_are_reported_once_however_often_the_corpus_is_read(tmp_path: Path) -> None:
+    write(tmp_path / "picture.png", PNG)
+    write(tmp_path / "text.txt", "text\n")
+    corpus = open_corpus(tmp_path)
+    with pytest.warns(OctavoWarning) as caught:
+        assert list(corpus.chunks()) == list(corpus.chunks())
+    assert len(caught) == 1
+
+
 def test_a_hidden_folder_can_be_a_source(tmp_path: Path) -> None:
     assert read_source(write(tmp_path / ".notes/a.txt", "a").parent) == ["a"]
 

@@ -132,7 +132,8 @@ def _open_source(source: str, text_format: TextFormat, limits: Limits) -> Corpus
     if paths == [source] and not os.path.isfile(source):  # a pipe
         with open(source, "rb") as stream:
             return corpus(_copy_stream(stream, source, text_format, limits))
-    return corpus(lambda: _read_files(source, paths, text_format, limits), paths)
+    warn = functools.cache(_warn)  # a corpus is read several times, and the warning is given once
+    return corpus(lambda: _read_files(source, paths, text_format, limits, warn), paths)
 
 
 def _normalize_encoding(encoding: str) -> str:
@@ -172,9 +173,12 @@ def _unreadable(source: str, error: OSError | ValueError) -> OctavoError:
 # Files
 
 
-def _read_files(source: str, paths: list[str], text_format: TextFormat, limits: Limits) -> Iterator[Chunk]:
-    """Yield the documents of all files. Files without text are skipped; binary ones are reported in a warning."""
-    binary, is_empty = [], True
+def _read_files(
+    source: str, paths: list[str], text_format: TextFormat, limits: Limits, warn: Callable[[str], None]
+) -> Iterator[Chunk]:
+    """Yield the documents of all files. Files without text are skipped; `warn` reports binary ones."""
+    binary: list[str] = []
+    is_empty = True
     for path in paths:
         try:
             for chunk in readers.read_file(path, text_format, limits):
@@ -190,7 +194,11 @@ def _read_files(source: str, paths: list[str], text_format: TextFormat, limits: 
         )
         raise OctavoError(f"{source} {problem}", "give a text file, or a folder of text files")
     if binary:
-        warnings.warn(f"{source}: {len(binary)} binary files are skipped, as {binary[0]}", OctavoWarning, stacklevel=2)
+        warn(f"{source}: {len(binary)} binary files are skipped, such as {binary[0]}")
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, OctavoWarning, stacklevel=3)
 
 
 def _binary_error(name: str, error: BinaryFileError) -> OctavoError:
