@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 from octavo.byte_order_mark import split_mark
 from octavo.data.limits import DEFAULT_LIMITS, Limits
 from octavo.errors import OctavoError
+from octavo.tokenizers import END_OF_TEXT
 
 COMPRESSED = (".gz", ".zst")
 JSON_LINES, JSON, CSV, PARQUET = (".jsonl", ".ndjson"), (".json",), (".csv", ".tsv"), (".parquet",)
@@ -122,7 +123,8 @@ def number_documents(texts: Iterable[str]) -> Iterator[tuple[int, str]]:
         is_separator_possible = any(line.startswith(held[unfinished:]) for line in _SEPARATOR_LINES)
         end = unfinished if text is not None and is_separator_possible and (unfinished or begins_line) else len(held)
         start = 0
-        for match in _SEPARATOR.finditer(held, 0, end):
+        # The search for the constant is much faster than that for the pattern, which most texts do not have.
+        for match in _SEPARATOR.finditer(held, 0, end) if END_OF_TEXT in held else ():
             if match.start() == 0 and not begins_line:
                 continue
             yield number, held[start : match.start()]
@@ -133,8 +135,8 @@ def number_documents(texts: Iterable[str]) -> Iterator[tuple[int, str]]:
         held = held[end:]
 
 
-_SEPARATOR_LINES = ("<|endoftext|>\n", "<|endoftext|>\r\n")
-_SEPARATOR = re.compile(r"(?m)^<\|endoftext\|>(?:\r?\n|\r?\Z)")
+_SEPARATOR_LINES = (f"{END_OF_TEXT}\n", f"{END_OF_TEXT}\r\n")
+_SEPARATOR = re.compile(rf"(?m)^{re.escape(END_OF_TEXT)}(?:\r?\n|\r?\Z)")
 
 
 def _mark_last(texts: Iterable[str]) -> Iterator[Chunk]:
