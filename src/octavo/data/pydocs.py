@@ -39,10 +39,10 @@ def text() -> str:
     return "\n\n\n".join(f"{heading}\n\n{body}" for body, heading in headings.items()) + "\n"
 
 
-def recognizing_files() -> list[str]:
-    """Files by whose size and modification time this version of the text can be recognized without reading it."""
+def identity_files() -> list[str]:
+    """Files that change when the text does: with another version of Python, or of this module."""
     library = sysconfig.get_path("stdlib")
-    return [os.path.join(library, "os.py"), os.path.join(library, "pydoc_data", "topics.py")]
+    return [__file__, os.path.join(library, "os.py"), os.path.join(library, "pydoc_data", "topics.py")]
 
 
 def _to_ascii(text: str) -> str:

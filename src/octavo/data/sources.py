@@ -47,7 +47,7 @@ class Corpus:
     name: str
     source: str
     text_format: TextFormat
-    paths: list[str] | None  # the files that determine the text; None for standard input and named corpora
+    paths: list[str] | None  # files that change when the text does; None if it can be known only by reading the text
     identity: str | None  # of these files when the source was opened; see `_file_identity`
     _read: Callable[[], Iterator[Chunk]]
 
@@ -116,7 +116,7 @@ def _open_source(source: str, text_format: TextFormat, limits: Limits) -> Corpus
     match source:
         case "pydocs":
             text = functools.cache(pydocs.text)
-            return corpus(lambda: readers.chunk_rows([text()], limits), pydocs.recognizing_files())
+            return corpus(lambda: readers.chunk_rows([text()], limits), pydocs.identity_files())
         case "shakespeare":
             path = str(files.fetch(*_SHAKESPEARE))
             return corpus(lambda: readers.read_file(path, TextFormat(), limits), [path])
