@@ -72,9 +72,9 @@ class OctavoWarning(UserWarning):
 
 @contextlib.contextmanager
 def translate_parser_errors(message: str, hint: str | None = None) -> Iterator[None]:
-    """Turn all that a library raises while it parses a user's file into an `OctavoError` with this message.
+    """Turn any error that a library raises while it parses a user's file into an `OctavoError` with this message.
 
-    A library written in Rust may panic. That reaches Python as a PanicException, which is no `Exception`.
+    A panic in a Rust library reaches Python as a PanicException, which does not derive from `Exception`.
     """
     try:
         yield

@@ -1,8 +1,8 @@
 """Evaluate a model on a text: loss, perplexity and bits per byte, computed exactly over the whole text.
 
 Bits per byte compare models with different tokenizers, because the total loss is divided by the number of bytes, which
-is the same for all of them: those of the whole text, including characters that a tokenizer cannot encode. A special
-token is no text and has no bytes. Nothing here samples: every token except the first is predicted once.
+is the same for all of them: the bytes of the whole text, including characters that a tokenizer cannot encode. A special
+token is not text and has no bytes. Nothing here samples: every token except the first is predicted once.
 """
 
 import math
@@ -38,7 +38,7 @@ class Evaluation:
     tokens: int  # predicted tokens: all but the first
     bytes: int  # of the text, without those of the first token
     block_size: int
-    unknown: UnknownCharacters | None = None  # what was skipped or replaced: the loss leaves it out, the bytes do not
+    unknown: UnknownCharacters | None = None  # skipped or replaced: in `bytes`, but not in `loss`
 
 
 def evaluate(

@@ -36,8 +36,9 @@ def id_dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
 class Encoder:
     """Encodes chunks of a corpus with a tokenizer.
 
-    `unknown` says what to do with characters that the tokenizer does not have: see `Tokenizer.encode`. `report` has
-    those that were skipped or replaced so far. With `special_tokens`, the text of a special token is that token.
+    `unknown` says what to do with characters that the tokenizer does not have: see `Tokenizer.encode`. `report`
+    describes those that were skipped or replaced so far. With `special_tokens`, the text of a special token is encoded
+    as that token.
     """
 
     def __init__(
@@ -50,10 +51,10 @@ class Encoder:
         self.dtype = id_dtype(tokenizer)
         self.report: UnknownCharacters | None = None
         self._tokenizer, self._unknown = tokenizer.without_prefix_space(), unknown
-        self._characters = 0  # in all documents so far; counted only where there can be unknown characters
+        self._characters = 0  # in all documents so far; not counted if text is cut into words: then none is unknown
         self._end = np.array([] if tokenizer.end_of_text is None else [tokenizer.end_of_text], self.dtype)
         self._special_pattern = tokenizer.special_pattern if special_tokens else None
-        # A special token with a space in it is no word.
+        # Text is not cut into words if the cut could be in a special token.
         has_space = special_tokens and any(text.split() != [text] for text in tokenizer.special_texts)
         self.words = (
             WordCache(self._encode_word, cached_words) if tokenizer.can_split_at_spaces and not has_space else None

@@ -35,7 +35,7 @@ def file_state(path: str | Path) -> FileState | None:
 class _Properties(msgspec.Struct, omit_defaults=True):
     """What the record has of a file."""
 
-    state: list[Count]  # as of `file_state`
+    state: list[Count]  # the result of `file_state`
     sha256: str | None = None
     largest_id: Count | None = None
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class Limits:
     """Numbers of characters, unless stated otherwise. Tests use smaller values than the defaults.
 
-    Of the limits on text that is accepted, only `forced_cut` and `tokenizer_characters` change the token ids, and only
+    If a text is accepted, only `forced_cut` and `tokenizer_characters` change its token ids, and only
     `shard_characters` changes the number of shards.
     """
 

@@ -88,7 +88,7 @@ def reopen_dataset(
     """The dataset that a checkpoint was trained on, whose source must still have the same text.
 
     `origin` is the `Dataset.origin` that the checkpoint stores. Raises `OctavoError` if the source is gone or has
-    another text. The cache does not matter for that: it only makes an unchanged source faster to open.
+    another text, whether or not the cache has the dataset: the cache only makes an unchanged source faster to open.
     """
     recorded = Origin.check(origin)
     settings = dataclasses.replace(settings, tokenizer=recorded.tokenizer)
@@ -176,7 +176,7 @@ def is_cached(settings: DataSettings, origin: dict[str, Any] | None) -> bool:
     is_stream = source == "-" or (os.path.exists(source) and not os.path.isfile(source) and not os.path.isdir(source))
     if is_stream or not is_prepared(cached_folder(recorded.cache_key)):
         return False
-    if (recorded.text.bytes or 0) <= _SMALL_TEXT:  # its scan is not recorded if it was written just before
+    if (recorded.text.bytes or 0) <= _SMALL_TEXT:  # a file that was modified just before its scan has no recorded scan
         return True
     try:
         return load_scan_summary(open_source(dataclasses.replace(settings, tokenizer=recorded.tokenizer))) is not None

@@ -351,7 +351,7 @@ def _read_json_array(texts: Iterable[str], name: str, text_format: TextFormat, l
             number += 1
         if len(buffer) - position > limits.row:
             break
-        needed = 2 * (len(buffer) - position)  # an element is decoded again only when twice as much of it is there
+        needed = 2 * (len(buffer) - position)  # decode an element again only when twice as much of it has been read
     if not _CLOSING_BRACKET.fullmatch(buffer, position):
         raise OctavoError(
             f"{name}, element {number:,}, is not JSON, or has more than {limits.row:,} characters",
@@ -361,7 +361,7 @@ def _read_json_array(texts: Iterable[str], name: str, text_format: TextFormat, l
 
 def _read_csv(texts: Iterable[str], name: str, text_format: TextFormat, limits: Limits) -> Iterator[str]:
     """Yield the text field of each row. The first line names the fields; commas, semicolons or tabs separate them."""
-    lines = _RecordLines(_split_lines(texts, name, limits), name, limits)
+    lines = _RowLines(_split_lines(texts, name, limits), name, limits)
     header = next(lines, "")
     delimiter = max(",;\t", key=header.count)
     csv.field_size_limit(max(csv.field_size_limit(), limits.row))  # for the process; 131,072 by default
@@ -379,24 +379,24 @@ def _read_csv(texts: Iterable[str], name: str, text_format: TextFormat, limits: 
                         "quotes around a field that has a separator or a newline",
                     )
                 yield row[column]
-            lines.record_characters = 0
+            lines.row_characters = 0
     except csv.Error as error:
         raise OctavoError(
             f"{name}, line {rows.line_num:,}, is not CSV: {error}", "a quote within a quoted field is written twice"
         ) from None
 
 
-class _RecordLines(Iterator[str]):
-    """The lines of a CSV file, of which a quoted field can have several. Raises if a record becomes too long."""
+class _RowLines(Iterator[str]):
+    """The lines of a CSV file. A quoted field can have several. Raises `OctavoError` if a row becomes too long."""
 
     def __init__(self, lines: Iterator[str], name: str, limits: Limits) -> None:
         self._lines, self._name, self._limits = lines, name, limits
-        self.record_characters = 0
+        self.row_characters = 0
 
     def __next__(self) -> str:
         line = next(self._lines) + "\n"
-        self.record_characters += len(line)
-        if self.record_characters > self._limits.row:
+        self.row_characters += len(line)
+        if self.row_characters > self._limits.row:
             raise _row_error(f"{self._name} has a row", self._limits)
         return line
 

@@ -94,11 +94,12 @@ def open_source(settings: DataSettings, limits: Limits = DEFAULT_LIMITS) -> Corp
     A source is a file, a folder, a glob such as `notes/**/*.md`, a dataset `hf:NAME`, `-` for standard input, or one of
     the names in `BUILT_IN`. Such a name takes precedence over a file of that name, which is reached by `./pydocs`. A
     folder is read recursively, sorted by path, without hidden files, binary files and symbolic links to folders. A glob
-    skips the same files; each of its parts that is the name of a file or folder stands for that one.
+    skips the same files. A part of a glob that is the name of an existing file or folder means that one.
 
-    A text file is one document. `.jsonl`, `.csv` and `.parquet` files, and `.json` files with an array of objects, have
-    one document in each row, in the field `text_field`. `.gz` and `.zst` are decompressed. Raises `OctavoError` if the
-    source does not exist. If it exists but cannot be read, `Corpus.chunks` raises it.
+    A text file is one document, unless lines `<|endoftext|>` separate several. `.jsonl`, `.csv` and `.parquet` files,
+    and `.json` files with an array of objects, have one document in each row, in the field `text_field`. `.gz` and
+    `.zst` are decompressed. Raises `OctavoError` if the source does not exist. If it exists but cannot be read,
+    `Corpus.chunks` raises it.
     """
     source = settings.source
     keeps_nul = settings.tokenizer == "byte"
@@ -223,10 +224,10 @@ def _find_files(source: str) -> list[str]:
 
 
 def _match(folder: Path, pattern: list[str]) -> Iterator[Path]:
-    """Yield the files in `folder` that a pattern matches, of which `pattern` has the parts.
+    """Yield the files in `folder` that match a glob pattern, given as the list of its parts.
 
-    A part that is the name of a file or folder means that one, even if it has brackets or asterisks in it. `**`
-    means any number of folders, but no links to folders, which could lead back.
+    A part that is the name of an existing file or folder means that one, even if it has brackets or asterisks. `**`
+    means any number of folders, but does not follow links to folders: a link could lead back to `folder`.
     """
     if not pattern:
         if folder.is_file():

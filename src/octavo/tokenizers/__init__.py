@@ -9,8 +9,8 @@
 `build` makes one from text, `load` reads one from a checkpoint or a Hugging Face folder. Each wraps a
 `tokenizers.Tokenizer` of Hugging Face and is saved as its `tokenizer.json`. `encode` uses NumPy or tiktoken instead,
 which are faster, if they return the same ids (see `fast_path`). No tokenizer normalizes text: a token is a sequence of
-bytes, and decoding concatenates them. The text `<|endoftext|>` is encoded like any other text, unless special tokens
-are asked for.
+bytes, and decoding concatenates them. `encode` treats `<|endoftext|>` like any other text, unless it gets
+`special_tokens=True`.
 """
 
 from octavo.tokenizers.bytelevel import END_OF_TEXT

@@ -1,4 +1,4 @@
-"""Which tokenizers are encoded by faster code than the `tokenizers` library: a table of what that code implements.
+"""Which tokenizers can be encoded by faster code than the `tokenizers` library: a table of what that code implements.
 
 The table lists the keys of `tokenizer.json`, and the values with which the fast code returns the library's ids. Any
 other key or value switches the fast code off, and the library encodes. So does an added token that is not special,

@@ -1,7 +1,6 @@
-"""The one door to the `tokenizers` library: it may panic, or take hours, on a file that a user gives it.
+"""Encode text with the `tokenizers` library, which may panic, or take hours, with the `tokenizer.json` of a user.
 
-A panic of a Rust library reaches Python as a PanicException, which is no `Exception`. A regular expression can take
-hours on a short text: Oniguruma, the library's engine, backtracks.
+A regular expression can take hours on a short text: Oniguruma, the library's engine, backtracks.
 """
 
 import contextlib
@@ -40,9 +39,10 @@ def translate_encoding_errors() -> contextlib.AbstractContextManager[None]:
 
 
 def _run_with_time_limit(function: Callable[[], T], seconds: float) -> T:
-    """The result of a function that releases Python's global interpreter lock. It cannot be stopped.
+    """The result of a function that releases Python's global interpreter lock.
 
-    If it takes longer, its thread keeps running, until the process ends, and an `OctavoError` is raised.
+    Raises `OctavoError` if it takes longer. A thread cannot be stopped: it keeps running until the function or the
+    process ends.
     """
     results: list[T] = []
     errors: list[BaseException] = []
@@ -59,5 +59,5 @@ def _run_with_time_limit(function: Callable[[], T], seconds: float) -> T:
     if errors:
         raise errors[0]
     if not results:
-        raise OctavoError(f"the tokenizers library did not encode the text in {seconds:.0f} seconds", _HINT)
+        raise OctavoError(f"it did not finish in {seconds:.0f} seconds", _HINT)
     return results[0]

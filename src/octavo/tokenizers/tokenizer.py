@@ -40,7 +40,7 @@ class UnknownCharacters:
     lost_bytes: int  # bytes of the text less those of its tokens
 
     def add(self, later: "UnknownCharacters") -> "UnknownCharacters":
-        """Those of this text and of a later one together. Both have their offset from the same beginning."""
+        """The unknown characters of this text and of a later one. Both offsets count from the same beginning."""
         return dataclasses.replace(self, count=self.count + later.count, lost_bytes=self.lost_bytes + later.lost_bytes)
 
     def __str__(self) -> str:
@@ -61,7 +61,7 @@ class Tokenizer:
         roles: Mapping[str, str | list[str]] | None = None,
         role_ids: Mapping[str, int] | None = None,
     ) -> None:
-        """`role_ids` are the ids of roles that `roles` lacks; only special tokens count.
+        """`role_ids` are token ids for roles that `roles` lacks; the id of a token that is not special is ignored.
 
         Without an `eos_token`, `<|endoftext|>` has this role and that of the `bos_token`, if it is a special token.
         """
@@ -103,7 +103,7 @@ class Tokenizer:
         With `special_tokens`, the text of a special token, such as `<|endoftext|>`, is encoded as that token; without,
         like other text. Spaces beside it are kept, also if the token has the flag `lstrip` or `rstrip`.
 
-        Raises `OctavoError` if the tokenizer does not preserve the text otherwise.
+        Raises `OctavoError` if the tokenizer changes the text in any other way, for example by dropping spaces.
         """
         return self.encode_and_report(text, unknown, special_tokens)[0]
 
@@ -181,10 +181,9 @@ class Tokenizer:
 
     @property
     def can_split_at_spaces(self) -> bool:
-        """Whether `Encoder` can cut text into words, encode each with `encode_word` and cache its ids.
+        """Whether text can be cut into words that are encoded separately with `encode_word`.
 
-        Each cut is before a space or newline that follows a character other than whitespace. `encode` does not depend
-        on this property.
+        Each cut is before a space or newline that follows a character other than whitespace.
         """
         if self._missing_bytes:  # words are encoded without a check for unknown characters
             return False
@@ -307,7 +306,7 @@ def _preservation_error(content: bytes, encoded: bytes) -> OctavoError:
 
 
 def _report(text: str, kept: str, unknown_characters: set[str], offset: int) -> UnknownCharacters:
-    """What was lost when `text`, which begins at `offset`, became `kept`."""
+    """Describe the unknown characters of `text`, which begins at `offset` and was encoded as `kept`."""
     first = next(i for i, character in enumerate(text) if character in unknown_characters)
     count = len(text) - len(text.translate(dict.fromkeys(map(ord, unknown_characters))))
     lost_bytes = len(text.encode(errors="surrogatepass")) - len(kept.encode(errors="surrogatepass"))
