@@ -52,7 +52,7 @@ def folder_with_roles(folder: Path) -> Path:
     """A model folder as transformers writes it, with other special tokens than GPT-2."""
     BPE.save(folder)
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
-    theirs.add_special_tokens({**ROLES, "additional_special_tokens": ROLES["additional_special_tokens"]})
+    theirs.add_special_tokens(dict(ROLES))
     theirs.add_tokens(["ordinary"])
     theirs.save_pretrained(folder)
     tokenizer = tokenizers.load(folder)
@@ -244,12 +244,14 @@ def test_prepared_text_has_special_tokens_if_they_are_asked_for(
     limits = Limits(single_process_characters=1 << 30 if processes == 1 else 1)
     datasets = {}
     for special_tokens in (False, True):
-        kept = DataSettings(source=str(tmp_path / "text.txt"), tokenizer="bpe:300", special_tokens=special_tokens)
+        data_settings = DataSettings(
+            source=str(tmp_path / "text.txt"), tokenizer="bpe:300", special_tokens=special_tokens
+        )
         if special_tokens:
-            data = prepare_dataset(kept, limits=limits).result
+            data = prepare_dataset(data_settings, limits=limits).result
         else:
             with pytest.warns(OctavoWarning, match=r"20 times within its text.*--special-tokens"):
-                data = prepare_dataset(kept, limits=limits).result
+                data = prepare_dataset(data_settings, limits=limits).result
         datasets[special_tokens] = data
         ids = np.concatenate([np.asarray(data.tokens[split]) for split in ("train", "val")])
         assert data.tokenizer.decode(ids) == text

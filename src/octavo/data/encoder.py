@@ -71,10 +71,10 @@ class Encoder:
 
     def _encode_document(self, document: bytes) -> np.ndarray:
         text = document.decode()
-        ids, found = self._tokenizer.encode_and_report(text, self._unknown, self._special_pattern is not None)
-        if found is not None:
-            found = dataclasses.replace(found, offset=self._characters + found.offset)
-            self.report = found if self.report is None else self.report.add(found)
+        ids, report = self._tokenizer.encode_and_report(text, self._unknown, self._special_pattern is not None)
+        if report is not None:
+            report = dataclasses.replace(report, offset=self._characters + report.offset)
+            self.report = report if self.report is None else self.report.add(report)
         self._characters += len(text)
         return ids.astype(self.dtype)
 

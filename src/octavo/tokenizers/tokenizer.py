@@ -115,16 +115,17 @@ class Tokenizer:
             raise OctavoError(f"unknown={unknown!r} is not one of {', '.join(UNKNOWN)}")
         if not special_tokens:
             return self._encode_ordinary(text, unknown, offset=0)
-        ids, found, offset = [np.empty(0, np.int64)], None, 0
+        ids, offset = [np.empty(0, np.int64)], 0
+        reports: list[UnknownCharacters] = []
         for i, part in enumerate(self.special_pattern.split(text)):  # ordinary text, special token, ordinary text, ...
             if i % 2:
                 ids.append(np.array([self._ids[part]]))
             elif part:
-                part_ids, found_in_part = self._encode_ordinary(part, unknown, offset)
+                part_ids, report = self._encode_ordinary(part, unknown, offset)
                 ids.append(part_ids)
-                found = found.add(found_in_part) if found and found_in_part else found or found_in_part
+                reports += [report] if report is not None else []
             offset += len(part)
-        return np.concatenate(ids), found
+        return np.concatenate(ids), functools.reduce(UnknownCharacters.add, reports) if reports else None
 
     def encode_word(self, text: str) -> list[int]:
         """The ids of a short text without unknown characters: `encode` without its checks."""
