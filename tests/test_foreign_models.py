@@ -114,6 +114,22 @@ def test_a_forged_ckpt_pt_is_an_error(tmp_path: Path, nanogpt: Callable[..., Pat
         octavo.load(nanogpt(char_model(tmp_path / "model"), changes=changes))
 
 
+def test_an_output_head_of_its_own_is_rejected(tmp_path: Path, nanogpt: Callable[..., Path]) -> None:
+    """minGPT and other variants don't tie it to the token embedding: without it, the logits would be wrong."""
+    model = char_model(tmp_path / "model")
+    weights = model.model.state_dict()
+    weights["lm_head.weight"] = weights["lm_head.weight"] + 0.1
+    with pytest.raises(OctavoError, match="lm_head"):
+        octavo.load(nanogpt(model, changes={"model": weights}))
+    folder = tmp_path / "foreign"
+    stored = foreign_folder(model, folder)
+    torch.save(stored | {"lm_head.weight": weights["lm_head.weight"]}, folder / "pytorch_model.bin")
+    with pytest.raises(OctavoError, match="lm_head"):
+        octavo.load(folder)
+    torch.save(stored | {"lm_head.weight": stored["transformer.wte.weight"]}, folder / "pytorch_model.bin")
+    octavo.load(folder)
+
+
 def test_a_ckpt_pt_that_is_cut_short_is_an_error(tmp_path: Path, nanogpt: Callable[..., Path]) -> None:
     path = nanogpt(char_model(tmp_path / "model")) / "ckpt.pt"
     content = path.read_bytes()

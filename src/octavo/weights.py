@@ -73,12 +73,20 @@ def check_types(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def build_model(settings: ModelSettings, weights: dict[str, Tensor], path: Path, config_name: str) -> GPT:
-    """A model in evaluation mode with these weights, in float32. Their names are those of `GPT`, without the head.
+    """A model in evaluation mode with these weights, converted to float32. Their names are those of `GPT`.
 
-    Raises `OctavoError` if a weight is missing, has another shape, or does not belong to the model. The error names
-    `path`, where the weights are from, and `config_name`, the source of the settings.
+    The output head may be left out, since it is tied to the token embedding. Raises `OctavoError` if a weight is
+    missing, has another shape, or does not belong to the model, and if the head is not tied. The error names `path`,
+    where the weights are from, and `config_name`, the source of the settings.
     """
     check_types(path, weights)
+    wte, head = weights.get("transformer.wte.weight"), weights.get("lm_head.weight")
+    if wte is not None and head is not None and not _are_equal(wte, head):
+        raise OctavoError(
+            f"{path} has an output head, lm_head.weight, that differs from the token embedding; GPT-2's are tied",
+            "a model with GPT-2's architecture",
+        )
+    weights = {name: value for name, value in weights.items() if name != "lm_head.weight"}
     model = meta_model(settings)
     expected = {name: tuple(value.shape) for name, value in model.named_parameters()}
     actual = {name: tuple(value.shape) for name, value in weights.items()}
@@ -93,6 +101,10 @@ def build_model(settings: ModelSettings, weights: dict[str, Tensor], path: Path,
     model.load_state_dict(weights | {"lm_head.weight": weights["transformer.wte.weight"]}, assign=True)
     model.tie()
     return model.requires_grad_().eval()
+
+
+def _are_equal(first: Tensor, second: Tensor) -> bool:
+    return first.shape == second.shape and torch.allclose(first.float(), second.float(), rtol=0, atol=0, equal_nan=True)
 
 
 def meta_model(settings: ModelSettings) -> GPT:

@@ -30,7 +30,7 @@ def convert(run: RunLike, to: str, out: str | Path, precision: str | None = None
     its tokenizer, if `out` exists, or if the package that the format needs is not installed.
     """
     if to not in FORMATS:
-        raise OctavoError(f"{to!r} is not a format that Octavo writes", f"--to {', --to '.join(FORMATS)}")
+        raise OctavoError(f"{to!r} is not a format that Octavo writes", f"one of {', '.join(FORMATS)}")
     target, out = FORMATS[to], Path(out)
     precision = precision or target.precisions[0]
     if precision not in target.precisions:

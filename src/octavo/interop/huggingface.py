@@ -44,8 +44,8 @@ def load_model(folder: Path, settings: ModelSettings, device: torch.device | str
             name = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
             if not name.endswith(_BUFFERS) and (settings.bias or not name.endswith("bias")):
                 loaded[name] = value.t().contiguous() if name.endswith(_TRANSPOSED) else value
-    loaded.pop("lm_head.weight", None)  # tied to `wte`; some folders store it as well
-    return weights.build_model(settings, loaded, paths[0] if len(paths) == 1 else folder, "config.json")
+    source = paths[0] if len(paths) == 1 else folder
+    return weights.build_model(settings, loaded, source, "config.json")
 
 
 class _Index(msgspec.Struct):

@@ -77,8 +77,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
         activation="gelu",
     )
     named = {name.removeprefix("_orig_mod."): value for name, value in content.model.items()}  # of torch.compile
-    # The causal mask is computed, and the head is tied to `wte`.
-    kept = {k: v for k, v in named.items() if not k.endswith(".attn.bias") and k != "lm_head.weight"}
+    kept = {name: value for name, value in named.items() if not name.endswith(".attn.bias")}  # the causal mask
     model = weights.build_model(settings, weights.only_tensors(path, kept, device), path, "model_args")
     return Checkpoint(model, _find_tokenizer(path, arguments.vocab_size, content.config.dataset), settings, {}, path)
 
