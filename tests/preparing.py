@@ -7,9 +7,17 @@ from typing import Any
 
 import pytest
 
+from octavo.data.dataset import Dataset
+from octavo.data.prepare import prepare_dataset, reopen_dataset
 from octavo.data.sources import Corpus, open_source
 from octavo.errors import OctavoError
 from octavo.settings import DataSettings
+from octavo.tokenizers import Tokenizer
+
+TEXT = "The quick brown fox jumps over the lazy dog.\nNaïve: 漢字 \U0001f600 नमस्ते!\n" * 12
+ANOTHER_TEXT = "another text\n" * 50
+SPECS = ["char", "byte", "word", "word:300", "bpe:300"]
+SPLITS = ("train", "val")
 
 
 def data_settings(source: object, tokenizer: str = "char", **changes: Any) -> DataSettings:
@@ -55,3 +63,23 @@ def error_of(act: Callable[[], object]) -> OctavoError:
 def source_error(source: object, **changes: Any) -> OctavoError:
     """The error of reading a source."""
     return error_of(lambda: read_source(source, **changes))
+
+
+def prepare_cached(
+    source: Path, spec: str = "char", model_tokenizer: Tokenizer | None = None, **changes: Any
+) -> Dataset:
+    """The dataset of a source in the cache."""
+    return prepare_dataset(data_settings(source, spec, **changes), model_tokenizer).result
+
+
+def decode_splits(data: Dataset) -> list[str]:
+    return [data.tokenizer.decode(data.tokens[split]) for split in SPLITS]
+
+
+def decode(data: Dataset) -> str:
+    return "".join(decode_splits(data))
+
+
+def reopen(data: Dataset, source: object, spec: str = "char") -> Dataset:
+    """The dataset of a run that was trained on `data`."""
+    return reopen_dataset(data_settings(source, spec), data.origin, data.tokenizer).result

@@ -1,14 +1,8 @@
-"""The run folder: names, the lock, retention of checkpoints, logs, and finding a run."""
+"""The run folder: names, logs, and finding a run."""
 
 import dataclasses
-import errno
-import itertools
 import json
-import os
 import shutil
-import stat
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,39 +10,17 @@ from typing import Any
 import hypothesis
 import hypothesis.strategies as st
 import pytest
-import torch
 
 import octavo
-from folders import contents, system_call_error
-from octavo import checkpoint, files, runs, tokenizers
-from octavo.checkpoint import TrainerState
-from octavo.errors import OctavoError, OctavoWarning
-from octavo.model import GPT
-from octavo.runs import Run, find_checkpoint, log_spaced_steps
+from folders import contents
+from octavo import checkpoint, runs
+from octavo.errors import OctavoWarning
+from octavo.runs import Run, find_checkpoint
 from octavo.settings import Settings
 from preparing import error_of
+from run_folders import SETTINGS, law, save
 
-TOKENIZER = tokenizers.build("char", "ab\n")
-SETTINGS = Settings(n_layer=1, n_head=1, n_embd=4, block_size=4, vocab_size=3, max_steps=100, keep_checkpoints=0)
-law = hypothesis.settings(derandomize=True, deadline=None, max_examples=40)
-
-
-@pytest.fixture(autouse=True)
-def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory, in which `runs/` is created."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def model_of(step: int) -> GPT:
-    """Different weights for every step."""
-    return GPT(SETTINGS, torch.Generator().manual_seed(step)).eval()
-
-
-def save(run: Run, step: int, best: bool = False, weights_only: bool = False, settings: Settings = SETTINGS) -> Path:
-    """Save the checkpoint of a step."""
-    state = None if weights_only else TrainerState({"x": torch.zeros(1)}, {"step": step})
-    return run.save(step, model_of(step), TOKENIZER, settings, {"step": step}, state, best)
+pytestmark = pytest.mark.usefixtures("empty_workdir")
 
 
 # Names
@@ -100,11 +72,11 @@ def test_an_explicit_name_is_used_unchanged(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "/tmp/a", "a\\b", "a b", "a\n", "../a", "a\0b"])
-def test_an_invalid_name_is_rejected_and_nothing_is_written(name: str, workdir: Path) -> None:
+def test_an_invalid_name_is_rejected_and_nothing_is_written(name: str, empty_workdir: Path) -> None:
     error = error_of(lambda: Run.create(SETTINGS, "corpus", name=name))
     assert repr(name) in error.message
     assert "--out" in str(error.hint)
-    assert list(workdir.iterdir()) == []
+    assert list(empty_workdir.iterdir()) == []
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_may_start_again() -> None:
@@ -117,13 +89,13 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_may_start_again() -> 
 
 
 @pytest.mark.parametrize("stray", ["thesis.txt", "checkpoints.old", ".hidden", "last"])
-def test_a_folder_with_other_files_is_neither_used_again_nor_changed(stray: str, workdir: Path) -> None:
+def test_a_folder_with_other_files_is_neither_used_again_nor_changed(stray: str, empty_workdir: Path) -> None:
     """Its settings.toml may be that of another program."""
     folder = Run.create(SETTINGS, "corpus", out="mine").folder
     (folder / stray).write_text("precious", encoding="utf-8")
-    before = contents(workdir)
+    before = contents(empty_workdir)
     assert "already exists" in error_of(lambda: Run.create(SETTINGS, "corpus", out="mine")).message
-    assert contents(workdir) == before
+    assert contents(empty_workdir) == before
 
 
 def test_starting_again_removes_the_lines_and_weights_of_the_killed_process() -> None:
@@ -176,9 +148,9 @@ def test_a_hundred_runs_created_at_once_get_a_hundred_numbers() -> None:
     assert sorted(map(str, folders)) == sorted(str(Path("runs", f"corpus-{number}")) for number in range(1, 101))
 
 
-def test_out_may_be_a_new_or_an_empty_folder(workdir: Path) -> None:
-    (workdir / "empty").mkdir()
-    for out in ("deep/er/new", workdir / "empty"):
+def test_out_may_be_a_new_or_an_empty_folder(empty_workdir: Path) -> None:
+    (empty_workdir / "empty").mkdir()
+    for out in ("deep/er/new", empty_workdir / "empty"):
         run = Run.create(SETTINGS, "corpus", out=out)
         assert run.folder == Path(out)
         assert run.settings == SETTINGS
@@ -186,24 +158,24 @@ def test_out_may_be_a_new_or_an_empty_folder(workdir: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["file.txt", ".hidden", "folder/"])
-def test_out_that_is_not_empty_is_rejected_and_left_unchanged(content: str, workdir: Path) -> None:
+def test_out_that_is_not_empty_is_rejected_and_left_unchanged(content: str, empty_workdir: Path) -> None:
     Path("out").mkdir()
     if content.endswith("/"):
         Path("out", content).mkdir()
     else:
         Path("out", content).write_text("mine", encoding="utf-8")
-    before = contents(workdir)
+    before = contents(empty_workdir)
     error = error_of(lambda: Run.create(SETTINGS, "corpus", out="out"))
     assert "out already exists" in error.message
     assert "--resume" not in str(error.hint)  # it is not a run
-    assert contents(workdir) == before
+    assert contents(empty_workdir) == before
 
 
-def test_out_that_is_a_file_or_inside_a_file_is_rejected(workdir: Path) -> None:
+def test_out_that_is_a_file_or_inside_a_file_is_rejected(empty_workdir: Path) -> None:
     Path("out").write_text("mine", encoding="utf-8")
     for out in ("out", "out/run"):
         assert out in error_of(lambda out=out: Run.create(SETTINGS, "corpus", out=out)).message
-    assert contents(workdir) == {"out": b"mine"}
+    assert contents(empty_workdir) == {"out": b"mine"}
 
 
 def test_settings_survive_in_the_run_folder() -> None:
@@ -219,343 +191,6 @@ def test_the_error_for_a_folder_that_is_not_a_run_lists_the_runs() -> None:
     assert "corpus-1" in str(error.hint)
 
 
-# The lock
-
-
-HOLD_LOCK = """
-import sys
-from octavo.runs import Run
-with Run(sys.argv[1]).lock():
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-def test_a_locked_run_is_rejected_until_the_process_that_locked_it_is_killed() -> None:
-    run = Run.create(SETTINGS, "corpus")
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD_LOCK, str(run.folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    with process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "held\n"
-            assert run.is_locked
-            for _ in range(2):
-                error = error_of(lambda: run.lock().__enter__())
-                assert f"{run.folder} is in use" in error.message
-        finally:
-            process.kill()  # no clean-up runs
-    assert not run.is_locked
-    with run.lock():
-        pass
-
-
-@pytest.mark.skipif(os.name == "nt", reason="POSIX")
-@pytest.mark.parametrize("kind", ["missing", "pipe", "folder", "unreadable"])
-def test_a_lock_file_that_cannot_be_read_is_not_a_lock(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Run.create(SETTINGS, "corpus")
-    match kind:
-        case "pipe":
-            os.mkfifo(run.folder / ".lock")
-        case "folder":
-            (run.folder / ".lock").mkdir()
-        case "unreadable":  # root may read every file, so the system call is replaced
-            monkeypatch.setattr(os, "open", system_call_error(errno.EACCES))
-    free = next_descriptor()
-    assert not run.is_locked
-    assert next_descriptor() == free  # none is left open
-
-
-def next_descriptor() -> int:
-    """The number that the next file of this process gets."""
-    descriptor = os.dup(0)
-    os.close(descriptor)
-    return descriptor
-
-
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
-def test_a_file_system_that_cannot_lock_is_reported_once(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    fcntl = pytest.importorskip("fcntl")
-    monkeypatch.setattr(fcntl, "flock", system_call_error(number))
-    monkeypatch.setattr(files, "_warned", set())
-    run = Run.create(SETTINGS, "corpus")
-
-    def write_three_times() -> None:
-        for _ in range(3):
-            with run.lock():
-                save(run, 10)
-                assert not run.is_locked
-
-    with pytest.warns(OctavoWarning, match="cannot lock") as caught:
-        write_three_times()
-    assert len(caught) == 1
-    assert str(run.folder) in str(caught[0].message)
-
-
-@pytest.mark.parametrize("number", [errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS])
-def test_a_file_system_that_cannot_flush_a_folder_is_reported_once(
-    number: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fsync = os.fsync
-
-    def fsync_files_only(descriptor: int) -> None:
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            raise OSError(number, os.strerror(number))
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", fsync_files_only)
-    monkeypatch.setattr(files, "_warned", set())
-
-    def train() -> Run:
-        run = Run.create(SETTINGS, "corpus")
-        for step in (10, 20, 30, 40):
-            run.log("metrics", {"step": step})
-            save(run, step, best=True)
-        return run
-
-    with pytest.warns(OctavoWarning, match="cannot flush") as caught:
-        run = train()
-    assert len(caught) == 1
-    assert runs.load(run).info["step"] == 40
-
-
-def test_a_disk_that_cannot_flush_a_file_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Run.create(SETTINGS, "corpus")
-
-    def fsync_folders_only(descriptor: int) -> None:
-        if stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-
-    monkeypatch.setattr(os, "fsync", fsync_folders_only)
-    with pytest.raises(OctavoError):
-        save(run, 10)
-    assert run.steps == {}
-
-
-def test_an_exception_releases_the_lock() -> None:
-    run = Run.create(SETTINGS, "corpus")
-
-    def fail() -> None:
-        with run.lock():
-            assert "in use" in error_of(lambda: Run(run.folder).lock().__enter__()).message
-            raise KeyboardInterrupt
-
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            fail()
-
-
-# Which checkpoints are kept
-
-
-@law
-@hypothesis.given(max_steps=st.integers(0, 10**6), keep=st.integers(0, 60))
-@hypothesis.example(max_steps=1, keep=1)
-@hypothesis.example(max_steps=900, keep=10)
-def test_kept_steps_are_log_spaced(max_steps: int, keep: int) -> None:
-    kept = sorted(log_spaced_steps(Settings(max_steps=max_steps, keep_checkpoints=keep)))
-    assert len(kept) <= keep
-    if not keep or not max_steps:
-        assert kept == []
-        return
-    assert kept[0] == 1
-    assert kept[-1] == (max_steps if keep > 1 else 1)
-    factor = max_steps ** (1 / max(keep - 1, 1))
-    for before, after in itertools.pairwise(kept):
-        assert after <= (before + 0.5) * factor + 0.5  # both are rounded
-
-
-@hypothesis.settings(law, max_examples=15, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
-@hypothesis.given(
-    saved=st.lists(st.tuples(st.integers(1, 20), st.booleans()), min_size=1, max_size=7), keep=st.integers(0, 4)
-)
-def test_only_last_best_and_log_spaced_checkpoints_are_kept(
-    saved: list[tuple[int, bool]], keep: int, workdir: Path
-) -> None:
-    """Save as training does. `saved` lists (steps since the previous save, whether this one is the best)."""
-    shutil.rmtree(workdir / "run", ignore_errors=True)
-    total = sum(more for more, _ in saved)
-    settings = Settings(**{**vars(SETTINGS), "max_steps": total, "keep_checkpoints": keep})
-    run = Run.create(settings, "corpus", out=workdir / "run")
-    log_spaced = log_spaced_steps(settings)
-    step, best, resumable = 0, None, list[int]()
-    for more, is_best in saved:
-        for between in sorted(log_spaced & set(range(step + 1, step + more))):
-            save(run, between, weights_only=True, settings=settings)
-        step += more
-        best = step if is_best else best
-        resumable = [*resumable, step][-2:]
-        save(run, step, best=is_best, settings=settings)
-        passed = {each for each in log_spaced if each <= step}
-        assert set(run.steps) == passed | set(resumable) | ({best} if best else set())
-        assert run.last == run.folder / "checkpoints" / f"step-{step:06d}"
-        assert run.best == (run.folder / "checkpoints" / f"step-{best:06d}" if best else None)
-    for kept, folder in run.steps.items():
-        loaded = checkpoint.load(folder)
-        assert loaded.info["step"] == kept
-        assert torch.equal(loaded.model.lm_head.weight, model_of(kept).lm_head.weight)
-        assert (folder / "trainer.json").exists() == (folder / "trainer.safetensors").exists() == (kept in resumable)
-    assert [runs.step_of(folder) for folder in run.resumable] == resumable[::-1]
-    assert {path.name for path in (run.folder / "checkpoints").iterdir()} == {path.name for path in run.steps.values()}
-
-
-def test_the_last_two_hold_the_trainer_state() -> None:
-    run = Run.create(SETTINGS, "corpus")
-    first, second, third = save(run, 10, best=True), save(run, 20), save(run, 30)
-    assert (run.best, run.last) == (first, third)
-    assert run.resumable == [third, second]
-    assert checkpoint.load_trainer(third).values == {"step": 30}
-    assert checkpoint.load_trainer(second).values == {"step": 20}
-    with pytest.raises(OctavoError, match="only weights"):
-        checkpoint.load_trainer(first)
-    checkpoint.load(first)
-
-
-def test_the_newest_checkpoint_is_resumable_even_if_no_pointer_names_it() -> None:
-    """A process was killed after it had written the checkpoint and before it wrote `last`."""
-    run = Run.create(SETTINGS, "corpus")
-    first, second, third = save(run, 10), save(run, 20), save(run, 30)
-    checkpoint.save(first, model_of(10), TOKENIZER, SETTINGS, {"step": 10}, TrainerState({"x": torch.zeros(1)}))
-    (run.folder / "last").write_text("step-000010")
-    assert run.resumable == [third, second, first]
-    shutil.rmtree(third)
-    (run.folder / "last").write_text("step-000030")
-    assert run.resumable == [third, second, first]  # so that a message says that it is missing
-
-
-@hypothesis.given(
-    saved=st.sets(st.integers(1, 9), min_size=1), best=st.integers(0, 9), weights_only=st.sets(st.integers(1, 9))
-)
-@hypothesis.settings(law, max_examples=15, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
-def test_a_run_that_is_rewound_has_nothing_later_and_everything_before(
-    saved: set[int], best: int, weights_only: set[int], workdir: Path
-) -> None:
-    shutil.rmtree(workdir / "run", ignore_errors=True)
-    settings = dataclasses.replace(SETTINGS, max_steps=9, keep_checkpoints=4)
-    run = Run.create(settings, "corpus", out=workdir / "run")
-    for step in range(1, 10):
-        run.log("metrics", {"step": step})
-        if step in saved | weights_only:
-            save(run, step, step == best, weights_only=step not in saved, settings=settings)
-    before, best_before = dict(run.steps), run.best
-    step = runs.step_of(run.resumable[-1])
-    run.rewind(step)
-    assert [line["step"] for line in run.lines("metrics")] == list(range(1, step + 1))
-    assert list(run.steps) == [each for each in before if each <= step]
-    assert run.last == run.resumable[0] == before[step]
-    assert run.best == (best_before if best_before and runs.step_of(best_before) <= step else None)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc names the file of a descriptor")
-def test_each_removal_of_a_rewind_is_on_disk_before_the_logs_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise a power loss could bring back a checkpoint whose lines are gone."""
-    run = Run.create(SETTINGS, "corpus")
-    for step in (10, 20, 30):
-        run.log("metrics", {"step": step})
-        save(run, step, best=True)
-    unflushed: set[Path] = set()  # folders with a change that a power loss would undo
-    replace, unlink, fsync = os.replace, Path.unlink, os.fsync
-
-    def trace_replace(source: Path, target: Path) -> None:
-        assert target.name != "metrics.jsonl" or not unflushed
-        replace(source, target)
-        unflushed.add(target.parent.resolve())
-
-    def trace_unlink(path: Path, missing_ok: bool = False) -> None:
-        unlink(path, missing_ok)
-        unflushed.add(path.parent.resolve())
-
-    def trace_fsync(descriptor: int) -> None:
-        fsync(descriptor)
-        unflushed.discard(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
-
-    monkeypatch.setattr(os, "replace", trace_replace)
-    monkeypatch.setattr(Path, "unlink", trace_unlink)
-    monkeypatch.setattr(os, "fsync", trace_fsync)
-    run.rewind(20)
-    assert (list(run.steps), run.last, run.best) == ([20], run.steps[20], None)
-    assert not unflushed
-
-
-def test_saving_a_step_again_replaces_its_checkpoint() -> None:
-    run = Run.create(SETTINGS, "corpus")
-    for step in (10, 20, 20):
-        save(run, step, best=True)
-    assert list(run.steps) == [10, 20]
-    assert checkpoint.load_trainer(run.last or Path()).values == {"step": 20}
-
-
-def test_steps_beyond_six_digits_are_sorted_by_number() -> None:
-    run = Run.create(SETTINGS, "corpus")
-    for step in (999_999, 1_000_000, 100):
-        save(run, step, weights_only=True)
-    assert list(run.steps) == [100, 999_999, 1_000_000]
-
-
-def test_a_crash_before_the_pointers_are_written_keeps_the_previous_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Run.create(SETTINGS, "corpus")
-    before = save(run, 10, best=True)
-
-    def crash(path: Path, content: str) -> None:
-        raise RuntimeError("crash")
-
-    monkeypatch.setattr("octavo.files.write_atomic", crash)
-    with pytest.raises(RuntimeError, match="crash"):
-        save(run, 20, best=True)
-    assert run.last == run.best == before
-    assert checkpoint.load_trainer(before).values == {"step": 10}
-
-
-@pytest.mark.parametrize("name", ["step-000010-good", "step-x", "step-"])
-def test_other_folders_beside_the_checkpoints_are_left_alone(name: str) -> None:
-    run = Run.create(SETTINGS, "corpus")
-    mine = run.folder / "checkpoints" / name
-    shutil.copytree(save(run, 10), mine)
-    for step in (20, 30):
-        save(run, step)
-    assert list(run.steps) == [20, 30]
-    checkpoint.load(mine)
-
-
-@pytest.mark.parametrize("pointer", ["best", "last"])
-@pytest.mark.parametrize(
-    "content",
-    ["", "\n", "../../thesis", "/thesis", "..", ".", "step-", "step-1", "step-000010/../../x", "x" * 5000, "\0"],
-)
-def test_a_damaged_pointer_removes_nothing(pointer: str, content: str, workdir: Path) -> None:
-    (workdir / "thesis").mkdir()
-    (workdir / "thesis" / "chapter.txt").write_text("precious", encoding="utf-8")
-    run = Run.create(SETTINGS, "corpus")
-    save(run, 10, best=True)
-    (run.folder / pointer).write_text(content.replace("/thesis", str(workdir / "thesis"), content == "/thesis"))
-    assert getattr(run, pointer) is None
-    save(run, 20, best=True)
-    assert (workdir / "thesis" / "chapter.txt").read_text(encoding="utf-8") == "precious"
-    assert list(run.steps) == [10, 20]
-    assert run.last == run.best == run.steps[20]
-
-
-def test_a_checkpoint_that_a_killed_process_left_behind_is_removed_by_a_later_save() -> None:
-    run = Run.create(SETTINGS, "corpus")
-    orphan = shutil.copytree(save(run, 10), run.folder / "checkpoints" / "step-000011")
-    for step in (20, 30, 40):
-        save(run, step)
-    assert not Path(orphan).exists()
-    assert list(run.steps) == [30, 40]
-
-
-def test_an_interrupted_removal_is_finished_and_an_interrupted_replacement_undone() -> None:
-    run = Run.create(SETTINGS, "corpus")
-    save(run, 10, best=True)
-    last = save(run, 20)
-    (run.folder / "checkpoints" / ".step-000005.removed").mkdir()  # a part of it is gone already
-    last.rename(last.with_name(".step-000020.removed"))  # a new version of it was about to take its place
-    with run.lock():
-        assert list(run.steps) == [10, 20]
-    assert checkpoint.load_trainer(last).values == {"step": 20}
-
-
 # Logs
 
 
@@ -567,10 +202,10 @@ ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.s
 @hypothesis.settings(law, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
 @hypothesis.given(written=st.lists(ANY_TEXT, max_size=4), data=st.data())
 def test_complete_lines_are_read_and_an_incomplete_one_is_not(
-    written: list[str], data: st.DataObject, workdir: Path
+    written: list[str], data: st.DataObject, empty_workdir: Path
 ) -> None:
-    shutil.rmtree(workdir / "run", ignore_errors=True)
-    run = Run.create(SETTINGS, "corpus", out=workdir / "run")
+    shutil.rmtree(empty_workdir / "run", ignore_errors=True)
+    run = Run.create(SETTINGS, "corpus", out=empty_workdir / "run")
     lines = [{"step": step, "text": text} for step, text in enumerate(written)]
     ends = [0]
     for line in lines:
@@ -641,11 +276,11 @@ def test_the_checkpoint_of_a_run_is_its_best_one_or_else_its_last() -> None:
     assert octavo.load(run.folder).info["step"] == 20
 
 
-def test_a_checkpoint_or_a_hugging_face_folder_can_be_given_instead_of_a_run(workdir: Path) -> None:
+def test_a_checkpoint_or_a_hugging_face_folder_can_be_given_instead_of_a_run(empty_workdir: Path) -> None:
     run = Run.create(SETTINGS, "corpus")
     save(run, 10, best=True)
     last = save(run, 20)
-    foreign = workdir / "gpt2"
+    foreign = empty_workdir / "gpt2"
     shutil.copytree(last, foreign)
     for name in ("octavo.json", "manifest.json", "trainer.json", "trainer.safetensors"):
         (foreign / name).unlink()
@@ -741,7 +376,7 @@ def test_generate_accepts_a_run() -> None:
     assert by_run == by_path
 
 
-def test_the_run_and_step_of_a_checkpoint_follow_from_its_path(workdir: Path) -> None:
+def test_the_run_and_step_of_a_checkpoint_follow_from_its_path(empty_workdir: Path) -> None:
     run = Run.create(SETTINGS, "corpus")
     folder = save(run, 10)
     owner = Run.of_checkpoint(folder)
@@ -749,7 +384,7 @@ def test_the_run_and_step_of_a_checkpoint_follow_from_its_path(workdir: Path) ->
     assert owner.folder == run.folder
     assert runs.step_of(folder) == 10
     assert run.steps == {10: folder}
-    outside = Path(shutil.copytree(folder, workdir / "checkpoints" / "step-000010"))
+    outside = Path(shutil.copytree(folder, empty_workdir / "checkpoints" / "step-000010"))
     assert Run.of_checkpoint(outside) is None
 
 
