@@ -80,25 +80,26 @@ def translate_disk_errors(path: Path) -> Iterator[None]:
         raise MachineError(f"{path} can't be written: {error.strerror or error}", hint) from error
 
 
-def make_folder(path: Path) -> None:
-    """Create a folder and its missing parents, and flush their names to disk.
+def make_folder(path: Path, parents: bool = True) -> None:
+    """Create a folder, with its missing parents unless `parents` is False, and flush their names to disk.
 
     Without that, a power loss could remove the folder with everything that was flushed in it.
     """
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    for folder in missing:
-        _fsync(folder.parent)
+    with translate_disk_errors(path):
+        path.mkdir(parents=parents, exist_ok=True)
+        for folder in missing:
+            _fsync(folder.parent)
 
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder to write into, which becomes `path` when the block ends without an error.
 
-    It replaces an existing folder. On an error the temporary folder is removed and `path` is unchanged.
+    It replaces an existing folder. On an error the temporary folder is removed and `path` is unchanged. The parent must
+    exist: a run folder that was moved in the meantime is not created again.
     """
     with translate_disk_errors(path):
-        make_folder(path.parent)
         partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
         try:
             partial.chmod(0o755)  # mkdtemp creates it readable only by the user
