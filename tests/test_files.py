@@ -27,7 +27,6 @@ URL = "https://example.org/text.txt"
 @pytest.mark.parametrize("before", [{}, {"old": b"1", "both": b"2"}])
 def test_a_folder_appears_complete_and_replaces_an_existing_one(tmp_path: Path, before: dict[str, bytes]) -> None:
     path = tmp_path / "parent" / "step-1"
-    path.parent.mkdir()
     for name, content in before.items():
         path.mkdir(parents=True, exist_ok=True)
         (path / name).write_bytes(content)

@@ -86,20 +86,20 @@ def make_folder(path: Path, parents: bool = True) -> None:
     Without that, a power loss could remove the folder with everything that was flushed in it.
     """
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    with translate_disk_errors(path):
-        path.mkdir(parents=parents, exist_ok=True)
-        for folder in missing:
-            _fsync(folder.parent)
+    path.mkdir(parents=parents, exist_ok=True)
+    for folder in missing:
+        _fsync(folder.parent)
 
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder to write into, which becomes `path` when the block ends without an error.
 
-    It replaces an existing folder. On an error the temporary folder is removed and `path` is unchanged. The parent must
-    exist: a run folder that was moved in the meantime is not created again.
+    It replaces an existing folder. On an error the temporary folder is removed and `path` is unchanged. The parent is
+    created if it is missing, but not the parent's parent: a run folder that was moved meanwhile must not come back.
     """
     with translate_disk_errors(path):
+        make_folder(path.parent, parents=False)
         partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
         try:
             partial.chmod(0o755)  # mkdtemp creates it readable only by the user

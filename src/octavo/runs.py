@@ -66,7 +66,8 @@ class Run:
                 raise OctavoError(f"{folder} already exists and is not empty", f"another name{hint}")
         # Nothing else is written before the run is locked: a killed process leaves an empty folder or an unstarted run.
         try:
-            files.make_folder(folder)
+            with files.translate_disk_errors(folder):
+                files.make_folder(folder)
             files.flush(folder)
             files.write_atomic(folder / "settings.toml", to_toml(settings))
         except BaseException:
@@ -259,7 +260,6 @@ class Run:
         folder = self._step_folder(step)
         for kind in LOGS:  # first, so that after a power loss no line is missing before the step of a checkpoint
             files.flush(self._jsonl(kind))
-        files.make_folder(folder.parent, parents=False)
         checkpoint.save(folder, model, tokenizer, settings, info, trainer)
         if trainer is None:
             return folder

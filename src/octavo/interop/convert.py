@@ -5,7 +5,7 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from octavo import files, runs
+from octavo import runs
 from octavo.errors import OctavoError
 from octavo.interop.formats import FORMATS
 from octavo.runs import RunLike
@@ -40,7 +40,6 @@ def convert(run: RunLike, to: str, out: str | Path, precision: str | None = None
     if out.exists() or out.is_symlink():
         raise OctavoError(f"{out} exists already", "a name that is not in use")
     checkpoint = runs.load(run)
-    files.make_folder(out.parent)
     notices = importlib.import_module(f"octavo.interop.{to}").write(checkpoint, out, precision)
     written = [out] if out.is_file() else [path for path in out.rglob("*") if path.is_file()]
     return Conversion(out, to, precision, sum(path.stat().st_size for path in written), notices)
