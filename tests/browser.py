@@ -176,11 +176,21 @@ def open_page(browser: Browser, url: str, **options: Any) -> Iterator[Visit]:
 # Accessibility and numbers on the screen
 
 
-def axe_violations(visit: Visit) -> list[str]:
-    """The accessibility rules that axe finds violated, with the elements."""
+def axe_violations(visit: Visit, contrast: bool | None = None) -> list[str]:
+    """The accessibility rules that axe finds violated, with the elements.
+
+    `contrast` chooses the rule about the contrast of colors (True), all others (False) or all (None).
+    """
     if not visit.page.evaluate("'axe' in window"):
         visit.page.evaluate(AXE_SCRIPT)
-    violations = visit.page.evaluate("axe.run({ resultTypes: ['violations'] }).then((results) => results.violations)")
+    rules = {
+        None: "",
+        True: "runOnly: ['color-contrast']",
+        False: "rules: { 'color-contrast': { enabled: false } }",
+    }[contrast]
+    violations = visit.page.evaluate(
+        f"axe.run({{ resultTypes: ['violations'], {rules} }}).then((run) => run.violations)"
+    )
     return [
         f"{rule['id']}: {node['html'][:160]} ({'; '.join(check['message'] for check in node['any'] + node['all'])})"
         for rule in violations

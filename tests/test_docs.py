@@ -1,10 +1,11 @@
 """Every code block of the README and of docs/ runs and prints what the page shows.
 
 The blocks of a page run in order, in a folder that holds only a text, `my.txt`. A ```python block runs in the namespace
-of its page. In a ```console block the lines after `$ ` are shell commands, in a ```sh block all lines; `octavo` is the
-installed one. The expected output is a ```text block that follows directly, or the lines under a command in a
-```console block, where `...` matches any text. A command may fail only if the page shows an `error:`. A comment right
-above a block excludes it and gives the reason:
+of its page. In a ```console block the lines after `$ ` are shell commands, in a ```sh block all lines. The README's
+`octavo` is the installed one; on other pages it runs in this process, except in a command that needs a shell. The
+expected output is a ```text block that follows directly, or the lines under a command in a ```console block, where
+`...` matches any text. A command may fail only if the page shows an `error:`. A comment right above a block excludes it
+and gives the reason:
 
     <!-- not run: needs a GPU -->
 """
@@ -13,8 +14,10 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 import sysconfig
 import textwrap
 from dataclasses import dataclass
@@ -22,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from octavo import cli
 
 ROOT = Path(__file__).parents[1]
 PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))) if page.exists()]
@@ -97,25 +102,48 @@ def run_commands(block: Block, page: Path) -> str:
     for command, expected in parse_commands(block):
         program = next(word for word in command.split() if not re.match(r"\w+=", word))  # after variables
         assert program in ALLOWED_COMMANDS, f"line {block.line}: {program!r} is not allowed: exclude the block"
-        path = sysconfig.get_path("scripts") + os.pathsep + os.environ["PATH"]
-        done = subprocess.run(
-            command,
-            shell=True,
-            env=os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            timeout=180,
-        )
-        where = f"{page.name}:{block.line}: $ {command}\n{done.stdout}"
+        needs_shell = program != "octavo" or re.search(r"[$|&;<>`*~]", command) or not command.startswith("octavo ")
+        run = run_in_shell if needs_shell or page.name == "README.md" else run_here
+        code, printed = run(command)
+        where = f"{page.name}:{block.line}: $ {command}\n{printed}"
         may_fail = "error:" in expected + (block.output or "")
-        assert done.returncode == 0 or may_fail, f"{where} exit code {done.returncode}"
+        assert code == 0 or may_fail, f"{where} exit code {code}"
         pattern = ".*".join(re.escape(part) for part in expected.rstrip().split("..."))
-        matches = re.fullmatch(pattern, done.stdout.rstrip(), re.DOTALL)
+        matches = re.fullmatch(pattern, printed.rstrip(), re.DOTALL)
         assert not expected or matches, f"{where}does not match\n{expected}"
-        output += done.stdout
+        output += printed
     return output
+
+
+def run_in_shell(command: str) -> tuple[int, str]:
+    """The exit code, and what the command printed to stdout and stderr."""
+    path = sysconfig.get_path("scripts") + os.pathsep + os.environ["PATH"]
+    done = subprocess.run(
+        command,
+        shell=True,
+        env=os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        timeout=180,
+    )
+    return done.returncode, done.stdout
+
+
+def run_here(command: str) -> tuple[int, str]:
+    """Like `run_in_shell`, for an `octavo` command."""
+    with (
+        io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) as output,
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(output),
+        pytest.MonkeyPatch.context() as patch,
+        open(os.devnull, encoding="utf-8") as stdin,
+    ):
+        patch.setattr(sys, "stdin", stdin)
+        code = cli.main(shlex.split(command, comments=True)[1:])
+        output.seek(0)
+        return code, output.read()
 
 
 def parse_commands(block: Block) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ One tour opens each tab with all its content and records what the tests check.
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,10 +54,10 @@ CLOSE_LARGE_TABLES = """document.querySelectorAll("main details").forEach((detai
 
 @dataclass
 class Tour:
-    """The record of a tour, by tab, language and theme."""
+    """The record of a tour, by tab and language."""
 
     faults: dict[str, list[str]] = field(default_factory=dict)
-    violations: dict[tuple[str, str, str], list[str]] = field(default_factory=dict)
+    violations: defaultdict[tuple[str, str], list[str]] = field(default_factory=lambda: defaultdict(list))
     directions: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     sentences: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     # The width of the page in a window of 320 pixels, and elements that overflow
@@ -85,9 +86,11 @@ def tour(chromium: Browser, site: RunningServer) -> Tour:
                 tour.sentences[tab, language] = [
                     each for _ in open_stages(visit, tab) for each in run_script(visit, "sentences")
                 ]
-                for theme in THEMES:
+                # The contrast of colors takes axe most of its time, and differs by theme and not by language.
+                for theme in THEMES if language == "en" else ():
                     visit.choose(theme=theme)
-                    tour.violations[tab, language, theme] = axe_violations(visit)
+                    tour.violations[tab, language] += axe_violations(visit, contrast=True)
+                tour.violations[tab, language] += axe_violations(visit, contrast=False)
                 page.set_viewport_size({"width": 320, "height": 640})
                 visit.settle()
                 tour.widths[tab, language] = max(run_script(visit, "width") for _ in open_stages(visit, tab))
@@ -141,7 +144,7 @@ def test_a_tab_causes_no_errors_and_requests_no_other_host(tour: Tour, tab: str)
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("tab", TABS)
 def test_axe_finds_no_violations(tour: Tour, tab: str, language: str) -> None:
-    violations = [each for theme in THEMES for each in tour.violations[tab, language, theme]]
+    violations = tour.violations[tab, language]
     assert not violations, "\n".join(dict.fromkeys(violations))
 
 
