@@ -1,13 +1,14 @@
 """The engine: tokens do not depend on other requests; overflow, cancellation, threads, log-probabilities, errors."""
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
 from generating import GREEDY, SHAPES, generate_ids, make_request, random_ids, random_model, run, token_ids
-from octavo.errors import OctavoError
+from octavo.errors import NoTokenLeftError, OctavoError
 from octavo.generation.engine import Engine, Job
 from octavo.generation.sampling import Sampling
 from octavo.model import GPT
@@ -186,6 +187,64 @@ def test_prefill_is_chunked_while_another_job_decodes() -> None:
     assert len(decoding.tokens) == 1 + steps
 
 
+# Excluded tokens
+
+
+def greedy_ids_without(
+    model: GPT, prompt: list[int], count: int, excluded: Callable[[list[int]], set[int]]
+) -> list[int]:
+    """Greedy tokens from full forward passes; `excluded` maps the tokens so far to those that can't be next."""
+    output: list[int] = []
+    for _ in range(count):
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + output]))[0, -1]
+        logits[list(excluded(output))] = -torch.inf
+        output.append(int(logits.argmax()))
+    return output
+
+
+@pytest.mark.parametrize("use_native", [True, False], ids=["C", "PyTorch"])
+def test_excluded_tokens_are_never_sampled(use_native: bool) -> None:
+    model, prompt = random_model(), random_ids(4, 11)
+
+    def generate(**fields: Any) -> list[int]:
+        engine = Engine(model, 1, use_native=use_native)
+        sampling = Sampling(temperature=0, allowed_token_ids=fields.pop("allowed_token_ids", None))
+        return token_ids(run(engine, make_request(prompt=prompt, max_new_tokens=12, sampling=sampling, **fields))[0])
+
+    free = generate()
+    words = ((free[0],), (free[3], free[4]), (free[7], free[7], free[8]))
+
+    def completes_a_word(output: list[int]) -> set[int]:
+        return {word[-1] for word in words if tuple(output[len(output) - len(word) + 1 :]) == word[:-1]}
+
+    assert generate(bad_words=words) == greedy_ids_without(model, prompt, 12, completes_a_word)
+    assert generate(bad_words=words) != free
+    assert generate(allowed_token_ids=[3, 5]) == greedy_ids_without(
+        model, prompt, 12, lambda _: set(range(11)) - {3, 5}
+    )
+    stop_ids = frozenset(free[2:4])
+    assert generate(stop_ids=stop_ids) == free[:2]
+    assert generate(final_ids=stop_ids) == free[:3]
+    for fields in ({"stop_ids": stop_ids}, {"final_ids": stop_ids}):
+        ids = generate(min_tokens=8, **fields)
+        assert len(ids) >= 8
+        assert ids[:8] == greedy_ids_without(model, prompt, 8, lambda _: set(stop_ids))
+
+
+def test_a_sequence_in_which_no_token_can_follow_is_an_error() -> None:
+    engine = Engine(random_model(), 2)
+    sampling = Sampling(allowed_token_ids=[3])
+    jobs = run(engine, make_request(sampling=sampling, bad_words=((3, 3),)), make_request(1))
+    assert isinstance(jobs[0].error, NoTokenLeftError)
+    assert token_ids(jobs[0]) == [3]
+    assert jobs[1].finish_reason == "length"
+    with pytest.raises(OctavoError, match="11 tokens"):
+        engine.submit(make_request(sampling=Sampling(allowed_token_ids=[11])))
+    with pytest.raises(OctavoError, match="allowed_token_ids"):
+        Sampling(allowed_token_ids=[])
+
+
 # Log-probabilities
 
 
@@ -201,7 +260,7 @@ def test_log_probabilities_are_those_of_the_full_forward(use_native: bool) -> No
             overflow="stop",
             sampling=Sampling(temperature=0.5, top_k=2),
             logprobs=4,
-            echo=True,
+            prompt_logprobs=4,
         ),
     )
     ids = [*prompt, *token_ids(job)]
@@ -213,6 +272,7 @@ def test_log_probabilities_are_those_of_the_full_forward(use_native: bool) -> No
     assert tokens[0].top == ()
     for token, row in zip(tokens[1:], expected[:-1], strict=True):
         assert token.logprob == pytest.approx(row[token.id].item(), abs=1e-4)
+        assert token.rank == 1 + row.argsort(descending=True).tolist().index(token.id)
         assert [id for id, _ in token.top] == row.topk(4).indices.tolist()
         assert [logprob for _, logprob in token.top] == pytest.approx(row.topk(4).values.tolist(), abs=1e-4)
 
@@ -224,7 +284,7 @@ def test_prompt_log_probabilities_in_chunked_prefill_do_not_use_the_prefix_cache
     [other, job] = run(
         engine,
         make_request(prompt=prompt, max_new_tokens=0),
-        make_request(prompt=prompt, max_new_tokens=0, logprobs=0, echo=True, overflow="stop"),
+        make_request(prompt=prompt, max_new_tokens=0, prompt_logprobs=0, overflow="stop"),
     )
     assert other.tokens == job.tokens == other.prompt_tokens == []
     with torch.no_grad():

@@ -179,7 +179,16 @@ def test_every_option_of_generate_has_an_effect() -> None:
     assert len({text(), text(seed=1), text(temperature=0.5), text(top_k=2), text(top_p=0.5)}) == 5
     assert len(text(max_new_tokens=7)) == 7
     full = text()
-    assert text(stop=[full[5]]) == full[: full.index(full[5])]
+    end = full.index(full[5])
+    [id] = CHARS.encode(full[5]).tolist()
+    assert text(stop=[full[5]]) == text(stop_token_ids=[id]) == full[:end]
+    assert text(stop_token_ids=[id], include_stop_str_in_output=True) == full[: end + 1]
+    assert full[5] not in text(bad_words=[full[5]])
+    assert full[5] not in text(stop_token_ids=[id], min_tokens=60)
+    assert set(text(allowed_token_ids=[id])) == {full[5]}
+    bpe = small_checkpoint(BPE)
+    [sample] = octavo.generate(bpe, "the", ignore_eos=True, logit_bias={BPE.end_of_text: 100}, max_new_tokens=2)
+    assert sample == Sample("<|endoftext|>" * 2, [BPE.end_of_text] * 2, "length")
 
 
 def test_an_empty_prompt_starts_after_end_of_text_or_a_line_break() -> None:

@@ -1,5 +1,7 @@
 """Text streams: whole characters, stop strings, finish reasons, log-probabilities."""
 
+from typing import Any
+
 import hypothesis
 import hypothesis.strategies as st
 import pytest
@@ -10,7 +12,7 @@ from octavo.errors import OctavoError
 from octavo.generation.decoder import Batch
 from octavo.generation.engine import Engine
 from octavo.generation.prompt import Prompt, encode_prompt
-from octavo.generation.stream import Sample, TextPiece, TextRequest, TextStream, text_streams
+from octavo.generation.stream import Sample, TextPiece, TextRequest, TextStream, encode_bad_words, text_streams
 from octavo.tokenizers import StreamDecoder, Tokenizer
 from small_models import ALL, BPE, BYTES, CHARS, GREEDY, small_checkpoint, spread_model
 
@@ -39,23 +41,30 @@ def scripted_stream(
     *stop: str,
     limit: int | None = None,
     decoder: ScriptedDecoder | None = None,
+    **options: Any,
 ) -> TextStream:
     """A stream that generates exactly these ids, up to `limit`."""
     decoder = decoder or ScriptedDecoder(ids, tokenizer.vocab_size)
     engine = Engine(spread_model(vocab_size=tokenizer.vocab_size), 1, decoder=decoder)
     max_new_tokens = len(ids) if limit is None else limit
-    request = TextRequest(prompt=Prompt("", [0]), max_new_tokens=max_new_tokens, sampling=ALL, stop=stop)
+    prompt = Prompt("", [0])
+    request = TextRequest(prompt=prompt, max_new_tokens=max_new_tokens, sampling=ALL, stop=stop, **options)
     return TextStream(request, tokenizer).start(engine)
 
 
-def expected_sample(tokenizer: Tokenizer, ids: list[int], stop: list[str]) -> Sample:
-    """The sample by definition: the text before the first stop string."""
-    decoder, text = StreamDecoder(tokenizer), ""
+def expected_sample(
+    tokenizer: Tokenizer, ids: list[int], stop: list[str], min_tokens: int = 0, include: bool = False
+) -> Sample:
+    """The sample by definition: the text before the first stop string, or up to its end."""
+    decoder, text, early = StreamDecoder(tokenizer), "", 0
     for count, id in enumerate(ids, start=1):
         text += decoder.push(id)
-        places = [text.index(each) for each in stop if each in text]
+        early = len(text) if count <= min_tokens else early
+        ends = range(early + 1, len(text) + 1)
+        places = [(end - len(each), end) for each in stop for end in ends if text[:end].endswith(each)]
         if places:
-            return Sample(text[: min(places)], ids[:count], "stop")
+            start, end = min(places)
+            return Sample(text[: end if include else start], ids[:count], "stop")
     return Sample(text, ids, "length")
 
 
@@ -88,6 +97,34 @@ def test_text_ends_before_the_first_stop_string_which_is_never_shown(generated: 
         assert not any(each in shown for each in stop)
     assert shown == expected.text
     assert stream.sample == expected
+
+
+@hypothesis.settings(law, max_examples=200)
+@hypothesis.given(
+    generated=texts_of_two_letters,
+    stop=st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),
+    min_tokens=st.integers(0, 6),
+    include=st.booleans(),
+)
+@hypothesis.example(generated="aab", stop=["aa"], min_tokens=2, include=False)  # complete too early
+@hypothesis.example(generated="aaa", stop=["aa"], min_tokens=2, include=True)  # begins early
+@hypothesis.example(generated="aabab", stop=["aaba", "ab"], min_tokens=3, include=False)  # the early one is held back
+@hypothesis.example(generated="aab", stop=["b", "ab"], min_tokens=0, include=True)
+def test_stop_strings_end_after_min_tokens_and_can_be_kept(
+    generated: str, stop: list[str], min_tokens: int, include: bool
+) -> None:
+    ids = CHARS.encode(generated).tolist()
+    min_tokens = min(min_tokens, len(ids))
+    options: dict[str, Any] = {"min_tokens": min_tokens, "include_stop_str_in_output": include}
+    expected = expected_sample(CHARS, ids, stop, min_tokens, include)
+    stream = scripted_stream(ids, CHARS, *stop, **options)
+    shown = ""
+    for piece in stream:
+        shown += piece
+        assert expected.text.startswith(shown)
+    assert shown == expected.text
+    assert stream.sample == expected
+    assert (stream.stop_reason in stop) == (expected.finish_reason == "stop")
 
 
 @pytest.mark.parametrize("tokenizer", [BYTES, BPE], ids=["byte", "bpe"])
@@ -177,6 +214,40 @@ def test_finish_reasons_are_length_stop_and_end_of_text() -> None:
     assert sample("cats") == Sample("the cat", the + cat, "end_of_text")
     # The last token that the limit allows completes the stop string.
     assert sample("cat", limit=len(the + cat)) == Sample("the ", the + cat, "stop")
+
+
+def test_a_stop_token_ends_the_text_and_can_be_kept() -> None:
+    ids = BPE.encode("the cat sat").tolist()
+    cat = BPE.encode(" cat").tolist()
+    assert len(cat) == 1
+    for include, text in ((False, "the"), (True, "the cat")):
+        stream = scripted_stream(ids, BPE, stop_token_ids=frozenset(cat), include_stop_str_in_output=include)
+        stream.run()
+        assert stream.sample == Sample(text, BPE.encode(text).tolist(), "stop")
+        assert stream.stop_reason == cat[0]
+
+
+def test_the_eos_token_can_be_ignored() -> None:
+    the, eos = BPE.encode("the").tolist(), BPE.end_of_text
+    ids = [*the, eos, *the]
+    for options, expected, reason in (
+        ({"include_stop_str_in_output": True}, Sample("the", the, "end_of_text"), None),  # not a string of the request
+        ({"ignore_eos": True}, Sample("the<|endoftext|>the", ids, "length"), None),
+        ({"ignore_eos": True, "stop_token_ids": frozenset([eos])}, Sample("the", the, "stop"), eos),
+    ):
+        stream = scripted_stream(ids, BPE, **options)
+        stream.run()
+        assert (stream.sample, stream.stop_reason) == (expected, reason)
+
+
+def test_bad_words_are_encoded_with_and_without_a_space_before_them() -> None:
+    assert encode_bad_words(BPE, ["cat", " sat"]) == tuple(
+        tuple(BPE.encode(text).tolist()) for text in ("cat", " cat", " sat")
+    )
+    assert encode_bad_words(CHARS, ["\n"]) == ((CHARS.encode("\n").item(),),)
+    assert encode_bad_words(CHARS, ["Z"]) == ()  # it cannot be generated
+    with pytest.raises(OctavoError, match="bad_words"):
+        encode_bad_words(CHARS, [""])
 
 
 def test_generation_stops_at_the_last_token_that_is_needed() -> None:

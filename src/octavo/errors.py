@@ -55,6 +55,10 @@ class UnknownCharactersError(OctavoError):
     """The text has characters that are not in the tokenizer's vocabulary."""
 
 
+class NoTokenLeftError(OctavoError):
+    """The settings of a text exclude every token that could come next."""
+
+
 class SourceNotFoundError(OctavoError):
     """There is no such file or folder."""
 

@@ -11,29 +11,46 @@ class StopAwareDetokenizer:
     The text never ends within a character, and never with what may be the start of a stop string.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, stop: Sequence[str] = (), min_tokens: int = 0, include_stop: bool = False
+    ) -> None:
+        """A stop string counts if it ends after the text of the first `min_tokens` tokens.
+
+        `include_stop`: the stop string is the end of the text, rather than left out.
+        """
         # A byte-level model may generate bytes that are not UTF-8. They are left out of the text, not of the ids.
         self._decoder = StreamDecoder(tokenizer, errors="ignore")
-        self._stop = list(stop)
+        self._stop, self._min_tokens, self._include_stop = list(stop), min_tokens, include_stop
         self._held = ""
+        self._early = 0  # characters of `_held` that are of the first `min_tokens` tokens
+        self._count = 0  # tokens
         self.length = 0  # characters decoded, held ones included
-        self.stopped = False  # a stop string was found; what follows it is not part of the text
+        self.stop_string: str | None = None  # the one that was found; what follows it is not part of the text
 
     def push(self, id: int) -> str:
         """The text that this token makes certain."""
         text = self._decoder.push(id)
         self.length += len(text)
-        if self.stopped:
+        self._count += 1
+        if self.stop_string is not None:
             return ""
         self._held += text
-        starts = [start for string in self._stop if (start := self._held.find(string)) >= 0]
+        if self._count <= self._min_tokens:
+            self._early = len(self._held)
+        starts = [
+            (start, len(string), string)
+            for string in self._stop
+            if (start := self._held.find(string, max(0, self._early - len(string) + 1))) >= 0
+        ]
         if starts:
-            self.stopped = True
+            start, length, self.stop_string = min(starts)
             # Cut at the first stop string: all that is held becomes certain, and nothing stays held below.
-            certain, self._held = min(starts), self._held[: min(starts)]
+            certain = start + length if self._include_stop else start
+            self._held = self._held[:certain]
         else:
             certain = len(self._held) - _partial_match(self._stop, self._held)
         text, self._held = self._held[:certain], self._held[certain:]
+        self._early = max(0, self._early - certain)
         return text
 
     def finish(self) -> str:

@@ -49,8 +49,11 @@ class Request:
     generator: torch.Generator = field(default_factory=torch.Generator)  # one per request: a seed determines its text
     overflow: str = "slide"
     logprobs: int | None = None  # report log-probabilities: of each token, and of this many top tokens
-    echo: bool = False  # with `logprobs`: report those of the prompt's tokens too
+    prompt_logprobs: int | None = None  # the same for the tokens of the prompt
     stop_ids: frozenset[int] = frozenset()  # these tokens end the sequence and are not part of it
+    final_ids: frozenset[int] = frozenset()  # these tokens end the sequence and are its last token
+    min_tokens: int = 0  # no token of `stop_ids` and `final_ids` is sampled before this many others
+    bad_words: tuple[tuple[int, ...], ...] = ()  # the output never has one of these sequences of ids
     cache_scope: str = ""  # only requests of the same scope share cached prefixes
 
 
@@ -60,6 +63,7 @@ class Token(NamedTuple):
     id: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()  # (id, log-probability) of the top tokens, most likely first
+    rank: int | None = None  # 1 for the most likely token
 
 
 class Job:
@@ -69,10 +73,11 @@ class Job:
         self, request: Request, on_token: Callable[[Token | None], None], block_size: int, vocab_size: int
     ) -> None:
         self.request, self.on_token = request, on_token
-        self.prompt_tokens: list[Token] = []  # with `echo`
+        self.prompt_tokens: list[Token] = []  # with `prompt_logprobs`
         self.tokens: list[Token] = []
         self.finish_reason: str | None = None
         self.error: OctavoError | None = None
+        self.stop_id: int | None = None  # the token that ended the sequence
         self.cached_tokens = 0  # tokens of the prompt that the prefix cache had
         self.cancelled = False
         self.slot = -1
@@ -92,7 +97,17 @@ class Job:
 
     @property
     def needs_prompt_logprobs(self) -> bool:
-        return self.request.echo and self.request.logprobs is not None and not self.tokens
+        return self.request.prompt_logprobs is not None and not self.tokens
+
+    def excluded_ids(self) -> set[int]:
+        """The ids that the next token can't have, because of `min_tokens` and `bad_words`."""
+        request, excluded = self.request, set[int]()
+        if len(self.tokens) < request.min_tokens:
+            excluded |= request.stop_ids | request.final_ids
+        for *before, last in request.bad_words:
+            if [token.id for token in self.tokens[len(self.tokens) - len(before) :]] == before:
+                excluded.add(last)
+        return excluded
 
 
 class Chunk(NamedTuple):
@@ -157,6 +172,12 @@ class Engine:
             raise OctavoError("a prompt needs at least one token", hint)
         if not all(0 <= id < self.vocab_size for id in request.prompt):
             raise OctavoError(f"the prompt has ids outside of 0 to {self.vocab_size - 1}", "the ids of this tokenizer")
+        allowed = request.sampling.allowed_token_ids or ()
+        if invalid := [id for id in allowed if not 0 <= id < self.vocab_size]:
+            raise OctavoError(
+                f"allowed_token_ids has {invalid[0]}: this model has {self.vocab_size} tokens",
+                f"ids from 0 to {self.vocab_size - 1}",
+            )
         if request.overflow not in OVERFLOW:
             raise OctavoError(f"overflow={request.overflow!r} is not one of {', '.join(OVERFLOW)}", "--overflow slide")
         if request.overflow == "stop" and len(request.prompt) > self.block_size:
@@ -252,11 +273,21 @@ class Engine:
         if not request.max_new_tokens:
             return "length"
         try:
-            id = int(sample_token(logits, request.sampling, request.generator, job.prompt_counts, job.output_counts))
+            id = int(
+                sample_token(
+                    logits,
+                    request.sampling,
+                    request.generator,
+                    job.prompt_counts,
+                    job.output_counts,
+                    job.excluded_ids() if request.min_tokens or request.bad_words else (),
+                )
+            )
         except OctavoError as error:
             job.error = error
             return "error"
         if id in request.stop_ids:
+            job.stop_id = id
             return "end_of_text"
         if job.output_counts is not None:
             job.output_counts[id] += 1
@@ -268,6 +299,9 @@ class Engine:
             keep = self.block_size if request.overflow == "slide" else max(1, self.block_size // 2)
             job.window, job.computed = job.window[-keep:], 0
         job.on_token(token)
+        if id in request.final_ids:
+            job.stop_id = id
+            return "end_of_text"
         is_over = len(job.tokens) == request.max_new_tokens or len(job.window) > self.block_size
         return "length" if is_over else None
 
@@ -277,7 +311,9 @@ class Engine:
         if not job.prompt_tokens:
             job.prompt_tokens.append(Token(job.window[0]))
         following = job.window[chunk.start + 1 : chunk.end + 1]
-        job.prompt_tokens += [_token(id, row, job.request.logprobs) for id, row in zip(following, logits, strict=False)]
+        job.prompt_tokens += [
+            _token(id, row, job.request.prompt_logprobs) for id, row in zip(following, logits, strict=False)
+        ]
 
     def _finish(self, job: Job, reason: str) -> None:
         job.finish_reason = reason
@@ -304,4 +340,5 @@ def _token(id: int, logits: Tensor, logprobs: int | None) -> Token:
     log_probabilities = logits.double().log_softmax(-1)
     top = log_probabilities.topk(min(logprobs, len(log_probabilities)))
     pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-    return Token(id, float(log_probabilities[id]), tuple(pairs))
+    logprob = log_probabilities[id]
+    return Token(id, float(logprob), tuple(pairs), 1 + int((log_probabilities > logprob).sum()))

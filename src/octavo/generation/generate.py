@@ -5,14 +5,14 @@ sample. The choice of the most likely texts is the same for all.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from octavo.checkpoint import Checkpoint
 from octavo.generation.engine import Engine
 from octavo.generation.prompt import encode_prompt
 from octavo.generation.sampling import Sampling
-from octavo.generation.stream import Sample, TextRequest, TextStream, text_streams
+from octavo.generation.stream import Sample, TextRequest, TextStream, encode_bad_words, text_streams
 from octavo.runs import RunLike, load
 from octavo.settings import unknown_name_error
 
@@ -29,6 +29,11 @@ def generate(
     best_of: int = 0,
     seed: int = 1337,
     stop: str | Sequence[str] = (),
+    stop_token_ids: Collection[int] = (),
+    include_stop_str_in_output: bool = False,
+    ignore_eos: bool = False,
+    min_tokens: int = 0,
+    bad_words: Sequence[str] = (),
     unknown: str = "error",
     special_tokens: bool = False,
     overflow: str = "slide",
@@ -40,12 +45,19 @@ def generate(
         octavo.generate("runs/pydocs-1", "The import statement", max_new_tokens=100)[0].text
 
     `sampling` takes the fields of `Sampling`: `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`,
-    `presence_penalty`, `frequency_penalty`, `logit_bias`. Sample i is drawn with seed + i. With `best_of`, that many
-    texts are drawn, and the `num_samples` with the highest mean log-probability per token are returned. `overflow`
-    says what happens when the context is full: `slide`, `rechunk` or `stop`. `quantize="int8"` rounds the weights (CPU
-    only). With `special_tokens`, `<|endoftext|>` in the prompt is that token, not ordinary text. Raises `OctavoError`
-    if the run cannot be loaded, a number is out of range, or the tokenizer does not know a character of the prompt
-    (unless `unknown` is "skip" or "replace").
+    `presence_penalty`, `frequency_penalty`, `logit_bias`, `allowed_token_ids`. Sample i is drawn with seed + i. With
+    `best_of`, that many texts are drawn, and the `num_samples` with the highest mean log-probability per token are
+    returned.
+
+    A text ends before a string of `stop`, a token of `stop_token_ids` or the eos token (unless `ignore_eos`), but not
+    before it has `min_tokens` tokens. With `include_stop_str_in_output`, the string or token is the end of the text.
+    The tokens of `bad_words` are never generated in sequence. `overflow` says what happens when the context is full:
+    `slide`, `rechunk` or `stop`.
+
+    `quantize="int8"` rounds the weights (CPU only). With `special_tokens`, `<|endoftext|>` in the prompt is that token,
+    not ordinary text. Raises `OctavoError` if the run cannot be loaded, a number is out of range, or the tokenizer does
+    not know a character of the prompt (unless `unknown` is "skip" or "replace"), and `NoTokenLeftError` if every token
+    is excluded.
     """
     checkpoint = load(run)
     if misspelled := sampling.keys() - set(_SAMPLING):
@@ -57,6 +69,11 @@ def generate(
         best_of=best_of,
         seed=seed,
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        stop_token_ids=frozenset(stop_token_ids),
+        include_stop_str_in_output=include_stop_str_in_output,
+        ignore_eos=ignore_eos,
+        min_tokens=min_tokens,
+        bad_words=encode_bad_words(checkpoint.tokenizer, bad_words),
         sampling=Sampling(**sampling),
         overflow=overflow,
     )

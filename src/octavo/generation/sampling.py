@@ -3,15 +3,16 @@
 Axis letters: `B` sequences, `V` vocabulary.
 """
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.errors import OctavoError
+from octavo.errors import NoTokenLeftError, OctavoError
 
 _TOP_TOKENS = 1024  # the nucleus is looked for among this many top tokens before the whole vocabulary is sorted
 
@@ -28,6 +29,7 @@ class Sampling:
     presence_penalty: float = 0.0  # subtracted from the logits of tokens in the output
     frequency_penalty: float = 0.0  # the same, times how often the token occurs in the output
     logit_bias: Mapping[int, float] = field(default_factory=dict)  # added to the logits of these ids
+    allowed_token_ids: Collection[int] | None = None  # sample from these ids only; None: from all
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature <= 100:
@@ -48,11 +50,18 @@ class Sampling:
         for id, bias in self.logit_bias.items():
             if not -100 <= bias <= 100:
                 raise OctavoError(f"the logit_bias {bias} of token {id} is not between -100 and 100", f"{id}: 5")
+        if self.allowed_token_ids is not None and not self.allowed_token_ids:
+            raise OctavoError("allowed_token_ids has no token", "at least one token id, or None for all")
 
     @property
     def has_penalties(self) -> bool:
         """Whether sampling depends on the tokens so far."""
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+    @functools.cached_property
+    def allowed(self) -> Tensor | None:
+        """`allowed_token_ids` as a tensor."""
+        return None if self.allowed_token_ids is None else torch.tensor(sorted(set(self.allowed_token_ids)))
 
 
 def sample_token(
@@ -61,13 +70,17 @@ def sample_token(
     generator: torch.Generator | None = None,
     prompt_counts: Tensor | None = None,
     output_counts: Tensor | None = None,
+    excluded_ids: Collection[int] = (),
 ) -> Tensor:
-    """Sample ids (B,) from logits (B, V).
+    """Sample ids (B,) from logits (B, V), but none of `excluded_ids`.
 
     The counts, (V,) or (B, V), say how often each token occurs in the prompt and the output; penalties need them.
     Raises `OctavoError` if a logit is not finite: the weights are broken, and any token would be meaningless.
+    Raises `NoTokenLeftError` if every token is excluded.
     """
     logits = apply_penalties(logits, sampling, prompt_counts, output_counts)
+    if sampling.allowed is not None or excluded_ids:
+        logits = exclude_tokens(logits, sampling.allowed, excluded_ids)
     if sampling.temperature < 1e-6:  # 0, or so small that dividing by it overflows float32
         return logits.argmax(-1)
     return sample_multinomial(probabilities(logits, sampling), generator)
@@ -100,6 +113,20 @@ def apply_penalties(
         logits = logits.clone()
         logits[:, ids] += logits.new_tensor([sampling.logit_bias[id] for id in ids])
     return logits
+
+
+def exclude_tokens(logits: Tensor, allowed: Tensor | None, excluded_ids: Collection[int]) -> Tensor:
+    """Logits (B, V) that are -inf for tokens that are not in `allowed`, and for `excluded_ids`."""
+    V = logits.size(-1)
+    kept = torch.full((V,), allowed is None)
+    if allowed is not None:
+        kept[allowed] = True
+    kept[[id for id in excluded_ids if 0 <= id < V]] = False
+    if not kept.any():
+        raise NoTokenLeftError(
+            "no token is left to sample", "more allowed_token_ids, fewer bad_words, or a smaller min_tokens"
+        )
+    return logits.masked_fill(~kept, -torch.inf)
 
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:

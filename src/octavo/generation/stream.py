@@ -6,13 +6,14 @@ the start of a stop string. The command line, `octavo.generate`, the samples of 
 server generate text with these two classes. Nothing in this module depends on HTTP.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, UnknownCharactersError
 from octavo.generation.detokenizer import StopAwareDetokenizer
 from octavo.generation.engine import Engine, Job, Request, Token
 from octavo.generation.prompt import Prompt
@@ -31,11 +32,16 @@ class TextRequest:
     best_of: int = 0  # 0: draw `num_samples` texts and return them all
     seed: int = 1337  # text i is drawn with (seed + i) modulo 2**63
     stop: tuple[str, ...] = ()  # strings that end the text and are not part of it
+    stop_token_ids: frozenset[int] = frozenset()  # the same for tokens, besides the tokenizer's eos token
+    include_stop_str_in_output: bool = False  # a stop string or token is the end of the text, rather than left out
+    ignore_eos: bool = False  # the eos token is a token like others
+    min_tokens: int = 0  # nothing ends the text before it has this many tokens
+    bad_words: tuple[tuple[int, ...], ...] = ()  # never generated; from `encode_bad_words`
     sampling: Sampling = field(default_factory=Sampling)
     overflow: str = "slide"
     logprobs: int | None = None  # report each token's log-probability, and those of this many most likely tokens
+    prompt_logprobs: int | None = None  # the same for the tokens of the prompt
     echo: bool = False  # begin the text with the prompt; with `logprobs`, report the prompt's tokens too
-    stop_ids: frozenset[int] = frozenset()  # token ids that end the text, besides the tokenizer's eos token
     cache_scope: str = ""  # the prefix cache is shared only by requests of the same scope
 
     def __post_init__(self) -> None:
@@ -50,6 +56,11 @@ class TextRequest:
                 f"best_of={self.best_of} is not between num_samples={self.num_samples} and 100,000",
                 f"--best-of {self.num_samples}, or 0",
             )
+        if not 0 <= self.min_tokens <= self.max_new_tokens:
+            raise OctavoError(
+                f"min_tokens={self.min_tokens} is not between 0 and max_new_tokens={self.max_new_tokens}",
+                "a smaller min_tokens",
+            )
         for string in self.stop:
             if not string or find_surrogates(string):  # it could never be found
                 raise OctavoError(f"stop={string!r} is not a text of at least one character", "--stop TEXT")
@@ -60,6 +71,12 @@ class TextRequest:
     def num_generated(self) -> int:
         """How many texts are generated; with `best_of`, more than are returned."""
         return self.best_of or self.num_samples
+
+    @property
+    def reported_prompt_logprobs(self) -> int | None:
+        """Of how many most likely tokens the log-probability is reported at each token of the prompt."""
+        wanted = [self.prompt_logprobs, self.logprobs if self.echo else None]
+        return None if self.prompt.is_empty else max((n for n in wanted if n is not None), default=None)
 
 
 class LocatedToken(NamedTuple):
@@ -111,9 +128,10 @@ class TextStream:
         self.finish_reason: str | None = None  # `length`, `stop`, `end_of_text`, `cancelled` or `error`
         self.error: OctavoError | None = None
         self._request, self._tokenizer, self._on_update = request, tokenizer, on_update
-        needs_prompt_logprobs = request.echo and request.logprobs is not None and not request.prompt.is_empty
-        self._needs_prompt_logprobs = reports_prompt and needs_prompt_logprobs
-        self._detokenizer = StopAwareDetokenizer(tokenizer, request.stop)
+        self._prompt_logprobs = request.reported_prompt_logprobs if reports_prompt else None
+        self._detokenizer = StopAwareDetokenizer(
+            tokenizer, request.stop, request.min_tokens, request.include_stop_str_in_output
+        )
         self._engine: Engine | None = None
         self._job: Job | None = None
         self._cancelled = False
@@ -126,6 +144,14 @@ class TextStream:
     def tokens(self) -> list[Token]:
         """Every token generated so far, those of a stop string included."""
         return self._job.tokens if self._job else []
+
+    @property
+    def stop_reason(self) -> str | int | None:
+        """The stop string or the token of `stop_token_ids` that ended the text."""
+        if self._detokenizer.stop_string is not None:
+            return self._detokenizer.stop_string
+        stop_id = self._job.stop_id if self._job else None
+        return stop_id if stop_id in self._request.stop_token_ids else None
 
     @property
     def cached_tokens(self) -> int:
@@ -190,8 +216,10 @@ class TextStream:
             pass
 
     def _engine_request(self) -> Request:
-        request = self._request
-        logprobs, end_of_text = request.logprobs, self._tokenizer.end_of_text
+        request, eos = self._request, self._tokenizer.end_of_text
+        logprobs, stop_token_ids = request.logprobs, request.stop_token_ids
+        final_ids = stop_token_ids if request.include_stop_str_in_output else frozenset[int]()
+        stop_ids = stop_token_ids | (set() if eos is None or request.ignore_eos else {eos})
         if logprobs is None and request.num_generated > request.num_samples:
             logprobs = 0  # `most_likely` compares the log-probabilities of the generated tokens
         return Request(
@@ -201,30 +229,33 @@ class TextStream:
             generator=torch.Generator().manual_seed((request.seed + self._index) % 2**63),
             overflow=request.overflow,
             logprobs=logprobs,
-            echo=self._needs_prompt_logprobs,
-            stop_ids=request.stop_ids | ({end_of_text} if end_of_text is not None else set()),
+            prompt_logprobs=self._prompt_logprobs,
+            stop_ids=stop_ids - final_ids,
+            final_ids=final_ids,
+            min_tokens=request.min_tokens,
+            bad_words=request.bad_words,
             cache_scope=request.cache_scope,
         )
 
     def _deliver(self, token: Token | None) -> None:
         """Take a token, or None at the end. Decoding happens here, so that a stop string frees the slot at once."""
         assert self._job is not None
-        if self._needs_prompt_logprobs:
-            self._needs_prompt_logprobs = False
+        if self._prompt_logprobs is not None:
+            self._prompt_logprobs = None
             self._new_prompt_tokens = _locate(self._tokenizer, self._job.prompt_tokens)
         start = len(self.prompt.text)
         if token is not None:
             self._undecided.append(LocatedToken(token, start + self._detokenizer.length))
             self._add(self._detokenizer.push(token.id))
-            if self._detokenizer.stopped:
+            if self._detokenizer.stop_string is not None:
                 self.cancel()
         else:
             self._add(self._detokenizer.finish())
             self.error = self._job.error
-            self.finish_reason = "stop" if self._detokenizer.stopped else self._job.finish_reason
+            self.finish_reason = self._job.finish_reason if self.stop_reason is None else "stop"
         # A token belongs to the text if it begins before the end of the text that is certain. If the sequence ended
         # without a stop string, all remaining tokens belong to it, also those without text.
-        is_complete = self.finish_reason is not None and not self._detokenizer.stopped
+        is_complete = self.finish_reason is not None and self._detokenizer.stop_string is None
         end = start + len(self.text)
         count = sum(1 for located in self._undecided if is_complete or located.offset < end)
         self._new_tokens += self._undecided[:count]
@@ -252,6 +283,21 @@ def text_streams(
         TextStream(request, tokenizer, index, reports_prompt=incremental or index == 0, on_update=on_update)
         for index in range(request.num_generated)
     ]
+
+
+def encode_bad_words(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """The token ids of words that are not to be generated: each as it is, and with a space before it.
+
+    A word that the tokenizer cannot encode is left out. Other tokens can spell the same word, and are not excluded.
+    """
+    sequences = []
+    for word in words:
+        if not word:
+            raise OctavoError("bad_words has an empty text", "texts of at least one character")
+        for text in (word,) if word[0].isspace() else (word, f" {word}"):
+            with contextlib.suppress(UnknownCharactersError):
+                sequences.append(tuple(int(id) for id in tokenizer.encode(text)))
+    return tuple(dict.fromkeys(sequences))
 
 
 def _locate(tokenizer: Tokenizer, tokens: Sequence[Token]) -> list[LocatedToken]:
