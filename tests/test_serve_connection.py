@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -17,11 +18,13 @@ from octavo.server.limits import Limits
 from serving import (
     TIGHT_LIMITS,
     RunningServer,
+    completion_request,
     exchange_bytes,
     fast_models,
     raw_error_message,
     read_all,
     run_server,
+    slow_model,
     wait_until,
 )
 
@@ -122,6 +125,88 @@ def test_a_client_that_never_reads_is_disconnected(char_model: Path) -> None:
 def test_malformed_http_is_400(server: RunningServer, request_: bytes) -> None:
     response = exchange_bytes(server, request_)
     assert raw_error_message(response, 400)
+
+
+# Forms of a request that HTTP/1.1 requires
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/ping", "/v1/models", "/openapi.json", "/metrics", "/nowhere"])
+def test_head_is_get_without_the_body(server: RunningServer, path: str) -> None:
+    head, get = (server.request(method, path, headers={"accept-encoding": "gzip"}) for method in ("HEAD", "GET"))
+    assert (head.status, head.body) == (get.status, b"")
+    for changing in ("date", "x-request-id"):
+        head.headers.pop(changing), get.headers.pop(changing)
+    if path == "/metrics":  # it counts the first request
+        head.headers.pop("content-length"), get.headers.pop("content-length")
+    assert head.headers == get.headers
+
+
+def test_head_keeps_the_connection(server: RunningServer) -> None:
+    request = b"HEAD /v1/models HTTP/1.1\r\nhost: localhost\r\n%s\r\n"
+    received = exchange_bytes(server, request % b"", request % b"connection: close\r\n")
+    assert received.count(b"HTTP/1.1 200 ") == 2
+    assert b"{" not in received
+
+
+def test_an_absolute_target_names_the_host(server: RunningServer) -> None:
+    request = b"GET %s HTTP/1.1\r\nhost: %s\r\nconnection: close\r\n\r\n"
+    for target, host, status in (
+        (b"http://localhost/health", b"localhost", b"200"),
+        (b"HTTP://127.0.0.1:8000/v1/models?a=b", b"localhost", b"200"),
+        (b"http://localhost", b"localhost", b"200"),
+        (b"http://localhost/nowhere", b"localhost", b"404"),
+        (b"http://localhost/health", b"evil.example", b"200"),  # the target counts
+        (b"http://evil.example/health", b"localhost", b"400"),
+        (b"http://localhost@evil.example/health", b"localhost", b"400"),
+        (b"http:///health", b"localhost", b"400"),
+    ):
+        assert exchange_bytes(server, request % (target, host)).startswith(b"HTTP/1.1 %s " % status), target
+
+
+def test_a_request_with_two_lengths_is_refused_and_its_connection_closed(server: RunningServer) -> None:
+    """A proxy that takes the first length would take the rest for another client's request."""
+    smuggled = b"0\r\n\r\nGET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    head = (
+        b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\ntransfer-encoding: chunked\r\n\r\n"
+    )
+    received = exchange_bytes(server, head % len(smuggled) + smuggled)
+    assert "content-length" in raw_error_message(received, 400)
+    assert received.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize("body", [{"max_tokens": 3}, {"max_tokens": 40}, {"max_tokens": 3, "stream": True}])
+def test_a_client_that_closes_its_sending_side_gets_its_response(char_model: Path, body: dict[str, Any]) -> None:
+    """`nc -N` does. A long response is preceded by `100 Continue`, by which a client that is gone is recognized."""
+    models = {"small": slow_model(char_model, seconds=0.01)}
+    with run_server(models) as server, socket.create_connection(("127.0.0.1", server.port), timeout=20) as client:
+        client.sendall(completion_request(server, **body))
+        client.shutdown(socket.SHUT_WR)
+        received = read_all(client)
+        *interim, response = re.split(rb"(?=HTTP/1.1 )", received)[1:]
+        assert all(each == b"HTTP/1.1 100 Continue\r\n\r\n" for each in interim)
+        assert len(interim) <= 1
+        assert response.startswith(b"HTTP/1.1 200 ")
+        assert b'"finish_reason":"length"' in response
+        assert server.is_idle()
+
+
+def test_a_client_that_is_gone_after_its_request_frees_its_slot(char_model: Path) -> None:
+    with run_server({"slow": slow_model(char_model, seconds=0.05)}) as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=5) as client:
+            client.sendall(completion_request(server, max_tokens=60))
+            client.shutdown(socket.SHUT_WR)
+            wait_until(lambda: any(stream.tokens for stream in server.models["slow"].worker.streams))
+        [stream] = server.models["slow"].worker.streams
+        wait_until(server.is_idle)
+        assert stream.finish_reason == "cancelled"
+
+
+def test_the_request_id_of_the_client_is_returned_if_it_is_harmless(server: RunningServer) -> None:
+    for sent in ("req-1", "0af7651916cd43dd8448eb211c80319c", "a" * 128, "a.b:c/d+e=@f_g"):
+        assert server.request("GET", "/health", headers={"x-request-id": sent}).headers["x-request-id"] == sent
+    for sent in ("", "a" * 129, "a b", "a\tb", "é", "<script>", "a;b"):
+        returned = server.request("GET", "/health", headers={"x-request-id": sent}).headers["x-request-id"]
+        assert returned.startswith("req_")
 
 
 # uvicorn

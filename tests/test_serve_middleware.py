@@ -131,7 +131,7 @@ def test_the_openapi_document_states_which_routes_need_a_key(server: RunningServ
 
 
 def test_probes_need_no_key(protected: RunningServer) -> None:
-    for path in ("/health", "/ready"):
+    for path in ("/health", "/ping", "/ready"):
         assert protected.request("GET", path, headers={"authorization": ""}).status == 200
 
 
@@ -157,8 +157,10 @@ def test_pages_of_other_origins_are_refused(server: RunningServer) -> None:
         response = server.request("GET", "/v1/models", headers={"origin": origin})
         assert response.status == 403
         assert not [name for name in response.headers if name.startswith("access-control-")]
-    preflight = {"origin": ORIGIN, "access-control-request-method": "POST"}
-    assert server.request("OPTIONS", "/v1/completions", headers=preflight).status == 403
+    preflight = {"origin": ORIGIN, "access-control-request-method": "POST", "access-control-request-headers": "x-a"}
+    response = server.request("OPTIONS", "/v1/completions", headers=preflight)
+    assert response.status == 403
+    assert "access-control-allow-headers" not in response.headers
 
 
 def test_a_page_of_the_same_origin_is_allowed(server: RunningServer) -> None:
@@ -169,10 +171,16 @@ def test_pages_of_an_allowed_origin_get_cors_headers(protected: RunningServer) -
     response = protected.request("GET", "/v1/models", headers={"origin": ORIGIN})
     assert (response.status, response.headers["access-control-allow-origin"]) == (200, ORIGIN)
     assert response.headers["vary"] == "origin"
+    assert "x-request-id" in response.headers["access-control-expose-headers"]
     preflight = {"origin": ORIGIN, "access-control-request-method": "POST", "authorization": ""}
     response = protected.request("OPTIONS", "/v1/completions", headers=preflight)
     assert (response.status, response.headers["access-control-allow-origin"]) == (204, ORIGIN)
     assert "authorization" in response.headers["access-control-allow-headers"]
+    requested = "authorization,content-type,x-stainless-arch,x-stainless-os"  # those of OpenAI's JavaScript client
+    for sent, allowed in ((requested, requested), ("a\x7f", "authorization, content-type")):
+        headers = preflight | {"access-control-request-headers": sent}
+        response = protected.request("OPTIONS", "/v1/completions", headers=headers)
+        assert response.headers["access-control-allow-headers"] == allowed
     refused = protected.request("GET", "/v1/models", headers={"origin": ORIGIN, "authorization": "Bearer wrong"})
     assert (refused.status, refused.headers["access-control-allow-origin"]) == (401, ORIGIN)  # the page can read it
     assert protected.request("GET", "/v1/models", headers={"origin": "https://example.com"}).status == 403

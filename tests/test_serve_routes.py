@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import octavo
 from serving import BLOCK, RunningServer, openai_error, serve_each_tokenizer
 
 
@@ -48,6 +49,10 @@ def test_end_of_text_alone_is_tokenized_as_the_special_token(server: RunningServ
     parsed = server.post("/tokenize", model="bpe", prompt="a<|endoftext|>b", parse_special=True).json["tokens"]
     assert parsed == [*tokenizer.encode("a"), tokenizer.end_of_text, *tokenizer.encode("b")]
     assert server.request("GET", "/tokenizer_info?model=char").json["eos_token"] is None
+
+
+def test_the_version_is_that_of_octavo(server: RunningServer) -> None:
+    assert server.request("GET", "/version").json == {"version": octavo.__version__}
 
 
 def test_the_tokenizer_routes_refuse_invalid_requests(server: RunningServer) -> None:

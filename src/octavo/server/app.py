@@ -1,12 +1,14 @@
 """The routes, and how an exception becomes a response."""
 
 import asyncio
+import importlib.metadata
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
@@ -60,7 +62,7 @@ def build_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        responses=responses.errors(400, 401, 403, 408, 413, 429, 431, 503),
+        responses=responses.errors(400, 401, 403, 408, 413, 415, 429, 431, 503),
     )
     api.needs_key = bool(keys)
     asgi, drain = wrap_in_middleware(
@@ -69,11 +71,20 @@ def build_app(
     for kind in (ApiError, OctavoError, RequestValidationError, HTTPException, Exception):
         api.add_exception_handler(kind, error_response)
 
-    def find_model(id: str | None) -> ServedModel:
-        """The model of this name. The name may be empty if only one model is served."""
+    def find_model(id: str | None, request: Request) -> ServedModel:
+        """The model that a request names, in its path or with `id`. One that is served alone needs no name."""
         names = [*models, *pending]
+        id_of_path = request.path_params.get("served_model")
+        if id and id_of_path and id != id_of_path:
+            raise ApiError(400, f"the path has the model {id_of_path[:80]!r}, not {id[:80]!r}", param="model")
+        id = id or id_of_path
         if not id and len(names) != 1:
-            raise ApiError(400, f"several models are served, so name one: {', '.join(names)}", param="model")
+            raise ApiError(
+                400,
+                f"several models are served, so name one: {', '.join(names)}; in the field or query parameter "
+                f"`model`, or in the path, as in /models/{names[0] if names else 'NAME'}/v1/completions",
+                param="model",
+            )
         id = id or names[0]
         if id in pending:
             raise ApiError(503, f"{id} has just started to train, and has no checkpoint yet", param="model")
@@ -90,10 +101,16 @@ def build_app(
         block_size = model.checkpoint.model.settings.block_size
         return responses.Model(id=model.id, created=model.created, max_model_len=block_size)
 
-    @api.post("/v1/completions", response_model=responses.Completion, responses=_STREAM | responses.errors(404, 500))
+    of_model = APIRouter()
+
+    @of_model.post(
+        "/v1/completions", response_model=responses.Completion, responses=_STREAM | responses.errors(404, 500)
+    )
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continue one or several prompts."""
-        return await complete(find_model(body.model), body, request.state.cache_scope, request, metrics, limits)
+        return await complete(
+            find_model(body.model, request), body, request.state.cache_scope, request, metrics, limits
+        )
 
     @api.get("/v1/models")
     async def list_models() -> responses.Models:
@@ -101,14 +118,14 @@ def build_app(
         return responses.Models(data=[describe(model) for model in list(models.values())])
 
     @api.get("/v1/models/{model}", responses=responses.errors(404))
-    async def retrieve_model(model: str) -> responses.Model:
+    async def retrieve_model(model: str, request: Request) -> responses.Model:
         """One served model."""
-        return describe(find_model(model))
+        return describe(find_model(model, request))
 
-    @api.post("/tokenize", responses=responses.errors(404))
-    async def tokenize(body: TokenizeRequest) -> responses.Tokens:
+    @of_model.post("/tokenize", responses=responses.errors(404))
+    async def tokenize(body: TokenizeRequest, request: Request) -> responses.Tokens:
         """The token ids of a text."""
-        checkpoint = find_model(body.model).checkpoint
+        checkpoint = find_model(body.model, request).checkpoint
         tokenizer = checkpoint.tokenizer
         if body.prompt == tokenizer.roles.get("eos_token") and tokenizer.end_of_text is not None:
             # lm-eval asks for the id of the eos token in this way. Inside a longer prompt, it is ordinary text.
@@ -120,16 +137,16 @@ def build_app(
         block_size = checkpoint.model.settings.block_size
         return responses.Tokens(count=len(ids), max_model_len=block_size, tokens=ids, token_strs=strings)
 
-    @api.post("/detokenize", responses=responses.errors(404))
-    async def detokenize(body: DetokenizeRequest) -> responses.Text:
+    @of_model.post("/detokenize", responses=responses.errors(404))
+    async def detokenize(body: DetokenizeRequest, request: Request) -> responses.Text:
         """The text of token ids."""
-        tokenizer = find_model(body.model).checkpoint.tokenizer
+        tokenizer = find_model(body.model, request).checkpoint.tokenizer
         return responses.Text(prompt=resolve_text(tokenizer, body.tokens, "tokens").text)
 
-    @api.get("/tokenizer_info", responses=responses.errors(404))
-    async def tokenizer_info(model: str | None = None) -> responses.TokenizerInfo:
+    @of_model.get("/tokenizer_info", responses=responses.errors(404))
+    async def tokenizer_info(request: Request, model: str | None = None) -> responses.TokenizerInfo:
         """The tokenizer's kind, size and special tokens."""
-        checkpoint = find_model(model).checkpoint
+        checkpoint = find_model(model, request).checkpoint
         tokenizer = checkpoint.tokenizer
         roles = {role: value for role, value in tokenizer.roles.items() if isinstance(value, str)}
         return responses.TokenizerInfo(
@@ -143,7 +160,17 @@ def build_app(
             unk_token=roles.get("unk_token"),
         )
 
+    api.include_router(of_model)
+    # The same with the model in the path, for clients that send no name to /tokenizer_info, such as lm-eval.
+    api.include_router(of_model, prefix="/models/{served_model}", include_in_schema=False)
+
+    @api.get("/version")
+    async def version() -> responses.Version:
+        """The version of Octavo."""
+        return responses.Version(version=importlib.metadata.version("octavo"))
+
     @api.get("/health")
+    @api.get("/ping", include_in_schema=False)  # vLLM's name of it
     async def health() -> responses.Status:
         """Whether the server runs."""
         return responses.Status(status="ok")
@@ -209,14 +236,42 @@ async def error_response(request: Request, error: Exception) -> Response:
         case RequestValidationError():
             return _validation_error(request, error).response
         case HTTPException(status_code=404):
-            message = f"there is no {request.method} {request.url.path[:200]!r}"
+            message = f"there is no {request.method} {request.url.path[:200]!r}{_advise(request)}"
+            return ApiError(404, message, code="unknown_url").response
         case HTTPException(status_code=405):
             message = f"{request.url.path[:200]!r} does not allow {request.method}"
+        case HTTPException(__cause__=UnicodeDecodeError()):
+            message = "the body is not UTF-8"
+        case HTTPException(__cause__=RecursionError()):
+            message = "the body is nested too deeply"
+        case HTTPException(__cause__=ValueError()):  # Python's limit, against quadratic time
+            message = f"the body has a number of more than {sys.get_int_max_str_digits():,} digits"
         case HTTPException():
             message = str(error.detail)
         case _:  # a bug: Starlette raises it again after this response, and uvicorn prints the traceback
             return ApiError(500, "the server failed").response
     return ApiError(error.status_code, message, headers=error.headers).response
+
+
+_NO_CHAT = ": this model continues text and has no chat format; send a prompt to /v1/completions"
+_ELSEWHERE = {  # the ends of paths that other servers have
+    "/chat": _NO_CHAT,
+    "/chat/completions": _NO_CHAT,
+    "/completion": "; completions are at /v1/completions",
+    "/embeddings": ": this server computes no embeddings",
+    "/generate": "; completions are at /v1/completions",
+    "/messages": _NO_CHAT,
+    "/responses": _NO_CHAT,
+}
+
+
+def _advise(request: Request) -> str:
+    """What a client could have meant by a path that does not exist."""
+    path = "/" + request.url.path.strip("/")
+    for likely in (path, f"/v1{path}", path.removeprefix("/v1")):
+        if likely in request.app.openapi()["paths"]:
+            return f"; there is {likely!r}: check the client's base_url"
+    return next((advice for end, advice in _ELSEWHERE.items() if path.endswith(end)), "")
 
 
 def _validation_error(request: Request, invalid: RequestValidationError) -> ApiError:
@@ -228,6 +283,6 @@ def _validation_error(request: Request, invalid: RequestValidationError) -> ApiE
         return ApiError(400, f"there is no field {param!r}", param=param)
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {first['ctx']['error']} at character {param}")
-    if "json" not in request.headers.get("content-type", ""):
+    if first["loc"][0] == "body" and "json" not in request.headers.get("content-type", ""):
         return ApiError(400, "the body must be JSON, with content-type: application/json")
     return ApiError(400, f"{param}: {message}" if param else message, param=param)

@@ -27,10 +27,19 @@ from octavo.server.middleware.drain import Drain
 
 UVICORN_INTERNALS = {
     "H11Protocol": ("send_400_response", "on_response_complete", "shutdown", "_unset_keepalive_if_required"),
-    "H11Protocol instance": ("loop", "transport", "connections", "cycle"),
-    "RequestResponseCycle instance": ("response_started", "response_complete", "disconnected", "message_event"),
+    "H11Protocol instance": ("loop", "transport", "connections", "cycle", "scope"),
+    "RequestResponseCycle instance": (
+        "response_started",
+        "response_complete",
+        "disconnected",
+        "message_event",
+        "more_body",
+    ),
     "Server": ("startup", "handle_exit", "on_tick"),
 }
+
+
+_PROBE_SECONDS = 0.02  # between two looks at whether a client that sends no more is still there
 
 
 class Connection(H11Protocol):
@@ -44,7 +53,9 @@ class Connection(H11Protocol):
         super().__init__(*arguments, **options)  # type: ignore[arg-type]
         self._limits = limits
         self._timer: asyncio.TimerHandle | None = None
+        self._probe_timer: asyncio.TimerHandle | None = None
         self._state = ""
+        self._half_closed = False  # the client will send nothing more
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -57,9 +68,38 @@ class Connection(H11Protocol):
             self._enter("head")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._probe_timer):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client closes its sending side: it is gone, or it waits for the response (`nc -N`).
+
+        Returns whether the connection stays open. TCP does not distinguish the two until something is sent. So a client
+        whose response has not started gets `100 Continue`, which HTTP/1.1 allows at any time before a response; if the
+        client is gone, its machine resets the connection.
+        """
+        self._half_closed = (
+            self._state == "response"
+            and not self.cycle.response_started
+            and not self.cycle.more_body
+            and self.scope["http_version"] == "1.1"
+        )
+        if self._half_closed and self._probe_timer is None:
+            self._probe_timer = self.loop.call_later(_PROBE_SECONDS, self._probe, True)
+        return self._half_closed
+
+    def _probe(self, is_first: bool = False) -> None:
+        """Find out whether a client that sends no more is still there."""
+        if self._state != "response" or self.cycle.response_started:
+            return
+        if self.transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self.transport.abort()
+            return
+        if is_first:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._probe_timer = self.loop.call_later(_PROBE_SECONDS, self._probe)
 
     def data_received(self, data: bytes) -> None:
         if self._state == "closing":
@@ -73,6 +113,8 @@ class Connection(H11Protocol):
         self._enter("idle")
         super().on_response_complete()  # which starts the next request if it has already arrived
         self._enter_response()
+        if self._half_closed and self._state == "idle":
+            self.transport.close()
 
     def shutdown(self) -> None:
         if self._state == "closing":

@@ -49,7 +49,7 @@ ViewName = Annotated[
 
 
 def routes(
-    models: Mapping[str, ServedModel], find_model: Callable[[str], ServedModel], service: "LensService"
+    models: Mapping[str, ServedModel], find_model: Callable[[str, Request], ServedModel], service: "LensService"
 ) -> APIRouter:
     router = APIRouter()
 
@@ -64,7 +64,7 @@ def routes(
     @router.post("/lens/{view}", response_class=Response, responses=_VIEW_RESPONSE | responses.errors(404, 500))
     async def view(view: ViewName, body: LensRequest, request: Request) -> Response:
         """A view of what a model does with a text, as `octavo.lens` computes it."""
-        return await service.view(find_model(body.model), view, body, request)
+        return await service.view(find_model(body.model, request), view, body, request)
 
     return router
 

@@ -121,6 +121,12 @@ class TokenizerInfo(BaseModel):
     chat_template: None = None
 
 
+class Version(BaseModel):
+    """The version of Octavo."""
+
+    version: str
+
+
 class Status(BaseModel):
     """`ok` or `ready`; anything else is an error response."""
 

@@ -17,6 +17,7 @@ from octavo.server.middleware.cors import Cors
 from octavo.server.middleware.drain import Drain
 from octavo.server.middleware.header_limits import HeaderLimits
 from octavo.server.middleware.hosts import Hosts
+from octavo.server.middleware.request_line import RequestLine
 from octavo.server.middleware.request_metrics import RequestMetrics
 from octavo.server.middleware.security_headers import SecurityHeaders
 
@@ -33,10 +34,10 @@ def wrap_in_middleware(
 ) -> tuple[ASGIApp, Drain]:
     """The application wrapped in all middleware, and the drain, which shuts the server down.
 
-    The middleware that is applied last is the outermost and sees a request first. Metrics and security headers are
-    outermost, because they see every response, refusals included. The host is checked before the origin, because a page
-    that uses DNS rebinding passes the origin check. Drain comes before the keys, so that a client without a key learns
-    that the server shuts down. The body is read last.
+    The middleware that is applied last is the outermost and sees a request first. `RequestLine` comes before all that
+    look at the method or the path. Metrics and security headers see every response, refusals included. The host is
+    checked before the origin, because a page that uses DNS rebinding passes the origin check. Drain comes before the
+    keys, so that a client without a key learns that the server shuts down. The body is read last.
     """
     app = Compression(app)
     app = BodyLimits(app, limits)
@@ -47,4 +48,5 @@ def wrap_in_middleware(
     app = HeaderLimits(app, limits)
     app = SecurityHeaders(app)
     app = RequestMetrics(app, metrics)
+    app = RequestLine(app)
     return app, drain

@@ -8,7 +8,7 @@ from starlette.types import Receive, Scope, Send
 from octavo.server.api_error import ApiError
 from octavo.server.limits import Limits
 
-PROBES = ("/health", "/ready")  # need no key, and are answered while the server drains
+PROBES = ("/health", "/ping", "/ready")  # need no key, and are answered while the server drains
 
 
 def header(scope: Scope, name: bytes) -> str:

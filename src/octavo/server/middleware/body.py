@@ -10,7 +10,7 @@ from octavo.server.middleware.asgi import header, refuse
 
 
 class BodyLimits:
-    """Answers 413 to a body that is too large, 408 to a body that is too slow."""
+    """Answers 413 to a body that is too large, 408 to a body that is too slow, 415 to a compressed one."""
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self._app, self._limits = app, limits
@@ -34,6 +34,9 @@ class BodyLimits:
         """The whole body; None if the client disconnects before its end."""
         limits = self._limits
         too_large = ApiError(413, f"the body is larger than {limits.body_bytes:,} bytes")
+        encoding = header(scope, b"content-encoding")
+        if encoding and encoding.lower() != "identity":
+            raise ApiError(415, f"content-encoding {encoding[:40]!r} is not supported: send the body uncompressed")
         length = header(scope, b"content-length")
         if length.isdigit() and int(length[:20]) > limits.body_bytes:
             raise too_large

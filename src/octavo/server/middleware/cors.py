@@ -4,6 +4,7 @@ Starlette's CORSMiddleware lets a request of any origin through and only withhol
 it to the browser to hide the response. Here a request from a foreign page is rejected, so it cannot start any work.
 """
 
+import re
 from collections.abc import Collection
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -13,10 +14,12 @@ from octavo.server.limits import Limits
 from octavo.server.middleware.asgi import header, refuse
 
 _PREFLIGHT = {
-    "access-control-allow-methods": "GET, POST",
-    "access-control-allow-headers": "authorization, content-type",
+    "access-control-allow-methods": "GET, HEAD, POST",
     "access-control-max-age": "600",
+    "vary": "access-control-request-headers",
 }
+_EXPOSED = "retry-after, x-request-id"  # response headers that OpenAI's JavaScript client reads
+_HEADER_NAMES = re.compile(r"[\w!#$%&'*+.^`|~-]+(\s*,\s*[\w!#$%&'*+.^`|~-]+)*", re.ASCII)
 
 
 class Cors:
@@ -37,16 +40,30 @@ class Cors:
 
         async def send_with_headers(message: Message) -> None:
             if allowed and message["type"] == "http.response.start":
-                headers = {"access-control-allow-origin": origin, "vary": "origin"}
+                headers = {
+                    "access-control-allow-origin": origin,
+                    "access-control-expose-headers": _EXPOSED,
+                    "vary": "origin",
+                }
                 message["headers"] = [*message["headers"], *_encode(headers)]
             await send(message)
 
         if origin and scope["method"] == "OPTIONS" and header(scope, b"access-control-request-method"):
-            headers = _encode(_PREFLIGHT) if allowed else []
-            await send_with_headers({"type": "http.response.start", "status": 204, "headers": headers})
+            headers = _preflight(header(scope, b"access-control-request-headers")) if allowed else {}
+            await send_with_headers({"type": "http.response.start", "status": 204, "headers": _encode(headers)})
             await send({"type": "http.response.body", "body": b""})
         else:
             await self._app(scope, receive, send_with_headers)
+
+
+def _preflight(requested: str) -> dict[str, str]:
+    """The headers of a preflight's response. A page of an allowed origin may send any header.
+
+    OpenAI's JavaScript client sends seven headers `x-stainless-...`. The names are returned as they were sent: `*`
+    would not include `authorization`.
+    """
+    names = requested if _HEADER_NAMES.fullmatch(requested) else "authorization, content-type"
+    return _PREFLIGHT | {"access-control-allow-headers": names}
 
 
 def _encode(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:

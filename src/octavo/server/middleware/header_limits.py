@@ -1,4 +1,4 @@
-"""Bounds the number and the size of a request's headers."""
+"""Bounds the number and the size of a request's headers, and refuses a body with two lengths."""
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -19,5 +19,9 @@ class HeaderLimits:
         if len(headers) > limits.headers or size > limits.header_bytes:
             message = f"at most {limits.headers} headers are allowed, {limits.header_bytes:,} bytes in all"
             await refuse(ApiError(431, message), limits, receive, send)
+        elif {b"content-length", b"transfer-encoding"} <= {name for name, _ in headers}:
+            # A proxy could take the other length, and the end of the body for the next request (RFC 9112, 6.1).
+            message = "a request cannot have both content-length and transfer-encoding"
+            await refuse(ApiError(400, message), limits, receive, send)
         else:
             await self._app(scope, receive, send)
