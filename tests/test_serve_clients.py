@@ -172,6 +172,10 @@ def test_the_guide_states_the_actual_limits() -> None:
         f"{limits.request_seconds} seconds",
         f"| {limits.connections} |",
         f"{limits.sequences}; `best_of` {limits.best_of}",
+        f"`logprobs` up to {limits.logprobs}, up to {limits.stops} `stop` strings",
+        f"end the text, up to {limits.stop_token_ids} |",
+        f"| up to {limits.bad_words} texts",
+        f"| {limits.logprob_values:,} |",
         f"| {limits.concurrent_views}, {limits.queued_views}; beyond",
         f"{limits.lens_characters:,} characters",
     ):

@@ -1,5 +1,6 @@
 """The completions API: prompts, choices, log-probabilities, stop strings, streams, usage, token ids."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from octavo.server.api_error import ApiError
+from octavo.server.completions import check_logprobs, text_requests
 from octavo.server.requests import CompletionRequest
 from octavo.server.tokens import token_string
 from octavo.tokenizers import StreamDecoder
-from serving import BLOCK, RunningServer, serve_each_tokenizer
+from serving import BLOCK, LIMITS, RunningServer, serve_each_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,7 @@ def test_a_completion_has_openais_fields(server: RunningServer) -> None:
     assert body["id"].startswith("cmpl-")
     assert (body["object"], body["model"]) == ("text_completion", "char")
     [choice] = body["choices"]
-    assert choice.keys() == {"text", "index", "logprobs", "finish_reason"}
+    assert choice.keys() == {"text", "index", "logprobs", "finish_reason", "stop_reason"}
     assert (choice["index"], choice["logprobs"], choice["finish_reason"]) == (0, None, "length")
     assert len(choice["text"]) == 4
     assert body["usage"] == {
@@ -302,6 +305,7 @@ def join_chunks(events: list[Any]) -> dict[int, dict[str, Any]]:
     for event in events[:-1]:
         for choice in event["choices"]:
             joined = choices.setdefault(choice["index"], {"text": "", "logprobs": None, "finish_reason": None})
+            joined["stop_reason"] = choice["stop_reason"]
             assert joined["finish_reason"] is None  # nothing follows the last chunk
             joined["text"] += choice["text"]
             joined["finish_reason"] = choice["finish_reason"]
@@ -397,3 +401,140 @@ def test_token_ids_of_text_and_prompt_are_returned(server: RunningServer, prompt
         half = choices[0]["token_ids"][:10]
         rest = server.complete(**body | {"prompt": ids + half, "temperature": 0, "max_tokens": 5}).json["choices"][0]
         assert rest["prompt_token_ids"] == ids + half
+
+
+# vLLM's fields
+
+
+def only_choice(server: RunningServer, **body: Any) -> dict[str, Any]:
+    response = server.complete(**{"prompt": "the", "seed": 5, "max_tokens": 30} | body)
+    assert response.status == 200, response.body
+    [choice] = response.json["choices"]
+    return dict(choice)
+
+
+def test_stop_reason_is_the_string_or_token_that_ended_the_text(server: RunningServer) -> None:
+    text = server.text("the", seed=5, max_tokens=30)
+    string, [id] = text[10:13], server.tokenizer("char").encode(text[10]).tolist()
+    cut = text.index(text[10])
+    for include in (False, True):
+        by_string = only_choice(server, stop=["zzzz", string], include_stop_str_in_output=include)
+        assert by_string["text"] == text[: text.index(string)] + (string if include else "")
+        assert (by_string["finish_reason"], by_string["stop_reason"]) == ("stop", string)
+        by_id = only_choice(server, stop_token_ids=[id], include_stop_str_in_output=include, return_token_ids=True)
+        assert by_id["text"] == text[: cut + include]
+        assert len(by_id["token_ids"]) == cut + include
+        assert (by_id["finish_reason"], by_id["stop_reason"]) == ("stop", id)
+    ended = only_choice(server, model="bpe", logit_bias={str(server.tokenizer("bpe").end_of_text): 100})
+    assert (ended["finish_reason"], ended["stop_reason"]) == ("stop", None)
+
+
+def test_min_tokens_and_ignore_eos_prolong_a_text(server: RunningServer) -> None:
+    eos = {"model": "bpe", "logit_bias": {str(server.tokenizer("bpe").end_of_text): 100}, "max_tokens": 9}
+    assert len(only_choice(server, **eos, return_token_ids=True)["token_ids"]) == 0
+    assert len(only_choice(server, **eos, return_token_ids=True, min_tokens=4)["token_ids"]) == 4
+    ignored = only_choice(server, **eos, return_token_ids=True, ignore_eos=True)
+    assert ignored["token_ids"] == [server.tokenizer("bpe").end_of_text] * 9
+    assert ignored["finish_reason"] == "length"
+
+
+def test_thirty_two_stop_strings_are_accepted(server: RunningServer) -> None:
+    text = server.text("the", seed=5, max_tokens=30)
+    assert only_choice(server, stop=[f"zz{i}" for i in range(31)] + [text[8:11]])["stop_reason"] == text[8:11]
+
+
+def test_tokens_are_allowed_and_words_forbidden(server: RunningServer) -> None:
+    ids = server.tokenizer("char").encode("act").tolist()
+    assert set(only_choice(server, allowed_token_ids=ids)["text"]) <= set("act")
+    text = server.text("the", seed=5, max_tokens=30)
+    changed, end = only_choice(server, bad_words=[text[10:12]])["text"], text.index(text[10:12]) + 1
+    assert text[10:12] not in changed
+    assert changed[:end] == text[:end]
+    response = server.complete("the", allowed_token_ids=ids[:1], bad_words=["aa"], max_tokens=5)
+    assert response.status == 400
+    assert "no token is left" in response.json["error"]["message"]
+
+
+@pytest.mark.parametrize("prompt", ["the cat sat", list(range(20)), "the " * 100])
+def test_a_truncated_prompt_is_its_last_tokens(server: RunningServer, prompt: Any) -> None:
+    ids = prompt if isinstance(prompt, list) else server.tokenizer("char").encode(prompt).tolist()
+    options: dict[str, Any] = {"return_token_ids": True, "echo": True}
+    for keep, kept in ((5, ids[-5:]), (-1, ids[-(BLOCK - 30) :])):
+        truncated = only_choice(server, prompt=prompt, truncate_prompt_tokens=keep, **options)
+        assert truncated == only_choice(server, prompt=kept, **options)
+        assert truncated["prompt_token_ids"] == kept
+    if len(ids) > BLOCK:
+        response = server.complete(prompt, truncate_prompt_tokens=BLOCK + 1)
+        assert response.json["error"]["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("name", ["char", "bpe", "byte"])
+def test_prompt_logprobs_equal_those_of_a_full_forward(server: RunningServer, name: str) -> None:
+    tokenizer = server.tokenizer(name)
+    ids = tokenizer.encode("the café").tolist()
+    body: dict[str, Any] = {"prompt": ids, "model": name, "n": 2, "max_tokens": 2}
+    first, second = server.complete(**body, prompt_logprobs=3).json["choices"]
+    assert first["prompt_logprobs"] == second["prompt_logprobs"]
+    assert first["logprobs"] is None
+    nothing, *places = first["prompt_logprobs"]
+    assert nothing is None
+    for id, row, place in zip(ids[1:], expected_logprobs(server, name, ids), places, strict=True):
+        ranked = row.argsort(descending=True).tolist()
+        assert set(map(int, place)) == {*ranked[:3], id}
+        for each, value in place.items():
+            assert value["logprob"] == pytest.approx(float(row[int(each)]), abs=1e-4)
+            assert value["rank"] == 1 + ranked.index(int(each))
+            assert value["decoded_token"] == token_string(tokenizer, int(each))
+    # With echo, both kinds of log-probabilities are those that they would be alone.
+    both = server.complete(**body, prompt_logprobs=3, echo=True, logprobs=1, seed=1).json["choices"][0]
+    echoed = server.complete(**body, echo=True, logprobs=1, seed=1).json["choices"][0]
+    assert both.pop("prompt_logprobs") == first["prompt_logprobs"]
+    assert both == echoed
+    assert server.complete("", model=name, prompt_logprobs=1).json["choices"][0]["prompt_logprobs"] == []
+
+
+def test_tokens_can_be_written_as_ids(server: RunningServer) -> None:
+    body: dict[str, Any] = {"model": "byte", "logprobs": 20, "max_tokens": 6, "return_token_ids": True}
+    plain, by_id = only_choice(server, **body), only_choice(server, **body, return_tokens_as_token_ids=True)
+    assert by_id["logprobs"]["tokens"] == [f"token_id:{id}" for id in by_id["token_ids"]]
+    assert by_id["logprobs"]["token_logprobs"] == plain["logprobs"]["token_logprobs"]
+    for top, by_text in zip(by_id["logprobs"]["top_logprobs"], plain["logprobs"]["top_logprobs"], strict=True):
+        assert list(top.values()) == list(by_text.values())
+        assert len(top) in (20, 21)
+
+
+def test_every_event_can_have_the_usage_so_far(server: RunningServer) -> None:
+    body: dict[str, Any] = {"seed": 1, "max_tokens": 6, "n": 2, "stream": True}
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    *chunks, last, _ = server.complete("the", stream_options=options, **body).events
+    for index in (0, 1):
+        usages = [chunk["usage"] for chunk in chunks if chunk["choices"][0]["index"] == index]
+        assert [usage["completion_tokens"] for usage in usages] == [1, 2, 3, 4, 5, 6, 6]
+        assert {usage["prompt_tokens"] for usage in usages} == {3}
+    assert last["usage"]["completion_tokens"] == 12
+    without = server.complete("the", stream_options={"continuous_usage_stats": True}, **body).events
+    assert all("usage" not in event for event in without[:-1])
+
+
+def test_too_many_logprobs_in_one_response_are_refused(server: RunningServer) -> None:
+    response = server.complete(["a" * 60] * 128, echo=True, logprobs=20, max_tokens=4)
+    assert response.status == 200
+    model, few = server.models["char"], dataclasses.replace(LIMITS, logprob_values=3 * 21 + 16 * 21 - 1)
+    requests = text_requests(model, CompletionRequest(prompt="the", logprobs=20, echo=True), "")
+    with pytest.raises(ApiError, match="399 log-probabilities"):
+        check_logprobs(model, requests, few)
+
+
+# The model of a request
+
+
+def test_the_model_may_be_named_in_the_path(server: RunningServer) -> None:
+    """lm-eval sends no model to /tokenizer_info, but it keeps what comes before /v1 in its base_url."""
+    named = server.post("/models/byte/v1/completions", prompt="the", seed=1).json
+    assert (named["model"], named["choices"][0]["text"]) == ("byte", server.text("the", model="byte", seed=1))
+    assert server.request("GET", "/models/bpe/tokenizer_info").json["kind"] == "bpe"
+    assert server.post("/models/byte/tokenize", prompt="é").json["count"] == 2
+    assert server.post("/models/byte/v1/completions", prompt="the", model="byte").status == 200
+    assert server.post("/models/byte/v1/completions", prompt="the", model="bpe").status == 400
+    assert server.post("/models/nowhere/tokenize", prompt="the").status == 404
+    assert "/models/char/v1/completions" in server.post("/v1/completions", prompt="the").json["error"]["message"]

@@ -1,5 +1,6 @@
 """Invalid requests to the completions API get an error that names the field."""
 
+import gzip
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -22,7 +23,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, native_cache: None) -> Iter
         *(("n", value) for value in (0, -1, 129, 10**6, 10**400, 1.0, True, "1", [1])),
         *(("best_of", value) for value in (0, -1, 21, 10**6, 1.5, True, "2")),
         *(("max_tokens", value) for value in (-1, 10**9, 10**400, 1.5, True, "3")),
-        *(("logprobs", value) for value in (-1, 6, 10**6, 0.5, True, False, "1")),
+        *(("logprobs", value) for value in (-1, 21, 10**6, 0.5, True, False, "1")),
         *(("temperature", value) for value in (-0.1, 2.1, 1e400, True, "1", float("nan"), float("inf"))),
         *(("top_p", value) for value in (-0.1, 1.1, True, "1", float("nan"))),
         *(("top_k", value) for value in (-2, 1.5, True, 10**30)),
@@ -33,7 +34,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, native_cache: None) -> Iter
         *(("seed", value) for value in (1.5, True, "1", 2**63, -(2**63) - 1)),
         *(("echo", value) for value in (1, "true", 0)),
         *(("stream", value) for value in (1, "true")),
-        *(("stop", value) for value in (5, [1], ["a"] * 5, "", ["a", ""], "a" * 300, {"a": 1}, [["a"]])),
+        *(("stop", value) for value in (5, [1], ["a"] * 33, "", ["a", ""], "a" * 300, {"a": 1}, [["a"]])),
         *(
             ("logit_bias", value)
             for value in (
@@ -70,7 +71,13 @@ def server(tmp_path_factory: pytest.TempPathFactory, native_cache: None) -> Iter
             )
         ),
         *(("user", value) for value in (5, "a" * 2000)),
-        *(("model", value) for value in (5, "", ["char"])),
+        *(("model", value) for value in (5, ["char"])),
+        *(("min_tokens", value) for value in (-1, 17, 10**9, True, "1")),
+        *(("stop_token_ids", value) for value in (5, ["a"], [-1], [10**6], [True], [1] * 129)),
+        *(("allowed_token_ids", value) for value in (5, [], ["a"], [-1], [10**6], [True], [1] * 65_537)),
+        *(("bad_words", value) for value in ("a", [""], [1], ["a"] * 65, ["a" * 300], ["\ud800"])),
+        *(("prompt_logprobs", value) for value in (-1, 21, True, "1")),
+        *(("truncate_prompt_tokens", value) for value in (-2, True, "1", 10**9)),
         ("stream_options", 5),
         ("stream_options.include_usage", {"include_usage": 1}),
     ],
@@ -87,6 +94,9 @@ def test_fields_that_contradict_each_other_are_refused(server: RunningServer) ->
     assert "streamed" in openai_error(server.complete(best_of=2, stream=True), 400, "best_of")
     openai_error(server.complete(["a"] * 128, n=2), 400, "n")
     openai_error(server.complete(["a"] * 64, best_of=3), 400, "best_of")
+    assert "stream" in openai_error(server.complete(stream_options={"include_usage": True}), 400, "stream_options")
+    assert "stream" in openai_error(server.complete(stream=True, prompt_logprobs=0), 400, "prompt_logprobs")
+    assert server.complete(stream_options={}).status == 200  # nothing is asked for
 
 
 def test_a_model_that_is_not_served_is_404(server: RunningServer) -> None:
@@ -121,10 +131,11 @@ def test_a_suffix_is_refused_because_the_model_reads_left_to_right(server: Runni
 
 
 def test_fields_of_other_servers_that_would_change_the_text_are_refused(server: RunningServer) -> None:
+    """`test_serve_foreign_fields.py` has all of them."""
     assert "messages" in openai_error(server.complete(messages=[{"role": "user", "content": "hi"}]), 400)
-    assert "ignore_eos" in openai_error(server.complete(ignore_eos=True), 400)
     assert "'temperature'" in openai_error(server.complete(temprature=0.5), 400)
-    assert server.text(seed=1, ignore_eos=False, metadata={"a": 1}, unknown=5) == server.text(seed=1)
+    assert "'unknown'" in openai_error(server.complete(unknown=5), 400)
+    assert server.text(seed=1, response_format={"type": "text"}, metadata={"a": 1}) == server.text(seed=1)
     openai_error(server.complete(**{f"field {i}": i for i in range(100)}), 400)
 
 
@@ -162,9 +173,49 @@ def test_the_content_type_must_be_json(server: RunningServer, kind: str | None) 
 
 
 def test_unknown_routes_are_404_and_methods_405(server: RunningServer) -> None:
-    assert "'/v1/chat/completions'" in openai_error(server.post("/v1/chat/completions", model="char"), 404)
-    openai_error(server.request("GET", "/docs"), 404)
-    openai_error(server.request("GET", "/v1/models/"), 404)
+    openai_error(server.request("GET", "/docs"), 404, code="unknown_url")
     response = server.request("GET", "/v1/completions")
     openai_error(response, 405)
     assert response.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize(
+    ("path", "advice"),
+    {
+        "/v1/chat/completions": "send a prompt to /v1/completions",
+        "/chat/completions": "send a prompt to /v1/completions",
+        "/completions": "'/v1/completions': check the client's base_url",
+        "/v1/v1/completions": "'/v1/completions'",
+        "//v1/completions": "'/v1/completions'",
+        "/v1/completions/": "'/v1/completions'",
+        "/v1/tokenize": "'/tokenize'",
+        "/completion": "completions are at /v1/completions",
+        "/v1/embeddings": "no embeddings",
+    }.items(),
+)
+def test_a_path_of_another_server_is_404_with_the_path_here(server: RunningServer, path: str, advice: str) -> None:
+    message = openai_error(server.post(path, model="char"), 404, code="unknown_url")
+    assert message.startswith(f"there is no POST {path!r}")
+    assert advice in message
+
+
+def test_a_body_that_cannot_be_read_is_400_with_the_reason(server: RunningServer) -> None:
+    reasons = {
+        b'{"prompt": "\xff"}': "not UTF-8",
+        b"[" * 50_000: "nested too deeply",
+        b'{"n": %s}' % (b"9" * 10_000): "digits",
+        b'{"n": }': "not JSON",
+    }
+    for body, reason in reasons.items():
+        response = server.request("POST", "/v1/completions", body, {"content-type": "application/json"})
+        assert reason in openai_error(response, 400)
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    response = server.request("POST", "/v1/completions", gzip.compress(b'{"prompt": "a"}'), headers)
+    assert "'gzip'" in openai_error(response, 415)
+
+
+def test_a_wrong_query_parameter_is_named(server: RunningServer) -> None:
+    """Its message has nothing about a body."""
+    for value in ("-1", "x"):
+        response = server.request("GET", f"/runs/char/metrics?after={value}")
+        assert openai_error(response, 400, "after").startswith("after: ")

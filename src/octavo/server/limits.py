@@ -27,9 +27,13 @@ class Limits:
     best_of: int = 20
     sequences: int = 128  # prompts times completions of each
     max_tokens: int = 1 << 16
-    logprobs: int = 5
-    stops: int = 4
-    stop_characters: int = 256
+    logprobs: int = 20
+    logprob_values: int = 1 << 21  # in one response
+    stops: int = 32
+    stop_characters: int = 256  # of a stop text or a bad word
+    stop_token_ids: int = 128
+    bad_words: int = 64
+    allowed_token_ids: int = 1 << 16
     logit_bias: int = 1024  # tokens
 
     # the lens, and the lines of a run's logs

@@ -1,14 +1,12 @@
 """The request bodies, with their bounds.
 
 Bodies are strict: true is not 1, "1" is not 1, NaN is not a number. A null field has its default. An unknown field is
-ignored, unless ignoring it could change the text: a field that other servers support and this one does not, or a
-misspelled name, is an error. For the lens, every unknown field is an error, because every field changes the view.
+an error, unless ignoring it changes nothing (`foreign_fields.py`). For the lens, every unknown field is an error.
 
 A list's bounds are checked before its items, and validation stops at the first wrong item, so that an absurd body is
 rejected at little cost and with one message.
 """
 
-import difflib
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, cast
 
@@ -18,36 +16,8 @@ from pydantic.annotated_handlers import GetCoreSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
+from octavo.server.foreign_fields import check_unknown_field
 from octavo.server.limits import Limits
-
-_UNSUPPORTED_FIELDS = {
-    "suffix": "a GPT-2 generates from left to right: it cannot generate what comes before a suffix",
-    "messages": "this model continues text and has no chat format: send a prompt",
-} | dict.fromkeys(
-    (
-        "allowed_token_ids",
-        "bad_words",
-        "functions",
-        "grammar",
-        "guided_choice",
-        "guided_grammar",
-        "guided_json",
-        "guided_regex",
-        "ignore_eos",
-        "json_schema",
-        "min_tokens",
-        "modalities",
-        "prompt_logprobs",
-        "response_format",
-        "stop_token_ids",
-        "structured_outputs",
-        "tools",
-        "truncate_prompt_tokens",
-        "typical_p",
-        "use_beam_search",
-    ),
-    "this server does not support it, and ignoring it would change the text",
-)
 
 
 @dataclass(frozen=True)
@@ -108,11 +78,9 @@ class _Body(BaseModel):
             raise ValueError("the body must be a JSON object")
         if len(values) > Limits.fields:
             raise ValueError(f"the body has {len(values)} fields; at most {Limits.fields} are allowed")
-        for name in values.keys() - cls.model_fields.keys():
-            if values[name] and name in _UNSUPPORTED_FIELDS:
-                raise ValueError(f"{name}: {_UNSUPPORTED_FIELDS[name]}")
-            if near := difflib.get_close_matches(name[:40], cls.model_fields, 1, 0.85):
-                raise ValueError(f"there is no field {name[:40]!r}; did you mean {near[0]!r}?")
+        for name, value in values.items():
+            if name not in cls.model_fields:
+                check_unknown_field(name, value, cls.model_fields)
         return {name: value for name, value in values.items() if value is not None or name not in cls.model_fields}
 
 
@@ -143,15 +111,18 @@ class StreamOptions(_Body):
     """How a stream ends."""
 
     include_usage: bool = Field(False, description="end with a chunk that has the usage and no choices")
+    continuous_usage_stats: bool = Field(
+        False, description="with `include_usage`: the usage of its text so far in every chunk"
+    )
 
 
 class CompletionRequest(_Body):
     """OpenAI's completion request.
 
-    `top_k`, `min_p`, `repetition_penalty` and `return_token_ids` are vLLM's, `parse_special` is llama.cpp's.
+    The fields that OpenAI does not have are vLLM's; `parse_special` is llama.cpp's.
     """
 
-    model: str = Field(min_length=1, max_length=256)
+    model: str = Field("", max_length=256, description="may be omitted if one model is served")
     prompt: Annotated[
         str
         | Annotated[list[str], ItemCount(1, Limits.prompts)]
@@ -176,8 +147,23 @@ class CompletionRequest(_Body):
         StopString | Annotated[list[StopString], ItemCount(0, Limits.stops)],
         Expected(f"a text or a list of at most {Limits.stops} texts, each of 1 to {Limits.stop_characters} characters"),
     ] = []
+    stop_token_ids: Annotated[
+        Annotated[list[TokenId], ItemCount(0, Limits.stop_token_ids)],
+        Expected(f"a list of at most {Limits.stop_token_ids} token ids"),
+    ] = []
+    include_stop_str_in_output: bool = Field(False, description="keep the stop text or token as the end of the text")
+    ignore_eos: bool = Field(False, description="generate on after the eos token")
+    min_tokens: int = Field(0, ge=0, le=Limits.max_tokens, description="nothing ends the text before")
+    bad_words: Annotated[
+        Annotated[list[StopString], ItemCount(0, Limits.bad_words)],
+        Expected(f"a list of at most {Limits.bad_words} texts, each of 1 to {Limits.stop_characters} characters"),
+    ] = Field([], description="texts that are not generated with their usual tokens")
+    allowed_token_ids: Annotated[
+        Annotated[list[TokenId], ItemCount(1, Limits.allowed_token_ids)] | None,
+        Expected(f"a list of 1 to {Limits.allowed_token_ids:,} token ids"),
+    ] = Field(None, description="sample from these tokens only; null: from all")
     stream: bool = False
-    stream_options: StreamOptions = StreamOptions(include_usage=False)
+    stream_options: StreamOptions | None = Field(None, description="only with `stream`")
     seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="completion i is sampled with seed + i")
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, ge=0, le=1)
@@ -190,11 +176,23 @@ class CompletionRequest(_Body):
         Annotated[dict[TokenIdString, Bias], ItemCount(0, Limits.logit_bias)],
         Expected(f"an object of at most {Limits.logit_bias} token ids, each with a number from -100 to 100"),
     ] = {}
+    prompt_logprobs: int | None = Field(
+        None, ge=0, le=Limits.logprobs, description="the same for the tokens of the prompt; not in a stream"
+    )
+    truncate_prompt_tokens: int | None = Field(
+        None,
+        ge=-1,
+        le=1 << 24,
+        description="keep only this many tokens of a prompt, the last; -1: block_size less `max_tokens`",
+    )
     parse_special: bool = Field(
         False,
         description="encode a special token such as <|endoftext|> in the prompt as that token, not as ordinary text",
     )
     return_token_ids: bool = Field(False, description="also return the ids of prompt and text")
+    return_tokens_as_token_ids: bool = Field(
+        False, description="with `logprobs`: write a token as `token_id:5`, rather than as its text"
+    )
     user: str = Field("", max_length=1024)
 
     @property

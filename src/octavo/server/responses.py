@@ -36,13 +36,25 @@ class Logprobs(BaseModel):
     text_offset: list[int] = Field(description="in characters, from the beginning of the prompt")
 
 
+class PromptLogprob(BaseModel):
+    """The log-probability of a token at a position of the prompt, and its rank, 1 for the most likely."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
 class Choice(BaseModel):
-    """A text, and why it ended: `stop` (a stop string, or end-of-text) or `length`."""
+    """A text, and why it ended: `stop` (a stop string or token, or end-of-text) or `length`."""
 
     text: str
     index: int
     logprobs: Logprobs | None
     finish_reason: Literal["stop", "length"] | None
+    stop_reason: str | int | None = Field(description="the string of `stop` or token that ended the text")
+    prompt_logprobs: list[dict[str, PromptLogprob] | None] | None = Field(
+        None, description="with `prompt_logprobs`: for each token of the prompt, an object of token ids"
+    )
     token_ids: list[int] | None = Field(None, description="with `return_token_ids`: the ids of the text")
     prompt_token_ids: list[int] | None = Field(
         None, description="ids of the prompt; in a stream only in the first chunk"

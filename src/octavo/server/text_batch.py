@@ -8,6 +8,7 @@ import asyncio
 import functools
 from collections.abc import AsyncIterator, Sequence
 
+from octavo.errors import NoTokenLeftError, OctavoError
 from octavo.generation.stream import TextPiece, TextRequest, TextStream, text_streams
 from octavo.server.api_error import ApiError
 from octavo.server.limits import Limits
@@ -63,7 +64,7 @@ class TextBatch:
                 ) from None
             unfinished -= piece.finish_reason is not None
             if piece.finish_reason in ("error", "cancelled"):
-                raise ApiError(500, stream.error.message if stream.error else "the text was cancelled")
+                raise _text_error(stream.error)
             yield stream, piece
 
     async def complete(self) -> dict[TextStream, TextPiece]:
@@ -99,3 +100,9 @@ class TextBatch:
         if stream.finish_reason is not None or (self._incremental and stream.has_new_text):
             put = functools.partial(self._pieces.put_nowait, (stream, stream.take()))
             self.model.worker.post(self._loop, put)
+
+
+def _text_error(error: OctavoError | None) -> ApiError:
+    if isinstance(error, NoTokenLeftError):  # the request asked for it
+        return ApiError(400, error.message, hint=error.hint)
+    return ApiError(500, error.message if error else "the text was cancelled")

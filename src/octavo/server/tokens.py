@@ -10,15 +10,20 @@ from octavo.tokenizers import Tokenizer
 
 
 def encode_bounded_prompt(
-    tokenizer: Tokenizer, block_size: int, prompt: str | list[int], parse_special: bool
+    tokenizer: Tokenizer, block_size: int, prompt: str | list[int], parse_special: bool, keep: int | None = None
 ) -> Prompt:
-    """Encode a prompt, which must fit into the context. One that is far too long is rejected before it is encoded."""
-    if isinstance(prompt, str):
+    """Encode a prompt and keep its last `keep` tokens (None: all), which must fit into the context.
+
+    One that is far too long is rejected before it is encoded.
+    """
+    if keep is None and isinstance(prompt, str):
         if len(prompt) > block_size * max(map(len, tokenizer.token_bytes)):
             raise _context_length_error(f"more than {block_size:,}", block_size)
-    elif len(prompt) > block_size:
+    elif keep is None and len(prompt) > block_size:
         raise _context_length_error(f"{len(prompt):,}", block_size)
     encoded = resolve_text(tokenizer, prompt, "prompt", parse_special)
+    if keep is not None and len(encoded.ids) > keep:
+        encoded = encode_prompt(tokenizer, encoded.ids[len(encoded.ids) - keep :])
     if len(encoded.ids) > block_size:
         raise _context_length_error(f"{len(encoded.ids):,}", block_size)
     return encoded
@@ -44,11 +49,21 @@ def resolve_text(tokenizer: Tokenizer, value: str | list[int], param: str, parse
         raise ApiError(400, error.message, param=param) from None
 
 
-def format_logprobs(tokenizer: Tokenizer, tokens: list[LocatedToken]) -> dict[str, Any]:
-    """The `logprobs` object of a completion. All numbers are rounded the same way, because clients compare them."""
+def format_logprobs(
+    tokenizer: Tokenizer, tokens: list[LocatedToken], count: int, as_ids: bool = False
+) -> dict[str, Any]:
+    """The `logprobs` object of a completion, with `count` most likely tokens at each place.
+
+    With `as_ids`, a token is written as `token_id:5`. All numbers are rounded the same way, because clients compare
+    them.
+    """
     lists: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+
+    def string(id: int) -> str:
+        return f"token_id:{id}" if as_ids else token_string(tokenizer, id)
+
     for token, offset in tokens:
-        lists["tokens"].append(token_string(tokenizer, token.id))
+        lists["tokens"].append(string(token.id))
         lists["text_offset"].append(offset)
         if token.logprob is None:
             lists["token_logprobs"].append(None)
@@ -56,10 +71,30 @@ def format_logprobs(tokenizer: Tokenizer, tokens: list[LocatedToken]) -> dict[st
             continue
         lists["token_logprobs"].append(round(token.logprob, 6))
         top: dict[str, float] = {}
-        for id, logprob in (*token.top, (token.id, token.logprob)):
-            top.setdefault(token_string(tokenizer, id), round(logprob, 6))
+        for id, logprob in (*token.top[:count], (token.id, token.logprob)):
+            top.setdefault(string(id), round(logprob, 6))
         lists["top_logprobs"].append(top)
     return lists
+
+
+def format_prompt_logprobs(
+    tokenizer: Tokenizer, tokens: list[LocatedToken], count: int
+) -> list[dict[str, dict[str, Any]] | None]:
+    """vLLM's `prompt_logprobs`: at each place of the prompt the token there and `count` most likely ones, by id."""
+    places: list[dict[str, dict[str, Any]] | None] = []
+    for token, _ in tokens:
+        if token.logprob is None:  # the first token
+            places.append(None)
+            continue
+        ranked = {id: (rank, logprob) for rank, (id, logprob) in enumerate(token.top[:count], start=1)}
+        ranked.setdefault(token.id, (token.rank or 0, token.logprob))
+        places.append(
+            {
+                str(id): {"logprob": round(logprob, 6), "rank": rank, "decoded_token": token_string(tokenizer, id)}
+                for id, (rank, logprob) in ranked.items()
+            }
+        )
+    return places
 
 
 def token_string(tokenizer: Tokenizer, id: int) -> str:
