@@ -100,9 +100,13 @@ def empty_workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory: a folder with a small text, `text.txt`. Help is printed without line breaks."""
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path, built: Path) -> Path:
+    """The working directory: a folder with a small text, `text.txt`. Help is printed without line breaks.
+
+    The cache has the compiled forward.c, so that commands in processes of their own do not compile it.
+    """
     monkeypatch.chdir(tmp_path)
+    shutil.copytree(built, own_cache / "native")
     monkeypatch.setenv("COLUMNS", "1000")
     monkeypatch.delenv("FORCE_COLOR", raising=False)
     (tmp_path / "text.txt").write_text(commands.TEXT, encoding="utf-8")
