@@ -1,6 +1,6 @@
 # Two commands: `make train` and `make test`. The rest is for those who work on Octavo.
 
-.PHONY: train test coverage torture mutants lint bench clean
+.PHONY: train test coverage torture mutants lint bench clients clean
 
 train:            ## train the tiny preset on the built-in corpus, and sample from it
 	@scripts/install
@@ -47,6 +47,10 @@ bench:            ## figures for docs/speed.md; NANOGPT=path to a checkout of na
 	.venv/bin/python bench/kernels.py
 	.venv/bin/octavo bench serve --preset nanogpt-baby
 	.venv/bin/python bench/against_peers.py --nanogpt $(NANOGPT) --peers-python $(or $(PEERS),.venv/bin/python)
+
+clients:          ## OpenAI's clients and others against a server, each in an environment of its own; the result is in docs/serve.md
+	@scripts/install test
+	.venv/bin/python bench/clients/run.py
 
 clean:            ## the environment and caches; runs/ stays
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .coverage* mutants build src/*.egg-info

@@ -190,6 +190,7 @@ ITEMS = [
     {"question": "café €5", "choices": ["!", " naïve"], "answer": 0},
     {"question": "the cat sat on the mat, " * 2, "choices": ["and", "the"], "answer": 0},
 ]
+STOPS = ["q", "\nclass", "\ndef", "\n#", "\nif", "\nprint"]  # as many as HumanEval has, and one more
 TASKS: dict[str, dict[str, Any]] = {
     "choices": {
         "output_type": "multiple_choice",
@@ -208,7 +209,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "output_type": "generate_until",
         "doc_to_text": "{{question}}",
         "doc_to_target": "{{answer}}",
-        "generation_kwargs": {"until": ["q"], "max_gen_toks": 6, "do_sample": False},
+        "generation_kwargs": {"until": STOPS, "max_gen_toks": 6, "do_sample": False},
         "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
     },
 }
@@ -219,7 +220,10 @@ TASKS: dict[str, dict[str, Any]] = {
 def test_lm_eval_over_http_equals_lm_eval_with_transformers(
     spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The log-likelihood of each item, to 1e-4, and whether it is greedy. lm-eval needs no tokenizer."""
+    """The log-likelihood of each item, to 1e-4, and whether it is greedy. lm-eval needs no tokenizer.
+
+    The BPE model is one of two that are served with an API key.
+    """
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         monkeypatch.setenv(name, "1")
     import datasets
@@ -252,10 +256,15 @@ def test_lm_eval_over_http_equals_lm_eval_with_transformers(
     # A character model has no token that starts a text, so it cannot score whole texts. lm-eval's transformers model
     # requires one even if it is not used.
     scored, prefix = (["choices"], ",prefix_token_id=0") if spec == "char" else (["choices", "rolling"], "")
-    with run_server({"my-1": load_model("my-1", folder, SETTINGS)}) as server:
-        arguments = f"model=my-1,base_url={server.url}/v1/completions,max_length={BLOCK},batch_size=4"
-        ours = evaluate("local-completions", arguments, [*scored, "generated"])
-        texts = [server.text(item["question"], temperature=0, max_tokens=6, stop="q") for item in ITEMS]
+    names, keys = (["my-1"], []) if spec == "char" else (["my-1", "other"], ["a-key"])
+    with run_server({name: load_model(name, folder, SETTINGS) for name in names}, keys=keys) as server:
+        path, arguments = "/v1/completions", f"model=my-1,max_length={BLOCK},batch_size=4"
+        if keys:
+            monkeypatch.setenv("OPENAI_API_KEY", "a-key")
+            server.headers["authorization"] = "Bearer a-key"
+            path, arguments = f"/models/my-1{path}", f"{arguments},auth_token=a-key"
+        ours = evaluate("local-completions", f"base_url={server.url}{path},{arguments}", [*scored, "generated"])
+        texts = [server.text(item["question"], temperature=0, max_tokens=6, stop=STOPS) for item in ITEMS]
     theirs = evaluate("hf", f"pretrained={folder},max_length={BLOCK},dtype=float32{prefix}", scored)
     for name in scored:
         assert flatten(ours[name]) == pytest.approx(flatten(theirs[name]), abs=1e-4)
