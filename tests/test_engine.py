@@ -226,10 +226,11 @@ def test_excluded_tokens_are_never_sampled(use_native: bool) -> None:
     stop_ids = frozenset(free[2:4])
     assert generate(stop_ids=stop_ids) == free[:2]
     assert generate(final_ids=stop_ids) == free[:3]
-    for fields in ({"stop_ids": stop_ids}, {"final_ids": stop_ids}):
-        ids = generate(min_tokens=8, **fields)
-        assert len(ids) >= 8
-        assert ids[:8] == greedy_ids_without(model, prompt, 8, lambda _: set(stop_ids))
+    for n in range(8):
+        ids = greedy_ids_without(model, prompt, 12, lambda output, n=n: set(stop_ids) if len(output) < n else set())
+        end = next((i for i, id in enumerate(ids) if id in stop_ids), 12)
+        assert generate(min_tokens=n, stop_ids=stop_ids) == ids[:end]
+        assert generate(min_tokens=n, final_ids=stop_ids) == ids[: end + 1]
 
 
 def test_a_sequence_in_which_no_token_can_follow_is_an_error() -> None:

@@ -490,6 +490,8 @@ def test_prompt_logprobs_equal_those_of_a_full_forward(server: RunningServer, na
     echoed = server.complete(**body, echo=True, logprobs=1, seed=1).json["choices"][0]
     assert both.pop("prompt_logprobs") == first["prompt_logprobs"]
     assert both == echoed
+    unechoed = server.complete(**body, prompt_logprobs=3, logprobs=1).json["choices"][0]
+    assert len(unechoed["logprobs"]["tokens"]) == 2
     assert server.complete("", model=name, prompt_logprobs=1).json["choices"][0]["prompt_logprobs"] == []
 
 

@@ -62,4 +62,8 @@ class StopAwareDetokenizer:
 def _partial_match(stop: list[str], text: str) -> int:
     """The length of the longest suffix of `text` that a stop string begins with."""
     longest = min(len(text), max((len(string) for string in stop), default=1) - 1)
-    return next((n for n in range(longest, 0, -1) if any(string.startswith(text[-n:]) for string in stop)), 0)
+    for n in range(longest, 0, -1):
+        suffix = text[-n:]
+        if any(string.startswith(suffix) for string in stop):
+            return n
+    return 0
