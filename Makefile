@@ -48,7 +48,7 @@ bench:            ## figures for docs/speed.md; NANOGPT=path to a checkout of na
 	.venv/bin/octavo bench serve --preset nanogpt-baby
 	.venv/bin/python bench/against_peers.py --nanogpt $(NANOGPT) --peers-python $(or $(PEERS),.venv/bin/python)
 
-clients:          ## OpenAI's clients and others against a server, each in an environment of its own; the result is in docs/serve.md
+clients:          ## OpenAI's clients and others against a server, each in a separate environment; the result is in docs/serve.md
 	@scripts/install test
 	.venv/bin/python bench/clients/run.py
 

@@ -1,11 +1,11 @@
-"""Clients by others against `octavo serve`, each in an environment of its own: the table in docs/serve.md.
+"""Run clients by others against `octavo serve`, each in a separate environment; print the table in docs/serve.md.
 
     make clients                                         # all of them
     .venv/bin/python bench/clients/run.py openai-node litellm
 
-Environments are built under build/clients, with the newest release of each client unless its row pins one; that
-takes 1 GB of disk. A client's script sends requests to a server that needs an API key, checks the answers
-itself, and prints the version of its package. Chromium, for the browser's row, is the one of Playwright.
+Environments are built under build/clients, with the newest release of each client unless its row pins one; that takes
+1 GB of disk. A client's script sends requests to a server that needs an API key, checks the answers itself, and prints
+the version of its package. The client in a browser uses Playwright's Chromium.
 """
 
 import json
@@ -20,7 +20,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 BUILD = HERE.parents[1] / "build" / "clients"
 PROMPT, MAX_TOKENS = "The import", 12
-ORIGIN_PORT = 8765  # of the browser's page, whose origin the server allows
+ORIGIN_PORT = 8765  # the browser's page has it; the server allows its origin
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ it off (`OFF`).
 """
 
 import difflib
+import json
 from collections.abc import Collection
 from typing import Any
 
@@ -26,37 +27,37 @@ HARMLESS = frozenset(
         "store",
     )
 )
-OFF: dict[str, tuple[Any, ...]] = {
-    "do_sample": (True,),
-    "dry_multiplier": (0,),
-    "dynatemp_range": (0,),
-    "early_stopping": (False,),
-    "functions": ([],),
-    "grammar": ("",),
-    "length_penalty": (1,),
-    "logits_processors": ([],),
-    "min_length": (0,),
-    "mirostat": (0,),
-    "mirostat_mode": (0,),
-    "modalities": (["text"],),
-    "no_repeat_ngram_size": (0,),
-    "num_beams": (1,),
-    "repeat_penalty": (1,),
-    "response_format": ({"type": "text"},),
-    "skip_special_tokens": (False,),
-    "stream_interval": (1,),
-    "suffix": ("",),
-    "tfs_z": (1,),
-    "timings_per_token": (False,),
-    "tool_choice": ("none",),
-    "tools": ([],),
-    "top_a": (0,),
-    "truncation_side": ("left",),
-    "typical_p": (1,),
-    "use_beam_search": (False,),
-    "watermark": (False,),
-    "watermarking": (False,),
-    "xtc_probability": (0,),
+OFF: dict[str, Any] = {
+    "do_sample": True,
+    "dry_multiplier": 0,
+    "dynatemp_range": 0,
+    "early_stopping": False,
+    "functions": [],
+    "grammar": "",
+    "length_penalty": 1,
+    "logits_processors": [],
+    "min_length": 0,
+    "mirostat": 0,
+    "mirostat_mode": 0,
+    "modalities": ["text"],
+    "no_repeat_ngram_size": 0,
+    "num_beams": 1,
+    "repeat_penalty": 1,
+    "response_format": {"type": "text"},
+    "skip_special_tokens": False,
+    "stream_interval": 1,
+    "suffix": "",
+    "tfs_z": 1,
+    "timings_per_token": False,
+    "tool_choice": "none",
+    "tools": [],
+    "top_a": 0,
+    "truncation_side": "left",
+    "typical_p": 1,
+    "use_beam_search": False,
+    "watermark": False,
+    "watermarking": False,
+    "xtc_probability": 0,
 }
 _NAMES = {  # what the field is called here
     "ban_eos_token": "ignore_eos",
@@ -99,13 +100,15 @@ _REASONS = {
 
 def check_unknown_field(name: str, value: Any, known: Collection[str]) -> None:
     """Raise `ValueError` for a field that a body does not have, unless ignoring it changes nothing."""
-    if value is None or name in HARMLESS or any(_is_same(value, off) for off in OFF.get(name, ())):
+    if value is None or name in HARMLESS or (name in OFF and _is_same(value, OFF[name])):
         return
     shown = name[:40]
     if name in _REASONS:
         raise ValueError(f"{shown}: {_REASONS[name]}")
     if _NAMES.get(name) in known:
         raise ValueError(f"there is no field {shown!r}; here it is {_NAMES[name]!r}")
+    if name in OFF:
+        raise ValueError(f"{shown}: this server supports no other value than {json.dumps(OFF[name])}")
     if near := difflib.get_close_matches(shown, known, 1, 0.85):
         raise ValueError(f"there is no field {shown!r}; did you mean {near[0]!r}?")
     raise ValueError(f"there is no field {shown!r}, and ignoring it could change the text")
