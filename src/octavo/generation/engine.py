@@ -172,10 +172,10 @@ class Engine:
             raise OctavoError("a prompt needs at least one token", hint)
         if not all(0 <= id < self.vocab_size for id in request.prompt):
             raise OctavoError(f"the prompt has ids outside of 0 to {self.vocab_size - 1}", "the ids of this tokenizer")
-        allowed = request.sampling.allowed_token_ids or ()
-        if invalid := [id for id in allowed if not 0 <= id < self.vocab_size]:
+        allowed = request.sampling.allowed  # sorted
+        if allowed is not None and not 0 <= allowed[0] <= allowed[-1] < self.vocab_size:
             raise OctavoError(
-                f"allowed_token_ids has {invalid[0]}: this model has {self.vocab_size} tokens",
+                f"allowed_token_ids are from {allowed[0]} to {allowed[-1]}; this model has {self.vocab_size} tokens",
                 f"ids from 0 to {self.vocab_size - 1}",
             )
         if request.overflow not in OVERFLOW:

@@ -60,7 +60,7 @@ class Sampling:
 
     @functools.cached_property
     def allowed(self) -> Tensor | None:
-        """`allowed_token_ids` as a tensor."""
+        """`allowed_token_ids` as a sorted tensor."""
         return None if self.allowed_token_ids is None else torch.tensor(sorted(set(self.allowed_token_ids)))
 
 

@@ -110,7 +110,7 @@ def text_requests(model: ServedModel, body: CompletionRequest, cache_scope: str)
     """One request for each prompt. Every prompt is continued with the same seeds."""
     tokenizer, block_size = model.checkpoint.tokenizer, model.checkpoint.model.settings.block_size
     seed = secrets.randbits(62) if body.seed is None else body.seed % 2**63
-    bad_words = encode_bad_words(tokenizer, body.bad_words)
+    settings, bad_words = sampling(body), encode_bad_words(tokenizer, body.bad_words)
     keep = body.truncate_prompt_tokens
     if keep == -1:
         keep = max(1, block_size - body.max_tokens)
@@ -127,7 +127,7 @@ def text_requests(model: ServedModel, body: CompletionRequest, cache_scope: str)
             ignore_eos=body.ignore_eos,
             min_tokens=body.min_tokens,
             bad_words=bad_words,
-            sampling=sampling(body),
+            sampling=settings,
             overflow=model.overflow,
             logprobs=body.logprobs,
             prompt_logprobs=body.prompt_logprobs,
