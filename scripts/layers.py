@@ -18,7 +18,11 @@ LAYERS: list[dict[str, str]] = [
     {"octavo.server": "HTTP API and page", "octavo.terminal": "draws events", "octavo.benchmark": "octavo bench"},
     {"octavo.training": "plan, loop, step, optimizers"},
     {"octavo.lens": "views of a trained model"},
-    {"octavo.evaluation": "exact loss", "octavo.estimate": "cost, by formula"},
+    {
+        "octavo.evaluation": "exact loss",
+        "octavo.estimate": "cost, by formula",
+        "octavo.interop.lm_eval": "tasks of lm-eval",
+    },
     {"octavo.generation": "engine, decoders, text stream", "octavo.interop": "formats of other programs"},
     {
         "octavo.generation.sampling": "logits to a token",
@@ -26,7 +30,7 @@ LAYERS: list[dict[str, str]] = [
         "octavo.runs": "run folders",
         "octavo.data": "text to token shards",
     },
-    {"octavo.interop.nanogpt": "nanoGPT's ckpt.pt"},
+    {"octavo.interop.nanogpt": "nanoGPT's ckpt.pt", "octavo.interop.hub": "models of the hub"},
     {"octavo.checkpoint": "checkpoint folders", "octavo.device": "device, precision"},
     {"octavo.interop.huggingface": "GPT-2 folders", "octavo.interop.meta_pkl": "nanoGPT's characters"},
     {"octavo.weights": "tensors in files"},

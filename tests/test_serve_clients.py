@@ -1,4 +1,4 @@
-"""Clients by others: openai, curl, lm-eval, and schemathesis, which tests the server against its OpenAPI document."""
+"""Clients by others: openai, curl, and schemathesis, which tests the server against its OpenAPI document."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ from schemathesis import checks
 from octavo.server import load_model
 from octavo.server.app import build_app
 from octavo.server.limits import Limits
-from serving import BLOCK, LIMITS, SETTINGS, RunningServer, run_server, write_checkpoint
+from serving import LIMITS, SETTINGS, RunningServer, run_server, write_checkpoint
 from test_docs import Block, parse_blocks
 
 DOCS = Path(__file__).parents[1] / "docs" / "serve.md"
@@ -180,102 +180,6 @@ def test_the_guide_states_the_actual_limits() -> None:
         f"{limits.lens_characters:,} characters",
     ):
         assert statement in page
-
-
-# lm-eval
-
-ITEMS = [
-    {"question": "the cat sat on the", "choices": [" mat", " hat", " rat!"], "answer": 0},
-    {"question": "and the rat", "choices": [" sat on the mat", " cat"], "answer": 1},
-    {"question": "café €5", "choices": ["!", " naïve"], "answer": 0},
-    {"question": "the cat sat on the mat, " * 2, "choices": ["and", "the"], "answer": 0},
-]
-STOPS = ["q", "\nclass", "\ndef", "\n#", "\nif", "\nprint"]  # as many as HumanEval has, and one more
-TASKS: dict[str, dict[str, Any]] = {
-    "choices": {
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{question}}",
-        "doc_to_choice": "{{choices}}",
-        "doc_to_target": "{{answer}}",
-        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-    },
-    "rolling": {
-        "output_type": "loglikelihood_rolling",
-        "doc_to_text": "",
-        "doc_to_target": "{{question}}",
-        "metric_list": [{"metric": "byte_perplexity"}],
-    },
-    "generated": {
-        "output_type": "generate_until",
-        "doc_to_text": "{{question}}",
-        "doc_to_target": "{{answer}}",
-        "generation_kwargs": {"until": STOPS, "max_gen_toks": 6, "do_sample": False},
-        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
-    },
-}
-
-
-@pytest.mark.filterwarnings("ignore")  # warnings of lm-eval and its data sets
-@pytest.mark.parametrize("spec", ["bpe:300", "char"])
-def test_lm_eval_over_http_equals_lm_eval_with_transformers(
-    spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The log-likelihood of each item, to 1e-4, and whether it is greedy. lm-eval needs no tokenizer.
-
-    The BPE model is one of two that are served with an API key.
-    """
-    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
-        monkeypatch.setenv(name, "1")
-    import datasets
-    import lm_eval
-    from lm_eval.tasks import TaskManager
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
-    data = tmp_path / "items.jsonl"
-    data.write_text("".join(json.dumps(item) + "\n" for item in ITEMS), encoding="utf-8")
-    common = {
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(data)}},
-        "test_split": "test",
-        "target_delimiter": "",
-    }
-    folder = write_checkpoint(tmp_path / "my-1", spec)
-
-    def evaluate(model: str, arguments: str, names: list[str]) -> dict[str, list[Any]]:
-        result = lm_eval.simple_evaluate(
-            model=model,
-            model_args=arguments,
-            tasks=[{"task": name} | common | TASKS[name] for name in names],
-            device="cpu",
-            log_samples=True,
-            bootstrap_iters=0,
-            task_manager=TaskManager(include_defaults=False),
-        )
-        return {name: [each["resps"] for each in samples] for name, samples in result["samples"].items()}
-
-    # A character model has no token that starts a text, so it cannot score whole texts. lm-eval's transformers model
-    # requires one even if it is not used.
-    scored, prefix = (["choices"], ",prefix_token_id=0") if spec == "char" else (["choices", "rolling"], "")
-    names, keys = (["my-1"], []) if spec == "char" else (["my-1", "other"], ["a-key"])
-    with run_server({name: load_model(name, folder, SETTINGS) for name in names}, keys=keys) as server:
-        path, arguments = "/v1/completions", f"model=my-1,max_length={BLOCK},batch_size=4"
-        if keys:
-            monkeypatch.setenv("OPENAI_API_KEY", "a-key")
-            server.headers["authorization"] = "Bearer a-key"
-            path, arguments = f"/models/my-1{path}", f"{arguments},auth_token=a-key"
-        ours = evaluate("local-completions", f"base_url={server.url}{path},{arguments}", [*scored, "generated"])
-        texts = [server.text(item["question"], temperature=0, max_tokens=6, stop=STOPS) for item in ITEMS]
-    theirs = evaluate("hf", f"pretrained={folder},max_length={BLOCK},dtype=float32{prefix}", scored)
-    for name in scored:
-        assert flatten(ours[name]) == pytest.approx(flatten(theirs[name]), abs=1e-4)
-    assert len(flatten(ours["choices"])) == 2 * 9
-    assert [text for [[text]] in ours["generated"]] == texts
-
-
-def flatten(values: Any) -> list[float]:
-    return (
-        [each for value in values for each in flatten(value)] if isinstance(values, (list, tuple)) else [float(values)]
-    )
 
 
 # schemathesis

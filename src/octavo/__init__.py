@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from octavo.generation.generate import generate
     from octavo.generation.stream import Sample
     from octavo.interop.convert import convert
+    from octavo.interop.lm_eval import evaluate_tasks
     from octavo.lens import inspect
     from octavo.lens.plots import plot_loss
     from octavo.model import GPT
@@ -37,6 +38,7 @@ _MODULES = {
     "Settings": "octavo.settings",
     "convert": "octavo.interop.convert",
     "evaluate": "octavo.evaluation",
+    "evaluate_tasks": "octavo.interop.lm_eval",
     "generate": "octavo.generation.generate",
     "inspect": "octavo.lens",
     "load": "octavo.runs",
@@ -57,6 +59,7 @@ __all__ = [
     "Settings",
     "convert",
     "evaluate",
+    "evaluate_tasks",
     "generate",
     "inspect",
     "load",

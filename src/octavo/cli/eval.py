@@ -1,4 +1,4 @@
-"""`octavo eval`: the exact loss of a model on a text."""
+"""`octavo eval`: the exact loss of a model on a text, or its scores on tasks of lm-eval."""
 
 import argparse
 from typing import TYPE_CHECKING, Any
@@ -13,10 +13,16 @@ from octavo.cli.parser import (
     integer,
     print_report,
 )
+from octavo.errors import OctavoError
 from octavo.settings import Settings, expand_home
 
 if TYPE_CHECKING:
     from octavo.evaluation import Evaluation
+    from octavo.interop.lm_eval import TaskEvaluation
+
+_READING = ("encoding", "errors", "text_field")  # options that say how a SOURCE is read
+_ENCODING = ("unknown", "special_tokens")  # options that say how a text is encoded
+_TASK = ("limit", "num_fewshot")
 
 
 def add_parser(verbs: Any, defaults: Settings) -> None:
@@ -25,7 +31,7 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
         "eval",
         "RUN [SOURCE]",
         run,
-        help="compute the exact loss of a model on a text",
+        help="compute the exact loss of a model on a text, or its scores on tasks",
         example="octavo eval runs/pydocs-1 my.txt",
     )
     verb.add_argument("run", type=expand_home, metavar="RUN", help=RUN_HELP)
@@ -46,9 +52,23 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
         metavar="NAME",
         help="field with the text in JSON lines, Parquet files and Hugging Face datasets (text)",
     )
+    verb.add_argument(
+        "--task",
+        action="append",
+        default=[],
+        metavar="TASK",
+        help="evaluate on a task of lm-eval, such as hellaswag, or on a YAML file with one; may be repeated; needs "
+        "octavo[eval]",
+    )
+    verb.add_argument("--limit", type=integer, metavar="N", help="evaluate only N items of each task")
+    verb.add_argument(
+        "--num-fewshot", type=integer, metavar="N", help="solved items before each item; default: the task's"
+    )
     add_unknown(verb)
     add_special_tokens(verb, "text")
     add_device(verb)
+    options = ("source", *_READING, *_ENCODING, *_TASK)
+    verb.set_defaults(defaults={name: verb.get_default(name) for name in options})
     finish_verb(verb)
 
 
@@ -56,6 +76,21 @@ def run(arguments: argparse.Namespace) -> int:
     from octavo import evaluation
     from octavo.device import find_device
 
+    _check_options(arguments)
+    if arguments.task:
+        from octavo.interop.lm_eval import evaluate_tasks
+
+        scores = evaluate_tasks(
+            arguments.run,
+            [expand_home(task) for task in arguments.task],
+            limit=arguments.limit,
+            num_fewshot=arguments.num_fewshot,
+            block_size=arguments.block_size,
+            unknown=arguments.unknown,
+            special_tokens=arguments.special_tokens,
+            device=find_device(arguments.device),
+        )
+        return print_report(arguments, scores, _format_scores(scores))
     result = evaluation.evaluate(
         arguments.run,
         arguments.source,
@@ -68,6 +103,39 @@ def run(arguments: argparse.Namespace) -> int:
         device=find_device(arguments.device),
     )
     return print_report(arguments, result, _format_report(result, arguments.unknown))
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    """Reject an option that would have no effect. Raises `OctavoError`."""
+    if arguments.task:
+        unused, reason = ["source", *_READING], "tasks have their own texts"
+    elif arguments.source is None:
+        unused, reason = [*_READING, *_ENCODING, *_TASK], "the validation split of the run is tokens already"
+    else:
+        unused, reason = list(_TASK), "it needs --task"
+    for name in unused:
+        if getattr(arguments, name) != arguments.defaults[name]:
+            option = "SOURCE" if name == "source" else "--" + name.replace("_", "-")
+            raise OctavoError(f"{option} has no effect: {reason}", f"leave out {option}")
+
+
+def _format_scores(result: "TaskEvaluation") -> str:
+    """A table with a line for each metric."""
+    rows = [["task", "metric", "value", "stderr", "items", "few-shot"]]
+    for score in result.scores:
+        metric = score.metric if score.filter == "none" else f"{score.metric} ({score.filter})"
+        numbers = ["" if value is None else f"{value:.4f}" for value in (score.value, score.stderr)]
+        counts = ["" if value is None else f"{value:,}" for value in (score.items, score.num_fewshot)]
+        rows.append([score.task, metric, *numbers, *counts])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    align = [str.ljust, str.ljust, str.rjust, str.rjust, str.rjust, str.rjust]
+    lines = ["  ".join(map(lambda f, cell, width: f(cell, width), align, row, widths)).rstrip() for row in rows]
+    if result.truncated:
+        lines.append(
+            f"{result.truncated:,} of {result.inputs:,} inputs are longer than the context of {result.block_size}: "
+            "the model does not see their beginning"
+        )
+    return "\n".join(lines)
 
 
 def _format_report(result: "Evaluation", unknown: str) -> str:

@@ -6,6 +6,8 @@
     ctranslate2.py   CTranslate2
     nanogpt.py       nanoGPT: ckpt.pt; meta_pkl.py has its characters
     huggingface.py   GPT-2 folders, which Octavo's checkpoints are
+    hub.py           models of the Hugging Face hub, by name
+    lm_eval/         the tasks of lm-eval
 
 A module that writes has `write(checkpoint, out, precision)`. It writes atomically and returns notices: what the other
 program computes or tokenizes differently. What a format cannot express is an `OctavoError`.
