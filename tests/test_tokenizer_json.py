@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ def library_ids(description: str, text: str) -> list[int]:
     return backend.encode(text, add_special_tokens=False).ids
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=2000 if os.environ.get("OCTAVO_TORTURE") == "1" else 400, deadline=None)
 @given(backends(), st.lists(texts, min_size=1, max_size=6))
 def test_a_random_tokenizer_has_the_ids_of_the_library_or_is_refused(
     backend: tokenizers.Tokenizer, texts: list[str]
