@@ -381,12 +381,6 @@ def test_fine_tuning_starts_with_the_loss_and_tokenizer_of_the_base_model() -> N
     assert octavo.load(finished_event(events).run).tokenizer.fingerprint == octavo.load(base.run).tokenizer.fingerprint
 
 
-def test_fine_tuning_cannot_change_the_shape() -> None:
-    base = finished_event(run_events()).run
-    with pytest.raises(OctavoError, match="n_layer"):
-        training.plan("text.txt", init=base, n_layer=3)
-
-
 def test_a_shorter_block_crops_the_position_table_with_a_notice() -> None:
     base = finished_event(run_events()).run
     planned = training.plan("text.txt", init=base, **{**RECIPE, "block_size": 8, "max_steps": 0})

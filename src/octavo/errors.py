@@ -88,3 +88,12 @@ def translate_parser_errors(message: str, hint: str | None = None) -> Iterator[N
         if isinstance(error, OctavoError) and error.hint is not None:
             hint = error.hint
         raise OctavoError(f"{message}: {getattr(error, 'message', error)}", hint) from None
+
+
+@contextlib.contextmanager
+def translate_setting_errors(file: object) -> Iterator[None]:
+    """Name the file that a setting comes from. No flag of the command line can correct it, so none is the hint."""
+    try:
+        yield
+    except SettingError as error:
+        raise OctavoError(f"{file}: {error.message}", "another copy of the file, or its original contents") from None

@@ -133,6 +133,11 @@ def _read_tokens(
             )
         return reopen_dataset(loaded.settings, loaded.info["data"], loaded.tokenizer).result.tokens["val"], None
     if is_prepared(text.source):
+        if text != DataSettings(source=text.source):
+            raise OctavoError(
+                f"{text.source} is prepared: encoding, errors, text_field and special_tokens have no effect on it",
+                "leave them out, or give the text that it was prepared from",
+            )
         dataset = open_dataset(Path(text.source))
         if dataset.tokenizer.fingerprint != loaded.tokenizer.fingerprint:
             raise OctavoError(

@@ -20,7 +20,7 @@ from octavo.settings.fields import (
     unknown_name_error,
 )
 from octavo.settings.presets import NANOGPT_NAMES, PRESETS
-from octavo.settings.resolve import from_toml, resolve, to_toml
+from octavo.settings.resolve import from_toml, given_names, resolve, to_toml
 
 __all__ = [
     "LOGGERS",
@@ -34,6 +34,7 @@ __all__ = [
     "TrainingSettings",
     "expand_home",
     "from_toml",
+    "given_names",
     "resolve",
     "to_toml",
     "unknown_name_error",

@@ -9,7 +9,7 @@ from typing import Any
 
 import tomli_w
 
-from octavo.errors import OctavoError, SettingError
+from octavo.errors import OctavoError, SettingError, translate_setting_errors
 from octavo.schema import read_toml
 from octavo.settings.fields import SECTIONS, Settings, unknown_name_error
 from octavo.settings.presets import NANOGPT_NAMES, PRESETS
@@ -41,6 +41,11 @@ def resolve(preset: str | None = None, config: str | Path | None = None, **expli
         raise
 
 
+def given_names(config: str | Path | None = None, **explicit: Any) -> set[str]:
+    """The names of the settings that `resolve` takes from a TOML file or explicit values, not from a preset."""
+    return ({*_read_toml(Path(config))} if config is not None else set()) | explicit.keys()
+
+
 def to_toml(settings: Settings) -> str:
     """Settings as TOML, in the sections `model`, `data` and `training`. `from_toml` reads it back."""
     values = dataclasses.asdict(settings)
@@ -50,7 +55,8 @@ def to_toml(settings: Settings) -> str:
 
 def from_toml(path: Path) -> Settings:
     """The settings that `to_toml` wrote to `path`."""
-    return resolve(**_read_toml(path))
+    with translate_setting_errors(path):
+        return resolve(**_read_toml(path))
 
 
 def _check_name(name: str) -> None:

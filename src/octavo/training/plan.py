@@ -4,24 +4,16 @@ Planning reads settings only, never the text or the weights, and writes nothing.
 """
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
 from octavo.runs import Run, RunLike, find_run
-from octavo.settings import DataSettings, ModelSettings, Settings, resolve
-
-# Settings of the model that may change between a run and its resumption, or between a model and its fine-tuning.
-CHANGEABLE = {"dropout", "attention_dropout"}
-# Settings that can't change when a run is resumed: weights, data order and the optimizer's state depend on them.
-FIXED = [
-    field.name
-    for section in (ModelSettings, DataSettings)
-    for field in dataclasses.fields(section)
-    if field.name not in CHANGEABLE | {"source"}
-] + ["optimizer"]
+from octavo.settings import Settings, given_names, resolve
+from octavo.training.fixed_settings import check_given, settings_of_run
 
 
 @dataclass(frozen=True)
@@ -33,6 +25,7 @@ class Plan:
     init: RunLike | None = None  # the run or checkpoint whose weights a new run starts from
     out: str | Path | None = None  # the folder of a new run; runs/NAME by default
     name: str | None = None  # NAME; by default the name of the corpus and the next free number
+    given: Mapping[str, Any] = field(default_factory=dict)  # settings from keywords and a TOML file, not from a preset
 
 
 def plan(
@@ -48,8 +41,7 @@ def plan(
 ) -> Plan:
     """Resolve settings from a preset, a TOML file and keywords, or from the run that is resumed.
 
-    Raises `OctavoError` for an unknown setting or value, and for a setting that cannot change in a resumed or
-    fine-tuned run.
+    Raises `OctavoError` for an unknown setting or value, and for a setting that cannot change when a run is resumed.
     """
     if source is not None:
         settings["source"] = str(source)
@@ -63,16 +55,14 @@ def plan(
             raise OctavoError("a resumed run stays in its folder", "leave out --out and --name")
         run, checkpoints = find_resumable(resume)
         if not checkpoints:
-            return Plan(_changed_settings(run, settings), out=run.folder)
-        return Plan(_changed_settings(run, settings), resume=checkpoints)
+            return Plan(_changed_settings(run, settings), out=run.folder, given=settings)
+        return Plan(_changed_settings(run, settings), resume=checkpoints, given=settings)
     if init is not None:
         # A config may name its own preset, which a preset given to `resolve` would override.
         preset = preset or ("finetune" if config is None else None)
-        shape = {field.name for field in dataclasses.fields(ModelSettings)} - CHANGEABLE - {"block_size"}
-        if fixed := sorted(shape & settings.keys()):
-            flags = ", ".join("--" + name.replace("_", "-") for name in fixed)
-            raise OctavoError(f"{fixed[0]} comes with the weights and can't be set", f"leave out {flags}")
-    return Plan(resolve(preset, config, **settings), init=init, out=out, name=name)
+    resolved = resolve(preset, config, **settings)
+    given = {name: getattr(resolved, name) for name in given_names(config, **settings)}
+    return Plan(resolved, init=init, out=out, name=name, given=given)
 
 
 def find_resumable(resume: RunLike) -> tuple[Run, tuple[Path, ...]]:
@@ -98,16 +88,10 @@ def find_resumable(resume: RunLike) -> tuple[Run, tuple[Path, ...]]:
 
 
 def _changed_settings(run: Run, changes: dict[str, Any]) -> Settings:
-    """Apply changes to a run's settings. Those of the model and the data, and the optimizer, must stay."""
+    """Apply changes to a run's settings. Raises `OctavoError` for one that must stay."""
     before = run.settings
     if changes.get("device", before.device) != before.device:  # they were chosen for the other device
         changes = {"precision": "auto", "compile": "auto"} | changes
-    after = resolve(**{**dataclasses.asdict(before), **changes})
-    for name in FIXED:
-        old, new = getattr(before, name), getattr(after, name)
-        if old != new:
-            raise OctavoError(
-                f"{name} is {old!r} in this run and can't become {new!r} when it is resumed",
-                f"--init {run.folder}, which starts a new run",
-            )
-    return after
+    fixed = settings_of_run(before)
+    check_given(changes, fixed, f"the run {run.folder}")
+    return resolve(**{**dataclasses.asdict(before), **changes, **fixed})

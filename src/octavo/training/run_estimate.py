@@ -24,7 +24,6 @@ import torch
 
 from octavo import estimate, tokenizers
 from octavo.data.dataset import Dataset
-from octavo.data.prepare import prepare_dataset
 from octavo.data.progress import PreparationProgress, preparation
 from octavo.device import Runtime, free_memory, resident_memory, resolve_runtime
 from octavo.errors import OctavoError
@@ -37,7 +36,7 @@ from octavo.settings import SAMPLE_TOKENS, Settings
 from octavo.training.evaluator import evaluation_tokens
 from octavo.training.event import Started
 from octavo.training.plan import Plan
-from octavo.training.setup import TrainingSetup, cap_steps, resolve_vocab_size
+from octavo.training.setup import TrainingSetup, cap_steps, prepare_data, resolve_vocab_size
 from octavo.training.step import Trainer, auto_micro_batch
 
 PROBE_SECONDS = 2.0
@@ -102,7 +101,7 @@ def estimate_run(
     settings, data = plan.settings, None
     runtime, start = resolve_runtime(settings), time.perf_counter()
     if prepare_text or not _known_vocab_size(settings):
-        data = yield from prepare_dataset(settings)
+        data = yield from prepare_data(plan)
         settings, _ = cap_steps(resolve_vocab_size(settings, data), data)
     preparation_seconds = time.perf_counter() - start
     settings = dataclasses.replace(settings, vocab_size=_known_vocab_size(settings), precision=runtime.precision)

@@ -13,16 +13,18 @@ import torch
 
 from octavo import checkpoint, estimate, runs
 from octavo.checkpoint import Checkpoint, TrainerState
-from octavo.data.dataset import Dataset
+from octavo.data.dataset import Dataset, is_prepared
 from octavo.data.prepare import prepare_dataset, reopen_dataset
 from octavo.data.progress import PreparationProgress, preparation
 from octavo.device import Runtime, check_model_fits, find_device, has_device, resolve_runtime
 from octavo.errors import OctavoError
 from octavo.model import GPT
 from octavo.runs import Run
-from octavo.settings import ModelSettings, Settings
+from octavo.settings import Settings
+from octavo.tokenizers import Tokenizer
 from octavo.training import init_weights
-from octavo.training.plan import CHANGEABLE, Plan
+from octavo.training.fixed_settings import ARCHITECTURE, check_given, settings_of_dataset, settings_of_weights
+from octavo.training.plan import Plan
 from octavo.training.trainer_values import TrainerValues, check_trainer_values
 from octavo.weights import meta_model
 
@@ -65,10 +67,21 @@ _SetupGenerator = Generator[PreparationProgress, None, TrainingSetup]
 def set_up(plan: Plan) -> _SetupGenerator:
     """Prepare the text, build or load the model, and resolve the settings that depend on the text or the machine."""
     if plan.resume:
-        return (yield from _set_up_resumed(plan.settings, plan.resume))
+        return (yield from _set_up_resumed(plan))
     if plan.init is not None:
-        return (yield from _set_up_finetuned(plan.settings, runs.load(plan.init)))
-    return (yield from _set_up_new(plan.settings))
+        return (yield from _set_up_finetuned(plan, runs.load(plan.init)))
+    return (yield from _set_up_new(plan))
+
+
+def prepare_data(plan: Plan, tokenizer: Tokenizer | None = None) -> Generator[PreparationProgress, None, Dataset]:
+    """Prepare the text of a plan, with the tokenizer of the weights if there are any.
+
+    Raises `OctavoError` if the source is a prepared folder that was prepared with another setting than one given.
+    """
+    data = yield from prepare_dataset(plan.settings, tokenizer)
+    if is_prepared(plan.settings.source):
+        check_given(plan.given, settings_of_dataset(data), f"the prepared folder {plan.settings.source}")
+    return data
 
 
 def resolve_vocab_size(settings: Settings, data: Dataset) -> Settings:
@@ -96,9 +109,10 @@ def cap_steps(settings: Settings, data: Dataset) -> tuple[Settings, list[str]]:
     return dataclasses.replace(settings, max_steps=cap, eval_every=min(settings.eval_every, cap // 4)), [notice]
 
 
-def _set_up_new(settings: Settings) -> _SetupGenerator:
+def _set_up_new(plan: Plan) -> _SetupGenerator:
+    settings = plan.settings
     runtime = resolve_runtime(settings)
-    data = yield from prepare_dataset(settings)
+    data = yield from prepare_data(plan)
     settings, notices = cap_steps(resolve_vocab_size(settings, data), data)
     settings = _resolve_auto(settings, runtime, data)
     check_model_fits(estimate.parameters(settings), runtime.device)
@@ -107,14 +121,16 @@ def _set_up_new(settings: Settings) -> _SetupGenerator:
     return TrainingSetup(settings, runtime, data, model, notices=notices)
 
 
-def _set_up_resumed(settings: Settings, folders: tuple[Path, ...]) -> _SetupGenerator:
+def _set_up_resumed(plan: Plan) -> _SetupGenerator:
     """Load a run's checkpoint. Settings that are `auto` keep the value they had, or the losses would change.
 
     On a machine without the run's device, `auto` is chosen again.
     """
-    loaded, resumed_from, notices = load_first_intact(folders)
+    settings = plan.settings
+    loaded, resumed_from, notices = load_first_intact(plan.resume)
     values = resumed_from.values
-    for name in [f.name for f in dataclasses.fields(ModelSettings) if f.name not in CHANGEABLE]:
+    assert isinstance(loaded.settings, Settings)
+    for name in sorted(ARCHITECTURE | {"block_size"}):
         if getattr(settings, name) != getattr(loaded.settings, name):
             raise OctavoError(
                 f"settings.toml has {name} = {getattr(settings, name)}, and {loaded.folder} has "
@@ -138,6 +154,9 @@ def _set_up_resumed(settings: Settings, folders: tuple[Path, ...]) -> _SetupGene
         )
     runtime = resolve_runtime(settings)
     data = yield from reopen_dataset(settings, loaded.info.get("data"), loaded.tokenizer)
+    if "max_epochs" in plan.given:
+        settings, capped = cap_steps(settings, data)
+        notices += capped
     settings = _resolve_auto(settings, runtime, data)
     model = _change_settings(loaded.model, settings)
     run = Run.of_checkpoint(loaded.folder)
@@ -185,19 +204,21 @@ def load_first_intact(folders: tuple[Path, ...]) -> tuple[Checkpoint, ResumePoin
     raise errors[0]
 
 
-def _set_up_finetuned(settings: Settings, base: Checkpoint) -> _SetupGenerator:
+def _set_up_finetuned(plan: Plan, base: Checkpoint) -> _SetupGenerator:
     """Take weights, shape and tokenizer from the base model. The new block_size may be shorter, not longer."""
-    before = base.settings
+    fixed, positions = settings_of_weights(base), base.settings.block_size
+    check_given(plan.given, fixed, f"the weights of {base.folder}")
+    if plan.given.get("block_size", 0) > positions:
+        raise OctavoError(
+            f"block_size={plan.given['block_size']}, and the weights of {base.folder} have {positions} positions",
+            f"--block-size {positions}, or leave it out",
+        )
+    settings = dataclasses.replace(plan.settings, **fixed, block_size=min(plan.settings.block_size, positions))
     notices = []
-    shape = {f.name: getattr(before, f.name) for f in dataclasses.fields(ModelSettings) if f.name not in CHANGEABLE}
-    shape["block_size"] = min(settings.block_size, before.block_size)
-    if shape["block_size"] < before.block_size:
-        notices.append(f"the position table is cropped from {before.block_size} to {shape['block_size']} positions")
-    # An imported checkpoint has only `ModelSettings`, which do not say how its weights were initialized.
-    weight_init = before.weight_init if isinstance(before, Settings) else "noise"
-    settings = dataclasses.replace(settings, **shape, weight_init=weight_init)
+    if settings.block_size < positions:
+        notices.append(f"the position table is cropped from {positions} to {settings.block_size} positions")
     runtime = resolve_runtime(settings)
-    data = yield from prepare_dataset(settings, base.tokenizer)
+    data = yield from prepare_data(dataclasses.replace(plan, settings=settings), base.tokenizer)
     settings, capped = cap_steps(settings, data)
     settings = _resolve_auto(settings, runtime, data)
     return TrainingSetup(settings, runtime, data, _change_settings(base.model, settings), notices=notices + capped)
