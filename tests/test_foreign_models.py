@@ -232,3 +232,41 @@ def test_a_checkpoint_with_a_manifest_never_loads_a_pickle(tmp_path: Path) -> No
     (model.folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(OctavoError, match=r"model\.safetensors"):
         octavo.load(model.folder)
+
+
+# Mistakes in a file are answered with the file, not with a flag of the command line
+
+
+@pytest.mark.parametrize("change", [{"n_embd": "32"}, {"n_head": 3}, {"n_layer": 0}, {"n_positions": 1.5}], ids=str)
+def test_a_wrong_value_in_config_json_names_the_file(
+    workdir: Path, change: dict[str, Any], assert_rejected: AssertRejected
+) -> None:
+    folder = workdir / "foreign"
+    torch.save(foreign_folder(random_checkpoint(workdir / "model", **SHAPE), folder), folder / "pytorch_model.bin")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | change), encoding="utf-8")
+    for command in (["sample", folder], ["train", "text.txt", "--init", folder]):
+        assert "try: --" not in assert_rejected(command, folder / "config.json")
+
+
+def test_a_wrong_value_in_a_ckpt_pt_names_the_file(
+    workdir: Path, nanogpt: Callable[..., Path], assert_rejected: AssertRejected
+) -> None:
+    arguments = {"n_layer": 2, "n_head": 3, "n_embd": 32, "block_size": 64, "vocab_size": 9, "bias": True, "dropout": 0}
+    folder = nanogpt(char_model(workdir / "model"), changes={"model_args": arguments})
+    assert "try: --" not in assert_rejected(["sample", folder], "ckpt.pt")
+
+
+def test_a_wrong_value_in_settings_toml_names_the_file(run_folder: Path, assert_rejected: AssertRejected) -> None:
+    path = run_folder / "settings.toml"
+    path.write_text(path.read_text(encoding="utf-8").replace("batch_size = 2", "batch_size = 0"), encoding="utf-8")
+    assert "try: --" not in assert_rejected(["train", "--resume", run_folder], path, "batch_size=0")
+
+
+def test_a_gpt2_with_another_head_is_rejected_by_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "foreign"
+    weights = foreign_folder(random_checkpoint(tmp_path / "model", **SHAPE), folder)
+    torch.save(weights | {"multiple_choice_head.summary.weight": torch.zeros(1, 32)}, folder / "pytorch_model.bin")
+    with pytest.raises(OctavoError, match=r"multiple_choice_head\.summary\.weight") as caught:
+        octavo.load(folder)
+    assert "GPT2LMHeadModel" in str(caught.value.hint)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from octavo import files, tokenizers, weights
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, translate_setting_errors
 from octavo.interop import huggingface
 from octavo.model import GPT
 from octavo.schema import Count, FileName, check, read_json
@@ -80,19 +80,7 @@ def save(
 ) -> None:
     """Write a checkpoint to `folder`, atomically. `info` is added to octavo.json."""
     with files.atomic_folder(folder) as partial:
-        weights.write_tensors(partial / "model.safetensors", huggingface.stored_weights(model))
-        tokenizer.save(partial)
-        _write_json(partial / "config.json", huggingface.config(model.settings, tokenizer))
-        _write_json(
-            partial / "generation_config.json",
-            {
-                "do_sample": True,
-                "temperature": 0.8,
-                "top_k": 200,
-                "max_length": model.settings.block_size,
-                **huggingface.role_ids(tokenizer),
-            },
-        )
+        huggingface.write_model(partial, model, tokenizer)
         _write_json(partial / "octavo.json", {"format": FORMAT, "settings": asdict(settings), **info})
         if trainer is not None:
             weights.write_tensors(partial / "trainer.safetensors", trainer.tensors)
@@ -232,7 +220,8 @@ def _stored_settings(folder: Path, info: dict[str, Any]) -> Settings:
             f"{folder} was trained with the setting {unknown[0]}, which this version of Octavo does not know",
             "the version of Octavo that wrote it",
         )
-    return Settings(**info["settings"])
+    with translate_setting_errors(folder / "octavo.json"):
+        return Settings(**info["settings"])
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -27,7 +27,7 @@ import torch
 from octavo import checkpoint, files
 from octavo.checkpoint import Checkpoint, TrainerState
 from octavo.errors import OctavoError, OctavoWarning
-from octavo.interop import nanogpt
+from octavo.interop import hub, nanogpt
 from octavo.model import GPT
 from octavo.schema import Count
 from octavo.settings import Settings, from_toml, to_toml
@@ -314,9 +314,10 @@ RunLike = str | Path | Run | Checkpoint
 def load(run: RunLike, device: "torch.device | str" = "cpu") -> Checkpoint:
     """Load a model with its tokenizer and settings.
 
-    `run` is a run (its best checkpoint is loaded), a checkpoint folder, a Hugging Face GPT-2 folder, or a ckpt.pt of
-    nanoGPT. A `Checkpoint` is returned as it is. If the best checkpoint of a run is damaged, the newest intact one is
-    loaded, with an `OctavoWarning`. Raises `OctavoError` if there is no checkpoint, or all are damaged.
+    `run` is a run (its best checkpoint is loaded), a checkpoint folder, a Hugging Face GPT-2 folder, `hf:NAME` for one
+    of the hub, or a ckpt.pt of nanoGPT. A `Checkpoint` is returned as it is. If the best checkpoint of a run is
+    damaged, the newest intact one is loaded, with an `OctavoWarning`. Raises `OctavoError` if there is no checkpoint,
+    or all are damaged.
     """
     if isinstance(run, Checkpoint):
         return run
@@ -351,7 +352,8 @@ def _loadable(run: Run) -> list[Path]:
 def find_checkpoint(run: RunLike) -> Path:
     """The checkpoint folder that `run` means: the best of a run, else its last; or a checkpoint folder itself.
 
-    The checkpoint of nanoGPT is a file, ckpt.pt; `run` may be its folder.
+    The checkpoint of nanoGPT is a file, ckpt.pt; `run` may be its folder. `hf:NAME` is a model of the Hugging Face hub,
+    which is downloaded once. A name without `hf:` means one only if it is in the cache of the hub's client.
     """
     if isinstance(run, Checkpoint):
         return run.folder
@@ -368,8 +370,17 @@ def find_checkpoint(run: RunLike) -> Path:
     nanogpt_file = nanogpt.find_file(folder)
     if nanogpt_file is not None:
         return nanogpt_file
-    problem = "is neither a run nor a checkpoint" if os.path.exists(folder) else "does not exist"
-    raise OctavoError(f"{folder} {problem}", _list_runs(Path("runs")))
+    if os.path.exists(folder):
+        raise OctavoError(f"{folder} is neither a run nor a checkpoint", _list_runs(Path("runs")))
+    name = str(run)
+    if name.startswith(hub.PREFIX):
+        return hub.download(name.removeprefix(hub.PREFIX))
+    if (cached := hub.find_cached(name)) is not None:
+        return cached
+    hint = _list_runs(Path("runs"))
+    if hub.is_name(name) and folder.parts[0] != "runs":
+        hint += f"; or {hub.PREFIX}{name}, if you mean a model of the Hugging Face hub"
+    raise OctavoError(f"{folder} does not exist", hint)
 
 
 def find_run(run: RunLike) -> Run | None:

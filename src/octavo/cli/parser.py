@@ -13,7 +13,9 @@ from octavo import byte_order_mark
 from octavo.errors import OctavoError
 from octavo.settings import PRESETS, Settings, expand_home
 
-RUN_HELP = "a run, one of its checkpoints, a Hugging Face GPT-2 folder, or a ckpt.pt of nanoGPT"
+RUN_HELP = (
+    "a run, one of its checkpoints, a Hugging Face GPT-2 folder, hf:NAME for one of the hub, or a ckpt.pt of nanoGPT"
+)
 SOURCE_HELP = (
     "a named corpus (pydocs, shakespeare), a file, folder or glob (text, .jsonl, .json, .csv, .parquet; .gz, .zst), "
     "hf:NAME, or - for standard input"

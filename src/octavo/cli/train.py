@@ -6,7 +6,7 @@ import json
 import sys
 from typing import Any
 
-from octavo.cli.parser import add_preset, add_settings, add_verb, explicit_settings, finish_verb
+from octavo.cli.parser import RUN_HELP, add_preset, add_settings, add_verb, explicit_settings, finish_verb
 from octavo.settings import NANOGPT_NAMES, SECTIONS, Settings, expand_home
 
 
@@ -35,7 +35,7 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
         "--init",
         type=expand_home,
         metavar="RUN",
-        help="initialize the weights from a run or a Hugging Face GPT-2 folder; selects the preset finetune",
+        help=f"initialize the weights from {RUN_HELP}; selects the preset finetune",
     )
     for title, section in SECTIONS.items():
         add_settings(verb.add_argument_group(f"{title} settings"), section, defaults)

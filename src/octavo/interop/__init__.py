@@ -4,6 +4,8 @@
     formats.py       the table of formats
     gguf.py          llama.cpp and what is built on it
     ctranslate2.py   CTranslate2
+    hf.py            transformers and the Hugging Face hub: a folder with a model card
+    onnx.py          ONNX, with a KV cache
     nanogpt.py       nanoGPT: ckpt.pt; meta_pkl.py has its characters
     huggingface.py   GPT-2 folders, which Octavo's checkpoints are
     hub.py           models of the Hugging Face hub, by name

@@ -4,6 +4,7 @@ Octavo's checkpoints are such folders. Those of other programs may have the weig
 pytorch_model.bin.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from octavo import weights
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, translate_setting_errors
 from octavo.model import GPT
 from octavo.schema import FileName, read_json
 from octavo.settings import ModelSettings
@@ -33,6 +34,23 @@ def stored_weights(model: GPT) -> dict[str, Tensor]:
         if not model.settings.bias and name.endswith(".weight") and not name.endswith(("wte.weight", "wpe.weight")):
             stored[name.removesuffix("weight") + "bias"] = torch.zeros(parameter.shape[0])
     return stored
+
+
+def write_model(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:
+    """Write all that transformers reads of a model into an existing folder."""
+    weights.write_tensors(folder / "model.safetensors", stored_weights(model))
+    write_description(folder, model.settings, tokenizer)
+
+
+def write_description(folder: Path, settings: ModelSettings, tokenizer: Tokenizer) -> None:
+    """Write the tokenizer, config.json and generation_config.json."""
+    tokenizer.save(folder)
+    sampling = {"do_sample": True, "temperature": 0.8, "top_k": 200, "max_length": settings.block_size}
+    for name, content in (
+        ("config.json", config(settings, tokenizer)),
+        ("generation_config.json", sampling | role_ids(tokenizer)),
+    ):
+        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def load_model(folder: Path, settings: ModelSettings, device: torch.device | str) -> GPT:
@@ -72,6 +90,16 @@ def _weight_files(folder: Path) -> list[Path]:
     if (folder / "pytorch_model.bin").is_file():
         return [folder / "pytorch_model.bin"]
     raise OctavoError(f"{folder} has no model.safetensors, and no other file with weights", _COMPLETE)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a folder has a config.json, all its weights and a tokenizer."""
+    try:
+        _weight_files(folder)
+    except OctavoError:
+        return False
+    has_tokenizer = (folder / "tokenizer.json").is_file() or (folder / "merges.txt").is_file()
+    return has_tokenizer and (folder / "config.json").is_file()
 
 
 def config(settings: ModelSettings, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -128,13 +156,14 @@ def settings_of(folder: Path, config: dict[str, Any]) -> ModelSettings:
             raise OctavoError(
                 f"{folder} has {name}={config[name]!r}, which is not GPT-2's architecture", "a GPT-2 folder"
             )
-    return ModelSettings(
-        block_size=config.get("n_positions", 1024),
-        vocab_size=config.get("vocab_size", 50257),
-        n_layer=config.get("n_layer", 12),
-        n_head=config.get("n_head", 12),
-        n_embd=width,
-        dropout=config.get("resid_pdrop", 0.1),
-        attention_dropout=config.get("attn_pdrop", 0.1),
-        activation="gelu" if config.get("activation_function") == "gelu" else "gelu_new",
-    )
+    with translate_setting_errors(folder / "config.json"):
+        return ModelSettings(
+            block_size=config.get("n_positions", 1024),
+            vocab_size=config.get("vocab_size", 50257),
+            n_layer=config.get("n_layer", 12),
+            n_head=config.get("n_head", 12),
+            n_embd=width,
+            dropout=config.get("resid_pdrop", 0.1),
+            attention_dropout=config.get("attn_pdrop", 0.1),
+            activation="gelu" if config.get("activation_function") == "gelu" else "gelu_new",
+        )

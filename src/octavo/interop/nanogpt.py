@@ -13,7 +13,7 @@ import torch
 
 from octavo import files, tokenizers, weights
 from octavo.checkpoint import Checkpoint
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, translate_setting_errors
 from octavo.interop import meta_pkl
 from octavo.schema import Count, FileName, check
 from octavo.settings import ModelSettings
@@ -65,17 +65,18 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
     """
     content = check(weights.read_pickle(path), _Content, str(path), _ANOTHER_FILE)
     arguments = content.model_args
-    settings = ModelSettings(
-        block_size=arguments.block_size,
-        vocab_size=arguments.vocab_size,
-        n_layer=arguments.n_layer,
-        n_head=arguments.n_head,
-        n_embd=arguments.n_embd,
-        bias=arguments.bias,
-        dropout=arguments.dropout,
-        attention_dropout=arguments.dropout,
-        activation="gelu",
-    )
+    with translate_setting_errors(path):
+        settings = ModelSettings(
+            block_size=arguments.block_size,
+            vocab_size=arguments.vocab_size,
+            n_layer=arguments.n_layer,
+            n_head=arguments.n_head,
+            n_embd=arguments.n_embd,
+            bias=arguments.bias,
+            dropout=arguments.dropout,
+            attention_dropout=arguments.dropout,
+            activation="gelu",
+        )
     named = {name.removeprefix("_orig_mod."): value for name, value in content.model.items()}  # of torch.compile
     kept = {name: value for name, value in named.items() if not name.endswith(".attn.bias")}  # the causal mask
     model = weights.build_model(settings, weights.only_tensors(path, kept, device), path, "model_args")
