@@ -1,21 +1,27 @@
 """Models that `octavo convert` wrote, loaded by the programs they are for: same ids, same probabilities."""
 
 import contextlib
+import io
 import json
 import os
 import pickle
+import re
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ctranslate2
+import huggingface_hub
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 import xllamacpp
 
 import octavo
+import octavo.settings
+import octavo.tokenizers
 from commands import AssertRejected, RunCommand
 from folders import file_size_limit
 from lenses import LINE, random_checkpoint
@@ -203,7 +209,11 @@ def test_a_disk_that_is_full_while_a_nanogpt_checkpoint_is_written_is_an_error(t
 # Every format
 
 
-@pytest.mark.parametrize(("format", "precision"), [(n, p) for n, format in FORMATS.items() for p in format.precisions])
+@pytest.mark.parametrize(
+    # "onnx" takes seconds, and it is written below too
+    ("format", "precision"),
+    [(name, precision) for name, format in FORMATS.items() if name != "onnx" for precision in format.precisions],
+)
 def test_convert_does_not_change_the_model(tmp_path: Path, format: str, precision: str) -> None:
     model = model_of(tmp_path / "model", "bpe:400")
     before = {name: value.clone() for name, value in model.model.state_dict().items()}
@@ -238,3 +248,89 @@ def test_a_missing_package_is_named_with_its_extra(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert_rejected(["convert", run_folder, "new", "--to", format], f"octavo[{format}]")
+
+
+# The Hugging Face hub
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_for_the_hub_round_trips_bit_for_bit(tmp_path: Path, kind: str, bias: bool) -> None:
+    model = model_of(tmp_path / "model", kind, bias, activation="gelu", vocab_size=512)
+    folder = octavo.convert(model, "hf", tmp_path / "out").out
+    written = {path.name for path in folder.iterdir()}
+    assert written == {path.name for path in model.folder.iterdir()} - {"octavo.json", "manifest.json"} | {"README.md"}
+    loaded = octavo.load(folder)
+    assert loaded.tokenizer.encode(TEXT).tolist() == model.tokenizer.encode(TEXT).tolist()
+    assert (loaded.settings.activation, loaded.settings.block_size) == ("gelu", SHAPE["block_size"])
+    weights = loaded.model.state_dict()
+    for name, value in model.model.state_dict().items():
+        assert torch.equal(weights[name], value)
+    assert not bias or weights.keys() == model.model.state_dict().keys()
+
+
+def test_the_model_card_says_what_the_run_recorded(run_folder: Path) -> None:
+    folder = octavo.convert(run_folder, "hf", "my model").out
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    card = huggingface_hub.ModelCard(text)
+    assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "text-generation")
+    assert card.data.license is None
+    assert card.data.tags == ["gpt2", "octavo"]
+    info, settings = octavo.load(run_folder).info, octavo.Run(run_folder).settings
+    for value in (f"{info['val_loss']:.4f}", f"{info['train_loss']:.4f}", f"{info['bits_per_byte']:.4f}"):
+        assert value in text
+    [toml] = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    Path("card.toml").write_text(toml, encoding="utf-8")
+    assert octavo.settings.resolve(config="card.toml", source=settings.source) == settings
+    assert settings.source not in text  # a path of this machine
+    [use] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        exec(use.replace('"The "', '"the "'), {})
+    assert output.getvalue().startswith("the ")
+
+
+def test_the_card_of_a_model_that_octavo_did_not_train_claims_nothing(tmp_path: Path) -> None:
+    folder = octavo.convert(model_of(tmp_path / "model", "char"), "hf", tmp_path / "first").out
+    again = octavo.convert(folder, "hf", tmp_path / "second").out
+    assert "does not record its training" in (again / "README.md").read_text(encoding="utf-8")
+
+
+# ONNX
+
+
+def test_onnx_runtime_gives_the_same_logits_with_and_without_a_cache(tmp_path: Path) -> None:
+    model = model_of(tmp_path / "model", "bpe:300", n_layer=1, n_embd=16)
+    before = {name: value.clone() for name, value in model.model.state_dict().items()}
+    folder = octavo.convert(model, "onnx", tmp_path / "out").out
+    assert all(torch.equal(value, before[name]) for name, value in model.model.state_dict().items())
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    names = ["past_key_values.0.key", "past_key_values.0.value"]
+    for batch, cached, new in ((1, 0, 1), (1, 0, 7), (2, 5, 1), (3, 9, 4), (1, SHAPE["block_size"] - 1, 1)):
+        ids = torch.randint(0, 300, (batch, cached + new), generator=torch.Generator().manual_seed(new))
+        past = dict.fromkeys(names, np.zeros((batch, SHAPE["n_head"], 0, 8), np.float32))
+        if cached:
+            past = dict(zip(names, session.run(None, {"input_ids": ids[:, :cached].numpy()} | past)[1:], strict=True))
+        logits = session.run(["logits"], {"input_ids": ids[:, cached:].numpy()} | past)[0]
+        with torch.no_grad():
+            np.testing.assert_allclose(logits, model.model(ids)[:, cached:], atol=1e-5)
+    assert octavo.tokenizers.load(folder).encode(TEXT).tolist() == model.tokenizer.encode(TEXT).tolist()
+
+
+# Round trips
+
+
+@pytest.mark.parametrize(("kind", "bias"), [("char", True), ("char", False), ("gpt2", False)])
+def test_nanogpts_format_round_trips_bit_for_bit(
+    tmp_path: Path, kind: str, bias: bool, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "gpt2":
+        shared: Path = request.getfixturevalue("shared")
+        monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(shared / "tiktoken-cache"))
+    model = model_of(tmp_path / "model", kind, bias, activation="gelu", n_embd=16)
+    loaded = octavo.load(octavo.convert(model, "nanogpt", tmp_path / "out").out)
+    assert loaded.tokenizer.encode(LINE).tolist() == model.tokenizer.encode(LINE).tolist()
+    assert loaded.settings.bias == bias
+    weights = loaded.model.state_dict()
+    assert weights.keys() == model.model.state_dict().keys()
+    for name, value in model.model.state_dict().items():
+        assert torch.equal(weights[name], value)

@@ -15,7 +15,9 @@ class Format:
 
 
 FORMATS = {
+    "hf": Format("a folder for transformers and the Hugging Face hub, with a model card"),
     "gguf": Format("one file for llama.cpp, Ollama, LM Studio", ("fp32", "fp16", "int8"), "gguf"),
     "ctranslate2": Format("a folder for CTranslate2", ("fp32", "int8"), "ctranslate2"),
     "nanogpt": Format("a folder with the ckpt.pt of nanoGPT"),
+    "onnx": Format("a folder with an ONNX model that has a KV cache", package="onnxscript"),
 }
