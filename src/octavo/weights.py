@@ -90,17 +90,14 @@ def build_model(settings: ModelSettings, weights: dict[str, Tensor], path: Path,
     model = meta_model(settings)
     expected = {name: tuple(value.shape) for name, value in model.named_parameters()}
     actual = {name: tuple(value.shape) for name, value in weights.items()}
-    if more := sorted(actual.keys() - expected.keys()):  # another output head, for example
-        raise OctavoError(
-            f"{path} has {more[0]}, which no GPT-2 of the size in its {config_name} has",
-            "a GPT-2 language model: transformers saves it as GPT2LMHeadModel",
-        )
-    for name in sorted(expected.keys()):
+    for name in sorted(expected.keys() | actual.keys()):
         if expected.get(name) != actual.get(name):
             raise OctavoError(
                 f"{path} does not match its {config_name}: {name} is {actual.get(name, 'missing')}, "
-                f"expected {expected[name]}",
-                "another copy of the folder",
+                f"expected {expected.get(name, 'no such name')}",
+                "another copy of the folder"
+                if name.startswith("transformer.")
+                else "a GPT-2 with a language model's head: GPT2LMHeadModel of transformers",
             )
     weights = {name: value.float() for name, value in weights.items()}
     model.load_state_dict(weights | {"lm_head.weight": weights["transformer.wte.weight"]}, assign=True)

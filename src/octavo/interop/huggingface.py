@@ -21,6 +21,7 @@ from octavo.tokenizers import Tokenizer
 
 # Hugging Face's GPT-2 stores these as (in, out); torch.nn.Linear has (out, in).
 _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+_MODULES = ("wte.", "wpe.", "h.", "ln_f.")  # a file of GPT2Model, which has no head, leaves out "transformer."
 _BUFFERS = (".attn.bias", ".attn.masked_bias")  # the causal mask, stored in old folders
 _COMPLETE = "a complete copy of the folder"  # a hint
 
@@ -59,7 +60,7 @@ def load_model(folder: Path, settings: ModelSettings, device: torch.device | str
     loaded: dict[str, Tensor] = {}
     for path in paths:
         for name, value in weights.read_tensors(path, device).items():
-            name = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
+            name = f"transformer.{name}" if name.startswith(_MODULES) else name
             if not name.endswith(_BUFFERS) and (settings.bias or not name.endswith("bias")):
                 loaded[name] = value.t().contiguous() if name.endswith(_TRANSPOSED) else value
     source = paths[0] if len(paths) == 1 else folder
