@@ -264,3 +264,16 @@ def test_a_run_folder_that_is_moved_during_a_save_is_not_created_again(
             save(run, 10, weights_only=not trainer)
         assert not run.folder.exists()
         shutil.rmtree(empty_workdir / "elsewhere")
+
+
+def test_a_run_that_is_resumed_removes_what_its_last_checkpoint_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process was killed between writing the pointers and removing the checkpoint before the last two."""
+    run = Run.create(SETTINGS, "corpus")
+    for step in (10, 20):
+        save(run, step, best=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_remove_old", lambda *_: None)
+        save(run, 30, best=True)
+    assert list(run.steps) == [10, 20, 30]
+    run.rewind(30, is_best=True)
+    assert list(run.steps) == [20, 30]

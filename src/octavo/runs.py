@@ -139,8 +139,9 @@ class Run:
     def rewind(self, step: int, is_best: bool = False) -> None:
         """Make the checkpoint of `step` the last one, and `best` if it is that, and remove what is later.
 
-        A process may have been killed before it wrote the pointers. Checkpoints are removed before log lines, so that
-        after a crash the logs still have every line up to the newest checkpoint.
+        A process may have been killed before it wrote the pointers, or before it removed what that checkpoint replaces.
+        Checkpoints are removed before log lines, so that after a crash the logs still have every line up to the newest
+        checkpoint.
         """
         folder = self._step_folder(step)
         if is_best and self.best != folder:
@@ -152,6 +153,7 @@ class Run:
         for later, later_folder in self.steps.items():
             if later > step:
                 files.remove_folder(later_folder)
+        self._remove_old(folder, None, log_spaced_steps(self.settings))
         self.truncate_logs(step)
 
     @property

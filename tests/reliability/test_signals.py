@@ -74,9 +74,14 @@ def test_a_signal_ends_a_command_cleanly(phase: str, forks: Forks, tmp_path: Pat
         case = f"{number.name} at call {moment} of {calls}: {result}"
         assert "Traceback" not in result.err, case
         assert leftovers(folder) == [], case
-        if result.code == 0:  # the last checkpoint was being saved
-            assert phase in ("step", "evaluation", "save"), case
-            assert newest_intact(octavo.Run(folder / "run"))[0].info["step"] == 4, case  # type: ignore[index]
+        if result.code == 0:  # the result was complete, or nearly, and only that was left which can't be interrupted
+            match phase:
+                case "preparation":  # C code of a library can discard the exception while the dataset is verified
+                    assert (folder / "out").exists(), case
+                case "sample":
+                    raise AssertionError(case)
+                case _:
+                    assert newest_intact(octavo.Run(folder / "run"))[0].info["step"] == 4, case  # type: ignore[index]
             complete += 1
         else:
             assert result.code == 128 + number, case
