@@ -166,6 +166,26 @@ def test_over_http_a_model_has_the_log_likelihoods_and_texts_of_lm_evals_hf_mode
 # octavo eval --task
 
 
+@pytest.mark.parametrize("measured", ["char"], indirect=True)
+def test_the_scores_are_those_of_lm_evals_own_command(measured: Measured) -> None:
+    """Its function `simple_evaluate` chooses the same items and solved examples."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    from octavo.interop.lm_eval.model import OctavoModel
+
+    tasks = [task | {"fewshot_split": "whole"} for task in measured.tasks if task["task"] != "whole_generated"]
+    evaluation = octavo.evaluate_tasks(measured.folder, tasks, num_fewshot=2, limit=2)
+    manager = TaskManager(include_defaults=False)
+    model = OctavoModel(octavo.load(measured.folder))
+    expected = lm_eval.simple_evaluate(model, tasks=tasks, num_fewshot=2, limit=2, task_manager=manager)
+    assert {score.task for score in evaluation.scores} == expected["results"].keys()
+    for score in evaluation.scores:
+        assert score.value == pytest.approx(expected["results"][score.task][f"{score.metric},{score.filter}"])
+        assert (score.num_fewshot, score.items) == (2, 2)
+    assert (evaluation.inputs, evaluation.truncated) == (model.inputs, model.truncated)
+
+
 @pytest.fixture
 def task_file(tasks: list[dict[str, Any]], tmp_path: Path) -> Path:
     [task] = [task for task in tasks if task["task"] == "short_choices"]
