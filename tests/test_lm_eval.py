@@ -174,7 +174,7 @@ def test_the_scores_are_those_of_lm_evals_own_command(measured: Measured) -> Non
 
     from octavo.interop.lm_eval.model import OctavoModel
 
-    tasks = [task | {"fewshot_split": "whole"} for task in measured.tasks if task["task"] != "whole_generated"]
+    tasks = [task | {"fewshot_split": "whole"} for task in measured.tasks if "generated" not in task["task"]]
     evaluation = octavo.evaluate_tasks(measured.folder, tasks, num_fewshot=2, limit=2)
     manager = TaskManager(include_defaults=False)
     model = OctavoModel(octavo.load(measured.folder))
@@ -205,7 +205,7 @@ def test_the_command_prints_the_scores_of_a_task_file(
     best = [max(range(len(item)), key=lambda choice: item[choice][0][0]) for item in measured.expected["short_choices"]]
     accuracy = sum(choice == item["answer"] for choice, item in zip(best, ITEMS, strict=False)) / SHORT
     assert score["value"] == pytest.approx(accuracy)
-    assert score["stderr"] > 0
+    assert score["stderr"] is not None
     assert (result.json["block_size"], result.json["truncated"]) == (BLOCK, 0)
     limited = run_command("eval", measured.folder, "--task", task_file, "--limit", 2, "--block-size", 16)
     assert limited.code == 0, limited.err
