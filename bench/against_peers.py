@@ -261,7 +261,7 @@ class Program:
 
 def write_checkpoint(folder: Path, **shape: Any) -> GPT:
     """Write a checkpoint of random weights and return its model. The tokens are arbitrary: only ids are compared."""
-    tokenizer = tokenizers.build("char", "".join(map(chr, range(0x10000, 0x10000 + shape["vocab_size"]))))
+    tokenizer = tokenizers.build("char", "".join(map(chr, range(0x10000, 0x10000 + shape["vocab_size"] - 1))))
     settings = Settings(**shape, tokenizer="char")
     model = GPT(settings, torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -35,7 +35,7 @@ def main() -> None:
     big = Checkpoint(GPT(settings, torch.Generator().manual_seed(0)).eval(), tokenizer, settings, {}, Path())
     text = np.random.default_rng(0).integers(0, 256, 512).tolist()
     with tempfile.TemporaryDirectory() as folder:
-        small = resolve("tiny", vocab_size=256, tokenizer="byte")
+        small = resolve("tiny", vocab_size=257, tokenizer="byte")
         tiny = Path(folder) / "tiny"
         checkpoint.save(tiny, GPT(small, torch.Generator().manual_seed(0)), tokenizer, small, {})
         measure("shapes of the preset", 10, rounds, lambda: lens.shapes(settings))

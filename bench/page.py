@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--layers", type=int, default=2)
     options = parser.parse_args()
-    settings = resolve(vocab_size=256, tokenizer="byte", block_size=512, n_embd=768, n_head=12, n_layer=options.layers)
+    settings = resolve(vocab_size=257, tokenizer="byte", block_size=512, n_embd=768, n_head=12, n_layer=options.layers)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
         model = GPT(settings, torch.Generator().manual_seed(0))
         checkpoint.save(Path(folder) / "model", model, tokenizers.build("byte", ""), settings, {})

@@ -60,9 +60,9 @@ def remove_octavo_files(folder: Path) -> Path:
 
 
 def random_ids(model: GPT, batch: int = 3) -> Tensor:
-    """Token ids (B, T) of full context length."""
+    """Token ids (B, T) of full context length, without the last one: transformers would take it for padding."""
     shape = (batch, model.settings.block_size)
-    return torch.randint(model.settings.vocab_size, shape, generator=torch.Generator().manual_seed(0))
+    return torch.randint(model.settings.vocab_size - 1, shape, generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()

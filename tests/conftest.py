@@ -207,7 +207,7 @@ def char_model(tmp_path_factory: pytest.TempPathFactory, native_cache: None) -> 
     """A folder, `small`, with the checkpoint of a character model."""
     from serving import write_checkpoint
 
-    return write_checkpoint(tmp_path_factory.mktemp("models") / "small", "char")
+    return write_checkpoint(tmp_path_factory.mktemp("models") / "small", "char", end_of_text=False)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from octavo.runs import Run
 from octavo.settings import Settings
 
 TOKENIZER = tokenizers.build("char", "ab\n")
-SETTINGS = Settings(n_layer=1, n_head=1, n_embd=4, block_size=4, vocab_size=3, max_steps=100, keep_checkpoints=0)
+SETTINGS = Settings(n_layer=1, n_head=1, n_embd=4, block_size=4, vocab_size=4, max_steps=100, keep_checkpoints=0)
 law = hypothesis.settings(derandomize=True, deadline=None, max_examples=40)
 
 

@@ -26,6 +26,7 @@ from octavo.server.limits import Limits
 from octavo.server.worker import ServedModel, Worker
 from octavo.settings import resolve
 from octavo.tokenizers import Tokenizer
+from small_models import without_end_of_text
 
 TEXT = "the cat sat on the mat, and the rat sat on the hat. café naïve €5!\n" * 30
 SETTINGS = ServeSettings(device="cpu", prefix_cache=1)
@@ -41,9 +42,14 @@ TIGHT_LIMITS = Limits(
 )
 
 
-def write_checkpoint(folder: Path, tokenizer: str, seed: int = 3) -> Path:
-    """A checkpoint of random weights, large enough that the most likely token stands out."""
+def write_checkpoint(folder: Path, tokenizer: str, seed: int = 3, end_of_text: bool = True) -> Path:
+    """A checkpoint of random weights, large enough that the most likely token stands out.
+
+    Without a token that ends a text, every text is as long as it may be.
+    """
     built = tokenizers.build(tokenizer, TEXT)
+    if not end_of_text:
+        built = without_end_of_text(built)
     settings = resolve(vocab_size=built.vocab_size, n_layer=2, n_head=2, n_embd=32, block_size=BLOCK)
     model = GPT(settings, torch.Generator().manual_seed(seed)).eval()
     with torch.no_grad():
@@ -185,7 +191,7 @@ def run_server(
 def serve_each_tokenizer(folder: Path) -> Iterator[RunningServer]:
     """Serve three models with random weights, named for their tokenizers: `char`, `byte` and `bpe`."""
     models = {
-        name: load_model(name, write_checkpoint(folder / name, spec), SETTINGS)
+        name: load_model(name, write_checkpoint(folder / name, spec, end_of_text=name == "bpe"), SETTINGS)
         for name, spec in (("char", "char"), ("byte", "byte"), ("bpe", "bpe:300"))
     }
     with run_server(models) as running:

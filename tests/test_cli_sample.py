@@ -28,7 +28,6 @@ SEPARATOR = "\n---------------\n"
         ("--unknown ignore", ["'ignore'"]),
         ("--device gpu", ["'gpu'"]),
         ("--stop=", ["stop=''"]),
-        ("--special-tokens", ["no special tokens"]),
         ("--prompt a --prompt-file b", ["--prompt", "--prompt-file"]),
     ],
 )
@@ -53,9 +52,9 @@ def test_a_prompt_is_an_argument_a_file_or_stdin(
     Path("prompt.txt").write_bytes(b"\xef\xbb\xbfthe cat")  # with a byte order mark, as editors on Windows write it
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the cat")))
     ways = (["--prompt", "the cat"], ["--prompt-file", "prompt.txt"], ["--prompt-file", "-"])
-    texts = [run_command("sample", run_folder, *way, "--max-new-tokens", 20).out for way in ways]
+    texts = [run_command("sample", run_folder, *way, "--max-new-tokens", 5, "--seed", 2).out for way in ways]
     assert texts[0].startswith("the cat")
-    assert len(texts[0]) == len("the cat") + 20 + len("\n")
+    assert len(texts[0]) == len("the cat") + 5 + len("\n")
     assert texts[0] == texts[1] == texts[2]
 
 
@@ -68,8 +67,8 @@ def test_json_has_the_documented_keys(run_folder: Path, run_command: RunCommand)
     assert len(result.json["samples"]) == 2
     for sample in result.json["samples"]:
         assert list(sample) == ["text", "token_ids", "finish_reason"]
-        assert len(sample["text"]) == len(sample["token_ids"]) == 5
-        assert sample["finish_reason"] == "length"
+        assert len(sample["text"]) == len(sample["token_ids"]) <= 5
+        assert sample["finish_reason"] == ("length" if len(sample["token_ids"]) == 5 else "end_of_text")
 
 
 def test_text_and_json_agree_and_are_deterministic(run_folder: Path, run_command: RunCommand) -> None:
@@ -84,13 +83,14 @@ def test_text_and_json_agree_and_are_deterministic(run_folder: Path, run_command
 def test_best_of_prints_complete_texts(run_folder: Path, run_command: RunCommand) -> None:
     arguments = ["--prompt", "the ", "--max-new-tokens", 12, "--num-samples", 2, "--best-of", 5]
     samples = run_command("sample", run_folder, *arguments, "--json").json["samples"]
-    assert all(len(sample["text"]) == 12 for sample in samples)
+    for sample in samples:
+        assert len(sample["text"]) == 12 or sample["finish_reason"] == "end_of_text"
     expected = SEPARATOR.join("the " + sample["text"] for sample in samples)
     assert run_command("sample", run_folder, *arguments).out == expected + "\n"
 
 
 def test_a_text_ends_before_a_stop_string(run_folder: Path, run_command: RunCommand) -> None:
-    arguments = ["sample", run_folder, "--prompt", "the ", "--max-new-tokens", 40, "--json"]
+    arguments = ["sample", run_folder, "--prompt", "the ", "--max-new-tokens", 40, "--seed", 4, "--json"]
     text = run_command(*arguments).json["samples"][0]["text"]
     stop = text[10:12]
     (stopped,) = run_command(*arguments, "--stop", "qqq", "--stop", stop).json["samples"]

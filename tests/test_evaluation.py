@@ -24,6 +24,7 @@ from octavo.runs import Run
 from octavo.settings import DataSettings, ModelSettings
 from octavo.tokenizers import Tokenizer
 from reference import gpt2
+from small_models import BYTES
 
 TEXT = "Die Katze saß auf der Matte; كتاب, किताब, 🦉!\nthe cat sat on the mat, and the rat sat on the hat.\n" * 12
 SMALL = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 8, "vocab_size": 13}
@@ -162,7 +163,7 @@ def test_the_counted_bytes_are_those_of_the_text(kind: str) -> None:
 
 
 def test_a_byte_model_with_equal_logits_needs_eight_bits_per_byte() -> None:
-    tokenizer = tokenizers.build("byte", "")
+    tokenizer = BYTES
     model = spread_out_model(vocab_size=256)
     nn.init.zeros_(model.transformer.wte.weight)
     result = evaluate_tokens(model, tokenizer, tokenizer.encode(TEXT))
@@ -171,7 +172,7 @@ def test_a_byte_model_with_equal_logits_needs_eight_bits_per_byte() -> None:
 
 
 def test_block_size_may_be_smaller_than_the_models_but_not_larger() -> None:
-    tokenizer = tokenizers.build("byte", "")
+    tokenizer = BYTES
     model, tokens = spread_out_model(vocab_size=256), tokenizer.encode(TEXT)
     for block_size, expected in ((None, 8), (3, 3), (8, 8)):
         result = evaluate_tokens(model, tokenizer, tokens, block_size)
@@ -183,7 +184,7 @@ def test_block_size_may_be_smaller_than_the_models_but_not_larger() -> None:
 
 @pytest.mark.parametrize("block_size", [0, -1, -8])
 def test_a_block_size_below_one_is_an_error(block_size: int) -> None:
-    tokenizer = tokenizers.build("byte", "")
+    tokenizer = BYTES
     with pytest.raises(OctavoError, match=f"block_size={block_size}:"):
         evaluate_tokens(spread_out_model(vocab_size=256), tokenizer, tokenizer.encode(TEXT), block_size)
 
@@ -200,7 +201,7 @@ def test_a_token_id_outside_the_vocabulary_is_an_error() -> None:
 
 
 def test_perplexity_stays_finite_when_the_exponential_overflows() -> None:
-    tokenizer = tokenizers.build("byte", "")
+    tokenizer = BYTES
     model = spread_out_model(vocab_size=256)
     model.transformer.wte.weight.data *= 1e4
     result = evaluate_tokens(model, tokenizer, tokenizer.encode(TEXT))

@@ -84,7 +84,7 @@ def test_without_characters_the_error_says_where_to_put_them(tmp_path: Path, nan
 def test_a_vocabulary_of_another_dataset_is_rejected(tmp_path: Path, nanogpt: Callable[..., Path]) -> None:
     folder = nanogpt(char_model(tmp_path / "model"))
     (folder / "meta.pkl").write_bytes(pickle.dumps({"stoi": {"a": 0, "b": 1}, "itos": {0: "a", 1: "b"}}))
-    with pytest.raises(OctavoError, match="2 characters"):
+    with pytest.raises(OctavoError, match="2 tokens"):
         octavo.load(folder)
 
 

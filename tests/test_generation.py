@@ -23,7 +23,19 @@ from octavo.generation.sampling import Sampling
 from octavo.generation.stream import Sample, TextRequest
 from octavo.model import GPT
 from octavo.settings import ModelSettings
-from small_models import ALL, BPE, BYTES, CHARS, GREEDY, VARIED, seeded, small_checkpoint, spread_model
+from octavo.tokenizers import choose_start
+from small_models import (
+    ALL,
+    BPE,
+    BYTES,
+    CHARS,
+    GREEDY,
+    VARIED,
+    seeded,
+    small_checkpoint,
+    spread_model,
+    without_end_of_text,
+)
 
 law = hypothesis.settings(derandomize=True, deadline=None, max_examples=60)
 
@@ -195,7 +207,10 @@ def test_an_empty_prompt_starts_after_end_of_text_or_a_line_break() -> None:
     assert encode_prompt(BPE, "").ids == [BPE.end_of_text]
     assert encode_prompt(CHARS, "").ids == CHARS.encode("\n").tolist()
     assert encode_prompt(BYTES, "").ids == [10]
-    assert encode_prompt(tokenizers.build("char", "xyz"), "").ids == [0]
+    chars, one_line = tokenizers.build("char", "xy\nz"), tokenizers.build("char", "xyz")
+    assert encode_prompt(chars, "").ids == encode_prompt(one_line, "").ids == [0]
+    assert encode_prompt(without_end_of_text(one_line), "").ids == [0]
+    assert encode_prompt(choose_start(chars, trained_on_end_of_text=True), "").ids == [chars.end_of_text]
     for tokenizer in (BPE, CHARS, BYTES):
         assert octavo.generate(small_checkpoint(tokenizer), max_new_tokens=5)[0].token_ids
 

@@ -46,8 +46,10 @@ def log_probabilities(model: Checkpoint, ids: list[int]) -> np.ndarray:
 
 
 def greedy_ids(model: Checkpoint, prompt: str, tokens: int) -> list[int]:
+    """The most likely ids, with the eos token if it ends the text."""
     [sample] = octavo.generate(model, prompt, max_new_tokens=tokens, temperature=0)
-    return sample.token_ids
+    end = [model.tokenizer.end_of_text] if sample.finish_reason == "end_of_text" else []
+    return [*sample.token_ids, *end]
 
 
 # llama.cpp
@@ -115,6 +117,18 @@ def test_llama_cpp_accepts_a_vocabulary_larger_than_the_tokenizer(tmp_path: Path
         assert server.post("/tokenize", content=TEXT)["tokens"] == ids
 
 
+@pytest.mark.parametrize("kind", LLAMA_KINDS)
+def test_the_end_of_text_token_ends_a_text_of_llama_cpp(tmp_path: Path, kind: str) -> None:
+    model = model_of(tmp_path / "model", kind)
+    end = model.tokenizer.end_of_text
+    with torch.no_grad():  # makes the token the most likely one everywhere
+        model.model.transformer.ln_f.bias += 9 * model.model.transformer.wte.weight[end]
+    assert greedy_ids(model, LINE, 9) == [end]
+    with llama(model, tmp_path) as server:
+        answer = server.post("/completion", prompt=LINE, n_predict=9, temperature=0)
+    assert (answer["content"], answer["stop_type"]) == ("", "eos")
+
+
 def test_a_word_tokenizer_has_no_equal_in_llama_cpp(tmp_path: Path) -> None:
     model = model_of(tmp_path / "model", "word:400")
     with pytest.raises(OctavoError, match="splits text"):
@@ -144,7 +158,9 @@ def test_ctranslate2_gives_the_same_probabilities_and_ids(
     generator = ctranslate2.Generator(str(folder), intra_threads=1)
     probabilities = np.array(generator.forward_batch([tokens], return_log_probs=True))[0]
     np.testing.assert_allclose(probabilities, log_probabilities(model, ids), atol=1e-4)
-    [result] = generator.generate_batch([tokens], max_length=20, sampling_topk=1, include_prompt_in_result=False)
+    [result] = generator.generate_batch(
+        [tokens], max_length=20, sampling_topk=1, include_prompt_in_result=False, return_end_token=True
+    )
     assert result.sequences_ids[0] == greedy_ids(model, LINE, 20)
 
 

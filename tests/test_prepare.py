@@ -69,12 +69,12 @@ def test_characters_are_split_where_nanogpt_splits_them(tmp_path: Path, length: 
     assert list(data.tokens["train"]) == [alphabet.index(c) for c in text[: int(length * 0.9)]]
 
 
-@pytest.mark.parametrize(("characters", "dtype"), [(65, "uint16"), (1 << 16, "uint16"), ((1 << 16) + 1, "uint32")])
+@pytest.mark.parametrize(("characters", "dtype"), [(65, "uint16"), ((1 << 16) - 1, "uint16"), (1 << 16, "uint32")])
 def test_ids_have_16_bits_unless_the_vocabulary_needs_more(tmp_path: Path, characters: int, dtype: str) -> None:
     text = "".join(map(chr, [*range(0x20, 0xD800), *range(0xE000, 0x20000)][:characters]))
     text = text[-1] + text + text[-1]  # the highest id in both splits
     data = prepare(write(tmp_path / "text.txt", text), tmp_path / "out", tokenizer="char")
-    assert data.info["vocab_size"] == data.tokenizer.vocab_size == characters
+    assert data.info["vocab_size"] == data.tokenizer.vocab_size == characters + 1
     for split in SPLITS:
         assert data.tokens[split].shards[0].dtype == dtype
         assert data.tokens[split].max() == characters - 1

@@ -10,7 +10,7 @@ from serving import openai_error, run_server, slow_model, write_checkpoint
 
 
 def test_a_full_queue_is_429(tmp_path: Path) -> None:
-    served = slow_model(write_checkpoint(tmp_path / "slow", "char"), slots=1, queue=2)
+    served = slow_model(write_checkpoint(tmp_path / "slow", "char", end_of_text=False), slots=1, queue=2)
     with run_server({"slow": served}) as server:
         with ThreadPoolExecutor(12) as pool:
             responses = list(pool.map(lambda _: server.complete(max_tokens=20), range(12)))
@@ -26,7 +26,7 @@ def test_a_full_queue_is_429(tmp_path: Path) -> None:
 
 def test_a_completion_that_takes_too_long_is_503_and_frees_its_slot(tmp_path: Path) -> None:
     limits = Limits(request_seconds=0.3)
-    served = slow_model(write_checkpoint(tmp_path / "slow", "char"), slots=1)
+    served = slow_model(write_checkpoint(tmp_path / "slow", "char", end_of_text=False), slots=1)
     with run_server({"slow": served}, limits) as server:
         response = server.complete(max_tokens=50)
         assert "0.3 seconds" in openai_error(response, 503, code="timeout")
@@ -40,7 +40,7 @@ def test_a_completion_that_takes_too_long_is_503_and_frees_its_slot(tmp_path: Pa
 def test_after_an_engine_failure_requests_are_503(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    served = slow_model(write_checkpoint(tmp_path / "slow", "char"))
+    served = slow_model(write_checkpoint(tmp_path / "slow", "char", end_of_text=False))
     with run_server({"slow": served}) as server:
         monkeypatch.setattr(served.worker.engine, "step", lambda: 1 / 0)
         assert openai_error(server.complete(), 500)
@@ -51,7 +51,7 @@ def test_after_an_engine_failure_requests_are_503(
 
 
 def test_logits_that_are_not_finite_are_an_error_of_their_request_only(tmp_path: Path) -> None:
-    served = slow_model(write_checkpoint(tmp_path / "slow", "char"))
+    served = slow_model(write_checkpoint(tmp_path / "slow", "char", end_of_text=False))
     with run_server({"slow": served}) as server:
         before = server.text(seed=1, temperature=0.5)
         gpt = served.checkpoint.model

@@ -31,6 +31,7 @@ from octavo.data.shards import Shards, open_npy
 from octavo.errors import OctavoError, SourceChangedError
 from octavo.tokenizers import END_OF_TEXT
 from preparing import data_settings, error_of, write, write_jsonl
+from small_models import without_end_of_text
 
 SPLITS = ("train", "val")
 SMALL = Limits(chunk=100, shard_characters=1000, progress_seconds=0)
@@ -168,11 +169,27 @@ def test_fewer_than_100_documents_are_split_by_position(tmp_path: Path) -> None:
     assert len("".join(train)) == int(0.7 * len("".join(texts)))
 
 
+@pytest.mark.parametrize("spec", ["char", "byte", "word:300", "bpe:300"])
+@pytest.mark.parametrize("count", [3, 150])
+def test_every_kind_has_a_token_that_ends_each_document(tmp_path: Path, spec: str, count: int) -> None:
+    texts = [text + "\n" * (i % 3 == 0) for i, text in enumerate(sentences(count))]
+    data = prepare(write_jsonl(tmp_path / "a.jsonl", texts), tmp_path / "out", spec)
+    assert data.tokenizer.beginning_of_text == data.tokenizer.end_of_text == data.tokenizer.vocab_size - 1
+    if count < 100:  # one sequence, whose end is for validation
+        assert "".join(decode_splits(data)) == "".join(text + END_OF_TEXT for text in texts)
+        ids = [id for split in SPLITS for id in data.tokens[split]]
+        assert ids.count(data.tokenizer.end_of_text) == count
+    else:
+        assert Counter(documents(data, "train") + documents(data, "val")) == Counter(texts)
+
+
 @pytest.mark.parametrize("spec", ["char", "byte", "word:300"])
 @pytest.mark.parametrize("count", [3, 150])
 def test_without_an_end_of_text_token_newlines_separate_documents(tmp_path: Path, spec: str, count: int) -> None:
     texts = [text + "\n" * (i % 3 == 0) for i, text in enumerate(sentences(count))]
-    train, val = decode_splits(prepare(write_jsonl(tmp_path / "a.jsonl", texts), tmp_path / "out", spec))
+    of_model = without_end_of_text(tokenizers.build(spec, "".join(texts)))
+    source = data_settings(write_jsonl(tmp_path / "a.jsonl", texts), spec)
+    train, val = decode_splits(prepare_dataset(source, of_model).result)
     lines = [text if text.endswith("\n") else text + "\n" for text in texts]
     if count < 100:
         whole = "".join(lines).removesuffix("" if texts[-1].endswith("\n") else "\n")
@@ -187,11 +204,11 @@ def test_without_an_end_of_text_token_newlines_separate_documents(tmp_path: Path
         assert len(train + val) in (len("".join(lines)), len("".join(lines)) - 1)
 
 
-def test_rows_that_are_joined_by_newlines_can_have_a_char_tokenizer(tmp_path: Path) -> None:
+def test_a_char_tokenizer_has_the_characters_of_the_documents_and_no_other(tmp_path: Path) -> None:
     names = ["emma", "olivia", "ava"] * 9
     data = prepare_cached(write_jsonl(tmp_path / "a.jsonl", names), "auto")
-    assert data.tokenizer.kind == "char"
-    assert "".join(decode_splits(data)) == "\n".join(names)
+    assert b"".join(data.tokenizer.token_bytes).decode() == "aeilmov" + END_OF_TEXT
+    assert "".join(decode_splits(data)) == "".join(name + END_OF_TEXT for name in names)
 
 
 def test_a_single_text_has_no_end_of_text_token(tmp_path: Path) -> None:
@@ -222,8 +239,9 @@ def test_documents_that_are_all_copies_are_rejected(tmp_path: Path) -> None:
 
 def test_a_validation_split_of_one_token_is_too_short(tmp_path: Path) -> None:
     texts = ["\n", *(f"document number {number}\n" for number in range(200))]
-    source = write_jsonl(tmp_path / "a.jsonl", texts)
-    error = error_of(lambda: prepare(source, tmp_path / "out", "char", val_fraction=0.0001))
+    of_model = without_end_of_text(tokenizers.build("char", "".join(texts)))
+    settings = data_settings(write_jsonl(tmp_path / "a.jsonl", texts), val_fraction=0.0001)
+    error = error_of(lambda: prepare_dataset(settings, of_model).result)
     for name in ("too few", "val", "1 tokens"):
         assert name in error.message
     assert "--val-fraction" in str(error.hint)

@@ -28,7 +28,7 @@ from octavo.generation.prompt import encode_prompt
 from octavo.settings import DataSettings, Settings
 from octavo.tokenizers import END_OF_TEXT, Tokenizer
 from octavo.tokenizers.bytelevel import LETTER_TO_BYTE
-from small_models import BPE, CHARS, spread_model
+from small_models import BPE, CHARS, spread_model, without_end_of_text
 from small_runs import RECIPE, TEXT
 
 ROLES = {
@@ -159,6 +159,34 @@ def test_the_models_own_config_names_eos_if_the_tokenizer_does_not(tmp_path: Pat
     assert tokenizers.load(tmp_path).end_of_text == BPE.end_of_text
 
 
+@pytest.mark.parametrize("version", [4, 5])
+@pytest.mark.parametrize("kind", ["char", "byte", "word:300", "bpe:300", "char of an earlier version"])
+def test_a_folder_to_which_transformers_added_a_pad_token_loads(kind: str, version: int, tmp_path: Path) -> None:
+    tokenizer = tokenizers.build(kind.partition(" of ")[0], TEXT)
+    if "earlier" in kind:
+        tokenizer = without_end_of_text(tokenizer)
+    model = spread_model(vocab_size=tokenizer.vocab_size, block_size=16)
+    checkpoint.save(tmp_path / "ours", model, tokenizer, Settings(**dataclasses.asdict(model.settings)), {})
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
+    their_model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    theirs.add_special_tokens({"pad_token": "<pad>"})
+    their_model.resize_token_embeddings(len(theirs), mean_resizing=False)
+    for each in (theirs, their_model):
+        each.save_pretrained(tmp_path / "theirs")
+    if version == 4:  # it lists the added tokens in a second file, with their ids as text
+        added = read(tmp_path / "theirs" / "tokenizer.json")["added_tokens"]
+        path = tmp_path / "theirs" / "tokenizer_config.json"
+        write(path, read(path) | {"added_tokens_decoder": {str(token.pop("id")): token for token in added}})
+    loaded = octavo.load(tmp_path / "theirs")
+    assert loaded.tokenizer.kind == tokenizer.kind
+    assert loaded.tokenizer.vocab_size == loaded.settings.vocab_size == tokenizer.vocab_size + 1
+    assert loaded.tokenizer.role_id("pad_token") == tokenizer.vocab_size
+    assert loaded.tokenizer.role_id("eos_token") == tokenizer.end_of_text
+    assert loaded.tokenizer.beginning_of_text == tokenizer.beginning_of_text
+    assert loaded.tokenizer.encode(TEXT).tolist() == tokenizer.encode(TEXT).tolist()
+    octavo.generate(loaded, max_new_tokens=3)
+
+
 # Generation
 
 
@@ -272,10 +300,15 @@ def test_special_tokens_of_a_prepared_text_must_have_been_asked_for_when_it_was_
         list(prepare_dataset(dataclasses.replace(asked_for, source=str(tmp_path / "False"))))
 
 
-def test_automatic_tokenizer_has_special_tokens_if_they_are_needed(tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_text("one<|endoftext|>two\n" * 20, encoding="utf-8")
-    data = prepare(tmp_path / "text.txt", tmp_path / "tokens", special_tokens=True)
-    assert data.info["tokenizer"].startswith("bpe:")
+def test_a_text_with_special_tokens_starts_after_them_in_every_kind(tmp_path: Path) -> None:
+    text = "one<|endoftext|>two\n" * 20
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    for spec in ("auto", "char", "byte", "word"):
+        data = prepare(tmp_path / "text.txt", tmp_path / spec, tokenizer=spec, special_tokens=True)
+        ids = np.concatenate([np.asarray(data.tokens[split]) for split in ("train", "val")])
+        assert (ids == data.tokenizer.end_of_text).sum() == 20
+        assert data.tokenizer.decode(ids) == text
+        assert encode_prompt(data.tokenizer, "").ids == [data.tokenizer.end_of_text]
 
 
 # Files of stories

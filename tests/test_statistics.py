@@ -23,12 +23,12 @@ def test_every_count_equals_the_plain_one(tmp_path: Path, chunk: int) -> None:
     train, val = TEXT[: int(len(TEXT) * 0.9)], TEXT[int(len(TEXT) * 0.9) :]
     assert (result.name, result.documents, result.duplicates) == ("text", 1, 0)
     assert (result.characters, result.bytes) == (len(TEXT), len(TEXT.encode()))
-    assert result.distinct_characters == result.vocab_size == len(set(TEXT))
+    assert result.distinct_characters == result.vocab_size - 1 == len(set(TEXT))
     assert result.lines == len(TEXT.splitlines())
     assert result.longest_line == max(map(len, TEXT.splitlines()))
     assert result.repeated_lines == 29  # of the long line; the others are shorter than 20 characters
     assert result.tokens == {"train": len(train), "val": len(val)}
-    assert (result.characters_per_token, result.unused_tokens) == (1.0, 0)
+    assert (result.characters_per_token, result.unused_tokens) == (1.0, 1)  # the end-of-text token
     assert result.frequent_tokens[:3] == Counter(TEXT).most_common(3)
     unseen = {character: count for character, count in Counter(val).items() if character not in train}
     assert dict(result.unseen_characters) == unseen == {"§": 1, ":": 1}

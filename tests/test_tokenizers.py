@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 import octavo.tokenizers.kinds
 from octavo.data.encoder import Encoder
 from octavo.errors import OctavoError, UnknownCharactersError
-from octavo.tokenizers import StreamDecoder, Tokenizer, build, load
+from octavo.tokenizers import END_OF_TEXT, StreamDecoder, Tokenizer, build, choose_start, load
 
 SPECS = ["char", "byte", "word", "bpe:600", "gpt2"]
 GPT2_FILES = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
@@ -67,7 +67,7 @@ def tokenizer(request: pytest.FixtureRequest, gpt2_files: None, notes: str) -> T
 def encodable_texts(tokenizer: Tokenizer) -> st.SearchStrategy[str]:
     """Texts without unknown characters."""
     if tokenizer.kind == "char":
-        return st.text([token.decode() for token in tokenizer.token_bytes])
+        return st.text([token.decode() for token in tokenizer.token_bytes[:-1]])
     return texts
 
 
@@ -174,7 +174,8 @@ def test_save_and_load_round_trip(tokenizer: Tokenizer, notes: str, tmp_path: Pa
     assert loaded.kind == tokenizer.kind
     assert loaded.token_bytes == tokenizer.token_bytes
     assert loaded.special_ids == tokenizer.special_ids
-    assert loaded.end_of_text == tokenizer.end_of_text
+    assert (loaded.end_of_text, loaded.beginning_of_text) == (tokenizer.end_of_text, tokenizer.beginning_of_text)
+    assert (loaded.roles, loaded.start_of_text) == (tokenizer.roles, tokenizer.start_of_text)
     assert loaded.encode(notes).tolist() == tokenizer.encode(notes).tolist()
     assert loaded.fingerprint == tokenizer.fingerprint
     assert loaded.fingerprint == hashlib.sha256((tmp_path / "tokenizer.json").read_bytes()).hexdigest()
@@ -204,17 +205,47 @@ def test_ids_outside_the_vocabulary_raise(tokenizer: Tokenizer) -> None:
             StreamDecoder(tokenizer).push(id)
 
 
-def test_only_bpe_and_gpt2_have_an_end_of_text_token(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_the_last_token_of_every_kind_ends_a_text_and_has_gpt2s_roles(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
-    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert tokenizer.end_of_text == tokenizer.vocab_size - 1
+    assert tokenizer.special_ids == {tokenizer.end_of_text}
+    assert tokenizer.decode([tokenizer.end_of_text]) == END_OF_TEXT
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for role in ("bos_token", "eos_token", "pad_token", "unk_token"):
+        assert getattr(theirs, role) == END_OF_TEXT
+        assert getattr(theirs, f"{role}_id") == tokenizer.end_of_text
+
+
+def test_no_kind_needs_the_library_for_its_end_of_text_token(tokenizer: Tokenizer) -> None:
+    """NumPy or tiktoken encode as fast as without the token."""
+    assert tokenizer.can_split_at_spaces == (tokenizer.kind in ("word", "bpe", "gpt2"))
+    if tokenizer.kind in ("char", "byte"):
+        tokenizer = Tokenizer(tokenizer.backend)
+        tokenizer.backend = None  # type: ignore[assignment]
+        assert len(tokenizer.encode("the")) == 3
+
+
+def test_a_model_that_never_sees_the_end_of_text_token_does_not_start_after_it(tokenizer: Tokenizer) -> None:
+    """`build` makes the tokenizer for one text. BPE start after the token, as GPT-2 does."""
+    after_token = choose_start(tokenizer, trained_on_end_of_text=True)
+    assert (after_token.start_of_text, after_token.beginning_of_text) == (None, tokenizer.end_of_text)
     if tokenizer.kind in ("bpe", "gpt2"):
-        assert tokenizer.end_of_text == tokenizer.vocab_size - 1
-        assert tokenizer.special_ids == {tokenizer.end_of_text}
-        assert tokenizer.decode([tokenizer.end_of_text]) == config["eos_token"] == "<|endoftext|>"
+        assert tokenizer.beginning_of_text == tokenizer.end_of_text
     else:
-        assert tokenizer.end_of_text is None
-        assert not tokenizer.special_ids
-        assert "eos_token" not in config
+        assert tokenizer.start_of_text == "\n"
+        assert [tokenizer.beginning_of_text] == tokenizer.encode("\n").tolist()
+        assert choose_start(after_token, trained_on_end_of_text=False).start_of_text == "\n"
+    assert after_token.fingerprint == tokenizer.fingerprint
+
+
+def test_the_start_of_a_text_without_line_breaks_is_its_first_character(tmp_path: Path) -> None:
+    build("char", "cab").save(tmp_path)
+    assert load(tmp_path).start_of_text == "a"
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    for start in ("ab", "", "\n"):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"start_of_text": start}))
+        with pytest.raises(OctavoError, match="start_of_text"):
+            load(tmp_path)
 
 
 def test_transformers_gets_no_token_type_ids(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -279,7 +310,7 @@ def test_char_ids_follow_the_sorted_characters() -> None:
 
 def test_byte_ids_are_the_bytes() -> None:
     assert build("byte", "").encode("aé\n").tolist() == [97, 0xC3, 0xA9, 10]
-    assert build("byte", "").token_bytes == [bytes([value]) for value in range(256)]
+    assert build("byte", "").token_bytes[:-1] == [bytes([value]) for value in range(256)]
 
 
 def test_word_splits_words_whitespace_and_punctuation() -> None:
@@ -293,8 +324,8 @@ def test_word_encodes_unknown_words_as_bytes() -> None:
 
 
 def test_word_keeps_the_most_frequent_words() -> None:
-    tokenizer = build("word:258", "one two two three three three")
-    assert tokenizer.token_bytes[256:] == [b"three", b"two"]
+    tokenizer = build("word:259", "one two two three three three")
+    assert tokenizer.token_bytes[256:-1] == [b"three", b"two"]
 
 
 def test_word_ids_do_not_depend_on_how_a_long_text_is_split(notes: str) -> None:
@@ -303,11 +334,10 @@ def test_word_ids_do_not_depend_on_how_a_long_text_is_split(notes: str) -> None:
     assert tokenizer.encode(text).tolist() == tokenizer.backend.encode(text).ids
 
 
-def test_bpe_starts_with_the_bytes_and_ends_with_end_of_text(shakespeare: str) -> None:
+def test_bpe_starts_with_the_bytes(shakespeare: str) -> None:
     tokenizer = build_once("bpe:300", shakespeare)
     assert tokenizer.vocab_size == 300
     assert sorted(tokenizer.token_bytes[:256]) == [bytes([value]) for value in range(256)]
-    assert tokenizer.end_of_text == 299
     assert b" the" in tokenizer.token_bytes
 
 

@@ -48,7 +48,7 @@ def read_toml(path: Path, hint: str) -> dict[str, Any]:
 def check(value: object, type: type[T], name: str, hint: str) -> T:
     """Convert a value that was read from a file named `name` to `type`. Raises `OctavoError`."""
     try:
-        return msgspec.convert(value, type)
+        return msgspec.convert(value, type, str_keys=True)  # as in JSON: "5" is a key of dict[int, ...]
     except (msgspec.MsgspecError, RecursionError) as error:
         raise OctavoError(f"{name} is damaged: {_describe(error)}", hint) from None
 

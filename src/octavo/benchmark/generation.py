@@ -89,7 +89,7 @@ def benchmark_generation(
 
 
 def untrained_model(settings: Settings, device: torch.device) -> GPT:
-    """A model with random weights; its vocabulary size is 65 if the settings leave it to a tokenizer."""
+    """A model with random weights; its vocabulary size is 66 if the settings leave it to a tokenizer."""
     settings = dataclasses.replace(settings, vocab_size=settings.vocab_size or DEFAULT_VOCAB_SIZE)
     return GPT(settings, torch.Generator().manual_seed(0)).eval().to(device)
 

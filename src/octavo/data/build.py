@@ -97,6 +97,7 @@ def _open_staging(staging: Path, inputs: BuildInputs) -> Generator[PreparationPr
             return tokenizers.load(staging)
     shutil.rmtree(staging, ignore_errors=True)
     tokenizer = inputs.tokenizer or (yield from _train_tokenizer(inputs))
+    tokenizer = tokenizers.choose_start(tokenizer, inputs.scan.shows_end_of_text(inputs.settings))
     with files.translate_disk_errors(staging):
         files.make_folder(staging)
         tokenizer.save(staging)

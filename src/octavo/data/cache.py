@@ -17,12 +17,16 @@ from octavo.errors import OctavoError
 from octavo.settings import DataSettings
 from octavo.tokenizers import Tokenizer
 
+# Increased when `tokenizers.build` builds another tokenizer from the same specification: otherwise a new run would find
+# the dataset of the earlier one.
+_TOKENIZERS_VERSION = 2
 _WAIT_SECONDS = 0.2
 
 
 def cache_key(scan: ScanSummary, settings: DataSettings, tokenizer: Tokenizer | None) -> str:
     """The name of a dataset's folder in the cache. If `tokenizer` is None, `settings.tokenizer` specifies it."""
-    tokenizer_identity = settings.tokenizer if tokenizer is None else tokenizer.fingerprint
+    specification = f"{settings.tokenizer} of version {_TOKENIZERS_VERSION}"
+    tokenizer_identity = specification if tokenizer is None else tokenizer.fingerprint
     identity = f"{FORMAT} {_ids_identity(scan, settings, tokenizer_identity)}"
     return hashlib.sha256(identity.encode()).hexdigest()[:24]
 

@@ -209,13 +209,13 @@ def encode_corpus(
     return np.concatenate(list(encode())).astype(np.int64), encoder.report
 
 
-def choose_tokenizer(size: int, alphabet: int, special_tokens: bool = False) -> str:
+def choose_tokenizer(size: int, alphabet: int) -> str:
     """The tokenizer for a text of `size` bytes and `alphabet` distinct characters, if the user chose none.
 
-    Characters for a small text with a small alphabet, unless special tokens are needed. Otherwise BPE, with about one
-    token for every 500 bytes of text, between 1,024 and 32,768.
+    Characters for a small text with a small alphabet. Otherwise BPE, with about one token for every 500 bytes of text,
+    between 1,024 and 32,768.
     """
-    if size <= _SMALL_TEXT and alphabet <= _SMALL_ALPHABET and not special_tokens:
+    if size <= _SMALL_TEXT and alphabet <= _SMALL_ALPHABET:
         return "char"
     return f"bpe:{min(32768, max(1024, 1 << (size // 500).bit_length()))}"
 
@@ -223,9 +223,7 @@ def choose_tokenizer(size: int, alphabet: int, special_tokens: bool = False) -> 
 def _resolve_tokenizer_setting(settings: DataSettings, scan: ScanSummary) -> DataSettings:
     """Settings whose `tokenizer` is not `auto` but the choice for this text."""
     if settings.tokenizer == "auto":
-        return dataclasses.replace(
-            settings, tokenizer=choose_tokenizer(scan.bytes, len(scan.alphabet), settings.special_tokens)
-        )
+        return dataclasses.replace(settings, tokenizer=choose_tokenizer(scan.bytes, len(scan.alphabet)))
     return settings
 
 

@@ -27,7 +27,7 @@ from octavo.settings import DataSettings
 from octavo.tokenizers import END_OF_TEXT, Tokenizer
 
 _DIGEST_BYTES = 16
-_RECORD_FORMAT = 2
+_RECORD_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,10 @@ class CorpusScan(ScanSummary):
     def uses_end_of_text(self, tokenizer: Tokenizer) -> bool:
         """Whether `<|endoftext|>` follows each document: there are several, and the tokenizer has that token."""
         return self.documents > 1 and tokenizer.end_of_text is not None
+
+    def shows_end_of_text(self, settings: DataSettings) -> bool:
+        """Whether a model sees `<|endoftext|>` as a token: between documents, or within them if it is asked for."""
+        return self.documents > 1 or (settings.special_tokens and self.end_of_texts > 0)
 
     @functools.cached_property
     def digest_array(self) -> np.ndarray:
@@ -109,8 +113,6 @@ def scan_corpus(corpus: Corpus, limits: Limits = DEFAULT_LIMITS) -> Generator[Pr
             document_hash, length = hashlib.blake2b(digest_size=_DIGEST_BYTES), 0
         yield from meter.report(characters)
     alphabet = set(map(chr, np.flatnonzero(is_in_alphabet).tolist())) | set(ascii_alphabet.decode())
-    if any(lacks_newline[:-1]):
-        alphabet.add("\n")  # it may be inserted between two documents
     scan = CorpusScan(
         sha256=corpus_hash.hexdigest(),
         bytes=size,

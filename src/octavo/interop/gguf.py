@@ -67,7 +67,7 @@ def write(checkpoint: Checkpoint, out: Path, precision: str) -> list[str]:
 
 
 def _add_longest_match(writer: gguf.GGUFWriter, tokenizer: Tokenizer, unused: int) -> None:
-    """llama.cpp's tokenizer `rwkv`. It has no end-of-text token, so generation stops at the requested length."""
+    """llama.cpp's tokenizer `rwkv`."""
     tokens = ["".join(f"\\x{byte:02x}" for byte in token) for token in tokenizer.token_bytes]
     for id in tokenizer.special_ids:
         tokens[id] = _NEVER_IN_TEXT + tokens[id]

@@ -1,4 +1,7 @@
-"""Read nanoGPT's meta.pkl: the characters of a dataset and their ids. A pickle, of which only plain data is read."""
+"""nanoGPT's meta.pkl: the characters of a dataset and their ids. A pickle, of which only plain data is read.
+
+Octavo's own has `<|endoftext|>` after the characters, and `start_of_text`, which nanoGPT ignores.
+"""
 
 import pickle
 import pickletools
@@ -7,7 +10,7 @@ from typing import Any
 
 from octavo import schema, tokenizers
 from octavo.errors import OctavoError
-from octavo.tokenizers import Tokenizer
+from octavo.tokenizers import END_OF_TEXT, Tokenizer
 
 # The opcodes of numbers, strings, lists and dicts. None imports or calls anything. Tuples are left out too: a deeply
 # nested one is a valid key of a dict, and computing its hash overflows the stack of the process.
@@ -36,18 +39,35 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """The char tokenizer of a meta.pkl. Raises `OctavoError` if it is anything else."""
     content = schema.read_regular_file(path, _META_HINT, _MAX_META_BYTES)
     try:
-        ids: dict[str, int] = _load_plain_data(content)["stoi"]
+        meta = _load_plain_data(content)
+        ids: dict[str, int] = dict(meta["stoi"])
+        if not all(type(id) is int for id in ids.values()) or sorted(ids.values()) != list(range(len(ids))):
+            raise ValueError(f"the ids of its {len(ids)} characters are not 0, 1, 2 and so on")
+        has_end_of_text = ids.get(END_OF_TEXT) == len(ids) - 1
+        if has_end_of_text:
+            del ids[END_OF_TEXT]
         if not ids:
             raise ValueError("it has no characters")
         if not all(isinstance(character, str) and len(character) == 1 for character in ids):
             raise ValueError("its stoi has keys that are not characters")
         if any("\ud800" <= character <= "\udfff" for character in ids):
             raise ValueError("its stoi has unpaired surrogates, which are not characters")
-        if not all(type(id) is int for id in ids.values()) or sorted(ids.values()) != list(range(len(ids))):
-            raise ValueError(f"the ids of its {len(ids)} characters are not 0, 1, 2 and so on")
+        start = meta.get("start_of_text")
+        if not isinstance(start, str | None):
+            raise ValueError("its start_of_text is not a text")
+        return tokenizers.from_characters(ids, has_end_of_text, start)
     except Exception as error:  # a damaged pickle can raise nearly any exception
         reason = str(error) or type(error).__name__
         raise OctavoError(
             f"{path} is not the meta.pkl of a character-level nanoGPT dataset: {reason}", _META_HINT
         ) from None
-    return tokenizers.from_characters(ids)
+
+
+def write(path: Path, tokenizer: Tokenizer) -> None:
+    """Write the meta.pkl of a char tokenizer."""
+    tokens = [token.decode() for token in tokenizer.token_bytes]
+    ids = {token: id for id, token in enumerate(tokens)}
+    meta = {"vocab_size": len(ids), "stoi": ids, "itos": dict(enumerate(tokens))}
+    if tokenizer.start_of_text is not None:
+        meta["start_of_text"] = tokenizer.start_of_text
+    path.write_bytes(pickle.dumps(meta))

@@ -4,7 +4,6 @@ The files written here are the only pickles that Octavo writes. They hold tensor
 """
 
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +91,7 @@ def _find_tokenizer(path: Path, vocab_size: int, dataset: str | None) -> Tokeniz
             tokenizer = meta_pkl.load_tokenizer(meta)
             if tokenizer.vocab_size != vocab_size:
                 raise OctavoError(
-                    f"{meta} has {tokenizer.vocab_size} characters, but {path} a vocabulary of {vocab_size}",
+                    f"{meta} has {tokenizer.vocab_size} tokens, but {path} a vocabulary of {vocab_size}",
                     f"the meta.pkl of the dataset that the model was trained on, beside {path.name}",
                 )
             return tokenizer
@@ -119,10 +118,7 @@ def write(checkpoint: Checkpoint, out: Path, precision: str) -> list[str]:
     with files.atomic_folder(out) as partial:
         _save(content, partial / "ckpt.pt")
         if tokenizer.kind == "char":
-            characters = [token.decode() for token in tokenizer.token_bytes]
-            ids = {character: id for id, character in enumerate(characters)}
-            meta = {"vocab_size": len(ids), "stoi": ids, "itos": {id: character for character, id in ids.items()}}
-            (partial / "meta.pkl").write_bytes(pickle.dumps(meta))
+            meta_pkl.write(partial / "meta.pkl", tokenizer)
     return _notices(checkpoint, out)
 
 

@@ -158,7 +158,8 @@ def _check_shapes(model: GPT) -> Measurements:
 
 def _check_tokens(loaded: Checkpoint) -> Measurements:
     tokenizer = loaded.tokenizer
-    text = "".join(content.decode(errors="ignore") for content in tokenizer.token_bytes[:4096])
+    contents = [content for id, content in enumerate(tokenizer.token_bytes) if id not in tokenizer.special_ids]
+    text = "".join(content.decode(errors="ignore") for content in contents[:4096])
     if tokenizer.kind != "char":
         text += "é किताब 🦉"  # in bytes, some of its tokens are only part of a character
     view = tokenize(loaded, text, limit=sys.maxsize)

@@ -26,13 +26,15 @@ if TYPE_CHECKING:
 
 KINDS = ("char", "byte", "word", "bpe", "gpt2")
 SPECS = ("char", "byte", "word", "word:N", "bpe:N", "gpt2")
-FIXED_VOCAB_SIZES = {"gpt2": 50_257, "byte": 256}  # the kinds that do not depend on the text
+FIXED_VOCAB_SIZES = {"gpt2": 50_257, "byte": 257}  # the kinds that do not depend on the text
 DEFAULT_WORD_VOCAB_SIZE = 8192  # of `word` without N; tiny Shakespeare has 13,338 distinct words
-MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 257, 100_000  # of `word:N` and `bpe:N`; the smallest has the 256 bytes and one more
+MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 257, 100_000  # of `word:N` and `bpe:N`; at least the 256 bytes and `<|endoftext|>`
 
 
 def build(spec: str, text: str | Iterable[str]) -> Tokenizer:
     """Build the tokenizer named by `spec`, one of `SPECS`, from a text or from its chunks.
+
+    Its start is that of a model which is trained on one text: see `choose_start`.
 
     >>> build("word", "the cat sat on the mat").decode([256, 32, 257])
     'the cat'
@@ -41,20 +43,41 @@ def build(spec: str, text: str | Iterable[str]) -> Tokenizer:
     chunks = _check_surrogates([text] if isinstance(text, str) else text)
     match kind:
         case "char":
-            return Tokenizer(_build_char(set().union(*chunks)))
+            backend = _build_char(set().union(*chunks))
         case "byte":
-            return Tokenizer(_build_byte())
+            backend = _build_byte()
         case "word":
-            return Tokenizer(_train_word(chunks, size))
+            backend = _train_word(chunks, size - 1)
         case "bpe":
-            return Tokenizer(_train_bpe(chunks, size))
+            backend = _train_bpe(chunks, size - 1)
         case _:
-            return Tokenizer(read_vocab_and_merges(_gpt2_file("encoder.json"), _gpt2_file("vocab.bpe")))
+            backend = read_vocab_and_merges(_gpt2_file("encoder.json"), _gpt2_file("vocab.bpe"))
+    backend.add_special_tokens([END_OF_TEXT])  # as the last id, unless the files have it
+    return choose_start(Tokenizer(backend), trained_on_end_of_text=False)
 
 
-def from_characters(ids: Mapping[str, int]) -> Tokenizer:
-    """A char tokenizer with the given id for each character."""
-    return Tokenizer(_char_backend(ids))
+def choose_start(tokenizer: Tokenizer, trained_on_end_of_text: bool) -> Tokenizer:
+    """The tokenizer with the `start_of_text` for a model that is trained on `<|endoftext|>`, or never sees it.
+
+    The embedding of a token that the model never sees is untrained. Such a model of characters, bytes or words starts a
+    text after a line break, or after its first character if it has no line break. All other models start after
+    `<|endoftext|>`, as GPT-2 does, or after the bos token of the folder that the tokenizer comes from.
+    """
+    start = None
+    is_untrained = not trained_on_end_of_text and tokenizer.kind in ("char", "byte", "word")
+    if is_untrained and tokenizer.roles.get("bos_token") == END_OF_TEXT:
+        start = tokenizer.decode(tokenizer.encode("\n", unknown="skip")) or tokenizer.decode([0])
+    if start == tokenizer.start_of_text:
+        return tokenizer
+    return Tokenizer(tokenizer.backend, tokenizer.roles, start_of_text=start)
+
+
+def from_characters(ids: Mapping[str, int], end_of_text: bool = False, start_of_text: str | None = None) -> Tokenizer:
+    """A char tokenizer with the given id for each character, and `<|endoftext|>` after them if `end_of_text`."""
+    backend = _char_backend(ids)
+    if end_of_text:
+        backend.add_special_tokens([END_OF_TEXT])
+    return Tokenizer(backend, start_of_text=start_of_text)
 
 
 def _parse_spec(spec: str) -> tuple[str, int]:
@@ -122,7 +145,7 @@ def _train_word(chunks: Iterable[str], size: int) -> "tokenizers.Tokenizer":
 
 
 def _train_bpe(chunks: Iterable[str], size: int) -> "tokenizers.Tokenizer":
-    """The 256 bytes, the tokens made by merging the most frequent pair again and again, then `<|endoftext|>`.
+    """The 256 bytes, then the tokens made by merging the most frequent pair again and again.
 
     At most `size` tokens: a pair that occurs once is not merged, so a small text gives fewer.
     """
@@ -130,12 +153,11 @@ def _train_bpe(chunks: Iterable[str], size: int) -> "tokenizers.Tokenizer":
 
     backend = byte_level_backend(models.BPE())
     trainer = trainers.BpeTrainer(
-        vocab_size=size - 1, min_frequency=2, initial_alphabet=list(LETTER_TO_BYTE), show_progress=False
+        vocab_size=size, min_frequency=2, initial_alphabet=list(LETTER_TO_BYTE), show_progress=False
     )
     # At most 5,000 characters in each part: a single word of a million letters took the trainer nine minutes.
     short = re.compile(r"(?s).{1,4000}(?:.{,1000}?\S(?=[ \n]))?")
     backend.train_from_iterator((part for chunk in chunks for part in short.findall(chunk)), trainer)
-    backend.add_special_tokens([END_OF_TEXT])
     return backend
 
 

@@ -2,7 +2,8 @@
 
 tokenizer.json              added tokens, some of them special
 added_tokens.json           added tokens of a folder of older form: their ids
-tokenizer_config.json       roles such as `eos_token`, and in `added_tokens_decoder` added tokens with their flags
+tokenizer_config.json       roles such as `eos_token`, and in `added_tokens_decoder` added tokens with their flags;
+                            `start_of_text` is Octavo's own, and transformers keeps it
 special_tokens_map.json     roles
 generation_config.json,     the ids of eos, bos and pad, where no tokenizer file has a role for them
 config.json
@@ -49,6 +50,12 @@ def read_role_ids(folder: Path) -> dict[str, int]:
             if isinstance(id := config.get(f"{role}_id"), int):
                 ids[role] = id
     return ids
+
+
+def read_start_of_text(folder: Path) -> str | None:
+    """The text that a generated text starts after in place of the bos token, if the folder names one."""
+    start = _read(folder / "tokenizer_config.json").get("start_of_text")
+    return start if isinstance(start, str) else None
 
 
 def add_tokens(backend: "tokenizers.Tokenizer", folder: Path, roles: Roles) -> None:

@@ -53,6 +53,7 @@ class Tokenizer:
 
     `token_bytes[id]` are the bytes of a token. `roles` has the special tokens that a Hugging Face folder gives a role:
     `eos_token` ends a text and `bos_token` begins one; their ids are `end_of_text` and `beginning_of_text`, or None.
+    `start_of_text`, unless it is None, is the text of the token that begins a text instead: see `choose_start`.
     """
 
     def __init__(
@@ -60,10 +61,12 @@ class Tokenizer:
         backend: "tokenizers.Tokenizer",
         roles: Mapping[str, str | list[str]] | None = None,
         role_ids: Mapping[str, int] | None = None,
+        start_of_text: str | None = None,
     ) -> None:
         """`role_ids` are token ids for roles that `roles` lacks; the id of a token that is not special is ignored.
 
-        Without an `eos_token`, `<|endoftext|>` has this role and that of the `bos_token`, if it is a special token.
+        If `<|endoftext|>` is a special token and no other is the `eos_token`, it has this role, and as in GPT-2 all of
+        bos, pad and unk that no other token has.
         """
         backend.encode_special_tokens = True  # encodes the text of a special token like other text
         backend.no_truncation()  # transformers stores the lengths of its last call, and they would cut texts
@@ -85,12 +88,21 @@ class Tokenizer:
         self.special_ids = frozenset(token["id"] for token in description["added_tokens"] if token["special"])
         self.special_texts = [token["content"] for token in description["added_tokens"] if token["special"]]
         self.roles = _complete_roles(dict(roles or {}), role_ids or {}, description["added_tokens"])
-        self.end_of_text, self.beginning_of_text = self.role_id("eos_token"), self.role_id("bos_token")
+        self.start_of_text = start_of_text
+        self.end_of_text, self.beginning_of_text = self.role_id("eos_token"), self._find_beginning()
 
     def role_id(self, role: str) -> int | None:
         """The id of the token with a role such as `pad_token`; None if there is no such token."""
         token = self.roles.get(role)
         return self._ids.get(token) if isinstance(token, str) else None
+
+    def _find_beginning(self) -> int | None:
+        if self.start_of_text is None:
+            return self.role_id("bos_token")
+        ids = self.encode(self.start_of_text, unknown="skip").tolist()
+        if len(ids) != 1:
+            raise OctavoError(f"its start_of_text is {self.start_of_text[:20]!r}, expected one token")
+        return int(ids[0])
 
     def encode(self, text: str, unknown: str = "error", special_tokens: bool = False) -> npt.NDArray[np.int64]:
         """The ids of `text`, (T,).
@@ -142,14 +154,17 @@ class Tokenizer:
         if plain == pre_tokenizer:
             return self
         backend = self.backend.from_str(json.dumps(description | {"pre_tokenizer": json.loads(plain)}))
-        return Tokenizer(backend, self.roles)
+        return Tokenizer(backend, self.roles, start_of_text=self.start_of_text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`. Bytes that are not UTF-8 become U+FFFD."""
         return b"".join(_bytes_of(id, self.token_bytes) for id in ids).decode("utf-8", errors="replace")
 
-    def save(self, folder: Path) -> None:
-        """Write `tokenizer.json`, and a `tokenizer_config.json` with which AutoTokenizer loads it unchanged."""
+    def save(self, folder: Path, max_length: int | None = None) -> None:
+        """Write `tokenizer.json`, and a `tokenizer_config.json` with which AutoTokenizer loads it unchanged.
+
+        `max_length` is the context length of the model, to which transformers truncates texts if it is asked to.
+        """
         config: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",  # without it, a gpt2 model gets GPT2Tokenizer
             "clean_up_tokenization_spaces": False,
@@ -158,6 +173,10 @@ class Tokenizer:
             "model_input_names": ["input_ids", "attention_mask"],
         }
         config |= self.roles
+        if max_length is not None:
+            config["model_max_length"] = max_length
+        if self.start_of_text is not None:
+            config["start_of_text"] = self.start_of_text
         (folder / "tokenizer.json").write_bytes(self._json())
         (folder / "tokenizer_config.json").write_bytes(json.dumps(config, indent=2).encode())
 
@@ -174,9 +193,7 @@ class Tokenizer:
     def special_pattern(self) -> re.Pattern[str]:
         """Matches the text of a special token. Raises `OctavoError` if there are no special tokens."""
         if not self.special_texts:
-            raise OctavoError(
-                f"this {self.kind} tokenizer has no special tokens", "leave out --special-tokens, or use bpe:N or gpt2"
-            )
+            raise OctavoError(f"this {self.kind} tokenizer has no special tokens", "leave out --special-tokens")
         longest_first = sorted(self.special_texts, key=len, reverse=True)
         return re.compile(f"({'|'.join(map(re.escape, longest_first))})")
 
@@ -343,11 +360,11 @@ def _bytes_of(id: int, token_bytes: list[bytes]) -> bytes:
 def _complete_roles(
     roles: dict[str, str | list[str]], role_ids: Mapping[str, int], added_tokens: list[dict[str, Any]]
 ) -> dict[str, str | list[str]]:
-    """The roles, with those that are known by their ids, and those of `<|endoftext|>`."""
+    """The roles, with those that are known by their ids, and those of `<|endoftext|>`, which are GPT-2's."""
     special = {token["id"]: token["content"] for token in added_tokens if token["special"]}
     roles = {**{role: special[id] for role, id in role_ids.items() if id in special}, **roles}
-    if "eos_token" not in roles and END_OF_TEXT in special.values():
-        roles = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, **roles}
+    if roles.get("eos_token", END_OF_TEXT) == END_OF_TEXT and END_OF_TEXT in special.values():
+        roles = {**dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), END_OF_TEXT), **roles}
     return roles
 
 
@@ -366,7 +383,7 @@ def _recognize_kind(description: dict[str, Any], ids: dict[str, int]) -> str:
     match [model["type"], *parts]:
         case ["BPE", None, None, "Fuse"] if {len(token) for token in model["vocab"].keys() - added} == {1}:
             return "char"
-        case ["BPE", None, "ByteLevel", "ByteLevel"] if ids == LETTER_TO_BYTE:
+        case ["BPE", None, "ByteLevel", "ByteLevel"] if model["vocab"] == LETTER_TO_BYTE:
             return "byte"
         case ["BPE", None, "Sequence", "ByteLevel"] if model["ignore_merges"] and not model["merges"]:
             return "word"
