@@ -164,6 +164,17 @@ def test_ctranslate2_gives_the_same_probabilities_and_ids(
     assert result.sequences_ids[0] == greedy_ids(model, LINE, 20)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_ctranslate2s_own_converter_reads_a_checkpoint(tmp_path: Path, kind: str) -> None:
+    model = model_of(tmp_path / "model", kind)
+    ids = model.tokenizer.encode(LINE).tolist()
+    tokens = [model.tokenizer.backend.id_to_token(id) for id in ids]
+    ctranslate2.converters.TransformersConverter(str(model.folder)).convert(str(tmp_path / "ct2"))
+    generator = ctranslate2.Generator(str(tmp_path / "ct2"), intra_threads=1)
+    probabilities = np.array(generator.forward_batch([tokens], return_log_probs=True))[0]
+    np.testing.assert_allclose(probabilities, log_probabilities(model, ids), atol=1e-4)
+
+
 def test_ctranslate2_int8_changes_the_loss_by_less_than_0_02(tmp_path: Path) -> None:
     model = model_of(tmp_path / "model", "bpe:400")
     ids = model.tokenizer.encode(TEXT).tolist()
