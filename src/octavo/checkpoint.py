@@ -88,20 +88,25 @@ def save(
         _write_json(partial / "manifest.json", _manifest(partial))
 
 
-def load(folder: str | Path, device: torch.device | str = "cpu", foreign: bool = True) -> Checkpoint:
+def load(
+    folder: str | Path, device: torch.device | str = "cpu", foreign: bool = True, accept_changes: bool = False
+) -> Checkpoint:
     """Load a checkpoint, or any Hugging Face GPT-2 folder, onto a device, in float32.
 
     Weights in float16, bfloat16 and float64 are converted; all other types are rejected, since their numbers mean
     something else: integers and 8-bit floats are quantized weights without their scale.
 
     Raises `OctavoError` if the folder is incomplete, changed, of another architecture or not a checkpoint. A folder
-    without a manifest counts as incomplete, unless `foreign` allows folders that Octavo did not write.
+    without a manifest counts as incomplete, unless `foreign` allows folders that Octavo did not write. With
+    `accept_changes`, the folder may be a checkpoint in which another program saved a model: it is read as a folder that
+    Octavo did not write.
     """
     folder = Path(folder)
-    check_manifest(folder, foreign)
+    if not accept_changes:
+        check_manifest(folder, foreign)
     config = read_json(folder / "config.json", dict[str, Any], _ANOTHER_CHECKPOINT)
     info: dict[str, Any] = {}
-    if (folder / "octavo.json").exists():
+    if (folder / "octavo.json").exists() and not accept_changes:
         info = read_json(folder / "octavo.json", dict[str, Any], _ANOTHER_CHECKPOINT)
     settings = _stored_settings(folder, info) if info else huggingface.settings_of(folder, config)
     model, tokenizer = huggingface.load_model(folder, settings, device), tokenizers.load(folder)
@@ -144,7 +149,7 @@ def strip_trainer(folder: Path) -> None:
 
 
 def check_manifest(folder: Path, foreign: bool = True) -> None:
-    """Compare the files of a folder with its manifest. Raises `OctavoError` that names the first difference.
+    """Compare the files of a folder with its manifest. Raises `OctavoError` that names those that differ.
 
     With `foreign`, the folder may be one that Octavo did not write, which has no manifest.
     """
@@ -158,19 +163,18 @@ def check_manifest(folder: Path, foreign: bool = True) -> None:
             raise OctavoError(f"{folder} has no manifest.json, so it is incomplete", _ANOTHER_CHECKPOINT)
         return
     entries = _read_manifest(folder).files
-    for name in _FILES:
-        if name not in entries and (folder / name).exists():
-            raise OctavoError(f"{folder / name} is not in the manifest, so it can't be verified", _ANOTHER_CHECKPOINT)
-    for name, entry in entries.items():
-        path = folder / name
-        if not path.is_file():
-            raise OctavoError(f"{path} is missing", _ANOTHER_CHECKPOINT)
-        if path.stat().st_size != entry.bytes:
-            raise OctavoError(
-                f"{path} has {path.stat().st_size} bytes, its manifest says {entry.bytes}", _ANOTHER_CHECKPOINT
-            )
-        if files.sha256(path) != entry.sha256:
-            raise OctavoError(f"{path} was changed after it was written: its sha256 differs", _ANOTHER_CHECKPOINT)
+    for name in entries:
+        if not (folder / name).is_file():
+            raise OctavoError(f"{folder / name} is missing", _ANOTHER_CHECKPOINT)
+    changed = [name for name, entry in entries.items() if not _is_unchanged(folder / name, entry)]
+    changed += [name for name in _FILES if name not in entries and (folder / name).exists()]
+    if changed:
+        others = f", and so were {', '.join(changed[1:])}" if changed[1:] else ""
+        raise OctavoError(
+            f"{folder / changed[0]} was changed after it was written{others}",
+            f"{_ANOTHER_CHECKPOINT}; or, if another program saved a model there, "
+            f"octavo convert {folder} OUT --to hf --accept-changes",
+        )
 
 
 class _Entry(msgspec.Struct):
@@ -178,6 +182,10 @@ class _Entry(msgspec.Struct):
 
     bytes: Count
     sha256: str
+
+
+def _is_unchanged(path: Path, entry: _Entry) -> bool:
+    return path.stat().st_size == entry.bytes and files.sha256(path) == entry.sha256
 
 
 class _Manifest(msgspec.Struct):

@@ -23,13 +23,16 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
     formats = "; ".join(f"{name}: {format.summary}" for name, format in FORMATS.items())
     verb.add_argument("--to", required=True, choices=tuple(FORMATS), help=formats)
     verb.add_argument("--precision", choices=PRECISIONS, help="precision of the matrices (fp32)")
+    verb.add_argument(
+        "--accept-changes", action="store_true", help="RUN is a checkpoint in which another program saved a model"
+    )
     finish_verb(verb)
 
 
 def run(arguments: argparse.Namespace) -> int:
     from octavo.interop.convert import convert
 
-    result = convert(arguments.run, arguments.to, arguments.out, arguments.precision)
+    result = convert(arguments.run, arguments.to, arguments.out, arguments.precision, arguments.accept_changes)
     for notice in result.notices:
         print_notice(notice)
     report = f"{result.out}: {result.format}, {result.precision}, {format_bytes(result.bytes)}"

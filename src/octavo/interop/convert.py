@@ -5,7 +5,7 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from octavo import runs
+from octavo import checkpoint, runs
 from octavo.errors import OctavoError
 from octavo.interop.formats import FORMATS
 from octavo.runs import RunLike
@@ -22,11 +22,14 @@ class Conversion:
     notices: list[str]
 
 
-def convert(run: RunLike, to: str, out: str | Path, precision: str | None = None) -> Conversion:
+def convert(
+    run: RunLike, to: str, out: str | Path, precision: str | None = None, accept_changes: bool = False
+) -> Conversion:
     """Write the model of a run in another program's format, one of `FORMATS`.
 
     `out` is the file or folder to write; it must not exist. `precision` is that of the matrices: "fp32",
-    "fp16" or "int8"; the default is the format's first. Raises `OctavoError` if the format cannot express the model or
+    "fp16" or "int8"; the default is the format's first. With `accept_changes`, `run` may be a checkpoint in which
+    another program saved a model. Raises `OctavoError` if the format cannot express the model or
     its tokenizer, if `out` exists, or if the package that the format needs is not installed.
     """
     if to not in FORMATS:
@@ -39,7 +42,7 @@ def convert(run: RunLike, to: str, out: str | Path, precision: str | None = None
         raise OctavoError(f"--to {to} needs the package {target.package}", f"pip install 'octavo[{to}]'")
     if out.exists() or out.is_symlink():
         raise OctavoError(f"{out} exists already", "a name that is not in use")
-    checkpoint = runs.load(run)
-    notices = importlib.import_module(f"octavo.interop.{to}").write(checkpoint, out, precision)
+    loaded = checkpoint.load(runs.find_checkpoint(run), accept_changes=True) if accept_changes else runs.load(run)
+    notices = importlib.import_module(f"octavo.interop.{to}").write(loaded, out, precision)
     written = [out] if out.is_file() else [path for path in out.rglob("*") if path.is_file()]
     return Conversion(out, to, precision, sum(path.stat().st_size for path in written), notices)
