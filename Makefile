@@ -1,6 +1,6 @@
 # Two commands: `make train` and `make test`. The rest is for those who work on Octavo.
 
-.PHONY: train test coverage torture mutants lint bench clients clean
+.PHONY: train test coverage torture mutants lint bench clients transformers clean
 
 train:            ## train the tiny preset on the built-in corpus, and sample from it
 	@scripts/install
@@ -51,6 +51,10 @@ bench:            ## figures for docs/speed.md; NANOGPT=path to a checkout of na
 clients:          ## OpenAI's clients and others against a server, each in a separate environment; the result is in docs/serve.md
 	@scripts/install test
 	.venv/bin/python bench/clients/run.py
+
+transformers:     ## a checkpoint's folder in transformers 4.46, 4.57 and the pinned version; the result is in docs/interop.md
+	@scripts/install test
+	.venv/bin/python bench/transformers_versions.py
 
 clean:            ## the environment and caches; runs/ stays
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .coverage* mutants build src/*.egg-info
