@@ -16,8 +16,10 @@ import hypothesis.strategies as st
 import pytest
 import safetensors.torch
 import torch
+import transformers
 from torch import Tensor
 
+import octavo
 from checkpoints import (
     INFO,
     TEXT,
@@ -461,3 +463,19 @@ def test_a_file_that_exceeds_the_size_limit_is_an_error_and_leaves_nothing(tmp_p
     with file_size_limit(10_000), pytest.raises(OctavoError, match="disk is full"):
         save(tmp_path / "step")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_in_which_transformers_saved_a_model_is_read_on_request(folder: Path, tmp_path: Path) -> None:
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        theirs.transformer.wte.weight += 0.1
+    theirs.save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
+    error = load_error(folder)
+    for name in ("config.json", "model.safetensors", "tokenizer_config.json"):
+        assert name in error.message
+    assert f"octavo convert {folder} OUT --to hf --accept-changes" in str(error.hint)
+    out = octavo.convert(folder, "nanogpt", tmp_path / "out", accept_changes=True).out
+    weights = torch.load(out / "ckpt.pt", weights_only=True)["model"]
+    torch.testing.assert_close(weights["transformer.wte.weight"], theirs.transformer.wte.weight, rtol=0, atol=0)
+    assert not (folder / "ckpt.pt").exists()
