@@ -24,6 +24,8 @@ SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 64}
 def assert_same_model(loaded: Checkpoint, model: Checkpoint) -> None:
     ids = model.tokenizer.encode("the cat sat")
     assert loaded.tokenizer.encode("the cat sat").tolist() == ids.tolist()
+    assert loaded.tokenizer.end_of_text == model.tokenizer.end_of_text
+    assert loaded.tokenizer.beginning_of_text == model.tokenizer.beginning_of_text
     with torch.no_grad():
         torch.testing.assert_close(
             loaded.model(torch.from_numpy(ids)[None]), model.model(torch.from_numpy(ids)[None]), rtol=0, atol=0
