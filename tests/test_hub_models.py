@@ -149,6 +149,13 @@ def test_a_path_and_a_run_take_precedence_over_the_cache(
     assert_rejected(["sample", run_folder.name], "neither a run nor a checkpoint")
 
 
-@pytest.mark.parametrize("name", ["hf:no/such", "hf:", "hf:a/b/c", "hf:../secret", "hf:gpt2 ", "hf:\x00"])
+def test_a_path_that_cannot_be_a_name_on_the_hub_is_one_message(assert_rejected: AssertRejected) -> None:
+    for path in ("my--run", "my..run", "run.git", "run.", "a./run", "a/b/c"):
+        assert "hf:" not in assert_rejected(["eval", path, "text.txt"], "does not exist")
+
+
+@pytest.mark.parametrize(
+    "name", ["hf:no/such", "hf:", "hf:a/b/c", "hf:../secret", "hf:gpt2 ", "hf:\x00", "hf:a--b", "hf:a..b", "hf:a.git"]
+)
 def test_a_model_that_cannot_be_downloaded_is_one_message(name: str, assert_rejected: AssertRejected) -> None:
     assert_rejected(["sample", name], "hub" if name != "hf:no/such" else name)

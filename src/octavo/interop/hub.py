@@ -4,7 +4,6 @@ They are kept in the cache of Hugging Face's own client, which other programs us
 Hugging Face folder.
 """
 
-import re
 from pathlib import Path
 
 from octavo.errors import OctavoError
@@ -12,14 +11,20 @@ from octavo.interop import huggingface
 
 PREFIX = "hf:"
 
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[\w.-]{1,96})?")
 _DESCRIPTION = ["config.json", "generation_config.json", "*token*.json", "vocab.json", "merges.txt", "*.index.json"]
 _WEIGHTS = ["model*.safetensors", "pytorch_model*.bin"]  # the first that the model has are downloaded
 
 
 def is_name(text: str) -> bool:
     """Whether a text may be the name of a model on the hub: NAME or OWNER/NAME."""
-    return _NAME.fullmatch(text) is not None
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, but not in __all__
+
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return True
 
 
 def find_cached(name: str) -> Path | None:
