@@ -1,6 +1,7 @@
 """lm-eval measures a model directly, with `octavo eval --task`, and over HTTP: as its own model `hf` does, to 1e-4."""
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -227,7 +228,10 @@ def test_what_cannot_be_evaluated_is_rejected(
     monkeypatch.setattr(lm_eval.tasks, "TaskManager", lambda **_: index)
     evaluate = ["eval", measured.folder, "--task"]
     assert_rejected([*evaluate, "short_choice"], "short_choice", "--task short_choices")
+    assert_rejected([*evaluate, "?"], "'?'", "lm-eval ls tasks")  # not a list of thousands
     assert_rejected([*evaluate, "no/such.yaml"], "no/such.yaml")
+    shutil.copy(task_file, "copy.yaml")
+    assert_rejected([*evaluate, task_file, "--task", "copy.yaml"], "have the name short_choices")
     for flags in (["--limit", 0], ["--num-fewshot", -1], ["--block-size", BLOCK + 1], ["--encoding", "latin-1"]):
         assert_rejected([*evaluate, task_file, *flags], flags[0].removeprefix("--").split("-")[0])
     assert_rejected(["eval", measured.folder, "text.txt", "--task", task_file], "SOURCE")
@@ -256,6 +260,11 @@ def test_an_error_in_a_task_file_is_one_message(measured: Measured, task_file: P
         assert message.startswith("error: ")
         assert hint.startswith("  try: ")
         assert "Traceback" not in result.err
+    task_file.write_text(json.dumps(task | {"doc_to_choice": "{{choices + ['Ж']}}"}), encoding="utf-8")
+    result = run_command("eval", measured.folder, "--task", task_file, "--unknown", "skip")
+    assert result.code == 2
+    assert "no tokens" in result.err
+    assert "--unknown replace" in result.err
 
 
 @pytest.mark.parametrize(

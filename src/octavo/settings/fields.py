@@ -241,16 +241,17 @@ def expand_home(path: str) -> str:
 
 
 def unknown_name_error(
-    kind: str, name: str, known: Iterable[object], *, setting_name: str | None = None
+    kind: str, name: str, known: Iterable[object], *, setting_name: str | None = None, list_hint: str | None = None
 ) -> OctavoError:
     """The error for an unknown setting, preset, view, ..., with the nearest known name as hint.
 
-    With `setting_name`, a `SettingError` for that setting.
+    With `setting_name`, a `SettingError` for that setting. `list_hint` says how to list the known names, if they are
+    too many for a message.
     """
     names = [str(known_name) for known_name in known]
     nearest = difflib.get_close_matches(name.replace("-", "_"), names, n=1, cutoff=0.5)
     if not nearest:
-        hint = "one of: " + ", ".join(names)
+        hint = list_hint or "one of: " + ", ".join(names)
     elif kind == "setting":
         hint = "--" + nearest[0].replace("_", "-")
     elif kind == "section":

@@ -86,7 +86,7 @@ def evaluate_tasks(
     model = OctavoModel(runs.load(run, device), block_size, unknown, special_tokens)
     specs, manager = _find_tasks(tasks)
     with _translate_errors(), _quiet_stdout():
-        loaded = manager.load(specs)
+        loaded = _load_tasks(manager, specs)
         for task in loaded["tasks"].values():
             _set_num_fewshot(task, num_fewshot)
         # Not `simple_evaluate`, which also runs git and pip to describe the machine.
@@ -108,8 +108,24 @@ def _find_tasks(tasks: Sequence[Task]) -> tuple[list[str | dict[str, Any]], Any]
         if spec not in files and spec not in manager.task_index:
             if str(spec).endswith((".yaml", ".yml")):
                 raise OctavoError(f"there is no task file {spec}", "check the path after --task")
-            raise unknown_name_error("task", str(spec), manager.all_tasks)
+            hint = "lm-eval ls tasks, which prints the name of every task"
+            raise unknown_name_error("task", str(spec), manager.all_tasks, list_hint=hint)
     return specs, manager
+
+
+def _load_tasks(manager: Any, specs: Sequence[str | dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What `manager.load(specs)` returns. Of two tasks with the same name, that would silently drop one."""
+    loaded: dict[str, dict[str, Any]] = {"tasks": {}, "groups": {}, "group_map": {}}
+    for spec in specs:
+        parts = manager.load([spec])
+        if repeated := loaded["tasks"].keys() & parts["tasks"].keys():
+            raise OctavoError(
+                f"two of the tasks to evaluate have the name {min(repeated)}",
+                "name each task or group once, and give each task file a different `task`",
+            )
+        for part, values in parts.items():
+            loaded[part] |= values
+    return loaded
 
 
 def _set_num_fewshot(task: Any, num_fewshot: int | None) -> None:

@@ -90,9 +90,14 @@ class OctavoModel(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         """For each (text, context, continuation): the log-likelihood of the continuation, and whether it is greedy."""
         users: dict[tuple[int, ...], list[int]] = {}  # requests by input: the choices of an item often share it
         for number, (_text, context, continuation) in enumerate(requests):
-            if not 1 <= len(continuation) <= self.max_length:
+            if not continuation:
                 raise OctavoError(
-                    f"a continuation has {len(continuation):,} tokens, and the model scores 1 to {self.max_length:,}",
+                    "a continuation has no tokens, so there is nothing to score",
+                    "--unknown replace, if its characters were skipped, or a task without empty continuations",
+                )
+            if len(continuation) > self.max_length:
+                raise OctavoError(
+                    f"a continuation has {len(continuation):,} tokens; the model scores at most {self.max_length:,}",
                     "a model with a larger block_size, or a task with shorter continuations",
                 )
             ids = (context or [self._start]) + continuation
