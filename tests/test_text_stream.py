@@ -246,8 +246,15 @@ def test_bad_words_are_encoded_with_and_without_a_space_before_them() -> None:
     )
     assert encode_bad_words(CHARS, ["\n"]) == ((CHARS.encode("\n").item(),),)
     assert encode_bad_words(CHARS, ["Z"]) == ()  # it cannot be generated
+    assert encode_bad_words(BPE, "cat") == encode_bad_words(BPE, ["cat"])
     with pytest.raises(OctavoError, match="bad_words"):
         encode_bad_words(CHARS, [""])
+
+
+def test_a_bad_word_without_tokens_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = CHARS.encode
+    monkeypatch.setattr(CHARS, "encode", lambda text: encode(text.strip()))  # like a normalizer of tokenizer.json
+    assert encode_bad_words(CHARS, [" ", "a"]) == ((encode("a").item(),),)
 
 
 def test_generation_stops_at_the_last_token_that_is_needed() -> None:

@@ -33,7 +33,7 @@ def generate(
     include_stop_str_in_output: bool = False,
     ignore_eos: bool = False,
     min_tokens: int = 0,
-    bad_words: Sequence[str] = (),
+    bad_words: str | Sequence[str] = (),
     unknown: str = "error",
     special_tokens: bool = False,
     overflow: str = "slide",

@@ -35,7 +35,7 @@ class TextRequest:
     stop_token_ids: frozenset[int] = frozenset()  # the same for tokens, besides the tokenizer's eos token
     include_stop_str_in_output: bool = False  # a stop string or token is the end of the text, rather than left out
     ignore_eos: bool = False  # the eos token is a token like others
-    min_tokens: int = 0  # nothing ends the text before it has this many tokens
+    min_tokens: int = 0  # no stop string or token ends the text before it has this many tokens
     bad_words: tuple[tuple[int, ...], ...] = ()  # never generated; from `encode_bad_words`
     sampling: Sampling = field(default_factory=Sampling)
     overflow: str = "slide"
@@ -285,19 +285,20 @@ def text_streams(
     ]
 
 
-def encode_bad_words(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+def encode_bad_words(tokenizer: Tokenizer, words: str | Sequence[str]) -> tuple[tuple[int, ...], ...]:
     """The token ids of words that are not to be generated: each as it is, and with a space before it.
 
-    A word that the tokenizer cannot encode is left out. Other tokens can spell the same word, and are not excluded.
+    A word that has no tokens, or that the tokenizer cannot encode, is left out. Other tokens can spell the same word,
+    and are not excluded.
     """
     sequences = []
-    for word in words:
+    for word in (words,) if isinstance(words, str) else words:
         if not word:
             raise OctavoError("bad_words has an empty text", "texts of at least one character")
         for text in (word,) if word[0].isspace() else (word, f" {word}"):
             with contextlib.suppress(UnknownCharactersError):
                 sequences.append(tuple(int(id) for id in tokenizer.encode(text)))
-    return tuple(dict.fromkeys(sequences))
+    return tuple(dict.fromkeys(ids for ids in sequences if ids))
 
 
 def _locate(tokenizer: Tokenizer, tokens: Sequence[Token]) -> list[LocatedToken]:

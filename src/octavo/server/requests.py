@@ -153,7 +153,12 @@ class CompletionRequest(_Body):
     ] = []
     include_stop_str_in_output: bool = Field(False, description="keep the stop text or token as the end of the text")
     ignore_eos: bool = Field(False, description="generate on after the eos token")
-    min_tokens: int = Field(0, ge=0, le=Limits.max_tokens, description="nothing ends the text before")
+    min_tokens: int = Field(
+        0,
+        ge=0,
+        le=Limits.max_tokens,
+        description="no stop string or token ends the text before it has this many tokens",
+    )
     bad_words: Annotated[
         Annotated[list[StopString], ItemCount(0, Limits.bad_words)],
         Expected(f"a list of at most {Limits.bad_words} texts, each of 1 to {Limits.stop_characters} characters"),
