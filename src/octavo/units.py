@@ -4,7 +4,9 @@ import re
 
 
 def format_bytes(count: float) -> str:
-    """12 MB, or 3.4 GB: decimal units, as disks and memory bandwidth are sold."""
+    """120 kB, 12 MB, or 3.4 GB: decimal units, as disks and memory bandwidth are sold."""
+    if count < 1e6:
+        return f"{count / 1e3:,.0f} kB"
     return f"{count / 1e6:,.0f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"
 
 

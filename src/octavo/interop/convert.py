@@ -27,10 +27,10 @@ def convert(
 ) -> Conversion:
     """Write the model of a run in another program's format, one of `FORMATS`.
 
-    `out` is the file or folder to write; it must not exist. `precision` is that of the matrices: "fp32",
-    "fp16" or "int8"; the default is the format's first. With `accept_changes`, `run` may be a checkpoint in which
-    another program saved a model. Raises `OctavoError` if the format cannot express the model or
-    its tokenizer, if `out` exists, or if the package that the format needs is not installed.
+    `out` is the file or folder to write, in a folder that exists; it must not exist itself. `precision` is that of the
+    matrices: "fp32", "fp16" or "int8"; the default is the format's first. With `accept_changes`, `run` may be a
+    checkpoint in which another program saved a model. Raises `OctavoError` if the format cannot express the model or
+    its tokenizer, if `out` exists or its folder does not, or if the package that the format needs is not installed.
     """
     if to not in FORMATS:
         raise OctavoError(f"{to!r} is not a format that Octavo writes", f"one of {', '.join(FORMATS)}")
@@ -42,6 +42,8 @@ def convert(
         raise OctavoError(f"--to {to} needs the package {target.package}", f"pip install 'octavo[{to}]'")
     if out.exists() or out.is_symlink():
         raise OctavoError(f"{out} exists already", "a name that is not in use")
+    if not out.parent.is_dir():
+        raise OctavoError(f"{out} can't be written: there is no folder {out.parent}", "create it, or another folder")
     loaded = checkpoint.load(runs.find_checkpoint(run), accept_changes=True) if accept_changes else runs.load(run)
     notices = importlib.import_module(f"octavo.interop.{to}").write(loaded, out, precision)
     written = [out] if out.is_file() else [path for path in out.rglob("*") if path.is_file()]

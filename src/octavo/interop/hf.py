@@ -42,9 +42,11 @@ def _model_card(checkpoint: Checkpoint, name: str) -> str:
         "## Use",
         "```python\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'tokenizer, model = (each.from_pretrained("{name}") for each in (AutoTokenizer, AutoModelForCausalLM))\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n'
+        f'model = AutoModelForCausalLM.from_pretrained("{name}")\n'
         'inputs = tokenizer("The ", return_tensors="pt")\n'
-        f"print(tokenizer.decode(model.generate(**inputs, max_new_tokens={min(50, settings.block_size // 2)})[0]))\n"
+        f"ids = model.generate(**inputs, max_new_tokens={min(50, settings.block_size // 2)})\n"
+        "print(tokenizer.decode(ids[0]))\n"
         "```",
         "## Training",
         _describe_training(checkpoint),
