@@ -107,8 +107,9 @@ def test_invalid_settings_are_errors_with_a_hint(char_model: Path, options: dict
 
 
 def test_two_models_with_the_same_name_are_an_error(char_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(OctavoError, match="same name, 'small'"):
-        octavo.serve([char_model, tmp_path / "other" / "small"])
+    for other in (tmp_path / "other" / "small", "hf:small", "hf:owner/small"):
+        with pytest.raises(OctavoError, match="same name, 'small'"):
+            octavo.serve([char_model, other])
 
 
 # Keys

@@ -29,6 +29,7 @@ from octavo.checkpoint import Checkpoint
 from octavo.device import find_device
 from octavo.errors import OctavoError
 from octavo.generation.engine import Engine
+from octavo.interop import hub
 from octavo.runs import Run, RunLike
 from octavo.server.app import build_app
 from octavo.server.connection import Server
@@ -219,14 +220,18 @@ def listen(host: str, port: int, allow_remote: bool = True) -> socket.socket:
 
 
 def _name_models(requested: Sequence[RunLike]) -> Mapping[str, RunLike]:
-    """What to load, by model name: the name of the folder of the run, or of the checkpoint if it has no run."""
+    """What to load, by model name: the name of the folder of the run, or of the checkpoint if it has no run.
+
+    The name of `hf:OWNER/NAME` is NAME.
+    """
     names: dict[str, RunLike] = {}
     for run_like in requested:
         run = runs.find_run(run_like)
         if run is not None:
             name = run.folder.resolve().name
         else:
-            name = (run_like.folder if isinstance(run_like, (Run, Checkpoint)) else Path(run_like)).resolve().name
+            folder = run_like.folder if isinstance(run_like, (Run, Checkpoint)) else run_like
+            name = Path(str(folder).removeprefix(hub.PREFIX)).resolve().name
         if name in names:
             raise OctavoError(f"{names[name]} and {run_like} would have the same name, {name!r}", "two different names")
         names[name] = run_like

@@ -63,7 +63,6 @@ _NAMES = {  # what the field is called here
     "ban_eos_token": "ignore_eos",
     "do_sample": "temperature",  # 0: greedy
     "eos_token_id": "stop_token_ids",
-    "force_words": "allowed_token_ids",
     "input": "prompt",
     "inputs": "prompt",
     "max_completion_tokens": "max_tokens",
