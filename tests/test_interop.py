@@ -305,7 +305,7 @@ def test_the_model_card_says_what_the_run_recorded(run_folder: Path) -> None:
     assert card.data.license is None
     assert card.data.tags == ["gpt2", "octavo"]
     info, settings = octavo.load(run_folder).info, octavo.Run(run_folder).settings
-    for value in (f"{info['val_loss']:.4f}", f"{info['train_loss']:.4f}", f"{info['bits_per_byte']:.4f}"):
+    for value in (" kB |", f"{info['val_loss']:.4f}", f"{info['train_loss']:.4f}", f"{info['bits_per_byte']:.4f}"):
         assert value in text
     [toml] = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
     Path("card.toml").write_text(toml, encoding="utf-8")

@@ -60,9 +60,12 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
         help="evaluate on a task of lm-eval, such as hellaswag, or on a YAML file with one; may be repeated; needs "
         "octavo[eval]",
     )
-    verb.add_argument("--limit", type=integer, metavar="N", help="evaluate only N items of each task")
+    verb.add_argument("--limit", type=integer, metavar="N", help="with --task: evaluate only the first N items of each")
     verb.add_argument(
-        "--num-fewshot", type=integer, metavar="N", help="solved items before each item; default: the task's"
+        "--num-fewshot",
+        type=integer,
+        metavar="N",
+        help="with --task: solved items before each item; default: the task's",
     )
     add_unknown(verb)
     add_special_tokens(verb, "text")

@@ -22,7 +22,7 @@ class StopAwareDetokenizer:
         self._decoder = StreamDecoder(tokenizer, errors="ignore")
         self._stop, self._min_tokens, self._include_stop = list(stop), min_tokens, include_stop
         self._held = ""
-        self._early = 0  # characters of `_held` that are of the first `min_tokens` tokens
+        self._early = 0  # characters of `_held` that belong to the first `min_tokens` tokens
         self._count = 0  # tokens
         self.length = 0  # characters decoded, held ones included
         self.stop_string: str | None = None  # the one that was found; what follows it is not part of the text

@@ -74,7 +74,7 @@ class TextRequest:
 
     @property
     def reported_prompt_logprobs(self) -> int | None:
-        """Of how many most likely tokens the log-probability is reported at each token of the prompt."""
+        """How many top tokens are reported at each token of the prompt; None: no log-probabilities."""
         wanted = [self.prompt_logprobs, self.logprobs if self.echo else None]
         return None if self.prompt.is_empty else max((n for n in wanted if n is not None), default=None)
 

@@ -170,7 +170,7 @@ def build_app(
         return responses.Version(version=importlib.metadata.version("octavo"))
 
     @api.get("/health")
-    @api.get("/ping", include_in_schema=False)  # vLLM's name of it
+    @api.get("/ping", include_in_schema=False)  # vLLM's name for it
     async def health() -> responses.Status:
         """Whether the server runs."""
         return responses.Status(status="ok")

@@ -1,8 +1,8 @@
-"""Fields that other servers and clients know and this API has not: the accepted ones, and advice on the others.
+"""Fields of other servers and clients that this API does not have: the accepted ones, and advice on the others.
 
-Ignoring a field that would change the text would give a client another text than it asked for. So an unknown field is
-an error, unless it changes neither the text nor the response: at any value (`HARMLESS`), or at the value that switches
-it off (`OFF`).
+If a field that changes the text were ignored, a client would get another text than it asked for. So an unknown field
+is an error, unless it changes neither the text nor the response: at any value (`HARMLESS`), or at the value that
+switches it off (`OFF`).
 """
 
 import difflib

@@ -41,7 +41,7 @@ def check_given(given: Mapping[str, Any], fixed: Mapping[str, Any], owner: str) 
         if name in fixed and value not in (fixed[name], _AUTOMATIC.get(name, fixed[name])):
             raise OctavoError(
                 f"{name} is {fixed[name]!r} in {owner} and can't be {value!r}",
-                f"leave out --{name.replace('_', '-')}",
+                f"leave out --{name.replace('_', '-')}, or {name} in the --config file",
             )
 
 

@@ -1,7 +1,7 @@
-"""A checkpoint as a model of lm-eval. Its log-likelihoods and texts are those of lm-eval's own model `hf`.
+"""A checkpoint as a model of lm-eval. Its log-likelihoods and texts equal those of lm-eval's own model `hf`.
 
-This is so also where a text is longer than the context. Without a context, the model sees the token that a text starts
-after.
+They do so for texts that are longer than the context too. Without a context, the model sees the token that a text
+starts after.
 
 Axis letters: `B` sequences in a batch, `T` positions, `C` width, `N` tokens whose log-likelihood is computed, `V`
 vocabulary.
@@ -88,7 +88,7 @@ class OctavoModel(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: object
     ) -> list[tuple[float, bool]]:
         """For each (text, context, continuation): the log-likelihood of the continuation, and whether it is greedy."""
-        users: dict[tuple[int, ...], list[int]] = {}  # requests by input: the choices of an item often share it
+        numbers_of: dict[tuple[int, ...], list[int]] = {}  # requests by input: the choices of an item often share it
         for number, (_text, context, continuation) in enumerate(requests):
             if not continuation:
                 raise OctavoError(
@@ -102,14 +102,14 @@ class OctavoModel(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
                 )
             ids = (context or [self._start]) + continuation
             self.truncated += len(ids) > self.max_length + 1
-            users.setdefault(tuple(ids[-self.max_length - 1 : -1]), []).append(number)
+            numbers_of.setdefault(tuple(ids[-self.max_length - 1 : -1]), []).append(number)
         self.inputs += len(requests)
         results = [(0.0, False)] * len(requests)
         device = self.model.lm_head.weight.device
         budget = default_tokens_per_batch(device, self.model.settings.vocab_size)
         with tqdm(total=len(requests), desc="scoring", unit=" texts", disable=disable_tqdm or None) as progress:
-            for batch in _batches(sorted(users, key=len, reverse=True), budget):
-                numbers = [users[ids] for ids in batch]
+            for batch in _batches(sorted(numbers_of, key=len, reverse=True), budget):
+                numbers = [numbers_of[ids] for ids in batch]
                 continuations = [[requests[number][2] for number in each] for each in numbers]
                 scores = _score(self.model, batch, continuations)
                 for number, score in zip([number for each in numbers for number in each], scores, strict=True):
