@@ -76,8 +76,12 @@ class Memory:
     peak: int
 
 
-def memory(settings: Settings, device: str, precision: str, micro_batch: int, program: int = 0) -> Memory:
+def memory(
+    settings: Settings, device: str, precision: str, micro_batch: int, program: int = 0, processes: int = 1
+) -> Memory:
     """What training uses on a device of type "cpu", "cuda" or "mps", with `micro_batch` sequences at once.
+
+    Of several processes that divide the batch, what each uses; they exchange their gradients in one more tensor.
 
     The peak is at the start of a backward, with all activations and three tensors the size of the logits: the loss's
     log-probabilities, their gradient, and the gradient of the logits. If activations are small, the peak is in the
@@ -95,10 +99,11 @@ def memory(settings: Settings, device: str, precision: str, micro_batch: int, pr
     optimizer = 8 * P - 4 * matrices * muon  # AdamW keeps two float32 numbers per parameter, Muon one
     # Muon: the update itself, and four tensors of a Newton-Schulz iteration, its input and three matmul results.
     workspace = matrices * (4 + 4 * (2 if precision == "bf16" else 4)) * muon
-    if rows < settings.batch_size:  # gradient accumulation
-        transient = gradients + max(activations + logits, workspace)
+    after_backward = max(workspace, 4 * P * (processes > 1))
+    if rows < settings.batch_size // processes:  # gradient accumulation
+        transient = gradients + max(activations + logits, after_backward)
     else:
-        transient = max(activations + logits, gradients + workspace)
+        transient = max(activations + logits, gradients + after_backward)
     fragmentation = int(_FRAGMENTATION * (activations + workspace)) if device == "cpu" else 0
     # The matrices once more: they are transposed for Hugging Face's layout.
     checkpoint = 4 * P + optimizer + 4 * matrices if device != "cuda" else 0

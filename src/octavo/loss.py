@@ -5,6 +5,7 @@ Nothing here draws random numbers or changes weights. The training loop, the eva
 Axis letters: `B` sequences in a batch, `T` positions, `V` vocabulary.
 """
 
+import itertools
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo import kernels
+from octavo.distributed import ALONE, World
 from octavo.model import GPT
 
 
@@ -34,12 +36,19 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum")
 
 
-def split_loss(model: GPT, tokens: TokenSequence, block_size: int, tokens_per_batch: int | None = None) -> float:
+def split_loss(
+    model: GPT,
+    tokens: TokenSequence,
+    block_size: int,
+    tokens_per_batch: int | None = None,
+    world: World = ALONE,
+) -> float:
     """Mean loss in nats per token over all of `tokens`, in consecutive sequences of `block_size`.
 
     Each token except the first is predicted exactly once, from the tokens before it in its sequence. Computed in
     float32 whatever the training precision, so the same weights give the same loss on every device, up to rounding.
-    `tokens_per_batch` changes speed and memory only; by default it is chosen for the model's device.
+    `tokens_per_batch` changes speed and memory only; by default it is chosen for the model's device. The batches are
+    divided among the processes of `world`.
     """
     was_training = model.training
     model.eval()
@@ -47,10 +56,12 @@ def split_loss(model: GPT, tokens: TokenSequence, block_size: int, tokens_per_ba
     total = torch.zeros((), dtype=torch.float64, device=device)
     tokens_per_batch = tokens_per_batch or default_tokens_per_batch(device, model.settings.vocab_size)
     with torch.inference_mode(), kernels.fast_path(device):
-        for batch in sequence_batches(tokens, block_size, tokens_per_batch):
+        batches = sequence_batches(tokens, block_size, tokens_per_batch)
+        for batch in itertools.islice(batches, world.rank, None, world.size):
             ids = torch.from_numpy(batch).to(device)  # (B, T + 1)
             total += next_token_loss(model(ids[:, :-1]), ids[:, 1:])
     model.train(was_training)
+    world.sum([total])
     return total.item() / (len(tokens) - 1)
 
 

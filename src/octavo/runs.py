@@ -143,7 +143,7 @@ class Run:
         Checkpoints are removed before log lines, so that after a crash the logs still have every line up to the newest
         checkpoint.
         """
-        folder = self._step_folder(step)
+        folder = self.checkpoint_folder(step)
         if is_best and self.best != folder:
             files.write_atomic(self.folder / "best", folder.name + "\n")
         if self.last != folder:
@@ -259,7 +259,7 @@ class Run:
         state is one of the log-spaced ones.
         """
         self.require_folder()
-        folder = self._step_folder(step)
+        folder = self.checkpoint_folder(step)
         for kind in LOGS:  # first, so that after a power loss no line is missing before the step of a checkpoint
             files.flush(self._jsonl(kind))
         checkpoint.save(folder, model, tokenizer, settings, info, trainer)
@@ -290,7 +290,8 @@ class Run:
                 else:
                     files.remove_folder(folder)
 
-    def _step_folder(self, step: int) -> Path:
+    def checkpoint_folder(self, step: int) -> Path:
+        """The folder of the checkpoint of a step, whether or not it exists."""
         return self.folder / "checkpoints" / f"step-{step:06d}"
 
     def _jsonl(self, kind: str) -> Path:

@@ -2,7 +2,7 @@
 
 Each epoch cuts the text into sequences of `block_size` tokens, starting at a random offset, and visits them in a random
 order without replacement. Offset and order are computed by hashing (seed, epoch). So nothing is stored that grows with
-the corpus, a resumed run uses the same tokens, and several processes could divide the same batch among them.
+the corpus, a resumed run uses the same tokens, and several processes divide the same batch among them.
 
 Axis letters: `B` sequences in a batch, `T` positions in a sequence.
 """
@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from octavo.data.shards import Shards
+from octavo.distributed import ALONE, World
 from octavo.errors import OctavoError
 from octavo.settings import Settings
 
@@ -46,9 +47,12 @@ class Sampler:
             starts[rows] = offset + sequence.astype(np.int64) * self.block_size
         return starts
 
-    def batch(self, step: int) -> np.ndarray:
-        """The batch of a step, int64 (B, T + 1): inputs are all but the last column, targets all but the first."""
-        return self._tokens.sequences(self.starts(step), self.block_size + 1)
+    def batch(self, step: int, rows: slice = slice(None)) -> np.ndarray:
+        """The batch of a step, int64 (B, T + 1): inputs are all but the last column, targets all but the first.
+
+        With `rows`, only these rows of it.
+        """
+        return self._tokens.sequences(self.starts(step)[rows], self.block_size + 1)
 
 
 class BatchOfStep(Protocol):
@@ -57,8 +61,8 @@ class BatchOfStep(Protocol):
     def __call__(self, step: int, skipped: int = 0) -> np.ndarray: ...
 
 
-def batches(tokens: Shards, settings: Settings) -> BatchOfStep:
-    """The batches of a run.
+def batches(tokens: Shards, settings: Settings, world: World = ALONE) -> BatchOfStep:
+    """The batches of a run; of several processes, each gets its rows of them.
 
     The first `curriculum_fraction` of the steps use N times as many sequences of block_size / N tokens, where N is
     `curriculum_splits`: attention is cheaper, and the gradient averages over more contexts (Li et al., "Curriculum
@@ -71,7 +75,7 @@ def batches(tokens: Shards, settings: Settings) -> BatchOfStep:
 
     def batch_of_step(step: int, skipped: int = 0) -> np.ndarray:
         sampler = short if step < settings.curriculum_fraction * settings.max_steps else full
-        return sampler.batch(step + skipped)
+        return sampler.batch(step + skipped, world.rows(sampler.batch_size))
 
     return batch_of_step
 

@@ -4,6 +4,7 @@ import functools
 import math
 
 from octavo.data.dataset import Dataset
+from octavo.distributed import ALONE, World
 from octavo.evaluation import count_bytes
 from octavo.loss import split_loss
 from octavo.model import GPT
@@ -19,8 +20,8 @@ def evaluation_tokens(val_tokens: int) -> int:
 class Evaluator:
     """Evaluates a model on the whole validation split and on the start of the training split."""
 
-    def __init__(self, model: GPT, settings: Settings, data: Dataset) -> None:
-        self.model, self.settings = model, settings
+    def __init__(self, model: GPT, settings: Settings, data: Dataset, world: World = ALONE) -> None:
+        self.model, self.settings, self.world = model, settings, world
         self.val = data.tokens["val"]
         self.tokens_per_evaluation = evaluation_tokens(len(self.val))
         self.train = data.tokens["train"][: self.tokens_per_evaluation - len(self.val)]
@@ -36,7 +37,8 @@ class Evaluator:
 
     def evaluate(self, step: int) -> Evaluated:
         train_loss, val_loss = (
-            split_loss(self.model, split, self.settings.block_size) for split in (self.train, self.val)
+            split_loss(self.model, split, self.settings.block_size, world=self.world)
+            for split in (self.train, self.val)
         )
         is_best = val_loss < self.best_val_loss
         self.evaluations_since_best = 0 if is_best else self.evaluations_since_best + 1

@@ -4,6 +4,7 @@
 times (`clock`) and everything that is written (`recorder`) have modules of their own.
 """
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from torch import Tensor
 from octavo import runs
 from octavo.data.sampler import BatchOfStep, batches
 from octavo.device import find_device, resident_memory
+from octavo.distributed import ALONE, LostProcessError, World
 from octavo.errors import DivergenceError
 from octavo.runs import Run, RunLike
 from octavo.settings import Settings
@@ -25,11 +27,12 @@ from octavo.training.clock import Clock
 from octavo.training.divergence import DivergencePolicy
 from octavo.training.evaluator import Evaluator
 from octavo.training.event import Event, Finished, Notice, Step
+from octavo.training.follower import Follower
 from octavo.training.interrupt import interruptible
 from octavo.training.plan import Plan, plan
 from octavo.training.recorder import Recorder
 from octavo.training.run_estimate import describe_start
-from octavo.training.setup import set_up
+from octavo.training.setup import check_same_setup, set_up
 from octavo.training.step import Trainer
 
 
@@ -60,33 +63,50 @@ def train(
 
 
 def events(
-    plan: Plan, *, should_stop: Callable[[], bool] = lambda: False, estimate_after: float = 2.0
+    plan: Plan,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+    estimate_after: float = 2.0,
+    world: World = ALONE,
 ) -> Iterator[Event]:
     """Carry out a plan and yield what happens; the last event is `Finished`.
 
     `should_stop` is called after every step. Once it returns true, the run ends with a checkpoint. `TimeEstimate` comes
     after `estimate_after` seconds of steps. No run folder is created before the text is read and the model built.
+
+    Several processes that train together each call this with the same plan and their `world`. All yield the events;
+    only the first of them writes, and it alone yields `Sampled` and `Saved`.
     """
     clock = Clock(estimate_after)
     loggers.check_installed(plan.settings)
     memory_before = resident_memory(find_device(plan.settings.device))
-    setup = yield from set_up(plan)
+    with world.one_by_one():
+        setup = yield from set_up(plan)
+    check_same_setup(setup, world)
     settings, runtime = setup.settings, setup.runtime
-    batch_of_step = batches(setup.data.tokens["train"], settings)
-    trainer = Trainer(setup.model.to(runtime.device), settings, runtime)
-    run = setup.run or Run.create(settings, setup.data.name, plan.out, plan.name)
-    with run.lock(), CheckpointWriter() as writer:
-        evaluator, policy = Evaluator(trainer.model, settings, setup.data), DivergencePolicy(trainer)
-        recorder = Recorder(run, setup.data, trainer, evaluator, policy, clock, writer)
-        if setup.resumed_from is None:
-            run.start_again(settings)  # after an earlier process in this folder, killed before its first checkpoint
-        else:
+    batch_of_step = batches(setup.data.tokens["train"], settings, world)
+    trainer = Trainer(setup.model.to(runtime.device), settings, runtime, world)
+    run = setup.run
+    if run is None and world.is_first:
+        run = Run.create(settings, setup.data.name, plan.out, plan.name)
+    run = Run(world.of_first(run and str(run.folder)))
+    with run.lock() if world.is_first else contextlib.nullcontext(), CheckpointWriter() as writer:
+        evaluator, policy = Evaluator(trainer.model, settings, setup.data, world), DivergencePolicy(trainer)
+        recorder_class = Recorder if world.is_first else Follower
+        recorder = recorder_class(run, setup.data, trainer, evaluator, policy, clock, writer)
+        if setup.resumed_from is not None:
             recorder.restore(setup.resumed_from)
+        elif world.is_first:
+            run.start_again(settings)  # after an earlier process in this folder, killed before its first checkpoint
         started, warnings = describe_start(plan, setup, run, trainer, memory_before)
         notices = [*runtime.notices, *setup.notices, *warnings]
         run_steps = partial(_run_steps, trainer, evaluator, policy, recorder, clock, batch_of_step, should_stop)
         steps = _run_with_rollbacks(run_steps, policy, recorder)
-        yield from loggers.tee(itertools.chain([started], map(Notice, notices), steps), settings.loggers)
+        names = settings.loggers if world.is_first else []
+        try:
+            yield from loggers.tee(itertools.chain([started], map(Notice, notices), steps), names)
+        except LostProcessError as error:
+            raise LostProcessError(f"step {trainer.step + 1}: {error.message}", error.hint) from error
 
 
 def _run_with_rollbacks(
@@ -98,6 +118,7 @@ def _run_with_rollbacks(
             yield from run_steps()
         except DivergenceError as error:
             yield from recorder.take_saved(wait=True)
+            recorder.trainer.world.gather(None)  # the checkpoint is on disk
             yield from map(Notice, policy.take_notices())
             if not policy.can_roll_back or not recorder.run.resumable:
                 raise policy.final_error(error, recorder.last_checkpoint) from None
@@ -135,7 +156,7 @@ def _run_steps(
         yield from map(Notice, trainer.take_notices() + policy.take_notices())
         recorder.write_resumption()  # once, and only in a resumed run
         yield from recorder.take_saved()
-        if should_stop():
+        if trainer.world.any(should_stop()):
             finish_reason = "stopped"
         due = _actions_due(trainer.step, settings, log_spaced_steps, is_stopped=finish_reason == "stopped")
         if not due:
@@ -152,6 +173,7 @@ def _run_steps(
             if time_estimate is not None:
                 yield time_estimate
             if "evaluate" in due:
+                trainer.check_replicas()
                 evaluated = evaluator.evaluate(trainer.step)
                 recorder.require_finite("the validation loss", evaluated.val_loss)
                 recorder.require_finite("the training loss", evaluated.train_loss)
@@ -162,7 +184,7 @@ def _run_steps(
                     due.add("save_checkpoint")
             recorder.write_metrics(metrics)
         if "sample" in due:  # before the checkpoint, so that a resumed run has every sample up to its step
-            yield recorder.write_sample()
+            yield from recorder.write_sample()
         if "save_checkpoint" in due:
             is_last = finish_reason != "done" or trainer.step == settings.max_steps
             yield from recorder.save_checkpoint(is_required=is_last)

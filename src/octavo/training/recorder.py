@@ -68,7 +68,7 @@ class Recorder:
         step, earlier = resumed_from.values.step, resumed_from.values.divergence
         self.trainer.model.load_state_dict(loaded.model.state_dict())
         self._restore(resumed_from)
-        self.run.rewind(step, resumed_from.is_best)
+        self._rewind(resumed_from)
         self._unwritten.clear()  # lines of later steps
         self.policy.roll_back(error, step, earlier)
         self.clock.roll_back()
@@ -81,7 +81,7 @@ class Recorder:
         change the run.
         """
         if self._resumed_from is not None:
-            self.run.rewind(self._resumed_from.values.step, self._resumed_from.is_best)
+            self._rewind(self._resumed_from)
             self.run.write_settings(self.trainer.settings)
         self._resumed_from = None
 
@@ -96,7 +96,7 @@ class Recorder:
         losses = _losses(evaluated) if evaluated else {}
         self._write_line("metrics", dataclasses.asdict(step) | losses)
 
-    def write_sample(self) -> Sampled:
+    def write_sample(self) -> Iterator[Sampled]:
         """Generate a few lines. The seed is the run's plus the step, so a resumed run generates the same."""
         step, settings = self.trainer.step, self.trainer.settings
         self.trainer.model.eval()
@@ -109,7 +109,7 @@ class Recorder:
         )
         text = "".join(TextStream(request, self.data.tokenizer).start(engine))
         self._write_line("samples", {"step": step, "text": text})
-        return Sampled(step, text)
+        yield Sampled(step, text)
 
     def save_checkpoint(self, is_required: bool) -> Iterator[Saved | Notice]:
         """Save a checkpoint from which training can resume. Raises `DivergenceError` if the loss is not finite.
@@ -185,6 +185,10 @@ class Recorder:
         self.evaluator.best_val_loss = math.inf if values.best_val_loss is None else values.best_val_loss
         self.evaluator.evaluations_since_best = values.evaluations_since_best
         self.evaluator.newest_evaluation = values.newest_evaluation
+
+    def _rewind(self, point: ResumePoint) -> None:
+        """Remove what the run has after a checkpoint."""
+        self.run.rewind(point.values.step, point.is_best)
 
     def _write_line(self, kind: str, line: dict[str, Any]) -> None:
         """Append a line. If the disk fails, keep it, and write it with the next one."""

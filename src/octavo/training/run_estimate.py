@@ -157,7 +157,7 @@ def describe_start(
     `memory_before` is what the process used before the model was built. Only the free memory is measured.
     """
     settings, runtime, data = setup.settings, setup.runtime, setup.data
-    memory = estimate_memory(settings, runtime, trainer.micro_batch, memory_before)
+    memory = estimate_memory(settings, runtime, trainer.micro_batch, memory_before, trainer.world.size)
     tokens = data.info["tokens"]
     started = Started(
         run=run.folder,
@@ -180,11 +180,13 @@ def describe_start(
     return started, run_warnings(settings, runtime, memory, data, new_model=plan.init is None, out=run.folder)
 
 
-def estimate_memory(settings: Settings, runtime: Runtime, micro_batch: int, program_bytes: int | None) -> Memory:
+def estimate_memory(
+    settings: Settings, runtime: Runtime, micro_batch: int, program_bytes: int | None, processes: int = 1
+) -> Memory:
     """The peak memory of training here. `program_bytes` is what the process used before the model was built."""
     counts_program = runtime.device.type != "cuda"  # a GPU's peak counts tensors only
     program_bytes = (program_bytes or _PROGRAM_BYTES) + _LIBRARY_BYTES if counts_program else 0
-    return estimate.memory(settings, runtime.device.type, runtime.precision, micro_batch, program_bytes)
+    return estimate.memory(settings, runtime.device.type, runtime.precision, micro_batch, program_bytes, processes)
 
 
 def run_warnings(

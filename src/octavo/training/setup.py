@@ -9,6 +9,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import torch
 
 from octavo import checkpoint, estimate, runs
@@ -17,6 +18,7 @@ from octavo.data.dataset import Dataset, is_prepared
 from octavo.data.prepare import prepare_dataset, reopen_dataset
 from octavo.data.progress import PreparationProgress, preparation
 from octavo.device import Runtime, check_model_fits, find_device, has_device, resolve_runtime
+from octavo.distributed import World
 from octavo.errors import OctavoError
 from octavo.model import GPT
 from octavo.runs import Run
@@ -82,6 +84,28 @@ def prepare_data(plan: Plan, tokenizer: Tokenizer | None = None) -> Generator[Pr
     if is_prepared(plan.settings.source):
         check_given(plan.given, settings_of_dataset(data), f"the prepared folder {plan.settings.source}")
     return data
+
+
+def check_same_setup(setup: TrainingSetup, world: World) -> None:
+    """Raise `OctavoError` if processes that would train together have started with different things."""
+    if world.size == 1:
+        return
+    settings = setup.settings
+    if settings.precision == "fp16":
+        raise OctavoError("several processes can't train in fp16", "--precision bf16 or --precision fp32")
+    values = {
+        "the text and its tokens": setup.data.fingerprint,
+        "the checkpoint": setup.resumed_from and setup.resumed_from.values.step,
+        "the settings": msgspec.to_builtins(dataclasses.replace(settings, source="", device="")),
+    }
+    all_values = world.gather(values)
+    for name in values:
+        different = [rank for rank, value in enumerate(all_values) if value[name] != all_values[0][name]]
+        if different:
+            raise OctavoError(
+                f"process {different[0]} of {world.size} has not the same as process 0: {name}",
+                "the same command, text and folder for all",
+            )
 
 
 def resolve_vocab_size(settings: Settings, data: Dataset) -> Settings:

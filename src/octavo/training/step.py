@@ -4,6 +4,7 @@ The axis letters: `B` sequences in a batch, `T` positions in a sequence, `V` voc
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import math
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from torch import Tensor
 from octavo import estimate, kernels
 from octavo.checkpoint import TrainerState
 from octavo.device import Runtime, is_out_of_memory
+from octavo.distributed import ALONE, World
 from octavo.errors import MachineError
 from octavo.loss import next_token_loss
 from octavo.model import GPT
@@ -27,13 +29,14 @@ from octavo.training.schedule import learning_rate
 class Trainer:
     """A model with its optimizers and gradient scaler; `update` trains it on one batch."""
 
-    def __init__(self, model: GPT, settings: Settings, runtime: Runtime) -> None:
+    def __init__(self, model: GPT, settings: Settings, runtime: Runtime, world: World = ALONE) -> None:
         if runtime.device.type == "cpu":
             kernels.keep_freed_memory()
-        self.model, self.settings, self.runtime = model, settings, runtime
+        self.model, self.settings, self.runtime, self.world = model, settings, runtime, world
         self.optimizers = optimizers.build_optimizers(model, settings, runtime.precision)
         self.scaler = runtime.grad_scaler()
-        self.micro_batch = settings.micro_batch or auto_micro_batch(settings, runtime)
+        part = dataclasses.replace(settings, batch_size=settings.batch_size // world.size)
+        self.micro_batch = settings.micro_batch or min(world.gather(auto_micro_batch(part, runtime)))
         self.step = 0  # updates so far
         self.learning_rate_scale = 1.0  # below 1 after a rollback
         self.notices: list[str] = []  # fallbacks of updates, until `take_notices`
@@ -50,7 +53,8 @@ class Trainer:
     def update(self, batch: np.ndarray) -> tuple[Tensor, Tensor]:
         """Make one update from ids (B, T + 1). Return the batch's mean loss and the gradient norm before clipping.
 
-        Both are still on the device, which may be computing them.
+        Of several processes, each passes its rows of the batch, and all return the same. Both numbers are still on the
+        device, which may be computing them.
         """
         loss, grad_norm = self.compute_gradients(batch), self.clip_gradients()
         self.apply_gradients(grad_norm)
@@ -60,8 +64,14 @@ class Trainer:
     def compute_gradients(self, batch: np.ndarray) -> Tensor:
         """First part of an update: compute the gradients of the batch's mean loss, and return the loss.
 
-        If memory runs out, start again with half the micro-batch; the batch size does not change.
+        If memory runs out, start again with half the micro-batch; the batch size does not change. Several processes
+        compute the gradients of their rows, then exchange the sums.
         """
+        loss = self._compute_own_gradients(batch)
+        self.world.sum([loss, *(p.grad for p in self.model.parameters() if p.grad is not None)])
+        return loss
+
+    def _compute_own_gradients(self, batch: np.ndarray) -> Tensor:
         self.model.train()
         if self.bf16_weights:
             self.bf16_weights.refresh()
@@ -125,6 +135,20 @@ class Trainer:
         notices, self.notices = self.notices, []
         return notices
 
+    def check_replicas(self) -> None:
+        """Compare the weights with those of the other processes. Raises `MachineError` if they differ.
+
+        All make the same updates, but two processors of different kinds may round differently.
+        """
+        checksum = sum(int(p.detach().view(torch.int32).sum(dtype=torch.int64)) for p in self.model.parameters())
+        checksums = self.world.gather(checksum)
+        different = [str(rank) for rank, value in enumerate(checksums) if value != checksums[0]]
+        if different:
+            raise MachineError(
+                f"after step {self.step} the weights of process {', '.join(different)} are not those of process 0",
+                "machines of one kind, with the same version of PyTorch",
+            )
+
     def state(self) -> TrainerState:
         """What `restore` needs to resume bit for bit."""
         values = {
@@ -153,8 +177,12 @@ class Trainer:
             self.micro_batch = state.values["micro_batch"]  # that of another kind of device does not apply
 
     def _accumulate_gradients(self, batch: np.ndarray) -> Tensor:
-        """Gradient accumulation: one backward per micro-batch. Returns the batch's mean loss."""
+        """Gradient accumulation: one backward per micro-batch. Returns the batch's mean loss.
+
+        Of several processes, the sum of what they return is the mean loss, and the same holds for the gradients.
+        """
         T = batch.shape[1] - 1
+        rows_before, rows_of_all = self.world.rank * len(batch), self.world.size * len(batch)
         rows = self.micro_batch * (self.settings.block_size // T)
         # Sequences shorter than block_size start at a random position, a different one in each step, so that every row
         # of the position table is trained.
@@ -164,9 +192,9 @@ class Trainer:
             ids = self.runtime.move(torch.from_numpy(batch[first : first + rows]))
             if self.settings.dropout or self.settings.attention_dropout:
                 # PyTorch's dropout takes no generator, so each micro-batch seeds the global one.
-                torch.manual_seed(_hash(self.settings.seed, self.step, first))
+                torch.manual_seed(_hash(self.settings.seed, self.step, rows_before + first))
             with self.runtime.autocast() if self.bf16_weights is None else contextlib.nullcontext():
-                loss = self._forward(ids, start) / (len(batch) * T)
+                loss = self._forward(ids, start) / (rows_of_all * T)
             self.scaler.scale(loss).backward()
             if self.bf16_weights:
                 self.bf16_weights.accumulate_master_gradients()

@@ -1,0 +1,255 @@
+"""Several processes that train one model together, and what they exchange.
+
+A launcher starts the processes and gives each its rank: `octavo train --processes N`, torchrun, or what runs torchrun
+on a cluster. `join` connects them. One process alone is `ALONE`, which imports nothing and exchanges nothing. This is
+the only module that imports `torch.distributed`, besides the launcher, `octavo.launch`.
+
+Values go through the store as JSON, never as pickled objects: any process on the network could send a pickle.
+"""
+
+import contextlib
+import datetime
+import json
+import math
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo.errors import MachineError, OctavoError
+
+STORE = "OCTAVO_STORE"  # set by `octavo.launch`: the file in which the processes of one machine find each other
+_ANSWER_SECONDS = 3.0  # how long a process may take to show that it is alive
+
+
+class LostProcessError(MachineError):
+    """A process of the group has died, hangs, or can't be reached."""
+
+
+class World:
+    """The processes that train together, as one of them sees them."""
+
+    rank, size, local_rank = 0, 1, 0  # `local_rank` is the rank among the processes on the same machine
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes, samples and prints."""
+        return self.rank == 0
+
+    def rows(self, count: int) -> slice:
+        """This process's part of `count` rows. Raises `OctavoError` if they can't be divided evenly."""
+        check_divisible(count, self.size)
+        part = count // self.size
+        return slice(self.rank * part, (self.rank + 1) * part)
+
+    def sum(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its sum over all processes, in one exchange. All have the same type."""
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is true in any process."""
+        return flag
+
+    def of_first(self, value: Any) -> Any:
+        """The value that the first process has. It must be JSON."""
+        return value
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of each process, in the order of their ranks. It must be JSON."""
+        return [value]
+
+    def is_first_to_say(self, message: str) -> bool:
+        """Whether no other process has said this: an error that all processes meet is printed once."""
+        return True
+
+    @contextlib.contextmanager
+    def one_by_one(self) -> Iterator[None]:
+        """On each machine one process runs the block first, then all others: they find its files."""
+        yield
+
+    def leave(self) -> None:
+        """Wait until every process has called this, then end the connections."""
+
+
+ALONE = World()
+
+
+def check_divisible(batch_size: int, processes: int) -> None:
+    """Raise `OctavoError` if the sequences of a batch can't be divided evenly among processes."""
+    if batch_size % processes:
+        raise OctavoError(
+            f"{batch_size} sequences can't be divided evenly among {processes} processes",
+            f"--batch-size {max(1, batch_size // processes) * processes}",
+        )
+
+
+class _Group(World):
+    """Several processes, connected by `torch.distributed`."""
+
+    def __init__(self, rank: int, size: int, local_rank: int, store: Any, timeout: float) -> None:
+        self.rank, self.size, self.local_rank = rank, size, local_rank
+        self._store, self._timeout, self._exchanges = store, timeout, 0
+        self.hosts = self.gather(f"process {rank} of {size} (pid {os.getpid()} on {socket.gethostname()})")
+
+    def sum(self, tensors: Sequence[Tensor]) -> None:
+        import torch.distributed as dist
+
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        with self._translate_errors():
+            dist.all_reduce(flat)
+        parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+        torch._foreach_copy_(list(tensors), [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)])
+
+    def any(self, flag: bool) -> bool:
+        import torch.distributed as dist
+
+        value = torch.tensor([int(flag)])
+        with self._translate_errors():
+            dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        return bool(value)
+
+    def of_first(self, value: Any) -> Any:
+        key = self._next_key()
+        with self._translate_errors():
+            if self.is_first:
+                self._store.set(key, json.dumps(value))
+            return json.loads(self._wait_for(key, self._timeout))
+
+    def gather(self, value: Any) -> list[Any]:
+        key = self._next_key()
+        with self._translate_errors():
+            self._store.set(f"{key}/{self.rank}", json.dumps(value))
+            return [json.loads(self._wait_for(f"{key}/{rank}", self._timeout)) for rank in range(self.size)]
+
+    def is_first_to_say(self, message: str) -> bool:
+        with contextlib.suppress(RuntimeError):
+            return bool(self._store.add(f"said/{message}", 1) == 1)
+        return True  # the store is gone with the process that had it
+
+    @contextlib.contextmanager
+    def one_by_one(self) -> Iterator[None]:
+        key = f"{self._next_key()}/{socket.gethostname()}"
+        if self.local_rank:
+            with self._translate_errors():
+                self._wait_for(key, math.inf)  # a text may take hours to prepare
+        yield
+        if not self.local_rank:
+            self._store.set(key, "")
+
+    def leave(self) -> None:
+        import torch.distributed as dist
+
+        self.gather(None)
+        dist.destroy_process_group()
+
+    def _find_silent(self) -> list[int]:
+        """The ranks of the processes that do not answer. All that are alive call this when an exchange has failed."""
+        key, deadline = "alive", time.monotonic() + _ANSWER_SECONDS
+        silent = [rank for rank in range(self.size) if rank != self.rank]
+        self._store.set(f"{key}/{self.rank}", "")
+        while silent and time.monotonic() < deadline:
+            silent = [rank for rank in silent if not self._store.check([f"{key}/{rank}"])]
+            time.sleep(0.05)
+        return silent
+
+    def _wait_for(self, key: str, seconds: float) -> bytes:
+        """The value of a key, once a process has set it. Raises `TimeoutError` after `seconds`.
+
+        The store's own `get` waits in C++, where a process does not notice the signal with which a launcher ends it.
+        """
+        deadline = time.monotonic() + seconds
+        while not self._store.check([key]):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"timed out after {seconds:g} s")
+            time.sleep(0.01)
+        value: bytes = self._store.get(key)
+        return value
+
+    def _next_key(self) -> str:
+        """The name of an exchange. All processes make the same exchanges in the same order."""
+        self._exchanges += 1
+        return f"exchange/{self._exchanges}"
+
+    @contextlib.contextmanager
+    def _translate_errors(self) -> Iterator[None]:
+        """Raise `LostProcessError`, which names the processes that do not answer, if an exchange fails."""
+        start = time.monotonic()
+        try:
+            yield
+        except (RuntimeError, TimeoutError) as error:  # torch.distributed's own errors too
+            names = []
+            with contextlib.suppress(RuntimeError):
+                names = [self.hosts[rank] for rank in self._find_silent()]
+            reason = str(error).strip().splitlines()[0]
+            seconds = time.monotonic() - start
+            waited = f" for {self._timeout:g} s" if seconds > self._timeout else ""
+            message = f"no answer from {', '.join(names)}{waited}" if names else f"an exchange has failed: {reason}"
+            # `octavo.launch` starts the processes again.
+            hint = None if STORE in os.environ else "--resume RUN, which continues from the last checkpoint"
+            raise LostProcessError(message, hint) from error
+
+
+_joined: list[World] = []
+
+
+def is_launched() -> bool:
+    """Whether a launcher has started this process, with or without others."""
+    return "WORLD_SIZE" in os.environ
+
+
+def join(timeout: float = 600.0) -> World:
+    """Connect to the other processes that a launcher has started. `ALONE` if it has started no others.
+
+    `timeout`: the seconds after which a process that does not answer counts as lost. Raises `OctavoError` if the
+    launcher's variables are incomplete.
+    """
+    if _joined:
+        return _joined[0]
+    size = _variable("WORLD_SIZE", 1)
+    if size == 1:
+        return ALONE
+    import torch.distributed as dist
+
+    rank, local_rank = _variable("RANK"), _variable("LOCAL_RANK")
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank % torch.cuda.device_count())
+        backend = "cpu:gloo,cuda:nccl"
+    restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
+    if restarts != "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # PyTorch 2.13: after a restart the processes would read the addresses of those that have died.
+        raise OctavoError(
+            f"torchrun could not restart a process that dies (--max-restarts={restarts})",
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's environment",
+        )
+    limit = datetime.timedelta(seconds=timeout)
+    path = os.environ.get(STORE)
+    try:
+        # Without a file, the processes find each other by the address in MASTER_ADDR and MASTER_PORT.
+        file_store = dist.FileStore(path, size) if path else None  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=file_store, rank=rank, world_size=size, timeout=limit)
+        store = dist.distributed_c10d._get_default_store()  # with a prefix for the group
+    except (RuntimeError, ValueError) as error:
+        raise LostProcessError(
+            f"process {rank} of {size} can't reach the others: {str(error).strip().splitlines()[0]}",
+            "check that all processes run and that the network lets them connect",
+        ) from error
+    store.set_timeout(limit)
+    _joined.append(_Group(rank, size, local_rank, store, timeout))
+    return _joined[0]
+
+
+def _variable(name: str, default: int | None = None) -> int:
+    """A whole number in the environment. Raises `OctavoError` without it."""
+    value = os.environ.get(name, default)
+    try:
+        return int(str(value))
+    except ValueError:
+        problem = f"is {value!r}" if value is not None else "is not set"
+        raise OctavoError(
+            f"the environment variable {name} {problem}, and WORLD_SIZE is {os.environ.get('WORLD_SIZE')}",
+            "octavo train --processes N, or torchrun, which set it",
+        ) from None

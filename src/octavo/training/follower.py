@@ -1,0 +1,30 @@
+"""The recorder of a process that trains together with others and is not the first of them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from octavo.checkpoint import TrainerState
+from octavo.training.event import Notice, Sampled, Saved
+from octavo.training.recorder import Recorder
+from octavo.training.setup import ResumePoint
+
+
+class Follower(Recorder):
+    """Takes the same decisions as the recorder of the first process, from the same numbers, and writes nothing."""
+
+    def write_resumption(self) -> None:
+        pass
+
+    def write_sample(self) -> Iterator[Sampled]:
+        yield from ()
+
+    def _rewind(self, point: ResumePoint) -> None:
+        pass
+
+    def _write_line(self, kind: str, line: dict[str, Any]) -> None:
+        pass
+
+    def _save(self, state: TrainerState | None, is_best: bool, is_required: bool) -> Iterator[Saved | Notice]:
+        if state is not None:
+            self.last_checkpoint = self.run.checkpoint_folder(self.trainer.step)
+        yield from ()
