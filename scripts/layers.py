@@ -15,7 +15,12 @@ LAYERS: list[dict[str, str]] = [
     {"octavo.__main__": "python -m octavo"},
     {"octavo.cli": "one file per command"},
     {"octavo": "public names, loaded lazily"},
-    {"octavo.server": "HTTP API and page", "octavo.terminal": "draws events", "octavo.benchmark": "octavo bench"},
+    {
+        "octavo.server": "HTTP API and page",
+        "octavo.terminal": "draws events",
+        "octavo.launch": "starts processes",
+        "octavo.benchmark": "octavo bench",
+    },
     {"octavo.training": "plan, loop, step, optimizers"},
     {"octavo.lens": "views of a trained model"},
     {
@@ -31,7 +36,11 @@ LAYERS: list[dict[str, str]] = [
         "octavo.data": "text to token shards",
     },
     {"octavo.interop.nanogpt": "nanoGPT's ckpt.pt", "octavo.interop.hub": "models of the hub"},
-    {"octavo.checkpoint": "checkpoint folders", "octavo.device": "device, precision"},
+    {
+        "octavo.checkpoint": "checkpoint folders",
+        "octavo.device": "device, precision",
+        "octavo.distributed": "several processes",
+    },
     {"octavo.interop.huggingface": "GPT-2 folders", "octavo.interop.meta_pkl": "nanoGPT's characters"},
     {"octavo.weights": "tensors in files"},
     {"octavo.model": "GPT-2", "octavo.tokenizers": "text to ids", "octavo.kernels": "fast CPU paths"},

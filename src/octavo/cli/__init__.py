@@ -54,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.simplefilter("always", OctavoWarning)
             warnings.showwarning = lambda message, *details: print_notice(str(message))
             try:
-                arguments = parse(list(sys.argv[1:] if argv is None else argv))
+                arguments = parse(words := list(sys.argv[1:] if argv is None else argv))
+                arguments.argv = words
                 return int(arguments.handler(arguments) or 0)
             finally:
                 sys.stdout.flush()  # so that a closed pipe is noticed here, not at exit

@@ -1,13 +1,20 @@
 """`octavo train`: train a GPT on a text."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import signal
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from octavo.cli.parser import RUN_HELP, add_preset, add_settings, add_verb, explicit_settings, finish_verb
+from octavo.errors import OctavoError
 from octavo.settings import NANOGPT_NAMES, SECTIONS, Settings, expand_home
+
+if TYPE_CHECKING:
+    from octavo.distributed import World
+    from octavo.training import Finished, Plan
 
 
 def add_parser(verbs: Any, defaults: Settings) -> None:
@@ -32,10 +39,21 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
     verb.add_argument("--name", help="the name of the run; default: the name of the corpus and the next free number")
     verb.add_argument("--resume", type=expand_home, metavar="RUN", help="resume a run")
     verb.add_argument(
+        "--continue", dest="continue_run", action="store_true", help="resume the run of --name or --out if it exists"
+    )
+    verb.add_argument(
         "--init",
         type=expand_home,
         metavar="RUN",
         help=f"initialize the weights from {RUN_HELP}; selects the preset finetune",
+    )
+    group = verb.add_argument_group("several processes")
+    group.add_argument("--processes", type=int, default=1, metavar="N", help="train in N processes on this machine (1)")
+    group.add_argument(
+        "--restarts", type=int, default=3, metavar="N", help="start again at most N times if a process dies (3)"
+    )
+    group.add_argument(
+        "--timeout", type=float, default=600.0, metavar="SECONDS", help="after which a process counts as lost (600)"
     )
     for title, section in SECTIONS.items():
         add_settings(verb.add_argument_group(f"{title} settings"), section, defaults)
@@ -43,8 +61,7 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from octavo import training
-    from octavo.terminal import Progress
+    from octavo import distributed, training
 
     plan = training.plan(
         arguments.source,
@@ -54,16 +71,57 @@ def run(arguments: argparse.Namespace) -> int:
         init=arguments.init,
         out=arguments.out,
         name=arguments.name,
+        continue_run=arguments.continue_run,
         **explicit_settings(arguments),
     )
-    progress = Progress(sys.stderr if arguments.json else sys.stdout)
-    with training.interruptible() as should_stop, progress:
-        for event in training.events(plan, should_stop=should_stop):
-            progress.show(event)
-    finished = progress.finished
-    assert finished is not None
-    if arguments.json:
+    if arguments.processes != 1 and not distributed.is_launched():
+        return _launch(arguments, plan)
+    world = distributed.join(arguments.timeout)
+    try:
+        finished, stop_signal = _train(plan, world, sys.stderr if arguments.json else sys.stdout)
+        world.leave()
+    except OctavoError as error:
+        if world.is_first_to_say(error.message):
+            raise
+        return error.exit_code
+    if arguments.json and world.is_first:
         values = dataclasses.asdict(finished) | {"run": str(finished.run), "checkpoint": str(finished.checkpoint)}
         del values["reason"]  # the exit code says whether the run was stopped
         print(json.dumps(values))
-    return 128 + should_stop.signal if finished.reason == "stopped" and should_stop.signal else 0
+    return 128 + stop_signal if finished.reason == "stopped" and stop_signal else 0
+
+
+def _train(plan: "Plan", world: "World", stream: TextIO) -> "tuple[Finished, int | None]":
+    """Train and show the progress. Returns the end of the run, and the signal that stopped it if there was one."""
+    from octavo import launch, training
+    from octavo.terminal import Progress
+
+    progress = Progress(stream)
+    # Of several processes one says that it stops. A launcher ends them with SIGTERM also if another one has died.
+    announced = {} if world.size == 1 else {"announced": [signal.SIGINT] if world.is_first else []}
+    with training.interruptible(**announced) as should_stop, progress if world.is_first else contextlib.nullcontext():
+        for event in training.events(plan, should_stop=should_stop, world=world):
+            match event:
+                case training.Started():
+                    launch.record_run(event.run)
+                case training.Finished():
+                    finished = event
+            if world.is_first:
+                progress.show(event)
+    signals = [number for number in world.gather(should_stop.signal) if number is not None]
+    return finished, signals[0] if signals else None
+
+
+def _launch(arguments: argparse.Namespace, plan: "Plan") -> int:
+    """Start the processes that train."""
+    from octavo import distributed, launch
+
+    if arguments.processes < 1:
+        raise OctavoError(f"--processes {arguments.processes} is not a number of processes", "--processes 2")
+    if sys.platform == "win32":
+        raise OctavoError("several processes can't train together on Windows", "leave out --processes")
+    distributed.check_divisible(plan.settings.batch_size, arguments.processes)
+    after_restart = arguments.argv
+    if not plan.resume:
+        after_restart = ["train", "--timeout", str(arguments.timeout), *["--json"] * arguments.json, "--resume"]
+    return launch.launch(arguments.argv, after_restart, arguments.processes, arguments.restarts)

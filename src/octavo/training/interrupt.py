@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 # A terminal and a wrapper such as make may both send the signal of one Ctrl-C. A second one within this many seconds
@@ -23,8 +23,9 @@ class Stop:
     being handled would deadlock.
     """
 
-    def __init__(self, previous: Mapping[int, Any] | None = None) -> None:
+    def __init__(self, previous: Mapping[int, Any] | None = None, announced: Collection[int] = _SIGNALS) -> None:
         self.previous = previous or {}  # the handlers of the signals before
+        self.announced = announced  # for these signals a message says that training will stop
         self.signal: int | None = None
         self.has_stepped = False
         self._requested_at = 0.0  # of the monotonic clock
@@ -48,6 +49,8 @@ class Stop:
                 raise KeyboardInterrupt
             return
         self.signal, self._requested_at = number, time.monotonic()
+        if number not in self.announced:
+            return
         with contextlib.suppress(OSError):  # not print: a stream is not reentrant
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, _MESSAGE)
 
@@ -56,14 +59,14 @@ _MESSAGE = b"\nsaving a checkpoint after this step, then stopping (Ctrl-C again 
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[Stop]:
+def interruptible(announced: Collection[int] = _SIGNALS) -> Iterator[Stop]:
     """Handle SIGINT, SIGTERM and SIGHUP, and yield the `should_stop` of `events`, which is true after one of them.
 
     A signal that is ignored when the process starts (nohup) stays ignored. Only the main thread can handle
-    signals; in another one, `should_stop` always returns false.
+    signals; in another one, `should_stop` always returns false. A message follows the signals of `announced`.
     """
     previous = {number: signal.getsignal(number) for number in _SIGNALS}
-    stop = Stop(previous)
+    stop = Stop(previous, announced)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return

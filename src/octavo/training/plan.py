@@ -37,14 +37,24 @@ def plan(
     init: RunLike | None = None,
     out: str | Path | None = None,
     name: str | None = None,
+    continue_run: bool = False,
     **settings: Any,
 ) -> Plan:
     """Resolve settings from a preset, a TOML file and keywords, or from the run that is resumed.
+
+    With `continue_run`, the run `out` or `name` is resumed if it exists, with its own preset, config and init, and
+    created otherwise: the same command may be given again and again.
 
     Raises `OctavoError` for an unknown setting or value, and for a setting that cannot change when a run is resumed.
     """
     if source is not None:
         settings["source"] = str(source)
+    if continue_run:
+        if out is None and name is None:
+            raise OctavoError("to continue a run or else create it, its name must be known", "--name or --out")
+        existing = find_run(Path("runs", str(name)) if out is None else out)
+        if existing is not None:
+            return plan(resume=existing, **settings)
     if resume is not None:
         if preset is not None or config is not None or init is not None:
             raise OctavoError(

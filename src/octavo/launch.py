@@ -1,0 +1,100 @@
+"""Start several training processes on this machine, and start them again if one dies. The engine is TorchElastic.
+
+Each attempt is one round of TorchElastic with files for the rendezvous and the store, so nothing listens on the network
+but the connections between the processes, on the loopback interface. Its own restarts are not used: after one, the
+processes of PyTorch 2.13 read the addresses of those that have died.
+"""
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from octavo.distributed import STORE
+from octavo.errors import MachineError, OctavoError
+
+_RUN = "OCTAVO_LAUNCHED_RUN"  # the file in which the first process writes the folder of its run
+
+
+def record_run(folder: Path) -> None:
+    """Let the process that has launched this one know which run to resume after a restart."""
+    if path := os.environ.get(_RUN):
+        Path(path).write_text(os.path.abspath(folder), encoding="utf-8")
+
+
+def launch(arguments: Sequence[str], after_restart: Sequence[str], processes: int, restarts: int) -> int:
+    """Run `octavo` with these arguments in several processes, and return the exit code.
+
+    If a process is killed or crashes, all are started again, at most `restarts` times. Once there is a run, they then
+    get the arguments `after_restart`, and its folder if these end with `--resume`. Raises `MachineError` if a process
+    has died too often.
+    """
+    run, lost = None, ""
+    for attempt in range(restarts + 1):
+        with tempfile.TemporaryDirectory(prefix="octavo-launch-") as folder:
+            outcome = _run_once(arguments, processes, Path(folder))
+            if isinstance(outcome, int):
+                return outcome
+            lost = outcome
+            recorded = Path(folder, "run")
+            run = recorded.read_text(encoding="utf-8") if recorded.exists() else run
+        if attempt == restarts:
+            break
+        if run is not None:
+            arguments = [*after_restart, run] if after_restart[-1] == "--resume" else after_restart
+        print(f"{lost}; restart {attempt + 1} of {restarts}", file=sys.stderr, flush=True)
+    hint = f"--resume {run}" if run is not None else "the same command again"
+    raise MachineError(f"{lost}; it was restarted {restarts} times" if restarts else lost, hint)
+
+
+def _run_once(arguments: Sequence[str], processes: int, folder: Path) -> int | str:
+    """Run the processes until all have ended or one has failed. Returns the exit code, or which one was killed."""
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # what they say is said below
+    environment = {
+        STORE: str(folder / "store"),
+        _RUN: str(folder / "run"),
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # or TorchElastic starts a server on all interfaces
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes)),
+    }
+    if sys.platform == "linux":
+        environment["GLOO_SOCKET_IFNAME"] = "lo"
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id="octavo",
+        rdzv_backend="c10d",
+        rdzv_endpoint=str(folder / "rendezvous"),
+        rdzv_configs={"store_type": "file"},
+        local_addr="127.0.0.1",
+        max_restarts=0,
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder / "logs")),
+    )
+    before = dict(os.environ)
+    os.environ.update(environment)  # the processes inherit it
+    try:
+        elastic_launch(config, sys.executable)("-m", "octavo", *arguments)
+    except SignalException as error:
+        return 128 + error.sigval
+    except ChildFailedError as error:
+        codes = [failure.exitcode for failure in error.failures.values()]
+        if OctavoError.exit_code in codes:  # the user's mistake: a restart would meet it again
+            return OctavoError.exit_code
+        for rank, failure in sorted(error.failures.items(), key=lambda item: item[1].timestamp):
+            if failure.exitcode < 0:
+                name = signal.Signals(-failure.exitcode).name
+                return f"process {rank} of {processes} (pid {failure.pid}) was ended by {name}"
+        return max(codes)  # stopped by a signal, or an error that a process has reported
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return 0
