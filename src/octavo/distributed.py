@@ -61,8 +61,8 @@ class World:
         """The value of each process, in the order of their ranks. It must be JSON."""
         return [value]
 
-    def is_first_to_say(self, message: str) -> bool:
-        """Whether no other process has said this: an error that all processes meet is printed once."""
+    def is_first_error(self) -> bool:
+        """Whether no other process has asked this: the first error is the cause of the others, and it alone is shown."""
         return True
 
     @contextlib.contextmanager
@@ -124,9 +124,9 @@ class _Group(World):
             self._store.set(f"{key}/{self.rank}", json.dumps(value))
             return [json.loads(self._wait_for(f"{key}/{rank}", self._timeout)) for rank in range(self.size)]
 
-    def is_first_to_say(self, message: str) -> bool:
+    def is_first_error(self) -> bool:
         with contextlib.suppress(RuntimeError):
-            return bool(self._store.add(f"said/{message}", 1) == 1)
+            return bool(self._store.add("errors", 1) == 1)
         return True  # the store is gone with the process that had it
 
     @contextlib.contextmanager
@@ -143,6 +143,13 @@ class _Group(World):
         import torch.distributed as dist
 
         self.gather(None)
+        key = self._next_key()
+        if not self.is_first:
+            self._store.set(f"{key}/{self.rank}", "")
+        else:  # the store may be in this process, and the others still read from it
+            with contextlib.suppress(TimeoutError):
+                for rank in range(1, self.size):
+                    self._wait_for(f"{key}/{rank}", _ANSWER_SECONDS)
         dist.destroy_process_group()
 
     def _find_silent(self) -> list[int]:

@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
         finished, stop_signal = _train(plan, world, sys.stderr if arguments.json else sys.stdout)
         world.leave()
     except OctavoError as error:
-        if world.is_first_to_say(error.message):
+        if world.is_first_error():
             raise
         return error.exit_code
     if arguments.json and world.is_first:
