@@ -62,7 +62,7 @@ class World:
         return [value]
 
     def is_first_error(self) -> bool:
-        """Whether no other process has asked this: the first error is the cause of the others, and it alone is shown."""
+        """Whether no other process has asked this. The first error causes the others, and it alone is shown."""
         return True
 
     @contextlib.contextmanager
