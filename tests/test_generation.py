@@ -215,6 +215,27 @@ def test_an_empty_prompt_starts_after_end_of_text_or_a_line_break() -> None:
         assert octavo.generate(small_checkpoint(tokenizer), max_new_tokens=5)[0].token_ids
 
 
+def test_a_token_that_the_model_has_never_seen_does_not_end_a_text() -> None:
+    """A model of one text has never seen `<|endoftext|>`, but its weights give it some probability."""
+    tokenizer = tokenizers.build("char", "abcdefg \n")
+    reasons = {
+        is_trained: {
+            sample.finish_reason
+            for sample in octavo.generate(
+                small_checkpoint(choose_start(tokenizer, trained_on_end_of_text=is_trained)),
+                "a",
+                max_new_tokens=20,
+                num_samples=20,
+                temperature=1,
+                top_k=0,
+            )
+        }
+        for is_trained in (True, False)
+    }
+    assert "end_of_text" in reasons[True]
+    assert reasons[False] == {"length"}
+
+
 def test_a_prompt_longer_than_the_context_is_truncated_with_a_notice() -> None:
     model = small_checkpoint(CHARS)
     notices: list[str] = []

@@ -1,6 +1,7 @@
 """Models that `octavo convert` wrote, loaded by the programs they are for: same ids, same probabilities."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import pickle
@@ -27,6 +28,7 @@ from lenses import LINE, random_checkpoint
 from octavo.checkpoint import Checkpoint
 from octavo.errors import MachineError, OctavoError
 from octavo.interop.formats import FORMATS
+from octavo.tokenizers import choose_start
 
 LLAMA_KINDS = ("char", "byte", "bpe:400", "bpe:257")  # bpe:257 has no merges
 KINDS = (*LLAMA_KINDS, "word:400")
@@ -36,8 +38,12 @@ TEXT = f"{LINE} I'll  go;\n\n 1234 they've   --- x=1\t{LINE[::-1]} we'd \n"
 
 
 def model_of(folder: Path, kind: str, bias: bool = True, **options: Any) -> Checkpoint:
-    """A model whose probabilities differ enough that rounding changes no choice."""
-    return random_checkpoint(folder, kind, text=TEXT * 20, bias=bias, **{"std": 0.1} | SHAPE | options)
+    """A model whose probabilities differ enough that rounding changes no choice.
+
+    It counts as trained on several documents, so that texts may end with the end-of-text token.
+    """
+    model = random_checkpoint(folder, kind, text=TEXT * 20, bias=bias, **{"std": 0.1} | SHAPE | options)
+    return dataclasses.replace(model, tokenizer=choose_start(model.tokenizer, trained_on_end_of_text=True))
 
 
 def log_probabilities(model: Checkpoint, ids: list[int]) -> np.ndarray:

@@ -118,15 +118,17 @@ def apply_penalties(
 def exclude_tokens(logits: Tensor, allowed: Tensor | None, excluded_ids: Collection[int]) -> Tensor:
     """Logits (B, V) that are -inf for tokens that are not in `allowed`, and for `excluded_ids`."""
     V = logits.size(-1)
-    kept = torch.full((V,), allowed is None)
+    excluded = [id for id in excluded_ids if 0 <= id < V]
     if allowed is not None:
-        kept[allowed] = True
-    kept[[id for id in excluded_ids if 0 <= id < V]] = False
-    if not kept.any():
+        is_excluded = torch.ones(V, dtype=torch.bool)
+        is_excluded[allowed] = False
+        is_excluded[excluded] = True
+        excluded = is_excluded.nonzero().flatten().tolist()
+    if len(set(excluded)) == V:
         raise NoTokenLeftError(
             "no token is left to sample", "more allowed_token_ids, fewer bad_words, or a smaller min_tokens"
         )
-    return logits.masked_fill(~kept, -torch.inf)
+    return logits.index_fill(-1, torch.tensor(excluded, dtype=torch.int64), -torch.inf)
 
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:

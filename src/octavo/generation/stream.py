@@ -233,7 +233,7 @@ class TextStream:
             stop_ids=stop_ids - final_ids,
             final_ids=final_ids,
             min_tokens=request.min_tokens,
-            bad_words=request.bad_words,
+            bad_words=(*request.bad_words, *((id,) for id in self._tokenizer.untrained_ids)),
             cache_scope=request.cache_scope,
         )
 

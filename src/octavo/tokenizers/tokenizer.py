@@ -96,6 +96,14 @@ class Tokenizer:
         token = self.roles.get(role)
         return self._ids.get(token) if isinstance(token, str) else None
 
+    @property
+    def untrained_ids(self) -> list[int]:
+        """The ids that no text of the model's training had: that of the eos token if texts begin otherwise.
+
+        Random weights give them some probability, and sampling one would end a text anywhere.
+        """
+        return [] if self.start_of_text is None or self.end_of_text is None else [self.end_of_text]
+
     def _find_beginning(self) -> int | None:
         if self.start_of_text is None:
             return self.role_id("bos_token")
