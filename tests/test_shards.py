@@ -399,7 +399,7 @@ def test_a_disk_with_too_little_space_is_reported_before_anything_is_written(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     message = error_of(lambda: prepare(source, tmp_path / "out")).message
     assert str(tmp_path) in message
-    assert "0 MB free" in message
+    assert "1 kB free" in message
     assert list(tmp_path.iterdir()) == [source]
 
 
