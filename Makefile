@@ -10,7 +10,7 @@ test:             ## the whole test suite
 	@scripts/install test
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-coverage:         ## the test suite with branch coverage, which must be 90%; takes half as long again
+coverage:         ## the test suite with branch coverage, which must be 90%
 	@scripts/install test
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term-missing
 

@@ -46,11 +46,8 @@ def write_model(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:
 def write_description(folder: Path, settings: ModelSettings, tokenizer: Tokenizer) -> None:
     """Write the tokenizer, config.json and generation_config.json."""
     tokenizer.save(folder, max_length=settings.block_size)
-    sampling: dict[str, Any] = {
-        "do_sample": True,
-        "temperature": 0.8,
-        "top_k": 200,
-    }  # a `max_length` would make `generate` warn
+    # A `max_length` would make `generate` warn.
+    sampling: dict[str, Any] = {"do_sample": True, "temperature": 0.8, "top_k": 200}
     if tokenizer.untrained_ids:
         sampling["suppress_tokens"] = tokenizer.untrained_ids
     for name, content in (
