@@ -61,6 +61,10 @@ class World:
         """The value of each process, in the order of their ranks. It must be JSON."""
         return [value]
 
+    def barrier(self) -> None:
+        """Wait until every process has called this."""
+        self.gather(None)
+
     def is_first_error(self) -> bool:
         """Whether no other process has asked this. The first error causes the others, and it alone is shown."""
         return True
@@ -142,7 +146,7 @@ class _Group(World):
     def leave(self) -> None:
         import torch.distributed as dist
 
-        self.gather(None)
+        self.barrier()
         key = self._next_key()
         if not self.is_first:
             self._store.set(f"{key}/{self.rank}", "")

@@ -32,26 +32,29 @@ def launch(arguments: Sequence[str], after_restart: Sequence[str], processes: in
     get the arguments `after_restart`, and its folder if these end with `--resume`. Raises `MachineError` if a process
     has died too often.
     """
-    run, lost = None, ""
+    run = None
     for attempt in range(restarts + 1):
         with tempfile.TemporaryDirectory(prefix="octavo-launch-") as folder:
-            outcome = _run_once(arguments, processes, Path(folder))
-            if isinstance(outcome, int):
-                return outcome
-            lost = outcome
+            try:
+                return _run_once(arguments, processes, Path(folder))
+            except _KilledError as error:
+                killed = error.message
             recorded = Path(folder, "run")
             run = recorded.read_text(encoding="utf-8") if recorded.exists() else run
-        if attempt == restarts:
-            break
-        if run is not None:
+        if attempt < restarts:
+            print(f"{killed}; restart {attempt + 1} of {restarts}", file=sys.stderr, flush=True)
+        if run:
             arguments = [*after_restart, run] if after_restart[-1] == "--resume" else after_restart
-        print(f"{lost}; restart {attempt + 1} of {restarts}", file=sys.stderr, flush=True)
-    hint = f"--resume {run}" if run is not None else "the same command again"
-    raise MachineError(f"{lost}; it was restarted {restarts} times" if restarts else lost, hint)
+    hint = f"--resume {run}" if run else "the same command again"
+    raise MachineError(f"{killed}; it was restarted {restarts} times" if restarts else killed, hint)
 
 
-def _run_once(arguments: Sequence[str], processes: int, folder: Path) -> int | str:
-    """Run the processes until all have ended or one has failed. Returns the exit code, or which one was killed."""
+class _KilledError(MachineError):
+    """A process was killed, or crashed."""
+
+
+def _run_once(arguments: Sequence[str], processes: int, folder: Path) -> int:
+    """Run the processes until all have ended or one has failed, and return the exit code. Raises `_KilledError`."""
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -89,11 +92,13 @@ def _run_once(arguments: Sequence[str], processes: int, folder: Path) -> int | s
         codes = [failure.exitcode for failure in error.failures.values()]
         if OctavoError.exit_code in codes:  # the user's mistake: a restart would meet it again
             return OctavoError.exit_code
-        for rank, failure in sorted(error.failures.items(), key=lambda item: item[1].timestamp):
-            if failure.exitcode < 0:
+        for rank, failure in error.failures.items():
+            # TorchElastic sends SIGTERM to the others when one has failed.
+            if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
                 name = signal.Signals(-failure.exitcode).name
-                return f"process {rank} of {processes} (pid {failure.pid}) was ended by {name}"
-        return max(codes)  # stopped by a signal, or an error that a process has reported
+                raise _KilledError(f"process {rank} of {processes} (pid {failure.pid}) was ended by {name}") from None
+        # An error that a process has reported, or 128 + N if a signal stopped them.
+        return min((code for code in codes if code > 0), default=128 + signal.SIGTERM)
     finally:
         os.environ.clear()
         os.environ.update(before)

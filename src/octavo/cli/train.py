@@ -98,11 +98,11 @@ def _train(plan: "Plan", world: "World", stream: TextIO) -> "tuple[Finished, int
 
     progress = Progress(stream)
     # Of several processes one says that it stops. A launcher ends them with SIGTERM also if another one has died.
-    announced = {} if world.size == 1 else {"announced": [signal.SIGINT] if world.is_first else []}
-    with training.interruptible(**announced) as should_stop, progress if world.is_first else contextlib.nullcontext():
+    announced = None if world.size == 1 else [signal.SIGINT] if world.is_first else []
+    with training.interruptible(announced) as should_stop, progress if world.is_first else contextlib.nullcontext():
         for event in training.events(plan, should_stop=should_stop, world=world):
             match event:
-                case training.Started():
+                case training.Started() if world.is_first:
                     launch.record_run(event.run)
                 case training.Finished():
                     finished = event

@@ -23,9 +23,9 @@ class Stop:
     being handled would deadlock.
     """
 
-    def __init__(self, previous: Mapping[int, Any] | None = None, announced: Collection[int] = _SIGNALS) -> None:
+    def __init__(self, previous: Mapping[int, Any] | None = None, announced: Collection[int] | None = None) -> None:
         self.previous = previous or {}  # the handlers of the signals before
-        self.announced = announced  # for these signals a message says that training will stop
+        self.announced = _SIGNALS if announced is None else announced  # a message says that training will stop
         self.signal: int | None = None
         self.has_stepped = False
         self._requested_at = 0.0  # of the monotonic clock
@@ -59,11 +59,12 @@ _MESSAGE = b"\nsaving a checkpoint after this step, then stopping (Ctrl-C again 
 
 
 @contextlib.contextmanager
-def interruptible(announced: Collection[int] = _SIGNALS) -> Iterator[Stop]:
+def interruptible(announced: Collection[int] | None = None) -> Iterator[Stop]:
     """Handle SIGINT, SIGTERM and SIGHUP, and yield the `should_stop` of `events`, which is true after one of them.
 
     A signal that is ignored when the process starts (nohup) stays ignored. Only the main thread can handle
-    signals; in another one, `should_stop` always returns false. A message follows the signals of `announced`.
+    signals; in another one, `should_stop` always returns false. A message follows the signals of `announced`, or
+    all if it is None.
     """
     previous = {number: signal.getsignal(number) for number in _SIGNALS}
     stop = Stop(previous, announced)

@@ -118,7 +118,7 @@ def _run_with_rollbacks(
             yield from run_steps()
         except DivergenceError as error:
             yield from recorder.take_saved(wait=True)
-            recorder.trainer.world.gather(None)  # the checkpoint is on disk
+            recorder.trainer.world.barrier()  # the checkpoint is on disk
             yield from map(Notice, policy.take_notices())
             if not policy.can_roll_back or not recorder.run.resumable:
                 raise policy.final_error(error, recorder.last_checkpoint) from None

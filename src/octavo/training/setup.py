@@ -103,7 +103,7 @@ def check_same_setup(setup: TrainingSetup, world: World) -> None:
         different = [rank for rank, value in enumerate(all_values) if value[name] != all_values[0][name]]
         if different:
             raise OctavoError(
-                f"process {different[0]} of {world.size} has not the same as process 0: {name}",
+                f"process {different[0]} of {world.size} differs from process 0 in {name}",
                 "the same command, text and folder for all",
             )
 
