@@ -15,7 +15,7 @@ from octavo.errors import OctavoError
 from octavo.model import GPT
 from octavo.settings import Settings, resolve
 from octavo.training import optimizers, schedule
-from octavo.training.step import Trainer
+from octavo.training.step import Trainer, norm
 from small_runs import RECIPE, SMALL
 
 CPU = Runtime(torch.device("cpu"))
@@ -71,6 +71,16 @@ def test_gradients_are_clipped_to_grad_clip() -> None:
         assert norm.item() > 0.1
     assert norms[0] > 0.1
     assert norms[1] == pytest.approx(0.1, rel=1e-3)
+
+
+def test_the_gradient_norm_is_exact_and_does_not_depend_on_how_rows_are_divided() -> None:
+    generator = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(shape, generator=generator) for shape in ((5000, 96), (65, 96), (96, 384), (96,), (3,))]
+    exact = math.sqrt(sum(gradient.double().square().sum().item() for gradient in gradients))
+    assert norm(gradients).item() == pytest.approx(exact, rel=1e-7)
+    for parts in (2, 3, 8, 64):
+        divided = [each for gradient in gradients for each in gradient.chunk(parts)]
+        assert norm(divided).float() == norm(gradients).float()
 
 
 def test_only_matrices_have_weight_decay() -> None:

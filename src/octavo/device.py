@@ -200,6 +200,11 @@ def resident_memory(device: torch.device) -> int | None:
     return None
 
 
+def accumulation_dtype(device: torch.device) -> torch.dtype:
+    """The type to add up many numbers in: float64, or float32 on MPS, which has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether the error is a failed allocation. On a CPU PyTorch raises a plain RuntimeError, known by its message."""
     message = str(error)

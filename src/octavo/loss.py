@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo import kernels
+from octavo.device import accumulation_dtype
 from octavo.distributed import ALONE, World
 from octavo.model import GPT
 
@@ -53,7 +54,7 @@ def split_loss(
     was_training = model.training
     model.eval()
     device = model.lm_head.weight.device
-    total = torch.zeros((), dtype=torch.float64, device=device)
+    total = torch.zeros((), dtype=accumulation_dtype(device), device=device)
     tokens_per_batch = tokens_per_batch or default_tokens_per_batch(device, model.settings.vocab_size)
     with torch.inference_mode(), kernels.fast_path(device):
         batches = sequence_batches(tokens, block_size, tokens_per_batch)
