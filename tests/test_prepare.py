@@ -81,13 +81,6 @@ def test_ids_have_16_bits_unless_the_vocabulary_needs_more(tmp_path: Path, chara
     assert decode(open_dataset(tmp_path / "out")) == text
 
 
-def test_tokens_are_memory_mapped_read_only(source: Path, tmp_path: Path) -> None:
-    ids = prepare(source, tmp_path / "out").tokens["train"].shards[0].memory_map()
-    assert isinstance(ids, np.memmap)
-    with pytest.raises(ValueError, match="read-only"):
-        ids[0] = 0
-
-
 def test_dataset_json_describes_the_text_the_split_and_the_files(source: Path, tmp_path: Path) -> None:
     data = prepare(source, tmp_path / "out", tokenizer="word:300", val_fraction=0.25)
     info = json.loads((tmp_path / "out" / "dataset.json").read_text(encoding="utf-8"))

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -103,6 +104,29 @@ def test_batches_do_not_depend_on_the_number_of_shards(
     many, one = (Sampler(each, block_size, 5, seed=3) for each in (shards, one_shard))
     for step in range(60):
         assert many.batch(step).tolist() == one.batch(step).tolist()
+
+
+def test_a_shard_that_is_removed_or_shortened_while_it_is_in_use_is_named(tmp_path: Path) -> None:
+    np.save(tmp_path / "0.npy", np.arange(1000).astype(np.uint16))
+    shards = Shards([open_npy(tmp_path / "0.npy")])
+    assert shards[990:].tolist() == list(range(990, 1000))
+    os.truncate(tmp_path / "0.npy", 1000)
+    for act in (lambda: shards[990:], lambda: shards.sequences(np.array([0, 990]), 5)):
+        assert "0.npy was removed or changed" in error_of(act).message
+    other = Shards(shards.shards)
+    (tmp_path / "0.npy").unlink()
+    assert "0.npy was removed or changed" in error_of(lambda: other[:5]).message
+
+
+def test_more_shards_than_files_may_be_open_are_read_by_several_threads(tmp_path: Path) -> None:
+    np.save(tmp_path / "0.npy", np.arange(10).astype(np.uint16))
+    shards = Shards([open_npy(tmp_path / "0.npy")] * 1000)
+    starts = np.random.default_rng(0).permutation(9990)
+    with ThreadPoolExecutor(4) as threads:
+        for rows in threads.map(lambda _: shards.sequences(starts, 7), range(4)):
+            assert (rows == (starts[:, None] + np.arange(7)) % 10).all()
+    if os.path.exists("/dev/fd"):
+        assert len(os.listdir("/dev/fd")) < 300
 
 
 @pytest.mark.parametrize("spec", ["char", "byte", "word:300", "bpe:300"])

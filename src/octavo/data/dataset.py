@@ -37,7 +37,7 @@ class Dataset:
     folder: Path
     tokenizer: Tokenizer
     info: dict[str, Any]  # dataset.json
-    tokens: dict[str, Shards] = field(repr=False)  # the ids of each split, "train" and "val", memory-mapped
+    tokens: dict[str, Shards] = field(repr=False)  # the ids of each split, "train" and "val", on disk
 
     @property
     def name(self) -> str:

@@ -1,11 +1,15 @@
 """Token files read as one sequence of ids: `train-00000.npy`, `train-00001.npy` and so on.
 
-The number of files makes no difference to the reader. Each access memory-maps the files again, because pages that were
-read through a mapping stay resident until it is closed.
+The number of files makes no difference to the reader. Ids are read, not memory-mapped: pages that were read through a
+mapping count as memory of the process until it is closed, and a random access through a mapping reads 128 KB from the
+disk, whereas a read of a sequence reads the sequence. Files stay open between reads, the most recently used ones.
 
 Axis letters: `B` sequences, `T` ids in a sequence.
 """
 
+import os
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +21,7 @@ from octavo import files
 from octavo.errors import OctavoError
 
 _BLOCK = 1 << 22  # ids
+_OPEN_FILES = 128  # macOS lets a process open 256
 
 
 @dataclass(frozen=True)
@@ -27,14 +32,6 @@ class Shard:
     dtype: np.dtype[Any]
     offset: int
     length: int
-
-    def memory_map(self) -> np.ndarray:
-        """The ids (T,), read from disk when they are accessed. Raises `OctavoError` if the file is gone or shorter."""
-        try:
-            return np.memmap(self.path, self.dtype, "r", self.offset, (self.length,))
-        except (OSError, ValueError) as error:
-            message = f"{self.path} was removed or changed while it was in use: {error}"
-            raise OctavoError(message, "prepare the text again") from None
 
 
 def open_npy(path: Path) -> Shard:
@@ -56,11 +53,12 @@ def write_npy(path: Path, ids: np.ndarray) -> None:
 
 
 class Shards:
-    """Several token files, read as one sequence of ids."""
+    """Several token files, read as one sequence of ids. Threads may read at the same time."""
 
     def __init__(self, shards: Sequence[Shard]) -> None:
         self.shards = list(shards)
         self._ends = np.cumsum([shard.length for shard in self.shards], dtype=np.int64)
+        self._files = _OpenFiles(self.shards)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if self.shards else 0
@@ -70,10 +68,12 @@ class Shards:
         start, stop, step = part.indices(len(self))
         assert step == 1
         parts = [np.empty(0, self.shards[0].dtype)]
-        for shard, shard_end in zip(self.shards, self._ends.tolist(), strict=True):
-            shard_start = shard_end - shard.length
-            if start < shard_end and stop > shard_start:
-                parts.append(shard.memory_map()[max(0, start - shard_start) : stop - shard_start])
+        number = int(np.searchsorted(self._ends, start, side="right"))
+        while start < stop:
+            end = int(self._ends[number])
+            shard_start = end - self.shards[number].length
+            parts.append(self._files.read(number, start - shard_start, min(stop, end) - start))
+            start, number = end, number + 1
         return np.concatenate(parts)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -95,13 +95,51 @@ class Shards:
     def sequences(self, starts: np.ndarray, length: int) -> np.ndarray:
         """The `length` = T ids that begin at each of `starts` (B,), int64 (B, T)."""
         out = np.empty((len(starts), length), dtype=np.int64)
-        first_shard = np.searchsorted(self._ends, starts, side="right")
-        last_shard = np.searchsorted(self._ends, starts + length - 1, side="right")
-        for number in np.unique(first_shard[first_shard == last_shard]):
-            rows = (first_shard == number) & (last_shard == number)
-            shard = self.shards[number]
-            offsets = starts[rows] - (self._ends[number] - shard.length)
-            out[rows] = shard.memory_map()[offsets[:, None] + np.arange(length)]
-        for row in np.flatnonzero(first_shard != last_shard):
-            out[row] = self[int(starts[row]) : int(starts[row]) + length]
+        numbers = np.searchsorted(self._ends, starts, side="right")
+        for row in np.argsort(starts).tolist():  # sorted, so that each file is opened at most once
+            start, number = int(starts[row]), int(numbers[row])
+            end = int(self._ends[number])
+            if start + length <= end:
+                out[row] = self._files.read(number, start - (end - self.shards[number].length), length)
+            else:  # in several files
+                out[row] = self[start : start + length]
         return out
+
+
+class _OpenFiles:
+    """Reads shards by their number, and keeps the files that were read last open."""
+
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self._shards = shards
+        self._descriptors: OrderedDict[int, int] = OrderedDict()  # that of the shard that was read last is last
+        self._lock = threading.Lock()  # a descriptor has one position
+
+    def read(self, number: int, start: int, count: int) -> np.ndarray:
+        """`count` ids of a shard, from `start` on. Raises `OctavoError` if the file is gone or shorter."""
+        shard = self._shards[number]
+        size, content = count * shard.dtype.itemsize, b""
+        try:
+            with self._lock:
+                descriptor = self._open(number)
+                os.lseek(descriptor, shard.offset + start * shard.dtype.itemsize, os.SEEK_SET)
+                while len(content) < size:
+                    block = os.read(descriptor, size - len(content))
+                    if not block:
+                        raise OSError("it is shorter than it was")
+                    content += block
+        except OSError as error:
+            message = f"{shard.path} was removed or changed while it was in use: {error}"
+            raise OctavoError(message, "prepare the text again") from None
+        return np.frombuffer(content, shard.dtype)
+
+    def _open(self, number: int) -> int:
+        if number not in self._descriptors:
+            while len(self._descriptors) >= _OPEN_FILES:
+                os.close(self._descriptors.popitem(last=False)[1])
+            self._descriptors[number] = os.open(self._shards[number].path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self._descriptors.move_to_end(number)
+        return self._descriptors[number]
+
+    def __del__(self) -> None:
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
