@@ -1,7 +1,10 @@
 """The sampler: every sequence once per epoch, in an order that is computed, from files that are not held in memory."""
 
 import itertools
+import math
 import os
+import threading
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +14,9 @@ from hypothesis import example, given
 from hypothesis import settings as options
 from hypothesis import strategies as st
 
+from octavo.data.prefetch import Prefetch
 from octavo.data.sampler import Sampler, batches, permute
-from octavo.data.shards import Shards, open_npy
+from octavo.data.shards import Shard, Shards, open_npy
 from octavo.errors import OctavoError
 from octavo.settings import resolve
 
@@ -183,6 +187,63 @@ def test_large_ids_are_unchanged(tmp_path: Path, dtype: type, largest: int) -> N
     np.save(tmp_path / "train.npy", np.array([largest - 1, largest, 0, largest], dtype=dtype))
     sampler = Sampler(open_shard(tmp_path / "train.npy"), 3, 2, seed=1)
     assert sampler.batch(5).tolist() == [[largest - 1, largest, 0, largest]] * 2
+
+
+def test_a_dataset_of_a_trillion_tokens_needs_no_memory(tmp_path: Path) -> None:
+    """30,000 shards, all of them one file without content; then positions instead of ids, to see which are read."""
+    with open(tmp_path / "zeros", "wb") as file:
+        file.truncate(2**26)
+    tokens = Shards([Shard(tmp_path / "zeros", np.dtype(np.uint16), 0, 2**25)] * 30_000)
+    assert len(tokens) > 10**12
+    tracemalloc.start()
+    sampler = Sampler(tokens, 1024, 480, seed=1337)
+    assert sampler.batch(10**7).shape == (480, 1025)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**24
+    steps = [0, 1, 2**21, 2**40]  # in the first epoch, in the second, and in the 540,000th
+    starts = np.concatenate([sampler.starts(step) for step in steps])
+    assert len(np.unique(starts)) == 480 * len(steps)
+    assert starts.min() >= 0
+    assert starts.max() + 1025 <= len(tokens)
+    assert starts.min() < len(tokens) / 100 < len(tokens) * 0.99 < starts.max()
+    assert len(np.unique(starts % 1024)) == 4 - 1  # an offset for each epoch
+
+
+# Building batches ahead
+
+
+class Recorded:
+    """Batches that say their step, the steps they were built for, and the threads that built them."""
+
+    def __init__(self) -> None:
+        self.built, self.threads = list[int](), set[int]()
+
+    def __call__(self, step: int, skipped: int = 0) -> np.ndarray:
+        self.built.append(step + skipped)
+        self.threads.add(threading.get_ident())
+        if step + skipped == 7:
+            raise OctavoError("seven", "another step")
+        return np.array([step + skipped])
+
+
+@pytest.mark.parametrize("worth", [0.0, math.inf])
+def test_batches_that_are_built_ahead_are_those_that_are_asked_for(worth: float) -> None:
+    asked = [(0, 0), (1, 0), (2, 0), (3, 0), (1, 3), (2, 3), (6, 0)]  # with a rollback, and a step left out
+    recorded = Recorded()
+    with Prefetch(recorded, max_steps=7, worth=worth) as batch_of_step:
+        assert [int(batch_of_step(*each)[0]) for each in asked] == [sum(each) for each in asked]
+    assert 7 not in recorded.built  # the last step has no next one
+    assert (len(recorded.threads) == 1) == (worth == math.inf)
+
+
+def test_an_error_is_raised_by_the_call_that_asks_for_the_batch() -> None:
+    with Prefetch(Recorded(), max_steps=100, worth=0.0) as batch_of_step:
+        for step in range(4, 7):
+            batch_of_step(step)
+        with pytest.raises(OctavoError, match="seven"):
+            batch_of_step(7)
+        assert batch_of_step(8) == 8
 
 
 # Short texts

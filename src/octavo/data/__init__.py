@@ -7,9 +7,9 @@
     build         `build_dataset`: trains the tokenizer, writes the shards, then `dataset.json`
     split         `split_chunks`: each chunk of text goes to the training or the validation split
     shard_writer  `write_shards`: chunks -> token files (encoder, and encoder_pool on all cores)
-    dataset       `open_dataset`: a prepared folder -> Dataset. `shards` memory-maps the ids, `file_state` skips hashing
+    dataset       `open_dataset`: a prepared folder -> Dataset. `shards` reads the ids, `file_state` skips hashing
                   unchanged files, `nanogpt` opens nanoGPT's folders
-    sampler       Dataset -> the batch of each step
+    sampler       Dataset -> the batch of each step; `prefetch` builds it while the step before runs
 
 `statistics` counts the characters, lines, duplicates and tokens of a text. `progress` has `Preparation`, which the
 entry points return. `limits` bounds memory.

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from octavo import runs
+from octavo.data.prefetch import Prefetch
 from octavo.data.sampler import BatchOfStep, batches
 from octavo.device import find_device, resident_memory
 from octavo.distributed import ALONE, LostProcessError, World
@@ -84,13 +85,17 @@ def events(
         setup = yield from set_up(plan)
     check_same_setup(setup, world)
     settings, runtime = setup.settings, setup.runtime
-    batch_of_step = batches(setup.data.tokens["train"], settings, world)
+    batches_of_run = batches(setup.data.tokens["train"], settings, world)
     trainer = Trainer(setup.model.to(runtime.device), settings, runtime, world)
     run = setup.run
     if run is None and world.is_first:
         run = Run.create(settings, setup.data.name, plan.out, plan.name)
     run = Run(world.of_first(run and str(run.folder)))
-    with run.lock() if world.is_first else contextlib.nullcontext(), CheckpointWriter() as writer:
+    with (
+        run.lock() if world.is_first else contextlib.nullcontext(),
+        CheckpointWriter() as writer,
+        Prefetch(batches_of_run, settings.max_steps) as batch_of_step,
+    ):
         evaluator, policy = Evaluator(trainer.model, settings, setup.data, world), DivergencePolicy(trainer)
         recorder_class = Recorder if world.is_first else Follower
         recorder = recorder_class(run, setup.data, trainer, evaluator, policy, clock, writer)
