@@ -1,14 +1,15 @@
 """Training runs that take a second: a text, settings, and functions that read the files of a run."""
 
 from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
 import octavo
 from octavo import checkpoint, training
+from octavo.training.step import Trainer
 
 TEXT = "The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs! " * 40
 SMALL = dict(
@@ -37,10 +38,22 @@ def enter_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run_events(stop_after: int | None = None, resume: Path | None = None, **changes: object) -> list[training.Event]:
-    """All events of a new or resumed small run, which is stopped after `stop_after` calls of its stop function."""
+    """All events of a new or resumed small run, which is stopped after `stop_after` steps, but not in an evaluation."""
     start = {"resume": resume} if resume else {"source": "text.txt", **SMALL}
-    calls = count(1)
-    return list(training.events(training.plan(**start | changes), should_stop=lambda: next(calls) == stop_after))
+    end_step, made, asked_at = Trainer.end_step, 0, 0  # steps
+
+    def count_step(trainer: Trainer) -> None:
+        nonlocal made
+        made += 1
+        end_step(trainer)
+
+    def should_stop() -> bool:
+        nonlocal asked_at
+        is_new, asked_at = made != asked_at, made
+        return is_new and made == stop_after
+
+    with mock.patch.object(Trainer, "end_step", count_step):
+        return list(training.events(training.plan(**start | changes), should_stop=should_stop))
 
 
 def kill_after(step: int, events: Iterator[training.Event]) -> None:

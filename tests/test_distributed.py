@@ -23,7 +23,7 @@ from octavo.data.shards import Shards, open_npy
 from octavo.device import Runtime
 from octavo.distributed import ALONE, World
 from octavo.errors import MachineError, OctavoError
-from octavo.loss import split_loss
+from octavo.loss import StoppedError, split_loss
 from octavo.model import GPT
 from octavo.settings import Settings, resolve
 from octavo.training.setup import check_same_setup, set_up
@@ -146,6 +146,25 @@ def test_the_loss_of_a_split_does_not_depend_on_the_number_of_processes(tokens: 
             split_loss(model, ids, 16, tokens_per_batch=64, world=part)
         total = sum(each.exchanged[0] for each in world)
         assert float(total) / (tokens - 1) == pytest.approx(exact, abs=1e-12)
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3])
+def test_all_processes_ask_whether_to_stop_in_the_same_rounds(stop_at: int) -> None:
+    """Of the five batches, two processes compute two each in the first two rounds, and one of them the last."""
+    model = small_trainer(ALONE).model
+    ids = np.random.default_rng(0).integers(0, 20, 5 * 64 + 1)
+    for part in parts(2):
+        rounds: list[bool] = []
+
+        def should_stop(rounds: list[bool] = rounds) -> bool:
+            rounds.append(True)
+            return len(rounds) == stop_at
+
+        with pytest.raises(StoppedError):
+            split_loss(model.train(), ids, 16, tokens_per_batch=64, world=part, should_stop=should_stop)
+        assert len(rounds) == stop_at
+        assert model.training
+        assert part.exchanged == []
 
 
 # What the processes start with

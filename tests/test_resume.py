@@ -20,10 +20,11 @@ import octavo
 import small_runs
 from checkpoints import edit_json
 from folders import contents
-from octavo import checkpoint, training
+from octavo import checkpoint, loss, training
 from octavo.errors import OctavoError, OctavoWarning
 from octavo.runs import Run, step_of
 from octavo.training.interrupt import Stop
+from reliability.torture import IS_TORTURE
 from small_runs import RECIPE, SMALL, TEXT, events_of, finished_event, kill_after, losses, run_events, weights
 
 
@@ -54,6 +55,55 @@ def test_resume_is_bit_identical(stop_after: int, changes: dict) -> None:
     assert losses(resumed.run) == losses(uninterrupted)
     for name, value in weights(uninterrupted).items():
         assert torch.equal(value, weights(resumed.run)[name]), name
+
+
+@pytest.mark.parametrize("changes", [{}, {"save_every": 3, "patience": 1}][: 2 if IS_TORTURE else 1])
+def test_a_stop_at_any_moment_of_an_evaluation_changes_nothing(
+    changes: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stop before each batch in turn, which stays requested. The resumed run is stopped again at once."""
+    monkeypatch.setattr(loss, "default_tokens_per_batch", lambda *arguments: 160 if IS_TORTURE else 400)
+    settings = {"max_steps": 4, "eval_every": 2, "sample_every": 2, "keep_checkpoints": 0} | changes
+    calls: list[str] = []  # the function that asks
+
+    def should_stop() -> bool:
+        calls.append(sys._getframe(1).f_code.co_name)
+        return len(calls) >= stop_at
+
+    def train(**start: object) -> training.Finished:
+        return finished_event([*training.events(training.plan(**start), should_stop=should_stop)])
+
+    stop_at = 10**9
+    undisturbed = outcome(train(source="text.txt", **SMALL | settings))
+    moments = [number for number, name in enumerate(calls, 1) if name == "split_loss"]
+    assert len(moments) > 5
+    for stop_at in moments[:: 1 if IS_TORTURE else 3]:
+        calls.clear()
+        stopped = train(source="text.txt", **SMALL | settings)
+        assert (stopped.reason, len(calls)) == ("stopped", stop_at)
+        assert octavo.load(stopped.checkpoint).info["step"] == stopped.step
+        assert octavo.load(stopped.checkpoint).info["val_loss"] is None
+        assert losses(stopped.run)[-1] == (stopped.step, losses(stopped.run)[-1][1], None)
+        calls[:] = [""] * stop_at
+        assert train(resume=stopped.run).step == stopped.step
+        calls.clear()
+        stop_at = 10**9
+        assert outcome(train(resume=stopped.run)) == undisturbed
+
+
+def outcome(finished: training.Finished) -> dict[str, object]:
+    """What must not depend on how often a run was stopped."""
+    run = Run(finished.run)
+    assert run.last is not None
+    assert run.best is not None
+    return {
+        "losses": losses(run.folder),
+        "samples": run.lines("samples"),
+        "checkpoints": (finished.reason, finished.best_val_loss, run.last.name, run.best.name),
+        "info": [octavo.load(folder).info | {"settings": None} for folder in (run.last, run.best)],
+        "weights": [(folder / "model.safetensors").read_bytes() for folder in (run.last, run.best)],
+        "optimizer": (run.last / "trainer.safetensors").read_bytes(),
+    }
 
 
 def test_another_seed_gives_other_losses() -> None:

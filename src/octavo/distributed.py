@@ -24,6 +24,7 @@ from octavo.errors import MachineError, OctavoError
 
 STORE = "OCTAVO_STORE"  # set by `octavo.launch`: the file in which the processes of one machine find each other
 _ANSWER_SECONDS = 3.0  # how long a process may take to show that it is alive
+_ERROR = "error"  # the key of the error that a process has announced
 
 
 class LostProcessError(MachineError):
@@ -65,8 +66,11 @@ class World:
         """Wait until every process has called this."""
         self.gather(None)
 
-    def is_first_error(self) -> bool:
-        """Whether no other process has asked this. The first error causes the others, and it alone is shown."""
+    def announce(self, error: OctavoError) -> bool:
+        """Make all processes end with this error, unless one was announced before. Returns whether to show the error.
+
+        The first error causes the others. One process on each machine shows it.
+        """
         return True
 
     @contextlib.contextmanager
@@ -96,7 +100,8 @@ class _Group(World):
     def __init__(self, rank: int, size: int, local_rank: int, store: Any, timeout: float) -> None:
         self.rank, self.size, self.local_rank = rank, size, local_rank
         self._store, self._timeout, self._exchanges = store, timeout, 0
-        self.hosts = self.gather(f"process {rank} of {size} (pid {os.getpid()} on {socket.gethostname()})")
+        self.host = socket.gethostname()
+        self.names = self.gather(f"process {rank} of {size} (pid {os.getpid()} on {self.host})")
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
         import torch.distributed as dist
@@ -128,14 +133,17 @@ class _Group(World):
             self._store.set(f"{key}/{self.rank}", json.dumps(value))
             return [json.loads(self._wait_for(f"{key}/{rank}", self._timeout)) for rank in range(self.size)]
 
-    def is_first_error(self) -> bool:
+    def announce(self, error: OctavoError) -> bool:
         with contextlib.suppress(RuntimeError):
-            return bool(self._store.add("errors", 1) == 1)
+            if self._store.add("errors", 1) == 1:
+                values = {"process": self.names[self.rank], "message": error.message, "hint": error.hint}
+                self._store.set(_ERROR, json.dumps(values | {"exit_code": error.exit_code}))
+            return bool(self._store.add(f"errors on {self.host}", 1) == 1)
         return True  # the store is gone with the process that had it
 
     @contextlib.contextmanager
     def one_by_one(self) -> Iterator[None]:
-        key = f"{self._next_key()}/{socket.gethostname()}"
+        key = f"{self._next_key()}/{self.host}"
         if self.local_rank:
             with self._translate_errors():
                 self._wait_for(key, math.inf)  # a text may take hours to prepare
@@ -169,15 +177,24 @@ class _Group(World):
     def _wait_for(self, key: str, seconds: float) -> bytes:
         """The value of a key, once a process has set it. Raises `TimeoutError` after `seconds`.
 
+        Raises the error that a process has announced, since that process sets no more keys.
+
         The store's own `get` waits in C++, where a process does not notice the signal with which a launcher ends it.
         """
         deadline = time.monotonic() + seconds
         while not self._store.check([key]):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"timed out after {seconds:g} s")
+            self._raise_announced()
             time.sleep(0.01)
         value: bytes = self._store.get(key)
         return value
+
+    def _raise_announced(self) -> None:
+        if self._store.check([_ERROR]):
+            values = json.loads(self._store.get(_ERROR))
+            kind = MachineError if values["exit_code"] == MachineError.exit_code else OctavoError
+            raise kind(f"{values['process']}: {values['message']}", values["hint"])
 
     def _next_key(self) -> str:
         """The name of an exchange. All processes make the same exchanges in the same order."""
@@ -186,14 +203,18 @@ class _Group(World):
 
     @contextlib.contextmanager
     def _translate_errors(self) -> Iterator[None]:
-        """Raise `LostProcessError`, which names the processes that do not answer, if an exchange fails."""
+        """If an exchange fails, raise the error that a process has announced before it ended.
+
+        Without one, raise `LostProcessError`, which names the processes that do not answer.
+        """
         start = time.monotonic()
         try:
             yield
         except (RuntimeError, TimeoutError) as error:  # torch.distributed's own errors too
             names = []
             with contextlib.suppress(RuntimeError):
-                names = [self.hosts[rank] for rank in self._find_silent()]
+                self._raise_announced()
+                names = [self.names[rank] for rank in self._find_silent()]
             reason = str(error).strip().splitlines()[0]
             seconds = time.monotonic() - start
             waited = f" for {self._timeout:g} s" if seconds > self._timeout else ""

@@ -5,8 +5,7 @@ Nothing here draws random numbers or changes weights. The training loop, the eva
 Axis letters: `B` sequences in a batch, `T` positions, `V` vocabulary.
 """
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -28,6 +27,10 @@ class TokenSequence(Protocol):
     def __getitem__(self, part: slice, /) -> np.ndarray: ...
 
 
+class StoppedError(Exception):
+    """The caller asked to stop before the loss of the whole split was computed."""
+
+
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Summed cross-entropy, in nats, of logits (B, T, V) against the ids that follow, (B, T). Always in float32.
 
@@ -43,25 +46,33 @@ def split_loss(
     block_size: int,
     tokens_per_batch: int | None = None,
     world: World = ALONE,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> float:
     """Mean loss in nats per token over all of `tokens`, in consecutive sequences of `block_size`.
 
     Each token except the first is predicted exactly once, from the tokens before it in its sequence. Computed in
     float32 whatever the training precision, so the same weights give the same loss on every device, up to rounding.
     `tokens_per_batch` changes speed and memory only; by default it is chosen for the model's device. The batches are
-    divided among the processes of `world`.
+    divided among the processes of `world`. `should_stop` is called before each batch. Once it returns true in one of
+    the processes, all raise `StoppedError`.
     """
     was_training = model.training
     model.eval()
     device = model.lm_head.weight.device
     total = torch.zeros((), dtype=accumulation_dtype(device), device=device)
     tokens_per_batch = tokens_per_batch or default_tokens_per_batch(device, model.settings.vocab_size)
-    with torch.inference_mode(), kernels.fast_path(device):
-        batches = sequence_batches(tokens, block_size, tokens_per_batch)
-        for batch in itertools.islice(batches, world.rank, None, world.size):
-            ids = torch.from_numpy(batch).to(device)  # (B, T + 1)
-            total += next_token_loss(model(ids[:, :-1]), ids[:, 1:])
-    model.train(was_training)
+    slices = batch_slices(len(tokens), block_size, tokens_per_batch)
+    try:
+        with torch.inference_mode(), kernels.fast_path(device):
+            for first in range(0, len(slices), world.size):  # a round: one batch for each process
+                if world.any(should_stop()):
+                    raise StoppedError
+                if first + world.rank < len(slices):
+                    batch = read_batch(tokens, slices[first + world.rank], block_size)
+                    ids = torch.from_numpy(batch).to(device)  # (B, T + 1)
+                    total += next_token_loss(model(ids[:, :-1]), ids[:, 1:])
+    finally:
+        model.train(was_training)
     world.sum([total])
     return total.item() / (len(tokens) - 1)
 
@@ -83,13 +94,20 @@ def sequence_batches(tokens: TokenSequence, block_size: int, tokens_per_batch: i
     once. Tokens left at the end are a batch of one shorter sequence. A batch has at most `tokens_per_batch` tokens, but
     at least one sequence.
     """
-    rows = max(1, tokens_per_batch // block_size)
-    full_sequences = (len(tokens) - 1) // block_size
-    for first in range(0, full_sequences, rows):
-        count = min(rows, full_sequences - first)
-        start = first * block_size
-        flat = np.asarray(tokens[start : start + count * block_size + 1], dtype=np.int64)
-        yield np.lib.stride_tricks.sliding_window_view(flat, block_size + 1)[::block_size].copy()
-    rest = np.asarray(tokens[full_sequences * block_size :], dtype=np.int64)
-    if len(rest) > 1:
-        yield rest[None]
+    for part in batch_slices(len(tokens), block_size, tokens_per_batch):
+        yield read_batch(tokens, part, block_size)
+
+
+def batch_slices(length: int, block_size: int, tokens_per_batch: int) -> list[slice]:
+    """The part of `length` tokens that each batch of `sequence_batches` is made of."""
+    tokens = max(1, tokens_per_batch // block_size) * block_size
+    end = (length - 1) // block_size * block_size  # of the full sequences
+    slices = [slice(start, min(start + tokens, end) + 1) for start in range(0, end, tokens)]
+    return slices + [slice(end, length)] * (end < length - 1)
+
+
+def read_batch(tokens: TokenSequence, part: slice, block_size: int) -> np.ndarray:
+    """The sequences (B, T + 1) in one of the `batch_slices`, in int64."""
+    flat = np.asarray(tokens[part], dtype=np.int64)
+    length = min(block_size, len(flat) - 1)
+    return np.lib.stride_tricks.sliding_window_view(flat, length + 1)[::length].copy()

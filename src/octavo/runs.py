@@ -136,8 +136,10 @@ class Run:
             files.remove_folder(folder)
         self.write_settings(settings)
 
-    def rewind(self, step: int, is_best: bool = False) -> None:
+    def rewind(self, step: int, is_best: bool = False, keep_line: bool = True) -> None:
         """Make the checkpoint of `step` the last one, and `best` if it is that, and remove what is later.
+
+        Without `keep_line`, the log lines of the step itself are removed too: they are written again.
 
         A process may have been killed before it wrote the pointers, or before it removed what that checkpoint replaces.
         Checkpoints are removed before log lines, so that after a crash the logs still have every line up to the newest
@@ -154,7 +156,7 @@ class Run:
             if later > step:
                 files.remove_folder(later_folder)
         self._remove_old(folder, None, log_spaced_steps(self.settings))
-        self.truncate_logs(step)
+        self.truncate_logs(step if keep_line else step - 1)
 
     @property
     def steps(self) -> dict[int, Path]:

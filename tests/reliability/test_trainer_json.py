@@ -18,7 +18,7 @@ from commands import RunCommand, last_checkpoint, snapshot
 from octavo import checkpoint
 from octavo.errors import OctavoError
 from octavo.training.divergence import SPIKE_WINDOW, DivergenceState
-from octavo.training.event import Evaluated
+from octavo.training.event import Evaluated, Step
 from octavo.training.trainer_values import ScalerValues, TrainerValues, check_trainer_values
 from reliability.torture import Report
 
@@ -47,6 +47,19 @@ RIGHT: dict[str, Any] = {
         "rollbacks": 1,
         "skipped_batches": 3,
     },
+    "unevaluated_step": {
+        "step": 4,
+        "tokens": 64,
+        "seconds": 1.5,
+        "loss": 2.5,
+        "learning_rate": 1e-3,
+        "grad_norm": 0.5,
+        "tokens_per_second": 64.0,
+        "memory_bytes": 1 << 28,
+        "spikes": 1,
+        "skipped_steps": 1,
+        "rollbacks": 1,
+    },
 }
 NOT_FINITE = [math.nan, math.inf, -math.inf]
 WRONG: dict[type, list[Any]] = {  # for a right value of that type
@@ -57,8 +70,8 @@ WRONG: dict[type, list[Any]] = {  # for a right value of that type
     list: [None, 7, "text", {}, [None], ["text"], [-1], *([each] for each in NOT_FINITE), [1.0] * (SPIKE_WINDOW + 1)],
     dict: [None, 7, "text", [], True, [{}]],
 }
-MAY_BE_NONE = {"scaler", "best_val_loss", "newest_evaluation"}
-MAY_BE_MISSING = {"divergence"}  # in a checkpoint of an earlier version, with all that is in it
+MAY_BE_NONE = {"scaler", "best_val_loss", "newest_evaluation", "unevaluated_step", "loss", "grad_norm", "memory_bytes"}
+MAY_BE_MISSING = {"divergence", "unevaluated_step"}  # in a checkpoint of an earlier version
 
 
 def places(values: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -75,6 +88,7 @@ def test_the_table_has_every_field() -> None:
     for values, kind in ((RIGHT, TrainerValues), (SCALER, ScalerValues), (RIGHT["divergence"], DivergenceState)):
         assert list(values) == [field.encode_name for field in msgspec.structs.fields(kind)]
     assert list(RIGHT["newest_evaluation"]) == [field.name for field in dataclasses.fields(Evaluated)]
+    assert list(RIGHT["unevaluated_step"]) == [field.name for field in dataclasses.fields(Step)]
     assert SCALER.keys() == torch.amp.GradScaler("cpu").state_dict().keys()
 
 
@@ -110,7 +124,7 @@ def wrong_values(place: tuple[str, ...]) -> list[dict[str, Any]]:
     right: Any = RIGHT
     for key in place:
         right = right[key]
-    may_be_missing = place[0] in MAY_BE_MISSING
+    may_be_missing = place[-1] in MAY_BE_MISSING or place[0] == "divergence"  # all that is in it has a default
     return [
         *(
             replace_value(place, value)

@@ -25,7 +25,7 @@ from typing import NoReturn
 
 import octavo
 from octavo.cli import bench, convert, estimate, eval, inspect, prepare, sample, serve, stats, train
-from octavo.cli.parser import Parser, print_notice
+from octavo.cli.parser import Parser, is_first_on_machine, print_notice
 from octavo.errors import MachineError, OctavoError, OctavoWarning
 from octavo.settings import PRESETS, Settings, resolve, unknown_name_error
 
@@ -54,7 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.simplefilter("always", OctavoWarning)
             warnings.showwarning = lambda message, *details: print_notice(str(message))
             try:
-                arguments = parse(words := list(sys.argv[1:] if argv is None else argv))
+                words = list(sys.argv[1:] if argv is None else argv)
+                try:
+                    arguments = parse(words)
+                except OctavoError as error:
+                    if is_first_on_machine() or words[:1] != ["train"]:
+                        raise
+                    return error.exit_code
                 arguments.argv = words
                 return int(arguments.handler(arguments) or 0)
             finally:

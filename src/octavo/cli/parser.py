@@ -180,6 +180,11 @@ def read_text_file(path: str, flag: str) -> str:
         raise OctavoError(f"{path} is not UTF-8 at byte {error.start}", "save it as UTF-8") from None
 
 
+def is_first_on_machine() -> bool:
+    """Whether to report a mistake in the command: of the processes that a launcher has started with it, one does."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def print_notice(text: str) -> None:
     """Print a notice to stderr."""
     print(f"note: {text}", file=sys.stderr)

@@ -8,7 +8,15 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
-from octavo.cli.parser import RUN_HELP, add_preset, add_settings, add_verb, explicit_settings, finish_verb
+from octavo.cli.parser import (
+    RUN_HELP,
+    add_preset,
+    add_settings,
+    add_verb,
+    explicit_settings,
+    finish_verb,
+    is_first_on_machine,
+)
 from octavo.errors import OctavoError
 from octavo.settings import NANOGPT_NAMES, SECTIONS, Settings, expand_home
 
@@ -61,9 +69,34 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from octavo import distributed, training
+    from octavo import distributed
 
-    plan = training.plan(
+    if arguments.processes != 1 and not distributed.is_launched():
+        return _launch(arguments, _plan(arguments))
+    try:
+        world = distributed.join(arguments.timeout)
+    except OctavoError as error:
+        if is_first_on_machine():  # all on this machine meet the same error
+            raise
+        return error.exit_code
+    try:
+        finished, stop_signal = _train(_plan(arguments), world, sys.stderr if arguments.json else sys.stdout)
+        world.leave()
+    except OctavoError as error:
+        if world.announce(error):
+            raise
+        return error.exit_code
+    if arguments.json and world.is_first:
+        values = dataclasses.asdict(finished) | {"run": str(finished.run), "checkpoint": str(finished.checkpoint)}
+        del values["reason"]  # the exit code says whether the run was stopped
+        print(json.dumps(values))
+    return 128 + stop_signal if finished.reason == "stopped" and stop_signal else 0
+
+
+def _plan(arguments: argparse.Namespace) -> "Plan":
+    from octavo import training
+
+    return training.plan(
         arguments.source,
         preset=arguments.preset,
         config=arguments.config,
@@ -74,21 +107,6 @@ def run(arguments: argparse.Namespace) -> int:
         continue_run=arguments.continue_run,
         **explicit_settings(arguments),
     )
-    if arguments.processes != 1 and not distributed.is_launched():
-        return _launch(arguments, plan)
-    world = distributed.join(arguments.timeout)
-    try:
-        finished, stop_signal = _train(plan, world, sys.stderr if arguments.json else sys.stdout)
-        world.leave()
-    except OctavoError as error:
-        if world.is_first_error():
-            raise
-        return error.exit_code
-    if arguments.json and world.is_first:
-        values = dataclasses.asdict(finished) | {"run": str(finished.run), "checkpoint": str(finished.checkpoint)}
-        del values["reason"]  # the exit code says whether the run was stopped
-        print(json.dumps(values))
-    return 128 + stop_signal if finished.reason == "stopped" and stop_signal else 0
 
 
 def _train(plan: "Plan", world: "World", stream: TextIO) -> "tuple[Finished, int | None]":

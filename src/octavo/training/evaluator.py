@@ -2,11 +2,12 @@
 
 import functools
 import math
+from collections.abc import Callable
 
 from octavo.data.dataset import Dataset
 from octavo.distributed import ALONE, World
 from octavo.evaluation import count_bytes
-from octavo.loss import split_loss
+from octavo.loss import StoppedError, split_loss
 from octavo.model import GPT
 from octavo.settings import Settings
 from octavo.training.event import Evaluated
@@ -35,11 +36,15 @@ class Evaluator:
         """Bytes of text per validation token. Computed in the first evaluation, because it reads the whole split."""
         return max(1, count_bytes(self._tokenizer, self.val[1:])) / (len(self.val) - 1)
 
-    def evaluate(self, step: int) -> Evaluated:
-        train_loss, val_loss = (
-            split_loss(self.model, split, self.settings.block_size, world=self.world)
-            for split in (self.train, self.val)
-        )
+    def evaluate(self, step: int, should_stop: Callable[[], bool]) -> Evaluated | None:
+        """Evaluate the weights of a step. Returns None, and changes nothing, if `should_stop` returned true."""
+        try:
+            train_loss, val_loss = (
+                split_loss(self.model, split, self.settings.block_size, world=self.world, should_stop=should_stop)
+                for split in (self.train, self.val)
+            )
+        except StoppedError:
+            return None
         is_best = val_loss < self.best_val_loss
         self.evaluations_since_best = 0 if is_best else self.evaluations_since_best + 1
         self.best_val_loss = min(self.best_val_loss, val_loss)

@@ -42,17 +42,17 @@ class Notice:
 class Step:
     """Metrics of an update: loss of its batch, and throughput since the last `Step` event."""
 
-    step: int
-    tokens: int  # trained on so far
-    seconds: float  # since the run began
-    loss: float | None  # None if it is not finite, in a step whose update was skipped
-    learning_rate: float
-    grad_norm: float | None  # before clipping; None if it is not finite
-    tokens_per_second: float
-    memory_bytes: int | None  # peak so far, or None if the system does not report it
-    spikes: int  # so far: losses far above those before them
-    skipped_steps: int  # so far: steps whose update was not applied, because of `on_divergence` or `skip_spikes`
-    rollbacks: int  # so far: returns to an earlier checkpoint
+    step: Count  # these types are checked when it is read from a checkpoint
+    tokens: Count  # trained on so far
+    seconds: NonNegative  # since the run began
+    loss: NonNegative | None  # None if it is not finite, in a step whose update was skipped
+    learning_rate: NonNegative
+    grad_norm: NonNegative | None  # before clipping; None if it is not finite
+    tokens_per_second: NonNegative
+    memory_bytes: Count | None  # peak so far, or None if the system does not report it
+    spikes: Count  # so far: losses far above those before them
+    skipped_steps: Count  # so far: steps whose update was not applied, because of `on_divergence` or `skip_spikes`
+    rollbacks: Count  # so far: returns to an earlier checkpoint
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class Stop:
         self._requested_at = 0.0  # of the monotonic clock
 
     def __call__(self) -> bool:
-        self.has_stepped = True  # `events` calls this after each step
+        self.has_stepped = True  # `events` first calls this after a step
         return self.signal is not None
 
     def handle(self, number: int, frame: object) -> None:
@@ -55,7 +55,7 @@ class Stop:
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, _MESSAGE)
 
 
-_MESSAGE = b"\nsaving a checkpoint after this step, then stopping (Ctrl-C again stops at once)\n"
+_MESSAGE = b"\nsaving a checkpoint, then stopping (Ctrl-C again stops at once)\n"
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ times (`clock`) and everything that is written (`recorder`) have modules of thei
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from octavo import runs
 from octavo.data.prefetch import Prefetch
 from octavo.data.sampler import BatchOfStep, batches
 from octavo.device import find_device, resident_memory
-from octavo.distributed import ALONE, LostProcessError, World
+from octavo.distributed import ALONE, LostProcessError, World, check_divisible
 from octavo.errors import DivergenceError
 from octavo.runs import Run, RunLike
 from octavo.settings import Settings
@@ -33,7 +33,7 @@ from octavo.training.interrupt import interruptible
 from octavo.training.plan import Plan, plan
 from octavo.training.recorder import Recorder
 from octavo.training.run_estimate import describe_start
-from octavo.training.setup import check_same_setup, set_up
+from octavo.training.setup import check_same_setup, create_run, set_up
 from octavo.training.step import Trainer
 
 
@@ -72,13 +72,15 @@ def events(
 ) -> Iterator[Event]:
     """Carry out a plan and yield what happens; the last event is `Finished`.
 
-    `should_stop` is called after every step. Once it returns true, the run ends with a checkpoint. `TimeEstimate` comes
+    `should_stop` is called after every step and before each batch of an evaluation. Once it returns true, the run ends
+    with a checkpoint; if it was being evaluated, the run evaluates that step when it is resumed. `TimeEstimate` comes
     after `estimate_after` seconds of steps. No run folder is created before the text is read and the model built.
 
     Several processes that train together each call this with the same plan and their `world`. All yield the events;
     only the first of them writes, and it alone yields `Sampled` and `Saved`.
     """
     clock = Clock(estimate_after)
+    check_divisible(plan.settings.batch_size, world.size)  # before a text is prepared, which may take hours
     loggers.check_installed(plan.settings)
     memory_before = resident_memory(find_device(plan.settings.device))
     with world.one_by_one():
@@ -87,10 +89,7 @@ def events(
     settings, runtime = setup.settings, setup.runtime
     batches_of_run = batches(setup.data.tokens["train"], settings, world)
     trainer = Trainer(setup.model.to(runtime.device), settings, runtime, world)
-    run = setup.run
-    if run is None and world.is_first:
-        run = Run.create(settings, setup.data.name, plan.out, plan.name)
-    run = Run(world.of_first(run and str(run.folder)))
+    run = setup.run or create_run(plan, setup, world)
     with (
         run.lock() if world.is_first else contextlib.nullcontext(),
         CheckpointWriter() as writer,
@@ -151,6 +150,10 @@ def _run_steps(
     trainer.learning_rate_scale = policy.learning_rate_scale
     if settings.on_divergence == "rollback" and recorder.last_checkpoint is None:
         yield from recorder.save_checkpoint(is_required=True)  # so that there is one to return to
+    if recorder.unevaluated_step is not None:
+        due = _actions_due(trainer.step, settings, log_spaced_steps, is_stopped=False)
+        unevaluated = recorder.unevaluated_step
+        finish_reason = yield from _finish_step(due, unevaluated, finish_reason, evaluator, recorder, should_stop)
     clock.start_updates()
     while trainer.step < settings.max_steps and finish_reason == "done":
         loss = trainer.compute_gradients(batch_of_step(trainer.step, policy.state.skipped_batches))
@@ -170,6 +173,7 @@ def _run_steps(
         policy.read_losses()
         yield from map(Notice, policy.take_notices())
         clock.count_updates()
+        metrics = None
         if due & {"log", "evaluate", "save_checkpoint"}:
             metrics = _measure_step(trainer, policy, clock, loss, grad_norm, trainer.step - logged_step)
             logged_step = trainer.step
@@ -177,31 +181,54 @@ def _run_steps(
             time_estimate = clock.estimate_total(trainer.step, settings, evaluator.tokens_per_evaluation)
             if time_estimate is not None:
                 yield time_estimate
-            if "evaluate" in due:
-                trainer.check_replicas()
-                evaluated = evaluator.evaluate(trainer.step)
-                recorder.require_finite("the validation loss", evaluated.val_loss)
-                recorder.require_finite("the training loss", evaluated.train_loss)
-                yield evaluated
-                if evaluator.is_out_of_patience and trainer.step < settings.max_steps:
-                    finish_reason = "patience"
-                if evaluated.best or finish_reason == "patience" or not settings.save_every:
-                    due.add("save_checkpoint")
-            recorder.write_metrics(metrics)
-        if "sample" in due:  # before the checkpoint, so that a resumed run has every sample up to its step
-            yield from recorder.write_sample()
-        if "save_checkpoint" in due:
-            is_last = finish_reason != "done" or trainer.step == settings.max_steps
-            yield from recorder.save_checkpoint(is_required=is_last)
-        elif "save_weights" in due:
-            yield from recorder.save_weights()
-        yield from map(Notice, recorder.take_notices())
+        finish_reason = yield from _finish_step(due, metrics, finish_reason, evaluator, recorder, should_stop)
         if due != {"log"}:  # writing a line counts as time in updates; evaluating, saving and sampling do not
             clock.start_updates()
     recorder.write_resumption()  # of a run that had no step left
     if recorder.last_checkpoint is None:  # with max_steps = 0 no step saved one, so save the initial weights
         yield from recorder.save_checkpoint(is_required=True)
     yield recorder.finish(finish_reason)
+
+
+def _finish_step(
+    due: set[str],
+    metrics: Step | None,
+    finish_reason: str,
+    evaluator: Evaluator,
+    recorder: Recorder,
+    should_stop: Callable[[], bool],
+) -> Generator[Event, None, str]:
+    """Evaluate, log, sample and save, if that is due. Returns the finish reason: "done" if the run may continue.
+
+    If training is stopped during the evaluation, the checkpoint records that the step is not evaluated yet.
+    """
+    trainer, settings = recorder.trainer, evaluator.settings
+    recorder.unevaluated_step = None
+    if "evaluate" in due:
+        trainer.check_replicas()
+        evaluated = evaluator.evaluate(trainer.step, should_stop)
+        if evaluated is None:
+            finish_reason, due, recorder.unevaluated_step = "stopped", {"save_checkpoint"}, metrics
+        else:
+            recorder.require_finite("the validation loss", evaluated.val_loss)
+            recorder.require_finite("the training loss", evaluated.train_loss)
+            yield evaluated
+            if evaluator.is_out_of_patience and trainer.step < settings.max_steps:
+                finish_reason = "patience"
+            if evaluated.best or finish_reason == "patience" or not settings.save_every:
+                due.add("save_checkpoint")
+    recorder.write_resumption()  # of a run that was stopped during this evaluation
+    if metrics is not None:
+        recorder.write_metrics(metrics)
+    if "sample" in due:  # before the checkpoint, so that a resumed run has every sample up to its step
+        yield from recorder.write_sample()
+    if "save_checkpoint" in due:
+        is_last = finish_reason != "done" or trainer.step == settings.max_steps
+        yield from recorder.save_checkpoint(is_required=is_last)
+    elif "save_weights" in due:
+        yield from recorder.save_weights()
+    yield from map(Notice, recorder.take_notices())
+    return finish_reason
 
 
 def _actions_due(step: int, settings: Settings, log_spaced_steps: set[int], is_stopped: bool) -> set[str]:

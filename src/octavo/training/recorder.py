@@ -46,6 +46,8 @@ class Recorder:
         self.policy = policy
         self._writer, self._has_memory_for_copy = writer, True
         self.last_checkpoint: Path | None = None  # the newest from which training can resume
+        # The metrics of the newest step, if training was stopped during its evaluation. A resumed run evaluates it.
+        self.unevaluated_step: Step | None = None
         self._unwritten: list[tuple[str, dict[str, Any]]] = []  # lines that could not be written yet
         self._notices: list[str] = []
         self._resumed_from: ResumePoint | None = None  # until `write_resumption`
@@ -134,6 +136,7 @@ class Recorder:
             elapsed_seconds=self.clock.elapsed,
             update_seconds=self.clock.update_seconds,
             divergence=msgspec.to_builtins(self.policy.state),
+            unevaluated_step=dataclasses.asdict(self.unevaluated_step) if self.unevaluated_step else None,
         )
         yield from self._save(state, evaluated is not None and evaluated.best, is_required)
 
@@ -185,10 +188,11 @@ class Recorder:
         self.evaluator.best_val_loss = math.inf if values.best_val_loss is None else values.best_val_loss
         self.evaluator.evaluations_since_best = values.evaluations_since_best
         self.evaluator.newest_evaluation = values.newest_evaluation
+        self.unevaluated_step = values.unevaluated_step
 
     def _rewind(self, point: ResumePoint) -> None:
         """Remove what the run has after a checkpoint."""
-        self.run.rewind(point.values.step, point.is_best)
+        self.run.rewind(point.values.step, point.is_best, keep_line=point.values.unevaluated_step is None)
 
     def _write_line(self, kind: str, line: dict[str, Any]) -> None:
         """Append a line. If the disk fails, keep it, and write it with the next one."""

@@ -5,6 +5,7 @@ Nothing is written but the prepared text in the cache, so an error here leaves n
 
 import dataclasses
 import math
+import time
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,9 @@ from octavo.training.fixed_settings import ARCHITECTURE, check_given, settings_o
 from octavo.training.plan import Plan
 from octavo.training.trainer_values import TrainerValues, check_trainer_values
 from octavo.weights import meta_model
+
+# How long a network file system may take to show a new folder to another machine.
+_VISIBLE_SECONDS = 5.0
 
 # `cap_steps` never goes below this: fewer steps teach a model nothing.
 _MIN_STEPS = 100
@@ -106,6 +110,21 @@ def check_same_setup(setup: TrainingSetup, world: World) -> None:
                 f"process {different[0]} of {world.size} differs from process 0 in {name}",
                 "the same command, text and folder for all",
             )
+
+
+def create_run(plan: Plan, setup: TrainingSetup, world: World) -> Run:
+    """Create the folder of a new run in the first process; the others open it."""
+    run = Run.create(setup.settings, setup.data.name, plan.out, plan.name) if world.is_first else None
+    folder = Path(world.of_first(run and str(run.folder)))
+    deadline = time.monotonic() + _VISIBLE_SECONDS
+    while not (folder / "settings.toml").exists():
+        if time.monotonic() > deadline:
+            raise OctavoError(
+                f"process {world.rank} can't see the run folder that process 0 has created, {folder.absolute()}",
+                "--out on storage that all machines share",
+            )
+        time.sleep(0.1)
+    return Run(folder)
 
 
 def resolve_vocab_size(settings: Settings, data: Dataset) -> Settings:

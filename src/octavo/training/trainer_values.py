@@ -7,7 +7,7 @@ import msgspec
 
 from octavo.schema import Count, NonNegative, check
 from octavo.training.divergence import DivergenceState
-from octavo.training.event import Evaluated
+from octavo.training.event import Evaluated, Step
 
 
 class ScalerValues(msgspec.Struct, rename={"growth_tracker": "_growth_tracker"}):
@@ -37,6 +37,7 @@ class TrainerValues(msgspec.Struct):
     elapsed_seconds: NonNegative
     update_seconds: NonNegative
     divergence: DivergenceState = msgspec.field(default_factory=DivergenceState)  # older checkpoints have none
+    unevaluated_step: Step | None = None  # see `Recorder.unevaluated_step`; older checkpoints have none
 
 
 def check_trainer_values(values: dict[str, Any], folder: Path) -> TrainerValues:
