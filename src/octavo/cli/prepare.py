@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from octavo.cli.parser import SOURCE_HELP, add_settings, add_verb, explicit_settings, finish_verb
+from octavo.errors import OctavoError
 from octavo.settings import DataSettings, Settings, expand_home, resolve
 
 
@@ -14,7 +15,7 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
     verb = add_verb(
         verbs,
         "prepare",
-        "SOURCE (--out DIR | --verify)",
+        "SOURCE (--out DIR [--together] | --verify)",
         run,
         help="convert text to token shards",
         example="octavo prepare my.txt --out tokens --tokenizer bpe:4096",
@@ -25,6 +26,11 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
         "--out", type=expand_home, metavar="DIR", help="the folder to write; it must be empty or missing"
     )
     action.add_argument("--verify", action="store_true", help="read the prepared folder SOURCE and check every sha256")
+    verb.add_argument(
+        "--together",
+        action="store_true",
+        help="share the work with other processes that run the same command, on this machine or others",
+    )
     add_settings(verb, DataSettings, defaults)
     finish_verb(verb)
 
@@ -32,24 +38,32 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from octavo.data.dataset import open_dataset
     from octavo.data.prepare import prepare_into_folder
+    from octavo.data.together import prepare_together
     from octavo.terminal import run_preparation
 
     if arguments.verify:
+        if arguments.together:
+            raise OctavoError("--together is for writing a folder", "--out DIR")
         dataset = open_dataset(Path(arguments.source), verify=True)
         print(json.dumps(dataset.info) if arguments.json else f"{dataset.folder}: all files match their sha256")
         return 0
     settings = resolve(source=arguments.source, **explicit_settings(arguments))
-    dataset = run_preparation(prepare_into_folder(settings, arguments.out), sys.stderr)
-    if arguments.json:
-        print(json.dumps(dataset.info))
-        return 0
-    info, tokens, text = dataset.info, dataset.info["tokens"], dataset.info["text"]
+    if arguments.together:
+        info = run_preparation(prepare_together(settings, arguments.out), sys.stderr)
+    else:
+        info = run_preparation(prepare_into_folder(settings, arguments.out), sys.stderr).info
+    print(json.dumps(info) if arguments.json else _summarize(info, arguments.out))
+    return 0
+
+
+def _summarize(info: dict[str, Any], out: str) -> str:
+    """What has been written, and how to train on it."""
+    tokens, text = info["tokens"], info["text"]
     documents = f", {text['documents']:,} documents" if text["documents"] > 1 else ""
     duplicates = f", {text['left_out']:,} duplicates dropped" if text["left_out"] else ""
-    print(
-        f"{dataset.folder}: {dataset.name}, {text['bytes']:,} bytes{documents}{duplicates}, tokenizer "
+    return (
+        f"{out}: {info['name']}, {text['bytes']:,} bytes{documents}{duplicates}, tokenizer "
         f"{info['tokenizer']} ({info['vocab_size']:,} tokens)\n"
         f"  train {tokens['train']:,} tokens, val {tokens['val']:,}, split by {info['split']['by']}\n"
-        f"next: octavo train {dataset.folder}"
+        f"next: octavo train {out}"
     )
-    return 0

@@ -11,6 +11,7 @@
                   unchanged files, `nanogpt` opens nanoGPT's folders
     sampler       Dataset -> the batch of each step; `prefetch` builds it while the step before runs
 
+`together` runs the same steps in many processes, each for a part of the source, and `claims` divides the parts.
 `statistics` counts the characters, lines, duplicates and tokens of a text. `progress` has `Preparation`, which the
 entry points return. `limits` bounds memory.
 """

@@ -65,8 +65,8 @@ def build_dataset(inputs: BuildInputs, out: Path) -> Generator[PreparationProgre
         tokens = {name: sum(shard.length for shard in shards[name]) for name in SPLITS}
         if min(tokens.values()) < 2:
             shutil.rmtree(staging)  # the same build would fail again, so its shards are of no use
-            raise _split_error(scan, split, tokens)
-        info = _describe(staging, inputs, tokenizer, split, shards, tokens)
+            raise split_error(scan, split, tokens)
+        info = describe(staging, inputs, tokenizer, split, shards, tokens)
         info["checksum"] = checksum(info)
         with files.translate_disk_errors(out):
             (staging / "dataset.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
@@ -96,7 +96,7 @@ def _open_staging(staging: Path, inputs: BuildInputs) -> Generator[PreparationPr
             files.remove_leftovers(staging)
             return tokenizers.load(staging)
     shutil.rmtree(staging, ignore_errors=True)
-    tokenizer = inputs.tokenizer or (yield from _train_tokenizer(inputs))
+    tokenizer = inputs.tokenizer or (yield from train_tokenizer(inputs))
     tokenizer = tokenizers.choose_start(tokenizer, inputs.scan.shows_end_of_text(inputs.settings))
     with files.translate_disk_errors(staging):
         files.make_folder(staging)
@@ -105,7 +105,7 @@ def _open_staging(staging: Path, inputs: BuildInputs) -> Generator[PreparationPr
     return tokenizer
 
 
-def _train_tokenizer(inputs: BuildInputs) -> Generator[PreparationProgress, None, Tokenizer]:
+def train_tokenizer(inputs: BuildInputs) -> Generator[PreparationProgress, None, Tokenizer]:
     """Train a tokenizer on a corpus, or on chunks taken evenly from all of it if it is large."""
     settings, characters = inputs.settings, inputs.scan.characters
     if settings.tokenizer == "char":
@@ -125,23 +125,27 @@ def _train_tokenizer(inputs: BuildInputs) -> Generator[PreparationProgress, None
     return tokenizers.build(settings.tokenizer, sample())
 
 
-def _split_error(scan: CorpusScan, split: Split, tokens: dict[str, int]) -> OctavoError:
-    """The error for a split with fewer than two tokens."""
+class EmptySplitError(OctavoError):
+    """The training or the validation split has fewer than two tokens."""
+
+
+def split_error(scan: CorpusScan, split: Split, tokens: dict[str, int]) -> EmptySplitError:
+    """The error for a split with fewer than two tokens, which says why it has so few."""
     if split.by == "document" and len(set(split.document_splits) - {LEFT_OUT}) == 1:
         # Copies of a document are all in the same split.
-        return OctavoError(
+        return EmptySplitError(
             "all documents are copies of one another, so training and validation text cannot be separated",
             "--deduplicate, which keeps one of them and uses its end for validation",
         )
     split_name = min(tokens, key=lambda name: tokens[name])
-    return OctavoError(
+    return EmptySplitError(
         f"the text has {scan.characters} characters, too few for a training and a validation split: the {split_name} "
         f"split has {tokens[split_name]} tokens, and needs 2",
         "a longer text, or another --val-fraction",
     )
 
 
-def _describe(
+def describe(
     staging: Path,
     inputs: BuildInputs,
     tokenizer: Tokenizer,

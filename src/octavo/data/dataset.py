@@ -72,7 +72,7 @@ def open_dataset(folder: Path, verify: bool = False) -> Dataset:
         tokens, tokenizer = nanogpt.open_tokens(folder), nanogpt.load_tokenizer(folder)
         info = {"format": FORMAT} | nanogpt.describe(folder, tokenizer, tokens, properties)
     else:
-        info = _read_info(folder)
+        info = read_info(folder)
         _check_files(folder, info, properties)
         tokens = {split: Shards([open_npy(folder / name) for name in info["shards"][split]]) for split in SPLITS}
         tokenizer = tokenizers.load(folder)
@@ -152,7 +152,7 @@ class _DatasetInfo(Origin):
     checksum: str = ""  # folders of earlier versions have none
 
 
-def _read_info(folder: Path) -> dict[str, Any]:
+def read_info(folder: Path) -> dict[str, Any]:
     """The contents of `dataset.json`. Raises `OctavoError` if a key is missing or has a value of another type."""
     path, hint = folder / "dataset.json", f"octavo prepare ... --out {folder}"
     if not path.exists():

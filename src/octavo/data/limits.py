@@ -22,6 +22,7 @@ class Limits:
     tokenizer_characters: int = 100_000_000  # text that a tokenizer is trained on, at most
     # Shorter texts are encoded in one process: it has finished before a second process would have started.
     single_process_characters: int = 16 << 20
+    unit_bytes: int = 1 << 28  # files that one process scans and encodes at a time, in `prepare --together`
     progress_seconds: float = 0.2  # minimum interval between two progress reports
 
 

@@ -71,7 +71,7 @@ def prepare_dataset(
     summary = load_scan_summary(corpus)
     if summary is not None:
         warn_of_end_of_text(summary, settings)
-        resolved_settings = _resolve_tokenizer_setting(settings, summary)
+        resolved_settings = resolve_tokenizer_setting(settings, summary)
         dataset = open_cached(cache_key(summary, resolved_settings, tokenizer))
         if dataset is not None:
             return _rename(dataset, corpus)
@@ -134,7 +134,7 @@ def prepare_into_folder(
 ) -> Generator[PreparationProgress, None, Dataset]:
     """Prepare a source into the folder `out`, which must be empty or missing."""
     folder = Path(os.path.abspath(out))
-    _check_is_empty(folder, out)
+    check_is_empty(folder, out)
     if is_prepared(settings.source):
         raise OctavoError(f"{settings.source} is prepared already", f"octavo train {settings.source}")
     corpus = open_source(settings, limits)
@@ -142,8 +142,8 @@ def prepare_into_folder(
     warn_of_end_of_text(scan, settings)
     lock = yield from acquire_lock(folder, wait=False)
     try:
-        _check_is_empty(folder, out)  # another process may have written it during the scan
-        settings = _resolve_tokenizer_setting(settings, scan)
+        check_is_empty(folder, out)  # another process may have written it during the scan
+        settings = resolve_tokenizer_setting(settings, scan)
         dataset = yield from build_dataset(BuildInputs(corpus, scan, settings, None, limits), folder)
         return dataclasses.replace(dataset, folder=Path(out))  # the path as the user gave it, relative or absolute
     finally:
@@ -154,7 +154,7 @@ def open_or_build_scanned(
     corpus: Corpus, scan: CorpusScan, settings: DataSettings, tokenizer: Tokenizer | None, limits: Limits
 ) -> Generator[PreparationProgress, None, Dataset]:
     """The dataset of a scanned corpus: opened from the cache, or built into it."""
-    inputs = BuildInputs(corpus, scan, _resolve_tokenizer_setting(settings, scan), tokenizer, limits)
+    inputs = BuildInputs(corpus, scan, resolve_tokenizer_setting(settings, scan), tokenizer, limits)
     return _rename((yield from open_or_build(inputs.key, functools.partial(build_dataset, inputs))), corpus)
 
 
@@ -220,7 +220,7 @@ def choose_tokenizer(size: int, alphabet: int) -> str:
     return f"bpe:{min(32768, max(1024, 1 << (size // 500).bit_length()))}"
 
 
-def _resolve_tokenizer_setting(settings: DataSettings, scan: ScanSummary) -> DataSettings:
+def resolve_tokenizer_setting(settings: DataSettings, scan: ScanSummary) -> DataSettings:
     """Settings whose `tokenizer` is not `auto` but the choice for this text."""
     if settings.tokenizer == "auto":
         return dataclasses.replace(settings, tokenizer=choose_tokenizer(scan.bytes, len(scan.alphabet)))
@@ -232,7 +232,8 @@ def _rename(dataset: Dataset, corpus: Corpus) -> Dataset:
     return dataclasses.replace(dataset, info=dataset.info | {"name": corpus.name, "source": corpus.source})
 
 
-def _check_is_empty(folder: Path, out: str | Path) -> None:
+def check_is_empty(folder: Path, out: str | Path) -> None:
+    """Raise `OctavoError` if the folder that the user named as `out` exists and is not empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OctavoError(f"{out} already exists and is not empty", "another --out, or delete it first")
 

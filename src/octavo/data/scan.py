@@ -12,7 +12,7 @@ import json
 import os
 import warnings
 from array import array
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import numpy as np
 from octavo import files
 from octavo.data.limits import DEFAULT_LIMITS, Limits
 from octavo.data.progress import PreparationProgress, ProgressMeter, preparation
+from octavo.data.readers import Chunk
 from octavo.data.sources import Corpus, CorpusHash
 from octavo.errors import OctavoError, OctavoWarning
 from octavo.settings import DataSettings
@@ -88,6 +89,14 @@ def warn_of_end_of_text(summary: ScanSummary, settings: DataSettings) -> None:
 @preparation
 def scan_corpus(corpus: Corpus, limits: Limits = DEFAULT_LIMITS) -> Generator[PreparationProgress, None, CorpusScan]:
     """Read a corpus from beginning to end, and store its summary in the cache."""
+    scan = yield from scan_chunks(corpus.chunks(), limits)
+    if corpus.is_unchanged():
+        _save_scan_summary(corpus, scan)
+    return scan
+
+
+def scan_chunks(chunks: Iterable[Chunk], limits: Limits) -> Generator[PreparationProgress, None, CorpusScan]:
+    """Scan all documents of a corpus, or of a part of it."""
     corpus_hash, size, characters, separated, end_of_texts = CorpusHash(), 0, 0, 0, 0
     lengths, digests, lacks_newline = array("q"), bytearray(), bytearray()
     # The alphabet is collected in two ways: ASCII by bytes, which is fast, and the rest by code points, which is needed
@@ -95,7 +104,7 @@ def scan_corpus(corpus: Corpus, limits: Limits = DEFAULT_LIMITS) -> Generator[Pr
     ascii_alphabet, is_in_alphabet = b"", np.zeros(0x110000, dtype=bool)
     document_hash, length = hashlib.blake2b(digest_size=_DIGEST_BYTES), 0
     meter = ProgressMeter("reading", None, limits.progress_seconds)
-    for text, ends_document, follows_separator in corpus.chunks():
+    for text, ends_document, follows_separator in chunks:
         content = text.encode()
         corpus_hash.update(content, ends_document)
         document_hash.update(content)
@@ -113,7 +122,7 @@ def scan_corpus(corpus: Corpus, limits: Limits = DEFAULT_LIMITS) -> Generator[Pr
             document_hash, length = hashlib.blake2b(digest_size=_DIGEST_BYTES), 0
         yield from meter.report(characters)
     alphabet = set(map(chr, np.flatnonzero(is_in_alphabet).tolist())) | set(ascii_alphabet.decode())
-    scan = CorpusScan(
+    return CorpusScan(
         sha256=corpus_hash.hexdigest(),
         bytes=size,
         characters=characters,
@@ -125,9 +134,22 @@ def scan_corpus(corpus: Corpus, limits: Limits = DEFAULT_LIMITS) -> Generator[Pr
         digests=bytes(digests),
         lacks_newline=bytes(lacks_newline),
     )
-    if corpus.is_unchanged():
-        _save_scan_summary(corpus, scan)
-    return scan
+
+
+def join_scans(scans: Sequence[CorpusScan], sha256: str) -> CorpusScan:
+    """The scan of a corpus from the scans of its consecutive parts. Only the hash must be given."""
+    return CorpusScan(
+        sha256=sha256,
+        bytes=sum(scan.bytes for scan in scans),
+        characters=sum(scan.characters for scan in scans),
+        documents=sum(scan.documents for scan in scans),
+        alphabet="".join(sorted(set().union(*(scan.alphabet for scan in scans)))),
+        separated=sum(scan.separated for scan in scans),
+        end_of_texts=sum(scan.end_of_texts for scan in scans),
+        lengths=array("q", b"".join(scan.lengths.tobytes() for scan in scans)),
+        digests=b"".join(scan.digests for scan in scans),
+        lacks_newline=b"".join(scan.lacks_newline for scan in scans),
+    )
 
 
 # Recognizing files that were scanned before

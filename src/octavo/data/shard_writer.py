@@ -8,7 +8,7 @@ of text, however large the corpus.
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -102,14 +102,76 @@ def write_shards(
     return dict(zip(SPLITS, records, strict=True))
 
 
+class Position(NamedTuple):
+    """Where the text of a split continues: a shard, and how many characters of it come before."""
+
+    shard: int = 0
+    characters: int = 0
+
+
+class PartRecord(NamedTuple):
+    """A file with a part of the ids of a shard, or all of them."""
+
+    split: str
+    shard: int
+    name: str
+    sha256: str
+    length: int  # ids
+
+
+def write_parts(
+    folder: Path,
+    suffix: str,
+    chunks: Iterable[SplitChunk],
+    tokenizer: Tokenizer,
+    uses_end_of_text: bool,
+    starts: Sequence[Position],
+    limits: Limits,
+    special_tokens: bool = False,
+) -> Generator[PreparationProgress, None, list[PartRecord]]:
+    """Write the ids of a part of a corpus, a file for each shard that has some of them: `train-00003-SUFFIX.npy`.
+
+    `starts` is the position of each split where the part begins. Joined in the order of the parts, the files of a shard
+    have the ids that `write_shards` gives it. Encodes in this process: others encode other parts.
+    """
+    records: list[PartRecord] = []
+    unfinished_ids: list[list[np.ndarray]] = [[] for _ in SPLITS]
+    texts = _collect_texts(chunks, [start.shard for start in starts], uses_end_of_text, limits, starts)
+    meter, done = ProgressMeter("writing tokens", None, limits.progress_seconds), 0
+    for info, ids in encoder_pool.encode_texts(tokenizer, texts, 1, special_tokens):
+        unfinished_ids[info.split].append(ids)
+        if info.shard_text_sha256 is not None:
+            split, part = SPLITS[info.split], np.concatenate(unfinished_ids[info.split])
+            path = folder / f"{split}-{info.shard:05d}-{suffix}.npy"
+            shards.write_npy(path, part)
+            records.append(PartRecord(split, info.shard, path.name, files.sha256(path), len(part)))
+            unfinished_ids[info.split].clear()
+        done += info.characters
+        yield from meter.report(done)
+    return records
+
+
+def advance(start: Position, lengths: np.ndarray, shard_characters: int) -> Position:
+    """The position after chunks of these lengths (chunks,), all of one split."""
+    ends, offset = np.cumsum(lengths) + start.characters, 0
+    shard = start.shard
+    while (last := int(np.searchsorted(ends, offset + shard_characters))) < len(ends):
+        shard, offset = shard + 1, int(ends[last])
+    return Position(shard, int(ends[-1]) - offset if len(ends) else start.characters)
+
+
 def _collect_texts(
-    chunks: Iterable[SplitChunk], finished_counts: list[int], uses_end_of_text: bool, limits: Limits
+    chunks: Iterable[SplitChunk],
+    finished_counts: list[int],
+    uses_end_of_text: bool,
+    limits: Limits,
+    starts: Sequence[Position] = (Position(), Position()),
 ) -> Iterator[tuple[_TextInfo, bytes]]:
     """Join chunks to texts of at least `limits.chunk` characters; only the last text of a shard may be shorter.
 
     Text that is in a finished shard is counted, but replaced by an empty text, which takes no time to encode.
     """
-    pending_texts = [_PendingText() for _ in SPLITS]
+    pending_texts = [_PendingText(start.shard, start.characters) for start in starts]
 
     def take(split: int, completes_shard: bool) -> tuple[_TextInfo, bytes]:
         pending = pending_texts[split]
@@ -132,8 +194,8 @@ def _collect_texts(
             yield take(chunk.split, is_full)
         if is_full:
             pending_texts[chunk.split] = _PendingText(pending.shard + 1)
-    for split, pending in enumerate(pending_texts):
-        if pending.characters_in_shard:
+    for split, (pending, start) in enumerate(zip(pending_texts, starts, strict=True)):
+        if (pending.shard, pending.characters_in_shard) not in (start, (pending.shard, 0)):
             yield take(split, True)
 
 

@@ -6,6 +6,7 @@ chunk of text is in memory at a time. Nothing is tokenized here. The network is 
 """
 
 import codecs
+import dataclasses
 import difflib
 import fnmatch
 import functools
@@ -50,6 +51,7 @@ class Corpus:
     paths: list[str] | None  # files that change when the text does; None if it can be known only by reading the text
     identity: str | None  # of these files when the source was opened; see `_file_identity`
     _read: Callable[[], Iterator[Chunk]]
+    may_be_empty: bool = False
 
     def chunks(self) -> Generator[Chunk, None, None]:
         """Yield all documents from the beginning, in chunks. Raises `OctavoError` if no text can be read."""
@@ -60,7 +62,7 @@ class Corpus:
                 yield chunk
         except (OSError, ValueError) as error:  # ValueError: a NUL in a path, or raised by a codec
             raise _unreadable(self.source, error) from error
-        if is_empty:
+        if is_empty and not self.may_be_empty:
             hint = "a source with text, or --text-field NAME if another field has the text"
             raise OctavoError(f"{self.source} has no text in it", hint)
 
@@ -108,6 +110,31 @@ def open_source(settings: DataSettings, limits: Limits = DEFAULT_LIMITS) -> Corp
         return _open_source(source, text_format, limits)
     except (OSError, ValueError) as error:
         raise _unreadable(source, error) from error
+
+
+def open_units(settings: DataSettings, limits: Limits = DEFAULT_LIMITS) -> tuple[Corpus, list[Corpus]]:
+    """The corpus that `settings.source` names, and its units: consecutive files, `limits.unit_bytes` or more of them.
+
+    A unit may have no text. Raises `OctavoError` if the source is not made of files.
+    """
+    source = settings.source
+    if source in (*BUILT_IN, "-") or source.startswith("hf:") or (whole := open_source(settings, limits)).paths is None:
+        raise OctavoError(f"{source} is not made of files", "a file, a folder or a glob, or leave out --together")
+    groups: list[list[str]] = [[]]
+    size = 0
+    for path in whole.paths:
+        if size >= limits.unit_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(path)
+        size += os.path.getsize(path)
+
+    def unit(paths: list[str]) -> Corpus:
+        warn = functools.cache(_warn)
+        read = functools.partial(_read_files, source, paths, whole.text_format, limits, warn, may_be_empty=True)
+        return dataclasses.replace(whole, paths=paths, identity=None, may_be_empty=True, _read=read)
+
+    return whole, list(map(unit, groups))
 
 
 def _open_source(source: str, text_format: TextFormat, limits: Limits) -> Corpus:
@@ -175,7 +202,12 @@ def _unreadable(source: str, error: OSError | ValueError) -> OctavoError:
 
 
 def _read_files(
-    source: str, paths: list[str], text_format: TextFormat, limits: Limits, warn: Callable[[str], None]
+    source: str,
+    paths: list[str],
+    text_format: TextFormat,
+    limits: Limits,
+    warn: Callable[[str], None],
+    may_be_empty: bool = False,
 ) -> Iterator[Chunk]:
     """Yield the documents of all files. Files without text are skipped; `warn` reports binary ones."""
     binary: list[str] = []
@@ -189,7 +221,7 @@ def _read_files(
             if path == source:
                 raise _binary_error(source, error) from None
             binary.append(f"{path}: {error}")
-    if is_empty:
+    if is_empty and not may_be_empty:
         problem = (
             "is empty" if paths == [source] else f"has no text in it ({len(paths)} files, {len(binary)} of them binary)"
         )
