@@ -1,5 +1,6 @@
 """Several processes train one model: the bits of one process, whatever happens to one of them."""
 
+import json
 import os
 import random
 import signal
@@ -22,10 +23,16 @@ TRAIN = ["train", "text.txt", *SETTINGS, "--micro-batch=2"]
 TWO = ["--processes", "2", "--timeout", "10"]
 
 
-def start(folder: Path, *words: object, **environment: str) -> subprocess.Popen[str]:
+def start(folder: Path, *words: object) -> subprocess.Popen[str]:
+    return start_python(folder, "-m", "octavo", *words)
+
+
+def start_python(folder: Path, *words: object, limit: int | None = None, **environment: str) -> subprocess.Popen[str]:
+    """Start Python with these words. `limit`: the size that no file may exceed, as on a full disk."""
     cache = {"OMP_NUM_THREADS": "1", "OCTAVO_CACHE": str(folder / "cache")}
+    limited = ["prlimit", f"--fsize={limit}"] if limit else []
     return subprocess.Popen(
-        [sys.executable, "-m", "octavo", *map(str, words)],
+        [*limited, sys.executable, *map(str, words)],
         cwd=folder,
         env=os.environ | cache | environment,
         stdin=subprocess.DEVNULL,
@@ -136,7 +143,84 @@ def test_a_mistake_that_every_process_meets_is_reported_once(folder: Path) -> No
     assert not (folder / "run").exists()
 
 
-if IS_TORTURE:  # it waits for the timeout
+def torchrun(*words: object) -> list[str]:
+    """The command that trains in two processes under torchrun."""
+    options = ["--nproc-per-node=2", "--max-restarts=30", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    return ["-m", "torch.distributed.run", *options, "-m", "octavo", *map(str, words), "--continue"]
+
+
+def continue_seconds(run: Path, steps: int) -> float:
+    """The seconds until a run has made this many more steps than it has now."""
+    start, now = time.monotonic(), octavo.Run(run).lines("metrics")[-1]["step"]
+    while octavo.Run(run).lines("metrics")[-1]["step"] < now + steps:
+        assert time.monotonic() < start + 120
+        time.sleep(0.02)
+    return time.monotonic() - start
+
+
+if IS_TORTURE:  # minutes
+
+    @pytest.mark.parametrize("launcher", ["octavo", "torchrun"])
+    def test_one_run_survives_twenty_kills(launcher: str, folder: Path, report: Report) -> None:
+        words = [*TRAIN, *VARIANTS["adamw-fp32"], "--max-steps=4000", "--max-epochs=0"]
+        run(folder, *words, "--out=undisturbed")
+        words += ["--out=run", "--timeout=10"]
+        own = ["-m", "octavo", *words, "--processes=2", "--restarts=30"]
+        command = own if launcher == "octavo" else torchrun(*words)
+        process = start_python(folder, *command, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
+        generator, seconds = random.Random(launcher), []
+        wait_for_steps(folder / "run", 11)
+        for _ in range(KILLS):
+            generator.choice(workers(process)).kill()
+            seconds.append(continue_seconds(folder / "run", generator.randint(12, 60)))
+        output, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, output
+        outcome, undisturbed = Outcome.of(folder / "run"), Outcome.of(folder / "undisturbed")
+        assert (outcome.weights, outcome.metrics) == (undisturbed.weights, undisturbed.metrics)
+        assert outcome.samples == undisturbed.samples
+        print(f"{launcher}: continued after {sorted(round(each, 1) for each in seconds)} s")
+        report(f"kill -9 of one of two processes, by {launcher}", KILLS, runs_with_other_bits=0)
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize("processes", [1, 2])
+    def test_a_signal_ends_a_long_evaluation(number: signal.Signals, processes: int, folder: Path) -> None:
+        (folder / "text.txt").write_text(TEXT * 400, encoding="utf-8")  # an evaluation of half a minute
+        words = [*TRAIN, "--n-layer=12", "--eval-every=2", "--max-steps=3", "--val-fraction=0.9", "--out=run"]
+        process = start(folder, *words, "--processes", processes)
+        wait_for_steps(folder / "run", 1)
+        time.sleep(2)  # the second step takes milliseconds: it is being evaluated
+        stopped_at = time.monotonic()
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=600)
+        assert process.returncode == 128 + number, output
+        print(f"{number.name} in an evaluation, {processes} processes: {time.monotonic() - stopped_at:.1f} s")
+        saved = octavo.Run(folder / "run").last
+        assert saved is not None
+        assert json.loads((saved / "trainer.json").read_text(encoding="utf-8"))["unevaluated_step"]["step"] == 2
+        assert "Traceback" not in output
+
+    @pytest.mark.parametrize(
+        ("words", "processes", "code", "message"),
+        [
+            (["--batch-size=32"], 3, 2, "32 sequences"),
+            (["--n-layer=0"], 2, 2, "n_layer"),
+            (["--n-layer=many"], 2, 2, "many"),
+            (["--n-embd=256", "--max-steps=2"], 2, 3, "disk is full"),
+        ],
+    )
+    def test_bad_input_is_one_message_and_no_restart(
+        words: list[str], processes: int, code: int, message: str, folder: Path
+    ) -> None:
+        begin = time.monotonic()
+        command = ["-m", "octavo", *TRAIN, *words, "--out=run", "--processes", processes]
+        process = start_python(folder, *command, limit=1_000_000 if code == 3 else None)
+        output, _ = process.communicate(timeout=600)
+        assert process.returncode == code, output
+        assert output.count("error:") == 1
+        assert message in output
+        assert "restart" not in output
+        assert "Traceback" not in output
+        print(f"{words}: {time.monotonic() - begin:.1f} s")
 
     def test_a_process_that_hangs_is_named_and_replaced(folder: Path, report: Report) -> None:
         launcher = start(folder, *TRAIN, "--out=run", *TWO)
