@@ -23,6 +23,7 @@ from checkpoints import (
     WEIGHT_FILES,
     assert_same_function,
     has_same_weights,
+    load_error,
     random_ids,
     remove_octavo_files,
     save,
@@ -33,6 +34,7 @@ from generating import generate_ids
 from octavo import checkpoint
 from octavo.checkpoint import TrainerState
 from octavo.generation.sampling import Sampling
+from octavo.model import GPT
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +105,51 @@ def test_transformers_loads_a_checkpoint_without_conversion(
         texts.add(tuple(ours))
     assert len(texts) == 3  # different prompts have different completions, so that equality means something
     assert not transformers_warnings
+
+
+def save_in_several_files(folder: Path, bias: bool = True) -> GPT:
+    """Save a checkpoint with its weights in four files. Returns the model."""
+    model, tokenizer, settings = small_model(bias=bias)
+    checkpoint.save(folder, model, tokenizer, settings, INFO, TRAINER, max_file_bytes=9000)
+    assert sorted(path.name for path in folder.glob("model*")) == [
+        *(f"model-0000{number}-of-00004.safetensors" for number in (1, 2, 3, 4)),
+        "model.safetensors.index.json",
+    ]
+    return model
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_weights_in_several_files_are_the_same_model(bias: bool, tmp_path: Path) -> None:
+    """For Octavo, for the reference that computes from the files, and for transformers."""
+    folder = tmp_path / "step"
+    model = save_in_several_files(folder, bias)
+    assert all(path.stat().st_size < 9000 + 3000 for path in folder.glob("model-*"))  # a header and its names
+    assert has_same_weights(model, checkpoint.load(folder).model)
+    assert octavo.inspect(folder, "verify").ok
+    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values()), info
+    assert_same_function(model, theirs)
+    assert checkpoint.load_trainer(folder).values == TRAINER.values
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing", "not in the manifest"])
+@pytest.mark.parametrize(
+    "name", [*(f"model-0000{number}-of-00004.safetensors" for number in (1, 4)), "model.safetensors.index.json"]
+)
+def test_each_of_several_files_is_verified(name: str, damage: str, tmp_path: Path) -> None:
+    folder = tmp_path / "step"
+    save_in_several_files(folder)
+    if damage == "changed":
+        content = bytearray((folder / name).read_bytes())
+        content[-5] ^= 1
+        (folder / name).write_bytes(content)
+    elif damage == "missing":
+        (folder / name).unlink()
+    else:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        del manifest["files"][name]
+        (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    assert name in load_error(folder).message
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -1,6 +1,7 @@
 """Save and load checkpoints. A checkpoint is a Hugging Face GPT-2 folder with a few more files.
 
     config.json model.safetensors tokenizer.json tokenizer_config.json generation_config.json
+    model-0000i-of-0000n.safetensors, model.safetensors.index.json      instead, if the weights have more than 5 GB
     octavo.json                             settings, fingerprint of the dataset, step, losses
     trainer.safetensors, trainer.json       only if training can resume from it: optimizer state, counters, device, ...
     manifest.json                           size and sha256 of every other file; written last
@@ -77,10 +78,14 @@ def save(
     settings: Settings,
     info: dict[str, Any],
     trainer: TrainerState | None = None,
+    max_file_bytes: int = huggingface.MAX_FILE_BYTES,
 ) -> None:
-    """Write a checkpoint to `folder`, atomically. `info` is added to octavo.json."""
+    """Write a checkpoint to `folder`, atomically. `info` is added to octavo.json.
+
+    Weights of more than `max_file_bytes` are divided into several files.
+    """
     with files.atomic_folder(folder) as partial:
-        huggingface.write_model(partial, model, tokenizer)
+        huggingface.write_model(partial, model, tokenizer, max_file_bytes)
         _write_json(partial / "octavo.json", {"format": FORMAT, "settings": asdict(settings), **info})
         if trainer is not None:
             weights.write_tensors(partial / "trainer.safetensors", trainer.tensors)
@@ -167,7 +172,9 @@ def check_manifest(folder: Path, foreign: bool = True) -> None:
         if not (folder / name).is_file():
             raise OctavoError(f"{folder / name} is missing", _ANOTHER_CHECKPOINT)
     changed = [name for name, entry in entries.items() if not _is_unchanged(folder / name, entry)]
-    changed += [name for name in _FILES if name not in entries and (folder / name).exists()]
+    weight_files = [path.name for path in huggingface.safetensors_files(folder)]
+    unlisted = sorted({*_FILES, *weight_files} - entries.keys())
+    changed += [name for name in unlisted if (folder / name).exists()]
     if changed:
         others = f", and so were {', '.join(changed[1:])}" if changed[1:] else ""
         raise OctavoError(
@@ -199,7 +206,8 @@ def _read_manifest(folder: Path) -> _Manifest:
     return read_json(folder / "manifest.json", _Manifest, _ANOTHER_CHECKPOINT)
 
 
-# The files that `load` reads, which must be in the manifest if they exist; the older files of a tokenizer too.
+# The files that `load` reads, which must be in the manifest if they exist; the older files of a tokenizer too. So must
+# the files of weights that an index lists.
 # `TRAINER_FILES` need not be: `strip_trainer` removes them from the manifest first, and a crash can leave the files.
 _FILES = (
     "added_tokens.json",
@@ -207,6 +215,7 @@ _FILES = (
     "generation_config.json",
     "merges.txt",
     "model.safetensors",
+    "model.safetensors.index.json",
     "octavo.json",
     "special_tokens_map.json",
     "tokenizer.json",

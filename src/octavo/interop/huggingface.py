@@ -24,23 +24,62 @@ _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "m
 _MODULES = ("wte.", "wpe.", "h.", "ln_f.")  # a file of GPT2Model, which has no head, leaves out "transformer."
 _BUFFERS = (".attn.bias", ".attn.masked_bias")  # the causal mask, stored in old folders
 _COMPLETE = "a complete copy of the folder"  # a hint
+INDEX = "model.safetensors.index.json"  # which file has which weight, if there are several
+MAX_FILE_BYTES = 5 * 10**9  # of a file of weights, as transformers has long divided them
 
 
-def stored_weights(model: GPT) -> dict[str, Tensor]:
-    """The weights in Hugging Face's layout. A model without biases gets biases of zero, which compute the same."""
-    stored = {}
+def write_model(folder: Path, model: GPT, tokenizer: Tokenizer, max_file_bytes: int = MAX_FILE_BYTES) -> None:
+    """Write all that transformers reads of a model into an existing folder.
+
+    Weights of more than `max_file_bytes` are divided into several files and an index.
+    """
+    write_weights(folder, model, max_file_bytes)
+    write_description(folder, model.settings, tokenizer)
+
+
+def write_weights(folder: Path, model: GPT, max_file_bytes: int = MAX_FILE_BYTES) -> None:
+    """Write model.safetensors; or model-00001-of-0000N.safetensors, ... and an index, each with whole tensors.
+
+    Only the tensors of one file are copied at a time.
+    """
+    parameters = _stored_parameters(model)
+    files: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, parameter in parameters.items():
+        if files[-1] and size + 4 * parameter.numel() > max_file_bytes:
+            files.append({})
+            size = 0
+        files[-1][name] = parameter
+        size += 4 * parameter.numel()
+    names = ["model.safetensors"]
+    if len(files) > 1:
+        names = [f"model-{number:05}-of-{len(files):05}.safetensors" for number in range(1, len(files) + 1)]
+    for file_name, tensors in zip(names, files, strict=True):
+        weights.write_tensors(folder / file_name, {name: _to_stored(name, value) for name, value in tensors.items()})
+    if len(files) > 1:
+        total = sum(4 * parameter.numel() for parameter in parameters.values())
+        files_by_weight = {name: file_name for file_name, file in zip(names, files, strict=True) for name in file}
+        index = {"metadata": {"total_size": total}, "weight_map": files_by_weight}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _stored_parameters(model: GPT) -> dict[str, Tensor]:
+    """The parameters by their names in Hugging Face's folders, in the order in which they are stored.
+
+    A model without biases gets biases of zero, which compute the same.
+    """
+    stored: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():  # the tied output head is listed once, as wte
-        value = parameter.detach().float().cpu()
-        stored[name] = value.t().contiguous() if name.endswith(_TRANSPOSED) else value.contiguous()
+        stored[name] = parameter.detach()
         if not model.settings.bias and name.endswith(".weight") and not name.endswith(("wte.weight", "wpe.weight")):
             stored[name.removesuffix("weight") + "bias"] = torch.zeros(parameter.shape[0])
     return stored
 
 
-def write_model(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:
-    """Write all that transformers reads of a model into an existing folder."""
-    weights.write_tensors(folder / "model.safetensors", stored_weights(model))
-    write_description(folder, model.settings, tokenizer)
+def _to_stored(name: str, parameter: Tensor) -> Tensor:
+    """A parameter in Hugging Face's layout, float32, in main memory."""
+    value = parameter.float().cpu()
+    return value.t().contiguous() if name.endswith(_TRANSPOSED) else value.contiguous()
 
 
 def write_description(folder: Path, settings: ModelSettings, tokenizer: Tokenizer) -> None:
@@ -79,11 +118,12 @@ class _Index(msgspec.Struct):
 def _weight_files(folder: Path) -> list[Path]:
     """The files with the weights: safetensors if there are any, else pickles; one, or several that an index lists.
 
-    A folder with a manifest, which Octavo wrote, has model.safetensors and nothing else.
+    A folder with a manifest, which Octavo wrote, has no pickles.
     """
-    if (folder / "model.safetensors").is_file() or (folder / "manifest.json").exists():
+    has_manifest = (folder / "manifest.json").exists()
+    if (folder / "model.safetensors").is_file() or (has_manifest and not (folder / INDEX).is_file()):
         return [folder / "model.safetensors"]
-    for name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+    for name in (INDEX, "pytorch_model.bin.index.json"):
         if (folder / name).is_file():
             names = sorted(set(read_json(folder / name, _Index, _COMPLETE).weight_map.values()))
             missing = [each for each in names if not (folder / each).is_file()]
@@ -94,6 +134,14 @@ def _weight_files(folder: Path) -> list[Path]:
     if (folder / "pytorch_model.bin").is_file():
         return [folder / "pytorch_model.bin"]
     raise OctavoError(f"{folder} has no model.safetensors, and no other file with weights", _COMPLETE)
+
+
+def safetensors_files(folder: Path) -> list[Path]:
+    """The safetensors files with the weights of a folder that can be loaded; none if its weights are pickled."""
+    try:
+        return [path for path in _weight_files(folder) if path.suffix == ".safetensors" and path.is_file()]
+    except OctavoError:
+        return []
 
 
 def is_complete(folder: Path) -> bool:

@@ -15,6 +15,7 @@ import safetensors
 from octavo import runs
 from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
+from octavo.interop import huggingface
 from octavo.lens.arguments import WordLike, resolve_word, text_of
 from octavo.lens.embedding import cosines, count_tokens, unit_rows
 from octavo.lens.tokens import Token, make_token
@@ -130,8 +131,10 @@ def _embeddings_of_run(folder: Path) -> Iterator[tuple[int, np.ndarray]]:
     """The step and wte (V, C) of every checkpoint of the run that owns a checkpoint folder."""
     run = Run.of_checkpoint(folder)
     for step, path in run.steps.items() if run else ():
-        with safetensors.safe_open(path / "model.safetensors", framework="np") as file:
-            yield step, file.get_tensor("transformer.wte.weight")
+        for file_path in huggingface.safetensors_files(path):
+            with safetensors.safe_open(file_path, framework="np") as file:
+                if "transformer.wte.weight" in file.keys():  # noqa: SIM118 (it is not a dict)
+                    yield step, file.get_tensor("transformer.wte.weight")
 
 
 def _cosines_at(
