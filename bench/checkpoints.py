@@ -66,7 +66,9 @@ class Measurement:
         self.run.save(self.trainer.step, model, self.tokenizer, self.settings, {"step": self.trainer.step}, state)
 
     def save_in_background(self) -> None:
-        self.writer.start(self.trainer.model, self.trainer.state(), self.write)
+        state = self.trainer.state()
+        self.writer.copy(self.trainer.tensors(state))
+        self.writer.start(self.settings, state, self.write)
 
     def save_at_once(self) -> None:
         self.write(self.trainer.model, self.trainer.state())

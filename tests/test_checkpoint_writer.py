@@ -181,7 +181,7 @@ def test_without_memory_for_a_copy_training_waits_for_the_disk_and_says_so_once(
     def fail(*arguments: object) -> None:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: not enough memory")
 
-    monkeypatch.setattr(CheckpointWriter, "start", fail)
+    monkeypatch.setattr(CheckpointWriter, "copy", fail)
     events = run_events()
     assert len([event for event in events_of(events, training.Notice) if "memory to copy" in event.text]) == 1
     assert [event.step for event in events_of(events, Saved)] == [4, 8, 12]
@@ -197,7 +197,9 @@ def write_copies(writer: CheckpointWriter, trainer: Trainer) -> dict[str, torch.
         assert state is not None
         given.update(state.tensors | dict(model.named_parameters()))
 
-    writer.start(trainer.model, trainer.state(), write)
+    state = trainer.state()
+    writer.copy(trainer.tensors(state))
+    writer.start(trainer.settings, state, write)
     writer.wait_result()
     return given
 
@@ -223,7 +225,8 @@ def test_the_memory_of_the_copy_is_that_of_weights_and_state_and_is_used_again()
 
 def run_in_thread(write: Callable[[], Saved | None]) -> Saved | None:
     with CheckpointWriter() as writer:
-        writer.start(GPT(SETTINGS), None, lambda model, state: write())
+        writer.copy(GPT(SETTINGS).named_parameters())
+        writer.start(SETTINGS, None, lambda model, state: write())
         result = writer.wait_result()
         assert writer.wait_result() is writer.take_result() is None  # it is taken once
     return result

@@ -186,6 +186,8 @@ def test_processes_that_start_with_different_things_are_rejected(
     with_fp16 = dataclasses.replace(setup, settings=dataclasses.replace(setup.settings, precision="fp16"))
     assert "fp16" in error_of(lambda: check_same_setup(with_fp16, Part(0, 2))).message
     check_same_setup(with_fp16, ALONE)
+    on_mps = dataclasses.replace(setup, runtime=Runtime(torch.device("mps")))
+    assert "mps" in error_of(lambda: check_same_setup(on_mps, Part(0, 2))).message
 
 
 @pytest.mark.parametrize(
@@ -226,6 +228,9 @@ def test_one_process_of_a_launcher_is_alone(monkeypatch: pytest.MonkeyPatch) -> 
     [
         (["--processes", "3"], "2 sequences"),
         (["--processes", "0"], "--processes 0"),
+        (["--processes", "2", "--shard", "3"], "--shard 2"),
+        (["--processes", "2", "--shard", "-1"], "--shard -1"),
+        (["--shard", "2"], "--processes 2"),
         (["--processes", "2", "--optimizer", "sgd"], "sgd"),
         (["--continue"], "--name"),
     ],

@@ -141,7 +141,7 @@ def test_optimizer_bytes_equal_its_state(optimizer: str) -> None:
     settings = resolve(**SMALL, optimizer=optimizer)
     trainer = Trainer(GPT(settings), settings, CPU)
     trainer.update(np.zeros((4, 17), dtype=np.int64))
-    state = optimizers.state_tensors(trainer.optimizers, trainer.model)
+    state = optimizers.state_tensors(trainer.optimizers, trainer.layout)
     size = sum(tensor.nbytes for name, tensor in state.items() if not name.startswith("step."))
     assert estimate.memory(settings, "cpu", "fp32", 4).optimizer == size
 

@@ -11,6 +11,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 from octavo.loss import next_token_loss
 from octavo.model import GPT
 from octavo.settings import resolve
+from octavo.training.layout import Replicated
 from octavo.training.optimizers import AdamW, Muon, Optimizer, build_optimizers, load_state_tensors, state_tensors
 from octavo.training.optimizers.muon import join_squares, orthogonalize, split_into_squares
 
@@ -19,6 +20,10 @@ SMALL = dict(n_layer=2, n_head=2, n_embd=16, block_size=12, vocab_size=20)
 
 def seeded(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def layout_of(model: GPT) -> Replicated:
+    return Replicated(dict(model.named_parameters()))
 
 
 # Arithmetic
@@ -87,7 +92,7 @@ def test_adamw_matches_pytorchs_unfused_adamw() -> None:
 
 def test_muon_gets_the_matrices_of_the_blocks_and_adamw_the_rest() -> None:
     model = GPT(resolve(**SMALL))
-    muon, adamw = build_optimizers(model, resolve(weight_decay=0.3))
+    muon, adamw = build_optimizers(layout_of(model), resolve(weight_decay=0.3))
     names = {id(p): name for name, p in model.named_parameters()}
     by_muon = {names[id(p)] for group in muon.param_groups for p in group["params"]}
     by_adamw = {names[id(p)] for group in adamw.param_groups for p in group["params"]}
@@ -119,7 +124,7 @@ def test_a_parameter_without_gradient_does_not_change(optimizer: type[AdamW | Mu
 def model_and_optimizers(request: pytest.FixtureRequest) -> tuple[GPT, list[Optimizer]]:
     settings = resolve(**SMALL, optimizer=request.param)
     model = GPT(settings, torch.Generator().manual_seed(0))
-    return model, build_optimizers(model, settings)
+    return model, build_optimizers(layout_of(model), settings)
 
 
 def update(model: GPT, optimizers: list[Optimizer], step: int) -> None:
@@ -183,12 +188,12 @@ def parameter_groups(copied: GPT, model: GPT, optimizer: Optimizer) -> list[dict
 def test_state_tensors_round_trip(model_and_optimizers: tuple[GPT, list[Optimizer]]) -> None:
     model, optimizers = model_and_optimizers
     update(model, optimizers, 0)
-    tensors = {name: value.clone() for name, value in state_tensors(optimizers, model).items()}
+    tensors = {name: value.clone() for name, value in state_tensors(optimizers, layout_of(model)).items()}
     assert {"step.transformer.wte.weight", "exp_avg.transformer.wte.weight"} < tensors.keys()
     assert ("momentum.transformer.h.0.mlp.c_fc.weight" in tensors) == isinstance(optimizers[0], Muon)
-    fresh = build_optimizers(model, resolve(**SMALL, optimizer="muon" if len(optimizers) == 2 else "adamw"))
-    load_state_tensors(fresh, model, tensors)
-    restored = state_tensors(fresh, model)
+    fresh = build_optimizers(layout_of(model), resolve(**SMALL, optimizer="muon" if len(optimizers) == 2 else "adamw"))
+    load_state_tensors(fresh, layout_of(model), tensors)
+    restored = state_tensors(fresh, layout_of(model))
     assert restored.keys() == tensors.keys()
     for name, value in tensors.items():
         assert torch.equal(restored[name], value), name
@@ -200,11 +205,11 @@ def test_torch_distributed_checkpoint_saves_and_loads_the_state(
 ) -> None:
     model, optimizers = model_and_optimizers
     update(model, optimizers, 0)
-    expected = {name: value.clone() for name, value in state_tensors(optimizers, model).items()}
+    expected = {name: value.clone() for name, value in state_tensors(optimizers, layout_of(model)).items()}
     dcp.save({"optimizers": get_optimizer_state_dict(model, optimizers)}, checkpoint_id=tmp_path, no_dist=True)
     update(model, optimizers, 1)
     state = {"optimizers": get_optimizer_state_dict(model, optimizers)}
     dcp.load(state, checkpoint_id=tmp_path, no_dist=True)
     set_optimizer_state_dict(model, optimizers, state["optimizers"])
-    for name, value in state_tensors(optimizers, model).items():
+    for name, value in state_tensors(optimizers, layout_of(model)).items():
         assert torch.equal(value, expected[name]), name

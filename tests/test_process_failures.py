@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from commands import SMALL, TEXT, RunCommand
 from octavo import cli, distributed
-from octavo.distributed import _Group
+from octavo.distributed import Group
 from octavo.errors import MachineError
 from octavo.training import setup
 from octavo.training.step import Trainer
@@ -27,7 +28,7 @@ from octavo.training.step import Trainer
 TRAIN = ["train", "text.txt", *SMALL, "--out", "run"]
 
 
-class ThreadGroup(_Group):
+class ThreadGroup(Group):
     """One of several threads that train together."""
 
     def __init__(self, rank: int, size: int, local_rank: int, store: Any, barrier: threading.Barrier, sums: list[Any]):
@@ -35,13 +36,21 @@ class ThreadGroup(_Group):
         super().__init__(rank, size, local_rank, store, timeout=60.0)
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
-        with self._translate_errors():
+        with self.translate_errors():
             self.sums[self.rank] = [tensor.clone() for tensor in tensors]
             self.barrier.wait()
             totals = [sum(parts[1:], parts[0]) for parts in zip(*self.sums, strict=True)]
             self.barrier.wait()
         for tensor, total in zip(tensors, totals, strict=True):
             tensor.copy_(total)
+
+    def concatenate(self, part: Tensor, count: int, group: Any = None) -> Tensor:
+        with self.translate_errors():
+            self.sums[self.rank] = part
+            self.barrier.wait()
+            whole = torch.cat(self.sums)
+            self.barrier.wait()
+        return whole
 
     def any(self, flag: bool) -> bool:
         return any(self.gather(flag))
@@ -150,13 +159,13 @@ def test_a_run_folder_that_one_machine_does_not_see_is_named(
     machines: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(setup, "_VISIBLE_SECONDS", 0.0)
-    of_first = _Group.of_first
+    of_first = Group.of_first
 
-    def look_elsewhere(self: _Group, value: Any) -> Any:
+    def look_elsewhere(self: Group, value: Any) -> Any:
         first = of_first(self, value)
         return "elsewhere" if self.rank == 1 and isinstance(first, str) else first
 
-    monkeypatch.setattr(_Group, "of_first", look_elsewhere)
+    monkeypatch.setattr(Group, "of_first", look_elsewhere)
     codes, messages = machines.run(TRAIN, TRAIN)
     assert codes == [2, 2]
     assert len(messages) == 1

@@ -15,7 +15,8 @@ from octavo.errors import OctavoError
 from octavo.model import GPT
 from octavo.settings import Settings, resolve
 from octavo.training import optimizers, schedule
-from octavo.training.step import Trainer, norm
+from octavo.training.layout import Replicated, norm
+from octavo.training.step import Trainer
 from small_runs import RECIPE, SMALL
 
 CPU = Runtime(torch.device("cpu"))
@@ -85,7 +86,9 @@ def test_the_gradient_norm_is_exact_and_does_not_depend_on_how_rows_are_divided(
 
 def test_only_matrices_have_weight_decay() -> None:
     model = GPT(resolve(**SMALL, vocab_size=20))
-    (optimizer,) = optimizers.build_optimizers(model, resolve(weight_decay=0.3, optimizer="adamw"))
+    (optimizer,) = optimizers.build_optimizers(
+        Replicated(dict(model.named_parameters())), resolve(weight_decay=0.3, optimizer="adamw")
+    )
     decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
     for name, parameter in model.named_parameters():
         assert (id(parameter) in decayed) == (parameter.dim() >= 2), name

@@ -50,6 +50,13 @@ class World:
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over all processes, in one exchange. All have the same type."""
 
+    def concatenate(self, part: Tensor, count: int, group: Any = None) -> Tensor:
+        """Put the parts of all processes, one below the other: `count` rows, of which each has those of `part_of`.
+
+        `group`: only the processes of a group of a `mesh`.
+        """
+        return part
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is true in any process."""
         return flag
@@ -78,6 +85,18 @@ class World:
         """On each machine one process runs the block first, then all others: they find its files."""
         yield
 
+    def mesh(self, device_type: str, parts: int) -> Any:
+        """The processes as a `DeviceMesh` (replicate, shard) with `parts` columns: a row divides one model among it."""
+        raise OctavoError("one process has nothing to divide a model with", "--processes 2")
+
+    @contextlib.contextmanager
+    def translate_errors(self) -> Iterator[None]:
+        """If an exchange fails, raise the error that a process has announced before it ended.
+
+        Without one, raise `LostProcessError`, which names the processes that do not answer.
+        """
+        yield
+
     def leave(self) -> None:
         """Wait until every process has called this, then end the connections."""
 
@@ -94,7 +113,30 @@ def check_divisible(batch_size: int, processes: int) -> None:
         )
 
 
-class _Group(World):
+def check_shard(shard: int, processes: int) -> None:
+    """Raise `OctavoError` unless `processes` can form groups of `shard` that divide a model; 0: none are formed."""
+    if shard < 0:
+        raise OctavoError(f"--shard {shard} is not a number of processes", "--shard 2")
+    if shard and processes == 1:
+        raise OctavoError(f"--shard {shard} divides the model among processes, and there is one", "--processes 2")
+    if shard and processes % shard:
+        divisors = [number for number in range(1, processes + 1) if processes % number == 0]
+        nearest = min(divisors, key=lambda number: (abs(number - shard), -number))
+        raise OctavoError(
+            f"{processes} processes can't form groups of {shard} that each divide the model", f"--shard {nearest}"
+        )
+
+
+def part_of(count: int, rank: int, size: int) -> slice:
+    """The rows of one of `size` processes. If `count` can't be divided evenly, the last have fewer, or none.
+
+    FSDP2 and `torch.chunk` divide the same way.
+    """
+    rows = -(-count // size)
+    return slice(min(rank * rows, count), min((rank + 1) * rows, count))
+
+
+class Group(World):
     """Several processes, connected by `torch.distributed`."""
 
     def __init__(self, rank: int, size: int, local_rank: int, store: Any, timeout: float) -> None:
@@ -107,29 +149,41 @@ class _Group(World):
         import torch.distributed as dist
 
         flat = torch.cat([tensor.flatten() for tensor in tensors])
-        with self._translate_errors():
+        with self.translate_errors():
             dist.all_reduce(flat)
         parts = torch.split(flat, [tensor.numel() for tensor in tensors])
         torch._foreach_copy_(list(tensors), [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)])
+
+    def concatenate(self, part: Tensor, count: int, group: Any = None) -> Tensor:
+        import torch.distributed as dist
+
+        size = self.size if group is None else group.size()
+        rows = -(-count // size)
+        whole = part.new_empty(size * rows, *part.shape[1:])
+        if len(part) < rows:  # gloo exchanges parts of equal size only
+            part = torch.cat([part, part.new_zeros(rows - len(part), *part.shape[1:])])
+        with self.translate_errors():
+            dist.all_gather(list(torch.split(whole, rows)), part.contiguous(), group)
+        return whole[:count]
 
     def any(self, flag: bool) -> bool:
         import torch.distributed as dist
 
         value = torch.tensor([int(flag)])
-        with self._translate_errors():
+        with self.translate_errors():
             dist.all_reduce(value, op=dist.ReduceOp.MAX)
         return bool(value)
 
     def of_first(self, value: Any) -> Any:
         key = self._next_key()
-        with self._translate_errors():
+        with self.translate_errors():
             if self.is_first:
                 self._store.set(key, json.dumps(value))
             return json.loads(self._wait_for(key, self._timeout))
 
     def gather(self, value: Any) -> list[Any]:
         key = self._next_key()
-        with self._translate_errors():
+        with self.translate_errors():
             self._store.set(f"{key}/{self.rank}", json.dumps(value))
             return [json.loads(self._wait_for(f"{key}/{rank}", self._timeout)) for rank in range(self.size)]
 
@@ -145,11 +199,23 @@ class _Group(World):
     def one_by_one(self) -> Iterator[None]:
         key = f"{self._next_key()}/{self.host}"
         if self.local_rank:
-            with self._translate_errors():
+            with self.translate_errors():
                 self._wait_for(key, math.inf)  # a text may take hours to prepare
         yield
         if not self.local_rank:
             self._store.set(key, "")
+
+    def mesh(self, device_type: str, parts: int) -> Any:
+        import torch.distributed as dist
+        from torch.distributed.device_mesh import DeviceMesh
+
+        ranks = torch.arange(self.size).view(-1, parts)
+        limit = datetime.timedelta(seconds=self._timeout)  # a group has PyTorch's timeout of 30 minutes otherwise
+        shard, replicate = (
+            dist.new_subgroups_by_enumeration(each.tolist(), limit)[0]  # type: ignore[no-untyped-call]
+            for each in (ranks, ranks.T)
+        )
+        return DeviceMesh.from_group([replicate, shard], device_type, ranks, mesh_dim_names=("replicate", "shard"))
 
     def leave(self) -> None:
         import torch.distributed as dist
@@ -202,12 +268,7 @@ class _Group(World):
         return f"exchange/{self._exchanges}"
 
     @contextlib.contextmanager
-    def _translate_errors(self) -> Iterator[None]:
-        """If an exchange fails, raise the error that a process has announced before it ended.
-
-        Without one, raise `LostProcessError`, which names the processes that do not answer.
-        """
-        start = time.monotonic()
+    def translate_errors(self) -> Iterator[None]:
         try:
             yield
         except (RuntimeError, TimeoutError) as error:  # torch.distributed's own errors too
@@ -216,8 +277,7 @@ class _Group(World):
                 self._raise_announced()
                 names = [self.names[rank] for rank in self._find_silent()]
             reason = str(error).strip().splitlines()[0]
-            seconds = time.monotonic() - start
-            waited = f" for {self._timeout:g} s" if seconds > self._timeout else ""
+            waited = f" for {self._timeout:g} s" if "timed out" in reason.lower() else ""
             message = f"no answer from {', '.join(names)}{waited}" if names else f"an exchange has failed: {reason}"
             # `octavo.launch` starts the processes again.
             hint = None if STORE in os.environ else "--resume RUN, which continues from the last checkpoint"
@@ -270,7 +330,7 @@ def join(timeout: float = 600.0) -> World:
             "check that all processes run and that the network lets them connect",
         ) from error
     store.set_timeout(limit)
-    _joined.append(_Group(rank, size, local_rank, store, timeout))
+    _joined.append(Group(rank, size, local_rank, store, timeout))
     return _joined[0]
 
 

@@ -54,7 +54,7 @@ def split_loss(
     float32 whatever the training precision, so the same weights give the same loss on every device, up to rounding.
     `tokens_per_batch` changes speed and memory only; by default it is chosen for the model's device. The batches are
     divided among the processes of `world`. `should_stop` is called before each batch. Once it returns true in one of
-    the processes, all raise `StoppedError`.
+    the processes, all raise `StoppedError`. All run the model equally often, since it may be sharded.
     """
     was_training = model.training
     model.eval()
@@ -62,15 +62,18 @@ def split_loss(
     total = torch.zeros((), dtype=accumulation_dtype(device), device=device)
     tokens_per_batch = tokens_per_batch or default_tokens_per_batch(device, model.settings.vocab_size)
     slices = batch_slices(len(tokens), block_size, tokens_per_batch)
+    # FSDP2 fails in inference mode (pytorch 197327).
+    no_gradients = torch.inference_mode() if world.size == 1 else torch.no_grad()
     try:
-        with torch.inference_mode(), kernels.fast_path(device):
+        with no_gradients, kernels.fast_path(device):
             for first in range(0, len(slices), world.size):  # a round: one batch for each process
                 if world.any(should_stop()):
                     raise StoppedError
-                if first + world.rank < len(slices):
-                    batch = read_batch(tokens, slices[first + world.rank], block_size)
-                    ids = torch.from_numpy(batch).to(device)  # (B, T + 1)
-                    total += next_token_loss(model(ids[:, :-1]), ids[:, 1:])
+                has_batch = first + world.rank < len(slices)
+                batch = read_batch(tokens, slices[first + world.rank if has_batch else first], block_size)
+                ids = torch.from_numpy(batch).to(device)  # (B, T + 1)
+                loss = next_token_loss(model(ids[:, :-1]), ids[:, 1:])
+                total += loss if has_batch else 0
     finally:
         model.train(was_training)
     world.sum([total])

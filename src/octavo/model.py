@@ -39,13 +39,16 @@ class GPT(nn.Module):
         self.tie()
         self.initialize(generator)
 
-    def forward(self, idx: Tensor, cache: "KVCache | None" = None) -> Tensor:
-        """Logits (B, T, V) for ids (B, T). With a cache, `idx` continues the sequences in the cache."""
-        return self.unembed(self.hidden(idx, cache))  # (B, T, V)
+    def forward(self, idx: Tensor, cache: "KVCache | None" = None, start: int = 0) -> Tensor:
+        """Logits (B, T, V) for ids (B, T), the first of them at position `start`.
 
-    def hidden(self, idx: Tensor, cache: "KVCache | None" = None) -> Tensor:
+        With a cache, `idx` continues the sequences in the cache.
+        """
+        return self.unembed(self.hidden(idx, cache, start))  # (B, T, V)
+
+    def hidden(self, idx: Tensor, cache: "KVCache | None" = None, start: int = 0) -> Tensor:
         """The final hidden states (B, T, C): the input of the output head."""
-        x = self.embed(idx, cache.lengths if cache else 0)  # (B, T, C)
+        x = self.embed(idx, cache.lengths if cache else start)  # (B, T, C)
         x = self.blocks(x, cache)  # (B, T, C)
         return self.norm(x)
 

@@ -1,6 +1,7 @@
 """Model weights in files: safetensors, and PyTorch's pickled state dicts, of which only tensors are read."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,7 @@ def build_model(settings: ModelSettings, weights: dict[str, Tensor], path: Path,
             "a model with GPT-2's architecture",
         )
     weights = {name: value for name, value in weights.items() if name != "lm_head.weight"}
-    model = meta_model(settings)
-    expected = {name: tuple(value.shape) for name, value in model.named_parameters()}
+    expected = {name: tuple(value.shape) for name, value in meta_model(settings).named_parameters()}
     actual = {name: tuple(value.shape) for name, value in weights.items()}
     for name in sorted(expected.keys() | actual.keys()):
         if expected.get(name) != actual.get(name):
@@ -99,14 +99,19 @@ def build_model(settings: ModelSettings, weights: dict[str, Tensor], path: Path,
                 if name.startswith("transformer.")
                 else "a GPT-2 with a language model's head: GPT2LMHeadModel of transformers",
             )
-    weights = {name: value.float() for name, value in weights.items()}
-    model.load_state_dict(weights | {"lm_head.weight": weights["transformer.wte.weight"]}, assign=True)
-    model.tie()
-    return model.requires_grad_().eval()
+    return assemble_model(settings, {name: value.float() for name, value in weights.items()}).eval()
 
 
 def _are_equal(first: Tensor, second: Tensor) -> bool:
     return first.shape == second.shape and torch.allclose(first.float(), second.float(), rtol=0, atol=0, equal_nan=True)
+
+
+def assemble_model(settings: ModelSettings, parameters: Mapping[str, Tensor]) -> GPT:
+    """A model whose parameters are these tensors, not copies of them. The tied output head is listed once, as wte."""
+    model = meta_model(settings)
+    model.load_state_dict({**parameters, "lm_head.weight": parameters["transformer.wte.weight"]}, assign=True)
+    model.tie()
+    return model.requires_grad_()
 
 
 def meta_model(settings: ModelSettings) -> GPT:

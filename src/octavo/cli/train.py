@@ -58,6 +58,13 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
     group = verb.add_argument_group("several processes")
     group.add_argument("--processes", type=int, default=1, metavar="N", help="train in N processes on this machine (1)")
     group.add_argument(
+        "--shard",
+        type=int,
+        default=0,
+        metavar="K",
+        help="divide the model among K processes; 0: each has all of it (0)",
+    )
+    group.add_argument(
         "--restarts", type=int, default=3, metavar="N", help="start again at most N times if a process dies (3)"
     )
     group.add_argument(
@@ -80,7 +87,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise
         return error.exit_code
     try:
-        finished, stop_signal = _train(_plan(arguments), world, sys.stderr if arguments.json else sys.stdout)
+        stream = sys.stderr if arguments.json else sys.stdout
+        finished, stop_signal = _train(_plan(arguments), world, arguments.shard, stream)
         world.leave()
     except OctavoError as error:
         if world.announce(error):
@@ -109,7 +117,7 @@ def _plan(arguments: argparse.Namespace) -> "Plan":
     )
 
 
-def _train(plan: "Plan", world: "World", stream: TextIO) -> "tuple[Finished, int | None]":
+def _train(plan: "Plan", world: "World", shard: int, stream: TextIO) -> "tuple[Finished, int | None]":
     """Train and show the progress. Returns the end of the run, and the signal that stopped it if there was one."""
     from octavo import launch, training
     from octavo.terminal import Progress
@@ -118,7 +126,7 @@ def _train(plan: "Plan", world: "World", stream: TextIO) -> "tuple[Finished, int
     # Of several processes one says that it stops. A launcher ends them with SIGTERM also if another one has died.
     announced = None if world.size == 1 else [signal.SIGINT] if world.is_first else []
     with training.interruptible(announced) as should_stop, progress if world.is_first else contextlib.nullcontext():
-        for event in training.events(plan, should_stop=should_stop, world=world):
+        for event in training.events(plan, should_stop=should_stop, world=world, shard=shard):
             match event:
                 case training.Started() if world.is_first:
                     launch.record_run(event.run)
@@ -139,7 +147,9 @@ def _launch(arguments: argparse.Namespace, plan: "Plan") -> int:
     if sys.platform == "win32":
         raise OctavoError("several processes can't train together on Windows", "leave out --processes")
     distributed.check_divisible(plan.settings.batch_size, arguments.processes)
+    distributed.check_shard(arguments.shard, arguments.processes)
     after_restart = arguments.argv
     if not plan.resume:
-        after_restart = ["train", "--timeout", str(arguments.timeout), *["--json"] * arguments.json, "--resume"]
+        how = ["--timeout", str(arguments.timeout), "--shard", str(arguments.shard), *["--json"] * arguments.json]
+        after_restart = ["train", *how, "--resume"]
     return launch.launch(arguments.argv, after_restart, arguments.processes, arguments.restarts)

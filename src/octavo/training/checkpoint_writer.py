@@ -8,7 +8,7 @@ at a time. The copy's tensors are reused, and take the memory of the weights and
 import dataclasses
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 
 import torch
@@ -17,8 +17,9 @@ from torch import Tensor
 from octavo.checkpoint import TrainerState
 from octavo.errors import OctavoWarning
 from octavo.model import GPT
+from octavo.settings import ModelSettings
 from octavo.training.event import Notice, Saved
-from octavo.weights import meta_model
+from octavo.weights import assemble_model, meta_model
 
 # Writes a model and a trainer's state. Returns `Saved`, a `Notice` if it failed, or None if there is nothing to report.
 Write = Callable[[GPT, TrainerState | None], Saved | Notice | None]
@@ -51,33 +52,33 @@ class CheckpointWriter:
             if isinstance(result, Notice):
                 warnings.warn(result.text, OctavoWarning, stacklevel=2)
 
-    def start(self, model: GPT, state: TrainerState | None, write: Write) -> None:
-        """Copy a model and a trainer's state, and call `write` with the copies in a thread.
+    def copy(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Copy the tensors of a checkpoint by name, one after the other, into main memory.
 
         The result of the previous write must have been taken. Raises a `RuntimeError` if there is no memory for a copy.
         """
         assert self._thread is None
-        parameters = dict(model.named_parameters())  # the tied output head is listed once, as wte
-        tensors = parameters | ({} if state is None else state.tensors)
+        is_on_gpu = False
         try:
-            copies = {name: self._copy(name, value) for name, value in tensors.items()}
+            for name, value in tensors:
+                self._copy(name, value)
+                is_on_gpu |= value.is_cuda
         except RuntimeError:  # no memory: the rest of training needs what was allocated
             self._copies.clear()
             self._model = None
             raise
-        device = next(iter(parameters.values())).device
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        if is_on_gpu:
+            torch.cuda.synchronize()
+
+    def start(self, settings: ModelSettings, state: TrainerState | None, write: Write) -> None:
+        """Call `write` in a thread, with the copies of a model with these settings, and of a trainer's state."""
         if self._model is None:
-            self._model = meta_model(model.settings).requires_grad_(False)
-            weights = {name: copies[name] for name in parameters}
-            self._model.load_state_dict(weights | {"lm_head.weight": weights["transformer.wte.weight"]}, assign=True)
-            self._model.tie()
-        copied_state = state
+            names = [name for name, _ in meta_model(settings).named_parameters()]
+            self._model = assemble_model(settings, {name: self._copies[name] for name in names}).requires_grad_(False)
         if state is not None:
-            copied_state = dataclasses.replace(state, tensors={name: copies[name] for name in state.tensors})
+            state = dataclasses.replace(state, tensors={name: self._copies[name] for name in state.tensors})
         # A daemon thread: if the disk hangs, another Ctrl-C can still end the process.
-        self._thread = threading.Thread(target=self._run, args=(write, self._model, copied_state), daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(write, self._model, state), daemon=True)
         self._thread.start()
 
     @property
@@ -99,11 +100,11 @@ class CheckpointWriter:
             raise error
         return result
 
-    def _copy(self, name: str, value: Tensor) -> Tensor:
+    def _copy(self, name: str, value: Tensor) -> None:
         """Copy a tensor into main memory, into the tensor that holds its previous copy if there is one."""
         if name not in self._copies:
             self._copies[name] = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
-        return self._copies[name].copy_(value.detach(), non_blocking=value.is_cuda)
+        self._copies[name].copy_(value.detach(), non_blocking=value.is_cuda)
 
     def _run(self, write: Write, model: GPT, state: TrainerState | None) -> None:
         try:

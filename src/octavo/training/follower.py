@@ -16,6 +16,7 @@ class Follower(Recorder):
         pass
 
     def write_sample(self) -> Iterator[Sampled]:
+        self._send_parts()
         yield from ()
 
     def _rewind(self, point: ResumePoint) -> None:
@@ -25,6 +26,13 @@ class Follower(Recorder):
         pass
 
     def _save(self, state: TrainerState | None, is_best: bool, is_required: bool) -> Iterator[Saved | Notice]:
+        self._send_parts(state)
         if state is not None:
             self.last_checkpoint = self.run.checkpoint_folder(self.trainer.step)
         yield from ()
+
+    def _send_parts(self, state: TrainerState | None = None) -> None:
+        """Take part in gathering the tensors of a sharded model, which the first process needs."""
+        if self.trainer.is_sharded:
+            for _ in self.trainer.tensors(state):
+                pass

@@ -18,7 +18,7 @@ from octavo import runs
 from octavo.data.prefetch import Prefetch
 from octavo.data.sampler import BatchOfStep, batches
 from octavo.device import find_device, resident_memory
-from octavo.distributed import ALONE, LostProcessError, World, check_divisible
+from octavo.distributed import ALONE, LostProcessError, World, check_divisible, check_shard
 from octavo.errors import DivergenceError
 from octavo.runs import Run, RunLike
 from octavo.settings import Settings
@@ -69,6 +69,7 @@ def events(
     should_stop: Callable[[], bool] = lambda: False,
     estimate_after: float = 2.0,
     world: World = ALONE,
+    shard: int = 0,
 ) -> Iterator[Event]:
     """Carry out a plan and yield what happens; the last event is `Finished`.
 
@@ -77,8 +78,10 @@ def events(
     after `estimate_after` seconds of steps. No run folder is created before the text is read and the model built.
 
     Several processes that train together each call this with the same plan and their `world`. All yield the events;
-    only the first of them writes, and it alone yields `Sampled` and `Saved`.
+    only the first of them writes, and it alone yields `Sampled` and `Saved`. With `shard`, groups of so many processes
+    each divide the weights, gradients and optimizer state of one model among them.
     """
+    check_shard(shard, world.size)
     clock = Clock(estimate_after)
     check_divisible(plan.settings.batch_size, world.size)  # before a text is prepared, which may take hours
     loggers.check_installed(plan.settings)
@@ -88,7 +91,7 @@ def events(
     check_same_setup(setup, world)
     settings, runtime = setup.settings, setup.runtime
     batches_of_run = batches(setup.data.tokens["train"], settings, world)
-    trainer = Trainer(setup.model.to(runtime.device), settings, runtime, world)
+    trainer = Trainer(setup.model, settings, runtime, world, shard)
     run = setup.run or create_run(plan, setup, world)
     with (
         run.lock() if world.is_first else contextlib.nullcontext(),
@@ -108,7 +111,9 @@ def events(
         steps = _run_with_rollbacks(run_steps, policy, recorder)
         names = settings.loggers if world.is_first else []
         try:
-            yield from loggers.tee(itertools.chain([started], map(Notice, notices), steps), names)
+            # FSDP2 exchanges weights and gradients inside the model, so its errors may come from anywhere.
+            with world.translate_errors() if shard else contextlib.nullcontext():
+                yield from loggers.tee(itertools.chain([started], map(Notice, notices), steps), names)
         except LostProcessError as error:
             raise LostProcessError(f"step {trainer.step + 1}: {error.message}", error.hint) from error
 

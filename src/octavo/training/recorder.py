@@ -68,7 +68,7 @@ class Recorder:
         self.write_resumption()  # before the lookup: a run may be resumed from a checkpoint that is not its newest
         loaded, resumed_from, notices = load_first_intact(tuple(self.run.resumable))
         step, earlier = resumed_from.values.step, resumed_from.values.divergence
-        self.trainer.model.load_state_dict(loaded.model.state_dict())
+        self.trainer.load_weights(loaded.model)
         self._restore(resumed_from)
         self._rewind(resumed_from)
         self._unwritten.clear()  # lines of later steps
@@ -101,9 +101,9 @@ class Recorder:
     def write_sample(self) -> Iterator[Sampled]:
         """Generate a few lines. The seed is the run's plus the step, so a resumed run generates the same."""
         step, settings = self.trainer.step, self.trainer.settings
-        self.trainer.model.eval()
+        model = self.trainer.whole_model().eval()
         # Building the native engine would take longer than these tokens.
-        engine = Engine(self.trainer.model, 1, vocab_size=self.data.tokenizer.vocab_size, use_native=False)
+        engine = Engine(model, 1, vocab_size=self.data.tokenizer.vocab_size, use_native=False)
         request = TextRequest(
             prompt=encode_prompt(self.data.tokenizer, ""),
             max_new_tokens=SAMPLE_TOKENS,
@@ -127,7 +127,8 @@ class Recorder:
         evaluated = self._current_evaluation()
         if evaluated is None:  # the loss of the step was computed before its update: check the updated weights too
             T = settings.block_size
-            self.require_finite("the validation loss", split_loss(self.trainer.model, evaluator.val[: T + 1], T))
+            loss = split_loss(self.trainer.model, evaluator.val[: T + 1], T, world=self.trainer.world)
+            self.require_finite("the validation loss", loss)
         state = self.trainer.state()
         state.values.update(
             best_val_loss=None if math.isinf(evaluator.best_val_loss) else evaluator.best_val_loss,
@@ -176,8 +177,10 @@ class Recorder:
             raise DivergenceError(self.trainer.step, f"{name} is {value:g}")
 
     def _require_finite_weights(self) -> None:
-        for name, parameter in self.trainer.model.named_parameters():
-            if not parameter.isfinite().all():
+        parameters = self.trainer.layout.parameters.items()
+        broken = next((name for name, parameter in parameters if not parameter.isfinite().all()), None)
+        for name in self.trainer.world.gather(broken):  # a sharded weight may be broken in another process
+            if name is not None:
                 self.require_finite(f"a weight of {name}", math.nan)
 
     def _restore(self, resumed_from: ResumePoint) -> None:
@@ -238,6 +241,16 @@ class Recorder:
                 return _explain_failure(step, state, error)
             return None if state is None else Saved(step, folder)
 
+        # A sharded model must be copied, since only the first process writes it.
+        copies = self.trainer.is_sharded or (not is_required and self._has_memory_for_copy)
+        if copies:
+            try:
+                self._writer.copy(self.trainer.tensors(state))
+            except RuntimeError as error:
+                if self.trainer.is_sharded or not is_out_of_memory(error):
+                    raise
+                copies = self._has_memory_for_copy = False
+                yield Notice("too little memory to copy a checkpoint, so training waits while one is written")
         try:
             self._write_lines()  # before the checkpoint that claims their steps
         except MachineError as error:
@@ -245,16 +258,12 @@ class Recorder:
                 raise
             yield _explain_failure(step, state, error)
             return
-        if not is_required and self._has_memory_for_copy:
-            try:
-                self._writer.start(self.trainer.model, state, write)
-                return
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                self._has_memory_for_copy = False
-                yield Notice("too little memory to copy a checkpoint, so training waits while one is written")
-        yield from self._note_result(write(self.trainer.model, state))
+        if not copies:
+            yield from self._note_result(write(self.trainer.model, state))
+            return
+        self._writer.start(settings, state, write)
+        if is_required:
+            yield from self.take_saved(wait=True)
 
     def _note_result(self, event: Saved | Notice | None) -> Iterator[Saved | Notice]:
         if isinstance(event, Saved):

@@ -29,7 +29,7 @@ from octavo.training import init_weights
 from octavo.training.fixed_settings import ARCHITECTURE, check_given, settings_of_dataset, settings_of_weights
 from octavo.training.plan import Plan
 from octavo.training.trainer_values import TrainerValues, check_trainer_values
-from octavo.weights import meta_model
+from octavo.weights import assemble_model
 
 # How long a network file system may take to show a new folder to another machine.
 _VISIBLE_SECONDS = 5.0
@@ -97,6 +97,8 @@ def check_same_setup(setup: TrainingSetup, world: World) -> None:
     settings = setup.settings
     if settings.precision == "fp16":
         raise OctavoError("several processes can't train in fp16", "--precision bf16 or --precision fp32")
+    if setup.runtime.device.type == "mps":
+        raise OctavoError("several processes can't train on mps", "--device cpu")
     values = {
         "the text and its tokens": setup.data.fingerprint,
         "the checkpoint": setup.resumed_from and setup.resumed_from.values.step,
@@ -280,9 +282,6 @@ def _resolve_auto(settings: Settings, runtime: Runtime, data: Dataset) -> Settin
 
 def _change_settings(model: GPT, settings: Settings) -> GPT:
     """Move the weights into a model with these settings: other dropout, perhaps fewer positions."""
-    changed = meta_model(settings)
-    weights = model.state_dict()
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     weights["transformer.wpe.weight"] = weights["transformer.wpe.weight"][: settings.block_size].clone()
-    changed.load_state_dict(weights, assign=True)
-    changed.tie()
-    return changed.requires_grad_()
+    return assemble_model(settings, weights)

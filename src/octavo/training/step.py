@@ -7,7 +7,8 @@ import contextlib
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,36 +16,40 @@ from torch import Tensor
 
 from octavo import estimate, kernels
 from octavo.checkpoint import TrainerState
-from octavo.device import Runtime, accumulation_dtype, is_out_of_memory
+from octavo.device import Runtime, is_out_of_memory
 from octavo.distributed import ALONE, World
-from octavo.errors import MachineError
+from octavo.errors import MachineError, OctavoError
 from octavo.loss import next_token_loss
 from octavo.model import GPT
 from octavo.settings import Settings
 from octavo.training import optimizers
 from octavo.training.bf16_weights import Bf16Weights
+from octavo.training.layout import Replicated
 from octavo.training.schedule import learning_rate
+from octavo.weights import assemble_model
 
 
 class Trainer:
     """A model with its optimizers and gradient scaler; `update` trains it on one batch."""
 
-    def __init__(self, model: GPT, settings: Settings, runtime: Runtime, world: World = ALONE) -> None:
+    def __init__(self, model: GPT, settings: Settings, runtime: Runtime, world: World = ALONE, shard: int = 0) -> None:
+        """`shard`: how many processes divide the model among them; 0: each has all of it."""
         if runtime.device.type == "cpu":
             kernels.keep_freed_memory()
         self.model, self.settings, self.runtime, self.world = model, settings, runtime, world
-        self.optimizers = optimizers.build_optimizers(model, settings, runtime.precision)
+        self.is_sharded, self.layout = shard > 0, _layout(model, runtime, world, shard)
+        self.optimizers = optimizers.build_optimizers(self.layout, settings, runtime.precision)
         self.scaler = runtime.grad_scaler()
         part = dataclasses.replace(settings, batch_size=settings.batch_size // world.size)
         self.micro_batch = settings.micro_batch or min(world.gather(auto_micro_batch(part, runtime)))
         self.step = 0  # updates so far
         self.learning_rate_scale = 1.0  # below 1 after a rollback
-        self.notices: list[str] = []  # fallbacks of updates, until `take_notices`
-        # A GPU computes with a bf16 copy of the weights; elsewhere the model itself runs under autocast.
-        use_copy = runtime.device.type == "cuda" and runtime.precision == "bf16"
-        self.bf16_weights = Bf16Weights(model) if use_copy else None
+        self.notices: list[str] = []  # fallbacks, until `take_notices`
+        if self.is_sharded and runtime.stores_bf16:
+            self.notices.append("a sharded model is evaluated in bf16 here; `octavo eval RUN` computes in float32")
+        self.bf16_weights = Bf16Weights(model) if runtime.stores_bf16 and not self.is_sharded else None
         self._forward, self.compiled = self._loss, runtime.compile
-        if runtime.compile:
+        if runtime.compile and not self.is_sharded:
             try:
                 self._forward = torch.compile(self._loss)
             except RuntimeError as error:  # this Python version or system has no compiler at all
@@ -68,7 +73,7 @@ class Trainer:
         compute the gradients of their rows, then exchange the sums.
         """
         loss = self._compute_own_gradients(batch)
-        self.world.sum([loss, *(p.grad for p in self.model.parameters() if p.grad is not None)])
+        self.layout.exchange(loss)
         return loss
 
     def _compute_own_gradients(self, batch: np.ndarray) -> Tensor:
@@ -80,10 +85,12 @@ class Trainer:
                 with kernels.fast_path(self.runtime.device):
                     return self._accumulate_gradients(batch)
             except RuntimeError as error:
-                self.model.zero_grad()
+                self.layout.clear_gradients()
                 if self.bf16_weights:
                     self.bf16_weights.model.zero_grad()
-                if is_out_of_memory(error):
+                if self.is_sharded:  # the other processes are in the middle of the model and wait for this one
+                    self._raise_sharded(error)
+                elif is_out_of_memory(error):
                     self._halve_micro_batch(error)
                 elif self.compiled and is_compile_failure(error):
                     self._give_up_compiling(error)
@@ -95,9 +102,9 @@ class Trainer:
         with self._fast_path():
             for optimizer in self.optimizers:
                 self.scaler.unscale_(optimizer)
-            grad_norm = norm([p.grad for p in self.model.parameters() if p.grad is not None]).float()
+            grad_norm = self.layout.gradient_norm()
             limit = self.settings.grad_clip or torch.inf
-            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), limit, grad_norm, foreach=True)
+            torch.nn.utils.clip_grads_with_norm_(self.layout.parameters.values(), limit, grad_norm, foreach=True)
             return grad_norm
 
     def apply_gradients(self, grad_norm: Tensor) -> None:
@@ -115,7 +122,7 @@ class Trainer:
     def end_step(self) -> None:
         """Last part of an update: clear the gradients and count the step, whether they were applied or not."""
         self.scaler.update()
-        self.model.zero_grad()
+        self.layout.clear_gradients()
         self.step += 1
 
     @property
@@ -138,23 +145,41 @@ class Trainer:
         return notices
 
     def check_replicas(self) -> None:
-        """Compare the weights with those of the other processes. Raises `MachineError` if they differ.
+        """Compare the weights of the processes that have the same. Raises `MachineError` if they differ.
 
-        All make the same updates, but two processors of different kinds may round differently.
+        They make the same updates, but two processors of different kinds may round differently.
         """
-        if self.world.size == 1:
+        if self.world.size == self.layout.parts:
             return
-        checksum = sum(int(p.detach().view(torch.int32).sum(dtype=torch.int64)) for p in self.model.parameters())
-        checksums = self.world.gather(checksum)
-        different = [str(rank) for rank, value in enumerate(checksums) if value != checksums[0]]
+        parameters = self.layout.parameters.values()
+        checksums = self.world.gather(sum(int(p.detach().view(torch.int32).sum(dtype=torch.int64)) for p in parameters))
+        # Process `rank` of the group that divides a model has the same weights in each group.
+        expected = [rank % self.layout.parts for rank in range(self.world.size)]
+        different = [rank for rank, same in enumerate(expected) if checksums[rank] != checksums[same]]
         if different:
             raise MachineError(
-                f"after step {self.step} the weights of process {', '.join(different)} are not those of process 0",
+                f"after step {self.step} the weights of process {', '.join(map(str, different))} are not those of "
+                f"process {expected[different[0]]}",
                 "machines of one kind, with the same version of PyTorch",
             )
 
+    def tensors(self, state: TrainerState | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Yield the weights, and the tensors of a state, by name, each whole. All processes must take all of them."""
+        return self.layout.gather(self.layout.parameters | ({} if state is None else state.tensors))
+
+    def whole_model(self) -> GPT:
+        """The model with all its weights: itself, or, if it is sharded, a copy that all processes make together."""
+        if not self.is_sharded:
+            return self.model
+        weights = {name: value.detach().cpu() for name, value in self.tensors()}
+        return assemble_model(self.settings, weights)
+
+    def load_weights(self, model: GPT) -> None:
+        """Set the weights to those of another model."""
+        self.layout.load(dict(model.named_parameters()))
+
     def state(self) -> TrainerState:
-        """What `restore` needs to resume bit for bit."""
+        """What `restore` needs to resume bit for bit. Of a sharded model, this process's part of each tensor."""
         values = {
             "step": self.step,
             "device": str(self.runtime.device),
@@ -165,14 +190,14 @@ class Trainer:
             "torch": str(torch.__version__),
             "scaler": self.scaler.state_dict(),
         }
-        return TrainerState(optimizers.state_tensors(self.optimizers, self.model), values)
+        return TrainerState(optimizers.state_tensors(self.optimizers, self.layout), values)
 
     def restore(self, state: TrainerState) -> None:
         """Restore everything but the model's weights, which are loaded already."""
-        self.model.zero_grad()
+        self.layout.clear_gradients()
         for optimizer in self.optimizers:
             optimizer.state.clear()  # the state of step 0 has no tensors that would replace it
-        optimizers.load_state_tensors(self.optimizers, self.model, state.tensors)
+        optimizers.load_state_tensors(self.optimizers, self.layout, state.tensors)
         self.scaler = self.runtime.grad_scaler()  # a new one, since the old one may be in the middle of an update
         if self.scaler.is_enabled() and state.values["scaler"]:  # empty if the run had another precision before
             self.scaler.load_state_dict(state.values["scaler"])
@@ -197,7 +222,7 @@ class Trainer:
             if self.settings.dropout or self.settings.attention_dropout:
                 # PyTorch's dropout takes no generator, so each micro-batch seeds the global one.
                 torch.manual_seed(_hash(self.settings.seed, self.step, rows_before + first))
-            with self.runtime.autocast() if self.bf16_weights is None else contextlib.nullcontext():
+            with self._autocast():
                 loss = self._forward(ids, start) / (rows_of_all * T)
             self.scaler.scale(loss).backward()
             if self.bf16_weights:
@@ -208,12 +233,16 @@ class Trainer:
     def _loss(self, ids: Tensor, start: int = 0) -> Tensor:
         """The summed loss over ids (B, T + 1), the first of them at position `start`."""
         model = self.bf16_weights.model if self.bf16_weights else self.model
-        x = model.embed(ids[:, :-1], start)  # (B, T, C)
-        logits = model.unembed(model.norm(model.blocks(x)))[..., : self.settings.vocab_size]  # (B, T, V)
+        logits = model(ids[:, :-1], start=start)[..., : self.settings.vocab_size]  # (B, T, V)
         return next_token_loss(logits, ids[:, 1:])
 
     def _learning_rate(self, step: int) -> float:
         return learning_rate(step, self.settings) * self.learning_rate_scale
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """What the forward runs under: nothing if the weights that it uses are stored in bf16."""
+        has_bf16 = self.bf16_weights is not None or (self.is_sharded and self.runtime.stores_bf16)
+        return contextlib.nullcontext() if has_bf16 else self.runtime.autocast()
 
     @contextlib.contextmanager
     def _fast_path(self) -> Iterator[None]:
@@ -234,6 +263,15 @@ class Trainer:
             torch.cuda.empty_cache()
         self.notices.append(f"out of memory: micro-batch {self.micro_batch} from here on, the batch stays the same")
 
+    def _raise_sharded(self, error: RuntimeError) -> None:
+        """Raise an error with what to do about a failure in the middle of a sharded model."""
+        if is_out_of_memory(error):
+            hint = f"--micro-batch {max(1, self.micro_batch // 2)}, or more processes"
+            raise MachineError(f"micro-batch {self.micro_batch} does not fit into memory", hint) from error
+        if self.compiled and is_compile_failure(error):
+            raise OctavoError(f"torch.compile failed: {_first_line(error)}", "--compile off") from error
+        raise error
+
     def _out_of_memory_error(self) -> MachineError:
         return MachineError(
             f"one sequence of {self.settings.block_size} tokens does not fit into the memory of {self.runtime.name}",
@@ -242,20 +280,20 @@ class Trainer:
 
     def _give_up_compiling(self, error: RuntimeError) -> None:
         self._forward, self.compiled = self._loss, False
-        lines = str(error).strip().splitlines()
-        reason = lines[0] if lines else type(error).__name__
-        self.notices.append(f"torch.compile failed, so steps run uncompiled: {reason}")
+        self.notices.append(f"torch.compile failed, so steps run uncompiled: {_first_line(error)}")
 
 
-def norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The L2 norm of gradients, in float64.
+def _layout(model: GPT, runtime: Runtime, world: World, shard: int) -> Replicated:
+    """Move a model to the device: all of it, or this process's part."""
+    if not shard:
+        return Replicated(dict(model.to(runtime.device).named_parameters()), world)
+    from octavo.training.sharding import Sharded  # imports torch.distributed
 
-    Each row's norm is computed by itself, and their squares are added up in float64. So the result, rounded to float32,
-    does not depend on how rows are divided among processes. Adding up in float32 was wrong by up to 0.1%.
-    """
-    rows = torch.cat([torch.linalg.vector_norm(g, dim=-1) if g.dim() > 1 else g for g in gradients])
-    total: Tensor = torch.linalg.vector_norm(rows, dtype=accumulation_dtype(rows.device))
-    return total
+    return Sharded(model, world, shard, runtime)
+
+
+def _first_line(error: RuntimeError) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def is_compile_failure(error: RuntimeError) -> bool:

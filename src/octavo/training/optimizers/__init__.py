@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from octavo.errors import OctavoError
-from octavo.model import GPT
 from octavo.settings import TrainingSettings
+from octavo.training.layout import Replicated
 from octavo.training.optimizers.adamw import AdamW
 from octavo.training.optimizers.base import Optimizer
 from octavo.training.optimizers.muon import Muon
@@ -19,15 +19,15 @@ from octavo.training.optimizers.muon import Muon
 __all__ = ["AdamW", "Muon", "Optimizer", "build_optimizers", "load_state_tensors", "state_tensors"]
 
 
-def build_optimizers(model: GPT, settings: TrainingSettings, precision: str = "fp32") -> list[Optimizer]:
-    """AdamW for all parameters, or Muon for the matrices of the blocks and AdamW for the rest.
+def build_optimizers(layout: Replicated, settings: TrainingSettings, precision: str = "fp32") -> list[Optimizer]:
+    """AdamW for all parameters of a model, or Muon for the matrices of the blocks and AdamW for the rest.
 
     AdamW decays matrices and embeddings, not biases and norms. A group's learning rate in a step is the schedule's
     times its `lr_scale`.
     """
-    in_blocks = [p for name, p in model.named_parameters() if ".h." in name and p.dim() == 2]
+    in_blocks = [p for name, p in layout.parameters.items() if ".h." in name and p.dim() == 2]
     for_muon = in_blocks if settings.optimizer == "muon" else []
-    rest = [p for p in model.parameters() if not any(p is matrix for matrix in for_muon)]
+    rest = [p for p in layout.parameters.values() if not any(p is matrix for matrix in for_muon)]
     groups = [
         {"params": [p for p in rest if p.dim() >= 2], "weight_decay": settings.weight_decay, "lr_scale": 1.0},
         {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0, "lr_scale": 1.0},
@@ -41,23 +41,30 @@ def build_optimizers(model: GPT, settings: TrainingSettings, precision: str = "f
         momentum=settings.momentum,
         weight_decay=settings.muon_weight_decay,
         dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+        layout=layout,
     )
     return [muon, adamw]
 
 
-def state_tensors(optimizers: list[Optimizer], model: GPT) -> dict[str, Tensor]:
-    """The optimizers' state, each tensor named after its parameter: `exp_avg.transformer.wte.weight`."""
+def state_tensors(optimizers: list[Optimizer], layout: Replicated) -> dict[str, Tensor]:
+    """The optimizers' state, each tensor named after its parameter: `exp_avg.transformer.wte.weight`.
+
+    Of a sharded model, this process's part of each.
+    """
     return {
         f"{key}.{name}": value.detach().contiguous()
-        for name, parameter in model.named_parameters()
+        for name, parameter in layout.parameters.items()
         for optimizer in optimizers
         for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
-def load_state_tensors(optimizers: list[Optimizer], model: GPT, tensors: dict[str, Tensor]) -> None:
-    """Restore the state that `state_tensors` returned. Raises `OctavoError` if it is of another model or optimizer."""
-    parameters = dict(model.named_parameters())
+def load_state_tensors(optimizers: list[Optimizer], layout: Replicated, tensors: dict[str, Tensor]) -> None:
+    """Restore the state that `state_tensors` returned, from whole tensors.
+
+    Raises `OctavoError` if it is of another model or optimizer.
+    """
+    parameters = layout.parameters
     optimizer_of = {
         parameter: optimizer
         for optimizer in optimizers
@@ -70,7 +77,7 @@ def load_state_tensors(optimizers: list[Optimizer], model: GPT, tensors: dict[st
         if (
             parameter is None
             or key not in optimizer_of[parameter].state_names
-            or value.shape != (() if key == "step" else parameter.shape)
+            or value.shape != (() if key == "step" else layout.shape(parameter))
             or value.dtype != parameter.dtype
         ):
             raise OctavoError(
@@ -78,7 +85,7 @@ def load_state_tensors(optimizers: list[Optimizer], model: GPT, tensors: dict[st
                 f"{value.dtype}",
                 _USE_WEIGHTS,
             )
-        optimizer_of[parameter].state[parameter][key] = value.to(parameter.device)
+        optimizer_of[parameter].state[parameter][key] = layout.part(parameter, value).to(parameter.device)
     # A checkpoint of step 0 has no tensors: an optimizer creates its state in its first step.
     for name, parameter in parameters.items():
         missing = (

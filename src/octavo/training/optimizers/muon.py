@@ -4,16 +4,19 @@ A few directions dominate a matrix's gradient, and the rare ones carry what is h
 values to one gives all directions the same weight. Newton-Schulz iterations do this with matrix products alone.
 
 All matrices of a group are cut into squares of the group's smallest side C (in GPT-2, every matrix of a block is a
-multiple of C x C), so that the updates of the whole model are one batch (N, C, C) of products. Muon is for matrices
-inside the blocks; embeddings, biases and norms stay with AdamW.
+multiple of C x C), so that the updates of the whole model are one batch (N, C, C) of products. Several processes divide
+the batch among them. Muon is for matrices inside the blocks; embeddings, biases and norms stay with AdamW.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
+from octavo.distributed import part_of
+from octavo.training.layout import Replicated
 from octavo.training.optimizers.base import Optimizer
 
 # Jordan's fifth-degree polynomial. It is steep at 0, so that small singular values grow fast; after five iterations the
@@ -34,12 +37,14 @@ class Muon(Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.0,
         dtype: torch.dtype = torch.float32,  # of the iterations; bfloat16 is precise enough
+        layout: Replicated | None = None,  # how several processes hold the matrices
     ) -> None:
+        self._layout = layout or Replicated({})
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "dtype": dtype})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
-        shapes = [tuple(parameter.shape) for parameter in self.param_groups[-1]["params"]]
+        shapes = [tuple(self._layout.shape(parameter)) for parameter in self.param_groups[-1]["params"]]
         width = min(min(shape, default=0) for shape in shapes)
         if any(len(shape) != 2 or not width or shape[0] % width or shape[1] % width for shape in shapes):
             raise ValueError(f"Muon needs matrices whose sides are multiples of the smallest side, not {shapes}")
@@ -51,20 +56,30 @@ class Muon(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            width = min(min(matrix.shape) for matrix in group["params"])
-            matrices: list[Tensor] = [matrix for matrix in group["params"] if matrix.grad is not None]
-            if not matrices:
-                continue
-            squares = [
-                split_into_squares(self._update_momentum(matrix, group["momentum"]), width) for matrix in matrices
-            ]
-            orthogonal = orthogonalize(torch.cat(squares).to(group["dtype"]))  # (N, C, C)
-            for matrix, update in zip(matrices, torch.split(orthogonal, [len(s) for s in squares]), strict=True):
-                matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                matrix.sub_(join_squares(update.to(matrix.dtype), matrix.shape), alpha=group["lr"])
+            width = min(min(self._layout.shape(matrix)) for matrix in group["params"])
+            for matrices in self._layout.batches([matrix for matrix in group["params"] if matrix.grad is not None]):
+                self._update(matrices, group, width)
         return loss
 
-    def _update_momentum(self, matrix: Tensor, momentum: float) -> Tensor:
+    def _update(self, matrices: Sequence[Parameter], group: dict[str, Any], width: int) -> None:
+        """Update matrices of a group, in squares of `width`."""
+        layout, world = self._layout, self._layout.world
+        squares = []
+        for matrix in matrices:
+            update = self._update_momentum(matrix, group["momentum"]).to(group["dtype"])
+            squares.append(split_into_squares(layout.whole(matrix, update), width))
+        stacked = torch.cat(squares)  # (N, C, C)
+        own = stacked[part_of(len(stacked), world.rank, world.size)]
+        rows = len(own)
+        if rows == 1 < len(stacked):  # PyTorch multiplies a single matrix with another kernel, which rounds differently
+            own = own.repeat(2, 1, 1)
+        orthogonal = world.concatenate(orthogonalize(own)[:rows], len(stacked))
+        for matrix, part in zip(matrices, torch.split(orthogonal, [len(each) for each in squares]), strict=True):
+            update = join_squares(part.to(matrix.dtype), layout.shape(matrix))
+            matrix.mul_(1 - group["lr"] * group["weight_decay"])
+            matrix.sub_(layout.part(matrix, update), alpha=group["lr"])
+
+    def _update_momentum(self, matrix: Parameter, momentum: float) -> Tensor:
         """Update the running mean of the gradient, and return it with Nesterov's look-ahead."""
         assert matrix.grad is not None
         state = self.state[matrix]
