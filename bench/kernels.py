@@ -8,6 +8,7 @@ rounds of each round's median.
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -26,10 +27,12 @@ from octavo.training.step import Trainer
 
 VARIANTS = {
     "default": "",
-    "PyTorch's fused attention": "attention",
     "freed memory returned to the system": "memory",
+    "autograd": "autograd",
+    "autograd, PyTorch's fused attention": "autograd attention",
     "float32": "fp32",
     "float32, matmuls in MKL": "fp32 mkl",
+    "float32, autograd": "fp32 autograd",
 }
 
 
@@ -69,7 +72,9 @@ def step_milliseconds(preset: str, variant: list[str], steps: int) -> float:
     if "memory" in variant:
         kernels.keep_freed_memory = lambda: None
     if "mkl" in variant:
-        kernels.is_onednn_exact = lambda: False
+        kernels.replacements.is_onednn_exact = lambda: False
+    if "autograd" in variant:
+        os.environ["OCTAVO_NATIVE"] = "0"
     settings = resolve(preset, vocab_size=65, **({"precision": "fp32"} if "fp32" in variant else {}))
     trainer = Trainer(GPT(settings, torch.Generator().manual_seed(0)), settings, resolve_runtime(settings))
     batch = np.random.default_rng(0).integers(0, 65, (settings.batch_size, settings.block_size + 1))

@@ -18,7 +18,7 @@ from lenses import RANDOM_CASES, Case, random_case, random_checkpoint, train_on
 from lenses import tiny_run as train_tiny_run
 from octavo import kernels
 from octavo.checkpoint import Checkpoint
-from octavo.generation import native_library
+from octavo.kernels import native_library
 from octavo.runs import Run
 
 if TYPE_CHECKING:  # not every test needs a browser
@@ -64,7 +64,7 @@ def build_once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path
 
 @pytest.fixture(scope="session", autouse=True)
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with the compiled forward.c. It is compiled once for all tests, outside of their caches."""
+    """The folder with the compiled C code. It is compiled once for all tests, outside of their caches."""
 
     def build(folder: Path) -> None:
         patch.setenv("OCTAVO_CACHE", str(folder))
@@ -103,7 +103,7 @@ def empty_workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path, built: Path) -> Path:
     """The working directory: a folder with a small text, `text.txt`. Help is printed without line breaks.
 
-    The cache has the compiled forward.c, so that commands in processes of their own do not compile it.
+    The cache has the compiled C code, so that commands in processes of their own do not compile it.
     """
     monkeypatch.chdir(tmp_path)
     shutil.copytree(built, own_cache / "native")

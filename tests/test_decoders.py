@@ -11,11 +11,12 @@ import torch
 
 from generating import SHAPES, decode, make_request, random_ids, random_model, run, token_ids
 from octavo.errors import MachineError, OctavoError
-from octavo.generation import native, native_library
+from octavo.generation import native
 from octavo.generation.backends import create_decoder
 from octavo.generation.decoder import Batch
 from octavo.generation.engine import Engine
 from octavo.generation.torch_decoder import TorchDecoder
+from octavo.kernels import native_library
 
 law = hypothesis.settings(derandomize=True, deadline=None, max_examples=30)
 
@@ -169,6 +170,7 @@ def test_the_error_names_a_failing_compiler_and_its_message(monkeypatch: pytest.
 
 def test_the_c_code_compiles_without_warnings(tmp_path: Path) -> None:
     flags = ["-O1", "-std=gnu11", "-Wall", "-Wextra", "-Wno-psabi"]
-    command = ["cc", *flags, "-c", str(native_library.SOURCE), "-o", str(tmp_path / "forward.o")]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert (result.returncode, result.stderr) == (0, "")
+    for source in native_library.SOURCES:
+        command = ["cc", *flags, "-c", str(source), "-o", str(tmp_path / "object.o")]
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert (result.returncode, result.stderr) == (0, "")

@@ -14,11 +14,11 @@ import torch
 
 from generating import make_request, random_model, run, token_ids
 from octavo.files import sha256
-from octavo.generation import native_library
 from octavo.generation.engine import Engine
 from octavo.generation.native import NativeDecoder
-from octavo.generation.native_library import UnavailableError, load_library
 from octavo.generation.torch_decoder import TorchDecoder
+from octavo.kernels import native_library
+from octavo.kernels.native_library import UnavailableError, load_library
 
 
 class Compiler:
@@ -215,7 +215,7 @@ def test_a_build_that_is_killed_leaves_nothing_in_the_cache_and_its_temporary_fo
     monkeypatch.setenv("TMPDIR", str(temporary))
     monkeypatch.setattr("tempfile.tempdir", None)
     compiler.become("1.0", "kill -9 $PPID")
-    code = "from octavo.generation.native_library import load_library; load_library()"
+    code = "from octavo.kernels.native_library import load_library; load_library()"
     process = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
     assert process.returncode == -signal.SIGKILL
     [left] = temporary.iterdir()
@@ -233,17 +233,17 @@ def test_a_build_that_is_killed_leaves_nothing_in_the_cache_and_its_temporary_fo
 def test_temporary_files_of_killed_processes_and_all_but_16_libraries_are_removed(cached: Path) -> None:
     folder = cached.parent
     for i in range(20):
-        library = folder / f"forward-{i:016x}.so"
+        library = folder / f"kernels-{i:016x}.so"
         library.write_bytes(b"of another version")
         make_old(library)
-    for name in (".forward-old.partial", ".forward-new.partial", "notes.txt"):
+    for name in (".kernels-old.partial", ".kernels-new.partial", "notes.txt"):
         (folder / name).write_bytes(b"")
-    make_old(folder / ".forward-old.partial")
+    make_old(folder / ".kernels-old.partial")
     make_old(folder / "notes.txt")
     load_again()
     assert len(list(folder.glob("*.so"))) == 16
     assert cached.exists()
-    assert {path.name for path in folder.iterdir() if path.suffix != ".so"} == {".forward-new.partial", "notes.txt"}
+    assert {path.name for path in folder.iterdir() if path.suffix != ".so"} == {".kernels-new.partial", "notes.txt"}
 
 
 def make_old(path: Path) -> None:

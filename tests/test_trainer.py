@@ -15,6 +15,7 @@ from octavo.errors import OctavoError
 from octavo.model import GPT
 from octavo.settings import Settings, resolve
 from octavo.training import optimizers, schedule
+from octavo.training.fused_step import FusedStep
 from octavo.training.layout import Replicated, norm
 from octavo.training.step import Trainer
 from small_runs import RECIPE, SMALL
@@ -98,14 +99,14 @@ def test_only_matrices_have_weight_decay() -> None:
 def test_out_of_memory_halves_the_micro_batch_with_a_notice_and_the_same_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, limited = small_trainer(), small_trainer()
     batch = random_batch(plain.settings)
-    embed = limited.model.embed
+    allocate = FusedStep.allocate
 
-    def fail_above_two_rows(ids: torch.Tensor, start: int = 0) -> torch.Tensor:
-        if len(ids) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return embed(ids, start)
+    def fail_above_two_rows(step: FusedStep, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        if name == "ids" and shape[0] > 2 and step is limited.fused_step:
+            raise torch.OutOfMemoryError("out of memory")
+        return allocate(step, name, shape, dtype)
 
-    monkeypatch.setattr(limited.model, "embed", fail_above_two_rows)
+    monkeypatch.setattr(FusedStep, "allocate", fail_above_two_rows)
     torch.testing.assert_close(limited.update(batch)[0], plain.update(batch)[0], atol=1e-5, rtol=0)
     assert limited.micro_batch == 1
     assert [notice for notice in limited.notices if "out of memory" in notice]
@@ -114,10 +115,10 @@ def test_out_of_memory_halves_the_micro_batch_with_a_notice_and_the_same_loss(mo
 def test_a_sequence_too_large_for_memory_is_an_error_with_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
     too_large = small_trainer()
 
-    def fail(ids: torch.Tensor, start: int) -> torch.Tensor:
+    def fail(*arguments: object) -> torch.Tensor:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
-    monkeypatch.setattr(too_large.model, "embed", fail)
+    monkeypatch.setattr(FusedStep, "allocate", fail)
     with pytest.raises(OctavoError, match="does not fit into the memory") as caught:
         too_large.update(random_batch(too_large.settings))
     assert "--block-size" in str(caught.value)
@@ -152,7 +153,7 @@ def test_a_compile_failure_falls_back_to_uncompiled_steps_with_a_notice(monkeypa
         GPT(settings, torch.Generator().manual_seed(0)), settings, dataclasses.replace(CPU, compile=True)
     )
     batch = random_batch(settings)
-    assert fallback.update(batch)[0] == plain.update(batch)[0]
+    torch.testing.assert_close(fallback.update(batch)[0], plain.update(batch)[0])  # plain runs in C
     (notice,) = fallback.notices
     assert notice.startswith("torch.compile failed")
     assert notice.endswith("no working C++ compiler")  # the first line
@@ -173,10 +174,10 @@ def test_a_system_without_torch_compile_trains_uncompiled(monkeypatch: pytest.Mo
 def test_other_runtime_errors_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     failing = small_trainer()
 
-    def fail(ids: torch.Tensor, start: int) -> torch.Tensor:
+    def fail(*arguments: object) -> torch.Tensor:
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(failing.model, "embed", fail)
+    monkeypatch.setattr(FusedStep, "allocate", fail)
     with pytest.raises(RuntimeError, match="something else"):
         failing.update(random_batch(failing.settings))
 

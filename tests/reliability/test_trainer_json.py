@@ -60,6 +60,7 @@ RIGHT: dict[str, Any] = {
         "skipped_steps": 1,
         "rollbacks": 1,
     },
+    "fused": True,
 }
 NOT_FINITE = [math.nan, math.inf, -math.inf]
 WRONG: dict[type, list[Any]] = {  # for a right value of that type
@@ -70,8 +71,17 @@ WRONG: dict[type, list[Any]] = {  # for a right value of that type
     list: [None, 7, "text", {}, [None], ["text"], [-1], *([each] for each in NOT_FINITE), [1.0] * (SPIKE_WINDOW + 1)],
     dict: [None, 7, "text", [], True, [{}]],
 }
-MAY_BE_NONE = {"scaler", "best_val_loss", "newest_evaluation", "unevaluated_step", "loss", "grad_norm", "memory_bytes"}
-MAY_BE_MISSING = {"divergence", "unevaluated_step"}  # in a checkpoint of an earlier version
+MAY_BE_NONE = {
+    "scaler",
+    "best_val_loss",
+    "newest_evaluation",
+    "unevaluated_step",
+    "loss",
+    "grad_norm",
+    "memory_bytes",
+    "fused",
+}
+MAY_BE_MISSING = {"divergence", "unevaluated_step", "fused"}  # in a checkpoint of an earlier version
 
 
 def places(values: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -6,8 +6,8 @@ from octavo.errors import OctavoError
 from octavo.generation.decoder import Decoder
 from octavo.generation.int8 import round_to_int8
 from octavo.generation.native import NativeDecoder
-from octavo.generation.native_library import UnavailableError
 from octavo.generation.torch_decoder import TorchDecoder
+from octavo.kernels.native_library import UnavailableError
 from octavo.model import GPT
 
 QUANTIZE = ("none", "int8")

@@ -19,11 +19,13 @@ from octavo.checkpoint import TrainerState
 from octavo.device import Runtime, is_out_of_memory
 from octavo.distributed import ALONE, World
 from octavo.errors import MachineError, OctavoError
+from octavo.kernels.native_library import UnavailableError
 from octavo.loss import next_token_loss
 from octavo.model import GPT
 from octavo.settings import Settings
 from octavo.training import optimizers
 from octavo.training.bf16_weights import Bf16Weights
+from octavo.training.fused_step import FusedStep, is_supported
 from octavo.training.layout import Replicated
 from octavo.training.schedule import learning_rate
 from octavo.weights import assemble_model
@@ -54,6 +56,7 @@ class Trainer:
                 self._forward = torch.compile(self._loss)
             except RuntimeError as error:  # this Python version or system has no compiler at all
                 self._give_up_compiling(error)
+        self.fused_step = self._create_fused_step()
 
     def update(self, batch: np.ndarray) -> tuple[Tensor, Tensor]:
         """Make one update from ids (B, T + 1). Return the batch's mean loss and the gradient norm before clipping.
@@ -80,14 +83,19 @@ class Trainer:
         self.model.train()
         if self.bf16_weights:
             self.bf16_weights.refresh()
+        if self.fused_step:
+            self.fused_step.refresh()
         while True:
             try:
-                with kernels.fast_path(self.runtime.device):
+                # The replacements of `fast_path` are for autograd; in the fused step they would only cost time.
+                with contextlib.nullcontext() if self.fused_step else kernels.fast_path(self.runtime.device):
                     return self._accumulate_gradients(batch)
             except RuntimeError as error:
                 self.layout.clear_gradients()
                 if self.bf16_weights:
                     self.bf16_weights.model.zero_grad()
+                if self.fused_step:
+                    self.fused_step.free_memory()
                 if self.is_sharded:  # the other processes are in the middle of the model and wait for this one
                     self._raise_sharded(error)
                 elif is_out_of_memory(error):
@@ -187,6 +195,7 @@ class Trainer:
             "compile": "on" if self.runtime.compile else "off",
             "micro_batch": self.micro_batch,
             "threads": torch.get_num_threads(),
+            "fused": self.fused_step is not None,
             "torch": str(torch.__version__),
             "scaler": self.scaler.state_dict(),
         }
@@ -204,6 +213,10 @@ class Trainer:
         self.step = state.values["step"]
         if not self.settings.micro_batch and state.values["device"].partition(":")[0] == self.runtime.device.type:
             self.micro_batch = state.values["micro_batch"]  # that of another kind of device does not apply
+        is_fused = self.fused_step is not None
+        if state.values.get("fused", is_fused) != is_fused:
+            without = "with" if is_fused else "without"
+            self.notices.append(f"{without} the C code, unlike before: losses may differ in the last digits")
 
     def _accumulate_gradients(self, batch: np.ndarray) -> Tensor:
         """Gradient accumulation: one backward per micro-batch. Returns the batch's mean loss.
@@ -219,6 +232,10 @@ class Trainer:
         total = torch.zeros((), device=self.runtime.device)
         for first in range(0, len(batch), rows):
             ids = self.runtime.move(torch.from_numpy(batch[first : first + rows]))
+            if self.fused_step:
+                seed, scale = _hash(self.settings.seed, self.step, "dropout"), 1 / (rows_of_all * T)
+                total += scale * self.fused_step.accumulate_gradients(ids, start, scale, seed, rows_before + first)
+                continue
             if self.settings.dropout or self.settings.attention_dropout:
                 # PyTorch's dropout takes no generator, so each micro-batch seeds the global one.
                 torch.manual_seed(_hash(self.settings.seed, self.step, rows_before + first))
@@ -277,6 +294,19 @@ class Trainer:
             f"one sequence of {self.settings.block_size} tokens does not fit into the memory of {self.runtime.name}",
             "a smaller --block-size, --n-embd or --n-layer",
         )
+
+    def _create_fused_step(self) -> FusedStep | None:
+        """The fast path of a CPU, or None where autograd computes the gradients."""
+        on_cpu = self.runtime.device.type == "cpu" and not self.runtime.compile and self.runtime.precision != "fp16"
+        if not on_cpu or self.is_sharded or not is_supported(self.settings):
+            return None
+        try:
+            fused_step = FusedStep(self.model, bf16=self.runtime.precision == "bf16")
+        except UnavailableError as error:
+            self.notices.append(f"{error}; steps run in PyTorch alone, and take about 1.5 times as long")
+            return None
+        self.notices += fused_step.notices
+        return fused_step
 
     def _give_up_compiling(self, error: RuntimeError) -> None:
         self._forward, self.compiled = self._loss, False

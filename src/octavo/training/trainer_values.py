@@ -38,6 +38,7 @@ class TrainerValues(msgspec.Struct):
     update_seconds: NonNegative
     divergence: DivergenceState = msgspec.field(default_factory=DivergenceState)  # older checkpoints have none
     unevaluated_step: Step | None = None  # see `Recorder.unevaluated_step`; older checkpoints have none
+    fused: bool | None = None  # whether steps ran in C, see `fused_step`; older checkpoints do not say
 
 
 def check_trainer_values(values: dict[str, Any], folder: Path) -> TrainerValues:

@@ -1,4 +1,4 @@
-"""The shared library of forward.c: compiled by the machine's own compiler, kept in the cache, checked before loading.
+"""The shared library of the C files: compiled by the machine's own compiler, kept in the cache, checked before loading.
 
 A library is code that runs in this process, so one from the cache is loaded only if
 
@@ -6,7 +6,7 @@ A library is code that runs in this process, so one from the cache is loaded onl
 - only the user (or root) can write to it and to its folder;
 - its sha256 is the one in its name.
 
-The name is `forward-KEY-COMPILER-SHA256.so`. A library that is missing or damaged is built again. If the cache can't be
+The name is `kernels-KEY-COMPILER-SHA256.so`. A library that is missing or damaged is built again. If the cache can't be
 used, the library is compiled for this process alone, and a notice says so.
 """
 
@@ -31,8 +31,9 @@ import torch
 from octavo.errors import OctavoError
 from octavo.files import atomic_file, cache_dir, sha256, translate_disk_errors
 
-SOURCE = Path(__file__).with_name("forward.c")
-_SOURCES = (SOURCE, SOURCE.with_name("floats.h"), SOURCE.with_name("team.h"))
+_FOLDER = Path(__file__).parent
+SOURCES = (_FOLDER / "forward.c", _FOLDER / "training.c")
+_HEADERS = (_FOLDER / "floats.h", _FOLDER / "team.h")
 _FLAGS = ["-O2", "-march=native", "-std=gnu11", "-fPIC", "-pthread", "-Wno-psabi", "-shared"]
 _MAX_CACHED = 16  # libraries: those of other CPUs, compilers and versions of Octavo are kept too
 _STALE_SECONDS = 600.0  # a temporary file of this age belongs to a process that was killed: a build takes seconds
@@ -52,7 +53,7 @@ class Library(NamedTuple):
 
 @functools.cache
 def load_library() -> Library:
-    """Load forward.c's library from the cache, or compile it.
+    """Load the library from the cache, or compile it.
 
     Raises `UnavailableError` if there is no library and it can't be compiled, or OCTAVO_NATIVE=0 forbids it.
     """
@@ -69,7 +70,7 @@ def load_library() -> Library:
     except (UnavailableError, OctavoError) as error:
         raise UnavailableError(f"{problem}, and {error}") from None
     hint = "set OCTAVO_CACHE to a folder that only you can write to"
-    return Library(library, f"{problem}; forward.c is compiled again at every start ({hint})")
+    return Library(library, f"{problem}; the C code is compiled again at every start ({hint})")
 
 
 # The cache
@@ -77,7 +78,7 @@ def load_library() -> Library:
 
 def _cached_library(folder: Path, compiler: str | None) -> Path:
     """The library in the cache, built if it is missing. Raises `OctavoError` if the cache can't be used."""
-    key = f"forward-{_key()}"
+    key = f"kernels-{_key()}"
     name = f"{key}-{_compiler_key(compiler)}"
     if path := _find(folder, name):
         return path
@@ -97,8 +98,8 @@ def _find(folder: Path, name: str) -> Path | None:
         if not folder.exists():
             return None
         _require_private(folder)
-        _remove(_stale(folder.glob(".forward-*.partial")))
-        libraries = _newest_first(folder.glob("forward-*.so"))
+        _remove(_stale(folder.glob(".kernels-*.partial")))
+        libraries = _newest_first(folder.glob("kernels-*.so"))
     _remove(libraries[_MAX_CACHED:])
     for path in libraries[:_MAX_CACHED]:
         if path.name.startswith(f"{name}-"):
@@ -191,12 +192,14 @@ def _build(compiler: str | None) -> Iterator[Path]:
         try:
             _remove(_stale(Path(tempfile.gettempdir()).glob(f"{_BUILD_PREFIX}*")))
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=_BUILD_PREFIX, ignore_cleanup_errors=True))
-            output = Path(folder) / "forward.so"
-            command = [compiler, *_FLAGS, str(SOURCE), "-o", str(output), "-lm"]
+            output = Path(folder) / "kernels.so"
+            command = [compiler, *_FLAGS, *map(str, SOURCES), "-o", str(output), "-lm"]
             subprocess.run(command, capture_output=True, text=True, errors="replace", check=True, timeout=120)
         except (OSError, subprocess.SubprocessError) as error:
             message = (getattr(error, "stderr", None) or str(error)).strip() or type(error).__name__
-            raise UnavailableError(f"forward.c can't be compiled with {compiler} ({message.splitlines()[0]})") from None
+            raise UnavailableError(
+                f"the C code can't be compiled with {compiler} ({message.splitlines()[0]})"
+            ) from None
         yield output
 
 
@@ -212,7 +215,7 @@ def _load(path: Path) -> ctypes.CDLL:
 
 def _key() -> str:
     """A hash of what the library depends on besides the compiler: sources, flags, and the kind of CPU."""
-    sources = [path.read_text(encoding="utf-8") for path in _SOURCES]
+    sources = [path.read_text(encoding="utf-8") for path in (*SOURCES, *_HEADERS)]
     return hashlib.sha256(repr([sources, _FLAGS, _cpu()]).encode()).hexdigest()[:16]
 
 

@@ -56,7 +56,7 @@ def fast_path(device: torch.device) -> Iterator[None]:
         with sdpa_kernel(_CUDA_ATTENTION, set_priority=True):
             yield
     elif device.type == "cpu":
-        with _onednn_matmuls, _Replace():
+        with onednn_matmuls, _Replace():
             yield
     else:
         yield
@@ -140,7 +140,7 @@ class _OneDNNMatmuls:
                 _MATMUL_BACKEND.fp32_precision = self._previous
 
 
-_onednn_matmuls = _OneDNNMatmuls()
+onednn_matmuls = _OneDNNMatmuls()
 
 
 @functools.cache

@@ -1,0 +1,304 @@
+"""Forward and backward of GPT on a CPU, written out: the matmuls in PyTorch, everything between them in C.
+
+Autograd runs an operation, and a pass over memory, for every addition, norm, activation, cast and copy. In small models
+these take longer than the matmuls. Here `octavo.kernels.training` makes one pass for all that stands between two
+matmuls, buffers are allocated once, and the list of calls that a batch needs is made once and run for every batch of
+that shape. The plain path, autograd through `octavo.model`, is the specification: `tests/test_fused_step.py` compares
+losses and gradients.
+
+The residual stream, its gradient and all sums are float32. Matmuls run in float32, or in bf16 with bf16 copies of the
+weights.
+
+Axis letters: `B` sequences, `T` positions, `N = B T` rows, `C` width, `H` heads, `D` head width, `V` vocabulary, `K`
+chunks of rows.
+"""
+
+import ctypes
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from octavo import kernels
+from octavo.kernels.training import Call, CrossEntropy, Dropout, Embed, TrainingKernels, chunks
+from octavo.model import GPT, MLP, Block, CausalSelfAttention
+from octavo.settings import ModelSettings
+
+_ROWS_OF_PART = 512  # at least (128 to 4,096 measured on an Intel with AMX)
+_MAX_PART_ELEMENTS = 1 << 23
+
+
+def is_supported(settings: ModelSettings) -> bool:
+    """Whether a model can be trained this way: attention in two batched matmuls, without dropout of its weights."""
+    return not settings.attention_dropout and settings.block_size <= kernels.MAX_MATMUL_ATTENTION_LENGTH
+
+
+class FusedStep:
+    """Computes the gradients of a model's parameters, one micro-batch at a time.
+
+    Raises `UnavailableError` if the C code can't be used.
+    """
+
+    def __init__(self, model: GPT, bf16: bool) -> None:
+        self.model, self.kernels = model, TrainingKernels(bf16)
+        self.notices = [self.kernels.notice] if self.kernels.notice else []
+        self.dtype = torch.bfloat16 if bf16 else torch.float32
+        self.dropouts = [Dropout(model.settings.dropout) for _ in range(2 * model.settings.n_layer + 1)]
+        self.gradients: dict[Tensor, Tensor] = {}  # of the parameters
+        self.weights: dict[Tensor, Tensor] = {}  # of the parameters that matmuls read, in `dtype`
+        self._addresses: list[int] = []
+        self._storage: dict[str, Tensor] = {}
+        self._calls: dict[tuple[int, int, bool], _Calls] = {}
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Copy the weights as they are now into the matmuls' type. Each update calls this before its micro-batches."""
+        parameters = list(self.model.parameters())
+        addresses = [parameter.data_ptr() for parameter in parameters]
+        if addresses != self._addresses:  # at the first update; also if the tensors were replaced
+            self._addresses = addresses
+            self._calls.clear()
+            matrices = [p for p in parameters if p.dim() == 2 and p is not self.model.transformer.wpe.weight]
+            self.weights = {matrix: matrix.detach().to(self.dtype) for matrix in matrices}
+            self.gradients = {parameter: torch.empty_like(parameter) for parameter in parameters}
+        if self.dtype != torch.float32:
+            torch._foreach_copy_(list(self.weights.values()), list(self.weights))
+
+    @torch.no_grad()
+    def accumulate_gradients(self, ids: Tensor, start: int, scale: float, seed: int, first_sequence: int) -> Tensor:
+        """Add the gradients of `scale` times the loss over ids (B, T + 1) to the parameters', and return the loss.
+
+        The loss is summed over the targets. `start` is the position of the first token. What dropout drops depends on
+        `seed` and on the number of each sequence in the whole batch, the first of which is `first_sequence`.
+        """
+        B, T = ids.size(0), ids.size(1) - 1
+        add = self.model.lm_head.weight.grad is not None
+        calls = self._calls.get((B, T, add))
+        if calls is None:
+            calls = _Calls(self, B, T, add)
+            self._calls[B, T, add] = calls
+        calls.prepare(ids, start, scale)
+        for number, dropout in enumerate(self.dropouts if self.model.settings.dropout else ()):
+            dropout.set_seed(seed, number, first_sequence * T)
+        self.kernels.update_threads()
+        with kernels.onednn_matmuls:
+            for call in calls.calls:
+                call()
+        for parameter, gradient in self.gradients.items():
+            parameter.grad = gradient
+        return calls.buffers.losses.sum()
+
+    def free_memory(self) -> None:
+        """Free all buffers, after memory has run out."""
+        self._calls.clear()
+        self._storage.clear()
+
+    def allocate(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor in the memory with this name, which is reallocated if it is too small."""
+        size = math.prod(shape)
+        if name not in self._storage or self._storage[name].numel() < size:
+            self._calls.clear()  # they have addresses in the old memory
+            self._storage[name] = torch.empty(size, dtype=dtype)
+        return self._storage[name][:size].view(shape)
+
+
+def count_parts(rows: int, elements: int) -> int:
+    """P: into how many parts of its rows a weight's gradient, with so many elements, is divided.
+
+    The parts are one batched matmul, and added up in a fixed order. A single matmul is slower, and PyTorch divides its
+    rows among threads, so that the result's last bits would depend on their number.
+    """
+    most = max(1, min(rows // _ROWS_OF_PART, _MAX_PART_ELEMENTS // elements))
+    return next(parts for parts in range(most, 0, -1) if rows % parts == 0)
+
+
+class _Buffers:
+    """The tensors of a batch of one shape. Those of all shapes are in the same memory."""
+
+    def __init__(self, step: "FusedStep", B: int, T: int) -> None:
+        settings = step.model.settings
+        L, C, H, D, V = settings.n_layer, settings.n_embd, settings.n_head, settings.head_size, settings.vocab_size
+        N, K = B * T, chunks(B * T)
+
+        def fp32(name: str, *shape: int) -> Tensor:
+            return step.allocate(name, shape, torch.float32)
+
+        def activations(name: str, *shape: int) -> Tensor:
+            return step.allocate(name, shape, step.dtype)
+
+        self.ids = step.allocate("ids", (B, T + 1), torch.int64)
+        self.losses = fp32("losses", N)
+        # What the backward needs of the forward.
+        self.x = fp32("x", 2 * L + 1, N, C)  # the residual stream before each norm
+        self.statistics = fp32("statistics", 2 * L + 1, 2, N)
+        self.h = activations("h", 2 * L + 1, N, C)  # the norms' outputs
+        self.qkv_heads = activations("qkv_heads", L, 3, B, H, T, D)
+        self.attention = activations("attention", L, B * H, T, T)
+        self.y = activations("y", L, N, C)  # the outputs of all heads
+        self.expanded = activations("expanded", L, N, 4 * C)  # before the GELU
+        self.activated = activations("activated", L, N, 4 * C)
+        # What each layer writes again.
+        self.qkv = activations("qkv", N, 3 * C)
+        self.y_heads = activations("y_heads", 1, B, H, T, D)
+        self.branch = activations("branch", N, C)
+        self.logits = activations("logits", N, V)
+        # Gradients. Those of `logits` and `qkv` replace them.
+        self.x_gradient = fp32("x_gradient", N, C)
+        self.h_gradient = activations("h_gradient", N, C)
+        self.branch_gradient = activations("branch_gradient", N, C)
+        self.expanded_gradient = activations("expanded_gradient", N, 4 * C)
+        self.qkv_heads_gradient = activations("qkv_heads_gradient", 3, B, H, T, D)
+        self.attention_gradient = activations("attention_gradient", B * H, T, T)
+        self.norm_sums = fp32("norm_sums", K, 3, C)
+        self.wide_sums = fp32("wide_sums", K, 4 * C)
+        self.weight_parts = activations("weight_parts", max(count_parts(N, size) * size for size in (4 * C * C, V * C)))
+
+
+class _Calls:
+    """The calls that compute the gradients of a batch of one shape.
+
+    Norm i reads the residual stream x[i] and writes h[i]. Branch i, attention or MLP, leads from h[i] to x[i + 1].
+    """
+
+    def __init__(self, step: "FusedStep", B: int, T: int, add: bool) -> None:
+        self._step, self._kernels, self._add = step, step.kernels, add
+        self.buffers = b = _Buffers(step, B, T)
+        settings, self._transformer = step.model.settings, step.model.transformer
+        self._attention_scale = settings.head_size**-0.5
+        blocks = cast(list[Block], list(self._transformer.h))
+        self._branches = [branch for block in blocks for branch in (block.attn, block.mlp)]
+        self._norms = [norm for block in blocks for norm in (block.ln_1, block.ln_2)] + [self._transformer.ln_f]
+        wte, self._wpe = self._transformer.wte.weight, self._transformer.wpe.weight
+        self._embed = Embed(
+            B,
+            T,
+            settings.n_embd,
+            0,
+            b.ids.data_ptr(),
+            T + 1,
+            wte.data_ptr(),
+            0,
+            b.x.data_ptr(),
+            step.gradients[wte].data_ptr(),
+            0,
+            ctypes.pointer(step.dropouts[0]),
+        )
+        # The backward of the embedding reads the gradient of x, in another tensor.
+        self._embed_backward = Embed.from_buffer_copy(self._embed)
+        self._embed_backward.x, self._embed_backward.dropout = b.x_gradient.data_ptr(), self._embed.dropout
+        self._cross_entropy = CrossEntropy(
+            B,
+            T,
+            settings.vocab_size,
+            b.logits.dtype == torch.bfloat16,
+            0,
+            b.logits.data_ptr(),
+            b.ids[:, 1:].data_ptr(),
+            T + 1,
+            b.losses.data_ptr(),
+        )
+        self.calls = [*self._forward(), *self._backward()]
+
+    def prepare(self, ids: Tensor, start: int, scale: float) -> None:
+        """Set what differs from batch to batch."""
+        self.buffers.ids.copy_(ids)
+        self._embed.wpe = self._wpe[start:].data_ptr()
+        self._embed_backward.wpe_gradient = self._step.gradients[self._wpe][start:].data_ptr()
+        self._cross_entropy.scale = scale
+
+    def _forward(self) -> Iterator[Call]:
+        b, last = self.buffers, len(self._branches)
+        yield self._kernels.embed_forward(self._embed)
+        yield self._kernels.norm_forward(self._norms[0], b.x[0], b.h[0], b.statistics[0])
+        for i, branch in enumerate(self._branches):
+            yield from self._mlp_forward(branch, i) if isinstance(branch, MLP) else self._attention_forward(branch, i)
+            added = (b.x[i], b.branch, branch.c_proj.bias, self._step.dropouts[i + 1])
+            yield self._kernels.norm_forward(self._norms[i + 1], b.x[i + 1], b.h[i + 1], b.statistics[i + 1], added)
+        yield self._multiply(b.h[last], self._transformer.wte, b.logits)
+        yield self._kernels.cross_entropy(self._cross_entropy)
+
+    def _attention_forward(self, attn: CausalSelfAttention, i: int) -> Iterator[Call]:
+        b, layer = self.buffers, i // 2
+        q, k, v = b.qkv_heads[layer].flatten(1, 2)  # (B H, T, D)
+        yield self._multiply(b.h[i], attn.c_attn, b.qkv)
+        yield self._kernels.split_heads(b.qkv, b.qkv_heads[layer], attn.c_attn.bias)
+        yield partial(torch.bmm, q, k.mT, out=b.attention[layer])
+        yield self._kernels.softmax_forward(b.attention[layer], self._attention_scale)
+        yield partial(torch.bmm, b.attention[layer], v, out=b.y_heads.flatten(0, 2))
+        yield self._kernels.merge_heads(b.y_heads, b.y[layer])
+        yield self._multiply(b.y[layer], attn.c_proj, b.branch)
+
+    def _mlp_forward(self, mlp: MLP, i: int) -> Iterator[Call]:
+        b, layer, exact = self.buffers, i // 2, mlp.approximate == "none"
+        yield self._multiply(b.h[i], mlp.c_fc, b.expanded[layer])
+        yield self._kernels.gelu_forward(b.expanded[layer], mlp.c_fc.bias, b.activated[layer], exact)
+        yield self._multiply(b.activated[layer], mlp.c_proj, b.branch)
+
+    def _backward(self) -> Iterator[Call]:
+        b, last = self.buffers, len(self._branches)
+        yield from self._multiply_backward(b.logits, b.h[last], self._transformer.wte, b.h_gradient)
+        yield from self._norm_backward(last)
+        for i, branch in reversed(list(enumerate(self._branches))):
+            yield from self._add_sums(b.norm_sums[:, 2], branch.c_proj.bias)
+            yield from self._mlp_backward(branch, i) if isinstance(branch, MLP) else self._attention_backward(branch, i)
+            yield from self._norm_backward(i)
+        if not self._add:
+            yield self._step.gradients[self._wpe].zero_
+        yield self._kernels.embed_backward(self._embed_backward)
+
+    def _norm_backward(self, i: int) -> Iterator[Call]:
+        """Through norm i, and through the dropout and bias of the branch that was added before it."""
+        b, norm, is_last = self.buffers, self._norms[i], i == len(self._branches)
+        branch = (b.branch_gradient, self._step.dropouts[i]) if i else None
+        gradients = (b.x_gradient, b.h_gradient, b.norm_sums)
+        yield self._kernels.norm_backward(norm, b.x[i], b.statistics[i], *gradients, not is_last, branch)
+        yield from self._add_sums(b.norm_sums[:, 0], norm.weight)
+        yield from self._add_sums(b.norm_sums[:, 1], norm.bias)
+
+    def _mlp_backward(self, mlp: MLP, i: int) -> Iterator[Call]:
+        b, layer, exact = self.buffers, i // 2, mlp.approximate == "none"
+        yield from self._multiply_backward(b.branch_gradient, b.activated[layer], mlp.c_proj, b.expanded_gradient)
+        yield self._kernels.gelu_backward(b.expanded[layer], mlp.c_fc.bias, b.expanded_gradient, b.wide_sums, exact)
+        yield from self._add_sums(b.wide_sums, mlp.c_fc.bias)
+        yield from self._multiply_backward(b.expanded_gradient, b.h[i], mlp.c_fc, b.h_gradient)
+
+    def _attention_backward(self, attn: CausalSelfAttention, i: int) -> Iterator[Call]:
+        b, layer = self.buffers, i // 2
+        q, k, v = b.qkv_heads[layer].flatten(1, 2)  # (B H, T, D)
+        q_gradient, k_gradient, v_gradient = b.qkv_heads_gradient.flatten(1, 2)
+        weights, gradient, y_gradient = b.attention[layer], b.attention_gradient, b.y_heads.flatten(0, 2)
+        yield from self._multiply_backward(b.branch_gradient, b.y[layer], attn.c_proj, b.h_gradient)
+        yield self._kernels.split_heads(b.h_gradient, b.y_heads)
+        yield partial(torch.bmm, y_gradient, v.mT, out=gradient)
+        yield partial(torch.bmm, weights.mT, y_gradient, out=v_gradient)
+        yield self._kernels.softmax_backward(weights, gradient, self._attention_scale)
+        yield partial(torch.bmm, gradient, k, out=q_gradient)
+        yield partial(torch.bmm, gradient.mT, q, out=k_gradient)
+        sums = b.wide_sums.flatten()[: len(b.wide_sums) * b.qkv.size(1)].view(-1, b.qkv.size(1))
+        yield self._kernels.merge_heads(b.qkv_heads_gradient, b.qkv, sums)
+        yield from self._add_sums(sums, attn.c_attn.bias)
+        yield from self._multiply_backward(b.qkv, b.h[i], attn.c_attn, b.h_gradient)
+
+    def _multiply(self, x: Tensor, module: nn.Linear | nn.Embedding, y: Tensor) -> Call:
+        """y = x weightᵀ"""
+        return partial(torch.mm, x, self._step.weights[module.weight].T, out=y)
+
+    def _multiply_backward(
+        self, y_gradient: Tensor, x: Tensor, module: nn.Linear | nn.Embedding, x_gradient: Tensor
+    ) -> Iterator[Call]:
+        """Of y = x weightᵀ: the gradient of the weight, then that of x, which may replace that of y."""
+        gradient = self._step.gradients[module.weight]
+        P = count_parts(len(x), gradient.numel())
+        parts = self.buffers.weight_parts[: P * gradient.numel()].view(P, *gradient.shape)
+        y_gradients, xs = (rows.view(P, -1, rows.size(1)) for rows in (y_gradient, x))
+        yield partial(torch.bmm, y_gradients.mT, xs, out=parts)
+        yield self._kernels.accumulate(parts, gradient, self._add)
+        yield partial(torch.mm, y_gradient, self._step.weights[module.weight], out=x_gradient)
+
+    def _add_sums(self, sums: Tensor, parameter: Tensor | None) -> Iterator[Call]:
+        """Add the sums of all chunks to the gradient of a bias or gain."""
+        if parameter is not None:
+            yield self._kernels.add_sums(sums, self._step.gradients[parameter], self._add)
