@@ -28,6 +28,7 @@ from octavo.training.bf16_weights import Bf16Weights
 from octavo.training.fused_step import FusedStep, is_supported
 from octavo.training.layout import Replicated
 from octavo.training.schedule import learning_rate
+from octavo.training.threads import ThreadControl
 from octavo.weights import assemble_model
 
 
@@ -57,6 +58,8 @@ class Trainer:
             except RuntimeError as error:  # this Python version or system has no compiler at all
                 self._give_up_compiling(error)
         self.fused_step = self._create_fused_step()
+        # Several processes would disagree on the number of threads, and wait for each other.
+        self.threads = ThreadControl() if self.fused_step and world.size == 1 else None
 
     def update(self, batch: np.ndarray) -> tuple[Tensor, Tensor]:
         """Make one update from ids (B, T + 1). Return the batch's mean loss and the gradient norm before clipping.
@@ -75,7 +78,8 @@ class Trainer:
         If memory runs out, start again with half the micro-batch; the batch size does not change. Several processes
         compute the gradients of their rows, then exchange the sums.
         """
-        loss = self._compute_own_gradients(batch)
+        with self.threads or contextlib.nullcontext():
+            loss = self._compute_own_gradients(batch)
         self.layout.exchange(loss)
         return loss
 
@@ -150,6 +154,8 @@ class Trainer:
     def take_notices(self) -> list[str]:
         """Return the fallbacks since the last call: a smaller micro-batch, or steps without torch.compile."""
         notices, self.notices = self.notices, []
+        if self.threads:
+            notices += self.threads.take_notices()
         return notices
 
     def check_replicas(self) -> None:
@@ -194,7 +200,7 @@ class Trainer:
             "precision": self.runtime.precision,
             "compile": "on" if self.runtime.compile else "off",
             "micro_batch": self.micro_batch,
-            "threads": torch.get_num_threads(),
+            "threads": self.threads.most if self.threads else torch.get_num_threads(),
             "fused": self.fused_step is not None,
             "torch": str(torch.__version__),
             "scaler": self.scaler.state_dict(),
