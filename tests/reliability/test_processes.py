@@ -120,9 +120,10 @@ def files(run: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("shard", [0, 1, 2] if IS_TORTURE else [2])
 @pytest.mark.parametrize("variant", [*VARIANTS, "baby"] if IS_TORTURE else ["muon-bf16"])
 def test_two_processes_that_divide_the_model_write_the_files_of_one(
-    variant: str, shard: int, folder: Path, report: Report
+    variant: str, shard: int, folder: Path, report: Report, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A vocabulary of 65 can't be divided evenly, and the table is also the output head."""
+    monkeypatch.setenv("OCTAVO_NATIVE", "0")  # as a sharded model: the C code has other last bits
     if variant == "baby":
         words = ["train", "text.txt", "--preset=baby", "--batch-size=8", "--micro-batch=4", "--device=cpu"]
         words += ["--curriculum-splits=4", "--eval-every=10", "--log-every=1", "--sample-every=0"]
