@@ -52,6 +52,21 @@ def test_dropout_depends_only_on_seed_step_and_row() -> None:
     assert other.update(batch)[0] != small_trainer(dropout=0.5).update(batch)[0]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("changes", [{}, {"curriculum_splits": 4}], ids=["", "curriculum"])
+def test_activation_checkpointing_changes_no_bit(precision: str, changes: dict[str, object]) -> None:
+    def train(checkpoint_activations: bool) -> list[torch.Tensor]:
+        changed = {"dropout": 0.2, "attention_dropout": 0.1, "micro_batch": 2, **changes}
+        settings = resolve(**{**SMALL, **changed}, vocab_size=20, checkpoint_activations=checkpoint_activations)
+        runtime = Runtime(torch.device("cpu"), precision)
+        trainer = Trainer(GPT(settings, torch.Generator().manual_seed(0)), settings, runtime)
+        losses = [each for _ in range(3) for each in trainer.update(random_batch(settings))]
+        return losses + list(trainer.model.parameters())
+
+    kept, computed_again = train(False), train(True)
+    assert all(torch.equal(first, second) for first, second in zip(kept, computed_again, strict=True))
+
+
 def test_gradients_are_clipped_to_grad_clip() -> None:
     unclipped, clipped = (
         small_trainer(grad_clip=0.0, optimizer="adamw"),

@@ -92,7 +92,8 @@ def memory(
     P, matrices, V = parameters(settings), settings.n_layer * 12 * settings.n_embd**2, settings.vocab_size
     size, rows = _element_size(precision), min(micro_batch, settings.batch_size)
     bf16_copy = device == "cuda" and precision == "bf16"  # training.bf16_weights; elsewhere autocast casts the matrices
-    cast_weights = (P if bf16_copy else matrices + V * settings.n_embd) if size == 2 else 0  # those with a 16-bit copy
+    cast_matrices = matrices // settings.n_layer if settings.checkpoint_activations else matrices  # of autocast
+    cast_weights = (P if bf16_copy else cast_matrices + V * settings.n_embd) if size == 2 else 0
     activations, logits = (rows * count for count in bytes_per_sequence(settings, device, precision))
     muon = settings.optimizer == "muon"
     weights, gradients = 4 * P + 2 * cast_weights, (6 if bf16_copy else 4) * P
@@ -104,7 +105,9 @@ def memory(
         transient = gradients + max(activations + logits, after_backward)
     else:
         transient = max(activations + logits, gradients + after_backward)
-    fragmentation = int(_FRAGMENTATION * (activations + workspace)) if device == "cpu" else 0
+    # With activation checkpointing, large blocks are returned to the kernel instead (`kernels.return_freed_memory`).
+    fragmented = workspace + (0 if settings.checkpoint_activations else activations)
+    fragmentation = int(_FRAGMENTATION * fragmented) if device == "cpu" else 0
     # The matrices once more: they are transposed for Hugging Face's layout.
     checkpoint = 4 * P + optimizer + 4 * matrices if device != "cuda" else 0
     peak = program + weights + optimizer + transient + fragmentation + checkpoint
@@ -124,8 +127,12 @@ def disk_bytes(settings: Settings) -> int:
     return 3 * (weights + state) + (1 + len(runs.log_spaced_steps(settings))) * weights
 
 
-def bytes_per_sequence(settings: ModelSettings, device: str, precision: str) -> tuple[int, int]:
-    """Return the bytes of activations and the bytes of logits of one training sequence."""
+def bytes_per_sequence(settings: Settings, device: str, precision: str) -> tuple[int, int]:
+    """Return the bytes of activations and the bytes of logits of one training sequence.
+
+    With activation checkpointing, the activations of one block are allocated when the logits are freed: they count as
+    far as they are larger.
+    """
     L, C, T = settings.n_layer, settings.n_embd, settings.block_size
     size = _element_size(precision)
     residual = size if device == "cuda" and precision == "bf16" else 4  # autocast keeps the residual stream in float32
@@ -138,7 +145,10 @@ def bytes_per_sequence(settings: ModelSettings, device: str, precision: str) -> 
     # Outside the blocks: the final norm's input, output and statistics; the ids and targets in int64; the dropout mask
     # of the embedding.
     rest = C * residual + C * size + 8 + 16 + (C * (1 if device == "cuda" else 4) if settings.dropout else 0)
-    return T * (L * block + rest), T * 12 * settings.vocab_size
+    logits = 12 * settings.vocab_size
+    if settings.checkpoint_activations:
+        return T * (L * C * residual + rest + max(0, block - logits)), T * logits
+    return T * (L * block + rest), T * logits
 
 
 def _attention_bytes(settings: ModelSettings, device: str, size: int) -> int:

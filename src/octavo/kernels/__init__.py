@@ -18,6 +18,7 @@ from octavo.kernels.replacements import (
     matmul_attention,
     one_thread,
     onednn_matmuls,
+    return_freed_memory,
 )
 
 __all__ = [
@@ -30,4 +31,5 @@ __all__ = [
     "matmul_attention",
     "one_thread",
     "onednn_matmuls",
+    "return_freed_memory",
 ]

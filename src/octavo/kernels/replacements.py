@@ -191,10 +191,24 @@ def keep_freed_memory() -> None:
     (over 64 MiB) are still returned: they need contiguous space, which the holes between kept blocks seldom offer. For
     two layers of GPT-2's size, keeping them too took 2.9 GB for 2.1 GB in use, and the step was no faster.
     """
+    # glibc before 2.35 accepts at most 32 MiB. If it refuses both, leave its self-adjusting thresholds alone.
+    if _mallopt(_M_MMAP_THRESHOLD, 64 << 20) or _mallopt(_M_MMAP_THRESHOLD, 32 << 20):
+        _mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+
+
+@functools.cache
+def return_freed_memory() -> None:
+    """Make glibc's allocator return blocks of a megabyte or more to the kernel, for the rest of the process.
+
+    With activation checkpointing, small tensors that stay come to lie between large ones that are freed. The holes do
+    not fit the next block's tensors: 1,150 MB of heap for 300 MB in use, and 430 MB with this.
+    """
+    _mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+
+
+def _mallopt(option: int, value: int) -> bool:
+    """Set an option of glibc's allocator. Whether it was accepted: other systems have none."""
     if not sys.platform.startswith("linux"):
-        return
-    with contextlib.suppress(AttributeError):  # musl has no mallopt
-        mallopt = ctypes.CDLL(None).mallopt
-        # glibc before 2.35 accepts at most 32 MiB. If it refuses both, leave its self-adjusting thresholds alone.
-        if mallopt(_M_MMAP_THRESHOLD, 64 << 20) or mallopt(_M_MMAP_THRESHOLD, 32 << 20):
-            mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+        return False
+    function = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    return function is not None and bool(function(option, value))

@@ -128,6 +128,10 @@ class TrainingSettings(_Validated):
         low=0,
         high=1 << 20,
     )
+    checkpoint_activations: bool = setting(
+        False,
+        "keep only the input of each block and compute the rest again in the backward: less memory, a third more work",
+    )
     curriculum_splits: int = setting(
         1,
         "sequence-length curriculum: split each sequence of block_size tokens into N shorter ones at the start of "

@@ -25,7 +25,8 @@ FIXED_BY = {
 }
 FREE = {
     *("source", "dropout", "attention_dropout", "preset"),
-    *("max_steps", "max_epochs", "batch_size", "micro_batch", "curriculum_splits", "curriculum_fraction"),
+    *("max_steps", "max_epochs", "batch_size", "micro_batch", "checkpoint_activations"),
+    *("curriculum_splits", "curriculum_fraction"),
     *("learning_rate", "min_learning_rate", "warmup_steps", "schedule", "weight_decay", "grad_clip", "beta1", "beta2"),
     *("muon_learning_rate", "muon_weight_decay", "momentum", "on_divergence", "skip_spikes", "patience", "seed"),
     *("eval_every", "sample_every", "save_every", "log_every", "keep_checkpoints"),

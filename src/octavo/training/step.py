@@ -24,6 +24,7 @@ from octavo.loss import next_token_loss
 from octavo.model import GPT
 from octavo.settings import Settings
 from octavo.training import optimizers
+from octavo.training.activation_checkpointing import checkpoint_blocks
 from octavo.training.bf16_weights import Bf16Weights
 from octavo.training.fused_step import FusedStep, is_supported
 from octavo.training.layout import Replicated
@@ -37,20 +38,24 @@ class Trainer:
 
     def __init__(self, model: GPT, settings: Settings, runtime: Runtime, world: World = ALONE, shard: int = 0) -> None:
         """`shard`: how many processes divide the model among them; 0: each has all of it."""
-        if runtime.device.type == "cpu":
+        if runtime.device.type == "cpu" and settings.checkpoint_activations:
+            kernels.return_freed_memory()
+        elif runtime.device.type == "cpu":
             kernels.keep_freed_memory()
         self.model, self.settings, self.runtime, self.world = model, settings, runtime, world
         self.is_sharded, self.layout = shard > 0, _layout(model, runtime, world, shard)
         self.optimizers = optimizers.build_optimizers(self.layout, settings, runtime.precision)
         self.scaler = runtime.grad_scaler()
         part = dataclasses.replace(settings, batch_size=settings.batch_size // world.size)
-        self.micro_batch = settings.micro_batch or min(world.gather(auto_micro_batch(part, runtime)))
+        self.micro_batch = settings.micro_batch or min(world.gather(auto_micro_batch(part, runtime, self.layout.parts)))
         self.step = 0  # updates so far
         self.learning_rate_scale = 1.0  # below 1 after a rollback
         self.notices: list[str] = []  # fallbacks, until `take_notices`
         if self.is_sharded and runtime.stores_bf16:
             self.notices.append("a sharded model is evaluated in bf16 here; `octavo eval RUN` computes in float32")
         self.bf16_weights = Bf16Weights(model) if runtime.stores_bf16 and not self.is_sharded else None
+        if settings.checkpoint_activations:
+            checkpoint_blocks(self.bf16_weights.model if self.bf16_weights else model, runtime.device)
         self._forward, self.compiled = self._loss, runtime.compile
         if runtime.compile and not self.is_sharded:
             try:
@@ -304,7 +309,8 @@ class Trainer:
     def _create_fused_step(self) -> FusedStep | None:
         """The fast path of a CPU, or None where autograd computes the gradients."""
         on_cpu = self.runtime.device.type == "cpu" and not self.runtime.compile and self.runtime.precision != "fp16"
-        if not on_cpu or self.is_sharded or not is_supported(self.settings):
+        needs_autograd = self.is_sharded or self.settings.checkpoint_activations
+        if not on_cpu or needs_autograd or not is_supported(self.settings):
             return None
         try:
             fused_step = FusedStep(self.model, bf16=self.runtime.precision == "bf16")
@@ -351,11 +357,14 @@ def is_compile_failure(error: RuntimeError) -> bool:
     )
 
 
-def auto_micro_batch(settings: Settings, runtime: Runtime) -> int:
-    """How many sequences fit into memory at once, evened out so that all micro-batches of a batch are about equal."""
+def auto_micro_batch(settings: Settings, runtime: Runtime, parts: int = 1) -> int:
+    """How many sequences fit into memory at once, evened out so that all micro-batches of a batch are about equal.
+
+    `parts`: among how many processes the model is divided.
+    """
     budget = runtime.activation_budget
     if runtime.device.type == "cuda":  # float32 weights, gradients and the optimizer's state must fit too
-        budget -= 16 * estimate.parameters(settings)
+        budget -= 16 * estimate.parameters(settings) // parts
     sequences = max(1, budget // sum(estimate.bytes_per_sequence(settings, runtime.device.type, runtime.precision)))
     micro_batches = math.ceil(settings.batch_size / sequences)
     return math.ceil(settings.batch_size / micro_batches)
