@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from octavo import training
-from octavo.device import Runtime
+from octavo.device import Runtime, check_model_fits, total_memory
 from octavo.distributed import ALONE, Group, LostProcessError, World, check_shard, part_of
 from octavo.errors import MachineError, OctavoError
 from octavo.loss import split_loss
@@ -31,6 +31,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "muon": {"dropout": 0.2, "attention_dropout": 0.1},
     "adamw": {"optimizer": "adamw", "grad_clip": 0.1},
     "bf16": {"precision": "bf16", "dropout": 0.2, "micro_batch": 2},
+    "checkpointed activations": {"checkpoint_activations": True, "dropout": 0.2},
 }
 
 
@@ -147,6 +148,16 @@ def test_groups_that_cannot_be_formed_are_rejected(shard: int, processes: int, h
 def test_a_sharded_model_needs_several_processes() -> None:
     with pytest.raises(OctavoError, match="--processes 2"):
         next(training.events(training.plan("text.txt", **SMALL), shard=2))
+
+
+def test_a_model_that_is_too_large_for_one_process_may_be_divided() -> None:
+    device = torch.device("cpu")
+    total = total_memory(device)
+    if total is not None:  # Windows does not report it
+        parameters = total // 10  # of 16 bytes each
+        assert "to train" in error_of(lambda: check_model_fits(parameters, device)).message
+        check_model_fits(parameters, device, parts=2)
+        assert "divided among 2 processes" in error_of(lambda: check_model_fits(2 * parameters, device, 2)).message
 
 
 def test_a_sharded_model_does_not_try_again_with_a_smaller_micro_batch(

@@ -167,15 +167,16 @@ def has_device(name: str) -> bool:
     return True
 
 
-def check_model_fits(parameters: int, device: torch.device) -> None:
-    """Raise `OctavoError` if a model is far too large to train here.
+def check_model_fits(parameters: int, device: torch.device, parts: int = 1) -> None:
+    """Raise `OctavoError` if a model that `parts` processes divide is far too large to train here.
 
     Counts only weights, gradients and AdamW's two moments: 16 bytes per parameter.
     """
-    needed, total = 16 * parameters, total_memory(device)
+    needed, total = 16 * parameters // parts, total_memory(device)
     if total is not None and needed > total:
+        divided = f", divided among {parts} processes" if parts > 1 else ""
         raise OctavoError(
-            f"{parameters:,} parameters need {format_bytes(needed)} to train, and this machine has "
+            f"{parameters:,} parameters{divided} need {format_bytes(needed)} to train, and this machine has "
             f"{format_bytes(total)}",
             "a smaller --n-layer, --n-embd or vocabulary",
         )

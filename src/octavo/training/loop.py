@@ -87,7 +87,7 @@ def events(
     loggers.check_installed(plan.settings)
     memory_before = resident_memory(find_device(plan.settings.device))
     with world.one_by_one():
-        setup = yield from set_up(plan)
+        setup = yield from set_up(plan, max(1, shard))
     check_same_setup(setup, world)
     settings, runtime = setup.settings, setup.runtime
     batches_of_run = batches(setup.data.tokens["train"], settings, world)

@@ -70,13 +70,16 @@ _SetupGenerator = Generator[PreparationProgress, None, TrainingSetup]
 
 
 @preparation
-def set_up(plan: Plan) -> _SetupGenerator:
-    """Prepare the text, build or load the model, and resolve the settings that depend on the text or the machine."""
+def set_up(plan: Plan, parts: int = 1) -> _SetupGenerator:
+    """Prepare the text, build or load the model, and resolve the settings that depend on the text or the machine.
+
+    `parts`: among how many processes the model will be divided.
+    """
     if plan.resume:
         return (yield from _set_up_resumed(plan))
     if plan.init is not None:
         return (yield from _set_up_finetuned(plan, runs.load(plan.init)))
-    return (yield from _set_up_new(plan))
+    return (yield from _set_up_new(plan, parts))
 
 
 def prepare_data(plan: Plan, tokenizer: Tokenizer | None = None) -> Generator[PreparationProgress, None, Dataset]:
@@ -154,13 +157,13 @@ def cap_steps(settings: Settings, data: Dataset) -> tuple[Settings, list[str]]:
     return dataclasses.replace(settings, max_steps=cap, eval_every=min(settings.eval_every, cap // 4)), [notice]
 
 
-def _set_up_new(plan: Plan) -> _SetupGenerator:
+def _set_up_new(plan: Plan, parts: int) -> _SetupGenerator:
     settings = plan.settings
     runtime = resolve_runtime(settings)
     data = yield from prepare_data(plan)
     settings, notices = cap_steps(resolve_vocab_size(settings, data), data)
     settings = _resolve_auto(settings, runtime, data)
-    check_model_fits(estimate.parameters(settings), runtime.device)
+    check_model_fits(estimate.parameters(settings), runtime.device, parts)
     model = GPT(settings, torch.Generator().manual_seed(settings.seed))
     init_weights.initialize(model, settings.weight_init)
     return TrainingSetup(settings, runtime, data, model, notices=notices)
