@@ -253,6 +253,74 @@ if IS_TORTURE:  # minutes
         assert "Traceback" not in output
         print(f"{words}: {time.monotonic() - begin:.1f} s")
 
+    @pytest.fixture
+    def without_c_code(monkeypatch: pytest.MonkeyPatch) -> None:
+        """A sharded model runs without it, and it has other last bits, and another dropout."""
+        monkeypatch.setenv("OCTAVO_NATIVE", "0")
+
+    def loss_difference(first: Path, second: Path) -> float:
+        """The largest difference of a loss between two runs, whose lines are of the same steps, each once."""
+        lines = [octavo.Run(folder).lines("metrics") for folder in (first, second)]
+        assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]]
+        return max(abs(a["loss"] - b["loss"]) for a, b in zip(*lines, strict=True))
+
+    @pytest.mark.parametrize(
+        "engines", [["1", "2 --shard 2", "1"], ["2", "4 --shard 2", "1"], ["1", "4", "2 --shard 1"]]
+    )
+    def test_a_run_continues_in_another_number_of_processes(engines: list[str], folder: Path, report: Report) -> None:
+        has_four = any(engine.startswith("4") for engine in engines)
+        words = [*TRAIN, *VARIANTS["muon-fp32"], f"--micro-batch={1 if has_four else 2}", "--max-steps=100"]
+        run(folder, *words, "--out=undisturbed")
+        path = folder / "run"
+        how = [["--processes", *engine.split(), "--timeout", "60"] for engine in engines]
+        stop_after(10, path, start(folder, *words, f"--out={path}", *how[0]))
+        stop_after(25, path, start(folder, "train", "--resume", path, *how[1]))
+        run(folder, "train", "--resume", path, *how[2])
+        difference = loss_difference(path, folder / "undisturbed")
+        print(f"{engines}: losses differ by {difference:.2g}")
+        if has_four:
+            assert difference < 2e-5
+        else:
+            assert files(path) == files(folder / "undisturbed")
+        report(f"a run continues in {', then '.join(engines)} processes", 1, differences=0)
+
+    @pytest.mark.usefixtures("without_c_code")
+    @pytest.mark.parametrize("engine", ["4", "4 --shard 1", "4 --shard 2", "4 --shard 4"])
+    def test_four_processes_have_the_losses_of_one(engine: str, folder: Path) -> None:
+        words = [*TRAIN, *VARIANTS["muon-fp32"], "--micro-batch=1", "--max-steps=30"]
+        run(folder, *words, "--out=one")
+        run(folder, *words, "--out=four", "--processes", *engine.split(), "--timeout=60")
+        difference = loss_difference(folder / "one", folder / "four")
+        print(f"{engine}: losses differ by {difference:.2g}")
+        assert difference < 2e-5
+
+    def test_evaluations_are_those_of_one_process(folder: Path) -> None:
+        """The batches can't be divided evenly. Nothing is learned, so that all evaluate the same weights."""
+        words = [*TRAIN, "--batch-size=6", "--micro-batch=1", "--max-steps=1", "--precision=fp32", "--val-fraction=0.9"]
+        words += ["--learning-rate=0", "--muon-learning-rate=0", "--block-size=1"]
+        losses = {}
+        for engine in ("1", "2", "3", "2 --shard 1", "2 --shard 2", "3 --shard 3"):
+            run(folder, *words, f"--out={engine}", "--processes", *engine.split(), "--timeout=60")
+            line = octavo.Run(folder / engine).lines("metrics")[-1]
+            losses[engine] = (line["val_loss"], line["train_loss"])
+        print(losses)
+        for val_loss, train_loss in losses.values():
+            assert abs(val_loss - losses["1"][0]) < 1e-12
+            assert abs(train_loss - losses["1"][1]) < 1e-12
+
+    def test_every_row_of_a_large_vocabulary_is_trained(folder: Path) -> None:
+        words = [
+            *TRAIN,
+            "--vocab-size=50257",
+            "--precision=fp32",
+            "--max-steps=2",
+            "--eval-every=1",
+            "--sample-every=0",
+        ]
+        run(folder, *words, "--out=run", *TWO, "--timeout=60", "--shard=2")
+        before, after = (octavo.load(path).model.lm_head.weight for path in octavo.Run(folder / "run").steps.values())
+        assert (before != after).any(1).all()
+
     def test_a_process_that_hangs_is_named_and_replaced(folder: Path, report: Report) -> None:
         launcher = start(folder, *TRAIN, "--out=run", *TWO)
         wait_for_steps(folder / "run", 15)
