@@ -35,7 +35,11 @@ LAYERS: list[dict[str, str]] = [
         "octavo.runs": "run folders",
         "octavo.data": "text to token shards",
     },
-    {"octavo.interop.nanogpt": "nanoGPT's ckpt.pt", "octavo.interop.hub": "models of the hub"},
+    {
+        "octavo.interop.nanogpt": "nanoGPT's ckpt.pt",
+        "octavo.interop.hub": "models of the hub",
+        "octavo.mirror": "copies of runs",
+    },
     {
         "octavo.checkpoint": "checkpoint folders",
         "octavo.device": "device, precision",
@@ -43,7 +47,12 @@ LAYERS: list[dict[str, str]] = [
     },
     {"octavo.interop.huggingface": "GPT-2 folders", "octavo.interop.meta_pkl": "nanoGPT's characters"},
     {"octavo.weights": "tensors in files"},
-    {"octavo.model": "GPT-2", "octavo.tokenizers": "text to ids", "octavo.kernels": "fast CPU paths"},
+    {
+        "octavo.model": "GPT-2",
+        "octavo.tokenizers": "text to ids",
+        "octavo.kernels": "fast CPU paths",
+        "octavo.remote": "files by URL",
+    },
     {
         "octavo.settings": "settings, presets",
         "octavo.files": "atomic writes",

@@ -24,7 +24,7 @@ from octavo import files, tokenizers, weights
 from octavo.errors import OctavoError, translate_setting_errors
 from octavo.interop import huggingface
 from octavo.model import GPT
-from octavo.schema import Count, FileName, check, read_json
+from octavo.schema import Count, FileName, check, parse_json, read_json
 from octavo.settings import ModelSettings, Settings
 from octavo.tokenizers import Tokenizer
 
@@ -125,7 +125,7 @@ def load(
 
 def load_trainer(folder: Path) -> TrainerState:
     """Load the trainer state of a checkpoint. Raises `OctavoError` if the manifest lists only weights."""
-    listed = _read_manifest(folder).files  # a crash in `strip_trainer` leaves files that are not listed
+    listed = read_manifest(folder).files  # a crash in `strip_trainer` leaves files that are not listed
     if not has_trainer(folder) or any(name not in listed for name in TRAINER_FILES):
         raise OctavoError(
             f"{folder} holds only weights, so training can't resume from it",
@@ -144,7 +144,7 @@ def has_trainer(folder: Path) -> bool:
 
 def strip_trainer(folder: Path) -> None:
     """Remove the trainer state from a checkpoint. The manifest is replaced first: a crash leaves a valid checkpoint."""
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     for name in TRAINER_FILES:
         manifest.files.pop(name, None)
     files.write_atomic(folder / "manifest.json", json.dumps(msgspec.to_builtins(manifest), indent=2) + "\n")
@@ -167,7 +167,7 @@ def check_manifest(folder: Path, foreign: bool = True) -> None:
         if not foreign or (folder / "octavo.json").exists():
             raise OctavoError(f"{folder} has no manifest.json, so it is incomplete", _ANOTHER_CHECKPOINT)
         return
-    entries = _read_manifest(folder).files
+    entries = read_manifest(folder).files
     for name in entries:
         if not (folder / name).is_file():
             raise OctavoError(f"{folder / name} is missing", _ANOTHER_CHECKPOINT)
@@ -184,26 +184,32 @@ def check_manifest(folder: Path, foreign: bool = True) -> None:
         )
 
 
-class _Entry(msgspec.Struct):
+class Entry(msgspec.Struct):
     """What the manifest says of a file."""
 
     bytes: Count
     sha256: str
 
 
-def _is_unchanged(path: Path, entry: _Entry) -> bool:
+def _is_unchanged(path: Path, entry: Entry) -> bool:
     return path.stat().st_size == entry.bytes and files.sha256(path) == entry.sha256
 
 
-class _Manifest(msgspec.Struct):
+class Manifest(msgspec.Struct):
     """The contents of manifest.json."""
 
     format: int
-    files: dict[FileName, _Entry]
+    files: dict[FileName, Entry]
 
 
-def _read_manifest(folder: Path) -> _Manifest:
-    return read_json(folder / "manifest.json", _Manifest, _ANOTHER_CHECKPOINT)
+def read_manifest(folder: Path) -> Manifest:
+    """The contents of a folder's manifest.json. Raises `OctavoError` if it is missing or damaged."""
+    return read_json(folder / "manifest.json", Manifest, _ANOTHER_CHECKPOINT)
+
+
+def parse_manifest(content: bytes, name: str) -> Manifest:
+    """The same from the bytes of a manifest.json. `name` is for the error."""
+    return parse_json(content, Manifest, name, _ANOTHER_CHECKPOINT)
 
 
 # The files that `load` reads, which must be in the manifest if they exist; the older files of a tokenizer too. So must

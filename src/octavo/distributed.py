@@ -73,6 +73,9 @@ class World:
         """Wait until every process has called this."""
         self.gather(None)
 
+    def wait_for_first(self) -> None:
+        """Wait until the first process has called this, however long that takes."""
+
     def announce(self, error: OctavoError) -> bool:
         """Make all processes end with this error, unless one was announced before. Returns whether to show the error.
 
@@ -186,6 +189,14 @@ class Group(World):
         with self.translate_errors():
             self._store.set(f"{key}/{self.rank}", json.dumps(value))
             return [json.loads(self._wait_for(f"{key}/{rank}", self._timeout)) for rank in range(self.size)]
+
+    def wait_for_first(self) -> None:
+        key = self._next_key()
+        with self.translate_errors():
+            if self.is_first:
+                self._store.set(key, "")
+            else:
+                self._wait_for(key, math.inf)
 
     def announce(self, error: OctavoError) -> bool:
         with contextlib.suppress(RuntimeError):

@@ -138,7 +138,7 @@ def _read_tokens(
                 f"{text.source} is prepared: encoding, errors, text_field and special_tokens have no effect on it",
                 "leave them out, or give the text that it was prepared from",
             )
-        dataset = open_dataset(Path(text.source))
+        dataset = open_dataset(text.source)
         if dataset.tokenizer.fingerprint != loaded.tokenizer.fingerprint:
             raise OctavoError(
                 f"{text.source} was prepared with another tokenizer than the model's", "the text it was prepared from"

@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 import torch
 
-from octavo import checkpoint, files
+from octavo import checkpoint, files, mirror, remote
 from octavo.checkpoint import Checkpoint, TrainerState
 from octavo.errors import OctavoError, OctavoWarning
 from octavo.interop import hub, nanogpt
@@ -319,13 +319,14 @@ RunLike = str | Path | Run | Checkpoint
 def load(run: RunLike, device: "torch.device | str" = "cpu") -> Checkpoint:
     """Load a model with its tokenizer and settings.
 
-    `run` is a run (its best checkpoint is loaded), a checkpoint folder, a Hugging Face GPT-2 folder, `hf:NAME` for one
-    of the hub, or a ckpt.pt of nanoGPT. A `Checkpoint` is returned as it is. If the best checkpoint of a run is
-    damaged, the newest intact one is loaded, with an `OctavoWarning`. Raises `OctavoError` if there is no checkpoint,
-    or all are damaged.
+    `run` is a run (its best checkpoint is loaded), a checkpoint folder, a Hugging Face GPT-2 folder, the URL of one of
+    these, `hf:NAME` for one of the hub, or a ckpt.pt of nanoGPT. A `Checkpoint` is returned as it is. If the best
+    checkpoint of a run is damaged, the newest intact one is loaded, with an `OctavoWarning`. Raises `OctavoError` if
+    there is no checkpoint, or all are damaged.
     """
     if isinstance(run, Checkpoint):
         return run
+    run = _fetch_if_url(run)
     opened = find_run(run)
     if opened is None:
         given = find_checkpoint(run)
@@ -362,6 +363,7 @@ def find_checkpoint(run: RunLike) -> Path:
     """
     if isinstance(run, Checkpoint):
         return run.folder
+    run = _fetch_if_url(run)
     opened = find_run(run)
     if opened is not None:
         folder = opened.best or opened.last or next(reversed(opened.steps.values()), None)
@@ -389,17 +391,24 @@ def find_checkpoint(run: RunLike) -> Path:
 
 
 def find_run(run: RunLike) -> Run | None:
-    """The run that `run` names: a folder, or a name in runs/. None if it is a checkpoint or does not exist."""
+    """The run that `run` names: a folder, a name in runs/, or a URL. None if it is a checkpoint or does not exist."""
     if isinstance(run, Run):
         return run
     if isinstance(run, Checkpoint):
         return None
+    run = _fetch_if_url(run)
+    assert not isinstance(run, Run)
     for folder in (Path(run), Path("runs") / run):
         if _is_run(folder):
             return Run(folder)
         if os.path.exists(folder):  # `run` means this path, so a run of that name in runs/ is not meant
             break
     return None
+
+
+def _fetch_if_url(run: str | Path | Run) -> str | Path | Run:
+    """`run`, or the folder in the cache with the weights of the run or checkpoint whose URL it is."""
+    return mirror.fetch_weights(run) if isinstance(run, str) and remote.is_url(run) else run
 
 
 def step_of(folder: Path) -> int:

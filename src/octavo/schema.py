@@ -29,11 +29,15 @@ MAX_BYTES = 256 * 2**20
 
 def read_json(path: Path, type: type[T], hint: str) -> T:
     """Read a JSON file as `type`: a dataclass, a `msgspec.Struct` or a plain type. Raises `OctavoError`."""
-    content = read_regular_file(path, hint)
+    return parse_json(read_regular_file(path, hint), type, str(path), hint)
+
+
+def parse_json(content: bytes, type: type[T], name: str, hint: str) -> T:
+    """Convert the content of a JSON file named `name` to `type`. Raises `OctavoError`."""
     try:
         return msgspec.json.decode(content, type=type)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise OctavoError(f"{path} is damaged: {_describe(error)}", hint) from None
+        raise OctavoError(f"{name} is damaged: {_describe(error)}", hint) from None
 
 
 def read_toml(path: Path, hint: str) -> dict[str, Any]:

@@ -143,7 +143,8 @@ def test_two_processes_that_divide_the_model_write_the_files_of_one(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM] if IS_TORTURE else [signal.SIGTERM])
 def test_a_signal_to_the_launcher_ends_all_processes_with_one_checkpoint(number: signal.Signals, folder: Path) -> None:
-    launcher = start(folder, *TRAIN, "--max-steps=100000", "--max-epochs=0", "--save-every=0", "--out=run", *TWO)
+    words = ["--max-steps=100000", "--max-epochs=0", "--save-every=0", "--out=run", "--mirror=file://copy"]
+    launcher = start(folder, *TRAIN, *words, *TWO)
     wait_for_steps(folder / "run", 5)
     processes = workers(launcher)
     listening = [
@@ -161,6 +162,8 @@ def test_a_signal_to_the_launcher_ends_all_processes_with_one_checkpoint(number:
     saved = octavo.Run(folder / "run")
     assert saved.last is not None
     assert octavo.load(saved).info["step"] <= saved.lines("metrics")[-1]["step"]
+    for name in ("last", f"checkpoints/{saved.last.name}/manifest.json"):
+        assert (folder / "copy" / name).read_bytes() == (folder / "run" / name).read_bytes()
     assert f"stopped after {saved.lines('metrics')[-1]['step']} steps" in output
 
 

@@ -14,11 +14,12 @@ from octavo.errors import OctavoError
 from octavo.settings import PRESETS, Settings, expand_home
 
 RUN_HELP = (
-    "a run, one of its checkpoints, a Hugging Face GPT-2 folder, hf:NAME for one of the hub, or a ckpt.pt of nanoGPT"
+    "a run, one of its checkpoints, a Hugging Face GPT-2 folder, the URL of one (s3://...), hf:NAME for one of the "
+    "hub, or a ckpt.pt of nanoGPT"
 )
 SOURCE_HELP = (
     "a named corpus (pydocs, shakespeare), a file, folder or glob (text, .jsonl, .json, .csv, .parquet; .gz, .zst), "
-    "hf:NAME, or - for standard input"
+    "the URL of one (s3://...), hf:NAME, or - for standard input"
 )
 
 # Options of nanoGPT's sample.py that Octavo does not have, each with what to use instead. They are reported for every

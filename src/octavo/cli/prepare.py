@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from octavo.cli.parser import SOURCE_HELP, add_settings, add_verb, explicit_settings, finish_verb
@@ -44,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.verify:
         if arguments.together:
             raise OctavoError("--together is for writing a folder", "--out DIR")
-        dataset = open_dataset(Path(arguments.source), verify=True)
+        dataset = open_dataset(arguments.source, verify=True)
         print(json.dumps(dataset.info) if arguments.json else f"{dataset.folder}: all files match their sha256")
         return 0
     settings = resolve(source=arguments.source, **explicit_settings(arguments))

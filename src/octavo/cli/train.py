@@ -45,7 +45,7 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
     add_preset(verb)
     verb.add_argument("--out", type=expand_home, metavar="DIR", help="the run folder; default: runs/NAME")
     verb.add_argument("--name", help="the name of the run; default: the name of the corpus and the next free number")
-    verb.add_argument("--resume", type=expand_home, metavar="RUN", help="resume a run")
+    verb.add_argument("--resume", type=expand_home, metavar="RUN", help="resume a run, or the copy of one at a URL")
     verb.add_argument(
         "--continue", dest="continue_run", action="store_true", help="resume the run of --name or --out if it exists"
     )
@@ -55,6 +55,7 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
         metavar="RUN",
         help=f"initialize the weights from {RUN_HELP}; selects the preset finetune",
     )
+    verb.add_argument("--mirror", metavar="URL", help="copy the run to s3://, gs://, ... after each checkpoint")
     group = verb.add_argument_group("several processes")
     group.add_argument("--processes", type=int, default=1, metavar="N", help="train in N processes on this machine (1)")
     group.add_argument(
@@ -113,6 +114,7 @@ def _plan(arguments: argparse.Namespace) -> "Plan":
         out=arguments.out,
         name=arguments.name,
         continue_run=arguments.continue_run,
+        mirror=arguments.mirror,
         **explicit_settings(arguments),
     )
 
@@ -151,5 +153,6 @@ def _launch(arguments: argparse.Namespace, plan: "Plan") -> int:
     after_restart = arguments.argv
     if not plan.resume:
         how = ["--timeout", str(arguments.timeout), "--shard", str(arguments.shard), *["--json"] * arguments.json]
+        how += ["--mirror", plan.mirror] if plan.mirror else []
         after_restart = ["train", *how, "--resume"]
     return launch.launch(arguments.argv, after_restart, arguments.processes, arguments.restarts)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from octavo import schema, tokenizers
+from octavo import remote, schema, tokenizers
 from octavo.data import nanogpt
 from octavo.data.file_state import FileProperties
 from octavo.data.shards import Shards, open_npy
@@ -56,17 +56,22 @@ class Dataset:
 
 
 def is_prepared(source: str | Path) -> bool:
-    """Whether a source is a prepared dataset, Octavo's or nanoGPT's."""
+    """Whether a source is a prepared dataset, Octavo's or nanoGPT's, or the URL of one that Octavo has prepared."""
+    if remote.is_url(source):
+        return "*" not in str(source) and remote.Storage(str(source)).exists("dataset.json")
     # os.path, because pathlib raises if a name is too long
     return os.path.isfile(Path(source) / "dataset.json") or nanogpt.is_nanogpt_folder(source)
 
 
-def open_dataset(folder: Path, verify: bool = False) -> Dataset:
+def open_dataset(source: str | Path, verify: bool = False) -> Dataset:
     """Open a prepared dataset. Raises `OctavoError` that names the file if one is missing or was changed.
+
+    If the source is a URL, its files are copied into the cache, those that are new or have changed.
 
     A file is trusted if its size and modification time are those that it had when its sha256 was last verified; if
     not, or with `verify`, it is read and verified.
     """
+    folder = remote.fetch(source) if isinstance(source, str) and remote.is_url(source) else Path(source)
     properties = FileProperties(folder, reread=verify)
     if nanogpt.is_nanogpt_folder(folder) and not os.path.isfile(folder / "dataset.json"):
         tokens, tokenizer = nanogpt.open_tokens(folder), nanogpt.load_tokenizer(folder)

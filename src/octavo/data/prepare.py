@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from octavo import remote
 from octavo.data.build import BuildInputs, build_dataset
 from octavo.data.cache import (
     acquire_lock,
@@ -234,13 +235,15 @@ def _rename(dataset: Dataset, corpus: Corpus) -> Dataset:
 
 def check_is_empty(folder: Path, out: str | Path) -> None:
     """Raise `OctavoError` if the folder that the user named as `out` exists and is not empty."""
+    if remote.is_url(str(out)):
+        raise OctavoError(f"{out} is a URL, and tokens are written to a folder", "--out DIR, which you then copy there")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OctavoError(f"{out} already exists and is not empty", "another --out, or delete it first")
 
 
 def _open_prepared(settings: DataSettings, tokenizer: Tokenizer | None) -> Dataset:
     """The prepared folder `settings.source`. Raises `OctavoError` if it was prepared with another tokenizer."""
-    dataset = open_dataset(Path(settings.source))
+    dataset = open_dataset(settings.source)
     prepared_with = dataset.info["tokenizer"]
     if settings.special_tokens and not dataset.info.get("special_tokens"):
         raise OctavoError(

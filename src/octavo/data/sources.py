@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from octavo import files
+from octavo import files, remote
 from octavo.data import hub, pydocs, readers
 from octavo.data.file_state import file_state
 from octavo.data.limits import DEFAULT_LIMITS, Limits
@@ -93,10 +93,11 @@ class CorpusHash:
 def open_source(settings: DataSettings, limits: Limits = DEFAULT_LIMITS) -> Corpus:
     """The corpus that `settings.source` names.
 
-    A source is a file, a folder, a glob such as `notes/**/*.md`, a dataset `hf:NAME`, `-` for standard input, or one of
-    the names in `BUILT_IN`. Such a name takes precedence over a file of that name, which is reached by `./pydocs`. A
-    folder is read recursively, sorted by path, without hidden files, binary files and symbolic links to folders. A glob
-    skips the same files. A part of a glob that is the name of an existing file or folder means that one.
+    A source is a file, a folder, a glob such as `notes/**/*.md`, the URL of one of these, which is copied into the
+    cache, a dataset `hf:NAME`, `-` for standard input, or one of the names in `BUILT_IN`. Such a name takes precedence
+    over a file of that name, which is reached by `./pydocs`. A folder is read recursively, sorted by path, without
+    hidden files, binary files and symbolic links to folders. A glob skips the same files. A part of a glob that is the
+    name of an existing file or folder means that one.
 
     A text file is one document, unless lines `<|endoftext|>` separate several. `.jsonl`, `.csv` and `.parquet` files,
     and `.json` files with an array of objects, have one document in each row, in the field `text_field`. `.gz` and
@@ -150,6 +151,8 @@ def _open_source(source: str, text_format: TextFormat, limits: Limits) -> Corpus
             return corpus(lambda: readers.read_file(path, TextFormat(), limits), [path])
         case "-":  # a program without a terminal may have no standard input
             return corpus(_copy_stream(getattr(sys.stdin, "buffer", None), "standard input", text_format, limits))
+    if remote.is_url(source):
+        return dataclasses.replace(_open_source(str(remote.fetch(source)), text_format, limits), source=source)
     if source.startswith("hf:"):
         rows = hub.cached_rows(source, text_format)
         return corpus(
@@ -194,7 +197,7 @@ def _unreadable(source: str, error: OSError | ValueError) -> OctavoError:
         reason = getattr(error, "strerror", None) or error
         return OctavoError(f"{path!r} cannot be read: {reason}", "check its name, permissions and encoding")
     nearest = difflib.get_close_matches(source.lower(), BUILT_IN, n=1)
-    choices = f"a file, a folder, a glob, hf:NAME, - for standard input, {' or '.join(BUILT_IN)}"
+    choices = f"a file, a folder, a glob, a URL, hf:NAME, - for standard input, {' or '.join(BUILT_IN)}"
     return SourceNotFoundError(f"there is no file or folder {path!r}", nearest[0] if nearest else choices)
 
 

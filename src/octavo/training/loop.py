@@ -35,6 +35,7 @@ from octavo.training.recorder import Recorder
 from octavo.training.run_estimate import describe_start
 from octavo.training.setup import check_same_setup, create_run, set_up
 from octavo.training.step import Trainer
+from octavo.training.uploader import open_mirror, upload
 
 
 def train(
@@ -46,6 +47,7 @@ def train(
     init: RunLike | None = None,
     out: str | Path | None = None,
     name: str | None = None,
+    mirror: str | None = None,
     **settings: Any,
 ) -> Run:
     """Train a GPT on a source and return its run.
@@ -53,10 +55,20 @@ def train(
         run = octavo.train("my.txt", max_steps=500, n_layer=6)
 
     The settings are those of `octavo.Settings`, over a `preset` and a TOML file `config`. `resume` continues a run,
-    `init` starts a new one from the weights of a run. Ctrl-C ends it after the current step, with a checkpoint. Raises
-    `OctavoError` for what the user can fix.
+    `init` starts a new one from the weights of a run. `mirror` is a URL that the run is copied to. Ctrl-C ends it after
+    the current step, with a checkpoint. Raises `OctavoError` for what the user can fix.
     """
-    planned = plan(source, preset=preset, config=config, resume=resume, init=init, out=out, name=name, **settings)
+    planned = plan(
+        source,
+        preset=preset,
+        config=config,
+        resume=resume,
+        init=init,
+        out=out,
+        name=name,
+        mirror=mirror,
+        **settings,
+    )
     with interruptible() as should_stop:
         *_, last = events(planned, should_stop=should_stop)
     assert isinstance(last, Finished)
@@ -85,6 +97,7 @@ def events(
     clock = Clock(estimate_after)
     check_divisible(plan.settings.batch_size, world.size)  # before a text is prepared, which may take hours
     loggers.check_installed(plan.settings)
+    storage = open_mirror(plan.mirror, plan.settings, bool(plan.resume)) if plan.mirror and world.is_first else None
     memory_before = resident_memory(find_device(plan.settings.device))
     with world.one_by_one():
         setup = yield from set_up(plan, max(1, shard))
@@ -113,7 +126,8 @@ def events(
         try:
             # FSDP2 exchanges weights and gradients inside the model, so its errors may come from anywhere.
             with world.translate_errors() if shard else contextlib.nullcontext():
-                yield from loggers.tee(itertools.chain([started], map(Notice, notices), steps), names)
+                events_of_run = loggers.tee(itertools.chain([started], map(Notice, notices), steps), names)
+                yield from upload(events_of_run, run, storage, world) if plan.mirror else events_of_run
         except LostProcessError as error:
             raise LostProcessError(f"step {trainer.step + 1}: {error.message}", error.hint) from error
 

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from octavo import remote
 from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
+from octavo.mirror import fetch_run
 from octavo.runs import Run, RunLike, find_run
 from octavo.settings import Settings, given_names, resolve
 from octavo.training.fixed_settings import check_given, settings_of_run
@@ -26,6 +28,7 @@ class Plan:
     out: str | Path | None = None  # the folder of a new run; runs/NAME by default
     name: str | None = None  # NAME; by default the name of the corpus and the next free number
     given: Mapping[str, Any] = field(default_factory=dict)  # settings from keywords and a TOML file, not from a preset
+    mirror: str | None = None  # the URL that the run is copied to
 
 
 def plan(
@@ -38,9 +41,13 @@ def plan(
     out: str | Path | None = None,
     name: str | None = None,
     continue_run: bool = False,
+    mirror: str | None = None,
     **settings: Any,
 ) -> Plan:
     """Resolve settings from a preset, a TOML file and keywords, or from the run that is resumed.
+
+    If `resume` is the URL of a copy of a run, it is first copied to `out`, or to runs/`name`; by default, the name is
+    that of the copy.
 
     With `continue_run`, the run `out` or `name` is resumed if it exists, with its own preset, config and init, and
     created otherwise: the same command may be given again and again.
@@ -49,12 +56,20 @@ def plan(
     """
     if source is not None:
         settings["source"] = str(source)
+    if mirror is not None and not remote.is_url(mirror):
+        raise OctavoError(f"the mirror {mirror} is not a URL", "s3://BUCKET/NAME, gs://BUCKET/NAME or file:///FOLDER")
+    if remote.is_url(out):
+        raise OctavoError(f"{out} is a URL, and a run is trained in a folder", f"--mirror {out}, which copies it there")
+    if isinstance(resume, str) and remote.is_url(resume):
+        folder = Path(out) if out is not None else Path("runs", name or resume.rstrip("/").rpartition("/")[2])
+        fetch_run(resume, folder)
+        resume, out, name = folder, None, None
     if continue_run:
         if out is None and name is None:
             raise OctavoError("to continue a run or else create it, its name must be known", "--name or --out")
         existing = find_run(Path("runs", str(name)) if out is None else out)
         if existing is not None:
-            return plan(resume=existing, **settings)
+            return plan(resume=existing, mirror=mirror, **settings)
     if resume is not None:
         if preset is not None or config is not None or init is not None:
             raise OctavoError(
@@ -65,14 +80,14 @@ def plan(
             raise OctavoError("a resumed run stays in its folder", "leave out --out and --name")
         run, checkpoints = find_resumable(resume)
         if not checkpoints:
-            return Plan(_changed_settings(run, settings), out=run.folder, given=settings)
-        return Plan(_changed_settings(run, settings), resume=checkpoints, given=settings)
+            return Plan(_changed_settings(run, settings), out=run.folder, given=settings, mirror=mirror)
+        return Plan(_changed_settings(run, settings), resume=checkpoints, given=settings, mirror=mirror)
     if init is not None:
         # A config may name its own preset, which a preset given to `resolve` would override.
         preset = preset or ("finetune" if config is None else None)
     resolved = resolve(preset, config, **settings)
     given = {name: getattr(resolved, name) for name in given_names(config, **settings)}
-    return Plan(resolved, init=init, out=out, name=name, given=given)
+    return Plan(resolved, init=init, out=out, name=name, given=given, mirror=mirror)
 
 
 def find_resumable(resume: RunLike) -> tuple[Run, tuple[Path, ...]]:
