@@ -235,3 +235,20 @@ def test_a_checkpoint_says_whether_steps_ran_in_c() -> None:
     trainer.fused_step = None
     trainer.restore(state)
     assert len(trainer.notices) == 1
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_micro_batches_that_processes_divide_add_up_to_the_same_bits(bf16: bool) -> None:
+    """One process adds the second to the first; of two processes each has one, and they add their sums."""
+    shape = dict(n_layer=2, n_head=2, n_embd=48, T=40, B=6, vocab_size=65)
+    model, ids = random_model(shape, dropout=0.1), random_ids(shape)
+    together = fused_gradients(model, ids, bf16=bf16, rows=3)
+    halves = []
+    for first in (0, 3):
+        step = FusedStep(model, bf16)
+        model.zero_grad()
+        step.refresh()
+        step.accumulate_gradients(ids[first : first + 3], 0, 1 / ids[:, 1:].numel(), SEED, first)
+        halves.append({name: cast(Tensor, p.grad).clone() for name, p in model.named_parameters()})
+    for name in halves[0]:
+        assert torch.equal(halves[0][name] + halves[1][name], together[name]), name

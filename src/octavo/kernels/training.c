@@ -555,7 +555,8 @@ ALWAYS_INLINE void cross_entropy_chunk(const void *argument, long chunk, int bf1
 }
 DEFINE(cross_entropy, CrossEntropy, ROW_CHUNKS(a->B * a->T))
 
-/* Sums and copies of gradients. */
+/* Sums and copies of gradients. What belongs to one micro-batch is added up before it is added to the others, so that
+   processes that divide the micro-batches among themselves get the same bits. */
 
 typedef struct {
     int64_t chunks, stride, width;
@@ -570,8 +571,8 @@ ALWAYS_INLINE void add_sums_chunk(const void *argument, long chunk, int bf16)
     (void)bf16;
     const long c = chunk * LANES, count = a->width - c < LANES ? a->width - c : LANES;
     floats total = {};
-    if (a->add) total = LOAD_FP32(a->to, c);
     for (long i = 0; i < a->chunks; i++) total += LOAD_FP32(a->sums + i * a->stride, c);
+    if (a->add) total += LOAD_FP32(a->to, c);
     STORE_FP32(a->to, c, total);
 }
 DEFINE(add_sums, Sums, (a->width + LANES - 1) / LANES)
@@ -591,8 +592,8 @@ ALWAYS_INLINE void accumulate_chunk(const void *argument, long chunk, int bf16)
     for (long i = chunk * BLOCK; i < end; i += LANES) {
         const long count = end - i < LANES ? end - i : LANES;
         floats x = {};
-        if (a->add) x = LOAD_FP32(a->to, i);
         for (long part = 0; part < a->parts; part++) x += LOAD(a->from, part * a->count + i);
+        if (a->add) x += LOAD_FP32(a->to, i);
         STORE_FP32(a->to, i, x);
     }
 }

@@ -276,8 +276,9 @@ class TrainingKernels:
         return self._call("add_sums", argument)
 
     def accumulate(self, parts: Tensor, to: Tensor, add: bool) -> Call:
-        """Add up the parts (P, ...) of a gradient in the activations' type; write the sum to a gradient, or add it."""
-        argument = _Accumulate(len(parts), to.numel(), self._bf16, add, _address(parts), _address(to))
+        """Add up the parts (P, ...) of a gradient, in bf16 or float32, and write the sum to a gradient, or add it."""
+        is_bf16 = parts.dtype == torch.bfloat16
+        argument = _Accumulate(len(parts), to.numel(), is_bf16, add, _address(parts), _address(to))
         return self._call("accumulate", argument)
 
     def _heads(self, rows: Tensor, parts: Tensor, bias: Tensor | None, sums: Tensor | None) -> _Heads:

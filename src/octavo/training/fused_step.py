@@ -172,6 +172,11 @@ class _Calls:
         self._branches = [branch for block in blocks for branch in (block.attn, block.mlp)]
         self._norms = [norm for block in blocks for norm in (block.ln_1, block.ln_2)] + [self._transformer.ln_f]
         wte, self._wpe = self._transformer.wte.weight, self._transformer.wpe.weight
+        # Two parts of the model add to the gradients of the tables; their sum is added to that of other micro-batches.
+        tables = {"wte": wte, "wpe": self._wpe}
+        self._tables = {table: step.gradients[table] for table in tables.values()}
+        if add:
+            self._tables = {t: step.allocate(f"gradient of {name}", t.shape, t.dtype) for name, t in tables.items()}
         self._embed = Embed(
             B,
             T,
@@ -182,7 +187,7 @@ class _Calls:
             wte.data_ptr(),
             0,
             b.x.data_ptr(),
-            step.gradients[wte].data_ptr(),
+            self._tables[wte].data_ptr(),
             0,
             ctypes.pointer(step.dropouts[0]),
         )
@@ -206,7 +211,7 @@ class _Calls:
         """Set what differs from batch to batch."""
         self.buffers.ids.copy_(ids)
         self._embed.wpe = self._wpe[start:].data_ptr()
-        self._embed_backward.wpe_gradient = self._step.gradients[self._wpe][start:].data_ptr()
+        self._embed_backward.wpe_gradient = self._tables[self._wpe][start:].data_ptr()
         self._cross_entropy.scale = scale
 
     def _forward(self) -> Iterator[Call]:
@@ -245,9 +250,10 @@ class _Calls:
             yield from self._add_sums(b.norm_sums[:, 2], branch.c_proj.bias)
             yield from self._mlp_backward(branch, i) if isinstance(branch, MLP) else self._attention_backward(branch, i)
             yield from self._norm_backward(i)
-        if not self._add:
-            yield self._step.gradients[self._wpe].zero_
+        yield self._tables[self._wpe].zero_
         yield self._kernels.embed_backward(self._embed_backward)
+        for table, gradient in self._tables.items() if self._add else ():
+            yield self._kernels.accumulate(gradient.unsqueeze(0), self._step.gradients[table], add=True)
 
     def _norm_backward(self, i: int) -> Iterator[Call]:
         """Through norm i, and through the dropout and bias of the branch that was added before it."""
@@ -290,12 +296,13 @@ class _Calls:
         self, y_gradient: Tensor, x: Tensor, module: nn.Linear | nn.Embedding, x_gradient: Tensor
     ) -> Iterator[Call]:
         """Of y = x weightᵀ: the gradient of the weight, then that of x, which may replace that of y."""
-        gradient = self._step.gradients[module.weight]
+        gradient = self._tables.get(module.weight, self._step.gradients[module.weight])
+        add = self._add and module.weight not in self._tables
         P = count_parts(len(x), gradient.numel())
         parts = self.buffers.weight_parts[: P * gradient.numel()].view(P, *gradient.shape)
         y_gradients, xs = (rows.view(P, -1, rows.size(1)) for rows in (y_gradient, x))
         yield partial(torch.bmm, y_gradients.mT, xs, out=parts)
-        yield self._kernels.accumulate(parts, gradient, self._add)
+        yield self._kernels.accumulate(parts, gradient, add)
         yield partial(torch.mm, y_gradient, self._step.weights[module.weight], out=x_gradient)
 
     def _add_sums(self, sums: Tensor, parameter: Tensor | None) -> Iterator[Call]:
