@@ -1,4 +1,4 @@
-"""Network namespaces as hosts on one network: each has an interface of its own, with a rate. Needs root.
+"""Network namespaces as hosts on one network: each has its own interface, with a rate. Needs root.
 
     with hosts.network(2, bits_per_second=1e9) as (one, other):
         subprocess.Popen(one.command(["octavo", ...]))
@@ -28,7 +28,7 @@ class Host:
     address: str
 
     def command(self, words: Sequence[object]) -> list[str]:
-        """The command that runs `words` on this host, under a host name of its own."""
+        """The command that runs `words` on this host, under its own host name."""
         script = f'hostname {self.name}; exec "$@"'
         return ["ip", "netns", "exec", self.name, "unshare", "--uts", "sh", "-c", script, "sh", *map(str, words)]
 
@@ -81,7 +81,7 @@ def network(count: int, bits_per_second: float | None = None) -> Iterator[list[H
             _run("ip", "-n", host.name, "link", "set", INTERFACE, "up")
             if bits_per_second:
                 # The burst must hold a packet before it is segmented (64 KB), or nothing that is larger is ever sent.
-                limit = ["rate", f"{bits_per_second:.0f}bit", "burst", "256kb", "limit", "8mb"]
+                limit = ["rate", f"{bits_per_second:.0f}bit", "burst", "96kb", "limit", "8mb"]
                 _run("tc", "-n", host.name, "qdisc", "add", "dev", INTERFACE, "root", "tbf", *limit)
         yield hosts
     finally:

@@ -22,7 +22,7 @@ LAYERS: list[dict[str, str]] = [
         "octavo.benchmark": "octavo bench",
     },
     {"octavo.training": "plan, loop, step, optimizers"},
-    {"octavo.lens": "views of a trained model"},
+    {"octavo.lens": "views of a trained model", "octavo.scaling": "cost of several processes"},
     {
         "octavo.evaluation": "exact loss",
         "octavo.estimate": "cost, by formula",

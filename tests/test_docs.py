@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))) if page.exists()]
 
 EXECUTABLE = {"python", "console", "sh"}
-NOT_EXECUTABLE = {"", "text", "toml", "json", "jsonl", "powershell", "mermaid"}
+NOT_EXECUTABLE = {"", "text", "toml", "json", "jsonl", "powershell", "mermaid", "ini", "yaml", "bash"}
 ALLOWED_COMMANDS = {"octavo", "python", "echo", "printf", "cat", "head", "ls"}  # no pip, no git, no make
 
 

@@ -12,12 +12,14 @@ from octavo.cli.parser import (
     add_verb,
     explicit_settings,
     finish_verb,
+    integer,
     number,
     print_report,
 )
 from octavo.settings import NANOGPT_NAMES, SECTIONS, DataSettings, Settings, expand_home
 
 if TYPE_CHECKING:
+    from octavo.scaling import Processes
     from octavo.training.run_estimate import RunEstimate
 
 
@@ -40,28 +42,47 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
         "vocabulary size depends on the text",
     )
     add_preset(verb)
-    verb.add_argument("--price", type=number, metavar="PER_HOUR", help="price of this machine per hour")
+    verb.add_argument("--price", type=number, metavar="PER_HOUR", help="price of one machine per hour")
+    group = verb.add_argument_group("several processes")
+    group.add_argument("--processes", type=integer, default=1, metavar="N", help="processes that train together (1)")
+    group.add_argument(
+        "--shard",
+        type=integer,
+        default=0,
+        metavar="K",
+        help="processes that divide the model; 0: each has all of it (0)",
+    )
+    group.add_argument("--nodes", type=integer, default=1, metavar="M", help="machines like this one (1)")
+    group.add_argument(
+        "--link", type=number, metavar="GBIT", help="rate of the network between the machines, in Gbit/s (10)"
+    )
+    group.add_argument(
+        "--latency", type=number, metavar="SECONDS", help="time that a message takes from one machine to another (5e-5)"
+    )
     for title, section in SECTIONS.items():
         add_settings(verb.add_argument_group(f"{title} settings"), section, defaults)
     finish_verb(verb)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from octavo import training
+    from octavo import scaling, training
     from octavo.terminal import run_preparation
     from octavo.training.run_estimate import estimate_run
 
     plan = training.plan(
         arguments.source, preset=arguments.preset, config=arguments.config, **explicit_settings(arguments)
     )
+    network = scaling.network(arguments.link, arguments.latency)
+    processes = scaling.Processes(arguments.processes, arguments.nodes, network, shard=arguments.shard)
     # Without a SOURCE the estimate is of a model and this machine: the default text is prepared only if the vocabulary
     # size depends on it.
     names_a_source = arguments.source is not None or plan.settings.source != DataSettings().source
-    result = run_preparation(estimate_run(plan, arguments.price, prepare_text=names_a_source), sys.stderr)
-    return print_report(arguments, result, _format_report(result, plan.settings, arguments.price))
+    preparation = estimate_run(plan, arguments.price, processes=processes, prepare_text=names_a_source)
+    result = run_preparation(preparation, sys.stderr)
+    return print_report(arguments, result, _format_report(result, plan.settings, processes, arguments.price))
 
 
-def _format_report(e: "RunEstimate", settings: Settings, price_per_hour: float | None) -> str:
+def _format_report(e: "RunEstimate", settings: Settings, processes: "Processes", price_per_hour: float | None) -> str:
     from octavo.estimate import FLOPS_FORMULA
     from octavo.units import format_bytes, format_duration
 
@@ -75,17 +96,24 @@ def _format_report(e: "RunEstimate", settings: Settings, price_per_hour: float |
         f"{flops['backward']:,}; attention is {flops['attention']:,} of these",
         f"            {FLOPS_FORMULA}",
         f"memory      {format_bytes(e.memory_bytes)} at the peak, on {e.device} in {e.precision}, with "
-        f"micro-batch {e.micro_batch}",
+        f"micro-batch {e.micro_batch}{', in each process' if processes.count > 1 else ''}",
         f"            {_format_parts(e.memory_by_part, format_bytes)}",
         f"disk        up to {format_bytes(e.disk_bytes)} for checkpoints, {settings.keep_checkpoints} log-spaced ones "
         "among them",
         f"run         {e.steps:,} steps of {settings.batch_size * settings.block_size:,} tokens{epochs}",
     ]
+    if e.step_cost is not None:
+        cost, machines = e.step_cost, f"{processes.machines} machine{'s' * (processes.machines > 1)}"
+        lines.append(
+            f"processes   {processes.count} on {machines}: a step takes {cost.step_seconds:.3g} s, of these "
+            f"{cost.exchange_seconds:.3g} s to exchange {format_bytes(cost.bytes_sent)}; utilization "
+            f"{cost.utilization:.0%}"
+        )
     if e.seconds is not None:
         lines.append(f"time        {format_duration(e.seconds)}: {_format_parts(e.seconds_by_part, format_duration)}")
         lines.append(f"            at {e.tokens_per_second or 0:,.0f} tokens/s, measured for two seconds")
     if e.price is not None:
-        lines.append(f"price       {e.price:,.2f}, at {price_per_hour:,.2f} per hour")
+        lines.append(f"price       {e.price:,.2f}, at {price_per_hour:,.2f} per hour and machine")
     return "\n".join([*lines, *(f"warning: {warning}" for warning in e.warnings)])
 
 

@@ -22,16 +22,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from octavo import estimate, tokenizers
+from octavo import estimate, scaling, tokenizers
 from octavo.data.dataset import Dataset
 from octavo.data.progress import PreparationProgress, preparation
 from octavo.device import Runtime, free_memory, resident_memory, resolve_runtime
+from octavo.distributed import check_divisible
 from octavo.errors import OctavoError
 from octavo.estimate import Memory, Timing
 from octavo.generation.engine import Engine, Request
 from octavo.loss import split_loss
 from octavo.model import GPT
 from octavo.runs import Run
+from octavo.scaling import Processes, StepCost
 from octavo.settings import SAMPLE_TOKENS, Settings
 from octavo.training.evaluator import evaluation_tokens
 from octavo.training.event import Started
@@ -56,7 +58,7 @@ class RunEstimate:
     device: str
     precision: str
     micro_batch: int
-    memory_bytes: int  # at the peak: of the GPU's tensors, or of the whole process on a CPU
+    memory_bytes: int  # at the peak: of the GPU's tensors, or of the whole process on a CPU; of each process
     memory_by_part: dict[str, int]
     available_bytes: int | None
     disk_bytes: int  # at most, of all checkpoints of the run
@@ -68,6 +70,7 @@ class RunEstimate:
     seconds: float | None  # from preparing the text to the last checkpoint
     seconds_by_part: dict[str, float]
     price: float | None
+    step_cost: StepCost | None  # of several processes
     warnings: list[str]
 
 
@@ -76,6 +79,7 @@ def estimate_run(
     plan: Plan,
     price_per_hour: float | None = None,
     *,
+    processes: Processes | None = None,
     prepare_text: bool = True,
     timing: Timing | None = None,
     free_bytes: int | None = None,
@@ -88,6 +92,8 @@ def estimate_run(
 
         octavo.training.estimate_run(octavo.training.plan("my.txt", n_layer=6)).result.seconds
 
+    `processes` are those that train together, all on machines like this one. The price is that of all machines.
+
     With `prepare_text=False` the text is not read, unless the vocabulary depends on it, and the epochs are unknown.
     `timing` replaces the probe. `free_bytes` is the memory that the run may take, by default what is free now.
 
@@ -98,23 +104,37 @@ def estimate_run(
         raise OctavoError(f"price_per_hour={price_per_hour:g} is not a finite number of at least 0", "--price 2.50")
     if plan.resume or plan.init is not None:
         raise OctavoError("only a new run can be estimated", "a plan without resume and init")
-    settings, data = plan.settings, None
+    settings, data, processes = plan.settings, None, processes or Processes()
+    check_divisible(settings.batch_size, processes.count)
     runtime, start = resolve_runtime(settings), time.perf_counter()
     if prepare_text or not _known_vocab_size(settings):
         data = yield from prepare_data(plan)
         settings, _ = cap_steps(resolve_vocab_size(settings, data), data)
     preparation_seconds = time.perf_counter() - start
     settings = dataclasses.replace(settings, vocab_size=_known_vocab_size(settings), precision=runtime.precision)
-    micro_batch = settings.micro_batch or auto_micro_batch(settings, runtime)
+    part = dataclasses.replace(settings, batch_size=settings.batch_size // processes.count)
+    micro_batch = settings.micro_batch or auto_micro_batch(part, runtime)
     free = free_memory(runtime.device) if free_bytes is None else free_bytes
-    memory = estimate_memory(settings, runtime, micro_batch, resident_memory(runtime.device))
+    memory = estimate_memory(settings, runtime, micro_batch, resident_memory(runtime.device), processes)
     timing = timing or measure_timing(settings, runtime, micro_batch, free, probe_seconds, max_probe_flops)
+    step_cost = None
+    if timing is not None and processes.count > 1:
+        kind = runtime.device.type
+        compute_seconds = scaling.divide_seconds(timing.step, kind, processes)
+        step_cost = scaling.step_cost(settings, compute_seconds, kind, runtime.precision, micro_batch, processes)
+        timing = Timing(
+            step=step_cost.step_seconds,
+            short_step=scaling.divide_seconds(timing.short_step, kind, processes) + step_cost.exchange_seconds,
+            evaluated_token=scaling.divide_seconds(timing.evaluated_token, kind, processes),
+            sample=timing.sample,
+        )
 
     seconds_by_part: dict[str, float] = {}
     if timing is not None:
         tokens_per_evaluation = evaluation_tokens(data.info["tokens"]["val"]) if data else 0
         seconds_by_part = estimate.seconds_by_part(settings, timing, tokens_per_evaluation)
         seconds_by_part = {"preparation": preparation_seconds} | seconds_by_part
+    hourly_price = None if price_per_hour is None else price_per_hour * processes.machines
     seconds = sum(seconds_by_part.values()) if timing else None
     steps_seconds = seconds_by_part.get("steps")
     tokens = settings.max_steps * settings.batch_size * settings.block_size
@@ -144,7 +164,8 @@ def estimate_run(
         tokens_per_second=round(tokens / steps_seconds, 1) if steps_seconds else None,
         seconds=None if seconds is None else round(seconds, 1),
         seconds_by_part={part: round(value, 2) for part, value in seconds_by_part.items()},
-        price=None if seconds is None or price_per_hour is None else seconds / 3600 * price_per_hour,
+        price=None if seconds is None or hourly_price is None else seconds / 3600 * hourly_price,
+        step_cost=step_cost,
         warnings=run_warnings(settings, runtime, memory, data, free_bytes=free, out=plan.out),
     )
 
@@ -157,7 +178,8 @@ def describe_start(
     `memory_before` is what the process used before the model was built. Only the free memory is measured.
     """
     settings, runtime, data = setup.settings, setup.runtime, setup.data
-    memory = estimate_memory(settings, runtime, trainer.micro_batch, memory_before, trainer.world.size)
+    processes = Processes(trainer.world.size)
+    memory = estimate_memory(settings, runtime, trainer.micro_batch, memory_before, processes)
     tokens = data.info["tokens"]
     started = Started(
         run=run.folder,
@@ -181,12 +203,12 @@ def describe_start(
 
 
 def estimate_memory(
-    settings: Settings, runtime: Runtime, micro_batch: int, program_bytes: int | None, processes: int = 1
+    settings: Settings, runtime: Runtime, micro_batch: int, program_bytes: int | None, processes: Processes
 ) -> Memory:
     """The peak memory of training here. `program_bytes` is what the process used before the model was built."""
     counts_program = runtime.device.type != "cuda"  # a GPU's peak counts tensors only
     program_bytes = (program_bytes or _PROGRAM_BYTES) + _LIBRARY_BYTES if counts_program else 0
-    return estimate.memory(settings, runtime.device.type, runtime.precision, micro_batch, program_bytes, processes)
+    return scaling.memory(settings, runtime.device.type, runtime.precision, micro_batch, processes, program_bytes)
 
 
 def run_warnings(
