@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from octavo.loss import TokenSequence
 from octavo.model import GPT
 from octavo.settings import resolve
 
@@ -28,14 +29,14 @@ class NanoGPT:
         subprocess.run([sys.executable, "prepare.py"], cwd=self.characters, check=True, stdout=subprocess.DEVNULL)
         return np.fromfile(self.characters / "val.bin", dtype=np.uint16)
 
-    def write_tokens(self, name: str, train: np.ndarray, val: np.ndarray, vocab_size: int | None = None) -> None:
+    def write_tokens(self, name: str, train: TokenSequence, val: TokenSequence, vocab_size: int | None = None) -> None:
         """Write splits as its train.py reads them. Without vocab_size, train.py uses GPT-2's, rounded up."""
         data = self.folder / "data" / name
         data.mkdir()
         if vocab_size is not None:
             (data / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": vocab_size}))
-        train.astype(np.uint16).tofile(data / "train.bin")
-        val.astype(np.uint16).tofile(data / "val.bin")
+        train[:].astype(np.uint16).tofile(data / "train.bin")
+        val[:].astype(np.uint16).tofile(data / "val.bin")
 
     def train(self, config: str, **flags: Any) -> str:
         """Run its train.py, and return what it prints."""

@@ -408,6 +408,27 @@ def test_the_vocabulary_of_a_fine_tuned_model_gives_no_warning() -> None:
     assert len(estimate.warnings(settings, 0, None, 1000)) == 1
 
 
+@pytest.mark.parametrize(("compile", "seconds"), [(False, 30.0), (True, 1.0)])
+def test_the_probe_does_not_count_compilation(compile: bool, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(run_estimate.time, "perf_counter", lambda: now[0])
+
+    def take_time() -> None:
+        now[0] += 1.0 if now[0] else 30.0
+
+    assert run_estimate._mean_seconds(Runtime(torch.device("cpu"), "fp32", compile), 2.0, take_time) == [seconds]
+
+
+@pytest.mark.parametrize(("batch_size", "rows"), [(480, 96), (479, 96), (512, 64), (7, 7)])
+def test_compiled_micro_batches_are_equal_if_the_batch_can_be_divided(
+    batch_size: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = resolve(**{**SMALL, "batch_size": batch_size})
+    budget = 100 * sum(estimate.bytes_per_sequence(settings, "cpu", "fp32"))
+    monkeypatch.setattr(Runtime, "activation_budget", budget)
+    assert auto_micro_batch(settings, Runtime(torch.device("cpu"), "fp32", True)) == rows
+
+
 # A run reports the same numbers
 
 

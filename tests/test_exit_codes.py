@@ -1,4 +1,4 @@
-"""The exit codes of every verb: 0, 2, 3 and 128 + N. docs/reliability.md has the list; `verify` has 1 as well.
+"""The exit codes of every verb: 0, 2, 3, 4 and 128 + N. docs/reliability.md has the list; `verify` has 1 as well.
 
 The handlers are replaced, because what a code means must not depend on which verb meets the failure. Real failures of
 each verb are in test_cli_*.py, real signals in test_resume.py and test_serve_command.py, and 1 is in test_inspect.py.
@@ -15,6 +15,7 @@ import pytest
 
 from commands import VERBS, RunCommand
 from octavo import cli
+from octavo.distributed import LostProcessError
 from octavo.errors import DivergenceError, MachineError, OctavoError, SettingError
 
 COMMANDS = {verb: [verb, *words] for verb, words in VERBS.items()} | {
@@ -49,6 +50,7 @@ OUTCOMES: dict[str, tuple[int, Callable[[object], int]]] = {
     "a full disk under stdout": (3, raise_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))),
     "a broken disk": (3, raise_error(OSError(errno.EIO, os.strerror(errno.EIO), "/mnt/file"))),
     "no memory": (3, raise_error(MemoryError())),
+    "a lost process": (4, raise_error(LostProcessError("no answer from process 1", "--resume RUN"))),
     "Ctrl-C": (128 + signal.SIGINT, send_signal(signal.SIGINT)),
     "SIGTERM": (128 + signal.SIGTERM, send_signal(signal.SIGTERM)),
 }
@@ -69,7 +71,7 @@ def test_an_outcome_has_the_same_exit_code_in_every_verb(
     result = run_command(*COMMANDS[verb])
     assert (result.code, result.out) == (code, "")
     assert "Traceback" not in result.err
-    if code in (2, 3):
+    if code in (2, 3, 4):
         message, hint = result.err.splitlines()
         assert message.startswith("error: ")
         assert hint.startswith("  try: ")
@@ -91,5 +93,5 @@ def test_commands_without_a_verb_succeed(words: list[str], run_command: RunComma
 def test_the_documentation_has_every_exit_code() -> None:
     text = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text(encoding="utf-8")
     documented = re.findall(r"^\| ([0-9]+)(?: \+ N)? \|", text, re.MULTILINE)
-    assert documented == ["0", "1", "2", "3", "128"]
+    assert documented == ["0", "1", "2", "3", "4", "128"]
     assert {min(code, 128) for code, _ in OUTCOMES.values()} == {int(code) for code in documented}

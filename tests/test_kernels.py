@@ -146,3 +146,11 @@ def test_the_model_runs_the_replacements(monkeypatch: pytest.MonkeyPatch) -> Non
     with kernels.fast_path(CPU):
         model(torch.tensor([[1, 2, 3]]))
     assert calls == ["fast_dropout", "matmul_attention", "fast_dropout", "fast_dropout"]
+
+
+def test_attention_with_a_mask_does_not_use_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    for with_mask in (False, True):
+        with kernels.fast_path(torch.device("cuda"), with_mask):
+            assert torch.backends.cuda.cudnn_sdp_enabled() is not with_mask
+            assert torch.backends.cuda.flash_sdp_enabled()

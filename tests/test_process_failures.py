@@ -7,6 +7,7 @@ Each process is a thread here, with the store of `torch.distributed` but without
 import contextlib
 import errno
 import os
+import signal
 import socket
 import threading
 from collections.abc import Callable, Sequence
@@ -17,9 +18,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher import api
 
 from commands import SMALL, TEXT, RunCommand
-from octavo import cli, distributed
+from octavo import cli, distributed, launch
 from octavo.distributed import Group
 from octavo.errors import MachineError
 from octavo.training import setup
@@ -221,3 +224,41 @@ def test_a_command_that_cannot_be_parsed_is_reported_by_one_process_of_a_machine
     assert (silent.code, silent.err) == (2, "")
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert "error: " in run_command("train", *words).err
+
+
+@pytest.mark.parametrize(
+    ("codes", "outcome"),
+    [
+        ([0, 2], 2),
+        ([4, 2], 2),
+        ([3, 4], 3),
+        ([3, -signal.SIGTERM], 3),
+        ([-signal.SIGKILL, 4], "was ended by SIGKILL"),
+        ([4, -signal.SIGSEGV], "was ended by SIGSEGV"),
+        ([4, 4], "could not reach each other"),
+        ([4, -signal.SIGTERM], "could not reach each other"),
+        ([143, 143], 143),
+        ([-signal.SIGTERM, -signal.SIGTERM], 143),
+    ],
+)
+def test_all_processes_are_started_again_if_one_was_killed_or_lost(
+    codes: list[int], outcome: int | str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: object) -> Callable[..., None]:
+        def start(*words: object) -> None:
+            started.append(words)
+            failures = {rank: ProcessFailure(rank, 100 + rank, code, "") for rank, code in enumerate(codes)}
+            raise ChildFailedError("octavo", failures)
+
+        return start
+
+    started: list[object] = []
+    monkeypatch.setattr(api, "elastic_launch", fail)
+    if isinstance(outcome, int):
+        assert launch.launch(["train"], ["train", "--resume"], 2, restarts=1) == outcome
+        assert len(started) == 1
+        return
+    with pytest.raises(MachineError, match=outcome):
+        launch.launch(["train"], ["train", "--resume"], 2, restarts=1)
+    assert len(started) == 2
+    assert f"{outcome}; restart 1 of 1" in capsys.readouterr().err

@@ -28,7 +28,9 @@ _ERROR = "error"  # the key of the error that a process has announced
 
 
 class LostProcessError(MachineError):
-    """A process of the group has died, hangs, or can't be reached."""
+    """A process of the group has died, hangs, or can't be reached. `octavo.launch` starts all of them again."""
+
+    exit_code = 4
 
 
 class World:
@@ -270,7 +272,8 @@ class Group(World):
     def _raise_announced(self) -> None:
         if self._store.check([_ERROR]):
             values = json.loads(self._store.get(_ERROR))
-            kind = MachineError if values["exit_code"] == MachineError.exit_code else OctavoError
+            kinds = {kind.exit_code: kind for kind in (OctavoError, MachineError, LostProcessError)}
+            kind = kinds.get(values["exit_code"], OctavoError)
             raise kind(f"{values['process']}: {values['message']}", values["hint"])
 
     def _next_key(self) -> str:

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from octavo.distributed import STORE
+from octavo.distributed import STORE, LostProcessError
 from octavo.errors import MachineError, OctavoError
 
 _RUN = "OCTAVO_LAUNCHED_RUN"  # the file in which the first process writes the folder of its run
@@ -28,9 +28,9 @@ def record_run(folder: Path) -> None:
 def launch(arguments: Sequence[str], after_restart: Sequence[str], processes: int, restarts: int) -> int:
     """Run `octavo` with these arguments in several processes, and return the exit code.
 
-    If a process is killed or crashes, all are started again, at most `restarts` times. Once there is a run, they then
-    get the arguments `after_restart`, and its folder if these end with `--resume`. Raises `MachineError` if a process
-    has died too often.
+    If a process is killed, crashes or can't be reached, all are started again, at most `restarts` times. Once there is
+    a run, they then get the arguments `after_restart`, and its folder if these end with `--resume`. Raises
+    `MachineError` if a process has died too often.
     """
     run = None
     for attempt in range(restarts + 1):
@@ -50,7 +50,7 @@ def launch(arguments: Sequence[str], after_restart: Sequence[str], processes: in
 
 
 class _KilledError(MachineError):
-    """A process was killed, or crashed."""
+    """A process was killed, crashed, or could not be reached."""
 
 
 def _run_once(arguments: Sequence[str], processes: int, folder: Path) -> int:
@@ -97,6 +97,8 @@ def _run_once(arguments: Sequence[str], processes: int, folder: Path) -> int:
             if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
                 name = signal.Signals(-failure.exitcode).name
                 raise _KilledError(f"process {rank} of {processes} (pid {failure.pid}) was ended by {name}") from None
+        if LostProcessError.exit_code in codes and MachineError.exit_code not in codes:
+            raise _KilledError("the processes could not reach each other") from None
         # An error that a process has reported, or 128 + N if a signal stopped them.
         return min((code for code in codes if code > 0), default=128 + signal.SIGTERM)
     finally:

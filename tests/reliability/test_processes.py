@@ -202,7 +202,7 @@ if IS_TORTURE:  # minutes
         words = [*TRAIN, *VARIANTS["adamw-fp32"], "--max-steps=2500", "--max-epochs=0", "--eval-every=50"]
         words += ["--save-every=10"]
         run(folder, *words, "--out=undisturbed")
-        words += ["--out=run", "--timeout=10"]
+        words += ["--out=run", "--timeout=60"]
         own = ["-m", "octavo", *words, "--processes=2", "--restarts=30"]
         command = own if launcher == "octavo" else torchrun(*words)
         log = folder / "log"  # more than a pipe holds

@@ -33,7 +33,7 @@ class TorchDecoder:
         # One row per sequence is too little work for oneDNN to pay off, and oneDNN compiles a kernel for every length
         # of a sequence: 0.7 MB each, never freed.
         only_decode = self.device.type == "cpu" and len(groups) == len(batch.ids)
-        with contextlib.nullcontext() if only_decode else kernels.fast_path(self.device):
+        with contextlib.nullcontext() if only_decode else kernels.fast_path(self.device, with_mask=True):
             for T in sorted({len(rows) for rows in groups}):
                 same_length = [rows for rows in groups if len(rows) == T]
                 starts = [rows[0] for rows in same_length]

@@ -9,7 +9,9 @@ While `fast_path` is active, and only then:
   causal without a mask or attention dropout and has at most 512 positions. Other calls run PyTorch's kernel.
 - On a CPU `F.dropout` runs `fast_dropout`, which draws 16 random bits per element instead of 64.
 - On a CPU float32 matmuls run in oneDNN instead of MKL, if oneDNN is exact in float32 here (`is_onednn_exact`).
-- On a GPU from Hopper on, `F.scaled_dot_product_attention` prefers cuDNN's kernel to PyTorch's flash attention.
+- On a GPU from Hopper on, `F.scaled_dot_product_attention` prefers cuDNN's kernel to PyTorch's flash attention. With a
+  mask, which only a KV cache needs, cuDNN's is not used (`with_mask`): its results were wrong or NaN in some cases
+  (pytorch 193893, 196678).
 
 So the line of `model.py` that reads `scaled_dot_product_attention` may run `matmul_attention` below. The redirection is
 a `TorchFunctionMode` (`_Replace`) for the current thread. Training, evaluation, generation and the lens all enter
@@ -50,10 +52,13 @@ _MATMUL_BACKEND: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined
 
 
 @contextlib.contextmanager
-def fast_path(device: torch.device) -> Iterator[None]:
-    """Run the block with the replacements listed above; no effect on MPS and on GPUs before Hopper."""
+def fast_path(device: torch.device, with_mask: bool = False) -> Iterator[None]:
+    """Run the block with the replacements listed above; no effect on MPS and on GPUs before Hopper.
+
+    `with_mask`: attention in the block may have a mask.
+    """
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0):
-        with sdpa_kernel(_CUDA_ATTENTION, set_priority=True):
+        with sdpa_kernel(_CUDA_ATTENTION[1:] if with_mask else _CUDA_ATTENTION, set_priority=True):
             yield
     elif device.type == "cpu":
         with onednn_matmuls, _Replace():

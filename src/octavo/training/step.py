@@ -367,6 +367,10 @@ def auto_micro_batch(settings: Settings, runtime: Runtime, parts: int = 1) -> in
         budget -= 16 * estimate.parameters(settings) // parts
     sequences = max(1, budget // sum(estimate.bytes_per_sequence(settings, runtime.device.type, runtime.precision)))
     micro_batches = math.ceil(settings.batch_size / sequences)
+    if runtime.compile:  # torch.compile would compile a last, smaller micro-batch too
+        most = min(2 * micro_batches, settings.batch_size)
+        equal = [count for count in range(micro_batches, most + 1) if settings.batch_size % count == 0]
+        micro_batches = equal[0] if equal else micro_batches
     return math.ceil(settings.batch_size / micro_batches)
 
 
