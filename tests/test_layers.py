@@ -73,6 +73,24 @@ def test_import_octavo_loads_neither_torch_nor_numpy() -> None:
     assert {"torch", "numpy"}.isdisjoint(loaded)
 
 
+def test_training_in_one_process_imports_nothing_of_several(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("the cat sat on the mat, and the rat sat on the hat.\n" * 12, encoding="utf-8")
+    words = ["train", f"{tmp_path}/text.txt", "--n-layer=1", "--n-head=1", "--n-embd=8", "--block-size=8", "--json"]
+    words += ["--batch-size=2", "--max-steps=2", "--sample-every=0", "--device=cpu", f"--out={tmp_path}/run"]
+    program = f"""
+import contextlib, io, json, sys, torch
+imported_by_torch = set(sys.modules)
+from octavo import cli
+with contextlib.redirect_stdout(io.StringIO()):
+    assert cli.main({words}) == 0
+print(json.dumps(sorted(set(sys.modules) - imported_by_torch)))
+"""
+    imported = run_in_new_process(program)
+    assert "octavo.training.loop" in imported
+    several = ("torch.distributed", "octavo.launch", "octavo.training.sharding")
+    assert [name for name in imported if name.startswith(several)] == []
+
+
 def test_all_equals_what_is_visible() -> None:
     visible = "sorted(name for name in dir(octavo) if not name.startswith('_'))"
     for used in ("", "[getattr(octavo, name) for name in octavo.__all__];"):  # loading must not show more

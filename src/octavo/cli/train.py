@@ -121,7 +121,7 @@ def _plan(arguments: argparse.Namespace) -> "Plan":
 
 def _train(plan: "Plan", world: "World", shard: int, stream: TextIO) -> "tuple[Finished, int | None]":
     """Train and show the progress. Returns the end of the run, and the signal that stopped it if there was one."""
-    from octavo import launch, training
+    from octavo import training
     from octavo.terminal import Progress
 
     progress = Progress(stream)
@@ -130,7 +130,9 @@ def _train(plan: "Plan", world: "World", shard: int, stream: TextIO) -> "tuple[F
     with training.interruptible(announced) as should_stop, progress if world.is_first else contextlib.nullcontext():
         for event in training.events(plan, should_stop=should_stop, world=world, shard=shard):
             match event:
-                case training.Started() if world.is_first:
+                case training.Started() if world.is_first and world.size > 1:
+                    from octavo import launch
+
                     launch.record_run(event.run)
                 case training.Finished():
                     finished = event
