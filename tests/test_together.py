@@ -197,7 +197,8 @@ def test_the_command_writes_the_files_of_the_command_without_together(
     assert run_command(*words, "--json").json == json.loads(Path("plain/dataset.json").read_text(encoding="utf-8"))
     assert contents(Path("tokens")) == contents(Path("plain"))
     assert run_command(*words).code == 0  # it is complete
-    assert_rejected([*words, "--tokenizer", "byte"], "not empty")
+    for other in (["--tokenizer", "byte"], ["--deduplicate"], ["--val-fraction", "0.2"], ["--special-tokens"]):
+        assert_rejected([*words, *other], "not empty")
     assert_rejected(["prepare", "text.txt", "--verify", "--together"], "--out")
     (Path("short.txt")).write_text("ab")
     assert_rejected(["prepare", "short.txt", "--out", "short", "--together"], "too few")

@@ -33,6 +33,7 @@ import numpy as np
 from octavo import files, schema, tokenizers
 from octavo.data import shards
 from octavo.data.build import BuildInputs, EmptySplitError, describe, split_error, train_tokenizer
+from octavo.data.cache import dataset_fingerprint
 from octavo.data.claims import STALE_SECONDS, Activity, Claims
 from octavo.data.dataset import FORMAT, SPLITS, checksum, is_prepared, read_info
 from octavo.data.limits import DEFAULT_LIMITS, Limits
@@ -66,7 +67,7 @@ def prepare_together(
     folder = Path(os.path.abspath(out))
     work = folder.with_name(f".{folder.name}.together")
     if _is_complete(folder, settings):
-        shutil.rmtree(work, ignore_errors=True)  # a process was perhaps killed before it could remove it
+        _remove(work)  # a process was perhaps killed before it could remove it
         return read_info(folder)
     check_is_empty(folder, out)
     if is_prepared(settings.source):
@@ -77,7 +78,7 @@ def prepare_together(
         with Claims(work, stale_seconds) as claims:
             yield from _Helper(settings, corpus, units, work, folder, claims, limits).run()
     except (SourceChangedError, EmptySplitError):  # what is in `work` is of no use
-        shutil.rmtree(work, ignore_errors=True)
+        _remove(work)
         raise
     except (OSError, OctavoError) as error:
         if not _is_complete(folder, settings):  # else another process has completed it, and removed `work`
@@ -89,8 +90,14 @@ def prepare_together(
                 raise
             with files.translate_disk_errors(work):
                 raise
-    shutil.rmtree(work, ignore_errors=True)  # again, since the others wrote signs of life until now
+    _remove(work)
     return read_info(folder)
+
+
+def _remove(work: Path) -> None:
+    """Remove what the processes share, if it exists. It is renamed first: the others still write signs of life."""
+    with contextlib.suppress(OctavoError):
+        files.remove_folder(work)
 
 
 def _is_complete(folder: Path, settings: DataSettings) -> bool:
@@ -98,12 +105,11 @@ def _is_complete(folder: Path, settings: DataSettings) -> bool:
     if not (folder / "dataset.json").is_file():
         return False
     info = read_info(folder)
-    return (
-        info["source"] == settings.source
-        and info["split"]["val_fraction"] == settings.val_fraction
-        and info["special_tokens"] == settings.special_tokens
-        and settings.tokenizer in ("auto", info["tokenizer"])
-    )
+    if info["source"] != settings.source or settings.tokenizer not in ("auto", info["tokenizer"]):
+        return False
+    # The fingerprint depends on the settings and on the hash of the text, which is not read again.
+    text = ScanSummary(info["text"]["sha256"], 0, 0, 0, "", 0, 0)
+    return dataset_fingerprint(text, settings, tokenizers.load(folder)) == str(info["fingerprint"])
 
 
 def _check_same_work(work: Path, settings: DataSettings, units: Sequence[Corpus], limits: Limits) -> None:
@@ -391,7 +397,6 @@ class _Helper:
         with files.translate_disk_errors(self.out):
             (final / "dataset.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
             files.commit_folder(final, self.out)
-        shutil.rmtree(self.work, ignore_errors=True)
         yield from ()
 
 
