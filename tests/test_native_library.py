@@ -26,11 +26,12 @@ class Compiler:
 
     def __init__(self, folder: Path, library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.path, self._log = folder / "fake-cc", folder / "runs"
-        self._library, self._monkeypatch = library, monkeypatch
+        self.library, self._monkeypatch = library, monkeypatch
         self.become("1.0", f'while [ "$1" != -o ]; do shift; done\ncp {library} "$2"')
 
     def become(self, version: str, build: str) -> None:
-        lines = ["#!/bin/sh", f'[ "$1" = --version ] && echo {version} && exit', f"echo run >> {self._log}", build]
+        count = f'case "$*" in *forward.c*) echo run >> {self._log};; esac'
+        lines = ["#!/bin/sh", f'[ "$1" = --version ] && echo {version} && exit', count, build]
         self.path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         self.path.chmod(0o755)
         self._monkeypatch.setenv("CC", str(self.path))
@@ -75,6 +76,23 @@ def test_a_library_is_built_once_and_named_for_its_content(compiler: Compiler, c
     assert cached.stat().st_mode & 0o777 == 0o755
     assert load_again() is None
     assert compiler.runs == 1
+
+
+def test_a_library_that_is_needed_while_it_is_compiled_in_the_background_is_compiled_once(
+    compiler: Compiler, own_cache: Path
+) -> None:
+    compiler.become("1.0", f'sleep 0.2\nwhile [ "$1" != -o ]; do shift; done\ncp {compiler.library} "$2"')
+    with native_library.loading_in_background():
+        assert load_library().notice is None
+    assert compiler.runs == 1
+
+
+def test_a_failure_in_the_background_is_raised_where_the_library_is_needed(compiler: Compiler) -> None:
+    compiler.become("1.0", "exit 1")
+    with native_library.loading_in_background():
+        pass
+    with pytest.raises(UnavailableError):
+        load_library()
 
 
 @pytest.mark.parametrize(

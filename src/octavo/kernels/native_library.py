@@ -21,8 +21,10 @@ import shutil
 import stat
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,10 +36,13 @@ from octavo.files import atomic_file, cache_dir, sha256, translate_disk_errors
 _FOLDER = Path(__file__).parent
 SOURCES = (_FOLDER / "forward.c", _FOLDER / "training.c")
 _HEADERS = (_FOLDER / "floats.h", _FOLDER / "team.h")
-_FLAGS = ["-O2", "-march=native", "-std=gnu11", "-fPIC", "-pthread", "-Wno-psabi", "-shared"]
+_FLAGS = ["-O2", "-march=native", "-std=gnu11", "-fPIC", "-pthread", "-Wno-psabi"]
 _MAX_CACHED = 16  # libraries: those of other CPUs, compilers and versions of Octavo are kept too
 _STALE_SECONDS = 600.0  # a temporary file of this age belongs to a process that was killed: a build takes seconds
 _BUILD_PREFIX = "octavo-build-"
+
+
+_loading = threading.Lock()
 
 
 class UnavailableError(Exception):
@@ -59,6 +64,25 @@ def load_library() -> Library:
     """
     if os.environ.get("OCTAVO_NATIVE") == "0":
         raise UnavailableError("OCTAVO_NATIVE=0 disables the C code")
+    with _loading:
+        return _load_or_build()
+
+
+@contextlib.contextmanager
+def loading_in_background() -> Iterator[None]:
+    """Load or compile the library in a thread, which takes some seconds the first time, while the block runs."""
+
+    def load() -> None:
+        with contextlib.suppress(UnavailableError):  # reported where the library is needed
+            load_library()
+
+    thread = threading.Thread(target=load, daemon=True)  # Ctrl-C does not wait for the compiler
+    thread.start()
+    yield
+    thread.join()
+
+
+def _load_or_build() -> Library:
     compiler = _find_compiler()
     try:
         return Library(_load(_cached_library(cache_dir() / "native", compiler)))
@@ -192,15 +216,23 @@ def _build(compiler: str | None) -> Iterator[Path]:
         try:
             _remove(_stale(Path(tempfile.gettempdir()).glob(f"{_BUILD_PREFIX}*")))
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=_BUILD_PREFIX, ignore_cleanup_errors=True))
+            objects = [str(Path(folder, f"{source.stem}.o")) for source in SOURCES]
+            flags = [compiler, *_FLAGS, "-c"]
+            commands = [[*flags, str(source), "-o", path] for source, path in zip(SOURCES, objects, strict=True)]
+            with ThreadPoolExecutor() as pool:  # at once, each on a core
+                list(pool.map(_run, commands))
             output = Path(folder) / "kernels.so"
-            command = [compiler, *_FLAGS, *map(str, SOURCES), "-o", str(output), "-lm"]
-            subprocess.run(command, capture_output=True, text=True, errors="replace", check=True, timeout=120)
+            _run([compiler, "-shared", "-pthread", *objects, "-o", str(output), "-lm"])
         except (OSError, subprocess.SubprocessError) as error:
             message = (getattr(error, "stderr", None) or str(error)).strip() or type(error).__name__
             raise UnavailableError(
                 f"the C code can't be compiled with {compiler} ({message.splitlines()[0]})"
             ) from None
         yield output
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(command, capture_output=True, text=True, errors="replace", check=True, timeout=120)
 
 
 def _load(path: Path) -> ctypes.CDLL:

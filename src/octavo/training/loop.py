@@ -20,6 +20,7 @@ from octavo.data.sampler import BatchOfStep, batches
 from octavo.device import find_device, resident_memory
 from octavo.distributed import ALONE, LostProcessError, World, check_divisible, check_shard
 from octavo.errors import DivergenceError
+from octavo.kernels.native_library import loading_in_background
 from octavo.runs import Run, RunLike
 from octavo.settings import Settings
 from octavo.training import loggers
@@ -99,7 +100,8 @@ def events(
     loggers.check_installed(plan.settings)
     storage = open_mirror(plan.mirror, plan.settings, bool(plan.resume)) if plan.mirror and world.is_first else None
     memory_before = resident_memory(find_device(plan.settings.device))
-    with world.one_by_one():
+    on_cpu = find_device(plan.settings.device).type == "cpu"
+    with world.one_by_one(), loading_in_background() if on_cpu else contextlib.nullcontext():  # for `fused_step`
         setup = yield from set_up(plan, max(1, shard))
     check_same_setup(setup, world)
     settings, runtime = setup.settings, setup.runtime
