@@ -15,8 +15,10 @@ from torch import Tensor
 import octavo
 from commands import AssertRejected, RunCommand
 from lenses import random_checkpoint
+from octavo import checkpoint, training
 from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
+from octavo.training.setup import set_up
 
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 64}
 
@@ -64,6 +66,61 @@ def test_a_ckpt_pt_is_the_same_model(tmp_path: Path, nanogpt: Callable[..., Path
         assert loaded.settings.activation == "gelu"
         assert loaded.settings.bias == bias
         assert_same_model(loaded, model)
+
+
+def nanogpt_optimizer(model: torch.nn.Module, seed: int) -> torch.optim.AdamW:
+    """An optimizer as nanoGPT's `configure_optimizers` builds it, after two updates with random gradients."""
+    parameters = [p for _, p in model.named_parameters()]
+    groups = [[p for p in parameters if p.dim() >= 2], [p for p in parameters if p.dim() < 2]]
+    optimizer = torch.optim.AdamW([{"params": group} for group in groups], lr=1e-3, fused=True)
+    for step in range(2):
+        generator = torch.Generator().manual_seed(seed + step)
+        for parameter in parameters:
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+    return optimizer
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("block_size", [64, 40])
+def test_adamw_starts_with_the_moving_averages_of_nanogpts(
+    tmp_path: Path, nanogpt: Callable[..., Path], bias: bool, block_size: int
+) -> None:
+    model = char_model(tmp_path / "model", bias=bias)
+    model.model.requires_grad_()
+    optimizer = nanogpt_optimizer(model.model, seed=1)
+    folder = nanogpt(model, changes={"optimizer": optimizer.state_dict()})
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat\n" * 200, encoding="utf-8")
+    settings = {"device": "cpu", "precision": "fp32", "max_steps": 1, "block_size": block_size, "batch_size": 2}
+    plan = training.plan(str(text), init=folder, optimizer="adamw", **settings)
+    setup = set_up(plan).result
+    for name, parameter in model.model.named_parameters():
+        for key, value in optimizer.state[parameter].items():
+            expected = value[:block_size] if name.endswith("wpe.weight") and value.dim() else value
+            assert torch.equal(setup.optimizer_state[f"{key}.{name}"], expected)
+    assert [notice for notice in setup.notices if "moving averages" in notice]
+    run = octavo.train(text, init=folder, out=tmp_path / "run", optimizer="adamw", **settings)
+    state = checkpoint.load_trainer(run.last)
+    assert state.tensors["step.transformer.wte.weight"] == 3
+    assert set_up(training.plan(str(text), init=folder, optimizer="muon", **settings)).result.optimizer_state == {}
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {0: {"step": 1}},
+        {number: {"step": 1, "exp_avg": torch.ones(2), "exp_avg_sq": torch.ones(2)} for number in range(27)},
+        {number: {"step": 1, "exp_avg": "text"} for number in range(100)},
+    ],
+)
+def test_optimizer_state_of_another_model_is_rejected(
+    tmp_path: Path, nanogpt: Callable[..., Path], state: dict[int, Any], assert_rejected: AssertRejected
+) -> None:
+    folder = nanogpt(char_model(tmp_path / "model"), changes={"optimizer": {"state": state, "param_groups": []}})
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat\n" * 200, encoding="utf-8")
+    assert_rejected(["train", text, "--init", folder, "--optimizer=adamw", "--block-size=64"], "ckpt.pt")
 
 
 def test_the_characters_are_found_in_nanogpts_data_folder(tmp_path: Path, nanogpt: Callable[..., Path]) -> None:

@@ -9,11 +9,13 @@ from typing import Any
 
 import msgspec
 import torch
+from torch import Tensor
 
 from octavo import files, tokenizers, weights
 from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError, translate_setting_errors
 from octavo.interop import meta_pkl
+from octavo.model import GPT
 from octavo.schema import Count, FileName, check
 from octavo.settings import ModelSettings
 from octavo.tokenizers import Tokenizer
@@ -40,11 +42,18 @@ class _TrainingConfig(msgspec.Struct):
     dataset: FileName | None = None
 
 
+class _OptimizerContent(msgspec.Struct):
+    """The state of PyTorch's AdamW, by the numbers of the parameters."""
+
+    state: dict[int, dict[str, Any]]
+
+
 class _Content(msgspec.Struct):
     """What is read of a ckpt.pt."""
 
     model: dict[str, Any]
     model_args: _ModelArguments
+    optimizer: _OptimizerContent | None = None
     config: _TrainingConfig = msgspec.field(default_factory=_TrainingConfig)
 
 
@@ -80,6 +89,32 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
     kept = {name: value for name, value in named.items() if not name.endswith(".attn.bias")}  # the causal mask
     model = weights.build_model(settings, weights.only_tensors(path, kept, device), path, "model_args")
     return Checkpoint(model, _find_tokenizer(path, arguments.vocab_size, content.config.dataset), settings, {}, path)
+
+
+def load_optimizer_state(path: Path, model: GPT) -> dict[str, Tensor]:
+    """AdamW's state in a ckpt.pt, named as a checkpoint of Octavo names it: `exp_avg.transformer.wte.weight`.
+
+    nanoGPT numbers the parameters: first matrices and tables, then biases and norms, each in the order of the model.
+    Returns nothing if the file has no state.
+    """
+    content = check(weights.read_pickle(path), _Content, str(path), _ANOTHER_FILE)
+    if content.optimizer is None or not content.optimizer.state:
+        return {}
+    named = sorted(model.named_parameters(), key=lambda item: item[1].dim() < 2)
+    expected = {
+        f"{key}.{name}": torch.Size() if key == "step" else parameter.shape
+        for name, parameter in named
+        for key in ("step", "exp_avg", "exp_avg_sq")
+    }
+    state = {
+        f"{key}.{named[number][0]}": torch.as_tensor(value, dtype=torch.float32)
+        for number, values in content.optimizer.state.items()
+        for key, value in values.items()
+        if number < len(named) and isinstance(value, int | float | Tensor)
+    }
+    if {name: value.shape for name, value in state.items()} != expected:
+        raise OctavoError(f"{path} has the optimizer's state of another model", _ANOTHER_FILE)
+    return state
 
 
 def _find_tokenizer(path: Path, vocab_size: int, dataset: str | None) -> Tokenizer:

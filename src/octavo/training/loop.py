@@ -107,6 +107,8 @@ def events(
     settings, runtime = setup.settings, setup.runtime
     batches_of_run = batches(setup.data.tokens["train"], settings, world)
     trainer = Trainer(setup.model, settings, runtime, world, shard)
+    if setup.optimizer_state:
+        trainer.load_optimizer_state(setup.optimizer_state)
     run = setup.run or create_run(plan, setup, world)
     with (
         run.lock() if world.is_first else contextlib.nullcontext(),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 import torch
+from torch import Tensor
 
 from octavo import checkpoint, estimate, runs
 from octavo.checkpoint import Checkpoint, TrainerState
@@ -21,6 +22,7 @@ from octavo.data.progress import PreparationProgress, preparation
 from octavo.device import Runtime, check_model_fits, find_device, has_device, resolve_runtime
 from octavo.distributed import World
 from octavo.errors import OctavoError
+from octavo.interop import nanogpt
 from octavo.model import GPT
 from octavo.runs import Run
 from octavo.settings import Settings
@@ -49,6 +51,7 @@ class TrainingSetup:
     run: Run | None = None  # the run that is resumed
     resumed_from: "ResumePoint | None" = None
     notices: list[str] = field(default_factory=list)
+    optimizer_state: dict[str, Tensor] = field(default_factory=dict)  # of nanoGPT's AdamW, if training starts with it
 
 
 @dataclass(frozen=True)
@@ -269,7 +272,14 @@ def _set_up_finetuned(plan: Plan, base: Checkpoint) -> _SetupGenerator:
     data = yield from prepare_data(dataclasses.replace(plan, settings=settings), base.tokenizer)
     settings, capped = cap_steps(settings, data)
     settings = _resolve_auto(settings, runtime, data)
-    return TrainingSetup(settings, runtime, data, _change_settings(base.model, settings), notices=notices + capped)
+    state = {}
+    if settings.optimizer == "adamw" and base.folder.suffix == ".pt":
+        state = nanogpt.load_optimizer_state(base.folder, base.model)
+        notices += [f"AdamW starts with the moving averages in {base.folder}"] if state else []
+        for name in ("exp_avg.transformer.wpe.weight", "exp_avg_sq.transformer.wpe.weight") if state else ():
+            state[name] = state[name][: settings.block_size]
+    model = _change_settings(base.model, settings)
+    return TrainingSetup(settings, runtime, data, model, notices=notices + capped, optimizer_state=state)
 
 
 def _resolve_auto(settings: Settings, runtime: Runtime, data: Dataset) -> Settings:

@@ -212,12 +212,16 @@ class Trainer:
         }
         return TrainerState(optimizers.state_tensors(self.optimizers, self.layout), values)
 
+    def load_optimizer_state(self, tensors: dict[str, Tensor]) -> None:
+        """Replace the optimizers' state by whole tensors, named as in a checkpoint."""
+        optimizers.load_state_tensors(self.optimizers, self.layout, tensors)
+
     def restore(self, state: TrainerState) -> None:
         """Restore everything but the model's weights, which are loaded already."""
         self.layout.clear_gradients()
         for optimizer in self.optimizers:
             optimizer.state.clear()  # the state of step 0 has no tensors that would replace it
-        optimizers.load_state_tensors(self.optimizers, self.layout, state.tensors)
+        self.load_optimizer_state(state.tensors)
         self.scaler = self.runtime.grad_scaler()  # a new one, since the old one may be in the middle of an update
         if self.scaler.is_enabled() and state.values["scaler"]:  # empty if the run had another precision before
             self.scaler.load_state_dict(state.values["scaler"])
