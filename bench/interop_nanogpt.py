@@ -4,7 +4,8 @@ and Octavo runs a model that nanoGPT's train.py saved.
     python bench/interop_nanogpt.py --nanogpt PATH
 
 PATH is a checkout of nanoGPT, which is copied. Prints the largest difference of logits, which must be below 1e-5 of the
-largest logit, and a sample of nanoGPT. Takes about a minute.
+largest logit, and a sample of nanoGPT. Then both make one update with AdamW's state in that file: the
+weights must differ by less than 1e-5 of the largest weight. Takes about a minute.
 """
 
 import argparse
@@ -16,11 +17,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import octavo
 from nanogpt import NanoGPT
 from octavo.checkpoint import Checkpoint
+from octavo.device import Runtime
+from octavo.interop.nanogpt import load_optimizer_state
+from octavo.settings import resolve
+from octavo.training.step import Trainer
 
 TEXT = "the cat sat on the mat, and the rat sat on the hat.\n" * 400
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 64}
@@ -39,8 +45,9 @@ def main() -> None:
             f"to nanoGPT, {'' if bias else 'no '}biases": check_export(nanogpt, text, bias) for bias in (True, False)
         }
         differences["from nanoGPT's train.py"] = check_import(nanogpt, text)
+        differences["an update with its optimizer's state"] = check_optimizer(nanogpt)
     for name, difference in differences.items():
-        print(f"{name}: logits differ by {difference:.1e} of the largest, at most {TOLERANCE:.0e} expected")
+        print(f"{name}: a difference of {difference:.1e} of the largest, at most {TOLERANCE:.0e} expected")
     if max(differences.values()) >= TOLERANCE:
         sys.exit(1)
 
@@ -82,6 +89,45 @@ def check_import(nanogpt: NanoGPT, text: Path) -> float:
     nanogpt.train("train_shakespeare_char", out_dir="out-characters", dtype="float32", **flags, **SHAPE)
     folder = nanogpt.folder / "out-characters"
     return logit_difference(octavo.load(folder), load_nanogpt_model(nanogpt, folder / "ckpt.pt"))
+
+
+def check_optimizer(nanogpt: NanoGPT) -> float:
+    """Make one update from the ckpt.pt of `check_import`, with nanoGPT's model and optimizer, and with Octavo's."""
+    path = nanogpt.folder / "out-characters" / "ckpt.pt"
+    content, loaded = torch.load(path, weights_only=True), octavo.load(path)
+    batch = np.random.default_rng(0).integers(0, loaded.settings.vocab_size, (4, loaded.settings.block_size + 1))
+    ids = torch.from_numpy(batch)
+    model = load_nanogpt_model(nanogpt, path).train()
+    optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), "cpu")
+    optimizer.load_state_dict(content["optimizer"])
+    group = optimizer.param_groups[0]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())[1].backward()
+    optimizer.step()
+    names = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias", "activation")
+    settings = resolve(
+        **{name: getattr(loaded.settings, name) for name in names},
+        optimizer="adamw",
+        learning_rate=group["lr"],
+        schedule="constant",
+        warmup_steps=0,
+        weight_decay=group["weight_decay"],
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        grad_clip=0.0,
+        batch_size=4,
+        precision="fp32",
+    )
+    trainer = Trainer(loaded.model, settings, Runtime(torch.device("cpu")))
+    trainer.load_optimizer_state(load_optimizer_state(path, loaded.model))
+    trainer.update(batch)
+    after, ours = model.state_dict(), loaded.model.state_dict()
+    change, difference = (
+        max(float((after[name] - others[name]).abs().max()) for name in ours) for others in (before, ours)
+    )
+    largest = max(float(value.abs().max()) for value in after.values())
+    print(f"the update changes weights by up to {change / largest:.1e} of the largest")
+    return difference / largest
 
 
 def load_nanogpt_model(nanogpt: NanoGPT, path: Path) -> Any:

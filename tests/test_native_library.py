@@ -32,8 +32,10 @@ class Compiler:
     def become(self, version: str, build: str) -> None:
         count = f'case "$*" in *forward.c*) echo run >> {self._log};; esac'
         lines = ["#!/bin/sh", f'[ "$1" = --version ] && echo {version} && exit', count, build]
-        self.path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        self.path.chmod(0o755)
+        new = self.path.with_suffix(".new")  # the old one may still be running
+        new.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        new.chmod(0o755)
+        new.replace(self.path)
         self._monkeypatch.setenv("CC", str(self.path))
 
     def remove(self) -> None:
