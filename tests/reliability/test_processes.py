@@ -128,8 +128,8 @@ def test_two_processes_that_divide_the_model_write_the_files_of_one(
     """A vocabulary of 65 can't be divided evenly, and the table is also the output head."""
     monkeypatch.setenv("OCTAVO_NATIVE", "0")  # as a sharded model: the C code has other last bits
     if variant == "baby":
-        words = ["train", "text.txt", "--preset=baby", "--batch-size=8", "--micro-batch=4", "--device=cpu"]
-        words += ["--curriculum-splits=4", "--eval-every=10", "--log-every=1", "--sample-every=0"]
+        words = ["train", "text.txt", "--preset=baby", "--batch-size=2", "--micro-batch=1", "--device=cpu"]
+        words += ["--n-layer=2", "--curriculum-splits=4", "--eval-every=10", "--log-every=1", "--sample-every=0"]
     else:
         words = [*TRAIN, *VARIANTS[variant], "--vocab-size=65"]
     words += ["--max-steps=30"]

@@ -66,15 +66,15 @@ class Muon(Optimizer):
         layout, world = self._layout, self._layout.world
         squares = []
         for matrix in matrices:
-            update = self._update_momentum(matrix, group["momentum"]).to(group["dtype"])
+            update = self._update_momentum(matrix, group["momentum"])
             squares.append(split_into_squares(layout.whole(matrix, update), width))
-        stacked = torch.cat(squares)  # (N, C, C)
-        own = stacked[part_of(len(stacked), world.rank, world.size)]
-        rows = len(own)
-        if rows == 1 < len(stacked):  # PyTorch multiplies a single matrix with another kernel, which rounds differently
-            own = own.repeat(2, 1, 1)
-        orthogonal = world.concatenate(orthogonalize(own)[:rows], len(stacked))
-        for matrix, part in zip(matrices, torch.split(orthogonal, [len(each) for each in squares]), strict=True):
+        counts = [len(each) for each in squares]
+        own = part_of(sum(counts), world.rank, world.size)
+        stacked = torch.cat(squares)[own].to(group["dtype"])  # (N, C, C), N squares of this process
+        if len(stacked) == 1 < sum(counts):  # PyTorch multiplies a single matrix in another kernel with other rounding
+            stacked = stacked.repeat(2, 1, 1)
+        orthogonal = world.concatenate(orthogonalize(stacked)[: own.stop - own.start], sum(counts))
+        for matrix, part in zip(matrices, torch.split(orthogonal, counts), strict=True):
             update = join_squares(part.to(matrix.dtype), layout.shape(matrix))
             matrix.mul_(1 - group["lr"] * group["weight_decay"])
             matrix.sub_(layout.part(matrix, update), alpha=group["lr"])
