@@ -6,6 +6,7 @@ Here FSDP2 runs in a world of one process; `tests/reliability/test_processes.py`
 import copy
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,18 +15,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from octavo import training
+import octavo
+from octavo import scaling, training
 from octavo.device import Runtime, check_model_fits, total_memory
 from octavo.distributed import ALONE, Group, LostProcessError, World, check_shard, part_of
 from octavo.errors import MachineError, OctavoError
 from octavo.loss import split_loss
 from octavo.model import GPT
 from octavo.settings import Settings, resolve
+from octavo.training import loop, step
 from octavo.training.layout import Replicated
 from octavo.training.optimizers.muon import Muon
 from octavo.training.step import Trainer
 from preparing import error_of
-from small_runs import SMALL
+from small_runs import SMALL, enter_folder, losses
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "muon": {"dropout": 0.2, "attention_dropout": 0.1},
@@ -55,8 +58,8 @@ def new_trainer(settings: Settings, world: World = ALONE, shard: int = 0) -> Tra
     return trainer
 
 
-def batch(settings: Settings, step: int) -> np.ndarray:
-    return np.random.default_rng(step).integers(0, 65, (settings.batch_size, settings.block_size + 1))
+def batch(settings: Settings, number: int) -> np.ndarray:
+    return np.random.default_rng(number).integers(0, 65, (settings.batch_size, settings.block_size + 1))
 
 
 def whole_tensors(trainer: Trainer) -> dict[str, Tensor]:
@@ -76,9 +79,9 @@ def test_a_sharded_model_has_the_bits_of_a_whole_one(variant: str, group: World)
     whole, sharded = new_trainer(settings), new_trainer(settings, group, shard=1)
     tokens = np.random.default_rng(0).integers(0, 65, 300)
     start = whole_tensors(sharded)
-    for step in range(3):
+    for number in range(3):
         for first, second in zip(
-            whole.update(batch(settings, step)), sharded.update(batch(settings, step)), strict=True
+            whole.update(batch(settings, number)), sharded.update(batch(settings, number)), strict=True
         ):
             assert torch.equal(first, second)
         assert split_loss(whole.model, tokens, 16) == split_loss(sharded.model, tokens, 16, world=group)
@@ -95,6 +98,36 @@ def test_a_sharded_model_has_the_bits_of_a_whole_one(variant: str, group: World)
     sharded.update(batch(settings, 3))
     assert_equal(whole_tensors(whole), whole_tensors(sharded))
     assert_equal(dict(whole.model.named_parameters()), dict(sharded.whole_model().named_parameters()))
+
+
+def test_a_sharded_run_writes_the_files_of_a_whole_one_also_after_a_rollback(
+    group: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enter_folder(tmp_path, monkeypatch)
+    monkeypatch.setattr(step, "is_supported", lambda settings: False)  # the C code, which has other last bits
+    # Groups of one process have no use, but save this test the others.
+    monkeypatch.setattr(loop, "check_shard", lambda *arguments: None)
+    monkeypatch.setattr(scaling, "check_shard", lambda *arguments: None)
+    compute_gradients = Trainer.compute_gradients
+    diverged = set()
+
+    def compute_nan_once(trainer: Trainer, batch: np.ndarray) -> Tensor:
+        loss = compute_gradients(trainer, batch)
+        if trainer.step != 6 or trainer.shard in diverged:
+            return loss
+        diverged.add(trainer.shard)
+        return loss * torch.nan
+
+    monkeypatch.setattr(Trainer, "compute_gradients", compute_nan_once)
+    plan = {"source": "text.txt", **SMALL, "sample_every": 4, "on_divergence": "rollback"}
+    for shard, name in ((0, "whole"), (1, "sharded")):
+        list(training.events(training.plan(**plan, out=name), world=group, shard=shard))
+    assert diverged == {0, 1}
+    assert octavo.Run("whole").lines("samples") == octavo.Run("sharded").lines("samples")
+    assert losses(Path("whole")) == losses(Path("sharded"))
+    names = sorted(path.relative_to("whole") for path in Path("whole").rglob("*.safetensors"))
+    assert len(names) > 5
+    assert all(Path("whole", name).read_bytes() == Path("sharded", name).read_bytes() for name in names)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8])

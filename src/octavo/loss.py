@@ -63,7 +63,7 @@ def split_loss(
     tokens_per_batch = tokens_per_batch or default_tokens_per_batch(device, model.settings.vocab_size)
     slices = batch_slices(len(tokens), block_size, tokens_per_batch)
     # FSDP2 fails in inference mode (pytorch 197327).
-    no_gradients = torch.inference_mode() if world.size == 1 else torch.no_grad()
+    no_gradients = torch.inference_mode() if world is ALONE else torch.no_grad()
     try:
         with no_gradients, kernels.fast_path(device):
             for first in range(0, len(slices), world.size):  # a round: one batch for each process

@@ -178,7 +178,7 @@ def describe_start(
     `memory_before` is what the process used before the model was built. Only the free memory is measured.
     """
     settings, runtime, data = setup.settings, setup.runtime, setup.data
-    processes = Processes(trainer.world.size)
+    processes = Processes(trainer.world.size, shard=trainer.shard)
     memory = estimate_memory(settings, runtime, trainer.micro_batch, memory_before, processes)
     tokens = data.info["tokens"]
     started = Started(

@@ -43,7 +43,7 @@ class Trainer:
         elif runtime.device.type == "cpu":
             kernels.keep_freed_memory()
         self.model, self.settings, self.runtime, self.world = model, settings, runtime, world
-        self.is_sharded, self.layout = shard > 0, _layout(model, runtime, world, shard)
+        self.shard, self.layout = shard, _layout(model, runtime, world, shard)
         self.optimizers = optimizers.build_optimizers(self.layout, settings, runtime.precision)
         self.scaler = runtime.grad_scaler()
         part = dataclasses.replace(settings, batch_size=settings.batch_size // world.size)
@@ -141,6 +141,10 @@ class Trainer:
         self.scaler.update()
         self.layout.clear_gradients()
         self.step += 1
+
+    @property
+    def is_sharded(self) -> bool:
+        return self.shard > 0
 
     @property
     def learning_rate(self) -> float:
