@@ -1,6 +1,6 @@
 """Time a training step with all of `octavo.kernels`, and with one of its replacements switched off at a time.
 
-    python bench/kernels.py [--presets quick tiny] [--steps 60] [--rounds 3] [--json]
+    python bench/kernels.py [--presets quick tiny] [--variants default autograd ...] [--steps 60] [--rounds 3] [--json]
 
 Each variant runs in its own process, and the variants alternate. Milliseconds per step; the median over the
 rounds of each round's median.
@@ -39,6 +39,7 @@ VARIANTS = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", default=["quick", "tiny"])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
@@ -47,9 +48,10 @@ def main() -> int:
     if options.variant is not None:
         print(step_milliseconds(options.presets[0], options.variant.split(), options.steps))
         return 0
-    times: dict[str, dict[str, list[float]]] = {name: {p: [] for p in options.presets} for name in VARIANTS}
+    variants = {name: VARIANTS[name] for name in options.variants}
+    times: dict[str, dict[str, list[float]]] = {name: {p: [] for p in options.presets} for name in variants}
     for _ in range(options.rounds):
-        for name, variant in VARIANTS.items():
+        for name, variant in variants.items():
             for preset in options.presets:
                 command = [sys.executable, __file__, "--presets", preset, "--steps", str(options.steps)]
                 process = subprocess.run([*command, "--variant", variant], check=True, capture_output=True, text=True)
