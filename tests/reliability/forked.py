@@ -60,6 +60,8 @@ class Forks:
         `hook`, as "module:function" with a module of the tests, is called before the command.
         """
         output = Path(tempfile.mkdtemp(dir=self._outputs.name))
+        for name in ("out", "err"):  # a command may be killed before it opens them
+            (output / name).touch()
         environment = {"OCTAVO_CACHE": str(folder / "cache")} | environment
         words = [str(word) for word in words]
         pid = self.ask(words=words, folder=str(folder), environment=environment, output=str(output), hook=hook)
