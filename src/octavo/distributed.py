@@ -2,7 +2,8 @@
 
 A launcher starts the processes and gives each its rank: `octavo train --processes N`, torchrun, or what runs torchrun
 on a cluster. `join` connects them. One process alone is `ALONE`, which imports nothing and exchanges nothing. This is
-the only module that imports `torch.distributed`, besides the launcher, `octavo.launch`.
+the only module that imports `torch.distributed`, besides the launcher, `octavo.launch`, and FSDP2 in
+`octavo.training.sharding`.
 
 Values go through the store as JSON, never as pickled objects: any process on the network could send a pickle.
 """
