@@ -225,6 +225,16 @@ def test_what_the_fused_step_does_not_compute_runs_in_autograd(
     assert trainer.notices == []
 
 
+def test_autograd_runs_where_the_c_code_is_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # of the fixture that lets steps run in C everywhere
+    chosen = resolve(**{**SMALL, "vocab_size": 20})
+    for capability in ("AVX512", "AVX2", "DEFAULT"):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda name=capability: name)
+        trainer = Trainer(GPT(chosen), chosen, CPU)
+        assert (trainer.fused_step is not None) == (capability == "AVX512")
+        assert trainer.notices == []
+
+
 def test_a_checkpoint_says_whether_steps_ran_in_c() -> None:
     chosen = resolve(**{**SMALL, "vocab_size": 20})
     trainer = Trainer(GPT(chosen), chosen, CPU)

@@ -23,10 +23,9 @@ from octavo.kernels.native_library import UnavailableError
 from octavo.loss import next_token_loss
 from octavo.model import GPT
 from octavo.settings import Settings
-from octavo.training import optimizers
+from octavo.training import fused_step, optimizers
 from octavo.training.activation_checkpointing import checkpoint_blocks
 from octavo.training.bf16_weights import Bf16Weights
-from octavo.training.fused_step import FusedStep, is_supported
 from octavo.training.layout import Replicated
 from octavo.training.schedule import learning_rate
 from octavo.training.threads import ThreadControl
@@ -314,19 +313,19 @@ class Trainer:
             "a smaller --block-size, --n-embd or --n-layer",
         )
 
-    def _create_fused_step(self) -> FusedStep | None:
+    def _create_fused_step(self) -> fused_step.FusedStep | None:
         """The fast path of a CPU, or None where autograd computes the gradients."""
         on_cpu = self.runtime.device.type == "cpu" and not self.runtime.compile and self.runtime.precision != "fp16"
         needs_autograd = self.is_sharded or self.settings.checkpoint_activations
-        if not on_cpu or needs_autograd or not is_supported(self.settings):
+        if not on_cpu or needs_autograd or not fused_step.is_supported(self.settings) or not fused_step.is_faster():
             return None
         try:
-            fused_step = FusedStep(self.model, bf16=self.runtime.precision == "bf16")
+            step = fused_step.FusedStep(self.model, bf16=self.runtime.precision == "bf16")
         except UnavailableError as error:
             self.notices.append(f"{error}; steps run in PyTorch alone, and take about 1.5 times as long")
             return None
-        self.notices += fused_step.notices
-        return fused_step
+        self.notices += step.notices
+        return step
 
     def _give_up_compiling(self, error: RuntimeError) -> None:
         self._forward, self.compiled = self._loss, False
