@@ -106,9 +106,10 @@ def test_gradients_of_uneven_micro_batches_add_up_to_those_of_the_whole_batch(si
         torch.testing.assert_close(summed, parameter.grad, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("attention_dropout", [0.0, 0.1])  # in C, in autograd
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_two_processes_have_the_bits_of_one_with_the_same_micro_batch(precision: str) -> None:
-    changes = {"micro_batch": 12, "dropout": 0.2, "attention_dropout": 0.1, "precision": precision}
+def test_two_processes_have_the_bits_of_one_with_the_same_micro_batch(precision: str, attention_dropout: float) -> None:
+    changes = {"micro_batch": 12, "dropout": 0.2, "attention_dropout": attention_dropout, "precision": precision}
     alone, *divided = [small_trainer(world, **changes) for world in (ALONE, *parts(2))]
     batch = batch_of(alone.settings)
     losses = [each.compute_gradients(batch[each.world.rows(len(batch))]) for each in (alone, *divided)]
