@@ -197,11 +197,14 @@ class Bench:
         return out
 
     def loss(self, run: Path, val: np.ndarray) -> float:
-        """The exact loss of a run's last checkpoint on nanoGPT's token ids. Both sort the characters."""
+        """The exact loss of a run's last checkpoint on nanoGPT's token ids. Both sort the characters.
+
+        Octavo's vocabulary has the end-of-text token after them.
+        """
         last = octavo.Run(run).last
         assert last is not None
         loaded = octavo.load(last)
-        characters = [token.decode() for token in loaded.tokenizer.token_bytes]
+        characters = [token.decode() for token in loaded.tokenizer.token_bytes][: loaded.tokenizer.end_of_text]
         assert characters == sorted(characters)
         return split_loss(loaded.model, val, BLOCK_SIZE)
 

@@ -45,7 +45,11 @@ def shared() -> Path:
 FIRST = ("test_docs.py", "test_page_everywhere.py", "test_estimate.py", "test_shards.py", "test_serve_attack.py")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if os.environ.get("OCTAVO_TORTURE") != "1":
+        torture = [item for item in items if item.get_closest_marker("torture")]
+        config.hook.pytest_deselected(items=torture)
+        items[:] = [item for item in items if item not in torture]
     order = {name: index for index, name in enumerate(FIRST)}
     items.sort(key=lambda item: order.get(item.path.name, len(FIRST)))
 

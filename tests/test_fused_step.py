@@ -170,6 +170,15 @@ def test_batches_of_changing_shapes_share_their_memory(shapes: Sequence[tuple[in
             assert torch.equal(values[name], expected[name]), name
 
 
+def test_the_parts_of_every_weights_gradient_fit_into_their_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = dict(n_layer=1, n_head=1, n_embd=32, T=64, B=32, vocab_size=65)
+    model, ids = random_model(shape), random_ids(shape)
+    expected = autograd_gradients(model, ids)
+    for most in (1000, 5000, 7000, 10_000, 13_000):  # elements; the widest matrix does not have the largest parts
+        monkeypatch.setattr("octavo.training.fused_step._MAX_PART_ELEMENTS", most)
+        assert max(relative_errors(fused_gradients(model, ids), expected).values()) < 3e-6
+
+
 def test_weights_that_are_replaced_are_read() -> None:
     model, ids = random_model(SHAPES[0]), random_ids(SHAPES[0])
     step = FusedStep(model, bf16=False)

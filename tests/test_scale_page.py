@@ -13,7 +13,6 @@ import yaml
 from torch.distributed.run import get_args_parser
 
 from octavo import cli
-from reliability.torture import IS_TORTURE
 from test_docs import parse_blocks
 
 PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
@@ -66,7 +65,7 @@ def test_the_jobset_of_kubernetes_starts_torchrun_in_every_pod() -> None:
     assert job["template"]["spec"]["parallelism"] == job["template"]["spec"]["completions"] == 2
 
 
-@pytest.mark.skipif(not IS_TORTURE, reason="needs systemd")
+@pytest.mark.torture  # it needs systemd
 def test_systemd_accepts_the_unit() -> None:
     verify = shutil.which("systemd-analyze")
     assert verify, "systemd-analyze is missing: install systemd"

@@ -23,7 +23,7 @@ from octavo.errors import MachineError, OctavoError
 from octavo.loss import split_loss
 from octavo.model import GPT
 from octavo.settings import Settings, resolve
-from octavo.training import loop, step
+from octavo.training import fused_step, loop
 from octavo.training.layout import Replicated
 from octavo.training.optimizers.muon import Muon
 from octavo.training.step import Trainer
@@ -104,7 +104,7 @@ def test_a_sharded_run_writes_the_files_of_a_whole_one_also_after_a_rollback(
     group: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     enter_folder(tmp_path, monkeypatch)
-    monkeypatch.setattr(step, "is_supported", lambda settings: False)  # the C code, which has other last bits
+    monkeypatch.setattr(fused_step, "is_supported", lambda settings: False)  # the C code has other last bits
     # Groups of one process have no use, but save this test the others.
     monkeypatch.setattr(loop, "check_shard", lambda *arguments: None)
     monkeypatch.setattr(scaling, "check_shard", lambda *arguments: None)

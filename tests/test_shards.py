@@ -1,5 +1,6 @@
 """Large datasets: many shards are one sequence, documents stay whole, and an interrupted preparation continues."""
 
+import errno
 import itertools
 import os
 import random
@@ -29,7 +30,7 @@ from octavo.data.prepare import prepare_dataset, prepare_into_folder
 from octavo.data.progress import Preparation
 from octavo.data.sampler import Sampler
 from octavo.data.shards import Shards, open_npy
-from octavo.errors import OctavoError, SourceChangedError
+from octavo.errors import MachineError, OctavoError, SourceChangedError
 from octavo.tokenizers import END_OF_TEXT
 from preparing import data_settings, error_of, write, write_jsonl
 from small_models import without_end_of_text
@@ -323,6 +324,27 @@ def test_a_preparation_killed_twenty_times_gives_a_bit_identical_dataset(tmp_pat
     assert len(printed_lines(out)) < len(uninterrupted)  # finished shards are not written again
     assert contents(out) == contents(tmp_path / "uninterrupted")
     assert not staging.exists()
+
+
+def test_a_preparation_that_fails_while_it_writes_dataset_json_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, write_text = write(tmp_path / "a.txt", "the cat sat on the mat\n" * 300), Path.write_text
+
+    def fail(path: Path, text: str, **options: Any) -> int:
+        if path.name != "dataset.json":
+            return write_text(path, text, **options)
+        write_text(path, text[:100], **options)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", fail)
+        with pytest.raises(MachineError, match="disk is full"):
+            prepare(source, tmp_path / "out")
+    assert (tmp_path / ".out.preparing" / "dataset.json").exists()
+    prepare(source, tmp_path / "out")
+    prepare(source, tmp_path / "undisturbed")
+    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
 
 
 def prepare_shards(source: Path, out: Path, count: int) -> tuple[Preparation[Dataset], Path]:

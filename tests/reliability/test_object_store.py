@@ -16,12 +16,12 @@ from octavo.errors import MachineError
 from octavo.remote import Storage
 from octavo.runs import Run
 from reliability.forked import Forks
-from reliability.torture import IS_TORTURE, SETTINGS, TEXT, VARIANTS, Outcome, Report
+from reliability.torture import SETTINGS, TEXT, VARIANTS, Outcome, Report
 from run_folders import SETTINGS as SMALL
 from run_folders import save
 
 pytestmark = [
-    pytest.mark.skipif(not IS_TORTURE, reason="make torture"),
+    pytest.mark.torture,
     pytest.mark.filterwarnings("ignore"),  # of moto, flask and botocore; and notices of damaged checkpoints
 ]
 URL = "s3://bucket/runs/mine"

@@ -12,9 +12,9 @@ from folders import contents
 from octavo.data import prepare, together
 from octavo.data.limits import Limits
 from reliability.forked import Forks
-from reliability.torture import IS_TORTURE, TEXT, Report
+from reliability.torture import TEXT, Report
 
-pytestmark = pytest.mark.skipif(os.name == "nt" or not IS_TORTURE, reason="make torture; SIGKILL is POSIX's")
+pytestmark = [pytest.mark.torture, pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX's")]
 TRIALS = 60
 CALLS = 150  # write-side system calls of one process, about
 

@@ -18,9 +18,9 @@ import pytest
 import hosts
 import octavo
 from hosts import Host
-from reliability.torture import IS_TORTURE, SETTINGS, TEXT, VARIANTS, Outcome, Report, leftovers
+from reliability.torture import SETTINGS, TEXT, VARIANTS, Outcome, Report, leftovers
 
-pytestmark = pytest.mark.skipif(not IS_TORTURE, reason="minutes of two hosts, which need root")
+pytestmark = pytest.mark.torture  # minutes of two hosts, which need root
 WORDS = ["train", "text.txt", *SETTINGS, *VARIANTS["muon-bf16"], "--max-steps=600", "--micro-batch=2"]
 VARIABLE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 

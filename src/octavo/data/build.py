@@ -94,6 +94,7 @@ def _open_staging(staging: Path, inputs: BuildInputs) -> Generator[PreparationPr
     with contextlib.suppress(OSError, OctavoError):
         if (staging / "plan.json").read_bytes() == plan.encode():
             files.remove_leftovers(staging)
+            (staging / "dataset.json").unlink(missing_ok=True)  # perhaps half of it: the disk was full
             return tokenizers.load(staging)
     shutil.rmtree(staging, ignore_errors=True)
     tokenizer = inputs.tokenizer or (yield from train_tokenizer(inputs))

@@ -526,7 +526,7 @@ typedef struct {
     float scale;
     void *logits;           /* (N, V) */
     const int64_t *targets; /* (B, T) */
-    int64_t targets_stride; /* between sequences */
+    int64_t ids_stride;     /* between sequences */
     float *losses;          /* (N) */
 } CrossEntropy;
 
@@ -535,7 +535,7 @@ ALWAYS_INLINE void cross_entropy_chunk(const void *argument, long chunk, int bf1
     const CrossEntropy a[1] = {*(const CrossEntropy *)argument}; /* a copy, which no store can change */
     const long V = a->V;
     FOR_ROWS(row, a->B * a->T) {
-        const long start = row * V, target = a->targets[row / a->T * a->targets_stride + row % a->T];
+        const long start = row * V, target = a->targets[row / a->T * a->ids_stride + row % a->T];
         floats largest = broadcast(-INFINITY), sum = {};
         FOR_VECTORS(v, V) {
             largest = larger(fill(LOAD(a->logits, start + v), count, -INFINITY), largest);

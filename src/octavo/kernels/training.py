@@ -139,7 +139,7 @@ class CrossEntropy(ctypes.Structure):
         ("scale", _float),
         ("logits", _pointer),
         ("targets", _pointer),
-        ("targets_stride", _long),
+        ("ids_stride", _long),
         ("losses", _pointer),
     )
 

@@ -163,7 +163,8 @@ class _Buffers:
         self.attention_gradient = activations("attention_gradient", B * H, T, T)
         self.norm_sums = fp32("norm_sums", K, 3, C)
         self.wide_sums = fp32("wide_sums", K, 4 * C)
-        self.weight_parts = activations("weight_parts", max(count_parts(N, size) * size for size in (4 * C * C, V * C)))
+        matrices = (C * C, 3 * C * C, 4 * C * C, V * C)
+        self.weight_parts = activations("weight_parts", max(count_parts(N, size) * size for size in matrices))
 
 
 class _Calls:
@@ -186,34 +187,16 @@ class _Calls:
         self._tables = {table: step.gradients[table] for table in tables.values()}
         if add:
             self._tables = {t: step.allocate(f"gradient of {name}", t.shape, t.dtype) for name, t in tables.items()}
-        self._embed = Embed(
-            B,
-            T,
-            settings.n_embd,
-            0,
-            b.ids.data_ptr(),
-            T + 1,
-            wte.data_ptr(),
-            0,
-            b.x.data_ptr(),
-            self._tables[wte].data_ptr(),
-            0,
-            ctypes.pointer(step.dropouts[0]),
-        )
-        # The backward of the embedding reads the gradient of x, in another tensor.
-        self._embed_backward = Embed.from_buffer_copy(self._embed)
-        self._embed_backward.x, self._embed_backward.dropout = b.x_gradient.data_ptr(), self._embed.dropout
-        self._cross_entropy = CrossEntropy(
-            B,
-            T,
-            settings.vocab_size,
-            b.logits.dtype == torch.bfloat16,
-            0,
-            b.logits.data_ptr(),
-            b.ids[:, 1:].data_ptr(),
-            T + 1,
-            b.losses.data_ptr(),
-        )
+        sequences = {"B": B, "T": T, "ids_stride": T + 1}
+        dropout, ids = ctypes.pointer(step.dropouts[0]), b.ids.data_ptr()
+        self._embed = Embed(**sequences, C=settings.n_embd, ids=ids, dropout=dropout)
+        self._embed.wte, self._embed.x = wte.data_ptr(), b.x.data_ptr()
+        self._embed_backward = Embed(**sequences, C=settings.n_embd, ids=ids, dropout=dropout)
+        self._embed_backward.x = b.x_gradient.data_ptr()  # what it reads
+        self._embed_backward.wte_gradient = self._tables[wte].data_ptr()
+        self._cross_entropy = CrossEntropy(**sequences, V=settings.vocab_size, bf16=b.logits.dtype == torch.bfloat16)
+        self._cross_entropy.logits, self._cross_entropy.losses = b.logits.data_ptr(), b.losses.data_ptr()
+        self._cross_entropy.targets = b.ids[:, 1:].data_ptr()
         self.calls = [*self._forward(), *self._backward()]
 
     def prepare(self, ids: Tensor, start: int, scale: float) -> None:
