@@ -20,7 +20,7 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-_CROWDED = 40.0  # interruptions per second and thread; on a quiet machine there are fewer than 5 (measured)
+_CROWDED = 40.0  # interruptions per second and thread: a time slice of Linux is some milliseconds
 _STEPS = 3  # that must be crowded before fewer threads are tried; also of a trial, whose first step does not count
 _RETRY_SECONDS = 10.0  # until the same is tried again
 
