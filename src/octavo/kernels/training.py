@@ -45,7 +45,7 @@ class Dropout(ctypes.Structure):
         super().__init__(threshold=min(round(p * 2**32), 2**32 - 1), scale=1 / (1 - p) if p < 1 else 0)
 
     def set_seed(self, seed: int, number: int, first_row: int) -> None:
-        """Set what the next calls drop. `number` tells the dropouts of a model apart."""
+        """Set what the next calls drop. `number` is that of the dropout in its model."""
         digest = hashlib.blake2b(f"{seed} {number}".encode(), digest_size=8).digest()
         self.key = (ctypes.c_uint32 * 2).from_buffer_copy(digest)
         self.first_row = first_row

@@ -115,10 +115,10 @@ class FusedStep:
 
 
 def count_parts(rows: int, elements: int) -> int:
-    """P: into how many parts of its rows a weight's gradient, with so many elements, is divided.
+    """P: the number of parts into which the rows are divided that a weight's gradient, with `elements`, is summed over.
 
-    The parts are one batched matmul, and added up in a fixed order. A single matmul is slower, and PyTorch divides its
-    rows among threads, so that the result's last bits would depend on their number.
+    One batched matmul computes the parts, which are added up in a fixed order. A single matmul is slower, and PyTorch
+    divides its rows among threads, so the last bits of the result would depend on the number of threads.
     """
     most = max(1, min(rows // _ROWS_OF_PART, _MAX_PART_ELEMENTS // elements))
     return next(parts for parts in range(most, 0, -1) if rows % parts == 0)

@@ -233,8 +233,8 @@ class Trainer:
             self.micro_batch = state.values["micro_batch"]  # that of another kind of device does not apply
         is_fused = self.fused_step is not None
         if state.values.get("fused", is_fused) != is_fused:
-            without = "with" if is_fused else "without"
-            self.notices.append(f"{without} the C code, unlike before: losses may differ in the last digits")
+            change = "with the C code, and before without it" if is_fused else "without the C code, and before with it"
+            self.notices.append(f"steps run {change}: losses may differ in the last digits")
 
     def _accumulate_gradients(self, batch: np.ndarray) -> Tensor:
         """Gradient accumulation: one backward per micro-batch. Returns the batch's mean loss.
