@@ -1,6 +1,5 @@
 """The progress of runs over HTTP, while another process trains them."""
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +8,8 @@ import pytest
 from octavo import runs
 from octavo.files import write_atomic
 from octavo.runs import Run
-from octavo.server import load_model, load_pending_models
+from octavo.server import load_model
+from octavo.server.follow import Follower
 from octavo.server.limits import Limits
 from octavo.server.runs_api import JsonLines
 from serving import SETTINGS, RunningServer, error_message, run_server
@@ -65,13 +65,11 @@ def test_a_new_run_is_listed_at_once_and_served_from_its_first_checkpoint(
         assert running.request("GET", f"/runs/{name}/metrics").json["lines"] == [{"step": 1, "loss": 4.5}]
         run.log("samples", {"step": 1, "text": "</script><b>\u2028"})
         assert running.request("GET", f"/runs/{name}/samples").json["lines"][0]["text"] == "</script><b>\u2028"
-        loader = threading.Thread(target=load_pending_models, args=(models, pending, threading.Event(), SETTINGS))
-        loader.start()
         loaded = runs.load(bpe_run.folder)
         run.save(1, loaded.model, loaded.tokenizer, bpe_run.settings, {"step": 1})
         checkpoint = (run.folder / "checkpoints" / "step-000001").rename(run.folder / "checkpoints" / "step-000002")
         (run.folder / "last").write_text(checkpoint.name, encoding="utf-8")
-        loader.join(30)
+        Follower(models, pending, SETTINGS).poll()
         assert running.request("GET", "/lens").json["models"][0]["step"] == 2
         assert running.post("/lens/next_token", text="a").status == 200
         assert running.complete("a").status == 200

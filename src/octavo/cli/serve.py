@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from typing import Any
 
 from octavo.cli.parser import (
@@ -35,6 +36,12 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
     )
     verb.add_argument(
         "--port", type=integer, default=8000, metavar="P", help="port to listen on; 0: any free port (8000)"
+    )
+    verb.add_argument(
+        "--follow",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="serve newer checkpoints of a run while it trains; --no-follow: only the one of the start (on)",
     )
     verb.add_argument(
         "--api-key-file",
@@ -82,6 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
         on_ready=print_urls,
         host=arguments.host,
         port=arguments.port,
+        follow=arguments.follow,
         api_key_file=arguments.api_key_file,
         quantize=arguments.quantize,
         slots=arguments.slots,
@@ -92,5 +100,6 @@ def run(arguments: argparse.Namespace) -> int:
         allow_origins=arguments.allow_origin,
         device=arguments.device,
         on_notice=print_notice,
+        on_change=lambda text: print(text, file=sys.stderr, flush=True),
     )
     return 0

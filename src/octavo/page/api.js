@@ -101,6 +101,9 @@ export async function fetchView(view, options = {}, { replaces, signal } = {}) {
   return answer;
 }
 
+// Forgets all answers, when the server has loaded newer checkpoints.
+export const forgetAnswers = () => answers.clear();
+
 let freePermits = MAX_LENS_REQUESTS;
 const waiting = [];
 

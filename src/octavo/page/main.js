@@ -4,6 +4,7 @@ import {
   fetchModels,
   fetchView,
   findTokenizationProblem,
+  forgetAnswers,
   keepKnownCharacters,
   offline,
   pageError,
@@ -23,6 +24,7 @@ import { createTextField } from "octavo/text_field";
 const TABS = ["walk", "attention", "positions_and_words", "playground", "training", "compare"];
 const TEXT_TABS = ["walk", "attention", "positions_and_words"]; // with the shared text; an exported page has only these
 const SAMPLE = "The cat sat on the mat, and the cat slept.";
+const FOLLOW_DELAY = 1500; // milliseconds between two looks at the checkpoints
 const RETRY_DELAY = 3000; // milliseconds between two requests for models until one is available
 
 const announcer = el("div", { class: "visually-hidden", role: "status" });
@@ -163,6 +165,7 @@ async function start() {
   await loadModels(); // before any tab asks for a view
   window.addEventListener("hashchange", tabBar.followAddress);
   tabBar.followAddress();
+  if (!offline) setTimeout(followModels, FOLLOW_DELAY);
 }
 
 // A run whose training has just started has no model yet, so this is repeated until there is one.
@@ -184,6 +187,22 @@ async function loadModels() {
 async function retryModels() {
   await loadModels();
   if (app.model) tabBar.mountOpenTab();
+}
+
+// Shows the newer checkpoints of runs that are still training.
+async function followModels() {
+  setTimeout(followModels, FOLLOW_DELAY);
+  if (document.hidden || !app.model || !app.models.some(({ run }) => run)) return;
+  const { models } = await fetchModels().catch(() => app);
+  if (JSON.stringify(models) === JSON.stringify(app.models)) return;
+  const served = app.model.step;
+  app.models = models;
+  app.model = models.find(({ id }) => id === app.model.id) ?? app.model;
+  forgetAnswers();
+  const isGone = app.step !== null && !app.model.steps.includes(app.step);
+  if (isGone) setState({ step: null });
+  else if (app.step === null && app.model.step !== served) tabBar.updateAll();
+  updateHeaderAndText();
 }
 
 start();

@@ -9,66 +9,36 @@ The path of a request to the logits and back:
     text_batch.py   the completions of a request, awaited in the event loop
     worker.py       the thread that steps a model's engine
 
-`lens_api.py` computes views in its own threads; `runs_api.py` and `static_page.py` read files.
+`follow.py` loads the models, and newer checkpoints while requests are answered. `lens_api.py` computes views in its own
+threads; `runs_api.py` and `static_page.py` read files.
 """
 
-import contextlib
 import functools
 import ipaddress
 import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from octavo import byte_order_mark, runs
 from octavo.checkpoint import Checkpoint
-from octavo.device import find_device
 from octavo.errors import OctavoError
-from octavo.generation.engine import Engine
 from octavo.interop import hub
 from octavo.runs import Run, RunLike
 from octavo.server.app import build_app
 from octavo.server.connection import Server
+from octavo.server.follow import Follower, load_model
 from octavo.server.limits import Limits
-from octavo.server.worker import ServedModel, Worker
+from octavo.server.settings import ServeSettings
+from octavo.server.worker import ServedModel
 from octavo.settings import unknown_name_error
 
 KEY_VARIABLE = "OCTAVO_API_KEY"
-_POLL_SECONDS = 1.0  # between two checks whether a run has its first checkpoint
 _KEY_FILE_HINT = "--api-key-file F, with a key on each line"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServeSettings:
-    """How models are served. See `octavo serve --help`."""
-
-    host: str = "127.0.0.1"
-    port: int = 8000  # 0: any free port
-    api_key_file: str | Path | None = None  # one key on each line
-    allow_hosts: Collection[str] = ()  # host names to answer to, besides those of this machine
-    allow_origins: Collection[str] = ()  # sites whose web pages may use the server
-    device: str = "auto"
-    quantize: str = "none"
-    slots: int = 8  # completions that each model generates at once
-    queue: int = 64  # the most completions that may wait for a slot, for each model; beyond that, 429
-    prefix_cache: int = 256  # MiB, for each model
-    overflow: str = "stop"  # what happens when the context is full; `octavo.generation.engine` explains the choices
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.port <= 65535:
-            raise OctavoError(f"port={self.port} is not between 0 and 65535", "--port 8000, or 0 for any free port")
-        if not 1 <= self.slots <= 1024:
-            raise OctavoError(f"slots={self.slots} is not between 1 and 1024", "--slots 8")
-        if not 0 <= self.queue <= 10**6:
-            raise OctavoError(f"queue={self.queue} is not between 0 and a million", "--queue 64")
-        if not 0 <= self.prefix_cache <= 1 << 20:
-            raise OctavoError(
-                f"prefix_cache={self.prefix_cache} is not a number of MiB from 0 to a million", "--prefix-cache 256"
-            )
 
 
 def serve(
@@ -76,14 +46,15 @@ def serve(
     *,
     on_ready: Callable[[list[str], str], object] = lambda models, url: None,
     on_notice: Callable[[str], object] = lambda text: None,
+    on_change: Callable[[str], object] = lambda text: None,
     **settings: Any,
 ) -> None:
     """Serve one or several runs until SIGTERM or Ctrl-C. `settings` are the fields of `ServeSettings`.
 
     `on_ready` is called with the models' names and the URL once the server accepts requests, `on_notice` for each
-    fallback of an engine. A run without a checkpoint is shown as it trains, and its model is served from the first
-    checkpoint on. Raises `OctavoError` if a run cannot be loaded, if the address cannot be used, or if other machines
-    can reach it and there is no API key.
+    fallback of an engine, `on_change` with a line about each newer checkpoint of a run. A run without a checkpoint is
+    shown as it trains, and its model is served from the first checkpoint on. Raises `OctavoError` if a run cannot be
+    loaded, if the address cannot be used, or if other machines can reach it and there is no API key.
     """
     names = [field.name for field in fields(ServeSettings)]
     if misspelled := settings.keys() - set(names):
@@ -100,6 +71,7 @@ def serve(
     pending = {name: found for name, found in served_runs.items() if not _has_checkpoint(found)}
     models: dict[str, ServedModel] = {}
     stopped = threading.Event()
+    follower = Follower(models, pending, options, on_notice=on_notice, on_change=on_change)
     with listen(options.host, options.port, allow_remote=bool(keys)) as listener:
         try:
             for name, run_like in requested.items():
@@ -115,56 +87,16 @@ def serve(
                 pending=pending,
                 runs=served_runs,
             )
-            threading.Thread(
-                target=load_pending_models, args=(models, pending, stopped, options, on_notice), daemon=True
-            ).start()
+            threading.Thread(target=follower.run, args=(stopped,), name="follow", daemon=True).start()
             address = f"[{options.host}]" if ":" in options.host else options.host
             url = f"http://{address}:{listener.getsockname()[1]}/v1"
             server = Server(app.asgi, app.drain, limits, lambda: on_ready(list(requested), url))
             server.run(sockets=[listener])
         finally:
             stopped.set()
+            follower.close()
             for model in list(models.values()):
                 model.worker.close()
-
-
-def load_model(
-    name: str, run: RunLike, settings: ServeSettings, on_notice: Callable[[str], object] = lambda text: None
-) -> ServedModel:
-    """Load a run's checkpoint and start its worker."""
-    checkpoint = runs.load(run, find_device(settings.device))
-    engine = Engine(
-        checkpoint.model,
-        settings.slots,
-        vocab_size=checkpoint.tokenizer.vocab_size,
-        quantize=settings.quantize,
-        prefix_bytes=settings.prefix_cache << 20,
-    )
-    for notice in engine.notices:
-        on_notice(notice)
-    return ServedModel(
-        id=name,
-        checkpoint=checkpoint,
-        worker=Worker(engine, settings.queue),
-        created=int(checkpoint.folder.stat().st_mtime),
-        overflow=settings.overflow,
-        run=runs.find_run(run),
-    )
-
-
-def load_pending_models(
-    models: MutableMapping[str, ServedModel],
-    pending: MutableMapping[str, Run],
-    stopped: threading.Event,
-    settings: ServeSettings,
-    on_notice: Callable[[str], object] = lambda text: None,
-) -> None:
-    """Move models from `pending` to `models` when their runs have a checkpoint, until none is left."""
-    while pending and not stopped.wait(_POLL_SECONDS):
-        for name in [name for name, run in pending.items() if _has_checkpoint(run)]:
-            with contextlib.suppress(OctavoError):  # training may be replacing the checkpoint: try again next time
-                models[name] = load_model(name, pending[name], settings, on_notice)
-                del pending[name]
 
 
 def _has_checkpoint(run: Run) -> bool:

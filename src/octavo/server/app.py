@@ -187,8 +187,7 @@ def build_app(
     @api.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def prometheus() -> Response:
         """Metrics in Prometheus's text format."""
-        workers = {id: model.worker for id, model in list(models.items())}
-        return Response(metrics.render(workers), media_type="text/plain; version=0.0.4")
+        return Response(metrics.render(dict(models)), media_type="text/plain; version=0.0.4")
 
     for router in (
         lens_api.routes(models, find_model, lens_api.LensService(limits)),

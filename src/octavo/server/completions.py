@@ -162,6 +162,7 @@ class CompletionAnswer:
             "object": "text_completion",
             "created": int(time.time()),
             "model": batch.model.id,
+            "system_fingerprint": batch.model.checkpoint.folder.name,
         }
 
     def encode(self, pieces: Mapping[TextStream, TextPiece]) -> bytes:

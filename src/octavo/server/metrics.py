@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from octavo.server.worker import Worker
+from octavo.server.worker import ServedModel
 
 _BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)  # seconds
 
@@ -24,6 +24,7 @@ class Metrics:
         self._slots = self._gauge("octavo_slots", "Completions that can be generated at once")
         self._busy = self._gauge("octavo_slots_busy", "Completions that are being generated")
         self._queue = self._gauge("octavo_queue", "Completions that wait for a slot")
+        self._step = self._gauge("octavo_checkpoint_step", "Training step of the served checkpoint")
 
     def count_request(self, route: str, status: int) -> None:
         self._requests.labels(route, str(status)).inc()
@@ -36,12 +37,15 @@ class Metrics:
         """A timer for one text of a request that was just received."""
         return TokenTimer(self._generated.labels(model), self._first.labels(model), self._inter_token.labels(model))
 
-    def render(self, workers: Mapping[str, Worker]) -> bytes:
-        """All metrics in Prometheus's text format, with the current slots and queue of each model."""
-        for model, worker in workers.items():
-            self._slots.labels(model).set(worker.engine.slots)
-            self._busy.labels(model).set(worker.engine.running)
-            self._queue.labels(model).set(worker.waiting)
+    def render(self, models: Mapping[str, ServedModel]) -> bytes:
+        """All metrics in Prometheus's text format, with the current slots, queue and step of each model."""
+        for name, model in models.items():
+            worker = model.worker
+            self._slots.labels(name).set(worker.engine.slots)
+            self._busy.labels(name).set(worker.engine.running)
+            self._queue.labels(name).set(worker.waiting)
+            if model.step is not None:
+                self._step.labels(name).set(model.step)
         return generate_latest(self._registry)
 
     def _gauge(self, name: str, help: str) -> Gauge:

@@ -83,6 +83,7 @@ class Completion(BaseModel):
     object: Literal["text_completion"]
     created: int
     model: str
+    system_fingerprint: str = Field(description="the checkpoint that generated the texts")
     choices: list[Choice]
     usage: Usage
 

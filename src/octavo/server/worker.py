@@ -7,14 +7,16 @@ event loop never waits for a model, and a stop string frees its slot at once.
 import asyncio
 import collections
 import contextlib
+import os
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from octavo.checkpoint import Checkpoint
+from octavo.checkpoint import TRAINER_FILES, Checkpoint
 from octavo.errors import OctavoError
 from octavo.generation.engine import Engine
 from octavo.generation.stream import TextStream
@@ -35,8 +37,10 @@ class Worker:
         self._posted: list[tuple[asyncio.AbstractEventLoop, Callable[[], None]]] = []
         self._closing = False
         self._wake = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
+        self._retired = False
+        self._lock = threading.Lock()  # of `_thread`, and of what `submit` adds to the inbox
+        self._thread: threading.Thread | None = None
+        self._start_thread()
 
     @property
     def waiting(self) -> int:
@@ -61,7 +65,10 @@ class Worker:
                 f"{self.waiting} completions are waiting already: try again in a moment",
                 code="rate_limit_exceeded",
             )
-        self._inbox.extend(streams)
+        with self._lock:
+            self._inbox.extend(streams)
+            if self._thread is None:
+                self._start_thread()
         self._wake.set()
         self._require_working()  # it may have failed a moment ago, without an error for these completions
 
@@ -77,7 +84,25 @@ class Worker:
         """Finish the current step and end the thread."""
         self._closing = True
         self._wake.set()
-        self._thread.join(timeout=10)
+        if (thread := self._thread) is not None:
+            thread.join(timeout=10)
+
+    def retire(self) -> None:
+        """End the thread once all texts are complete, because another worker has taken this one's place.
+
+        A request that found this worker before can still submit its texts: then the thread starts again.
+        """
+        self._retired = True
+        self._wake.set()
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether this worker is retired, and all its texts are complete."""
+        return self._thread is None
+
+    def _start_thread(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
 
     def _run(self) -> None:
         try:
@@ -89,6 +114,10 @@ class Worker:
                 self._running = self.streams
                 self._flush()
                 if not worked:
+                    with self._lock:
+                        if self._retired and not self._inbox:
+                            self._thread = None
+                            return
                     self._wake.wait()
         except Exception:  # a bug: without this, requests would hang while the server looks healthy
             self.broken = True
@@ -118,6 +147,30 @@ def _call_all(calls: Sequence[Callable[[], None]]) -> None:
         call()
 
 
+class Version(NamedTuple):
+    """Which weights a run offers: its best checkpoint, else its last, and the state of the files that are loaded."""
+
+    folder: Path
+    files: frozenset[tuple[str, int, int, int]]  # name, size, modification time, inode
+
+    @classmethod
+    def of_run(cls, run: Run) -> "Version | None":
+        """None if the run has no checkpoint, or it is being replaced."""
+        folder = run.best or run.last
+        try:
+            entries = [(entry.name, entry.stat()) for entry in os.scandir(folder)] if folder else []
+        except OSError:
+            return None
+        files = frozenset((name, state.st_size, state.st_mtime_ns, state.st_ino) for name, state in entries)
+        return cls(folder, files) if folder else None
+
+    @property
+    def weights(self) -> "Version":
+        """Without the trainer's state and the manifest, which change when training strips a checkpoint."""
+        kept = (file for file in self.files if file[0] not in (*TRAINER_FILES, "manifest.json"))
+        return Version(self.folder, frozenset(kept))
+
+
 @dataclass(frozen=True)
 class ServedModel:
     """A model and the worker that runs it."""
@@ -128,6 +181,7 @@ class ServedModel:
     created: int  # when the checkpoint was written, Unix time
     overflow: str = "stop"
     run: Run | None = None  # the run that the checkpoint belongs to; None if it belongs to none
+    version: Version | None = None  # what the run offered when this was loaded; None without a run
 
     @property
     def steps(self) -> dict[int, Path]:

@@ -1,0 +1,142 @@
+"""Loads the served models, and newer checkpoints of runs that are still training.
+
+A checkpoint is loaded into a model and an engine of its own, while the earlier ones answer requests. Then the new model
+takes the earlier one's name, in one assignment: a request uses the model that it found, from its first token to its
+last. The earlier engine ends when its texts are complete. A prefix cache belongs to an engine, so no cached prompt
+outlives the weights that it was computed with.
+
+A checkpoint that cannot be loaded, or is not of the same model, changes nothing but the log.
+"""
+
+import threading
+from collections.abc import Callable, MutableMapping
+
+from octavo import checkpoint, runs
+from octavo.checkpoint import Checkpoint
+from octavo.device import find_device
+from octavo.errors import OctavoError
+from octavo.generation.engine import Engine
+from octavo.runs import Run, RunLike
+from octavo.server.settings import ServeSettings
+from octavo.server.worker import ServedModel, Version, Worker
+
+_POLL_SECONDS = 0.25  # a look at the files of a run takes 0.1 ms
+_MAX_RETIRED = 2  # engines that still complete texts with earlier weights; each has the memory of a model
+# What a client may rely on while a name is served. A run that was deleted and started again can have other values.
+_FIXED = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "activation")
+
+
+def load_model(
+    name: str, run: RunLike, settings: ServeSettings, on_notice: Callable[[str], object] = lambda text: None
+) -> ServedModel:
+    """Load a run's checkpoint and start its worker."""
+    found = runs.find_run(run)
+    version = Version.of_run(found) if found else None  # before loading: a later change is a newer version
+    return _start(name, runs.load(run, find_device(settings.device)), found, version, settings, on_notice)
+
+
+def _start(
+    name: str,
+    loaded: Checkpoint,
+    run: Run | None,
+    version: Version | None,
+    settings: ServeSettings,
+    on_notice: Callable[[str], object],
+) -> ServedModel:
+    engine = Engine(
+        loaded.model,
+        settings.slots,
+        vocab_size=loaded.tokenizer.vocab_size,
+        quantize=settings.quantize,
+        prefix_bytes=settings.prefix_cache << 20,
+    )
+    for notice in engine.notices:
+        on_notice(notice)
+    return ServedModel(
+        id=name,
+        checkpoint=loaded,
+        worker=Worker(engine, settings.queue),
+        created=int(loaded.folder.stat().st_mtime),
+        overflow=settings.overflow,
+        run=run,
+        version=version,
+    )
+
+
+class Follower:
+    """Keeps `models` up to date with their runs, and moves models from `pending` when they have a checkpoint."""
+
+    def __init__(
+        self,
+        models: MutableMapping[str, ServedModel],
+        pending: MutableMapping[str, Run],
+        settings: ServeSettings,
+        *,
+        on_notice: Callable[[str], object] = lambda text: None,
+        on_change: Callable[[str], object] = lambda text: None,
+    ) -> None:
+        """`on_notice` is called for the fallbacks of an engine, `on_change` with a line about each newer checkpoint."""
+        self._models, self._pending, self._settings = models, pending, settings
+        self._on_notice, self._on_change = on_notice, on_change
+        self._rejected: dict[str, Version] = {}  # by model: the version that could not be served
+        self._retired: list[Worker] = []
+
+    def run(self, stopped: threading.Event) -> None:
+        """Look for checkpoints until `stopped` is set."""
+        while not stopped.wait(_POLL_SECONDS):
+            self.poll()
+
+    def poll(self) -> None:
+        """Look once."""
+        for name, run in list(self._pending.items()):
+            self._load_first(name, run)
+        self._retired = [worker for worker in self._retired if not worker.is_ended]
+        if self._settings.follow:
+            for name, model in list(self._models.items()):
+                if model.run is not None and len(self._retired) < _MAX_RETIRED:
+                    self._update(name, model, model.run)
+
+    def close(self) -> None:
+        """End the workers of earlier checkpoints."""
+        for worker in self._retired:
+            worker.close()
+
+    def _load_first(self, name: str, run: Run) -> None:
+        if run.best is None and run.last is None:
+            return
+        try:
+            self._models[name] = load_model(name, run, self._settings, self._on_notice)
+        except (OctavoError, OSError):  # training may be replacing the checkpoint: try again next time
+            return
+        del self._pending[name]
+
+    def _update(self, name: str, model: ServedModel, run: Run) -> None:
+        version = Version.of_run(run)
+        if version is None or version == self._rejected.get(name):
+            return
+        if model.version is not None and version.weights == model.version.weights:
+            return
+        try:
+            loaded = checkpoint.load(version.folder, find_device(self._settings.device), foreign=False)
+            _require_same_interface(model.checkpoint, loaded)
+            newer = _start(name, loaded, run, version, self._settings, self._on_notice)
+        except (OctavoError, OSError) as error:
+            if version.folder in (run.best, run.last):  # otherwise training has replaced it meanwhile
+                self._rejected[name] = version
+                reason = error.message if isinstance(error, OctavoError) else str(error)
+                self._on_change(f"{name}: step {model.step} is still served: {reason}")
+            return
+        self._models[name] = newer
+        model.worker.retire()
+        self._retired.append(model.worker)
+        self._on_change(f"{name}: step {newer.step} is served, in place of step {model.step}")
+
+
+def _require_same_interface(served: Checkpoint, newer: Checkpoint) -> None:
+    """Raise `OctavoError` if a checkpoint is not of the same model: the run was deleted and started again."""
+    for field in _FIXED:
+        before, after = getattr(served.model.settings, field), getattr(newer.model.settings, field)
+        if before != after:
+            raise OctavoError(f"{newer.folder} has {field}={after}, not {before}; start the server again to serve it")
+    if served.tokenizer.fingerprint != newer.tokenizer.fingerprint:
+        raise OctavoError(f"{newer.folder} has another tokenizer; start the server again to serve it")
