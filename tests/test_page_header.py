@@ -1,9 +1,11 @@
 """The header of the page: the text field, the tabs, the address, language, theme and step."""
 
+import dataclasses
 import re
 
 import pytest
 
+import octavo
 from browser import PLAYGROUND_TEXT, TABS, Visit, fill_tab, parse_numbers, wait_until
 from serving import RunningServer
 from sites import TEXT
@@ -195,3 +197,26 @@ def test_every_tab_shows_the_chosen_step(visit: Visit, site: RunningServer) -> N
     fill_tab(visit, "playground")  # the server generates text with one step only; for the others the browser samples
     assert not visit.requests_to("/v1/completions")
     assert page.locator(f"{PLAYGROUND_TEXT} .token").count() > 12
+
+
+def test_the_page_follows_the_checkpoint_that_is_served(visit: Visit, site: RunningServer) -> None:
+    """Training has written a newer checkpoint, or has removed the one that is shown."""
+    assert isinstance(site.models, dict)
+    served = site.models["letters"]
+    first = min(served.steps)
+    page = visit.open_tab("walk", "letters", TEXT).page
+    page.locator(".steps button.main").click()
+    chosen = page.locator("#step option:checked")
+    before = visit.table("#panel-walk .matrix")
+    assert str(served.step) in chosen.inner_text()
+    try:
+        site.models["letters"] = dataclasses.replace(served, checkpoint=octavo.load(served.steps[first]))
+        wait_until(lambda: str(served.step) not in chosen.inner_text(), page)
+        visit.settle()
+        assert str(first) in chosen.inner_text()
+        assert visit.table("#panel-walk .matrix") != before
+    finally:
+        site.models["letters"] = served
+    wait_until(lambda: str(served.step) in chosen.inner_text(), page)
+    visit.settle()
+    assert visit.table("#panel-walk .matrix") == before

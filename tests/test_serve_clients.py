@@ -125,6 +125,34 @@ def test_openai_client_raises_its_error_classes(client: openai.OpenAI) -> None:
     assert client.models.retrieve("my-1").object == "model"
 
 
+def test_openai_clients_chat_with_and_without_streams(server: RunningServer, client: openai.OpenAI) -> None:
+    messages: list[Any] = [{"role": "system", "content": "a cat"}, {"role": "user", "content": "the mat"}]
+    options: dict[str, Any] = {"model": "my-1", "messages": messages, "seed": 5, "max_completion_tokens": 12}
+    answer = client.chat.completions.create(**options, n=2, logprobs=True, top_logprobs=2, stop=["zz"])
+    assert [choice.index for choice in answer.choices] == [0, 1]
+    assert {choice.message.role for choice in answer.choices} == {"assistant"}
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    assert [len(each.top_logprobs) for each in logprobs.content] == [2] * len(logprobs.content)
+    text = answer.choices[0].message.content
+    chunks = list(client.chat.completions.create(**options, stream=True, stream_options={"include_usage": True}))
+    assert "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices) == text
+    assert chunks[-1].usage is not None
+
+    async def chat() -> list[str]:
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+            whole = await client.chat.completions.create(**options)
+            stream = await client.chat.completions.create(**options, stream=True)
+            parts = [choice.delta.content or "" async for chunk in stream for choice in chunk.choices]
+            return [whole.choices[0].message.content or "", "".join(parts)]
+
+    assert asyncio.run(chat()) == [text, text]
+    with pytest.raises(openai.BadRequestError, match="does not fit") as too_long:
+        client.chat.completions.create(model="my-1", messages=[{"role": "user", "content": "the cat " * 200}])
+    assert too_long.value.code == "context_length_exceeded"
+
+
 def test_a_stream_that_the_openai_client_closes_frees_its_slots(server: RunningServer, client: openai.OpenAI) -> None:
     with client.completions.create(model="my-1", prompt="the", max_tokens=60, n=8, stream=True) as stream:
         next(iter(stream))
@@ -156,7 +184,7 @@ def test_curl_examples_of_the_guide_work(server: RunningServer) -> None:
 
 def test_python_examples_of_the_guide_work(server: RunningServer, capsys: pytest.CaptureFixture[str]) -> None:
     blocks_with_requests = [block for block in guide_examples("python") if "127.0.0.1:8000" in block.text]
-    assert len(blocks_with_requests) == 2
+    assert len(blocks_with_requests) == 3
     for block in blocks_with_requests:
         exec(block.text.replace("127.0.0.1:8000", f"127.0.0.1:{server.port}"), {})
         assert capsys.readouterr().out.strip()

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from octavo.server.api_error import ApiError
-from octavo.server.completions import check_logprobs, text_requests
+from octavo.server.completions import text_requests
 from octavo.server.requests import CompletionRequest
+from octavo.server.text_requests import check_logprobs
 from octavo.server.tokens import token_string
 from octavo.tokenizers import StreamDecoder
 from serving import BLOCK, LIMITS, RunningServer, serve_each_tokenizer
@@ -39,7 +40,7 @@ def test_a_completion_has_openais_fields(server: RunningServer) -> None:
     assert response.status == 200
     assert response.headers["content-type"] == "application/json"
     body = response.json
-    assert body.keys() == {"id", "object", "created", "model", "choices", "usage"}
+    assert body.keys() == {"id", "object", "created", "model", "system_fingerprint", "choices", "usage"}
     assert body["id"].startswith("cmpl-")
     assert (body["object"], body["model"]) == ("text_completion", "char")
     [choice] = body["choices"]
@@ -343,7 +344,7 @@ def test_a_joined_stream_equals_the_response_without_streaming(
         assert choices.pop(choice.pop("index")) == choice
     assert choices == {}
     for event in streamed.events[:-1]:
-        assert event.keys() == {"id", "object", "created", "model", "choices"}
+        assert event.keys() == {"id", "object", "created", "model", "system_fingerprint", "choices"}
         assert event["id"] == streamed.events[0]["id"]
         assert "\ufffd" not in json.dumps(event, ensure_ascii=False)
 

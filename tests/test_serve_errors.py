@@ -182,8 +182,10 @@ def test_unknown_routes_are_404_and_methods_405(server: RunningServer) -> None:
 @pytest.mark.parametrize(
     ("path", "advice"),
     {
-        "/v1/chat/completions": "send a prompt to /v1/completions",
-        "/chat/completions": "send a prompt to /v1/completions",
+        "/chat/completions": "'/v1/chat/completions': check the client's base_url",
+        "/api/chat": "chats are at /v1/chat/completions",
+        "/v1/messages": "chats are at /v1/chat/completions",
+        "/v1/responses": "chats are at /v1/chat/completions",
         "/completions": "'/v1/completions': check the client's base_url",
         "/v1/v1/completions": "'/v1/completions'",
         "//v1/completions": "'/v1/completions'",

@@ -171,15 +171,14 @@ FAULTS: dict[str, Callable[[Run], object]] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_checkpoint_that_cannot_be_served_changes_nothing_but_one_line(followed: Followed, fault: str) -> None:
-    earlier, text = followed.model, greedy_text(followed.model.checkpoint.folder)
+    earlier = followed.model
     FAULTS[fault](followed.run)
     for _ in range(3):
         followed.follower.poll()
     assert followed.model is earlier
     assert len(followed.lines) == (0 if fault in ("deleted", "a file", "no run", "no pointer") else 1)
     assert all("step 10 is still served" in line for line in followed.lines)
-    with run_server(followed.models) as server:
-        assert server.text(PROMPT, max_tokens=12, temperature=0) == text
+    assert not earlier.worker.is_ended
     shutil.rmtree(followed.run.folder, ignore_errors=True)  # the run is started again
     run = Run.create(Settings(**SHAPE), "live", out=followed.run.folder)
     save(run, 5)

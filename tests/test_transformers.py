@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.utils import chat_template_utils
 
 import octavo
 from lenses import LINE, random_checkpoint
 from octavo.checkpoint import Checkpoint
+from octavo.generation.chat import template_process
 from octavo.loss import next_token_loss
+from test_chat import CHATML, TALK
 from transformers_checks import NEW_TOKENS, Expected, check_folder
 
 TEXTS = [LINE, "the cat", f"the mat. {LINE}"]
@@ -54,3 +57,26 @@ def test_transformers_computes_trains_and_returns_the_same_model(kind: str, bias
     check_folder(model.folder, expectation(model), tmp_path)
     for name in ("trained", "merged"):
         assert_loads(tmp_path / name, model)
+
+
+# Chat templates
+
+TEMPLATES = {
+    "chatml": CHATML,
+    "tags on own lines": "{% for m in messages %}\n    {% if m.role == 'user' %}\n[{{ m.content }}]\n"
+    "    {% endif %}\n{% endfor %}\nend",
+    "roles": "{{ bos_token }}{% for m in messages %}{{ m.role }}{{ loop.last }}{{ eos_token }}{% endfor %}",
+    "tojson": "{{ messages | tojson }}{{ messages[0] | tojson(indent=2) }}",
+    "loop controls": "{% for m in messages %}{% if loop.last %}{% break %}{% endif %}{{ m.content }}{% endfor %}",
+    "generation": "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}\n{% endfor %}",
+    "namespace": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+    "undefined": "{% if tools is defined and tools %}tools{% else %}none{% endif %}{{ nothing }}",
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_is_rendered_as_transformers_does(name: str) -> None:
+    messages = [vars(message) for message in TALK]
+    values = {"bos_token": "<s>", "eos_token": "</s>", "add_generation_prompt": True}
+    [expected], _ = chat_template_utils.render_jinja_template([messages], chat_template=TEMPLATES[name], **values)
+    assert template_process().render(TEMPLATES[name], {"messages": messages} | values) == expected

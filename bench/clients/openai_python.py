@@ -1,4 +1,4 @@
-"""OpenAI's package for Python: a completion, a stream, log-probabilities, and the exception for an unknown model."""
+"""OpenAI's package for Python: completions, chats, their streams, log-probabilities, an error."""
 
 import os
 
@@ -17,6 +17,15 @@ assert completion.choices[0].text == os.environ["OCTAVO_TEXT"]
 assert len(completion.choices[0].logprobs.tokens) == completion.usage.completion_tokens
 stream = client.completions.create(**options, stream=True)
 assert "".join(chunk.choices[0].text for chunk in stream) == os.environ["OCTAVO_TEXT"]
+chat = {
+    "model": os.environ["OCTAVO_MODEL"],
+    "messages": [{"role": "user", "content": os.environ["OCTAVO_PROMPT"]}],
+    "max_tokens": int(os.environ["OCTAVO_MAX_TOKENS"]),
+    "temperature": 0,
+}
+assert client.chat.completions.create(**chat).choices[0].message.content == os.environ["OCTAVO_ANSWER"]
+stream = client.chat.completions.create(**chat, stream=True)
+assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == os.environ["OCTAVO_ANSWER"]
 try:
     client.completions.create(**options | {"model": "gpt-4"})
 except openai.NotFoundError:

@@ -16,6 +16,7 @@ import sys
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 BUILD = HERE.parents[1] / "build" / "clients"
@@ -42,6 +43,7 @@ CLIENTS = (
     Client("openai-node", "openai", "Node.js", "openai_node.mjs", npm=("openai",)),
     Client("openai-browser", "openai", "Chromium, from another origin", "openai_browser.py", npm=("openai",)),
     Client("langchain", "langchain-openai", "`OpenAI`", "langchain_llm.py", pip=("langchain-openai",)),
+    Client("langchain-chat", "langchain-openai", "`ChatOpenAI`", "langchain_chat.py", pip=("langchain-openai",)),
     Client(
         "llama-index",
         "llama-index-llms-openai-like",
@@ -75,7 +77,10 @@ def main(names: list[str]) -> int:
                 "OCTAVO_KEY": key,
                 "OCTAVO_PROMPT": PROMPT,
                 "OCTAVO_MAX_TOKENS": str(MAX_TOKENS),
-                "OCTAVO_TEXT": greedy_text(url, key),
+                "OCTAVO_TEXT": greedy_choice(url, key, "completions", prompt=PROMPT)["text"],
+                "OCTAVO_ANSWER": greedy_choice(
+                    url, key, "chat/completions", messages=[{"role": "user", "content": PROMPT}]
+                )["message"]["content"],
                 "OCTAVO_ORIGIN_PORT": str(ORIGIN_PORT),
             }
             print("| client | version | |\n|---|---|---|")
@@ -101,12 +106,12 @@ def train_model() -> Path:
     return run
 
 
-def greedy_text(url: str, key: str) -> str:
+def greedy_choice(url: str, key: str, endpoint: str, **fields: Any) -> dict[str, Any]:
     """What every client must get, from the standard library's HTTP client."""
-    body = json.dumps({"prompt": PROMPT, "max_tokens": MAX_TOKENS, "temperature": 0}).encode()
+    body = json.dumps({"max_tokens": MAX_TOKENS, "temperature": 0} | fields).encode()
     headers = {"content-type": "application/json", "authorization": f"Bearer {key}"}
-    with urllib.request.urlopen(urllib.request.Request(f"{url}/completions", body, headers)) as response:
-        return str(json.load(response)["choices"][0]["text"])
+    with urllib.request.urlopen(urllib.request.Request(f"{url}/{endpoint}", body, headers)) as response:
+        return dict(json.load(response)["choices"][0])
 
 
 def try_client(client: Client, environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":

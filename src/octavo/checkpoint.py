@@ -217,6 +217,7 @@ def parse_manifest(content: bytes, name: str) -> Manifest:
 # `TRAINER_FILES` need not be: `strip_trainer` removes them from the manifest first, and a crash can leave the files.
 _FILES = (
     "added_tokens.json",
+    "chat_template.jinja",
     "config.json",
     "generation_config.json",
     "merges.txt",

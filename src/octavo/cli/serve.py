@@ -72,6 +72,13 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
         metavar="URL",
         help="origin whose pages may call this server (CORS), such as https://example.org; may be repeated",
     )
+    verb.add_argument(
+        "--chat-template",
+        type=expand_home,
+        metavar="F",
+        help="file with a Jinja2 template for chats; default: the model's own, else a plain transcript",
+    )
+    verb.add_argument("--docs", action="store_true", help="describe the API at /docs")
     add_device(verb)
     finish_verb(verb)
 
@@ -98,6 +105,8 @@ def run(arguments: argparse.Namespace) -> int:
         prefix_cache=arguments.prefix_cache,
         allow_hosts=arguments.allow_host,
         allow_origins=arguments.allow_origin,
+        chat_template=arguments.chat_template,
+        docs=arguments.docs,
         device=arguments.device,
         on_notice=print_notice,
         on_change=lambda text: print(text, file=sys.stderr, flush=True),

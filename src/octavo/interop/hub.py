@@ -11,7 +11,10 @@ from octavo.interop import huggingface
 
 PREFIX = "hf:"
 
-_DESCRIPTION = ["config.json", "generation_config.json", "*token*.json", "vocab.json", "merges.txt", "*.index.json"]
+_DESCRIPTION = [
+    *("config.json", "generation_config.json", "*token*.json", "vocab.json", "merges.txt", "*.index.json"),
+    "chat_template.jinja",
+]
 _WEIGHTS = ["model*.safetensors", "pytorch_model*.bin"]  # the first that the model has are downloaded
 
 

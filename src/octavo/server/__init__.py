@@ -5,7 +5,7 @@ The path of a request to the logits and back:
     connection.py   uvicorn's HTTP/1.1 protocol, with a deadline for every state of a connection
     middleware/     checks of hosts, origins, API keys and sizes; its __init__.py states their order
     app.py          the routes
-    completions.py  OpenAI's JSON <-> TextRequest and TextPiece
+    completions.py  OpenAI's JSON <-> TextRequest and TextPiece; chat.py the same for conversations
     text_batch.py   the completions of a request, awaited in the event loop
     worker.py       the thread that steps a model's engine
 
@@ -86,6 +86,7 @@ def serve(
                 allow_origins=options.allow_origins,
                 pending=pending,
                 runs=served_runs,
+                docs=options.docs,
             )
             threading.Thread(target=follower.run, args=(stopped,), name="follow", daemon=True).start()
             address = f"[{options.host}]" if ":" in options.host else options.host

@@ -14,17 +14,19 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
+from octavo import estimate
 from octavo.errors import OctavoError
 from octavo.runs import Run
-from octavo.server import lens_api, responses, runs_api, static_page
+from octavo.server import docs_page, lens_api, responses, runs_api, static_page
 from octavo.server.api_error import ApiError
+from octavo.server.chat import answer_chat
 from octavo.server.completions import complete
 from octavo.server.limits import Limits
 from octavo.server.metrics import Metrics
 from octavo.server.middleware import wrap_in_middleware
 from octavo.server.middleware.asgi import PROBES
 from octavo.server.middleware.drain import Drain
-from octavo.server.requests import CompletionRequest, DetokenizeRequest, TokenizeRequest
+from octavo.server.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from octavo.server.tokens import resolve_text, token_string
 from octavo.server.worker import ServedModel
 
@@ -48,16 +50,19 @@ def build_app(
     allow_origins: Collection[str] = (),
     pending: Collection[str] = (),
     runs: Mapping[str, Run] | None = None,
+    docs: bool = False,
     page_root: Path = static_page.ROOT,
 ) -> Application:
     """Build the application. `pending` has the names of models without a checkpoint yet, `runs` all served runs.
+
+    `docs`: describe the API at /docs.
 
     `models` and `pending` may change while the application runs.
     """
     metrics = Metrics()
     api = _Api(
         title="Octavo",
-        summary="GPT-2 models over OpenAI's completions API",
+        summary="GPT-2 models over OpenAI's API",
         version="1",
         docs_url=None,
         redoc_url=None,
@@ -98,8 +103,19 @@ def build_app(
         return models[id]
 
     def describe(model: ServedModel) -> responses.Model:
-        block_size = model.checkpoint.model.settings.block_size
-        return responses.Model(id=model.id, created=model.created, max_model_len=block_size)
+        loaded = model.checkpoint
+        return responses.Model(
+            id=model.id,
+            created=model.created,
+            max_model_len=loaded.model.settings.block_size,
+            parameters=estimate.parameters(loaded.model.settings),
+            tokenizer=loaded.tokenizer.kind,
+            has_chat_template=model.chat_template is not None,
+            step=model.step,
+            train_loss=loaded.info.get("train_loss"),
+            val_loss=loaded.info.get("val_loss"),
+            bits_per_byte=loaded.info.get("bits_per_byte"),
+        )
 
     of_model = APIRouter()
 
@@ -109,6 +125,15 @@ def build_app(
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continue one or several prompts."""
         return await complete(
+            find_model(body.model, request), body, request.state.cache_scope, request, metrics, limits
+        )
+
+    @of_model.post(
+        "/v1/chat/completions", response_model=responses.ChatCompletion, responses=_STREAM | responses.errors(404, 500)
+    )
+    async def chat(body: ChatRequest, request: Request) -> Response:
+        """Answer the newest message of a conversation."""
+        return await answer_chat(
             find_model(body.model, request), body, request.state.cache_scope, request, metrics, limits
         )
 
@@ -146,8 +171,8 @@ def build_app(
     @of_model.get("/tokenizer_info", responses=responses.errors(404))
     async def tokenizer_info(request: Request, model: str | None = None) -> responses.TokenizerInfo:
         """The tokenizer's kind, size and special tokens."""
-        checkpoint = find_model(model, request).checkpoint
-        tokenizer = checkpoint.tokenizer
+        served = find_model(model, request)
+        checkpoint, tokenizer = served.checkpoint, served.checkpoint.tokenizer
         roles = {role: value for role, value in tokenizer.roles.items() if isinstance(value, str)}
         return responses.TokenizerInfo(
             tokenizer_class="PreTrainedTokenizerFast",
@@ -158,6 +183,7 @@ def build_app(
             eos_token=roles.get("eos_token"),
             pad_token=roles.get("pad_token"),
             unk_token=roles.get("unk_token"),
+            chat_template=served.chat_template,
         )
 
     api.include_router(of_model)
@@ -188,6 +214,13 @@ def build_app(
     async def prometheus() -> Response:
         """Metrics in Prometheus's text format."""
         return Response(metrics.render(dict(models)), media_type="text/plain; version=0.0.4")
+
+    if docs:
+
+        @api.get("/docs", include_in_schema=False)
+        def describe_api() -> Response:
+            page = docs_page.render(api.openapi())
+            return Response(page, media_type="text/html", headers={"content-security-policy": docs_page.POLICY})
 
     for router in (
         lens_api.routes(models, find_model, lens_api.LensService(limits)),
@@ -252,15 +285,14 @@ async def error_response(request: Request, error: Exception) -> Response:
     return ApiError(error.status_code, message, headers=error.headers).response
 
 
-_NO_CHAT = ": this model continues text and has no chat format; send a prompt to /v1/completions"
+_CHAT = "; chats are at /v1/chat/completions"
 _ELSEWHERE = {  # the ends of paths that other servers have
-    "/chat": _NO_CHAT,
-    "/chat/completions": _NO_CHAT,
+    "/chat": _CHAT,
     "/completion": "; completions are at /v1/completions",
     "/embeddings": ": this server computes no embeddings",
     "/generate": "; completions are at /v1/completions",
-    "/messages": _NO_CHAT,
-    "/responses": _NO_CHAT,
+    "/messages": _CHAT,
+    "/responses": _CHAT,
 }
 
 

@@ -10,11 +10,13 @@ A checkpoint that cannot be loaded, or is not of the same model, changes nothing
 
 import threading
 from collections.abc import Callable, MutableMapping
+from pathlib import Path
 
 from octavo import checkpoint, runs
 from octavo.checkpoint import Checkpoint
 from octavo.device import find_device
 from octavo.errors import OctavoError
+from octavo.generation.chat import ChatFormat, ChatTemplateError
 from octavo.generation.engine import Engine
 from octavo.runs import Run, RunLike
 from octavo.server.settings import ServeSettings
@@ -43,6 +45,13 @@ def _start(
     settings: ServeSettings,
     on_notice: Callable[[str], object],
 ) -> ServedModel:
+    own_template = _read_template(settings.chat_template)
+    try:
+        ChatFormat(loaded.tokenizer, own_template or loaded.tokenizer.chat_template).check()
+    except ChatTemplateError as error:
+        if own_template:
+            raise
+        on_notice(f"{name} answers no chats: {error.message}")
     engine = Engine(
         loaded.model,
         settings.slots,
@@ -60,7 +69,20 @@ def _start(
         overflow=settings.overflow,
         run=run,
         version=version,
+        own_chat_template=own_template,
     )
+
+
+def _read_template(path: str | Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise OctavoError(
+            f"the chat template {path} cannot be read: {reason}", "a file with a Jinja2 template"
+        ) from None
 
 
 class Follower:

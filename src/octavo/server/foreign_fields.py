@@ -13,6 +13,7 @@ from typing import Any
 HARMLESS = frozenset(
     (
         "add_special_tokens",  # GPT-2 has none to add
+        "cache_control",  # of a message: what a provider should cache
         "cache_prompt",  # a cached prompt gives the same text
         "include_obfuscation",  # padding of OpenAI's stream events, against an attack on encrypted connections
         "metadata",
@@ -28,6 +29,10 @@ HARMLESS = frozenset(
     )
 )
 OFF: dict[str, Any] = {
+    "add_generation_prompt": True,
+    "annotations": [],
+    "chat_template_kwargs": {},
+    "continue_final_message": False,
     "do_sample": True,
     "dry_multiplier": 0,
     "dynatemp_range": 0,
@@ -49,6 +54,7 @@ OFF: dict[str, Any] = {
     "suffix": "",
     "tfs_z": 1,
     "timings_per_token": False,
+    "tool_calls": [],
     "tool_choice": "none",
     "tools": [],
     "top_a": 0,
@@ -93,7 +99,8 @@ _NAMES = {  # what the field is called here
 } | dict.fromkeys(("bad_words_ids", "banned_strings", "banned_tokens", "custom_token_bans"), "bad_words")
 _REASONS = {
     "suffix": "a GPT-2 generates from left to right: it cannot generate what comes before a suffix",
-    "messages": "this model continues text and has no chat format: send a prompt",
+    "messages": "a conversation is for /v1/chat/completions; send a prompt here",
+    "prompt": "a prompt is for /v1/completions; send messages here",
 }
 
 

@@ -57,7 +57,8 @@ def routes(
     def list_models_and_views() -> responses.Lens:
         """The served models with their checkpoints, and the views."""
         described = [
-            describe_model(model.id, model.checkpoint, model.steps, model.step) for model in list(models.values())
+            describe_model(model.id, model.checkpoint, model.steps, model.step, model.chat_template is not None)
+            for model in list(models.values())
         ]
         return responses.Lens(models=described, views=list(SERVED_VIEWS))
 
@@ -70,7 +71,11 @@ def routes(
 
 
 def describe_model(
-    name: str, checkpoint: Checkpoint, steps: Iterable[int] = (), step: int | None = None
+    name: str,
+    checkpoint: Checkpoint,
+    steps: Iterable[int] = (),
+    step: int | None = None,
+    has_chat_template: bool = False,
 ) -> responses.LensModel:
     """A model as the page needs it. `step` is the step of its checkpoint; None if the model belongs to no run."""
     settings = checkpoint.model.settings
@@ -87,6 +92,7 @@ def describe_model(
         run=step is not None,
         steps=list(steps),
         step=step,
+        has_chat_template=has_chat_template,
     )
 
 

@@ -23,6 +23,8 @@ class Limits:
     request_seconds: float = 600  # until the response is complete, including the wait for a slot
     fields: int = 64  # in a body
     prompts: int = 128
+    messages: int = 2048
+    message_parts: int = 256
     n: int = 128
     best_of: int = 20
     sequences: int = 128  # prompts times completions of each

@@ -116,33 +116,11 @@ class StreamOptions(_Body):
     )
 
 
-class CompletionRequest(_Body):
-    """OpenAI's completion request.
-
-    The fields that OpenAI does not have are vLLM's; `parse_special` is llama.cpp's.
-    """
+class GenerationRequest(_Body):
+    """The fields of completions and chats alike. Those that OpenAI does not have are vLLM's."""
 
     model: str = Field("", max_length=256, description="may be omitted if one model is served")
-    prompt: Annotated[
-        str
-        | Annotated[list[str], ItemCount(1, Limits.prompts)]
-        | PromptIds
-        | Annotated[list[PromptIds], ItemCount(1, Limits.prompts)],
-        Expected(
-            f"a text, a list of texts, a list of token ids, or a list of such lists; none empty, "
-            f"at most {Limits.prompts} prompts"
-        ),
-    ] = ""
-    max_tokens: int = Field(16, ge=0, le=Limits.max_tokens)
     n: int = Field(1, ge=1, le=Limits.n)
-    best_of: int | None = Field(None, ge=1, le=Limits.best_of, description="default: `n`")
-    echo: bool = False
-    logprobs: int | None = Field(
-        None,
-        ge=0,
-        le=Limits.logprobs,
-        description="log-probabilities of each token and of this many most likely tokens",
-    )
     stop: Annotated[
         StopString | Annotated[list[StopString], ItemCount(0, Limits.stops)],
         Expected(f"a text or a list of at most {Limits.stops} texts, each of 1 to {Limits.stop_characters} characters"),
@@ -181,6 +159,36 @@ class CompletionRequest(_Body):
         Annotated[dict[TokenIdString, Bias], ItemCount(0, Limits.logit_bias)],
         Expected(f"an object of at most {Limits.logit_bias} token ids, each with a number from -100 to 100"),
     ] = {}
+    return_token_ids: bool = Field(False, description="also return the ids of prompt and text")
+    user: str = Field("", max_length=1024)
+
+    @property
+    def stops(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else self.stop
+
+
+class CompletionRequest(GenerationRequest):
+    """OpenAI's completion request, with fields of vLLM; `parse_special` is llama.cpp's."""
+
+    prompt: Annotated[
+        str
+        | Annotated[list[str], ItemCount(1, Limits.prompts)]
+        | PromptIds
+        | Annotated[list[PromptIds], ItemCount(1, Limits.prompts)],
+        Expected(
+            f"a text, a list of texts, a list of token ids, or a list of such lists; none empty, "
+            f"at most {Limits.prompts} prompts"
+        ),
+    ] = ""
+    max_tokens: int = Field(16, ge=0, le=Limits.max_tokens)
+    best_of: int | None = Field(None, ge=1, le=Limits.best_of, description="default: `n`")
+    echo: bool = False
+    logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=Limits.logprobs,
+        description="log-probabilities of each token and of this many most likely tokens",
+    )
     prompt_logprobs: int | None = Field(
         None, ge=0, le=Limits.logprobs, description="the same for the tokens of the prompt; not in a stream"
     )
@@ -194,11 +202,9 @@ class CompletionRequest(_Body):
         False,
         description="encode a special token such as <|endoftext|> in the prompt as that token, not as ordinary text",
     )
-    return_token_ids: bool = Field(False, description="also return the ids of prompt and text")
     return_tokens_as_token_ids: bool = Field(
         False, description="with `logprobs`: write a token as `token_id:5`, rather than as its text"
     )
-    user: str = Field("", max_length=1024)
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:
@@ -206,9 +212,39 @@ class CompletionRequest(_Body):
         is_one = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
         return cast(list[str] | list[list[int]], [self.prompt] if is_one else self.prompt)
 
+
+class TextPart(_Body):
+    """A part of a message's content. This model reads no pictures and hears no sound."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(_Body):
+    """A message of a conversation. `name` is not used."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[
+        str | Annotated[list[TextPart], ItemCount(0, Limits.message_parts)],
+        Expected(f"a text, or a list of at most {Limits.message_parts} parts of type text: this model reads text only"),
+    ] = ""
+    name: str = Field("", max_length=256)
+
     @property
-    def stops(self) -> list[str]:
-        return [self.stop] if isinstance(self.stop, str) else self.stop
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+
+
+class ChatRequest(GenerationRequest):
+    """OpenAI's request for an answer in a conversation."""
+
+    messages: Annotated[list[ChatMessage], ItemCount(1, Limits.messages)]
+    max_completion_tokens: int | None = Field(
+        None, ge=0, le=Limits.max_tokens, description="default: until the context is full"
+    )
+    max_tokens: int | None = Field(None, ge=0, le=Limits.max_tokens, description="the older name of the same")
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=Limits.logprobs, description="only with `logprobs`")
 
 
 class TokenizeRequest(_Body):

@@ -88,14 +88,74 @@ class Completion(BaseModel):
     usage: Usage
 
 
+class TokenLogprob(BaseModel):
+    """A token that could have been at a place of the text, and its log-probability."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChosenTokenLogprob(TokenLogprob):
+    """A token of the text, and the most likely tokens at its place."""
+
+    top_logprobs: list[TokenLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    """The log-probabilities of an answer."""
+
+    content: list[ChosenTokenLogprob]
+    refusal: None
+
+
+class AnswerMessage(BaseModel):
+    """The answer of the model."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChatChoice(BaseModel):
+    """An answer, and why it ended: `stop` (a stop string or token, or end-of-text) or `length`."""
+
+    index: int
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: Literal["stop", "length"]
+    stop_reason: str | int | None = Field(description="the stop string or token that ended the answer")
+    token_ids: list[int] | None = Field(None, description="with `return_token_ids`: the ids of the answer")
+    prompt_token_ids: list[int] | None = None
+
+
+class ChatCompletion(BaseModel):
+    """OpenAI's chat completion object."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    system_fingerprint: str = Field(description="the checkpoint that generated the answers")
+    choices: list[ChatChoice]
+    usage: Usage
+
+
 class Model(BaseModel):
-    """A served model. `max_model_len` is its context length."""
+    """A served model. `max_model_len` is its context length. The losses are those of the checkpoint, in nats."""
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: Literal["octavo"] = "octavo"
     max_model_len: int
+    parameters: int
+    tokenizer: str
+    has_chat_template: bool = Field(description="whether a chat is written by a template; else as a plain transcript")
+    step: int | None = Field(description="the training step of the checkpoint; null if it belongs to no run")
+    train_loss: float | None
+    val_loss: float | None
+    bits_per_byte: float | None
 
 
 class Models(BaseModel):
@@ -131,7 +191,7 @@ class TokenizerInfo(BaseModel):
     eos_token: str | None
     pad_token: str | None = None
     unk_token: str | None = None
-    chat_template: None = None
+    chat_template: str | None = None
 
 
 class Version(BaseModel):
@@ -173,6 +233,7 @@ class LensModel(BaseModel):
     run: bool = Field(description="whether the model belongs to a run")
     steps: list[int] = Field(description="the steps of the checkpoints that the run has")
     step: int | None = Field(description="the step that is served")
+    has_chat_template: bool = Field(description="whether a chat is written by a template; else as a plain transcript")
 
 
 class Lens(BaseModel):

@@ -17,6 +17,8 @@ class ServeSettings:
     api_key_file: str | Path | None = None  # one key on each line
     allow_hosts: Collection[str] = ()  # host names to answer to, besides those of this machine
     allow_origins: Collection[str] = ()  # sites whose web pages may use the server
+    chat_template: str | Path | None = None  # a file with a Jinja2 template, in place of the checkpoints' own
+    docs: bool = False  # describe the API at /docs
     device: str = "auto"
     quantize: str = "none"
     slots: int = 8  # completions that each model generates at once

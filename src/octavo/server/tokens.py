@@ -77,6 +77,20 @@ def format_logprobs(
     return lists
 
 
+def format_chat_logprobs(tokenizer: Tokenizer, tokens: list[LocatedToken], count: int) -> dict[str, Any]:
+    """The `logprobs` object of a chat completion, with `count` most likely tokens at each place."""
+
+    def describe(id: int, logprob: float | None) -> dict[str, Any]:
+        token = tokenizer.token_bytes[id]
+        return {"token": token_string(tokenizer, id), "logprob": round(logprob or 0.0, 6), "bytes": list(token)}
+
+    content = [
+        describe(token.id, token.logprob) | {"top_logprobs": [describe(*pair) for pair in token.top[:count]]}
+        for token, _ in tokens
+    ]
+    return {"content": content, "refusal": None}
+
+
 def format_prompt_logprobs(
     tokenizer: Tokenizer, tokens: list[LocatedToken], count: int
 ) -> list[dict[str, dict[str, Any]] | None]:

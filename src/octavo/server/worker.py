@@ -182,6 +182,7 @@ class ServedModel:
     overflow: str = "stop"
     run: Run | None = None  # the run that the checkpoint belongs to; None if it belongs to none
     version: Version | None = None  # what the run offered when this was loaded; None without a run
+    own_chat_template: str | None = None  # in place of the checkpoint's
 
     @property
     def steps(self) -> dict[int, Path]:
@@ -192,3 +193,8 @@ class ServedModel:
     def step(self) -> int | None:
         """The step of the served checkpoint; None if it belongs to no run."""
         return step_of(self.checkpoint.folder) if self.run else None
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja2 template by which conversations are written; None: as plain transcripts."""
+        return self.own_chat_template or self.checkpoint.tokenizer.chat_template

@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING
 
 from octavo.errors import OctavoError, translate_parser_errors
 from octavo.tokenizers.bytelevel import END_OF_TEXT, byte_level_backend
-from octavo.tokenizers.special_tokens import add_tokens, read_role_ids, read_roles, read_start_of_text, tokens_with_role
+from octavo.tokenizers.special_tokens import (
+    add_tokens,
+    read_chat_template,
+    read_role_ids,
+    read_roles,
+    read_start_of_text,
+    tokens_with_role,
+)
 from octavo.tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -32,7 +39,7 @@ def load(folder: Path) -> Tokenizer:
         else:
             raise OctavoError(f"no tokenizer in {folder}: expected tokenizer.json, or vocab.json and merges.txt")
         add_tokens(backend, folder, roles)
-        return Tokenizer(backend, roles, read_role_ids(folder), read_start_of_text(folder))
+        return Tokenizer(backend, roles, read_role_ids(folder), read_start_of_text(folder), read_chat_template(folder))
 
 
 def read_vocab_and_merges(vocab: Path, merges: Path) -> "tokenizers.Tokenizer":

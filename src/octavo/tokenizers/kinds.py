@@ -69,7 +69,7 @@ def choose_start(tokenizer: Tokenizer, trained_on_end_of_text: bool) -> Tokenize
         start = tokenizer.decode(tokenizer.encode("\n", unknown="skip")) or tokenizer.decode([0])
     if start == tokenizer.start_of_text:
         return tokenizer
-    return Tokenizer(tokenizer.backend, tokenizer.roles, start_of_text=start)
+    return Tokenizer(tokenizer.backend, tokenizer.roles, start_of_text=start, chat_template=tokenizer.chat_template)
 
 
 def from_characters(ids: Mapping[str, int], end_of_text: bool = False, start_of_text: str | None = None) -> Tokenizer:

@@ -1,4 +1,4 @@
-"""The special tokens of a Hugging Face folder and their roles, in all the files that can name them.
+"""The special tokens of a Hugging Face folder, their roles and the chat template, in all the files that can have them.
 
 tokenizer.json              added tokens, some of them special
 added_tokens.json           added tokens of a folder of older form: their ids
@@ -7,6 +7,7 @@ tokenizer_config.json       roles such as `eos_token`, and in `added_tokens_deco
 special_tokens_map.json     roles
 generation_config.json,     the ids of eos, bos and pad, where no tokenizer file has a role for them
 config.json
+chat_template.jinja         the chat template; in folders of older form it is in tokenizer_config.json
 """
 
 from pathlib import Path
@@ -22,6 +23,7 @@ Roles = dict[str, str | list[str]]  # "eos_token" and so on: the token; "additio
 
 _LISTS = ("additional_special_tokens", "extra_special_tokens")  # the second is the name in transformers 5
 _HINT = "another copy of the folder"
+_MAX_TEMPLATE_BYTES = 1 << 20
 
 
 def read_roles(folder: Path) -> Roles:
@@ -56,6 +58,19 @@ def read_start_of_text(folder: Path) -> str | None:
     """The text that a generated text starts after in place of the bos token, if the folder names one."""
     start = _read(folder / "tokenizer_config.json").get("start_of_text")
     return start if isinstance(start, str) else None
+
+
+def read_chat_template(folder: Path) -> str | None:
+    """The template by which a conversation becomes a text; None if the folder has none. It is not checked here."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        template: object = path.read_bytes()[:_MAX_TEMPLATE_BYTES].decode()
+    else:
+        template = _read(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(template, list):  # several, by name
+        named = [each for each in template if isinstance(each, dict) and each.get("name") == "default"]
+        template = named[0].get("template") if named else None
+    return template if isinstance(template, str) and template else None
 
 
 def add_tokens(backend: "tokenizers.Tokenizer", folder: Path, roles: Roles) -> None:

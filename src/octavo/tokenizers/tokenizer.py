@@ -54,6 +54,7 @@ class Tokenizer:
     `token_bytes[id]` are the bytes of a token. `roles` has the special tokens that a Hugging Face folder gives a role:
     `eos_token` ends a text and `bos_token` begins one; their ids are `end_of_text` and `beginning_of_text`, or None.
     `start_of_text`, unless it is None, is the text of the token that begins a text instead: see `choose_start`.
+    `chat_template` is the Jinja2 template of a folder of a chat model (`octavo.generation.chat`); None if it has none.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Tokenizer:
         roles: Mapping[str, str | list[str]] | None = None,
         role_ids: Mapping[str, int] | None = None,
         start_of_text: str | None = None,
+        chat_template: str | None = None,
     ) -> None:
         """`role_ids` are token ids for roles that `roles` lacks; the id of a token that is not special is ignored.
 
@@ -88,7 +90,7 @@ class Tokenizer:
         self.special_ids = frozenset(token["id"] for token in description["added_tokens"] if token["special"])
         self.special_texts = [token["content"] for token in description["added_tokens"] if token["special"]]
         self.roles = _complete_roles(dict(roles or {}), role_ids or {}, description["added_tokens"])
-        self.start_of_text = start_of_text
+        self.start_of_text, self.chat_template = start_of_text, chat_template
         self.end_of_text, self.beginning_of_text = self.role_id("eos_token"), self._find_beginning()
 
     def role_id(self, role: str) -> int | None:
@@ -162,7 +164,7 @@ class Tokenizer:
         if plain == pre_tokenizer:
             return self
         backend = self.backend.from_str(json.dumps(description | {"pre_tokenizer": json.loads(plain)}))
-        return Tokenizer(backend, self.roles, start_of_text=self.start_of_text)
+        return Tokenizer(backend, self.roles, start_of_text=self.start_of_text, chat_template=self.chat_template)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`. Bytes that are not UTF-8 become U+FFFD."""
@@ -185,6 +187,8 @@ class Tokenizer:
             config["model_max_length"] = max_length
         if self.start_of_text is not None:
             config["start_of_text"] = self.start_of_text
+        if self.chat_template is not None:
+            config["chat_template"] = self.chat_template
         (folder / "tokenizer.json").write_bytes(self._json())
         (folder / "tokenizer_config.json").write_bytes(json.dumps(config, indent=2).encode())
 

@@ -11,7 +11,7 @@ from octavo.server.api_error import ApiError
 from octavo.server.limits import Limits
 from octavo.server.middleware.asgi import PROBES, header, refuse
 
-_PAGE = re.compile(r"/|/favicon\.ico|/page/.*", re.DOTALL)  # the page's files, which have no data of a model
+_PAGE = re.compile(r"/|/docs|/favicon\.ico|/page/.*", re.DOTALL)  # files without data of a model
 
 
 class ApiKeys:

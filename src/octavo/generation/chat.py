@@ -1,0 +1,223 @@
+"""A conversation as a prompt: by the chat template of the checkpoint, or as a plain transcript.
+
+A plain transcript is what a model without a chat template gets, one line for each message:
+
+    System: You are a bear.
+    User: What do you eat?
+    Assistant:
+
+The answer ends where the model begins the line of another speaker. Names that the tokenizer cannot encode are left out.
+
+The text of a special token is that token where the template has it, and ordinary text within a message: a user can't
+end the turn of the assistant by typing `<|im_end|>`.
+"""
+
+import atexit
+import contextlib
+import functools
+import json
+import secrets
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from octavo.errors import OctavoError
+from octavo.generation.prompt import Prompt, encode_prompt
+from octavo.tokenizers import Tokenizer
+
+SPEAKERS = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of a conversation. `role` is one of `SPEAKERS`."""
+
+    role: str
+    content: str
+
+
+class ChatTemplateError(OctavoError):
+    """The chat template rejects the conversation, or is not usable."""
+
+
+class ConversationTooLongError(OctavoError):
+    """The newest message alone does not fit into the context."""
+
+
+class ChatFormat:
+    """How a model's conversations are written: `template` is a Jinja2 template; None: a plain transcript."""
+
+    def __init__(self, tokenizer: Tokenizer, template: str | None = None) -> None:
+        self._tokenizer, self._template = tokenizer, template
+        self.stop = () if template else self._transcript_stops()
+
+    def check(self) -> None:
+        """Raise `ChatTemplateError` if the template cannot write the shortest conversation."""
+        if self._template:
+            self._render(self._template, [Message("user", "Hello")])
+
+    def encode(self, messages: Sequence[Message], room: int) -> Prompt:
+        """The prompt of a conversation, of at most `room` tokens, after which the assistant answers.
+
+        If it is longer, the oldest turns are left out, but not the messages before the first turn (system). A turn
+        begins with a message of the user. Raises `ConversationTooLongError` if the newest turn is too long,
+        `ChatTemplateError` if the template rejects the messages, and `UnknownCharactersError`.
+        """
+        turns = [i for i, message in enumerate(messages) if message.role == "user"]
+        first = turns[0] if turns else len(messages)
+
+        def encode_from(turn: int) -> Prompt | None:
+            """The prompt without the turns before this one; None if it is too long."""
+            kept = [*messages[:first], *messages[turns[turn] :]] if turn else messages
+            return self._encode(kept, room)
+
+        best, low, high = encode_from(0), 1, len(turns)
+        if best is not None:
+            return best
+        while low < high:  # a binary search for the oldest turn from which the prompt fits
+            middle = (low + high) // 2
+            if (prompt := encode_from(middle)) is None:
+                low = middle + 1
+            else:
+                best, high = prompt, middle
+        if best is None:
+            raise ConversationTooLongError(f"the newest message does not fit into {room:,} tokens")
+        return best
+
+    def _encode(self, messages: Sequence[Message], room: int) -> Prompt | None:
+        """The prompt of these messages; None if it has more than `room` tokens."""
+        if self._template is None:
+            text = self._transcript(messages)
+            return self._bounded(text, room, lambda: encode_prompt(self._tokenizer, text))
+        special = self._tokenizer.special_texts
+        if not special:
+            text = self._render(self._template, messages)
+            return self._bounded(text, room, lambda: encode_prompt(self._tokenizer, text))
+        # The texts of special tokens within messages become marks while the template is rendered.
+        nonce = f"\ue000{secrets.randbits(64)}\ue001"
+        pattern, marks = self._tokenizer.special_pattern, {text: f"{nonce}{i}\ue002" for i, text in enumerate(special)}
+        marked = [Message(m.role, pattern.sub(lambda match: marks[match[0]], m.content)) for m in messages]
+        parts = pattern.split(self._render(self._template, marked))  # ordinary text, special token, ordinary text, ...
+        for text, mark in marks.items():
+            parts[::2] = [part.replace(mark, text) for part in parts[::2]]
+        return self._bounded("".join(parts), room, lambda: self._encode_parts(parts))
+
+    def _encode_parts(self, parts: Sequence[str]) -> Prompt:
+        tokenizer = self._tokenizer
+        ids = [
+            id
+            for i, part in enumerate(parts)
+            for id in (tokenizer.encode(part, special_tokens=bool(i % 2)).tolist() if part else [])
+        ]
+        return Prompt("".join(parts), ids) if ids else encode_prompt(tokenizer, "")
+
+    def _bounded(self, text: str, room: int, encode: Callable[[], Prompt]) -> Prompt | None:
+        if len(text) > room * max(map(len, self._tokenizer.token_bytes)):
+            return None  # far too long: not worth encoding
+        prompt = encode()
+        return prompt if len(prompt.ids) <= room else None
+
+    def _render(self, template: str, messages: Sequence[Message]) -> str:
+        roles = {role: token for role, token in self._tokenizer.roles.items() if isinstance(token, str)}
+        values = {"messages": [vars(message) for message in messages], "add_generation_prompt": True}
+        return template_process().render(template, roles | values)
+
+    def _transcript(self, messages: Sequence[Message]) -> str:
+        lines = [f"{self._scaffold(f'{SPEAKERS[m.role]}: ')}{m.content.strip()}" for m in messages]
+        return self._scaffold("\n").join([*lines, self._scaffold("Assistant:")])
+
+    def _transcript_stops(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(filter(None, (self._scaffold(f"\n{name}:") for name in SPEAKERS.values()))))
+
+    def _scaffold(self, text: str) -> str:
+        """The part of a text that the tokenizer can encode."""
+        return self._tokenizer.decode(self._tokenizer.encode(text, unknown="skip"))
+
+
+_TOO_MUCH = "the chat template of this model takes too much time or memory"
+
+
+class TemplateProcess:
+    """The process that renders templates. It is started with the first one, and again after it has been ended."""
+
+    def __init__(self, seconds: float = 2, pause: float = 60) -> None:
+        """A template may take `seconds`. One that takes longer is rejected at once for the next `pause` seconds."""
+        self._seconds, self._pause = seconds, pause
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+        self._rejected_until: dict[str, float] = {}
+
+    def render(self, template: str, values: dict[str, object]) -> str:
+        """Raises `ChatTemplateError` if the template does, or takes too much time or memory."""
+        request = json.dumps({"template": template, "values": values}).encode() + b"\n"
+        with self._lock:
+            if self._rejected_until.get(template, 0) > time.monotonic():
+                raise ChatTemplateError(_TOO_MUCH)
+            if self._process is None:
+                self._process = self._start()
+            answer = self._exchange(self._process, request, self._seconds)
+            if answer is None:
+                self._process = None
+                self._rejected_until = {template: time.monotonic() + self._pause}
+                raise ChatTemplateError(_TOO_MUCH)
+        if "error" in answer:
+            raise ChatTemplateError(f"the chat template rejects these messages: {answer['error']}")
+        return answer["text"]
+
+    def close(self) -> None:
+        with self._lock:
+            if self._process is not None:
+                _end(self._process)
+            self._process = None
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        # -P: the folder of the script is no place to import from.
+        words = [sys.executable, "-P", str(Path(__file__).with_name("chat_process.py"))]
+        pipe, null = subprocess.PIPE, subprocess.DEVNULL
+        # A session of its own: Ctrl-C is for the server, which ends this process by closing its input.
+        process = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=null, start_new_session=True)
+        if self._exchange(process, b"", 60) is None:
+            raise ChatTemplateError("the process that renders chat templates cannot be started")
+        return process
+
+    @staticmethod
+    def _exchange(process: "subprocess.Popen[bytes]", request: bytes, seconds: float) -> dict[str, str] | None:
+        """Send a request and return the answer. None if the process has ended, or is ended because it takes longer."""
+        assert process.stdin is not None
+        assert process.stdout is not None
+        timer = threading.Timer(seconds, process.kill)  # a pipe has no timeout on every system
+        timer.start()
+        try:
+            process.stdin.write(request)
+            process.stdin.flush()
+            line = process.stdout.readline()
+        except OSError:
+            line = b""
+        finally:
+            timer.cancel()
+        if not line.endswith(b"\n"):
+            _end(process)
+            return None
+        answer: dict[str, str] = json.loads(line)
+        return answer
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        with contextlib.suppress(OSError):
+            if pipe is not None:
+                pipe.close()
+
+
+@functools.cache
+def template_process() -> TemplateProcess:
+    """The process that all models share."""
+    process = TemplateProcess()
+    atexit.register(process.close)
+    return process
