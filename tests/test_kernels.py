@@ -154,3 +154,18 @@ def test_attention_with_a_mask_does_not_use_cudnn(monkeypatch: pytest.MonkeyPatc
         with kernels.fast_path(torch.device("cuda"), with_mask):
             assert torch.backends.cuda.cudnn_sdp_enabled() is not with_mask
             assert torch.backends.cuda.flash_sdp_enabled()
+
+
+def test_one_thread_holds_only_for_the_calling_thread() -> None:
+    """A second engine's thread that was born while the first one decoded computed with one thread for good."""
+    before, born = torch.get_num_threads(), []
+    torch.set_num_threads(3)
+    try:
+        with kernels.one_thread():
+            assert torch.get_num_threads() == 1
+            thread = threading.Thread(target=lambda: born.append(torch.get_num_threads()))
+            thread.start()
+            thread.join()
+        assert (torch.get_num_threads(), born) == (3, [3])
+    finally:
+        torch.set_num_threads(before)

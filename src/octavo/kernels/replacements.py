@@ -38,6 +38,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from octavo.kernels.openmp import find_openmp
+
 # With more positions the scores (B, H, T, T) no longer fit in the caches, and the fused kernel, which skips the masked
 # half, is faster.
 MAX_MATMUL_ATTENTION_LENGTH = 512
@@ -178,13 +180,18 @@ def one_thread() -> Iterator[None]:
 
     Use it for small operations while other threads have work: OpenMP's worker threads keep spinning after their share
     is done, on cores that the other threads need.
+
+    OpenMP has a number of threads for each thread that calls it. `torch.set_num_threads` also sets the number that
+    threads born from then on have, for as long as they live.
     """
+    openmp = find_openmp()
+    set_threads = openmp.omp_set_num_threads if openmp else torch.set_num_threads
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    set_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        set_threads(threads)
 
 
 @functools.cache

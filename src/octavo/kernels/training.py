@@ -15,12 +15,12 @@ import functools
 import hashlib
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from octavo.kernels.native_library import UnavailableError, load_library
+from octavo.kernels.openmp import find_openmp
 
 Call = Callable[[], object]
 
@@ -308,9 +308,7 @@ _NO_DROPOUT = Dropout(0.0)
 
 def _use_openmp(library: ctypes.CDLL) -> None:
     """Give the library PyTorch's threads. Raises `UnavailableError` if PyTorch has another runtime than GNU OpenMP."""
-    folder = Path(torch.__file__).parent / "lib"
-    for path in [*folder.glob("libgomp*.so*"), *folder.glob("../../torch.libs/libgomp*.so*")]:
-        openmp = ctypes.CDLL(str(path))  # loaded already: this finds it
-        library.use_openmp(*(ctypes.cast(f, _pointer) for f in (openmp.GOMP_parallel, openmp.omp_get_thread_num)))
-        return
-    raise UnavailableError(f"PyTorch has no GNU OpenMP on {sys.platform}")
+    openmp = find_openmp()
+    if openmp is None:
+        raise UnavailableError(f"PyTorch has no GNU OpenMP on {sys.platform}")
+    library.use_openmp(*(ctypes.cast(f, _pointer) for f in (openmp.GOMP_parallel, openmp.omp_get_thread_num)))
