@@ -46,7 +46,8 @@ static int claim_chunk(int size) { return atomic_fetch_add(&team.next, size); }
 static void barrier(void)
 {
     const unsigned phase = atomic_load(&team.phase);
-    if (atomic_fetch_add(&team.arrived, 1) + 1 == team.threads) {
+    const int threads = team.threads; /* read before the others can leave: the next call may have another number */
+    if (atomic_fetch_add(&team.arrived, 1) + 1 == threads) {
         atomic_store(&team.arrived, 0);
         atomic_store(&team.next, 0);
         atomic_fetch_add(&team.phase, 1);
