@@ -19,6 +19,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "odd": dict(n_layer=2, n_head=3, n_embd=39, block_size=21, vocab_size=37),
     "wide heads": dict(n_layer=1, n_head=2, n_embd=100, block_size=40, vocab_size=16),
     "even": dict(n_layer=2, n_head=2, n_embd=64, block_size=64, vocab_size=64),
+    "parts of tiles": dict(n_layer=1, n_head=3, n_embd=192, block_size=40, vocab_size=53),
     "no bias": dict(n_layer=2, n_head=2, n_embd=32, block_size=32, vocab_size=20, bias=False),
     "exact GELU": dict(n_layer=1, n_head=1, n_embd=48, block_size=16, vocab_size=20, activation="gelu"),
 }

@@ -71,6 +71,22 @@ def test_logits_in_c_are_bit_identical_in_any_chunks_and_batch(shape: dict[str, 
         torch.set_num_threads(threads_before)
 
 
+@pytest.mark.parametrize("shape", ["even", "parts of tiles"])
+def test_int8_logits_have_the_same_bits_with_and_without_amx(shape: str) -> None:
+    model = random_model(**SHAPES[shape])
+    decoder = native.NativeDecoder(model, 1, int8=True)
+    ids = random_ids(model.settings.block_size, model.settings.vocab_size)
+    use_amx = native_library.load_library().functions.octavo_use_amx
+    try:
+        logits = []
+        for wanted in (0, 1):  # without effect on a processor that does not have it
+            use_amx(wanted)
+            logits.append(decode(decoder, ids))
+    finally:
+        use_amx(1)
+    assert torch.equal(*logits)
+
+
 def test_logits_are_those_of_the_requested_rows_in_the_requested_order() -> None:
     model = random_model()
     for use_native in (True, False):

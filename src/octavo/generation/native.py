@@ -16,7 +16,7 @@ from octavo.generation.int8 import linears_with_norms, quantize_int8
 from octavo.kernels.native_library import UnavailableError, load_library
 from octavo.model import GPT
 
-_LANES, _QUERY_ROWS, _MAX_THREADS = 16, 4, 255  # as in floats.h, forward.c and team.h
+_QUERY_ROWS, _MAX_THREADS = 4, 255  # as in forward.c and team.h
 _pointer = ctypes.c_void_p
 
 
@@ -73,12 +73,14 @@ class NativeDecoder:
         library = load_library()
         self.notices = [library.notice] if library.notice else []
         self._forward = _forward_function(library.functions)
+        library.functions.octavo_use_amx(1)  # if the processor has it; the bits are the same
         settings = model.settings
         self._n_embd, self._vocab_size = settings.n_embd, settings.vocab_size
-        H, D, positions = settings.n_head, settings.head_size, _round_up(settings.block_size)
+        self._lanes: int = library.functions.octavo_lanes()  # positions in a tile of keys
+        H, D, positions = settings.n_head, settings.head_size, self._count_tiles(settings.block_size) * self._lanes
         dtype, layers = torch.bfloat16 if int8 else torch.float32, range(settings.n_layer)
         # Zeros: the operating system allocates each page only when it is first written.
-        self.keys = [torch.zeros(slots, H, positions // _LANES, D, _LANES, dtype=dtype) for _ in layers]
+        self.keys = [torch.zeros(slots, H, positions // self._lanes, D, self._lanes, dtype=dtype) for _ in layers]
         self.values = [torch.zeros(slots, H, positions, D, dtype=dtype) for _ in layers]
         self._owned: list[Tensor | ctypes.Array[_Block]] = []  # memory that the C structs point to: keep it alive
         parts = [self._convert(linear, norm, int8) for linear, norm in linears_with_norms(model)]
@@ -108,7 +110,8 @@ class NativeDecoder:
         ids, slots, positions = torch.tensor([batch.ids, batch.slots, batch.positions], dtype=torch.int32)  # (N,)
         logit_rows = torch.tensor(batch.logit_rows, dtype=torch.int32)  # (W,)
         threads = min(torch.get_num_threads(), _MAX_THREADS)
-        workspace = torch.empty(threads * _QUERY_ROWS * self._model.positions + N * (9 * self._n_embd + 1))
+        C, padded = self._n_embd, -(-N // 16) * 16
+        workspace = torch.empty(threads * _QUERY_ROWS * self._model.positions + N * (9 * C + 1) + padded * 2 * C)
         logits = torch.empty(W, self._vocab_size)  # (W, V)
         self._forward(
             self._model,
@@ -126,12 +129,15 @@ class NativeDecoder:
 
     def save_prefix(self, slot: int, length: int) -> PrefixKV:
         pairs = zip(self.keys, self.values, strict=True)
-        tiles = _round_up(length) // _LANES
+        tiles = self._count_tiles(length)
         return [(keys[slot, :, :tiles].clone(), values[slot, :, :length].clone()) for keys, values in pairs]
 
     def restore_prefix(self, slot: int, prefix: PrefixKV) -> None:
         for keys, values, (k, v) in zip(self.keys, self.values, prefix, strict=True):
             keys[slot, :, : k.size(1)], values[slot, :, : v.size(1)] = k, v
+
+    def _count_tiles(self, positions: int) -> int:
+        return -(-positions // self._lanes)
 
     def _convert(self, linear: nn.Linear, norm: nn.LayerNorm | None, int8: bool) -> tuple[_Linear, _Norm]:
         """The C structs of a matrix and the layer norm before it."""
@@ -175,8 +181,3 @@ def _forward_function(library: ctypes.CDLL) -> "ctypes._NamedFuncPointer":
     function.restype = None
     function.argtypes = [model, count, *rows, count, _pointer, _pointer, _pointer, ctypes.c_int]
     return function
-
-
-def _round_up(positions: int) -> int:
-    """Round up to whole tiles of `_LANES` positions: forward.c stores the keys in tiles."""
-    return -(-positions // _LANES) * _LANES

@@ -8,14 +8,17 @@
 
    native.py compiles this file with the C compiler of the machine when it is first needed.
    Axis letters: N rows, W rows whose logits are needed, C width, O outputs, H heads, D = C / H, S positions of a slot.
-   In a tile: M rows, R weight rows, V vectors of 16 floats. */
+   In a tile: M rows, R weight rows, V vectors of floats. */
 
 #include "floats.h"
+#include "amx.h"
 #include "team.h"
 
-#define TILE_ROWS 8          /* input rows that share one load of a weight */
-#define QUERY_ROWS 4         /* rows of a prompt that share one load of a key or a value */
-#define VECTORS 4            /* vectors of keys or values that a loop of attention handles at a time */
+#define TILE_ROWS (ACCUMULATORS / 2)         /* input rows that share one load of a weight: 8 or 4 */
+#define TILE_OUTPUTS 16                      /* outputs of a tile */
+#define QUERY_ROWS 4                         /* rows of a prompt that share one load of a key or a value */
+#define VECTORS (ACCUMULATORS / QUERY_ROWS)  /* vectors of keys or values that a loop of attention handles at a time */
+#define MIN_AMX_ROWS 5                       /* with fewer the vectors are as fast */
 #define COLUMN_BLOCK 768     /* input columns handled at a time: they stay in the L1 cache */
 #define CACHED_BYTES 400000L /* weights that are multiplied with all rows of a prompt before the next weights are read:
                                 they stay in the L2 cache */
@@ -31,18 +34,19 @@ typedef struct {
     const float *wte, *wpe; Norm ln_f; Linear lm_head; const Block *blocks;
 } Model;
 
-/* y[m][r] = w[r] . x[m] for 16 weight rows and M input rows, R weight rows at a time. R * M is at most 16, so that all
-   sums stay in registers. Every argument but w, x, C and y is a constant at the call. */
-ALWAYS_INLINE void multiply_tile(const char *w, int int8, const char *x, int C, int R, int M, float y[TILE_ROWS][LANES])
+/* y[m][r] = w[r] . x[m] for TILE_OUTPUTS weight rows and M input rows, R weight rows at a time. R * M is at most
+   ACCUMULATORS, so that all sums stay in registers. Every argument but w, x, C and y is a constant at the call. */
+ALWAYS_INLINE void multiply_tile(const char *w, int int8, const char *x, int C, int R, int M,
+                                 float y[TILE_ROWS][TILE_OUTPUTS])
 {
-    floats partial[LANES / R][LANES];
+    floats partial[TILE_OUTPUTS / R][ACCUMULATORS];
     const int step = ELEMENTS_PER_VECTOR(int8), full = C / step * step, keep_inputs = HAS_SPARE_REGISTERS && M > 1;
     const long row_bytes = int8 ? C : 4L * C, input_bytes = int8 ? 2L * C : 4L * C;
     /* `start == 0`: rows shorter than one vector (full == 0) need one pass too, for their tail. */
     for (int start = 0; start == 0 || start < full; start += COLUMN_BLOCK)
-        for (int g = 0; g < LANES / R; g++) {
+        for (int g = 0; g < TILE_OUTPUTS / R; g++) {
             const char *group = w + g * R * row_bytes;
-            floats s[LANES] = {};
+            floats s[ACCUMULATORS] = {};
             if (start)
                 UNROLLED for (int i = 0; i < R * M; i++) s[i] = partial[g][i];
             for (int c = start; c < full && c < start + COLUMN_BLOCK; c += step) {
@@ -55,8 +59,9 @@ ALWAYS_INLINE void multiply_tile(const char *w, int int8, const char *x, int C, 
                 UNROLLED for (int r = 0; r < R; r++) {
                     /* Rows are too short for the hardware prefetcher. int8: prefetch the same row of the next tile,
                        once for each cache line of 64 weights. float32, M > 1: the same row of the next group. */
-                    if (int8 && c % 64 == 0) __builtin_prefetch(group + (LANES + r) * row_bytes + c);
-                    if (!int8 && M > 1) __builtin_prefetch(group + (R + r) * row_bytes + 4L * c);
+                    if (int8 && c % 64 == 0) __builtin_prefetch(group + (TILE_OUTPUTS + r) * row_bytes + c);
+                    if (!int8 && M > 1 && (LANES == 16 || c % 16 == 0))
+                        __builtin_prefetch(group + (R + r) * row_bytes + 4L * c);
                     const floats v = load_weights(group + r * row_bytes, int8, c);
                     UNROLLED for (int m = 0; m < M; m++)
                         s[m * R + r] = multiply_add(
@@ -73,9 +78,8 @@ ALWAYS_INLINE void multiply_tile(const char *w, int int8, const char *x, int C, 
                         s[m * R + r] = multiply_add(
                             s[m * R + r], load_weights_tail(group + r * row_bytes, int8, full, C - full),
                             load_tail(x + m * input_bytes, int8 ? 2 : 4, full, C - full), int8);
-            UNROLLED for (int i = 0; i < R * M; i++) s[i] = to_floats(s[i], int8);
-            float totals[LANES];
-            store(totals, horizontal_sums(s));
+            float totals[ACCUMULATORS];
+            UNROLLED for (int i = 0; i < ACCUMULATORS; i += LANES) store(totals + i, dot_products(s + i, int8));
             UNROLLED for (int m = 0; m < M; m++) memcpy(y[m] + g * R, totals + m * R, R * sizeof(float));
         }
 }
@@ -83,31 +87,54 @@ ALWAYS_INLINE void multiply_tile(const char *w, int int8, const char *x, int C, 
 /* w . x, with the same order of additions as multiply_tile. */
 ALWAYS_INLINE float dot(const char *w, int int8, const char *x, int C)
 {
-    floats s = {};
+    floats sums[LANES] = {}, s = {};
     int c = 0;
     for (; c + ELEMENTS_PER_VECTOR(int8) <= C; c += ELEMENTS_PER_VECTOR(int8))
         s = multiply_add(s, load_weights(w, int8, c), load_inputs(x, int8, c), int8);
     if (c < C)
         s = multiply_add(s, load_weights_tail(w, int8, c, C - c), load_tail(x, int8 ? 2 : 4, c, C - c), int8);
-    return horizontal_sum(to_floats(s, int8));
+    sums[0] = s;
+    return dot_products(sums, int8)[0];
 }
 
-/* Rounds the rows of x (N, C) to int16 and writes a scale for each row. int8 weights are multiplied by int16 inputs in
-   integers: twice the rate of floats, and exact. The largest int16 value is limited so that no sum of products
+/* Whether int8 products may use AMX, which is faster and has the same bits. Changed by octavo_use_amx. */
+static atomic_int use_amx;
+
+/* The last inputs (N, C) of a layer with int8 weights, rounded to int16. `blocks` holds them for AMX, or is NULL. */
+typedef struct { short *values; float *scales; char *blocks; } Int16Inputs;
+
+/* Rounds the rows of x (N, C) to int16, with a scale for each row. int8 weights are multiplied by int16 inputs in
+   integers: twice the rate of floats, and exact. The largest int16 value is limited so that no sum of two lanes
    overflows int32. */
-static void quantize_inputs(const float *x, short *out, float *scales, int N, int C)
+static void quantize_inputs(const float *x, const Int16Inputs *to, int N, int C)
 {
-    const float limit = 2147483647.f / (254.f * ((C + 31) / 32)), largest = limit < 32767.f ? floorf(limit) : 32767.f;
-    PARALLEL_FOR(n, N, 1) {
+    const int products = (C + 2 * LANES - 1) / (2 * LANES) * 4; /* in two lanes */
+    const float limit = 2147483647.f / (127.f * products), largest = limit < 32767.f ? floorf(limit) : 32767.f;
+    PARALLEL_FOR(n, N, 4) {
         const float *from = x + (long)n * C;
-        float max = 1e-30f, not_finite = 0; /* 0 * x is NaN for NaN and infinity: the scale passes it on */
-        for (int c = 0; c < C; c++) {
-            max = fabsf(from[c]) > max ? fabsf(from[c]) : max;
-            not_finite += 0 * from[c];
+        short *row = to->values + (long)n * C;
+        floats maxima = broadcast(1e-30f), not_finite = {}; /* 0 * x is NaN for NaN and infinity: the scale has it */
+        for (int c = 0, count; c < C; c += LANES) {
+            count = C - c < LANES ? C - c : LANES;
+            const floats v = count == LANES ? load(from + c) : load_tail(from, 4, c, count);
+            const floats magnitude = (floats)((ints)v & 0x7fffffff);
+            maxima = blend(magnitude > maxima, magnitude, maxima);
+            not_finite += 0.f * v;
         }
+        float max = maxima[0];
+        for (int i = 1; i < LANES; i++) max = maxima[i] > max ? maxima[i] : max;
         const float factor = largest / max;
-        for (int c = 0; c < C; c++) out[(long)n * C + c] = (short)rintf(from[c] * factor);
-        scales[n] = max / largest + not_finite;
+        for (int c = 0, count; c < C; c += LANES) {
+            count = C - c < LANES ? C - c : LANES;
+            const floats v = (count == LANES ? load(from + c) : load_tail(from, 4, c, count)) * factor;
+            const floats rounded = (v + 12582912.f) - 12582912.f; /* floats above 2^23 have no fraction */
+            const half_shorts values = __builtin_convertvector(__builtin_convertvector(rounded, ints), half_shorts);
+            memcpy(row + c, &values, 2 * count);
+        }
+        to->scales[n] = max / largest + horizontal_sum(not_finite);
+#if HAS_AMX
+        if (to->blocks) amx_store_inputs(row, to->blocks, n, C);
+#endif
     }
     barrier();
 }
@@ -115,46 +142,69 @@ static void quantize_inputs(const float *x, short *out, float *scales, int N, in
 /* How a linear layer writes its result y into `out`: out = y, out += y, or out = GELU(y). */
 enum { STORE, ADD, GELU_TANH, GELU_EXACT };
 
-/* Computes outputs o ... o + 15, or the remaining ones if fewer, of a linear layer for M rows: 1 to 4 or TILE_ROWS. */
+/* Writes `outputs` outputs from o on of M rows: y, times the scales of int8 weights and inputs, plus the bias. */
+ALWAYS_INLINE void write_outputs(const Linear *l, int int8, float y[][TILE_OUTPUTS], const float *scales, float *out,
+                                 int M, int O, int o, int outputs, int epilogue)
+{
+    float scale[TILE_OUTPUTS], bias[TILE_OUTPUTS] = {0};
+    for (int r = 0; r < TILE_OUTPUTS; r++) scale[r] = int8 && r < outputs ? l->scale[o + r] : 1;
+    if (l->bias) memcpy(bias, l->bias + o, outputs * sizeof(float));
+    for (int m = 0; m < M; m++)
+        for (int r = 0; r < outputs; r += LANES) {
+            const int count = outputs - r < LANES ? outputs - r : LANES;
+            float *to = out + (long)m * O + o + r;
+            const floats factor = int8 ? load(scale + r) * scales[m] : load(scale + r);
+            floats v = load(y[m] + r) * factor + load(bias + r);
+            if (epilogue == GELU_TANH) v = gelu_tanh(v);
+            if (epilogue == GELU_EXACT) v = gelu_exact(v);
+            if (count == LANES) store(to, epilogue == ADD ? load(to) + v : v);
+            else for (int i = 0; i < count; i++) to[i] = epilogue == ADD ? to[i] + v[i] : v[i];
+        }
+}
+
+/* Computes TILE_OUTPUTS outputs from o on, or the remaining ones if fewer, of a linear layer for M rows: 1 to 4 or
+   TILE_ROWS. */
 ALWAYS_INLINE void linear_tile(const Linear *l, int int8, const char *x, const float *scales, float *out,
                                int M, int C, int O, int o, int epilogue)
 {
     const long row_bytes = int8 ? C : 4L * C, input_bytes = int8 ? 2L * C : 4L * C;
     const char *w = (const char *)l->weight + o * row_bytes;
-    const int outputs = O - o < LANES ? O - o : LANES;
-    floats scale = broadcast(1), bias = {};
-    for (int r = 0; r < outputs; r++) {
-        if (int8) scale[r] = l->scale[o + r];
-        if (l->bias) bias[r] = l->bias[o + r];
-    }
-    float y[TILE_ROWS][LANES];
-    if (outputs < LANES)
+    const int outputs = O - o < TILE_OUTPUTS ? O - o : TILE_OUTPUTS;
+    float y[TILE_ROWS][TILE_OUTPUTS];
+    if (outputs < TILE_OUTPUTS)
         for (int m = 0; m < M; m++)
             for (int r = 0; r < outputs; r++) y[m][r] = dot(w + r * row_bytes, int8, x + m * input_bytes, C);
     else
         switch (M) {
-        case 1: multiply_tile(w, int8, x, C, 16, 1, y); break;
-        case 2: multiply_tile(w, int8, x, C, 8, 2, y); break;
-        case 3: multiply_tile(w, int8, x, C, 4, 3, y); break;
-        case 4: multiply_tile(w, int8, x, C, 4, 4, y); break;
-        default: multiply_tile(w, int8, x, C, 2, TILE_ROWS, y);
+        case 1: multiply_tile(w, int8, x, C, ACCUMULATORS, 1, y); break;
+        case 2: multiply_tile(w, int8, x, C, ACCUMULATORS / 2, 2, y); break;
+        case 3: multiply_tile(w, int8, x, C, ACCUMULATORS / 4, 3, y); break;
+        case 4: multiply_tile(w, int8, x, C, ACCUMULATORS / 4, 4, y); break;
+        default: multiply_tile(w, int8, x, C, ACCUMULATORS / TILE_ROWS, TILE_ROWS, y);
         }
-    for (int m = 0; m < M; m++) {
-        float *to = out + (long)m * O + o;
-        floats v = load(y[m]) * (int8 ? scale * scales[m] : scale) + bias;
-        if (epilogue == GELU_TANH) v = gelu_tanh16(v);
-        if (epilogue == GELU_EXACT) v = gelu_exact16(v);
-        if (outputs == LANES) store(to, epilogue == ADD ? load(to) + v : v);
-        else for (int r = 0; r < outputs; r++) to[r] = epilogue == ADD ? to[r] + v[r] : v[r];
+    write_outputs(l, int8, y, scales, out, M, O, o, outputs, epilogue);
+}
+
+/* linear_tile for N rows, compiled once for int8 weights and once for float32. */
+static void linear_rows(const Linear *l, const char *x, const float *scales, float *out, int N, int C, int O, int o,
+                        int epilogue)
+{
+    const long input_bytes = l->scale ? 2L * C : 4L * C;
+    for (int n = 0, M; n < N; n += M, x += M * input_bytes, out += (long)M * O) {
+        M = N - n >= TILE_ROWS ? TILE_ROWS : N - n < 4 ? N - n : 4;
+        if (l->scale) linear_tile(l, 1, x, scales + n, out, M, C, O, o, epilogue);
+        else linear_tile(l, 0, x, NULL, out, M, C, O, o, epilogue);
     }
 }
 
-/* linear_tile, compiled once for int8 weights and once for float32. */
-static void linear_tile_of_type(const Linear *l, const char *x, const float *scales, float *out,
-                                int M, int C, int O, int o, int epilogue)
+/* How many adjacent blocks of `outputs` outputs a thread takes at a time, of `blocks`. Many adjacent blocks are one
+   long read of memory; several chunks for each thread balance the load if one thread is delayed. If the rows pass over
+   a chunk several times, it has to stay in the L2 cache. */
+static int chunk_size(int blocks, int outputs, long row_bytes, int passes)
 {
-    if (l->scale) linear_tile(l, 1, x, scales, out, M, C, O, o, epilogue);
-    else linear_tile(l, 0, x, scales, out, M, C, O, o, epilogue);
+    const int longest = blocks / (8 * team.threads) + 1;
+    const long cached = CACHED_BYTES / (outputs * row_bytes);
+    return passes == 1 || longest <= cached ? longest : cached > 0 ? (int)cached : 1;
 }
 
 /* Computes a linear layer tile by tile, for x (N, C) in the type that its weights need: int16 with `scales` (N,), or
@@ -162,32 +212,58 @@ static void linear_tile_of_type(const Linear *l, const char *x, const float *sca
 static void linear_tiles(const Linear *l, const void *x, const float *scales, float *out,
                          int N, int C, int O, int epilogue)
 {
-    const int int8 = l->scale != NULL;
-    const long row_bytes = int8 ? C : 4L * C, input_bytes = int8 ? 2L * C : 4L * C;
-    const long cached_blocks = CACHED_BYTES / (LANES * row_bytes);
-    /* A chunk is a number of adjacent blocks of 16 outputs. Long chunks read memory in long runs; several for each
-       thread balance the load if one thread is delayed. A prompt passes over a chunk once for every TILE_ROWS rows, so
-       its chunks have to stay in the L2 cache. */
-    const int blocks = (O + LANES - 1) / LANES, longest = blocks / (8 * team.threads) + 1;
-    const int chunk = N <= TILE_ROWS || longest <= cached_blocks ? longest : cached_blocks > 0 ? cached_blocks : 1;
+    const long input_bytes = l->scale ? 2L * C : 4L * C;
+    const int blocks = (O + TILE_OUTPUTS - 1) / TILE_OUTPUTS;
+    const int chunk = chunk_size(blocks, TILE_OUTPUTS, l->scale ? C : 4L * C, N <= 4 || N == TILE_ROWS ? 1 : 2);
     for (int first; (first = claim_chunk(chunk)) < blocks;)
-        for (int n = 0, M; n < N; n += M) {
-            M = N - n >= TILE_ROWS ? TILE_ROWS : N - n < 4 ? N - n : 4;
+        for (int n = 0; n < N; n += TILE_ROWS)
             for (int block = first; block < blocks && block < first + chunk; block++)
-                linear_tile_of_type(l, (const char *)x + n * input_bytes, int8 ? scales + n : NULL,
-                                    out + (long)n * O, M, C, O, block * LANES, epilogue);
-        }
+                linear_rows(l, (const char *)x + n * input_bytes, scales ? scales + n : NULL, out + (long)n * O,
+                            N - n < TILE_ROWS ? N - n : TILE_ROWS, C, O, block * TILE_OUTPUTS, epilogue);
 }
+
+#if HAS_AMX
+/* linear_tiles with AMX, for int8 weights and inputs that quantize_inputs has stored in blocks. */
+static void linear_tiles_amx(const Linear *l, const Int16Inputs *in, float *out, int N, int C, int O, int epilogue)
+{
+    enum { OUTPUTS = 2 * TILE_OUTPUTS };
+    const int blocks = (O + OUTPUTS - 1) / OUTPUTS, chunk = chunk_size(blocks, OUTPUTS, C, N <= AMX_ROWS ? 1 : 2);
+    amx_configure();
+    for (int first; (first = claim_chunk(chunk)) < blocks;)
+        for (int n = 0; n < N; n += AMX_ROWS)
+            for (int o = first * OUTPUTS; o < O && o < (first + chunk) * OUTPUTS; o += OUTPUTS) {
+                const int M = N - n < AMX_ROWS ? N - n : AMX_ROWS;
+                const char *w = (const char *)l->weight + (long)o * C, *inputs = in->blocks + 2L * n * C;
+                float y[2][AMX_ROWS][TILE_OUTPUTS], *to = out + (long)n * O;
+                const int groups = O - o >= OUTPUTS ? 2 : O - o >= TILE_OUTPUTS ? 1 : 0;
+                if (groups == 2) amx_multiply(w, inputs, C, 2, y);
+                if (groups == 1) amx_multiply(w, inputs, C, 1, y);
+                for (int i = 0; i < groups; i++)
+                    write_outputs(l, 1, y[i], in->scales + n, to, M, O, o + i * TILE_OUTPUTS, TILE_OUTPUTS, epilogue);
+                const int rest = o + groups * TILE_OUTPUTS; /* fewer than 16 outputs, of the last block */
+                if (groups < 2 && rest < O)
+                    linear_rows(l, (const char *)(in->values + (long)n * C), in->scales + n, to, M, C, O, rest, epilogue);
+            }
+    amx_release();
+}
+#endif
 
 /* out (N, O) = epilogue(x (N, C) times the transposed weight, plus bias). `workspace` is for the int16 inputs. */
 static void linear(const Linear *l, const float *x, float *out, float *workspace, int N, int C, int O, int epilogue)
 {
-    if (l->scale) {
-        short *int16_inputs = (short *)(workspace + N);
-        quantize_inputs(x, int16_inputs, workspace, N, C);
-        linear_tiles(l, int16_inputs, workspace, out, N, C, O, epilogue);
-    } else
-        linear_tiles(l, x, NULL, out, N, C, O, epilogue);
+    Int16Inputs in = {(short *)(workspace + N), workspace, NULL};
+    if (!l->scale) linear_tiles(l, x, NULL, out, N, C, O, epilogue);
+    else {
+#if HAS_AMX
+        if (atomic_load(&use_amx) && N >= MIN_AMX_ROWS && C % AMX_COLUMNS == 0)
+            in.blocks = (char *)(in.values + (long)N * C);
+#endif
+        quantize_inputs(x, &in, N, C);
+        if (!in.blocks) linear_tiles(l, in.values, in.scales, out, N, C, O, epilogue);
+#if HAS_AMX
+        else linear_tiles_amx(l, &in, out, N, C, O, epilogue);
+#endif
+    }
     barrier();
 }
 
@@ -211,8 +287,9 @@ static void layer_norm(const Norm *norm, const float *x, float *out, int N, int 
     barrier();
 }
 
-/* Stores the keys and values of all rows in the cache. Keys are (slots, H, positions / 16, D, 16) and values
-   (slots, H, positions, D): attention reads both sequentially, keys for 16 scores at once, values for 16 sums. */
+/* Stores the keys and values of all rows in the cache. Keys are (slots, H, positions / LANES, D, LANES) and
+   values (slots, H, positions, D): attention reads both sequentially, keys for a vector of scores, values for a vector
+   of sums. */
 static void store_keys_values(const Model *m, const Block *b, const float *qkv, const int *slots, const int *positions,
                               int N)
 {
@@ -229,7 +306,7 @@ static void store_keys_values(const Model *m, const Block *b, const float *qkv, 
     barrier();
 }
 
-/* scores[i][j ...] = q[i] . keys / sqrt(D), for M rows and V * 16 positions from j on: M * V independent sums. */
+/* scores[i][j ...] = q[i] . keys / sqrt(D), for M rows and V * LANES positions from j on: M * V independent sums. */
 ALWAYS_INLINE void attention_scores(const void *keys, int bf16, long head, const float *q, long q_stride, int D, int j,
                                     int M, int V, float *scores, long S)
 {
@@ -244,8 +321,8 @@ ALWAYS_INLINE void attention_scores(const void *keys, int bf16, long head, const
         UNROLLED for (int g = 0; g < V; g++) store(scores + i * S + j + g * LANES, s[i * V + g] * scale);
 }
 
-/* out[i] = the sum of the values of positions 0 ... last, weighted by scores[i], for M rows and V * 16 of the D
-   columns from d on. */
+/* out[i] = the sum of the values of positions 0 ... last, weighted by scores[i], for M rows and V * LANES of the
+   D columns from d on. */
 ALWAYS_INLINE void weighted_values(const float *scores, long S, const void *values, int bf16, long head, int D, int d,
                                    int last, int M, int V, float *out, int C)
 {
@@ -269,7 +346,7 @@ ALWAYS_INLINE void softmax(float *s, int count, int end)
     float max = maxima[0];
     for (int i = 1; i < LANES; i++) max = maxima[i] > max ? maxima[i] : max;
     for (int j = 0; j < padded; j += LANES) {
-        const floats e = blend(load(s + j) == -INFINITY, broadcast(0), exp16(load(s + j) - max));
+        const floats e = blend(load(s + j) == -INFINITY, broadcast(0), exponential(load(s + j) - max));
         store(s + j, e);
         total += e;
     }
@@ -336,6 +413,20 @@ static void attend(const Model *m, const Block *b, const float *qkv, float *out,
     barrier();
 }
 
+/* Lets int8 products use AMX if this processor and system have it, or not. Returns whether they do. */
+int octavo_use_amx(int wanted)
+{
+#if HAS_AMX
+    atomic_store(&use_amx, wanted && amx_is_permitted());
+#else
+    (void)wanted;
+#endif
+    return atomic_load(&use_amx);
+}
+
+/* The number of positions in a tile of keys. */
+int octavo_lanes(void) { return LANES; }
+
 typedef struct {
     const Model *model;
     int N; const int *ids, *slots, *positions;
@@ -354,7 +445,7 @@ static void forward(const void *argument, int thread)
     float *scores = batch->workspace + thread * scores_size; /* each thread has its own */
     float *x = batch->workspace + batch->threads * scores_size, *h = x + (long)N * C, *y = h + (long)N * C; /* (N, C) */
     float *hidden = y + (long)N * C;              /* (N, 3C) q, k, v or (N, 4C) of the MLP */
-    float *int16_workspace = hidden + 4L * N * C; /* N scales, then int16 inputs (N, 4C) */
+    float *int16_workspace = hidden + 4L * N * C; /* N scales, int16 inputs (N, 4C), and as many bytes for AMX */
 
     PARALLEL_FOR(n, N, 1)
         for (int c = 0; c < C; c++)
@@ -378,8 +469,9 @@ static void forward(const void *argument, int thread)
 }
 
 /* Runs N rows; writes the logits (W, vocab_size) of the rows numbered by `logit_rows`. Rows of one slot are adjacent
-   and in the order of their positions. `workspace` holds threads * QUERY_ROWS * positions + N * (9 * C + 1) floats:
-   nothing is allocated here, so nothing can fail. `threads`: 1 to MAX_THREADS. Concurrent calls run one at a time. */
+   and in the order of their positions. `workspace` holds threads * QUERY_ROWS * positions + N * (9 * C + 1) floats, and
+   2 * C more for each of N rows rounded up to a multiple of 16: nothing is allocated here, so nothing can fail.
+   `threads`: 1 to MAX_THREADS. Concurrent calls run one at a time. */
 void octavo_forward(const Model *m, int N, const int *ids, const int *slots, const int *positions,
                     int W, const int *logit_rows, float *workspace, float *logits, int threads)
 {

@@ -23,8 +23,6 @@
 #define EXPORT __attribute__((visibility("default")))
 enum { CHUNK_ROWS = 32 };
 
-typedef unsigned uints __attribute__((vector_size(64)));
-
 /* Threads: those of PyTorch's own OpenMP runtime, since two pools of threads would compete for the cores. */
 
 typedef void (*Parallel)(void (*)(void *), void *, unsigned threads, unsigned flags);
@@ -80,12 +78,12 @@ static void parallel_for(void (*function)(const void *, long), const void *argum
     for (long row = chunk * CHUNK_ROWS; row < (rows) && row < (chunk + 1) * CHUNK_ROWS; row++)
 #define FOR_VECTORS(c, width) for (long c = 0, count; count = (width) - c < LANES ? (width) - c : LANES, c < (width); c += LANES)
 
-/* Up to 16 numbers of an array in float32 or bf16. Lanes from `count` on are 0, and are not stored. */
+/* Up to LANES numbers of an array in float32 or bf16. Lanes from `count` on are 0, and are not stored. */
 
 ALWAYS_INLINE floats load_some(const void *from, int bf16, long i, long count)
 {
     if (count == LANES) return load_cached(from, bf16, i);
-    char padded[64] = {0};
+    char padded[VECTOR_BYTES] = {0};
     const int size = bf16 ? 2 : 4;
     memcpy(padded, (const char *)from + size * i, (size_t)(size * count));
     return load_cached(padded, bf16, 0);
@@ -104,10 +102,9 @@ ALWAYS_INLINE void store_some(void *to, int bf16, long i, long count, floats x)
     const __m256bh rounded = _mm512_cvtneps_pbh((__m512)x);
 #else
     const uints bits = (uints)x;
-    typedef unsigned short half_vector __attribute__((vector_size(32)));
-    const half_vector rounded = __builtin_convertvector((bits + 0x7fff + (bits >> 16 & 1)) >> 16, half_vector);
+    const half_ushorts rounded = __builtin_convertvector((bits + 0x7fff + (bits >> 16 & 1)) >> 16, half_ushorts);
 #endif
-    if (count == LANES) memcpy(target, &rounded, 32);
+    if (count == LANES) memcpy(target, &rounded, sizeof rounded);
     else memcpy(target, &rounded, (size_t)(2 * count));
 }
 
@@ -115,14 +112,6 @@ ALWAYS_INLINE void store_some(void *to, int bf16, long i, long count, floats x)
 #define STORE(to, i, x) store_some(to, bf16, i, count, x)
 #define LOAD_FP32(from, i) load_some(from, 0, i, count)
 #define STORE_FP32(to, i, x) store_some(to, 0, i, count, x)
-
-ALWAYS_INLINE float sum_lanes(floats v)
-{
-    v += SHUFFLE(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
-    v += SHUFFLE(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
-    v += SHUFFLE(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
-    return v[0] + v[1];
-}
 
 /* The larger number; b if one of them is NaN. */
 ALWAYS_INLINE floats larger(floats a, floats b)
@@ -136,9 +125,13 @@ ALWAYS_INLINE floats larger(floats a, floats b)
 
 ALWAYS_INLINE float largest_lane(floats v)
 {
-    v = larger(v, SHUFFLE(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
-    v = larger(v, SHUFFLE(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
-    v = larger(v, SHUFFLE(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));
+#if LANES >= 16
+    v = larger(v, SWAP_8(v));
+#endif
+#if LANES >= 8
+    v = larger(v, SWAP_4(v));
+#endif
+    v = larger(v, SWAP_2(v));
     return v[0] > v[1] ? v[0] : v[1];
 }
 
@@ -146,11 +139,11 @@ ALWAYS_INLINE float largest_lane(floats v)
 ALWAYS_INLINE floats fill(floats v, long count, float rest)
 {
     if (count == LANES) return v;
-    const ints lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const ints lanes = LANE_NUMBERS;
     return blend(lanes < (int)count, v, broadcast(rest));
 }
 
-/* 1 / x for x from 1 to 1e38. A division of 16 numbers takes as long as ten multiplications. */
+/* 1 / x for x from 1 to 1e38. A division takes as long as ten multiplications. */
 ALWAYS_INLINE floats reciprocal(floats x)
 {
 #ifdef __AVX512F__
@@ -177,7 +170,7 @@ ALWAYS_INLINE floats exp_to_87(floats x)
     const __mmask16 large = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-87.f), _CMP_NLT_UQ); /* or NaN */
     return (floats)_mm512_maskz_scalef_ps(large, (__m512)p, (__m512)n);
 #else
-    return blend(x < -87.f, (floats){}, exp16(x));
+    return blend(x < -87.f, (floats){}, exponential(x));
 #endif
 }
 
@@ -210,7 +203,7 @@ ALWAYS_INLINE uint32_t row_key(const Dropout *d, long row)
 ALWAYS_INLINE floats drop(floats x, const Dropout *d, uint32_t key, long c)
 {
     if (!d->threshold) return x;
-    const uints lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const uints lanes = LANE_NUMBERS;
     uints bits = (lanes + (uint32_t)c) * 0x9e3779b9u + key;
     MIX(bits);
     return blend((ints)(bits >= d->threshold), x * d->scale, (floats){});
@@ -243,7 +236,7 @@ ALWAYS_INLINE void embed_forward_chunk(const void *argument, long chunk, int bf1
 }
 DEFINE(embed_forward, Embed, ROW_CHUNKS(a->B * a->T))
 
-/* Adds to the gradients of both tables. A chunk is 16 columns, so that no two threads write to the same element. */
+/* Adds to the gradients of both tables. A chunk is LANES columns, so that no two threads write to the same element. */
 ALWAYS_INLINE void embed_backward_chunk(const void *argument, long chunk, int bf16)
 {
     const Embed a[1] = {*(const Embed *)argument}; /* a copy, which no store can change */
@@ -301,14 +294,14 @@ ALWAYS_INLINE void norm_forward_chunk(const void *argument, long chunk, int bf16
         } else {
             FOR_VECTORS(c, C) sum += LOAD_FP32(x, c);
         }
-        const float mean = sum_lanes(sum) / (float)C;
+        const float mean = horizontal_sum(sum) / (float)C;
         floats squares = {};
         FOR_VECTORS(c, C) {
             const floats difference = LOAD_FP32(x, c) - mean;
             const floats square = difference * difference;
             squares += fill(square, count, 0.f);
         }
-        const float rstd = 1.f / sqrtf(sum_lanes(squares) / (float)C + 1e-5f);
+        const float rstd = 1.f / sqrtf(horizontal_sum(squares) / (float)C + 1e-5f);
         a->mean[row] = mean, a->rstd[row] = rstd;
         FOR_VECTORS(c, C) {
             floats y = (LOAD_FP32(x, c) - mean) * rstd * LOAD_FP32(a->gain, c);
@@ -337,7 +330,7 @@ ALWAYS_INLINE void norm_backward_chunk(const void *argument, long chunk, int bf1
             STORE_FP32(gain_sums, c, LOAD_FP32(gain_sums, c) + h * normal);
             STORE_FP32(norm_bias_sums, c, LOAD_FP32(norm_bias_sums, c) + h);
         }
-        const float mean_gradient = sum_lanes(sum) / (float)C, mean_product = sum_lanes(product) / (float)C;
+        const float mean_gradient = horizontal_sum(sum) / (float)C, mean_product = horizontal_sum(product) / (float)C;
         const uint32_t key = row_key(a->dropout, row);
         FOR_VECTORS(c, C) {
             const floats normal = (LOAD_FP32(x, c) - mean) * rstd;
@@ -436,7 +429,7 @@ ALWAYS_INLINE void softmax_forward_chunk(const void *argument, long chunk, int b
             store(scores + t, x);
             sum += x;
         }
-        const float total = 1.f / sum_lanes(sum);
+        const float total = 1.f / horizontal_sum(sum);
         FOR_VECTORS(t, a->T) STORE(a->weights, start + t, t < seen ? load(scores + t) * total : (floats){});
     }
 }
@@ -449,7 +442,7 @@ ALWAYS_INLINE void softmax_backward_chunk(const void *argument, long chunk, int 
         const long start = row * a->T, seen = row % a->T + 1;
         floats product = {};
         FOR_VECTORS(t, seen) product += LOAD(a->weights, start + t) * LOAD(a->gradient, start + t);
-        const float mean = sum_lanes(product);
+        const float mean = horizontal_sum(product);
         FOR_VECTORS(t, a->T) {
             floats x = {};
             if (t < seen) x = LOAD(a->weights, start + t) * (LOAD(a->gradient, start + t) - mean) * a->scale;
@@ -479,7 +472,7 @@ ALWAYS_INLINE void gelu_forward_chunk(const void *argument, long chunk, int bf16
     FOR_ROWS(row, a->N) FOR_VECTORS(c, a->C) {
         floats x = LOAD(a->x, row * a->C + c);
         if (a->bias) x += LOAD_FP32(a->bias, c);
-        STORE(a->y, row * a->C + c, a->exact ? gelu_exact16(x) : x * sigmoid(gelu_argument(x)));
+        STORE(a->y, row * a->C + c, a->exact ? gelu_exact(x) : x * sigmoid(gelu_argument(x)));
     }
 }
 DEFINE(gelu_forward, Gelu, ROW_CHUNKS(a->N))
@@ -544,7 +537,7 @@ ALWAYS_INLINE void cross_entropy_chunk(const void *argument, long chunk, int bf1
         FOR_VECTORS(v, V) {
             sum += fill(exp_to_87(LOAD(a->logits, start + v) - maximum), count, 0.f);
         }
-        const float total = sum_lanes(sum), factor = a->scale / total;
+        const float total = horizontal_sum(sum), factor = a->scale / total;
         a->losses[row] = logf(total) + maximum - load_cached_one(a->logits, bf16, start + target);
         FOR_VECTORS(v, V) {
             floats x = exp_to_87(LOAD(a->logits, start + v) - maximum) * factor;

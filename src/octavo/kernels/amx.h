@@ -1,0 +1,113 @@
+/* Products of int8 weights and int16 inputs with AMX, the matrix unit of Intel's server processors.
+
+   The unit multiplies bytes, so an input is taken apart, into 256 * high + low with a signed and an unsigned byte. Its
+   int32 sums of either are exact, and so is their total, which is rounded once: a result has the bits that
+   multiply_tile computes, whose integer sums are exact too.
+
+   A tile has 16 rows of 64 bytes. Weights are loaded as they are, 64 columns of 16 rows. Inputs are stored in the order
+   of the unit: for 16 rows and 64 columns the high bytes, then the low bytes, each as (16, 16, 4), which are 16 groups
+   of 4 columns, the 16 rows, and the 4 columns. */
+
+#if defined __AMX_INT8__ && defined __AVX512F__ && defined __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#define HAS_AMX 1
+
+/* The lower halves of two vectors in turn, x[0], y[0], x[1], y[1] ..., and the upper halves. */
+#define INTERLEAVE_LOW(x, y) SHUFFLE(x, y, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+#define INTERLEAVE_HIGH(x, y) SHUFFLE(x, y, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+
+enum { AMX_ROWS = 16, AMX_COLUMNS = 64, AMX_TILE_BYTES = 1024 };
+
+/* Whether the system lets this process use the unit, whose registers of 8 KB Linux saves only for those that ask. */
+static int amx_is_permitted(void)
+{
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    return !syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA);
+}
+
+/* Each thread configures the unit before its products, and releases it after them. */
+static void amx_configure(void)
+{
+    struct { unsigned char palette, start_row, unused[14]; unsigned short row_bytes[16]; unsigned char rows[16]; }
+        tiles = {.palette = 1};
+    for (int i = 0; i < 8; i++) tiles.row_bytes[i] = 64, tiles.rows[i] = 16;
+    _tile_loadconfig(&tiles);
+}
+
+static void amx_release(void) { _tile_release(); }
+
+/* Stores a row of int16 inputs (C) as row number n in the order of the unit. C is a multiple of AMX_COLUMNS. */
+static void amx_store_inputs(const short *row, char *blocks, int n, int C)
+{
+    char *to = blocks + (long)(n / AMX_ROWS) * 2 * AMX_ROWS * C + n % AMX_ROWS * 4;
+    for (int c = 0; c < C; c += AMX_COLUMNS, to += 2 * AMX_TILE_BYTES) {
+        char high[AMX_COLUMNS], low[AMX_COLUMNS];
+        for (int i = 0; i < AMX_COLUMNS; i += 32) {
+            const __m512i values = _mm512_loadu_si512(row + c + i);
+            _mm256_storeu_si256((__m256i *)(high + i), _mm512_cvtepi16_epi8(_mm512_srai_epi16(values, 8)));
+            _mm256_storeu_si256((__m256i *)(low + i), _mm512_cvtepi16_epi8(values));
+        }
+        for (int i = 0; i < AMX_COLUMNS / 4; i++) {
+            memcpy(to + i * 4 * AMX_ROWS, high + 4 * i, 4);
+            memcpy(to + AMX_TILE_BYTES + i * 4 * AMX_ROWS, low + 4 * i, 4);
+        }
+    }
+}
+
+/* y[n][o] = 256 * high[o][n] + low[o][n], which is exact before it is rounded to float32. */
+ALWAYS_INLINE void amx_totals(const int high[16][16], const int low[16][16], float y[16][16])
+{
+    floats rows[16];
+    for (int o = 0; o < 16; o++) {
+        ints h, l;
+        memcpy(&h, high[o], sizeof h), memcpy(&l, low[o], sizeof l);
+        h += l >> 8;
+        const ints lower = (h & 255) << 8 | (l & 255); /* the total is (h >> 8) * 65536 + lower */
+        rows[o] = __builtin_convertvector(h >> 8, floats) * 65536.f + __builtin_convertvector(lower, floats);
+    }
+    /* Transposes: a number's place is o * 16 + n, and interleaving rows 8 apart rotates the bits of the places by one. */
+    UNROLLED for (int stage = 0; stage < 4; stage++) {
+        floats next[16];
+        UNROLLED for (int i = 0; i < 8; i++) {
+            next[2 * i] = INTERLEAVE_LOW(rows[i], rows[i + 8]);
+            next[2 * i + 1] = INTERLEAVE_HIGH(rows[i], rows[i + 8]);
+        }
+        UNROLLED for (int i = 0; i < 16; i++) rows[i] = next[i];
+    }
+    for (int n = 0; n < 16; n++) store(y[n], rows[n]);
+}
+
+/* y[i][n][o] = w[16 i + o] . x[n] for 16 input rows, stored by amx_store_inputs, and `groups` groups of 16 weight
+   rows: 1 or 2. Two groups share each load of the inputs. */
+ALWAYS_INLINE void amx_multiply(const char *w, const char *blocks, int C, int groups, float y[2][16][16])
+{
+    int sums[4][16][16]; /* high and low bytes of either group */
+    const char *second = w + 16L * C;
+    _tile_zero(4);
+    _tile_zero(5);
+    _tile_zero(6);
+    _tile_zero(7);
+    for (int c = 0; c < C; c += AMX_COLUMNS, blocks += 2 * AMX_TILE_BYTES) {
+        _tile_loadd(2, blocks, 64);
+        _tile_loadd(3, blocks + AMX_TILE_BYTES, 64);
+        _tile_loadd(0, w + c, C);
+        _tile_dpbssd(4, 0, 2);
+        _tile_dpbsud(5, 0, 3);
+        if (groups == 1) continue;
+        _tile_loadd(1, second + c, C);
+        _tile_dpbssd(6, 1, 2);
+        _tile_dpbsud(7, 1, 3);
+    }
+    _tile_stored(4, sums[0], 64);
+    _tile_stored(5, sums[1], 64);
+    amx_totals(sums[0], sums[1], y[0]);
+    if (groups == 1) return;
+    _tile_stored(6, sums[2], 64);
+    _tile_stored(7, sums[3], 64);
+    amx_totals(sums[2], sums[3], y[1]);
+}
+
+#else
+#define HAS_AMX 0
+#endif
