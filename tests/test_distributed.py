@@ -6,6 +6,7 @@ Here each part is computed in this process, one after the other. `tests/reliabil
 import copy
 import dataclasses
 import json
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed
 from torch import Tensor
 
 from commands import SMALL as COMMAND
@@ -217,6 +219,33 @@ def test_variables_of_a_launcher_that_are_missing_or_wrong_are_named(
     with pytest.raises(OctavoError) as caught:
         distributed.join()
     assert name in str(caught.value)
+
+
+def test_a_signal_ends_a_process_that_waits_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch waits for them in C++, where a handler in Python would not be called."""
+    seen = []
+
+    def wait_for_others(*arguments: object, **options: object) -> None:
+        seen.append([signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)])
+        raise RuntimeError("timed out")
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", wait_for_others)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+
+    def handle(number: int, frame: object) -> None:
+        raise AssertionError
+
+    before = signal.signal(signal.SIGTERM, handle)
+    ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(MachineError, match="process 0 of 2"):
+            distributed.join()
+        assert seen == [[signal.SIG_DFL, signal.SIG_IGN]]
+        assert signal.getsignal(signal.SIGTERM) is handle
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, ignored)
 
 
 def test_one_process_of_a_launcher_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:

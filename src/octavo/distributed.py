@@ -13,7 +13,9 @@ import datetime
 import json
 import math
 import os
+import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -337,7 +339,8 @@ def join(timeout: float = 600.0) -> World:
     try:
         # Without a file, the processes find each other by the address in MASTER_ADDR and MASTER_PORT.
         file_store = dist.FileStore(path, size) if path else None  # type: ignore[attr-defined]
-        dist.init_process_group(backend, store=file_store, rank=rank, world_size=size, timeout=limit)
+        with _default_signals():
+            dist.init_process_group(backend, store=file_store, rank=rank, world_size=size, timeout=limit)
         store = dist.distributed_c10d._get_default_store()  # with a prefix for the group
     except (RuntimeError, ValueError) as error:
         raise LostProcessError(
@@ -347,6 +350,26 @@ def join(timeout: float = 600.0) -> World:
     store.set_timeout(limit)
     _joined.append(Group(rank, size, local_rank, store, timeout))
     return _joined[0]
+
+
+@contextlib.contextmanager
+def _default_signals() -> Iterator[None]:
+    """Let SIGINT and SIGTERM end the process at once while the block waits in C++, where Python handles no signal.
+
+    torchrun kills a process that SIGTERM has not ended only after 30 s, and starts no new ones meanwhile.
+    """
+    if threading.current_thread() is not threading.main_thread():  # other threads can't change handlers
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    in_python = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in in_python:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in in_python.items():
+            signal.signal(number, handler)
 
 
 def _variable(name: str, default: int | None = None) -> int:
