@@ -53,6 +53,7 @@ LAYERS: list[dict[str, str]] = [
         "octavo.kernels": "fast CPU paths",
         "octavo.remote": "files by URL",
     },
+    {"octavo.native_library": "compiles the C code"},
     {
         "octavo.settings": "settings, presets",
         "octavo.files": "atomic writes",

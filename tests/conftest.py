@@ -16,9 +16,8 @@ import octavo
 from commands import AssertRejected, Result, RunCommand
 from lenses import RANDOM_CASES, Case, random_case, random_checkpoint, train_on
 from lenses import tiny_run as train_tiny_run
-from octavo import kernels
+from octavo import kernels, native_library
 from octavo.checkpoint import Checkpoint
-from octavo.kernels import native_library
 from octavo.runs import Run
 
 if TYPE_CHECKING:  # not every test needs a browser

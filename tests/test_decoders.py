@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from generating import SHAPES, decode, make_request, random_ids, random_model, run, token_ids
+from octavo import native_library
 from octavo.errors import MachineError, OctavoError
 from octavo.generation import native
 from octavo.generation.backends import create_decoder
 from octavo.generation.decoder import Batch
 from octavo.generation.engine import Engine
 from octavo.generation.torch_decoder import TorchDecoder
-from octavo.kernels import native_library
 
 law = hypothesis.settings(derandomize=True, deadline=None, max_examples=30)
 

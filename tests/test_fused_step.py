@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from octavo import kernels
 from octavo.device import Runtime
-from octavo.kernels.native_library import UnavailableError
 from octavo.kernels.training import Dropout
 from octavo.model import GPT
+from octavo.native_library import UnavailableError
 from octavo.settings import resolve
 from octavo.training.fused_step import FusedStep
 from octavo.training.step import Trainer

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 import octavo
+from octavo import native_library
 from octavo.errors import OctavoError
-from octavo.kernels import native_library
 from octavo.server import listen, read_keys
 from octavo.server.connection import Server
 from serving import Response, RunningServer, completion_request, exchange_bytes, run_server, slow_model, wait_until

@@ -77,6 +77,10 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from octavo import native_library
+
+    if is_first_on_machine():
+        native_library.load_in_background()  # while PyTorch is imported
     from octavo import distributed
 
     if arguments.processes != 1 and not distributed.is_launched():

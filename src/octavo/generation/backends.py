@@ -7,8 +7,8 @@ from octavo.generation.decoder import Decoder
 from octavo.generation.int8 import round_to_int8
 from octavo.generation.native import NativeDecoder
 from octavo.generation.torch_decoder import TorchDecoder
-from octavo.kernels.native_library import UnavailableError
 from octavo.model import GPT
+from octavo.native_library import UnavailableError
 
 QUANTIZE = ("none", "int8")
 

@@ -1,4 +1,4 @@
-"""The decoder in C: calls forward.c, which `kernels.native_library` compiles and loads, through ctypes.
+"""The decoder in C: calls forward.c, which `octavo.native_library` compiles and loads, through ctypes.
 
 Why C: decoding one token is about two hundred small operations, and in PyTorch each has a fixed overhead. In C they
 are one call, and what remains is the memory bandwidth of reading the weights. docs/speed.md has the measurements.
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from octavo.generation.decoder import Batch, PrefixKV
 from octavo.generation.int8 import linears_with_norms, quantize_int8
-from octavo.kernels.native_library import UnavailableError, load_library
 from octavo.model import GPT
+from octavo.native_library import UnavailableError, load_library
 
 _QUERY_ROWS, _MAX_THREADS = 4, 255  # as in forward.c and team.h
 _pointer = ctypes.c_void_p

@@ -3,7 +3,6 @@
     replacements.py    other PyTorch operations for attention, dropout and float32 matmuls
     training.c         what stands between the matmuls of a training step (`training.py` calls it)
     forward.c          the decoder of `octavo.generation.native`
-    native_library.py  compiles the C files, and checks the library in the cache
     openmp.py          PyTorch's threads
 
 Every fast path has a plain one that it must equal, and that runs where the fast one can't.

@@ -19,8 +19,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from octavo.kernels.native_library import UnavailableError, load_library
 from octavo.kernels.openmp import find_openmp
+from octavo.native_library import UnavailableError, load_library
 
 Call = Callable[[], object]
 

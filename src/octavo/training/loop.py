@@ -20,7 +20,7 @@ from octavo.data.sampler import BatchOfStep, batches
 from octavo.device import find_device, resident_memory
 from octavo.distributed import ALONE, LostProcessError, World, check_divisible, check_shard
 from octavo.errors import DivergenceError
-from octavo.kernels.native_library import loading_in_background
+from octavo.native_library import load_in_background
 from octavo.runs import Run, RunLike
 from octavo.settings import Settings
 from octavo.training import loggers
@@ -101,8 +101,11 @@ def events(
     storage = open_mirror(plan.mirror, plan.settings, bool(plan.resume)) if plan.mirror and world.is_first else None
     memory_before = resident_memory(find_device(plan.settings.device))
     on_cpu = find_device(plan.settings.device).type == "cpu"
-    with world.one_by_one(), loading_in_background() if on_cpu else contextlib.nullcontext():  # for `fused_step`
+    with world.one_by_one():
+        compilation = load_in_background() if on_cpu else None  # for `fused_step`
         setup = yield from set_up(plan, max(1, shard))
+        if compilation:
+            compilation.join()
     check_same_setup(setup, world)
     settings, runtime = setup.settings, setup.runtime
     batches_of_run = batches(setup.data.tokens["train"], settings, world)

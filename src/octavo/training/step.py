@@ -19,9 +19,9 @@ from octavo.checkpoint import TrainerState
 from octavo.device import Runtime, is_out_of_memory
 from octavo.distributed import ALONE, World
 from octavo.errors import MachineError, OctavoError
-from octavo.kernels.native_library import UnavailableError
 from octavo.loss import next_token_loss
 from octavo.model import GPT
+from octavo.native_library import UnavailableError
 from octavo.settings import Settings
 from octavo.training import fused_step, optimizers
 from octavo.training.activation_checkpointing import checkpoint_blocks

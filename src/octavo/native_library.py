@@ -8,6 +8,8 @@ A library is code that runs in this process, so one from the cache is loaded onl
 
 The name is `kernels-KEY-COMPILER-SHA256.so`. A library that is missing or damaged is built again. If the cache can't be
 used, the library is compiled for this process alone, and a notice says so.
+
+PyTorch is not imported here: a command starts the compiler before it imports it.
 """
 
 import contextlib
@@ -28,12 +30,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from octavo.errors import OctavoError
 from octavo.files import atomic_file, cache_dir, sha256, translate_disk_errors
 
-_FOLDER = Path(__file__).parent
+_FOLDER = Path(__file__).parent / "kernels"
 SOURCES = (_FOLDER / "forward.c", _FOLDER / "training.c")
 _HEADERS = tuple(_FOLDER / name for name in ("floats.h", "amx.h", "team.h"))
 _FLAGS = ["-O2", "-march=native", "-std=gnu11", "-fPIC", "-pthread", "-Wno-psabi"]
@@ -68,9 +68,8 @@ def load_library() -> Library:
         return _load_or_build()
 
 
-@contextlib.contextmanager
-def loading_in_background() -> Iterator[None]:
-    """Load or compile the library in a thread, which takes some seconds the first time, while the block runs."""
+def load_in_background() -> threading.Thread:
+    """Load or compile the library in a thread, which takes some seconds the first time. `load_library` waits for it."""
 
     def load() -> None:
         with contextlib.suppress(UnavailableError):  # reported where the library is needed
@@ -78,8 +77,7 @@ def loading_in_background() -> Iterator[None]:
 
     thread = threading.Thread(target=load, daemon=True)  # Ctrl-C does not wait for the compiler
     thread.start()
-    yield
-    thread.join()
+    return thread
 
 
 def _load_or_build() -> Library:
@@ -261,14 +259,19 @@ def _compiler_key(compiler: str | None) -> str:
 
 
 def _cpu() -> list[object]:
-    """What `-march=native` depends on: the CPU's model and every instruction set that it has.
-
-    PyTorch's list has only the instruction sets that PyTorch uses. Linux has the full one.
-    """
+    """What `-march=native` depends on: the CPU's model and, on Linux, every instruction set that it has."""
     names = ("vendor_id", "cpu family", "model", "flags", "CPU implementer", "CPU part", "Features", "isa")
     lines: list[str] = []
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
         first_processor = itertools.takewhile(str.strip, file)
         lines = [line.strip() for line in first_processor if line.partition(":")[0].strip() in names]
-    capabilities = sorted(torch.cpu.get_capabilities().items())
-    return [platform.system(), platform.machine(), platform.processor(), capabilities, lines]
+    return [platform.system(), platform.machine(), _processor(), lines]
+
+
+def _processor() -> str:
+    """The processor's name where /proc/cpuinfo is missing."""
+    if platform.system() == "Darwin":
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    return platform.processor()
