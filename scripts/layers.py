@@ -61,7 +61,12 @@ LAYERS: list[dict[str, str]] = [
         "octavo.interop.formats": "the table of formats",
     },
     {"octavo.schema": "checked JSON and TOML"},
-    {"octavo.errors": "typed errors", "octavo.units": "numbers for people", "octavo.byte_order_mark": "encodings"},
+    {
+        "octavo.errors": "typed errors",
+        "octavo.units": "numbers for people",
+        "octavo.byte_order_mark": "encodings",
+        "octavo.transcript": "chats as text",
+    },
 ]
 LAYER_OF = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 

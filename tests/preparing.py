@@ -21,7 +21,7 @@ SPLITS = ("train", "val")
 
 
 def data_settings(source: object, tokenizer: str = "char", **changes: Any) -> DataSettings:
-    return DataSettings(source=str(source), tokenizer=tokenizer, **changes)
+    return DataSettings(source=source if isinstance(source, tuple) else str(source), tokenizer=tokenizer, **changes)
 
 
 def write(path: Path, content: str | bytes) -> Path:

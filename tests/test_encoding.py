@@ -12,10 +12,10 @@ from hypothesis import settings as options
 from hypothesis import strategies as st
 
 from octavo import tokenizers
+from octavo.data.chunks import cut_text
 from octavo.data.encoder import Encoder, split_words
 from octavo.data.encoder_pool import encode_texts
 from octavo.data.limits import Limits
-from octavo.data.readers import cut_text
 from octavo.errors import UnknownCharactersError
 from octavo.tokenizers import Tokenizer
 from preparing import error_of

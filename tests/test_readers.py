@@ -17,10 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 from backports import zstd
 
+from octavo.data.chunks import cut_text
 from octavo.data.limits import Limits
-from octavo.data.readers import cut_text
 from octavo.data.sources import open_source
-from octavo.errors import OctavoWarning
 from preparing import data_settings, error_of, read_corpus, read_source, source_error, write, write_jsonl
 
 ROWS = ["First.\n", "Zwei – ünïcode.", " ", "line\nline", "नमस्ते \U0001f600"]
@@ -136,8 +135,9 @@ def test_a_folder_may_mix_formats(tmp_path: Path) -> None:
     write(tmp_path / "6.tar.gz", gzip.compress(b"tar\0\0"))
     write(tmp_path / "7.json", '[{"text": "g"}]')
     write(tmp_path / "8.csv", "text\nh\n")
-    with pytest.warns(OctavoWarning, match="2 binary files are skipped"):
-        assert read_source(tmp_path) == ["a", "b", "c\nd\n", "e", "f", "g", "h"]
+    corpus = open_source(data_settings(tmp_path))
+    assert read_corpus(corpus) == ["a", "b", "c\nd\n", "e", "f", "g", "h"]
+    assert {reason: count for reason, (count, _) in corpus.report.skipped.items()} == {"binary": 1, "damaged": 1}
 
 
 # Rows that are rejected
@@ -204,7 +204,7 @@ def test_a_json_file_of_objects_is_read_row_by_row(tmp_path: Path, form: str) ->
     assert read_source(path) == [text for text in texts if text]
     error = source_error(path, text_field="body")
     assert "its fields: id, nested, text" in error.message
-    assert error.hint == "--text-field id"
+    assert error.hint == "--text-field text"
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from octavo.settings import (
     DataSettings,
     ModelSettings,
     Settings,
+    Source,
     TrainingSettings,
     from_toml,
     resolve,
@@ -149,6 +150,7 @@ def test_a_preset_round_trips_through_toml(preset: str, tmp_path: Path) -> None:
 @law
 @given(values=valid_values())
 @example(values={"source": 'a "b" \\c\td\r\ne\0\x7f\u2028😀 # [x]\n\n= 1'})
+@example(values={"source": ("a.txt", "b c.md", "docs/")})
 @example(values={"seed": 2**63 - 1, "learning_rate": 1e-300, "min_learning_rate": 5e-324, "grad_clip": 0.1 + 0.2})
 def test_any_settings_round_trip_through_toml(tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]) -> None:
     settings = Settings(**values)
@@ -204,8 +206,8 @@ def test_every_setting_has_a_help_text_a_type_and_one_section() -> None:
     assert sorted([*names, "preset"]) == sorted(FIELDS)
     for name, each in FIELDS.items():
         assert len(each.metadata["help"]) > 3, name
-        assert each.type in (int, float, bool, str), name
-        assert type(each.default) is each.type, name
+        assert each.type in (int, float, bool, str, Source), name
+        assert type(each.default) is (str if each.type == Source else each.type), name
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -238,6 +240,7 @@ def test_a_value_of_another_type_is_rejected(name: str) -> None:
         float: ["0.5", True, None, [0.5]],
         bool: [0, 1, "true", "", None],
         str: [4, None, True, ["char"], b"char"],
+        Source: [4, None, True, b"char", [], [4], [["a.txt"]]],
     }[FIELDS[name].type]  # type: ignore[index]
     for value in wrong:
         error = resolve_error(**{name: value})

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import pytest
 
 from octavo.data import readers
+from octavo.data.prepare import prepare_dataset
 from octavo.data.sources import Corpus, open_source
 from octavo.errors import OctavoWarning
 from preparing import data_settings, read_corpus, read_source, source_error, write
@@ -77,17 +78,22 @@ def test_hidden_and_binary_files_of_a_folder_are_skipped(tmp_path: Path) -> None
     write(tmp_path / "README.md", "read me\n")
     write(tmp_path / "notes/notes.txt", "notes\n")
     for source in (tmp_path, tmp_path / "**"):
-        with pytest.warns(OctavoWarning, match=r"1 binary files are skipped.*picture.png.* byte offset 8"):
-            assert read_source(source) == ["read me\n", "notes\n"]
+        corpus = open_corpus(source)
+        assert read_corpus(corpus) == ["read me\n", "notes\n"]
+        assert corpus.report.skipped == {"binary": (1, str(tmp_path / "picture.png"))}
 
 
 def test_binary_files_are_reported_once_however_often_the_corpus_is_read(tmp_path: Path) -> None:
     write(tmp_path / "picture.png", PNG)
-    write(tmp_path / "text.txt", "text\n")
-    corpus = open_corpus(tmp_path)
-    with pytest.warns(OctavoWarning) as caught:
-        assert list(corpus.chunks()) == list(corpus.chunks())
-    assert len(caught) == 1
+    write(tmp_path / "text.txt", "text\n" * 100)
+    os.utime(tmp_path / "text.txt", (1, 1))
+    os.utime(tmp_path / "picture.png", (1, 1))
+    for _ in range(2):  # the second time from the record of the scan
+        with pytest.warns(OctavoWarning) as caught:
+            prepare_dataset(data_settings(tmp_path)).result  # noqa: B018
+        assert [str(warning.message).partition(": ")[2] for warning in caught] == [
+            f"1 file read (1 text); 1 skipped: 1 binary ({tmp_path / 'picture.png'})"
+        ]
 
 
 def test_a_hidden_folder_can_be_a_source(tmp_path: Path) -> None:
@@ -322,12 +328,12 @@ def test_a_binary_file_is_rejected(tmp_path: Path) -> None:
 def test_a_folder_without_text_is_rejected(tmp_path: Path) -> None:
     message = source_error(tmp_path).message
     assert f"{tmp_path} has no text" in message
-    assert "0 files" in message
+    assert "0 files read" in message
     write(tmp_path / "picture.png", PNG)
     write(tmp_path / "empty.txt", b"")
     write(tmp_path / ".hidden", "text")
-    assert "2 files, 1 of them binary" in source_error(tmp_path).message
-    assert "1 files, 1 of them binary" in source_error(tmp_path / "*.png").message
+    assert "2 skipped: 1 empty" in source_error(tmp_path).message
+    assert "1 skipped: 1 binary" in source_error(tmp_path / "*.png").message
 
 
 def test_an_existing_path_wins_over_a_pattern(tmp_path: Path) -> None:

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 import octavo
 from octavo import checkpoint, tokenizers
 from octavo.checkpoint import Checkpoint
+from octavo.data.chunks import number_documents
 from octavo.data.dataset import open_dataset
 from octavo.data.encoder import Encoder
 from octavo.data.limits import Limits
 from octavo.data.prepare import prepare, prepare_dataset
-from octavo.data.readers import number_documents
 from octavo.errors import OctavoError, OctavoWarning
 from octavo.generation.prompt import encode_prompt
 from octavo.settings import DataSettings, Settings

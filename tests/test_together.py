@@ -25,6 +25,7 @@ from octavo.data.together import prepare_together
 from octavo.settings import DataSettings
 from preparing import data_settings, error_of, write, write_jsonl
 
+pytestmark = pytest.mark.filterwarnings("ignore::octavo.errors.OctavoWarning")  # which files were read
 SMALL = Limits(chunk=100, shard_characters=3000, unit_bytes=4000, progress_seconds=0)
 STALE = 0.3  # seconds
 
@@ -89,7 +90,6 @@ def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
-@pytest.mark.filterwarnings("ignore::octavo.errors.OctavoWarning")
 @pytest.mark.parametrize(
     ("name", "changes"),
     [

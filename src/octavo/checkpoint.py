@@ -51,7 +51,7 @@ class _InfoSchema:
     Losses are in nats, and None if the step was not evaluated.
     """
 
-    settings: dict[str, str | int | float | bool]
+    settings: dict[str, str | int | float | bool | list[str]]  # a list of sources
     step: Count = 0
     tokens: Count = 0
     train_loss: float | None = None

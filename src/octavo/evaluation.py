@@ -7,7 +7,6 @@ token is not text and has no bytes. Nothing here samples: every token except the
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from octavo.errors import OctavoError
 from octavo.loss import split_loss
 from octavo.model import GPT
 from octavo.runs import RunLike
-from octavo.settings import DataSettings, Settings
+from octavo.settings import DataSettings, Settings, SourceLike, as_source
 from octavo.tokenizers import Tokenizer, UnknownCharacters
 
 _TOKENS_PER_LOOKUP = 1 << 22  # that `count_bytes` handles at a time
@@ -43,7 +42,7 @@ class Evaluation:
 
 def evaluate(
     run: RunLike,
-    source: str | Path | None = None,
+    source: SourceLike | None = None,
     *,
     block_size: int | None = None,
     unknown: str = "error",
@@ -63,7 +62,11 @@ def evaluate(
     text: DataSettings | None = None
     if source is not None:
         text = DataSettings(
-            source=str(source), encoding=encoding, errors=errors, text_field=text_field, special_tokens=special_tokens
+            source=as_source(source),
+            encoding=encoding,
+            errors=errors,
+            text_field=text_field,
+            special_tokens=special_tokens,
         )
     tokens, found = _read_tokens(loaded, text, unknown)
     return evaluate_tokens(loaded.model, loaded.tokenizer, tokens, block_size, found)
@@ -135,13 +138,14 @@ def _read_tokens(
     if is_prepared(text.source):
         if text != DataSettings(source=text.source):
             raise OctavoError(
-                f"{text.source} is prepared: encoding, errors, text_field and special_tokens have no effect on it",
+                f"{text.source_name} is prepared: encoding, errors, text_field and special_tokens have no effect on it",
                 "leave them out, or give the text that it was prepared from",
             )
         dataset = open_dataset(text.source)
         if dataset.tokenizer.fingerprint != loaded.tokenizer.fingerprint:
             raise OctavoError(
-                f"{text.source} was prepared with another tokenizer than the model's", "the text it was prepared from"
+                f"{text.source_name} was prepared with another tokenizer than the model's",
+                "the text it was prepared from",
             )
         return dataset.tokens["val"], None
     return encode_corpus(text, loaded.tokenizer, unknown)

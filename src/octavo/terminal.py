@@ -137,7 +137,7 @@ class Progress:
         s = event.settings
         embeddings = s.n_embd * (s.vocab_size + s.block_size)
         self.console.print(
-            f"[bold]{escape(event.run.name)}[/] · {escape(s.source)}: {event.train_tokens:,} training tokens, "
+            f"[bold]{escape(event.run.name)}[/] · {escape(s.source_name)}: {event.train_tokens:,} training tokens, "
             f"{event.val_tokens:,} validation tokens · "
             f"tokenizer {escape(event.tokenizer)}, {event.vocab_size:,} tokens\n"
             f"{event.parameters:,} parameters, {embeddings:,} of them in embeddings · {_count(s.n_layer, 'layer')}, "

@@ -20,11 +20,13 @@ import psutil
 import pytest
 from backports import zstd
 
+import documents
 import octavo
 from checkpoints import TRAINER, list_in_manifest, remove_octavo_files, save
 from octavo import checkpoint, files, lens, tokenizers
 from octavo.checkpoint import TrainerState
 from octavo.cli.parser import read_text_file
+from octavo.data.converters import epub, html, notebook, pdf, word
 from octavo.data.dataset import open_dataset
 from octavo.data.file_state import FileProperties
 from octavo.data.scan import load_scan_summary, scan_corpus
@@ -193,6 +195,18 @@ def parquet_file(folder: Path) -> Target:
     return text_file("rows.parquet", mutations.BYTES, (folder / "rows.parquet").read_bytes())(folder)
 
 
+def document_file(name: str, content: bytes, format: Format = mutations.BYTES) -> Callable[[Path], Target]:
+    """A file of another program, converted in this process, whose limits the test sets."""
+
+    def target(folder: Path) -> Target:
+        path = folder / name
+        path.write_bytes(content)
+        module = {".docx": word, ".epub": epub, ".html": html, ".ipynb": notebook, ".pdf": pdf}[path.suffix]
+        return Target(path, format, lambda: module.convert(path.read_bytes(), name, "utf-8").encode())
+
+    return target
+
+
 def scan_record(folder: Path) -> Target:
     """The cache's record of a text. A damaged one counts as missing."""
     path = folder / "text.txt"
@@ -278,6 +292,14 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "gzip of JSON lines": text_file("a.jsonl.gz", mutations.GZIP_LINES, gzip.compress(ROWS)),
     "zstd": text_file("a.txt.zst", mutations.BYTES, zstd.compress(TEXT.encode())),
     "Parquet": parquet_file,
+    "a chat": text_file("a.jsonl", mutations.JSON_LINES, json.dumps(documents.chatgpt_export()[0]).encode() + b"\n"),
+    "HTML": document_file("a.html", b"<!doctype html><html><body><p>A <b>b</b>&amp;<pre> c</pre></body></html>"),
+    "PDF": document_file("a.pdf", documents.pdf("One owl.", "Two owls.")),
+    "Word": document_file("a.docx", documents.word(documents.paragraph("An owl.") * 20)),
+    "EPUB": document_file("a.epub", documents.epub("One.", "Two.")),
+    "notebook": document_file("a.ipynb", documents.notebook("# Owls", ["a", "b"]).encode(), mutations.JSON),
+    "ZIP": text_file("a.zip", mutations.BYTES, documents.zip_of({"a.txt": TEXT, "b.csv": "text\na\n"})),
+    "tar": text_file("a.tar", mutations.BYTES, documents.tar_of({"a.txt": TEXT.encode(), "b.csv": b"text\na\n"})),
     "scan record": scan_record,
     "record of verified files": verified_record,
 }

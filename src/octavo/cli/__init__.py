@@ -27,7 +27,7 @@ import octavo
 from octavo.cli import bench, convert, estimate, eval, inspect, prepare, sample, serve, stats, train
 from octavo.cli.parser import Parser, is_first_on_machine, print_notice
 from octavo.errors import MachineError, OctavoError, OctavoWarning
-from octavo.settings import PRESETS, Settings, resolve, unknown_name_error
+from octavo.settings import PRESETS, Settings, expand_home, resolve, unknown_name_error
 
 VERBS = {
     "train": train,
@@ -152,9 +152,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if argv[0] not in VERBS and not argv[0].startswith("-"):
         raise unknown_name_error("verb", argv[0], VERBS)
     arguments, rest = parser.parse_known_args(argv)
-    if "run_and_view" in arguments and not any(word.startswith("-") for word in rest):
-        # `inspect RUN --layer 1 VIEW`: argparse leaves a VIEW after an option in `rest`.
-        arguments.run_and_view, rest = [*arguments.run_and_view, *rest], []
+    if "list_argument" in arguments and not any(word.startswith("-") and word != "-" for word in rest):
+        # `inspect RUN --layer 1 VIEW`: argparse leaves words after an option in `rest`.
+        words = getattr(arguments, arguments.list_argument)
+        setattr(arguments, arguments.list_argument, [*words, *map(expand_home, rest)])
+        rest = []
     if rest:
         raise _unknown_word_error(rest[0], arguments)
     return arguments

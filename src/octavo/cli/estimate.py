@@ -9,6 +9,7 @@ from octavo.cli.parser import (
     SOURCE_HELP,
     add_preset,
     add_settings,
+    add_sources,
     add_verb,
     explicit_settings,
     finish_verb,
@@ -16,7 +17,7 @@ from octavo.cli.parser import (
     number,
     print_report,
 )
-from octavo.settings import NANOGPT_NAMES, SECTIONS, DataSettings, Settings, expand_home
+from octavo.settings import NANOGPT_NAMES, SECTIONS, DataSettings, Settings
 
 if TYPE_CHECKING:
     from octavo.scaling import Processes
@@ -27,19 +28,17 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
     verb = add_verb(
         verbs,
         "estimate",
-        "[SOURCE]",
+        "[SOURCE...]",
         run,
         help="estimate parameters, FLOPs, memory, time and price of a training run",
         example="octavo estimate my.txt --n-layer 6 --price 2.50",
         nanogpt_names=NANOGPT_NAMES,
     )
-    verb.add_argument(
-        "source",
-        type=expand_home,
-        nargs="?",
-        metavar="SOURCE",
-        help=f"{SOURCE_HELP}; default: the source in --config, or pydocs; this default text is read only if the "
-        "vocabulary size depends on the text",
+    add_sources(
+        verb,
+        "*",
+        f"{SOURCE_HELP}; default: the source in --config, or pydocs; this default text is read only if the vocabulary "
+        "size depends on the text",
     )
     add_preset(verb)
     verb.add_argument("--price", type=number, metavar="PER_HOUR", help="price of one machine per hour")
@@ -70,13 +69,13 @@ def run(arguments: argparse.Namespace) -> int:
     from octavo.training.run_estimate import estimate_run
 
     plan = training.plan(
-        arguments.source, preset=arguments.preset, config=arguments.config, **explicit_settings(arguments)
+        arguments.source or None, preset=arguments.preset, config=arguments.config, **explicit_settings(arguments)
     )
     network = scaling.network(arguments.link, arguments.latency)
     processes = scaling.Processes(arguments.processes, arguments.nodes, network, shard=arguments.shard)
     # Without a SOURCE the estimate is of a model and this machine: the default text is prepared only if the vocabulary
     # size depends on it.
-    names_a_source = arguments.source is not None or plan.settings.source != DataSettings().source
+    names_a_source = bool(arguments.source) or plan.settings.source != DataSettings().source
     preparation = estimate_run(plan, arguments.price, processes=processes, prepare_text=names_a_source)
     result = run_preparation(preparation, sys.stderr)
     return print_report(arguments, result, _format_report(result, plan.settings, processes, arguments.price))

@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 from octavo.cli.parser import (
     RUN_HELP,
+    SOURCE_HELP,
     add_device,
+    add_sources,
     add_special_tokens,
     add_unknown,
     add_verb,
@@ -29,15 +31,13 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
     verb = add_verb(
         verbs,
         "eval",
-        "RUN [SOURCE]",
+        "RUN [SOURCE...]",
         run,
         help="compute the exact loss of a model on a text, or its scores on tasks",
         example="octavo eval runs/pydocs-1 my.txt",
     )
     verb.add_argument("run", type=expand_home, metavar="RUN", help=RUN_HELP)
-    verb.add_argument(
-        "source", type=expand_home, nargs="?", metavar="SOURCE", help="a text; default: the validation split of the run"
-    )
+    add_sources(verb, "*", f"{SOURCE_HELP}; default: the validation split of the run")
     verb.add_argument("--block-size", type=integer, metavar="N", help="context length; default: the model's")
     verb.add_argument("--encoding", default="utf-8", metavar="NAME", help="character encoding of the text (utf-8)")
     verb.add_argument(
@@ -71,7 +71,7 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
     add_special_tokens(verb, "text")
     add_device(verb)
     options = ("source", *_READING, *_ENCODING, *_TASK)
-    verb.set_defaults(defaults={name: verb.get_default(name) for name in options})
+    verb.set_defaults(defaults={"source": []} | {name: verb.get_default(name) for name in options if name != "source"})
     finish_verb(verb)
 
 
@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
         return print_report(arguments, scores, _format_scores(scores))
     result = evaluation.evaluate(
         arguments.run,
-        arguments.source,
+        arguments.source or None,
         block_size=arguments.block_size,
         unknown=arguments.unknown,
         encoding=arguments.encoding,
@@ -112,7 +112,7 @@ def _check_options(arguments: argparse.Namespace) -> None:
     """Reject an option that would have no effect. Raises `OctavoError`."""
     if arguments.task:
         unused, reason = ["source", *_READING], "tasks have their own texts"
-    elif arguments.source is None:
+    elif not arguments.source:
         unused, reason = [*_READING, *_ENCODING, *_TASK], "the validation split of the run is tokens already"
     else:
         unused, reason = list(_TASK), "it needs --task"

@@ -32,6 +32,7 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
         metavar="RUN VIEW",
         help=f"{RUN_HELP}; and a view from the list below",
     )
+    verb.set_defaults(list_argument="run_and_view")
     verb.add_argument("--preset", metavar="P", help="a preset instead of a RUN, for the view shapes")
     for flag, (options, view_names) in views.command_line_flags().items():
         _add_view_option(verb, flag, options, view_names)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from octavo import byte_order_mark
+from octavo.data import formats
 from octavo.errors import OctavoError
 from octavo.settings import PRESETS, Settings, expand_home
 
@@ -18,8 +19,8 @@ RUN_HELP = (
     "hub, or a ckpt.pt of nanoGPT"
 )
 SOURCE_HELP = (
-    "a named corpus (pydocs, shakespeare), a file, folder or glob (text, .jsonl, .json, .csv, .parquet; .gz, .zst), "
-    "the URL of one (s3://...), hf:NAME, or - for standard input"
+    f"a named corpus (pydocs, shakespeare), a file, folder or glob (text, {formats.list_suffixes()}; "
+    f"{', '.join(formats.COMPRESSED)}), the URL of one (s3://...), hf:NAME, or - for standard input; or several"
 )
 
 # Options of nanoGPT's sample.py that Octavo does not have, each with what to use instead. They are reported for every
@@ -66,6 +67,12 @@ def finish_verb(verb: Parser) -> None:
     verb.add_argument("--json", action="store_true", help="print one JSON object to stdout")
     flags = [flag for action in verb._actions for flag in action.option_strings]
     verb.set_defaults(flags=flags, prog=verb.prog)
+
+
+def add_sources(verb: Parser, count: str, help: str = SOURCE_HELP) -> None:
+    """Add the positional argument SOURCE. `count` is argparse's: `*` or `+`."""
+    verb.add_argument("source", type=expand_home, nargs=count, metavar="SOURCE", help=help)
+    verb.set_defaults(list_argument="source")
 
 
 def add_preset(verb: Parser, config: bool = True) -> None:

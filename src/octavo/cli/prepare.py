@@ -5,7 +5,7 @@ import json
 import sys
 from typing import Any
 
-from octavo.cli.parser import SOURCE_HELP, add_settings, add_verb, explicit_settings, finish_verb
+from octavo.cli.parser import add_settings, add_sources, add_verb, explicit_settings, finish_verb
 from octavo.errors import OctavoError
 from octavo.settings import DataSettings, Settings, expand_home, resolve
 
@@ -14,12 +14,12 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
     verb = add_verb(
         verbs,
         "prepare",
-        "SOURCE (--out DIR [--together] | --verify)",
+        "SOURCE... (--out DIR [--together] | --verify)",
         run,
         help="convert text to token shards",
         example="octavo prepare my.txt --out tokens --tokenizer bpe:4096",
     )
-    verb.add_argument("source", type=expand_home, metavar="SOURCE", help=SOURCE_HELP)
+    add_sources(verb, "+")
     action = verb.add_mutually_exclusive_group(required=True)
     action.add_argument(
         "--out", type=expand_home, metavar="DIR", help="the folder to write; it must be empty or missing"
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.verify:
         if arguments.together:
             raise OctavoError("--together is for writing a folder", "--out DIR")
-        dataset = open_dataset(arguments.source, verify=True)
+        dataset = open_dataset(_only_source(arguments.source), verify=True)
         print(json.dumps(dataset.info) if arguments.json else f"{dataset.folder}: all files match their sha256")
         return 0
     settings = resolve(source=arguments.source, **explicit_settings(arguments))
@@ -53,6 +53,12 @@ def run(arguments: argparse.Namespace) -> int:
         info = run_preparation(prepare_into_folder(settings, arguments.out), sys.stderr).info
     print(json.dumps(info) if arguments.json else _summarize(info, arguments.out))
     return 0
+
+
+def _only_source(sources: list[str]) -> str:
+    if len(sources) > 1:
+        raise OctavoError("--verify reads one prepared folder", f"octavo prepare {sources[0]} --verify")
+    return sources[0]
 
 
 def _summarize(info: dict[str, Any], out: str) -> str:

@@ -4,8 +4,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from octavo.cli.parser import SOURCE_HELP, add_settings, add_verb, explicit_settings, finish_verb, print_report
-from octavo.settings import DataSettings, Settings, expand_home, resolve
+from octavo.cli.parser import add_settings, add_sources, add_verb, explicit_settings, finish_verb, print_report
+from octavo.settings import DataSettings, Settings, resolve
 
 if TYPE_CHECKING:
     from octavo.data.statistics import Statistics
@@ -15,12 +15,12 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
     verb = add_verb(
         verbs,
         "stats",
-        "SOURCE",
+        "SOURCE...",
         run,
         help="show statistics of a text: sizes, frequent tokens, rare characters, repeated lines",
         example="octavo stats my.txt",
     )
-    verb.add_argument("source", type=expand_home, metavar="SOURCE", help=SOURCE_HELP)
+    add_sources(verb, "+")
     add_settings(verb, DataSettings, defaults)
     finish_verb(verb)
 

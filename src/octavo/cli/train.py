@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from octavo.cli.parser import (
     RUN_HELP,
+    SOURCE_HELP,
     add_preset,
     add_settings,
+    add_sources,
     add_verb,
     explicit_settings,
     finish_verb,
@@ -29,19 +31,13 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
     verb = add_verb(
         verbs,
         "train",
-        "[SOURCE]",
+        "[SOURCE...]",
         run,
         help="train a GPT on a text",
         example="octavo train my.txt --n-layer 6",
         nanogpt_names=NANOGPT_NAMES,
     )
-    verb.add_argument(
-        "source",
-        type=expand_home,
-        nargs="?",
-        metavar="SOURCE",
-        help="pydocs, shakespeare, a file, folder, glob, hf:NAME, prepared folder or - (pydocs)",
-    )
+    add_sources(verb, "*", f"{SOURCE_HELP}; or a prepared folder (pydocs)")
     add_preset(verb)
     verb.add_argument("--out", type=expand_home, metavar="DIR", help="the run folder; default: runs/NAME")
     verb.add_argument("--name", help="the name of the run; default: the name of the corpus and the next free number")
@@ -110,7 +106,7 @@ def _plan(arguments: argparse.Namespace) -> "Plan":
     from octavo import training
 
     return training.plan(
-        arguments.source,
+        arguments.source or None,
         preset=arguments.preset,
         config=arguments.config,
         resume=arguments.resume,

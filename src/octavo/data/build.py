@@ -165,7 +165,7 @@ def describe(
     return {
         "format": FORMAT,
         "name": corpus.name,
-        "source": corpus.source,
+        "source": corpus.recorded_source,
         "text": {
             "sha256": scan.sha256,
             "bytes": scan.bytes,

@@ -23,6 +23,7 @@ from octavo.data.file_state import FileProperties
 from octavo.data.shards import Shards, open_npy
 from octavo.errors import OctavoError
 from octavo.schema import Count, FileName
+from octavo.settings import Source
 from octavo.tokenizers import Tokenizer
 
 FORMAT = 2
@@ -55,15 +56,17 @@ class Dataset:
         return str(self.info["fingerprint"])
 
 
-def is_prepared(source: str | Path) -> bool:
+def is_prepared(source: Source | Path) -> bool:
     """Whether a source is a prepared dataset, Octavo's or nanoGPT's, or the URL of one that Octavo has prepared."""
+    if isinstance(source, tuple):
+        return False
     if remote.is_url(source):
         return "*" not in str(source) and remote.Storage(str(source)).exists("dataset.json")
     # os.path, because pathlib raises if a name is too long
     return os.path.isfile(Path(source) / "dataset.json") or nanogpt.is_nanogpt_folder(source)
 
 
-def open_dataset(source: str | Path, verify: bool = False) -> Dataset:
+def open_dataset(source: Source | Path, verify: bool = False) -> Dataset:
     """Open a prepared dataset. Raises `OctavoError` that names the file if one is missing or was changed.
 
     If the source is a URL, its files are copied into the cache, those that are new or have changed.
@@ -71,6 +74,7 @@ def open_dataset(source: str | Path, verify: bool = False) -> Dataset:
     A file is trusted if its size and modification time are those that it had when its sha256 was last verified; if
     not, or with `verify`, it is read and verified.
     """
+    assert not isinstance(source, tuple)
     folder = remote.fetch(source) if isinstance(source, str) and remote.is_url(source) else Path(source)
     properties = FileProperties(folder, reread=verify)
     if nanogpt.is_nanogpt_folder(folder) and not os.path.isfile(folder / "dataset.json"):
@@ -125,7 +129,7 @@ class Origin(msgspec.Struct):
     """What a checkpoint stores of its dataset, see `Dataset.origin`."""
 
     name: FileName
-    source: str
+    source: str | list[str]
     text: TextInfo
     tokenizer: str
     split: dict[str, str | float]

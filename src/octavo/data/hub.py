@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from octavo import files
-from octavo.data import readers
-from octavo.data.readers import TextFormat
+from octavo.data import rows
+from octavo.data.decoding import TextFormat
 from octavo.errors import OctavoError
 from octavo.settings import expand_home
 
@@ -72,9 +72,9 @@ def _stream_rows(dataset: str, config: str | None, split: str, text_format: Text
         raise OctavoError(f"hf:{dataset} needs the package datasets", "pip install 'octavo[hf]'") from None
     location = f"hf:{dataset}, split {split}"
     try:
-        rows: Iterable[dict[str, Any]] = datasets.load_dataset(dataset, config, split=split, streaming=True)
-        for number, row in enumerate(rows, 1):
-            yield readers.row_text(row, f"{location}, row {number:,}", text_format)
+        records: Iterable[dict[str, Any]] = datasets.load_dataset(dataset, config, split=split, streaming=True)
+        for number, row in enumerate(records, 1):
+            yield rows.row_text(row, f"{location}, row {number:,}", text_format)
     except OctavoError:
         raise
     except Exception as error:  # errors of the network, the hub and the file formats have no common class

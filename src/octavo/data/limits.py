@@ -16,6 +16,10 @@ class Limits:
     # to fill the memory or the disk has 1,000 and more. Below `decompressed` bytes, any ratio is harmless.
     decompression_ratio: int = 250
     decompressed: int = 1 << 26
+    converted_bytes: int = 1 << 28  # a PDF, Word document, ..., which is in memory as a whole
+    # How long converting one may take: so many seconds, and one more for so many bytes.
+    conversion_seconds: float = 60.0
+    conversion_rate: float = 100_000.0
     chunk: int = 1 << 20  # text that is read, encoded and counted at a time
     forced_cut: int = 1 << 24  # text without a place to cut it, such as a space, is cut after this length all the same
     shard_characters: int = 1 << 25  # text per shard, which then has 16 to 64 MB

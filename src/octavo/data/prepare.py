@@ -34,18 +34,18 @@ from octavo.data.dataset import Dataset, Origin, is_prepared, open_dataset
 from octavo.data.encoder import END, Encoder
 from octavo.data.limits import DEFAULT_LIMITS, Limits
 from octavo.data.progress import PreparationProgress, preparation
-from octavo.data.scan import CorpusScan, ScanSummary, load_scan_summary, scan_corpus, warn_of_end_of_text
+from octavo.data.scan import CorpusScan, ScanSummary, load_scan_summary, scan_corpus, warn_about_source
 from octavo.data.sources import Corpus, open_source
 from octavo.data.split import choose_split, split_chunks
 from octavo.errors import OctavoError, SourceChangedError, SourceNotFoundError
-from octavo.settings import DataSettings, resolve
+from octavo.settings import DataSettings, SourceLike, as_source, list_sources, resolve
 from octavo.tokenizers import Tokenizer, UnknownCharacters
 
 _SMALL_TEXT = 8 << 20  # bytes
 _SMALL_ALPHABET = 256  # characters
 
 
-def prepare(source: str | Path, out: str | Path, **settings: Any) -> Dataset:
+def prepare(source: SourceLike, out: str | Path, **settings: Any) -> Dataset:
     """Prepare a source into the folder `out`, which must be empty or missing, and return the dataset.
 
         dataset = octavo.prepare("my.txt", "tokens", tokenizer="bpe:1024")
@@ -53,7 +53,7 @@ def prepare(source: str | Path, out: str | Path, **settings: Any) -> Dataset:
     `settings` are fields of `octavo.Settings` that describe the text, such as `tokenizer` and `val_fraction` (see
     `DataSettings`). Raises `OctavoError` if `out` is not empty, or if the source or a setting is invalid.
     """
-    return prepare_into_folder(resolve(source=str(source), **settings), out).result
+    return prepare_into_folder(resolve(source=as_source(source), **settings), out).result
 
 
 @preparation
@@ -71,14 +71,14 @@ def prepare_dataset(
     corpus = open_source(settings, limits)
     summary = load_scan_summary(corpus)
     if summary is not None:
-        warn_of_end_of_text(summary, settings)
+        warn_about_source(corpus, summary, settings)
         resolved_settings = resolve_tokenizer_setting(settings, summary)
         dataset = open_cached(cache_key(summary, resolved_settings, tokenizer))
         if dataset is not None:
             return _rename(dataset, corpus)
     scan = yield from scan_corpus(corpus, limits)
     if summary is None:
-        warn_of_end_of_text(scan, settings)
+        warn_about_source(corpus, scan, settings)
     return (yield from open_or_build_scanned(corpus, scan, settings, tokenizer, limits))
 
 
@@ -97,10 +97,12 @@ def reopen_dataset(
         dataset = _open_prepared(settings, tokenizer)
         if dataset.fingerprint != recorded.fingerprint:
             raise OctavoError(
-                f"{settings.source} is not the dataset that this run was trained on", _reopening_hint(recorded)
+                f"{settings.source_name} is not the dataset that this run was trained on", _reopening_hint(recorded)
             )
         return dataset
-    if settings.source == "-" and sys.stdin is not None and sys.stdin.isatty():  # reading it would seem to hang
+    if (
+        "-" in list_sources(settings.source) and sys.stdin is not None and sys.stdin.isatty()
+    ):  # reading it would seem to hang
         raise OctavoError("this run was trained on standard input", "pipe the same text into the same command")
     try:
         corpus = open_source(settings, limits)
@@ -109,7 +111,7 @@ def reopen_dataset(
         raise SourceNotFoundError(message, _reopening_hint(recorded)) from None
     scan = load_scan_summary(corpus) or (yield from scan_corpus(corpus, limits))
     if scan.sha256 != recorded.text.sha256:
-        message = f"{corpus.source} is not the text that this run was trained on: it has {scan.bytes:,} bytes"
+        message = f"{corpus.source_name} is not the text that this run was trained on: it has {scan.bytes:,} bytes"
         if recorded.text.bytes is not None:
             message += f", and the text had {recorded.text.bytes:,}"
         raise OctavoError(message, _reopening_hint(recorded))
@@ -125,7 +127,7 @@ def reopen_dataset(
         scan = yield from scan_corpus(corpus, limits)
     dataset = yield from open_or_build_scanned(corpus, scan, settings, tokenizer, limits)
     if dataset.fingerprint != recorded.fingerprint:
-        raise SourceChangedError(f"{corpus.source} changed while it was read", "the same command again")
+        raise SourceChangedError(f"{corpus.source_name} changed while it was read", "the same command again")
     return dataset
 
 
@@ -137,10 +139,10 @@ def prepare_into_folder(
     folder = Path(os.path.abspath(out))
     check_is_empty(folder, out)
     if is_prepared(settings.source):
-        raise OctavoError(f"{settings.source} is prepared already", f"octavo train {settings.source}")
+        raise OctavoError(f"{settings.source_name} is prepared already", f"octavo train {settings.source_name}")
     corpus = open_source(settings, limits)
     scan = yield from scan_corpus(corpus, limits)
-    warn_of_end_of_text(scan, settings)
+    warn_about_source(corpus, scan, settings)
     lock = yield from acquire_lock(folder, wait=False)
     try:
         check_is_empty(folder, out)  # another process may have written it during the scan
@@ -171,11 +173,10 @@ def _reopening_hint(recorded: Origin) -> str:
 
 def is_cached(settings: DataSettings, origin: dict[str, Any] | None) -> bool:
     """Whether `reopen_dataset` is quick: the tokens are in the cache, and the text is recognized or small."""
-    source, recorded = settings.source, Origin.check(origin)
-    if is_prepared(source):
+    recorded = Origin.check(origin)
+    if is_prepared(settings.source):
         return True
-    is_stream = source == "-" or (os.path.exists(source) and not os.path.isfile(source) and not os.path.isdir(source))
-    if is_stream or not is_prepared(cached_folder(recorded.cache_key)):
+    if any(map(_is_stream, list_sources(settings.source))) or not is_prepared(cached_folder(recorded.cache_key)):
         return False
     if (recorded.text.bytes or 0) <= _SMALL_TEXT:  # a file that was modified just before its scan has no recorded scan
         return True
@@ -183,6 +184,10 @@ def is_cached(settings: DataSettings, origin: dict[str, Any] | None) -> bool:
         return load_scan_summary(open_source(dataclasses.replace(settings, tokenizer=recorded.tokenizer))) is not None
     except OctavoError:
         return False
+
+
+def _is_stream(source: str) -> bool:
+    return source == "-" or (os.path.exists(source) and not os.path.isfile(source) and not os.path.isdir(source))
 
 
 def encode_corpus(
@@ -194,7 +199,7 @@ def encode_corpus(
     """
     corpus = open_source(dataclasses.replace(settings, tokenizer=tokenizer.kind))
     scan = scan_corpus(corpus).result
-    warn_of_end_of_text(scan, settings)
+    warn_about_source(corpus, scan, settings)
     uses_end_of_text = scan.uses_end_of_text(tokenizer)
     # The ids of both splits are returned together, in the order of the corpus. A split is needed only because
     # `split_chunks` inserts the newlines between documents. With a validation fraction of 0 it does not cut any
@@ -230,7 +235,7 @@ def resolve_tokenizer_setting(settings: DataSettings, scan: ScanSummary) -> Data
 
 def _rename(dataset: Dataset, corpus: Corpus) -> Dataset:
     """A cached dataset with the name of this corpus: it may have been built from the same text under another name."""
-    return dataclasses.replace(dataset, info=dataset.info | {"name": corpus.name, "source": corpus.source})
+    return dataclasses.replace(dataset, info=dataset.info | {"name": corpus.name, "source": corpus.recorded_source})
 
 
 def check_is_empty(folder: Path, out: str | Path) -> None:
@@ -247,17 +252,18 @@ def _open_prepared(settings: DataSettings, tokenizer: Tokenizer | None) -> Datas
     prepared_with = dataset.info["tokenizer"]
     if settings.special_tokens and not dataset.info.get("special_tokens"):
         raise OctavoError(
-            f"{settings.source} was prepared without special tokens", "octavo prepare SOURCE --special-tokens --out DIR"
+            f"{settings.source_name} was prepared without special tokens",
+            "octavo prepare SOURCE --special-tokens --out DIR",
         )
     if tokenizer is not None:
         if tokenizer.fingerprint != dataset.tokenizer.fingerprint:
             raise OctavoError(
-                f"{settings.source} was prepared with another tokenizer than the model's",
+                f"{settings.source_name} was prepared with another tokenizer than the model's",
                 "give the text itself: it is prepared with the model's tokenizer",
             )
     elif settings.tokenizer not in ("auto", prepared_with):
         raise OctavoError(
-            f"{settings.source} was prepared with tokenizer {prepared_with}, not {settings.tokenizer}",
+            f"{settings.source_name} was prepared with tokenizer {prepared_with}, not {settings.tokenizer}",
             f"--tokenizer {prepared_with}",
         )
     return dataset

@@ -16,19 +16,24 @@ from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from octavo import files
+from octavo.data import formats
+from octavo.data.chunks import Chunk
 from octavo.data.limits import DEFAULT_LIMITS, Limits
 from octavo.data.progress import PreparationProgress, ProgressMeter, preparation
-from octavo.data.readers import Chunk
+from octavo.data.report import Skipped, join_counts, summarize
 from octavo.data.sources import Corpus, CorpusHash
 from octavo.errors import OctavoError, OctavoWarning
-from octavo.settings import DataSettings
+from octavo.settings import DataSettings, list_sources
 from octavo.tokenizers import END_OF_TEXT, Tokenizer
 
 _DIGEST_BYTES = 16
-_RECORD_FORMAT = 3
+_RECORD_FORMAT = 4
+# The formats that are read without a conversion.
+_PLAIN = {format.name for format in (formats.TEXT, formats.JSON_LINES, formats.JSON, formats.CSV, formats.PARQUET)}
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ class ScanSummary:
     alphabet: str  # every character once, sorted
     separated: int  # documents that follow a line `<|endoftext|>`
     end_of_texts: int  # occurrences of `<|endoftext|>` within the documents
+    read: dict[str, int]  # files, by format; see `Report`
+    skipped: Skipped
 
 
 @dataclass(frozen=True)
@@ -73,14 +80,22 @@ class CorpusScan(ScanSummary):
         return is_first
 
 
-def warn_of_end_of_text(summary: ScanSummary, settings: DataSettings) -> None:
-    """Emit an `OctavoWarning` about `<|endoftext|>` in a source: lines that were recognized, and what was not."""
+def warn_about_source(corpus: Corpus, summary: ScanSummary, settings: DataSettings) -> None:
+    """Emit an `OctavoWarning` about each thing in a source that the user may not expect.
+
+    They are the files that were skipped, converted or read with their markup, and the use of `<|endoftext|>`.
+    """
+    is_plain = not summary.skipped and not corpus.skipped_folders and not summary.read.keys() - _PLAIN
+    if not is_plain or sum(summary.read.values()) > 1:
+        counts = summarize(summary.read, summary.skipped, corpus.skipped_folders)
+        name = "./" if corpus.source == "." else corpus.source_name
+        warnings.warn(f"{name}: {counts}", OctavoWarning, stacklevel=2)
     if summary.separated:
-        message = f"lines {END_OF_TEXT} separate documents in {settings.source}: {summary.documents:,} documents"
+        message = f"lines {END_OF_TEXT} separate documents in {corpus.source_name}: {summary.documents:,} documents"
         warnings.warn(message, OctavoWarning, stacklevel=2)
     if summary.end_of_texts and not settings.special_tokens:
         message = (
-            f"{settings.source} has {END_OF_TEXT} {summary.end_of_texts:,} times within its text: it is encoded as "
+            f"{corpus.source_name} has {END_OF_TEXT} {summary.end_of_texts:,} times within its text: it is encoded as "
             "ordinary text (--special-tokens: as the token)"
         )
         warnings.warn(message, OctavoWarning, stacklevel=2)
@@ -89,14 +104,16 @@ def warn_of_end_of_text(summary: ScanSummary, settings: DataSettings) -> None:
 @preparation
 def scan_corpus(corpus: Corpus, limits: Limits = DEFAULT_LIMITS) -> Generator[PreparationProgress, None, CorpusScan]:
     """Read a corpus from beginning to end, and store its summary in the cache."""
-    scan = yield from scan_chunks(corpus.chunks(), limits)
+    scan = yield from scan_chunks(corpus, limits)
     if corpus.is_unchanged():
         _save_scan_summary(corpus, scan)
     return scan
 
 
-def scan_chunks(chunks: Iterable[Chunk], limits: Limits) -> Generator[PreparationProgress, None, CorpusScan]:
-    """Scan all documents of a corpus, or of a part of it."""
+def scan_chunks(
+    corpus: Corpus, limits: Limits, chunks: Iterable[Chunk] | None = None
+) -> Generator[PreparationProgress, None, CorpusScan]:
+    """Scan all documents of a corpus. `chunks` are its chunks, if the caller already reads them."""
     corpus_hash, size, characters, separated, end_of_texts = CorpusHash(), 0, 0, 0, 0
     lengths, digests, lacks_newline = array("q"), bytearray(), bytearray()
     # The alphabet is collected in two ways: ASCII by bytes, which is fast, and the rest by code points, which is needed
@@ -104,7 +121,7 @@ def scan_chunks(chunks: Iterable[Chunk], limits: Limits) -> Generator[Preparatio
     ascii_alphabet, is_in_alphabet = b"", np.zeros(0x110000, dtype=bool)
     document_hash, length = hashlib.blake2b(digest_size=_DIGEST_BYTES), 0
     meter = ProgressMeter("reading", None, limits.progress_seconds)
-    for text, ends_document, follows_separator in chunks:
+    for text, ends_document, follows_separator in corpus.chunks() if chunks is None else chunks:
         content = text.encode()
         corpus_hash.update(content, ends_document)
         document_hash.update(content)
@@ -130,6 +147,8 @@ def scan_chunks(chunks: Iterable[Chunk], limits: Limits) -> Generator[Preparatio
         alphabet="".join(sorted(alphabet)),
         separated=separated,
         end_of_texts=end_of_texts,
+        read=dict(corpus.report.read),
+        skipped=dict(corpus.report.skipped),
         lengths=lengths,
         digests=bytes(digests),
         lacks_newline=bytes(lacks_newline),
@@ -138,6 +157,7 @@ def scan_chunks(chunks: Iterable[Chunk], limits: Limits) -> Generator[Preparatio
 
 def join_scans(scans: Sequence[CorpusScan], sha256: str) -> CorpusScan:
     """The scan of a corpus from the scans of its consecutive parts. Only the hash must be given."""
+    read, skipped = join_counts((scan.read, scan.skipped) for scan in scans)
     return CorpusScan(
         sha256=sha256,
         bytes=sum(scan.bytes for scan in scans),
@@ -146,6 +166,8 @@ def join_scans(scans: Sequence[CorpusScan], sha256: str) -> CorpusScan:
         alphabet="".join(sorted(set().union(*(scan.alphabet for scan in scans)))),
         separated=sum(scan.separated for scan in scans),
         end_of_texts=sum(scan.end_of_texts for scan in scans),
+        read=read,
+        skipped=skipped,
         lengths=array("q", b"".join(scan.lengths.tobytes() for scan in scans)),
         digests=b"".join(scan.digests for scan in scans),
         lacks_newline=b"".join(scan.lacks_newline for scan in scans),
@@ -164,13 +186,14 @@ def load_scan_summary(corpus: Corpus) -> ScanSummary | None:
         return None
     try:
         record = json.loads(_record_path(corpus).read_text(encoding="utf-8"))
-        return ScanSummary(**record["summary"]) if record["files"] == corpus.identity else None
-    except (OSError, OctavoError, ValueError, KeyError, TypeError):
+        return msgspec.convert(record["summary"], ScanSummary) if record["files"] == corpus.identity else None
+    except (OSError, OctavoError, ValueError, KeyError, TypeError, msgspec.MsgspecError):
         return None
 
 
 def _record_path(corpus: Corpus) -> Path:
-    key = repr((_RECORD_FORMAT, os.path.abspath(corpus.source), corpus.text_format))
+    paths = list(map(os.path.abspath, list_sources(corpus.source)))
+    key = repr((_RECORD_FORMAT, paths, corpus.text_format))
     return files.cache_dir() / "scans" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
 
 

@@ -1,36 +1,39 @@
 """Turn the SOURCE that a user names into a `Corpus`: a named document collection that can be read repeatedly.
 
-A source is a built-in corpus, a file, a folder, a glob, a dataset of the Hugging Face hub, or standard input. Only one
-chunk of text is in memory at a time. Nothing is tokenized here. The network is used only for `hf:` names and, once, for
-`shakespeare`.
+A source is a built-in corpus, a file, a folder, a glob, a dataset of the Hugging Face hub, standard input, or several
+of these. Only one chunk of text is in memory at a time. Nothing is tokenized here. The network is used only for `hf:`
+names and, once, for `shakespeare`.
 """
 
 import codecs
 import dataclasses
 import difflib
-import fnmatch
 import functools
-import glob
 import hashlib
+import itertools
 import os
 import re
 import shutil
 import sys
 import tempfile
-import warnings
 import weakref
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from octavo import files, remote
-from octavo.data import hub, pydocs, readers
+from octavo.data import chunks, hub, pydocs, readers
+from octavo.data.chunks import Chunk
+from octavo.data.decoding import TextFormat
+from octavo.data.file_search import Search, SourceFile, kind_of_output
 from octavo.data.file_state import file_state
 from octavo.data.limits import DEFAULT_LIMITS, Limits
-from octavo.data.readers import BinaryFileError, Chunk, TextFormat
-from octavo.errors import OctavoError, OctavoWarning, SourceNotFoundError
-from octavo.settings import DataSettings
+from octavo.data.readers import Reader
+from octavo.data.report import Report, summarize
+from octavo.errors import OctavoError, SourceNotFoundError
+from octavo.settings import DataSettings, Source, list_sources, name_source
 
 BUILT_IN: tuple[str, ...] = ("pydocs", "shakespeare")
 
@@ -46,29 +49,49 @@ class Corpus:
     """The documents of a source, and a name for them that is valid as the name of a folder."""
 
     name: str
-    source: str
+    source: Source
     text_format: TextFormat
-    paths: list[str] | None  # files that change when the text does; None if it can be known only by reading the text
+    files: list[SourceFile] | None  # that change when the text does; None if only reading the text can show a change
     identity: str | None  # of these files when the source was opened; see `_file_identity`
     _read: Callable[[], Iterator[Chunk]]
+    report: Report = field(default_factory=Report)  # the files that the newest pass has read and skipped
+    skipped_folders: Mapping[str, int] = field(default_factory=dict)  # how many, by reason
+    reads_files: bool = False  # whether the text is that of `files`, in their order
     may_be_empty: bool = False
+
+    @property
+    def source_name(self) -> str:
+        """The source as messages name it."""
+        return name_source(self.source)
+
+    @property
+    def recorded_source(self) -> str | list[str]:
+        """The source as `dataset.json` has it."""
+        return self.source if isinstance(self.source, str) else list(self.source)
 
     def chunks(self) -> Generator[Chunk, None, None]:
         """Yield all documents from the beginning, in chunks. Raises `OctavoError` if no text can be read."""
         is_empty = True
+        self.report.clear()
         try:
             for chunk in self._read():
                 is_empty = False
                 yield chunk
         except (OSError, ValueError) as error:  # ValueError: a NUL in a path, or raised by a codec
-            raise _unreadable(self.source, error) from error
+            raise _unreadable(self.source_name, error) from error
         if is_empty and not self.may_be_empty:
-            hint = "a source with text, or --text-field NAME if another field has the text"
-            raise OctavoError(f"{self.source} has no text in it", hint)
+            raise self._empty_error()
+
+    def _empty_error(self) -> OctavoError:
+        if not self.report.skipped and self.files is not None and [file.path for file in self.files] == [self.source]:
+            return OctavoError(f"{self.source} is empty", "give a text file, or a folder of text files")
+        hint = "a source with text, or --text-field NAME if another field has the text"
+        counts = summarize(self.report.read, self.report.skipped, self.skipped_folders)
+        return OctavoError(f"{self.source_name} has no text in it: {counts}", hint)
 
     def is_unchanged(self) -> bool:
         """Whether the files have not changed since the source was opened. False if that cannot be known."""
-        return self.identity is not None and self.identity == _file_identity(self.paths)
+        return self.identity is not None and self.identity == _file_identity(self.files)
 
 
 class CorpusHash:
@@ -95,22 +118,21 @@ def open_source(settings: DataSettings, limits: Limits = DEFAULT_LIMITS) -> Corp
 
     A source is a file, a folder, a glob such as `notes/**/*.md`, the URL of one of these, which is copied into the
     cache, a dataset `hf:NAME`, `-` for standard input, or one of the names in `BUILT_IN`. Such a name takes precedence
-    over a file of that name, which is reached by `./pydocs`. A folder is read recursively, sorted by path, without
-    hidden files, binary files and symbolic links to folders. A glob skips the same files. A part of a glob that is the
-    name of an existing file or folder means that one.
+    over a file of that name, which is reached by `./pydocs`. A folder is read recursively, sorted by path;
+    `file_search` says what it leaves out. A glob skips the same files. A part of a glob that is the name of an existing
+    file or folder means that one. Several sources are read one after another, and a file that several of them name is
+    read once.
 
-    A text file is one document, unless lines `<|endoftext|>` separate several. `.jsonl`, `.csv` and `.parquet` files,
-    and `.json` files with an array of objects, have one document in each row, in the field `text_field`. `.gz` and
-    `.zst` are decompressed. Raises `OctavoError` if the source does not exist. If it exists but cannot be read,
-    `Corpus.chunks` raises it.
+    `formats` lists the formats of files, and the documents in each. Raises `OctavoError` if the source does not exist.
+    If it exists but cannot be read, `Corpus.chunks` raises it.
     """
-    source = settings.source
     keeps_nul = settings.tokenizer == "byte"
     text_format = TextFormat(_normalize_encoding(settings.encoding), settings.errors, settings.text_field, keeps_nul)
-    try:
-        return _open_source(source, text_format, limits)
-    except (OSError, ValueError) as error:
-        raise _unreadable(source, error) from error
+    report = Report()
+    if isinstance(settings.source, str):
+        return _open_one(settings.source, text_format, limits, report)
+    corpora = [_open_one(source, text_format, limits, report) for source in settings.source]
+    return _join(corpora, settings.source, limits)
 
 
 def open_units(settings: DataSettings, limits: Limits = DEFAULT_LIMITS) -> tuple[Corpus, list[Corpus]]:
@@ -118,53 +140,123 @@ def open_units(settings: DataSettings, limits: Limits = DEFAULT_LIMITS) -> tuple
 
     A unit may have no text. Raises `OctavoError` if the source is not made of files.
     """
-    source = settings.source
-    if source in (*BUILT_IN, "-") or source.startswith("hf:") or (whole := open_source(settings, limits)).paths is None:
-        raise OctavoError(f"{source} is not made of files", "a file, a folder or a glob, or leave out --together")
-    groups: list[list[str]] = [[]]
+    sources = list_sources(settings.source)
+    is_of_files = not any(source in (*BUILT_IN, "-") or source.startswith("hf:") for source in sources)
+    if not is_of_files or not (whole := open_source(settings, limits)).reads_files:
+        hint = "a file, a folder or a glob, or leave out --together"
+        raise OctavoError(f"{settings.source_name} is not made of files", hint)
+    groups: list[list[SourceFile]] = [[]]
     size = 0
-    for path in whole.paths:
+    for file in whole.files or ():
         if size >= limits.unit_bytes:
             groups.append([])
             size = 0
-        groups[-1].append(path)
-        size += os.path.getsize(path)
+        groups[-1].append(file)
+        size += os.path.getsize(file.path)
 
-    def unit(paths: list[str]) -> Corpus:
-        warn = functools.cache(_warn)
-        read = functools.partial(_read_files, source, paths, whole.text_format, limits, warn, may_be_empty=True)
-        return dataclasses.replace(whole, paths=paths, identity=None, may_be_empty=True, _read=read)
+    def unit(files: list[SourceFile]) -> Corpus:
+        report = Report()
+        read = functools.partial(_read_files, files, whole.text_format, limits, report)
+        return dataclasses.replace(whole, files=files, identity=None, _read=read, report=report, may_be_empty=True)
 
     return whole, list(map(unit, groups))
 
 
-def _open_source(source: str, text_format: TextFormat, limits: Limits) -> Corpus:
-    def corpus(read: Callable[[], Iterator[Chunk]], paths: list[str] | None = None) -> Corpus:
-        return Corpus(_corpus_name(source), source, text_format, paths, _file_identity(paths), read)
+def _open_one(source: str, text_format: TextFormat, limits: Limits, report: Report) -> Corpus:
+    try:
+        return _open(source, text_format, limits, report)
+    except (OSError, ValueError) as error:
+        raise _unreadable(source, error) from error
+
+
+def _open(source: str, text_format: TextFormat, limits: Limits, report: Report) -> Corpus:
+    def corpus(read: Callable[[], Iterator[Chunk]], files: list[SourceFile] | None = None) -> Corpus:
+        return Corpus(_corpus_name(source), source, text_format, files, _file_identity(files), read, report)
 
     match source:
         case "pydocs":
             text = functools.cache(pydocs.text)
-            return corpus(lambda: readers.chunk_rows([text()], limits), pydocs.identity_files())
+            identity_files = list(map(SourceFile, pydocs.identity_files()))
+            return corpus(lambda: chunks.chunk_rows([text()], limits), identity_files)
         case "shakespeare":
-            path = str(files.fetch(*_SHAKESPEARE))
-            return corpus(lambda: readers.read_file(path, TextFormat(), limits), [path])
+            found = [SourceFile(str(files.fetch(*_SHAKESPEARE)), is_named=True)]
+            return corpus(lambda: _read_files(found, TextFormat(), limits, report), found)
         case "-":  # a program without a terminal may have no standard input
-            return corpus(_copy_stream(getattr(sys.stdin, "buffer", None), "standard input", text_format, limits))
+            stream = getattr(sys.stdin, "buffer", None)
+            return corpus(_copy_stream(stream, "standard input", text_format, limits, report))
     if remote.is_url(source):
-        return dataclasses.replace(_open_source(str(remote.fetch(source)), text_format, limits), source=source)
+        return dataclasses.replace(_open(str(remote.fetch(source)), text_format, limits, report), source=source)
     if source.startswith("hf:"):
         rows = hub.cached_rows(source, text_format)
         return corpus(
-            lambda: readers.chunk_rows(hub.read_rows(source, text_format), limits),
-            None if rows is None else [str(rows)],
+            lambda: chunks.chunk_rows(hub.read_rows(source, text_format), limits),
+            None if rows is None else [SourceFile(str(rows))],
         )
-    paths = _find_files(source)
-    if paths == [source] and not os.path.isfile(source):  # a pipe
-        with open(source, "rb") as stream:
-            return corpus(_copy_stream(stream, source, text_format, limits))
-    warn = functools.cache(_warn)  # a corpus is read several times, and the warning is given once
-    return corpus(lambda: _read_files(source, paths, text_format, limits, warn), paths)
+    if (output := kind_of_output(Path(source))) is not None:
+        raise OctavoError(f"{source} is {output}, not a text", _hint_for_output(source, output))
+    search = Search(source)
+    found = search.files
+    if found == [SourceFile(source, is_named=True)] and not os.path.isfile(source):  # a pipe
+        with open(source, "rb") as pipe:
+            return corpus(_copy_stream(pipe, source, text_format, limits, report))
+    opened = corpus(lambda: _read_files(found, text_format, limits, report), found)
+    return dataclasses.replace(opened, skipped_folders=search.folders, reads_files=True)
+
+
+def _hint_for_output(source: str, output: str) -> str:
+    match output:
+        case "a run":
+            return f"octavo train --resume {source}, or a text and --init {source}"
+        case "a checkpoint":
+            return f"a text and --init {source}"
+        case _:
+            return "it alone, without other sources"
+
+
+def _join(corpora: list[Corpus], source: tuple[str, ...], limits: Limits) -> Corpus:
+    """One corpus of several, in their order. A file that several of them have is read where it is first."""
+    first, reads = corpora[0], []
+    named = {os.path.abspath(file.path) for corpus in corpora for file in corpus.files or () if file.is_named}
+    all_files: list[SourceFile] = []
+    seen: set[str] = set()
+    for corpus in corpora:
+        if not corpus.reads_files:
+            reads.append(corpus._read)
+            all_files += corpus.files or ()
+            continue
+        own: list[SourceFile] = []
+        for file in corpus.files or ():
+            path = os.path.abspath(file.path)
+            if path not in seen:
+                own.append(SourceFile(file.path, path in named))
+            seen.add(path)
+        reads.append(functools.partial(_read_files, own, corpus.text_format, limits, corpus.report))
+        all_files += own
+    joined = None if any(corpus.files is None for corpus in corpora) else all_files
+    folders: Counter[str] = Counter()
+    for corpus in corpora:
+        folders.update(corpus.skipped_folders)
+    return Corpus(
+        name=_joined_name(corpora),
+        source=source,
+        text_format=first.text_format,
+        files=joined,
+        identity=_file_identity(joined),
+        _read=lambda: itertools.chain.from_iterable(read() for read in reads),
+        report=first.report,
+        skipped_folders=folders,
+        reads_files=all(corpus.reads_files for corpus in corpora),
+    )
+
+
+def _joined_name(corpora: list[Corpus]) -> str:
+    """The name of the folder that all sources are in, or of the first source if there is none."""
+    try:
+        if all(corpus.reads_files and not remote.is_url(corpus.source) for corpus in corpora):
+            return _corpus_name(os.path.commonpath([os.path.abspath(str(corpus.source)) for corpus in corpora]))
+    except ValueError:  # on different drives
+        pass
+    return corpora[0].name
 
 
 def _normalize_encoding(encoding: str) -> str:
@@ -205,95 +297,20 @@ def _unreadable(source: str, error: OSError | ValueError) -> OctavoError:
 
 
 def _read_files(
-    source: str,
-    paths: list[str],
-    text_format: TextFormat,
-    limits: Limits,
-    warn: Callable[[str], None],
-    may_be_empty: bool = False,
+    source_files: list[SourceFile], text_format: TextFormat, limits: Limits, report: Report
 ) -> Iterator[Chunk]:
-    """Yield the documents of all files. Files without text are skipped; `warn` reports binary ones."""
-    binary: list[str] = []
-    is_empty = True
-    for path in paths:
-        try:
-            for chunk in readers.read_file(path, text_format, limits):
-                is_empty = False
-                yield chunk
-        except BinaryFileError as error:
-            if path == source:
-                raise _binary_error(source, error) from None
-            binary.append(f"{path}: {error}")
-    if is_empty and not may_be_empty:
-        problem = (
-            "is empty" if paths == [source] else f"has no text in it ({len(paths)} files, {len(binary)} of them binary)"
-        )
-        raise OctavoError(f"{source} {problem}", "give a text file, or a folder of text files")
-    if binary:
-        warn(f"{source}: {len(binary)} binary files are skipped, such as {binary[0]}")
+    """Yield the documents of all files. Those that are not named and have no text are skipped."""
+    with Reader(text_format, limits, report) as reader:
+        for file in source_files:
+            yield from reader.read_file(file)
 
 
-def _warn(message: str) -> None:
-    warnings.warn(message, OctavoWarning, stacklevel=3)
-
-
-def _binary_error(name: str, error: BinaryFileError) -> OctavoError:
-    hint = "a text file; the tokenizer byte accepts a text with NUL characters"
-    return OctavoError(f"{name} is binary, not text: {error}", hint)
-
-
-def _find_files(source: str) -> list[str]:
-    """The files that `source` names, sorted by the parts of their paths."""
-    path = Path(source)
-    if os.path.isdir(source):
-        paths = set(_match(path, ["**"]))
-    elif os.path.exists(source) or not glob.has_magic(source):
-        os.stat(source)  # raises FileNotFoundError
-        return [source]
-    else:
-        anchor = Path(path.anchor)  # "" for a relative path
-        paths = set(_match(anchor, list(path.relative_to(anchor).parts)))
-        if not paths:
-            raise SourceNotFoundError(f"no file matches {source!r}", "** for any folder, * for any name")
-    return [str(path) for path in sorted(paths, key=lambda path: path.parts)]
-
-
-def _match(folder: Path, pattern: list[str]) -> Iterator[Path]:
-    """Yield the files in `folder` that match a glob pattern, given as the list of its parts.
-
-    A part that is the name of an existing file or folder means that one, even if it has brackets or asterisks. `**`
-    means any number of folders, but does not follow links to folders: a link could lead back to `folder`.
-    """
-    if not pattern:
-        if folder.is_file():
-            yield folder
-        return
-    part, rest = pattern[0], pattern[1:]
-    if part == "**":
-        yield from _match(folder, rest or ["*"])
-        for path in _visible(folder):
-            if path.is_dir() and not path.is_symlink():
-                yield from _match(path, pattern)
-    elif not glob.has_magic(part) or (folder / part).exists():
-        yield from _match(folder / part, rest)
-    elif folder.is_dir():
-        for path in folder.iterdir() if part.startswith(".") else _visible(folder):
-            if fnmatch.fnmatch(path.name, part):
-                yield from _match(path, rest)
-
-
-def _visible(folder: Path) -> Iterator[Path]:
-    """Yield the files and folders in a folder that are not hidden."""
-    if folder.is_dir():
-        yield from (path for path in folder.iterdir() if not path.name.startswith("."))
-
-
-def _file_identity(paths: list[str] | None) -> str | None:
+def _file_identity(source_files: list[SourceFile] | None) -> str | None:
     """A hash of the path, size and modification time of each file; None if `file_state` is None for one of them."""
-    if paths is None:
+    if source_files is None:
         return None
     identity = hashlib.sha256()
-    for path in paths:
+    for path, _ in source_files:
         try:
             state = file_state(path)
         except OSError:
@@ -305,7 +322,7 @@ def _file_identity(paths: list[str] | None) -> str | None:
 
 
 def _copy_stream(
-    stream: BinaryIO | None, name: str, text_format: TextFormat, limits: Limits
+    stream: BinaryIO | None, name: str, text_format: TextFormat, limits: Limits, report: Report
 ) -> Callable[[], Iterator[Chunk]]:
     """Copy a stream, which can be read only once, to an unnamed file, and return a function that reads the copy."""
     copy = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `weakref.finalize` below
@@ -316,12 +333,10 @@ def _copy_stream(
     def read() -> Iterator[Chunk]:
         copy.seek(0)
         is_empty = True
-        try:
-            for chunk in readers.read_text(copy, name, text_format, limits):
+        with Reader(text_format, limits, report) as reader:
+            for chunk in reader.read_stream(copy, name):
                 is_empty = False
                 yield chunk
-        except BinaryFileError as error:
-            raise _binary_error(name, error) from None
         if is_empty:
             raise OctavoError(f"{name} is empty", "pipe a text into it, or give a file")
 

@@ -71,7 +71,7 @@ def split_chunks(
     Raises `SourceChangedError`, at the end or before, if the corpus is not the one that was scanned.
     """
     error = SourceChangedError(
-        f"{corpus.source} changed while it was read", "the same command again, when the source no longer changes"
+        f"{corpus.source_name} changed while it was read", "the same command again, when the source no longer changes"
     )
     document = position = 0
     corpus_hash = CorpusHash()

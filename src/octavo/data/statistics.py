@@ -10,7 +10,7 @@ from octavo.data.dataset import SPLITS, Dataset, is_prepared
 from octavo.data.limits import DEFAULT_LIMITS, Limits
 from octavo.data.prepare import open_or_build_scanned
 from octavo.data.progress import PreparationProgress, ProgressMeter, preparation
-from octavo.data.scan import scan_corpus, warn_of_end_of_text
+from octavo.data.scan import scan_corpus, warn_about_source
 from octavo.data.sources import open_source
 from octavo.data.split import LEFT_OUT, choose_split, split_chunks
 from octavo.errors import OctavoError
@@ -54,10 +54,12 @@ def compute_statistics(
 ) -> Generator[PreparationProgress, None, Statistics]:
     """Count what is in a source. The text is also prepared into the cache, as for training."""
     if is_prepared(settings.source):
-        raise OctavoError(f"{settings.source} holds tokens; stats needs text", "the text that it was prepared from")
+        raise OctavoError(
+            f"{settings.source_name} holds tokens; stats needs text", "the text that it was prepared from"
+        )
     corpus = open_source(settings, limits)
     scan = yield from scan_corpus(corpus, limits)
-    warn_of_end_of_text(scan, settings)
+    warn_about_source(corpus, scan, settings)
     dataset = yield from open_or_build_scanned(corpus, scan, settings, None, limits)
     insert_newlines = not scan.uses_end_of_text(dataset.tokenizer)
     split = choose_split(scan, settings.val_fraction, settings.deduplicate, insert_newlines)

@@ -34,19 +34,19 @@ from octavo import files, schema, tokenizers
 from octavo.data import shards
 from octavo.data.build import BuildInputs, EmptySplitError, describe, split_error, train_tokenizer
 from octavo.data.cache import dataset_fingerprint
+from octavo.data.chunks import Chunk
 from octavo.data.claims import STALE_SECONDS, Activity, Claims
 from octavo.data.dataset import FORMAT, SPLITS, checksum, is_prepared, read_info
 from octavo.data.limits import DEFAULT_LIMITS, Limits
 from octavo.data.prepare import check_is_empty, resolve_tokenizer_setting
 from octavo.data.progress import PreparationProgress, preparation
-from octavo.data.readers import Chunk
-from octavo.data.scan import CorpusScan, ScanSummary, join_scans, scan_chunks, warn_of_end_of_text
+from octavo.data.scan import CorpusScan, ScanSummary, join_scans, scan_chunks, warn_about_source
 from octavo.data.shard_writer import PartRecord, Position, ShardRecord, advance, write_parts
 from octavo.data.shards import Shards, open_npy
 from octavo.data.sources import Corpus, CorpusHash, open_units
 from octavo.data.split import LEFT_OUT, TRAIN, VAL, Split, choose_split, split_chunks
 from octavo.errors import OctavoError, SourceChangedError
-from octavo.settings import DataSettings
+from octavo.settings import DataSettings, list_sources
 from octavo.tokenizers import Tokenizer
 
 _Work = Generator[PreparationProgress, None, None]
@@ -71,7 +71,7 @@ def prepare_together(
         return read_info(folder)
     check_is_empty(folder, out)
     if is_prepared(settings.source):
-        raise OctavoError(f"{settings.source} is prepared already", f"octavo train {settings.source}")
+        raise OctavoError(f"{settings.source_name} is prepared already", f"octavo train {settings.source_name}")
     corpus, units = open_units(settings, limits)
     _check_same_work(work, settings, units, limits)
     try:
@@ -105,17 +105,20 @@ def _is_complete(folder: Path, settings: DataSettings) -> bool:
     if not (folder / "dataset.json").is_file():
         return False
     info = read_info(folder)
-    if info["source"] != settings.source or settings.tokenizer not in ("auto", info["tokenizer"]):
+    if list_sources(info["source"]) != list_sources(settings.source) or settings.tokenizer not in (
+        "auto",
+        info["tokenizer"],
+    ):
         return False
     # The fingerprint depends on the settings and on the hash of the text, which is not read again.
-    text = ScanSummary(info["text"]["sha256"], 0, 0, 0, "", 0, 0)
+    text = ScanSummary(info["text"]["sha256"], 0, 0, 0, "", 0, 0, {}, {})
     return dataset_fingerprint(text, settings, tokenizers.load(folder)) == str(info["fingerprint"])
 
 
 def _check_same_work(work: Path, settings: DataSettings, units: Sequence[Corpus], limits: Limits) -> None:
     """Record what is prepared. Raises `OctavoError` if other processes prepare something else."""
-    sizes = [[(os.path.basename(path), os.path.getsize(path)) for path in unit.paths or ()] for unit in units]
-    values = dataclasses.asdict(settings) | {"source": units[0].source}
+    sizes = [[(os.path.basename(path), os.path.getsize(path)) for path, _ in unit.files or ()] for unit in units]
+    values = dataclasses.asdict(settings) | {"source": units[0].recorded_source}
     content = json.dumps({"format": FORMAT, "settings": values, "limits": dataclasses.asdict(limits), "files": sizes})
     path = work / "work.json"
     with files.translate_disk_errors(work):
@@ -228,7 +231,7 @@ class _Helper:
                 lengths.append(len(chunk.text))
                 yield chunk
 
-        scan = yield from scan_chunks(chunks(), self.limits)
+        scan = yield from scan_chunks(self.units[int(unit)], self.limits, chunks())
         summary = {field.name: getattr(scan, field.name) for field in dataclasses.fields(ScanSummary)}
         with files.atomic_file(self.work / "scans" / f"{unit}.npz") as file:
             np.savez(
@@ -263,8 +266,8 @@ class _Helper:
         scan, scans, chunk_lengths = self._join_scans("")
         if not scan.documents:
             hint = "a source with text, or --text-field NAME if another field has the text"
-            raise EmptySplitError(f"{self.corpus.source} has no text in it", hint)
-        warn_of_end_of_text(scan, self.settings)
+            raise EmptySplitError(f"{self.corpus.source_name} has no text in it", hint)
+        warn_about_source(self.corpus, scan, self.settings)
         settings = resolve_tokenizer_setting(self.settings, scan)
         tokenizer, sha256 = yield from self._train_tokenizer(scan, settings)
         split = choose_split(scan, settings.val_fraction, settings.deduplicate, insert_newlines=False)
@@ -305,7 +308,9 @@ class _Helper:
                 characters += len(chunk.text)
                 yield chunk
             if characters != scan.characters:
-                raise SourceChangedError(f"{self.corpus.source} changed while it was read", "the same command again")
+                raise SourceChangedError(
+                    f"{self.corpus.source_name} changed while it was read", "the same command again"
+                )
             digests.append(corpus_hash.hexdigest())
 
         corpus = dataclasses.replace(self.corpus, _read=read)

@@ -255,7 +255,7 @@ class RunSettings(BaseModel):
     batch_size: int
     learning_rate: float
     tokenizer: str
-    source: str
+    source: str | list[str]
     preset: str
 
 

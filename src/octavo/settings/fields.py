@@ -5,12 +5,17 @@ import difflib
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from octavo.errors import OctavoError, SettingError
 from octavo.settings.presets import PRESETS
+
+# What the setting `source` holds: a source, or several that are read in this order.
+Source = str | tuple[str, ...]
+SourceLike = str | Path | Sequence[str | Path]  # what functions take as a source
 
 SAMPLE_TOKENS = 200  # length of each sample that a run generates during training
 LOGGERS = ("tensorboard", "wandb", "trackio")  # optional, in addition to metrics.jsonl: see octavo.training.loggers
@@ -85,7 +90,9 @@ class ModelSettings(_Validated):
 class DataSettings(_Validated):
     """The text, and how it becomes tokens."""
 
-    source: str = setting("pydocs", "a named corpus, a file, a folder, a glob, hf:NAME, a prepared folder, or -")
+    source: str | tuple[str, ...] = setting(
+        "pydocs", "a named corpus, a file, a folder, a glob, hf:NAME, a prepared folder, or -; or a list of these"
+    )
     tokenizer: str = setting("auto", "auto, char, byte, word[:N], bpe:N or gpt2; N is the vocabulary size")
     val_fraction: float = setting(
         0.1,
@@ -106,7 +113,13 @@ class DataSettings(_Validated):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "source", expand_home(self.source))
+        sources = tuple(map(expand_home, list_sources(self.source)))
+        object.__setattr__(self, "source", sources if len(sources) > 1 else sources[0])
+
+    @property
+    def source_name(self) -> str:
+        """The source as messages name it."""
+        return name_source(self.source)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +252,24 @@ class Settings(ModelSettings, DataSettings, TrainingSettings):
 SECTIONS: dict[str, type] = {"model": ModelSettings, "data": DataSettings, "training": TrainingSettings}
 
 
+def as_source(source: SourceLike) -> Source:
+    """The value of the setting `source` for what a caller of the package names."""
+    return str(source) if isinstance(source, str | Path) else tuple(map(str, source))
+
+
+def list_sources(source: str | Sequence[str]) -> list[str]:
+    """The sources in a value of the setting `source`."""
+    return [source] if isinstance(source, str) else list(source)
+
+
+def name_source(source: Source) -> str:
+    """A source as messages name it: the first three of several."""
+    if isinstance(source, str):
+        return source
+    rest = len(source) - 3
+    return ", ".join(source[:3]) + (f" and {rest} more" if rest > 0 else "")
+
+
 def expand_home(path: str) -> str:
     """A path with the home folder for a leading `~`. A shell leaves `~` in `--out=~/x`, and so does a TOML file."""
     return os.path.expanduser(path) if re.match(r"~($|[/\\])", path) else path
@@ -277,8 +308,13 @@ def _validate(setting_field: "dataclasses.Field[Any]", value: Any) -> Any:
     name, hint = setting_field.name, f"--{setting_field.name.replace('_', '-')} {setting_field.default}"
     if setting_field.type is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if type(value) is not setting_field.type:
-        expected = {int: "an integer", float: "a number", bool: "true or false", str: "text"}[setting_field.type]  # type: ignore[index]
+    if setting_field.type == Source and isinstance(value, list | tuple) and value:
+        if not all(isinstance(item, str) for item in value):
+            raise SettingError((name,), f"{name}={value!r} is not a list of texts", hint)
+        return tuple(_validate(setting_field, item) for item in value)
+    expected_type = str if setting_field.type == Source else setting_field.type
+    if type(value) is not expected_type:
+        expected = {int: "an integer", float: "a number", bool: "true or false", str: "text"}[expected_type]  # type: ignore[index]
         raise SettingError((name,), f"{name}={value!r} is not {expected}", hint)
     if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
         raise SettingError((name,), f"{name}={value!r} is not valid UTF-8", "a value in UTF-8")

@@ -22,7 +22,7 @@ from octavo.distributed import ALONE, LostProcessError, World, check_divisible, 
 from octavo.errors import DivergenceError
 from octavo.native_library import load_in_background
 from octavo.runs import Run, RunLike
-from octavo.settings import Settings
+from octavo.settings import Settings, SourceLike
 from octavo.training import loggers
 from octavo.training.checkpoint_writer import CheckpointWriter
 from octavo.training.clock import Clock
@@ -40,7 +40,7 @@ from octavo.training.uploader import open_mirror, upload
 
 
 def train(
-    source: str | Path | None = None,
+    source: SourceLike | None = None,
     *,
     preset: str | None = None,
     config: str | Path | None = None,

@@ -14,7 +14,7 @@ from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
 from octavo.mirror import fetch_run
 from octavo.runs import Run, RunLike, find_run
-from octavo.settings import Settings, given_names, resolve
+from octavo.settings import Settings, SourceLike, as_source, given_names, resolve
 from octavo.training.fixed_settings import check_given, settings_of_run
 
 
@@ -32,7 +32,7 @@ class Plan:
 
 
 def plan(
-    source: str | Path | None = None,
+    source: SourceLike | None = None,
     *,
     preset: str | None = None,
     config: str | Path | None = None,
@@ -55,7 +55,7 @@ def plan(
     Raises `OctavoError` for an unknown setting or value, and for a setting that cannot change when a run is resumed.
     """
     if source is not None:
-        settings["source"] = str(source)
+        settings["source"] = as_source(source)
     if mirror is not None and not remote.is_url(mirror):
         raise OctavoError(f"the mirror {mirror} is not a URL", "s3://BUCKET/NAME, gs://BUCKET/NAME or file:///FOLDER")
     if remote.is_url(out):

@@ -92,7 +92,7 @@ def prepare_data(plan: Plan, tokenizer: Tokenizer | None = None) -> Generator[Pr
     """
     data = yield from prepare_dataset(plan.settings, tokenizer)
     if is_prepared(plan.settings.source):
-        check_given(plan.given, settings_of_dataset(data), f"the prepared folder {plan.settings.source}")
+        check_given(plan.given, settings_of_dataset(data), f"the prepared folder {plan.settings.source_name}")
     return data
 
 
