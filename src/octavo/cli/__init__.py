@@ -25,6 +25,7 @@ from typing import NoReturn
 
 import octavo
 from octavo.cli import bench, convert, estimate, eval, inspect, prepare, sample, serve, stats, train
+from octavo.cli.nanogpt import reject_options
 from octavo.cli.parser import Parser, is_first_on_machine, print_notice
 from octavo.errors import MachineError, OctavoError, OctavoWarning
 from octavo.settings import PRESETS, Settings, expand_home, resolve, unknown_name_error
@@ -151,6 +152,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     argv = _hyphenate_flags(argv, parser)
     if argv[0] not in VERBS and not argv[0].startswith("-"):
         raise unknown_name_error("verb", argv[0], VERBS)
+    if argv[0] in VERBS:
+        defaults = parser.verbs[argv[0]]
+        reject_options(argv, defaults.get_default("nanogpt_names"), defaults.get_default("flags"))
     arguments, rest = parser.parse_known_args(argv)
     if "list_argument" in arguments and not any(word.startswith("-") and word != "-" for word in rest):
         # `inspect RUN --layer 1 VIEW`: argparse leaves words after an option in `rest`.
@@ -164,9 +168,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def _unknown_word_error(word: str, arguments: argparse.Namespace) -> OctavoError:
     name = word.partition("=")[0]
-    replacement = arguments.nanogpt_names.get(name.removeprefix("--").replace("-", "_"))
-    if replacement is not None:
-        return OctavoError(f"{name} is an option of nanoGPT, not of Octavo", replacement)
     flags = [flag for flag in arguments.flags if flag.startswith("--")]
     nearest = difflib.get_close_matches(name.replace("_", "-"), flags, n=1, cutoff=0.6)
     message = f"there is no option {name}" if name.startswith("-") else f"unexpected argument {name!r}"

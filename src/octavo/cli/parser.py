@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from octavo import byte_order_mark
+from octavo.cli.nanogpt import SAMPLE_NAMES
 from octavo.data import formats
 from octavo.errors import OctavoError
 from octavo.settings import PRESETS, Settings, expand_home
@@ -22,15 +23,6 @@ SOURCE_HELP = (
     f"a named corpus (pydocs, shakespeare), a file, folder or glob (text, {formats.list_suffixes()}; "
     f"{', '.join(formats.COMPRESSED)}), the URL of one (s3://...), hf:NAME, or - for standard input; or several"
 )
-
-# Options of nanoGPT's sample.py that Octavo does not have, each with what to use instead. They are reported for every
-# verb except train and estimate, which report `NANOGPT_NAMES`, the options of nanoGPT's train.py.
-NANOGPT_SAMPLE_NAMES = {
-    "start": "--prompt",
-    "out_dir": "the run itself: octavo sample runs/my-1",
-    "init_from": "the run itself: octavo sample runs/my-1",
-    "dtype": "no option: the model runs in float32",
-}
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,7 +44,7 @@ def add_verb(
     *,
     help: str,
     example: str,
-    nanogpt_names: Mapping[str, str] = NANOGPT_SAMPLE_NAMES,
+    nanogpt_names: Mapping[str, str] = SAMPLE_NAMES,
 ) -> Parser:
     """Add a verb. `positionals` are its positional arguments, as the usage line shows them."""
     verb: Parser = verbs.add_parser(

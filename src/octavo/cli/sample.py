@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import shlex
 import sys
 from typing import Any
 
@@ -20,6 +21,7 @@ from octavo.cli.parser import (
     print_notice,
     read_text_file,
 )
+from octavo.errors import OctavoError
 from octavo.settings import Settings, expand_home
 from octavo.units import escape_control_characters
 
@@ -111,6 +113,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     sampling = Sampling(**{name: getattr(arguments, name) for name in _SAMPLING})
     prompt = arguments.prompt
+    if prompt.startswith("FILE:"):
+        raise OctavoError(
+            f"the prompt is {prompt!r}, nanoGPT's way to name a file",
+            f"--prompt-file {shlex.quote(prompt[5:])}; a file with the prompt too, if it begins with FILE:",
+        )
     if arguments.prompt_file is not None:
         prompt = read_text_file(arguments.prompt_file, "--prompt")
     loaded = runs.load(arguments.run, find_device(arguments.device))

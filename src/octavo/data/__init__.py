@@ -2,8 +2,9 @@
 
     prepare       the entry points: `prepare_dataset`, `prepare_into_folder`, `reopen_dataset`
     sources       `open_source`: settings -> Corpus, a collection of documents. `file_search` finds the files; `readers`
-                  reads them by their format (see `formats`): decoding, chunks, rows, chats, archives, and conversion for
-                  documents of other programs; `hub` and `pydocs` read what is not a file; `report` counts files
+                  reads them by their format (see `formats`): decoding, chunks, rows, chats, archives, and
+                  conversion for documents of other programs; `hub` and `pydocs` read what is not a file; `report`
+                  counts files
     scan          `scan_corpus`: Corpus -> CorpusScan (counts, hash, alphabet; recognizes files scanned before)
     cache         CorpusScan -> the dataset's folder in the cache, and the lock on it
     build         `build_dataset`: trains the tokenizer, writes the shards, then `dataset.json`

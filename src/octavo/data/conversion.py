@@ -1,4 +1,4 @@
-"""Convert files of other programs to text, in a process of its own, so that no file can hang or exhaust this one.
+"""Convert files of other programs to text, in a separate process, so that no file can hang or exhaust this one.
 
 The text of a file is kept in the cache, under the sha256 of the file: a corpus is read several times, and converting a
 long PDF takes a minute.

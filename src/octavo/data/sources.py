@@ -30,6 +30,7 @@ from octavo.data.decoding import TextFormat
 from octavo.data.file_search import Search, SourceFile, kind_of_output
 from octavo.data.file_state import file_state
 from octavo.data.limits import DEFAULT_LIMITS, Limits
+from octavo.data.nanogpt import is_nanogpt_folder
 from octavo.data.readers import Reader
 from octavo.data.report import Report, summarize
 from octavo.errors import OctavoError, SourceNotFoundError
@@ -192,6 +193,7 @@ def _open(source: str, text_format: TextFormat, limits: Limits, report: Report) 
             lambda: chunks.chunk_rows(hub.read_rows(source, text_format), limits),
             None if rows is None else [SourceFile(str(rows))],
         )
+    _reject_nanogpt_files(Path(source))
     if (output := kind_of_output(Path(source))) is not None:
         raise OctavoError(f"{source} is {output}, not a text", _hint_for_output(source, output))
     search = Search(source)
@@ -201,6 +203,21 @@ def _open(source: str, text_format: TextFormat, limits: Limits, report: Report) 
             return corpus(_copy_stream(pipe, source, text_format, limits, report))
     opened = corpus(lambda: _read_files(found, text_format, limits, report), found)
     return dataclasses.replace(opened, skipped_folders=search.folders, reads_files=True)
+
+
+def _reject_nanogpt_files(path: Path) -> None:
+    """Raise `OctavoError` for a token file of nanoGPT, and for a folder whose prepare.py was not run yet."""
+    if path.suffix == ".bin" and is_nanogpt_folder(path.parent):
+        raise OctavoError(f"{path} is a token file of nanoGPT, one of two", f"its folder: {path.parent}")
+    script = path / "prepare.py"
+    if os.path.isfile(script) and not is_nanogpt_folder(path):
+        with open(script, "rb") as file:
+            is_nanogpts = b"train.bin" in file.read(1 << 16)
+        if is_nanogpts:
+            known = next((name for name in BUILT_IN if path.resolve().name.startswith(name)), None)
+            hint = f"python {script}" + (f"; or octavo train {known}, which needs no script" if known else "")
+            message = f"{path} has nanoGPT's prepare.py, and not yet the train.bin and val.bin that it writes"
+            raise OctavoError(message, hint)
 
 
 def _hint_for_output(source: str, output: str) -> str:

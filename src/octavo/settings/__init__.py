@@ -1,7 +1,8 @@
 """Every setting of a run: frozen dataclasses, named presets, and how the two become one `Settings`.
 
     fields.py    the settings, each with its type, default, bounds and help text
-    presets.py   named sets of values; nanoGPT's names for its users
+    presets.py   named sets of values
+    nanogpt.py   nanoGPT's settings and config files, for its users
     resolve.py   defaults < preset < TOML file < command line; reading and writing TOML
 
 Settings are validated when they are built, so code that receives them does not check them again. They are saved whole
@@ -24,7 +25,8 @@ from octavo.settings.fields import (
     name_source,
     unknown_name_error,
 )
-from octavo.settings.presets import NANOGPT_NAMES, PRESETS
+from octavo.settings.nanogpt import NANOGPT_NAMES
+from octavo.settings.presets import PRESETS
 from octavo.settings.resolve import from_toml, given_names, resolve, to_toml
 
 __all__ = [

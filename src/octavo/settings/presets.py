@@ -1,4 +1,4 @@
-"""Named sets of settings, and the settings of nanoGPT with what to use instead."""
+"""Named sets of settings."""
 
 from typing import Any
 
@@ -92,27 +92,4 @@ PRESETS: dict[str, dict[str, Any]] = {
         attention_dropout=0.2,
         sample_every=1000,
     ),
-}
-
-# Settings of nanoGPT that Octavo does not have, each with what to use instead.
-NANOGPT_NAMES = {
-    "max_iters": "--max-steps",
-    "lr_decay_iters": "--max-steps: the schedule ends with the run",
-    "warmup_iters": "--warmup-steps",
-    "min_lr": "--min-learning-rate",
-    "eval_interval": "--eval-every",
-    "log_interval": "--log-every",
-    "gradient_accumulation_steps": "--batch-size (sequences per step) and --micro-batch (sequences per forward pass)",
-    "dtype": "--precision",
-    "decay_lr": "--schedule constant",
-    "dataset": "the source itself: octavo train my.txt",
-    "out_dir": "--out",
-    "init_from": "--resume RUN or --init RUN",
-    "eval_iters": "no setting: every evaluation covers the whole validation split",
-    "always_save_checkpoint": "no setting: the last and the best checkpoint are always kept",
-    "eval_only": "octavo eval RUN",
-    "wandb_log": "--log wandb",
-    "wandb_project": "WANDB_PROJECT in the environment, with --log wandb",
-    "wandb_run_name": "--name",
-    "backend": "no setting: training runs in one process",
 }

@@ -12,7 +12,8 @@ import tomli_w
 from octavo.errors import OctavoError, SettingError, translate_setting_errors
 from octavo.schema import read_toml
 from octavo.settings.fields import SECTIONS, Settings, unknown_name_error
-from octavo.settings.presets import NANOGPT_NAMES, PRESETS
+from octavo.settings.nanogpt import NANOGPT_NAMES
+from octavo.settings.presets import PRESETS
 
 
 def resolve(preset: str | None = None, config: str | Path | None = None, **explicit: Any) -> Settings:

@@ -4,6 +4,7 @@ Planning reads settings only, never the text or the weights, and writes nothing.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import Any
 
 from octavo import remote
 from octavo.checkpoint import Checkpoint
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, OctavoWarning
+from octavo.interop.nanogpt import find_file
 from octavo.mirror import fetch_run
 from octavo.runs import Run, RunLike, find_run
-from octavo.settings import Settings, SourceLike, as_source, given_names, resolve
+from octavo.settings import Settings, SourceLike, as_source, given_names, list_sources, nanogpt, resolve
 from octavo.training.fixed_settings import check_given, settings_of_run
 
 
@@ -56,6 +58,12 @@ def plan(
     """
     if source is not None:
         settings["source"] = as_source(source)
+    if resume is None and (path := _find_nanogpt_config(settings, config)) is not None:
+        config = None
+        recipe = nanogpt.translate(nanogpt.read_config(path))
+        preset, init = preset or recipe.preset, init or recipe.init
+        settings = recipe.settings | settings
+        warnings.warn(f"{path} is a config of nanoGPT: {recipe.command()}", OctavoWarning, stacklevel=2)
     if mirror is not None and not remote.is_url(mirror):
         raise OctavoError(f"the mirror {mirror} is not a URL", "s3://BUCKET/NAME, gs://BUCKET/NAME or file:///FOLDER")
     if remote.is_url(out):
@@ -90,6 +98,19 @@ def plan(
     return Plan(resolved, init=init, out=out, name=name, given=given, mirror=mirror)
 
 
+def _find_nanogpt_config(settings: dict[str, Any], config: str | Path | None) -> str | Path | None:
+    """The config file of nanoGPT among the sources, from which it is removed, or as `config`. None if there is none."""
+    if config is not None:
+        return config if str(config).endswith(".py") else None
+    sources = list_sources(settings.get("source", ()))
+    path = next(filter(nanogpt.is_config, sources), None)
+    if path is not None:
+        sources.remove(path)
+        del settings["source"]
+        settings |= {"source": as_source(sources)} if sources else {}
+    return path
+
+
 def find_resumable(resume: RunLike) -> tuple[Run, tuple[Path, ...]]:
     """Find a run and the checkpoints to resume it from, the preferred one first.
 
@@ -103,6 +124,9 @@ def find_resumable(resume: RunLike) -> tuple[Run, tuple[Path, ...]]:
         owner = Run.of_checkpoint(folder)
         if owner is not None and (folder / "config.json").is_file():
             return owner, (folder,)
+        if (foreign := find_file(folder)) is not None:
+            hint = f"octavo train SOURCE --init {foreign}, which starts a new run from its weights"
+            raise OctavoError(f"{folder} is a checkpoint of nanoGPT, not a run of Octavo", hint)
         run = Run(folder)  # always raises here: the error says why the folder is not a run
     if not run.resumable and not run.is_unstarted:
         hint = (
