@@ -17,6 +17,7 @@ LAYERS: list[dict[str, str]] = [
     {"octavo": "public names, loaded lazily"},
     {
         "octavo.server": "HTTP API and page",
+        "octavo.run_summary": "octavo list, octavo info",
         "octavo.terminal": "draws events",
         "octavo.launch": "starts processes",
         "octavo.benchmark": "octavo bench",

@@ -164,12 +164,14 @@ def test_any_settings_round_trip_through_toml(tmp_path_factory: pytest.TempPathF
         (b"n_layer = 6 # \xff", "not readable TOML", "n_layer = 6"),
         ("n_layer = 5\n[model]\nn_layer = 6", "sets n_layer twice", "one line"),
         ("[modle]\nn_layer = 6", "no section 'modle'", "model"),
-        ("n_layres = 6", "no setting 'n_layres'", "--n-layer"),
-        ("n_layr = 6", "no setting 'n_layr'", "--n-layer"),
-        ('n_layer = "6"', "n_layer='6' is not an integer", "--n-layer"),
-        ("n_layer = 'six'", "n_layer='six' is not an integer", "--n-layer"),
-        ("learning_rate = nan", "learning_rate=nan is not a finite number", "--learning-rate"),
-        ("max_iters = 10", "nanoGPT", "--max-steps"),
+        ("n_layres = 6", "no setting 'n_layres'", "n_layer"),
+        ("n_layr = 6", "no setting 'n_layr'", "n_layer"),
+        ('n_layer = "6"', "n_layer='6' is not an integer", "n_layer = 4"),
+        ("n_layer = 'six'", "n_layer='six' is not an integer", "n_layer = 4"),
+        ("learning_rate = nan", "learning_rate=nan is not a finite number", "learning_rate = 0.004"),
+        ("max_iters = 10", "nanoGPT", "max_steps"),
+        ("n_embd = 384\nn_head = 5", "n_embd=384 is not divisible", "n_head = 6"),
+        ('schedule = "cosin"', "cosin", 'schedule = "cosine"'),
         ('preset = "tinny"', "no preset 'tinny'", "tiny"),
     ],
 )
@@ -181,6 +183,7 @@ def test_the_error_for_an_invalid_file_names_the_file_and_the_setting(
     assert str(path) in error.message
     assert problem in error.message
     assert hint in str(error.hint)
+    assert "--" not in str(error.hint)
 
 
 def test_the_error_for_an_explicit_value_does_not_name_the_file(tmp_path: Path) -> None:

@@ -310,6 +310,7 @@ class Run:
 
 
 LOGS = ("metrics", "samples")
+POINTERS = ("last", "best")
 _CHECKPOINT_NAME = re.compile(r"step-[0-9]{6,15}")
 
 # What functions take as a run: a path or name, a `Run`, or a loaded checkpoint.
@@ -319,14 +320,14 @@ RunLike = str | Path | Run | Checkpoint
 def load(run: RunLike, device: "torch.device | str" = "cpu") -> Checkpoint:
     """Load a model with its tokenizer and settings.
 
-    `run` is a run (its best checkpoint is loaded), a checkpoint folder, a Hugging Face GPT-2 folder, the URL of one of
-    these, `hf:NAME` for one of the hub, or a ckpt.pt of nanoGPT. A `Checkpoint` is returned as it is. If the best
-    checkpoint of a run is damaged, the newest intact one is loaded, with an `OctavoWarning`. Raises `OctavoError` if
-    there is no checkpoint, or all are damaged.
+    `run` is a run (its best checkpoint is loaded), a checkpoint folder, `RUN/last` or `RUN/best`, a Hugging Face GPT-2
+    folder, the URL of one of these, `hf:NAME` for one of the hub, or a ckpt.pt of nanoGPT. A `Checkpoint` is returned
+    as it is. If the best checkpoint of a run is damaged, the newest intact one is loaded, with an `OctavoWarning`.
+    Raises `OctavoError` if there is no checkpoint, or all are damaged.
     """
     if isinstance(run, Checkpoint):
         return run
-    run = _fetch_if_url(run)
+    run = resolve_name(run)
     opened = find_run(run)
     if opened is None:
         given = find_checkpoint(run)
@@ -363,7 +364,7 @@ def find_checkpoint(run: RunLike) -> Path:
     """
     if isinstance(run, Checkpoint):
         return run.folder
-    run = _fetch_if_url(run)
+    run = resolve_name(run)
     opened = find_run(run)
     if opened is not None:
         folder = opened.best or opened.last or next(reversed(opened.steps.values()), None)
@@ -396,7 +397,7 @@ def find_run(run: RunLike) -> Run | None:
         return run
     if isinstance(run, Checkpoint):
         return None
-    run = _fetch_if_url(run)
+    run = resolve_name(run)
     assert not isinstance(run, Run)
     for folder in (Path(run), Path("runs") / run):
         if _is_run(folder):
@@ -406,9 +407,19 @@ def find_run(run: RunLike) -> Run | None:
     return None
 
 
-def _fetch_if_url(run: str | Path | Run) -> str | Path | Run:
-    """`run`, or the folder in the cache with the weights of the run or checkpoint whose URL it is."""
-    return mirror.fetch_weights(run) if isinstance(run, str) and remote.is_url(run) else run
+def resolve_name(run: str | Path | Run) -> str | Path | Run:
+    """The folder that a name means: the weights in the cache for a URL, a checkpoint for `RUN/last` and `RUN/best`."""
+    if isinstance(run, Run):
+        return run
+    if isinstance(run, str) and remote.is_url(run):
+        return mirror.fetch_weights(run)
+    path = Path(run)
+    if path.name in POINTERS and os.path.isfile(path) and (owner := find_run(path.parent)) is not None:
+        checkpoint_folder = owner.last if path.name == "last" else owner.best
+        if checkpoint_folder is None:
+            raise OctavoError(f"{path} is damaged: it names no checkpoint", f"one of {owner.folder / 'checkpoints'}")
+        return checkpoint_folder
+    return run
 
 
 def step_of(folder: Path) -> int:

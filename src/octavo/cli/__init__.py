@@ -1,6 +1,7 @@
 """The command line: one module per verb, each with the verb's flags and its handler.
 
     parser.py   the parser, flags that several verbs share, and printing a report
+    suggestions.py, nanogpt.py    what to suggest for a mistake, and for an option of nanoGPT
     VERB.py     add_parser(verbs, defaults) adds the verb and its flags; run(arguments) calls the package and prints
 
 A handler calls one function of the package and prints the result. Torch and numpy are imported by the handlers, never
@@ -13,7 +14,6 @@ every mistake must be reported as an `OctavoError`, with the nearest name.
 
 import argparse
 import contextlib
-import difflib
 import io
 import os
 import signal
@@ -24,17 +24,20 @@ from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 import octavo
-from octavo.cli import bench, convert, estimate, eval, inspect, prepare, sample, serve, stats, train
+from octavo.cli import bench, convert, estimate, eval, info, inspect, list_runs, prepare, sample, serve, stats, train
 from octavo.cli.nanogpt import reject_options
 from octavo.cli.parser import Parser, is_first_on_machine, print_notice
+from octavo.cli.suggestions import unknown_verb_error, unknown_word_error
 from octavo.errors import MachineError, OctavoError, OctavoWarning
-from octavo.settings import PRESETS, Settings, expand_home, resolve, unknown_name_error
+from octavo.settings import PRESETS, Settings, expand_home, resolve
 
 VERBS = {
     "train": train,
     "sample": sample,
     "eval": eval,
     "inspect": inspect,
+    "list": list_runs,
+    "info": info,
     "serve": serve,
     "prepare": prepare,
     "convert": convert,
@@ -151,7 +154,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = _build_parser(_defaults_for_help(argv))
     argv = _hyphenate_flags(argv, parser)
     if argv[0] not in VERBS and not argv[0].startswith("-"):
-        raise unknown_name_error("verb", argv[0], VERBS)
+        raise unknown_verb_error(argv[0], list(VERBS))
     if argv[0] in VERBS:
         defaults = parser.verbs[argv[0]]
         reject_options(argv, defaults.get_default("nanogpt_names"), defaults.get_default("flags"))
@@ -162,16 +165,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         setattr(arguments, arguments.list_argument, [*words, *map(expand_home, rest)])
         rest = []
     if rest:
-        raise _unknown_word_error(rest[0], arguments)
+        raise unknown_word_error(rest[0], arguments, argv)
     return arguments
-
-
-def _unknown_word_error(word: str, arguments: argparse.Namespace) -> OctavoError:
-    name = word.partition("=")[0]
-    flags = [flag for flag in arguments.flags if flag.startswith("--")]
-    nearest = difflib.get_close_matches(name.replace("_", "-"), flags, n=1, cutoff=0.6)
-    message = f"there is no option {name}" if name.startswith("-") else f"unexpected argument {name!r}"
-    return OctavoError(message, nearest[0] if nearest else f"{arguments.prog} --help")
 
 
 def _hyphenate_flags(argv: list[str], parser: Parser) -> list[str]:

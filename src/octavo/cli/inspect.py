@@ -9,6 +9,7 @@ from typing import Any
 
 from octavo import views
 from octavo.cli.parser import RUN_HELP, Parser, add_verb, finish_verb, integer, print_notice, read_text_file
+from octavo.cli.suggestions import view_error
 from octavo.errors import OctavoError
 from octavo.settings import Settings, expand_home, resolve, unknown_name_error
 
@@ -83,8 +84,10 @@ def run(arguments: argparse.Namespace) -> int:
             return 0
     *run_paths, name = arguments.run_and_view
     if len(run_paths) + bool(arguments.preset) != 1:
-        raise OctavoError("inspect takes a RUN or --preset, and one VIEW", "octavo inspect runs/my-1 attention")
+        raise view_error(arguments.run_and_view, arguments.preset)
     name = name.replace("-", "_")
+    if name not in views.VIEWS and any(path.replace("-", "_") in views.VIEWS for path in run_paths):
+        raise view_error(arguments.run_and_view, arguments.preset)
     if name not in views.VIEWS:
         raise unknown_name_error("view", name, views.VIEWS)
     model_or_settings = runs.load(run_paths[0]) if run_paths else _resolve_vocab_size(resolve(arguments.preset))

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from octavo import byte_order_mark
 from octavo.cli.nanogpt import SAMPLE_NAMES
+from octavo.cli.suggestions import missing_argument_hint
 from octavo.data import formats
 from octavo.errors import OctavoError
 from octavo.settings import PRESETS, Settings, expand_home
@@ -33,7 +34,7 @@ class Parser(argparse.ArgumentParser):
         self.verbs: Mapping[str, Parser] = {}
 
     def error(self, message: str) -> NoReturn:
-        raise OctavoError(message[0].lower() + message[1:], f"{self.prog} --help")
+        raise OctavoError(message[0].lower() + message[1:], missing_argument_hint(message, self.prog))
 
 
 def add_verb(
@@ -192,5 +193,5 @@ def print_notice(text: str) -> None:
 
 def print_report(arguments: argparse.Namespace, result: Any, text: str) -> int:
     """Print a dataclass as JSON if `--json` was given, else `text`. Returns exit code 0."""
-    print(json.dumps(dataclasses.asdict(result), default=os.fspath) if arguments.json else text)
+    print(json.dumps(dataclasses.asdict(result), default=os.fspath, ensure_ascii=False) if arguments.json else text)
     return 0

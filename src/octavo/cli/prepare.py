@@ -44,14 +44,18 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.together:
             raise OctavoError("--together is for writing a folder", "--out DIR")
         dataset = open_dataset(_only_source(arguments.source), verify=True)
-        print(json.dumps(dataset.info) if arguments.json else f"{dataset.folder}: all files match their sha256")
+        print(
+            json.dumps(dataset.info, ensure_ascii=False)
+            if arguments.json
+            else f"{dataset.folder}: all files match their sha256"
+        )
         return 0
     settings = resolve(source=arguments.source, **explicit_settings(arguments))
     if arguments.together:
         info = run_preparation(prepare_together(settings, arguments.out), sys.stderr)
     else:
         info = run_preparation(prepare_into_folder(settings, arguments.out), sys.stderr).info
-    print(json.dumps(info) if arguments.json else _summarize(info, arguments.out))
+    print(json.dumps(info, ensure_ascii=False) if arguments.json else _summarize(info, arguments.out))
     return 0
 
 

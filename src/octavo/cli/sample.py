@@ -138,11 +138,8 @@ def run(arguments: argparse.Namespace) -> int:
     if request.best_of:
         streams = most_likely(streams, request.num_samples)
     if arguments.json:
-        print(
-            json.dumps(
-                {"prompt": request.prompt.text, "samples": [dataclasses.asdict(stream.sample) for stream in streams]}
-            )
-        )
+        samples = [dataclasses.asdict(stream.sample) for stream in streams]
+        print(json.dumps({"prompt": request.prompt.text, "samples": samples}, ensure_ascii=False))
         return 0
     show = escape_control_characters if sys.stdout.isatty() and not arguments.raw else str
     for i, stream in enumerate(streams):

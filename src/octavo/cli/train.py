@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json and world.is_first:
         values = dataclasses.asdict(finished) | {"run": str(finished.run), "checkpoint": str(finished.checkpoint)}
         del values["reason"]  # the exit code says whether the run was stopped
-        print(json.dumps(values))
+        print(json.dumps(values, ensure_ascii=False))
     return 128 + stop_signal if finished.reason == "stopped" and stop_signal else 0
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -38,8 +39,23 @@ def resolve(preset: str | None = None, config: str | Path | None = None, **expli
         return Settings(**values)
     except SettingError as error:
         if set(error.names) & (from_file.keys() - explicit.keys()):
-            raise SettingError(error.names, f"in {config}: {error.message}", error.hint) from None
+            raise SettingError(error.names, f"in {config}: {error.message}", _as_toml(error.hint)) from None
         raise
+
+
+def _as_toml(hint: str | None) -> str | None:
+    """A hint for the command line, as a line of a TOML file: `n_head = 6` for `--n-head 6`."""
+
+    def line(match: re.Match[str]) -> str:
+        name, value = match[1].replace("-", "_"), match[2]
+        setting = next((field for field in fields(Settings) if field.name == name), None)
+        if setting is None:  # another flag, which no file has
+            return match[0]
+        if value is None or value in ("or", "and"):
+            return name + (f" {value}" if value else "")
+        return f'{name} = "{value}"' if setting.type is str else f"{name} = {value.lower()}"
+
+    return hint and re.sub(r"--([a-z][a-z0-9-]*)(?: ([\w.:+-]+))?", line, hint)
 
 
 def given_names(config: str | Path | None = None, **explicit: Any) -> set[str]:

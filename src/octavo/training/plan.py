@@ -15,7 +15,7 @@ from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError, OctavoWarning
 from octavo.interop.nanogpt import find_file
 from octavo.mirror import fetch_run
-from octavo.runs import Run, RunLike, find_run
+from octavo.runs import Run, RunLike, find_run, resolve_name
 from octavo.settings import Settings, SourceLike, as_source, given_names, list_sources, nanogpt, resolve
 from octavo.training.fixed_settings import check_given, settings_of_run
 
@@ -118,6 +118,7 @@ def find_resumable(resume: RunLike) -> tuple[Run, tuple[Path, ...]]:
 
     A run that was killed before its first checkpoint has none: it starts again in its folder.
     """
+    resume = resume if isinstance(resume, Checkpoint) else resolve_name(resume)
     run = find_run(resume)
     if run is None:
         folder = resume.folder if isinstance(resume, Checkpoint | Run) else Path(resume)

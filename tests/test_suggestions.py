@@ -1,0 +1,148 @@
+"""What a wrong command suggests, and the verbs that show runs: `octavo list` and `octavo info`."""
+
+import json
+import os
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import octavo
+from commands import SMALL, VERBS, AssertRejected, RunCommand, last_checkpoint
+from octavo import cli, views
+from octavo.cli import suggestions
+from octavo.runs import resolve_name
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("train text.txt --lr 1e-3", "--learning-rate"),
+        ("train text.txt --gpu", "--device cuda"),
+        ("train text.txt --epochs 3", "--max-epochs"),
+        ("train text.txt --steps=3", "--max-steps"),
+        ("train text.txt --bs 3", "--batch-size"),
+        ("train text.txt --lr_scheduler cosine", "--schedule"),
+        ("train text.txt --output-dir x", "--out"),
+        ("train --data my.txt", "the text as SOURCE, without a flag"),
+        ("train text.txt --bogus", "octavo train --help"),
+        ("sample runs/mine --bf16", "no option: the model runs in float32"),
+        ("sample runs/mine --length 5", "--max-new-tokens"),
+        ("sample --model runs/mine", "the run as RUN, without a flag"),
+        ("inspect runs/mine tokens --prompt-file x", "--text-file"),
+        ("sample runs/mine ROMEO:", "octavo sample runs/mine --prompt ROMEO:"),
+        ("inspect runs/mine", "octavo inspect runs/mine attention"),
+        ("inspect shapes runs/mine", "octavo inspect runs/mine shapes"),
+        ("inspect --text abc runs/mine", "octavo inspect runs/mine attention"),
+        ("sample", "octavo sample runs/mine"),
+        ("resume", "octavo train --resume RUN"),
+        ("ls", "octavo list"),
+        ("chat runs/mine", "octavo sample RUN --prompt TEXT"),
+        ("qqqq", "one of: train"),
+    ],
+)
+@pytest.mark.usefixtures("run_folder")
+def test_a_mistake_is_answered_by_its_meaning(words: str, hint: str, assert_rejected: AssertRejected) -> None:
+    error = assert_rejected(shlex.split(words))
+    assert hint in error.partition("\n  try: ")[2]
+
+
+@pytest.mark.usefixtures("run_folder")
+def test_inspect_without_a_view_lists_the_views(assert_rejected: AssertRejected) -> None:
+    assert_rejected(["inspect", "runs/mine"], *views.VIEWS)
+
+
+def test_every_suggested_flag_and_verb_exists() -> None:
+    flags = {flag for verb in cli.VERBS for flag in flags_of(verb)}
+    for meanings in suggestions._FLAGS.values():
+        for meaning in meanings:
+            assert set(re.findall(r"--[a-z-]+", meaning)) <= flags, meaning
+    for command in suggestions._VERBS.values():
+        if command.startswith("octavo ") and not command.startswith("octavo --"):
+            assert command.split()[1] in cli.VERBS
+
+
+def flags_of(verb: str) -> list[str]:
+    return list(cli.parse([verb, *VERBS[verb]]).flags)
+
+
+# Checkpoints by name
+
+
+@pytest.mark.parametrize("name", ["last", "best"])
+def test_the_pointers_of_a_run_are_names_of_checkpoints(
+    name: str, run_folder: Path, run_command: RunCommand, assert_rejected: AssertRejected
+) -> None:
+    assert resolve_name(run_folder / name) == last_checkpoint(run_folder)
+    assert run_command("eval", run_folder / name, "--json").json == run_command("eval", run_folder, "--json").json
+    assert octavo.load(run_folder / name).folder == last_checkpoint(run_folder)
+    assert run_command("train", "--resume", run_folder / name, "--max-steps", 5).code == 0
+    (run_folder / name).write_text("step-99\n", encoding="utf-8")
+    assert_rejected(["sample", run_folder / name], name, "damaged")
+
+
+# Runs
+
+
+LIST_KEYS = [
+    "name",
+    "run",
+    "preset",
+    "source",
+    "tokenizer",
+    "parameters",
+    "step",
+    "max_steps",
+    "train_loss",
+    "val_loss",
+    "best_val_loss",
+    "bytes",
+    "modified",
+    "running",
+]
+
+
+def test_list_shows_the_runs_the_newest_first(run_folder: Path, run_command: RunCommand) -> None:
+    assert run_command("train", "text.txt", *SMALL, "--name", "zwei").code == 0
+    (run_folder.parent / "broken").mkdir()
+    (run_folder.parent / "broken/settings.toml").write_text("n_layer = 'x'", encoding="utf-8")
+    for path in [*run_folder.rglob("*")]:
+        os.utime(path, (1, 1))
+    report = run_command("list", "--json").json
+    assert [run["name"] for run in report["runs"]] == ["zwei", "mine"]
+    assert list(report["runs"][0]) == LIST_KEYS
+    run = report["runs"][1]
+    loaded = octavo.load(run_folder)
+    assert run["parameters"] == sum(parameter.numel() for parameter in loaded.model.parameters())
+    assert (run["step"], run["max_steps"], run["running"], run["modified"]) == (4, 4, False, 1)
+    assert run["val_loss"] == json.loads((last_checkpoint(run_folder) / "octavo.json").read_text())["val_loss"]
+    table = run_command("list").out
+    assert re.search(rf"runs/zwei +tiny +text.txt +4/4 +{run['val_loss']:.4f}", table)
+
+
+def test_list_of_an_empty_folder_says_how_to_create_a_run(run_command: RunCommand) -> None:
+    assert "octavo train" in run_command("list").out
+    assert run_command("list", "--json").json == {"runs": []}
+
+
+def test_info_shows_settings_and_checkpoints(run_folder: Path, run_command: RunCommand) -> None:
+    report = run_command("info", run_folder, "--json").json
+    assert list(report) == [*LIST_KEYS, "settings", "checkpoints", "resumable", "last", "best"]
+    run = octavo.Run(run_folder)
+    assert report["checkpoints"] == list(run.steps)
+    assert (report["last"], report["best"]) == (4, 4)
+    assert report["settings"]["n_layer"] == 1
+    text = run_command("info", run_folder / "last").out
+    assert "4 (last, best)" in text
+    assert "preset       tiny, with" in text
+
+
+def test_info_of_something_else_is_rejected(assert_rejected: AssertRejected, run_folder: Path) -> None:
+    assert_rejected(["info", "nothing"], "nothing does not exist")
+    assert_rejected(["info", "text.txt"], "neither a run nor a checkpoint")
+
+
+def test_json_does_not_escape_text(run_command: RunCommand, workdir: Path) -> None:
+    (workdir / "نص.txt").write_text("كتاب " * 100, encoding="utf-8")
+    assert "كتاب"[0] in run_command("stats", "نص.txt", "--json").out
