@@ -18,7 +18,7 @@ from octavo.data.limits import Limits
 from octavo.data.sources import open_source
 from preparing import data_settings, error_of, read_corpus, read_source, source_error, write
 
-TRANSCRIPT = "User: How do owls fly?\n\nAssistant: In silence.\n"
+TRANSCRIPT = "User: How do owls fly?\nAssistant: In silence.\n"
 
 
 def read_file(folder: Path, name: str, content: str | bytes) -> list[str]:

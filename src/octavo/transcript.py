@@ -1,28 +1,24 @@
-"""A chat as plain text: a line with the speaker's name before each message.
+"""A chat as plain text, with the speaker's name before each message.
 
     User: How do owls fly?
-
     Assistant: In silence.
 
-The same form serves to train on chat exports and to prompt a model that has no chat template of its own.
+Chat exports become such texts to train on, and a model without a chat template is prompted with one.
 """
 
 from collections.abc import Iterable
 
-# The roles of chat programs, and who is named as the speaker. Any other role is named as it is.
-SPEAKERS = {
-    "system": "System",
-    "developer": "System",
-    "user": "User",
-    "human": "User",
-    "assistant": "Assistant",
-    "gpt": "Assistant",
-    "model": "Assistant",
-    "bot": "Assistant",
-}
+# The roles of a chat, and who is named as the speaker.
+SPEAKERS = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}
+# What other programs call the same roles.
+_ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
 
 
 def render(messages: Iterable[tuple[str, str]]) -> str:
     """The transcript of messages, each a role and a text. Empty if there are none."""
-    turns = [f"{SPEAKERS.get(role.lower(), role.capitalize())}: {text.strip()}\n" for role, text in messages]
-    return "\n".join(turns)
+    return "".join(f"{_name_speaker(role)}: {text.strip()}\n" for role, text in messages)
+
+
+def _name_speaker(role: str) -> str:
+    """The speaker of a role; an unknown role is a name."""
+    return SPEAKERS.get(_ROLES.get(role.lower(), role.lower()), role.capitalize())

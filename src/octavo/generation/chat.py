@@ -28,8 +28,7 @@ from pathlib import Path
 from octavo.errors import OctavoError
 from octavo.generation.prompt import Prompt, encode_prompt
 from octavo.tokenizers import Tokenizer
-
-SPEAKERS = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}
+from octavo.transcript import SPEAKERS
 
 
 @dataclass(frozen=True)
