@@ -5,6 +5,7 @@
 
 import contextlib
 import http.client
+import http.server
 import json
 import socket
 import threading
@@ -251,6 +252,45 @@ def openai_error(response: Response, status: int, param: str | None = None, code
     assert response.headers["content-type"] == "application/json"
     assert response.json.keys() == {"error"}
     error = response.json["error"]
-    assert error.keys() - {"hint"} == {"message", "type", "param", "code"}
+    assert error.keys() - {"hint"} == {"message", "type", "param", "code", "request_id"}
+    assert error["request_id"] == response.headers["x-request-id"]
     assert (error["param"], error["code"]) == (param, code)
     return message
+
+
+@contextlib.contextmanager
+def serve_with_prefix(server: RunningServer, prefix: str) -> Iterator[int]:
+    """A proxy that shows a server under a path, as nginx's `location` does: it removes the prefix. Yields its port."""
+
+    class Proxy(http.server.BaseHTTPRequestHandler):
+        def forward(self) -> None:
+            if not self.path.startswith(f"{prefix}/"):
+                self.send_error(404)
+                return
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            with contextlib.closing(server.connect()) as connection:
+                connection.request(self.command, self.path.removeprefix(prefix), body, dict(self.headers))
+                response = connection.getresponse()
+                self.send_response(response.status)
+                for name, value in response.getheaders():
+                    if name.lower() not in ("transfer-encoding", "connection", "date", "server"):
+                        self.send_header(name, value)
+                self.send_header("connection", "close")
+                self.end_headers()
+                while data := response.read1():
+                    self.wfile.write(data)
+            self.close_connection = True
+
+        do_GET = do_POST = forward  # noqa: N815
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        thread = threading.Thread(target=proxy.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield proxy.server_port
+        finally:
+            proxy.shutdown()
+            thread.join()

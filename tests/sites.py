@@ -85,7 +85,7 @@ def serve_runs(
     runs: dict[str, Run],
     folders: dict[str, Path] | None = None,
     *,
-    keys: tuple[str, ...] = (),
+    keys: dict[str, str] | None = None,
     slow_run: Run | None = None,
 ) -> Iterator[RunningServer]:
     """Serve runs, checkpoint folders that belong to no run, and `slow_run` with a slow engine under the name `slow`."""

@@ -147,10 +147,10 @@ def test_over_http_a_model_has_the_log_likelihoods_and_texts_of_lm_evals_hf_mode
 ) -> None:
     tasks = [task for task in measured.tasks if task["task"].startswith("short")]
     models = {"my-1": load_model("my-1", measured.folder, SETTINGS)}
-    keys, path, arguments = [], "v1/completions", ""
+    keys, path, arguments = {}, "v1/completions", ""
     if measured.kind == "char":  # one of several models, with an API key
         models["other"] = load_model("other", measured.folder, SETTINGS)
-        keys, path, arguments = ["KEY"], "models/my-1/v1/completions", ",auth_token=KEY,custom_prefix_token_id="
+        keys, path, arguments = {"mine": "KEY"}, "models/my-1/v1/completions", ",auth_token=KEY,custom_prefix_token_id="
         arguments += str(measured.prefix)
         monkeypatch.setenv("OPENAI_API_KEY", "KEY")
     with run_server(models, keys=keys) as server:

@@ -110,7 +110,7 @@ def test_the_security_policy_blocks_injected_scripts(visit: Visit) -> None:
 
 @pytest.fixture(scope="module")
 def keyed(runs: Runs) -> Iterator[RunningServer]:
-    with serve_runs({"letters": runs.letters}, keys=(KEY,)) as site:
+    with serve_runs({"letters": runs.letters}, keys={"first": KEY}) as site:
         yield site
 
 

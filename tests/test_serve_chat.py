@@ -183,7 +183,7 @@ def test_models_are_listed_with_step_and_loss(bpe_run: Run, native_cache: None) 
 
 def test_the_api_is_described_at_docs_if_that_is_asked_for(server: RunningServer) -> None:
     assert server.request("GET", "/docs").status == 404
-    with run_server({}, docs=True, keys=["a-key-of-the-server"]) as described:
+    with run_server({}, docs=True, keys={"a": "key-of-the-server"}) as described:
         page = described.request("GET", "/docs")
         assert page.headers["content-type"].startswith("text/html")
         document = described.app.api.openapi()

@@ -16,7 +16,7 @@ import pytest
 import octavo
 from octavo import native_library
 from octavo.errors import OctavoError
-from octavo.server import listen, read_keys
+from octavo.server import listen, name_models, read_keys
 from octavo.server.connection import Server
 from serving import Response, RunningServer, completion_request, exchange_bytes, run_server, slow_model, wait_until
 
@@ -92,6 +92,13 @@ def test_a_port_in_use_is_an_error_before_a_model_is_loaded(tmp_path: Path) -> N
     [
         ({"port": -1}, "port=-1"),
         ({"port": 70000}, "port=70000"),
+        ({"root_path": "octavo"}, "root_path='octavo'"),
+        ({"root_path": "/a b"}, "root_path"),
+        ({"rate_limit": -1}, "rate_limit=-1"),
+        ({"token_limit": -1}, "token_limit=-1"),
+        ({"log_format": "xml"}, "log_format='xml'"),
+        ({"log_level": "loud"}, "log_level='loud'"),
+        ({"chat_template": "nothing.jinja"}, "nothing.jinja"),
         ({"slots": 0}, "slots=0"),
         ({"queue": -1}, "queue=-1"),
         ({"host": "no-such-host.invalid"}, "cannot listen"),
@@ -115,21 +122,24 @@ def test_two_models_with_the_same_name_are_an_error(char_model: Path, tmp_path: 
 # Keys
 
 
+ONE, TWO, THREE = "first-secret-key", "second-secret-key", "third-secret-key"
+
+
 def test_keys_come_from_a_file_and_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "keys"
-    path.write_text("# comment\none-key\n\n  two-key  \n", encoding="utf-8")
+    path.write_text(f"# comment\n{ONE}\n\n  ann@example.org   {TWO}  \n", encoding="utf-8")
     monkeypatch.delenv("OCTAVO_API_KEY", raising=False)
-    assert read_keys(None) == []
-    assert read_keys(path) == ["one-key", "two-key"]
-    monkeypatch.setenv("OCTAVO_API_KEY", "three-key")
-    assert sorted(read_keys(path)) == ["one-key", "three-key", "two-key"]
+    assert read_keys(None) == {}
+    assert read_keys(path) == {"key-1": ONE, "ann@example.org": TWO}
+    monkeypatch.setenv("OCTAVO_API_KEY", THREE)
+    assert read_keys(path) == {"key-1": ONE, "ann@example.org": TWO, "OCTAVO_API_KEY": THREE}
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be"])
 def test_a_key_file_may_have_a_byte_order_mark(tmp_path: Path, encoding: str) -> None:
     """`python -c ... > keys` writes UTF-16 in PowerShell 5."""
-    (tmp_path / "keys").write_bytes("\ufeffone-key\r\ntwo-key\r\n".encode(encoding))
-    assert sorted(read_keys(tmp_path / "keys")) == ["one-key", "two-key"]
+    (tmp_path / "keys").write_bytes(f"\ufeff{ONE}\r\n{TWO}\r\n".encode(encoding))
+    assert list(read_keys(tmp_path / "keys").values()) == [ONE, TWO]
 
 
 @pytest.mark.parametrize(
@@ -140,17 +150,46 @@ def test_a_key_file_may_have_a_byte_order_mark(tmp_path: Path, encoding: str) ->
         (b"\xff\xfea", "UTF-16"),
         (b"\xff\xfe", "has no key"),
         (b"\n# none\n", "has no key"),
-        ("clé".encode(), "header"),
-        (b"two words", "header"),
+        ("clé-clé-clé-clé-clé".encode(), "header"),
+        (b"a-name a-secret-key-of-it more", "more than"),
+        (b"short", "5 characters"),
+        (b"a secret-key-number-1\na secret-key-number-2", "line 2"),
+        (b"a,b secret-key-number-1", "line 1"),
     ],
 )
 def test_an_unusable_key_file_is_an_error(tmp_path: Path, content: bytes | None, expected: str) -> None:
+    """The error does not show a key."""
     if content is not None:
         (tmp_path / "keys").write_bytes(content)
     with pytest.raises(OctavoError, match=expected) as caught:
         read_keys(tmp_path / "keys")
     assert caught.value.hint
-    assert "clé" not in str(caught.value)
+    assert not any(key in str(caught.value) for key in ("clé", "secret-", "short"))
+
+
+# Names
+
+
+def test_models_are_named_for_their_folders_or_as_the_command_says(char_model: Path, tmp_path: Path) -> None:
+    """A path that has `=` in it is a path if it exists."""
+    odd = shutil.copytree(char_model, tmp_path / "lr=3")
+    named = name_models([char_model, f"second={char_model}", str(odd), "third=hf:owner/name", "hf:owner/fourth"])
+    assert dict(named) == {
+        "small": char_model,
+        "second": str(char_model),
+        "lr=3": str(odd),
+        "third": "hf:owner/name",
+        "fourth": "hf:owner/fourth",
+    }
+    with pytest.raises(OctavoError, match="same name, 'small'") as caught:
+        name_models([char_model, f"small={char_model}"])
+    assert "=" in str(caught.value.hint)
+
+
+def test_a_folder_of_runs_is_answered_with_their_names(trained_folder: Path) -> None:
+    with pytest.raises(OctavoError, match="is a folder of runs") as caught:
+        octavo.serve(trained_folder, port=0)
+    assert str(trained_folder / "run") in str(caught.value.hint)
 
 
 # The command

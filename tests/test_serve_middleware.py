@@ -33,7 +33,7 @@ def server(char_model: Path) -> Iterator[RunningServer]:
 def protected(char_model: Path) -> Iterator[RunningServer]:
     """A server with keys, another host name and an allowed origin. Requests have the first key."""
     options: dict[str, Any] = {
-        "keys": ["first-key", "second-key"],
+        "keys": {"first": "first-key", "second": "second-key"},
         "allow_hosts": ["models.example"],
         "allow_origins": [ORIGIN + "/"],
     }
@@ -272,7 +272,7 @@ def test_the_outermost_middleware_refuses_first(protected: RunningServer, first:
 
 
 def test_a_draining_server_says_so_without_a_key(char_model: Path) -> None:
-    with run_server(fast_models(char_model), TIGHT_LIMITS, keys=["a-key"]) as server:
+    with run_server(fast_models(char_model), TIGHT_LIMITS, keys={"a": "a-key"}) as server:
         server.app.drain.draining = True
         assert server.request("GET", "/v1/models").status == 503
         assert server.request("GET", "/v1/models", headers={"origin": "https://evil.example"}).status == 403

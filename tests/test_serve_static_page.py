@@ -154,7 +154,7 @@ def test_the_api_has_the_strictest_security_policy(server: RunningServer) -> Non
 
 def test_the_page_needs_no_key_but_requests_to_the_api_do(byte_model: Path, root: Path, native_cache: None) -> None:
     served = load_model("alone", byte_model, SETTINGS)
-    with run_server({"alone": served}, page_root=root, keys=["the-key"]) as running:
+    with run_server({"alone": served}, page_root=root, keys={"the": "the-key"}) as running:
         for path in ("/", "/page/main.js", "/favicon.ico", "/page/nothing", "/page%2fx"):
             assert running.request("GET", path).status in (200, 204, 404)
         for path in ("/lens", "/runs", "/runs/alone/metrics", "/page", "//", "/v1/models"):

@@ -379,6 +379,8 @@ def find_checkpoint(run: RunLike) -> Path:
     if nanogpt_file is not None:
         return nanogpt_file
     if os.path.exists(folder):
+        if any(folder.glob("*/settings.toml")):
+            raise OctavoError(f"{folder} is a folder of runs: name one of them", _list_runs(folder))
         raise OctavoError(f"{folder} is neither a run nor a checkpoint", _list_runs(Path("runs")))
     name = str(run)
     if name.startswith(hub.PREFIX):

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from typing import Any
 
 from octavo.cli.parser import (
@@ -27,7 +26,9 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
         help="serve models: an OpenAI-compatible API, and a page that shows what they compute",
         example="octavo serve runs/pydocs-1",
     )
-    verb.add_argument("runs", type=expand_home, nargs="+", metavar="RUN", help=RUN_HELP)
+    verb.add_argument(
+        "runs", type=expand_home, nargs="+", metavar="RUN", help=f"{RUN_HELP}; NAME=RUN gives it another name"
+    )
     verb.add_argument(
         "--host",
         default="127.0.0.1",
@@ -47,7 +48,20 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
         "--api-key-file",
         type=expand_home,
         metavar="F",
-        help="file with API keys, one per line; OCTAVO_API_KEY can hold a single one",
+        help="file with API keys, one per line, each after an optional name; OCTAVO_API_KEY can hold a single one",
+    )
+    verb.add_argument(
+        "--rate-limit", type=integer, default=0, metavar="N", help="requests per minute of each key; 0: unlimited (0)"
+    )
+    verb.add_argument(
+        "--token-limit", type=integer, default=0, metavar="N", help="tokens per minute of each key; 0: unlimited (0)"
+    )
+    verb.add_argument(
+        "--root-path", default="", metavar="PATH", help="path at which a proxy shows the server, such as /octavo"
+    )
+    verb.add_argument("--log-format", default="text", metavar="F", help="text, or json: an object on each line (text)")
+    verb.add_argument(
+        "--log-level", default="info", metavar="L", help="debug, info, warning or error; debug: all requests (info)"
     )
     verb.add_argument(
         "--slots", type=integer, default=8, metavar="N", help="texts generated concurrently (continuous batching) (8)"
@@ -98,6 +112,11 @@ def run(arguments: argparse.Namespace) -> int:
         port=arguments.port,
         follow=arguments.follow,
         api_key_file=arguments.api_key_file,
+        rate_limit=arguments.rate_limit,
+        token_limit=arguments.token_limit,
+        root_path=arguments.root_path,
+        log_format=arguments.log_format,
+        log_level=arguments.log_level,
         quantize=arguments.quantize,
         slots=arguments.slots,
         overflow=arguments.overflow,
@@ -108,7 +127,6 @@ def run(arguments: argparse.Namespace) -> int:
         chat_template=arguments.chat_template,
         docs=arguments.docs,
         device=arguments.device,
-        on_notice=print_notice,
-        on_change=lambda text: print(text, file=sys.stderr, flush=True),
+        **({} if arguments.log_format == "json" else {"on_notice": print_notice}),
     )
     return 0

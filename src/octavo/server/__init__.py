@@ -16,6 +16,7 @@ threads; `runs_api.py` and `static_page.py` read files.
 import functools
 import ipaddress
 import os
+import re
 import socket
 import sys
 import threading
@@ -29,32 +30,35 @@ from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
 from octavo.interop import hub
 from octavo.runs import Run, RunLike
+from octavo.server import log
 from octavo.server.app import build_app
+from octavo.server.client import RateLimits
 from octavo.server.connection import Server
 from octavo.server.follow import Follower, load_model
 from octavo.server.limits import Limits
 from octavo.server.settings import ServeSettings
 from octavo.server.worker import ServedModel
-from octavo.settings import unknown_name_error
+from octavo.settings import expand_home, unknown_name_error
 
 KEY_VARIABLE = "OCTAVO_API_KEY"
+MIN_KEY_LENGTH = 16  # characters; a shorter key could be guessed
 _KEY_FILE_HINT = "--api-key-file F, with a key on each line"
+_NEW_KEY = 'python -c "import secrets; print(secrets.token_urlsafe(32))"'
 
 
 def serve(
     run: RunLike | Sequence[RunLike],
     *,
     on_ready: Callable[[list[str], str], object] = lambda models, url: None,
-    on_notice: Callable[[str], object] = lambda text: None,
-    on_change: Callable[[str], object] = lambda text: None,
+    on_notice: Callable[[str], object] = log.LOGGER.warning,
     **settings: Any,
 ) -> None:
     """Serve one or several runs until SIGTERM or Ctrl-C. `settings` are the fields of `ServeSettings`.
 
     `on_ready` is called with the models' names and the URL once the server accepts requests, `on_notice` for each
-    fallback of an engine, `on_change` with a line about each newer checkpoint of a run. A run without a checkpoint is
-    shown as it trains, and its model is served from the first checkpoint on. Raises `OctavoError` if a run cannot be
-    loaded, if the address cannot be used, or if other machines can reach it and there is no API key.
+    fallback of an engine. The log is written to stderr. A run without a checkpoint is shown as it trains, and its model
+    is served from the first checkpoint on. Raises `OctavoError` if a run cannot be loaded, if the address cannot be
+    used, or if other machines can reach it and there is no API key.
     """
     names = [field.name for field in fields(ServeSettings)]
     if misspelled := settings.keys() - set(names):
@@ -64,15 +68,18 @@ def serve(
     # With Python's default of 5 ms, an engine thread that returns from C waits that long until the event loop releases
     # the GIL.
     sys.setswitchinterval(0.0005)
-    requested = _name_models(list(run) if isinstance(run, Sequence) and not isinstance(run, str) else [run])
+    requested = name_models(list(run) if isinstance(run, Sequence) and not isinstance(run, str) else [run])
     keys = read_keys(options.api_key_file)
     # `served_runs` has the requested models that belong to a run; `pending`, those of them without a checkpoint yet.
     served_runs = {name: found for name, run_like in requested.items() if (found := runs.find_run(run_like))}
     pending = {name: found for name, found in served_runs.items() if not _has_checkpoint(found)}
     models: dict[str, ServedModel] = {}
     stopped = threading.Event()
-    follower = Follower(models, pending, options, on_notice=on_notice, on_change=on_change)
-    with listen(options.host, options.port, allow_remote=bool(keys)) as listener:
+    follower = Follower(models, pending, options, on_notice=on_notice, on_change=log.LOGGER.info)
+    with (
+        log.logging_to_stderr(options.log_format, options.log_level),
+        listen(options.host, options.port, allow_remote=bool(keys)) as listener,
+    ):
         try:
             for name, run_like in requested.items():
                 if name not in pending:
@@ -82,6 +89,8 @@ def serve(
                 limits,
                 options.host,
                 keys=keys,
+                rate_limits=RateLimits(requests=options.rate_limit, tokens=options.token_limit),
+                root_path=options.root_path,
                 allow_hosts=options.allow_hosts,
                 allow_origins=options.allow_origins,
                 pending=pending,
@@ -104,12 +113,15 @@ def _has_checkpoint(run: Run) -> bool:
     return bool(run.best or run.last)
 
 
-def read_keys(path: str | Path | None) -> list[str]:
-    """The API keys in a file and in the environment; never from the command line, which other users can read."""
-    lines = [os.environ.get(KEY_VARIABLE, "")]
+def read_keys(path: str | Path | None) -> dict[str, str]:
+    """The API keys in a file and in the environment, by name; never from the command line, which others can read.
+
+    A line of the file has a key, or a name and a key. A key without a name is called `key-N`, by its place.
+    """
+    content = ""
     if path is not None:
         try:
-            lines += byte_order_mark.decode(Path(path).read_bytes()).splitlines()
+            content = byte_order_mark.decode(Path(path).read_bytes())
         except (OSError, UnicodeDecodeError) as error:
             reason = (
                 error.strerror
@@ -117,11 +129,30 @@ def read_keys(path: str | Path | None) -> list[str]:
                 else "it is neither UTF-8 nor UTF-16 with a byte order mark"
             )
             raise OctavoError(f"the key file {path} cannot be read: {reason}", _KEY_FILE_HINT) from None
-    keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    if path is not None and not keys:
+    lines = [line.split() for line in content.splitlines() if line.strip() and not line.startswith("#")]
+    if path is not None and not lines:
         raise OctavoError(f"the key file {path} has no key", _KEY_FILE_HINT)
-    if not all(key.isascii() and key.isprintable() and " " not in key for key in keys):
-        raise OctavoError("an API key has characters that an HTTP header cannot carry", "letters and digits")
+    if any(len(line) > 2 for line in lines):
+        raise OctavoError(f"a line of the key file {path} has more than a name and a key", "NAME KEY, or KEY")
+    keys: dict[str, str] = {}
+    for number, line in enumerate(lines, start=1):
+        name = line[0] if len(line) == 2 else f"key-{number}"
+        if name in keys or not re.fullmatch(r"[\w.@-]{1,64}", name):
+            raise OctavoError(
+                f"the key file {path} has no valid name in line {number}", "letters, digits and ._@-, once"
+            )
+        keys[name] = line[-1]
+    if key := os.environ.get(KEY_VARIABLE, "").strip():
+        keys[KEY_VARIABLE] = key
+    for name, key in keys.items():
+        if not (key.isascii() and key.isprintable() and " " not in key):
+            raise OctavoError(
+                f"the API key {name} has characters that an HTTP header cannot carry", "letters and digits"
+            )
+        if len(key) < MIN_KEY_LENGTH:
+            raise OctavoError(
+                f"the API key {name} has {len(key)} characters, at least {MIN_KEY_LENGTH} are needed", _NEW_KEY
+            )
     return keys
 
 
@@ -152,20 +183,30 @@ def listen(host: str, port: int, allow_remote: bool = True) -> socket.socket:
         ) from None
 
 
-def _name_models(requested: Sequence[RunLike]) -> Mapping[str, RunLike]:
-    """What to load, by model name: the name of the folder of the run, or of the checkpoint if it has no run.
+def name_models(requested: Sequence[RunLike]) -> Mapping[str, RunLike]:
+    """What to load, by model name: NAME of `NAME=PATH`, or the name of the run's folder, else of the checkpoint's.
 
     The name of `hf:OWNER/NAME` is NAME.
     """
     names: dict[str, RunLike] = {}
-    for run_like in requested:
-        run = runs.find_run(run_like)
-        if run is not None:
+    for given in requested:
+        name, run_like = _split_name(given)
+        if name is None and (run := runs.find_run(run_like)) is not None:
             name = run.folder.resolve().name
-        else:
+        elif name is None:
             folder = run_like.folder if isinstance(run_like, (Run, Checkpoint)) else run_like
             name = Path(str(folder).removeprefix(hub.PREFIX)).resolve().name
         if name in names:
-            raise OctavoError(f"{names[name]} and {run_like} would have the same name, {name!r}", "two different names")
+            raise OctavoError(
+                f"{names[name]} and {run_like} would have the same name, {name!r}", f"another name: OTHER={run_like}"
+            )
         names[name] = run_like
     return names
+
+
+def _split_name(run: RunLike) -> tuple[str | None, RunLike]:
+    """NAME and PATH of `NAME=PATH`; None and the run itself if it has no name, or there is a file of this name."""
+    match = None if isinstance(run, (Run, Checkpoint)) else re.fullmatch(r"([\w.+-]+)=(.+)", str(run))
+    if match is None or os.path.exists(str(run)):
+        return None, run
+    return match[1], expand_home(match[2])

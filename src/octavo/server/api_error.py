@@ -2,9 +2,12 @@
 
 import json
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Any
 
 from fastapi.responses import Response
+
+REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)  # of the request that is being answered
 
 
 class ApiError(Exception):
@@ -28,11 +31,12 @@ class ApiError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        """OpenAI's error body, and Octavo's hint if there is one."""
+        """OpenAI's error body, and Octavo's hint and the id of the request if there are any."""
         types = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
         kind = types.get(self.status, "invalid_request_error")
         error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
-        return {"error": error | ({"hint": self.hint} if self.hint else {})}
+        more = {"hint": self.hint, "request_id": REQUEST_ID.get()}
+        return {"error": error | {name: value for name, value in more.items() if value}}
 
     @property
     def content(self) -> bytes:

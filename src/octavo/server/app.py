@@ -20,6 +20,7 @@ from octavo.runs import Run
 from octavo.server import docs_page, lens_api, responses, runs_api, static_page
 from octavo.server.api_error import ApiError
 from octavo.server.chat import answer_chat
+from octavo.server.client import RateLimits
 from octavo.server.completions import complete
 from octavo.server.limits import Limits
 from octavo.server.metrics import Metrics
@@ -45,7 +46,9 @@ def build_app(
     limits: Limits,
     host: str = "127.0.0.1",
     *,
-    keys: Collection[str] = (),
+    keys: Mapping[str, str] | None = None,
+    rate_limits: RateLimits = RateLimits(),  # noqa: B008
+    root_path: str = "",
     allow_hosts: Collection[str] = (),
     allow_origins: Collection[str] = (),
     pending: Collection[str] = (),
@@ -55,7 +58,8 @@ def build_app(
 ) -> Application:
     """Build the application. `pending` has the names of models without a checkpoint yet, `runs` all served runs.
 
-    `docs`: describe the API at /docs.
+    `keys` has the names of API keys, and the keys. `root_path`: where a proxy shows the server. `docs`: describe the
+    API at /docs.
 
     `models` and `pending` may change while the application runs.
     """
@@ -69,9 +73,17 @@ def build_app(
         redirect_slashes=False,
         responses=responses.errors(400, 401, 403, 408, 413, 415, 429, 431, 503),
     )
-    api.needs_key = bool(keys)
+    api.needs_key, api.root = bool(keys), root_path
     asgi, drain = wrap_in_middleware(
-        api, limits, metrics, host=host, allow_hosts=allow_hosts, allow_origins=allow_origins, keys=keys
+        api,
+        limits,
+        metrics,
+        host=host,
+        allow_hosts=allow_hosts,
+        allow_origins=allow_origins,
+        keys=keys or {},
+        rate_limits=rate_limits,
+        root_path=root_path,
     )
     for kind in (ApiError, OctavoError, RequestValidationError, HTTPException, Exception):
         api.add_exception_handler(kind, error_response)
@@ -124,18 +136,14 @@ def build_app(
     )
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continue one or several prompts."""
-        return await complete(
-            find_model(body.model, request), body, request.state.cache_scope, request, metrics, limits
-        )
+        return await complete(find_model(body.model, request), body, request.state.client, request, metrics, limits)
 
     @of_model.post(
         "/v1/chat/completions", response_model=responses.ChatCompletion, responses=_STREAM | responses.errors(404, 500)
     )
     async def chat(body: ChatRequest, request: Request) -> Response:
         """Answer the newest message of a conversation."""
-        return await answer_chat(
-            find_model(body.model, request), body, request.state.cache_scope, request, metrics, limits
-        )
+        return await answer_chat(find_model(body.model, request), body, request.state.client, request, metrics, limits)
 
     @api.get("/v1/models")
     async def list_models() -> responses.Models:
@@ -235,6 +243,7 @@ class _Api(FastAPI):
     """FastAPI with changes to its OpenAPI document: 400 instead of 422, as OpenAI does, and which routes need a key."""
 
     needs_key = False
+    root = ""
 
     def openapi(self) -> dict[str, Any]:
         document = super().openapi()
@@ -243,6 +252,8 @@ class _Api(FastAPI):
                 operation["responses"].pop("422", None)
                 if self.needs_key and path not in PROBES:
                     operation["security"] = [{"key": []}]
+        if self.root:
+            document["servers"] = [{"url": self.root}]
         if self.needs_key:
             document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         for name in ("HTTPValidationError", "ValidationError"):

@@ -15,6 +15,7 @@ from octavo.generation.prompt import Prompt
 from octavo.generation.stream import LocatedToken, TextPiece, TextRequest, TextStream
 from octavo.server.answer import FINISH_REASONS, Answer
 from octavo.server.api_error import ApiError
+from octavo.server.client import Client
 from octavo.server.limits import Limits
 from octavo.server.metrics import Metrics
 from octavo.server.requests import ChatRequest
@@ -29,7 +30,7 @@ _ROOM_FOR_ANSWER = 4  # at least this part of the context is left for the answer
 async def answer_chat(
     model: ServedModel,
     body: ChatRequest,
-    cache_scope: str,
+    client: Client,
     http: HTTPRequest,
     metrics: Metrics,
     limits: Limits,
@@ -39,9 +40,9 @@ async def answer_chat(
         raise ApiError(400, "top_logprobs need logprobs: true", param="top_logprobs")
     if None not in (body.max_tokens, body.max_completion_tokens) and body.max_tokens != body.max_completion_tokens:
         raise ApiError(400, "max_tokens and max_completion_tokens are two names of the same", param="max_tokens")
-    request = await asyncio.to_thread(text_request, model, body, cache_scope)
+    request = await asyncio.to_thread(text_request, model, body, client.cache_scope)
     check_logprobs(model, [request], limits)
-    batch = TextBatch(model, [request], limits, metrics, incremental=body.stream)
+    batch = TextBatch(model, [request], client, limits, metrics, incremental=body.stream)
     return await ChatAnswer(batch, body).respond(http)
 
 

@@ -10,6 +10,7 @@ from octavo.generation.prompt import Prompt
 from octavo.generation.stream import LocatedToken, TextPiece, TextRequest, TextStream
 from octavo.server.answer import FINISH_REASONS, Answer
 from octavo.server.api_error import ApiError
+from octavo.server.client import Client
 from octavo.server.limits import Limits
 from octavo.server.metrics import Metrics
 from octavo.server.requests import CompletionRequest
@@ -22,16 +23,16 @@ from octavo.server.worker import ServedModel
 async def complete(
     model: ServedModel,
     body: CompletionRequest,
-    cache_scope: str,
+    client: Client,
     http: HTTPRequest,
     metrics: Metrics,
     limits: Limits,
 ) -> Response:
     """Answer a request. Raises `ApiError` if the body asks for too much, or the queue is full."""
     check_request(model, body, limits)
-    requests = await asyncio.to_thread(text_requests, model, body, cache_scope)
+    requests = await asyncio.to_thread(text_requests, model, body, client.cache_scope)
     check_logprobs(model, requests, limits)
-    batch = TextBatch(model, requests, limits, metrics, incremental=body.stream)
+    batch = TextBatch(model, requests, client, limits, metrics, incremental=body.stream)
     return await CompletionAnswer(batch, body).respond(http)
 
 

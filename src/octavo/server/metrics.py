@@ -19,12 +19,26 @@ class Metrics:
         self._prompt = self._counter("octavo_prompt_tokens", "Prompt tokens")
         self._cached = self._counter("octavo_prompt_tokens_cached", "Prompt tokens taken from the prefix cache")
         self._generated = self._counter("octavo_generated_tokens", "Generated tokens")
+        self._key_requests = self._key_counter("octavo_key_requests", "Requests that compute something, by API key")
+        self._key_rejected = self._key_counter("octavo_key_rejected", "Requests beyond the rate limit of their key")
+        self._key_prompt = self._key_counter("octavo_key_prompt_tokens", "Prompt tokens, by API key")
+        self._key_generated = self._key_counter("octavo_key_generated_tokens", "Generated tokens, by API key")
         self._first = self._histogram("octavo_time_to_first_token_seconds", "From the request to its first token")
         self._inter_token = self._histogram("octavo_token_gap_seconds", "Inter-token latency")
         self._slots = self._gauge("octavo_slots", "Completions that can be generated at once")
         self._busy = self._gauge("octavo_slots_busy", "Completions that are being generated")
         self._queue = self._gauge("octavo_queue", "Completions that wait for a slot")
         self._step = self._gauge("octavo_checkpoint_step", "Training step of the served checkpoint")
+
+    def count_request_of(self, key: str) -> None:
+        self._key_requests.labels(key).inc()
+
+    def count_rejection(self, key: str) -> None:
+        self._key_rejected.labels(key).inc()
+
+    def count_tokens_of(self, key: str, prompt: int, generated: int) -> None:
+        self._key_prompt.labels(key).inc(prompt)
+        self._key_generated.labels(key).inc(generated)
 
     def count_request(self, route: str, status: int) -> None:
         self._requests.labels(route, str(status)).inc()
@@ -53,6 +67,9 @@ class Metrics:
 
     def _counter(self, name: str, help: str) -> Counter:
         return Counter(name, help, ["model"], registry=self._registry)
+
+    def _key_counter(self, name: str, help: str) -> Counter:
+        return Counter(name, help, ["key"], registry=self._registry)
 
     def _histogram(self, name: str, help: str) -> Histogram:
         return Histogram(name, help, ["model"], buckets=_BUCKETS, registry=self._registry)

@@ -14,6 +14,7 @@ class ErrorDetail(BaseModel):
     param: str | None
     code: str | None
     hint: str = Field("", description="what to do about it, if that is known")
+    request_id: str = Field("", description="the request's id, which the log has too")
 
 
 class Error(BaseModel):

@@ -1,10 +1,12 @@
 """The settings of `octavo serve`."""
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from octavo.errors import OctavoError
+from octavo.server import log
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +16,12 @@ class ServeSettings:
     host: str = "127.0.0.1"
     port: int = 8000  # 0: any free port
     follow: bool = True  # serve newer checkpoints of a run that is still training
-    api_key_file: str | Path | None = None  # one key on each line
+    root_path: str = ""  # where a proxy shows the server, such as /octavo
+    api_key_file: str | Path | None = None  # a key on each line, or a name and a key
+    rate_limit: int = 0  # requests of each key in a minute; 0: unlimited
+    token_limit: int = 0  # tokens of each key in a minute, of prompts and texts; 0: unlimited
+    log_format: str = "text"  # or json: one object on each line
+    log_level: str = "info"  # debug: also requests for the page, probes and metrics
     allow_hosts: Collection[str] = ()  # host names to answer to, besides those of this machine
     allow_origins: Collection[str] = ()  # sites whose web pages may use the server
     chat_template: str | Path | None = None  # a file with a Jinja2 template, in place of the checkpoints' own
@@ -29,6 +36,15 @@ class ServeSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise OctavoError(f"port={self.port} is not between 0 and 65535", "--port 8000, or 0 for any free port")
+        if self.root_path and not re.fullmatch(r"(/[\w.~-]+)+", self.root_path):
+            raise OctavoError(f"root_path={self.root_path!r} is not a path such as /octavo", "--root-path /octavo")
+        for name in ("rate_limit", "token_limit"):
+            if not 0 <= getattr(self, name) <= 10**9:
+                flag = f"--{name.replace('_', '-')}"
+                raise OctavoError(
+                    f"{name}={getattr(self, name)} is not between 0 and a billion", f"{flag} 60, or 0 for none"
+                )
+        log.check(self.log_format, self.log_level)
         if not 1 <= self.slots <= 1024:
             raise OctavoError(f"slots={self.slots} is not between 1 and 1024", "--slots 8")
         if not 0 <= self.queue <= 10**6:

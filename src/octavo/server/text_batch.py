@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from octavo.errors import NoTokenLeftError, OctavoError
 from octavo.generation.stream import TextPiece, TextRequest, TextStream, text_streams
 from octavo.server.api_error import ApiError
+from octavo.server.client import Client
 from octavo.server.limits import Limits
 from octavo.server.metrics import Metrics
 from octavo.server.worker import ServedModel
@@ -26,13 +27,14 @@ class TextBatch:
         self,
         model: ServedModel,
         requests: Sequence[TextRequest],
+        client: Client,
         limits: Limits,
         metrics: Metrics,
         *,
         incremental: bool,
     ) -> None:
         """`incremental`: pieces arrive as the texts are generated, rather than each text as one piece at its end."""
-        self.model = model
+        self.model, self._client = model, client
         self._limits, self._metrics, self._incremental = limits, metrics, incremental
         self._loop = asyncio.get_running_loop()
         self._pieces: asyncio.Queue[tuple[TextStream, TextPiece]] = asyncio.Queue()
@@ -87,11 +89,12 @@ class TextBatch:
         return sum(len(stream.tokens) for stream in self._all_streams)
 
     def close(self) -> None:
-        """Cancel the texts that are not complete, and count the prompts."""
+        """Cancel the texts that are not complete, and count the tokens."""
         for stream in self._all_streams:
             if stream.finish_reason is None:
                 stream.cancel()
         self._metrics.count_prompts(self.model.id, self.prompt_tokens, self.cached_tokens)
+        self._client.count_tokens(self.prompt_tokens, self.completion_tokens)
 
     def _on_update(self, stream: TextStream) -> None:
         """Called in the worker's thread after each token, and at the end of a text."""

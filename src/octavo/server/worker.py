@@ -8,9 +8,7 @@ import asyncio
 import collections
 import contextlib
 import os
-import sys
 import threading
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from octavo.errors import OctavoError
 from octavo.generation.engine import Engine
 from octavo.generation.stream import TextStream
 from octavo.runs import Run, step_of
+from octavo.server import log
 from octavo.server.api_error import ApiError
 
 
@@ -121,7 +120,7 @@ class Worker:
                     self._wake.wait()
         except Exception:  # a bug: without this, requests would hang while the server looks healthy
             self.broken = True
-            traceback.print_exc(file=sys.stderr)
+            log.LOGGER.exception("an engine failed")
             for stream in [*self.streams, *self._inbox]:
                 stream.fail(OctavoError("the model failed; the server's log has the traceback"))
             self._flush()

@@ -4,12 +4,14 @@
 for it: the body is read only after the headers have passed.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from starlette.types import ASGIApp
 
+from octavo.server.client import RateLimits
 from octavo.server.limits import Limits
 from octavo.server.metrics import Metrics
+from octavo.server.middleware.access_log import AccessLog
 from octavo.server.middleware.auth import ApiKeys
 from octavo.server.middleware.body import BodyLimits
 from octavo.server.middleware.compression import Compression
@@ -17,6 +19,7 @@ from octavo.server.middleware.cors import Cors
 from octavo.server.middleware.drain import Drain
 from octavo.server.middleware.header_limits import HeaderLimits
 from octavo.server.middleware.hosts import Hosts
+from octavo.server.middleware.rate_limit import RateLimit
 from octavo.server.middleware.request_line import RequestLine
 from octavo.server.middleware.request_metrics import RequestMetrics
 from octavo.server.middleware.security_headers import SecurityHeaders
@@ -30,23 +33,28 @@ def wrap_in_middleware(
     host: str,
     allow_hosts: Collection[str] = (),
     allow_origins: Collection[str] = (),
-    keys: Collection[str] = (),
+    keys: Mapping[str, str],
+    rate_limits: RateLimits,
+    root_path: str,
 ) -> tuple[ASGIApp, Drain]:
     """The application wrapped in all middleware, and the drain, which shuts the server down.
 
     The middleware that is applied last is the outermost and sees a request first. `RequestLine` comes before all that
     look at the method or the path. Metrics and security headers see every response, refusals included. The host is
     checked before the origin, because a page that uses DNS rebinding passes the origin check. Drain comes before the
-    keys, so that a client without a key learns that the server shuts down. The body is read last.
+    keys, so that a client without a key learns that the server shuts down. The rate limit of the key comes next, and
+    the body is read last. The log has each request as it came, with the id that `SecurityHeaders` gave it.
     """
     app = Compression(app)
     app = BodyLimits(app, limits)
-    app = ApiKeys(app, limits, keys)
+    app = RateLimit(app, limits)
+    app = ApiKeys(app, limits, keys, rate_limits, metrics)
     app = drain = Drain(app, limits)
     app = Cors(app, limits, allow_origins)
     app = Hosts(app, limits, host, allow_hosts)
     app = HeaderLimits(app, limits)
     app = SecurityHeaders(app)
     app = RequestMetrics(app, metrics)
-    app = RequestLine(app)
+    app = RequestLine(app, root_path)
+    app = AccessLog(app)
     return app, drain

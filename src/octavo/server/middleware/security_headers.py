@@ -5,6 +5,7 @@ import secrets
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from octavo.server.api_error import REQUEST_ID
 from octavo.server.middleware.asgi import header
 
 _HEADERS = {
@@ -22,7 +23,7 @@ _CLIENT_ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)  # nothing that could f
 class SecurityHeaders:
     """Adds the headers that the application has not set. The page sets its own policy, so that its scripts can run.
 
-    `X-Request-Id` is that of the request, if it has one of harmless characters, else a new one.
+    `X-Request-Id` is that of the request, if it has one of harmless characters, else a new one. Errors have it too.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -31,6 +32,8 @@ class SecurityHeaders:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         client_id = header(scope, b"x-request-id")
         request_id = client_id if _CLIENT_ID.fullmatch(client_id) else f"req_{secrets.token_hex(12)}"
+
+        REQUEST_ID.set(request_id)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
