@@ -20,7 +20,7 @@ from octavo.server.follow import Follower, load_model
 from octavo.server.worker import ServedModel
 from octavo.settings import Settings
 from octavo.tokenizers import Tokenizer
-from serving import SETTINGS, SlowEngine, run_server, wait_until
+from serving import SETTINGS, run_server, wait_until
 from small_models import spread_model, without_end_of_text
 
 TOKENIZER = without_end_of_text(tokenizers.build("char", "abcdefg \n"))
@@ -40,6 +40,18 @@ def save(run: Run, step: int, best: bool = True, tokenizer: Tokenizer = TOKENIZE
 def greedy_text(folder: Path, prompt: str = PROMPT) -> str:
     """What the checkpoint continues a prompt with."""
     return octavo.generate(folder, prompt, max_new_tokens=12, temperature=0, overflow="stop")[0].text
+
+
+def hold(model: ServedModel) -> threading.Event:
+    """Let the model's engine stop after its next step, until the event is set."""
+    released, step = threading.Event(), model.worker.engine.step
+
+    def step_and_wait() -> bool:
+        worked = step()
+        return worked and released.wait(60)
+
+    model.worker.engine.step = step_and_wait  # type: ignore[method-assign]
+    return released
 
 
 @dataclass
@@ -79,7 +91,7 @@ def test_requests_after_a_switch_use_the_new_weights_and_the_ones_before_keep_th
     """Also a stream that is half done. Each response names its checkpoint, and no cached prefix is carried over."""
     earlier = followed.model
     texts = {10: greedy_text(earlier.checkpoint.folder)}
-    earlier.worker.engine.__class__ = SlowEngine  # 12 steps of 20 ms: it is under way while the model is replaced
+    released = hold(earlier)
     with run_server(followed.models, runs={"live": followed.run}) as server, ThreadPoolExecutor(1) as pool:
         options = {"prompt": PROMPT, "max_tokens": 12, "temperature": 0}
         under_way = pool.submit(server.complete, stream=True, **options)
@@ -91,6 +103,7 @@ def test_requests_after_a_switch_use_the_new_weights_and_the_ones_before_keep_th
         assert (after["system_fingerprint"], after["choices"][0]["text"]) == ("step-000020", texts[20])
         assert after["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
         assert server.complete(**options).json["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+        released.set()
         *chunks, done = under_way.result().events
         assert done == "[DONE]"
         assert {chunk["system_fingerprint"] for chunk in chunks} == {"step-000010"}
@@ -237,14 +250,16 @@ def test_with_no_follow_the_first_checkpoint_stays(run: Run, tmp_path: Path) -> 
 
 def test_at_most_two_earlier_engines_are_kept(followed: Followed) -> None:
     """More would fill the memory if texts take longer than training needs from checkpoint to checkpoint."""
-    engines = []
+    held = []
     with run_server(followed.models) as server, ThreadPoolExecutor(3) as pool:
         for step in (20, 30, 40):
-            engines.append(followed.model.worker.engine)
-            engines[-1].__class__ = SlowEngine
-            pool.submit(server.complete, PROMPT, max_tokens=20)
-            wait_until(lambda: engines[-1].running == 1)
+            engine = followed.model.worker.engine
+            held.append(hold(followed.model))
+            pool.submit(server.complete, PROMPT, max_tokens=3)
+            wait_until(lambda engine=engine: engine.running == 1)
             save(followed.run, step)
             followed.follower.poll()
         assert followed.model.step == 30
+        for released in held:
+            released.set()
     wait_until(lambda: followed.follower.poll() or followed.model.step == 40)
