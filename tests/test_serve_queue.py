@@ -38,7 +38,7 @@ def test_a_completion_that_takes_too_long_is_503_and_frees_its_slot(tmp_path: Pa
 
 
 def test_after_an_engine_failure_requests_are_503(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     served = slow_model(write_checkpoint(tmp_path / "slow", "char", end_of_text=False))
     with run_server({"slow": served}) as server:
@@ -47,7 +47,7 @@ def test_after_an_engine_failure_requests_are_503(
         assert openai_error(server.complete(), 503)
         assert openai_error(server.request("GET", "/ready"), 503)
         assert server.request("GET", "/health").status == 200
-    assert "Traceback" in capfd.readouterr().err
+    assert "ZeroDivisionError" in caplog.text
 
 
 def test_logits_that_are_not_finite_are_an_error_of_their_request_only(tmp_path: Path) -> None:
