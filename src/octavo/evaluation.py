@@ -6,6 +6,7 @@ token is not text and has no bytes. Nothing here samples: every token except the
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from octavo import runs
 from octavo.checkpoint import Checkpoint
 from octavo.data.dataset import is_prepared, open_dataset
 from octavo.data.prepare import encode_corpus, reopen_dataset
+from octavo.data.progress import PreparationProgress, ProgressMeter
 from octavo.data.shards import Shards
 from octavo.errors import OctavoError
 from octavo.loss import split_loss
@@ -25,6 +27,7 @@ from octavo.tokenizers import Tokenizer, UnknownCharacters
 
 _TOKENS_PER_LOOKUP = 1 << 22  # that `count_bytes` handles at a time
 _LARGEST_EXPONENT = 700.0  # exp(710) overflows float64
+OnProgress = Callable[[PreparationProgress], object]
 
 
 @dataclass(frozen=True)
@@ -51,12 +54,14 @@ def evaluate(
     text_field: str = "text",
     special_tokens: bool = False,
     device: torch.device | str = "cpu",
+    on_progress: OnProgress = lambda progress: None,
 ) -> Evaluation:
     """Evaluate a run on a source; without one, on the validation split that its training used.
 
     A prepared folder means its validation split. `unknown` says what to do with characters that the tokenizer does not
-    know; `encoding`, `errors`, `text_field` and `special_tokens` say how the source is read: see `DataSettings`. Raises
-    `OctavoError` if the text is not available.
+    know; `encoding`, `errors`, `text_field` and `special_tokens` say how the source is read: see `DataSettings`.
+    `on_progress` is called with the progress of reading and evaluating. Raises `OctavoError` if the text is not
+    available.
     """
     loaded = runs.load(run, device)
     text: DataSettings | None = None
@@ -68,8 +73,8 @@ def evaluate(
             text_field=text_field,
             special_tokens=special_tokens,
         )
-    tokens, found = _read_tokens(loaded, text, unknown)
-    return evaluate_tokens(loaded.model, loaded.tokenizer, tokens, block_size, found)
+    tokens, found = _read_tokens(loaded, text, unknown, on_progress)
+    return evaluate_tokens(loaded.model, loaded.tokenizer, tokens, block_size, found, on_progress)
 
 
 def evaluate_tokens(
@@ -78,6 +83,7 @@ def evaluate_tokens(
     tokens: np.ndarray | Shards,
     block_size: int | None = None,
     unknown: UnknownCharacters | None = None,
+    on_progress: OnProgress = lambda progress: None,
 ) -> Evaluation:
     """Evaluate a model on token ids, in consecutive sequences of `block_size` (default: the model's).
 
@@ -97,7 +103,13 @@ def evaluate_tokens(
             f"token id {largest} is outside the model's vocabulary of {model.settings.vocab_size}",
             "the tokenizer that the model was trained with",
         )
-    loss = split_loss(model, tokens, block_size)
+    meter = ProgressMeter("evaluating", len(tokens) - 1, unit="tokens")
+
+    def report(done: int) -> None:
+        for progress in meter.report(done):
+            on_progress(progress)
+
+    loss = split_loss(model, tokens, block_size, on_batch=report)
     if not math.isfinite(loss):
         raise OctavoError(f"the model's loss is {loss:g}: its weights are broken", "an earlier checkpoint")
     lost_bytes = unknown.lost_bytes if unknown else 0
@@ -127,14 +139,17 @@ def count_bytes(tokenizer: Tokenizer, tokens: np.ndarray | Shards) -> int:
 
 
 def _read_tokens(
-    loaded: Checkpoint, text: DataSettings | None, unknown: str
+    loaded: Checkpoint, text: DataSettings | None, unknown: str, on_progress: OnProgress
 ) -> tuple[np.ndarray | Shards, UnknownCharacters | None]:
     if text is None:
         if not isinstance(loaded.settings, Settings) or not loaded.info.get("data"):
             raise OctavoError(
                 f"{loaded.folder} does not record which text it was trained on", f"octavo eval {loaded.folder} SOURCE"
             )
-        return reopen_dataset(loaded.settings, loaded.info["data"], loaded.tokenizer).result.tokens["val"], None
+        preparation = reopen_dataset(loaded.settings, loaded.info["data"], loaded.tokenizer)
+        for progress in preparation:
+            on_progress(progress)
+        return preparation.result.tokens["val"], None
     if is_prepared(text.source):
         if text != DataSettings(source=text.source):
             raise OctavoError(

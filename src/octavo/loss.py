@@ -47,6 +47,7 @@ def split_loss(
     tokens_per_batch: int | None = None,
     world: World = ALONE,
     should_stop: Callable[[], bool] = lambda: False,
+    on_batch: Callable[[int], object] = lambda tokens: None,
 ) -> float:
     """Mean loss in nats per token over all of `tokens`, in consecutive sequences of `block_size`.
 
@@ -54,7 +55,8 @@ def split_loss(
     float32 whatever the training precision, so the same weights give the same loss on every device, up to rounding.
     `tokens_per_batch` changes speed and memory only; by default it is chosen for the model's device. The batches are
     divided among the processes of `world`. `should_stop` is called before each batch. Once it returns true in one of
-    the processes, all raise `StoppedError`. All run the model equally often, since it may be sharded.
+    the processes, all raise `StoppedError`. All run the model equally often, since it may be sharded. `on_batch` is
+    called after each batch with the tokens that are predicted so far.
     """
     was_training = model.training
     model.eval()
@@ -74,6 +76,7 @@ def split_loss(
                 ids = torch.from_numpy(batch).to(device)  # (B, T + 1)
                 loss = next_token_loss(model(ids[:, :-1]), ids[:, 1:])
                 total += loss if has_batch else 0
+                on_batch(slices[min(first + world.size, len(slices)) - 1].stop - 1)
     finally:
         model.train(was_training)
     world.sum([total])

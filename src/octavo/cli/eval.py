@@ -1,6 +1,7 @@
 """`octavo eval`: the exact loss of a model on a text, or its scores on tasks of lm-eval."""
 
 import argparse
+import sys
 from typing import TYPE_CHECKING, Any
 
 from octavo.cli.parser import (
@@ -78,6 +79,7 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from octavo import evaluation
     from octavo.device import find_device
+    from octavo.terminal import Progress
 
     _check_options(arguments)
     if arguments.task:
@@ -94,17 +96,19 @@ def run(arguments: argparse.Namespace) -> int:
             device=find_device(arguments.device),
         )
         return print_report(arguments, scores, _format_scores(scores))
-    result = evaluation.evaluate(
-        arguments.run,
-        arguments.source or None,
-        block_size=arguments.block_size,
-        unknown=arguments.unknown,
-        encoding=arguments.encoding,
-        errors=arguments.errors,
-        text_field=arguments.text_field,
-        special_tokens=arguments.special_tokens,
-        device=find_device(arguments.device),
-    )
+    with Progress(sys.stderr) as progress:
+        result = evaluation.evaluate(
+            arguments.run,
+            arguments.source or None,
+            block_size=arguments.block_size,
+            unknown=arguments.unknown,
+            encoding=arguments.encoding,
+            errors=arguments.errors,
+            text_field=arguments.text_field,
+            special_tokens=arguments.special_tokens,
+            device=find_device(arguments.device),
+            on_progress=progress.show,
+        )
     return print_report(arguments, result, _format_report(result, arguments.unknown))
 
 

@@ -24,12 +24,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class PreparationProgress:
-    """`done` of `total` characters after `seconds` of this stage; `total` is None while it is unknown."""
+    """`done` of `total` units after `seconds` of this stage; `total` is None while it is unknown."""
 
     stage: str  # "reading", "training the tokenizer", "writing tokens", ...
     done: int
     total: int | None
     seconds: float
+    unit: str = "characters"
 
 
 class Preparation(Generic[T]):
@@ -70,8 +71,8 @@ def preparation(function: Callable[P, Generator[PreparationProgress, None, T]]) 
 class ProgressMeter:
     """Makes the `PreparationProgress` values of one stage, at most one in every `interval` seconds."""
 
-    def __init__(self, stage: str, total: int | None = None, interval: float = 0.2) -> None:
-        self.stage, self.total, self.interval = stage, total, interval
+    def __init__(self, stage: str, total: int | None = None, interval: float = 0.2, unit: str = "characters") -> None:
+        self.stage, self.total, self.interval, self.unit = stage, total, interval, unit
         self._start = self._last = time.perf_counter()
 
     def report(self, done: int) -> Iterator[PreparationProgress]:
@@ -79,4 +80,4 @@ class ProgressMeter:
         now = time.perf_counter()
         if now - self._last >= self.interval:
             self._last = now
-            yield PreparationProgress(self.stage, done, self.total, now - self._start)
+            yield PreparationProgress(self.stage, done, self.total, now - self._start, self.unit)
