@@ -242,7 +242,8 @@ def warnings(
     if train_tokens is None:
         return messages
     tokens_per_step = settings.batch_size * T
-    if (epochs := settings.max_steps * tokens_per_step / train_tokens) > MAX_EPOCHS:
+    # With early stopping, training ends before the model overfits.
+    if not settings.patience and (epochs := settings.max_steps * tokens_per_step / train_tokens) > MAX_EPOCHS:
         fewer = max(1, int(MAX_EPOCHS * train_tokens / tokens_per_step))
         messages.append(
             f"{epochs:,.0f} epochs: after about {MAX_EPOCHS} a model overfits (--max-steps {fewer}, or more text)"

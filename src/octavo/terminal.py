@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import itertools
+import math
 import os
 import shlex
 import shutil
@@ -50,6 +52,8 @@ _MIN_WIDTH = 40  # columns
 
 T = TypeVar("T")
 _PLAIN_INTERVAL = 10  # seconds between plain lines about a preparation
+_STEP_INTERVAL = 5  # seconds between plain lines about steps
+_BARS, _SPARKLINE_WIDTH = "▁▂▃▄▅▆▇█", 24
 
 
 def run_preparation(preparation: Preparation[T], stream: IO[str]) -> T:
@@ -64,7 +68,9 @@ class Progress:
     """Shows events as they arrive. A context manager, because the live display must be removed at the end."""
 
     def __init__(self, stream: IO[str]) -> None:
-        self.console = Console(file=cast(IO[str], _Output(stream)), highlight=False, soft_wrap=True)
+        output = cast(IO[str], _Output(stream))
+        # On a terminal, lines are wrapped between words; a file or a pipe gets them whole.
+        self.console = Console(file=output, highlight=False, soft_wrap=not output.isatty())
         if self.console.width < _MIN_WIDTH:  # with COLUMNS=0, rich prints nothing
             self.console.width = _MIN_WIDTH
         self.finished: Finished | None = None
@@ -72,6 +78,10 @@ class Progress:
         self._live = Live(console=self.console, transient=True, refresh_per_second=8)
         self._last_sample = ""
         self._val_loss: float | None = None  # of the newest evaluation
+        self._best_step = 0  # of the lowest validation loss
+        self._losses: list[float] = []  # of the steps that were shown
+        self._has_estimate = False  # whether the remaining time is known
+        self._shown_seconds = -math.inf  # `seconds` of the newest step that was printed as a plain line
         self._interval_start = 0.0  # `seconds` of the preparation event that started the current _PLAIN_INTERVAL
 
     def __enter__(self) -> "Progress":
@@ -93,16 +103,19 @@ class Progress:
             case Notice():
                 self.console.print(f"[yellow]note:[/] {escape(event.text)}")
             case Step() if self.console.is_terminal:
+                self._losses += [] if event.loss is None else [event.loss]
                 self._live.update(self._live_display(event))
             case Step():
-                self.console.print(" · ".join(self._step_fields(event)))
+                self._print_step(event)
             case TimeEstimate():
+                self._has_estimate = True
                 self.console.print(
                     f"estimated time {format_duration(event.seconds)}, at {event.tokens_per_second:,.0f} tokens/s"
                 )
             case Evaluated():
                 mark = " (best)" if event.best else ""
-                self._val_loss = event.val_loss
+                self._val_loss, self._has_estimate = event.val_loss, True
+                self._best_step = event.step if event.best else self._best_step
                 self.console.print(
                     f"[bold]step {event.step:,}[/] · val loss [bold]{event.val_loss:.4f}[/]{mark} · train loss "
                     f"{event.train_loss:.4f} · {event.bits_per_byte:.3f} bits per byte"
@@ -143,7 +156,8 @@ class Progress:
             f"{event.parameters:,} parameters, {embeddings:,} of them in embeddings · {_count(s.n_layer, 'layer')}, "
             f"{_count(s.n_head, 'head')}, width {s.n_embd}, context {s.block_size} · "
             f"{_format_large(event.flops_per_token)} FLOPs per token\n"
-            f"{s.max_steps:,} steps of {s.batch_size * s.block_size:,} tokens, {event.epochs:,.1f} epochs · "
+            f"{_count(s.max_steps, 'step')} of {_count(s.batch_size * s.block_size, 'token')}, "
+            f"{event.epochs:,.1f} epochs · "
             f"{escape(event.device)}, {event.precision} · about {format_bytes(event.memory_bytes)} of memory"
         )
         if event.step:
@@ -151,43 +165,60 @@ class Progress:
         if self.console.is_terminal:
             self._live.start()
 
+    def _print_step(self, event: Step) -> None:
+        """Print a plain line, for a log: the first and the last step, and one every few seconds."""
+        assert self.started is not None
+        is_last = event.step == self.started.settings.max_steps
+        if is_last or event.seconds - self._shown_seconds >= _STEP_INTERVAL:
+            self._shown_seconds = event.seconds
+            self.console.print(" · ".join(self._step_fields(event)))
+
     def _step_fields(self, event: Step) -> list[str]:
-        """Progress first, remaining and elapsed time last."""
+        """Progress first, elapsed and remaining time last. What is not known is left out."""
         assert self.started is not None
         steps, throughput, peak = self.started.settings.max_steps, event.tokens_per_second, self.started.peak_flops
-        mfu = f"{throughput * self.started.flops_per_token / peak:.1%}" if peak else "n/a"
-        steps_left = steps - event.step
-        if self._val_loss is None:
-            tokens_left = steps_left * (event.tokens / event.step)
-            seconds_left = tokens_left / max(throughput, 1e-9)
-        else:  # more accurate after an evaluation: the elapsed time includes evaluations and checkpoints
-            seconds_left = steps_left * event.seconds / event.step
-        return [
+        fields = [
             f"step {event.step:,}/{steps:,} {event.step / steps:.0%}",
             f"loss {_format_number(event.loss, '.4f')}",
-            "val n/a" if self._val_loss is None else f"val {self._val_loss:.4f}",
+            None if self._val_loss is None else f"val {self._val_loss:.4f}",
             f"lr {event.learning_rate:.1e}",
             f"grad {_format_number(event.grad_norm, '.2f')}",
             f"{throughput:,.0f} tokens/s",
-            f"MFU {mfu}",
-            f"left {format_duration(seconds_left)}",
+            f"MFU {throughput * self.started.flops_per_token / peak:.1%}" if peak else None,
             f"elapsed {format_duration(event.seconds)}",
+            f"left {format_duration(self._seconds_left(event))}" if self._has_estimate else None,
         ]
+        return [field for field in fields if field is not None]
+
+    def _seconds_left(self, event: Step) -> float:
+        assert self.started is not None
+        steps_left = self.started.settings.max_steps - event.step
+        if self._val_loss is None:
+            return steps_left * (event.tokens / event.step) / max(event.tokens_per_second, 1e-9)
+        # More accurate after an evaluation: the elapsed time includes evaluations and checkpoints.
+        return steps_left * event.seconds / event.step
 
     def _live_display(self, event: Step) -> Table:
         assert self.started is not None
         progress, *fields = self._step_fields(event)
+        times = [field for field in fields if field.startswith(("elapsed", "left"))]
         table = Table.grid(padding=(0, 1))
-        table.add_row(progress, ProgressBar(self.started.settings.max_steps, event.step, width=24), *fields[-2:])
+        table.add_row(progress, ProgressBar(self.started.settings.max_steps, event.step, width=24), *times)
         outer = Table.grid()
         outer.add_row(table)
-        outer.add_row(" · ".join(fields[:-2]))
+        outer.add_row(" · ".join([*fields[: len(fields) - len(times)], *self._sparkline()]))
         return outer
 
+    def _sparkline(self) -> list[str]:
+        """The losses so far as a row of bars, if the terminal can show them."""
+        if not self.console.encoding.lower().startswith("utf") or len(self._losses) < 2:
+            return []
+        return [draw_sparkline(self._losses)]
+
     def _prompt_flag(self) -> str:
-        """--prompt with a word from the last sample: all characters of the word are in the vocabulary."""
-        word = next((word for word in self._last_sample.split() if word.isalpha() and len(word) > 1), None)
-        return f" --prompt {word}" if word else ""
+        """--prompt with a word of the text."""
+        word = self.started.example_word if self.started is not None else ""
+        return f" --prompt {shlex.quote(word)}" if word else ""
 
     def _show_end(self, event: Finished) -> None:
         self.finished = event
@@ -196,7 +227,11 @@ class Progress:
         if self._last_sample and event.reason == "done":
             self.console.print("\n[bold]Sample[/]\n")
             self.console.print(escape(escape_control_characters(self._last_sample.strip("\n"))), "\n")
-        reasons = {"done": "done", "stopped": "stopped", "patience": "stopped early, without improvement,"}
+        reasons = {
+            "done": "done",
+            "stopped": "stopped",
+            "patience": "stopped early, without improvement,",
+        }
         loss = "" if event.val_loss is None else f" · val loss {event.val_loss:.4f}, best {event.best_val_loss:.4f}"
         run = escape(str(event.run))
         self.console.print(
@@ -213,23 +248,35 @@ class Progress:
         if event.reason == "stopped":
             self.console.print(f"resume:  {resume}")
         else:
-            assert self.started is not None
-            self.console.print(
-                f"next:    {octavo} sample {run}{self._prompt_flag()}\n"
-                f"         {octavo} eval {run}\n"
-                f"         {resume} --max-steps {2 * max(1, event.step)}"
-            )
+            next_commands = f"next:    {octavo} sample {run}{escape(self._prompt_flag())}\n         {octavo} eval {run}"
+            if 0 < self._best_step < event.step:
+                self.console.print(
+                    f"best:    step {self._best_step:,}; the validation loss rose afterwards, so more steps would not "
+                    f"help, and more text would. These commands use that checkpoint:\n{next_commands}"
+                )
+            else:
+                self.console.print(f"{next_commands}\n         {resume} --max-steps {2 * max(1, event.step)}")
+
+
+def draw_sparkline(values: list[float]) -> str:
+    """A row of bars, one for each of at most 24 groups of consecutive values: the mean of the group."""
+    groups = min(len(values), _SPARKLINE_WIDTH)
+    cuts = [round(len(values) * i / groups) for i in range(groups + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(cuts)]
+    low, high = min(means), max(means)
+    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BARS[round((mean - low) * scale)] for mean in means)
 
 
 def _format_preparation(event: PreparationProgress) -> str:
     rate = event.done / max(event.seconds, 1e-9)
     parts = [event.stage]
     if event.total:
-        parts.append(f"{event.done / event.total:.0%} of {event.total / 1e6:,.1f} million characters")
+        parts.append(f"{event.done / event.total:.0%} of {event.total / 1e6:,.1f} million {event.unit}")
     elif event.done:
-        parts.append(f"{event.done / 1e6:,.1f} million characters")
+        parts.append(f"{event.done / 1e6:,.1f} million {event.unit}")
     if event.done:
-        parts.append(f"{rate / 1e6:,.1f} million per second")
+        parts.append(f"{rate / 1e6:,.1f} million per second" if rate >= 1e5 else f"{rate:,.0f} per second")
         if event.total:
             parts.append(f"left {format_duration((event.total - event.done) / rate)}")
     return " · ".join(parts)

@@ -13,6 +13,7 @@ import functools
 import math
 import operator
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Generator
@@ -109,7 +110,7 @@ def estimate_run(
     runtime, start = resolve_runtime(settings), time.perf_counter()
     if prepare_text or not _known_vocab_size(settings):
         data = yield from prepare_data(plan)
-        settings, _ = cap_steps(resolve_vocab_size(settings, data), data)
+        settings, _ = cap_steps(resolve_vocab_size(settings, data), data, plan.given)
     preparation_seconds = time.perf_counter() - start
     settings = dataclasses.replace(settings, vocab_size=_known_vocab_size(settings), precision=runtime.precision)
     part = dataclasses.replace(settings, batch_size=settings.batch_size // processes.count)
@@ -196,10 +197,18 @@ def describe_start(
         flops_per_token=estimate.flops_per_token(settings),
         peak_flops=runtime.peak_flops,
         memory_bytes=memory.peak,
+        example_word=_find_word(data),
     )
     if plan.resume:
         return started, []
     return started, run_warnings(settings, runtime, memory, data, new_model=plan.init is None, out=run.folder)
+
+
+def _find_word(data: Dataset) -> str:
+    """A word of the validation split, which the model's vocabulary can write; empty if its beginning has none."""
+    text = data.tokenizer.decode(data.tokens["val"][:500])
+    words = re.findall(r"(?<!\S)[^\W\d_]{3,20}(?!\S)", text)
+    return words[len(words) // 2] if words else ""
 
 
 def estimate_memory(

@@ -6,9 +6,10 @@ Nothing is written but the prepared text in the cache, so an error here leaves n
 import dataclasses
 import math
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -22,6 +23,7 @@ from octavo.data.progress import PreparationProgress, preparation
 from octavo.device import Runtime, check_model_fits, find_device, has_device, resolve_runtime
 from octavo.distributed import World
 from octavo.errors import OctavoError
+from octavo.estimate import MAX_EPOCHS
 from octavo.interop import nanogpt
 from octavo.model import GPT
 from octavo.runs import Run
@@ -38,6 +40,8 @@ _VISIBLE_SECONDS = 5.0
 
 # `cap_steps` never goes below this: fewer steps teach a model nothing.
 _MIN_STEPS = 100
+# Early stopping where a text is so small that a model learns it by heart: so many evaluations, and the patience.
+_EVALUATIONS, _PATIENCE = 10, 2
 
 
 @dataclass(frozen=True)
@@ -145,13 +149,23 @@ def resolve_vocab_size(settings: Settings, data: Dataset) -> Settings:
     return dataclasses.replace(settings, vocab_size=settings.vocab_size or size)
 
 
-def cap_steps(settings: Settings, data: Dataset) -> tuple[Settings, list[str]]:
-    """Cap max_steps at max_epochs, to avoid overfitting. Returns the settings, and a notice if max_steps changed."""
+def cap_steps(settings: Settings, data: Dataset, given: Mapping[str, Any]) -> tuple[Settings, list[str]]:
+    """Cap max_steps at max_epochs, to avoid overfitting. Returns the settings, and a notice if max_steps changed.
+
+    If even the fewest steps are many epochs, training also stops early, unless the user has set `patience`.
+    """
     # With the preset tiny on texts of 20, 60 and 200 KB, the validation loss rises after 7 to 11 epochs (measured).
     epochs_per_step = settings.batch_size * settings.block_size / data.info["tokens"]["train"]
     cap = max(_MIN_STEPS, math.ceil(settings.max_epochs / epochs_per_step))
     if not settings.max_epochs or settings.max_steps <= cap:
         return settings, []
+    if cap * epochs_per_step > MAX_EPOCHS and not {"patience", "eval_every"} & given.keys():
+        notice = (
+            f"a small text: at most {cap} steps, {cap * epochs_per_step:,.1f} epochs, and training stops when the "
+            "validation loss no longer falls; the best checkpoint is kept (--patience 0: all steps)"
+        )
+        every = max(1, cap // _EVALUATIONS)
+        return dataclasses.replace(settings, max_steps=cap, eval_every=every, patience=_PATIENCE), [notice]
     notice = (
         f"{cap} steps suffice for a text of this size, {cap * epochs_per_step:,.1f} epochs "
         f"(--max-steps {settings.max_steps} for more)"
@@ -164,7 +178,7 @@ def _set_up_new(plan: Plan, parts: int) -> _SetupGenerator:
     settings = plan.settings
     runtime = resolve_runtime(settings)
     data = yield from prepare_data(plan)
-    settings, notices = cap_steps(resolve_vocab_size(settings, data), data)
+    settings, notices = cap_steps(resolve_vocab_size(settings, data), data, plan.given)
     settings = _resolve_auto(settings, runtime, data)
     check_model_fits(estimate.parameters(settings), runtime.device, parts)
     model = GPT(settings, torch.Generator().manual_seed(settings.seed))
@@ -206,7 +220,7 @@ def _set_up_resumed(plan: Plan) -> _SetupGenerator:
     runtime = resolve_runtime(settings)
     data = yield from reopen_dataset(settings, loaded.info.get("data"), loaded.tokenizer)
     if "max_epochs" in plan.given:
-        settings, capped = cap_steps(settings, data)
+        settings, capped = cap_steps(settings, data, plan.given)
         notices += capped
     settings = _resolve_auto(settings, runtime, data)
     model = _change_settings(loaded.model, settings)
@@ -270,7 +284,7 @@ def _set_up_finetuned(plan: Plan, base: Checkpoint) -> _SetupGenerator:
         notices.append(f"the position table is cropped from {positions} to {settings.block_size} positions")
     runtime = resolve_runtime(settings)
     data = yield from prepare_data(dataclasses.replace(plan, settings=settings), base.tokenizer)
-    settings, capped = cap_steps(settings, data)
+    settings, capped = cap_steps(settings, data, plan.given)
     settings = _resolve_auto(settings, runtime, data)
     state = {}
     if settings.optimizer == "adamw" and base.folder.suffix == ".pt":
