@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import os
 import random
 import time
 import zipfile
@@ -15,7 +16,9 @@ import documents
 from octavo.data import formats
 from octavo.data.conversion import Converter
 from octavo.data.limits import Limits
+from octavo.data.prepare import prepare_dataset
 from octavo.data.sources import open_source
+from octavo.errors import OctavoWarning
 from preparing import data_settings, error_of, read_corpus, read_source, source_error, write
 
 TRANSCRIPT = "User: How do owls fly?\nAssistant: In silence.\n"
@@ -83,6 +86,23 @@ def test_without_the_extra_a_named_pdf_is_an_error_and_one_in_a_folder_is_skippe
     corpus = open_source(data_settings(tmp_path))
     assert read_corpus(corpus) == ["text"]
     assert corpus.report.skipped == {"PDF (pip install 'octavo[docs]')": (1, str(path))}
+
+
+def test_a_pdf_is_read_once_the_extra_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record of the scan, by which unchanged files are recognized, does not hide it."""
+    write(tmp_path / "a.pdf", documents.pdf("One owl."))
+    write(tmp_path / "b.txt", "text " * 100)
+    for path in tmp_path.iterdir():
+        os.utime(path, (1, 1))
+    sizes = []
+    for is_installed in (False, True):
+        with monkeypatch.context() as patch:
+            if not is_installed:
+                patch.setattr(importlib.util, "find_spec", lambda name: None)
+            with pytest.warns(OctavoWarning, match="PDF"):
+                dataset = prepare_dataset(data_settings(tmp_path)).result
+        sizes.append(dataset.info["text"]["bytes"])
+    assert sizes == [500, 500 + len("One owl.\n")]
 
 
 # Chats

@@ -34,6 +34,19 @@ _PACKAGES = {formats.PDF: "pypdf"}
 _VERSION = 1  # increased when a converter gives another text
 
 
+def reading_identity() -> str:
+    """What the text of the same files depends on: the converters, and the packages that are installed."""
+    packages = ("pypdf", "pyarrow", "compression.zstd", "backports.zstd")
+    return f"{_VERSION} {' '.join(package for package in packages if _is_installed(package))}"
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # of the package that it is in
+        return False
+
+
 def is_converted(format: Format) -> bool:
     return format in _MODULES
 
@@ -56,7 +69,7 @@ class Converter:
     def convert(self, content: bytes, name: str, format: Format, encoding: str) -> str:
         """The text of a file. Raises `UnreadableFileError`."""
         package = _PACKAGES.get(format)
-        if package is not None and importlib.util.find_spec(package) is None:
+        if package is not None and not _is_installed(package):
             hint = f"pip install 'octavo[{format.extra}]'"
             raise UnreadableFileError(f"reading {name} needs the package {package}", f"{format.name} ({hint})", hint)
         version = importlib.metadata.version(package) if package else ""
@@ -93,7 +106,8 @@ class Converter:
                 f"takes more than {seconds:,.0f} s to convert" if is_late else "ended the process that converts it"
             )
             hint = "leave it out, or convert it to text with another program"
-            raise UnreadableFileError(f"{name} {problem}", "too large", hint) from None
+            # Not a reason to skip the file: on another day it might be read, and the text be another.
+            raise OctavoError(f"{name} {problem}", hint) from None
         finally:
             deadline.cancel()
         if "reason" in header:

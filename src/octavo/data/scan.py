@@ -22,6 +22,7 @@ import numpy as np
 from octavo import files
 from octavo.data import formats
 from octavo.data.chunks import Chunk
+from octavo.data.conversion import reading_identity
 from octavo.data.limits import DEFAULT_LIMITS, Limits
 from octavo.data.progress import PreparationProgress, ProgressMeter, preparation
 from octavo.data.report import Skipped, join_counts, summarize
@@ -193,7 +194,7 @@ def load_scan_summary(corpus: Corpus) -> ScanSummary | None:
 
 def _record_path(corpus: Corpus) -> Path:
     paths = list(map(os.path.abspath, list_sources(corpus.source)))
-    key = repr((_RECORD_FORMAT, paths, corpus.text_format))
+    key = repr((_RECORD_FORMAT, reading_identity(), paths, corpus.text_format))
     return files.cache_dir() / "scans" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
 
 
