@@ -11,6 +11,7 @@ import pytest
 import documents
 from commands import SMALL, AssertRejected, RunCommand
 from octavo.data.sources import Corpus, open_source
+from octavo.errors import OctavoError
 from octavo.settings import DataSettings, from_toml
 from preparing import read_corpus, write
 
@@ -41,8 +42,9 @@ def test_a_file_that_cannot_be_read_is_an_error_only_if_it_is_named(tmp_path: Pa
     write(tmp_path / "a.txt", "a")
     picture = write(tmp_path / "b.png", documents.PNG)
     assert read_corpus(open_all(tmp_path, tmp_path / "*.txt")) == ["a"]
-    with pytest.raises(Exception, match="is binary"):
+    with pytest.raises(OctavoError, match="is binary") as caught:
         read_corpus(open_all(tmp_path, picture))
+    assert "or their folder, which skips such files" in str(caught.value.hint)
 
 
 def test_sources_of_different_kinds_can_be_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -99,7 +98,9 @@ class Converter:
             process.stdin.flush()
             header = json.loads(process.stdout.readline())
             text = process.stdout.read(header["size"])
-        except (OSError, ValueError):  # the process has died
+            if len(text) != header["size"]:
+                raise EOFError
+        except (OSError, EOFError, ValueError):  # the process has died
             is_late = not deadline.is_alive()
             self._stop()
             problem = (
@@ -122,13 +123,13 @@ class Converter:
 
 
 def _start() -> "subprocess.Popen[bytes]":
+    # -P: no module comes from the working directory. The package is perhaps on the path of this process alone.
     package = str(Path(__file__).parents[2])
-    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    code = f"import sys; sys.path.append({package!r}); from octavo.data.converters import worker; worker.main()"
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "octavo.data.converters.worker"],
+        [sys.executable, "-P", "-c", code],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": path},
         start_new_session=True,  # Ctrl-C is for this process, which then ends the other
     )

@@ -17,7 +17,7 @@ class Limits:
     decompression_ratio: int = 250
     decompressed: int = 1 << 26
     converted_bytes: int = 1 << 28  # a PDF, Word document, ..., which is in memory as a whole
-    # How long converting one may take: so many seconds, and one more for so many bytes.
+    # Converting one may take `conversion_seconds`, and one second more for every `conversion_rate` bytes.
     conversion_seconds: float = 60.0
     conversion_rate: float = 100_000.0
     chunk: int = 1 << 20  # text that is read, encoded and counted at a time

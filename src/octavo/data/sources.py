@@ -33,6 +33,7 @@ from octavo.data.limits import DEFAULT_LIMITS, Limits
 from octavo.data.nanogpt import is_nanogpt_folder
 from octavo.data.readers import Reader
 from octavo.data.report import Report, summarize
+from octavo.data.unreadable import UnreadableFileError
 from octavo.errors import OctavoError, SourceNotFoundError
 from octavo.settings import DataSettings, Source, list_sources, name_source
 
@@ -78,6 +79,11 @@ class Corpus:
             for chunk in self._read():
                 is_empty = False
                 yield chunk
+        except UnreadableFileError as error:
+            if isinstance(self.source, str):
+                raise
+            # A shell has perhaps named the file: `octavo train *`.
+            raise OctavoError(error.message, f"{error.hint}; or their folder, which skips such files") from None
         except (OSError, ValueError) as error:  # ValueError: a NUL in a path, or raised by a codec
             raise _unreadable(self.source_name, error) from error
         if is_empty and not self.may_be_empty:
