@@ -142,6 +142,21 @@ def test_a_chat_becomes_a_transcript(row: dict[str, object], tmp_path: Path) -> 
     assert read_file(tmp_path, "b.json", json.dumps(row, indent=1)) == [TRANSCRIPT]
 
 
+@pytest.mark.parametrize(
+    ("mapping", "last"),
+    [
+        ({"a": {"parent": "b", "children": ["b"]}, "b": {"parent": "a", "children": ["a"]}}, "a"),
+        ({"a": {"parent": None, "children": [["a"]]}}, ["a"]),
+        ({"a": {"parent": None, "children": {}}, "b": 5}, {}),
+        ({"a": {"parent": ["a"], "message": {"author": [], "content": {"parts": 5}}}}, "a"),
+        ({}, None),
+    ],
+)
+def test_a_conversation_whose_branches_lead_nowhere_has_no_text(mapping: object, last: object, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", json.dumps([{"mapping": mapping, "current_node": last}]))
+    assert "is empty" in source_error(path).message
+
+
 def test_the_field_of_a_chat_may_be_named(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "How do owls fly?"}, {"role": "assistant", "content": "In silence."}]
     path = write(tmp_path / "a.jsonl", json.dumps({"id": 1, "turns": turns, "text": "plain"}) + "\n")

@@ -153,6 +153,7 @@ def test_auto_precision_is_bf16_only_on_a_cpu_with_native_bf16(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "byte", "bpe:600"])
+@pytest.mark.filterwarnings("ignore::octavo.errors.OctavoWarning")  # which files were read
 def test_samples_of_arabic_and_hindi_have_whole_characters(tokenizer: str, shared: Path) -> None:
     changes = dict(tokenizer=tokenizer, block_size=32, n_embd=64, max_steps=150, eval_every=150)
     ended = finished_event(run_events(source=str(shared / "notes"), **changes))

@@ -60,12 +60,8 @@ def _walk_branch(mapping: dict[str, Any], last: Any) -> Iterator[tuple[str, str]
 
     Only what the user and the model wrote: the export also has hidden instructions and the output of tools.
     """
-    if last not in mapping:  # the newest branch: the last child of each node
-        last = next((id for id, node in mapping.items() if isinstance(node, dict) and not node.get("parent")), None)
-        passed: set[str] = set()
-        while isinstance(node := mapping.get(last), dict) and node.get("children") and last not in passed:
-            passed.add(str(last))
-            last = node["children"][-1] if isinstance(node["children"], list) else None
+    if not isinstance(last, str) or last not in mapping:
+        last = _newest_leaf(mapping)
     branch: list[dict[str, Any]] = []
     seen = set()
     while isinstance(last, str) and last not in seen and isinstance(node := mapping.get(last), dict):
@@ -76,3 +72,16 @@ def _walk_branch(mapping: dict[str, Any], last: Any) -> Iterator[tuple[str, str]
         message = _read_message(node.get("message"))
         if message is not None and message[0] in ("user", "assistant") and message[1].strip():
             yield message
+
+
+def _newest_leaf(mapping: dict[str, Any]) -> Any:
+    """The id of the last node of the newest branch: from the root, the last child of each node."""
+    last: Any = next((id for id, node in mapping.items() if isinstance(node, dict) and not node.get("parent")), None)
+    passed: set[str] = set()
+    while isinstance(last, str) and last not in passed:
+        passed.add(last)
+        children = mapping[last].get("children") if isinstance(mapping.get(last), dict) else None
+        if not isinstance(children, list) or not children:
+            break
+        last = children[-1]
+    return last
