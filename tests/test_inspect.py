@@ -283,7 +283,7 @@ def test_without_run_and_view_the_error_names_both(error_hint: ErrorHint) -> Non
 
 
 def test_a_run_without_a_view_is_an_error(run: Path, error_hint: ErrorHint) -> None:
-    assert "octavo inspect runs/my-1 attention" in error_hint(run, error="RUN or --preset")
+    assert f"octavo inspect {run} attention" in error_hint(run, error="RUN or --preset")
     error_hint("--preset", "gpt2-512", error="RUN VIEW")
     error_hint(run, "shapes", "--preset", "gpt2-512", error="RUN or --preset")
     error_hint(run, "shapes", "tokens", error="RUN or --preset")
