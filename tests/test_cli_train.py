@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ import torch
 import octavo
 from commands import RECIPE, SMALL, TEXT, AssertRejected, RunCommand, copy_as_foreign, last_checkpoint
 from folders import system_call_error
-from octavo import files
+from octavo import cli, files
 
 pytestmark = pytest.mark.usefixtures("workdir")
 
@@ -297,3 +298,28 @@ def test_the_error_of_a_run_that_diverges_before_its_first_checkpoint_says_so(ru
     assert result.code == 2
     assert "no checkpoint yet" in result.err
     assert "\n  try: --learning-rate" in result.err
+
+
+# --serve
+
+
+def test_serve_ends_with_the_training(run_command: RunCommand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server is a process of its own."""
+    servers: list[subprocess.Popen[bytes]] = []
+    start = subprocess.Popen
+
+    def start_server(words: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        if "serve" not in words:
+            return start(words, **options)
+        arguments = cli.parse(words[words.index("serve") :])
+        assert (arguments.runs, arguments.port) == (["runs/mine"], 8123)
+        assert (Path("runs/mine") / "settings.toml").is_file()
+        servers.append(start([sys.executable, "-c", "import time; time.sleep(60)"], **options))
+        return servers[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", start_server)
+    result = run_command("train", "text.txt", *SMALL, "--name", "mine", "--serve", "--port", 8123)
+    assert result.code == 0
+    assert "http://127.0.0.1:8123/" in result.out
+    [server] = servers
+    assert server.returncode is not None

@@ -16,6 +16,7 @@ from octavo import tokenizers
 from octavo.checkpoint import TrainerState
 from octavo.model import GPT
 from octavo.runs import Run
+from octavo.server import name_models
 from octavo.server.follow import Follower, load_model
 from octavo.server.worker import ServedModel
 from octavo.settings import Settings
@@ -228,6 +229,19 @@ def test_stripping_the_trainer_state_is_not_a_newer_checkpoint(followed: Followe
     save(followed.run, 20, best=False)  # the best checkpoint is served, as all commands use it
     followed.follower.poll()
     assert followed.model is earlier
+
+
+def test_the_last_checkpoint_is_followed_if_it_is_named(run: Run, native_cache: None) -> None:
+    models = {"live": load_model("live", run.folder / "last", SETTINGS)}
+    followed = Followed(run, models)
+    folder = save(run, 20, best=False)
+    followed.follower.poll()
+    assert followed.model.checkpoint.folder == folder
+    assert followed.model.step == 20
+    assert list(name_models([run.folder / "last"])) == ["live"]
+    for worker in (models["live"].worker, followed.model.worker):
+        worker.close()
+    followed.follower.close()
 
 
 def test_with_no_follow_the_first_checkpoint_stays(run: Run, tmp_path: Path) -> None:

@@ -415,13 +415,22 @@ def resolve_name(run: str | Path | Run) -> str | Path | Run:
         return run
     if isinstance(run, str) and remote.is_url(run):
         return mirror.fetch_weights(run)
-    path = Path(run)
-    if path.name in POINTERS and os.path.isfile(path) and (owner := find_run(path.parent)) is not None:
-        checkpoint_folder = owner.last if path.name == "last" else owner.best
+    if (pointer := find_pointer(run)) is not None:
+        owner, name = pointer
+        checkpoint_folder = owner.last if name == "last" else owner.best
         if checkpoint_folder is None:
-            raise OctavoError(f"{path} is damaged: it names no checkpoint", f"one of {owner.folder / 'checkpoints'}")
+            path, hint = owner.folder / name, f"one of {owner.folder / 'checkpoints'}"
+            raise OctavoError(f"{path} is damaged: it names no checkpoint", hint)
         return checkpoint_folder
     return run
+
+
+def find_pointer(run: RunLike) -> tuple[Run, str] | None:
+    """The run, and `last` or `best`, if `run` is `RUN/last` or `RUN/best`."""
+    if isinstance(run, (Run, Checkpoint)) or Path(run).name not in POINTERS or not os.path.isfile(run):
+        return None
+    owner = find_run(Path(run).parent)
+    return None if owner is None else (owner, Path(run).name)
 
 
 def step_of(folder: Path) -> int:

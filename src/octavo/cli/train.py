@@ -5,7 +5,10 @@ import contextlib
 import dataclasses
 import json
 import signal
+import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from octavo.cli.parser import (
@@ -17,6 +20,7 @@ from octavo.cli.parser import (
     add_verb,
     explicit_settings,
     finish_verb,
+    integer,
     is_first_on_machine,
 )
 from octavo.errors import OctavoError
@@ -52,6 +56,12 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
         help=f"initialize the weights from {RUN_HELP}; selects the preset finetune",
     )
     verb.add_argument("--mirror", metavar="URL", help="copy the run to s3://, gs://, ... after each checkpoint")
+    verb.add_argument(
+        "--serve",
+        action="store_true",
+        help="serve the run while it trains, in another process: a page with its curves, and an API",
+    )
+    verb.add_argument("--port", type=integer, default=8000, metavar="P", help="port of --serve (8000)")
     group = verb.add_argument_group("several processes")
     group.add_argument("--processes", type=int, default=1, metavar="N", help="train in N processes on this machine (1)")
     group.add_argument(
@@ -89,7 +99,8 @@ def run(arguments: argparse.Namespace) -> int:
         return error.exit_code
     try:
         stream = sys.stderr if arguments.json else sys.stdout
-        finished, stop_signal = _train(_plan(arguments), world, arguments.shard, stream)
+        port = arguments.port if arguments.serve else None
+        finished, stop_signal = _train(_plan(arguments), world, arguments.shard, stream, port)
         world.leave()
     except OctavoError as error:
         if world.announce(error):
@@ -119,15 +130,22 @@ def _plan(arguments: argparse.Namespace) -> "Plan":
     )
 
 
-def _train(plan: "Plan", world: "World", shard: int, stream: TextIO) -> "tuple[Finished, int | None]":
-    """Train and show the progress. Returns the end of the run, and the signal that stopped it if there was one."""
+def _train(plan: "Plan", world: "World", shard: int, stream: TextIO, port: int | None) -> "tuple[Finished, int | None]":
+    """Train and show the progress. Returns the end of the run, and the signal that stopped it if there was one.
+
+    The first process serves the run at `port`, unless it is None.
+    """
     from octavo import training
     from octavo.terminal import Progress
 
     progress = Progress(stream)
     # Of several processes one says that it stops. A launcher ends them with SIGTERM also if another one has died.
     announced = None if world.size == 1 else [signal.SIGINT] if world.is_first else []
-    with training.interruptible(announced) as should_stop, progress if world.is_first else contextlib.nullcontext():
+    with (
+        contextlib.ExitStack() as servers,
+        training.interruptible(announced) as should_stop,
+        progress if world.is_first else contextlib.nullcontext(),
+    ):
         for event in training.events(plan, should_stop=should_stop, world=world, shard=shard):
             match event:
                 case training.Started() if world.is_first and world.size > 1:
@@ -138,8 +156,29 @@ def _train(plan: "Plan", world: "World", shard: int, stream: TextIO) -> "tuple[F
                     finished = event
             if world.is_first:
                 progress.show(event)
+            if isinstance(event, training.Started) and world.is_first and port is not None:
+                servers.enter_context(_serving(event.run, port))
+                progress.show(training.Notice(f"http://127.0.0.1:{port}/ shows the run in a few seconds"))
     signals = [number for number in world.gather(should_stop.signal) if number is not None]
     return finished, signals[0] if signals else None
+
+
+@contextlib.contextmanager
+def _serving(run: Path, port: int) -> Iterator[None]:
+    """Serve a run in another process, which prints only what is wrong.
+
+    A thread of this process would take time from the training: it would share Python's interpreter lock.
+    """
+    words = [sys.executable, "-m", "octavo", "serve", str(run), "--port", str(port), "--log-level", "warning"]
+    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=10)  # requests in progress are finished
+        process.kill()
+        process.wait()
 
 
 def _launch(arguments: argparse.Namespace, plan: "Plan") -> int:
@@ -156,5 +195,6 @@ def _launch(arguments: argparse.Namespace, plan: "Plan") -> int:
     if not plan.resume:
         how = ["--timeout", str(arguments.timeout), "--shard", str(arguments.shard), *["--json"] * arguments.json]
         how += ["--mirror", plan.mirror] if plan.mirror else []
+        how += ["--serve", "--port", str(arguments.port)] if arguments.serve else []
         after_restart = ["train", *how, "--resume"]
     return launch.launch(arguments.argv, after_restart, arguments.processes, arguments.restarts)

@@ -25,7 +25,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from octavo import byte_order_mark, runs
+from octavo import byte_order_mark
 from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
 from octavo.interop import hub
@@ -34,7 +34,7 @@ from octavo.server import log
 from octavo.server.app import build_app
 from octavo.server.client import RateLimits
 from octavo.server.connection import Server
-from octavo.server.follow import Follower, load_model
+from octavo.server.follow import Follower, find_run_and_pointer, load_model
 from octavo.server.limits import Limits
 from octavo.server.settings import ServeSettings
 from octavo.server.worker import ServedModel
@@ -71,7 +71,7 @@ def serve(
     requested = name_models(list(run) if isinstance(run, Sequence) and not isinstance(run, str) else [run])
     keys = read_keys(options.api_key_file)
     # `served_runs` has the requested models that belong to a run; `pending`, those of them without a checkpoint yet.
-    served_runs = {name: found for name, run_like in requested.items() if (found := runs.find_run(run_like))}
+    served_runs = {name: found for name, run_like in requested.items() if (found := find_run_and_pointer(run_like)[0])}
     pending = {name: found for name, found in served_runs.items() if not _has_checkpoint(found)}
     models: dict[str, ServedModel] = {}
     stopped = threading.Event()
@@ -191,7 +191,7 @@ def name_models(requested: Sequence[RunLike]) -> Mapping[str, RunLike]:
     names: dict[str, RunLike] = {}
     for given in requested:
         name, run_like = _split_name(given)
-        if name is None and (run := runs.find_run(run_like)) is not None:
+        if name is None and (run := find_run_and_pointer(run_like)[0]) is not None:
             name = run.folder.resolve().name
         elif name is None:
             folder = run_like.folder if isinstance(run_like, (Run, Checkpoint)) else run_like

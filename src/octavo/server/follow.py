@@ -32,15 +32,21 @@ def load_model(
     name: str, run: RunLike, settings: ServeSettings, on_notice: Callable[[str], object] = lambda text: None
 ) -> ServedModel:
     """Load a run's checkpoint and start its worker."""
-    found = runs.find_run(run)
-    version = Version.of_run(found) if found else None  # before loading: a later change is a newer version
-    return _start(name, runs.load(run, find_device(settings.device)), found, version, settings, on_notice)
+    found, pointer = find_run_and_pointer(run)
+    version = Version.of_run(found, pointer) if found else None  # before loading: a later change is a newer version
+    return _start(name, runs.load(run, find_device(settings.device)), found, pointer, version, settings, on_notice)
+
+
+def find_run_and_pointer(run: RunLike) -> tuple[Run | None, str | None]:
+    """The run that is served, and `last` or `best` for `RUN/last` and `RUN/best`; None if it is not a run."""
+    return runs.find_pointer(run) or (runs.find_run(run), None)
 
 
 def _start(
     name: str,
     loaded: Checkpoint,
     run: Run | None,
+    pointer: str | None,
     version: Version | None,
     settings: ServeSettings,
     on_notice: Callable[[str], object],
@@ -68,6 +74,7 @@ def _start(
         created=int(loaded.folder.stat().st_mtime),
         overflow=settings.overflow,
         run=run,
+        pointer=pointer,
         version=version,
         own_chat_template=own_template,
     )
@@ -133,7 +140,7 @@ class Follower:
         del self._pending[name]
 
     def _update(self, name: str, model: ServedModel, run: Run) -> None:
-        version = Version.of_run(run)
+        version = Version.of_run(run, model.pointer)
         if version is None or version == self._rejected.get(name):
             return
         if model.version is not None and version.weights == model.version.weights:
@@ -141,7 +148,7 @@ class Follower:
         try:
             loaded = checkpoint.load(version.folder, find_device(self._settings.device), foreign=False)
             _require_same_interface(model.checkpoint, loaded)
-            newer = _start(name, loaded, run, version, self._settings, self._on_notice)
+            newer = _start(name, loaded, run, model.pointer, version, self._settings, self._on_notice)
         except (OctavoError, OSError) as error:
             if version.folder in (run.best, run.last):  # otherwise training has replaced it meanwhile
                 self._rejected[name] = version

@@ -147,15 +147,15 @@ def _call_all(calls: Sequence[Callable[[], None]]) -> None:
 
 
 class Version(NamedTuple):
-    """Which weights a run offers: its best checkpoint, else its last, and the state of the files that are loaded."""
+    """Which weights a run offers: a checkpoint, and the state of the files that are loaded."""
 
     folder: Path
     files: frozenset[tuple[str, int, int, int]]  # name, size, modification time, inode
 
     @classmethod
-    def of_run(cls, run: Run) -> "Version | None":
-        """None if the run has no checkpoint, or it is being replaced."""
-        folder = run.best or run.last
+    def of_run(cls, run: Run, pointer: str | None = None) -> "Version | None":
+        """The best checkpoint, else the last; or that of `pointer`. None if there is none, or it is being replaced."""
+        folder = {None: run.best or run.last, "best": run.best, "last": run.last}[pointer]
         try:
             entries = [(entry.name, entry.stat()) for entry in os.scandir(folder)] if folder else []
         except OSError:
@@ -180,6 +180,7 @@ class ServedModel:
     created: int  # when the checkpoint was written, Unix time
     overflow: str = "stop"
     run: Run | None = None  # the run that the checkpoint belongs to; None if it belongs to none
+    pointer: str | None = None  # `last` or `best`, if the served checkpoint is always that one
     version: Version | None = None  # what the run offered when this was loaded; None without a run
     own_chat_template: str | None = None  # in place of the checkpoint's
 
