@@ -19,7 +19,7 @@ from rich.table import Table
 
 from octavo.data.progress import Preparation, PreparationProgress
 from octavo.training import Evaluated, Event, Finished, Notice, Sampled, Saved, Started, Step, TimeEstimate
-from octavo.units import escape_control_characters, format_bytes, format_duration
+from octavo.units import escape_control_characters, format_bytes, format_count, format_duration
 
 
 class _Output(io.TextIOBase):
@@ -150,13 +150,15 @@ class Progress:
         s = event.settings
         embeddings = s.n_embd * (s.vocab_size + s.block_size)
         self.console.print(
-            f"[bold]{escape(event.run.name)}[/] · {escape(s.source_name)}: {event.train_tokens:,} training tokens, "
-            f"{event.val_tokens:,} validation tokens · "
+            f"[bold]{escape(event.run.name)}[/] · {escape(s.source_name)}: "
+            f"{format_count(event.train_tokens, 'training token')}, "
+            f"{format_count(event.val_tokens, 'validation token')} · "
             f"tokenizer {escape(event.tokenizer)}, {event.vocab_size:,} tokens\n"
-            f"{event.parameters:,} parameters, {embeddings:,} of them in embeddings · {_count(s.n_layer, 'layer')}, "
-            f"{_count(s.n_head, 'head')}, width {s.n_embd}, context {s.block_size} · "
+            f"{event.parameters:,} parameters, {embeddings:,} of them in embeddings · "
+            f"{format_count(s.n_layer, 'layer')}, "
+            f"{format_count(s.n_head, 'head')}, width {s.n_embd}, context {s.block_size} · "
             f"{_format_large(event.flops_per_token)} FLOPs per token\n"
-            f"{_count(s.max_steps, 'step')} of {_count(s.batch_size * s.block_size, 'token')}, "
+            f"{format_count(s.max_steps, 'step')} of {format_count(s.batch_size * s.block_size, 'token')}, "
             f"{event.epochs:,.1f} epochs · "
             f"{escape(event.device)}, {event.precision} · about {format_bytes(event.memory_bytes)} of memory"
         )
@@ -235,7 +237,8 @@ class Progress:
         loss = "" if event.val_loss is None else f" · val loss {event.val_loss:.4f}, best {event.best_val_loss:.4f}"
         run = escape(str(event.run))
         self.console.print(
-            f"[bold]{reasons[event.reason]}[/] after {_count(event.step, 'step')}, {event.tokens:,} tokens, "
+            f"[bold]{reasons[event.reason]}[/] after {format_count(event.step, 'step')}, "
+            f"{format_count(event.tokens, 'token')}, "
             f"{format_duration(event.seconds)}{loss}\n"
             f"run:     [bold]{run}[/]"
         )
@@ -284,10 +287,6 @@ def _format_preparation(event: PreparationProgress) -> str:
 
 def _format_number(number: float | None, form: str) -> str:
     return "not finite" if number is None else format(number, form)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _shorten(line: str) -> str:

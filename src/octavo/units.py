@@ -19,6 +19,11 @@ def format_duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def format_count(count: int, noun: str) -> str:
+    """1 step, or 1,000 steps."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def escape_control_characters(text: str) -> str:
     r"""Replace control characters but newline and tab by \x1b and the like.
 

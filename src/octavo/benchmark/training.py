@@ -21,6 +21,7 @@ from octavo.model import GPT
 from octavo.settings import Settings
 from octavo.training.optimizers.muon import ITERATIONS
 from octavo.training.step import Trainer
+from octavo.units import format_count
 
 FORMULA = "matmul share = (time of the step's matmuls, each timed alone) / (time of the whole step)"
 DEFAULT_VOCAB_SIZE = 66  # for settings that leave it to the tokenizer: `char` has this many for tiny Shakespeare
@@ -64,7 +65,7 @@ def benchmark_training(
     shape = (settings.batch_size, settings.block_size + 1)
     batch = np.random.default_rng(0).integers(0, settings.vocab_size, shape)
     tokens = settings.batch_size * settings.block_size
-    report(f"{runtime.name}, {runtime.precision}: {steps} steps of {tokens:,} tokens")
+    report(f"{runtime.name}, {runtime.precision}: {format_count(steps, 'step')} of {format_count(tokens, 'token')}")
     for _ in range(WARM_UP_STEPS):
         trainer.update(batch)
     for notice in [*runtime.notices, *trainer.notices]:

@@ -16,6 +16,7 @@ from octavo.cli.parser import (
 )
 from octavo.errors import OctavoError
 from octavo.settings import ModelSettings, Settings, TrainingSettings, expand_home, resolve
+from octavo.units import format_count
 
 
 def add_parser(verbs: Any, defaults: Settings) -> None:
@@ -80,7 +81,8 @@ def _bench_generate(arguments: argparse.Namespace, settings: Settings) -> int:
     model = runs.load(arguments.run, device).model if arguments.run else generation.untrained_model(settings, device)
     result = generation.benchmark_generation(model, arguments.quantize, arguments.rounds, _print_progress)
     report = (
-        f"first token       {1000 * result.prefill_seconds:,.1f} ms, after a prompt of {result.prompt_tokens} tokens\n"
+        f"first token       {1000 * result.prefill_seconds:,.1f} ms, after a prompt of "
+        f"{format_count(result.prompt_tokens, 'token')}\n"
         f"1 stream          {result.tokens_per_second:,.1f} tokens/s\n"
         f"{result.streams} streams         {result.streams_tokens_per_second:,.1f} tokens/s, prefill included\n"
         f"reads             {result.bytes_per_token / 1e6:,.1f} MB per token: weights and KV cache\n"

@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _format_report(e: "RunEstimate", settings: Settings, processes: "Processes", price_per_hour: float | None) -> str:
     from octavo.estimate import FLOPS_FORMULA
-    from octavo.units import format_bytes, format_duration
+    from octavo.units import format_bytes, format_count, format_duration
 
     count, parts, flops = e.parameters, e.parameters_by_part, e.flops_by_part
     epochs = "" if e.epochs is None else f", {e.epochs:,.1f} epochs over {e.train_tokens:,} tokens of text"
@@ -99,10 +99,11 @@ def _format_report(e: "RunEstimate", settings: Settings, processes: "Processes",
         f"            {_format_parts(e.memory_by_part, format_bytes)}",
         f"disk        up to {format_bytes(e.disk_bytes)} for checkpoints, {settings.keep_checkpoints} log-spaced ones "
         "among them",
-        f"run         {e.steps:,} steps of {settings.batch_size * settings.block_size:,} tokens{epochs}",
+        f"run         {format_count(e.steps, 'step')} of "
+        f"{format_count(settings.batch_size * settings.block_size, 'token')}{epochs}",
     ]
     if e.step_cost is not None:
-        cost, machines = e.step_cost, f"{processes.machines} machine{'s' * (processes.machines > 1)}"
+        cost, machines = e.step_cost, format_count(processes.machines, "machine")
         lines.append(
             f"processes   {processes.count} on {machines}: a step takes {cost.step_seconds:.3g} s, of these "
             f"{cost.exchange_seconds:.3g} s to exchange {format_bytes(cost.bytes_sent)}; utilization "

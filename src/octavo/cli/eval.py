@@ -18,6 +18,7 @@ from octavo.cli.parser import (
 )
 from octavo.errors import OctavoError
 from octavo.settings import Settings, expand_home
+from octavo.units import format_count
 
 if TYPE_CHECKING:
     from octavo.evaluation import Evaluation
@@ -150,7 +151,8 @@ def _format_report(result: "Evaluation", unknown: str) -> str:
         f"loss           {result.loss:.4f} nats per token\n"
         f"perplexity     {result.perplexity:.3f}\n"
         f"bits per byte  {result.bits_per_byte:.4f}\n"
-        f"over {result.tokens:,} tokens, {result.bytes:,} bytes, with a context of {result.block_size}"
+        f"over {format_count(result.tokens, 'token')}, {format_count(result.bytes, 'byte')}, "
+        f"with a context of {result.block_size}"
     )
     if result.unknown is not None:
         report += f"\n{'skipped' if unknown == 'skip' else 'replaced'} {result.unknown}"

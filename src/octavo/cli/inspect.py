@@ -12,6 +12,7 @@ from octavo.cli.parser import RUN_HELP, Parser, add_verb, finish_verb, integer, 
 from octavo.cli.suggestions import view_error
 from octavo.errors import OctavoError
 from octavo.settings import Settings, expand_home, resolve, unknown_name_error
+from octavo.units import format_count
 
 _HTML_OPTIONS = ("text", "layer", "head", "unknown")
 
@@ -93,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     model_or_settings = runs.load(run_paths[0]) if run_paths else _resolve_vocab_size(resolve(arguments.preset))
     result = lens.inspect(model_or_settings, name, **views.options_from_flags(name, flag_values))
     if left_out := getattr(result, "left_out", 0):
-        print_notice(f"the text is too long for this view: its last {left_out:,} tokens are left out")
+        print_notice(f"the text is too long for this view: without its last {format_count(left_out, 'token')}")
     if arguments.plot is not None:
         from octavo.lens import plots
 

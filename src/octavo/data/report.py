@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+from octavo.units import format_count
+
 Skipped = dict[str, tuple[int, str]]  # by reason: how many files, and one of them
 
 
@@ -43,7 +45,7 @@ def summarize(read: Mapping[str, int], skipped: Skipped, folders: Mapping[str, i
     """The counts: `8 files read (5 text, 2 PDF, 1 Word); 3 skipped: 2 binary (notes/a.png, ...), 1 empty (notes/b)`."""
     total = sum(read.values())
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(read.items(), key=lambda item: -item[1]))
-    line = f"{total:,} {'file' if total == 1 else 'files'} read" + (f" ({kinds})" if kinds else "")
+    line = f"{format_count(total, 'file')} read" + (f" ({kinds})" if kinds else "")
     if skipped:
         reasons = (
             f"{count:,} {reason} ({example}{', ...' if count > 1 else ''})"

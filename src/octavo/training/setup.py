@@ -33,6 +33,7 @@ from octavo.training import init_weights
 from octavo.training.fixed_settings import ARCHITECTURE, check_given, settings_of_dataset, settings_of_weights
 from octavo.training.plan import Plan
 from octavo.training.trainer_values import TrainerValues, check_trainer_values
+from octavo.units import format_count
 from octavo.weights import assemble_model
 
 # How long a network file system may take to show a new folder to another machine.
@@ -215,7 +216,8 @@ def _set_up_resumed(plan: Plan) -> _SetupGenerator:
         notices.append(f"resuming on {kind}, not on {values.device} as before: losses differ a little")
     if values.threads != torch.get_num_threads():
         notices.append(
-            f"{torch.get_num_threads()} threads, not {values.threads} as before: losses may differ in the last digits"
+            f"{format_count(torch.get_num_threads(), 'thread')}, not {values.threads} as before: losses may "
+            "differ in the last digits"
         )
     runtime = resolve_runtime(settings)
     data = yield from reopen_dataset(settings, loaded.info.get("data"), loaded.tokenizer)
