@@ -102,8 +102,10 @@ class Recorder:
         """Generate a few lines. The seed is the run's plus the step, so a resumed run generates the same."""
         step, settings = self.trainer.step, self.trainer.settings
         model = self.trainer.whole_model().eval()
-        # Building the native engine would take longer than these tokens.
-        engine = Engine(model, 1, vocab_size=self.data.tokenizer.vocab_size, use_native=False)
+        # The C code generates many times as fast, but compiling it would take longer than these tokens. Where steps are
+        # fused, it is loaded already.
+        use_native = self.trainer.fused_step is not None
+        engine = Engine(model, 1, vocab_size=self.data.tokenizer.vocab_size, use_native=use_native)
         request = TextRequest(
             prompt=encode_prompt(self.data.tokenizer, ""),
             max_new_tokens=SAMPLE_TOKENS,

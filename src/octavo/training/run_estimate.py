@@ -295,7 +295,7 @@ def measure_timing(
         step=step_seconds[1],
         short_step=step_seconds[settings.curriculum_splits],
         evaluated_token=scale * _evaluated_token_seconds(trainer.model, runtime, probe_seconds / 8, max_probe_flops),
-        sample=scale * _sample_seconds(trainer.model, runtime, probe_seconds / 16),
+        sample=scale * _sample_seconds(trainer, runtime, probe_seconds / 16),
     )
 
 
@@ -337,11 +337,10 @@ def _evaluated_token_seconds(model: GPT, runtime: Runtime, seconds: float, max_p
     return _mean_seconds(runtime, seconds, lambda: split_loss(model, ids, T))[0] / (len(ids) - 1)
 
 
-def _sample_seconds(model: GPT, runtime: Runtime, seconds: float) -> float:
+def _sample_seconds(trainer: Trainer, runtime: Runtime, seconds: float) -> float:
     """Seconds per sample: up to block_size each token is one decode step, beyond it a forward over block_size."""
-    T = model.settings.block_size
-    model.eval()
-    engine = Engine(model, 1, use_native=False)
+    T = trainer.settings.block_size
+    engine = Engine(trainer.model.eval(), 1, use_native=trainer.fused_step is not None)  # as in `Recorder.write_sample`
 
     def token_seconds(prompt_tokens: int, new_tokens: int) -> float:
         def generate() -> None:
