@@ -83,7 +83,22 @@ def sample_token(
         logits = exclude_tokens(logits, sampling.allowed, excluded_ids)
     if sampling.temperature < 1e-6:  # 0, or so small that dividing by it overflows float32
         return logits.argmax(-1)
-    return sample_multinomial(probabilities(logits, sampling), generator)
+    if not 0 < sampling.top_k < logits.size(-1):
+        return sample_multinomial(probabilities(logits, sampling), generator)
+    bits = random_bits(logits.numel(), generator).view_as(logits)
+    rows = zip(logits / sampling.temperature, bits, strict=True)
+    return torch.stack([_sample_top(row, sampling, bits_of_row) for row, bits_of_row in rows])
+
+
+def _sample_top(logits: Tensor, sampling: Sampling, bits: Tensor) -> Tensor:
+    """Sample an id () from the `top_k` largest logits (V,), which have been divided by the temperature.
+
+    The id that `sample_multinomial` samples from `probabilities`, in a third of its time: all but the first step have
+    `top_k` numbers instead of the vocabulary's. numpy's partition takes a third of the time of PyTorch's topk.
+    """
+    values = logits.numpy()
+    ids = torch.from_numpy(np.flatnonzero(values >= np.partition(values, -sampling.top_k)[-sampling.top_k]))
+    return ids[_race(_distribution(logits[None, ids], sampling), bits[None, ids])[0]]
 
 
 def apply_penalties(
@@ -137,6 +152,11 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     if 0 < sampling.top_k < logits.size(-1):
         threshold = logits.topk(sampling.top_k).values[:, -1:]
         logits = logits.masked_fill(logits < threshold, -torch.inf)
+    return _distribution(logits, sampling)
+
+
+def _distribution(logits: Tensor, sampling: Sampling) -> Tensor:
+    """The distribution (B, V) of logits after temperature and top-k: softmax, min-p, then top-p."""
     probs = logits.softmax(-1)
     if sampling.min_p > 0:  # Nguyen et al., "Turning Up the Heat", 2024
         probs = probs.masked_fill(probs < sampling.min_p * probs.amax(-1, keepdim=True), 0.0)
@@ -153,10 +173,19 @@ def sample_multinomial(probs: Tensor, generator: torch.Generator | None = None) 
     exponential race). Both draw random bits for every token. Here only the bits of tokens with a probability above 0
     are converted to exponential numbers, because the conversion takes most of the time.
     """
+    return _race(probs, random_bits(probs.numel(), generator).view_as(probs))
+
+
+def random_bits(count: int, generator: torch.Generator | None = None) -> Tensor:
+    """64 random bits for each of `count` tokens, as int64."""
+    return torch.empty(count, dtype=torch.int64).random_(-(2**63), None, generator=generator)
+
+
+def _race(probs: Tensor, bits: Tensor) -> Tensor:
+    """The ids (B,) that win an exponential race with these probabilities and random bits (B, V)."""
     flat = probs.flatten()  # (B * V,)
-    bits = torch.empty(len(flat), dtype=torch.int64).random_(-(2**63), None, generator=generator)
     possible = flat.nonzero().squeeze(-1)
-    uniform = (bits[possible] & (2**53 - 1)).double() * 2.0**-53
+    uniform = (bits.flatten()[possible] & (2**53 - 1)).double() * 2.0**-53
     quotients = torch.zeros_like(flat)
     quotients[possible] = flat[possible] / torch.log1p(-uniform).neg().to(flat.dtype)
     return quotients.view_as(probs).argmax(-1)
