@@ -51,6 +51,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "10M": dict(n_layer=6, n_head=6, n_embd=384, block_size=256, vocab_size=65, activation="gelu"),
 }
 LENGTHS = {"124M": (512, 256), "10M": (96, 150)}  # tokens of the prompt, new tokens
+STREAMS = (("124M", "fp32"), ("124M", "int8"), ("10M", "fp32"))
 SAMPLINGS = ({"temperature": 0}, {}, {"top_p": 0.95}, {"repetition_penalty": 1.1})
 PACKAGES = ("torch", "safetensors", "transformers", "ctranslate2", "xllamacpp", "gguf")
 INT8, FP32 = ("ctranslate2", "llama.cpp"), ("transformers", "ctranslate2", "llama.cpp")
@@ -167,11 +168,12 @@ class Bench:
     def streams(self) -> dict[str, Any]:
         """Throughput of 8 mixed requests, one after the other and all at once."""
         out = {}
-        self.print("\noctavo, fp32, 8 mixed requests: tokens/s")
-        for shape, (longest, new) in LENGTHS.items():
+        self.print("\noctavo, 8 mixed requests: tokens/s")
+        for shape, precision in STREAMS:
+            longest, new = LENGTHS[shape]
             rates: dict[bool, list[float]] = {False: [], True: []}
             with ExitStack() as stack:
-                program = self.start(stack, ["octavo"], shape, "fp32")["octavo"]
+                program = self.start(stack, ["octavo"], shape, precision)["octavo"]
                 for _ in range(self.options.rounds):
                     for at_once, rate in rates.items():
                         requests = [
@@ -186,8 +188,9 @@ class Bench:
                         assert {len(text) for text in texts} == {new}
                         rate.append(8 * new / seconds)
             alone, together = (statistics.median(rate) for rate in rates.values())
-            self.print(f"{shape:5} in turn {alone:8.1f}, at once {together:8.1f}, ratio {together / alone:.2f}")
-            out[shape] = {"in_turn": rates[False], "at_once": rates[True], "ratio": together / alone}
+            name = f"{shape} {precision}"
+            self.print(f"{name:10} in turn {alone:8.1f}, at once {together:8.1f}, ratio {together / alone:.2f}")
+            out[name] = {"in_turn": rates[False], "at_once": rates[True], "ratio": together / alone}
         return out
 
     def start(self, stack: ExitStack, names: Any, shape: str, precision: str) -> dict[str, "Program"]:

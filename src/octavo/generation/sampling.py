@@ -120,9 +120,12 @@ def apply_penalties(
         assert output_counts is not None
         penalty = sampling.repetition_penalty
         if penalty != 1:
-            penalized = torch.where(logits > 0, logits / penalty, logits * penalty)
-            logits = torch.where((prompt_counts + output_counts) > 0, penalized, logits)
-        logits = logits - sampling.presence_penalty * (output_counts > 0) - sampling.frequency_penalty * output_counts
+            seen = (prompt_counts + output_counts).expand_as(logits).nonzero(as_tuple=True)
+            penalized = torch.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
+            logits = logits.index_put(seen, penalized)
+        if sampling.presence_penalty or sampling.frequency_penalty:
+            penalty_of_output = sampling.presence_penalty * (output_counts > 0)
+            logits = logits - penalty_of_output - sampling.frequency_penalty * output_counts
     if sampling.logit_bias:
         ids = [id for id in sampling.logit_bias if 0 <= id < logits.size(-1)]
         logits = logits.clone()
