@@ -336,7 +336,8 @@ ALWAYS_INLINE void weighted_values(const float *scores, long S, const void *valu
         UNROLLED for (int g = 0; g < V; g++) store(out + (long)i * C + d + g * LANES, y[i * V + g]);
 }
 
-/* Softmax of the first `count` scores. The others, up to `end` and to a full vector, become 0. */
+/* Softmax of the first `count` scores. The others, up to `end` and to a full vector, become 0, and so do those that are
+   80 or more below the largest: too small to count, they would be denormal numbers, which some CPUs multiply slowly. */
 ALWAYS_INLINE void softmax(float *s, int count, int end)
 {
     const int padded = (count + LANES - 1) / LANES * LANES;
@@ -346,7 +347,7 @@ ALWAYS_INLINE void softmax(float *s, int count, int end)
     float max = maxima[0];
     for (int i = 1; i < LANES; i++) max = maxima[i] > max ? maxima[i] : max;
     for (int j = 0; j < padded; j += LANES) {
-        const floats e = blend(load(s + j) == -INFINITY, broadcast(0), exponential(load(s + j) - max));
+        const floats x = load(s + j) - max, e = blend(x < -80.f, broadcast(0), exponential(x));
         store(s + j, e);
         total += e;
     }
