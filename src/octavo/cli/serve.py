@@ -57,11 +57,13 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
         "--token-limit", type=integer, default=0, metavar="N", help="tokens per minute of each key; 0: unlimited (0)"
     )
     verb.add_argument(
-        "--root-path", default="", metavar="PATH", help="path at which a proxy shows the server, such as /octavo"
+        "--root-path", default="", metavar="PREFIX", help="path at which a proxy shows the server, such as /octavo"
     )
-    verb.add_argument("--log-format", default="text", metavar="F", help="text, or json: an object on each line (text)")
     verb.add_argument(
-        "--log-level", default="info", metavar="L", help="debug, info, warning or error; debug: all requests (info)"
+        "--log-format", default="text", metavar="FORMAT", help="text, or json: an object on each line (text)"
+    )
+    verb.add_argument(
+        "--log-level", default="info", metavar="LEVEL", help="debug, info, warning or error; debug: all requests (info)"
     )
     verb.add_argument(
         "--slots", type=integer, default=8, metavar="N", help="texts generated concurrently (continuous batching) (8)"
