@@ -56,8 +56,10 @@ RECIPE = {  # nanoGPT's README, "I only have a macbook"
     "dropout": 0.0,
 }
 QUICK = ["--preset", "quick"]
-SAME_MODEL = [*QUICK, "--n-layer", "4", "--n-head", "4", "--n-embd", "128", "--batch-size", "32"]
-SAME_MODEL_TOKENS_PER_STEP, TOKENS_STEPS = 32 * 64, (140, 150, 160, 175, 200, 250)
+# Small batches need fewer tokens and more time. Batch size and learning rate were chosen on the training part.
+SAME_MODEL = [*QUICK, "--n-layer", "4", "--n-head", "4", "--n-embd", "128", "--batch-size", "12"]
+SAME_MODEL += ["--muon-learning-rate", "0.035"]
+SAME_MODEL_TOKENS_PER_STEP, TOKENS_STEPS = 12 * 64, (250, 270, 290, 312, 333, 360, 400)
 TEXT_STEPS = (120, 140, 160, 180, 210, 240, 300)
 WARM_UP_STEPS = 20
 MEASURES = ("time", "tokens", "step", "texts")
