@@ -51,6 +51,7 @@ VIEWS: dict[str, dict[str, Any]] = {
     "neighbors": {"word": None, "against": "e"},
     "projection": {"words": ["a"]},
     "attention": {},
+    "flow": {},
     "next_token": {},
     "logit_lens": {},
     "contributions": {"against": "e"},

@@ -36,7 +36,7 @@ shapes, surprisal, tokens = lens_modules("shapes", "surprisal", "tokens")
 MODULES = [
     *(ablation, capture, contributions, shapes, surprisal, tokens),
     *lens_modules(
-        "attention", "embedding", "logit_lens", "neighbors", "next_token", "position", "projection", "verify"
+        "attention", "embedding", "flow", "logit_lens", "neighbors", "next_token", "position", "projection", "verify"
     ),
 ]
 
@@ -433,6 +433,9 @@ rank_from_zero = change_result("token_surprisals", lambda found: (found[0], foun
 statistics_in_bits = change_result(
     "head_statistics", lambda head: dataclasses.replace(head, entropy=head.entropy / math.log(2))
 )
+flow_of_stage_before = change_result("flow", lambda view: dataclasses.replace(view, stream=np.roll(view.stream, 2, 0)))
+norms_doubled = change_result("flow", lambda view: dataclasses.replace(view, norms=2 * view.norms))
+guesses_of_position_before = change_result("_next_probabilities", lambda found: found.roll(1, 0))
 
 
 SHAPES, PARAMETERS = "shapes: match the settings", "shapes: parameter count"
@@ -455,6 +458,8 @@ ALONE, HEAD_ALONE = "reference: each block, on the reference's input", "referenc
 FLOPS, STATISTICS = "shapes: FLOP count", "attention: statistics = a loop over rows"
 GUESSES, RANKS = "logit_lens: top tokens, entropy, surprisal, rank", "surprisal: ranks, recounted"
 EVERY_TOKEN = "surprisal: one for every token"
+FLOW, NORMS = "flow: residual stream against the reference", "flow: norms against the reference"
+FLOW_GUESSES = "flow: probabilities of the guesses are those of the model"
 CACHE, ENGINE = "cache: prefill and decode = full forward", "decoder: prefill and decode = full forward"
 
 MODEL = [STREAM, LOGITS, EVERY_STAGE, A_HEAD, ENGINE]  # the checks that fail if the model is wrong
@@ -510,6 +515,9 @@ FAULTS: dict[str, tuple[Fault, list[str]]] = {
     "least likely first": (least_likely_first, [GUESSES]),
     "rank from 0": (rank_from_zero, [RANKS]),
     "statistics in bits": (statistics_in_bits, [STATISTICS]),
+    "flow of the stage before": (flow_of_stage_before, [FLOW]),
+    "norms doubled": (norms_doubled, [NORMS]),
+    "guesses of the position before": (guesses_of_position_before, [FLOW_GUESSES]),
 }
 OTHER_MODELS: dict[str, tuple[str, Fault, str]] = {  # faults that only other models reveal
     "other GELU, small weights": ("small_weights", swap_gelu, ALONE),

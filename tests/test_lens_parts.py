@@ -1,6 +1,7 @@
 """The views `attention`, `contributions` and `ablation`, which show what each part of the model does."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from octavo import lens
 from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
 from octavo.lens.ablation import ablate
+from octavo.lens.attention import head_statistics
 from octavo.lens.capture import attend_by_pattern, inference, logits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -37,12 +39,44 @@ def test_the_statistics_of_every_head_match_its_pattern(case: Case) -> None:
     for each in view.heads:
         rows = case.attention_pattern(each.layer, each.head).tolist()
         means = [0.0] * 5
+        distant = sum(max(rows[t][1 : t - 1]) for t in range(3, T)) / (T - 3)
+        assert each.distant == pytest.approx(distant, abs=1e-3)
         for t in range(1, T):
             means[0] -= sum(share * math.log(share) for share in rows[t] if share > 0) / (T - 1)
             means[1] += sum(share * (t - s) for s, share in enumerate(rows[t])) / (T - 1)
             for n, share in ((2, rows[t][t - 1]), (3, rows[t][0]), (4, rows[t][t])):
                 means[n] += share / (T - 1)
         assert (each.entropy, each.distance, each.previous, each.first, each.itself) == pytest.approx(means, abs=1e-3)
+
+
+def test_without_a_head_the_most_telling_one_is_shown(case: Case) -> None:
+    view = lens.attention(case.loaded, LINE)
+    most = max(view.heads, key=lambda head: head.distant)
+    assert (view.layer, view.head) == (most.layer, most.head)
+    assert np.array_equal(view.weights, lens.attention(case.loaded, LINE, layer=most.layer, head=most.head).weights)
+    in_layer = lens.attention(case.loaded, LINE, layer=2)
+    assert in_layer.layer == 2
+    assert in_layer.head == max(in_layer.heads[8:12], key=lambda head: head.distant).head
+
+
+@pytest.mark.parametrize(
+    ("habit", "row"),
+    [
+        ("previous", lambda t: {t - 1: 0.8, t: 0.2}),
+        ("first", lambda t: {0: 0.7, t: 0.3}),
+        ("itself", lambda t: {t: 1.0}),
+        ("distant", lambda t: {max(0, t - 3): 0.9, t: 0.1}),
+        ("diffuse", lambda t: dict.fromkeys(range(t + 1), 1 / (t + 1))),
+        ("mixed", lambda t: {t: 0.4, t - 1: 0.4, max(0, t - 2): 0.2}),
+    ],
+)
+def test_a_head_is_named_by_its_habit(habit: str, row: Callable[[int], dict[int, float]]) -> None:
+    weights = torch.zeros(20, 20)
+    weights[0, 0] = 1
+    for t in range(1, 20):
+        for s, share in row(t).items():
+            weights[t, s] += share
+    assert head_statistics(0, 0, weights).habit == habit
 
 
 def test_logits_computed_with_the_shown_pattern_equal_those_of_fused_attention(case: Case) -> None:

@@ -1,6 +1,7 @@
 """Plots show the arrays of their views, files are complete, and labels are readable in any script."""
 
 import dataclasses
+import re
 import struct
 import subprocess
 import sys
@@ -98,6 +99,15 @@ VIEWS: dict[str, tuple[Callable[[Checkpoint], View], Callable[[View], np.ndarray
         lambda view: sorted((trial.change for trial in view.trials), key=abs, reverse=True)[:20],
     ),
 }
+
+
+def test_plots_have_the_colors_of_the_page() -> None:
+    style = (Path(octavo.__file__).parent / "page" / "style.css").read_text(encoding="utf-8")
+    light = dict(re.findall(r"--([\w-]+): light-dark\((#\w+),", style))
+    order = {"minus": ("minus-2", "minus-1"), "plus": ("plus-1", "plus-2")}
+    for name, colors in plots.PALETTE.items():
+        names = order.get(name) or [each for each in light if re.fullmatch(rf"{name}(-\d)?", each)]
+        assert colors == tuple(light[each] for each in names), name
 
 
 @pytest.mark.parametrize("name", VIEWS)

@@ -18,6 +18,7 @@ from octavo.errors import OctavoError
 from octavo.lens.ablation import ablation
 from octavo.lens.attention import attention
 from octavo.lens.contributions import contributions
+from octavo.lens.flow import flow
 from octavo.lens.logit_lens import logit_lens
 from octavo.lens.losses import losses
 from octavo.lens.neighbors import neighbors
@@ -33,7 +34,7 @@ from octavo.runs import RunLike
 from octavo.settings import ModelSettings, unknown_name_error
 
 __all__ = [
-    "FUNCTIONS", "Table", "View", "ablation", "attention", "contributions", "inspect", "logit_lens", "losses",
+    "FUNCTIONS", "Table", "View", "ablation", "attention", "contributions", "flow", "inspect", "logit_lens", "losses",
     "neighbors", "next_token", "position", "projection", "shapes", "surprisal", "tokens", "verify",
 ]  # fmt: skip
 

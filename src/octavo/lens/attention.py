@@ -4,6 +4,7 @@ The axis letters: `T` positions, `H` heads.
 """
 
 import html
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,11 +20,20 @@ from octavo.lens.view import Table, View, shaded
 from octavo.runs import RunLike
 
 _PICTURE_TOKENS = 64  # the longest text whose pattern a notebook shows
+# The thresholds of a head's habit, see `HeadStatistics`
+_HABIT_SHARE = 0.5  # of `previous`, `first` and `itself`
+_DISTANT_SHARE = 0.3  # of `distant`
+_DIFFUSE_SHARE = 0.85  # of the entropy of equal weights
 
 
 @dataclass(frozen=True)
 class HeadStatistics:
-    """Statistics of a head over a text: means over all positions except the first, which can only attend to itself."""
+    """Statistics of a head over a text: means over all positions except the first, which can only attend to itself.
+
+    `habit` names what the head mostly does: `previous`, `first` or `itself`, the largest of these if it is at least
+    0.5; else `distant`, if that is at least 0.3; else `diffuse`, if the entropy is at least 85% of that of equal
+    weights; else `mixed`.
+    """
 
     layer: int
     head: int
@@ -32,6 +42,8 @@ class HeadStatistics:
     previous: float  # attention weight of the previous position
     first: float  # attention weight of the first position
     itself: float  # attention weight of the position itself
+    distant: float  # largest attention weight of a position that is neither the first, nor the previous, nor itself
+    habit: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +82,14 @@ class Attention(View):
         for t, row in enumerate(self.weights):
             top = [s for s in np.argsort(-row, kind="stable")[:3] if row[s] > 0]
             rows.append((t, labels[t], "  ".join(f"{labels[s]} ({s}) {row[s]:.2f}" for s in top)))
-        statistics = [(h.layer, h.head, h.entropy, h.distance, h.previous, h.first, h.itself) for h in self.heads]
-        columns = ("layer", "head", "entropy", "distance", "to previous", "to first", "to itself")
+        statistics = [
+            (h.layer, h.head, h.habit, h.entropy, h.distance, h.previous, h.first, h.itself, h.distant)
+            for h in self.heads
+        ]
+        columns = (
+            *("layer", "head", "habit", "entropy", "distance"),
+            *("to previous", "to first", "to itself", "to a distant one"),
+        )
         return [
             Table("statistics of the heads, averaged over the text", columns, statistics),
             Table(
@@ -82,8 +100,13 @@ class Attention(View):
         ]
 
 
-def attention(run: RunLike, text: Text = None, *, layer: int = 0, head: int = 0, unknown: str = "error") -> Attention:
+def attention(
+    run: RunLike, text: Text = None, *, layer: int | None = None, head: int | None = None, unknown: str = "error"
+) -> Attention:
     """The pattern of one head over a text of up to `block_size` tokens, and every head's statistics.
+
+    Without `layer` and `head`, it is the pattern of the most telling head: the one with the largest `distant`; with one
+    of the two, that of the most telling head of this layer or with this number.
 
     Patterns are computed one head at a time, so memory does not grow with the number of heads. Rows sum to 1, and
     later positions have exactly 0.
@@ -91,30 +114,54 @@ def attention(run: RunLike, text: Text = None, *, layer: int = 0, head: int = 0,
     loaded = runs.load(run)
     tokenized = tokenize(loaded, text, unknown)
     model, n_head = loaded.model, loaded.model.settings.n_head
-    layer, head = resolve_index(layer, model.settings.n_layer, "layer"), resolve_index(head, n_head, "head")
-    statistics = []
+    layer = None if layer is None else resolve_index(layer, model.settings.n_layer, "layer")
+    head = None if head is None else resolve_index(head, n_head, "head")
+    statistics: list[HeadStatistics] = []
+    chosen: HeadStatistics | None = None
     with inference(model):
         for i, activations in enumerate(run_blocks(model, model.embed(tokenized.ids))):
             for h in range(n_head):
                 weights = attention_pattern(activations.q[0, h], activations.k[0, h])  # (T, T)
                 statistics.append(head_statistics(i, h, weights))
-                if (i, h) == (layer, head):
-                    selected = weights.numpy()
-    return Attention(tokenized.tokens, layer, head, selected, statistics, tokenized.left_out)
+                is_candidate = layer in (None, i) and head in (None, h)
+                if is_candidate and (chosen is None or statistics[-1].distant > chosen.distant):
+                    chosen, chosen_weights = statistics[-1], weights.numpy()
+    assert chosen
+    return Attention(tokenized.tokens, chosen.layer, chosen.head, chosen_weights, statistics, tokenized.left_out)
 
 
 def head_statistics(layer: int, head: int, weights: Tensor) -> HeadStatistics:
     """The statistics of a pattern (T, T)."""
     T = len(weights)
     if T == 1:
-        return HeadStatistics(layer, head, entropy=0.0, distance=0.0, previous=0.0, first=1.0, itself=1.0)
+        return HeadStatistics(
+            layer, head, entropy=0.0, distance=0.0, previous=0.0, first=1.0, itself=1.0, distant=0.0, habit="first"
+        )
     rows, positions = weights[1:], torch.arange(T, dtype=weights.dtype)
+    entropy = torch.special.entr(rows).sum(-1).mean().item()
+    previous, first = weights.diagonal(-1).mean().item(), rows[:, 0].mean().item()
+    itself = weights.diagonal()[1:].mean().item()
+    # The largest of columns 1 to t - 2; rows 1 and 2 have no such column.
+    distant = (rows[:, 1:].tril(-2).amax(-1).sum() / max(1, T - 3)).item()
     return HeadStatistics(
         layer,
         head,
-        entropy=torch.special.entr(rows).sum(-1).mean().item(),
+        entropy=entropy,
         distance=(positions[1:] - rows @ positions).mean().item(),
-        previous=weights.diagonal(-1).mean().item(),
-        first=rows[:, 0].mean().item(),
-        itself=weights.diagonal()[1:].mean().item(),
+        previous=previous,
+        first=first,
+        itself=itself,
+        distant=distant,
+        habit=_name_habit(T, entropy, {"previous": previous, "first": first, "itself": itself}, distant),
     )
+
+
+def _name_habit(T: int, entropy: float, shares: dict[str, float], distant: float) -> str:
+    """The habit of a head, see `HeadStatistics`. `shares` has the mean attention weights that are habits by name."""
+    largest = max(shares, key=lambda name: shares[name])
+    if shares[largest] >= _HABIT_SHARE:
+        return largest
+    if distant >= _DISTANT_SHARE:
+        return "distant"
+    entropy_of_equal_weights = sum(math.log(t + 1) for t in range(1, T)) / (T - 1)
+    return "diffuse" if entropy >= _DIFFUSE_SHARE * entropy_of_equal_weights else "mixed"

@@ -43,10 +43,20 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
     from matplotlib.text import Text
 
-_SEQUENTIAL = "magma_r"  # color map of numbers from 0 to 1, pale to dark
-_DIVERGING = "RdBu_r"  # color map of numbers around 0, which is white
+# The colors of the page's light theme (octavo/page/style.css), by their names there.
+PALETTE = {
+    "sequential": ("#f5f2ea", "#c7d2f0", "#6680d4", "#1c2f86"),  # numbers from 0 to 1, pale to dark
+    "minus": ("#8d3307", "#e8ad84"),  # numbers below 0, dark to pale
+    "plus": ("#8ba2e4", "#1c2f86"),  # numbers above 0, pale to dark
+    "series": ("#2a47a5", "#b03a0c", "#0f766e", "#7b3fa0", "#77620a", "#5d584f"),  # lines
+    "surface": ("#fffefb",),
+    "ink": ("#1e1c19",),
+    "border": ("#e2ddd1",),
+}
 # The plots can be read without color: of a blue and an orange line, one is dashed, and bars are on either side of 0.
-_BLUE, _ORANGE, _GRAY = "#0f5fa6", "#c8501e", "#b9c3cc"
+_BLUE, _ORANGE, _GRAY = *PALETTE["series"][:2], "#b4ada0"
+_SEQUENTIAL = PALETTE["sequential"]
+_DIVERGING = (*PALETTE["minus"], PALETTE["sequential"][0], *PALETTE["plus"])
 _MAX_TICKS = 50  # labels of an axis
 _MAX_LABEL_LENGTH = 16  # characters of a token's label
 _MAX_BARS = 20
@@ -88,8 +98,8 @@ def save(view: View, path: str | Path) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size(view), dpi=_DPI, layout="compressed")
-    draw(view, figure.add_subplot())
+    figure = Figure(figsize=size(view), dpi=_DPI, layout="compressed", facecolor=PALETTE["surface"][0])
+    draw(view, figure.add_subplot(facecolor=PALETTE["surface"][0]))
     if view.caveat:
         lines = textwrap.fill(view.caveat, int(figure.get_figwidth() * 18))
         figure.supxlabel(lines, x=0.01, horizontalalignment="left", fontsize=7, color="0.35")
@@ -201,7 +211,7 @@ def _draw_logit_lens(view: LogitLens, ax: "Axes") -> np.ndarray:
     image = _heat_map(ax, probabilities, _SEQUENTIAL, vmin=0, vmax=1, aspect="auto", origin="lower")
     _add_color_bar(ax, image, "probability of the top prediction")
     for (i, p), id in np.ndenumerate(ids):
-        color = "white" if probabilities[i, p] > 0.45 else "black"
+        color = "white" if probabilities[i, p] > 0.55 else PALETTE["ink"][0]
         prediction = ax.text(p, i, "", ha="center", va="center", fontsize=8, color=color, clip_on=True)
         _set_text(prediction, view.vocabulary[int(id)], max_length)
         if rank[i, p] == 1:
@@ -327,9 +337,12 @@ PLOTS: dict[type, tuple[DrawFunction, SizeFunction]] = {
 # Shared by several plots
 
 
-def _heat_map(ax: "Axes", values: np.ndarray, colors: str, **options: Any) -> "AxesImage":
+def _heat_map(ax: "Axes", values: np.ndarray, colors: Sequence[str], **options: Any) -> "AxesImage":
+    from matplotlib.colors import LinearSegmentedColormap
+
+    colormap = LinearSegmentedColormap.from_list("octavo", list(colors))
     # Without interpolation, cells stay sharp in an SVG. With many cells, several share a pixel; "auto" averages them.
-    return ax.imshow(values, cmap=colors, interpolation="none" if len(values) < 300 else "auto", **options)
+    return ax.imshow(values, cmap=colormap, interpolation="none" if len(values) < 300 else "auto", **options)
 
 
 def _add_color_bar(ax: "Axes", image: "AxesImage", quantity: str) -> None:
@@ -365,8 +378,6 @@ def _bars(ax: "Axes", names: Sequence[str], values: np.ndarray) -> None:
 
 def _lines_over_steps(ax: "Axes", view: Neighbors, values: np.ndarray) -> "list[Line2D]":
     """Draw lines (M, N) over the steps of the checkpoints, which are log-spaced."""
-    import matplotlib
-
     steps = [each.step for each in view.history]
     ax.set_xscale("log" if steps[0] > 0 else "symlog")
     log_steps = np.log1p(steps)
@@ -377,10 +388,9 @@ def _lines_over_steps(ax: "Axes", view: Neighbors, values: np.ndarray) -> "list[
     ax.set_xticks([steps[i] for i in ticks], labels=[f"{steps[i]:,}" for i in ticks])
     ax.set_xticks([], minor=True)
     ax.grid(alpha=0.3)
-    colors = matplotlib.color_sequences["petroff10"]
     return [
         ax.plot(steps, line, marker=marker, color=color, markersize=4)[0]
-        for line, marker, color in zip(values.T, "os^Dv*", colors, strict=False)
+        for line, marker, color in zip(values.T, "os^Dv*", PALETTE["series"], strict=False)
     ]
 
 

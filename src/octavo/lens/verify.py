@@ -31,6 +31,7 @@ from octavo.lens.attention import HeadStatistics, head_statistics
 from octavo.lens.capture import attend_by_pattern, attention_pattern, inference, logits, require_finite, run_blocks
 from octavo.lens.contributions import decompose_residual, logit_contributions
 from octavo.lens.embedding import cosines
+from octavo.lens.flow import flow
 from octavo.lens.logit_lens import stage_logits, summarize_rows
 from octavo.lens.shapes import shapes
 from octavo.lens.surprisal import token_surprisals
@@ -109,6 +110,7 @@ def verify(run: RunLike, *, seed: int = 0) -> Verification:
             "position": _check_position(loaded),
             "neighbors": _check_neighbors(model, int(idx[0, 0])),
             "attention": _check_attention(model, idx, tolerance),
+            "flow": _check_flow(loaded, idx, streams, tolerance),
             "reference": _check_layers(model, idx, weights, streams, tolerance),
             "logit_lens": _check_logit_lens(model, idx, weights, streams, tolerance),
             "contributions": _check_contributions(model, idx),
@@ -218,14 +220,34 @@ def _check_attention(model: GPT, idx: Tensor, tolerance: float) -> Measurements:
 
 def _statistics_error(head: HeadStatistics, weights: np.ndarray) -> float:
     """The error of a head's statistics against sums over the rows, one by one."""
-    exact = np.zeros(5)
+    exact, distant = np.zeros(5), 0.0
     for t, row in enumerate(weights[1:], 1):
         positive = row[row > 0]
         entropy, distance = -(positive * np.log(positive)).sum(), (row * (t - np.arange(len(row)))).sum()
         exact += [entropy, distance, row[t - 1], row[0], row[t]]
-    exact /= len(weights) - 1
-    shown = np.array([head.entropy, head.distance, head.previous, head.first, head.itself])
+        distant += max(row[1 : t - 1], default=0.0)
+    exact = np.append(exact / (len(weights) - 1), distant / max(1, len(weights) - 3))
+    shown = np.array([head.entropy, head.distance, head.previous, head.first, head.itself, head.distant])
     return float(np.abs(shown - exact).max() / max(1.0, exact.max()))
+
+
+def _check_flow(loaded: Checkpoint, idx: Tensor, streams: list[np.ndarray], tolerance: float) -> Measurements:
+    view = flow(loaded, idx[0].tolist())
+    exact = torch.from_numpy(np.stack(streams)[:, view.first :][..., view.columns])  # (L + 1, T, D)
+    yield (
+        "flow: residual stream against the reference",
+        _relative_error(torch.from_numpy(view.stream[::2]), exact),
+        tolerance,
+    )
+    norms = np.sqrt((np.stack(streams)[:, view.first :] ** 2).sum(-1))
+    yield (
+        "flow: norms against the reference",
+        _relative_error(torch.from_numpy(view.norms[::2]), torch.from_numpy(norms)),
+        tolerance,
+    )
+    most_likely = loaded.model(idx)[0, view.first :].softmax(-1).amax(-1)
+    error = _max_abs(torch.from_numpy(view.guess_probabilities) - most_likely)
+    yield "flow: probabilities of the guesses are those of the model", error, 1e-4
 
 
 def _check_layers(
