@@ -45,6 +45,12 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
         help="write a standalone page for this text: one file that needs no server",
     )
     verb.add_argument(
+        "--learning",
+        type=expand_home,
+        metavar="F.svg",
+        help="write how the run learned as a moving picture: samples, a map, a head on this text, --word and --against",
+    )
+    verb.add_argument(
         "--plot", type=expand_home, metavar="F.png|svg", help="write a plot of the view to a file (needs octavo[plot])"
     )
     finish_verb(verb)
@@ -81,8 +87,10 @@ def run(arguments: argparse.Namespace) -> int:
         flag_values["text"] = read_text_file(arguments.text_file, "--text")
     if arguments.html is not None:
         _write_page(arguments, flag_values)
-        if len(arguments.run_and_view) == 1:
-            return 0
+    if arguments.learning is not None:
+        _write_learning(arguments, flag_values)
+    if (arguments.html or arguments.learning) and len(arguments.run_and_view) == 1:
+        return 0
     *run_paths, name = arguments.run_and_view
     if len(run_paths) + bool(arguments.preset) != 1:
         raise view_error(arguments.run_and_view, arguments.preset)
@@ -106,7 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _write_page(arguments: argparse.Namespace, flag_values: dict[str, Any]) -> None:
     """Write the standalone page of `octavo inspect RUN [VIEW] --html F`."""
-    from octavo import files, runs
+    from octavo import runs
     from octavo.server import static_page
 
     if arguments.preset:
@@ -115,14 +123,40 @@ def _write_page(arguments: argparse.Namespace, flag_values: dict[str, Any]) -> N
     # With a VIEW, the other flags are for the view.
     if len(arguments.run_and_view) == 1 and (extra := sorted(flag_values.keys() - options.keys())):
         raise OctavoError(f"--html takes no --{extra[0]}", "--text, --layer or --head")
-    path = Path(arguments.html)
     content = static_page.standalone_page(runs.load(arguments.run_and_view[0]), **options)
+    _write_file(Path(arguments.html), content, "page", "--html")
+
+
+def _write_learning(arguments: argparse.Namespace, flag_values: dict[str, Any]) -> None:
+    """Write the moving picture of `octavo inspect RUN --learning F.svg`."""
+    from octavo.lens.learning import learning_svg
+
+    path = Path(arguments.learning)
+    if path.suffix.lower() != ".svg":
+        raise OctavoError(f"{path} does not end in .svg", f"--learning {path.stem or 'learning'}.svg")
+    pair = [flag_values[name] for name in ("word", "against") if name in flag_values]
+    if arguments.preset or len(arguments.run_and_view) != 1:
+        raise OctavoError(
+            "--learning needs a RUN, and takes no view", "octavo inspect runs/my-1 --learning learning.svg"
+        )
+    if (extra := sorted(flag_values.keys() - {"text", "word", "against"})) or len(pair) == 1:
+        given = f"no --{extra[0]}" if extra else "--word and --against together"
+        raise OctavoError(f"--learning takes {given}", "--text, or --word and --against")
+    content = learning_svg(arguments.run_and_view[0], flag_values.get("text"), (pair[0], pair[1]) if pair else None)
+    _write_file(path, content, "picture", "--learning")
+
+
+def _write_file(path: Path, content: str, kind: str, flag: str) -> None:
+    from octavo import files
+
     with files.translate_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
-            raise OctavoError(f"{path} is a folder", f"--html {path / 'page.html'}")
+            raise OctavoError(
+                f"{path} is a folder", f"{flag} {path / ('page.html' if kind == 'page' else 'learning.svg')}"
+            )
     files.write_atomic(path, content)
-    print(f"page written to {path}, {len(content.encode()) / 1e6:.1f} MB", file=sys.stderr)
+    print(f"{kind} written to {path}, {len(content.encode()) / 1e6:.1f} MB", file=sys.stderr)
 
 
 def _resolve_vocab_size(settings: Settings) -> Settings:
