@@ -20,7 +20,7 @@ import torch
 from lenses import random_checkpoint
 from octavo import lens, runs, views
 from octavo.runs import Run
-from octavo.server import lens_api, load_model
+from octavo.server import lens_api, load_model, static_page
 from octavo.server.requests import LensRequest
 from octavo.settings import ModelSettings
 from serving import SETTINGS, RunningServer, error_message, run_server, wait_until
@@ -46,6 +46,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "neighbors": {"word": "a", "top": 5, "against": "b"},
     "projection": {"words": ["a", "e"]},
     "attention": {"text": TEXT, "layer": -1, "head": 1},
+    "flow": {"text": TEXT},
     "next_token": {"text": TEXT},
     "logit_lens": {"text": TEXT, "top": 3, "positions": [0, -1]},
     "contributions": {"text": TEXT, "position": 4, "token": "a"},
@@ -123,6 +124,25 @@ def test_weights_that_are_not_finite_are_an_error_not_nan_in_json(tmp_path: Path
         for view in ("attention", "shapes", "position", "next_token", "logit_lens"):
             body = {"at": [0, 1]} if view == "position" else {"text": "a"}
             assert "finite" in error_message(running.post(f"/lens/{view}", **body), 400)
+
+
+def test_examples_are_beginnings_of_sentences_of_the_validation_split(
+    server: RunningServer, bpe_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert server.request("GET", "/lens/examples?model=alone").json == {"examples": []}  # it has no text
+    monkeypatch.setenv("OCTAVO_CACHE", str(bpe_run.folder.parent / "cache"))
+    found = server.request("GET", "/lens/examples?model=run").json["examples"]
+    text = Path(server.models["run"].checkpoint.settings.source).read_text(encoding="utf-8")  # type: ignore[union-attr]
+    assert all(len(each.split()) >= 3 and each in text for each in found)
+    error_message(server.request("GET", "/lens/examples?model=nothing"), 404)
+
+
+def test_the_page_as_one_file_is_that_of_the_command_line(server: RunningServer) -> None:
+    response = server.request("POST", "/lens/html", {"model": "alone", "text": "the cat", "layer": 1, "head": 0})
+    assert response.headers["content-type"].startswith("text/html")
+    checkpoint = server.models["alone"].checkpoint
+    assert response.body.decode() == static_page.standalone_page(checkpoint, "the cat", layer=1, head=0)
+    error_message(server.post("/lens/html", model="alone", text="the cat", layer=99), 400)
 
 
 def test_models_are_listed_with_their_shape_and_steps(server: RunningServer, bpe_run: Run) -> None:

@@ -230,10 +230,11 @@ def build_app(
             page = docs_page.render(api.openapi())
             return Response(page, media_type="text/html", headers={"content-security-policy": docs_page.POLICY})
 
+    service = lens_api.LensService(limits)
     for router in (
-        lens_api.routes(models, find_model, lens_api.LensService(limits)),
+        static_page.routes(find_model, service, page_root),  # before /lens/{view}, which would match its /lens/html
+        lens_api.routes(models, find_model, service),
         runs_api.routes(runs or {}),
-        static_page.routes(page_root),
     ):
         api.include_router(router)
     return Application(api, asgi, drain)

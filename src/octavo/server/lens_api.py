@@ -12,11 +12,11 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import orjson
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from pydantic import AfterValidator, WithJsonSchema
 from torch.overrides import TorchFunctionMode
@@ -31,6 +31,7 @@ from octavo.server.requests import LensRequest
 from octavo.server.worker import ServedModel
 from octavo.settings import Settings
 
+T = TypeVar("T")
 SERVED_VIEWS = tuple(name for name, view in views.VIEWS.items() if view.is_served)
 _VIEW_RESPONSE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/json": {"schema": {"type": "object"}}}, "description": "the view's fields"}
@@ -61,6 +62,16 @@ def routes(
             for model in list(models.values())
         ]
         return responses.Lens(models=described, views=list(SERVED_VIEWS))
+
+    @router.get("/lens/examples", responses=responses.errors(404))
+    async def examples(
+        request: Request, model: Annotated[str, Query(max_length=256)] = "", step: int | None = None
+    ) -> responses.Examples:
+        """Beginnings of sentences of the validation split; none if the model's text is not at hand."""
+        from octavo.lens.examples import examples
+
+        content = await service.compute(find_model(model, request), step, request, examples)
+        return responses.Examples(examples=content or [])
 
     @router.post("/lens/{view}", response_class=Response, responses=_VIEW_RESPONSE | responses.errors(404, 500))
     async def view(view: ViewName, body: LensRequest, request: Request) -> Response:
@@ -102,26 +113,11 @@ class LensService:
     def __init__(self, limits: Limits) -> None:
         self._capacity = limits.concurrent_views + limits.queued_views
         self._threads = ThreadPoolExecutor(limits.concurrent_views, thread_name_prefix="lens")
-        self._pending: set[Future[bytes]] = set()
+        self._pending: set[Future[Any]] = set()
         self._checkpoints = CheckpointCache()
 
     async def view(self, model: ServedModel, view: str, body: LensRequest, http: Request) -> Response:
         """A view as JSON. Raises `ApiError` if too many wait, or the run has no such step."""
-        if len(self._pending) >= self._capacity:
-            raise ApiError(429, "too many views are requested: try again in a moment", code="rate_limit_exceeded")
-        disconnected = threading.Event()
-        future = self._threads.submit(self._compute, model, view, body, disconnected)
-        self._pending.add(future)
-        future.add_done_callback(self._pending.discard)
-        try:
-            content = await unless_disconnected(http, asyncio.wrap_future(future))
-        finally:
-            disconnected.set()
-        return Response(content, 499 if content is None else 200, media_type="application/json")
-
-    def _compute(self, model: ServedModel, view: str, body: LensRequest, disconnected: threading.Event) -> bytes:
-        from octavo import lens
-
         text, block_size = body.text, model.checkpoint.model.settings.block_size
         if isinstance(text, list) and len(text) > block_size:
             raise ApiError(
@@ -130,9 +126,38 @@ class LensService:
                 param="text",
                 code="context_length_exceeded",
             )
-        checkpoint = self._checkpoints.get(model, body.step)
-        with _StopOnDisconnect(disconnected):
+
+        def compute(checkpoint: Checkpoint) -> bytes:
+            from octavo import lens
+
             return encode_view(lens.inspect(checkpoint, view, **body.options))
+
+        content = await self.compute(model, body.step, http, compute)
+        return Response(content, 499 if content is None else 200, media_type="application/json")
+
+    async def compute(
+        self, model: ServedModel, step: int | None, http: Request, function: Callable[[Checkpoint], T]
+    ) -> T | None:
+        """What a function returns for the checkpoint of a step, in a thread; None if the client disconnected.
+
+        Raises `ApiError` if too many wait, or the run has no such step.
+        """
+        if len(self._pending) >= self._capacity:
+            raise ApiError(429, "too many views are requested: try again in a moment", code="rate_limit_exceeded")
+        disconnected = threading.Event()
+
+        def run() -> T:
+            checkpoint = self._checkpoints.get(model, step)
+            with _StopOnDisconnect(disconnected):
+                return function(checkpoint)
+
+        future = self._threads.submit(run)
+        self._pending.add(future)
+        future.add_done_callback(self._pending.discard)
+        try:
+            return await unless_disconnected(http, asyncio.wrap_future(future))
+        finally:
+            disconnected.set()
 
 
 class _StopOnDisconnect(TorchFunctionMode):

@@ -310,3 +310,23 @@ class LensRequest(_Body):
     def options(self) -> dict[str, Any]:
         """The fields that were given for the view itself."""
         return self.model_dump(exclude_unset=True, exclude={"model", "step"})
+
+
+class PageRequest(_Body):
+    """What the page as one file shows, and the head that it opens on."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field("", max_length=256, description="may be omitted if one model is served")
+    step: int | None = Field(None, ge=0, le=10**9, description="a checkpoint of the model's run; null: the served one")
+    text: Annotated[LensText | None, Expected(f"a text of at most {Limits.lens_characters:,} characters")] = Field(
+        None, description="null: a text that the model generates"
+    )
+    layer: int | None = Field(None, ge=-1024, le=1023, description="null: that of the most telling head")
+    head: int | None = Field(None, ge=-1024, le=1023, description="null: the most telling head")
+    unknown: Literal["error", "skip", "replace"] = "error"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments of `static_page.standalone_page`."""
+        return self.model_dump(exclude={"model", "step"})

@@ -244,6 +244,12 @@ class Lens(BaseModel):
     views: list[str]
 
 
+class Examples(BaseModel):
+    """Texts to begin with."""
+
+    examples: list[str]
+
+
 class RunSettings(BaseModel):
     """The settings of a run that the page shows."""
 

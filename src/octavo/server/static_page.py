@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from octavo.errors import OctavoError
 from octavo.runs import Run
 from octavo.server import lens_api, responses
 from octavo.server.api_error import ApiError
+from octavo.server.requests import PageRequest
+from octavo.server.worker import ServedModel
 
 ROOT = Path(__file__).parents[1] / "page"
 _TYPES = {
@@ -41,15 +44,31 @@ _POLICY_SERVED = (
     "frame-ancestors 'none'",
 )
 _POLICY_STANDALONE = ("script-src data:", f"style-src data:; img-src data: blob:; {_POLICY_COMMON}")
+_HTML_RESPONSE: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/html": {"schema": {"type": "string"}}}, "description": "the page"},
+    **responses.errors(404, 500),
+}
 _ALL_LAYERS_TOKENS = (
     64  # the standalone page has the heads of all layers for up to this many tokens, of one layer for more
 )
 
 
-def routes(root: Path = ROOT) -> APIRouter:
-    """The page's routes, which are not in `/openapi.json`."""
+def routes(
+    find_model: Callable[[str, Request], ServedModel], service: lens_api.LensService, root: Path = ROOT
+) -> APIRouter:
+    """The page's routes; only `/lens/html` is in `/openapi.json`."""
     router = APIRouter(include_in_schema=False)
     files = page_files(root)
+
+    @router.post("/lens/html", include_in_schema=True, response_class=Response, responses=_HTML_RESPONSE)
+    async def html(body: PageRequest, request: Request) -> Response:
+        """The page for one text as one file that loads nothing, as `octavo inspect --html` writes it."""
+
+        def compute(checkpoint: Checkpoint) -> str:
+            return standalone_page(checkpoint, **body.options, root=root)
+
+        content = await service.compute(find_model(body.model, request), body.step, request, compute)
+        return Response(content, 499 if content is None else 200, media_type="text/html")
 
     @router.get("/")
     def index(request: Request) -> Response:
@@ -100,20 +119,21 @@ def standalone_page(
     checkpoint: Checkpoint,
     text: str | None = None,
     *,
-    layer: int = 0,
-    head: int = 0,
+    layer: int | None = None,
+    head: int | None = None,
     unknown: str = "error",
     root: Path = ROOT,
 ) -> str:
-    """The page as one file that loads nothing, with the tabs "Walk", "Attention" and "Positions and words".
+    """The page as one file that loads nothing, with the tabs "Model", "Walk", "Attention", "Positions and words".
 
-    It has all heads of a text of up to 64 tokens, and those of `layer` for a longer one.
+    It opens on a head, by default the most telling one. It has all heads of a text of up to 64 tokens, and those of the
+    same layer for a longer one.
     """
     files = page_files(root)
     if "index.html" not in files:
         raise OctavoError(f"there is no page in {root}", "reinstall Octavo")
     html = files["index.html"].read_text(encoding="utf-8")
-    html = re.sub(r'"/page/([^"]+)"', lambda match: f'"{_data_url(files[match[1]])}"', html)
+    html = re.sub(r'"(?:\./)?page/([^"]+)"', lambda match: f'"{_data_url(files[match[1]])}"', html)
     policy = content_security_policy(html.encode(), _POLICY_STANDALONE)
     meta = f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
     # A "<" would end the script if the text has "</script>".
@@ -127,21 +147,22 @@ def _data_url(path: Path) -> str:
 
 
 def _page_data(
-    checkpoint: Checkpoint, text: str | None, layer: int, head: int, unknown: str, files: dict[str, Path]
+    checkpoint: Checkpoint, text: str | None, layer: int | None, head: int | None, unknown: str, files: dict[str, Path]
 ) -> str:
     """What the page would request from a server, as JSON: the model, views with their options, and translations."""
     from octavo import lens
-    from octavo.lens.arguments import resolve_index
 
     settings = checkpoint.model.settings
     tokens = lens.tokens(checkpoint, text, unknown=unknown)
     ids = [token.id for token in tokens.tokens]
-    layer, head = resolve_index(layer, settings.n_layer, "layer"), resolve_index(head, settings.n_head, "head")
+    first = lens.attention(checkpoint, ids, layer=layer, head=head)
+    layer, head = first.layer, first.head
     layers = range(settings.n_layer) if len(ids) <= _ALL_LAYERS_TOKENS else [layer]
     # The page takes the first response that matches its request, so the requested head comes first.
     heads = sorted(itertools.product(layers, range(settings.n_head)), key=lambda pair: pair != (layer, head))
     shown: list[tuple[str, dict[str, Any], Any]] = []  # each view's name, options and content
     shown.append(("tokens", {}, lens.tokens(checkpoint, ids[: settings.block_size])))
+    shown.append(("flow", {}, lens.flow(checkpoint, ids)))
     for i, h in heads:
         shown.append(("shapes", {"layer": i, "head": h}, lens.shapes(checkpoint, ids, layer=i, head=h)))
         shown.append(("attention", {"layer": i, "head": h}, lens.attention(checkpoint, ids, layer=i, head=h)))
