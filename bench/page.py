@@ -1,10 +1,12 @@
-"""Measure the time from the click on Attention to the picture of one head over 512 tokens, in a browser.
+"""Measure the page in a browser: the picture of the whole model, and the click on Attention to a head over 512 tokens.
 
     python bench/page.py [--rounds 5] [--layers 2]
 
 The model has the width and heads of GPT-2 (768, 12), a context of 512 and random weights. Each round opens a new page
 in the installed Chromium (OCTAVO_CHROMIUM, or the one on PATH), driven by Playwright; the server is another process on
-the same machine. The script prints medians, in seconds; the limit is one second on 2 cores.
+the same machine. The script prints medians, in seconds; the limit is one second on 2 cores. The whole model is that of
+a text of 40 tokens, in a window of 1280 pixels: the time from the request of the page to the picture, and the frames
+per second while it moves.
 """
 
 import argparse
@@ -15,9 +17,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import torch
 from playwright.sync_api import Browser, sync_playwright
@@ -45,6 +49,24 @@ CLICK_AND_TIME = """() => new Promise((done) => {
 })"""
 
 
+SHORT_TEXT = TEXT[:40]
+IS_MODEL_DRAWN = """() => {
+    const figure = document.querySelector("#panel-model .flow");
+    return figure?.scene && figure.still.width > 0;
+}"""
+COUNT_FRAMES = """(seconds) => new Promise((done) => {
+    const start = performance.now();
+    let frames = 0;
+    const count = () => {
+        frames++;
+        const elapsed = (performance.now() - start) / 1000;
+        if (elapsed < seconds) requestAnimationFrame(count);
+        else done(frames / elapsed);
+    };
+    requestAnimationFrame(count);
+})"""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
@@ -60,11 +82,14 @@ def main() -> None:
         browser = driver.chromium.launch(executable_path=path, chromium_sandbox=not root)
         with serve(Path(folder) / "model") as url:
             rounds = [measure(browser, url) for _ in range(options.rounds + 1)][1:]  # the first one warms up
+            wholes = [measure_model(browser, url) for _ in range(options.rounds + 1)][1:]
         browser.close()
     picture, answer, compressed, uncompressed = (statistics.median(each) for each in zip(*rounds, strict=True))
     print(machine.summary())
     print(f"{options.layers} layers, 12 heads, width 768, 512 tokens")
     print(f"from the click to the picture  {picture / 1000:6.3f}  (limit 1)")
+    first, frames = (statistics.median(each) for each in zip(*wholes, strict=True))
+    print(f"the whole model, 40 tokens     {first:6.3f}  (limit 1), then {frames:.0f} frames per second")
     size = f"{compressed / 1e3:,.0f} kB, {uncompressed / 1e3:,.0f} kB uncompressed"
     print(f"of which the server's answer   {answer / 1000:6.3f}  {size}")
 
@@ -81,6 +106,18 @@ def serve(folder: Path) -> Iterator[str]:
         server.terminate()
         server.wait()
         server.stdout.close()
+
+
+def measure_model(browser: Browser, url: str) -> tuple[float, float]:
+    """Open a new page at the whole model. Returns the seconds to the picture, and the frames per second."""
+    with browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="no-preference") as context:
+        page = context.new_page()
+        start = time.perf_counter()
+        page.goto(f"{url}#model?text={quote(SHORT_TEXT)}", wait_until="commit")
+        page.wait_for_function(IS_MODEL_DRAWN)
+        seconds = time.perf_counter() - start
+        page.locator(".flow canvas").hover()
+        return seconds, page.evaluate(COUNT_FRAMES, 3)
 
 
 def measure(browser: Browser, url: str) -> tuple[float, float, float, float]:

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Dialog, Locator, Page, 
 
 LANGUAGES = {"en": "ltr", "ar": "rtl", "hi": "ltr", "fr": "ltr", "de": "ltr"}
 THEMES = ("light", "dark")
-TABS = ("walk", "attention", "positions_and_words", "playground", "training", "compare")
+TABS = ("model", "walk", "attention", "positions_and_words", "playground", "training", "compare")
 PLAYGROUND_TEXT = "#panel-playground .workspace .scrolling-text"
 TIMEOUT = 30_000  # milliseconds; long, because the machine may be busy
 
@@ -221,10 +222,19 @@ def wait_until(condition: Callable[[], bool], page: Page, seconds: float = TIMEO
 # Actions on tabs
 
 
+def save_file(visit: Visit, button: Locator) -> bytes:
+    """Click a button that saves a file, and return the file's content."""
+    with visit.page.expect_download() as download:
+        button.click()
+    return Path(download.value.path()).read_bytes()
+
+
 def fill_tab(visit: Visit, tab: str) -> None:
     """Open a tab with all its content: every step and picture, all tables open."""
     page = visit.open_tab(tab).page
-    if tab == "walk":
+    if tab == "model":
+        page.locator(".flow [role=application]").press("ArrowUp")
+    elif tab == "walk":
         page.locator(".steps input[type=checkbox]").check()
         for _ in range(7):
             page.locator(".steps button.main").click()

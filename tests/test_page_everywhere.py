@@ -5,6 +5,7 @@ One tour opens each tab with all its content and records what the tests check.
 
 import json
 import re
+import xml.etree.ElementTree as ET
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,7 +15,17 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser
 
-from browser import LANGUAGES, PLAYGROUND_TEXT, TABS, THEMES, Visit, axe_violations, fill_tab, open_page
+from browser import (
+    LANGUAGES,
+    PLAYGROUND_TEXT,
+    TABS,
+    THEMES,
+    Visit,
+    axe_violations,
+    fill_tab,
+    open_page,
+    save_file,
+)
 from octavo.server.static_page import ROOT
 from octavo.views import VIEWS
 from serving import RunningServer
@@ -48,7 +59,7 @@ LATIN = r"(?:\b[A-Za-z]{2,}\b[ ,.]*){3}"
 ENGLISH = r"\b(?:the|of|is|and|with|which|what|that|this|are)\b"
 FOREIGN = {"ar": LATIN, "hi": LATIN, "fr": ENGLISH, "de": ENGLISH}  # patterns that no sentence of a language matches
 SCRIPT = (Path(__file__).parent / "tour.js").read_text(encoding="utf-8")
-CLOSE_LARGE_TABLES = """document.querySelectorAll("main details").forEach((details) =>
+CLOSE_LARGE_TABLES = """document.querySelectorAll("main details.table").forEach((details) =>
     (details.open = details.querySelectorAll("td").length < 500))"""  # axe is slow with thousands of cells
 
 
@@ -64,6 +75,7 @@ class Tour:
     widths: dict[tuple[str, str], tuple[int, list[str]]] = field(default_factory=dict)
     pictures: dict[str, list[tuple[str, int]]] = field(default_factory=dict)  # and the number of rows in each table
     focus: dict[str, tuple[int, list[str], list[str]]] = field(default_factory=dict)  # count, unreached, invisible
+    files: dict[str, list[bytes]] = field(default_factory=dict)  # every picture, saved as SVG
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +87,8 @@ def tour(chromium: Browser, site: RunningServer) -> Tour:
             visit.open_tab("walk", "letters", "The cat sat.")
             fill_tab(visit, tab)
             tour.pictures[tab] = run_script(visit, "pictures")
+            buttons = page.locator(".panel:visible .save button:visible").filter(has_text="SVG").all()
+            tour.files[tab] = [save_file(visit, button) for button in buttons]
             page.evaluate(CLOSE_LARGE_TABLES)
             controls = run_script(visit, "watchFocus")
             for _ in range(controls + 2):
@@ -124,7 +138,7 @@ def open_stages(visit: Visit, tab: str) -> Iterator[None]:
 def test_the_import_map_names_every_module() -> None:
     modules = {path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.js") if "vendor" not in path.parts}
     index = (ROOT / "index.html").read_text(encoding="utf-8")
-    import_map = dict(re.findall(r'"octavo/([\w/]+)": "/page/([\w/.]+)"', index))
+    import_map = dict(re.findall(r'"octavo/([\w/]+)": "\./page/([\w/.]+)"', index))
     assert import_map == {module.removesuffix(".js"): module for module in modules}
 
 
@@ -159,6 +173,16 @@ def test_the_tab_key_reaches_every_control_visibly(tour: Tour, tab: str) -> None
 def test_every_picture_has_a_table(tour: Tour, tab: str) -> None:
     assert tour.pictures[tab]
     assert not [(picture, rows) for picture, rows in tour.pictures[tab] if rows < 1]
+
+
+@pytest.mark.parametrize("tab", TABS)
+def test_every_picture_can_be_saved_as_svg(tour: Tour, tab: str) -> None:
+    assert tour.files[tab]
+    for content in tour.files[tab]:
+        elements = [*ET.fromstring(content).iter()]
+        assert [each for each in elements if each.tag.endswith("}text") and each.text]
+        assert len(elements) > 5
+        assert b"NaN" not in content
 
 
 def test_no_tab_is_wider_than_320_pixels(tour: Tour) -> None:

@@ -4,11 +4,13 @@ import dataclasses
 import re
 
 import pytest
+from playwright.sync_api import Browser
 
 import octavo
-from browser import PLAYGROUND_TEXT, TABS, Visit, fill_tab, parse_numbers, wait_until
+from browser import PLAYGROUND_TEXT, TABS, Visit, fill_tab, open_page, parse_numbers, wait_until
+from octavo.data.prepare import reopen_dataset
 from serving import RunningServer
-from sites import TEXT
+from sites import TEXT, Runs, serve_runs
 
 # Texts that the tokenizer does not know
 
@@ -103,6 +105,48 @@ def test_server_errors_are_shown_without_command_line_hints(visit: Visit) -> Non
     visit.faults.clear()  # the error is intended
 
 
+def test_enter_takes_the_text_and_adds_no_line_break(visit: Visit) -> None:
+    page = visit.open_tab("walk", "letters", TEXT).page
+    field = page.locator("#text")
+    field.fill("the cat")
+    field.press("Enter")
+    page.wait_for_function("() => Object.values(sessionStorage).includes('the cat')")
+    assert field.input_value() == "the cat"
+    field.press("Shift+Enter")  # a line break on purpose
+    assert field.input_value() == "the cat\n"
+
+
+def test_a_text_that_is_too_long_is_said_to_be_cut_where_it_is_typed(visit: Visit, site: RunningServer) -> None:
+    page = visit.open_tab("walk", "letters", TEXT).page
+    note = page.locator("#cut-text")
+    assert not note.is_visible()
+    visit.open_tab("walk", text="the cat sat. " * 10)
+    assert re.findall(r"\d+", note.inner_text()) == ["130", "64", "66"]  # tokens, block_size, left out
+    visit.open_tab("attention")
+    assert note.is_visible()
+    visit.open_tab("attention", text=TEXT)
+    assert not note.is_visible()
+
+
+def test_the_first_text_is_an_example_from_the_validation_split(
+    chromium: Browser, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OCTAVO_CACHE", str(runs.letters.folder.parent / "cache"))  # has the prepared text
+    with serve_runs({"letters": runs.letters}) as site, open_page(chromium, site.url) as visit:
+        page = visit.open_tab("model").page
+        examples = site.request("GET", "/lens/examples").json["examples"]
+        assert len(examples) > 1
+        val = octavo.load(runs.letters)
+        dataset = reopen_dataset(val.settings, val.info["data"], val.tokenizer).result  # type: ignore[arg-type]
+        text = val.tokenizer.decode(dataset.tokens["val"])
+        assert all(each in text and "\n" not in each for each in examples)
+        assert page.locator("#text").input_value() == examples[0]
+        page.locator("#example").select_option(examples[1])
+        visit.settle()
+        assert page.locator("#text").input_value() == examples[1]
+        visit.assert_no_faults()
+
+
 # Tabs and the address
 
 
@@ -110,7 +154,7 @@ def test_the_back_button_and_a_reload_restore_tab_and_stage(visit: Visit) -> Non
     page = visit.open_tab("walk", text=TEXT).page
     for _ in range(5):
         page.locator(".steps button.main").click()
-    assert page.url.endswith("#walk/6")
+    assert "#walk/6?" in page.url
     visit.open_tab("attention").open_tab("training")
     page.go_back()
     page.locator("#panel-attention").wait_for()
@@ -150,24 +194,25 @@ def test_tabs_follow_the_aria_pattern_and_change_the_address(visit: Visit) -> No
         assert chosen.evaluate("each => each === document.activeElement")
         assert tabs.evaluate_all("all => all.filter((each) => each.tabIndex === 0).length") == 1
         assert page.locator("[role=tabpanel]:visible").get_attribute("aria-labelledby") == f"tab-{name}"
-        assert page.url.endswith(f"#{name}")
+        assert f"#{name}?" in page.url
         visit.settle()
 
     page.locator("#tab-walk").focus()
     for key, name in (
         ("ArrowRight", "attention"),
         ("ArrowLeft", "walk"),
+        ("ArrowLeft", "model"),
         ("ArrowLeft", "compare"),
-        ("ArrowRight", "walk"),
+        ("ArrowRight", "model"),
         ("End", "compare"),
-        ("Home", "walk"),
+        ("Home", "model"),
     ):
         page.keyboard.press(key)
         assert_open(name)
     visit.choose(language="ar")
-    page.locator("#tab-walk").focus()
+    page.locator("#tab-model").focus()
     page.keyboard.press("ArrowLeft")  # forward in a right-to-left language
-    assert_open("attention")
+    assert_open("walk")
     page.goto(f"{visit.url}/#positions_and_words")
     page.locator("#panel-positions_and_words").wait_for()
     visit.settle()

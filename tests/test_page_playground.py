@@ -4,9 +4,9 @@ import math
 import re
 
 import pytest
-from playwright.sync_api import Locator
+from playwright.sync_api import Browser, Locator
 
-from browser import PLAYGROUND_TEXT, Visit, generate_text, parse_number, wait_for_text, wait_until
+from browser import PLAYGROUND_TEXT, Visit, generate_text, open_page, parse_number, wait_for_text, wait_until
 from serving import RunningServer
 from sites import TEXT, softmax, token_ids
 
@@ -20,6 +20,16 @@ def bar_probabilities(visit: Visit) -> dict[int, float]:
     for _, probability, text in bars:
         assert text.startswith("<") or float(text.strip("%")) == pytest.approx(100 * float(probability), abs=0.051)
     return {int(id): float(probability) for id, probability, _ in bars}
+
+
+def assert_bars_go_to_100_percent(tracks: Locator) -> None:
+    """The length of each bar in its track is the probability that is printed beside it."""
+    bars = tracks.evaluate_all("""all => all.filter((each) => each.checkVisibility()).map((each) => [
+        each.firstChild.getBoundingClientRect().width / each.getBoundingClientRect().width,
+        each.parentElement.querySelector(".share").textContent])""")
+    assert len(bars) > 5
+    for length, text in bars:
+        assert 100 * length == pytest.approx(parse_number(text), abs=0.3)
 
 
 def drag(slider: Locator, share: float) -> None:
@@ -42,7 +52,8 @@ def test_the_sampling_sliders_change_the_probabilities_without_a_request(visit: 
     visit.settle()
     expected = softmax(site.view("next_token", text=token_ids(site, "the cat"))["logits"])
     page.locator(".sampling button").click()  # temperature 1, all tokens
-    before = len(visit.requests)
+    before = len(visit.requests_to("/lens/"))
+    assert_bars_go_to_100_percent(page.locator(".token-bars .track"))
     for id, probability in bar_probabilities(visit).items():
         assert probability == pytest.approx(expected[id], abs=1e-5) if id >= 0 else probability > 0
     for name in ("temperature", "topk", "topp"):
@@ -65,7 +76,8 @@ def test_the_sampling_sliders_change_the_probabilities_without_a_request(visit: 
     page.locator("#sampling-temperature").press("Home")  # temperature 0: greedy
     assert list(bar_probabilities(visit).values()) == [1]
     page.wait_for_timeout(300)  # longer than the page delays any request
-    assert len(visit.requests) == before
+    assert len(visit.requests_to("/lens/")) == before
+    assert len(visit.requests_to("/v1/completions")) == 1
 
 
 @pytest.mark.parametrize("model", ["letters", "bytes"])
@@ -203,3 +215,25 @@ def test_stop_ends_generation_and_frees_the_slot(visit: Visit, site: RunningServ
     visit.settle()
     assert abs(len(page.locator(PLAYGROUND_TEXT).text_content() or "") - length) < 40
     assert "Stopped" in (page.locator("#panel-playground form").first.text_content() or "")
+
+
+def test_a_text_is_marked_by_surprisal_generated_again_and_copied(chromium: Browser, site: RunningServer) -> None:
+    with open_page(chromium, site.url, permissions=["clipboard-read", "clipboard-write"]) as visit:
+        page = visit.open_tab("playground", "letters").page
+        generate_text(visit, "the cat", length=12)
+        text = page.locator(PLAYGROUND_TEXT)
+        first = text.text_content()
+        page.locator(f"{PLAYGROUND_TEXT} .surprisal-bar").first.wait_for()
+        bits = [(each or 0) / math.log(2) for each in site.view("surprisal", text=token_ids(site, first))["surprisal"]]
+        levels = [sum(each >= threshold for threshold in (1, 2, 4, 7, 11)) for each in bits]
+        classes = text.locator(".token").evaluate_all("all => all.map((each) => each.className)")
+        assert [int(re.search(r"level-(\d)", each)[1]) for each in classes] == levels  # type: ignore[index]
+        page.get_by_text("Copy text").click()
+        page.get_by_text("Text copied.").first.wait_for()
+        assert page.evaluate("navigator.clipboard.readText()") == first
+        before = page.locator(".tree [role=treeitem]").count()
+        page.get_by_text("Generate again").click()
+        wait_for_text(visit)
+        assert page.locator(".tree [role=treeitem]").count() == before + 1
+        assert text.text_content().startswith("the cat")  # type: ignore[union-attr]
+        visit.assert_no_faults()

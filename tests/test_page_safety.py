@@ -184,10 +184,12 @@ def test_the_standalone_page_works_from_a_file_and_loads_nothing_else(
     with open_page(chromium, standalone_file.as_uri(), locale=language) as visit:
         page = visit.page
         page.goto(standalone_file.as_uri())
+        page.locator("#panel-model .flow canvas").wait_for()
+        page.locator("#tab-walk").click()
         page.locator("#panel-walk .running").wait_for()
         assert page.locator("html").get_attribute("dir") == LANGUAGES[language]
         tabs = page.get_by_role("tab").evaluate_all("all => all.map((each) => each.id.slice(4))")
-        assert tabs == ["walk", "attention", "positions_and_words"]
+        assert tabs == ["model", "walk", "attention", "positions_and_words"]
         assert page.locator("#panel-walk .running").text_content() == STANDALONE_TEXT
         for stage in range(17):
             assert page.locator("#panel-walk canvas").count(), stage
@@ -195,6 +197,7 @@ def test_the_standalone_page_works_from_a_file_and_loads_nothing_else(
 
         page.locator("#tab-attention").click()
         page.locator("#attention-layer").select_option("1")
+        page.locator("#attention-head").select_option("0")
         pattern = page.locator("#panel-attention .matrix").nth(1)
         stage = pattern.get_by_role("application")
         stage.focus()

@@ -56,6 +56,16 @@ def test_the_curves_of_several_runs_equal_their_metrics_files(visit: Visit, runs
     names = {"letters": runs.letters, "bytes": runs.bytes}
     keys = page.locator(".curve.loss .line-legend li")
     wait_until(lambda: all(any(name in each for each in keys.all_text_contents()) for name in names), page)
+    # The runs have different tokenizers, so at first their losses are in bits per byte.
+    assert page.locator("#train-unit").input_value() == "bits"
+    header = page.locator(".curve.loss thead th")
+    rows = visit.table(".curve.loss")
+    for name, run in names.items():
+        lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+        column = header.all_text_contents().index(f"{name}: validation")
+        shown = [parse_number(row[column]) for row in rows if row[column] != "–"]
+        assert shown == pytest.approx([line["bits_per_byte"] for line in lines if "val_loss" in line], rel=1e-4)
+    page.locator("#train-unit").select_option("nats")
     for curve, field in (
         ("loss", "loss"),
         ("learning_rate", "learning_rate"),
@@ -145,6 +155,7 @@ def test_a_checkpoint_compared_with_itself_differs_by_zero(visit: Visit) -> None
 
 def test_the_differences_of_two_checkpoints_equal_the_api(visit: Visit, site: RunningServer) -> None:
     page = visit.open_tab("compare").page
+    page.locator("#panel-compare .three-columns canvas").first.wait_for()  # it is complete on opening
     first = min(site.models["letters"].steps)
     page.locator("#compare-a-step").select_option(str(first))
     page.locator("#compare-b-step").select_option(index=0)

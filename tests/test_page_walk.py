@@ -158,6 +158,7 @@ def test_attention_equals_the_api_and_its_rows_sum_to_one(visit: Visit, site: Ru
         shown = parse_numbers(row[1:])
         assert shown == pytest.approx(weights, rel=1e-5, abs=1e-6)
         assert sum(shown) == pytest.approx(1, abs=5e-4)
+    page.locator("#attention-statistic").select_option("entropy")
     entropies = [[each["entropy"] for each in view["heads"] if each["layer"] == layer] for layer in (0, 1)]
     for row, expected in zip(visit.table(heads), entropies, strict=True):
         assert parse_numbers(row[1:]) == pytest.approx(expected, rel=1e-5)
@@ -165,12 +166,11 @@ def test_attention_equals_the_api_and_its_rows_sum_to_one(visit: Visit, site: Ru
 
 def test_arrow_keys_reach_the_exact_weight_of_any_two_tokens(visit: Visit, site: RunningServer) -> None:
     page = visit.open_tab("attention", "letters", TEXT).page
-    view = site.view("attention", text=TEXT, layer=0, head=0)
-    weights, labels = view["weights"], [token["label"] for token in view["tokens"]]
+    for name in ("layer", "head"):
+        page.locator(f"#attention-{name}").select_option("1")
+        visit.settle()
+    weights = site.view("attention", text=TEXT, layer=1, head=1)["weights"]
     pattern = page.locator(MATRIX).nth(1)
-    # At first the cursor is at the last token with letters and the token that it attends to most.
-    last = max(i for i, label in enumerate(labels) if any(map(str.isalpha, label)))
-    assert parse_number(pattern.locator(".exact").text_content() or "") == pytest.approx(max(weights[last]), rel=1e-5)
     stage = pattern.get_by_role("application")
     stage.focus()
     stage.press("Home")
@@ -188,6 +188,29 @@ def test_arrow_keys_reach_the_exact_weight_of_any_two_tokens(visit: Visit, site:
     assert [parse_number(each) for each in shown] == pytest.approx(
         sorted(weights[7], reverse=True)[: len(shown)], abs=5e-4
     )
+
+
+def test_attention_opens_on_the_most_telling_head_and_names_its_habit(visit: Visit, site: RunningServer) -> None:
+    page = visit.open_tab("attention", "letters", TEXT).page
+    view = site.view("attention", text=TEXT)
+    most = max(view["heads"], key=lambda head: head["distant"])
+    assert (view["layer"], view["head"]) == (most["layer"], most["head"])
+    assert [page.locator(f"#attention-{name}").input_value() for name in ("layer", "head")] == [
+        str(most["layer"]),
+        str(most["head"]),
+    ]
+    assert page.get_by_text("The page opens on the head").is_visible()
+    weights = view["weights"]
+    # The chosen token is the one that attends most to a distant token.
+    distant = [max(row[1 : t - 1], default=0) if t > 2 else 0 for t, row in enumerate(weights)]
+    row = distant.index(max(distant))
+    exact = page.locator(MATRIX).nth(1).locator(".exact").text_content() or ""
+    assert parse_number(exact) == pytest.approx(max(weights[row]), rel=1e-5)
+    page.locator("#attention-head").select_option(str(1 - most["head"]))
+    visit.settle()
+    assert not page.get_by_text("The page opens on the head").is_visible()
+    visit.open_tab("walk")  # the choice holds on every tab
+    assert page.locator("#walk-head").input_value() == str(1 - most["head"])
 
 
 def test_512_tokens_take_one_request_of_less_than_a_megabyte(visit: Visit) -> None:

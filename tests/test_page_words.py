@@ -69,6 +69,25 @@ def test_the_map_shows_the_projection_at_the_chosen_step(visit: Visit, site: Run
     assert slider.get_attribute("aria-valuetext") == f"step {min(steps)}"
 
 
+def test_names_on_the_map_do_not_collide_and_neighbors_follow_the_step(visit: Visit, site: RunningServer) -> None:
+    page = visit.open_tab("positions_and_words", "letters", TEXT).page
+    page.locator("#find").fill("c")
+    page.locator("#find").press("Enter")
+    visit.settle()
+    slider = page.locator("#projection-step")
+    slider.focus()
+    for key in ("Home", "ArrowRight", "ArrowRight"):
+        slider.press(key)
+        visit.settle()
+        boxes = page.evaluate("document.querySelector('.scatter').names")
+        assert len(boxes) > 5
+        for i, (left, top, right, bottom) in enumerate(boxes):
+            for other in boxes[:i]:
+                assert right <= other[0] or other[2] <= left or bottom <= other[1] or other[3] <= top
+        step = slider.get_attribute("aria-valuetext")
+        assert f"({step})" in page.locator("[aria-labelledby=projection-title]").inner_text()
+
+
 def test_neighbors_of_a_neighbor_that_is_part_of_a_character_are_shown(visit: Visit, site: RunningServer) -> None:
     """The page requests it by its id, which has no meaning for another model."""
     page = visit.open_tab("positions_and_words", "bytes", TEXT).page

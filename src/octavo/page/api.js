@@ -5,6 +5,7 @@
 
 import { embedded } from "octavo/embedded";
 import { readStorage, writeStorage } from "octavo/storage";
+import { apiUrl } from "octavo/urls";
 
 export const offline = embedded !== null;
 
@@ -51,17 +52,28 @@ export function selectModel(model, step) {
 
 // {models: [{id, model: {n_layer, …}, tokenizer, dropout, wte_init, wpe_init, steps, step, run}], views}. `wte_init`
 // and `wpe_init` name how the embeddings were initialized; null if the model was imported.
-export const fetchModels = async () => (offline ? embedded.models : (await request("/lens")).json());
+export const fetchModels = async () => (offline ? embedded.models : (await request("lens")).json());
 
 // [{name, settings, tokens_per_step, last_step, running, parameters}]
-export const fetchRuns = async () => (offline ? [] : (await (await request("/runs")).json()).runs);
+export const fetchRuns = async () => (offline ? [] : (await (await request("runs")).json()).runs);
 
 // {lines, next, restarted} of a run's "metrics" or "samples". The caller already has the first `after` lines:
 //   lines       the lines after those
 //   next        the `after` of the next request
 //   restarted   whether the file now has fewer, because training started again: then `lines` begins at the first line
 export const fetchLines = async (run, kind, after = 0, { signal } = {}) =>
-  (await request(`/runs/${encodeURIComponent(run)}/${kind}?after=${after}`, { signal })).json();
+  (await request(`runs/${encodeURIComponent(run)}/${kind}?after=${after}`, { signal })).json();
+
+// Texts to begin with, from the validation split of a model's run; none if the server doesn't have its text.
+export async function fetchExamples(model) {
+  if (offline) return [];
+  const answer = await request(`lens/examples?model=${encodeURIComponent(model)}`).catch(() => null);
+  return answer ? (await answer.json()).examples : [];
+}
+
+// The page as one file with the views of a text (octavo inspect --html), as a Blob.
+export const fetchStandalonePage = async (options) =>
+  (await request("lens/html", { method: "POST", body: JSON.stringify({ ...selected, ...options }) })).blob();
 
 // ---- Views of the lens
 
@@ -89,7 +101,7 @@ export async function fetchView(view, options = {}, { replaces, signal } = {}) {
   }
   signal?.addEventListener("abort", () => controller.abort());
   const answer = await limitConcurrency(async () => {
-    const response = await request(`/lens/${view}`, {
+    const response = await request(`lens/${view}`, {
       method: "POST",
       body: JSON.stringify(body),
       signal: controller.signal,
@@ -197,7 +209,7 @@ export async function requireWord(model, word, maxTokens = MAX_WORD_TOKENS) {
 // The chunks of a completion as they arrive:
 //   for await (const chunk of streamCompletion({prompt, max_tokens: 40}, {signal}))
 export async function* streamCompletion(body, { signal } = {}) {
-  const response = await request("/v1/completions", {
+  const response = await request("v1/completions", {
     method: "POST",
     body: JSON.stringify({ model: selected.model, ...body, stream: true }),
     signal,
@@ -235,7 +247,7 @@ async function request(path, { method = "GET", body, signal } = {}) {
     };
     let response;
     try {
-      response = await fetch(path, { method, body, headers, signal, cache: "no-store" });
+      response = await fetch(apiUrl(path), { method, body, headers, signal, cache: "no-store" });
     } catch (error) {
       if (isAbortError(error)) throw error;
       throw pageError("error.unreachable");

@@ -89,6 +89,37 @@ export function code(text, properties = {}) {
 export const signedNumberElement = (value, digits = 2) =>
   el("bdi", { dir: "ltr" }, `${value > 0 ? "+" : value < 0 ? "−" : "±"}${formatNumber(Math.abs(value), digits)}`);
 
+// ---- Sections that fold
+
+const NARROW = "(max-width: 560px)";
+
+// Makes a section fold below its heading. On a narrow screen it is folded at first.
+export function foldable(section, heading = section.querySelector("h2, h3")) {
+  const content = [...section.childNodes].slice([...section.childNodes].indexOf(heading) + 1);
+  const properties = { class: "fold", open: !matchMedia(NARROW).matches };
+  section.append(el("details", properties, el("summary", {}, heading), content));
+  return section;
+}
+
+// ---- Files and the clipboard
+
+// Lets the browser save a Blob under a name.
+export function download(blob, name) {
+  const url = URL.createObjectURL(blob);
+  el("a", { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 10_000); // after the download has begun
+}
+
+// A page that is not served from this machine or by HTTPS has no `navigator.clipboard`.
+export async function copyText(text) {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  const field = el("textarea", { value: text });
+  document.body.append(field);
+  field.select();
+  document.execCommand("copy");
+  field.remove();
+}
+
 // ---- Controls
 
 // A control with its label before it.

@@ -1,11 +1,12 @@
-// Two selects: one for a layer, one for a head of that layer.
+// Two selects: one for a layer, one for a head of that layer. The choice holds on all tabs.
 
 import { exportedOptions } from "octavo/api";
 import { el, field, setNumbers } from "octavo/dom";
 
 export class HeadSelector {
   // `onChange()` is called when the user chooses another layer or head. `id` prefixes the ids of the two selects.
-  constructor(id, onChange) {
+  constructor(id, app, onChange) {
+    this.app = app;
     this.layer = 0;
     this.head = 0;
     const onchange = () => {
@@ -19,15 +20,19 @@ export class HeadSelector {
 
   choose(layer, head = this.head) {
     Object.assign(this, { layer, head });
+    this.app.choose({ layer, head });
   }
 
-  // Offers the layers and heads of a model. An exported page offers those for which it has an answer to `view`.
-  update({ n_layer, n_head }, view) {
+  // Offers the layers and heads of a model, and selects what the user has chosen, else `preset`. An exported page
+  // offers those for which it has an answer to `view`.
+  update({ n_layer, n_head }, view, preset = { layer: 0, head: 0 }) {
     const exported = exportedOptions(view);
-    this.choose(Math.min(this.layer, n_layer - 1), Math.min(this.head, n_head - 1));
+    const { app } = this;
+    this.layer = Math.min(app.layer ?? preset.layer, n_layer - 1);
+    this.head = Math.min(app.head ?? preset.head, n_head - 1);
     if (exported && !exported.some(({ layer, head }) => layer === this.layer && head === this.head)) {
       const { layer, head } = exported.find((option) => option.layer === this.layer) ?? exported[0];
-      this.choose(layer, head);
+      Object.assign(this, { layer, head });
     }
     const offered = (name, count) =>
       exported ? [...new Set(exported.map((option) => option[name]))] : [...Array(count).keys()];

@@ -1,8 +1,12 @@
 // The page's header: the choice of model, checkpoint, language and theme, and the size of the model.
 
-import { el, field, setSentence } from "octavo/dom";
+import { fitsInAddress } from "octavo/address";
+import { fetchStandalonePage, offline } from "octavo/api";
+import { copyText, download, el, field, setSentence } from "octavo/dom";
 import { language, languages, onLanguageChange, setLanguage, t } from "octavo/i18n";
 import { readStorage, writeStorage } from "octavo/storage";
+
+const MESSAGE_TIME = 4000; // milliseconds
 
 // Returns {element, description, update(), chosenModel()}; `update` shows the model and step of `app`.
 export function createHeader(app) {
@@ -11,11 +15,22 @@ export function createHeader(app) {
   const steps = el("select", { id: "step", onchange: onStepChange });
   const stepField = field(steps, "header.step");
   const description = el("p", { class: "model quiet" });
+  const onTour = () => app.model && app.startTour();
+  const tourButton = el("button", { type: "button", class: "small", textKey: "tour.start", onclick: onTour });
   const element = el(
     "header",
     {},
     el("h1", { lang: "en", dir: "ltr" }, "Octavo"),
-    el("div", { class: "settings" }, field(models, "header.model"), stepField, languageChooser(), themeChooser()),
+    el(
+      "div",
+      { class: "settings" },
+      field(models, "header.model"),
+      stepField,
+      languageChooser(),
+      themeChooser(),
+      tourButton,
+      !offline && sharing(app),
+    ),
   );
 
   function update() {
@@ -36,6 +51,39 @@ export function createHeader(app) {
   }
 
   return { element, description, update, chosenModel: () => models.value };
+}
+
+// The buttons that copy a link to what is shown, and save it as one file; and what they say.
+function sharing(app) {
+  const status = el("span", { class: "quiet", role: "status" });
+  let timer;
+  const say = (key) => {
+    setSentence(status, key);
+    clearTimeout(timer);
+    timer = setTimeout(() => status.replaceChildren(), MESSAGE_TIME);
+  };
+  const copy = async () => {
+    await copyText(location.href);
+    say(fitsInAddress(app.text) ? "share.copied" : "share.copied_without_text");
+  };
+  const save = async () => {
+    saveButton.disabled = true;
+    say("share.saving");
+    try {
+      const { model, text, layer, head } = app;
+      const chosen = head === null ? {} : { layer, head };
+      download(await fetchStandalonePage({ text, unknown: "skip", ...chosen }), `octavo-${model.id}.html`);
+      say("share.saved");
+    } catch (error) {
+      console.warn(error);
+      say("share.failed");
+    } finally {
+      saveButton.disabled = false;
+    }
+  };
+  const button = (key, onclick) => el("button", { type: "button", class: "small", textKey: key, onclick });
+  const saveButton = button("share.save", save);
+  return el("span", { class: "sharing" }, button("share.copy", copy), saveButton, status);
 }
 
 function languageChooser() {

@@ -6,6 +6,7 @@
 
 import { embedded } from "octavo/embedded";
 import { readStorage, writeStorage } from "octavo/storage";
+import { fileUrl } from "octavo/urls";
 
 export const languages = [
   { code: "en", name: "English", dir: "ltr" },
@@ -75,7 +76,7 @@ async function loadFile(code, file) {
 async function fetchFile(code, name) {
   let content = embedded?.i18n[code] ?? {}; // an exported page carries all files of a language in one
   if (!embedded) {
-    const response = await fetch(`/page/i18n/${name}.json`);
+    const response = await fetch(fileUrl(`i18n/${name}.json`));
     if (response.ok) content = await response.json();
   }
   sentences.set(code, { ...sentences.get(code), ...content });

@@ -1,6 +1,8 @@
 // The page: what its parts share, and how it starts. Model, step and text are the same on all tabs.
 
+import { parseAddress } from "octavo/address";
 import {
+  fetchExamples,
   fetchModels,
   fetchView,
   findTokenizationProblem,
@@ -21,8 +23,9 @@ import { readStorage, writeStorage } from "octavo/storage";
 import { createTabBar } from "octavo/tab_bar";
 import { createTextField } from "octavo/text_field";
 
-const TABS = ["walk", "attention", "positions_and_words", "playground", "training", "compare"];
-const TEXT_TABS = ["walk", "attention", "positions_and_words"]; // with the shared text; an exported page has only these
+const TABS = ["model", "walk", "attention", "positions_and_words", "playground", "training", "compare"];
+// The tabs with the shared text; an exported page has only these.
+const TEXT_TABS = ["model", "walk", "attention", "positions_and_words"];
 const SAMPLE = "The cat sat on the mat, and the cat slept.";
 const FOLLOW_DELAY = 1500; // milliseconds between two looks at the checkpoints
 const RETRY_DELAY = 3000; // milliseconds between two requests for models until one is available
@@ -37,9 +40,27 @@ const app = {
   model: null, // the chosen entry of `models`; its fields are those of `fetchModels` in api.js
   step: null, // one of model.steps; null: the served checkpoint, which the server generates with
   text: "", // the last text of which the model's tokenizer knew at least one character
+  examples: [], // texts to begin with
+  // What the user has chosen on any tab; null: each tab chooses itself.
+  layer: null,
+  head: null,
+  position: null, // of a token of `text`
 
   setText: (text) => setState({ text }),
   setStep: (step) => setState({ step }),
+
+  // A tab calls this after it has changed layer, head or position itself; the other tabs follow when they are opened.
+  choose(choices) {
+    Object.assign(app, choices);
+    tabBar.scheduleAddress();
+    tabBar.markOthersStale();
+  },
+
+  // What the address holds.
+  choices() {
+    const { model, step, text, layer, head, position } = app;
+    return { model: model?.id, step, text, layer, head, position };
+  },
 
   // Keeps the text in the field if the new model's tokenizer knows at least one of its characters, else `app.text` if
   // it knows one of that; else chooses another text.
@@ -48,15 +69,24 @@ const app = {
     let text = null;
     for (const candidate of [textField.value(), app.text])
       if (text === null && !(await findTokenizationProblem(candidate, model))) text = candidate;
-    text ??= await chooseText(model);
+    const examples = await fetchExamples(model.id);
+    text ??= await chooseText(model, examples);
     if (header.chosenModel() !== id) return; // another was chosen meanwhile
     textField.setText(text);
-    setState({ model, step: null, text });
+    setState({ model, step: null, text, examples });
   },
 
   // The part of the address after the tab: 6 in #walk/6.
   getSubpath: (id) => tabBar.getSubpath(id),
   setSubpath: (id, subpath) => tabBar.setSubpath(id, subpath),
+
+  // Opens a tab, at a subpath if one is given: openTab("walk", 6).
+  openTab: (id, subpath) => tabBar.navigateTo(id, subpath === undefined ? undefined : String(subpath)),
+
+  async startTour() {
+    const { startTour } = await import("octavo/tour");
+    await startTour(app, (id) => Boolean(tabBar.panelOf(id)));
+  },
 
   // Makes a screen reader speak a text.
   announce(text) {
@@ -84,7 +114,7 @@ const app = {
 
 const header = createHeader(app);
 const textField = createTextField(app, app.setText, (hasProblem) => {
-  for (const id of ["walk", "attention"]) {
+  for (const id of ["model", "walk", "attention"]) {
     const panel = tabBar.panelOf(id); // it still shows the old text
     panel.classList.toggle("stale", hasProblem);
     panel.inert = hasProblem;
@@ -97,7 +127,7 @@ const tabBar = createTabBar(offline ? TEXT_TABS : TABS, app, {
     textField.fitHeight();
     updateTitle();
   },
-  onUpdate: textField.noteUnknownCharacters, // the update has fetched the view `tokens`, so it is in the cache
+  onUpdate: textField.noteOmissions, // the update has fetched the view `tokens`, so it is in the cache
 });
 
 // ---- Model, step and text
@@ -105,11 +135,32 @@ const tabBar = createTabBar(offline ? TEXT_TABS : TABS, app, {
 function setState(changes) {
   if (Object.keys(changes).every((name) => app[name] === changes[name])) return;
   const isNewText = "text" in changes && changes.text !== app.text;
-  Object.assign(app, changes);
+  const isNewModel = "model" in changes && changes.model !== app.model;
+  Object.assign(app, isNewModel && { layer: null, head: null }, isNewText && { position: null }, changes);
   selectModel(app.model?.id ?? null, app.step);
   if (isNewText) writeStorage(`octavo-text ${app.model?.id}`, app.text, "sessionStorage");
+  if (isNewModel) writeStorage("octavo-model", app.model.id);
+  tabBar.updateAddress();
   updateHeaderAndText();
   tabBar.updateAll();
+}
+
+// Takes over what an address names, as far as it exists.
+async function followAddress() {
+  const { choices } = parseAddress();
+  tabBar.followAddress();
+  if (app.model) setState(await resolveChoices(choices, app));
+}
+
+// The choices of an address that can be shown, as changes of `current`: {model, step, text}.
+async function resolveChoices({ model: id, step, text, ...others }, current) {
+  const model = app.models.find((other) => other.id === id) ?? current.model;
+  const changes = { ...others };
+  if (model !== current.model) changes.model = model;
+  if (id && step === undefined) changes.step = null;
+  else if (model.steps.includes(step)) changes.step = step;
+  if (text && text !== current.text && !(await findTokenizationProblem(text, model))) changes.text = text;
+  return changes;
 }
 
 function updateHeaderAndText() {
@@ -121,12 +172,13 @@ function updateTitle() {
   document.title = `${t(`tab.${tabBar.openId()}`)} · ${app.model?.id ?? "Octavo"} · Octavo`;
 }
 
-// A text to begin with: the last one, else the sample sentence with the most characters per token, else a text that the
-// model generates.
-async function chooseText(model) {
+// A text to begin with: the last one, else the first example, else the sample sentence with the most characters per
+// token, else a text that the model generates.
+async function chooseText(model, examples) {
   if (offline) return embedded.text;
   const saved = readStorage(`octavo-text ${model.id}`, "sessionStorage");
   if (saved && !(await findTokenizationProblem(saved, model))) return saved;
+  if (examples.length) return examples[0];
   const fetchTokens = (text) => fetchView("tokens", { model: model.id, step: null, text });
   let best = { text: "", charactersPerToken: 0 };
   for (const text of new Set([t("sample.text"), SAMPLE])) {
@@ -163,7 +215,7 @@ async function start() {
     tabBar.updateAll();
   });
   await loadModels(); // before any tab asks for a view
-  window.addEventListener("hashchange", tabBar.followAddress);
+  window.addEventListener("hashchange", followAddress);
   tabBar.followAddress();
   if (!offline) setTimeout(followModels, FOLLOW_DELAY);
 }
@@ -172,11 +224,17 @@ async function start() {
 async function loadModels() {
   try {
     app.models = (await fetchModels()).models;
-    app.model = app.models[0] ?? null;
+    const { choices } = parseAddress();
+    const findModel = (id) => app.models.find((model) => model.id === id);
+    app.model = findModel(choices.model) ?? findModel(readStorage("octavo-model")) ?? app.models[0] ?? null;
     selectModel(app.model?.id ?? null, null);
     updateHeaderAndText();
-    if (app.model) app.text = await chooseText(app.model);
-    else setTimeout(retryModels, RETRY_DELAY);
+    if (app.model) {
+      Object.assign(app, await resolveChoices(choices, app));
+      selectModel(app.model.id, app.step);
+      app.examples = await fetchExamples(app.model.id);
+      app.text ||= await chooseText(app.model, app.examples);
+    } else setTimeout(retryModels, RETRY_DELAY);
     updateHeaderAndText();
     modelsError = null;
   } catch (error) {

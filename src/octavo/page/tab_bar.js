@@ -1,4 +1,4 @@
-// The tabs and their panels. The address names the tab, and a subpath if the tab has any: #walk/6.
+// The tabs and their panels. The address names the tab, and a subpath if the tab has any (octavo/address).
 //
 // Each tab is a module octavo/tabs/<id> with
 //   mount(panel, app) -> {update(), show?(), hide?(), onSubpath?(subpath)}
@@ -6,9 +6,12 @@
 // step, text or language: at once on the open tab, on any other tab when it is opened next. `onSubpath(subpath)` is
 // called when the address changes.
 
+import { formatAddress, parseAddress } from "octavo/address";
 import { arrowDirection, el } from "octavo/dom";
 import { showError } from "octavo/error_box";
 import { loadSentences } from "octavo/i18n";
+
+const ADDRESS_DELAY = 400; // milliseconds
 
 // `ids` are the tabs, in order. Callbacks: `findProblem(id)` returns an error to show instead of the tab, or null;
 // `onOpen(id)` is called when a tab opens, `onUpdate()` after each update of a tab.
@@ -38,16 +41,21 @@ export function createTabBar(ids, app, { findProblem, onOpen, onUpdate }) {
 
   // ---- The address
 
-  const addressOf = (id) => `#${id}${tabs.get(id).subpath ? `/${tabs.get(id).subpath}` : ""}`;
+  const addressOf = (id) => formatAddress({ tab: id, subpath: tabs.get(id).subpath, choices: app.choices() });
+  let timer; // of the next update of the address
 
-  function navigateTo(id) {
-    if (location.hash !== addressOf(id)) history.pushState(null, "", addressOf(id));
+  function navigateTo(id, subpath = tabs.get(id).subpath) {
+    updateAddress();
+    const isOther = subpath !== tabs.get(id).subpath;
+    tabs.get(id).subpath = subpath;
+    if (openId !== id || isOther) history.pushState(null, "", addressOf(id));
+    if (isOther) tabs.get(id).mounted?.onSubpath?.(subpath);
     openTab(id);
   }
 
   // Opens the tab that the address names, or the first one.
   function followAddress() {
-    const [id, subpath = ""] = location.hash.slice(1).split("/");
+    const { tab: id, subpath } = parseAddress();
     if (!tabs.has(id)) return openTab(ids[0]);
     const tab = tabs.get(id);
     tab.subpath = subpath;
@@ -56,8 +64,21 @@ export function createTabBar(ids, app, { findProblem, onOpen, onUpdate }) {
   }
 
   function setSubpath(id, subpath) {
+    if (tabs.get(id).subpath === subpath) return;
     tabs.get(id).subpath = subpath;
-    if (openId === id && location.hash !== addressOf(id)) history.replaceState(null, "", addressOf(id));
+    if (openId === id) updateAddress();
+  }
+
+  // Writes what is chosen into the address. Browsers limit how often that may be done, so a pointer that moves over a
+  // figure must wait.
+  function updateAddress() {
+    clearTimeout(timer);
+    timer = null;
+    if (openId && location.hash !== addressOf(openId)) history.replaceState(null, "", addressOf(openId));
+  }
+
+  function scheduleAddress() {
+    timer ??= setTimeout(updateAddress, ADDRESS_DELAY);
   }
 
   // ---- Opening and updating
@@ -72,6 +93,7 @@ export function createTabBar(ids, app, { findProblem, onOpen, onUpdate }) {
       panel.hidden = tabId !== id;
     }
     document.body.dataset.tab = id;
+    updateAddress();
     onOpen(id);
     await mountOpenTab();
   }
@@ -102,6 +124,11 @@ export function createTabBar(ids, app, { findProblem, onOpen, onUpdate }) {
     tab.mounted = module.mount(tab.panel, app);
   }
 
+  // The open tab has changed a choice itself; all others must follow when they are opened.
+  function markOthersStale() {
+    for (const [id, tab] of tabs) if (id !== openId) tab.isStale = true;
+  }
+
   function updateAll() {
     for (const [id, tab] of tabs) {
       tab.isStale = id !== openId || !tab.mounted;
@@ -124,7 +151,11 @@ export function createTabBar(ids, app, { findProblem, onOpen, onUpdate }) {
     followAddress,
     getSubpath: (id) => tabs.get(id).subpath,
     setSubpath,
+    navigateTo,
+    updateAddress,
+    scheduleAddress,
     mountOpenTab,
+    markOthersStale,
     updateAll,
     openId: () => openId,
     panelOf: (id) => tabs.get(id)?.panel,

@@ -1,8 +1,10 @@
-// The field for the text of the tabs Walk, Attention, and Positions and words. Notes below it say why the
-// tokenizer can't encode the text, or which of its characters it doesn't know.
+// The field for the text of the tabs Walk, Attention, and Positions and words, with examples to choose from. Notes
+// below it say why the tokenizer can't encode the text, which of its characters it doesn't know, and whether it is too
+// long.
 
 import { fetchView, findTokenizationProblem, offline } from "octavo/api";
-import { el, setSentence } from "octavo/dom";
+import { el, setOptions, setSentence } from "octavo/dom";
+import { t } from "octavo/i18n";
 
 const TYPING_PAUSE = 250; // milliseconds
 const MAX_HEIGHT = 200; // pixels
@@ -21,11 +23,18 @@ export function createTextField(app, onText, onProblem) {
   });
   const problemNote = el("p", { class: "problem", id: "tokenization-problem", role: "alert", hidden: true });
   const unknownNote = el("p", { class: "quiet", id: "unknown-characters", role: "status", hidden: true });
+  const cutNote = el("p", { class: "quiet", id: "cut-text", role: "status", hidden: true });
+  const onExample = () => {
+    setText(examples.value);
+    onText(examples.value);
+  };
+  const examples = el("select", { id: "example", labelKey: "text.examples", onchange: onExample, hidden: true });
   const element = el(
     "form",
     { class: "text", labelKey: "header.text", onsubmit: (event) => event.preventDefault() },
     el("label", { for: "text", textKey: "header.text" }),
-    el("div", { class: "text-body" }, box, problemNote, unknownNote),
+    el("div", { class: "text-body" }, box, problemNote, unknownNote, cutNote),
+    examples,
   );
 
   let timer;
@@ -33,6 +42,14 @@ export function createTextField(app, onText, onProblem) {
     fitHeight();
     clearTimeout(timer);
     timer = setTimeout(checkText, TYPING_PAUSE);
+  });
+
+  // Enter takes the text at once; a line break, which is a token too, is typed with Shift.
+  box.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    clearTimeout(timer);
+    checkText();
   });
 
   async function checkText() {
@@ -58,6 +75,10 @@ export function createTextField(app, onText, onProblem) {
   // Shows the text of `app`, unless the user is typing another.
   function update() {
     if (document.activeElement !== box && problemNote.hidden) box.value = app.text;
+    examples.hidden = offline || !app.examples.length;
+    setOptions(examples, [["", t("text.examples")], ...app.examples.map((text) => [text, text])], app.text);
+    if (examples.value !== app.text) examples.value = "";
+    examples.options[0].disabled = true;
     fitHeight();
   }
 
@@ -66,9 +87,9 @@ export function createTextField(app, onText, onProblem) {
     box.value = text;
   }
 
-  // Names the characters that the tokenizer doesn't know and that the views therefore skip. The tabs ask for the same
-  // tokens, so the answer is mostly cached.
-  async function noteUnknownCharacters() {
+  // Names the characters that the tokenizer doesn't know and that the views therefore skip, and says how many tokens
+  // the model can't take. The tabs ask for the same tokens, so the answer is mostly cached.
+  async function noteOmissions() {
     const { text } = app;
     const answer = text && !offline ? await fetchView("tokens", { text, unknown: "skip" }).catch(() => null) : null;
     if (text !== app.text) return;
@@ -76,7 +97,11 @@ export function createTextField(app, onText, onProblem) {
     const unknown = answer ? [...new Set(text)].filter((character) => !known.has(character)) : [];
     unknownNote.hidden = !unknown.length;
     setSentence(unknownNote, "text.left_out", { characters: unknown.slice(0, 30).join(" ") });
+    const all = answer ? answer.tokens.length + answer.left_out : 0;
+    const block = app.model?.model.block_size;
+    cutNote.hidden = !(all > block);
+    setSentence(cutNote, "text.cut", { all, block, n: all - block });
   }
 
-  return { element, fitHeight, update, setText, noteUnknownCharacters, value: () => box.value };
+  return { element, fitHeight, update, setText, noteOmissions, value: () => box.value };
 }

@@ -4,9 +4,8 @@ import { el } from "octavo/dom";
 import { createFigure } from "octavo/figures/figure";
 import { formatPercent, t } from "octavo/i18n";
 
-// items: [{label, value, title}]; the value is printed beside its bar as a percentage. Options besides a figure's:
-//   max       the value of a full bar
-//   columns   the names of the table's two columns
+// items: [{label, value, title}]: probabilities, on a scale from 0 to 100%, whose quarters style.css marks in every
+// track. Options besides a figure's: columns, the names of the table's two columns.
 export function bars(items, options = {}) {
   const figure = createFigure("bars", drawBars, ({ items, options }) => ({
     columns: options.columns ?? [t("figure.name"), t("figure.value")],
@@ -21,11 +20,9 @@ export function bars(items, options = {}) {
   return figure;
 }
 
-function drawBars({ items, options, body }) {
-  const max = options.max ?? Math.max(1e-12, ...items.map((item) => Math.abs(item.value)));
+function drawBars({ items, body }) {
   const bar = ({ label, value, title = null }) => {
-    const length = `${Math.min(100, (100 * Math.abs(value)) / max)}%`;
-    const fill = el("span", { class: `fill ${value < 0 ? "minus" : ""}`, style: { "inline-size": length } });
+    const fill = el("span", { class: "fill", style: { "inline-size": barLength(value) } });
     return el(
       "div",
       { class: "bar", title },
@@ -42,6 +39,9 @@ function drawBars({ items, options, body }) {
     ),
   );
 }
+
+// The length of the bar of a probability.
+export const barLength = (probability) => `${100 * Math.min(1, probability)}%`;
 
 // A bar from zero to a value, on an axis that holds all `values`: positive ones go right in every language.
 export function signedBar(value, values) {

@@ -1,5 +1,6 @@
 // What all figures share: a <figure> with caption, drawing, readout (the value under the pointer or the keyboard's
-// cursor), legend, and all values as a table. It is drawn again when theme, language or width change.
+// cursor), legend, all values as a table, and buttons that save the picture. It is drawn again when theme, language or
+// width change.
 //
 // The functions arcs, bars, lineChart, matrix and scatter create such a figure with `.show(data, options)`: new data or
 // new options in the same figure. Figures read left to right in every language, as the formulas beside them do; only
@@ -7,6 +8,7 @@
 
 import { el } from "octavo/dom";
 import { clearColorRamps } from "octavo/figures/colors";
+import { pictureTools } from "octavo/figures/picture_tools";
 import { dataTable } from "octavo/figures/table";
 import { onLanguageChange, t } from "octavo/i18n";
 
@@ -23,11 +25,13 @@ export function createFigure(kind, draw, tableContent) {
   figure.body = el("div", { class: "body", dir: "ltr" });
   figure.readout = el("div", { class: "readout", "aria-live": "polite" });
   figure.foot = el("div", { class: "foot" });
-  figure.table = dataTable(() => tableContent(figure), {
-    label: () => figureLabel(figure) || t("figure.table"),
+  const label = () => figureLabel(figure) || t("figure.table");
+  const table = dataTable(() => tableContent(figure), {
+    label,
     dir: "ltr", // so that it begins at its first column
     maxRows: MAX_TABLE_ROWS,
   });
+  figure.table = pictureTools(table, label, () => [figure.caption, figure.body, figure.foot], figure);
   figure.append(figure.caption, figure.body, figure.readout, figure.foot, figure.table);
   figure.draw = () => draw(figure);
   figure.refresh = () => {
@@ -90,6 +94,7 @@ export const prefersReducedMotion = () => matchMedia("(prefers-reduced-motion: r
 
 // Gives a canvas a size in CSS pixels, sharp on dense screens. Returns its cleared context.
 export function sizeCanvas(canvas, width, height) {
+  if (canvas.recorder) return canvas.recorder; // the picture is being saved, see figures/save_picture.js
   const density = window.devicePixelRatio || 1;
   Object.assign(canvas, { width: Math.round(width * density), height: Math.round(height * density) });
   Object.assign(canvas.style, { width: `${width}px`, height: `${height}px` });

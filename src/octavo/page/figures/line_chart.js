@@ -4,6 +4,7 @@ import { el, svg } from "octavo/dom";
 import { color, fontFamily } from "octavo/figures/colors";
 import { createFigure, figureLabel, redraw, setReadout } from "octavo/figures/figure";
 import { formatNumber, formatSignificant, language, t } from "octavo/i18n";
+import { fileUrl } from "octavo/urls";
 
 const DASHES = [[], [7, 4], [2, 3], [9, 3, 2, 3], [4, 2], [12, 4]];
 const INTEGER_STEPS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 1e5, 1e6];
@@ -14,7 +15,7 @@ let loading = null;
 const loadUPlot = () =>
   (loading ??= new Promise((resolve) =>
     document.head.append(
-      el("script", { src: "/page/vendor/uPlot.iife.min.js", onload: resolve, onerror: () => (loading = null) }),
+      el("script", { src: fileUrl("vendor/uPlot.iife.min.js"), onload: resolve, onerror: () => (loading = null) }),
     ),
   ));
 

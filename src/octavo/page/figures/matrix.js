@@ -124,7 +124,11 @@ function drawMatrix(figure) {
   if (options.columns !== null) drawColumnNames(context, figure, layout);
   if (options.totals) drawTotals(context, figure, layout);
   drawCursor(context, figure, layout);
-  figure.foot.replaceChildren(...(scale.kind === "plain" ? [] : [legend(scale, options.isCapped)]));
+  const step = layout.hasNumberedColumns || options.columns === null ? 1 : layout.columnStep;
+  figure.foot.replaceChildren(
+    ...(scale.kind === "plain" ? [] : [legend(scale, options.isCapped)]),
+    ...(step > 1 ? [el("span", { class: "quiet" }, t("figure.every_nth", { n: step }))] : []),
+  );
 }
 
 // The names of rows and columns, and where they and the cells are drawn, in pixels, for the available width.

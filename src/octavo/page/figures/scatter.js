@@ -15,6 +15,8 @@ import { t } from "octavo/i18n";
 
 const MAX_ZOOM = 40;
 const MAX_NAMES = 150;
+const NEAR = 7; // pixels from a point to its name
+const FAR = [NEAR, 18, 32, 48, 66, 90, 120, 150]; // the same for points that matter
 const ANIMATION_TIME = 400; // milliseconds
 const NO_ANIMATION = -1e9; // a start so long ago that the animation is over
 
@@ -223,9 +225,12 @@ function drawAxes(context, [x, y], width, height) {
 // The point at the cursor has 3 or more, selected points 2, neighbors 1, all others 0.
 const priority = (point, cursorKey) => (point.key === cursorKey ? 3 : 0) + ({ selected: 2, near: 1 }[point.kind] ?? 0);
 
-// Names go beside their points while there is room. Points with a priority come first, and may overlap other names.
-function drawNames(context, { points, pixels, cursorKey }, width, height) {
+// Names go beside their points while there is room: no name overlaps another, or the dot of one. Points with a priority
+// come first; their names may be farther away, at the end of a line. The boxes of the names are in `figure.names`.
+function drawNames(context, figure, width, height) {
+  const { points, pixels, cursorKey } = figure;
   const occupied = []; // boxes [left, top, right, bottom]
+  figure.names = [];
   const isFree = (box) =>
     !occupied.some((other) => box[0] < other[2] && box[2] > other[0] && box[1] < other[3] && box[3] > other[1]);
   context.textBaseline = "middle";
@@ -240,10 +245,13 @@ function drawNames(context, { points, pixels, cursorKey }, width, height) {
     }
     context.font = `${matters ? "600 13px" : "12px"} ${fontFamily("sans")}`;
     const name = ellipsize(context, point.label, 120);
-    const boxes = nameBoxes(x, y, context.measureText(name).width);
-    const box = boxes.slice(0, matters ? 4 : 2).find(isFree) ?? (matters ? boxes[0] : null);
-    if (!box || occupied.length > 2 * MAX_NAMES) continue; // two boxes per name: the name's and its dot's
+    const boxes = nameBoxes(x, y, context.measureText(name).width, matters ? FAR : [NEAR]);
+    const isInside = ([left, top, right, bottom]) => left > 0 && top > 0 && right < width && bottom < height;
+    const box = boxes.find((candidate) => isFree(candidate) && (!matters || isInside(candidate)));
+    if (!box || figure.names.length >= MAX_NAMES) continue;
     occupied.push(box, [x - 4, y - 4, x + 4, y + 4]);
+    figure.names.push(box);
+    if (matters) drawLeader(context, [x, y], box);
     context.lineWidth = 3;
     context.strokeStyle = color("--surface");
     context.strokeText(name, box[0], box[1] + 8);
@@ -252,15 +260,31 @@ function drawNames(context, { points, pixels, cursorKey }, width, height) {
   }
 }
 
-// The places for a name: right of its point, left, above, below.
-function nameBoxes(x, y, width) {
-  const places = [
-    [x + 7, y],
-    [x - 7 - width, y],
-    [x - width / 2, y - 14],
-    [x - width / 2, y + 14],
-  ];
+// The places for a name at these distances from its point: right of it, left, above, below, and between these.
+function nameBoxes(x, y, width, distances) {
+  const places = distances.flatMap((d) => [
+    [x + d, y],
+    [x - d - width, y],
+    [x - width / 2, y - d - 7],
+    [x - width / 2, y + d + 7],
+    [x + d, y - d],
+    [x - d - width, y - d],
+    [x + d, y + d],
+    [x - d - width, y + d],
+  ]);
   return places.map(([left, middle]) => [left, middle - 8, left + width, middle + 8]);
+}
+
+// A line from a point to its name, if that is far away.
+function drawLeader(context, [x, y], [left, top, right, bottom]) {
+  const end = [Math.max(left, Math.min(x, right)), Math.max(top, Math.min(y, bottom))];
+  if (Math.hypot(end[0] - x, end[1] - y) < FAR[1]) return;
+  context.strokeStyle = color("--edge");
+  context.lineWidth = 1;
+  context.beginPath();
+  context.moveTo(x, y);
+  context.lineTo(...end);
+  context.stroke();
 }
 
 function drawDot(context, [x, y], radius) {

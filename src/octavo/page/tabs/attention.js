@@ -10,8 +10,8 @@ import { HeadSelector } from "octavo/head_selector";
 import { formatNumber, formatSignificant, t } from "octavo/i18n";
 import { chip, lastWordIndex } from "octavo/tokens";
 
-const STATISTICS = ["entropy", "distance", "previous", "first", "itself"];
-const WEIGHT_STATISTICS = ["previous", "first", "itself"]; // mean attention weights, between 0 and 1
+const STATISTICS = ["distant", "previous", "first", "itself", "distance", "entropy"];
+const WEIGHT_STATISTICS = ["distant", "previous", "first", "itself"]; // mean attention weights, between 0 and 1
 const FULL_SCALE_TOKENS = 64; // up to this length the strongest color is a weight of 1; see patternScale()
 const MIN_SCALE = 0.02;
 
@@ -23,7 +23,7 @@ class Attention {
     this.answer = null; // {tokens, weights, heads, layer, head, left_out, groups, sums}
     this.chosenRow = null; // the token whose attention is shown; at first that of the last word
     this.chosenText = null; // the text that this token belongs to
-    this.selector = new HeadSelector("attention", () => this.update());
+    this.selector = new HeadSelector("attention", app, () => this.update());
     this.statistic = el(
       "select",
       { id: "attention-statistic", onchange: () => this.#drawHeads() },
@@ -31,6 +31,8 @@ class Attention {
     );
     this.headsMatrix = matrix([]);
     this.title = el("h2");
+    this.habit = el("p");
+    this.openingRule = el("p", { class: "quiet", textKey: "attention.opened" });
     this.leftOut = el("p", { class: "quiet" });
     this.arcsHolder = el("div");
     this.arcs = null; // the figure, from the first answer on
@@ -47,7 +49,7 @@ class Attention {
     const headCards = el(
       "div",
       {},
-      el("div", { class: "card" }, this.title, this.leftOut, this.arcsHolder),
+      el("div", { class: "card" }, this.title, this.habit, this.openingRule, this.leftOut, this.arcsHolder),
       el("div", { class: "card" }, el("h2", { textKey: "attention.all" }), this.pattern),
     );
     panel.append(el("div", { class: "sidebar-layout" }, side, headCards));
@@ -59,13 +61,19 @@ class Attention {
 
   async #fetchAttention() {
     const { app, selector } = this;
-    selector.update(app.model.model, "attention");
-    const { layer, head } = selector;
     const text = { text: app.text, unknown: "skip" };
+    const request = (head) => fetchView("attention", { ...text, ...head }, { replaces: "attention" });
+    const fetchChosen = () => {
+      selector.update(app.model.model, "attention");
+      return request({ layer: selector.layer, head: selector.head });
+    };
     const [attention, { groups }] = await Promise.all([
-      fetchView("attention", { ...text, layer, head }, { replaces: "attention" }),
+      // Without a head, it is the most telling one.
+      app.head === null ? request(app.layer === null ? {} : { layer: app.layer }) : fetchChosen(),
       fetchView("tokens", text, { replaces: "attention tokens" }),
     ]);
+    const { layer, head } = attention;
+    selector.update(app.model.model, "attention", { layer, head });
     const T = attention.tokens.length;
     this.answer = {
       ...attention,
@@ -73,14 +81,26 @@ class Attention {
       sums: attention.weights.map((row) => row.reduce((a, b) => a + b, 0)),
     };
     const isNewText = this.chosenText !== text.text;
-    if (isNewText || this.chosenRow >= T) this.chosenRow = lastWordIndex(attention.tokens);
+    this.chosenRow = Math.min(app.position ?? this.#firstRow(app.head === null), T - 1);
     this.chosenText = text.text;
     setSentence(this.title, "attention.title", { layer, head });
+    const { habit } = attention.heads.find((other) => other.layer === layer && other.head === head);
+    setSentence(this.habit, `habit.${habit}`);
+    this.openingRule.hidden = app.head !== null || app.layer !== null;
     this.leftOut.hidden = !this.answer.left_out;
     setSentence(this.leftOut, "common.left_out", { n: this.answer.left_out });
     this.#drawHeads();
     this.#drawPattern(isNewText);
     this.#drawArcs();
+  }
+
+  // The token that is chosen first: that of the last word, or that with the largest weight on a distant token.
+  #firstRow(isMostTelling) {
+    const { tokens, weights } = this.answer;
+    if (!isMostTelling) return lastWordIndex(tokens);
+    const distant = weights.map((row, t) => Math.max(0, ...row.slice(1, Math.max(1, t - 1))));
+    const most = distant.indexOf(Math.max(...distant));
+    return distant[most] ? most : lastWordIndex(tokens);
   }
 
   // ---- All heads
@@ -107,6 +127,7 @@ class Attention {
           head,
           value: formatNumber(value, 3),
           statistic: t(`attention.statistic.${name}`),
+          habit: t(`habit.${answer.heads.find((other) => other.layer === layer && other.head === head).habit}`),
         }),
       onPick: (layer, head) => {
         selector.choose(layer, head);
@@ -177,6 +198,7 @@ class Attention {
   }
 
   #chooseRow(row) {
+    if (row !== this.chosenRow) this.app.choose({ position: row });
     this.chosenRow = row;
     this.arcs?.choose(row);
   }

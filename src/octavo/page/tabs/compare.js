@@ -44,7 +44,8 @@ class Compare {
     }
     if (isFirst && app.model) this.#chooseFirstPair(models);
     text.value ||= app.text;
-    this.#draw();
+    if (this.answers || !text.value) return this.#draw();
+    return this.#runTask(() => this.#compare());
   }
 
   #runTask(task) {

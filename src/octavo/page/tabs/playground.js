@@ -3,7 +3,8 @@
 // branches.
 
 import { fetchView, isAbortError, keepKnownCharacters, requireTokenizable } from "octavo/api";
-import { el, field, setSentence, stackedField } from "octavo/dom";
+import { copyText, el, field, foldable, setSentence, stackedField } from "octavo/dom";
+import { t } from "octavo/i18n";
 import { branchTokens, nextWindowStart, Tree, TreeView } from "octavo/tabs/playground/branches";
 import { Contributions } from "octavo/tabs/playground/contributions";
 import { decodeTokens, generateTokens } from "octavo/tabs/playground/generation";
@@ -44,11 +45,11 @@ class Playground {
         this.form,
         this.textView.element,
         this.sideCard,
-        el("div", { class: "card" }, el("h2", { textKey: "tree.title" }), this.treeHint, this.treeView.element),
+        foldable(el("div", { class: "card" }, el("h2", { textKey: "tree.title" }), this.treeHint, this.treeView.element)),
         this.explanationCards[0],
       ),
       this.explanationCards[1],
-      this.surprisal.element,
+      foldable(this.surprisal.element),
     );
   }
 
@@ -134,6 +135,10 @@ class Playground {
 
   #createViews() {
     this.textView = new TextView((index) => this.#runTask(() => this.#explainPosition(index)));
+    const small = (textKey, onclick) => el("button", { type: "button", class: "small", textKey, onclick });
+    this.regenerateButton = small("play.again", () => this.#runTask(() => this.#regenerate()));
+    this.copyButton = small("play.copy", () => this.#copy());
+    this.textView.actions.append(this.regenerateButton, this.copyButton);
     this.treeView = new TreeView((branch) => !this.generation && this.#runTask(() => this.#showBranch(branch)));
     this.treeHint = el("p", { class: "quiet" });
     this.controls = new SamplingControls(() => this.nextToken.draw());
@@ -150,7 +155,7 @@ class Playground {
     this.logitLens = new LogitLens();
     this.contributions = new Contributions();
     this.explanationCards = [this.logitLens, this.contributions].map(({ element }) =>
-      el("div", { class: "card" }, element),
+      el("div", { class: "card" }, foldable(element)),
     );
     this.surprisal = new Surprisal(this.app);
   }
@@ -189,6 +194,18 @@ class Playground {
   async #continueText() {
     const { branch } = this.current;
     await this.#generate(branch.parent ? branch : this.tree.fork(branch, branch.tokens.length, []));
+  }
+
+  // Generates the last part of the text on screen again, as a branch of its own.
+  async #regenerate() {
+    const { parent, start } = this.current.branch;
+    await this.#generate(this.tree.fork(parent, start, []));
+  }
+
+  async #copy() {
+    await copyText(this.current.decoded.groups.map((group) => group.text).join(""));
+    this.app.announce(t("play.copied"));
+    setSentence(this.status, "play.copied");
   }
 
   // Puts a token at the position that is explained and generates from there. If a branch already has this token there,
@@ -254,7 +271,17 @@ class Playground {
     this.textView.show(decoded);
     this.#drawTree();
     this.#updateButtons();
-    if (explain) await this.#explainPosition(tokens.length);
+    if (!explain) return;
+    await this.#explainPosition(tokens.length);
+    if (this.current?.decoded === decoded) await this.#tintText(decoded);
+  }
+
+  // A text that is longer than the context was generated with a window that moved, so its surprisal isn't shown.
+  async #tintText(decoded) {
+    const ids = decoded.tokens.map((token) => token.id);
+    const isShort = ids.length > 1 && ids.length <= this.config.block_size;
+    const answer = isShort ? await fetchView("surprisal", { text: ids }, { replaces: "tint" }) : null;
+    if (this.current?.decoded === decoded) this.textView.tint(answer?.surprisal);
   }
 
   // Shows which tokens are possible at a position of the text, and why.
@@ -293,6 +320,8 @@ class Playground {
     this.generateButton.disabled = isGenerating;
     this.stopButton.disabled = !isGenerating;
     this.continueButton.disabled = isGenerating || !this.current;
+    this.regenerateButton.disabled = isGenerating || !this.current?.branch.parent;
+    this.copyButton.disabled = isGenerating || !this.current;
     this.nextToken.list.classList.toggle("waiting", isGenerating); // no token can be chosen while a text is generated
   }
 }

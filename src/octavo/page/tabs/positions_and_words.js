@@ -3,7 +3,7 @@
 // first two. WordAtPositions has both of these, because one answer of the server fills them.
 
 import { offline } from "octavo/api";
-import { el } from "octavo/dom";
+import { el, foldable } from "octavo/dom";
 import { CosineSimilarity } from "octavo/tabs/positions_and_words/cosine_similarity";
 import { WordAtPositions } from "octavo/tabs/positions_and_words/position";
 import { Projection } from "octavo/tabs/positions_and_words/projection";
@@ -14,9 +14,14 @@ export function mount(panel, app) {
   const projection = offline ? null : new Projection(app);
   panel.append(
     wordAtPositions.card,
-    el("div", { class: "two-columns" }, wordAtPositions.similarityCard, wordSimilarity?.card),
+    el(
+      "div",
+      { class: "two-columns" },
+      foldable(wordAtPositions.similarityCard),
+      wordSimilarity && foldable(wordSimilarity.card),
+    ),
   );
-  if (projection) panel.append(projection.card);
+  if (projection) panel.append(foldable(projection.card));
   const parts = [wordAtPositions, wordSimilarity, projection].filter(Boolean);
   return {
     update: () => Promise.all(parts.map((part) => app.runTask(part.card, () => part.load()))),

@@ -2,7 +2,7 @@
 // each chosen run are fetched every second. The curves show what was logged; nothing is smoothed.
 
 import { fetchLines, fetchRuns } from "octavo/api";
-import { el, field } from "octavo/dom";
+import { el, field, foldable } from "octavo/dom";
 import { lineChart } from "octavo/figures/line_chart";
 import { formatCompact, formatCount, formatNumber, t } from "octavo/i18n";
 import { CheckpointHistory } from "octavo/tabs/training/checkpoint_history";
@@ -19,6 +19,7 @@ const LOSSES = [
   { name: "val_loss", width: 3, points: true },
   { name: "train_loss", width: 1.5, points: true },
 ];
+const UNITS = ["nats", "bits"]; // of losses: nats per token, bits per byte
 const DIVERGENCE = ["spikes", "skipped_steps", "rollbacks"]; // counts, which are shown if there were any
 const DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3]];
 
@@ -32,6 +33,7 @@ class Training {
     this.polls = 0;
     this.isPolling = false;
     this.hasFailed = false; // the last poll has failed
+    this.unit = null; // the user's choice of UNITS; null: the one that suits the chosen runs
     this.noRuns = el("p", { class: "card", textKey: "train.none", hidden: true });
     this.content = this.#createContent();
     panel.append(el("p", { class: "lead", textKey: "train.lead" }), this.noRuns, this.content);
@@ -63,6 +65,16 @@ class Training {
       { id: "train-axis", onchange: redraw },
       ["step", "tokens", "seconds"].map((value) => el("option", { value, textKey: `train.${value}` })),
     );
+    const onUnit = () => {
+      this.unit = this.unitSelect.value;
+      this.#draw(true);
+    };
+    this.unitSelect = el(
+      "select",
+      { id: "train-unit", onchange: onUnit },
+      UNITS.map((value) => el("option", { value, textKey: `train.loss_unit.${value}` })),
+    );
+    this.unitNote = el("p", { class: "caveat", textKey: "train.loss_unit.why", hidden: true });
     this.logCheckbox = el("input", { type: "checkbox", onchange: redraw });
     this.tiles = el("div", { class: "tiles" });
     this.waitingNote = el("p", { class: "quiet", textKey: "train.waiting", hidden: true });
@@ -74,12 +86,20 @@ class Training {
     return el(
       "div",
       { hidden: true },
-      el("div", { class: "row" }, this.runChooser, field(this.xAxis, "train.axis"), logLabel),
+      el(
+        "div",
+        { class: "row" },
+        this.runChooser,
+        field(this.xAxis, "train.axis"),
+        field(this.unitSelect, "train.loss_unit"),
+        logLabel,
+      ),
+      this.unitNote,
       this.tiles,
       this.waitingNote,
       el("div", { class: "curves" }, cards),
-      this.samples.element,
-      this.history.element,
+      foldable(this.samples.element),
+      foldable(this.history.element),
     );
   }
 
@@ -151,6 +171,9 @@ class Training {
     const chosen = this.#chosenRuns();
     this.waitingNote.hidden = chosen.some((run) => run.metrics.length) || !chosen.length;
     this.tiles.replaceChildren(...chosen.map(runTile));
+    const canCompareTokens = new Set(chosen.map(({ info }) => tokenizerOf(info))).size < 2;
+    this.unitSelect.value = this.unit ?? (canCompareTokens ? "nats" : "bits");
+    this.unitNote.hidden = canCompareTokens;
     for (const curve of this.curves) this.#drawCurve(curve, chosen, redrawAll);
     this.samples.show(chosen);
   }
@@ -158,11 +181,13 @@ class Training {
   #drawCurve(curve, chosen, redrawAll) {
     const { name, figure, card } = curve;
     const axis = this.xAxis.value;
-    const data = curveData(name, chosen, axis, [...this.runs.keys()]);
+    const unit = this.unitSelect.value;
+    const data = curveData(name, chosen, axis, unit, [...this.runs.keys()]);
     card.hidden = !data.series.length;
     if (card.hidden) return;
     const options = {
       xName: t(axis === "seconds" ? "train.minutes" : `train.${axis}`),
+      yName: name === "loss" ? t(`train.loss_unit.${unit}`) : undefined,
       logY: this.logCheckbox.checked && name !== "learning_rate",
       integerX: axis !== "seconds",
       digits: name === "loss" ? 4 : name === "learning_rate" ? 6 : 2,
@@ -193,13 +218,13 @@ function createCurve(name) {
   const figure = lineChart({ x: [], series: [] }, options);
   const properties = { class: `card curve ${name}`, hidden: true };
   const card = el("section", properties, el("h2", { textKey: `train.curve.${name}` }), figure);
-  return { name, figure, card };
+  return { name, figure, card: name === "loss" ? card : foldable(card) };
 }
 
 // The data of a chart: a series for each run and each loss. The losses of one run differ by width, color and dash.
 // Several runs differ by color and dash, so their losses differ by width only, and `train_loss`, the loss of the whole
 // training split, is left out.
-function curveData(name, chosen, axis, allNames) {
+function curveData(name, chosen, axis, unit, allNames) {
   const hasSeveralRuns = chosen.length > 1;
   const kinds = name !== "loss" ? [{ name, width: 1.5 }] : hasSeveralRuns ? LOSSES.slice(0, 2) : LOSSES;
   const recordsOf = new Map(chosen.map((run) => [run, thinOut(run.metrics)]));
@@ -208,11 +233,12 @@ function curveData(name, chosen, axis, allNames) {
   const indexOf = new Map(x.map((value, i) => [value, i]));
   const series = chosen.flatMap((run) =>
     kinds.map((kind, k) => {
+      const factor = name === "loss" && unit === "bits" ? bitsPerByte(run.metrics) : 1;
       const values = Array(x.length).fill(null);
       for (const record of recordsOf.get(run)) {
         const value = valueOf(record, kind.name);
         const i = indexOf.get(xOf(record, axis));
-        if (typeof value === "number" && i !== undefined) values[i] = value;
+        if (typeof value === "number" && i !== undefined) values[i] = value * factor;
       }
       const styleIndex = hasSeveralRuns ? allNames.indexOf(run.info.name) : k;
       return {
@@ -225,7 +251,7 @@ function curveData(name, chosen, axis, allNames) {
       };
     }),
   );
-  return { x, series: series.filter(({ values }) => values.some((value) => value !== null)) };
+  return { x, series: series.filter(({ values }) => values.some(Number.isFinite)) };
 }
 
 // At most about MAX_POINTS records: every n-th one, the last one, and all with a validation loss.
@@ -234,6 +260,16 @@ function thinOut(records) {
   const isLast = (i) => i === records.length - 1;
   return n < 2 ? records : records.filter((record, i) => i % n === 0 || isLast(i) || "val_loss" in record);
 }
+
+// What a loss in nats per token is multiplied by to be in bits per byte: known from the first evaluation on, before
+// that NaN. It is the same at every evaluation of a run.
+function bitsPerByte(records) {
+  const evaluated = records.findLast((record) => record.val_loss > 0 && record.bits_per_byte > 0);
+  return evaluated ? evaluated.bits_per_byte / evaluated.val_loss : NaN;
+}
+
+// What two runs have in common if their losses per token can be compared.
+const tokenizerOf = ({ settings: { tokenizer, vocab_size } }) => `${tokenizer} ${vocab_size}`;
 
 const xOf = (record, axis) => (axis === "seconds" ? record.seconds / 60 : record[axis]);
 const mebibytes = (bytes) => bytes && bytes / 2 ** 20;

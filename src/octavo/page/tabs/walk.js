@@ -21,7 +21,6 @@ class Walk {
     this.stageIndex = stageOfSubpath(app.getSubpath("walk"));
     this.loaded = null; // see #fetchStages()
     this.cell = [0, 3]; // [token, column]: kept from stage to stage, so that one number can be followed
-    this.cellText = null; // the text that the token belongs to
     this.#createElements();
     this.diagram = createDiagram(this.diagramHolder, (i) => this.#goTo(i));
     document.addEventListener("keydown", (event) => this.#handleKey(event));
@@ -43,7 +42,7 @@ class Walk {
     this.backButtons = [backButton(), backButton()]; // above the card, and below it on narrow screens
     this.nextButtons = [nextButton(), nextButton()];
     this.counter = el("span", { class: "mono", dir: "ltr" });
-    this.selector = new HeadSelector("walk", () => this.update());
+    this.selector = new HeadSelector("walk", this.app, () => this.update());
     this.gpt2Checkbox = el("input", { type: "checkbox", onchange: () => this.#draw() });
     this.diagramHolder = el("div", { class: "diagram" });
     this.content = el("div");
@@ -124,8 +123,8 @@ class Walk {
       vocabulary: nextToken.vocabulary,
     };
     this.loaded = loaded;
-    if (this.cellText !== text) this.cell[0] = lastWordIndex(shapes.tokens.slice(0, MAX_SHOWN));
-    this.cellText = text;
+    const shown = shapes.tokens.slice(0, MAX_SHOWN);
+    this.cell[0] = Math.min(this.app.position ?? lastWordIndex(shown), shown.length - 1);
     this.#draw();
     const fetchStreamAfter = async (i) => {
       const answer = i === layer ? shapes : await fetchView("shapes", { ...options, layer: i, head });
@@ -152,7 +151,10 @@ class Walk {
     const content = cardContent(STAGES[stageIndex], loaded, {
       showsGpt2: this.gpt2Checkbox.checked,
       cell: this.cell,
-      onCell: (cell) => (this.cell = cell),
+      onCell: (cell) => {
+        if (cell[0] !== this.cell[0]) this.app.choose({ position: cell[0] });
+        this.cell = cell;
+      },
       onContinue: (layer) => this.#continueWithLayer(layer),
     });
     this.content.replaceChildren(...content);

@@ -2,10 +2,11 @@
 // head's attention, and the norm of the residual stream. The first model is dashed or hatched, the second is plain;
 // each has its own color.
 
-import { el, field, setOptions, setSentence, signedNumberElement, tNodes } from "octavo/dom";
+import { el, field, foldable, setOptions, setSentence, signedNumberElement, tNodes } from "octavo/dom";
 import { attentionReadout } from "octavo/figures/attention_readout";
 import { lineChart } from "octavo/figures/line_chart";
 import { matrix } from "octavo/figures/matrix";
+import { pictureTools } from "octavo/figures/picture_tools";
 import { dataTable } from "octavo/figures/table";
 import { formatNumber, formatPercent, t } from "octavo/i18n";
 import { klDivergence } from "octavo/sampling";
@@ -30,6 +31,7 @@ export class Difference {
       column: "col.token",
       format: formatPercent,
       formatDifference: (value) => signedNumberElement(100 * value, 1),
+      max: 1,
     });
     this.layer = el("select", { id: "compare-layer", onchange: onHeadChange });
     this.head = el("select", { id: "compare-head", onchange: onHeadChange });
@@ -170,17 +172,19 @@ export function largestDifference({ a, b }) {
 }
 
 // Rows of [name(), first, second], each with two bars, both numbers and their difference; and the same as a table.
+// `max` is the value of a full bar, by default the largest.
 class PairedBars {
-  constructor({ title, column, format, formatDifference }) {
-    Object.assign(this, { column, format, formatDifference, rows: [] });
-    this.list = el("ol", { class: "pairs" });
-    this.table = dataTable(() => this.#tableContent(), { label: () => t(title) });
+  constructor({ title, column, format, formatDifference, max = null }) {
+    Object.assign(this, { column, format, formatDifference, max, rows: [] });
+    this.list = el("ol", { class: max === 1 ? "pairs percent" : "pairs" });
+    const table = dataTable(() => this.#tableContent(), { label: () => t(title) });
+    this.table = pictureTools(table, () => t(title), () => [this.list]);
     this.element = el("div", {}, this.list, this.table);
   }
 
   show(rows) {
     this.rows = rows;
-    const max = Math.max(...rows.flatMap(([, a, b]) => [a, b])) || 1;
+    const max = this.max ?? (Math.max(...rows.flatMap(([, a, b]) => [a, b])) || 1);
     this.list.replaceChildren(...rows.map((row) => this.#item(row, max)));
     this.table.fill();
   }
@@ -209,7 +213,7 @@ class PairedBars {
 }
 
 const section = (key, ...children) =>
-  el("section", { class: "card" }, el("h2", { textKey: key }), el("p", { textKey: `${key}.lead` }), children);
+  foldable(el("section", { class: "card" }, el("h2", { textKey: key }), el("p", { textKey: `${key}.lead` }), children));
 
 function attentionMatrix(side) {
   const scale = side === "diff" ? { scale: "signed" } : { scale: "sequential", max: 1 };

@@ -4,6 +4,7 @@
 import { fetchView, isAbortError } from "octavo/api";
 import { el, setOptions, setSentence, signedNumberElement } from "octavo/dom";
 import { signedBar } from "octavo/figures/bars";
+import { pictureTools } from "octavo/figures/picture_tools";
 import { dataTable } from "octavo/figures/table";
 import { formatNumber, t } from "octavo/i18n";
 import { labelChip } from "octavo/tokens";
@@ -19,7 +20,9 @@ export class Contributions {
     this.list = el("ul", { class: "signed-bars" });
     this.total = el("p", { class: "total" });
     this.error = el("p", { class: "error", role: "status" });
-    this.table = dataTable(() => this.#tableContent(), { label: () => t("contributions.title") });
+    const label = () => t("contributions.title");
+    const table = dataTable(() => this.#tableContent(), { label });
+    this.table = pictureTools(table, label, () => [this.intro, this.list, this.total]);
     this.element = el(
       "section",
       { class: "contributions", hidden: true },

@@ -2,6 +2,7 @@
 
 import { fetchView } from "octavo/api";
 import { el, scrollRegion } from "octavo/dom";
+import { barLength } from "octavo/figures/bars";
 import { formatNumber, formatPercent } from "octavo/i18n";
 import { labelChip } from "octavo/tokens";
 
@@ -59,7 +60,7 @@ export class LogitLens {
 }
 
 function guessCell(label, probability, isActual) {
-  const bar = el("span", { style: { "inline-size": `${100 * probability}%` } });
+  const bar = el("span", { style: { "inline-size": barLength(probability) } });
   return el(
     "td",
     { class: isActual ? "guess actual" : "guess", dataset: { share: probability } },

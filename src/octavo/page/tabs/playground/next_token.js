@@ -4,12 +4,14 @@
 // those of the same tokens, only their lengths change.
 
 import { el, setLabel, setSentence } from "octavo/dom";
+import { barLength } from "octavo/figures/bars";
+import { pictureTools } from "octavo/figures/picture_tools";
 import { dataTable } from "octavo/figures/table";
 import { formatNumber, formatPercent, t } from "octavo/i18n";
 import { TokenDistribution } from "octavo/sampling";
 import { labelChip } from "octavo/tokens";
 
-const FEW_BARS = 12;
+const FEW_BARS = matchMedia("(max-width: 560px)").matches ? 8 : 12;
 const MANY_BARS = 40;
 const MAX_TABLE_ROWS = 200;
 const COLUMNS = ["col.token", "col.id", "col.logit", "col.model_probability", "col.sampling_probability"];
@@ -24,7 +26,8 @@ export class NextTokenBars {
     this.total = el("p", { class: "quiet" });
     this.more = el("button", { type: "button", class: "small", onclick: () => this.#toggleMany() });
     const content = () => ({ columns: COLUMNS.map((key) => t(key)), rows: this.#tableRows() });
-    this.table = dataTable(content, { label: () => t("next_token.table") });
+    const label = () => t("next_token.table");
+    this.table = pictureTools(dataTable(content, { label }), label, () => [this.title, this.list]);
     this.element = el(
       "section",
       { class: "next-token", hidden: true },
@@ -100,11 +103,11 @@ export class NextTokenBars {
       bar.element.hidden = !canBeSampled;
       if (canBeSampled) otherCount--;
       total += probability;
-      setBar(bar, probability, probabilities[0]);
+      setBar(bar, probability);
       setLabel(bar.button, "next_token.choose", { token: bar.label, share: bar.share.textContent });
     }
     this.others.element.hidden = !otherCount;
-    setBar(this.others, otherCount ? Math.max(0, 1 - total) : 0, probabilities[0]);
+    setBar(this.others, otherCount ? Math.max(0, 1 - total) : 0);
     setSentence(this.others.name, "next_token.others", { count: otherCount });
     setSentence(this.total, "next_token.shown", { share: formatPercent(otherCount ? total : 1) });
     this.table.fill();
@@ -145,11 +148,9 @@ function barParts(name) {
   return { bar, share, parts: [el("span", { class: "name" }, name), track, share] };
 }
 
-// Sets a bar's length. All other tokens together may exceed the longest bar; their bar is clipped to its length.
-function setBar({ bar, share, element }, probability, max) {
+function setBar({ bar, share, element }, probability) {
   element.dataset.probability = probability;
-  bar.style.setProperty("inline-size", `${Math.min(100, (100 * probability) / max)}%`);
-  bar.classList.toggle("clipped", probability > max * 1.0001);
+  bar.style.setProperty("inline-size", barLength(probability));
   const isTiny = probability > 0 && probability < 0.0005;
   share.textContent = isTiny ? `<${formatPercent(0.0005, 2)}` : formatPercent(probability);
 }

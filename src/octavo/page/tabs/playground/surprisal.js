@@ -5,6 +5,7 @@
 
 import { fetchView, requireTokenizable } from "octavo/api";
 import { el, setSentence, stackedField, tNodes } from "octavo/dom";
+import { pictureTools } from "octavo/figures/picture_tools";
 import { dataTable } from "octavo/figures/table";
 import { formatCount, formatNumber, formatPercent, t } from "octavo/i18n";
 import { labelChip, markLineBreak, positionsOf, tokenSpans, unknownCharacters } from "octavo/tokens";
@@ -25,7 +26,8 @@ export class Surprisal {
     this.legend = el("ul", { class: "level-legend" });
     this.unitChooser = unitChooser(() => this.draw());
     const content = () => ({ columns: COLUMNS.map((key) => t(key)), rows: this.#tableRows() });
-    this.table = dataTable(content, { label: () => t("surprisal.table") });
+    const label = () => t("surprisal.table");
+    this.table = pictureTools(dataTable(content, { label }), label, () => [this.average, this.textHolder, this.legend]);
     this.result = el(
       "div",
       { hidden: true },
@@ -102,8 +104,8 @@ export class Surprisal {
   #drawText(isByBits) {
     const { answer, groups } = this;
     const thresholds = isByBits ? BIT_THRESHOLDS : RANK_THRESHOLDS;
-    const levelOf = (i) =>
-      thresholds.filter((threshold) => (isByBits ? bitsAt(answer, i) >= threshold : answer.rank[i] > threshold)).length;
+    const rankLevel = (rank) => RANK_THRESHOLDS.filter((threshold) => rank > threshold).length;
+    const levelOf = (i) => (isByBits ? surprisalLevel(answer.surprisal[i]) : rankLevel(answer.rank[i]));
     const counts = Array(thresholds.length + 1).fill(0);
     const decorate = (span, group) => {
       markLineBreak(span, group);
@@ -165,6 +167,10 @@ export class Surprisal {
     return tokens.slice(1, MAX_TOKENS).map((token, i) => row(token, i + 1));
   }
 }
+
+// The level of a token's bar, from 0 to 5, by its surprisal in nats.
+export const surprisalLevel = (nats) =>
+  BIT_THRESHOLDS.filter((threshold) => (nats ?? 0) / Math.LN2 >= threshold).length;
 
 const bitsAt = ({ surprisal }, i) => (surprisal[i] ?? 0) / Math.LN2;
 

@@ -2,7 +2,8 @@
 
 import { el, setSentence } from "octavo/dom";
 import { t } from "octavo/i18n";
-import { markLineBreak, tokenSpans } from "octavo/tokens";
+import { surprisalLevel } from "octavo/tabs/playground/surprisal";
+import { markLineBreak, positionsOf, tokenSpans } from "octavo/tokens";
 
 export class TextView {
   // `onPick(index)` is called when the user chooses the token at a position.
@@ -12,11 +13,22 @@ export class TextView {
     this.text = null; // its element, see `tokenSpans`
     this.hint = el("p", { class: "quiet" });
     this.holder = el("div", { class: "scrolling-text" });
-    this.element = el("div", { class: "card" }, el("h2", { textKey: "play.text" }), this.hint, this.holder);
+    this.tintNote = el("p", { class: "quiet", textKey: "surprisal.legend", hidden: true });
+    this.actions = el("div", { class: "buttons" }); // below the text
+    this.element = el(
+      "div",
+      { class: "card" },
+      el("h2", { textKey: "play.text" }),
+      this.hint,
+      this.holder,
+      this.tintNote,
+      this.actions,
+    );
     this.tokenButtons = el("p", { class: "character-tokens" }); // of a chosen character of several tokens
   }
 
   clear() {
+    this.tintNote.hidden = true;
     this.text = null;
     this.holder.replaceChildren();
     setSentence(this.hint, "play.idle");
@@ -28,6 +40,15 @@ export class TextView {
     this.text = tokenSpans(decoded.tokens, decoded.groups, { decorate: markLineBreak, onSpanEvent });
     this.holder.replaceChildren(this.text);
     setSentence(this.hint, "play.hint");
+  }
+
+  // Marks each token by its surprisal in nats, one for each position; null if it isn't known.
+  tint(surprisal) {
+    this.tintNote.hidden = !surprisal;
+    this.text.spans.forEach((span, i) => {
+      const levels = surprisal ? positionsOf(this.decoded.groups[i]).map((at) => surprisalLevel(surprisal[at])) : [0];
+      span.classList.add("surprisal-bar", `level-${Math.max(...levels)}`);
+    });
   }
 
   // Adds generated text, which isn't decoded into tokens yet, and scrolls to its end.

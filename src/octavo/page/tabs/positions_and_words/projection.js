@@ -18,11 +18,7 @@ export class Projection {
     this.query = null; // the word whose neighbors are listed: a text, or a token id
     this.neighbors = null; // the answer to `neighbors` for the query
     this.searchInput = textInput({ id: "find", type: "search", size: 14, maxlength: 100 });
-    this.player = new StepPlayer(
-      "projection-step",
-      () => this.#showStep(),
-      () => this.#updateNeighbors(),
-    );
+    this.player = new StepPlayer("projection-step", () => this.#showStep());
     this.sentence = el("p");
     this.figure = scatter([], { height: 520 });
     this.alignNote = el("p", { class: "quiet", textKey: "words.align" });
@@ -69,10 +65,9 @@ export class Projection {
 
   // ---- Steps
 
-  // The neighbors follow when the user stops at a step, not while the steps play.
   async #showStep() {
     await this.#runTask(() => this.#fetchPoints());
-    if (!this.player.playback) await this.#updateNeighbors();
+    await this.#updateNeighbors();
   }
 
   async #updateNeighbors() {

@@ -6,10 +6,9 @@ import { t } from "octavo/i18n";
 const STEP_TIME = 750; // milliseconds for each checkpoint while it plays
 
 export class StepPlayer {
-  // `onStep()` is called after each change of `.index`, and awaited before the next step is played; `onEnd()` is called
-  // after the last step.
-  constructor(id, onStep, onEnd) {
-    Object.assign(this, { onStep, onEnd });
+  // `onStep()` is called after each change of `.index`, and awaited before the next step is played.
+  constructor(id, onStep) {
+    this.onStep = onStep;
     this.steps = [null]; // of the kept checkpoints; [null] for a model without any
     this.index = 0;
     this.playback = null; // while the steps play: an object that identifies this playback
@@ -72,8 +71,6 @@ export class StepPlayer {
       await this.#goTo(this.index + 1);
       await new Promise((resolve) => setTimeout(resolve, STEP_TIME));
     }
-    if (this.playback !== started) return;
-    this.stop();
-    await this.onEnd();
+    if (this.playback === started) this.stop();
   }
 }

@@ -169,7 +169,6 @@ function nextTokenBars({ logits, vocabulary, shapes }) {
     {},
     el("p", {}, tNodes("walk.next.after", { token: chip(shapes.tokens.at(-1)) })),
     bars(items, {
-      max: items[0].value,
       caption: () => tNodes("walk.next.caption", { ...caption, covered: formatPercent(covered) }),
       columns: [t("figure.token"), t("figure.probability")],
     }),
