@@ -48,7 +48,7 @@ def test_every_stage_shows_the_shape_and_values_of_the_api(
 def test_walk_shows_the_names_in_the_code_and_the_initialization(visit: Visit) -> None:
     page = visit.open_tab("walk", "letters", TEXT).page
     card = page.locator("#panel-walk .card")
-    assert "block_size 64" in page.locator(".model").inner_text()
+    assert "block_size 64" in page.locator(".model-size").inner_text()
     sentences = {1: "random once (normal distribution N(0, 0.02)", 2: "sines and cosines", 3: "this model uses 0."}
     for stage, sentence in sentences.items():
         page.locator(".diagram .box").nth(stage).dispatch_event("click")

@@ -14,7 +14,7 @@ export function createHeader(app) {
   const onStepChange = () => app.setStep(steps.value ? Number(steps.value) : null);
   const steps = el("select", { id: "step", onchange: onStepChange });
   const stepField = field(steps, "header.step");
-  const description = el("p", { class: "model quiet" });
+  const description = el("p", { class: "model-size quiet" });
   const onTour = () => app.model && app.startTour();
   const tourButton = el("button", { type: "button", class: "small", textKey: "tour.start", onclick: onTour });
   const element = el(
