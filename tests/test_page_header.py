@@ -9,7 +9,7 @@ from playwright.sync_api import Browser
 import octavo
 from browser import PLAYGROUND_TEXT, TABS, Visit, fill_tab, open_page, parse_numbers, wait_until
 from octavo.data.prepare import reopen_dataset
-from serving import RunningServer
+from serving import RunningServer, serve_with_prefix
 from sites import TEXT, Runs, serve_runs
 
 # Texts that the tokenizer does not know
@@ -265,3 +265,20 @@ def test_the_page_follows_the_checkpoint_that_is_served(visit: Visit, site: Runn
     wait_until(lambda: str(served.step) in chosen.inner_text(), page)
     visit.settle()
     assert visit.table("#panel-walk .matrix") == before
+
+
+def test_the_page_works_under_the_path_of_a_proxy(chromium: Browser, site: RunningServer) -> None:
+    """As behind Jupyter, Codespaces or nginx. The visit fails at any request outside of the path."""
+    with (
+        serve_with_prefix(site, "/deep/octavo") as port,
+        open_page(chromium, f"http://127.0.0.1:{port}/deep/octavo") as visit,
+    ):
+        visit.page.goto(f"{visit.url}/")
+        visit.settle()
+        for tab in visit.page.get_by_role("tab").all():
+            tab.click()
+            visit.settle()
+            assert visit.panel.inner_text().strip()
+        visit.choose(language="ar")
+        visit.assert_no_faults()
+        assert visit.requests_to("/deep/octavo/lens/")
