@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def add_parser(verbs: Any, defaults: Settings) -> None:
-    verb = add_verb(verbs, "list", "[DIR]", run, help="list the runs in a folder", example="octavo list")
+    verb = add_verb(verbs, "list", "[DIR]", run, help="list the runs in a folder", example="octavo list runs")
     verb.add_argument("folder", type=expand_home, nargs="?", default="runs", metavar="DIR", help="the folder (runs)")
     finish_verb(verb)
 
