@@ -15,7 +15,7 @@ _ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "ass
 
 
 def render(messages: Iterable[tuple[str, str]]) -> str:
-    """The transcript of messages, each a role and a text. Empty if there are none."""
+    """The transcript of messages, each a role and a text. Empty without messages."""
     return "".join(f"{_name_speaker(role)}: {text.strip()}\n" for role, text in messages)
 
 

@@ -1,4 +1,4 @@
-"""From the bytes of a file to its text: decompress them, and decode them. The text is kept as it is.
+"""Decompress and decode the bytes of a file to its text. The text is kept as it is.
 
 Only a byte order mark at the start is removed. The content is read in blocks, so memory does not depend on its size.
 """

@@ -273,7 +273,7 @@ def _join(corpora: list[Corpus], source: tuple[str, ...], limits: Limits) -> Cor
 
 
 def _joined_name(corpora: list[Corpus]) -> str:
-    """The name of the folder that all sources are in, or of the first source if there is none."""
+    """The name of the folder that all sources are in, or of the first source if no folder has all of them."""
     try:
         if all(corpus.reads_files and not remote.is_url(corpus.source) for corpus in corpora):
             return _corpus_name(os.path.commonpath([os.path.abspath(str(corpus.source)) for corpus in corpora]))

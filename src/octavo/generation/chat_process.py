@@ -1,4 +1,4 @@
-"""Renders chat templates in a process of its own: `chat.py` starts it, and ends it if a template takes too long.
+"""Renders chat templates in a separate process: `chat.py` starts it, and ends it if a template takes too long.
 
 A template comes with a checkpoint, so it may be hostile. Jinja2's sandbox keeps it from the attributes of Python's
 objects, but not from endless loops and huge values: those end with the process. One JSON object in a line asks for a

@@ -8,7 +8,7 @@
 
    native.py compiles this file with the C compiler of the machine when it is first needed.
    Axis letters: N rows, W rows whose logits are needed, C width, O outputs, H heads, D = C / H, S positions of a slot.
-   In a tile: M rows, R weight rows, V vectors of floats. */
+   Those of a tile: M rows, R weight rows, V vectors of floats. */
 
 #include "floats.h"
 #include "amx.h"

@@ -21,7 +21,7 @@ def examples(loaded: Checkpoint) -> list[str]:
 
     Each ends where a word ends.
 
-    The list is empty if the training text is not at hand, or has no sentences.
+    The list is empty if the training text is not available, or has no sentences.
     """
     if not isinstance(loaded.settings, Settings) or not loaded.info.get("data"):
         return []

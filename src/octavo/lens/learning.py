@@ -121,7 +121,7 @@ class _Movie:
         self.times = ";".join(f"{i / count:.4f}" for i in range(len(steps))) + ";1"
 
     def animate(self, attribute: str, values: Sequence[float | str], discrete: bool = False) -> str:
-        """An attribute that takes the value of each checkpoint, and keeps the last one until it starts anew."""
+        """An attribute that takes the value of each checkpoint, and keeps the last one until it starts again."""
         numbers = [value if isinstance(value, str) else f"{value:.4g}" for value in [*values, values[-1]]]
         mode = ' calcMode="discrete"' if discrete else ""
         return (
@@ -211,7 +211,7 @@ class _Movie:
             label = _escape(shorten(last.tokens[i].label, _LABEL))
             end = f'x="{scaled[-1, n, 0]:.1f}" y="{scaled[-1, n, 1]:.1f}"'
             names.append(f'<text {end} fill="{PALETTE["ink"][0]}" font-size="12">{x}{y}{label}</text>')
-        return _text(left + 20, top - 18, "how alike its words are", fill=_GRAY) + "".join(names)
+        return _text(left + 20, top - 18, "how similar its words are", fill=_GRAY) + "".join(names)
 
     def curve(self, likeness: Neighbors) -> str:
         """The cosine of a pair of words over training, with a dot at the checkpoint."""

@@ -46,7 +46,7 @@ class Client:
     """The holder of an API key; or everybody, if the server has no keys."""
 
     def __init__(self, name: str, cache_scope: str, limits: RateLimits, metrics: Metrics) -> None:
-        """`cache_scope`: the prefix cache is not shared with other clients, because response times would tell."""
+        """`cache_scope`: the prefix cache is not shared with other clients, because response times would reveal it."""
         self.name, self.cache_scope = name, cache_scope
         self._requests = TokenBucket(limits.requests) if limits.requests else None
         self._tokens = TokenBucket(limits.tokens) if limits.tokens else None

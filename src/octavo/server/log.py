@@ -40,7 +40,7 @@ def _time(record: logging.LogRecord) -> str:
 
 
 class _QueuedWriter(logging.Handler):
-    """Writes lines in a thread. If stderr is a pipe that nobody reads, lines are dropped, and the server goes on."""
+    """Writes lines in a thread. If stderr is a pipe that nobody reads, lines are dropped, and the server continues."""
 
     def __init__(self, formatter: logging.Formatter, max_lines: int = 10_000) -> None:
         super().__init__()

@@ -29,7 +29,7 @@ class Started:
     flops_per_token: int
     peak_flops: float | None
     memory_bytes: int  # estimated peak, comparable with `Step.memory_bytes`
-    example_word: str  # of the text; a prompt to begin with. Empty if there is none
+    example_word: str  # of the text; a prompt to begin with. Empty if no word was found
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ _VISIBLE_SECONDS = 5.0
 
 # `cap_steps` never goes below this: fewer steps teach a model nothing.
 _MIN_STEPS = 100
-# Early stopping where a text is so small that a model learns it by heart: so many evaluations, and the patience.
+# Early stopping where a text is so small that a model learns it by heart: the number of evaluations, and the patience.
 _EVALUATIONS, _PATIENCE = 10, 2
 
 
