@@ -1,7 +1,7 @@
 /* Linear layers with float32 or int8 weights: out = epilogue(x times the transposed weight, plus bias).
 
-   A layer is computed in tiles of TILE_OUTPUTS outputs and some rows, by the whole team of threads. Every sum has a fixed
-   order that does not depend on the other rows.
+   A layer is computed in tiles of TILE_OUTPUTS outputs and some rows, by the whole team of threads. Every sum has a
+   fixed order that does not depend on the other rows.
 
    Axis letters: N rows, C inputs, O outputs. Those of a tile: M rows, R weight rows. */
 
@@ -11,7 +11,7 @@
 
 #define TILE_ROWS (ACCUMULATORS / 2) /* input rows that share one load of a weight: 8 or 4 */
 #define TILE_OUTPUTS 16              /* outputs of a tile */
-#define MIN_AMX_ROWS 5               /* with fewer the vectors are as fast */
+#define MIN_AMX_ROWS 9               /* with fewer the vectors are as fast */
 #define COLUMN_BLOCK 768     /* input columns handled at a time: they stay in the L1 cache */
 #define CACHED_BYTES 400000L /* weights that are multiplied with all rows of a prompt before the next weights are read:
                                 they stay in the L2 cache */
