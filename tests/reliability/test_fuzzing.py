@@ -282,7 +282,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "last": run_file("last", mutations.BYTES),
     "best": run_file("best", mutations.BYTES),
     "a config": file_of("my.toml", mutations.TOML, CONFIG, lambda path: resolve(config=path)),
-    "API keys": file_of("keys", mutations.BYTES, b"# mine\nsk-1234567890123456\nalice sk-6543210987654321\n", read_keys),
+    "API keys": file_of("keys", mutations.BYTES, b"# mine\nsk-1234567890123\nann sk-6543210987654\n", read_keys),
     "a prompt": file_of(
         "prompt", mutations.BYTES, "The é".encode(), lambda path: read_text_file(str(path), "--prompt")
     ),

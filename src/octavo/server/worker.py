@@ -154,7 +154,7 @@ class Version(NamedTuple):
 
     @classmethod
     def of_run(cls, run: Run, pointer: str | None = None) -> "Version | None":
-        """The best checkpoint, else the last; or that of `pointer`. None if the run has no checkpoint, or it is being replaced."""
+        """The best checkpoint, else the last; or that of `pointer`. None without one, or while it is being replaced."""
         folder = {None: run.best or run.last, "best": run.best, "last": run.last}[pointer]
         try:
             entries = [(entry.name, entry.stat()) for entry in os.scandir(folder)] if folder else []
