@@ -23,7 +23,7 @@ lint:             ## what CI checks besides the tests
 torture:          ## hundreds of kills and failing system calls (about an hour); the result is in docs/reliability.md
 	@scripts/install test
 	@rm -f build/torture.jsonl
-	@OMP_NUM_THREADS=1 OCTAVO_TORTURE=1 .venv/bin/python -m pytest -n 2 tests/reliability tests/test_tokenizer_json.py
+	@OMP_NUM_THREADS=1 OCTAVO_TORTURE=1 .venv/bin/python -m pytest -n 2 tests/reliability tests/test_tokenizer_json.py tests/test_shards.py
 	@.venv/bin/python scripts/torture_table.py
 
 mutants:          ## mutation testing of checkpoint, runs, sampler and sampling: list the changes with which no test fails (hours)

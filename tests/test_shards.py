@@ -297,6 +297,7 @@ prepare_into_folder(DataSettings(source=sys.argv[1], tokenizer="bpe:600"), sys.a
 """
 
 
+@pytest.mark.torture  # half a minute; tests/reliability/test_kills.py kills a training in CI
 def test_a_preparation_killed_twenty_times_gives_a_bit_identical_dataset(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", sentences(40_000))
     out, staging = tmp_path / "out", tmp_path / ".out.preparing"

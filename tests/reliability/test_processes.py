@@ -88,7 +88,8 @@ def is_alive(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
-@pytest.mark.parametrize("variant", list(VARIANTS) if IS_TORTURE else ["muon-bf16"])
+@pytest.mark.torture  # half a minute each
+@pytest.mark.parametrize("variant", list(VARIANTS))
 def test_one_process_then_two_then_one_have_the_bits_of_one(variant: str, folder: Path, report: Report) -> None:
     """The two are stopped by a signal, and one of them is killed before."""
     words = [*TRAIN, *VARIANTS[variant], "--max-steps=300"]
