@@ -2,7 +2,7 @@
 
     python bench/instruction_sets.py [--compilers gcc gcc-11 clang] [--sets native AVX2 SSE2] [--rounds 3] [--json]
 
-Each build runs in a process of its own, whose compiler uses no newer instructions, and PyTorch's libraries
+Each build runs in a separate process, whose compiler uses no newer instructions, and PyTorch's libraries
 (ATen, MKL, oneDNN) limited to the same. C and PyTorch alternate, with one thread. The figures are ratios of CPU time,
 the median over the rounds; above 1, C is faster:
 

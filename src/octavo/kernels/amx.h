@@ -66,7 +66,7 @@ ALWAYS_INLINE void amx_totals(const int high[16][16], const int low[16][16], flo
         const ints lower = (h & 255) << 8 | (l & 255); /* the total is (h >> 8) * 65536 + lower */
         rows[o] = __builtin_convertvector(h >> 8, floats) * 65536.f + __builtin_convertvector(lower, floats);
     }
-    /* Transposes: a number's place is o * 16 + n, and interleaving rows 8 apart rotates the bits of the places by one. */
+    /* Transposes: a number's place is o * 16 + n, and interleaving rows 8 apart rotates the bits of places by one. */
     UNROLLED for (int stage = 0; stage < 4; stage++) {
         floats next[16];
         UNROLLED for (int i = 0; i < 8; i++) {

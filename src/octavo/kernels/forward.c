@@ -171,15 +171,17 @@ static void attend(const Model *m, const Block *b, const float *qkv, float *out,
     barrier();
 }
 
+static atomic_int uses_amx; /* read once in a call, so that all its threads do the same */
+
 /* Lets int8 products use AMX if this processor and system have it, or not. Returns whether they do. */
 int octavo_use_amx(int wanted)
 {
 #if HAS_AMX
-    atomic_store(&use_amx, wanted && amx_is_permitted());
+    atomic_store(&uses_amx, wanted && amx_is_permitted());
 #else
     (void)wanted;
 #endif
-    return atomic_load(&use_amx);
+    return atomic_load(&uses_amx);
 }
 
 /* The number of positions in a tile of keys. */
@@ -190,7 +192,7 @@ typedef struct {
     int N; const int *ids, *slots, *positions;
     int W; const int *logit_rows;
     float *workspace, *logits;
-    int threads;
+    int threads, amx;
 } Batch;
 
 /* The forward pass, run by every thread of the team. */
@@ -198,7 +200,7 @@ static void forward(const void *argument, int thread)
 {
     const Batch *batch = argument;
     const Model *m = batch->model;
-    const int C = m->n_embd, N = batch->N;
+    const int C = m->n_embd, N = batch->N, amx = batch->amx;
     const long scores_size = (long)QUERY_ROWS * m->positions;
     float *scores = batch->workspace + thread * scores_size; /* each thread has its own */
     float *x = batch->workspace + batch->threads * scores_size, *h = x + (long)N * C, *y = h + (long)N * C; /* (N, C) */
@@ -211,19 +213,19 @@ static void forward(const void *argument, int thread)
     barrier();
     for (const Block *b = m->blocks; b < m->blocks + m->n_layer; b++) {
         layer_norm(&b->ln_1, x, h, N, C);
-        linear(&b->c_attn, h, hidden, int16_workspace, N, C, 3 * C, STORE);
+        linear(&b->c_attn, h, hidden, int16_workspace, amx, N, C, 3 * C, STORE);
         store_keys_values(m, b, hidden, batch->slots, batch->positions, N);
         attend(m, b, hidden, y, scores, batch->slots, batch->positions, N);
-        linear(&b->attn_c_proj, y, x, int16_workspace, N, C, C, ADD);
+        linear(&b->attn_c_proj, y, x, int16_workspace, amx, N, C, C, ADD);
         layer_norm(&b->ln_2, x, h, N, C);
-        linear(&b->c_fc, h, hidden, int16_workspace, N, C, 4 * C, m->exact_gelu ? GELU_EXACT : GELU_TANH);
-        linear(&b->mlp_c_proj, hidden, x, int16_workspace, N, 4 * C, C, ADD);
+        linear(&b->c_fc, h, hidden, int16_workspace, amx, N, C, 4 * C, m->exact_gelu ? GELU_EXACT : GELU_TANH);
+        linear(&b->mlp_c_proj, hidden, x, int16_workspace, amx, N, 4 * C, C, ADD);
     }
     PARALLEL_FOR(w, batch->W, 1)
         memcpy(y + (long)w * C, x + (long)batch->logit_rows[w] * C, C * sizeof(float));
     barrier();
     layer_norm(&m->ln_f, y, h, batch->W, C);
-    linear(&m->lm_head, h, batch->logits, int16_workspace, batch->W, C, m->vocab_size, STORE);
+    linear(&m->lm_head, h, batch->logits, int16_workspace, amx, batch->W, C, m->vocab_size, STORE);
 }
 
 /* Runs N rows; writes the logits (W, vocab_size) of the rows numbered by `logit_rows`. Rows of one slot are adjacent
@@ -233,6 +235,7 @@ static void forward(const void *argument, int thread)
 void octavo_forward(const Model *m, int N, const int *ids, const int *slots, const int *positions,
                     int W, const int *logit_rows, float *workspace, float *logits, int threads)
 {
-    const Batch batch = {m, N, ids, slots, positions, W, logit_rows, workspace, logits, threads};
+    const int amx = atomic_load(&uses_amx);
+    const Batch batch = {m, N, ids, slots, positions, W, logit_rows, workspace, logits, threads, amx};
     run_team(forward, &batch, threads);
 }

@@ -81,9 +81,6 @@ ALWAYS_INLINE float dot(const char *w, int int8, const char *x, int C)
     return dot_products(sums, int8)[0];
 }
 
-/* Whether int8 products may use AMX, which is faster and has the same bits. Changed by octavo_use_amx. */
-static atomic_int use_amx;
-
 /* The last inputs (N, C) of a layer with int8 weights, rounded to int16. `blocks` holds them for AMX, or is NULL. */
 typedef struct { short *values; float *scales; char *blocks; } Int16Inputs;
 
@@ -226,21 +223,25 @@ static void linear_tiles_amx(const Linear *l, const Int16Inputs *in, float *out,
                     write_outputs(l, 1, y[i], in->scales + n, to, M, O, o + i * TILE_OUTPUTS, TILE_OUTPUTS, epilogue);
                 const int rest = o + groups * TILE_OUTPUTS; /* fewer than 16 outputs, of the last block */
                 if (groups < 2 && rest < O)
-                    linear_rows(l, (const char *)(in->values + (long)n * C), in->scales + n, to, M, C, O, rest, epilogue);
+                    linear_rows(l, (const char *)(in->values + (long)n * C), in->scales + n, to, M, C, O, rest,
+                                epilogue);
             }
     amx_release();
 }
 #endif
 
-/* out (N, O) = epilogue(x (N, C) times the transposed weight, plus bias). `workspace` is for the int16 inputs. */
-static void linear(const Linear *l, const float *x, float *out, float *workspace, int N, int C, int O, int epilogue)
+/* out (N, O) = epilogue(x (N, C) times the transposed weight, plus bias). `workspace` is for the int16 inputs. `amx`:
+   whether int8 products may use AMX, which is faster and has the same bits. */
+static void linear(const Linear *l, const float *x, float *out, float *workspace, int amx, int N, int C, int O,
+                   int epilogue)
 {
     Int16Inputs in = {(short *)(workspace + N), workspace, NULL};
     if (!l->scale) linear_tiles(l, x, NULL, out, N, C, O, epilogue);
     else {
 #if HAS_AMX
-        if (atomic_load(&use_amx) && N >= MIN_AMX_ROWS && C % AMX_COLUMNS == 0)
-            in.blocks = (char *)(in.values + (long)N * C);
+        if (amx && N >= MIN_AMX_ROWS && C % AMX_COLUMNS == 0) in.blocks = (char *)(in.values + (long)N * C);
+#else
+        (void)amx;
 #endif
         quantize_inputs(x, &in, N, C);
         if (!in.blocks) linear_tiles(l, in.values, in.scales, out, N, C, O, epilogue);

@@ -38,7 +38,7 @@ NANOGPT_NAMES = {
     "wandb_log": "--log wandb",
     "wandb_project": "WANDB_PROJECT in the environment, with --log wandb",
     "wandb_run_name": "--name",
-    "backend": "no setting: training runs in one process",
+    "backend": "no setting: gloo on a CPU, NCCL on GPUs (--processes N)",
 }
 # Settings that both have, with the same name and meaning.
 _SHARED = (
