@@ -77,7 +77,9 @@ def _run_once(arguments: Sequence[str], processes: int, folder: Path) -> int:
         run_id="octavo",
         rdzv_backend="c10d",
         rdzv_endpoint=str(folder / "rendezvous"),
-        rdzv_configs={"store_type": "file"},
+        # There is no other machine to send heartbeats to. Their thread prints a traceback if a signal ends the launcher
+        # during one.
+        rdzv_configs={"store_type": "file", "keep_alive_interval": 10**8},
         local_addr="127.0.0.1",
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=str(folder / "logs")),

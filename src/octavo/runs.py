@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 import torch
 
-from octavo import checkpoint, files, mirror, remote
+from octavo import checkpoint, files, mirror, remote, schema
 from octavo.checkpoint import Checkpoint, TrainerState
 from octavo.errors import OctavoError, OctavoWarning
 from octavo.interop import hub, nanogpt
@@ -457,8 +457,8 @@ class _LogLine(msgspec.Struct):
 def _parse_line(line: bytes) -> dict[str, Any] | None:
     try:
         value: dict[str, Any] = json.loads(line)  # not msgspec, because a loss may be NaN
-        msgspec.convert(value, _LogLine)
-    except (ValueError, RecursionError, msgspec.MsgspecError):
+        schema.check(value, _LogLine, "a line", hint="")
+    except (ValueError, RecursionError, OctavoError):
         return None
     return value
 

@@ -7,6 +7,7 @@ never ends. Each of these is an `OctavoError` that names the file and the place 
 import os
 import stat
 import sys
+import threading
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -25,6 +26,8 @@ NonNegative = Annotated[float, msgspec.Meta(ge=0, le=sys.float_info.max)]  # and
 FileName = Annotated[str, msgspec.Meta(pattern=r"\A[^/\\:\x00]*[^/\\:.\x00][^/\\:\x00]*\Z", max_length=255)]
 
 MAX_BYTES = 256 * 2**20
+_initialized: set[Any] = set()
+_initializing = threading.Lock()
 
 
 def read_json(path: Path, type: type[T], hint: str) -> T:
@@ -35,6 +38,7 @@ def read_json(path: Path, type: type[T], hint: str) -> T:
 def parse_json(content: bytes, type: type[T], name: str, hint: str) -> T:
     """Convert the content of a JSON file named `name` to `type`. Raises `OctavoError`."""
     try:
+        _initialize(type)
         return msgspec.json.decode(content, type=type)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise OctavoError(f"{name} is damaged: {_describe(error)}", hint) from None
@@ -52,6 +56,7 @@ def read_toml(path: Path, hint: str) -> dict[str, Any]:
 def check(value: object, type: type[T], name: str, hint: str) -> T:
     """Convert a value that was read from a file named `name` to `type`. Raises `OctavoError`."""
     try:
+        _initialize(type)
         return msgspec.convert(value, type, str_keys=True)  # as in JSON: "5" is a key of dict[int, ...]
     except (msgspec.MsgspecError, RecursionError) as error:
         raise OctavoError(f"{name} is damaged: {_describe(error)}", hint) from None
@@ -73,6 +78,14 @@ def read_regular_file(path: Path, hint: str, max_bytes: int = MAX_BYTES) -> byte
     if len(content) > max_bytes:
         raise OctavoError(f"{path} has more than {max_bytes} bytes", hint)
     return content
+
+
+def _initialize(type: Any) -> None:
+    """Let msgspec examine a type before its first use. If two threads did that at once, msgspec 0.22 would crash."""
+    if type not in _initialized:
+        with _initializing:
+            msgspec.json.Decoder(type)
+            _initialized.add(type)
 
 
 def _describe(error: Exception) -> str:

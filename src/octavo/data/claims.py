@@ -20,9 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-import msgspec
-
-from octavo import files
+from octavo import files, schema
+from octavo.errors import OctavoError
 
 STALE_SECONDS = 60.0
 _BEATS = 6  # how often a process rewrites its file in the time after which it counts as dead
@@ -86,9 +85,9 @@ class Claims:
         """What the other processes that seem to live are doing."""
         now, found = self._modified(self._helpers / self.name), []
         for path in self._helpers.glob("[!.]*"):
-            with contextlib.suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError):
+            with contextlib.suppress(OSError, OctavoError):
                 if path.name != self.name and now - self._modified(path) <= self._stale_seconds:
-                    found.append(msgspec.json.decode(path.read_bytes(), type=Activity))
+                    found.append(schema.read_json(path, Activity, hint=""))
         return found
 
     def _create(self, path: Path) -> bool:

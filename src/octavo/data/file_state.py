@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from octavo import files
+from octavo import files, schema
 from octavo.data.shards import Shard, Shards
 from octavo.errors import OctavoError
 from octavo.schema import Count
@@ -81,8 +81,8 @@ class FileProperties:
 
     def _load(self) -> dict[str, dict[str, Any]]:
         try:
-            entries = msgspec.json.decode(self._record.read_bytes(), type=dict[str, _Properties])
-        except (OSError, UnicodeDecodeError, msgspec.MsgspecError, RecursionError):
+            entries = schema.read_json(self._record, dict[str, _Properties], hint="")
+        except OctavoError:
             return {}
         return {name: msgspec.to_builtins(properties) for name, properties in entries.items()}
 

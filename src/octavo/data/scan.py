@@ -16,10 +16,9 @@ from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
-from octavo import files
+from octavo import files, schema
 from octavo.data import formats
 from octavo.data.chunks import Chunk
 from octavo.data.conversion import reading_identity
@@ -187,8 +186,10 @@ def load_scan_summary(corpus: Corpus) -> ScanSummary | None:
         return None
     try:
         record = json.loads(_record_path(corpus).read_text(encoding="utf-8"))
-        return msgspec.convert(record["summary"], ScanSummary) if record["files"] == corpus.identity else None
-    except (OSError, OctavoError, ValueError, KeyError, TypeError, msgspec.MsgspecError):
+        if record["files"] != corpus.identity:
+            return None
+        return schema.check(record["summary"], ScanSummary, "the record", hint="")
+    except (OSError, OctavoError, ValueError, KeyError, TypeError):
         return None
 
 
