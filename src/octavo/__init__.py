@@ -9,6 +9,7 @@ The names below are the public ones. They are loaded when first used, so `import
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -47,6 +48,11 @@ _MODULES = {
     "serve": "octavo.server",
     "train": "octavo.training",
 }
+
+# PyTorch reads this when it first allocates memory. With pages of 2 MB instead of 4 KB large tensors need far fewer
+# address translations, which are slow in virtual machines: docs/speed.md has the measurements.
+if os.path.exists("/sys/kernel/mm/transparent_hugepage"):
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 __version__ = "0.1.0"
 __all__ = [

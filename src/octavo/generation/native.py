@@ -16,7 +16,8 @@ from octavo.generation.int8 import linears_with_norms, quantize_int8
 from octavo.model import GPT
 from octavo.native_library import UnavailableError, load_library
 
-_QUERY_ROWS, _MAX_THREADS = 4, 255  # as in forward.c and team.h
+_MAX_THREADS = 255  # as in team.h
+_INT8_ROWS, _INT8_COLUMNS = 16, 64  # of a block of int8 weights, as in linear.h
 _pointer = ctypes.c_void_p
 
 
@@ -72,10 +73,10 @@ class NativeDecoder:
         _check_weights(model)
         library = load_library()
         self.notices = [library.notice] if library.notice else []
-        self._forward = _forward_function(library.functions)
+        self._forward, self._workspace_size = _functions(library.functions)
         library.functions.octavo_use_amx(1)  # if the processor has it; the bits are the same
         settings = model.settings
-        self._n_embd, self._vocab_size = settings.n_embd, settings.vocab_size
+        self._vocab_size = settings.vocab_size
         self._lanes: int = library.functions.octavo_lanes()  # positions in a tile of keys
         H, D, positions = settings.n_head, settings.head_size, self._count_tiles(settings.block_size) * self._lanes
         dtype, layers = torch.bfloat16 if int8 else torch.float32, range(settings.n_layer)
@@ -83,7 +84,7 @@ class NativeDecoder:
         self.keys = [torch.zeros(slots, H, positions // self._lanes, D, self._lanes, dtype=dtype) for _ in layers]
         self.values = [torch.zeros(slots, H, positions, D, dtype=dtype) for _ in layers]
         self._owned: list[Tensor | ctypes.Array[_Block]] = []  # memory that the C structs point to: keep it alive
-        parts = [self._convert(linear, norm, int8) for linear, norm in linears_with_norms(model)]
+        parts = self._convert_int8(model) if int8 else self._convert_fp32(model)
         blocks = (_Block * settings.n_layer)()
         for i, keys, values in zip(layers, self.keys, self.values, strict=True):
             (attn, ln_1), (attn_proj, _), (fc, ln_2), (mlp_proj, _) = parts[4 * i : 4 * i + 4]
@@ -110,8 +111,7 @@ class NativeDecoder:
         ids, slots, positions = torch.tensor([batch.ids, batch.slots, batch.positions], dtype=torch.int32)  # (N,)
         logit_rows = torch.tensor(batch.logit_rows, dtype=torch.int32)  # (W,)
         threads = min(torch.get_num_threads(), _MAX_THREADS)
-        C, padded = self._n_embd, -(-N // 16) * 16
-        workspace = torch.empty(threads * _QUERY_ROWS * self._model.positions + N * (9 * C + 1) + padded * 2 * C)
+        workspace = torch.empty(self._workspace_size(self._model, N, threads))
         logits = torch.empty(W, self._vocab_size)  # (W, V)
         self._forward(
             self._model,
@@ -139,13 +139,25 @@ class NativeDecoder:
     def _count_tiles(self, positions: int) -> int:
         return -(-positions // self._lanes)
 
-    def _convert(self, linear: nn.Linear, norm: nn.LayerNorm | None, int8: bool) -> tuple[_Linear, _Norm]:
-        """The C structs of a matrix and the layer norm before it."""
-        bias = self._pointer_to(linear.bias)
-        if not int8:
-            return _Linear(self._pointer_to(linear.weight), None, bias), self._convert_norm(norm, None)
-        values, scale, gain = quantize_int8(linear.weight, norm)
-        return _Linear(self._pointer_to(values), self._pointer_to(scale), bias), self._convert_norm(norm, gain)
+    def _convert_fp32(self, model: GPT) -> list[tuple[_Linear, _Norm]]:
+        """The C structs of all matrices and of the layer norm before each."""
+        pointer, convert_norm = self._pointer_to, self._convert_norm
+        return [
+            (_Linear(pointer(linear.weight), None, pointer(linear.bias)), convert_norm(norm, None))
+            for linear, norm in linears_with_norms(model)
+        ]
+
+    def _convert_int8(self, model: GPT) -> list[tuple[_Linear, _Norm]]:
+        """The same with int8 weights. They are parts of one tensor, since only a large one gets huge pages."""
+        pairs = list(linears_with_norms(model))
+        quantized = [quantize_int8(linear.weight, norm) for linear, norm in pairs]
+        blocks = [_in_blocks(values) for values, _, _ in quantized]
+        weights = torch.split(torch.cat(blocks), [len(each) for each in blocks])
+        pointer, convert_norm = self._pointer_to, self._convert_norm
+        return [
+            (_Linear(pointer(weight), pointer(scale), pointer(linear.bias)), convert_norm(norm, gain))
+            for weight, (_, scale, gain), (linear, norm) in zip(weights, quantized, pairs, strict=True)
+        ]
 
     def _convert_norm(self, norm: nn.LayerNorm | None, gain: Tensor | None) -> _Norm:
         """The C struct of a norm, divided by `gain` (C,): the factors that int8 has moved into the matrix after it."""
@@ -175,9 +187,19 @@ def _check_weights(model: GPT) -> None:
             )
 
 
-def _forward_function(library: ctypes.CDLL) -> "ctypes._NamedFuncPointer":
-    function = library.octavo_forward
+def _in_blocks(weight: Tensor) -> Tensor:
+    """int8 weights (O, C) in the order of linear.h: (O / 16, C / 64, 16, 64), with zeros at the ends, flattened."""
+    outputs, columns = weight.shape
+    padded = nn.functional.pad(weight, (0, -columns % _INT8_COLUMNS, 0, -outputs % _INT8_ROWS))
+    blocks = padded.view(-1, _INT8_ROWS, padded.size(1) // _INT8_COLUMNS, _INT8_COLUMNS)
+    return blocks.transpose(1, 2).flatten()
+
+
+def _functions(library: ctypes.CDLL) -> tuple["ctypes._NamedFuncPointer", "ctypes._NamedFuncPointer"]:
+    """The forward pass, and the size of the workspace that it needs."""
+    forward, workspace_size = library.octavo_forward, library.octavo_workspace_size
     model, rows, count = ctypes.POINTER(_Model), [_pointer] * 3, ctypes.c_int
-    function.restype = None
-    function.argtypes = [model, count, *rows, count, _pointer, _pointer, _pointer, ctypes.c_int]
-    return function
+    forward.restype = None
+    forward.argtypes = [model, count, *rows, count, _pointer, _pointer, _pointer, count]
+    workspace_size.restype, workspace_size.argtypes = ctypes.c_long, [model, count, count]
+    return forward, workspace_size

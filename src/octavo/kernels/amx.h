@@ -4,9 +4,9 @@
    int32 sums of either are exact, and so is their total, which is rounded once: a result has the bits that
    multiply_tile computes, whose integer sums are exact too.
 
-   A tile has 16 rows of 64 bytes. Weights are loaded as they are, 64 columns of 16 rows. Inputs are stored in the order
-   of the unit: for 16 rows and 64 columns the high bytes, then the low bytes, each as (16, 16, 4), which are 16 groups
-   of 4 columns, the 16 rows, and the 4 columns. */
+   A tile has 16 rows of 64 bytes. A block of weights is such a tile, 64 columns of 16 rows. Inputs are stored in the
+   order of the unit: for 16 rows and 64 columns the high bytes, then the low bytes, each as (16, 16, 4), which are 16
+   groups of 4 columns, the 16 rows, and the 4 columns. */
 
 #if defined __AMX_INT8__ && defined __AVX512F__ && defined __linux__
 #include <sys/syscall.h>
@@ -17,7 +17,7 @@
 #define INTERLEAVE_LOW(x, y) SHUFFLE(x, y, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
 #define INTERLEAVE_HIGH(x, y) SHUFFLE(x, y, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
 
-enum { AMX_ROWS = 16, AMX_COLUMNS = 64, AMX_TILE_BYTES = 1024 };
+enum { AMX_COLUMNS = 64, AMX_TILE_BYTES = 1024 };
 
 /* Whether the system lets this process use the unit, whose registers of 8 KB Linux saves only for those that ask. */
 static int amx_is_permitted(void)
@@ -37,36 +37,17 @@ static void amx_configure(void)
 
 static void amx_release(void) { _tile_release(); }
 
-/* Stores a row of int16 inputs (C) as row number n in the order of the unit. C is a multiple of AMX_COLUMNS. */
-static void amx_store_inputs(const short *row, char *blocks, int n, int C)
+/* The lower bytes of 64 numbers of 16 bits. */
+ALWAYS_INLINE floats combine_bytes(__m512i first, __m512i second)
 {
-    char *to = blocks + (long)(n / AMX_ROWS) * 2 * AMX_ROWS * C + n % AMX_ROWS * 4;
-    for (int c = 0; c < C; c += AMX_COLUMNS, to += 2 * AMX_TILE_BYTES) {
-        char high[AMX_COLUMNS], low[AMX_COLUMNS];
-        for (int i = 0; i < AMX_COLUMNS; i += 32) {
-            const __m512i values = _mm512_loadu_si512(row + c + i);
-            _mm256_storeu_si256((__m256i *)(high + i), _mm512_cvtepi16_epi8(_mm512_srai_epi16(values, 8)));
-            _mm256_storeu_si256((__m256i *)(low + i), _mm512_cvtepi16_epi8(values));
-        }
-        for (int i = 0; i < AMX_COLUMNS / 4; i++) {
-            memcpy(to + i * 4 * AMX_ROWS, high + 4 * i, 4);
-            memcpy(to + AMX_TILE_BYTES + i * 4 * AMX_ROWS, low + 4 * i, 4);
-        }
-    }
+    const __m512i low = _mm512_castsi256_si512(_mm512_cvtepi16_epi8(first));
+    return (floats)_mm512_inserti64x4(low, _mm512_cvtepi16_epi8(second), 1);
 }
 
-/* y[n][o] = 256 * high[o][n] + low[o][n], which is exact before it is rounded to float32. */
-ALWAYS_INLINE void amx_totals(const int high[16][16], const int low[16][16], float y[16][16])
+/* Transposes 16 vectors of 16: a number's place is row * 16 + column, and interleaving rows that are 8 apart rotates the
+   bits of all places by one. */
+ALWAYS_INLINE void transpose(floats rows[16])
 {
-    floats rows[16];
-    for (int o = 0; o < 16; o++) {
-        ints h, l;
-        memcpy(&h, high[o], sizeof h), memcpy(&l, low[o], sizeof l);
-        h += l >> 8;
-        const ints lower = (h & 255) << 8 | (l & 255); /* the total is (h >> 8) * 65536 + lower */
-        rows[o] = __builtin_convertvector(h >> 8, floats) * 65536.f + __builtin_convertvector(lower, floats);
-    }
-    /* Transposes: a number's place is o * 16 + n, and interleaving rows 8 apart rotates the bits of places by one. */
     UNROLLED for (int stage = 0; stage < 4; stage++) {
         floats next[16];
         UNROLLED for (int i = 0; i < 8; i++) {
@@ -75,12 +56,42 @@ ALWAYS_INLINE void amx_totals(const int high[16][16], const int low[16][16], flo
         }
         UNROLLED for (int i = 0; i < 16; i++) rows[i] = next[i];
     }
-    for (int n = 0; n < 16; n++) store(y[n], rows[n]);
+}
+
+/* Stores 64 columns of 16 rows of int16 inputs in the order of the unit. */
+ALWAYS_INLINE void amx_store_inputs(const short rows[16][64], char *to)
+{
+    floats high[16], low[16]; /* 64 bytes of each row: 16 groups of 4 columns */
+    UNROLLED for (int n = 0; n < 16; n++) {
+        const __m512i first = _mm512_loadu_si512(rows[n]), second = _mm512_loadu_si512(rows[n] + 32);
+        low[n] = combine_bytes(first, second);
+        high[n] = combine_bytes(_mm512_srai_epi16(first, 8), _mm512_srai_epi16(second, 8));
+    }
+    transpose(high);
+    transpose(low);
+    memcpy(to, high, sizeof high);
+    memcpy(to + sizeof high, low, sizeof low);
+}
+
+/* y[n][o] = 256 * high[o][n] + low[o][n], which is exact before it is rounded to float32. */
+ALWAYS_INLINE void amx_totals(const int high[16][16], const int low[16][16], float y[16][16])
+{
+    floats rows[16];
+    UNROLLED for (int o = 0; o < 16; o++) {
+        ints h, l;
+        memcpy(&h, high[o], sizeof h), memcpy(&l, low[o], sizeof l);
+        h += l >> 8;
+        const ints lower = (h & 255) << 8 | (l & 255); /* the total is (h >> 8) * 65536 + lower */
+        rows[o] = __builtin_convertvector(h >> 8, floats) * 65536.f + __builtin_convertvector(lower, floats);
+    }
+    transpose(rows);
+    UNROLLED for (int n = 0; n < 16; n++) store(y[n], rows[n]);
 }
 
 /* y[i][n][o] = w[16 i + o] . x[n] for 16 input rows, stored by amx_store_inputs, and `groups` groups of 16 weight
-   rows: 1 or 2. Two groups share each load of the inputs. */
-ALWAYS_INLINE void amx_multiply(const char *w, const char *blocks, int C, int groups, float y[2][16][16])
+   rows: 1 or 2. Two groups share each load of the inputs. `prefetch`: whether to prefetch the next weights, which tile
+   loads do not. */
+ALWAYS_INLINE void amx_multiply(const char *w, const char *inputs, int C, int groups, int prefetch, float y[2][16][16])
 {
     int sums[4][16][16]; /* high and low bytes of either group */
     const char *second = w + 16L * C;
@@ -88,14 +99,19 @@ ALWAYS_INLINE void amx_multiply(const char *w, const char *blocks, int C, int gr
     _tile_zero(5);
     _tile_zero(6);
     _tile_zero(7);
-    for (int c = 0; c < C; c += AMX_COLUMNS, blocks += 2 * AMX_TILE_BYTES) {
-        _tile_loadd(2, blocks, 64);
-        _tile_loadd(3, blocks + AMX_TILE_BYTES, 64);
-        _tile_loadd(0, w + c, C);
+    for (int c = 0; c < C; c += AMX_COLUMNS, inputs += 2 * AMX_TILE_BYTES) {
+        if (prefetch)
+            UNROLLED for (int i = 0; i < 16; i++) {
+                _mm_prefetch(w + 32L * C + 16L * c + i * 64, _MM_HINT_T1);
+                _mm_prefetch(second + 32L * C + 16L * c + i * 64, _MM_HINT_T1);
+            }
+        _tile_loadd(2, inputs, 64);
+        _tile_loadd(3, inputs + AMX_TILE_BYTES, 64);
+        _tile_loadd(0, w + 16L * c, 64);
         _tile_dpbssd(4, 0, 2);
         _tile_dpbsud(5, 0, 3);
         if (groups == 1) continue;
-        _tile_loadd(1, second + c, C);
+        _tile_loadd(1, second + 16L * c, 64);
         _tile_dpbssd(6, 1, 2);
         _tile_dpbsud(7, 1, 3);
     }

@@ -160,10 +160,9 @@ ALWAYS_INLINE floats gelu_exact(floats x)
    Vectors of integers are passed as `floats`: the same bytes. */
 #define ELEMENTS_PER_VECTOR(int8) ((int8) ? 2 * LANES : LANES)
 
-ALWAYS_INLINE floats load_weights(const void *row, int int8, long c)
+ALWAYS_INLINE floats load_weights(const void *from, int int8)
 {
-    if (!int8) return load((const float *)row + c);
-    const signed char *from = (const signed char *)row + c;
+    if (!int8) return load((const float *)from);
 #ifdef __AVX512BW__
     return (floats)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)from));
 #elif defined __AVX2__
@@ -202,18 +201,12 @@ ALWAYS_INLINE floats multiply_add(floats s, floats w, floats x, int int8)
 #endif
 }
 
-/* The last `count` elements of a row, padded with zeros to a full vector. */
-ALWAYS_INLINE floats load_tail(const void *row, int size, long c, int count)
+/* The `count` floats at `from`, fewer than a vector has, and zeros. */
+ALWAYS_INLINE floats load_tail(const float *from, int count)
 {
-    char padded[VECTOR_BYTES] = {0};
-    memcpy(padded, (const char *)row + size * c, (size_t)size * count);
-    return load((const float *)padded);
-}
-
-ALWAYS_INLINE floats load_weights_tail(const void *row, int int8, long c, int count)
-{
-    const floats padded = load_tail(row, int8 ? 1 : 4, c, count);
-    return int8 ? load_weights(&padded, 1, 0) : padded;
+    float padded[LANES] = {0};
+    memcpy(padded, from, count * sizeof *from);
+    return load(padded);
 }
 
 /* Lane i of the result is the sum of the int32 lanes of v[i], for LANES vectors. The sum is exact, then rounded once,
@@ -261,10 +254,19 @@ ALWAYS_INLINE float load_cached_one(const void *from, int bf16, long i)
     return x;
 }
 
-ALWAYS_INLINE void store_cached(void *to, int bf16, long i, float x)
+/* Stores the first `count` of LANES floats, `stride` elements apart. bf16 rounds to nearest, ties to even. */
+ALWAYS_INLINE void store_cached(void *to, int bf16, long i, int stride, const float *from, int count)
 {
-    if (!bf16) { ((float *)to)[i] = x; return; }
-    unsigned bits;
-    memcpy(&bits, &x, sizeof x);
-    ((unsigned short *)to)[i] = (bits + 0x7fff + (bits >> 16 & 1)) >> 16; /* rounds to nearest, ties to even */
+    if (stride == 1 && !bf16) memcpy((float *)to + i, from, count * sizeof *from);
+    unsigned short rounded[LANES];
+    if (bf16) {
+        const uints bits = (uints)(count == LANES ? load(from) : load_tail(from, count));
+        const half_ushorts upper = __builtin_convertvector((bits + 0x7fff + (bits >> 16 & 1)) >> 16, half_ushorts);
+        memcpy(rounded, &upper, sizeof rounded);
+        if (stride == 1) memcpy((unsigned short *)to + i, rounded, count * sizeof *rounded);
+    }
+    for (int c = 0; stride != 1 && c < count; c++) {
+        if (bf16) ((unsigned short *)to)[i + c * stride] = rounded[c];
+        else ((float *)to)[i + c * stride] = from[c];
+    }
 }

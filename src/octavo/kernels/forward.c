@@ -32,13 +32,17 @@ static void layer_norm(const Norm *norm, const float *x, float *out, int N, int 
         const int full = C / LANES * LANES, left = C - full;
         floats total = {}, squares = {};
         for (int c = 0; c < full; c += LANES) total += load(from + c);
-        if (left) total += load_tail(from, 4, full, left);
+        if (left) total += load_tail(from + full, left);
         const float mean = horizontal_sum(total) / C;
         for (int c = 0; c < full; c += LANES) { const floats d = load(from + c) - mean; squares += d * d; }
         float tail_squares = 0;
         for (int c = full; c < C; c++) tail_squares += (from[c] - mean) * (from[c] - mean);
         const float scale = 1 / sqrtf((horizontal_sum(squares) + tail_squares) / C + 1e-5f);
-        for (int c = 0; c < C; c++)
+        for (int c = 0; c < full; c += LANES) {
+            const floats y = (load(from + c) - mean) * scale * load(norm->weight + c);
+            store(to + c, norm->bias ? y + load(norm->bias + c) : y);
+        }
+        for (int c = full; c < C; c++)
             to[c] = (from[c] - mean) * scale * norm->weight[c] + (norm->bias ? norm->bias[c] : 0);
     }
     barrier();
@@ -57,8 +61,11 @@ static void store_keys_values(const Model *m, const Block *b, const float *qkv, 
         const long head = ((long)slots[n] * H + h) * m->positions * D;
         const long key = head + (long)(positions[n] / LANES) * D * LANES + positions[n] % LANES;
         const long value = head + (long)positions[n] * D;
-        for (int d = 0; d < D; d++) store_cached(b->keys, m->bf16_cache, key + d * LANES, k[d]);
-        for (int d = 0; d < D; d++) store_cached(b->values, m->bf16_cache, value + d, v[d]);
+        for (int d = 0; d < D; d += LANES) {
+            const int count = D - d < LANES ? D - d : LANES;
+            store_cached(b->values, m->bf16_cache, value + d, 1, v + d, count);
+            store_cached(b->keys, m->bf16_cache, key + d * LANES, LANES, k + d, count);
+        }
     }
     barrier();
 }
@@ -123,10 +130,8 @@ ALWAYS_INLINE void attend_rows(const Model *m, const Block *b, int bf16, const f
     const float *q = qkv + (long)n * 3 * C + h * D;
     float *to = out + (long)n * C + h * D;
 
-    /* Scores of a single row take VECTORS vectors at a time, for as many independent sums as QUERY_ROWS rows have with
-       one vector. weighted_values passes over all positions in each call, so fewer calls are better for any M. */
     int j = 0, d = 0;
-    for (; M == 1 && j + VECTORS * LANES <= last + 1; j += VECTORS * LANES)
+    for (; j + VECTORS * LANES <= last + 1; j += VECTORS * LANES)
         attention_scores(keys, bf16, head, q, 3 * C, D, j, M, VECTORS, scores, S);
     for (; j <= last; j += LANES) attention_scores(keys, bf16, head, q, 3 * C, D, j, M, 1, scores, S);
     for (int i = 0; i < M; i++) softmax(scores + i * S, positions[n + i] + 1, last + 1);
@@ -148,17 +153,12 @@ ALWAYS_INLINE void attend_all(const Model *m, const Block *b, int bf16, const fl
 {
     const int H = m->n_head;
     PARALLEL_FOR(i, N * H, 1) {
-        const int n = i / H, h = i % H;
-        /* Adjacent rows of one slot are grouped by QUERY_ROWS, from the first one on. A group is computed in
-           the iteration of its first row; the iterations of its other rows do nothing. */
-        int first = n;
-        while (first > 0 && slots[first - 1] == slots[n]) first--;
-        if ((n - first) % QUERY_ROWS) continue;
-        int M = 1;
-        while (M < QUERY_ROWS && n + M < N && slots[n + M] == slots[n]) M++;
-        if (M == QUERY_ROWS) attend_rows(m, b, bf16, qkv, out, scores, n, QUERY_ROWS, h, slots[n], positions);
-        else
-            for (int k = 0; k < M; k++) attend_rows(m, b, bf16, qkv, out, scores, n + k, 1, h, slots[n], positions);
+        /* Rows of one slot form groups of QUERY_ROWS, the first of which has a position that is a multiple of it. The
+           iteration of that row computes a group, and those of the other rows do nothing. Other rows are single. */
+        const int n = i / H, h = i % H, first = n - positions[n] % QUERY_ROWS, end = first + QUERY_ROWS;
+        const int grouped = first >= 0 && end <= N && slots[first] == slots[n] && slots[end - 1] == slots[n];
+        if (!grouped) attend_rows(m, b, bf16, qkv, out, scores, n, 1, h, slots[n], positions);
+        else if (n == first) attend_rows(m, b, bf16, qkv, out, scores, n, QUERY_ROWS, h, slots[n], positions);
     }
 }
 
@@ -205,7 +205,7 @@ static void forward(const void *argument, int thread)
     float *scores = batch->workspace + thread * scores_size; /* each thread has its own */
     float *x = batch->workspace + batch->threads * scores_size, *h = x + (long)N * C, *y = h + (long)N * C; /* (N, C) */
     float *hidden = y + (long)N * C;              /* (N, 3C) q, k, v or (N, 4C) of the MLP */
-    float *int16_workspace = hidden + 4L * N * C; /* N scales, int16 inputs (N, 4C), and as many bytes for AMX */
+    float *int16_workspace = hidden + 4L * N * C;
 
     PARALLEL_FOR(n, N, 1)
         for (int c = 0; c < C; c++)
@@ -228,10 +228,17 @@ static void forward(const void *argument, int thread)
     linear(&m->lm_head, h, batch->logits, int16_workspace, amx, batch->W, C, m->vocab_size, STORE);
 }
 
+/* The floats that a call needs: scores of each thread, the residual stream and two more (N, C), what a block expands it
+   to, and the inputs of int8 weights. */
+long octavo_workspace_size(const Model *m, int N, int threads)
+{
+    const long C = m->n_embd;
+    return (long)threads * QUERY_ROWS * m->positions + N * (3 * C + 4 * C) + int16_workspace_size(N, 4 * m->n_embd);
+}
+
 /* Runs N rows; writes the logits (W, vocab_size) of the rows numbered by `logit_rows`. Rows of one slot are adjacent
-   and in the order of their positions. `workspace` holds threads * QUERY_ROWS * positions + N * (9 * C + 1) floats, and
-   2 * C more for each of N rows rounded up to a multiple of 16: nothing is allocated here, so nothing can fail.
-   `threads`: 1 to MAX_THREADS. Concurrent calls run one at a time. */
+   and have consecutive positions. `workspace` has octavo_workspace_size floats: nothing is allocated here, so
+   nothing can fail. `threads`: 1 to MAX_THREADS. Concurrent calls run one at a time. */
 void octavo_forward(const Model *m, int N, const int *ids, const int *slots, const int *positions,
                     int W, const int *logit_rows, float *workspace, float *logits, int threads)
 {

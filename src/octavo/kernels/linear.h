@@ -3,6 +3,9 @@
    A layer is computed in tiles of TILE_OUTPUTS outputs and some rows, by the whole team of threads. Every sum has a
    fixed order that does not depend on the other rows.
 
+   float32 weights are the model's own, (O, C). int8 weights are stored in the order in which tiles read them, (O / 16,
+   C / 64, 16, 64), with zeros after the last output and the last column: a tile is one sequential read.
+
    Axis letters: N rows, C inputs, O outputs. Those of a tile: M rows, R weight rows. */
 
 #include "floats.h"
@@ -11,12 +14,26 @@
 
 #define TILE_ROWS (ACCUMULATORS / 2) /* input rows that share one load of a weight: 8 or 4 */
 #define TILE_OUTPUTS 16              /* outputs of a tile */
-#define MIN_AMX_ROWS 9               /* with fewer the vectors are as fast */
+#define MIN_AMX_ROWS 5               /* with fewer the vectors are faster */
 #define COLUMN_BLOCK 768     /* input columns handled at a time: they stay in the L1 cache */
 #define CACHED_BYTES 400000L /* weights that are multiplied with all rows of a prompt before the next weights are read:
                                 they stay in the L2 cache */
 
-typedef struct { const void *weight; const float *scale, *bias; } Linear; /* weight (O, C); scale (O,) if it is int8 */
+enum { INPUT_ROWS = 16 }; /* of int16 inputs, in a block for AMX */
+enum { INT8_COLUMNS = 64, INT8_BLOCK = TILE_OUTPUTS * INT8_COLUMNS }; /* columns and bytes of a block of int8 weights */
+
+typedef struct { const void *weight; const float *scale, *bias; } Linear; /* scale (O,) if the weights are int8 */
+
+/* The number of columns that a row of int8 weights or of their int16 inputs is stored with. */
+static int padded_columns(int C) { return (C + INT8_COLUMNS - 1) / INT8_COLUMNS * INT8_COLUMNS; }
+static int padded_rows(int N) { return (N + INPUT_ROWS - 1) / INPUT_ROWS * INPUT_ROWS; }
+
+/* The weights of row r of a tile, from column c on. */
+ALWAYS_INLINE const char *weights_at(const char *tile, int int8, int C, int r, int c)
+{
+    if (int8) return tile + (long)(c / INT8_COLUMNS) * INT8_BLOCK + r * INT8_COLUMNS + c % INT8_COLUMNS;
+    return tile + 4L * ((long)r * C + c);
+}
 
 /* y[m][r] = w[r] . x[m] for TILE_OUTPUTS weight rows and M input rows, R weight rows at a time. R * M is at most
    ACCUMULATORS, so that all sums stay in registers. Every argument but w, x, C and y is a constant at the call. */
@@ -25,11 +42,10 @@ ALWAYS_INLINE void multiply_tile(const char *w, int int8, const char *x, int C, 
 {
     floats partial[TILE_OUTPUTS / R][ACCUMULATORS];
     const int step = ELEMENTS_PER_VECTOR(int8), full = C / step * step, keep_inputs = HAS_SPARE_REGISTERS && M > 1;
-    const long row_bytes = int8 ? C : 4L * C, input_bytes = int8 ? 2L * C : 4L * C;
+    const long input_bytes = int8 ? 2L * C : 4L * C;
     /* `start == 0`: rows shorter than one vector (full == 0) need one pass too, for their tail. */
     for (int start = 0; start == 0 || start < full; start += COLUMN_BLOCK)
         for (int g = 0; g < TILE_OUTPUTS / R; g++) {
-            const char *group = w + g * R * row_bytes;
             floats s[ACCUMULATORS] = {};
             if (start)
                 UNROLLED for (int i = 0; i < R * M; i++) s[i] = partial[g][i];
@@ -41,12 +57,11 @@ ALWAYS_INLINE void multiply_tile(const char *w, int int8, const char *x, int C, 
                         KEEP_IN_REGISTER(in[m]);
                     }
                 UNROLLED for (int r = 0; r < R; r++) {
-                    /* Rows are too short for the hardware prefetcher. int8: prefetch the same row of the next tile,
-                       once for each cache line of 64 weights. float32, M > 1: the same row of the next group. */
-                    if (int8 && c % 64 == 0) __builtin_prefetch(group + (TILE_OUTPUTS + r) * row_bytes + c);
-                    if (!int8 && M > 1 && (LANES == 16 || c % 16 == 0))
-                        __builtin_prefetch(group + (R + r) * row_bytes + 4L * c);
-                    const floats v = load_weights(group + r * row_bytes, int8, c);
+                    const char *from = weights_at(w, int8, C, g * R + r, c);
+                    /* Rows are too short for the hardware prefetcher: prefetch the same row of the next group. */
+                    if (int8 && c % INT8_COLUMNS == 0) __builtin_prefetch(from + (long)TILE_OUTPUTS * C);
+                    if (!int8 && M > 1 && (LANES == 16 || c % 16 == 0)) __builtin_prefetch(from + 4L * R * C);
+                    const floats v = load_weights(from, int8);
                     UNROLLED for (int m = 0; m < M; m++)
                         s[m * R + r] = multiply_add(
                             s[m * R + r], v, keep_inputs ? in[m] : load_inputs(x + m * input_bytes, int8, c), int8);
@@ -56,66 +71,82 @@ ALWAYS_INLINE void multiply_tile(const char *w, int int8, const char *x, int C, 
                 UNROLLED for (int i = 0; i < R * M; i++) partial[g][i] = s[i];
                 continue;
             }
-            if (full < C)
+            if (!int8 && full < C)
                 UNROLLED for (int r = 0; r < R; r++)
                     UNROLLED for (int m = 0; m < M; m++)
-                        s[m * R + r] = multiply_add(
-                            s[m * R + r], load_weights_tail(group + r * row_bytes, int8, full, C - full),
-                            load_tail(x + m * input_bytes, int8 ? 2 : 4, full, C - full), int8);
+                        s[m * R + r] += load_tail((const float *)weights_at(w, 0, C, g * R + r, full), C - full) *
+                                        load_tail((const float *)(x + m * input_bytes) + full, C - full);
             float totals[ACCUMULATORS];
             UNROLLED for (int i = 0; i < ACCUMULATORS; i += LANES) store(totals + i, dot_products(s + i, int8));
             UNROLLED for (int m = 0; m < M; m++) memcpy(y[m] + g * R, totals + m * R, R * sizeof(float));
         }
 }
 
-/* w . x, with the same order of additions as multiply_tile. */
-ALWAYS_INLINE float dot(const char *w, int int8, const char *x, int C)
+/* w . x in float32, with the same order of additions as multiply_tile. */
+ALWAYS_INLINE float dot(const float *w, const float *x, int C)
 {
-    floats sums[LANES] = {}, s = {};
+    floats s = {};
     int c = 0;
-    for (; c + ELEMENTS_PER_VECTOR(int8) <= C; c += ELEMENTS_PER_VECTOR(int8))
-        s = multiply_add(s, load_weights(w, int8, c), load_inputs(x, int8, c), int8);
-    if (c < C)
-        s = multiply_add(s, load_weights_tail(w, int8, c, C - c), load_tail(x, int8 ? 2 : 4, c, C - c), int8);
-    sums[0] = s;
-    return dot_products(sums, int8)[0];
+    for (; c + LANES <= C; c += LANES) s += load(w + c) * load(x + c);
+    if (c < C) s += load_tail(w + c, C - c) * load_tail(x + c, C - c);
+    return horizontal_sum(s);
 }
 
-/* The last inputs (N, C) of a layer with int8 weights, rounded to int16. `blocks` holds them for AMX, or is NULL. */
-typedef struct { short *values; float *scales; char *blocks; } Int16Inputs;
+/* The last inputs of a layer with int8 weights, rounded to int16: (N, padded_columns(C)), or for AMX in its order. */
+typedef struct { float *scales; short *values; } Int16Inputs;
+
+/* What a row of C floats is multiplied by, so that its largest becomes `largest`. Writes the scale that undoes this. */
+static float int16_factor(const float *row, int C, float largest, float *scale)
+{
+    floats maxima = broadcast(1e-30f), not_finite = {}; /* 0 * x is NaN for NaN and infinity: the scale has it */
+    for (int c = 0; c < C; c += LANES) {
+        const floats v = C - c < LANES ? load_tail(row + c, C - c) : load(row + c);
+        const floats magnitude = (floats)((ints)v & 0x7fffffff);
+        maxima = blend(magnitude > maxima, magnitude, maxima);
+        not_finite += 0.f * v;
+    }
+    float max = maxima[0];
+    for (int i = 1; i < LANES; i++) max = maxima[i] > max ? maxima[i] : max;
+    *scale = max / largest + horizontal_sum(not_finite);
+    return largest / max;
+}
+
+/* Rounds INT8_COLUMNS of a row of C floats, from column c on, times a factor. Columns from C on are 0. */
+ALWAYS_INLINE void round_to_int16(const float *row, int C, int c, float factor, short *to)
+{
+    for (int i = 0; i < INT8_COLUMNS; i += LANES) {
+        const int left = C - c - i;
+        const floats v = left >= LANES ? load(row + c + i) : left > 0 ? load_tail(row + c + i, left) : (floats){};
+        const floats rounded = (v * factor + 12582912.f) - 12582912.f; /* floats above 2^23 have no fraction */
+        const half_shorts values = __builtin_convertvector(__builtin_convertvector(rounded, ints), half_shorts);
+        memcpy(to + i, &values, sizeof values);
+    }
+}
 
 /* Rounds the rows of x (N, C) to int16, with a scale for each row. int8 weights are multiplied by int16 inputs in
    integers: twice the rate of floats, and exact. The largest int16 value is limited so that no sum of two lanes
    overflows int32. */
-static void quantize_inputs(const float *x, const Int16Inputs *to, int N, int C)
+static void quantize_inputs(const float *x, const Int16Inputs *to, int amx, int N, int C)
 {
-    const int products = (C + 2 * LANES - 1) / (2 * LANES) * 4; /* in two lanes */
+    const int products = (C + 2 * LANES - 1) / (2 * LANES) * 4, columns = padded_columns(C); /* in two lanes */
     const float limit = 2147483647.f / (127.f * products), largest = limit < 32767.f ? floorf(limit) : 32767.f;
-    PARALLEL_FOR(n, N, 4) {
-        const float *from = x + (long)n * C;
-        short *row = to->values + (long)n * C;
-        floats maxima = broadcast(1e-30f), not_finite = {}; /* 0 * x is NaN for NaN and infinity: the scale has it */
-        for (int c = 0, count; c < C; c += LANES) {
-            count = C - c < LANES ? C - c : LANES;
-            const floats v = count == LANES ? load(from + c) : load_tail(from, 4, c, count);
-            const floats magnitude = (floats)((ints)v & 0x7fffffff);
-            maxima = blend(magnitude > maxima, magnitude, maxima);
-            not_finite += 0.f * v;
-        }
-        float max = maxima[0];
-        for (int i = 1; i < LANES; i++) max = maxima[i] > max ? maxima[i] : max;
-        const float factor = largest / max;
-        for (int c = 0, count; c < C; c += LANES) {
-            count = C - c < LANES ? C - c : LANES;
-            const floats v = (count == LANES ? load(from + c) : load_tail(from, 4, c, count)) * factor;
-            const floats rounded = (v + 12582912.f) - 12582912.f; /* floats above 2^23 have no fraction */
-            const half_shorts values = __builtin_convertvector(__builtin_convertvector(rounded, ints), half_shorts);
-            memcpy(row + c, &values, 2 * count);
-        }
-        to->scales[n] = max / largest + horizontal_sum(not_finite);
+    const int rows = amx ? INPUT_ROWS : 1; /* that are stored together */
+    PARALLEL_FOR(block, (N + rows - 1) / rows, 1) {
+        float factors[INPUT_ROWS];
+        const int first = block * rows, M = N - first < rows ? N - first : rows;
+        const float *from = x + (long)first * C;
+        short *values = to->values + (long)first * columns;
+        for (int m = 0; m < M; m++) factors[m] = int16_factor(from + (long)m * C, C, largest, to->scales + first + m);
+        for (int c = 0; c < columns; c += INT8_COLUMNS) {
+            if (!amx) round_to_int16(from, C, c, factors[0], values + c);
 #if HAS_AMX
-        if (to->blocks) amx_store_inputs(row, to->blocks, n, C);
+            else {
+                short rounded[INPUT_ROWS][INT8_COLUMNS] = {0};
+                for (int m = 0; m < M; m++) round_to_int16(from + (long)m * C, C, c, factors[m], rounded[m]);
+                amx_store_inputs(rounded, (char *)(values + c * INPUT_ROWS));
+            }
 #endif
+        }
     }
     barrier();
 }
@@ -144,17 +175,16 @@ ALWAYS_INLINE void write_outputs(const Linear *l, int int8, float y[][TILE_OUTPU
 }
 
 /* Computes TILE_OUTPUTS outputs from o on, or the remaining ones if fewer, of a linear layer for M rows: 1 to 4 or
-   TILE_ROWS. */
+   TILE_ROWS. C: the columns with which rows are stored. */
 ALWAYS_INLINE void linear_tile(const Linear *l, int int8, const char *x, const float *scales, float *out,
                                int M, int C, int O, int o, int epilogue)
 {
-    const long row_bytes = int8 ? C : 4L * C, input_bytes = int8 ? 2L * C : 4L * C;
-    const char *w = (const char *)l->weight + o * row_bytes;
+    const char *w = (const char *)l->weight + (int8 ? 1L : 4L) * o * C;
     const int outputs = O - o < TILE_OUTPUTS ? O - o : TILE_OUTPUTS;
     float y[TILE_ROWS][TILE_OUTPUTS];
-    if (outputs < TILE_OUTPUTS)
+    if (!int8 && outputs < TILE_OUTPUTS)
         for (int m = 0; m < M; m++)
-            for (int r = 0; r < outputs; r++) y[m][r] = dot(w + r * row_bytes, int8, x + m * input_bytes, C);
+            for (int r = 0; r < outputs; r++) y[m][r] = dot((const float *)w + (long)r * C, (const float *)x + m * C, C);
     else
         switch (M) {
         case 1: multiply_tile(w, int8, x, C, ACCUMULATORS, 1, y); break;
@@ -189,7 +219,7 @@ static int chunk_size(int blocks, int outputs, long row_bytes, int passes)
 }
 
 /* Computes a linear layer tile by tile, for x (N, C) in the type that its weights need: int16 with `scales` (N,), or
-   float32. */
+   float32. C: the columns with which rows are stored. */
 static void linear_tiles(const Linear *l, const void *x, const float *scales, float *out,
                          int N, int C, int O, int epilogue)
 {
@@ -204,50 +234,46 @@ static void linear_tiles(const Linear *l, const void *x, const float *scales, fl
 }
 
 #if HAS_AMX
-/* linear_tiles with AMX, for int8 weights and inputs that quantize_inputs has stored in blocks. */
+/* linear_tiles with AMX, for int8 weights and inputs in the order of AMX. */
 static void linear_tiles_amx(const Linear *l, const Int16Inputs *in, float *out, int N, int C, int O, int epilogue)
 {
-    enum { OUTPUTS = 2 * TILE_OUTPUTS };
-    const int blocks = (O + OUTPUTS - 1) / OUTPUTS, chunk = chunk_size(blocks, OUTPUTS, C, N <= AMX_ROWS ? 1 : 2);
+    const int blocks = (O + 2 * TILE_OUTPUTS - 1) / (2 * TILE_OUTPUTS);
+    const int chunk = chunk_size(blocks, 2 * TILE_OUTPUTS, C, N <= INPUT_ROWS ? 1 : 2);
     amx_configure();
     for (int first; (first = claim_chunk(chunk)) < blocks;)
-        for (int n = 0; n < N; n += AMX_ROWS)
-            for (int o = first * OUTPUTS; o < O && o < (first + chunk) * OUTPUTS; o += OUTPUTS) {
-                const int M = N - n < AMX_ROWS ? N - n : AMX_ROWS;
-                const char *w = (const char *)l->weight + (long)o * C, *inputs = in->blocks + 2L * n * C;
-                float y[2][AMX_ROWS][TILE_OUTPUTS], *to = out + (long)n * O;
-                const int groups = O - o >= OUTPUTS ? 2 : O - o >= TILE_OUTPUTS ? 1 : 0;
-                if (groups == 2) amx_multiply(w, inputs, C, 2, y);
-                if (groups == 1) amx_multiply(w, inputs, C, 1, y);
-                for (int i = 0; i < groups; i++)
-                    write_outputs(l, 1, y[i], in->scales + n, to, M, O, o + i * TILE_OUTPUTS, TILE_OUTPUTS, epilogue);
-                const int rest = o + groups * TILE_OUTPUTS; /* fewer than 16 outputs, of the last block */
-                if (groups < 2 && rest < O)
-                    linear_rows(l, (const char *)(in->values + (long)n * C), in->scales + n, to, M, C, O, rest,
-                                epilogue);
+        for (int n = 0; n < N; n += INPUT_ROWS)
+            for (int block = first; block < blocks && block < first + chunk; block++) {
+                const int o = block * 2 * TILE_OUTPUTS, M = N - n < INPUT_ROWS ? N - n : INPUT_ROWS;
+                const char *w = (const char *)l->weight + (long)o * C, *inputs = (const char *)(in->values + (long)n * C);
+                float y[2][INPUT_ROWS][TILE_OUTPUTS], *to = out + (long)n * O;
+                amx_multiply(w, inputs, C, O - o > TILE_OUTPUTS ? 2 : 1, n == 0, y);
+                for (int i = 0, from = o; i < 2 && from < O; i++, from += TILE_OUTPUTS) {
+                    const int outputs = O - from < TILE_OUTPUTS ? O - from : TILE_OUTPUTS;
+                    write_outputs(l, 1, y[i], in->scales + n, to, M, O, from, outputs, epilogue);
+                }
             }
     amx_release();
 }
 #endif
+
+/* Floats that `linear` needs for the inputs (N, C) of a layer with int8 weights. */
+static long int16_workspace_size(int N, int C) { return padded_rows(N) * (1L + padded_columns(C) / 2); }
 
 /* out (N, O) = epilogue(x (N, C) times the transposed weight, plus bias). `workspace` is for the int16 inputs. `amx`:
    whether int8 products may use AMX, which is faster and has the same bits. */
 static void linear(const Linear *l, const float *x, float *out, float *workspace, int amx, int N, int C, int O,
                    int epilogue)
 {
-    Int16Inputs in = {(short *)(workspace + N), workspace, NULL};
     if (!l->scale) linear_tiles(l, x, NULL, out, N, C, O, epilogue);
     else {
+        const Int16Inputs in = {workspace, (short *)(workspace + padded_rows(N))};
+        amx = amx && N >= MIN_AMX_ROWS;
+        quantize_inputs(x, &in, amx, N, C);
 #if HAS_AMX
-        if (amx && N >= MIN_AMX_ROWS && C % AMX_COLUMNS == 0) in.blocks = (char *)(in.values + (long)N * C);
-#else
-        (void)amx;
+        if (amx) linear_tiles_amx(l, &in, out, N, padded_columns(C), O, epilogue);
+        else
 #endif
-        quantize_inputs(x, &in, N, C);
-        if (!in.blocks) linear_tiles(l, in.values, in.scales, out, N, C, O, epilogue);
-#if HAS_AMX
-        else linear_tiles_amx(l, &in, out, N, C, O, epilogue);
-#endif
+        linear_tiles(l, in.values, in.scales, out, N, padded_columns(C), O, epilogue);
     }
     barrier();
 }
