@@ -28,7 +28,6 @@ bandwidth, because the processor's caches hold part of it.
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -230,7 +229,7 @@ class Program:
         # -P: scripts beside peers.py must not shadow packages of the same name.
         command = [python, "-P", str(Path(__file__).with_name("peers.py")), name, folder, precision, threads, *more]
         with open(self.log, "w") as log:
-            environment = {**os.environ, **pinned, "HF_HUB_OFFLINE": "1"}
+            environment = {**machine.environment_of_peers(), **pinned, "HF_HUB_OFFLINE": "1"}
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
             )

@@ -36,6 +36,11 @@ def describe() -> dict[str, Any]:
     }
 
 
+def environment_of_peers() -> dict[str, str]:
+    """This process's environment variables without those that `import octavo` sets, for a program by others."""
+    return {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+
+
 def summary() -> str:
     """The same on one line: "Intel(R) Xeon(R) Processor, 2 cores; AVX2, AVX-512, bf16, no AMX; PyTorch 2.13.0, ..."."""
     about = describe()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import machine
 from octavo.loss import TokenSequence
 from octavo.model import GPT
 from octavo.settings import resolve
@@ -26,7 +27,9 @@ class NanoGPT:
     def prepare_characters(self, text: Path) -> np.ndarray:
         """Run its `data/shakespeare_char/prepare.py` on a text. Returns the token ids of the validation split."""
         shutil.copy(text, self.characters / "input.txt")
-        subprocess.run([sys.executable, "prepare.py"], cwd=self.characters, check=True, stdout=subprocess.DEVNULL)
+        command = [sys.executable, "prepare.py"]
+        environment = machine.environment_of_peers()
+        subprocess.run(command, cwd=self.characters, check=True, stdout=subprocess.DEVNULL, env=environment)
         return np.fromfile(self.characters / "val.bin", dtype=np.uint16)
 
     def write_tokens(self, name: str, train: TokenSequence, val: TokenSequence, vocab_size: int | None = None) -> None:
@@ -41,7 +44,9 @@ class NanoGPT:
     def train(self, config: str, **flags: Any) -> str:
         """Run its train.py, and return what it prints."""
         command = [sys.executable, "train.py", f"config/{config}.py", *(f"--{k}={v}" for k, v in flags.items())]
-        return subprocess.run(command, cwd=self.folder, check=True, capture_output=True, text=True).stdout
+        environment = machine.environment_of_peers()
+        process = subprocess.run(command, cwd=self.folder, check=True, capture_output=True, text=True, env=environment)
+        return process.stdout
 
     def load_model(self, out_dir: str) -> GPT:
         """The checkpoint that it saved (the best by its own estimate), as Octavo's model."""

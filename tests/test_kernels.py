@@ -1,7 +1,10 @@
 """The faster CPU kernels compute what PyTorch's kernels compute."""
 
+import os
+import re
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -169,3 +172,20 @@ def test_one_thread_holds_only_for_the_calling_thread() -> None:
         assert (torch.get_num_threads(), born) == (3, [3])
     finally:
         torch.set_num_threads(before)
+
+
+def test_large_tensors_have_huge_pages_where_the_system_has_them() -> None:
+    if not os.path.exists("/sys/kernel/mm/transparent_hugepage"):
+        assert "THP_MEM_ALLOC_ENABLE" not in os.environ  # PyTorch would warn at every allocation
+        return
+    tensor = torch.empty(1 << 26)
+    address = tensor.data_ptr() + tensor.nbytes // 2
+    mappings = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(encoding="utf-8"), flags=re.M)
+    for mapping in mappings[1:]:
+        start, end = (int(number, 16) for number in mapping.split(" ", 1)[0].split("-"))
+        if start <= address < end:
+            flags = re.search("^VmFlags:(.*)$", mapping, re.M)
+            assert flags is not None
+            assert "hg" in flags[1].split()
+            return
+    raise AssertionError("the tensor is in no mapping")
