@@ -9,10 +9,11 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from axe_playwright_python.base import AXE_SCRIPT
@@ -23,6 +24,13 @@ THEMES = ("light", "dark")
 TABS = ("model", "walk", "attention", "positions_and_words", "playground", "training", "compare")
 PLAYGROUND_TEXT = "#panel-playground .workspace .scrolling-text"
 TIMEOUT = 30_000  # milliseconds; long, because the machine may be busy
+IDLE_FRAMES = """async () => {
+    for (let count = 0; count < 3; count++) {
+        await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+        if (document.querySelector("[aria-busy=true]")) count = -1;
+    }
+    return true;
+}"""
 
 
 # The browser
@@ -103,9 +111,15 @@ class Visit:
         page.on("dialog", on_dialog)
 
     def open_tab(self, tab: str, model: str | None = None, text: str | None = None) -> "Visit":
-        """Open a tab, choose a model, type a text, and wait until everything is drawn."""
+        """Open a tab with a model and a text, and wait until everything is drawn.
+
+        The first call loads the page at an address that names them, with a text of up to 2,000 characters. Later calls
+        choose the model and type the text.
+        """
         if not self.page.url.startswith(self.url):
-            self.page.goto(f"{self.url}/#{tab}")
+            choices = {name: value for name, value in (("model", model), ("text", text)) if value}
+            self.page.goto(f"{self.url}/#{tab}{f'?{urlencode(choices)}' if choices else ''}")
+            model = text = None
         else:
             self.page.locator(f"#tab-{tab}").click()
         self.page.locator(f"#tab-{tab}[aria-selected=true]").wait_for()
@@ -120,14 +134,19 @@ class Visit:
         return self
 
     def settle(self) -> None:
-        """Wait until no request is pending and no panel is busy."""
-        idle_checks, deadline = 0, time.monotonic() + TIMEOUT / 1000
-        while idle_checks < 3:
-            self.page.wait_for_function("""() => new Promise((done) => requestAnimationFrame(() =>
-                setTimeout(() => done(!document.querySelector("[aria-busy=true]")), 15)))""")
-            pending = [request.url for request in self.pending if not re.search(r"/runs\b", request.url)]
-            idle_checks = 0 if pending else idle_checks + 1
+        """Wait until no request is pending and no panel is busy, for three frames."""
+        deadline = time.monotonic() + TIMEOUT / 1000
+        while True:
+            was_pending = self.pending_urls()
+            self.page.wait_for_function(IDLE_FRAMES)
+            pending = self.pending_urls()
+            if not was_pending and not pending:
+                return
             assert time.monotonic() < deadline, f"no response from {pending}"
+
+    def pending_urls(self) -> list[str]:
+        """The requests without a response. The page asks for runs again and again, so these are left out."""
+        return [request.url for request in self.pending if not re.search(r"/runs\b", request.url)]
 
     def choose(self, language: str | None = None, theme: str | None = None) -> None:
         if language:
@@ -177,20 +196,25 @@ def open_page(browser: Browser, url: str, **options: Any) -> Iterator[Visit]:
 # Accessibility and numbers on the screen
 
 
-def axe_violations(visit: Visit, contrast: bool | None = None) -> list[str]:
-    """The accessibility rules that axe finds violated, with the elements.
+def axe_violations(visit: Visit, only: Sequence[str] = (), without: Sequence[str] = ()) -> list[str]:
+    """The accessibility rules that axe finds violated, with the elements. `only` and `without` choose rules by id.
 
-    `contrast` chooses the rule about the contrast of colors (True), all others (False) or all (None).
+    Axe needs milliseconds for each cell of a table. It gets three rows and columns of each table.
     """
     if not visit.page.evaluate("'axe' in window"):
         visit.page.evaluate(AXE_SCRIPT)
-    rules = {
-        None: "",
-        True: "runOnly: ['color-contrast']",
-        False: "rules: { 'color-contrast': { enabled: false } }",
-    }[contrast]
+    options: dict[str, Any] = {"resultTypes": ["violations"], "rules": {rule: {"enabled": False} for rule in without}}
+    if only:
+        options["runOnly"] = list(only)
     violations = visit.page.evaluate(
-        f"axe.run({{ resultTypes: ['violations'], {rules} }}).then((run) => run.violations)"
+        """async (options) => {
+            const sheet = new CSSStyleSheet();
+            sheet.replaceSync(":is(tbody tr, tr > *):nth-child(n+3):not(:last-child, [class]) { display: none }");
+            document.adoptedStyleSheets.push(sheet);
+            const { violations } = await axe.run(options).finally(() => document.adoptedStyleSheets.pop());
+            return violations;
+        }""",
+        options,
     )
     return [
         f"{rule['id']}: {node['html'][:160]} ({'; '.join(check['message'] for check in node['any'] + node['all'])})"

@@ -7,7 +7,6 @@ import json
 import re
 import xml.etree.ElementTree as ET
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,8 +58,12 @@ LATIN = r"(?:\b[A-Za-z]{2,}\b[ ,.]*){3}"
 ENGLISH = r"\b(?:the|of|is|and|with|which|what|that|this|are)\b"
 FOREIGN = {"ar": LATIN, "hi": LATIN, "fr": ENGLISH, "de": ENGLISH}  # patterns that no sentence of a language matches
 SCRIPT = (Path(__file__).parent / "tour.js").read_text(encoding="utf-8")
+WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 320, "height": 640}
 CLOSE_LARGE_TABLES = """document.querySelectorAll("main details.table").forEach((details) =>
-    (details.open = details.querySelectorAll("td").length < 500))"""  # axe is slow with thousands of cells
+    (details.open = details.querySelectorAll("td").length < 500))"""  # thousands of cells are slow to lay out
+# Axe needs most of its time for these rules. The contrast of colors differs by theme and not by language; the second
+# rule is about the style sheets.
+CONTRAST, ORIENTATION = "color-contrast", "css-orientation-lock"
 
 
 @dataclass
@@ -83,8 +86,7 @@ def tour(chromium: Browser, site: RunningServer) -> Tour:
     tour = Tour()
     for tab in TABS:
         with open_page(chromium, site.url) as visit:
-            page = visit.page
-            visit.open_tab("walk", "letters", "The cat sat.")
+            page = visit.open_tab(tab, "letters", "The cat sat.").page
             fill_tab(visit, tab)
             tour.pictures[tab] = run_script(visit, "pictures")
             buttons = page.locator(".panel:visible .save button:visible").filter(has_text="SVG").all()
@@ -94,22 +96,27 @@ def tour(chromium: Browser, site: RunningServer) -> Tour:
             for _ in range(controls + 2):
                 page.keyboard.press("Tab")
             tour.focus[tab] = (controls, *run_script(visit, "focusReport"))
+            for theme in THEMES:
+                visit.choose(theme=theme)
+                tour.violations[tab, "en"] += axe_violations(visit, only=[CONTRAST])
+            tour.violations[tab, "en"] += axe_violations(visit, only=[ORIENTATION])
+            sizes = [WIDE, NARROW]
             for language in LANGUAGES:
                 visit.choose(language=language)
-                tour.directions[tab, language] = run_script(visit, "directions")
-                tour.sentences[tab, language] = [
-                    each for _ in open_stages(visit, tab) for each in run_script(visit, "sentences")
-                ]
-                # The contrast of colors takes axe most of its time, and differs by theme and not by language.
-                for theme in THEMES if language == "en" else ():
-                    visit.choose(theme=theme)
-                    tour.violations[tab, language] += axe_violations(visit, contrast=True)
-                tour.violations[tab, language] += axe_violations(visit, contrast=False)
-                page.set_viewport_size({"width": 320, "height": 640})
-                visit.settle()
-                tour.widths[tab, language] = max(run_script(visit, "width") for _ in open_stages(visit, tab))
-                page.set_viewport_size({"width": 1280, "height": 800})
-                visit.settle()
+                for size in sizes:
+                    if page.viewport_size != size:
+                        page.set_viewport_size(size)
+                        visit.settle()
+                    if size == WIDE:
+                        tour.directions[tab, language] = run_script(visit, "directions")
+                        tour.sentences[tab, language] = run_script(visit, "sentences")
+                        tour.violations[tab, language] += axe_violations(visit, without=[CONTRAST, ORIENTATION])
+                    else:
+                        stages = run_script(visit, "stages")
+                        tour.widths[tab, language] = max(width for width, _ in stages)
+                        narrow_sentences = [each for _, sentences in stages for each in sentences]
+                tour.sentences[tab, language] += narrow_sentences
+                sizes.reverse()  # the next language begins with the present size
             tour.faults[tab] = visit.faults
     return tour
 
@@ -119,17 +126,6 @@ def run_script(visit: Visit, function: str) -> Any:
     if not visit.page.evaluate("'tour' in window"):
         visit.page.evaluate(SCRIPT)
     return visit.page.evaluate(f"tour.{function}()")
-
-
-def open_stages(visit: Visit, tab: str) -> Iterator[None]:
-    """Open each stage of the walk, one after the other. Other tabs have one stage."""
-    yield
-    boxes = visit.page.locator(".diagram .box").all() if tab == "walk" else []
-    for box in boxes:
-        box.dispatch_event("click")
-        yield
-    if boxes:
-        boxes[7].dispatch_event("click")
 
 
 # The page's files

@@ -1,4 +1,5 @@
-// The functions with which test_page_everywhere.py reads the open page, in `window.tour`. They change only the focus.
+// The functions with which test_page_everywhere.py reads the open page, in `window.tour`. They change only the focus and the
+// stage of the walk.
 
 window.tour = (() => {
   const visible = (selector) => [...document.querySelectorAll(selector)].filter((element) => element.checkVisibility());
@@ -41,6 +42,20 @@ window.tour = (() => {
       return isOutside && !element.closest(".scroll, .visually-hidden, .skip, table, svg");
     });
     return [pageWidth, overflowing.slice(0, 5).map(describe)];
+  }
+
+  // [width, sentences] in each stage of the walk. The other tabs have one stage.
+  async function stages() {
+    const read = () => [width(), sentences()];
+    const boxes = visible(".walk .diagram .box");
+    if (!boxes.length) return [read()];
+    const all = [];
+    for (const box of [...boxes, boxes[7]]) {
+      box.dispatchEvent(new MouseEvent("click", { bubbles: true }));
+      await new Promise((done) => setTimeout(done));
+      all.push(read());
+    }
+    return all;
   }
 
   // Every picture, with the number of rows of its table; -1 without a table.
@@ -121,5 +136,5 @@ window.tour = (() => {
       .map(describe);
   }
 
-  return { sentences, directions, width, pictures, watchFocus, focusReport, spans, separatedSpans };
+  return { sentences, directions, width, stages, pictures, watchFocus, focusReport, spans, separatedSpans };
 })();
