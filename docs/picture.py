@@ -11,13 +11,13 @@ from pathlib import Path
 from rich.console import Console
 
 from octavo import training
-from octavo.terminal import Progress
+from octavo.terminal.training import TrainingProgress
 
 
 def main() -> None:
     docs = Path(__file__).parent.resolve()
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), open("terminal", "w") as terminal:
-        progress = Progress(terminal)
+        progress = TrainingProgress(terminal)
         progress.console = Console(record=True, width=132, highlight=False, file=terminal)
         for event in training.events(training.plan("pydocs", log_every=100)):
             progress.show(event)

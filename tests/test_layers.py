@@ -73,6 +73,23 @@ def test_import_octavo_loads_neither_torch_nor_numpy() -> None:
     assert {"torch", "numpy"}.isdisjoint(loaded)
 
 
+def test_reading_a_text_does_not_load_torch(tmp_path: Path) -> None:
+    """It would take most of the time of these commands."""
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat, and the rat sat on the hat.\n" * 12, encoding="utf-8")
+    commands = [["stats", str(text), "--json"], ["prepare", str(text), "--out", str(tmp_path / "tokens"), "--json"]]
+    program = f"""
+import contextlib, io, json, sys
+from octavo import cli
+with contextlib.redirect_stdout(io.StringIO()):
+    assert [cli.main(words) for words in {commands}] == [0, 0]
+print(json.dumps(sorted(sys.modules)))
+"""
+    loaded = run_in_new_process(program)
+    assert "octavo.data.shard_writer" in loaded
+    assert "torch" not in loaded
+
+
 def test_training_in_one_process_imports_nothing_of_several(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("the cat sat on the mat, and the rat sat on the hat.\n" * 12, encoding="utf-8")
     words = ["train", f"{tmp_path}/text.txt", "--n-layer=1", "--n-head=1", "--n-embd=8", "--block-size=8", "--json"]

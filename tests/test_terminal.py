@@ -11,7 +11,7 @@ import pytest
 from commands import RunCommand
 from octavo import training
 from octavo.data.progress import PreparationProgress
-from octavo.terminal import Progress, draw_sparkline
+from octavo.terminal.training import TrainingProgress, draw_sparkline
 from octavo.training import Evaluated, Finished, Started, Step, TimeEstimate
 from octavo.training.setup import set_up
 from preparing import write
@@ -59,7 +59,7 @@ def finished(number: int, reason: str = "done") -> Finished:
 
 def show(*events: Any, stream: io.StringIO | None = None) -> str:
     stream = stream or io.StringIO()
-    with Progress(stream) as progress:
+    with TrainingProgress(stream) as progress:
         for event in events:
             progress.show(event)
     return stream.getvalue()

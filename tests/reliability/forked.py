@@ -54,10 +54,18 @@ class Forks:
         self._server.communicate()  # closes its stdin, which ends it
         self._outputs.cleanup()
 
-    def start(self, words: list[object], folder: Path, hook: str | None = None, **environment: str) -> "Process":
+    def start(
+        self,
+        words: list[object],
+        folder: Path,
+        hook: str | None = None,
+        streams: dict[int, str | None] | None = None,
+        **environment: str,
+    ) -> "Process":
         """Start `octavo` with these words in `folder`; its cache is `folder`/cache.
 
-        `hook`, as "module:function" with a module of the tests, is called before the command.
+        `hook`, as "module:function" with a module of the tests, is called before the command. `streams` has the file of
+        a standard stream, by its descriptor, or None if it is closed.
         """
         output = Path(tempfile.mkdtemp(dir=self._outputs.name))
         for name in ("out", "err"):  # a command may be killed before it opens them
@@ -66,12 +74,19 @@ class Forks:
         if words[0] == "train":  # a thread would compile the C code, with system calls in no fixed order
             environment = {"OCTAVO_NATIVE": "0"} | environment
         words = [str(word) for word in words]
-        pid = self.ask(words=words, folder=str(folder), environment=environment, output=str(output), hook=hook)
+        pid = self.ask(
+            words=words,
+            folder=str(folder),
+            environment=environment,
+            output=str(output),
+            hook=hook,
+            streams=streams or {},
+        )
         return Process(self, pid, output)
 
-    def run(self, words: list[object], folder: Path, hook: str | None = None, **environment: str) -> Result:
-        """Run `octavo` with these words to its end."""
-        return self.start(words, folder, hook, **environment).wait()
+    def run(self, words: list[object], folder: Path, **options: Any) -> Result:
+        """Run `octavo` with these words to its end. `options` as in `start`."""
+        return self.start(words, folder, **options).wait()
 
     def ask(self, **request: Any) -> Any:
         assert self._server.stdin is not None
@@ -118,7 +133,7 @@ def _serve() -> None:
 
     import octavo.data.prepare
     import octavo.generation.generate
-    import octavo.terminal
+    import octavo.terminal.training
     import octavo.training
 
     octavo.estimate.SAMPLE_TOKENS = 20  # samples of 200 tokens would take half the time of a small run
@@ -139,8 +154,18 @@ def _run_command(request: dict[str, Any]) -> NoReturn:
     from octavo import cli
 
     os.chdir(request["folder"])
-    for descriptor, name, flags in ((0, os.devnull, os.O_RDONLY), (1, "out", os.O_WRONLY), (2, "err", os.O_WRONLY)):
-        opened = os.open(os.path.join(request["output"], name), flags | os.O_CREAT, 0o644)
+    for descriptor, stream, flags in (
+        (0, "stdin", os.O_RDONLY),
+        (1, "stdout", os.O_WRONLY),
+        (2, "stderr", os.O_WRONLY),
+    ):
+        default = os.devnull if descriptor == 0 else os.path.join(request["output"], stream.removeprefix("std"))
+        path = request["streams"].get(str(descriptor), default)
+        if path is None:  # as Python starts if it is closed
+            os.close(descriptor)
+            setattr(sys, stream, None)
+            continue
+        opened = os.open(path, flags | os.O_CREAT, 0o644)
         os.dup2(opened, descriptor)
         os.close(opened)
     os.environ.update(request["environment"])

@@ -65,7 +65,7 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from octavo import scaling, training
-    from octavo.terminal import run_preparation
+    from octavo.terminal.progress import run_preparation
     from octavo.training.run_estimate import estimate_run
 
     plan = training.plan(

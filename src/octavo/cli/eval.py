@@ -80,7 +80,7 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from octavo import evaluation
     from octavo.device import find_device
-    from octavo.terminal import Progress
+    from octavo.terminal.progress import Progress
 
     _check_options(arguments)
     if arguments.task:

@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     from octavo.data.dataset import open_dataset
     from octavo.data.prepare import prepare_into_folder
     from octavo.data.together import prepare_together
-    from octavo.terminal import run_preparation
+    from octavo.terminal.progress import run_preparation
 
     if arguments.verify:
         if arguments.together:

@@ -27,7 +27,7 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from octavo.data.statistics import compute_statistics
-    from octavo.terminal import run_preparation
+    from octavo.terminal.progress import run_preparation
 
     settings = resolve(source=arguments.source, **explicit_settings(arguments))
     result = run_preparation(compute_statistics(settings), sys.stderr)

@@ -136,9 +136,9 @@ def _train(plan: "Plan", world: "World", shard: int, stream: TextIO, port: int |
     The first process serves the run at `port`, unless it is None.
     """
     from octavo import training
-    from octavo.terminal import Progress
+    from octavo.terminal.training import TrainingProgress
 
-    progress = Progress(stream)
+    progress = TrainingProgress(stream)
     # Of several processes one says that it stops. A launcher ends them with SIGTERM also if another one has died.
     announced = None if world.size == 1 else [signal.SIGINT] if world.is_first else []
     with (

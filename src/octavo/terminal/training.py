@@ -1,103 +1,45 @@
-"""Show the progress of preparing a text and of training: a live display on a terminal, otherwise plain lines."""
+"""Show the events of training: a live display on a terminal, otherwise plain lines."""
 
-import contextlib
-import io
 import itertools
 import math
 import os
 import shlex
 import shutil
 import sys
-from types import TracebackType
-from typing import IO, TypeVar, cast
+from typing import IO
 
-from rich.console import Console
-from rich.live import Live
 from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from octavo.data.progress import Preparation, PreparationProgress
+from octavo.data.progress import PreparationProgress
+from octavo.terminal.progress import Progress
 from octavo.training import Evaluated, Event, Finished, Notice, Sampled, Saved, Started, Step, TimeEstimate
 from octavo.units import escape_control_characters, format_bytes, format_count, format_duration
 
-
-class _Output(io.TextIOBase):
-    """A stream that never raises: a closed pipe (`| head`) or a full disk must not end the training."""
-
-    def __init__(self, stream: IO[str]) -> None:
-        self._stream = stream
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        return str(getattr(self._stream, "encoding", None) or "utf-8")
-
-    def isatty(self) -> bool:
-        return self._stream.isatty()
-
-    def fileno(self) -> int:
-        return self._stream.fileno()
-
-    def write(self, text: str) -> int:
-        with contextlib.suppress(OSError):
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError):
-            self._stream.flush()
-
-
-_MIN_WIDTH = 40  # columns
-
-T = TypeVar("T")
-_PLAIN_INTERVAL = 10  # seconds between plain lines about a preparation
 _STEP_INTERVAL = 5  # seconds between plain lines about steps
 _BARS, _SPARKLINE_WIDTH = "▁▂▃▄▅▆▇█", 24
 
 
-def run_preparation(preparation: Preparation[T], stream: IO[str]) -> T:
-    """Run a preparation, drawing its progress, and return its result."""
-    with Progress(stream) as progress:
-        for event in preparation:
-            progress.show(event)
-    return preparation.result
-
-
-class Progress:
-    """Shows events as they arrive. A context manager, because the live display must be removed at the end."""
+class TrainingProgress(Progress):
+    """Shows the events of a run as they arrive."""
 
     def __init__(self, stream: IO[str]) -> None:
-        output = cast(IO[str], _Output(stream))
-        # On a terminal, lines are wrapped between words; a file or a pipe gets them whole.
-        self.console = Console(file=output, highlight=False, soft_wrap=not output.isatty())
-        if self.console.width < _MIN_WIDTH:  # with COLUMNS=0, rich prints nothing
-            self.console.width = _MIN_WIDTH
+        super().__init__(stream)
         self.finished: Finished | None = None
         self.started: Started | None = None
-        self._live = Live(console=self.console, transient=True, refresh_per_second=8)
         self._last_sample = ""
         self._val_loss: float | None = None  # of the newest evaluation
         self._best_step = 0  # of the lowest validation loss
         self._losses: list[float] = []  # of the steps that were shown
         self._has_estimate = False  # whether the remaining time is known
         self._shown_seconds = -math.inf  # `seconds` of the newest step that was printed as a plain line
-        self._interval_start = 0.0  # `seconds` of the preparation event that started the current _PLAIN_INTERVAL
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.console.is_terminal:
-            self._live.stop()
 
     def show(self, event: Event) -> None:
         """Draw one event."""
         match event:
             case PreparationProgress():
-                self._show_preparation(event)
+                super().show(event)
             case Started():
                 self._show_start(event)
             case Notice():
@@ -132,18 +74,6 @@ class Progress:
                 pass  # too frequent; Finished names the run
             case Finished():
                 self._show_end(event)
-
-    def _show_preparation(self, event: PreparationProgress) -> None:
-        line = _format_preparation(event)
-        if self.console.is_terminal:
-            self._live.start()
-            self._live.update(line)
-            return
-        is_new_stage = event.seconds < self._interval_start  # seconds start at 0 again
-        if is_new_stage or event.seconds - self._interval_start >= _PLAIN_INTERVAL:
-            self._interval_start = event.seconds
-            if event.seconds >= _PLAIN_INTERVAL:  # a short preparation prints nothing
-                self.console.print(line)
 
     def _show_start(self, event: Started) -> None:
         self.started = event
@@ -269,20 +199,6 @@ def draw_sparkline(values: list[float]) -> str:
     low, high = min(means), max(means)
     scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
     return "".join(_BARS[round((mean - low) * scale)] for mean in means)
-
-
-def _format_preparation(event: PreparationProgress) -> str:
-    rate = event.done / max(event.seconds, 1e-9)
-    parts = [event.stage]
-    if event.total:
-        parts.append(f"{event.done / event.total:.0%} of {event.total / 1e6:,.1f} million {event.unit}")
-    elif event.done:
-        parts.append(f"{event.done / 1e6:,.1f} million {event.unit}")
-    if event.done:
-        parts.append(f"{rate / 1e6:,.1f} million per second" if rate >= 1e5 else f"{rate:,.0f} per second")
-        if event.total:
-            parts.append(f"left {format_duration((event.total - event.done) / rate)}")
-    return " · ".join(parts)
 
 
 def _format_number(number: float | None, form: str) -> str:
