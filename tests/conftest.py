@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from lenses import tiny_run as train_tiny_run
 from octavo import kernels, native_library
 from octavo.checkpoint import Checkpoint
 from octavo.runs import Run
+from octavo.training import run_estimate
 
 if TYPE_CHECKING:  # not every test needs a browser
     from playwright.sync_api import Browser
@@ -86,6 +88,14 @@ def fused_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("octavo.training.fused_step.is_faster", lambda: True)
 
 
+@pytest.fixture
+def short_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `octavo estimate` measure this machine for an instant instead of two seconds."""
+    estimate_run = functools.partial(run_estimate.estimate_run, probe_seconds=0.02)
+    monkeypatch.setattr(run_estimate, "estimate_run", estimate_run)
+    monkeypatch.setattr(octavo.training, "estimate_run", estimate_run)
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give every test an empty cache folder, and disable network access of the libraries that would use it."""
@@ -96,6 +106,13 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     for name, value in (("WANDB_MODE", "offline"), ("WANDB_ERROR_REPORTING", "false"), ("HF_HUB_OFFLINE", "1")):
         monkeypatch.setenv(name, value)
     return cache
+
+
+@pytest.fixture
+def built_cache(own_cache: Path, built: Path) -> Path:
+    """The cache of the test, with the compiled C code: processes of their own would compile it for seconds."""
+    shutil.copytree(built, own_cache / "native")
+    return own_cache
 
 
 # Fixtures of the command line's tests, see `commands`
@@ -109,13 +126,9 @@ def empty_workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path, built: Path) -> Path:
-    """The working directory: a folder with a small text, `text.txt`. Help is printed without line breaks.
-
-    The cache has the compiled C code, so that commands in processes of their own do not compile it.
-    """
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, built_cache: Path) -> Path:
+    """The working directory: a folder with a small text, `text.txt`. Help is printed without line breaks."""
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(built, own_cache / "native")
     monkeypatch.setenv("COLUMNS", "1000")
     monkeypatch.delenv("FORCE_COLOR", raising=False)
     (tmp_path / "text.txt").write_text(commands.TEXT, encoding="utf-8")

@@ -1,10 +1,12 @@
 """Output goes where the caller sent it: a closed stream, a full disk or a narrow terminal ends no command badly."""
 
+import functools
 import os
 import pty
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 import octavo
 from commands import SMALL
 from octavo.units import escape_control_characters
+from reliability.forked import Forks, Process
 
 pytestmark = [
     pytest.mark.usefixtures("workdir"),
@@ -19,13 +22,36 @@ pytestmark = [
 ]
 OCTAVO = f"{shlex.quote(sys.executable)} -m octavo"
 COMMANDS = {
-    "train": " ".join(["train text.txt --out run2", *map(str, SMALL)]),
-    "sample": "sample runs/mine --max-new-tokens 5",
-    "eval": "eval runs/mine",
-    "inspect": "inspect runs/mine shapes",
-    "version": "--version",
-    "error": "sample nothing",
+    "train": ["train", "text.txt", "--out", "run2", *SMALL],
+    "sample": ["sample", "runs/mine", "--max-new-tokens", "5"],
+    "eval": ["eval", "runs/mine"],
+    "inspect": ["inspect", "runs/mine", "shapes"],
+    "version": ["--version"],
+    "error": ["sample", "nothing"],
 }
+REDIRECTIONS: dict[str, dict[int, str | None]] = {
+    ">&-": {1: None},
+    "2>&-": {2: None},
+    ">&- 2>&-": {1: None, 2: None},
+    "<&-": {0: None},
+    ">/dev/full": {1: "/dev/full"},
+}
+
+
+Start = Callable[..., Process]
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    """Starts commands in forked processes."""
+    with Forks() as forks:
+        yield forks
+
+
+@pytest.fixture
+def start(forks: Forks, workdir: Path) -> Start:
+    """A function that starts a command in `workdir`."""
+    return functools.partial(forks.start, folder=workdir, OCTAVO_CACHE=os.environ["OCTAVO_CACHE"])
 
 
 def run_in_shell(command: str, **environment: str) -> subprocess.CompletedProcess:
@@ -33,33 +59,43 @@ def run_in_shell(command: str, **environment: str) -> subprocess.CompletedProces
     return subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("redirection", [">&-", "2>&-", ">&- 2>&-", "<&-", ">/dev/full"])
+@pytest.mark.parametrize("redirection", REDIRECTIONS)
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_closed_or_full_stream_causes_no_traceback(name: str, redirection: str, run_folder: Path) -> None:
-    done = run_in_shell(f"{OCTAVO} {COMMANDS[name]} {redirection}")
-    assert "Traceback" not in done.stderr
-    assert "Exception" not in done.stderr
+def test_a_closed_or_full_stream_causes_no_traceback(
+    name: str, redirection: str, run_folder: Path, start: Start
+) -> None:
+    done = start(COMMANDS[name], streams=REDIRECTIONS[redirection]).wait()
+    assert "Traceback" not in done.err
+    assert "Exception" not in done.err
     expected = {0} if name != "error" else {2}
     if redirection == ">/dev/full" and name not in ("train", "error", "version"):
         expected = {3}  # the result could not be written
-        assert "No space left" in done.stderr
-    assert done.returncode in expected
+        assert "No space left" in done.err
+    assert done.code in expected
+
+
+@pytest.mark.parametrize("redirection", REDIRECTIONS)
+def test_python_starts_with_a_closed_or_full_stream(redirection: str) -> None:
+    done = run_in_shell(f"{OCTAVO} --version {redirection}")
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize("redirection", [">&-", ">/dev/full"])
-def test_training_continues_if_its_output_cannot_be_written(redirection: str) -> None:
-    assert run_in_shell(f"{OCTAVO} {COMMANDS['train']} {redirection}").returncode == 0
+def test_training_continues_if_its_output_cannot_be_written(redirection: str, start: Start) -> None:
+    assert start(COMMANDS["train"], streams=REDIRECTIONS[redirection]).wait().code == 0
     assert octavo.Run("run2").last is not None
 
 
-def test_progress_is_printed_with_any_number_of_columns(run_folder: Path) -> None:
+def test_progress_is_printed_with_any_number_of_columns(run_folder: Path, start: Start) -> None:
     for columns in ("0", "1", "80"):
-        done = run_in_shell(f"{OCTAVO} train --resume runs/mine --max-steps 5", COLUMNS=columns)
-        assert "runs/mine" in done.stdout
+        done = start(["train", "--resume", "runs/mine", "--max-steps", "5"], COLUMNS=columns).wait()
+        assert "runs/mine" in done.out
 
 
-def test_commands_to_run_next_quote_their_paths() -> None:
-    out = run_in_shell(f"{OCTAVO} {COMMANDS['train']} --out 'a run; with $HOME'").stdout
+def test_commands_to_run_next_quote_their_paths(start: Start) -> None:
+    out = start([*COMMANDS["train"], "--out", "a run; with $HOME"]).wait().out
     commands = [line.removeprefix("next:").strip() for line in out.splitlines() if " sample " in line]
     assert shlex.split(commands[0])[2] == "a run; with $HOME"
 
@@ -80,17 +116,18 @@ def test_control_characters_are_shown_not_obeyed() -> None:
 
 
 @pytest.mark.parametrize("raw", [False, True])
-def test_a_sample_on_a_terminal_shows_control_characters(raw: bool, tmp_path: Path) -> None:
+def test_a_sample_on_a_terminal_shows_control_characters(raw: bool, start: Start) -> None:
     escape = "\x1b[31m"
     Path("log.txt").write_text(f"{escape}red\n" * 100, encoding="utf-8")
-    assert run_in_shell(f"{OCTAVO} train log.txt --out log {' '.join(map(str, SMALL))} --max-steps 1").returncode == 0
-    words = [sys.executable, "-m", "octavo", "sample", "log", "--prompt", escape, "--max-new-tokens", "1"]
+    assert start(["train", "log.txt", "--out", "log", *SMALL, "--max-steps", "1"]).wait().code == 0
+    words = ["sample", "log", "--prompt", escape, "--max-new-tokens", "1", *["--raw"] * raw]
     primary, secondary = pty.openpty()
-    with subprocess.Popen(words + ["--raw"] * raw, stdout=secondary, stderr=subprocess.DEVNULL):
-        os.close(secondary)
-        output = b""
-        while chunk := _read(primary):
-            output += chunk
+    process = start(words, streams={1: os.ttyname(secondary)})
+    assert process.wait().code == 0
+    os.close(secondary)
+    output = b""
+    while chunk := _read(primary):
+        output += chunk
     os.close(primary)
     assert (escape.encode() in output) == raw
     assert (b"\\x1b[31m" in output) == (not raw)

@@ -1,17 +1,18 @@
 """Every code block of the README and of docs/ runs and prints what the page shows.
 
 The blocks of a page run in order, in a folder that holds only a text, `my.txt`. A ```python block runs in the namespace
-of its page. In a ```console block the lines after `$ ` are shell commands, in a ```sh block all lines. The README's
-`octavo` is the installed one; on other pages it runs in this process, except in a command that needs a shell. The
-expected output is a ```text block that follows directly, or the lines under a command in a ```console block, where
-`...` matches any text. A command may fail only if the page shows an `error:`. A comment right above a block excludes it
-and gives the reason:
+of its page. In a ```console block the lines after `$ ` are shell commands, in a ```sh block all lines. `octavo` runs in
+this process, except in a command that needs a shell: there it is the installed one. The preset `tiny` is smaller here
+than it is, so that a page which names no size takes seconds. The expected output is a ```text block that follows
+directly, or the lines under a command in a ```console block, where `...` matches any text. A command may fail only if
+the page shows an `error:`. A comment right above a block excludes it and gives the reason:
 
     <!-- not run: needs a GPU -->
 """
 
 import contextlib
 import io
+import itertools
 import os
 import re
 import shlex
@@ -26,7 +27,9 @@ from typing import Any
 
 import pytest
 
+import octavo
 from octavo import cli
+from octavo.settings import PRESETS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))) if page.exists()]
@@ -34,6 +37,8 @@ PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("**/
 EXECUTABLE = {"python", "console", "sh"}
 NOT_EXECUTABLE = {"", "text", "toml", "json", "jsonl", "powershell", "mermaid", "ini", "yaml", "bash"}
 ALLOWED_COMMANDS = {"octavo", "python", "echo", "printf", "cat", "head", "ls"}  # no pip, no git, no make
+VARIABLE = re.compile(r"\w+=.*", re.DOTALL)
+SMALL = {"n_layer": 2, "n_embd": 32}
 
 
 @dataclass
@@ -100,10 +105,10 @@ def run_python(block: Block, page: Path, namespace: dict[str, Any]) -> str:
 def run_commands(block: Block, page: Path) -> str:
     output = ""
     for command, expected in parse_commands(block):
-        program = next(word for word in command.split() if not re.match(r"\w+=", word))  # after variables
+        words = shell_words(command)
+        program = next(word for word in words if not VARIABLE.fullmatch(word))
         assert program in ALLOWED_COMMANDS, f"line {block.line}: {program!r} is not allowed: exclude the block"
-        needs_shell = program != "octavo" or re.search(r"[$|&;<>`*~]", command) or not command.startswith("octavo ")
-        run = run_in_shell if needs_shell or page.name == "README.md" else run_here
+        run = run_here if program == "octavo" and not needs_shell(command) else run_in_shell
         code, printed = run(command)
         where = f"{page.name}:{block.line}: $ {command}\n{printed}"
         may_fail = "error:" in expected + (block.output or "")
@@ -113,6 +118,21 @@ def run_commands(block: Block, page: Path) -> str:
         assert not expected or matches, f"{where}does not match\n{expected}"
         output += printed
     return output
+
+
+def shell_words(command: str, posix: bool = True) -> list[str]:
+    """The words of a command without its comment. Operators of the shell are words; without `posix`, quotes stay."""
+    parser = shlex.shlex(command, posix=posix, punctuation_chars=True)
+    parser.whitespace_split = True
+    return list(parser)
+
+
+def needs_shell(command: str) -> bool:
+    """Whether a command has an operator, a variable, a glob or `~` outside of quotes."""
+    return any(
+        re.match(r"[();<>|&]", word) or (word[0] not in "'\"" and re.search(r"[$`*~]", word))
+        for word in shell_words(command, posix=False)
+    )
 
 
 def run_in_shell(command: str) -> tuple[int, str]:
@@ -132,7 +152,9 @@ def run_in_shell(command: str) -> tuple[int, str]:
 
 
 def run_here(command: str) -> tuple[int, str]:
-    """Like `run_in_shell`, for an `octavo` command."""
+    """Like `run_in_shell`, for an `octavo` command, with variables before it or not."""
+    words = shell_words(command)
+    variables = list(itertools.takewhile(VARIABLE.fullmatch, words))
     with (
         io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) as output,
         contextlib.redirect_stdout(output),
@@ -141,7 +163,9 @@ def run_here(command: str) -> tuple[int, str]:
         open(os.devnull, encoding="utf-8") as stdin,
     ):
         patch.setattr(sys, "stdin", stdin)
-        code = cli.main(shlex.split(command, comments=True)[1:])
+        for variable in variables:
+            patch.setenv(*variable.split("=", 1))
+        code = cli.main(words[len(variables) + 1 :])
         output.seek(0)
         return code, output.read()
 
@@ -157,13 +181,34 @@ def parse_commands(block: Block) -> list[tuple[str, str]]:
     return [(command, expected) for command, _, expected in (each.partition("\n") for each in rest)]
 
 
+@pytest.mark.usefixtures("short_probe", "built_cache")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_block_runs_and_prints_what_the_page_shows(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(PRESETS, "tiny", SMALL)
     shutil.copy(ROOT / "docs" / "model.md", "my.txt")  # the reader's own text
     run_page(page)
+
+
+def test_the_installed_octavo_starts() -> None:
+    assert run_in_shell("octavo --version") == (0, f"octavo {octavo.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("octavo stats 'owl.*'  # a comment | that > is left out", False),
+        ('NAME=value octavo sample run --prompt "The end.<|endoftext|>Once $5"', False),
+        ("octavo stats chat.jsonl | head -2", True),
+        ("octavo stats *.txt", True),
+        ("octavo stats $NAME", True),
+        ("octavo stats ~/text.txt 2>&1", True),
+    ],
+)
+def test_only_commands_with_operators_need_a_shell(command: str, expected: bool) -> None:
+    assert needs_shell(command) == expected
 
 
 def test_the_page_about_the_model_has_blocks_that_run() -> None:

@@ -33,6 +33,7 @@ from octavo.training.run_estimate import RunEstimate, probe_layers
 from octavo.training.step import Trainer, auto_micro_batch
 from octavo.weights import meta_model
 
+pytestmark = pytest.mark.usefixtures("short_probe")
 CPU = Runtime(torch.device("cpu"))
 TEXT = "the cat sat on the mat, and the rat sat on the hat.\n" * 12
 SMALL = dict(n_layer=2, n_head=2, n_embd=32, block_size=16, batch_size=4, vocab_size=40, device="cpu")
@@ -212,34 +213,34 @@ def test_auto_micro_batch_fits_the_activation_budget() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other allocators fragment differently")
+@pytest.mark.usefixtures("built_cache")
 def test_estimated_memory_is_the_peak_of_the_process(folder: Path) -> None:
     """A few steps of a model whose activations are larger than the program; bench/estimates.py compares whole runs."""
     (folder / "long.txt").write_text(TEXT * 40, encoding="utf-8")
-    shape = "--n-layer 4 --batch-size 128 --max-steps 12 --eval-every 12 --sample-every 0 --device cpu --precision fp32"
-
-    def run_octavo(*arguments: str) -> str:
-        command = [sys.executable, "-m", "octavo", *arguments, *shape.split(), "--json"]
-        environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
-        return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
-
-    expected = json.loads(run_octavo("estimate", "long.txt"))["memory_bytes"]
-    run_octavo("train", "long.txt", "--out", "run")
-    last_step = (folder / "run" / "metrics.jsonl").read_text().splitlines()[-1]
-    assert expected == pytest.approx(json.loads(last_step)["memory_bytes"], rel=0.15)
+    shape = dict(n_layer=4, batch_size=128, max_steps=3, eval_every=3, sample_every=0, device="cpu", precision="fp32")
+    program = f"""
+import json
+from octavo import training
+events = list(training.events(training.plan("long.txt", out="run", **{shape})))
+print(json.dumps([event.memory_bytes for event in events if isinstance(event, (training.Started, training.Step))]))
+"""
+    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, env=environment)
+    estimated, *peaks = json.loads(done.stdout)
+    assert estimated == pytest.approx(peaks[-1], rel=0.15)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux's getrusage would include the parent")
 def test_peak_memory_does_not_include_a_large_parent_process() -> None:
     large = np.ones(1 << 27, dtype=np.uint8)  # allocated while the child starts
-    program = "import torch; from octavo.device import Runtime; print(Runtime(torch.device('cpu')).peak_memory())"
-
-    def child_peak() -> int:
-        return int(subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout)
-
-    with_large_parent = child_peak()
-    del large
-    assert with_large_parent == pytest.approx(child_peak(), rel=0.1)
-    assert with_large_parent < CPU.peak_memory()  # type: ignore[operator]
+    program = (
+        "import torch; from octavo.device import Runtime, resident_memory; device = torch.device('cpu'); "
+        "print(Runtime(device).peak_memory(), resident_memory(device))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    peak, resident = map(int, done.stdout.split())
+    assert peak == pytest.approx(resident, rel=0.1)
+    assert peak + large.nbytes < CPU.peak_memory()  # type: ignore[operator]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not report it")
@@ -433,14 +434,14 @@ def test_compiled_micro_batches_are_equal_if_the_batch_can_be_divided(
 
 
 def test_a_run_reports_memory_and_warnings_at_its_start_and_its_time_once() -> None:
-    settings = {**SMALL, "vocab_size": 0, "max_steps": 400, "log_every": 50}
+    settings = {**SMALL, "vocab_size": 0, "max_steps": 200, "log_every": 50, "eval_every": 200, "sample_every": 0}
     plan = training.plan("text.txt", **settings, out="run")
     every_event = training.events(plan, estimate_after=0.0)
     events = [event for event in every_event if not isinstance(event, training.PreparationProgress)]
     started, first = events[0], next(n for n, event in enumerate(events) if isinstance(event, training.Step))
     assert isinstance(started, training.Started)
     assert started.memory_bytes > 0
-    assert started.epochs == pytest.approx(400 * 64 / started.train_tokens)
+    assert started.epochs == pytest.approx(200 * 64 / started.train_tokens)
     notices = [event.text for event in events[:first] if isinstance(event, training.Notice)]
     assert any("epochs" in text for text in notices)
     (time_estimate,) = (event for event in events if isinstance(event, training.TimeEstimate))
