@@ -20,12 +20,15 @@ from octavo import scaling, training
 from octavo.device import Runtime, check_model_fits, total_memory
 from octavo.distributed import ALONE, Group, LostProcessError, World, check_shard, part_of
 from octavo.errors import MachineError, OctavoError
+from octavo.estimate import Memory
 from octavo.loss import split_loss
 from octavo.model import GPT
 from octavo.settings import Settings, resolve
 from octavo.training import fused_step, loop
+from octavo.training.follower import Follower
 from octavo.training.layout import Replicated
 from octavo.training.optimizers.muon import Muon
+from octavo.training.sharding import Sharded
 from octavo.training.step import Trainer
 from preparing import error_of
 from small_runs import SMALL, enter_folder, losses
@@ -100,14 +103,24 @@ def test_a_sharded_model_has_the_bits_of_a_whole_one(variant: str, group: World)
     assert_equal(dict(whole.model.named_parameters()), dict(sharded.whole_model().named_parameters()))
 
 
-def test_a_sharded_run_writes_the_files_of_a_whole_one_also_after_a_rollback(
-    group: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def small_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The working directory has a small text."""
     enter_folder(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def any_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Allow groups of one process, which have no use, but save a test the others."""
+    for module in (loop, scaling):
+        monkeypatch.setattr(module, "check_shard", lambda *arguments: None)
+
+
+@pytest.mark.usefixtures("small_folder", "any_shard")
+def test_a_sharded_run_writes_the_files_of_a_whole_one_also_after_a_rollback(
+    group: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(fused_step, "is_supported", lambda settings: False)  # the C code has other last bits
-    # Groups of one process have no use, but save this test the others.
-    monkeypatch.setattr(loop, "check_shard", lambda *arguments: None)
-    monkeypatch.setattr(scaling, "check_shard", lambda *arguments: None)
     compute_gradients = Trainer.compute_gradients
     diverged = set()
 
@@ -212,6 +225,59 @@ def test_a_sharded_model_does_not_try_again_with_a_smaller_micro_batch(
 def test_an_error_inside_a_sharded_model_names_the_exchange(group: World) -> None:
     with pytest.raises(LostProcessError, match="an exchange has failed: Connection closed"), group.translate_errors():
         raise RuntimeError("Connection closed by peer\nmore")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:1234",
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 10000ms for recv",
+        dist.DistBackendError("NCCL error in: ProcessGroupNCCL.cpp:94, remote process exited"),
+        dist.DistStoreError("Socket Timeout"),
+        TimeoutError("timed out after 600 s"),
+    ],
+)
+def test_an_error_of_an_exchange_inside_a_sharded_model_is_recognized(message: str | Exception, group: World) -> None:
+    error = message if isinstance(message, Exception) else RuntimeError(message)
+    with pytest.raises(LostProcessError), group.translate_errors(only_exchanges=False):
+        raise error
+
+
+def test_another_error_inside_a_sharded_model_is_not_called_a_failed_exchange(group: World) -> None:
+    with pytest.raises(RuntimeError, match="shapes"), group.translate_errors(only_exchanges=False):
+        torch.zeros(2, 3) @ torch.zeros(2, 3)
+
+
+@pytest.mark.usefixtures("small_folder", "any_shard")
+@pytest.mark.parametrize("rank", ["first", "another"])
+def test_too_little_memory_to_gather_a_checkpoint_is_one_message(
+    rank: str, group: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if rank == "another":
+        monkeypatch.setattr(loop, "Recorder", Follower)
+
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried")
+
+    monkeypatch.setattr(Sharded, "gather", fail)
+    with pytest.raises(MachineError, match="to gather the"):
+        list(training.events(training.plan("text.txt", **SMALL, out="run"), world=group, shard=1))
+
+
+@pytest.mark.usefixtures("small_folder", "any_shard")
+def test_a_sharded_run_reports_the_memory_of_a_part(group: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    memory = scaling.memory
+
+    def ask(*arguments: Any) -> Memory:
+        asked.append(arguments[4].shard)
+        return memory(*arguments)
+
+    monkeypatch.setattr(scaling, "memory", ask)
+    events = training.events(training.plan("text.txt", **SMALL, out="run"), world=group, shard=1)
+    next(event for event in events if isinstance(event, training.Started))
+    events.close()
+    assert asked == [1]
 
 
 def test_replicas_are_compared_with_the_process_that_has_the_same_part() -> None:

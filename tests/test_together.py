@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Generator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -216,3 +217,21 @@ def test_claims_of_a_dead_process_are_free(tmp_path: Path) -> None:
             assert third.take("a")
             assert third.others() == []
             assert not Claims(tmp_path, 50)._create(tmp_path / "claims" / "a")
+
+
+@pytest.mark.parametrize("free", [1000, 10**6])
+def test_a_disk_with_too_little_space_is_reported_before_it_is_full(
+    free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the tokens are written, or before shards are joined; what is finished is kept."""
+    source = write_many(tmp_path / "source")
+    settings = data_settings(source, "byte")
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            shutil, "disk_usage", lambda folder: SimpleNamespace(free=free if folder.name == "parts" else 100)
+        )
+        error = error_of(lambda: prepare_together(settings, tmp_path / "out", SMALL).result)
+    assert "free" in error.message
+    assert (tmp_path / ".out.together" / "parts").exists()
+    assert any((tmp_path / ".out.together" / "parts").glob("*.npy")) == (free > 1000)
+    assert prepare_together(settings, tmp_path / "out", SMALL).result["tokens"]["train"] > 0

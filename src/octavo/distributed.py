@@ -98,10 +98,11 @@ class World:
         raise OctavoError("one process has nothing to divide a model with", "--processes 2")
 
     @contextlib.contextmanager
-    def translate_errors(self) -> Iterator[None]:
+    def translate_errors(self, only_exchanges: bool = True) -> Iterator[None]:
         """If an exchange fails, raise the error that a process has announced before it ended.
 
-        Without one, raise `LostProcessError`, which names the processes that do not answer.
+        Without one, raise `LostProcessError`, which names the processes that do not answer. If the block has not
+        `only_exchanges`, an error that is not of an exchange is raised as it is.
         """
         yield
 
@@ -285,10 +286,12 @@ class Group(World):
         return f"exchange/{self._exchanges}"
 
     @contextlib.contextmanager
-    def translate_errors(self) -> Iterator[None]:
+    def translate_errors(self, only_exchanges: bool = True) -> Iterator[None]:
         try:
             yield
         except (RuntimeError, TimeoutError) as error:  # torch.distributed's own errors too
+            if not only_exchanges and not _is_of_exchange(error):
+                raise
             names = []
             with contextlib.suppress(RuntimeError):
                 self._raise_announced()
@@ -299,6 +302,13 @@ class Group(World):
             # `octavo.launch` starts the processes again.
             hint = None if STORE in os.environ else "--resume RUN, which continues from the last checkpoint"
             raise LostProcessError(message, hint) from error
+
+
+def _is_of_exchange(error: Exception) -> bool:
+    """Whether `torch.distributed` has raised an error. gloo's are plain RuntimeErrors, which name its source files."""
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistError | TimeoutError) or "/gloo/" in str(error)
 
 
 _joined: list[World] = []

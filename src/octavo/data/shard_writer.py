@@ -87,7 +87,7 @@ def write_shards(
                 # The estimate assumes that the whole corpus has as many ids per character as this text.
                 estimated_ids = int(characters * len(ids) / info.characters)
                 written_ids = sum(record.length for each in records for record in each)
-                _check_disk_space(folder, (estimated_ids - written_ids) * ids.itemsize)
+                check_disk_space(folder, (estimated_ids - written_ids) * ids.itemsize)
                 is_space_checked = True
             unfinished_ids[info.split].append(ids)
             if info.shard_text_sha256 is not None:
@@ -126,19 +126,23 @@ def write_parts(
     tokenizer: Tokenizer,
     uses_end_of_text: bool,
     starts: Sequence[Position],
+    characters_left: int,
     limits: Limits,
     special_tokens: bool = False,
 ) -> Generator[PreparationProgress, None, list[PartRecord]]:
     """Write the ids of a part of a corpus, a file for each shard that has some of them: `train-00003-SUFFIX.npy`.
 
     `starts` is the position of each split where the part begins. Joined in the order of the parts, the files of a shard
-    have the ids that `write_shards` gives it. Encodes in this process: others encode other parts.
+    have the ids that `write_shards` gives it. Encodes in this process: others encode other parts. `characters_left` is
+    what this and all other processes have still to write. Raises `OctavoError` if the disk has too little space for it.
     """
     records: list[PartRecord] = []
     unfinished_ids: list[list[np.ndarray]] = [[] for _ in SPLITS]
     texts = _collect_texts(chunks, [start.shard for start in starts], uses_end_of_text, limits, starts)
     meter, done = ProgressMeter("writing tokens", None, limits.progress_seconds), 0
     for info, ids in encoder_pool.encode_texts(tokenizer, texts, 1, special_tokens):
+        if not done:
+            check_disk_space(folder, int(characters_left * len(ids) / info.characters) * ids.itemsize)
         unfinished_ids[info.split].append(ids)
         if info.shard_text_sha256 is not None:
             split, part = SPLITS[info.split], np.concatenate(unfinished_ids[info.split])
@@ -236,7 +240,7 @@ def _shard_path(folder: Path, split_name: str, number: int) -> Path:
     return folder / f"{split_name}-{number:05d}.npy"
 
 
-def _check_disk_space(folder: Path, needed: int) -> None:
+def check_disk_space(folder: Path, needed: int) -> None:
     """Raise `OctavoError` if the disk has fewer than `needed` bytes free."""
     free = shutil.disk_usage(folder).free
     if needed > free:

@@ -41,7 +41,7 @@ from octavo.data.limits import DEFAULT_LIMITS, Limits
 from octavo.data.prepare import check_is_empty, resolve_tokenizer_setting
 from octavo.data.progress import PreparationProgress, preparation
 from octavo.data.scan import CorpusScan, ScanSummary, join_scans, scan_chunks, warn_about_source
-from octavo.data.shard_writer import PartRecord, Position, ShardRecord, advance, write_parts
+from octavo.data.shard_writer import PartRecord, Position, ShardRecord, advance, check_disk_space, write_parts
 from octavo.data.shards import Shards, open_npy
 from octavo.data.sources import Corpus, CorpusHash, open_units
 from octavo.data.split import LEFT_OUT, TRAIN, VAL, Split, choose_split, split_chunks
@@ -346,6 +346,7 @@ class _Helper:
                 tokenizer,
                 uses_end_of_text,
                 begin.starts,
+                plan.characters - sum(map(self._count_characters, self._finished("parts", "*.json"))),
                 self.limits,
                 self.settings.special_tokens,
             )
@@ -366,6 +367,7 @@ class _Helper:
     def _join(self, shard: str) -> _Work:
         ids = Shards([open_npy(self.work / "parts" / part.name) for part in self._parts()[shard]])[:]
         path = self.work / "shards" / f"{shard}.npy"
+        check_disk_space(path.parent, ids.nbytes)  # the parts stay until all shards are joined
         shards.write_npy(path, ids)
         record = PartRecord(shard[:-6], int(shard[-5:]), path.name, files.sha256(path), len(ids))
         files.write_atomic(path.with_suffix(".json"), msgspec.json.encode(record))

@@ -34,5 +34,6 @@ class Follower(Recorder):
     def _send_parts(self, state: TrainerState | None = None) -> None:
         """Take part in gathering the tensors of a sharded model, which the first process needs."""
         if self.trainer.is_sharded:
-            for _ in self.trainer.tensors(state):
-                pass
+            with self.trainer.gathering():
+                for _ in self.trainer.tensors(state):
+                    pass

@@ -132,7 +132,7 @@ def events(
         names = settings.loggers if world.is_first else []
         try:
             # FSDP2 exchanges weights and gradients inside the model, so its errors may come from anywhere.
-            with world.translate_errors() if shard else contextlib.nullcontext():
+            with world.translate_errors(only_exchanges=False) if shard else contextlib.nullcontext():
                 events_of_run = loggers.tee(itertools.chain([started], map(Notice, notices), steps), names)
                 yield from upload(events_of_run, run, storage, world) if plan.mirror else events_of_run
         except LostProcessError as error:

@@ -247,9 +247,10 @@ class Recorder:
         copies = self.trainer.is_sharded or (not is_required and self._has_memory_for_copy)
         if copies:
             try:
-                self._writer.copy(self.trainer.tensors(state))
+                with self.trainer.gathering():
+                    self._writer.copy(self.trainer.tensors(state))
             except RuntimeError as error:
-                if self.trainer.is_sharded or not is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 copies = self._has_memory_for_copy = False
                 yield Notice("too little memory to copy a checkpoint, so training waits while one is written")

@@ -193,8 +193,23 @@ class Trainer:
         """The model with all its weights: itself, or, if it is sharded, a copy that all processes make together."""
         if not self.is_sharded:
             return self.model
-        weights = {name: value.detach().cpu() for name, value in self.tensors()}
+        with self.gathering():
+            weights = {name: value.detach().cpu() for name, value in self.tensors()}
         return assemble_model(self.settings, weights)
+
+    @contextlib.contextmanager
+    def gathering(self) -> Iterator[None]:
+        """Report memory that runs out while a sharded model is gathered as a `MachineError`."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not self.is_sharded or not is_out_of_memory(error):
+                raise
+            raise MachineError(
+                f"there is too little memory to gather the {estimate.parameters(self.settings):,} parameters of the "
+                "sharded model for a checkpoint or a sample",
+                "more main memory for the first process: 12 bytes for each parameter with AdamW, 8 with Muon",
+            ) from error
 
     def load_weights(self, model: GPT) -> None:
         """Set the weights to those of another model."""
