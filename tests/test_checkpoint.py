@@ -31,7 +31,7 @@ from checkpoints import (
 )
 from folders import contents
 from generating import generate_ids
-from octavo import checkpoint
+from octavo import checkpoint, cli
 from octavo.checkpoint import TrainerState
 from octavo.generation.sampling import Sampling
 from octavo.model import GPT
@@ -130,6 +130,16 @@ def test_weights_in_several_files_are_the_same_model(bias: bool, tmp_path: Path)
     assert not any(info.values()), info
     assert_same_function(model, theirs)
     assert checkpoint.load_trainer(folder).values == TRAINER.values
+
+
+def test_octavo_samples_from_weights_in_several_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, tokenizer, settings = small_model()
+    outputs = []
+    for name, max_file_bytes in (("one", 10**9), ("several", 9000)):
+        checkpoint.save(tmp_path / name, model, tokenizer, settings, INFO, TRAINER, max_file_bytes=max_file_bytes)
+        assert cli.main(["sample", str(tmp_path / name), "--max-new-tokens", "20", "--prompt", "a"]) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1] != ""
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "not in the manifest"])

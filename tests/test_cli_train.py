@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import safetensors.torch
 import torch
@@ -323,3 +324,21 @@ def test_serve_ends_with_the_training(run_command: RunCommand, monkeypatch: pyte
     assert "http://127.0.0.1:8123/" in result.out
     [server] = servers
     assert server.returncode is not None
+
+
+def test_the_server_does_not_survive_a_training_that_is_killed(run_folder: Path) -> None:
+    program = f"""
+import sys
+from pathlib import Path
+from octavo.cli.train import _serving
+with _serving(Path({str(run_folder)!r}), 0):
+    print(flush=True)
+    sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as training:
+        assert training.stdout is not None
+        training.stdout.readline()
+        servers = psutil.Process(training.pid).children()
+        training.kill()
+    assert len(servers) == 1
+    assert psutil.wait_procs(servers, timeout=60)[1] == []

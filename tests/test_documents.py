@@ -19,7 +19,7 @@ from octavo.data.conversion import Converter
 from octavo.data.limits import Limits
 from octavo.data.prepare import prepare_dataset
 from octavo.data.sources import open_source
-from octavo.errors import OctavoWarning
+from octavo.errors import OctavoWarning, install_command
 from preparing import data_settings, error_of, read_corpus, read_source, source_error, write
 
 TRANSCRIPT = "User: How do owls fly?\nAssistant: In silence.\n"
@@ -83,10 +83,10 @@ def test_without_the_extra_a_named_pdf_is_an_error_and_one_in_a_folder_is_skippe
     write(tmp_path / "b.txt", "text")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for source in (path, (str(path), str(tmp_path))):
-        assert str(source_error(source).hint).startswith("pip install 'octavo[docs]'")
+        assert str(source_error(source).hint).startswith(install_command("docs"))
     corpus = open_source(data_settings(tmp_path))
     assert read_corpus(corpus) == ["text"]
-    assert corpus.report.skipped == {"PDF (pip install 'octavo[docs]')": (1, str(path))}
+    assert corpus.report.skipped == {f"PDF ({install_command('docs')})": (1, str(path))}
 
 
 def test_a_pdf_is_read_once_the_extra_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

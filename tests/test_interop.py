@@ -281,7 +281,7 @@ def test_a_missing_package_is_named_with_its_extra(
     run_folder: Path, assert_rejected: AssertRejected, monkeypatch: pytest.MonkeyPatch, format: str
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert_rejected(["convert", run_folder, "new", "--to", format], f"octavo[{format}]")
+    assert_rejected(["convert", run_folder, "new", "--to", format], f"[{format}]")
 
 
 # The Hugging Face hub

@@ -238,7 +238,7 @@ def test_what_cannot_be_evaluated_is_rejected(
     assert_rejected(["eval", measured.folder, "text.txt", "--limit", 2], "--limit")
     assert_rejected(["eval", measured.folder, "--errors", "replace"], "--errors")
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    assert_rejected([*evaluate, task_file], "octavo[eval]")
+    assert_rejected([*evaluate, task_file], "[eval]")
 
 
 @pytest.mark.parametrize("measured", ["char"], indirect=True)

@@ -282,7 +282,7 @@ def test_without_matplotlib_the_error_says_how_to_install_it(
     view = lens.surprisal(small, TEXT)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     for call in (lambda: plots.save(view, tmp_path / "plot.png"), lambda: plots.draw(view)):
-        with pytest.raises(OctavoError, match=r"matplotlib\s+try: pip install octavo\[plot\]"):
+        with pytest.raises(OctavoError, match=r"matplotlib\s+try: pip install .*\[plot\]"):
             call()
 
 

@@ -20,6 +20,7 @@ from backports import zstd
 from octavo.data.chunks import cut_text
 from octavo.data.limits import Limits
 from octavo.data.sources import open_source
+from octavo.errors import install_command
 from preparing import data_settings, error_of, read_corpus, read_source, source_error, write, write_jsonl
 
 ROWS = ["First.\n", "Zwei – ünïcode.", " ", "line\nline", "नमस्ते \U0001f600"]
@@ -351,7 +352,7 @@ def test_the_hint_for_a_missing_package_is_how_to_install_it(
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "a.parquet", b"PAR1")
     write(tmp_path / "a.txt.zst", zstd.compress(b"a"))
-    assert source_error(name).hint == f"pip install 'octavo[{extra}]'"
+    assert source_error(name).hint == install_command(extra)
 
 
 # Hugging Face datasets

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from folders import contents, file_size_limit, flip_bit, truncate
 from octavo import tokenizers
+from octavo.data.build import BuildInputs, train_tokenizer
 from octavo.data.dataset import Dataset, open_dataset
 from octavo.data.limits import DEFAULT_LIMITS, Limits
 from octavo.data.prepare import prepare_dataset, prepare_into_folder
@@ -527,3 +528,21 @@ def test_a_preparation_has_its_result_after_any_number_of_steps(source: Path) ->
             pass
         assert preparation.result is preparation.result
         assert list(preparation) == []
+
+
+def test_training_a_tokenizer_ends_at_once_when_it_is_stopped() -> None:
+    """The text of this source never ends."""
+
+    def chunks() -> Iterator[tuple[str, bool]]:
+        while True:
+            yield "the cat sat on the mat", False
+
+    scan = SimpleNamespace(characters=10**9)
+    corpus, settings = SimpleNamespace(chunks=chunks), data_settings("text.txt", "bpe:300")
+    work = train_tokenizer(BuildInputs(corpus, scan, settings, None, SMALL))  # type: ignore[arg-type]
+    first = next(work)
+    while (progress := next(work)).done == 0:
+        pass
+    assert first.stage == progress.stage == "training the tokenizer"
+    assert progress.done < progress.total == 10**9
+    work.close()

@@ -10,9 +10,18 @@ import pytest
 
 import octavo
 from commands import SMALL, VERBS, AssertRejected, RunCommand, last_checkpoint
-from octavo import cli, views
+from octavo import cli, errors, views
 from octavo.cli import suggestions
 from octavo.runs import resolve_name
+
+
+def test_only_one_function_says_how_an_extra_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = Path(octavo.__file__).parent
+    naming = [path.name for path in package.rglob("*.py") if "octavo[" in path.read_text(encoding="utf-8")]
+    assert naming == ["errors.py"]
+    assert errors.install_command("plot") == f"pip install -e '{package.parents[1]}[plot]'"
+    monkeypatch.setattr(errors, "__file__", "/venv/lib/python3.13/site-packages/octavo/errors.py")
+    assert errors.install_command("plot") == "pip install 'octavo[plot]'"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ Code that reacts to an error catches a subclass; nothing depends on the text of 
 """
 
 import contextlib
+import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 
 class OctavoError(Exception):
@@ -72,6 +74,14 @@ class OctavoWarning(UserWarning):
 
     The command line prints it as a note.
     """
+
+
+def install_command(extra: str) -> str:
+    """The command that installs an extra: from the checkout that this package is in, or from an index."""
+    checkout = Path(__file__).resolve().parents[2]
+    if (checkout / "pyproject.toml").is_file():
+        return f"pip install -e {shlex.quote(f'{checkout}[{extra}]')}"
+    return f"pip install 'octavo[{extra}]'"
 
 
 @contextlib.contextmanager

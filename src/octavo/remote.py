@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from octavo import files
-from octavo.errors import MachineError, OctavoError
+from octavo.errors import MachineError, OctavoError, install_command
 
 T = TypeVar("T")
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
@@ -53,7 +53,7 @@ class Storage:
             self._system, path = url_to_fs(self.url, use_listings_cache=False, **options)
         except ImportError:
             package = _PACKAGES.get(protocol)
-            hint = f"pip install 'octavo[remote]' {package}" if package else "s3://, gs://, file:// or memory://"
+            hint = f"{install_command('remote')} {package}" if package else "s3://, gs://, file:// or memory://"
             raise OctavoError(f"{url} needs the package {package or f'of {protocol}://'}", hint) from None
         except ValueError as error:
             raise OctavoError(f"{url}: {error}", "s3://BUCKET/KEY, gs://BUCKET/KEY or a path") from None

@@ -280,6 +280,43 @@ if IS_TORTURE:  # minutes
         assert "Traceback" not in output
         print(f"{words}: {time.monotonic() - begin:.1f} s")
 
+    @pytest.mark.parametrize(
+        ("fault", "code", "message"),
+        [
+            ("missing", 2, "missing.txt"),
+            ("another", 2, "the text and its tokens"),
+            ("unseen folder", 2, "can't see the run folder"),
+        ],
+    )
+    def test_machines_that_differ_end_with_one_message_each(
+        fault: str, code: int, message: str, folder: Path, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        """Each process has a working directory of its own, as on another machine; the second one is wrong."""
+        begin = time.monotonic()
+        store = tmp_path_factory.mktemp("store") / "store"
+        processes = []
+        for rank in range(2):
+            own = folder / str(rank)
+            shutil.copytree(folder / "cache", own / "cache")
+            (own / "text.txt").write_text(TEXT + ("the end" if fault == "another" and rank else ""), encoding="utf-8")
+            words = ["train", "missing.txt" if fault == "missing" and rank else "text.txt", *TRAIN[2:]]
+            out = "run" if fault == "unseen folder" else folder / "run"
+            process = start_python(
+                own,
+                *["-m", "octavo", *words, f"--out={out}", "--timeout=60"],
+                RANK=str(rank),
+                LOCAL_RANK="0",
+                WORLD_SIZE="2",
+                OCTAVO_STORE=str(store),
+            )
+            processes.append(process)
+        for process in processes:
+            output, _ = process.communicate(timeout=600)
+            assert process.returncode == code, output
+            assert "Traceback" not in output
+        print(f"{fault}: {time.monotonic() - begin:.1f} s")
+        assert message in output
+
     @pytest.fixture
     def without_c_code(monkeypatch: pytest.MonkeyPatch) -> None:
         """A sharded model runs without it, and it has other last bits, and another dropout."""

@@ -60,7 +60,7 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
         default=[],
         metavar="TASK",
         help="evaluate on a task of lm-eval, such as hellaswag, or on a YAML file with one; may be repeated; needs "
-        "octavo[eval]",
+        "the extra eval",
     )
     verb.add_argument("--limit", type=integer, metavar="N", help="with --task: evaluate only the first N items of each")
     verb.add_argument(

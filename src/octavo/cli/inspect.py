@@ -51,7 +51,10 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
         help="write how the run learned as a moving picture: samples, a map, a head on this text, --word and --against",
     )
     verb.add_argument(
-        "--plot", type=expand_home, metavar="F.png|svg", help="write a plot of the view to a file (needs octavo[plot])"
+        "--plot",
+        type=expand_home,
+        metavar="F.png|svg",
+        help="write a plot of the view to a file (needs the extra plot)",
     )
     finish_verb(verb)
 

@@ -163,18 +163,34 @@ def _train(plan: "Plan", world: "World", shard: int, stream: TextIO, port: int |
     return finished, signals[0] if signals else None
 
 
+# The system closes the pipe of its stdin when the training ends, even by `kill -9`.
+_SERVER = """
+import os, signal, threading
+from octavo import cli
+
+def end_with_training():
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+threading.Thread(target=end_with_training, daemon=True).start()
+cli.run_and_exit()
+"""
+
+
 @contextlib.contextmanager
 def _serving(run: Path, port: int) -> Iterator[None]:
     """Serve a run in another process, which prints only what is wrong.
 
     A thread of this process would take time from the training: it would share Python's interpreter lock.
     """
-    words = [sys.executable, "-m", "octavo", "serve", str(run), "--port", str(port), "--log-level", "warning"]
-    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    words = [sys.executable, "-c", _SERVER, "serve", str(run), "--port", str(port), "--log-level", "warning"]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    assert process.stdin is not None
     try:
         yield
     finally:
         process.terminate()
+        process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=10)  # requests in progress are finished
         process.kill()

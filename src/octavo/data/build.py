@@ -7,7 +7,9 @@ complete. After an interruption, the next build uses the tokenizer and the finis
 import contextlib
 import json
 import shutil
+import time
 from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,19 +113,34 @@ def train_tokenizer(inputs: BuildInputs) -> Generator[PreparationProgress, None,
     settings, characters = inputs.settings, inputs.scan.characters
     if settings.tokenizer == "char":
         return tokenizers.build("char", inputs.scan.alphabet)
-    yield PreparationProgress("training the tokenizer", done=0, total=None, seconds=0.0)
+    stage, start = "training the tokenizer", time.perf_counter()
+    characters_read, is_stopped = 0, False
 
     def sample() -> Iterator[str]:
+        nonlocal characters_read
         limit = inputs.limits.tokenizer_characters
-        characters_read = characters_taken = 0
+        characters_taken = 0
         for text, *_ in inputs.corpus.chunks():
+            if is_stopped:  # ends the thread
+                raise InterruptedError
             characters_read += len(text)
             # taken / read <= limit / length of the corpus, multiplied out to integers
             if characters <= limit or characters_taken * characters <= characters_read * limit:
                 characters_taken += len(text)
                 yield from text.split(END_OF_TEXT) if settings.special_tokens else [text]
 
-    return tokenizers.build(settings.tokenizer, sample())
+    # The library reports no progress: a thread trains, and this one counts the characters that it has taken.
+    with ThreadPoolExecutor(1) as thread:
+        tokenizer = thread.submit(tokenizers.build, settings.tokenizer, sample())
+        try:
+            while True:
+                # The work that follows the reading has no measure.
+                done, total = (characters_read, characters) if characters_read < characters else (0, None)
+                yield PreparationProgress(stage, done, total, time.perf_counter() - start)
+                with contextlib.suppress(TimeoutError):
+                    return tokenizer.result(timeout=inputs.limits.progress_seconds or 0.1)
+        finally:
+            is_stopped = True
 
 
 class EmptySplitError(OctavoError):

@@ -19,7 +19,7 @@ from octavo.data import formats
 from octavo.data.formats import Format
 from octavo.data.limits import Limits
 from octavo.data.unreadable import UnreadableFileError
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, install_command
 
 # The modules of `octavo.data.converters`, and the packages that they need.
 _MODULES = {
@@ -69,7 +69,7 @@ class Converter:
         """The text of a file. Raises `UnreadableFileError`."""
         package = _PACKAGES.get(format)
         if package is not None and not _is_installed(package):
-            hint = f"pip install 'octavo[{format.extra}]'"
+            hint = install_command(format.extra or "")
             raise UnreadableFileError(f"reading {name} needs the package {package}", f"{format.name} ({hint})", hint)
         version = importlib.metadata.version(package) if package else ""
         key = hashlib.sha256(f"{_VERSION} {format.name} {version} {encoding}\n".encode() + content).hexdigest()

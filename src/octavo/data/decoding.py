@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, cast
 from octavo.byte_order_mark import split_mark
 from octavo.data.limits import Limits
 from octavo.data.unreadable import UnreadableFileError
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, install_command
 
 READ_BYTES = 1 << 20
 _HEAD_BYTES = 1 << 16
@@ -90,7 +90,7 @@ def _import_zstd(name: str) -> Any:
             return __import__(module, fromlist=["open"])
         except ImportError:
             continue
-    hint = "pip install 'octavo[zstd]'"
+    hint = install_command("zstd")
     raise UnreadableFileError(f"reading {name} needs the package backports.zstd", f"zstd ({hint})", hint)
 
 

@@ -9,7 +9,7 @@ from pathlib import PurePath
 
 @dataclass(frozen=True)
 class Format:
-    """A row of the table. `suffixes` are in lower case; `pip install 'octavo[EXTRA]'` adds what reads it."""
+    """A row of the table. `suffixes` are in lower case; the extra has what reads it."""
 
     name: str  # as a summary of a folder counts its files
     suffixes: tuple[str, ...]

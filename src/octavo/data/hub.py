@@ -15,7 +15,7 @@ from typing import Any
 from octavo import files
 from octavo.data import rows
 from octavo.data.decoding import TextFormat
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, install_command
 from octavo.settings import expand_home
 
 
@@ -69,7 +69,7 @@ def _stream_rows(dataset: str, config: str | None, split: str, text_format: Text
     try:
         import datasets
     except ImportError:
-        raise OctavoError(f"hf:{dataset} needs the package datasets", "pip install 'octavo[hf]'") from None
+        raise OctavoError(f"hf:{dataset} needs the package datasets", install_command("hf")) from None
     location = f"hf:{dataset}, split {split}"
     try:
         records: Iterable[dict[str, Any]] = datasets.load_dataset(dataset, config, split=split, streaming=True)

@@ -16,7 +16,7 @@ from octavo.data.chats import render_chat
 from octavo.data.decoding import READ_BYTES, TextFormat, check_ratio
 from octavo.data.limits import Limits
 from octavo.data.unreadable import UnreadableFileError
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, install_command
 
 _PARQUET_ROWS = 8  # rows in memory at a time: a column of equal values needs its memory that many times
 ARRAY_OF_OBJECTS = re.compile(r"\s*\[\s*\{")
@@ -162,7 +162,7 @@ def read_parquet(file: BinaryIO, name: str, text_format: TextFormat, limits: Lim
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        hint = "pip install 'octavo[parquet]'"
+        hint = install_command("parquet")
         raise UnreadableFileError(f"reading {name} needs the package pyarrow", f"Parquet ({hint})", hint) from None
     field = text_format.text_field
     try:

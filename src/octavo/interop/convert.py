@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from octavo import checkpoint, runs
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, install_command
 from octavo.interop.formats import FORMATS
 from octavo.runs import RunLike
 
@@ -39,7 +39,7 @@ def convert(
     if precision not in target.precisions:
         raise OctavoError(f"{to} is not written in {precision}", f"--precision {' or '.join(target.precisions)}")
     if target.package and importlib.util.find_spec(target.package) is None:
-        raise OctavoError(f"--to {to} needs the package {target.package}", f"pip install 'octavo[{to}]'")
+        raise OctavoError(f"--to {to} needs the package {target.package}", install_command(to))
     if out.exists() or out.is_symlink():
         raise OctavoError(f"{out} exists already", "a name that is not in use")
     if not out.parent.is_dir():

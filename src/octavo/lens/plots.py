@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from octavo import files
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, install_command
 from octavo.lens.ablation import Ablation
 from octavo.lens.attention import Attention
 from octavo.lens.contributions import Contributions, Part
@@ -125,7 +125,7 @@ def _find_functions(view: View) -> tuple[DrawFunction, SizeFunction]:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise OctavoError("plots need matplotlib", "pip install octavo[plot]") from None
+        raise OctavoError("plots need matplotlib", install_command("plot")) from None
     return PLOTS[type(view)]
 
 

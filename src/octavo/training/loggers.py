@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, install_command
 from octavo.settings import TrainingSettings, to_toml
 from octavo.training.event import Evaluated, Event, Finished, Notice, Sampled, Started, Step
 
@@ -38,7 +38,7 @@ def check_installed(settings: TrainingSettings) -> None:
         spec = importlib.util.find_spec(name)
         # A spec without origin is a plain folder of that name, such as the `wandb/` that W&B leaves behind.
         if spec is None or spec.origin is None:
-            raise OctavoError(f"log={name} needs the package {name}", f"pip install 'octavo[{name}]', or --log none")
+            raise OctavoError(f"log={name} needs the package {name}", f"{install_command(name)}, or --log none")
 
 
 def tee(events: Iterator[Event], names: list[str]) -> Iterator[Event]:

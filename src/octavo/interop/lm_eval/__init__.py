@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from octavo import runs
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, install_command
 from octavo.runs import RunLike
 from octavo.settings import unknown_name_error
 
@@ -80,7 +80,7 @@ def evaluate_tasks(
     try:
         import lm_eval
     except ImportError:
-        raise OctavoError("tasks need the package lm-eval", "pip install 'octavo[eval]'") from None
+        raise OctavoError("tasks need the package lm-eval", install_command("eval")) from None
     from octavo.interop.lm_eval.model import OctavoModel
 
     model = OctavoModel(runs.load(run, device), block_size, unknown, special_tokens)
