@@ -289,10 +289,18 @@ def generate_text(visit: Visit, prompt: str | None = None, length: int = 12) -> 
     """Generate a text on the playground and wait until it is complete."""
     page = visit.page
     if prompt is not None:
-        page.locator("#prompt").fill(prompt)
+        write_prompt(visit, prompt)
     page.locator("#length").fill(str(length))
     page.locator("#panel-playground button[type=submit]").first.click()
     wait_for_text(visit)
+
+
+def write_prompt(visit: Visit, text: str) -> None:
+    """Write a text into the box of the playground."""
+    editor = visit.page.locator("#prompt")
+    if not editor.is_visible():
+        visit.page.locator("#panel-playground button.edit").click()
+    editor.fill(text)
 
 
 def wait_for_text(visit: Visit) -> None:

@@ -185,12 +185,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Runs:
 
 @pytest.fixture(scope="module")
 def site(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """A server with both runs, a model with a context of 512 tokens, `long`, and a slow model, `slow`."""
+    """A server with both runs, a slow model, `slow`, and `long`: a context of 512 tokens and a chat template."""
     import sites
 
     long = sites.write_long_model(tmp_path_factory.mktemp("long") / "long")
     both = {"letters": runs.letters, "bytes": runs.bytes}
-    with sites.serve_runs(both, {"long": long}, slow_run=runs.bytes) as site:
+    with sites.serve_runs(both, {"long": long}, slow_run=runs.bytes, templates={"long": sites.CHAT_TEMPLATE}) as site:
         yield site
 
 

@@ -1,6 +1,7 @@
 """Small runs for the page's tests, trained in seconds, and servers of them."""
 
 import contextlib
+import dataclasses
 import math
 import shutil
 import tempfile
@@ -17,6 +18,7 @@ from octavo.server import load_model
 from serving import SETTINGS, RunningServer, run_server, slow_model
 
 TEXT = "the cat sat on the mat"  # the letters are tokens of both runs
+CHAT_TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"
 LINES = (
     "The cat sat on the mat, and the cat slept.",
     "جلست القطة على السجادة، ثم نامت القطة.",
@@ -87,10 +89,16 @@ def serve_runs(
     *,
     keys: dict[str, str] | None = None,
     slow_run: Run | None = None,
+    templates: dict[str, str] | None = None,
 ) -> Iterator[RunningServer]:
-    """Serve runs, checkpoint folders that belong to no run, and `slow_run` with a slow engine under the name `slow`."""
+    """Serve runs, checkpoint folders that belong to no run, and `slow_run` with a slow engine under the name `slow`.
+
+    `templates` are chat templates by the names of their models.
+    """
     sources = {name: run.folder for name, run in runs.items()} | (folders or {})
     models = {name: load_model(name, source, SETTINGS) for name, source in sources.items()}
+    for name, template in (templates or {}).items():
+        models[name] = dataclasses.replace(models[name], own_chat_template=template)
     if slow_run:
         models["slow"] = slow_model(list(slow_run.steps.values())[-1])
     with run_server(models, runs=runs, keys=keys) as site:

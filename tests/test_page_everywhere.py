@@ -22,6 +22,7 @@ from browser import (
     Visit,
     axe_violations,
     fill_tab,
+    generate_text,
     open_page,
     save_file,
 )
@@ -35,6 +36,7 @@ SAME_AS_ENGLISH = {  # keys of sentences that may equal the English ones: code, 
     "hi": {"sampling.topk", "sampling.topp", "col.logit"},
     "fr": {
         "tab.attention",
+        "play.mode",
         "sampling.topk",
         "sampling.topp",
         "col.id",
@@ -279,10 +281,7 @@ def test_text_in_spans_is_shaped_like_plain_text(visit: Visit, text: str, model:
         if tab == "playground":
             page.locator("#surprisal-text").fill(text)
             page.locator(".surprisal button[type=submit]").click()
-            page.locator("#prompt").fill(text[:20])
-            page.locator("#length").fill("8")
-            page.locator("#panel-playground button[type=submit]").first.click()
-            visit.settle()
+            generate_text(visit, text[:20], length=8)
             page.locator(f"{PLAYGROUND_TEXT} .token").nth(2).click()
         if tab == "compare":
             page.locator("#compare-text").fill(text)

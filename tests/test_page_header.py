@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Browser
 
 import octavo
-from browser import PLAYGROUND_TEXT, TABS, Visit, fill_tab, open_page, parse_numbers, wait_until
+from browser import PLAYGROUND_TEXT, TABS, Visit, fill_tab, open_page, parse_numbers, wait_until, write_prompt
 from octavo.data.prepare import reopen_dataset
 from serving import RunningServer, serve_with_prefix
 from sites import TEXT, Runs, serve_runs
@@ -82,6 +82,8 @@ def test_no_tab_requests_an_unreadable_text(visit: Visit, tab: str) -> None:
         tab
     ]
     for field in fields:
+        if field == "prompt":
+            write_prompt(visit, "🐱")
         page.locator(f"#{field}").fill("🐱")
         page.locator(f"form:has(#{field}) button.main, form:has(#{field}) button[type=submit]").first.click()
         page.get_by_role("alert").get_by_text("kein Zeichen: 🐱").wait_for()

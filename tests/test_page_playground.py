@@ -6,7 +6,17 @@ import re
 import pytest
 from playwright.sync_api import Browser, Locator
 
-from browser import PLAYGROUND_TEXT, Visit, generate_text, open_page, parse_number, wait_for_text, wait_until
+from browser import (
+    PLAYGROUND_TEXT,
+    THEMES,
+    Visit,
+    axe_violations,
+    generate_text,
+    open_page,
+    parse_number,
+    wait_for_text,
+    wait_until,
+)
 from serving import RunningServer
 from sites import TEXT, softmax, token_ids
 
@@ -228,12 +238,97 @@ def test_a_text_is_marked_by_surprisal_generated_again_and_copied(chromium: Brow
         levels = [sum(each >= threshold for threshold in (1, 2, 4, 7, 11)) for each in bits]
         classes = text.locator(".token").evaluate_all("all => all.map((each) => each.className)")
         assert [int(re.search(r"level-(\d)", each)[1]) for each in classes] == levels  # type: ignore[index]
-        page.get_by_text("Copy text").click()
+        page.get_by_role("button", name="Copy text").click()
         page.get_by_text("Text copied.").first.wait_for()
         assert page.evaluate("navigator.clipboard.readText()") == first
         before = page.locator(".tree [role=treeitem]").count()
-        page.get_by_text("Generate again").click()
+        page.get_by_role("button", name="Generate again").click()
         wait_for_text(visit)
         assert page.locator(".tree [role=treeitem]").count() == before + 1
         assert text.text_content().startswith("the cat")  # type: ignore[union-attr]
         visit.assert_no_faults()
+
+
+def test_a_text_continues_in_the_box_where_it_was_written_and_branches_survive_a_reload(
+    visit: Visit, site: RunningServer
+) -> None:
+    page = visit.open_tab("playground", "letters").page
+    text, editor = page.locator(PLAYGROUND_TEXT), page.locator("#prompt")
+    page.locator("#length").fill("6")
+    page.locator(f"{PLAYGROUND_TEXT} .token").first.press("F2")  # by keyboard alone
+    assert editor.evaluate("editor => editor === document.activeElement")
+    editor.fill("the cat")
+    box = editor.bounding_box()
+    editor.press("Control+Enter")
+    wait_for_text(visit)
+    assert not editor.is_visible()
+    tokens = text.bounding_box()
+    assert box
+    assert tokens
+    assert [box[side] for side in ("x", "y", "width")] == [tokens[side] for side in ("x", "y", "width")]
+    first = text.text_content() or ""
+    assert first.startswith("the cat")
+    assert len(first) > len("the cat")
+
+    # The editor has the whole text. Escape closes it and changes nothing.
+    text.locator(".token").first.press("F2")
+    assert editor.input_value() == first
+    editor.press("Escape")
+    visit.settle()
+    assert text.locator(".token:focus").count() == 1
+    page.locator("#panel-playground button[type=submit]").first.click()
+    wait_for_text(visit)
+    first_request, second = (each.post_data_json for each in visit.requests_to("/v1/completions"))
+    assert second["prompt"][: len(first_request["prompt"])] == first_request["prompt"]
+    assert len(second["prompt"]) == len(first_request["prompt"]) + 6
+    longer = text.text_content() or ""
+    assert longer.startswith(first)
+
+    # A text that was edited is a root of its own. A reload keeps all branches and the one on screen.
+    generate_text(visit, "on the mat", length=4)
+    page.get_by_role("treeitem", name="the cat").last.click()
+    visit.settle()
+    names = page.get_by_role("treeitem").all_text_contents()
+    assert len(names) == 4
+    page.reload()
+    page.locator(f"{PLAYGROUND_TEXT} .token").first.wait_for()
+    visit.settle()
+    assert page.get_by_role("treeitem").all_text_contents() == names
+    assert text.text_content() == longer
+    assert len(visit.requests_to("/v1/completions")) == 3
+
+
+def test_a_model_with_a_chat_template_has_a_chat(visit: Visit, site: RunningServer) -> None:
+    page = visit.open_tab("playground", "letters").page
+    chat = page.get_by_role("radio", name="Chat")
+    assert not chat.is_visible()  # no chat template
+    visit.open_tab("playground", "long")
+    page.locator("#sampling-temperature").press("Home")  # greedy, so that the answer can be requested again
+    chat.check()
+    message, answers = page.locator("#message"), page.locator(".messages .assistant .message")
+    message.fill("Hello")
+    message.press("Enter")
+    visit.settle()
+    messages = [{"role": "user", "content": "Hello"}]
+    answer = site.post("/v1/chat/completions", model="long", messages=messages, temperature=0)
+    expected = answer.json["choices"][0]["message"]["content"]
+    assert answers.all_text_contents() == [expected]
+    page.get_by_role("button", name="Generate again").click()
+    visit.settle()
+    assert visit.requests_to("/v1/chat/completions")[1].post_data_json["messages"] == messages
+    message.fill("And then?")
+    message.press("Enter")
+    visit.settle()
+    sent = visit.requests_to("/v1/chat/completions")[2].post_data_json["messages"]
+    assert [each["content"] for each in sent] == ["Hello", expected, "And then?"]
+    for theme in THEMES:
+        visit.choose(theme=theme)
+        assert axe_violations(visit) == []
+    visit.choose(language="ar")
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= 390
+    shown = page.locator(".messages .message").all_text_contents()
+    page.reload()
+    visit.settle()
+    page.locator("input[value=chat]").check()
+    assert page.locator(".messages .message").all_text_contents() == shown

@@ -50,7 +50,8 @@ export function selectModel(model, step) {
 
 // ---- Models and runs
 
-// {models: [{id, model: {n_layer, …}, tokenizer, dropout, wte_init, wpe_init, steps, step, run}], views}. `wte_init`
+// {models: [{id, model: {n_layer, …}, tokenizer, dropout, wte_init, wpe_init, steps, step, run,
+// has_chat_template}], views}. `wte_init`
 // and `wpe_init` name how the embeddings were initialized; null if the model was imported.
 export const fetchModels = async () => (offline ? embedded.models : (await request("lens")).json());
 
@@ -206,10 +207,14 @@ export async function requireWord(model, word, maxTokens = MAX_WORD_TOKENS) {
 
 // ---- Generation
 
-// The chunks of a completion as they arrive:
+// The chunks of a completion, or of the answer to a conversation, as they arrive:
 //   for await (const chunk of streamCompletion({prompt, max_tokens: 40}, {signal}))
-export async function* streamCompletion(body, { signal } = {}) {
-  const response = await request("v1/completions", {
+//   for await (const chunk of streamChat({messages}, {signal}))
+export const streamCompletion = (body, options) => streamChunks("v1/completions", body, options);
+export const streamChat = (body, options) => streamChunks("v1/chat/completions", body, options);
+
+async function* streamChunks(path, body, { signal } = {}) {
+  const response = await request(path, {
     method: "POST",
     body: JSON.stringify({ model: selected.model, ...body, stream: true }),
     signal,

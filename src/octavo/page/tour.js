@@ -27,7 +27,7 @@ let tour = null; // the running tour: {card, stops, index, marked, onKey}
 // `hasTab(id)`: an exported page has not all tabs.
 export async function startTour(app, hasTab) {
   endTour();
-  await loadSentences("tour");
+  await loadSentences("model");
   const stops = STOPS.filter(({ tab }) => hasTab(tab));
   const button = (key, onclick, kind = "") =>
     el("button", { type: "button", class: kind, textKey: key, onclick: () => onclick() });

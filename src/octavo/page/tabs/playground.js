@@ -1,11 +1,14 @@
-// Playground: the model generates a text, and each token shows which other tokens were possible at its position.
+// Playground: the model continues a text in the box in which it was written, and each token shows which other tokens
+// were possible at its position.
 // Choosing one of these keeps the ids before it and starts a branch; tabs/playground/branches.js has the tree of all
 // branches.
 
 import { fetchView, isAbortError, keepKnownCharacters, requireTokenizable } from "octavo/api";
-import { copyText, el, field, foldable, setSentence, stackedField } from "octavo/dom";
+import { copyText, el, field, foldable, setSentence } from "octavo/dom";
 import { t } from "octavo/i18n";
+import { readStorage, writeStorage } from "octavo/storage";
 import { branchTokens, nextWindowStart, Tree, TreeView } from "octavo/tabs/playground/branches";
+import { Chat } from "octavo/tabs/playground/chat";
 import { Contributions } from "octavo/tabs/playground/contributions";
 import { decodeTokens, generateTokens } from "octavo/tabs/playground/generation";
 import { LogitLens } from "octavo/tabs/playground/logit_lens";
@@ -35,17 +38,19 @@ class Playground {
     this.position = null;
     this.generation = null; // the AbortController of the text that is being generated
     this.lastRequest = 0; // the number of the last call of #showBranch; earlier calls that still wait are dropped
-    this.#createForm();
     this.#createViews();
+    this.#createForm();
+    const treeCard = el("div", { class: "card" }, el("h2", { textKey: "tree.title" }), this.treeHint, this.treeView.element);
     this.panel.append(
       el("p", { class: "lead", textKey: "play.lead" }),
+      this.modeChooser,
       el(
         "div",
         { class: "workspace" },
         this.form,
-        this.textView.element,
+        this.chat.element,
         this.sideCard,
-        foldable(el("div", { class: "card" }, el("h2", { textKey: "tree.title" }), this.treeHint, this.treeView.element)),
+        foldable(treeCard),
         this.explanationCards[0],
       ),
       this.explanationCards[1],
@@ -62,18 +67,25 @@ class Playground {
     const knownText = isOtherModel ? await keepKnownCharacters(app.text, chosen) : "";
     if (chosen !== app.model) return; // another model was chosen meanwhile
     if (isOtherModel) this.#reset(knownText);
+    this.chat.update();
+    this.modeChooser.hidden = !chosen.has_chat_template;
+    this.#showMode();
     this.controls.showValues();
     this.stepNote.hidden = this.#isServedStep();
     if (!this.#isServedStep()) setSentence(this.stepNote, "play.other_step", { served: chosen.step, step: app.step });
     this.surprisal.update(isOtherModel);
-    if (isOtherModel && this.prompt.value) {
-      const root = await this.#findOrAddRoot(); // so that there is something to explain
-      if (root) await this.#showBranch(root);
-      return;
-    }
+    if (isOtherModel) return this.#showFirstText();
     if (!this.current || this.generation) return;
     this.#drawTree();
     await this.#explainPosition(this.position?.index ?? this.current.tokens.length);
+  }
+
+  // Shows the conversation, or the text and what explains it. A model without a chat template has no conversation.
+  #showMode() {
+    const isChat = !this.modeChooser.hidden && this.modeChooser.querySelector("[value=chat]").checked;
+    this.panel.classList.toggle("chatting", isChat);
+    if (isChat) this.generation?.abort();
+    else this.chat.stop();
   }
 
   // Starts again with another model.
@@ -86,14 +98,46 @@ class Playground {
     this.current = this.position = null;
     this.lastRequest++; // drops a call of #showBranch that still waits
     this.controls.setVocabularySize(this.config.vocab_size);
-    this.prompt.value = text.split(/\s+/).slice(0, 3).join(" ");
-    this.textView.clear();
+    this.textView.edit(text.split(/\s+/).slice(0, 3).join(" "));
     this.#drawTree();
     for (const part of [nextToken, logitLens, contributions]) part.element.hidden = true;
     for (const card of this.explanationCards) card.hidden = true;
     this.idleNote.hidden = false;
-    setSentence(this.status, "play.ready");
+    this.status.hidden = true;
     this.#updateButtons();
+  }
+
+  // Shows the text of before a reload, else the beginning of the shared text, so that there is something to explain.
+  async #showFirstText() {
+    const { tree } = this;
+    if (await this.#restoreTree()) return;
+    if (tree !== this.tree || !this.textView.editor.value) return;
+    const root = await this.#findOrAddRoot(this.textView.editor.value);
+    if (root) await this.#showBranch(root);
+  }
+
+  // ---- Branches are kept until the window is closed
+
+  get #storageKey() {
+    return `octavo-branches ${this.config.id}`;
+  }
+
+  #storeTree() {
+    const { vocab_size } = this.config;
+    const saved = { vocab_size, selected: this.current.branch.number, tree: String(this.tree) };
+    writeStorage(this.#storageKey, JSON.stringify(saved), "sessionStorage");
+  }
+
+  // Whether there were branches of a model with this vocabulary.
+  async #restoreTree() {
+    const saved = JSON.parse(readStorage(this.#storageKey, "sessionStorage") ?? "null");
+    if (saved?.vocab_size !== this.config.vocab_size) return false;
+    const tree = Tree.parse(saved.tree);
+    const branch = tree.branch(saved.selected) ?? tree.roots.at(-1);
+    if (!branch) return false;
+    this.tree = tree;
+    await this.#showBranch(branch);
+    return true;
   }
 
   #isServedStep() {
@@ -107,38 +151,55 @@ class Playground {
   // ---- Elements
 
   #createForm() {
-    this.prompt = el("textarea", { id: "prompt", rows: 2, dir: "auto", spellcheck: "false", maxlength: 20000 });
+    const { textView } = this;
     this.length = el("input", { id: "length", type: "number", min: 1, max: MAX_NEW_TOKENS, value: 100 });
     this.generateButton = el("button", { class: "main", type: "submit", textKey: "play.generate" });
-    const onStop = () => this.generation?.abort();
-    this.stopButton = el("button", { type: "button", textKey: "common.stop", onclick: onStop });
-    const onContinue = () => this.#runTask(() => this.#continueText());
-    this.continueButton = el("button", { type: "button", textKey: "play.continue", onclick: onContinue });
+    const button = (textKey, onclick) => el("button", { type: "button", textKey, onclick });
+    this.stopButton = button("common.stop", () => this.generation?.abort());
+    this.regenerateButton = button("play.again", () => this.#runTask(() => this.#regenerate()));
+    this.editButton = el("button", { type: "button", class: "edit", onclick: () => this.#toggleEditor() });
+    this.copyButton = button("play.copy", () => this.#copy());
     this.stepNote = el("p", { class: "caveat" });
     this.unknownNote = el("p", { class: "quiet", hidden: true });
     this.status = el("p", { class: "quiet" }); // announced when the text ends, not with every token
     const onsubmit = (event) => {
       event.preventDefault();
-      this.#runTask(() => this.#startText());
+      if (!this.generation) this.#runTask(() => this.#continueText());
     };
-    const { generateButton, stopButton, continueButton } = this;
     this.form = el(
       "form",
-      { class: "card", onsubmit },
-      stackedField(this.prompt, "play.prompt"),
-      el("div", { class: "row" }, generateButton, stopButton, continueButton, field(this.length, "play.length")),
+      { class: "card", onsubmit, onkeydown: (event) => this.#handleKey(event) },
+      el("h2", { textKey: "play.text" }),
+      textView.element,
+      el(
+        "div",
+        { class: "row" },
+        this.generateButton,
+        this.stopButton,
+        this.regenerateButton,
+        this.editButton,
+        this.copyButton,
+        field(this.length, "play.length"),
+      ),
       this.stepNote,
       this.unknownNote,
       this.status,
     );
   }
 
+  // Ctrl and Enter generate. F2 opens the editor, Escape closes it.
+  #handleKey(event) {
+    if (this.generation || event.isComposing) return;
+    const { isEditing, editor } = this.textView;
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.form.requestSubmit();
+    else if (event.key === (isEditing ? "Escape" : "F2") && (!isEditing || editor.value)) this.#toggleEditor();
+    else return;
+    event.preventDefault();
+    event.stopPropagation(); // the key chooses no token
+  }
+
   #createViews() {
     this.textView = new TextView((index) => this.#runTask(() => this.#explainPosition(index)));
-    const small = (textKey, onclick) => el("button", { type: "button", class: "small", textKey, onclick });
-    this.regenerateButton = small("play.again", () => this.#runTask(() => this.#regenerate()));
-    this.copyButton = small("play.copy", () => this.#copy());
-    this.textView.actions.append(this.regenerateButton, this.copyButton);
     this.treeView = new TreeView((branch) => !this.generation && this.#runTask(() => this.#showBranch(branch)));
     this.treeHint = el("p", { class: "quiet" });
     this.controls = new SamplingControls(() => this.nextToken.draw());
@@ -158,23 +219,58 @@ class Playground {
       el("div", { class: "card" }, foldable(element)),
     );
     this.surprisal = new Surprisal(this.app);
+    this.chat = new Chat(this.app, this.controls, (task) => this.#runTask(task));
+    const mode = (value) => {
+      const input = el("input", { type: "radio", name: "mode", value, checked: value === "text" });
+      return el("label", { class: "check" }, input, el("span", { textKey: `play.mode.${value}` }));
+    };
+    this.modeChooser = el(
+      "fieldset",
+      { class: "tight-row plain", onchange: () => this.#showMode() },
+      el("legend", { textKey: "play.mode" }),
+      ["text", "chat"].map(mode),
+    );
   }
 
   // ---- Generation
 
-  async #startText() {
-    if (!this.prompt.value) {
-      this.prompt.focus();
-      return void setSentence(this.status, "error.no_text");
-    }
-    const root = await this.#findOrAddRoot();
-    if (root) await this.#generate(this.tree.fork(root, root.tokens.length, []));
+  // Opens the editor with the text on screen; or closes it and shows its text token by token.
+  #toggleEditor() {
+    if (this.textView.isEditing) return this.#runTask(() => this.#takeEditedText());
+    this.textView.edit(this.#text());
+    this.#updateButtons();
+    this.textView.editor.focus();
   }
 
-  // The tree's root for the prompt: the same root for the same ids. Null if another model is chosen meanwhile.
-  async #findOrAddRoot() {
+  #say(key, values) {
+    setSentence(this.status, key, values);
+    this.status.hidden = false;
+  }
+
+  #text() {
+    return this.current?.decoded.groups.map((group) => group.text).join("") ?? "";
+  }
+
+  // Shows the edited text token by token: the branch on screen if it is unchanged, else a root of its own. Returns
+  // whether there is a text.
+  async #takeEditedText({ explain = true } = {}) {
+    const { editor } = this.textView;
+    const hadFocus = document.activeElement === editor;
+    if (!editor.value) {
+      editor.focus();
+      this.#say("error.no_text");
+      return false;
+    }
+    const branch = editor.value === this.#text() ? this.current.branch : await this.#findOrAddRoot(editor.value);
+    if (!branch) return false;
+    await this.#showBranch(branch, { explain });
+    if (hadFocus) this.textView.text.querySelector("[tabindex='0']")?.focus({ preventScroll: true });
+    return true;
+  }
+
+  // The tree's root for a prompt: the same root for the same ids. Null if another model is chosen meanwhile.
+  async #findOrAddRoot(prompt) {
     const { tree, config } = this;
-    const prompt = this.prompt.value;
     await requireTokenizable(prompt, this.app.model);
     const { tokens, groups } = await fetchView("tokens", { text: prompt, unknown: "skip" });
     if (tree !== this.tree) return null;
@@ -189,9 +285,10 @@ class Playground {
     return root;
   }
 
-  // Generates at the end of the text on screen. A branch is extended in place, which its children don't notice: they
+  // Generates at the end of the text in the box. A branch is extended in place, which its children don't notice: they
   // share only the tokens before their start. A root holds only the prompt, so it gets a new branch.
   async #continueText() {
+    if (this.textView.isEditing && !(await this.#takeEditedText({ explain: false }))) return;
     const { branch } = this.current;
     await this.#generate(branch.parent ? branch : this.tree.fork(branch, branch.tokens.length, []));
   }
@@ -203,9 +300,9 @@ class Playground {
   }
 
   async #copy() {
-    await copyText(this.current.decoded.groups.map((group) => group.text).join(""));
+    await copyText(this.#text());
     this.app.announce(t("play.copied"));
-    setSentence(this.status, "play.copied");
+    this.#say("play.copied");
   }
 
   // Puts a token at the position that is explained and generates from there. If a branch already has this token there,
@@ -237,7 +334,7 @@ class Playground {
         branch.tokens.push(...ids.map((id) => ({ id, windowStart })));
         count += ids.length;
         this.textView.append(text);
-        setSentence(this.status, "play.generating", { count });
+        this.#say("play.generating", { count });
       }
     } catch (error) {
       if (!isAbortError(error)) throw error;
@@ -245,7 +342,7 @@ class Playground {
       if (this.generation === controller) {
         this.generation = null;
         this.#updateButtons();
-        setSentence(this.status, controller.signal.aborted ? "play.stopped" : "play.generated", { count });
+        this.#say(controller.signal.aborted ? "play.stopped" : "play.generated", { count });
         this.app.announce(this.status.textContent);
         await this.#showBranch(branch);
       }
@@ -269,6 +366,7 @@ class Playground {
       .map((group) => group.text)
       .join("");
     this.textView.show(decoded);
+    this.#storeTree();
     this.#drawTree();
     this.#updateButtons();
     if (!explain) return;
@@ -317,11 +415,13 @@ class Playground {
 
   #updateButtons() {
     const isGenerating = Boolean(this.generation);
+    const { isEditing } = this.textView;
     this.generateButton.disabled = isGenerating;
     this.stopButton.disabled = !isGenerating;
-    this.continueButton.disabled = isGenerating || !this.current;
-    this.regenerateButton.disabled = isGenerating || !this.current?.branch.parent;
-    this.copyButton.disabled = isGenerating || !this.current;
+    this.editButton.disabled = isGenerating;
+    setSentence(this.editButton, isEditing ? "play.tokens" : "play.edit");
+    this.regenerateButton.disabled = isGenerating || isEditing || !this.current?.branch.parent;
+    this.copyButton.disabled = isGenerating || isEditing || !this.current;
     this.nextToken.list.classList.toggle("waiting", isGenerating); // no token can be chosen while a text is generated
   }
 }

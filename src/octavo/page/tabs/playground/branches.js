@@ -7,6 +7,8 @@
 
 import { el } from "octavo/dom";
 
+const MAX_JSON = 1_000_000; // characters; a browser keeps a few million
+
 export class Tree {
   constructor() {
     this.roots = [];
@@ -30,6 +32,32 @@ export class Tree {
   find(branch, start, id) {
     const siblings = parentOfFork(branch, start).children;
     return siblings.find((sibling) => sibling.start === start && sibling.tokens[0]?.id === id);
+  }
+
+  // The tree as JSON, from which `parse` builds it again. It leaves out the oldest roots if it would be too long.
+  toString() {
+    const roots = [...this.roots];
+    const stringify = () => JSON.stringify({ count: this.count, roots }, (key, value) => (key === "parent" ? null : value));
+    while (roots.length > 1 && stringify().length > MAX_JSON) roots.shift();
+    return stringify();
+  }
+
+  static parse(json) {
+    const tree = Object.assign(new Tree(), JSON.parse(json));
+    const setParent = (branch, parent) => {
+      branch.parent = parent;
+      for (const child of branch.children) setParent(child, branch);
+    };
+    for (const root of tree.roots) setParent(root, null);
+    return tree;
+  }
+
+  // The branch of a number, or undefined.
+  branch(number, branches = this.roots) {
+    for (const branch of branches) {
+      const found = branch.number === number ? branch : this.branch(number, branch.children);
+      if (found) return found;
+    }
   }
 
   #addBranch(parent, start, tokens, siblings) {

@@ -1,4 +1,5 @@
-// The text on the playground, token by token, with the chosen position and the model's window there.
+// The text on the playground, in one box: as an editor to write in, or token by token, with the chosen position and the
+// model's window there.
 
 import { el, setSentence } from "octavo/dom";
 import { t } from "octavo/i18n";
@@ -11,27 +12,37 @@ export class TextView {
     this.onPick = onPick;
     this.decoded = null; // {tokens, groups} of the text, see `decodeTokens`
     this.text = null; // its element, see `tokenSpans`
-    this.hint = el("p", { class: "quiet" });
+    this.hint = el("p", { class: "quiet", id: "prompt-hint" });
+    this.editor = el("textarea", {
+      id: "prompt",
+      rows: 4,
+      dir: "auto",
+      spellcheck: "false",
+      maxlength: 20000,
+      labelKey: "play.prompt",
+      "aria-describedby": "prompt-hint",
+    });
     this.holder = el("div", { class: "scrolling-text" });
     this.tintNote = el("p", { class: "quiet", textKey: "surprisal.legend", hidden: true });
-    this.actions = el("div", { class: "buttons" }); // below the text
-    this.element = el(
-      "div",
-      { class: "card" },
-      el("h2", { textKey: "play.text" }),
-      this.hint,
-      this.holder,
-      this.tintNote,
-      this.actions,
-    );
+    this.element = el("div", { class: "text-box" }, this.hint, this.editor, this.holder, this.tintNote);
     this.tokenButtons = el("p", { class: "character-tokens" }); // of a chosen character of several tokens
   }
 
-  clear() {
-    this.tintNote.hidden = true;
-    this.text = null;
-    this.holder.replaceChildren();
-    setSentence(this.hint, "play.idle");
+  get isEditing() {
+    return this.holder.hidden;
+  }
+
+  // Lets the user write, beginning with a text.
+  edit(text) {
+    this.editor.value = text;
+    this.#setEditing(true);
+  }
+
+  #setEditing(isEditing) {
+    this.editor.hidden = !isEditing;
+    this.holder.hidden = isEditing;
+    if (isEditing) this.tintNote.hidden = true;
+    if (isEditing) setSentence(this.hint, "play.editing");
   }
 
   show(decoded) {
@@ -39,12 +50,13 @@ export class TextView {
     const onSpanEvent = ({ first }, type) => type === "click" && this.onPick(first);
     this.text = tokenSpans(decoded.tokens, decoded.groups, { decorate: markLineBreak, onSpanEvent });
     this.holder.replaceChildren(this.text);
+    this.#setEditing(false);
     setSentence(this.hint, "play.hint");
   }
 
   // Marks each token by its surprisal in nats, one for each position; null if it isn't known.
   tint(surprisal) {
-    this.tintNote.hidden = !surprisal;
+    this.tintNote.hidden = !surprisal || this.isEditing;
     this.text.spans.forEach((span, i) => {
       const levels = surprisal ? positionsOf(this.decoded.groups[i]).map((at) => surprisalLevel(surprisal[at])) : [0];
       span.classList.add("surprisal-bar", `level-${Math.max(...levels)}`);
@@ -69,7 +81,7 @@ export class TextView {
       if (isChosen) span.setAttribute("aria-current", "true");
       else span.removeAttribute("aria-current");
     });
-    setSentence(this.hint, windowStart ? "play.window" : "play.hint", { block: blockSize });
+    if (!this.isEditing) setSentence(this.hint, windowStart ? "play.window" : "play.hint", { block: blockSize });
     const group = groups.find((candidate) => contains(candidate) && candidate.count > 1);
     this.tokenButtons.hidden = !group;
     if (group) this.#drawTokenButtons(group, tokens, index);
