@@ -513,3 +513,23 @@ def test_the_home_folder_is_expanded_in_a_source(tmp_path: Path, monkeypatch: py
     }
     assert {source: resolve(source=source).source for source in expected} == expected
     assert resolve(None, write_toml(tmp_path, 'source = "~/my.txt"')).source == f"{tmp_path}/my.txt"
+
+
+def test_the_readmes_table_of_presets_is_current() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w-]+)` \| ([\d,]+) \| (\d+), (\d+), (\d+) \|", readme, re.MULTILINE)
+    assert {name for name, *_ in rows} == {name for name in PRESETS if not name.startswith("gpt2-")}
+    vocabularies = {"gpt2": 50_257, "word": 8_192}
+    for name, *numbers in rows:
+        settings = resolve(**PRESETS[name], vocab_size=vocabularies.get(PRESETS[name].get("tokenizer", ""), 65))
+        expected = [estimate.parameters(settings), settings.n_layer, settings.n_embd, settings.block_size]
+        assert [int(number.replace(",", "")) for number in numbers] == expected, name
+
+
+def test_the_readme_names_every_page_of_the_documentation() -> None:
+    root = Path(__file__).parents[1]
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    assert {f"docs/{page.name}" for page in (root / "docs").glob("*.md")} <= set(
+        re.findall(r"\((docs/\w+\.md)\)", readme)
+    )
+    assert all((root / picture).exists() for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", readme))
