@@ -546,3 +546,16 @@ def test_training_a_tokenizer_ends_at_once_when_it_is_stopped() -> None:
     assert first.stage == progress.stage == "training the tokenizer"
     assert progress.done < progress.total == 10**9
     work.close()
+
+
+def test_a_preparation_removes_old_temporary_files_from_the_cache(source: Path, own_cache: Path) -> None:
+    """A process that is killed leaves them. A young one may belong to a process that is still writing."""
+    expected = []
+    for folder in ("scans", "converted", "prepared"):
+        old = write(own_cache / folder / ".old.json.0123abcd.partial", "half")
+        os.utime(old, (0, 0))
+        write(own_cache / folder / ".folder.partial" / "file", "half")
+        os.utime(own_cache / folder / ".folder.partial", (0, 0))
+        expected.append(write(own_cache / folder / ".young.json.0123abcd.partial", "half"))
+    prepare_cached(source)
+    assert sorted(own_cache.glob("*/.*.partial")) == sorted(expected)

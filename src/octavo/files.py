@@ -15,6 +15,7 @@ import secrets
 import shutil
 import stat
 import tempfile
+import time
 import urllib.error
 import urllib.request
 import warnings
@@ -53,6 +54,9 @@ _UNSUPPORTED_ERRNOS = (
     errno.EINVAL,  # from fsync
     errno.EBADF,  # from fsync
 )
+
+
+_OLD_SECONDS = 3600.0  # the age of a temporary file that nobody writes any more
 
 
 @contextlib.contextmanager
@@ -189,10 +193,25 @@ def remove_leftovers(folder: Path, needed: Collection[str] = ()) -> None:
         else:
             shutil.rmtree(removed, ignore_errors=True)
     for partial in folder.glob(".*.partial"):
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        else:
-            partial.unlink(missing_ok=True)
+        _remove(partial)
+
+
+def remove_old_leftovers(cache: Path) -> None:
+    """Remove the temporary files and folders of processes that were killed while they wrote into a folder of the cache.
+
+    Several processes may write there at once, so only what has not changed for an hour is removed.
+    """
+    with contextlib.suppress(OSError):
+        for partial in cache.glob("*/.*.partial"):
+            if partial.stat().st_mtime < time.time() - _OLD_SECONDS:
+                _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:

@@ -88,4 +88,5 @@ def acquire_lock(folder: Path, wait: bool) -> Generator[PreparationProgress, Non
         stage = "waiting for another process that is preparing this text"
         yield PreparationProgress(stage, done=0, total=None, seconds=seconds)
         time.sleep(_WAIT_SECONDS)
+    files.remove_old_leftovers(files.cache_dir())
     return lock
