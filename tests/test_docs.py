@@ -13,6 +13,7 @@ the page shows an `error:`. A comment right above a block excludes it and gives 
 import contextlib
 import io
 import itertools
+import json
 import os
 import re
 import shlex
@@ -190,6 +191,21 @@ def test_every_block_runs_and_prints_what_the_page_shows(
     monkeypatch.setitem(PRESETS, "tiny", SMALL)
     shutil.copy(ROOT / "docs" / "model.md", "my.txt")  # the reader's own text
     run_page(page)
+
+
+@pytest.mark.usefixtures("short_probe", "built_cache")
+def test_every_cell_of_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(PRESETS, "tiny", SMALL | {"max_steps": 10, "batch_size": 4})
+    shutil.copy(ROOT / "docs" / "model.md", "my.txt")
+    cells = json.loads((ROOT / "docs" / "notebook.ipynb").read_text(encoding="utf-8"))["cells"]
+    namespace: dict[str, Any] = {}
+    for number, cell in enumerate(cells):
+        assert cell.get("outputs", []) == []  # saved without them
+        if cell["cell_type"] == "code":
+            code = "".join(cell["source"]).replace("max_steps=100", "max_steps=10")
+            exec(compile(code, f"cell {number}", "exec"), namespace)
+    assert namespace["run"].best.is_dir()
 
 
 def test_the_installed_octavo_starts() -> None:
