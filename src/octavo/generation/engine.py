@@ -6,6 +6,9 @@ every job that decodes, and a limited number of rows for prompts in prefill (chu
 job whose window is completely computed samples one token. Jobs join and leave between steps. A job's tokens do not
 depend on the other jobs.
 
+Greedy jobs may sample several tokens in a step: rows for guessed tokens follow the last one, and their logits count as
+far as the guesses are right.
+
 GPT-2's position embeddings are absolute, so keys and values cached at one position can't move to another. When a
 sequence reaches `block_size`, `overflow` decides what happens: `stop` ends it; `slide` recomputes the last
 `block_size` tokens for every further token, as nanoGPT does (exact and slow); `rechunk` drops the older half of the
@@ -17,7 +20,7 @@ Axis letters: `W` rows whose logits are computed, `V` vocabulary.
 import collections
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -29,6 +32,7 @@ from octavo.errors import MachineError, OctavoError
 from octavo.generation.backends import create_decoder
 from octavo.generation.decoder import Batch, Decoder
 from octavo.generation.prefix_cache import PrefixCache
+from octavo.generation.prompt_lookup import PromptLookup
 from octavo.generation.sampling import Sampling, sample_token
 from octavo.kernels import one_thread
 from octavo.model import GPT
@@ -37,6 +41,7 @@ OVERFLOW = ("stop", "slide", "rechunk")
 # Prefill rows per step. The jobs that decode in a step wait for its prefill rows, so the first limit is smaller. If no
 # job decodes, 256 rows are 4% faster.
 _PREFILL_ROWS_WHILE_DECODING, _PREFILL_ROWS = 128, 256
+_ROWS_WITH_GUESSES = 4  # take little longer than one row
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,6 +94,7 @@ class Job:
             ids = torch.tensor([id for id in request.prompt if id < vocab_size], dtype=torch.long)
             self.prompt_counts = torch.bincount(ids, minlength=vocab_size)
             self.output_counts = torch.zeros(vocab_size, dtype=torch.long)
+        self.lookup = PromptLookup(request.prompt) if request.sampling.is_greedy else None
 
     @property
     def pending(self) -> int:
@@ -111,12 +117,20 @@ class Job:
 
 
 class Chunk(NamedTuple):
-    """A job's part of one step: tokens `start` to `end` of its window. The last `n_logits` of them need logits."""
+    """A job's part of one step: tokens `start` to `end` of its window. The last `n_logits` of them need logits.
+
+    `guesses` are tokens that may follow. They need logits too.
+    """
 
     job: Job
     start: int
     end: int
     n_logits: int
+    guesses: Sequence[int] = ()
+
+    @property
+    def ids(self) -> list[int]:
+        return [*self.job.window[self.start : self.end], *self.guesses]
 
 
 class Engine:
@@ -132,8 +146,11 @@ class Engine:
         prefix_bytes: int = 0,
         use_native: bool = True,
         decoder: Decoder | None = None,
+        use_guesses: bool = True,
     ) -> None:
         """`vocab_size`: the tokenizer's, if the model's is padded. `prefix_bytes`: size of the prefix cache.
+
+        `use_guesses`: whether a greedy job may sample several tokens in a step.
 
         `decoder` runs the model. If it is None, `quantize` and `use_native` choose one, and `notices` reports
         why it is a slower one.
@@ -145,6 +162,7 @@ class Engine:
             with _translate_out_of_memory():
                 decoder, self.notices = create_decoder(model, slots, quantize, use_native)
         self.decoder = decoder
+        self._use_guesses = use_guesses and decoder.has_exact_rows
         self._prefixes = PrefixCache(prefix_bytes)
         self._queue: collections.deque[Job] = collections.deque()
         self._running_jobs: list[Job] = []
@@ -202,11 +220,12 @@ class Engine:
             return False
         batch = Batch()
         for chunk in chunks:
-            batch.add(chunk.job.window[chunk.start : chunk.end], chunk.job.slot, chunk.start, chunk.n_logits)
+            batch.add(chunk.ids, chunk.job.slot, chunk.start, chunk.n_logits + len(chunk.guesses))
         with _translate_out_of_memory():
             logits = self.decoder.forward(batch)[:, : self.vocab_size]  # (W, V)
         with one_thread():
-            for chunk, rows in zip(chunks, torch.split(logits, [chunk.n_logits for chunk in chunks]), strict=True):
+            sizes = [chunk.n_logits + len(chunk.guesses) for chunk in chunks]
+            for chunk, rows in zip(chunks, torch.split(logits, sizes), strict=True):
                 self._advance(chunk, rows)
         self._running_jobs = [job for job in self._running_jobs if job.finish_reason is None]
         return True
@@ -229,9 +248,11 @@ class Engine:
     def _schedule(self) -> Iterator[Chunk]:
         """Yield what each job computes in this step.
 
-        Every decoding job computes one row. The rows of prefill are limited; jobs get them in order of arrival.
+        Every decoding job computes one row, and others for guesses if few jobs decode. The rows of prefill are limited;
+        jobs get them in order of arrival.
         """
-        decoding = any(job.pending == 1 for job in self._running_jobs)
+        decoding = sum(job.pending == 1 for job in self._running_jobs)
+        guesses = _ROWS_WITH_GUESSES // decoding - 1 if decoding and self._use_guesses else 0
         budget = _PREFILL_ROWS_WHILE_DECODING if decoding else _PREFILL_ROWS
         for job in self._running_jobs:
             if job.pending > 1 and budget > 0:
@@ -241,7 +262,14 @@ class Engine:
             if count:
                 end = job.computed + count
                 n_logits = count if job.needs_prompt_logprobs else int(end == len(job.window))
-                yield Chunk(job, job.computed, end, n_logits)
+                yield Chunk(job, job.computed, end, n_logits, self._guess(job, guesses))
+
+    def _guess(self, job: Job, count: int) -> list[int]:
+        """At most `count` tokens that a greedy job may sample after the next one. They must fit into its window."""
+        if job.lookup is None or job.pending != 1 or not job.tokens:
+            return []
+        count = min(count, self.block_size - len(job.window), job.request.max_new_tokens - len(job.tokens) - 1)
+        return job.lookup.guess(count) if count > 0 else []
 
     def _reuse_prefix(self, job: Job) -> None:
         """Start a prompt from the prefix cache. A prompt whose log-probabilities are needed is computed in full."""
@@ -263,9 +291,17 @@ class Engine:
         if not job.tokens and len(job.request.prompt) <= self.block_size:
             scope = job.request.cache_scope
             self._prefixes.add(scope, job.window, lambda: self.decoder.save_prefix(job.slot, job.computed))
-        reason = self._append_token(job, logits[-1:])
-        if reason:
-            self._finish(job, reason)
+        right = 0
+        for row, guess in zip(logits[-1 - len(chunk.guesses) :], [*chunk.guesses, None], strict=True):
+            if reason := self._append_token(job, row[None]):
+                self._finish(job, reason)
+                return
+            if job.tokens[-1].id != guess or job.cancelled:
+                break
+            right += 1
+            job.computed += 1  # the guess is the token, and its row was computed
+        if job.lookup is not None and chunk.guesses:
+            job.lookup.report(right)
 
     def _append_token(self, job: Job, logits: Tensor) -> str | None:
         """Sample a token from logits (1, V). Returns the finish reason if the sequence is over."""
@@ -293,6 +329,8 @@ class Engine:
             job.output_counts[id] += 1
         token = _token(id, logits[0], request.logprobs)
         job.tokens.append(token)
+        if job.lookup is not None:
+            job.lookup.append(id)
         window_is_full = len(job.window) == self.block_size
         job.window = [*job.window, id]
         if window_is_full and request.overflow != "stop":

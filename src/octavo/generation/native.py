@@ -69,6 +69,8 @@ class NativeDecoder:
     `UnavailableError` if the C code can't be compiled, or the weights are not contiguous float32 tensors on the CPU.
     """
 
+    has_exact_rows = True
+
     def __init__(self, model: GPT, slots: int, int8: bool = False) -> None:
         _check_weights(model)
         library = load_library()

@@ -58,6 +58,11 @@ class Sampling:
         """Whether sampling depends on the tokens so far."""
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most likely token is taken: the temperature is 0, or dividing by it would overflow float32."""
+        return self.temperature < 1e-6
+
     @functools.cached_property
     def allowed(self) -> Tensor | None:
         """`allowed_token_ids` as a sorted tensor."""
@@ -81,7 +86,7 @@ def sample_token(
     logits = apply_penalties(logits, sampling, prompt_counts, output_counts)
     if sampling.allowed is not None or excluded_ids:
         logits = exclude_tokens(logits, sampling.allowed, excluded_ids)
-    if sampling.temperature < 1e-6:  # 0, or so small that dividing by it overflows float32
+    if sampling.is_greedy:
         return logits.argmax(-1)
     if not 0 < sampling.top_k < logits.size(-1):
         return sample_multinomial(probabilities(logits, sampling), generator)
