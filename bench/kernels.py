@@ -28,6 +28,7 @@ from octavo.training.step import Trainer
 VARIANTS = {
     "default": "",
     "freed memory returned to the system": "memory",
+    "pages of 4 KB": "pages",
     "autograd": "autograd",
     "autograd, PyTorch's fused attention": "autograd attention",
     "float32": "fp32",
@@ -71,6 +72,8 @@ def step_milliseconds(preset: str, variant: list[str], steps: int) -> float:
     """The median time of a step on random tokens. The variant lists what is switched off."""
     if "attention" in variant:
         del kernels.REPLACEMENTS[F.scaled_dot_product_attention]
+    if "pages" in variant:
+        os.environ["THP_MEM_ALLOC_ENABLE"] = "0"  # PyTorch reads it at the first allocation
     if "memory" in variant:
         kernels.keep_freed_memory = lambda: None
     if "mkl" in variant:
