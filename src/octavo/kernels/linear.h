@@ -19,12 +19,12 @@
 #define CACHED_BYTES 400000L /* weights that are multiplied with all rows of a prompt before the next weights are read:
                                 they stay in the L2 cache */
 
-enum { INPUT_ROWS = 16 }; /* of int16 inputs, in a block for AMX */
 enum { INT8_COLUMNS = 64, INT8_BLOCK = TILE_OUTPUTS * INT8_COLUMNS }; /* columns and bytes of a block of int8 weights */
+enum { INPUT_ROWS = 16 };                                             /* rows of a block of int16 inputs for AMX */
 
 typedef struct { const void *weight; const float *scale, *bias; } Linear; /* scale (O,) if the weights are int8 */
 
-/* The number of columns that a row of int8 weights or of their int16 inputs is stored with. */
+/* The numbers of columns and rows that int8 weights or int16 inputs are stored with. */
 static int padded_columns(int C) { return (C + INT8_COLUMNS - 1) / INT8_COLUMNS * INT8_COLUMNS; }
 static int padded_rows(int N) { return (N + INPUT_ROWS - 1) / INPUT_ROWS * INPUT_ROWS; }
 
@@ -58,7 +58,8 @@ ALWAYS_INLINE void multiply_tile(const char *w, int int8, const char *x, int C, 
                     }
                 UNROLLED for (int r = 0; r < R; r++) {
                     const char *from = weights_at(w, int8, C, g * R + r, c);
-                    /* Rows are too short for the hardware prefetcher: prefetch the same row of the next group. */
+                    /* The hardware prefetches too little: int8 weights are prefetched from the next tile, a cache line
+                       at a time, and float32 weights, M > 1, from the next group of rows. */
                     if (int8 && c % INT8_COLUMNS == 0) __builtin_prefetch(from + (long)TILE_OUTPUTS * C);
                     if (!int8 && M > 1 && (LANES == 16 || c % 16 == 0)) __builtin_prefetch(from + 4L * R * C);
                     const floats v = load_weights(from, int8);
