@@ -82,7 +82,8 @@ class NativeDecoder:
         self._lanes: int = library.functions.octavo_lanes()  # positions in a tile of keys
         H, D, positions = settings.n_head, settings.head_size, self._count_tiles(settings.block_size) * self._lanes
         dtype, layers = torch.bfloat16 if int8 else torch.float32, range(settings.n_layer)
-        # Zeros: the operating system allocates each page only when it is first written.
+        # Zeros, so that a machine with too little memory fails here and not while it serves: a page has memory only
+        # once it is written.
         self.keys = [torch.zeros(slots, H, positions // self._lanes, D, self._lanes, dtype=dtype) for _ in layers]
         self.values = [torch.zeros(slots, H, positions, D, dtype=dtype) for _ in layers]
         self._owned: list[Tensor | ctypes.Array[_Block]] = []  # memory that the C structs point to: keep it alive
