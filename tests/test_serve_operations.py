@@ -85,6 +85,15 @@ def test_a_failure_of_the_server_is_logged_with_its_traceback(
     assert capsys.readouterr().err in ("", "not written any more\n")
 
 
+def test_what_a_library_logs_is_written_by_the_same_thread(capsys: pytest.CaptureFixture[str]) -> None:
+    """Python itself would write it in the thread that serves."""
+    with logging_to_stderr("json", "info"):
+        logging.getLogger("asyncio").warning("socket.send() raised exception.")
+        logging.getLogger("octavo.server").info("once")
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]  # all: the thread has ended
+    assert [line["message"] for line in lines] == ["socket.send() raised exception.", "once"]
+
+
 def test_a_pipe_that_nobody_reads_does_not_stop_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     reader, writer = os.pipe()
     with open(reader, "rb") as read_end, open(writer, "w", encoding="utf-8") as pipe:

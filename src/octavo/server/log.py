@@ -83,7 +83,11 @@ class _QueuedWriter(logging.Handler):
 
 @contextlib.contextmanager
 def logging_to_stderr(format: str, level: str) -> Iterator[None]:
-    """Write the log of the server, from `level` on."""
+    """Write the log of the server, from `level` on, and what libraries log.
+
+    The root logger has the writer too: without it, Python writes the warnings of asyncio to stderr in the thread that
+    serves, which would stop if stderr is a pipe that nobody reads.
+    """
     handler = _QueuedWriter(_JsonFormatter() if format == "json" else _TextFormatter())
     loggers = [logging.getLogger(name) for name in _NAMES]
     before = [(logger.level, logger.propagate) for logger in loggers]
@@ -91,9 +95,11 @@ def logging_to_stderr(format: str, level: str) -> Iterator[None]:
         logger.addHandler(handler)
         logger.setLevel(level.upper())
         logger.propagate = False
+    logging.getLogger().addHandler(handler)
     try:
         yield
     finally:
+        logging.getLogger().removeHandler(handler)
         for logger, (old_level, propagate) in zip(loggers, before, strict=True):
             logger.removeHandler(handler)
             logger.setLevel(old_level)
