@@ -32,11 +32,12 @@ def test_the_tests_of_the_c_code_pass_in_every_build(flags: str, tmp_path: Path,
     compiler.chmod(0o755)
     environment = os.environ | {"CC": str(compiler), "OCTAVO_CACHE": str(tmp_path / "cache")}
     if "sanitize" in flags:
-        find = ["cc", "-print-file-name=libasan.so"]
-        runtime = subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip()
+        # The C++ library too: without it AddressSanitizer ends the process at PyTorch's first exception.
+        find = [["cc", f"-print-file-name={name}"] for name in ("libasan.so", "libstdc++.so")]
+        runtime = "".join(subprocess.run(each, capture_output=True, text=True, check=True).stdout for each in find)
         # PyTorch and Python never free some of their memory.
         environment |= {
-            "LD_PRELOAD": runtime,
+            "LD_PRELOAD": " ".join(runtime.split()),
             "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
             "UBSAN_OPTIONS": "print_stacktrace=1",
         }
