@@ -94,7 +94,7 @@ class Job:
             ids = torch.tensor([id for id in request.prompt if id < vocab_size], dtype=torch.long)
             self.prompt_counts = torch.bincount(ids, minlength=vocab_size)
             self.output_counts = torch.zeros(vocab_size, dtype=torch.long)
-        self.lookup = PromptLookup(request.prompt) if request.sampling.is_greedy else None
+        self.lookup: PromptLookup | None = None  # guesses the tokens of a greedy job
 
     @property
     def pending(self) -> int:
@@ -204,6 +204,8 @@ class Engine:
                 "a shorter prompt, or --overflow slide",
             )
         job = Job(request, on_token, self.block_size, self.vocab_size)
+        if self._use_guesses and request.sampling.is_greedy:
+            job.lookup = PromptLookup(request.prompt)
         with self._lock:
             self._queue.append(job)
         return job
@@ -252,7 +254,7 @@ class Engine:
         jobs get them in order of arrival.
         """
         decoding = sum(job.pending == 1 for job in self._running_jobs)
-        guesses = _ROWS_WITH_GUESSES // decoding - 1 if decoding and self._use_guesses else 0
+        guesses = _ROWS_WITH_GUESSES // max(decoding, 1) - 1
         budget = _PREFILL_ROWS_WHILE_DECODING if decoding else _PREFILL_ROWS
         for job in self._running_jobs:
             if job.pending > 1 and budget > 0:
@@ -265,7 +267,10 @@ class Engine:
                 yield Chunk(job, job.computed, end, n_logits, self._guess(job, guesses))
 
     def _guess(self, job: Job, count: int) -> list[int]:
-        """At most `count` tokens that a greedy job may sample after the next one. They must fit into its window."""
+        """At most `count` tokens that a greedy job may sample after the one that is sampled next.
+
+        They must fit into its window.
+        """
         if job.lookup is None or job.pending != 1 or not job.tokens:
             return []
         count = min(count, self.block_size - len(job.window), job.request.max_new_tokens - len(job.tokens) - 1)
