@@ -31,9 +31,10 @@ from octavo.data.prepare import prepare_dataset, prepare_into_folder
 from octavo.data.progress import Preparation
 from octavo.data.sampler import Sampler
 from octavo.data.shards import Shards, open_npy
+from octavo.data.sources import open_source
 from octavo.errors import MachineError, OctavoError, SourceChangedError
 from octavo.tokenizers import END_OF_TEXT
-from preparing import data_settings, error_of, write, write_jsonl
+from preparing import data_settings, error_of, read_corpus, write, write_jsonl
 from small_models import without_end_of_text
 
 SPLITS = ("train", "val")
@@ -488,7 +489,12 @@ def test_a_folder_that_appears_during_the_scan_is_not_overwritten(source: Path, 
     assert precious.read_text(encoding="utf-8") == "mine"
 
 
-@pytest.mark.parametrize("later", [sentences(31), sentences(29), sentences(30, seed=1), [*sentences(29), "x" * 40]])
+def replace_jsonl(path: Path, texts: list[str]) -> None:
+    """As most editors write: a reader has all of the old text or all of the new one."""
+    write_jsonl(path.with_suffix(".new"), texts).replace(path)
+
+
+@pytest.mark.parametrize("later", [sentences(31), sentences(29), sentences(30, seed=1), [*sentences(29), "x" * 40], []])
 def test_a_text_that_changes_during_the_preparation_is_an_error(tmp_path: Path, later: list[str]) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", sentences(30))
     preparation = prepare_into_folder(
@@ -500,12 +506,23 @@ def test_a_text_that_changes_during_the_preparation_is_an_error(tmp_path: Path, 
         for progress in preparation:
             stages.append(progress.stage)
             if progress.stage == "training the tokenizer":
-                write_jsonl(source, later)
+                replace_jsonl(source, later)
 
     with pytest.raises(SourceChangedError):
         run()
     assert "training the tokenizer" in stages
     assert list(tmp_path.iterdir()) == [source]  # no shard of either text is kept
+
+
+@pytest.mark.parametrize("rest", ["", '{"text": "half a line', '{"text": ""}\n', "\0"])
+def test_a_file_that_is_being_written_has_changed(tmp_path: Path, rest: str) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", sentences(30))
+    for corpus in [open_source(data_settings(source)), open_source(data_settings((str(source), str(source))))]:
+        read_corpus(corpus)
+        write(source, rest)
+        with pytest.raises(SourceChangedError, match="changed while it was read"):
+            read_corpus(corpus)
+        write_jsonl(source, sentences(30))
 
 
 # Progress

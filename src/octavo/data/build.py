@@ -76,7 +76,7 @@ def build_dataset(inputs: BuildInputs, out: Path) -> Generator[PreparationProgre
                 (staging / name).unlink(missing_ok=True)
             files.commit_folder(staging, out)
     except SourceChangedError:
-        shutil.rmtree(staging)  # its shards may have text from before and after the change
+        shutil.rmtree(staging, ignore_errors=True)  # its shards may have text from before and after the change
         raise
     except UnknownCharactersError as error:
         message = f"{corpus.name}: {error.message}"

@@ -34,7 +34,7 @@ from octavo.data.nanogpt import is_nanogpt_folder
 from octavo.data.readers import Reader
 from octavo.data.report import Report, summarize
 from octavo.data.unreadable import UnreadableFileError
-from octavo.errors import OctavoError, SourceNotFoundError
+from octavo.errors import MachineError, OctavoError, SourceChangedError, SourceNotFoundError
 from octavo.settings import DataSettings, Source, list_sources, name_source
 
 BUILT_IN: tuple[str, ...] = ("pydocs", "shakespeare")
@@ -46,7 +46,7 @@ _SHAKESPEARE = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Corpus:
     """The documents of a source, and a name for them that is valid as the name of a folder."""
 
@@ -60,6 +60,7 @@ class Corpus:
     skipped_folders: Mapping[str, int] = field(default_factory=dict)  # how many, by reason
     reads_files: bool = False  # whether the text is that of `files`, in their order
     may_be_empty: bool = False
+    _was_read: bool = field(default=False, init=False)  # whether `chunks` has come to the end without an error
 
     @property
     def source_name(self) -> str:
@@ -72,22 +73,32 @@ class Corpus:
         return self.source if isinstance(self.source, str) else list(self.source)
 
     def chunks(self) -> Generator[Chunk, None, None]:
-        """Yield all documents from the beginning, in chunks. Raises `OctavoError` if no text can be read."""
+        """Yield all documents from the beginning, in chunks.
+
+        Raises `OctavoError` if no text can be read: `SourceChangedError` if it could be read before, or if the files
+        have changed since the source was opened. Another process may have written only half of one.
+        """
         is_empty = True
         self.report.clear()
         try:
             for chunk in self._read():
                 is_empty = False
                 yield chunk
-        except UnreadableFileError as error:
-            if isinstance(self.source, str):
+            if is_empty and not self.may_be_empty:
+                raise self._empty_error()
+            self._was_read = True
+        except (OSError, ValueError) as error:  # ValueError: a NUL in a path, or raised by a codec
+            raise _unreadable(self.source_name, error) from error
+        except MachineError:
+            raise
+        except OctavoError as error:
+            if self._was_read or (self.identity is not None and not self.is_unchanged()):
+                hint = "the same command again, when the source no longer changes"
+                raise SourceChangedError(f"{self.source_name} changed while it was read", hint) from error
+            if not isinstance(error, UnreadableFileError) or isinstance(self.source, str):
                 raise
             # A shell has perhaps named the file: `octavo train *`.
             raise OctavoError(error.message, f"{error.hint}; or their folder, which skips such files") from None
-        except (OSError, ValueError) as error:  # ValueError: a NUL in a path, or raised by a codec
-            raise _unreadable(self.source_name, error) from error
-        if is_empty and not self.may_be_empty:
-            raise self._empty_error()
 
     def _empty_error(self) -> OctavoError:
         if not self.report.skipped and self.files is not None and [file.path for file in self.files] == [self.source]:
