@@ -56,7 +56,12 @@ class ThreadGroup(Group):
         return whole
 
     def any(self, flag: bool) -> bool:
-        return any(self.gather(flag))
+        with self.translate_errors():
+            self.sums[self.rank] = flag
+            self.barrier.wait()
+            value = any(self.sums)
+            self.barrier.wait()
+        return value
 
     def leave(self) -> None:
         self.barrier.wait()

@@ -194,6 +194,7 @@ class Group(World):
         key = self._next_key()
         with self.translate_errors():
             self._store.set(f"{key}/{self.rank}", json.dumps(value))
+            self.any(False)  # fails at once if a process has died, which the store does not notice
             return [json.loads(self._wait_for(f"{key}/{rank}", self._timeout)) for rank in range(self.size)]
 
     def wait_for_first(self) -> None:

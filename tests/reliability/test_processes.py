@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 import octavo
-from octavo import cli
+from octavo import cli, distributed
 from reliability.torture import IS_TORTURE, SETTINGS, TEXT, VARIANTS, Outcome, Report, leftovers, metrics
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="TorchElastic's processes are POSIX's")
@@ -212,6 +212,27 @@ def continue_seconds(run: Path, steps: int) -> float:
         assert time.monotonic() < start + 120
         time.sleep(0.02)
     return time.monotonic() - start
+
+
+GATHER = """
+import os, signal
+from octavo import distributed
+world = distributed.join(timeout=3600)
+signal.signal(signal.SIGTERM, lambda *_: None)  # as in training, which stops after the step
+if world.rank == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+try:
+    world.gather("checksum")
+except distributed.LostProcessError as error:
+    print(error)
+"""
+
+
+def test_a_process_does_not_wait_for_the_value_of_one_that_has_died(folder: Path) -> None:
+    variables = {"WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo", distributed.STORE: str(folder / "store")}
+    processes = [start_python(folder, "-c", GATHER, RANK=rank, LOCAL_RANK=rank, **variables) for rank in "01"]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]  # an exchange may take an hour
+    assert "process 1 of 2" in outputs[0]
 
 
 if IS_TORTURE:  # minutes
