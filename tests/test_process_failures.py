@@ -6,6 +6,7 @@ Each process is a thread here, with the store of `torch.distributed` but without
 
 import contextlib
 import errno
+import json
 import os
 import signal
 import socket
@@ -56,12 +57,10 @@ class ThreadGroup(Group):
         return whole
 
     def any(self, flag: bool) -> bool:
-        with self.translate_errors():
-            self.sums[self.rank] = flag
-            self.barrier.wait()
-            value = any(self.sums)
-            self.barrier.wait()
-        return value
+        key = self._next_key()
+        self._store.set(f"{key}/{self.rank}", json.dumps(flag))
+        flags = [json.loads(self._wait_for(f"{key}/{rank}", self._timeout)) for rank in range(self.size)]
+        return any(flags)
 
     def leave(self) -> None:
         self.barrier.wait()
