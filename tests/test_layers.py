@@ -73,20 +73,33 @@ def test_import_octavo_loads_neither_torch_nor_numpy() -> None:
     assert {"torch", "numpy"}.isdisjoint(loaded)
 
 
+def modules_after(commands: list[list[str]]) -> list[str]:
+    """Run commands in a new Python. Return the modules that it has loaded then."""
+    program = f"""
+import contextlib, io, json, sys
+from octavo import cli
+with contextlib.redirect_stdout(io.StringIO()):
+    assert [cli.main(words) for words in {commands}] == [0] * {len(commands)}
+print(json.dumps(sorted(sys.modules)))
+"""
+    return run_in_new_process(program)
+
+
 def test_reading_a_text_does_not_load_torch(tmp_path: Path) -> None:
     """It would take most of the time of these commands."""
     text = tmp_path / "text.txt"
     text.write_text("the cat sat on the mat, and the rat sat on the hat.\n" * 12, encoding="utf-8")
     commands = [["stats", str(text), "--json"], ["prepare", str(text), "--out", str(tmp_path / "tokens"), "--json"]]
-    program = f"""
-import contextlib, io, json, sys
-from octavo import cli
-with contextlib.redirect_stdout(io.StringIO()):
-    assert [cli.main(words) for words in {commands}] == [0, 0]
-print(json.dumps(sorted(sys.modules)))
-"""
-    loaded = run_in_new_process(program)
+    loaded = modules_after(commands)
     assert "octavo.data.shard_writer" in loaded
+    assert "torch" not in loaded
+
+
+def test_listing_runs_does_not_load_torch(run_folder: Path) -> None:
+    commands = [["list", str(run_folder.parent)], ["list", str(run_folder.parent), "--json"], ["info", str(run_folder)]]
+    commands += [["info", str(run_folder / "best")], ["info", str(run_folder), "--json"]]
+    loaded = modules_after(commands)
+    assert "octavo.run_summary" in loaded
     assert "torch" not in loaded
 
 

@@ -14,19 +14,22 @@ manifest when it is loaded. No pickle is written. Any Hugging Face GPT-2 folder 
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import torch
-from torch import Tensor
 
-from octavo import files, tokenizers, weights
+from octavo import files, tokenizers
 from octavo.errors import OctavoError, translate_setting_errors
-from octavo.interop import huggingface
-from octavo.model import GPT
+from octavo.interop.formats import MAX_FILE_BYTES
 from octavo.schema import Count, FileName, check, parse_json, read_json
 from octavo.settings import ModelSettings, Settings
 from octavo.tokenizers import Tokenizer
+
+if TYPE_CHECKING:  # `octavo list` reads runs without PyTorch
+    import torch
+    from torch import Tensor
+
+    from octavo.model import GPT
 
 FORMAT = 1
 TRAINER_FILES = ("trainer.safetensors", "trainer.json")
@@ -37,7 +40,7 @@ _ANOTHER_CHECKPOINT = "another checkpoint of the run, in its folder checkpoints/
 class Checkpoint:
     """A loaded checkpoint: the model in evaluation mode, its tokenizer and its settings."""
 
-    model: GPT
+    model: "GPT"
     tokenizer: Tokenizer
     settings: ModelSettings  # `Settings` if Octavo trained the model
     info: dict[str, Any]  # all of `octavo.json`; empty if Octavo did not train the model
@@ -67,23 +70,26 @@ class TrainerState:
     `octavo.training.recorder` checks the values before it restores them.
     """
 
-    tensors: dict[str, Tensor]
+    tensors: "dict[str, Tensor]"
     values: dict[str, Any] = field(default_factory=dict)
 
 
 def save(
     folder: Path,
-    model: GPT,
+    model: "GPT",
     tokenizer: Tokenizer,
     settings: Settings,
     info: dict[str, Any],
     trainer: TrainerState | None = None,
-    max_file_bytes: int = huggingface.MAX_FILE_BYTES,
+    max_file_bytes: int = MAX_FILE_BYTES,
 ) -> None:
     """Write a checkpoint to `folder`, atomically. `info` is added to octavo.json.
 
     Weights of more than `max_file_bytes` are divided into several files.
     """
+    from octavo import weights
+    from octavo.interop import huggingface
+
     with files.atomic_folder(folder) as partial:
         huggingface.write_model(partial, model, tokenizer, max_file_bytes)
         _write_json(partial / "octavo.json", {"format": FORMAT, "settings": asdict(settings), **info})
@@ -94,7 +100,7 @@ def save(
 
 
 def load(
-    folder: str | Path, device: torch.device | str = "cpu", foreign: bool = True, accept_changes: bool = False
+    folder: str | Path, device: "torch.device | str" = "cpu", foreign: bool = True, accept_changes: bool = False
 ) -> Checkpoint:
     """Load a checkpoint, or any Hugging Face GPT-2 folder, onto a device, in float32.
 
@@ -106,6 +112,8 @@ def load(
     `accept_changes`, the folder may be a checkpoint in which another program saved a model: it is read as a folder that
     Octavo did not write.
     """
+    from octavo.interop import huggingface
+
     folder = Path(folder)
     if not accept_changes:
         check_manifest(folder, foreign)
@@ -125,6 +133,8 @@ def load(
 
 def load_trainer(folder: Path) -> TrainerState:
     """Load the trainer state of a checkpoint. Raises `OctavoError` if the manifest lists only weights."""
+    from octavo import weights
+
     listed = read_manifest(folder).files  # a crash in `strip_trainer` leaves files that are not listed
     if not has_trainer(folder) or any(name not in listed for name in TRAINER_FILES):
         raise OctavoError(
@@ -167,6 +177,8 @@ def check_manifest(folder: Path, foreign: bool = True) -> None:
         if not foreign or (folder / "octavo.json").exists():
             raise OctavoError(f"{folder} has no manifest.json, so it is incomplete", _ANOTHER_CHECKPOINT)
         return
+    from octavo.interop import huggingface
+
     entries = read_manifest(folder).files
     for name in entries:
         if not (folder / name).is_file():

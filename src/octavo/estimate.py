@@ -9,7 +9,7 @@ Axis letters: `B` sequences in a batch, `T` positions, `C` width, `H` heads, `L`
 import math
 from dataclasses import dataclass
 
-from octavo import kernels, runs
+from octavo import runs
 from octavo.settings import SAMPLE_TOKENS, ModelSettings, Settings
 from octavo.units import format_bytes
 
@@ -153,6 +153,8 @@ def bytes_per_sequence(settings: Settings, device: str, precision: str) -> tuple
 
 def _attention_bytes(settings: ModelSettings, device: str, size: int) -> int:
     """Bytes that attention saves per position, besides queries, keys, values and outputs."""
+    from octavo import kernels  # it loads PyTorch, which `octavo list` does not
+
     C, H, T = settings.n_embd, settings.n_head, settings.block_size
     if device == "cuda" or (T > kernels.MAX_MATMUL_ATTENTION_LENGTH and not settings.attention_dropout):
         return 4 * H  # fused attention saves only the softmax's normalizer

@@ -19,19 +19,22 @@ import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import torch
 
 from octavo import checkpoint, files, mirror, remote, schema
 from octavo.checkpoint import Checkpoint, TrainerState
 from octavo.errors import OctavoError, OctavoWarning
-from octavo.interop import hub, nanogpt
-from octavo.model import GPT
+from octavo.interop import hub
 from octavo.schema import Count
 from octavo.settings import Settings, from_toml, to_toml
 from octavo.tokenizers import Tokenizer
+
+if TYPE_CHECKING:  # `octavo list` does not load PyTorch
+    import torch
+
+    from octavo.model import GPT
 
 
 class Run:
@@ -248,7 +251,7 @@ class Run:
     def save(
         self,
         step: int,
-        model: GPT,
+        model: "GPT",
         tokenizer: Tokenizer,
         settings: Settings,
         info: dict[str, Any],
@@ -332,6 +335,8 @@ def load(run: RunLike, device: "torch.device | str" = "cpu") -> Checkpoint:
     if opened is None:
         given = find_checkpoint(run)
         if given.is_file():
+            from octavo.interop import nanogpt
+
             return nanogpt.load(given, device)
         return checkpoint.load(given, device, foreign=Run.of_checkpoint(given) is None)
     errors: dict[Path, OctavoError] = {}
@@ -371,6 +376,8 @@ def find_checkpoint(run: RunLike) -> Path:
         if folder is None:
             raise OctavoError(f"{opened.folder} has no checkpoint yet", "train it for longer")
         return folder
+    from octavo.interop import nanogpt
+
     assert not isinstance(run, Run)
     folder = Path(run)
     if os.path.isfile(folder / "config.json"):

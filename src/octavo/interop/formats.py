@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+MAX_FILE_BYTES = 5 * 10**9  # of a file of weights, as transformers has long divided them
 PRECISIONS = ("fp32", "fp16", "int8")
 
 

@@ -7,7 +7,6 @@ Hugging Face folder.
 from pathlib import Path
 
 from octavo.errors import OctavoError
-from octavo.interop import huggingface
 
 PREFIX = "hf:"
 
@@ -34,6 +33,8 @@ def find_cached(name: str) -> Path | None:
     """The folder of a model in the cache; None if it, or one of its files, is not there. Uses no network."""
     from huggingface_hub import try_to_load_from_cache
 
+    from octavo.interop import huggingface
+
     if not is_name(name):
         return None
     config = try_to_load_from_cache(name, "config.json")
@@ -48,6 +49,8 @@ def download(name: str) -> Path:
     Raises `OctavoError` if there is no such model, or the hub cannot be reached.
     """
     from huggingface_hub import snapshot_download
+
+    from octavo.interop import huggingface
 
     if not is_name(name):
         raise OctavoError(f"{name!r} is not the name of a model on the hub", f"{PREFIX}openai-community/gpt2")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from octavo import weights
 from octavo.errors import OctavoError, translate_setting_errors
+from octavo.interop.formats import MAX_FILE_BYTES
 from octavo.model import GPT
 from octavo.schema import FileName, read_json
 from octavo.settings import ModelSettings
@@ -25,7 +26,6 @@ _MODULES = ("wte.", "wpe.", "h.", "ln_f.")  # a file of GPT2Model, which has no 
 _BUFFERS = (".attn.bias", ".attn.masked_bias")  # the causal mask, stored in old folders
 _COMPLETE = "a complete copy of the folder"  # a hint
 INDEX = "model.safetensors.index.json"  # which file has which weight, if there are several
-MAX_FILE_BYTES = 5 * 10**9  # of a file of weights, as transformers has long divided them
 
 
 def write_model(folder: Path, model: GPT, tokenizer: Tokenizer, max_file_bytes: int = MAX_FILE_BYTES) -> None:
