@@ -46,7 +46,7 @@ def octavo(folder: Path, precision: str, threads: int) -> Actions:
 
     model = checkpoint.load(folder).model
     quantize = {"fp32": "none", "int8": "int8"}[precision]
-    engine = Engine(model, slots=8, quantize=quantize, use_guesses=False)  # a step for each token, as in the peers
+    engine = Engine(model, slots=8, quantize=quantize, use_drafts=False)  # one token per step, as in the peers
     array = torch.ones(2**28)
 
     def streams(requests: list[dict[str, Any]], at_once: bool) -> list[list[int]]:

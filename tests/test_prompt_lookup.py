@@ -1,4 +1,4 @@
-"""Guessed tokens: the text is the same as without them, and repetitive text takes fewer steps."""
+"""Draft tokens: the text is the same as without them, and repetitive text takes fewer steps."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ class Steps(NativeDecoder):
         return super().forward(batch)
 
 
-class Unguessed(Steps):
+class WithoutDrafts(Steps):
     has_exact_rows = False
 
 
@@ -44,14 +44,14 @@ def greedy(**fields: Any) -> Request:
 @pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("name", REQUESTS)
 @pytest.mark.parametrize("others", [0, 1, 3])
-def test_tokens_are_the_same_with_and_without_guesses(name: str, int8: bool, others: int) -> None:
+def test_tokens_are_the_same_with_and_without_drafts(name: str, int8: bool, others: int) -> None:
     for seed in range(3):
         model = random_model(seed)
         requests = [greedy(**REQUESTS[name]), *(make_request(i) for i in range(others))]
-        guessed = run(Engine(model, 4, decoder=Steps(model, 4, int8)), *requests)
+        drafted = run(Engine(model, 4, decoder=Steps(model, 4, int8)), *requests)
         requests = [greedy(**REQUESTS[name]), *(make_request(i) for i in range(others))]
-        expected = run(Engine(model, 4, decoder=Unguessed(model, 4, int8)), *requests)
-        for job, other in zip(guessed, expected, strict=True):
+        expected = run(Engine(model, 4, decoder=WithoutDrafts(model, 4, int8)), *requests)
+        for job, other in zip(drafted, expected, strict=True):
             assert job.tokens == other.tokens
             assert (job.finish_reason, job.stop_id) == (other.finish_reason, other.stop_id)
 
@@ -66,17 +66,17 @@ def test_a_text_that_repeats_itself_takes_fewer_steps() -> None:
     assert decoder.calls < 120
 
 
-def test_guesses_follow_the_last_occurrence_and_wait_after_wrong_ones() -> None:
+def test_drafts_follow_the_last_occurrence_and_wait_after_rejected_ones() -> None:
     lookup = PromptLookup([1, 2, 3, 4, 9, 1, 2, 3, 5, 6, 1, 2, 3])
-    assert lookup.guess(2) == [5, 6]
-    assert lookup.guess(9) == [5, 6, 1, 2, 3]
+    assert lookup.draft(2) == [5, 6]
+    assert lookup.draft(9) == [5, 6, 1, 2, 3]
     lookup.report(0)
-    assert lookup.guess(2) == []
-    assert lookup.guess(2) == [5, 6]
+    assert lookup.draft(2) == []
+    assert lookup.draft(2) == [5, 6]
     lookup.report(0)
-    assert [lookup.guess(1) for _ in range(3)] == [[], [], [5]]
+    assert [lookup.draft(1) for _ in range(3)] == [[], [], [5]]
     lookup.report(1)
-    assert lookup.guess(1) == [5]
+    assert lookup.draft(1) == [5]
     lookup.append(7)
-    assert lookup.guess(1) == []
-    assert PromptLookup([1, 2]).guess(3) == []
+    assert lookup.draft(1) == []
+    assert PromptLookup([1, 2]).draft(3) == []

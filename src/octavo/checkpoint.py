@@ -121,7 +121,7 @@ def load(
     info: dict[str, Any] = {}
     if (folder / "octavo.json").exists() and not accept_changes:
         info = read_json(folder / "octavo.json", dict[str, Any], _ANOTHER_CHECKPOINT)
-    settings = _stored_settings(folder, info) if info else huggingface.settings_of(folder, config)
+    settings = _stored_settings(folder, info) if info else huggingface.parse_config(folder, config)
     model, tokenizer = huggingface.load_model(folder, settings, device), tokenizers.load(folder)
     if tokenizer.vocab_size > settings.vocab_size:
         raise OctavoError(

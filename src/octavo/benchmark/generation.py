@@ -53,7 +53,7 @@ def benchmark_generation(
     settings = model.settings
     runtime = Runtime(model.lm_head.weight.device)
     prompt_tokens, new_tokens = settings.block_size // 2, max(2, settings.block_size // 4)
-    engine = Engine(model, STREAMS, quantize=quantize, use_guesses=False)  # a step for each token
+    engine = Engine(model, STREAMS, quantize=quantize, use_drafts=False)  # one token per step
     for notice in engine.notices:
         report(f"note: {notice}")
     report(

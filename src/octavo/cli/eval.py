@@ -67,7 +67,7 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
         "--num-fewshot",
         type=integer,
         metavar="N",
-        help="with --task: solved items before each item; default: the task's",
+        help="with --task: few-shot examples for each item; default: the task's",
     )
     add_unknown(verb)
     add_special_tokens(verb, "text")

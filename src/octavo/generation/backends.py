@@ -23,7 +23,7 @@ def create_decoder(
     if quantize == "int8" and not on_cpu:
         raise OctavoError("int8 weights are supported on a CPU only", "--device cpu, or no --quantize")
     if quantize == "int8" and model.lm_head.weight.dtype != torch.float32:
-        message = f"int8 weights are rounded from float32, and these are {model.lm_head.weight.dtype}"
+        message = f"int8 needs float32 weights; these are {model.lm_head.weight.dtype}"
         raise OctavoError(message, "model.float(), or no --quantize")
     notices = []
     if use_native and on_cpu:

@@ -1,4 +1,4 @@
-"""A conversation as a prompt: by the chat template of the checkpoint, or as a plain transcript.
+"""Turns a conversation into a prompt: with the checkpoint's chat template, or as a plain transcript.
 
 A plain transcript is what a model without a chat template gets, one line for each message:
 
@@ -8,8 +8,8 @@ A plain transcript is what a model without a chat template gets, one line for ea
 
 The answer ends where the model begins the line of another speaker. Names that the tokenizer cannot encode are left out.
 
-The text of a special token is that token where the template has it, and ordinary text within a message: a user can't
-end the turn of the assistant by typing `<|im_end|>`.
+A special token's text in the template becomes that token; in a message it stays ordinary text: a user can't end the
+assistant's turn by typing `<|im_end|>`.
 """
 
 import atexit
@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,8 +59,8 @@ class ChatFormat:
         if self._template:
             self._render(self._template, [Message("user", "Hello")])
 
-    def encode(self, messages: Sequence[Message], room: int) -> Prompt:
-        """The prompt of a conversation, of at most `room` tokens, after which the assistant answers.
+    def encode(self, messages: Sequence[Message], max_tokens: int) -> Prompt:
+        """The prompt of a conversation, of at most `max_tokens`, after which the assistant answers.
 
         If it is longer, the oldest turns are left out, but not the messages before the first turn (system). A turn
         begins with a message of the user. Raises `ConversationTooLongError` if the newest turn is too long,
@@ -72,7 +72,7 @@ class ChatFormat:
         def encode_from(turn: int) -> Prompt | None:
             """The prompt without the turns before this one; None if it is too long."""
             kept = [*messages[:first], *messages[turns[turn] :]] if turn else messages
-            return self._encode(kept, room)
+            return self._encode_if_short(kept, max_tokens)
 
         best, low, high = encode_from(0), 1, len(turns)
         if best is not None:
@@ -84,26 +84,34 @@ class ChatFormat:
             else:
                 best, high = prompt, middle
         if best is None:
-            raise ConversationTooLongError(f"the newest message does not fit into {room:,} tokens")
+            raise ConversationTooLongError(f"the newest message does not fit into {max_tokens:,} tokens")
         return best
 
-    def _encode(self, messages: Sequence[Message], room: int) -> Prompt | None:
-        """The prompt of these messages; None if it has more than `room` tokens."""
-        if self._template is None:
-            text = self._transcript(messages)
-            return self._bounded(text, room, lambda: encode_prompt(self._tokenizer, text))
+    def _encode_if_short(self, messages: Sequence[Message], max_tokens: int) -> Prompt | None:
+        """The prompt of these messages; None if it has more than `max_tokens`."""
+        parts = [self._transcript(messages)] if self._template is None else self._render_parts(self._template, messages)
+        if sum(map(len, parts)) > max_tokens * max(map(len, self._tokenizer.token_bytes)):
+            return None  # far too long: not worth encoding
+        prompt = self._encode_parts(parts)
+        return prompt if len(prompt.ids) <= max_tokens else None
+
+    def _render_parts(self, template: str, messages: Sequence[Message]) -> list[str]:
+        """The rendered text in parts: ordinary text, special token, ordinary text, ...
+
+        While the template is rendered, placeholders replace the texts of special tokens in the messages, so that only
+        those of the template itself become special tokens.
+        """
         special = self._tokenizer.special_texts
         if not special:
-            text = self._render(self._template, messages)
-            return self._bounded(text, room, lambda: encode_prompt(self._tokenizer, text))
-        # The texts of special tokens within messages become marks while the template is rendered.
+            return [self._render(template, messages)]
         nonce = f"\ue000{secrets.randbits(64)}\ue001"
-        pattern, marks = self._tokenizer.special_pattern, {text: f"{nonce}{i}\ue002" for i, text in enumerate(special)}
-        marked = [Message(m.role, pattern.sub(lambda match: marks[match[0]], m.content)) for m in messages]
-        parts = pattern.split(self._render(self._template, marked))  # ordinary text, special token, ordinary text, ...
-        for text, mark in marks.items():
-            parts[::2] = [part.replace(mark, text) for part in parts[::2]]
-        return self._bounded("".join(parts), room, lambda: self._encode_parts(parts))
+        pattern = self._tokenizer.special_pattern
+        placeholders = {text: f"{nonce}{i}\ue002" for i, text in enumerate(special)}
+        replaced = [Message(m.role, pattern.sub(lambda match: placeholders[match[0]], m.content)) for m in messages]
+        parts = pattern.split(self._render(template, replaced))
+        for text, placeholder in placeholders.items():
+            parts[::2] = [part.replace(placeholder, text) for part in parts[::2]]
+        return parts
 
     def _encode_parts(self, parts: Sequence[str]) -> Prompt:
         tokenizer = self._tokenizer
@@ -114,26 +122,20 @@ class ChatFormat:
         ]
         return Prompt("".join(parts), ids) if ids else encode_prompt(tokenizer, "")
 
-    def _bounded(self, text: str, room: int, encode: Callable[[], Prompt]) -> Prompt | None:
-        if len(text) > room * max(map(len, self._tokenizer.token_bytes)):
-            return None  # far too long: not worth encoding
-        prompt = encode()
-        return prompt if len(prompt.ids) <= room else None
-
     def _render(self, template: str, messages: Sequence[Message]) -> str:
         roles = {role: token for role, token in self._tokenizer.roles.items() if isinstance(token, str)}
         values = {"messages": [vars(message) for message in messages], "add_generation_prompt": True}
         return template_process().render(template, roles | values)
 
     def _transcript(self, messages: Sequence[Message]) -> str:
-        lines = [f"{self._scaffold(f'{SPEAKERS[m.role]}: ')}{m.content.strip()}" for m in messages]
-        return self._scaffold("\n").join([*lines, self._scaffold("Assistant:")])
+        lines = [f"{self._keep_known(f'{SPEAKERS[m.role]}: ')}{m.content.strip()}" for m in messages]
+        return self._keep_known("\n").join([*lines, self._keep_known("Assistant:")])
 
     def _transcript_stops(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(filter(None, (self._scaffold(f"\n{name}:") for name in SPEAKERS.values()))))
+        return tuple(dict.fromkeys(filter(None, (self._keep_known(f"\n{name}:") for name in SPEAKERS.values()))))
 
-    def _scaffold(self, text: str) -> str:
-        """The part of a text that the tokenizer can encode."""
+    def _keep_known(self, text: str) -> str:
+        """The text without the characters that the tokenizer does not know."""
         return self._tokenizer.decode(self._tokenizer.encode(text, unknown="skip"))
 
 
@@ -174,11 +176,11 @@ class TemplateProcess:
             self._process = None
 
     def _start(self) -> "subprocess.Popen[bytes]":
-        # -P: the folder of the script is no place to import from.
-        words = [sys.executable, "-P", str(Path(__file__).with_name("chat_process.py"))]
+        # -P keeps the script's folder out of `sys.path`.
+        command = [sys.executable, "-P", str(Path(__file__).with_name("chat_process.py"))]
         pipe, null = subprocess.PIPE, subprocess.DEVNULL
-        # A session of its own: Ctrl-C is for the server, which ends this process by closing its input.
-        process = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=null, start_new_session=True)
+        # A session of its own: Ctrl-C is for the server alone. If that is killed, this process ends with its input.
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=null, start_new_session=True)
         if self._exchange(process, b"", 60) is None:
             raise ChatTemplateError("the process that renders chat templates cannot be started")
         return process

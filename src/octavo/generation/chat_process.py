@@ -1,8 +1,8 @@
 """Renders chat templates in a separate process: `chat.py` starts it, and ends it if a template takes too long.
 
 A template comes with a checkpoint, so it may be hostile. Jinja2's sandbox keeps it from the attributes of Python's
-objects, but not from endless loops and huge values: those end with the process. One JSON object in a line asks for a
-template; one in a line answers, with a `text` or an `error`.
+objects, but not from endless loops and huge values, for which this process can be ended. Each line of stdin is a JSON
+object with `template` and `values`; each line of stdout is the answer, a JSON object with `text` or `error`.
 
 This file is run as a script, and imports nothing of Octavo.
 """
@@ -24,7 +24,7 @@ MAX_CHARACTERS = 4 << 20  # of a rendered text
 
 
 class _Generation(Extension):
-    """`{% generation %}`, with which transformers marks what a model is trained on: here its body alone."""
+    """`{% generation %}`, with which transformers marks what a model is trained on. Only its body is rendered."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -67,7 +67,7 @@ def _render(template: str, values: dict[str, Any]) -> str:
 def _limit_memory() -> None:
     try:
         import resource
-    except ImportError:  # Windows: the limit of time alone
+    except ImportError:  # Windows: there is only the time limit
         return
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

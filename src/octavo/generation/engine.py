@@ -6,8 +6,8 @@ every job that decodes, and a limited number of rows for prompts in prefill (chu
 job whose window is completely computed samples one token. Jobs join and leave between steps. A job's tokens do not
 depend on the other jobs.
 
-Greedy jobs may sample several tokens in a step: rows for guessed tokens follow the last one, and their logits count as
-far as the guesses are right.
+Greedy jobs may sample several tokens in a step (speculative decoding): rows for draft tokens follow the last token, and
+the draft is accepted up to its first token that the model would not have chosen.
 
 GPT-2's position embeddings are absolute, so keys and values cached at one position can't move to another. When a
 sequence reaches `block_size`, `overflow` decides what happens: `stop` ends it; `slide` recomputes the last
@@ -41,7 +41,7 @@ OVERFLOW = ("stop", "slide", "rechunk")
 # Prefill rows per step. The jobs that decode in a step wait for its prefill rows, so the first limit is smaller. If no
 # job decodes, 256 rows are 4% faster.
 _PREFILL_ROWS_WHILE_DECODING, _PREFILL_ROWS = 128, 256
-_ROWS_WITH_GUESSES = 4  # take little longer than one row
+_ROWS_WITH_DRAFTS = 4  # this many rows take little longer than one
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,7 +85,7 @@ class Job:
         self.stop_id: int | None = None  # the token that ended the sequence
         self.cached_tokens = 0  # tokens of the prompt that the prefix cache had
         self.cancelled = False
-        self.slot = -1
+        self.slot = -1  # -1: the job waits for one
         self.window = request.prompt[-block_size:]  # the tokens that the model sees
         self.computed = 0  # tokens of the window whose keys and values are in the slot
         self.prompt_counts: Tensor | None = None  # (V,) how often each token occurs, for the penalties
@@ -94,7 +94,7 @@ class Job:
             ids = torch.tensor([id for id in request.prompt if id < vocab_size], dtype=torch.long)
             self.prompt_counts = torch.bincount(ids, minlength=vocab_size)
             self.output_counts = torch.zeros(vocab_size, dtype=torch.long)
-        self.lookup: PromptLookup | None = None  # guesses the tokens of a greedy job
+        self.lookup: PromptLookup | None = None  # drafts the tokens of a greedy job
 
     @property
     def pending(self) -> int:
@@ -119,18 +119,18 @@ class Job:
 class Chunk(NamedTuple):
     """A job's part of one step: tokens `start` to `end` of its window. The last `n_logits` of them need logits.
 
-    `guesses` are tokens that may follow. They need logits too.
+    `draft` has tokens that may follow. They need logits too.
     """
 
     job: Job
     start: int
     end: int
     n_logits: int
-    guesses: Sequence[int] = ()
+    draft: Sequence[int] = ()
 
     @property
     def ids(self) -> list[int]:
-        return [*self.job.window[self.start : self.end], *self.guesses]
+        return [*self.job.window[self.start : self.end], *self.draft]
 
 
 class Engine:
@@ -146,14 +146,14 @@ class Engine:
         prefix_bytes: int = 0,
         use_native: bool = True,
         decoder: Decoder | None = None,
-        use_guesses: bool = True,
+        use_drafts: bool = True,
     ) -> None:
         """`vocab_size`: the tokenizer's, if the model's is padded. `prefix_bytes`: size of the prefix cache.
 
-        `use_guesses`: whether a greedy job may sample several tokens in a step.
+        `use_drafts`: whether a greedy job may sample several tokens in a step.
 
-        `decoder` runs the model. If it is None, `quantize` and `use_native` choose one, and `notices` reports
-        why it is a slower one.
+        `decoder` runs the model. If it is None, `quantize` and `use_native` choose one; if that is a slower one,
+        `notices` says why.
         """
         self.slots = slots
         self.block_size, self.vocab_size = model.settings.block_size, vocab_size or model.settings.vocab_size
@@ -162,7 +162,7 @@ class Engine:
             with _translate_out_of_memory():
                 decoder, self.notices = create_decoder(model, slots, quantize, use_native)
         self.decoder = decoder
-        self._use_guesses = use_guesses and decoder.has_exact_rows
+        self._use_drafts = use_drafts and decoder.has_exact_rows
         self._prefixes = PrefixCache(prefix_bytes)
         self._queue: collections.deque[Job] = collections.deque()
         self._running_jobs: list[Job] = []
@@ -186,7 +186,7 @@ class Engine:
         calls `step`.
         """
         if not request.prompt:
-            hint = "encode_prompt(tokenizer, '') returns the token that a text starts after"
+            hint = "encode_prompt(tokenizer, ''), which returns a start token"
             raise OctavoError("a prompt needs at least one token", hint)
         if not all(0 <= id < self.vocab_size for id in request.prompt):
             raise OctavoError(f"the prompt has ids outside of 0 to {self.vocab_size - 1}", "the ids of this tokenizer")
@@ -204,7 +204,7 @@ class Engine:
                 "a shorter prompt, or --overflow slide",
             )
         job = Job(request, on_token, self.block_size, self.vocab_size)
-        if self._use_guesses and request.sampling.is_greedy:
+        if self._use_drafts and request.sampling.is_greedy:
             job.lookup = PromptLookup(request.prompt)
         with self._lock:
             self._queue.append(job)
@@ -222,11 +222,11 @@ class Engine:
             return False
         batch = Batch()
         for chunk in chunks:
-            batch.add(chunk.ids, chunk.job.slot, chunk.start, chunk.n_logits + len(chunk.guesses))
+            batch.add(chunk.ids, chunk.job.slot, chunk.start, chunk.n_logits + len(chunk.draft))
         with _translate_out_of_memory():
             logits = self.decoder.forward(batch)[:, : self.vocab_size]  # (W, V)
         with one_thread():
-            sizes = [chunk.n_logits + len(chunk.guesses) for chunk in chunks]
+            sizes = [chunk.n_logits + len(chunk.draft) for chunk in chunks]
             for chunk, rows in zip(chunks, torch.split(logits, sizes), strict=True):
                 self._advance(chunk, rows)
         self._running_jobs = [job for job in self._running_jobs if job.finish_reason is None]
@@ -250,11 +250,11 @@ class Engine:
     def _schedule(self) -> Iterator[Chunk]:
         """Yield what each job computes in this step.
 
-        Every decoding job computes one row, and others for guesses if few jobs decode. The rows of prefill are limited;
-        jobs get them in order of arrival.
+        Every decoding job computes one row, and others for draft tokens if few jobs decode. The rows of prefill are
+        limited; jobs get them in order of arrival.
         """
         decoding = sum(job.pending == 1 for job in self._running_jobs)
-        guesses = _ROWS_WITH_GUESSES // max(decoding, 1) - 1
+        draft_rows = _ROWS_WITH_DRAFTS // max(decoding, 1) - 1
         budget = _PREFILL_ROWS_WHILE_DECODING if decoding else _PREFILL_ROWS
         for job in self._running_jobs:
             if job.pending > 1 and budget > 0:
@@ -264,17 +264,14 @@ class Engine:
             if count:
                 end = job.computed + count
                 n_logits = count if job.needs_prompt_logprobs else int(end == len(job.window))
-                yield Chunk(job, job.computed, end, n_logits, self._guess(job, guesses))
+                yield Chunk(job, job.computed, end, n_logits, self._draft(job, draft_rows))
 
-    def _guess(self, job: Job, count: int) -> list[int]:
-        """At most `count` tokens that a greedy job may sample after the one that is sampled next.
-
-        They must fit into its window.
-        """
+    def _draft(self, job: Job, count: int) -> list[int]:
+        """At most `count` tokens that a greedy job may sample after the next one. They must fit into its window."""
         if job.lookup is None or job.pending != 1 or not job.tokens:
             return []
         count = min(count, self.block_size - len(job.window), job.request.max_new_tokens - len(job.tokens) - 1)
-        return job.lookup.guess(count) if count > 0 else []
+        return job.lookup.draft(count) if count > 0 else []
 
     def _reuse_prefix(self, job: Job) -> None:
         """Start a prompt from the prefix cache. A prompt whose log-probabilities are needed is computed in full."""
@@ -286,7 +283,7 @@ class Engine:
             job.computed = job.cached_tokens = prefix.length
 
     def _advance(self, chunk: Chunk, logits: Tensor) -> None:
-        """Record what was computed; sample a token if that completes the window."""
+        """Record what was computed; if that completes the window, sample a token, and more if the draft is accepted."""
         job = chunk.job
         if job.needs_prompt_logprobs:
             self._record_prompt_logprobs(chunk, logits)
@@ -296,17 +293,17 @@ class Engine:
         if not job.tokens and len(job.request.prompt) <= self.block_size:
             scope = job.request.cache_scope
             self._prefixes.add(scope, job.window, lambda: self.decoder.save_prefix(job.slot, job.computed))
-        right = 0
-        for row, guess in zip(logits[-1 - len(chunk.guesses) :], [*chunk.guesses, None], strict=True):
+        accepted = 0
+        for row, draft_id in zip(logits[-1 - len(chunk.draft) :], [*chunk.draft, None], strict=True):
             if reason := self._append_token(job, row[None]):
                 self._finish(job, reason)
                 return
-            if job.tokens[-1].id != guess or job.cancelled:
+            if job.tokens[-1].id != draft_id or job.cancelled:
                 break
-            right += 1
-            job.computed += 1  # the guess is the token, and its row was computed
-        if job.lookup is not None and chunk.guesses:
-            job.lookup.report(right)
+            accepted += 1
+            job.computed += 1  # the row of the draft token was computed
+        if job.lookup is not None and chunk.draft:
+            job.lookup.report(accepted)
 
     def _append_token(self, job: Job, logits: Tensor) -> str | None:
         """Sample a token from logits (1, V). Returns the finish reason if the sequence is over."""

@@ -1,7 +1,6 @@
 """`octavo.generate`, and what it shares with `octavo sample`: a new engine that runs the streams of a request.
 
-A server runs the streams of `stream.py` on an engine that it keeps, and a training run builds a small one for each
-sample. The choice of the most likely texts is the same for all.
+`octavo.server` keeps its engines and takes only `most_likely` from here.
 """
 
 import dataclasses
@@ -111,7 +110,7 @@ def start_streams(
 
 
 def most_likely(streams: Sequence[TextStream], count: int) -> list[TextStream]:
-    """`count` of these complete texts: all in order, or those with the highest mean log-probability first."""
+    """The `count` complete texts with the highest mean log-probability, best first; if that is all, in their order."""
     if count == len(streams):
         return list(streams)
     return sorted(streams, key=lambda stream: -stream.mean_logprob)[:count]

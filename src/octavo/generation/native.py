@@ -1,7 +1,7 @@
 """The decoder in C: calls forward.c, which `octavo.native_library` compiles and loads, through ctypes.
 
 Why C: decoding one token is about two hundred small operations, and in PyTorch each has a fixed overhead. In C they
-are one call, and what remains is the memory bandwidth of reading the weights. docs/speed.md has the measurements.
+are one call, and the memory bandwidth of reading the weights is the limit. docs/speed.md has the measurements.
 
 Axis letters: `N` rows, `W` rows whose logits are needed, `H` heads, `D` width of a head, `V` vocabulary.
 """
@@ -75,7 +75,7 @@ class NativeDecoder:
         _check_weights(model)
         library = load_library()
         self.notices = [library.notice] if library.notice else []
-        self._forward, self._workspace_size = _functions(library.functions)
+        self._forward, self._workspace_size = _declare_functions(library.functions)
         library.functions.octavo_use_amx(1)  # if the processor has it; the bits are the same
         settings = model.settings
         self._vocab_size = settings.vocab_size
@@ -198,8 +198,8 @@ def _in_blocks(weight: Tensor) -> Tensor:
     return blocks.transpose(1, 2).flatten()
 
 
-def _functions(library: ctypes.CDLL) -> tuple["ctypes._NamedFuncPointer", "ctypes._NamedFuncPointer"]:
-    """The forward pass, and the size of the workspace that it needs."""
+def _declare_functions(library: ctypes.CDLL) -> tuple["ctypes._NamedFuncPointer", "ctypes._NamedFuncPointer"]:
+    """Declare the types of `octavo_forward` and `octavo_workspace_size`, and return the two functions."""
     forward, workspace_size = library.octavo_forward, library.octavo_workspace_size
     model, rows, count = ctypes.POINTER(_Model), [_pointer] * 3, ctypes.c_int
     forward.restype = None

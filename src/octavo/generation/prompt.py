@@ -1,4 +1,4 @@
-"""A prompt as text and as token ids: where generation starts."""
+"""Encodes a prompt, from text or token ids."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from octavo.tokenizers import Tokenizer, UnknownCharacters
 class Prompt:
     """A prompt as text and as token ids.
 
-    For an empty prompt, `is_empty` is True, and `ids` has the one token that a text starts after. `unknown` are the
-    characters that were skipped or replaced; `text` is without them.
+    For an empty prompt, `is_empty` is True, and `ids` is one start token. `unknown` are the characters that were
+    skipped or replaced; `text` is without them.
     """
 
     text: str
@@ -24,7 +24,7 @@ class Prompt:
 def encode_prompt(
     tokenizer: Tokenizer, prompt: str | Sequence[int], unknown: str = "error", special_tokens: bool = False
 ) -> Prompt:
-    """A prompt from text or token ids. If it has no token, generation starts after the bos token, or a line break.
+    """A prompt from text or token ids. If it has no token, a start token is added: bos, eos or a line break.
 
     `unknown` and `special_tokens` are those of `Tokenizer.encode`.
     """

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from octavo.errors import NoTokenLeftError, OctavoError
 
-_TOP_TOKENS = 1024  # the nucleus is looked for among this many top tokens before the whole vocabulary is sorted
+_TOP_TOKENS = 1024  # the nucleus is searched among this many top tokens before the whole vocabulary is sorted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +98,8 @@ def sample_token(
 def _sample_top(logits: Tensor, sampling: Sampling, bits: Tensor) -> Tensor:
     """Sample an id () from the `top_k` largest logits (V,), which have been divided by the temperature.
 
-    The id that `sample_multinomial` samples from `probabilities`, in a third of its time: all but the first step have
-    `top_k` numbers instead of the vocabulary's. numpy's partition takes a third of the time of PyTorch's topk.
+    The same id as `sample_multinomial(probabilities(...))` in a third of the time: all steps after the first handle
+    only `top_k` numbers. numpy's partition takes a third of the time of PyTorch's topk.
     """
     values = logits.numpy()
     ids = torch.from_numpy(np.flatnonzero(values >= np.partition(values, -sampling.top_k)[-sampling.top_k]))
@@ -139,7 +139,7 @@ def apply_penalties(
 
 
 def exclude_tokens(logits: Tensor, allowed: Tensor | None, excluded_ids: Collection[int]) -> Tensor:
-    """Logits (B, V) that are -inf for tokens that are not in `allowed`, and for `excluded_ids`."""
+    """Logits (B, V) with -inf for `excluded_ids`, and for all tokens outside `allowed`, unless that is None."""
     V = logits.size(-1)
     excluded = [id for id in excluded_ids if 0 <= id < V]
     if allowed is not None:

@@ -188,7 +188,7 @@ class TextStream:
             self._engine.cancel(self._job)
 
     def fail(self, error: OctavoError) -> None:
-        """End the text with an error that the engine could not deliver."""
+        """End the text with an error from outside the engine: it could not be started, or the engine broke."""
         self.finish_reason, self.error = "error", error
         self._on_update(self)
 

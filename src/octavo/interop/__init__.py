@@ -2,12 +2,12 @@
 
     convert.py       `octavo.convert`: write a model in one of the formats of formats.py
     formats.py       the table of formats
-    gguf.py          llama.cpp and what is built on it
+    gguf.py          llama.cpp and the programs built on it
     ctranslate2.py   CTranslate2
-    hf.py            transformers and the Hugging Face hub: a folder with a model card
+    hf.py            a folder for transformers and the Hugging Face hub: huggingface.py's with a model card
     onnx.py          ONNX, with a KV cache
     nanogpt.py       nanoGPT: ckpt.pt; meta_pkl.py has its characters
-    huggingface.py   GPT-2 folders, which Octavo's checkpoints are
+    huggingface.py   the layout of a Hugging Face GPT-2 folder, which every checkpoint of Octavo has
     hub.py           models of the Hugging Face hub, by name
     lm_eval/         the tasks of lm-eval
 

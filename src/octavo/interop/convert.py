@@ -37,7 +37,7 @@ def convert(
     target, out = FORMATS[to], Path(out)
     precision = precision or target.precisions[0]
     if precision not in target.precisions:
-        raise OctavoError(f"{to} is not written in {precision}", f"--precision {' or '.join(target.precisions)}")
+        raise OctavoError(f"Octavo does not write {to} in {precision}", f"--precision {' or '.join(target.precisions)}")
     if target.package and importlib.util.find_spec(target.package) is None:
         raise OctavoError(f"--to {to} needs the package {target.package}", install_command(to))
     if out.exists() or out.is_symlink():

@@ -1,8 +1,8 @@
 """Write a GGUF file, which llama.cpp loads as its architecture `gpt2`.
 
-Two tokenizers of llama.cpp give the same ids as ours. `gpt2` is a byte-level BPE with GPT-2's splitting. `rwkv` takes
-the longest token at each position of the text, byte by byte: with characters or bytes as tokens, it equals our `char`
-and `byte`. No tokenizer of llama.cpp splits words as our `word` does, so `word` is an error.
+Two tokenizers of llama.cpp give the same ids as ours. `gpt2` is a byte-level BPE with GPT-2's pre-tokenizer. `rwkv`
+takes the longest token at each position of the text, byte by byte: with characters or bytes as tokens, it equals our
+`char` and `byte`. No tokenizer of llama.cpp splits words as our `word` does, so `word` is an error.
 """
 
 import json
@@ -77,11 +77,11 @@ def _add_longest_match(writer: gguf.GGUFWriter, tokenizer: Tokenizer, unused: in
 
 
 def _add_bpe(writer: gguf.GGUFWriter, tokenizer: Tokenizer, unused: int) -> None:
-    """llama.cpp's tokenizer `gpt2` with GPT-2's splitting."""
+    """llama.cpp's tokenizer `gpt2` with GPT-2's pre-tokenizer."""
     description = json.loads(tokenizer.backend.to_str())
-    splitter = description["pre_tokenizer"] or {}
-    gpt2_splitter = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-    if any(splitter.get(key) != value for key, value in gpt2_splitter.items()):
+    pre_tokenizer = description["pre_tokenizer"] or {}
+    gpt2_pre_tokenizer = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    if any(pre_tokenizer.get(key) != value for key, value in gpt2_pre_tokenizer.items()):
         raise OctavoError(
             f"llama.cpp has no tokenizer that splits text as this {tokenizer.kind} tokenizer does",
             "a model with --tokenizer bpe:N, gpt2, char or byte; or --to ctranslate2, which takes token ids",

@@ -10,11 +10,11 @@ from octavo.errors import OctavoError
 
 PREFIX = "hf:"
 
-_DESCRIPTION = [
+_CONFIG_AND_TOKENIZER = [
     *("config.json", "generation_config.json", "*token*.json", "vocab.json", "merges.txt", "*.index.json"),
     "chat_template.jinja",
 ]
-_WEIGHTS = ["model*.safetensors", "pytorch_model*.bin"]  # the first that the model has are downloaded
+_WEIGHTS = ["model*.safetensors", "pytorch_model*.bin"]  # the first kind that the model has is downloaded
 
 
 def is_name(text: str) -> bool:
@@ -57,12 +57,14 @@ def download(name: str) -> Path:
     folder = find_cached(name)
     for weights in _WEIGHTS if folder is None else ():
         try:
-            folder = Path(snapshot_download(name, allow_patterns=[*_DESCRIPTION, weights], ignore_patterns=["*/*"]))
+            folder = Path(
+                snapshot_download(name, allow_patterns=[*_CONFIG_AND_TOKENIZER, weights], ignore_patterns=["*/*"])
+            )
         except Exception as error:  # errors of the network, the hub and its client have no common class
             lines = str(error).strip().splitlines()
             raise OctavoError(
                 f"{PREFIX}{name} cannot be downloaded: {lines[0] if lines else type(error).__name__}",
-                "check its name and the network; HF_HUB_OFFLINE and HF_TOKEN are settings of Hugging Face's client",
+                "check its name and the network; the environment variables HF_HUB_OFFLINE and HF_TOKEN change both",
             ) from error
         if huggingface.is_complete(folder):
             break

@@ -1,6 +1,6 @@
 """Hugging Face's GPT-2 folders: config.json, and the names and layout of the weights.
 
-Octavo's checkpoints are such folders. Those of other programs may have the weights in several files, or pickled in
+Octavo's checkpoints are such folders. Those of other programs may have sharded weights, or pickled ones in
 pytorch_model.bin.
 """
 
@@ -29,12 +29,9 @@ INDEX = "model.safetensors.index.json"  # which file has which weight, if there 
 
 
 def write_model(folder: Path, model: GPT, tokenizer: Tokenizer, max_file_bytes: int = MAX_FILE_BYTES) -> None:
-    """Write all that transformers reads of a model into an existing folder.
-
-    Weights of more than `max_file_bytes` are divided into several files and an index.
-    """
+    """Write all that transformers reads into an existing folder. Weights of more than `max_file_bytes` are sharded."""
     write_weights(folder, model, max_file_bytes)
-    write_description(folder, model.settings, tokenizer)
+    write_config_and_tokenizer(folder, model.settings, tokenizer)
 
 
 def write_weights(folder: Path, model: GPT, max_file_bytes: int = MAX_FILE_BYTES) -> None:
@@ -82,7 +79,7 @@ def _to_stored(name: str, parameter: Tensor) -> Tensor:
     return value.t().contiguous() if name.endswith(_TRANSPOSED) else value.contiguous()
 
 
-def write_description(folder: Path, settings: ModelSettings, tokenizer: Tokenizer) -> None:
+def write_config_and_tokenizer(folder: Path, settings: ModelSettings, tokenizer: Tokenizer) -> None:
     """Write the tokenizer, config.json and generation_config.json."""
     tokenizer.save(folder, max_length=settings.block_size)
     # A `max_length` would make `generate` warn.
@@ -187,8 +184,8 @@ def role_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
     return ids if pad is None else ids | {"pad_token_id": pad}
 
 
-def settings_of(folder: Path, config: dict[str, Any]) -> ModelSettings:
-    """The settings of a Hugging Face GPT-2 config.json. Raises `OctavoError` if `GPT` would compute something else."""
+def parse_config(folder: Path, config: dict[str, Any]) -> ModelSettings:
+    """The settings in a Hugging Face GPT-2 config.json. Raises `OctavoError` if `GPT` would compute something else."""
     if config.get("model_type") != "gpt2":
         raise OctavoError(
             f"{folder} holds a {config.get('model_type')!r} model; Octavo loads only GPT-2", "a GPT-2 folder"

@@ -45,7 +45,7 @@ def write(checkpoint: Checkpoint, out: Path, precision: str) -> list[str]:
         )
         assert program is not None
         program.save(partial / "model.onnx")
-        huggingface.write_description(partial, settings, checkpoint.tokenizer)
+        huggingface.write_config_and_tokenizer(partial, settings, checkpoint.tokenizer)
     return []
 
 
@@ -73,7 +73,7 @@ class _CachedModel(nn.Module):
 
 @contextlib.contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Without the exporter's messages about packages that it does not need here."""
+    """Silence the exporter's messages about packages that it does not need here."""
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
     exporter.setLevel(logging.ERROR)

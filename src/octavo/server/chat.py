@@ -24,7 +24,7 @@ from octavo.server.text_requests import add_token_ids, check_fields, check_logpr
 from octavo.server.tokens import format_chat_logprobs
 from octavo.server.worker import ServedModel
 
-_ROOM_FOR_ANSWER = 4  # at least this part of the context is left for the answer, unless max_tokens is less
+_ANSWER_SHARE = 4  # at least 1/4 of the context is left for the answer, unless max_tokens is less
 
 
 async def answer_chat(
@@ -54,9 +54,9 @@ def text_request(model: ServedModel, body: ChatRequest, cache_scope: str) -> Tex
     check_fields(model, body, max_tokens)
     format = ChatFormat(model.checkpoint.tokenizer, model.chat_template)
     messages = [Message(message.role, message.text) for message in body.messages]
-    room = max(1, block_size - min(max_tokens, block_size // _ROOM_FOR_ANSWER))
+    prompt_limit = max(1, block_size - min(max_tokens, block_size // _ANSWER_SHARE))
     try:
-        prompt = format.encode(messages, room)
+        prompt = format.encode(messages, prompt_limit)
     except ConversationTooLongError as error:
         raise ApiError(400, error.message, param="messages", code="context_length_exceeded") from None
     except (ChatTemplateError, UnknownCharactersError) as error:

@@ -67,8 +67,8 @@ def evaluate_tasks(
 
         octavo.evaluate_tasks("runs/my-1", ["my-task.yaml", "hellaswag"], limit=100).scores
 
-    `limit` is the number of items of each task; the default is all. `num_fewshot` is the number of solved items before
-    each item; the default is the task's. `unknown` and `special_tokens` are those of `Tokenizer.encode`. A task file is
+    `limit` is the number of items of each task; the default is all. `num_fewshot` is the number of few-shot
+    examples; the default is the task's. `unknown` and `special_tokens` are those of `Tokenizer.encode`. A task file is
     trusted like a program: it can name Python code to run. Raises `OctavoError` if lm-eval is not installed, a task
     does not exist or fails, or an item does not fit into the context.
     """
@@ -101,7 +101,7 @@ def _find_tasks(tasks: Sequence[Task]) -> tuple[list[str | dict[str, Any]], Any]
     specs = [str(task) if isinstance(task, Path) else task for task in tasks]
     if not specs:
         raise OctavoError("there is no task to evaluate", "--task hellaswag")
-    # The index of lm-eval's thousands of tasks takes seconds.
+    # Indexing lm-eval's thousands of tasks takes seconds.
     files = [spec for spec in specs if isinstance(spec, dict) or os.path.isfile(spec)]
     manager = TaskManager(include_defaults=len(files) < len(specs))
     for spec in specs:
@@ -114,7 +114,7 @@ def _find_tasks(tasks: Sequence[Task]) -> tuple[list[str | dict[str, Any]], Any]
 
 
 def _load_tasks(manager: Any, specs: Sequence[str | dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What `manager.load(specs)` returns. Of two tasks with the same name, that would silently drop one."""
+    """Like `manager.load(specs)`, which would silently drop one of two tasks with the same name."""
     loaded: dict[str, dict[str, Any]] = {"tasks": {}, "groups": {}, "group_map": {}}
     for spec in specs:
         parts = manager.load([spec])
@@ -129,7 +129,7 @@ def _load_tasks(manager: Any, specs: Sequence[str | dict[str, Any]]) -> dict[str
 
 
 def _set_num_fewshot(task: Any, num_fewshot: int | None) -> None:
-    """The same number and choice of solved items as with lm-eval's own command: a task may insist on none."""
+    """Set the few-shot examples as lm-eval's own command does: a task whose own number is 0 keeps it."""
     default = task.get_config("num_fewshot")
     if num_fewshot is not None and default != 0:
         task.set_config("num_fewshot", num_fewshot)

@@ -1,7 +1,6 @@
 """A checkpoint as a model of lm-eval. Its log-likelihoods and texts equal those of lm-eval's own model `hf`.
 
-They do so for texts that are longer than the context too. Without a context, the model sees the token that a text
-starts after.
+That holds for texts longer than the block size too. An empty context is replaced by a start token.
 
 Axis letters: `B` sequences in a batch, `T` positions, `C` width, `N` tokens whose log-likelihood is computed, `V`
 vocabulary.
@@ -64,7 +63,7 @@ class OctavoModel(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
     @property
     def prefix_token_id(self) -> int:
-        """The token that a text starts after: it is what the model sees before a text without context."""
+        """The start token, which the model sees in place of an empty context."""
         return self._start
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
@@ -88,7 +87,7 @@ class OctavoModel(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: object
     ) -> list[tuple[float, bool]]:
         """For each (text, context, continuation): the log-likelihood of the continuation, and whether it is greedy."""
-        numbers_of: dict[tuple[int, ...], list[int]] = {}  # requests by input: the choices of an item often share it
+        requests_by_input: dict[tuple[int, ...], list[int]] = {}  # the choices of an item often share an input
         for number, (_text, context, continuation) in enumerate(requests):
             if not continuation:
                 raise OctavoError(
@@ -102,14 +101,14 @@ class OctavoModel(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
                 )
             ids = (context or [self._start]) + continuation
             self.truncated += len(ids) > self.max_length + 1
-            numbers_of.setdefault(tuple(ids[-self.max_length - 1 : -1]), []).append(number)
+            requests_by_input.setdefault(tuple(ids[-self.max_length - 1 : -1]), []).append(number)
         self.inputs += len(requests)
         results = [(0.0, False)] * len(requests)
         device = self.model.lm_head.weight.device
         budget = default_tokens_per_batch(device, self.model.settings.vocab_size)
         with tqdm(total=len(requests), desc="scoring", unit=" texts", disable=disable_tqdm or None) as progress:
-            for batch in _batches(sorted(numbers_of, key=len, reverse=True), budget):
-                numbers = [numbers_of[ids] for ids in batch]
+            for batch in _batches(sorted(requests_by_input, key=len, reverse=True), budget):
+                numbers = [requests_by_input[ids] for ids in batch]
                 continuations = [[requests[number][2] for number in each] for each in numbers]
                 scores = _score(self.model, batch, continuations)
                 for number, score in zip([number for each in numbers for number in each], scores, strict=True):
@@ -151,11 +150,11 @@ class OctavoModel(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         if not is_random:
             options["temperature"] = 0.0
         prompt = encode_prompt(self._tokenizer, context, self.unknown, self.special_tokens)
-        room = self.max_length - max_new_tokens
+        max_prompt = self.max_length - max_new_tokens
         self.inputs += 1
-        self.truncated += len(prompt.ids) > room
+        self.truncated += len(prompt.ids) > max_prompt
         return TextRequest(
-            prompt=dataclasses.replace(prompt, ids=prompt.ids[-room:]),
+            prompt=dataclasses.replace(prompt, ids=prompt.ids[-max_prompt:]),
             max_new_tokens=max_new_tokens,
             seed=seed,
             stop=tuple(stop),
