@@ -65,6 +65,7 @@ LAYERS: list[dict[str, str]] = [
     {
         "octavo.errors": "typed errors",
         "octavo.units": "numbers for people",
+        "octavo.progress": "progress of long work",
         "octavo.byte_order_mark": "encodings",
         "octavo.transcript": "chats as text",
     },

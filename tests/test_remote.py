@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -11,6 +12,7 @@ from octavo import remote
 from octavo.data.dataset import open_dataset
 from octavo.data.prepare import prepare_dataset, prepare_into_folder
 from octavo.errors import MachineError
+from octavo.progress import PreparationProgress, listen
 from octavo.remote import Storage
 from preparing import data_settings, decode, decode_splits, error_of, read_source, write
 
@@ -24,9 +26,9 @@ def storage(monkeypatch: pytest.MonkeyPatch) -> Iterator[MemoryFileSystem]:
     system.store.clear()
     get_file, read = MemoryFileSystem.get_file, list[str]()
 
-    def record(self: MemoryFileSystem, path: str, local: str) -> None:
+    def record(self: MemoryFileSystem, path: str, local: str, **options: Any) -> None:
         read.append(path)
-        get_file(self, path, local)
+        get_file(self, path, local, **options)
 
     monkeypatch.setattr(MemoryFileSystem, "get_file", record)
     monkeypatch.setattr(MemoryFileSystem, "read", read, raising=False)
@@ -108,3 +110,12 @@ def test_an_interrupted_copy_continues(storage: MemoryFileSystem, monkeypatch: p
     failing.append(False)
     assert len(read_source("memory://bucket/texts")) == 5
     assert sorted(storage.read) == sorted({*storage.read})
+
+
+def test_a_download_reports_bytes(storage: MemoryFileSystem) -> None:
+    storage.pipe_file("/bucket/text.txt", b"the cat sat on the mat.\n" * 1000)
+    events: list[PreparationProgress] = []
+    with listen(events.append):
+        remote.fetch("memory://bucket/text.txt")
+    assert (events[-1].stage, events[-1].unit) == ("downloading text.txt", "bytes")
+    assert events[-1].done == events[-1].total == 24_000

@@ -28,11 +28,11 @@ from octavo.data.build import BuildInputs, train_tokenizer
 from octavo.data.dataset import Dataset, open_dataset
 from octavo.data.limits import DEFAULT_LIMITS, Limits
 from octavo.data.prepare import prepare_dataset, prepare_into_folder
-from octavo.data.progress import Preparation
 from octavo.data.sampler import Sampler
 from octavo.data.shards import Shards, open_npy
 from octavo.data.sources import open_source
 from octavo.errors import MachineError, OctavoError, SourceChangedError
+from octavo.progress import Preparation
 from octavo.tokenizers import END_OF_TEXT
 from preparing import data_settings, error_of, read_corpus, write, write_jsonl
 from small_models import without_end_of_text

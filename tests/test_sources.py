@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from octavo import progress
 from octavo.data import readers
 from octavo.data.prepare import prepare_dataset
 from octavo.data.sources import Corpus, open_source
@@ -399,6 +400,14 @@ def no_network(*_: object, **__: object) -> None:
     raise urllib.error.URLError("no network here")
 
 
+class Response(io.BytesIO):
+    """What `urlopen` returns, with the length of the whole file."""
+
+    def __init__(self, content: bytes, length: int | None = None) -> None:
+        super().__init__(content)
+        self.headers = {"Content-Length": str(length or len(content))}
+
+
 def test_shakespeare_is_read_from_the_cache(shared: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copy(shared / "tinyshakespeare.txt", own_cache)
     monkeypatch.setattr(urllib.request, "urlopen", no_network)
@@ -412,11 +421,26 @@ def test_shakespeare_is_read_from_the_cache(shared: Path, own_cache: Path, monke
 
 def test_shakespeare_is_downloaded_once(shared: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = (shared / "tinyshakespeare.txt").read_bytes()
-    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: io.BytesIO(content))
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: Response(content))
     downloaded = read_source("shakespeare")
     monkeypatch.setattr(urllib.request, "urlopen", no_network)
     assert read_source("shakespeare") == downloaded
     assert (own_cache / "tinyshakespeare.txt").read_bytes() == content
+
+
+def test_a_download_of_shakespeare_that_ends_early_is_a_failed_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: Response(b"First Citizen", 1_115_394))
+    assert "could not be downloaded" in source_error("shakespeare").message
+
+
+def test_a_download_reports_bytes(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = (shared / "tinyshakespeare.txt").read_bytes()
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: Response(content))
+    events: list[progress.PreparationProgress] = []
+    with progress.listen(events.append):
+        read_source("shakespeare")
+    last = [event for event in events if event.unit == "bytes"][-1]
+    assert (last.stage, last.done, last.total) == ("downloading tinyshakespeare.txt", len(content), len(content))
 
 
 def test_a_failed_download_of_shakespeare_names_the_path_for_a_copy(
@@ -432,7 +456,7 @@ def test_a_failed_download_of_shakespeare_names_the_path_for_a_copy(
 def test_a_download_of_shakespeare_with_wrong_bytes_is_rejected(
     own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: io.BytesIO(b"Log in to this network"))
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: Response(b"Log in to this network"))
     assert "is not the expected" in source_error("shakespeare").message
     assert list(own_cache.iterdir()) == []
 

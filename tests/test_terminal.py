@@ -10,7 +10,8 @@ import pytest
 
 from commands import RunCommand
 from octavo import training
-from octavo.data.progress import PreparationProgress
+from octavo.progress import PreparationProgress, Report
+from octavo.terminal.progress import Progress
 from octavo.terminal.training import TrainingProgress, draw_sparkline
 from octavo.training import Evaluated, Finished, Started, Step, TimeEstimate
 from octavo.training.setup import set_up
@@ -133,3 +134,28 @@ def test_patience_and_eval_every_of_the_user_are_kept(workdir: Path) -> None:
 def test_an_evaluation_reports_tokens() -> None:
     text = show(PreparationProgress("evaluating", 500_000, 2_000_000, 10.0, "tokens"))
     assert text.split(" · ") == ["evaluating", "25% of 2.0 million tokens", "50,000 per second", "left 0:30\n"]
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "unit", "line"),
+    [
+        (3 * 10**6, 12 * 10**6, "bytes", "25% of 12 MB · 2 MB per second · left 0:06"),
+        (3 * 10**6, None, "bytes", "3 MB · 2 MB per second"),
+        (3, 12, "layers", "25% of 12 layers · 1.5 per second · left 0:06"),
+        (10**6, 4 * 10**6, "characters", "25% of 4.0 million characters · 0.5 million per second · left 0:06"),
+    ],
+)
+def test_progress_has_a_rate_and_the_time_left_in_its_unit(done: int, total: int | None, unit: str, line: str) -> None:
+    stream = Terminal()
+    with Progress(stream) as progress:
+        progress.show(PreparationProgress("working", done, total, 2.0, unit))
+    assert line in " ".join(stream.getvalue().split()), stream.getvalue()
+
+
+def test_reported_work_is_drawn_while_a_display_is_open() -> None:
+    stream = Terminal()
+    with Progress(stream):
+        Report("downloading a.txt", 2, "bytes")(2)
+    Report("downloading b.txt", 2, "bytes")(2)
+    assert "downloading a.txt" in stream.getvalue()
+    assert "b.txt" not in stream.getvalue()

@@ -21,8 +21,8 @@ from octavo.data.claims import Claims
 from octavo.data.dataset import open_dataset
 from octavo.data.limits import Limits
 from octavo.data.prepare import prepare_into_folder
-from octavo.data.progress import PreparationProgress
 from octavo.data.together import prepare_together
+from octavo.progress import PreparationProgress
 from octavo.settings import DataSettings
 from preparing import data_settings, error_of, write, write_jsonl
 

@@ -16,11 +16,11 @@ from octavo import runs
 from octavo.checkpoint import Checkpoint
 from octavo.data.dataset import is_prepared, open_dataset
 from octavo.data.prepare import encode_corpus, reopen_dataset
-from octavo.data.progress import PreparationProgress, ProgressMeter
 from octavo.data.shards import Shards
 from octavo.errors import OctavoError
 from octavo.loss import split_loss
 from octavo.model import GPT
+from octavo.progress import PreparationProgress, ProgressMeter
 from octavo.runs import RunLike
 from octavo.settings import DataSettings, Settings, SourceLike, as_source
 from octavo.tokenizers import Tokenizer, UnknownCharacters

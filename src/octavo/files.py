@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import platformdirs
 
 from octavo.errors import MachineError, OctavoError, OctavoWarning
+from octavo.progress import Report
 
 if TYPE_CHECKING:
     import filelock
@@ -301,6 +302,19 @@ def _is_in_cache(path: Path) -> bool:
     return False
 
 
+def _read_response(name: str, response: http.client.HTTPResponse) -> bytes:
+    length = response.headers.get("Content-Length") or ""
+    total = int(length) if length.isdecimal() else None
+    report = Report(f"downloading {name}", total, "bytes")
+    content = bytearray()
+    while chunk := response.read(1 << 16):
+        content += chunk
+        report(len(content))
+    if len(content) < (total or 0):
+        raise http.client.IncompleteRead(bytes(content), (total or 0) - len(content))
+    return bytes(content)
+
+
 def fetch(name: str, url: str, digest: str) -> Path:
     """The path of `name` in the cache, downloaded from `url` if it is missing, with its sha256 checked.
 
@@ -313,7 +327,7 @@ def fetch(name: str, url: str, digest: str) -> Path:
         raise OctavoError(f"{path} was changed: its sha256 is not {digest}", "delete it; it is downloaded again")
     try:
         with urllib.request.urlopen(url, timeout=30) as response:
-            content = response.read()
+            content = _read_response(name, response)
     except (OSError, http.client.HTTPException) as error:
         raise OctavoError(
             f"{name} is not in the cache and could not be downloaded from {url} ({error})",

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from octavo import files
 from octavo.errors import MachineError, OctavoError, install_command
+from octavo.progress import Report
 
 T = TypeVar("T")
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
@@ -92,7 +93,11 @@ class Storage:
 
     def download(self, name: str, path: Path) -> None:
         """Copy a file to `path`."""
-        self._call(name, lambda remote_path: self._system.get_file(remote_path, str(path)))
+        from fsspec.callbacks import Callback
+
+        report = Report(f"downloading {PurePosixPath(self._path(name)).name}", None, "bytes")
+        callback = Callback(hooks={"progress": lambda size, value, **_: report(value, size)})
+        self._call(name, lambda remote_path: self._system.get_file(remote_path, str(path), callback=callback))
 
     def upload(self, path: Path, name: str) -> None:
         """Copy the file `path` there. Raises `MachineError` if it arrives with another size."""

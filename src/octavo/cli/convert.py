@@ -1,6 +1,7 @@
 """`octavo convert`: write a trained model in another program's format."""
 
 import argparse
+import sys
 from typing import Any
 
 from octavo.cli.parser import RUN_HELP, add_verb, finish_verb, print_notice, print_report
@@ -31,8 +32,10 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from octavo.interop.convert import convert
+    from octavo.terminal.progress import Progress
 
-    result = convert(arguments.run, arguments.to, arguments.out, arguments.precision, arguments.accept_changes)
+    with Progress(sys.stderr):
+        result = convert(arguments.run, arguments.to, arguments.out, arguments.precision, arguments.accept_changes)
     for notice in result.notices:
         print_notice(notice)
     report = f"{result.out}: {result.format}, {result.precision}, {format_bytes(result.bytes)}"

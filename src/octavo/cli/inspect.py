@@ -83,15 +83,17 @@ def _add_view_option(verb: Parser, flag: str, options: list[views.Option], view_
 
 def run(arguments: argparse.Namespace) -> int:
     from octavo import lens, runs
+    from octavo.terminal.progress import Progress
 
     values = {flag: getattr(arguments, flag) for flag in views.command_line_flags()}
     flag_values = {flag: value for flag, value in values.items() if value is not None}
     if arguments.text_file is not None:
         flag_values["text"] = read_text_file(arguments.text_file, "--text")
-    if arguments.html is not None:
-        _write_page(arguments, flag_values)
-    if arguments.learning is not None:
-        _write_learning(arguments, flag_values)
+    with Progress(sys.stderr):
+        if arguments.html is not None:
+            _write_page(arguments, flag_values)
+        if arguments.learning is not None:
+            _write_learning(arguments, flag_values)
     if (arguments.html or arguments.learning) and len(arguments.run_and_view) == 1:
         return 0
     *run_paths, name = arguments.run_and_view
@@ -102,8 +104,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise view_error(arguments.run_and_view, arguments.preset)
     if name not in views.VIEWS:
         raise unknown_name_error("view", name, views.VIEWS)
-    model_or_settings = runs.load(run_paths[0]) if run_paths else _resolve_vocab_size(resolve(arguments.preset))
-    result = lens.inspect(model_or_settings, name, **views.options_from_flags(name, flag_values))
+    with Progress(sys.stderr):
+        model_or_settings = runs.load(run_paths[0]) if run_paths else _resolve_vocab_size(resolve(arguments.preset))
+        result = lens.inspect(model_or_settings, name, **views.options_from_flags(name, flag_values))
     if left_out := getattr(result, "left_out", 0):
         print_notice(f"the text is too long for this view: without its last {format_count(left_out, 'token')}")
     if arguments.plot is not None:

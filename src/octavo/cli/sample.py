@@ -110,6 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
     from octavo.generation.prompt import encode_prompt
     from octavo.generation.sampling import Sampling
     from octavo.generation.stream import TextRequest
+    from octavo.terminal.progress import Progress
 
     sampling = Sampling(**{name: getattr(arguments, name) for name in _SAMPLING})
     prompt = arguments.prompt
@@ -120,7 +121,8 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if arguments.prompt_file is not None:
         prompt = read_text_file(arguments.prompt_file, "--prompt")
-    loaded = runs.load(arguments.run, find_device(arguments.device))
+    with Progress(sys.stderr):  # of a download
+        loaded = runs.load(arguments.run, find_device(arguments.device))
     request = TextRequest(
         prompt=encode_prompt(loaded.tokenizer, prompt, arguments.unknown, arguments.special_tokens),
         max_new_tokens=arguments.max_new_tokens,

@@ -18,12 +18,12 @@ from octavo import files, tokenizers
 from octavo.data.cache import cache_key, dataset_fingerprint
 from octavo.data.dataset import FORMAT, SPLITS, Dataset, checksum, open_dataset
 from octavo.data.limits import Limits
-from octavo.data.progress import PreparationProgress
 from octavo.data.scan import CorpusScan
 from octavo.data.shard_writer import RECORDS, ShardRecord, write_shards
 from octavo.data.sources import Corpus
 from octavo.data.split import LEFT_OUT, Split, choose_split, split_chunks
 from octavo.errors import OctavoError, SourceChangedError, UnknownCharactersError
+from octavo.progress import PreparationProgress
 from octavo.settings import DataSettings
 from octavo.tokenizers import END_OF_TEXT, Tokenizer
 

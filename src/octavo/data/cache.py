@@ -11,9 +11,9 @@ import filelock
 
 from octavo import files
 from octavo.data.dataset import FORMAT, Dataset, open_dataset
-from octavo.data.progress import PreparationProgress
 from octavo.data.scan import ScanSummary
 from octavo.errors import OctavoError
+from octavo.progress import PreparationProgress
 from octavo.settings import DataSettings
 from octavo.tokenizers import Tokenizer
 

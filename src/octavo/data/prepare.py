@@ -33,11 +33,11 @@ from octavo.data.cache import (
 from octavo.data.dataset import Dataset, Origin, is_prepared, open_dataset
 from octavo.data.encoder import END, Encoder
 from octavo.data.limits import DEFAULT_LIMITS, Limits
-from octavo.data.progress import PreparationProgress, preparation
 from octavo.data.scan import CorpusScan, ScanSummary, load_scan_summary, scan_corpus, warn_about_source
 from octavo.data.sources import Corpus, open_source
 from octavo.data.split import choose_split, split_chunks
 from octavo.errors import OctavoError, SourceChangedError, SourceNotFoundError
+from octavo.progress import PreparationProgress, preparation
 from octavo.settings import DataSettings, SourceLike, as_source, list_sources, resolve
 from octavo.tokenizers import Tokenizer, UnknownCharacters
 

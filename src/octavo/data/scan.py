@@ -23,10 +23,10 @@ from octavo.data import formats
 from octavo.data.chunks import Chunk
 from octavo.data.conversion import reading_identity
 from octavo.data.limits import DEFAULT_LIMITS, Limits
-from octavo.data.progress import PreparationProgress, ProgressMeter, preparation
 from octavo.data.report import Skipped, join_counts, summarize
 from octavo.data.sources import Corpus, CorpusHash
 from octavo.errors import OctavoError, OctavoWarning
+from octavo.progress import PreparationProgress, ProgressMeter, preparation
 from octavo.settings import DataSettings, list_sources
 from octavo.tokenizers import END_OF_TEXT, Tokenizer
 

@@ -20,9 +20,9 @@ from octavo.data import encoder_pool, shards
 from octavo.data.dataset import SPLITS
 from octavo.data.encoder import END
 from octavo.data.limits import Limits
-from octavo.data.progress import PreparationProgress, ProgressMeter
 from octavo.data.split import SplitChunk
 from octavo.errors import OctavoError, SourceChangedError
+from octavo.progress import PreparationProgress, ProgressMeter
 from octavo.tokenizers import Tokenizer
 from octavo.units import format_bytes
 

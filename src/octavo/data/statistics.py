@@ -9,11 +9,11 @@ import numpy as np
 from octavo.data.dataset import SPLITS, Dataset, is_prepared
 from octavo.data.limits import DEFAULT_LIMITS, Limits
 from octavo.data.prepare import open_or_build_scanned
-from octavo.data.progress import PreparationProgress, ProgressMeter, preparation
 from octavo.data.scan import scan_corpus, warn_about_source
 from octavo.data.sources import open_source
 from octavo.data.split import LEFT_OUT, choose_split, split_chunks
 from octavo.errors import OctavoError
+from octavo.progress import PreparationProgress, ProgressMeter, preparation
 from octavo.settings import DataSettings
 
 _LISTED = 20  # entries in each list of tokens or characters

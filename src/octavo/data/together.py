@@ -39,13 +39,13 @@ from octavo.data.claims import STALE_SECONDS, Activity, Claims
 from octavo.data.dataset import FORMAT, SPLITS, checksum, is_prepared, read_info
 from octavo.data.limits import DEFAULT_LIMITS, Limits
 from octavo.data.prepare import check_is_empty, resolve_tokenizer_setting
-from octavo.data.progress import PreparationProgress, preparation
 from octavo.data.scan import CorpusScan, ScanSummary, join_scans, scan_chunks, warn_about_source
 from octavo.data.shard_writer import PartRecord, Position, ShardRecord, advance, check_disk_space, write_parts
 from octavo.data.shards import Shards, open_npy
 from octavo.data.sources import Corpus, CorpusHash, open_units
 from octavo.data.split import LEFT_OUT, TRAIN, VAL, Split, choose_split, split_chunks
 from octavo.errors import OctavoError, SourceChangedError
+from octavo.progress import PreparationProgress, preparation
 from octavo.settings import DataSettings, list_sources
 from octavo.tokenizers import Tokenizer
 

@@ -22,6 +22,7 @@ from octavo.lens.neighbors import Neighbors, neighbors
 from octavo.lens.plots import PALETTE
 from octavo.lens.projection import Projection, projection
 from octavo.lens.tokens import tokenize
+from octavo.progress import track
 from octavo.runs import RunLike
 
 _WIDTH, _HEIGHT = 960, 600
@@ -56,7 +57,7 @@ def learning_svg(run: RunLike, text: str | None = None, pair: tuple[str, str] | 
     final = attention(last, ids)
     likeness = _likeness(last, pair)
     maps, patterns = [], []
-    for step in steps:
+    for step in track(steps, "drawing", "checkpoints"):
         loaded = last if step == steps[-1] else runs.load(owner.steps[step])
         maps.append(projection(loaded))
         patterns.append(attention(loaded, ids, layer=final.layer, head=final.head).weights)

@@ -20,6 +20,7 @@ from octavo.lens.arguments import WordLike, resolve_word, text_of
 from octavo.lens.embedding import cosines, count_tokens, unit_rows
 from octavo.lens.tokens import Token, make_token
 from octavo.lens.view import Table, View
+from octavo.progress import track
 from octavo.runs import Run, RunLike
 
 _MAX_NEIGHBORS = 100
@@ -130,7 +131,7 @@ def _resolve_one_token(loaded: Checkpoint, word: WordLike) -> int:
 def _embeddings_of_run(folder: Path) -> Iterator[tuple[int, np.ndarray]]:
     """The step and wte (V, C) of every checkpoint of the run that owns a checkpoint folder."""
     run = Run.of_checkpoint(folder)
-    for step, path in run.steps.items() if run else ():
+    for step, path in track(list(run.steps.items()) if run else [], "reading", "checkpoints"):
         for file_path in huggingface.safetensors_files(path):
             with safetensors.safe_open(file_path, framework="np") as file:
                 if "transformer.wte.weight" in file.keys():  # noqa: SIM118 (it is not a dict)

@@ -39,6 +39,7 @@ from octavo.lens.tokens import tokenize
 from octavo.lens.view import Table, View
 from octavo.loss import split_loss
 from octavo.model import GPT, KVCache
+from octavo.progress import track
 from octavo.runs import RunLike
 
 _MAX_TOKENS = 128  # random ids
@@ -119,7 +120,8 @@ def verify(run: RunLike, *, seed: int = 0) -> Verification:
             "causality": _check_causality(model, idx),
             "cache": _check_cache(model, idx, tolerance),
         }
-        measurements = [each for name, group in groups.items() for each in _measure(name, group)]
+        names = track(list(groups), "checking", "groups of checks")
+        measurements = [each for name in names for each in _measure(name, groups[name])]
     checks = [Check(name, float(error), tolerance, bool(error <= tolerance)) for name, error, tolerance in measurements]
     return Verification(describe_model(model.settings), all(check.ok for check in checks), checks)
 

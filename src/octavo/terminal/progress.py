@@ -8,8 +8,8 @@ from typing import IO, Self, TypeVar, cast
 from rich.console import Console
 from rich.live import Live
 
-from octavo.data.progress import Preparation, PreparationProgress
-from octavo.units import format_duration
+from octavo.progress import Preparation, PreparationProgress, listen
+from octavo.units import format_bytes, format_duration
 
 _MIN_WIDTH = 40  # columns
 _PLAIN_INTERVAL = 10  # seconds between plain lines
@@ -26,7 +26,10 @@ def run_preparation(preparation: Preparation[T], stream: IO[str]) -> T:
 
 
 class Progress:
-    """Shows progress as it arrives. A context manager, because the live display must be removed at the end."""
+    """Shows progress as it arrives, and what `octavo.progress.Report` sends while it is entered.
+
+    A context manager, because the live display must be removed at the end.
+    """
 
     def __init__(self, stream: IO[str]) -> None:
         output = cast(IO[str], _Output(stream))
@@ -35,14 +38,17 @@ class Progress:
         if self.console.width < _MIN_WIDTH:  # with COLUMNS=0, rich prints nothing
             self.console.width = _MIN_WIDTH
         self._live = Live(console=self.console, transient=True, refresh_per_second=8)
+        self._listening = contextlib.ExitStack()
         self._interval_start = 0.0  # `seconds` of the event that started the current _PLAIN_INTERVAL
 
     def __enter__(self) -> Self:
+        self._listening.enter_context(listen(self.show))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._listening.close()
         if self.console.is_terminal:
             self._live.stop()
 
@@ -64,14 +70,22 @@ def _format_preparation(event: PreparationProgress) -> str:
     rate = event.done / max(event.seconds, 1e-9)
     parts = [event.stage]
     if event.total:
-        parts.append(f"{event.done / event.total:.0%} of {event.total / 1e6:,.1f} million {event.unit}")
+        parts.append(f"{event.done / event.total:.0%} of {_format_amount(event.total, event.unit)}")
     elif event.done:
-        parts.append(f"{event.done / 1e6:,.1f} million {event.unit}")
+        parts.append(_format_amount(event.done, event.unit))
     if event.done:
-        parts.append(f"{rate / 1e6:,.1f} million per second" if rate >= 1e5 else f"{rate:,.0f} per second")
+        parts.append(f"{_format_amount(rate, event.unit).removesuffix(f' {event.unit}')} per second")
         if event.total:
             parts.append(f"left {format_duration((event.total - event.done) / rate)}")
     return " · ".join(parts)
+
+
+def _format_amount(count: float, unit: str) -> str:
+    if unit == "bytes":
+        return format_bytes(count)
+    if count >= 1e5:
+        return f"{count / 1e6:,.1f} million {unit}"
+    return f"{count:,.0f} {unit}" if count >= 10 or count == int(count) else f"{count:,.1f} {unit}"
 
 
 class _Output(io.TextIOBase):

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from octavo.data.progress import PreparationProgress
+from octavo.progress import PreparationProgress
 from octavo.terminal.progress import Progress
 from octavo.training import Evaluated, Event, Finished, Notice, Sampled, Saved, Started, Step, TimeEstimate
 from octavo.units import escape_control_characters, format_bytes, format_count, format_duration

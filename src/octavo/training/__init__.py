@@ -9,7 +9,7 @@ samples, and checkpoints through the thread of `checkpoint_writer`. `loggers` co
 trackio.
 """
 
-from octavo.data.progress import PreparationProgress
+from octavo.progress import PreparationProgress
 from octavo.training.event import Evaluated, Event, Finished, Notice, Sampled, Saved, Started, Step, TimeEstimate
 from octavo.training.interrupt import interruptible
 from octavo.training.loop import events, train

@@ -6,7 +6,7 @@ Units: nats, tokens, seconds, bytes. A step's number is the count of updates mad
 from dataclasses import dataclass
 from pathlib import Path
 
-from octavo.data.progress import PreparationProgress
+from octavo.progress import PreparationProgress
 from octavo.schema import Count, NonNegative
 from octavo.settings import Settings
 

@@ -25,7 +25,6 @@ import torch
 
 from octavo import estimate, scaling, tokenizers
 from octavo.data.dataset import Dataset
-from octavo.data.progress import PreparationProgress, preparation
 from octavo.device import Runtime, free_memory, resident_memory, resolve_runtime
 from octavo.distributed import check_divisible
 from octavo.errors import OctavoError
@@ -33,6 +32,7 @@ from octavo.estimate import Memory, Timing
 from octavo.generation.engine import Engine, Request
 from octavo.loss import split_loss
 from octavo.model import GPT
+from octavo.progress import PreparationProgress, preparation
 from octavo.runs import Run
 from octavo.scaling import Processes, StepCost
 from octavo.settings import SAMPLE_TOKENS, Settings

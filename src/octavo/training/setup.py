@@ -19,13 +19,13 @@ from octavo import checkpoint, estimate, runs
 from octavo.checkpoint import Checkpoint, TrainerState
 from octavo.data.dataset import Dataset, is_prepared
 from octavo.data.prepare import prepare_dataset, reopen_dataset
-from octavo.data.progress import PreparationProgress, preparation
 from octavo.device import Runtime, check_model_fits, find_device, has_device, resolve_runtime
 from octavo.distributed import World
 from octavo.errors import OctavoError
 from octavo.estimate import MAX_EPOCHS
 from octavo.interop import nanogpt
 from octavo.model import GPT
+from octavo.progress import PreparationProgress, preparation
 from octavo.runs import Run
 from octavo.settings import Settings
 from octavo.tokenizers import Tokenizer

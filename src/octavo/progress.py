@@ -10,11 +10,16 @@ The decorator `preparation` is for functions that other code calls too. It turns
     for progress in preparation:      # optional
         print(progress.stage, progress.done, progress.total)
     dataset = preparation.result
+
+Work that is not a generator, such as a download or a view, reports to the display of its thread, if there is one:
+`Report` and `track` send, `listen` receives.
 """
 
+import contextlib
 import functools
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Generic, ParamSpec, TypeVar
 
@@ -81,3 +86,40 @@ class ProgressMeter:
         if now - self._last >= self.interval:
             self._last = now
             yield PreparationProgress(self.stage, done, self.total, now - self._start, self.unit)
+
+
+Listener = Callable[[PreparationProgress], object]
+_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
+
+
+@contextlib.contextmanager
+def listen(listener: Listener) -> Iterator[None]:
+    """Call `listener` with the progress that `Report` and `track` send from this thread."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+class Report:
+    """Sends the progress of one stage to the display of the thread that creates it. Other threads may call it."""
+
+    def __init__(self, stage: str, total: int | None, unit: str) -> None:
+        self._meter, self._listener = ProgressMeter(stage, total, unit=unit), _listener.get()
+
+    def __call__(self, done: int, total: int | None = None) -> None:
+        """Report the progress if it is due or complete. `total` is for work that learns of it only now."""
+        if self._listener is not None:
+            self._meter.total = total or self._meter.total
+            self._meter.interval = 0 if done == self._meter.total else 0.2
+            for progress in self._meter.report(done):
+                self._listener(progress)
+
+
+def track(items: Sequence[T], stage: str, unit: str) -> Iterator[T]:
+    """Yield the items, and report how many of them the caller has worked through."""
+    report = Report(stage, len(items), unit)
+    for done, item in enumerate(items):
+        report(done)
+        yield item
