@@ -41,10 +41,10 @@ class Part(World):
         self.rank, self.size, self.others = rank, size, others
         self.exchanged: list[Tensor] = []
 
-    def sum(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce(self, tensors: Sequence[Tensor]) -> None:
         self.exchanged += [tensor.clone() for tensor in tensors]
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         return [value, *[value if self.others is None else self.others] * (self.size - 1)]
 
 

@@ -39,7 +39,7 @@ class ThreadGroup(Group):
         self.barrier, self.sums = barrier, sums
         super().__init__(rank, size, local_rank, store, timeout=60.0)
 
-    def sum(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce(self, tensors: Sequence[Tensor]) -> None:
         with self.translate_errors():
             self.sums[self.rank] = [tensor.clone() for tensor in tensors]
             self.barrier.wait()
@@ -48,7 +48,7 @@ class ThreadGroup(Group):
         for tensor, total in zip(tensors, totals, strict=True):
             tensor.copy_(total)
 
-    def concatenate(self, part: Tensor, count: int, group: Any = None) -> Tensor:
+    def all_gather(self, part: Tensor, count: int, group: Any = None) -> Tensor:
         with self.translate_errors():
             self.sums[self.rank] = part
             self.barrier.wait()
@@ -166,13 +166,13 @@ def test_a_run_folder_that_one_machine_does_not_see_is_named(
     machines: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(setup, "_VISIBLE_SECONDS", 0.0)
-    of_first = Group.of_first
+    broadcast_object = Group.broadcast_object
 
     def look_elsewhere(self: Group, value: Any) -> Any:
-        first = of_first(self, value)
+        first = broadcast_object(self, value)
         return "elsewhere" if self.rank == 1 and isinstance(first, str) else first
 
-    monkeypatch.setattr(Group, "of_first", look_elsewhere)
+    monkeypatch.setattr(Group, "broadcast_object", look_elsewhere)
     codes, messages = machines.run(TRAIN, TRAIN)
     assert codes == [2, 2]
     assert len(messages) == 1

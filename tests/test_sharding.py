@@ -18,7 +18,7 @@ from torch import Tensor
 import octavo
 from octavo import scaling, training
 from octavo.device import Runtime, check_model_fits, total_memory
-from octavo.distributed import ALONE, Group, LostProcessError, World, check_shard, part_of
+from octavo.distributed import ALONE, Group, LostProcessError, World, check_shard, rows_of_rank
 from octavo.errors import MachineError, OctavoError
 from octavo.estimate import Memory
 from octavo.loss import split_loss
@@ -43,7 +43,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """A world of one process that exchanges with itself."""
+    """A world of one process, connected to itself."""
     store = dist.FileStore(str(tmp_path_factory.mktemp("group") / "store"), 1)
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield Group(0, 1, 0, store, timeout=60)
@@ -147,7 +147,7 @@ def test_a_sharded_run_writes_the_files_of_a_whole_one_also_after_a_rollback(
 @pytest.mark.parametrize("count", [1, 2, 7, 65, 64])
 def test_rows_are_divided_as_torch_does(count: int, size: int) -> None:
     rows = torch.arange(count)
-    parts = [rows[part_of(count, rank, size)] for rank in range(size)]
+    parts = [rows[rows_of_rank(count, rank, size)] for rank in range(size)]
     assert torch.equal(torch.cat(parts), rows)
     chunks = torch.chunk(rows, size)
     assert all(torch.equal(part, chunk) for part, chunk in zip(parts, chunks, strict=False))
@@ -222,8 +222,8 @@ def test_a_sharded_model_does_not_try_again_with_a_smaller_micro_batch(
     assert "--micro-batch 3" in caught.value.hint
 
 
-def test_an_error_inside_a_sharded_model_names_the_exchange(group: World) -> None:
-    with pytest.raises(LostProcessError, match="an exchange has failed: Connection closed"), group.translate_errors():
+def test_an_error_inside_a_sharded_model_names_the_collective(group: World) -> None:
+    with pytest.raises(LostProcessError, match="a collective has failed: Connection closed"), group.translate_errors():
         raise RuntimeError("Connection closed by peer\nmore")
 
 
@@ -237,14 +237,14 @@ def test_an_error_inside_a_sharded_model_names_the_exchange(group: World) -> Non
         TimeoutError("timed out after 600 s"),
     ],
 )
-def test_an_error_of_an_exchange_inside_a_sharded_model_is_recognized(message: str | Exception, group: World) -> None:
+def test_an_error_of_a_collective_inside_a_sharded_model_is_recognized(message: str | Exception, group: World) -> None:
     error = message if isinstance(message, Exception) else RuntimeError(message)
-    with pytest.raises(LostProcessError), group.translate_errors(only_exchanges=False):
+    with pytest.raises(LostProcessError), group.translate_errors(only_collectives=False):
         raise error
 
 
 def test_another_error_inside_a_sharded_model_is_not_called_a_failed_exchange(group: World) -> None:
-    with pytest.raises(RuntimeError, match="shapes"), group.translate_errors(only_exchanges=False):
+    with pytest.raises(RuntimeError, match="shapes"), group.translate_errors(only_collectives=False):
         torch.zeros(2, 3) @ torch.zeros(2, 3)
 
 

@@ -1,8 +1,8 @@
-"""Several processes that train one model together, and what they exchange.
+"""The processes that train one model together, and their collectives: all-reduce, all-gather, broadcast, barrier.
 
-A launcher starts the processes and gives each its rank: `octavo train --processes N`, torchrun, or what runs torchrun
-on a cluster. `join` connects them. One process alone is `ALONE`, which imports nothing and exchanges nothing. This is
-the only module that imports `torch.distributed`, besides the launcher, `octavo.launch`, and FSDP2 in
+A launcher starts the processes and gives each its rank: `octavo train --processes N`, or torchrun, which a cluster's
+scheduler runs on each machine. `join` connects them. One process alone is `ALONE`, which imports nothing and exchanges
+nothing. This is the only module that imports `torch.distributed`, besides the launcher, `octavo.launch`, and FSDP2 in
 `octavo.training.sharding`.
 
 Values go through the store as JSON, never as pickled objects: any process on the network could send a pickle.
@@ -52,11 +52,11 @@ class World:
         part = count // self.size
         return slice(self.rank * part, (self.rank + 1) * part)
 
-    def sum(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its sum over all processes, in one exchange. All have the same type."""
+    def all_reduce(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its sum over all processes, in one all-reduce. All have the same dtype."""
 
-    def concatenate(self, part: Tensor, count: int, group: Any = None) -> Tensor:
-        """Put the parts of all processes, one below the other: `count` rows, of which each has those of `part_of`.
+    def all_gather(self, part: Tensor, count: int, group: Any = None) -> Tensor:
+        """The whole tensor of `count` rows. `part` has this process's rows: `rows_of_rank(count, rank, size)`.
 
         `group`: only the processes of a group of a `mesh`.
         """
@@ -66,43 +66,43 @@ class World:
         """Whether the flag is true in any process."""
         return flag
 
-    def of_first(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         """The value that the first process has. It must be JSON."""
         return value
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         """The value of each process, in the order of their ranks. It must be JSON."""
         return [value]
 
     def barrier(self) -> None:
         """Wait until every process has called this."""
-        self.gather(None)
+        self.all_gather_object(None)
 
     def wait_for_first(self) -> None:
         """Wait until the first process has called this, however long that takes."""
 
     def announce(self, error: OctavoError) -> bool:
-        """Make all processes end with this error, unless one was announced before. Returns whether to show the error.
+        """Make all processes end with this error, unless another was announced before: the first one is the cause.
 
-        The first error causes the others. One process on each machine shows it.
+        Returns whether this process is the one on its machine that shows the error.
         """
         return True
 
     @contextlib.contextmanager
-    def one_by_one(self) -> Iterator[None]:
-        """On each machine one process runs the block first, then all others: they find its files."""
+    def local_rank_zero_first(self) -> Iterator[None]:
+        """On each machine, local rank 0 runs the block before all others, which then find its files."""
         yield
 
     def mesh(self, device_type: str, parts: int) -> Any:
-        """The processes as a `DeviceMesh` (replicate, shard) with `parts` columns: a row divides one model among it."""
-        raise OctavoError("one process has nothing to divide a model with", "--processes 2")
+        """The processes as a `DeviceMesh` (replicate, shard) with `parts` columns. Each row shards one model."""
+        raise OctavoError("one process can't shard a model", "--processes 2")
 
     @contextlib.contextmanager
-    def translate_errors(self, only_exchanges: bool = True) -> Iterator[None]:
-        """If an exchange fails, raise the error that a process has announced before it ended.
+    def translate_errors(self, only_collectives: bool = True) -> Iterator[None]:
+        """If a collective fails, raise the error that a process has announced before it ended.
 
-        Without one, raise `LostProcessError`, which names the processes that do not answer. If the block has not
-        `only_exchanges`, an error that is not of an exchange is raised as it is.
+        Without one, raise `LostProcessError`, which names the processes that do not answer. Unless the block has
+        `only_collectives`, errors of other code are raised unchanged.
         """
         yield
 
@@ -123,7 +123,7 @@ def check_divisible(batch_size: int, processes: int) -> None:
 
 
 def check_shard(shard: int, processes: int) -> None:
-    """Raise `OctavoError` unless `processes` can form groups of `shard` that divide a model; 0: none are formed."""
+    """Raise `OctavoError` unless `processes` can form groups of `shard` that each shard a model; 0: no sharding."""
     if shard < 0:
         raise OctavoError(f"--shard {shard} is not a number of processes", "--shard 2")
     if shard and processes == 1:
@@ -136,8 +136,8 @@ def check_shard(shard: int, processes: int) -> None:
         )
 
 
-def part_of(count: int, rank: int, size: int) -> slice:
-    """The rows of one of `size` processes. If `count` can't be divided evenly, the last have fewer, or none.
+def rows_of_rank(count: int, rank: int, size: int) -> slice:
+    """The rows of a tensor that one of `size` processes has. If they can't be divided evenly, the last have fewer.
 
     FSDP2 and `torch.chunk` divide the same way.
     """
@@ -150,11 +150,11 @@ class Group(World):
 
     def __init__(self, rank: int, size: int, local_rank: int, store: Any, timeout: float) -> None:
         self.rank, self.size, self.local_rank = rank, size, local_rank
-        self._store, self._timeout, self._exchanges = store, timeout, 0
+        self._store, self._timeout, self._collectives = store, timeout, 0
         self.host = socket.gethostname()
-        self.names = self.gather(f"process {rank} of {size} (pid {os.getpid()} on {self.host})")
+        self.names = self.all_gather_object(f"process {rank} of {size} (pid {os.getpid()} on {self.host})")
 
-    def sum(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce(self, tensors: Sequence[Tensor]) -> None:
         import torch.distributed as dist
 
         flat = torch.cat([tensor.flatten() for tensor in tensors])
@@ -163,7 +163,7 @@ class Group(World):
         parts = torch.split(flat, [tensor.numel() for tensor in tensors])
         torch._foreach_copy_(list(tensors), [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)])
 
-    def concatenate(self, part: Tensor, count: int, group: Any = None) -> Tensor:
+    def all_gather(self, part: Tensor, count: int, group: Any = None) -> Tensor:
         import torch.distributed as dist
 
         size = self.size if group is None else group.size()
@@ -183,14 +183,14 @@ class Group(World):
             dist.all_reduce(value, op=dist.ReduceOp.MAX)
         return bool(value)
 
-    def of_first(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         key = self._next_key()
         with self.translate_errors():
             if self.is_first:
                 self._store.set(key, json.dumps(value))
             return json.loads(self._wait_for(key, self._timeout))
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         key = self._next_key()
         with self.translate_errors():
             self._store.set(f"{key}/{self.rank}", json.dumps(value))
@@ -214,7 +214,7 @@ class Group(World):
         return True  # the store is gone with the process that had it
 
     @contextlib.contextmanager
-    def one_by_one(self) -> Iterator[None]:
+    def local_rank_zero_first(self) -> Iterator[None]:
         key = f"{self._next_key()}/{self.host}"
         if self.local_rank:
             with self.translate_errors():
@@ -249,7 +249,7 @@ class Group(World):
         dist.destroy_process_group()
 
     def _find_silent(self) -> list[int]:
-        """The ranks of the processes that do not answer. All that are alive call this when an exchange has failed."""
+        """The ranks of the processes that do not answer. All that are alive call this when a collective has failed."""
         key, deadline = "alive", time.monotonic() + _ANSWER_SECONDS
         silent = [rank for rank in range(self.size) if rank != self.rank]
         self._store.set(f"{key}/{self.rank}", "")
@@ -282,16 +282,16 @@ class Group(World):
             raise kind(f"{values['process']}: {values['message']}", values["hint"])
 
     def _next_key(self) -> str:
-        """The name of an exchange. All processes make the same exchanges in the same order."""
-        self._exchanges += 1
-        return f"exchange/{self._exchanges}"
+        """The key of a collective in the store. All processes call the same collectives in the same order."""
+        self._collectives += 1
+        return f"collective/{self._collectives}"
 
     @contextlib.contextmanager
-    def translate_errors(self, only_exchanges: bool = True) -> Iterator[None]:
+    def translate_errors(self, only_collectives: bool = True) -> Iterator[None]:
         try:
             yield
         except (RuntimeError, TimeoutError) as error:  # torch.distributed's own errors too
-            if not only_exchanges and not _is_of_exchange(error):
+            if not only_collectives and not _is_collective_error(error):
                 raise
             names = []
             with contextlib.suppress(RuntimeError):
@@ -299,13 +299,13 @@ class Group(World):
                 names = [self.names[rank] for rank in self._find_silent()]
             reason = str(error).strip().splitlines()[0]
             waited = f" for {self._timeout:g} s" if "timed out" in reason.lower() else ""
-            message = f"no answer from {', '.join(names)}{waited}" if names else f"an exchange has failed: {reason}"
+            message = f"no answer from {', '.join(names)}{waited}" if names else f"a collective has failed: {reason}"
             # `octavo.launch` starts the processes again.
             hint = None if STORE in os.environ else "--resume RUN, which continues from the last checkpoint"
             raise LostProcessError(message, hint) from error
 
 
-def _is_of_exchange(error: Exception) -> bool:
+def _is_collective_error(error: Exception) -> bool:
     """Whether `torch.distributed` has raised an error. gloo's are plain RuntimeErrors, which name its source files."""
     import torch.distributed as dist
 
@@ -323,17 +323,17 @@ def is_launched() -> bool:
 def join(timeout: float = 600.0) -> World:
     """Connect to the other processes that a launcher has started. `ALONE` if it has started no others.
 
-    `timeout`: the seconds after which a process that does not answer counts as lost. Raises `OctavoError` if the
-    launcher's variables are incomplete.
+    `timeout`: the seconds after which a process that does not answer counts as lost. Raises `OctavoError` if an
+    environment variable of the launcher is missing.
     """
     if _joined:
         return _joined[0]
-    size = _variable("WORLD_SIZE", 1)
+    size = _read_variable("WORLD_SIZE", 1)
     if size == 1:
         return ALONE
     import torch.distributed as dist
 
-    rank, local_rank = _variable("RANK"), _variable("LOCAL_RANK")
+    rank, local_rank = _read_variable("RANK"), _read_variable("LOCAL_RANK")
     backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank % torch.cuda.device_count())
@@ -352,7 +352,7 @@ def join(timeout: float = 600.0) -> World:
         file_store = dist.FileStore(path, size) if path else None  # type: ignore[attr-defined]
         with _default_signals():
             dist.init_process_group(backend, store=file_store, rank=rank, world_size=size, timeout=limit)
-        store = dist.distributed_c10d._get_default_store()  # with a prefix for the group
+        store = dist.distributed_c10d._get_default_store()  # prefixes its keys, so they can't collide with others
     except (RuntimeError, ValueError) as error:
         raise LostProcessError(
             f"process {rank} of {size} can't reach the others: {str(error).strip().splitlines()[0]}",
@@ -383,8 +383,8 @@ def _default_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _variable(name: str, default: int | None = None) -> int:
-    """A whole number in the environment. Raises `OctavoError` without it."""
+def _read_variable(name: str, default: int | None = None) -> int:
+    """An environment variable that is an integer. Raises `OctavoError` if it is missing or not an integer."""
     value = os.environ.get(name, default)
     try:
         return int(str(value))

@@ -80,7 +80,7 @@ def split_loss(
                 on_batch(slices[min(first + world.size, len(slices)) - 1].stop - 1)
     finally:
         model.train(was_training)
-    world.sum([total])
+    world.all_reduce([total])
     return total.item() / (len(tokens) - 1)
 
 

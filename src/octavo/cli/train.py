@@ -159,7 +159,7 @@ def _train(plan: "Plan", world: "World", shard: int, stream: TextIO, port: int |
             if isinstance(event, training.Started) and world.is_first and port is not None:
                 servers.enter_context(_serving(event.run, port))
                 progress.show(training.Notice(f"http://127.0.0.1:{port}/ shows the run in a few seconds"))
-    signals = [number for number in world.gather(should_stop.signal) if number is not None]
+    signals = [number for number in world.all_gather_object(should_stop.signal) if number is not None]
     return finished, signals[0] if signals else None
 
 

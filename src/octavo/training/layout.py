@@ -24,7 +24,7 @@ class Replicated:
 
     def exchange(self, loss: Tensor) -> None:
         """Replace the loss and the gradients of this process's rows by their sums over all processes."""
-        self.world.sum([loss, *self.gradients])
+        self.world.all_reduce([loss, *self.gradients])
 
     @property
     def gradients(self) -> list[Tensor]:

@@ -101,7 +101,7 @@ def events(
     storage = open_mirror(plan.mirror, plan.settings, bool(plan.resume)) if plan.mirror and world.is_first else None
     memory_before = resident_memory(find_device(plan.settings.device))
     on_cpu = find_device(plan.settings.device).type == "cpu"
-    with world.one_by_one():
+    with world.local_rank_zero_first():
         compilation = load_in_background() if on_cpu else None  # for `fused_step`
         setup = yield from set_up(plan, max(1, shard))
         if compilation:
@@ -131,8 +131,8 @@ def events(
         steps = _run_with_rollbacks(run_steps, policy, recorder)
         names = settings.loggers if world.is_first else []
         try:
-            # FSDP2 exchanges weights and gradients inside the model, so its errors may come from anywhere.
-            with world.translate_errors(only_exchanges=False) if shard else contextlib.nullcontext():
+            # FSDP2's collectives run inside the model, so their errors may come from anywhere.
+            with world.translate_errors(only_collectives=False) if shard else contextlib.nullcontext():
                 events_of_run = loggers.tee(itertools.chain([started], map(Notice, notices), steps), names)
                 yield from upload(events_of_run, run, storage, world) if plan.mirror else events_of_run
         except LostProcessError as error:

@@ -181,7 +181,7 @@ class Recorder:
     def _require_finite_weights(self) -> None:
         parameters = self.trainer.layout.parameters.items()
         broken = next((name for name, parameter in parameters if not parameter.isfinite().all()), None)
-        for name in self.trainer.world.gather(broken):  # a sharded weight may be broken in another process
+        for name in self.trainer.world.all_gather_object(broken):  # a sharded weight may be broken in another process
             if name is not None:
                 self.require_finite(f"a weight of {name}", math.nan)
 

@@ -115,7 +115,7 @@ def check_same_setup(setup: TrainingSetup, world: World) -> None:
         "the checkpoint": setup.resumed_from and setup.resumed_from.values.step,
         "the settings": msgspec.to_builtins(dataclasses.replace(settings, source="", device="")),
     }
-    all_values = world.gather(values)
+    all_values = world.all_gather_object(values)
     for name in values:
         different = [rank for rank, value in enumerate(all_values) if value[name] != all_values[0][name]]
         if different:
@@ -128,7 +128,7 @@ def check_same_setup(setup: TrainingSetup, world: World) -> None:
 def create_run(plan: Plan, setup: TrainingSetup, world: World) -> Run:
     """Create the folder of a new run in the first process; the others open it."""
     run = Run.create(setup.settings, setup.data.name, plan.out, plan.name) if world.is_first else None
-    folder = Path(world.of_first(run and str(run.folder)))
+    folder = Path(world.broadcast_object(run and str(run.folder)))
     deadline = time.monotonic() + _VISIBLE_SECONDS
     while not (folder / "settings.toml").exists():
         if time.monotonic() > deadline:

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 
 from octavo.device import Runtime
-from octavo.distributed import World, part_of
+from octavo.distributed import World, rows_of_rank
 from octavo.model import GPT
 from octavo.training.layout import Replicated
 
@@ -51,7 +51,7 @@ class Sharded(Replicated):
         with torch.no_grad():
             for name, parameter in self._sharded.items():
                 self.parameters[name].grad = None if parameter.grad is None else _local(parameter.grad)
-        self.world.sum([loss])
+        self.world.all_reduce([loss])
 
     def clear_gradients(self) -> None:
         for parameter in (*self.parameters.values(), *self._sharded.values()):
@@ -59,7 +59,7 @@ class Sharded(Replicated):
 
     def norm_of_parts(self, norm: Tensor) -> Tensor:
         square = norm**2
-        self.world.sum([square])
+        self.world.all_reduce([square])
         return (square * self.parts / self.world.size).sqrt()
 
     def shape(self, parameter: Parameter) -> torch.Size:
@@ -67,12 +67,12 @@ class Sharded(Replicated):
 
     def whole(self, parameter: Parameter, part: Tensor) -> Tensor:
         rows = self._shapes[parameter][0]
-        return self.world.concatenate(part, rows, self._group) if part.dim() else part
+        return self.world.all_gather(part, rows, self._group) if part.dim() else part
 
     def part(self, parameter: Parameter, whole: Tensor) -> Tensor:
         rows = self._shapes[parameter][0]
         # A copy, since a view would keep the whole tensor in memory.
-        return whole[part_of(rows, self.world.rank % self.parts, self.parts)].clone() if whole.dim() else whole
+        return whole[rows_of_rank(rows, self.world.rank % self.parts, self.parts)].clone() if whole.dim() else whole
 
     def batches(self, parameters: Sequence[Parameter]) -> list[list[Parameter]]:
         return [list(block) for _, block in itertools.groupby(parameters, self._blocks.__getitem__)]

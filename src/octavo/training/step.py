@@ -46,7 +46,9 @@ class Trainer:
         self.optimizers = optimizers.build_optimizers(self.layout, settings, runtime.precision)
         self.scaler = runtime.grad_scaler()
         part = dataclasses.replace(settings, batch_size=settings.batch_size // world.size)
-        self.micro_batch = settings.micro_batch or min(world.gather(auto_micro_batch(part, runtime, self.layout.parts)))
+        self.micro_batch = settings.micro_batch or min(
+            world.all_gather_object(auto_micro_batch(part, runtime, self.layout.parts))
+        )
         self.step = 0  # updates so far
         self.learning_rate_scale = 1.0  # below 1 after a rollback
         self.notices: list[str] = []  # fallbacks, until `take_notices`
@@ -174,7 +176,9 @@ class Trainer:
         if self.world.size == self.layout.parts:
             return
         parameters = self.layout.parameters.values()
-        checksums = self.world.gather(sum(int(p.detach().view(torch.int32).sum(dtype=torch.int64)) for p in parameters))
+        checksums = self.world.all_gather_object(
+            sum(int(p.detach().view(torch.int32).sum(dtype=torch.int64)) for p in parameters)
+        )
         # Process `rank` of the group that divides a model has the same weights in each group.
         expected = [rank % self.layout.parts for rank in range(self.world.size)]
         different = [rank for rank, same in enumerate(expected) if checksums[rank] != checksums[same]]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from octavo.distributed import part_of
+from octavo.distributed import rows_of_rank
 from octavo.training.layout import Replicated
 from octavo.training.optimizers.base import Optimizer
 
@@ -69,11 +69,11 @@ class Muon(Optimizer):
             update = self._update_momentum(matrix, group["momentum"])
             squares.append(split_into_squares(layout.whole(matrix, update), width))
         counts = [len(each) for each in squares]
-        own = part_of(sum(counts), world.rank, world.size)
+        own = rows_of_rank(sum(counts), world.rank, world.size)
         stacked = torch.cat(squares)[own].to(group["dtype"])  # (N, C, C), N squares of this process
         if len(stacked) == 1 < sum(counts):  # PyTorch multiplies a single matrix in another kernel with other rounding
             stacked = stacked.repeat(2, 1, 1)
-        orthogonal = world.concatenate(orthogonalize(stacked)[: own.stop - own.start], sum(counts))
+        orthogonal = world.all_gather(orthogonalize(stacked)[: own.stop - own.start], sum(counts))
         for matrix, part in zip(matrices, torch.split(orthogonal, counts), strict=True):
             update = join_squares(part.to(matrix.dtype), layout.shape(matrix))
             matrix.mul_(1 - group["lr"] * group["weight_decay"])
