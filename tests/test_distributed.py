@@ -183,7 +183,7 @@ def test_processes_that_start_with_different_things_are_rejected(
     enter_folder(tmp_path, monkeypatch)
     setup = set_up(training.plan("text.txt", **SMALL)).result
     recorder = Part(0, 2)
-    monkeypatch.setattr(recorder, "gather", lambda value: [value, value | changes])
+    monkeypatch.setattr(recorder, "all_gather_object", lambda value: [value, value | changes])
     assert name in error_of(lambda: check_same_setup(setup, recorder)).message
     check_same_setup(setup, Part(0, 2))
     with_fp16 = dataclasses.replace(setup, settings=dataclasses.replace(setup.settings, precision="fp16"))

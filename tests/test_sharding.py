@@ -160,7 +160,7 @@ class Recorder(World):
         self.rank, self.size = rank, size
         self.parts: list[Tensor] = []
 
-    def concatenate(self, part: Tensor, count: int, group: Any = None) -> Tensor:
+    def all_gather(self, part: Tensor, count: int, group: Any = None) -> Tensor:
         self.parts.append(part)
         return part.new_zeros(count, *part.shape[1:])
 
@@ -285,7 +285,7 @@ def test_replicas_are_compared_with_the_process_that_has_the_same_part() -> None
     world = Recorder(0, 4)
     trainer.world, trainer.layout.parts = world, 2
     for values, different in (([1, 2, 1, 2], None), ([1, 2, 1, 3], "3 are not those of process 1")):
-        world.gather = lambda value, values=values: values  # type: ignore[method-assign]
+        world.all_gather_object = lambda value, values=values: values  # type: ignore[method-assign]
         if different is None:
             trainer.check_replicas()
             continue
