@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-MAX_FILE_BYTES = 5 * 10**9  # of a file of weights, as transformers has long divided them
+MAX_FILE_BYTES = 5 * 10**9  # of one shard of the weights; long the default of transformers
 PRECISIONS = ("fp32", "fp16", "int8")
 
 

@@ -2,23 +2,25 @@
 
     replacements.py    other PyTorch operations for attention, dropout and float32 matmuls
     training.c         what stands between the matmuls of a training step (`training.py` calls it)
-    forward.c          the decoder of `octavo.generation.native`
+    forward.c          the decoder of `octavo.generation.native`, in threads of its own (team.h)
+    linear.h           its linear layers, for int8 weights also on Intel's matrix unit (amx.h)
+    floats.h           vectors of floats, for both C files
     openmp.py          PyTorch's threads
+    allocator.py       glibc's allocator
 
 Every fast path has a plain one that it must equal, and that runs where the fast one can't.
 """
 
+from octavo.kernels.allocator import keep_freed_memory, return_freed_memory
+from octavo.kernels.openmp import one_thread
 from octavo.kernels.replacements import (
     MAX_MATMUL_ATTENTION_LENGTH,
     REPLACEMENTS,
     fast_dropout,
     fast_path,
     is_onednn_exact,
-    keep_freed_memory,
     matmul_attention,
-    one_thread,
     onednn_matmuls,
-    return_freed_memory,
 )
 
 __all__ = [

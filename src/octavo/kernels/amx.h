@@ -1,8 +1,8 @@
 /* Products of int8 weights and int16 inputs with AMX, the matrix unit of Intel's server processors.
 
-   The unit multiplies bytes, so an input is taken apart, into 256 * high + low with a signed and an unsigned byte. Its
-   int32 sums of either are exact, and so is their total, which is rounded once: a result has the bits that
-   multiply_tile computes, whose integer sums are exact too.
+   The unit multiplies bytes, so an input is split into 256 * high + low, a signed and an unsigned byte. Both int32 sums
+   are exact, and their total is rounded once. multiply_tile's integer sums are exact too, so the results have the same
+   bits.
 
    A tile has 16 rows of 64 bytes. A block of weights is such a tile, 64 columns of 16 rows. Inputs are stored in the
    order of the unit: for 16 rows and 64 columns the high bytes, then the low bytes, each as (16, 16, 4), which are 16
@@ -19,7 +19,7 @@
 
 enum { AMX_COLUMNS = 64, AMX_TILE_BYTES = 1024 };
 
-/* Whether the system lets this process use the unit, whose registers of 8 KB Linux saves only for those that ask. */
+/* Whether the system lets this process use the unit. Linux saves its registers, 8 KB, only for processes that ask. */
 static int amx_is_permitted(void)
 {
     enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };

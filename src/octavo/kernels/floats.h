@@ -45,8 +45,8 @@ typedef VECTOR(unsigned short, VECTOR_BYTES / 2) half_ushorts;
 typedef VECTOR(signed char, VECTOR_BYTES / 2) half_chars; /* 2 LANES numbers of 8 bits */
 typedef float unaligned_floats __attribute__((vector_size(VECTOR_BYTES), aligned(1), may_alias));
 
-/* ADD_8 adds the lanes of each of two vectors that are 8 apart: the result has 8 sums of x, then 8 of y. ADD_4, ADD_2
-   and ADD_1 have groups of 4, 2 and 1 sums in turn. One of their shuffles is a blend, which is cheaper than moving lanes.
+/* ADD_8(x, y) adds lane i + 8 of a vector to its lane i: the result has 8 sums of x, then 8 of y. ADD_4, ADD_2 and
+   ADD_1 do the same with a distance of 4, 2 and 1, and groups of that many sums of x and y in turn. One of their shuffles is a blend, which is cheaper than moving lanes.
    ADD_FIRST adds the two halves of each vector. SWAP_8, SWAP_4 and SWAP_2 swap groups of that many lanes. */
 #if LANES == 16
 #define LANE_NUMBERS {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}
@@ -95,8 +95,8 @@ ALWAYS_INLINE floats broadcast(float x) { return x - (floats){}; }
 ALWAYS_INLINE floats blend(ints mask, floats a, floats b) { return (floats)((mask & (ints)a) | (~mask & (ints)b)); }
 
 /* Lane i of the result is the sum of the lanes of v[i], which are overwritten. Every sum adds lanes LANES / 2 apart,
-   then LANES / 4 and so on: each stage adds the two halves of all vectors, and leaves half as many. `from`: the stage to
-   begin with, if the vectors have been added before: LANES / 2 for LANES vectors, LANES / 4 for half as many. */
+   then LANES / 4 and so on: each stage adds the two halves of all vectors, and leaves half as many. `from`: the first
+   stage, LANES / 2 for LANES vectors, LANES / 4 for half as many. */
 ALWAYS_INLINE floats horizontal_sums(floats *v, int from)
 {
 #if LANES >= 16

@@ -7,7 +7,7 @@
    prompt split anywhere, and after a cached prefix. Only attention reads other rows, those of the same slot.
 
    Axis letters: N rows, W rows whose logits are needed, C width, O outputs, H heads, D = C / H, S positions of a slot.
-   What attention computes at a time: M rows, V vectors of floats. */
+   In attention, M rows and V vectors of floats that are computed at a time. */
 
 #include "linear.h"
 
@@ -228,8 +228,7 @@ static void forward(const void *argument, int thread)
     linear(&m->lm_head, h, batch->logits, int16_workspace, amx, batch->W, C, m->vocab_size, STORE);
 }
 
-/* The floats that a call needs: scores of each thread, the residual stream and two more (N, C), what a block expands it
-   to, and the inputs of int8 weights. */
+/* The floats that a call needs: the scores of each thread; x, h and y (N, C); `hidden` (N, 4C); the int16 inputs. */
 long octavo_workspace_size(const Model *m, int N, int threads)
 {
     const long C = m->n_embd;

@@ -14,7 +14,7 @@
 
 #define TILE_ROWS (ACCUMULATORS / 2) /* input rows that share one load of a weight: 8 or 4 */
 #define TILE_OUTPUTS 16              /* outputs of a tile */
-#define MIN_AMX_ROWS 5               /* with fewer the vectors are faster */
+#define MIN_AMX_ROWS 5               /* with fewer rows, vector instructions are faster */
 #define COLUMN_BLOCK 768     /* input columns handled at a time: they stay in the L1 cache */
 #define CACHED_BYTES 400000L /* weights that are multiplied with all rows of a prompt before the next weights are read:
                                 they stay in the L2 cache */
@@ -24,7 +24,7 @@ enum { INPUT_ROWS = 16 };                                             /* rows of
 
 typedef struct { const void *weight; const float *scale, *bias; } Linear; /* scale (O,) if the weights are int8 */
 
-/* The numbers of columns and rows that int8 weights or int16 inputs are stored with. */
+/* The padded numbers of columns and rows in which int8 weights and int16 inputs are stored. */
 static int padded_columns(int C) { return (C + INT8_COLUMNS - 1) / INT8_COLUMNS * INT8_COLUMNS; }
 static int padded_rows(int N) { return (N + INPUT_ROWS - 1) / INPUT_ROWS * INPUT_ROWS; }
 
@@ -96,10 +96,10 @@ ALWAYS_INLINE float dot(const float *w, const float *x, int C)
 /* The last inputs of a layer with int8 weights, rounded to int16: (N, padded_columns(C)), or for AMX in its order. */
 typedef struct { float *scales; short *values; } Int16Inputs;
 
-/* What a row of C floats is multiplied by, so that its largest becomes `largest`. Writes the scale that undoes this. */
+/* The factor that makes `largest` the largest magnitude in a row of C floats. Writes its inverse to `scale`. */
 static float int16_factor(const float *row, int C, float largest, float *scale)
 {
-    floats maxima = broadcast(1e-30f), not_finite = {}; /* 0 * x is NaN for NaN and infinity: the scale has it */
+    floats maxima = broadcast(1e-30f), not_finite = {}; /* 0 * x is NaN for NaN and infinity; then the scale is NaN too */
     for (int c = 0; c < C; c += LANES) {
         const floats v = C - c < LANES ? load_tail(row + c, C - c) : load(row + c);
         const floats magnitude = (floats)((ints)v & 0x7fffffff);
@@ -129,9 +129,9 @@ ALWAYS_INLINE void round_to_int16(const float *row, int C, int c, float factor, 
    overflows int32. */
 static void quantize_inputs(const float *x, const Int16Inputs *to, int amx, int N, int C)
 {
-    const int products = (C + 2 * LANES - 1) / (2 * LANES) * 4, columns = padded_columns(C); /* in two lanes */
+    const int products = (C + 2 * LANES - 1) / (2 * LANES) * 4, columns = padded_columns(C); /* products: in the sum of two lanes */
     const float limit = 2147483647.f / (127.f * products), largest = limit < 32767.f ? floorf(limit) : 32767.f;
-    const int rows = amx ? INPUT_ROWS : 1; /* that are stored together */
+    const int rows = amx ? INPUT_ROWS : 1; /* rows in a block */
     PARALLEL_FOR(block, (N + rows - 1) / rows, 1) {
         float factors[INPUT_ROWS];
         const int first = block * rows, M = N - first < rows ? N - first : rows;
@@ -176,7 +176,7 @@ ALWAYS_INLINE void write_outputs(const Linear *l, int int8, float y[][TILE_OUTPU
 }
 
 /* Computes TILE_OUTPUTS outputs from o on, or the remaining ones if fewer, of a linear layer for M rows: 1 to 4 or
-   TILE_ROWS. C: the columns with which rows are stored. */
+   TILE_ROWS. C: the padded number of columns. */
 ALWAYS_INLINE void linear_tile(const Linear *l, int int8, const char *x, const float *scales, float *out,
                                int M, int C, int O, int o, int epilogue)
 {
@@ -209,8 +209,8 @@ static void linear_rows(const Linear *l, const char *x, const float *scales, flo
     }
 }
 
-/* How many adjacent blocks of `outputs` outputs a thread takes at a time, of `blocks`. Many adjacent blocks are one
-   long read of memory; several chunks for each thread balance the load if one thread is delayed. If the rows pass over
+/* How many of `blocks` adjacent blocks, each of `outputs` outputs, a thread takes at a time. Many are one long read of
+   memory; several chunks for each thread balance the load if one thread is delayed. If the rows pass over
    a chunk several times, it has to stay in the L2 cache. */
 static int chunk_size(int blocks, int outputs, long row_bytes, int passes)
 {
@@ -220,7 +220,7 @@ static int chunk_size(int blocks, int outputs, long row_bytes, int passes)
 }
 
 /* Computes a linear layer tile by tile, for x (N, C) in the type that its weights need: int16 with `scales` (N,), or
-   float32. C: the columns with which rows are stored. */
+   float32. C: the padded number of columns. */
 static void linear_tiles(const Linear *l, const void *x, const float *scales, float *out,
                          int N, int C, int O, int epilogue)
 {

@@ -25,9 +25,7 @@ Axis letters: `B` sequences in a batch, `H` heads, `T` positions, `D` head width
 """
 
 import contextlib
-import ctypes
 import functools
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -38,8 +36,6 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from octavo.kernels.openmp import find_openmp
-
 # With more positions the scores (B, H, T, T) no longer fit in the caches, and the fused kernel, which skips the masked
 # half, is faster.
 MAX_MATMUL_ATTENTION_LENGTH = 512
@@ -49,7 +45,6 @@ _CUDA_ATTENTION = [
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 _MATMUL_BACKEND: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # missing in PyTorch's stubs
 
 
@@ -172,55 +167,3 @@ def is_onednn_exact() -> bool:
         return all(exact)
     finally:
         _MATMUL_BACKEND.fp32_precision = previous
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Run PyTorch's CPU operations in the calling thread.
-
-    Use it for small operations while other threads have work: OpenMP's worker threads keep spinning after their share
-    is done, on cores that the other threads need.
-
-    OpenMP has a number of threads for each thread that calls it. `torch.set_num_threads` also sets the number that
-    threads born from then on have, for as long as they live.
-    """
-    openmp = find_openmp()
-    set_threads = openmp.omp_set_num_threads if openmp else torch.set_num_threads
-    threads = torch.get_num_threads()
-    set_threads(1)
-    try:
-        yield
-    finally:
-        set_threads(threads)
-
-
-@functools.cache
-def keep_freed_memory() -> None:
-    """Make glibc's allocator keep freed memory for reuse, for the rest of the process. No effect on other systems.
-
-    A training step frees and allocates the same megabytes over and over. By default glibc returns large blocks to the
-    kernel, which zeroes every page before handing it out again: a third of a small model's step. The largest blocks
-    (over 64 MiB) are still returned: they need contiguous space, which the holes between kept blocks seldom offer. For
-    two layers of GPT-2's size, keeping them too took 2.9 GB for 2.1 GB in use, and the step was no faster.
-    """
-    # glibc before 2.35 accepts at most 32 MiB. If it refuses both, leave its self-adjusting thresholds alone.
-    if _mallopt(_M_MMAP_THRESHOLD, 64 << 20) or _mallopt(_M_MMAP_THRESHOLD, 32 << 20):
-        _mallopt(_M_TRIM_THRESHOLD, 1 << 30)
-
-
-@functools.cache
-def return_freed_memory() -> None:
-    """Make glibc's allocator return blocks of a megabyte or more to the kernel, for the rest of the process.
-
-    With activation checkpointing, small tensors that stay come to lie between large ones that are freed. The holes do
-    not fit the next block's tensors: 1,150 MB of heap for 300 MB in use, and 430 MB with this.
-    """
-    _mallopt(_M_MMAP_THRESHOLD, 1 << 20)
-
-
-def _mallopt(option: int, value: int) -> bool:
-    """Set an option of glibc's allocator. Whether it was accepted: other systems have none."""
-    if not sys.platform.startswith("linux"):
-        return False
-    function = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    return function is not None and bool(function(option, value))
