@@ -211,11 +211,11 @@ def test_claims_of_a_dead_process_are_free(tmp_path: Path) -> None:
     with Claims(tmp_path, 1000) as first, Claims(tmp_path, 1000) as second:
         assert first.take("a")
         assert not second.take("a")
-        assert len(second.others()) == 1
+        assert len(second.other_activities()) == 1
         age_files(tmp_path)
         with Claims(tmp_path, 50) as third:
             assert third.take("a")
-            assert third.others() == []
+            assert third.other_activities() == []
             assert not Claims(tmp_path, 50)._create(tmp_path / "claims" / "a")
 
 

@@ -49,8 +49,8 @@ _MODULES = {
     "train": "octavo.training",
 }
 
-# PyTorch reads this when it first allocates memory. With pages of 2 MB instead of 4 KB large tensors need far fewer
-# address translations, which are slow in virtual machines: docs/speed.md has the measurements.
+# PyTorch reads THP_MEM_ALLOC_ENABLE when it first allocates memory. With pages of 2 MB instead of 4 KB, large tensors
+# need far fewer address translations, which are slow in virtual machines: docs/speed.md has the measurements.
 if os.path.exists("/sys/kernel/mm/transparent_hugepage"):
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 

@@ -49,10 +49,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class _InfoSchema:
-    """What `load` checks `octavo.json` against, besides its format. `Checkpoint.info` is the unconverted dict.
-
-    Losses are in nats, and None if the step was not evaluated.
-    """
+    """The types that `load` requires of `octavo.json`. Losses are in nats, and None if the step was not evaluated."""
 
     settings: dict[str, str | int | float | bool | list[str]]  # a list of sources
     step: Count = 0
@@ -60,7 +57,7 @@ class _InfoSchema:
     train_loss: float | None = None
     val_loss: float | None = None
     bits_per_byte: float | None = None
-    data: dict[str, Any] | None = None  # `octavo.data.Dataset.origin`, its `source` replaced by that of the settings
+    data: dict[str, Any] | None = None  # `octavo.data.dataset.Dataset.origin`, with the `source` of the settings
 
 
 @dataclass(frozen=True)
@@ -196,14 +193,14 @@ def check_manifest(folder: Path, foreign: bool = True) -> None:
         )
 
 
-class Entry(msgspec.Struct):
-    """What the manifest says of a file."""
+class FileEntry(msgspec.Struct):
+    """The size and the hash of a file in the manifest."""
 
     bytes: Count
     sha256: str
 
 
-def _is_unchanged(path: Path, entry: Entry) -> bool:
+def _is_unchanged(path: Path, entry: FileEntry) -> bool:
     return path.stat().st_size == entry.bytes and files.sha256(path) == entry.sha256
 
 
@@ -211,7 +208,7 @@ class Manifest(msgspec.Struct):
     """The contents of manifest.json."""
 
     format: int
-    files: dict[FileName, Entry]
+    files: dict[FileName, FileEntry]
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -220,13 +217,12 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def parse_manifest(content: bytes, name: str) -> Manifest:
-    """The same from the bytes of a manifest.json. `name` is for the error."""
+    """The manifest in the bytes of a manifest.json. Errors call it `name`."""
     return parse_json(content, Manifest, name, _ANOTHER_CHECKPOINT)
 
 
-# The files that `load` reads, which must be in the manifest if they exist; the older files of a tokenizer too. So must
-# the files of weights that an index lists.
-# `TRAINER_FILES` need not be: `strip_trainer` removes them from the manifest first, and a crash can leave the files.
+# `load` reads these files, so the manifest must list those that exist, and the files of weights that an index names.
+# `TRAINER_FILES` may be unlisted: `strip_trainer` unlists them first, and a crash can leave the files.
 _FILES = (
     "added_tokens.json",
     "chat_template.jinja",

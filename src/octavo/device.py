@@ -1,8 +1,7 @@
 """Where training runs: the device, the precision, and whether the step is compiled.
 
-`resolve_runtime` turns the settings' `auto` values into a `Runtime`, with a notice for each choice that changes speed
-or rounding without having been asked for. Everything that differs between CPU, CUDA and MPS, such as synchronizing or
-reading free memory, is here. Nothing here allocates memory on a device or changes PyTorch's global state.
+`resolve_runtime` turns the settings' `auto` values into a `Runtime`. What a device needs in its own way, such as
+synchronizing or reading free memory, is here. Nothing here changes PyTorch's global state.
 """
 
 import contextlib
@@ -33,7 +32,7 @@ _PEAK_FLOPS = {
     "T4": 65e12,
 }
 
-_highest_peak = [0]  # of the process's memory, in bytes, among the values that were read so far
+_highest_peak = [0]  # the largest value of VmHWM that was read, in bytes
 
 
 @dataclass(frozen=True)
@@ -168,7 +167,7 @@ def has_device(name: str) -> bool:
 
 
 def check_model_fits(parameters: int, device: torch.device, parts: int = 1) -> None:
-    """Raise `OctavoError` if a model that `parts` processes divide is far too large to train here.
+    """Raise `OctavoError` if a model, sharded among `parts` processes, is far too large to train on this device.
 
     Counts only weights, gradients and AdamW's two moments: 16 bytes per parameter.
     """

@@ -58,7 +58,7 @@ class UnknownCharactersError(OctavoError):
 
 
 class NoTokenLeftError(OctavoError):
-    """The settings of a text exclude every token that could come next."""
+    """The sampling settings exclude every token that could come next."""
 
 
 class SourceNotFoundError(OctavoError):
@@ -102,7 +102,7 @@ def translate_parser_errors(message: str, hint: str | None = None) -> Iterator[N
 
 @contextlib.contextmanager
 def translate_setting_errors(file: object) -> Iterator[None]:
-    """Name the file that a setting comes from. No flag of the command line can correct it, so none is the hint."""
+    """Turn a `SettingError` into an `OctavoError` that names the file. Its hint is no flag: a flag can't correct it."""
     try:
         yield
     except SettingError as error:

@@ -1,4 +1,4 @@
-"""What a run costs, by formula: parameters, FLOPs, memory, and the number of evaluations, samples and checkpoints.
+"""What a run costs, by formula: parameters, FLOPs, memory, disk, and seconds from a measured step.
 
 Settings in, numbers out: nothing here builds a model, reads a file or measures. Speed depends on the machine; it is
 measured by `octavo.training.run_estimate`, which combines it with these formulas.
@@ -71,7 +71,7 @@ class Memory:
     logits: int  # three float32 tensors of their size: the loss's log-probabilities, and two gradients (see `memory`)
     optimizer_workspace: int  # temporary tensors of an optimizer step
     fragmentation: int  # of the allocator's heap
-    checkpoint: int  # the copy that is written while training continues; 0 on a GPU, whose copy is in main memory
+    checkpoint: int  # the copy that is written while training continues; 0 on CUDA, whose copy is in main memory
     program: int  # Python, PyTorch, and the libraries that the first step loads
     peak: int
 
@@ -81,7 +81,7 @@ def memory(
 ) -> Memory:
     """What training uses on a device of type "cpu", "cuda" or "mps", with `micro_batch` sequences at once.
 
-    Of several processes that divide the batch, what each uses; they exchange their gradients in one more tensor.
+    If several processes divide the batch, this is what each uses, with one more tensor to all-reduce the gradients.
 
     The peak is at the start of a backward, with all activations and three tensors the size of the logits: the loss's
     log-probabilities, their gradient, and the gradient of the logits. If activations are small, the peak is in the
@@ -130,8 +130,8 @@ def disk_bytes(settings: Settings) -> int:
 def bytes_per_sequence(settings: Settings, device: str, precision: str) -> tuple[int, int]:
     """Return the bytes of activations and the bytes of logits of one training sequence.
 
-    With activation checkpointing, the activations of one block are allocated when the logits are freed: they count as
-    far as they are larger.
+    With activation checkpointing, the activations of one block are allocated after the logits are freed, so only the
+    bytes by which they are larger count.
     """
     L, C, T = settings.n_layer, settings.n_embd, settings.block_size
     size = _element_size(precision)

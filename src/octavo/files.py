@@ -1,9 +1,9 @@
 """Atomic files and folders, and downloads that are verified by sha256.
 
-Octavo replaces files and folders only through this module. It writes to a temporary sibling, calls fsync, renames the
-sibling to its final name, and calls fsync on the parent folder. After a crash, a path has its old content or all of its
-new content. Only a folder that was being replaced can be missing, since it is renamed first: `remove_leftovers` gives
-it its name back. A full disk is reported as an `OctavoError` that names the path.
+Runs, checkpoints and datasets are written only through this module. It writes to a temporary sibling, calls fsync,
+renames the sibling to its final name, and calls fsync on the parent folder. After a crash, a path has its old content
+or all of its new content. Only a folder that was being replaced can be missing, since it is renamed first:
+`remove_leftovers` gives it its name back. A full disk is reported as an `OctavoError` that names the path.
 """
 
 import contextlib
@@ -182,10 +182,9 @@ def remove_file(path: Path) -> None:
 def remove_leftovers(folder: Path, needed: Collection[str] = ()) -> None:
     """Remove the temporary files and folders of a process that was killed while it wrote into `folder`.
 
-    A folder that was renamed for its removal is deleted, since some of its files may be gone already. But if its name
-    is in `needed` and no other folder has that name, it gets the name back. It is complete then: callers
-    never pass a needed folder to `remove_folder`, and `commit_folder`, which also renames folders, deletes the old one
-    only after the new one has its name.
+    A folder NAME that was to be removed is now `.NAME.removed`, perhaps without some of its files, and is deleted. But
+    if NAME is in `needed` and is missing, the folder is complete and is renamed back: callers never remove a needed
+    folder, and `commit_folder` deletes the old folder only after the new one is in its place.
     """
     for removed in folder.glob(".*.removed"):
         path = removed.with_name(removed.name[1:].removesuffix(".removed"))
@@ -216,7 +215,7 @@ def _remove(path: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Flush a file that was appended to or a new folder, and its name, to disk. Does nothing if it does not exist."""
+    """Flush a file or folder, and its name in the parent folder, to disk. Does nothing if it does not exist."""
     with translate_disk_errors(path):
         if path.exists():
             _fsync(path)

@@ -28,9 +28,9 @@ def record_run(folder: Path) -> None:
 def launch(arguments: Sequence[str], after_restart: Sequence[str], processes: int, restarts: int) -> int:
     """Run `octavo` with these arguments in several processes, and return the exit code.
 
-    If a process is killed, crashes or can't be reached, all are started again, at most `restarts` times. Once there is
-    a run, they then get the arguments `after_restart`, and its folder if these end with `--resume`. Raises
-    `MachineError` if a process has died too often.
+    If a process is killed, crashes or can't be reached, all are started again, at most `restarts` times: with the same
+    arguments before there is a run, and with `after_restart` later. If these end with `--resume`, the run folder
+    follows. Raises `MachineError` if a process has died too often.
     """
     run = None
     for attempt in range(restarts + 1):
@@ -61,7 +61,7 @@ def _run_once(arguments: Sequence[str], processes: int, folder: Path) -> int:
 
     for name in logging.root.manager.loggerDict:
         if name.startswith("torch.distributed.elastic"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # what they say is said below
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # the errors below report the same
     environment = {
         STORE: str(folder / "store"),
         _RUN: str(folder / "run"),

@@ -57,7 +57,7 @@ def split_loss(
     `tokens_per_batch` changes speed and memory only; by default it is chosen for the model's device. The batches are
     divided among the processes of `world`. `should_stop` is called before each batch. Once it returns true in one of
     the processes, all raise `StoppedError`. All run the model equally often, since it may be sharded. `on_batch` is
-    called after each batch with the tokens that are predicted so far.
+    called after each batch with the number of tokens predicted so far.
     """
     was_training = model.training
     model.eval()
@@ -65,7 +65,7 @@ def split_loss(
     total = torch.zeros((), dtype=accumulation_dtype(device), device=device)
     tokens_per_batch = tokens_per_batch or default_tokens_per_batch(device, model.settings.vocab_size)
     slices = batch_slices(len(tokens), block_size, tokens_per_batch)
-    # FSDP2 fails in inference mode (pytorch 197327).
+    # FSDP2 fails in inference mode (PyTorch's issue 197327).
     no_gradients = torch.inference_mode() if world is ALONE else torch.no_grad()
     try:
         with no_gradients, kernels.fast_path(device):
@@ -106,7 +106,7 @@ def sequence_batches(tokens: TokenSequence, block_size: int, tokens_per_batch: i
 
 
 def batch_slices(length: int, block_size: int, tokens_per_batch: int) -> list[slice]:
-    """The part of `length` tokens that each batch of `sequence_batches` is made of."""
+    """The slice of the tokens, `length` in all, that holds each batch of `sequence_batches`."""
     tokens = max(1, tokens_per_batch // block_size) * block_size
     end = (length - 1) // block_size * block_size  # of the full sequences
     slices = [slice(start, min(start + tokens, end) + 1) for start in range(0, end, tokens)]

@@ -1,7 +1,7 @@
 """Copies of runs on other storage: `octavo train --mirror URL` writes one, and a RUN may be the URL of one.
 
-The copy has the layout of a run folder, see `octavo.runs`. Object stores cannot rename a folder, so the order of the
-writes has to make it safe. The manifest.json of a checkpoint is written after its other files, and removed before them;
+The copy has the layout of a run folder, see `octavo.runs`. Object stores cannot rename a folder, so the order of writes
+keeps the copy valid. The manifest.json of a checkpoint is written after its other files, and removed before them;
 `last` and `best` are written after that. A reader takes a checkpoint only if every file is as its manifest says. So the
 newest complete checkpoint can be loaded at any moment, whatever has failed or was killed.
 """
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from octavo import checkpoint, files, remote
-from octavo.checkpoint import Entry
+from octavo.checkpoint import FileEntry
 from octavo.errors import OctavoError, OctavoWarning
 from octavo.remote import MissingError, Storage
 
@@ -32,9 +32,9 @@ _ORIGIN = ".origin"  # in a run folder that was copied from a URL: the URL
 def push(run: Path, storage: Storage) -> None:
     """Make the copy of a run equal to the run folder, which another thread may change meanwhile.
 
-    What is there is replaced only if it differs. Checkpoints that the run has no more are removed from the copy, after
-    the new ones are complete. Raises `OctavoError` or `MachineError` if something cannot be copied; another call
-    continues. Never changes the run.
+    Only checkpoints that differ are copied. Those that the run no longer has are removed from the copy, after the new
+    ones are complete. Raises `OctavoError` or `MachineError` if something cannot be copied; another call continues.
+    Never changes the run.
     """
     pointers = {name: _read_pointer(run / name) for name in _POINTERS}
     names = [path.name for path in (run / _CHECKPOINTS).glob("step-*") if _NAME.fullmatch(path.name)]
@@ -68,7 +68,7 @@ def _push_checkpoint(folder: Path, storage: Storage) -> bool:
         except (OSError, OctavoError):
             return False
         if manifest != _read(storage, f"{name}/manifest.json"):
-            if not _has_more(storage, name, listed):
+            if not _has_all(storage, name, listed):
                 storage.remove(f"{name}/manifest.json")
                 try:
                     for file in listed:
@@ -81,8 +81,8 @@ def _push_checkpoint(folder: Path, storage: Storage) -> bool:
     return True
 
 
-def _has_more(storage: Storage, name: str, listed: dict[str, Entry]) -> bool:
-    """Whether the copy is complete and has all of these files: training has removed the trainer's state since."""
+def _has_all(storage: Storage, name: str, listed: dict[str, FileEntry]) -> bool:
+    """Whether the copy has all of these files, perhaps with a trainer's state that training has removed since."""
     with contextlib.suppress(OctavoError):
         there = checkpoint.parse_manifest(_read(storage, f"{name}/manifest.json") or b"", name).files
         return listed.items() <= there.items()
@@ -206,7 +206,7 @@ def _fetch_first(storage: Storage, root: Path, names: list[str]) -> str:
 
 
 def _fetch_checkpoint(storage: Storage, name: str, root: Path, with_trainer: bool) -> None:
-    """Copy a checkpoint into `root`, below the same name, and verify it. Does nothing if it is there already."""
+    """Copy a checkpoint to `root / name` and verify it. Does nothing if it is there already."""
     prefix = f"{name}/" if name else ""
     manifest = storage.read(f"{prefix}manifest.json")
     listed = checkpoint.parse_manifest(manifest, f"{storage.url}/{prefix}manifest.json").files

@@ -166,7 +166,7 @@ class CausalSelfAttention(nn.Module):
         `mask` (B, 1, T, S) is True where query t sees key s. None: as many keys as queries, or one query that sees
         all keys.
         """
-        # On a CPU, `octavo.kernels.fast_path` replaces scaled_dot_product_attention and dropout by faster kernels.
+        # On a CPU, `octavo.kernels.fast_path` replaces scaled_dot_product_attention and dropout with faster kernels.
         dropout = self.dropout if self.training else 0.0
         causal = mask is None and q.size(2) > 1
         return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal)  # (B, H, T, D)

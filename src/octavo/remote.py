@@ -1,7 +1,7 @@
 """Files on other storage, by URL: `s3://BUCKET/KEY`, `gs://...`, `memory://...`, `file://...`. The engine is fsspec.
 
-Programs that map files or rename folders need them on a disk. So `fetch` copies what a URL names into the cache, and
-copies it again if it has changed. `octavo.mirror` copies runs there and back.
+Octavo reads files at random positions and renames folders, so it needs them on a disk. `fetch` copies what a URL names
+into the cache, and copies it again if it has changed. `octavo.mirror` copies runs there and back.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ def is_url(name: object) -> bool:
 class Storage:
     """The files at a URL. Names are relative to it, with `/`. Raises `MissingError`, `OctavoError` or `MachineError`.
 
-    What fails because of the machine or the network is tried again, after each of the seconds in `delays`.
+    A call that fails because of the machine or the network is retried, once after each of the `delays` in seconds.
     """
 
     def __init__(self, url: str, delays: Sequence[float] = (), wait: Callable[[float], object] = time.sleep) -> None:
@@ -73,7 +73,7 @@ class Storage:
         return bool(self._call(name, self._system.isfile))
 
     def list_files(self, folder: str = "") -> dict[str, dict[str, str]]:
-        """All files in a folder and the folders in it, by name, each with what can show that it has changed.
+        """All files in a folder and its subfolders, by name. The values of a file change when the file does.
 
         Empty if there is no such folder. If the URL names a file, the file itself, by the name "".
         """
@@ -131,7 +131,7 @@ class Storage:
         return f"{self._root}/{name}" if name else self._root
 
     def _call(self, name: str, act: Callable[[str], T]) -> T:
-        """`act` on the path of a file. Its errors are translated; those of the machine lead to another attempt."""
+        """Call `act` with the path of a file. Translates its errors, and retries after a `MachineError`."""
         for delay in (*self._delays, None):
             try:
                 return self._call_once(name, act)
@@ -158,10 +158,10 @@ class Storage:
 
 
 def fetch(url: str) -> Path:
-    """The copy in the cache of a file, a folder or the files of a glob, without those that were removed since.
+    """Copy a file, a folder or the files of a glob into the cache. Returns the path of the copy.
 
-    A file is copied if it is new or its size, hash or modification time has changed. Raises `OctavoError` if there are
-    none, `MachineError` if the storage cannot be reached.
+    A file is copied if it is new or its size, hash or modification time has changed; one that was removed is removed
+    from the copy. Raises `OctavoError` if there are no files, `MachineError` if the storage cannot be reached.
     """
     base, pattern = _split_glob(url)
     storage = Storage(base)
@@ -205,7 +205,7 @@ def cache_folder(url: str) -> Path:
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Create a folder, and wait until no other process has locked it."""
+    """Create a folder and lock it, as soon as no other process has locked it."""
     with files.translate_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     while (held := files.acquire_lock(folder / ".lock")) is None:

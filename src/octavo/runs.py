@@ -6,9 +6,9 @@
               checkpoints/step-NNNNNN/
               last, best           text files, each with the name of one of the checkpoints
 
-Only this module knows the layout. One process at a time writes to a run. Training resumes from the checkpoint that
-`last` names or, if that checkpoint is damaged, from the one before. Every other checkpoint holds only weights: `best`,
-and `keep_checkpoints` log-spaced ones that show how the model developed. Nothing outside checkpoints/ is ever removed.
+One process at a time writes to a run. Training resumes from the checkpoint that `last` names or, if that checkpoint is
+damaged, from the one before. Every other checkpoint holds only weights: `best`, and `keep_checkpoints` log-spaced ones
+that show how the model developed. `octavo.mirror` copies this layout to other storage.
 """
 
 import contextlib
@@ -140,7 +140,7 @@ class Run:
         self.write_settings(settings)
 
     def rewind(self, step: int, is_best: bool = False, keep_line: bool = True) -> None:
-        """Make the checkpoint of `step` the last one, and `best` if it is that, and remove what is later.
+        """Make the checkpoint of `step` the last one, and with `is_best` the best one. Remove everything later.
 
         Without `keep_line`, the log lines of the step itself are removed too: they are written again.
 
@@ -324,8 +324,9 @@ def load(run: RunLike, device: "torch.device | str" = "cpu") -> Checkpoint:
     """Load a model with its tokenizer and settings.
 
     `run` is a run (its best checkpoint is loaded), a checkpoint folder, `RUN/last` or `RUN/best`, a Hugging Face GPT-2
-    folder, the URL of one of these, `hf:NAME` for one of the hub, or a ckpt.pt of nanoGPT. A `Checkpoint` is returned
-    as it is. If the best checkpoint of a run is damaged, the newest intact one is loaded, with an `OctavoWarning`.
+    folder, the URL of one of these, `hf:NAME` for a model of the Hugging Face hub, or a ckpt.pt of nanoGPT. A
+    `Checkpoint` is returned as it is. If the best checkpoint of a run is damaged, the newest intact one is loaded, with
+    an `OctavoWarning`.
     Raises `OctavoError` if there is no checkpoint, or all are damaged.
     """
     if isinstance(run, Checkpoint):
@@ -365,7 +366,8 @@ def find_checkpoint(run: RunLike) -> Path:
     """The checkpoint folder that `run` means: the best of a run, else its last; or a checkpoint folder itself.
 
     The checkpoint of nanoGPT is a file, ckpt.pt; `run` may be its folder. `hf:NAME` is a model of the Hugging Face hub,
-    which is downloaded once. A name without `hf:` means one only if it is in the cache of the hub's client.
+    which is downloaded once. Without `hf:`, the name of such a model counts only if the hub's client has it in its
+    cache.
     """
     if isinstance(run, Checkpoint):
         return run.folder
@@ -417,7 +419,7 @@ def find_run(run: RunLike) -> Run | None:
 
 
 def resolve_name(run: str | Path | Run) -> str | Path | Run:
-    """The folder that a name means: the weights in the cache for a URL, a checkpoint for `RUN/last` and `RUN/best`."""
+    """The folder in the cache for a URL, and the checkpoint for `RUN/last` and `RUN/best`. Others stay as they are."""
     if isinstance(run, Run):
         return run
     if isinstance(run, str) and remote.is_url(run):

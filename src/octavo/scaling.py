@@ -4,8 +4,8 @@ Settings and a measured time in, numbers out: nothing here measures, connects or
 compares the formulas with measurements, and prints the table of docs/scale.md.
 
 `N` processes train; with `--shard K`, groups of `K` divide the model among them. `P` is the number of parameters.
-Exchanges are rings, as those of gloo and NCCL: each process sends to the next one, and the last process of a machine
-sends to the first of the next machine.
+Collectives use the ring algorithm, as in gloo and NCCL: each process sends to the next one, and the last process of a
+machine sends to the first of the next machine.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ NVLINK = Network(3600e9, 10e-6)  # of an H100 or H200
 
 
 def network(gbit_per_second: float | None, latency: float | None) -> Network | None:
-    """The network that a user describes; None if they do not."""
+    """The network that a user describes; None if the user gives neither rate nor latency."""
     if gbit_per_second is None and latency is None:
         return None
     rate = ETHERNET.rate if gbit_per_second is None else gbit_per_second * 1e9
@@ -55,7 +55,7 @@ def network(gbit_per_second: float | None, latency: float | None) -> Network | N
 
 @dataclass(frozen=True)
 class Processes:
-    """How many processes train, on how many machines, and what connects them. None means a common network."""
+    """How many processes train, on how many machines, and what connects them. `link` replaces None by a default."""
 
     count: int = 1
     machines: int = 1
@@ -95,7 +95,7 @@ class StepCost:
 
 
 def divide_seconds(seconds: float, device: str, processes: Processes) -> float:
-    """The time that work takes which one process does in `seconds`, without exchanges.
+    """The seconds of work divided among processes, without communication; one process takes `seconds` for it.
 
     One process uses all cores of a CPU, so more of them on that machine are not faster; each has a GPU of its own.
     """
@@ -105,29 +105,29 @@ def divide_seconds(seconds: float, device: str, processes: Processes) -> float:
 def step_cost(
     settings: Settings, compute_seconds: float, device: str, precision: str, micro_batch: int, processes: Processes
 ) -> StepCost:
-    """The cost of a step that takes `compute_seconds` in each process without the exchanges.
+    """The cost of a step that takes `compute_seconds` in each process without communication.
 
-    First the processes compute, then they exchange. Only GPUs that divide the model do both at once.
+    First the processes compute, then they communicate. Only GPUs that shard the model do both at once.
     """
     sent, seconds = 0.0, 0.0
-    for exchange in _exchanges(settings, device, precision, micro_batch, processes):
-        sent += exchange.bytes_sent
-        seconds += exchange.seconds
+    for collective in _collectives(settings, device, precision, micro_batch, processes):
+        sent += collective.bytes_sent
+        seconds += collective.seconds
     overlaps = device == "cuda" and processes.shard > 0  # FSDP2 gathers the next block meanwhile
     total = max(compute_seconds, seconds) if overlaps else compute_seconds + seconds
     return StepCost(compute_seconds, seconds, total, compute_seconds / total if total else 1.0, round(sent))
 
 
 @dataclass(frozen=True)
-class _Exchange:
+class _Collective:
     bytes_sent: float
     seconds: float
 
 
-def _exchanges(
+def _collectives(
     settings: Settings, device: str, precision: str, micro_batch: int, processes: Processes
-) -> list[_Exchange]:
-    """The exchanges of a step."""
+) -> list[_Collective]:
+    """The collectives of a step."""
     N, K, P = processes.count, processes.shard, estimate.parameters(settings)
     if N == 1:
         return []
@@ -137,50 +137,50 @@ def _exchanges(
         return _Ring(size, rings, device, processes.link(device, crosses_machines))
 
     block = 12 * settings.n_embd**2
-    everyone = ring(N, is_spread)
-    exchanges = [everyone.all_reduce(8)]  # the stop flag
+    world = ring(N, is_spread)
+    collectives = [world.all_reduce(8)]  # the stop flag
     if settings.optimizer == "muon":  # the orthogonal matrices, of which each process has computed a part
-        exchanges.append(everyone.all_gather((2 if precision == "bf16" else 4) * block * settings.n_layer))
+        collectives.append(world.all_gather((2 if precision == "bf16" else 4) * block * settings.n_layer))
     if not K:
-        return [*exchanges, everyone.all_reduce(4 * (P + 1))]  # float32 gradients, and the loss
-    sharing = ring(K, processes.per_machine < K)
-    copies = ring(N // K, is_spread, min(K, processes.per_machine))
+        return [*collectives, world.all_reduce(4 * (P + 1))]  # float32 gradients, and the loss
+    shards = ring(K, processes.per_machine < K)
+    replicas = ring(N // K, is_spread, min(K, processes.per_machine))
     parts = [*[block] * settings.n_layer, P - block * settings.n_layer]
     size = 2 if device == "cuda" and precision == "bf16" else 4  # of a weight that is gathered
-    gathers = [sharing.all_gather(size * part) for part in parts] * 2  # for the forward, and again for the backward
-    scatters = [sharing.all_gather(4 * part) for part in parts]  # a reduce-scatter sends as much
-    sums = [copies.all_reduce(4 * part / K) for part in parts]
+    gathers = [shards.all_gather(size * part) for part in parts] * 2  # for the forward, and again for the backward
+    scatters = [shards.all_gather(4 * part) for part in parts]  # a reduce-scatter sends as much
+    sums = [replicas.all_reduce(4 * part / K) for part in parts]
     micro_batches = math.ceil(settings.batch_size / N / micro_batch)
-    return [*exchanges, *(gathers + scatters + sums) * micro_batches, everyone.all_reduce(16)]  # 16: loss and norm
+    return [*collectives, *(gathers + scatters + sums) * micro_batches, world.all_reduce(16)]  # 16: loss and norm
 
 
 @dataclass(frozen=True)
 class _Ring:
-    """`size` processes that exchange in a ring; `rings` of them share the link of a machine."""
+    """A ring of `size` processes; `rings` such rings share the link of a machine."""
 
     size: int
     rings: int
     device: str
     link: Network
 
-    def all_reduce(self, size: float) -> _Exchange:
+    def all_reduce(self, size: float) -> _Collective:
         """Sum `size` bytes: the parts of the sum go around once, then the sums of the parts."""
-        return self._exchange(2, size)
+        return self._cost(2, size)
 
-    def all_gather(self, size: float) -> _Exchange:
-        """Give all processes the `size` bytes of which each has a part."""
-        return self._exchange(1, size)
+    def all_gather(self, size: float) -> _Collective:
+        """Send the part of each process to all others: `size` bytes in all."""
+        return self._cost(1, size)
 
-    def _exchange(self, rounds: int, size: float) -> _Exchange:
+    def _cost(self, rounds: int, size: float) -> _Collective:
         N = self.size
         if N == 1:
-            return _Exchange(0, 0)
+            return _Collective(0, 0)
         sent, steps = rounds * (N - 1) / N * size, rounds * (N - 1)
         seconds = 8 * sent * self.rings / (self.link.rate * _TCP_SHARE)
         seconds += steps * max(1, math.ceil(size / N / _SEGMENT_BYTES)) * self.link.latency
         if self.device == "cpu":
             seconds += size * _CPU_SECONDS_PER_BYTE
-        return _Exchange(sent, seconds)
+        return _Collective(sent, seconds)
 
 
 def memory(

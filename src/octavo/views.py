@@ -112,7 +112,7 @@ VIEWS = {  # in the order in which a learner meets them
             "attention",
             is_plotted=True,
         ),
-        ViewSpec("flow", "all layers at once: residual stream, patterns and guesses", ("text", "unknown"), "model"),
+        ViewSpec("flow", "all layers at once: residual stream, patterns and predictions", ("text", "unknown"), "model"),
         ViewSpec("next_token", "the logits of the next token", ("text", "unknown"), "playground"),
         ViewSpec(
             "logit_lens",

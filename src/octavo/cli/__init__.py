@@ -4,8 +4,8 @@
     suggestions.py, nanogpt.py    what to suggest for a mistake, and for an option of nanoGPT
     VERB.py     add_parser(verbs, defaults) adds the verb and its flags; run(arguments) calls the package and prints
 
-A handler calls one function of the package and prints the result. Torch and numpy are imported by the handlers, never
-by these modules, so `octavo --help` takes 0.07 s.
+A handler calls the package and prints the result. Torch and numpy are imported by the handlers, never by these modules,
+so `octavo --help` takes 0.07 s.
 
 argparse is used rather than a library that derives a command line from a dataclass, for three reasons: a flag that is
 not given must not override a preset; `--bias=False` and `--n_layer=6` must work as users of nanoGPT type them; and

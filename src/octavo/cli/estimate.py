@@ -37,8 +37,8 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
     add_sources(
         verb,
         "*",
-        f"{SOURCE_HELP}; default: the source in --config, or pydocs; this default text is read only if the vocabulary "
-        "size depends on the text",
+        f"{SOURCE_HELP}; default: the source in --config; without one, no text is read unless the vocabulary size "
+        "depends on it (pydocs)",
     )
     add_preset(verb)
     verb.add_argument("--price", type=number, metavar="PER_HOUR", help="price of one machine per hour")
@@ -49,7 +49,7 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
         type=integer,
         default=0,
         metavar="K",
-        help="processes that divide the model; 0: each has all of it (0)",
+        help="shard the model among groups of K processes (FSDP); 0: each has all of it (0)",
     )
     group.add_argument("--nodes", type=integer, default=1, metavar="M", help="machines like this one (1)")
     group.add_argument(

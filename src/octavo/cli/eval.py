@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from octavo.interop.lm_eval import TaskEvaluation
 
 _READING = ("encoding", "errors", "text_field")  # options that say how a SOURCE is read
-_ENCODING = ("unknown", "special_tokens")  # options that say how a text is encoded
+_TOKENIZING = ("unknown", "special_tokens")  # options that say how a text becomes tokens
 _TASK = ("limit", "num_fewshot")
 
 
@@ -46,13 +46,13 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
         "--errors",
         choices=("strict", "replace", "ignore"),
         default="strict",
-        help="how to handle undecodable bytes (strict)",
+        help="how to handle undecodable bytes and NUL characters (strict)",
     )
     verb.add_argument(
         "--text-field",
         default="text",
         metavar="NAME",
-        help="field with the text in JSON lines, Parquet files and Hugging Face datasets (text)",
+        help="field with the text in JSON, CSV and Parquet files and Hugging Face datasets (text)",
     )
     verb.add_argument(
         "--task",
@@ -72,7 +72,7 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
     add_unknown(verb)
     add_special_tokens(verb, "text")
     add_device(verb)
-    options = ("source", *_READING, *_ENCODING, *_TASK)
+    options = ("source", *_READING, *_TOKENIZING, *_TASK)
     verb.set_defaults(defaults={"source": []} | {name: verb.get_default(name) for name in options if name != "source"})
     finish_verb(verb)
 
@@ -118,7 +118,7 @@ def _check_options(arguments: argparse.Namespace) -> None:
     if arguments.task:
         unused, reason = ["source", *_READING], "tasks have their own texts"
     elif not arguments.source:
-        unused, reason = [*_READING, *_ENCODING, *_TASK], "the validation split of the run is tokens already"
+        unused, reason = [*_READING, *_TOKENIZING, *_TASK], "the validation split of the run is tokens already"
     else:
         unused, reason = list(_TASK), "it needs --task"
     for name in unused:

@@ -48,7 +48,8 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
         "--learning",
         type=expand_home,
         metavar="F.svg",
-        help="write how the run learned as a moving picture: samples, a map, a head on this text, --word and --against",
+        help="write an animation of how the run learned: samples, a map of the embeddings, a head's attention on the "
+        "text, and the similarity of --word and --against",
     )
     verb.add_argument(
         "--plot",
@@ -108,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
         model_or_settings = runs.load(run_paths[0]) if run_paths else _resolve_vocab_size(resolve(arguments.preset))
         result = lens.inspect(model_or_settings, name, **views.options_from_flags(name, flag_values))
     if left_out := getattr(result, "left_out", 0):
-        print_notice(f"the text is too long for this view: without its last {format_count(left_out, 'token')}")
+        print_notice(f"the text is too long for this view, which leaves out its last {format_count(left_out, 'token')}")
     if arguments.plot is not None:
         from octavo.lens import plots
 
@@ -126,7 +127,7 @@ def _write_page(arguments: argparse.Namespace, flag_values: dict[str, Any]) -> N
     if arguments.preset:
         raise OctavoError("--html needs a trained model, and a preset has only settings", "a RUN")
     options = {name: value for name, value in flag_values.items() if name in _HTML_OPTIONS}
-    # With a VIEW, the other flags are for the view.
+    # With a VIEW, flags that the page does not take are for the view.
     if len(arguments.run_and_view) == 1 and (extra := sorted(flag_values.keys() - options.keys())):
         raise OctavoError(f"--html takes no --{extra[0]}", "--text, --layer or --head")
     content = static_page.standalone_page(runs.load(arguments.run_and_view[0]), **options)
@@ -134,7 +135,7 @@ def _write_page(arguments: argparse.Namespace, flag_values: dict[str, Any]) -> N
 
 
 def _write_learning(arguments: argparse.Namespace, flag_values: dict[str, Any]) -> None:
-    """Write the moving picture of `octavo inspect RUN --learning F.svg`."""
+    """Write the animation of `octavo inspect RUN --learning F.svg`."""
     from octavo.lens.learning import learning_svg
 
     path = Path(arguments.learning)
@@ -149,7 +150,7 @@ def _write_learning(arguments: argparse.Namespace, flag_values: dict[str, Any]) 
         given = f"no --{extra[0]}" if extra else "--word and --against together"
         raise OctavoError(f"--learning takes {given}", "--text, or --word and --against")
     content = learning_svg(arguments.run_and_view[0], flag_values.get("text"), (pair[0], pair[1]) if pair else None)
-    _write_file(path, content, "picture", "--learning")
+    _write_file(path, content, "animation", "--learning")
 
 
 def _write_file(path: Path, content: str, kind: str, flag: str) -> None:

@@ -1,4 +1,4 @@
-"""Answer the options of nanoGPT's train.py and sample.py: all of a command together, with the command of Octavo."""
+"""Reject the options of nanoGPT's train.py and sample.py with one error, whose hint is the whole command in Octavo."""
 
 import ast
 import shlex
@@ -84,7 +84,7 @@ def _train_command(values: dict[str, Any], words: list[str]) -> str:
     config = next((word for word in words if nanogpt.is_config(word)), None)
     try:
         if config is None:
-            return nanogpt.translate(values, is_whole=False).command(*words, *more)
+            return nanogpt.translate(values, with_defaults=False).command(*words, *more)
         shared = {_name(word): _evaluate(word.partition("=")[2]) for word in words if nanogpt.is_shared(_name(word))}
         rest = [word for word in words if word != config and _name(word) not in shared]
         return nanogpt.translate(nanogpt.read_config(config) | shared | values).command(*rest, *more)

@@ -17,8 +17,8 @@ from octavo.errors import OctavoError
 from octavo.settings import PRESETS, Settings, expand_home
 
 RUN_HELP = (
-    "a run, one of its checkpoints, a Hugging Face GPT-2 folder, the URL of one (s3://...), hf:NAME for one of the "
-    "hub, or a ckpt.pt of nanoGPT"
+    "a run, one of its checkpoints, a Hugging Face GPT-2 folder, the URL of one of these (s3://...), hf:NAME for a "
+    "model of the Hugging Face hub, or a ckpt.pt of nanoGPT"
 )
 SOURCE_HELP = (
     f"a named corpus (pydocs, shakespeare), a file, folder or glob (text, {formats.list_suffixes()}; "
@@ -182,7 +182,7 @@ def read_text_file(path: str, flag: str) -> str:
 
 
 def is_first_on_machine() -> bool:
-    """Whether to report a mistake in the command: of the processes that a launcher has started with it, one does."""
+    """Whether this is local rank 0. A launcher starts the same command several times; one process reports a mistake."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 

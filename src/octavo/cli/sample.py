@@ -117,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
     if prompt.startswith("FILE:"):
         raise OctavoError(
             f"the prompt is {prompt!r}, nanoGPT's way to name a file",
-            f"--prompt-file {shlex.quote(prompt[5:])}; a file with the prompt too, if it begins with FILE:",
+            f"--prompt-file {shlex.quote(prompt[5:])}; a prompt that really begins with FILE: must be in a file too",
         )
     if arguments.prompt_file is not None:
         prompt = read_text_file(arguments.prompt_file, "--prompt")

@@ -57,7 +57,7 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
         "--token-limit", type=integer, default=0, metavar="N", help="tokens per minute of each key; 0: unlimited (0)"
     )
     verb.add_argument(
-        "--root-path", default="", metavar="PREFIX", help="path at which a proxy shows the server, such as /octavo"
+        "--root-path", default="", metavar="PREFIX", help="path prefix behind a reverse proxy, such as /octavo"
     )
     verb.add_argument(
         "--log-format", default="text", metavar="FORMAT", help="text, or json: an object on each line (text)"

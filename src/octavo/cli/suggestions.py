@@ -112,12 +112,12 @@ def unknown_word_error(word: str, arguments: argparse.Namespace, argv: Sequence[
 
 
 def _stray_word_error(word: str, arguments: argparse.Namespace, argv: Sequence[str]) -> OctavoError:
-    """The error for a word that is no option. In a command with a prompt or a text, it is likely that."""
+    """The error for a word that is not an option. If the verb takes a prompt or a text, the word is likely to be it."""
     flag = next((flag for flag in ("--prompt", "--text") if flag in arguments.flags), None)
     if flag is None:
         return OctavoError(f"unexpected argument {word!r}", f"{arguments.prog} --help")
     rest = [other for other in argv if other != word]
-    message = f"unexpected argument {word!r}: a text to continue is named by {flag}"
+    message = f"unexpected argument {word!r}: text is given with {flag}"
     return OctavoError(message, shlex.join(["octavo", *rest, flag, word]))
 
 

@@ -69,13 +69,17 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
         type=int,
         default=0,
         metavar="K",
-        help="divide the model among K processes; 0: each has all of it (0)",
+        help="shard the model among groups of K processes (FSDP); 0: each has all of it (0)",
     )
     group.add_argument(
         "--restarts", type=int, default=3, metavar="N", help="start again at most N times if a process dies (3)"
     )
     group.add_argument(
-        "--timeout", type=float, default=600.0, metavar="SECONDS", help="after which a process counts as lost (600)"
+        "--timeout",
+        type=float,
+        default=600.0,
+        metavar="SECONDS",
+        help="time after which a process that does not answer counts as lost (600)",
     )
     for title, section in SECTIONS.items():
         add_settings(verb.add_argument_group(f"{title} settings"), section, defaults)
@@ -131,7 +135,7 @@ def _plan(arguments: argparse.Namespace) -> "Plan":
 
 
 def _train(plan: "Plan", world: "World", shard: int, stream: TextIO, port: int | None) -> "tuple[Finished, int | None]":
-    """Train and show the progress. Returns the end of the run, and the signal that stopped it if there was one.
+    """Train and show the progress. Returns the `Finished` event, and the signal that stopped the run if there was one.
 
     The first process serves the run at `port`, unless it is None.
     """
@@ -139,7 +143,8 @@ def _train(plan: "Plan", world: "World", shard: int, stream: TextIO, port: int |
     from octavo.terminal.training import TrainingProgress
 
     progress = TrainingProgress(stream)
-    # Of several processes one says that it stops. A launcher ends them with SIGTERM also if another one has died.
+    # Only the first process says that training stops, and only on SIGINT: a launcher sends SIGTERM to the others when
+    # one has died.
     announced = None if world.size == 1 else [signal.SIGINT] if world.is_first else []
     with (
         contextlib.ExitStack() as servers,
@@ -209,8 +214,8 @@ def _launch(arguments: argparse.Namespace, plan: "Plan") -> int:
     distributed.check_shard(arguments.shard, arguments.processes)
     after_restart = arguments.argv
     if not plan.resume:
-        how = ["--timeout", str(arguments.timeout), "--shard", str(arguments.shard), *["--json"] * arguments.json]
-        how += ["--mirror", plan.mirror] if plan.mirror else []
-        how += ["--serve", "--port", str(arguments.port)] if arguments.serve else []
-        after_restart = ["train", *how, "--resume"]
+        flags = ["--timeout", str(arguments.timeout), "--shard", str(arguments.shard), *["--json"] * arguments.json]
+        flags += ["--mirror", plan.mirror] if plan.mirror else []
+        flags += ["--serve", "--port", str(arguments.port)] if arguments.serve else []
+        after_restart = ["train", *flags, "--resume"]
     return launch.launch(arguments.argv, after_restart, arguments.processes, arguments.restarts)

@@ -77,7 +77,7 @@ def _open_zip(file: BinaryIO, name: str, limits: Limits, report: Report) -> Iter
                 report.skip("with another compression", f"{name}/{member.filename}")
             else:
                 with archive.open(member) as content:
-                    # All members together may be so large, and they may overlap.
+                    # The limit is for all members together, since they may overlap.
                     bounded = BoundedReader(cast(BinaryIO, content), lambda: size, name, limits, read_before)
                     yield member.filename, cast(BinaryIO, bounded)
                     read_before = bounded.size

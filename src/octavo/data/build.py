@@ -134,7 +134,7 @@ def train_tokenizer(inputs: BuildInputs) -> Generator[PreparationProgress, None,
         tokenizer = thread.submit(tokenizers.build, settings.tokenizer, sample())
         try:
             while True:
-                # The work that follows the reading has no measure.
+                # After all text is read, the progress of the training is unknown.
                 done, total = (characters_read, characters) if characters_read < characters else (0, None)
                 yield PreparationProgress(stage, done, total, time.perf_counter() - start)
                 with contextlib.suppress(TimeoutError):

@@ -24,7 +24,7 @@ from octavo import files, schema
 from octavo.errors import OctavoError
 
 STALE_SECONDS = 60.0
-_BEATS = 6  # how often a process rewrites its file in the time after which it counts as dead
+_BEATS = 6  # heartbeats in `STALE_SECONDS`: a process writes its file at each
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Claims:
         self._own.discard(unit)
         (self._claims / unit).unlink(missing_ok=True)
 
-    def others(self) -> list[Activity]:
+    def other_activities(self) -> list[Activity]:
         """What the other processes that seem to live are doing."""
         now, found = self._modified(self._helpers / self.name), []
         for path in self._helpers.glob("[!.]*"):

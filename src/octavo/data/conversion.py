@@ -42,7 +42,7 @@ def reading_identity() -> str:
 def _is_installed(package: str) -> bool:
     try:
         return importlib.util.find_spec(package) is not None
-    except ModuleNotFoundError:  # of the package that it is in
+    except ModuleNotFoundError:  # the parent of a submodule is not installed
         return False
 
 
@@ -107,7 +107,7 @@ class Converter:
                 f"takes more than {seconds:,.0f} s to convert" if is_late else "ended the process that converts it"
             )
             hint = "leave it out, or convert it to text with another program"
-            # Not a reason to skip the file: on another day it might be read, and the text be another.
+            # An error rather than a skipped file: a faster machine might read the file, and the corpus would differ.
             raise OctavoError(f"{name} {problem}", hint) from None
         finally:
             deadline.cancel()

@@ -60,9 +60,10 @@ def decompress(raw: BinaryIO, name: str, limits: Limits) -> Iterator[BinaryIO]:
 
 
 class BoundedReader:
-    """Reads a decompressed file until it has become too large for its compressed bytes, which `compressed` counts.
+    """Reads a decompressed file. Raises `OctavoError` once it is too large for its compressed size (`check_ratio`).
 
-    `size` is what it has read, and at the start what was read of other files with the same compressed bytes.
+    `compressed` returns the compressed size so far. `size` counts the decompressed bytes; it starts at those of the
+    files read before, if several share the same compressed bytes.
     """
 
     def __init__(self, file: BinaryIO, compressed: Callable[[], int], name: str, limits: Limits, size: int = 0) -> None:

@@ -29,12 +29,12 @@ class SourceFile(NamedTuple):
 
 
 class Search:
-    """The files that a source names, in a fixed order, and how many folders were left out, by reason."""
+    """The `files` that a source names, in a fixed order, and the number of `skipped_folders` by reason."""
 
     def __init__(self, source: str) -> None:
         self._skipped: dict[Path, str] = {}  # folders, and why
         self.files = self._find(source)
-        self.folders = Counter(self._skipped.values())
+        self.skipped_folders = Counter(self._skipped.values())
 
     def _find(self, source: str) -> list[SourceFile]:
         path = Path(source)

@@ -13,7 +13,7 @@ class Format:
 
     name: str  # as a summary of a folder counts its files
     suffixes: tuple[str, ...]
-    documents: str  # how many documents a file has, and of which text they consist
+    documents: str  # how many documents a file has, and their text
     extra: str | None = None
 
 
@@ -38,7 +38,7 @@ TAR = Format("tar", (".tar", ".tgz"), "those of the files in it, which are treat
 
 FORMATS = (TEXT, JSON_LINES, JSON, CSV, PARQUET, HTML, PDF, WORD, EPUB, NOTEBOOK, ZIP, TAR)
 ARCHIVES = (ZIP, TAR)
-COMPRESSED = (".gz", ".zst")  # outside of any other suffix
+COMPRESSED = (".gz", ".zst")  # after any other suffix
 _BY_SUFFIX = {suffix: format for format in FORMATS for suffix in format.suffixes}
 
 

@@ -1,5 +1,4 @@
-"""Open the folders that nanoGPT's prepare.py scripts write: `train.bin`, `val.bin`, and `meta.pkl` if the tokens are
-characters.
+"""Open the folders that nanoGPT's prepare.py writes: `train.bin`, `val.bin`, and for characters `meta.pkl`.
 
 The files are used in place. A pickle could run code when it is loaded; this reader accepts only plain data.
 """

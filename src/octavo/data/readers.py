@@ -28,8 +28,9 @@ _JSON = re.compile(r'\s*(\{\s*["}]|\[\s*[\[{"])')
 
 
 class Reader:
-    """Reads files in one pass over a source, and counts them in `report`. A context manager, because it may start a
-    process.
+    """Reads files in one pass over a source, and counts them in `report`.
+
+    A context manager, because it may start a process.
     """
 
     def __init__(self, text_format: TextFormat, limits: Limits = DEFAULT_LIMITS, report: Report | None = None) -> None:
@@ -53,7 +54,7 @@ class Reader:
             yield from self._read_or_skip(raw, file.path, file.is_named)
 
     def read_stream(self, file: BinaryIO, name: str) -> Iterator[Chunk]:
-        """Yield the documents of a text."""
+        """Yield the documents of a stream of text."""
         yield from self._read_text(file, name, formats.TEXT)
 
     def _read_or_skip(self, raw: BinaryIO, name: str, is_named: bool) -> Iterator[Chunk]:

@@ -18,7 +18,7 @@ from octavo.data.limits import Limits
 from octavo.data.unreadable import UnreadableFileError
 from octavo.errors import OctavoError, install_command
 
-_PARQUET_ROWS = 8  # rows in memory at a time: a column of equal values needs its memory that many times
+_PARQUET_ROWS = 8  # rows in memory at a time: equal values are stored once in the file, but once per row in memory
 ARRAY_OF_OBJECTS = re.compile(r"\s*\[\s*\{")
 LINES_OF_OBJECTS = re.compile(r"\s*\{.*\}[ \t\r]*\n\s*\{")
 _OPENING_BRACKET, _COMMA, _CLOSING_BRACKET = map(re.compile, (r"\s*\[\s*", r"\s*,\s*", r"\s*\]\s*"))

@@ -199,6 +199,7 @@ def _collect_texts(
         if is_full:
             pending_texts[chunk.split] = _PendingText(pending.shard + 1)
     for split, (pending, start) in enumerate(zip(pending_texts, starts, strict=True)):
+        # Unless the last shard is empty, or has nothing but what came before `start`.
         if (pending.shard, pending.characters_in_shard) not in (start, (pending.shard, 0)):
             yield take(split, True)
 

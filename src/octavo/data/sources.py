@@ -53,7 +53,7 @@ class Corpus:
     name: str
     source: Source
     text_format: TextFormat
-    files: list[SourceFile] | None  # that change when the text does; None if only reading the text can show a change
+    files: list[SourceFile] | None  # the files that the text depends on; None for a stream or a remote dataset
     identity: str | None  # of these files when the source was opened; see `_file_identity`
     _read: Callable[[], Iterator[Chunk]]
     report: Report = field(default_factory=Report)  # the files that the newest pass has read and skipped
@@ -219,7 +219,7 @@ def _open(source: str, text_format: TextFormat, limits: Limits, report: Report) 
         with open(source, "rb") as pipe:
             return corpus(_copy_stream(pipe, source, text_format, limits, report))
     opened = corpus(lambda: _read_files(found, text_format, limits, report), found)
-    return dataclasses.replace(opened, skipped_folders=search.folders, reads_files=True)
+    return dataclasses.replace(opened, skipped_folders=search.skipped_folders, reads_files=True)
 
 
 def _reject_nanogpt_files(path: Path) -> None:
@@ -229,8 +229,8 @@ def _reject_nanogpt_files(path: Path) -> None:
     script = path / "prepare.py"
     if os.path.isfile(script) and not is_nanogpt_folder(path):
         with open(script, "rb") as file:
-            is_nanogpts = b"train.bin" in file.read(1 << 16)
-        if is_nanogpts:
+            writes_tokens = b"train.bin" in file.read(1 << 16)
+        if writes_tokens:
             known = next((name for name in BUILT_IN if path.resolve().name.startswith(name)), None)
             hint = f"python {script}" + (f"; or octavo train {known}, which needs no script" if known else "")
             message = f"{path} has nanoGPT's prepare.py, and not yet the train.bin and val.bin that it writes"

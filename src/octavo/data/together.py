@@ -61,7 +61,7 @@ def prepare_together(
 ) -> Generator[PreparationProgress, None, dict[str, Any]]:
     """Prepare a source into the folder `out`, with all other processes that do the same. Returns its `dataset.json`.
 
-    Ends when the folder is complete. A process that shows no sign of life for `stale_seconds` is replaced by others.
+    Ends when the folder is complete. If a process writes no heartbeat for `stale_seconds`, others take its work.
     Raises `OctavoError` if the source is not made of files, or the others prepare something else.
     """
     folder = Path(os.path.abspath(out))
@@ -95,7 +95,7 @@ def prepare_together(
 
 
 def _remove(work: Path) -> None:
-    """Remove what the processes share, if it exists. It is renamed first: the others still write signs of life."""
+    """Remove what the processes share, if it exists. It is renamed first: the others still write heartbeats."""
     with contextlib.suppress(OctavoError):
         files.remove_folder(work)
 
@@ -154,7 +154,7 @@ class _Plan(msgspec.Struct):
 
 @dataclass
 class _Helper:
-    """One of the processes."""
+    """The work of one process, stage by stage."""
 
     settings: DataSettings
     corpus: Corpus
@@ -206,7 +206,7 @@ class _Helper:
 
     def _progress(self, stage: str, finished: set[str], seconds: float) -> PreparationProgress:
         """What all processes together have done of a stage."""
-        others, done = self.claims.others(), 0
+        others, done = self.claims.other_activities(), 0
         if stage in ("reading", "writing tokens"):
             done = sum(self._count_characters(unit) for unit in finished)
             for activity in (self.claims.activity, *others):

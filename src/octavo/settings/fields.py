@@ -143,7 +143,8 @@ class TrainingSettings(_Validated):
     )
     checkpoint_activations: bool = setting(
         False,
-        "keep only the input of each block and compute the rest again in the backward: less memory, a third more work",
+        "activation checkpointing: keep only the input of each block and recompute the rest in the backward pass; less "
+        "memory, a third more work",
     )
     curriculum_splits: int = setting(
         1,
@@ -253,7 +254,7 @@ SECTIONS: dict[str, type] = {"model": ModelSettings, "data": DataSettings, "trai
 
 
 def as_source(source: SourceLike) -> Source:
-    """The value of the setting `source` for what a caller of the package names."""
+    """Convert the source or sources that a function takes to the value of the setting `source`."""
     return str(source) if isinstance(source, str | Path) else tuple(map(str, source))
 
 
@@ -310,7 +311,7 @@ def _validate(setting_field: "dataclasses.Field[Any]", value: Any) -> Any:
         value = float(value)
     if setting_field.type == Source and isinstance(value, list | tuple) and value:
         if not all(isinstance(item, str) for item in value):
-            raise SettingError((name,), f"{name}={value!r} is not a list of texts", hint)
+            raise SettingError((name,), f"{name}={value!r} is not a list of strings", hint)
         return tuple(_validate(setting_field, item) for item in value)
     expected_type = str if setting_field.type == Source else setting_field.type
     if type(value) is not expected_type:

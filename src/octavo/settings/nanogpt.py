@@ -154,8 +154,8 @@ def _evaluate(node: ast.expr) -> Any:
         return None
 
 
-def translate(values: Mapping[str, Any], *, is_whole: bool = True) -> Recipe:
-    """What nanoGPT would train with these settings. If `is_whole`, all others have the defaults of its train.py.
+def translate(values: Mapping[str, Any], *, with_defaults: bool = True) -> Recipe:
+    """What nanoGPT would train with these settings, and `with_defaults` for the others: those of its train.py.
 
     Raises `OctavoError` if it would not train, or the settings name a run that is to be resumed.
     """
@@ -168,7 +168,7 @@ def translate(values: Mapping[str, Any], *, is_whole: bool = True) -> Recipe:
         hint = f"octavo train --resume RUN, or --init {checkpoint} for nanoGPT's own checkpoint"
         raise OctavoError("init_from='resume' of nanoGPT continues a run", hint)
     init = hub_name(init_from)
-    if is_whole and init is None:
+    if with_defaults and init is None:
         values = _DEFAULTS | dict(values)
     settings = {_RENAMED.get(name, name): value for name, value in values.items() if name in (*_SHARED, *_RENAMED)}
     if (accumulation := values.get("gradient_accumulation_steps", 1)) != 1 and "batch_size" in values:
@@ -185,9 +185,9 @@ def translate(values: Mapping[str, Any], *, is_whole: bool = True) -> Recipe:
         settings["log"] = "wandb"
     if "dataset" in values:
         settings |= _source_of(str(values["dataset"]))
-    if init is not None:  # the model has them
+    if init is not None:  # the architecture is that of the model
         return Recipe("finetune", {name: value for name, value in settings.items() if name not in _ARCHITECTURE}, init)
-    if not is_whole:
+    if not with_defaults:
         return Recipe("", settings)
     settings |= {"optimizer": "adamw", "weight_init": "noise", "activation": "gelu"}
     settings = {field.name: settings[field.name] for field in fields(Settings) if field.name in settings}

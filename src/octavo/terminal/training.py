@@ -184,8 +184,8 @@ class TrainingProgress(Progress):
             next_commands = f"next:    {octavo} sample {run}{escape(self._prompt_flag())}\n         {octavo} eval {run}"
             if 0 < self._best_step < event.step:
                 self.console.print(
-                    f"best:    step {self._best_step:,}; the validation loss rose afterwards, so more steps would not "
-                    f"help, and more text would. These commands use that checkpoint:\n{next_commands}"
+                    f"best:    step {self._best_step:,}; the validation loss rose afterwards, so more text would help, "
+                    f"but not more steps. These commands use that checkpoint:\n{next_commands}"
                 )
             else:
                 self.console.print(f"{next_commands}\n         {resume} --max-steps {2 * max(1, event.step)}")

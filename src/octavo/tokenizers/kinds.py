@@ -34,7 +34,7 @@ MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 257, 100_000  # of `word:N` and `bpe:N`; at lea
 def build(spec: str, text: str | Iterable[str]) -> Tokenizer:
     """Build the tokenizer named by `spec`, one of `SPECS`, from a text or from its chunks.
 
-    Its start is that of a model which is trained on one text: see `choose_start`.
+    Its `start_of_text` is for a model that is trained on one text: see `choose_start`.
 
     >>> build("word", "the cat sat on the mat").decode([256, 32, 257])
     'the cat'
@@ -57,11 +57,11 @@ def build(spec: str, text: str | Iterable[str]) -> Tokenizer:
 
 
 def choose_start(tokenizer: Tokenizer, trained_on_end_of_text: bool) -> Tokenizer:
-    """The tokenizer with the `start_of_text` for a model that is trained on `<|endoftext|>`, or never sees it.
+    """Return the tokenizer with the `start_of_text` for a model: what its generated texts start after.
 
-    The embedding of a token that the model never sees is untrained. Such a model of characters, bytes or words starts a
-    text after a line break, or after its first character if it has no line break. All other models start after
-    `<|endoftext|>`, as GPT-2 does, or after the bos token of the folder that the tokenizer comes from.
+    A model that is not trained on `<|endoftext|>` has an untrained embedding for it. If its tokens are characters,
+    bytes or words, it starts after a line break, or after the first token if it has no line break. All other models
+    start after `<|endoftext|>`, as GPT-2 does, or after the bos token of the folder that the tokenizer comes from.
     """
     start = None
     is_untrained = not trained_on_end_of_text and tokenizer.kind in ("char", "byte", "word")

@@ -55,7 +55,7 @@ def read_role_ids(folder: Path) -> dict[str, int]:
 
 
 def read_start_of_text(folder: Path) -> str | None:
-    """The text that a generated text starts after in place of the bos token, if the folder names one."""
+    """The text of the token that generated texts start after, if it is not the bos token; None if it is."""
     start = _read(folder / "tokenizer_config.json").get("start_of_text")
     return start if isinstance(start, str) else None
 

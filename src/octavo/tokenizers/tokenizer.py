@@ -67,8 +67,8 @@ class Tokenizer:
     ) -> None:
         """`role_ids` are token ids for roles that `roles` lacks; the id of a token that is not special is ignored.
 
-        If `<|endoftext|>` is a special token and no other is the `eos_token`, it has this role, and as in GPT-2 all of
-        bos, pad and unk that no other token has.
+        If `<|endoftext|>` is a special token and no other token is the `eos_token`, it is. As in GPT-2, it then has
+        also those of the roles bos, pad and unk that no other token has.
         """
         backend.encode_special_tokens = True  # encodes the text of a special token like other text
         backend.no_truncation()  # transformers stores the lengths of its last call, and they would cut texts
@@ -82,7 +82,7 @@ class Tokenizer:
         self.kind = _recognize_kind(description, self._ids)
         self._has_fast_path = fast_path.implements(self.kind, description)
         self._known_characters = {token: id for token, id in description["model"]["vocab"].items() if len(token) == 1}
-        added = {token["content"] for token in description["added_tokens"]}  # plain text also in a byte-level BPE
+        added = {token["content"] for token in description["added_tokens"]}  # never written in GPT-2's letters
         self.token_bytes = [
             token.encode() if self.kind == "char" or token in added else letters_to_bytes(token)
             for token in sorted(self._ids, key=self._ids.__getitem__)
@@ -195,7 +195,7 @@ class Tokenizer:
     @functools.cached_property
     def fingerprint(self) -> str:
         """The sha256 of the `tokenizer.json` that `save` writes, and of the eos token if it is an unusual one."""
-        eos_token = self.roles.get("eos_token", END_OF_TEXT)  # it is in the ids of every dataset with documents
+        eos_token = self.roles.get("eos_token", END_OF_TEXT)  # it follows each document of a dataset
         return hashlib.sha256(self._json() + (b"" if eos_token == END_OF_TEXT else str(eos_token).encode())).hexdigest()
 
     def _json(self) -> bytes:
