@@ -5,24 +5,24 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from octavo.training.threads import ThreadControl, count_interruptions
+from octavo.training.threads import ThreadControl, count_context_switches
 
 
 class Machine:
     """A machine with four cores, of which other programs use some. Time passes only in steps."""
 
     def __init__(self) -> None:
-        self.now, self.interruptions, self.busy = 0.0, 0, 0
-        self.control = ThreadControl(lambda: self.now, lambda: self.interruptions)
+        self.now, self.context_switches, self.busy = 0.0, 0, 0
+        self.control = ThreadControl(lambda: self.now, lambda: self.context_switches)
 
     def step(self) -> float:
         """Run a step: its threads wait for those whose core another program has. Returns its seconds."""
         start = self.now
         with self.control:
             threads = torch.get_num_threads()
-            is_crowded = threads + self.busy > 4
-            self.now += 1 / threads * (20 if is_crowded and threads > 1 else 1)
-            self.interruptions += 1 + int(is_crowded * 500 * (self.now - start))
+            is_contended = threads + self.busy > 4
+            self.now += 1 / threads * (20 if is_contended and threads > 1 else 1)
+            self.context_switches += 1 + int(is_contended * 500 * (self.now - start))
         return self.now - start
 
     def run(self, seconds: float) -> list[float]:
@@ -69,10 +69,10 @@ def test_threads_that_are_interrupted_but_not_slower_stay(machine: Machine) -> N
     for _ in range(100):
         with machine.control:
             machine.now += 1 / torch.get_num_threads()
-            machine.interruptions += 500
+            machine.context_switches += 500
         threads.append(torch.get_num_threads())
     assert sorted(threads)[len(threads) // 4] == 4  # the others are trials
 
 
-def test_interruptions_are_counted() -> None:
-    assert count_interruptions() >= 0
+def test_context_switches_are_counted() -> None:
+    assert count_context_switches() >= 0

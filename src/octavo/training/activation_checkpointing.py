@@ -1,7 +1,8 @@
 """Activation checkpointing: a block computes its activations again in the backward instead of keeping them.
 
-The method is that of Chen et al. (2016), "Training Deep Nets with Sublinear Memory Cost". Of each block only the input
-is kept. The second computation draws the same dropout, so losses and gradients have the bits of autograd without it.
+The method is that of Chen et al. (2016), "Training Deep Nets with Sublinear Memory Cost". Only the input of each
+block is kept. The second computation draws the same dropout, so losses and gradients have the bits of autograd
+without it.
 """
 
 import contextlib
@@ -30,8 +31,9 @@ def _forward(
     if not torch.is_grad_enabled():
         return forward(x, cache)
     options: dict[str, Any] = {"use_reentrant": False}
-    if not torch.compiler.is_compiling():  # which computes in the backward what it has traced
-        # PyTorch turns `fast_path` off inside `backward`, so the second computation would run other kernels.
+    if not torch.compiler.is_compiling():
+        # PyTorch turns `fast_path` off inside `backward`, so the second computation would run other kernels. Compiled
+        # code runs the traced ones.
         options["context_fn"] = lambda: (contextlib.nullcontext(), kernels.fast_path(device))
     result: Tensor = checkpoint(forward, x, cache, **options)
     return result

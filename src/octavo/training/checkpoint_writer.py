@@ -1,8 +1,8 @@
 """Writes checkpoints in a thread while training continues.
 
 The weights and the trainer's state are copied between two steps; a thread writes the copy. One checkpoint is written
-at a time. The copy's tensors are reused, and take the memory of the weights and of the optimizer's state once more
-(`octavo.estimate.memory` counts them). `recorder` decides what follows from a failed write.
+at a time. The copy is kept and reused: it takes as much memory as the weights and the optimizer's state
+(`octavo.estimate.memory` counts it). `recorder` decides what follows from a failed write.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ class CheckpointWriter:
     ) -> None:
         if self._thread is None:
             return
-        # Another error ends the run while a checkpoint is being written. It must not hide that this failed too.
+        # The run may end with an error while a checkpoint is being written. If writing fails too, that is a warning.
         try:
             result = self.wait_result()
         except Exception as write_error:

@@ -40,7 +40,7 @@ class Clock:
         """Start to count time as time in updates."""
         self._counted_until = time.perf_counter()
 
-    def count_updates(self) -> None:
+    def add_update_time(self) -> None:
         """Add the time since `start_updates`, or since the previous call, to the time in updates.
 
         Call it when the device has finished the newest update.

@@ -33,7 +33,7 @@ _SPIKE_DEVIATIONS = 6
 # If more batches than this in a row are not finite, the weights are the cause, and skipping does not change them.
 MAX_SKIPS_IN_A_ROW = 10
 MAX_SKIPS = 100
-# After five rollbacks the learning rate is 1/32 of its value: it is not the cause, or it was absurd.
+# After five rollbacks the learning rate is 1/32 of its value: something else is the cause.
 MAX_ROLLBACKS = 5
 _ROLLBACK_FACTOR = 0.5
 

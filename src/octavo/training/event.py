@@ -34,7 +34,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Notice:
-    """A warning, or a change of settings, speed or results that the user did not ask for. Each reason has a notice."""
+    """A warning, or the reason of a change of settings, speed or results that the user did not ask for."""
 
     text: str
 

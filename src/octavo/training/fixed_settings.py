@@ -32,7 +32,7 @@ FREE = {
     *("eval_every", "sample_every", "save_every", "log_every", "keep_checkpoints"),
     *("device", "precision", "compile", "log"),
 }
-# Values that ask for whatever fits, so they agree with any fixed value.
+# These values leave the choice to training, so they agree with any fixed value.
 _AUTOMATIC = {"tokenizer": "auto", "vocab_size": 0}
 
 

@@ -1,4 +1,4 @@
-"""The recorder of a process that trains together with others and is not the first of them."""
+"""The recorder of every rank but 0."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +10,7 @@ from octavo.training.setup import ResumePoint
 
 
 class Follower(Recorder):
-    """Takes the same decisions as the recorder of the first process, from the same numbers, and writes nothing."""
+    """Makes the same decisions as the recorder of rank 0, from the same numbers, and writes nothing."""
 
     def write_resumption(self) -> None:
         pass
@@ -32,7 +32,7 @@ class Follower(Recorder):
         yield from ()
 
     def _send_parts(self, state: TrainerState | None = None) -> None:
-        """Take part in gathering the tensors of a sharded model, which the first process needs."""
+        """Take part in gathering the tensors of a sharded model, which rank 0 needs."""
         if self.trainer.is_sharded:
             with self.trainer.gathering():
                 for _ in self.trainer.tensors(state):

@@ -4,7 +4,7 @@ From noise, GPT-2 must first learn which row of `wpe` follows which. Only then c
 previous token. `set_sinusoids` and `set_lookback` set both at the start: the position embeddings, and heads that attend
 to earlier tokens. They are trained like all other weights.
 
-The axis letters: `T` positions, `C` width of the residual stream, `H` heads of width `D`.
+Axis letters: `T` positions, `C` width of the residual stream, `H` heads of width `D`.
 """
 
 import math

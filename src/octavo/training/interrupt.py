@@ -24,8 +24,10 @@ class Stop:
     """
 
     def __init__(self, previous: Mapping[int, Any] | None = None, announced: Collection[int] | None = None) -> None:
-        self.previous = previous or {}  # the handlers of the signals before
-        self.announced = _SIGNALS if announced is None else announced  # a message says that training will stop
+        self.previous = previous or {}  # the earlier handler of each signal
+        self.announced = (
+            _SIGNALS if announced is None else announced
+        )  # signals after which a message says that training will stop
         self.signal: int | None = None
         self.has_stepped = False
         self._requested_at = 0.0  # of the monotonic clock

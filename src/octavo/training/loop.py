@@ -91,8 +91,8 @@ def events(
     after `estimate_after` seconds of steps. No run folder is created before the text is read and the model built.
 
     Several processes that train together each call this with the same plan and their `world`. All yield the events;
-    only the first of them writes, and it alone yields `Sampled` and `Saved`. With `shard`, groups of so many processes
-    each divide the weights, gradients and optimizer state of one model among them.
+    only rank 0 writes, and it alone yields `Sampled` and `Saved`. With `shard`, each group of that many processes
+    divides the weights, gradients and optimizer state of one model.
     """
     check_shard(shard, world.size)
     clock = Clock(estimate_after)
@@ -198,7 +198,7 @@ def _run_steps(
         trainer.runtime.synchronize()
         policy.read_losses()
         yield from map(Notice, policy.take_notices())
-        clock.count_updates()
+        clock.add_update_time()
         metrics = None
         if due & {"log", "evaluate", "save_checkpoint"}:
             metrics = _measure_step(trainer, policy, clock, loss, grad_norm, trainer.step - logged_step)

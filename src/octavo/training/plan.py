@@ -74,7 +74,7 @@ def plan(
         resume, out, name = folder, None, None
     if continue_run:
         if out is None and name is None:
-            raise OctavoError("to continue a run or else create it, its name must be known", "--name or --out")
+            raise OctavoError("no name says which run to continue or create", "--name NAME or --out FOLDER")
         existing = find_run(Path("runs", str(name)) if out is None else out)
         if existing is not None:
             return plan(resume=existing, mirror=mirror, **settings)
@@ -99,7 +99,7 @@ def plan(
 
 
 def _find_nanogpt_config(settings: dict[str, Any], config: str | Path | None) -> str | Path | None:
-    """The config file of nanoGPT among the sources, from which it is removed, or as `config`. None if there is none."""
+    """The nanoGPT config file: `config`, or one of the sources, from which it is removed. None without one."""
     if config is not None:
         return config if str(config).endswith(".py") else None
     sources = list_sources(settings.get("source", ()))

@@ -243,7 +243,7 @@ class Recorder:
                 return _explain_failure(step, state, error)
             return None if state is None else Saved(step, folder)
 
-        # A sharded model must be copied, since only the first process writes it.
+        # A sharded model must be copied, since only rank 0 writes it.
         copies = self.trainer.is_sharded or (not is_required and self._has_memory_for_copy)
         if copies:
             try:
@@ -255,7 +255,7 @@ class Recorder:
                 copies = self._has_memory_for_copy = False
                 yield Notice("too little memory to copy a checkpoint, so training waits while one is written")
         try:
-            self._write_lines()  # before the checkpoint that claims their steps
+            self._write_lines()  # first, so that metrics.jsonl has every step up to the checkpoint
         except MachineError as error:
             if is_required:
                 raise

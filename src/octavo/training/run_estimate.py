@@ -59,7 +59,7 @@ class RunEstimate:
     device: str
     precision: str
     micro_batch: int
-    memory_bytes: int  # at the peak: of the GPU's tensors, or of the whole process on a CPU; of each process
+    memory_bytes: int  # peak of each process: its tensors on a GPU, or the whole process on a CPU
     memory_by_part: dict[str, int]
     available_bytes: int | None
     disk_bytes: int  # at most, of all checkpoints of the run
@@ -113,8 +113,8 @@ def estimate_run(
         settings, _ = cap_steps(resolve_vocab_size(settings, data), data, plan.given)
     preparation_seconds = time.perf_counter() - start
     settings = dataclasses.replace(settings, vocab_size=_known_vocab_size(settings), precision=runtime.precision)
-    part = dataclasses.replace(settings, batch_size=settings.batch_size // processes.count)
-    micro_batch = settings.micro_batch or auto_micro_batch(part, runtime)
+    settings_of_process = dataclasses.replace(settings, batch_size=settings.batch_size // processes.count)
+    micro_batch = settings.micro_batch or auto_micro_batch(settings_of_process, runtime)
     free = free_memory(runtime.device) if free_bytes is None else free_bytes
     memory = estimate_memory(settings, runtime, micro_batch, resident_memory(runtime.device), processes)
     timing = timing or measure_timing(settings, runtime, micro_batch, free, probe_seconds, max_probe_flops)
@@ -176,7 +176,7 @@ def describe_start(
 ) -> tuple[Started, list[str]]:
     """The first event of a run, and the warnings about a new one.
 
-    `memory_before` is what the process used before the model was built. Only the free memory is measured.
+    `memory_before` is the memory that the process used before the model was built.
     """
     settings, runtime, data = setup.settings, setup.runtime, setup.data
     processes = Processes(trainer.world.size, shard=trainer.shard)

@@ -41,7 +41,7 @@ _VISIBLE_SECONDS = 5.0
 
 # `cap_steps` never goes below this: fewer steps teach a model nothing.
 _MIN_STEPS = 100
-# Early stopping where a text is so small that a model learns it by heart: the number of evaluations, and the patience.
+# Early stopping for a text so small that a model overfits: the number of evaluations, and the patience.
 _EVALUATIONS, _PATIENCE = 10, 2
 
 
@@ -102,7 +102,7 @@ def prepare_data(plan: Plan, tokenizer: Tokenizer | None = None) -> Generator[Pr
 
 
 def check_same_setup(setup: TrainingSetup, world: World) -> None:
-    """Raise `OctavoError` if processes that would train together have started with different things."""
+    """Raise `OctavoError` if the processes have different text, checkpoints or settings, or can't train together."""
     if world.size == 1:
         return
     settings = setup.settings
@@ -126,7 +126,7 @@ def check_same_setup(setup: TrainingSetup, world: World) -> None:
 
 
 def create_run(plan: Plan, setup: TrainingSetup, world: World) -> Run:
-    """Create the folder of a new run in the first process; the others open it."""
+    """Create the folder of a new run in rank 0; the others open it."""
     run = Run.create(setup.settings, setup.data.name, plan.out, plan.name) if world.is_first else None
     folder = Path(world.broadcast_object(run and str(run.folder)))
     deadline = time.monotonic() + _VISIBLE_SECONDS

@@ -1,6 +1,6 @@
 """One update: forward, backward, gradient clipping, optimizer. A `Trainer` owns the state that an update changes.
 
-The axis letters: `B` sequences in a batch, `T` positions in a sequence, `V` vocabulary.
+Axis letters: `B` sequences in a batch, `T` positions in a sequence, `V` vocabulary.
 """
 
 import contextlib
@@ -45,9 +45,9 @@ class Trainer:
         self.shard, self.layout = shard, _layout(model, runtime, world, shard)
         self.optimizers = optimizers.build_optimizers(self.layout, settings, runtime.precision)
         self.scaler = runtime.grad_scaler()
-        part = dataclasses.replace(settings, batch_size=settings.batch_size // world.size)
+        own = dataclasses.replace(settings, batch_size=settings.batch_size // world.size)  # of this process
         self.micro_batch = settings.micro_batch or min(
-            world.all_gather_object(auto_micro_batch(part, runtime, self.layout.parts))
+            world.all_gather_object(auto_micro_batch(own, runtime, self.layout.parts))
         )
         self.step = 0  # updates so far
         self.learning_rate_scale = 1.0  # below 1 after a rollback
@@ -70,8 +70,8 @@ class Trainer:
     def update(self, batch: np.ndarray) -> tuple[Tensor, Tensor]:
         """Make one update from ids (B, T + 1). Return the batch's mean loss and the gradient norm before clipping.
 
-        Of several processes, each passes its rows of the batch, and all return the same. Both numbers are still on the
-        device, which may be computing them.
+        With several processes, each passes its rows of the batch, and all return the same. Both numbers are still on
+        the device, which may be computing them.
         """
         loss, grad_norm = self.compute_gradients(batch), self.clip_gradients()
         self.apply_gradients(grad_norm)
@@ -107,7 +107,7 @@ class Trainer:
                 if self.fused_step:
                     self.fused_step.free_memory()
                 if self.is_sharded:  # the other processes are in the middle of the model and wait for this one
-                    self._raise_sharded(error)
+                    self._raise_sharded_error(error)
                 elif is_out_of_memory(error):
                     self._halve_micro_batch(error)
                 elif self.compiled and is_compile_failure(error):
@@ -179,7 +179,7 @@ class Trainer:
         checksums = self.world.all_gather_object(
             sum(int(p.detach().view(torch.int32).sum(dtype=torch.int64)) for p in parameters)
         )
-        # Process `rank` of the group that divides a model has the same weights in each group.
+        # Each group of `layout.parts` processes has one copy of the model, divided in the same way.
         expected = [rank % self.layout.parts for rank in range(self.world.size)]
         different = [rank for rank, same in enumerate(expected) if checksums[rank] != checksums[same]]
         if different:
@@ -203,7 +203,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def gathering(self) -> Iterator[None]:
-        """Report memory that runs out while a sharded model is gathered as a `MachineError`."""
+        """Raise a `MachineError` if memory runs out while a sharded model is gathered."""
         try:
             yield
         except RuntimeError as error:
@@ -212,7 +212,7 @@ class Trainer:
             raise MachineError(
                 f"there is too little memory to gather the {estimate.parameters(self.settings):,} parameters of the "
                 "sharded model for a checkpoint or a sample",
-                "more main memory for the first process: 12 bytes for each parameter with AdamW, 8 with Muon",
+                "more main memory for rank 0: 12 bytes for each parameter with AdamW, 8 with Muon",
             ) from error
 
     def load_weights(self, model: GPT) -> None:
@@ -220,7 +220,7 @@ class Trainer:
         self.layout.load(dict(model.named_parameters()))
 
     def state(self) -> TrainerState:
-        """What `restore` needs to resume bit for bit. Of a sharded model, this process's part of each tensor."""
+        """What `restore` needs to resume bit for bit. If the model is sharded, this process's part of each tensor."""
         values = {
             "step": self.step,
             "device": str(self.runtime.device),
@@ -252,13 +252,13 @@ class Trainer:
             self.micro_batch = state.values["micro_batch"]  # that of another kind of device does not apply
         is_fused = self.fused_step is not None
         if state.values.get("fused", is_fused) != is_fused:
-            change = "with the C code, and before without it" if is_fused else "without the C code, and before with it"
+            change = "with the C code, unlike before" if is_fused else "without the C code, unlike before"
             self.notices.append(f"steps run {change}: losses may differ in the last digits")
 
     def _accumulate_gradients(self, batch: np.ndarray) -> Tensor:
         """Gradient accumulation: one backward per micro-batch. Returns the batch's mean loss.
 
-        Of several processes, the sum of what they return is the mean loss, and the same holds for the gradients.
+        With several processes, the mean loss is the sum of what they return; so are the gradients.
         """
         T = batch.shape[1] - 1
         rows_before, rows_of_all = self.world.rank * len(batch), self.world.size * len(batch)
@@ -300,7 +300,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _fast_path(self) -> Iterator[None]:
-        """Use the fast kernels of this device, and report memory that runs out as a `MachineError`."""
+        """Use the fast kernels of this device. Raise a `MachineError` if memory runs out."""
         try:
             with kernels.fast_path(self.runtime.device):
                 yield
@@ -317,7 +317,7 @@ class Trainer:
             torch.cuda.empty_cache()
         self.notices.append(f"out of memory: micro-batch {self.micro_batch} from here on, the batch stays the same")
 
-    def _raise_sharded(self, error: RuntimeError) -> None:
+    def _raise_sharded_error(self, error: RuntimeError) -> None:
         """Raise an error with what to do about a failure in the middle of a sharded model."""
         if is_out_of_memory(error):
             hint = f"--micro-batch {max(1, self.micro_batch // 2)}, or more processes"

@@ -42,7 +42,7 @@ class TrainerValues(msgspec.Struct):
 
 
 def check_trainer_values(values: dict[str, Any], folder: Path) -> TrainerValues:
-    """Check the values of a checkpoint's trainer.json. Raises `OctavoError` that names the first wrong one."""
+    """Check the values of a checkpoint's trainer.json. Raises an `OctavoError` that names the first wrong one."""
     if values.get("scaler") == {}:  # the state of a scaler without loss scaling
         values = values | {"scaler": None}
     return check(values, TrainerValues, str(folder / "trainer.json"), "another checkpoint of the run")

@@ -47,9 +47,9 @@ def open_mirror(url: str, settings: Settings, is_resumed: bool, delays: Sequence
 
 
 def upload(events: Iterator[Event], run: Run, storage: Storage | None, world: World) -> Iterator[Event]:
-    """Pass the events of a run on, copy the run after each checkpoint, and yield notices.
+    """Pass on the events of a run, copy the run after each checkpoint, and yield notices.
 
-    `Finished` comes after the last copy. Only the first process has the storage; the others wait for it there.
+    `Finished` comes after the last copy. Only rank 0 has the storage; the others wait for it there.
     """
     with Uploader(run, storage) if storage is not None else contextlib.nullcontext() as uploader:
         for event in events:
@@ -65,15 +65,13 @@ def upload(events: Iterator[Event], run: Run, storage: Storage | None, world: Wo
 
 
 class Uploader:
-    """The thread. As a context manager, it waits at the end until the newest checkpoint is copied."""
+    """Copies the run in a thread. As a context manager, it waits at the end until the newest checkpoint is copied."""
 
     def __init__(self, run: Run, storage: Storage) -> None:
         self._run, self._storage = run, storage
         self._condition = threading.Condition()
         self._is_due = self._is_closed = False
-        self._failure: str | None = (
-            None  # why the last attempt failed; None if the copy is that of the newest checkpoint
-        )
+        self._failure: str | None = None  # why the last attempt failed; None if it succeeded
         self._notices: list[str] = []
         self._thread = threading.Thread(target=self._work, daemon=True)  # Ctrl-C can end the process if storage hangs
 
