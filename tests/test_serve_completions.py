@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from octavo.server.api_error import ApiError
-from octavo.server.completions import text_requests
+from octavo.server.completions import build_text_requests
 from octavo.server.requests import CompletionRequest
 from octavo.server.text_requests import check_logprobs
 from octavo.server.tokens import token_string
@@ -521,7 +521,7 @@ def test_every_event_can_have_the_usage_so_far(server: RunningServer) -> None:
 
 def test_too_many_logprobs_in_one_response_are_refused(server: RunningServer) -> None:
     model, few = server.models["char"], dataclasses.replace(LIMITS, logprob_values=3 * 21 + 16 * 21 - 1)
-    requests = text_requests(model, CompletionRequest(prompt="the", logprobs=20, echo=True), "")
+    requests = build_text_requests(model, CompletionRequest(prompt="the", logprobs=20, echo=True), "")
     with pytest.raises(ApiError, match="399 log-probabilities"):
         check_logprobs(model, requests, few)
 

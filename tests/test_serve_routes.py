@@ -77,7 +77,7 @@ def test_metrics_count_requests_and_tokens(server: RunningServer) -> None:
         'octavo_prompt_tokens_total{model="bpe"}',
         'octavo_generated_tokens_total{model="bpe"}',
         'octavo_time_to_first_token_seconds_count{model="bpe"}',
-        'octavo_token_gap_seconds_count{model="bpe"}',
+        'octavo_inter_token_latency_seconds_count{model="bpe"}',
         'octavo_requests_total{route="other",status="404"}',
     ]
     before = [value(metric) for metric in metrics]

@@ -33,7 +33,7 @@ from octavo.runs import RunLike, find_checkpoint
 from octavo.settings import Settings
 
 CLIENTS, SLOW_CLIENTS = 4, 50
-CAPACITY = 8 + 64  # the command's default slots and queue
+SLOTS, QUEUE = 8, 64
 _EXCESSIVE_FIELDS = {  # each must be rejected before anything is allocated for it
     "n=10^6": {"n": 10**6},
     "max_tokens=10^9": {"max_tokens": 10**9},
@@ -48,14 +48,14 @@ class ServeBenchmark:
 
     ready_seconds: float  # from the start of the process to a successful /ready, median
     first_token_seconds: float  # time to first token of `CLIENTS` concurrent streams, median
-    gap_seconds: float  # between two tokens of these streams, median
-    gap_p95_seconds: float
-    gap_ratio: float  # 95th percentile to median
+    inter_token_seconds: float  # inter-token latency of these streams, median
+    inter_token_p95_seconds: float
+    inter_token_ratio: float  # 95th percentile to median
     tokens_per_second: float  # of these streams together
     rejected_seconds: dict[str, float]  # the slowest response to each excessive request
     short_p95_seconds: float  # of short requests, one after another
     short_p95_trickling_seconds: float  # the same during a slowloris attack by `SLOW_CLIENTS` clients
-    overload: dict[int, int]  # responses to ten times `CAPACITY` concurrent requests, by status
+    overload: dict[int, int]  # responses to ten times as many requests as `SLOTS` and `QUEUE` hold, by status
     drain_seconds: float  # from SIGTERM, with streams in progress, to the exit
 
 
@@ -88,13 +88,13 @@ async def _measure(server: "_Server", model: str, rounds: int, ready: float) -> 
     new_tokens = max(2, min(150, block_size - 20))
     body = {"model": model, "prompt": "abcdefgh", "max_tokens": new_tokens, "stream": True}
     await server.stream(body)
-    first_tokens, gaps, rates = [], [], []
+    first_tokens, latencies, rates = [], [], []
     for _ in range(rounds):
         start = time.perf_counter()
         streams = await asyncio.gather(*(server.stream(body | {"seed": n}) for n in range(CLIENTS)))
         rates.append(sum(len(times) for times in streams) / (time.perf_counter() - start))
         first_tokens += [times[0] - start for times in streams]
-        gaps += [after - before for times in streams for before, after in itertools.pairwise(times)]
+        latencies += [after - before for times in streams for before, after in itertools.pairwise(times)]
     rejected = {
         name: max([(await server.ask("/v1/completions", body | change))[2] for _ in range(20)])
         for name, change in _EXCESSIVE_FIELDS.items()
@@ -107,21 +107,21 @@ async def _measure(server: "_Server", model: str, rounds: int, ready: float) -> 
     async with _slowloris_attack(server):
         trickling_p95 = await _time_short_requests(server, short)
     long = body | {"stream": False}
-    responses = await asyncio.gather(*(server.ask("/v1/completions", long) for _ in range(10 * CAPACITY)))
+    responses = await asyncio.gather(*(server.ask("/v1/completions", long) for _ in range(10 * (SLOTS + QUEUE))))
     running = [asyncio.create_task(server.stream(body)) for _ in range(CLIENTS)]
     await asyncio.sleep(0.05)
     start = time.perf_counter()
     server.terminate()
     await asyncio.gather(*running)
     await asyncio.to_thread(server.wait)
-    ordered = sorted(gaps)
+    ordered = sorted(latencies)
     p95 = ordered[int(0.95 * len(ordered))]
     return ServeBenchmark(
         ready_seconds=ready,
         first_token_seconds=statistics.median(first_tokens),
-        gap_seconds=statistics.median(gaps),
-        gap_p95_seconds=p95,
-        gap_ratio=p95 / statistics.median(gaps),
+        inter_token_seconds=statistics.median(latencies),
+        inter_token_p95_seconds=p95,
+        inter_token_ratio=p95 / statistics.median(latencies),
         tokens_per_second=statistics.median(rates),
         rejected_seconds=rejected,
         short_p95_seconds=short_p95,
@@ -218,7 +218,7 @@ def _head(method: str, path: str, length: int, connection: str) -> bytes:
 @contextlib.contextmanager
 def _start_server(folder: Path, quantize: str) -> Iterator[tuple[_Server, float]]:
     """Run a server process; yield it and the seconds until it was ready."""
-    options = ["--port", "0", "--json", "--quantize", quantize]
+    options = ["--port", "0", "--json", "--quantize", quantize, "--slots", str(SLOTS), "--queue", str(QUEUE)]
     command = [sys.executable, "-m", "octavo", "serve", str(folder), *options]
     environment = {name: value for name, value in os.environ.items() if name != "OCTAVO_API_KEY"}
     start = time.perf_counter()

@@ -8,6 +8,7 @@ The path of a request to the logits and back:
     completions.py  OpenAI's JSON <-> TextRequest and TextPiece; chat.py the same for conversations
     text_batch.py   the completions of a request, awaited in the event loop
     worker.py       the thread that steps a model's engine
+    answer.py       the response: one JSON object, or server-sent events
 
 `follow.py` loads the models, and newer checkpoints while requests are answered. `lens_api.py` computes views in its own
 threads; `runs_api.py` and `static_page.py` read files.

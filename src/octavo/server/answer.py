@@ -30,7 +30,7 @@ class Answer(abc.ABC):
 
     id_prefix: str
     object: str
-    object_of_event: str
+    chunk_object: str
 
     def __init__(self, batch: TextBatch, body: GenerationRequest) -> None:
         self._batch, self._body = batch, body
@@ -48,9 +48,7 @@ class Answer(abc.ABC):
         """A whole text. `prompt_tokens` have the log-probabilities of the prompt, if they are reported."""
 
     @abc.abstractmethod
-    def choice_of_event(
-        self, index: int, stream: TextStream, piece: TextPiece, prompt: Prompt | None
-    ) -> dict[str, Any]:
+    def chunk_choice(self, index: int, stream: TextStream, piece: TextPiece, prompt: Prompt | None) -> dict[str, Any]:
         """A piece of a text. `prompt` is None unless this is the first piece."""
 
     async def respond(self, http: HTTPRequest) -> Response:
@@ -80,7 +78,7 @@ class Answer(abc.ABC):
 
     async def events(self) -> AsyncIterator[bytes]:
         """The response as server-sent events. An error after the first byte is an event too."""
-        common = self._common | {"object": self.object_of_event}
+        common = self._common | {"object": self.chunk_object}
         options = self._body.stream_options
         usage: dict[str, Any] = {"usage": None} if options is not None and options.include_usage else {}
         in_every_event = options is not None and options.continuous_usage_stats
@@ -91,7 +89,7 @@ class Answer(abc.ABC):
             async for stream, piece in self._batch.pieces():
                 prompt = None if stream in started else stream.prompt
                 started.add(stream)
-                choice = self.choice_of_event(indexes[stream], stream, piece, prompt)
+                choice = self.chunk_choice(indexes[stream], stream, piece, prompt)
                 if usage and in_every_event:
                     counts[stream] += len(piece.tokens)
                     # At the end, the tokens of a stop string count too.

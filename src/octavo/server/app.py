@@ -58,8 +58,7 @@ def build_app(
 ) -> Application:
     """Build the application. `pending` has the names of models without a checkpoint yet, `runs` all served runs.
 
-    `keys` has the names of API keys, and the keys. `root_path`: where a proxy shows the server. `docs`: describe the
-    API at /docs.
+    `keys` maps names to API keys. `root_path`: the path prefix at a proxy. `docs`: describe the API at /docs.
 
     `models` and `pending` may change while the application runs.
     """
@@ -89,7 +88,7 @@ def build_app(
         api.add_exception_handler(kind, error_response)
 
     def find_model(id: str | None, request: Request) -> ServedModel:
-        """The model that a request names, in its path or with `id`. One that is served alone needs no name."""
+        """The model that a request names, in its path or with `id`. If one model is served, no name is needed."""
         names = [*models, *pending]
         id_of_path = request.path_params.get("served_model")
         if id and id_of_path and id != id_of_path:

@@ -1,6 +1,6 @@
 """`/v1/chat/completions`: OpenAI's request mapped to one text request, and its texts mapped to OpenAI's response.
 
-How a conversation becomes a prompt is `octavo.generation.chat`'s.
+`octavo.generation.chat` turns the conversation into a prompt.
 """
 
 import asyncio
@@ -39,14 +39,16 @@ async def answer_chat(
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs need logprobs: true", param="top_logprobs")
     if None not in (body.max_tokens, body.max_completion_tokens) and body.max_tokens != body.max_completion_tokens:
-        raise ApiError(400, "max_tokens and max_completion_tokens are two names of the same", param="max_tokens")
-    request = await asyncio.to_thread(text_request, model, body, client.cache_scope)
+        raise ApiError(
+            400, "max_tokens and max_completion_tokens are two names of one field, and differ", param="max_tokens"
+        )
+    request = await asyncio.to_thread(build_text_request, model, body, client.cache_scope)
     check_logprobs(model, [request], limits)
     batch = TextBatch(model, [request], client, limits, metrics, incremental=body.stream)
     return await ChatAnswer(batch, body).respond(http)
 
 
-def text_request(model: ServedModel, body: ChatRequest, cache_scope: str) -> TextRequest:
+def build_text_request(model: ServedModel, body: ChatRequest, cache_scope: str) -> TextRequest:
     block_size = model.checkpoint.model.settings.block_size
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     if max_tokens is None:
@@ -73,7 +75,7 @@ def text_request(model: ServedModel, body: ChatRequest, cache_scope: str) -> Tex
 class ChatAnswer(Answer):
     """OpenAI's chat completion object."""
 
-    id_prefix, object, object_of_event = "chatcmpl", "chat.completion", "chat.completion.chunk"
+    id_prefix, object, chunk_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
     def __init__(self, batch: TextBatch, body: ChatRequest) -> None:
         super().__init__(batch, body)
@@ -85,9 +87,7 @@ class ChatAnswer(Answer):
         message = {"role": "assistant", "content": piece.text, "refusal": None}
         return self._choice(index, {"message": message}, stream, piece, stream.prompt)
 
-    def choice_of_event(
-        self, index: int, stream: TextStream, piece: TextPiece, prompt: Prompt | None
-    ) -> dict[str, Any]:
+    def chunk_choice(self, index: int, stream: TextStream, piece: TextPiece, prompt: Prompt | None) -> dict[str, Any]:
         delta = {"role": "assistant"} if prompt else {}
         return self._choice(index, {"delta": delta | {"content": piece.text}}, stream, piece, prompt)
 

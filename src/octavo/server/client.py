@@ -46,7 +46,7 @@ class Client:
     """The holder of an API key; or everybody, if the server has no keys."""
 
     def __init__(self, name: str, cache_scope: str, limits: RateLimits, metrics: Metrics) -> None:
-        """`cache_scope`: the prefix cache is not shared with other clients, because response times would reveal it."""
+        """Clients of different `cache_scope` share no cached prefix: response times would reveal their prompts."""
         self.name, self.cache_scope = name, cache_scope
         self._requests = TokenBucket(limits.requests) if limits.requests else None
         self._tokens = TokenBucket(limits.tokens) if limits.tokens else None
@@ -55,7 +55,7 @@ class Client:
     def admit(self) -> None:
         """Count a request. Raises `ApiError` if the client has used up what it may ask for in a minute."""
         for bucket, amount, unit in ((self._requests, 1.0, "requests"), (self._tokens, 0.0, "tokens")):
-            if (bucket is not None and bucket.level < amount) or (bucket is not None and bucket.level <= 0):
+            if bucket is not None and (bucket.level < amount or bucket.level <= 0):
                 seconds = max(1, math.ceil(bucket.seconds_until(max(amount, 1.0))))
                 self._metrics.count_rejection(self.name)
                 raise ApiError(
@@ -66,10 +66,10 @@ class Client:
                 )
         if self._requests is not None:
             self._requests.take(1)
-        self._metrics.count_request_of(self.name)
+        self._metrics.count_request_of_key(self.name)
 
     def count_tokens(self, prompt: int, generated: int) -> None:
         """Count the tokens of a request when it ends."""
         if self._tokens is not None:
             self._tokens.take(prompt + generated)
-        self._metrics.count_tokens_of(self.name, prompt, generated)
+        self._metrics.count_tokens_of_key(self.name, prompt, generated)

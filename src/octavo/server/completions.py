@@ -30,7 +30,7 @@ async def complete(
 ) -> Response:
     """Answer a request. Raises `ApiError` if the body asks for too much, or the queue is full."""
     check_request(model, body, limits)
-    requests = await asyncio.to_thread(text_requests, model, body, client.cache_scope)
+    requests = await asyncio.to_thread(build_text_requests, model, body, client.cache_scope)
     check_logprobs(model, requests, limits)
     batch = TextBatch(model, requests, client, limits, metrics, incremental=body.stream)
     return await CompletionAnswer(batch, body).respond(http)
@@ -56,7 +56,7 @@ def check_request(model: ServedModel, body: CompletionRequest, limits: Limits) -
     check_fields(model, body, body.max_tokens)
 
 
-def text_requests(model: ServedModel, body: CompletionRequest, cache_scope: str) -> list[TextRequest]:
+def build_text_requests(model: ServedModel, body: CompletionRequest, cache_scope: str) -> list[TextRequest]:
     """One request for each prompt. Every prompt is continued with the same seeds."""
     tokenizer, block_size = model.checkpoint.tokenizer, model.checkpoint.model.settings.block_size
     keep = body.truncate_prompt_tokens
@@ -81,7 +81,7 @@ def text_requests(model: ServedModel, body: CompletionRequest, cache_scope: str)
 class CompletionAnswer(Answer):
     """OpenAI's completion object."""
 
-    id_prefix, object, object_of_event = "cmpl", "text_completion", "text_completion"
+    id_prefix, object, chunk_object = "cmpl", "text_completion", "text_completion"
 
     def __init__(self, batch: TextBatch, body: CompletionRequest) -> None:
         super().__init__(batch, body)
@@ -96,9 +96,7 @@ class CompletionAnswer(Answer):
             choice["prompt_logprobs"] = format_prompt_logprobs(self._tokenizer, prompt_tokens, top)
         return choice
 
-    def choice_of_event(
-        self, index: int, stream: TextStream, piece: TextPiece, prompt: Prompt | None
-    ) -> dict[str, Any]:
+    def chunk_choice(self, index: int, stream: TextStream, piece: TextPiece, prompt: Prompt | None) -> dict[str, Any]:
         return self._choice(index, stream, piece, piece.prompt_tokens, prompt)
 
     def _choice(

@@ -39,7 +39,7 @@ UVICORN_INTERNALS = {
 }
 
 
-_PROBE_SECONDS = 0.02  # between two looks at whether a client that sends no more is still there
+_PROBE_SECONDS = 0.02  # between two checks whether a client that sends no more is still there
 
 
 class Connection(H11Protocol):

@@ -24,7 +24,7 @@ HARMLESS = frozenset(
         "safety_identifier",
         "service_tier",
         "session_id",
-        "spaces_between_special_tokens",  # a token's text has the spaces that it has
+        "spaces_between_special_tokens",  # no spaces are added between tokens
         "store",
     )
 )
@@ -98,7 +98,7 @@ _NAMES = {  # what the field is called here
     "until": "stop",
 } | dict.fromkeys(("bad_words_ids", "banned_strings", "banned_tokens", "custom_token_bans"), "bad_words")
 _REASONS = {
-    "suffix": "a GPT-2 generates from left to right: it cannot generate what comes before a suffix",
+    "suffix": "GPT-2 generates from left to right: it cannot generate what comes before a suffix",
     "messages": "a conversation is for /v1/chat/completions; send a prompt here",
     "prompt": "a prompt is for /v1/completions; send messages here",
 }

@@ -117,7 +117,7 @@ class LensService:
         self._checkpoints = CheckpointCache()
 
     async def view(self, model: ServedModel, view: str, body: LensRequest, http: Request) -> Response:
-        """A view as JSON. Raises `ApiError` if too many wait, or the run has no such step."""
+        """A view as JSON. Raises `ApiError` if too many views wait, or the run has no such step."""
         text, block_size = body.text, model.checkpoint.model.settings.block_size
         if isinstance(text, list) and len(text) > block_size:
             raise ApiError(
@@ -140,7 +140,7 @@ class LensService:
     ) -> T | None:
         """What a function returns for the checkpoint of a step, in a thread; None if the client disconnected.
 
-        Raises `ApiError` if too many wait, or the run has no such step.
+        Raises `ApiError` if too many views wait, or the run has no such step.
         """
         if len(self._pending) >= self._capacity:
             raise ApiError(429, "too many views are requested: try again in a moment", code="rate_limit_exceeded")

@@ -11,9 +11,7 @@ class Limits:
     connections: int = 512  # open at once; beyond that, 429
     header_bytes: int = 16 << 10  # request line and headers
     headers: int = 100
-    header_seconds: float = (
-        10  # starts with the connection, or the first byte of a later request; ends with the headers
-    )
+    header_seconds: float = 10  # from the connection, or a later request's first byte, to the end of the headers
     idle_seconds: float = 30  # between two requests of a connection
     linger_seconds: float = 2  # after an error, keep reading this long: unread data would reset the connection
 

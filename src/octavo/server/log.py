@@ -67,7 +67,7 @@ class _QueuedWriter(logging.Handler):
     def _write(self) -> None:
         try:
             descriptor = self._stderr.fileno()
-        except OSError:  # a stream of Python, in a notebook or a test
+        except OSError:  # a stream without a file descriptor, in a notebook or a test
             descriptor = None
         while (record := self._records.get()) is not None:
             line = self.format(record) + "\n"

@@ -24,19 +24,19 @@ class Metrics:
         self._key_prompt = self._key_counter("octavo_key_prompt_tokens", "Prompt tokens, by API key")
         self._key_generated = self._key_counter("octavo_key_generated_tokens", "Generated tokens, by API key")
         self._first = self._histogram("octavo_time_to_first_token_seconds", "From the request to its first token")
-        self._inter_token = self._histogram("octavo_token_gap_seconds", "Inter-token latency")
+        self._inter_token = self._histogram("octavo_inter_token_latency_seconds", "Inter-token latency")
         self._slots = self._gauge("octavo_slots", "Completions that can be generated at once")
         self._busy = self._gauge("octavo_slots_busy", "Completions that are being generated")
         self._queue = self._gauge("octavo_queue", "Completions that wait for a slot")
         self._step = self._gauge("octavo_checkpoint_step", "Training step of the served checkpoint")
 
-    def count_request_of(self, key: str) -> None:
+    def count_request_of_key(self, key: str) -> None:
         self._key_requests.labels(key).inc()
 
     def count_rejection(self, key: str) -> None:
         self._key_rejected.labels(key).inc()
 
-    def count_tokens_of(self, key: str, prompt: int, generated: int) -> None:
+    def count_tokens_of_key(self, key: str, prompt: int, generated: int) -> None:
         self._key_prompt.labels(key).inc(prompt)
         self._key_generated.labels(key).inc(generated)
 

@@ -41,9 +41,8 @@ class ItemCount:
         low, high = ("minItems", "maxItems")
         if json_schema["type"] == "object":
             low, high = ("minProperties", "maxProperties")
-            json_schema["additionalProperties"] = (
-                False  # otherwise, names that do not match the key pattern would be valid
-            )
+            # Otherwise, names that do not match the key pattern would be valid.
+            json_schema["additionalProperties"] = False
         if self.low:
             json_schema[low] = self.low
         if self.high is not None:
@@ -130,7 +129,7 @@ class GenerationRequest(_Body):
         Expected(f"a list of at most {Limits.stop_token_ids} token ids"),
     ] = []
     include_stop_str_in_output: bool = Field(False, description="keep the stop text or token as the end of the text")
-    ignore_eos: bool = Field(False, description="generate on after the eos token")
+    ignore_eos: bool = Field(False, description="continue after the eos token")
     min_tokens: int = Field(
         0,
         ge=0,
@@ -140,7 +139,7 @@ class GenerationRequest(_Body):
     bad_words: Annotated[
         Annotated[list[StopString], ItemCount(0, Limits.bad_words)],
         Expected(f"a list of at most {Limits.bad_words} texts, each of 1 to {Limits.stop_characters} characters"),
-    ] = Field([], description="texts that are not generated with their usual tokens")
+    ] = Field([], description="texts whose usual tokens are never generated in sequence")
     allowed_token_ids: Annotated[
         Annotated[list[TokenId], ItemCount(1, Limits.allowed_token_ids)] | None,
         Expected(f"a list of 1 to {Limits.allowed_token_ids:,} token ids"),
@@ -196,7 +195,7 @@ class CompletionRequest(GenerationRequest):
         None,
         ge=-1,
         le=1 << 24,
-        description="keep only this many tokens of a prompt, the last; -1: block_size less `max_tokens`",
+        description="keep only this many tokens of a prompt, the last; -1: block_size minus `max_tokens`",
     )
     parse_special: bool = Field(
         False,
@@ -214,7 +213,7 @@ class CompletionRequest(GenerationRequest):
 
 
 class TextPart(_Body):
-    """A part of a message's content. This model reads no pictures and hears no sound."""
+    """A part of a message's content. Only text is supported."""
 
     type: Literal["text"]
     text: str
@@ -242,7 +241,9 @@ class ChatRequest(GenerationRequest):
     max_completion_tokens: int | None = Field(
         None, ge=0, le=Limits.max_tokens, description="default: until the context is full"
     )
-    max_tokens: int | None = Field(None, ge=0, le=Limits.max_tokens, description="the older name of the same")
+    max_tokens: int | None = Field(
+        None, ge=0, le=Limits.max_tokens, description="the older name of `max_completion_tokens`"
+    )
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=Limits.logprobs, description="only with `logprobs`")
 
@@ -313,7 +314,7 @@ class LensRequest(_Body):
 
 
 class PageRequest(_Body):
-    """What the page as one file shows, and the head that it opens on."""
+    """The text that the standalone page shows, and the attention head that it opens with."""
 
     model_config = ConfigDict(extra="forbid")
 

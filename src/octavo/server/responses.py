@@ -90,7 +90,7 @@ class Completion(BaseModel):
 
 
 class TokenLogprob(BaseModel):
-    """A token that could have been at a place of the text, and its log-probability."""
+    """A candidate token at a position of the text, and its log-probability."""
 
     token: str
     logprob: float
@@ -98,7 +98,7 @@ class TokenLogprob(BaseModel):
 
 
 class ChosenTokenLogprob(TokenLogprob):
-    """A token of the text, and the most likely tokens at its place."""
+    """A token of the text, and the most likely tokens at its position."""
 
     top_logprobs: list[TokenLogprob]
 

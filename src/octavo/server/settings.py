@@ -16,7 +16,7 @@ class ServeSettings:
     host: str = "127.0.0.1"
     port: int = 8000  # 0: any free port
     follow: bool = True  # serve newer checkpoints of a run that is still training
-    root_path: str = ""  # where a proxy shows the server, such as /octavo
+    root_path: str = ""  # the path prefix at a proxy, such as /octavo
     api_key_file: str | Path | None = None  # a key on each line, or a name and a key
     rate_limit: int = 0  # requests of each key in a minute; 0: unlimited
     token_limit: int = 0  # tokens of each key in a minute, of prompts and texts; 0: unlimited

@@ -48,9 +48,8 @@ _HTML_RESPONSE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/html": {"schema": {"type": "string"}}}, "description": "the page"},
     **responses.errors(404, 500),
 }
-_ALL_LAYERS_TOKENS = (
-    64  # the standalone page has the heads of all layers for up to this many tokens, of one layer for more
-)
+# The standalone page has the heads of all layers for up to this many tokens, of one layer for more.
+_ALL_LAYERS_TOKENS = 64
 
 
 def routes(

@@ -52,7 +52,7 @@ def resolve_text(tokenizer: Tokenizer, value: str | list[int], param: str, parse
 def format_logprobs(
     tokenizer: Tokenizer, tokens: list[LocatedToken], count: int, as_ids: bool = False
 ) -> dict[str, Any]:
-    """The `logprobs` object of a completion, with `count` most likely tokens at each place.
+    """The `logprobs` object of a completion, with the `count` most likely tokens at each position.
 
     With `as_ids`, a token is written as `token_id:5`. All numbers are rounded the same way, because clients compare
     them.
@@ -78,7 +78,7 @@ def format_logprobs(
 
 
 def format_chat_logprobs(tokenizer: Tokenizer, tokens: list[LocatedToken], count: int) -> dict[str, Any]:
-    """The `logprobs` object of a chat completion, with `count` most likely tokens at each place."""
+    """The `logprobs` object of a chat completion, with the `count` most likely tokens at each position."""
 
     def describe(id: int, logprob: float | None) -> dict[str, Any]:
         token = tokenizer.token_bytes[id]
@@ -94,21 +94,21 @@ def format_chat_logprobs(tokenizer: Tokenizer, tokens: list[LocatedToken], count
 def format_prompt_logprobs(
     tokenizer: Tokenizer, tokens: list[LocatedToken], count: int
 ) -> list[dict[str, dict[str, Any]] | None]:
-    """vLLM's `prompt_logprobs`: at each place of the prompt the token there and `count` most likely ones, by id."""
-    places: list[dict[str, dict[str, Any]] | None] = []
+    """vLLM's `prompt_logprobs`: for each position of the prompt its token and the `count` most likely ones, by id."""
+    positions: list[dict[str, dict[str, Any]] | None] = []
     for token, _ in tokens:
         if token.logprob is None:  # the first token
-            places.append(None)
+            positions.append(None)
             continue
         ranked = {id: (rank, logprob) for rank, (id, logprob) in enumerate(token.top[:count], start=1)}
         ranked.setdefault(token.id, (token.rank or 0, token.logprob))
-        places.append(
+        positions.append(
             {
                 str(id): {"logprob": round(logprob, 6), "rank": rank, "decoded_token": token_string(tokenizer, id)}
                 for id, (rank, logprob) in ranked.items()
             }
         )
-    return places
+    return positions
 
 
 def token_string(tokenizer: Tokenizer, id: int) -> str:

@@ -1,7 +1,7 @@
 """The thread that runs a model, and the models that are served.
 
-Everything that touches an engine happens in the worker's thread, detokenization included. So the
-event loop never waits for a model, and a stop string frees its slot at once.
+Everything that touches an engine happens in the worker's thread, detokenization included. So the event loop never waits
+for a model, and a stop string frees its slot at once.
 """
 
 import asyncio

@@ -25,7 +25,7 @@ class ApiKeys:
     def __init__(
         self, app: ASGIApp, limits: Limits, keys: Mapping[str, str], rate_limits: RateLimits, metrics: Metrics
     ) -> None:
-        """`keys` has the names of keys, and the keys."""
+        """`keys` maps names to API keys."""
         self._app, self._limits = app, limits
         self._everybody = Client(NO_KEY, "", rate_limits, metrics)
         self._clients = [

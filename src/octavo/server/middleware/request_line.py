@@ -1,6 +1,6 @@
 """HEAD, absolute targets and the path prefix of a proxy, reduced to GET and a path.
 
-RFC 9110 and 9112 require of a server that it accepts HEAD and absolute targets.
+RFC 9110 and 9112 require servers to accept HEAD and absolute targets.
 """
 
 import re

@@ -23,7 +23,7 @@ _CLIENT_ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)  # nothing that could f
 class SecurityHeaders:
     """Adds the headers that the application has not set. The page sets its own policy, so that its scripts can run.
 
-    `X-Request-Id` is that of the request, if it has one of harmless characters, else a new one. Errors have it too.
+    `X-Request-Id` is the request's own, if all its characters are harmless, else a new one. Errors have it too.
     """
 
     def __init__(self, app: ASGIApp) -> None:
