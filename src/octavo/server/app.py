@@ -17,17 +17,15 @@ from starlette.types import ASGIApp
 from octavo import estimate
 from octavo.errors import OctavoError
 from octavo.runs import Run
-from octavo.server import docs_page, lens_api, responses, runs_api, static_page
+from octavo.server import chat, completions, docs_page, lens_api, responses, runs_api, static_page
 from octavo.server.api_error import ApiError
-from octavo.server.chat import answer_chat
 from octavo.server.client import RateLimits
-from octavo.server.completions import complete
 from octavo.server.limits import Limits
 from octavo.server.metrics import Metrics
 from octavo.server.middleware import wrap_in_middleware
 from octavo.server.middleware.asgi import PROBES
 from octavo.server.middleware.drain import Drain
-from octavo.server.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from octavo.server.requests import DetokenizeRequest, TokenizeRequest
 from octavo.server.tokens import resolve_text, token_string
 from octavo.server.worker import ServedModel
 
@@ -129,20 +127,8 @@ def build_app(
         )
 
     of_model = APIRouter()
-
-    @of_model.post(
-        "/v1/completions", response_model=responses.Completion, responses=_STREAM | responses.errors(404, 500)
-    )
-    async def completions(body: CompletionRequest, request: Request) -> Response:
-        """Continue one or several prompts."""
-        return await complete(find_model(body.model, request), body, request.state.client, request, metrics, limits)
-
-    @of_model.post(
-        "/v1/chat/completions", response_model=responses.ChatCompletion, responses=_STREAM | responses.errors(404, 500)
-    )
-    async def chat(body: ChatRequest, request: Request) -> Response:
-        """Answer the newest message of a conversation."""
-        return await answer_chat(find_model(body.model, request), body, request.state.client, request, metrics, limits)
+    of_model.include_router(completions.routes(find_model, limits, metrics))
+    of_model.include_router(chat.routes(find_model, limits, metrics))
 
     @api.get("/v1/models")
     async def list_models() -> responses.Models:
@@ -259,14 +245,6 @@ class _Api(FastAPI):
         for name in ("HTTPValidationError", "ValidationError"):
             document["components"]["schemas"].pop(name, None)
         return document
-
-
-_STREAM: dict[int | str, dict[str, Any]] = {
-    200: {
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
-        "description": "the completions, or a stream of their chunks",
-    }
-}
 
 
 async def error_response(request: Request, error: Exception) -> Response:

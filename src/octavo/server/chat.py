@@ -4,18 +4,19 @@
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
-from fastapi import Request as HTTPRequest
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from octavo.errors import UnknownCharactersError
 from octavo.generation.chat import ChatFormat, ChatTemplateError, ConversationTooLongError, Message
 from octavo.generation.prompt import Prompt
 from octavo.generation.stream import LocatedToken, TextPiece, TextRequest, TextStream
+from octavo.server import responses
 from octavo.server.answer import FINISH_REASONS, Answer
 from octavo.server.api_error import ApiError
-from octavo.server.client import Client
 from octavo.server.limits import Limits
 from octavo.server.metrics import Metrics
 from octavo.server.requests import ChatRequest
@@ -27,25 +28,34 @@ from octavo.server.worker import ServedModel
 _ANSWER_SHARE = 4  # at least 1/4 of the context is left for the answer, unless max_tokens is less
 
 
-async def answer_chat(
-    model: ServedModel,
-    body: ChatRequest,
-    client: Client,
-    http: HTTPRequest,
-    metrics: Metrics,
-    limits: Limits,
-) -> Response:
-    """Answer a request. Raises `ApiError` if the body asks for too much, or the queue is full."""
+def routes(find_model: Callable[[str, Request], ServedModel], limits: Limits, metrics: Metrics) -> APIRouter:
+    router = APIRouter()
+
+    @router.post(
+        "/v1/chat/completions",
+        response_model=responses.ChatCompletion,
+        responses=responses.STREAM | responses.errors(404, 500),
+    )
+    async def chat(body: ChatRequest, request: Request) -> Response:
+        """Answer the newest message of a conversation."""
+        model, client = find_model(body.model, request), request.state.client
+        _check_request(body)
+        text_request = await asyncio.to_thread(build_text_request, model, body, client.cache_scope)
+        check_logprobs(model, [text_request], limits)
+        batch = TextBatch(model, [text_request], client, limits, metrics, incremental=body.stream)
+        return await ChatAnswer(batch, body).respond(request)
+
+    return router
+
+
+def _check_request(body: ChatRequest) -> None:
+    """Raise `ApiError` for fields that contradict each other."""
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs need logprobs: true", param="top_logprobs")
     if None not in (body.max_tokens, body.max_completion_tokens) and body.max_tokens != body.max_completion_tokens:
         raise ApiError(
             400, "max_tokens and max_completion_tokens are two names of one field, and differ", param="max_tokens"
         )
-    request = await asyncio.to_thread(build_text_request, model, body, client.cache_scope)
-    check_logprobs(model, [request], limits)
-    batch = TextBatch(model, [request], client, limits, metrics, incremental=body.stream)
-    return await ChatAnswer(batch, body).respond(http)
 
 
 def build_text_request(model: ServedModel, body: ChatRequest, cache_scope: str) -> TextRequest:

@@ -1,16 +1,17 @@
 """`/v1/completions`: OpenAI's request mapped to text requests, and their texts mapped to OpenAI's response."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
-from fastapi import Request as HTTPRequest
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from octavo.generation.prompt import Prompt
 from octavo.generation.stream import LocatedToken, TextPiece, TextRequest, TextStream
+from octavo.server import responses
 from octavo.server.answer import FINISH_REASONS, Answer
 from octavo.server.api_error import ApiError
-from octavo.server.client import Client
 from octavo.server.limits import Limits
 from octavo.server.metrics import Metrics
 from octavo.server.requests import CompletionRequest
@@ -20,20 +21,22 @@ from octavo.server.tokens import encode_bounded_prompt, format_logprobs, format_
 from octavo.server.worker import ServedModel
 
 
-async def complete(
-    model: ServedModel,
-    body: CompletionRequest,
-    client: Client,
-    http: HTTPRequest,
-    metrics: Metrics,
-    limits: Limits,
-) -> Response:
-    """Answer a request. Raises `ApiError` if the body asks for too much, or the queue is full."""
-    check_request(model, body, limits)
-    requests = await asyncio.to_thread(build_text_requests, model, body, client.cache_scope)
-    check_logprobs(model, requests, limits)
-    batch = TextBatch(model, requests, client, limits, metrics, incremental=body.stream)
-    return await CompletionAnswer(batch, body).respond(http)
+def routes(find_model: Callable[[str, Request], ServedModel], limits: Limits, metrics: Metrics) -> APIRouter:
+    router = APIRouter()
+
+    @router.post(
+        "/v1/completions", response_model=responses.Completion, responses=responses.STREAM | responses.errors(404, 500)
+    )
+    async def completions(body: CompletionRequest, request: Request) -> Response:
+        """Continue one or several prompts."""
+        model, client = find_model(body.model, request), request.state.client
+        check_request(model, body, limits)
+        requests = await asyncio.to_thread(build_text_requests, model, body, client.cache_scope)
+        check_logprobs(model, requests, limits)
+        batch = TextBatch(model, requests, client, limits, metrics, incremental=body.stream)
+        return await CompletionAnswer(batch, body).respond(request)
+
+    return router
 
 
 def check_request(model: ServedModel, body: CompletionRequest, limits: Limits) -> None:

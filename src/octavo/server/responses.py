@@ -28,6 +28,14 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": Error, "description": HTTPStatus(status).phrase} for status in statuses}
 
 
+STREAM: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "description": "the completions, or a stream of their chunks",
+    }
+}
+
+
 class Logprobs(BaseModel):
     """Log-probabilities, one item in each list for each token. The first token of a prompt has none."""
 
