@@ -85,17 +85,17 @@ class CompletionAnswer(Answer):
     """OpenAI's completion object."""
 
     id_prefix, object, chunk_object = "cmpl", "text_completion", "text_completion"
+    _body: CompletionRequest
 
     def __init__(self, batch: TextBatch, body: CompletionRequest) -> None:
         super().__init__(batch, body)
-        self._fields = body
         self._tokenizer = batch.model.checkpoint.tokenizer
 
     def choice(
         self, index: int, stream: TextStream, piece: TextPiece, prompt_tokens: list[LocatedToken]
     ) -> dict[str, Any]:
         choice = self._choice(index, stream, piece, prompt_tokens, stream.prompt)
-        if (top := self._fields.prompt_logprobs) is not None:
+        if (top := self._body.prompt_logprobs) is not None:
             choice["prompt_logprobs"] = format_prompt_logprobs(self._tokenizer, prompt_tokens, top)
         return choice
 
@@ -110,7 +110,7 @@ class CompletionAnswer(Answer):
         prompt_tokens: list[LocatedToken],
         prompt: Prompt | None,
     ) -> dict[str, Any]:
-        body = self._fields
+        body = self._body
         choice: dict[str, Any] = {
             "text": piece.text,
             "index": index,
