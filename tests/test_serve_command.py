@@ -151,10 +151,11 @@ def test_a_key_file_may_have_a_byte_order_mark(tmp_path: Path, encoding: str) ->
         (b"\xff\xfe", "has no key"),
         (b"\n# none\n", "has no key"),
         ("clé-clé-clé-clé-clé".encode(), "header"),
-        (b"a-name a-secret-key-of-it more", "more than"),
+        (b"a-name a-secret-key-of-it more", "line 1.*more than"),
         (b"short", "5 characters"),
         (b"a secret-key-number-1\na secret-key-number-2", "line 2"),
         (b"a,b secret-key-number-1", "line 1"),
+        (b"# names\n\na,b secret-key-number-1", "line 3"),
     ],
 )
 def test_an_unusable_key_file_is_an_error(tmp_path: Path, content: bytes | None, expected: str) -> None:

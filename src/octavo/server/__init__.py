@@ -117,7 +117,7 @@ def _has_checkpoint(run: Run) -> bool:
 def read_keys(path: str | Path | None) -> dict[str, str]:
     """The API keys in a file and in the environment, by name; never from the command line, which others can read.
 
-    A line of the file has a key, or a name and a key. A key without a name is called `key-N`, by its place.
+    A line of the file has a key, or a name and a key. Key N is called `key-N` if it has no name.
     """
     content = ""
     if path is not None:
@@ -130,18 +130,24 @@ def read_keys(path: str | Path | None) -> dict[str, str]:
                 else "it is neither UTF-8 nor UTF-16 with a byte order mark"
             )
             raise OctavoError(f"the key file {path} cannot be read: {reason}", _KEY_FILE_HINT) from None
-    lines = [line.split() for line in content.splitlines() if line.strip() and not line.startswith("#")]
+    lines = [
+        (number, line.split())
+        for number, line in enumerate(content.splitlines(), start=1)
+        if line.strip() and not line.startswith("#")
+    ]
     if path is not None and not lines:
         raise OctavoError(f"the key file {path} has no key", _KEY_FILE_HINT)
-    if any(len(line) > 2 for line in lines):
-        raise OctavoError(f"a line of the key file {path} has more than a name and a key", "NAME KEY, or KEY")
     keys: dict[str, str] = {}
-    for number, line in enumerate(lines, start=1):
-        name = line[0] if len(line) == 2 else f"key-{number}"
-        if name in keys or not re.fullmatch(r"[\w.@-]{1,64}", name):
+    for count, (number, line) in enumerate(lines, start=1):
+        if len(line) > 2:
             raise OctavoError(
-                f"the key file {path} has no valid name in line {number}", "letters, digits and ._@-, once"
+                f"line {number} of the key file {path} has more than a name and a key", "NAME KEY, or KEY"
             )
+        name = line[0] if len(line) == 2 else f"key-{count}"
+        if not re.fullmatch(r"[\w.@-]{1,64}", name):
+            raise OctavoError(f"the key file {path} has no valid name in line {number}", "letters, digits and ._@-")
+        if name in keys:
+            raise OctavoError(f"line {number} of the key file {path} has the name of an earlier key", "another name")
         keys[name] = line[-1]
     if key := os.environ.get(KEY_VARIABLE, "").strip():
         keys[KEY_VARIABLE] = key
