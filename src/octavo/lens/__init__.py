@@ -42,7 +42,7 @@ FUNCTIONS: dict[str, Callable[..., View]] = {name: globals()[name] for name in v
 
 
 def inspect(run: RunLike | ModelSettings, view: str, **options: Any) -> View:
-    """A view by its name, with the options of `octavo.views`. A preset (settings, no trained model) has only `shapes`.
+    """A view by its name, with the options of `octavo.views`. Of these, only `shapes` takes settings without a model.
 
     Raises `OctavoError` for an unknown view and for an option that the view does not take.
     """

@@ -105,8 +105,8 @@ def attention(
 ) -> Attention:
     """The pattern of one head over a text of up to `block_size` tokens, and every head's statistics.
 
-    Without `layer` and `head`, it is the pattern of the most telling head: the one with the largest `distant`; with one
-    of the two, that of the most telling head of this layer or with this number.
+    By default, the head with the largest `distant` is shown. With only `layer` or only `head`, it is chosen among the
+    heads of that layer, or among the heads with that number.
 
     Patterns are computed one head at a time, so memory does not grow with the number of heads. Rows sum to 1, and
     later positions have exactly 0.
@@ -157,7 +157,7 @@ def head_statistics(layer: int, head: int, weights: Tensor) -> HeadStatistics:
 
 
 def _name_habit(T: int, entropy: float, shares: dict[str, float], distant: float) -> str:
-    """The habit of a head, see `HeadStatistics`. `shares` has the mean attention weights that are habits by name."""
+    """The habit of a head, see `HeadStatistics`. `shares` are the means `previous`, `first` and `itself`."""
     largest = max(shares, key=lambda name: shares[name])
     if shares[largest] >= _HABIT_SHARE:
         return largest

@@ -46,7 +46,7 @@ class Contributions(View):
 
     caveat: ClassVar[str] = (
         "A contribution is what a part added to the token's logit directly, with the final norm's scale held fixed. "
-        "What a later part computed from it counts as the contribution of the later part."
+        "What a later part computed from that part's output counts as the later part's contribution."
     )
 
     tokens: list[Token]

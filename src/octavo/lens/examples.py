@@ -1,4 +1,4 @@
-"""Texts to begin with: beginnings of sentences of the validation split, which the model was not trained on."""
+"""Prompts to start with: beginnings of sentences of the validation split, which the model was not trained on."""
 
 import re
 
@@ -12,14 +12,12 @@ _SEARCHED = 400  # tokens in which a sentence is looked for
 _MAX_TOKENS = 32
 _MAX_CHARACTERS = 60
 _MIN_WORDS = 4
-# A sentence begins after a line break, or after a sign that ends a sentence and a space.
+# A sentence begins after a line break, or after a final punctuation mark and a space.
 _SENTENCE = re.compile(r"(?:[\n\r]|[.!?।؟。…]\s)\s*([^\n\r.!?।؟。…]+)")
 
 
 def examples(loaded: Checkpoint) -> list[str]:
-    """Up to five beginnings of sentences from evenly spaced places of the split, the longest first.
-
-    Each ends where a word ends.
+    """Up to five beginnings of sentences, of whole words, from evenly spaced places of the split, the longest first.
 
     The list is empty if the training text is not available, or has no sentences.
     """

@@ -45,7 +45,7 @@ class Flow(View):
     attention: np.ndarray  # (L, T) the norm of what attention adds
     mlp: np.ndarray  # (L, T) the norm of what the MLP adds
     patterns: list[list[list[list[int]]]]  # [layer][head][t]: the attention weights of 0 to t, in thousandths
-    habits: list[list[str]]  # [layer][head]: of the heads, over the whole text, see `HeadStatistics`
+    habits: list[list[str]]  # [layer][head]: the head's habit over the whole text, see `HeadStatistics`
     guesses: np.ndarray  # (T,) the most likely next token at each position
     guess_probabilities: np.ndarray  # (T,)
     stage_guesses: np.ndarray  # (L + 1,) the same at the last position, if the model ended after 0, 1, ... layers

@@ -1,4 +1,4 @@
-"""A run's training as one moving picture, an animated SVG: samples, a map of tokens, a head, the likeness of a pair.
+"""A run's training as one moving picture, an animated SVG: samples, a map of tokens, a head, the cosine of two words.
 
 The picture shows kept checkpoints, at most 12, one after the other. Browsers play it without a script, even in a
 README. All numbers are those of the views `projection`, `attention` and `neighbors`.
@@ -28,8 +28,8 @@ from octavo.runs import RunLike
 _WIDTH, _HEIGHT = 960, 600
 _MAX_FRAMES = 12
 _FRAME_SECONDS = 0.9
-_LAST_FRAMES = 3  # how many times longer the last checkpoint is shown
-_MAP_TOKENS = 400  # of which those have room whose names do not overlap
+_EXTRA_FRAMES = 3  # the last checkpoint is shown this many frames longer than the others
+_MAP_TOKENS = 400  # candidates for the map, which shows those whose names do not overlap
 _MAX_TOKENS = 14  # of the text whose attention is shown
 _LABEL = 12  # characters of a name on the map
 _LINES, _COLUMNS = 9, 52  # of a sample
@@ -38,13 +38,13 @@ _BLUE, _RUST, _GRAY = PALETTE["series"][0], PALETTE["series"][1], PALETTE["serie
 
 
 def learning_svg(run: RunLike, text: str | None = None, pair: tuple[str, str] | None = None) -> str:
-    """The animated SVG of a run. `text` is what the head reads; `pair` are two words, the second of one token.
+    """The animated SVG of a run. `text` is the head's input, by default the beginning of the last sample.
 
-    Without a text it is the beginning of the last sample. The head is the most telling one at the last checkpoint.
+    `pair` are two words, the second of one token. The head has the largest `distant` at the last checkpoint.
     Raises `OctavoError` if the run has fewer than two checkpoints.
     """
     owner = runs.find_run(run)
-    steps = [] if owner is None else _spread(list(owner.steps))
+    steps = [] if owner is None else _select_steps(list(owner.steps))
     if owner is None or len(steps) < 2:
         raise OctavoError(
             "only a run with at least two checkpoints shows how it learned",
@@ -55,31 +55,31 @@ def learning_svg(run: RunLike, text: str | None = None, pair: tuple[str, str] | 
     sample_text = str(samples[-1]["text"]) if samples else None
     ids = [token.id for token in tokenize(last, text or sample_text, "skip").tokens[:_MAX_TOKENS]]
     final = attention(last, ids)
-    likeness = _likeness(last, pair)
+    pair_history = _pair_history(last, pair)
     maps, patterns = [], []
     for step in track(steps, "drawing", "checkpoints"):
         loaded = last if step == steps[-1] else runs.load(owner.steps[step])
         maps.append(projection(loaded))
         patterns.append(attention(loaded, ids, layer=final.layer, head=final.head).weights)
-    movie = _Movie(steps)
+    animation = _Animation(steps)
     labels = [token.label for token in final.tokens]
     parts = [
-        movie.title(owner.folder.name),
-        movie.samples([_sample_at(samples, step) for step in steps]),
-        movie.pattern(f"layer {final.layer}, head {final.head}", labels, np.stack(patterns)),
-        movie.map(maps),
-        movie.curve(likeness) if likeness else "",
+        animation.title(owner.folder.name),
+        animation.samples([_sample_at(samples, step) for step in steps]),
+        animation.pattern(f"layer {final.layer}, head {final.head}", labels, np.stack(patterns)),
+        animation.map(maps),
+        animation.curve(pair_history) if pair_history else "",
     ]
-    return movie.svg(parts)
+    return animation.svg(parts)
 
 
-def _spread(steps: Sequence[int]) -> list[int]:
+def _select_steps(steps: Sequence[int]) -> list[int]:
     """At most `_MAX_FRAMES` of the steps, with the first and the last one."""
     indices = np.linspace(0, len(steps) - 1, min(len(steps), _MAX_FRAMES)).round().astype(int)
     return [steps[i] for i in dict.fromkeys(indices.tolist())]
 
 
-def _likeness(last: Checkpoint, pair: tuple[str, str] | None) -> Neighbors | None:
+def _pair_history(last: Checkpoint, pair: tuple[str, str] | None) -> Neighbors | None:
     """The cosines of a pair of words over training; without a pair, of the first of `_PAIRS` that are tokens."""
     if pair:
         return neighbors(last, pair[0], top=1, against=pair[1])
@@ -112,17 +112,17 @@ def _without_overlap(candidates: Sequence[int], pixels: np.ndarray, view: Projec
     return chosen
 
 
-class _Movie:
+class _Animation:
     """The panels of the picture, each with one value or text for each checkpoint."""
 
     def __init__(self, steps: Sequence[int]) -> None:
         self.steps = steps
-        count = len(steps) + _LAST_FRAMES
+        count = len(steps) + _EXTRA_FRAMES
         self.seconds = count * _FRAME_SECONDS
         self.times = ";".join(f"{i / count:.4f}" for i in range(len(steps))) + ";1"
 
     def animate(self, attribute: str, values: Sequence[float | str], discrete: bool = False) -> str:
-        """An attribute that takes the value of each checkpoint, and keeps the last one until it starts again."""
+        """An `<animate>` element: the attribute takes the value of each checkpoint in turn, in an endless loop."""
         numbers = [value if isinstance(value, str) else f"{value:.4g}" for value in [*values, values[-1]]]
         mode = ' calcMode="discrete"' if discrete else ""
         return (
@@ -131,7 +131,7 @@ class _Movie:
         )
 
     def frames(self, contents: Sequence[str]) -> str:
-        """Contents that replace one another. Without animations, the last one is shown."""
+        """One content for each checkpoint, one shown at a time. A program that does not animate shows the last."""
         groups = []
         for i, content in enumerate(contents):
             visibility = ["visible" if i == frame else "hidden" for frame in range(len(contents))]
@@ -214,17 +214,17 @@ class _Movie:
             names.append(f'<text {end} fill="{PALETTE["ink"][0]}" font-size="12">{x}{y}{label}</text>')
         return _text(left + 20, top - 18, "how similar its words are", fill=_GRAY) + "".join(names)
 
-    def curve(self, likeness: Neighbors) -> str:
+    def curve(self, pair_history: Neighbors) -> str:
         """The cosine of a pair of words over training, with a dot at the checkpoint."""
         left, top, width, height = 60, 350, 370, 190
-        assert likeness.against
-        cosines = {each.step: each.against or 0.0 for each in likeness.history}
+        assert pair_history.against
+        cosines = {each.step: each.against or 0.0 for each in pair_history.history}
         values = np.array([cosines[step] for step in self.steps])
         x = np.linspace(left, left + width, len(values))
         y = top + height * (1 - (values + 1) / 2)
         zero = top + height / 2
         points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
-        words = f"{likeness.word} and {likeness.against.token.label}"
+        words = f"{pair_history.word} and {pair_history.against.token.label}"
         numbers = [_text(left + width, top - 18, f"{value:.2f}", anchor="end", fill=_RUST) for value in values]
         return "".join(
             [

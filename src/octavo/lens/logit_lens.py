@@ -56,9 +56,8 @@ class LogitLens(View):
     def tables(self) -> list[Table]:
         stages = ["embedding", *(f"after layer {i}" for i in range(len(self.ids) - 1))]
         rows = []
-        for p, position in reversed(
-            list(enumerate(self.positions))
-        ):  # the last position first, because a terminal cuts long tables
+        for p in reversed(range(len(self.positions))):  # the last position first, because a terminal cuts long tables
+            position = self.positions[p]
             for i, stage in enumerate(stages):
                 best = zip(self.ids[i, p, :5], self.probabilities[i, p, :5], strict=True)
                 predictions = "  ".join(f"{self.vocabulary[int(id)]} {probability:.2f}" for id, probability in best)

@@ -43,7 +43,7 @@ class CheckpointCosines:
     step: int
     neighbors: list[float]
     against: float | None
-    control: float | None  # the mean cosine of the random pairs; how they were chosen is `Neighbors.control`
+    control: float | None  # the mean cosine of the random pairs, which `Neighbors.control` describes
     control_low: float | None  # their 5th percentile
     control_high: float | None  # their 95th percentile
 

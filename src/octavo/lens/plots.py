@@ -377,7 +377,7 @@ def _bars(ax: "Axes", names: Sequence[str], values: np.ndarray) -> None:
 
 
 def _lines_over_steps(ax: "Axes", view: Neighbors, values: np.ndarray) -> "list[Line2D]":
-    """Draw lines (M, N) over the steps of the checkpoints, which are log-spaced."""
+    """Draw lines (M, N) over the steps of the checkpoints, on a logarithmic axis."""
     steps = [each.step for each in view.history]
     ax.set_xscale("log" if steps[0] > 0 else "symlog")
     log_steps = np.log1p(steps)

@@ -47,9 +47,8 @@ class Weights:
 def streams(weights: Weights, ids: Array, ablated: tuple[int, int] | None = None, rounded: bool = False) -> list[Array]:
     """The residual stream (T, C) of ids (T,), before the first layer and after each.
 
-    `ablated` (layer, head) is a head whose output is 0. `rounded` rounds to float32, in every block, the two
-    layer norms and the stream after each of the two additions. This shows how much float32 rounding alone changes in
-    this model.
+    `ablated` (layer, head) is a head whose output is 0. With `rounded`, the outputs of layer norms and the stream after
+    each addition are rounded to float32, which shows how much rounding alone changes the result.
     """
     rounding: Callable[[Array], Array] = as_float32 if rounded else np.asarray
     config = weights.config

@@ -330,9 +330,9 @@ def _check_contributions(model: GPT, idx: Tensor) -> Measurements:
 
 
 def _check_surprisal(model: GPT, idx: Tensor) -> Measurements:
-    """Check the surprisal of two whole sequences and of the first token of a third, but of at most 513 tokens.
+    """Check the surprisal of 2 `block_size` + 1 tokens, or of 513 if these are fewer.
 
-    Up to a `block_size` of 256, this covers the boundaries between sequences.
+    Up to a `block_size` of 256, these are two whole sequences and a third of one token, with the boundaries between.
     """
     block_size = model.settings.block_size
     length = min(2 * block_size, 4 * _MAX_TOKENS) + 2  # the first token of the text has no surprisal

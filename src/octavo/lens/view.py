@@ -1,7 +1,7 @@
 """The base of all views: plain data of bounded size that becomes JSON, text for a terminal, or HTML for a notebook.
 
-A view knows nothing of models; the modules beside this one compute the views. A view with a picture
-also gives the same data as tables, for readers who cannot see the picture.
+A view knows nothing of models; the other modules of this package compute the views. A view with a picture also gives
+the same data as tables, for readers who cannot see the picture.
 """
 
 import dataclasses

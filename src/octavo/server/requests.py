@@ -323,8 +323,8 @@ class PageRequest(_Body):
     text: Annotated[LensText | None, Expected(f"a text of at most {Limits.lens_characters:,} characters")] = Field(
         None, description="null: a text that the model generates"
     )
-    layer: int | None = Field(None, ge=-1024, le=1023, description="null: that of the most telling head")
-    head: int | None = Field(None, ge=-1024, le=1023, description="null: the most telling head")
+    layer: int | None = Field(None, ge=-1024, le=1023, description="null: that of the head with the largest `distant`")
+    head: int | None = Field(None, ge=-1024, le=1023, description="null: the one with the largest `distant`")
     unknown: Literal["error", "skip", "replace"] = "error"
 
     @property

@@ -68,7 +68,7 @@ class Attention {
       return request({ layer: selector.layer, head: selector.head });
     };
     const [attention, { groups }] = await Promise.all([
-      // Without a head, it is the most telling one.
+      // Without a head, the server chooses the one with the largest `distant`.
       app.head === null ? request(app.layer === null ? {} : { layer: app.layer }) : fetchChosen(),
       fetchView("tokens", text, { replaces: "attention tokens" }),
     ]);
@@ -95,9 +95,9 @@ class Attention {
   }
 
   // The token that is chosen first: that of the last word, or that with the largest weight on a distant token.
-  #firstRow(isMostTelling) {
+  #firstRow(isServersChoice) {
     const { tokens, weights } = this.answer;
-    if (!isMostTelling) return lastWordIndex(tokens);
+    if (!isServersChoice) return lastWordIndex(tokens);
     const distant = weights.map((row, t) => Math.max(0, ...row.slice(1, Math.max(1, t - 1))));
     const most = distant.indexOf(Math.max(...distant));
     return distant[most] ? most : lastWordIndex(tokens);
