@@ -269,6 +269,19 @@ def test_the_page_follows_the_checkpoint_that_is_served(visit: Visit, site: Runn
     assert visit.table("#panel-walk .matrix") == before
 
 
+def test_the_header_names_step_0_of_a_served_checkpoint(visit: Visit, site: RunningServer) -> None:
+    """`octavo train --max-steps 0` writes such a checkpoint."""
+    assert isinstance(site.models, dict)
+    served = site.models["letters"]
+    untrained = dataclasses.replace(served.checkpoint, folder=served.checkpoint.folder.with_name("step-000000"))
+    try:
+        site.models["letters"] = dataclasses.replace(served, checkpoint=untrained)
+        page = visit.open_tab("walk", "letters", TEXT).page
+        assert "step 0" in page.locator("#step option:checked").inner_text()
+    finally:
+        site.models["letters"] = served
+
+
 def test_the_page_works_under_the_path_of_a_proxy(chromium: Browser, site: RunningServer) -> None:
     """As behind Jupyter, Codespaces or nginx. The visit fails at any request outside of the path."""
     with (

@@ -38,9 +38,9 @@ export function createHeader(app) {
     models.replaceChildren(...app.models.map(({ id }) => el("option", { value: id }, id)));
     models.value = model?.id ?? "";
     const checkpointSteps = model?.steps ?? [];
-    // The first option is the served checkpoint: `header.step.served` has its step, `header.step.this` is for none.
+    const served = model?.step ?? null; // null: a model without steps; step 0 is a step
     steps.replaceChildren(
-      el("option", { value: "" }, model?.step ? t("header.step.served", { step: model.step }) : t("header.step.this")),
+      el("option", { value: "" }, served === null ? t("header.step.this") : t("header.step.served", { step: served })),
       ...checkpointSteps.map((step) => el("option", { value: step }, t("header.step.at", { step }))),
     );
     steps.value = app.step ?? "";
