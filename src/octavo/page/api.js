@@ -50,9 +50,8 @@ export function selectModel(model, step) {
 
 // ---- Models and runs
 
-// {models: [{id, model: {n_layer, …}, tokenizer, dropout, wte_init, wpe_init, steps, step, run,
-// has_chat_template}], views}. `wte_init`
-// and `wpe_init` name how the embeddings were initialized; null if the model was imported.
+// {models: [{id, model: {n_layer, …}, tokenizer, dropout, wte_init, wpe_init, steps, step, run, has_chat_template}],
+// views}. `wte_init` and `wpe_init` name how the embeddings were initialized; null if the model was imported.
 export const fetchModels = async () => (offline ? embedded.models : (await request("lens")).json());
 
 // [{name, settings, tokens_per_step, last_step, running, parameters}]

@@ -56,7 +56,7 @@ const files = new Set(["common"]); // the files that the page has needed so far
 const loads = new Map(); // "<language>/<file>" -> promise
 const sentences = new Map(); // language code -> {key: sentence}
 
-// Loads the sentences of a tab in the present language; other languages follow when the user changes to them.
+// Loads the sentences of a tab in the current language; other languages follow when the user changes to them.
 export async function loadSentences(file) {
   files.add(file);
   await Promise.all([language, requested].map(({ code }) => loadFile(code, file)));

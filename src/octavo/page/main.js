@@ -27,7 +27,7 @@ const TABS = ["model", "walk", "attention", "positions_and_words", "playground",
 // The tabs with the shared text; an exported page has only these.
 const TEXT_TABS = ["model", "walk", "attention", "positions_and_words"];
 const SAMPLE = "The cat sat on the mat, and the cat slept.";
-const FOLLOW_DELAY = 1500; // milliseconds between two looks at the checkpoints
+const FOLLOW_DELAY = 1500; // milliseconds between two requests for newer checkpoints
 const RETRY_DELAY = 3000; // milliseconds between two requests for models until one is available
 
 const announcer = el("div", { class: "visually-hidden", role: "status" });
@@ -145,7 +145,7 @@ function setState(changes) {
   tabBar.updateAll();
 }
 
-// Takes over what an address names, as far as it exists.
+// Shows the tab and the choices of an address; a model or step that does not exist is ignored.
 async function followAddress() {
   const { choices } = parseAddress();
   tabBar.followAddress();

@@ -1,6 +1,6 @@
-// The field for the text of the tabs Walk, Attention, and Positions and words, with examples to choose from. Notes
-// below it say why the tokenizer can't encode the text, which of its characters it doesn't know, and whether it is too
-// long.
+// The field for the text of the tabs Model, Walk, Attention, and Positions and words, with examples to choose from.
+// Notes below it say why the tokenizer can't encode the text, which of its characters it doesn't know, and whether it is
+// too long.
 
 import { fetchView, findTokenizationProblem, offline } from "octavo/api";
 import { el, setOptions, setSentence } from "octavo/dom";
@@ -55,7 +55,7 @@ export function createTextField(app, onText, onProblem) {
   async function checkText() {
     const text = box.value;
     const problem = await findTokenizationProblem(text, app.model);
-    if (text !== box.value) return; // the user typed on
+    if (text !== box.value) return; // the user has typed more
     setProblem(problem);
     if (!problem) onText(text);
   }

@@ -8,8 +8,8 @@ import { STAGE_INDEX } from "octavo/tabs/walk/stages";
 
 const stage = (id) => STAGE_INDEX[id] + 1;
 
-// Each stop: the key of its sentences, the tab with its subpath, and a selector of what is marked, which stays when the
-// tab is drawn again.
+// Each stop: the key of its sentences, the tab with its subpath, and the selector of an element to mark. The tab keeps
+// that element when it draws again.
 const STOPS = [
   ["tokens", "walk", stage("idx"), "#panel-walk .card"],
   ["sum", "walk", stage("x"), "#panel-walk .card"],
@@ -20,11 +20,11 @@ const STOPS = [
   ["next", "walk", stage("next"), "#panel-walk .card"],
   ["training", "training", "", "#panel-training .curve.loss"],
 ].map(([key, tab, subpath, target]) => ({ key, tab, subpath: String(subpath), target }));
-const PATIENCE = 5000; // milliseconds to wait until a tab has drawn what is to be marked
+const MARK_TIMEOUT = 5000; // milliseconds to wait until a tab has drawn the element to mark
 
-let tour = null; // the running tour: {card, stops, index, marked, onKey}
+let tour = null; // the running tour: {card, stops, parts, index, marked}
 
-// `hasTab(id)`: an exported page has not all tabs.
+// `hasTab(id)` is false for the tabs that an exported page lacks.
 export async function startTour(app, hasTab) {
   endTour();
   await loadSentences("model");
@@ -88,7 +88,7 @@ async function goTo(app, index) {
 }
 
 async function findVisible(selector) {
-  const end = performance.now() + PATIENCE;
+  const end = performance.now() + MARK_TIMEOUT;
   while (performance.now() < end) {
     const element = document.querySelector(selector);
     if (element?.checkVisibility() && element.clientHeight) return element;

@@ -22,7 +22,7 @@ const loadUPlot = () =>
 // data: {x: [...], series: [{label, values, color, dash, width, points: true, band: [low, high]}]}; values may be null.
 // Lines differ by dash as well as by color (by default --series-1 to --series-6). Options besides a figure's:
 //   xName, yName; logX, logY; height; digits of the readout
-//   yRange: [least, greatest]; integerX: ticks of x at whole numbers only
+//   yRange: [min, max]; integerX: ticks of x at whole numbers only
 export function lineChart(data, options = {}) {
   const figure = createFigure("lines", drawLines, ({ data, options }) => ({
     columns: [options.xName ?? "x", ...data.series.map((series) => series.label)],
@@ -135,7 +135,7 @@ function plotSettings(figure, strokes) {
       x: {
         time: false,
         distr: options.logX ? LOGARITHMIC : LINEAR,
-        range: (_, least, most) => (least === most ? [least * 0.9, most * 1.1 + 1e-9] : [least, most]),
+        range: (_, min, max) => (min === max ? [min * 0.9, max * 1.1 + 1e-9] : [min, max]),
       },
       y: { distr: options.logY ? LOGARITHMIC : LINEAR, ...(options.yRange && { range: options.yRange }) },
     },

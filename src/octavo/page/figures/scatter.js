@@ -16,7 +16,7 @@ import { t } from "octavo/i18n";
 const MAX_ZOOM = 40;
 const MAX_NAMES = 150;
 const NEAR = 7; // pixels from a point to its name
-const FAR = [NEAR, 18, 32, 48, 66, 90, 120, 150]; // the same for points that matter
+const FAR = [NEAR, 18, 32, 48, 66, 90, 120, 150]; // the same for points with a priority, see `priority`
 const ANIMATION_TIME = 400; // milliseconds
 const NO_ANIMATION = -1e9; // a start so long ago that the animation is over
 

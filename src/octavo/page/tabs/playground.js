@@ -1,7 +1,6 @@
-// Playground: the model continues a text in the box in which it was written, and each token shows which other tokens
-// were possible at its position.
-// Choosing one of these keeps the ids before it and starts a branch; tabs/playground/branches.js has the tree of all
-// branches.
+// Playground: the model continues a text in the box where the user writes it. Each token shows which other tokens were
+// possible at its position. Choosing one of these keeps the ids before it and starts a branch;
+// tabs/playground/branches.js has the tree of all branches.
 
 import { fetchView, isAbortError, keepKnownCharacters, requireTokenizable } from "octavo/api";
 import { copyText, el, field, foldable, setSentence } from "octavo/dom";

@@ -22,12 +22,12 @@ export class FlowData {
     return pattern[t][s] / 1000;
   }
 
-  // The tokens that `t` attends to with at least `least`, the largest share first: [{s, share}].
-  sources(layer, t, least, head = MEAN) {
+  // The tokens that `t` attends to with at least `minShare`, the largest share first: [{s, share}].
+  sources(layer, t, minShare, head = MEAN) {
     const pattern = head === MEAN ? this.means[layer] : this.patterns[layer][head];
     return pattern[t]
       .map((thousandths, s) => ({ s, share: thousandths / 1000 }))
-      .filter(({ share }) => share >= least)
+      .filter(({ share }) => share >= minShare)
       .sort((a, b) => b.share - a.share);
   }
 

@@ -5,9 +5,10 @@ import { el } from "octavo/dom";
 import { createFigure, figureLabel, prefersReducedMotion, setReadout, sizeCanvas } from "octavo/figures/figure";
 import { t } from "octavo/i18n";
 
-const PASS = 5200; // milliseconds that the beads need from top to bottom
-const REVEAL = 2200; // the first time the picture is uncovered from top to bottom
-const ZOOM = 420;
+// Milliseconds. Beads are dots that move down the residual streams and along the lines of attention.
+const PASS_TIME = 5200; // of the beads, from top to bottom
+const REVEAL_TIME = 2200; // in which a new picture is uncovered from top to bottom
+const ZOOM_TIME = 420;
 
 // Options besides a figure's:
 //   createScene(context, width)   the scene for a width
@@ -25,7 +26,7 @@ export function flowFigure(options) {
   figure.focusTarget = el("div", { class: "focus-target", tabindex: "0", role: "application" }, figure.canvas);
   figure.body.append(figure.focusTarget);
   figure.still = document.createElement("canvas"); // the scene without what moves
-  figure.transition = null; // {image, from, to, start}: the picture that is left, see `zoomTo`
+  figure.transition = null; // {image, band, isOut, height, start}: the old picture, see `zoomTo`
   figure.show = (newOptions = {}, { reveals = false } = {}) => {
     if (reveals && canMove()) figure.revealStart = performance.now();
     figure.setOptions(newOptions);
@@ -48,7 +49,7 @@ export function flowFigure(options) {
 
 const canMove = () => !prefersReducedMotion();
 
-// Keeps the present picture, so that the next scene grows out of its part [top, bottom], or shrinks into that part of
+// Keeps the current picture, so that the next scene grows out of its part [top, bottom], or shrinks into that part of
 // the next scene if `isOut`.
 export function zoomTo(figure, [top, bottom], isOut = false) {
   if (!canMove() || !figure.still.width) return;
@@ -149,7 +150,7 @@ function drawFrame(figure) {
   const { width, height } = scene;
   context.clearRect(0, 0, width, height);
   if (figure.transition && drawTransition(figure, context, now)) return true;
-  const revealed = figure.revealStart ? (now - figure.revealStart) / REVEAL : 1;
+  const revealed = figure.revealStart ? (now - figure.revealStart) / REVEAL_TIME : 1;
   if (revealed < 1) {
     const y = easeInOut(revealed) * height;
     context.globalAlpha = 0.12;
@@ -164,15 +165,15 @@ function drawFrame(figure) {
   context.drawImage(still, 0, 0, width, height);
   if (options.isActive) scene.highlight(context, options.cell);
   if (!options.isPlaying || !canMove()) return false;
-  scene.paintBeads(context, ((now % PASS) / PASS) * height, options.cell.t, options.cell.head);
+  scene.paintBeads(context, ((now % PASS_TIME) / PASS_TIME) * height, options.cell.t, options.cell.head);
   return true;
 }
 
-// The picture that is left grows or shrinks while the new one appears. Returns whether it is still going on.
+// The old picture grows or shrinks while the new one appears. Returns false when the transition has ended.
 function drawTransition(figure, context, now) {
   const { scene, still, transition } = figure;
   const { image, band, isOut, start } = transition;
-  const progress = easeInOut(Math.min(1, (now - start) / ZOOM));
+  const progress = easeInOut(Math.min(1, (now - start) / ZOOM_TIME));
   if (progress >= 1) {
     figure.transition = null;
     return false;

@@ -16,15 +16,15 @@ import {
   pointOnLine,
 } from "octavo/tabs/model/scene";
 
-const LEAST_SHARE = 0.02;
-const LINES = 320; // the height of the lines in pixels
+const MIN_SHARE = 0.02;
+const LINES_HEIGHT = 320; // pixels
 
 export class HeadScene {
   constructor(flow, context, width, { layer, head }) {
     Object.assign(this, { flow, width, layer, head });
     this.columns = placeColumns(context, flow, width, { leftMargin: 8, rightMargin: 8 });
     this.top = this.columns.top + 44;
-    this.bottom = this.top + LINES;
+    this.bottom = this.top + LINES_HEIGHT;
     this.height = Math.ceil(this.bottom + this.columns.top + 30);
   }
 
@@ -40,7 +40,7 @@ export class HeadScene {
 
   #sources(t) {
     const { flow, layer, head, columns } = this;
-    return flow.sources(layer, t, LEAST_SHARE, head).filter(({ s }) => s >= columns.first);
+    return flow.sources(layer, t, MIN_SHARE, head).filter(({ s }) => s >= columns.first);
   }
 
   paint(context) {
@@ -90,7 +90,7 @@ export class HeadScene {
   }
 
   paintBeads(context, y, chosen) {
-    const progress = (y - this.top) / LINES;
+    const progress = (y - this.top) / LINES_HEIGHT;
     if (progress < 0 || progress > 1) return;
     for (const { s, share } of this.#sources(chosen))
       drawDot(context, pointOnLine(this.#line(s, chosen), progress), 2 + 7 * share, 0.9, color("--mark"));

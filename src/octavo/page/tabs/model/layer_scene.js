@@ -19,11 +19,12 @@ import {
   Ribbons,
 } from "octavo/tabs/model/scene";
 
-const LEAST_SHARE = 0.03;
-const LINES = 190; // the height of the part with the lines of attention, in pixels
-const MLP = 90;
-const INPUT = 44;
-const GAP = 16;
+const MIN_SHARE = 0.03;
+// Heights in pixels, from top to bottom; the output is as high as the input.
+const INPUT_HEIGHT = 44;
+const LINES_HEIGHT = 190; // the lines of attention
+const MLP_HEIGHT = 90;
+const GAP = 16; // between the pictures of two heads
 
 export class LayerScene {
   constructor(flow, context, width, { layer }) {
@@ -32,8 +33,10 @@ export class LayerScene {
     this.leftMargin = isNarrow ? 8 : 110;
     this.columns = placeColumns(context, flow, width, { leftMargin: this.leftMargin, rightMargin: 8 });
     const top = this.columns.top + 8;
-    this.y = { input: top, lines: top + INPUT, mlp: top + INPUT + LINES, output: top + INPUT + LINES + MLP };
-    this.bottom = this.y.output + INPUT;
+    const lines = top + INPUT_HEIGHT;
+    const mlp = lines + LINES_HEIGHT;
+    this.y = { input: top, lines, mlp, output: mlp + MLP_HEIGHT };
+    this.bottom = this.y.output + INPUT_HEIGHT;
     this.#placePatterns(width - 2 * 8);
     this.height = Math.ceil(this.patterns.at(-1).bottom + 8);
   }
@@ -68,7 +71,7 @@ export class LayerScene {
     ];
     context.fillStyle = color("--raised");
     context.globalAlpha = 0.45;
-    context.fillRect(0, y.lines, this.width, LINES);
+    context.fillRect(0, y.lines, this.width, LINES_HEIGHT);
     context.globalAlpha = 1;
     if (this.leftMargin > 50) for (const [key, at] of names) drawText(context, sentence(key), 10, at);
     for (const t of columns.tokens) this.#paintLines(context, t, null, 0.1, 0.5);
@@ -89,7 +92,7 @@ export class LayerScene {
 
   #paintLines(context, t, head, leastAlpha, alpha) {
     const { flow, columns, layer } = this;
-    for (const { s, share } of flow.sources(layer, t, LEAST_SHARE, head ?? undefined))
+    for (const { s, share } of flow.sources(layer, t, MIN_SHARE, head ?? undefined))
       if (s !== t && s >= columns.first) {
         const width = 1.6 * lineWidth(share, columns.column);
         drawLine(context, this.#line(s, t), width, leastAlpha + alpha * share, color("--accent"));
@@ -102,7 +105,7 @@ export class LayerScene {
     context.fillStyle = color("--mark");
     context.globalAlpha = 0.8;
     context.beginPath();
-    context.roundRect(columns.x(t) + columns.ribbon / 2 + 1, y.mlp + 18, width, MLP - 36, width / 2);
+    context.roundRect(columns.x(t) + columns.ribbon / 2 + 1, y.mlp + 18, width, MLP_HEIGHT - 36, width / 2);
     context.fill();
     context.globalAlpha = 1;
   }
@@ -126,7 +129,7 @@ export class LayerScene {
     context.save();
     drawVeil(context, this.width, this.bottom + 4);
     context.restore();
-    for (const { s, share } of flow.sources(layer, t, LEAST_SHARE, head ?? undefined)) {
+    for (const { s, share } of flow.sources(layer, t, MIN_SHARE, head ?? undefined)) {
       if (s < columns.first) continue;
       context.globalAlpha = 0.3 + 0.7 * Math.sqrt(share);
       this.ribbons.draw(context, columns.x(s), s, columns.ribbon, y.input, y.lines);
@@ -147,9 +150,9 @@ export class LayerScene {
     const ink = color("--accent");
     for (const t of columns.tokens) if (t !== chosen) drawDot(context, [columns.x(t), y], 2.5, 0.5 * alpha, ink);
     if (y > this.y.lines && y < this.y.mlp)
-      for (const { s, share } of flow.sources(layer, chosen, LEAST_SHARE, head ?? undefined))
+      for (const { s, share } of flow.sources(layer, chosen, MIN_SHARE, head ?? undefined))
         if (s !== chosen && s >= columns.first) {
-          const point = pointOnLine(this.#line(s, chosen), (y - this.y.lines) / LINES);
+          const point = pointOnLine(this.#line(s, chosen), (y - this.y.lines) / LINES_HEIGHT);
           drawDot(context, point, 2 + 6 * share, alpha, color("--mark"));
         }
     drawDot(context, [columns.x(chosen), y], 5, alpha, color("--mark"));

@@ -8,8 +8,8 @@ const MIN_COLUMN = 15; // pixels; on a narrow screen only the last tokens have r
 const MAX_COLUMN = 112;
 const MAX_RIBBON = 28;
 
-// The columns of tokens within a width: {tokens, left, column, ribbon, isNarrow, isRotated, top, x(t), at(x)}. `tokens`
-// are the indices of those that have room: the last ones.
+// The columns of tokens within a width: {tokens, first, left, right, column, ribbon, isRotated, top, x(t), at(x)}.
+// `tokens` are the indices of those that have room: the last ones, from `first` on.
 export function placeColumns(context, flow, width, { leftMargin, rightMargin }) {
   const available = width - leftMargin - rightMargin;
   const count = Math.min(flow.tokens.length, Math.max(1, Math.floor(available / MIN_COLUMN)));

@@ -20,11 +20,11 @@ import {
   Ribbons,
 } from "octavo/tabs/model/scene";
 
-const LEAST_SHARE = 0.07; // lines of smaller mean shares are not drawn
-const LEAST_SHOWN = 0.02; // the same for the token at the cursor
+const MIN_SHARE = 0.07; // lines of smaller mean shares are not drawn
+const MIN_CURSOR_SHARE = 0.02; // the same for the token at the cursor
 const ATTENTION_PART = 0.64; // of the height of a layer; the rest is the MLP's
 const [MIN_HEIGHT, MAX_HEIGHT] = [380, 600]; // of all layers, in pixels; many layers may need more
-const AROUND = 540; // the height of everything else in the window
+const OTHER_HEIGHT = 540; // of everything else in the window, in pixels
 const MAX_MARK = 9; // the width of an MLP's mark in pixels
 
 export class WholeScene {
@@ -34,7 +34,7 @@ export class WholeScene {
     const margins = { leftMargin: isNarrow ? 26 : 92, rightMargin: isNarrow ? 84 : 176 };
     this.columns = placeColumns(context, flow, width, margins);
     const L = flow.layerCount;
-    const room = Math.max(MIN_HEIGHT, Math.min(MAX_HEIGHT, window.innerHeight - AROUND));
+    const room = Math.max(MIN_HEIGHT, Math.min(MAX_HEIGHT, window.innerHeight - OTHER_HEIGHT));
     this.layerHeight = Math.max(38, Math.min(120, room / L));
     this.top = this.columns.top + 8;
     this.stageY = [this.top + 14];
@@ -97,7 +97,7 @@ export class WholeScene {
     const { flow, columns } = this;
     const ink = color("--accent");
     for (const t of columns.tokens)
-      for (const { s, share } of flow.sources(layer, t, LEAST_SHARE))
+      for (const { s, share } of flow.sources(layer, t, MIN_SHARE))
         if (s !== t && s >= columns.first)
           drawLine(context, this.#line(layer, s, t), lineWidth(share, columns.column), 0.08 + 0.55 * share, ink);
   }
@@ -191,13 +191,9 @@ export class WholeScene {
     for (let i = 0; i < flow.layerCount && this.stageY[2 * i + 2] <= y + 1; i++) this.#paintMlp(context, i, t, 1);
     drawLabel(context, flow.tokens[t].label, columns, t, this.top - 8, { weight: 700, ink: "--mark" });
     if (isGuess) this.#paintGuess(context, t, true);
-    if (row === 2 * Math.ceil(row / 2)) this.#paintStageGuesses(context);
+    if (row % 2 === 0) this.#paintStageGuesses(context); // these are at the stages after a layer
     this.#paintNextTokens(context);
-    for (let i = 0; i < flow.layerCount; i++)
-      if (layers.includes(i)) {
-        const ink = layers.length === 1 ? "--ink" : "--quiet";
-        this.#paintLayerName(context, i, ink);
-      }
+    for (const layer of layers) this.#paintLayerName(context, layer, layers.length === 1 ? "--ink" : "--quiet");
     context.strokeStyle = color("--mark");
     context.lineWidth = 2;
     const half = columns.ribbon / 2 + 3;
@@ -210,7 +206,7 @@ export class WholeScene {
   #highlightLayer(context, layer, t, hasShares) {
     const { flow, columns, stageY } = this;
     const ink = color("--accent");
-    for (const { s, share } of flow.sources(layer, t, LEAST_SHOWN).reverse()) {
+    for (const { s, share } of flow.sources(layer, t, MIN_CURSOR_SHARE).reverse()) {
       if (s === t || s < columns.first) continue;
       if (hasShares) {
         context.globalAlpha = 0.25 + 0.75 * Math.sqrt(share);
@@ -249,7 +245,7 @@ export class WholeScene {
     const layer = Math.floor((y - stageY[0]) / this.layerHeight);
     if (layer >= 0 && layer < flow.layerCount && y < stageY[2 * layer + 1]) {
       const progress = (y - stageY[2 * layer]) / (stageY[2 * layer + 1] - stageY[2 * layer]);
-      for (const { s, share } of flow.sources(layer, chosen, LEAST_SHOWN))
+      for (const { s, share } of flow.sources(layer, chosen, MIN_CURSOR_SHARE))
         if (s !== chosen && s >= columns.first)
           drawDot(context, pointOnLine(this.#line(layer, s, chosen), progress), 1.5 + 5 * share, alpha, mark);
     }

@@ -75,7 +75,7 @@ export class Contributions {
   }
 
   #draw() {
-    this.#offerTokens(); // in the present language
+    this.#offerTokens(); // in the current language
     const { token, against, logit } = this.answer;
     const first = labelChip(token.label);
     if (against) setSentence(this.intro, "contributions.over", { token: first, other: labelChip(against.label) });

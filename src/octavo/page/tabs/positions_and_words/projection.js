@@ -14,7 +14,7 @@ export class Projection {
   constructor(app) {
     this.app = app;
     this.modelId = null;
-    this.points = []; // {token, x, y} of the present step
+    this.points = []; // {token, x, y} of the current step
     this.query = null; // the word whose neighbors are listed: a text, or a token id
     this.neighbors = null; // the answer to `neighbors` for the query
     this.searchInput = textInput({ id: "find", type: "search", size: 14, maxlength: 100 });

@@ -46,7 +46,7 @@ export class StepPlayer {
     this.slider.max = steps.length - 1;
   }
 
-  // Shows the present step on the slider and beside it.
+  // Shows the current step on the slider and beside it.
   draw() {
     this.slider.value = this.index;
     if (this.step !== null) this.stepName.textContent = t("header.step.at", { step: this.step });

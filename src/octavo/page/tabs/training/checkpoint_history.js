@@ -21,7 +21,7 @@ export class CheckpointHistory {
     this.app = app;
     this.models = []; // that belong to a run
     this.answers = new Map(); // step -> {attention, contributions}
-    this.steps = []; // their steps, sorted
+    this.steps = []; // the steps of `answers`, sorted
     this.controller = null; // the AbortController of the requests, from "Watch" until "Stop watching"
     this.#createForm();
     this.#createFigures();

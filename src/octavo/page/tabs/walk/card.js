@@ -38,8 +38,8 @@ export function cardContent(stage, loaded, options) {
 
 // ---- Text and sizes
 
-// The name of the stage's module and how it is created, such as "h.0.mlp.c_fc = nn.Linear(128, 512)". The definition is
-// that with a bias; if the served module has fewer parameters than it, bias=False is added.
+// The name of the stage's module and how it is created, such as "h.0.mlp.c_fc = nn.Linear(128, 512)". The stage's
+// definition has a bias; bias=False is added if the served module has fewer parameters.
 function codeName({ shapesName, nameInModel, module }, { layer, stages }, sizes) {
   const name = nameInModel.replace("{layer}", layer);
   if (!module) return name;

@@ -32,7 +32,7 @@ const TABLE = [
   ["scores", "h.attn: q kT / sqrt(D)", "h.{layer}.attn", "q kᵀ / √D", "B H T T", null, (s) => `q kᵀ / √D = q kᵀ / √${s.D}`],
   ["softmax", "h.attn: softmax", "h.{layer}.attn", "softmax", "B H T T", null, (s) => `softmax(q kᵀ / √D) = softmax(q kᵀ / √${s.D})`],
   ["mix", "h.attn: weights v", "h.{layer}.attn", "softmax(…) v", "B H T D", null, (s) => `softmax(q kᵀ / √D) v = softmax(q kᵀ / √${s.D}) v`],
-  ["proj", "h.attn.c_proj", "h.{layer}.attn.c_proj", "c_proj", "B T C", (s) => linear(s.C, s.C), () => "attention = c_proj(heads side by side)"],
+  ["proj", "h.attn.c_proj", "h.{layer}.attn.c_proj", "c_proj", "B T C", (s) => linear(s.C, s.C), () => "attention = c_proj(concat(heads))"],
   ["plus_attention", "x + attention", "x", "x + attention", "B T C", null, () => "x = x + attn(ln_1(x))"],
   ["ln_2", "h.ln_2", "h.{layer}.ln_2", "ln_2", "B T C", (s) => norm(s.C), normFormula("ln_2")],
   ["fc", "h.mlp.c_fc, GELU", "h.{layer}.mlp.c_fc", "c_fc, GELU", "B T 4C", (s) => linear(s.C, s["4C"]), () => "hidden = gelu(c_fc(ln_2(x)))"],
