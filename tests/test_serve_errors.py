@@ -173,7 +173,7 @@ def test_the_content_type_must_be_json(server: RunningServer, kind: str | None) 
 
 
 def test_unknown_routes_are_404_and_methods_405(server: RunningServer) -> None:
-    openai_error(server.request("GET", "/docs"), 404, code="unknown_url")
+    assert "--docs" in openai_error(server.request("GET", "/docs"), 404, code="unknown_url")
     response = server.request("GET", "/v1/completions")
     openai_error(response, 405)
     assert response.headers["allow"] == "POST"

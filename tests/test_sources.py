@@ -393,6 +393,13 @@ def test_an_impossible_file_name_gives_no_traceback(tmp_path: Path, name: str) -
     source_error(tmp_path / name)
 
 
+def test_the_hint_for_a_misspelled_path_is_the_nearest_one_in_its_folder(tmp_path: Path) -> None:
+    for name in ("shakespeare_char", "openwebtext", "shakespeare"):
+        (tmp_path / name).mkdir()
+    assert source_error(tmp_path / "shakespear_char").hint == str(tmp_path / "shakespeare_char")
+    assert "a glob" in str(source_error(tmp_path / "quixote").hint)
+
+
 # Tiny Shakespeare
 
 

@@ -38,7 +38,7 @@ def test_only_one_function_says_how_an_extra_is_installed(monkeypatch: pytest.Mo
         ("train text.txt --bogus", "octavo train --help"),
         ("sample runs/mine --bf16", "no option: the model runs in float32"),
         ("sample runs/mine --length 5", "--max-new-tokens"),
-        ("sample --model runs/mine", "the run as RUN, without a flag"),
+        ("sample --model runs/mine", "the run as runs/mine, without a flag"),
         ("inspect runs/mine tokens --prompt-file x", "--text-file"),
         ("sample runs/mine ROMEO:", "octavo sample runs/mine --prompt ROMEO:"),
         ("inspect runs/mine", "octavo inspect runs/mine attention"),
@@ -47,7 +47,16 @@ def test_only_one_function_says_how_an_extra_is_installed(monkeypatch: pytest.Mo
         ("sample", "octavo sample runs/mine"),
         ("resume", "octavo train --resume RUN"),
         ("ls", "octavo list"),
-        ("chat runs/mine", "octavo sample RUN --prompt TEXT"),
+        ("chat runs/mine", "octavo sample runs/mine --prompt TEXT"),
+        ("show mine", "octavo info mine"),
+        ("inspect runs/mine atention --text abc", "octavo inspect runs/mine attention"),
+        ("serve runs/mine --ssl-keyfile k", "a proxy adds TLS"),
+        ("serve runs/mine --keys k.txt", "--api-key-file"),
+        ("serve runs/mine --prefix /octavo", "--root-path"),
+        ("serve runs/mine --workers 4", "--slots"),
+        ("serve runs/mine --max-num-seqs 4", "--slots"),
+        ("serve runs/mine --verbose", "--log-level debug"),
+        ("serve runs/mine --cors x", "--allow-origin"),
         ("qqqq", "one of: train"),
     ],
 )
@@ -74,6 +83,24 @@ def test_every_suggested_flag_and_verb_exists() -> None:
 
 def flags_of(verb: str) -> list[str]:
     return list(cli.parse([verb, *VERBS[verb]]).flags)
+
+
+def test_a_hint_names_the_run_of_the_command(run_folder: Path) -> None:
+    error = "there is no RUN\n  try: octavo train --resume RUN; or --init RUN"
+    for words in (
+        ["train", "--resume", str(run_folder)],
+        ["train", f"--resume={run_folder}"],
+        ["eval", str(run_folder)],
+    ):
+        named = suggestions.name_the_run(error, words)
+        assert named == f"there is no RUN\n  try: octavo train --resume {run_folder}; or --init {run_folder}"
+    for words in (["train", "text.txt"], ["train", ""], ["train"], []):
+        assert suggestions.name_the_run(error, words) == error
+
+
+def test_a_file_of_weights_that_is_missing_is_not_taken_for_a_model_of_the_hub(assert_rejected: AssertRejected) -> None:
+    assert "hf:" in assert_rejected(["eval", "openai/gpt-2.5"])
+    assert "hf:" not in assert_rejected(["eval", "out/ckpt.pt"])
 
 
 # Checkpoints by name

@@ -314,6 +314,7 @@ class Run:
 
 LOGS = ("metrics", "samples")
 POINTERS = ("last", "best")
+_MODEL_FILES = (".pt", ".pth", ".bin", ".safetensors", ".gguf")  # the hub has no model of such a name
 _CHECKPOINT_NAME = re.compile(r"step-[0-9]{6,15}")
 
 # What functions take as a run: a path or name, a `Run`, or a loaded checkpoint.
@@ -397,7 +398,7 @@ def find_checkpoint(run: RunLike) -> Path:
     if (cached := hub.find_cached(name)) is not None:
         return cached
     hint = _list_runs(Path("runs"))
-    if hub.is_name(name) and folder.parts[0] != "runs":
+    if hub.is_name(name) and folder.parts[0] != "runs" and folder.suffix not in _MODEL_FILES:
         hint += f"; or {hub.PREFIX}{name}, if you mean a model of the Hugging Face hub"
     raise OctavoError(f"{folder} does not exist", hint)
 

@@ -27,7 +27,7 @@ import octavo
 from octavo.cli import bench, convert, estimate, eval, info, inspect, list_runs, prepare, sample, serve, stats, train
 from octavo.cli.nanogpt import reject_options
 from octavo.cli.parser import Parser, is_first_on_machine, print_notice
-from octavo.cli.suggestions import unknown_verb_error, unknown_word_error
+from octavo.cli.suggestions import name_the_run, unknown_verb_error, unknown_word_error
 from octavo.errors import MachineError, OctavoError, OctavoWarning
 from octavo.settings import PRESETS, Settings, expand_home, resolve
 
@@ -54,12 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     the others, 128 + N for signal N.
     """
     _prepare_streams()
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
         with _terminable(), warnings.catch_warnings():
             warnings.simplefilter("always", OctavoWarning)
             warnings.showwarning = lambda message, *details: print_notice(str(message))
             try:
-                words = list(sys.argv[1:] if argv is None else argv)
                 try:
                     arguments = parse(words)
                 except OctavoError as error:
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             finally:
                 sys.stdout.flush()  # so that a closed pipe is noticed here, not at exit
     except OctavoError as error:
-        return _fail(str(error), error.exit_code)
+        return _fail(name_the_run(str(error), words), error.exit_code)
     except _Terminated:
         return _fail("terminated", 128 + signal.SIGTERM, prefix="")
     except KeyboardInterrupt:

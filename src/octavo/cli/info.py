@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _format_report(r: "RunDetails") -> str:
-    losses = {"train loss": r.train_loss, "val loss": r.val_loss, "best val loss": r.best_val_loss}
+    losses = {"loss of the last batch": r.train_loss, "val loss": r.val_loss, "best val loss": r.best_val_loss}
     known = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items() if loss is not None)
     marks = {r.last: " (last)", r.best: " (best)"} | ({r.last: " (last, best)"} if r.last == r.best else {})
     checkpoints = ", ".join(f"{step:,}{marks.get(step, '')}" for step in r.checkpoints)

@@ -1,10 +1,12 @@
 """Reject the options of nanoGPT's train.py and sample.py with one error, whose hint is the whole command in Octavo."""
 
 import ast
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from octavo.cli.suggestions import newest_run
 from octavo.errors import OctavoError
 from octavo.settings import nanogpt
 
@@ -99,7 +101,10 @@ def _name(word: str) -> str:
 
 def _sample_command(values: dict[str, Any], words: list[str]) -> str:
     """The command of Octavo for `sample.py`."""
-    run = nanogpt.hub_name(values.get("init_from")) or values.get("out_dir")
+    out_dir = values.get("out_dir")
+    if out_dir is not None and not os.path.exists(str(out_dir)):  # the run has another name in Octavo
+        out_dir = newest_run() or out_dir
+    run = nanogpt.hub_name(values.get("init_from")) or out_dir
     if run is None and (not words or words[0].startswith("-")):
         run = "RUN"
     command = ["octavo", "sample", *([str(run)] if run else []), *words]

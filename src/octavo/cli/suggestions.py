@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -63,7 +64,20 @@ _FLAGS: dict[str, tuple[str, ...]] = {
         ("data dataset source input train-file i", "the text as SOURCE, without a flag"),
         ("force overwrite f", "another --out", "another --name"),
         ("plot-file png svg", "--plot F.png"),
-        ("workers num-workers", "no option: texts are read and encoded on all cores"),
+        ("key keys api-key auth token password", "--api-key-file"),
+        ("prefix base-path base-url root", "--root-path"),
+        ("served-model-name", "the run as RUN, without a flag"),
+        ("max-num-seqs max-batch-size parallel batch-slots", "--slots"),
+        ("max-model-len", "no option: a context is as long as the model's block_size"),
+        ("ssl ssl-keyfile ssl-certfile tls cert https", "no option: a proxy adds TLS (deploy/ has examples)"),
+        ("cors allow-origins origins", "--allow-origin"),
+        ("reload watch", "--follow"),
+        ("bind listen address hostname", "--host"),
+        ("verbose v debug", "--log-level debug"),
+        ("quiet silent", "--log-level warning"),
+        ("rpm requests-per-minute", "--rate-limit"),
+        ("tpm tokens-per-minute", "--token-limit"),
+        ("workers num-workers", "--slots", "no option: texts are read and encoded on all cores"),
         ("threads num-threads", "OMP_NUM_THREADS=N before the command"),
     )
     for name in names.split()
@@ -119,6 +133,23 @@ def _stray_word_error(word: str, arguments: argparse.Namespace, argv: Sequence[s
     rest = [other for other in argv if other != word]
     message = f"unexpected argument {word!r}: text is given with {flag}"
     return OctavoError(message, shlex.join(["octavo", *rest, flag, word]))
+
+
+def name_the_run(error: str, words: Sequence[str]) -> str:
+    """The text of an error, with the run or checkpoint that the command names in place of RUN in the hint."""
+    message, separator, hint = error.partition("\n  try: ")
+    if not separator or not re.search(r"\bRUN\b", hint):
+        return error
+    values = [word.partition("=")[2] if word.startswith("-") and "=" in word else word for word in words[1:]]
+    run = next((value for value in values if _is_model(value)), None)
+    return error if run is None else message + separator + re.sub(r"\bRUN\b", lambda _: shlex.quote(run), hint)
+
+
+def _is_model(path: str) -> bool:
+    """Whether a path, or a name in runs/, is a run or a checkpoint."""
+    places = (os.path.expanduser(path), os.path.join("runs", path)) if path else ()
+    files = ("settings.toml", "config.json")
+    return any(os.path.isfile(os.path.join(place, name)) for place in places for name in files)
 
 
 def missing_argument_hint(message: str, prog: str) -> str:

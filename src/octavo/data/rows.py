@@ -220,7 +220,7 @@ def _missing_field(location: str, row: dict[str, Any], text_format: TextFormat) 
     field = max(texts, key=lambda name: len(texts[name]), default="NAME")
     return UnreadableFileError(
         f"{location} has no field {text_format.text_field!r}; its fields: {listed or 'none'}",
-        f"without a field {text_format.text_field!r}",
+        f"without the field {text_format.text_field!r} of --text-field",
         f"--text-field {shlex.quote(field)}",
     )
 

@@ -317,12 +317,22 @@ def _corpus_name(source: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name)[:60].strip(".-") or "text"
 
 
+def _similar_paths(source: str) -> list[str]:
+    """The path in the same folder whose name is the most similar one, if there is one."""
+    path = Path(source)
+    try:
+        names = os.listdir(path.parent)
+    except (OSError, ValueError):
+        return []
+    return [str(path.with_name(name)) for name in difflib.get_close_matches(path.name, names, n=1, cutoff=0.7)]
+
+
 def _unreadable(source: str, error: OSError | ValueError) -> OctavoError:
     path = getattr(error, "filename", None) or source
     if not isinstance(error, FileNotFoundError):
         reason = getattr(error, "strerror", None) or error
         return OctavoError(f"{path!r} cannot be read: {reason}", "check its name, permissions and encoding")
-    nearest = difflib.get_close_matches(source.lower(), BUILT_IN, n=1)
+    nearest = _similar_paths(source) or difflib.get_close_matches(source.lower(), BUILT_IN, n=1)
     choices = f"a file, a folder, a glob, a URL, hf:NAME, - for standard input, {' or '.join(BUILT_IN)}"
     return SourceNotFoundError(f"there is no file or folder {path!r}", nearest[0] if nearest else choices)
 

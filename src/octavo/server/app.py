@@ -291,6 +291,8 @@ def _advise(request: Request) -> str:
     for likely in (path, f"/v1{path}", path.removeprefix("/v1")):
         if likely in request.app.openapi()["paths"]:
             return f"; there is {likely!r}: check the client's base_url"
+    if path == "/docs":
+        return "; the server was started without --docs"
     return next((advice for end, advice in _ELSEWHERE.items() if path.endswith(end)), "")
 
 

@@ -89,7 +89,7 @@ class TrainingProgress(Progress):
             f"{format_count(s.n_head, 'head')}, width {s.n_embd}, context {s.block_size} · "
             f"{_format_large(event.flops_per_token)} FLOPs per token\n"
             f"{format_count(s.max_steps, 'step')} of {format_count(s.batch_size * s.block_size, 'token')}, "
-            f"{event.epochs:,.1f} epochs · "
+            f"{_format_epochs(event.epochs)} · "
             f"{escape(event.device)}, {event.precision} · about {format_bytes(event.memory_bytes)} of memory"
         )
         if event.step:
@@ -215,3 +215,7 @@ def _format_large(number: float) -> str:
         if number >= large:
             return f"{number / large:.1f} {name}"
     return f"{number:,.0f}"
+
+
+def _format_epochs(epochs: float) -> str:
+    return f"{epochs:,.1f} epochs" if epochs >= 0.1 else "less than 0.1 epochs"
