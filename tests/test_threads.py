@@ -1,11 +1,14 @@
 """Steps run in fewer threads while other programs need the cores, and in all again when they end."""
 
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from octavo.training.threads import ThreadControl, count_context_switches
+from octavo.training.threads import ThreadControl, count_context_switches, count_other_running
 
 
 class Machine:
@@ -13,7 +16,10 @@ class Machine:
 
     def __init__(self) -> None:
         self.now, self.context_switches, self.busy = 0.0, 0, 0
-        self.control = ThreadControl(lambda: self.now, lambda: self.context_switches)
+        self.control = self.create_control()
+
+    def create_control(self) -> ThreadControl:
+        return ThreadControl(lambda: self.now, lambda: self.context_switches, lambda: self.busy, cores=4)
 
     def step(self) -> float:
         """Run a step: its threads wait for those whose core another program has. Returns its seconds."""
@@ -72,6 +78,39 @@ def test_threads_that_are_interrupted_but_not_slower_stay(machine: Machine) -> N
             machine.context_switches += 500
         threads.append(torch.get_num_threads())
     assert sorted(threads)[len(threads) // 4] == 4  # the others are trials
+
+
+@pytest.mark.parametrize("busy", [0, 1, 2, 3, 9])
+def test_the_first_step_has_the_threads_that_find_a_core(machine: Machine, busy: int) -> None:
+    machine.busy = busy
+    machine.control = machine.create_control()
+    machine.step()
+    assert torch.get_num_threads() == max(1, 4 - busy)
+    machine.run(100)
+    assert len(machine.control.take_notices()) == min(1, busy)
+    machine.busy = 0
+    machine.run(100)
+    assert max(machine.run(20)) == 0.25
+
+
+def test_long_steps_compete_less_often_before_fewer_threads_are_tried(machine: Machine) -> None:
+    machine.busy = 3
+    machine.step()  # five seconds
+    machine.step()
+    assert torch.get_num_threads() == 2
+
+
+def test_threads_of_other_processes_are_counted() -> None:
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        deadline = time.monotonic() + 60
+        while count_other_running() < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
 
 
 def test_context_switches_are_counted() -> None:

@@ -3,13 +3,16 @@
 The threads of a matmul wait for each other. If another program takes a core from one of them, all wait until it runs
 again, hundreds of times in a step: on two cores beside two busy programs, a step in two threads took twenty times as
 long as in one. So when there are many involuntary context switches, fewer threads are tried, and kept if steps are
-faster. From time to time more are tried again.
+faster. From time to time more are tried again. The first step could take ten seconds: it has as many threads as there
+are free cores.
 
 Steps have the same bits in any number of threads (`octavo.training.fused_step`), so losses do not depend on this.
 """
 
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
@@ -20,14 +23,28 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
+_TASKS = Path("/proc/self/task")
 _MAX_SWITCHES = 40.0  # per second and thread; beyond that, threads compete: Linux's time slices are some milliseconds
 _STEPS = 3  # threads compete in this many steps before fewer are tried; a trial has as many, without its first
+_COMPETING_SECONDS = 0.5  # or in steps that together take this long
 _RETRY_SECONDS = 10.0  # until the same number is tried again
+_FIRST_RETRY_SECONDS = 2.0  # ... if it was chosen before the first step
 
 
 def count_context_switches() -> int:
     """The involuntary context switches of this process so far; 0 if the system does not report them."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw if resource else 0
+
+
+def count_other_running() -> int:
+    """The threads of other processes that run or wait for a core; 0 if the system does not report them."""
+    try:
+        with open("/proc/stat", encoding="ascii") as lines:
+            running = next(int(line.split()[1]) for line in lines if line.startswith("procs_running"))
+        states = [path.read_text(errors="replace").rpartition(")")[2].split()[0] for path in _TASKS.glob("*/stat")]
+    except (OSError, StopIteration):  # another system; a thread has ended
+        return 0
+    return max(0, running - states.count("R"))
 
 
 class _Trial(NamedTuple):
@@ -44,15 +61,19 @@ class ThreadControl:
         self,
         clock: Callable[[], float] = time.perf_counter,
         context_switches: Callable[[], int] = count_context_switches,
+        other_running: Callable[[], int] = count_other_running,
+        cores: int | None = None,
     ) -> None:
         self.most = torch.get_num_threads()
         self._clock, self._context_switches = clock, context_switches
-        self._threads = self.most  # of the next step
+        self._threads = min(
+            self.most, max(1, (cores or os.cpu_count() or 1) - _smallest(other_running))
+        )  # of the next step
         self._trial: _Trial | None = None
         self._seconds: list[float] = []  # of the last steps with this number of threads
-        self._competing_steps = 0  # the last steps in a row in which threads competed for the cores
+        self._competing_steps: list[float] = []  # seconds of the last steps in a row in which threads competed
         self._start = (0.0, 0)
-        self._try_fewer_after = self._try_more_after = -1.0
+        self._try_fewer_after, self._try_more_after = -1.0, self._clock() + _FIRST_RETRY_SECONDS
         self._notices: list[str] = []
         self._has_noticed = False
 
@@ -68,11 +89,12 @@ class ThreadControl:
         seconds, switches = now - self._start[0], self._context_switches() - self._start[1]
         self._seconds = [*self._seconds[1 - _STEPS :], seconds]
         is_competing = self._threads > 1 and switches > _MAX_SWITCHES * self._threads * seconds
-        self._competing_steps = self._competing_steps + 1 if is_competing else 0
+        self._competing_steps = [*self._competing_steps, seconds] if is_competing else []
+        has_competed = len(self._competing_steps) >= _STEPS or sum(self._competing_steps) > _COMPETING_SECONDS
         if self._trial:
             if len(self._seconds) == _STEPS:
                 self._end_trial(self._trial, now)
-        elif self._competing_steps >= _STEPS and now > self._try_fewer_after:
+        elif has_competed and now > self._try_fewer_after:
             self._use(self._threads // 2, _Trial(self._threads, min(self._seconds)))
         elif self._threads < self.most and now > self._try_more_after:
             self._use(min(self.most, 2 * self._threads), _Trial(self._threads, min(self._seconds)))
@@ -83,7 +105,7 @@ class ThreadControl:
         return notices
 
     def _use(self, threads: int, trial: _Trial | None = None) -> None:
-        self._threads, self._trial, self._seconds, self._competing_steps = threads, trial, [], 0
+        self._threads, self._trial, self._seconds, self._competing_steps = threads, trial, [], []
 
     def _end_trial(self, trial: _Trial, now: float) -> None:
         """Keep the number of threads if steps are faster with it. If not, try even fewer, or return to the former."""
@@ -91,12 +113,21 @@ class ThreadControl:
         if is_fewer and not is_faster and self._threads > 1:
             self._use(self._threads // 2, trial)
             return
-        if is_fewer and is_faster and not self._has_noticed:
+        if is_fewer == is_faster and not self._has_noticed:  # fewer are faster, or more are not
             self._has_noticed = True
-            count = f"{self._threads} of {self.most} threads"
+            count = f"{min(self._threads, trial.threads_before)} of {self.most} threads"
             self._notices.append(f"other programs use the processor: steps run in {count} until it is free")
         if is_fewer and not is_faster:
             self._try_fewer_after = now + _RETRY_SECONDS
-        if is_fewer == is_faster:  # fewer are faster, or more are not
+        if is_fewer == is_faster:
             self._try_more_after = now + _RETRY_SECONDS
         self._use(self._threads if is_faster else trial.threads_before)
+
+
+def _smallest(count: Callable[[], int]) -> int:
+    """The smallest of several counts within some milliseconds, since other programs often run for a moment."""
+    counts = []
+    for _ in range(5):
+        counts.append(count())
+        time.sleep(0.002)
+    return min(counts)
