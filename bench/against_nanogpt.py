@@ -199,9 +199,9 @@ class Bench:
         return out
 
     def loss(self, run: Path, val: np.ndarray) -> float:
-        """The exact loss of a run's last checkpoint on nanoGPT's token ids. Both sort the characters.
+        """The exact loss of a run's last checkpoint on nanoGPT's token ids.
 
-        Octavo's vocabulary has the end-of-text token after them.
+        The ids of a character are the same in both: its index among the sorted characters.
         """
         last = octavo.Run(run).last
         assert last is not None

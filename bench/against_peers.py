@@ -17,9 +17,9 @@ of random tokens, a new one per round. Figures are medians over the rounds. A ra
 - `streams`: Octavo alone, 8 requests with different lengths and sampling parameters: the throughput of one after the
   other, and of all at once (continuous batching).
 
-The weights are random; those of the blocks are five times GPT-2's initialization, with which a model would repeat one
-token. "same" counts the first tokens, of 32, that equal Octavo's. They can differ earlier after a near tie, or because
-of llama.cpp's f16 cache or its GELU, which for `char` is not nanoGPT's.
+The weights are random. Those of the blocks are five times as large as GPT-2's initialization, because a model with the
+latter repeats one token. "same" counts the first tokens, of 32, that equal Octavo's. They can differ earlier after a
+near tie, or because of llama.cpp's f16 cache or its GELU, which for `char` is not nanoGPT's.
 
 Memory bandwidth is measured in every round: all threads sum 1 GiB of float32. A decoded token reads all weights except
 wpe, and the KV cache (float32; for int8 bf16) of the prompt and half of the new tokens. A small model may exceed the

@@ -2,10 +2,10 @@
 
     python bench/busy.py [--preset tiny] [--seconds 12] [--rounds 3] [--json]
 
-Each variant runs in a process of its own beside 0, 1 and 2 processes that compute all the time; variants alternate.
-Milliseconds per step, the median of the second half of the steps; the median over the rounds. `fixed threads` switches
-off `octavo.training.threads`, and the others are ways of PyTorch's OpenMP to wait. The last
-lines are what the project promises. Close other programs: they count as busy processes.
+Each variant runs in a separate process beside 0, 1 and 2 processes that compute all the time; variants alternate. The
+figures are milliseconds per step: the median of the second half of the steps, and of that the median over the rounds.
+`fixed threads` switches off `octavo.training.threads`; the variants after it change how OpenMP's threads wait.
+Two ratios follow. Close other programs: they count as busy processes.
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""Measure what a checkpoint costs training, written while it continues and written at once.
+"""Measure how long a checkpoint delays training: written in the background, and written synchronously.
 
     python bench/checkpoints.py [--preset gpt2] [--batch-size 2] [--rounds 5] [--every 60] [--folder DIR] [--json]
     python bench/checkpoints.py --preset tiny --rounds 1       # a few seconds, to see that it works
 
 The cost of a checkpoint is the time for which training waits (for the copy, or for the disk), plus the time by which
-the steps beside the thread are longer than the median of undisturbed steps. It is given as a share of the seconds from
-one checkpoint to the next (`--every`). Random tokens, AdamW (the larger state) and the preset's model. Median of the
-rounds; the two ways alternate. The script fails if the share of the checkpoint in the background exceeds the limit.
+the steps during the write are longer than the median of undisturbed steps. It is given as a share of the seconds from
+one checkpoint to the next (`--every`). The tokens are random, the optimizer is AdamW (the larger state). Medians of
+the rounds; the two ways alternate. The script fails if the share of the checkpoint in the background exceeds the limit.
 """
 
 import argparse
@@ -49,7 +49,7 @@ class Measurement:
         self.tokenizer = tokenizers.build("byte", "")
         size = (self.settings.batch_size, self.settings.block_size + 1)
         self.ids = np.random.default_rng(0).integers(0, vocab_size, size)
-        self.undisturbed: list[float] = []  # seconds of each step without a checkpoint beside it
+        self.undisturbed: list[float] = []  # seconds of each step while no checkpoint is written
         self.step()  # the first step allocates
         self.writer = CheckpointWriter()
         self.save_in_background()  # the first copy allocates too

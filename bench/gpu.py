@@ -41,16 +41,16 @@ from octavo.settings import Settings, resolve
 from octavo.training.optimizers import muon
 from octavo.training.step import Trainer
 
-MOST_SLOWDOWN = 0.02  # of an exchange in one process
+MAX_SLOWDOWN = 0.02  # of a step, by an exchange in one process
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of nanoGPT")
     parser.add_argument("--text", help="for convergence: a file, a folder or a glob")
-    parser.add_argument("--minutes", type=float, default=8.5, help="for everything")
+    parser.add_argument("--minutes", type=float, default=8.5, help="for all stages together")
     parser.add_argument("--micro", type=int, default=48, help="nanoGPT's micro-batch")
-    parser.add_argument("--steps", type=int, default=12, help="of each side in throughput")
+    parser.add_argument("--steps", type=int, default=12, help="steps of each side in the stage throughput")
     parser.add_argument("--out", type=Path, help="a JSON file for the report")
     for name in gpu_throughput.SHAPE:
         parser.add_argument("--" + name.replace("_", "-"), type=int)
@@ -136,7 +136,7 @@ def measure_throughput(
 
 
 def compare_exchanges(settings: Settings, runtime: Runtime) -> dict[str, Any]:
-    """The seconds of a step that exchanges with nobody, of one with an all-reduce, and of one with FSDP2."""
+    """The seconds of a step without an exchange, of one with an all-reduce, and of one with FSDP2."""
     import torch.distributed as dist
 
     backend = "cpu:gloo,cuda:nccl" if runtime.device.type == "cuda" else "gloo"
@@ -154,7 +154,7 @@ def compare_exchanges(settings: Settings, runtime: Runtime) -> dict[str, Any]:
             del trainer, model
         dist.destroy_process_group()
     slower = {side: each / seconds["plain"] - 1 for side, each in seconds.items()}
-    return {"seconds": seconds, "slower": slower, "met": max(slower.values()) <= MOST_SLOWDOWN}
+    return {"seconds": seconds, "slower": slower, "met": max(slower.values()) <= MAX_SLOWDOWN}
 
 
 def compare_muon(settings: Settings, runtime: Runtime) -> dict[str, Any]:
@@ -170,7 +170,7 @@ def compare_muon(settings: Settings, runtime: Runtime) -> dict[str, Any]:
 
 
 def compare_convergence(options: argparse.Namespace, deadline: float) -> dict[str, Any]:
-    """The result of gpu_convergence.py in the time that is left: two runs, one of them 1/1.4 of the other."""
+    """The result of gpu_convergence.py in the time that is left: nanoGPT, and Octavo with 1/1.4 of its tokens."""
     left = (deadline - time.monotonic()) / 60
     command = [sys.executable, str(Path(__file__).with_name("gpu_convergence.py")), "--json", "--fewer", "1.4"]
     command += ["--nanogpt", str(options.nanogpt), "--text", options.text, "--minutes", f"{(left - 1.0) / 2:.2f}"]

@@ -4,9 +4,9 @@
 
 Both train GPT-2 124M with block_size 1024, bf16, 480 sequences per step, on the same tokens; nanoGPT with each of the
 `--micro` micro-batches, and its best result counts. Each process reports its own step times; the first third, which
-includes compilation, is dropped. MFU is model FLOPs per second (per token 6 for each parameter except `wpe`, and 12 L
-C T for attention), divided by the peak in the device's data sheet. The script also prints the measured throughput of
-one large bf16 matmul.
+includes compilation, is dropped. MFU is model FLOPs per second, divided by the peak in the device's data sheet; a token
+takes 6 FLOPs for each parameter except `wpe`, and `12 L C T` for attention. The script also prints the measured
+throughput of one large bf16 matmul.
 
 Before that, the script checks on the device that the fast path computes the same loss and gradients as plain float32.
 """

@@ -27,10 +27,10 @@ class Host:
     name: str
     address: str
 
-    def command(self, words: Sequence[object]) -> list[str]:
-        """The command that runs `words` on this host, under its own host name."""
+    def command(self, arguments: Sequence[object]) -> list[str]:
+        """The command that runs another command on this host, under the host's own name."""
         script = f'hostname {self.name}; exec "$@"'
-        return ["ip", "netns", "exec", self.name, "unshare", "--uts", "sh", "-c", script, "sh", *map(str, words)]
+        return ["ip", "netns", "exec", self.name, "unshare", "--uts", "sh", "-c", script, "sh", *map(str, arguments)]
 
     def processes(self) -> list[int]:
         """The ids of the processes on this host."""
@@ -62,7 +62,7 @@ def missing_requirement() -> str | None:
 
 @contextlib.contextmanager
 def network(count: int, bits_per_second: float | None = None) -> Iterator[list[Host]]:
-    """Yield `count` hosts. What each sends is limited to a rate,."""
+    """Yield `count` hosts. Each sends at most `bits_per_second`, or without a limit."""
     prefix = f"octavo-{secrets.token_hex(4)}"
     switch = f"{prefix}-switch"
     hosts = [Host(f"{prefix}-{number}", f"10.77.0.{number}") for number in range(1, count + 1)]

@@ -4,8 +4,8 @@ and Octavo runs a model that nanoGPT's train.py saved.
     python bench/interop_nanogpt.py --nanogpt PATH
 
 PATH is a checkout of nanoGPT, which is copied. Prints the largest difference of logits, which must be below 1e-5 of the
-largest logit, and a sample of nanoGPT. Then both make one update with AdamW's state in that file: the
-weights must differ by less than 1e-5 of the largest weight. Takes about a minute.
+largest logit, and a sample of nanoGPT. Then both make one update with AdamW's state in that file: the weights must
+differ by less than 1e-5 of the largest weight. Takes about a minute.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def main() -> None:
         differences["from nanoGPT's train.py"] = check_import(nanogpt, text)
         differences["an update with its optimizer's state"] = check_optimizer(nanogpt)
     for name, difference in differences.items():
-        print(f"{name}: a difference of {difference:.1e} of the largest, at most {TOLERANCE:.0e} expected")
+        print(f"{name}: largest relative difference {difference:.1e}, limit {TOLERANCE:.0e}")
     if max(differences.values()) >= TOLERANCE:
         sys.exit(1)
 

@@ -37,7 +37,7 @@ def describe() -> dict[str, Any]:
 
 
 def environment_of_peers() -> dict[str, str]:
-    """This process's environment variables without those that `import octavo` sets, for a program by others."""
+    """This process's environment variables without those that `import octavo` sets, for programs other than Octavo."""
     return {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
 
 

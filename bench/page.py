@@ -4,9 +4,9 @@
 
 The model has the width and heads of GPT-2 (768, 12), a context of 512 and random weights. Each round opens a new page
 in the installed Chromium (OCTAVO_CHROMIUM, or the one on PATH), driven by Playwright; the server is another process on
-the same machine. The script prints medians, in seconds; the limit is one second on 2 cores. The whole model is that of
-a text of 40 tokens, in a window of 1280 pixels: the time from the request of the page to the picture, and the frames
-per second while it moves.
+the same machine. The script prints medians, in seconds; the limit is one second on 2 cores. The tab Model is opened
+with a text of 40 tokens, in a window of 1280 pixels: the time from the request of the page to the picture, and the
+frames per second while it moves.
 """
 
 import argparse
@@ -47,8 +47,6 @@ CLICK_AND_TIME = """() => new Promise((done) => {
     };
     check();
 })"""
-
-
 SHORT_TEXT = TEXT[:40]
 IS_MODEL_DRAWN = """() => {
     const figure = document.querySelector("#panel-model .flow");
@@ -88,10 +86,10 @@ def main() -> None:
     print(machine.summary())
     print(f"{options.layers} layers, 12 heads, width 768, 512 tokens")
     print(f"from the click to the picture  {picture / 1000:6.3f}  (limit 1)")
-    first, frames = (statistics.median(each) for each in zip(*wholes, strict=True))
-    print(f"the whole model, 40 tokens     {first:6.3f}  (limit 1), then {frames:.0f} frames per second")
     size = f"{compressed / 1e3:,.0f} kB, {uncompressed / 1e3:,.0f} kB uncompressed"
     print(f"of which the server's answer   {answer / 1000:6.3f}  {size}")
+    first, frames = (statistics.median(each) for each in zip(*wholes, strict=True))
+    print(f"the whole model, 40 tokens     {first:6.3f}  (limit 1), then {frames:.0f} frames per second")
 
 
 @contextmanager

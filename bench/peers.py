@@ -5,8 +5,8 @@
 FOLDER is a checkpoint of Octavo; a program with its own format gets it converted inside that folder. Each line of
 stdin is a JSON object: the action to `do`, and its arguments. Each line of stdout is the result and the seconds it
 took; the first line says that the model is loaded. Only `octavo` needs Octavo; the others run in any Python that has
-the peers installed. Each program is configured for speed on a CPU as its authors recommend. Prefix caching and early
-ends of a text are off.
+the peers installed. Each program is configured for speed on a CPU as its authors recommend. Prefix caching
+is off, and end-of-text tokens are ignored.
 """
 
 import json

@@ -10,7 +10,7 @@ The text is generated from pydocs and --texts: documents of about 4 KB, whose li
   processes, alternating; medians. The checkout's script is changed in four places: the dataset that it loads, the
   number of processes (all cores), the folder that it writes to, and the size of the validation split (2,000 documents,
   since it needs at least 1,024). It reads JSON lines through `datasets`, which converts them first. That time is also
-  reported apart, because nanoGPT's own dataset is downloaded in converted form.
+  reported separately, because nanoGPT's own dataset is downloaded in converted form.
 - `vocabulary`: seconds to train `bpe:32768` on 100 MB.
 - `memory`: `octavo prepare` on --memory-gigabytes: the peak memory of all its processes together, read every 50 ms.
 

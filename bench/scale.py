@@ -51,9 +51,9 @@ GPU_BYTES = 80e9
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", nargs="?", const="pydocs", metavar="SOURCE")
-    parser.add_argument("--steps", type=int, default=40, help="of each run of --threads")
-    parser.add_argument("--rounds", type=int, default=3, help="of --threads")
-    parser.add_argument("--preset", default="baby", help="of --threads")
+    parser.add_argument("--steps", type=int, default=40, help="steps of each run, for --threads")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds, for --threads")
+    parser.add_argument("--preset", default="baby", help="preset, for --threads")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--worker", metavar="SETTINGS", help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true")
@@ -202,7 +202,7 @@ def table() -> str:
 
 
 def table_row(shape: dict[str, int], mode: str, count: int, gbit: float) -> tuple[float, int]:
-    """Utilization and bytes of memory. Eight GPUs are in a machine and share weights; two are on two machines."""
+    """Utilization and bytes of memory. Each machine has eight GPUs and all shards; two GPUs are on two machines."""
     batch_size = max(SEQUENCES, 8 * count)
     settings = resolve(
         **shape, block_size=1024, vocab_size=50257, batch_size=batch_size, optimizer="adamw", dropout=0.0

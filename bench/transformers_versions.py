@@ -1,4 +1,4 @@
-"""Check that older versions of transformers compute from a checkpoint's folder what Octavo does.
+"""Check that older versions of transformers load a checkpoint folder and compute the same as Octavo.
 
     python bench/transformers_versions.py [--versions 4.46.3 4.57.3] [--environments DIR]
 

@@ -33,10 +33,10 @@ def draw(package: Path) -> str:
             left += width + MARGIN
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {len(LAYERS) * ROW + MARGIN}" '
-        'font-family="system-ui, sans-serif" font-size="13" role="img" aria-label="The rooms of octavo and imports">',
+        'font-family="system-ui, sans-serif" font-size="13" role="img" aria-label="Imports between the rooms">',
         '<rect width="100%" height="100%" fill="#fff"/>',
     ]
-    for room, targets in sorted(reduced(room_imports(package)).items()):
+    for room, targets in sorted(transitive_reduction(room_imports(package)).items()):
         for target in sorted(targets):
             (x1, y1, w1), (x2, y2, w2) = boxes[room], boxes[target]
             start, end = (x1 + w1 / 2, y1 + 36), (x2 + w2 / 2, y2)
@@ -57,7 +57,7 @@ def draw(package: Path) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
-def reduced(graph: dict[str, set[str]]) -> dict[str, set[str]]:
+def transitive_reduction(graph: dict[str, set[str]]) -> dict[str, set[str]]:
     """Return the graph without the edges that a longer path implies."""
 
     def reachable(room: str) -> set[str]:

@@ -28,6 +28,7 @@ VIEWS: dict[str, tuple[str, ...]] = {
     "neighbors": WORD,
     "projection": (),
     "attention": TEXT,
+    "flow": TEXT,
     "next_token": TEXT,
     "logit_lens": TEXT,
     "contributions": TEXT,
@@ -50,7 +51,7 @@ def main() -> None:
 def octavo(*arguments: str) -> str:
     """Run a command and return its standard output."""
     process = subprocess.run([sys.executable, "-c", MAIN, *arguments], capture_output=True, text=True)
-    if process.returncode not in (0, 1):
+    if process.returncode not in (0, 1):  # 1: the view `verify` found an error, which its output reports
         raise SystemExit(f"octavo {' '.join(arguments)} exited with {process.returncode}: {process.stderr}")
     return process.stdout
 

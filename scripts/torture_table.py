@@ -1,4 +1,4 @@
-"""Print what `make torture` found as the table of docs/reliability.md.
+"""Print the results of `make torture` as the table of docs/reliability.md.
 
     python scripts/torture_table.py [build/torture.jsonl]
 

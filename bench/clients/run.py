@@ -1,4 +1,4 @@
-"""Run clients by others against `octavo serve`, each in a separate environment; print the table in docs/serve.md.
+"""Run third-party clients against `octavo serve`, each in a separate environment; print the table in docs/serve.md.
 
     make clients                                         # all of them
     .venv/bin/python bench/clients/run.py openai-node litellm
@@ -26,7 +26,7 @@ ORIGIN_PORT = 8765  # the browser's page has it; the server allows its origin
 
 @dataclass(frozen=True)
 class Client:
-    """A client, how it is used by which script, and the packages of its environment."""
+    """A client: its package, the part of it that the script uses, and the packages of its environment."""
 
     name: str
     package: str

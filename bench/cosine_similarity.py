@@ -1,9 +1,9 @@
 """Do king and queen become similar? Cosines of rows of `wte` over training, against random pairs of tokens.
 
-    python bench/likeness.py tinyshakespeare.txt --plot docs/likeness.svg
+    python bench/cosine_similarity.py tinyshakespeare.txt --plot docs/cosine-similarity.svg
 
 Trains the preset `words` once per seed and follows pairs of words with similar uses, chosen beforehand. The control of
-a pair is 500 random pairs of tokens, each half to twice as frequent as the two. Takes some minutes per seed.
+a pair is 500 random pairs of tokens, with 0.5 to 2 times the frequencies of the two. Takes some minutes per seed.
 """
 
 import argparse
