@@ -1,4 +1,4 @@
-"""Time how long each tokenizer encodes a text, compared with a call of the `tokenizers` library for the same ids.
+"""Time each tokenizer's encoding of a text, compared with a call of the `tokenizers` library for the same ids.
 
     python bench/encoding.py [--text SOURCE] [--rounds 5]
 

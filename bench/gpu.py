@@ -7,7 +7,7 @@ In this order; a stage that does not fit into the time that is left is skipped, 
     checks        the fast path against plain float32; attention with a mask against the CPU; a run and its resumption
     throughput    GPT-2 124M, block_size 1024, bf16, compiled: tokens/s and MFU beside nanoGPT (gpu_throughput.py)
     exchanges     a step with the gradients in one all-reduce, and with FSDP2, in one process, against a plain step
-    muon          an optimizer step of Muon, as it is and with `orthogonalize` compiled
+    muon          an optimizer step of Muon, with `orthogonalize` eager and compiled
     convergence   tokens for the same loss as nanoGPT, with the same model (gpu_convergence.py); needs --text
 
 `--out` is written after each stage. A trial without a GPU: --n-layer 1 --n-head 1 --n-embd 32 --block-size 32

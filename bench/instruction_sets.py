@@ -2,8 +2,8 @@
 
     python bench/instruction_sets.py [--compilers gcc gcc-11 clang] [--sets native AVX2 SSE2] [--rounds 3] [--json]
 
-Each build runs in a separate process, whose compiler uses no newer instructions, and PyTorch's libraries
-(ATen, MKL, oneDNN) limited to the same. C and PyTorch alternate, with one thread. The figures are ratios of CPU time,
+Each build runs in a separate process, in which the compiler and PyTorch's libraries (ATen, MKL, oneDNN) are limited to
+one instruction set. C and PyTorch alternate, with one thread. The figures are ratios of CPU time,
 the median over the rounds; above 1, C is faster:
 
     prefill   256 tokens; 6 layers of GPT-2's width, float32 and int8

@@ -1,4 +1,4 @@
-"""Compare what several processes exchange with the formulas of `octavo.scaling`, and print the table of docs/scale.md.
+"""Compare the time of gradient exchanges with the formulas of `octavo.scaling`, and print the table of docs/scale.md.
 
     python bench/scale.py                      # nine exchanges between hosts; needs root on Linux; 3 minutes
     python bench/scale.py --threads [SOURCE]   # two processes with a thread each, and one process with two; 5 minutes
