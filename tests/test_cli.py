@@ -13,12 +13,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 import octavo
 from commands import SMALL, VERBS, AssertRejected, Result, RunCommand, snapshot
 from octavo import cli
 from octavo.cli.parser import read_text_file
+from octavo.errors import OctavoError
 from octavo.settings import NANOGPT_NAMES, PRESETS, SECTIONS, DataSettings, expand_home, from_toml, resolve
 
 pytestmark = pytest.mark.usefixtures("workdir")
@@ -103,6 +106,29 @@ def test_options_of_nanogpts_sample_are_rejected_with_their_replacement(
 
 
 # How settings are spelled
+
+
+WORDS = st.sampled_from(
+    ["--my_dear friend", "--top_k", "--top-k", "--max_new_tokens=5 x", "_", "-", "--", "a", "=", " "]
+)
+VALUES = st.lists(WORDS | st.text(st.characters(exclude_categories=["Cs"]), max_size=3), max_size=4).map("".join)
+
+
+@hypothesis.settings(derandomize=True, deadline=None)
+@hypothesis.given(value=VALUES, flag=st.sampled_from(["sample --prompt", "sample --stop", "inspect --text"]))
+@hypothesis.example("--my_dear friend", "sample --prompt")
+@hypothesis.example("--my_dear friend", "sample --stop")
+@hypothesis.example("--my_dear friend", "inspect --text")
+def test_a_value_is_never_rewritten(value: str, flag: str) -> None:
+    verb, flag = flag.split()
+    for words in ([f"{flag}={value}"], [flag, value]):
+        try:
+            parsed = getattr(cli.parse([verb, "runs/mine", *words]), flag.removeprefix("--"))
+        except OctavoError:
+            assert value.startswith("-")  # taken for a flag
+            assert len(words) == 2
+        else:
+            assert parsed in (value, [value])
 
 
 @pytest.mark.parametrize("arguments", ["--n-layer 2", "--n_layer 2", "--n-layer=2", "--n_layer=2"])
