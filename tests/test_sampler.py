@@ -66,6 +66,19 @@ def test_no_two_seeds_share_the_order_of_an_epoch() -> None:
     assert len({tuple(permutation(100, seed, epoch)) for seed in range(16) for epoch in range(16)}) == 256
 
 
+@pytest.mark.parametrize(
+    ("size", "order"),
+    [  # 4 and 16 are the largest sizes for their number of bits
+        (4, [2, 1, 0, 3]),
+        (10, [6, 3, 9, 1, 2, 8, 4, 5, 7, 0]),
+        (16, [6, 3, 9, 1, 2, 12, 4, 5, 15, 11, 8, 0, 10, 14, 13, 7]),
+    ],
+)
+def test_the_order_is_that_of_earlier_versions(size: int, order: list[int]) -> None:
+    """A run that an earlier version began is resumed with the same batches."""
+    assert permutation(size, seed=1337, epoch=3) == order
+
+
 @pytest.mark.parametrize("size", [2, 3, 10, 30])
 def test_every_index_is_equally_frequent_at_every_position(size: int) -> None:
     epochs = 200 * size
@@ -153,6 +166,11 @@ def test_sequences_are_not_visited_in_the_order_of_the_text(folder: Path) -> Non
 
 
 # Batches
+
+
+def test_the_batches_are_those_of_earlier_versions(folder: Path) -> None:
+    batch = Sampler(write_positions(folder, 101), 8, 5, seed=1337).batch(6)  # of two epochs
+    assert batch[:, 0].tolist() == [19, 27, 43, 53, 29]
 
 
 def test_a_batch_depends_on_nothing_but_its_step(folder: Path) -> None:
