@@ -1,8 +1,8 @@
 """Renders chat templates in a separate process: `chat.py` starts it, and ends it if a template takes too long.
 
 A template comes with a checkpoint, so it may be hostile. Jinja2's sandbox keeps it from the attributes of Python's
-objects, but not from endless loops and huge values, for which this process can be ended. Each line of stdin is a JSON
-object with `template` and `values`; each line of stdout is the answer, a JSON object with `text` or `error`.
+objects, but not from endless loops and huge values: so this process has a memory limit and can be killed. Each line of
+stdin is a JSON object with `template` and `values`; each line of stdout is the answer, one with `text` or `error`.
 
 This file is run as a script, and imports nothing of Octavo.
 """
@@ -75,7 +75,7 @@ def _limit_memory() -> None:
 
 def _main() -> None:
     _limit_memory()
-    answer: dict[str, str] = {"text": ""}  # it is ready
+    answer: dict[str, str] = {"text": ""}  # the first answer says that the process is ready
     while True:
         sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")  # in ASCII: a text may have half a surrogate pair
         sys.stdout.buffer.flush()

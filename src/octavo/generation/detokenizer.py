@@ -1,4 +1,4 @@
-"""Token ids to text that can no longer change, one token at a time; finds stop strings."""
+"""Streaming detokenization, with stop strings."""
 
 from collections.abc import Sequence
 

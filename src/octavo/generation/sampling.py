@@ -96,7 +96,7 @@ def sample_token(
 
 
 def _sample_top(logits: Tensor, sampling: Sampling, bits: Tensor) -> Tensor:
-    """Sample an id () from the `top_k` largest logits (V,), which have been divided by the temperature.
+    """Sample one id from the `top_k` largest logits (V,), which have been divided by the temperature.
 
     The same id as `sample_multinomial(probabilities(...))` in a third of the time: all steps after the first handle
     only `top_k` numbers. numpy's partition takes a third of the time of PyTorch's topk.

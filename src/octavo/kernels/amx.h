@@ -93,7 +93,7 @@ ALWAYS_INLINE void amx_totals(const int high[16][16], const int low[16][16], flo
    loads do not. */
 ALWAYS_INLINE void amx_multiply(const char *w, const char *inputs, int C, int groups, int prefetch, float y[2][16][16])
 {
-    int sums[4][16][16]; /* high and low bytes of either group */
+    int sums[4][16][16]; /* the high and the low bytes of each group */
     const char *second = w + 16L * C;
     _tile_zero(4);
     _tile_zero(5);

@@ -7,7 +7,7 @@
    prompt split anywhere, and after a cached prefix. Only attention reads other rows, those of the same slot.
 
    Axis letters: N rows, W rows whose logits are needed, C width, O outputs, H heads, D = C / H, S positions of a slot.
-   In attention, M rows and V vectors of floats that are computed at a time. */
+   Attention computes M rows and V vectors of floats at a time. */
 
 #include "linear.h"
 
