@@ -28,6 +28,7 @@ from typing import Any
 
 import pytest
 
+import draw_speed
 import octavo
 from octavo import cli
 from octavo.settings import PRESETS
@@ -206,6 +207,17 @@ def test_every_cell_of_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.Mon
             code = "".join(cell["source"]).replace("max_steps=100", "max_steps=10")
             exec(compile(code, f"cell {number}", "exec"), namespace)
     assert namespace["run"].best.is_dir()
+
+
+def test_the_charts_of_speed_are_those_of_its_tables() -> None:
+    drawn = draw_speed.draw_charts((ROOT / "docs" / "speed.md").read_text(encoding="utf-8"))
+    assert drawn == {name: (ROOT / "docs" / name).read_text(encoding="utf-8") for name in drawn}
+
+
+def test_the_readme_links_every_page() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    pages = [path.name for path in (ROOT / "docs").iterdir() if path.suffix in (".md", ".ipynb")]
+    assert [page for page in pages if f"](docs/{page})" not in readme] == []
 
 
 def test_the_installed_octavo_starts() -> None:
