@@ -1,5 +1,6 @@
 """Evaluation is exact: every token is predicted once, and the results match a plain float64 computation."""
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -13,13 +14,15 @@ import torch
 from torch import nn
 
 import octavo
-from octavo import tokenizers
+from octavo import evaluation, tokenizers
 from octavo.checkpoint import Checkpoint
+from octavo.data.limits import Limits
 from octavo.data.prepare import encode_corpus, prepare
 from octavo.errors import OctavoError
 from octavo.evaluation import count_bytes, evaluate, evaluate_tokens
 from octavo.loss import next_token_loss, sequence_batches, split_loss
 from octavo.model import GPT
+from octavo.progress import PreparationProgress
 from octavo.runs import Run
 from octavo.settings import DataSettings, ModelSettings
 from octavo.tokenizers import Tokenizer
@@ -287,8 +290,20 @@ def test_a_text_file_of_any_length_is_encoded_as_one_text(kind: str, tmp_path: P
     tokenizer = tokenizers.build(kind, TEXT)
     for length in range(100, 130):
         (tmp_path / "text.txt").write_text(TEXT[:length], encoding="utf-8")
-        encoded, _ = encode_corpus(DataSettings(source=str(tmp_path / "text.txt")), tokenizer)
+        encoded, _ = encode_corpus(DataSettings(source=str(tmp_path / "text.txt")), tokenizer).result
         assert encoded.tolist() == tokenizer.encode(TEXT[:length]).tolist()
+
+
+def test_reading_and_encoding_report_their_progress(
+    loaded: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    often = functools.partial(encode_corpus, limits=Limits(progress_seconds=0))
+    monkeypatch.setattr(evaluation, "encode_corpus", often)
+    progress: list[PreparationProgress] = []
+    evaluate(loaded, str(tmp_path / "text.txt"), on_progress=progress.append)
+    characters = {each.stage: each.done for each in progress}
+    assert characters["reading"] == characters["encoding"] == len(TEXT)
 
 
 def test_the_validation_split_of_a_prepared_folder_is_evaluated(
@@ -336,7 +351,7 @@ def test_the_bytes_are_those_of_the_whole_text_for_every_tokenizer(kind: str, un
     rows = ["abc, é😀\n", "ab\n", "漢字 abc\n"]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows), encoding="utf-8")
     result = evaluate(loaded, tmp_path / "rows.jsonl", unknown=unknown)
-    tokens = encode_corpus(DataSettings(source=str(tmp_path / "rows.jsonl")), tokenizer, unknown)[0]
+    tokens = encode_corpus(DataSettings(source=str(tmp_path / "rows.jsonl")), tokenizer, unknown).result[0]
     assert result.bytes == len("".join(rows).encode()) - len(tokenizer.token_bytes[tokens[0]])
     if kind == "char":
         assert result.unknown is not None

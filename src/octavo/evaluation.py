@@ -2,7 +2,8 @@
 
 Bits per byte compare models with different tokenizers, because the total loss is divided by the number of bytes, which
 is the same for all of them: the bytes of the whole text, including characters that a tokenizer cannot encode. A special
-token is not text and has no bytes. Nothing here samples: every token except the first is predicted once.
+token is not text and has no bytes. All of the text is used, not random batches of it: every token except the first is
+predicted once.
 """
 
 import math
@@ -60,21 +61,21 @@ def evaluate(
 
     A prepared folder means its validation split. `unknown` says what to do with characters that the tokenizer does not
     know; `encoding`, `errors`, `text_field` and `special_tokens` say how the source is read: see `DataSettings`.
-    `on_progress` is called with the progress of reading and evaluating. Raises `OctavoError` if the text is not
-    available.
+    `on_progress` is called with the progress of reading, encoding and evaluating. Raises `OctavoError` if the text is
+    not available.
     """
     loaded = runs.load(run, device)
-    text: DataSettings | None = None
+    data: DataSettings | None = None
     if source is not None:
-        text = DataSettings(
+        data = DataSettings(
             source=as_source(source),
             encoding=encoding,
             errors=errors,
             text_field=text_field,
             special_tokens=special_tokens,
         )
-    tokens, found = _read_tokens(loaded, text, unknown, on_progress)
-    return evaluate_tokens(loaded.model, loaded.tokenizer, tokens, block_size, found, on_progress)
+    tokens, unknown_characters = _read_tokens(loaded, data, unknown, on_progress)
+    return evaluate_tokens(loaded.model, loaded.tokenizer, tokens, block_size, unknown_characters, on_progress)
 
 
 def evaluate_tokens(
@@ -139,28 +140,32 @@ def count_bytes(tokenizer: Tokenizer, tokens: np.ndarray | Shards) -> int:
 
 
 def _read_tokens(
-    loaded: Checkpoint, text: DataSettings | None, unknown: str, on_progress: OnProgress
+    loaded: Checkpoint, data: DataSettings | None, unknown: str, on_progress: OnProgress
 ) -> tuple[np.ndarray | Shards, UnknownCharacters | None]:
-    if text is None:
+    """The tokens to evaluate on, and the characters that were skipped or replaced. `data` describes the source."""
+    if data is None:
         if not isinstance(loaded.settings, Settings) or not loaded.info.get("data"):
             raise OctavoError(
                 f"{loaded.folder} does not record which text it was trained on", f"octavo eval {loaded.folder} SOURCE"
             )
-        preparation = reopen_dataset(loaded.settings, loaded.info["data"], loaded.tokenizer)
-        for progress in preparation:
+        reopening = reopen_dataset(loaded.settings, loaded.info["data"], loaded.tokenizer)
+        for progress in reopening:
             on_progress(progress)
-        return preparation.result.tokens["val"], None
-    if is_prepared(text.source):
-        if text != DataSettings(source=text.source):
+        return reopening.result.tokens["val"], None
+    if is_prepared(data.source):
+        if data != DataSettings(source=data.source):
             raise OctavoError(
-                f"{text.source_name} is prepared: encoding, errors, text_field and special_tokens have no effect on it",
+                f"{data.source_name} is prepared: encoding, errors, text_field and special_tokens have no effect on it",
                 "leave them out, or give the text that it was prepared from",
             )
-        dataset = open_dataset(text.source)
+        dataset = open_dataset(data.source)
         if dataset.tokenizer.fingerprint != loaded.tokenizer.fingerprint:
             raise OctavoError(
-                f"{text.source_name} was prepared with another tokenizer than the model's",
+                f"{data.source_name} was prepared with another tokenizer than the model's",
                 "the text it was prepared from",
             )
         return dataset.tokens["val"], None
-    return encode_corpus(text, loaded.tokenizer, unknown)
+    encoding = encode_corpus(data, loaded.tokenizer, unknown)
+    for progress in encoding:
+        on_progress(progress)
+    return encoding.result

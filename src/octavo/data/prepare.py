@@ -14,7 +14,7 @@ import functools
 import os
 import shlex
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from octavo.data.scan import CorpusScan, ScanSummary, load_scan_summary, scan_co
 from octavo.data.sources import Corpus, open_source
 from octavo.data.split import choose_split, split_chunks
 from octavo.errors import OctavoError, SourceChangedError, SourceNotFoundError
-from octavo.progress import PreparationProgress, preparation
+from octavo.progress import PreparationProgress, ProgressMeter, preparation
 from octavo.settings import DataSettings, SourceLike, as_source, list_sources, resolve
 from octavo.tokenizers import Tokenizer, UnknownCharacters
 
@@ -190,29 +190,29 @@ def _is_stream(source: str) -> bool:
     return source == "-" or (os.path.exists(source) and not os.path.isfile(source) and not os.path.isdir(source))
 
 
+@preparation
 def encode_corpus(
-    settings: DataSettings, tokenizer: Tokenizer, unknown: str = "error"
-) -> tuple[np.ndarray, UnknownCharacters | None]:
+    settings: DataSettings, tokenizer: Tokenizer, unknown: str = "error", limits: Limits = DEFAULT_LIMITS
+) -> Generator[PreparationProgress, None, tuple[np.ndarray, UnknownCharacters | None]]:
     """The ids of all documents of a source (T,), int64, as they would be in a dataset. They are held in memory.
 
     Also returns the characters that were skipped or replaced, if there were any.
     """
-    corpus = open_source(dataclasses.replace(settings, tokenizer=tokenizer.kind))
-    scan = scan_corpus(corpus).result
+    corpus = open_source(dataclasses.replace(settings, tokenizer=tokenizer.kind), limits)
+    scan = yield from scan_corpus(corpus, limits)
     warn_about_source(corpus, scan, settings)
     uses_end_of_text = scan.uses_end_of_text(tokenizer)
     # The ids of both splits are returned together, in the order of the corpus. A split is needed only because
     # `split_chunks` inserts the newlines between documents. With a validation fraction of 0 it does not cut any
     # document in two: a cut within a token would change the ids around it.
     split = choose_split(scan, 0.0, deduplicate=False, insert_newlines=not uses_end_of_text)
-    encoder = Encoder(tokenizer, unknown, settings.special_tokens)
-
-    def encode() -> Iterator[np.ndarray]:
-        yield np.empty(0, np.int64)
-        for chunk in split_chunks(corpus, scan, split, insert_newlines=not uses_end_of_text):
-            yield encoder.encode(chunk.text.encode() + (END if uses_end_of_text and chunk.ends_document else b""))
-
-    return np.concatenate(list(encode())).astype(np.int64), encoder.report
+    encoder, ids = Encoder(tokenizer, unknown, settings.special_tokens), [np.empty(0, np.int64)]
+    meter, characters = ProgressMeter("encoding", scan.characters, limits.progress_seconds), 0
+    for chunk in split_chunks(corpus, scan, split, insert_newlines=not uses_end_of_text):
+        ids.append(encoder.encode(chunk.text.encode() + (END if uses_end_of_text and chunk.ends_document else b"")))
+        characters += len(chunk.text)
+        yield from meter.report(characters)
+    return np.concatenate(ids).astype(np.int64), encoder.report
 
 
 def choose_tokenizer(size: int, alphabet: int) -> str:
