@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from pathlib import Path
 
 import filelock
@@ -44,22 +44,6 @@ def _ids_identity(scan: ScanSummary, settings: DataSettings, tokenizer_identity:
     """Everything that the ids of a dataset depend on."""
     identity = f"{scan.sha256} {tokenizer_identity} {settings.val_fraction!r} {settings.deduplicate}"
     return f"{identity} special tokens" if settings.special_tokens else identity
-
-
-def open_or_build(
-    key: str, build: Callable[[Path], Generator[PreparationProgress, None, Dataset]]
-) -> Generator[PreparationProgress, None, Dataset]:
-    """The dataset with this key: opened from the cache, or built into it by `build(folder)`."""
-    dataset, folder = open_cached(key), cached_folder(key)
-    if dataset is None:
-        lock = yield from acquire_lock(folder, wait=True)
-        try:
-            dataset = open_cached(key)  # another process may have built it in the meantime
-            if dataset is None:
-                dataset = yield from build(folder)
-        finally:
-            lock.release()
-    return dataset
 
 
 def open_cached(key: str) -> Dataset | None:

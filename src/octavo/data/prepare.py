@@ -10,7 +10,6 @@ as its result.
 """
 
 import dataclasses
-import functools
 import os
 import shlex
 import sys
@@ -28,7 +27,6 @@ from octavo.data.cache import (
     cached_folder,
     dataset_fingerprint,
     open_cached,
-    open_or_build,
 )
 from octavo.data.dataset import Dataset, Origin, is_prepared, open_dataset
 from octavo.data.encoder import END, Encoder
@@ -79,7 +77,7 @@ def prepare_dataset(
     scan = yield from scan_corpus(corpus, limits)
     if summary is None:
         warn_about_source(corpus, scan, settings)
-    return (yield from open_or_build_scanned(corpus, scan, settings, tokenizer, limits))
+    return (yield from open_or_build(corpus, scan, settings, tokenizer, limits))
 
 
 @preparation
@@ -100,9 +98,8 @@ def reopen_dataset(
                 f"{settings.source_name} is not the dataset that this run was trained on", _reopening_hint(recorded)
             )
         return dataset
-    if (
-        "-" in list_sources(settings.source) and sys.stdin is not None and sys.stdin.isatty()
-    ):  # reading it would seem to hang
+    # Reading from a terminal would seem to hang.
+    if "-" in list_sources(settings.source) and sys.stdin is not None and sys.stdin.isatty():
         raise OctavoError("this run was trained on standard input", "pipe the same text into the same command")
     try:
         corpus = open_source(settings, limits)
@@ -125,7 +122,7 @@ def reopen_dataset(
         return cached
     if not isinstance(scan, CorpusScan):
         scan = yield from scan_corpus(corpus, limits)
-    dataset = yield from open_or_build_scanned(corpus, scan, settings, tokenizer, limits)
+    dataset = yield from open_or_build(corpus, scan, settings, tokenizer, limits)
     if dataset.fingerprint != recorded.fingerprint:
         raise SourceChangedError(f"{corpus.source_name} changed while it was read", "the same command again")
     return dataset
@@ -153,12 +150,22 @@ def prepare_into_folder(
         lock.release()
 
 
-def open_or_build_scanned(
+def open_or_build(
     corpus: Corpus, scan: CorpusScan, settings: DataSettings, tokenizer: Tokenizer | None, limits: Limits
 ) -> Generator[PreparationProgress, None, Dataset]:
     """The dataset of a scanned corpus: opened from the cache, or built into it."""
     inputs = BuildInputs(corpus, scan, resolve_tokenizer_setting(settings, scan), tokenizer, limits)
-    return _rename((yield from open_or_build(inputs.key, functools.partial(build_dataset, inputs))), corpus)
+    key = inputs.key
+    dataset, folder = open_cached(key), cached_folder(key)
+    if dataset is None:
+        lock = yield from acquire_lock(folder, wait=True)
+        try:
+            dataset = open_cached(key)  # another process may have built it in the meantime
+            if dataset is None:
+                dataset = yield from build_dataset(inputs, folder)
+        finally:
+            lock.release()
+    return _rename(dataset, corpus)
 
 
 def _reopening_hint(recorded: Origin) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from octavo.data.dataset import SPLITS, Dataset, is_prepared
 from octavo.data.limits import DEFAULT_LIMITS, Limits
-from octavo.data.prepare import open_or_build_scanned
+from octavo.data.prepare import open_or_build
 from octavo.data.scan import scan_corpus, warn_about_source
 from octavo.data.sources import open_source
 from octavo.data.split import LEFT_OUT, choose_split, split_chunks
@@ -60,7 +60,7 @@ def compute_statistics(
     corpus = open_source(settings, limits)
     scan = yield from scan_corpus(corpus, limits)
     warn_about_source(corpus, scan, settings)
-    dataset = yield from open_or_build_scanned(corpus, scan, settings, None, limits)
+    dataset = yield from open_or_build(corpus, scan, settings, None, limits)
     insert_newlines = not scan.uses_end_of_text(dataset.tokenizer)
     split = choose_split(scan, settings.val_fraction, settings.deduplicate, insert_newlines)
     counter, lines = _CharacterCounter(buffer_characters=limits.chunk), _LineCounter()
