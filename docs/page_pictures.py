@@ -1,4 +1,4 @@
-"""Draw the pictures of the page in `docs/` and the moving picture `docs/learning.svg`, of a local run.
+"""Draw the pictures of the page in `docs/` and the animation `docs/learning.svg`, of a local run.
 
 python docs/page_pictures.py runs/my-1
 

@@ -146,7 +146,7 @@ def fail_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def fetch_error() -> OctavoError:
     with pytest.raises(OctavoError) as caught:
-        files.fetch("text.txt", URL, DIGEST)
+        files.download("text.txt", URL, DIGEST)
     return caught.value
 
 
@@ -192,9 +192,9 @@ def test_the_hint_for_a_cache_that_cannot_be_written_is_another_cache(
 def test_a_file_is_downloaded_once(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(own_cache)  # the first download creates it
     serve(CONTENT, monkeypatch)
-    path = files.fetch("text.txt", URL, DIGEST)
+    path = files.download("text.txt", URL, DIGEST)
     fail_with(urllib.error.URLError("no network here"), monkeypatch)
-    assert files.fetch("text.txt", URL, DIGEST) == path == own_cache / "text.txt"
+    assert files.download("text.txt", URL, DIGEST) == path == own_cache / "text.txt"
     assert contents(own_cache) == {"text.txt": CONTENT}
 
 

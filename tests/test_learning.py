@@ -1,4 +1,4 @@
-"""The moving picture of a run's training: its numbers are those of the views, and any browser can play it."""
+"""The animation of a run's training: its numbers are those of the views, and any browser can play it."""
 
 import xml.etree.ElementTree as ET
 from pathlib import Path

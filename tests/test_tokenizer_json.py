@@ -168,7 +168,7 @@ def hostile_tokenizer(pattern: str) -> Tokenizer:
 def test_a_regular_expression_that_takes_too_long_is_an_error() -> None:
     tokenizer = hostile_tokenizer(r"a*a*[bc](?<=c)")  # cubic time
     with pytest.raises(OctavoError, match="cannot encode the text: it did not finish"):
-        library.encode_texts(tokenizer.backend, ["a" * 1000 + "b"], seconds=0.05)
+        library.encode_batch(tokenizer.backend, ["a" * 1000 + "b"], seconds=0.05)
 
 
 @pytest.mark.parametrize("pattern", ["(" * 5000, "[a"])

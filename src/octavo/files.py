@@ -314,7 +314,7 @@ def _read_response(name: str, response: http.client.HTTPResponse) -> bytes:
     return bytes(content)
 
 
-def fetch(name: str, url: str, digest: str) -> Path:
+def download(name: str, url: str, digest: str) -> Path:
     """The path of `name` in the cache, downloaded from `url` if it is missing, with its sha256 checked.
 
     Raises `OctavoError` if the sha256 differs, or if the download fails; the hint says where to put the file by hand.

@@ -81,15 +81,16 @@ def describe(run: Run) -> RunDetails:
     settings = run.settings
     preset = {field.name: field.default for field in fields(Settings)} | PRESETS[settings.preset]
     changed = {name: value for name, value in vars(settings).items() if value != preset.get(name) and name != "preset"}
-    resumable = [step for step, folder in run.steps.items() if checkpoint.has_trainer(folder)]
-    pointers = {step: folder for step, folder in run.steps.items() if folder in (run.last, run.best)}
+    steps = run.steps
+    resumable = [step for step, folder in steps.items() if checkpoint.has_trainer(folder)]
+    step_by_folder = {folder: step for step, folder in steps.items()}
     return RunDetails(
         **vars(summarize(run)),
         settings=changed,
-        checkpoints=list(run.steps),
+        checkpoints=list(steps),
         resumable=resumable[::-1],
-        last=next((step for step, folder in pointers.items() if folder == run.last), None),
-        best=next((step for step, folder in pointers.items() if folder == run.best), None),
+        last=step_by_folder.get(run.last) if run.last else None,
+        best=step_by_folder.get(run.best) if run.best else None,
     )
 
 

@@ -19,11 +19,14 @@ class Option:
     kind: type
     metavar: str
     help: str
-    flag: str
+    flag: str = ""  # default: the name
     count: int = 1  # values that the flag takes
     is_list: bool = False  # a list in Python and the API; the flag gives a list of one item: --position 3 is [3]
     takes_ids: bool = False  # a token's text, or its id: the command line has --FLAG-id too
     choices: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "flag", self.flag or self.name)
 
 
 @dataclass(frozen=True)
@@ -39,26 +42,22 @@ class ViewSpec:
     takes_preset: bool = False  # works on settings alone, without a trained model
 
 
-def _option(name: str, kind: type, metavar: str, help: str, flag: str = "", **others: Any) -> Option:
-    return Option(name, kind, metavar, help, flag or name, **others)
-
-
 OPTIONS = {
     option.name: option
     for option in (
-        _option("text", str, "TEXT", "the text to look at; default: a text that the model generates"),
-        _option("layer", int, "N", "a layer, from 0; negative: from the last"),
-        _option("head", int, "N", "a head, from 0; negative: from the last"),
-        _option("position", int, "N", "a position, from 0; negative: from the last; default: -1"),
-        _option("positions", int, "N", "a position, from 0; negative: from the last", "position", is_list=True),
-        _option("token", str, "TEXT", "the token whose logit to explain; default: the most likely", takes_ids=True),
-        _option("word", str, "TEXT", "a word; default: cat in the view position, king in neighbors", takes_ids=True),
-        _option("words", str, "TEXT", "a word to show besides the most frequent", "word", is_list=True, takes_ids=True),
-        _option("against", str, "TEXT", "another token to compare with", takes_ids=True),
-        _option("at", int, "N", "the two positions; default: 1 10", count=2),
-        _option("top", int, "N", "how many tokens to show"),
-        _option("seed", int, "N", "seed of the random token ids (0)"),
-        _option(
+        Option("text", str, "TEXT", "the text to look at; default: a text that the model generates"),
+        Option("layer", int, "N", "a layer, from 0; negative: from the last"),
+        Option("head", int, "N", "a head, from 0; negative: from the last"),
+        Option("position", int, "N", "a position, from 0; negative: from the last; default: -1"),
+        Option("positions", int, "N", "a position, from 0; negative: from the last", "position", is_list=True),
+        Option("token", str, "TEXT", "the token whose logit to explain; default: the most likely", takes_ids=True),
+        Option("word", str, "TEXT", "a word; default: cat in the view position, king in neighbors", takes_ids=True),
+        Option("words", str, "TEXT", "a word to show besides the most frequent", "word", is_list=True, takes_ids=True),
+        Option("against", str, "TEXT", "another token to compare with", takes_ids=True),
+        Option("at", int, "N", "the two positions; default: 1 10", count=2),
+        Option("top", int, "N", "how many tokens to show"),
+        Option("seed", int, "N", "seed of the random token ids (0)"),
+        Option(
             "unknown",
             str,
             "WHAT",

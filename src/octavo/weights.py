@@ -37,7 +37,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """Read a safetensors file, or a pickled state dict if the name ends in .bin. Raises `OctavoError`."""
     if path.suffix == ".bin":
-        return only_tensors(path, read_pickle(path), device)
+        return move_state_dict(path, read_pickle(path), device)
     try:
         mapped = safetensors.torch.load_file(path, device=str(device))
         # Copies, because a memory-mapped file can't be removed on Windows, and overwriting it changes the model.
@@ -55,8 +55,8 @@ def read_pickle(path: Path) -> Any:
         raise OctavoError(f"{path} can't be read as tensors and plain data: {reason}", _ANOTHER_COPY) from None
 
 
-def only_tensors(path: Path, content: Any, device: torch.device | str) -> dict[str, Tensor]:
-    """Move a state dict to a device. Raises `OctavoError`, which names `path`, if it holds anything but tensors."""
+def move_state_dict(path: Path, content: Any, device: torch.device | str) -> dict[str, Tensor]:
+    """Move a state dict to a device. Raises `OctavoError`, which names `path`, if it is not a dict of tensors."""
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise OctavoError(f"{path} does not hold a dict of tensors", _ANOTHER_COPY)
     return {str(name): value.detach().to(device) for name, value in content.items()}

@@ -55,7 +55,7 @@ class Corpus:
     text_format: TextFormat
     files: list[SourceFile] | None  # the files that the text depends on; None for a stream or a remote dataset
     identity: str | None  # of these files when the source was opened; see `_file_identity`
-    _read: Callable[[], Iterator[Chunk]]
+    read: Callable[[], Iterator[Chunk]]  # one pass over the text, for `chunks`, which adds the checks
     report: Report = field(default_factory=Report)  # the files that the newest pass has read and skipped
     skipped_folders: Mapping[str, int] = field(default_factory=dict)  # how many, by reason
     reads_files: bool = False  # whether the text is that of `files`, in their order
@@ -81,7 +81,7 @@ class Corpus:
         is_empty = True
         self.report.clear()
         try:
-            for chunk in self._read():
+            for chunk in self.read():
                 is_empty = False
                 yield chunk
             if is_empty and not self.may_be_empty:
@@ -175,7 +175,7 @@ def open_units(settings: DataSettings, limits: Limits = DEFAULT_LIMITS) -> tuple
     def unit(files: list[SourceFile]) -> Corpus:
         report = Report()
         read = functools.partial(_read_files, files, whole.text_format, limits, report)
-        return dataclasses.replace(whole, files=files, identity=None, _read=read, report=report, may_be_empty=True)
+        return dataclasses.replace(whole, files=files, identity=None, read=read, report=report, may_be_empty=True)
 
     return whole, list(map(unit, groups))
 
@@ -197,7 +197,7 @@ def _open(source: str, text_format: TextFormat, limits: Limits, report: Report) 
             identity_files = list(map(SourceFile, pydocs.identity_files()))
             return corpus(lambda: chunks.chunk_rows([text()], limits), identity_files)
         case "shakespeare":
-            found = [SourceFile(str(files.fetch(*_SHAKESPEARE)), is_named=True)]
+            found = [SourceFile(str(files.download(*_SHAKESPEARE)), is_named=True)]
             return corpus(lambda: _read_files(found, TextFormat(), limits, report), found)
         case "-":  # a program without a terminal may have no standard input
             stream = getattr(sys.stdin, "buffer", None)
@@ -255,7 +255,7 @@ def _join(corpora: list[Corpus], source: tuple[str, ...], limits: Limits) -> Cor
     seen: set[str] = set()
     for corpus in corpora:
         if not corpus.reads_files:
-            reads.append(corpus._read)
+            reads.append(corpus.read)
             all_files += corpus.files or ()
             continue
         own: list[SourceFile] = []
@@ -276,7 +276,7 @@ def _join(corpora: list[Corpus], source: tuple[str, ...], limits: Limits) -> Cor
         text_format=first.text_format,
         files=joined,
         identity=_file_identity(joined),
-        _read=lambda: itertools.chain.from_iterable(read() for read in reads),
+        read=lambda: itertools.chain.from_iterable(read() for read in reads),
         report=first.report,
         skipped_folders=folders,
         reads_files=all(corpus.reads_files for corpus in corpora),

@@ -313,7 +313,7 @@ class _Helper:
                 )
             digests.append(corpus_hash.hexdigest())
 
-        corpus = dataclasses.replace(self.corpus, _read=read)
+        corpus = dataclasses.replace(self.corpus, read=read)
         inputs = BuildInputs(corpus, scan, settings, None, self.limits)
         tokenizer = yield from train_tokenizer(inputs)
         if not digests:  # this kind of tokenizer needs no text, or not all of it
@@ -365,11 +365,12 @@ class _Helper:
     # Stage 4: shards with ids of several units
 
     def _join(self, shard: str) -> _Work:
-        ids = Shards([open_npy(self.work / "parts" / part.name) for part in self._parts()[shard]])[:]
+        parts = self._parts()[shard]
+        ids = Shards([open_npy(self.work / "parts" / part.name) for part in parts])[:]
         path = self.work / "shards" / f"{shard}.npy"
         check_disk_space(path.parent, ids.nbytes)  # the parts stay until all shards are joined
         shards.write_npy(path, ids)
-        record = PartRecord(shard[:-6], int(shard[-5:]), path.name, files.sha256(path), len(ids))
+        record = PartRecord(parts[0].split, parts[0].shard, path.name, files.sha256(path), len(ids))
         files.write_atomic(path.with_suffix(".json"), msgspec.json.encode(record))
         yield from ()
 

@@ -87,7 +87,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
         )
     named = {name.removeprefix("_orig_mod."): value for name, value in content.model.items()}  # of torch.compile
     kept = {name: value for name, value in named.items() if not name.endswith(".attn.bias")}  # the causal mask
-    model = weights.build_model(settings, weights.only_tensors(path, kept, device), path, "model_args")
+    model = weights.build_model(settings, weights.move_state_dict(path, kept, device), path, "model_args")
     return Checkpoint(model, _find_tokenizer(path, arguments.vocab_size, content.config.dataset), settings, {}, path)
 
 

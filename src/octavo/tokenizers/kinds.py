@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from octavo.errors import OctavoError
-from octavo.files import cache_dir, fetch, sha256
+from octavo.files import cache_dir, download, sha256
 from octavo.tokenizers.bytelevel import (
     END_OF_TEXT,
     LETTER_TO_BYTE,
@@ -172,4 +172,4 @@ def _gpt2_file(name: str) -> Path:
         copy = Path(os.environ.get("TIKTOKEN_CACHE_DIR", ""), hashlib.sha1(url.encode()).hexdigest())
         if copy.is_file() and sha256(copy) == digest:
             return copy
-    return fetch(f"gpt2/{name}", url, digest)
+    return download(f"gpt2/{name}", url, digest)

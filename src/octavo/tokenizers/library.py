@@ -18,7 +18,7 @@ T = TypeVar("T")
 _SECONDS, _CHARACTERS_PER_SECOND = 5.0, 20_000  # the library encodes millions of characters in a second
 
 
-def encode_texts(backend: "tokenizers.Tokenizer", texts: Sequence[str], seconds: float | None = None) -> list[int]:
+def encode_batch(backend: "tokenizers.Tokenizer", texts: Sequence[str], seconds: float | None = None) -> list[int]:
     """The ids of the texts, joined. Raises `OctavoError` if the library panics or takes too long.
 
     The time limit depends on the length of the texts, unless `seconds` is given.

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from octavo.errors import OctavoError, UnknownCharactersError
 from octavo.tokenizers import fast_path
 from octavo.tokenizers.bytelevel import END_OF_TEXT, LETTER_TO_BYTE, find_surrogates, letters_to_bytes, split_at_spaces
-from octavo.tokenizers.library import encode_texts, translate_encoding_errors
+from octavo.tokenizers.library import encode_batch, translate_encoding_errors
 
 if TYPE_CHECKING:
     import tiktoken
@@ -244,7 +244,7 @@ class Tokenizer:
         if self._tiktoken is not None:
             return np.array(self._tiktoken.encode_ordinary(text), dtype=np.int64)
         chunks = split_at_spaces(text) if self.kind == "word" and self._has_fast_path else [text]
-        ids = encode_texts(self.backend, chunks)
+        ids = encode_batch(self.backend, chunks)
         content, encoded = text.encode(), b"".join(map(self.token_bytes.__getitem__, ids))
         if encoded in (content, b" " + content):  # a tokenizer may put a space before the text: `add_prefix_space`
             return np.array(ids, dtype=np.int64)

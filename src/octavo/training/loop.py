@@ -99,10 +99,10 @@ def events(
     check_divisible(plan.settings.batch_size, world.size)  # before a text is prepared, which may take hours
     loggers.check_installed(plan.settings)
     storage = open_mirror(plan.mirror, plan.settings, bool(plan.resume)) if plan.mirror and world.is_first else None
-    memory_before = resident_memory(find_device(plan.settings.device))
-    on_cpu = find_device(plan.settings.device).type == "cpu"
+    device = find_device(plan.settings.device)
+    memory_before = resident_memory(device)
     with world.local_rank_zero_first():
-        compilation = load_in_background() if on_cpu else None  # for `fused_step`
+        compilation = load_in_background() if device.type == "cpu" else None  # for `fused_step`
         setup = yield from set_up(plan, max(1, shard))
         if compilation:
             compilation.join()
