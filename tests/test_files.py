@@ -9,6 +9,7 @@ import shutil
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -130,9 +131,15 @@ def test_sha256_hashes_the_bytes_of_a_file(tmp_path: Path) -> None:
 # Downloads
 
 
+class Response(io.BytesIO):
+    """A response without a Content-Length."""
+
+    headers: ClassVar[dict[str, str]] = {}
+
+
 def serve(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every download have this content."""
-    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: io.BytesIO(content))
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: Response(content))
 
 
 def fail_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
