@@ -64,7 +64,7 @@ class _InfoSchema:
 class TrainerState:
     """What training needs to resume: tensors by name, and values for JSON.
 
-    `octavo.training.recorder` checks the values before it restores them.
+    `octavo.training.trainer_values` checks the values before they are restored.
     """
 
     tensors: "dict[str, Tensor]"

@@ -1,7 +1,7 @@
 """Where training runs: the device, the precision, and whether the step is compiled.
 
-`resolve_runtime` turns the settings' `auto` values into a `Runtime`. What a device needs in its own way, such as
-synchronizing or reading free memory, is here. Nothing here changes PyTorch's global state.
+`resolve_runtime` turns the settings' `auto` values into a `Runtime`. Operations that differ by device, such as
+synchronizing or reading free memory, are here. Nothing here changes PyTorch's global state.
 """
 
 import contextlib

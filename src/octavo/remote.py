@@ -73,7 +73,7 @@ class Storage:
         return bool(self._call(name, self._system.isfile))
 
     def list_files(self, folder: str = "") -> dict[str, dict[str, str]]:
-        """All files in a folder and its subfolders, by name. The values of a file change when the file does.
+        """All files in a folder and its subfolders: by name, the size, hash and times by which a change is recognized.
 
         Empty if there is no such folder. If the URL names a file, the file itself, by the name "".
         """

@@ -25,7 +25,7 @@ def format_count(count: int, noun: str) -> str:
 
 
 def escape_control_characters(text: str) -> str:
-    r"""Replace control characters but newline and tab by \x1b and the like.
+    r"""Replace control characters, except newline and tab, with escapes such as \x1b.
 
     A model that was trained on a log writes escape sequences. A terminal would obey them.
     """

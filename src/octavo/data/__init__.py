@@ -15,6 +15,6 @@
     sampler       Dataset -> the batch of each step; `prefetch` builds it while the step before runs
 
 `together` runs the same steps in many processes, each for a part of the source, and `claims` divides the parts.
-`statistics` counts the characters, lines, duplicates and tokens of a text. `progress` has `Preparation`, which the
-entry points return. `limits` bounds memory.
+`statistics` counts the characters, lines, duplicates and tokens of a text. The entry points return a `Preparation`
+(`octavo.progress`). `limits` bounds memory.
 """

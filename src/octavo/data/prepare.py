@@ -5,7 +5,7 @@
     prepare_into_folder      builds a dataset in a folder that the user chose; never in the cache
     prepare                  the same, without progress
 
-Each function except `prepare` returns a `Preparation`, which can be iterated for progress and has the opened `Dataset`
+Each of these except `prepare` returns a `Preparation`, which can be iterated for progress and has the opened `Dataset`
 as its result.
 """
 

@@ -62,7 +62,7 @@ class BatchOfStep(Protocol):
 
 
 def batches(tokens: Shards, settings: Settings, world: World = ALONE) -> BatchOfStep:
-    """The batches of a run; of several processes, each gets its rows of them.
+    """The batches of a run. If several processes train, each gets its rows of every batch.
 
     The first `curriculum_fraction` of the steps use N times as many sequences of block_size / N tokens, where N is
     `curriculum_splits`: attention is cheaper, and the gradient averages over more contexts (Li et al., "Curriculum

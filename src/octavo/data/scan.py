@@ -64,7 +64,7 @@ class CorpusScan(ScanSummary):
         return self.documents > 1 and tokenizer.end_of_text is not None
 
     def shows_end_of_text(self, settings: DataSettings) -> bool:
-        """Whether a model sees `<|endoftext|>` as a token: between documents, or within them if it is asked for."""
+        """Whether a model sees `<|endoftext|>` as a token: between documents, or within them with `special_tokens`."""
         return self.documents > 1 or (settings.special_tokens and self.end_of_texts > 0)
 
     @functools.cached_property

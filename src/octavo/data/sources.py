@@ -1,8 +1,8 @@
 """Turn the SOURCE that a user names into a `Corpus`: a named document collection that can be read repeatedly.
 
-A source is a built-in corpus, a file, a folder, a glob, a dataset of the Hugging Face hub, standard input, or several
-of these. Only one chunk of text is in memory at a time. Nothing is tokenized here. The network is used only for `hf:`
-names and, once, for `shakespeare`.
+A source is a built-in corpus, a file, a folder, a glob, a URL, a dataset of the Hugging Face hub, standard input, or
+several of these. Only one chunk of text is in memory at a time. Nothing is tokenized here. The network is used only for
+URLs, `hf:` names and, once, for `shakespeare`.
 """
 
 import codecs
@@ -53,7 +53,7 @@ class Corpus:
     name: str
     source: Source
     text_format: TextFormat
-    files: list[SourceFile] | None  # the files that the text depends on; None for a stream or a remote dataset
+    files: list[SourceFile] | None  # the files that the text depends on; None for a stream and for `hf:./folder`
     identity: str | None  # of these files when the source was opened; see `_file_identity`
     read: Callable[[], Iterator[Chunk]]  # one pass over the text, for `chunks`, which adds the checks
     report: Report = field(default_factory=Report)  # the files that the newest pass has read and skipped
