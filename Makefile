@@ -29,6 +29,7 @@ torture:          ## hundreds of kills and failing system calls (about an hour);
 mutants:          ## mutation testing of checkpoint, runs, sampler and sampling: list the changes with which no test fails (hours)
 	@scripts/install test
 	@.venv/bin/python -m pip install --quiet mutmut==3.8.1
+	@mkdir -p mutants/src  # Python ignores a folder of PYTHONPATH that does not exist when it starts
 	@OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/mutants/src .venv/bin/mutmut run --max-children 2
 	@.venv/bin/mutmut results
 
