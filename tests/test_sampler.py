@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from octavo.data.prefetch import Prefetch
 from octavo.data.sampler import Sampler, batches, permute
 from octavo.data.shards import Shard, Shards, open_npy
+from octavo.distributed import World
 from octavo.errors import OctavoError
 from octavo.settings import resolve
 
@@ -332,3 +333,18 @@ def test_the_curriculum_uses_short_sequences_first_with_equally_many_tokens(tmp_
         assert batch(step).shape == ((12, 6) if step < 5 else (3, 21))
         assert (np.diff(batch(step)) == 1).all()
         assert step < 5 or (batch(step) == full_batch(step)).all()
+
+
+# The batches of a run
+
+
+def test_batches_leave_out_those_that_are_skipped_and_each_process_gets_its_rows(folder: Path) -> None:
+    tokens = write_positions(folder, 2000)
+    settings = resolve(block_size=20, batch_size=6, max_steps=10, seed=5)
+    second = World()
+    second.rank, second.size = 1, 2
+    for step in range(10):
+        whole = Sampler(tokens, 20, 6, seed=5).batch(step)
+        assert (batches(tokens, settings)(step) == whole).all()
+        assert (batches(tokens, settings, second)(step) == whole[3:]).all()
+        assert (batches(tokens, settings)(step, skipped=3) == batches(tokens, settings)(step + 3)).all()
