@@ -77,6 +77,13 @@ def test_a_new_run_is_listed_at_once_and_served_from_its_first_checkpoint(
     assert not run.is_locked
 
 
+def test_a_model_is_found_while_its_first_checkpoint_is_put_in_place(bpe_run: Run, native_cache: None) -> None:
+    models = {"run": load_model("run", bpe_run, SETTINGS)}
+    with run_server(models, pending={"run": bpe_run}) as running:  # as between two statements of `Follower`
+        assert running.post("/v1/completions", prompt="a").status == 200
+        assert running.post("/v1/completions", model="run", prompt="a").status == 200
+
+
 def test_incomplete_and_invalid_lines_are_skipped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     log = JsonLines(path)

@@ -87,7 +87,10 @@ def build_app(
 
     def find_model(id: str | None, request: Request) -> ServedModel:
         """The model that a request names, in its path or with `id`. If one model is served, no name is needed."""
-        names = [*models, *pending]
+        # `Follower` adds a model to `models` before it removes it from `pending`: a model may be in both. `pending` is
+        # read first, since otherwise a model could be missing from both.
+        unloaded = list(pending)
+        names = list(dict.fromkeys([*models, *unloaded]))
         id_of_path = request.path_params.get("served_model")
         if id and id_of_path and id != id_of_path:
             raise ApiError(400, f"the path has the model {id_of_path[:80]!r}, not {id[:80]!r}", param="model")
@@ -100,16 +103,16 @@ def build_app(
                 param="model",
             )
         id = id or names[0]
-        if id in pending:
+        if id in models:
+            return models[id]
+        if id in unloaded:
             raise ApiError(503, f"{id} has just started to train, and has no checkpoint yet", param="model")
-        if id not in models:
-            raise ApiError(
-                404,
-                f"no model {id[:80]!r} is served; the models are {', '.join(names)}",
-                param="model",
-                code="model_not_found",
-            )
-        return models[id]
+        raise ApiError(
+            404,
+            f"no model {id[:80]!r} is served; the models are {', '.join(names)}",
+            param="model",
+            code="model_not_found",
+        )
 
     def describe(model: ServedModel) -> responses.Model:
         loaded = model.checkpoint
