@@ -175,7 +175,7 @@ def test_the_parts_of_every_weights_gradient_fit_into_their_buffer(monkeypatch: 
     model, ids = random_model(shape), random_ids(shape)
     expected = autograd_gradients(model, ids)
     for most in (1000, 5000, 7000, 10_000, 13_000):  # elements; the widest matrix does not have the largest parts
-        monkeypatch.setattr("octavo.training.fused_step._MAX_PART_ELEMENTS", most)
+        monkeypatch.setattr("octavo.training.fused_step._MAX_ELEMENTS_OF_ALL_PARTS", most)
         assert max(relative_errors(fused_gradients(model, ids), expected).values()) < 3e-6
 
 

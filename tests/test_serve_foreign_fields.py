@@ -5,7 +5,7 @@ from typing import Any
 import pydantic
 import pytest
 
-from octavo.server.foreign_fields import HARMLESS, OFF
+from octavo.server.foreign_fields import HARMLESS, NEUTRAL_VALUES
 from octavo.server.requests import CompletionRequest, DetokenizeRequest, StreamOptions, TokenizeRequest
 
 # A value of each field that changes the text or the response of a server that knows it.
@@ -150,7 +150,7 @@ def test_null_and_values_that_change_nothing_are_accepted() -> None:
     plain = CompletionRequest(prompt="the")
     for name in FOREIGN:
         assert CompletionRequest.model_validate({"prompt": "the", name: None}) == plain
-    for name, value in OFF.items():
+    for name, value in NEUTRAL_VALUES.items():
         assert CompletionRequest.model_validate({"prompt": "the", name: value}) == plain
     for name in HARMLESS:
         for value in (0, "a", {"a": 1}, True):
@@ -158,8 +158,8 @@ def test_null_and_values_that_change_nothing_are_accepted() -> None:
 
 
 def test_no_field_is_both_known_and_foreign() -> None:
-    assert not CompletionRequest.model_fields.keys() & (HARMLESS | OFF.keys() | FOREIGN.keys())
-    assert not HARMLESS & OFF.keys()
+    assert not CompletionRequest.model_fields.keys() & (HARMLESS | NEUTRAL_VALUES.keys() | FOREIGN.keys())
+    assert not HARMLESS & NEUTRAL_VALUES.keys()
     assert len(FOREIGN) > 100
 
 

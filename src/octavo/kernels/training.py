@@ -4,7 +4,7 @@ Each method of `TrainingKernels` returns a call: a function without arguments th
 it was made for, with PyTorch's own threads. A step makes its calls once, and runs them for every batch.
 
 Tensors are contiguous and on the CPU. Activations have the type of the `TrainingKernels`, all others are float32.
-Nothing of this is checked.
+None of this is checked.
 
 Axis letters: `B` sequences, `T` positions, `N = B T` rows, `C` width, `H` heads, `D` head width, `V` vocabulary, `K`
 chunks of rows.
@@ -28,7 +28,7 @@ _CHUNK_ROWS = 32  # as in training.c
 _pointer, _int, _long, _float = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 
 
-def chunks(rows: int) -> int:
+def count_chunks(rows: int) -> int:
     """K: into how many chunks rows are divided. Sums over rows are computed for each chunk."""
     return -(-rows // _CHUNK_ROWS)
 
@@ -146,7 +146,7 @@ class CrossEntropy(ctypes.Structure):
 
 class _Sums(ctypes.Structure):
     _fields_ = (
-        ("K", _long),
+        ("chunks", _long),
         ("stride", _long),
         ("width", _long),
         ("bf16", _int),
@@ -162,7 +162,7 @@ class _Accumulate(ctypes.Structure):
         ("count", _long),
         ("bf16", _int),
         ("add", _int),
-        ("source", _pointer),
+        ("from", _pointer),
         ("to", _pointer),
     )
 

@@ -25,7 +25,7 @@ from octavo.server.text_requests import add_token_ids, check_fields, check_logpr
 from octavo.server.tokens import format_chat_logprobs
 from octavo.server.worker import ServedModel
 
-_ANSWER_SHARE = 4  # at least 1/4 of the context is left for the answer, unless max_tokens is less
+_ANSWER_SHARE = 1 / 4  # of the context: at least this much is left for the answer, unless max_tokens is less
 
 
 def routes(find_model: Callable[[str, Request], ServedModel], limits: Limits, metrics: Metrics) -> APIRouter:
@@ -66,7 +66,7 @@ def build_text_request(model: ServedModel, body: ChatRequest, cache_scope: str) 
     check_fields(model, body, max_tokens)
     format = ChatFormat(model.checkpoint.tokenizer, model.chat_template)
     messages = [Message(message.role, message.text) for message in body.messages]
-    prompt_limit = max(1, block_size - min(max_tokens, block_size // _ANSWER_SHARE))
+    prompt_limit = max(1, block_size - min(max_tokens, int(block_size * _ANSWER_SHARE)))
     try:
         prompt = format.encode(messages, prompt_limit)
     except ConversationTooLongError as error:

@@ -1,8 +1,8 @@
 """Fields of other servers and clients that this API does not have: the accepted ones, and advice on the others.
 
 If a field that changes the text were ignored, a client would get another text than it asked for. So an unknown field
-is an error, unless it changes neither the text nor the response: at any value (`HARMLESS`), or at the value that
-switches it off (`OFF`).
+is an error, unless it changes neither the text nor the response: at any value (`HARMLESS`), or at the value that asks
+for what this server does anyway (`NEUTRAL_VALUES`).
 """
 
 import difflib
@@ -28,7 +28,7 @@ HARMLESS = frozenset(
         "store",
     )
 )
-OFF: dict[str, Any] = {
+NEUTRAL_VALUES: dict[str, Any] = {
     "add_generation_prompt": True,
     "annotations": [],
     "chat_template_kwargs": {},
@@ -106,20 +106,20 @@ _REASONS = {
 
 def check_unknown_field(name: str, value: Any, known: Collection[str]) -> None:
     """Raise `ValueError` for a field that a body does not have, unless ignoring it changes nothing."""
-    if value is None or name in HARMLESS or (name in OFF and _is_same(value, OFF[name])):
+    if value is None or name in HARMLESS or (name in NEUTRAL_VALUES and _is_same(value, NEUTRAL_VALUES[name])):
         return
     shown = name[:40]
     if name in _REASONS:
         raise ValueError(f"{shown}: {_REASONS[name]}")
     if _NAMES.get(name) in known:
         raise ValueError(f"there is no field {shown!r}; here it is {_NAMES[name]!r}")
-    if name in OFF:
-        raise ValueError(f"{shown}: this server supports no other value than {json.dumps(OFF[name])}")
+    if name in NEUTRAL_VALUES:
+        raise ValueError(f"{shown}: this server supports no other value than {json.dumps(NEUTRAL_VALUES[name])}")
     if near := difflib.get_close_matches(shown, known, 1, 0.85):
         raise ValueError(f"there is no field {shown!r}; did you mean {near[0]!r}?")
     raise ValueError(f"there is no field {shown!r}, and ignoring it could change the text")
 
 
-def _is_same(value: Any, off: Any) -> bool:
+def _is_same(value: Any, neutral: Any) -> bool:
     """Equality in JSON, where true is not 1."""
-    return isinstance(value, bool) == isinstance(off, bool) and bool(value == off)
+    return isinstance(value, bool) == isinstance(neutral, bool) and bool(value == neutral)

@@ -24,12 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from octavo import kernels
-from octavo.kernels.training import Call, CrossEntropy, Dropout, Embed, TrainingKernels, chunks
+from octavo.kernels.training import Call, CrossEntropy, Dropout, Embed, TrainingKernels, count_chunks
 from octavo.model import GPT, MLP, Block, CausalSelfAttention
 from octavo.settings import ModelSettings
 
-_ROWS_OF_PART = 512  # at least (128 to 4,096 measured on an Intel with AMX)
-_MAX_PART_ELEMENTS = 1 << 23
+_MIN_ROWS_OF_PART = 512  # 128 to 4,096 were measured, on an Intel with AMX
+_MAX_ELEMENTS_OF_ALL_PARTS = 1 << 23  # bounds the memory of the parts of one weight's gradient
 
 
 def is_supported(settings: ModelSettings) -> bool:
@@ -116,12 +116,13 @@ class FusedStep:
 
 
 def count_parts(rows: int, elements: int) -> int:
-    """P: the number of parts into which the rows are divided that a weight's gradient, with `elements`, is summed over.
+    """P: into how many parts to divide a weight's gradient, which has `elements` and is a sum over `rows`.
 
-    One batched matmul computes the parts, which are added up in a fixed order. A single matmul is slower, and PyTorch
-    divides its rows among threads, so the last bits of the result would depend on the number of threads.
+    Each part is the sum over equally many rows. One batched matmul computes the parts, which are added up in a fixed
+    order. A single matmul is slower, and PyTorch divides its rows among threads, so the last bits of the result would
+    depend on the number of threads.
     """
-    most = max(1, min(rows // _ROWS_OF_PART, _MAX_PART_ELEMENTS // elements))
+    most = max(1, min(rows // _MIN_ROWS_OF_PART, _MAX_ELEMENTS_OF_ALL_PARTS // elements))
     return next(parts for parts in range(most, 0, -1) if rows % parts == 0)
 
 
@@ -131,7 +132,7 @@ class _Buffers:
     def __init__(self, step: "FusedStep", B: int, T: int) -> None:
         settings = step.model.settings
         L, C, H, D, V = settings.n_layer, settings.n_embd, settings.n_head, settings.head_size, settings.vocab_size
-        N, K = B * T, chunks(B * T)
+        N, K = B * T, count_chunks(B * T)
 
         def fp32(name: str, *shape: int) -> Tensor:
             return step.allocate(name, shape, torch.float32)
@@ -150,7 +151,7 @@ class _Buffers:
         self.y = activations("y", L, N, C)  # the outputs of all heads
         self.expanded = activations("expanded", L, N, 4 * C)  # before the GELU
         self.activated = activations("activated", L, N, 4 * C)
-        # What each layer writes again.
+        # Overwritten by each layer.
         self.qkv = activations("qkv", N, 3 * C)
         self.y_heads = activations("y_heads", 1, B, H, T, D)
         self.branch = activations("branch", N, C)
@@ -183,7 +184,8 @@ class _Calls:
         self._branches = [branch for block in blocks for branch in (block.attn, block.mlp)]
         self._norms = [norm for block in blocks for norm in (block.ln_1, block.ln_2)] + [self._transformer.ln_f]
         wte, self._wpe = self._transformer.wte.weight, self._transformer.wpe.weight
-        # Two parts of the model add to the gradients of the tables; their sum is added to that of other micro-batches.
+        # The gradient of wte is a sum over the head and all tokens, that of wpe over all sequences. The sums of a
+        # micro-batch are computed first, and then added to those of the earlier micro-batches.
         tables = {"wte": wte, "wpe": self._wpe}
         self._tables = {table: step.gradients[table] for table in tables.values()}
         if add:

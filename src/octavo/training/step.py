@@ -227,7 +227,7 @@ class Trainer:
             "precision": self.runtime.precision,
             "compile": "on" if self.runtime.compile else "off",
             "micro_batch": self.micro_batch,
-            "threads": self.threads.most if self.threads else torch.get_num_threads(),
+            "threads": self.threads.max_threads if self.threads else torch.get_num_threads(),
             "fused": self.fused_step is not None,
             "torch": str(torch.__version__),
             "scaler": self.scaler.state_dict(),
@@ -258,7 +258,8 @@ class Trainer:
     def _accumulate_gradients(self, batch: np.ndarray) -> Tensor:
         """Gradient accumulation: one backward per micro-batch. Returns the batch's mean loss.
 
-        With several processes, the mean loss is the sum of what they return; so are the gradients.
+        Several processes each return the share of their rows. The shares add up to the mean loss, and the gradients to
+        its gradients.
         """
         T = batch.shape[1] - 1
         rows_before, rows_of_all = self.world.rank * len(batch), self.world.size * len(batch)

@@ -3,8 +3,8 @@
 The threads of a matmul wait for each other. If another program takes a core from one of them, all wait until it runs
 again, hundreds of times in a step: on two cores beside two busy programs, a step in two threads took twenty times as
 long as in one. So when there are many involuntary context switches, fewer threads are tried, and kept if steps are
-faster. From time to time more are tried again. The first step could take ten seconds: it has as many threads as there
-are free cores.
+faster. From time to time more are tried again. The first step has only as many threads as there are free cores: with
+more, it could take ten seconds.
 
 Steps have the same bits in any number of threads (`octavo.training.fused_step`), so losses do not depend on this.
 """
@@ -25,7 +25,7 @@ except ImportError:  # Windows
 
 _TASKS = Path("/proc/self/task")
 _MAX_SWITCHES = 40.0  # per second and thread; beyond that, threads compete: Linux's time slices are some milliseconds
-_STEPS = 3  # threads compete in this many steps before fewer are tried; a trial has as many, without its first
+_STEPS = 3  # threads compete in this many steps before fewer are tried; a trial has as many and ignores the first
 _COMPETING_SECONDS = 0.5  # or in steps that together take this long
 _RETRY_SECONDS = 10.0  # until the same number is tried again
 _FIRST_RETRY_SECONDS = 2.0  # ... if it was chosen before the first step
@@ -64,11 +64,10 @@ class ThreadControl:
         other_running: Callable[[], int] = count_other_running,
         cores: int | None = None,
     ) -> None:
-        self.most = torch.get_num_threads()
+        self.max_threads = torch.get_num_threads()
         self._clock, self._context_switches = clock, context_switches
-        self._threads = min(
-            self.most, max(1, (cores or os.cpu_count() or 1) - _smallest(other_running))
-        )  # of the next step
+        free_cores = (cores or os.cpu_count() or 1) - _smallest(other_running)
+        self._threads = min(self.max_threads, max(1, free_cores))  # of the next step
         self._trial: _Trial | None = None
         self._seconds: list[float] = []  # of the last steps with this number of threads
         self._competing_steps: list[float] = []  # seconds of the last steps in a row in which threads competed
@@ -96,8 +95,8 @@ class ThreadControl:
                 self._end_trial(self._trial, now)
         elif has_competed and now > self._try_fewer_after:
             self._use(self._threads // 2, _Trial(self._threads, min(self._seconds)))
-        elif self._threads < self.most and now > self._try_more_after:
-            self._use(min(self.most, 2 * self._threads), _Trial(self._threads, min(self._seconds)))
+        elif self._threads < self.max_threads and now > self._try_more_after:
+            self._use(min(self.max_threads, 2 * self._threads), _Trial(self._threads, min(self._seconds)))
 
     def take_notices(self) -> list[str]:
         """Return a notice, once, after steps have begun to run in fewer threads."""
@@ -115,7 +114,7 @@ class ThreadControl:
             return
         if is_fewer == is_faster and not self._has_noticed:  # fewer are faster, or more are not
             self._has_noticed = True
-            count = f"{min(self._threads, trial.threads_before)} of {self.most} threads"
+            count = f"{min(self._threads, trial.threads_before)} of {self.max_threads} threads"
             self._notices.append(f"other programs use the processor: steps run in {count} until it is free")
         if is_fewer and not is_faster:
             self._try_fewer_after = now + _RETRY_SECONDS

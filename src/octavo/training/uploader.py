@@ -35,13 +35,13 @@ def open_mirror(url: str, settings: Settings, is_resumed: bool, delays: Sequence
         sections = tomllib.loads(storage.read("settings.toml").decode())
     except ValueError:  # half-written
         return storage
-    there = {
+    mirrored = {
         name: value for section in sections.values() if isinstance(section, dict) for name, value in section.items()
     }
     for name, value in (settings_of_run(settings) | {"seed": settings.seed}).items():
-        if there.get(name, value) != value:
+        if mirrored.get(name, value) != value:
             raise OctavoError(
-                f"{url} has another run: its {name} is {there[name]!r}, not {value!r}", "another --mirror"
+                f"{url} has another run: its {name} is {mirrored[name]!r}, not {value!r}", "another --mirror"
             )
     return storage
 
