@@ -64,7 +64,8 @@ class ChatFormat:
 
         If it is longer, the oldest turns are left out, but not the messages before the first turn (system). A turn
         begins with a message of the user. Raises `ConversationTooLongError` if the newest turn is too long,
-        `ChatTemplateError` if the template rejects the messages, and `UnknownCharactersError`.
+        `ChatTemplateError` if the template rejects the messages, and `UnknownCharactersError` if the tokenizer does not
+        know a character.
         """
         turns = [i for i, message in enumerate(messages) if message.role == "user"]
         first = turns[0] if turns else len(messages)
@@ -153,7 +154,7 @@ class TemplateProcess:
         self._rejected_until: dict[str, float] = {}
 
     def render(self, template: str, values: dict[str, object]) -> str:
-        """Raises `ChatTemplateError` if the template does, or takes too much time or memory."""
+        """Raises `ChatTemplateError` if the template raises an error, or takes too much time or memory."""
         request = json.dumps({"template": template, "values": values}).encode() + b"\n"
         with self._lock:
             if self._rejected_until.get(template, 0) > time.monotonic():
@@ -179,7 +180,7 @@ class TemplateProcess:
         # -P keeps the script's folder out of `sys.path`.
         command = [sys.executable, "-P", str(Path(__file__).with_name("chat_process.py"))]
         pipe, null = subprocess.PIPE, subprocess.DEVNULL
-        # A session of its own: Ctrl-C is for the server alone. If that is killed, this process ends with its input.
+        # In a session of its own, the process gets no Ctrl-C. If Octavo is killed, its stdin is closed, and it ends.
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=null, start_new_session=True)
         if self._exchange(process, b"", 60) is None:
             raise ChatTemplateError("the process that renders chat templates cannot be started")

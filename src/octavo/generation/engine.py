@@ -250,7 +250,7 @@ class Engine:
     def _schedule(self) -> Iterator[Chunk]:
         """Yield what each job computes in this step.
 
-        Every decoding job computes one row, and others for draft tokens if few jobs decode. The rows of prefill are
+        Every decoding job computes one row, and also rows for draft tokens if few jobs decode. The rows of prefill are
         limited; jobs get them in order of arrival.
         """
         decoding = sum(job.pending == 1 for job in self._running_jobs)

@@ -45,8 +45,9 @@ typedef VECTOR(unsigned short, VECTOR_BYTES / 2) half_ushorts;
 typedef VECTOR(signed char, VECTOR_BYTES / 2) half_chars; /* 2 LANES numbers of 8 bits */
 typedef float unaligned_floats __attribute__((vector_size(VECTOR_BYTES), aligned(1), may_alias));
 
-/* ADD_8(x, y) adds lane i + 8 of a vector to its lane i: the result has 8 sums of x, then 8 of y. ADD_4, ADD_2 and
-   ADD_1 do the same with a distance of 4, 2 and 1, and groups of that many sums of x and y in turn. One of their shuffles is a blend, which is cheaper than moving lanes.
+/* ADD_8(x, y) adds lanes that are 8 apart in each vector: the result has 8 sums of x, then 8 of y. ADD_4, ADD_2 and
+   ADD_1 add lanes that are 4, 2 and 1 apart: the result has groups of that many sums, of x and of y in turn. Each macro
+   makes two shuffles; the first keeps every lane in place, so it is a blend, which is cheaper than moving lanes.
    ADD_FIRST adds the two halves of each vector. SWAP_8, SWAP_4 and SWAP_2 swap groups of that many lanes. */
 #if LANES == 16
 #define LANE_NUMBERS {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}

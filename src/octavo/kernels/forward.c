@@ -154,7 +154,8 @@ ALWAYS_INLINE void attend_all(const Model *m, const Block *b, int bf16, const fl
     const int H = m->n_head;
     PARALLEL_FOR(i, N * H, 1) {
         /* Rows of one slot form groups of QUERY_ROWS, the first of which has a position that is a multiple of it. The
-           iteration of that row computes a group, and those of the other rows do nothing. Other rows are single. */
+           iteration of the first row computes a group, and those of its other rows do nothing. A row outside of a group
+           is computed alone. */
         const int n = i / H, h = i % H, first = n - positions[n] % QUERY_ROWS, end = first + QUERY_ROWS;
         const int grouped = first >= 0 && end <= N && slots[first] == slots[n] && slots[end - 1] == slots[n];
         if (!grouped) attend_rows(m, b, bf16, qkv, out, scores, n, 1, h, slots[n], positions);
@@ -173,7 +174,8 @@ static void attend(const Model *m, const Block *b, const float *qkv, float *out,
 
 static atomic_int uses_amx; /* read once in a call, so that all its threads do the same */
 
-/* Lets int8 products use AMX if this processor and system have it, or not. Returns whether they do. */
+/* Switches AMX for int8 products on if `wanted` and if this processor and system have it, otherwise off. Returns
+   whether it is on. */
 int octavo_use_amx(int wanted)
 {
 #if HAS_AMX

@@ -129,7 +129,8 @@ ALWAYS_INLINE void round_to_int16(const float *row, int C, int c, float factor, 
    overflows int32. */
 static void quantize_inputs(const float *x, const Int16Inputs *to, int amx, int N, int C)
 {
-    const int products = (C + 2 * LANES - 1) / (2 * LANES) * 4, columns = padded_columns(C); /* products: in the sum of two lanes */
+    const int products = (C + 2 * LANES - 1) / (2 * LANES) * 4; /* how many products a sum of two lanes adds up */
+    const int columns = padded_columns(C);
     const float limit = 2147483647.f / (127.f * products), largest = limit < 32767.f ? floorf(limit) : 32767.f;
     const int rows = amx ? INPUT_ROWS : 1; /* rows in a block */
     PARALLEL_FOR(block, (N + rows - 1) / rows, 1) {
@@ -209,9 +210,9 @@ static void linear_rows(const Linear *l, const char *x, const float *scales, flo
     }
 }
 
-/* How many of `blocks` adjacent blocks, each of `outputs` outputs, a thread takes at a time. Many are one long read of
-   memory; several chunks for each thread balance the load if one thread is delayed. If the rows pass over
-   a chunk several times, it has to stay in the L2 cache. */
+/* How many of `blocks` adjacent blocks, each of `outputs` outputs, a thread takes at a time. A large chunk is one long
+   read of memory, but each thread should get several chunks, to balance the load if one thread is delayed. If the rows
+   pass over a chunk several times, it has to stay in the L2 cache. */
 static int chunk_size(int blocks, int outputs, long row_bytes, int passes)
 {
     const int longest = blocks / (8 * team.threads) + 1;

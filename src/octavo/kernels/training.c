@@ -548,8 +548,8 @@ ALWAYS_INLINE void cross_entropy_chunk(const void *argument, long chunk, int bf1
 }
 DEFINE(cross_entropy, CrossEntropy, ROW_CHUNKS(a->B * a->T))
 
-/* Sums and copies of gradients. What belongs to one micro-batch is added up before it is added to the others, so that
-   processes that divide the micro-batches among themselves get the same bits. */
+/* Sums and copies of gradients. The gradients of a micro-batch are added up first, and their sum is then added to that
+   of the earlier micro-batches, so that processes that divide the micro-batches among themselves get the same bits. */
 
 typedef struct {
     int64_t chunks, stride, width;

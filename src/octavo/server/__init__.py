@@ -71,7 +71,7 @@ def serve(
     sys.setswitchinterval(0.0005)
     requested = name_models(list(run) if isinstance(run, Sequence) and not isinstance(run, str) else [run])
     keys = read_keys(options.api_key_file)
-    # `served_runs` has the requested models that belong to a run; `pending`, those of them without a checkpoint yet.
+    # `served_runs` has the requested models that belong to a run. `pending` has those whose run has no checkpoint yet.
     served_runs = {name: found for name, run_like in requested.items() if (found := find_run_and_pointer(run_like)[0])}
     pending = {name: found for name, found in served_runs.items() if not _has_checkpoint(found)}
     models: dict[str, ServedModel] = {}
@@ -191,9 +191,10 @@ def listen(host: str, port: int, allow_remote: bool = True) -> socket.socket:
 
 
 def name_models(requested: Sequence[RunLike]) -> Mapping[str, RunLike]:
-    """What to load, by model name: NAME of `NAME=PATH`, or the name of the run's folder, else of the checkpoint's.
+    """Map each model's name to what is loaded for it.
 
-    The name of `hf:OWNER/NAME` is NAME.
+    The name is NAME for `NAME=PATH` and for `hf:OWNER/NAME`; otherwise it is the name of the run's folder, or of the
+    checkpoint's folder if it belongs to no run.
     """
     names: dict[str, RunLike] = {}
     for given in requested:

@@ -51,7 +51,7 @@ def check_request(model: ServedModel, body: CompletionRequest, limits: Limits) -
     if best_of * len(body.prompts) > limits.sequences:
         raise ApiError(
             400,
-            f"{len(body.prompts)} prompts with {best_of} texts each are more than {limits.sequences}",
+            f"{len(body.prompts)} prompts with {best_of} texts each are more than {limits.sequences} texts",
             param="n" if body.best_of is None else "best_of",
         )
     if body.stream and body.prompt_logprobs is not None:

@@ -135,7 +135,7 @@ class Connection(H11Protocol):
             self._enter("response")
 
     def _enter(self, state: str) -> None:
-        """Change the state, and replace the deadline of the previous state by its own."""
+        """Enter a state: its deadline replaces that of the previous state."""
         limits, abort = self._limits, self.transport.abort
         deadlines: dict[str, tuple[float, Callable[[], None]]] = {
             "head": (limits.header_seconds, self._refuse_slow_headers),

@@ -116,7 +116,7 @@ class Follower:
             self.poll()
 
     def poll(self) -> None:
-        """Look once."""
+        """Load the checkpoints that are new since the last call."""
         for name, run in list(self._pending.items()):
             self._load_first(name, run)
         self._retired = [worker for worker in self._retired if not worker.is_ended]

@@ -83,7 +83,7 @@ class _QueuedWriter(logging.Handler):
 
 @contextlib.contextmanager
 def logging_to_stderr(format: str, level: str) -> Iterator[None]:
-    """Write the log of the server, from `level` on, and what libraries log.
+    """Write what the server logs at `level` and above, and what libraries log.
 
     The root logger has the writer too: without it, Python writes the warnings of asyncio to stderr in the thread that
     serves, which would stop if stderr is a pipe that nobody reads.

@@ -107,7 +107,7 @@ _TOKEN = f"a text of at most {Limits.lens_word_characters} characters or a token
 
 
 class StreamOptions(_Body):
-    """How a stream ends."""
+    """Where a stream reports token usage."""
 
     include_usage: bool = Field(False, description="end with a chunk that has the usage and no choices")
     continuous_usage_stats: bool = Field(
@@ -139,7 +139,7 @@ class GenerationRequest(_Body):
     bad_words: Annotated[
         Annotated[list[StopString], ItemCount(0, Limits.bad_words)],
         Expected(f"a list of at most {Limits.bad_words} texts, each of 1 to {Limits.stop_characters} characters"),
-    ] = Field([], description="texts whose usual tokens are never generated in sequence")
+    ] = Field([], description="texts whose encoding is never generated; other tokens can still spell them")
     allowed_token_ids: Annotated[
         Annotated[list[TokenId], ItemCount(1, Limits.allowed_token_ids)] | None,
         Expected(f"a list of 1 to {Limits.allowed_token_ids:,} token ids"),
@@ -195,7 +195,7 @@ class CompletionRequest(GenerationRequest):
         None,
         ge=-1,
         le=1 << 24,
-        description="keep only this many tokens of a prompt, the last; -1: block_size minus `max_tokens`",
+        description="keep only the last N tokens of a prompt; -1: block_size minus `max_tokens`",
     )
     parse_special: bool = Field(
         False,
@@ -323,8 +323,10 @@ class PageRequest(_Body):
     text: Annotated[LensText | None, Expected(f"a text of at most {Limits.lens_characters:,} characters")] = Field(
         None, description="null: a text that the model generates"
     )
-    layer: int | None = Field(None, ge=-1024, le=1023, description="null: that of the head with the largest `distant`")
-    head: int | None = Field(None, ge=-1024, le=1023, description="null: the one with the largest `distant`")
+    layer: int | None = Field(
+        None, ge=-1024, le=1023, description="null: that of the head that attends most to distant tokens"
+    )
+    head: int | None = Field(None, ge=-1024, le=1023, description="null: the one that attends most to distant tokens")
     unknown: Literal["error", "skip", "replace"] = "error"
 
     @property

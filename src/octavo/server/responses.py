@@ -62,7 +62,7 @@ class Choice(BaseModel):
     finish_reason: Literal["stop", "length"] | None
     stop_reason: str | int | None = Field(description="the string of `stop` or token that ended the text")
     prompt_logprobs: list[dict[str, PromptLogprob] | None] | None = Field(
-        None, description="with `prompt_logprobs`: for each token of the prompt, an object of token ids"
+        None, description="with `prompt_logprobs`: for each token of the prompt, an object whose keys are token ids"
     )
     token_ids: list[int] | None = Field(None, description="with `return_token_ids`: the ids of the text")
     prompt_token_ids: list[int] | None = Field(
@@ -232,7 +232,9 @@ class LensModel(BaseModel):
     id: str
     model: Shape
     tokenizer: str
-    dropout: float = Field(description="the dropout of the embeddings in training")
+    dropout: float = Field(
+        description="dropout in training, after the embedding and on the output of attention and MLP"
+    )
     wte_init: str | None = Field(
         description="how wte was initialized: normal, N(0, 0.02), or uniform, ±1/sqrt(n_embd); null if unknown"
     )

@@ -42,7 +42,7 @@ class ServeSettings:
             if not 0 <= getattr(self, name) <= 10**9:
                 flag = f"--{name.replace('_', '-')}"
                 raise OctavoError(
-                    f"{name}={getattr(self, name)} is not between 0 and a billion", f"{flag} 60, or 0 for none"
+                    f"{name}={getattr(self, name)} is not between 0 and a billion", f"{flag} 60, or 0 for no limit"
                 )
         log.check(self.log_format, self.log_level)
         if not 1 <= self.slots <= 1024:

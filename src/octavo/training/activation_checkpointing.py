@@ -1,8 +1,8 @@
-"""Activation checkpointing: a block computes its activations again in the backward instead of keeping them.
+"""Activation checkpointing: a block recomputes its activations in the backward instead of keeping them.
 
 The method is that of Chen et al. (2016), "Training Deep Nets with Sublinear Memory Cost". Only the input of each
-block is kept. The second computation draws the same dropout, so losses and gradients have the bits of autograd
-without it.
+block is kept. Dropout drops the same elements in the recomputation, so losses and gradients are bit-identical to those
+without activation checkpointing.
 """
 
 import contextlib
@@ -32,8 +32,8 @@ def _forward(
         return forward(x, cache)
     options: dict[str, Any] = {"use_reentrant": False}
     if not torch.compiler.is_compiling():
-        # PyTorch turns `fast_path` off inside `backward`, so the second computation would run other kernels. Compiled
-        # code runs the traced ones.
+        # PyTorch turns `fast_path` off inside `backward`, so the recomputation would run other kernels. Compiled code
+        # runs the traced ones.
         options["context_fn"] = lambda: (contextlib.nullcontext(), kernels.fast_path(device))
     result: Tensor = checkpoint(forward, x, cache, **options)
     return result

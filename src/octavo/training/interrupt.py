@@ -25,9 +25,8 @@ class Stop:
 
     def __init__(self, previous: Mapping[int, Any] | None = None, announced: Collection[int] | None = None) -> None:
         self.previous = previous or {}  # the earlier handler of each signal
-        self.announced = (
-            _SIGNALS if announced is None else announced
-        )  # signals after which a message says that training will stop
+        # Signals after which a message says that training will stop.
+        self.announced = _SIGNALS if announced is None else announced
         self.signal: int | None = None
         self.has_stepped = False
         self._requested_at = 0.0  # of the monotonic clock

@@ -55,9 +55,10 @@ def train(
 
         run = octavo.train("my.txt", max_steps=500, n_layer=6)
 
-    The settings are those of `octavo.Settings`, over a `preset` and a TOML file `config`. `resume` continues a run,
-    `init` starts a new one from the weights of a run. `mirror` is a URL that the run is copied to. Ctrl-C ends it after
-    the current step, with a checkpoint. Raises `OctavoError` for what the user can fix.
+    `settings` are the fields of `octavo.Settings`. They override the TOML file `config`, which overrides the `preset`.
+    `resume` continues a run, `init` starts a new one from the weights of a run. `mirror` is a URL that the run is
+    copied to. Ctrl-C ends training after the current step, with a checkpoint. Raises `OctavoError` for what the user
+    can fix.
     """
     planned = plan(
         source,
@@ -87,7 +88,7 @@ def events(
     """Carry out a plan and yield what happens; the last event is `Finished`.
 
     `should_stop` is called after every step and before each batch of an evaluation. Once it returns true, the run ends
-    with a checkpoint; if it was being evaluated, the run evaluates that step when it is resumed. `TimeEstimate` comes
+    with a checkpoint. An evaluation that this interrupts is repeated when the run is resumed. `TimeEstimate` comes
     after `estimate_after` seconds of steps. No run folder is created before the text is read and the model built.
 
     Several processes that train together each call this with the same plan and their `world`. All yield the events;
@@ -148,7 +149,7 @@ def _run_with_rollbacks(
             yield from run_steps()
         except DivergenceError as error:
             yield from recorder.take_saved(wait=True)
-            recorder.trainer.world.barrier()  # the checkpoint is on disk
+            recorder.trainer.world.barrier()  # until rank 0 has the checkpoint on disk
             yield from map(Notice, policy.take_notices())
             if not policy.can_roll_back or not recorder.run.resumable:
                 raise policy.final_error(error, recorder.last_checkpoint) from None

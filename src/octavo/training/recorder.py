@@ -278,7 +278,7 @@ class Recorder:
 def _explain_failure(step: int, state: TrainerState | None, error: MachineError) -> Notice:
     if state is None:
         return Notice(f"no copy of the weights at step {step}: {error.message}")
-    return Notice(f"no checkpoint at step {step}: {error.message}. Training continues, and tries again at the next one")
+    return Notice(f"no checkpoint at step {step}: {error.message}. Training continues, and saves the next one when due")
 
 
 _LOSSES = ("train_loss", "val_loss", "bits_per_byte")

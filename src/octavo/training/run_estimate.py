@@ -309,7 +309,8 @@ def probe_layers(settings: Settings, max_probe_flops: float) -> int:
 def _mean_seconds(runtime: Runtime, seconds: float, *functions: Callable[[], object]) -> list[float]:
     """The mean time of each function, called in turn for `seconds`, after one warm-up round.
 
-    If the warm-up alone takes that long, it is the measurement; not on a GPU, which compiles and chooses kernels first.
+    If the warm-up round alone takes that long, it is the measurement. With torch.compile or on a GPU it never is:
+    its time includes compiling or choosing kernels.
     """
 
     def measure_round() -> list[float]:

@@ -233,7 +233,7 @@ def _set_up_resumed(plan: Plan) -> _SetupGenerator:
 def _unrequested_changes(loaded: Checkpoint) -> list[str]:
     """A notice for each setting of settings.toml that differs from the one that the checkpoint was saved with.
 
-    It was edited or damaged, or a resumed run that changed it was killed before its first checkpoint.
+    The file was edited or damaged, or a resumed run that changed it was killed before its first checkpoint.
     """
     run = Run.of_checkpoint(loaded.folder)
     if run is None:
@@ -272,7 +272,7 @@ def load_first_intact(folders: tuple[Path, ...]) -> tuple[Checkpoint, ResumePoin
 
 
 def _set_up_finetuned(plan: Plan, base: Checkpoint) -> _SetupGenerator:
-    """Take weights, shape and tokenizer from the base model. The new block_size may be shorter, not longer."""
+    """Take weights, shape and tokenizer from the base model. The new block_size may be smaller, not larger."""
     fixed, positions = settings_of_weights(base), base.settings.block_size
     check_given(plan.given, fixed, f"the weights of {base.folder}")
     if plan.given.get("block_size", 0) > positions:

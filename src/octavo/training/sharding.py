@@ -1,9 +1,10 @@
 """Sharded training: several processes divide the weights, gradients and optimizer state of one model (FSDP2).
 
 FSDP2 gathers the weights of a block before it computes with them, frees them afterwards, and adds up the gradients of
-a block as soon as they are computed. Each process keeps and updates its rows of every tensor. Imported only if used.
+a block as soon as they are computed. Each process keeps and updates its rows of every tensor. A run that is not sharded
+does not import this module.
 
-On a GPU in bf16 the weights are gathered and computed with in bf16, in evaluations too, and the blocks are compiled one
+On a GPU in bf16 the weights are gathered in bf16 and used in bf16, in evaluations too, and the blocks are compiled one
 by one. This has not been run on several GPUs.
 """
 

@@ -37,7 +37,7 @@ def wrap_in_middleware(
     rate_limits: RateLimits,
     root_path: str,
 ) -> tuple[ASGIApp, Drain]:
-    """The application wrapped in all middleware, and the drain, which shuts the server down.
+    """The application wrapped in all middleware, and the `Drain`, through which `Server` shuts down gracefully.
 
     The middleware that is applied last is the outermost and sees a request first. `RequestLine` comes before all that
     look at the method or the path. Metrics and security headers see every response, refusals included. The host is

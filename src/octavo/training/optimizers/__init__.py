@@ -49,7 +49,7 @@ def build_optimizers(layout: Replicated, settings: TrainingSettings, precision: 
 def state_tensors(optimizers: list[Optimizer], layout: Replicated) -> dict[str, Tensor]:
     """The optimizers' state, each tensor named after its parameter: `exp_avg.transformer.wte.weight`.
 
-    Of a sharded model, this process's part of each.
+    If the model is sharded, each is this process's part of the tensor.
     """
     return {
         f"{key}.{name}": value.detach().contiguous()
