@@ -180,7 +180,9 @@ def test_without_a_home_folder_the_message_says_how_to_set_the_cache(monkeypatch
     assert "OCTAVO_CACHE" in str(caught.value.hint)
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EROFS, errno.EIO])
+@pytest.mark.parametrize(
+    "number", [errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EROFS, errno.EIO]
+)
 def test_the_hint_for_a_cache_that_cannot_be_written_is_another_cache(
     own_cache: Path, tmp_path: Path, number: int
 ) -> None:

@@ -127,6 +127,13 @@ def test_a_damaged_compressed_file_is_rejected(
     assert f"{path} is damaged" in source_error(path).message
 
 
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.jsonl", '{"text": "one"}\n'), ("a.json", '[{"text": "one"}]'), ("a.csv", "text\none\n")]
+)
+def test_rows_may_begin_with_a_byte_order_mark(tmp_path: Path, name: str, content: str) -> None:
+    assert read_source(write(tmp_path / name, content.encode("utf-8-sig"))) == ["one"]
+
+
 def test_a_folder_may_mix_formats(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "1.jsonl", ["a", "b"])
     write(tmp_path / "2.txt", "c\nd\n")

@@ -13,7 +13,7 @@ from octavo import training
 from octavo.progress import PreparationProgress, Report
 from octavo.terminal.progress import Progress
 from octavo.terminal.training import TrainingProgress, draw_sparkline
-from octavo.training import Evaluated, Finished, Started, Step, TimeEstimate
+from octavo.training import Evaluated, Finished, Sampled, Started, Step, TimeEstimate
 from octavo.training.setup import set_up
 from preparing import write
 
@@ -73,6 +73,12 @@ def test_what_is_not_known_is_left_out() -> None:
     assert "left" in second
     assert "MFU" not in second
     assert "MFU" in show(started(peak_flops=1e6), step(1, 5.0))
+
+
+def test_a_sample_shows_control_characters() -> None:
+    """A text that a model has learned from may have escape sequences, which a terminal would obey."""
+    text = show(started(), step(1, 5.0), Sampled(1, "one\x1b]0;title\x07two"), finished(1))
+    assert "one\\x1b]0;title\\x07two" in text
 
 
 def test_plain_lines_come_every_few_seconds() -> None:
