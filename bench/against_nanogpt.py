@@ -1,6 +1,6 @@
 """Compare Octavo with nanoGPT on this machine: the same data, both measured in one session, alternating.
 
-    python bench/against_nanogpt.py --nanogpt PATH --text tinyshakespeare.txt [--measure time tokens step texts]
+    python bench/against_nanogpt.py --nanogpt PATH --text tinyshakespeare.txt [--measure time tokens step texts curve]
                                     [--texts FILE FILE] [--seeds 5] [--rounds 5] [--steps 250] [--json]
 
 PATH is a checkout of nanoGPT. It is copied, and its own `prepare.py` and `train.py` run unmodified, with the flags that
@@ -15,6 +15,8 @@ its README gives for a CPU. Every ratio is nanoGPT's figure divided by Octavo's:
   data loading and logging. The first 20 steps of a round warm up; the ratio is that of the medians of the rounds.
 - `texts`: `time` on texts that no setting was tuned on, to the loss that nanoGPT's recipe reaches on that text. Octavo
   runs the same command, with the fewest of `TEXT_STEPS` whose median over the seeds is no higher.
+- `curve`: validation losses of one run of each recipe, by the seconds that the steps so far have taken, without starts
+  and evaluations: nanoGPT's estimates from 20 random batches, and Octavo's losses of the whole split.
 
 The same function scores both sides: the whole validation split, in consecutive sequences of 64, in float32.
 """
@@ -22,6 +24,7 @@ The same function scores both sides: the whole validation split, in consecutive 
 import argparse
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -62,7 +65,7 @@ SAME_MODEL += ["--muon-learning-rate", "0.035"]
 SAME_MODEL_TOKENS_PER_STEP, TOKENS_STEPS = 12 * 64, (250, 270, 290, 312, 333, 360, 400)
 TEXT_STEPS = (120, 140, 160, 180, 210, 240, 300)
 WARM_UP_STEPS = 20
-MEASURES = ("time", "tokens", "step", "texts")
+MEASURES = ("time", "tokens", "step", "texts", "curve")
 
 
 def main() -> int:
@@ -94,6 +97,8 @@ def main() -> int:
             report["step_time_ratio"] = report["step"]["ratio"]
         if "texts" in options.measure:
             report["texts"] = {text.name: bench.untuned_text(text, min(3, options.seeds)) for text in options.texts}
+        if "curve" in options.measure:
+            report["curve"] = bench.curve(options.text)
     if options.json:
         print(json.dumps(report))
     return 0
@@ -188,6 +193,24 @@ class Bench:
         ratio = step["nanogpt"] / step["octavo"]
         self.print(f"median{step['nanogpt']:9.2f} {step['octavo']:8.2f} {ratio:8.2f}")
         return {"step_ms": step, "rounds_ms": {"nanogpt": theirs, "octavo": ours}, "ratio": ratio}
+
+    def curve(self, text: Path) -> dict[str, list[tuple[int, float, float]]]:
+        """Steps, seconds and validation losses in the course of each recipe."""
+        self.nanogpt.prepare_characters(text)
+        output = self.nanogpt.train(CONFIG, **RECIPE | {"eval_interval": 200})
+        milliseconds = step_milliseconds(output)
+        usual = statistics.median(milliseconds)
+        seconds = np.cumsum([0.0, *(min(each, 3 * usual) for each in milliseconds)]) / 1000  # without evaluations
+        losses = re.findall(r"^step (\d+): .*val loss ([\d.]+)", output, re.MULTILINE)
+        theirs = [(int(step), float(seconds[int(step)]), float(loss)) for step, loss in losses]
+        run = self.run_octavo(text, [*QUICK, "--eval-every", "10", "--sample-every", "0"])
+        lines = [line for line in octavo.Run(run).lines("metrics") if "val_loss" in line]
+        ours = [(line["step"], line["seconds"], line["val_loss"]) for line in lines]
+        self.print("\nprogram   step   seconds     loss")
+        for name, points in {"nanoGPT": theirs, "Octavo": ours}.items():
+            for step, time_of_steps, loss in points:
+                self.print(f"{name:8} {step:5} {time_of_steps:9.2f} {loss:8.4f}")
+        return {"nanogpt": theirs, "octavo": ours}
 
     def run_octavo(self, text: Path, flags: list[str]) -> Path:
         """Train with an empty cache; the folder of the run."""

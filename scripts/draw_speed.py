@@ -1,4 +1,4 @@
-"""Draw the charts of `docs/speed.md` from its tables: docs/speed-time.svg and docs/speed-ratios.svg.
+"""Draw the charts of `docs/speed.md` from its tables: speed-time.svg, speed-curve.svg and speed-ratios.svg.
 
 python scripts/draw_speed.py
 """
@@ -13,7 +13,7 @@ from octavo.lens.plots import PALETTE
 
 DOCS = Path(__file__).parents[1] / "docs"
 _BLUE, _RUST = PALETTE["series"][:2]
-_SURFACE, _INK = PALETTE["surface"][0], PALETTE["ink"][0]
+_SURFACE, _INK, _BORDER, _GRAY = PALETTE["surface"][0], PALETTE["ink"][0], PALETTE["border"][0], PALETTE["series"][5]
 _WIDTH, _LEFT, _RIGHT, _ROW = 760, 370, 80, 26
 
 
@@ -35,6 +35,7 @@ def draw_charts(page: str) -> dict[str, str]:
     return {
         "speed-ratios.svg": _draw_ratios(page),
         "speed-time.svg": _draw_times(page),
+        "speed-curve.svg": _draw_curves(page),
     }
 
 
@@ -86,6 +87,38 @@ def _draw_times(page: str) -> str:
         parts.append(_bar(140, y + 3, width, 16, color))
         parts.append(_text(146 + width, y + 16, f"{seconds:g} s"))
     return _svg(parts, 56 + len(bars) * _ROW)
+
+
+def _draw_curves(page: str) -> str:
+    """The table of losses over time."""
+    curves: dict[str, list[tuple[float, float]]] = {"nanoGPT": [], "Octavo": []}
+    for program, _, seconds, loss in table(page, "Loss over time"):
+        curves[program].append((float(seconds), float(loss)))
+    longest = max(seconds for points in curves.values() for seconds, _ in points)
+    lowest, highest = 1.7, 4.3
+    left, right, top, bottom, height = 52, 60, 46, 44, 330
+
+    def position(seconds: float, loss: float) -> tuple[float, float]:
+        return (
+            left + (_WIDTH - left - right) * seconds / longest,
+            top + (height - top - bottom) * (highest - loss) / (highest - lowest),
+        )
+
+    parts = [_text(16, 26, "Validation loss on tiny Shakespeare by the seconds of the training steps, Intel", size=15)]
+    for loss in (2.0, 2.5, 3.0, 3.5, 4.0):
+        y = position(0, loss)[1]
+        parts.append(f'<line x1="{left}" x2="{_WIDTH - right}" y1="{y:.1f}" y2="{y:.1f}" stroke="{_BORDER}"/>')
+        parts.append(_text(left - 8, y + 4, f"{loss:.1f}", anchor="end", color=_GRAY))
+    for seconds in range(0, int(longest) + 1, 10):
+        parts.append(_text(position(seconds, 0)[0], height - 22, f"{seconds} s", anchor="middle", color=_GRAY))
+    for (name, points), color, dash in zip(curves.items(), (_RUST, _BLUE), ("7 3", "none"), strict=True):
+        line = " ".join("{:.1f},{:.1f}".format(*position(*point)) for point in points)
+        style = f'fill="none" stroke="{color}" stroke-width="2.5" stroke-dasharray="{dash}"'
+        parts.append(f'<polyline points="{line}" {style}/>')
+        (x, y), (seconds, loss) = position(*points[-1]), points[-1]
+        anchor, shift = ("start", 8) if seconds < longest else ("end", 0)
+        parts.append(_text(x + shift, y - 10, f"{name}: {loss:.2f} after {seconds:.0f} s", anchor=anchor, color=color))
+    return _svg(parts, height)
 
 
 def _bar(x: float, y: float, width: float, height: float, color: str) -> str:
