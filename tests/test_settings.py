@@ -530,6 +530,6 @@ def test_the_readme_names_every_page_of_the_documentation() -> None:
     root = Path(__file__).parents[1]
     readme = (root / "README.md").read_text(encoding="utf-8")
     assert {f"docs/{page.name}" for page in (root / "docs").glob("*.md")} <= set(
-        re.findall(r"\((docs/\w+\.md)\)", readme)
+        re.findall(r"\((docs/[\w-]+\.md)\)", readme)
     )
     assert all((root / picture).exists() for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", readme))

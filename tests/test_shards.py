@@ -55,6 +55,11 @@ def sentences(count: int, seed: int = 0) -> list[str]:
     return [" ".join(rng.choices(words, k=rng.randint(1, 30))) for _ in range(count)]
 
 
+def replace(path: Path, content: bytes) -> None:
+    """As most editors write: a thread that reads has all of the old text or all of the new one."""
+    write(path.with_suffix(".new"), content).replace(path)
+
+
 def decode_splits(data: Dataset) -> list[str]:
     return [data.tokenizer.decode(data.tokens[split]) for split in SPLITS]
 
@@ -401,12 +406,12 @@ def test_a_finished_shard_of_a_text_that_changed_meanwhile_is_not_used(
     steps = iter(preparation)
     while next(steps).stage == "reading":
         pass
-    write(source, text.replace(b" cat", b" dog"))
+    replace(source, text.replace(b" cat", b" dog"))
     while len(list(staging.glob("*.npy"))) < 3:
         next(steps)
     with pytest.raises(KeyboardInterrupt):
         steps.throw(KeyboardInterrupt())
-    write(source, text)
+    replace(source, text)
     assert staging.exists()
     assert "changed" in error_of(lambda: prepare(source, out, limits=SMALL)).message
     prepare(source, out, limits=SMALL)
@@ -489,11 +494,6 @@ def test_a_folder_that_appears_during_the_scan_is_not_overwritten(source: Path, 
     assert precious.read_text(encoding="utf-8") == "mine"
 
 
-def replace_jsonl(path: Path, texts: list[str]) -> None:
-    """As most editors write: a reader has all of the old text or all of the new one."""
-    write_jsonl(path.with_suffix(".new"), texts).replace(path)
-
-
 @pytest.mark.parametrize("later", [sentences(31), sentences(29), sentences(30, seed=1), [*sentences(29), "x" * 40], []])
 def test_a_text_that_changes_during_the_preparation_is_an_error(tmp_path: Path, later: list[str]) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", sentences(30))
@@ -506,11 +506,12 @@ def test_a_text_that_changes_during_the_preparation_is_an_error(tmp_path: Path, 
         for progress in preparation:
             stages.append(progress.stage)
             if progress.stage == "training the tokenizer":
-                replace_jsonl(source, later)
+                replace(source, write_jsonl(tmp_path / "later", later).read_bytes())
 
     with pytest.raises(SourceChangedError):
         run()
     assert "training the tokenizer" in stages
+    (tmp_path / "later").unlink()
     assert list(tmp_path.iterdir()) == [source]  # no shard of either text is kept
 
 

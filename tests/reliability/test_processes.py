@@ -222,7 +222,7 @@ signal.signal(signal.SIGTERM, lambda *_: None)  # as in training, which stops af
 if world.rank == 1:
     os.kill(os.getpid(), signal.SIGKILL)
 try:
-    world.gather("checksum")
+    world.all_gather_object("checksum")
 except distributed.LostProcessError as error:
     print(error)
 """
