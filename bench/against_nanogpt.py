@@ -203,13 +203,18 @@ class Bench:
         seconds = np.cumsum([0.0, *(min(each, 3 * usual) for each in milliseconds)]) / 1000  # without evaluations
         losses = re.findall(r"^step (\d+): .*val loss ([\d.]+)", output, re.MULTILINE)
         theirs = [(int(step), float(seconds[int(step)]), float(loss)) for step, loss in losses]
-        run = self.run_octavo(text, [*QUICK, "--eval-every", "10", "--sample-every", "0"])
-        lines = [line for line in octavo.Run(run).lines("metrics") if "val_loss" in line]
-        ours = [(line["step"], line["seconds"], line["val_loss"]) for line in lines]
+        run = self.run_octavo(text, [*QUICK, "--log-every", "1", "--eval-every", "10", "--sample-every", "0"])
+        lines = octavo.Run(run).lines("metrics")
+        tokens_of_step = lines[0]["tokens"]
+        seconds = np.cumsum([tokens_of_step / line["tokens_per_second"] for line in lines])  # without evaluations
+        points = [
+            (line["step"], float(total), line.get("val_loss")) for line, total in zip(lines, seconds, strict=True)
+        ]
+        ours = [point for point in points if point[2] is not None]
         self.print("\nprogram   step   seconds     loss")
-        for name, points in {"nanoGPT": theirs, "Octavo": ours}.items():
-            for step, time_of_steps, loss in points:
-                self.print(f"{name:8} {step:5} {time_of_steps:9.2f} {loss:8.4f}")
+        for name, points in (("nanoGPT", theirs), ("Octavo", ours)):
+            for step, total, loss in points:
+                self.print(f"{name:8} {step:5} {total:9.2f} {loss:8.4f}")
         return {"nanogpt": theirs, "octavo": ours}
 
     def run_octavo(self, text: Path, flags: list[str]) -> Path:
