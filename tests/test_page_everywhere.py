@@ -63,6 +63,21 @@ SCRIPT = (Path(__file__).parent / "tour.js").read_text(encoding="utf-8")
 WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 320, "height": 640}
 CLOSE_LARGE_TABLES = """document.querySelectorAll("main details.table").forEach((details) =>
     (details.open = details.querySelectorAll("td").length < 500))"""  # thousands of cells are slow to lay out
+# Both scripts are of visible figures with a picture: count the drawings from now on, and return the counts.
+COUNT_DRAWS = """[...document.querySelectorAll(".panel:not([hidden]) figure.figure")].forEach((figure) => {
+    const draw = figure.uncounted ?? figure.draw;
+    Object.assign(figure, { uncounted: draw, draws: 0, draw: () => (figure.draws++, draw()) });
+})"""
+READ_DRAWS = """[...document.querySelectorAll(".panel:not([hidden]) figure.figure")]
+    .filter((figure) => "draws" in figure && figure.body.clientWidth)
+    .map((figure) => [figure.className, figure.draws])"""
+# The width of the same Arabic letters, joined and apart, in the font for code
+MEASURE_ARABIC = """() => {
+    const context = document.createElement("canvas").getContext("2d");
+    const style = getComputedStyle(document.documentElement);
+    context.font = `20px ${style.getPropertyValue("--mono")}`;
+    return ["ااااا", "سسسسس"].map((text) => context.measureText(text).width);
+}"""
 # Axe needs most of its time for these rules. The contrast of colors differs by theme and not by language; the second
 # rule is about the style sheets.
 CONTRAST, ORIENTATION = "color-contrast", "css-orientation-lock"
@@ -306,3 +321,21 @@ def test_tokens_of_one_character_share_a_span_with_their_bytes(visit: Visit) -> 
     assert [re.findall(r"\b[0-9a-f]{2}\b", each.split("·")[1]) for each in titles] == [
         [f"{byte:02x}" for byte in each.encode()] for each in "a🦉ق!"
     ]
+
+
+def test_a_change_of_language_draws_every_figure_once(visit: Visit) -> None:
+    for tab in TABS:
+        visit.open_tab(tab)
+        if tab == "training":
+            visit.page.locator(".curves canvas").first.wait_for()  # the first poll has drawn the curves
+            visit.settle()
+        visit.page.evaluate(COUNT_DRAWS)
+        visit.page.locator("#language").select_option("de" if visit.page.locator("html[lang=en]").count() else "en")
+        visit.settle()
+        draws = visit.page.evaluate(READ_DRAWS)
+        assert all(count == 1 for _, count in draws), f"{tab}: {draws}"
+
+
+def test_narrow_and_wide_arabic_letters_differ_in_monospace_text(visit: Visit) -> None:
+    narrow, wide = visit.open_tab("walk").page.evaluate(MEASURE_ARABIC)
+    assert wide > 1.5 * narrow, "every letter is squeezed into a cell"

@@ -16,6 +16,7 @@ import {
 import { el } from "octavo/dom";
 import { embedded } from "octavo/embedded";
 import { showError } from "octavo/error_box";
+import { redrawOtherLanguages } from "octavo/figures/figure";
 import { createHeader, setTheme } from "octavo/header";
 import { onLanguageChange, preferredLanguage, setLanguage, t } from "octavo/i18n";
 import { askForKey } from "octavo/key_dialog";
@@ -209,10 +210,11 @@ async function start() {
     tabBar.panels,
     announcer,
   );
-  onLanguageChange(() => {
+  onLanguageChange(async () => {
     updateHeaderAndText();
     updateTitle();
-    tabBar.updateAll();
+    await tabBar.updateAll();
+    redrawOtherLanguages();
   });
   await loadModels(); // before any tab asks for a view
   window.addEventListener("hashchange", followAddress);

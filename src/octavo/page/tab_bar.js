@@ -129,11 +129,11 @@ export function createTabBar(ids, app, { findProblem, onOpen, onUpdate }) {
     for (const [id, tab] of tabs) if (id !== openId) tab.isStale = true;
   }
 
-  function updateAll() {
-    for (const [id, tab] of tabs) {
-      tab.isStale = id !== openId || !tab.mounted;
-      if (!tab.isStale) updateTab(tab);
-    }
+  // Resolves when the open tab is up to date.
+  async function updateAll() {
+    for (const [id, tab] of tabs) tab.isStale = id !== openId || !tab.mounted;
+    const open = tabs.get(openId);
+    if (open && !open.isStale) await updateTab(open);
   }
 
   async function updateTab({ mounted, panel }) {

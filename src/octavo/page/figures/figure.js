@@ -10,7 +10,7 @@ import { el } from "octavo/dom";
 import { clearColorRamps } from "octavo/figures/colors";
 import { pictureTools } from "octavo/figures/picture_tools";
 import { dataTable } from "octavo/figures/table";
-import { onLanguageChange, t } from "octavo/i18n";
+import { language, t } from "octavo/i18n";
 
 const MAX_TABLE_ROWS = 600;
 
@@ -35,6 +35,7 @@ export function createFigure(kind, draw, tableContent) {
   figure.append(figure.caption, figure.body, figure.readout, figure.foot, figure.table);
   figure.draw = () => draw(figure);
   figure.refresh = () => {
+    figure.language = language;
     const { caption } = figure.options;
     figure.caption.replaceChildren(...[typeof caption === "function" ? caption() : (caption ?? [])].flat());
     figure.caption.hidden = !figure.caption.childNodes.length;
@@ -70,21 +71,27 @@ const resizes = new ResizeObserver((entries) => {
 
 // A hidden figure is drawn when it appears.
 export function redraw(figure) {
-  if (!figure.body.clientWidth) return;
   figure.drawnWidth = figure.body.clientWidth;
+  if (!figure.drawnWidth) return;
   figure.draw();
 }
 
 function redrawAll() {
   clearColorRamps();
+  refreshFigures(() => true);
+}
+
+// Draws the figures that are still in the language before a change. The tabs update first, which draws most figures.
+export const redrawOtherLanguages = () => refreshFigures((figure) => figure.language !== language);
+
+function refreshFigures(isOutdated) {
   for (const reference of figures) {
     const figure = reference.deref();
     if (!figure) figures.delete(reference);
-    else if (figure.isConnected) figure.refresh();
-    else figure.drawnWidth = 0;
+    else if (!figure.isConnected) figure.drawnWidth = 0;
+    else if (isOutdated(figure)) figure.refresh();
   }
 }
-onLanguageChange(redrawAll);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawAll);
 new MutationObserver(redrawAll).observe(document.documentElement, { attributeFilter: ["data-theme"] });
 
