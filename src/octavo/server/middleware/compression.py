@@ -14,7 +14,7 @@ class Compression(GZipMiddleware):
     """Starlette's middleware, which compresses large bodies in a thread. It ignores `gzip;q=0`, so this checks it."""
 
     def __init__(self, app: ASGIApp) -> None:
-        super().__init__(app, minimum_size=2048, compresslevel=5, thread_minimum_size=16 << 10)
+        super().__init__(app, minimum_size=2048, compresslevel=6, thread_minimum_size=16 << 10)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if _REFUSED.search(header(scope, b"accept-encoding")):
