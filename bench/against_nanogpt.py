@@ -59,7 +59,7 @@ RECIPE = {  # nanoGPT's README, "I only have a macbook"
     "dropout": 0.0,
 }
 QUICK = ["--preset", "quick"]
-# Small batches need fewer tokens and more time. Batch size and learning rate were chosen on the training part.
+# Small batches need fewer tokens and more time. Batch size and learning rate were chosen on the training split.
 SAME_MODEL = [*QUICK, "--n-layer", "4", "--n-head", "4", "--n-embd", "128", "--batch-size", "12"]
 SAME_MODEL += ["--muon-learning-rate", "0.035"]
 SAME_MODEL_TOKENS_PER_STEP, TOKENS_STEPS = 12 * 64, (250, 270, 290, 312, 333, 360, 400)

@@ -5,15 +5,15 @@
 
 --nanogpt is a checkout; --peers-python a Python that has torch, safetensors, transformers, ctranslate2, xllamacpp
 (llama.cpp's server as a library) and gguf. Each program has its own process (`peers.py`), loads the model once and
-sleeps while another is timed; all use --threads threads. In each round every program has its turn with the same prompt
-of random tokens, a new one per round. Figures are medians over the rounds. A ratio above 1 means that Octavo is faster.
+sleeps while another is timed; all use --threads threads. Each round has a new prompt of random tokens, the same for
+every program. Figures are medians over the rounds. A ratio above 1 means that Octavo is faster.
 
 - `whole`: 124M, float32, a prompt of 512 tokens and 256 new ones: seconds for all of it. nanoGPT with the temperature
   and top-k of its sample.py, Octavo with the same. nanoGPT is slow, so it runs only in the first --nanogpt-rounds.
 - `fp32`: 124M, greedy. Prefill: seconds from a prompt of 512 tokens to the first new one. Decode: tokens per second
   after it, from the time for 256 tokens minus that for 1.
 - `int8`: the same with int8 weights (llama.cpp: Q8_0).
-- `char`: the same for nanoGPT's 10M model of characters, float32, a prompt of 96 and 150 new tokens, with nanoGPT.
+- `char`: the same for nanoGPT's character-level model (10M), float32, a prompt of 96 and 150 new tokens, with nanoGPT.
 - `streams`: Octavo alone, 8 requests with different lengths and sampling parameters: the throughput of one after the
   other, and of all at once (continuous batching).
 
@@ -129,10 +129,10 @@ class Bench:
             for _ in range(self.options.rounds):
                 size, seconds = programs["octavo"].ask("read_memory")
                 bandwidths.append(size / seconds / 1e9)
-                short, long, generated = self.prompt(shape), self.prompt(shape), {}
+                prefill_prompt, decode_prompt, generated = self.prompt(shape), self.prompt(shape), {}
                 for name, program in programs.items():
-                    first = program.generate(short, 1)[1]
-                    generated[name], total = program.generate(long, new)
+                    first = program.generate(prefill_prompt, 1)[1]
+                    generated[name], total = program.generate(decode_prompt, new)
                     prefill[name].append(first)
                     decode[name].append((new - 1) / (total - first))
                 for name in names:

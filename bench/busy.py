@@ -3,7 +3,7 @@
     python bench/busy.py [--preset tiny] [--seconds 12] [--rounds 3] [--json]
 
 Each variant runs in a separate process beside 0, 1 and 2 processes that compute all the time; variants alternate. The
-figures are milliseconds per step: the median of the second half of the steps, and of that the median over the rounds.
+figures are milliseconds per step: the median of the second half of a round's steps, then the median over the rounds.
 `fixed threads` switches off `octavo.training.threads`; the variants after it change how OpenMP's threads wait.
 Two ratios follow. Close other programs: they count as busy processes.
 """
@@ -65,10 +65,10 @@ def main() -> int:
                 with busy_processes(busy):
                     times[name][busy].append(step_milliseconds(options.preset, options.seconds, VARIANTS[name]))
     medians = {name: {busy: statistics.median(each) for busy, each in row.items()} for name, row in times.items()}
-    chosen, fixed, single = (medians[name] for name in ("octavo train", "fixed threads", "one thread"))
+    octavo, fixed, single = (medians[name] for name in ("octavo train", "fixed threads", "one thread"))
     ratios = {
-        "beside two, against one thread beside one": chosen[2] / single[1],
-        "quiet, against fixed threads": chosen[0] / fixed[0],
+        "octavo train beside two processes, relative to one thread beside one": octavo[2] / single[1],
+        "octavo train on a quiet machine, relative to fixed threads": octavo[0] / fixed[0],
     }
     if options.json:
         print(json.dumps({"machine": machine.describe(), "milliseconds": medians, "ratios": ratios}))

@@ -70,15 +70,15 @@ class Measurement:
         self.writer.copy(self.trainer.tensors(state))
         self.writer.start(self.settings, state, self.write)
 
-    def save_at_once(self) -> None:
+    def save_synchronously(self) -> None:
         self.write(self.trainer.model, self.trainer.state())
 
     def measure(self) -> dict[str, float]:
         """One round: the seconds that a checkpoint costs in each way."""
         self.undisturbed += [self.step() for _ in range(UNDISTURBED_STEPS)]
         start = time.perf_counter()
-        self.save_at_once()
-        at_once = time.perf_counter() - start
+        self.save_synchronously()
+        synchronous = time.perf_counter() - start
         self.undisturbed += [self.step() for _ in range(UNDISTURBED_STEPS)]
         start = time.perf_counter()
         self.save_in_background()
@@ -89,7 +89,8 @@ class Measurement:
         write = time.perf_counter() - start
         self.writer.wait_result()
         slowdown = sum(seconds - statistics.median(self.undisturbed) for seconds in beside)
-        return {"at_once": at_once, "copy": copy, "slowdown": slowdown, "write": write, "background": copy + slowdown}
+        background = {"copy": copy, "slowdown": slowdown, "write": write, "background": copy + slowdown}
+        return {"synchronous": synchronous} | background
 
 
 def main() -> int:
@@ -120,7 +121,10 @@ def main() -> int:
         "checkpoint_bytes": bytes_on_disk,
         "step_seconds": statistics.median(measurement.undisturbed),
         "rounds": rounds,
-        "shares": {way: statistics.median(r[way] for r in rounds) / options.every for way in ("at_once", "background")},
+        "shares": {
+            way: statistics.median(each[way] for each in rounds) / options.every
+            for way in ("synchronous", "background")
+        },
     }
     report["met"] = report["shares"]["background"] < LIMIT
     if options.json:
@@ -128,9 +132,9 @@ def main() -> int:
     else:
         print(f"checkpoint of {bytes_on_disk / 1e9:.2f} GB, step of {report['step_seconds']:.2f} s")
         print(
-            f"with a checkpoint every {options.every:g} s, written at once: {report['shares']['at_once']:.2%}; in the "
-            f"background: {report['shares']['background']:.2%}; limit {LIMIT:.0%}: "
-            f"{'met' if report['met'] else 'MISSED'}"
+            f"with a checkpoint every {options.every:g} s, written synchronously: "
+            f"{report['shares']['synchronous']:.2%}; in the background: {report['shares']['background']:.2%}; "
+            f"limit {LIMIT:.0%}: {'met' if report['met'] else 'MISSED'}"
         )
     return int(not report["met"])
 

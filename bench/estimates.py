@@ -4,10 +4,10 @@
 
 Each comparison starts two processes, `octavo estimate --json` and `octavo train`. The measured memory is the peak of
 the second process, as the system reports it; the measured time is the run's own, from reading the text to the last
-checkpoint. Memory reaches its peak within a few steps, so those runs are short, with an evaluation and a checkpoint
-at the end; it differs by up to a tenth between repetitions. Time is measured on whole runs of the presets `tiny`
-(about a minute on two cores) and `quick`; the machine must be idle otherwise. The script fails if an estimate is off
-by more than its tolerance.
+checkpoint. Memory reaches its peak within a few steps, so the runs that measure it are short, with an evaluation and a
+checkpoint at the end; it differs by up to a tenth between repetitions. Time is measured on whole runs of the presets
+`tiny` (about a minute on two cores) and `quick`; the machine must be idle otherwise. The script fails if an estimate is
+off by more than its tolerance.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def main() -> int:
     shared = Path(os.environ.get("OCTAVO_SHARED", Path(__file__).parents[2] / "shared"))
     parser.add_argument("--text", type=Path, default=shared / "data" / "tinyshakespeare.txt")
     parser.add_argument("--only", choices=("memory", "time"))
-    parser.add_argument("--rounds", type=int, default=3, help="the median counts")
+    parser.add_argument("--rounds", type=int, default=3, help="their medians are compared")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if not options.json:

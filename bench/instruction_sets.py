@@ -7,8 +7,8 @@ one instruction set. C and PyTorch alternate, with one thread. The figures are r
 the median over the rounds; above 1, C is faster:
 
     prefill   256 tokens; 6 layers of GPT-2's width, float32 and int8
-    decode    one token after 256, the same model
-    training  a step of `tiny` in bf16 and of `nanogpt-tiny` in float32, against autograd
+    decode    32 tokens after 256, one at a time; the same model
+    training  ten steps of `tiny` in bf16, or of `nanogpt-tiny` in float32, against autograd
 
 It is an emulation: a real processor without AVX-512 has other caches and another clock.
 """

@@ -4,8 +4,8 @@ and Octavo runs a model that nanoGPT's train.py saved.
     python bench/interop_nanogpt.py --nanogpt PATH
 
 PATH is a checkout of nanoGPT, which is copied. Prints the largest difference of logits, which must be below 1e-5 of the
-largest logit, and a sample of nanoGPT. Then both make one update with AdamW's state in that file: the weights must
-differ by less than 1e-5 of the largest weight. Takes about a minute.
+largest logit, and a sample of nanoGPT. Then both make one update with AdamW's state in train.py's ckpt.pt: the weights
+must differ by less than 1e-5 of the largest weight. Takes about a minute.
 """
 
 import argparse

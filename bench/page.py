@@ -1,4 +1,4 @@
-"""Measure the page in a browser: the picture of the whole model, and the click on Attention to a head over 512 tokens.
+"""Measure the page in a browser: opening the whole model, and a click on the tab Attention, for a text of 512 tokens.
 
     python bench/page.py [--rounds 5] [--layers 2]
 
@@ -80,15 +80,15 @@ def main() -> None:
         browser = driver.chromium.launch(executable_path=path, chromium_sandbox=not root)
         with serve(Path(folder) / "model") as url:
             rounds = [measure(browser, url) for _ in range(options.rounds + 1)][1:]  # the first one warms up
-            wholes = [measure_model(browser, url) for _ in range(options.rounds + 1)][1:]
+            model_rounds = [measure_model(browser, url) for _ in range(options.rounds + 1)][1:]
         browser.close()
-    picture, answer, compressed, uncompressed = (statistics.median(each) for each in zip(*rounds, strict=True))
+    picture, response, compressed, uncompressed = (statistics.median(each) for each in zip(*rounds, strict=True))
     print(machine.summary())
     print(f"{options.layers} layers, 12 heads, width 768, 512 tokens")
     print(f"from the click to the picture  {picture / 1000:6.3f}  (limit 1)")
     size = f"{compressed / 1e3:,.0f} kB, {uncompressed / 1e3:,.0f} kB uncompressed"
-    print(f"of which the server's answer   {answer / 1000:6.3f}  {size}")
-    first, frames = (statistics.median(each) for each in zip(*wholes, strict=True))
+    print(f"of which the server's response {response / 1000:6.3f}  {size}")
+    first, frames = (statistics.median(each) for each in zip(*model_rounds, strict=True))
     print(f"the whole model, 40 tokens     {first:6.3f}  (limit 1), then {frames:.0f} frames per second")
 
 
@@ -119,7 +119,7 @@ def measure_model(browser: Browser, url: str) -> tuple[float, float]:
 
 
 def measure(browser: Browser, url: str) -> tuple[float, float, float, float]:
-    """Open a new page. Returns the milliseconds to the picture and to the answer, and its bytes, compressed and not."""
+    """Open a new page. Returns the milliseconds to the picture and the response, and its bytes, compressed and not."""
     with browser.new_context() as context:
         page = context.new_page()
         page.goto(f"{url}#walk")

@@ -119,7 +119,7 @@ def transformers(folder: Path, precision: str, threads: int) -> Actions:
 
 
 def ctranslate2(folder: Path, precision: str, threads: int) -> Actions:
-    """`generate_batch` without the prompt in its result: only then it prefills the prompt in one pass."""
+    """`generate_batch` without the prompt in its result: only then does it prefill the prompt in one pass."""
     import ctranslate2
     from ctranslate2.converters import TransformersConverter
 
@@ -141,7 +141,7 @@ def ctranslate2(folder: Path, precision: str, threads: int) -> Actions:
 
 
 def llama_cpp(folder: Path, precision: str, threads: int) -> Actions:
-    """Its server, called without HTTP. The defaults: flash attention, memory mapping, repacking, an f16 KV cache."""
+    """llama.cpp's server, called without HTTP, with its defaults: flash attention, mmap, repacking, an f16 KV cache."""
     import gguf
     import numpy as np
     import xllamacpp

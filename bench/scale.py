@@ -155,7 +155,7 @@ def exchange_gradients(shape: dict[str, Any]) -> int:
 
 
 def compare_threads(options: argparse.Namespace) -> int:
-    """Tokens per second of two processes with one thread each, and of one process with two threads, alternating."""
+    """Tokens per second of two processes with a thread each, and of one process with two threads or one, in turn."""
     sides = {"2 processes x 1 thread": (2, 1), "1 process x 2 threads": (1, 2), "1 process x 1 thread": (1, 1)}
     rates: dict[str, list[float]] = {side: [] for side in sides}
     with tempfile.TemporaryDirectory() as folder:

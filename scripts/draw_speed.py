@@ -1,6 +1,6 @@
 """Draw the charts of `docs/speed.md` from its tables: speed-time.svg, speed-curve.svg and speed-ratios.svg.
 
-python scripts/draw_speed.py
+    python scripts/draw_speed.py
 """
 
 import html
@@ -12,7 +12,7 @@ from pathlib import Path
 from octavo.lens.plots import PALETTE
 
 DOCS = Path(__file__).parents[1] / "docs"
-_BLUE, _RUST = PALETTE["series"][:2]
+_BLUE, _ORANGE = PALETTE["series"][:2]
 _SURFACE, _INK, _BORDER, _GRAY = PALETTE["surface"][0], PALETTE["ink"][0], PALETTE["border"][0], PALETTE["series"][5]
 _WIDTH, _LEFT, _RIGHT, _ROW = 760, 370, 80, 26
 
@@ -54,11 +54,11 @@ def _draw_ratios(page: str) -> str:
     def x(ratio: float) -> float:
         return _LEFT + room * math.log(ratio / smallest) / math.log(largest / smallest)
 
-    parts = [_text(16, 26, "How many times faster Octavo is (logarithmic; the line: as fast)", size=15)]
+    parts = [_text(16, 26, "Speedup of Octavo over each peer (logarithmic; the line marks equal speed)", size=15)]
     for i, (name, ratios) in enumerate(bars):
         top = 44 + i * 2 * _ROW
         parts.append(_text(_LEFT - 10, top + 26, name, anchor="end", size=11))
-        for j, (ratio, color, machine) in enumerate(zip(ratios, (_BLUE, _RUST), ("AMD", "Intel"), strict=True)):
+        for j, (ratio, color, machine) in enumerate(zip(ratios, (_BLUE, _ORANGE), ("AMD", "Intel"), strict=True)):
             if ratio is not None:
                 y = top + j * 20
                 start, end = sorted((x(1), x(ratio)))
@@ -74,9 +74,9 @@ def _draw_times(page: str) -> str:
     """The medians of the table of times to loss."""
     median = next(row for row in table(page, "Time to loss") if row[0] == "median")
     bars = [
-        ("nanoGPT, AMD", float(median[1]), _RUST),
+        ("nanoGPT, AMD", float(median[1]), _ORANGE),
         ("Octavo, AMD", float(median[3]), _BLUE),
-        ("nanoGPT, Intel", float(median[6]), _RUST),
+        ("nanoGPT, Intel", float(median[6]), _ORANGE),
         ("Octavo, Intel", float(median[7]), _BLUE),
     ]
     room, longest = _WIDTH - 140 - _RIGHT, max(seconds for _, seconds, _ in bars)
@@ -111,7 +111,7 @@ def _draw_curves(page: str) -> str:
         parts.append(_text(left - 8, y + 4, f"{loss:.1f}", anchor="end", color=_GRAY))
     for seconds in range(0, int(longest) + 1, 10):
         parts.append(_text(position(seconds, 0)[0], height - 22, f"{seconds} s", anchor="middle", color=_GRAY))
-    for (name, points), color, dash in zip(curves.items(), (_RUST, _BLUE), ("7 3", "none"), strict=True):
+    for (name, points), color, dash in zip(curves.items(), (_ORANGE, _BLUE), ("7 3", "none"), strict=True):
         line = " ".join("{:.1f},{:.1f}".format(*position(*point)) for point in points)
         style = f'fill="none" stroke="{color}" stroke-width="2.5" stroke-dasharray="{dash}"'
         parts.append(f'<polyline points="{line}" {style}/>')

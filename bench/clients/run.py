@@ -21,7 +21,7 @@ from typing import Any
 HERE = Path(__file__).parent
 BUILD = HERE.parents[1] / "build" / "clients"
 PROMPT, MAX_TOKENS = "The import", 12
-ORIGIN_PORT = 8765  # the browser's page has it; the server allows its origin
+ORIGIN_PORT = 8765  # of the page in the browser; the server allows requests from that origin
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def train_model() -> Path:
 
 
 def greedy_choice(url: str, key: str, endpoint: str, **fields: Any) -> dict[str, Any]:
-    """What every client must get, from the standard library's HTTP client."""
+    """The greedy choice that every client must receive, requested with the standard library's HTTP client."""
     body = json.dumps({"max_tokens": MAX_TOKENS, "temperature": 0} | fields).encode()
     headers = {"content-type": "application/json", "authorization": f"Bearer {key}"}
     with urllib.request.urlopen(urllib.request.Request(f"{url}/{endpoint}", body, headers)) as response:
