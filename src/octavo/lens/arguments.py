@@ -9,7 +9,7 @@ from octavo.tokenizers import Tokenizer
 
 TokenLike = str | int  # a token's text, or its id
 WordLike = str | int | Sequence[int]  # a word's text, or the ids of its tokens
-_LONGEST_WORD = 16  # tokens
+_MAX_WORD_TOKENS = 16
 
 
 def resolve_index(value: int, count: int, name: str, option: str = "") -> int:
@@ -57,8 +57,8 @@ def resolve_word(tokenizer: Tokenizer, word: WordLike) -> tuple[list[int], str]:
         with_space = tokenizer.encode(" " + word)
         if len(with_space) == 1:
             return [int(with_space[0])], "one token with a space before it"
-    if len(ids) > _LONGEST_WORD:
-        raise OctavoError(f"{word!r} is {len(ids)} tokens; at most {_LONGEST_WORD} are shown", "a shorter word")
+    if len(ids) > _MAX_WORD_TOKENS:
+        raise OctavoError(f"{word!r} is {len(ids)} tokens; at most {_MAX_WORD_TOKENS} are shown", "a shorter word")
     labels = " ".join(make_token(tokenizer, id).label for id in ids)
     return ids, f"{len(ids)} tokens, {labels}: wte has no row for the whole word"
 

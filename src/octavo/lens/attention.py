@@ -21,9 +21,9 @@ from octavo.runs import RunLike
 
 _PICTURE_TOKENS = 64  # the longest text whose pattern a notebook shows
 # The thresholds of a head's habit, see `HeadStatistics`
-_HABIT_SHARE = 0.5  # of `previous`, `first` and `itself`
-_DISTANT_SHARE = 0.3  # of `distant`
-_DIFFUSE_SHARE = 0.85  # of the entropy of equal weights
+_MIN_MEAN_WEIGHT = 0.5  # for the habits `previous`, `first` and `itself`
+_MIN_DISTANT_WEIGHT = 0.3  # for `distant`
+_MIN_RELATIVE_ENTROPY = 0.85  # for `diffuse`: a fraction of the entropy of equal weights
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Attention(View):
             Table("statistics of the heads, averaged over the text", columns, statistics),
             Table(
                 f"layer {self.layer}, head {self.head}: the three tokens that each token attends to most",
-                ("position", "token", "up to three of: token (position) weight"),
+                ("position", "token", "token (position) weight"),
                 rows,
             ),
         ]
@@ -156,12 +156,12 @@ def head_statistics(layer: int, head: int, weights: Tensor) -> HeadStatistics:
     )
 
 
-def _name_habit(T: int, entropy: float, shares: dict[str, float], distant: float) -> str:
-    """The habit of a head, see `HeadStatistics`. `shares` are the means `previous`, `first` and `itself`."""
-    largest = max(shares, key=lambda name: shares[name])
-    if shares[largest] >= _HABIT_SHARE:
+def _name_habit(T: int, entropy: float, weights: dict[str, float], distant: float) -> str:
+    """The habit of a head, see `HeadStatistics`. `weights` are the means `previous`, `first` and `itself`."""
+    largest = max(weights, key=lambda name: weights[name])
+    if weights[largest] >= _MIN_MEAN_WEIGHT:
         return largest
-    if distant >= _DISTANT_SHARE:
+    if distant >= _MIN_DISTANT_WEIGHT:
         return "distant"
     entropy_of_equal_weights = sum(math.log(t + 1) for t in range(1, T)) / (T - 1)
-    return "diffuse" if entropy >= _DIFFUSE_SHARE * entropy_of_equal_weights else "mixed"
+    return "diffuse" if entropy >= _MIN_RELATIVE_ENTROPY * entropy_of_equal_weights else "mixed"

@@ -8,7 +8,7 @@ from octavo.errors import OctavoError
 from octavo.settings import Settings
 
 _COUNT = 5
-_SEARCHED = 400  # tokens in which a sentence is looked for
+_SEARCH_TOKENS = 400  # tokens in which to look for a sentence
 _MAX_TOKENS = 32
 _MAX_CHARACTERS = 60
 _MIN_WORDS = 4
@@ -28,7 +28,7 @@ def examples(loaded: Checkpoint) -> list[str]:
     except OctavoError:
         return []
     starts = range(0, len(tokens), -(-len(tokens) // _COUNT))
-    beginnings = (_beginning(loaded, tokens[start : start + _SEARCHED].tolist()) for start in starts)
+    beginnings = (_beginning(loaded, tokens[start : start + _SEARCH_TOKENS].tolist()) for start in starts)
     return sorted({text for text in beginnings if text}, key=lambda text: (-len(text), text))
 
 

@@ -31,10 +31,10 @@ _FRAME_SECONDS = 0.9
 _EXTRA_FRAMES = 3  # the last checkpoint is shown this many frames longer than the others
 _MAP_TOKENS = 400  # candidates for the map, which shows those whose names do not overlap
 _MAX_TOKENS = 14  # of the text whose attention is shown
-_LABEL = 12  # characters of a name on the map
+_MAX_LABEL_LENGTH = 12  # characters of a name on the map
 _LINES, _COLUMNS = 9, 52  # of a sample
 _PAIRS = (("king", "queen"), ("a", "e"))
-_BLUE, _RUST, _GRAY = PALETTE["series"][0], PALETTE["series"][1], PALETTE["series"][5]
+_BLUE, _ORANGE, _GRAY = PALETTE["series"][0], PALETTE["series"][1], PALETTE["series"][5]
 
 
 def learning_svg(run: RunLike, text: str | None = None, pair: tuple[str, str] | None = None) -> str:
@@ -105,7 +105,7 @@ def _without_overlap(candidates: Sequence[int], pixels: np.ndarray, view: Projec
     boxes: list[tuple[float, float, float]] = []  # left, right, baseline
     for i in candidates:
         x, y = pixels[i]
-        right = x + 7 * len(shorten(view.tokens[i].label, _LABEL)) + 4
+        right = x + 7 * len(shorten(view.tokens[i].label, _MAX_LABEL_LENGTH)) + 4
         if all(right < a or b < x or abs(y - baseline) > 14 for a, b, baseline in boxes):
             chosen.append(i)
             boxes.append((x, right, y))
@@ -209,7 +209,7 @@ class _Animation:
         names = []
         for n, i in enumerate(chosen):
             x, y = (self.animate(axis, scaled[:, n, k].tolist()) for k, axis in enumerate("xy"))
-            label = _escape(shorten(last.tokens[i].label, _LABEL))
+            label = _escape(shorten(last.tokens[i].label, _MAX_LABEL_LENGTH))
             end = f'x="{scaled[-1, n, 0]:.1f}" y="{scaled[-1, n, 1]:.1f}"'
             names.append(f'<text {end} fill="{PALETTE["ink"][0]}" font-size="12">{x}{y}{label}</text>')
         return _text(left + 20, top - 18, "how similar its words are", fill=_GRAY) + "".join(names)
@@ -225,7 +225,7 @@ class _Animation:
         zero = top + height / 2
         points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
         words = f"{pair_history.word} and {pair_history.against.token.label}"
-        numbers = [_text(left + width, top - 18, f"{value:.2f}", anchor="end", fill=_RUST) for value in values]
+        numbers = [_text(left + width, top - 18, f"{value:.2f}", anchor="end", fill=_ORANGE) for value in values]
         return "".join(
             [
                 _text(28, top - 18, f"cosine of {words}", fill=_GRAY),
@@ -241,7 +241,7 @@ class _Animation:
                 ),
                 f'<path d="M{left} {zero}h{width}" stroke="{PALETTE["border"][0]}"/>',
                 f'<polyline points="{points}" fill="none" stroke="{_BLUE}" stroke-width="2"/>',
-                f'<circle cx="{x[-1]:.1f}" cy="{y[-1]:.1f}" r="6" fill="{_RUST}">',
+                f'<circle cx="{x[-1]:.1f}" cy="{y[-1]:.1f}" r="6" fill="{_ORANGE}">',
                 self.animate("cx", x.tolist()),
                 self.animate("cy", y.tolist()),
                 "</circle>",

@@ -148,7 +148,7 @@ def top_tokens(logits: Tensor, top: int) -> tuple[Tensor, Tensor]:
     # topk breaks ties arbitrarily, but of groups with equal maxima, the first must be selected: it has the lowest ids.
     maxima = grouped.amax(-1)  # (P, groups)
     threshold = maxima.topk(top).values[:, -1:]
-    # Each group gets a distinct key: 2n - index above the threshold, n - index at the threshold, -index below it.
+    # Each group gets a distinct key, with n = n_groups: 2n - index above the threshold, n - index at it, -index below.
     sort_key = ((maxima >= threshold).float() + (maxima > threshold).float()) * n_groups - torch.arange(n_groups)
     selected = sort_key.topk(top).indices.sort().values  # (P, K)
     candidates = grouped.gather(1, selected[:, :, None].expand(-1, -1, _GROUP)).flatten(1)

@@ -29,7 +29,7 @@ class NextToken(View):
         probabilities = exponentials / exponentials.sum()
         top = list(self.vocabulary)[:_TABLE_TOKENS]
         rows = [(self.vocabulary[id], id, float(probabilities[id]), float(self.logits[id])) for id in top]
-        share = f"{probabilities[top].sum():.1%} of the probability"
+        share = f"total probability {probabilities[top].sum():.1%}"
         title = f"the next token: {len(rows)} of {len(self.logits):,} tokens, {share}"
         return [Table(title, ("token", "id", "probability", "logit"), rows)]
 

@@ -1,4 +1,4 @@
-"""The view `projection`: the token embeddings on their first two principal components (exact PCA in float64).
+"""The view `projection`: the token embeddings, projected onto two principal components (exact PCA in float64).
 
 The axis letters: `C` width, `V` the vocabulary, `N` tokens that are shown.
 """
@@ -21,11 +21,11 @@ _MAX_TOKENS = 2000  # that are shown
 
 @dataclass(frozen=True, eq=False)
 class Projection(View):
-    """Tokens at `points` (N, 2): their rows of wte on the two axes along which all V rows vary most."""
+    """Tokens at `points` (N, 2): their rows of wte, projected onto the two axes along which all V rows vary most."""
 
     caveat: ClassVar[str] = (
-        "This is a projection on two dimensions: tokens that are near each other in it need not be near each other in "
-        "wte."
+        "This is a projection onto two dimensions: tokens that are near each other in it need not be near each other "
+        "in wte."
     )
 
     tokens: list[Token]
@@ -43,7 +43,7 @@ class Projection(View):
 
 
 def projection(run: RunLike, *, words: Sequence[WordLike] = ()) -> Projection:
-    """The tokens of `words` and the most frequent tokens, on the first two principal components of wte."""
+    """The tokens of `words` and the most frequent tokens, projected onto the first two principal components of wte."""
     loaded = runs.load(run)
     wte = loaded.model.transformer.wte.weight.detach().numpy()[: loaded.tokenizer.vocab_size].astype(np.float64)
     centered = wte - wte.mean(0)  # (V, C)
