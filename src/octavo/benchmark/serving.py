@@ -39,7 +39,7 @@ _EXCESSIVE_FIELDS = {  # each must be rejected before anything is allocated for 
     "max_tokens=10^9": {"max_tokens": 10**9},
     "logprobs=10^6": {"logprobs": 10**6},
 }
-_EXCESSIVE_BODY_BYTES = 100 << 20
+_EXCESSIVE_BODY_BYTES = 100 * 10**6
 
 
 @dataclass(frozen=True)

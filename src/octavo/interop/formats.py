@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-MAX_FILE_BYTES = 5 * 10**9  # of one shard of the weights; long the default of transformers
+MAX_FILE_BYTES = 5 * 10**9  # of one shard of the weights; the default of transformers before version 5
 PRECISIONS = ("fp32", "fp16", "int8")
 
 

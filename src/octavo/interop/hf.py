@@ -1,7 +1,7 @@
 """Write a folder for transformers and the Hugging Face hub, with a model card.
 
 Every checkpoint is such a folder already. This one has nothing that only Octavo reads, so other programs may change it:
-no settings, no trainer state, no manifest. What the card says of the training comes from octavo.json.
+no settings, no trainer state, no manifest. The card's section on training comes from octavo.json.
 """
 
 import tomllib

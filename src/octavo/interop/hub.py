@@ -44,7 +44,7 @@ def find_cached(name: str) -> Path | None:
 
 
 def download(name: str) -> Path:
-    """The folder of a model in the cache, into which it is downloaded if it is not there.
+    """Download a model into the cache, unless it is there, and return its folder.
 
     Raises `OctavoError` if there is no such model, or the hub cannot be reached.
     """
@@ -64,7 +64,7 @@ def download(name: str) -> Path:
             lines = str(error).strip().splitlines()
             raise OctavoError(
                 f"{PREFIX}{name} cannot be downloaded: {lines[0] if lines else type(error).__name__}",
-                "check its name and the network; the environment variables HF_HUB_OFFLINE and HF_TOKEN change both",
+                "check its name, the network, and the environment variables HF_HUB_OFFLINE and HF_TOKEN",
             ) from error
         if huggingface.is_complete(folder):
             break

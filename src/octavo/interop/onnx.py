@@ -26,7 +26,7 @@ from octavo.model import GPT, Block
 
 
 def write(checkpoint: Checkpoint, out: Path, precision: str) -> list[str]:
-    """Write a folder. Weights of 2 GB and more are in a second file, model.onnx.data."""
+    """Write a folder. Weights of more than 1.5 GiB, PyTorch's limit, are in a second file, model.onnx.data."""
     settings = checkpoint.settings
     # Any sizes of at least 2: PyTorch compiles 0 and 1 into the graph as constants.
     ids = torch.zeros(2, 2, dtype=torch.long)
