@@ -60,7 +60,7 @@ export const fetchRuns = async () => (offline ? [] : (await (await request("runs
 // {lines, next, restarted} of a run's "metrics" or "samples". The caller already has the first `after` lines:
 //   lines       the lines after those
 //   next        the `after` of the next request
-//   restarted   whether the file now has fewer, because training started again: then `lines` begins at the first line
+//   restarted   whether the file now has fewer lines, because training started again: then `lines` begins at the first
 export const fetchLines = async (run, kind, after = 0, { signal } = {}) =>
   (await request(`runs/${encodeURIComponent(run)}/${kind}?after=${after}`, { signal })).json();
 

@@ -23,13 +23,13 @@ export class HeadSelector {
     this.app.choose({ layer, head });
   }
 
-  // Offers the layers and heads of a model, and selects what the user has chosen, else `preset`. An exported page
+  // Offers the layers and heads of a model, and selects what the user has chosen, else `fallback`. An exported page
   // offers those for which it has an answer to `view`.
-  update({ n_layer, n_head }, view, preset = { layer: 0, head: 0 }) {
+  update({ n_layer, n_head }, view, fallback = { layer: 0, head: 0 }) {
     const exported = exportedOptions(view);
     const { app } = this;
-    this.layer = Math.min(app.layer ?? preset.layer, n_layer - 1);
-    this.head = Math.min(app.head ?? preset.head, n_head - 1);
+    this.layer = Math.min(app.layer ?? fallback.layer, n_layer - 1);
+    this.head = Math.min(app.head ?? fallback.head, n_head - 1);
     if (exported && !exported.some(({ layer, head }) => layer === this.layer && head === this.head)) {
       const { layer, head } = exported.find((option) => option.layer === this.layer) ?? exported[0];
       Object.assign(this, { layer, head });

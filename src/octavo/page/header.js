@@ -38,7 +38,7 @@ export function createHeader(app) {
     models.replaceChildren(...app.models.map(({ id }) => el("option", { value: id }, id)));
     models.value = model?.id ?? "";
     const checkpointSteps = model?.steps ?? [];
-    const served = model?.step ?? null; // null: a model without steps; step 0 is a step
+    const served = model?.step ?? null; // null: a model without steps; 0 is a valid step
     steps.replaceChildren(
       el("option", { value: "" }, served === null ? t("header.step.this") : t("header.step.served", { step: served })),
       ...checkpointSteps.map((step) => el("option", { value: step }, t("header.step.at", { step }))),
@@ -53,7 +53,7 @@ export function createHeader(app) {
   return { element, description, update, chosenModel: () => models.value };
 }
 
-// The buttons that copy a link to what is shown, and save it as one file; and what they say.
+// The buttons that copy a link to what is shown, and save it as one file; and a status message beside them.
 function sharing(app) {
   const status = el("span", { class: "quiet", role: "status" });
   let timer;

@@ -42,7 +42,7 @@ const app = {
   step: null, // one of model.steps; null: the served checkpoint, which the server generates with
   text: "", // the last text of which the model's tokenizer knew at least one character
   examples: [], // texts to begin with
-  // What the user has chosen on any tab; null: each tab chooses itself.
+  // What the user has chosen on any tab; null: each tab has its own default.
   layer: null,
   head: null,
   position: null, // of a token of `text`
@@ -63,8 +63,8 @@ const app = {
     return { model: model?.id, step, text, layer, head, position };
   },
 
-  // Keeps the text in the field if the new model's tokenizer knows at least one of its characters, else `app.text` if
-  // it knows one of that; else chooses another text.
+  // Keeps the text in the field, or else `app.text`, if the new model's tokenizer knows at least one of its characters;
+  // else chooses another text.
   async setModel(id) {
     const model = app.models.find((other) => other.id === id) ?? app.model;
     let text = null;

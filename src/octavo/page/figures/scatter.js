@@ -143,7 +143,7 @@ function addPointer(figure) {
 function addKeys(figure) {
   figure.focusTarget.addEventListener("keydown", (event) => {
     const direction = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp: [0, -1] }[event.key];
-    if (direction) moveTowards(figure, ...direction);
+    if (direction) moveToward(figure, ...direction);
     else if (event.key === "+" || event.key === "=") zoom(figure, 1.5);
     else if (event.key === "-") zoom(figure, 1 / 1.5);
     else if (event.key === "0" || event.key === "Escape") resetZoom(figure);
@@ -156,7 +156,7 @@ function addKeys(figure) {
 }
 
 // Moves the cursor to the nearest point in a direction.
-function moveTowards(figure, dx, dy) {
+function moveToward(figure, dx, dy) {
   const [x, y] = figure.pixels.get(figure.cursorKey) ?? [0, 0];
   let best = { key: null, distance: Infinity };
   for (const [key, [px, py]] of figure.pixels) {
@@ -237,21 +237,21 @@ function drawNames(context, figure, width, height) {
   for (const point of [...points].sort((a, b) => priority(b, cursorKey) - priority(a, cursorKey))) {
     const [x, y] = pixels.get(point.key);
     if (x < -20 || y < -10 || x > width + 20 || y > height + 10) continue;
-    const matters = priority(point, cursorKey) > 0;
-    const ink = !matters ? "--ink" : point.key === cursorKey || point.kind === "selected" ? "--mark" : "--accent";
-    if (matters) {
+    const hasPriority = priority(point, cursorKey) > 0;
+    const ink = !hasPriority ? "--ink" : point.key === cursorKey || point.kind === "selected" ? "--mark" : "--accent";
+    if (hasPriority) {
       context.fillStyle = color(ink);
       drawDot(context, [x, y], point.kind === "selected" ? 6 : 4.5);
     }
-    context.font = `${matters ? "600 13px" : "12px"} ${fontFamily("sans")}`;
+    context.font = `${hasPriority ? "600 13px" : "12px"} ${fontFamily("sans")}`;
     const name = ellipsize(context, point.label, 120);
-    const boxes = nameBoxes(x, y, context.measureText(name).width, matters ? FAR : [NEAR]);
+    const boxes = nameBoxes(x, y, context.measureText(name).width, hasPriority ? FAR : [NEAR]);
     const isInside = ([left, top, right, bottom]) => left > 0 && top > 0 && right < width && bottom < height;
-    const box = boxes.find((candidate) => isFree(candidate) && (!matters || isInside(candidate)));
+    const box = boxes.find((candidate) => isFree(candidate) && (!hasPriority || isInside(candidate)));
     if (!box || figure.names.length >= MAX_NAMES) continue;
     occupied.push(box, [x - 4, y - 4, x + 4, y + 4]);
     figure.names.push(box);
-    if (matters) drawLeader(context, [x, y], box);
+    if (hasPriority) drawLeader(context, [x, y], box);
     context.lineWidth = 3;
     context.strokeStyle = color("--surface");
     context.strokeText(name, box[0], box[1] + 8);

@@ -233,7 +233,7 @@ function curveData(name, chosen, axis, unit, allNames) {
   const indexOf = new Map(x.map((value, i) => [value, i]));
   const series = chosen.flatMap((run) =>
     kinds.map((kind, k) => {
-      const factor = name === "loss" && unit === "bits" ? bitsPerByte(run.metrics) : 1;
+      const factor = name === "loss" && unit === "bits" ? bitsPerByteFactor(run.metrics) : 1;
       const values = Array(x.length).fill(null);
       for (const record of recordsOf.get(run)) {
         const value = valueOf(record, kind.name);
@@ -261,9 +261,8 @@ function thinOut(records) {
   return n < 2 ? records : records.filter((record, i) => i % n === 0 || isLast(i) || "val_loss" in record);
 }
 
-// What a loss in nats per token is multiplied by to be in bits per byte: known from the first evaluation on, before
-// that NaN. It is the same at every evaluation of a run.
-function bitsPerByte(records) {
+// The factor from nats per token to bits per byte: the same at every evaluation of a run, and NaN before the first.
+function bitsPerByteFactor(records) {
   const evaluated = records.findLast((record) => record.val_loss > 0 && record.bits_per_byte > 0);
   return evaluated ? evaluated.bits_per_byte / evaluated.val_loss : NaN;
 }

@@ -35,7 +35,7 @@ export class HeadScene {
   }
 
   #width(share) {
-    return 0.7 + Math.min(26, this.columns.column * 0.5) * share;
+    return 0.7 + Math.min(26, this.columns.columnWidth * 0.5) * share;
   }
 
   #sources(t) {
@@ -74,10 +74,10 @@ export class HeadScene {
       drawLine(context, this.#line(s, t), this.#width(share), 0.4 + 0.5 * share, ink);
       const style = isChosen ? { weight: 700, ink: "--mark" } : {};
       drawLabel(context, flow.tokens[s].label, columns, s, this.top - 24, style);
-      if (columns.column >= 24 || isChosen) this.#paintShare(context, s, share, isChosen);
+      if (columns.columnWidth >= 24 || isChosen) this.#paintShare(context, s, share, isChosen);
     }
-    const reader = { isBelow: true, weight: 700, ink: "--mark" };
-    drawLabel(context, flow.tokens[t].label, columns, t, this.bottom + 8, reader);
+    const attendingStyle = { isBelow: true, weight: 700, ink: "--mark" };
+    drawLabel(context, flow.tokens[t].label, columns, t, this.bottom + 8, attendingStyle);
     if (!this.#sources(t).some(({ s }) => s === chosen)) {
       drawLabel(context, flow.tokens[chosen].label, columns, chosen, this.top - 24, { weight: 700, ink: "--mark" });
       this.#paintShare(context, chosen, flow.share(this.layer, t, chosen, this.head), true);

@@ -77,7 +77,7 @@ export class LayerScene {
     for (const t of columns.tokens) this.#paintLines(context, t, null, 0.1, 0.5);
     for (const t of columns.tokens) {
       drawLabel(context, flow.tokens[t].label, columns, t, y.input - 8);
-      this.ribbons.draw(context, columns.x(t), t, columns.ribbon, y.input, this.bottom);
+      this.ribbons.draw(context, columns.x(t), t, columns.ribbonWidth, y.input, this.bottom);
       this.#paintMlp(context, t);
     }
     const title = { font: `600 13px ${fontFamily("sans")}`, ink: "--ink", align: "center" };
@@ -94,18 +94,18 @@ export class LayerScene {
     const { flow, columns, layer } = this;
     for (const { s, share } of flow.sources(layer, t, MIN_SHARE, head ?? undefined))
       if (s !== t && s >= columns.first) {
-        const width = 1.6 * lineWidth(share, columns.column);
+        const width = 1.6 * lineWidth(share, columns.columnWidth);
         drawLine(context, this.#line(s, t), width, leastAlpha + alpha * share, color("--accent"));
       }
   }
 
   #paintMlp(context, t) {
     const { columns, y, flow, layer } = this;
-    const width = Math.min(14, columns.column * 0.3) * Math.min(1, flow.mlpRatio(layer, t));
+    const width = Math.min(14, columns.columnWidth * 0.3) * Math.min(1, flow.mlpRatio(layer, t));
     context.fillStyle = color("--mark");
     context.globalAlpha = 0.8;
     context.beginPath();
-    context.roundRect(columns.x(t) + columns.ribbon / 2 + 1, y.mlp + 18, width, MLP_HEIGHT - 36, width / 2);
+    context.roundRect(columns.x(t) + columns.ribbonWidth / 2 + 1, y.mlp + 18, width, MLP_HEIGHT - 36, width / 2);
     context.fill();
     context.globalAlpha = 1;
   }
@@ -132,12 +132,12 @@ export class LayerScene {
     for (const { s, share } of flow.sources(layer, t, MIN_SHARE, head ?? undefined)) {
       if (s < columns.first) continue;
       context.globalAlpha = 0.3 + 0.7 * Math.sqrt(share);
-      this.ribbons.draw(context, columns.x(s), s, columns.ribbon, y.input, y.lines);
+      this.ribbons.draw(context, columns.x(s), s, columns.ribbonWidth, y.input, y.lines);
       context.globalAlpha = 1;
       if (s !== t) drawLabel(context, flow.tokens[s].label, columns, s, y.input - 8, { ink: "--accent" });
     }
     this.#paintLines(context, t, head, 0.3, 0.65);
-    this.ribbons.draw(context, columns.x(t), t, columns.ribbon, y.input, this.bottom);
+    this.ribbons.draw(context, columns.x(t), t, columns.ribbonWidth, y.input, this.bottom);
     this.#paintMlp(context, t);
     drawLabel(context, flow.tokens[t].label, columns, t, y.input - 8, { weight: 700, ink: "--mark" });
     if (head !== null) this.#paintPattern(context, this.patterns[head], true);

@@ -8,29 +8,30 @@ const MIN_COLUMN = 15; // pixels; on a narrow screen only the last tokens have r
 const MAX_COLUMN = 112;
 const MAX_RIBBON = 28;
 
-// The columns of tokens within a width: {tokens, first, left, right, column, ribbon, isRotated, top, x(t), at(x)}.
+// The columns of tokens within a width: {tokens, first, left, right, columnWidth, ribbonWidth, isRotated,
+// top, x(t), at(x)}.
 // `tokens` are the indices of those that have room: the last ones, from `first` on.
 export function placeColumns(context, flow, width, { leftMargin, rightMargin }) {
   const available = width - leftMargin - rightMargin;
   const count = Math.min(flow.tokens.length, Math.max(1, Math.floor(available / MIN_COLUMN)));
-  const column = Math.min(MAX_COLUMN, available / count);
+  const columnWidth = Math.min(MAX_COLUMN, available / count);
   const first = flow.tokens.length - count;
   const tokens = Array.from({ length: count }, (_, i) => first + i);
-  const left = leftMargin + (available - column * count) / 2;
+  const left = leftMargin + (available - columnWidth * count) / 2;
   context.font = labelFont();
   const widest = Math.max(...tokens.map((t) => context.measureText(flow.tokens[t].label).width));
-  const isRotated = widest > column - 4;
+  const isRotated = widest > columnWidth - 4;
   return {
     tokens,
     first,
     left,
-    right: left + column * count,
-    column,
-    ribbon: Math.min(MAX_RIBBON, column * 0.46),
+    right: left + columnWidth * count,
+    columnWidth,
+    ribbonWidth: Math.min(MAX_RIBBON, columnWidth * 0.46),
     isRotated,
     top: isRotated ? Math.min(84, widest + 16) : 34, // the height of the labels
-    x: (t) => left + (t - first + 0.5) * column,
-    at: (x) => Math.max(first, Math.min(flow.tokens.length - 1, first + Math.floor((x - left) / column))),
+    x: (t) => left + (t - first + 0.5) * columnWidth,
+    at: (x) => Math.max(first, Math.min(flow.tokens.length - 1, first + Math.floor((x - left) / columnWidth))),
   };
 }
 
@@ -51,7 +52,7 @@ export function drawLabel(context, text, columns, t, y, { isBelow = false, ...st
     context.fillText(ellipsize(context, text, columns.top - 12), 0, 0);
   } else {
     context.textAlign = "center";
-    context.fillText(ellipsize(context, text, columns.column - 2), 0, isBelow ? 9 : -9);
+    context.fillText(ellipsize(context, text, columns.columnWidth - 2), 0, isBelow ? 9 : -9);
   }
   context.restore();
 }
@@ -59,14 +60,14 @@ export function drawLabel(context, text, columns, t, y, { isBelow = false, ...st
 // ---- Ribbons
 
 // The residual stream of all tokens as pixels: for each token one column per shown dimension, from the first of
-// `stages` to the last. `yOf` are the heights of these stages in pixels. Between two stages the values are
+// `stages` to the last. `stageY` are the y coordinates of these stages. Between two stages the values are
 // interpolated; a color is relative to the largest value of its stage.
 export class Ribbons {
-  constructor(flow, stages, yOf) {
+  constructor(flow, stages, stageY) {
     const dimensions = flow.columns.length;
     this.dimensions = dimensions;
-    this.top = Math.round(yOf[0]);
-    this.height = Math.max(1, Math.round(yOf.at(-1)) - this.top);
+    this.top = Math.round(stageY[0]);
+    this.height = Math.max(1, Math.round(stageY.at(-1)) - this.top);
     this.canvas = document.createElement("canvas");
     Object.assign(this.canvas, { width: flow.tokens.length * dimensions, height: this.height });
     const context = this.canvas.getContext("2d");
@@ -76,8 +77,8 @@ export class Ribbons {
     let k = 0;
     for (let row = 0; row < this.height; row++) {
       const y = this.top + row;
-      while (k < stages.length - 2 && y >= yOf[k + 1]) k++;
-      const progress = Math.max(0, Math.min(1, (y - yOf[k]) / Math.max(1, yOf[k + 1] - yOf[k])));
+      while (k < stages.length - 2 && y >= stageY[k + 1]) k++;
+      const progress = Math.max(0, Math.min(1, (y - stageY[k]) / Math.max(1, stageY[k + 1] - stageY[k])));
       const mix = progress * progress * (3 - 2 * progress); // slow at the stages, quick between them
       const [above, below] = [values[k], values[k + 1]];
       for (let i = 0; i < above.length; i++) {
@@ -136,7 +137,7 @@ export function pointOnLine([x0, y0, x1, y1, x2, y2, x3, y3], u) {
   return [a * x0 + b * x1 + c * x2 + d * x3, a * y0 + b * y1 + c * y2 + d * y3];
 }
 
-export const lineWidth = (share, column) => 0.5 + Math.min(9, 0.3 * column) * share;
+export const lineWidth = (share, columnWidth) => 0.5 + Math.min(9, 0.3 * columnWidth) * share;
 
 export function drawDot(context, [x, y], radius, alpha, ink) {
   context.globalAlpha = alpha;

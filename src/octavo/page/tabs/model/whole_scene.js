@@ -75,7 +75,7 @@ export class WholeScene {
     if (!this.isNarrow) drawText(context, "wte + wpe", 10, this.top + 4, { font: labelFont(400, 11) });
     for (const t of columns.tokens) {
       drawLabel(context, flow.tokens[t].label, columns, t, this.top - 8);
-      this.ribbons.draw(context, columns.x(t), t, columns.ribbon, this.top, this.bottom);
+      this.ribbons.draw(context, columns.x(t), t, columns.ribbonWidth, this.top, this.bottom);
       for (let i = 0; i < flow.layerCount; i++) this.#paintMlp(context, i, t);
       this.#paintGuess(context, t);
     }
@@ -99,19 +99,19 @@ export class WholeScene {
     for (const t of columns.tokens)
       for (const { s, share } of flow.sources(layer, t, MIN_SHARE))
         if (s !== t && s >= columns.first)
-          drawLine(context, this.#line(layer, s, t), lineWidth(share, columns.column), 0.08 + 0.55 * share, ink);
+          drawLine(context, this.#line(layer, s, t), lineWidth(share, columns.columnWidth), 0.08 + 0.55 * share, ink);
   }
 
   #paintMlp(context, layer, t, alpha = 0.75) {
     const { columns, stageY, flow } = this;
     const [y1, y2] = [stageY[2 * layer + 1], stageY[2 * layer + 2]];
-    const width = Math.min(MAX_MARK, columns.column * 0.24) * Math.min(1, flow.mlpRatio(layer, t));
+    const width = Math.min(MAX_MARK, columns.columnWidth * 0.24) * Math.min(1, flow.mlpRatio(layer, t));
     if (width < 0.5) return;
     const height = (y2 - y1) * 0.62;
     context.globalAlpha = alpha;
     context.fillStyle = color("--mark");
     context.beginPath();
-    const left = columns.x(t) + columns.ribbon / 2 + 1;
+    const left = columns.x(t) + columns.ribbonWidth / 2 + 1;
     context.roundRect(left, (y1 + y2 - height) / 2, width, height, Math.min(width, height) / 2);
     context.fill();
     context.globalAlpha = 1;
@@ -137,7 +137,7 @@ export class WholeScene {
     context.setLineDash([1, 4]);
     for (let stage = 0; stage <= flow.layerCount; stage++) {
       const y = stageY[2 * stage];
-      const last = columns.x(flow.tokens.length - 1) + columns.ribbon / 2 + MAX_MARK;
+      const last = columns.x(flow.tokens.length - 1) + columns.ribbonWidth / 2 + MAX_MARK;
       const line = [last + 2, y, last + 8, y, left - 8, y, left - 4, y];
       drawLine(context, line, 1, 0.8, color("--edge"));
       const probability = flow.stage_probabilities[stage];
@@ -187,7 +187,7 @@ export class WholeScene {
     const y = isGuess ? this.bottom : this.rowY(row);
     const layers = isGuess ? [...Array(flow.layerCount).keys()] : row ? [Math.floor((row - 1) / 2)] : [];
     for (const layer of layers) this.#highlightLayer(context, layer, t, !isGuess);
-    this.ribbons.draw(context, columns.x(t), t, columns.ribbon, this.top, y);
+    this.ribbons.draw(context, columns.x(t), t, columns.ribbonWidth, this.top, y);
     for (let i = 0; i < flow.layerCount && this.stageY[2 * i + 2] <= y + 1; i++) this.#paintMlp(context, i, t, 1);
     drawLabel(context, flow.tokens[t].label, columns, t, this.top - 8, { weight: 700, ink: "--mark" });
     if (isGuess) this.#paintGuess(context, t, true);
@@ -196,9 +196,9 @@ export class WholeScene {
     for (const layer of layers) this.#paintLayerName(context, layer, layers.length === 1 ? "--ink" : "--quiet");
     context.strokeStyle = color("--mark");
     context.lineWidth = 2;
-    const half = columns.ribbon / 2 + 3;
+    const half = columns.ribbonWidth / 2 + 3;
     const guessHeight = columns.isRotated ? columns.top : 26;
-    const guess = [columns.x(t) - columns.column / 2 + 1, y + 2, columns.column - 2, guessHeight];
+    const guess = [columns.x(t) - columns.columnWidth / 2 + 1, y + 2, columns.columnWidth - 2, guessHeight];
     context.strokeRect(...(isGuess ? guess : [columns.x(t) - half, y - 5, 2 * half, 10]));
   }
 
@@ -210,14 +210,15 @@ export class WholeScene {
       if (s === t || s < columns.first) continue;
       if (hasShares) {
         context.globalAlpha = 0.25 + 0.75 * Math.sqrt(share);
-        this.ribbons.draw(context, columns.x(s), s, columns.ribbon, this.top, stageY[2 * layer]);
+        this.ribbons.draw(context, columns.x(s), s, columns.ribbonWidth, this.top, stageY[2 * layer]);
         context.globalAlpha = 1;
         const style = { ink: "--accent", weight: share > 0.15 ? 700 : 400 };
         drawLabel(context, flow.tokens[s].label, columns, s, this.top - 8, style);
       }
-      const width = lineWidth(share, columns.column) * (hasShares ? 1.5 : 1);
+      const width = lineWidth(share, columns.columnWidth) * (hasShares ? 1.5 : 1);
       drawLine(context, this.#line(layer, s, t), width, 0.35 + 0.6 * Math.sqrt(share), ink);
-      if (hasShares && share >= 0.08 && columns.column >= 26) this.#paintShare(context, s, stageY[2 * layer], share);
+      if (hasShares && share >= 0.08 && columns.columnWidth >= 26)
+        this.#paintShare(context, s, stageY[2 * layer], share);
     }
   }
 

@@ -52,7 +52,7 @@ export class Tree {
     return tree;
   }
 
-  // The branch of a number, or undefined.
+  // The branch with a number, or undefined.
   branch(number, branches = this.roots) {
     for (const branch of branches) {
       const found = branch.number === number ? branch : this.branch(number, branch.children);

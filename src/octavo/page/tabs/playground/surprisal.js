@@ -87,8 +87,8 @@ export class Surprisal {
 
   draw() {
     if (!this.answer) return;
-    const isByBits = this.unitChooser.querySelector("input:checked").value === "bits";
-    this.#drawText(isByBits);
+    const showsBits = this.unitChooser.querySelector("input:checked").value === "bits";
+    this.#drawText(showsBits);
     const { loss, perplexity, bits_per_byte } = this.answer;
     setSentence(this.average, "surprisal.sum", {
       bits: formatNumber(loss / Math.LN2, 2),
@@ -101,11 +101,11 @@ export class Surprisal {
     this.table.fill();
   }
 
-  #drawText(isByBits) {
+  #drawText(showsBits) {
     const { answer, groups } = this;
-    const thresholds = isByBits ? BIT_THRESHOLDS : RANK_THRESHOLDS;
+    const thresholds = showsBits ? BIT_THRESHOLDS : RANK_THRESHOLDS;
     const rankLevel = (rank) => RANK_THRESHOLDS.filter((threshold) => rank > threshold).length;
-    const levelOf = (i) => (isByBits ? surprisalLevel(answer.surprisal[i]) : rankLevel(answer.rank[i]));
+    const levelOf = (i) => (showsBits ? surprisalLevel(answer.surprisal[i]) : rankLevel(answer.rank[i]));
     const counts = Array(thresholds.length + 1).fill(0);
     const decorate = (span, group) => {
       markLineBreak(span, group);
@@ -122,7 +122,7 @@ export class Surprisal {
         "li",
         {},
         el("span", { class: `surprisal-bar level-${level}`, "aria-hidden": "true" }, "  "),
-        el("span", {}, isByBits ? bitRange(level) : rankRange(level)),
+        el("span", {}, showsBits ? bitRange(level) : rankRange(level)),
         el("small", {}, `× ${formatCount(tokenCount)}`),
       );
     this.legend.replaceChildren(...counts.map(item));

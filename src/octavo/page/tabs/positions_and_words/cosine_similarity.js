@@ -1,4 +1,5 @@
-// Two words during training: the cosine of their rows of wte, compared with random pairs of equally frequent words.
+// Two words during training: the cosine of their rows of wte, compared with random pairs of tokens that are about
+// as frequent.
 
 import { fetchView, replacedError, tokenizeWord } from "octavo/api";
 import { el, field, setSentence, textInput } from "octavo/dom";

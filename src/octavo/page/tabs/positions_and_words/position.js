@@ -167,8 +167,8 @@ export class WordAtPositions {
   // the limit.
   #textWords() {
     const { model, text } = this.app;
-    const isByCharacter = model.tokenizer === "char";
-    const tokensAtMost = (word) => (isByCharacter ? [...word].length : new TextEncoder().encode(word).length);
+    const hasCharacterTokens = model.tokenizer === "char";
+    const tokensAtMost = (word) => (hasCharacterTokens ? [...word].length : new TextEncoder().encode(word).length);
     return [...new Set(text.match(/[\p{L}\p{M}]+/gu) ?? [])]
       .filter((word) => tokensAtMost(word) <= this.#maxTokens())
       .slice(0, MAX_OFFERED);

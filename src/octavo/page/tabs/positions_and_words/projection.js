@@ -1,4 +1,4 @@
-// A map of the tokens: their rows of wte projected to a plane, with search and neighbors, for each kept checkpoint.
+// A map of the tokens: their rows of wte projected onto a plane, with search and neighbors, for each kept checkpoint.
 
 import { fetchView, requireWord } from "octavo/api";
 import { el, field, setSentence, textInput, tNodes } from "octavo/dom";

@@ -106,8 +106,8 @@ export class CheckpointHistory {
     setOptions(this.run, names, this.run.value || this.app.model?.id);
     this.text.value ||= this.app.text.slice(0, 60);
     const firstWord = this.app.text.trim().split(/\s+/)[0];
-    const isByLetter = /char|byte/.test(this.app.model?.tokenizer);
-    this.word.value ||= isByLetter ? (Array.from(firstWord)[0] ?? "") : firstWord;
+    const hasCharacterTokens = /char|byte/.test(this.app.model?.tokenizer);
+    this.word.value ||= hasCharacterTokens ? (Array.from(firstWord)[0] ?? "") : firstWord;
     this.form.hidden = !this.models.length;
     if (!this.models.length) setSentence(this.status, "history.none");
     this.#offerHeads();
