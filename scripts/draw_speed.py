@@ -1,6 +1,8 @@
 """Draw the charts of `docs/speed.md` from its tables: speed-time.svg, speed-curve.svg and speed-ratios.svg.
 
     python scripts/draw_speed.py
+
+A test compares the charts with the tables, so run it after a change of a table.
 """
 
 import html
