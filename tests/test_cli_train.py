@@ -62,6 +62,11 @@ pytestmark = pytest.mark.usefixtures("workdir")
         ("--name a/b", ["'a/b'"]),
         ("--name ..", ["'..'"]),
         ("--init nothing", ["nothing does not exist"]),
+        ("--processes two", ["'two' is not an integer"]),
+        ("--timeout nan", ["--timeout nan", "try: --timeout 600"]),
+        ("--timeout -1", ["--timeout -1"]),
+        ("--processes 2 --timeout inf", ["--timeout inf", "try: --timeout 600"]),
+        ("--processes 2 --restarts -1", ["--restarts -1", "try: --restarts 0"]),
     ],
 )
 def test_an_invalid_setting_is_rejected_and_nothing_is_written(

@@ -4,6 +4,7 @@ How long a run takes is not tested, only how its time is computed from measureme
 """
 
 import dataclasses
+import io
 import json
 import os
 import subprocess
@@ -228,6 +229,12 @@ print(json.dumps([event.memory_bytes for event in events if isinstance(event, (t
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, env=environment)
     estimated, *peaks = json.loads(done.stdout)
     assert estimated == pytest.approx(peaks[-1], rel=0.15)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no getrusage")
+def test_peak_memory_is_known_if_the_kernel_does_not_report_vmhwm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "open", lambda *_, **__: io.StringIO("Name:\tpython\nVmRSS:\t1 kB\n"), raising=False)
+    assert CPU.peak_memory() > 1 << 20  # type: ignore[operator]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux's getrusage would include the parent")

@@ -147,6 +147,13 @@ def test_a_preset_round_trips_through_toml(preset: str, tmp_path: Path) -> None:
     assert tomllib.loads(text).keys() == {"preset", *SECTIONS}
 
 
+@pytest.mark.parametrize("value", ["5", '"another.toml"'])
+def test_a_parameter_of_resolve_in_settings_toml_is_an_unknown_setting(value: str, tmp_path: Path) -> None:
+    write(tmp_path / "another.toml", "n_layer = 6")
+    with pytest.raises(OctavoError, match="there is no setting 'config'"):
+        from_toml(write_toml(tmp_path, f"config = {value}"))
+
+
 @law
 @given(values=valid_values())
 @example(values={"source": 'a "b" \\c\td\r\ne\0\x7f\u2028😀 # [x]\n\n= 1'})

@@ -79,7 +79,7 @@ class Runtime:
 
     @property
     def activation_budget(self) -> int:
-        """Bytes that the activations of one step may use: 70% of a GPU's free memory, elsewhere 2 GiB."""
+        """Bytes that the activations of one micro-batch may use: 70% of a GPU's free memory, elsewhere 2 GiB."""
         if self.device.type == "cuda":
             return int(0.7 * torch.cuda.mem_get_info(self.device)[0])
         return 2 << 30
@@ -88,8 +88,9 @@ class Runtime:
         """The peak of memory so far, in bytes: of a GPU's tensors, or of the whole process on a CPU."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        # On Linux a process inherits ru_maxrss across fork and exec, so it can be the parent's peak; VmHWM does not.
-        with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii") as lines:
+        # On Linux a process inherits ru_maxrss across fork and exec, so it can be the parent's peak. VmHWM is its own.
+        # Some kernels, such as gVisor's, do not report VmHWM: then `next` raises StopIteration.
+        with contextlib.suppress(OSError, StopIteration), open("/proc/self/status", encoding="ascii") as lines:
             peak = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
             # Linux counts the pages of each thread separately, so VmHWM can fall by a few pages.
             _highest_peak[0] = max(_highest_peak[0], peak)
@@ -191,7 +192,7 @@ def total_memory(device: torch.device) -> int | None:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be allocated; all of the memory if the system does not report how much is free."""
+    """Bytes that can still be allocated. If the system does not report them, the total memory, which may be None."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     with contextlib.suppress(OSError, StopIteration), open("/proc/meminfo", encoding="ascii") as lines:

@@ -136,6 +136,12 @@ def check_shard(shard: int, processes: int) -> None:
         )
 
 
+def check_timeout(seconds: float) -> None:
+    """Raise `OctavoError` unless the time after which a silent process counts as lost is positive and at most 1e9 s."""
+    if not 0 < seconds <= 1e9:
+        raise OctavoError(f"--timeout {seconds:g} is not a number of seconds between 0 and 1e9", "--timeout 600")
+
+
 def rows_of_rank(count: int, rank: int, size: int) -> slice:
     """The rows of a tensor that one of `size` processes has. If they can't be divided evenly, the last have fewer.
 
@@ -323,11 +329,12 @@ def is_launched() -> bool:
 def join(timeout: float = 600.0) -> World:
     """Connect to the other processes that a launcher has started. `ALONE` if it has started no others.
 
-    `timeout`: the seconds after which a process that does not answer counts as lost. Raises `OctavoError` if an
-    environment variable of the launcher is missing.
+    `timeout`: the seconds after which a process that does not answer counts as lost. Raises `OctavoError` if it is not
+    a positive number, or if an environment variable of the launcher is missing.
     """
     if _joined:
         return _joined[0]
+    check_timeout(timeout)
     size = _read_variable("WORLD_SIZE", 1)
     if size == 1:
         return ALONE

@@ -22,6 +22,7 @@ from octavo.cli.parser import (
     finish_verb,
     integer,
     is_first_on_machine,
+    number,
 )
 from octavo.errors import OctavoError
 from octavo.settings import NANOGPT_NAMES, SECTIONS, Settings, expand_home
@@ -63,20 +64,22 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
     )
     verb.add_argument("--port", type=integer, default=8000, metavar="P", help="port of --serve (8000)")
     group = verb.add_argument_group("several processes")
-    group.add_argument("--processes", type=int, default=1, metavar="N", help="train in N processes on this machine (1)")
+    group.add_argument(
+        "--processes", type=integer, default=1, metavar="N", help="train in N processes on this machine (1)"
+    )
     group.add_argument(
         "--shard",
-        type=int,
+        type=integer,
         default=0,
         metavar="K",
         help="shard the model among groups of K processes (FSDP); 0: each has all of it (0)",
     )
     group.add_argument(
-        "--restarts", type=int, default=3, metavar="N", help="start again at most N times if a process dies (3)"
+        "--restarts", type=integer, default=3, metavar="N", help="start again at most N times if a process dies (3)"
     )
     group.add_argument(
         "--timeout",
-        type=float,
+        type=number,
         default=600.0,
         metavar="SECONDS",
         help="time after which a process that does not answer counts as lost (600)",
@@ -208,6 +211,9 @@ def _launch(arguments: argparse.Namespace, plan: "Plan") -> int:
 
     if arguments.processes < 1:
         raise OctavoError(f"--processes {arguments.processes} is not a number of processes", "--processes 2")
+    if arguments.restarts < 0:
+        raise OctavoError(f"--restarts {arguments.restarts} is not a number of restarts", "--restarts 0")
+    distributed.check_timeout(arguments.timeout)
     if sys.platform == "win32":
         raise OctavoError("several processes can't train together on Windows", "leave out --processes")
     distributed.check_divisible(plan.settings.batch_size, arguments.processes)

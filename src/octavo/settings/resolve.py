@@ -73,7 +73,10 @@ def to_toml(settings: Settings) -> str:
 def from_toml(path: Path) -> Settings:
     """The settings that `to_toml` wrote to `path`."""
     with translate_setting_errors(path):
-        return resolve(**_read_toml(path))
+        values = _read_toml(path)
+        for name in values:
+            _check_name(name)  # `config` is a parameter of `resolve`, not a setting
+        return resolve(**values)
 
 
 def _check_name(name: str) -> None:
