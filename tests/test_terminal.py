@@ -10,7 +10,7 @@ import pytest
 
 from commands import RunCommand
 from octavo import training
-from octavo.progress import PreparationProgress, Report
+from octavo.progress import PreparationProgress, ProgressReporter
 from octavo.terminal.progress import Progress
 from octavo.terminal.training import TrainingProgress, draw_sparkline
 from octavo.training import Evaluated, Finished, Sampled, Started, Step, TimeEstimate
@@ -161,7 +161,7 @@ def test_progress_has_a_rate_and_the_time_left_in_its_unit(done: int, total: int
 def test_reported_work_is_drawn_while_a_display_is_open() -> None:
     stream = Terminal()
     with Progress(stream):
-        Report("downloading a.txt", 2, "bytes")(2)
-    Report("downloading b.txt", 2, "bytes")(2)
+        ProgressReporter("downloading a.txt", 2, "bytes")(2)
+    ProgressReporter("downloading b.txt", 2, "bytes")(2)
     assert "downloading a.txt" in stream.getvalue()
     assert "b.txt" not in stream.getvalue()

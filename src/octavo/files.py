@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import platformdirs
 
 from octavo.errors import MachineError, OctavoError, OctavoWarning
-from octavo.progress import Report
+from octavo.progress import ProgressReporter
 
 if TYPE_CHECKING:
     import filelock
@@ -304,7 +304,7 @@ def _is_in_cache(path: Path) -> bool:
 def _read_response(name: str, response: http.client.HTTPResponse) -> bytes:
     length = response.headers.get("Content-Length") or ""
     total = int(length) if length.isdecimal() else None
-    report = Report(f"downloading {name}", total, "bytes")
+    report = ProgressReporter(f"downloading {name}", total, "bytes")
     content = bytearray()
     while chunk := response.read(1 << 16):
         content += chunk

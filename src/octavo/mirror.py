@@ -20,7 +20,7 @@ from octavo.errors import OctavoError, OctavoWarning
 from octavo.remote import MissingError, Storage
 
 _CHECKPOINTS = "checkpoints"
-_NAME = re.compile(r"step-[0-9]{6,15}")
+_CHECKPOINT_NAME = re.compile(r"step-[0-9]{6,15}")
 _POINTERS = ("best", "last")
 _FILES = ("settings.toml", "metrics.jsonl", "samples.jsonl")
 _ORIGIN = ".origin"  # in a run folder that was copied from a URL: the URL
@@ -37,7 +37,7 @@ def push(run: Path, storage: Storage) -> None:
     Never changes the run.
     """
     pointers = {name: _read_pointer(run / name) for name in _POINTERS}
-    names = [path.name for path in (run / _CHECKPOINTS).glob("step-*") if _NAME.fullmatch(path.name)]
+    names = [path.name for path in (run / _CHECKPOINTS).glob("step-*") if _CHECKPOINT_NAME.fullmatch(path.name)]
     newest_first = sorted(names, key=_step, reverse=True)
     copied: set[str] = set()
     for name in dict.fromkeys([pointers["last"], pointers["best"], *newest_first]):
@@ -183,7 +183,8 @@ def _fetch_run(storage: Storage, folder: Path) -> None:
         if last is None and checkpoint.has_trainer(folder / _CHECKPOINTS / name):
             last = name
     if last is None:
-        raise OctavoError(f"{url} has no complete checkpoint to resume from", "--init URL, if it has one with weights")
+        hint = f"--init {url}, if it has a checkpoint with only weights"
+        raise OctavoError(f"{url} has no complete checkpoint to resume from", hint)
     best = _remote_pointer(storage, "best")
     _write_files(storage, folder, {"last": last} | ({"best": best} if best in fetched else {}))
 
@@ -232,7 +233,7 @@ def _find_checkpoints(storage: Storage, pointers: tuple[str, ...]) -> list[str]:
     """The names of the checkpoints that have a manifest: those of the pointers first, then newer ones first."""
     listed = (path.split("/") for path in storage.list_files(_CHECKPOINTS))
     complete = {parts[1] for parts in listed if len(parts) == 3 and parts[2] == "manifest.json"}
-    newest_first = sorted(filter(_NAME.fullmatch, complete), key=_step, reverse=True)
+    newest_first = sorted(filter(_CHECKPOINT_NAME.fullmatch, complete), key=_step, reverse=True)
     preferred = [name for pointer in pointers if (name := _remote_pointer(storage, pointer)) in complete]
     return list(dict.fromkeys([*filter(None, preferred), *newest_first]))
 
@@ -265,7 +266,7 @@ def _remote_pointer(storage: Storage, name: str) -> str | None:
 
 def _parse_pointer(content: bytes) -> str | None:
     name = content[:100].decode("utf-8", errors="replace").strip()
-    return name if _NAME.fullmatch(name) else None
+    return name if _CHECKPOINT_NAME.fullmatch(name) else None
 
 
 def _step(name: str) -> int:

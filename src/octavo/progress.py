@@ -12,7 +12,7 @@ The decorator `preparation` is for functions that other code calls too. It turns
     dataset = preparation.result
 
 Work that is not a generator, such as a download or a view, reports to the display of its thread, if there is one:
-`Report` and `track` send, `listen` receives.
+`ProgressReporter` and `track` send, `listen` receives.
 """
 
 import contextlib
@@ -94,7 +94,7 @@ _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 @contextlib.contextmanager
 def listen(listener: Listener) -> Iterator[None]:
-    """Call `listener` with the progress that `Report` and `track` send from this thread."""
+    """Call `listener` with the progress that `ProgressReporter` and `track` send from this thread."""
     token = _listener.set(listener)
     try:
         yield
@@ -102,7 +102,7 @@ def listen(listener: Listener) -> Iterator[None]:
         _listener.reset(token)
 
 
-class Report:
+class ProgressReporter:
     """Sends the progress of one stage to the display of the thread that creates it. Other threads may call it."""
 
     def __init__(self, stage: str, total: int | None, unit: str) -> None:
@@ -119,7 +119,7 @@ class Report:
 
 def track(items: Sequence[T], stage: str, unit: str) -> Iterator[T]:
     """Yield the items, and report how many of them the caller has worked through."""
-    report = Report(stage, len(items), unit)
+    report = ProgressReporter(stage, len(items), unit)
     for done, item in enumerate(items):
         report(done)
         yield item

@@ -1,4 +1,4 @@
-"""Files on other storage, by URL: `s3://BUCKET/KEY`, `gs://...`, `memory://...`, `file://...`. The engine is fsspec.
+"""Files on other storage, by URL: `s3://BUCKET/KEY`, `gs://...`, `memory://...`, `file://...`, with fsspec.
 
 Octavo reads files at random positions and renames folders, so it needs them on a disk. `fetch` copies what a URL names
 into the cache, and copies it again if it has changed. `octavo.mirror` copies runs there and back.
@@ -18,12 +18,12 @@ from typing import Any, TypeVar
 
 from octavo import files
 from octavo.errors import MachineError, OctavoError, install_command
-from octavo.progress import Report
+from octavo.progress import ProgressReporter
 
 T = TypeVar("T")
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
 _URL = re.compile(r"([a-z][a-z0-9+.-]+)://.")
-# What file systems report of a file, by which a change of it can be recognized.
+# The properties of a file that file systems report, by which a changed file is recognized.
 _IDENTITY = ("size", "ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created")
 _WAIT_SECONDS = 0.2
 
@@ -95,30 +95,30 @@ class Storage:
         """Copy a file to `path`."""
         from fsspec.callbacks import Callback
 
-        report = Report(f"downloading {PurePosixPath(self._path(name)).name}", None, "bytes")
+        report = ProgressReporter(f"downloading {PurePosixPath(self._path(name)).name}", None, "bytes")
         callback = Callback(hooks={"progress": lambda size, value, **_: report(value, size)})
         self._call(name, lambda remote_path: self._system.get_file(remote_path, str(path), callback=callback))
 
     def upload(self, path: Path, name: str) -> None:
-        """Copy the file `path` there. Raises `MachineError` if it arrives with another size."""
+        """Copy the local file `path` to the storage. Raises `MachineError` if the copy has another size."""
 
         def put(remote_path: str) -> None:
             self._system.put_file(str(path), remote_path)
             size, expected = self._system.size(remote_path), path.stat().st_size
             if size != expected:
-                raise OSError(f"{size} bytes have arrived, and {path} has {expected}")
+                raise OSError(f"the copy has {size} bytes, and {path} has {expected}")
 
         if not path.exists():  # not a fault of the storage
             raise MissingError(f"{path} was removed", "keep it in place")
         self._call(name, put)
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a small file. Raises `MachineError` if it arrives with another content."""
+        """Write a small file. Raises `MachineError` if its content is different when it is read again."""
 
         def pipe(remote_path: str) -> None:
             self._system.pipe_file(remote_path, content)
             if bytes(self._system.cat_file(remote_path)) != content:
-                raise OSError("another content has arrived")
+                raise OSError("its content is not what was written")
 
         self._call(name, pipe)
 
@@ -228,7 +228,7 @@ def _split_glob(url: str) -> tuple[str, str]:
 def _check_name(name: str, url: str) -> str:
     """Raise `OctavoError` for a name that leads out of the folder. Object stores allow any."""
     if any(part in ("", ".", "..") or "\\" in part or ":" in part for part in name.split("/")):
-        raise OctavoError(f"{url} has a file {name!r}, which is not a name for a file", "rename it")
+        raise OctavoError(f"{url} has a file {name!r}, which is not a valid file name", "rename it")
     return name
 
 

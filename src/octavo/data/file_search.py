@@ -1,7 +1,7 @@
 """Find the files that a source names: a file, the files of a folder, or those that match a glob.
 
-A folder and a glob leave out what is not text of the user's: hidden files, and the folders of `reason_to_skip`, among
-them all that Octavo writes. So `octavo train .` reads the same files again after it has written a run there.
+A folder and a glob leave out files that are not the user's text: hidden ones, and the folders of `reason_to_skip`,
+among them all that Octavo writes. So `octavo train .` reads the same files again after it has written a run there.
 """
 
 import contextlib
@@ -48,7 +48,8 @@ class Search:
             paths = set(self._match(anchor, list(path.relative_to(anchor).parts)))
             if not paths:
                 raise SourceNotFoundError(f"no file matches {source!r}", "** for any folder, * for any name")
-        return [SourceFile(str(path)) for path in sorted(paths, key=lambda path: path.parts) if not _is_output(path)]
+        in_order = sorted(paths, key=lambda path: path.parts)
+        return [SourceFile(str(path)) for path in in_order if not _is_stdout_or_stderr(path)]
 
     def _match(self, folder: Path, pattern: list[str]) -> Iterator[Path]:
         """Yield the files in `folder` that match a glob pattern, given as the list of its parts.
@@ -121,7 +122,7 @@ def _visible(folder: Path) -> Iterator[Path]:
         yield from (path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def _is_output(path: Path) -> bool:
+def _is_stdout_or_stderr(path: Path) -> bool:
     """Whether this command writes to the file: `octavo train . > log`."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):  # a stream may have no descriptor

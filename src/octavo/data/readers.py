@@ -101,13 +101,13 @@ class Reader:
         texts = decode(file, name, text_format)
         head = next(texts, "")
         texts = itertools.chain([head], texts)
-        rows_of: Iterable[str]
+        row_texts: Iterable[str]
         if format is formats.JSON_LINES or (format is formats.JSON and rows.LINES_OF_OBJECTS.match(head)):
-            rows_of = rows.read_json_lines(texts, name, text_format, limits)
+            row_texts = rows.read_json_lines(texts, name, text_format, limits)
         elif format is formats.JSON and rows.ARRAY_OF_OBJECTS.match(head):
-            rows_of = rows.read_json_array(texts, name, text_format, limits)
+            row_texts = rows.read_json_array(texts, name, text_format, limits)
         elif format is formats.CSV:
-            rows_of = rows.read_csv(texts, name, text_format, limits)
+            row_texts = rows.read_csv(texts, name, text_format, limits)
         else:
             if format is formats.JSON:
                 chat, start = rows.read_json_object(texts, limits)
@@ -117,7 +117,7 @@ class Reader:
                 texts = itertools.chain([start], texts)
             yield from self._count(_kind_of_text(head, format), chunk_text(texts, limits))
             return
-        yield from self._count(format.name, chunk_rows(rows_of, limits))
+        yield from self._count(format.name, chunk_rows(row_texts, limits))
 
     def _count(self, kind: str, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         """Count a file when its first chunk is read."""

@@ -177,12 +177,12 @@ class _Helper:
         yield from self._run_stage("writing tokens", names, lambda: self._finished("parts", "*.json"), self._encode)
         shared = [name for name, parts in self._parts().items() if len(parts) > 1]
         yield from self._run_stage("joining shards", shared, lambda: self._finished("shards", "*.json"), self._join)
-        yield from self._run_stage("finishing", ["final"], self._is_finished, self._finish)
+        yield from self._run_stage("finishing", ["final"], self._finished_dataset, self._finish)
 
     def _finished(self, folder: str, pattern: str) -> set[str]:
         return {path.stem for path in (self.work / folder).glob(pattern) if not path.name.startswith(".")}
 
-    def _is_finished(self) -> set[str]:
+    def _finished_dataset(self) -> set[str]:
         return {"final"} if (self.out / "dataset.json").exists() else set()
 
     def _run_stage(

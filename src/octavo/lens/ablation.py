@@ -19,7 +19,7 @@ from octavo.lens.tokens import Text, Token, make_token, tokenize
 from octavo.lens.view import Table, View
 from octavo.loss import next_token_loss
 from octavo.model import GPT, Block
-from octavo.progress import Report
+from octavo.progress import ProgressReporter
 from octavo.runs import RunLike
 
 _MAX_TOKENS = 256  # because the rest of the model runs again for every part
@@ -112,7 +112,7 @@ def ablate(
     """
     outcomes: list[Outcome] = []
     with inference(model):
-        report = Report("ablating the parts of each layer", model.settings.n_layer, "layers")
+        report = ProgressReporter("ablating the parts of each layer", model.settings.n_layer, "layers")
         for i, activations in enumerate(run_blocks(model, model.embed(idx))):
             report(i)
             if i not in layers:

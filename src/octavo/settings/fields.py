@@ -294,8 +294,6 @@ def unknown_name_error(
         hint = f"[{nearest[0]}]"
     elif kind == "logger":
         hint = f"--log {nearest[0]}"
-    elif kind == "verb":
-        hint = f"octavo {nearest[0]}"
     elif kind == "view":
         hint = f"octavo inspect RUN {nearest[0]}"
     else:

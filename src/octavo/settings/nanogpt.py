@@ -128,9 +128,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
     for statement in tree.body:
         match statement:
             case ast.Assign(targets=[ast.Name(id=name)], value=value):
-                number = _evaluate(value)
-                if number is not None:
-                    values[name] = number
+                evaluated = _evaluate(value)
+                if evaluated is not None:
+                    values[name] = evaluated
             case ast.Import() | ast.ImportFrom() | ast.Expr(value=ast.Constant()):
                 pass
             case _:

@@ -26,7 +26,7 @@ def run_preparation(preparation: Preparation[T], stream: IO[str]) -> T:
 
 
 class Progress:
-    """Shows progress as it arrives, and what `octavo.progress.Report` sends while it is entered.
+    """Shows progress as it arrives, and what `octavo.progress.ProgressReporter` sends while it is entered.
 
     A context manager, because the live display must be removed at the end.
     """
