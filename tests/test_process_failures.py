@@ -262,7 +262,7 @@ def test_all_processes_are_started_again_if_one_was_killed_or_lost(
         assert launch.launch(["train"], ["train", "--resume"], 2, restarts=1) == outcome
         assert len(started) == 1
         return
-    with pytest.raises(MachineError, match=outcome):
+    with pytest.raises(MachineError, match=f"{outcome}, after 1 restart\n"):
         launch.launch(["train"], ["train", "--resume"], 2, restarts=1)
     assert len(started) == 2
     assert f"{outcome}; restart 1 of 1" in capsys.readouterr().err

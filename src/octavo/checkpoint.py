@@ -57,7 +57,7 @@ class _InfoSchema:
     train_loss: float | None = None
     val_loss: float | None = None
     bits_per_byte: float | None = None
-    data: dict[str, Any] | None = None  # `octavo.data.dataset.Dataset.origin`, with the `source` of the settings
+    data: dict[str, Any] | None = None  # `Dataset.origin`; its `source` is that of the settings
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def check_manifest(folder: Path, foreign: bool = True) -> None:
     if changed:
         others = f", and so were {', '.join(changed[1:])}" if changed[1:] else ""
         raise OctavoError(
-            f"{folder / changed[0]} was changed after it was written{others}",
+            f"{folder / changed[0]} was changed or added after the checkpoint was written{others}",
             f"{_ANOTHER_CHECKPOINT}; or, if another program saved a model there, "
             f"octavo convert {folder} OUT --to hf --accept-changes",
         )

@@ -41,7 +41,7 @@ class Evaluation:
     tokens: int  # predicted tokens: all but the first
     bytes: int  # of the text, without those of the first token
     block_size: int
-    unknown: UnknownCharacters | None = None  # skipped or replaced: in `bytes`, but not in `loss`
+    unknown: UnknownCharacters | None = None  # skipped or replaced; `bytes` counts them
 
 
 def evaluate(

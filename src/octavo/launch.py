@@ -1,4 +1,4 @@
-"""Start several training processes on this machine, and start them again if one dies. The engine is TorchElastic.
+"""Start several training processes on this machine, and start them again if one dies, with TorchElastic.
 
 Each attempt is one round of TorchElastic with files for the rendezvous and the store, so nothing listens on the network
 but the connections between the processes, on the loopback interface. Its own restarts are not used: after one, the
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from octavo.distributed import STORE, LostProcessError
 from octavo.errors import MachineError, OctavoError
+from octavo.units import format_count
 
 _RUN = "OCTAVO_LAUNCHED_RUN"  # the file in which the first process writes the folder of its run
 
@@ -46,7 +47,7 @@ def launch(arguments: Sequence[str], after_restart: Sequence[str], processes: in
         if run:
             arguments = [*after_restart, run] if after_restart[-1] == "--resume" else after_restart
     hint = f"--resume {run}" if run else "the same command again"
-    raise MachineError(f"{killed}; it was restarted {restarts} times" if restarts else killed, hint)
+    raise MachineError(f"{killed}, after {format_count(restarts, 'restart')}" if restarts else killed, hint)
 
 
 class _KilledError(MachineError):

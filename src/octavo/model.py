@@ -93,6 +93,7 @@ class GPT(nn.Module):
         """Initialize the weights as GPT-2 does: matrices from N(0, 0.02), biases 0, gains of layer norms 1.
 
         The 2 n_layer projections into the residual stream are scaled by 1 / sqrt(2 n_layer): their outputs add up.
+        With the setting embedding_init="uniform", the embeddings are uniform instead.
         """
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):

@@ -50,7 +50,7 @@ class UnavailableError(Exception):
 
 
 class Library(NamedTuple):
-    """The loaded library. `notice` says why it could not be kept in the cache, if that is so."""
+    """The loaded library. `notice` says why it could not be kept in the cache; None if it was."""
 
     functions: ctypes.CDLL
     notice: str | None = None
@@ -69,7 +69,7 @@ def load_library() -> Library:
 
 
 def load_in_background() -> threading.Thread:
-    """Load or compile the library in a thread, which takes some seconds the first time. `load_library` waits for it."""
+    """Load or compile the library in a thread. Compiling takes some seconds. `load_library` waits for the thread."""
 
     def load() -> None:
         with contextlib.suppress(UnavailableError):  # reported where the library is needed
@@ -105,7 +105,7 @@ def _cached_library(folder: Path, compiler: str | None) -> Path:
     if path := _find(folder, name):
         return path
     try:
-        _prepare(folder)  # before the build, which takes a second
+        _prepare(folder)  # before the build, which takes some seconds
         with _build(compiler) as built:
             return _store(built, folder, name)
     except UnavailableError:
@@ -179,7 +179,7 @@ def _remove(paths: Iterable[Path]) -> None:
 
 
 def _stale(paths: Iterable[Path]) -> list[Path]:
-    """Those of these temporary files and folders that were left by a process that was killed."""
+    """The temporary files and folders among `paths` that a killed process left."""
     return [path for path, time_used in _last_use(paths).items() if time.time() - time_used > _STALE_SECONDS]
 
 

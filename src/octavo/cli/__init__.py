@@ -50,8 +50,8 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    0 success, 2 a mistake that the user can fix, 3 a failure of the machine (disk, memory), 4 a process that has lost
-    the others, 128 + N for signal N.
+    0 success, 1 a failing check of `octavo inspect RUN verify`, 2 a mistake that the user can fix, 3 a failure of the
+    machine (disk, memory), 4 a process that has lost the others, 128 + N for signal N.
     """
     _prepare_streams()
     words = list(sys.argv[1:] if argv is None else argv)

@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     name = runs.resolve_name(arguments.run)
     found = runs.find_run(name) or runs.Run.of_checkpoint(str(name))
     if found is None:
-        folder = runs.find_checkpoint(name)  # raises if it has no checkpoint
+        folder = runs.find_checkpoint(name)  # raises if there is no such model
         raise OctavoError(f"{folder} is a model and not a run of Octavo", f"octavo inspect {arguments.run} shapes")
     result = run_summary.describe(found)
     return print_report(arguments, result, _format_report(result))

@@ -24,7 +24,7 @@ SAMPLE_NAMES = {
 class _Option(NamedTuple):
     flag: str
     name: str  # nanoGPT's
-    value: Any  # as nanoGPT evaluates it; None if the command ends before it
+    value: Any  # as nanoGPT evaluates it; None if the command gives none
 
 
 def reject_options(argv: Sequence[str], names: Mapping[str, str], flags: Sequence[str]) -> None:

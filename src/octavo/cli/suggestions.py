@@ -153,7 +153,7 @@ def _is_model(path: str) -> bool:
 
 
 def missing_argument_hint(message: str, prog: str) -> str:
-    """What to try if an argument is missing: the newest run, if that is what is missing."""
+    """What to try if an argument is missing. For the argument RUN, the newest run."""
     run = newest_run()
     if run is not None and re.search(r"required: RUN\b", message):
         return f"{prog} {shlex.quote(run)}, the newest run, or {prog} --help"

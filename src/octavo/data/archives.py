@@ -74,7 +74,7 @@ def _open_zip(file: BinaryIO, name: str, limits: Limits, report: Report) -> Iter
             if member.flag_bits & _IS_ENCRYPTED:
                 report.skip("encrypted", f"{name}/{member.filename}")
             elif member.compress_type not in _COMPRESSIONS:
-                report.skip("with another compression", f"{name}/{member.filename}")
+                report.skip("with an unsupported compression", f"{name}/{member.filename}")
             else:
                 with archive.open(member) as content:
                     # The limit is for all members together, since they may overlap.

@@ -56,7 +56,7 @@ def _read_content(content: Any) -> str:
 
 
 def _walk_branch(mapping: dict[str, Any], last: Any) -> Iterator[tuple[str, str]]:
-    """Yield the messages of ChatGPT's export that lead to `current_node`: what was answered again branches there.
+    """Yield the messages on the path from the root to `last`. In ChatGPT's export, each edit or retry is a new branch.
 
     Only what the user and the model wrote: the export also has hidden instructions and the output of tools.
     """

@@ -65,7 +65,7 @@ class Claims:
             (self._helpers / self.name).unlink(missing_ok=True)
 
     def take(self, unit: str) -> bool:
-        """Claim a unit. False if another process that seems to live has claimed it."""
+        """Claim a unit. False if another process that seems alive has claimed it."""
         path = self._claims / unit
         if not self._create(path):
             if not self._is_stale(path):
@@ -82,7 +82,7 @@ class Claims:
         (self._claims / unit).unlink(missing_ok=True)
 
     def other_activities(self) -> list[Activity]:
-        """What the other processes that seem to live are doing."""
+        """What the other processes that seem alive are doing."""
         now, found = self._modified(self._helpers / self.name), []
         for path in self._helpers.glob("[!.]*"):
             with contextlib.suppress(OSError, OctavoError):

@@ -144,7 +144,7 @@ class Origin(msgspec.Struct):
 
 
 class _FileEntry(msgspec.Struct):
-    """What `dataset.json` records of a file."""
+    """What `dataset.json` records about a file."""
 
     bytes: Count
     sha256: str

@@ -33,7 +33,7 @@ def file_state(path: str | Path) -> FileState | None:
 
 
 class _Properties(msgspec.Struct, omit_defaults=True):
-    """What the record has of a file."""
+    """The recorded properties of a file."""
 
     state: list[Count]  # the result of `file_state`
     sha256: str | None = None

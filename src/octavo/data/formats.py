@@ -9,7 +9,7 @@ from pathlib import PurePath
 
 @dataclass(frozen=True)
 class Format:
-    """A row of the table. `suffixes` are in lower case; the extra has what reads it."""
+    """A row of the table. `suffixes` are in lower case. The package that reads the format is in the extra `extra`."""
 
     name: str  # as a summary of a folder counts its files
     suffixes: tuple[str, ...]

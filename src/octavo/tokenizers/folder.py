@@ -33,7 +33,7 @@ def load(folder: Path) -> Tokenizer:
             backend = tokenizers.Tokenizer.from_file(str(tokenizer_json))
         elif vocab_json.is_file() and merges_txt.is_file():
             backend = read_vocab_and_merges(vocab_json, merges_txt)
-            # There is no other list of the special tokens among those of vocab.json.
+            # vocab.json does not say which of its tokens are special, so those that have a role are.
             in_vocabulary = [token for token in tokens_with_role(roles) if backend.token_to_id(token) is not None]
             backend.add_special_tokens(in_vocabulary)
         else:

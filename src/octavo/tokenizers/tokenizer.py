@@ -67,8 +67,8 @@ class Tokenizer:
     ) -> None:
         """`role_ids` are token ids for roles that `roles` lacks; the id of a token that is not special is ignored.
 
-        If `<|endoftext|>` is a special token and no other token is the `eos_token`, it is. As in GPT-2, it then has
-        also those of the roles bos, pad and unk that no other token has.
+        If `<|endoftext|>` is a special token and no other token is the `eos_token`, it becomes the `eos_token`. As in
+        GPT-2, it then also takes the roles bos, pad and unk, unless another token has them.
         """
         backend.encode_special_tokens = True  # encodes the text of a special token like other text
         backend.no_truncation()  # transformers stores the lengths of its last call, and they would cut texts
@@ -100,7 +100,7 @@ class Tokenizer:
 
     @property
     def untrained_ids(self) -> list[int]:
-        """The ids that no text of the model's training had: that of the eos token if texts begin otherwise.
+        """The ids that do not occur in the training text: the eos token's if texts begin with another token.
 
         Random weights give them some probability, and sampling one would end a text anywhere.
         """

@@ -24,5 +24,5 @@ def convert(content: bytes, name: str, encoding: str) -> str:
     text = "\n".join(f"{page}\n" for page in pages if page)
     if not text:
         hint = "a copy with recognized text, as ocrmypdf writes it"
-        raise UnreadableFileError(f"{name} has no text in it: its pages are pictures", "without text", hint)
+        raise UnreadableFileError(f"{name} has no text in it: its pages are images", "without text", hint)
     return text

@@ -29,7 +29,7 @@ def answer(request: dict[str, str], content: bytes) -> str:
         ) from None
     if len(text) > MAX_TEXT:
         raise UnreadableFileError(f"{name} has more than {MAX_TEXT:,} characters", "too large")
-    # A font or an entity can name halves of a pair, which are not characters, and NUL.
+    # A font or an entity can name unpaired surrogates, which are not characters, and NUL.
     return text.replace("\0", "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
