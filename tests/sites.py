@@ -100,7 +100,7 @@ def serve_runs(
     for name, template in (templates or {}).items():
         models[name] = dataclasses.replace(models[name], own_chat_template=template)
     if slow_run:
-        models["slow"] = slow_model(list(slow_run.steps.values())[-1])
+        models["slow"] = slow_model(list(slow_run.checkpoints.values())[-1])
     with run_server(models, runs=runs, keys=keys) as site:
         yield site
 

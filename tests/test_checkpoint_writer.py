@@ -112,8 +112,8 @@ def test_a_checkpoint_waits_for_the_one_before(slow_disk: threading.Event) -> No
 
 def test_copies_of_the_weights_wait_too(slow_disk: threading.Event) -> None:
     run = octavo.Run(finished_event(run_events(keep_checkpoints=5)).run)
-    assert list(run.steps) == [1, 2, 3, 6, 8, 12]
-    for step, path in run.steps.items():
+    assert list(run.checkpoints) == [1, 2, 3, 6, 8, 12]
+    for step, path in run.checkpoints.items():
         assert checkpoint.load(path).info["step"] == step
 
 
@@ -132,7 +132,7 @@ def test_a_disk_that_fails_meanwhile_is_reported_and_changes_nothing(monkeypatch
     assert "weights at step 2" in notices[0]
     assert "checkpoint at step 4" in notices[1]
     run = finished_event(events).run
-    assert list(Run(run).steps) == [1, 5, 8, 12]
+    assert list(Run(run).checkpoints) == [1, 5, 8, 12]
     assert losses(run) == losses(undisturbed)
 
 

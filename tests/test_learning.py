@@ -28,13 +28,13 @@ def picture(tiny_run: Run) -> ET.Element:
 
 
 def test_the_head_and_the_pair_have_the_numbers_of_the_views(picture: ET.Element, tiny_run: Run) -> None:
-    steps = list(tiny_run.steps)
-    last = runs.load(tiny_run.steps[steps[-1]])
+    steps = list(tiny_run.checkpoints)
+    last = runs.load(tiny_run.checkpoints[steps[-1]])
     ids = [token.id for token in lens.tokens(last, LINE).tokens][:14]
     head = lens.attention(last, ids)
     weights = [
         lens.attention(runs.load(folder), ids, layer=head.layer, head=head.head).weights
-        for folder in tiny_run.steps.values()
+        for folder in tiny_run.checkpoints.values()
     ]
     rows, columns = np.tril_indices(len(ids))
     expected = np.sqrt(np.stack(weights)[:, rows, columns]).T
@@ -55,7 +55,7 @@ def test_the_head_and_the_pair_have_the_numbers_of_the_views(picture: ET.Element
 
 def test_one_frame_is_visible_at_a_time_and_the_last_one_without_animations(picture: ET.Element, tiny_run: Run) -> None:
     frames = [each for each in picture.iter(f"{SVG}g") if each.get("visibility")]
-    count = len(tiny_run.steps)
+    count = len(tiny_run.checkpoints)
     assert len(frames) % count == 0
     for i in range(0, len(frames), count):
         panel = frames[i : i + count]

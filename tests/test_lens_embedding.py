@@ -136,8 +136,8 @@ def test_against_has_to_be_one_token(small: Checkpoint) -> None:
 
 def test_history_has_the_cosines_of_every_checkpoint_of_the_run(tiny_run: Run) -> None:
     view = lens.neighbors(tiny_run.folder, "cat", against="mat", top=3)
-    folders = list(tiny_run.steps.values())
-    assert [moment.step for moment in view.history] == list(tiny_run.steps) == [1, 3, 7, 10, 20]
+    folders = list(tiny_run.checkpoints.values())
+    assert [moment.step for moment in view.history] == list(tiny_run.checkpoints) == [1, 3, 7, 10, 20]
     assert view.against is not None
     assert len(view.tokens) == 1
     word, against = view.tokens[0].id, view.against.token.id

@@ -139,10 +139,10 @@ def test_settings_changed_by_a_resume_stay_changed() -> None:
 
 def test_resume_with_more_steps_keeps_the_log_spaced_checkpoints() -> None:
     first = finished_event(run_events(keep_checkpoints=4))
-    kept = [path.name for path in octavo.Run(first.run).steps.values() if not checkpoint.has_trainer(path)]
+    kept = [path.name for path in octavo.Run(first.run).checkpoints.values() if not checkpoint.has_trainer(path)]
     assert len(kept) == 3
     finished_event(run_events(resume=first.run, max_steps=40))
-    assert set(kept) <= {path.name for path in octavo.Run(first.run).steps.values()}
+    assert set(kept) <= {path.name for path in octavo.Run(first.run).checkpoints.values()}
 
 
 def test_resume_with_another_text_is_an_error(folder: Path) -> None:

@@ -64,16 +64,16 @@ def test_only_last_best_and_log_spaced_checkpoints_are_kept(
         resumable = [*resumable, step][-2:]
         save(run, step, best=is_best, settings=settings)
         passed = {each for each in log_spaced if each <= step}
-        assert set(run.steps) == passed | set(resumable) | ({best} if best else set())
+        assert set(run.checkpoints) == passed | set(resumable) | ({best} if best else set())
         assert run.last == run.folder / "checkpoints" / f"step-{step:06d}"
         assert run.best == (run.folder / "checkpoints" / f"step-{best:06d}" if best else None)
-    for kept, folder in run.steps.items():
+    for kept, folder in run.checkpoints.items():
         loaded = checkpoint.load(folder)
         assert loaded.info["step"] == kept
         assert torch.equal(loaded.model.lm_head.weight, model_of(kept).lm_head.weight)
         assert (folder / "trainer.json").exists() == (folder / "trainer.safetensors").exists() == (kept in resumable)
     assert [runs.step_of(folder) for folder in run.resumable] == resumable[::-1]
-    assert {path.name for path in (run.folder / "checkpoints").iterdir()} == {path.name for path in run.steps.values()}
+    assert set((run.folder / "checkpoints").iterdir()) == set(run.checkpoints.values())
 
 
 def test_the_last_two_hold_the_trainer_state() -> None:
@@ -114,11 +114,11 @@ def test_a_run_that_is_rewound_has_nothing_later_and_everything_before(
         run.log("metrics", {"step": step})
         if step in saved | weights_only:
             save(run, step, step == best, weights_only=step not in saved, settings=settings)
-    before, best_before = dict(run.steps), run.best
+    before, best_before = dict(run.checkpoints), run.best
     step = runs.step_of(run.resumable[-1])
     run.rewind(step)
     assert [line["step"] for line in run.lines("metrics")] == list(range(1, step + 1))
-    assert list(run.steps) == [each for each in before if each <= step]
+    assert list(run.checkpoints) == [each for each in before if each <= step]
     assert run.last == run.resumable[0] == before[step]
     assert run.best == (best_before if best_before and runs.step_of(best_before) <= step else None)
 
@@ -150,7 +150,7 @@ def test_each_removal_of_a_rewind_is_on_disk_before_the_logs_are_cut(monkeypatch
     monkeypatch.setattr(Path, "unlink", trace_unlink)
     monkeypatch.setattr(os, "fsync", trace_fsync)
     run.rewind(20)
-    assert (list(run.steps), run.last, run.best) == ([20], run.steps[20], None)
+    assert (list(run.checkpoints), run.last, run.best) == ([20], run.checkpoints[20], None)
     assert not unflushed
 
 
@@ -158,7 +158,7 @@ def test_saving_a_step_again_replaces_its_checkpoint() -> None:
     run = Run.create(SETTINGS, "corpus")
     for step in (10, 20, 20):
         save(run, step, best=True)
-    assert list(run.steps) == [10, 20]
+    assert list(run.checkpoints) == [10, 20]
     assert checkpoint.load_trainer(run.last or Path()).values == {"step": 20}
 
 
@@ -166,7 +166,7 @@ def test_steps_beyond_six_digits_are_sorted_by_number() -> None:
     run = Run.create(SETTINGS, "corpus")
     for step in (999_999, 1_000_000, 100):
         save(run, step, weights_only=True)
-    assert list(run.steps) == [100, 999_999, 1_000_000]
+    assert list(run.checkpoints) == [100, 999_999, 1_000_000]
 
 
 def test_a_crash_before_the_pointers_are_written_keeps_the_previous_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +190,7 @@ def test_other_folders_beside_the_checkpoints_are_left_alone(name: str) -> None:
     shutil.copytree(save(run, 10), mine)
     for step in (20, 30):
         save(run, step)
-    assert list(run.steps) == [20, 30]
+    assert list(run.checkpoints) == [20, 30]
     checkpoint.load(mine)
 
 
@@ -208,8 +208,8 @@ def test_a_damaged_pointer_removes_nothing(pointer: str, content: str, empty_wor
     assert getattr(run, pointer) is None
     save(run, 20, best=True)
     assert (empty_workdir / "thesis" / "chapter.txt").read_text(encoding="utf-8") == "precious"
-    assert list(run.steps) == [10, 20]
-    assert run.last == run.best == run.steps[20]
+    assert list(run.checkpoints) == [10, 20]
+    assert run.last == run.best == run.checkpoints[20]
 
 
 def test_a_checkpoint_that_a_killed_process_left_behind_is_removed_by_a_later_save() -> None:
@@ -218,7 +218,7 @@ def test_a_checkpoint_that_a_killed_process_left_behind_is_removed_by_a_later_sa
     for step in (20, 30, 40):
         save(run, step)
     assert not Path(orphan).exists()
-    assert list(run.steps) == [30, 40]
+    assert list(run.checkpoints) == [30, 40]
 
 
 def test_an_interrupted_removal_is_finished_and_an_interrupted_replacement_undone() -> None:
@@ -228,7 +228,7 @@ def test_an_interrupted_removal_is_finished_and_an_interrupted_replacement_undon
     (run.folder / "checkpoints" / ".step-000005.removed").mkdir()  # a part of it is gone already
     last.rename(last.with_name(".step-000020.removed"))  # a new version of it was about to take its place
     with run.lock():
-        assert list(run.steps) == [10, 20]
+        assert list(run.checkpoints) == [10, 20]
     assert checkpoint.load_trainer(last).values == {"step": 20}
 
 
@@ -274,6 +274,6 @@ def test_a_run_that_is_resumed_removes_what_its_last_checkpoint_replaced(monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(Run, "_remove_old", lambda *_: None)
         save(run, 30, best=True)
-    assert list(run.steps) == [10, 20, 30]
+    assert list(run.checkpoints) == [10, 20, 30]
     run.rewind(30, is_best=True)
-    assert list(run.steps) == [20, 30]
+    assert list(run.checkpoints) == [20, 30]

@@ -126,7 +126,7 @@ def test_a_disk_that_cannot_flush_a_file_is_an_error(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "fsync", fsync_folders_only)
     with pytest.raises(OctavoError):
         save(run, 10)
-    assert run.steps == {}
+    assert run.checkpoints == {}
 
 
 def test_an_exception_releases_the_lock() -> None:

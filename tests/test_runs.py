@@ -104,7 +104,7 @@ def test_starting_again_removes_the_lines_and_weights_of_the_killed_process() ->
     save(run, 1, weights_only=True)
     again = Run.create(SETTINGS, "corpus", name="mine")
     again.start_again(SETTINGS)
-    assert (again.lines("metrics"), again.steps) == ([], {})
+    assert (again.lines("metrics"), again.checkpoints) == ([], {})
 
 
 @pytest.mark.parametrize("leftover", [None, ".settings.toml.0a1b2c3d.partial"])
@@ -383,7 +383,7 @@ def test_the_run_and_step_of_a_checkpoint_follow_from_its_path(empty_workdir: Pa
     assert owner is not None
     assert owner.folder == run.folder
     assert runs.step_of(folder) == 10
-    assert run.steps == {10: folder}
+    assert run.checkpoints == {10: folder}
     outside = Path(shutil.copytree(folder, empty_workdir / "checkpoints" / "step-000010"))
     assert Run.of_checkpoint(outside) is None
 

@@ -149,7 +149,7 @@ def test_models_are_listed_with_their_shape_and_steps(server: RunningServer, bpe
     listed = server.request("GET", "/lens").json
     assert listed["views"] == list(lens_api.SERVED_VIEWS)
     run, alone = listed["models"]
-    steps = list(bpe_run.steps)
+    steps = list(bpe_run.checkpoints)
     assert (run["id"], run["run"], run["steps"], run["tokenizer"]) == ("run", True, steps, "bpe")
     assert run["step"] == runs.step_of(bpe_run.best)  # type: ignore[union-attr]
     model = server.models["run"].checkpoint.model
@@ -175,7 +175,7 @@ def test_a_model_states_how_its_embeddings_were_initialized(bpe_run: Run) -> Non
 
 def test_every_checkpoint_of_a_run_can_be_shown(server: RunningServer, bpe_run: Run) -> None:
     responses = []
-    for step, path in [*bpe_run.steps.items(), *list(bpe_run.steps.items())[:1]]:
+    for step, path in [*bpe_run.checkpoints.items(), *list(bpe_run.checkpoints.items())[:1]]:
         responses.append(server.view("next_token", "run", text="the cat", step=step))
         assert responses[-1]["logits"] == lens.next_token(runs.load(path), "the cat").to_dict()["logits"]
     assert responses[0] == responses[-1] != responses[1]

@@ -166,7 +166,7 @@ def test_info_shows_settings_and_checkpoints(run_folder: Path, run_command: RunC
     report = run_command("info", run_folder, "--json").json
     assert list(report) == [*LIST_KEYS, "settings", "checkpoints", "resumable", "last", "best"]
     run = octavo.Run(run_folder)
-    assert report["checkpoints"] == list(run.steps)
+    assert report["checkpoints"] == list(run.checkpoints)
     assert (report["last"], report["best"]) == (4, 4)
     assert report["settings"]["n_layer"] == 1
     text = run_command("info", run_folder / "last").out

@@ -61,7 +61,7 @@ def test_training_overfits_a_repeated_text() -> None:
 
 def test_log_spaced_checkpoints_hold_weights_and_the_last_two_can_resume() -> None:
     run = finished_event(run_events(keep_checkpoints=4)).run
-    folders = list(octavo.Run(run).steps.values())
+    folders = list(octavo.Run(run).checkpoints.values())
     steps = ["step-000001", "step-000002", "step-000005", "step-000008", "step-000012"]
     assert [path.name for path in folders] == steps
     assert [path.name for path in folders if (path / "trainer.json").exists()] == steps[-2:]

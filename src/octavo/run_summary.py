@@ -81,13 +81,13 @@ def describe(run: Run) -> RunDetails:
     settings = run.settings
     preset = {field.name: field.default for field in fields(Settings)} | PRESETS[settings.preset]
     changed = {name: value for name, value in vars(settings).items() if value != preset.get(name) and name != "preset"}
-    steps = run.steps
-    resumable = [step for step, folder in steps.items() if checkpoint.has_trainer(folder)]
-    step_by_folder = {folder: step for step, folder in steps.items()}
+    checkpoints = run.checkpoints
+    resumable = [step for step, folder in checkpoints.items() if checkpoint.has_trainer(folder)]
+    step_by_folder = {folder: step for step, folder in checkpoints.items()}
     return RunDetails(
         **vars(summarize(run)),
         settings=changed,
-        checkpoints=list(steps),
+        checkpoints=list(checkpoints),
         resumable=resumable[::-1],
         last=step_by_folder.get(run.last) if run.last else None,
         best=step_by_folder.get(run.best) if run.best else None,

@@ -114,7 +114,7 @@ class Run:
     @property
     def resumable(self) -> list[Path]:
         """The checkpoints that training can resume from, newest first. `last` is one even if its files are missing."""
-        folders = {folder for folder in self.steps.values() if checkpoint.has_trainer(folder)}
+        folders = {folder for folder in self.checkpoints.values() if checkpoint.has_trainer(folder)}
         return sorted(folders | ({self.last} if self.last else set()), key=step_of, reverse=True)
 
     @property
@@ -135,7 +135,7 @@ class Run:
         if self.resumable:  # another process has trained it since this one created it
             raise OctavoError(f"{self.folder} already exists and is not empty", "another name")
         self.truncate_logs(0)
-        for folder in self.steps.values():
+        for folder in self.checkpoints.values():
             files.remove_folder(folder)
         self.write_settings(settings)
 
@@ -155,14 +155,14 @@ class Run:
             files.write_atomic(self.folder / "last", folder.name + "\n")
         if self.best is not None and step_of(self.best) > step:
             files.remove_file(self.folder / "best")
-        for later, later_folder in self.steps.items():
+        for later, later_folder in self.checkpoints.items():
             if later > step:
                 files.remove_folder(later_folder)
         self._remove_old(folder, None, log_spaced_steps(self.settings))
         self.truncate_logs(step if keep_line else step - 1)
 
     @property
-    def steps(self) -> dict[int, Path]:
+    def checkpoints(self) -> dict[int, Path]:
         """The folder of every checkpoint by its step, in ascending order."""
         folders = (p for p in (self.folder / "checkpoints").glob("step-*") if _CHECKPOINT_NAME.fullmatch(p.name))
         return dict(sorted((step_of(folder), folder) for folder in folders))
@@ -284,9 +284,9 @@ class Run:
         have been killed before it removed them. Checkpoints without a trainer state are kept, with one exception:
         `earlier_best`, the best until now, is removed if it is neither the best any more nor log-spaced.
         """
-        with_trainer = [step for step, folder in self.steps.items() if checkpoint.has_trainer(folder)]
+        with_trainer = [step for step, folder in self.checkpoints.items() if checkpoint.has_trainer(folder)]
         steps_to_resume_from = {step_of(last), *[step for step in with_trainer if step < step_of(last)][-1:]}
-        for step, folder in self.steps.items():
+        for step, folder in self.checkpoints.items():
             if step in steps_to_resume_from or (step not in with_trainer and folder != earlier_best):
                 continue
             with contextlib.suppress(OctavoError):  # the new checkpoint is saved; the next save tries this again
@@ -360,7 +360,7 @@ def load(run: RunLike, device: "torch.device | str" = "cpu") -> Checkpoint:
 def _loadable(run: Run) -> list[Path]:
     """The checkpoints of a run in the order in which `load` tries them: best, last, then newer ones first."""
     preferred = find_checkpoint(run)
-    return list(dict.fromkeys([preferred, *filter(None, [run.last]), *reversed(run.steps.values())]))
+    return list(dict.fromkeys([preferred, *filter(None, [run.last]), *reversed(run.checkpoints.values())]))
 
 
 def find_checkpoint(run: RunLike) -> Path:
@@ -375,7 +375,7 @@ def find_checkpoint(run: RunLike) -> Path:
     run = resolve_name(run)
     opened = find_run(run)
     if opened is not None:
-        folder = opened.best or opened.last or next(reversed(opened.steps.values()), None)
+        folder = opened.best or opened.last or next(reversed(opened.checkpoints.values()), None)
         if folder is None:
             raise OctavoError(f"{opened.folder} has no checkpoint yet", "train it for longer")
         return folder

@@ -66,7 +66,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         "resumed": (setup.settings, tensors(dict(setup.model.named_parameters()))),
         "newest": values_of(*newest),
         "best": values_of(octavo.load(folder)),
-        "manifests": [checkpoint.check_manifest(step, foreign=False) for step in octavo.Run(folder).steps.values()],
+        "manifests": [checkpoint.check_manifest(path, False) for path in octavo.Run(folder).checkpoints.values()],
         "logs": [octavo.Run(folder).lines(kind) for kind in ("metrics", "samples")],
         "notices": setup.notices,
     }

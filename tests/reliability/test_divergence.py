@@ -205,9 +205,9 @@ def test_rollback_removes_the_copies_of_weights_that_it_returns_from(plant: Plan
     for event in events:
         if isinstance(event, training.Notice) and "Rollback" in event.text:
             break
-    assert set(octavo.Run("runs/text-1").steps) == {0, 1, 2, 4}
+    assert set(octavo.Run("runs/text-1").checkpoints) == {0, 1, 2, 4}
     assert finished_event([*events]).step == 12
-    assert copies <= set(octavo.Run("runs/text-1").steps)
+    assert copies <= set(octavo.Run("runs/text-1").checkpoints)
 
 
 POLICIES = [("skip", "gradient"), ("rollback", "batch")]

@@ -151,7 +151,7 @@ def test_two_processes_that_divide_the_model_write_the_files_of_one(
     assert files(folder / "one") == files(folder / "two")
     assert metrics(octavo.Run(folder / "one")) == metrics(octavo.Run(folder / "two"))
     if variant != "baby":
-        first, *_, last = octavo.Run(folder / "two").steps.values()
+        first, *_, last = octavo.Run(folder / "two").checkpoints.values()
         before, after = (octavo.load(path).model.lm_head.weight for path in (first, last))
         assert (before != after).any(1).all()
     report(f"{variant}, two processes, --shard {shard}: files that differ from those of one process", 1, differences=0)
@@ -403,7 +403,8 @@ if IS_TORTURE:  # minutes
             "--sample-every=0",
         ]
         run(folder, *words, "--out=run", *TWO, "--timeout=60", "--shard=2")
-        before, after = (octavo.load(path).model.lm_head.weight for path in octavo.Run(folder / "run").steps.values())
+        folders = octavo.Run(folder / "run").checkpoints.values()
+        before, after = (octavo.load(path).model.lm_head.weight for path in folders)
         assert (before != after).any(1).all()
 
     def test_a_process_that_hangs_is_named_and_replaced(folder: Path, report: Report) -> None:

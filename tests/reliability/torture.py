@@ -75,10 +75,10 @@ class Outcome:
     def of(cls, folder: Path) -> "Outcome":
         run = octavo.Run(folder)
         assert run.last is not None
-        for path in run.steps.values():
+        for path in run.checkpoints.values():
             checkpoint.check_manifest(path, foreign=False)
         weights = (run.last / "model.safetensors").read_bytes()
-        return cls(weights, metrics(run), run.lines("samples"), list(run.steps))
+        return cls(weights, metrics(run), run.lines("samples"), list(run.checkpoints))
 
 
 def metrics(run: octavo.Run) -> list[tuple[Any, ...]]:

@@ -44,13 +44,13 @@ def learning_svg(run: RunLike, text: str | None = None, pair: tuple[str, str] | 
     Raises `OctavoError` if the run has fewer than two checkpoints.
     """
     owner = runs.find_run(run)
-    steps = [] if owner is None else _select_steps(list(owner.steps))
+    steps = [] if owner is None else _select_steps(list(owner.checkpoints))
     if owner is None or len(steps) < 2:
         raise OctavoError(
             "only a run with at least two checkpoints shows how it learned",
             "--keep-checkpoints 8",
         )
-    last = runs.load(owner.steps[steps[-1]])
+    last = runs.load(owner.checkpoints[steps[-1]])
     samples = owner.lines("samples")
     sample_text = str(samples[-1]["text"]) if samples else None
     ids = [token.id for token in tokenize(last, text or sample_text, "skip").tokens[:_MAX_TOKENS]]
@@ -58,7 +58,7 @@ def learning_svg(run: RunLike, text: str | None = None, pair: tuple[str, str] | 
     pair_history = _pair_history(last, pair)
     maps, patterns = [], []
     for step in track(steps, "drawing", "checkpoints"):
-        loaded = last if step == steps[-1] else runs.load(owner.steps[step])
+        loaded = last if step == steps[-1] else runs.load(owner.checkpoints[step])
         maps.append(projection(loaded))
         patterns.append(attention(loaded, ids, layer=final.layer, head=final.head).weights)
     animation = _Animation(steps)

@@ -131,7 +131,7 @@ def _resolve_one_token(loaded: Checkpoint, word: WordLike) -> int:
 def _embeddings_of_run(folder: Path) -> Iterator[tuple[int, np.ndarray]]:
     """The step and wte (V, C) of every checkpoint of the run that owns a checkpoint folder."""
     run = Run.of_checkpoint(folder)
-    for step, path in track(list(run.steps.items()) if run else [], "reading", "checkpoints"):
+    for step, path in track(list(run.checkpoints.items()) if run else [], "reading", "checkpoints"):
         for file_path in huggingface.safetensors_files(path):
             with safetensors.safe_open(file_path, framework="np") as file:
                 if "transformer.wte.weight" in file.keys():  # noqa: SIM118 (it is not a dict)

@@ -187,7 +187,7 @@ class ServedModel:
     @property
     def steps(self) -> dict[int, Path]:
         """The run's checkpoints by step, as they are now."""
-        return self.run.steps if self.run else {}
+        return self.run.checkpoints if self.run else {}
 
     @property
     def step(self) -> int | None:

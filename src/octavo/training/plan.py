@@ -130,9 +130,8 @@ def find_resumable(resume: RunLike) -> tuple[Run, tuple[Path, ...]]:
             raise OctavoError(f"{folder} is a checkpoint of nanoGPT, not a run of Octavo", hint)
         run = Run(folder)  # always raises here: the error says why the folder is not a run
     if not run.resumable and not run.is_unstarted:
-        hint = (
-            f"--init {run.folder}, which starts a new run from its weights" if run.steps else "wait for its first one"
-        )
+        new_run = f"--init {run.folder}, which starts a new run from its weights"
+        hint = new_run if run.checkpoints else "wait for its first one"
         raise OctavoError(f"{run.folder} has no checkpoint to resume from", hint)
     return run, tuple(run.resumable)
 
