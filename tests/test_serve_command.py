@@ -133,6 +133,9 @@ def test_keys_come_from_a_file_and_the_environment(tmp_path: Path, monkeypatch: 
     assert read_keys(path) == {"key-1": ONE, "ann@example.org": TWO}
     monkeypatch.setenv("OCTAVO_API_KEY", THREE)
     assert read_keys(path) == {"key-1": ONE, "ann@example.org": TWO, "OCTAVO_API_KEY": THREE}
+    path.write_text(f"OCTAVO_API_KEY {ONE}\n", encoding="utf-8")  # neither of the two keys may be lost
+    with pytest.raises(OctavoError, match=r"line 1 .* name of an earlier key"):
+        read_keys(path)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be"])

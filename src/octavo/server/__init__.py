@@ -138,6 +138,8 @@ def read_keys(path: str | Path | None) -> dict[str, str]:
     if path is not None and not lines:
         raise OctavoError(f"the key file {path} has no key", _KEY_FILE_HINT)
     keys: dict[str, str] = {}
+    if key := os.environ.get(KEY_VARIABLE, "").strip():
+        keys[KEY_VARIABLE] = key
     for count, (number, line) in enumerate(lines, start=1):
         if len(line) > 2:
             raise OctavoError(
@@ -149,8 +151,6 @@ def read_keys(path: str | Path | None) -> dict[str, str]:
         if name in keys:
             raise OctavoError(f"line {number} of the key file {path} has the name of an earlier key", "another name")
         keys[name] = line[-1]
-    if key := os.environ.get(KEY_VARIABLE, "").strip():
-        keys[KEY_VARIABLE] = key
     for name, key in keys.items():
         if not (key.isascii() and key.isprintable() and " " not in key):
             raise OctavoError(
