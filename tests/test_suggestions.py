@@ -86,16 +86,16 @@ def flags_of(verb: str) -> list[str]:
 
 
 def test_a_hint_names_the_run_of_the_command(run_folder: Path) -> None:
-    error = "there is no RUN\n  try: octavo train --resume RUN; or --init RUN"
+    hint = "octavo train --resume RUN; or --init RUN"
     for words in (
         ["train", "--resume", str(run_folder)],
         ["train", f"--resume={run_folder}"],
         ["eval", str(run_folder)],
     ):
-        named = suggestions.name_the_run(error, words)
-        assert named == f"there is no RUN\n  try: octavo train --resume {run_folder}; or --init {run_folder}"
+        named = suggestions.name_the_run(hint, words)
+        assert named == f"octavo train --resume {run_folder}; or --init {run_folder}"
     for words in (["train", "text.txt"], ["train", ""], ["train"], []):
-        assert suggestions.name_the_run(error, words) == error
+        assert suggestions.name_the_run(hint, words) == hint
 
 
 def test_a_file_of_weights_that_is_missing_is_not_taken_for_a_model_of_the_hub(assert_rejected: AssertRejected) -> None:

@@ -71,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             finally:
                 sys.stdout.flush()  # so that a closed pipe is noticed here, not at exit
     except OctavoError as error:
-        return _fail(name_the_run(str(error), words), error.exit_code)
+        error.hint = error.hint and name_the_run(error.hint, words)
+        return _fail(str(error), error.exit_code)
     except _Terminated:
         return _fail("terminated", 128 + signal.SIGTERM, prefix="")
     except KeyboardInterrupt:

@@ -135,14 +135,11 @@ def _stray_word_error(word: str, arguments: argparse.Namespace, argv: Sequence[s
     return OctavoError(message, shlex.join(["octavo", *rest, flag, word]))
 
 
-def name_the_run(error: str, words: Sequence[str]) -> str:
-    """The text of an error, with the run or checkpoint that the command names in place of RUN in the hint."""
-    message, separator, hint = error.partition("\n  try: ")
-    if not separator or not re.search(r"\bRUN\b", hint):
-        return error
+def name_the_run(hint: str, words: Sequence[str]) -> str:
+    """The hint of an error, with the run or checkpoint that the command names in place of RUN."""
     values = [word.partition("=")[2] if word.startswith("-") and "=" in word else word for word in words[1:]]
-    run = next((value for value in values if _is_model(value)), None)
-    return error if run is None else message + separator + re.sub(r"\bRUN\b", lambda _: shlex.quote(run), hint)
+    run = next((value for value in values if _is_model(value)), None) if re.search(r"\bRUN\b", hint) else None
+    return hint if run is None else re.sub(r"\bRUN\b", lambda _: shlex.quote(run), hint)
 
 
 def _is_model(path: str) -> bool:
