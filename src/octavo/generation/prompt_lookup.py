@@ -36,6 +36,6 @@ class PromptLookup:
         return [] if start is None else self._ids[start : start + count]
 
     def report(self, accepted: int) -> None:
-        """Tell how many tokens of the last draft were accepted. Each rejected draft doubles the wait for the next."""
+        """Record how many tokens of the last draft were accepted. Each rejected draft doubles the wait for the next."""
         self._wait = 0 if accepted else self._next_wait
         self._next_wait = 1 if accepted else min(2 * self._next_wait, _MAX_WAIT)

@@ -1,7 +1,7 @@
 """Faster CPU paths under an unchanged model: replacements of PyTorch's functions, and C code.
 
     replacements.py    other PyTorch operations for attention, dropout and float32 matmuls
-    training.c         what stands between the matmuls of a training step (`training.py` calls it)
+    training.c         fused kernels for everything but the matmuls of a training step (`training.py` calls it)
     forward.c          the decoder of `octavo.generation.native`, in threads of its own (team.h)
     linear.h           its linear layers, for int8 weights also on Intel's matrix unit (amx.h)
     floats.h           vectors of floats, for both C files

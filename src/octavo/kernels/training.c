@@ -1,6 +1,6 @@
-/* What stands between the matmuls of a training step: layer norms, biases, GELU, causal softmax, dropout, residual
-   additions and cross-entropy, forward and backward. `octavo.training.fused_step` calls these functions; PyTorch
-   multiplies the matrices.
+/* Fused kernels for everything but the matmuls of a training step: layer norms, biases, GELU, causal softmax, dropout,
+   residual additions and cross-entropy, forward and backward. `octavo.training.fused_step` calls these functions;
+   PyTorch multiplies the matrices.
 
    A function reads and writes each number once, where PyTorch needs an operation, and a pass over memory, for each
    part of it. Activations are float32 or bf16 (`bf16` in the structs); the residual stream, its gradient, statistics,
@@ -64,6 +64,8 @@ static void parallel_for(void (*function)(const void *, long), const void *argum
     if (threads > 1) openmp.run(run_chunks, &job, (unsigned)threads, 0);
     else run_chunks(&job);
 }
+
+/* Every NAME_chunk copies its struct first: the compiler then knows that no store changes it. */
 
 /* The function NAME(struct, threads), which runs NAME_chunk for each chunk of rows, compiled once for each type. */
 #define DEFINE(name, Struct, chunk_count) \
@@ -224,7 +226,7 @@ typedef struct {
 
 ALWAYS_INLINE void embed_forward_chunk(const void *argument, long chunk, int bf16)
 {
-    const Embed a[1] = {*(const Embed *)argument}; /* a copy, which no store can change */
+    const Embed a[1] = {*(const Embed *)argument};
     (void)bf16;
     FOR_ROWS(row, a->B * a->T) {
         const uint32_t key = row_key(a->dropout, row);
@@ -239,7 +241,7 @@ DEFINE(embed_forward, Embed, ROW_CHUNKS(a->B * a->T))
 /* Adds to the gradients of both tables. A chunk is LANES columns, so that no two threads write to the same element. */
 ALWAYS_INLINE void embed_backward_chunk(const void *argument, long chunk, int bf16)
 {
-    const Embed a[1] = {*(const Embed *)argument}; /* a copy, which no store can change */
+    const Embed a[1] = {*(const Embed *)argument};
     (void)bf16;
     const long c = chunk * LANES, count = a->C - c < LANES ? a->C - c : LANES;
     for (long row = 0; row < a->B * a->T; row++) {
@@ -276,7 +278,7 @@ typedef struct {
 
 ALWAYS_INLINE void norm_forward_chunk(const void *argument, long chunk, int bf16)
 {
-    const Norm a[1] = {*(const Norm *)argument}; /* a copy, which no store can change */
+    const Norm a[1] = {*(const Norm *)argument};
     const long C = a->C;
     FOR_ROWS(row, a->N) {
         const float *before = a->x_before + row * C;
@@ -314,7 +316,7 @@ DEFINE(norm_forward, Norm, ROW_CHUNKS(a->N))
 
 ALWAYS_INLINE void norm_backward_chunk(const void *argument, long chunk, int bf16)
 {
-    const Norm a[1] = {*(const Norm *)argument}; /* a copy, which no store can change */
+    const Norm a[1] = {*(const Norm *)argument};
     const long C = a->C;
     float *gain_sums = a->sums + chunk * 3 * C, *norm_bias_sums = gain_sums + C, *bias_sums = norm_bias_sums + C;
     memset(gain_sums, 0, (size_t)(3 * C) * sizeof *gain_sums);
@@ -361,7 +363,7 @@ typedef struct {
 
 ALWAYS_INLINE void split_heads_chunk(const void *argument, long chunk, int bf16)
 {
-    const Heads a[1] = {*(const Heads *)argument}; /* a copy, which no store can change */
+    const Heads a[1] = {*(const Heads *)argument};
     const long D = a->D, width = a->P * a->H * D;
     FOR_ROWS(row, a->B * a->T)
         for (long part = 0; part < a->P; part++)
@@ -379,7 +381,7 @@ DEFINE(split_heads, Heads, ROW_CHUNKS(a->B * a->T))
 
 ALWAYS_INLINE void merge_heads_chunk(const void *argument, long chunk, int bf16)
 {
-    const Heads a[1] = {*(const Heads *)argument}; /* a copy, which no store can change */
+    const Heads a[1] = {*(const Heads *)argument};
     const long D = a->D, width = a->P * a->H * D;
     float *sums = a->sums ? a->sums + chunk * width : NULL;
     if (sums) memset(sums, 0, (size_t)width * sizeof *sums);
@@ -413,7 +415,7 @@ typedef struct {
 
 ALWAYS_INLINE void softmax_forward_chunk(const void *argument, long chunk, int bf16)
 {
-    const Softmax a[1] = {*(const Softmax *)argument}; /* a copy, which no store can change */
+    const Softmax a[1] = {*(const Softmax *)argument};
     float scores[a->T + LANES];
     FOR_ROWS(row, a->rows) {
         const long start = row * a->T, seen = row % a->T + 1; /* keys that this query sees */
@@ -437,7 +439,7 @@ DEFINE(softmax_forward, Softmax, ROW_CHUNKS(a->rows))
 
 ALWAYS_INLINE void softmax_backward_chunk(const void *argument, long chunk, int bf16)
 {
-    const Softmax a[1] = {*(const Softmax *)argument}; /* a copy, which no store can change */
+    const Softmax a[1] = {*(const Softmax *)argument};
     FOR_ROWS(row, a->rows) {
         const long start = row * a->T, seen = row % a->T + 1;
         floats product = {};
@@ -468,7 +470,7 @@ ALWAYS_INLINE floats gelu_argument(floats x) { return 1.59576912f * x * (1.f + .
 
 ALWAYS_INLINE void gelu_forward_chunk(const void *argument, long chunk, int bf16)
 {
-    const Gelu a[1] = {*(const Gelu *)argument}; /* a copy, which no store can change */
+    const Gelu a[1] = {*(const Gelu *)argument};
     FOR_ROWS(row, a->N) FOR_VECTORS(c, a->C) {
         floats x = LOAD(a->x, row * a->C + c);
         if (a->bias) x += LOAD_FP32(a->bias, c);
@@ -498,7 +500,7 @@ ALWAYS_INLINE floats gelu_exact_derivative(floats x)
 
 ALWAYS_INLINE void gelu_backward_chunk(const void *argument, long chunk, int bf16)
 {
-    const Gelu a[1] = {*(const Gelu *)argument}; /* a copy, which no store can change */
+    const Gelu a[1] = {*(const Gelu *)argument};
     float *sums = a->sums + chunk * a->C;
     memset(sums, 0, (size_t)a->C * sizeof *sums);
     FOR_ROWS(row, a->N) FOR_VECTORS(c, a->C) {
@@ -525,7 +527,7 @@ typedef struct {
 
 ALWAYS_INLINE void cross_entropy_chunk(const void *argument, long chunk, int bf16)
 {
-    const CrossEntropy a[1] = {*(const CrossEntropy *)argument}; /* a copy, which no store can change */
+    const CrossEntropy a[1] = {*(const CrossEntropy *)argument};
     const long V = a->V;
     FOR_ROWS(row, a->B * a->T) {
         const long start = row * V, target = a->targets[row / a->T * a->ids_stride + row % a->T];
@@ -560,7 +562,7 @@ typedef struct {
 
 ALWAYS_INLINE void add_sums_chunk(const void *argument, long chunk, int bf16)
 {
-    const Sums a[1] = {*(const Sums *)argument}; /* a copy, which no store can change */
+    const Sums a[1] = {*(const Sums *)argument};
     (void)bf16;
     const long c = chunk * LANES, count = a->width - c < LANES ? a->width - c : LANES;
     floats total = {};
@@ -580,7 +582,7 @@ typedef struct {
 enum { BLOCK = 1 << 14 };
 ALWAYS_INLINE void accumulate_chunk(const void *argument, long chunk, int bf16)
 {
-    const Accumulate a[1] = {*(const Accumulate *)argument}; /* a copy, which no store can change */
+    const Accumulate a[1] = {*(const Accumulate *)argument};
     const long end = (chunk + 1) * BLOCK < a->count ? (chunk + 1) * BLOCK : a->count;
     for (long i = chunk * BLOCK; i < end; i += LANES) {
         const long count = end - i < LANES ? end - i : LANES;

@@ -1,4 +1,4 @@
-"""What stands between the matmuls of a training step, in C: calls of training.c, which `native_library` compiles.
+"""Fused kernels of a training step in C: calls of training.c, which `native_library` compiles.
 
 Each method of `TrainingKernels` returns a call: a function without arguments that makes one pass over the tensors that
 it was made for, with PyTorch's own threads. A step makes its calls once, and runs them for every batch.

@@ -1,8 +1,8 @@
 """Forward and backward of GPT on a CPU, written out: the matmuls in PyTorch, everything between them in C.
 
 Autograd runs an operation, and a pass over memory, for every addition, norm, activation, cast and copy. In small models
-these take longer than the matmuls. Here `octavo.kernels.training` makes one pass for all that stands between two
-matmuls, buffers are allocated once, and the list of calls that a batch needs is made once and run for every batch of
+these take longer than the matmuls. Here `octavo.kernels.training` fuses all operations between two matmuls into
+one pass, buffers are allocated once, and the list of calls that a batch needs is made once and run for every batch of
 that shape. The plain path, autograd through `octavo.model`, is the specification: `tests/test_fused_step.py` compares
 losses and gradients.
 
