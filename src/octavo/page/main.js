@@ -65,17 +65,18 @@ const app = {
 
   // Keeps the text in the field, or else `app.text`, if the new model's tokenizer knows at least one of its characters;
   // else chooses another text.
-  async setModel(id) {
-    const model = app.models.find((other) => other.id === id) ?? app.model;
-    let text = null;
-    for (const candidate of [textField.value(), app.text])
-      if (text === null && !(await findTokenizationProblem(candidate, model))) text = candidate;
-    const examples = await fetchExamples(model.id);
-    text ??= await chooseText(model, examples);
-    if (header.chosenModel() !== id) return; // another was chosen meanwhile
-    textField.setText(text);
-    setState({ model, step: null, text, examples });
-  },
+  setModel: (id) =>
+    app.runPageTask(async () => {
+      const model = app.models.find((other) => other.id === id) ?? app.model;
+      let text = null;
+      for (const candidate of [textField.value(), app.text])
+        if (text === null && !(await findTokenizationProblem(candidate, model))) text = candidate;
+      const examples = await fetchExamples(model.id);
+      text ??= await chooseText(model, examples);
+      if (header.chosenModel() !== id) return; // another was chosen meanwhile
+      textField.setText(text);
+      setState({ model, step: null, text, examples });
+    }),
 
   // The part of the address after the tab: 6 in #walk/6.
   getSubpath: (id) => tabBar.getSubpath(id),
@@ -111,6 +112,9 @@ const app = {
       if (!taskCounts.get(panel)) panel.removeAttribute("aria-busy");
     }
   },
+
+  // Runs a task that may change the model, the step or the text. The page is busy until the open tab begins its update.
+  runPageTask: (task) => app.runTask(tabBar.panels, task),
 };
 
 const header = createHeader(app);
@@ -150,7 +154,7 @@ function setState(changes) {
 async function followAddress() {
   const { choices } = parseAddress();
   tabBar.followAddress();
-  if (app.model) setState(await resolveChoices(choices, app));
+  if (app.model) await app.runPageTask(async () => setState(await resolveChoices(choices, app)));
 }
 
 // The choices of an address that can be shown, as changes of `current`: {model, step, text}.

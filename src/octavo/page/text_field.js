@@ -52,13 +52,14 @@ export function createTextField(app, onText, onProblem) {
     checkText();
   });
 
-  async function checkText() {
-    const text = box.value;
-    const problem = await findTokenizationProblem(text, app.model);
-    if (text !== box.value) return; // the user has typed more
-    setProblem(problem);
-    if (!problem) onText(text);
-  }
+  const checkText = () =>
+    app.runPageTask(async () => {
+      const text = box.value;
+      const problem = await findTokenizationProblem(text, app.model);
+      if (text !== box.value) return; // the user has typed more
+      setProblem(problem);
+      if (!problem) onText(text);
+    });
 
   // `problem`: the [key, values] of a sentence, or null.
   function setProblem(problem) {
