@@ -8,6 +8,7 @@ In this order; a stage that does not fit into the time that is left is skipped, 
     throughput    GPT-2 124M, block_size 1024, bf16, compiled: tokens/s and MFU beside nanoGPT (gpu_throughput.py)
     exchanges     the overhead of one all-reduce of the gradients, and of FSDP2, with one process, over a plain step
     muon          `orthogonalize` for all matrices of an optimizer step of Muon, eager and compiled
+    evaluation    the time and the loss of an evaluation, with TF32 matmuls (as during training) and without
     convergence   tokens for the same loss as nanoGPT, with the same model (gpu_convergence.py); needs --text
 
 `--out` is written after each stage. A trial without a GPU: --n-layer 1 --n-head 1 --n-embd 32 --block-size 32
@@ -15,6 +16,7 @@ In this order; a stage that does not fit into the time that is left is skipped, 
 """
 
 import argparse
+import contextlib
 import functools
 import json
 import statistics
@@ -35,7 +37,8 @@ import octavo
 from nanogpt import NanoGPT
 from octavo import distributed, estimate, kernels
 from octavo.data.prepare import prepare
-from octavo.device import Runtime, resolve_runtime
+from octavo.device import Runtime, resolve_runtime, tf32_matmuls
+from octavo.loss import split_loss
 from octavo.model import GPT, KVCache
 from octavo.settings import Settings, resolve
 from octavo.training.optimizers import muon
@@ -68,6 +71,7 @@ def main() -> int:
             "throughput": (2.5, functools.partial(measure_throughput, settings, runtime, folder, options)),
             "exchanges": (1.5, functools.partial(compare_exchanges, settings, runtime)),
             "muon": (0.5, functools.partial(compare_muon, settings, runtime)),
+            "evaluation": (0.3, functools.partial(compare_evaluations, settings, runtime)),
         }
         if options.text:
             stages["convergence"] = (2.0, functools.partial(compare_convergence, options, deadline))
@@ -167,6 +171,18 @@ def compare_muon(settings: Settings, runtime: Runtime) -> dict[str, Any]:
         side: median_seconds(runtime, functools.partial(function, squares), 10)
         for side, function in (("eager", muon.orthogonalize), ("compiled", compiled))
     }
+
+
+def compare_evaluations(settings: Settings, runtime: Runtime) -> dict[str, Any]:
+    """The seconds and the loss of an evaluation of 131,072 tokens in float32, with TF32 matmuls and without."""
+    model = GPT(settings, torch.Generator().manual_seed(0)).to(runtime.device)
+    ids = np.random.default_rng(0).integers(0, settings.vocab_size, (1 << 17) + 1)
+    evaluate = functools.partial(split_loss, model, ids, settings.block_size)
+    result = {}
+    for side, context in (("TF32", tf32_matmuls(runtime.device)), ("float32", contextlib.nullcontext())):
+        with context:
+            result[side] = {"seconds": median_seconds(runtime, evaluate, 3), "loss": evaluate()}
+    return result
 
 
 def compare_convergence(options: argparse.Namespace, deadline: float) -> dict[str, Any]:

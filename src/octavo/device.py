@@ -1,12 +1,13 @@
 """Where training runs: the device, the precision, and whether the step is compiled.
 
 `resolve_runtime` turns the settings' `auto` values into a `Runtime`. Operations that differ by device, such as
-synchronizing or reading free memory, are here. Nothing here changes PyTorch's global state.
+synchronizing or reading free memory, are here. Nothing here changes PyTorch's global state for longer than a block.
 """
 
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,6 +120,23 @@ class Runtime:
         if self.device.type == "cuda":
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
+
+
+@contextlib.contextmanager
+def tf32_matmuls(device: torch.device) -> Iterator[None]:
+    """Let an NVIDIA GPU round the inputs of float32 matmuls to TF32 (10 bits of mantissa), which its tensor cores take.
+
+    Matmuls in full float32 are so much slower that an evaluation would take as long as the training before it. No other
+    device is affected.
+    """
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        if device.type == "cuda":
+            torch.set_float32_matmul_precision(before)
 
 
 def resolve_runtime(settings: TrainingSettings) -> Runtime:

@@ -53,6 +53,7 @@ def split_loss(
 
     Each token except the first is predicted exactly once, from the tokens before it in its sequence. Computed in
     float32 whatever the training precision, so the same weights give the same loss on every device, up to rounding.
+    Within `octavo.device.tf32_matmuls` an NVIDIA GPU rounds the matmuls' inputs.
     Only a sharded model that trains on a GPU in bf16 computes with bf16 weights here too (docs/scale.md).
     `tokens_per_batch` changes speed and memory only; by default it is chosen for the model's device. The batches are
     divided among the processes of `world`. `should_stop` is called before each batch. Once it returns true in one of

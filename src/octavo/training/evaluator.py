@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 
 from octavo.data.dataset import Dataset
+from octavo.device import tf32_matmuls
 from octavo.distributed import ALONE, World
 from octavo.evaluation import count_bytes
 from octavo.loss import StoppedError, split_loss
@@ -19,7 +20,10 @@ def evaluation_tokens(val_tokens: int) -> int:
 
 
 class Evaluator:
-    """Evaluates a model on the whole validation split and on the start of the training split."""
+    """Evaluates a model on the whole validation split and on the start of the training split.
+
+    In float32, on an NVIDIA GPU with TF32 matmuls; `octavo eval` computes the loss without TF32.
+    """
 
     def __init__(self, model: GPT, settings: Settings, data: Dataset, world: World = ALONE) -> None:
         self.model, self.settings, self.world = model, settings, world
@@ -38,11 +42,13 @@ class Evaluator:
 
     def evaluate(self, step: int, should_stop: Callable[[], bool]) -> Evaluated | None:
         """Evaluate the weights of a step. Returns None, and changes nothing, if `should_stop` returned true."""
+        T = self.settings.block_size
         try:
-            train_loss, val_loss = (
-                split_loss(self.model, split, self.settings.block_size, world=self.world, should_stop=should_stop)
-                for split in (self.train, self.val)
-            )
+            with tf32_matmuls(self.model.lm_head.weight.device):
+                train_loss, val_loss = (
+                    split_loss(self.model, split, T, world=self.world, should_stop=should_stop)
+                    for split in (self.train, self.val)
+                )
         except StoppedError:
             return None
         is_best = val_loss < self.best_val_loss

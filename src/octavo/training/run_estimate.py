@@ -25,7 +25,7 @@ import torch
 
 from octavo import estimate, scaling, tokenizers
 from octavo.data.dataset import Dataset
-from octavo.device import Runtime, free_memory, resident_memory, resolve_runtime
+from octavo.device import Runtime, free_memory, resident_memory, resolve_runtime, tf32_matmuls
 from octavo.distributed import check_divisible
 from octavo.errors import OctavoError
 from octavo.estimate import Memory, Timing
@@ -331,11 +331,12 @@ def _mean_seconds(runtime: Runtime, seconds: float, *functions: Callable[[], obj
 
 
 def _evaluated_token_seconds(model: GPT, runtime: Runtime, seconds: float, max_probe_flops: float) -> float:
-    """Seconds per token of the exact evaluation, which runs in float32."""
+    """Seconds per token of an evaluation during training, which runs in float32."""
     T = model.settings.block_size
     count = min(1 << 12, int(max_probe_flops / estimate.forward_flops_per_token(model.settings)))
     ids = np.random.default_rng(0).integers(0, model.settings.vocab_size, max(1, count // T) * T + 1)
-    return _mean_seconds(runtime, seconds, lambda: split_loss(model, ids, T))[0] / (len(ids) - 1)
+    with tf32_matmuls(runtime.device):  # as in `Evaluator.evaluate`
+        return _mean_seconds(runtime, seconds, lambda: split_loss(model, ids, T))[0] / (len(ids) - 1)
 
 
 def _sample_seconds(trainer: Trainer, runtime: Runtime, seconds: float) -> float:
