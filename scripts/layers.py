@@ -68,6 +68,7 @@ LAYERS: list[dict[str, str]] = [
         "octavo.progress": "progress of long work",
         "octavo.byte_order_mark": "encodings",
         "octavo.transcript": "chats as text",
+        "octavo.run_layout": "names in a run",
     },
 ]
 LAYER_OF = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}

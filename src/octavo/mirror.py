@@ -8,21 +8,18 @@ newest complete checkpoint can be loaded at any moment, whatever has failed or w
 
 import contextlib
 import os
-import re
 import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from octavo import checkpoint, files, remote
+from octavo import checkpoint, files, remote, run_layout
 from octavo.checkpoint import FileEntry
 from octavo.errors import OctavoError, OctavoWarning
 from octavo.remote import MissingError, Storage
+from octavo.run_layout import CHECKPOINTS, POINTERS, SETTINGS, is_run, parse_checkpoint_name, parse_pointer
 
-_CHECKPOINTS = "checkpoints"
-_CHECKPOINT_NAME = re.compile(r"step-[0-9]{6,15}")
-_POINTERS = ("best", "last")
-_FILES = ("settings.toml", "metrics.jsonl", "samples.jsonl")
+_FILES = (SETTINGS, *run_layout.LOG_FILES)
 _ORIGIN = ".origin"  # in a run folder that was copied from a URL: the URL
 
 
@@ -36,12 +33,11 @@ def push(run: Path, storage: Storage) -> None:
     ones are complete. Raises `OctavoError` or `MachineError` if something cannot be copied; another call continues.
     Never changes the run.
     """
-    pointers = {name: _read_pointer(run / name) for name in _POINTERS}
-    names = [path.name for path in (run / _CHECKPOINTS).glob("step-*") if _CHECKPOINT_NAME.fullmatch(path.name)]
-    newest_first = sorted(names, key=_step, reverse=True)
+    pointers = {name: run_layout.read_pointer(run / name) for name in POINTERS}
+    newest_first = [path.name for path in reversed(run_layout.find_checkpoints(run).values())]
     copied: set[str] = set()
     for name in dict.fromkeys([pointers["last"], pointers["best"], *newest_first]):
-        if name is not None and _push_checkpoint(run / _CHECKPOINTS / name, storage):
+        if name is not None and _push_checkpoint(run / CHECKPOINTS / name, storage):
             copied.add(name)
     if pointers["last"] not in copied:  # there is none yet, or the run folder was removed
         return
@@ -53,14 +49,14 @@ def push(run: Path, storage: Storage) -> None:
             storage.remove(pointer)
         elif name in copied:
             storage.write(pointer, f"{name}\n".encode())
-    kept = copied | {name for pointer in _POINTERS if (name := _remote_pointer(storage, pointer))}
-    for name in {path.split("/")[1] for path in storage.list_files(_CHECKPOINTS)} - kept:
+    kept = copied | {name for pointer in POINTERS if (name := _remote_pointer(storage, pointer))}
+    for name in {path.split("/")[1] for path in storage.list_files(CHECKPOINTS)} - kept:
         _remove_checkpoint(storage, name)
 
 
 def _push_checkpoint(folder: Path, storage: Storage) -> bool:
     """Copy a checkpoint. False if training has removed it meanwhile: a newer one has replaced it."""
-    name = f"{_CHECKPOINTS}/{folder.name}"
+    name = f"{CHECKPOINTS}/{folder.name}"
     with _snapshot(folder) as snapshot:
         try:
             manifest = (snapshot / "manifest.json").read_bytes()
@@ -90,8 +86,8 @@ def _has_all(storage: Storage, name: str, listed: dict[str, FileEntry]) -> bool:
 
 
 def _remove_checkpoint(storage: Storage, name: str) -> None:
-    storage.remove(f"{_CHECKPOINTS}/{name}/manifest.json")  # first: without it, the checkpoint is incomplete
-    for path in storage.list_files(f"{_CHECKPOINTS}/{name}"):
+    storage.remove(f"{CHECKPOINTS}/{name}/manifest.json")  # first: without it, the checkpoint is incomplete
+    for path in storage.list_files(f"{CHECKPOINTS}/{name}"):
         storage.remove(path)
 
 
@@ -127,11 +123,11 @@ def fetch_weights(url: str) -> Path:
     """
     storage, cached = Storage(url), remote.cache_folder(url)
     root = cached / (storage.name or "run")
-    if storage.exists("settings.toml"):
+    if storage.exists(SETTINGS):
         with remote.lock(cached):
-            name = _fetch_first(storage, root, _find_checkpoints(storage, _POINTERS))
+            name = _fetch_first(storage, root, _find_checkpoints(storage, ("best", "last")))
             _write_files(storage, root, {"best": name})
-            for folder in (root / _CHECKPOINTS).glob("step-*"):
+            for folder in (root / CHECKPOINTS).glob("step-*"):
                 if folder.name != name:  # was the best before
                     files.remove_folder(folder)
         return root
@@ -161,9 +157,9 @@ def _fetch_run(storage: Storage, folder: Path) -> None:
         origin = (folder / _ORIGIN).read_text(encoding="utf-8") if (folder / _ORIGIN).is_file() else None
         if origin != url:
             raise OctavoError(f"{folder} already exists and is not empty", f"--resume {folder}, or another --out")
-        if (folder / "settings.toml").exists():
+        if is_run(folder):
             return
-    if not storage.exists("settings.toml"):
+    if not storage.exists(SETTINGS):
         raise OctavoError(f"{url} is not a run: it has no settings.toml", "the URL of --mirror")
     with files.translate_disk_errors(folder):
         files.make_folder(folder)
@@ -171,7 +167,7 @@ def _fetch_run(storage: Storage, folder: Path) -> None:
     fetched, last = [], None
     for name in _find_checkpoints(storage, ("last",)):
         try:
-            _fetch_checkpoint(storage, f"{_CHECKPOINTS}/{name}", folder, with_trainer=True)
+            _fetch_checkpoint(storage, f"{CHECKPOINTS}/{name}", folder, with_trainer=True)
         except MissingError:
             continue
         except OctavoError as error:
@@ -180,7 +176,7 @@ def _fetch_run(storage: Storage, folder: Path) -> None:
             warnings.warn(f"{url}: a damaged checkpoint is left out: {error.message}", OctavoWarning, stacklevel=2)
             continue
         fetched.append(name)
-        if last is None and checkpoint.has_trainer(folder / _CHECKPOINTS / name):
+        if last is None and checkpoint.has_trainer(folder / CHECKPOINTS / name):
             last = name
     if last is None:
         hint = f"--init {url}, if it has a checkpoint with only weights"
@@ -194,7 +190,7 @@ def _fetch_first(storage: Storage, root: Path, names: list[str]) -> str:
     reason: OctavoError | None = None
     for name in names:
         try:
-            _fetch_checkpoint(storage, f"{_CHECKPOINTS}/{name}", root, with_trainer=False)
+            _fetch_checkpoint(storage, f"{CHECKPOINTS}/{name}", root, with_trainer=False)
         except OctavoError as error:
             if error.exit_code != OctavoError.exit_code:
                 raise
@@ -231,9 +227,10 @@ def _fetch_checkpoint(storage: Storage, name: str, root: Path, with_trainer: boo
 
 def _find_checkpoints(storage: Storage, pointers: tuple[str, ...]) -> list[str]:
     """The names of the checkpoints that have a manifest: those of the pointers first, then newer ones first."""
-    listed = (path.split("/") for path in storage.list_files(_CHECKPOINTS))
+    listed = (path.split("/") for path in storage.list_files(CHECKPOINTS))
     complete = {parts[1] for parts in listed if len(parts) == 3 and parts[2] == "manifest.json"}
-    newest_first = sorted(filter(_CHECKPOINT_NAME.fullmatch, complete), key=_step, reverse=True)
+    steps = {name: step for name in complete if (step := parse_checkpoint_name(name)) is not None}
+    newest_first = sorted(steps, key=lambda name: steps[name], reverse=True)
     preferred = [name for pointer in pointers if (name := _remote_pointer(storage, pointer)) in complete]
     return list(dict.fromkeys([*filter(None, preferred), *newest_first]))
 
@@ -254,20 +251,5 @@ def _read(storage: Storage, name: str) -> bytes | None:
     return None
 
 
-def _read_pointer(path: Path) -> str | None:
-    with contextlib.suppress(OSError):
-        return _parse_pointer(path.read_bytes())
-    return None
-
-
 def _remote_pointer(storage: Storage, name: str) -> str | None:
-    return _parse_pointer(_read(storage, name) or b"")
-
-
-def _parse_pointer(content: bytes) -> str | None:
-    name = content[:100].decode("utf-8", errors="replace").strip()
-    return name if _CHECKPOINT_NAME.fullmatch(name) else None
-
-
-def _step(name: str) -> int:
-    return int(name.removeprefix("step-"))
+    return parse_pointer(_read(storage, name) or b"")

@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from octavo import checkpoint, files, mirror, remote, schema
+from octavo import checkpoint, files, mirror, remote, run_layout, schema
 from octavo.checkpoint import Checkpoint, TrainerState
 from octavo.errors import OctavoError, OctavoWarning
 from octavo.interop import hub
+from octavo.run_layout import CHECKPOINTS, LOGS, POINTERS, SETTINGS, find_runs, is_run
 from octavo.schema import Count
 from octavo.settings import Settings, from_toml, to_toml
 from octavo.tokenizers import Tokenizer
@@ -42,7 +43,7 @@ class Run:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        if not _is_run(self.folder):
+        if not is_run(self.folder):
             raise OctavoError(f"{self.folder} is not a run: it has no settings.toml", _list_runs(self.folder.parent))
 
     @classmethod
@@ -64,15 +65,15 @@ class Run:
         with files.translate_disk_errors(folder):
             # os.path, because Path.exists raises an OSError if the name is too long
             is_in_use = os.path.exists(folder) and (not folder.is_dir() or not all(map(_is_leftover, folder.iterdir())))
-            if is_in_use and not (_is_run(folder) and cls(folder).is_unstarted):
-                hint = f", or --resume {folder}" if _is_run(folder) and cls(folder).resumable else ""
+            if is_in_use and not (is_run(folder) and cls(folder).is_unstarted):
+                hint = f", or --resume {folder}" if is_run(folder) and cls(folder).resumable else ""
                 raise OctavoError(f"{folder} already exists and is not empty", f"another name{hint}")
         # Nothing else is written before the run is locked: a killed process leaves an empty folder or an unstarted run.
         try:
             with files.translate_disk_errors(folder):
                 files.make_folder(folder)
             files.flush(folder)
-            files.write_atomic(folder / "settings.toml", to_toml(settings))
+            files.write_atomic(folder / SETTINGS, to_toml(settings))
         except BaseException:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # fails if it is not empty
@@ -85,7 +86,7 @@ class Run:
         checkpoints = Path(folder).parent
         if not checkpoints.name:  # "." or "step-000010"
             checkpoints = Path(os.path.abspath(folder)).parent
-        if checkpoints.name == "checkpoints" and _is_run(checkpoints.parent):
+        if checkpoints.name == CHECKPOINTS and is_run(checkpoints.parent):
             return cls(checkpoints.parent)
         return None
 
@@ -95,11 +96,11 @@ class Run:
     @property
     def settings(self) -> Settings:
         """All settings, as resolved when the run started or was last resumed."""
-        return from_toml(self.folder / "settings.toml")
+        return from_toml(self.folder / SETTINGS)
 
     def write_settings(self, settings: Settings) -> None:
         """Replace settings.toml, when a run is resumed with changed settings."""
-        files.write_atomic(self.folder / "settings.toml", to_toml(settings))
+        files.write_atomic(self.folder / SETTINGS, to_toml(settings))
 
     @property
     def last(self) -> Path | None:
@@ -123,7 +124,7 @@ class Run:
 
         False if the folder holds anything that such a run has not written.
         """
-        own_files = {"settings.toml", "checkpoints", ".lock", *(f"{kind}.jsonl" for kind in LOGS)}
+        own_files = {SETTINGS, CHECKPOINTS, ".lock", *run_layout.LOG_FILES}
         has_only_own_files = all(path.name in own_files or _is_leftover(path) for path in self.folder.iterdir())
         return has_only_own_files and not self.resumable and not self.is_locked
 
@@ -164,8 +165,7 @@ class Run:
     @property
     def checkpoints(self) -> dict[int, Path]:
         """The folder of every checkpoint by its step, in ascending order."""
-        folders = (p for p in (self.folder / "checkpoints").glob("step-*") if _CHECKPOINT_NAME.fullmatch(p.name))
-        return dict(sorted((step_of(folder), folder) for folder in folders))
+        return run_layout.find_checkpoints(self.folder)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -178,7 +178,7 @@ class Run:
             )
         try:
             files.remove_leftovers(self.folder)
-            files.remove_leftovers(self.folder / "checkpoints", {path.name for path in (self.last, self.best) if path})
+            files.remove_leftovers(self.folder / CHECKPOINTS, {path.name for path in (self.last, self.best) if path})
             yield
         finally:
             lock.release()
@@ -213,7 +213,7 @@ class Run:
 
     def require_folder(self) -> None:
         """Raise `OctavoError` if the run folder was removed or moved since it was opened."""
-        if not _is_run(self.folder):
+        if not is_run(self.folder):
             raise OctavoError(f"the run folder {self.folder} was removed or moved", "keep it in place during training")
 
     def log(self, kind: str, line: dict[str, Any]) -> None:
@@ -297,25 +297,17 @@ class Run:
 
     def checkpoint_folder(self, step: int) -> Path:
         """The folder of the checkpoint of a step, whether or not it exists."""
-        return self.folder / "checkpoints" / f"step-{step:06d}"
+        return self.folder / CHECKPOINTS / run_layout.checkpoint_name(step)
 
     def _jsonl(self, kind: str) -> Path:
         return self.folder / f"{kind}.jsonl"
 
     def _read_pointer(self, pointer: str) -> Path | None:
-        path = self.folder / pointer
-        if not path.is_file():
-            return None
-        with open(path, "rb") as file:
-            name = file.read(100).decode("utf-8", errors="replace").strip()
-        # Checkpoints are removed by these names, so a damaged or forged one must not lead anywhere else.
-        return self.folder / "checkpoints" / name if _CHECKPOINT_NAME.fullmatch(name) else None
+        name = run_layout.read_pointer(self.folder / pointer)
+        return self.folder / CHECKPOINTS / name if name else None
 
 
-LOGS = ("metrics", "samples")
-POINTERS = ("last", "best")
 _MODEL_FILES = (".pt", ".pth", ".bin", ".safetensors", ".gguf")  # the hub has no model of such a name
-_CHECKPOINT_NAME = re.compile(r"step-[0-9]{6,15}")
 
 # What functions take as a run: a path or name, a `Run`, or a loaded checkpoint.
 RunLike = str | Path | Run | Checkpoint
@@ -389,7 +381,7 @@ def find_checkpoint(run: RunLike) -> Path:
     if nanogpt_file is not None:
         return nanogpt_file
     if os.path.exists(folder):
-        if any(folder.glob("*/settings.toml")):
+        if find_runs(folder):
             raise OctavoError(f"{folder} is a folder of runs: name one of them", _list_runs(folder))
         raise OctavoError(f"{folder} is neither a run nor a checkpoint", _list_runs(Path("runs")))
     name = str(run)
@@ -412,7 +404,7 @@ def find_run(run: RunLike) -> Run | None:
     run = resolve_name(run)
     assert not isinstance(run, Run)
     for folder in (Path(run), Path("runs") / run):
-        if _is_run(folder):
+        if is_run(folder):
             return Run(folder)
         if os.path.exists(folder):  # `run` means this path, so a run of that name in runs/ is not meant
             break
@@ -429,7 +421,7 @@ def resolve_name(run: str | Path | Run) -> str | Path | Run:
         owner, name = pointer
         checkpoint_folder = owner.last if name == "last" else owner.best
         if checkpoint_folder is None:
-            path, hint = owner.folder / name, f"one of {owner.folder / 'checkpoints'}"
+            path, hint = owner.folder / name, f"one of {owner.folder / CHECKPOINTS}"
             raise OctavoError(f"{path} is damaged: it names no checkpoint", hint)
         return checkpoint_folder
     return run
@@ -445,7 +437,10 @@ def find_pointer(run: RunLike) -> tuple[Run, str] | None:
 
 def step_of(folder: Path) -> int:
     """The training step of a checkpoint folder in a run, from its name."""
-    return int(folder.name.removeprefix("step-"))
+    step = run_layout.parse_checkpoint_name(folder.name)
+    if step is None:
+        raise ValueError(f"{folder} is not the folder of a checkpoint in a run")
+    return step
 
 
 def log_spaced_steps(settings: Settings) -> set[int]:
@@ -473,16 +468,13 @@ def _parse_line(line: bytes) -> dict[str, Any] | None:
     return value
 
 
-_LEFTOVER_NAME = re.compile(r"\.(settings\.toml|metrics\.jsonl|samples\.jsonl|last|best)\.\w+\.partial")
+_WRITTEN_FILES = (SETTINGS, *run_layout.LOG_FILES, *POINTERS)
+_LEFTOVER_NAME = re.compile(rf"\.({'|'.join(map(re.escape, _WRITTEN_FILES))})\.\w+\.partial")
 
 
 def _is_leftover(path: Path) -> bool:
     """Whether this is a temporary file of a process that was killed while it wrote a file of the run."""
     return _LEFTOVER_NAME.fullmatch(path.name) is not None
-
-
-def _is_run(folder: Path) -> bool:
-    return os.path.isfile(folder / "settings.toml")  # os.path: False, not an OSError, if the name is too long
 
 
 def _make_numbered_folder(corpus: str) -> Path:
@@ -502,5 +494,5 @@ def _make_numbered_folder(corpus: str) -> Path:
 
 def _list_runs(parent: Path) -> str:
     """A hint that lists the newest five runs in `parent`."""
-    runs = sorted((p.parent for p in parent.glob("*/settings.toml")), key=lambda p: p.stat().st_mtime, reverse=True)
+    runs = find_runs(parent)
     return "one of: " + ", ".join(str(run) for run in runs[:5]) if runs else "octavo train, which creates a run"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from octavo import views
 from octavo.errors import OctavoError
+from octavo.run_layout import find_runs, is_run
 
 # Flags of other programs, each with what means the same here. Of several, the first one that the verb has is suggested.
 _FLAGS: dict[str, tuple[str, ...]] = {
@@ -145,8 +146,7 @@ def name_the_run(hint: str, words: Sequence[str]) -> str:
 def _is_model(path: str) -> bool:
     """Whether a path, or a name in runs/, is a run or a checkpoint."""
     places = (os.path.expanduser(path), os.path.join("runs", path)) if path else ()
-    files = ("settings.toml", "config.json")
-    return any(os.path.isfile(os.path.join(place, name)) for place in places for name in files)
+    return any(is_run(place) or os.path.isfile(os.path.join(place, "config.json")) for place in places)
 
 
 def missing_argument_hint(message: str, prog: str) -> str:
@@ -159,8 +159,7 @@ def missing_argument_hint(message: str, prog: str) -> str:
 
 def newest_run() -> str | None:
     """The run in runs/ whose settings are the newest."""
-    settings = max(Path("runs").glob("*/settings.toml"), key=lambda path: path.stat().st_mtime, default=None)
-    return None if settings is None else str(settings.parent)
+    return next(map(str, find_runs(Path("runs"))), None)
 
 
 def view_error(words: Sequence[str], preset: str | None) -> OctavoError:

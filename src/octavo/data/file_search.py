@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from octavo import files
 from octavo.errors import SourceNotFoundError
+from octavo.run_layout import SETTINGS, is_run
 
 # Folders that are left out by their name, wherever they are. Octavo writes runs/, and its logger wandb/.
 SKIPPED_FOLDERS = ("runs", "wandb", "node_modules", "__pycache__", "site-packages")
@@ -101,7 +102,7 @@ def kind_of_output(folder: Path) -> str | None:
     def has(*names: str) -> bool:
         return all(os.path.isfile(folder / name) for name in names)
 
-    if has("settings.toml") and _begins_with(folder / "settings.toml", b"preset = "):
+    if is_run(folder) and _begins_with(folder / SETTINGS, b"preset = "):
         return "a run"
     if has("config.json") and any(map(has, ("model.safetensors", "pytorch_model.bin", "model.bin", "octavo.json"))):
         return "a checkpoint"

@@ -26,6 +26,7 @@ from octavo.estimate import MAX_EPOCHS
 from octavo.interop import nanogpt
 from octavo.model import GPT
 from octavo.progress import PreparationProgress, preparation
+from octavo.run_layout import is_run
 from octavo.runs import Run
 from octavo.settings import Settings
 from octavo.tokenizers import Tokenizer
@@ -130,7 +131,7 @@ def create_run(plan: Plan, setup: TrainingSetup, world: World) -> Run:
     run = Run.create(setup.settings, setup.data.name, plan.out, plan.name) if world.is_first else None
     folder = Path(world.broadcast_object(run and str(run.folder)))
     deadline = time.monotonic() + _VISIBLE_SECONDS
-    while not (folder / "settings.toml").exists():
+    while not is_run(folder):
         if time.monotonic() > deadline:
             raise OctavoError(
                 f"process {world.rank} can't see the run folder that process 0 has created, {folder.absolute()}",

@@ -16,6 +16,7 @@ from octavo import mirror
 from octavo.distributed import World
 from octavo.errors import OctavoError, OctavoWarning
 from octavo.remote import Storage
+from octavo.run_layout import SETTINGS
 from octavo.runs import Run
 from octavo.settings import Settings
 from octavo.training.event import Event, Finished, Notice, Saved
@@ -27,12 +28,12 @@ DELAYS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each further attempt to co
 def open_mirror(url: str, settings: Settings, is_resumed: bool, delays: Sequence[float] = DELAYS) -> Storage:
     """The storage that a run is copied to. Raises `OctavoError` if there is another run, which would be replaced."""
     storage = Storage(url, delays)
-    if not storage.exists("settings.toml"):
+    if not storage.exists(SETTINGS):
         return storage
     if not is_resumed:
         raise OctavoError(f"{url} has a run already", f"another --mirror, or --resume {url}")
     try:
-        sections = tomllib.loads(storage.read("settings.toml").decode())
+        sections = tomllib.loads(storage.read(SETTINGS).decode())
     except ValueError:  # half-written
         return storage
     mirrored = {
