@@ -2,7 +2,6 @@
 
 import math
 from fractions import Fraction
-from typing import Any
 
 import hypothesis
 import hypothesis.strategies as st
@@ -10,8 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.errors import OctavoError
-from octavo.generation.sampling import Sampling, apply_penalties, probabilities, sample_multinomial, sample_token
+from octavo.errors import NoTokenLeftError, OctavoError
+from octavo.generation.sampling import (
+    Sampling,
+    apply_penalties,
+    exclude_tokens,
+    probabilities,
+    sample_multinomial,
+    sample_token,
+)
 from small_models import ALL, GREEDY, seeded
 
 law = hypothesis.settings(derandomize=True, deadline=None, max_examples=60)
@@ -155,8 +161,14 @@ def test_a_draw_depends_on_the_given_generator_only() -> None:
 def test_logits_that_are_not_finite_are_an_error(broken: float, sampling: Sampling) -> None:
     logits = torch.zeros(2, 5)
     logits[1, 3] = broken
-    with pytest.raises(OctavoError, match="logits are not finite"):
+    with pytest.raises(OctavoError, match="logits are not finite") as caught:
         sample_token(logits, sampling, seeded())
+    assert "checkpoint" in str(caught.value.hint)
+
+
+def test_large_logits_are_finite_even_if_their_sum_is_not() -> None:
+    logits = torch.tensor([[3e38, 3e38, 3.1e38]])  # float32 ends at 3.4e38
+    assert sample_token(logits, GREEDY).tolist() == [2]
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-20, 1e-38, 1e-45, 1e-300])
@@ -166,18 +178,106 @@ def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
         assert sample_token(logits, Sampling(temperature=temperature, top_p=top_p), seeded()).item() == 1
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        *(("temperature", value) for value in (-0.1, 100.1, math.nan, math.inf, -math.inf)),
-        *(("top_k", value) for value in (-1, -200)),
-        *(("top_p", value) for value in (0.0, -0.5, 1.01, math.nan, math.inf)),
-    ],
-)
-def test_a_number_out_of_range_is_an_error_that_names_it(name: str, value: float) -> None:
-    with pytest.raises(OctavoError, match=f"^{name}={value} ") as caught:
+RANGES = {
+    "temperature": (0.0, 100.0),
+    "top_k": (0, math.inf),
+    "top_p": (math.nextafter(0, 1), 1.0),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (0.01, 100.0),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+}
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_a_number_out_of_range_is_an_error_that_names_it(name: str) -> None:
+    low, high = RANGES[name]
+    for value in (low, high):
         Sampling(**{name: value})
-    assert str(caught.value.hint).startswith(f"--{name.replace('_', '-')} ")
+    outside = [math.nextafter(low, -math.inf), low - 1, -math.inf]
+    if name != "top_k":
+        outside += [math.nextafter(high, math.inf), high + 1, math.inf, math.nan]
+    for value in outside:
+        with pytest.raises(OctavoError) as caught:
+            Sampling(**{name: value})
+        assert caught.value.message.startswith(f"{name}={value} is ")
+        assert str(caught.value.hint).startswith(f"--{name.replace('_', '-')} ")
+
+
+@pytest.mark.parametrize("bias", [-101, -100.1, 100.1, 101, math.nan, math.inf])
+def test_a_logit_bias_out_of_range_is_an_error_that_names_the_token(bias: float) -> None:
+    Sampling(logit_bias={3: -100, 4: 100})
+    with pytest.raises(OctavoError, match=f"the logit_bias {bias} of token 17 ") as caught:
+        Sampling(logit_bias={3: 1, 17: bias})
+    assert str(caught.value.hint).startswith("17: ")
+
+
+def test_allowed_ids_that_allow_no_token_are_an_error() -> None:
+    with pytest.raises(OctavoError, match=r"^allowed_token_ids has no token") as caught:
+        Sampling(allowed_token_ids=[])
+    assert "None" in str(caught.value.hint)
+    assert Sampling().allowed is None
+
+
+# Rows
+
+
+@pytest.mark.parametrize("sampling", [ALL, Sampling(top_k=3), Sampling(top_p=0.7), Sampling(min_p=0.3, top_k=0)])
+def test_the_distribution_of_a_row_does_not_depend_on_the_other_rows(sampling: Sampling) -> None:
+    logits = torch.tensor([[0.1], [1.0], [8.0]]) * torch.randn(3, 5, generator=seeded())
+    alone = torch.cat([probabilities(row[None], sampling) for row in logits])
+    assert torch.equal(probabilities(logits, sampling), alone)
+
+
+@pytest.mark.parametrize("size", [3, 10, 49, 1000, 50_000])
+def test_the_distribution_without_any_limit_is_the_softmax_bit_for_bit(size: int) -> None:
+    for logits in (torch.zeros(1, size), torch.randn(2, size, generator=seeded())):
+        assert torch.equal(probabilities(logits, Sampling(temperature=1, top_k=0)), logits.softmax(-1))
+
+
+# Excluded and allowed ids
+
+
+def test_excluded_ids_and_those_that_are_not_allowed_get_no_probability() -> None:
+    logits = torch.arange(8.0).view(2, 4)
+
+    def possible(allowed: list[int] | None, excluded: list[int]) -> list[int]:
+        result = exclude_tokens(logits, None if allowed is None else torch.tensor(allowed), excluded)
+        is_kept = result == logits
+        assert (result[~is_kept] == -math.inf).all()
+        assert torch.equal(is_kept[0], is_kept[1])
+        return is_kept[0].nonzero().flatten().tolist()
+
+    assert possible(None, [0, 3]) == [1, 2]
+    assert possible(None, [0, 0, 1, 1]) == [2, 3]
+    assert possible(None, [-1, 4, 99]) == [0, 1, 2, 3]  # outside the vocabulary
+    assert possible([0, 2, 3], []) == [0, 2, 3]
+    assert possible([0, 2, 3], [2, -1, 4]) == [0, 3]
+
+
+def test_excluding_every_token_is_an_error() -> None:
+    logits = torch.zeros(2, 4)
+    for allowed, excluded in ((None, range(4)), (torch.tensor([1, 2]), [2, 1])):
+        with pytest.raises(NoTokenLeftError, match=r"^no token is left") as caught:
+            exclude_tokens(logits, allowed, excluded)
+        assert "allowed_token_ids" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("top_k", [0, 2])
+def test_only_allowed_ids_that_are_not_excluded_are_sampled(temperature: float, top_k: int) -> None:
+    logits = torch.tensor([4.0, 3.0, 2.0, 1.0, 0.0]).expand(200, 5)
+
+    def drawn(allowed: list[int] | None, excluded: list[int]) -> set[int]:
+        sampling = Sampling(temperature=temperature, top_k=top_k, allowed_token_ids=allowed)
+        return set(sample_token(logits, sampling, seeded(), excluded_ids=excluded).tolist())
+
+    for allowed, excluded, possible in (
+        ([4, 2], [], [2, 4]),
+        ([4, 2, 2], [2], [4]),
+        (None, [0, 1, 4], [2, 3]),
+    ):
+        assert drawn(allowed, excluded) == set(possible if temperature else possible[:1])
 
 
 # Penalties, logit bias, min-p
@@ -190,9 +290,21 @@ def count_ids(*ids: int, size: int = 4) -> Tensor:
 def test_penalties_change_logits_by_their_definitions() -> None:
     logits = torch.tensor([[2.0, -2.0, 1.0, 0.5]])
     sampling = Sampling(repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25)
-    result = apply_penalties(logits, sampling, count_ids(1), count_ids(0, 0, 3))
-    # 0: 2 / 2, generated twice; 1: only in the prompt, -2 * 2; 3: 0.5 / 2, generated once
+    result = apply_penalties(logits, sampling, count_ids(1, 3), count_ids(0, 0, 3))
+    # 0: 2 / 2, generated twice; 1: only in the prompt, -2 * 2; 3: 0.5 / 2, once in the prompt, generated once
     assert result.tolist() == [[1.0 - 0.5 - 0.5, -4.0, 1.0, 0.25 - 0.5 - 0.25]]
+
+
+def test_each_penalty_works_alone() -> None:
+    logits = torch.tensor([[2.0, -2.0, 1.0]])
+    for name, expected in (
+        ("repetition_penalty", [4.0, -1.0, 1.0]),
+        ("presence_penalty", [1.5, -2.0, 1.0]),
+        ("frequency_penalty", [1.0, -2.0, 1.0]),
+    ):
+        counts = count_ids(1, size=3), count_ids(0, 0, size=3)
+        assert apply_penalties(logits, Sampling(**{name: 0.5}), *counts).tolist() == [expected]
+        assert sample_token(logits, Sampling(temperature=0, **{name: 0.5}), None, *counts).item() == 0
 
 
 def test_default_penalties_change_nothing() -> None:
@@ -203,10 +315,10 @@ def test_default_penalties_change_nothing() -> None:
 
 
 def test_logit_bias_is_added_and_ids_outside_the_vocabulary_are_ignored() -> None:
-    logits = torch.zeros(2, 3)
-    result = apply_penalties(logits, Sampling(logit_bias={1: 100, 7: 5, -1: 5}))
-    assert result.tolist() == [[0, 100, 0], [0, 100, 0]]
-    assert not logits.any()  # the given tensor is not modified
+    logits = torch.ones(2, 4)
+    result = apply_penalties(logits, Sampling(logit_bias={0: -5, 3: 100, 4: 5, 7: 5, -1: 5}))
+    assert result.tolist() == [[-4, 1, 1, 101], [-4, 1, 1, 101]]
+    assert (logits == 1).all()  # the given tensor is not modified
     assert draw_counts([5.0, 0.0, 0.0], Sampling(logit_bias={2: 100})).tolist()[2] == 20_000
 
 
@@ -238,23 +350,3 @@ def test_the_size_of_a_nucleus_of_many_small_probabilities_is_exact() -> None:
     each = Fraction(float(torch.zeros(50_000).softmax(0)[0]))  # summed in float32, half of them would not be near 0.5
     probs = probabilities(torch.zeros(1, 50_000), Sampling(temperature=1, top_k=0, top_p=0.5))
     assert probs.count_nonzero().item() == math.ceil(Fraction(1, 2) / each)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("min_p", -0.1),
-        ("min_p", 1.1),
-        ("repetition_penalty", 0.0),
-        ("presence_penalty", 2.1),
-        ("frequency_penalty", -3),
-        ("logit_bias", {3: 101}),
-        ("logit_bias", {3: math.nan}),
-        ("min_p", math.nan),
-        ("repetition_penalty", math.inf),
-    ],
-)
-def test_invalid_penalties_bias_and_min_p_are_errors(name: str, value: Any) -> None:
-    with pytest.raises(OctavoError) as caught:
-        Sampling(**{name: value})
-    assert caught.value.hint
