@@ -123,6 +123,31 @@ def test_a_run_that_is_rewound_has_nothing_later_and_everything_before(
     assert run.best == (best_before if best_before and runs.step_of(best_before) <= step else None)
 
 
+def test_a_rewind_removes_the_lines_of_its_step_if_they_are_written_again() -> None:
+    run = Run.create(SETTINGS, "corpus")
+    for step in range(1, 6):
+        run.log("metrics", {"step": step})
+    save(run, 4)
+    run.rewind(4, keep_line=False)
+    assert [line["step"] for line in run.lines("metrics")] == [1, 2, 3]
+
+
+def test_a_checkpoint_that_cannot_be_removed_does_not_fail_the_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run.create(SETTINGS, "corpus")
+    for step in (10, 20):
+        save(run, step)
+
+    def fail(folder: Path) -> None:
+        raise OctavoError(f"{folder} is read-only", "another disk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("octavo.files.remove_folder", fail)
+        save(run, 30)
+    assert list(run.checkpoints) == [10, 20, 30]
+    save(run, 40)
+    assert list(run.checkpoints) == [30, 40]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc names the file of a descriptor")
 def test_each_removal_of_a_rewind_is_on_disk_before_the_logs_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise a power loss could bring back a checkpoint whose lines are gone."""
@@ -210,6 +235,13 @@ def test_a_damaged_pointer_removes_nothing(pointer: str, content: str, empty_wor
     assert (empty_workdir / "thesis" / "chapter.txt").read_text(encoding="utf-8") == "precious"
     assert list(run.checkpoints) == [10, 20]
     assert run.last == run.best == run.checkpoints[20]
+
+
+def test_a_pointer_of_random_bytes_is_damaged() -> None:
+    run = Run.create(SETTINGS, "corpus")
+    save(run, 10)
+    (run.folder / "last").write_bytes(b"\xffstep-000010")
+    assert run.last is None
 
 
 def test_a_checkpoint_that_a_killed_process_left_behind_is_removed_by_a_later_save() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,9 +13,11 @@ import hypothesis.strategies as st
 import pytest
 
 import octavo
-from folders import contents
+from folders import contents, file_size_limit
 from octavo import checkpoint, runs
 from octavo.errors import OctavoWarning
+from octavo.interop import huggingface
+from octavo.model import GPT
 from octavo.runs import Run, find_checkpoint
 from octavo.settings import Settings
 from preparing import error_of
@@ -69,6 +72,30 @@ def test_an_explicit_name_is_used_unchanged(name: str) -> None:
     error = error_of(lambda: Run.create(SETTINGS, "corpus", name=name))
     assert f"runs/{name} already exists" in error.message.replace("\\", "/")
     assert f"--resume runs/{name}" in str(error.hint).replace("\\", "/")
+
+
+def test_a_run_that_can_be_resumed_is_offered_and_a_folder_that_can_not_is_not() -> None:
+    run = Run.create(SETTINGS, "corpus")
+    (run.folder / "thesis.txt").write_text("precious", encoding="utf-8")
+    assert "--resume" not in str(error_of(lambda: Run.create(SETTINGS, "corpus", out=run.folder)).hint)
+    save(run, 10)
+    assert f"--resume {run.folder}" in str(error_of(lambda: Run.create(SETTINGS, "corpus", out=run.folder)).hint)
+    assert repr(run) == f"Run({str(run.folder)!r})"
+
+
+@pytest.mark.parametrize("stray", [None, "thesis.txt"])
+def test_a_run_that_cannot_be_created_leaves_no_folder_behind(
+    stray: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(path: Path, content: str) -> None:
+        if stray is not None:  # another process has written into the folder
+            (path.parent / stray).write_text("precious", encoding="utf-8")
+        raise RuntimeError("crash")
+
+    monkeypatch.setattr("octavo.files.write_atomic", crash)
+    with pytest.raises(RuntimeError, match="crash"):
+        Run.create(SETTINGS, "corpus", name="mine")
+    assert Path("runs/mine").exists() == (stray is not None)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "/tmp/a", "a\\b", "a b", "a\n", "../a", "a\0b"])
@@ -191,6 +218,16 @@ def test_the_error_for_a_folder_that_is_not_a_run_lists_the_runs() -> None:
     assert "corpus-1" in str(error.hint)
 
 
+def test_the_newest_five_runs_are_listed_first_to_last() -> None:
+    for number in (3, 1, 4, 6, 5, 2):
+        run = Run.create(SETTINGS, "corpus", name=f"run{number}")
+        os.utime(run.folder / "settings.toml", (number, number))
+    hint = "one of: " + ", ".join(str(Path("runs", f"run{number}")) for number in (6, 5, 4, 3, 2))
+    for name in ("runs", "runs/missing"):
+        assert error_of(lambda name=name: find_checkpoint(name)).hint == hint
+    assert error_of(lambda: Run("runs/missing")).hint == hint
+
+
 # Logs
 
 
@@ -263,6 +300,31 @@ def test_truncating_the_logs_removes_later_lines_and_an_incomplete_one() -> None
     assert run.lines("metrics") == run.lines("samples") == []
 
 
+def test_a_log_that_is_cut_keeps_its_text_and_the_other_log() -> None:
+    run = Run.create(SETTINGS, "corpus")
+    for step in (1, 2):
+        run.log("samples", {"step": step, "text": "किताब"})
+    run.truncate_logs(1)  # there is no metrics.jsonl
+    raw = (run.folder / "samples.jsonl").read_bytes().decode()
+    assert "किताब" in raw
+    assert run.lines("samples") == [{"step": 1, "text": "किताब"}]
+    assert not (run.folder / "metrics.jsonl").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no limit on file size")
+def test_a_line_that_the_disk_has_no_room_for_leaves_no_part_of_it() -> None:
+    run = Run.create(SETTINGS, "corpus")
+    run.log("metrics", {"step": 1})
+    before = (run.folder / "metrics.jsonl").read_bytes()
+    with file_size_limit(len(before) + 5):
+        error = error_of(lambda: run.log("metrics", {"step": 2}))
+    assert "disk is full" in error.message
+    assert str(run.folder) in error.message
+    assert (run.folder / "metrics.jsonl").read_bytes() == before
+    run.log("metrics", {"step": 2})
+    assert run.lines("metrics") == [{"step": 1}, {"step": 2}]
+
+
 # Finding a run
 
 
@@ -331,7 +393,15 @@ def test_an_unknown_run_is_an_error_that_lists_the_runs(path: str) -> None:
     assert all(str(Path("runs", f"run{number}")) in str(error.hint) for number in range(3))
 
 
-@pytest.mark.parametrize("damage", [shutil.rmtree, lambda folder: (folder / "model.safetensors").write_bytes(b"x")])
+def remove_manifest(folder: Path) -> None:
+    """Make a checkpoint look like a folder that Octavo did not write."""
+    for name in ("octavo.json", "manifest.json"):
+        (folder / name).unlink()
+
+
+@pytest.mark.parametrize(
+    "damage", [shutil.rmtree, remove_manifest, lambda folder: (folder / "model.safetensors").write_bytes(b"x")]
+)
 def test_load_falls_back_to_an_intact_checkpoint_with_a_warning(damage: Any) -> None:
     run = Run.create(SETTINGS, "corpus")
     best, last = save(run, 10, best=True), save(run, 20)
@@ -342,6 +412,31 @@ def test_load_falls_back_to_an_intact_checkpoint_with_a_warning(damage: Any) -> 
     assert str(last) in str(caught[0].message)
     damage(last)
     assert str(best) in error_of(lambda: octavo.load(run.folder)).message
+
+
+def test_a_run_without_pointers_has_its_newest_checkpoint() -> None:
+    run = Run.create(SETTINGS, "corpus")
+    for step in (10, 20):
+        folder = save(run, step, best=True)
+    for pointer in ("last", "best"):
+        (run.folder / pointer).unlink()
+    assert find_checkpoint(run) == octavo.load(run).folder == folder
+
+
+def test_a_model_is_loaded_onto_the_given_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices: list[str] = []
+
+    def load_on_cpu(folder: Path, settings: Settings, device: str) -> GPT:
+        devices.append(device)
+        return load_model(folder, settings, "cpu")
+
+    load_model = huggingface.load_model
+    monkeypatch.setattr(huggingface, "load_model", load_on_cpu)
+    run = Run.create(SETTINGS, "corpus")
+    for given in (save(run, 10), run):
+        octavo.load(given)
+        octavo.load(given, "cuda:1")
+    assert devices == ["cpu", "cuda:1"] * 2
 
 
 def test_load_looks_again_if_training_replaced_the_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -399,3 +494,57 @@ def test_find_run_finds_runs_and_no_checkpoints() -> None:
     assert runs.find_run(folder) is None
     assert runs.find_run(octavo.load(run)) is None
     assert runs.find_run("missing") is None
+    assert runs.find_run("runs") is None
+
+
+@pytest.mark.parametrize("pointer", ["last", "best"])
+def test_a_pointer_of_a_run_means_the_checkpoint_that_it_names(pointer: str) -> None:
+    run = Run.create(SETTINGS, "corpus")
+    folders = {"best": save(run, 10, best=True), "last": save(run, 20)}
+    path = run.folder / pointer
+    for given in (path, str(path), path.absolute()):
+        found = runs.find_pointer(given)
+        assert found is not None
+        assert (found[0].folder.absolute(), found[1]) == (run.folder.absolute(), pointer)
+        assert find_checkpoint(given).absolute() == folders[pointer].absolute()
+        assert octavo.load(given).info["step"] == runs.step_of(folders[pointer])
+    path.write_text("step-", encoding="utf-8")
+    error = error_of(lambda: find_checkpoint(path))
+    assert error.message.startswith(f"{path} is damaged")
+    assert str(run.folder / "checkpoints") in str(error.hint)
+
+
+def test_only_last_and_best_in_a_run_are_pointers() -> None:
+    run = Run.create(SETTINGS, "corpus")
+    folder = save(run, 10)
+    Path("elsewhere").mkdir()
+    Path("elsewhere/last").write_text(folder.name, encoding="utf-8")
+    (run.folder / "first").write_text(folder.name, encoding="utf-8")
+    for other in (run, octavo.load(run), "elsewhere/last", run.folder / "first", run.folder / "best", folder):
+        assert runs.find_pointer(other) is None
+    assert "is neither a run nor a checkpoint" in error_of(lambda: find_checkpoint("elsewhere/last")).message
+
+
+def test_a_url_is_a_run_in_other_storage(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run.create(SETTINGS, "corpus")
+    folder = save(run, 10)
+    monkeypatch.setattr("octavo.mirror.fetch_weights", {"memory://bucket/run": run.folder}.__getitem__)
+    assert find_checkpoint("memory://bucket/run") == octavo.load("memory://bucket/run").folder == folder
+
+
+def test_a_name_is_a_model_of_the_hub_with_a_prefix_or_if_it_was_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save(Run.create(SETTINGS, "corpus"), 10)
+    monkeypatch.setattr("octavo.interop.hub.download", {"owner/new": folder}.__getitem__)
+    monkeypatch.setattr("octavo.interop.hub.find_cached", {"owner/cached": folder}.get)
+    assert find_checkpoint("hf:owner/new") == find_checkpoint("owner/cached") == folder
+    for name, is_hub_name in (
+        ("owner/new", True),
+        ("new-2.5", True),
+        ("runs/new", False),
+        ("owner/new.pt", False),
+        ("a/b/c", False),
+    ):
+        error = error_of(lambda name=name: find_checkpoint(name))
+        assert error.message == f"{Path(name)} does not exist"
+        assert str(error.hint).startswith(f"one of: {folder.parent.parent}")
+        assert (f"hf:{name}" in str(error.hint)) == is_hub_name
