@@ -69,10 +69,12 @@ def test_no_two_seeds_share_the_order_of_an_epoch() -> None:
 
 @pytest.mark.parametrize(
     ("size", "order"),
-    [  # 4 and 16 are the largest sizes for their number of bits
+    [  # 4 and 16 are the largest sizes for their number of bits, 5 and 17 the smallest
         (4, [2, 1, 0, 3]),
+        (5, [4, 3, 0, 1, 2]),
         (10, [6, 3, 9, 1, 2, 8, 4, 5, 7, 0]),
         (16, [6, 3, 9, 1, 2, 12, 4, 5, 15, 11, 8, 0, 10, 14, 13, 7]),
+        (17, [14, 3, 12, 10, 16, 9, 0, 6, 8, 11, 1, 13, 4, 2, 7, 5, 15]),
     ],
 )
 def test_the_order_is_that_of_earlier_versions(size: int, order: list[int]) -> None:
@@ -139,6 +141,7 @@ def test_targets_are_the_inputs_shifted_by_one(
     batch = sampler.batch(step)
     assert batch.shape == (batch_size, block_size + 1)
     assert batch.dtype == np.int64
+    assert sampler.starts(step).dtype == np.int64
     assert (batch[:, 0] == sampler.starts(step)).all()
     assert (batch[:, 1:] == batch[:, :-1] + 1).all()
 
@@ -288,6 +291,7 @@ def test_a_text_shorter_than_a_sequence_is_rejected_with_a_block_size_that_works
     assert f"{length} tokens" in caught.value.message
     assert f"block_size + 1 = {block_size + 1}" in caught.value.message
     smaller = int(str(caught.value.hint).split("--block-size ")[1])
+    assert smaller == max(1, length // 8)  # so that an epoch has several sequences
     if length > 1:
         Sampler(tokens, smaller, 1, seed=1).batch(0)
 

@@ -36,15 +36,15 @@ class Sampler:
 
     def starts(self, step: int) -> np.ndarray:
         """The position of the first token of each sequence in the batch, (B,)."""
-        index = np.arange(step * self.batch_size, (step + 1) * self.batch_size, dtype=np.uint64)
-        epochs, index_in_epoch = np.divmod(index, np.uint64(self.sequences_per_epoch))
+        index = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs, index_in_epoch = np.divmod(index, self.sequences_per_epoch)
         starts = np.empty(self.batch_size, dtype=np.int64)
         for epoch in np.unique(epochs):
             rows = epochs == epoch
             _, offset_hash = _epoch_hashes(self.seed, int(epoch))
             offset = offset_hash % self._offset_count
             sequence = permute(index_in_epoch[rows], self.sequences_per_epoch, self.seed, int(epoch))
-            starts[rows] = offset + sequence.astype(np.int64) * self.block_size
+            starts[rows] = offset + sequence * self.block_size
         return starts
 
     def batch(self, step: int, rows: slice = slice(None)) -> np.ndarray:
@@ -112,10 +112,9 @@ def _epoch_hashes(seed: int, epoch: int) -> tuple[list[int], int]:
 
 
 def _mix(x: np.ndarray, key: int) -> np.ndarray:
-    """A 64-bit hash of each x and the key: the finalizer of splitmix64 (Steele et al., 2014)."""
-    with np.errstate(over="ignore"):  # wraps around on purpose
-        x = (x ^ np.uint64(key % 2**64)) + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed: np.ndarray = x ^ (x >> np.uint64(31))
+    """A 64-bit hash of each x and the key: the finalizer of splitmix64 (Steele et al., 2014). It wraps around."""
+    x = (x ^ np.uint64(key)) + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: np.ndarray = x ^ (x >> np.uint64(31))
     return mixed
