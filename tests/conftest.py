@@ -13,6 +13,7 @@ import filelock
 import pytest
 
 import commands
+import mutation
 import octavo
 from commands import AssertRejected, Result, RunCommand
 from lenses import RANDOM_CASES, Case, random_case, random_checkpoint, train_on
@@ -55,6 +56,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: order.get(item.path.name, len(FIRST)))
 
 
+def pytest_configure() -> None:
+    if mutation.IS_MUTATION_TEST:
+        mutation.load_profile()
+
+
 def build_once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], object]) -> Path:
     """Let the first of pytest's worker processes build a folder, and return it. Tests must not change it."""
     base = factory.getbasetemp()
@@ -69,14 +75,18 @@ def build_once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path
 
 @pytest.fixture(scope="session", autouse=True)
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with the compiled C code. It is compiled once for all tests, outside of their caches."""
+    """The folder with the compiled C code. It is compiled once for all tests, outside of their caches.
+
+    `make mutants` starts a session per mutant: OCTAVO_TEST_CACHE is the folder of one build for all of them.
+    """
 
     def build(folder: Path) -> None:
         patch.setenv("OCTAVO_CACHE", str(folder))
         native_library.load_library()
 
     with pytest.MonkeyPatch.context() as patch:
-        cache = build_once(tmp_path_factory, "built", build)
+        shared_cache = os.environ.get("OCTAVO_TEST_CACHE")
+        cache = Path(shared_cache) if shared_cache else build_once(tmp_path_factory, "built", build)
         patch.setenv("OCTAVO_CACHE", str(cache))
         native_library.load_library()
     return cache / "native"
