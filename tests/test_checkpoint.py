@@ -221,6 +221,21 @@ def test_a_checkpoint_has_the_documented_files_and_no_pickle(pristine: Path, tmp
             safetensors.torch.load_file(path)
 
 
+def test_json_files_are_written_for_people(folder: Path) -> None:
+    model, tokenizer, settings = small_model()
+    checkpoint.save(folder, model, tokenizer, settings, INFO | {"data": {"source": "für Elise"}}, TRAINER)
+
+    def assert_readable(*names: str) -> None:
+        for name in names:
+            text = (folder / name).read_text(encoding="utf-8")
+            assert text == json.dumps(json.loads(text), indent=2, ensure_ascii=False) + "\n"
+
+    assert_readable("octavo.json", "trainer.json", "manifest.json")
+    assert "für Elise" in (folder / "octavo.json").read_text(encoding="utf-8")
+    checkpoint.strip_trainer(folder)
+    assert_readable("manifest.json")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
 def test_all_files_have_the_same_permissions(pristine: Path) -> None:
     assert len({path.stat().st_mode for path in pristine.iterdir()}) == 1

@@ -116,6 +116,41 @@ def test_a_setting_that_this_version_does_not_have_is_named(folder: Path) -> Non
     assert str(folder) in message
 
 
+@pytest.mark.parametrize("field", ["settings", "step", "val_loss"])
+def test_a_value_of_another_type_is_named_with_its_file(field: str, folder: Path) -> None:
+    edit_json(folder / "octavo.json", **{field: "seven"})
+    message = load_error(folder).message
+    assert str(folder / "octavo.json") in message
+    assert field in message
+
+
+def test_settings_that_do_not_fit_each_other_are_named_with_their_file(folder: Path) -> None:
+    settings = json.loads((folder / "octavo.json").read_text(encoding="utf-8"))["settings"]
+    edit_json(folder / "octavo.json", settings=settings | {"n_head": 3})
+    message = load_error(folder).message
+    assert message.startswith(f"{folder / 'octavo.json'}: ")
+    assert "n_head=3" in message
+
+
+def test_every_changed_file_is_named_once(folder: Path) -> None:
+    first, *others = ("config.json", "model.safetensors", "tokenizer.json")
+    (folder / first).write_bytes(b"{}")
+    assert load_error(folder).message == f"{folder / first} was changed or added after the checkpoint was written"
+    for number, name in enumerate(others, start=1):
+        (folder / name).write_bytes(b"{}")
+        message = load_error(folder).message
+        assert message.startswith(f"{folder / first} was changed")
+        assert message.endswith(f", and so were {', '.join(others[:number])}")
+
+
+def test_a_manifest_is_parsed_as_it_is_read_and_errors_name_it(folder: Path) -> None:
+    content = (folder / "manifest.json").read_bytes()
+    assert checkpoint.parse_manifest(content, "there") == checkpoint.read_manifest(folder)
+    with pytest.raises(OctavoError, match=r"there/manifest\.json") as caught:
+        checkpoint.parse_manifest(content[:-10], "there/manifest.json")
+    assert "another checkpoint" in str(caught.value.hint)
+
+
 def test_a_newer_format_is_rejected(folder: Path) -> None:
     edit_json(folder / "octavo.json", format=checkpoint.FORMAT + 1)
     error = load_error(folder)
@@ -243,8 +278,9 @@ def test_only_floats_of_16_bits_or_more_are_weights(name: str, dtype: torch.dtyp
 def test_only_floats_are_a_trainer_state(dtype: torch.dtype, folder: Path) -> None:
     tensors = {name: value.to(dtype) for name, value in TRAINER.tensors.items()}
     safetensors.torch.save_file(tensors, folder / "trainer.safetensors")
-    with pytest.raises(OctavoError, match=str(dtype).removeprefix("torch.")):
+    with pytest.raises(OctavoError, match=str(dtype).removeprefix("torch.")) as caught:
         checkpoint.load_trainer(folder)
+    assert str(folder / "trainer.safetensors") in caught.value.message
 
 
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json"])
@@ -333,7 +369,24 @@ def test_a_truncated_trainer_state_is_rejected(length: int, folder: Path) -> Non
         checkpoint.load_trainer(folder)
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
+def test_damaged_values_of_a_trainer_state_are_rejected(content: bytes, folder: Path) -> None:
+    (folder / "trainer.json").write_bytes(content)
+    with pytest.raises(OctavoError, match=str(folder / "trainer.json")) as caught:
+        checkpoint.load_trainer(folder)
+    assert "another checkpoint" in str(caught.value.hint)
+
+
 # Weights only
+
+
+@pytest.mark.parametrize("name", sorted(TRAINER_FILES))
+def test_a_checkpoint_without_one_of_the_trainers_files_holds_only_weights(name: str, folder: Path) -> None:
+    assert checkpoint.has_trainer(folder)
+    (folder / name).unlink()
+    assert not checkpoint.has_trainer(folder)
+    with pytest.raises(OctavoError, match="only weights"):
+        checkpoint.load_trainer(folder)
 
 
 def test_stripping_removes_the_trainer_state_and_keeps_the_weights(folder: Path) -> None:
@@ -391,6 +444,7 @@ def crash_everywhere(error: BaseException, act: Callable[[], None]) -> Iterator[
         if isinstance(error, OSError):
             assert isinstance(caught, OctavoError)
             assert "disk is full" in caught.message
+            assert "step-000007" in caught.message
         else:
             assert caught is error
         yield
