@@ -117,11 +117,14 @@ class Trainer:
 
     def clip_gradients(self) -> Tensor:
         """Second part of an update: clip the gradients, and return their norm before that."""
-        with self._fast_path():
+        with self._optimizer_path():
             for optimizer in self.optimizers:
                 self.scaler.unscale_(optimizer)
             grad_norm = self.layout.gradient_norm()
             limit = self.settings.grad_clip or torch.inf
+            # On a GPU, reading the norm would wait for it. PyTorch would multiply by 1.
+            if self.runtime.device.type == "cpu" and limit / (grad_norm + 1e-6) >= 1:
+                return grad_norm
             torch.nn.utils.clip_grads_with_norm_(self.layout.parameters.values(), limit, grad_norm, foreach=True)
             return grad_norm
 
@@ -133,7 +136,7 @@ class Trainer:
                 group["lr"] = rate * group["lr_scale"]
         # If fp16 overflowed, no optimizer may step: not even one whose own gradients are finite.
         if not self.scaler.is_enabled() or grad_norm.isfinite():
-            with self._fast_path():
+            with self._optimizer_path():
                 for optimizer in self.optimizers:
                     self.scaler.step(optimizer)
 
@@ -300,10 +303,13 @@ class Trainer:
         return contextlib.nullcontext() if has_bf16 else self.runtime.autocast()
 
     @contextlib.contextmanager
-    def _fast_path(self) -> Iterator[None]:
-        """Use the fast kernels of this device. Raise a `MachineError` if memory runs out."""
+    def _optimizer_path(self) -> Iterator[None]:
+        """The matmuls of `kernels.fast_path`, for optimizers. Raise a `MachineError` if memory runs out.
+
+        Its replacements of functions are for the model; they cost each call of PyTorch some microseconds.
+        """
         try:
-            with kernels.fast_path(self.runtime.device):
+            with kernels.onednn_matmuls if self.runtime.device.type == "cpu" else contextlib.nullcontext():
                 yield
         except RuntimeError as error:
             if is_out_of_memory(error):
