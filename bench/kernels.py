@@ -1,9 +1,11 @@
 """Time a training step with all of `octavo.kernels`, and with one of its replacements switched off at a time.
 
     python bench/kernels.py [--presets quick tiny] [--variants default autograd ...] [--steps 60] [--rounds 3] [--json]
+                            [--cpu-time]
 
 Each variant runs in its own process, and the variants alternate. Milliseconds per step; the median over the
-rounds of each round's median.
+rounds of each round's median. With `--cpu-time`, the least CPU time of a step in one thread, which depends less on
+other programs.
 """
 
 import argparse
@@ -23,12 +25,14 @@ from octavo import kernels
 from octavo.device import resolve_runtime
 from octavo.model import GPT
 from octavo.settings import resolve
+from octavo.training.optimizers import muon
 from octavo.training.step import Trainer
 
 VARIANTS = {
     "default": "",
     "freed memory returned to the system": "memory",
     "pages of 4 KB": "pages",
+    "Muon in PyTorch": "muon",
     "autograd": "autograd",
     "autograd, PyTorch's fused attention": "autograd attention",
     "float32": "fp32",
@@ -44,10 +48,11 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--cpu-time", action="store_true")
     parser.add_argument("--variant", help=argparse.SUPPRESS)  # for the child process: time this variant of one preset
     options = parser.parse_args()
     if options.variant is not None:
-        print(step_milliseconds(options.presets[0], options.variant.split(), options.steps))
+        print(step_milliseconds(options.presets[0], options.variant.split(), options.steps, options.cpu_time))
         return 0
     variants = {name: VARIANTS[name] for name in options.variants}
     times: dict[str, dict[str, list[float]]] = {name: {p: [] for p in options.presets} for name in variants}
@@ -55,6 +60,7 @@ def main() -> int:
         for name, variant in variants.items():
             for preset in options.presets:
                 command = [sys.executable, __file__, "--presets", preset, "--steps", str(options.steps)]
+                command += ["--cpu-time"] if options.cpu_time else []
                 process = subprocess.run([*command, "--variant", variant], check=True, capture_output=True, text=True)
                 times[name][preset].append(float(process.stdout))
     medians = {name: {p: statistics.median(each) for p, each in row.items()} for name, row in times.items()}
@@ -68,8 +74,8 @@ def main() -> int:
     return 0
 
 
-def step_milliseconds(preset: str, variant: list[str], steps: int) -> float:
-    """The median time of a step on random tokens. The variant lists what is switched off."""
+def step_milliseconds(preset: str, variant: list[str], steps: int, cpu_time: bool) -> float:
+    """The median time of a step on random tokens, or its least CPU time. The variant lists what is switched off."""
     if "attention" in variant:
         del kernels.REPLACEMENTS[F.scaled_dot_product_attention]
     if "pages" in variant:
@@ -78,18 +84,23 @@ def step_milliseconds(preset: str, variant: list[str], steps: int) -> float:
         kernels.keep_freed_memory = lambda: None
     if "mkl" in variant:
         kernels.replacements.is_onednn_exact = lambda: False
+    if "muon" in variant:
+        muon.is_supported = lambda squares: False
     if "autograd" in variant:
         os.environ["OCTAVO_NATIVE"] = "0"
     settings = resolve(preset, vocab_size=65, **({"precision": "fp32"} if "fp32" in variant else {}))
     trainer = Trainer(GPT(settings, torch.Generator().manual_seed(0)), settings, resolve_runtime(settings))
     batch = np.random.default_rng(0).integers(0, 65, (settings.batch_size, settings.block_size + 1))
-    times = []
+    if cpu_time:
+        torch.set_num_threads(1)
+        trainer.threads = None
+    clock, times = time.thread_time if cpu_time else time.perf_counter, []
     for step in range(steps + 10):
-        start = time.perf_counter()
+        start = clock()
         trainer.update(batch)
         if step >= 10:  # the first are warm-up
-            times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times)
+            times.append(clock() - start)
+    return 1000 * (min if cpu_time else statistics.median)(times)
 
 
 if __name__ == "__main__":

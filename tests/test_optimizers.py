@@ -13,7 +13,7 @@ from octavo.model import GPT
 from octavo.settings import resolve
 from octavo.training.layout import Replicated
 from octavo.training.optimizers import AdamW, Muon, Optimizer, build_optimizers, load_state_tensors, state_tensors
-from octavo.training.optimizers.muon import join_squares, orthogonalize, split_into_squares
+from octavo.training.optimizers.muon import as_squares, fast_orthogonalize, orthogonalize
 
 SMALL = dict(n_layer=2, n_head=2, n_embd=16, block_size=12, vocab_size=20)
 
@@ -45,13 +45,40 @@ def test_orthogonalize_ignores_the_scale_of_a_gradient() -> None:
     torch.testing.assert_close(orthogonalize(1000 * x), orthogonalize(x), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("width", [16, 32, 96, 128, 256, 288])  # the C code computes multiples of 32 up to 256
+def test_orthogonalize_in_bf16_matches_float64(width: int) -> None:
+    squares = seeded(3, width, width).bfloat16()
+    exact = orthogonalize(squares.double())
+    difference = (fast_orthogonalize(squares.clone()) - exact).norm() / exact.norm()
+    assert difference < 0.02
+    assert difference < 1.1 * (orthogonalize(squares) - exact).norm() / exact.norm()
+
+
+@pytest.mark.parametrize("width", [48, 64])
+def test_orthogonalize_has_the_same_bits_for_any_number_of_threads_and_squares(width: int) -> None:
+    squares = seeded(5, width, width).bfloat16()
+    expected = fast_orthogonalize(squares.clone())
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads % 2 + 1)
+        assert torch.equal(fast_orthogonalize(squares.clone()), expected)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(fast_orthogonalize(squares[i : i + 1].clone())[0], expected[i]) for i in range(5))
+
+
+def test_orthogonalize_of_zeros_is_zero() -> None:
+    assert not fast_orthogonalize(torch.zeros(2, 32, 32, dtype=torch.bfloat16)).any()
+
+
 @pytest.mark.parametrize("shape", [(16, 16), (48, 16), (64, 16), (16, 64), (32, 48)])
-def test_join_squares_undoes_split_into_squares(shape: tuple[int, int]) -> None:
+def test_as_squares_divides_a_matrix_into_its_squares(shape: tuple[int, int]) -> None:
     matrix = seeded(*shape)
-    squares = split_into_squares(matrix, 16)
-    assert squares.shape == (shape[0] * shape[1] // 256, 16, 16)
-    assert torch.equal(join_squares(squares, matrix.shape), matrix)
-    assert torch.equal(squares[0], matrix[:16, :16])
+    squares = as_squares(matrix, 16)
+    assert squares.shape == (shape[0] // 16, shape[1] // 16, 16, 16)
+    for row, column in ((0, 0), (shape[0] // 16 - 1, shape[1] // 16 - 1)):
+        rows, columns = (slice(16 * i, 16 * (i + 1)) for i in (row, column))
+        assert torch.equal(squares[row, column], matrix[rows, columns])
 
 
 def test_muon_is_orthogonalized_nesterov_momentum_with_decoupled_decay() -> None:

@@ -35,7 +35,7 @@ from octavo.files import atomic_file, cache_dir, sha256, translate_disk_errors
 
 _FOLDER = Path(__file__).parent / "kernels"
 SOURCES = (_FOLDER / "forward.c", _FOLDER / "training.c")
-_HEADERS = tuple(_FOLDER / name for name in ("floats.h", "amx.h", "team.h", "linear.h"))
+_HEADERS = tuple(_FOLDER / name for name in ("floats.h", "amx.h", "team.h", "linear.h", "newton_schulz.h"))
 _FLAGS = ["-O2", "-march=native", "-std=gnu11", "-fPIC", "-pthread", "-Wno-psabi"]
 _MAX_CACHED = 16  # libraries: those of other CPUs, compilers and versions of Octavo are kept too
 _STALE_SECONDS = 600.0  # a temporary file of this age belongs to a process that was killed: a build takes seconds

@@ -19,6 +19,7 @@
 #include <stdint.h>
 
 #include "floats.h"
+#include "amx.h"
 
 #define EXPORT __attribute__((visibility("default")))
 enum { CHUNK_ROWS = 32 };
@@ -593,3 +594,5 @@ ALWAYS_INLINE void accumulate_chunk(const void *argument, long chunk, int bf16)
     }
 }
 DEFINE(accumulate, Accumulate, (a->count + BLOCK - 1) / BLOCK)
+
+#include "newton_schulz.h"

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.kernels.openmp import find_openmp
-from octavo.native_library import UnavailableError, load_library
+from octavo.native_library import Library, UnavailableError, load_library
 
 Call = Callable[[], object]
 
@@ -174,11 +174,10 @@ class TrainingKernels:
     """
 
     def __init__(self, bf16: bool) -> None:
-        library = load_library()
+        library = load_training_library()
         self.notice = library.notice
         self._library, self._bf16 = library.functions, int(bf16)
         self._threads = ctypes.c_int(1)
-        _use_openmp(self._library)
 
     def update_threads(self) -> None:
         """Let all calls run in as many threads as PyTorch's operations do now."""
@@ -306,9 +305,13 @@ def _reference(dropout: Dropout | None) -> "ctypes._Pointer[Dropout]":
 _NO_DROPOUT = Dropout(0.0)
 
 
-def _use_openmp(library: ctypes.CDLL) -> None:
-    """Give the library PyTorch's threads. Raises `UnavailableError` if PyTorch has another runtime than GNU OpenMP."""
-    openmp = find_openmp()
+def load_training_library() -> Library:
+    """Load the library, with PyTorch's threads.
+
+    Raises `UnavailableError` if there is none, or PyTorch has another runtime than GNU OpenMP.
+    """
+    library, openmp = load_library(), find_openmp()
     if openmp is None:
         raise UnavailableError(f"PyTorch has no GNU OpenMP on {sys.platform}")
-    library.use_openmp(*(ctypes.cast(f, _pointer) for f in (openmp.GOMP_parallel, openmp.omp_get_thread_num)))
+    library.functions.use_openmp(*(ctypes.cast(f, _pointer) for f in (openmp.GOMP_parallel, openmp.omp_get_thread_num)))
+    return library

@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from octavo.distributed import rows_of_rank
+from octavo.kernels.newton_schulz import is_supported, newton_schulz
 from octavo.training.layout import Replicated
 from octavo.training.optimizers.base import Optimizer
 
 # Jordan's fifth-degree polynomial. It is steep at 0, so that small singular values grow fast; after five iterations the
 # singular values are within 0.7 to 1.2.
-_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 
 
@@ -64,18 +65,17 @@ class Muon(Optimizer):
     def _update(self, matrices: Sequence[Parameter], group: dict[str, Any], width: int) -> None:
         """Update matrices of a group, in squares of `width`."""
         layout, world = self._layout, self._layout.world
-        squares = []
-        for matrix in matrices:
-            update = self._update_momentum(matrix, group["momentum"])
-            squares.append(split_into_squares(layout.whole(matrix, update), width))
-        counts = [len(each) for each in squares]
-        own = rows_of_rank(sum(counts), world.rank, world.size)
-        stacked = torch.cat(squares)[own].to(group["dtype"])  # (N, C, C), N squares of this process
-        if len(stacked) == 1 < sum(counts):  # PyTorch multiplies a single matrix in another kernel with other rounding
-            stacked = stacked.repeat(2, 1, 1)
-        orthogonal = world.all_gather(orthogonalize(stacked)[: own.stop - own.start], sum(counts))
-        for matrix, part in zip(matrices, torch.split(orthogonal, counts), strict=True):
-            update = join_squares(part.to(matrix.dtype), layout.shape(matrix))
+        counts = [layout.shape(matrix).numel() // width**2 for matrix in matrices]
+        squares = torch.empty(sum(counts), width, width, dtype=group["dtype"], device=matrices[0].device)  # (N, C, C)
+        for matrix, part in zip(matrices, torch.split(squares, counts), strict=True):
+            update = as_squares(layout.whole(matrix, self._update_momentum(matrix, group["momentum"])), width)
+            part.view(update.shape).copy_(update)
+        own = rows_of_rank(len(squares), world.rank, world.size)  # which squares this process orthogonalizes
+        squares = world.all_gather(fast_orthogonalize(squares[own]), len(squares))
+        for matrix, part in zip(matrices, torch.split(squares, counts), strict=True):
+            update = torch.empty(layout.shape(matrix), dtype=matrix.dtype, device=matrix.device)
+            view = as_squares(update, width)
+            view.copy_(part.view(view.shape))
             matrix.mul_(1 - group["lr"] * group["weight_decay"])
             matrix.sub_(layout.part(matrix, update), alpha=group["lr"])
 
@@ -91,7 +91,7 @@ class Muon(Optimizer):
 
 def orthogonalize(x: Tensor) -> Tensor:
     """Bring the singular values of the matrices (N, C, C) near 1, by Newton-Schulz iterations."""
-    a, b, c = _COEFFICIENTS
+    a, b, c = COEFFICIENTS
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(ITERATIONS):
         gram = x @ x.mT
@@ -100,13 +100,16 @@ def orthogonalize(x: Tensor) -> Tensor:
     return x
 
 
-def split_into_squares(matrix: Tensor, width: int) -> Tensor:
-    """Cut a matrix (n C, m C) into squares (n m, C, C), where C is `width`."""
+def fast_orthogonalize(squares: Tensor) -> Tensor:
+    """`orthogonalize`, in C where there is such code, which overwrites them. A result depends on its square alone."""
+    if is_supported(squares):
+        return newton_schulz(squares, COEFFICIENTS, ITERATIONS)
+    if len(squares) == 1:  # PyTorch multiplies a single matrix in another kernel with other rounding
+        return orthogonalize(squares.repeat(2, 1, 1))[:1]
+    return orthogonalize(squares)
+
+
+def as_squares(matrix: Tensor, width: int) -> Tensor:
+    """View a matrix (n C, m C) as squares (n, m, C, C), where C is `width`."""
     rows, columns = matrix.shape
-    return matrix.view(rows // width, width, columns // width, width).transpose(1, 2).reshape(-1, width, width)
-
-
-def join_squares(squares: Tensor, shape: torch.Size) -> Tensor:
-    """Undo `split_into_squares`."""
-    width = squares.size(-1)
-    return squares.view(shape[0] // width, shape[1] // width, width, width).transpose(1, 2).reshape(shape)
+    return matrix.view(rows // width, width, columns // width, width).transpose(1, 2)
