@@ -45,7 +45,7 @@ class Mutants:
         calls = record_calls(session.items)
         session.items.sort(key=lambda item: (calls[item.nodeid][0] > SLOW, item.path, calls[item.nodeid][0]))
         base = session.config._tmp_path_factory.getbasetemp()
-        gc.freeze()
+        prepare_to_fork()
         running: dict[int, tuple[str, float]] = {}  # by process id: the mutant, and when it is too late
         for name in self.names:
             function = mangled_name_from_mutant_name(name)
@@ -60,7 +60,7 @@ class Mutants:
                 self.wait(running, base)
             if (process := os.fork()) == 0:
                 run_mutant(name, limits, base / str(os.getpid()))
-            running[process] = (name, time.monotonic() + 60 + 2 * sum(limit for _, limit in limits))
+            running[process] = (name, time.monotonic() + 300 + 5 * sum(limit for _, limit in limits))
         while running:
             self.wait(running, base)
         for path, meta in self.metas.items():
@@ -100,7 +100,7 @@ class Mutants:
 
 def record_calls(items: list[pytest.Item]) -> dict[str, tuple[float, list[str]]]:
     """By test, its duration without a mutant and the functions with mutants that it calls. Exits if a test fails."""
-    calls = json.loads(CALLS.read_text()) if CALLS.exists() else {}
+    calls = json.loads(CALLS.read_text()) if CALLS.exists() else {}  # by an earlier call of this script
     unknown = [item for item in items if item.nodeid not in calls]
     if unknown and (process := os.fork()) == 0:
         functions = set[str]()
@@ -120,6 +120,20 @@ def record_calls(items: list[pytest.Item]) -> dict[str, tuple[float, list[str]]]
     if unknown and os.waitpid(process, 0)[1]:
         pytest.exit("tests fail without a mutant", 1)
     return json.loads(CALLS.read_text())
+
+
+def prepare_to_fork() -> None:
+    """Do what each forked process would do again: load the C library, and what transformers imports late."""
+    import transformers
+
+    from octavo import native_library  # with its mutants, which exist only now
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OCTAVO_CACHE", os.environ["OCTAVO_TEST_CACHE"])
+        native_library.load_library()
+    assert transformers.GPT2LMHeadModel
+    assert transformers.PreTrainedTokenizerFast
+    gc.freeze()
 
 
 def run_mutant(name: str, limits: list[tuple[pytest.Item, float]], folder: Path) -> None:
