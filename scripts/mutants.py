@@ -6,6 +6,7 @@ one fails. `mutmut results` and `mutmut show NAME` show the results.
 """
 
 import argparse
+import ast
 import contextlib
 import fnmatch
 import gc
@@ -38,12 +39,15 @@ class Mutants:
         self.processes = processes
         self.metas = {path: json.loads(path.read_text()) for path in sorted(Path("src").rglob("*.py.meta"))}
         names = [name for meta in self.metas.values() for name in meta["exit_code_by_key"]]
-        self.names = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+        wording = {name for path in self.metas for name in find_wording(path)}
+        selected = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+        self.names = [name for name in selected if name not in wording]
+        print(f"{len(selected) - len(self.names)} mutants change the wording of a message, which no test checks")
         self.results: dict[str, int] = {}
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         calls = record_calls(session.items)
-        session.items.sort(key=lambda item: (calls[item.nodeid][0] > SLOW, item.path, calls[item.nodeid][0]))
+        sort_tests(session.items, {test: duration for test, (duration, _) in calls.items()})
         base = session.config._tmp_path_factory.getbasetemp()
         prepare_to_fork()
         running: dict[int, tuple[str, float]] = {}  # by process id: the mutant, and when it is too late
@@ -98,6 +102,29 @@ class Mutants:
             print(f"{len(self.results)} of {len(self.names)}: {dict(counts)}", flush=True)
 
 
+def find_wording(meta: Path) -> list[str]:
+    """The mutants of a file that only change the case of a text with several words, or put XX around it."""
+    module = ".".join(meta.with_name(meta.name.removesuffix(".py.meta")).relative_to("src").parts)
+    functions = [
+        node for node in ast.walk(ast.parse(meta.with_suffix("").read_text())) if isinstance(node, ast.FunctionDef)
+    ]
+    texts = {function.name: [each.value for each in ast.walk(function) if is_text(each)] for function in functions}
+
+    def is_wording(name: str) -> bool:
+        before, after = texts[f"{name.partition('__mutmut_')[0]}__mutmut_orig"], texts[name]
+        changed = [(old, new) for old, new in zip(before, after, strict=False) if old != new]
+        return len(before) == len(after) and len(changed) == 1 and " " in changed[0][0].strip() and is_same(*changed[0])
+
+    def is_same(old: str, new: str) -> bool:
+        return new == f"XX{old}XX" or new.lower() == old.lower()
+
+    return [f"{module}.{name}" for name in texts if "__mutmut_" in name and is_wording(name)]
+
+
+def is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
 def record_calls(items: list[pytest.Item]) -> dict[str, tuple[float, list[str]]]:
     """By test, its duration without a mutant and the functions with mutants that it calls. Exits if a test fails."""
     calls = json.loads(CALLS.read_text()) if CALLS.exists() else {}  # by an earlier call of this script
@@ -120,6 +147,18 @@ def record_calls(items: list[pytest.Item]) -> dict[str, tuple[float, list[str]]]
     if unknown and os.waitpid(process, 0)[1]:
         pytest.exit("tests fail without a mutant", 1)
     return json.loads(CALLS.read_text())
+
+
+def sort_tests(items: list[pytest.Item], durations: dict[str, float]) -> None:
+    """Put fast tests first, and among them one case of every test, since another case rarely notices more."""
+    items.sort(key=lambda item: durations[item.nodeid])
+    cases = Counter[str]()
+    order: dict[str, tuple[bool, int, Path]] = {}
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        order[item.nodeid] = (durations[item.nodeid] > SLOW, cases[test], item.path)  # by file: its fixtures are kept
+        cases[test] += 1
+    items.sort(key=lambda item: order[item.nodeid])
 
 
 def prepare_to_fork() -> None:
@@ -182,7 +221,7 @@ def main() -> int:
     tests, options = config().pytest_add_cli_args_test_selection, config().pytest_add_cli_args
     make_mutants()
     plugin = Mutants(arguments.patterns, arguments.processes)
-    return pytest.main(["--rootdir=.", "-q", "-s", *options, *tests], plugins=[plugin])
+    return pytest.main(["--rootdir=.", "-q", "-s", "--tb=native", *options, *tests], plugins=[plugin])
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from checkpoints import (
     edit_json,
     has_same_weights,
     law,
+    list_in_manifest,
     load_error,
     remove_octavo_files,
     save,
@@ -114,6 +115,15 @@ def test_a_setting_that_this_version_does_not_have_is_named(folder: Path) -> Non
     message = load_error(folder).message
     assert "rotary" in message
     assert str(folder) in message
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
+def test_an_octavo_json_that_was_written_wrongly_is_named(content: bytes, folder: Path) -> None:
+    (folder / "octavo.json").write_bytes(content)
+    list_in_manifest(folder / "octavo.json")
+    error = load_error(folder)
+    assert str(folder / "octavo.json") in error.message
+    assert "another checkpoint" in str(error.hint)
 
 
 @pytest.mark.parametrize("field", ["settings", "step", "val_loss"])
