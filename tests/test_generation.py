@@ -94,7 +94,7 @@ def test_greedy_decoding_with_a_cache_equals_the_full_forward(prompt: list[int])
 class RecordingDecoder:
     """Records the number of rows of every forward pass."""
 
-    has_exact_rows = False
+    is_batch_invariant = False
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder

@@ -34,7 +34,7 @@ class Steps(NativeDecoder):
 
 
 class WithoutDrafts(Steps):
-    has_exact_rows = False
+    is_batch_invariant = False
 
 
 def greedy(**fields: Any) -> Request:

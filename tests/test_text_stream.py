@@ -25,7 +25,7 @@ law = hypothesis.settings(derandomize=True, deadline=None, max_examples=60)
 class ScriptedDecoder:
     """A decoder with which an engine generates exactly these ids."""
 
-    has_exact_rows = False
+    is_batch_invariant = False
 
     def __init__(self, ids: list[int], vocab_size: int) -> None:
         self.ids, self.vocab_size, self.calls = iter(ids), vocab_size, 0

@@ -38,7 +38,7 @@ class Batch:
 class Decoder(Protocol):
     """Runs the model on batches of rows and owns the KV cache of every slot."""
 
-    has_exact_rows: bool  # whether the bits of a row's logits are the same whatever rows are in the batch
+    is_batch_invariant: bool  # whether a row's logits have the same bits whatever other rows are in the batch
 
     def forward(self, batch: Batch) -> Tensor:
         """Compute the rows, store their keys and values; return the logits (W, V), in float32 on the CPU."""

@@ -162,7 +162,7 @@ class Engine:
             with _translate_out_of_memory():
                 decoder, self.notices = create_decoder(model, slots, quantize, use_native)
         self.decoder = decoder
-        self._use_drafts = use_drafts and decoder.has_exact_rows
+        self._use_drafts = use_drafts and decoder.is_batch_invariant
         self._prefixes = PrefixCache(prefix_bytes)
         self._queue: collections.deque[Job] = collections.deque()
         self._running_jobs: list[Job] = []

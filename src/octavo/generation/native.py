@@ -3,7 +3,8 @@
 Why C: decoding one token is about two hundred small operations, and in PyTorch each has a fixed overhead. In C they
 are one call, and the memory bandwidth of reading the weights is the limit. docs/speed.md has the measurements.
 
-Axis letters: `N` rows, `W` rows whose logits are needed, `H` heads, `D` width of a head, `V` vocabulary.
+Axis letters: `N` rows, `W` rows whose logits are needed, `H` heads, `D` width of a head, `V` vocabulary, `O` outputs
+and `C` inputs of a matrix.
 """
 
 import ctypes
@@ -69,7 +70,7 @@ class NativeDecoder:
     `UnavailableError` if the C code can't be compiled, or the weights are not contiguous float32 tensors on the CPU.
     """
 
-    has_exact_rows = True
+    is_batch_invariant = True
 
     def __init__(self, model: GPT, slots: int, int8: bool = False) -> None:
         _check_weights(model)
@@ -154,8 +155,8 @@ class NativeDecoder:
         """The same with int8 weights. They are parts of one tensor, since only a large one gets huge pages."""
         pairs = list(linears_with_norms(model))
         quantized = [quantize_int8(linear.weight, norm) for linear, norm in pairs]
-        blocks = [_in_blocks(values) for values, _, _ in quantized]
-        weights = torch.split(torch.cat(blocks), [len(each) for each in blocks])
+        packed = [_pack_int8(values) for values, _, _ in quantized]
+        weights = torch.split(torch.cat(packed), [len(each) for each in packed])
         pointer, convert_norm = self._pointer_to, self._convert_norm
         return [
             (_Linear(pointer(weight), pointer(scale), pointer(linear.bias)), convert_norm(norm, gain))
@@ -190,7 +191,7 @@ def _check_weights(model: GPT) -> None:
             )
 
 
-def _in_blocks(weight: Tensor) -> Tensor:
+def _pack_int8(weight: Tensor) -> Tensor:
     """int8 weights (O, C) in the order of linear.h: (O / 16, C / 64, 16, 64), with zeros at the ends, flattened."""
     outputs, columns = weight.shape
     padded = nn.functional.pad(weight, (0, -columns % _INT8_COLUMNS, 0, -outputs % _INT8_ROWS))

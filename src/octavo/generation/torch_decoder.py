@@ -20,7 +20,7 @@ from octavo.model import GPT, KVCache
 class TorchDecoder:
     """A `Decoder` whose slots are the sequences of one `KVCache`."""
 
-    has_exact_rows = False  # PyTorch's kernels round differently for other numbers of rows
+    is_batch_invariant = False  # PyTorch's kernels round differently for other numbers of rows
 
     def __init__(self, model: GPT, slots: int) -> None:
         self.model, self.cache = model, KVCache(model, slots)
