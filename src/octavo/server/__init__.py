@@ -2,13 +2,13 @@
 
 The path of a request to the logits and back:
 
-    connection.py   uvicorn's HTTP/1.1 protocol, with a deadline for every state of a connection
-    middleware/     checks of hosts, origins, API keys and sizes; its __init__.py states their order
-    app.py          the routes
-    completions.py  OpenAI's JSON <-> TextRequest and TextPiece; chat.py the same for conversations
-    text_batch.py   the completions of a request, awaited in the event loop
-    worker.py       the thread that steps a model's engine
-    answer.py       the response: one JSON object, or server-sent events
+    connection.py     uvicorn's HTTP/1.1 protocol, with a deadline for every state of a connection
+    middleware/       checks of hosts, origins, API keys and sizes; its __init__.py states their order
+    app.py            the routes
+    completions.py    OpenAI's JSON <-> TextRequest and TextPiece; chat.py the same for conversations
+    text_batch.py     the completions of a request, awaited in the event loop
+    worker.py         the thread that steps a model's engine
+    text_response.py  the response: one JSON object, or server-sent events
 
 `follow.py` loads the models, and newer checkpoints while requests are answered. `lens_api.py` computes views in its own
 threads; `runs_api.py` and `static_page.py` read files.
@@ -186,7 +186,7 @@ def listen(host: str, port: int, allow_remote: bool = True) -> socket.socket:
             listener.close()
         reason = getattr(error, "strerror", None) or str(error)
         raise OctavoError(
-            f"cannot listen at {host[:80]}:{port}: {reason}", "another --port (0: any free port), or another --host"
+            f"cannot listen on {host[:80]}:{port}: {reason}", "another --port (0: any free port), or another --host"
         ) from None
 
 

@@ -15,13 +15,13 @@ from octavo.generation.chat import ChatFormat, ChatTemplateError, ConversationTo
 from octavo.generation.prompt import Prompt
 from octavo.generation.stream import LocatedToken, TextPiece, TextRequest, TextStream
 from octavo.server import responses
-from octavo.server.answer import FINISH_REASONS, Answer
 from octavo.server.api_error import ApiError
 from octavo.server.limits import Limits
 from octavo.server.metrics import Metrics
 from octavo.server.requests import ChatRequest
 from octavo.server.text_batch import TextBatch
 from octavo.server.text_requests import add_token_ids, check_fields, check_logprobs, shared_fields
+from octavo.server.text_response import FINISH_REASONS, TextResponse
 from octavo.server.tokens import format_chat_logprobs
 from octavo.server.worker import ServedModel
 
@@ -43,7 +43,7 @@ def routes(find_model: Callable[[str, Request], ServedModel], limits: Limits, me
         text_request = await asyncio.to_thread(build_text_request, model, body, client.cache_scope)
         check_logprobs(model, [text_request], limits)
         batch = TextBatch(model, [text_request], client, limits, metrics, incremental=body.stream)
-        return await ChatAnswer(batch, body).respond(request)
+        return await ChatResponse(batch, body).create(request)
 
     return router
 
@@ -51,7 +51,7 @@ def routes(find_model: Callable[[str, Request], ServedModel], limits: Limits, me
 def _check_request(body: ChatRequest) -> None:
     """Raise `ApiError` for fields that contradict each other."""
     if body.top_logprobs is not None and not body.logprobs:
-        raise ApiError(400, "top_logprobs need logprobs: true", param="top_logprobs")
+        raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
     if None not in (body.max_tokens, body.max_completion_tokens) and body.max_tokens != body.max_completion_tokens:
         raise ApiError(
             400, "max_tokens and max_completion_tokens are two names of one field, and differ", param="max_tokens"
@@ -82,7 +82,7 @@ def build_text_request(model: ServedModel, body: ChatRequest, cache_scope: str) 
     )
 
 
-class ChatAnswer(Answer):
+class ChatResponse(TextResponse):
     """OpenAI's chat completion object."""
 
     id_prefix, object, chunk_object = "chatcmpl", "chat.completion", "chat.completion.chunk"

@@ -10,13 +10,13 @@ from fastapi.responses import Response
 from octavo.generation.prompt import Prompt
 from octavo.generation.stream import LocatedToken, TextPiece, TextRequest, TextStream
 from octavo.server import responses
-from octavo.server.answer import FINISH_REASONS, Answer
 from octavo.server.api_error import ApiError
 from octavo.server.limits import Limits
 from octavo.server.metrics import Metrics
 from octavo.server.requests import CompletionRequest
 from octavo.server.text_batch import TextBatch
 from octavo.server.text_requests import add_token_ids, check_fields, check_logprobs, shared_fields
+from octavo.server.text_response import FINISH_REASONS, TextResponse
 from octavo.server.tokens import encode_bounded_prompt, format_logprobs, format_prompt_logprobs
 from octavo.server.worker import ServedModel
 
@@ -34,13 +34,13 @@ def routes(find_model: Callable[[str, Request], ServedModel], limits: Limits, me
         requests = await asyncio.to_thread(build_text_requests, model, body, client.cache_scope)
         check_logprobs(model, requests, limits)
         batch = TextBatch(model, requests, client, limits, metrics, incremental=body.stream)
-        return await CompletionAnswer(batch, body).respond(request)
+        return await CompletionResponse(batch, body).create(request)
 
     return router
 
 
 def check_request(model: ServedModel, body: CompletionRequest, limits: Limits) -> None:
-    """Raise `ApiError` for fields that contradict each other or the model's vocabulary."""
+    """Raise `ApiError` for too many texts, or for fields that contradict each other or the model's vocabulary."""
     best_of = body.best_of or body.n
     if best_of < body.n:
         raise ApiError(400, f"best_of={best_of} is less than n={body.n}", param="best_of")
@@ -81,7 +81,7 @@ def build_text_requests(model: ServedModel, body: CompletionRequest, cache_scope
     ]
 
 
-class CompletionAnswer(Answer):
+class CompletionResponse(TextResponse):
     """OpenAI's completion object."""
 
     id_prefix, object, chunk_object = "cmpl", "text_completion", "text_completion"

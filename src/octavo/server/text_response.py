@@ -1,4 +1,4 @@
-"""The texts of a batch as OpenAI's JSON: one object, or server-sent events. An endpoint defines its choices."""
+"""The texts of a batch as OpenAI's JSON: one object, or server-sent events. An endpoint formats its `choices`."""
 
 import abc
 import asyncio
@@ -25,8 +25,8 @@ from octavo.server.text_batch import TextBatch
 FINISH_REASONS = {"length": "length", "stop": "stop", "end_of_text": "stop"}
 
 
-class Answer(abc.ABC):
-    """The response to a request, made of the pieces of its batch."""
+class TextResponse(abc.ABC):
+    """The response to a request for texts, made of the pieces of its batch."""
 
     id_prefix: str
     object: str
@@ -45,14 +45,14 @@ class Answer(abc.ABC):
     def choice(
         self, index: int, stream: TextStream, piece: TextPiece, prompt_tokens: list[LocatedToken]
     ) -> dict[str, Any]:
-        """A whole text. `prompt_tokens` have the log-probabilities of the prompt, if they are reported."""
+        """The item of `choices` for a whole text. `prompt_tokens` are reported with their log-probabilities."""
 
     @abc.abstractmethod
     def chunk_choice(self, index: int, stream: TextStream, piece: TextPiece, prompt: Prompt | None) -> dict[str, Any]:
-        """A piece of a text. `prompt` is None unless this is the first piece."""
+        """The item of `choices` for a piece of a text. `prompt` is None unless it is the first piece."""
 
-    async def respond(self, http: HTTPRequest) -> Response:
-        """The response. Closes the batch when it ends."""
+    async def create(self, http: HTTPRequest) -> Response:
+        """The HTTP response. The batch is closed when it ends."""
         if self._body.stream:
             return EventStream(self.events(), self._batch.close)
         try:
