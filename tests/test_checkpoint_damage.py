@@ -291,6 +291,7 @@ def test_only_floats_are_a_trainer_state(dtype: torch.dtype, folder: Path) -> No
     with pytest.raises(OctavoError, match=str(dtype).removeprefix("torch.")) as caught:
         checkpoint.load_trainer(folder)
     assert str(folder / "trainer.safetensors") in caught.value.message
+    assert caught.value.hint.startswith("another checkpoint")
 
 
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json"])

@@ -216,6 +216,13 @@ def test_a_body_that_cannot_be_read_is_400_with_the_reason(server: RunningServer
     assert "'gzip'" in openai_error(response, 415)
 
 
+@pytest.mark.parametrize("count", [0, 2049])
+def test_a_wrong_number_of_messages_is_400_with_the_allowed_number(server: RunningServer, count: int) -> None:
+    messages = [{"role": "user", "content": "the"}] * count
+    message = openai_error(server.post("/v1/chat/completions", model="char", messages=messages), 400, "messages")
+    assert message == f"messages: expected 1 to 2,048 items, not {count:,}"
+
+
 def test_a_wrong_query_parameter_is_named(server: RunningServer) -> None:
     """Its message has nothing about a body."""
     for value in ("-1", "x"):

@@ -57,7 +57,7 @@ class _InfoSchema:
     train_loss: float | None = None
     val_loss: float | None = None
     bits_per_byte: float | None = None
-    data: dict[str, Any] | None = None  # `Dataset.origin`; its `source` is that of the settings
+    data: dict[str, Any] | None = None  # `Dataset.origin`, with the source as the settings name it
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def load_trainer(folder: Path) -> TrainerState:
         )
     values = read_json(folder / "trainer.json", dict[str, Any], _ANOTHER_CHECKPOINT)
     tensors = weights.read_tensors(folder / "trainer.safetensors")
-    weights.check_types(folder / "trainer.safetensors", tensors)
+    weights.check_types(folder / "trainer.safetensors", tensors, _ANOTHER_CHECKPOINT)
     return TrainerState(tensors, values)
 
 
@@ -221,7 +221,7 @@ def parse_manifest(content: bytes, name: str) -> Manifest:
     return parse_json(content, Manifest, name, _ANOTHER_CHECKPOINT)
 
 
-# `load` reads these files, so the manifest must list those that exist, and the files of weights that an index names.
+# The files that `load` reads, besides the shards of the weights: the manifest must list those that exist.
 # `TRAINER_FILES` may be unlisted: `strip_trainer` unlists them first, and a crash can leave the files.
 _FILES = (
     "added_tokens.json",

@@ -62,14 +62,16 @@ def move_state_dict(path: Path, content: Any, device: torch.device | str) -> dic
     return {str(name): value.detach().to(device) for name, value in content.items()}
 
 
-def check_types(path: Path, tensors: dict[str, Tensor]) -> None:
+def check_types(
+    path: Path, tensors: dict[str, Tensor], hint: str = "a copy of the model that is not quantized"
+) -> None:
     """Raise `OctavoError` for tensors that are not floats of 16 bits or more."""
     for name, value in tensors.items():
         if value.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
             raise OctavoError(
                 f"{path} has {name} in {str(value.dtype).removeprefix('torch.')}, expected float32, float16, bfloat16 "
                 "or float64",
-                "a copy of the model that is not quantized",
+                hint,
             )
 
 
@@ -97,7 +99,7 @@ def build_model(settings: ModelSettings, weights: dict[str, Tensor], path: Path,
                 f"expected {expected.get(name, 'no such name')}",
                 "another copy of the folder"
                 if name.startswith("transformer.")
-                else "a GPT-2 with a language model's head: GPT2LMHeadModel of transformers",
+                else "a GPT-2 with a language modeling head: GPT2LMHeadModel of transformers",
             )
     return assemble_model(settings, {name: value.float() for name, value in weights.items()}).eval()
 
@@ -107,7 +109,7 @@ def _are_equal(first: Tensor, second: Tensor) -> bool:
 
 
 def assemble_model(settings: ModelSettings, parameters: Mapping[str, Tensor]) -> GPT:
-    """A model whose parameters are these tensors, not copies of them. The tied output head is listed once, as wte."""
+    """A model whose parameters are these tensors, not copies of them. `lm_head.weight` need not be among them."""
     model = meta_model(settings)
     model.load_state_dict({**parameters, "lm_head.weight": parameters["transformer.wte.weight"]}, assign=True)
     model.tie()

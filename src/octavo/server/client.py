@@ -38,7 +38,7 @@ class TokenBucket:
         return self._level
 
     def seconds_until(self, amount: float) -> float:
-        """How long until this much is left."""
+        """How long until the level is `amount`."""
         return max(0.0, (amount - self.level) * 60 / self.per_minute)
 
 
@@ -60,7 +60,7 @@ class Client:
                 self._metrics.count_rejection(self.name)
                 raise ApiError(
                     429,
-                    f"the rate limit of this key is {bucket.per_minute:,} {unit} per minute: try again in {seconds} s",
+                    f"the rate limit is {bucket.per_minute:,} {unit} per minute: try again in {seconds} s",
                     code="rate_limit_exceeded",
                     headers={"retry-after": str(seconds)},
                 )

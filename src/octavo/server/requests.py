@@ -51,7 +51,8 @@ class ItemCount:
 
     def _check(self, value: Any) -> Any:
         if isinstance(value, (list, dict)) and not self.low <= len(value) <= (self.high or len(value)):
-            raise ValueError("wrong number of items")
+            bounds = f"at least {self.low}" if self.high is None else f"{self.low} to {self.high:,}"
+            raise ValueError(f"expected {bounds} items, not {len(value):,}")
         return value
 
 
@@ -128,7 +129,7 @@ class GenerationRequest(_Body):
         Annotated[list[TokenId], ItemCount(0, Limits.stop_token_ids)],
         Expected(f"a list of at most {Limits.stop_token_ids} token ids"),
     ] = []
-    include_stop_str_in_output: bool = Field(False, description="keep the stop text or token as the end of the text")
+    include_stop_str_in_output: bool = Field(False, description="keep the stop string or token as the end of the text")
     ignore_eos: bool = Field(False, description="continue after the eos token")
     min_tokens: int = Field(
         0,
@@ -278,9 +279,9 @@ class LensRequest(_Body):
         LensText | TokenIds | None,
         Expected(f"a text of at most {Limits.lens_characters:,} characters, or a list of token ids"),
     ] = Field(None, description="a text, or token ids; null: a text that the model generates")
-    layer: int | None = Field(None, ge=-1024, le=1023)
-    head: int | None = Field(None, ge=-1024, le=1023)
-    position: int | None = Field(None, ge=-(1 << 20), lt=1 << 20)
+    layer: int | None = Field(None, ge=-1024, le=1023, description="-1: the last")
+    head: int | None = Field(None, ge=-1024, le=1023, description="-1: the last")
+    position: int | None = Field(None, ge=-(1 << 20), lt=1 << 20, description="-1: the last")
     positions: Annotated[
         Annotated[list[int], ItemCount(1, Limits.lens_positions)] | None,
         Expected(f"a list of 1 to {Limits.lens_positions:,} integers"),
