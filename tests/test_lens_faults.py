@@ -139,19 +139,19 @@ def replace_extend(change: Callable[[LayerCache, Tensor, Tensor], tuple[Tensor, 
 
 
 def extend_without_storing(self: LayerCache, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    return self.keys[self.all], self.values[self.all]
+    return self.keys[self.full_index], self.values[self.full_index]
 
 
 def extend_one_position_late(self: LayerCache, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """The key and value after the last position are dropped."""
-    keys, values, first = self.keys, self.values, self.new[1].start + 1
+    keys, values, first = self.keys, self.values, self.new_index[1].start + 1
     T = min(k.size(2), keys.size(2) - first)
     keys[:, :, first : first + T], values[:, :, first : first + T] = k[:, :, :T], v[:, :, :T]
     return keys[:, :, : first - 1 + k.size(2)], values[:, :, : first - 1 + k.size(2)]
 
 
 def extend_without_values(self: LayerCache, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    first = self.new[1].start
+    first = self.new_index[1].start
     self.keys[:, :, first : first + k.size(2)] = k
     return self.keys[:, :, : first + k.size(2)], F.pad(v, (0, 0, first, 0))
 

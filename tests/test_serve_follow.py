@@ -112,7 +112,7 @@ def test_requests_after_a_switch_use_the_new_weights_and_the_ones_before_keep_th
         [listed] = server.request("GET", "/lens").json["models"]
         assert (listed["step"], listed["steps"]) == (20, [10, 20])
         assert b'octavo_checkpoint_step{model="live"} 20.0' in server.request("GET", "/metrics").body
-    wait_until(lambda: earlier.worker.is_ended)
+    wait_until(lambda: earlier.worker.has_ended)
     assert followed.lines == ["live: step 20 is served, in place of step 10"]
 
 
@@ -121,13 +121,13 @@ def test_a_request_that_found_the_earlier_model_is_completed_by_it(followed: Fol
     earlier = followed.model
     save(followed.run, 20)
     followed.follower.poll()
-    wait_until(lambda: earlier.worker.is_ended)
+    wait_until(lambda: earlier.worker.has_ended)
     for _ in range(2):
         with run_server({"live": earlier}) as server:
             response = server.complete(PROMPT, max_tokens=12, temperature=0)
             assert response.json["choices"][0]["text"] == greedy_text(earlier.checkpoint.folder)
         earlier.worker._closing = False
-        wait_until(lambda: earlier.worker.is_ended)
+        wait_until(lambda: earlier.worker.has_ended)
 
 
 def test_no_request_fails_while_checkpoints_are_switched_under_load(followed: Followed) -> None:
@@ -192,7 +192,7 @@ def test_a_checkpoint_that_cannot_be_served_changes_nothing_but_one_line(followe
     assert followed.model is earlier
     assert len(followed.lines) == (0 if fault in ("deleted", "a file", "no run", "no pointer") else 1)
     assert all("step 10 is still served" in line for line in followed.lines)
-    assert not earlier.worker.is_ended
+    assert not earlier.worker.has_ended
     shutil.rmtree(followed.run.folder, ignore_errors=True)  # the run is started again
     run = Run.create(Settings(**SHAPE), "live", out=followed.run.folder)
     save(run, 5)

@@ -232,12 +232,12 @@ class KVCache:
             mask = torch.arange(S, device=device) <= positions[:, None, :, None]  # (B, 1, T, S)
         first, last = self.rows[0], self.rows[-1]
         rows: slice | Tensor = slice(first, last + 1)
-        new: Index = (rows, slice(S - T, S))
+        new_index: Index = (rows, slice(S - T, S))
         if not same_length or self.rows != list(range(first, last + 1)):  # then `extend` returns copies, not views
             rows = torch.tensor(self.rows, device=device)
-            new = (rows[:, None], positions)
+            new_index = (rows[:, None], positions)
         pairs = zip(self.keys, self.values, strict=True)
-        return [LayerCache(k, v, new, (rows, slice(None), slice(S)), mask) for k, v in pairs]
+        return [LayerCache(k, v, new_index, (rows, slice(None), slice(S)), mask) for k, v in pairs]
 
 
 class LayerCache(NamedTuple):
@@ -245,13 +245,13 @@ class LayerCache(NamedTuple):
 
     keys: Tensor
     values: Tensor
-    new: Index  # rows and positions of the new tokens
-    all: Index  # rows, heads and positions of all tokens
+    new_index: Index  # rows and positions of the new tokens
+    full_index: Index  # rows, heads and positions of all tokens
     mask: Tensor | None  # see `CausalSelfAttention.attend`
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store the keys and values (B, H, T, D) of the new positions; return those of all, (B, H, S, D)."""
         # Detached, because the buffers would otherwise keep the autograd graphs of all calls alive.
-        self.keys.transpose(1, 2)[self.new] = k.detach().transpose(1, 2)
-        self.values.transpose(1, 2)[self.new] = v.detach().transpose(1, 2)
-        return self.keys[self.all], self.values[self.all]
+        self.keys.transpose(1, 2)[self.new_index] = k.detach().transpose(1, 2)
+        self.values.transpose(1, 2)[self.new_index] = v.detach().transpose(1, 2)
+        return self.keys[self.full_index], self.values[self.full_index]

@@ -20,5 +20,5 @@ def render(messages: Iterable[tuple[str, str]]) -> str:
 
 
 def _name_speaker(role: str) -> str:
-    """The speaker of a role; an unknown role is a name."""
+    """The name of a role's speaker. A role that is not known, such as "alice", is itself the name."""
     return SPEAKERS.get(_ROLES.get(role.lower(), role.lower()), role.capitalize())

@@ -6,7 +6,8 @@ A plain transcript is what a model without a chat template gets, one line for ea
     User: What do you eat?
     Assistant:
 
-The answer ends where the model begins the line of another speaker. Names that the tokenizer cannot encode are left out.
+The answer ends where the model begins a speaker's next line. If the tokenizer cannot encode a character of a speaker's
+name, the character is left out.
 
 A special token's text in the template becomes that token; in a message it stays ordinary text: a user can't end the
 assistant's turn by typing `<|im_end|>`.
@@ -60,12 +61,12 @@ class ChatFormat:
             self._render(self._template, [Message("user", "Hello")])
 
     def encode(self, messages: Sequence[Message], max_tokens: int) -> Prompt:
-        """The prompt of a conversation, of at most `max_tokens`, after which the assistant answers.
+        """Encode a conversation as a prompt for the assistant's next message.
 
-        If it is longer, the oldest turns are left out, but not the messages before the first turn (system). A turn
-        begins with a message of the user. Raises `ConversationTooLongError` if the newest turn is too long,
-        `ChatTemplateError` if the template rejects the messages, and `UnknownCharactersError` if the tokenizer does not
-        know a character.
+        If the prompt has more than `max_tokens`, the oldest turns are left out, but not the messages before the first
+        turn (system). A turn begins with a message of the user. Raises `ConversationTooLongError` if the newest turn is
+        too long, `ChatTemplateError` if the template rejects the messages, and `UnknownCharactersError` if the
+        tokenizer does not know a character.
         """
         turns = [i for i, message in enumerate(messages) if message.role == "user"]
         first = turns[0] if turns else len(messages)
@@ -124,9 +125,9 @@ class ChatFormat:
         return Prompt("".join(parts), ids) if ids else encode_prompt(tokenizer, "")
 
     def _render(self, template: str, messages: Sequence[Message]) -> str:
-        roles = {role: token for role, token in self._tokenizer.roles.items() if isinstance(token, str)}
+        special_tokens = {name: token for name, token in self._tokenizer.roles.items() if isinstance(token, str)}
         values = {"messages": [vars(message) for message in messages], "add_generation_prompt": True}
-        return template_process().render(template, roles | values)
+        return template_process().render(template, special_tokens | values)
 
     def _transcript(self, messages: Sequence[Message]) -> str:
         lines = [f"{self._keep_known(f'{SPEAKERS[m.role]}: ')}{m.content.strip()}" for m in messages]
@@ -144,7 +145,7 @@ _TOO_MUCH = "the chat template of this model takes too much time or memory"
 
 
 class TemplateProcess:
-    """The process that renders templates. It is started with the first one, and again after it has been ended."""
+    """The process that renders templates. It is started for the first template, and again after it has been killed."""
 
     def __init__(self, seconds: float = 2, pause: float = 60) -> None:
         """A template may take `seconds`. One that takes longer is rejected at once for the next `pause` seconds."""
@@ -180,7 +181,7 @@ class TemplateProcess:
         # -P keeps the script's folder out of `sys.path`.
         command = [sys.executable, "-P", str(Path(__file__).with_name("chat_process.py"))]
         pipe, null = subprocess.PIPE, subprocess.DEVNULL
-        # In a session of its own, the process gets no Ctrl-C. If Octavo is killed, its stdin is closed, and it ends.
+        # In a session of its own, the process gets no Ctrl-C. It ends when its stdin is closed, so also with Octavo.
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=null, start_new_session=True)
         if self._exchange(process, b"", 60) is None:
             raise ChatTemplateError("the process that renders chat templates cannot be started")

@@ -77,7 +77,7 @@ def _main() -> None:
     _limit_memory()
     answer: dict[str, str] = {"text": ""}  # the first answer says that the process is ready
     while True:
-        sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")  # in ASCII: a text may have half a surrogate pair
+        sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")  # in ASCII: a text may have unpaired surrogates
         sys.stdout.buffer.flush()
         if not (line := sys.stdin.buffer.readline()):
             return

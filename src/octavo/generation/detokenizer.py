@@ -44,7 +44,7 @@ class StopAwareDetokenizer:
         ]
         if starts:
             start, length, self.stop_string = min(starts)
-            # Cut at the first stop string: all that is held becomes certain, and nothing stays held below.
+            # Cut off what follows the stop string: it is not part of the text, so nothing is held back any longer.
             certain = start + length if self._include_stop else start
             self._held = self._held[:certain]
         else:
@@ -54,7 +54,7 @@ class StopAwareDetokenizer:
         return text
 
     def finish(self) -> str:
-        """The text that was held back, at the end: no stop string can complete any more."""
+        """The text that was held back. Call it at the end, when no stop string can be completed any more."""
         text, self._held = self._held, ""
         return text
 

@@ -41,7 +41,7 @@ OVERFLOW = ("stop", "slide", "rechunk")
 # Prefill rows per step. The jobs that decode in a step wait for its prefill rows, so the first limit is smaller. If no
 # job decodes, 256 rows are 4% faster.
 _PREFILL_ROWS_WHILE_DECODING, _PREFILL_ROWS = 128, 256
-_ROWS_WITH_DRAFTS = 4  # this many rows take little longer than one
+_MAX_ROWS_WITH_DRAFTS = 4  # decode rows and draft rows in a step: 4 rows take little longer than 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -254,7 +254,7 @@ class Engine:
         limited; jobs get them in order of arrival.
         """
         decoding = sum(job.pending == 1 for job in self._running_jobs)
-        draft_rows = _ROWS_WITH_DRAFTS // max(decoding, 1) - 1
+        draft_rows = _MAX_ROWS_WITH_DRAFTS // max(decoding, 1) - 1
         budget = _PREFILL_ROWS_WHILE_DECODING if decoding else _PREFILL_ROWS
         for job in self._running_jobs:
             if job.pending > 1 and budget > 0:

@@ -110,7 +110,7 @@ def start_streams(
 
 
 def most_likely(streams: Sequence[TextStream], count: int) -> list[TextStream]:
-    """The `count` texts with the highest mean log-probability, best first; in their order if `count` is all."""
+    """The `count` texts with the highest mean log-probability, best first; unsorted if there are no more."""
     if count == len(streams):
         return list(streams)
     return sorted(streams, key=lambda stream: -stream.mean_logprob)[:count]

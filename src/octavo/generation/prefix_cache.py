@@ -30,7 +30,7 @@ class Prefix:
 
 
 class PrefixCache:
-    """Holds at most `max_bytes`, of keys, values and token ids; evicts the least recently used prompt."""
+    """Holds at most `max_bytes` of keys, values and token ids; evicts the least recently used prompt."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes, self.bytes = max_bytes, 0

@@ -24,7 +24,8 @@ class Prompt:
 def encode_prompt(
     tokenizer: Tokenizer, prompt: str | Sequence[int], unknown: str = "error", special_tokens: bool = False
 ) -> Prompt:
-    """A prompt from text or token ids. If it has no token, a start token is added: bos, eos or a line break.
+    """A prompt from text or token ids. If it has no token, a start token is added: bos, eos, a line break or
+    else token 0.
 
     `unknown` and `special_tokens` are those of `Tokenizer.encode`.
     """

@@ -103,7 +103,9 @@ def _sample_top(logits: Tensor, sampling: Sampling, bits: Tensor) -> Tensor:
     """
     values = logits.numpy()
     ids = torch.from_numpy(np.flatnonzero(values >= np.partition(values, -sampling.top_k)[-sampling.top_k]))
-    return ids[_race(_distribution(logits[None, ids], sampling), bits[None, ids])[0]]
+    probs = _distribution(logits[None, ids], sampling)  # of one sequence
+    winners = _race(probs, bits[None, ids])  # indices into `ids`
+    return ids[winners[0]]
 
 
 def apply_penalties(

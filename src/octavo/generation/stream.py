@@ -1,7 +1,7 @@
 """Text in, text out: the one path between text and an engine's tokens.
 
-A `TextRequest` says what to generate. `text_streams` makes one `TextStream` for each text that the request draws; the
-engine delivers tokens to it, and it yields text that can no longer change: whole characters, and nothing that may be
+A `TextRequest` says what to generate. `text_streams` makes a `TextStream` for each text of the request; the engine
+delivers tokens to it, and it yields text that can no longer change: whole characters, and nothing that may be
 the start of a stop string. The command line, `octavo.generate`, the samples of a training run and every endpoint of the
 server generate text with these two classes. Nothing in this module depends on HTTP.
 """

@@ -40,7 +40,7 @@ class ApiError(Exception):
 
     @property
     def content(self) -> bytes:
-        """The body as JSON, in ASCII: a message may quote half a surrogate pair, which UTF-8 cannot encode."""
+        """The body as JSON, in ASCII: a message may quote an unpaired surrogate, which UTF-8 cannot encode."""
         return json.dumps(self.body).encode()
 
     @property

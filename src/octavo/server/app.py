@@ -129,9 +129,9 @@ def build_app(
             bits_per_byte=loaded.info.get("bits_per_byte"),
         )
 
-    of_model = APIRouter()
-    of_model.include_router(completions.routes(find_model, limits, metrics))
-    of_model.include_router(chat.routes(find_model, limits, metrics))
+    model_routes = APIRouter()
+    model_routes.include_router(completions.routes(find_model, limits, metrics))
+    model_routes.include_router(chat.routes(find_model, limits, metrics))
 
     @api.get("/v1/models")
     async def list_models() -> responses.Models:
@@ -143,7 +143,7 @@ def build_app(
         """One served model."""
         return describe(find_model(model, request))
 
-    @of_model.post("/tokenize", responses=responses.errors(404))
+    @model_routes.post("/tokenize", responses=responses.errors(404))
     async def tokenize(body: TokenizeRequest, request: Request) -> responses.Tokens:
         """The token ids of a text."""
         checkpoint = find_model(body.model, request).checkpoint
@@ -158,13 +158,13 @@ def build_app(
         block_size = checkpoint.model.settings.block_size
         return responses.Tokens(count=len(ids), max_model_len=block_size, tokens=ids, token_strs=strings)
 
-    @of_model.post("/detokenize", responses=responses.errors(404))
+    @model_routes.post("/detokenize", responses=responses.errors(404))
     async def detokenize(body: DetokenizeRequest, request: Request) -> responses.Text:
         """The text of token ids."""
         tokenizer = find_model(body.model, request).checkpoint.tokenizer
         return responses.Text(prompt=resolve_text(tokenizer, body.tokens, "tokens").text)
 
-    @of_model.get("/tokenizer_info", responses=responses.errors(404))
+    @model_routes.get("/tokenizer_info", responses=responses.errors(404))
     async def tokenizer_info(request: Request, model: str | None = None) -> responses.TokenizerInfo:
         """The tokenizer's kind, size and special tokens."""
         served = find_model(model, request)
@@ -182,9 +182,9 @@ def build_app(
             chat_template=served.chat_template,
         )
 
-    api.include_router(of_model)
+    api.include_router(model_routes)
     # The same with the model in the path, for clients that send no name to /tokenizer_info, such as lm-eval.
-    api.include_router(of_model, prefix="/models/{served_model}", include_in_schema=False)
+    api.include_router(model_routes, prefix="/models/{served_model}", include_in_schema=False)
 
     @api.get("/version")
     async def version() -> responses.Version:
@@ -268,7 +268,7 @@ async def error_response(request: Request, error: Exception) -> Response:
             message = "the body is not UTF-8"
         case HTTPException(__cause__=RecursionError()):
             message = "the body is nested too deeply"
-        case HTTPException(__cause__=ValueError()):  # Python's limit, against quadratic time
+        case HTTPException(__cause__=ValueError()):  # int() refuses so many digits, since it takes quadratic time
             message = f"the body has a number of more than {sys.get_int_max_str_digits():,} digits"
         case HTTPException():
             message = str(error.detail)
@@ -278,7 +278,7 @@ async def error_response(request: Request, error: Exception) -> Response:
 
 
 _CHAT = "; chats are at /v1/chat/completions"
-_ELSEWHERE = {  # the ends of paths that other servers have
+_PATH_HINTS = {  # by the end of a path that other servers have
     "/chat": _CHAT,
     "/completion": "; completions are at /v1/completions",
     "/embeddings": ": this server computes no embeddings",
@@ -296,7 +296,7 @@ def _advise(request: Request) -> str:
             return f"; there is {likely!r}: check the client's base_url"
     if path == "/docs":
         return "; the server was started without --docs"
-    return next((advice for end, advice in _ELSEWHERE.items() if path.endswith(end)), "")
+    return next((advice for end, advice in _PATH_HINTS.items() if path.endswith(end)), "")
 
 
 def _validation_error(request: Request, invalid: RequestValidationError) -> ApiError:

@@ -119,7 +119,7 @@ class Follower:
         """Load the checkpoints that are new since the last call."""
         for name, run in list(self._pending.items()):
             self._load_first(name, run)
-        self._retired = [worker for worker in self._retired if not worker.is_ended]
+        self._retired = [worker for worker in self._retired if not worker.has_ended]
         if self._settings.follow:
             for name, model in list(self._models.items()):
                 if model.run is not None and len(self._retired) < _MAX_RETIRED:

@@ -138,7 +138,7 @@ class LensService:
     async def compute(
         self, model: ServedModel, step: int | None, http: Request, function: Callable[[Checkpoint], T]
     ) -> T | None:
-        """What a function returns for the checkpoint of a step, in a thread; None if the client disconnected.
+        """Call a function with the checkpoint of a step, in a thread. Returns None if the client disconnected.
 
         Raises `ApiError` if too many views wait, or the run has no such step.
         """

@@ -1,4 +1,4 @@
-"""Every bound of the server. What exceeds one is rejected before anything is allocated for it."""
+"""Every bound of the server. What is too large is rejected before anything is allocated for it."""
 
 from dataclasses import dataclass
 
@@ -30,7 +30,7 @@ class Limits:
     logprobs: int = 20
     logprob_values: int = 1 << 21  # in one response
     stops: int = 32
-    stop_characters: int = 256  # of a stop text or a bad word
+    stop_characters: int = 256  # of a stop string or a bad word
     stop_token_ids: int = 128
     bad_words: int = 64
     allowed_token_ids: int = 1 << 16

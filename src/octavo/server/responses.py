@@ -54,7 +54,7 @@ class PromptLogprob(BaseModel):
 
 
 class Choice(BaseModel):
-    """A text, and why it ended: `stop` (a stop string or token, or end-of-text) or `length`."""
+    """A text, and why it ended: `stop` (a stop string, a stop token or the eos token) or `length`."""
 
     text: str
     index: int
@@ -127,7 +127,7 @@ class AnswerMessage(BaseModel):
 
 
 class ChatChoice(BaseModel):
-    """An answer, and why it ended: `stop` (a stop string or token, or end-of-text) or `length`."""
+    """An answer, and why it ended: `stop` (a stop string, a stop token or the eos token) or `length`."""
 
     index: int
     message: AnswerMessage
@@ -160,7 +160,9 @@ class Model(BaseModel):
     max_model_len: int
     parameters: int
     tokenizer: str
-    has_chat_template: bool = Field(description="whether a chat is written by a template; else as a plain transcript")
+    has_chat_template: bool = Field(
+        description="whether a chat template writes the prompt of a chat, rather than a plain transcript"
+    )
     step: int | None = Field(description="the training step of the checkpoint; null if it belongs to no run")
     train_loss: float | None
     val_loss: float | None
@@ -244,7 +246,9 @@ class LensModel(BaseModel):
     run: bool = Field(description="whether the model belongs to a run")
     steps: list[int] = Field(description="the steps of the checkpoints that the run has")
     step: int | None = Field(description="the step that is served")
-    has_chat_template: bool = Field(description="whether a chat is written by a template; else as a plain transcript")
+    has_chat_template: bool = Field(
+        description="whether a chat template writes the prompt of a chat, rather than a plain transcript"
+    )
 
 
 class Lens(BaseModel):
@@ -255,7 +259,7 @@ class Lens(BaseModel):
 
 
 class Examples(BaseModel):
-    """Texts to begin with."""
+    """Example texts to inspect."""
 
     examples: list[str]
 

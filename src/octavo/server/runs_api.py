@@ -50,7 +50,7 @@ def routes(runs: Mapping[str, Run]) -> APIRouter:
         if name not in runs:
             raise ApiError(404, f"no run {name[:80]!r} is served", param="name")
         lines, end, was_replaced = logs[name, kind].read(after)
-        # In ASCII: a line may hold half a surrogate pair, which UTF-8, and so orjson, cannot encode.
+        # In ASCII: a line may have unpaired surrogates, which UTF-8, and so orjson, cannot encode.
         content = json.dumps({"lines": lines, "next": end, "restarted": was_replaced}, separators=(",", ":"))
         return Response(content, media_type="application/json")
 

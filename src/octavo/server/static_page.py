@@ -125,8 +125,8 @@ def standalone_page(
 ) -> str:
     """The page as one file that loads nothing, with the tabs "Model", "Walk", "Attention", "Positions and words".
 
-    It opens on a head, by default the one with the largest `distant`. It has all heads
-    for a text of up to 64 tokens, and those of the same layer for a longer one.
+    It opens on a head, by default the one that attends most to distant tokens. It has all heads for a text of up to 64
+    tokens, and those of the same layer for a longer one.
     """
     files = page_files(root)
     if "index.html" not in files:

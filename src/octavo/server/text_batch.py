@@ -106,6 +106,6 @@ class TextBatch:
 
 
 def _text_error(error: OctavoError | None) -> ApiError:
-    if isinstance(error, NoTokenLeftError):  # the request asked for it
+    if isinstance(error, NoTokenLeftError):  # the request excludes every token
         return ApiError(400, error.message, hint=error.hint)
     return ApiError(500, error.message if error else "the text was cancelled")

@@ -1,4 +1,4 @@
-"""The fields that completions and chats share, as `TextRequest`s, and the checks of both."""
+"""Fields that completion and chat requests share: their checks, and their form in a `TextRequest`."""
 
 import secrets
 from typing import Any
@@ -13,11 +13,11 @@ from octavo.server.worker import ServedModel
 
 
 def check_fields(model: ServedModel, body: GenerationRequest, max_tokens: int) -> None:
-    """Raise `ApiError` for fields that contradict each other or the model's vocabulary."""
+    """Raise `ApiError` for shared fields that contradict each other or the model's vocabulary."""
     if body.min_tokens > max_tokens:
         raise ApiError(400, f"min_tokens={body.min_tokens} is more than max_tokens={max_tokens}", param="min_tokens")
     if body.stream_options and body.stream_options.model_fields_set and not body.stream:
-        raise ApiError(400, "stream_options need stream: true", param="stream_options")
+        raise ApiError(400, "stream_options needs stream: true", param="stream_options")
     vocab_size = model.checkpoint.tokenizer.vocab_size
     for param, ids in (
         ("logit_bias", [int(id) for id in body.logit_bias]),

@@ -37,7 +37,7 @@ class Worker:
         self._closing = False
         self._wake = threading.Event()
         self._retired = False
-        self._lock = threading.Lock()  # of `_thread`, and of what `submit` adds to the inbox
+        self._lock = threading.Lock()  # guards `_thread`, and `_inbox` while `submit` adds to it
         self._thread: threading.Thread | None = None
         self._start_thread()
 
@@ -95,7 +95,7 @@ class Worker:
         self._wake.set()
 
     @property
-    def is_ended(self) -> bool:
+    def has_ended(self) -> bool:
         """Whether this worker is retired, and all its texts are complete."""
         return self._thread is None
 
