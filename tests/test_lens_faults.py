@@ -435,7 +435,7 @@ statistics_in_bits = change_result(
 )
 flow_of_stage_before = change_result("flow", lambda view: dataclasses.replace(view, stream=np.roll(view.stream, 2, 0)))
 norms_doubled = change_result("flow", lambda view: dataclasses.replace(view, norms=2 * view.norms))
-guesses_of_position_before = change_result("_next_probabilities", lambda found: found.roll(1, 0))
+predictions_of_position_before = change_result("_next_probabilities", lambda found: found.roll(1, 0))
 
 
 SHAPES, PARAMETERS = "shapes: match the settings", "shapes: parameter count"
@@ -456,10 +456,10 @@ NOTHING, A_HEAD = "ablation: keeping all parts changes nothing", "ablation: a he
 CAUSALITY = "causality: later tokens change nothing"
 ALONE, HEAD_ALONE = "reference: each block, on the reference's input", "reference: lm_head, on the reference's input"
 FLOPS, STATISTICS = "shapes: FLOP count", "attention: statistics = a loop over rows"
-GUESSES, RANKS = "logit_lens: top tokens, entropy, surprisal, rank", "surprisal: ranks, recounted"
+PREDICTIONS, RANKS = "logit_lens: top tokens, entropy, surprisal, rank", "surprisal: ranks, recounted"
 EVERY_TOKEN = "surprisal: one for every token"
 FLOW, NORMS = "flow: residual stream against the reference", "flow: norms against the reference"
-FLOW_GUESSES = "flow: probabilities of the guesses are those of the model"
+FLOW_PREDICTIONS = "flow: probabilities of the predictions are those of the model"
 CACHE, ENGINE = "cache: prefill and decode = full forward", "decoder: prefill and decode = full forward"
 
 MODEL = [STREAM, LOGITS, EVERY_STAGE, A_HEAD, ENGINE]  # the checks that fail if the model is wrong
@@ -512,12 +512,12 @@ FAULTS: dict[str, tuple[Fault, list[str]]] = {
     "engine of one slot": (engine_of_one_slot, [ENGINE]),
     "another head named": (name_another_head, [A_HEAD]),
     "pattern of NaN": (change_pattern(offset=0), [ROWS, FUTURE, FIRST, FUSED]),
-    "least likely first": (least_likely_first, [GUESSES]),
+    "least likely first": (least_likely_first, [PREDICTIONS]),
     "rank from 0": (rank_from_zero, [RANKS]),
     "statistics in bits": (statistics_in_bits, [STATISTICS]),
     "flow of the stage before": (flow_of_stage_before, [FLOW]),
     "norms doubled": (norms_doubled, [NORMS]),
-    "guesses of the position before": (guesses_of_position_before, [FLOW_GUESSES]),
+    "predictions of the position before": (predictions_of_position_before, [FLOW_PREDICTIONS]),
 }
 OTHER_MODELS: dict[str, tuple[str, Fault, str]] = {  # faults that only other models reveal
     "other GELU, small weights": ("small_weights", swap_gelu, ALONE),

@@ -140,15 +140,15 @@ def test_surprisal_and_rank_match_the_plain_reference(case: Case) -> None:
     for t, id in enumerate(case.ids[1:]):
         low, high = ((own_logits[t] > own_logits[t, id] + margin).sum().item() for margin in (1e-4, -1e-4))
         assert low < view.rank[t + 1] <= max(high, low + 1)
-    guesses = [make_token(case.loaded.tokenizer, id).label for id in own_logits.argmax(-1).tolist()]
-    assert view.guesses == ["", *guesses]
+    predictions = [make_token(case.loaded.tokenizer, id).label for id in own_logits.argmax(-1).tolist()]
+    assert view.predictions == ["", *predictions]
 
 
 @pytest.mark.parametrize("length", [2, 16, 17, 18, 33, 100])
 def test_the_mean_surprisal_is_the_loss_over_any_number_of_sequences(small: Checkpoint, length: int) -> None:
     ids = small.tokenizer.encode(TEXT)[:length]
     view, result = lens.surprisal(small, ids), evaluate_tokens(small.model, small.tokenizer, ids)
-    assert len(view.tokens) == len(view.surprisal) == len(view.rank) == len(view.guesses) == length
+    assert len(view.tokens) == len(view.surprisal) == len(view.rank) == len(view.predictions) == length
     assert view.surprisal[1:].mean() == pytest.approx(result.loss, abs=1e-6)
     assert view.loss == pytest.approx(result.loss, abs=1e-6)
     assert view.perplexity == pytest.approx(result.perplexity, rel=1e-6)

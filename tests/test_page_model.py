@@ -27,11 +27,11 @@ def test_the_table_of_the_whole_model_equals_the_api(visit: Visit, site: Running
     text = {"letters": TEXT, "bytes": "the بيت 🦉 cat"}[model]
     visit.open_tab("model", model, text)
     view = site.view("flow", model, text=text)
-    *stages, guesses = visit.table(".flow")
+    *stages, predictions = visit.table(".flow")
     assert len(stages) == len(view["norms"]) == 5
     for row, norms in zip(stages, view["norms"], strict=True):
         assert [parse_number(cell) for cell in row[1:]] == pytest.approx(norms, abs=6e-3)
-    assert guesses[1:] == [view["vocabulary"][str(id)] for id in view["guesses"]]
+    assert predictions[1:] == [view["vocabulary"][str(id)] for id in view["predictions"]]
 
 
 def test_arrow_keys_reach_every_stage_and_token(visit: Visit, site: RunningServer) -> None:
@@ -58,8 +58,8 @@ def test_arrow_keys_reach_every_stage_and_token(visit: Visit, site: RunningServe
         shares = [float(each) for each in re.findall(r"(\d+)%", text)]
         assert shares == pytest.approx(sorted(mean, reverse=True)[: len(shares)], abs=0.6)
     stage.press("ArrowDown")
-    guess = view["vocabulary"][str(view["guesses"][6])]
-    assert f"After {labels[6]} the model expects {guess}" in readout(visit)
+    prediction = view["vocabulary"][str(view["predictions"][6])]
+    assert f"After {labels[6]} the model expects {prediction}" in readout(visit)
     assert f"continues with {labels[7]}" in readout(visit)
 
 

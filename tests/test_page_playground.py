@@ -143,7 +143,7 @@ def test_the_last_row_of_the_logit_lens_is_the_bars_and_contributions_sum_to_the
     ids = token_ids(site, text)[:9]
     view = site.view("logit_lens", text=ids, positions=[8], top=5)
     stages = page.locator(".logit-lens tbody tr")
-    rows = stages.evaluate_all("""all => all.map((row) => [...row.querySelectorAll(".guess")].map((each) =>
+    rows = stages.evaluate_all("""all => all.map((row) => [...row.querySelectorAll(".prediction")].map((each) =>
         [each.querySelector("bdi").textContent, +each.dataset.share, each.querySelector("small").textContent]))""")
     for row, layer, shares in zip(rows, view["ids"], view["probabilities"], strict=True):
         assert [each[0] for each in row] == [view["vocabulary"][str(id)] for id in layer[0]]

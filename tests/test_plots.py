@@ -409,7 +409,7 @@ def test_the_columns_of_the_logit_lens_are_labeled_by_position(small: Checkpoint
     assert tick_labels(ax) == [f"{t}: {view.tokens[t].label}" for t in shown[::every]]
 
 
-def test_correct_guesses_have_a_frame(small: Checkpoint, ax: Axes) -> None:
+def test_correct_predictions_have_a_frame(small: Checkpoint, ax: Axes) -> None:
     view = lens.logit_lens(small, TEXT)
     plots.draw(view, ax)
     assert len(ax.patches) == np.count_nonzero(view.rank[:, -24:] == 1)

@@ -1,4 +1,4 @@
-"""The view `flow`: a text on its way through all layers: the residual stream, every attention pattern, and the guesses.
+"""The view `flow`: a text on its way through all layers: the residual stream, every attention pattern, the predictions.
 
 It is of bounded size: it shows the last 40 positions of a text, 16 of the stream's columns, and attention weights in
 thousandths.
@@ -32,8 +32,8 @@ class Flow(View):
     """All layers of a forward pass at the positions from `first` on."""
 
     caveat: ClassVar[str] = (
-        "Attention shows where a head looks, not why. A guess before the last layer is the logit lens: what the model "
-        "would answer if it stopped there."
+        "Attention shows where a head looks, not why. A prediction before the last layer is the logit lens: what the "
+        "model would answer if it stopped there."
     )
 
     tokens: list[Token]
@@ -46,9 +46,9 @@ class Flow(View):
     mlp: np.ndarray  # (L, T) the norm of what the MLP adds
     patterns: list[list[list[list[int]]]]  # [layer][head][t]: the attention weights of 0 to t, in thousandths
     habits: list[list[str]]  # [layer][head]: the head's habit over the whole text, see `HeadStatistics`
-    guesses: np.ndarray  # (T,) the most likely next token at each position
-    guess_probabilities: np.ndarray  # (T,)
-    stage_guesses: np.ndarray  # (L + 1,) the same at the last position, if the model ended after 0, 1, ... layers
+    predictions: np.ndarray  # (T,) the most likely next token at each position
+    prediction_probabilities: np.ndarray  # (T,)
+    stage_predictions: np.ndarray  # (L + 1,) the same at the last position, if the model ended after 0, 1, ... layers
     stage_probabilities: np.ndarray  # (L + 1,)
     next_tokens: np.ndarray  # the five most likely tokens after the text
     next_probabilities: np.ndarray
@@ -56,12 +56,12 @@ class Flow(View):
 
     def tables(self) -> list[Table]:
         rows = []
-        for i, id in enumerate(self.stage_guesses):
+        for i, id in enumerate(self.stage_predictions):
             added = (float(self.attention[i - 1, -1]), float(self.mlp[i - 1, -1])) if i else (None, None)
             name = f"after layer {i - 1}" if i else "embedding"
-            guess = self.vocabulary[int(id)], float(self.stage_probabilities[i])
-            rows.append((name, *added, float(self.norms[2 * i, -1]), *guess))
-        columns = ("stage", "attention added", "MLP added", "norm of the stream", "guess", "probability")
+            prediction = self.vocabulary[int(id)], float(self.stage_probabilities[i])
+            rows.append((name, *added, float(self.norms[2 * i, -1]), *prediction))
+        columns = ("stage", "attention added", "MLP added", "norm of the stream", "prediction", "probability")
         title = f"at the last position, {self.tokens[-1].label}: norms, and the most likely next token"
         return [Table(title, columns, rows)]
 
@@ -87,10 +87,11 @@ def flow(run: RunLike, text: Text = None, *, unknown: str = "error") -> Flow:
             patterns.append([_thousandths(pattern[first:, first:]) for pattern in weights])
             habits.append([head_statistics(i, h, pattern).habit for h, pattern in enumerate(weights)])
         probabilities = _next_probabilities(model, stages[-1])  # (T, V)
-        guesses, stage_guesses = probabilities.max(-1), _next_probabilities(model, torch.cat(last_position)).max(-1)
+        predictions = probabilities.max(-1)
+        stage_predictions = _next_probabilities(model, torch.cat(last_position)).max(-1)
         most_likely = probabilities[-1].topk(min(_TOP, probabilities.size(-1)))
     stream = torch.stack(stages)  # (S, T, C)
-    ids = {int(id) for each in (guesses, stage_guesses, most_likely) for id in each.indices}
+    ids = {int(id) for each in (predictions, stage_predictions, most_likely) for id in each.indices}
     return Flow(
         tokens=tokenized.tokens[first:],
         first=first,
@@ -102,10 +103,10 @@ def flow(run: RunLike, text: Text = None, *, unknown: str = "error") -> Flow:
         mlp=torch.stack(mlp).numpy(),
         patterns=patterns,
         habits=habits,
-        guesses=guesses.indices.numpy(),
-        guess_probabilities=guesses.values.numpy(),
-        stage_guesses=stage_guesses.indices.numpy(),
-        stage_probabilities=stage_guesses.values.numpy(),
+        predictions=predictions.indices.numpy(),
+        prediction_probabilities=predictions.values.numpy(),
+        stage_predictions=stage_predictions.indices.numpy(),
+        stage_probabilities=stage_predictions.values.numpy(),
         next_tokens=most_likely.indices.numpy(),
         next_probabilities=most_likely.values.numpy(),
         vocabulary={id: make_token(loaded.tokenizer, id).label for id in sorted(ids)},

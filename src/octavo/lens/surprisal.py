@@ -29,7 +29,7 @@ _PICTURE_TOKENS = 2000  # tokens that a notebook shows in color
 class Surprisal(View):
     """Every token's surprisal, -ln p in nats, and its rank among all tokens; NaN and 0 for the first token.
 
-    `guesses` are the tokens that the model found most likely at each position.
+    `predictions` are the tokens that the model found most likely at each position.
     """
 
     nullable: ClassVar[tuple[str, ...]] = ("surprisal",)
@@ -37,7 +37,7 @@ class Surprisal(View):
     tokens: list[Token]
     surprisal: np.ndarray
     rank: np.ndarray
-    guesses: list[str]
+    predictions: list[str]
     loss: float  # nats per token
     perplexity: float
     bits_per_byte: float
@@ -55,10 +55,10 @@ class Surprisal(View):
         return f"<p>{''.join(spans)}</p>"
 
     def tables(self) -> list[Table]:
-        columns = zip(self.tokens, self.surprisal, self.rank, self.guesses, strict=True)
+        columns = zip(self.tokens, self.surprisal, self.rank, self.predictions, strict=True)
         rows = [
-            (position, token.label, float(nats), float(nats) / math.log(2), float(np.exp(-nats)), int(rank), guess)
-            for position, (token, nats, rank, guess) in enumerate(columns)
+            (position, token.label, float(nats), float(nats) / math.log(2), float(np.exp(-nats)), int(rank), prediction)
+            for position, (token, nats, rank, prediction) in enumerate(columns)
             if position
         ]
         bits = f"{self.bits_per_byte:.4f} bits per byte"
@@ -73,13 +73,13 @@ def surprisal(run: RunLike, text: Text = None, *, unknown: str = "error") -> Sur
     ids = tokenized.ids[0].numpy()
     if len(ids) < 2:
         raise OctavoError("the text is one token: there is nothing to predict", "a longer text")
-    nats, rank, guesses = token_surprisals(loaded.model, ids)
+    nats, rank, predictions = token_surprisals(loaded.model, ids)
     loss = float(np.mean(nats))
     return Surprisal(
         tokenized.tokens,
         np.concatenate([[np.nan], nats]),
         np.concatenate([[0], rank]),
-        ["", *(make_token(loaded.tokenizer, int(id)).label for id in guesses)],
+        ["", *(make_token(loaded.tokenizer, int(id)).label for id in predictions)],
         loss,
         perplexity(loss),
         float(np.sum(nats)) / (max(1, count_bytes(loaded.tokenizer, ids[1:])) * math.log(2)),
@@ -106,5 +106,5 @@ def token_surprisals(
             surprisals = logits.logsumexp(-1) - target_logits[..., 0]  # (B, T)
             ranks = 1 + (logits > target_logits).sum(-1)
             results.append([each.flatten() for each in (surprisals.double(), ranks, logits.argmax(-1))])
-    nats, rank, guesses = (torch.cat(each).numpy() for each in zip(*results, strict=True))
-    return nats, rank, guesses
+    nats, rank, predictions = (torch.cat(each).numpy() for each in zip(*results, strict=True))
+    return nats, rank, predictions

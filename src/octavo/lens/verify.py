@@ -248,8 +248,8 @@ def _check_flow(loaded: Checkpoint, idx: Tensor, streams: list[np.ndarray], tole
         tolerance,
     )
     most_likely = loaded.model(idx)[0, view.first :].softmax(-1).amax(-1)
-    error = _max_abs(torch.from_numpy(view.guess_probabilities) - most_likely)
-    yield "flow: probabilities of the guesses are those of the model", error, 1e-4
+    error = _max_abs(torch.from_numpy(view.prediction_probabilities) - most_likely)
+    yield "flow: probabilities of the predictions are those of the model", error, 1e-4
 
 
 def _check_layers(

@@ -31,7 +31,7 @@ class Model {
     this.flow = null; // FlowData of the text
     this.shown = null; // the model and text that are shown
     this.level = levelOf(app.getSubpath("model"));
-    this.row = null; // the stage at the cursor in the whole picture; null: the guess
+    this.row = null; // the stage at the cursor in the whole picture; null: the prediction
     this.isPlaying = !prefersReducedMotion();
     this.#createElements();
   }
@@ -230,10 +230,10 @@ class Model {
     }
     const { row, t: i } = cell;
     if (row >= flow.stageCount) {
-      const guess = chip({ label: flow.label(flow.guesses[i]), bytes: null });
-      const share = el("b", {}, formatPercent(flow.guess_probabilities[i]));
-      if (i === flow.tokens.length - 1) return tNodes("model.cell.last_guess", { token, guess, share });
-      return tNodes("model.cell.guess", { token, guess, share, next: chip(flow.tokens[i + 1]) });
+      const prediction = chip({ label: flow.label(flow.predictions[i]), bytes: null });
+      const share = el("b", {}, formatPercent(flow.prediction_probabilities[i]));
+      if (i === flow.tokens.length - 1) return tNodes("model.cell.last_prediction", { token, prediction, share });
+      return tNodes("model.cell.prediction", { token, prediction, share, next: chip(flow.tokens[i + 1]) });
     }
     const norm = el("b", {}, formatNumber(flow.norms[row][i], 2));
     if (row === 0) return tNodes("model.cell.embedding", { token, position, norm });
@@ -275,7 +275,7 @@ class Model {
       columns: [t("col.norm"), ...labels],
       rows: [
         ...flow.norms.map((norms, row) => [stage(row), ...norms.map((norm) => formatNumber(norm, 2))]),
-        [t("model.guess"), ...flow.guesses.map((id) => flow.label(id))],
+        [t("model.prediction"), ...flow.predictions.map((id) => flow.label(id))],
       ],
     };
   }

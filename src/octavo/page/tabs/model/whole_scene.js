@@ -1,7 +1,7 @@
 // The whole model in one picture: tokens at the top, each with the ribbon of its residual stream, which runs down
-// through all layers to the model's guess of the next token. Blue lines are attention, rust marks are MLPs.
+// through all layers to the model's prediction of the next token. Blue lines are attention, rust marks are MLPs.
 //
-// A cell is {row, t}: the stage of the stream (see FlowData), and the token. The row after the last stage is the guess.
+// A cell is {row, t}: the stage of the stream (see FlowData), and the token. The row after the last stage is the prediction.
 
 import { color, fontFamily } from "octavo/figures/colors";
 import { ellipsize } from "octavo/figures/figure";
@@ -43,8 +43,8 @@ export class WholeScene {
       this.stageY.push(y + ATTENTION_PART * this.layerHeight, y + this.layerHeight);
     }
     this.bottom = this.stageY.at(-1) + 16;
-    const guesses = this.columns.isRotated ? this.columns.top + 8 : 40;
-    this.height = Math.ceil(this.bottom + Math.max(guesses, isNarrow ? 0 : 116));
+    const predictions = this.columns.isRotated ? this.columns.top + 8 : 40;
+    this.height = Math.ceil(this.bottom + Math.max(predictions, isNarrow ? 0 : 116));
     this.rowCount = flow.stageCount + 1;
   }
 
@@ -77,9 +77,9 @@ export class WholeScene {
       drawLabel(context, flow.tokens[t].label, columns, t, this.top - 8);
       this.ribbons.draw(context, columns.x(t), t, columns.ribbonWidth, this.top, this.bottom);
       for (let i = 0; i < flow.layerCount; i++) this.#paintMlp(context, i, t);
-      this.#paintGuess(context, t);
+      this.#paintPrediction(context, t);
     }
-    this.#paintStageGuesses(context);
+    this.#paintStagePredictions(context);
     this.#paintNextTokens(context);
   }
 
@@ -117,20 +117,20 @@ export class WholeScene {
     context.globalAlpha = 1;
   }
 
-  // The guess after token t; in the accent color if the text continues so.
-  #paintGuess(context, t, isStrong = false) {
+  // The prediction after token t; in the accent color if the text continues so.
+  #paintPrediction(context, t, isStrong = false) {
     const { flow, columns } = this;
-    const isRight = flow.guesses[t] === flow.tokens[t + 1]?.id;
-    drawLabel(context, flow.label(flow.guesses[t]), columns, t, this.bottom + 8, {
+    const isRight = flow.predictions[t] === flow.tokens[t + 1]?.id;
+    drawLabel(context, flow.label(flow.predictions[t]), columns, t, this.bottom + 8, {
       isBelow: true,
       ink: isRight ? "--accent" : isStrong ? "--ink" : "--quiet",
       weight: isRight || isStrong ? 700 : 400,
-      alpha: isStrong ? 1 : 0.4 + 0.6 * Math.sqrt(flow.guess_probabilities[t]),
+      alpha: isStrong ? 1 : 0.4 + 0.6 * Math.sqrt(flow.prediction_probabilities[t]),
     });
   }
 
   // What the model would answer after the text, layer by layer.
-  #paintStageGuesses(context) {
+  #paintStagePredictions(context) {
     const { flow, columns, stageY } = this;
     const left = columns.right + 10;
     const room = this.width - left - 4;
@@ -144,7 +144,7 @@ export class WholeScene {
       const share = formatPercent(probability, 0);
       context.font = labelFont(600);
       const shareWidth = context.measureText(share).width + 8;
-      const name = ellipsize(context, flow.label(flow.stage_guesses[stage]), room - shareWidth);
+      const name = ellipsize(context, flow.label(flow.stage_predictions[stage]), room - shareWidth);
       const alpha = 0.45 + 0.55 * Math.sqrt(probability);
       drawText(context, name, left, y, { ink: "--ink", font: labelFont(600), alpha });
       drawText(context, share, left + context.measureText(name).width + 8, y, { font: labelFont(400, 11) });
@@ -183,23 +183,23 @@ export class WholeScene {
   highlight(context, { row, t }) {
     const { flow, columns } = this;
     drawVeil(context, this.width, this.height);
-    const isGuess = row >= flow.stageCount;
-    const y = isGuess ? this.bottom : this.rowY(row);
-    const layers = isGuess ? [...Array(flow.layerCount).keys()] : row ? [Math.floor((row - 1) / 2)] : [];
-    for (const layer of layers) this.#highlightLayer(context, layer, t, !isGuess);
+    const isPrediction = row >= flow.stageCount;
+    const y = isPrediction ? this.bottom : this.rowY(row);
+    const layers = isPrediction ? [...Array(flow.layerCount).keys()] : row ? [Math.floor((row - 1) / 2)] : [];
+    for (const layer of layers) this.#highlightLayer(context, layer, t, !isPrediction);
     this.ribbons.draw(context, columns.x(t), t, columns.ribbonWidth, this.top, y);
     for (let i = 0; i < flow.layerCount && this.stageY[2 * i + 2] <= y + 1; i++) this.#paintMlp(context, i, t, 1);
     drawLabel(context, flow.tokens[t].label, columns, t, this.top - 8, { weight: 700, ink: "--mark" });
-    if (isGuess) this.#paintGuess(context, t, true);
-    if (row % 2 === 0) this.#paintStageGuesses(context); // these are at the stages after a layer
+    if (isPrediction) this.#paintPrediction(context, t, true);
+    if (row % 2 === 0) this.#paintStagePredictions(context); // these are at the stages after a layer
     this.#paintNextTokens(context);
     for (const layer of layers) this.#paintLayerName(context, layer, layers.length === 1 ? "--ink" : "--quiet");
     context.strokeStyle = color("--mark");
     context.lineWidth = 2;
     const half = columns.ribbonWidth / 2 + 3;
-    const guessHeight = columns.isRotated ? columns.top : 26;
-    const guess = [columns.x(t) - columns.columnWidth / 2 + 1, y + 2, columns.columnWidth - 2, guessHeight];
-    context.strokeRect(...(isGuess ? guess : [columns.x(t) - half, y - 5, 2 * half, 10]));
+    const predictionHeight = columns.isRotated ? columns.top : 26;
+    const prediction = [columns.x(t) - columns.columnWidth / 2 + 1, y + 2, columns.columnWidth - 2, predictionHeight];
+    context.strokeRect(...(isPrediction ? prediction : [columns.x(t) - half, y - 5, 2 * half, 10]));
   }
 
   // The lines from the sources of token t in a layer, with their shares if there is room.
@@ -275,7 +275,7 @@ export class WholeScene {
     };
   }
 
-  // The layer of a cell; the first one for the embedding, the last one for the guess.
+  // The layer of a cell; the first one for the embedding, the last one for the prediction.
   layerOf({ row }) {
     return Math.max(0, Math.min(this.flow.layerCount - 1, Math.floor((row - 1) / 2)));
   }

@@ -37,7 +37,7 @@ export class LogitLens {
     const column = (key, properties = {}) => el("th", { scope: "col", textKey: key, ...properties });
     this.header.replaceChildren(
       column("col.stage"),
-      column("col.guesses", { colspan: answer.ids[0][0].length }),
+      column("col.predictions", { colspan: answer.ids[0][0].length }),
       column("col.entropy"),
       ...(actualToken ? [column(["logit_lens.rank", { token: labelChip(actualToken.label) }])] : []),
     );
@@ -47,23 +47,23 @@ export class LogitLens {
 
   #row(stage) {
     const { ids, probabilities, entropy, rank, vocabulary } = this.answer;
-    const guess = (id, i) => guessCell(vocabulary[id], probabilities[stage][0][i], id === this.actualToken?.id);
+    const prediction = (id, i) => predictionCell(vocabulary[id], probabilities[stage][0][i], id === this.actualToken?.id);
     return el(
       "tr",
       {},
       el("th", { scope: "row", textKey: stage ? ["layers.after", { layer: stage - 1 }] : "layers.start" }),
-      ids[stage][0].map(guess),
+      ids[stage][0].map(prediction),
       el("td", {}, formatNumber(entropy[stage][0] / Math.LN2, 2)),
       this.actualToken && el("td", {}, String(rank[stage][0])),
     );
   }
 }
 
-function guessCell(label, probability, isActual) {
+function predictionCell(label, probability, isActual) {
   const bar = el("span", { style: { "inline-size": barLength(probability) } });
   return el(
     "td",
-    { class: isActual ? "guess actual" : "guess", dataset: { share: probability } },
+    { class: isActual ? "prediction actual" : "prediction", dataset: { share: probability } },
     labelChip(label),
     " ",
     el("small", {}, formatPercent(probability)),

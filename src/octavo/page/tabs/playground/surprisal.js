@@ -13,7 +13,7 @@ import { labelChip, markLineBreak, positionsOf, tokenSpans, unknownCharacters } 
 const MAX_TOKENS = 3000; // on screen
 const BIT_THRESHOLDS = [1, 2, 4, 7, 11]; // a token's level, from 0 to 5: the number of these that it reaches
 const RANK_THRESHOLDS = [1, 3, 10, 100, 1000]; // by rank: the number of these that the rank exceeds
-const COLUMNS = ["col.position", "col.token", "col.bits", "col.probability", "col.rank", "col.guess"];
+const COLUMNS = ["col.position", "col.token", "col.bits", "col.probability", "col.rank", "col.prediction"];
 
 export class Surprisal {
   constructor(app) {
@@ -139,7 +139,7 @@ export class Surprisal {
 
   #showReadout(group) {
     this.tokenText.spans.forEach((span, i) => span.classList.toggle("chosen", this.groups[i] === group));
-    const { tokens, surprisal, rank, guesses } = this.answer;
+    const { tokens, surprisal, rank, predictions } = this.answer;
     const sentence = (i) => {
       const token = labelChip(tokens[i].label);
       if (!i) return tNodes("tokens.first", { token });
@@ -148,21 +148,21 @@ export class Surprisal {
         bits: formatNumber(bitsAt(this.answer, i), 2),
         share: formatPercent(Math.exp(-surprisal[i])),
         rank: rank[i],
-        guess: labelChip(guesses[i]),
+        prediction: labelChip(predictions[i]),
       });
     };
     this.readout.replaceChildren(...positionsOf(group).map((i) => el("span", {}, sentence(i), " ")));
   }
 
   #tableRows() {
-    const { tokens, surprisal, rank, guesses } = this.answer;
+    const { tokens, surprisal, rank, predictions } = this.answer;
     const row = (token, i) => [
       String(i),
       el("bdi", {}, token.label),
       formatNumber(bitsAt(this.answer, i), 2),
       formatPercent(Math.exp(-surprisal[i]), 2),
       String(rank[i]),
-      el("bdi", {}, guesses[i]),
+      el("bdi", {}, predictions[i]),
     ];
     return tokens.slice(1, MAX_TOKENS).map((token, i) => row(token, i + 1));
   }
