@@ -88,14 +88,14 @@ def compare_exchanges(as_json: bool) -> int:
                 "mbit_per_second": mbit,
                 "bytes": 4 * estimate.parameters(settings),
                 "measured_seconds": seconds,
-                "predicted_seconds": cost.exchange_seconds,
-                "error": cost.exchange_seconds / seconds - 1,
+                "predicted_seconds": cost.communication_seconds,
+                "error": cost.communication_seconds / seconds - 1,
             }
         )
         if not as_json:
             print(
                 f"{count} processes, {mbit:5} Mbit/s, {rows[-1]['bytes'] / 1e6:5.1f} MB: measured {seconds:6.3f} s, "
-                f"predicted {cost.exchange_seconds:6.3f} s, {rows[-1]['error']:+.1%}",
+                f"predicted {cost.communication_seconds:6.3f} s, {rows[-1]['error']:+.1%}",
                 flush=True,
             )
     met = max(abs(row["error"]) for row in rows) < LIMIT

@@ -29,26 +29,26 @@ def test_replicated_processes_send_the_gradients_around_a_ring(count: int) -> No
     result = cost(Processes(count, count, NETWORK))
     gradients = 4 * estimate.parameters(SETTINGS)
     assert result.bytes_sent == pytest.approx(2 * (count - 1) / count * gradients, rel=1e-6)
-    assert 8 * result.bytes_sent / 1e9 < result.exchange_seconds < 1.3 * 8 * result.bytes_sent / 1e9
-    assert result.step_seconds == result.compute_seconds + result.exchange_seconds
+    assert 8 * result.bytes_sent / 1e9 < result.communication_seconds < 1.3 * 8 * result.bytes_sent / 1e9
+    assert result.step_seconds == result.compute_seconds + result.communication_seconds
     assert result.utilization == result.compute_seconds / result.step_seconds
 
 
 def test_one_process_exchanges_nothing() -> None:
     result = cost(Processes())
-    assert (result.exchange_seconds, result.bytes_sent, result.utilization) == (0, 0, 1)
+    assert (result.communication_seconds, result.bytes_sent, result.utilization) == (0, 0, 1)
 
 
 def test_a_slower_network_and_more_latency_cost_more() -> None:
-    seconds = [cost(Processes(4, 4, Network(rate, 0))).exchange_seconds for rate in (1e10, 1e9, 1e8)]
+    seconds = [cost(Processes(4, 4, Network(rate, 0))).communication_seconds for rate in (1e10, 1e9, 1e8)]
     assert seconds == sorted(seconds)
-    near, far = (cost(Processes(100, 100, Network(1e10, each))).exchange_seconds for each in (0, 1e-3))
+    near, far = (cost(Processes(100, 100, Network(1e10, each))).communication_seconds for each in (0, 1e-3))
     assert far - near > 2 * 99 * 1e-3
 
 
 def test_processes_of_one_machine_send_as_much_over_its_link_as_one_process() -> None:
     one, eight = cost(Processes(4, 4, NETWORK)), cost(Processes(32, 4, NETWORK))
-    assert eight.exchange_seconds < 1.4 * one.exchange_seconds
+    assert eight.communication_seconds < 1.4 * one.communication_seconds
 
 
 def test_muon_gathers_the_matrices_that_others_have_computed() -> None:

@@ -88,7 +88,7 @@ class StepCost:
     """What a step costs each process."""
 
     compute_seconds: float
-    exchange_seconds: float
+    communication_seconds: float
     step_seconds: float
     utilization: float  # the share of the step in which the process computes
     bytes_sent: int  # by each process, to other processes

@@ -105,8 +105,8 @@ def _format_report(e: "RunEstimate", settings: Settings, processes: "Processes",
     if e.step_cost is not None:
         cost, machines = e.step_cost, format_count(processes.machines, "machine")
         lines.append(
-            f"processes   {processes.count} on {machines}: a step takes {cost.step_seconds:.3g} s, of these "
-            f"{cost.exchange_seconds:.3g} s to exchange {format_bytes(cost.bytes_sent)}; utilization "
+            f"processes   {processes.count} on {machines}: a step takes {cost.step_seconds:.3g} s, of which "
+            f"{cost.communication_seconds:.3g} s are communication ({format_bytes(cost.bytes_sent)} sent); utilization "
             f"{cost.utilization:.0%}"
         )
     if e.seconds is not None:

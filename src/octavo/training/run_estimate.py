@@ -125,7 +125,7 @@ def estimate_run(
         step_cost = scaling.step_cost(settings, compute_seconds, kind, runtime.precision, micro_batch, processes)
         timing = Timing(
             step=step_cost.step_seconds,
-            short_step=scaling.divide_seconds(timing.short_step, kind, processes) + step_cost.exchange_seconds,
+            short_step=scaling.divide_seconds(timing.short_step, kind, processes) + step_cost.communication_seconds,
             evaluated_token=scaling.divide_seconds(timing.evaluated_token, kind, processes),
             sample=timing.sample,
         )
