@@ -2,7 +2,7 @@
 
 `draw_architecture.py` draws them; `tests/test_layers.py` runs `violations` on the package.
 
-A room is a module or a subpackage of `octavo`. It may import from rooms in layers below its own, and from itself.
+A component is a module or a subpackage of `octavo`. It may import from itself and from components in layers below.
 """
 
 import ast
@@ -10,7 +10,7 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
-# From top to bottom, each room with its purpose. A module belongs to the longest name here that it starts with.
+# From top to bottom, each component with its purpose. A module belongs to the longest name here that it starts with.
 LAYERS: list[dict[str, str]] = [
     {"octavo.__main__": "python -m octavo"},
     {"octavo.cli": "one file per command"},
@@ -71,17 +71,17 @@ LAYERS: list[dict[str, str]] = [
         "octavo.run_layout": "names in a run",
     },
 ]
-LAYER_OF = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
+LAYER_OF = {component: number for number, components in enumerate(LAYERS) for component in components}
 
 
 def violations(package: Path) -> list[str]:
     """Return a line for each module without a layer and for each import that does not go downward."""
     known = modules(package)
-    wrong = [f"{module} has no layer: add its room to LAYERS" for module in known if room_of(module) is None]
+    wrong = [f"{module} has no layer: add its component to LAYERS" for module in known if component_of(module) is None]
     for module, path in known.items():
-        importer = room_of(module)
+        importer = component_of(module)
         for line, name in imports(module, path, known):
-            imported = room_of(name)
+            imported = component_of(name)
             if importer is None or imported == importer:
                 continue
             if imported is None:
@@ -92,14 +92,14 @@ def violations(package: Path) -> list[str]:
     return sorted(wrong)
 
 
-def room_imports(package: Path) -> dict[str, set[str]]:
-    """Return, for each room, the rooms it imports from."""
+def component_imports(package: Path) -> dict[str, set[str]]:
+    """Return, for each component, the components it imports from."""
     known = modules(package)
-    graph: dict[str, set[str]] = {room: set() for room in LAYER_OF}
+    graph: dict[str, set[str]] = {component: set() for component in LAYER_OF}
     for module, path in known.items():
-        importer = room_of(module)
+        importer = component_of(module)
         for _, name in imports(module, path, known):
-            imported = room_of(name)
+            imported = component_of(name)
             if importer is not None and imported is not None and importer != imported:
                 graph[importer].add(imported)
     return graph
@@ -126,10 +126,10 @@ def imports(module: str, path: Path, known: dict[str, Path]) -> Iterator[tuple[i
         yield from ((node.lineno, name) for name in names if name.split(".")[0] == "octavo")
 
 
-def room_of(module: str) -> str | None:
-    """Return the room of a module: `octavo.training` for `octavo.training.loop`; None for one without a layer."""
+def component_of(module: str) -> str | None:
+    """Return the component of a module: `octavo.training` for `octavo.training.loop`; None for one without a layer."""
     while module not in LAYER_OF:
         module = module.rpartition(".")[0]
-        if module in ("octavo", ""):  # the public names are a room for `import octavo` alone
+        if module in ("octavo", ""):  # the public names are a component for `import octavo` alone
             return None
     return module

@@ -49,7 +49,7 @@ def test_every_import_that_does_not_go_downward_is_caught(tmp_path: Path) -> Non
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(source, encoding="utf-8")
     assert violations(tmp_path / "octavo") == [
-        "octavo.attic has no layer: add its room to LAYERS",
+        "octavo.attic has no layer: add its component to LAYERS",
         "octavo.cli:1 imports octavo.attic, which has no layer",
         "octavo.data.sampler:3 imports octavo.runs: sideways",
         "octavo.generation.sampling:1 imports octavo.generation.engine: upward",
@@ -141,9 +141,9 @@ def test_type_checkers_and_python_find_the_same_public_names() -> None:
     assert homes.keys() <= set(octavo.__all__)
 
 
-def test_no_function_shares_a_name_with_a_room() -> None:
-    rooms = {name.split(".")[1] for name in modules(Path(octavo.__file__).parent) if "." in name}
-    for name in rooms.intersection(octavo.__all__):
+def test_no_function_shares_a_name_with_a_component() -> None:
+    components = {name.split(".")[1] for name in modules(Path(octavo.__file__).parent) if "." in name}
+    for name in components.intersection(octavo.__all__):
         assert getattr(octavo, name) is importlib.import_module(f"octavo.{name}")
 
 
