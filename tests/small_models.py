@@ -44,7 +44,7 @@ def small_checkpoint(tokenizer: Tokenizer, **shape: Any) -> Checkpoint:
 
 
 def without_end_of_text(tokenizer: Tokenizer) -> Tokenizer:
-    """A tokenizer of characters, bytes or words as earlier versions built it, and as nanoGPT's data has it."""
+    """A `char`, `byte` or `word` tokenizer as earlier versions built it, and as nanoGPT's data has it."""
     description = json.loads(tokenizer.backend.to_str())
     return Tokenizer(tokenizer.backend.from_str(json.dumps(description | {"added_tokens": []})))
 

@@ -1,4 +1,4 @@
-"""Folders of versions whose tokenizers of characters, bytes and words had no end-of-text token work as before."""
+"""Folders of versions whose tokenizers `char`, `byte` and `word` had no end-of-text token work as before."""
 
 import json
 from pathlib import Path

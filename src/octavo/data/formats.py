@@ -17,7 +17,7 @@ class Format:
     extra: str | None = None
 
 
-TEXT = Format("text", (), "one; or several, which lines `<|endoftext|>` separate")
+TEXT = Format("text", (), "one, or several separated by lines `<|endoftext|>`")
 JSON_LINES = Format(
     "JSON lines", (".jsonl", ".ndjson"), "one per row: the field `text`, or `--text-field`; or its chat"
 )
