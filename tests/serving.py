@@ -19,12 +19,13 @@ import torch
 
 from octavo import checkpoint, tokenizers
 from octavo.generation.engine import Engine
+from octavo.generation.worker import Worker
 from octavo.model import GPT
 from octavo.server import ServeSettings, listen, load_model
 from octavo.server.app import Application, build_app
 from octavo.server.connection import Server
 from octavo.server.limits import Limits
-from octavo.server.worker import ServedModel, Worker
+from octavo.server.served_model import ServedModel
 from octavo.settings import resolve
 from octavo.tokenizers import Tokenizer
 from small_models import without_end_of_text

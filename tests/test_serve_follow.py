@@ -18,7 +18,7 @@ from octavo.model import GPT
 from octavo.runs import Run
 from octavo.server import name_models
 from octavo.server.follow import Follower, load_model
-from octavo.server.worker import ServedModel
+from octavo.server.served_model import ServedModel
 from octavo.settings import Settings
 from octavo.tokenizers import Tokenizer
 from serving import SETTINGS, run_server, wait_until

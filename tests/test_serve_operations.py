@@ -14,7 +14,7 @@ import pytest
 
 from octavo.server.client import RateLimits, TokenBucket
 from octavo.server.log import logging_to_stderr
-from octavo.server.worker import ServedModel
+from octavo.server.served_model import ServedModel
 from serving import RunningServer, fast_models, openai_error, run_server, serve_with_prefix, wait_until
 
 KEYS = {"ann": "secret-of-ann", "bob": "secret-of-bob"}

@@ -7,7 +7,7 @@ The path of a request to the logits and back:
     app.py            the routes
     completions.py    OpenAI's JSON <-> TextRequest and TextPiece; chat.py the same for conversations
     text_batch.py     the completions of a request, awaited in the event loop
-    worker.py         the thread that steps a model's engine
+                      from here on octavo.generation: stream.py, worker.py (a thread), engine.py, a decoder
     text_response.py  the response: one JSON object, or server-sent events
 
 `follow.py` loads the models, and newer checkpoints while requests are answered. `lens_api.py` computes views in its own
@@ -37,8 +37,8 @@ from octavo.server.client import RateLimits
 from octavo.server.connection import Server
 from octavo.server.follow import Follower, find_run_and_pointer, load_model
 from octavo.server.limits import Limits
+from octavo.server.served_model import ServedModel
 from octavo.server.settings import ServeSettings
-from octavo.server.worker import ServedModel
 from octavo.settings import expand_home, unknown_name_error
 
 KEY_VARIABLE = "OCTAVO_API_KEY"

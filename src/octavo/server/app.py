@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 
 from octavo import estimate
 from octavo.errors import OctavoError
+from octavo.generation.worker import EngineFailedError, QueueFullError
 from octavo.runs import Run
 from octavo.server import chat, completions, docs_page, lens_api, responses, runs_api, static_page
 from octavo.server.api_error import ApiError
@@ -26,8 +27,8 @@ from octavo.server.middleware import wrap_in_middleware
 from octavo.server.middleware.asgi import PROBES
 from octavo.server.middleware.drain import Drain
 from octavo.server.requests import DetokenizeRequest, TokenizeRequest
+from octavo.server.served_model import ServedModel
 from octavo.server.tokens import resolve_text, token_string
-from octavo.server.worker import ServedModel
 
 
 @dataclass(frozen=True)
@@ -255,6 +256,10 @@ async def error_response(request: Request, error: Exception) -> Response:
     match error:
         case ApiError():
             return error.response
+        case QueueFullError():
+            return ApiError(429, error.message, code="rate_limit_exceeded").response
+        case EngineFailedError():
+            return ApiError(503, f"{error.message}; the server must be restarted").response
         case OctavoError():
             return ApiError(400, error.message, hint=error.hint).response
         case RequestValidationError():

@@ -19,11 +19,11 @@ from octavo.server.api_error import ApiError
 from octavo.server.limits import Limits
 from octavo.server.metrics import Metrics
 from octavo.server.requests import ChatRequest
+from octavo.server.served_model import ServedModel
 from octavo.server.text_batch import TextBatch
 from octavo.server.text_requests import add_token_ids, check_fields, check_logprobs, shared_fields
 from octavo.server.text_response import FINISH_REASONS, TextResponse
 from octavo.server.tokens import format_chat_logprobs
-from octavo.server.worker import ServedModel
 
 _ANSWER_SHARE = 1 / 4  # of the context: at least this much is left for the answer, unless max_tokens is less
 

@@ -14,11 +14,11 @@ from octavo.server.api_error import ApiError
 from octavo.server.limits import Limits
 from octavo.server.metrics import Metrics
 from octavo.server.requests import CompletionRequest
+from octavo.server.served_model import ServedModel
 from octavo.server.text_batch import TextBatch
 from octavo.server.text_requests import add_token_ids, check_fields, check_logprobs, shared_fields
 from octavo.server.text_response import FINISH_REASONS, TextResponse
 from octavo.server.tokens import encode_bounded_prompt, format_logprobs, format_prompt_logprobs
-from octavo.server.worker import ServedModel
 
 
 def routes(find_model: Callable[[str, Request], ServedModel], limits: Limits, metrics: Metrics) -> APIRouter:

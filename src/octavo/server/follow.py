@@ -18,9 +18,10 @@ from octavo.device import find_device
 from octavo.errors import OctavoError
 from octavo.generation.chat import ChatFormat, ChatTemplateError
 from octavo.generation.engine import Engine
+from octavo.generation.worker import Worker
 from octavo.runs import Run, RunLike
+from octavo.server.served_model import ServedModel, Version
 from octavo.server.settings import ServeSettings
-from octavo.server.worker import ServedModel, Version, Worker
 
 _POLL_SECONDS = 0.25  # a look at the files of a run takes 0.1 ms
 _MAX_RETIRED = 2  # engines that still complete texts with earlier weights; each has the memory of a model

@@ -28,7 +28,7 @@ from octavo.server.api_error import ApiError
 from octavo.server.disconnect import unless_disconnected
 from octavo.server.limits import Limits
 from octavo.server.requests import LensRequest
-from octavo.server.worker import ServedModel
+from octavo.server.served_model import ServedModel
 from octavo.settings import Settings
 
 T = TypeVar("T")

@@ -22,7 +22,7 @@ from octavo.runs import Run
 from octavo.server import lens_api, responses
 from octavo.server.api_error import ApiError
 from octavo.server.requests import PageRequest
-from octavo.server.worker import ServedModel
+from octavo.server.served_model import ServedModel
 
 ROOT = Path(__file__).parents[1] / "page"
 _TYPES = {

@@ -14,13 +14,13 @@ from octavo.server.api_error import ApiError
 from octavo.server.client import Client
 from octavo.server.limits import Limits
 from octavo.server.metrics import Metrics
-from octavo.server.worker import ServedModel
+from octavo.server.served_model import ServedModel
 
 
 class TextBatch:
     """The texts of several `TextRequest`s to one model. `streams[i]` are the texts of request i.
 
-    Raises `ApiError` if the model's queue is full. The caller must `close` the batch.
+    Raises `QueueFullError` or `EngineFailedError` if they cannot be queued. The caller must `close` the batch.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ from octavo.generation.stream import TextRequest, encode_bad_words
 from octavo.server.api_error import ApiError
 from octavo.server.limits import Limits
 from octavo.server.requests import GenerationRequest
-from octavo.server.worker import ServedModel
+from octavo.server.served_model import ServedModel
 
 
 def check_fields(model: ServedModel, body: GenerationRequest, max_tokens: int) -> None:
