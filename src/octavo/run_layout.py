@@ -1,6 +1,6 @@
 """The names of the files and folders in a run. `octavo.runs` describes the layout; `octavo.mirror` copies it.
 
-Nothing here reads more than a name or a pointer, so that every room can recognize a run without loading one.
+Nothing here reads more than a name or a pointer, so that every component can recognize a run without loading one.
 """
 
 import contextlib
