@@ -61,7 +61,8 @@ RECIPE = {  # nanoGPT's README, "I only have a macbook"
 QUICK = ["--preset", "quick"]
 # Small batches need fewer tokens and more time. Batch size and learning rate were chosen on the training split.
 SAME_MODEL = [*QUICK, "--n-layer", "4", "--n-head", "4", "--n-embd", "128", "--batch-size", "12"]
-SAME_MODEL += ["--muon-learning-rate", "0.035"]
+SAME_MODEL += ["--muon-learning-rate", "0.035", "--learning-rate", "4e-3", "--warmup-steps", "10"]
+SAME_MODEL += ["--momentum", "0.9", "--beta1", "0.9"]
 SAME_MODEL_TOKENS_PER_STEP, TOKENS_STEPS = 12 * 64, (250, 270, 290, 312, 333, 360, 400)
 TEXT_STEPS = (120, 140, 160, 180, 210, 240, 300)
 WARM_UP_STEPS = 20

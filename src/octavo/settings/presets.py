@@ -42,7 +42,9 @@ _NANOGPT: dict[str, Any] = dict(
 
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {},  # the defaults: about a minute on two cores of a laptop
-    "quick": dict(n_layer=2, batch_size=48, max_steps=120, max_epochs=8.0, warmup_steps=10, momentum=0.9),
+    "quick": dict(
+        n_layer=2, max_steps=150, max_epochs=8.0, warmup_steps=3, learning_rate=6e-3, beta1=0.8, momentum=0.8
+    ),
     "baby": dict(
         block_size=256,
         n_layer=6,
