@@ -135,6 +135,7 @@ def test_patience_and_eval_every_of_the_user_are_kept(workdir: Path) -> None:
     for given in ({"patience": 0}, {"patience": 7}, {"eval_every": 50}):
         settings = set_up(training.plan("small.txt", device="cpu", block_size=16, **given)).result.settings
         assert settings.patience == given.get("patience", 0)
+        assert settings.eval_every == given.get("eval_every", settings.eval_every)
 
 
 def test_an_evaluation_reports_tokens() -> None:
