@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 from octavo.loss import next_token_loss
 from octavo.model import GPT
 from octavo.settings import resolve
-from octavo.training.layout import Replicated
+from octavo.training.layout import Layout
 from octavo.training.optimizers import AdamW, Muon, Optimizer, build_optimizers, load_state_tensors, state_tensors
 from octavo.training.optimizers.muon import as_squares, fast_orthogonalize, orthogonalize
 
@@ -22,8 +22,8 @@ def seeded(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-def layout_of(model: GPT) -> Replicated:
-    return Replicated(dict(model.named_parameters()))
+def layout_of(model: GPT) -> Layout:
+    return Layout(dict(model.named_parameters()))
 
 
 # Arithmetic

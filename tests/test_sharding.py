@@ -26,7 +26,7 @@ from octavo.model import GPT
 from octavo.settings import Settings, resolve
 from octavo.training import fused_step, loop
 from octavo.training.follower import Follower
-from octavo.training.layout import Replicated
+from octavo.training.layout import Layout
 from octavo.training.optimizers.muon import Muon
 from octavo.training.sharding import Sharded
 from octavo.training.step import Trainer
@@ -175,7 +175,7 @@ def test_processes_that_divide_muons_squares_compute_the_bits_of_one(size: int, 
         matrices = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
         for matrix in matrices:
             matrix.grad = torch.randn(matrix.shape, generator=generator)
-        Muon(matrices, dtype=dtype, layout=Replicated({}, world)).step()
+        Muon(matrices, dtype=dtype, layout=Layout({}, world)).step()
         return torch.cat(world.parts)
 
     divided = torch.cat([squares(Recorder(rank, size)) for rank in range(size)])

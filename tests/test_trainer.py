@@ -16,7 +16,7 @@ from octavo.model import GPT
 from octavo.settings import Settings, resolve
 from octavo.training import optimizers, schedule
 from octavo.training.fused_step import FusedStep
-from octavo.training.layout import Replicated, norm
+from octavo.training.layout import Layout, norm
 from octavo.training.step import Trainer
 from small_runs import RECIPE, SMALL
 
@@ -103,7 +103,7 @@ def test_the_gradient_norm_is_exact_and_does_not_depend_on_how_rows_are_divided(
 def test_only_matrices_have_weight_decay() -> None:
     model = GPT(resolve(**SMALL, vocab_size=20))
     (optimizer,) = optimizers.build_optimizers(
-        Replicated(dict(model.named_parameters())), resolve(weight_decay=0.3, optimizer="adamw")
+        Layout(dict(model.named_parameters())), resolve(weight_decay=0.3, optimizer="adamw")
     )
     decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
     for name, parameter in model.named_parameters():

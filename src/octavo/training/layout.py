@@ -1,7 +1,7 @@
 """How the processes that train together hold the model: each has all of it, or they divide it (`sharding`).
 
-A `Replicated` or `Sharded` model has `parameters`, what this process updates, with their gradients. All else in
-training works on these, whatever the layout.
+A layout has `parameters`, what this process updates, with their gradients. All else in training works on these,
+whatever the layout.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,8 +14,11 @@ from octavo.device import accumulation_dtype
 from octavo.distributed import ALONE, World
 
 
-class Replicated:
-    """Each process has the whole model. They exchange the sums of their gradients after the backward."""
+class Layout:
+    """Each process has the whole model, and they exchange the sums of their gradients after the backward.
+
+    `Sharded` is the other layout.
+    """
 
     parts = 1  # how many processes divide a tensor among them
 

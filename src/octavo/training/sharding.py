@@ -20,10 +20,10 @@ from torch.nn import Parameter
 from octavo.device import Runtime
 from octavo.distributed import World, rows_of_rank
 from octavo.model import GPT
-from octavo.training.layout import Replicated
+from octavo.training.layout import Layout
 
 
-class Sharded(Replicated):
+class Sharded(Layout):
     """`parts` processes divide the rows of every tensor; `world.size / parts` groups of them hold the same.
 
     The tied output head and the token embedding stay one parameter: both belong to the group of the whole model.

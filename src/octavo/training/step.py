@@ -26,7 +26,7 @@ from octavo.settings import Settings
 from octavo.training import fused_step, optimizers
 from octavo.training.activation_checkpointing import checkpoint_blocks
 from octavo.training.bf16_weights import Bf16Weights
-from octavo.training.layout import Replicated
+from octavo.training.layout import Layout
 from octavo.training.schedule import learning_rate
 from octavo.training.threads import ThreadControl
 from octavo.weights import assemble_model
@@ -42,7 +42,7 @@ class Trainer:
         elif runtime.device.type == "cpu":
             kernels.keep_freed_memory()
         self.model, self.settings, self.runtime, self.world = model, settings, runtime, world
-        self.shard, self.layout = shard, _layout(model, runtime, world, shard)
+        self.shard, self.layout = shard, _place_model(model, runtime, world, shard)
         self.optimizers = optimizers.build_optimizers(self.layout, settings, runtime.precision)
         self.scaler = runtime.grad_scaler()
         own = dataclasses.replace(settings, batch_size=settings.batch_size // world.size)  # of this process
@@ -57,10 +57,10 @@ class Trainer:
         self.bf16_weights = Bf16Weights(model) if runtime.stores_bf16 and not self.is_sharded else None
         if settings.checkpoint_activations:
             checkpoint_blocks(self.bf16_weights.model if self.bf16_weights else model, runtime.device)
-        self._forward, self.compiled = self._loss, runtime.compile
+        self._loss_function, self.compiled = self._loss, runtime.compile
         if runtime.compile and not self.is_sharded:
             try:
-                self._forward = torch.compile(self._loss)
+                self._loss_function = torch.compile(self._loss)
             except RuntimeError as error:  # this Python version or system has no compiler at all
                 self._give_up_compiling(error)
         self.fused_step = self._create_fused_step()
@@ -281,7 +281,7 @@ class Trainer:
                 # PyTorch's dropout takes no generator, so each micro-batch seeds the global one.
                 torch.manual_seed(_hash(self.settings.seed, self.step, rows_before + first))
             with self._autocast():
-                loss = self._forward(ids, start) / (rows_of_all * T)
+                loss = self._loss_function(ids, start) / (rows_of_all * T)
             self.scaler.scale(loss).backward()
             if self.bf16_weights:
                 self.bf16_weights.accumulate_master_gradients()
@@ -354,14 +354,14 @@ class Trainer:
         return step
 
     def _give_up_compiling(self, error: RuntimeError) -> None:
-        self._forward, self.compiled = self._loss, False
+        self._loss_function, self.compiled = self._loss, False
         self.notices.append(f"torch.compile failed, so steps run uncompiled: {_first_line(error)}")
 
 
-def _layout(model: GPT, runtime: Runtime, world: World, shard: int) -> Replicated:
-    """Move a model to the device: all of it, or this process's part."""
+def _place_model(model: GPT, runtime: Runtime, world: World, shard: int) -> Layout:
+    """Move a model to the device: all of it, or this process's part. Returns its layout."""
     if not shard:
-        return Replicated(dict(model.to(runtime.device).named_parameters()), world)
+        return Layout(dict(model.to(runtime.device).named_parameters()), world)
     from octavo.training.sharding import Sharded  # imports torch.distributed
 
     return Sharded(model, world, shard, runtime)

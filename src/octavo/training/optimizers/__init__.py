@@ -11,7 +11,7 @@ from torch import Tensor
 
 from octavo.errors import OctavoError
 from octavo.settings import TrainingSettings
-from octavo.training.layout import Replicated
+from octavo.training.layout import Layout
 from octavo.training.optimizers.adamw import AdamW
 from octavo.training.optimizers.base import Optimizer
 from octavo.training.optimizers.muon import Muon
@@ -19,7 +19,7 @@ from octavo.training.optimizers.muon import Muon
 __all__ = ["AdamW", "Muon", "Optimizer", "build_optimizers", "load_state_tensors", "state_tensors"]
 
 
-def build_optimizers(layout: Replicated, settings: TrainingSettings, precision: str = "fp32") -> list[Optimizer]:
+def build_optimizers(layout: Layout, settings: TrainingSettings, precision: str = "fp32") -> list[Optimizer]:
     """AdamW for all parameters of a model, or Muon for the matrices of the blocks and AdamW for the rest.
 
     AdamW decays matrices and embeddings, not biases and norms. A group's learning rate in a step is the schedule's
@@ -46,7 +46,7 @@ def build_optimizers(layout: Replicated, settings: TrainingSettings, precision: 
     return [muon, adamw]
 
 
-def state_tensors(optimizers: list[Optimizer], layout: Replicated) -> dict[str, Tensor]:
+def state_tensors(optimizers: list[Optimizer], layout: Layout) -> dict[str, Tensor]:
     """The optimizers' state, each tensor named after its parameter: `exp_avg.transformer.wte.weight`.
 
     If the model is sharded, each is this process's part of the tensor.
@@ -59,7 +59,7 @@ def state_tensors(optimizers: list[Optimizer], layout: Replicated) -> dict[str, 
     }
 
 
-def load_state_tensors(optimizers: list[Optimizer], layout: Replicated, tensors: dict[str, Tensor]) -> None:
+def load_state_tensors(optimizers: list[Optimizer], layout: Layout, tensors: dict[str, Tensor]) -> None:
     """Restore the state that `state_tensors` returned, from whole tensors.
 
     Raises `OctavoError` if it is of another model or optimizer.

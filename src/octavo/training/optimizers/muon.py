@@ -17,7 +17,7 @@ from torch.nn import Parameter
 
 from octavo.distributed import rows_of_rank
 from octavo.kernels.newton_schulz import is_supported, newton_schulz
-from octavo.training.layout import Replicated
+from octavo.training.layout import Layout
 from octavo.training.optimizers.base import Optimizer
 
 # Jordan's fifth-degree polynomial. It is steep at 0, so that small singular values grow fast; after five iterations the
@@ -38,9 +38,9 @@ class Muon(Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.0,
         dtype: torch.dtype = torch.float32,  # of the iterations; bfloat16 is precise enough
-        layout: Replicated | None = None,  # how several processes hold the matrices
+        layout: Layout | None = None,  # how several processes hold the matrices
     ) -> None:
-        self._layout = layout or Replicated({})
+        self._layout = layout or Layout({})
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "dtype": dtype})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
