@@ -12,7 +12,7 @@ from octavo.training.setup import ResumePoint
 class Follower(Recorder):
     """Makes the same decisions as the recorder of rank 0, from the same numbers, and writes nothing."""
 
-    def write_resumption(self) -> None:
+    def commit_resume(self) -> None:
         pass
 
     def write_sample(self) -> Iterator[Sampled]:

@@ -171,7 +171,8 @@ def _run_steps(
 
     Raises `DivergenceError` if the loss, a gradient or a weight is not finite.
     """
-    settings, finish_reason = trainer.settings, "done"
+    settings = trainer.settings
+    finish_reason: str | None = None  # None while the run may continue
     log_spaced_steps = runs.log_spaced_steps(settings)  # evenly spaced in log(step); unrelated to `log_every`
     logged_step = trainer.step
     trainer.learning_rate_scale = policy.learning_rate_scale
@@ -182,14 +183,14 @@ def _run_steps(
         unevaluated = recorder.unevaluated_step
         finish_reason = yield from _finish_step(due, unevaluated, finish_reason, evaluator, recorder, should_stop)
     clock.start_updates()
-    while trainer.step < settings.max_steps and finish_reason == "done":
+    while trainer.step < settings.max_steps and finish_reason is None:
         loss = trainer.compute_gradients(batch_of_step(trainer.step, policy.state.skipped_batches))
         grad_norm = trainer.clip_gradients()
         if policy.approves(trainer.step + 1, loss, grad_norm):
             trainer.apply_gradients(grad_norm)
         trainer.end_step()
         yield from map(Notice, trainer.take_notices() + policy.take_notices())
-        recorder.write_resumption()  # once, and only in a resumed run
+        recorder.commit_resume()  # once, and only in a resumed run
         yield from recorder.take_saved()
         if trainer.world.any(should_stop()):
             finish_reason = "stopped"
@@ -211,21 +212,21 @@ def _run_steps(
         finish_reason = yield from _finish_step(due, metrics, finish_reason, evaluator, recorder, should_stop)
         if due != {"log"}:  # writing a line counts as time in updates; evaluating, saving and sampling do not
             clock.start_updates()
-    recorder.write_resumption()  # of a run that had no step left
+    recorder.commit_resume()  # of a run that had no step left
     if recorder.last_checkpoint is None:  # with max_steps = 0 no step saved one, so save the initial weights
         yield from recorder.save_checkpoint(is_required=True)
-    yield recorder.finish(finish_reason)
+    yield recorder.finish(finish_reason or "done")
 
 
 def _finish_step(
     due: set[str],
     metrics: Step | None,
-    finish_reason: str,
+    finish_reason: str | None,
     evaluator: Evaluator,
     recorder: Recorder,
     should_stop: Callable[[], bool],
-) -> Generator[Event, None, str]:
-    """Evaluate, log, sample and save, if that is due. Returns the finish reason: "done" if the run may continue.
+) -> Generator[Event, None, str | None]:
+    """Evaluate, log, sample and save, if that is due. Returns the finish reason: None if the run may continue.
 
     If training is stopped during the evaluation, the checkpoint records that the step is not evaluated yet.
     """
@@ -244,13 +245,13 @@ def _finish_step(
                 finish_reason = "patience"
             if evaluated.best or finish_reason == "patience" or not settings.save_every:
                 due.add("save_checkpoint")
-    recorder.write_resumption()  # of a run that was stopped during this evaluation
+    recorder.commit_resume()  # of a run that was stopped during this evaluation
     if metrics is not None:
         recorder.write_metrics(metrics)
     if "sample" in due:  # before the checkpoint, so that a resumed run has every sample up to its step
         yield from recorder.write_sample()
     if "save_checkpoint" in due:
-        is_last = finish_reason != "done" or trainer.step == settings.max_steps
+        is_last = finish_reason is not None or trainer.step == settings.max_steps
         yield from recorder.save_checkpoint(is_required=is_last)
     elif "save_weights" in due:
         yield from recorder.save_weights()

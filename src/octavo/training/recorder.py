@@ -50,10 +50,10 @@ class Recorder:
         self.unevaluated_step: Step | None = None
         self._unwritten: list[tuple[str, dict[str, Any]]] = []  # lines that could not be written yet
         self._notices: list[str] = []
-        self._resumed_from: ResumePoint | None = None  # until `write_resumption`
+        self._resumed_from: ResumePoint | None = None  # until `commit_resume`
 
     def restore(self, resumed_from: ResumePoint) -> None:
-        """Restore all state from a checkpoint. Nothing is written before `write_resumption`."""
+        """Restore all state from a checkpoint. Nothing is written before `commit_resume`."""
         values = resumed_from.values
         self._restore(resumed_from)
         self.policy.state = values.divergence
@@ -65,7 +65,7 @@ class Recorder:
 
         Requires that no checkpoint is being written.
         """
-        self.write_resumption()  # before the lookup: a run may be resumed from a checkpoint that is not its newest
+        self.commit_resume()  # before the lookup: a run may be resumed from a checkpoint that is not its newest
         loaded, resumed_from, notices = load_first_intact(tuple(self.run.resumable))
         step, earlier = resumed_from.values.step, resumed_from.values.divergence
         self.trainer.load_weights(loaded.model)
@@ -76,8 +76,8 @@ class Recorder:
         self.clock.roll_back()
         return notices + self.policy.take_notices()
 
-    def write_resumption(self) -> None:
-        """Write the settings of a resumed run, and remove what it had after the checkpoint. Later calls do nothing.
+    def commit_resume(self) -> None:
+        """Write a resumed run's settings, and remove what it had after the checkpoint. Later calls do nothing.
 
         It is called when the first step has succeeded, or is rolled back: settings with which training fails must not
         change the run.
@@ -208,7 +208,7 @@ class Recorder:
         except MachineError as error:
             if not was_failing:
                 self._notices.append(
-                    f"{error.message}. Training continues; the lines are written when that is possible"
+                    f"{error.message}. Training continues, and writes the missing lines of {kind}.jsonl when it can"
                 )
 
     def _write_lines(self) -> None:
