@@ -12,9 +12,10 @@ def keep_freed_memory() -> None:
     """Make glibc's allocator keep freed memory for reuse, for the rest of the process.
 
     A training step frees and allocates the same megabytes over and over. By default glibc returns large blocks to the
-    kernel, which zeroes every page before handing it out again: a third of a small model's step. The largest blocks
-    (over 64 MiB) are still returned: they need contiguous space, which the holes between kept blocks seldom offer. For
-    two layers of GPT-2's size, keeping them too took 2.9 GB for 2.1 GB in use, and the step was no faster.
+    kernel, which zeroes every page before handing it out again; that took a third of the time of a small model's step.
+    The largest blocks (over 64 MiB) are still returned: they need contiguous space, which the holes between kept blocks
+    seldom offer. For two layers of GPT-2's size, keeping them too took 2.9 GB for 2.1 GB in use, and the step was no
+    faster.
     """
     # glibc before 2.35 accepts at most 32 MiB. If it refuses both, leave its self-adjusting thresholds alone.
     if _mallopt(_M_MMAP_THRESHOLD, 64 << 20) or _mallopt(_M_MMAP_THRESHOLD, 32 << 20):

@@ -229,9 +229,9 @@ ALWAYS_INLINE floats dot_products(floats v[LANES], int int8)
     return int8 ? exact_sums(v) : horizontal_sums(v, LANES / 2);
 }
 
-/* The KV cache holds float32, or bf16 if the weights are int8, which halves the memory to read. bf16 is the upper 16
-   bits of a float. `bf16` is a constant at every call. */
-ALWAYS_INLINE floats load_cached(const void *from, int bf16, long i)
+/* LANES numbers of an array in float32 or bf16, from element i on, as floats. bf16 is the upper 16 bits of a float.
+   `bf16` is a constant at every call. */
+ALWAYS_INLINE floats load_as_floats(const void *from, int bf16, long i)
 {
     if (!bf16) return load((const float *)from + i);
     const unsigned short *bits = (const unsigned short *)from + i;
@@ -246,7 +246,7 @@ ALWAYS_INLINE floats load_cached(const void *from, int bf16, long i)
 #endif
 }
 
-ALWAYS_INLINE float load_cached_one(const void *from, int bf16, long i)
+ALWAYS_INLINE float load_one_as_float(const void *from, int bf16, long i)
 {
     if (!bf16) return ((const float *)from)[i];
     const unsigned bits = (unsigned)((const unsigned short *)from)[i] << 16;
@@ -255,7 +255,8 @@ ALWAYS_INLINE float load_cached_one(const void *from, int bf16, long i)
     return x;
 }
 
-/* Stores the first `count` of LANES floats, `stride` elements apart. bf16 rounds to nearest, ties to even. */
+/* Stores the first `count` of LANES floats in the KV cache, `stride` elements apart. The cache is float32, or bf16 if the
+   weights are int8, which halves the memory to read. bf16 rounds to nearest, ties to even. */
 ALWAYS_INLINE void store_cached(void *to, int bf16, long i, int stride, const float *from, int count)
 {
     if (stride == 1 && !bf16) memcpy((float *)to + i, from, count * sizeof *from);

@@ -77,7 +77,7 @@ ALWAYS_INLINE void attention_scores(const void *keys, int bf16, long head, const
     floats s[QUERY_ROWS * VECTORS] = {};
     for (int d = 0; d < D; d++)
         UNROLLED for (int g = 0; g < V; g++) {
-            const floats k = load_cached(keys, bf16, head + ((long)(j / LANES + g) * D + d) * LANES);
+            const floats k = load_as_floats(keys, bf16, head + ((long)(j / LANES + g) * D + d) * LANES);
             UNROLLED for (int i = 0; i < M; i++) s[i * V + g] += k * q[i * q_stride + d];
         }
     const float scale = 1 / sqrtf(D);
@@ -93,7 +93,7 @@ ALWAYS_INLINE void weighted_values(const float *scores, long S, const void *valu
     floats y[QUERY_ROWS * VECTORS] = {};
     for (int j = 0; j <= last; j++)
         UNROLLED for (int g = 0; g < V; g++) {
-            const floats v = load_cached(values, bf16, head + (long)j * D + d + g * LANES);
+            const floats v = load_as_floats(values, bf16, head + (long)j * D + d + g * LANES);
             UNROLLED for (int i = 0; i < M; i++) y[i * V + g] += v * scores[i * S + j];
         }
     UNROLLED for (int i = 0; i < M; i++)
@@ -142,7 +142,7 @@ ALWAYS_INLINE void attend_rows(const Model *m, const Block *b, int bf16, const f
         for (int i = 0; i < M; i++) {
             float y = 0;
             for (int k = 0; k <= positions[n + i]; k++)
-                y += scores[i * S + k] * load_cached_one(values, bf16, head + (long)k * D + d);
+                y += scores[i * S + k] * load_one_as_float(values, bf16, head + (long)k * D + d);
             to[(long)i * C + d] = y;
         }
 }

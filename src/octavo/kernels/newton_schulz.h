@@ -60,7 +60,7 @@ static void multiply_squares(const uint16_t *x, const uint16_t *y, long C, float
                     UNROLLED for (int j = 0; j < 2; j++) {
                         const long at = (row + j) * C + column;
                         result[j] = scale * load(sums[tile][i + j]);
-                        if (term) result[j] += term_scale * load_cached(term, 1, at);
+                        if (term) result[j] += term_scale * load_as_floats(term, 1, at);
                         const __m256bh rounded = _mm512_cvtneps_pbh((__m512)result[j]);
                         memcpy(rows + at, &rounded, sizeof rounded);
                     }
@@ -87,13 +87,13 @@ static void normalize_square(uint16_t *x, long C, uint16_t *pairs)
     floats squared[4] = {};
     for (long i = 0; i < C * C; i += 4 * LANES)
         UNROLLED for (int j = 0; j < 4; j++) {
-            const floats v = load_cached(x, 1, i + j * LANES);
+            const floats v = load_as_floats(x, 1, i + j * LANES);
             squared[j] += v * v;
         }
     const float scale = 1.f / (sqrtf(horizontal_sum((squared[0] + squared[1]) + (squared[2] + squared[3]))) + 1e-7f);
     for (long row = 0; row < C; row += 2)
         for (long c = 0; c < C; c += LANES) {
-            const floats first = scale * load_cached(x, 1, row * C + c), second = scale * load_cached(x, 1, row * C + C + c);
+            const floats first = scale * load_as_floats(x, 1, row * C + c), second = scale * load_as_floats(x, 1, row * C + C + c);
             const __m256bh rounded[2] = {_mm512_cvtneps_pbh((__m512)first), _mm512_cvtneps_pbh((__m512)second)};
             memcpy(x + row * C + c, &rounded[0], sizeof rounded[0]);
             memcpy(x + row * C + C + c, &rounded[1], sizeof rounded[1]);

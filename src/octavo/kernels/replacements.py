@@ -160,7 +160,7 @@ def is_onednn_exact() -> bool:
     try:
         _MATMUL_BACKEND.fp32_precision = "bf16"
         for batch, rows, width in ((1, 64, 64), (1, 768, 512), (48, 64, 32)):
-            # bf16 has 8 significant bits: it would round each of these numbers to 1.
+            # Numbers just above 1. bf16 has 8 significant bits, so it would round nearly all of them.
             x = 1 + torch.arange(batch * rows * width).view(batch, rows, width) * 2.0**-24
             eye = torch.eye(width).expand(batch, width, width)
             exact += [torch.equal(x @ eye, x), torch.equal(eye @ x.mT, x.mT)]

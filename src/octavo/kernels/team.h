@@ -1,8 +1,8 @@
 /* A pool of threads that run the same function, share its loops in chunks, and wait for each other at barriers.
 
    Not OpenMP: its threads spin for milliseconds while they wait. If two of them share a core with each other or with
-   another process, each of the eighty barriers of a step then costs a time slice of the scheduler, which made a step
-   take twenty times as long. */
+   another process, each barrier (8 to 12 in a layer) then costs a time slice of the scheduler, which made a step take twenty
+   times as long. */
 
 #include <pthread.h>
 #include <sched.h>

@@ -66,9 +66,8 @@ static void parallel_for(void (*function)(const void *, long), const void *argum
     else run_chunks(&job);
 }
 
-/* Every NAME_chunk copies its struct first: the compiler then knows that no store changes it. */
-
-/* The function NAME(struct, threads), which runs NAME_chunk for each chunk of rows, compiled once for each type. */
+/* The function NAME(struct, threads), which runs NAME_chunk(struct, chunk, bf16) for each chunk, compiled once for each
+   type. Every NAME_chunk copies its struct first: the compiler then knows that no store changes it. */
 #define DEFINE(name, Struct, chunk_count) \
     static void name##_bf16(const void *a, long chunk) { name##_chunk(a, chunk, 1); } \
     static void name##_fp32(const void *a, long chunk) { name##_chunk(a, chunk, 0); } \
@@ -77,6 +76,9 @@ static void parallel_for(void (*function)(const void *, long), const void *argum
         parallel_for(a->bf16 ? name##_bf16 : name##_fp32, a, chunk_count, threads); \
     }
 #define ROW_CHUNKS(rows) (((rows) + CHUNK_ROWS - 1) / CHUNK_ROWS)
+
+/* Loops of NAME_chunk: over the rows of its `chunk`, and over the columns, LANES at a time. FOR_VECTORS declares `count`,
+   the number of columns in the vector at c, which is less than LANES at the end of a row. */
 #define FOR_ROWS(row, rows) \
     for (long row = chunk * CHUNK_ROWS; row < (rows) && row < (chunk + 1) * CHUNK_ROWS; row++)
 #define FOR_VECTORS(c, width) for (long c = 0, count; count = (width) - c < LANES ? (width) - c : LANES, c < (width); c += LANES)
@@ -85,11 +87,11 @@ static void parallel_for(void (*function)(const void *, long), const void *argum
 
 ALWAYS_INLINE floats load_some(const void *from, int bf16, long i, long count)
 {
-    if (count == LANES) return load_cached(from, bf16, i);
+    if (count == LANES) return load_as_floats(from, bf16, i);
     char padded[VECTOR_BYTES] = {0};
     const int size = bf16 ? 2 : 4;
     memcpy(padded, (const char *)from + size * i, (size_t)(size * count));
-    return load_cached(padded, bf16, 0);
+    return load_as_floats(padded, bf16, 0);
 }
 
 ALWAYS_INLINE void store_some(void *to, int bf16, long i, long count, floats x)
@@ -111,6 +113,7 @@ ALWAYS_INLINE void store_some(void *to, int bf16, long i, long count, floats x)
     else memcpy(target, &rounded, (size_t)(2 * count));
 }
 
+/* These take `count`, and LOAD and STORE also `bf16`, from where they are used. */
 #define LOAD(from, i) load_some(from, bf16, i, count) /* an activation */
 #define STORE(to, i, x) store_some(to, bf16, i, count, x)
 #define LOAD_FP32(from, i) load_some(from, 0, i, count)
@@ -432,8 +435,8 @@ ALWAYS_INLINE void softmax_forward_chunk(const void *argument, long chunk, int b
             store(scores + t, x);
             sum += x;
         }
-        const float total = 1.f / horizontal_sum(sum);
-        FOR_VECTORS(t, a->T) STORE(a->weights, start + t, t < seen ? load(scores + t) * total : (floats){});
+        const float factor = 1.f / horizontal_sum(sum);
+        FOR_VECTORS(t, a->T) STORE(a->weights, start + t, t < seen ? load(scores + t) * factor : (floats){});
     }
 }
 DEFINE(softmax_forward, Softmax, ROW_CHUNKS(a->rows))
@@ -489,7 +492,8 @@ ALWAYS_INLINE floats gelu_tanh_derivative(floats x)
 
 ALWAYS_INLINE floats gelu_exact_derivative(floats x)
 {
-    /* y = x P(x) with the normal distribution P and its density p, so y' = P + x p. */
+    /* y = x F(x) with the standard normal distribution function F and its density f, so y' = F + x f. F is computed as
+       in gelu_exact. */
     const floats z = x * .70710678f, magnitude = larger(z, -z), t = reciprocal(1.f + .3275911f * magnitude);
     const floats power = exp_to_87(-magnitude * magnitude);
     floats p = 1.061405429f * t - 1.453152027f;
@@ -541,7 +545,7 @@ ALWAYS_INLINE void cross_entropy_chunk(const void *argument, long chunk, int bf1
             sum += fill(exp_to_87(LOAD(a->logits, start + v) - maximum), count, 0.f);
         }
         const float total = horizontal_sum(sum), factor = a->scale / total;
-        a->losses[row] = logf(total) + maximum - load_cached_one(a->logits, bf16, start + target);
+        a->losses[row] = logf(total) + maximum - load_one_as_float(a->logits, bf16, start + target);
         FOR_VECTORS(v, V) {
             floats x = exp_to_87(LOAD(a->logits, start + v) - maximum) * factor;
             if (target >= v && target < v + LANES) x[target - v] -= a->scale;
@@ -556,9 +560,9 @@ DEFINE(cross_entropy, CrossEntropy, ROW_CHUNKS(a->B * a->T))
 
 typedef struct {
     int64_t chunks, stride, width;
-    int bf16, add; /* add: to what `to` holds */
-    const float *sums; /* `width` numbers every `stride` */
-    float *to;
+    int bf16, add;     /* add: whether to add to the numbers in `to`, or replace them */
+    const float *sums; /* (chunks, width), with `stride` numbers from one chunk to the next */
+    float *to;         /* (width) */
 } Sums;
 
 ALWAYS_INLINE void add_sums_chunk(const void *argument, long chunk, int bf16)

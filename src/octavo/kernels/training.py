@@ -3,11 +3,11 @@
 Each method of `TrainingKernels` returns a call: a function without arguments that makes one pass over the tensors that
 it was made for, with PyTorch's own threads. A step makes its calls once, and runs them for every batch.
 
-Tensors are contiguous and on the CPU. Activations have the type of the `TrainingKernels`, all others are float32.
-None of this is checked.
+Tensors are contiguous and on the CPU. Activations are bf16 if the `TrainingKernels` were built with `bf16`; all other
+tensors are float32. None of this is checked.
 
 Axis letters: `B` sequences, `T` positions, `N = B T` rows, `C` width, `H` heads, `D` head width, `V` vocabulary, `K`
-chunks of rows.
+chunks of rows, `P` parts: 3 for queries, keys and values, 1 for the output of all heads.
 """
 
 import ctypes
@@ -275,7 +275,7 @@ class TrainingKernels:
         return self._call("add_sums", argument)
 
     def accumulate(self, parts: Tensor, to: Tensor, add: bool) -> Call:
-        """Add up the parts (P, ...) of a gradient, in bf16 or float32, and write the sum to a gradient, or add it."""
+        """Add up partial sums (parts, ...) of a gradient, in bf16 or float32. Write the total to `to`, or add it."""
         is_bf16 = parts.dtype == torch.bfloat16
         argument = _Accumulate(len(parts), to.numel(), is_bf16, add, _address(parts), _address(to))
         return self._call("accumulate", argument)

@@ -23,18 +23,18 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from octavo import kernels
+from octavo.kernels import MAX_MATMUL_ATTENTION_LENGTH, onednn_matmuls
 from octavo.kernels.training import Call, CrossEntropy, Dropout, Embed, TrainingKernels, count_chunks
 from octavo.model import GPT, MLP, Block, CausalSelfAttention
 from octavo.settings import ModelSettings
 
-_MIN_ROWS_OF_PART = 512  # 128 to 4,096 were measured, on an Intel with AMX
+_MIN_ROWS_OF_PART = 512  # the fastest of 128 to 4,096, measured on an Intel with AMX
 _MAX_ELEMENTS_OF_ALL_PARTS = 1 << 23  # bounds the memory of the parts of one weight's gradient
 
 
 def is_supported(settings: ModelSettings) -> bool:
     """Whether a model can be trained this way: attention in two batched matmuls, without dropout of its weights."""
-    return not settings.attention_dropout and settings.block_size <= kernels.MAX_MATMUL_ATTENTION_LENGTH
+    return not settings.attention_dropout and settings.block_size <= MAX_MATMUL_ATTENTION_LENGTH
 
 
 def is_faster() -> bool:
@@ -94,7 +94,7 @@ class FusedStep:
         for number, dropout in enumerate(self.dropouts if self.model.settings.dropout else ()):
             dropout.set_seed(seed, number, first_sequence * T)
         self.kernels.update_threads()
-        with kernels.onednn_matmuls:
+        with onednn_matmuls:
             for call in calls.calls:
                 call()
         for parameter, gradient in self.gradients.items():
@@ -187,16 +187,17 @@ class _Calls:
         # The gradient of wte is a sum over the head and all tokens, that of wpe over all sequences. The sums of a
         # micro-batch are computed first, and then added to those of the earlier micro-batches.
         tables = {"wte": wte, "wpe": self._wpe}
-        self._tables = {table: step.gradients[table] for table in tables.values()}
-        if add:
-            self._tables = {t: step.allocate(f"gradient of {name}", t.shape, t.dtype) for name, t in tables.items()}
+        self._table_gradients = {
+            table: step.allocate(f"gradient of {name}", table.shape, table.dtype) if add else step.gradients[table]
+            for name, table in tables.items()
+        }
         sequences = {"B": B, "T": T, "ids_stride": T + 1}
         dropout, ids = ctypes.pointer(step.dropouts[0]), b.ids.data_ptr()
         self._embed = Embed(**sequences, C=settings.n_embd, ids=ids, dropout=dropout)
         self._embed.wte, self._embed.x = wte.data_ptr(), b.x.data_ptr()
         self._embed_backward = Embed(**sequences, C=settings.n_embd, ids=ids, dropout=dropout)
         self._embed_backward.x = b.x_gradient.data_ptr()  # what it reads
-        self._embed_backward.wte_gradient = self._tables[wte].data_ptr()
+        self._embed_backward.wte_gradient = self._table_gradients[wte].data_ptr()
         self._cross_entropy = CrossEntropy(**sequences, V=settings.vocab_size, bf16=b.logits.dtype == torch.bfloat16)
         self._cross_entropy.logits, self._cross_entropy.losses = b.logits.data_ptr(), b.losses.data_ptr()
         self._cross_entropy.targets = b.ids[:, 1:].data_ptr()
@@ -206,7 +207,7 @@ class _Calls:
         """Set what differs from batch to batch."""
         self.buffers.ids.copy_(ids)
         self._embed.wpe = self._wpe[start:].data_ptr()
-        self._embed_backward.wpe_gradient = self._tables[self._wpe][start:].data_ptr()
+        self._embed_backward.wpe_gradient = self._table_gradients[self._wpe][start:].data_ptr()
         self._cross_entropy.scale = scale
 
     def _forward(self) -> Iterator[Call]:
@@ -245,9 +246,9 @@ class _Calls:
             yield from self._add_sums(b.norm_sums[:, 2], branch.c_proj.bias)
             yield from self._mlp_backward(branch, i) if isinstance(branch, MLP) else self._attention_backward(branch, i)
             yield from self._norm_backward(i)
-        yield self._tables[self._wpe].zero_
+        yield self._table_gradients[self._wpe].zero_
         yield self._kernels.embed_backward(self._embed_backward)
-        for table, gradient in self._tables.items() if self._add else ():
+        for table, gradient in self._table_gradients.items() if self._add else ():
             yield self._kernels.accumulate(gradient.unsqueeze(0), self._step.gradients[table], add=True)
 
     def _norm_backward(self, i: int) -> Iterator[Call]:
@@ -278,7 +279,8 @@ class _Calls:
         yield self._kernels.softmax_backward(weights, gradient, self._attention_scale)
         yield partial(torch.bmm, gradient, k, out=q_gradient)
         yield partial(torch.bmm, gradient.mT, q, out=k_gradient)
-        sums = b.wide_sums.flatten()[: len(b.wide_sums) * b.qkv.size(1)].view(-1, b.qkv.size(1))
+        K, width = len(b.wide_sums), b.qkv.size(1)
+        sums = b.wide_sums.flatten()[: K * width].view(K, width)  # (K, 3 C), in the same memory
         yield self._kernels.merge_heads(b.qkv_heads_gradient, b.qkv, sums)
         yield from self._add_sums(sums, attn.c_attn.bias)
         yield from self._multiply_backward(b.qkv, b.h[i], attn.c_attn, b.h_gradient)
@@ -290,9 +292,9 @@ class _Calls:
     def _multiply_backward(
         self, y_gradient: Tensor, x: Tensor, module: nn.Linear | nn.Embedding, x_gradient: Tensor
     ) -> Iterator[Call]:
-        """Of y = x weightᵀ: the gradient of the weight, then that of x, which may replace that of y."""
-        gradient = self._tables.get(module.weight, self._step.gradients[module.weight])
-        add = self._add and module.weight not in self._tables
+        """The gradient of the weight in y = x weightᵀ, then that of x, which may replace that of y."""
+        gradient = self._table_gradients.get(module.weight, self._step.gradients[module.weight])
+        add = self._add and module.weight not in self._table_gradients
         P = count_parts(len(x), gradient.numel())
         parts = self.buffers.weight_parts[: P * gradient.numel()].view(P, *gradient.shape)
         y_gradients, xs = (rows.view(P, -1, rows.size(1)) for rows in (y_gradient, x))
