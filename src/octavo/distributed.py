@@ -296,7 +296,7 @@ class Group(World):
     def translate_errors(self, only_collectives: bool = True) -> Iterator[None]:
         try:
             yield
-        except (RuntimeError, TimeoutError) as error:  # torch.distributed's own errors too
+        except (RuntimeError, TimeoutError) as error:  # torch.distributed's errors are RuntimeErrors
             if not only_collectives and not _is_collective_error(error):
                 raise
             names = []
@@ -329,8 +329,8 @@ def is_launched() -> bool:
 def join(timeout: float = 600.0) -> World:
     """Connect to the other processes that a launcher has started. `ALONE` if it has started no others.
 
-    `timeout`: the seconds after which a process that does not answer counts as lost. Raises `OctavoError` if it is not
-    a positive number, or if an environment variable of the launcher is missing.
+    `timeout`: the seconds after which a process that does not answer counts as lost. Raises `OctavoError` for a timeout
+    or an environment variable of the launcher that is not valid, and `LostProcessError` if the others can't be reached.
     """
     if _joined:
         return _joined[0]
@@ -380,13 +380,13 @@ def _default_signals() -> Iterator[None]:
         yield
         return
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    in_python = {number: handler for number, handler in handlers.items() if callable(handler)}
-    for number in in_python:
+    python_handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in python_handlers:
         signal.signal(number, signal.SIG_DFL)
     try:
         yield
     finally:
-        for number, handler in in_python.items():
+        for number, handler in python_handlers.items():
             signal.signal(number, handler)
 
 

@@ -59,10 +59,10 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a run on a source; without one, on the validation split that its training used.
 
-    A prepared folder means its validation split. `unknown` says what to do with characters that the tokenizer does not
-    know; `encoding`, `errors`, `text_field` and `special_tokens` say how the source is read: see `DataSettings`.
-    `on_progress` is called with the progress of reading, encoding and evaluating. Raises `OctavoError` if the text is
-    not available.
+    A prepared folder means its validation split. `unknown` is "error", "skip" or "replace": how to handle characters
+    that the tokenizer does not know. `encoding`, `errors`, `text_field` and `special_tokens` say how the source is
+    read: see `DataSettings`. `on_progress` is called with the progress of reading, encoding and evaluating. Raises
+    `OctavoError` if the text is not available.
     """
     loaded = runs.load(run, device)
     data: DataSettings | None = None
@@ -83,12 +83,12 @@ def evaluate_tokens(
     tokenizer: Tokenizer,
     tokens: np.ndarray | Shards,
     block_size: int | None = None,
-    unknown: UnknownCharacters | None = None,
+    unknown_characters: UnknownCharacters | None = None,
     on_progress: OnProgress = lambda progress: None,
 ) -> Evaluation:
     """Evaluate a model on token ids, in consecutive sequences of `block_size` (default: the model's).
 
-    `unknown` are the characters that were skipped or replaced when the text was encoded; their bytes count too.
+    `unknown_characters` were skipped or replaced when the text was encoded; their bytes count too.
     Raises `OctavoError` if there is nothing to predict, or an id is outside the model's vocabulary.
     """
     longest = model.settings.block_size
@@ -113,7 +113,7 @@ def evaluate_tokens(
     loss = split_loss(model, tokens, block_size, on_batch=report)
     if not math.isfinite(loss):
         raise OctavoError(f"the model's loss is {loss:g}: its weights are broken", "an earlier checkpoint")
-    lost_bytes = unknown.lost_bytes if unknown else 0
+    lost_bytes = unknown_characters.lost_bytes if unknown_characters else 0
     n_bytes = max(1, count_bytes(tokenizer, tokens) - count_bytes(tokenizer, tokens[:1]) + lost_bytes)
     return Evaluation(
         loss=loss,
@@ -122,7 +122,7 @@ def evaluate_tokens(
         tokens=len(tokens) - 1,
         bytes=n_bytes,
         block_size=block_size,
-        unknown=unknown,
+        unknown=unknown_characters,
     )
 
 

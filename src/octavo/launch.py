@@ -1,8 +1,8 @@
 """Start several training processes on this machine, and start them again if one dies, with TorchElastic.
 
-Each attempt is one round of TorchElastic with files for the rendezvous and the store, so nothing listens on the network
-but the connections between the processes, on the loopback interface. Its own restarts are not used: after one, the
-processes of PyTorch 2.13 read the addresses of those that have died.
+Each attempt is one round of TorchElastic. The rendezvous and the store are files, so the only open ports are those
+through which the processes connect to each other, on the loopback interface. TorchElastic's own restarts are not used:
+after one, the processes of PyTorch 2.13 read the addresses of those that have died.
 """
 
 import logging
@@ -29,9 +29,9 @@ def record_run(folder: Path) -> None:
 def launch(arguments: Sequence[str], after_restart: Sequence[str], processes: int, restarts: int) -> int:
     """Run `octavo` with these arguments in several processes, and return the exit code.
 
-    If a process is killed, crashes or can't be reached, all are started again, at most `restarts` times: with the same
-    arguments before there is a run, and with `after_restart` later. If these end with `--resume`, the run folder
-    follows. Raises `MachineError` if a process has died too often.
+    If a process is killed, crashes or can't be reached, all are started again, at most `restarts` times: with
+    `after_restart` if training has started, otherwise with the same arguments. If `after_restart` ends with
+    `--resume`, the run folder is appended. Raises `MachineError` if a process has died too often.
     """
     run = None
     for attempt in range(restarts + 1):

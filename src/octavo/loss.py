@@ -107,7 +107,7 @@ def sequence_batches(tokens: TokenSequence, block_size: int, tokens_per_batch: i
 
 
 def batch_slices(length: int, block_size: int, tokens_per_batch: int) -> list[slice]:
-    """The slice of the tokens, `length` in all, that holds each batch of `sequence_batches`."""
+    """For each batch of `sequence_batches`, the slice of its tokens; `length` is the number of all tokens."""
     tokens = max(1, tokens_per_batch // block_size) * block_size
     end = (length - 1) // block_size * block_size  # of the full sequences
     slices = [slice(start, min(start + tokens, end) + 1) for start in range(0, end, tokens)]

@@ -32,6 +32,7 @@ _SPIKE_DEVIATIONS = 6
 
 # If more batches than this in a row are not finite, the weights are the cause, and skipping does not change them.
 MAX_SKIPS_IN_A_ROW = 10
+# More in the whole run, with those of spikes, are not a few bad batches.
 MAX_SKIPS = 100
 # After five rollbacks the learning rate is 1/32 of its value: something else is the cause.
 MAX_ROLLBACKS = 5

@@ -34,7 +34,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Notice:
-    """A warning, or the reason of a change of settings, speed or results that the user did not ask for."""
+    """A warning, or the reason for a change of settings, speed or results that the user did not ask for."""
 
     text: str
 
@@ -58,7 +58,7 @@ class Step:
 
 @dataclass(frozen=True)
 class TimeEstimate:
-    """How long the whole run will take. Yielded once, after two seconds of steps."""
+    """How long the whole run will take. Yielded once, after `estimate_after` seconds of steps."""
 
     seconds: float
     tokens_per_second: float

@@ -64,8 +64,8 @@ def interruptible(announced: Collection[int] | None = None) -> Iterator[Stop]:
     """Handle SIGINT, SIGTERM and SIGHUP, and yield the `should_stop` of `events`, which is true after one of them.
 
     A signal that is ignored when the process starts (nohup) stays ignored. Only the main thread can handle
-    signals; in another one, `should_stop` always returns false. A message follows the signals of `announced`, or
-    all if it is None.
+    signals; in another one, `should_stop` always returns false. After a signal in `announced`, or after any signal if
+    it is None, a message says that training will stop.
     """
     previous = {number: signal.getsignal(number) for number in _SIGNALS}
     stop = Stop(previous, announced)

@@ -139,7 +139,7 @@ def find_resumable(resume: RunLike) -> tuple[Run, tuple[Path, ...]]:
 def _changed_settings(run: Run, changes: dict[str, Any]) -> Settings:
     """Apply changes to a run's settings. Raises `OctavoError` for one that must stay."""
     before = run.settings
-    if changes.get("device", before.device) != before.device:  # they were chosen for the other device
+    if changes.get("device", before.device) != before.device:  # precision and compile were chosen for the other device
         changes = {"precision": "auto", "compile": "auto"} | changes
     fixed = settings_of_run(before)
     check_given(changes, fixed, f"the run {run.folder}")

@@ -239,8 +239,8 @@ def run_warnings(
     if data is None:
         return estimate.warnings(settings, needed, free, free_disk_bytes=free_disk)
     tokens, documents = data.info["tokens"], data.info["text"].get("documents", 1)
-    mean = (tokens["train"] + tokens["val"]) / documents if documents > 1 else None
-    return estimate.warnings(settings, needed, free, tokens["train"], mean, new_model, free_disk)
+    mean_document_tokens = (tokens["train"] + tokens["val"]) / documents if documents > 1 else None
+    return estimate.warnings(settings, needed, free, tokens["train"], mean_document_tokens, new_model, free_disk)
 
 
 def _free_disk(folder: Path) -> int | None:

@@ -24,7 +24,9 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 _TASKS = Path("/proc/self/task")
-_MAX_SWITCHES = 40.0  # per second and thread; beyond that, threads compete: Linux's time slices are some milliseconds
+# Involuntary switches per second and thread; with more, threads compete for cores. Linux's time slices are some
+# milliseconds, so a thread that shares its core is switched out a hundred times per second.
+_MAX_SWITCHES = 40.0
 _STEPS = 3  # threads compete in this many steps before fewer are tried; a trial has as many and ignores the first
 _COMPETING_SECONDS = 0.5  # or in steps that together take this long
 _RETRY_SECONDS = 10.0  # until the same number is tried again
@@ -74,7 +76,7 @@ class ThreadControl:
         self._start = (0.0, 0)
         self._try_fewer_after, self._try_more_after = -1.0, self._clock() + _FIRST_RETRY_SECONDS
         self._notices: list[str] = []
-        self._has_noticed = False
+        self._has_given_notice = False
 
     def __enter__(self) -> None:
         if torch.get_num_threads() != self._threads:
@@ -112,8 +114,8 @@ class ThreadControl:
         if is_fewer and not is_faster and self._threads > 1:
             self._use(self._threads // 2, trial)
             return
-        if is_fewer == is_faster and not self._has_noticed:  # fewer are faster, or more are not
-            self._has_noticed = True
+        if is_fewer == is_faster and not self._has_given_notice:  # fewer are faster, or more are not
+            self._has_given_notice = True
             count = f"{min(self._threads, trial.threads_before)} of {self.max_threads} threads"
             self._notices.append(f"other programs use the processor: steps run in {count} until it is free")
         if is_fewer and not is_faster:

@@ -50,7 +50,7 @@ def open_mirror(url: str, settings: Settings, is_resumed: bool, delays: Sequence
 def upload(events: Iterator[Event], run: Run, storage: Storage | None, world: World) -> Iterator[Event]:
     """Pass on the events of a run, copy the run after each checkpoint, and yield notices.
 
-    `Finished` comes after the last copy. Only rank 0 has the storage; the others wait for it there.
+    `Finished` comes after the last copy. Only rank 0 has the storage; before `Finished`, the others wait for rank 0.
     """
     with Uploader(run, storage) if storage is not None else contextlib.nullcontext() as uploader:
         for event in events:
@@ -90,7 +90,7 @@ class Uploader:
             warnings.warn(notice, OctavoWarning, stacklevel=2)
 
     def start_copy(self) -> None:
-        """Copy the run as it is now, after the copy that is being made."""
+        """Copy the run, once the copy that is being made is complete."""
         with self._condition:
             self._is_due = True
             self._condition.notify()
