@@ -22,7 +22,7 @@ from octavo.errors import OctavoError
 from octavo.evaluation import count_bytes, evaluate, evaluate_tokens
 from octavo.loss import next_token_loss, sequence_batches, split_loss
 from octavo.model import GPT
-from octavo.progress import PreparationProgress
+from octavo.progress import PreparationProgress, listen
 from octavo.runs import Run
 from octavo.settings import DataSettings, ModelSettings
 from octavo.tokenizers import Tokenizer
@@ -301,7 +301,8 @@ def test_reading_and_encoding_report_their_progress(
     often = functools.partial(encode_corpus, limits=Limits(progress_seconds=0))
     monkeypatch.setattr(evaluation, "encode_corpus", often)
     progress: list[PreparationProgress] = []
-    evaluate(loaded, str(tmp_path / "text.txt"), on_progress=progress.append)
+    with listen(progress.append):
+        evaluate(loaded, str(tmp_path / "text.txt"))
     characters = {each.stage: each.done for each in progress}
     assert characters["reading"] == characters["encoding"] == len(TEXT)
 

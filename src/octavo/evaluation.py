@@ -7,7 +7,6 @@ predicted once.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,14 +20,13 @@ from octavo.data.shards import Shards
 from octavo.errors import OctavoError
 from octavo.loss import split_loss
 from octavo.model import GPT
-from octavo.progress import PreparationProgress, ProgressMeter
+from octavo.progress import ProgressReporter
 from octavo.runs import RunLike
 from octavo.settings import DataSettings, Settings, SourceLike, as_source
 from octavo.tokenizers import Tokenizer, UnknownCharacters
 
 _TOKENS_PER_LOOKUP = 1 << 22  # that `count_bytes` handles at a time
 _LARGEST_EXPONENT = 700.0  # exp(710) overflows float64
-OnProgress = Callable[[PreparationProgress], object]
 
 
 @dataclass(frozen=True)
@@ -55,14 +53,12 @@ def evaluate(
     text_field: str = "text",
     special_tokens: bool = False,
     device: torch.device | str = "cpu",
-    on_progress: OnProgress = lambda progress: None,
 ) -> Evaluation:
     """Evaluate a run on a source; without one, on the validation split that its training used.
 
     A prepared folder means its validation split. `unknown` is "error", "skip" or "replace": how to handle characters
     that the tokenizer does not know. `encoding`, `errors`, `text_field` and `special_tokens` say how the source is
-    read: see `DataSettings`. `on_progress` is called with the progress of reading, encoding and evaluating. Raises
-    `OctavoError` if the text is not available.
+    read: see `DataSettings`. Raises `OctavoError` if the text is not available.
     """
     loaded = runs.load(run, device)
     data: DataSettings | None = None
@@ -74,8 +70,8 @@ def evaluate(
             text_field=text_field,
             special_tokens=special_tokens,
         )
-    tokens, unknown_characters = _read_tokens(loaded, data, unknown, on_progress)
-    return evaluate_tokens(loaded.model, loaded.tokenizer, tokens, block_size, unknown_characters, on_progress)
+    tokens, unknown_characters = _read_tokens(loaded, data, unknown)
+    return evaluate_tokens(loaded.model, loaded.tokenizer, tokens, block_size, unknown_characters)
 
 
 def evaluate_tokens(
@@ -84,7 +80,6 @@ def evaluate_tokens(
     tokens: np.ndarray | Shards,
     block_size: int | None = None,
     unknown_characters: UnknownCharacters | None = None,
-    on_progress: OnProgress = lambda progress: None,
 ) -> Evaluation:
     """Evaluate a model on token ids, in consecutive sequences of `block_size` (default: the model's).
 
@@ -104,12 +99,7 @@ def evaluate_tokens(
             f"token id {largest} is outside the model's vocabulary of {model.settings.vocab_size}",
             "the tokenizer that the model was trained with",
         )
-    meter = ProgressMeter("evaluating", len(tokens) - 1, unit="tokens")
-
-    def report(done: int) -> None:
-        for progress in meter.report(done):
-            on_progress(progress)
-
+    report = ProgressReporter("evaluating", len(tokens) - 1, "tokens")
     loss = split_loss(model, tokens, block_size, on_batch=report)
     if not math.isfinite(loss):
         raise OctavoError(f"the model's loss is {loss:g}: its weights are broken", "an earlier checkpoint")
@@ -140,7 +130,7 @@ def count_bytes(tokenizer: Tokenizer, tokens: np.ndarray | Shards) -> int:
 
 
 def _read_tokens(
-    loaded: Checkpoint, data: DataSettings | None, unknown: str, on_progress: OnProgress
+    loaded: Checkpoint, data: DataSettings | None, unknown: str
 ) -> tuple[np.ndarray | Shards, UnknownCharacters | None]:
     """The tokens to evaluate on, and the characters that were skipped or replaced. `data` describes the source."""
     if data is None:
@@ -148,10 +138,7 @@ def _read_tokens(
             raise OctavoError(
                 f"{loaded.folder} does not record which text it was trained on", f"octavo eval {loaded.folder} SOURCE"
             )
-        reopening = reopen_dataset(loaded.settings, loaded.info["data"], loaded.tokenizer)
-        for progress in reopening:
-            on_progress(progress)
-        return reopening.result.tokens["val"], None
+        return reopen_dataset(loaded.settings, loaded.info["data"], loaded.tokenizer).result.tokens["val"], None
     if is_prepared(data.source):
         if data != DataSettings(source=data.source):
             raise OctavoError(
@@ -165,7 +152,4 @@ def _read_tokens(
                 "the text it was prepared from",
             )
         return dataset.tokens["val"], None
-    encoding = encode_corpus(data, loaded.tokenizer, unknown)
-    for progress in encoding:
-        on_progress(progress)
-    return encoding.result
+    return encode_corpus(data, loaded.tokenizer, unknown).result

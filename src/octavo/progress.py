@@ -4,15 +4,14 @@ A function that prepares something is a generator: it yields `PreparationProgres
 Another such function runs it by `dataset = yield from build_dataset(...)`, which passes the progress on.
 
 The decorator `preparation` is for functions that other code calls too. It turns them into functions that return a
-`Preparation`. The caller either iterates it, to draw the progress, or just reads `.result`:
+`Preparation`. The caller either iterates it, as training does, which yields the progress among its events, or reads
+`.result`, which sends the progress to the listener of its thread, if there is one:
 
-    preparation = prepare_dataset(settings)
-    for progress in preparation:      # optional
-        print(progress.stage, progress.done, progress.total)
-    dataset = preparation.result
+    with listen(print):      # optional
+        dataset = prepare_dataset(settings).result
 
-Work that is not a generator, such as a download or a view, reports to the display of its thread, if there is one:
-`ProgressReporter` and `track` send, `listen` receives.
+Work that is not a generator, such as a download or a view, sends its progress to the same listener by
+`ProgressReporter` or `track`.
 """
 
 import contextlib
@@ -54,9 +53,10 @@ class Preparation(Generic[T]):
 
     @property
     def result(self) -> T:
-        """The result. Runs the work that is left, without reporting its progress. Raises what the work raises."""
-        for _ in self._steps:
-            pass
+        """The result. Runs the work that is left, with its progress for the listener. Raises what the work raises."""
+        listener = _listener.get()
+        for progress in self._steps:
+            listener(progress)
         return self._result
 
 
@@ -89,12 +89,12 @@ class ProgressMeter:
 
 
 Listener = Callable[[PreparationProgress], object]
-_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
+_listener: ContextVar[Listener] = ContextVar("listener", default=lambda progress: None)
 
 
 @contextlib.contextmanager
 def listen(listener: Listener) -> Iterator[None]:
-    """Call `listener` with the progress that `ProgressReporter` and `track` send from this thread."""
+    """Call `listener` with the progress of the work that this thread starts in the block."""
     token = _listener.set(listener)
     try:
         yield
@@ -103,18 +103,17 @@ def listen(listener: Listener) -> Iterator[None]:
 
 
 class ProgressReporter:
-    """Sends the progress of one stage to the display of the thread that creates it. Other threads may call it."""
+    """Sends the progress of one stage to the listener of the thread that creates it. Other threads may call it."""
 
     def __init__(self, stage: str, total: int | None, unit: str) -> None:
         self._meter, self._listener = ProgressMeter(stage, total, unit=unit), _listener.get()
 
     def __call__(self, done: int, total: int | None = None) -> None:
         """Report the progress if it is due or complete. `total` is for work that learns of it only now."""
-        if self._listener is not None:
-            self._meter.total = total or self._meter.total
-            self._meter.interval = 0 if done == self._meter.total else 0.2
-            for progress in self._meter.report(done):
-                self._listener(progress)
+        self._meter.total = total or self._meter.total
+        self._meter.interval = 0 if done == self._meter.total else 0.2
+        for progress in self._meter.report(done):
+            self._listener(progress)
 
 
 def track(items: Sequence[T], stage: str, unit: str) -> Iterator[T]:

@@ -65,7 +65,7 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from octavo import scaling, training
-    from octavo.terminal.progress import run_preparation
+    from octavo.terminal.progress import Progress
     from octavo.training.run_estimate import estimate_run
 
     plan = training.plan(
@@ -76,8 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
     # Without a SOURCE the estimate is of a model and this machine: the default text is prepared only if the vocabulary
     # size depends on it.
     names_a_source = bool(arguments.source) or plan.settings.source != DataSettings().source
-    preparation = estimate_run(plan, arguments.price, processes=processes, prepare_text=names_a_source)
-    result = run_preparation(preparation, sys.stderr)
+    with Progress(sys.stderr):
+        result = estimate_run(plan, arguments.price, processes=processes, prepare_text=names_a_source).result
     return print_report(arguments, result, _format_report(result, plan.settings, processes, arguments.price))
 
 

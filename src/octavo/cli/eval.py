@@ -97,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
             device=find_device(arguments.device),
         )
         return print_report(arguments, scores, _format_scores(scores))
-    with Progress(sys.stderr) as progress:
+    with Progress(sys.stderr):
         result = evaluation.evaluate(
             arguments.run,
             arguments.source or None,
@@ -108,7 +108,6 @@ def run(arguments: argparse.Namespace) -> int:
             text_field=arguments.text_field,
             special_tokens=arguments.special_tokens,
             device=find_device(arguments.device),
-            on_progress=progress.show,
         )
     return print_report(arguments, result, _format_report(result, arguments.unknown))
 

@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     from octavo.data.dataset import open_dataset
     from octavo.data.prepare import prepare_into_folder
     from octavo.data.together import prepare_together
-    from octavo.terminal.progress import run_preparation
+    from octavo.terminal.progress import Progress
 
     if arguments.verify:
         if arguments.together:
@@ -51,10 +51,11 @@ def run(arguments: argparse.Namespace) -> int:
         )
         return 0
     settings = resolve(source=arguments.source, **explicit_settings(arguments))
-    if arguments.together:
-        info = run_preparation(prepare_together(settings, arguments.out), sys.stderr)
-    else:
-        info = run_preparation(prepare_into_folder(settings, arguments.out), sys.stderr).info
+    with Progress(sys.stderr):
+        if arguments.together:
+            info = prepare_together(settings, arguments.out).result
+        else:
+            info = prepare_into_folder(settings, arguments.out).result.info
     print(json.dumps(info, ensure_ascii=False) if arguments.json else _summarize(info, arguments.out))
     return 0
 

@@ -27,10 +27,11 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from octavo.data.statistics import compute_statistics
-    from octavo.terminal.progress import run_preparation
+    from octavo.terminal.progress import Progress
 
     settings = resolve(source=arguments.source, **explicit_settings(arguments))
-    result = run_preparation(compute_statistics(settings), sys.stderr)
+    with Progress(sys.stderr):
+        result = compute_statistics(settings).result
     return print_report(arguments, result, _format_report(result))
 
 

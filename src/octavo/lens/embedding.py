@@ -32,8 +32,7 @@ def count_tokens(loaded: Checkpoint) -> np.ndarray | None:
     if not isinstance(loaded.settings, Settings) or not loaded.info.get("data"):  # an imported GPT-2, or no dataset
         return None
     try:
-        preparation = reopen_dataset(loaded.settings, loaded.info["data"], loaded.tokenizer)
-        dataset = preparation.result  # runs the preparation to its end, without showing the progress
+        dataset = reopen_dataset(loaded.settings, loaded.info["data"], loaded.tokenizer).result
     except OctavoError:
         return None
     V = loaded.tokenizer.vocab_size

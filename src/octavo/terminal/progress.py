@@ -3,32 +3,22 @@
 import contextlib
 import io
 from types import TracebackType
-from typing import IO, Self, TypeVar, cast
+from typing import IO, Self, cast
 
 from rich.console import Console
 from rich.live import Live
 
-from octavo.progress import Preparation, PreparationProgress, listen
+from octavo.progress import PreparationProgress, listen
 from octavo.units import format_bytes, format_duration
 
 _MIN_WIDTH = 40  # columns
 _PLAIN_INTERVAL = 10  # seconds between plain lines
 
-T = TypeVar("T")
-
-
-def run_preparation(preparation: Preparation[T], stream: IO[str]) -> T:
-    """Run a preparation, drawing its progress, and return its result."""
-    with Progress(stream) as progress:
-        for event in preparation:
-            progress.show(event)
-    return preparation.result
-
 
 class Progress:
-    """Shows progress as it arrives, and what `octavo.progress.ProgressReporter` sends while it is entered.
+    """Shows the progress of the work in a `with` block, as the listener of its thread (see `octavo.progress`).
 
-    A context manager, because the live display must be removed at the end.
+    The live display is removed at the end of the block.
     """
 
     def __init__(self, stream: IO[str]) -> None:
