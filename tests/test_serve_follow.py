@@ -17,7 +17,7 @@ from octavo.checkpoint import TrainerState
 from octavo.model import GPT
 from octavo.runs import Run
 from octavo.server import name_models
-from octavo.server.follow import Follower, load_model
+from octavo.server.follow import ModelUpdater, load_model
 from octavo.server.served_model import ServedModel
 from octavo.settings import Settings
 from octavo.tokenizers import Tokenizer
@@ -57,7 +57,7 @@ def hold(model: ServedModel) -> threading.Event:
 
 @dataclass
 class Followed:
-    """A run in training, the served models, and what the follower has reported."""
+    """A run in training, the served models, and what the updater has reported."""
 
     run: Run
     models: dict[str, ServedModel]
@@ -65,7 +65,7 @@ class Followed:
     lines: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.follower = Follower(self.models, self.pending, SETTINGS, on_change=self.lines.append)
+        self.updater = ModelUpdater(self.models, self.pending, SETTINGS, on_change=self.lines.append)
 
     @property
     def model(self) -> ServedModel:
@@ -84,7 +84,7 @@ def followed(run: Run, native_cache: None) -> Iterator[Followed]:
     """The run is served from its checkpoint of step 10."""
     followed = Followed(run, {"live": load_model("live", run, SETTINGS)})
     yield followed
-    followed.follower.close()
+    followed.updater.close()
     followed.model.worker.close()
 
 
@@ -98,7 +98,7 @@ def test_requests_after_a_switch_use_the_new_weights_and_the_ones_before_keep_th
         under_way = pool.submit(server.complete, stream=True, **options)
         wait_until(lambda: earlier.worker.engine.running == 1)
         texts[20] = greedy_text(save(followed.run, 20))
-        followed.follower.poll()
+        followed.updater.poll()
         assert not under_way.done()
         [after] = [server.complete(**options).json]
         assert (after["system_fingerprint"], after["choices"][0]["text"]) == ("step-000020", texts[20])
@@ -120,7 +120,7 @@ def test_a_request_that_found_the_earlier_model_is_completed_by_it(followed: Fol
     """Its texts may reach the worker after that has retired and its thread has ended."""
     earlier = followed.model
     save(followed.run, 20)
-    followed.follower.poll()
+    followed.updater.poll()
     wait_until(lambda: earlier.worker.has_ended)
     for _ in range(2):
         with run_server({"live": earlier}) as server:
@@ -147,7 +147,7 @@ def test_no_request_fails_while_checkpoints_are_switched_under_load(followed: Fo
         try:
             for step in steps:
                 texts[f"step-{step:06d}"] = greedy_text(save(followed.run, step))
-                wait_until(lambda step=step: followed.follower.poll() or followed.model.step == step)
+                wait_until(lambda step=step: followed.updater.poll() or followed.model.step == step)
         finally:
             done.set()
         answers = [answer for client in clients for answer in client.result()]
@@ -188,7 +188,7 @@ def test_a_checkpoint_that_cannot_be_served_changes_nothing_but_one_line(followe
     earlier = followed.model
     FAULTS[fault](followed.run)
     for _ in range(3):
-        followed.follower.poll()
+        followed.updater.poll()
     assert followed.model is earlier
     assert len(followed.lines) == (0 if fault in ("deleted", "a file", "no run", "no pointer") else 1)
     assert all("step 10 is still served" in line for line in followed.lines)
@@ -196,7 +196,7 @@ def test_a_checkpoint_that_cannot_be_served_changes_nothing_but_one_line(followe
     shutil.rmtree(followed.run.folder, ignore_errors=True)  # the run is started again
     run = Run.create(Settings(**SHAPE), "live", out=followed.run.folder)
     save(run, 5)
-    followed.follower.poll()
+    followed.updater.poll()
     assert followed.model.step == 5
 
 
@@ -212,22 +212,22 @@ def test_a_checkpoint_that_is_deleted_while_it_loads_changes_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(octavo.checkpoint, "load", load_deleted)
-        followed.follower.poll()
+        followed.updater.poll()
     assert followed.model.step == 10
     [line] = followed.lines
     assert str(folder) in line
     save(followed.run, 30)
-    followed.follower.poll()
+    followed.updater.poll()
     assert followed.model.step == 30
 
 
 def test_stripping_the_trainer_state_is_not_a_newer_checkpoint(followed: Followed) -> None:
     earlier = followed.model
     octavo.checkpoint.strip_trainer(earlier.checkpoint.folder)
-    followed.follower.poll()
+    followed.updater.poll()
     assert followed.model is earlier
     save(followed.run, 20, best=False)  # the best checkpoint is served, as all commands use it
-    followed.follower.poll()
+    followed.updater.poll()
     assert followed.model is earlier
 
 
@@ -235,28 +235,28 @@ def test_the_last_checkpoint_is_followed_if_it_is_named(run: Run, native_cache: 
     models = {"live": load_model("live", run.folder / "last", SETTINGS)}
     followed = Followed(run, models)
     folder = save(run, 20, best=False)
-    followed.follower.poll()
+    followed.updater.poll()
     assert followed.model.checkpoint.folder == folder
     assert followed.model.step == 20
     assert list(name_models([run.folder / "last"])) == ["live"]
     for worker in (models["live"].worker, followed.model.worker):
         worker.close()
-    followed.follower.close()
+    followed.updater.close()
 
 
 def test_with_no_follow_the_first_checkpoint_stays(run: Run, tmp_path: Path) -> None:
     """A run without a checkpoint is served from its first one on."""
     empty = Run.create(Settings(**SHAPE), "empty", out=tmp_path / "empty")
     models, pending = {"live": load_model("live", run, SETTINGS)}, {"empty": empty}
-    follower = Follower(models, pending, dataclasses.replace(SETTINGS, follow=False))
-    follower.poll()
+    updater = ModelUpdater(models, pending, dataclasses.replace(SETTINGS, follow=False))
+    updater.poll()
     assert list(models) == ["live"]
     for each in (run, empty):
         save(each, 20)
-    follower.poll()
+    updater.poll()
     assert pending == {}
     save(empty, 30)
-    follower.poll()
+    updater.poll()
     assert {name: model.step for name, model in models.items()} == {"live": 10, "empty": 20}
     for model in models.values():
         model.worker.close()
@@ -272,8 +272,8 @@ def test_at_most_two_earlier_engines_are_kept(followed: Followed) -> None:
             pool.submit(server.complete, PROMPT, max_tokens=3)
             wait_until(lambda engine=engine: engine.running == 1)
             save(followed.run, step)
-            followed.follower.poll()
+            followed.updater.poll()
         assert followed.model.step == 30
         for released in held:
             released.set()
-    wait_until(lambda: followed.follower.poll() or followed.model.step == 40)
+    wait_until(lambda: followed.updater.poll() or followed.model.step == 40)

@@ -9,7 +9,7 @@ from octavo import runs
 from octavo.files import write_atomic
 from octavo.runs import Run
 from octavo.server import load_model
-from octavo.server.follow import Follower
+from octavo.server.follow import ModelUpdater
 from octavo.server.limits import Limits
 from octavo.server.runs_api import JsonLines
 from serving import SETTINGS, RunningServer, error_message, run_server
@@ -69,7 +69,7 @@ def test_a_new_run_is_listed_at_once_and_served_from_its_first_checkpoint(
         run.save(1, loaded.model, loaded.tokenizer, bpe_run.settings, {"step": 1})
         checkpoint = (run.folder / "checkpoints" / "step-000001").rename(run.folder / "checkpoints" / "step-000002")
         (run.folder / "last").write_text(checkpoint.name, encoding="utf-8")
-        Follower(models, pending, SETTINGS).poll()
+        ModelUpdater(models, pending, SETTINGS).poll()
         assert running.request("GET", "/lens").json["models"][0]["step"] == 2
         assert running.post("/lens/next_token", text="a").status == 200
         assert running.complete("a").status == 200
@@ -79,7 +79,7 @@ def test_a_new_run_is_listed_at_once_and_served_from_its_first_checkpoint(
 
 def test_a_model_is_found_while_its_first_checkpoint_is_put_in_place(bpe_run: Run, native_cache: None) -> None:
     models = {"run": load_model("run", bpe_run, SETTINGS)}
-    with run_server(models, pending={"run": bpe_run}) as running:  # as between two statements of `Follower`
+    with run_server(models, pending={"run": bpe_run}) as running:  # as between two statements of `ModelUpdater`
         assert running.post("/v1/completions", prompt="a").status == 200
         assert running.post("/v1/completions", model="run", prompt="a").status == 200
 

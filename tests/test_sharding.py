@@ -25,10 +25,10 @@ from octavo.loss import split_loss
 from octavo.model import GPT
 from octavo.settings import Settings, resolve
 from octavo.training import fused_step, loop
-from octavo.training.follower import Follower
 from octavo.training.layout import Layout
 from octavo.training.optimizers.muon import Muon
 from octavo.training.sharding import Sharded
+from octavo.training.silent_recorder import SilentRecorder
 from octavo.training.step import Trainer
 from preparing import error_of
 from small_runs import SMALL, enter_folder, losses
@@ -254,7 +254,7 @@ def test_too_little_memory_to_gather_a_checkpoint_is_one_message(
     rank: str, group: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if rank == "another":
-        monkeypatch.setattr(loop, "Recorder", Follower)
+        monkeypatch.setattr(loop, "Recorder", SilentRecorder)
 
     def fail(*arguments: object) -> None:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried")

@@ -35,7 +35,7 @@ from octavo.server import log
 from octavo.server.app import build_app
 from octavo.server.client import RateLimits
 from octavo.server.connection import Server
-from octavo.server.follow import Follower, find_run_and_pointer, load_model
+from octavo.server.follow import ModelUpdater, find_run_and_pointer, load_model
 from octavo.server.limits import Limits
 from octavo.server.served_model import ServedModel
 from octavo.server.settings import ServeSettings
@@ -76,7 +76,7 @@ def serve(
     pending = {name: found for name, found in served_runs.items() if not _has_checkpoint(found)}
     models: dict[str, ServedModel] = {}
     stopped = threading.Event()
-    follower = Follower(models, pending, options, on_notice=on_notice, on_change=log.LOGGER.info)
+    updater = ModelUpdater(models, pending, options, on_notice=on_notice, on_change=log.LOGGER.info)
     with (
         log.logging_to_stderr(options.log_format, options.log_level),
         listen(options.host, options.port, allow_remote=bool(keys)) as listener,
@@ -98,14 +98,14 @@ def serve(
                 runs=served_runs,
                 docs=options.docs,
             )
-            threading.Thread(target=follower.run, args=(stopped,), name="follow", daemon=True).start()
+            threading.Thread(target=updater.run, args=(stopped,), name="follow", daemon=True).start()
             address = f"[{options.host}]" if ":" in options.host else options.host
             url = f"http://{address}:{listener.getsockname()[1]}/v1"
             server = Server(app.asgi, app.drain, limits, lambda: on_ready(list(requested), url))
             server.run(sockets=[listener])
         finally:
             stopped.set()
-            follower.close()
+            updater.close()
             for model in list(models.values()):
                 model.worker.close()
 

@@ -88,8 +88,8 @@ def build_app(
 
     def find_model(id: str | None, request: Request) -> ServedModel:
         """The model that a request names, in its path or with `id`. If one model is served, no name is needed."""
-        # `Follower` adds a model to `models` before it removes it from `pending`: a model may be in both. `pending` is
-        # read first, since otherwise a model could be missing from both.
+        # `ModelUpdater` adds a model to `models` before it removes it from `pending`: a model may be in both. `pending`
+        # is read first, since otherwise a model could be missing from both.
         unloaded = list(pending)
         names = list(dict.fromkeys([*models, *unloaded]))
         id_of_path = request.path_params.get("served_model")

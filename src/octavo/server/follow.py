@@ -93,7 +93,7 @@ def _read_template(path: str | Path | None) -> str | None:
         ) from None
 
 
-class Follower:
+class ModelUpdater:
     """Keeps `models` up to date with their runs, and moves models from `pending` when they have a checkpoint."""
 
     def __init__(

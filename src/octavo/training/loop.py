@@ -29,12 +29,12 @@ from octavo.training.clock import Clock
 from octavo.training.divergence import DivergencePolicy
 from octavo.training.evaluator import Evaluator
 from octavo.training.event import Event, Finished, Notice, Step
-from octavo.training.follower import Follower
 from octavo.training.interrupt import interruptible
 from octavo.training.plan import Plan, plan
 from octavo.training.recorder import Recorder
 from octavo.training.run_estimate import describe_start
 from octavo.training.setup import check_same_setup, create_run, set_up
+from octavo.training.silent_recorder import SilentRecorder
 from octavo.training.step import Trainer
 from octavo.training.uploader import open_mirror, upload
 
@@ -120,7 +120,7 @@ def events(
         Prefetch(batches_of_run, settings.max_steps) as batch_of_step,
     ):
         evaluator, policy = Evaluator(trainer.model, settings, setup.data, world), DivergencePolicy(trainer)
-        recorder_class = Recorder if world.is_first else Follower
+        recorder_class = Recorder if world.is_first else SilentRecorder
         recorder = recorder_class(run, setup.data, trainer, evaluator, policy, clock, writer)
         if setup.resumed_from is not None:
             recorder.restore(setup.resumed_from)

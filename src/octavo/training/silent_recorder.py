@@ -9,7 +9,7 @@ from octavo.training.recorder import Recorder
 from octavo.training.setup import ResumePoint
 
 
-class Follower(Recorder):
+class SilentRecorder(Recorder):
     """Makes the same decisions as the recorder of rank 0, from the same numbers, and writes nothing."""
 
     def commit_resume(self) -> None:
