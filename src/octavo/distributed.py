@@ -76,7 +76,7 @@ class World:
 
     def barrier(self) -> None:
         """Wait until every process has called this."""
-        self.all_gather_object(None)
+        self.any(False)
 
     def wait_for_first(self) -> None:
         """Wait until the first process has called this, however long that takes."""
