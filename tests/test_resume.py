@@ -431,6 +431,26 @@ def test_fine_tuning_starts_with_the_loss_and_tokenizer_of_the_base_model() -> N
     assert octavo.load(finished_event(events).run).tokenizer.fingerprint == octavo.load(base.run).tokenizer.fingerprint
 
 
+@pytest.mark.parametrize(
+    "start", [{"resume": "tuned"}, {"continue_run": True, "out": "tuned"}], ids=["resume", "continue"]
+)
+def test_a_fine_tuning_killed_before_its_first_checkpoint_starts_again_from_the_same_weights(start: dict) -> None:
+    base = finished_event(run_events(max_steps=30)).run
+    uninterrupted = finished_event([*training.events(training.plan("text.txt", init=base, **RECIPE))])
+    kill_after(2, training.events(training.plan("text.txt", init=base, out="tuned", **RECIPE)))
+    assert Run("tuned").is_unstarted
+    again = finished_event([*training.events(training.plan(**start))])
+    assert again.run == Path("tuned")
+    assert losses(again.run) == losses(uninterrupted.run)
+
+
+def test_new_weights_replace_those_of_a_fine_tuning_killed_before_its_first_checkpoint() -> None:
+    base = finished_event(run_events(max_steps=4)).run
+    kill_after(2, training.events(training.plan("text.txt", init=base, out="tuned", **RECIPE)))
+    kill_after(2, training.events(training.plan("text.txt", out="tuned", **RECIPE)))
+    assert training.plan(resume="tuned").init is None
+
+
 def test_a_shorter_block_crops_the_position_table_with_a_notice() -> None:
     base = finished_event(run_events()).run
     planned = training.plan("text.txt", init=base, **{**RECIPE, "block_size": 8, "max_steps": 0})

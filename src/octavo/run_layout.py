@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 SETTINGS = "settings.toml"  # its presence makes a folder a run
+INIT = ".init"  # the path of the checkpoint whose weights the run started from
 LOGS = ("metrics", "samples")  # the kinds of log lines
 LOG_FILES = tuple(f"{kind}.jsonl" for kind in LOGS)
 POINTERS = ("last", "best")  # files with the name of a checkpoint

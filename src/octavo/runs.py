@@ -5,6 +5,7 @@
               samples.jsonl        texts that the model generated during training
               checkpoints/step-NNNNNN/
               last, best           text files, each with the name of one of the checkpoints
+              .init                the path of the checkpoint whose weights the run started from (`--init`)
 
 One process at a time writes to a run. Training resumes from the checkpoint that `last` names or, if that checkpoint is
 damaged, from the one before. Every other checkpoint holds only weights: `best`, and `keep_checkpoints` log-spaced ones
@@ -27,7 +28,7 @@ from octavo import checkpoint, files, mirror, remote, run_layout, schema
 from octavo.checkpoint import Checkpoint, TrainerState
 from octavo.errors import OctavoError, OctavoWarning
 from octavo.interop import hub
-from octavo.run_layout import CHECKPOINTS, LOGS, POINTERS, SETTINGS, find_runs, is_run
+from octavo.run_layout import CHECKPOINTS, INIT, LOGS, POINTERS, SETTINGS, find_runs, is_run
 from octavo.schema import Count
 from octavo.settings import Settings, from_toml, to_toml
 from octavo.tokenizers import Tokenizer
@@ -47,10 +48,18 @@ class Run:
             raise OctavoError(f"{self.folder} is not a run: it has no settings.toml", _list_runs(self.folder.parent))
 
     @classmethod
-    def create(cls, settings: Settings, corpus: str, out: str | Path | None = None, name: str | None = None) -> "Run":
+    def create(
+        cls,
+        settings: Settings,
+        corpus: str,
+        out: str | Path | None = None,
+        name: str | None = None,
+        init: Path | None = None,
+    ) -> "Run":
         """Create a run folder: `out`, or runs/`name`, or runs/`corpus`-N with the next free number.
 
-        The folder of a run that was killed before its first checkpoint is used again.
+        `init` is the checkpoint whose weights the run starts from. The folder of a run that was killed before its first
+        checkpoint is used again.
         """
         if out is None and name is not None and (not re.fullmatch(r"[\w.+-]+", name) or name.startswith(".")):
             raise OctavoError(
@@ -73,7 +82,7 @@ class Run:
             with files.translate_disk_errors(folder):
                 files.make_folder(folder)
             files.flush(folder)
-            files.write_atomic(folder / SETTINGS, to_toml(settings))
+            _write_start(folder, settings, init)
         except BaseException:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # fails if it is not empty
@@ -97,6 +106,12 @@ class Run:
     def settings(self) -> Settings:
         """All settings, as resolved when the run started or was last resumed."""
         return from_toml(self.folder / SETTINGS)
+
+    @property
+    def init(self) -> Path | None:
+        """The checkpoint whose weights the run started from; None if it started from new weights."""
+        path = self.folder / INIT
+        return Path(os.fsdecode(path.read_bytes()).strip("\n\0")) if path.is_file() else None
 
     def write_settings(self, settings: Settings) -> None:
         """Replace settings.toml, when a run is resumed with changed settings."""
@@ -124,21 +139,22 @@ class Run:
 
         False if the folder holds anything that such a run has not written.
         """
-        own_files = {SETTINGS, CHECKPOINTS, ".lock", *run_layout.LOG_FILES}
+        own_files = {SETTINGS, INIT, CHECKPOINTS, ".lock", *run_layout.LOG_FILES}
         has_only_own_files = all(path.name in own_files or _is_leftover(path) for path in self.folder.iterdir())
         return has_only_own_files and not self.resumable and not self.is_locked
 
-    def start_again(self, settings: Settings) -> None:
+    def start_again(self, settings: Settings, init: Path | None = None) -> None:
         """Remove the log lines and weights that a process wrote before it was killed without a checkpoint.
 
-        The settings are written again, since another process may have created the same run before this one locked it.
+        The settings and `init` are written again, since another process may have created the same run before this one
+        locked it.
         """
         if self.resumable:  # another process has trained it since this one created it
             raise OctavoError(f"{self.folder} already exists and is not empty", "another name")
         self.truncate_logs(0)
         for folder in self.checkpoints.values():
             files.remove_folder(folder)
-        self.write_settings(settings)
+        _write_start(self.folder, settings, init)
 
     def rewind(self, step: int, is_best: bool = False, keep_line: bool = True) -> None:
         """Make the checkpoint of `step` the last one, and with `is_best` the best one. Remove everything later.
@@ -468,13 +484,22 @@ def _parse_line(line: bytes) -> dict[str, Any] | None:
     return value
 
 
-_WRITTEN_FILES = (SETTINGS, *run_layout.LOG_FILES, *POINTERS)
+_WRITTEN_FILES = (SETTINGS, INIT, *run_layout.LOG_FILES, *POINTERS)
 _LEFTOVER_NAME = re.compile(rf"\.({'|'.join(map(re.escape, _WRITTEN_FILES))})\.\w+\.partial")
 
 
+def _write_start(folder: Path, settings: Settings, init: Path | None) -> None:
+    """Write what a run starts from. The settings come last: they make the folder a run."""
+    if init is None:
+        files.remove_file(folder / INIT)
+    else:
+        files.write_atomic(folder / INIT, os.fsencode(os.path.abspath(init)) + b"\n")
+    files.write_atomic(folder / SETTINGS, to_toml(settings))
+
+
 def _is_leftover(path: Path) -> bool:
-    """Whether this is a temporary file of a process that was killed while it wrote a file of the run."""
-    return _LEFTOVER_NAME.fullmatch(path.name) is not None
+    """Whether this is a file of a process that was killed while it created a run, or wrote a file of it."""
+    return path.name == INIT or _LEFTOVER_NAME.fullmatch(path.name) is not None
 
 
 def _make_numbered_folder(corpus: str) -> Path:

@@ -125,7 +125,8 @@ def events(
         if setup.resumed_from is not None:
             recorder.restore(setup.resumed_from)
         elif world.is_first:
-            run.start_again(settings)  # after an earlier process in this folder, killed before its first checkpoint
+            # After an earlier process in this folder, killed before its first checkpoint.
+            run.start_again(settings, setup.init)
         started, warnings = describe_start(plan, setup, run, trainer, memory_before)
         notices = [*runtime.notices, *setup.notices, *warnings]
         run_steps = partial(_run_steps, trainer, evaluator, policy, recorder, clock, batch_of_step, should_stop)

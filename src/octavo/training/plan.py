@@ -87,9 +87,10 @@ def plan(
         if out is not None or name is not None:
             raise OctavoError("a resumed run stays in its folder", "leave out --out and --name")
         run, checkpoints = find_resumable(resume)
+        changed = _changed_settings(run, settings)
         if not checkpoints:
-            return Plan(_changed_settings(run, settings), out=run.folder, given=settings, mirror=mirror)
-        return Plan(_changed_settings(run, settings), resume=checkpoints, given=settings, mirror=mirror)
+            return Plan(changed, init=run.init, out=run.folder, given=settings, mirror=mirror)
+        return Plan(changed, resume=checkpoints, given=settings, mirror=mirror)
     if init is not None:
         # A config may name its own preset, which a preset given to `resolve` would override.
         preset = preset or ("finetune" if config is None else None)
@@ -116,7 +117,7 @@ def find_resumable(resume: RunLike) -> tuple[Run, tuple[Path, ...]]:
 
     If `resume` is a checkpoint instead of a run, it is the only one.
 
-    A run that was killed before its first checkpoint has none: it starts again in its folder.
+    A run that was killed before its first checkpoint has none: it starts again in its folder, from the same weights.
     """
     resume = resume if isinstance(resume, Checkpoint) else resolve_name(resume)
     run = find_run(resume)

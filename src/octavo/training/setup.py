@@ -56,6 +56,7 @@ class TrainingSetup:
     model: GPT
     run: Run | None = None  # the run that is resumed
     resumed_from: "ResumePoint | None" = None
+    init: Path | None = None  # the checkpoint whose weights a new run starts from
     notices: list[str] = field(default_factory=list)
     optimizer_state: dict[str, Tensor] = field(default_factory=dict)  # of nanoGPT's AdamW, if training starts with it
 
@@ -128,7 +129,7 @@ def check_same_setup(setup: TrainingSetup, world: World) -> None:
 
 def create_run(plan: Plan, setup: TrainingSetup, world: World) -> Run:
     """Create the folder of a new run in rank 0; the others open it."""
-    run = Run.create(setup.settings, setup.data.name, plan.out, plan.name) if world.is_first else None
+    run = Run.create(setup.settings, setup.data.name, plan.out, plan.name, setup.init) if world.is_first else None
     folder = Path(world.broadcast_object(run and str(run.folder)))
     deadline = time.monotonic() + _VISIBLE_SECONDS
     while not is_run(folder):
@@ -231,7 +232,7 @@ def _set_up_resumed(plan: Plan) -> _SetupGenerator:
     settings = _resolve_auto(settings, runtime, data)
     model = _change_settings(loaded.model, settings)
     run = Run.of_checkpoint(loaded.folder)
-    return TrainingSetup(settings, runtime, data, model, run, resumed_from, notices)
+    return TrainingSetup(settings, runtime, data, model, run, resumed_from, notices=notices)
 
 
 def _unrequested_changes(loaded: Checkpoint) -> list[str]:
@@ -299,7 +300,9 @@ def _set_up_finetuned(plan: Plan, base: Checkpoint) -> _SetupGenerator:
         for name in ("exp_avg.transformer.wpe.weight", "exp_avg_sq.transformer.wpe.weight") if state else ():
             state[name] = state[name][: settings.block_size]
     model = _change_settings(base.model, settings)
-    return TrainingSetup(settings, runtime, data, model, notices=notices + capped, optimizer_state=state)
+    return TrainingSetup(
+        settings, runtime, data, model, init=base.folder, notices=notices + capped, optimizer_state=state
+    )
 
 
 def _resolve_auto(settings: Settings, runtime: Runtime, data: Dataset) -> Settings:
