@@ -17,10 +17,8 @@ from torch import Tensor
 from octavo import runs
 from octavo.data.prefetch import Prefetch
 from octavo.data.sampler import BatchOfStep, batches
-from octavo.device import find_device, resident_memory
 from octavo.distributed import ALONE, LostProcessError, World, check_divisible, check_shard
 from octavo.errors import DivergenceError
-from octavo.native_library import load_in_background
 from octavo.runs import Run, RunLike
 from octavo.settings import Settings, SourceLike
 from octavo.training import loggers
@@ -100,24 +98,19 @@ def events(
     check_divisible(plan.settings.batch_size, world.size)  # before a text is prepared, which may take hours
     loggers.check_installed(plan.settings)
     storage = open_mirror(plan.mirror, plan.settings, bool(plan.resume)) if plan.mirror and world.is_first else None
-    device = find_device(plan.settings.device)
-    memory_before = resident_memory(device)
     with world.local_rank_zero_first():
-        compilation = load_in_background() if device.type == "cpu" else None  # for `fused_step`
         setup = yield from set_up(plan, max(1, shard))
-        if compilation:
-            compilation.join()
     check_same_setup(setup, world)
-    settings, runtime = setup.settings, setup.runtime
-    batches_of_run = batches(setup.data.tokens["train"], settings, world)
-    trainer = Trainer(setup.model, settings, runtime, world, shard)
+    settings = setup.settings
+    batch_of_step = Prefetch(batches(setup.data.tokens["train"], settings, world), settings.max_steps)
+    trainer = Trainer(setup.model, settings, setup.runtime, world, shard)
     if setup.optimizer_state:
         trainer.load_optimizer_state(setup.optimizer_state)
     run = setup.run or create_run(plan, setup, world)
     with (
         run.lock() if world.is_first else contextlib.nullcontext(),
         CheckpointWriter() as writer,
-        Prefetch(batches_of_run, settings.max_steps) as batch_of_step,
+        batch_of_step,
     ):
         evaluator, policy = Evaluator(trainer.model, settings, setup.data, world), DivergencePolicy(trainer)
         recorder_class = Recorder if world.is_first else SilentRecorder
@@ -127,8 +120,8 @@ def events(
         elif world.is_first:
             # After an earlier process in this folder, killed before its first checkpoint.
             run.start_again(settings, setup.init)
-        started, warnings = describe_start(plan, setup, run, trainer, memory_before)
-        notices = [*runtime.notices, *setup.notices, *warnings]
+        started, warnings = describe_start(plan, setup, run, trainer)
+        notices = [*setup.runtime.notices, *setup.notices, *warnings]
         run_steps = partial(_run_steps, trainer, evaluator, policy, recorder, clock, batch_of_step, should_stop)
         steps = _run_with_rollbacks(run_steps, policy, recorder)
         names = settings.loggers if world.is_first else []

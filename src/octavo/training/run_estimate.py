@@ -171,16 +171,11 @@ def estimate_run(
     )
 
 
-def describe_start(
-    plan: Plan, setup: TrainingSetup, run: Run, trainer: Trainer, memory_before: int | None
-) -> tuple[Started, list[str]]:
-    """The first event of a run, and the warnings about a new one.
-
-    `memory_before` is the memory that the process used before the model was built.
-    """
+def describe_start(plan: Plan, setup: TrainingSetup, run: Run, trainer: Trainer) -> tuple[Started, list[str]]:
+    """The first event of a run, and the warnings about a new one."""
     settings, runtime, data = setup.settings, setup.runtime, setup.data
     processes = Processes(trainer.world.size, shard=trainer.shard)
-    memory = estimate_memory(settings, runtime, trainer.micro_batch, memory_before, processes)
+    memory = estimate_memory(settings, runtime, trainer.micro_batch, setup.memory_before, processes)
     tokens = data.info["tokens"]
     started = Started(
         run=run.folder,

@@ -19,12 +19,13 @@ from octavo import checkpoint, estimate, runs
 from octavo.checkpoint import Checkpoint, TrainerState
 from octavo.data.dataset import Dataset, is_prepared
 from octavo.data.prepare import prepare_dataset, reopen_dataset
-from octavo.device import Runtime, check_model_fits, find_device, has_device, resolve_runtime
+from octavo.device import Runtime, check_model_fits, find_device, has_device, resident_memory, resolve_runtime
 from octavo.distributed import World
 from octavo.errors import OctavoError
 from octavo.estimate import MAX_EPOCHS
 from octavo.interop import nanogpt
 from octavo.model import GPT
+from octavo.native_library import load_in_background
 from octavo.progress import PreparationProgress, preparation
 from octavo.run_layout import is_run
 from octavo.runs import Run
@@ -59,6 +60,7 @@ class TrainingSetup:
     init: Path | None = None  # the checkpoint whose weights a new run starts from
     notices: list[str] = field(default_factory=list)
     optimizer_state: dict[str, Tensor] = field(default_factory=dict)  # of nanoGPT's AdamW, if training starts with it
+    memory_before: int | None = None  # bytes that the process used before the model was built
 
 
 @dataclass(frozen=True)
@@ -83,13 +85,21 @@ _SetupGenerator = Generator[PreparationProgress, None, TrainingSetup]
 def set_up(plan: Plan, parts: int = 1) -> _SetupGenerator:
     """Prepare the text, build or load the model, and resolve the settings that depend on the text or the machine.
 
-    `parts`: among how many processes the model will be divided.
+    Meanwhile the C code is compiled, if the model is trained on a CPU. `parts`: among how many processes the model will
+    be divided.
     """
+    device = find_device(plan.settings.device)
+    memory_before = resident_memory(device)
+    compilation = load_in_background() if device.type == "cpu" else None
     if plan.resume:
-        return (yield from _set_up_resumed(plan))
-    if plan.init is not None:
-        return (yield from _set_up_finetuned(plan, runs.load(plan.init)))
-    return (yield from _set_up_new(plan, parts))
+        setup = yield from _set_up_resumed(plan)
+    elif plan.init is not None:
+        setup = yield from _set_up_finetuned(plan, runs.load(plan.init))
+    else:
+        setup = yield from _set_up_new(plan, parts)
+    if compilation:
+        compilation.join()
+    return dataclasses.replace(setup, memory_before=memory_before)
 
 
 def prepare_data(plan: Plan, tokenizer: Tokenizer | None = None) -> Generator[PreparationProgress, None, Dataset]:
