@@ -18,7 +18,7 @@ import torch
 from octavo import checkpoint, runs
 from octavo.checkpoint import TrainerState
 from octavo.errors import OctavoError
-from octavo.runs import Run, log_spaced_steps
+from octavo.runs import Run
 from octavo.settings import Settings
 from run_folders import SETTINGS, TOKENIZER, law, model_of, save
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("empty_workdir")
 @hypothesis.example(max_steps=1, keep=1)
 @hypothesis.example(max_steps=900, keep=10)
 def test_kept_steps_are_log_spaced(max_steps: int, keep: int) -> None:
-    kept = sorted(log_spaced_steps(Settings(max_steps=max_steps, keep_checkpoints=keep)))
+    kept = sorted(Settings(max_steps=max_steps, keep_checkpoints=keep).log_spaced_steps)
     assert len(kept) <= keep
     if not keep or not max_steps:
         assert kept == []
@@ -54,7 +54,7 @@ def test_only_last_best_and_log_spaced_checkpoints_are_kept(
     total = sum(more for more, _ in saved)
     settings = Settings(**{**vars(SETTINGS), "max_steps": total, "keep_checkpoints": keep})
     run = Run.create(settings, "corpus", out=empty_workdir / "run")
-    log_spaced = log_spaced_steps(settings)
+    log_spaced = settings.log_spaced_steps
     step, best, resumable = 0, None, list[int]()
     for more, is_best in saved:
         for between in sorted(log_spaced & set(range(step + 1, step + more))):

@@ -9,7 +9,6 @@ Axis letters: `B` sequences in a batch, `T` positions, `C` width, `H` heads, `L`
 import math
 from dataclasses import dataclass
 
-from octavo import runs
 from octavo.settings import SAMPLE_TOKENS, ModelSettings, Settings
 from octavo.units import format_bytes
 
@@ -124,7 +123,7 @@ def disk_bytes(settings: Settings) -> int:
     """
     weights = 4 * parameters(settings)
     state = memory(settings, "cpu", "fp32", 1).optimizer
-    return 3 * (weights + state) + (1 + len(runs.log_spaced_steps(settings))) * weights
+    return 3 * (weights + state) + (1 + len(settings.log_spaced_steps)) * weights
 
 
 def bytes_per_sequence(settings: Settings, device: str, precision: str) -> tuple[int, int]:

@@ -175,7 +175,7 @@ class Run:
         for later, later_folder in self.checkpoints.items():
             if later > step:
                 files.remove_folder(later_folder)
-        self._remove_old(folder, None, log_spaced_steps(self.settings))
+        self._remove_old(folder, None, self.settings.log_spaced_steps)
         self.truncate_logs(step if keep_line else step - 1)
 
     @property
@@ -290,7 +290,7 @@ class Run:
         if is_best:
             files.write_atomic(self.folder / "best", folder.name + "\n")
         files.write_atomic(self.folder / "last", folder.name + "\n")
-        self._remove_old(folder, earlier_best, log_spaced_steps(settings))
+        self._remove_old(folder, earlier_best, settings.log_spaced_steps)
         return folder
 
     def _remove_old(self, last: Path, earlier_best: Path | None, log_spaced: set[int]) -> None:
@@ -457,14 +457,6 @@ def step_of(folder: Path) -> int:
     if step is None:
         raise ValueError(f"{folder} is not the folder of a checkpoint in a run")
     return step
-
-
-def log_spaced_steps(settings: Settings) -> set[int]:
-    """The `keep_checkpoints` steps, evenly spaced in log(step), whose weights are kept for the lens."""
-    if settings.keep_checkpoints == 0 or settings.max_steps == 0:
-        return set()
-    last = max(settings.keep_checkpoints - 1, 1)
-    return {round(settings.max_steps ** (i / last)) for i in range(settings.keep_checkpoints)}
 
 
 class _LogLine(msgspec.Struct):

@@ -225,6 +225,14 @@ class TrainingSettings(_Validated):
         names = dict.fromkeys(name.strip() for name in self.log.split(","))
         return [name for name in names if name not in ("none", "")]
 
+    @property
+    def log_spaced_steps(self) -> set[int]:
+        """The `keep_checkpoints` steps, evenly spaced in log(step), whose weights are kept for the lens."""
+        if self.keep_checkpoints == 0 or self.max_steps == 0:
+            return set()
+        last = max(self.keep_checkpoints - 1, 1)
+        return {round(self.max_steps ** (i / last)) for i in range(self.keep_checkpoints)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(ModelSettings, DataSettings, TrainingSettings):

@@ -14,7 +14,6 @@ from typing import Any
 
 from torch import Tensor
 
-from octavo import runs
 from octavo.data.prefetch import Prefetch
 from octavo.data.sampler import BatchOfStep, batches
 from octavo.distributed import ALONE, LostProcessError, World, check_divisible, check_shard
@@ -167,13 +166,12 @@ def _run_steps(
     """
     settings = trainer.settings
     finish_reason: str | None = None  # None while the run may continue
-    log_spaced_steps = runs.log_spaced_steps(settings)  # evenly spaced in log(step); unrelated to `log_every`
     logged_step = trainer.step
     trainer.learning_rate_scale = policy.learning_rate_scale
     if settings.on_divergence == "rollback" and recorder.last_checkpoint is None:
         yield from recorder.save_checkpoint(is_required=True)  # so that there is one to return to
     if recorder.unevaluated_step is not None:
-        due = _actions_due(trainer.step, settings, log_spaced_steps, is_stopped=False)
+        due = _actions_due(trainer.step, settings, is_stopped=False)
         unevaluated = recorder.unevaluated_step
         finish_reason = yield from _finish_step(due, unevaluated, finish_reason, evaluator, recorder, should_stop)
     clock.start_updates()
@@ -188,7 +186,7 @@ def _run_steps(
         yield from recorder.take_saved()
         if trainer.world.any(should_stop()):
             finish_reason = "stopped"
-        due = _actions_due(trainer.step, settings, log_spaced_steps, is_stopped=finish_reason == "stopped")
+        due = _actions_due(trainer.step, settings, is_stopped=finish_reason == "stopped")
         if not due:
             continue
         trainer.runtime.synchronize()
@@ -253,7 +251,7 @@ def _finish_step(
     return finish_reason
 
 
-def _actions_due(step: int, settings: Settings, log_spaced_steps: set[int], is_stopped: bool) -> set[str]:
+def _actions_due(step: int, settings: Settings, is_stopped: bool) -> set[str]:
     """What to do after this step, before training continues."""
     is_final = step == settings.max_steps
 
@@ -265,7 +263,7 @@ def _actions_due(step: int, settings: Settings, log_spaced_steps: set[int], is_s
         "evaluate": is_multiple_of(settings.eval_every) or is_final,
         "save_checkpoint": is_multiple_of(settings.save_every) or is_final or is_stopped,
         "sample": settings.sample_every > 0 and (is_multiple_of(settings.sample_every) or is_final),
-        "save_weights": step in log_spaced_steps,  # only the weights, for the views of `octavo.lens`
+        "save_weights": step in settings.log_spaced_steps,  # only the weights, for the views of `octavo.lens`
     }
     return {action for action, is_due in due.items() if is_due}
 
