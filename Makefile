@@ -57,5 +57,5 @@ transformers:     ## a checkpoint's folder in transformers 4.46, 4.57 and the pi
 	@scripts/install test
 	.venv/bin/python bench/transformers_versions.py
 
-clean:            ## the environment and caches; runs/ stays
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .coverage* mutants build src/*.egg-info
+clean:            ## the environment, caches and prebuilt libraries; runs/ stays
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .coverage* mutants build src/*.egg-info src/octavo/kernels/prebuilt-*

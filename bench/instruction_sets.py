@@ -87,7 +87,12 @@ def measure_build(compiler: str, name: str, figures: list[str], rounds: int) -> 
         wrapper = Path(folder, "compiler")  # the last -march counts
         wrapper.write_text(f'#!/bin/sh\nexec {compiler} "$@" {flags}\n')
         wrapper.chmod(0o755)
-        variables = {"CC": str(wrapper), "OCTAVO_CACHE": folder, "OMP_NUM_THREADS": "1"} | limits
+        variables = {
+            "CC": str(wrapper),
+            "OCTAVO_NATIVE": "native",
+            "OCTAVO_CACHE": folder,
+            "OMP_NUM_THREADS": "1",
+        } | limits
         command = [sys.executable, __file__, "--worker", "--rounds", str(rounds), "--figures", *figures]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | variables)
     times: dict[str, dict[str, float]] = json.loads(output.stdout)

@@ -54,7 +54,7 @@ LAYERS: list[dict[str, str]] = [
         "octavo.kernels": "fast CPU paths",
         "octavo.remote": "files by URL",
     },
-    {"octavo.native_library": "compiles the C code"},
+    {"octavo.native_library": "loads the C code"},
     {
         "octavo.settings": "settings, presets",
         "octavo.files": "atomic writes",
@@ -67,6 +67,7 @@ LAYERS: list[dict[str, str]] = [
         "octavo.units": "numbers for people",
         "octavo.progress": "progress of long work",
         "octavo.byte_order_mark": "encodings",
+        "octavo.native_build": "compiles the C code",
         "octavo.transcript": "chats as text",
         "octavo.run_layout": "names in a run",
     },

@@ -20,6 +20,7 @@ from lenses import RANDOM_CASES, Case, random_case, random_checkpoint, train_on
 from lenses import tiny_run as train_tiny_run
 from octavo import kernels, native_library
 from octavo.checkpoint import Checkpoint
+from octavo.native_build import NATIVE
 from octavo.runs import Run
 from octavo.training import run_estimate
 
@@ -77,7 +78,8 @@ def build_once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the compiled C code. It is compiled once for all tests, outside of their caches.
 
-    `make mutants` starts a session per mutant: OCTAVO_TEST_CACHE is the folder of one build for all of them.
+    It is empty if the package under test has prebuilt libraries. `make mutants` starts a session per mutant:
+    OCTAVO_TEST_CACHE is the folder of one build for all of them.
     """
 
     def build(folder: Path) -> None:
@@ -89,7 +91,22 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cache = Path(shared_cache) if shared_cache else build_once(tmp_path_factory, "built", build)
         patch.setenv("OCTAVO_CACHE", str(cache))
         native_library.load_library()
+    (cache / "native").mkdir(parents=True, exist_ok=True)
     return cache / "native"
+
+
+@pytest.fixture(scope="module", params=[each.name for each in (*native_library.runnable_variants(), NATIVE)])
+def instruction_set(request: pytest.FixtureRequest, built: Path) -> Iterator[None]:
+    """Run the test with the C library of each instruction set that this processor has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OCTAVO_CACHE", str(built.parent))
+        native_library.load_library.cache_clear()
+        with pytest.MonkeyPatch.context() as choice:
+            choice.setenv("OCTAVO_NATIVE", request.param)
+            native_library.load_library()
+        yield
+        native_library.load_library.cache_clear()
+        native_library.load_library()  # as it was
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from generating import SHAPES, decode, make_request, random_ids, random_model, run, token_ids
-from octavo import native_library
+from octavo import native_build, native_library
 from octavo.errors import MachineError, OctavoError
 from octavo.generation import native
 from octavo.generation.backends import create_decoder
@@ -22,6 +22,7 @@ law = hypothesis.settings(derandomize=True, deadline=None, max_examples=30)
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
+@pytest.mark.usefixtures("instruction_set")
 @pytest.mark.parametrize("use_native", [True, False], ids=["C", "PyTorch"])
 def test_cached_decoding_equals_the_full_forward(shape: dict[str, Any], use_native: bool) -> None:
     model = random_model(**shape)
@@ -71,6 +72,7 @@ def test_logits_in_c_are_bit_identical_in_any_chunks_and_batch(shape: dict[str, 
         torch.set_num_threads(threads_before)
 
 
+@pytest.mark.usefixtures("instruction_set")
 @pytest.mark.parametrize("shape", ["even", "parts of tiles"])
 def test_int8_logits_have_the_same_bits_with_and_without_amx(shape: str) -> None:
     model = random_model(**SHAPES[shape])
@@ -156,6 +158,7 @@ def test_without_a_compiler_notices_say_so_and_the_tokens_are_the_same(monkeypat
     model = random_model()
     [expected] = run(Engine(model, 1, quantize="int8"), make_request())
     native_library.load_library.cache_clear()
+    monkeypatch.setenv("OCTAVO_NATIVE", "native")  # which is never prebuilt
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CC", raising=False)
     try:
@@ -176,6 +179,7 @@ def test_the_error_names_a_failing_compiler_and_its_message(monkeypatch: pytest.
     broken.write_text("#!/bin/sh\n[ \"$1\" = --version ] && exit 0\necho 'it broke' >&2\nexit 1\n", encoding="utf-8")
     broken.chmod(0o755)
     monkeypatch.setenv("CC", str(broken))
+    monkeypatch.setenv("OCTAVO_NATIVE", "native")
     native_library.load_library.cache_clear()
     try:
         with pytest.raises(native_library.UnavailableError, match=r"can't be compiled with .*broken-cc \(it broke\)"):
@@ -186,7 +190,7 @@ def test_the_error_names_a_failing_compiler_and_its_message(monkeypatch: pytest.
 
 def test_the_c_code_compiles_without_warnings(tmp_path: Path) -> None:
     flags = ["-O1", "-std=gnu11", "-Wall", "-Wextra", "-Wno-psabi"]
-    for source in native_library.SOURCES:
+    for source in native_build.SOURCES:
         command = ["cc", *flags, "-c", str(source), "-o", str(tmp_path / "object.o")]
         result = subprocess.run(command, capture_output=True, text=True)
         assert (result.returncode, result.stderr) == (0, "")

@@ -101,6 +101,7 @@ def relative_errors(values: dict[str, Tensor], expected: dict[str, Tensor]) -> d
     }
 
 
+@pytest.mark.usefixtures("instruction_set")
 @pytest.mark.parametrize("activation", ["gelu_new", "gelu"])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
@@ -113,6 +114,7 @@ def test_loss_and_gradients_are_those_of_autograd_in_float64(
         assert max(errors.values()) < 3e-6, errors
 
 
+@pytest.mark.usefixtures("instruction_set")
 @pytest.mark.parametrize("shape", SHAPES[:3])
 def test_bf16_is_as_near_to_float64_as_autocast(shape: dict[str, int]) -> None:
     model, ids = random_model(shape), random_ids(shape)
@@ -122,6 +124,7 @@ def test_bf16_is_as_near_to_float64_as_autocast(shape: dict[str, int]) -> None:
     assert sum(errors.values()) < 1.1 * sum(errors_of_autocast.values())
 
 
+@pytest.mark.usefixtures("instruction_set")
 @pytest.mark.parametrize("shape", SHAPES[:2])
 def test_dropout_drops_the_same_elements_forward_and_backward_whatever_the_micro_batch(shape: dict[str, int]) -> None:
     model, ids = random_model(shape, dropout=0.3), random_ids(shape)

@@ -23,6 +23,7 @@ from octavo.loss import split_loss
 from octavo.model import GPT
 
 
+@pytest.mark.usefixtures("instruction_set")
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
 def test_rounding_errors_are_at_most_half_a_127th_of_the_largest_weight_of_an_output(shape: dict[str, Any]) -> None:
     model = random_model(**shape)

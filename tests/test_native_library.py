@@ -46,10 +46,18 @@ class Compiler:
         return len(self._log.read_text(encoding="utf-8").splitlines()) if self._log.exists() else 0
 
 
+@pytest.fixture(scope="module")
+def library(built: Path) -> Path:
+    """The file of the library that other tests use."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OCTAVO_CACHE", str(built.parent))
+        return Path(load_library().functions._name)
+
+
 @pytest.fixture
-def compiler(tmp_path: Path, built: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Compiler]:
+def compiler(tmp_path: Path, library: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Compiler]:
     """The compiler of these tests. Libraries that are loaded here do not stay loaded for other tests."""
-    [library] = built.glob("*.so")
+    monkeypatch.setenv("OCTAVO_NATIVE", "native")  # which is never prebuilt
     native_library.load_library.cache_clear()
     yield Compiler(tmp_path, library, monkeypatch)
     native_library.load_library.cache_clear()

@@ -1,12 +1,14 @@
-"""The shared library of the C files: compiled by the machine's own compiler, kept in the cache, checked before loading.
+"""The shared library of the C files: the package's own, or one that was compiled on this machine and kept in the cache.
 
-A library is code that runs in this process, so one from the cache is loaded only if
+An installed package has a library for each instruction set (`native_build`). The best that this processor can run is
+loaded, and trusted as the package's Python files are. If there is none, or the C files have changed since, the library
+is compiled here. It is code that runs in this process, so one from the cache is loaded only if
 
 - its name has the key of these sources, flags and this kind of CPU;
 - only the user (or root) can write to it and to its folder;
 - its sha256 is the one in its name.
 
-The name is `kernels-KEY-COMPILER-SHA256.so`. A library that is missing or damaged is built again. If the cache can't be
+Its name is `kernels-KEY-COMPILER-SHA256.so`. A library that is missing or damaged is built again. If the cache can't be
 used, the library is compiled for this process alone, and a notice says so.
 
 PyTorch is not imported here: a command starts the compiler before it imports it.
@@ -25,28 +27,27 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from octavo.errors import OctavoError
 from octavo.files import atomic_file, cache_dir, sha256, translate_disk_errors
+from octavo.native_build import (
+    BUILD_PREFIX,
+    NATIVE,
+    UnavailableError,
+    Variant,
+    build_library,
+    find_compiler,
+    variants,
+)
 
-_FOLDER = Path(__file__).parent / "kernels"
-SOURCES = (_FOLDER / "forward.c", _FOLDER / "training.c")
-_HEADERS = tuple(_FOLDER / name for name in ("floats.h", "amx.h", "team.h", "linear.h", "newton_schulz.h"))
-_FLAGS = ["-O2", "-march=native", "-std=gnu11", "-fPIC", "-pthread", "-Wno-psabi"]
+__all__ = ["Library", "UnavailableError", "load_in_background", "load_library"]
 _MAX_CACHED = 16  # libraries: those of other CPUs, compilers and versions of Octavo are kept too
 _STALE_SECONDS = 600.0  # a temporary file of this age belongs to a process that was killed: a build takes seconds
-_BUILD_PREFIX = "octavo-build-"
-
 
 _loading = threading.Lock()
-
-
-class UnavailableError(Exception):
-    """The C code can't be used; the message says why."""
 
 
 class Library(NamedTuple):
@@ -58,21 +59,28 @@ class Library(NamedTuple):
 
 @functools.cache
 def load_library() -> Library:
-    """Load the library from the cache, or compile it.
+    """Load the package's library, or else the one in the cache, or compile it.
 
-    Raises `UnavailableError` if there is no library and it can't be compiled, or OCTAVO_NATIVE=0 forbids it.
+    OCTAVO_NATIVE is 0, or the name of a variant. Raises `UnavailableError` if there is no library and it can't be
+    compiled, or OCTAVO_NATIVE=0 forbids it, and `OctavoError` if this processor can't run the variant.
     """
-    if os.environ.get("OCTAVO_NATIVE") == "0":
+    wanted = os.environ.get("OCTAVO_NATIVE", "")
+    if wanted == "0":
         raise UnavailableError("OCTAVO_NATIVE=0 disables the C code")
+    candidates = [_find_variant(wanted)] if wanted else [*runnable_variants(), NATIVE]
     with _loading:
-        return _load_or_build()
+        for path in (variant.prebuilt for variant in candidates):
+            if path.exists():
+                with contextlib.suppress(OctavoError):  # built for a newer C library than this system's
+                    return Library(_load(path))
+        return _load_or_build(candidates[-1])
 
 
 def load_in_background() -> threading.Thread:
     """Load or compile the library in a thread. Compiling takes some seconds. `load_library` waits for the thread."""
 
     def load() -> None:
-        with contextlib.suppress(UnavailableError):  # reported where the library is needed
+        with contextlib.suppress(UnavailableError, OctavoError):  # reported where the library is needed
             load_library()
 
     thread = threading.Thread(target=load, daemon=True)  # Ctrl-C does not wait for the compiler
@@ -80,14 +88,29 @@ def load_in_background() -> threading.Thread:
     return thread
 
 
-def _load_or_build() -> Library:
-    compiler = _find_compiler()
+def runnable_variants() -> list[Variant]:
+    """The variants that this processor can run, the best first."""
+    cpu_flags = _cpu_info().get("flags", "")
+    return [variant for variant in variants() if variant.runs_on(cpu_flags)]
+
+
+def _find_variant(name: str) -> Variant:
+    runnable = {variant.name: variant for variant in (*runnable_variants(), NATIVE)}
+    if name in runnable:
+        return runnable[name]
+    is_known = name in {variant.name for variant in variants()}
+    problem = "needs instructions that this processor lacks" if is_known else "is not a set of instructions known here"
+    raise OctavoError(f"OCTAVO_NATIVE={name} {problem}", f"OCTAVO_NATIVE={' or '.join([*runnable, '0'])}, or unset it")
+
+
+def _load_or_build(variant: Variant) -> Library:
+    compiler = find_compiler()
     try:
-        return Library(_load(_cached_library(cache_dir() / "native", compiler)))
+        return Library(_load(_cached_library(cache_dir() / "native", compiler, variant)))
     except OctavoError as error:
         problem = error.message
     try:
-        with _build(compiler) as built:
+        with _build(compiler, variant) as built:
             library = _load(built)
     except (UnavailableError, OctavoError) as error:
         raise UnavailableError(f"{problem}, and {error}") from None
@@ -95,18 +118,24 @@ def _load_or_build() -> Library:
     return Library(library, f"{problem}; the C code is compiled again at every start ({hint})")
 
 
+def _build(compiler: str | None, variant: Variant) -> contextlib.AbstractContextManager[Path]:
+    with contextlib.suppress(OSError):  # what builds left that were killed
+        _remove(_stale(Path(tempfile.gettempdir()).glob(f"{BUILD_PREFIX}*")))
+    return build_library(compiler, variant)
+
+
 # The cache
 
 
-def _cached_library(folder: Path, compiler: str | None) -> Path:
+def _cached_library(folder: Path, compiler: str | None, variant: Variant) -> Path:
     """The library in the cache, built if it is missing. Raises `OctavoError` if the cache can't be used."""
-    key = f"kernels-{_key()}"
+    key = f"kernels-{_key(variant)}"
     name = f"{key}-{_compiler_key(compiler)}"
     if path := _find(folder, name):
         return path
     try:
         _prepare(folder)  # before the build, which takes some seconds
-        with _build(compiler) as built:
+        with _build(compiler, variant) as built:
             return _store(built, folder, name)
     except UnavailableError:
         if path := _find(folder, key):  # built by a compiler that was removed since
@@ -197,42 +226,6 @@ def _last_use(paths: Iterable[Path]) -> dict[Path, float]:
     return times
 
 
-# Compilation
-
-
-def _find_compiler() -> str | None:
-    candidates = [name for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name]
-    return next((path for name in candidates if (path := shutil.which(name))), None)
-
-
-@contextlib.contextmanager
-def _build(compiler: str | None) -> Iterator[Path]:
-    """Compile the library in a temporary folder that only the user can read, which is removed at the end."""
-    if compiler is None:
-        raise UnavailableError("no C compiler was found (gcc or clang)")
-    with contextlib.ExitStack() as stack:
-        try:
-            _remove(_stale(Path(tempfile.gettempdir()).glob(f"{_BUILD_PREFIX}*")))
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=_BUILD_PREFIX, ignore_cleanup_errors=True))
-            objects = [str(Path(folder, f"{source.stem}.o")) for source in SOURCES]
-            flags = [compiler, *_FLAGS, "-c"]
-            commands = [[*flags, str(source), "-o", path] for source, path in zip(SOURCES, objects, strict=True)]
-            with ThreadPoolExecutor() as pool:  # at once, each on a core
-                list(pool.map(_run, commands))
-            output = Path(folder) / "kernels.so"
-            _run([compiler, "-shared", "-pthread", *objects, "-o", str(output), "-lm"])
-        except (OSError, subprocess.SubprocessError) as error:
-            message = (getattr(error, "stderr", None) or str(error)).strip() or type(error).__name__
-            raise UnavailableError(
-                f"the C code can't be compiled with {compiler} ({message.splitlines()[0]})"
-            ) from None
-        yield output
-
-
-def _run(command: list[str]) -> None:
-    subprocess.run(command, capture_output=True, text=True, errors="replace", check=True, timeout=120)
-
-
 def _load(path: Path) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(path), mode=os.RTLD_NOW) if hasattr(os, "RTLD_NOW") else ctypes.CDLL(str(path))
@@ -243,10 +236,9 @@ def _load(path: Path) -> ctypes.CDLL:
 # What the name of a library states
 
 
-def _key() -> str:
+def _key(variant: Variant) -> str:
     """A hash of what the library depends on besides the compiler: sources, flags, and the kind of CPU."""
-    sources = [path.read_text(encoding="utf-8") for path in (*SOURCES, *_HEADERS)]
-    return hashlib.sha256(repr([sources, _FLAGS, _cpu()]).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr([variant.source_hash(), _cpu()]).encode()).hexdigest()[:16]
 
 
 def _compiler_key(compiler: str | None) -> str:
@@ -261,11 +253,16 @@ def _compiler_key(compiler: str | None) -> str:
 def _cpu() -> list[object]:
     """What `-march=native` depends on: the CPU's model and, on Linux, every instruction set that it has."""
     names = ("vendor_id", "cpu family", "model", "flags", "CPU implementer", "CPU part", "Features", "isa")
-    lines: list[str] = []
+    info = _cpu_info()
+    return [platform.system(), platform.machine(), _processor(), [(name, info.get(name)) for name in names]]
+
+
+def _cpu_info() -> dict[str, str]:
+    """What /proc/cpuinfo says about the first processor; empty where it is missing."""
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-        first_processor = itertools.takewhile(str.strip, file)
-        lines = [line.strip() for line in first_processor if line.partition(":")[0].strip() in names]
-    return [platform.system(), platform.machine(), _processor(), lines]
+        lines = (line.partition(":") for line in itertools.takewhile(str.strip, file))
+        return {name.strip(): value.strip() for name, _, value in lines}
+    return {}
 
 
 def _processor() -> str:

@@ -526,6 +526,7 @@ ENVIRONMENTS: list[tuple[dict[str, str], str]] = [
         ({"OCTAVO_CACHE": cache}, _PREPARE)
         for cache in ("text.txt", "text.txt/cache", "loop.txt", "/dev/null/cache", "/proc/nowhere", "c" * 300)
     ),
+    ({"OCTAVO_NATIVE": "avx1024"}, "sample runs/mine"),
     ({"OCTAVO_API_KEY": "a key"}, "serve runs/mine --port 0"),
     ({"OCTAVO_API_KEY": "caf\xe9"}, "serve runs/mine --port 0"),
     ({"OCTAVO_API_KEY": "a\x07key"}, "serve runs/mine --port 0"),

@@ -30,7 +30,7 @@ def test_the_tests_of_the_c_code_pass_in_every_build(flags: str, tmp_path: Path,
     compiler = tmp_path / "compiler"  # of flags that contradict each other, the last counts
     compiler.write_text(f'#!/bin/sh\nunset LD_PRELOAD\nexec cc "$@" {flags}\n', encoding="utf-8")
     compiler.chmod(0o755)
-    environment = os.environ | {"CC": str(compiler), "OCTAVO_CACHE": str(tmp_path / "cache")}
+    environment = os.environ | {"CC": str(compiler), "OCTAVO_CACHE": str(tmp_path / "cache"), "OCTAVO_NATIVE": "native"}
     if "sanitize" in flags:
         # The C++ library too: without it AddressSanitizer ends the process at PyTorch's first exception.
         find = [["cc", f"-print-file-name={name}"] for name in ("libasan.so", "libstdc++.so")]

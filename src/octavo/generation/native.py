@@ -1,4 +1,4 @@
-"""The decoder in C: calls forward.c, which `octavo.native_library` compiles and loads, through ctypes.
+"""The decoder in C: calls forward.c, which `octavo.native_library` loads, through ctypes.
 
 Why C: decoding one token is about two hundred small operations, and in PyTorch each has a fixed overhead. In C they
 are one call, and the memory bandwidth of reading the weights is the limit. docs/speed.md has the measurements.

@@ -1,4 +1,4 @@
-"""Fused kernels of a training step in C: calls of training.c, which `native_library` compiles.
+"""Fused kernels of a training step in C: calls of training.c, which `native_library` loads.
 
 Each method of `TrainingKernels` returns a call: a function without arguments that makes one pass over the tensors that
 it was made for, with PyTorch's own threads. A step makes its calls once, and runs them for every batch.
