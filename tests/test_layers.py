@@ -121,6 +121,24 @@ print(json.dumps(sorted(set(sys.modules) - imported_by_torch)))
     assert [name for name in imported if name.startswith(several)] == []
 
 
+def test_pytorch_is_imported_without_garbage_collection() -> None:
+    program = """
+import gc, json
+from octavo.cli.parser import without_garbage_collection
+try:
+    with without_garbage_collection():
+        during = gc.isenabled()
+        import torch
+        raise KeyboardInterrupt
+except KeyboardInterrupt:
+    after = gc.isenabled()
+with without_garbage_collection():  # PyTorch is there already
+    again = gc.isenabled()
+print(json.dumps([during, after, again, gc.get_freeze_count() > 100_000]))
+"""
+    assert run_in_new_process(program) == [False, True, True, True]
+
+
 def test_all_equals_what_is_visible() -> None:
     visible = "sorted(name for name in dir(octavo) if not name.startswith('_'))"
     for used in ("", "[getattr(octavo, name) for name in octavo.__all__];"):  # loading must not show more

@@ -15,6 +15,7 @@ from octavo.cli.parser import (
     finish_verb,
     integer,
     print_report,
+    without_garbage_collection,
 )
 from octavo.errors import OctavoError
 from octavo.settings import Settings, expand_home
@@ -78,9 +79,10 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from octavo import evaluation
-    from octavo.device import find_device
-    from octavo.terminal.progress import Progress
+    with without_garbage_collection():
+        from octavo import evaluation
+        from octavo.device import find_device
+        from octavo.terminal.progress import Progress
 
     _check_options(arguments)
     if arguments.task:

@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from octavo import views
-from octavo.cli.parser import RUN_HELP, Parser, add_verb, finish_verb, integer, print_notice, read_text_file
+from octavo.cli.parser import (
+    RUN_HELP,
+    Parser,
+    add_verb,
+    finish_verb,
+    integer,
+    print_notice,
+    read_text_file,
+    without_garbage_collection,
+)
 from octavo.cli.suggestions import view_error
 from octavo.errors import OctavoError
 from octavo.settings import Settings, expand_home, resolve, unknown_name_error
@@ -83,8 +92,9 @@ def _add_view_option(verb: Parser, flag: str, options: list[views.Option], view_
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from octavo import lens, runs
-    from octavo.terminal.progress import Progress
+    with without_garbage_collection():
+        from octavo import lens, runs
+        from octavo.terminal.progress import Progress
 
     values = {flag: getattr(arguments, flag) for flag in views.command_line_flags()}
     flag_values = {flag: value for flag, value in values.items() if value is not None}

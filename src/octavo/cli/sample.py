@@ -20,6 +20,7 @@ from octavo.cli.parser import (
     number,
     print_notice,
     read_text_file,
+    without_garbage_collection,
 )
 from octavo.errors import OctavoError
 from octavo.settings import Settings, expand_home
@@ -104,13 +105,14 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from octavo import runs
-    from octavo.device import find_device
-    from octavo.generation.generate import most_likely, start_streams
-    from octavo.generation.prompt import encode_prompt
-    from octavo.generation.sampling import Sampling
-    from octavo.generation.stream import TextRequest
-    from octavo.terminal.progress import Progress
+    with without_garbage_collection():
+        from octavo import runs
+        from octavo.device import find_device
+        from octavo.generation.generate import most_likely, start_streams
+        from octavo.generation.prompt import encode_prompt
+        from octavo.generation.sampling import Sampling
+        from octavo.generation.stream import TextRequest
+        from octavo.terminal.progress import Progress
 
     sampling = Sampling(**{name: getattr(arguments, name) for name in _SAMPLING})
     prompt = arguments.prompt

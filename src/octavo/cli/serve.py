@@ -13,6 +13,7 @@ from octavo.cli.parser import (
     finish_verb,
     integer,
     print_notice,
+    without_garbage_collection,
 )
 from octavo.settings import Settings, expand_home
 
@@ -100,7 +101,8 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from octavo.server import serve
+    with without_garbage_collection():
+        from octavo.server import serve
 
     def print_urls(models: list[str], url: str) -> None:
         page = url.removesuffix("v1")

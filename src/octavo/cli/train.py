@@ -23,6 +23,7 @@ from octavo.cli.parser import (
     integer,
     is_first_on_machine,
     number,
+    without_garbage_collection,
 )
 from octavo.errors import OctavoError
 from octavo.settings import NANOGPT_NAMES, SECTIONS, Settings, expand_home
@@ -94,7 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     if is_first_on_machine():
         native_library.load_in_background()  # while PyTorch is imported
-    from octavo import distributed
+    with without_garbage_collection():
+        from octavo import distributed, training  # noqa: F401  (all that training imports)
 
     if arguments.processes != 1 and not distributed.is_launched():
         return _launch(arguments, _plan(arguments))
