@@ -26,7 +26,7 @@ torture:          ## hundreds of kills and failing system calls (about an hour);
 	@OMP_NUM_THREADS=1 OCTAVO_TORTURE=1 .venv/bin/python -m pytest -n 2 tests/reliability tests/test_tokenizer_json.py tests/test_shards.py
 	@.venv/bin/python scripts/torture_table.py
 
-mutants:          ## mutation testing of checkpoint, runs, sampler and sampling: list the changes with which no test fails (half an hour)
+mutants:          ## mutation testing of checkpoint, runs, sampler and sampling: list the changes with which no test fails (about half an hour)
 	@scripts/install test
 	@.venv/bin/python -m pip install --quiet mutmut==3.8.1
 	@rm -rf mutants

@@ -160,7 +160,7 @@ def strip_trainer(folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
-def check_manifest(folder: Path, foreign: bool = True) -> None:
+def check_manifest(folder: Path, foreign: bool) -> None:
     """Compare the files of a folder with its manifest. Raises `OctavoError` that names those that differ.
 
     With `foreign`, the folder may be one that Octavo did not write, which has no manifest.
