@@ -3,7 +3,7 @@
 // Row t is how token t spreads its attention over the tokens up to itself. Rows sum to 1, and the sums are beside them.
 
 import { fetchView } from "octavo/api";
-import { el, field, setSentence, tNodes } from "octavo/dom";
+import { el, field, foldable, setSentence, tNodes } from "octavo/dom";
 import { arcs, strongest } from "octavo/figures/arcs";
 import { matrix } from "octavo/figures/matrix";
 import { HeadSelector } from "octavo/head_selector";
@@ -50,7 +50,7 @@ class Attention {
       "div",
       {},
       el("div", { class: "card" }, this.title, this.habit, this.openingRule, this.leftOut, this.arcsHolder),
-      el("div", { class: "card" }, el("h2", { textKey: "attention.all" }), this.pattern),
+      foldable(el("div", { class: "card" }, el("h2", { textKey: "attention.all" }), this.pattern)),
     );
     panel.append(el("div", { class: "sidebar-layout" }, side, headCards));
   }

@@ -1,6 +1,6 @@
 // The sliders for temperature, top-k and top-p.
 
-import { el } from "octavo/dom";
+import { el, foldable } from "octavo/dom";
 import { formatCount, formatNumber, t } from "octavo/i18n";
 
 const TOP_K = [1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 75, 100, 150, 200, 300, 500, 750, 1000];
@@ -15,16 +15,17 @@ export class SamplingControls {
     this.topK = slider("topk", { min: 1, max: this.topKValues.length, step: 1, value: this.topKValues.length });
     this.topP = slider("topp", { min: 0.05, max: 1, step: 0.01, value: 1 });
     this.candidates = el("p", { class: "candidates" }); // the number of tokens that remain; filled by NextTokenBars
-    this.element = el(
-      "fieldset",
-      { class: "sampling" },
-      el("legend", { textKey: "sampling.title" }),
+    const sliders = el(
+      "div",
+      { class: "sliders", role: "group", "aria-labelledby": "sampling-title" },
       this.temperature.element,
       this.topK.element,
       this.topP.element,
       this.candidates,
       el("button", { type: "button", class: "small", textKey: "sampling.own", onclick: () => this.reset() }),
     );
+    const title = el("h3", { id: "sampling-title", textKey: "sampling.title" });
+    this.element = foldable(el("section", { class: "sampling" }, title, sliders));
   }
 
   get settings() {
