@@ -3,11 +3,12 @@
 import json
 import math
 import re
+import xml.etree.ElementTree as ET
 
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, Locator
 
-from browser import Visit, open_page, parse_number, parse_numbers, wait_until
+from browser import Visit, open_page, parse_number, parse_numbers, save_file, wait_until
 from serving import RunningServer
 from sites import TEXT, Runs, copy_run, serve_runs, softmax
 
@@ -121,6 +122,13 @@ def test_attention_of_earlier_steps_is_requested_only_at_a_click(visit: Visit, s
         slider.press("ArrowRight")
 
 
+def test_the_default_word_of_the_form_is_made_of_letters(chromium: Browser, runs: Runs) -> None:
+    with serve_runs({"letters": runs.letters}) as site, open_page(chromium, site.url) as visit:
+        page = visit.open_tab("training", "letters", "€ 12, the cat").page
+        assert page.locator("#history-word").input_value() == "t"  # the tokens are characters
+        visit.assert_no_faults()
+
+
 # Compare
 
 
@@ -178,3 +186,60 @@ def test_the_differences_of_two_checkpoints_equal_the_api(visit: Visit, site: Ru
     expected = [sum(a * math.log(a / b) for a, b in zip(*each, strict=True)) for each in ((p, q), (q, p))]
     shown = re.findall(r"\d\.\d{4}", page.locator("#panel-compare .total").first.text_content() or "")
     assert [float(each) for each in shown] == pytest.approx(expected, abs=6e-5)
+
+
+def test_compare_is_complete_on_opening(visit: Visit) -> None:
+    """Nobody has pressed a button. The table, the tokens, the bars, the three pictures and the curves are there."""
+    page = visit.open_tab("compare", "letters", TEXT).page
+    page.locator("#panel-compare .three-columns canvas").nth(2).wait_for()
+    visit.settle()
+    panel = page.locator("#panel-compare")
+    assert page.locator("#compare-text").input_value() == TEXT
+    assert re.search(r"less surprise per byte|expect this text equally", panel.locator(".verdict").inner_text())
+    assert panel.locator("table.plain tbody tr").count() == 3
+    assert panel.locator(".running .token").all_text_contents() == list(TEXT)
+    assert panel.locator(".lines canvas").is_visible()
+    assert panel.locator(".three-columns .body canvas:visible").count() == 3
+    bars = panel.locator(".pairs")
+    assert bars.nth(0).locator("li").count() >= 8  # the most likely tokens
+    assert bars.nth(1).locator("li").count() == 3  # the residual stream: before the first of two layers and after each
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_compare_prints_every_token_or_says_that_it_does_not(visit: Visit, width: int) -> None:
+    page = visit.open_tab("compare", "letters").page
+    page.set_viewport_size({"width": width, "height": 844})
+    page.evaluate("document.querySelectorAll('main details.fold').forEach((each) => (each.open = true))")
+    notes = []
+    for length in (12, 24, 28, 30, 64):
+        text = (TEXT * 3)[:length]
+        page.locator("#compare-text").fill(text)
+        page.locator("#panel-compare button.main").click()
+        visit.settle()
+        notes.append(has_name_note(visit, page.locator("#panel-compare .three-columns figure").first, text))
+    assert {*notes} == {True, False}
+
+
+def test_a_matrix_with_room_for_the_names_of_its_columns_only_says_that(visit: Visit) -> None:
+    page = visit.open_tab("training", "letters").page
+    page.locator(".history button.main").click()
+    notes = []
+    for text in (TEXT, (TEXT * 3)[:64]):
+        page.locator("#history-text").fill(text)
+        page.locator("#history-text").press("Tab")
+        page.locator(f".history .matrix [aria-label*='{len(text)} rows']").wait_for()
+        for width in (860, 1280):
+            page.set_viewport_size({"width": width, "height": 844})
+            visit.settle()
+            notes.append(has_name_note(visit, page.locator(".history .matrix").first, text))
+    assert {*notes} == {True, False}
+
+
+def has_name_note(visit: Visit, figure: Locator, text: str) -> bool:
+    """Whether the figure says that names are left out, which it must say exactly if they are."""
+    labels = ["␣" if letter == " " else letter for letter in text]
+    elements = ET.fromstring(save_file(visit, figure.locator(".save button").filter(has_text="SVG"))).iter()
+    printed = [each.text for each in elements if each.tag.endswith("}text") and each.text in labels]
+    has_note = "There is room for every" in figure.locator(".foot").inner_text()
+    assert has_note == (len(printed) < 2 * len(labels))  # the names of rows and columns
+    return has_note

@@ -124,7 +124,7 @@ function drawMatrix(figure) {
   if (options.columns !== null) drawColumnNames(context, figure, layout);
   if (options.totals) drawTotals(context, figure, layout);
   drawCursor(context, figure, layout);
-  const step = layout.hasNumberedColumns || options.columns === null ? 1 : layout.columnStep;
+  const step = largestNameStep(options, layout);
   figure.foot.replaceChildren(
     ...(scale.kind === "plain" ? [] : [legend(scale, options.isCapped)]),
     ...(step > 1 ? [el("span", { class: "quiet" }, t("figure.every_nth", { n: step }))] : []),
@@ -179,6 +179,13 @@ function measureLayout({ options, values, canvas, body, columnCount }) {
     canvasWidth: left + cellWidth * columnCount + totalsWidth + 2,
     canvasHeight: top + cellHeight * rowCount + gapsAbove(rowCount) + 2,
   };
+}
+
+// The n of "every nth name is printed", for rows or columns. Numbers don't count: the names between them are plain.
+function largestNameStep(options, { rowNames, rowStep, columnStep, hasNumberedColumns }) {
+  const hasNumberedRows = rowNames.every((name) => /^\d+$/.test(name));
+  const ofColumns = hasNumberedColumns || options.columns === null ? 1 : columnStep;
+  return Math.max(hasNumberedRows ? 1 : rowStep, ofColumns);
 }
 
 // The next of 1, 2, 5, 10, 20, ... that is large enough.

@@ -105,7 +105,7 @@ export class CheckpointHistory {
     const names = this.models.map(({ id }) => [id, id]);
     setOptions(this.run, names, this.run.value || this.app.model?.id);
     this.text.value ||= this.app.text.slice(0, 60);
-    const firstWord = this.app.text.trim().split(/\s+/)[0];
+    const firstWord = this.app.text.match(/\p{L}[\p{L}\p{M}]*/u)?.[0] ?? ""; // no sign, such as a parenthesis
     const hasCharacterTokens = /char|byte/.test(this.app.model?.tokenizer);
     this.word.value ||= hasCharacterTokens ? (Array.from(firstWord)[0] ?? "") : firstWord;
     this.form.hidden = !this.models.length;
