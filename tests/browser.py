@@ -5,6 +5,7 @@ roles that the page gives them, and read the numbers of a picture from its table
 """
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -18,6 +19,8 @@ from urllib.parse import urlencode
 import pytest
 from axe_playwright_python.base import AXE_SCRIPT
 from playwright.sync_api import Browser, ConsoleMessage, Dialog, Locator, Page, Request, Response, sync_playwright
+
+from octavo.server.static_page import ROOT
 
 LANGUAGES = {"en": "ltr", "ar": "rtl", "hi": "ltr", "fr": "ltr", "de": "ltr"}
 THEMES = ("light", "dark")
@@ -191,6 +194,19 @@ def open_page(browser: Browser, url: str, **options: Any) -> Iterator[Visit]:
         yield visit
     finally:
         context.close()
+
+
+# Sentences
+
+
+def load_sentences(language: str) -> dict[str, str]:
+    """The sentences of the page in a language, by key."""
+    sentences: dict[str, str] = {}
+    for path in sorted((ROOT / "i18n" / language).glob("*.json")):
+        more: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+        assert not sentences.keys() & more.keys(), path
+        sentences |= more
+    return sentences
 
 
 # Accessibility and numbers on the screen

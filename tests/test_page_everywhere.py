@@ -3,7 +3,6 @@
 One tour opens each tab with all its content and records what the tests check.
 """
 
-import json
 import re
 import xml.etree.ElementTree as ET
 from collections import defaultdict
@@ -23,7 +22,9 @@ from browser import (
     axe_violations,
     fill_tab,
     generate_text,
+    load_sentences,
     open_page,
+    parse_number,
     save_file,
 )
 from octavo.server.static_page import ROOT
@@ -68,6 +69,18 @@ COUNT_DRAWS = """[...document.querySelectorAll(".panel:not([hidden]) figure.figu
     const draw = figure.uncounted ?? figure.draw;
     Object.assign(figure, { uncounted: draw, draws: 0, draw: () => (figure.draws++, draw()) });
 })"""
+# [the length of the bar in its track, the probability that is printed beside it or in its table's cell] of every bar
+READ_PROBABILITY_BARS = """() => {
+    const bars = ".bar .fill, .token-bars .track > *, .pairs.percent .track > *, .guess .track > *";
+    return [...document.querySelectorAll(`.panel:not([hidden]) :is(${bars})`)].map((bar) => {
+        const track = bar.parentElement;
+        const row = track.closest(".bar, .token-bars li, .pairs li, .guess");
+        const shares = [...row.querySelectorAll(".value, .share > span, .share:not(:has(span)), small")]
+            .map((each) => each.textContent).filter((text) => text.includes("%"));
+        const index = [...row.querySelectorAll(".track")].indexOf(track);
+        return [bar.getBoundingClientRect().width / track.getBoundingClientRect().width, shares[index] ?? ""];
+    });
+}"""
 READ_DRAWS = """[...document.querySelectorAll(".panel:not([hidden]) figure.figure")]
     .filter((figure) => "draws" in figure && figure.body.clientWidth)
     .map((figure) => [figure.className, figure.draws])"""
@@ -95,6 +108,7 @@ class Tour:
     widths: dict[tuple[str, str], tuple[int, list[str]]] = field(default_factory=dict)
     pictures: dict[str, list[tuple[str, int]]] = field(default_factory=dict)  # and the number of rows in each table
     focus: dict[str, tuple[int, list[str], list[str]]] = field(default_factory=dict)  # count, unreached, invisible
+    bars: dict[str, list[tuple[float, str]]] = field(default_factory=dict)  # of probabilities: length, and percent
     files: dict[str, list[bytes]] = field(default_factory=dict)  # every picture, saved as SVG
 
 
@@ -106,6 +120,7 @@ def tour(chromium: Browser, site: RunningServer) -> Tour:
             page = visit.open_tab(tab, "letters", "The cat sat.").page
             fill_tab(visit, tab)
             tour.pictures[tab] = run_script(visit, "pictures")
+            tour.bars[tab] = page.evaluate(READ_PROBABILITY_BARS)
             buttons = page.locator(".panel:visible .save button:visible").filter(has_text="SVG").all()
             tour.files[tab] = [save_file(visit, button) for button in buttons]
             page.evaluate(CLOSE_LARGE_TABLES)
@@ -198,20 +213,18 @@ def test_every_picture_can_be_saved_as_svg(tour: Tour, tab: str) -> None:
         assert b"NaN" not in content
 
 
+def test_every_bar_of_a_probability_is_on_a_scale_from_0_to_100_percent(tour: Tour) -> None:
+    assert {tab for tab in TABS if tour.bars[tab]} == {"playground", "compare"}
+    for tab, bars in tour.bars.items():
+        for length, share in bars:
+            assert 100 * length == pytest.approx(parse_number(share), abs=0.5), tab
+
+
 def test_no_tab_is_wider_than_320_pixels(tour: Tour) -> None:
     assert {tab: elements for tab, (width, elements) in tour.widths.items() if width > 320} == {}
 
 
 # Languages
-
-
-def load_sentences(language: str) -> dict[str, str]:
-    sentences: dict[str, str] = {}
-    for path in sorted((ROOT / "i18n" / language).glob("*.json")):
-        more: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-        assert not sentences.keys() & more.keys(), path
-        sentences |= more
-    return sentences
 
 
 @pytest.mark.parametrize("language", list(LANGUAGES)[1:])
@@ -227,6 +240,21 @@ def test_every_sentence_is_translated_with_its_placeholders_and_code(language: s
     script = {"ar": r"[\u0600-\u06ff]", "hi": r"[\u0900-\u097f]"}.get(language)
     if script:
         assert {key for key in translated if not re.search(script, translated[key])} <= SAME_AS_ENGLISH[language]
+
+
+FANCY = {  # words for "most likely" and "sampling" that a newcomer does not know
+    "en": r"likeliest|the draw\b|\bdrawn\b|\bby lot\b",
+    "ar": r"سحب|قرعة",
+    "hi": r"लॉटरी|ड्रॉ",
+    "fr": r"\btirage|loterie",
+    "de": r"Ziehung|gezogen|\bLos\b|Auslosung",
+}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_sampling_is_told_in_plain_words(language: str) -> None:
+    fancy = {key for key, text in load_sentences(language).items() if re.search(FANCY[language], text, re.IGNORECASE)}
+    assert fancy == set()
 
 
 def test_every_key_in_the_code_has_a_sentence() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser
 
-from browser import Visit, axe_violations, open_page, parse_number, save_file, wait_until
+from browser import LANGUAGES, Visit, axe_violations, load_sentences, open_page, parse_number, save_file, wait_until
 from serving import RunningServer
 from sites import TEXT, Runs
 
@@ -161,6 +161,25 @@ def test_the_tour_stops_at_eight_places_and_says_what_to_try(visit: Visit) -> No
     card.wait_for()
     page.keyboard.press("Escape")
     assert card.count() == 0
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_tour_runs_to_its_end(chromium: Browser, site: RunningServer, language: str) -> None:
+    sentences = load_sentences(language)
+    with open_page(chromium, site.url, locale=language) as visit:
+        page = visit.open_tab("model", "letters", TEXT).page
+        page.get_by_role("button", name=sentences["tour.start"], exact=True).click()
+        card = page.get_by_role("dialog")
+        for stop in ("tokens", "sum", "whole", "heads", "attention", "mlp", "next", "training"):
+            page.locator(".tour-target:visible").wait_for()
+            visit.settle()
+            for part, shown in (("title", card.locator("h2")), ("says", card.locator("p").nth(1))):
+                plain = re.sub("[\u2066-\u2069]", "", shown.inner_text())
+                assert re.fullmatch(re.sub(r"\\{\w+\\}", ".+", re.escape(sentences[f"tour.{stop}.{part}"])), plain)
+            assert card.locator("h2").evaluate("each => each.getBoundingClientRect().top < innerHeight")
+            card.locator("button.main").click()
+        assert card.count() == 0
+        visit.assert_no_faults()
 
 
 # The address

@@ -42,6 +42,9 @@ def test_every_stage_shows_the_shape_and_values_of_the_api(
     assert page.locator(".steps button.main").is_disabled()
     expected = sorted(softmax(site.view("next_token", text=TEXT)["logits"]), reverse=True)
     shown = parse_numbers([row[1] for row in visit.table("#panel-walk .bars")])
+    lengths = page.locator("#panel-walk .bars .fill").evaluate_all("""all => all.map((each) =>
+        each.getBoundingClientRect().width / each.parentElement.getBoundingClientRect().width)""")
+    assert lengths == pytest.approx(shown, abs=5e-3)  # the track is 0 to 100%
     assert shown == pytest.approx(expected[: len(shown)], rel=1e-5)
 
 
