@@ -157,6 +157,32 @@ def test_list_shows_the_runs_the_newest_first(run_folder: Path, run_command: Run
     assert re.search(rf"runs/zwei +tiny +text.txt +4/4 +{run['val_loss']:.4f}", table)
 
 
+def test_a_folder_that_is_named_by_a_dot_is_shown_by_its_name(workdir: Path, run_command: RunCommand) -> None:
+    (workdir / "poems").mkdir()
+    (workdir / "text.txt").rename(workdir / "poems/text.txt")
+    os.chdir(workdir / "poems")
+    assert run_command("train", ".", *SMALL).code == 0
+    run = run_command("list", "--json").json["runs"][0]
+    assert run["source"] == "."
+    for folder in ("runs", workdir / "poems/runs"):
+        assert re.search(r"tiny +poems +4/4", run_command("list", folder).out)
+    os.chdir(workdir)
+    assert "text         poems, tokenizer char" in run_command("info", f"poems/{run['run']}").out
+
+
+def test_info_tells_what_the_user_chose_from_what_was_resolved(workdir: Path, run_command: RunCommand) -> None:
+    assert run_command("train", "text.txt", *SMALL, "--name", "mine").code == 0
+    lines = run_command("info", "runs/mine").out.splitlines()
+    chosen, resolved = (next(line for line in lines if word in line) for word in (" preset ", " resolved "))
+    report = run_command("info", "runs/mine", "--json").json
+    assert {"max_steps", "n_layer"} <= report["settings"].keys() - report["resolved"]
+    assert {"vocab_size", "max_epochs"} <= {*report["resolved"]} <= report["settings"].keys()
+    assert "n_layer=1" in chosen
+    assert "vocab_size=" in resolved
+    for name in report["resolved"]:
+        assert name not in chosen
+
+
 def test_list_of_an_empty_folder_says_how_to_create_a_run(run_command: RunCommand) -> None:
     assert "octavo train" in run_command("list").out
     assert run_command("list", "--json").json == {"runs": []}
@@ -164,7 +190,7 @@ def test_list_of_an_empty_folder_says_how_to_create_a_run(run_command: RunComman
 
 def test_info_shows_settings_and_checkpoints(run_folder: Path, run_command: RunCommand) -> None:
     report = run_command("info", run_folder, "--json").json
-    assert list(report) == [*LIST_KEYS, "settings", "checkpoints", "resumable", "last", "best"]
+    assert list(report) == [*LIST_KEYS, "settings", "resolved", "checkpoints", "resumable", "last", "best"]
     run = octavo.Run(run_folder)
     assert report["checkpoints"] == list(run.checkpoints)
     assert (report["last"], report["best"]) == (4, 4)

@@ -36,6 +36,7 @@ class RunDetails(RunSummary):
     """A run with its checkpoints, and the settings that differ from its preset."""
 
     settings: dict[str, Any]
+    resolved: list[str]  # the names of those that training sets for this machine and text unless the user does
     checkpoints: list[int]  # steps
     resumable: list[int]  # those that training can resume from, the newest first
     last: int | None
@@ -87,11 +88,21 @@ def describe(run: Run) -> RunDetails:
     return RunDetails(
         **vars(summarize(run)),
         settings=changed,
+        resolved=_resolved_names(settings, changed, preset),
         checkpoints=list(checkpoints),
         resumable=resumable[::-1],
         last=step_by_folder.get(run.last) if run.last else None,
         best=step_by_folder.get(run.best) if run.best else None,
     )
+
+
+def _resolved_names(settings: Settings, changed: dict[str, Any], preset: dict[str, Any]) -> list[str]:
+    names = {name for name in changed if preset[name] == "auto"} | {"vocab_size"}
+    if not settings.max_epochs:
+        names.add("max_epochs")  # because `max_steps` is given
+    elif settings.max_steps < preset["max_steps"]:
+        names |= {"max_steps", "eval_every", "patience"}  # capped for a small text, see `training.setup.cap_steps`
+    return [name for name in changed if name in names]
 
 
 def _status(path: Path) -> os.stat_result | None:

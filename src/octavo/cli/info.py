@@ -4,10 +4,10 @@ import argparse
 import time
 from typing import TYPE_CHECKING, Any
 
-from octavo.cli.list_runs import format_age
+from octavo.cli.list_runs import format_age, name_text
 from octavo.cli.parser import add_verb, finish_verb, print_report
 from octavo.errors import OctavoError
-from octavo.settings import Settings, expand_home, name_source
+from octavo.settings import Settings, expand_home
 from octavo.units import format_bytes
 
 if TYPE_CHECKING:
@@ -44,15 +44,17 @@ def _format_report(r: "RunDetails") -> str:
     known = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items() if loss is not None)
     marks = {r.last: " (last)", r.best: " (best)"} | ({r.last: " (last, best)"} if r.last == r.best else {})
     checkpoints = ", ".join(f"{step:,}{marks.get(step, '')}" for step in r.checkpoints)
-    settings = ", ".join(f"{name}={value}" for name, value in r.settings.items() if name not in ("source", "tokenizer"))
+    shown = {name: f"{name}={value}" for name, value in r.settings.items() if name not in ("source", "tokenizer")}
+    chosen = ", ".join(text for name, text in shown.items() if name not in r.resolved)
+    resolved = ", ".join(text for name, text in shown.items() if name in r.resolved)
     return (
         f"{r.run}{', in training' if r.running else ''}\n"
-        f"  text         {name_source(r.source if isinstance(r.source, str) else tuple(r.source))}, "
-        f"tokenizer {r.tokenizer}\n"
+        f"  text         {name_text(r)}, tokenizer {r.tokenizer}\n"
         f"  model        {r.parameters:,} parameters\n"
         f"  steps        {r.step:,} of {r.max_steps:,}\n"
         f"  losses       {known or 'none yet'}\n"
         f"  checkpoints  {checkpoints or 'none yet'}\n"
         f"  size         {format_bytes(r.bytes)}, last written {format_age(time.time() - r.modified)} ago\n"
-        f"  preset       {r.preset}{f', with {settings}' if settings else ''}"
+        f"  preset       {r.preset}{f', with {chosen}' if chosen else ''}"
+        + (f"\n  resolved     {resolved}" if resolved else "")
     )

@@ -4,6 +4,7 @@ import argparse
 import json
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from octavo.cli.parser import add_verb, finish_verb
@@ -37,16 +38,29 @@ def _format_table(runs: "list[RunSummary]") -> str:
     rows = [["run", "preset", "text", "steps", "val loss", "best", "size", "age"]]
     for run in runs:
         losses = ["" if loss is None else f"{loss:.4f}" for loss in (run.val_loss, run.best_val_loss)]
-        source = name_source(run.source if isinstance(run.source, str) else tuple(run.source))
         steps = f"{run.step:,}/{run.max_steps:,}"
         age = "training" if run.running else format_age(time.time() - run.modified)
-        rows.append([run.run, run.preset, _shorten(source), steps, *losses, format_bytes(run.bytes), age])
+        rows.append([run.run, run.preset, _shorten(name_text(run)), steps, *losses, format_bytes(run.bytes), age])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     align = [str.ljust] * 3 + [str.rjust] * 5
     return "\n".join(
         "  ".join(fill(cell, width) for fill, cell, width in zip(align, row, widths, strict=True)).rstrip()
         for row in rows
     )
+
+
+def name_text(run: "RunSummary") -> str:
+    """The sources of a run. A folder that is named by dots only, as in `octavo train .`, gets the name that it has."""
+    sources = [run.source] if isinstance(run.source, str) else run.source
+    names = tuple(_name_dots(source, Path(run.run)) for source in sources)
+    return name_source(names[0] if len(names) == 1 else names)
+
+
+def _name_dots(source: str, run: Path) -> str:
+    folder = run.resolve().parent
+    if folder.name != "runs" or set(Path(source).parts) - {".."}:  # Path(".").parts is empty
+        return source
+    return (folder.parent / source).resolve().name or source  # training was started beside the folder `runs`
 
 
 def format_age(seconds: float) -> str:
