@@ -207,6 +207,10 @@ def test_the_files_of_an_archive_are_read_like_those_of_a_folder(name: str, tmp_
         "within another archive": f"{path}/inner.zip",
     }
     assert [file.name for file in tmp_path.iterdir()] == [name]  # nothing is unpacked
+    # The archive itself is no file with text.
+    archive = "ZIP" if name == "a.zip" else "tar"
+    kinds = {"text": 1, "HTML": 1, "JSON lines": 1, "Word": 1}
+    assert corpus.report.read == {f"{kind} in a {archive}": count for kind, count in kinds.items()}
 
 
 def test_an_archive_that_would_fill_the_memory_is_rejected(tmp_path: Path) -> None:

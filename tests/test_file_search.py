@@ -118,7 +118,7 @@ def test_training_on_a_folder_reads_the_same_text_each_time(run_command: RunComm
         summaries.add(result.err.splitlines()[0].partition("; folders skipped")[0])
     assert len(fingerprints) == 1
     assert summaries == {
-        "note: ./: 10 files read (3 text, 1 HTML, 1 PDF, 1 Word, 1 notebook, 1 ZIP, 1 CSV, 1 EPUB); "
+        "note: ./: 9 files read (2 text, 1 HTML, 1 PDF, 1 Word, 1 notebook, 1 text in a ZIP, 1 CSV, 1 EPUB); "
         "2 skipped: 2 binary (g.zip/b.png, ...)"
     }
 

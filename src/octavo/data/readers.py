@@ -36,6 +36,7 @@ class Reader:
     def __init__(self, text_format: TextFormat, limits: Limits = DEFAULT_LIMITS, report: Report | None = None) -> None:
         self._text_format, self._limits, self._report = text_format, limits, report or Report()
         self._converter = Converter(limits)
+        self._archive: Format | None = None  # the archive whose files are read: they are counted, and it is not
 
     def __enter__(self) -> "Reader":
         return self
@@ -91,9 +92,12 @@ class Reader:
     def _read_archive(self, file: BinaryIO, name: str, format: Format) -> Iterator[Chunk]:
         if format is formats.ZIP:
             file = self._seekable(file, name)
-        for member, content in archives.open_members(file, name, format, self._limits, self._report):
-            yield from self._read_or_skip(content, member, is_named=False)
-        self._report.add(format.name)
+        self._archive = format
+        try:
+            for member, content in archives.open_members(file, name, format, self._limits, self._report):
+                yield from self._read_or_skip(content, member, is_named=False)
+        finally:
+            self._archive = None
 
     def _read_text(self, file: BinaryIO, name: str, format: Format) -> Iterator[Chunk]:
         """Yield the documents of a file that is text, perhaps with rows."""
@@ -123,7 +127,7 @@ class Reader:
         """Count a file when its first chunk is read."""
         for number, chunk in enumerate(chunks):
             if number == 0:
-                self._report.add(kind)
+                self._report.add(f"{kind} in a {self._archive.name}" if self._archive else kind)
             yield chunk
 
     def _seekable(self, file: BinaryIO, name: str) -> BinaryIO:
