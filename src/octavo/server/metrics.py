@@ -3,7 +3,14 @@
 import time
 from collections.abc import Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 
 from octavo.server.served_model import ServedModel
 
@@ -14,6 +21,7 @@ class Metrics:
     """The counters of one server, in their own registry."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # a second series for each counter, with the time of its first request
         self._registry = CollectorRegistry()
         self._requests = Counter("octavo_requests", "Requests answered", ["route", "status"], registry=self._registry)
         self._prompt = self._counter("octavo_prompt_tokens", "Prompt tokens")
