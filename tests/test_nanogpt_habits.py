@@ -129,6 +129,38 @@ def test_other_python_files_are_texts() -> None:
         assert not nanogpt.is_config(write_config(code))
 
 
+ODD_VALUES = (
+    "[1]",
+    "{}",
+    "{'a': 1}",
+    "None",
+    "()",
+    "1e999",
+    "-1",
+    "''",
+    "b'x'",
+    "{1, 2}",
+    "1j",
+    "...",
+    "-",
+    "x" * 9999,
+)
+
+
+@pytest.mark.parametrize("value", ODD_VALUES)
+def test_odd_values_of_options_and_settings_are_errors_with_a_message(
+    value: str, assert_rejected: AssertRejected
+) -> None:
+    for name in nanogpt.NANOGPT_NAMES:
+        write_config()
+        assert_rejected(["train", "config/some.py", f"--{name}={value}"], f"--{name} (")
+        assert_rejected(["train", "text.txt", f"--{name}={value}"], f"--{name} (")
+    for name in ("dtype", "gradient_accumulation_steps", "batch_size", "n_layer", "dropout"):
+        path = write_config(f"max_iters = 10\n{name} = {value if value[0] not in '-x' else repr(value)}\n")
+        if value[0] in "[({b.1" and value != "1e999":
+            assert f"{name}=" in error_of(lambda path=path: nanogpt.translate(nanogpt.read_config(path))).message
+
+
 # Options
 
 

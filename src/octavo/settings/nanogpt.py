@@ -157,8 +157,10 @@ def _evaluate(node: ast.expr) -> Any:
 def translate(values: Mapping[str, Any], *, with_defaults: bool = True) -> Recipe:
     """What nanoGPT would train with these settings, and `with_defaults` for the others: those of its train.py.
 
-    Raises `OctavoError` if it would not train, or the settings name a run that is to be resumed.
+    Raises `OctavoError` if it would not train, the settings name a run that is to be resumed, or a value is of a type
+    that no setting has.
     """
+    _check_types(values)
     if values.get("eval_only"):
         model = hub_name(values.get("init_from", "")) or "RUN"
         raise OctavoError("eval_only of nanoGPT evaluates a model and trains none", f"octavo eval {model} SOURCE")
@@ -194,6 +196,18 @@ def translate(values: Mapping[str, Any], *, with_defaults: bool = True) -> Recip
     presets = {name: _differences(settings, PRESETS[name]) for name in ("nanogpt-baby", "nanogpt-tiny", "gpt2")}
     preset = min(presets, key=lambda name: len(presets[name]))
     return Recipe(preset, presets[preset])
+
+
+def _check_types(values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        if name in ("batch_size", "gradient_accumulation_steps"):  # they are multiplied
+            types, kinds = (int, float), "a number"
+        elif name in NANOGPT_NAMES or name in _SHARED:
+            types, kinds = (str, int, float), "a number, a text, True or False"  # a bool is an int
+        else:
+            continue
+        if not isinstance(value, types):
+            raise OctavoError(f"{name}={str(value)[:40]} of nanoGPT is not {kinds}", f"{kinds} for {name}")
 
 
 def _differences(settings: dict[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:
