@@ -21,7 +21,8 @@ class Metrics:
     """The counters of one server, in their own registry."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # a second series for each counter, with the time of its first request
+        # `_created` is a second series for each counter, with the time of its first request.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         self._requests = Counter("octavo_requests", "Requests answered", ["route", "status"], registry=self._registry)
         self._prompt = self._counter("octavo_prompt_tokens", "Prompt tokens")

@@ -199,6 +199,7 @@ def translate(values: Mapping[str, Any], *, with_defaults: bool = True) -> Recip
 
 
 def _check_types(values: Mapping[str, Any]) -> None:
+    types: tuple[type, ...]
     for name, value in values.items():
         if name in ("batch_size", "gradient_accumulation_steps"):  # they are multiplied
             types, kinds = (int, float), "a number"
