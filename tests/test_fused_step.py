@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from octavo import kernels
 from octavo.device import Runtime
-from octavo.kernels.training import Dropout
+from octavo.kernels.training import Dropout, has_fused_attention
 from octavo.model import GPT
 from octavo.native_library import UnavailableError
 from octavo.settings import resolve
@@ -28,6 +28,12 @@ SHAPES = [  # whole vectors of 16 numbers, parts of vectors, one head, one posit
     dict(n_layer=1, n_head=3, n_embd=21, T=7, B=5, vocab_size=33),
     dict(n_layer=3, n_head=1, n_embd=48, T=33, B=2, vocab_size=100),
     dict(n_layer=1, n_head=4, n_embd=8, T=1, B=1, vocab_size=2),
+    # Attention by matmuls: a sequence too long for the fused one, a head too wide, and in bf16 both together.
+    dict(n_layer=2, n_head=2, n_embd=6, T=129, B=2, vocab_size=20),
+    dict(n_layer=1, n_head=1, n_embd=130, T=5, B=2, vocab_size=20),
+    dict(n_layer=1, n_head=1, n_embd=65, T=64, B=2, vocab_size=20),
+    # The largest sequence and head of the fused one.
+    dict(n_layer=1, n_head=2, n_embd=256, T=128, B=1, vocab_size=20),
 ]
 
 
@@ -115,13 +121,15 @@ def test_loss_and_gradients_are_those_of_autograd_in_float64(
 
 
 @pytest.mark.usefixtures("instruction_set")
-@pytest.mark.parametrize("shape", SHAPES[:3])
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape["T"] > 1])
 def test_bf16_is_as_near_to_float64_as_autocast(shape: dict[str, int]) -> None:
     model, ids = random_model(shape), random_ids(shape)
     exact = autograd_gradients(model, ids)
     errors = relative_errors(fused_gradients(model, ids, bf16=True, rows=2), exact)
     errors_of_autocast = relative_errors(autograd_gradients(model, ids, autocast=True), exact)
-    assert sum(errors.values()) < 1.1 * sum(errors_of_autocast.values())
+    # Attention by matmuls rounds the scores to bf16, unlike autocast's kernel.
+    is_fused = has_fused_attention(shape["T"], shape["n_embd"] // shape["n_head"], bf16=True)
+    assert sum(errors.values()) < (1.1 if is_fused else 1.5) * sum(errors_of_autocast.values())
 
 
 @pytest.mark.usefixtures("instruction_set")

@@ -76,11 +76,18 @@ class Memory:
 
 
 def memory(
-    settings: Settings, device: str, precision: str, micro_batch: int, program: int = 0, processes: int = 1
+    settings: Settings,
+    device: str,
+    precision: str,
+    micro_batch: int,
+    program: int = 0,
+    processes: int = 1,
+    has_fused_step: bool = True,
 ) -> Memory:
     """What training uses on a device of type "cpu", "cuda" or "mps", with `micro_batch` sequences at once.
 
     If several processes divide the batch, this is what each uses, with one more tensor to all-reduce the gradients.
+    `has_fused_step`: whether the C code may compute the gradients on a CPU, which stores less than autograd.
 
     The peak is at the start of a backward, with all activations and three tensors the size of the logits: the loss's
     log-probabilities, their gradient, and the gradient of the logits. If activations are small, the peak is in the
@@ -93,7 +100,8 @@ def memory(
     bf16_copy = device == "cuda" and precision == "bf16"  # training.bf16_weights; elsewhere autocast casts the matrices
     cast_matrices = matrices // settings.n_layer if settings.checkpoint_activations else matrices  # of autocast
     cast_weights = (P if bf16_copy else cast_matrices + V * settings.n_embd) if size == 2 else 0
-    activations, logits = (rows * count for count in bytes_per_sequence(settings, device, precision))
+    is_fused = has_fused_step and device == "cpu" and not settings.checkpoint_activations
+    activations, logits = (rows * count for count in bytes_per_sequence(settings, device, precision, is_fused))
     muon = settings.optimizer == "muon"
     weights, gradients = 4 * P + 2 * cast_weights, (6 if bf16_copy else 4) * P
     optimizer = 8 * P - 4 * matrices * muon  # AdamW keeps two float32 numbers per parameter, Muon one
@@ -126,8 +134,10 @@ def disk_bytes(settings: Settings) -> int:
     return 3 * (weights + state) + (1 + len(settings.log_spaced_steps)) * weights
 
 
-def bytes_per_sequence(settings: Settings, device: str, precision: str) -> tuple[int, int]:
+def bytes_per_sequence(settings: Settings, device: str, precision: str, is_fused: bool = False) -> tuple[int, int]:
     """Return the bytes of activations and the bytes of logits of one training sequence.
+
+    `is_fused`: of the C code (`octavo.training.fused_step`); otherwise of autograd.
 
     With activation checkpointing, the activations of one block are allocated after the logits are freed, so only the
     bytes by which they are larger count.
@@ -137,7 +147,7 @@ def bytes_per_sequence(settings: Settings, device: str, precision: str) -> tuple
     residual = size if device == "cuda" and precision == "bf16" else 4  # autocast keeps the residual stream in float32
     # Saved per position and block: the residual stream before both norms, and the norms' outputs; queries, keys, values
     # and the heads' outputs; the MLP's hidden units before and after the GELU; two float32 statistics of each norm.
-    block = 2 * C * residual + (2 + 4 + 8) * C * size + 16 + _attention_bytes(settings, device, size)
+    block = 2 * C * residual + (2 + 4 + 8) * C * size + 16 + _attention_bytes(settings, device, size, is_fused)
     mask = 1 if device == "cuda" else size
     if settings.dropout:
         block += 2 * C * mask
@@ -150,9 +160,10 @@ def bytes_per_sequence(settings: Settings, device: str, precision: str) -> tuple
     return T * (L * block + rest), T * logits
 
 
-def _attention_bytes(settings: ModelSettings, device: str, size: int) -> int:
+def _attention_bytes(settings: ModelSettings, device: str, size: int, is_fused: bool) -> int:
     """Bytes that attention saves per position, besides queries, keys, values and outputs."""
     from octavo import kernels  # it loads PyTorch, which `octavo list` does not
+    from octavo.kernels.training import has_fused_attention
 
     C, H, T = settings.n_embd, settings.n_head, settings.block_size
     if device == "cuda" or (T > kernels.MAX_MATMUL_ATTENTION_LENGTH and not settings.attention_dropout):
@@ -160,6 +171,8 @@ def _attention_bytes(settings: ModelSettings, device: str, size: int) -> int:
     # All in float32: attention weights, mask, and their product; queries, keys and values, instead of in `size` bytes.
     if settings.attention_dropout:
         return 3 * C * (4 - size) + 12 * H * T
+    if is_fused and has_fused_attention(T, C // H, bf16=size == 2):
+        return 0
     return H * T * size
 
 

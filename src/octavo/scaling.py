@@ -191,7 +191,8 @@ def memory(
     With `--shard`, a process holds its part of weights, gradients and optimizer state, and two whole blocks: the one
     that is computed and the one that is gathered meanwhile. The embeddings stay gathered during a step.
     """
-    whole, K = estimate.memory(settings, device, precision, micro_batch, program, processes.count), processes.shard
+    K = processes.shard
+    whole = estimate.memory(settings, device, precision, micro_batch, program, processes.count, has_fused_step=not K)
     if not K:
         return whole
     block = 12 * settings.n_embd**2

@@ -13,10 +13,6 @@
 #include <unistd.h>
 #define HAS_AMX 1
 
-/* The lower halves of two vectors in turn, x[0], y[0], x[1], y[1] ..., and the upper halves. */
-#define INTERLEAVE_LOW(x, y) SHUFFLE(x, y, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
-#define INTERLEAVE_HIGH(x, y) SHUFFLE(x, y, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
-
 enum { AMX_COLUMNS = 64, AMX_TILE_BYTES = 1024 };
 
 /* Whether the system lets this process use the unit. Linux saves its registers, 8 KB, only for processes that ask. */
@@ -42,20 +38,6 @@ ALWAYS_INLINE floats combine_bytes(__m512i first, __m512i second)
 {
     const __m512i low = _mm512_castsi256_si512(_mm512_cvtepi16_epi8(first));
     return (floats)_mm512_inserti64x4(low, _mm512_cvtepi16_epi8(second), 1);
-}
-
-/* Transposes 16 vectors of 16: a number's place is row * 16 + column, and interleaving rows that are 8 apart rotates the
-   bits of all places by one. */
-ALWAYS_INLINE void transpose(floats rows[16])
-{
-    UNROLLED for (int stage = 0; stage < 4; stage++) {
-        floats next[16];
-        UNROLLED for (int i = 0; i < 8; i++) {
-            next[2 * i] = INTERLEAVE_LOW(rows[i], rows[i + 8]);
-            next[2 * i + 1] = INTERLEAVE_HIGH(rows[i], rows[i + 8]);
-        }
-        UNROLLED for (int i = 0; i < 16; i++) rows[i] = next[i];
-    }
 }
 
 /* Stores 64 columns of 16 rows of int16 inputs in the order of the unit. */

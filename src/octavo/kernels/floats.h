@@ -48,7 +48,8 @@ typedef float unaligned_floats __attribute__((vector_size(VECTOR_BYTES), aligned
 /* ADD_8(x, y) adds lanes that are 8 apart in each vector: the result has 8 sums of x, then 8 of y. ADD_4, ADD_2 and
    ADD_1 add lanes that are 4, 2 and 1 apart: the result has groups of that many sums, of x and of y in turn. Each macro
    makes two shuffles; the first keeps every lane in place, so it is a blend, which is cheaper than moving lanes.
-   ADD_FIRST adds the two halves of each vector. SWAP_8, SWAP_4 and SWAP_2 swap groups of that many lanes. */
+   ADD_FIRST adds the two halves of each vector. SWAP_8, SWAP_4 and SWAP_2 swap groups of that many lanes.
+   INTERLEAVE_LOW has the lower halves of two vectors in turn, x[0], y[0], x[1], y[1] ..., INTERLEAVE_HIGH the upper. */
 #if LANES == 16
 #define LANE_NUMBERS {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}
 #define ADD_FIRST ADD_8
@@ -60,6 +61,8 @@ typedef float unaligned_floats __attribute__((vector_size(VECTOR_BYTES), aligned
                      SHUFFLE(x, y, 2, 3, 16, 17, 6, 7, 20, 21, 10, 11, 24, 25, 14, 15, 28, 29))
 #define ADD_1(x, y) (SHUFFLE(x, y, 0, 17, 2, 19, 4, 21, 6, 23, 8, 25, 10, 27, 12, 29, 14, 31) + \
                      SHUFFLE(x, y, 1, 16, 3, 18, 5, 20, 7, 22, 9, 24, 11, 26, 13, 28, 15, 30))
+#define INTERLEAVE_LOW(x, y) SHUFFLE(x, y, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+#define INTERLEAVE_HIGH(x, y) SHUFFLE(x, y, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
 #define SWAP_8(v) SHUFFLE(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7)
 #define SWAP_4(v) SHUFFLE(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11)
 #define SWAP_2(v) SHUFFLE(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13)
@@ -69,6 +72,8 @@ typedef float unaligned_floats __attribute__((vector_size(VECTOR_BYTES), aligned
 #define ADD_4(x, y) (SHUFFLE(x, y, 0, 1, 2, 3, 12, 13, 14, 15) + SHUFFLE(x, y, 4, 5, 6, 7, 8, 9, 10, 11))
 #define ADD_2(x, y) (SHUFFLE(x, y, 0, 1, 10, 11, 4, 5, 14, 15) + SHUFFLE(x, y, 2, 3, 8, 9, 6, 7, 12, 13))
 #define ADD_1(x, y) (SHUFFLE(x, y, 0, 9, 2, 11, 4, 13, 6, 15) + SHUFFLE(x, y, 1, 8, 3, 10, 5, 12, 7, 14))
+#define INTERLEAVE_LOW(x, y) SHUFFLE(x, y, 0, 8, 1, 9, 2, 10, 3, 11)
+#define INTERLEAVE_HIGH(x, y) SHUFFLE(x, y, 4, 12, 5, 13, 6, 14, 7, 15)
 #define SWAP_4(v) SHUFFLE(v, v, 4, 5, 6, 7, 0, 1, 2, 3)
 #define SWAP_2(v) SHUFFLE(v, v, 2, 3, 0, 1, 6, 7, 4, 5)
 #else
@@ -76,6 +81,8 @@ typedef float unaligned_floats __attribute__((vector_size(VECTOR_BYTES), aligned
 #define ADD_FIRST ADD_2
 #define ADD_2(x, y) (SHUFFLE(x, y, 0, 1, 6, 7) + SHUFFLE(x, y, 2, 3, 4, 5))
 #define ADD_1(x, y) (SHUFFLE(x, y, 0, 5, 2, 7) + SHUFFLE(x, y, 1, 4, 3, 6))
+#define INTERLEAVE_LOW(x, y) SHUFFLE(x, y, 0, 4, 1, 5)
+#define INTERLEAVE_HIGH(x, y) SHUFFLE(x, y, 2, 6, 3, 7)
 #define SWAP_2(v) SHUFFLE(v, v, 2, 3, 0, 1)
 #endif
 
@@ -94,6 +101,20 @@ ALWAYS_INLINE void store(float *x, floats v) { *(unaligned_floats *)x = v; }
 ALWAYS_INLINE floats broadcast(float x) { return x - (floats){}; }
 /* Lanes of a where the mask is set, of b elsewhere. */
 ALWAYS_INLINE floats blend(ints mask, floats a, floats b) { return (floats)((mask & (ints)a) | (~mask & (ints)b)); }
+
+/* Transposes LANES vectors: a number's place is row * LANES + column, and interleaving rows that are LANES / 2 apart
+   rotates the bits of all places by one. */
+ALWAYS_INLINE void transpose(floats rows[LANES])
+{
+    UNROLLED for (int stage = 1; stage < LANES; stage *= 2) {
+        floats next[LANES];
+        UNROLLED for (int i = 0; i < LANES / 2; i++) {
+            next[2 * i] = INTERLEAVE_LOW(rows[i], rows[i + LANES / 2]);
+            next[2 * i + 1] = INTERLEAVE_HIGH(rows[i], rows[i + LANES / 2]);
+        }
+        UNROLLED for (int i = 0; i < LANES; i++) rows[i] = next[i];
+    }
+}
 
 /* Lane i of the result is the sum of the lanes of v[i], which are overwritten. Every sum adds lanes LANES / 2 apart,
    then LANES / 4 and so on: each stage adds the two halves of all vectors, and leaves half as many. `from`: the first

@@ -1,6 +1,6 @@
 /* Fused kernels for everything but the matmuls of a training step: layer norms, biases, GELU, causal softmax, dropout,
    residual additions and cross-entropy, forward and backward. `octavo.training.fused_step` calls these functions;
-   PyTorch multiplies the matrices.
+   PyTorch multiplies the matrices. Attention over short sequences is one kernel, with its matmuls.
 
    A function reads and writes each number once, where PyTorch needs an operation, and a pass over memory, for each
    part of it. Activations are float32 or bf16 (`bf16` in the structs); the residual stream, its gradient, statistics,
@@ -20,6 +20,7 @@
 
 #include "floats.h"
 #include "amx.h"
+#include "attention.h"
 
 #define EXPORT __attribute__((visibility("default")))
 enum { CHUNK_ROWS = 32 };
@@ -406,6 +407,27 @@ ALWAYS_INLINE void merge_heads_chunk(const void *argument, long chunk, int bf16)
 }
 DEFINE(merge_heads, Heads, ROW_CHUNKS(a->B * a->T))
 
+/* The softmax of `scale` times the first `seen` scores, in place. 0 follows, up to PADDED(seen). */
+ALWAYS_INLINE void softmax_row(float *scores, long seen, float scale)
+{
+    floats largest = broadcast(-INFINITY), sum = {};
+    FOR_VECTORS(t, seen) {
+        const floats x = fill(load(scores + t) * scale, count, -INFINITY);
+        store(scores + t, x);
+        largest = larger(x, largest);
+    }
+    const float maximum = largest_lane(largest);
+    FOR_VECTORS(t, seen) {
+        const floats x = fill(exp_to_87(load(scores + t) - maximum), count, 0.f);
+        store(scores + t, x);
+        sum += x;
+    }
+    const float total = 1.f / horizontal_sum(sum);
+    const long end = (seen + LANES - 1) / LANES * LANES;
+    for (long t = 0; t < end; t += LANES) store(scores + t, load(scores + t) * total);
+    for (long t = end; t < PADDED(seen); t += LANES) store(scores + t, (floats){});
+}
+
 /* Causal softmax of the scores (B H, T, T) times `scale`, in place; 0 above the diagonal. Backward: the gradient of the
    weights becomes the gradient of the scores, in place. A row reads nothing above its diagonal. */
 
@@ -420,23 +442,12 @@ typedef struct {
 ALWAYS_INLINE void softmax_forward_chunk(const void *argument, long chunk, int bf16)
 {
     const Softmax a[1] = {*(const Softmax *)argument};
-    float scores[a->T + LANES];
+    float scores[PADDED(a->T)];
     FOR_ROWS(row, a->rows) {
         const long start = row * a->T, seen = row % a->T + 1; /* keys that this query sees */
-        floats largest = broadcast(-INFINITY), sum = {};
-        FOR_VECTORS(t, seen) {
-            const floats x = fill(LOAD(a->weights, start + t) * a->scale, count, -INFINITY);
-            store(scores + t, x);
-            largest = larger(x, largest);
-        }
-        const float maximum = largest_lane(largest);
-        FOR_VECTORS(t, seen) {
-            const floats x = fill(exp_to_87(load(scores + t) - maximum), count, 0.f);
-            store(scores + t, x);
-            sum += x;
-        }
-        const float factor = 1.f / horizontal_sum(sum);
-        FOR_VECTORS(t, a->T) STORE(a->weights, start + t, t < seen ? load(scores + t) * factor : (floats){});
+        FOR_VECTORS(t, seen) store(scores + t, LOAD(a->weights, start + t));
+        softmax_row(scores, seen, a->scale);
+        FOR_VECTORS(t, a->T) STORE(a->weights, start + t, t < seen ? load(scores + t) : (floats){});
     }
 }
 DEFINE(softmax_forward, Softmax, ROW_CHUNKS(a->rows))
@@ -457,6 +468,122 @@ ALWAYS_INLINE void softmax_backward_chunk(const void *argument, long chunk, int 
     }
 }
 DEFINE(softmax_backward, Softmax, ROW_CHUNKS(a->rows))
+
+/* Causal attention of short sequences, from the rows of queries, keys and values to the rows of all heads. A chunk is one
+   head of one sequence. */
+
+typedef struct {
+    int64_t B, T, H, D; /* T and D are at most 128: the matrices of a head are on the stack */
+    int bf16;
+    float scale;       /* of the scores */
+    const void *qkv;   /* (B, T, 3, H, D), without bias */
+    const float *bias; /* (3 H D) or NULL */
+    void *y;           /* (B, T, H, D); in the backward its gradient */
+    void *gradient;    /* (B, T, 3, H, D): of qkv */
+    float *sums;       /* (B, 3 H D): the bias's gradient for each sequence */
+} Attention;
+
+/* Copies (T, D) of the rows at `from`, `stride` elements apart, and adds a bias. The padding becomes 0. */
+ALWAYS_INLINE void load_head(
+    float *to, const void *from, long stride, const float *bias, const Attention *a, int bf16)
+{
+    const long V = PADDED(a->D);
+    for (long t = 0; t < a->T; t++)
+        FOR_VECTORS(d, V) {
+            const long present = a->D - d < count ? a->D - d : count; /* count is LANES */
+            floats x = {};
+            if (present > 0) {
+                x = load_some(from, bf16, t * stride + d, present);
+                if (bias) x += load_some(bias, 0, d, present);
+            }
+            store(to + t * V + d, x);
+        }
+    memset(to + a->T * V, 0, (size_t)((PADDED(a->T) - a->T) * V) * sizeof *to);
+}
+
+/* Stores (T, D) to the rows at `to`, `stride` elements apart. Adds them up in `sums`, if that is not NULL. */
+ALWAYS_INLINE void store_head(void *to, long stride, const float *from, float *sums, const Attention *a, int bf16)
+{
+    const long V = PADDED(a->D);
+    FOR_VECTORS(d, a->D) {
+        floats sum = {};
+        for (long t = 0; t < a->T; t++) {
+            const floats x = load(from + t * V + d);
+            STORE(to, t * stride + d, x);
+            sum += x;
+        }
+        if (sums) STORE_FP32(sums, d, sum);
+    }
+}
+
+/* Scratch memory for `matrices` of (W, V) and `squares` of (W, W), aligned to cache lines. */
+#define SCRATCH(name, matrices, squares) \
+    float name##_memory[(matrices) * W * V + (squares) * W * W + 16]; \
+    float *name = (float *)(((uintptr_t)name##_memory + 63) & ~(uintptr_t)63)
+#define ACTIVATION(pointer, i) ((void *)((char *)(pointer) + (i) * (bf16 ? 2 : 4)))
+
+ALWAYS_INLINE void attention_forward_chunk(const void *argument, long chunk, int bf16)
+{
+    const Attention a[1] = {*(const Attention *)argument};
+    const long T = a->T, C = a->H * a->D, V = PADDED(a->D), W = PADDED(T), head = chunk % a->H * a->D;
+    const long first = chunk / a->H * T; /* row */
+    SCRATCH(scratch, 4, 1);
+    float *q = scratch, *k = q + W * V, *v = k + W * V, *k_transposed = v + W * V, *weights = k_transposed + W * V;
+    float *parts[] = {q, k, v};
+    for (int part = 0; part < 3; part++) {
+        const float *bias = a->bias ? a->bias + part * C + head : NULL;
+        load_head(parts[part], ACTIVATION(a->qkv, first * 3 * C + part * C + head), 3 * C, bias, a, bf16);
+    }
+    transpose_matrix(k_transposed, k, V, W);
+    multiply_below_diagonal(q, k_transposed, weights, T, a->D, V, W);
+    for (long t = 0; t < T; t++) softmax_row(weights + t * W, t + 1, a->scale);
+    for (long t = T; t < W; t++) memset(weights + t * W, 0, (size_t)W * sizeof *weights);
+    float *y = k; /* no longer needed */
+    multiply_lower(weights, v, y, T, V, W);
+    store_head(ACTIVATION(a->y, first * C + head), C, y, NULL, a, bf16);
+}
+DEFINE(attention_forward, Attention, a->B * a->H)
+
+ALWAYS_INLINE void attention_backward_chunk(const void *argument, long chunk, int bf16)
+{
+    const Attention a[1] = {*(const Attention *)argument};
+    const long T = a->T, C = a->H * a->D, V = PADDED(a->D), W = PADDED(T), head = chunk % a->H * a->D;
+    const long sequence = chunk / a->H, first = sequence * T;
+    SCRATCH(scratch, 7, 2);
+    float *q = scratch, *k = q + W * V, *v = k + W * V, *y_gradient = v + W * V, *transposed = y_gradient + W * V;
+    float *gradient = transposed + W * V, *weights = gradient + W * V, *scores_gradient = weights + W * W;
+    float *parts[] = {q, k, v};
+    for (int part = 0; part < 3; part++) {
+        const float *bias = a->bias ? a->bias + part * C + head : NULL;
+        load_head(parts[part], ACTIVATION(a->qkv, first * 3 * C + part * C + head), 3 * C, bias, a, bf16);
+    }
+    load_head(y_gradient, ACTIVATION(a->y, first * C + head), C, NULL, a, bf16);
+    transpose_matrix(transposed, k, V, W);
+    multiply_below_diagonal(q, transposed, weights, T, a->D, V, W);
+    transpose_matrix(transposed, v, V, W);
+    multiply_below_diagonal(y_gradient, transposed, scores_gradient, T, a->D, V, W); /* as yet, of the weights */
+    for (long t = 0; t < T; t++) {
+        float *row = weights + t * W, *row_gradient = scores_gradient + t * W;
+        softmax_row(row, t + 1, a->scale);
+        floats product = {};
+        for (long i = 0; i < PADDED(t + 1); i += LANES) product += load(row + i) * load(row_gradient + i);
+        const float mean = horizontal_sum(product);
+        for (long i = 0; i < PADDED(t + 1); i += LANES)
+            store(row_gradient + i, load(row + i) * (load(row_gradient + i) - mean) * a->scale);
+    }
+    for (long t = T; t < W; t++) {
+        memset(weights + t * W, 0, (size_t)W * sizeof *weights);
+        memset(scores_gradient + t * W, 0, (size_t)W * sizeof *scores_gradient);
+    }
+    for (int part = 0; part < 3; part++) {
+        if (part == 0) multiply_lower(scores_gradient, k, gradient, T, V, W);
+        if (part == 1) multiply_lower_transposed(scores_gradient, q, gradient, T, V, W);
+        if (part == 2) multiply_lower_transposed(weights, y_gradient, gradient, T, V, W);
+        void *to = ACTIVATION(a->gradient, first * 3 * C + part * C + head);
+        store_head(to, 3 * C, gradient, a->sums + sequence * 3 * C + part * C + head, a, bf16);
+    }
+}
+DEFINE(attention_backward, Attention, a->B * a->H)
 
 /* GELU of a projection with its bias. */
 

@@ -1,10 +1,10 @@
 """Forward and backward of GPT on a CPU, written out: the matmuls in PyTorch, everything between them in C.
 
 Autograd runs an operation, and a pass over memory, for every addition, norm, activation, cast and copy. In small models
-these take longer than the matmuls. Here `octavo.kernels.training` fuses all operations between two matmuls into
-one pass, buffers are allocated once, and the list of calls that a batch needs is made once and run for every batch of
-that shape. The plain path, autograd through `octavo.model`, is the specification: `tests/test_fused_step.py` compares
-losses and gradients.
+these take longer than the matmuls. Here `octavo.kernels.training` fuses all operations between two matmuls into one
+pass; attention over short sequences is one pass with its matmuls. Buffers are allocated once, and the list of calls
+that a batch needs is made once and run for every batch of that shape. The plain path, autograd through `octavo.model`,
+is the specification: `tests/test_fused_step.py` compares losses and gradients.
 
 The residual stream, its gradient and all sums are float32. Matmuls run in float32, or in bf16 with bf16 copies of the
 weights.
@@ -24,7 +24,15 @@ import torch
 from torch import Tensor, nn
 
 from octavo.kernels import MAX_MATMUL_ATTENTION_LENGTH, onednn_matmuls
-from octavo.kernels.training import Call, CrossEntropy, Dropout, Embed, TrainingKernels, count_chunks
+from octavo.kernels.training import (
+    Call,
+    CrossEntropy,
+    Dropout,
+    Embed,
+    TrainingKernels,
+    count_chunks,
+    has_fused_attention,
+)
 from octavo.model import GPT, MLP, Block, CausalSelfAttention
 from octavo.settings import ModelSettings
 
@@ -146,23 +154,30 @@ class _Buffers:
         self.x = fp32("x", 2 * L + 1, N, C)  # the residual stream before each norm
         self.statistics = fp32("statistics", 2 * L + 1, 2, N)
         self.h = activations("h", 2 * L + 1, N, C)  # the norms' outputs
-        self.qkv_heads = activations("qkv_heads", L, 3, B, H, T, D)
-        self.attention = activations("attention", L, B * H, T, T)
+        self.has_fused_attention = has_fused_attention(T, D, step.dtype == torch.bfloat16)
+        if self.has_fused_attention:
+            self.qkv = activations("qkv", L, N, 3 * C)
+        else:
+            self.qkv = activations("qkv", 1, N, 3 * C)  # overwritten by each layer
+            self.qkv_heads = activations("qkv_heads", L, 3, B, H, T, D)
+            self.attention = activations("attention", L, B * H, T, T)
         self.y = activations("y", L, N, C)  # the outputs of all heads
         self.expanded = activations("expanded", L, N, 4 * C)  # before the GELU
         self.activated = activations("activated", L, N, 4 * C)
         # Overwritten by each layer.
-        self.qkv = activations("qkv", N, 3 * C)
-        self.y_heads = activations("y_heads", 1, B, H, T, D)
         self.branch = activations("branch", N, C)
         self.logits = activations("logits", N, V)
-        # Gradients. Those of `logits` and `qkv` replace them.
+        # Gradients. Those of `logits` replace them.
         self.x_gradient = fp32("x_gradient", N, C)
         self.h_gradient = activations("h_gradient", N, C)
         self.branch_gradient = activations("branch_gradient", N, C)
         self.expanded_gradient = activations("expanded_gradient", N, 4 * C)
-        self.qkv_heads_gradient = activations("qkv_heads_gradient", 3, B, H, T, D)
-        self.attention_gradient = activations("attention_gradient", B * H, T, T)
+        self.qkv_gradient = activations("qkv_gradient", N, 3 * C)
+        if not self.has_fused_attention:
+            self.y_heads = activations("y_heads", 1, B, H, T, D)
+            self.qkv_heads_gradient = activations("qkv_heads_gradient", 3, B, H, T, D)
+            self.attention_gradient = activations("attention_gradient", B * H, T, T)
+        self.qkv_sums = fp32("qkv_sums", B if self.has_fused_attention else K, 3 * C)
         self.norm_sums = fp32("norm_sums", K, 3, C)
         self.wide_sums = fp32("wide_sums", K, 4 * C)
         matrices = (C * C, 3 * C * C, 4 * C * C, V * C)
@@ -179,7 +194,7 @@ class _Calls:
         self._step, self._kernels, self._add = step, step.kernels, add
         self.buffers = b = _Buffers(step, B, T)
         settings, self._transformer = step.model.settings, step.model.transformer
-        self._attention_scale = settings.head_size**-0.5
+        self._n_head, self._scale = settings.n_head, settings.head_size**-0.5  # the scale of the attention scores
         blocks = cast(list[Block], list(self._transformer.h))
         self._branches = [branch for block in blocks for branch in (block.attn, block.mlp)]
         self._norms = [norm for block in blocks for norm in (block.ln_1, block.ln_2)] + [self._transformer.ln_f]
@@ -223,14 +238,18 @@ class _Calls:
 
     def _attention_forward(self, attn: CausalSelfAttention, i: int) -> Iterator[Call]:
         b, layer = self.buffers, i // 2
-        q, k, v = b.qkv_heads[layer].flatten(1, 2)  # (B H, T, D)
-        yield self._multiply(b.h[i], attn.c_attn, b.qkv)
-        yield self._kernels.split_heads(b.qkv, b.qkv_heads[layer], attn.c_attn.bias)
-        yield partial(torch.bmm, q, k.mT, out=b.attention[layer])
-        yield self._kernels.softmax_forward(b.attention[layer], self._attention_scale)
-        yield partial(torch.bmm, b.attention[layer], v, out=b.y_heads.flatten(0, 2))
-        yield self._kernels.merge_heads(b.y_heads, b.y[layer])
-        yield self._multiply(b.y[layer], attn.c_proj, b.branch)
+        qkv, y, bias = b.qkv[layer % len(b.qkv)], b.y[layer], attn.c_attn.bias
+        yield self._multiply(b.h[i], attn.c_attn, qkv)
+        if b.has_fused_attention:
+            yield self._kernels.attention_forward(self._sequences(qkv), bias, self._sequences(y), self._n_head)
+        else:
+            q, k, v = b.qkv_heads[layer].flatten(1, 2)  # (B H, T, D)
+            yield self._kernels.split_heads(qkv, b.qkv_heads[layer], bias)
+            yield partial(torch.bmm, q, k.mT, out=b.attention[layer])
+            yield self._kernels.softmax_forward(b.attention[layer], self._scale)
+            yield partial(torch.bmm, b.attention[layer], v, out=b.y_heads.flatten(0, 2))
+            yield self._kernels.merge_heads(b.y_heads, y)
+        yield self._multiply(y, attn.c_proj, b.branch)
 
     def _mlp_forward(self, mlp: MLP, i: int) -> Iterator[Call]:
         b, layer, exact = self.buffers, i // 2, mlp.approximate == "none"
@@ -269,21 +288,32 @@ class _Calls:
 
     def _attention_backward(self, attn: CausalSelfAttention, i: int) -> Iterator[Call]:
         b, layer = self.buffers, i // 2
+        yield from self._multiply_backward(b.branch_gradient, b.y[layer], attn.c_proj, b.h_gradient)
+        if b.has_fused_attention:
+            qkv, y_gradient, gradient = map(self._sequences, (b.qkv[layer], b.h_gradient, b.qkv_gradient))
+            arguments = (qkv, attn.c_attn.bias, y_gradient, gradient, b.qkv_sums, self._n_head)
+            yield self._kernels.attention_backward(*arguments)
+        else:
+            yield from self._matmul_attention_backward(layer)
+        yield from self._add_sums(b.qkv_sums, attn.c_attn.bias)
+        yield from self._multiply_backward(b.qkv_gradient, b.h[i], attn.c_attn, b.h_gradient)
+
+    def _matmul_attention_backward(self, layer: int) -> Iterator[Call]:
+        b = self.buffers
         q, k, v = b.qkv_heads[layer].flatten(1, 2)  # (B H, T, D)
         q_gradient, k_gradient, v_gradient = b.qkv_heads_gradient.flatten(1, 2)
         weights, gradient, y_gradient = b.attention[layer], b.attention_gradient, b.y_heads.flatten(0, 2)
-        yield from self._multiply_backward(b.branch_gradient, b.y[layer], attn.c_proj, b.h_gradient)
         yield self._kernels.split_heads(b.h_gradient, b.y_heads)
         yield partial(torch.bmm, y_gradient, v.mT, out=gradient)
         yield partial(torch.bmm, weights.mT, y_gradient, out=v_gradient)
-        yield self._kernels.softmax_backward(weights, gradient, self._attention_scale)
+        yield self._kernels.softmax_backward(weights, gradient, self._scale)
         yield partial(torch.bmm, gradient, k, out=q_gradient)
         yield partial(torch.bmm, gradient.mT, q, out=k_gradient)
-        K, width = len(b.wide_sums), b.qkv.size(1)
-        sums = b.wide_sums.flatten()[: K * width].view(K, width)  # (K, 3 C), in the same memory
-        yield self._kernels.merge_heads(b.qkv_heads_gradient, b.qkv, sums)
-        yield from self._add_sums(sums, attn.c_attn.bias)
-        yield from self._multiply_backward(b.qkv, b.h[i], attn.c_attn, b.h_gradient)
+        yield self._kernels.merge_heads(b.qkv_heads_gradient, b.qkv_gradient, b.qkv_sums)
+
+    def _sequences(self, rows: Tensor) -> Tensor:
+        """Rows (N, ...) as (B, T, ...)."""
+        return rows.view(len(self.buffers.ids), -1, *rows.shape[1:])
 
     def _multiply(self, x: Tensor, module: nn.Linear | nn.Embedding, y: Tensor) -> Call:
         """y = x weightᵀ"""
