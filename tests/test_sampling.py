@@ -147,6 +147,12 @@ def test_ties_with_the_last_token_of_a_nucleus_keep_the_first() -> None:
         assert probs[0].nonzero().squeeze(-1).tolist() == list(range(size // 2))
 
 
+def test_ties_at_the_end_of_a_nucleus_keep_the_first_also_below_a_larger_probability() -> None:
+    logits = torch.tensor([[2.0, 4.0, 2.0, 2.0]]).log()
+    probs = probabilities(logits, Sampling(temperature=1, top_k=0, top_p=0.5))  # 0.4 and one of 0.2
+    assert probs[0].nonzero().squeeze(-1).tolist() == [0, 1]
+
+
 def test_a_draw_depends_on_the_given_generator_only() -> None:
     logits = torch.zeros(50, 100)
     torch.manual_seed(1)
