@@ -307,5 +307,7 @@ def test_a_run_that_is_resumed_removes_what_its_last_checkpoint_replaced(monkeyp
         patch.setattr(Run, "_remove_old", lambda *_: None)
         save(run, 30, best=True)
     assert list(run.checkpoints) == [10, 20, 30]
+    (run.folder / "best").write_text("step-000020\n")
     run.rewind(30, is_best=True)
     assert list(run.checkpoints) == [20, 30]
+    assert run.best == run.last == run.checkpoints[30]

@@ -219,10 +219,10 @@ def test_the_error_for_a_folder_that_is_not_a_run_lists_the_runs() -> None:
 
 
 def test_the_newest_five_runs_are_listed_first_to_last() -> None:
-    for number in (3, 1, 4, 6, 5, 2):
+    for time, number in enumerate((3, 1, 4, 6, 5, 2)):
         run = Run.create(SETTINGS, "corpus", name=f"run{number}")
-        os.utime(run.folder / "settings.toml", (number, number))
-    hint = "one of: " + ", ".join(str(Path("runs", f"run{number}")) for number in (6, 5, 4, 3, 2))
+        os.utime(run.folder / "settings.toml", (time, time))
+    hint = "one of: " + ", ".join(str(Path("runs", f"run{number}")) for number in (2, 5, 6, 4, 1))
     for name in ("runs", "runs/missing"):
         assert error_of(lambda name=name: find_checkpoint(name)).hint == hint
     assert error_of(lambda: Run("runs/missing")).hint == hint
