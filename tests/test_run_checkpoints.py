@@ -46,6 +46,7 @@ def test_kept_steps_are_log_spaced(max_steps: int, keep: int) -> None:
 @hypothesis.given(
     saved=st.lists(st.tuples(st.integers(1, 20), st.booleans()), min_size=1, max_size=7), keep=st.integers(0, 4)
 )
+@hypothesis.example(saved=[(1, True), (1, False), (1, False), (1, True)], keep=0)  # the former best has only weights
 def test_only_last_best_and_log_spaced_checkpoints_are_kept(
     saved: list[tuple[int, bool]], keep: int, empty_workdir: Path
 ) -> None:
