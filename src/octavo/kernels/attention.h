@@ -1,11 +1,10 @@
-/* Causal attention of one head, forward and backward, in float32. All numbers of a head fit into the caches, so nothing
-   but its inputs and outputs is read from and written to memory: no scores, no weights, no heads in an order of their
-   own. training.c includes this file.
+/* Matrix products for the causal attention of one head, forward and backward, in float32. training.c includes this file.
 
-   Matrices are in scratch memory. Their rows are padded to whole tiles of the products below, and every number of the
-   padding is finite.
+   The matrices of a head fit in a core's cache, so memory holds only the inputs and outputs of the attention: no scores,
+   no weights, no copies of the heads. The matrices are padded to whole tiles, and the padding is 0 wherever a product
+   reads it.
 
-   Axis letters: `T` positions, `D` head width, `W` and `V` the same, padded. */
+   Axis letters: `T` positions, `D` head width, `Tp` and `Dp` these, padded. */
 
 enum { TILE_ROWS = ACCUMULATORS / 2, TILE_COLUMNS = 2 * LANES };
 enum { PADDING = TILE_ROWS > TILE_COLUMNS ? TILE_ROWS : TILE_COLUMNS };
@@ -34,37 +33,37 @@ ALWAYS_INLINE void multiply_rows(
 }
 
 /* c (T, T) = a (T, D) b (D, T), on and below the diagonal. b is a transposed matrix. */
-static void multiply_below_diagonal(const float *a, const float *b, float *c, long T, long D, long V, long W)
+static void multiply_below_diagonal(const float *a, const float *b, float *c, long T, long D, long Dp, long Tp)
 {
     for (long row = 0; row < T; row += TILE_ROWS)
         for (long column = 0; column < row + TILE_ROWS; column += TILE_COLUMNS)
-            multiply_rows(a + row * V, V, 1, b + column, W, c + row * W + column, W, 0, D);
+            multiply_rows(a + row * Dp, Dp, 1, b + column, Tp, c + row * Tp + column, Tp, 0, D);
 }
 
 /* c (T, D) = a (T, T) b (T, D), where a is 0 above the diagonal. */
-static void multiply_lower(const float *a, const float *b, float *c, long T, long V, long W)
+static void multiply_lower(const float *a, const float *b, float *c, long T, long Dp, long Tp)
 {
     for (long row = 0; row < T; row += TILE_ROWS)
-        for (long column = 0; column < V; column += TILE_COLUMNS)
-            multiply_rows(a + row * W, W, 1, b + column, V, c + row * V + column, V, 0, row + TILE_ROWS < T ? row + TILE_ROWS : T);
+        for (long column = 0; column < Dp; column += TILE_COLUMNS)
+            multiply_rows(a + row * Tp, Tp, 1, b + column, Dp, c + row * Dp + column, Dp, 0, row + TILE_ROWS < T ? row + TILE_ROWS : T);
 }
 
 /* c (T, D) = aᵀ (T, T) b (T, D), where a is 0 above the diagonal. */
-static void multiply_lower_transposed(const float *a, const float *b, float *c, long T, long V, long W)
+static void multiply_lower_transposed(const float *a, const float *b, float *c, long T, long Dp, long Tp)
 {
     for (long row = 0; row < T; row += TILE_ROWS)
-        for (long column = 0; column < V; column += TILE_COLUMNS)
-            multiply_rows(a + row, 1, W, b + column, V, c + row * V + column, V, row, T);
+        for (long column = 0; column < Dp; column += TILE_COLUMNS)
+            multiply_rows(a + row, 1, Tp, b + column, Dp, c + row * Dp + column, Dp, row, T);
 }
 
 /* to (D, T) = fromᵀ, where from is (T, D). */
-static void transpose_matrix(float *to, const float *from, long V, long W)
+static void transpose_matrix(float *to, const float *from, long Dp, long Tp)
 {
-    for (long row = 0; row < W; row += LANES)
-        for (long column = 0; column < V; column += LANES) {
+    for (long row = 0; row < Tp; row += LANES)
+        for (long column = 0; column < Dp; column += LANES) {
             floats tile[LANES];
-            UNROLLED for (int i = 0; i < LANES; i++) tile[i] = load(from + (row + i) * V + column);
+            UNROLLED for (int i = 0; i < LANES; i++) tile[i] = load(from + (row + i) * Dp + column);
             transpose(tile);
-            UNROLLED for (int i = 0; i < LANES; i++) store(to + (column + i) * W + row, tile[i]);
+            UNROLLED for (int i = 0; i < LANES; i++) store(to + (column + i) * Tp + row, tile[i]);
         }
 }

@@ -483,32 +483,45 @@ typedef struct {
     float *sums;       /* (B, 3 H D): the bias's gradient for each sequence */
 } Attention;
 
+#define ACTIVATION(pointer, i) ((void *)((char *)(pointer) + (i) * (bf16 ? 2 : 4)))
+
 /* Copies (T, D) of the rows at `from`, `stride` elements apart, and adds a bias. The padding becomes 0. */
 ALWAYS_INLINE void load_head(
     float *to, const void *from, long stride, const float *bias, const Attention *a, int bf16)
 {
-    const long V = PADDED(a->D);
+    const long Dp = PADDED(a->D);
     for (long t = 0; t < a->T; t++)
-        FOR_VECTORS(d, V) {
+        FOR_VECTORS(d, Dp) {
             const long present = a->D - d < count ? a->D - d : count; /* count is LANES */
             floats x = {};
             if (present > 0) {
                 x = load_some(from, bf16, t * stride + d, present);
                 if (bias) x += load_some(bias, 0, d, present);
             }
-            store(to + t * V + d, x);
+            store(to + t * Dp + d, x);
         }
-    memset(to + a->T * V, 0, (size_t)((PADDED(a->T) - a->T) * V) * sizeof *to);
+    memset(to + a->T * Dp, 0, (size_t)((PADDED(a->T) - a->T) * Dp) * sizeof *to);
+}
+
+/* The queries, keys and values of a head, whose columns begin at `head` and whose sequence begins at row `first`. */
+ALWAYS_INLINE void load_qkv(float *q, float *k, float *v, long first, long head, const Attention *a, int bf16)
+{
+    const long C = a->H * a->D;
+    float *parts[] = {q, k, v};
+    for (int part = 0; part < 3; part++) {
+        const float *bias = a->bias ? a->bias + part * C + head : NULL;
+        load_head(parts[part], ACTIVATION(a->qkv, first * 3 * C + part * C + head), 3 * C, bias, a, bf16);
+    }
 }
 
 /* Stores (T, D) to the rows at `to`, `stride` elements apart. Adds them up in `sums`, if that is not NULL. */
 ALWAYS_INLINE void store_head(void *to, long stride, const float *from, float *sums, const Attention *a, int bf16)
 {
-    const long V = PADDED(a->D);
+    const long Dp = PADDED(a->D);
     FOR_VECTORS(d, a->D) {
         floats sum = {};
         for (long t = 0; t < a->T; t++) {
-            const floats x = load(from + t * V + d);
+            const floats x = load(from + t * Dp + d);
             STORE(to, t * stride + d, x);
             sum += x;
         }
@@ -516,30 +529,25 @@ ALWAYS_INLINE void store_head(void *to, long stride, const float *from, float *s
     }
 }
 
-/* Scratch memory for `matrices` of (W, V) and `squares` of (W, W), aligned to cache lines. */
+/* Scratch memory for `matrices` of (Tp, Dp) and `squares` of (Tp, Tp), aligned to cache lines. */
 #define SCRATCH(name, matrices, squares) \
-    float name##_memory[(matrices) * W * V + (squares) * W * W + 16]; \
+    float name##_memory[(matrices) * Tp * Dp + (squares) * Tp * Tp + 16]; \
     float *name = (float *)(((uintptr_t)name##_memory + 63) & ~(uintptr_t)63)
-#define ACTIVATION(pointer, i) ((void *)((char *)(pointer) + (i) * (bf16 ? 2 : 4)))
 
 ALWAYS_INLINE void attention_forward_chunk(const void *argument, long chunk, int bf16)
 {
     const Attention a[1] = {*(const Attention *)argument};
-    const long T = a->T, C = a->H * a->D, V = PADDED(a->D), W = PADDED(T), head = chunk % a->H * a->D;
+    const long T = a->T, C = a->H * a->D, Dp = PADDED(a->D), Tp = PADDED(T), head = chunk % a->H * a->D;
     const long first = chunk / a->H * T; /* row */
     SCRATCH(scratch, 4, 1);
-    float *q = scratch, *k = q + W * V, *v = k + W * V, *k_transposed = v + W * V, *weights = k_transposed + W * V;
-    float *parts[] = {q, k, v};
-    for (int part = 0; part < 3; part++) {
-        const float *bias = a->bias ? a->bias + part * C + head : NULL;
-        load_head(parts[part], ACTIVATION(a->qkv, first * 3 * C + part * C + head), 3 * C, bias, a, bf16);
-    }
-    transpose_matrix(k_transposed, k, V, W);
-    multiply_below_diagonal(q, k_transposed, weights, T, a->D, V, W);
-    for (long t = 0; t < T; t++) softmax_row(weights + t * W, t + 1, a->scale);
-    for (long t = T; t < W; t++) memset(weights + t * W, 0, (size_t)W * sizeof *weights);
+    float *q = scratch, *k = q + Tp * Dp, *v = k + Tp * Dp, *k_transposed = v + Tp * Dp, *weights = k_transposed + Tp * Dp;
+    load_qkv(q, k, v, first, head, a, bf16);
+    transpose_matrix(k_transposed, k, Dp, Tp);
+    multiply_below_diagonal(q, k_transposed, weights, T, a->D, Dp, Tp);
+    for (long t = 0; t < T; t++) softmax_row(weights + t * Tp, t + 1, a->scale);
+    for (long t = T; t < Tp; t++) memset(weights + t * Tp, 0, (size_t)Tp * sizeof *weights);
     float *y = k; /* no longer needed */
-    multiply_lower(weights, v, y, T, V, W);
+    multiply_lower(weights, v, y, T, Dp, Tp);
     store_head(ACTIVATION(a->y, first * C + head), C, y, NULL, a, bf16);
 }
 DEFINE(attention_forward, Attention, a->B * a->H)
@@ -547,23 +555,19 @@ DEFINE(attention_forward, Attention, a->B * a->H)
 ALWAYS_INLINE void attention_backward_chunk(const void *argument, long chunk, int bf16)
 {
     const Attention a[1] = {*(const Attention *)argument};
-    const long T = a->T, C = a->H * a->D, V = PADDED(a->D), W = PADDED(T), head = chunk % a->H * a->D;
+    const long T = a->T, C = a->H * a->D, Dp = PADDED(a->D), Tp = PADDED(T), head = chunk % a->H * a->D;
     const long sequence = chunk / a->H, first = sequence * T;
     SCRATCH(scratch, 7, 2);
-    float *q = scratch, *k = q + W * V, *v = k + W * V, *y_gradient = v + W * V, *transposed = y_gradient + W * V;
-    float *gradient = transposed + W * V, *weights = gradient + W * V, *scores_gradient = weights + W * W;
-    float *parts[] = {q, k, v};
-    for (int part = 0; part < 3; part++) {
-        const float *bias = a->bias ? a->bias + part * C + head : NULL;
-        load_head(parts[part], ACTIVATION(a->qkv, first * 3 * C + part * C + head), 3 * C, bias, a, bf16);
-    }
+    float *q = scratch, *k = q + Tp * Dp, *v = k + Tp * Dp, *y_gradient = v + Tp * Dp, *transposed = y_gradient + Tp * Dp;
+    float *gradient = transposed + Tp * Dp, *weights = gradient + Tp * Dp, *scores_gradient = weights + Tp * Tp;
+    load_qkv(q, k, v, first, head, a, bf16);
     load_head(y_gradient, ACTIVATION(a->y, first * C + head), C, NULL, a, bf16);
-    transpose_matrix(transposed, k, V, W);
-    multiply_below_diagonal(q, transposed, weights, T, a->D, V, W);
-    transpose_matrix(transposed, v, V, W);
-    multiply_below_diagonal(y_gradient, transposed, scores_gradient, T, a->D, V, W); /* as yet, of the weights */
+    transpose_matrix(transposed, k, Dp, Tp);
+    multiply_below_diagonal(q, transposed, weights, T, a->D, Dp, Tp);
+    transpose_matrix(transposed, v, Dp, Tp);
+    multiply_below_diagonal(y_gradient, transposed, scores_gradient, T, a->D, Dp, Tp); /* so far of the weights */
     for (long t = 0; t < T; t++) {
-        float *row = weights + t * W, *row_gradient = scores_gradient + t * W;
+        float *row = weights + t * Tp, *row_gradient = scores_gradient + t * Tp;
         softmax_row(row, t + 1, a->scale);
         floats product = {};
         for (long i = 0; i < PADDED(t + 1); i += LANES) product += load(row + i) * load(row_gradient + i);
@@ -571,14 +575,14 @@ ALWAYS_INLINE void attention_backward_chunk(const void *argument, long chunk, in
         for (long i = 0; i < PADDED(t + 1); i += LANES)
             store(row_gradient + i, load(row + i) * (load(row_gradient + i) - mean) * a->scale);
     }
-    for (long t = T; t < W; t++) {
-        memset(weights + t * W, 0, (size_t)W * sizeof *weights);
-        memset(scores_gradient + t * W, 0, (size_t)W * sizeof *scores_gradient);
+    for (long t = T; t < Tp; t++) {
+        memset(weights + t * Tp, 0, (size_t)Tp * sizeof *weights);
+        memset(scores_gradient + t * Tp, 0, (size_t)Tp * sizeof *scores_gradient);
     }
     for (int part = 0; part < 3; part++) {
-        if (part == 0) multiply_lower(scores_gradient, k, gradient, T, V, W);
-        if (part == 1) multiply_lower_transposed(scores_gradient, q, gradient, T, V, W);
-        if (part == 2) multiply_lower_transposed(weights, y_gradient, gradient, T, V, W);
+        if (part == 0) multiply_lower(scores_gradient, k, gradient, T, Dp, Tp);
+        if (part == 1) multiply_lower_transposed(scores_gradient, q, gradient, T, Dp, Tp);
+        if (part == 2) multiply_lower_transposed(weights, y_gradient, gradient, T, Dp, Tp);
         void *to = ACTIVATION(a->gradient, first * 3 * C + part * C + head);
         store_head(to, 3 * C, gradient, a->sums + sequence * 3 * C + part * C + head, a, bf16);
     }
