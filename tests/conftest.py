@@ -95,9 +95,15 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cache / "native"
 
 
-@pytest.fixture(scope="module", params=[each.name for each in (*native_library.runnable_variants(), NATIVE)])
+_RUNNABLE = [each.name for each in (*native_library.runnable_variants(), NATIVE)]
+
+
+@pytest.fixture(scope="module", params=_RUNNABLE if os.environ.get("OCTAVO_TORTURE") == "1" else _RUNNABLE[-2:])
 def instruction_set(request: pytest.FixtureRequest, built: Path) -> Iterator[None]:
-    """Run the test with the C library of each instruction set that this processor has."""
+    """Run the test with the C library of each instruction set that this processor has.
+
+    Without OCTAVO_TORTURE, only with the smallest one and with all of this processor's instructions.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OCTAVO_CACHE", str(built.parent))
         native_library.load_library.cache_clear()
