@@ -1,4 +1,4 @@
-"""Mutation testing, `make mutants`: change one thing at a time in four modules, and list what no test notices.
+"""Mutation testing, `make mutants`: change one thing at a time in five modules, and list what no test notices.
 
 mutmut makes the mutants. Its own runner starts a pytest session for each, which takes most of its time. Here the tests
 are collected once, and each mutant runs in a forked process: the tests that call its function, the fastest first, until

@@ -126,8 +126,8 @@ class Runtime:
 def tf32_matmuls(device: torch.device) -> Iterator[None]:
     """Let an NVIDIA GPU round the inputs of float32 matmuls to TF32 (10 bits of mantissa), which its tensor cores take.
 
-    Matmuls in full float32 are so much slower that an evaluation would take as long as the training before it. No other
-    device is affected.
+    In full float32, where matmuls are several times slower, an evaluation took as long as the training before it. Other
+    devices are not affected.
     """
     before = torch.get_float32_matmul_precision()
     if device.type == "cuda":

@@ -99,7 +99,7 @@ def _find_variant(name: str) -> Variant:
     if name in runnable:
         return runnable[name]
     is_known = name in {variant.name for variant in variants()}
-    problem = "needs instructions that this processor lacks" if is_known else "is not a set of instructions known here"
+    problem = "needs instructions that this processor lacks" if is_known else "is not a known instruction set"
     raise OctavoError(f"OCTAVO_NATIVE={name} {problem}", f"OCTAVO_NATIVE={' or '.join([*runnable, '0'])}, or unset it")
 
 

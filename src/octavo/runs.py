@@ -293,7 +293,7 @@ class Run:
         self._remove_old(folder, earlier_best, settings.log_spaced_steps)
         return folder
 
-    def _remove_old(self, last: Path, earlier_best: Path | None, log_spaced: set[int]) -> None:
+    def _remove_old(self, last: Path, earlier_best: Path | None, log_spaced: frozenset[int]) -> None:
         """Remove what the new `last` replaces. Only `last` and the checkpoint before it keep the trainer state.
 
         All other checkpoints with a trainer state are stripped or removed. There may be several, because a process may

@@ -47,7 +47,7 @@ def newton_schulz(squares: Tensor, coefficients: tuple[float, float, float], ite
 
 @functools.cache
 def _load() -> ctypes.CDLL | None:
-    """The library, or None if there is none or the processor lacks the unit."""
+    """The library, or None if it can't be used or the processor has no AMX."""
     try:
         library = load_training_library().functions
     except UnavailableError:  # `training.fused_step` has reported it

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import math
 import os
 import re
@@ -226,12 +227,17 @@ class TrainingSettings(_Validated):
         return [name for name in names if name not in ("none", "")]
 
     @property
-    def log_spaced_steps(self) -> set[int]:
+    def log_spaced_steps(self) -> frozenset[int]:
         """The `keep_checkpoints` steps, evenly spaced in log(step), whose weights are kept for the lens."""
-        if self.keep_checkpoints == 0 or self.max_steps == 0:
-            return set()
-        last = max(self.keep_checkpoints - 1, 1)
-        return {round(self.max_steps ** (i / last)) for i in range(self.keep_checkpoints)}
+        return _log_spaced_steps(self.keep_checkpoints, self.max_steps)
+
+
+@functools.lru_cache(maxsize=8)  # training asks at every step
+def _log_spaced_steps(count: int, last_step: int) -> frozenset[int]:
+    if count == 0 or last_step == 0:
+        return frozenset()
+    last = max(count - 1, 1)
+    return frozenset(round(last_step ** (i / last)) for i in range(count))
 
 
 @dataclass(frozen=True, kw_only=True)
