@@ -119,6 +119,11 @@ def test_two_models_with_the_same_name_are_an_error(char_model: Path, tmp_path: 
             octavo.serve([char_model, other])
 
 
+def test_serving_no_run_is_an_error() -> None:
+    with pytest.raises(OctavoError, match="no run to serve"):
+        octavo.serve([], port=0)
+
+
 # Keys
 
 

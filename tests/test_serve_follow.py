@@ -277,3 +277,17 @@ def test_at_most_two_earlier_engines_are_kept(followed: Followed) -> None:
         for released in held:
             released.set()
     wait_until(lambda: followed.updater.poll() or followed.model.step == 40)
+
+
+def test_after_failures_of_engines_newer_checkpoints_are_still_served(
+    followed: Followed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failed engine does not count among the earlier engines that are kept."""
+    with run_server(followed.models) as server:
+        for step in (20, 30, 40, 50):
+            monkeypatch.setattr(followed.model.worker.engine, "step", lambda: 1 / 0)
+            assert server.complete(PROMPT, max_tokens=3).status == 500
+            save(followed.run, step)
+            followed.updater.poll()
+            assert followed.model.step == step
+        assert server.complete(PROMPT, max_tokens=3).status == 200

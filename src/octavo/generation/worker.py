@@ -19,7 +19,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class QueueFullError(OctavoError):
-    """As many texts as are allowed wait for a slot already."""
+    """The queue is full: no more texts may wait for a slot."""
 
 
 class EngineFailedError(OctavoError):
@@ -59,7 +59,7 @@ class Worker:
         self._require_working()
         capacity = self.engine.slots + self._max_queue
         free = capacity - self.engine.running - self.waiting
-        # A request larger than the whole capacity is accepted if nothing else waits; otherwise it never could be.
+        # A request larger than the whole capacity would never be accepted, so it is accepted if nothing else waits.
         oversized = len(streams) > capacity and not self.waiting
         if len(streams) > free and not oversized:
             raise QueueFullError(f"{self.waiting} texts are waiting already: try again in a moment")
@@ -95,8 +95,8 @@ class Worker:
 
     @property
     def has_ended(self) -> bool:
-        """Whether this worker is retired, and all its texts are complete."""
-        return self._thread is None
+        """Whether this worker is retired and all its texts are complete, or its engine has failed."""
+        return self.broken or self._thread is None
 
     def _start_thread(self) -> None:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)

@@ -57,9 +57,10 @@ def serve(
     """Serve one or several runs until SIGTERM or Ctrl-C. `settings` are the fields of `ServeSettings`.
 
     `on_ready` is called with the models' names and the URL once the server accepts requests, `on_notice` for each
-    fallback of an engine. The log is written to stderr. A run without a checkpoint is shown as it trains, and its model
-    is served from the first checkpoint on. Raises `OctavoError` if a run cannot be loaded, if the address cannot be
-    used, or if other machines can reach it and there is no API key.
+    fallback of an engine and each chat template that cannot be used. The log is written to stderr. A run without a
+    checkpoint is shown as it trains, and its model is served from the first checkpoint on. Raises `OctavoError` if no
+    run is given or one cannot be loaded, if the address cannot be used, or if other machines can reach it and there is
+    no API key.
     """
     names = [field.name for field in fields(ServeSettings)]
     if misspelled := settings.keys() - set(names):
@@ -70,8 +71,10 @@ def serve(
     # the GIL.
     sys.setswitchinterval(0.0005)
     requested = name_models(list(run) if isinstance(run, Sequence) and not isinstance(run, str) else [run])
+    if not requested:
+        raise OctavoError("there is no run to serve", "one run, or a list of at least one")
     keys = read_keys(options.api_key_file)
-    # `served_runs` has the requested models that belong to a run. `pending` has those whose run has no checkpoint yet.
+    # `served_runs`: the run of each requested model that belongs to one. `pending`: those without a checkpoint yet.
     served_runs = {name: found for name, run_like in requested.items() if (found := find_run_and_pointer(run_like)[0])}
     pending = {name: found for name, found in served_runs.items() if not _has_checkpoint(found)}
     models: dict[str, ServedModel] = {}
