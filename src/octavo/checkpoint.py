@@ -51,7 +51,7 @@ class Checkpoint:
 class _InfoSchema:
     """The types that `load` requires of `octavo.json`. Losses are in nats, and None if the step was not evaluated."""
 
-    settings: dict[str, str | int | float | bool | list[str]]  # a list of sources
+    settings: dict[str, str | int | float | bool | list[str]]  # list[str]: several sources
     step: Count = 0
     tokens: Count = 0
     train_loss: float | None = None

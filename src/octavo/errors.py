@@ -70,7 +70,7 @@ class SourceChangedError(OctavoError):
 
 
 class OctavoWarning(UserWarning):
-    """Octavo uses something other than the user asked for, such as an older checkpoint instead of a damaged one.
+    """Something that the user may not expect, such as the use of an older checkpoint because the newest is damaged.
 
     The command line prints it as a note.
     """

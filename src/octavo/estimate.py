@@ -98,7 +98,8 @@ def memory(
     P, matrices, V = parameters(settings), settings.n_layer * 12 * settings.n_embd**2, settings.vocab_size
     size, rows = _element_size(precision), min(micro_batch, settings.batch_size)
     bf16_copy = device == "cuda" and precision == "bf16"  # training.bf16_weights; elsewhere autocast casts the matrices
-    cast_matrices = matrices // settings.n_layer if settings.checkpoint_activations else matrices  # of autocast
+    # The backward needs the cast matrices: with activation checkpointing, those of one block at a time.
+    cast_matrices = matrices // settings.n_layer if settings.checkpoint_activations else matrices
     cast_weights = (P if bf16_copy else cast_matrices + V * settings.n_embd) if size == 2 else 0
     is_fused = has_fused_step and device == "cpu" and not settings.checkpoint_activations
     activations, logits = (rows * count for count in bytes_per_sequence(settings, device, precision, is_fused))
@@ -168,9 +169,10 @@ def _attention_bytes(settings: ModelSettings, device: str, size: int, is_fused: 
     C, H, T = settings.n_embd, settings.n_head, settings.block_size
     if device == "cuda" or (T > kernels.MAX_MATMUL_ATTENTION_LENGTH and not settings.attention_dropout):
         return 4 * H  # fused attention saves only the softmax's normalizer
-    # All in float32: attention weights, mask, and their product; queries, keys and values, instead of in `size` bytes.
     if settings.attention_dropout:
-        return 3 * C * (4 - size) + 12 * H * T
+        # In float32: attention weights, mask and their product. Queries, keys and values are in float32 too, where the
+        # caller counts `size` bytes.
+        return 12 * H * T + 3 * C * (4 - size)
     if is_fused and has_fused_attention(T, C // H, bf16=size == 2):
         return 0
     return H * T * size

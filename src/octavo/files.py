@@ -241,10 +241,10 @@ def _fsync(path: Path) -> None:
 
 
 def acquire_lock(path: Path) -> "filelock.BaseFileLock | None":
-    """Lock a file, until its `release`. None if another process has locked it. The file is created and never deleted.
+    """Lock a file and return the lock, whose `release` unlocks it. None if another process has locked the file.
 
-    If the file system cannot lock, warns once and returns a lock that nobody holds. Deleting the file would let one
-    process lock the deleted file and another a new one.
+    The file is created, and never deleted: otherwise one process could lock the deleted file, and another a new one. If
+    the file system cannot lock, warns once and returns a lock that nobody holds.
     """
     import filelock  # not needed by most of what imports this module
 

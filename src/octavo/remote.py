@@ -55,7 +55,8 @@ class Storage:
         except ImportError:
             package = _PACKAGES.get(protocol)
             hint = f"{install_command('remote')} {package}" if package else "s3://, gs://, file:// or memory://"
-            raise OctavoError(f"{url} needs the package {package or f'of {protocol}://'}", hint) from None
+            needed = f"the package {package}" if package else f"a package for {protocol}://"
+            raise OctavoError(f"{url} needs {needed}", hint) from None
         except ValueError as error:
             raise OctavoError(f"{url}: {error}", "s3://BUCKET/KEY, gs://BUCKET/KEY or a path") from None
         self._root = str(path).rstrip("/")
@@ -205,7 +206,7 @@ def cache_folder(url: str) -> Path:
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Create a folder and lock it, as soon as no other process has locked it."""
+    """Create a folder and lock it. Waits while another process has locked it."""
     with files.translate_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     while (held := files.acquire_lock(folder / ".lock")) is None:

@@ -59,7 +59,7 @@ def summarize(run: Run) -> RunSummary:
     settings, lines = run.settings, run.lines("metrics")
     losses = [line["val_loss"] for line in lines if line.get("val_loss") is not None]
     newest = lines[-1] if lines else {}
-    sizes = [status for path in run.folder.rglob("*") if (status := _status(path)) is not None]
+    statuses = [status for path in run.folder.rglob("*") if (status := _status(path)) is not None]
     return RunSummary(
         name=run.folder.resolve().name,
         run=str(run.folder),
@@ -72,8 +72,8 @@ def summarize(run: Run) -> RunSummary:
         train_loss=newest.get("loss"),
         val_loss=losses[-1] if losses else None,
         best_val_loss=min(losses, default=None),
-        bytes=sum(status.st_size for status in sizes),
-        modified=max((status.st_mtime for status in sizes), default=0.0),
+        bytes=sum(status.st_size for status in statuses),
+        modified=max((status.st_mtime for status in statuses), default=0.0),
         running=run.is_locked,
     )
 

@@ -256,7 +256,7 @@ class Run:
         return [line for line in lines if line is not None]
 
     def truncate_logs(self, step: int) -> None:
-        """Remove the lines of later steps than `step`. Training that resumes there writes them again."""
+        """Remove the lines of the steps after `step`. Training that resumes there writes them again."""
         for kind in LOGS:
             if not self._jsonl(kind).exists():
                 continue

@@ -97,7 +97,8 @@ class StepCost:
 def divide_seconds(seconds: float, device: str, processes: Processes) -> float:
     """The seconds of work divided among processes, without communication; one process takes `seconds` for it.
 
-    One process uses all cores of a CPU, so more of them on that machine are not faster; each has a GPU of its own.
+    On CPUs, one process uses all cores of its machine, so more processes there are not faster. On GPUs, each process
+    has one of its own.
     """
     return seconds / (processes.machines if device == "cpu" else processes.count)
 
@@ -133,8 +134,8 @@ def _collectives(
         return []
     is_spread = processes.machines > 1
 
-    def ring(size: int, crosses_machines: bool, rings: int = 1) -> _Ring:
-        return _Ring(size, rings, device, processes.link(device, crosses_machines))
+    def ring(count: int, crosses_machines: bool, rings: int = 1) -> _Ring:
+        return _Ring(count, rings, device, processes.link(device, crosses_machines))
 
     block = 12 * settings.n_embd**2
     world = ring(N, is_spread)
@@ -156,15 +157,15 @@ def _collectives(
 
 @dataclass(frozen=True)
 class _Ring:
-    """A ring of `size` processes; `rings` such rings share the link of a machine."""
+    """A ring of `count` processes; `rings` such rings share the link of a machine."""
 
-    size: int
+    count: int
     rings: int
     device: str
     link: Network
 
     def all_reduce(self, size: float) -> _Collective:
-        """Sum `size` bytes: the parts of the sum go around once, then the sums of the parts."""
+        """Sum a tensor of `size` bytes: a reduce-scatter, then an all-gather."""
         return self._cost(2, size)
 
     def all_gather(self, size: float) -> _Collective:
@@ -172,7 +173,7 @@ class _Ring:
         return self._cost(1, size)
 
     def _cost(self, rounds: int, size: float) -> _Collective:
-        N = self.size
+        N = self.count
         if N == 1:
             return _Collective(0, 0)
         sent, steps = rounds * (N - 1) / N * size, rounds * (N - 1)

@@ -9,8 +9,8 @@ A plain transcript is what a model without a chat template gets, one line for ea
 The answer ends where the model begins a speaker's next line. If the tokenizer cannot encode a character of a speaker's
 name, the character is left out.
 
-A special token's text in the template becomes that token; in a message it stays ordinary text: a user can't end the
-assistant's turn by typing `<|im_end|>`.
+A special token's text in the template becomes that token; in a message it stays ordinary text: a user can't begin a
+system message by typing `<|im_start|>system`.
 """
 
 import atexit
@@ -45,7 +45,7 @@ class ChatTemplateError(OctavoError):
 
 
 class ConversationTooLongError(OctavoError):
-    """The newest message alone does not fit into the context."""
+    """The newest turn and the messages before the first turn do not fit into the context."""
 
 
 class ChatFormat:
@@ -64,9 +64,9 @@ class ChatFormat:
         """Encode a conversation as a prompt for the assistant's next message.
 
         If the prompt has more than `max_tokens`, the oldest turns are left out, but not the messages before the first
-        turn (system). A turn begins with a message of the user. Raises `ConversationTooLongError` if the newest turn is
-        too long, `ChatTemplateError` if the template rejects the messages, and `UnknownCharactersError` if the
-        tokenizer does not know a character.
+        turn (system). A turn begins with a message of the user. Raises `ConversationTooLongError` if the prompt is
+        still too long with only the newest turn, `ChatTemplateError` if the template rejects the messages, and
+        `UnknownCharactersError` if the tokenizer does not know a character.
         """
         turns = [i for i, message in enumerate(messages) if message.role == "user"]
         first = turns[0] if turns else len(messages)
@@ -86,7 +86,9 @@ class ChatFormat:
             else:
                 best, high = prompt, middle
         if best is None:
-            raise ConversationTooLongError(f"the newest message does not fit into {max_tokens:,} tokens")
+            raise ConversationTooLongError(
+                f"the conversation does not fit into {max_tokens:,} tokens, even without its earlier turns"
+            )
         return best
 
     def _encode_if_short(self, messages: Sequence[Message], max_tokens: int) -> Prompt | None:
@@ -181,7 +183,7 @@ class TemplateProcess:
         # -P keeps the script's folder out of `sys.path`.
         command = [sys.executable, "-P", str(Path(__file__).with_name("chat_process.py"))]
         pipe, null = subprocess.PIPE, subprocess.DEVNULL
-        # In a session of its own, the process gets no Ctrl-C. It ends when its stdin is closed, so also with Octavo.
+        # In a session of its own, the process gets no Ctrl-C. It ends when Octavo ends, which closes its stdin.
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=null, start_new_session=True)
         if self._exchange(process, b"", 60) is None:
             raise ChatTemplateError("the process that renders chat templates cannot be started")
@@ -192,7 +194,7 @@ class TemplateProcess:
         """Send a request and return the answer. None if the process has ended, or is ended because it takes longer."""
         assert process.stdin is not None
         assert process.stdout is not None
-        timer = threading.Timer(seconds, process.kill)  # a pipe has no timeout on every system
+        timer = threading.Timer(seconds, process.kill)  # on Windows, a read from a pipe cannot time out
         timer.start()
         try:
             process.stdin.write(request)

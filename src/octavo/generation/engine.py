@@ -267,7 +267,7 @@ class Engine:
                 yield Chunk(job, job.computed, end, n_logits, self._draft(job, draft_rows))
 
     def _draft(self, job: Job, count: int) -> list[int]:
-        """At most `count` tokens that a greedy job may sample after the next one. They must fit into its window."""
+        """At most `count` tokens that may come next in a greedy job. They must fit into its window."""
         if job.lookup is None or job.pending != 1 or not job.tokens:
             return []
         count = min(count, self.block_size - len(job.window), job.request.max_new_tokens - len(job.tokens) - 1)

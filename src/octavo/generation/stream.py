@@ -238,7 +238,7 @@ class TextStream:
         )
 
     def _deliver(self, token: Token | None) -> None:
-        """Take a token, or None at the end. Decoding happens here, so that a stop string frees the slot at once."""
+        """Take a token, or None at the end. It is detokenized here, so that a stop string frees the slot at once."""
         assert self._job is not None
         if self._prompt_logprobs is not None:
             self._prompt_logprobs = None
@@ -276,8 +276,8 @@ def text_streams(
 ) -> list[TextStream]:
     """The texts of a request, to be started on an engine.
 
-    The log-probabilities of an echoed prompt are costly, so only the first stream reports them. With `incremental`,
-    every stream does, because its pieces are used before the others are complete.
+    The log-probabilities of a prompt are costly, so only the first stream reports them. With `incremental`, every
+    stream does, because its pieces are used before the others are complete.
     """
     return [
         TextStream(request, tokenizer, index, reports_prompt=incremental or index == 0, on_update=on_update)

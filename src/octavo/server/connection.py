@@ -74,11 +74,11 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """The client closes its sending side: it is gone, or it waits for the response (`nc -N`).
+        """The client closes its sending side. Returns whether the connection stays open.
 
-        Returns whether the connection stays open. TCP does not distinguish the two until something is sent. So a client
-        whose response has not started gets `100 Continue`, which HTTP/1.1 allows at any time before a response; if the
-        client is gone, its machine resets the connection.
+        The client is gone, or it waits for the response (`nc -N`). TCP does not distinguish the two until something is
+        sent. So a client whose response has not started gets `100 Continue`, which HTTP/1.1 allows at any time before a
+        response; if the client is gone, its machine resets the connection.
         """
         self._half_closed = (
             self._state == "response"
@@ -123,7 +123,7 @@ class Connection(H11Protocol):
             super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
-        """Called by uvicorn in an `except` block, for bytes that are not HTTP."""
+        """Called by uvicorn in an `except` block, for headers that are too large and for bytes that are not HTTP."""
         if getattr(sys.exception(), "error_status_hint", 400) == 431:
             self._end(ApiError(431, f"the headers are larger than {self._limits.header_bytes:,} bytes"))
         else:

@@ -1,4 +1,4 @@
-"""The page at `/docs`: the API's OpenAPI document as plain HTML, without scripts and without a network."""
+"""The page at `/docs`: the API's OpenAPI document as one HTML file, which has no scripts and loads no other files."""
 
 import base64
 import hashlib

@@ -105,7 +105,10 @@ class ModelUpdater:
         on_notice: Callable[[str], object] = lambda text: None,
         on_change: Callable[[str], object] = lambda text: None,
     ) -> None:
-        """`on_notice` is called for the fallbacks of an engine, `on_change` with a line about each newer checkpoint."""
+        """`on_notice` is called for each fallback of an engine and each chat template that cannot be used.
+
+        `on_change` is called with a line about each newer checkpoint.
+        """
         self._models, self._pending, self._settings = models, pending, settings
         self._on_notice, self._on_change = on_notice, on_change
         self._rejected: dict[str, Version] = {}  # by model: the version that could not be served

@@ -212,7 +212,7 @@ class CheckpointCache:
 
 
 def _drop_dataset_unless_cached(checkpoint: Checkpoint) -> Checkpoint:
-    """Remove the dataset from a checkpoint unless its tokens are cached: a server reads no large source."""
+    """Remove `info["data"]` from a checkpoint unless the dataset is cached: a view would read the source again."""
     from octavo.data.prepare import is_cached
 
     dataset = checkpoint.info.get("data")

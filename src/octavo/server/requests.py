@@ -88,8 +88,8 @@ def _allow_null(schema: dict[str, Any]) -> None:
     """State in the JSON schema that null means the default: `_check_names_and_drop_nulls` removes it."""
     required = schema.get("required", [])
     for name, field in schema["properties"].items():
-        # A field whose default is null allows null already. (0: any value but null, for a schema without a default.)
-        if name not in required and field.get("default", 0) is not None:
+        allows_null = "default" in field and field["default"] is None
+        if name not in required and not allows_null:
             schema["properties"][name] = {"anyOf": [field, {"type": "null"}]}
 
 
@@ -112,7 +112,7 @@ class StreamOptions(_Body):
 
     include_usage: bool = Field(False, description="end with a chunk that has the usage and no choices")
     continuous_usage_stats: bool = Field(
-        False, description="with `include_usage`: the usage of its text so far in every chunk"
+        False, description="with `include_usage`: every chunk has the usage of its text so far"
     )
 
 

@@ -60,7 +60,7 @@ class Choice(BaseModel):
     index: int
     logprobs: Logprobs | None
     finish_reason: Literal["stop", "length"] | None
-    stop_reason: str | int | None = Field(description="the string of `stop` or token that ended the text")
+    stop_reason: str | int | None = Field(description="the stop string or token that ended the text")
     prompt_logprobs: list[dict[str, PromptLogprob] | None] | None = Field(
         None, description="with `prompt_logprobs`: for each token of the prompt, an object whose keys are token ids"
     )

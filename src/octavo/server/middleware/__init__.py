@@ -39,11 +39,12 @@ def wrap_in_middleware(
 ) -> tuple[ASGIApp, Drain]:
     """The application wrapped in all middleware, and the `Drain`, through which `Server` shuts down gracefully.
 
-    The middleware that is applied last is the outermost and sees a request first. `RequestLine` comes before all that
-    look at the method or the path. Metrics and security headers see every response, refusals included. The host is
-    checked before the origin, because a page that uses DNS rebinding passes the origin check. Drain comes before the
-    keys, so that a client without a key learns that the server shuts down. The rate limit of the key comes next, and
-    the body is read last. The log has each request as it came, with the id that `SecurityHeaders` gave it.
+    The middleware that is applied last is the outermost and sees a request first. That is the log, which has each
+    request as it came, with the id that `SecurityHeaders` gives it. `RequestLine` comes before all others that look at
+    the method or the path. Metrics and security headers see every response, refusals included. The host is checked
+    before the origin, because a page that uses DNS rebinding passes the origin check. Drain comes before the keys, so
+    that a client without a key learns that the server shuts down. The rate limit of the key comes next, and the body is
+    read last.
     """
     app = Compression(app)
     app = BodyLimits(app, limits)

@@ -11,7 +11,7 @@ LOGGER = logging.getLogger("octavo.server.access")
 class AccessLog:
     """Logs a request when its response is complete: failures and requests with a body at `info`, others at `debug`.
 
-    So the page, which polls every two seconds, and the probes of a supervisor do not fill the log.
+    So the polling of the page and the probes of a supervisor do not fill the log.
     """
 
     def __init__(self, app: ASGIApp) -> None:
