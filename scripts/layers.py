@@ -46,7 +46,7 @@ LAYERS: list[dict[str, str]] = [
         "octavo.device": "device, precision",
         "octavo.distributed": "several processes",
     },
-    {"octavo.interop.huggingface": "GPT-2 folders", "octavo.interop.meta_pkl": "nanoGPT's characters"},
+    {"octavo.interop.gpt2_folder": "GPT-2 folders", "octavo.interop.meta_pkl": "nanoGPT's characters"},
     {"octavo.weights": "tensors in files"},
     {
         "octavo.model": "GPT-2",

@@ -16,7 +16,7 @@ import octavo
 from folders import contents, file_size_limit
 from octavo import checkpoint, runs
 from octavo.errors import OctavoWarning
-from octavo.interop import huggingface
+from octavo.interop import gpt2_folder
 from octavo.model import GPT
 from octavo.runs import Run, find_checkpoint
 from octavo.settings import Settings
@@ -430,8 +430,8 @@ def test_a_model_is_loaded_onto_the_given_device(monkeypatch: pytest.MonkeyPatch
         devices.append(device)
         return load_model(folder, settings, "cpu")
 
-    load_model = huggingface.load_model
-    monkeypatch.setattr(huggingface, "load_model", load_on_cpu)
+    load_model = gpt2_folder.load_model
+    monkeypatch.setattr(gpt2_folder, "load_model", load_on_cpu)
     run = Run.create(SETTINGS, "corpus")
     for given in (save(run, 10), run):
         octavo.load(given)

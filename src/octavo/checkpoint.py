@@ -85,10 +85,10 @@ def save(
     Weights of more than `max_file_bytes` are divided into several files.
     """
     from octavo import weights
-    from octavo.interop import huggingface
+    from octavo.interop import gpt2_folder
 
     with files.atomic_folder(folder) as partial:
-        huggingface.write_model(partial, model, tokenizer, max_file_bytes)
+        gpt2_folder.write_model(partial, model, tokenizer, max_file_bytes)
         _write_json(partial / "octavo.json", {"format": FORMAT, "settings": asdict(settings), **info})
         if trainer is not None:
             weights.write_tensors(partial / "trainer.safetensors", trainer.tensors)
@@ -109,7 +109,7 @@ def load(
     `accept_changes`, the folder may be a checkpoint in which another program saved a model: it is read as a folder that
     Octavo did not write.
     """
-    from octavo.interop import huggingface
+    from octavo.interop import gpt2_folder
 
     folder = Path(folder)
     if not accept_changes:
@@ -118,8 +118,8 @@ def load(
     info: dict[str, Any] = {}
     if (folder / "octavo.json").exists() and not accept_changes:
         info = read_json(folder / "octavo.json", dict[str, Any], _ANOTHER_CHECKPOINT)
-    settings = _stored_settings(folder, info) if info else huggingface.parse_config(folder, config)
-    model, tokenizer = huggingface.load_model(folder, settings, device), tokenizers.load(folder)
+    settings = _stored_settings(folder, info) if info else gpt2_folder.parse_config(folder, config)
+    model, tokenizer = gpt2_folder.load_model(folder, settings, device), tokenizers.load(folder)
     if tokenizer.vocab_size > settings.vocab_size:
         raise OctavoError(
             f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, the model only {settings.vocab_size}",
@@ -174,14 +174,14 @@ def check_manifest(folder: Path, foreign: bool) -> None:
         if not foreign or (folder / "octavo.json").exists():
             raise OctavoError(f"{folder} has no manifest.json, so it is incomplete", _ANOTHER_CHECKPOINT)
         return
-    from octavo.interop import huggingface
+    from octavo.interop import gpt2_folder
 
     entries = read_manifest(folder).files
     for name in entries:
         if not (folder / name).is_file():
             raise OctavoError(f"{folder / name} is missing", _ANOTHER_CHECKPOINT)
     changed = [name for name, entry in entries.items() if not _is_unchanged(folder / name, entry)]
-    weight_files = [path.name for path in huggingface.safetensors_files(folder)]
+    weight_files = [path.name for path in gpt2_folder.safetensors_files(folder)]
     unlisted = sorted({*_FILES, *weight_files} - entries.keys())
     changed += [name for name in unlisted if (folder / name).exists()]
     if changed:

@@ -11,7 +11,7 @@ import tomli_w
 
 from octavo import files
 from octavo.checkpoint import Checkpoint
-from octavo.interop import huggingface
+from octavo.interop import gpt2_folder
 from octavo.settings import Settings, to_toml
 from octavo.units import format_bytes
 
@@ -19,7 +19,7 @@ from octavo.units import format_bytes
 def write(checkpoint: Checkpoint, out: Path, precision: str) -> list[str]:
     """Write a folder with the model, its tokenizer and README.md."""
     with files.atomic_folder(out) as partial:
-        huggingface.write_model(partial, checkpoint.model, checkpoint.tokenizer)
+        gpt2_folder.write_model(partial, checkpoint.model, checkpoint.tokenizer)
         (partial / "README.md").write_text(_model_card(checkpoint, out.name), encoding="utf-8")
     return [f"{out / 'README.md'} names no license: add one before you publish the model"]
 

@@ -33,12 +33,12 @@ def find_cached(name: str) -> Path | None:
     """The folder of a model in the cache; None if it, or one of its files, is not there. Uses no network."""
     from huggingface_hub import try_to_load_from_cache
 
-    from octavo.interop import huggingface
+    from octavo.interop import gpt2_folder
 
     if not is_name(name):
         return None
     config = try_to_load_from_cache(name, "config.json")
-    if not isinstance(config, str) or not huggingface.is_complete(Path(config).parent):
+    if not isinstance(config, str) or not gpt2_folder.is_complete(Path(config).parent):
         return None
     return Path(config).parent
 
@@ -50,7 +50,7 @@ def download(name: str) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    from octavo.interop import huggingface
+    from octavo.interop import gpt2_folder
 
     if not is_name(name):
         raise OctavoError(f"{name!r} is not the name of a model on the hub", f"{PREFIX}openai-community/gpt2")
@@ -66,7 +66,7 @@ def download(name: str) -> Path:
                 f"{PREFIX}{name} cannot be downloaded: {lines[0] if lines else type(error).__name__}",
                 "check its name, the network, and the environment variables HF_HUB_OFFLINE and HF_TOKEN",
             ) from error
-        if huggingface.is_complete(folder):
+        if gpt2_folder.is_complete(folder):
             break
     assert folder is not None
     return folder  # if it has no weights or no tokenizer, the error that loading it raises says so

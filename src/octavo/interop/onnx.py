@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from octavo import files
 from octavo.checkpoint import Checkpoint
-from octavo.interop import huggingface
+from octavo.interop import gpt2_folder
 from octavo.model import GPT, Block
 
 
@@ -45,7 +45,7 @@ def write(checkpoint: Checkpoint, out: Path, precision: str) -> list[str]:
         )
         assert program is not None
         program.save(partial / "model.onnx")
-        huggingface.write_config_and_tokenizer(partial, settings, checkpoint.tokenizer)
+        gpt2_folder.write_config_and_tokenizer(partial, settings, checkpoint.tokenizer)
     return []
 
 

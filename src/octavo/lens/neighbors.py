@@ -15,7 +15,7 @@ import safetensors
 from octavo import runs
 from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
-from octavo.interop import huggingface
+from octavo.interop import gpt2_folder
 from octavo.lens.arguments import WordLike, resolve_word, text_of
 from octavo.lens.embedding import cosines, count_tokens, unit_rows
 from octavo.lens.tokens import Token, make_token
@@ -132,7 +132,7 @@ def _embeddings_of_run(folder: Path) -> Iterator[tuple[int, np.ndarray]]:
     """The step and wte (V, C) of every checkpoint of the run that owns a checkpoint folder."""
     run = Run.of_checkpoint(folder)
     for step, path in track(list(run.checkpoints.items()) if run else [], "reading", "checkpoints"):
-        for file_path in huggingface.safetensors_files(path):
+        for file_path in gpt2_folder.safetensors_files(path):
             with safetensors.safe_open(file_path, framework="np") as file:
                 if "transformer.wte.weight" in file.keys():  # noqa: SIM118 (it is not a dict)
                     yield step, file.get_tensor("transformer.wte.weight")

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import safetensors.torch
 from torch import Tensor
 
-from octavo.interop import huggingface
+from octavo.interop import gpt2_folder
 
 Array = npt.NDArray[np.float64]
 _erf: Callable[[Array], Array] = np.vectorize(math.erf, otypes=[np.float64])
@@ -34,7 +34,7 @@ class Weights:
     def __init__(self, folder: Path) -> None:
         self.config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         self._tensors: dict[str, Tensor] = {}
-        for path in huggingface.safetensors_files(folder):
+        for path in gpt2_folder.safetensors_files(folder):
             self._tensors |= safetensors.torch.load_file(path)  # memory-mapped
         self._prefix = "transformer." if "transformer.wte.weight" in self._tensors else ""
 

@@ -23,7 +23,7 @@ from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
 from octavo.generation.backends import create_decoder
 from octavo.generation.decoder import Batch
-from octavo.interop import huggingface
+from octavo.interop import gpt2_folder
 from octavo.lens import reference
 from octavo.lens.ablation import logits_without, parts_and_masks
 from octavo.lens.arguments import describe_model
@@ -89,7 +89,7 @@ def verify(run: RunLike, *, seed: int = 0) -> Verification:
     compared in float64. A check that raises an exception fails.
     """
     loaded = runs.load(run)
-    if not huggingface.safetensors_files(loaded.folder):
+    if not gpt2_folder.safetensors_files(loaded.folder):
         raise OctavoError(
             f"verify computes from model.safetensors, which {loaded.folder} does not have",
             f"octavo train SOURCE --init {loaded.folder} --max-steps 0, which makes a run of these weights",
