@@ -1,4 +1,4 @@
-"""Special tokens keep their ids and roles; only eos ends a text; `special_tokens` encodes their text as the token."""
+"""Special tokens keep their ids and names; only eos ends a text; `special_tokens` encodes their text as the token."""
 
 import contextlib
 import dataclasses
@@ -31,7 +31,7 @@ from octavo.tokenizers.bytelevel import LETTER_TO_BYTE
 from small_models import BPE, CHARS, spread_model, without_end_of_text
 from small_runs import RECIPE, TEXT
 
-ROLES = {
+NAMED = {
     "bos_token": "<s>",
     "eos_token": "</s>",
     "pad_token": "<pad>",
@@ -48,11 +48,11 @@ def write(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")
 
 
-def folder_with_roles(folder: Path) -> Path:
+def folder_with_special_tokens(folder: Path) -> Path:
     """A model folder as transformers writes it, with other special tokens than GPT-2."""
     BPE.save(folder)
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
-    theirs.add_special_tokens(dict(ROLES))
+    theirs.add_special_tokens(dict(NAMED))
     theirs.add_tokens(["ordinary"])
     theirs.save_pretrained(folder)
     tokenizer = tokenizers.load(folder)
@@ -65,37 +65,38 @@ def folder_with_roles(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return folder_with_roles(tmp_path_factory.mktemp("source"))
+    return folder_with_special_tokens(tmp_path_factory.mktemp("source"))
 
 
-def roles_of(folder: Path) -> dict[str, Any]:
+def special_tokens_of(folder: Path) -> dict[str, Any]:
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
-    roles = {role: getattr(theirs, role) for role in ("bos_token", "eos_token", "pad_token", "unk_token")}
-    return roles | {"special": sorted(theirs.all_special_tokens), "size": len(theirs)}
+    named = {name: getattr(theirs, name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+    return named | {"special": sorted(theirs.all_special_tokens), "size": len(theirs)}
 
 
-def test_a_loaded_and_saved_tokenizer_has_the_tokens_and_roles_of_its_folder(source: Path, tmp_path: Path) -> None:
+def test_a_loaded_and_saved_tokenizer_has_the_tokens_and_names_of_its_folder(source: Path, tmp_path: Path) -> None:
     tokenizer = tokenizers.load(source)
     assert tokenizer.vocab_size == BPE.vocab_size + 6
-    assert (tokenizer.role_id("eos_token"), tokenizer.role_id("unk_token")) == (tokenizer.end_of_text, None)
+    assert tokenizer.special_token_id("eos_token") == tokenizer.end_of_text
+    assert tokenizer.special_token_id("unk_token") is None
     tokenizer.save(tmp_path)
     (tmp_path / "config.json").write_bytes((source / "config.json").read_bytes())
-    assert roles_of(tmp_path) == roles_of(source)
-    assert roles_of(source)["eos_token"] == "</s>"
-    assert tokenizers.load(tmp_path).roles == tokenizer.roles
+    assert special_tokens_of(tmp_path) == special_tokens_of(source)
+    assert special_tokens_of(source)["eos_token"] == "</s>"
+    assert tokenizers.load(tmp_path).special_tokens_map == tokenizer.special_tokens_map
     assert tokenizers.load(tmp_path).fingerprint == tokenizer.fingerprint
 
 
-def test_special_tokens_and_roles_survive_fine_tuning(source: Path, tmp_path: Path) -> None:
+def test_special_tokens_and_names_survive_fine_tuning(source: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
     settings = RECIPE | {"max_steps": 1, "eval_every": 1, "keep_checkpoints": 0}
     run = octavo.train(tmp_path / "text.txt", init=source, out=tmp_path / "run", **settings)
     assert run.last is not None
-    assert roles_of(run.last) == roles_of(source)
+    assert special_tokens_of(run.last) == special_tokens_of(source)
     tokenizer = tokenizers.load(source)
     for name in ("config.json", "generation_config.json"):
         config = read(run.last / name)
-        ids = [tokenizer.role_id(role) for role in ("bos_token", "eos_token", "pad_token")]
+        ids = [tokenizer.special_token_id(name) for name in ("bos_token", "eos_token", "pad_token")]
         assert [config["bos_token_id"], config["eos_token_id"], config["pad_token_id"]] == ids
 
 
@@ -107,23 +108,23 @@ def test_an_old_folder_has_its_added_tokens(source: Path, tmp_path: Path) -> Non
     merges = "\n".join(" ".join(pair) for pair in description["model"]["merges"])
     (tmp_path / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
     write(tmp_path / "added_tokens.json", added)
-    write(tmp_path / "special_tokens_map.json", ROLES | {"pad_token": {"content": "<pad>", "lstrip": False}})
+    write(tmp_path / "special_tokens_map.json", NAMED | {"pad_token": {"content": "<pad>", "lstrip": False}})
     tokenizer, expected = tokenizers.load(tmp_path), tokenizers.load(source)
     assert tokenizer.token_bytes == expected.token_bytes
     assert tokenizer.special_ids == expected.special_ids
-    assert tokenizer.roles == ROLES
+    assert tokenizer.special_tokens_map == NAMED
     text = "<speaker1>the cat ordinary </s>"
     assert tokenizer.encode(text).tolist() == expected.encode(text).tolist()
     assert expected.encode("ordinary").tolist() == [added["ordinary"]]
 
 
 def test_an_old_folder_has_the_special_tokens_of_its_vocabulary(tmp_path: Path) -> None:
-    """`vocab.json` does not say which of its tokens are special: only their roles do. One of them has id 0."""
+    """`vocab.json` does not say which of its tokens are special: only their names do. One of them has id 0."""
     vocabulary = {token: id for id, token in enumerate(["<s>", "</s>", "<speaker1>", *LETTER_TO_BYTE])}
     write(tmp_path / "vocab.json", vocabulary)
     (tmp_path / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
-    roles = {"bos_token": "<s>", "eos_token": "</s>", "additional_special_tokens": ["<speaker1>"]}
-    write(tmp_path / "special_tokens_map.json", roles)
+    named = {"bos_token": "<s>", "eos_token": "</s>", "additional_special_tokens": ["<speaker1>"]}
+    write(tmp_path / "special_tokens_map.json", named)
     tokenizer = tokenizers.load(tmp_path)
     assert tokenizer.special_ids == {0, 1, 2}
     assert tokenizer.encode("<speaker1></s><s>", special_tokens=True).tolist() == [2, 1, 0]
@@ -154,7 +155,7 @@ def test_the_models_own_config_names_eos_if_the_tokenizer_does_not(tmp_path: Pat
     write(tmp_path / "tokenizer.json", description)
     write(tmp_path / "config.json", {"eos_token_id": BPE.vocab_size, "bos_token_id": 5, "pad_token_id": 10**9})
     tokenizer = tokenizers.load(tmp_path)
-    assert tokenizer.roles == {"eos_token": "</s>"}  # id 5 is ordinary text, and there is no token 10**9
+    assert tokenizer.special_tokens_map == {"eos_token": "</s>"}  # id 5 is ordinary text, and there is no token 10**9
     write(tmp_path / "config.json", {"eos_token_id": [1, 2]})
     assert tokenizers.load(tmp_path).end_of_text == BPE.end_of_text
 
@@ -180,8 +181,8 @@ def test_a_folder_to_which_transformers_added_a_pad_token_loads(kind: str, versi
     loaded = octavo.load(tmp_path / "theirs")
     assert loaded.tokenizer.kind == tokenizer.kind
     assert loaded.tokenizer.vocab_size == loaded.settings.vocab_size == tokenizer.vocab_size + 1
-    assert loaded.tokenizer.role_id("pad_token") == tokenizer.vocab_size
-    assert loaded.tokenizer.role_id("eos_token") == tokenizer.end_of_text
+    assert loaded.tokenizer.special_token_id("pad_token") == tokenizer.vocab_size
+    assert loaded.tokenizer.special_token_id("eos_token") == tokenizer.end_of_text
     assert loaded.tokenizer.beginning_of_text == tokenizer.beginning_of_text
     assert loaded.tokenizer.encode(TEXT).tolist() == tokenizer.encode(TEXT).tolist()
     octavo.generate(loaded, max_new_tokens=3)
@@ -216,7 +217,7 @@ def test_only_eos_ends_a_text(source: Path) -> None:
 
 def test_an_empty_prompt_starts_after_bos(source: Path) -> None:
     tokenizer = tokenizers.load(source)
-    assert encode_prompt(tokenizer, "").ids == [tokenizer.role_id("bos_token")]
+    assert encode_prompt(tokenizer, "").ids == [tokenizer.special_token_id("bos_token")]
 
 
 # Special tokens in text

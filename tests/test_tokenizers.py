@@ -175,7 +175,7 @@ def test_save_and_load_round_trip(tokenizer: Tokenizer, notes: str, tmp_path: Pa
     assert loaded.token_bytes == tokenizer.token_bytes
     assert loaded.special_ids == tokenizer.special_ids
     assert (loaded.end_of_text, loaded.beginning_of_text) == (tokenizer.end_of_text, tokenizer.beginning_of_text)
-    assert (loaded.roles, loaded.start_of_text) == (tokenizer.roles, tokenizer.start_of_text)
+    assert (loaded.special_tokens_map, loaded.start_of_text) == (tokenizer.special_tokens_map, tokenizer.start_of_text)
     assert loaded.encode(notes).tolist() == tokenizer.encode(notes).tolist()
     assert loaded.fingerprint == tokenizer.fingerprint
     assert loaded.fingerprint == hashlib.sha256((tmp_path / "tokenizer.json").read_bytes()).hexdigest()
@@ -211,9 +211,9 @@ def test_the_last_token_of_every_kind_ends_a_text_and_has_gpt2s_roles(tokenizer:
     assert tokenizer.special_ids == {tokenizer.end_of_text}
     assert tokenizer.decode([tokenizer.end_of_text]) == END_OF_TEXT
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    for role in ("bos_token", "eos_token", "pad_token", "unk_token"):
-        assert getattr(theirs, role) == END_OF_TEXT
-        assert getattr(theirs, f"{role}_id") == tokenizer.end_of_text
+    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
+        assert getattr(theirs, name) == END_OF_TEXT
+        assert getattr(theirs, f"{name}_id") == tokenizer.end_of_text
 
 
 def test_no_kind_needs_the_library_for_its_end_of_text_token(tokenizer: Tokenizer) -> None:

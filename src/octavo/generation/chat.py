@@ -127,7 +127,8 @@ class ChatFormat:
         return Prompt("".join(parts), ids) if ids else encode_prompt(tokenizer, "")
 
     def _render(self, template: str, messages: Sequence[Message]) -> str:
-        special_tokens = {name: token for name, token in self._tokenizer.roles.items() if isinstance(token, str)}
+        named = self._tokenizer.special_tokens_map
+        special_tokens = {name: token for name, token in named.items() if isinstance(token, str)}
         values = {"messages": [vars(message) for message in messages], "add_generation_prompt": True}
         return template_process().render(template, special_tokens | values)
 

@@ -88,7 +88,7 @@ def write_config_and_tokenizer(folder: Path, settings: ModelSettings, tokenizer:
         sampling["suppress_tokens"] = tokenizer.untrained_ids
     for name, content in (
         ("config.json", config(settings, tokenizer)),
-        ("generation_config.json", sampling | role_ids(tokenizer)),
+        ("generation_config.json", sampling | special_token_ids(tokenizer)),
     ):
         (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -172,15 +172,15 @@ def config(settings: ModelSettings, tokenizer: Tokenizer) -> dict[str, Any]:
         "scale_attn_weights": True,
         "tie_word_embeddings": True,
         "use_cache": True,
-        **role_ids(tokenizer),
+        **special_token_ids(tokenizer),
         "dtype": "float32",
     }
 
 
-def role_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
+def special_token_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
     """The ids of special tokens by which transformers starts, ends and pads texts."""
     ids = {"bos_token_id": tokenizer.beginning_of_text, "eos_token_id": tokenizer.end_of_text}
-    pad = tokenizer.role_id("pad_token")
+    pad = tokenizer.special_token_id("pad_token")
     return ids if pad is None else ids | {"pad_token_id": pad}
 
 

@@ -149,7 +149,7 @@ def build_app(
         """The token ids of a text."""
         checkpoint = find_model(body.model, request).checkpoint
         tokenizer = checkpoint.tokenizer
-        if body.prompt == tokenizer.roles.get("eos_token") and tokenizer.end_of_text is not None:
+        if body.prompt == tokenizer.special_tokens_map.get("eos_token") and tokenizer.end_of_text is not None:
             # lm-eval asks for the id of the eos token in this way. Inside a longer prompt, it is ordinary text.
             ids = [tokenizer.end_of_text]
         else:
@@ -170,16 +170,16 @@ def build_app(
         """The tokenizer's kind, size and special tokens."""
         served = find_model(model, request)
         checkpoint, tokenizer = served.checkpoint, served.checkpoint.tokenizer
-        roles = {role: value for role, value in tokenizer.roles.items() if isinstance(value, str)}
+        special_tokens = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
         return responses.TokenizerInfo(
             tokenizer_class="PreTrainedTokenizerFast",
             kind=tokenizer.kind,
             vocab_size=tokenizer.vocab_size,
             model_max_length=checkpoint.model.settings.block_size,
-            bos_token=roles.get("bos_token"),
-            eos_token=roles.get("eos_token"),
-            pad_token=roles.get("pad_token"),
-            unk_token=roles.get("unk_token"),
+            bos_token=special_tokens.get("bos_token"),
+            eos_token=special_tokens.get("eos_token"),
+            pad_token=special_tokens.get("pad_token"),
+            unk_token=special_tokens.get("unk_token"),
             chat_template=served.chat_template,
         )
 

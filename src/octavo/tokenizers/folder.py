@@ -7,11 +7,11 @@ from octavo.errors import OctavoError, translate_parser_errors
 from octavo.tokenizers.bytelevel import END_OF_TEXT, byte_level_backend
 from octavo.tokenizers.special_tokens import (
     add_tokens,
+    named_tokens,
     read_chat_template,
-    read_role_ids,
-    read_roles,
+    read_special_token_ids,
+    read_special_tokens_map,
     read_start_of_text,
-    tokens_with_role,
 )
 from octavo.tokenizers.tokenizer import Tokenizer
 
@@ -22,24 +22,32 @@ if TYPE_CHECKING:
 def load(folder: Path) -> Tokenizer:
     """The tokenizer of a folder with `tokenizer.json`, or with the older `vocab.json` and `merges.txt`.
 
-    It has all special tokens of the folder and their roles.
+    It has all special tokens of the folder and their names.
     """
     import tokenizers
 
     tokenizer_json, vocab_json, merges_txt = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
     with translate_parser_errors(f"cannot use the tokenizer in {folder}"):
-        roles = read_roles(folder)
+        special_tokens_map = read_special_tokens_map(folder)
         if tokenizer_json.is_file():
             backend = tokenizers.Tokenizer.from_file(str(tokenizer_json))
         elif vocab_json.is_file() and merges_txt.is_file():
             backend = read_vocab_and_merges(vocab_json, merges_txt)
-            # vocab.json does not say which of its tokens are special, so those that have a role are.
-            in_vocabulary = [token for token in tokens_with_role(roles) if backend.token_to_id(token) is not None]
+            # vocab.json does not say which of its tokens are special, so the named ones are.
+            in_vocabulary = [
+                token for token in named_tokens(special_tokens_map) if backend.token_to_id(token) is not None
+            ]
             backend.add_special_tokens(in_vocabulary)
         else:
             raise OctavoError(f"no tokenizer in {folder}: expected tokenizer.json, or vocab.json and merges.txt")
-        add_tokens(backend, folder, roles)
-        return Tokenizer(backend, roles, read_role_ids(folder), read_start_of_text(folder), read_chat_template(folder))
+        add_tokens(backend, folder, special_tokens_map)
+        return Tokenizer(
+            backend,
+            special_tokens_map,
+            read_special_token_ids(folder),
+            read_start_of_text(folder),
+            read_chat_template(folder),
+        )
 
 
 def read_vocab_and_merges(vocab: Path, merges: Path) -> "tokenizers.Tokenizer":

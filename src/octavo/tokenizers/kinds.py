@@ -65,11 +65,13 @@ def choose_start(tokenizer: Tokenizer, trained_on_end_of_text: bool) -> Tokenize
     """
     start = None
     is_untrained = not trained_on_end_of_text and tokenizer.kind in ("char", "byte", "word")
-    if is_untrained and tokenizer.roles.get("bos_token") == END_OF_TEXT:
+    if is_untrained and tokenizer.special_tokens_map.get("bos_token") == END_OF_TEXT:
         start = tokenizer.decode(tokenizer.encode("\n", unknown="skip")) or tokenizer.decode([0])
     if start == tokenizer.start_of_text:
         return tokenizer
-    return Tokenizer(tokenizer.backend, tokenizer.roles, start_of_text=start, chat_template=tokenizer.chat_template)
+    return Tokenizer(
+        tokenizer.backend, tokenizer.special_tokens_map, start_of_text=start, chat_template=tokenizer.chat_template
+    )
 
 
 def from_characters(ids: Mapping[str, int], end_of_text: bool = False, start_of_text: str | None = None) -> Tokenizer:

@@ -1,11 +1,11 @@
-"""The special tokens of a Hugging Face folder, their roles and the chat template, in all the files that can have them.
+"""The special tokens of a Hugging Face folder, their names and the chat template, in all the files that can have them.
 
 tokenizer.json              added tokens, some of them special
 added_tokens.json           added tokens of a folder of older form: their ids
-tokenizer_config.json       roles such as `eos_token`, and in `added_tokens_decoder` added tokens with their flags;
+tokenizer_config.json       names such as `eos_token`, and in `added_tokens_decoder` added tokens with their flags;
                             `start_of_text` is Octavo's own, and transformers keeps it
-special_tokens_map.json     roles
-generation_config.json,     the ids of eos, bos and pad, where no tokenizer file has a role for them
+special_tokens_map.json     names
+generation_config.json,     the ids of the eos, bos and pad tokens, where no tokenizer file names them
 config.json
 chat_template.jinja         the chat template; in folders of older form it is in tokenizer_config.json
 """
@@ -19,38 +19,40 @@ from octavo.schema import check, read_json
 if TYPE_CHECKING:
     import tokenizers
 
-Roles = dict[str, str | list[str]]  # "eos_token" and so on: the token; "additional_special_tokens": several tokens
+# Special tokens by name, as in transformers: "eos_token" and so on have one token, "additional_special_tokens" several.
+SpecialTokensMap = dict[str, str | list[str]]
 
 _LISTS = ("additional_special_tokens", "extra_special_tokens")  # the second is the name in transformers 5
 _HINT = "another copy of the folder"
 _MAX_TEMPLATE_BYTES = 1 << 20
 
 
-def read_roles(folder: Path) -> Roles:
-    """The roles that the files of a folder give to tokens. Raises `OctavoError` if one of the files is damaged."""
-    roles: Roles = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        for role, value in _read(folder / name).items():
-            if role.endswith("_token") and (content := _content(value)) is not None:
-                roles[role] = content
-            elif role in _LISTS and isinstance(value, list):
-                roles[role] = [content for each in value if (content := _content(each)) is not None]
-    return roles
+def read_special_tokens_map(folder: Path) -> SpecialTokensMap:
+    """The special tokens that the files of a folder name. Raises `OctavoError` if one of the files is damaged."""
+    special_tokens_map: SpecialTokensMap = {}
+    for file in ("special_tokens_map.json", "tokenizer_config.json"):
+        for name, value in _read(folder / file).items():
+            if name.endswith("_token") and (content := _content(value)) is not None:
+                special_tokens_map[name] = content
+            elif name in _LISTS and isinstance(value, list):
+                special_tokens_map[name] = [content for each in value if (content := _content(each)) is not None]
+    return special_tokens_map
 
 
-def tokens_with_role(roles: Roles) -> list[str]:
-    """All tokens that have a role."""
-    return [token for value in roles.values() for token in ([value] if isinstance(value, str) else value)]
+def named_tokens(special_tokens_map: SpecialTokensMap) -> list[str]:
+    """All tokens of the map."""
+    values = special_tokens_map.values()
+    return [token for value in values for token in ([value] if isinstance(value, str) else value)]
 
 
-def read_role_ids(folder: Path) -> dict[str, int]:
-    """The token ids that the model's own files give to the roles eos, bos and pad."""
+def read_special_token_ids(folder: Path) -> dict[str, int]:
+    """The ids of the eos, bos and pad tokens in the model's own files, by name."""
     ids: dict[str, int] = {}
-    for name in ("config.json", "generation_config.json"):
-        config = _read(folder / name)
-        for role in ("bos_token", "eos_token", "pad_token"):
-            if isinstance(id := config.get(f"{role}_id"), int):
-                ids[role] = id
+    for file in ("config.json", "generation_config.json"):
+        config = _read(folder / file)
+        for name in ("bos_token", "eos_token", "pad_token"):
+            if isinstance(id := config.get(f"{name}_id"), int):
+                ids[name] = id
     return ids
 
 
@@ -73,14 +75,14 @@ def read_chat_template(folder: Path) -> str | None:
     return template if isinstance(template, str) and template else None
 
 
-def add_tokens(backend: "tokenizers.Tokenizer", folder: Path, roles: Roles) -> None:
+def add_tokens(backend: "tokenizers.Tokenizer", folder: Path, special_tokens_map: SpecialTokensMap) -> None:
     """Add the tokens that files other than tokenizer.json list, with their ids.
 
     Raises `OctavoError` if a token would get another id than the one that is listed.
     """
     from tokenizers import AddedToken
 
-    special = tokens_with_role(roles)
+    special = named_tokens(special_tokens_map)
     listed: dict[int, dict[str, Any]] = {}
     for content, id in check(_read(folder / "added_tokens.json"), dict[str, int], "added_tokens.json", _HINT).items():
         listed[id] = {"content": content, "special": content in special}
@@ -103,7 +105,7 @@ _FLAGS = ("content", "special", "lstrip", "rstrip", "single_word", "normalized")
 
 
 def _content(value: object) -> str | None:
-    """The token in a role: a text, or an object with its flags."""
+    """A named token: a text, or an object with its flags."""
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) and value else None

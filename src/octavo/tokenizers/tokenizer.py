@@ -51,7 +51,7 @@ class UnknownCharacters:
 class Tokenizer:
     """A tokenizer of any kind. The kind is recognized by the structure of the Hugging Face tokenizer it wraps.
 
-    `token_bytes[id]` are the bytes of a token. `roles` has the special tokens that a Hugging Face folder gives a role:
+    `token_bytes[id]` are the bytes of a token. `special_tokens_map` has special tokens by name, as in transformers:
     `eos_token` ends a text and `bos_token` begins one; their ids are `end_of_text` and `beginning_of_text`, or None.
     `start_of_text`, unless it is None, is the text of the token that begins a text instead: see `choose_start`.
     `chat_template` is the Jinja2 template of a folder of a chat model (`octavo.generation.chat`); None if it has none.
@@ -60,15 +60,15 @@ class Tokenizer:
     def __init__(
         self,
         backend: "tokenizers.Tokenizer",
-        roles: Mapping[str, str | list[str]] | None = None,
-        role_ids: Mapping[str, int] | None = None,
+        special_tokens_map: Mapping[str, str | list[str]] | None = None,
+        special_token_ids: Mapping[str, int] | None = None,
         start_of_text: str | None = None,
         chat_template: str | None = None,
     ) -> None:
-        """`role_ids` are token ids for roles that `roles` lacks; the id of a token that is not special is ignored.
+        """`special_token_ids` are ids for names that the map lacks; the id of a token that is not special is ignored.
 
         If `<|endoftext|>` is a special token and no other token is the `eos_token`, it becomes the `eos_token`. As in
-        GPT-2, it then also takes the roles bos, pad and unk, unless another token has them.
+        GPT-2, it then also becomes the `bos_token`, `pad_token` and `unk_token`, unless another token is.
         """
         backend.encode_special_tokens = True  # encodes the text of a special token like other text
         backend.no_truncation()  # transformers stores the lengths of its last call, and they would cut texts
@@ -89,13 +89,15 @@ class Tokenizer:
         ]
         self.special_ids = frozenset(token["id"] for token in description["added_tokens"] if token["special"])
         self.special_texts = [token["content"] for token in description["added_tokens"] if token["special"]]
-        self.roles = _complete_roles(dict(roles or {}), role_ids or {}, description["added_tokens"])
+        self.special_tokens_map = _complete_special_tokens_map(
+            dict(special_tokens_map or {}), special_token_ids or {}, description["added_tokens"]
+        )
         self.start_of_text, self.chat_template = start_of_text, chat_template
-        self.end_of_text, self.beginning_of_text = self.role_id("eos_token"), self._find_beginning()
+        self.end_of_text, self.beginning_of_text = self.special_token_id("eos_token"), self._find_beginning()
 
-    def role_id(self, role: str) -> int | None:
-        """The id of the token with a role such as `pad_token`; None if there is no such token."""
-        token = self.roles.get(role)
+    def special_token_id(self, name: str) -> int | None:
+        """The id of the special token with a name such as `pad_token`; None if there is no such token."""
+        token = self.special_tokens_map.get(name)
         return self._ids.get(token) if isinstance(token, str) else None
 
     @property
@@ -108,7 +110,7 @@ class Tokenizer:
 
     def _find_beginning(self) -> int | None:
         if self.start_of_text is None:
-            return self.role_id("bos_token")
+            return self.special_token_id("bos_token")
         ids = self.encode(self.start_of_text, unknown="skip").tolist()
         if len(ids) != 1:
             raise OctavoError(f"its start_of_text is {self.start_of_text[:20]!r}, expected one token")
@@ -164,7 +166,12 @@ class Tokenizer:
         if plain == pre_tokenizer:
             return self
         backend = self.backend.from_str(json.dumps(description | {"pre_tokenizer": json.loads(plain)}))
-        return Tokenizer(backend, self.roles, start_of_text=self.start_of_text, chat_template=self.chat_template)
+        return Tokenizer(
+            backend,
+            self.special_tokens_map,
+            start_of_text=self.start_of_text,
+            chat_template=self.chat_template,
+        )
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`. Bytes that are not UTF-8 become U+FFFD."""
@@ -182,7 +189,7 @@ class Tokenizer:
             # Without this, transformers 4 returns token_type_ids too, and its GPT-2 adds a row of `wte` for each.
             "model_input_names": ["input_ids", "attention_mask"],
         }
-        config |= self.roles
+        config |= self.special_tokens_map
         if max_length is not None:
             config["model_max_length"] = max_length
         if self.start_of_text is not None:
@@ -195,7 +202,7 @@ class Tokenizer:
     @functools.cached_property
     def fingerprint(self) -> str:
         """The sha256 of the `tokenizer.json` that `save` writes, and of the eos token if it is an unusual one."""
-        eos_token = self.roles.get("eos_token", END_OF_TEXT)  # it follows each document of a dataset
+        eos_token = self.special_tokens_map.get("eos_token", END_OF_TEXT)  # it follows each document of a dataset
         return hashlib.sha256(self._json() + (b"" if eos_token == END_OF_TEXT else str(eos_token).encode())).hexdigest()
 
     def _json(self) -> bytes:
@@ -369,15 +376,15 @@ def _bytes_of(id: int, token_bytes: list[bytes]) -> bytes:
     return token_bytes[id]
 
 
-def _complete_roles(
-    roles: dict[str, str | list[str]], role_ids: Mapping[str, int], added_tokens: list[dict[str, Any]]
+def _complete_special_tokens_map(
+    named: dict[str, str | list[str]], ids: Mapping[str, int], added_tokens: list[dict[str, Any]]
 ) -> dict[str, str | list[str]]:
-    """The roles, with those that are known by their ids, and those of `<|endoftext|>`, which are GPT-2's."""
+    """The map, with tokens that are known by their ids, and `<|endoftext|>` by the names that GPT-2 gives it."""
     special = {token["id"]: token["content"] for token in added_tokens if token["special"]}
-    roles = {**{role: special[id] for role, id in role_ids.items() if id in special}, **roles}
-    if roles.get("eos_token", END_OF_TEXT) == END_OF_TEXT and END_OF_TEXT in special.values():
-        roles = {**dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), END_OF_TEXT), **roles}
-    return roles
+    named = {**{name: special[id] for name, id in ids.items() if id in special}, **named}
+    if named.get("eos_token", END_OF_TEXT) == END_OF_TEXT and END_OF_TEXT in special.values():
+        named = {**dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), END_OF_TEXT), **named}
+    return named
 
 
 def _recognize_kind(description: dict[str, Any], ids: dict[str, int]) -> str:

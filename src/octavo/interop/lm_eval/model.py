@@ -134,7 +134,7 @@ class OctavoModel(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
     def _text_request(self, context: str, options: dict[str, Any], seed: int) -> TextRequest:
         options = normalize_gen_kwargs(options, _MAX_GENERATED)
-        eos_token = self._tokenizer.roles.get("eos_token")
+        eos_token = self._tokenizer.special_tokens_map.get("eos_token")
         stop = [text for text in handle_stop_sequences(options.pop("until", None), eos_token) if text]
         max_new_tokens, is_random = options.pop("max_gen_toks"), options.pop("do_sample")
         if max_new_tokens >= self.max_length:
