@@ -1,9 +1,10 @@
 """Atomic files and folders, and downloads that are verified by sha256.
 
-Runs, checkpoints and datasets are written only through this module. It writes to a temporary sibling, calls fsync,
-renames the sibling to its final name, and calls fsync on the parent folder. After a crash, a path has its old content
-or all of its new content. Only a folder that was being replaced can be missing, since it is renamed first:
-`remove_leftovers` gives it its name back. A full disk is reported as an `OctavoError` that names the path.
+Runs, checkpoints and datasets are written only through this module, except log lines, which `octavo.runs` appends. It
+writes to a temporary sibling, calls fsync, renames the sibling to its final name, and calls fsync on the parent folder.
+After a crash, a path has its old content or all of its new content. Only a folder that was being replaced can be
+missing, since it is renamed first: `remove_leftovers` gives it its name back. A full disk is reported as an
+`OctavoError` that names the path.
 """
 
 import contextlib

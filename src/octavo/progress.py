@@ -109,7 +109,7 @@ class ProgressReporter:
         self._meter, self._listener = ProgressMeter(stage, total, unit=unit), _listener.get()
 
     def __call__(self, done: int, total: int | None = None) -> None:
-        """Report the progress if it is due or complete. `total` is for work that learns of it only now."""
+        """Report the progress if it is due or complete. `total`: the total, if it was not known before."""
         self._meter.total = total or self._meter.total
         self._meter.interval = 0 if done == self._meter.total else 0.2
         for progress in self._meter.report(done):

@@ -36,7 +36,7 @@ class RunDetails(RunSummary):
     """A run with its checkpoints, and the settings that differ from its preset."""
 
     settings: dict[str, Any]
-    resolved: list[str]  # the names of those that training sets for this machine and text unless the user does
+    resolved: list[str]  # names of settings that training sets for this machine and text unless the user does
     checkpoints: list[int]  # steps
     resumable: list[int]  # those that training can resume from, the newest first
     last: int | None

@@ -323,7 +323,7 @@ class Run:
         return self.folder / CHECKPOINTS / name if name else None
 
 
-_MODEL_FILES = (".pt", ".pth", ".bin", ".safetensors", ".gguf")  # the hub has no model of such a name
+_MODEL_FILES = (".pt", ".pth", ".bin", ".safetensors", ".gguf")  # the hub has no model with such a name
 
 # What functions take as a run: a path or name, a `Run`, or a loaded checkpoint.
 RunLike = str | Path | Run | Checkpoint

@@ -55,7 +55,7 @@ def network(gbit_per_second: float | None, latency: float | None) -> Network | N
 
 @dataclass(frozen=True)
 class Processes:
-    """How many processes train, on how many machines, and what connects them. `link` replaces a network of None."""
+    """How many processes train, on how many machines, and what connects them. `link` has defaults for the networks."""
 
     count: int = 1
     machines: int = 1

@@ -180,7 +180,7 @@ class Engine:
         return len(self._running_jobs)
 
     def submit(self, request: Request, on_token: Callable[[Token | None], None] = lambda token: None) -> Job:
-        """Queue a request. Raises `OctavoError` for a prompt that the model can't take.
+        """Queue a request. Raises `OctavoError` for a request that the model can't take.
 
         `on_token` is called with each token as it is sampled, and with None when the job is over, in the thread that
         calls `step`.

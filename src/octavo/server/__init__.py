@@ -150,7 +150,7 @@ def read_keys(path: str | Path | None) -> dict[str, str]:
             )
         name = line[0] if len(line) == 2 else f"key-{count}"
         if not re.fullmatch(r"[\w.@-]{1,64}", name):
-            raise OctavoError(f"the key file {path} has no valid name in line {number}", "letters, digits and ._@-")
+            raise OctavoError(f"line {number} of the key file {path} has no valid name", "letters, digits and ._@-")
         if name in keys:
             raise OctavoError(f"line {number} of the key file {path} has the name of an earlier key", "another name")
         keys[name] = line[-1]

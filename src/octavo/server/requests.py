@@ -117,7 +117,7 @@ class StreamOptions(_Body):
 
 
 class GenerationRequest(_Body):
-    """The fields of completions and chats alike. Those that OpenAI does not have are vLLM's."""
+    """The fields that completion and chat requests share. Those that OpenAI does not have are vLLM's."""
 
     model: str = Field("", max_length=256, description="may be omitted if one model is served")
     n: int = Field(1, ge=1, le=Limits.n)

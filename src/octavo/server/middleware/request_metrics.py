@@ -13,16 +13,16 @@ class RequestMetrics:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http", "lifespan and web sockets are switched off"
-        response = _RecordedSend(send)
+        recorder = _StatusRecorder(send)
         try:
-            await self._app(scope, receive, response)
+            await self._app(scope, receive, recorder)
         finally:
             route = getattr(scope.get("route"), "path", "other")  # set by the router; its values are few
-            self._metrics.count_request(route, response.status)
+            self._metrics.count_request(route, recorder.status)
 
 
-class _RecordedSend:
-    """ASGI's `send` that keeps the status of the response."""
+class _StatusRecorder:
+    """Passes messages on to ASGI's `send`, and keeps the status of the response."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
