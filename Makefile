@@ -26,12 +26,12 @@ torture:          ## hundreds of kills and failing system calls (about an hour);
 	@OMP_NUM_THREADS=1 OCTAVO_TORTURE=1 .venv/bin/python -m pytest -n 2 tests/reliability tests/test_tokenizer_json.py tests/test_shards.py
 	@.venv/bin/python scripts/torture_table.py
 
-mutants:          ## mutation testing of checkpoint, runs, sampler and sampling: list the changes with which no test fails (about half an hour)
+mutants:          ## mutation testing of checkpoint, runs, sampler and sampling: list the changes that no test notices (about half an hour); MUTANTS='octavo.runs.*' PROCESSES=1
 	@scripts/install test
 	@.venv/bin/python -m pip install --quiet mutmut==3.8.1
 	@rm -rf mutants
 	@mkdir -p mutants/src build  # Python ignores a folder of PYTHONPATH that does not exist when it starts
-	@OMP_NUM_THREADS=1 OCTAVO_TEST_CACHE=$(CURDIR)/build/native PYTHONPATH=$(CURDIR)/mutants/src .venv/bin/python scripts/mutants.py
+	@OMP_NUM_THREADS=1 OCTAVO_TEST_CACHE=$(CURDIR)/build/native PYTHONPATH=$(CURDIR)/mutants/src .venv/bin/python scripts/mutants.py --processes $(or $(PROCESSES),2) $(MUTANTS)
 
 bench:            ## figures for docs/speed.md; NANOGPT=path to a checkout of nanoGPT, TEXTS=two texts of your own, PEERS=a Python with the peers
 	@test -d "$(NANOGPT)" || { echo "error: no checkout of nanoGPT at '$(NANOGPT)'"; echo "  try: make bench NANOGPT=PATH"; exit 2; } >&2
