@@ -20,6 +20,7 @@ from octavo.checkpoint import TrainerState
 from octavo.errors import OctavoError
 from octavo.runs import Run
 from octavo.settings import Settings
+from preparing import error_of
 from run_folders import SETTINGS, TOKENIZER, law, model_of, save
 
 pytestmark = pytest.mark.usefixtures("empty_workdir")
@@ -104,6 +105,7 @@ def test_the_newest_checkpoint_is_resumable_even_if_no_pointer_names_it() -> Non
 @hypothesis.given(
     saved=st.sets(st.integers(1, 9), min_size=1), best=st.integers(0, 9), weights_only=st.sets(st.integers(1, 9))
 )
+@hypothesis.example(saved={3, 5}, best=3, weights_only=set())  # the run is rewound to its best checkpoint
 @hypothesis.settings(law, max_examples=15, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
 def test_a_run_that_is_rewound_has_nothing_later_and_everything_before(
     saved: set[int], best: int, weights_only: set[int], empty_workdir: Path
@@ -178,6 +180,42 @@ def test_each_removal_of_a_rewind_is_on_disk_before_the_logs_are_cut(monkeypatch
     run.rewind(20)
     assert (list(run.checkpoints), run.last, run.best) == ([20], run.checkpoints[20], None)
     assert not unflushed
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc names the file of a descriptor")
+def test_both_logs_are_on_disk_before_a_checkpoint_gets_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a power loss could leave a checkpoint without the lines before its step."""
+    run = Run.create(SETTINGS, "corpus")
+    for kind in ("metrics", "samples"):
+        run.log(kind, {"step": 10})
+    events: list[str] = []
+    replace, fsync = os.replace, os.fsync
+
+    def trace_replace(source: Path, target: Path) -> None:
+        events.append(Path(target).name)
+        replace(source, target)
+
+    def trace_fsync(descriptor: int) -> None:
+        events.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "replace", trace_replace)
+    monkeypatch.setattr(os, "fsync", trace_fsync)
+    save(run, 10)
+    assert {"metrics.jsonl", "samples.jsonl"} <= set(events[: events.index("step-000010")])
+
+
+def test_a_checkpoint_is_the_best_only_if_the_caller_says_so() -> None:
+    run = Run.create(SETTINGS, "corpus")
+    run.save(10, model_of(10), TOKENIZER, SETTINGS, {"step": 10}, TrainerState({"x": torch.zeros(1)}))
+    assert (run.last, run.best) == (run.checkpoints[10], None)
+
+
+def test_a_save_into_a_run_folder_that_was_removed_names_the_folder() -> None:
+    run = Run.create(SETTINGS, "corpus")
+    shutil.rmtree(run.folder)
+    assert str(run.folder) in error_of(lambda: save(run, 10)).message
+    assert not run.folder.exists()
 
 
 def test_saving_a_step_again_replaces_its_checkpoint() -> None:

@@ -325,6 +325,13 @@ def test_a_line_that_the_disk_has_no_room_for_leaves_no_part_of_it() -> None:
     assert run.lines("metrics") == [{"step": 1}, {"step": 2}]
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has a device that is always full")
+def test_a_line_that_can_be_neither_written_nor_cut_is_reported_as_a_full_disk() -> None:
+    run = Run.create(SETTINGS, "corpus")
+    (run.folder / "metrics.jsonl").symlink_to("/dev/full")
+    assert "disk is full" in error_of(lambda: run.log("metrics", {"step": 1})).message
+
+
 # Finding a run
 
 
@@ -437,6 +444,17 @@ def test_a_model_is_loaded_onto_the_given_device(monkeypatch: pytest.MonkeyPatch
         octavo.load(given)
         octavo.load(given, "cuda:1")
     assert devices == ["cpu", "cuda:1"] * 2
+
+
+def test_a_checkpoint_of_nanogpt_is_loaded_onto_the_given_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[tuple[Path, str]] = []
+    monkeypatch.setattr("octavo.interop.nanogpt.load", lambda file, device: loaded.append((file, device)))
+    Path("out").mkdir()
+    file = Path("out/ckpt.pt")
+    file.write_bytes(b"")
+    octavo.load("out")
+    octavo.load(file, "cuda:1")
+    assert loaded == [(file, "cpu"), (file, "cuda:1")]
 
 
 def test_load_looks_again_if_training_replaced_the_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
