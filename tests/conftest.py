@@ -78,7 +78,7 @@ def build_once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the compiled C code. It is compiled once for all tests, outside of their caches.
 
-    It is empty if the package under test has prebuilt libraries. `make mutants` starts a session per mutant:
+    It is empty if the package under test has prebuilt libraries. `make mutants` forks a process per mutant:
     OCTAVO_TEST_CACHE is the folder of one build for all of them.
     """
 
