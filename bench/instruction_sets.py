@@ -28,13 +28,13 @@ import numpy as np
 import torch
 
 import machine
+from octavo import fused_step
 from octavo.device import resolve_runtime
 from octavo.generation.backends import create_decoder
 from octavo.generation.decoder import Batch
 from octavo.generation.native import NativeDecoder
 from octavo.model import GPT
 from octavo.settings import resolve
-from octavo.training import fused_step
 from octavo.training.step import Trainer
 
 # The compiler's flags, and the variables that limit ATen, MKL and oneDNN.

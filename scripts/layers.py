@@ -44,6 +44,7 @@ LAYERS: list[dict[str, str]] = [
     {
         "octavo.checkpoint": "checkpoint folders",
         "octavo.device": "device, precision",
+        "octavo.fused_step": "forward and backward in C",
         "octavo.distributed": "several processes",
     },
     {"octavo.interop.gpt2_folder": "GPT-2 folders", "octavo.interop.meta_pkl": "nanoGPT's characters"},

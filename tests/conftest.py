@@ -118,7 +118,7 @@ def instruction_set(request: pytest.FixtureRequest, built: Path) -> Iterator[Non
 @pytest.fixture(autouse=True)
 def fused_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let steps run in C on every processor, also where autograd is faster."""
-    monkeypatch.setattr("octavo.training.fused_step.is_faster", lambda: True)
+    monkeypatch.setattr("octavo.fused_step.is_faster", lambda: True)
 
 
 @pytest.fixture

@@ -154,12 +154,31 @@ def test_optimizer_bytes_equal_its_state(optimizer: str) -> None:
 
 def test_peak_counts_gradients_beside_activations_only_with_gradient_accumulation() -> None:
     settings = resolve(**{**SMALL, "batch_size": 64, "block_size": 64})
-    full, split = (estimate.memory(settings, "cpu", "fp32", rows) for rows in (64, 63))
+    full, split = (estimate.memory(settings, "cpu", "fp32", rows, has_fused_step=False) for rows in (64, 63))
     kept = full.weights + full.optimizer + full.checkpoint
     assert full.peak == kept + full.activations + full.logits + full.fragmentation
     assert split.peak == kept + split.gradients + split.activations + split.logits + split.fragmentation
-    assert estimate.memory(settings, "cpu", "fp32", 1).peak < split.peak < full.peak + full.gradients
-    assert estimate.memory(settings, "cpu", "fp32", 64, program=10**9).peak == full.peak + 10**9
+    smallest = estimate.memory(settings, "cpu", "fp32", 1, has_fused_step=False)
+    assert smallest.peak < split.peak < full.peak + full.gradients
+    with_program = estimate.memory(settings, "cpu", "fp32", 64, program=10**9, has_fused_step=False)
+    assert with_program.peak == full.peak + 10**9
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "shape", [dict(), dict(dropout=0.1), dict(block_size=192), dict(vocab_size=5000), dict(n_layer=1, n_head=1)]
+)
+def test_activations_and_logits_equal_the_buffers_of_the_c_code(shape: dict[str, Any], precision: str) -> None:
+    settings = resolve(**{**SMALL, "n_embd": 64, "block_size": 64, "batch_size": 8, "weight_decay": 0.0} | shape)
+    memory = estimate.memory(settings, "cpu", precision, settings.batch_size)
+    trainer = Trainer(GPT(settings), settings, Runtime(torch.device("cpu"), precision))
+    trainer.update(np.zeros((8, settings.block_size + 1), dtype=np.int64))
+    assert trainer.fused_step is not None
+    sums = ("sums", "weight_parts")  # of chunks of rows: more than activations only in models as small as these
+    memory_by_name = trainer.fused_step.memory
+    allocated = sum(tensor.nbytes for name, tensor in memory_by_name.items() if not name.endswith(sums))
+    assert memory.activations + memory.logits == pytest.approx(allocated, rel=0.01)
+    assert memory.peak > memory.weights + memory.gradients + memory.activations + memory.logits
 
 
 def test_a_gpu_has_a_16_bit_copy_of_weights_and_no_attention_scores() -> None:

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from octavo import kernels
 from octavo.device import Runtime
+from octavo.fused_step import FusedStep, forward_loss
 from octavo.kernels.training import Dropout, has_fused_attention
+from octavo.loss import split_loss
 from octavo.model import GPT
 from octavo.native_library import UnavailableError
 from octavo.settings import resolve
-from octavo.training.fused_step import FusedStep
 from octavo.training.step import Trainer
 from small_runs import SMALL
 
@@ -120,6 +121,16 @@ def test_loss_and_gradients_are_those_of_autograd_in_float64(
         assert max(errors.values()) < 3e-6, errors
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_loss_of_an_evaluation_is_the_models_without_dropout(shape: dict[str, int], bias: bool) -> None:
+    model = random_model(shape, dropout=0.5, bias=bias)
+    tokens = random_ids(shape | {"B": 1, "T": 5 * shape["T"] + shape["T"] // 2})[0].numpy()  # the last is shorter
+    fused = split_loss(model, tokens, shape["T"], tokens_per_batch=2 * shape["T"])
+    assert forward_loss(model) is not None
+    assert fused == pytest.approx(split_loss(model.double(), tokens, shape["T"]), abs=1e-6)
+
+
 @pytest.mark.usefixtures("instruction_set")
 @pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape["T"] > 1])
 def test_bf16_is_as_near_to_float64_as_autocast(shape: dict[str, int]) -> None:
@@ -186,7 +197,7 @@ def test_the_parts_of_every_weights_gradient_fit_into_their_buffer(monkeypatch: 
     model, ids = random_model(shape), random_ids(shape)
     expected = autograd_gradients(model, ids)
     for most in (1000, 5000, 7000, 10_000, 13_000):  # elements; the widest matrix does not have the largest parts
-        monkeypatch.setattr("octavo.training.fused_step._MAX_ELEMENTS_OF_ALL_PARTS", most)
+        monkeypatch.setattr("octavo.fused_step._MAX_ELEMENTS_OF_ALL_PARTS", most)
         assert max(relative_errors(fused_gradients(model, ids), expected).values()) < 3e-6
 
 

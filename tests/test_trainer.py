@@ -12,10 +12,10 @@ from torch._inductor.exc import InductorError
 
 from octavo.device import Runtime
 from octavo.errors import OctavoError
+from octavo.fused_step import FusedStep
 from octavo.model import GPT
 from octavo.settings import Settings, resolve
 from octavo.training import optimizers, schedule
-from octavo.training.fused_step import FusedStep
 from octavo.training.layout import Layout, norm
 from octavo.training.step import Trainer
 from small_runs import RECIPE, SMALL

@@ -89,11 +89,12 @@ def memory(
     If several processes divide the batch, this is what each uses, with one more tensor to all-reduce the gradients.
     `has_fused_step`: whether the C code may compute the gradients on a CPU, which stores less than autograd.
 
-    The peak is at the start of a backward, with all activations and three tensors the size of the logits: the loss's
-    log-probabilities, their gradient, and the gradient of the logits. If activations are small, the peak is in the
-    optimizer step. The backward frees activations as it adds gradients, so gradients count in addition only with
+    Autograd's peak is at the start of a backward, with all activations and three tensors the size of the logits: the
+    loss's log-probabilities, their gradient, and the gradient of the logits. If activations are small, the peak is in
+    the optimizer step. The backward frees activations as it adds gradients, so gradients count in addition only with
     gradient accumulation, when those of the previous micro-batch exist already. The formula was compared with
-    measurements on a CPU; on a GPU a compiled step stores fewer activations.
+    measurements on a CPU; on a GPU a compiled step stores fewer activations. The C code allocates all its buffers once
+    and keeps them: activations, logits and gradients.
     """
     P, matrices, V = parameters(settings), settings.n_layer * 12 * settings.n_embd**2, settings.vocab_size
     size, rows = _element_size(precision), min(micro_batch, settings.batch_size)
@@ -109,12 +110,14 @@ def memory(
     # Muon: the update itself, and four tensors of a Newton-Schulz iteration, its input and three matmul results.
     workspace = matrices * (4 + 4 * (2 if precision == "bf16" else 4)) * muon
     after_backward = max(workspace, 4 * P * (processes > 1))
-    if rows < settings.batch_size // processes:  # gradient accumulation
+    if is_fused:
+        transient = gradients + activations + logits + after_backward
+    elif rows < settings.batch_size // processes:  # gradient accumulation
         transient = gradients + max(activations + logits, after_backward)
     else:
         transient = max(activations + logits, gradients + after_backward)
     # With activation checkpointing, large blocks are returned to the kernel instead (`kernels.return_freed_memory`).
-    fragmented = workspace + (0 if settings.checkpoint_activations else activations)
+    fragmented = workspace + (0 if settings.checkpoint_activations or is_fused else activations)
     fragmentation = int(_FRAGMENTATION * fragmented) if device == "cpu" else 0
     # The matrices once more: they are transposed for Hugging Face's layout.
     checkpoint = 4 * P + optimizer + 4 * matrices if device != "cuda" else 0
@@ -138,7 +141,7 @@ def disk_bytes(settings: Settings) -> int:
 def bytes_per_sequence(settings: Settings, device: str, precision: str, is_fused: bool = False) -> tuple[int, int]:
     """Return the bytes of activations and the bytes of logits of one training sequence.
 
-    `is_fused`: of the C code (`octavo.training.fused_step`); otherwise of autograd.
+    `is_fused`: of the C code (`octavo.fused_step`); otherwise of autograd.
 
     With activation checkpointing, the activations of one block are allocated after the logits are freed, so only the
     bytes by which they are larger count.
@@ -148,10 +151,16 @@ def bytes_per_sequence(settings: Settings, device: str, precision: str, is_fused
     residual = size if device == "cuda" and precision == "bf16" else 4  # autocast keeps the residual stream in float32
     # Saved per position and block: the residual stream before both norms, and the norms' outputs; queries, keys, values
     # and the heads' outputs; the MLP's hidden units before and after the GELU; two float32 statistics of each norm.
-    block = 2 * C * residual + (2 + 4 + 8) * C * size + 16 + _attention_bytes(settings, device, size, is_fused)
+    attention = _attention_bytes(settings, device, size, is_fused)
+    block = 2 * C * residual + (2 + 4 + 8) * C * size + 16 + attention
     mask = 1 if device == "cuda" else size
-    if settings.dropout:
+    if settings.dropout and not is_fused:  # which computes the masks again
         block += 2 * C * mask
+    if is_fused:  # the blocks share the buffers of the activations' gradients, and the logits become their gradient
+        buffers = 4 * C + (1 + 1 + 1 + 4 + 3) * C * size
+        if attention:  # in matmuls: one layer's queries, keys and values before they are split by head, and gradients
+            buffers += attention + (3 + 1 + 3) * C * size
+        return T * (L * block + (4 + size) * C + 8 + 12 + buffers), T * settings.vocab_size * size
     # Outside the blocks: the final norm's input, output and statistics; the ids and targets in int64; the dropout mask
     # of the embedding.
     rest = C * residual + C * size + 8 + 16 + (C * (1 if device == "cuda" else 4) if settings.dropout else 0)

@@ -16,6 +16,7 @@ from torch import Tensor
 from octavo import kernels
 from octavo.device import accumulation_dtype
 from octavo.distributed import ALONE, World
+from octavo.fused_step import forward_loss
 from octavo.model import GPT
 
 
@@ -53,6 +54,7 @@ def split_loss(
 
     Each token except the first is predicted exactly once, from the tokens before it in its sequence. Computed in
     float32 whatever the training precision, so the same weights give the same loss on every device, up to rounding.
+    On an x86 processor `octavo.fused_step` runs the forward, unless the attention has dropout or long sequences.
     Within `octavo.device.tf32_matmuls` an NVIDIA GPU rounds the matmuls' inputs.
     Only a sharded model that trains on a GPU in bf16 computes with bf16 weights here too (docs/scale.md).
     `tokens_per_batch` changes speed and memory only; by default it is chosen for the model's device. The batches are
@@ -65,6 +67,7 @@ def split_loss(
     device = model.lm_head.weight.device
     total = torch.zeros((), dtype=accumulation_dtype(device), device=device)
     tokens_per_batch = tokens_per_batch or default_tokens_per_batch(device, model.settings.vocab_size)
+    batch_loss = forward_loss(model)
     slices = batch_slices(len(tokens), block_size, tokens_per_batch)
     # FSDP2 fails in inference mode (PyTorch's issue 197327).
     no_gradients = torch.inference_mode() if world is ALONE else torch.no_grad()
@@ -76,7 +79,7 @@ def split_loss(
                 has_batch = first + world.rank < len(slices)
                 batch = read_batch(tokens, slices[first + world.rank if has_batch else first], block_size)
                 ids = torch.from_numpy(batch).to(device)  # (B, T + 1)
-                loss = next_token_loss(model(ids[:, :-1]), ids[:, 1:])
+                loss = batch_loss(ids) if batch_loss else next_token_loss(model(ids[:, :-1]), ids[:, 1:])
                 total += loss if has_batch else 0
                 on_batch(slices[min(first + world.size, len(slices)) - 1].stop - 1)
     finally:

@@ -185,7 +185,13 @@ class _Ring:
 
 
 def memory(
-    settings: Settings, device: str, precision: str, micro_batch: int, processes: Processes, program: int = 0
+    settings: Settings,
+    device: str,
+    precision: str,
+    micro_batch: int,
+    processes: Processes,
+    program: int = 0,
+    has_fused_step: bool = True,
 ) -> Memory:
     """The memory of each process, as `octavo.estimate.memory` computes it for one that has the whole model.
 
@@ -193,7 +199,8 @@ def memory(
     that is computed and the one that is gathered meanwhile. The embeddings stay gathered during a step.
     """
     K = processes.shard
-    whole = estimate.memory(settings, device, precision, micro_batch, program, processes.count, has_fused_step=not K)
+    is_fused = has_fused_step and not K
+    whole = estimate.memory(settings, device, precision, micro_batch, program, processes.count, is_fused)
     if not K:
         return whole
     block = 12 * settings.n_embd**2

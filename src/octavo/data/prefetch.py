@@ -1,7 +1,7 @@
 """Build the batch of the next step in a thread while a step runs, where that is worth it.
 
-A batch whose tokens are in the page cache takes some 100 microseconds, less than a thread costs. On a GPU, or if tokens
-come from a slow disk, it takes a part of a step that counts.
+A batch whose tokens are in the page cache takes a few 100 microseconds, less than a thread costs beside the threads of
+a step on a CPU. On a GPU, or if tokens come from a slow disk, it takes a larger part of a step.
 """
 
 import threading
@@ -21,7 +21,7 @@ class Prefetch:
     batch. As a context manager, it waits at the end for the thread.
     """
 
-    def __init__(self, batch_of_step: BatchOfStep, max_steps: int, worth: float = 0.01) -> None:
+    def __init__(self, batch_of_step: BatchOfStep, max_steps: int, worth: float = 0.05) -> None:
         self._batch_of_step, self._max_steps, self._worth = batch_of_step, max_steps, worth
         self._ahead: _Build | None = None
         self._returned_at: float | None = None  # of the previous call

@@ -7,6 +7,7 @@ the corpus, a resumed run uses the same tokens, and several processes divide the
 Axis letters: `B` sequences in a batch, `T` positions in a sequence.
 """
 
+import functools
 from typing import Protocol
 
 import numpy as np
@@ -100,6 +101,7 @@ def permute(index: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
     return out
 
 
+@functools.lru_cache(maxsize=4)  # each step asks for those of its epoch twice
 def _epoch_hashes(seed: int, epoch: int) -> tuple[list[int], int]:
     """Five hashes of (seed, epoch): the four round keys of `permute`, and one for the offset of the epoch.
 

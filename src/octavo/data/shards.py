@@ -10,7 +10,7 @@ Axis letters: `B` sequences, `T` ids in a sequence.
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,6 +140,6 @@ class _OpenFiles:
         self._descriptors.move_to_end(number)
         return self._descriptors[number]
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # when Python exits, `os` may be gone before
         for descriptor in self._descriptors.values():
-            os.close(descriptor)
+            close(descriptor)

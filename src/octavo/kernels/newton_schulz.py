@@ -50,6 +50,6 @@ def _load() -> ctypes.CDLL | None:
     """The library, or None if it can't be used or the processor has no AMX."""
     try:
         library = load_training_library().functions
-    except UnavailableError:  # `training.fused_step` has reported it
+    except UnavailableError:  # `fused_step` has reported it
         return None
     return library if library.has_newton_schulz() else None

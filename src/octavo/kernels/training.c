@@ -1,5 +1,5 @@
 /* Fused kernels for everything but the matmuls of a training step: layer norms, biases, GELU, causal softmax, dropout,
-   residual additions and cross-entropy, forward and backward. `octavo.training.fused_step` calls these functions;
+   residual additions and cross-entropy, forward and backward. `octavo.fused_step` calls these functions;
    PyTorch multiplies the matrices. Attention over short sequences is one kernel, with its matmuls.
 
    A function reads and writes each number once, where PyTorch needs an operation, and a pass over memory, for each

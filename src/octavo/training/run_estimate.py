@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from octavo import estimate, scaling, tokenizers
+from octavo import estimate, fused_step, scaling, tokenizers
 from octavo.data.dataset import Dataset
 from octavo.device import Runtime, free_memory, resident_memory, resolve_runtime, tf32_matmuls
 from octavo.distributed import check_divisible
@@ -116,7 +116,8 @@ def estimate_run(
     settings_of_process = dataclasses.replace(settings, batch_size=settings.batch_size // processes.count)
     micro_batch = settings.micro_batch or auto_micro_batch(settings_of_process, runtime)
     free = free_memory(runtime.device) if free_bytes is None else free_bytes
-    memory = estimate_memory(settings, runtime, micro_batch, resident_memory(runtime.device), processes)
+    program_bytes, is_fused = resident_memory(runtime.device), fused_step.is_available(settings)
+    memory = estimate_memory(settings, runtime, micro_batch, program_bytes, processes, is_fused)
     timing = timing or measure_timing(settings, runtime, micro_batch, free, probe_seconds, max_probe_flops)
     step_cost = None
     if timing is not None and processes.count > 1:
@@ -175,7 +176,8 @@ def describe_start(plan: Plan, setup: TrainingSetup, run: Run, trainer: Trainer)
     """The first event of a run, and the warnings about a new one."""
     settings, runtime, data = setup.settings, setup.runtime, setup.data
     processes = Processes(trainer.world.size, shard=trainer.shard)
-    memory = estimate_memory(settings, runtime, trainer.micro_batch, setup.memory_before, processes)
+    program_bytes, is_fused = setup.memory_before, trainer.fused_step is not None
+    memory = estimate_memory(settings, runtime, trainer.micro_batch, program_bytes, processes, is_fused)
     tokens = data.info["tokens"]
     started = Started(
         run=run.folder,
@@ -207,12 +209,22 @@ def _find_word(data: Dataset) -> str:
 
 
 def estimate_memory(
-    settings: Settings, runtime: Runtime, micro_batch: int, program_bytes: int | None, processes: Processes
+    settings: Settings,
+    runtime: Runtime,
+    micro_batch: int,
+    program_bytes: int | None,
+    processes: Processes,
+    has_fused_step: bool,
 ) -> Memory:
-    """The peak memory of training here. `program_bytes` is what the process used before the model was built."""
+    """The peak memory of training here.
+
+    `program_bytes` is what the process used before the model was built. `has_fused_step`: whether the C code computes
+    the gradients, if this is a CPU.
+    """
     counts_program = runtime.device.type != "cuda"  # a GPU's peak counts tensors only
     program_bytes = (program_bytes or _PROGRAM_BYTES) + _LIBRARY_BYTES if counts_program else 0
-    return scaling.memory(settings, runtime.device.type, runtime.precision, micro_batch, processes, program_bytes)
+    kind, precision = runtime.device.type, runtime.precision
+    return scaling.memory(settings, kind, precision, micro_batch, processes, program_bytes, has_fused_step)
 
 
 def run_warnings(

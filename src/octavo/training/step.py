@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octavo import estimate, kernels
+from octavo import estimate, fused_step, kernels
 from octavo.checkpoint import TrainerState
 from octavo.device import Runtime, is_out_of_memory
 from octavo.distributed import ALONE, World
@@ -23,7 +23,7 @@ from octavo.loss import next_token_loss
 from octavo.model import GPT
 from octavo.native_library import UnavailableError
 from octavo.settings import Settings
-from octavo.training import fused_step, optimizers
+from octavo.training import optimizers
 from octavo.training.activation_checkpointing import checkpoint_blocks
 from octavo.training.bf16_weights import Bf16Weights
 from octavo.training.layout import Layout

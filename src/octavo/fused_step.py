@@ -16,7 +16,7 @@ chunks of rows.
 import ctypes
 import math
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import cast
 
@@ -32,8 +32,10 @@ from octavo.kernels.training import (
     TrainingKernels,
     count_chunks,
     has_fused_attention,
+    load_training_library,
 )
 from octavo.model import GPT, MLP, Block, CausalSelfAttention
+from octavo.native_library import UnavailableError
 from octavo.settings import ModelSettings
 
 _MIN_ROWS_OF_PART = 512  # the fastest of 128 to 4,096, measured on an Intel with AMX
@@ -45,6 +47,17 @@ def is_supported(settings: ModelSettings) -> bool:
     return not settings.attention_dropout and settings.block_size <= MAX_MATMUL_ATTENTION_LENGTH
 
 
+def is_available(settings: ModelSettings) -> bool:
+    """Whether a model is trained this way on this machine's CPU, if no other setting prevents it."""
+    if not is_supported(settings) or not is_faster():
+        return False
+    try:
+        load_training_library()
+    except UnavailableError:
+        return False
+    return True
+
+
 def is_faster() -> bool:
     """Whether the C code is faster than autograd on this processor: it is on x86.
 
@@ -54,21 +67,39 @@ def is_faster() -> bool:
     return platform.machine() in ("x86_64", "AMD64")
 
 
+def forward_loss(model: GPT) -> Callable[[Tensor], Tensor] | None:
+    """A function from ids (B, T + 1) to their summed loss in float32, for an evaluation of the weights as they are now.
+
+    None if PyTorch has to compute it: on a GPU, in another precision, of a sharded model, or without the C code.
+    """
+    weights = list(model.parameters())
+    # Sharded weights are DTensors, which have a `device_mesh`.
+    is_plain = all(
+        w.device.type == "cpu" and w.dtype == torch.float32 and not hasattr(w, "device_mesh") for w in weights
+    )
+    if not is_plain or not is_available(model.settings):
+        return None
+    step = FusedStep(model, bf16=False, only_forward=True)
+    step.refresh()
+    return step.loss
+
+
 class FusedStep:
     """Computes the gradients of a model's parameters, one micro-batch at a time.
 
-    Raises `UnavailableError` if the C code can't be used.
+    With `only_forward`, only the loss, without dropout. Raises `UnavailableError` if the C code can't be used.
     """
 
-    def __init__(self, model: GPT, bf16: bool) -> None:
-        self.model, self.kernels = model, TrainingKernels(bf16)
+    def __init__(self, model: GPT, bf16: bool, only_forward: bool = False) -> None:
+        self.model, self.kernels, self.only_forward = model, TrainingKernels(bf16), only_forward
         self.notices = [self.kernels.notice] if self.kernels.notice else []
         self.dtype = torch.bfloat16 if bf16 else torch.float32
-        self.dropouts = [Dropout(model.settings.dropout) for _ in range(2 * model.settings.n_layer + 1)]
+        dropout = 0.0 if only_forward else model.settings.dropout
+        self.dropouts = [Dropout(dropout) for _ in range(2 * model.settings.n_layer + 1)]
         self.gradients: dict[Tensor, Tensor] = {}  # of the parameters
         self.weights: dict[Tensor, Tensor] = {}  # of the parameters that matmuls read, in `dtype`
         self._addresses: list[int] = []
-        self._storage: dict[str, Tensor] = {}
+        self.memory: dict[str, Tensor] = {}  # of all buffers by name; batches of all shapes share it
         self._calls: dict[tuple[int, int, bool], _Calls] = {}
 
     @torch.no_grad()
@@ -81,7 +112,7 @@ class FusedStep:
             self._calls.clear()
             matrices = [p for p in parameters if p.dim() == 2 and p is not self.model.transformer.wpe.weight]
             self.weights = {matrix: matrix.detach().to(self.dtype) for matrix in matrices}
-            self.gradients = {parameter: torch.empty_like(parameter) for parameter in parameters}
+            self.gradients = {} if self.only_forward else {p: torch.empty_like(p) for p in parameters}
         if self.dtype != torch.float32:
             torch._foreach_copy_(list(self.weights.values()), list(self.weights))
 
@@ -92,35 +123,44 @@ class FusedStep:
         The loss is summed over the targets. `start` is the position of the first token. What dropout drops depends on
         `seed` and on the number of each sequence in the whole batch, the first of which is `first_sequence`.
         """
+        T, add = ids.size(1) - 1, self.model.lm_head.weight.grad is not None
+        for number, dropout in enumerate(self.dropouts if self.model.settings.dropout else ()):
+            dropout.set_seed(seed, number, first_sequence * T)
+        loss = self._run(ids, start, scale, add)
+        for parameter, gradient in self.gradients.items():
+            parameter.grad = gradient
+        return loss
+
+    @torch.no_grad()
+    def loss(self, ids: Tensor) -> Tensor:
+        """The summed loss over ids (B, T + 1)."""
+        return self._run(ids, start=0, scale=1.0, add=False)
+
+    def _run(self, ids: Tensor, start: int, scale: float, add: bool) -> Tensor:
         B, T = ids.size(0), ids.size(1) - 1
-        add = self.model.lm_head.weight.grad is not None
         calls = self._calls.get((B, T, add))
         if calls is None:
             calls = _Calls(self, B, T, add)
             self._calls[B, T, add] = calls
         calls.prepare(ids, start, scale)
-        for number, dropout in enumerate(self.dropouts if self.model.settings.dropout else ()):
-            dropout.set_seed(seed, number, first_sequence * T)
         self.kernels.update_threads()
         with onednn_matmuls:
             for call in calls.calls:
                 call()
-        for parameter, gradient in self.gradients.items():
-            parameter.grad = gradient
         return calls.buffers.losses.sum()
 
     def free_memory(self) -> None:
         """Free all buffers, after memory has run out."""
         self._calls.clear()
-        self._storage.clear()
+        self.memory.clear()
 
     def allocate(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A tensor in the memory with this name, which is reallocated if it is too small."""
         size = math.prod(shape)
-        if name not in self._storage or self._storage[name].numel() < size:
+        if name not in self.memory or self.memory[name].numel() < size:
             self._calls.clear()  # they have addresses in the old memory
-            self._storage[name] = torch.empty(size, dtype=dtype)
-        return self._storage[name][:size].view(shape)
+            self.memory[name] = torch.empty(size, dtype=dtype)
+        return self.memory[name][:size].view(shape)
 
 
 def count_parts(rows: int, elements: int) -> int:
@@ -148,25 +188,32 @@ class _Buffers:
         def activations(name: str, *shape: int) -> Tensor:
             return step.allocate(name, shape, step.dtype)
 
+        def kept(allocate: Callable[..., Tensor], name: str, count: int, *shape: int) -> Tensor:
+            """A tensor for each layer or norm. Without a backward they share their memory."""
+            return allocate(name, 1 if step.only_forward else count, *shape).expand(count, *shape)
+
         self.ids = step.allocate("ids", (B, T + 1), torch.int64)
         self.losses = fp32("losses", N)
         # What the backward needs of the forward.
-        self.x = fp32("x", 2 * L + 1, N, C)  # the residual stream before each norm
-        self.statistics = fp32("statistics", 2 * L + 1, 2, N)
-        self.h = activations("h", 2 * L + 1, N, C)  # the norms' outputs
+        self.x = kept(fp32, "x", 2 * L + 1, N, C)  # the residual stream before each norm
+        self.statistics = kept(fp32, "statistics", 2 * L + 1, 2, N)
+        self.h = kept(activations, "h", 2 * L + 1, N, C)  # the norms' outputs
         self.has_fused_attention = has_fused_attention(T, D, step.dtype == torch.bfloat16)
         if self.has_fused_attention:
-            self.qkv = activations("qkv", L, N, 3 * C)
+            self.qkv = kept(activations, "qkv", L, N, 3 * C)
         else:
             self.qkv = activations("qkv", 1, N, 3 * C)  # overwritten by each layer
-            self.qkv_heads = activations("qkv_heads", L, 3, B, H, T, D)
-            self.attention = activations("attention", L, B * H, T, T)
-        self.y = activations("y", L, N, C)  # the outputs of all heads
-        self.expanded = activations("expanded", L, N, 4 * C)  # before the GELU
-        self.activated = activations("activated", L, N, 4 * C)
+            self.qkv_heads = kept(activations, "qkv_heads", L, 3, B, H, T, D)
+            self.attention = kept(activations, "attention", L, B * H, T, T)
+            self.y_heads = activations("y_heads", 1, B, H, T, D)
+        self.y = kept(activations, "y", L, N, C)  # the outputs of all heads
+        self.expanded = kept(activations, "expanded", L, N, 4 * C)  # before the GELU
+        self.activated = kept(activations, "activated", L, N, 4 * C)
         # Overwritten by each layer.
         self.branch = activations("branch", N, C)
         self.logits = activations("logits", N, V)
+        if step.only_forward:
+            return
         # Gradients. Those of `logits` replace them.
         self.x_gradient = fp32("x_gradient", N, C)
         self.h_gradient = activations("h_gradient", N, C)
@@ -174,7 +221,6 @@ class _Buffers:
         self.expanded_gradient = activations("expanded_gradient", N, 4 * C)
         self.qkv_gradient = activations("qkv_gradient", N, 3 * C)
         if not self.has_fused_attention:
-            self.y_heads = activations("y_heads", 1, B, H, T, D)
             self.qkv_heads_gradient = activations("qkv_heads_gradient", 3, B, H, T, D)
             self.attention_gradient = activations("attention_gradient", B * H, T, T)
         self.qkv_sums = fp32("qkv_sums", B if self.has_fused_attention else K, 3 * C)
@@ -199,6 +245,16 @@ class _Calls:
         self._branches = [branch for block in blocks for branch in (block.attn, block.mlp)]
         self._norms = [norm for block in blocks for norm in (block.ln_1, block.ln_2)] + [self._transformer.ln_f]
         wte, self._wpe = self._transformer.wte.weight, self._transformer.wpe.weight
+        sequences = {"B": B, "T": T, "ids_stride": T + 1}
+        dropout, ids = ctypes.pointer(step.dropouts[0]), b.ids.data_ptr()
+        self._embed = Embed(**sequences, C=settings.n_embd, ids=ids, dropout=dropout)
+        self._embed.wte, self._embed.x = wte.data_ptr(), b.x.data_ptr()
+        self._cross_entropy = CrossEntropy(**sequences, V=settings.vocab_size, bf16=b.logits.dtype == torch.bfloat16)
+        self._cross_entropy.logits, self._cross_entropy.losses = b.logits.data_ptr(), b.losses.data_ptr()
+        self._cross_entropy.targets = b.ids[:, 1:].data_ptr()
+        self.calls = [*self._forward()]
+        if step.only_forward:
+            return
         # The gradient of wte is a sum over the head and all tokens, that of wpe over all sequences. The sums of a
         # micro-batch are computed first, and then added to those of the earlier micro-batches.
         tables = {"wte": wte, "wpe": self._wpe}
@@ -206,24 +262,18 @@ class _Calls:
             table: step.allocate(f"gradient of {name}", table.shape, table.dtype) if add else step.gradients[table]
             for name, table in tables.items()
         }
-        sequences = {"B": B, "T": T, "ids_stride": T + 1}
-        dropout, ids = ctypes.pointer(step.dropouts[0]), b.ids.data_ptr()
-        self._embed = Embed(**sequences, C=settings.n_embd, ids=ids, dropout=dropout)
-        self._embed.wte, self._embed.x = wte.data_ptr(), b.x.data_ptr()
         self._embed_backward = Embed(**sequences, C=settings.n_embd, ids=ids, dropout=dropout)
         self._embed_backward.x = b.x_gradient.data_ptr()  # what it reads
         self._embed_backward.wte_gradient = self._table_gradients[wte].data_ptr()
-        self._cross_entropy = CrossEntropy(**sequences, V=settings.vocab_size, bf16=b.logits.dtype == torch.bfloat16)
-        self._cross_entropy.logits, self._cross_entropy.losses = b.logits.data_ptr(), b.losses.data_ptr()
-        self._cross_entropy.targets = b.ids[:, 1:].data_ptr()
-        self.calls = [*self._forward(), *self._backward()]
+        self.calls += self._backward()
 
     def prepare(self, ids: Tensor, start: int, scale: float) -> None:
         """Set what differs from batch to batch."""
         self.buffers.ids.copy_(ids)
         self._embed.wpe = self._wpe[start:].data_ptr()
-        self._embed_backward.wpe_gradient = self._table_gradients[self._wpe][start:].data_ptr()
         self._cross_entropy.scale = scale
+        if not self._step.only_forward:
+            self._embed_backward.wpe_gradient = self._table_gradients[self._wpe][start:].data_ptr()
 
     def _forward(self) -> Iterator[Call]:
         b, last = self.buffers, len(self._branches)
