@@ -283,6 +283,12 @@ def test_a_pointer_of_random_bytes_is_damaged() -> None:
     assert run.last is None
 
 
+def test_a_pointer_that_is_removed_while_it_is_read_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run.create(SETTINGS, "corpus")
+    monkeypatch.setattr(Path, "is_file", lambda path: True)  # it still was there
+    assert (run.last, run.best) == (None, None)
+
+
 def test_a_checkpoint_that_a_killed_process_left_behind_is_removed_by_a_later_save() -> None:
     run = Run.create(SETTINGS, "corpus")
     orphan = shutil.copytree(save(run, 10), run.folder / "checkpoints" / "step-000011")

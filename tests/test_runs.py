@@ -1,6 +1,7 @@
 """The run folder: names, logs, and finding a run."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import hypothesis.strategies as st
 import pytest
 
 import octavo
-from folders import contents, file_size_limit
+from folders import contents, file_size_limit, system_call_error
 from octavo import checkpoint, runs
 from octavo.errors import OctavoWarning
 from octavo.interop import gpt2_folder
@@ -77,7 +78,7 @@ def test_an_explicit_name_is_used_unchanged(name: str) -> None:
 def test_a_run_that_can_be_resumed_is_offered_and_a_folder_that_can_not_is_not() -> None:
     run = Run.create(SETTINGS, "corpus")
     (run.folder / "thesis.txt").write_text("precious", encoding="utf-8")
-    assert "--resume" not in str(error_of(lambda: Run.create(SETTINGS, "corpus", out=run.folder)).hint)
+    assert error_of(lambda: Run.create(SETTINGS, "corpus", out=run.folder)).hint == "another name"
     save(run, 10)
     assert f"--resume {run.folder}" in str(error_of(lambda: Run.create(SETTINGS, "corpus", out=run.folder)).hint)
     assert repr(run) == f"Run({str(run.folder)!r})"
@@ -203,6 +204,12 @@ def test_out_that_is_a_file_or_inside_a_file_is_rejected(empty_workdir: Path) ->
     for out in ("out", "out/run"):
         assert out in error_of(lambda out=out: Run.create(SETTINGS, "corpus", out=out)).message
     assert contents(empty_workdir) == {"out": b"mine"}
+
+
+def test_out_that_cannot_be_listed_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("out").mkdir()
+    monkeypatch.setattr(Path, "iterdir", system_call_error(errno.EACCES))  # root may list every folder
+    assert "out can't be" in error_of(lambda: Run.create(SETTINGS, "corpus", out="out")).message
 
 
 def test_settings_survive_in_the_run_folder() -> None:
@@ -417,6 +424,7 @@ def test_load_falls_back_to_an_intact_checkpoint_with_a_warning(damage: Any) -> 
         assert octavo.load(run.folder).folder == last
     assert str(best) in str(caught[0].message)
     assert str(last) in str(caught[0].message)
+    assert caught[0].filename == __file__  # the line that called `load`
     damage(last)
     assert str(best) in error_of(lambda: octavo.load(run.folder)).message
 

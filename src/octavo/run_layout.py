@@ -51,7 +51,7 @@ def parse_pointer(content: bytes) -> str | None:
 
     Checkpoints are removed by these names, so a damaged or forged one must not lead anywhere else.
     """
-    name = content[:100].decode("utf-8", errors="replace").strip()
+    name = content.decode("utf-8", errors="replace").strip()
     return None if parse_checkpoint_name(name) is None else name
 
 
