@@ -134,13 +134,15 @@ def record_calls(items: list[pytest.Item]) -> dict[str, tuple[float, list[str]]]
         trampoline.get_mutant_under_test = lambda: "stats"  # not in the environment: mutmut can't trace other processes
         trampoline.record_trampoline_hit = lambda function, caller: functions.add(function)
         failed = 0
+        terminal = os.dup(2)
+        silence()
         for item, follower in zip(unknown, [*unknown[1:], None], strict=True):
             functions.clear()
             start = time.process_time()
             if has_passed(item, follower):
                 calls[item.nodeid] = (time.process_time() - start, sorted(functions))
             else:
-                print(f"{item.nodeid} fails without a mutant", file=sys.stderr, flush=True)
+                os.write(terminal, f"{item.nodeid} fails without a mutant\n".encode())
                 failed = 1
         CALLS.write_text(json.dumps(calls))
         os._exit(failed)
@@ -178,9 +180,7 @@ def prepare_to_fork() -> None:
 def run_mutant(name: str, limits: list[tuple[pytest.Item, float]], folder: Path) -> None:
     """Run tests with one mutant, each with a limit in seconds of CPU time, in a forked process, which ends here."""
     os.setpgid(0, 0)
-    null = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        os.dup2(null, descriptor)
+    silence()
     folder.mkdir()
     limits[0][0].config._tmp_path_factory._basetemp = folder
     code = KILLED
@@ -194,6 +194,13 @@ def run_mutant(name: str, limits: list[tuple[pytest.Item, float]], folder: Path)
             code = SURVIVED
     finally:
         os._exit(code)
+
+
+def silence() -> None:
+    """Let this process and those that it starts read nothing and print nothing."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
 
 
 def has_passed(item: pytest.Item, follower: pytest.Item | None) -> bool:
