@@ -2,9 +2,9 @@
 
 Autograd runs an operation, and a pass over memory, for every addition, norm, activation, cast and copy. In small models
 these take longer than the matmuls. Here `octavo.kernels.training` fuses all operations between two matmuls into one
-pass; attention over short sequences is one pass with its matmuls. Buffers are allocated once, and the list of calls
-that a batch needs is made once and run for every batch of that shape. The plain path, autograd through `octavo.model`,
-is the specification: `tests/test_fused_step.py` compares losses and gradients.
+pass. Attention over short sequences is a single pass too, including its matmuls. Buffers are allocated once, and the
+list of calls that a batch needs is made once and run for every batch of that shape. The plain path, autograd through
+`octavo.model`, is the specification: `tests/test_fused_step.py` compares losses and gradients.
 
 The residual stream, its gradient and all sums are float32. Matmuls run in float32, or in bf16 with bf16 copies of the
 weights.
@@ -43,7 +43,10 @@ _MAX_ELEMENTS_OF_ALL_PARTS = 1 << 23  # bounds the memory of the parts of one we
 
 
 def is_supported(settings: ModelSettings) -> bool:
-    """Whether a model can be trained this way: attention in two batched matmuls, without dropout of its weights."""
+    """Whether a model can be trained this way: it has no dropout of attention weights, and at most 512 positions.
+
+    With more positions, PyTorch's own attention is faster (`octavo.kernels.replacements`).
+    """
     return not settings.attention_dropout and settings.block_size <= MAX_MATMUL_ATTENTION_LENGTH
 
 
@@ -175,7 +178,7 @@ def count_parts(rows: int, elements: int) -> int:
 
 
 class _Buffers:
-    """The tensors of a batch of one shape. Those of all shapes are in the same memory."""
+    """The tensors of a batch of one shape. Batches of all shapes use the same memory, one at a time."""
 
     def __init__(self, step: "FusedStep", B: int, T: int) -> None:
         settings = step.model.settings
@@ -214,7 +217,7 @@ class _Buffers:
         self.logits = activations("logits", N, V)
         if step.only_forward:
             return
-        # Gradients. Those of `logits` replace them.
+        # Gradients. The gradient of the logits is written to `logits`.
         self.x_gradient = fp32("x_gradient", N, C)
         self.h_gradient = activations("h_gradient", N, C)
         self.branch_gradient = activations("branch_gradient", N, C)
@@ -255,15 +258,15 @@ class _Calls:
         self.calls = [*self._forward()]
         if step.only_forward:
             return
-        # The gradient of wte is a sum over the head and all tokens, that of wpe over all sequences. The sums of a
-        # micro-batch are computed first, and then added to those of the earlier micro-batches.
+        # The gradient of wte is a sum over the output head and all tokens, that of wpe a sum over all sequences. Both
+        # are computed for one micro-batch, and then added to the sums of the earlier micro-batches.
         tables = {"wte": wte, "wpe": self._wpe}
         self._table_gradients = {
             table: step.allocate(f"gradient of {name}", table.shape, table.dtype) if add else step.gradients[table]
             for name, table in tables.items()
         }
         self._embed_backward = Embed(**sequences, C=settings.n_embd, ids=ids, dropout=dropout)
-        self._embed_backward.x = b.x_gradient.data_ptr()  # what it reads
+        self._embed_backward.x = b.x_gradient.data_ptr()  # the backward reads the gradient of x here
         self._embed_backward.wte_gradient = self._table_gradients[wte].data_ptr()
         self.calls += self._backward()
 
@@ -372,7 +375,7 @@ class _Calls:
     def _multiply_backward(
         self, y_gradient: Tensor, x: Tensor, module: nn.Linear | nn.Embedding, x_gradient: Tensor
     ) -> Iterator[Call]:
-        """The gradient of the weight in y = x weightᵀ, then that of x, which may replace that of y."""
+        """From the gradient of y = x weightᵀ, compute the gradients of the weight and of x."""
         gradient = self._table_gradients.get(module.weight, self._step.gradients[module.weight])
         add = self._add and module.weight not in self._table_gradients
         P = count_parts(len(x), gradient.numel())

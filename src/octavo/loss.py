@@ -52,11 +52,13 @@ def split_loss(
 ) -> float:
     """Mean loss in nats per token over all of `tokens`, in consecutive sequences of `block_size`.
 
-    Each token except the first is predicted exactly once, from the tokens before it in its sequence. Computed in
-    float32 whatever the training precision, so the same weights give the same loss on every device, up to rounding.
-    On an x86 processor `octavo.fused_step` runs the forward, unless the attention has dropout or long sequences.
-    Within `octavo.device.tf32_matmuls` an NVIDIA GPU rounds the matmuls' inputs.
-    Only a sharded model that trains on a GPU in bf16 computes with bf16 weights here too (docs/scale.md).
+    Each token except the first is predicted exactly once, from the tokens before it in its sequence.
+
+    The loss is computed in float32 whatever the training precision, so the same weights give the same loss on every
+    device, up to rounding. There are two exceptions: within `octavo.device.tf32_matmuls` an NVIDIA GPU rounds the
+    inputs of matmuls, and a sharded model that trains on a GPU in bf16 has bf16 weights here too (docs/scale.md). On an
+    x86 processor `octavo.fused_step` runs the forward if it supports the model.
+
     `tokens_per_batch` changes speed and memory only; by default it is chosen for the model's device. The batches are
     divided among the processes of `world`. `should_stop` is called before each batch. Once it returns true in one of
     the processes, all raise `StoppedError`. All run the model equally often, since it may be sharded. `on_batch` is

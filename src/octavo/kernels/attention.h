@@ -12,7 +12,7 @@ enum { PADDING = TILE_ROWS > TILE_COLUMNS ? TILE_ROWS : TILE_COLUMNS };
 
 /* One tile of c = a b: TILE_ROWS rows, 2 * LANES columns, summed over k from `first` to `end`. Element (row, k) of a is
    a[row * a_row + k * a_k], so that a may be transposed. */
-ALWAYS_INLINE void multiply_rows(
+ALWAYS_INLINE void multiply_tile(
     const float *a, long a_row, long a_k, const float *b, long b_row, float *c, long c_row, long first, long end)
 {
     floats sums[TILE_ROWS][2] = {};
@@ -37,7 +37,7 @@ static void multiply_below_diagonal(const float *a, const float *b, float *c, lo
 {
     for (long row = 0; row < T; row += TILE_ROWS)
         for (long column = 0; column < row + TILE_ROWS; column += TILE_COLUMNS)
-            multiply_rows(a + row * Dp, Dp, 1, b + column, Tp, c + row * Tp + column, Tp, 0, D);
+            multiply_tile(a + row * Dp, Dp, 1, b + column, Tp, c + row * Tp + column, Tp, 0, D);
 }
 
 /* c (T, D) = a (T, T) b (T, D), where a is 0 above the diagonal. */
@@ -45,7 +45,7 @@ static void multiply_lower(const float *a, const float *b, float *c, long T, lon
 {
     for (long row = 0; row < T; row += TILE_ROWS)
         for (long column = 0; column < Dp; column += TILE_COLUMNS)
-            multiply_rows(a + row * Tp, Tp, 1, b + column, Dp, c + row * Dp + column, Dp, 0, row + TILE_ROWS < T ? row + TILE_ROWS : T);
+            multiply_tile(a + row * Tp, Tp, 1, b + column, Dp, c + row * Dp + column, Dp, 0, row + TILE_ROWS < T ? row + TILE_ROWS : T);
 }
 
 /* c (T, D) = aᵀ (T, T) b (T, D), where a is 0 above the diagonal. */
@@ -53,7 +53,7 @@ static void multiply_lower_transposed(const float *a, const float *b, float *c, 
 {
     for (long row = 0; row < T; row += TILE_ROWS)
         for (long column = 0; column < Dp; column += TILE_COLUMNS)
-            multiply_rows(a + row, 1, Tp, b + column, Dp, c + row * Dp + column, Dp, row, T);
+            multiply_tile(a + row, 1, Tp, b + column, Dp, c + row * Dp + column, Dp, row, T);
 }
 
 /* to (D, T) = fromᵀ, where from is (T, D). */

@@ -35,7 +35,7 @@ def is_supported(squares: Tensor) -> bool:
 
 
 def newton_schulz(squares: Tensor, coefficients: tuple[float, float, float], iterations: int) -> Tensor:
-    """Replace the squares (N, C, C) by the results of the iterations, which start with each divided by its norm."""
+    """Divide each of the squares (N, C, C) by its norm, run the iterations on it, and replace it by the result."""
     library, threads = _load(), torch.get_num_threads()
     assert library is not None
     N, C, _ = squares.shape
@@ -50,6 +50,6 @@ def _load() -> ctypes.CDLL | None:
     """The library, or None if it can't be used or the processor has no AMX."""
     try:
         library = load_training_library().functions
-    except UnavailableError:  # `fused_step` has reported it
+    except UnavailableError:  # reported by the fused step, if training uses it
         return None
     return library if library.has_newton_schulz() else None

@@ -3,8 +3,8 @@
    PyTorch multiplies the matrices. Attention over short sequences is one kernel, with its matmuls.
 
    A function reads and writes each number once, where PyTorch needs an operation, and a pass over memory, for each
-   part of it. Activations are float32 or bf16 (`bf16` in the structs); the residual stream, its gradient, statistics,
-   biases and gains are float32, and all arithmetic is.
+   part of it. Activations are float32 or bf16 (`bf16` in the structs). The residual stream, its gradient, statistics,
+   biases and gains are float32, and all arithmetic is in float32.
 
    Rows are processed in chunks of fixed size, by as many threads as there are, and sums over rows are added chunk by
    chunk. So the results have the same bits for any number of threads.
@@ -273,7 +273,7 @@ typedef struct {
     void *h;               /* (N, C) activation */
     float *mean, *rstd;    /* (N) */
     /* backward */
-    float *x_gradient;     /* (N, C): in: of x without the path through h; out: of x */
+    float *x_gradient;     /* (N, C), in and out: the gradient of x, to which the part through h is added */
     int has_gradient;      /* whether x_gradient has a value; otherwise it is taken as 0 */
     void *h_gradient;      /* (N, C) activation */
     void *branch_gradient; /* (N, C) activation, out; may be h_gradient */
@@ -355,7 +355,8 @@ ALWAYS_INLINE void norm_backward_chunk(const void *argument, long chunk, int bf1
 }
 DEFINE(norm_backward, Norm, ROW_CHUNKS(a->N))
 
-/* The heads of queries, keys and values. qkv (N, P H D) holds P = 3 parts, or P = 1: the output of all heads. */
+/* Splitting rows into heads, and merging heads into rows. Rows have P = 3 parts (queries, keys and values), or P = 1
+   (the output of all heads). */
 
 typedef struct {
     int64_t B, T, H, D, P;
@@ -422,9 +423,9 @@ ALWAYS_INLINE void softmax_row(float *scores, long seen, float scale)
         store(scores + t, x);
         sum += x;
     }
-    const float total = 1.f / horizontal_sum(sum);
+    const float factor = 1.f / horizontal_sum(sum);
     const long end = (seen + LANES - 1) / LANES * LANES;
-    for (long t = 0; t < end; t += LANES) store(scores + t, load(scores + t) * total);
+    for (long t = 0; t < end; t += LANES) store(scores + t, load(scores + t) * factor);
     for (long t = end; t < PADDED(seen); t += LANES) store(scores + t, (floats){});
 }
 
@@ -686,8 +687,8 @@ ALWAYS_INLINE void cross_entropy_chunk(const void *argument, long chunk, int bf1
 }
 DEFINE(cross_entropy, CrossEntropy, ROW_CHUNKS(a->B * a->T))
 
-/* Sums and copies of gradients. The gradients of a micro-batch are added up first, and their sum is then added to that
-   of the earlier micro-batches, so that processes that divide the micro-batches among themselves get the same bits. */
+/* Sums of gradients. The gradients of a micro-batch are added up first, and their sum is then added to that of the
+   earlier micro-batches, so that processes that divide the micro-batches among themselves get the same bits. */
 
 typedef struct {
     int64_t chunks, stride, width;

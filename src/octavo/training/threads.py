@@ -6,7 +6,7 @@ long as in one. So when there are many involuntary context switches, fewer threa
 faster. From time to time more are tried again. The first step has only as many threads as there are free cores: with
 more, it could take ten seconds.
 
-Steps have the same bits in any number of threads (`octavo.fused_step`), so losses do not depend on this.
+A step computes the same bits with any number of threads (`octavo.fused_step`), so losses do not depend on it.
 """
 
 import os
