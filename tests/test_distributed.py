@@ -131,7 +131,8 @@ def test_what_is_exchanged_is_the_loss_and_every_gradient() -> None:
 def test_other_weights_than_those_of_the_first_process_are_an_error() -> None:
     small_trainer(Part(0, 3)).check_replicas()
     trainer = small_trainer(Part(0, 3, others=1))
-    with pytest.raises(MachineError, match="weights of process 1, 2 are not those of process 0"):
+    expected = "process 1 has other weights than process 0, process 2 has other weights than process 0"
+    with pytest.raises(MachineError, match=expected):
         trainer.check_replicas()
 
 

@@ -287,7 +287,11 @@ def test_replicas_are_compared_with_the_process_that_has_the_same_part() -> None
     trainer = new_trainer(settings_of())
     world = Recorder(0, 4)
     trainer.world, trainer.layout.parts = world, 2
-    for values, different in (([1, 2, 1, 2], None), ([1, 2, 1, 3], "3 are not those of process 1")):
+    for values, different in (
+        ([1, 2, 1, 2], None),
+        ([1, 2, 1, 3], "process 3 has other weights than process 1"),
+        ([1, 2, 3, 4], "process 2 has other weights than process 0, process 3 has other weights than process 1"),
+    ):
         world.all_gather_object = lambda value, values=values: values  # type: ignore[method-assign]
         if different is None:
             trainer.check_replicas()

@@ -11,7 +11,7 @@ import torch
 from torch._inductor.exc import InductorError
 
 from octavo.device import Runtime
-from octavo.errors import OctavoError
+from octavo.errors import MachineError, OctavoError
 from octavo.fused_step import FusedStep
 from octavo.model import GPT
 from octavo.settings import Settings, resolve
@@ -137,6 +137,18 @@ def test_a_sequence_too_large_for_memory_is_an_error_with_a_hint(monkeypatch: py
     with pytest.raises(OctavoError, match="does not fit into the memory") as caught:
         too_large.update(random_batch(too_large.settings))
     assert "--block-size" in str(caught.value)
+
+
+def test_an_optimizer_step_too_large_for_memory_is_an_error_about_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    too_large = small_trainer()
+
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(too_large.optimizers[0], "step", fail)
+    with pytest.raises(MachineError, match="optimizer step") as caught:
+        too_large.update(random_batch(too_large.settings))
+    assert "--n-embd" in str(caught.value)
 
 
 def test_other_runtime_errors_under_torch_compile_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:

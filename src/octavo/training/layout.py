@@ -62,7 +62,7 @@ class Layout:
         return [list(parameters)] if parameters else []
 
     def gather(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Yield whole tensors, one at a time, from this process's parts. All processes must take all of them.
+        """Yield whole tensors, one at a time, from this process's parts. All processes must iterate to the end.
 
         A tensor has the name of its parameter, or that name after a prefix: `exp_avg.transformer.wte.weight`.
         """

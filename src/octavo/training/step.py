@@ -51,7 +51,7 @@ class Trainer:
         )
         self.step = 0  # updates so far
         self.learning_rate_scale = 1.0  # below 1 after a rollback
-        self.notices: list[str] = []  # fallbacks, until `take_notices`
+        self.notices: list[str] = []  # until `take_notices`
         if self.is_sharded and runtime.stores_bf16:
             self.notices.append("a sharded model is evaluated in bf16 here; `octavo eval RUN` computes in float32")
         self.bf16_weights = Bf16Weights(model) if runtime.stores_bf16 and not self.is_sharded else None
@@ -122,7 +122,7 @@ class Trainer:
                 self.scaler.unscale_(optimizer)
             grad_norm = self.layout.gradient_norm()
             limit = self.settings.grad_clip or torch.inf
-            # On a GPU, reading the norm would wait for it. PyTorch would multiply by 1.
+            # Within the limit there is nothing to scale. A GPU scales in any case: reading the norm would wait for it.
             if self.runtime.device.type == "cpu" and limit / (grad_norm + 1e-6) >= 1:
                 return grad_norm
             torch.nn.utils.clip_grads_with_norm_(self.layout.parameters.values(), limit, grad_norm, foreach=True)
@@ -165,14 +165,14 @@ class Trainer:
         return self.step * self.tokens_per_step
 
     def take_notices(self) -> list[str]:
-        """Return the fallbacks since the last call: a smaller micro-batch, or steps without torch.compile."""
+        """Return the notices since the last call: fallbacks, such as a smaller micro-batch, and fewer threads."""
         notices, self.notices = self.notices, []
         if self.threads:
             notices += self.threads.take_notices()
         return notices
 
     def check_replicas(self) -> None:
-        """Compare the weights of the processes that have the same. Raises `MachineError` if they differ.
+        """Compare the weights of processes that should have the same ones. Raises `MachineError` if they differ.
 
         They make the same updates, but two processors of different kinds may round differently.
         """
@@ -186,14 +186,13 @@ class Trainer:
         expected = [rank % self.layout.parts for rank in range(self.world.size)]
         different = [rank for rank, same in enumerate(expected) if checksums[rank] != checksums[same]]
         if different:
+            pairs = [f"process {rank} has other weights than process {expected[rank]}" for rank in different]
             raise MachineError(
-                f"after step {self.step} the weights of process {', '.join(map(str, different))} are not those of "
-                f"process {expected[different[0]]}",
-                "machines of one kind, with the same version of PyTorch",
+                f"after step {self.step} {', '.join(pairs)}", "machines of one kind, with the same version of PyTorch"
             )
 
     def tensors(self, state: TrainerState | None = None) -> Iterator[tuple[str, Tensor]]:
-        """Yield the weights, and the tensors of a state, by name, each whole. All processes must take all of them."""
+        """Yield whole tensors by name: the weights and those of a state. All processes must iterate to the end."""
         return self.layout.gather(self.layout.parameters | ({} if state is None else state.tensors))
 
     def whole_model(self) -> GPT:
@@ -261,8 +260,8 @@ class Trainer:
     def _accumulate_gradients(self, batch: np.ndarray) -> Tensor:
         """Gradient accumulation: one backward per micro-batch. Returns the batch's mean loss.
 
-        Several processes each return the share of their rows. The shares add up to the mean loss, and the gradients to
-        its gradients.
+        Several processes divide their losses by the number of targets in the whole batch. So the losses that they
+        return add up to the mean loss, and their gradients to its gradients.
         """
         T = batch.shape[1] - 1
         rows_before, rows_of_all = self.world.rank * len(batch), self.world.size * len(batch)
@@ -304,40 +303,43 @@ class Trainer:
 
     @contextlib.contextmanager
     def _optimizer_path(self) -> Iterator[None]:
-        """The matmuls of `kernels.fast_path`, for optimizers. Raise a `MachineError` if memory runs out.
+        """Run optimizers with the faster matmuls of `kernels.fast_path`. Raise a `MachineError` if memory runs out.
 
-        Its replacements of functions are for the model; they cost each call of PyTorch some microseconds.
+        `fast_path` also replaces functions that only the model calls, which slows down every call of PyTorch by some
+        microseconds.
         """
         try:
             with kernels.onednn_matmuls if self.runtime.device.type == "cpu" else contextlib.nullcontext():
                 yield
         except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise self._out_of_memory_error() from error
-            raise
+            if not is_out_of_memory(error):
+                raise
+            raise MachineError(
+                f"an optimizer step of {estimate.parameters(self.settings):,} parameters does not fit into the memory "
+                f"of {self.runtime.name}",
+                "a smaller --n-embd or --n-layer",
+            ) from error
 
     def _halve_micro_batch(self, error: RuntimeError) -> None:
         if self.micro_batch == 1:
-            raise self._out_of_memory_error() from error
+            raise MachineError(
+                f"one sequence of {self.settings.block_size} tokens does not fit into the memory of "
+                f"{self.runtime.name}",
+                "a smaller --block-size, --n-embd or --n-layer",
+            ) from error
         self.micro_batch = max(1, min(self.micro_batch, self.settings.batch_size) // 2)
         if self.runtime.device.type == "cuda":
             torch.cuda.empty_cache()
         self.notices.append(f"out of memory: micro-batch {self.micro_batch} from here on, the batch stays the same")
 
     def _raise_sharded_error(self, error: RuntimeError) -> None:
-        """Raise an error with what to do about a failure in the middle of a sharded model."""
+        """Raise an error with a hint, after the forward or backward of a sharded model has failed."""
         if is_out_of_memory(error):
             hint = f"--micro-batch {max(1, self.micro_batch // 2)}, or more processes"
             raise MachineError(f"micro-batch {self.micro_batch} does not fit into memory", hint) from error
         if self.compiled and is_compile_failure(error):
             raise OctavoError(f"torch.compile failed: {_first_line(error)}", "--compile off") from error
         raise error
-
-    def _out_of_memory_error(self) -> MachineError:
-        return MachineError(
-            f"one sequence of {self.settings.block_size} tokens does not fit into the memory of {self.runtime.name}",
-            "a smaller --block-size, --n-embd or --n-layer",
-        )
 
     def _create_fused_step(self) -> fused_step.FusedStep | None:
         """The fast path of a CPU, or None where autograd computes the gradients."""
@@ -348,7 +350,7 @@ class Trainer:
         try:
             step = fused_step.FusedStep(self.model, bf16=self.runtime.precision == "bf16")
         except UnavailableError as error:
-            self.notices.append(f"{error}; steps run in PyTorch alone, and take about 1.5 times as long")
+            self.notices.append(f"{error}; steps run in PyTorch alone, and take 1.1 to 2.3 times as long")
             return None
         self.notices += step.notices
         return step
