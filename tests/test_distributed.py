@@ -249,6 +249,17 @@ def test_a_signal_ends_a_process_that_waits_for_the_others(monkeypatch: pytest.M
         signal.signal(signal.SIGINT, ignored)
 
 
+def test_an_error_of_pytorch_without_a_message_is_named_by_its_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", fail)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(MachineError, match="process 0 of 2 can't reach the others: RuntimeError"):
+        distributed.join()
+
+
 def test_one_process_of_a_launcher_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert distributed.join() is ALONE

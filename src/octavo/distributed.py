@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.errors import MachineError, OctavoError
+from octavo.errors import MachineError, OctavoError, first_line
 
 STORE = "OCTAVO_STORE"  # set by `octavo.launch`: the file in which the processes of one machine find each other
 _ANSWER_SECONDS = 3.0  # how long a process may take to show that it is alive
@@ -58,7 +58,7 @@ class World:
     def all_gather(self, part: Tensor, count: int, group: Any = None) -> Tensor:
         """The whole tensor of `count` rows. `part` has this process's rows: `rows_of_rank(count, rank, size)`.
 
-        `group`: only the processes of a group of a `mesh`.
+        `group`: gather only among these processes, one of the groups of a `mesh`.
         """
         return part
 
@@ -67,11 +67,11 @@ class World:
         return flag
 
     def broadcast_object(self, value: Any) -> Any:
-        """The value that the first process has. It must be JSON."""
+        """The value that the first process has. It must be JSON-serializable."""
         return value
 
     def all_gather_object(self, value: Any) -> list[Any]:
-        """The value of each process, in the order of their ranks. It must be JSON."""
+        """The value of each process, in the order of their ranks. It must be JSON-serializable."""
         return [value]
 
     def barrier(self) -> None:
@@ -303,7 +303,7 @@ class Group(World):
             with contextlib.suppress(RuntimeError):
                 self._raise_announced()
                 names = [self.names[rank] for rank in self._find_silent()]
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             waited = f" for {self._timeout:g} s" if "timed out" in reason.lower() else ""
             message = f"no answer from {', '.join(names)}{waited}" if names else f"a collective has failed: {reason}"
             # `octavo.launch` starts the processes again.
@@ -349,7 +349,7 @@ def join(timeout: float = 600.0) -> World:
     if restarts != "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         # PyTorch 2.13: after a restart the processes would read the addresses of those that have died.
         raise OctavoError(
-            f"torchrun could not restart a process that dies (--max-restarts={restarts})",
+            f"torchrun can't restart a process that dies (--max-restarts={restarts})",
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's environment",
         )
     limit = datetime.timedelta(seconds=timeout)
@@ -362,7 +362,7 @@ def join(timeout: float = 600.0) -> World:
         store = dist.distributed_c10d._get_default_store()  # prefixes its keys, so they can't collide with others
     except (RuntimeError, ValueError) as error:
         raise LostProcessError(
-            f"process {rank} of {size} can't reach the others: {str(error).strip().splitlines()[0]}",
+            f"process {rank} of {size} can't reach the others: {first_line(error)}",
             "check that all processes run and that the network lets them connect",
         ) from error
     store.set_timeout(limit)
@@ -374,7 +374,7 @@ def join(timeout: float = 600.0) -> World:
 def _default_signals() -> Iterator[None]:
     """Let SIGINT and SIGTERM end the process at once while the block waits in C++, where Python handles no signal.
 
-    torchrun kills a process that SIGTERM has not ended only after 30 s, and starts no new ones meanwhile.
+    If SIGTERM does not end a process, torchrun waits for 30 s before it kills the process and starts new ones.
     """
     if threading.current_thread() is not threading.main_thread():  # other threads can't change handlers
         yield

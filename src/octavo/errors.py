@@ -76,6 +76,11 @@ class OctavoWarning(UserWarning):
     """
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or the name of its class if it has no message."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def install_command(extra: str) -> str:
     """The command that installs an extra: from the checkout that this package is in, or from an index."""
     checkout = Path(__file__).resolve().parents[2]

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from octavo import files
-from octavo.errors import MachineError, OctavoError, install_command
+from octavo.errors import MachineError, OctavoError, first_line, install_command
 from octavo.progress import ProgressReporter
 
 T = TypeVar("T")
@@ -149,9 +149,9 @@ class Storage:
         except FileNotFoundError:
             raise MissingError(f"there is nothing at {url}", "check the URL") from None
         except PermissionError as error:
-            raise OctavoError(f"{url} can't be accessed: {_first_line(error)}", "check the credentials") from error
+            raise OctavoError(f"{url} can't be accessed: {first_line(error)}", "check the credentials") from error
         except Exception as error:  # errors of the network and of the clients have no common class
-            reason = _first_line(error)
+            reason = first_line(error)
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise MachineError(f"the disk is full while copying {url}", "free some space") from error
             hint = "check the URL, the credentials and the network"
@@ -231,8 +231,3 @@ def _check_name(name: str, url: str) -> str:
     if any(part in ("", ".", "..") or "\\" in part or ":" in part for part in name.split("/")):
         raise OctavoError(f"{url} has a file {name!r}, which is not a valid file name", "rename it")
     return name
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, first_line
 from octavo.model import GPT
 from octavo.settings import ModelSettings
 
@@ -51,8 +51,8 @@ def read_pickle(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise nearly any exception
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise OctavoError(f"{path} can't be read as tensors and plain data: {reason}", _ANOTHER_COPY) from None
+        message = f"{path} can't be read as tensors and plain data: {first_line(error)}"
+        raise OctavoError(message, _ANOTHER_COPY) from None
 
 
 def move_state_dict(path: Path, content: Any, device: torch.device | str) -> dict[str, Tensor]:

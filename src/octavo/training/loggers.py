@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from octavo.errors import OctavoError, install_command
+from octavo.errors import OctavoError, first_line, install_command
 from octavo.settings import TrainingSettings, to_toml
 from octavo.training.event import Evaluated, Event, Finished, Notice, Sampled, Started, Step
 
@@ -54,8 +54,7 @@ def tee(events: Iterator[Event], names: list[str]) -> Iterator[Event]:
                     _send(event, name, loggers)
                 except Exception as error:  # a failure of a logger must not end the training run
                     loggers.pop(name, None)
-                    reason = str(error).partition("\n")[0] or type(error).__name__
-                    notices.append(Notice(f"{name} is off, metrics.jsonl continues: {reason}"))
+                    notices.append(Notice(f"{name} is off, metrics.jsonl continues: {first_line(error)}"))
             # `Started` stays the first event, and `Finished` the last.
             yield from [*notices, event] if isinstance(event, Finished) else [event, *notices]
     finally:

@@ -18,7 +18,7 @@ from octavo import estimate, fused_step, kernels
 from octavo.checkpoint import TrainerState
 from octavo.device import Runtime, is_out_of_memory
 from octavo.distributed import ALONE, World
-from octavo.errors import MachineError, OctavoError
+from octavo.errors import MachineError, OctavoError, first_line
 from octavo.loss import next_token_loss
 from octavo.model import GPT
 from octavo.native_library import UnavailableError
@@ -338,7 +338,7 @@ class Trainer:
             hint = f"--micro-batch {max(1, self.micro_batch // 2)}, or more processes"
             raise MachineError(f"micro-batch {self.micro_batch} does not fit into memory", hint) from error
         if self.compiled and is_compile_failure(error):
-            raise OctavoError(f"torch.compile failed: {_first_line(error)}", "--compile off") from error
+            raise OctavoError(f"torch.compile failed: {first_line(error)}", "--compile off") from error
         raise error
 
     def _create_fused_step(self) -> fused_step.FusedStep | None:
@@ -357,7 +357,7 @@ class Trainer:
 
     def _give_up_compiling(self, error: RuntimeError) -> None:
         self._loss_function, self.compiled = self._loss, False
-        self.notices.append(f"torch.compile failed, so steps run uncompiled: {_first_line(error)}")
+        self.notices.append(f"torch.compile failed, so steps run uncompiled: {first_line(error)}")
 
 
 def _place_model(model: GPT, runtime: Runtime, world: World, shard: int) -> Layout:
@@ -367,10 +367,6 @@ def _place_model(model: GPT, runtime: Runtime, world: World, shard: int) -> Layo
     from octavo.training.sharding import Sharded  # imports torch.distributed
 
     return Sharded(model, world, shard, runtime)
-
-
-def _first_line(error: RuntimeError) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def is_compile_failure(error: RuntimeError) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from octavo import runs
-from octavo.errors import OctavoError, install_command
+from octavo.errors import OctavoError, first_line, install_command
 from octavo.runs import RunLike
 from octavo.settings import unknown_name_error
 
@@ -146,9 +146,8 @@ def _translate_errors() -> Iterator[None]:
     except (OctavoError, MemoryError):
         raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise OctavoError(
-            f"lm-eval cannot evaluate these tasks: {type(error).__name__}: {reason}",
+            f"lm-eval cannot evaluate these tasks: {type(error).__name__}: {first_line(error)}",
             "check the task's file, and that its data are on this machine or the hub can be reached",
         ) from error
 
