@@ -5,6 +5,7 @@ and `pip install -e .` into the source folder. Without a compiler the wheel is p
 compiler at the first use.
 """
 
+import platform
 import sys
 from pathlib import Path
 
@@ -25,7 +26,7 @@ class BuildVariants(build_ext):
             print(f"note: no library for {name}: {problem}", file=sys.stderr)
 
     def get_outputs(self) -> list[str]:
-        return []  # in place, none belongs into the wheel; otherwise the folder is copied whole
+        return []  # in place, none of them goes into the wheel; otherwise the folder is copied whole
 
     def get_output_mapping(self) -> dict[str, str]:
         return {}
@@ -33,7 +34,7 @@ class BuildVariants(build_ext):
 
 class PlatformWheel(bdist_wheel):
     def get_tag(self) -> tuple[str, str, str]:
-        return ("py3", "none", super().get_tag()[2])  # the libraries do not use Python's own interface
+        return ("py3", "none", super().get_tag()[2])  # the libraries do not use Python's C API
 
 
 if native_build.variants() and native_build.find_compiler():
@@ -41,5 +42,6 @@ if native_build.variants() and native_build.find_compiler():
     extensions = [Extension("octavo.kernels.prebuilt", sources)]  # so that the wheel is for this platform alone
 else:
     extensions = []
-    print("note: without a C compiler (gcc or clang) the package gets no libraries", file=sys.stderr)
+    reason = "without a C compiler (gcc or clang)" if native_build.variants() else f"on {platform.machine()}"
+    print(f"note: {reason} the package gets no libraries", file=sys.stderr)
 setup(ext_modules=extensions, cmdclass={"build_ext": BuildVariants, "bdist_wheel": PlatformWheel})

@@ -201,6 +201,14 @@ def test_without_a_compiler_the_wheel_is_pure_python_and_a_note_says_so(package:
         assert not [name for name in archive.namelist() if "/prebuilt-" in name]
 
 
+def test_a_processor_without_libraries_is_named_in_the_note(package: Package) -> None:
+    result = package.run(f"import platform; platform.machine = lambda: 'riscv64'; {BUILD_WHEEL}")
+    assert result.returncode == 0, result.stderr
+    [note] = [line for line in result.stderr.splitlines() if "note: " in line]
+    assert "riscv64" in note
+    assert "compiler" not in note
+
+
 @has_variants
 def test_an_editable_installation_builds_the_libraries_in_place(package: Package) -> None:
     result = package.run("from setuptools.build_meta import build_editable; build_editable('dist')")
