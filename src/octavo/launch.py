@@ -1,8 +1,8 @@
 """Start several training processes on this machine, and start them again if one dies, with TorchElastic.
 
 Each attempt is one round of TorchElastic. The rendezvous and the store are files, so the only open ports are those
-through which the processes connect to each other, on the loopback interface. TorchElastic's own restarts are not used:
-after one, the processes of PyTorch 2.13 read the addresses of those that have died.
+through which the processes connect to each other; on Linux they are on the loopback interface. TorchElastic's own
+restarts are not used: after one, the processes of PyTorch 2.13 read the addresses of those that have died.
 """
 
 import logging
@@ -78,8 +78,8 @@ def _run_once(arguments: Sequence[str], processes: int, folder: Path) -> int:
         run_id="octavo",
         rdzv_backend="c10d",
         rdzv_endpoint=str(folder / "rendezvous"),
-        # There is no other machine to send heartbeats to. Their thread prints a traceback if a signal ends the launcher
-        # during one.
+        # Practically no heartbeats: there is no other machine to send them to, and if a signal ends the launcher during
+        # a heartbeat, its thread prints a traceback.
         rdzv_configs={"store_type": "file", "keep_alive_interval": 10**8},
         local_addr="127.0.0.1",
         max_restarts=0,

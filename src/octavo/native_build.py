@@ -1,7 +1,7 @@
 """How the C files of kernels/ become a shared library, and the instruction sets that a package has libraries for.
 
 Two modules use this. `setup.py` compiles a library for each `Variant` of this processor's architecture when the package
-is installed. `native_library` loads the best of them; if there is none, it compiles one for this processor.
+is built. `native_library` loads the best of them; if there is none, it compiles one for this processor.
 
 Only the standard library is imported: `setup.py` runs before the dependencies are installed.
 """
@@ -55,8 +55,8 @@ NATIVE = Variant("native", "-march=native")
 _V3 = "cx16 lahf_lm popcnt pni ssse3 sse4_1 sse4_2 abm avx avx2 bmi1 bmi2 f16c fma movbe xsave"
 _V4 = f"{_V3} avx512f avx512bw avx512cd avx512dq avx512vl"
 
-# The best first. `amx` is as fast as NATIVE on such a processor. AVX-512's own conversion to bf16 did not make a step
-# of training faster, so it makes no variant; VNNI speeds up an int8 prefill, and earlier processors have it too.
+# The best first. On a processor with AMX, `amx` is as fast as NATIVE. VNNI has a variant because it speeds up an int8
+# prefill, and processors before AMX have it too. AVX-512's own conversion to bf16 has none: it made steps no faster.
 _X86 = (
     Variant(
         "amx",

@@ -11,7 +11,7 @@ is compiled here. It is code that runs in this process, so one from the cache is
 Its name is `kernels-KEY-COMPILER-SHA256.so`. A library that is missing or damaged is built again. If the cache can't be
 used, the library is compiled for this process alone, and a notice says so.
 
-PyTorch is not imported here: a command starts the compiler before it imports it.
+PyTorch is not imported here: a command starts the compiler before it imports PyTorch.
 """
 
 import contextlib
@@ -51,7 +51,7 @@ _loading = threading.Lock()
 
 
 class Library(NamedTuple):
-    """The loaded library. `notice` says why it could not be kept in the cache; None if it was."""
+    """The loaded library. `notice` says why it could not be kept in the cache, if it was compiled for this process."""
 
     functions: ctypes.CDLL
     notice: str | None = None
@@ -119,7 +119,7 @@ def _load_or_build(variant: Variant) -> Library:
 
 
 def _build(compiler: str | None, variant: Variant) -> contextlib.AbstractContextManager[Path]:
-    with contextlib.suppress(OSError):  # what builds left that were killed
+    with contextlib.suppress(OSError):  # left by builds that were killed
         _remove(_stale(Path(tempfile.gettempdir()).glob(f"{BUILD_PREFIX}*")))
     return build_library(compiler, variant)
 
@@ -138,7 +138,7 @@ def _cached_library(folder: Path, compiler: str | None, variant: Variant) -> Pat
         with _build(compiler, variant) as built:
             return _store(built, folder, name)
     except UnavailableError:
-        if path := _find(folder, key):  # built by a compiler that was removed since
+        if path := _find(folder, key):  # built by a compiler that is no longer there
             return path
         raise
 
@@ -187,7 +187,7 @@ def _prepare(folder: Path) -> None:
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         _require_private(folder)
         if not os.access(folder, os.W_OK):
-            raise OctavoError(f"{folder} can't be written")
+            raise OctavoError(f"{folder} can't be written to")
 
 
 def _store(built: Path, folder: Path, name: str) -> Path:

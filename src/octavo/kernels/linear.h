@@ -58,8 +58,8 @@ ALWAYS_INLINE void multiply_tile(const char *w, int int8, const char *x, int C, 
                     }
                 UNROLLED for (int r = 0; r < R; r++) {
                     const char *from = weights_at(w, int8, C, g * R + r, c);
-                    /* The hardware prefetches too little: int8 weights are prefetched from the next tile, a cache line
-                       at a time, and float32 weights, M > 1, from the next group of rows. */
+                    /* The hardware prefetches too little. int8 weights are prefetched from the next tile, a cache line
+                       at a time. float32 weights are prefetched from the next group of rows, if M > 1. */
                     if (int8 && c % INT8_COLUMNS == 0) __builtin_prefetch(from + (long)TILE_OUTPUTS * C);
                     if (!int8 && M > 1 && (LANES == 16 || c % 16 == 0)) __builtin_prefetch(from + 4L * R * C);
                     const floats v = load_weights(from, int8);
@@ -156,7 +156,7 @@ static void quantize_inputs(const float *x, const Int16Inputs *to, int amx, int 
 /* How a linear layer writes its result y into `out`: out = y, out += y, or out = GELU(y). */
 enum { STORE, ADD, GELU_TANH, GELU_EXACT };
 
-/* Writes `outputs` outputs from o on of M rows: y, times the scales of int8 weights and inputs, plus the bias. */
+/* Writes outputs o ... o + outputs - 1 of M rows: y, times the scales of int8 weights and inputs, plus the bias. */
 ALWAYS_INLINE void write_outputs(const Linear *l, int int8, float y[][TILE_OUTPUTS], const float *scales, float *out,
                                  int M, int O, int o, int outputs, int epilogue)
 {

@@ -69,7 +69,8 @@ static void multiply_squares(const uint16_t *x, const uint16_t *y, long C, float
         }
 }
 
-/* The transpose of x (C, C), in pairs of rows: pairs of columns of x, transposed. */
+/* Stores the transpose of x (C, C) in pairs of rows. Two neighbors in a row of x stay a pair: they are moved as one
+   float. */
 static void transpose_square(const uint16_t *x, long C, uint16_t *pairs)
 {
     for (long row = 0; row < C; row += 16)

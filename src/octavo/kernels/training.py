@@ -55,7 +55,7 @@ class Dropout(ctypes.Structure):
         super().__init__(threshold=min(round(p * 2**32), 2**32 - 1), scale=1 / (1 - p) if p < 1 else 0)
 
     def set_seed(self, seed: int, number: int, first_row: int) -> None:
-        """Set what the next calls drop. `number` is that of the dropout in its model."""
+        """Set what the next calls drop. `number` says which of the model's dropouts this is."""
         digest = hashlib.blake2b(f"{seed} {number}".encode(), digest_size=8).digest()
         self.key = (ctypes.c_uint32 * 2).from_buffer_copy(digest)
         self.first_row = first_row
@@ -214,7 +214,7 @@ class TrainingKernels:
         return self._call("embed_forward", embed)
 
     def embed_backward(self, embed: Embed) -> Call:
-        """Add to both tables' gradients what x's gradient (N, C) gives."""
+        """The backward of `embed_forward`: add to the gradients of wte and wpe, from the gradient of x (N, C)."""
         return self._call("embed_backward", embed)
 
     def norm_forward(
@@ -227,7 +227,7 @@ class TrainingKernels:
     ) -> Call:
         """h (N, C) = norm(x), with its statistics (2, N): mean and 1 / standard deviation.
 
-        With a branch (x before it, its output without bias, bias, dropout), x is x before + dropout(output + bias).
+        With a branch (previous x, its output, bias, dropout), first writes x = previous x + dropout(output + bias).
         """
         before, y, bias, dropout = branch or (x, None, None, None)
         addresses = map(_address, (before, x, y, bias, norm.weight, norm.bias, h, *statistics))
@@ -244,10 +244,11 @@ class TrainingKernels:
         has_gradient: bool,
         branch: tuple[Tensor, Dropout] | None = None,
     ) -> Call:
-        """Add to x's gradient (N, C) what h's gradient gives; without `has_gradient`, write it.
+        """The backward of `norm_forward`: add to the gradient of x (N, C), from the gradient of h.
 
-        With a branch (its gradient (N, C), its dropout), writes that gradient too. Writes the sums over each chunk of
-        rows, (K, 3, C): the gradients of the gain, of the norm's bias, and of the branch's bias.
+        Without `has_gradient`, the gradient of x is written, not added to. With a branch (its gradient (N, C), its
+        dropout), writes that gradient too. Writes the sums over each chunk of rows, (K, 3, C): the gradients of the
+        gain, of the norm's bias, and of the branch's bias.
         """
         branch_gradient, dropout = branch or (None, None)
         addresses = {
@@ -347,7 +348,7 @@ _NO_DROPOUT = Dropout(0.0)
 
 
 def load_training_library() -> Library:
-    """Load the library, with PyTorch's threads.
+    """Load the library, and let it run in PyTorch's threads.
 
     Raises `UnavailableError` if there is none, or PyTorch has another runtime than GNU OpenMP.
     """

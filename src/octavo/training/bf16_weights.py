@@ -1,7 +1,7 @@
 """The bf16 weights that a GPU computes with, beside the float32 master weights that are trained.
 
 Autocast casts every weight again in each forward and keeps the residual stream in float32. A copy that is refreshed
-once per update avoids both. The largest matrix product is the head's, and GPUs are fastest when its sides are multiples
+once per update avoids both. The largest matmul is the output head's, and GPUs are fastest when its sides are multiples
 of 64: the copy's vocabulary is rounded up, and the caller drops the logits beyond the model's own vocabulary.
 
 On a CPU the copy was 1.1 times slower than autocast (measured), so only GPUs use it.
@@ -17,7 +17,7 @@ _VOCAB_MULTIPLE = 64
 
 
 class Bf16Weights:
-    """A copy of a model in bf16, `model`, whose gradients are added to the original's parameters."""
+    """A copy of a model in bf16, `model`, whose gradients are added to those of the original."""
 
     def __init__(self, model: GPT) -> None:
         vocab_size = -(-model.settings.vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
@@ -27,7 +27,7 @@ class Bf16Weights:
         self.model.tie()
         for parameter in self.model.parameters():
             parameter.detach().zero_()  # the added rows of the vocabulary stay zero
-        # (master, copy) for each parameter. Only wte, which is also the head, has more rows in the copy.
+        # (master, copy) for each parameter. Only wte, which is also the output head, has more rows in the copy.
         self._pairs = list(zip(model.parameters(), self.model.parameters(), strict=True))
 
     @torch.no_grad()

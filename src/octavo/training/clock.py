@@ -27,7 +27,10 @@ class Clock:
         self.update_seconds = update_seconds
 
     def roll_back(self) -> None:
-        """Continue at an earlier step. The time in lost updates counts; the estimate starts from the beginning."""
+        """Continue at an earlier step. The time in lost updates counts.
+
+        If the estimate is still due, it is based on the updates after this call.
+        """
         self.end_interval()
         self._baseline = None
 

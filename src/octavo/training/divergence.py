@@ -24,15 +24,15 @@ from octavo.errors import DivergenceError
 from octavo.schema import Count, NonNegative
 from octavo.training.step import Trainer
 
-# A loss is a spike if it is this many standard deviations above the mean of this many steps before it. The numbers are
-# those of OLMo 2 (OLMo-core's SkipStepOptimizer). The window contains earlier spikes, so a loss that stays high stops
-# being a spike after four steps.
+# A loss is a spike if it is more than `_SPIKE_DEVIATIONS` standard deviations above the mean of the `SPIKE_WINDOW`
+# losses before it. The numbers are those of OLMo 2 (OLMo-core's SkipStepOptimizer). The window contains earlier spikes,
+# so a loss that stays high stops being a spike after four steps.
 SPIKE_WINDOW = 128
 _SPIKE_DEVIATIONS = 6
 
 # If more batches than this in a row are not finite, the weights are the cause, and skipping does not change them.
 MAX_SKIPS_IN_A_ROW = 10
-# More in the whole run, with those of spikes, are not a few bad batches.
+# If more updates than this are skipped in the whole run, spikes included, the cause is more than a few bad batches.
 MAX_SKIPS = 100
 # After five rollbacks the learning rate is 1/32 of its value: something else is the cause.
 MAX_ROLLBACKS = 5
@@ -98,7 +98,7 @@ class DivergencePolicy:
         return notices
 
     def roll_back(self, error: DivergenceError, step: int, earlier: DivergenceState) -> None:
-        """Continue from the state of a checkpoint, `earlier`, of step `step`, after an error at a later step."""
+        """Continue after an error, from the checkpoint of step `step`, whose state is `earlier`."""
         skipped_batches = self.state.skipped_batches + error.step - step
         rollbacks = self.state.rollbacks + 1
         self.state = msgspec.structs.replace(earlier, rollbacks=rollbacks, skipped_batches=skipped_batches)

@@ -22,7 +22,8 @@ def evaluation_tokens(val_tokens: int) -> int:
 class Evaluator:
     """Evaluates a model on the whole validation split and on the start of the training split.
 
-    In float32, on an NVIDIA GPU with TF32 matmuls; `octavo eval` computes the loss without TF32.
+    It computes in float32, and on an NVIDIA GPU with TF32 matmuls (`octavo eval` does not use TF32). A sharded model
+    that trains on GPUs in bf16 is evaluated in bf16.
     """
 
     def __init__(self, model: GPT, settings: Settings, data: Dataset, world: World = ALONE) -> None:

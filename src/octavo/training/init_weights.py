@@ -1,8 +1,8 @@
 """Initial weights from which a model learns faster than from noise. The architecture stays GPT-2's.
 
 From noise, GPT-2 must first learn which row of `wpe` follows which. Only then can a head learn to attend to the
-previous token. `set_sinusoids` and `set_lookback` set both at the start: the position embeddings, and heads that attend
-to earlier tokens. They are trained like all other weights.
+previous token. Here the position embeddings start as sinusoids (`set_sinusoids`), and the heads of the first block
+start by attending to earlier tokens (`set_lookback`). Both are trained like all other weights.
 
 Axis letters: `T` positions, `C` width of the residual stream, `H` heads of width `D`.
 """

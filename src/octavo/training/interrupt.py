@@ -38,7 +38,7 @@ class Stop:
     def handle(self, number: int, frame: object) -> None:
         """Handle a signal. Raises `KeyboardInterrupt` for a second Ctrl-C.
 
-        Before the first step there is nothing to save: the previous handler is called, or `KeyboardInterrupt` raised.
+        Before the first step there is nothing to save: the previous handler is called, then `KeyboardInterrupt` raised.
         """
         if not self.has_stepped:
             previous = self.previous.get(number)

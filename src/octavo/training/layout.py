@@ -57,8 +57,8 @@ class Layout:
         """This process's part of a tensor that belongs to a parameter: its gradient, or state of an optimizer."""
         return whole
 
-    def batches(self, parameters: Sequence[Parameter]) -> list[list[Parameter]]:
-        """Divide parameters into batches, so that a process can hold the whole tensors of one batch at once."""
+    def split_for_gathering(self, parameters: Sequence[Parameter]) -> list[list[Parameter]]:
+        """Divide parameters into lists, so that a process can hold the whole tensors of one list at once."""
         return [list(parameters)] if parameters else []
 
     def gather(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -78,7 +78,7 @@ class Layout:
 
 
 def norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The L2 norm of gradients, in float64.
+    """The L2 norm of gradients, in float64 (float32 on MPS).
 
     Each row's norm is computed by itself, and their squares are added up in float64. So the result, rounded to float32,
     does not depend on how rows are divided among processes. Adding up in float32 was wrong by up to 0.1%.

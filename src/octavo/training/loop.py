@@ -117,7 +117,7 @@ def events(
         if setup.resumed_from is not None:
             recorder.restore(setup.resumed_from)
         elif world.is_first:
-            # After an earlier process in this folder, killed before its first checkpoint.
+            # The folder may have files of an earlier process that was killed before its first checkpoint.
             run.start_again(settings, setup.init)
         started, warnings = describe_start(plan, setup, run, trainer)
         notices = [*setup.runtime.notices, *setup.notices, *warnings]
@@ -136,7 +136,7 @@ def events(
 def _run_with_rollbacks(
     run_steps: Callable[[], Iterator[Event]], policy: DivergencePolicy, recorder: Recorder
 ) -> Iterator[Event]:
-    """Run the remaining steps. If training diverges, return to the last checkpoint and run on from there, or end."""
+    """Run the remaining steps. If training diverges, continue from the last checkpoint, or raise the final error."""
     while True:
         try:
             yield from run_steps()

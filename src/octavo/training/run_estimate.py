@@ -173,7 +173,7 @@ def estimate_run(
 
 
 def describe_start(plan: Plan, setup: TrainingSetup, run: Run, trainer: Trainer) -> tuple[Started, list[str]]:
-    """The first event of a run, and the warnings about a new one."""
+    """The `Started` event of a run, and warnings if the run is new."""
     settings, runtime, data = setup.settings, setup.runtime, setup.data
     processes = Processes(trainer.world.size, shard=trainer.shard)
     program_bytes, is_fused = setup.memory_before, trainer.fused_step is not None
@@ -202,7 +202,7 @@ def describe_start(plan: Plan, setup: TrainingSetup, run: Run, trainer: Trainer)
 
 
 def _find_word(data: Dataset) -> str:
-    """A word of the validation split, which the model's vocabulary can write; empty if its beginning has none."""
+    """A word near the beginning of the validation split, or an empty string if there is none."""
     text = data.tokenizer.decode(data.tokens["val"][:500])
     words = re.findall(r"(?<!\S)[^\W\d_]{3,20}(?!\S)", text)
     return words[len(words) // 2] if words else ""
@@ -271,7 +271,10 @@ def measure_timing(
     probe_seconds: float = PROBE_SECONDS,
     max_probe_flops: float = MAX_PROBE_FLOPS,
 ) -> Timing | None:
-    """Time steps, evaluation and sampling here, on a model with `probe_layers`. None if even that does not fit."""
+    """Measure the time of steps, evaluation and sampling on this machine, with a model of `probe_layers`.
+
+    Returns None if even that model does not fit into memory.
+    """
     rows = min(micro_batch, settings.batch_size)
     layers = probe_layers(settings, max_probe_flops)
     small = dataclasses.replace(settings, n_layer=layers, batch_size=rows, micro_batch=rows)

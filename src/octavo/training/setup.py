@@ -105,7 +105,8 @@ def set_up(plan: Plan, parts: int = 1) -> _SetupGenerator:
 def prepare_data(plan: Plan, tokenizer: Tokenizer | None = None) -> Generator[PreparationProgress, None, Dataset]:
     """Prepare the text of a plan, with the tokenizer of the weights if there are any.
 
-    Raises `OctavoError` if the source is a prepared folder that was prepared with another setting than one given.
+    Raises `OctavoError` if the source is a prepared folder, and a setting that the user gave is not the one that it was
+    prepared with.
     """
     data = yield from prepare_dataset(plan.settings, tokenizer)
     if is_prepared(plan.settings.source):
@@ -163,12 +164,12 @@ def resolve_vocab_size(settings: Settings, data: Dataset) -> Settings:
 
 
 def cap_steps(settings: Settings, data: Dataset, given: Mapping[str, Any]) -> tuple[Settings, list[str]]:
-    """Cap max_steps at max_epochs, to avoid overfitting. Returns the settings, and a notice if max_steps changed.
+    """Cap max_steps at the steps of max_epochs, to avoid overfitting. Returns the settings, and a notice if it did.
 
     With the preset tiny on texts of 20, 60 and 200 KB, the validation loss rises after 7 to 11 epochs (measured).
 
-    If even the fewest steps are many epochs, training also stops early, unless the user has set `patience` or
-    `eval_every`.
+    If the capped steps are still more than `MAX_EPOCHS` epochs, training also stops early, unless the user has set
+    `patience` or `eval_every`.
     """
     epochs_per_step = settings.batch_size * settings.block_size / data.info["tokens"]["train"]
     cap = max(_MIN_STEPS, math.ceil(settings.max_epochs / epochs_per_step))

@@ -24,7 +24,7 @@ from octavo.training.layout import Layout
 
 
 class Sharded(Layout):
-    """`parts` processes divide the rows of every tensor; `world.size / parts` groups of them hold the same.
+    """Each group of `parts` processes divides the rows of every tensor. All groups have the same model.
 
     The tied output head and the token embedding stay one parameter: both belong to the group of the whole model.
     """
@@ -75,7 +75,7 @@ class Sharded(Layout):
         # A copy, since a view would keep the whole tensor in memory.
         return whole[rows_of_rank(rows, self.world.rank % self.parts, self.parts)].clone() if whole.dim() else whole
 
-    def batches(self, parameters: Sequence[Parameter]) -> list[list[Parameter]]:
+    def split_for_gathering(self, parameters: Sequence[Parameter]) -> list[list[Parameter]]:
         return [list(block) for _, block in itertools.groupby(parameters, self._blocks.__getitem__)]
 
 

@@ -58,7 +58,8 @@ class Muon(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             width = min(min(self._layout.shape(matrix)) for matrix in group["params"])
-            for matrices in self._layout.batches([matrix for matrix in group["params"] if matrix.grad is not None]):
+            with_gradient = [matrix for matrix in group["params"] if matrix.grad is not None]
+            for matrices in self._layout.split_for_gathering(with_gradient):
                 self._update(matrices, group, width)
         return loss
 
@@ -101,7 +102,10 @@ def orthogonalize(x: Tensor) -> Tensor:
 
 
 def fast_orthogonalize(squares: Tensor) -> Tensor:
-    """`orthogonalize`, in C where there is such code, which overwrites them. A result depends on its square alone."""
+    """What `orthogonalize` returns, computed in C if possible. The C code overwrites `squares`.
+
+    The result of a square does not depend on the others.
+    """
     if is_supported(squares):
         return newton_schulz(squares, COEFFICIENTS, ITERATIONS)
     if len(squares) == 1:  # PyTorch multiplies a single matrix in another kernel with other rounding
