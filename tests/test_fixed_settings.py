@@ -135,6 +135,9 @@ def test_a_block_size_above_that_of_the_weights_is_rejected() -> None:
         final_settings("weights", block_size=32)
 
 
-def test_resuming_with_max_epochs_caps_the_steps() -> None:
-    settings = final_settings("run", max_steps=10**6, max_epochs=5.0)
+@pytest.mark.parametrize("max_epochs", [5.0, 50.0])  # above 20, a new run gets early stopping
+def test_resuming_with_max_epochs_caps_the_steps_and_keeps_the_other_settings(max_epochs: float) -> None:
+    before, settings = octavo.Run("run").settings, final_settings("run", max_steps=10**6, max_epochs=max_epochs)
     assert 2 < settings.max_steps < 10**6
+    expected = {"max_epochs": max_epochs, "max_steps": settings.max_steps}
+    assert settings == dataclasses.replace(before, **expected)

@@ -238,7 +238,8 @@ def _set_up_resumed(plan: Plan) -> _SetupGenerator:
     runtime = resolve_runtime(settings)
     data = yield from reopen_dataset(settings, loaded.info.get("data"), loaded.tokenizer)
     if "max_epochs" in plan.given:
-        settings, capped = cap_steps(settings, data, plan.given)
+        # All settings count as given: the run's own `patience` and `eval_every` must stay.
+        settings, capped = cap_steps(settings, data, dataclasses.asdict(settings))
         notices += capped
     settings = _resolve_auto(settings, runtime, data)
     model = _change_settings(loaded.model, settings)
