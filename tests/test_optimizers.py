@@ -117,6 +117,30 @@ def test_adamw_matches_pytorchs_unfused_adamw() -> None:
 # Parameters
 
 
+@pytest.mark.usefixtures("instruction_set")
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+@pytest.mark.parametrize("momentum", [0.3, 0.95])  # torch.lerp computes those below and above 0.5 in different ways
+def test_muon_in_c_has_the_bits_of_pytorch(
+    weight_decay: float, momentum: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = [seeded(64, 64), seeded(192, 64), seeded(64, 256)]
+    results, used = [], []
+    for in_c in (True, False):
+        if not in_c:
+            monkeypatch.setattr("octavo.kernels.muon.is_elementwise_supported", lambda squares, tensors: False)
+        matrices = [torch.nn.Parameter(matrix.clone()) for matrix in start]
+        options = {"lr": 0.07, "weight_decay": weight_decay, "momentum": momentum, "dtype": torch.bfloat16}
+        muon, gradients = Muon(matrices, **options), torch.Generator().manual_seed(1)
+        for _ in range(3):
+            for matrix in matrices:
+                matrix.grad = torch.randn(matrix.shape, generator=gradients)
+            used.append(bool(muon._matrices_in_c(matrices, torch.empty(8, 64, 64, dtype=torch.bfloat16))))
+            muon.step()
+        results.append([*matrices, *(muon.state[matrix]["momentum"] for matrix in matrices)])
+    assert used == [True] * 3 + [False] * 3
+    assert all(torch.equal(first, second) for first, second in zip(*results, strict=True))
+
+
 def test_muon_gets_the_matrices_of_the_blocks_and_adamw_the_rest() -> None:
     model = GPT(resolve(**SMALL))
     muon, adamw = build_optimizers(layout_of(model), resolve(weight_decay=0.3))

@@ -3,7 +3,8 @@
     replacements.py    other PyTorch operations for attention, dropout and float32 matmuls
     training.c         fused kernels for everything but the matmuls of a training step (`training.py` calls it)
     attention.h        attention over short sequences, for training.c
-    newton_schulz.h    Muon's iterations on Intel's matrix unit, a part of training.c (`newton_schulz.py` calls it)
+    muon.h             Muon's elementwise work, a part of training.c (`muon.py` calls it)
+    newton_schulz.h    Muon's iterations on Intel's matrix unit, a part of training.c (`muon.py` calls it)
     forward.c          the decoder of `octavo.generation.native`, in threads of its own (team.h)
     linear.h           its linear layers, for int8 weights also on Intel's matrix unit (amx.h)
     floats.h           vectors of floats, for both C files

@@ -731,4 +731,5 @@ ALWAYS_INLINE void accumulate_chunk(const void *argument, long chunk, int bf16)
 }
 DEFINE(accumulate, Accumulate, (a->count + BLOCK - 1) / BLOCK)
 
+#include "muon.h"
 #include "newton_schulz.h"

@@ -9,14 +9,14 @@ the batch among them. Muon is for matrices inside the blocks; embeddings, biases
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 from octavo.distributed import rows_of_rank
-from octavo.kernels.newton_schulz import is_supported, newton_schulz
+from octavo.kernels import muon as kernels
 from octavo.training.layout import Layout
 from octavo.training.optimizers.base import Optimizer
 
@@ -68,26 +68,46 @@ class Muon(Optimizer):
         layout, world = self._layout, self._layout.world
         counts = [layout.shape(matrix).numel() // width**2 for matrix in matrices]
         squares = torch.empty(sum(counts), width, width, dtype=group["dtype"], device=matrices[0].device)  # (N, C, C)
-        for matrix, part in zip(matrices, torch.split(squares, counts), strict=True):
-            update = as_squares(layout.whole(matrix, self._update_momentum(matrix, group["momentum"])), width)
-            part.view(update.shape).copy_(update)
+        in_c = self._matrices_in_c(matrices, squares)
+        if in_c:
+            kernels.update_momentum(in_c, squares, group["momentum"])
+        else:
+            for matrix, part in zip(matrices, torch.split(squares, counts), strict=True):
+                update = as_squares(layout.whole(matrix, self._update_momentum(matrix, group["momentum"])), width)
+                part.view(update.shape).copy_(update)
         own = rows_of_rank(len(squares), world.rank, world.size)  # which squares this process orthogonalizes
         squares = world.all_gather(fast_orthogonalize(squares[own]), len(squares))
+        decay = 1 - group["lr"] * group["weight_decay"]
+        if in_c:
+            kernels.update_weights(in_c, squares, decay, group["lr"])
+            return
         for matrix, part in zip(matrices, torch.split(squares, counts), strict=True):
             update = torch.empty(layout.shape(matrix), dtype=matrix.dtype, device=matrix.device)
             view = as_squares(update, width)
             view.copy_(part.view(view.shape))
-            matrix.mul_(1 - group["lr"] * group["weight_decay"])
+            matrix.mul_(decay)
             matrix.sub_(layout.part(matrix, update), alpha=group["lr"])
+
+    def _matrices_in_c(self, matrices: Sequence[Parameter], squares: Tensor) -> list[kernels.Matrix] | None:
+        """The matrices for the functions in C; None where PyTorch computes the same, an operation at a time."""
+        if self._layout.parts > 1:
+            return None
+        found = [kernels.Matrix(matrix, cast(Tensor, matrix.grad), self._momentum(matrix)) for matrix in matrices]
+        tensors = [tensor for matrix in found for tensor in matrix]
+        return found if kernels.is_elementwise_supported(squares, tensors) else None
 
     def _update_momentum(self, matrix: Parameter, momentum: float) -> Tensor:
         """Update the running mean of the gradient, and return it with Nesterov's look-ahead."""
         assert matrix.grad is not None
+        mean = self._momentum(matrix).lerp_(matrix.grad, 1 - momentum)
+        return matrix.grad.lerp(mean, momentum)
+
+    def _momentum(self, matrix: Parameter) -> Tensor:
+        """The running mean of a matrix's gradient; 0 before the first step."""
         state = self.state[matrix]
         if not state:
             state["momentum"] = torch.zeros_like(matrix)
-        mean = state["momentum"].lerp_(matrix.grad, 1 - momentum)
-        return matrix.grad.lerp(mean, momentum)
+        return cast(Tensor, state["momentum"])
 
 
 def orthogonalize(x: Tensor) -> Tensor:
@@ -106,8 +126,8 @@ def fast_orthogonalize(squares: Tensor) -> Tensor:
 
     The result of a square does not depend on the others.
     """
-    if is_supported(squares):
-        return newton_schulz(squares, COEFFICIENTS, ITERATIONS)
+    if kernels.is_supported(squares):
+        return kernels.newton_schulz(squares, COEFFICIENTS, ITERATIONS)
     if len(squares) == 1:  # PyTorch multiplies a single matrix in another kernel with other rounding
         return orthogonalize(squares.repeat(2, 1, 1))[:1]
     return orthogonalize(squares)
