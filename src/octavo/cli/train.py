@@ -91,10 +91,6 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from octavo import native_library
-
-    if is_first_on_machine():
-        native_library.load_in_background()  # while PyTorch is imported
     with without_garbage_collection():
         from octavo import distributed, training  # noqa: F401  (all that training imports)
 

@@ -15,7 +15,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from octavo import checkpoint, estimate, runs
+from octavo import checkpoint, runs
 from octavo.checkpoint import Checkpoint, TrainerState
 from octavo.data.dataset import Dataset, is_prepared
 from octavo.data.prepare import prepare_dataset, reopen_dataset
@@ -36,7 +36,7 @@ from octavo.training.fixed_settings import ARCHITECTURE, check_given, settings_o
 from octavo.training.plan import Plan
 from octavo.training.trainer_values import TrainerValues, check_trainer_values
 from octavo.units import format_count
-from octavo.weights import assemble_model
+from octavo.weights import assemble_model, meta_model
 
 # How long a network file system may take to show a new folder to another machine.
 _VISIBLE_SECONDS = 5.0
@@ -197,7 +197,7 @@ def _set_up_new(plan: Plan, parts: int) -> _SetupGenerator:
     data = yield from prepare_data(plan)
     settings, notices = cap_steps(resolve_vocab_size(settings, data), data, plan.given)
     settings = _resolve_auto(settings, runtime, data)
-    check_model_fits(estimate.parameters(settings), runtime.device, parts)
+    check_model_fits(sum(p.numel() for p in meta_model(settings).parameters()), runtime.device, parts)
     model = GPT(settings, torch.Generator().manual_seed(settings.seed))
     init_weights.initialize(model, settings.weight_init)
     return TrainingSetup(settings, runtime, data, model, notices=notices)

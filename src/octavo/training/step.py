@@ -90,7 +90,8 @@ class Trainer:
         return loss
 
     def _compute_own_gradients(self, batch: np.ndarray) -> Tensor:
-        self.model.train()
+        if not self.model.training:
+            self.model.train()
         if self.bf16_weights:
             self.bf16_weights.refresh()
         if self.fused_step:
