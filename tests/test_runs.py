@@ -424,9 +424,17 @@ def test_load_falls_back_to_an_intact_checkpoint_with_a_warning(damage: Any) -> 
         assert octavo.load(run.folder).folder == last
     assert str(best) in str(caught[0].message)
     assert str(last) in str(caught[0].message)
-    assert caught[0].filename == __file__  # the line that called `load`
     damage(last)
     assert str(best) in error_of(lambda: octavo.load(run.folder)).message
+
+
+def test_a_warning_of_load_names_the_line_that_called_it() -> None:
+    run = Run.create(SETTINGS, "corpus")
+    save(run, 10)
+    shutil.rmtree(save(run, 20, best=True))
+    with pytest.warns(OctavoWarning) as caught:
+        octavo.load(run.folder)
+    assert caught[0].filename == __file__
 
 
 def test_a_run_without_pointers_has_its_newest_checkpoint() -> None:
