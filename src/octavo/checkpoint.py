@@ -57,7 +57,7 @@ class _InfoSchema:
     train_loss: float | None = None
     val_loss: float | None = None
     bits_per_byte: float | None = None
-    data: dict[str, Any] | None = None  # `Dataset.origin`, with the source as the settings name it
+    data: dict[str, Any] | None = None  # `Dataset.origin`; its `source` is the one in the settings
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Where training runs: the device, the precision, and whether the step is compiled.
 
 `resolve_runtime` turns the settings' `auto` values into a `Runtime`. Operations that differ by device, such as
-synchronizing or reading free memory, are here. Nothing here changes PyTorch's global state for longer than a block.
+synchronizing or reading free memory, are here. Nothing here changes PyTorch's global state for longer than a `with`
+block.
 """
 
 import contextlib

@@ -67,7 +67,7 @@ class Memory:
     gradients: int
     optimizer: int  # its state
     activations: int  # saved by the forward for the backward
-    logits: int  # three float32 tensors of their size: the loss's log-probabilities, and two gradients (see `memory`)
+    logits: int  # with autograd three float32 tensors of their size (see `memory`); the C code has one
     optimizer_workspace: int  # temporary tensors of an optimizer step
     fragmentation: int  # of the allocator's heap
     checkpoint: int  # the copy that is written while training continues; 0 on CUDA, whose copy is in main memory
@@ -154,11 +154,12 @@ def bytes_per_sequence(settings: Settings, device: str, precision: str, is_fused
     attention = _attention_bytes(settings, device, size, is_fused)
     block = 2 * C * residual + (2 + 4 + 8) * C * size + 16 + attention
     mask = 1 if device == "cuda" else size
-    if settings.dropout and not is_fused:  # which computes the masks again
+    if settings.dropout and not is_fused:  # the C code stores no masks: it computes them again
         block += 2 * C * mask
     if is_fused:  # the blocks share the buffers of the activations' gradients, and the logits become their gradient
         buffers = 4 * C + (1 + 1 + 1 + 4 + 3) * C * size
-        if attention:  # in matmuls: one layer's queries, keys and values before they are split by head, and gradients
+        # Attention that runs as matmuls has four more: `attention_gradient`, `qkv`, `y_heads` and `qkv_heads_gradient`.
+        if attention:
             buffers += attention + (3 + 1 + 3) * C * size
         return T * (L * block + (4 + size) * C + 8 + 12 + buffers), T * settings.vocab_size * size
     # Outside the blocks: the final norm's input, output and statistics; the ids and targets in int64; the dropout mask

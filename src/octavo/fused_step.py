@@ -73,7 +73,8 @@ def is_faster() -> bool:
 def forward_loss(model: GPT) -> Callable[[Tensor], Tensor] | None:
     """A function from ids (B, T + 1) to their summed loss in float32, for an evaluation of the weights as they are now.
 
-    None if PyTorch has to compute it: on a GPU, in another precision, of a sharded model, or without the C code.
+    None if the weights are sharded, not in float32 or not on a CPU, or if `is_available` is False: then PyTorch has to
+    compute the loss.
     """
     weights = list(model.parameters())
     # Sharded weights are DTensors, which have a `device_mesh`.

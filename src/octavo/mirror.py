@@ -226,7 +226,7 @@ def _fetch_checkpoint(storage: Storage, name: str, root: Path, with_trainer: boo
 
 
 def _find_checkpoints(storage: Storage, pointers: tuple[str, ...]) -> list[str]:
-    """The names of the checkpoints that have a manifest: those of the pointers first, then newer ones first."""
+    """The names of the checkpoints that have a manifest: those of the pointers first, then the others, newest first."""
     listed = (path.split("/") for path in storage.list_files(CHECKPOINTS))
     complete = {parts[1] for parts in listed if len(parts) == 3 and parts[2] == "manifest.json"}
     steps = {name: step for name in complete if (step := parse_checkpoint_name(name)) is not None}

@@ -1,7 +1,7 @@
 """Long work that reports its progress and ends with a result: `Preparation`.
 
 A function that prepares something is a generator: it yields `PreparationProgress` values and returns its result.
-Another such function runs it by `dataset = yield from build_dataset(...)`, which passes the progress on.
+Another such function runs it with `dataset = yield from build_dataset(...)`, which passes the progress on.
 
 The decorator `preparation` is for functions that other code calls too. It turns them into functions that return a
 `Preparation`. The caller either iterates it, as training does, which yields the progress among its events, or reads
@@ -10,7 +10,7 @@ The decorator `preparation` is for functions that other code calls too. It turns
     with listen(print):      # optional
         dataset = prepare_dataset(settings).result
 
-Work that is not a generator, such as a download or a view, sends its progress to the same listener by
+Work that is not a generator, such as a download or a view, sends its progress to the same listener with
 `ProgressReporter` or `track`.
 """
 

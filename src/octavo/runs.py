@@ -366,7 +366,7 @@ def load(run: RunLike, device: "torch.device | str" = "cpu") -> Checkpoint:
 
 
 def _loadable(run: Run) -> list[Path]:
-    """The checkpoints of a run in the order in which `load` tries them: best, last, then newer ones first."""
+    """The checkpoints of a run in the order in which `load` tries them: best, last, then the others, newest first."""
     preferred = find_checkpoint(run)
     return list(dict.fromkeys([preferred, *filter(None, [run.last]), *reversed(run.checkpoints.values())]))
 

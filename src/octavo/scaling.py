@@ -95,7 +95,7 @@ class StepCost:
 
 
 def divide_seconds(seconds: float, device: str, processes: Processes) -> float:
-    """The seconds of work divided among processes, without communication; one process takes `seconds` for it.
+    """The seconds that work takes if `processes` divide it, without communication. One process takes `seconds`.
 
     On CPUs, one process uses all cores of its machine, so more processes there are not faster. On GPUs, each process
     has one of its own.

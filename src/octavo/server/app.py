@@ -107,7 +107,7 @@ def build_app(
         if id in models:
             return models[id]
         if id in unloaded:
-            raise ApiError(503, f"{id} has just started to train, and has no checkpoint yet", param="model")
+            raise ApiError(503, f"{id} has no checkpoint yet", param="model")
         raise ApiError(
             404,
             f"no model {id[:80]!r} is served; the models are {', '.join(names)}",

@@ -40,7 +40,7 @@ def routes(find_model: Callable[[str, Request], ServedModel], limits: Limits, me
 
 
 def check_request(model: ServedModel, body: CompletionRequest, limits: Limits) -> None:
-    """Raise `ApiError` for too many texts, or for fields that contradict each other or the model's vocabulary."""
+    """Raise `ApiError` for too many texts, fields that contradict each other, or ids that are not in the vocabulary."""
     best_of = body.best_of or body.n
     if best_of < body.n:
         raise ApiError(400, f"best_of={best_of} is less than n={body.n}", param="best_of")

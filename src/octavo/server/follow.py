@@ -39,7 +39,10 @@ def load_model(
 
 
 def find_run_and_pointer(run: RunLike) -> tuple[Run | None, str | None]:
-    """The run that is served, and `last` or `best` for `RUN/last` and `RUN/best`; None if it is not a run."""
+    """The run that is served, and `last` or `best` for `RUN/last` and `RUN/best`, otherwise None.
+
+    (None, None) if `run` names no run.
+    """
     return runs.find_pointer(run) or (runs.find_run(run), None)
 
 

@@ -67,7 +67,7 @@ def routes(
     async def examples(
         request: Request, model: Annotated[str, Query(max_length=256)] = "", step: int | None = None
     ) -> responses.Examples:
-        """Beginnings of sentences of the validation split; none if the model's text is not available."""
+        """Beginnings of sentences of the validation split; none if the dataset is not available."""
         from octavo.lens.examples import examples
 
         content = await service.compute(find_model(model, request), step, request, examples)

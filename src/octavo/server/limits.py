@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Counts, bytes and seconds. `/openapi.json` states the defaults."""
+    """Counts, bytes and seconds. The request schemas in `requests.py` and `/openapi.json` use the default values."""
 
     # connections
     connections: int = 512  # open at once; beyond that, 429

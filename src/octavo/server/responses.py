@@ -24,7 +24,7 @@ class Error(BaseModel):
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The error responses of a route, as FastAPI states them in its document."""
+    """The error responses of a route, for FastAPI's argument `responses`."""
     return {status: {"model": Error, "description": HTTPStatus(status).phrase} for status in statuses}
 
 
@@ -161,7 +161,7 @@ class Model(BaseModel):
     parameters: int
     tokenizer: str
     has_chat_template: bool = Field(
-        description="whether a chat template writes the prompt of a chat, rather than a plain transcript"
+        description="whether a chat template formats the conversation; if not, the prompt is a plain transcript"
     )
     step: int | None = Field(description="the training step of the checkpoint; null if it belongs to no run")
     train_loss: float | None
@@ -247,7 +247,7 @@ class LensModel(BaseModel):
     steps: list[int] = Field(description="the steps of the checkpoints that the run has")
     step: int | None = Field(description="the step that is served")
     has_chat_template: bool = Field(
-        description="whether a chat template writes the prompt of a chat, rather than a plain transcript"
+        description="whether a chat template formats the conversation; if not, the prompt is a plain transcript"
     )
 
 

@@ -41,7 +41,7 @@ class ServedModel:
 
 
 class Version(NamedTuple):
-    """Which weights a run offers: a checkpoint, and the state of the files that are loaded."""
+    """Which weights a run offers: a checkpoint, and the state of its files."""
 
     folder: Path
     files: frozenset[tuple[str, int, int, int]]  # name, size, modification time, inode

@@ -1,7 +1,8 @@
 """The texts of one HTTP request: submitted together to a model's worker, awaited in the event loop.
 
-An endpoint maps its body to `TextRequest`s, and the pieces of text to its own JSON; this module does the rest. A stream
-and a complete response are made of the same pieces, so both have the same text and log-probabilities.
+An endpoint maps its body to `TextRequest`s, and the pieces of text to its own JSON; this module does the rest. A
+streamed and a complete response are both made from the pieces of a `TextStream`, so both have the same text and
+log-probabilities.
 """
 
 import asyncio

@@ -13,7 +13,7 @@ from octavo.server.served_model import ServedModel
 
 
 def check_fields(model: ServedModel, body: GenerationRequest, max_tokens: int) -> None:
-    """Raise `ApiError` for shared fields that contradict each other or the model's vocabulary."""
+    """Raise `ApiError` for shared fields that contradict each other, or have ids that are not in the vocabulary."""
     if body.min_tokens > max_tokens:
         raise ApiError(400, f"min_tokens={body.min_tokens} is more than max_tokens={max_tokens}", param="min_tokens")
     if body.stream_options and body.stream_options.model_fields_set and not body.stream:

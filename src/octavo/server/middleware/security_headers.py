@@ -17,7 +17,7 @@ _HEADERS = {
 }
 
 
-_CLIENT_ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)  # nothing that could forge a line of a client's log
+_CLIENT_ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)  # nothing that could forge a line of the log
 
 
 class SecurityHeaders:
