@@ -3,13 +3,15 @@
 import math
 import re
 from itertools import chain
+from pathlib import Path
 
 import pytest
-from playwright.sync_api import Route
+from playwright.sync_api import Browser, Route
 
-from browser import Visit, parse_number, parse_numbers, wait_until
+import octavo
+from browser import Visit, open_page, parse_number, parse_numbers, wait_until
 from serving import RunningServer
-from sites import TEXT
+from sites import TEXT, Runs, serve_runs
 
 
 def test_positions_words_and_neighbors_equal_the_api(visit: Visit, site: RunningServer) -> None:
@@ -46,6 +48,27 @@ def test_positions_words_and_neighbors_equal_the_api(visit: Visit, site: Running
     assert [parse_number(each.split()[1]) for each in shown] == pytest.approx(
         [each["cosine"] for each in neighbors], abs=5e-3
     )
+
+
+def test_the_first_word_is_one_of_the_text_and_a_single_token_if_there_is_one(
+    chromium: Browser, runs: Runs, tmp_path: Path
+) -> None:
+    (tmp_path / "text.txt").write_text("the cat sat on the mat. zqx\n" * 60, encoding="utf-8")
+    size = {"n_layer": 1, "n_head": 1, "n_embd": 16, "block_size": 32}
+    pieces = octavo.train(
+        tmp_path / "text.txt", out=tmp_path / "pieces", tokenizer="bpe:270", max_steps=1, device="cpu", **size
+    )
+    served = {"pieces": pieces, "letters": runs.letters}
+    with serve_runs(served) as site, open_page(chromium, site.url) as visit:
+        word = visit.open_tab("positions_and_words", "pieces", "qx the cat").page.locator("#word")
+        assert word.input_value() == "the"
+        visit.open_tab("positions_and_words", "letters", "on the mat")
+        assert word.input_value() == "on"  # no word is a single token of this model
+        word.fill("mat")
+        word.press("Enter")
+        visit.open_tab("positions_and_words", text="the cat")
+        assert word.input_value() == "mat"  # the user has chosen it
+        visit.assert_no_faults()
 
 
 def test_the_map_shows_the_projection_at_the_chosen_step(visit: Visit, site: RunningServer) -> None:

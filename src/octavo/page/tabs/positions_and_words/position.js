@@ -16,12 +16,13 @@ import { formatNumber, formatSignificant, t } from "octavo/i18n";
 import { chip } from "octavo/tokens";
 
 const MAX_OFFERED = 12; // words of the text, as buttons
+const MAX_CANDIDATES = 4; // words that are tokenized to find one to begin with
 
 export class WordAtPositions {
   constructor(app) {
     const exported = exportedOptions("position")?.[0];
     this.app = app;
-    this.word = exported?.word ?? "cat";
+    this.word = exported?.word ?? "";
     this.positions = exported?.at ?? [1, 10];
     this.hasUserWord = false; // the user has typed or chosen a word
     this.answer = null;
@@ -36,8 +37,13 @@ export class WordAtPositions {
     const request = ++this.lastRequest;
     this.#offerWords();
     if (!offline) {
-      const tokens = await this.#chooseWord();
+      const [chosen, tokens] = await this.#chooseWord();
       if (request !== this.lastRequest) throw replacedError();
+      if (chosen !== this.word) {
+        if (this.wordInput.value === this.word) this.wordInput.value = chosen; // otherwise the user is typing
+        this.word = chosen;
+        this.tokenIndex = 0;
+      }
       if (!tokens || tokens.length > this.#maxTokens()) throw pageError("error.word");
       this.#clampPositions(app.model.model.block_size - tokens.length);
     }
@@ -127,13 +133,18 @@ export class WordAtPositions {
     await this.app.runTask(this.card, () => this.load());
   }
 
-  // The word's tokens. If the tokenizer can't encode the word that the page began with, a word of the text replaces it.
+  // The word to show, and its tokens. Until the user chooses a word, it is one of the text: the first of more than two
+  // letters that is a single token, or else the first.
   async #chooseWord() {
     const { model, text } = this.app;
-    const tokens = await tokenizeWord(model, this.word);
-    if (tokens || this.hasUserWord) return tokens;
-    this.word = this.wordInput.value = this.#textWords()[0] ?? [...text.trim()].slice(0, 4).join("");
-    return tokenizeWord(model, this.word);
+    if (this.hasUserWord) return [this.word, await tokenizeWord(model, this.word)];
+    const words = this.#textWords();
+    const candidates = words.filter((word) => [...word].length > 2).slice(0, MAX_CANDIDATES);
+    const tokens = await Promise.all(candidates.map((word) => tokenizeWord(model, word)));
+    const single = tokens.findIndex((each) => each?.length === 1);
+    if (single >= 0) return [candidates[single], tokens[single]];
+    const first = words[0] ?? [...text.trim()].slice(0, 4).join("");
+    return [first, await tokenizeWord(model, first)];
   }
 
   #clampPositions(last) {
