@@ -6,9 +6,9 @@ import re
 import xml.etree.ElementTree as ET
 
 import pytest
-from playwright.sync_api import Browser, Locator
+from playwright.sync_api import Browser, Locator, Route
 
-from browser import Visit, open_page, parse_number, parse_numbers, save_file, wait_until
+from browser import Visit, load_sentences, open_page, parse_number, parse_numbers, save_file, wait_until
 from serving import RunningServer
 from sites import TEXT, Runs, copy_run, serve_runs, softmax
 
@@ -47,6 +47,18 @@ def test_a_new_line_of_metrics_is_drawn_within_two_seconds(runs: Runs, chromium:
         wait_until(lambda: "skipped steps3" in (tile.text_content() or ""), page)
         assert f"{2 + extra / 8:.4f}" in (tile.text_content() or "")
         visit.assert_no_faults()
+
+
+def test_the_tab_says_that_it_loads_the_runs_until_they_are_drawn(visit: Visit) -> None:
+    held: list[Route] = []
+    visit.page.route(re.compile("/runs$"), lambda route: route.continue_() if held else held.append(route))
+    page = visit.open_tab("training").page
+    note = page.get_by_text(load_sentences("en")["train.loading"])
+    note.wait_for()
+    wait_until(lambda: bool(held), page)
+    held[0].continue_()
+    page.locator(".curve.loss canvas").first.wait_for()
+    assert note.is_hidden()
 
 
 def test_the_curves_of_several_runs_equal_their_metrics_files(visit: Visit, runs: Runs) -> None:

@@ -35,8 +35,9 @@ class Training {
     this.hasFailed = false; // the last poll has failed
     this.unit = null; // the user's choice of UNITS; null: the one that suits the chosen runs
     this.noRuns = el("p", { class: "card", textKey: "train.none", hidden: true });
+    this.loadingNote = el("p", { class: "quiet", textKey: "train.loading" }); // until the first poll is complete
     this.content = this.#createContent();
-    panel.append(el("p", { class: "lead", textKey: "train.lead" }), this.noRuns, this.content);
+    panel.append(el("p", { class: "lead", textKey: "train.lead" }), this.noRuns, this.content, this.loadingNote);
     document.addEventListener("visibilitychange", () => this.timer && this.#poll());
   }
 
@@ -117,8 +118,10 @@ class Training {
       const recordsChanged = (await Promise.all(requests)).some(Boolean);
       if (this.hasFailed) this.app.showError(this.panel, null);
       this.hasFailed = false;
+      this.loadingNote.hidden = true;
       if (listChanged || recordsChanged) this.#draw();
     } catch (error) {
+      this.loadingNote.hidden = true;
       if (!this.hasFailed) this.app.showError(this.panel, error); // once; polling continues
       this.hasFailed = true;
     } finally {
