@@ -170,6 +170,13 @@ def test_the_import_map_names_every_module() -> None:
     assert import_map == {module.removesuffix(".js"): module for module in modules}
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_no_two_tabs_and_buttons_of_the_header_have_one_name(language: str) -> None:
+    sentences = load_sentences(language)
+    keys = [*(f"tab.{tab}" for tab in TABS), "tour.start"]
+    assert len({sentences[key] for key in keys}) == len(keys)
+
+
 def test_every_tab_of_the_table_of_views_exists() -> None:
     assert {view.tab for view in VIEWS.values() if view.tab} <= set(TABS)
 
