@@ -45,7 +45,12 @@ def test_only_one_function_says_how_an_extra_is_installed(monkeypatch: pytest.Mo
         ("inspect shapes runs/mine", "octavo inspect runs/mine shapes"),
         ("inspect --text abc runs/mine", "octavo inspect runs/mine attention"),
         ("sample", "octavo sample runs/mine"),
-        ("resume", "octavo train --resume RUN"),
+        ("resume", "octavo train --resume runs/mine"),
+        ("trian text.txt --max-steps 5", "octavo train text.txt --max-steps 5"),
+        ("train.py config/x.py --device=cpu", "octavo train config/x.py --device=cpu"),
+        ("python sample.py runs/mine", "octavo sample runs/mine"),
+        ("train text.txt --init_from=resume", "octavo train --resume runs/mine"),
+        ("train text.txt --eval_only=True", "octavo eval runs/mine SOURCE"),
         ("ls", "octavo list"),
         ("chat runs/mine", "octavo sample runs/mine --prompt TEXT"),
         ("show mine", "octavo info mine"),
@@ -95,7 +100,12 @@ def test_a_hint_names_the_run_of_the_command(run_folder: Path) -> None:
         named = suggestions.name_the_run(hint, words)
         assert named == f"octavo train --resume {run_folder}; or --init {run_folder}"
     for words in (["train", "text.txt"], ["train", ""], ["train"], []):
-        assert suggestions.name_the_run(hint, words) == hint
+        assert suggestions.name_the_run(hint, words) == "octavo train --resume runs/mine; or --init runs/mine"
+
+
+@pytest.mark.usefixtures("workdir")
+def test_without_runs_a_hint_says_run() -> None:
+    assert suggestions.name_the_run("octavo eval RUN", ["train", "text.txt"]) == "octavo eval RUN"
 
 
 def test_a_file_of_weights_that_is_missing_is_not_taken_for_a_model_of_the_hub(assert_rejected: AssertRejected) -> None:

@@ -155,7 +155,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = _build_parser(_defaults_for_help(argv))
     argv = _hyphenate_flags(argv, parser)
     if argv[0] not in VERBS and not argv[0].startswith("-"):
-        raise unknown_verb_error(argv[0], list(VERBS))
+        raise unknown_verb_error(argv, list(VERBS))
     if argv[0] in VERBS:
         defaults = parser.verbs[argv[0]]
         reject_options(argv, defaults.get_default("nanogpt_names"), defaults.get_default("flags"))

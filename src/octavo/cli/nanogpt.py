@@ -14,8 +14,8 @@ from octavo.settings import nanogpt
 # verb except train and estimate, which report `NANOGPT_NAMES`, the options of nanoGPT's train.py.
 SAMPLE_NAMES = {
     "start": "--prompt, or --prompt-file for FILE:",
-    "out_dir": "the run itself: octavo sample runs/my-1",
-    "init_from": "the run itself: octavo sample runs/my-1",
+    "out_dir": "the run itself, without a flag",
+    "init_from": "the run itself, without a flag",
     "dtype": "no option: the model runs in float32",
     "compile": "no option: generation runs in C where that is faster",
 }

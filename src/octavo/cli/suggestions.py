@@ -106,11 +106,15 @@ _VERBS = {
 }
 
 
-def unknown_verb_error(verb: str, verbs: Sequence[str]) -> OctavoError:
+def unknown_verb_error(argv: Sequence[str], verbs: Sequence[str]) -> OctavoError:
+    """The error for a command whose first word is no verb. The hint of a misspelled verb is the whole command."""
+    verb, *rest = argv
     hint = _VERBS.get(verb.lower())
     if hint is None:
-        nearest = difflib.get_close_matches(verb, verbs, n=1, cutoff=0.6)
-        hint = f"octavo {nearest[0]}" if nearest else f"one of: {', '.join(verbs)}"
+        is_script = verb in ("python", "python3") and bool(rest)  # `python train.py ...`, as with nanoGPT
+        word, rest = (rest[0], rest[1:]) if is_script else (verb, rest)
+        nearest = difflib.get_close_matches(word.removesuffix(".py"), verbs, n=1, cutoff=0.6)
+        hint = shlex.join(["octavo", nearest[0], *rest]) if nearest else f"one of: {', '.join(verbs)}"
     return OctavoError(f"there is no verb {verb!r}", hint)
 
 
@@ -137,9 +141,11 @@ def _stray_word_error(word: str, arguments: argparse.Namespace, argv: Sequence[s
 
 
 def name_the_run(hint: str, words: Sequence[str]) -> str:
-    """The hint of an error, with the run or checkpoint that the command names in place of RUN."""
+    """The hint of an error, with a run in place of RUN: the run or checkpoint that the command names, or the newest."""
+    if not re.search(r"\bRUN\b", hint):
+        return hint
     values = [word.partition("=")[2] if word.startswith("-") and "=" in word else word for word in words[1:]]
-    run = next((value for value in values if _is_model(value)), None) if re.search(r"\bRUN\b", hint) else None
+    run = next((value for value in values if _is_model(value)), None) or newest_run()
     return hint if run is None else re.sub(r"\bRUN\b", lambda _: shlex.quote(run), hint)
 
 
