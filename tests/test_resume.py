@@ -127,6 +127,16 @@ def test_resume_with_more_steps_trains_longer() -> None:
     assert [step for step, _, _ in losses(longer.run)] == list(range(1, 17))
 
 
+def test_fewer_steps_than_a_run_has_are_an_error_that_says_how_steps_count() -> None:
+    first = finished_event(run_events()).run
+    settings = octavo.Run(first).settings
+    with pytest.raises(OctavoError, match="counts from the first step") as error:
+        run_events(resume=first, max_steps=5)
+    assert error.value.hint == f"--max-steps {settings.max_steps + 5}, for 5 more steps"
+    assert octavo.Run(first).settings == settings
+    assert finished_event(run_events(resume=first, max_steps=settings.max_steps)).step == settings.max_steps
+
+
 def test_settings_changed_by_a_resume_stay_changed() -> None:
     uninterrupted = finished_event(run_events(max_steps=20, learning_rate=3e-3)).run
     first = finished_event(run_events(max_steps=12, learning_rate=3e-3, stop_after=4))

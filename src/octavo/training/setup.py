@@ -212,6 +212,11 @@ def _set_up_resumed(plan: Plan) -> _SetupGenerator:
     loaded, resumed_from, notices = load_first_intact(plan.resume)
     values = resumed_from.values
     assert isinstance(loaded.settings, Settings)
+    if (max_steps := plan.given.get("max_steps", values.step)) < values.step:
+        raise OctavoError(
+            f"{loaded.folder} is of step {values.step}, and max_steps={max_steps} counts from the first step",
+            f"--max-steps {values.step + (more := max(1, max_steps))}, for {format_count(more, 'more step')}",
+        )
     for name in sorted(ARCHITECTURE | {"block_size"}):
         if getattr(settings, name) != getattr(loaded.settings, name):
             raise OctavoError(
