@@ -103,7 +103,9 @@ class Corpus:
     def _empty_error(self) -> OctavoError:
         if not self.report.skipped and self.files is not None and [file.path for file in self.files] == [self.source]:
             return OctavoError(f"{self.source} is empty", "give a text file, or a folder of text files")
-        hint = "a source with text, or --text-field NAME if another field has the text"
+        hint = "a source with text"
+        if self.report.read or self.report.skipped:
+            hint += ", or --text-field NAME if another field has the text"
         counts = summarize(self.report.read, self.report.skipped, self.skipped_folders)
         return OctavoError(f"{self.source_name} has no text in it: {counts}", hint)
 

@@ -110,7 +110,7 @@ def build_app(
             raise ApiError(503, f"{id} has no checkpoint yet", param="model")
         raise ApiError(
             404,
-            f"no model {id[:80]!r} is served; the models are {', '.join(names)}",
+            f"no model {id[:80]!r} is served, only {', '.join(names)}",
             param="model",
             code="model_not_found",
         )
