@@ -74,6 +74,17 @@ def test_the_container_has_no_rights_it_does_not_need() -> None:
     assert "ports" not in service  # only the proxy is reached from outside
 
 
+def test_the_image_has_the_tested_versions() -> None:
+    dockerfile = read("Dockerfile")
+    [pinned] = re.findall(r"grep '(.+)' constraints\.txt", dockerfile)
+    constraints = (DEPLOY.parent / "constraints.txt").read_text(encoding="utf-8")
+    assert re.findall(rf"{pinned}[\d.]+$", constraints, re.MULTILINE)
+    assert dockerfile.index("COPY constraints.txt") < dockerfile.index("-r torch.txt") < dockerfile.index("COPY src")
+    assert "pip install --no-cache-dir -c constraints.txt ." in dockerfile
+    bases = re.findall(r"^FROM (\S+)", dockerfile, re.MULTILINE)
+    assert len(set(bases)) == 1  # the libraries of the first stage run in the second
+
+
 def test_what_compose_names_is_there() -> None:
     compose = read_yaml("compose.yaml")
     used = {secret for service in compose["services"].values() for secret in service.get("secrets", [])}
@@ -172,4 +183,15 @@ def test_prometheus_reads_what_compose_gives_it() -> None:
     assert job["static_configs"][0]["targets"] == ["octavo:8000"]
     assert "--allow-host=octavo" in compose["services"]["octavo"]["command"]
     mounted = [volume.split(":")[1] for volume in compose["services"]["prometheus"]["volumes"]]
-    assert {f"/etc/prometheus/{name}" for name in ("prometheus.yml", *config["rule_files"])} == set(mounted)
+    assert {f"/etc/prometheus/{name}" for name in ("prometheus.yml", *config["rule_files"])} < set(mounted)
+
+
+def test_grafana_has_its_source_and_its_dashboard_from_the_start() -> None:
+    services = read_yaml("compose.yaml")["services"]
+    mounted = dict(volume.split(":")[1::-1] for volume in services["grafana"]["volumes"])
+    [source] = read_yaml(mounted["/etc/grafana/provisioning/datasources/octavo.yml"])["datasources"]
+    assert (source["type"], source["url"]) == ("prometheus", "http://prometheus:9090")
+    assert services["prometheus"]["profiles"] == services["grafana"]["profiles"]
+    [provider] = read_yaml(mounted["/etc/grafana/provisioning/dashboards/octavo.yml"])["providers"]
+    assert provider["type"] == "file"
+    assert json.loads(read(mounted[f"{provider['options']['path']}/octavo.json"]))["title"] == "Octavo"
