@@ -1,8 +1,9 @@
-"""Draw the pictures of the page in `docs/` and the animation `docs/learning.svg`, of a local run.
+"""Draw the pictures of the page in `docs/` and the animation `docs/learning.svg`.
 
-python docs/page_pictures.py runs/my-1
+    python docs/page_pictures.py tinyshakespeare.txt
 
-The picture in Arabic is of a small run that the script trains on the page's own Arabic sentences.
+It trains the two runs that they show: one on this text, in some minutes, and a small one on the page's own Arabic
+sentences.
 """
 
 import json
@@ -23,7 +24,7 @@ from octavo.runs import Run
 
 TEXT = "My lord, the king and the queen are come to see the"
 ARABIC_TEXT = "كل صف رمز، ويبيّن كيف يوزّع انتباهه على الرموز التي قبله"
-ARABIC = "arabic"  # the name of its run
+SHAKESPEARE, ARABIC = "shakespeare", "arabic"  # the names of the runs
 
 
 @dataclass(frozen=True)
@@ -49,18 +50,18 @@ PICTURES = {
 
 
 def main() -> None:
-    docs, run = Path(__file__).parent.resolve(), Path(sys.argv[1]).resolve()
+    docs, text = Path(__file__).parent.resolve(), Path(sys.argv[1]).resolve()
     names = ("chromium", "chromium-browser", "google-chrome")
     path = os.environ.get("OCTAVO_CHROMIUM") or next(filter(None, map(shutil.which, names)))
     root = hasattr(os, "geteuid") and os.geteuid() == 0  # Chromium has no sandbox for root
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
-        arabic = train_arabic_run(Path(folder))
+        run, arabic = train_shakespeare(text, Path(folder)), train_arabic_run(Path(folder))
         command = [
             sys.executable,
             "-m",
             "octavo",
             "serve",
-            run,
+            run.folder,
             arabic.folder,
             "--port",
             "0",
@@ -77,7 +78,7 @@ def main() -> None:
                 options = {"locale": picture.language, "color_scheme": picture.theme, "reduced_motion": "reduce"}
                 page = browser.new_page(viewport={"width": 1280, "height": 900}, **options)
                 is_arabic = picture.language == "ar"
-                choices = {"model": ARABIC if is_arabic else run.name, "text": ARABIC_TEXT if is_arabic else TEXT}
+                choices = {"model": ARABIC if is_arabic else SHAKESPEARE, "text": ARABIC_TEXT if is_arabic else TEXT}
                 page.goto(f"{url}#{picture.tab}?{urlencode(choices)}")
                 draw(page, picture, docs / name)
             browser.close()
@@ -85,7 +86,13 @@ def main() -> None:
             server.terminate()
             server.wait()
             server.stdout.close()
-    (docs / "learning.svg").write_text(learning_svg(run, TEXT), encoding="utf-8")
+        (docs / "learning.svg").write_text(learning_svg(run, TEXT), encoding="utf-8")
+
+
+def train_shakespeare(text: Path, folder: Path) -> Run:
+    """Train a model whose tokens are words and parts of words, with more layers and heads than `tiny` has."""
+    size = {"n_layer": 6, "n_head": 6, "n_embd": 96}
+    return octavo.train(text, out=folder / SHAKESPEARE, tokenizer="bpe:4096", max_steps=700, **size)
 
 
 def train_arabic_run(folder: Path) -> Run:

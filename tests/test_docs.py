@@ -214,6 +214,15 @@ def test_the_charts_of_speed_are_those_of_its_tables() -> None:
     assert drawn == {name: (ROOT / "docs" / name).read_text(encoding="utf-8") for name in drawn}
 
 
+def test_every_picture_has_a_command_that_draws_it() -> None:
+    section = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("\n## Pictures\n")[2]
+    rows = re.findall(r"^\| (`.+`) \| `python (\S+\.py)", section.partition("\n## ")[0], re.MULTILINE)
+    named = [name for names, _ in rows for name in re.findall(r"`(.+?)`", names)]
+    pictures = [path.name for path in (ROOT / "docs").iterdir() if path.suffix in (".svg", ".png")]
+    assert sorted(named) == sorted(pictures)
+    assert all((ROOT / script).is_file() for _, script in rows)
+
+
 def test_the_readme_links_every_page() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     pages = [path.name for path in (ROOT / "docs").iterdir() if path.suffix in (".md", ".ipynb")]
