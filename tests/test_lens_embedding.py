@@ -129,6 +129,21 @@ def test_top_outside_its_range_is_an_error(small: Checkpoint, top: int) -> None:
         lens.neighbors(small, "a", top=top)
 
 
+def test_two_words_are_compared_with_a_space_before_both_or_neither(small: Checkpoint) -> None:
+    encode, known = small.tokenizer.encode, set(small.tokenizer.token_bytes)
+    words = [piece[1:].decode() for piece in known if re.fullmatch(b" [a-z]+", piece)]
+    both = next(word for word in words if len(encode(word)) == 1)
+    spaced = next(word for word in words if len(encode(word)) > 1)
+    for word, against in ((both, spaced), (spaced, both)):
+        view = lens.neighbors(small, word, against=against)
+        assert view.against is not None
+        assert [view.tokens[0].label, view.against.token.label] == [f"␣{word}", f"␣{against}"]
+        assert "with a space before it" in view.note
+    view = lens.neighbors(small, "a", against="e")
+    assert view.against is not None
+    assert [view.tokens[0].label, view.against.token.label] == ["a", "e"]
+
+
 def test_against_has_to_be_one_token(small: Checkpoint) -> None:
     with pytest.raises(OctavoError, match="dogs"):
         lens.neighbors(small, "a", against="dogs")

@@ -10,6 +10,7 @@ from octavo.tokenizers import Tokenizer
 TokenLike = str | int  # a token's text, or its id
 WordLike = str | int | Sequence[int]  # a word's text, or the ids of its tokens
 _MAX_WORD_TOKENS = 16
+WITH_SPACE = "one token with a space before it"  # a note
 
 
 def resolve_index(value: int, count: int, name: str, option: str = "") -> int:
@@ -53,14 +54,20 @@ def resolve_word(tokenizer: Tokenizer, word: WordLike) -> tuple[list[int], str]:
         raise OctavoError("an empty word has no token", "--word king")
     if len(ids) == 1:
         return ids, ""
-    if isinstance(word, str) and tokenizer.kind in ("bpe", "gpt2"):
-        with_space = tokenizer.encode(" " + word)
-        if len(with_space) == 1:
-            return [int(with_space[0])], "one token with a space before it"
+    if (with_space := token_with_space(tokenizer, word)) is not None:
+        return [with_space], WITH_SPACE
     if len(ids) > _MAX_WORD_TOKENS:
         raise OctavoError(f"{word!r} is {len(ids)} tokens; at most {_MAX_WORD_TOKENS} are shown", "a shorter word")
     labels = " ".join(make_token(tokenizer, id).label for id in ids)
     return ids, f"{len(ids)} tokens, {labels}: wte has no row for the whole word"
+
+
+def token_with_space(tokenizer: Tokenizer, word: WordLike) -> int | None:
+    """The id of a word with a space before it. None if it is not one token, or the word is given by ids."""
+    if not isinstance(word, str) or tokenizer.kind not in ("bpe", "gpt2"):
+        return None
+    ids = tokenizer.encode(f" {word}")
+    return int(ids[0]) if len(ids) == 1 else None
 
 
 def text_of(tokenizer: Tokenizer, word: WordLike) -> str:

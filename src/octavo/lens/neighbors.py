@@ -16,7 +16,7 @@ from octavo import runs
 from octavo.checkpoint import Checkpoint
 from octavo.errors import OctavoError
 from octavo.interop import gpt2_folder
-from octavo.lens.arguments import WordLike, resolve_word, text_of
+from octavo.lens.arguments import WITH_SPACE, WordLike, resolve_word, text_of, token_with_space
 from octavo.lens.embedding import cosines, count_tokens, unit_rows
 from octavo.lens.tokens import Token, make_token
 from octavo.lens.view import Table, View
@@ -99,7 +99,13 @@ def neighbors(run: RunLike, word: WordLike = "king", *, top: int = 10, against: 
     ids, note = resolve_word(tokenizer, word)
     if not 1 <= top <= _MAX_NEIGHBORS:
         raise OctavoError(f"top={top}: between 1 and {_MAX_NEIGHBORS} neighbors are shown", "--top 10")
-    other = None if against is None else _resolve_one_token(loaded, against)
+    other = None
+    if against is not None:
+        other = _resolve_one_token(loaded, against)
+        spaced, other_spaced = token_with_space(tokenizer, word), token_with_space(tokenizer, against)
+        if spaced is not None and other_spaced is not None and (ids == [spaced]) != (other == other_spaced):
+            # One is a token without a space, and the other only with one: rows of two forms would not be comparable.
+            ids, other, note = [spaced], other_spaced, WITH_SPACE
     wte = loaded.model.transformer.wte.weight.detach().numpy()
     similarity = cosines(wte, ids)  # (V,)
     other_cosine = None if other is None else float(similarity[other])
