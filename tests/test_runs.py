@@ -135,6 +135,17 @@ def test_starting_again_removes_the_lines_and_weights_of_the_killed_process() ->
     assert (again.lines("metrics"), again.checkpoints) == ([], {})
 
 
+def test_a_run_has_the_path_of_the_checkpoint_that_it_started_from() -> None:
+    init = Path("naïve model", "step-000010")
+    run = Run.create(SETTINGS, "corpus", init=init)
+    assert run.init == init.absolute()
+    assert (run.folder / ".init").read_bytes() == os.fsencode(init.absolute()) + b"\n"
+    run.start_again(SETTINGS)
+    assert run.init is None
+    run.start_again(SETTINGS, init)
+    assert run.init == init.absolute()
+
+
 @pytest.mark.parametrize("leftover", [None, ".settings.toml.0a1b2c3d.partial"])
 def test_a_process_killed_while_it_creates_a_run_does_not_block_the_name(
     leftover: str | None, monkeypatch: pytest.MonkeyPatch
@@ -231,7 +242,9 @@ def test_the_newest_five_runs_are_listed_first_to_last() -> None:
         os.utime(run.folder / "settings.toml", (time, time))
     hint = "one of: " + ", ".join(str(Path("runs", f"run{number}")) for number in (2, 5, 6, 4, 1))
     for name in ("runs", "runs/missing"):
-        assert error_of(lambda name=name: find_checkpoint(name)).hint == hint
+        error = error_of(lambda name=name: find_checkpoint(name))
+        assert str(Path(name)) in error.message
+        assert error.hint == hint
     assert error_of(lambda: Run("runs/missing")).hint == hint
 
 
@@ -515,6 +528,8 @@ def test_the_run_and_step_of_a_checkpoint_follow_from_its_path(empty_workdir: Pa
     assert run.checkpoints == {10: folder}
     outside = Path(shutil.copytree(folder, empty_workdir / "checkpoints" / "step-000010"))
     assert Run.of_checkpoint(outside) is None
+    with pytest.raises(ValueError, match=r"thesis is not the folder"):
+        runs.step_of(Path("thesis"))
 
 
 def test_find_run_finds_runs_and_no_checkpoints() -> None:

@@ -423,7 +423,7 @@ def find_run(run: RunLike) -> Run | None:
         if is_run(folder):
             return Run(folder)
         if os.path.exists(folder):  # `run` means this path, so a run of that name in runs/ is not meant
-            break
+            return None
     return None
 
 
