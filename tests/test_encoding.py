@@ -1,5 +1,6 @@
-"""The encoder gives the ids of the whole text, in one process or several, and marks the ends of documents."""
+"""The encoder gives the ids of the whole text, in C and in Python, on one core or several, and marks document ends."""
 
+import ctypes
 import shutil
 import sys
 from collections.abc import Iterator
@@ -7,23 +8,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiktoken
 from hypothesis import given
 from hypothesis import settings as options
 from hypothesis import strategies as st
 
 from octavo import tokenizers
 from octavo.data.chunks import cut_text
-from octavo.data.encoder import Encoder, split_words
+from octavo.data.encoder import Encoder, WordCache, load_functions, split_words
 from octavo.data.encoder_pool import encode_texts
-from octavo.data.limits import Limits
-from octavo.errors import UnknownCharactersError
+from octavo.data.limits import DEFAULT_LIMITS, Limits
+from octavo.data.word_table import WordTable
+from octavo.errors import OctavoWarning, UnknownCharactersError
+from octavo.native_library import UnavailableError, load_library
 from octavo.tokenizers import Tokenizer
 from preparing import error_of
 
 TEXT = "The quick brown fox's jumps,\n\n  over 12 lazy dogs.\n\tNaïve: 漢字 \U0001f600 नमस्ते!\r\n" * 12
 SPACES = list(" \n\t\r\x0b\x0c\x1c\x1f\x85\xa0\u1680\u2000\u200a\u200b\u2028\u2029\u202f\u205f\u3000\ufeff")
-OTHERS = ["a", "the", "'s", "12", ".", "é", "漢", "\u0301", "_", "\0", "<|endoftext|>"]
-TEXTS = st.lists(st.sampled_from(SPACES + OTHERS)).map("".join)
+OTHERS = ["a", "the", "'s", "'LL", "'ve ", "''", "12", "\u00b2", ".", "é", "漢", "\u0301", "_", "\0", "<|endoftext|>"]
+TEXTS = st.lists(st.sampled_from(SPACES + OTHERS) | st.text(max_size=3)).map("".join)
 law = options(derandomize=True, deadline=None, max_examples=400)
 
 
@@ -32,51 +36,122 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     return tokenizers.build(request.param, TEXT + "".join(SPACES + OTHERS))
 
 
-@law
-@given(text=TEXTS)
-def test_the_encoder_gives_the_ids_of_the_tokenizer(tokenizer: Tokenizer, text: str) -> None:
-    assert Encoder(tokenizer).encode(text.encode()).tolist() == tokenizer.encode(text).tolist()
+@pytest.fixture(scope="module", params=["python", "c"])
+def functions(request: pytest.FixtureRequest, built: Path) -> ctypes.CDLL | None:
+    """The C library, or None for the Python code that it must equal."""
+    return load_library().functions if request.param == "c" else None
 
 
-def test_the_encoder_gives_the_ids_of_gpt2(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", f"{shared}/tiktoken-cache")
-    tokenizer = tokenizers.build("gpt2", "")
-    encoder = Encoder(tokenizer)
+def test_the_encoder_gives_the_ids_of_the_tokenizer(tokenizer: Tokenizer, functions: ctypes.CDLL | None) -> None:
+    encoder = Encoder(tokenizer, functions=functions, cached_words=50)
 
     @law
-    @given(text=TEXTS)
+    @given(text=TEXTS.map(lambda text: _without_unknown(text, tokenizer)))
     def agree(text: str) -> None:
         assert encoder.encode(text.encode()).tolist() == tokenizer.encode(text).tolist()
 
     agree()
+
+
+def _without_unknown(text: str, tokenizer: Tokenizer) -> str:
+    known = set(TEXT).union(*SPACES, *OTHERS)
+    return "".join(filter(known.__contains__, text)) if tokenizer.kind == "char" else text
+
+
+def test_the_encoder_gives_the_ids_of_special_tokens(functions: ctypes.CDLL | None) -> None:
+    tokenizer = tokenizers.build("bpe:300", TEXT)
+    encoder = Encoder(tokenizer, special_tokens=True, functions=functions)
+
+    @law
+    @given(text=TEXTS)
+    def agree(text: str) -> None:
+        assert encoder.encode(text.encode()).tolist() == tokenizer.encode(text, special_tokens=True).tolist()
+
+    agree()
+
+
+def test_the_encoder_gives_the_ids_of_gpt2(
+    functions: ctypes.CDLL | None, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", f"{shared}/tiktoken-cache")
+    tokenizer, reference = tokenizers.build("gpt2", ""), tiktoken.get_encoding("gpt2")
+    encoder = Encoder(tokenizer, functions=functions)
+
+    @law
+    @given(documents=st.lists(TEXTS, max_size=3))
+    def agree(documents: list[str]) -> None:
+        ids = [id for text in documents for id in [*reference.encode_ordinary(text), reference.eot_token]]
+        assert encoder.encode(b"".join(text.encode() + b"\xff" for text in documents)).tolist() == ids
+
+    agree()
+    assert encoder.encode(TEXT.encode()).tolist() == reference.encode_ordinary(TEXT)
     assert encoder.encode(TEXT.encode()).dtype == np.uint16
+
+
+@law
+@given(
+    texts=st.lists(
+        st.lists(st.sampled_from([b"a", b"bc", b" ", b"\n", b"\xff", b" \xe3\x80\x80", b"\t"])).map(b"".join)
+    ),
+    size=st.integers(1, 9),
+    longest=st.integers(1, 9),
+    room=st.integers(1, 40),
+)
+def test_the_table_in_c_cuts_words_as_python_does(texts: list[bytes], size: int, longest: int, room: int) -> None:
+    asked: list[bytes] = []
+
+    def encode_words(words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        asked.extend(words)
+        return np.frombuffer(b"".join(words), np.uint8).astype(np.uint16), np.cumsum(list(map(len, words)))
+
+    table = WordTable(load_library().functions, encode_words, np.array([0xFF], np.uint16), size, longest, room)
+    for text in texts:
+        assert table.encode(text).tolist() == list(text)
+        assert len(table) <= size
+    assert set(asked) == {word for text in texts for word in split_words(text)} - {b"\xff"}
+
+
+def test_the_table_in_c_asks_for_a_word_once() -> None:
+    asked: list[bytes] = []
+
+    def encode_words(words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        asked.extend(words)
+        return np.zeros(len(words), np.uint32), np.arange(1, len(words) + 1)
+
+    table = WordTable(load_library().functions, encode_words, np.array([], np.uint32), size=100, longest=4)
+    assert table.encode(b"a b a b long-word b\xff").tolist() == [0] * 6
+    assert table.encode(b"a b long-word\xff c").tolist() == [0] * 4
+    assert asked == [b"a", b" b", b" a", b" long-word", b" long-word", b" c"]
 
 
 @law
 @given(text=TEXTS)
 def test_the_ids_of_chunks_are_those_of_the_whole_text(tokenizer: Tokenizer, text: str) -> None:
+    text = _without_unknown(text, tokenizer)
     chunks = list(cut_text([text], Limits(chunk=5)))
     ids = [id for chunk in chunks for id in tokenizer.encode(chunk).tolist()]
     assert ids == tokenizer.encode(text).tolist()
 
 
 def test_words_are_cut_before_whitespace_and_around_the_ends_of_documents() -> None:
-    words = [word for word in split_words(b"a b  c\n\nd\n\xffe\xff\xff f") if word]
+    words = split_words(b"a b  c\n\nd\n\xffe\xff\xff f")
     assert words == [b"a", b" b", b"  c", b"\n\nd", b"\n", b"\xff", b"e", b"\xff", b"\xff", b" f"]
     assert split_words("a\xa0 b\u3000\nc".encode()) == ["a\xa0 b\u3000\nc".encode()]
-    assert split_words(b"") == [b""]
+    assert split_words(b"") == []
 
 
-def test_end_of_text_follows_each_document() -> None:
+def test_end_of_text_follows_each_document(functions: ctypes.CDLL | None) -> None:
     tokenizer = tokenizers.build("bpe:300", TEXT)
     documents = ["one", " two\n", "three"]
-    ids = Encoder(tokenizer).encode(b"".join(each.encode() + b"\xff" for each in documents)).tolist()
+    ids = (
+        Encoder(tokenizer, functions=functions).encode(b"".join(each.encode() + b"\xff" for each in documents)).tolist()
+    )
     assert ids == [id for each in documents for id in [*tokenizer.encode(each).tolist(), tokenizer.end_of_text]]
 
 
-def test_the_word_cache_is_bounded() -> None:
+def test_the_word_cache_is_bounded(functions: ctypes.CDLL | None) -> None:
     tokenizer = tokenizers.build("bpe:300", TEXT)
-    encoder = Encoder(tokenizer, cached_words=10)
+    encoder = Encoder(tokenizer, functions=functions, cached_words=10)
     assert encoder.encode(TEXT.encode()).tolist() == tokenizer.encode(TEXT).tolist()
     assert encoder.words is not None
     assert len(encoder.words) <= 10
@@ -86,10 +161,23 @@ def test_long_words_are_not_cached() -> None:
     tokenizer = tokenizers.build("bpe:300", TEXT)
     encoder = Encoder(tokenizer)
     assert encoder.encode(b"abc" * 1000 + b" abc").tolist() == tokenizer.encode("abc" * 1000 + " abc").tolist()
-    assert list(encoder.words or ()) == [b" abc"]
+    assert isinstance(encoder.words, WordCache)
+    assert list(encoder.words) == [b"\xff", b" abc"]
 
 
-# Several processes
+def test_without_the_c_library_a_large_text_is_encoded_in_python_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail() -> None:
+        raise UnavailableError("no C compiler was found")
+
+    monkeypatch.setattr("octavo.data.encoder.load_library", fail)
+    with pytest.warns(OctavoWarning, match="no C compiler was found; text is encoded"):
+        assert load_functions(1 << 30, DEFAULT_LIMITS) is None
+    assert load_functions(1 << 20, DEFAULT_LIMITS) is None  # and no warning, because a small text is encoded in Python
+
+
+# Several cores
 
 
 def numbered_texts(count: int) -> Iterator[tuple[int, bytes]]:
@@ -97,10 +185,11 @@ def numbered_texts(count: int) -> Iterator[tuple[int, bytes]]:
         yield i, f"{i}: {TEXT}".encode()
 
 
-def test_several_processes_give_the_same_ids_in_the_same_order(tokenizer: Tokenizer) -> None:
+def test_several_cores_give_the_same_ids_in_the_same_order(tokenizer: Tokenizer, functions: ctypes.CDLL | None) -> None:
     if tokenizer.kind == "char":
         tokenizer = tokenizers.build("char", TEXT + "0123456789: ")
-    one, three = (list(encode_texts(tokenizer, numbered_texts(40), processes)) for processes in (1, 3))
+    one = list(encode_texts(tokenizer, numbered_texts(40), 1))
+    three = list(encode_texts(tokenizer, numbered_texts(40), 3, functions=functions))
     assert [key for key, _ in three] == list(range(40))
     assert [ids.tolist() for _, ids in three] == [ids.tolist() for _, ids in one]
     assert {ids.dtype for _, ids in three} == {np.dtype(np.uint16)}
@@ -109,12 +198,12 @@ def test_several_processes_give_the_same_ids_in_the_same_order(tokenizer: Tokeni
 def test_unknown_characters_in_a_worker_are_reported() -> None:
     tokenizer = tokenizers.build("char", "abc")
     with pytest.raises(UnknownCharactersError, match="'x'"):
-        list(encode_texts(tokenizer, [(0, b"abc"), (1, b"abx")], processes=2))
+        list(encode_texts(tokenizer, [(0, b"abc"), (1, b"abx")], cores=2))
 
 
 def test_a_worker_that_cannot_start_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     tokenizer = tokenizers.build("char", "abc")
-    error = error_of(lambda: list(encode_texts(tokenizer, [(i, b"abc") for i in range(5)], processes=2)))
+    error = error_of(lambda: list(encode_texts(tokenizer, [(i, b"abc") for i in range(5)], cores=2)))
     assert "was killed" in error.message
     assert "finished shards are kept" in str(error.hint)

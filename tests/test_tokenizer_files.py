@@ -61,4 +61,4 @@ def test_a_pattern_that_takes_too_long_is_an_error(pattern: str, tmp_path: Path)
     with pytest.raises(OctavoError, match="cannot encode the text"):
         tokenizer.encode(text)
     with pytest.raises(OctavoError, match="cannot encode the text"):
-        tokenizer.encode_word(text)
+        tokenizer.encode_words([text])

@@ -1,7 +1,7 @@
-"""Encode text on all cores: worker processes, each with an `Encoder`.
+"""Encode text on all cores: threads, each with an `Encoder`, or with a worker process that has one.
 
-Workers are processes, not threads, because encoding holds Python's global interpreter lock. The parent has
-one thread per worker; each thread sends a text to an idle worker and waits for its ids.
+Encoding in C does not hold Python's global interpreter lock, so threads are enough. All other encoders hold it: they
+run in worker processes, and each thread sends a text to an idle worker and waits for its ids.
 
 Workers are started by `subprocess`, not by `concurrent.futures.ProcessPoolExecutor`, for two reasons, both measured
 with Python 3.11. A spawned worker of that pool imports the caller's `__main__` again, so a script that prepares a
@@ -10,6 +10,7 @@ it in every worker. And if the parent is killed by SIGKILL, the workers of that 
 this module end when their input is closed.
 """
 
+import ctypes
 import os
 import pickle
 import queue
@@ -28,51 +29,61 @@ import numpy as np
 from octavo import files, tokenizers
 from octavo.data.encoder import Encoder
 from octavo.data.limits import Limits
+from octavo.data.word_table import WordTable
 from octavo.errors import OctavoError
 from octavo.tokenizers import Tokenizer
 
 K = TypeVar("K")
 
 
-def choose_process_count(characters: int, limits: Limits) -> int:
-    """The number of processes in which to encode a text of this many characters."""
+def choose_cores(characters: int, limits: Limits) -> int:
+    """The number of cores on which to encode a text of this many characters."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return 1 if characters < limits.single_process_characters else cores
 
 
 def encode_texts(
-    tokenizer: Tokenizer, texts: Iterable[tuple[K, bytes]], processes: int, special_tokens: bool = False
+    tokenizer: Tokenizer,
+    texts: Iterable[tuple[K, bytes]],
+    cores: int,
+    special_tokens: bool = False,
+    functions: ctypes.CDLL | None = None,
 ) -> Iterator[tuple[K, np.ndarray]]:
     """Yield the ids of each text, in order, with the key that came with the text.
 
-    Raises `OctavoError` for characters that the tokenizer does not have, and if a worker is killed.
+    `functions` is the C library, if it is to be used. Raises `OctavoError` for characters that the tokenizer does not
+    have, and if a worker is killed.
     """
-    if processes == 1:
-        encoder = Encoder(tokenizer, special_tokens=special_tokens)
+    encoder = Encoder(tokenizer, special_tokens=special_tokens, functions=functions)
+    if cores == 1:
         for key, text in texts:
             yield key, encoder.encode(text)
         return
     with ExitStack() as stack:
-        with files.translate_disk_errors(Path(tempfile.gettempdir())):
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            tokenizer.save(folder)
-        idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-        for _ in range(processes):
-            idle.put(stack.enter_context(_Worker(folder, special_tokens)))
+        idle: queue.SimpleQueue[Encoder | _Worker] = queue.SimpleQueue()
+        if isinstance(encoder.words, WordTable):
+            for _ in range(cores):
+                idle.put(Encoder(tokenizer, special_tokens=special_tokens, functions=functions))
+        else:
+            with files.translate_disk_errors(Path(tempfile.gettempdir())):
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                tokenizer.save(folder)
+            for _ in range(cores):
+                idle.put(stack.enter_context(_Worker(folder, special_tokens)))
 
         def encode(text: bytes) -> np.ndarray:
-            worker = idle.get()
+            encoder = idle.get()
             try:
-                return worker.encode(text)
+                return encoder.encode(text)
             finally:
-                idle.put(worker)
+                idle.put(encoder)
 
-        threads = ThreadPoolExecutor(processes)
+        threads = ThreadPoolExecutor(cores)
         stack.callback(threads.shutdown, cancel_futures=True)
         pending: deque[tuple[K, Future[np.ndarray]]] = deque()
         for key, text in texts:
             pending.append((key, threads.submit(encode, text)))
-            if len(pending) > 2 * processes:
+            if len(pending) > 2 * cores:
                 oldest_key, oldest_ids = pending.popleft()
                 yield oldest_key, oldest_ids.result()
         for key, future_ids in pending:

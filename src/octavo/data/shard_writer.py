@@ -18,7 +18,7 @@ import numpy as np
 from octavo import files
 from octavo.data import encoder_pool, shards
 from octavo.data.dataset import SPLITS
-from octavo.data.encoder import END
+from octavo.data.encoder import END, load_functions
 from octavo.data.limits import Limits
 from octavo.data.split import SplitChunk
 from octavo.errors import OctavoError, SourceChangedError
@@ -77,11 +77,11 @@ def write_shards(
     records = [_find_finished(folder, split_name) for split_name in SPLITS]
     finished_counts = [len(each) for each in records]  # shards that an earlier process wrote
     texts = _collect_texts(chunks, finished_counts, uses_end_of_text, limits)
-    processes = encoder_pool.choose_process_count(characters, limits)
+    cores, functions = encoder_pool.choose_cores(characters, limits), load_functions(characters, limits)
     meter, done = ProgressMeter("writing tokens", characters, limits.progress_seconds), 0
     unfinished_ids: list[list[np.ndarray]] = [[] for _ in SPLITS]  # for each split, the ids of its unfinished shard
     is_space_checked = False
-    for info, ids in encoder_pool.encode_texts(tokenizer, texts, processes, special_tokens):
+    for info, ids in encoder_pool.encode_texts(tokenizer, texts, cores, special_tokens, functions):
         if info.shard >= finished_counts[info.split]:
             if not is_space_checked:
                 # The estimate assumes that the whole corpus has as many ids per character as this text.
@@ -140,7 +140,8 @@ def write_parts(
     unfinished_ids: list[list[np.ndarray]] = [[] for _ in SPLITS]
     texts = _collect_texts(chunks, [start.shard for start in starts], uses_end_of_text, limits, starts)
     meter, done = ProgressMeter("writing tokens", None, limits.progress_seconds), 0
-    for info, ids in encoder_pool.encode_texts(tokenizer, texts, 1, special_tokens):
+    functions = load_functions(characters_left, limits)
+    for info, ids in encoder_pool.encode_texts(tokenizer, texts, 1, special_tokens, functions):
         if not done:
             check_disk_space(folder, int(characters_left * len(ids) / info.characters) * ids.itemsize)
         unfinished_ids[info.split].append(ids)
