@@ -224,7 +224,9 @@ class _Animation:
         y = top + height * (1 - (values + 1) / 2)
         zero = top + height / 2
         points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
-        words = f"{pair_history.word} and {pair_history.against.token.label}"
+        tokens = pair_history.tokens
+        first = tokens[0].label if len(tokens) == 1 else pair_history.word
+        words = f"{first} and {pair_history.against.token.label}"
         numbers = [_text(left + width, top - 18, f"{value:.2f}", anchor="end", fill=_ORANGE) for value in values]
         return "".join(
             [
