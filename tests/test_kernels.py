@@ -117,6 +117,22 @@ def test_the_last_of_concurrent_threads_restores_the_global_switch() -> None:
     assert torch.backends.mkldnn.matmul.fp32_precision == before
 
 
+def test_the_allocator_does_what_the_last_call_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[int, int] = {}
+
+    def set_option(option: int, value: int) -> bool:
+        options[option] = value
+        return True
+
+    monkeypatch.setattr(kernels.allocator, "_mallopt", set_option)
+    kernels.keep_freed_memory()
+    kept = dict(options)
+    kernels.return_freed_memory()
+    assert options != kept
+    kernels.keep_freed_memory()
+    assert options == kept
+
+
 def test_a_models_gradients_are_the_same_with_and_without_the_fast_path() -> None:
     model = GPT(resolve(n_layer=2, n_head=2, n_embd=32, block_size=24, vocab_size=30, activation="gelu"))
     ids = torch.randint(0, 30, (4, 24), generator=torch.Generator().manual_seed(0))

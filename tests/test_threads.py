@@ -4,10 +4,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
+import small_runs
+from octavo import training
+from octavo.training.step import Trainer
 from octavo.training.threads import ThreadControl, count_context_switches, count_other_running
 
 
@@ -98,6 +102,26 @@ def test_long_steps_compete_less_often_before_fewer_threads_are_tried(machine: M
     machine.step()  # five seconds
     machine.step()
     assert torch.get_num_threads() == 2
+
+
+def test_after_a_run_pytorch_has_as_many_threads_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_runs.enter_folder(tmp_path, monkeypatch)
+    end_step, threads = Trainer.end_step, torch.get_num_threads()
+
+    def end_with_fewer_threads(trainer: Trainer) -> None:
+        end_step(trainer)
+        torch.set_num_threads(2)
+
+    monkeypatch.setattr(Trainer, "end_step", end_with_fewer_threads)
+    torch.set_num_threads(3)
+    try:
+        plan = training.plan("text.txt", **small_runs.SMALL)
+        training.estimate_run(plan, probe_seconds=0.01).result  # noqa: B018  (the estimate is made here)
+        assert torch.get_num_threads() == 3
+        assert 2 in [torch.get_num_threads() for _ in training.events(plan)]
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_threads_of_other_processes_are_counted() -> None:

@@ -16,6 +16,7 @@ import small_runs
 from checkpoints import list_in_manifest
 from octavo import training
 from octavo.device import Runtime
+from octavo.distributed import World
 from octavo.errors import DivergenceError, SettingError
 from octavo.model import GPT
 from octavo.settings import resolve
@@ -187,6 +188,20 @@ def test_rollback_in_the_first_step_after_a_resume_returns_to_the_checkpoint_tha
     [notice] = [event.text for event in events_of(events, training.Notice) if "Rollback" in event.text]
     assert f"continues at step {FAULTY_STEP - 1}" in notice
     assert [line["rollbacks"] for line in octavo.Run(run).lines("metrics")] == [0] * 6 + [1] * 3
+
+
+def test_processes_look_for_a_checkpoint_after_rank_0_has_removed_the_newer_ones(plant: Plant) -> None:
+    run = finished_event(run_events(max_steps=9, eval_every=3)).run
+    resumable: list[list[str]] = []  # at each barrier
+
+    class Observed(World):
+        def barrier(self) -> None:
+            resumable.append([folder.name for folder in octavo.Run(run).resumable])
+
+    plant("loss")
+    plan = training.plan(resume=octavo.Run(run).resumable[1], on_divergence="rollback")
+    list(training.events(plan, world=Observed()))
+    assert resumable == [["step-000009", "step-000006"], ["step-000006"]]
 
 
 def test_rollback_ends_after_a_few(plant: Plant) -> None:

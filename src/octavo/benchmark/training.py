@@ -21,6 +21,7 @@ from octavo.model import GPT
 from octavo.settings import Settings
 from octavo.training.optimizers.muon import ITERATIONS
 from octavo.training.step import Trainer
+from octavo.training.threads import restore_threads
 from octavo.units import format_count
 
 FORMULA = "matmul share = (time of the step's matmuls, each timed alone) / (time of the whole step)"
@@ -45,6 +46,7 @@ class TrainBenchmark:
     matmul_share: float
 
 
+@restore_threads()
 def benchmark_training(
     settings: Settings, steps: int = 10, report: Callable[[str], None] = lambda line: None
 ) -> TrainBenchmark:

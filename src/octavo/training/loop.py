@@ -33,6 +33,7 @@ from octavo.training.run_estimate import describe_start
 from octavo.training.setup import check_same_setup, create_run, set_up
 from octavo.training.silent_recorder import SilentRecorder
 from octavo.training.step import Trainer
+from octavo.training.threads import restore_threads
 from octavo.training.uploader import open_mirror, upload
 
 
@@ -110,6 +111,7 @@ def events(
         run.lock() if world.is_first else contextlib.nullcontext(),
         CheckpointWriter() as writer,
         batch_of_step,
+        restore_threads(),
     ):
         evaluator, policy = Evaluator(trainer.model, settings, setup.data, world), DivergencePolicy(trainer)
         recorder_class = Recorder if world.is_first else SilentRecorder

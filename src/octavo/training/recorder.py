@@ -66,6 +66,7 @@ class Recorder:
         Requires that no checkpoint is being written.
         """
         self.commit_resume()  # before the lookup: a run may be resumed from a checkpoint that is not its newest
+        self.trainer.world.barrier()  # until rank 0 has removed the newer ones
         loaded, resumed_from, notices = load_first_intact(tuple(self.run.resumable))
         step, earlier = resumed_from.values.step, resumed_from.values.divergence
         self.trainer.load_weights(loaded.model)

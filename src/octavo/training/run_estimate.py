@@ -41,6 +41,7 @@ from octavo.training.event import Started
 from octavo.training.plan import Plan
 from octavo.training.setup import TrainingSetup, cap_steps, prepare_data, resolve_vocab_size
 from octavo.training.step import Trainer, auto_micro_batch
+from octavo.training.threads import restore_threads
 
 PROBE_SECONDS = 2.0
 MAX_PROBE_FLOPS = 4e11  # for one sequence, forward and backward: a second or two on two cores
@@ -263,6 +264,7 @@ def _known_vocab_size(settings: Settings) -> int:
     return settings.vocab_size or tokenizers.FIXED_VOCAB_SIZES.get(settings.tokenizer, 0)
 
 
+@restore_threads()
 def measure_timing(
     settings: Settings,
     runtime: Runtime,

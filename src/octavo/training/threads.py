@@ -9,9 +9,10 @@ more, it could take ten seconds.
 A step computes the same bits with any number of threads (`octavo.fused_step`), so losses do not depend on it.
 """
 
+import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -123,6 +124,20 @@ class ThreadControl:
         if is_fewer == is_faster:
             self._try_more_after = now + _RETRY_SECONDS
         self._use(self._threads if is_faster else trial.threads_before)
+
+
+@contextlib.contextmanager
+def restore_threads() -> Iterator[None]:
+    """Restore PyTorch's number of threads at the end of the block, in which a `ThreadControl` may change it.
+
+    Without this, a process would train its next model in no more threads than the last step of this one had.
+    """
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
 
 
 def _smallest(count: Callable[[], int]) -> int:

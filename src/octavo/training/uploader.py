@@ -97,7 +97,8 @@ class Uploader:
 
     def take_notices(self) -> list[str]:
         """What could not be copied since the last call."""
-        notices, self._notices = self._notices, []
+        with self._condition:  # the thread adds to the list
+            notices, self._notices = self._notices, []
         return notices
 
     def close(self) -> None:
