@@ -85,7 +85,7 @@ def step_milliseconds(preset: str, variant: list[str], steps: int, cpu_time: boo
     if "mkl" in variant:
         kernels.replacements.is_onednn_exact = lambda: False
     if "muon" in variant:
-        muon.kernels.is_supported = muon.kernels.is_elementwise_supported = lambda *arguments: False
+        muon.kernels.is_newton_schulz_supported = muon.kernels.is_elementwise_supported = lambda *arguments: False
     if "autograd" in variant:
         os.environ["OCTAVO_NATIVE"] = "0"
     settings = resolve(preset, vocab_size=65, **({"precision": "fp32"} if "fp32" in variant else {}))

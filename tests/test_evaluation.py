@@ -192,9 +192,9 @@ def test_a_block_size_below_one_is_an_error(block_size: int) -> None:
         evaluate_tokens(spread_out_model(vocab_size=256), tokenizer, tokenizer.encode(TEXT), block_size)
 
 
-@pytest.mark.parametrize("length", [0, 1])
-def test_a_text_of_fewer_than_two_tokens_is_an_error(length: int) -> None:
-    with pytest.raises(OctavoError, match=f"{length} tokens"):
+@pytest.mark.parametrize(("length", "count"), [(0, "0 tokens"), (1, "1 token")])
+def test_a_text_of_fewer_than_two_tokens_is_an_error(length: int, count: str) -> None:
+    with pytest.raises(OctavoError, match=f"the text has {count}:"):
         evaluate_tokens(spread_out_model(), tokenizers.build("char", "abc"), ids(length))
 
 
@@ -320,7 +320,7 @@ def test_a_folder_prepared_with_another_tokenizer_is_an_error(trained: Run, load
         evaluate(loaded, str(tmp_path / "tokens"))
 
 
-@pytest.mark.parametrize(("content", "message"), [("a", "1 tokens"), ("", "is empty")])
+@pytest.mark.parametrize(("content", "message"), [("a", "1 token:"), ("", "is empty")])
 def test_a_file_of_fewer_than_two_tokens_is_an_error(
     content: str, message: str, loaded: Checkpoint, tmp_path: Path
 ) -> None:

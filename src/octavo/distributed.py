@@ -101,8 +101,8 @@ class World:
     def translate_errors(self, only_collectives: bool = True) -> Iterator[None]:
         """If a collective fails, raise the error that a process has announced before it ended.
 
-        Without one, raise `LostProcessError`, which names the processes that do not answer. Unless the block has
-        `only_collectives`, errors of other code are raised unchanged.
+        Without one, raise `LostProcessError`, which names the processes that do not answer. `only_collectives`: the
+        block runs nothing else. Otherwise, errors that are not of a collective are raised unchanged.
         """
         yield
 
@@ -123,7 +123,7 @@ def check_divisible(batch_size: int, processes: int) -> None:
 
 
 def check_shard(shard: int, processes: int) -> None:
-    """Raise `OctavoError` unless `processes` can form groups of `shard` that each shard a model; 0: no sharding."""
+    """Raise `OctavoError` unless the processes can form groups of `shard` processes. 0: the model is not sharded."""
     if shard < 0:
         raise OctavoError(f"--shard {shard} is not a number of processes", "--shard 2")
     if shard and processes == 1:

@@ -24,6 +24,7 @@ from octavo.progress import ProgressReporter
 from octavo.runs import RunLike
 from octavo.settings import DataSettings, Settings, SourceLike, as_source
 from octavo.tokenizers import Tokenizer, UnknownCharacters
+from octavo.units import format_count
 
 _TOKENS_PER_LOOKUP = 1 << 22  # that `count_bytes` handles at a time
 _LARGEST_EXPONENT = 700.0  # exp(710) overflows float64
@@ -93,7 +94,8 @@ def evaluate_tokens(
             f"block_size={block_size}: expected 1 to {longest}, the model's own block_size", f"--block-size {longest}"
         )
     if len(tokens) < 2:
-        raise OctavoError(f"the text has {len(tokens)} tokens: nothing to predict", "a text of at least two tokens")
+        count = format_count(len(tokens), "token")
+        raise OctavoError(f"the text has {count}: nothing to predict", "a text of at least two tokens")
     if (largest := int(tokens.max())) >= model.settings.vocab_size:
         raise OctavoError(
             f"token id {largest} is outside the model's vocabulary of {model.settings.vocab_size}",

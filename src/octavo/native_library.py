@@ -10,8 +10,6 @@ is compiled here. It is code that runs in this process, so one from the cache is
 
 Its name is `kernels-KEY-COMPILER-SHA256.so`. A library that is missing or damaged is built again. If the cache can't be
 used, the library is compiled for this process alone, and a notice says so.
-
-PyTorch is not imported here: a command starts the compiler before it imports PyTorch.
 """
 
 import contextlib

@@ -1,8 +1,8 @@
 /* Products of int8 weights and int16 inputs with AMX, the matrix unit of Intel's server processors.
 
    The unit multiplies bytes, so an input is split into 256 * high + low, a signed and an unsigned byte. Both int32 sums
-   are exact, and their total is rounded once. multiply_tile's integer sums are exact too, so the results have the same
-   bits.
+   are exact, and their total is rounded once. The integer sums of multiply_tile in linear.h are exact too, so the
+   results have the same bits.
 
    A tile has 16 rows of 64 bytes. A block of weights is such a tile, 64 columns of 16 rows. Inputs are stored in the
    order of the unit: for 16 rows and 64 columns the high bytes, then the low bytes, each as (16, 16, 4), which are 16

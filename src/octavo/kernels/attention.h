@@ -32,7 +32,7 @@ ALWAYS_INLINE void multiply_tile(
     }
 }
 
-/* c (T, T) = a (T, D) b (D, T), on and below the diagonal. b is a transposed matrix. */
+/* c (T, T) = a (T, D) b (D, T), on and below the diagonal. b comes from transpose_matrix. */
 static void multiply_below_diagonal(const float *a, const float *b, float *c, long T, long D, long Dp, long Tp)
 {
     for (long row = 0; row < T; row += TILE_ROWS)

@@ -98,6 +98,7 @@ typedef float unaligned_floats __attribute__((vector_size(VECTOR_BYTES), aligned
 
 ALWAYS_INLINE floats load(const float *x) { return *(const unaligned_floats *)x; }
 ALWAYS_INLINE void store(float *x, floats v) { *(unaligned_floats *)x = v; }
+/* x in every lane. x - 0 is x, while x + 0 would turn -0 into 0. */
 ALWAYS_INLINE floats broadcast(float x) { return x - (floats){}; }
 /* Lanes of a where the mask is set, of b elsewhere. */
 ALWAYS_INLINE floats blend(ints mask, floats a, floats b) { return (floats)((mask & (ints)a) | (~mask & (ints)b)); }

@@ -1,7 +1,7 @@
 /* GPT-2's forward pass on a CPU: computes what src/octavo/model.py computes, for rows of (token id, slot, position).
 
    A row is one token of one sequence. Rows of many sequences run in one batch, and a prompt is many rows of one slot,
-   so each weight is loaded once for all rows. Decoding a single row is bound by the memory bandwidth of that load.
+   so each weight is loaded once for all rows. Decoding a single row is bound by memory bandwidth.
 
    Every sum has a fixed order that does not depend on the other rows: a row has the same bits alone, in a batch, in a
    prompt split anywhere, and after a cached prefix. Only attention reads other rows, those of the same slot.
@@ -48,9 +48,9 @@ static void layer_norm(const Norm *norm, const float *x, float *out, int N, int 
     barrier();
 }
 
-/* Stores the keys and values of all rows in the cache. Keys are (slots, H, positions / LANES, D, LANES) and
-   values (slots, H, positions, D): attention reads both sequentially, keys for a vector of scores, values for a vector
-   of sums. */
+/* Stores the keys and values of all rows in the cache. Keys are in tiles of LANES positions: (slots, H,
+   positions / LANES, D, LANES). Values are (slots, H, positions, D). So attention reads both sequentially, keys for a
+   vector of scores, values for a vector of sums. */
 static void store_keys_values(const Model *m, const Block *b, const float *qkv, const int *slots, const int *positions,
                               int N)
 {
@@ -101,7 +101,8 @@ ALWAYS_INLINE void weighted_values(const float *scores, long S, const void *valu
 }
 
 /* Softmax of the first `count` scores. The others, up to `end` and to a full vector, become 0, and so do those that are
-   80 or more below the largest: too small to count, they would be denormal numbers, which some CPUs multiply slowly. */
+   more than 80 below the largest: they are too small to count, and products with them may be denormal numbers, which
+   some CPUs compute slowly. */
 ALWAYS_INLINE void softmax(float *s, int count, int end)
 {
     const int padded = (count + LANES - 1) / LANES * LANES;

@@ -93,7 +93,7 @@ ALWAYS_INLINE float dot(const float *w, const float *x, int C)
     return horizontal_sum(s);
 }
 
-/* The last inputs of a layer with int8 weights, rounded to int16: (N, padded_columns(C)), or for AMX in its order. */
+/* The inputs of a layer with int8 weights, rounded to int16: (N, padded_columns(C)), or for AMX in its order. */
 typedef struct { float *scales; short *values; } Int16Inputs;
 
 /* The factor that makes `largest` the largest magnitude in a row of C floats. Writes its inverse to `scale`. */
@@ -177,7 +177,7 @@ ALWAYS_INLINE void write_outputs(const Linear *l, int int8, float y[][TILE_OUTPU
 }
 
 /* Computes TILE_OUTPUTS outputs from o on, or the remaining ones if fewer, of a linear layer for M rows: 1 to 4 or
-   TILE_ROWS. C: the padded number of columns. */
+   TILE_ROWS. C: the number of columns, padded if the weights are int8. */
 ALWAYS_INLINE void linear_tile(const Linear *l, int int8, const char *x, const float *scales, float *out,
                                int M, int C, int O, int o, int epilogue)
 {
@@ -221,7 +221,7 @@ static int chunk_size(int blocks, int outputs, long row_bytes, int passes)
 }
 
 /* Computes a linear layer tile by tile, for x (N, C) in the type that its weights need: int16 with `scales` (N,), or
-   float32. C: the padded number of columns. */
+   float32. C: the number of columns, padded if the weights are int8. */
 static void linear_tiles(const Linear *l, const void *x, const float *scales, float *out,
                          int N, int C, int O, int epilogue)
 {

@@ -83,7 +83,7 @@ def update_weights(matrices: Sequence[Matrix], squares: Tensor, decay: float, le
     _run("muon_update", matrices, squares, decay=decay, learning_rate=learning_rate)
 
 
-def is_supported(squares: Tensor) -> bool:
+def is_newton_schulz_supported(squares: Tensor) -> bool:
     """Whether `newton_schulz` can run on these squares (N, C, C), on this processor."""
     fits = squares.size(-1) % 32 == 0 and squares.size(-1) <= _MAX_WIDTH and squares.is_contiguous()
     return _is_bf16_on_cpu(squares) and fits and (library := _load()) is not None and library.has_newton_schulz()

@@ -408,7 +408,7 @@ ALWAYS_INLINE void merge_heads_chunk(const void *argument, long chunk, int bf16)
 }
 DEFINE(merge_heads, Heads, ROW_CHUNKS(a->B * a->T))
 
-/* The softmax of `scale` times the first `seen` scores, in place. 0 follows, up to PADDED(seen). */
+/* The softmax of `scale` times the first `seen` scores, in place. Zeros follow, up to PADDED(seen). */
 ALWAYS_INLINE void softmax_row(float *scores, long seen, float scale)
 {
     floats largest = broadcast(-INFINITY), sum = {};
@@ -515,7 +515,7 @@ ALWAYS_INLINE void load_qkv(float *q, float *k, float *v, long first, long head,
     }
 }
 
-/* Stores (T, D) to the rows at `to`, `stride` elements apart. Adds them up in `sums`, if that is not NULL. */
+/* Stores (T, D) to the rows at `to`, `stride` elements apart, and their sum to `sums`, if that is not NULL. */
 ALWAYS_INLINE void store_head(void *to, long stride, const float *from, float *sums, const Attention *a, int bf16)
 {
     const long Dp = PADDED(a->D);

@@ -4,7 +4,7 @@ Each method of `TrainingKernels` returns a call: a function without arguments th
 it was made for, with PyTorch's own threads. A step makes its calls once, and runs them for every batch.
 
 Tensors are contiguous and on the CPU. Activations are bf16 if the `TrainingKernels` were built with `bf16`; all other
-tensors are float32. None of this is checked.
+tensors are float32, except ids and targets, which are int64. None of this is checked.
 
 Axis letters: `B` sequences, `T` positions, `N = B T` rows, `C` width, `H` heads, `D` head width, `V` vocabulary, `K`
 chunks of rows, `P` parts: 3 for queries, keys and values, 1 for the output of all heads.
@@ -307,7 +307,7 @@ class TrainingKernels:
         return self._call("cross_entropy", cross_entropy)
 
     def add_sums(self, sums: Tensor, to: Tensor, add: bool) -> Call:
-        """Add up sums (K, width), whose rows may be strided, and write them to a gradient, or add them to it."""
+        """Add up sums (K, width), whose rows may be strided. Write the total to `to`, a gradient, or add it."""
         argument = _Sums(sums.size(0), sums.stride(0), sums.size(1), 0, add, _address(sums), _address(to))
         return self._call("add_sums", argument)
 

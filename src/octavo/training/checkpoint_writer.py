@@ -71,7 +71,7 @@ class CheckpointWriter:
             torch.cuda.synchronize()
 
     def start(self, settings: ModelSettings, state: TrainerState | None, write: Write) -> None:
-        """Call `write` in a thread, with the copies of a model with these settings, and of a trainer's state."""
+        """Call `write` in a thread, with a model and a trainer's state (or None) whose tensors are the copies."""
         if self._model is None:
             names = [name for name, _ in meta_model(settings).named_parameters()]
             self._model = assemble_model(settings, {name: self._copies[name] for name in names}).requires_grad_(False)
@@ -90,7 +90,7 @@ class CheckpointWriter:
         return None if self.is_writing else self.wait_result()
 
     def wait_result(self) -> Saved | Notice | None:
-        """Wait until nothing is being written, then return like `take_result`."""
+        """Wait until nothing is being written. Then return or raise what `take_result` would."""
         if self._thread is None:
             return None
         self._thread.join()

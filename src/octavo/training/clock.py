@@ -27,7 +27,7 @@ class Clock:
         self.update_seconds = update_seconds
 
     def roll_back(self) -> None:
-        """Continue at an earlier step. The time in lost updates counts.
+        """Continue at an earlier step. The time in lost updates counts, up to the last `add_update_time`.
 
         If the estimate is still due, it is based on the updates after this call.
         """

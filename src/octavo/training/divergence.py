@@ -9,7 +9,7 @@ The setting `on_divergence` is the policy:
 A finite loss far above those before it, a spike, is reported. With `skip_spikes` its update is not applied.
 
 Decisions depend on nothing but the losses, the gradient norms and the `DivergenceState`, which every checkpoint has. So
-the same run takes the same decisions again, also after a kill and `--resume`.
+the same run makes the same decisions again, also after a kill and `--resume`.
 """
 
 import math
@@ -30,9 +30,9 @@ from octavo.training.step import Trainer
 SPIKE_WINDOW = 128
 _SPIKE_DEVIATIONS = 6
 
-# If more batches than this in a row are not finite, the weights are the cause, and skipping does not change them.
+# If more steps than this in a row diverge, the weights are the cause, and skipping does not change them.
 MAX_SKIPS_IN_A_ROW = 10
-# If more updates than this are skipped in the whole run, spikes included, the cause is more than a few bad batches.
+# If a step diverges after this many skipped updates (those of spikes count too), a few bad batches are not the cause.
 MAX_SKIPS = 100
 # After five rollbacks the learning rate is 1/32 of its value: something else is the cause.
 MAX_ROLLBACKS = 5
@@ -48,7 +48,7 @@ class DivergenceState(msgspec.Struct):
     losses: Annotated[list[NonNegative], msgspec.Meta(max_length=SPIKE_WINDOW)] = msgspec.field(default_factory=list)
     spikes: Count = 0
     skipped_steps: Count = 0  # whose update was not applied
-    skips_in_a_row: Count = 0  # not finite, up to the newest step
+    skips_in_a_row: Count = 0  # how many steps in a row diverged, up to the newest one
     rollbacks: Annotated[int, msgspec.Meta(ge=0, le=MAX_ROLLBACKS)] = 0
     skipped_batches: Annotated[int, msgspec.Meta(ge=0, le=10**12)] = 0  # by rollbacks
 

@@ -1,6 +1,6 @@
 """The events of a training run. The command line displays them, a notebook plots them, a test asserts on them.
 
-Units: nats, tokens, seconds, bytes. A step's number is the count of updates made so far.
+Units: nats, tokens, seconds, bytes. A step's number counts the steps so far, also those whose update was skipped.
 """
 
 from dataclasses import dataclass

@@ -51,8 +51,8 @@ def settings_of_weights(base: Checkpoint) -> dict[str, Any]:
     # An imported checkpoint has only `ModelSettings`, which do not say how its weights were initialized.
     settings = base.settings if isinstance(base.settings, Settings) else Settings(weight_init="noise")
     fixed = dataclasses.asdict(settings) | dataclasses.asdict(base.settings)
-    # The fixed value states the size of a vocabulary that depends on the text: "word:5000". An imported checkpoint has
-    # no such setting, and the setting "word" leaves the size open.
+    # For word and BPE tokenizers, the fixed value states the vocabulary size: "word:5000". An imported checkpoint has
+    # no setting `tokenizer`, and the setting "word" does not state the size.
     kind = base.tokenizer.kind
     if settings is not base.settings or fixed["tokenizer"] == kind:
         fixed["tokenizer"] = f"{kind}:{base.tokenizer.vocab_size}" if kind in ("word", "bpe") else kind

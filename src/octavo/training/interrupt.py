@@ -32,13 +32,13 @@ class Stop:
         self._requested_at = 0.0  # of the monotonic clock
 
     def __call__(self) -> bool:
-        self.has_stepped = True  # `events` first calls this after a step
+        self.has_stepped = True  # `events` calls this after a step, or in an evaluation that a resumed run repeats
         return self.signal is not None
 
     def handle(self, number: int, frame: object) -> None:
         """Handle a signal. Raises `KeyboardInterrupt` for a second Ctrl-C.
 
-        Before the first step there is nothing to save: the previous handler is called, then `KeyboardInterrupt` raised.
+        Before the first step there is nothing to save: calls the previous handler, then raises `KeyboardInterrupt`.
         """
         if not self.has_stepped:
             previous = self.previous.get(number)

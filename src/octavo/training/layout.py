@@ -15,7 +15,7 @@ from octavo.distributed import ALONE, World
 
 
 class Layout:
-    """Each process has the whole model, and they exchange the sums of their gradients after the backward.
+    """Each process has the whole model. After the backward, an all-reduce adds up their gradients.
 
     `Sharded` is the other layout.
     """
@@ -54,7 +54,7 @@ class Layout:
         return part
 
     def part(self, parameter: Parameter, whole: Tensor) -> Tensor:
-        """This process's part of a tensor that belongs to a parameter: its gradient, or state of an optimizer."""
+        """This process's part of a tensor that belongs to a parameter: weights, an update, or state of an optimizer."""
         return whole
 
     def split_for_gathering(self, parameters: Sequence[Parameter]) -> list[list[Parameter]]:

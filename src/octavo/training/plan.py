@@ -1,6 +1,7 @@
 """What to train: resolved settings, where the weights come from, where the run is saved.
 
-Planning reads settings only, never the text or the weights, and writes nothing.
+Planning reads settings only, never the text or the weights. It writes nothing, except that it copies a run that is
+resumed from a URL.
 """
 
 import dataclasses
@@ -74,7 +75,7 @@ def plan(
         resume, out, name = folder, None, None
     if continue_run:
         if out is None and name is None:
-            raise OctavoError("no name says which run to continue or create", "--name NAME or --out FOLDER")
+            raise OctavoError("the run to continue or create is not named", "--name NAME or --out FOLDER")
         existing = find_run(Path("runs", str(name)) if out is None else out)
         if existing is not None:
             return plan(resume=existing, mirror=mirror, **settings)
@@ -100,7 +101,7 @@ def plan(
 
 
 def _find_nanogpt_config(settings: dict[str, Any], config: str | Path | None) -> str | Path | None:
-    """The nanoGPT config file: `config`, or one of the sources, from which it is removed. None without one."""
+    """The nanoGPT config file: `config`, or one of the sources, from which it is removed. None if there is none."""
     if config is not None:
         return config if str(config).endswith(".py") else None
     sources = list_sources(settings.get("source", ()))

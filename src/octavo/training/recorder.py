@@ -117,7 +117,9 @@ class Recorder:
         yield Sampled(step, text)
 
     def save_checkpoint(self, is_required: bool) -> Iterator[Saved | Notice]:
-        """Save a checkpoint from which training can resume. Raises `DivergenceError` if the loss is not finite.
+        """Save a checkpoint from which training can resume.
+
+        Raises `DivergenceError` if the loss or a weight is not finite.
 
         The checkpoint is written while training continues, after the previous one is on disk; `take_saved` yields
         `Saved` when it is complete. A checkpoint that `is_required` is on disk when the iterator ends.

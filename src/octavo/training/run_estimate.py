@@ -100,7 +100,7 @@ def estimate_run(
     `timing` replaces the probe. `free_bytes` is the memory that the run may take, by default what is free now.
 
     Raises `OctavoError` for a text that cannot be read, a device that is missing, a negative or non-finite price, and a
-    plan that starts from other weights.
+    plan that resumes a run or starts from its weights.
     """
     if price_per_hour is not None and not 0 <= price_per_hour < math.inf:
         raise OctavoError(f"price_per_hour={price_per_hour:g} is not a finite number of at least 0", "--price 2.50")
@@ -273,7 +273,7 @@ def measure_timing(
     probe_seconds: float = PROBE_SECONDS,
     max_probe_flops: float = MAX_PROBE_FLOPS,
 ) -> Timing | None:
-    """Measure the time of steps, evaluation and sampling on this machine, with a model of `probe_layers`.
+    """Measure the time of steps, evaluation and sampling on this machine, with a model of `probe_layers(...)` layers.
 
     Returns None if even that model does not fit into memory.
     """
@@ -352,7 +352,7 @@ def _evaluated_token_seconds(model: GPT, runtime: Runtime, seconds: float, max_p
 
 
 def _sample_seconds(trainer: Trainer, runtime: Runtime, seconds: float) -> float:
-    """Seconds per sample: up to block_size each token is one decode step, beyond it a forward over block_size."""
+    """Seconds per sample. A token up to block_size takes a decode step, a later one a forward over block_size."""
     T = trainer.settings.block_size
     engine = Engine(trainer.model.eval(), 1, use_native=trainer.fused_step is not None)  # as in `Recorder.write_sample`
 

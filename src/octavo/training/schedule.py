@@ -4,11 +4,14 @@ import math
 
 from octavo.settings import TrainingSettings
 
-_WSD_DECAY = 0.2  # the last fraction of the steps, in which `wsd` decays
+_WSD_DECAY = 0.2  # `wsd` decays in this last fraction of the steps after warm-up
 
 
 def learning_rate(step: int, settings: TrainingSettings) -> float:
-    """The learning rate of update `step`, counted from 0: linear warm-up to the peak, then a decay to the minimum."""
+    """The learning rate of update `step`, counted from 0: linear warm-up to the peak, then a decay to the minimum.
+
+    With the schedule `constant` it stays at the peak.
+    """
     peak, minimum = settings.learning_rate, settings.min_learning_rate
     if step < settings.warmup_steps:
         return peak * (step + 1) / (settings.warmup_steps + 1)

@@ -85,28 +85,27 @@ _SetupGenerator = Generator[PreparationProgress, None, TrainingSetup]
 def set_up(plan: Plan, parts: int = 1) -> _SetupGenerator:
     """Prepare the text, build or load the model, and resolve the settings that depend on the text or the machine.
 
-    Meanwhile the C code is compiled, if the model is trained on a CPU. `parts`: among how many processes the model will
-    be divided.
+    Meanwhile the C code is loaded or compiled, if the model is trained on a CPU. `parts`: among how many processes the
+    model will be divided.
     """
     device = find_device(plan.settings.device)
     memory_before = resident_memory(device)
-    compilation = load_in_background() if device.type == "cpu" else None
+    loading = load_in_background() if device.type == "cpu" else None
     if plan.resume:
         setup = yield from _set_up_resumed(plan)
     elif plan.init is not None:
         setup = yield from _set_up_finetuned(plan, runs.load(plan.init))
     else:
         setup = yield from _set_up_new(plan, parts)
-    if compilation:
-        compilation.join()
+    if loading:
+        loading.join()
     return dataclasses.replace(setup, memory_before=memory_before)
 
 
 def prepare_data(plan: Plan, tokenizer: Tokenizer | None = None) -> Generator[PreparationProgress, None, Dataset]:
     """Prepare the text of a plan, with the tokenizer of the weights if there are any.
 
-    Raises `OctavoError` if the source is a prepared folder, and a setting that the user gave is not the one that it was
-    prepared with.
+    Raises `OctavoError` if the source is a folder that was prepared with another value of a setting that the user gave.
     """
     data = yield from prepare_dataset(plan.settings, tokenizer)
     if is_prepared(plan.settings.source):

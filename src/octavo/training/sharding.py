@@ -26,7 +26,8 @@ from octavo.training.layout import Layout
 class Sharded(Layout):
     """Each group of `parts` processes divides the rows of every tensor. All groups have the same model.
 
-    The tied output head and the token embedding stay one parameter: both belong to the group of the whole model.
+    The tied output head and the token embedding stay one parameter: it is in no block, so FSDP2 gathers it for the
+    whole forward or backward.
     """
 
     def __init__(self, model: GPT, world: World, parts: int, runtime: Runtime) -> None:

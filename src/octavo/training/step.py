@@ -81,8 +81,8 @@ class Trainer:
     def compute_gradients(self, batch: np.ndarray) -> Tensor:
         """First part of an update: compute the gradients of the batch's mean loss, and return the loss.
 
-        If memory runs out, start again with half the micro-batch; the batch size does not change. Several processes
-        compute the gradients of their rows, then exchange the sums.
+        If memory runs out, start again with half the micro-batch; the batch size does not change. With several
+        processes, each computes the gradients of its own rows. The gradients are then added up.
         """
         with self.threads or contextlib.nullcontext():
             loss = self._compute_own_gradients(batch)
@@ -306,8 +306,8 @@ class Trainer:
     def _optimizer_path(self) -> Iterator[None]:
         """Run optimizers with the faster matmuls of `kernels.fast_path`. Raise a `MachineError` if memory runs out.
 
-        `fast_path` also replaces functions that only the model calls, which slows down every call of PyTorch by some
-        microseconds.
+        The other replacements of `fast_path` are for the model. Here they would only slow down every call of PyTorch by
+        some microseconds.
         """
         try:
             with kernels.onednn_matmuls if self.runtime.device.type == "cpu" else contextlib.nullcontext():

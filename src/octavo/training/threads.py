@@ -28,10 +28,12 @@ _TASKS = Path("/proc/self/task")
 # Involuntary switches per second and thread; with more, threads compete for cores. Linux's time slices are some
 # milliseconds, so a thread that shares its core is switched out a hundred times per second.
 _MAX_SWITCHES = 40.0
-_STEPS = 3  # threads compete in this many steps before fewer are tried; a trial has as many and ignores the first
-_COMPETING_SECONDS = 0.5  # or in steps that together take this long
-_RETRY_SECONDS = 10.0  # until the same number is tried again
-_FIRST_RETRY_SECONDS = 2.0  # ... if it was chosen before the first step
+# Fewer threads are tried after threads have competed in this many steps in a row. A trial takes as many steps, the
+# first of which is not counted.
+_STEPS = 3
+_COMPETING_SECONDS = 0.5  # fewer are also tried if such steps together take longer than this
+_RETRY_SECONDS = 10.0  # until a number of threads that was slower is tried again
+_FIRST_RETRY_SECONDS = 2.0  # until more threads than in the first step are tried
 
 
 def count_context_switches() -> int:

@@ -3,9 +3,10 @@
 A few directions dominate a matrix's gradient, and the rare ones carry what is hard to learn. Setting its singular
 values to one gives all directions the same weight. Newton-Schulz iterations do this with matrix products alone.
 
-All matrices of a group are cut into squares of the group's smallest side C (in GPT-2, every matrix of a block is a
-multiple of C x C), so that the updates of the whole model are one batch (N, C, C) of products. Several processes divide
-the batch among them. Muon is for matrices inside the blocks; embeddings, biases and norms stay with AdamW.
+All matrices of a group are cut into squares of the group's smallest side C; in GPT-2, the sides of every matrix of a
+block are multiples of C. So one batch (N, C, C) of squares holds the updates of the whole model or, if the model is
+sharded, of one block. Several processes divide the batch among them. Muon is for matrices inside the blocks;
+embeddings, biases and norms stay with AdamW.
 """
 
 from collections.abc import Callable, Sequence
@@ -126,7 +127,7 @@ def fast_orthogonalize(squares: Tensor) -> Tensor:
 
     The result of a square does not depend on the others.
     """
-    if kernels.is_supported(squares):
+    if kernels.is_newton_schulz_supported(squares):
         return kernels.newton_schulz(squares, COEFFICIENTS, ITERATIONS)
     if len(squares) == 1:  # PyTorch multiplies a single matrix in another kernel with other rounding
         return orthogonalize(squares.repeat(2, 1, 1))[:1]
