@@ -116,6 +116,12 @@ def instruction_set(request: pytest.FixtureRequest, built: Path) -> Iterator[Non
 
 
 @pytest.fixture(autouse=True)
+def threads_for_small_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the decoder in C run in all threads also where one is faster."""
+    monkeypatch.setattr("octavo.generation.native.MIN_WORK_OF_THREADS", 0)
+
+
+@pytest.fixture(autouse=True)
 def fused_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let steps run in C on every processor, also where autograd is faster."""
     monkeypatch.setattr("octavo.fused_step.is_faster", lambda: True)

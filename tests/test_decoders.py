@@ -38,6 +38,18 @@ def test_cached_decoding_equals_the_full_forward(shape: dict[str, Any], use_nati
         assert torch.equal(logits.argmax(-1), expected.argmax(-1))
 
 
+def test_little_work_runs_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, threads = native.NativeDecoder(random_model(), 1), []
+    monkeypatch.setattr(native, "MIN_WORK_OF_THREADS", 3 * decoder.parameters)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    monkeypatch.setattr(decoder, "_forward", lambda *arguments: threads.append(arguments[-1]))
+    for rows in (1, 2, 3, 9):
+        batch = Batch()
+        batch.add(list(range(rows)), 0, 0, 1)
+        decoder.forward(batch)
+    assert threads == [1, 1, 2, 2]
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("int8", [False, True], ids=["float32", "int8"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))

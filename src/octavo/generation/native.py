@@ -18,6 +18,7 @@ from octavo.model import GPT
 from octavo.native_library import UnavailableError, load_library
 
 _MAX_THREADS = 255  # as in team.h
+MIN_WORK_OF_THREADS = 1 << 20  # rows times parameters; with less, waking a second thread takes longer than it saves
 _INT8_ROWS, _INT8_COLUMNS = 16, 64  # of a block of int8 weights, as in linear.h
 _pointer = ctypes.c_void_p
 
@@ -80,6 +81,7 @@ class NativeDecoder:
         library.functions.octavo_use_amx(1)  # if the processor has it; the bits are the same
         settings = model.settings
         self._vocab_size = settings.vocab_size
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self._lanes: int = library.functions.octavo_lanes()  # positions in a tile of keys
         H, D, positions = settings.n_head, settings.head_size, self._count_tiles(settings.block_size) * self._lanes
         dtype, layers = torch.bfloat16 if int8 else torch.float32, range(settings.n_layer)
@@ -114,7 +116,7 @@ class NativeDecoder:
         N, W = len(batch.ids), len(batch.logit_rows)
         ids, slots, positions = torch.tensor([batch.ids, batch.slots, batch.positions], dtype=torch.int32)  # (N,)
         logit_rows = torch.tensor(batch.logit_rows, dtype=torch.int32)  # (W,)
-        threads = min(torch.get_num_threads(), _MAX_THREADS)
+        threads = min(torch.get_num_threads(), _MAX_THREADS) if N * self.parameters >= MIN_WORK_OF_THREADS else 1
         workspace = torch.empty(self._workspace_size(self._model, N, threads))
         logits = torch.empty(W, self._vocab_size)  # (W, V)
         self._forward(
