@@ -360,7 +360,7 @@ def test_an_invalid_value_is_an_error(words: list[str], error: str, run: Path, e
 def views_with(option: str) -> set[str]:
     """The views that take an option."""
     option = {"text-file": "text"}.get(option, option).removesuffix("-id")
-    return set(views.command_line_flags()[option][1])
+    return {name for _, view_names in views.command_line_flags()[option] for name in view_names}
 
 
 @pytest.mark.parametrize(
@@ -447,8 +447,8 @@ def test_help_names_the_views_of_every_option(
         cli.main(["inspect", "--help"])
     help_text = capsys.readouterr().out
     described = {
-        name: set(views.split(", "))
-        for name, views in re.findall(r"^  --(\w+) .*?  +([a-z_]+(?:, [a-z_]+)*): ", help_text, re.M)
+        flag: {name for names in re.findall(r"(?:  |\. )([a-z_]+(?:, [a-z_]+)*): ", text) for name in names.split(", ")}
+        for flag, text in re.findall(r"^  --(\w+) (.*)", help_text, re.M)
     }
     options = ("layer", "head", "position", "token", "word", "against", "at", "top")
     assert {option: views_with(option) for option in options} == {option: described[option] for option in options}

@@ -167,11 +167,10 @@ def options_from_flags(view: str, flags: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-def command_line_flags() -> dict[str, tuple[list[Option], list[str]]]:
-    """The command line's flags, in the order of `OPTIONS`: the options behind each, and the views that take them."""
-    flags: dict[str, tuple[list[Option], list[str]]] = {}
+def command_line_flags() -> dict[str, list[tuple[Option, list[str]]]]:
+    """The command line's flags, in the order of `OPTIONS`: the options behind each, with the views that take them."""
+    flags: dict[str, list[tuple[Option, list[str]]]] = {}
     for option in OPTIONS.values():
-        options, view_names = flags.setdefault(option.flag, ([], []))
-        options.append(option)
-        view_names += [view.name for view in VIEWS.values() if option.name in view.options]
+        view_names = [view.name for view in VIEWS.values() if option.name in view.options]
+        flags.setdefault(option.flag, []).append((option, view_names))
     return flags

@@ -45,8 +45,8 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
     )
     verb.set_defaults(list_argument="run_and_view")
     verb.add_argument("--preset", metavar="P", help="a preset instead of a RUN, for the view shapes")
-    for flag, (options, view_names) in views.command_line_flags().items():
-        _add_view_option(verb, flag, options, view_names)
+    for flag, options in views.command_line_flags().items():
+        _add_view_option(verb, flag, options)
     verb.add_argument(
         "--html",
         type=expand_home,
@@ -69,12 +69,13 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
     finish_verb(verb)
 
 
-def _add_view_option(verb: Parser, flag: str, options: list[views.Option], view_names: list[str]) -> None:
+def _add_view_option(verb: Parser, flag: str, options: list[tuple[views.Option, list[str]]]) -> None:
     """The flag of a view option. Its help names the views that take it. A token can be given by its id instead."""
     # Two options share a flag if a view takes one value and another takes a list, as `position` and `positions`. Both
-    # take the same values, so the first describes the flag.
-    option = options[0]
-    is_common = any(other.name in ("text", "unknown") for other in options)
+    # take the same values.
+    option, _ = options[0]
+    is_common = option.name in ("text", "unknown")
+    help = ". ".join(f"{', '.join(view_names)}: {each.help}" for each, view_names in options)
     group = verb.add_mutually_exclusive_group()
     metavar: Any = None if option.choices else option.metavar
     group.add_argument(
@@ -83,7 +84,7 @@ def _add_view_option(verb: Parser, flag: str, options: list[views.Option], view_
         nargs=option.count if option.count > 1 else None,
         metavar=metavar,
         choices=option.choices,
-        help=option.help if is_common else f"{', '.join(view_names)}: {option.help}",
+        help=option.help if is_common else help,
     )
     if option.takes_ids:
         group.add_argument(f"--{flag}-id", dest=flag, type=integer, metavar="ID", help="the same, by its token id")
