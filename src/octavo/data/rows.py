@@ -17,12 +17,12 @@ from octavo.data.decoding import READ_BYTES, TextFormat, check_ratio
 from octavo.data.limits import Limits
 from octavo.data.unreadable import UnreadableFileError
 from octavo.errors import OctavoError, install_command
+from octavo.schema import decode_json
 
 _PARQUET_ROWS = 8  # rows in memory at a time: equal values are stored once in the file, but once per row in memory
 ARRAY_OF_OBJECTS = re.compile(r"\s*\[\s*\{")
 LINES_OF_OBJECTS = re.compile(r"\s*\{.*\}[ \t\r]*\n\s*\{")
 _OPENING_BRACKET, _COMMA, _CLOSING_BRACKET = map(re.compile, (r"\s*\[\s*", r"\s*,\s*", r"\s*\]\s*"))
-_SURROGATE_ESCAPE = re.compile(r"\\u[dD]")
 
 
 def read_json_lines(texts: Iterable[str], name: str, text_format: TextFormat, limits: Limits) -> Iterator[str]:
@@ -32,13 +32,12 @@ def read_json_lines(texts: Iterable[str], name: str, text_format: TextFormat, li
             continue
         location = f"{name}, line {number:,}"
         try:
-            row = json.loads(line)
+            row = decode_json(line)
         except (ValueError, RecursionError) as error:
             raise OctavoError(f"{location}, is not JSON: {error}", "a JSON object in each line") from None
         if not isinstance(row, dict):
             raise OctavoError(f"{location}, is not a JSON object", '{"text": "..."} in each line')
-        text = _get_field(row, location, text_format)
-        yield _remove_surrogates(text, location, text_format) if _SURROGATE_ESCAPE.search(line) else text
+        yield row_text(row, location, text_format)
 
 
 def read_json_array(texts: Iterable[str], name: str, text_format: TextFormat, limits: Limits) -> Iterator[str]:
@@ -190,7 +189,8 @@ def read_parquet(file: BinaryIO, name: str, text_format: TextFormat, limits: Lim
 
 def row_text(row: dict[str, Any], location: str, text_format: TextFormat) -> str:
     """The text field of a row. `location` names the row in messages."""
-    return _remove_surrogates(_get_field(row, location, text_format), location, text_format)
+    text = _get_field(row, location, text_format)
+    return text if text.isascii() else _remove_surrogates(text, location, text_format)
 
 
 def _get_field(row: dict[str, Any], location: str, text_format: TextFormat) -> str:
