@@ -19,7 +19,10 @@ LETTER_TO_BYTE = {chr(byte if byte in _printable else next(_unused)): byte for b
 
 def letters_to_bytes(token: str) -> bytes:
     """The bytes of a token in GPT-2's letters. A token with other characters, such as a special token, is in UTF-8."""
-    return bytes(LETTER_TO_BYTE[letter] for letter in token) if LETTER_TO_BYTE.keys() >= set(token) else token.encode()
+    try:
+        return bytes(map(LETTER_TO_BYTE.__getitem__, token))
+    except KeyError:
+        return token.encode()
 
 
 def byte_level_backend(model: "models.BPE") -> "tokenizers.Tokenizer":
