@@ -65,6 +65,11 @@ def test_a_file_with_a_run_name_is_not_overwritten() -> None:
     assert Path("runs/corpus-1").read_text(encoding="utf-8") == "mine"
 
 
+def test_a_file_in_the_place_of_the_folder_of_runs_is_an_error_that_names_the_run() -> None:
+    Path("runs").write_text("mine", encoding="utf-8")
+    assert str(Path("runs", "corpus-1")) in error_of(lambda: Run.create(SETTINGS, "corpus")).message
+
+
 @pytest.mark.parametrize("name", ["a", "my-run_2.0+b", "7", "опыт"])
 def test_an_explicit_name_is_used_unchanged(name: str) -> None:
     run = Run.create(SETTINGS, "corpus", name=name)
