@@ -186,16 +186,23 @@ def test_without_a_compiler_notices_say_so_and_the_tokens_are_the_same(monkeypat
         native_library.load_library.cache_clear()
 
 
-def test_the_error_names_a_failing_compiler_and_its_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    broken = tmp_path / "broken-cc"
-    broken.write_text("#!/bin/sh\n[ \"$1\" = --version ] && exit 0\necho 'it broke' >&2\nexit 1\n", encoding="utf-8")
+def test_the_error_names_a_failing_compiler_which_runs_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken, runs = tmp_path / "broken-cc", tmp_path / "runs"
+    script = f"#!/bin/sh\n[ \"$1\" = --version ] && exit 0\necho run >> {runs}\necho 'it broke' >&2\nexit 1\n"
+    broken.write_text(script, encoding="utf-8")
     broken.chmod(0o755)
     monkeypatch.setenv("CC", str(broken))
     monkeypatch.setenv("OCTAVO_NATIVE", "native")
     native_library.load_library.cache_clear()
     try:
-        with pytest.raises(native_library.UnavailableError, match=r"can't be compiled with .*broken-cc \(it broke\)"):
-            native_library.load_library()
+        counts = []
+        for _ in range(2):
+            with pytest.raises(
+                native_library.UnavailableError, match=r"can't be compiled with .*broken-cc \(it broke\)"
+            ):
+                native_library.load_library()
+            counts.append(runs.read_text(encoding="utf-8").count("run"))
+        assert counts[0] == counts[1] > 0
     finally:
         native_library.load_library.cache_clear()
 

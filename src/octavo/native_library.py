@@ -25,7 +25,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,6 +46,7 @@ _MAX_CACHED = 16  # libraries: those of other CPUs, compilers and versions of Oc
 _STALE_SECONDS = 600.0  # a temporary file of this age belongs to a process that was killed: a build takes seconds
 
 _loading = threading.Lock()
+_failures: dict[tuple[str | None, Variant], str] = {}  # the message of each build that has failed
 
 
 class Library(NamedTuple):
@@ -116,10 +117,20 @@ def _load_or_build(variant: Variant) -> Library:
     return Library(library, f"{problem}; the C code is compiled again at every start ({hint})")
 
 
-def _build(compiler: str | None, variant: Variant) -> contextlib.AbstractContextManager[Path]:
+@contextlib.contextmanager
+def _build(compiler: str | None, variant: Variant) -> Iterator[Path]:
+    """Compile the library. If that fails, this process does not try it again: every evaluation asks for the library."""
     with contextlib.suppress(OSError):  # left by builds that were killed
         _remove(_stale(Path(tempfile.gettempdir()).glob(f"{BUILD_PREFIX}*")))
-    return build_library(compiler, variant)
+    if (compiler, variant) in _failures:
+        raise UnavailableError(_failures[compiler, variant])
+    try:
+        with build_library(compiler, variant) as path:
+            yield path
+    except UnavailableError as error:
+        if compiler is not None:
+            _failures[compiler, variant] = str(error)
+        raise
 
 
 # The cache
