@@ -204,6 +204,15 @@ def test_a_folder_that_is_not_prepared_yet_is_not_a_text(assert_rejected: Assert
         assert hint in error
 
 
+def test_the_text_in_the_folder_of_a_dataset_is_not_downloaded_again(assert_rejected: AssertRejected) -> None:
+    write(Path("config.py"), "dataset = 'shakespeare_char'\nmax_iters = 5\n")
+    assert "octavo train shakespeare " in hint_of(assert_rejected(["train", "config.py", "--max_iters=3"]))
+    write(Path("data/shakespeare_char/input.txt"), "a text\n" * 100)
+    assert "octavo train data/shakespeare_char/input.txt " in hint_of(
+        assert_rejected(["train", "config.py", "--max_iters=3"])
+    )
+
+
 def test_a_token_file_is_named_by_its_folder(assert_rejected: AssertRejected) -> None:
     for split in ("train", "val"):
         write(Path(f"data/mine/{split}.bin"), b"\0\0" * 100)

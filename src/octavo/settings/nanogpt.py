@@ -218,11 +218,16 @@ def _differences(settings: dict[str, Any], preset: Mapping[str, Any]) -> dict[st
 
 
 def _source_of(dataset: str) -> dict[str, str]:
-    """The source and the tokenizer for a dataset of nanoGPT: its folder if it is prepared, else what it downloads."""
+    """The source and the tokenizer for a dataset of nanoGPT.
+
+    The source is the dataset's folder if it is prepared, else the text in it, else what `prepare.py` downloads.
+    """
     folder = os.path.join("data", dataset)
     if os.path.isfile(os.path.join(folder, "train.bin")):
         return {"source": folder, "tokenizer": "auto"}
     source, tokenizer = _DATASETS.get(dataset, (folder, "gpt2"))
+    if os.path.isfile(text := os.path.join(folder, "input.txt")):
+        source = text
     return {"source": source, "tokenizer": tokenizer}
 
 
