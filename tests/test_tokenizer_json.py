@@ -147,7 +147,7 @@ def test_a_random_tokenizer_has_the_ids_of_the_library_or_is_refused(
         assert tokenizer.encode(text).tolist() == expected
         assert tokenizer.decode(expected) == expressed
         encoded = Encoder(tokenizer).encode(text.encode()).tolist()
-        if tokenizer.without_prefix_space() is tokenizer:
+        if tokenizer.without_prefix_space is tokenizer:
             assert encoded == expected
         else:  # a document is encoded as it is
             assert tokenizer.decode(encoded) == text

@@ -68,7 +68,7 @@ class Encoder:
     ) -> None:
         self.dtype = id_dtype(tokenizer)
         self.report: UnknownCharacters | None = None
-        self._tokenizer, self._unknown = tokenizer.without_prefix_space(), unknown
+        self._tokenizer, self._unknown = tokenizer.without_prefix_space, unknown
         self._characters = 0  # in all documents so far, for offsets of unknown characters; not counted with `words`
         self._end = np.array([] if tokenizer.end_of_text is None else [tokenizer.end_of_text], self.dtype)
         self._special_pattern = tokenizer.special_pattern if special_tokens else None

@@ -166,6 +166,7 @@ class Tokenizer:
         word_ends = np.cumsum([len(word.encode()) for word in words])  # in bytes of the joined words
         return ids, np.searchsorted(np.cumsum(self._token_lengths[ids]), word_ends, side="right")
 
+    @functools.cached_property
     def without_prefix_space(self) -> "Tokenizer":
         """A tokenizer that encodes a text as it is, if this one puts a space before it (`add_prefix_space`)."""
         description = json.loads(self.backend.to_str())
