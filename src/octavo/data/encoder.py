@@ -34,9 +34,10 @@ _MULTIBYTE_SPACE = re.compile(
 )
 
 
-def load_functions(characters: int, limits: Limits) -> ctypes.CDLL | None:
-    """The C library, if a text of this many characters is worth it. Warns if it can't be used."""
-    if characters < limits.single_process_characters:  # compiling it, which some machines must, could take longer
+def load_functions(tokenizer: Tokenizer, characters: int, limits: Limits) -> ctypes.CDLL | None:
+    """The C library, if a text of this many characters is encoded faster with it. Warns if it can't be used."""
+    # Compiling it, which some machines must do first, could take longer than a small text.
+    if characters < limits.single_process_characters or not tokenizer.can_split_at_spaces:
         return None
     try:
         return load_library().functions

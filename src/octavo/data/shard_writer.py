@@ -77,7 +77,7 @@ def write_shards(
     records = [_find_finished(folder, split_name) for split_name in SPLITS]
     finished_counts = [len(each) for each in records]  # shards that an earlier process wrote
     texts = _collect_texts(chunks, finished_counts, uses_end_of_text, limits)
-    cores, functions = encoder_pool.choose_cores(characters, limits), load_functions(characters, limits)
+    cores, functions = encoder_pool.choose_cores(characters, limits), load_functions(tokenizer, characters, limits)
     meter, done = ProgressMeter("writing tokens", characters, limits.progress_seconds), 0
     unfinished_ids: list[list[np.ndarray]] = [[] for _ in SPLITS]  # for each split, the ids of its unfinished shard
     is_space_checked = False
@@ -140,7 +140,7 @@ def write_parts(
     unfinished_ids: list[list[np.ndarray]] = [[] for _ in SPLITS]
     texts = _collect_texts(chunks, [start.shard for start in starts], uses_end_of_text, limits, starts)
     meter, done = ProgressMeter("writing tokens", None, limits.progress_seconds), 0
-    functions = load_functions(characters_left, limits)
+    functions = load_functions(tokenizer, characters_left, limits)
     for info, ids in encoder_pool.encode_texts(tokenizer, texts, 1, special_tokens, functions):
         if not done:
             check_disk_space(folder, int(characters_left * len(ids) / info.characters) * ids.itemsize)
