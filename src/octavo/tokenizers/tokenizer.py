@@ -263,7 +263,7 @@ class Tokenizer:
         if self.kind == "byte" and self._has_fast_path:
             return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64)
         if self._tiktoken is not None:
-            return np.array(self._tiktoken.encode_ordinary(text), dtype=np.int64)
+            return self._tiktoken.encode_to_numpy(text, disallowed_special=()).astype(np.int64)
         chunks = split_at_spaces(text) if self.kind == "word" and self._has_fast_path else [text]
         ids = encode_batch(self.backend, chunks)
         content, encoded = text.encode(), b"".join(map(self.token_bytes.__getitem__, ids))
@@ -302,7 +302,9 @@ class Tokenizer:
             return None
         # GPT-2's pattern in tiktoken's faster spelling; it splits text in the same places.
         pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-        return tiktoken.Encoding("", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+        # `encode_to_numpy` is slow without a special token. This one is never encoded.
+        unused = {END_OF_TEXT: self.vocab_size}
+        return tiktoken.Encoding("", pat_str=pattern, mergeable_ranks=ranks, special_tokens=unused)
 
     def _unknown_characters(self, text: str) -> set[str]:
         """The characters of `text` that have no id."""
