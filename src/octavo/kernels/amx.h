@@ -33,8 +33,8 @@ static void amx_configure(void)
 
 static void amx_release(void) { _tile_release(); }
 
-/* The lower bytes of 64 numbers of 16 bits. */
-ALWAYS_INLINE floats combine_bytes(__m512i first, __m512i second)
+/* The lower byte of each of 64 numbers of 16 bits. */
+ALWAYS_INLINE floats low_bytes(__m512i first, __m512i second)
 {
     const __m512i low = _mm512_castsi256_si512(_mm512_cvtepi16_epi8(first));
     return (floats)_mm512_inserti64x4(low, _mm512_cvtepi16_epi8(second), 1);
@@ -46,8 +46,8 @@ ALWAYS_INLINE void amx_store_inputs(const short rows[16][64], char *to)
     floats high[16], low[16]; /* 64 bytes of each row: 16 groups of 4 columns */
     UNROLLED for (int n = 0; n < 16; n++) {
         const __m512i first = _mm512_loadu_si512(rows[n]), second = _mm512_loadu_si512(rows[n] + 32);
-        low[n] = combine_bytes(first, second);
-        high[n] = combine_bytes(_mm512_srai_epi16(first, 8), _mm512_srai_epi16(second, 8));
+        low[n] = low_bytes(first, second);
+        high[n] = low_bytes(_mm512_srai_epi16(first, 8), _mm512_srai_epi16(second, 8));
     }
     transpose(high);
     transpose(low);
@@ -71,8 +71,8 @@ ALWAYS_INLINE void amx_totals(const int high[16][16], const int low[16][16], flo
 }
 
 /* y[i][n][o] = w[16 i + o] . x[n] for 16 input rows, stored by amx_store_inputs, and `groups` groups of 16 weight
-   rows: 1 or 2. Two groups share each load of the inputs. `prefetch`: whether to prefetch the next weights, which tile
-   loads do not. */
+   rows: 1 or 2. Two groups share each load of the inputs. `prefetch`: whether to prefetch the next weights. Loads of
+   tiles do not make the processor prefetch them. */
 ALWAYS_INLINE void amx_multiply(const char *w, const char *inputs, int C, int groups, int prefetch, float y[2][16][16])
 {
     int sums[4][16][16]; /* the high and the low bytes of each group */

@@ -154,9 +154,9 @@ ALWAYS_INLINE void attend_all(const Model *m, const Block *b, int bf16, const fl
 {
     const int H = m->n_head;
     PARALLEL_FOR(i, N * H, 1) {
-        /* Rows of one slot form groups of QUERY_ROWS, the first of which has a position that is a multiple of it. The
-           iteration of the first row computes a group, and those of its other rows do nothing. A row outside of a group
-           is computed alone. */
+        /* Rows of one slot form groups of QUERY_ROWS. The position of a group's first row is a multiple of QUERY_ROWS.
+           The iteration of that row computes the group, and those of the other rows do nothing. A row outside of a
+           group is computed alone. */
         const int n = i / H, h = i % H, first = n - positions[n] % QUERY_ROWS, end = first + QUERY_ROWS;
         const int grouped = first >= 0 && end <= N && slots[first] == slots[n] && slots[end - 1] == slots[n];
         if (!grouped) attend_rows(m, b, bf16, qkv, out, scores, n, 1, h, slots[n], positions);

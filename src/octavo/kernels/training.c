@@ -330,12 +330,12 @@ ALWAYS_INLINE void norm_backward_chunk(const void *argument, long chunk, int bf1
         float *x_gradient = a->x_gradient + row * C;
         floats sum = {}, product = {};
         FOR_VECTORS(c, C) {
-            const floats h = LOAD(a->h_gradient, row * C + c), normal = (LOAD_FP32(x, c) - mean) * rstd;
-            const floats gradient = h * LOAD_FP32(a->gain, c); /* of `normal`; 0 in lanes from `count` on */
+            const floats h_gradient = LOAD(a->h_gradient, row * C + c), normal = (LOAD_FP32(x, c) - mean) * rstd;
+            const floats gradient = h_gradient * LOAD_FP32(a->gain, c); /* of `normal`; 0 in lanes from `count` on */
             sum += gradient;
             product += gradient * normal;
-            STORE_FP32(gain_sums, c, LOAD_FP32(gain_sums, c) + h * normal);
-            STORE_FP32(norm_bias_sums, c, LOAD_FP32(norm_bias_sums, c) + h);
+            STORE_FP32(gain_sums, c, LOAD_FP32(gain_sums, c) + h_gradient * normal);
+            STORE_FP32(norm_bias_sums, c, LOAD_FP32(norm_bias_sums, c) + h_gradient);
         }
         const float mean_gradient = horizontal_sum(sum) / (float)C, mean_product = horizontal_sum(product) / (float)C;
         const uint32_t key = row_key(a->dropout, row);

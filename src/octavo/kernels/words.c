@@ -4,7 +4,7 @@
    in Python, all at once, and `copy_ids` joins the ids of all words. `WordTable` of src/octavo/data/word_table.py calls
    these functions and allocates all arrays.
 
-   Axis letters: L bytes of a text, W words of a text, N numbers given. */
+   Axis letters: L bytes of a text (in a WordTable, of its words), W words of a text, N numbers given to words. */
 
 #include <stdint.h>
 #include <string.h>
@@ -12,11 +12,12 @@
 typedef struct { uint32_t hash, number, start, length; } Slot; /* number 0: free */
 typedef struct {
     int64_t slots_count, longest, max_kept; /* a power of two; bytes of the longest word that is kept; most words kept */
-    int64_t N, kept, L; /* numbers given; words that are kept; their bytes */
+    int64_t N, kept, L; /* numbers given to words; words that are kept; bytes of the words that are kept */
     Slot *slots; uint8_t *bytes; /* (slots_count,), (L,) */
 } WordTable;
 
-/* Whether a character of several bytes that ends before `end` is whitespace: a token can span it and a space. */
+/* Whether the text up to `end` ends with a whitespace character of several bytes. A token can span it and a space, so
+   the text is not cut between them. */
 static int ends_with_multibyte_space(const uint8_t *text, const uint8_t *end)
 {
     const uint8_t last = end[-1];
