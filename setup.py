@@ -26,7 +26,7 @@ class BuildVariants(build_ext):
             print(f"note: no library for {name}: {problem}", file=sys.stderr)
 
     def get_outputs(self) -> list[str]:
-        return []  # in place, none of them goes into the wheel; otherwise the folder is copied whole
+        return []  # an editable wheel must not contain the libraries; any other has the whole build folder
 
     def get_output_mapping(self) -> dict[str, str]:
         return {}

@@ -1,9 +1,9 @@
 """Evaluate a model on a text: loss, perplexity and bits per byte, computed exactly over the whole text.
 
 Bits per byte compare models with different tokenizers, because the total loss is divided by the number of bytes, which
-is the same for all of them: the bytes of the whole text, including characters that a tokenizer cannot encode. A special
-token is not text and has no bytes. All of the text is used, not random batches of it: every token except the first is
-predicted once.
+hardly depends on the tokenizer: the bytes of the text after its first token, including characters that a tokenizer
+cannot encode. A special token is not text and has no bytes. All of the text is used, not random batches of it: every
+token except the first is predicted once.
 """
 
 import math

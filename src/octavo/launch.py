@@ -17,7 +17,7 @@ from octavo.distributed import STORE, LostProcessError
 from octavo.errors import MachineError, OctavoError
 from octavo.units import format_count
 
-_RUN = "OCTAVO_LAUNCHED_RUN"  # the file in which the first process writes the folder of its run
+_RUN = "OCTAVO_LAUNCHED_RUN"  # an environment variable: the file in which process 0 writes the folder of its run
 
 
 def record_run(folder: Path) -> None:

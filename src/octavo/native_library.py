@@ -60,8 +60,9 @@ class Library(NamedTuple):
 def load_library() -> Library:
     """Load the package's library, or else the one in the cache, or compile it.
 
-    OCTAVO_NATIVE is 0, or the name of a variant. Raises `UnavailableError` if there is no library and it can't be
-    compiled, or OCTAVO_NATIVE=0 forbids it, and `OctavoError` if this processor can't run the variant.
+    The environment variable OCTAVO_NATIVE, if it is set, names the variant to use, or is 0 to use none. Raises
+    `UnavailableError` if it is 0, or if there is no library and it can't be compiled. Raises `OctavoError` if the
+    variant is unknown or this processor can't run it.
     """
     wanted = os.environ.get("OCTAVO_NATIVE", "")
     if wanted == "0":

@@ -14,8 +14,8 @@ While `fast_path` is active, and only then:
   (pytorch 193893, 196678).
 
 So the line of `model.py` that reads `scaled_dot_product_attention` may run `matmul_attention` below. The redirection is
-a `TorchFunctionMode` (`_Replace`) for the current thread. Training, evaluation, generation and the lens all enter
-`fast_path`.
+a `TorchFunctionMode` (`_Replace`) for the current thread. Training, evaluation, generation and the lens enter
+`fast_path` when PyTorch runs the model, except for single decode steps on a CPU. C code does not need it.
 
 The results are the same up to rounding (dropout draws other random numbers): `tests/test_kernels.py` compares each
 replacement with PyTorch's own. Speeds in the comments were measured on 2 cores of an AMD Zen 5; `docs/speed.md` has the

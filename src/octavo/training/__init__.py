@@ -4,9 +4,9 @@
         print(event)
 
 `plan` resolves the settings, `setup` prepares text and model, `loop` runs the steps. A `Trainer` (`step`) makes one
-update with its `optimizers`. `evaluator` computes exact losses, `clock` measures times, `recorder` writes metrics and
-samples, and checkpoints through the thread of `checkpoint_writer`. `loggers` copies events to TensorBoard, W&B or
-trackio.
+update with its `optimizers`. `evaluator` computes exact losses, `clock` measures times, `recorder` writes metrics,
+samples and checkpoints, the checkpoints in a thread (`checkpoint_writer`). `loggers` copies events to TensorBoard, W&B
+or trackio.
 """
 
 from octavo.progress import PreparationProgress

@@ -34,7 +34,7 @@ _SPIKE_DEVIATIONS = 6
 MAX_SKIPS_IN_A_ROW = 10
 # If a step diverges after this many skipped updates (those of spikes count too), a few bad batches are not the cause.
 MAX_SKIPS = 100
-# After five rollbacks the learning rate is 1/32 of its value: something else is the cause.
+# After five rollbacks the learning rate is 1/32 of its original value: something else is the cause.
 MAX_ROLLBACKS = 5
 _ROLLBACK_FACTOR = 0.5
 
@@ -82,7 +82,7 @@ class DivergencePolicy:
     def read_losses(self) -> bool:
         """Read the losses and gradient norms that are still on the device. Return whether to apply the newest update.
 
-        Raises `DivergenceError` at the first step that is not finite, unless it can be skipped.
+        Raises `DivergenceError` at the first step that has diverged, unless it can be skipped.
         """
         unread, self._unread = self._unread, []
         if not unread:
@@ -93,7 +93,7 @@ class DivergencePolicy:
         return decisions[-1]
 
     def take_notices(self) -> list[str]:
-        """Return the spikes and skipped updates since the last call."""
+        """Return the notices since the last call: of spikes, skipped updates and rollbacks."""
         notices, self._notices = self._notices, []
         return notices
 
@@ -145,7 +145,7 @@ class DivergencePolicy:
         return not (has_spike and self.settings.skip_spikes)
 
     def _divergence(self, loss: float, grad_norm: float) -> str | None:
-        """Why a step is not finite, or None if it is."""
+        """Why a step has diverged, or None if it has not."""
         if not math.isfinite(loss):
             return f"the loss is {loss:g}"
         if math.isfinite(grad_norm):

@@ -1,7 +1,7 @@
 """How the processes that train together hold the model: each has all of it, or they divide it (`sharding`).
 
-A layout has `parameters`, what this process updates, with their gradients. All else in training works on these,
-whatever the layout.
+`Layout.parameters` are the tensors that this process updates, with their gradients. Optimizers, gradient clipping and
+checkpoints use them in both layouts.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

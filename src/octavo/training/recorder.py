@@ -124,8 +124,8 @@ class Recorder:
         The checkpoint is written while training continues, after the previous one is on disk; `take_saved` yields
         `Saved` when it is complete. A checkpoint that `is_required` is on disk when the iterator ends.
 
-        If the disk is full or fails, training continues, with a `Notice`; a checkpoint that `is_required` raises the
-        `MachineError`. The previous checkpoint is unchanged either way.
+        If the disk is full or fails, training continues, with a `Notice`; with `is_required`, a `MachineError` is
+        raised. The previous checkpoint is unchanged either way.
         """
         settings, evaluator = self.trainer.settings, self.evaluator
         self._require_finite_weights()

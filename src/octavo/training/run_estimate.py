@@ -1,8 +1,8 @@
 """Estimate what a run costs on this machine: the formulas of `octavo.estimate`, and its speed from a short probe.
 
 The probe takes about two seconds: it trains, evaluates and samples with random tokens and a new model. If the model
-is too slow for that, the probe uses fewer layers, and the rest is extrapolated by FLOPs. Nothing is kept but the
-prepared text, in the cache.
+is too slow for that, the probe uses fewer layers, and the rest is extrapolated by FLOPs. An estimate writes to the
+cache only: the prepared text and, if the C code has to be compiled, its library.
 
 Axis letters: `B` sequences in a batch, `T` positions.
 """

@@ -1,6 +1,6 @@
 """Everything that training starts with: settings, tokens and weights, of a new, a resumed or a fine-tuned run.
 
-Nothing is written but the prepared text in the cache, so an error here leaves no run folder behind.
+`set_up` writes to the cache only, so an error there leaves no run folder behind. `create_run` creates the folder.
 """
 
 import dataclasses
@@ -205,7 +205,7 @@ def _set_up_new(plan: Plan, parts: int) -> _SetupGenerator:
 def _set_up_resumed(plan: Plan) -> _SetupGenerator:
     """Load a run's checkpoint. Settings that are `auto` keep the value they had, or the losses would change.
 
-    On a machine without the run's device, `auto` is chosen again.
+    On a machine without the run's device, they are resolved again.
     """
     settings = plan.settings
     loaded, resumed_from, notices = load_first_intact(plan.resume)
@@ -293,7 +293,7 @@ def load_first_intact(folders: tuple[Path, ...]) -> tuple[Checkpoint, ResumePoin
 
 
 def _set_up_finetuned(plan: Plan, base: Checkpoint) -> _SetupGenerator:
-    """Take weights, shape and tokenizer from the base model. The new block_size may be smaller, not larger."""
+    """Take weights, architecture and tokenizer from the base model. The new block_size may be smaller, not larger."""
     fixed, positions = settings_of_weights(base), base.settings.block_size
     check_given(plan.given, fixed, f"the weights of {base.folder}")
     if plan.given.get("block_size", 0) > positions:

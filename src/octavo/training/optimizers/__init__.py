@@ -1,6 +1,6 @@
 """Optimizers: which one updates which parameter, and their state as named tensors for a checkpoint.
 
-To add one: write a `torch.optim.Optimizer` in a file here, add a branch to `build_optimizers` and the name to
+To add one: write a subclass of `base.Optimizer` in a file here, add a branch to `build_optimizers` and the name to
 `octavo.settings`. Add its memory to `octavo.estimate.memory` (a test compares that with the state), its time to
 `measure_timing` in `octavo.training.run_estimate` and, if it multiplies matrices, its matmuls to
 `octavo.benchmark.training`.
