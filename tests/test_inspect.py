@@ -70,8 +70,9 @@ def run(tiny_run: Run) -> Path:
 
 @pytest.fixture
 def run_inspect(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Inspect:
-    """Run `octavo inspect` in this process, in an empty folder."""
+    """Run `octavo inspect` in this process, in an empty folder, and without lines of progress on a slow machine."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("octavo.terminal.progress._PLAIN_INTERVAL", 1e9)
 
     def call(*words: object) -> Result:
         return run_command(capsys, "inspect", *words)
