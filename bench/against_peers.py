@@ -67,7 +67,7 @@ def main() -> int:
     parser.add_argument("--nanogpt-rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
-        "--shape-override", type=int, nargs=3, default=(), metavar=("L", "H", "C"), help="a smaller model, for a trial"
+        "--shape-override", type=int, nargs=3, default=(), metavar=("L", "H", "C"), help="a smaller model, as a trial"
     )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()

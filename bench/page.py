@@ -1,4 +1,4 @@
-"""Measure the page in a browser: opening the whole model, and a click on the tab Attention, for a text of 512 tokens.
+"""Measure the page in a browser: opening the whole model, and a click on the tab Attention, both with 512 tokens.
 
     python bench/page.py [--rounds 5] [--layers 2]
 

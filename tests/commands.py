@@ -82,7 +82,7 @@ def assert_rejected(run_command: RunCommand, folder: Path, arguments: list[objec
     assert snapshot(folder) == before
     verb = str(arguments[0]) if arguments else ""
     flags = cli.parse([verb, *VERBS[verb]]).flags if verb in VERBS else []
-    own_hint, _, _ = hint.partition(" octavo ")  # a whole command has flags of its own
+    own_hint, _, _ = hint.partition(" octavo ")  # a whole command has other flags
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", own_hint)) <= {*flags, "--help"}, hint
     return result.err
 

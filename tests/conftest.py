@@ -149,7 +149,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 @pytest.fixture
 def built_cache(own_cache: Path, built: Path) -> Path:
-    """The cache of the test, with the compiled C code: processes of their own would compile it for seconds."""
+    """The cache of the test, with the compiled C code, which other processes would compile for seconds."""
     shutil.copytree(built, own_cache / "native")
     return own_cache
 

@@ -1,4 +1,4 @@
-"""Small files of other programs, for the tests of sources: PDF, Word, EPUB, notebooks, archives, chats."""
+"""Small files of other programs that the tests of sources read: PDF, Word, EPUB, notebooks, archives, chats."""
 
 import io
 import json

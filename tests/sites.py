@@ -71,7 +71,7 @@ def train_runs(folder: Path) -> None:
 
 
 def copy_run(run: Run, name: str) -> Run:
-    """Copy a run under another name, for a test that writes into it."""
+    """Copy a run under another name, so that a test can write into it."""
     folder = Path(tempfile.mkdtemp(dir=run.folder.parent)) / name
     shutil.copytree(run.folder, folder)
     return Run(folder)

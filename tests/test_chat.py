@@ -140,7 +140,7 @@ def test_of_a_long_conversation_the_oldest_turns_are_left_out(template: str | No
 
 
 def test_a_tokenizer_keeps_the_chat_template_of_its_folder(tmp_path: Path) -> None:
-    """It stands in one of three places."""
+    """It is in one of three places."""
     BPE.save(tmp_path)
     assert tokenizers.load(tmp_path).chat_template is None
     config: dict[str, Any] = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))

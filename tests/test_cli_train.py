@@ -310,7 +310,7 @@ def test_the_error_of_a_run_that_diverges_before_its_first_checkpoint_says_so(ru
 
 
 def test_serve_ends_with_the_training(run_command: RunCommand, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server is a process of its own."""
+    """The server is another process."""
     servers: list[subprocess.Popen[bytes]] = []
     start = subprocess.Popen
 

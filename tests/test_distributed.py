@@ -154,7 +154,7 @@ def test_the_loss_of_a_split_does_not_depend_on_the_number_of_processes(tokens: 
 
 @pytest.mark.parametrize("stop_at", [1, 2, 3])
 def test_all_processes_ask_whether_to_stop_in_the_same_rounds(stop_at: int) -> None:
-    """Of the five batches, two processes compute two each in the first two rounds, and one of them the last."""
+    """Two processes compute four of the five batches in two rounds, and one of them computes the last."""
     model = small_trainer(ALONE).model
     ids = np.random.default_rng(0).integers(0, 20, 5 * 64 + 1)
     for part in parts(2):

@@ -241,7 +241,7 @@ def test_a_disk_that_is_full_while_a_nanogpt_checkpoint_is_written_is_an_error(t
 # Every format
 
 
-QUICK_FORMATS = [name for name in FORMATS if name != "onnx"]  # it takes seconds, and has a test of its own below
+QUICK_FORMATS = [name for name in FORMATS if name != "onnx"]  # it takes seconds, and has a separate test below
 
 
 @pytest.mark.parametrize(

@@ -231,7 +231,7 @@ def test_training_after_a_state_dict_round_trip_is_bit_identical(
 
 
 def parameter_groups(copied: GPT, model: GPT, optimizer: Optimizer) -> list[dict[str, object]]:
-    """The parameter groups of an optimizer, without options, for a copy of its model."""
+    """The parameter groups of an optimizer without options, of a copy of its model."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     return [{"params": [copied.get_parameter(names[p]) for p in group["params"]]} for group in optimizer.param_groups]
 

@@ -284,7 +284,7 @@ def test_a_text_continues_in_the_box_where_it_was_written_and_branches_survive_a
     longer = text.text_content() or ""
     assert longer.startswith(first)
 
-    # A text that was edited is a root of its own. A reload keeps all branches and the one on screen.
+    # A text that was edited is a new root. A reload keeps all branches and the one on screen.
     generate_text(visit, "on the mat", length=4)
     page.get_by_role("treeitem", name="the cat").last.click()
     visit.settle()

@@ -1,4 +1,4 @@
-"""The prefix cache: which prefixes it reuses, for which requests, its size, and that it changes no token."""
+"""The prefix cache: which prefixes which requests reuse, its size, and that it changes no token."""
 
 import collections
 from collections.abc import Sequence

@@ -274,7 +274,7 @@ def test_excluding_every_token_is_an_error() -> None:
 def test_only_allowed_ids_that_are_not_excluded_are_sampled(temperature: float, top_k: int) -> None:
     logits = torch.tensor([4.0, 3.0, 2.0, 1.0, 0.0]).expand(200, 5)
 
-    def drawn(allowed: list[int] | None, excluded: list[int]) -> set[int]:
+    def sampled_ids(allowed: list[int] | None, excluded: list[int]) -> set[int]:
         sampling = Sampling(temperature=temperature, top_k=top_k, allowed_token_ids=allowed)
         return set(sample_token(logits, sampling, seeded(), excluded_ids=excluded).tolist())
 
@@ -283,7 +283,7 @@ def test_only_allowed_ids_that_are_not_excluded_are_sampled(temperature: float, 
         ([4, 2, 2], [2], [4]),
         (None, [0, 1, 4], [2, 3]),
     ):
-        assert drawn(allowed, excluded) == set(possible if temperature else possible[:1])
+        assert sampled_ids(allowed, excluded) == set(possible if temperature else possible[:1])
 
 
 # Penalties, logit bias, min-p

@@ -37,7 +37,7 @@ with ThreadPoolExecutor(4) as pool:
 
 
 def test_several_threads_can_use_a_type_for_the_first_time_at_once() -> None:
-    """msgspec itself crashes, so this runs in a process of its own."""
+    """msgspec itself crashes, so this runs in another process."""
     result = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True, timeout=120)
     assert (result.returncode, result.stderr) == (0, "")
 

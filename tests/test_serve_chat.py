@@ -47,7 +47,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("model", ["small", "template"])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_chat_has_the_texts_of_a_completion(server: RunningServer, model: str, name: str) -> None:
-    """Of the prompt that the conversation becomes, and with its stop strings."""
+    """The prompt is what the conversation becomes; its stop strings are used too."""
     options, is_plain = {"seed": 3, "max_tokens": 12} | OPTIONS[name], model == "small"
     answer = chat(server, model=model, **options).json
     prompt = TRANSCRIPT if is_plain else "<|endoftext|>user\nthe cat\n<|endoftext|>assistant\n"

@@ -232,8 +232,8 @@ def seconds_by_part(settings: Settings, timing: Timing, tokens_per_evaluation: i
         "steps": short * timing.short_step + (settings.max_steps - short) * timing.step,
         "evaluations": evaluations * tokens_per_evaluation * timing.evaluated_token,
         "samples": samples * timing.sample,
-        # With the optimizer's state, a checkpoint is three times the size of the weights (AdamW; less with Muon). Those
-        # that `keep_checkpoints` adds hold only weights.
+        # A checkpoint that has the optimizer's state is three times as large as the weights (AdamW; less with Muon).
+        # Those that `keep_checkpoints` adds hold only weights.
         "checkpoints": max(evaluations, saves) * _write_seconds(3 * weights)
         + settings.keep_checkpoints * _write_seconds(weights),
     }

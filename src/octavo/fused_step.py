@@ -192,27 +192,27 @@ class _Buffers:
         def activations(name: str, *shape: int) -> Tensor:
             return step.allocate(name, shape, step.dtype)
 
-        def kept(allocate: Callable[..., Tensor], name: str, count: int, *shape: int) -> Tensor:
+        def for_layers(allocate: Callable[..., Tensor], name: str, count: int, *shape: int) -> Tensor:
             """A tensor for each layer or norm. Without a backward they share their memory."""
             return allocate(name, 1 if step.only_forward else count, *shape).expand(count, *shape)
 
         self.ids = step.allocate("ids", (B, T + 1), torch.int64)
         self.losses = fp32("losses", N)
         # What the backward needs of the forward.
-        self.x = kept(fp32, "x", 2 * L + 1, N, C)  # the residual stream before each norm
-        self.statistics = kept(fp32, "statistics", 2 * L + 1, 2, N)
-        self.h = kept(activations, "h", 2 * L + 1, N, C)  # the norms' outputs
+        self.x = for_layers(fp32, "x", 2 * L + 1, N, C)  # the residual stream before each norm
+        self.statistics = for_layers(fp32, "statistics", 2 * L + 1, 2, N)
+        self.h = for_layers(activations, "h", 2 * L + 1, N, C)  # the norms' outputs
         self.has_fused_attention = has_fused_attention(T, D, step.dtype == torch.bfloat16)
         if self.has_fused_attention:
-            self.qkv = kept(activations, "qkv", L, N, 3 * C)
+            self.qkv = for_layers(activations, "qkv", L, N, 3 * C)
         else:
             self.qkv = activations("qkv", 1, N, 3 * C)  # overwritten by each layer
-            self.qkv_heads = kept(activations, "qkv_heads", L, 3, B, H, T, D)
-            self.attention = kept(activations, "attention", L, B * H, T, T)
+            self.qkv_heads = for_layers(activations, "qkv_heads", L, 3, B, H, T, D)
+            self.attention = for_layers(activations, "attention", L, B * H, T, T)
             self.y_heads = activations("y_heads", 1, B, H, T, D)
-        self.y = kept(activations, "y", L, N, C)  # the outputs of all heads
-        self.expanded = kept(activations, "expanded", L, N, 4 * C)  # before the GELU
-        self.activated = kept(activations, "activated", L, N, 4 * C)
+        self.y = for_layers(activations, "y", L, N, C)  # the outputs of all heads
+        self.expanded = for_layers(activations, "expanded", L, N, 4 * C)  # before the GELU
+        self.activated = for_layers(activations, "activated", L, N, 4 * C)
         # Overwritten by each layer.
         self.branch = activations("branch", N, C)
         self.logits = activations("logits", N, V)
@@ -376,7 +376,7 @@ class _Calls:
     def _multiply_backward(
         self, y_gradient: Tensor, x: Tensor, module: nn.Linear | nn.Embedding, x_gradient: Tensor
     ) -> Iterator[Call]:
-        """From the gradient of y = x weightᵀ, compute the gradients of the weight and of x."""
+        """Compute the gradients of the weight and of x from that of y = x weightᵀ."""
         gradient = self._table_gradients.get(module.weight, self._step.gradients[module.weight])
         add = self._add and module.weight not in self._table_gradients
         P = count_parts(len(x), gradient.numel())

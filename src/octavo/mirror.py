@@ -39,7 +39,7 @@ def push(run: Path, storage: Storage) -> None:
     for name in dict.fromkeys([pointers["last"], pointers["best"], *newest_first]):
         if name is not None and _push_checkpoint(run / CHECKPOINTS / name, storage):
             copied.add(name)
-    if pointers["last"] not in copied:  # there is none yet, or the run folder was removed
+    if pointers["last"] not in copied:  # not saved yet, or the run folder was removed
         return
     for name in _FILES:
         if (run / name).exists():

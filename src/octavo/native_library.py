@@ -148,7 +148,7 @@ def _cached_library(folder: Path, compiler: str | None, variant: Variant) -> Pat
         with _build(compiler, variant) as built:
             return _store(built, folder, name)
     except UnavailableError:
-        if path := _find(folder, key):  # built by a compiler that is no longer there
+        if path := _find(folder, key):  # built by a compiler that has been removed
             return path
         raise
 

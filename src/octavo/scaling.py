@@ -98,7 +98,7 @@ def divide_seconds(seconds: float, device: str, processes: Processes) -> float:
     """The seconds that work takes if `processes` divide it, without communication. One process takes `seconds`.
 
     On CPUs, one process uses all cores of its machine, so more processes there are not faster. On GPUs, each process
-    has one of its own.
+    has a GPU.
     """
     return seconds / (processes.machines if device == "cpu" else processes.count)
 

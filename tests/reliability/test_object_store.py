@@ -38,7 +38,7 @@ class Faults:
         if environment["REQUEST_METHOD"] in ("PUT", "DELETE", "POST"):
             time.sleep(self.seconds)  # a slow network
             self.writes += 1
-            if 0 <= self.at < self.writes:  # all from here on, since s3fs tries again by itself
+            if 0 <= self.at < self.writes:  # all from here on, since s3fs retries
                 start_response("500 Internal Server Error", [("Content-Type", "text/plain")])
                 return [b"broken"]
         return self.application(environment, start_response)

@@ -1,4 +1,4 @@
-"""Several processes train one model: the bits of one process, whatever happens to one of them."""
+"""Several processes train one model: the bits of one process, also if one of them dies."""
 
 import hashlib
 import json
@@ -312,7 +312,7 @@ if IS_TORTURE:  # minutes
     def test_machines_that_differ_end_with_one_message_each(
         fault: str, code: int, message: str, folder: Path, tmp_path_factory: pytest.TempPathFactory
     ) -> None:
-        """Each process has a working directory of its own, as on another machine; the second one is wrong."""
+        """Each process has another working directory, as on another machine; the second one is wrong."""
         begin = time.monotonic()
         store = tmp_path_factory.mktemp("store") / "store"
         processes = []

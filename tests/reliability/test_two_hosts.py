@@ -21,7 +21,7 @@ from hosts import Host
 from reliability.torture import SETTINGS, TEXT, VARIANTS, Outcome, Report, leftovers
 
 pytestmark = pytest.mark.torture  # minutes of two hosts, which need root
-# So many steps that the run does not end before the host that was started last has joined it.
+# The run must not end before the host that was started last has joined it.
 WORDS = ["train", "text.txt", *SETTINGS, *VARIANTS["muon-bf16"], "--max-steps=3000", "--micro-batch=2"]
 VARIABLE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 

@@ -104,7 +104,7 @@ class _Terminated(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Raise `_Terminated` on SIGTERM. `octavo train` and `octavo serve` install handlers of their own."""
+    """Raise `_Terminated` on SIGTERM. `octavo train` and `octavo serve` install other handlers."""
     is_default = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     if not is_default or threading.current_thread() is not threading.main_thread():
         yield

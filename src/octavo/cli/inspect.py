@@ -44,7 +44,7 @@ def add_parser(verbs: Any, defaults: Settings) -> None:
         help=f"{RUN_HELP}; and a view from the list below",
     )
     verb.set_defaults(list_argument="run_and_view")
-    verb.add_argument("--preset", metavar="P", help="a preset instead of a RUN, for the view shapes")
+    verb.add_argument("--preset", metavar="P", help="a preset instead of a RUN; only the view shapes takes it")
     for flag, options in views.command_line_flags().items():
         _add_view_option(verb, flag, options)
     verb.add_argument(
@@ -138,7 +138,7 @@ def _write_page(arguments: argparse.Namespace, flag_values: dict[str, Any]) -> N
     if arguments.preset:
         raise OctavoError("--html needs a trained model, and a preset has only settings", "a RUN")
     options = {name: value for name, value in flag_values.items() if name in _HTML_OPTIONS}
-    # With a VIEW, flags that the page does not take are for the view.
+    # If there is a VIEW, flags that the page does not take are for the view.
     if len(arguments.run_and_view) == 1 and (extra := sorted(flag_values.keys() - options.keys())):
         raise OctavoError(f"--html takes no --{extra[0]}", "--text, --layer or --head")
     content = static_page.standalone_page(runs.load(arguments.run_and_view[0]), **options)

@@ -88,7 +88,7 @@ class Job:
         self.slot = -1  # -1: the job waits for one
         self.window = request.prompt[-block_size:]  # the tokens that the model sees
         self.computed = 0  # tokens of the window whose keys and values are in the slot
-        self.prompt_counts: Tensor | None = None  # (V,) how often each token occurs, for the penalties
+        self.prompt_counts: Tensor | None = None  # (V,) how often each token occurs; penalties need it
         self.output_counts: Tensor | None = None
         if request.sampling.has_penalties:
             ids = torch.tensor([id for id in request.prompt if id < vocab_size], dtype=torch.long)

@@ -350,7 +350,7 @@ _NO_DROPOUT = Dropout(0.0)
 def load_training_library() -> Library:
     """Load the library, and let it run in PyTorch's threads.
 
-    Raises `UnavailableError` if there is none, or PyTorch has another runtime than GNU OpenMP.
+    Raises `UnavailableError` if it is missing, or PyTorch has another runtime than GNU OpenMP.
     """
     library, openmp = load_library(), find_openmp()
     if openmp is None:

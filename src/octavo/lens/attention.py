@@ -63,7 +63,7 @@ class Attention(View):
     left_out: int  # how many tokens at the end of the text were truncated
 
     def picture(self) -> str:
-        """The pattern as an HTML table of shaded cells, for a text of at most `_PICTURE_TOKENS` tokens."""
+        """The pattern of a text of at most `_PICTURE_TOKENS` tokens, as an HTML table of shaded cells."""
         if len(self.tokens) > _PICTURE_TOKENS:
             return ""
         labels = [html.escape(token.label) for token in self.tokens]

@@ -136,7 +136,7 @@ def top_tokens(logits: Tensor, top: int) -> tuple[Tensor, Tensor]:
     """The `top` largest of logits (P, V) and their ids, (P, K) each, in descending order; equal ones by ascending id.
 
     The `top` largest logits are in the `top` groups of ids with the largest maxima. So only these groups are sorted.
-    The rest of the vocabulary is read once, for the maxima.
+    The rest of the vocabulary is read once, to find the maxima.
     """
     P, V = logits.shape
     top = min(top, V)

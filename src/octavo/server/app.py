@@ -273,7 +273,7 @@ async def error_response(request: Request, error: Exception) -> Response:
             message = "the body is not UTF-8"
         case HTTPException(__cause__=RecursionError()):
             message = "the body is nested too deeply"
-        case HTTPException(__cause__=ValueError()):  # int() refuses so many digits, since it takes quadratic time
+        case HTTPException(__cause__=ValueError()):  # int() refuses thousands of digits, since it takes quadratic time
             message = f"the body has a number of more than {sys.get_int_max_str_digits():,} digits"
         case HTTPException():
             message = str(error.detail)

@@ -1,6 +1,6 @@
 """Loads the served models, and newer checkpoints of runs that are still training.
 
-A checkpoint is loaded into a model and an engine of its own, while the earlier ones answer requests. Then the new model
+A checkpoint is loaded into a new model and a new engine, while the earlier ones answer requests. Then the new model
 takes the earlier one's name, in one assignment: a request uses the model that it found, from its first token to its
 last. The earlier engine ends when its texts are complete. A prefix cache belongs to an engine, so no cached prompt
 outlives the weights that it was computed with.

@@ -98,7 +98,7 @@ class TrainingProgress(Progress):
             self._live.start()
 
     def _print_step(self, event: Step) -> None:
-        """Print a plain line, for a log: the first and the last step, and one every few seconds."""
+        """Print a plain line: the first and the last step, and one every few seconds."""
         assert self.started is not None
         is_last = event.step == self.started.settings.max_steps
         if is_last or event.seconds - self._shown_seconds >= _STEP_INTERVAL:

@@ -80,8 +80,8 @@ class Layout:
 def norm(gradients: Sequence[Tensor]) -> Tensor:
     """The L2 norm of gradients, in float64 (float32 on MPS).
 
-    Each row's norm is computed by itself, and their squares are added up in float64. So the result, rounded to float32,
-    does not depend on how rows are divided among processes. Adding up in float32 was wrong by up to 0.1%.
+    Each row's norm is computed separately, and their squares are added up in float64. So the result, rounded to
+    float32, does not depend on how rows are divided among processes. Adding up in float32 was wrong by up to 0.1%.
     """
     rows = torch.cat([torch.linalg.vector_norm(g, dim=-1) if g.dim() > 1 else g for g in gradients])
     total: Tensor = torch.linalg.vector_norm(rows, dtype=accumulation_dtype(rows.device))

@@ -3,7 +3,7 @@
 Each logger named in the setting `log` gets the numbers of `metrics.jsonl`, under the same names and at the same steps,
 and the samples. `metrics.jsonl` stays the record: nothing is read back from a logger, and one that fails is dropped
 with a notice while training continues. A package is imported only if a run names it. Where the data goes is configured
-in the package itself: Octavo passes no server, account or key.
+in that package: Octavo passes no server, account or key.
 """
 
 import contextlib

@@ -265,7 +265,7 @@ def _actions_due(step: int, settings: Settings, is_stopped: bool) -> set[str]:
         "evaluate": is_multiple_of(settings.eval_every) or is_final,
         "save_checkpoint": is_multiple_of(settings.save_every) or is_final or is_stopped,
         "sample": settings.sample_every > 0 and (is_multiple_of(settings.sample_every) or is_final),
-        "save_weights": step in settings.log_spaced_steps,  # only the weights, for the views of `octavo.lens`
+        "save_weights": step in settings.log_spaced_steps,  # only the weights: the views of `octavo.lens` show them
     }
     return {action for action, is_due in due.items() if is_due}
 

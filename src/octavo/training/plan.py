@@ -101,7 +101,7 @@ def plan(
 
 
 def _find_nanogpt_config(settings: dict[str, Any], config: str | Path | None) -> str | Path | None:
-    """The nanoGPT config file: `config`, or one of the sources, from which it is removed. None if there is none."""
+    """The nanoGPT config file: `config`, or one of the sources, from which it is removed. None if neither is one."""
     if config is not None:
         return config if str(config).endswith(".py") else None
     sources = list_sources(settings.get("source", ()))

@@ -203,7 +203,7 @@ def describe_start(plan: Plan, setup: TrainingSetup, run: Run, trainer: Trainer)
 
 
 def _find_word(data: Dataset) -> str:
-    """A word near the beginning of the validation split, or an empty string if there is none."""
+    """A word near the beginning of the validation split, or an empty string if no word is found."""
     text = data.tokenizer.decode(data.tokens["val"][:500])
     words = re.findall(r"(?<!\S)[^\W\d_]{3,20}(?!\S)", text)
     return words[len(words) // 2] if words else ""

@@ -82,7 +82,7 @@ class Trainer:
         """First part of an update: compute the gradients of the batch's mean loss, and return the loss.
 
         If memory runs out, start again with half the micro-batch; the batch size does not change. With several
-        processes, each computes the gradients of its own rows. The gradients are then added up.
+        processes, each computes the gradients of its rows. The gradients are then added up.
         """
         with self.threads or contextlib.nullcontext():
             loss = self._compute_own_gradients(batch)

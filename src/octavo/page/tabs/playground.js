@@ -250,7 +250,7 @@ class Playground {
     return this.current?.decoded.groups.map((group) => group.text).join("") ?? "";
   }
 
-  // Shows the edited text token by token: the branch on screen if it is unchanged, else a root of its own. Returns
+  // Shows the edited text token by token: the branch on screen if it is unchanged, else a new root. Returns
   // whether there is a text.
   async #takeEditedText({ explain = true } = {}) {
     const { editor } = this.textView;
@@ -292,7 +292,7 @@ class Playground {
     await this.#generate(branch.parent ? branch : this.tree.fork(branch, branch.tokens.length, []));
   }
 
-  // Generates the last part of the text on screen again, as a branch of its own.
+  // Generates the last part of the text on screen again, as a new branch.
   async #regenerate() {
     const { parent, start } = this.current.branch;
     await this.#generate(this.tree.fork(parent, start, []));
@@ -401,7 +401,7 @@ class Playground {
     await Promise.all([this.logitLens.show(position), this.contributions.show(position, mostLikely)]);
   }
 
-  // Where the model's window began, or will begin, for the token at a position.
+  // Where the model's window began, or will begin, when it predicts the token at a position.
   #windowStart(tokens, index) {
     return index >= tokens.length ? nextWindowStart(tokens, this.config.block_size) : tokens[index].windowStart;
   }

@@ -1,4 +1,4 @@
-// The sizes of a stage, for the served model or for GPT-2: facts, the meaning of the axis letters, and small pictures
+// The sizes of a stage of the served model or of GPT-2: facts, the meaning of the axis letters, and small pictures
 // of how the width is split and widened.
 
 import { code, el, tNodes } from "octavo/dom";
