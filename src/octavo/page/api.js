@@ -132,7 +132,7 @@ async function limitConcurrency(send, signal) {
   }
 }
 
-// The option sets for which an exported page has an answer to `view`; null on a served page, which can answer any.
+// The option sets for which an exported page can answer `view`; null on a served page, which can answer any.
 export const exportedOptions = (view) =>
   offline ? embedded.answers.filter((answer) => answer.view === view).map((answer) => answer.options) : null;
 
@@ -178,7 +178,7 @@ export async function findTokenizationProblem(text, model) {
   return ["text.unknown", { characters, known: joinFirst(letters.length ? letters : known) }];
 }
 
-// Throws if the tokenizer knows no character of a text, before a request that the server would reject.
+// Throws if the tokenizer knows no character of a text.
 export async function requireTokenizable(text, model) {
   const problem = await findTokenizationProblem(text, model);
   if (problem) throw pageError(...problem);

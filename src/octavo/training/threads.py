@@ -70,7 +70,7 @@ class ThreadControl:
         cores: int | None = None,
     ) -> None:
         self.max_threads = torch.get_num_threads()
-        self._clock, self._context_switches = clock, context_switches
+        self._clock, self._context_switches, self._other_running = clock, context_switches, other_running
         free_cores = (cores or os.cpu_count() or 1) - _smallest(other_running)
         self._threads = min(self.max_threads, max(1, free_cores))  # of the next step
         self._trial: _Trial | None = None
@@ -93,6 +93,8 @@ class ThreadControl:
         seconds, switches = now - self._start[0], self._context_switches() - self._start[1]
         self._seconds = [*self._seconds[1 - _STEPS :], seconds]
         is_competing = self._threads > 1 and switches > _MAX_SWITCHES * self._threads * seconds
+        # Without another program, the switches are due to this process, whose own thread writes a checkpoint.
+        is_competing = is_competing and self._other_running() > 0
         self._competing_steps = [*self._competing_steps, seconds] if is_competing else []
         has_competed = len(self._competing_steps) >= _STEPS or sum(self._competing_steps) > _COMPETING_SECONDS
         if self._trial:

@@ -131,7 +131,7 @@ function drawMatrix(figure) {
   );
 }
 
-// The names of rows and columns, and where they and the cells are drawn, in pixels, so that they fit the width.
+// The names of rows and columns, and the places of names and cells in pixels.
 function measureLayout({ options, values, canvas, body, columnCount }) {
   const rowCount = values.length;
   const context = canvas.getContext("2d");

@@ -225,8 +225,8 @@ function drawAxes(context, [x, y], width, height) {
 // The point at the cursor has 3 or more, selected points 2, neighbors 1, all others 0.
 const priority = (point, cursorKey) => (point.key === cursorKey ? 3 : 0) + ({ selected: 2, near: 1 }[point.kind] ?? 0);
 
-// Names go beside their points while there is room: no name overlaps another, or the dot of one. Points with a priority
-// come first; their names may be farther away, at the end of a line. The boxes of the names are in `figure.names`.
+// Names go beside their points while there is room, and overlap no other name or dot. Points with a priority
+// come first; their names may be farther away, at the end of a line. `figure.names` has the boxes of the names.
 function drawNames(context, figure, width, height) {
   const { points, pixels, cursorKey } = figure;
   const occupied = []; // boxes [left, top, right, bottom]

@@ -35,7 +35,7 @@ class Training {
     this.hasFailed = false; // the last poll has failed
     this.unit = null; // the user's choice of UNITS; null: the one that suits the chosen runs
     this.noRuns = el("p", { class: "card", textKey: "train.none", hidden: true });
-    this.loadingNote = el("p", { class: "quiet", textKey: "train.loading" }); // until the first poll is complete
+    this.loadingNote = el("p", { class: "quiet", textKey: "train.loading" });
     this.content = this.#createContent();
     panel.append(el("p", { class: "lead", textKey: "train.lead" }), this.noRuns, this.content, this.loadingNote);
     document.addEventListener("visibilitychange", () => this.timer && this.#poll());

@@ -61,7 +61,7 @@ export class NextTokenBars {
     if (hadFocus) this.title.focus({ preventScroll: true }); // the bar that was chosen no longer exists
   }
 
-  // Builds a bar for each of the most likely tokens, one for the actual token, and one for all others together.
+  // Builds a bar for each of the most likely tokens, the actual one, and all others together.
   #buildBars() {
     const { distribution, position } = this;
     const count = Math.min(this.showsMany ? MANY_BARS : FEW_BARS, distribution.size);

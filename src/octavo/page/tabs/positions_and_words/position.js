@@ -16,7 +16,7 @@ import { formatNumber, formatSignificant, t } from "octavo/i18n";
 import { chip } from "octavo/tokens";
 
 const MAX_OFFERED = 12; // words of the text, as buttons
-const MAX_CANDIDATES = 4; // words that are tokenized to find one to begin with
+const MAX_CANDIDATES = 4; // tokenized to find a first word
 
 export class WordAtPositions {
   constructor(app) {
@@ -133,8 +133,8 @@ export class WordAtPositions {
     await this.app.runTask(this.card, () => this.load());
   }
 
-  // The word to show, and its tokens. Until the user chooses a word, it is one of the text: the first of more than two
-  // letters that is a single token, or else the first.
+  // The word to show and its tokens. Until the user chooses one, it is the first word of the text with three letters or
+  // more that is a single token, else the first word.
   async #chooseWord() {
     const { model, text } = this.app;
     if (this.hasUserWord) return [this.word, await tokenizeWord(model, this.word)];
