@@ -37,7 +37,7 @@ from octavo import tokenizers
 from octavo.data import pydocs
 
 LIMITS: dict[str, Callable[[dict[str, Any]], bool]] = {
-    "speed": lambda result: result["ratio_without_conversion"] >= 1.5,
+    "speed": lambda result: result["ratio_without_conversion"] >= 2.5,
     "vocabulary": lambda result: result["seconds"] < 120,
     "memory": lambda result: result["peak_bytes"] < 1e9,
 }
