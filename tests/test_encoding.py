@@ -125,6 +125,21 @@ def test_the_table_in_c_asks_for_a_word_once() -> None:
     assert asked == [b"a", b" b", b" a", b" long-word", b" long-word", b" c"]
 
 
+def test_the_table_in_c_is_right_again_after_an_error() -> None:
+    is_broken = True
+
+    def encode_words(words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        if is_broken:
+            raise MemoryError
+        return np.frombuffer(b"".join(words), np.uint8).astype(np.uint16), np.cumsum(list(map(len, words)))
+
+    table = WordTable(load_library().functions, encode_words, np.array([0xFF], np.uint16), size=100, longest=4)
+    with pytest.raises(MemoryError):
+        table.encode(b"a b")
+    is_broken = False
+    assert table.encode(b"b a b").tolist() == list(b"b a b")
+
+
 @law
 @given(text=TEXTS)
 def test_the_ids_of_chunks_are_those_of_the_whole_text(tokenizer: Tokenizer, text: str) -> None:

@@ -71,7 +71,11 @@ class WordTable:
         numbers, new_words = np.empty(L, np.uint32), np.empty((L, 2), np.uint32)  # (W,), and the spans of new words
         W = self._find_words(ctypes.byref(table), text, L, numbers.ctypes.data, new_words.ctypes.data)
         if first_new < table.N:
-            self._add_ids(text, new_words[: table.N - first_new], first_new)
+            try:
+                self._add_ids(text, new_words[: table.N - first_new], first_new)
+            except BaseException:  # the table has numbers of words whose ids are not known
+                self._clear(L)
+                raise
         ids = np.empty(L + _PADDING, self._end.dtype)
         size = self._copy_ids(numbers.ctypes.data, W, self._ends.ctypes.data, self._ids.ctypes.data, ids.ctypes.data)
         return ids[: size // ids.itemsize].copy()  # without the memory of the rest
