@@ -38,7 +38,7 @@ class Evaluation:
     perplexity: float
     bits_per_byte: float
     tokens: int  # predicted tokens: all but the first
-    bytes: int  # of the text, without those of the first token
+    bytes: int  # the bytes of the text after its first token
     block_size: int
     unknown: UnknownCharacters | None = None  # skipped or replaced; `bytes` counts them
 

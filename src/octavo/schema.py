@@ -56,7 +56,7 @@ def read_toml(path: Path, hint: str) -> dict[str, Any]:
 
 
 def decode_json(text: str) -> Any:
-    """`json.loads(text)`, in two thirds of the time for text that msgspec can decode. It never returns a surrogate."""
+    """`json.loads(text)`, in two thirds of the time for text that msgspec can decode."""
     try:
         return _decoder.decode(text)
     except (msgspec.MsgspecError, RecursionError, UnicodeEncodeError):  # NaN, an integer with 20 digits, not JSON, ...

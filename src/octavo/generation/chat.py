@@ -184,7 +184,7 @@ class TemplateProcess:
         # -P keeps the script's folder out of `sys.path`.
         command = [sys.executable, "-P", str(Path(__file__).with_name("chat_process.py"))]
         pipe, null = subprocess.PIPE, subprocess.DEVNULL
-        # In a session of its own, the process gets no Ctrl-C. It ends when Octavo ends, which closes its stdin.
+        # In a new session the process gets no Ctrl-C. It ends when Octavo ends, which closes its stdin.
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=null, start_new_session=True)
         if self._exchange(process, b"", 60) is None:
             raise ChatTemplateError("the process that renders chat templates cannot be started")

@@ -19,7 +19,7 @@ from octavo.native_library import UnavailableError, load_library
 
 _MAX_THREADS = 255  # as in team.h
 MIN_WORK_OF_THREADS = 1 << 20  # rows times parameters; with less, waking a second thread takes longer than it saves
-_INT8_ROWS, _INT8_COLUMNS = 16, 64  # of a block of int8 weights, as in linear.h
+_INT8_ROWS, _INT8_COLUMNS = 16, 64  # the shape of a block of int8 weights, as in linear.h
 _pointer = ctypes.c_void_p
 
 

@@ -2,9 +2,9 @@
 
 The threads of a matmul wait for each other. If another program takes a core from one of them, all wait until it runs
 again, hundreds of times in a step: on two cores beside two busy programs, a step in two threads took twenty times as
-long as in one. So when there are many involuntary context switches, fewer threads are tried, and kept if steps are
-faster. From time to time more are tried again. The first step has only as many threads as there are free cores: with
-more, it could take ten seconds.
+long as in one. So when there are many involuntary context switches, and another program runs, fewer threads are tried,
+and kept if steps are faster. From time to time more are tried again. The first step has only as many threads as there
+are free cores: with more, it could take ten seconds.
 
 A step computes the same bits with any number of threads (`octavo.fused_step`), so losses do not depend on it.
 """
