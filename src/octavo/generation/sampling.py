@@ -4,7 +4,6 @@ Axis letters: `B` sequences, `V` vocabulary.
 """
 
 import functools
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -87,25 +86,32 @@ def sample_token(
     if sampling.allowed is not None or excluded_ids:
         logits = exclude_tokens(logits, sampling.allowed, excluded_ids)
     if sampling.is_greedy:
-        return logits.argmax(-1)
+        return torch.from_numpy(logits.numpy().argmax(-1))  # in a fifth of the time of PyTorch's
     if not 0 < sampling.top_k < logits.size(-1):
         return sample_multinomial(probabilities(logits, sampling), generator)
-    bits = random_bits(logits.numel(), generator).view_as(logits)
-    rows = zip(logits / sampling.temperature, bits, strict=True)
-    return torch.stack([_sample_top(row, sampling, bits_of_row) for row, bits_of_row in rows])
+    return torch.tensor([_sample_top(row, sampling, generator) for row in logits])
 
 
-def _sample_top(logits: Tensor, sampling: Sampling, bits: Tensor) -> Tensor:
-    """Sample one id from the `top_k` largest logits (V,), which have been divided by the temperature.
+def _sample_top(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> int:
+    """Sample one id from the `top_k` largest logits (V,).
 
-    The same id as `sample_multinomial(probabilities(...))` in a third of the time: all steps after the first handle
-    only `top_k` numbers. numpy's partition takes a third of the time of PyTorch's topk.
+    The same id as `sample_multinomial(probabilities(...))` in less time: all steps after the first handle only `top_k`
+    numbers.
     """
-    values = logits.numpy()
-    ids = torch.from_numpy(np.flatnonzero(values >= np.partition(values, -sampling.top_k)[-sampling.top_k]))
-    probs = _distribution(logits[None, ids], sampling)  # of one sequence
-    winners = _race(probs, bits[None, ids])  # indices into `ids`
-    return ids[winners[0]]
+    ids, values = top_tokens(logits, sampling.temperature, sampling.top_k)
+    probs = _distribution(values[None], sampling)  # of one sequence
+    bits = random_bits(len(logits), generator)[None, ids]
+    return int(ids[_race(probs, bits)[0]])
+
+
+def top_tokens(logits: Tensor, temperature: float, k: int) -> tuple[Tensor, Tensor]:
+    """The ids, ascending, and the values of the k largest of logits (V,) after division by the temperature.
+
+    More than k if several are equal to the last of them. numpy's partition takes a third of the time of PyTorch's topk.
+    """
+    values = (logits / temperature).numpy()
+    ids = np.flatnonzero(values >= np.partition(values, -k)[-k])
+    return torch.from_numpy(ids), torch.from_numpy(values[ids])
 
 
 def apply_penalties(
@@ -120,16 +126,18 @@ def apply_penalties(
     4.1). Presence and frequency penalties count the output only, as in OpenAI's API.
     """
     logits = logits.float()
-    if not math.isfinite(logits.sum(dtype=torch.float64)):  # a NaN or an infinity makes the sum not finite
+    if not np.isfinite(logits.numpy()).all():
         raise OctavoError("the model's logits are not finite: its weights are broken", "an earlier checkpoint")
     if sampling.has_penalties:
         assert prompt_counts is not None
         assert output_counts is not None
         penalty = sampling.repetition_penalty
         if penalty != 1:
-            seen = (prompt_counts + output_counts).expand_as(logits).nonzero(as_tuple=True)
-            penalized = torch.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
-            logits = logits.index_put(seen, penalized)
+            is_seen = np.logical_or(prompt_counts.numpy(), output_counts.numpy())  # (V,) or (B, V)
+            seen = np.flatnonzero(np.broadcast_to(is_seen, logits.shape))
+            values = logits.numpy().flatten()  # a copy
+            values[seen] = np.where(values[seen] > 0, values[seen] / penalty, values[seen] * penalty)
+            logits = torch.from_numpy(values).view_as(logits)
         if sampling.presence_penalty or sampling.frequency_penalty:
             penalty_of_output = sampling.presence_penalty * (output_counts > 0)
             logits = logits - penalty_of_output - sampling.frequency_penalty * output_counts
@@ -172,7 +180,7 @@ def _distribution(logits: Tensor, sampling: Sampling) -> Tensor:
         probs = probs.masked_fill(probs < sampling.min_p * probs.amax(-1, keepdim=True), 0.0)
         probs = probs / probs.sum(-1, keepdim=True)
     if sampling.top_p < 1:
-        probs = torch.stack([_keep_nucleus(row, sampling.top_p) for row in probs])
+        probs = torch.from_numpy(np.stack([_keep_nucleus(row, sampling.top_p) for row in probs.numpy()]))
     return probs
 
 
@@ -183,7 +191,7 @@ def sample_multinomial(probs: Tensor, generator: torch.Generator | None = None) 
     exponential race). Both draw random bits for every token. Here only the bits of tokens with a probability above 0
     are converted to exponential numbers, because the conversion takes most of the time.
     """
-    return _race(probs, random_bits(probs.numel(), generator).view_as(probs))
+    return torch.from_numpy(_race(probs, random_bits(probs.numel(), generator)))
 
 
 def random_bits(count: int, generator: torch.Generator | None = None) -> Tensor:
@@ -191,30 +199,34 @@ def random_bits(count: int, generator: torch.Generator | None = None) -> Tensor:
     return torch.empty(count, dtype=torch.int64).random_(-(2**63), None, generator=generator)
 
 
-def _race(probs: Tensor, bits: Tensor) -> Tensor:
-    """The ids (B,) that win an exponential race with these probabilities and random bits (B, V)."""
-    flat = probs.flatten()  # (B * V,)
-    possible = flat.nonzero().squeeze(-1)
-    uniform = (bits.flatten()[possible] & (2**53 - 1)).double() * 2.0**-53
-    quotients = torch.zeros_like(flat)
-    quotients[possible] = flat[possible] / torch.log1p(-uniform).neg().to(flat.dtype)
-    return quotients.view_as(probs).argmax(-1)
+def _race(probs: Tensor, bits: Tensor) -> np.ndarray:
+    """The ids (B,) that win an exponential race with these probabilities and random bits (B, V).
+
+    In numpy, whose small operations take half the time of PyTorch's. But the logarithm is PyTorch's: numpy's may have
+    another last bit.
+    """
+    flat = probs.numpy().reshape(-1)  # (B * V,)
+    possible = np.flatnonzero(flat)
+    uniform = (bits.numpy().reshape(-1)[possible] & (2**53 - 1)) * 2.0**-53
+    exponential = -torch.log1p(torch.from_numpy(-uniform)).numpy()
+    quotients = np.zeros_like(flat)
+    with np.errstate(divide="ignore"):  # a random number can be 0
+        quotients[possible] = flat[possible] / exponential.astype(flat.dtype)
+    return quotients.reshape(probs.shape).argmax(-1)
 
 
-def _keep_nucleus(probs: Tensor, top_p: float) -> Tensor:
+def _keep_nucleus(probs: np.ndarray, top_p: float) -> np.ndarray:
     """Probabilities (V,) in which all but the smallest set of top tokens that reaches `top_p` are 0.
 
     In numpy: its partition and sort of 50,257 numbers take 30 and 90 us, PyTorch's topk and sort 350 and 4,000.
     """
-    values = probs.numpy()
-    top = np.partition(values, -_TOP_TOKENS)[-_TOP_TOKENS:] if len(values) > _TOP_TOKENS else values
-    ordered = np.sort(top)[::-1]
-    if ordered.sum(dtype=np.float64) < top_p:
-        ordered = np.sort(values)[::-1]
+    ordered = np.sort(np.partition(probs, -_TOP_TOKENS)[-_TOP_TOKENS:] if len(probs) > _TOP_TOKENS else probs)[::-1]
+    if len(ordered) < len(probs) and ordered.sum(dtype=np.float64) < top_p:
+        ordered = np.sort(probs)[::-1]
     before = np.cumsum(ordered, dtype=np.float64) - ordered
-    count = int((before < top_p).sum())  # a token is kept if the tokens before it don't reach top_p
+    count = np.count_nonzero(before < top_p)  # a token is kept if the tokens before it don't reach top_p
     smallest = ordered[count - 1]
-    surplus = np.flatnonzero(values == smallest)[count - int((values > smallest).sum()) :]  # ties beyond `count`
-    kept = probs.masked_fill(probs < float(smallest), 0.0)
-    kept[torch.from_numpy(surplus)] = 0.0
+    kept = np.where(probs < smallest, 0, probs)
+    surplus = np.flatnonzero(probs == smallest)[count - np.count_nonzero(probs > smallest) :]  # ties beyond `count`
+    kept[surplus] = 0
     return kept
