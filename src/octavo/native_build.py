@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 FOLDER = Path(__file__).parent / "kernels"
-SOURCES = (FOLDER / "forward.c", FOLDER / "training.c", FOLDER / "words.c")
+SOURCES = tuple(FOLDER / name for name in ("forward.c", "training.c", "sampling.c", "words.c"))
 BUILD_PREFIX = "octavo-build-"  # of temporary folders
 _FLAGS = ("-O2", "-std=gnu11", "-fPIC", "-pthread", "-Wno-psabi")
 

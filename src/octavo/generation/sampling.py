@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from octavo.errors import NoTokenLeftError, OctavoError
+from octavo.kernels.sampling import SamplingKernels, load_sampling_kernels
 
 _TOP_TOKENS = 1024  # the nucleus is searched among this many top tokens before the whole vocabulary is sorted
 
@@ -87,31 +88,51 @@ def sample_token(
         logits = exclude_tokens(logits, sampling.allowed, excluded_ids)
     if sampling.is_greedy:
         return torch.from_numpy(logits.numpy().argmax(-1))  # in a fifth of the time of PyTorch's
-    if not 0 < sampling.top_k < logits.size(-1):
+    kernels = load_sampling_kernels()
+    if kernels is None and not 0 < sampling.top_k < logits.size(-1):
         return sample_multinomial(probabilities(logits, sampling), generator)
-    return torch.tensor([_sample_top(row, sampling, generator) for row in logits])
+    ids = [_sample_row(row, sampling, generator, kernels) for row in logits.unbind()]
+    return torch.from_numpy(np.array(ids, np.int64))  # a third of the time of `torch.tensor`
 
 
-def _sample_top(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> int:
-    """Sample one id from the `top_k` largest logits (V,).
+def _sample_row(
+    logits: Tensor, sampling: Sampling, generator: torch.Generator | None, kernels: SamplingKernels | None
+) -> int:
+    """Sample one id from logits (V,).
 
-    The same id as `sample_multinomial(probabilities(...))` in less time: all steps after the first handle only `top_k`
-    numbers.
+    The same id as `sample_multinomial(probabilities(...))` in less time: all steps after the first handle only the
+    `top_k` largest logits. `kernels` are None, or have the two functions below in C.
     """
-    ids, values = top_tokens(logits, sampling.temperature, sampling.top_k)
-    probs = _distribution(values[None], sampling)  # of one sequence
-    bits = random_bits(len(logits), generator)[None, ids]
-    return int(ids[_race(probs, bits)[0]])
+    V = len(logits)
+    if 0 < sampling.top_k < V:
+        select = top_tokens if kernels is None else kernels.top_tokens
+        ids, values = select(logits, sampling.temperature, sampling.top_k)  # (K,)
+    else:
+        ids, values = None, logits / sampling.temperature
+    probs = _distribution(values[None], sampling)[0]
+    winner = None if kernels is None else kernels.run_race(probs, generator, V, ids)
+    if winner is None:
+        winner = run_race(probs, generator, V, ids)
+    return winner if ids is None else int(ids[winner])
 
 
-def top_tokens(logits: Tensor, temperature: float, k: int) -> tuple[Tensor, Tensor]:
+def top_tokens(logits: Tensor, temperature: float, k: int) -> tuple[np.ndarray, Tensor]:
     """The ids, ascending, and the values of the k largest of logits (V,) after division by the temperature.
 
     More than k if several are equal to the last of them. numpy's partition takes a third of the time of PyTorch's topk.
     """
     values = (logits / temperature).numpy()
     ids = np.flatnonzero(values >= np.partition(values, -k)[-k])
-    return torch.from_numpy(ids), torch.from_numpy(values[ids])
+    return ids, torch.from_numpy(values[ids])
+
+
+def run_race(probs: Tensor, generator: torch.Generator | None, V: int, ids: np.ndarray | None) -> int:
+    """Draw random bits for V tokens. Return the index of the token that wins an exponential race.
+
+    The probabilities (K,) are those of the tokens `ids`, or of all if that is None.
+    """
+    bits = random_bits(V, generator)
+    return int(_winners(probs[None], bits if ids is None else bits[ids])[0])
 
 
 def apply_penalties(
@@ -131,12 +152,14 @@ def apply_penalties(
     if sampling.has_penalties:
         assert prompt_counts is not None
         assert output_counts is not None
-        penalty = sampling.repetition_penalty
-        if penalty != 1:
+        if sampling.repetition_penalty != 1:
+            penalty = np.float32(sampling.repetition_penalty)
             is_seen = np.logical_or(prompt_counts.numpy(), output_counts.numpy())  # (V,) or (B, V)
             seen = np.flatnonzero(np.broadcast_to(is_seen, logits.shape))
             values = logits.numpy().flatten()  # a copy
-            values[seen] = np.where(values[seen] > 0, values[seen] / penalty, values[seen] * penalty)
+            before = values[seen]
+            with np.errstate(over="ignore"):
+                values[seen] = np.where(before > 0, before / penalty, before * penalty)
             logits = torch.from_numpy(values).view_as(logits)
         if sampling.presence_penalty or sampling.frequency_penalty:
             penalty_of_output = sampling.presence_penalty * (output_counts > 0)
@@ -191,7 +214,7 @@ def sample_multinomial(probs: Tensor, generator: torch.Generator | None = None) 
     exponential race). Both draw random bits for every token. Here only the bits of tokens with a probability above 0
     are converted to exponential numbers, because the conversion takes most of the time.
     """
-    return torch.from_numpy(_race(probs, random_bits(probs.numel(), generator)))
+    return torch.from_numpy(_winners(probs, random_bits(probs.numel(), generator)))
 
 
 def random_bits(count: int, generator: torch.Generator | None = None) -> Tensor:
@@ -199,20 +222,20 @@ def random_bits(count: int, generator: torch.Generator | None = None) -> Tensor:
     return torch.empty(count, dtype=torch.int64).random_(-(2**63), None, generator=generator)
 
 
-def _race(probs: Tensor, bits: Tensor) -> np.ndarray:
+def _winners(probs: Tensor, bits: Tensor) -> np.ndarray:
     """The ids (B,) that win an exponential race with these probabilities and random bits (B, V).
 
-    In numpy, whose small operations take half the time of PyTorch's. But the logarithm is PyTorch's: numpy's may have
-    another last bit.
+    In numpy, whose small operations take half the time of PyTorch's.
     """
     flat = probs.numpy().reshape(-1)  # (B * V,)
     possible = np.flatnonzero(flat)
     uniform = (bits.numpy().reshape(-1)[possible] & (2**53 - 1)) * 2.0**-53
-    exponential = -torch.log1p(torch.from_numpy(-uniform)).numpy()
+    exponential = -np.log1p(-uniform)
     quotients = np.zeros_like(flat)
     with np.errstate(divide="ignore"):  # a random number can be 0
         quotients[possible] = flat[possible] / exponential.astype(flat.dtype)
-    return quotients.reshape(probs.shape).argmax(-1)
+    ids: np.ndarray = quotients.reshape(probs.shape).argmax(-1)
+    return ids
 
 
 def _keep_nucleus(probs: np.ndarray, top_p: float) -> np.ndarray:

@@ -7,8 +7,9 @@
     newton_schulz.h    Muon's iterations on Intel's matrix unit, a part of training.c (`muon.py` calls it)
     forward.c          the decoder of `octavo.generation.native`, in threads of its own (team.h)
     linear.h           its linear layers, for int8 weights also on Intel's matrix unit (amx.h)
+    sampling.c         top-k and the random choice of one token (`sampling.py` calls it)
     words.c            a table of words and their token ids, for `octavo.data.word_table`
-    floats.h           vectors of floats, for forward.c and training.c
+    floats.h           vectors of floats, for forward.c, training.c and sampling.c
     openmp.py          PyTorch's threads
     allocator.py       glibc's allocator
 
