@@ -174,17 +174,15 @@ def apply_penalties(
 def exclude_tokens(logits: Tensor, allowed: Tensor | None, excluded_ids: Collection[int]) -> Tensor:
     """Logits (B, V) with -inf for `excluded_ids`, and for all tokens outside `allowed`, unless that is None."""
     V = logits.size(-1)
-    excluded = [id for id in excluded_ids if 0 <= id < V]
+    is_excluded = torch.full((V,), allowed is not None)
     if allowed is not None:
-        is_excluded = torch.ones(V, dtype=torch.bool)
         is_excluded[allowed] = False
-        is_excluded[excluded] = True
-        excluded = is_excluded.nonzero().flatten().tolist()
-    if len(set(excluded)) == V:
+    is_excluded[[id for id in excluded_ids if 0 <= id < V]] = True
+    if is_excluded.all():
         raise NoTokenLeftError(
             "no token is left to sample", "more allowed_token_ids, fewer bad_words, or a smaller min_tokens"
         )
-    return logits.index_fill(-1, torch.tensor(excluded, dtype=torch.int64), -torch.inf)
+    return logits.masked_fill(is_excluded, -torch.inf)
 
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
