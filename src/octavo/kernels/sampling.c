@@ -33,8 +33,8 @@ static int64_t count_at_least(const float *x, int64_t n, float least)
     return count;
 }
 
-/* A number that k of n numbers reach, or more if the smallest of those k has ties; -inf if n is below k. A binary search
-   takes linear time, whatever the order of the numbers. */
+/* A number that k of n numbers reach, or more if the smallest of those k has ties; -inf if n is below k. A binary
+   search takes linear time, whatever the order of the numbers. */
 static float find_threshold(const float *x, int64_t n, int64_t k)
 {
     int64_t key = LOWEST_KEY;
@@ -88,7 +88,8 @@ static int64_t gather(const float *x, int64_t V, float least, float divisor, int
         const int64_t end = start + VECTORS_AT_ONCE * LANES <= V ? start + VECTORS_AT_ONCE * LANES : V;
         if (end < V) {
             ints reached = {0};
-            UNROLLED for (int j = 0; j < VECTORS_AT_ONCE; j++) reached |= load(x + start + j * LANES) >= broadcast(least);
+            UNROLLED for (int j = 0; j < VECTORS_AT_ONCE; j++)
+                reached |= load(x + start + j * LANES) >= broadcast(least);
             if (!any(reached)) continue;
         }
         for (int64_t i = start; i < end; i++) { /* without a branch; K never exceeds i */
