@@ -20,7 +20,7 @@ from backports import zstd
 from octavo.data.chunks import cut_text
 from octavo.data.limits import Limits
 from octavo.data.sources import open_source
-from octavo.errors import install_command
+from octavo.errors import OctavoError, install_command
 from preparing import data_settings, error_of, read_corpus, read_source, source_error, write, write_jsonl
 
 ROWS = ["First.\n", "Zwei – ünïcode.", " ", "line\nline", "नमस्ते \U0001f600"]
@@ -341,6 +341,20 @@ def test_a_damaged_parquet_file_or_one_without_the_field_is_rejected(tmp_path: P
         assert name in message
     damaged = write(tmp_path / "c.parquet", intact.read_bytes()[:-20])
     assert f"{damaged} is not a Parquet file" in source_error(damaged).message
+
+
+@pytest.mark.parametrize("bits", [1, 16, 128, 255])
+def test_a_parquet_file_with_a_damaged_byte_in_its_footer_is_read_or_rejected(bits: int, tmp_path: Path) -> None:
+    content = write_parquet(tmp_path / "a.parquet", ROWS).read_bytes()
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    rejected = 0
+    for i in range(footer, len(content)):
+        damaged = write(tmp_path / "b.parquet", content[:i] + bytes([content[i] ^ bits]) + content[i + 1 :])
+        try:
+            read_source(damaged)
+        except OctavoError:
+            rejected += 1
+    assert rejected > 50
 
 
 @pytest.mark.parametrize(

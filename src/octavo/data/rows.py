@@ -7,6 +7,7 @@ name the file and the line.
 import csv
 import itertools
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator
@@ -164,16 +165,16 @@ def read_parquet(file: BinaryIO, name: str, text_format: TextFormat, limits: Lim
         hint = install_command("parquet")
         raise UnreadableFileError(f"reading {name} needs the package pyarrow", f"Parquet ({hint})", hint) from None
     field = text_format.text_field
+    size = file.seek(0, os.SEEK_END)
     try:
         with pq.ParquetFile(file, buffer_size=READ_BYTES) as table:
             if field not in table.schema_arrow.names:
                 values = {column.name: "" if pa.types.is_string(column.type) else None for column in table.schema_arrow}
                 raise _missing_field(name, values, text_format)
-            for group in range(table.num_row_groups):
-                columns = [table.metadata.row_group(group).column(i) for i in range(table.metadata.num_columns)]
-                for column in columns:
-                    if column.path_in_schema == field:
-                        check_ratio(column.total_compressed_size, column.total_uncompressed_size, name, limits)
+            # All columns together: asking for the metadata of one ends the process if the column is damaged, because
+            # pyarrow does not catch the C++ exception.
+            groups = (table.metadata.row_group(group) for group in range(table.num_row_groups))
+            check_ratio(size, sum(group.total_byte_size for group in groups), name, limits)
             number = 0
             for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=[field]):
                 for value in batch.column(0).to_pylist():
