@@ -22,7 +22,7 @@ latter repeats one token. "same" counts the first tokens, of 32, that equal Octa
 near tie, or because of llama.cpp's f16 cache or its GELU, which for `char` is not nanoGPT's.
 
 Memory bandwidth is measured in every round: all threads sum 1 GiB of float32. A decoded token reads all weights except
-wpe, and the KV cache (float32; for int8 bf16) of the prompt and half of the new tokens. A small model may exceed the
+wpe, and the KV cache (float32 or int8) of the prompt and half of the new tokens. A small model may exceed the
 bandwidth, because the processor's caches hold part of it.
 """
 
@@ -217,7 +217,8 @@ class Bench:
         model, (prompt, new) = self.models[shape], LENGTHS[shape]
         weights = sum(p.numel() for name, p in model.named_parameters() if p.dim() == 2 and "wpe" not in name)
         cache = 2 * model.settings.n_layer * model.settings.n_embd * (prompt + new / 2)
-        return weights * {"fp32": 4, "int8": 1}[precision] + cache * {"fp32": 4, "int8": 2}[precision]
+        scale = 4 / model.settings.head_size  # of a number, since the numbers of a head share a float32
+        return weights * {"fp32": 4, "int8": 1}[precision] + cache * {"fp32": 4, "int8": 1 + scale}[precision]
 
 
 class Program:

@@ -66,11 +66,12 @@ def benchmark_generation(
         throughputs.append(_streams_throughput(engine, settings.vocab_size, prompt_tokens, new_tokens, seed))
         bandwidths.append(_memory_bandwidth(runtime))
     del single[0], throughputs[0], bandwidths[0]  # warm-up
-    weight_size, cache_size = (1, 2) if quantize == "int8" else (4, 4)  # bytes per number
+    int8 = quantize == "int8"
+    weight_size, cache_size = (1, 1 + 4 / settings.head_size) if int8 else (4, 4)  # bytes per number, with scales
     C = settings.n_embd
     matrices = 12 * settings.n_layer * C * C + settings.vocab_size * C
     cached = 2 * settings.n_layer * C * (prompt_tokens + new_tokens // 2)  # keys and values, on average
-    bytes_per_token = weight_size * matrices + cache_size * cached
+    bytes_per_token = int(weight_size * matrices + cache_size * cached)
     decode_rate, bandwidth = statistics.median(rate for _, rate in single), statistics.median(bandwidths)
     return GenerateBenchmark(
         device=runtime.name,

@@ -1,8 +1,13 @@
 """int8 weights: how a matrix is rounded, and a model with the rounded weights in float32.
 
-A weight matrix is rounded together with the gain of the layer norm before it. A few channels of a trained GPT-2 have
-a gain many times that of the others and a correspondingly small weight, which would be rounded to 0 (Wei et al.,
-"Outlier Suppression", 2022, 4.1). The norm's gain and bias are divided by the same factor, so the product is the same.
+A weight matrix is rounded together with the gain of its inputs. A few channels of a trained GPT-2 have a gain many
+times that of the others and a correspondingly small weight, which would be rounded to 0 (Wei et al., "Outlier
+Suppression", 2022, 4.1). What computes the inputs is divided by the same gain, so the product is the same: the gain and
+bias of the layer norm before the matrix, or the values of attention before its output projection.
+
+With int8 weights the KV cache is int8 too, with one scale for the key of a position and head, and one for its value.
+So the channels of a head must have the same size: values are divided by the gain above, keys by their own size, by
+which queries are multiplied.
 
 Axis letters: `O` outputs, `C` inputs of a matrix.
 """
@@ -26,24 +31,61 @@ def linears_with_norms(model: GPT) -> Iterator[tuple[nn.Linear, nn.LayerNorm | N
     yield model.lm_head, model.transformer.ln_f
 
 
+def input_gains(model: GPT) -> Iterator[Tensor]:
+    """The gain (C,) of each matrix's inputs, in the order of `linears_with_norms`."""
+    for block in model.transformer.h:
+        yield _norm_gain(block.ln_1)  # type: ignore[arg-type]
+        yield _output_sizes(block.attn.c_attn, block.ln_1)[2]  # type: ignore[union-attr, arg-type]
+        yield _norm_gain(block.ln_2)  # type: ignore[arg-type]
+        yield torch.ones(4 * model.settings.n_embd)
+    yield _norm_gain(model.transformer.ln_f)
+
+
+def output_factors(model: GPT) -> Iterator[Tensor]:
+    """What each matrix's outputs (O,) are multiplied by, in the order of `linears_with_norms`."""
+    C = model.settings.n_embd
+    for block in model.transformer.h:
+        _, keys, values = _output_sizes(block.attn.c_attn, block.ln_1)  # type: ignore[union-attr, arg-type]
+        yield torch.cat([keys, 1 / keys, 1 / values])
+        yield from (torch.ones(outputs) for outputs in (C, 4 * C, C))
+    yield torch.ones(model.settings.vocab_size)
+
+
 @torch.no_grad()
-def quantize_int8(weight: Tensor, norm: nn.LayerNorm | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Round a weight (O, C). Returns int8 values (O, C), a scale per output (O,) and the norm's gain per input (C,).
+def _norm_gain(norm: nn.LayerNorm) -> Tensor:
+    gain = norm.weight.detach().clone()
+    gain[gain.abs() <= 1e-6 * gain.abs().max()] = 1  # a channel that the norm switches off: nothing to divide by
+    return gain
+
+
+@torch.no_grad()
+def _output_sizes(c_attn: nn.Linear, norm: nn.LayerNorm) -> Tensor:
+    """The root mean square of each query, key and value channel (3, C), if the normalized inputs are independent."""
+    mean = torch.zeros(len(c_attn.weight)) if c_attn.bias is None else c_attn.bias.detach()
+    if norm.bias is not None:
+        mean = mean + c_attn.weight @ norm.bias
+    variance = (c_attn.weight * norm.weight).square().sum(1)
+    sizes = (variance + mean.square()).sqrt().view(3, -1)
+    return sizes.clamp_min(1e-6 * float(sizes.max())).clamp_min(1e-30)
+
+
+@torch.no_grad()
+def quantize_int8(weight: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+    """Round a weight (O, C), given the gain of its inputs (C,). Returns int8 values (O, C) and a scale per output (O,).
 
     The weight is about `values * scale[:, None] / gain`.
     """
-    gain = torch.ones(weight.size(1)) if norm is None else norm.weight.detach().clone()
-    gain[gain.abs() <= 1e-6 * gain.abs().max()] = 1  # a channel that the norm switches off: nothing to divide by
     weight = weight.detach() * gain
     scale = weight.abs().amax(1).clamp_min(1e-30) / 127
-    return (weight / scale[:, None]).round().to(torch.int8), scale, gain
+    return (weight / scale[:, None]).round().to(torch.int8), scale
 
 
 def round_to_int8(model: GPT) -> GPT:
     """A copy of the model whose float32 weights have the values that int8 can represent."""
     model = copy.deepcopy(model)
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())  # untied: the embedding stays exact
-    for linear, norm in linears_with_norms(model):
-        values, scale, gain = quantize_int8(linear.weight, norm)
+    gains = list(input_gains(model))
+    for (linear, _), gain in zip(linears_with_norms(model), gains, strict=True):
+        values, scale = quantize_int8(linear.weight, gain)
         linear.weight.data = values.float() * scale[:, None] / gain
     return model

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.generation.decoder import Batch, PrefixKV
-from octavo.generation.int8 import linears_with_norms, quantize_int8
+from octavo.generation.int8 import input_gains, linears_with_norms, output_factors, quantize_int8
 from octavo.model import GPT
 from octavo.native_library import UnavailableError, load_library
 
@@ -55,7 +55,7 @@ class _Model(ctypes.Structure):
         ("vocab_size", ctypes.c_int),
         ("exact_gelu", ctypes.c_int),
         ("positions", ctypes.c_int),
-        ("bf16_cache", ctypes.c_int),
+        ("int8", ctypes.c_int),
         ("wte", _pointer),
         ("wpe", _pointer),
         ("ln_f", _Norm),
@@ -82,13 +82,16 @@ class NativeDecoder:
         settings = model.settings
         self._vocab_size = settings.vocab_size
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
-        self._lanes: int = library.functions.octavo_lanes()  # positions in a tile of keys
-        H, D, positions = settings.n_head, settings.head_size, self._count_tiles(settings.block_size) * self._lanes
-        dtype, layers = torch.bfloat16 if int8 else torch.float32, range(settings.n_layer)
+        self._lanes: int = library.functions.octavo_lanes()  # positions in a tile of the KV cache
+        H, D, layers = settings.n_head, settings.head_size, range(settings.n_layer)
+        tiles = self._count_tiles(settings.block_size)
+        # A tile of int8 numbers ends with a float32 scale for each position: see kv_cache.h.
+        tile, dtype = (self._lanes * (D + 4), torch.int8) if int8 else (self._lanes * D, torch.float32)
         # Zeros, so that a machine with too little memory fails here and not while it serves: a page has memory only
         # once it is written.
-        self.keys = [torch.zeros(slots, H, positions // self._lanes, D, self._lanes, dtype=dtype) for _ in layers]
-        self.values = [torch.zeros(slots, H, positions, D, dtype=dtype) for _ in layers]
+        self.keys, self.values = (
+            [torch.zeros(slots, H, tiles, tile, dtype=dtype) for _ in layers] for _ in ("keys", "values")
+        )
         self._owned: list[Tensor | ctypes.Array[_Block]] = []  # memory that the C structs point to: keep it alive
         parts = self._convert_int8(model) if int8 else self._convert_fp32(model)
         blocks = (_Block * settings.n_layer)()
@@ -103,8 +106,8 @@ class NativeDecoder:
             n_embd=settings.n_embd,
             vocab_size=settings.vocab_size,
             exact_gelu=settings.activation == "gelu",
-            positions=positions,
-            bf16_cache=int8,
+            positions=tiles * self._lanes,
+            int8=int8,
             wte=self._pointer_to(model.transformer.wte.weight),
             wpe=self._pointer_to(model.transformer.wpe.weight),
             ln_f=ln_f,
@@ -136,7 +139,7 @@ class NativeDecoder:
     def save_prefix(self, slot: int, length: int) -> PrefixKV:
         pairs = zip(self.keys, self.values, strict=True)
         tiles = self._count_tiles(length)
-        return [(keys[slot, :, :tiles].clone(), values[slot, :, :length].clone()) for keys, values in pairs]
+        return [(keys[slot, :, :tiles].clone(), values[slot, :, :tiles].clone()) for keys, values in pairs]
 
     def restore_prefix(self, slot: int, prefix: PrefixKV) -> None:
         for keys, values, (k, v) in zip(self.keys, self.values, prefix, strict=True):
@@ -155,14 +158,19 @@ class NativeDecoder:
 
     def _convert_int8(self, model: GPT) -> list[tuple[_Linear, _Norm]]:
         """The same with int8 weights. They are parts of one tensor, since only a large one gets huge pages."""
-        pairs = list(linears_with_norms(model))
-        quantized = [quantize_int8(linear.weight, norm) for linear, norm in pairs]
-        packed = [_pack_int8(values) for values, _, _ in quantized]
+        pairs, gains = list(linears_with_norms(model)), list(input_gains(model))
+        quantized = [quantize_int8(linear.weight, gain) for (linear, _), gain in zip(pairs, gains, strict=True)]
+        packed = [_pack_int8(values) for values, _ in quantized]
         weights = torch.split(torch.cat(packed), [len(each) for each in packed])
+        scales = [scale * factor for (_, scale), factor in zip(quantized, output_factors(model), strict=True)]
+        biases = [
+            None if linear.bias is None else linear.bias.detach() * factor
+            for (linear, _), factor in zip(pairs, output_factors(model), strict=True)
+        ]
         pointer, convert_norm = self._pointer_to, self._convert_norm
         return [
-            (_Linear(pointer(weight), pointer(scale), pointer(linear.bias)), convert_norm(norm, gain))
-            for weight, (_, scale, gain), (linear, norm) in zip(weights, quantized, pairs, strict=True)
+            (_Linear(pointer(weight), pointer(scale), pointer(bias)), convert_norm(norm, gain))
+            for weight, scale, bias, (_, norm), gain in zip(weights, scales, biases, pairs, gains, strict=True)
         ]
 
     def _convert_norm(self, norm: nn.LayerNorm | None, gain: Tensor | None) -> _Norm:

@@ -43,6 +43,7 @@ typedef VECTOR(short, VECTOR_BYTES) shorts;
 typedef VECTOR(short, VECTOR_BYTES / 2) half_shorts; /* LANES numbers of 16 bits */
 typedef VECTOR(unsigned short, VECTOR_BYTES / 2) half_ushorts;
 typedef VECTOR(signed char, VECTOR_BYTES / 2) half_chars; /* 2 LANES numbers of 8 bits */
+typedef VECTOR(signed char, VECTOR_BYTES / 4) quarter_chars; /* LANES numbers of 8 bits */
 typedef float unaligned_floats __attribute__((vector_size(VECTOR_BYTES), aligned(1), may_alias));
 
 /* ADD_8(x, y) adds lanes that are 8 apart in each vector: the result has 8 sums of x, then 8 of y. ADD_4, ADD_2 and
@@ -275,22 +276,4 @@ ALWAYS_INLINE float load_one_as_float(const void *from, int bf16, long i)
     float x;
     memcpy(&x, &bits, sizeof x);
     return x;
-}
-
-/* Stores the first `count` of LANES floats in the KV cache, `stride` elements apart. The cache is float32, or bf16 if the
-   weights are int8, which halves the memory to read. bf16 rounds to nearest, ties to even. */
-ALWAYS_INLINE void store_cached(void *to, int bf16, long i, int stride, const float *from, int count)
-{
-    if (stride == 1 && !bf16) memcpy((float *)to + i, from, count * sizeof *from);
-    unsigned short rounded[LANES];
-    if (bf16) {
-        const uints bits = (uints)(count == LANES ? load(from) : load_tail(from, count));
-        const half_ushorts upper = __builtin_convertvector((bits + 0x7fff + (bits >> 16 & 1)) >> 16, half_ushorts);
-        memcpy(rounded, &upper, sizeof rounded);
-        if (stride == 1) memcpy((unsigned short *)to + i, rounded, count * sizeof *rounded);
-    }
-    for (int c = 0; stride != 1 && c < count; c++) {
-        if (bf16) ((unsigned short *)to)[i + c * stride] = rounded[c];
-        else ((float *)to)[i + c * stride] = from[c];
-    }
 }

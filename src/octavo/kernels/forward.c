@@ -10,17 +10,18 @@
    Attention computes M rows and V vectors of floats at a time. */
 
 #include "linear.h"
+#include "kv_cache.h"
 
 #define QUERY_ROWS 4                        /* rows of a prompt that share one load of a key or a value */
 #define VECTORS (ACCUMULATORS / QUERY_ROWS) /* vectors of keys or values that a loop of attention handles at a time */
 
 typedef struct { const float *weight, *bias; } Norm;
 typedef struct {
-    Norm ln_1; Linear c_attn, attn_c_proj; Norm ln_2; Linear c_fc, mlp_c_proj; void *keys, *values;
+    Norm ln_1; Linear c_attn, attn_c_proj; Norm ln_2; Linear c_fc, mlp_c_proj; char *keys, *values;
 } Block;
 typedef struct {
     int n_layer, n_head, n_embd, vocab_size, exact_gelu;
-    int positions, bf16_cache; /* positions of a slot in the KV cache; whether the cache is bf16 */
+    int positions, int8; /* positions of a slot in the KV cache, a multiple of LANES; whether weights and cache are int8 */
     const float *wte, *wpe; Norm ln_f; Linear lm_head; const Block *blocks;
 } Model;
 
@@ -48,53 +49,65 @@ static void layer_norm(const Norm *norm, const float *x, float *out, int N, int 
     barrier();
 }
 
-/* Stores the keys and values of all rows in the cache. Keys are in tiles of LANES positions: (slots, H,
-   positions / LANES, D, LANES). Values are (slots, H, positions, D). So attention reads both sequentially, keys for a
-   vector of scores, values for a vector of sums. */
+/* The first tile of a head in the KV cache of a layer, in bytes from its start. */
+ALWAYS_INLINE long head_offset(const Model *m, int slot, int h, int D)
+{
+    return ((long)slot * m->n_head + h) * (m->positions / LANES) * tile_bytes(m->int8, D);
+}
+
+/* Stores the keys and values of all rows in the cache. */
 static void store_keys_values(const Model *m, const Block *b, const float *qkv, const int *slots, const int *positions,
                               int N)
 {
     const int C = m->n_embd, H = m->n_head, D = C / H;
     PARALLEL_FOR(i, N * H, 4) {
-        const int n = i / H, h = i % H;
+        const int n = i / H, h = i % H, row = positions[n] % LANES;
         const float *k = qkv + (long)n * 3 * C + C + h * D, *v = k + C;
-        const long head = ((long)slots[n] * H + h) * m->positions * D;
-        const long key = head + (long)(positions[n] / LANES) * D * LANES + positions[n] % LANES;
-        const long value = head + (long)positions[n] * D;
-        for (int d = 0; d < D; d += LANES) {
-            const int count = D - d < LANES ? D - d : LANES;
-            store_cached(b->values, m->bf16_cache, value + d, 1, v + d, count);
-            store_cached(b->keys, m->bf16_cache, key + d * LANES, LANES, k + d, count);
-        }
+        const long tile = head_offset(m, slots[n], h, D) + positions[n] / LANES * tile_bytes(m->int8, D);
+        store_cached(b->keys + tile, m->int8, row, row, LANES, k, D);
+        store_cached(b->values + tile, m->int8, row, (long)row * D, 1, v, D);
     }
     barrier();
 }
 
-/* scores[i][j ...] = q[i] . keys / sqrt(D), for M rows and V * LANES positions from j on: M * V independent sums. */
-ALWAYS_INLINE void attention_scores(const void *keys, int bf16, long head, const float *q, long q_stride, int D, int j,
-                                    int M, int V, float *scores, long S)
+/* scores[i][j ...] = q[i] . keys / sqrt(D), for M rows and V tiles of positions from j on: M * V independent sums.
+
+   The tiles after them are prefetched, one cache line after the other: the V tiles are read in turn, which the hardware
+   does not recognize as sequential. */
+ALWAYS_INLINE void attention_scores(char *keys, int int8, const float *q, long q_stride, int D, int j, int M, int V,
+                                    float *scores, long S)
 {
+    const long size = tile_bytes(int8, D);
+    char *tile = keys + j / LANES * size;
     floats s[QUERY_ROWS * VECTORS] = {};
     for (int d = 0; d < D; d++)
         UNROLLED for (int g = 0; g < V; g++) {
-            const floats k = load_as_floats(keys, bf16, head + ((long)(j / LANES + g) * D + d) * LANES);
+            const floats k = load_cached(tile + g * size, int8, (long)d * LANES);
+            const long at = (long)(d * V + g) * LANES;
+            if (at % (int8 ? 64 : 16) == 0) __builtin_prefetch(tile + V * size + (int8 ? at : 4 * at));
             UNROLLED for (int i = 0; i < M; i++) s[i * V + g] += k * q[i * q_stride + d];
         }
     const float scale = 1 / sqrtf(D);
-    UNROLLED for (int i = 0; i < M; i++)
-        UNROLLED for (int g = 0; g < V; g++) store(scores + i * S + j + g * LANES, s[i * V + g] * scale);
+    UNROLLED for (int g = 0; g < V; g++) {
+        const floats scales = int8 ? load(tile_scales(tile + g * size, D)) * scale : broadcast(scale);
+        UNROLLED for (int i = 0; i < M; i++) store(scores + i * S + j + g * LANES, s[i * V + g] * scales);
+    }
 }
 
 /* out[i] = the sum of the values of positions 0 ... last, weighted by scores[i], for M rows and V * LANES of the
-   D columns from d on. */
-ALWAYS_INLINE void weighted_values(const float *scores, long S, const void *values, int bf16, long head, int D, int d,
-                                   int last, int M, int V, float *out, int C)
+   D columns from d on. The scales of an int8 cache are in the scores. The tile after the next is prefetched. */
+ALWAYS_INLINE void weighted_values(const float *scores, long S, const char *values, int int8, int D, int d, int last,
+                                   int M, int V, float *out, int C)
 {
     floats y[QUERY_ROWS * VECTORS] = {};
-    for (int j = 0; j <= last; j++)
-        UNROLLED for (int g = 0; g < V; g++) {
-            const floats v = load_as_floats(values, bf16, head + (long)j * D + d + g * LANES);
-            UNROLLED for (int i = 0; i < M; i++) y[i * V + g] += v * scores[i * S + j];
+    for (int first = 0; first <= last; first += LANES, values += tile_bytes(int8, D))
+        for (int j = first; j <= last && j < first + LANES; j++) {
+            const long at = (long)(j - first) * D + d;
+            __builtin_prefetch(values + 2 * tile_bytes(int8, D) + (int8 ? at : 4 * at));
+            UNROLLED for (int g = 0; g < V; g++) {
+                const floats v = load_cached(values, int8, at + g * LANES);
+                UNROLLED for (int i = 0; i < M; i++) y[i * V + g] += v * scores[i * S + j];
+            }
         }
     UNROLLED for (int i = 0; i < M; i++)
         UNROLLED for (int g = 0; g < V; g++) store(out + (long)i * C + d + g * LANES, y[i * V + g]);
@@ -122,34 +135,40 @@ ALWAYS_INLINE void softmax(float *s, int count, int end)
 }
 
 /* Attention of rows n ... n + M - 1, all of one slot, for one head. Each row sees the positions up to its own. */
-ALWAYS_INLINE void attend_rows(const Model *m, const Block *b, int bf16, const float *qkv, float *out, float *scores,
+ALWAYS_INLINE void attend_rows(const Model *m, const Block *b, int int8, const float *qkv, float *out, float *scores,
                                int n, int M, int h, int slot, const int *positions)
 {
     const int C = m->n_embd, D = C / m->n_head, last = positions[n + M - 1];
-    const long S = m->positions, head = ((long)slot * m->n_head + h) * S * D;
-    const void *keys = b->keys, *values = b->values;
+    const long S = m->positions, size = tile_bytes(int8, D);
+    char *keys = b->keys + head_offset(m, slot, h, D), *values = b->values + head_offset(m, slot, h, D);
     const float *q = qkv + (long)n * 3 * C + h * D;
     float *to = out + (long)n * C + h * D;
 
     int j = 0, d = 0;
     for (; j + VECTORS * LANES <= last + 1; j += VECTORS * LANES)
-        attention_scores(keys, bf16, head, q, 3 * C, D, j, M, VECTORS, scores, S);
-    for (; j <= last; j += LANES) attention_scores(keys, bf16, head, q, 3 * C, D, j, M, 1, scores, S);
+        attention_scores(keys, int8, q, 3 * C, D, j, M, VECTORS, scores, S);
+    for (; j <= last; j += LANES) attention_scores(keys, int8, q, 3 * C, D, j, M, 1, scores, S);
     for (int i = 0; i < M; i++) softmax(scores + i * S, positions[n + i] + 1, last + 1);
+    if (int8)
+        for (j = 0; j <= last; j += LANES)
+            for (int i = 0; i < M; i++) {
+                float *from = scores + i * S + j;
+                store(from, load(from) * load(tile_scales(values + j / LANES * size, D)));
+            }
     for (; d + VECTORS * LANES <= D; d += VECTORS * LANES)
-        weighted_values(scores, S, values, bf16, head, D, d, last, M, VECTORS, to, C);
-    for (; d + LANES <= D; d += LANES) weighted_values(scores, S, values, bf16, head, D, d, last, M, 1, to, C);
+        weighted_values(scores, S, values, int8, D, d, last, M, VECTORS, to, C);
+    for (; d + LANES <= D; d += LANES) weighted_values(scores, S, values, int8, D, d, last, M, 1, to, C);
     for (; d < D; d++)
         for (int i = 0; i < M; i++) {
             float y = 0;
             for (int k = 0; k <= positions[n + i]; k++)
-                y += scores[i * S + k] * load_one_as_float(values, bf16, head + (long)k * D + d);
+                y += scores[i * S + k] * load_one_cached(values + k / LANES * size, int8, k % LANES * (long)D + d);
             to[(long)i * C + d] = y;
         }
 }
 
-/* Attention of all rows and heads, with a bf16 or float32 cache. */
-ALWAYS_INLINE void attend_all(const Model *m, const Block *b, int bf16, const float *qkv, float *out, float *scores,
+/* Attention of all rows and heads, with an int8 or float32 cache. */
+ALWAYS_INLINE void attend_all(const Model *m, const Block *b, int int8, const float *qkv, float *out, float *scores,
                               const int *slots, const int *positions, int N)
 {
     const int H = m->n_head;
@@ -159,16 +178,16 @@ ALWAYS_INLINE void attend_all(const Model *m, const Block *b, int bf16, const fl
            group is computed alone. */
         const int n = i / H, h = i % H, first = n - positions[n] % QUERY_ROWS, end = first + QUERY_ROWS;
         const int grouped = first >= 0 && end <= N && slots[first] == slots[n] && slots[end - 1] == slots[n];
-        if (!grouped) attend_rows(m, b, bf16, qkv, out, scores, n, 1, h, slots[n], positions);
-        else if (n == first) attend_rows(m, b, bf16, qkv, out, scores, n, QUERY_ROWS, h, slots[n], positions);
+        if (!grouped) attend_rows(m, b, int8, qkv, out, scores, n, 1, h, slots[n], positions);
+        else if (n == first) attend_rows(m, b, int8, qkv, out, scores, n, QUERY_ROWS, h, slots[n], positions);
     }
 }
 
-/* attend_all, compiled once for a bf16 cache and once for float32. */
+/* attend_all, compiled once for an int8 cache and once for float32. */
 static void attend(const Model *m, const Block *b, const float *qkv, float *out, float *scores,
                    const int *slots, const int *positions, int N)
 {
-    if (m->bf16_cache) attend_all(m, b, 1, qkv, out, scores, slots, positions, N);
+    if (m->int8) attend_all(m, b, 1, qkv, out, scores, slots, positions, N);
     else attend_all(m, b, 0, qkv, out, scores, slots, positions, N);
     barrier();
 }
@@ -187,7 +206,7 @@ int octavo_use_amx(int wanted)
     return atomic_load(&uses_amx);
 }
 
-/* The number of positions in a tile of keys. */
+/* The number of positions in a tile of the KV cache. */
 int octavo_lanes(void) { return LANES; }
 
 typedef struct {

@@ -97,7 +97,7 @@ ALWAYS_INLINE float dot(const float *w, const float *x, int C)
 typedef struct { float *scales; short *values; } Int16Inputs;
 
 /* The factor that makes `largest` the largest magnitude in a row of C floats. Writes its inverse to `scale`. */
-static float int16_factor(const float *row, int C, float largest, float *scale)
+static float rounding_factor(const float *row, int C, float largest, float *scale)
 {
     floats maxima = broadcast(1e-30f), not_finite = {}; /* 0 * x is NaN for NaN and infinity; then the scale is NaN too */
     for (int c = 0; c < C; c += LANES) {
@@ -138,7 +138,7 @@ static void quantize_inputs(const float *x, const Int16Inputs *to, int amx, int 
         const int first = block * rows, M = N - first < rows ? N - first : rows;
         const float *from = x + (long)first * C;
         short *values = to->values + (long)first * columns;
-        for (int m = 0; m < M; m++) factors[m] = int16_factor(from + (long)m * C, C, largest, to->scales + first + m);
+        for (int m = 0; m < M; m++) factors[m] = rounding_factor(from + (long)m * C, C, largest, to->scales + first + m);
         for (int c = 0; c < columns; c += INT8_COLUMNS) {
             if (!amx) round_to_int16(from, C, c, factors[0], values + c);
 #if HAS_AMX
