@@ -85,6 +85,29 @@ def test_logits_in_c_are_bit_identical_in_any_chunks_and_batch(shape: dict[str, 
 
 
 @pytest.mark.usefixtures("instruction_set")
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
+def test_a_long_prompt_in_c_has_the_bits_of_rows_that_are_computed_alone(
+    shape: dict[str, Any], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random_model(**shape)
+    V, T = model.settings.vocab_size, model.settings.block_size
+    decoder = native.NativeDecoder(model, 7)
+    sequences = [random_ids(T, V, seed) for seed in range(7)]
+    alone = [decode(decoder, ids, slot, range(1, T)) for slot, ids in enumerate(sequences)]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(native, "MIN_WORK_OF_THREADS", 0)
+    for rows in (64, 65, 79, 7 * T):  # from 64 rows on, the C code computes outer products: see outer_products.h
+        batch = Batch()
+        for slot, ids in enumerate(sequences):
+            count = min(T, rows - len(batch.ids))
+            batch.add(ids[:count], slot, 0, count)
+        logits = decoder.forward(batch)
+        for slot, position, row in zip(batch.slots, batch.positions, logits, strict=True):
+            assert torch.equal(row, alone[slot][position])
+
+
+@pytest.mark.usefixtures("instruction_set")
 @pytest.mark.parametrize("shape", ["even", "parts of tiles"])
 def test_int8_logits_have_the_same_bits_with_and_without_amx(shape: str) -> None:
     model = random_model(**SHAPES[shape])

@@ -222,12 +222,13 @@ static void forward(const void *argument, int thread)
 {
     const Batch *batch = argument;
     const Model *m = batch->model;
-    const int C = m->n_embd, N = batch->N, amx = batch->amx;
+    const int C = m->n_embd, N = batch->N;
     const long scores_size = (long)QUERY_ROWS * m->positions;
     float *scores = batch->workspace + thread * scores_size; /* each thread has its own */
     float *x = batch->workspace + batch->threads * scores_size, *h = x + (long)N * C, *y = h + (long)N * C; /* (N, C) */
     float *hidden = y + (long)N * C;              /* (N, 3C) q, k, v or (N, 4C) of the MLP */
-    float *int16_workspace = hidden + 4L * N * C;
+    float *shared = hidden + 4L * N * C, *own = shared + shared_workspace_size(m->int8, N, 4 * C);
+    const Workspace workspace = {shared, own + thread * own_workspace_size(m->int8, N, 4 * C), batch->amx};
 
     PARALLEL_FOR(n, N, 1)
         for (int c = 0; c < C; c++)
@@ -235,26 +236,27 @@ static void forward(const void *argument, int thread)
     barrier();
     for (const Block *b = m->blocks; b < m->blocks + m->n_layer; b++) {
         layer_norm(&b->ln_1, x, h, N, C);
-        linear(&b->c_attn, h, hidden, int16_workspace, amx, N, C, 3 * C, STORE);
+        linear(&b->c_attn, h, hidden, &workspace, N, C, 3 * C, STORE);
         store_keys_values(m, b, hidden, batch->slots, batch->positions, N);
         attend(m, b, hidden, y, scores, batch->slots, batch->positions, N);
-        linear(&b->attn_c_proj, y, x, int16_workspace, amx, N, C, C, ADD);
+        linear(&b->attn_c_proj, y, x, &workspace, N, C, C, ADD);
         layer_norm(&b->ln_2, x, h, N, C);
-        linear(&b->c_fc, h, hidden, int16_workspace, amx, N, C, 4 * C, m->exact_gelu ? GELU_EXACT : GELU_TANH);
-        linear(&b->mlp_c_proj, hidden, x, int16_workspace, amx, N, 4 * C, C, ADD);
+        linear(&b->c_fc, h, hidden, &workspace, N, C, 4 * C, m->exact_gelu ? GELU_EXACT : GELU_TANH);
+        linear(&b->mlp_c_proj, hidden, x, &workspace, N, 4 * C, C, ADD);
     }
     PARALLEL_FOR(w, batch->W, 1)
         memcpy(y + (long)w * C, x + (long)batch->logit_rows[w] * C, C * sizeof(float));
     barrier();
     layer_norm(&m->ln_f, y, h, batch->W, C);
-    linear(&m->lm_head, h, batch->logits, int16_workspace, amx, batch->W, C, m->vocab_size, STORE);
+    linear(&m->lm_head, h, batch->logits, &workspace, batch->W, C, m->vocab_size, STORE);
 }
 
-/* The floats that a call needs: the scores of each thread; x, h and y (N, C); `hidden` (N, 4C); the int16 inputs. */
+/* The floats that a call needs: the scores of each thread; x, h and y (N, C); `hidden` (N, 4C); those of the layers. */
 long octavo_workspace_size(const Model *m, int N, int threads)
 {
-    const long C = m->n_embd;
-    return (long)threads * QUERY_ROWS * m->positions + N * (3 * C + 4 * C) + int16_workspace_size(N, 4 * m->n_embd);
+    const int C = m->n_embd;
+    return (long)threads * (QUERY_ROWS * m->positions + own_workspace_size(m->int8, N, 4 * C)) + 7L * N * C +
+           shared_workspace_size(m->int8, N, 4 * C);
 }
 
 /* Runs N rows; writes the logits (W, vocab_size) of the rows numbered by `logit_rows`. Rows of one slot are adjacent

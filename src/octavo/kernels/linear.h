@@ -1,7 +1,8 @@
 /* Linear layers with float32 or int8 weights: out = epilogue(x times the transposed weight, plus bias).
 
    A layer is computed in tiles of TILE_OUTPUTS outputs and some rows, by the whole team of threads. Every sum has a
-   fixed order that does not depend on the other rows.
+   fixed order that does not depend on the other rows. Many rows with float32 weights have outer products instead of dot
+   products, with the same bits (outer_products.h).
 
    float32 weights are the model's own, (O, C). int8 weights are stored in the order in which tiles read them, (O / 16,
    C / 64, 16, 64), with zeros after the last output and the last column: a tile is one sequential read.
@@ -258,18 +259,33 @@ static void linear_tiles_amx(const Linear *l, const Int16Inputs *in, float *out,
 }
 #endif
 
-/* Floats that `linear` needs for the inputs (N, C) of a layer with int8 weights. */
-static long int16_workspace_size(int N, int C) { return padded_rows(N) * (1L + padded_columns(C) / 2); }
+#include "outer_products.h"
 
-/* out (N, O) = epilogue(x (N, C) times the transposed weight, plus bias). `workspace` is for the int16 inputs. `amx`:
-   whether int8 products may use AMX, which is faster and has the same bits. */
-static void linear(const Linear *l, const float *x, float *out, float *workspace, int amx, int N, int C, int O,
+/* What a thread needs for linear layers: memory that all threads share, memory of its own, and whether int8 products may
+   use AMX, which is faster and has the same bits. */
+typedef struct { float *shared, *own; int amx; } Workspace;
+
+/* The floats of `shared` and of `own` for inputs (N, C). */
+static long shared_workspace_size(int int8, int N, int C)
+{
+    if (int8) return padded_rows(N) * (1L + padded_columns(C) / 2);
+    return USES_OUTER_PRODUCTS(N) ? packed_inputs_size(N, C) : 0;
+}
+static long own_workspace_size(int int8, int N, int C)
+{
+    return !int8 && USES_OUTER_PRODUCTS(N) ? packed_weights_size(C) : 0;
+}
+
+/* out (N, O) = epilogue(x (N, C) times the transposed weight, plus bias). */
+static void linear(const Linear *l, const float *x, float *out, const Workspace *workspace, int N, int C, int O,
                    int epilogue)
 {
-    if (!l->scale) linear_tiles(l, x, NULL, out, N, C, O, epilogue);
+    if (!l->scale && USES_OUTER_PRODUCTS(N))
+        linear_packed(l, x, out, workspace->own, workspace->shared, N, C, O, epilogue);
+    else if (!l->scale) linear_tiles(l, x, NULL, out, N, C, O, epilogue);
     else {
-        const Int16Inputs in = {workspace, (short *)(workspace + padded_rows(N))};
-        amx = amx && N >= MIN_AMX_ROWS;
+        const Int16Inputs in = {workspace->shared, (short *)(workspace->shared + padded_rows(N))};
+        const int amx = workspace->amx && N >= MIN_AMX_ROWS;
         quantize_inputs(x, &in, amx, N, C);
 #if HAS_AMX
         if (amx) linear_tiles_amx(l, &in, out, N, padded_columns(C), O, epilogue);
