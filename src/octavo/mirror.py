@@ -3,7 +3,8 @@
 The copy has the layout of a run folder, see `octavo.runs`. Object stores cannot rename a folder, so the order of writes
 keeps the copy valid. The manifest.json of a checkpoint is written after its other files, and removed before them;
 `last` and `best` are written after that. A reader takes a checkpoint only if every file is as its manifest says. So the
-newest complete checkpoint can be loaded at any moment, whatever has failed or was killed.
+newest complete checkpoint can be loaded at any moment, whatever has failed or was killed. New lines of the logs are
+written before the checkpoints, so that the logs have every step up to any checkpoint.
 """
 
 import contextlib
@@ -19,7 +20,6 @@ from octavo.errors import OctavoError, OctavoWarning
 from octavo.remote import MissingError, Storage
 from octavo.run_layout import CHECKPOINTS, POINTERS, SETTINGS, is_run, parse_checkpoint_name, parse_pointer
 
-_FILES = (SETTINGS, *run_layout.LOG_FILES)
 _ORIGIN = ".origin"  # in a run folder that was copied from a URL: the URL
 
 
@@ -35,23 +35,36 @@ def push(run: Path, storage: Storage) -> None:
     """
     pointers = {name: run_layout.read_pointer(run / name) for name in POINTERS}
     newest_first = [path.name for path in reversed(run_layout.find_checkpoints(run).values())]
+    _push_logs(run, storage, only_new_lines=True)
     copied: set[str] = set()
     for name in dict.fromkeys([pointers["last"], pointers["best"], *newest_first]):
         if name is not None and _push_checkpoint(run / CHECKPOINTS / name, storage):
             copied.add(name)
     if pointers["last"] not in copied:  # not saved yet, or the run folder was removed
         return
-    for name in _FILES:
-        if (run / name).exists():
-            storage.write(name, (run / name).read_bytes())  # training appends to it
+    if (run / SETTINGS).exists():
+        storage.write(SETTINGS, (run / SETTINGS).read_bytes())
     for pointer, name in pointers.items():
         if name is None:
             storage.remove(pointer)
         elif name in copied:
             storage.write(pointer, f"{name}\n".encode())
+    _push_logs(run, storage, only_new_lines=False)
     kept = copied | {name for pointer in POINTERS if (name := _remote_pointer(storage, pointer))}
     for name in {path.split("/")[1] for path in storage.list_files(CHECKPOINTS)} - kept:
         _remove_checkpoint(storage, name)
+
+
+def _push_logs(run: Path, storage: Storage, only_new_lines: bool) -> None:
+    """Copy the logs that have changed; with `only_new_lines`, not those that have lost lines.
+
+    They lose lines when training returns to an earlier checkpoint, which must be the last one of the copy before.
+    """
+    for name in run_layout.LOG_FILES:
+        if (run / name).exists():
+            content, copied = (run / name).read_bytes(), _read(storage, name) or b""  # training appends to it
+            if content != copied and (content.startswith(copied) or not only_new_lines):
+                storage.write(name, content)
 
 
 def _push_checkpoint(folder: Path, storage: Storage) -> bool:
@@ -239,7 +252,7 @@ def _write_files(storage: Storage, folder: Path, pointers: dict[str, str]) -> No
     """Copy the settings and the logs of a run, and write its pointers. The settings come last: they make it a run."""
     for name, target in pointers.items():
         files.write_atomic(folder / name, f"{target}\n")
-    for name in reversed(_FILES):
+    for name in (*run_layout.LOG_FILES, SETTINGS):
         if (content := _read(storage, name)) is not None:
             files.write_atomic(folder / name, content)
 
