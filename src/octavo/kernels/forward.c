@@ -148,6 +148,7 @@ ALWAYS_INLINE void attend_rows(const Model *m, const Block *b, int int8, const f
     for (; j + VECTORS * LANES <= last + 1; j += VECTORS * LANES)
         attention_scores(keys, int8, q, 3 * C, D, j, M, VECTORS, scores, S);
     for (; j <= last; j += LANES) attention_scores(keys, int8, q, 3 * C, D, j, M, 1, scores, S);
+    for (long at = 0; at < 2 * size; at += 64) __builtin_prefetch(values + at);
     for (int i = 0; i < M; i++) softmax(scores + i * S, positions[n + i] + 1, last + 1);
     if (int8)
         for (j = 0; j <= last; j += LANES)
