@@ -20,6 +20,7 @@ from lenses import RANDOM_CASES, Case, random_case, random_checkpoint, train_on
 from lenses import tiny_run as train_tiny_run
 from octavo import kernels, native_library
 from octavo.checkpoint import Checkpoint
+from octavo.kernels.sampling import load_sampling_kernels
 from octavo.native_build import NATIVE
 from octavo.runs import Run
 from octavo.training import run_estimate
@@ -107,11 +108,13 @@ def instruction_set(request: pytest.FixtureRequest, built: Path) -> Iterator[Non
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OCTAVO_CACHE", str(built.parent))
         native_library.load_library.cache_clear()
+        load_sampling_kernels.cache_clear()
         with pytest.MonkeyPatch.context() as choice:
             choice.setenv("OCTAVO_NATIVE", request.param)
             native_library.load_library()
         yield
         native_library.load_library.cache_clear()
+        load_sampling_kernels.cache_clear()
         native_library.load_library()  # as it was
 
 

@@ -103,6 +103,18 @@ def test_a_norm_with_zero_gain_is_not_divided_by() -> None:
     assert torch.isfinite(round_to_int8(model)(torch.tensor([random_ids(64, 64)]))).all()
 
 
+@pytest.mark.usefixtures("instruction_set")
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", ["attn.c_attn.weight", "attn.c_attn.bias", "ln_1.weight", "attn.c_proj.weight"])
+@pytest.mark.parametrize("row", [0, 64, 128], ids=["query", "key", "value"])
+@torch.no_grad()
+def test_a_broken_weight_gives_logits_that_are_not_finite(name: str, value: float, row: int) -> None:
+    model = random_model(**SHAPES["even"])
+    weight = model.transformer.h[0].get_parameter(name)
+    weight[row % len(weight)] = value
+    assert not decode(native.NativeDecoder(model, 1, int8=True), [1, 2, 3]).isfinite().all()
+
+
 def test_an_unknown_quantization_or_a_device_that_is_no_cpu_raises() -> None:
     with pytest.raises(OctavoError, match="quantize='int4'"):
         Engine(random_model(), 1, quantize="int4")

@@ -123,7 +123,10 @@ def test_the_last_complete_checkpoint_loads_whatever_fails(
     trainer's state from the one that was copied.
     """
     numbers = itertools.count()
-    for previous, generation in [*itertools.pairwise((None, *generations)), (generations[0], generations[2])]:
+    # Copied when it was after step 10, then killed and resumed from there: other lines follow.
+    killed = Path(shutil.copytree(generations[0], tmp_path / "killed"))
+    Run(killed).log("metrics", {"step": 15, "loss": 2.0})
+    for previous, generation in [*itertools.pairwise((None, *generations)), (killed, generations[2])]:
         restore({})
         faults.at = None
         if previous is not None:

@@ -8,6 +8,7 @@ written before the checkpoints, so that the logs have every step up to any check
 """
 
 import contextlib
+import json
 import os
 import shutil
 import warnings
@@ -35,7 +36,8 @@ def push(run: Path, storage: Storage) -> None:
     """
     pointers = {name: run_layout.read_pointer(run / name) for name in POINTERS}
     newest_first = [path.name for path in reversed(run_layout.find_checkpoints(run).values())]
-    _push_logs(run, storage, only_new_lines=True)
+    copied_logs = {name: _read(storage, name) or b"" for name in run_layout.LOG_FILES}
+    _push_logs(run, storage, copied_logs, may_lose_steps=False)
     copied: set[str] = set()
     for name in dict.fromkeys([pointers["last"], pointers["best"], *newest_first]):
         if name is not None and _push_checkpoint(run / CHECKPOINTS / name, storage):
@@ -49,22 +51,33 @@ def push(run: Path, storage: Storage) -> None:
             storage.remove(pointer)
         elif name in copied:
             storage.write(pointer, f"{name}\n".encode())
-    _push_logs(run, storage, only_new_lines=False)
+    _push_logs(run, storage, copied_logs, may_lose_steps=True)
     kept = copied | {name for pointer in POINTERS if (name := _remote_pointer(storage, pointer))}
     for name in {path.split("/")[1] for path in storage.list_files(CHECKPOINTS)} - kept:
         _remove_checkpoint(storage, name)
 
 
-def _push_logs(run: Path, storage: Storage, only_new_lines: bool) -> None:
-    """Copy the logs that have changed; with `only_new_lines`, not those that have lost lines.
+def _push_logs(run: Path, storage: Storage, copied: dict[str, bytes], may_lose_steps: bool) -> None:
+    """Copy the logs that differ from those `copied`, which is updated.
 
-    They lose lines when training returns to an earlier checkpoint, which must be the last one of the copy before.
+    When training has returned to an earlier checkpoint, its logs have fewer steps. They `may_lose_steps` only once
+    `last` of the copy names that checkpoint: the one that it named before needs the old lines.
     """
     for name in run_layout.LOG_FILES:
         if (run / name).exists():
-            content, copied = (run / name).read_bytes(), _read(storage, name) or b""  # training appends to it
-            if content != copied and (content.startswith(copied) or not only_new_lines):
+            content = (run / name).read_bytes()  # training appends to it
+            has_fewer_steps = _last_step(content) < _last_step(copied[name])
+            if content != copied[name] and (may_lose_steps or not has_fewer_steps):
                 storage.write(name, content)
+                copied[name] = content
+
+
+def _last_step(log: bytes) -> int:
+    """The step of the last complete line of a log; 0 if there is none."""
+    for line in reversed(log.splitlines()):
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # half a line, or a damaged one
+            return int(json.loads(line)["step"])
+    return 0
 
 
 def _push_checkpoint(folder: Path, storage: Storage) -> bool:

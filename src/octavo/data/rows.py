@@ -174,7 +174,7 @@ def read_parquet(file: BinaryIO, name: str, text_format: TextFormat, limits: Lim
             # All columns together: asking for the metadata of one ends the process if the column is damaged, because
             # pyarrow does not catch the C++ exception.
             groups = (table.metadata.row_group(group) for group in range(table.num_row_groups))
-            check_ratio(size, sum(group.total_byte_size for group in groups), name, limits)
+            check_ratio(size, sum(max(0, group.total_byte_size) for group in groups), name, limits)
             number = 0
             for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=[field]):
                 for value in batch.column(0).to_pylist():

@@ -35,7 +35,7 @@ def input_gains(model: GPT) -> Iterator[Tensor]:
     """The gain (C,) of each matrix's inputs, in the order of `linears_with_norms`."""
     for block in model.transformer.h:
         yield _norm_gain(block.ln_1)  # type: ignore[arg-type]
-        yield _output_sizes(block.attn.c_attn, block.ln_1)[2]  # type: ignore[union-attr, arg-type]
+        yield _output_rms(block.attn.c_attn, block.ln_1)[2]  # type: ignore[union-attr, arg-type]
         yield _norm_gain(block.ln_2)  # type: ignore[arg-type]
         yield torch.ones(4 * model.settings.n_embd)
     yield _norm_gain(model.transformer.ln_f)
@@ -45,7 +45,7 @@ def output_factors(model: GPT) -> Iterator[Tensor]:
     """What each matrix's outputs (O,) are multiplied by, in the order of `linears_with_norms`."""
     C = model.settings.n_embd
     for block in model.transformer.h:
-        _, keys, values = _output_sizes(block.attn.c_attn, block.ln_1)  # type: ignore[union-attr, arg-type]
+        _, keys, values = _output_rms(block.attn.c_attn, block.ln_1)  # type: ignore[union-attr, arg-type]
         yield torch.cat([keys, 1 / keys, 1 / values])
         yield from (torch.ones(outputs) for outputs in (C, 4 * C, C))
     yield torch.ones(model.settings.vocab_size)
@@ -59,14 +59,14 @@ def _norm_gain(norm: nn.LayerNorm) -> Tensor:
 
 
 @torch.no_grad()
-def _output_sizes(c_attn: nn.Linear, norm: nn.LayerNorm) -> Tensor:
+def _output_rms(c_attn: nn.Linear, norm: nn.LayerNorm) -> Tensor:
     """The root mean square of each query, key and value channel (3, C), if the normalized inputs are independent."""
     mean = torch.zeros(len(c_attn.weight)) if c_attn.bias is None else c_attn.bias.detach()
     if norm.bias is not None:
         mean = mean + c_attn.weight @ norm.bias
     variance = (c_attn.weight * norm.weight).square().sum(1)
-    sizes = (variance + mean.square()).sqrt().view(3, -1)
-    return sizes.clamp_min(1e-6 * float(sizes.max())).clamp_min(1e-30)
+    rms = (variance + mean.square()).sqrt().view(3, -1)
+    return rms.clamp_min(1e-6 * float(rms.max())).clamp_min(1e-30)
 
 
 @torch.no_grad()

@@ -6,7 +6,9 @@
     muon.h             Muon's elementwise work, a part of training.c (`muon.py` calls it)
     newton_schulz.h    Muon's iterations on Intel's matrix unit, a part of training.c (`muon.py` calls it)
     forward.c          the decoder of `octavo.generation.native`, in threads of its own (team.h)
+    kv_cache.h         its KV cache, in float32 or int8
     linear.h           its linear layers, for int8 weights also on Intel's matrix unit (amx.h)
+    outer_products.h   its linear layers for many rows with float32 weights
     sampling.c         top-k and the random choice of one token (`sampling.py` calls it)
     words.c            a table of words and their token ids, for `octavo.data.word_table`
     floats.h           vectors of floats, for forward.c, training.c and sampling.c

@@ -72,8 +72,8 @@ static void store_keys_values(const Model *m, const Block *b, const float *qkv, 
 
 /* scores[i][j ...] = q[i] . keys / sqrt(D), for M rows and V tiles of positions from j on: M * V independent sums.
 
-   The tiles after them are prefetched, one cache line after the other: the V tiles are read in turn, which the hardware
-   does not recognize as sequential. */
+   The numbers of the tiles after them are prefetched, one cache line after the other: the V tiles are read in turn, which
+   the hardware does not recognize as sequential. */
 ALWAYS_INLINE void attention_scores(char *keys, int int8, const float *q, long q_stride, int D, int j, int M, int V,
                                     float *scores, long S)
 {
@@ -95,7 +95,8 @@ ALWAYS_INLINE void attention_scores(char *keys, int int8, const float *q, long q
 }
 
 /* out[i] = the sum of the values of positions 0 ... last, weighted by scores[i], for M rows and V * LANES of the
-   D columns from d on. The scales of an int8 cache are in the scores. The tile after the next is prefetched. */
+   D columns from d on. The scales of an int8 cache are in the scores. The tile after the next is prefetched, of
+   a float32 cache in part. */
 ALWAYS_INLINE void weighted_values(const float *scores, long S, const char *values, int int8, int D, int d, int last,
                                    int M, int V, float *out, int C)
 {

@@ -261,8 +261,8 @@ static void linear_tiles_amx(const Linear *l, const Int16Inputs *in, float *out,
 
 #include "outer_products.h"
 
-/* What a thread needs for linear layers: memory that all threads share, memory of its own, and whether int8 products may
-   use AMX, which is faster and has the same bits. */
+/* What a thread needs for linear layers: memory that all threads share, memory that only this thread uses, and whether int8
+   products may use AMX, which is faster and has the same bits. */
 typedef struct { float *shared, *own; int amx; } Workspace;
 
 /* The floats of `shared` and of `own` for inputs (N, C). */
@@ -280,7 +280,8 @@ static long own_workspace_size(int int8, int N, int C)
 static void linear(const Linear *l, const float *x, float *out, const Workspace *workspace, int N, int C, int O,
                    int epilogue)
 {
-    if (!l->scale && USES_OUTER_PRODUCTS(N))
+    /* A thread takes CHUNK_OUTPUTS outputs at a time, so there must be enough of them for all threads. */
+    if (!l->scale && USES_OUTER_PRODUCTS(N) && O / CHUNK_OUTPUTS >= team.threads)
         linear_packed(l, x, out, workspace->own, workspace->shared, N, C, O, epilogue);
     else if (!l->scale) linear_tiles(l, x, NULL, out, N, C, O, epilogue);
     else {

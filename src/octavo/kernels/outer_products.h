@@ -1,19 +1,19 @@
 /* Linear layers with float32 weights for many rows, as sums of outer products: with the bits of linear.h's dot products, and
-   a third faster.
+   faster.
 
    A dot product loads a vector of weights and one of inputs for every product of two vectors. An outer product multiplies
    a few numbers of one column with several vectors of outputs, so each loaded number is used several times. It needs
    weights and inputs in another order (packing), which pays if many rows share the packed weights.
 
-   Lane j of a dot product's sum adds columns j, LANES + j, 2 LANES + j ... Here each such subset of the columns has sums
-   of its own, for a tile of rows and outputs, and the sums of the subsets are added in the order of horizontal_sums.
+   Lane j of a dot product's sum adds columns j, LANES + j, 2 LANES + j ... Here a tile of rows and outputs has separate sums
+   for each such subset of the columns, and the sums of the subsets are added in the order of horizontal_sums.
 
    Axis letters: N rows, C inputs, O outputs, T columns of a subset. */
 
 #if defined __FMA__ || defined __aarch64__
 #define USES_OUTER_PRODUCTS(N) ((N) >= MIN_PACKED_ROWS)
 #else
-#define USES_OUTER_PRODUCTS(N) ((void)(N), 0) /* without instructions that multiply and add, dot products are as fast */
+#define USES_OUTER_PRODUCTS(N) ((void)(N), 0) /* without fused multiply-add (FMA), dot products are as fast */
 #endif
 
 enum {
@@ -46,14 +46,18 @@ static void pack_weights(const float *w, int C, float *to)
 static void pack_inputs(const float *x, int C, float *to)
 {
     const int T = subset_columns(C);
-    for (int t = 0; t < T; t++) {
-        floats rows[LANES] = {};
-        for (int m = 0; m < TILE_ROWS; m++) {
-            const float *from = x + (long)m * C + t * LANES;
-            rows[m] = C - t * LANES < LANES ? load_tail(from, C - t * LANES) : load(from);
+    for (int first = 0; first < TILE_ROWS; first += LANES) { /* a tile may have more rows than a vector has lanes */
+        const int count = TILE_ROWS - first < LANES ? TILE_ROWS - first : LANES;
+        for (int t = 0; t < T; t++) {
+            floats rows[LANES] = {};
+            for (int m = 0; m < count; m++) {
+                const float *from = x + (long)(first + m) * C + t * LANES;
+                rows[m] = C - t * LANES < LANES ? load_tail(from, C - t * LANES) : load(from);
+            }
+            transpose(rows);
+            for (int j = 0; j < LANES; j++)
+                memcpy(to + ((long)j * T + t) * TILE_ROWS + first, rows + j, count * sizeof(float));
         }
-        transpose(rows);
-        for (int j = 0; j < LANES; j++) memcpy(to + ((long)j * T + t) * TILE_ROWS, rows + j, TILE_ROWS * sizeof(float));
     }
 }
 

@@ -11,7 +11,7 @@
 
 #define VECTORS_AT_ONCE 4
 
-/* Floats in ascending order have ascending keys: their bits, if they are not negative. */
+/* Floats in ascending order have ascending keys: their bits, with all but the sign inverted if they are negative. */
 #define LOWEST_KEY (-2139095041ll) /* of -inf */
 #define HIGHEST_KEY 2139095040ll /* of inf */
 

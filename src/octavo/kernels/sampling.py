@@ -78,5 +78,5 @@ def load_sampling_kernels() -> SamplingKernels | None:
     """The functions of sampling.c, or None if the C code can't be used."""
     try:
         return SamplingKernels(load_library().functions)
-    except UnavailableError:  # reported by the decoder
+    except UnavailableError:  # where the decoder in C could run too, it says why
         return None
