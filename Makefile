@@ -20,7 +20,7 @@ lint:             ## what CI checks besides the tests
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-torture:          ## hundreds of kills and failing system calls (about an hour); the result is in docs/reliability.md
+torture:          ## hundreds of kills and failing system calls (one to two hours); the result is in docs/reliability.md
 	@scripts/install test
 	@rm -f build/torture.jsonl
 	@OMP_NUM_THREADS=1 OCTAVO_TORTURE=1 .venv/bin/python -m pytest -n 2 tests/reliability tests/test_tokenizer_json.py tests/test_shards.py

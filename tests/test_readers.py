@@ -343,7 +343,7 @@ def test_a_damaged_parquet_file_or_one_without_the_field_is_rejected(tmp_path: P
     assert f"{damaged} is not a Parquet file" in source_error(damaged).message
 
 
-@pytest.mark.parametrize("bits", [1, 16, 128, 255])
+@pytest.mark.parametrize("bits", [16, 255])
 def test_a_parquet_file_with_a_damaged_byte_in_its_footer_is_read_or_rejected(bits: int, tmp_path: Path) -> None:
     content = write_parquet(tmp_path / "a.parquet", ROWS).read_bytes()
     footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
