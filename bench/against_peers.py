@@ -217,7 +217,7 @@ class Bench:
         model, (prompt, new) = self.models[shape], LENGTHS[shape]
         weights = sum(p.numel() for name, p in model.named_parameters() if p.dim() == 2 and "wpe" not in name)
         cache = 2 * model.settings.n_layer * model.settings.n_embd * (prompt + new / 2)
-        scale = 4 / model.settings.head_size  # of a number, since the numbers of a head share a float32
+        scale = 4 / model.settings.head_size  # bytes for each number: the numbers of a head share a float32 scale
         return weights * {"fp32": 4, "int8": 1}[precision] + cache * {"fp32": 4, "int8": 1 + scale}[precision]
 
 

@@ -73,7 +73,7 @@ def _push_logs(run: Path, storage: Storage, copied: dict[str, bytes], may_lose_s
 
 
 def _last_step(log: bytes) -> int:
-    """The step of the last complete line of a log; 0 if there is none."""
+    """The step of the last complete line of a log; 0 if no line is complete."""
     for line in reversed(log.splitlines()):
         with contextlib.suppress(ValueError, KeyError, TypeError):  # half a line, or a damaged one
             return int(json.loads(line)["step"])

@@ -87,11 +87,11 @@ class NativeDecoder:
         tiles = self._count_tiles(settings.block_size)
         # A tile of int8 numbers ends with a float32 scale for each position: see kv_cache.h.
         tile, dtype = (self._lanes * (D + 4), torch.int8) if int8 else (self._lanes * D, torch.float32)
+        shape = (slots, H, tiles, tile)
         # Zeros, so that a machine with too little memory fails here and not while it serves: a page has memory only
         # once it is written.
-        self.keys, self.values = (
-            [torch.zeros(slots, H, tiles, tile, dtype=dtype) for _ in layers] for _ in ("keys", "values")
-        )
+        self.keys = [torch.zeros(shape, dtype=dtype) for _ in layers]
+        self.values = [torch.zeros(shape, dtype=dtype) for _ in layers]
         self._owned: list[Tensor | ctypes.Array[_Block]] = []  # memory that the C structs point to: keep it alive
         parts = self._convert_int8(model) if int8 else self._convert_fp32(model)
         blocks = (_Block * settings.n_layer)()

@@ -165,7 +165,7 @@ static uint64_t temper(uint32_t word)
 
 /* Draws 64 random bits for each of V tokens. Returns the winner of an exponential race among K of them, with these ids,
    which ascend, and probabilities: an index into `probs`. Without `ids`, K is V. Only the bits of the K tokens are
-   computed. Returns -1, and draws nothing, for a state that is not understood. */
+   computed. Returns -1, and draws nothing, if the layout of the state is unknown. */
 int64_t octavo_run_race(GeneratorState *state, int64_t V, const int64_t *ids, int64_t K, const float *probs)
 {
     const int64_t used = WORDS + 1 - (int64_t)state->left; /* words of the first block */
