@@ -119,8 +119,8 @@ def test_the_last_complete_checkpoint_loads_whatever_fails(
 ) -> None:
     """Every write that copying a checkpoint makes is disturbed once. Then the copy is made again.
 
-    The last case has a network that is slower than training: two checkpoints were saved since the copy, and the trainer's
-    state was removed from the one that was copied.
+    The last case has a network that is slower than training: two checkpoints were saved since the copy, and the
+    trainer's state was removed from the one that was copied.
     """
     numbers = itertools.count()
     # Copied when it was after step 10, then killed and resumed from there: other lines follow.
