@@ -27,7 +27,7 @@ from reliability.torture import IS_TORTURE, SETTINGS, TEXT, Report, start
 SECONDS = float(os.environ.get("OCTAVO_SOAK_SECONDS", 1800 if IS_TORTURE else 3))
 STEPS = int(os.environ.get("OCTAVO_SOAK_STEPS", 10_000 if IS_TORTURE else 200))
 CLIENTS = 4
-WARM_UP_REQUESTS = 10_000 if IS_TORTURE else 200  # after 2,000 memory still grows by 4 to 6%, then it levels off
+WARM_UP_REQUESTS = 2000 if IS_TORTURE else 200
 MAX_MEMORY_RATIO = 1.05  # to the memory after the warm-up
 MAX_NEW = 8  # threads or descriptors: pools may not have all threads after the warm-up, and a leak would be hundreds
 JSON = {"content-type": "application/json"}
