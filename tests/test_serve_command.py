@@ -1,8 +1,10 @@
 """`octavo serve`: settings, address, API keys and shutdown."""
 
+import gc
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +18,7 @@ import pytest
 import octavo
 from octavo import native_library
 from octavo.errors import OctavoError
+from octavo.model import GPT
 from octavo.server import listen, name_models, read_keys
 from octavo.server.connection import Server
 from serving import Response, RunningServer, completion_request, exchange_bytes, run_server, slow_model, wait_until
@@ -37,6 +40,25 @@ def test_the_same_fallback_of_two_models_is_one_notice(
         native_library.load_library.cache_clear()
     [notice] = notices
     assert "OCTAVO_NATIVE=0" in notice
+
+
+# Garbage
+
+
+def test_only_what_serving_creates_is_garbage_collected(char_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Python collects old cycles, such as finished requests, once they are a quarter of the objects it looks at.
+    observed: dict[str, int] = {}
+
+    def run(self: Server, sockets: list[socket.socket]) -> None:
+        collectable = gc.get_objects()
+        observed["objects"] = len(collectable)
+        observed["models"] = sum(type(each) is GPT for each in collectable)  # replaced by newer checkpoints
+
+    monkeypatch.setattr(Server, "run", run)
+    octavo.serve([char_model], port=0, device="cpu")
+    assert observed["models"] == 1
+    assert observed["objects"] < len(gc.get_objects()) / 4
+    assert gc.get_freeze_count() == 0
 
 
 # Shutdown
