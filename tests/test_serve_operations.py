@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,32 @@ def test_what_a_library_logs_is_written_by_the_same_thread(capsys: pytest.Captur
         logging.getLogger("octavo.server").info("once")
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]  # all: the thread has ended
     assert [line["message"] for line in lines] == ["socket.send() raised exception.", "once"]
+
+
+def test_a_record_whose_arguments_do_not_fit_is_written_without_them(capsys: pytest.CaptureFixture[str]) -> None:
+    with logging_to_stderr("json", "info"):
+        logging.getLogger("uvicorn.error").warning("%d lines of %s", "three")
+        logging.getLogger("octavo.server").info("once")
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line["message"] for line in lines] == ["%d lines of %s", "once"]
+
+
+def test_a_log_that_nobody_reads_keeps_lines_but_no_objects_of_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Body:
+        pass
+
+    body = Body()
+    alive = weakref.ref(body)
+    reader, writer = os.pipe()
+    with open(reader, "rb") as read_end, open(writer, "w", encoding="utf-8") as pipe:
+        monkeypatch.setattr("sys.stderr", pipe)
+        with logging_to_stderr("text", "info"):
+            for _ in range(2000):
+                logging.getLogger("octavo.server").info("more than a pipe holds: %s", body)
+            del body
+            assert alive() is None
+        os.set_blocking(reader, False)
+        wait_until(lambda: not read_end.read() and not any(each.name == "log" for each in threading.enumerate()))
 
 
 def test_a_pipe_that_nobody_reads_does_not_stop_the_server(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,7 @@ class Connection(H11Protocol):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # uvicorn leaves the timer, and so the connection, if the client reset it
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """The client closes its sending side. Returns whether the connection stays open.

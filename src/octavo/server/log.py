@@ -46,22 +46,27 @@ class _QueuedWriter(logging.Handler):
         super().__init__()
         self.setFormatter(formatter)
         self._stderr = sys.stderr
-        self._records: queue.Queue[logging.LogRecord | None] = queue.Queue(max_lines)
+        self._lines: queue.Queue[str | None] = queue.Queue(max_lines)
         self._thread = threading.Thread(target=self._write, name="log", daemon=True)
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(queue.Full):
-            self._records.put_nowait(record)
+        try:
+            line = self.format(record)
+        except (TypeError, ValueError, LookupError):  # the arguments of a library's record don't fit its message
+            record.args = None
+            line = self.format(record)
+        with contextlib.suppress(queue.Full):  # lines take a quarter of the memory of records
+            self._lines.put_nowait(line + "\n")
 
     def stop(self, seconds: float = 0.5) -> None:
         """Write what is queued; drop it if that is not possible within `seconds`."""
         try:
-            self._records.put(None, timeout=seconds)
+            self._lines.put(None, timeout=seconds)
         except queue.Full:
-            with self._records.mutex:
-                self._records.queue.clear()
-            self._records.put(None)
+            with self._lines.mutex:
+                self._lines.queue.clear()
+            self._lines.put(None)
         self._thread.join(timeout=seconds)
 
     def _write(self) -> None:
@@ -69,8 +74,7 @@ class _QueuedWriter(logging.Handler):
             descriptor = self._stderr.fileno()
         except OSError:  # a stream without a file descriptor, in a notebook or a test
             descriptor = None
-        while (record := self._records.get()) is not None:
-            line = self.format(record) + "\n"
+        while (line := self._lines.get()) is not None:
             if descriptor is None:
                 self._stderr.write(line)
                 continue
