@@ -71,8 +71,6 @@ class Forks:
         for name in ("out", "err"):  # a command may be killed before it opens them
             (output / name).touch()
         environment = {"OCTAVO_CACHE": str(folder / "cache")} | environment
-        if words[0] == "train":  # a thread would compile the C code, with system calls in no fixed order
-            environment = {"OCTAVO_NATIVE": "0"} | environment
         words = [str(word) for word in words]
         pid = self.ask(
             words=words,

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.torture  # minutes
 
 ROOT = Path(__file__).parents[2]
 TESTS = ["test_decoders.py", "test_int8.py", "test_fused_step.py", "test_prefix_cache.py", "test_engine.py"]
-TESTS += ["test_sampling_kernels.py"]
+TESTS += ["test_sampling_kernels.py", "test_encoding.py", "test_optimizers.py"]
 _SANITIZERS = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
 BUILDS = {
     "AVX2": "-march=haswell",

@@ -20,7 +20,7 @@ import pytest
 from commands import Result, RunCommand, snapshot
 from octavo import native_library
 from reliability import malformed
-from reliability.torture import IS_TORTURE
+from reliability.torture import IS_TORTURE, Report
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="some inputs are pipes and links")
 COMMANDS = malformed.COMMANDS if IS_TORTURE else malformed.COMMANDS[::3]
@@ -69,23 +69,30 @@ def deadline() -> Iterator[None]:
 @pytest.mark.usefixtures("deadline")
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[-60:])
 def test_a_malformed_input_gives_one_message_and_changes_nothing(
-    command: str, inputs: Inputs, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch
+    command: str, inputs: Inputs, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch, report: Report
 ) -> None:
     monkeypatch.chdir(inputs.folder)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     assert_rejected(run_command(*shlex.split(command)), inputs)
+    report("a command with a malformed input or environment", 1, rejected_with_one_message=1)
 
 
 @pytest.mark.usefixtures("deadline")
 @pytest.mark.parametrize(("variables", "command"), malformed.ENVIRONMENTS, ids=lambda value: str(value)[-50:])
 def test_a_malformed_environment_gives_one_message_and_changes_nothing(
-    variables: dict[str, str], command: str, inputs: Inputs, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch
+    variables: dict[str, str],
+    command: str,
+    inputs: Inputs,
+    run_command: RunCommand,
+    monkeypatch: pytest.MonkeyPatch,
+    report: Report,
 ) -> None:
     monkeypatch.chdir(inputs.folder)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     native_library.load_library.cache_clear()  # an earlier test may have loaded it
     assert_rejected(run_command(*shlex.split(command)), inputs)
+    report("a command with a malformed input or environment", 1, rejected_with_one_message=1)
 
 
 def test_an_odd_environment_changes_nothing(inputs: Inputs) -> None:

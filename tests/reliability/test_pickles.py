@@ -24,7 +24,7 @@ from checkpoints import CHECKPOINT_FILES, list_in_manifest, remove_octavo_files
 from commands import SMALL, RunCommand, last_checkpoint
 from octavo import cli
 from reliability.payloads import NAMES, OPCODES, PLACES, calls
-from reliability.torture import IS_TORTURE
+from reliability.torture import IS_TORTURE, Report
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="some payloads run commands of Unix")
 
@@ -227,7 +227,9 @@ def workspace(template: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("index", range(len(TARGETS)), ids=lambda index: str(TARGETS[index]))
-def test_no_payload_runs(index: int, workspace: Path, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_payload_runs(
+    index: int, workspace: Path, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch, report: Report
+) -> None:
     target, marker = TARGETS[index], workspace / "marker"
     numbers = range(index, index + len(NAMES)) if IS_TORTURE else [index]
     for number in numbers:
@@ -244,3 +246,4 @@ def test_no_payload_runs(index: int, workspace: Path, run_command: RunCommand, m
         assert not os.path.lexists(marker), number
         assert result.code in (0, 2), result.err
         assert "Traceback" not in result.err
+    report("a payload of pickle in a file that a command reads", len(numbers), run=0)
