@@ -12,11 +12,15 @@ import torch
 from generating import SHAPES, decode, make_request, random_ids, random_model, run, token_ids
 from octavo import native_build, native_library
 from octavo.errors import MachineError, OctavoError
+from octavo.fused_step import forward_loss
 from octavo.generation import native
 from octavo.generation.backends import create_decoder
 from octavo.generation.decoder import Batch
 from octavo.generation.engine import Engine
+from octavo.generation.sampling import Sampling
 from octavo.generation.torch_decoder import TorchDecoder
+from octavo.kernels.weights import check_weights
+from octavo.weights import build_model
 
 law = hypothesis.settings(derandomize=True, deadline=None, max_examples=30)
 
@@ -36,6 +40,50 @@ def test_cached_decoding_equals_the_full_forward(shape: dict[str, Any], use_nati
         logits = decode(decoder, ids, 1, cuts)
         assert (logits - expected).abs().max() < 1e-4
         assert torch.equal(logits.argmax(-1), expected.argmax(-1))
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16, torch.device("meta")], ids=str)
+@pytest.mark.parametrize("int8", [False, True], ids=["float32", "int8"])
+def test_the_default_type_and_device_of_the_callers_program_change_nothing(
+    int8: bool, default: torch.dtype | torch.device
+) -> None:
+    model = random_model()
+    sampling = Sampling(temperature=1.0, presence_penalty=0.5, frequency_penalty=0.1, allowed_token_ids=range(9))
+    first, second = (make_request(max_new_tokens=20, sampling=sampling) for _ in range(2))
+    quantize = "int8" if int8 else "none"
+    [expected] = run(Engine(model, 1, quantize=quantize), first)
+    is_dtype = isinstance(default, torch.dtype)
+    before = torch.get_default_dtype() if is_dtype else torch.get_default_device()
+    set_default: Any = torch.set_default_dtype if is_dtype else torch.set_default_device
+    set_default(default)
+    try:
+        [job] = run(Engine(model, 1, quantize=quantize), second)
+    finally:
+        set_default(before)
+    assert token_ids(job) == token_ids(expected)
+
+
+def test_weights_that_were_saved_with_strides_are_contiguous_once_loaded(tmp_path: Path) -> None:
+    model = random_model()
+    weights = dict(model.state_dict())
+    for name in ("transformer.wte.weight", "transformer.h.0.mlp.c_fc.weight"):
+        weights[name] = weights[name].T.contiguous().T
+    weights["transformer.ln_f.weight"] = torch.ones(1).expand(len(weights["transformer.ln_f.weight"]))
+    del weights["lm_head.weight"]
+    torch.save(weights, tmp_path / "weights.pt")
+    loaded = build_model(model.settings, torch.load(tmp_path / "weights.pt"), tmp_path, "config.json")
+    check_weights(loaded)
+    assert forward_loss(loaded) is not None
+
+
+def test_a_decoder_keeps_the_memory_of_weights_that_get_another_type() -> None:
+    model, ids = random_model(), random_ids(8, 11)
+    decoder = native.NativeDecoder(model, 1)
+    expected = decode(decoder, ids)
+    model.double()
+    overwritten = [torch.full_like(parameter, torch.nan, dtype=torch.float32) for parameter in model.parameters()]
+    assert torch.equal(decode(decoder, ids), expected)
+    assert all(each.isnan().all() for each in overwritten)
 
 
 def test_little_work_runs_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:

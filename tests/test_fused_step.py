@@ -1,6 +1,6 @@
 """The training step in C computes what autograd computes through the model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import numpy as np
@@ -16,7 +16,7 @@ from octavo.device import Runtime
 from octavo.fused_step import FusedStep, forward_loss
 from octavo.kernels.training import Dropout, has_fused_attention
 from octavo.loss import split_loss
-from octavo.model import GPT
+from octavo.model import GPT, Block
 from octavo.native_library import UnavailableError
 from octavo.settings import resolve
 from octavo.training.step import Trainer
@@ -199,6 +199,49 @@ def test_the_parts_of_every_weights_gradient_fit_into_their_buffer(monkeypatch: 
     for most in (1000, 5000, 7000, 10_000, 13_000):  # elements; the widest matrix does not have the largest parts
         monkeypatch.setattr("octavo.fused_step._MAX_ELEMENTS_OF_ALL_PARTS", most)
         assert max(relative_errors(fused_gradients(model, ids), expected).values()) < 3e-6
+
+
+def untie(model: GPT) -> None:
+    model.lm_head.weight = nn.Parameter(2 * model.lm_head.weight.detach())
+
+
+def transpose_a_weight(model: GPT) -> None:
+    c_fc = cast(Block, model.transformer.h[0]).mlp.c_fc
+    c_fc.weight = nn.Parameter(c_fc.weight.detach().T.contiguous().T)
+
+
+def expand_a_gain(model: GPT) -> None:
+    model.transformer.ln_f.weight = nn.Parameter(torch.ones(1).expand(len(model.transformer.ln_f.weight)))
+
+
+def convert_to_float64(model: GPT) -> None:
+    model.double()
+
+
+@pytest.mark.parametrize("change", [untie, transpose_a_weight, expand_a_gain, convert_to_float64])
+def test_weights_that_the_c_code_cannot_read_run_in_pytorch(change: Callable[[GPT], None]) -> None:
+    shape = SHAPES[0]
+    model, tokens = random_model(shape), random_ids(shape).flatten().numpy().astype(np.int64)
+    change(model)
+    assert forward_loss(model) is None
+    with pytest.raises(UnavailableError, match="the C code needs"):
+        FusedStep(model, bf16=False)
+    x, y = torch.from_numpy(tokens[:-1]), torch.from_numpy(tokens[1:])
+    count = min(len(x), model.settings.block_size)
+    with torch.no_grad():
+        expected = F.cross_entropy(model(x[None, :count])[0], y[:count])
+    assert split_loss(model, tokens[: count + 1], count) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("id", [-1, 10**9])
+def test_an_id_outside_of_the_vocabulary_is_an_error(id: int) -> None:
+    shape = SHAPES[0]
+    ids = random_ids(shape)
+    ids[0, 1] = id
+    loss = forward_loss(random_model(shape))
+    assert loss is not None
+    with pytest.raises(IndexError, match=str(id)):
+        loss(ids)
 
 
 def test_weights_that_are_replaced_are_read() -> None:

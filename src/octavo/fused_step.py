@@ -34,6 +34,7 @@ from octavo.kernels.training import (
     has_fused_attention,
     load_training_library,
 )
+from octavo.kernels.weights import check_weights
 from octavo.model import GPT, MLP, Block, CausalSelfAttention
 from octavo.native_library import UnavailableError
 from octavo.settings import ModelSettings
@@ -73,17 +74,14 @@ def is_faster() -> bool:
 def forward_loss(model: GPT) -> Callable[[Tensor], Tensor] | None:
     """A function from ids (B, T + 1) to their summed loss in float32, for an evaluation of the weights as they are now.
 
-    None if the weights are sharded, not in float32 or not on a CPU, or if `is_available` is False: then PyTorch has to
-    compute the loss.
+    None if the C code can't read the weights, or if `is_available` is False: then PyTorch has to compute the loss.
     """
-    weights = list(model.parameters())
-    # Sharded weights are DTensors, which have a `device_mesh`.
-    is_plain = all(
-        w.device.type == "cpu" and w.dtype == torch.float32 and not hasattr(w, "device_mesh") for w in weights
-    )
-    if not is_plain or not is_available(model.settings):
+    if not is_available(model.settings):
         return None
-    step = FusedStep(model, bf16=False, only_forward=True)
+    try:
+        step = FusedStep(model, bf16=False, only_forward=True)
+    except UnavailableError:
+        return None
     step.refresh()
     return step.loss
 
@@ -91,10 +89,14 @@ def forward_loss(model: GPT) -> Callable[[Tensor], Tensor] | None:
 class FusedStep:
     """Computes the gradients of a model's parameters, one micro-batch at a time.
 
-    With `only_forward`, only the loss, without dropout. Raises `UnavailableError` if the C code can't be used.
+    With `only_forward`, only the loss, without dropout. Raises `UnavailableError` if the C code can't be used, or not
+    with these weights.
     """
 
     def __init__(self, model: GPT, bf16: bool, only_forward: bool = False) -> None:
+        check_weights(model)
+        if model.lm_head.weight is not model.transformer.wte.weight:
+            raise UnavailableError("the C code needs a head that is tied to the token embeddings")
         self.model, self.kernels, self.only_forward = model, TrainingKernels(bf16), only_forward
         self.notices = [self.kernels.notice] if self.kernels.notice else []
         self.dtype = torch.bfloat16 if bf16 else torch.float32
@@ -142,6 +144,9 @@ class FusedStep:
 
     def _run(self, ids: Tensor, start: int, scale: float, add: bool) -> Tensor:
         B, T = ids.size(0), ids.size(1) - 1
+        smallest, largest = map(int, ids.aminmax())  # in C, they would be read as addresses
+        if smallest < 0 or largest >= self.model.settings.vocab_size:
+            raise IndexError(f"ids from {smallest} to {largest}; the vocabulary has {self.model.settings.vocab_size}")
         calls = self._calls.get((B, T, add))
         if calls is None:
             calls = _Calls(self, B, T, add)
@@ -163,7 +168,7 @@ class FusedStep:
         size = math.prod(shape)
         if name not in self.memory or self.memory[name].numel() < size:
             self._calls.clear()  # they have addresses in the old memory
-            self.memory[name] = torch.empty(size, dtype=dtype)
+            self.memory[name] = torch.empty(size, dtype=dtype, device="cpu")
         return self.memory[name][:size].view(shape)
 
 

@@ -41,7 +41,7 @@ from octavo.native_build import (
     variants,
 )
 
-__all__ = ["Library", "UnavailableError", "load_in_background", "load_library"]
+__all__ = ["Library", "UnavailableError", "cpu_flags", "load_in_background", "load_library"]
 _MAX_CACHED = 16  # libraries: those of other CPUs, compilers and versions of Octavo are kept too
 _STALE_SECONDS = 600.0  # a temporary file of this age belongs to a process that was killed: a build takes seconds
 
@@ -90,8 +90,13 @@ def load_in_background() -> threading.Thread:
 
 def runnable_variants() -> list[Variant]:
     """The variants that this processor can run, the best first."""
-    cpu_flags = _cpu_info().get("flags", "")
-    return [variant for variant in variants() if variant.runs_on(cpu_flags)]
+    flags = cpu_flags()
+    return [variant for variant in variants() if variant.runs_on(flags)]
+
+
+def cpu_flags() -> str:
+    """The instruction sets of an x86 processor, as /proc/cpuinfo names them; empty where it does not."""
+    return _cpu_info().get("flags", "")
 
 
 def _find_variant(name: str) -> Variant:

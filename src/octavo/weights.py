@@ -101,7 +101,7 @@ def build_model(settings: ModelSettings, weights: dict[str, Tensor], path: Path,
                 if name.startswith("transformer.")
                 else "a GPT-2 with a language modeling head: GPT2LMHeadModel of transformers",
             )
-    return assemble_model(settings, {name: value.float() for name, value in weights.items()}).eval()
+    return assemble_model(settings, {name: value.float().contiguous() for name, value in weights.items()}).eval()
 
 
 def _are_equal(first: Tensor, second: Tensor) -> bool:

@@ -91,9 +91,9 @@ class Job:
         self.prompt_counts: Tensor | None = None  # (V,) how often each token occurs; penalties need it
         self.output_counts: Tensor | None = None
         if request.sampling.has_penalties:
-            ids = torch.tensor([id for id in request.prompt if id < vocab_size], dtype=torch.long)
+            ids = torch.tensor([id for id in request.prompt if id < vocab_size], dtype=torch.long, device="cpu")
             self.prompt_counts = torch.bincount(ids, minlength=vocab_size).int()  # half the memory to read
-            self.output_counts = torch.zeros(vocab_size, dtype=torch.int)
+            self.output_counts = torch.zeros(vocab_size, dtype=torch.int, device="cpu")
         self.lookup: PromptLookup | None = None  # drafts the tokens of a greedy job
 
     @property

@@ -37,7 +37,7 @@ def input_gains(model: GPT) -> Iterator[Tensor]:
         yield _norm_gain(block.ln_1)  # type: ignore[arg-type]
         yield _output_rms(block.attn.c_attn, block.ln_1)[2]  # type: ignore[union-attr, arg-type]
         yield _norm_gain(block.ln_2)  # type: ignore[arg-type]
-        yield torch.ones(4 * model.settings.n_embd)
+        yield _ones(4 * model.settings.n_embd)
     yield _norm_gain(model.transformer.ln_f)
 
 
@@ -47,8 +47,12 @@ def output_factors(model: GPT) -> Iterator[Tensor]:
     for block in model.transformer.h:
         _, keys, values = _output_rms(block.attn.c_attn, block.ln_1)  # type: ignore[union-attr, arg-type]
         yield torch.cat([keys, 1 / keys, 1 / values])
-        yield from (torch.ones(outputs) for outputs in (C, 4 * C, C))
-    yield torch.ones(model.settings.vocab_size)
+        yield from map(_ones, (C, 4 * C, C))
+    yield _ones(model.settings.vocab_size)
+
+
+def _ones(count: int) -> Tensor:
+    return torch.ones(count, dtype=torch.float32, device="cpu")
 
 
 @torch.no_grad()
@@ -61,7 +65,7 @@ def _norm_gain(norm: nn.LayerNorm) -> Tensor:
 @torch.no_grad()
 def _output_rms(c_attn: nn.Linear, norm: nn.LayerNorm) -> Tensor:
     """The root mean square of each query, key and value channel (3, C), if the normalized inputs are independent."""
-    mean = torch.zeros(len(c_attn.weight)) if c_attn.bias is None else c_attn.bias.detach()
+    mean = c_attn.weight.new_zeros(len(c_attn.weight)) if c_attn.bias is None else c_attn.bias.detach()
     if norm.bias is not None:
         mean = mean + c_attn.weight @ norm.bias
     variance = (c_attn.weight * norm.weight).square().sum(1)

@@ -8,14 +8,17 @@ and `C` inputs of a matrix.
 """
 
 import ctypes
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from octavo.generation.decoder import Batch, PrefixKV
 from octavo.generation.int8 import input_gains, linears_with_norms, output_factors, quantize_int8
+from octavo.kernels.weights import check_weights
 from octavo.model import GPT
-from octavo.native_library import UnavailableError, load_library
+from octavo.native_library import load_library
 
 _MAX_THREADS = 255  # as in team.h
 MIN_WORK_OF_THREADS = 1 << 20  # rows times parameters; with less, waking a second thread takes longer than it saves
@@ -74,7 +77,7 @@ class NativeDecoder:
     is_batch_invariant = True
 
     def __init__(self, model: GPT, slots: int, int8: bool = False) -> None:
-        _check_weights(model)
+        check_weights(model)
         library = load_library()
         self.notices = [library.notice] if library.notice else []
         self._forward, self._workspace_size = _declare_functions(library.functions)
@@ -90,8 +93,8 @@ class NativeDecoder:
         shape = (slots, H, tiles, tile)
         # Zeros, so that a machine with too little memory fails here and not while it serves: a page has memory only
         # once it is written.
-        self.keys = [torch.zeros(shape, dtype=dtype) for _ in layers]
-        self.values = [torch.zeros(shape, dtype=dtype) for _ in layers]
+        self.keys = [torch.zeros(shape, dtype=dtype, device="cpu") for _ in layers]
+        self.values = [torch.zeros(shape, dtype=dtype, device="cpu") for _ in layers]
         self._owned: list[Tensor | ctypes.Array[_Block]] = []  # memory that the C structs point to: keep it alive
         parts = self._convert_int8(model) if int8 else self._convert_fp32(model)
         blocks = (_Block * settings.n_layer)()
@@ -117,11 +120,11 @@ class NativeDecoder:
 
     def forward(self, batch: Batch) -> Tensor:
         N, W = len(batch.ids), len(batch.logit_rows)
-        ids, slots, positions = torch.tensor([batch.ids, batch.slots, batch.positions], dtype=torch.int32)  # (N,)
-        logit_rows = torch.tensor(batch.logit_rows, dtype=torch.int32)  # (W,)
+        ids, slots, positions = _as_ints([batch.ids, batch.slots, batch.positions])  # (N,)
+        logit_rows = _as_ints(batch.logit_rows)  # (W,)
         threads = min(torch.get_num_threads(), _MAX_THREADS) if N * self.parameters >= MIN_WORK_OF_THREADS else 1
-        workspace = torch.empty(self._workspace_size(self._model, N, threads))
-        logits = torch.empty(W, self._vocab_size)  # (W, V)
+        workspace = _empty_floats(self._workspace_size(self._model, N, threads))
+        logits = _empty_floats(W, self._vocab_size)  # (W, V)
         self._forward(
             self._model,
             N,
@@ -186,19 +189,17 @@ class NativeDecoder:
         if tensor is None:
             return None
         assert tensor.is_contiguous()
-        self._owned.append(tensor)
+        self._owned.append(tensor.detach())  # its memory, even if the parameter gets other memory: `model.double()`
         return tensor.data_ptr()
 
 
-def _check_weights(model: GPT) -> None:
-    """Raise `UnavailableError` unless the C code can read the weights: to it, every pointer is an array of floats."""
-    for name, weight in model.named_parameters():
-        if weight.dtype != torch.float32 or weight.device.type != "cpu" or not weight.is_contiguous():
-            form = "" if weight.is_contiguous() else "not contiguous, "
-            raise UnavailableError(
-                f"the C code needs contiguous float32 weights on the CPU, and {name} is {form}{weight.dtype} "
-                f"on {weight.device}"
-            )
+# Both state type and device, since the caller's program may have changed PyTorch's defaults.
+def _as_ints(numbers: Sequence[Any]) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.int32, device="cpu")
+
+
+def _empty_floats(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 def _pack_int8(weight: Tensor) -> Tensor:

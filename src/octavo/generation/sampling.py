@@ -66,7 +66,9 @@ class Sampling:
     @functools.cached_property
     def allowed(self) -> Tensor | None:
         """`allowed_token_ids` as a sorted tensor."""
-        return None if self.allowed_token_ids is None else torch.tensor(sorted(set(self.allowed_token_ids)))
+        return (
+            None if self.allowed_token_ids is None else torch.tensor(sorted(set(self.allowed_token_ids)), device="cpu")
+        )
 
 
 def sample_token(
@@ -163,7 +165,7 @@ def apply_penalties(
             logits = torch.from_numpy(values).view_as(logits)
         if sampling.presence_penalty or sampling.frequency_penalty:
             penalty_of_output = sampling.presence_penalty * (output_counts > 0)
-            logits = logits - penalty_of_output - sampling.frequency_penalty * output_counts
+            logits = (logits - penalty_of_output - sampling.frequency_penalty * output_counts).float()
     if sampling.logit_bias:
         ids = [id for id in sampling.logit_bias if 0 <= id < logits.size(-1)]
         logits = logits.clone()
@@ -174,7 +176,7 @@ def apply_penalties(
 def exclude_tokens(logits: Tensor, allowed: Tensor | None, excluded_ids: Collection[int]) -> Tensor:
     """Logits (B, V) with -inf for `excluded_ids`, and for all tokens outside `allowed`, unless that is None."""
     V = logits.size(-1)
-    is_excluded = torch.full((V,), allowed is not None)
+    is_excluded = torch.full((V,), allowed is not None, device="cpu")
     if allowed is not None:
         is_excluded[allowed] = False
     is_excluded[[id for id in excluded_ids if 0 <= id < V]] = True
@@ -217,7 +219,7 @@ def sample_multinomial(probs: Tensor, generator: torch.Generator | None = None) 
 
 def random_bits(count: int, generator: torch.Generator | None = None) -> Tensor:
     """64 random bits for each of `count` tokens, as int64."""
-    return torch.empty(count, dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    return torch.empty(count, dtype=torch.int64, device="cpu").random_(-(2**63), None, generator=generator)
 
 
 def _winners(probs: Tensor, bits: Tensor) -> np.ndarray:

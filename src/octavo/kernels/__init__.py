@@ -11,6 +11,7 @@
     outer_products.h   its linear layers for many rows with float32 weights
     sampling.c         top-k and the random choice of one token (`sampling.py` calls it)
     words.c            a table of words and their token ids, for `octavo.data.word_table`
+    weights.py         what C code needs of a model's weights
     floats.h           vectors of floats, for forward.c, training.c and sampling.c
     openmp.py          PyTorch's threads
     allocator.py       glibc's allocator

@@ -94,7 +94,7 @@ def newton_schulz(squares: Tensor, coefficients: tuple[float, float, float], ite
     library, threads = _load(), torch.get_num_threads()
     assert library is not None
     N, C, _ = squares.shape
-    workspace = torch.empty(threads, 6, C, C, dtype=squares.dtype)
+    workspace = torch.empty(threads, 6, C, C, dtype=squares.dtype, device="cpu")
     argument = _NewtonSchulz(N, C, iterations, *coefficients, squares.data_ptr(), workspace.data_ptr())
     library.newton_schulz(ctypes.byref(argument), threads)
     return squares

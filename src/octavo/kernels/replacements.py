@@ -36,6 +36,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from octavo.native_library import cpu_flags
+
 # With more positions the scores (B, H, T, T) no longer fit in the caches, and the fused kernel, which skips the masked
 # half, is faster.
 MAX_MATMUL_ATTENTION_LENGTH = 512
@@ -92,7 +94,9 @@ def fast_dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool
     """
     if not training or p == 0:
         return x
-    bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    bits = (
+        torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None).view(torch.int16)
+    )
     threshold = round(p * 2**16)  # how many of the 2**16 values of 16 bits drop an element
     keep = bits[: x.numel()].view(x.shape) >= threshold - 2**15
     return x * keep.to(x.dtype).mul_(1 / (1 - threshold / 2**16))
@@ -115,7 +119,7 @@ class _Replace(TorchFunctionMode):
 def _causal_mask(T: int, dtype: torch.dtype) -> Tensor:
     """(T, T): -inf above the diagonal, 0 elsewhere; added to the scores."""
     with torch.inference_mode(False):  # an inference tensor cached by an evaluation could not be used in training
-        return torch.full((T, T), -torch.inf, dtype=dtype).triu(1)
+        return torch.full((T, T), -torch.inf, dtype=dtype, device="cpu").triu(1)
 
 
 class _OneDNNMatmuls:
@@ -151,9 +155,10 @@ def is_onednn_exact() -> bool:
 
     PyTorch sends float32 matmuls to MKL, which on CPUs not made by Intel runs at less than half the speed of oneDNN.
     The only switch that sends them to oneDNN, `fp32_precision = "bf16"`, also permits bf16 internally, which only CPUs
-    with AMX make use of. So this function multiplies numbers that bf16 would round, and compares the result.
+    with AMX make use of. On all others this function multiplies numbers that bf16 would round, and compares the result.
+    With AMX it must not: the switch is global, so matmuls of other threads would be rounded meanwhile.
     """
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if not torch.backends.mkldnn.is_available() or "amx_bf16" in cpu_flags():  # type: ignore[no-untyped-call]
         return False
     previous = _MATMUL_BACKEND.fp32_precision
     exact = []
@@ -161,8 +166,9 @@ def is_onednn_exact() -> bool:
         _MATMUL_BACKEND.fp32_precision = "bf16"
         for batch, rows, width in ((1, 64, 64), (1, 768, 512), (48, 64, 32)):
             # Numbers just above 1. bf16 has 8 significant bits, so it would round nearly all of them.
-            x = 1 + torch.arange(batch * rows * width).view(batch, rows, width) * 2.0**-24
-            eye = torch.eye(width).expand(batch, width, width)
+            numbers = torch.arange(batch * rows * width, dtype=torch.float32, device="cpu")
+            x = 1 + numbers.view(batch, rows, width) * 2.0**-24
+            eye = torch.eye(width, dtype=torch.float32, device="cpu").expand(batch, width, width)
             exact += [torch.equal(x @ eye, x), torch.equal(eye @ x.mT, x.mT)]
         return all(exact)
     finally:

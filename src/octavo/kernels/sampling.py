@@ -65,9 +65,9 @@ class SamplingKernels:
         for words in (0, 1, 300, 622, 623, 624, 1001):
             ours, theirs = torch.Generator().manual_seed(words), torch.Generator().manual_seed(words)
             for generator in (ours, theirs):
-                torch.empty(words, dtype=torch.int32).random_(generator=generator)
-            bits = torch.empty(V, dtype=torch.int64).random_(-(2**63), None, generator=theirs)
-            winner = self.run_race(torch.full((V,), 1 / V), ours, V, ids=None)
+                torch.empty(words, dtype=torch.int32, device="cpu").random_(generator=generator)
+            bits = torch.empty(V, dtype=torch.int64, device="cpu").random_(-(2**63), None, generator=theirs)
+            winner = self.run_race(torch.from_numpy(np.full(V, 1 / V, np.float32)), ours, V, ids=None)
             if winner != int((bits & (2**53 - 1)).argmin()) or not torch.equal(ours.get_state(), theirs.get_state()):
                 return False
         return True

@@ -108,7 +108,9 @@ ALWAYS_INLINE void store_some(void *to, int bf16, long i, long count, floats x)
     const __m256bh rounded = _mm512_cvtneps_pbh((__m512)x);
 #else
     const uints bits = (uints)x;
-    const half_ushorts rounded = __builtin_convertvector((bits + 0x7fff + (bits >> 16 & 1)) >> 16, half_ushorts);
+    const uints is_nan = (uints)(x != x); /* adding to its bits could make it a finite number */
+    const uints upper = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    const half_ushorts rounded = __builtin_convertvector((upper & ~is_nan) | (0x7fc0 & is_nan), half_ushorts);
 #endif
     if (count == LANES) memcpy(target, &rounded, sizeof rounded);
     else memcpy(target, &rounded, (size_t)(2 * count));
