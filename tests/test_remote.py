@@ -48,6 +48,26 @@ def test_a_file_is_copied_once_and_again_when_it_has_changed(storage: MemoryFile
     assert len(storage.read) == 2
 
 
+@pytest.mark.parametrize("name", ["files.json", ".lock", "copy", "files"])
+def test_a_file_may_have_any_name(storage: MemoryFileSystem, name: str) -> None:
+    storage.pipe(f"/bucket/{name}", TEXT.encode())
+    for _ in range(2):
+        assert remote.fetch(f"memory://bucket/{name}").read_text(encoding="utf-8") == TEXT
+
+
+@pytest.mark.parametrize("content", ["", "[]", "5", '{"": 5}', "{"])
+def test_a_damaged_record_of_what_was_copied_means_that_it_is_copied_again(
+    storage: MemoryFileSystem, content: str
+) -> None:
+    storage.pipe("/bucket/a.txt", TEXT.encode())
+    remote.fetch("memory://bucket/a.txt")
+    record = remote.cache_folder("memory://bucket/a.txt") / "files.json"
+    assert record.is_file()
+    record.write_text(content, encoding="utf-8")
+    assert remote.fetch("memory://bucket/a.txt").read_text(encoding="utf-8") == TEXT
+    assert len(storage.read) == 2
+
+
 def test_a_folder_and_a_glob_have_the_documents_of_local_ones(storage: MemoryFileSystem, tmp_path: Path) -> None:
     names = ["a.txt", "b/c.txt", "b/d.md", "b-e.txt", "z.jsonl", ".hidden", "b/.f/g.txt"]
     for name in names:

@@ -148,7 +148,7 @@ def fetch_weights(url: str) -> Path:
     The trainer's state is left out. Raises `OctavoError` if there is nothing that can be loaded.
     """
     storage, cached = Storage(url), remote.cache_folder(url)
-    root = cached / (storage.name or "run")
+    root = cached / "copy" / (storage.name or "run")
     if storage.exists(SETTINGS):
         with remote.lock(cached):
             name = _fetch_first(storage, root, _find_checkpoints(storage, ("best", "last")))

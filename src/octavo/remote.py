@@ -175,11 +175,8 @@ def fetch(url: str) -> Path:
     folder = cache_folder(url)
     with lock(folder):
         record = folder / "files.json"
-        try:
-            known: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            known = {}
-        target = folder / (storage.name or "files")
+        known = _read_record(record)
+        target = folder / "copy" / (storage.name or "files")  # a name of the storage can't be that of the record
         for name in known.keys() - found.keys():
             (target / name).unlink(missing_ok=True)
         for name, info in found.items():
@@ -197,6 +194,15 @@ def fetch(url: str) -> Path:
             files.write_atomic(record, json.dumps(known))  # after each file: an interrupted copy continues
         files.write_atomic(record, json.dumps({name: known[name] for name in found}))
     return target
+
+
+def _read_record(record: Path) -> dict[str, Any]:
+    """The size, hash and time of each file that was copied; empty if the record is missing or damaged."""
+    try:
+        known = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def cache_folder(url: str) -> Path:
