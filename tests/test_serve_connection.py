@@ -6,6 +6,7 @@ import json
 import re
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -217,6 +218,32 @@ def test_a_connection_that_its_client_has_reset_is_freed(char_model: Path) -> No
                 client.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
                 assert client.recv(4).startswith(b"HTTP")
         wait_until(lambda: connections() <= before)
+
+
+def test_a_stream_that_its_client_has_reset_is_not_written_to(
+    char_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """asyncio reports the loss of a connection in the next iteration of its loop, and warns of five writes until then.
+
+    Here a reset and many pieces of text arrive while the loop is blocked.
+    """
+    served = slow_model(char_model, seconds=0.02)
+    with run_server({"slow": served}) as server:
+        is_blocked, released = threading.Event(), threading.Event()
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close with a reset
+            client.sendall(completion_request(server, n=8, max_tokens=60, stream=True))
+            assert client.recv(4).startswith(b"HTTP")
+            [connection] = server.server.server_state.connections
+            connection.loop.call_soon_threadsafe(lambda: is_blocked.set() or released.wait(30))
+            assert is_blocked.wait(30)
+        stream = served.worker.streams[0]
+        count = len(stream.tokens)
+        wait_until(lambda: len(stream.tokens) > count + 2)
+        released.set()
+        wait_until(server.is_idle)
+        assert stream.finish_reason == "cancelled"
+    assert not caplog.records
 
 
 def test_the_request_id_of_the_client_is_returned_if_it_is_harmless(server: RunningServer) -> None:

@@ -44,6 +44,7 @@ class TextBatch:
             text_streams(request, tokenizer, incremental=incremental, on_update=self._on_update) for request in requests
         ]
         self._all_streams = [stream for streams in self.streams for stream in streams]
+        self._unfinished = len(self._all_streams)  # texts whose last piece has not been taken
         self._timers = {stream: metrics.token_timer(model.id) for stream in self._all_streams}
         model.worker.submit(self._all_streams)
 
@@ -52,9 +53,8 @@ class TextBatch:
 
         Raises `ApiError` if a text fails, or if the batch takes longer than `request_seconds`.
         """
-        unfinished = len(self._all_streams)
         deadline = self._loop.time() + self._limits.request_seconds
-        while unfinished:
+        while self._unfinished:
             try:
                 async with asyncio.timeout_at(deadline):
                     stream, piece = await self._pieces.get()
@@ -65,10 +65,15 @@ class TextBatch:
                     code="timeout",
                     headers={"x-should-retry": "false"},
                 ) from None
-            unfinished -= piece.finish_reason is not None
+            self._unfinished -= piece.finish_reason is not None
             if piece.finish_reason in ("error", "cancelled"):
                 raise _text_error(stream.error)
             yield stream, piece
+
+    @property
+    def must_wait(self) -> bool:
+        """Whether the next piece has not arrived yet."""
+        return self._unfinished > 0 and self._pieces.empty()
 
     async def complete(self) -> dict[TextStream, TextPiece]:
         """Wait for all texts, and return each as one piece. Not for an incremental batch."""

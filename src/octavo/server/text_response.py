@@ -22,6 +22,7 @@ from octavo.server.disconnect import unless_disconnected
 from octavo.server.requests import GenerationRequest
 from octavo.server.text_batch import TextBatch
 
+_WRITE_BYTES = 16 << 10  # events that are ready are written together until they are this large
 FINISH_REASONS = {"length": "length", "stop": "stop", "end_of_text": "stop"}
 
 
@@ -77,7 +78,20 @@ class TextResponse(abc.ABC):
         return orjson.dumps(self._common | {"object": self.object, "choices": choices, "usage": usage})
 
     async def events(self) -> AsyncIterator[bytes]:
-        """The response as server-sent events. An error after the first byte is an event too."""
+        """The response as server-sent events. Those that are ready come together."""
+        ready = b""
+        async for event in self._events():
+            ready += event
+            if len(ready) >= _WRITE_BYTES or self._batch.must_wait:
+                yield ready
+                ready = b""
+                # If the client has reset the connection, the event loop reports it now. asyncio warns of writes before.
+                await asyncio.sleep(0)
+        if ready:
+            yield ready
+
+    async def _events(self) -> AsyncIterator[bytes]:
+        """One event for each piece. An error after the first byte is an event too."""
         common = self._common | {"object": self.chunk_object}
         options = self._body.stream_options
         usage: dict[str, Any] = {"usage": None} if options is not None and options.include_usage else {}
