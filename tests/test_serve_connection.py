@@ -1,8 +1,8 @@
 """Connections: deadlines, malformed HTTP, and the names in uvicorn on which the connection class depends."""
 
 import contextlib
+import dataclasses
 import gc
-import json
 import re
 import socket
 import struct
@@ -86,21 +86,22 @@ def test_pipelined_requests_are_answered_in_order(server: RunningServer) -> None
     assert received.count(b"HTTP/1.1 ") == 3
 
 
-def test_a_client_that_never_reads_is_disconnected(char_model: Path) -> None:
-    limits = Limits(header_seconds=0.3, body_seconds=0.2, request_seconds=0.5, linger_seconds=0.3, idle_seconds=1)
-    with run_server(fast_models(char_model), limits) as server:
-        body = json.dumps(
-            {"model": "small", "prompt": ["a" * 40] * 100, "logprobs": 5, "echo": True, "max_tokens": 9, "stream": True}
-        ).encode()
-        with socket.socket() as client:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            client.connect(("127.0.0.1", server.port))
-            client.sendall(
-                b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-                b"content-length: %d\r\n\r\n%s" % (len(body), body)
-            )
-            wait_until(lambda: bool(server.server.server_state.connections))
-            wait_until(lambda: not server.server.server_state.connections)
+@pytest.mark.parametrize(
+    "limits",
+    [Limits(body_seconds=0.2, request_seconds=0.5, linger_seconds=0.3, idle_seconds=1), Limits(idle_seconds=1)],
+)
+def test_a_client_that_never_reads_is_disconnected(char_model: Path, limits: Limits) -> None:
+    """When the time for a response is over, or earlier, if it reads nothing for a while."""
+    endless = dataclasses.replace(slow_model(char_model, seconds=0), overflow="rechunk")
+    with run_server({"small": endless}, limits) as server, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", server.port))
+        wait_until(lambda: bool(server.server.server_state.connections))
+        [connection] = server.server.server_state.connections
+        connection.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        client.sendall(completion_request(server, n=8, max_tokens=10_000, logprobs=20, stream=True))
+        wait_until(lambda: not server.is_idle())
+        wait_until(lambda: not server.server.server_state.connections)
         wait_until(server.is_idle)  # the engine frees the slots at its next step
 
 

@@ -1,12 +1,18 @@
 """The queue, deadlines and failures of a model's worker."""
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from octavo.generation.prompt import encode_prompt
+from octavo.generation.stream import TextPiece, TextRequest
+from octavo.server.client import Client, RateLimits
 from octavo.server.limits import Limits
-from serving import openai_error, run_server, slow_model, write_checkpoint
+from octavo.server.metrics import Metrics
+from octavo.server.text_batch import TextBatch
+from serving import LIMITS, openai_error, run_server, slow_model, wait_until, write_checkpoint
 
 
 def test_a_full_queue_is_429(tmp_path: Path) -> None:
@@ -35,6 +41,26 @@ def test_a_completion_that_takes_too_long_is_503_and_frees_its_slot(tmp_path: Pa
         assert 0 < len(chunks) < 50
         assert last["error"]["code"] == "timeout"
         assert server.complete(max_tokens=2).status == 200
+
+
+def test_a_text_that_nobody_reads_is_kept_in_few_pieces(tmp_path: Path) -> None:
+    served = slow_model(write_checkpoint(tmp_path / "model", "char", end_of_text=False), seconds=0)
+    metrics = Metrics()
+
+    async def read_late() -> tuple[str, list[TextPiece]]:
+        prompt = encode_prompt(served.checkpoint.tokenizer, "the")
+        request = TextRequest(prompt=prompt, max_new_tokens=600, overflow="rechunk")
+        client = Client("none", "", RateLimits(), metrics)
+        batch = TextBatch(served, [request], client, LIMITS, metrics, incremental=True)
+        [[stream]] = batch.streams
+        await asyncio.to_thread(wait_until, lambda: stream.finish_reason is not None)
+        return stream.text, [piece async for _, piece in batch.pieces()]
+
+    text, pieces = asyncio.run(read_late())
+    assert len(pieces) < 300
+    assert "".join(piece.text for piece in pieces) == text
+    assert sum(len(piece.tokens) for piece in pieces) == len(text) == 600
+    served.worker.close()
 
 
 def test_after_an_engine_failure_requests_are_503(

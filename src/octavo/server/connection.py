@@ -54,6 +54,7 @@ class Connection(H11Protocol):
         self._limits = limits
         self._timer: asyncio.TimerHandle | None = None
         self._probe_timer: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
         self._state = ""
         self._half_closed = False  # the client will send nothing more
 
@@ -68,7 +69,7 @@ class Connection(H11Protocol):
             self._enter("head")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._timer, self._probe_timer):
+        for timer in (self._timer, self._probe_timer, self._unread_timer):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
@@ -109,6 +110,25 @@ class Connection(H11Protocol):
             self._enter("head")
         super().data_received(data)
         self._enter_response()
+
+    def pause_writing(self) -> None:
+        """Called by the transport when it has more to send than it should keep."""
+        super().pause_writing()
+        self._require_reading()
+
+    def resume_writing(self) -> None:
+        """Called by the transport when it has sent most of that."""
+        super().resume_writing()
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+
+    def _require_reading(self, unread: int | None = None) -> None:
+        """Abort a client that reads nothing: the texts that it does not wait for would keep their slots."""
+        size = self.transport.get_write_buffer_size()
+        if unread is not None and size >= unread:
+            self.transport.abort()
+        else:
+            self._unread_timer = self.loop.call_later(self._limits.idle_seconds, self._require_reading, size)
 
     def on_response_complete(self) -> None:
         self._enter("idle")

@@ -12,7 +12,7 @@ class Limits:
     header_bytes: int = 16 << 10  # request line and headers
     headers: int = 100
     header_seconds: float = 10  # from the connection, or a later request's first byte, to the end of the headers
-    idle_seconds: float = 30  # between two requests of a connection
+    idle_seconds: float = 30  # between two requests, and while the client has to read on, but does not
     linger_seconds: float = 2  # after an error, keep reading this long: unread data would reset the connection
 
     # requests

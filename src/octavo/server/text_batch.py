@@ -17,6 +17,8 @@ from octavo.server.limits import Limits
 from octavo.server.metrics import Metrics
 from octavo.server.served_model import ServedModel
 
+_MAX_PIECES = 256  # in the queue of a batch, until its texts end
+
 
 class TextBatch:
     """The texts of several `TextRequest`s to one model. `streams[i]` are the texts of request i.
@@ -106,7 +108,9 @@ class TextBatch:
         """Called in the worker's thread after each token, and at the end of a text."""
         if stream.finish_reason is None:
             self._timers[stream].count_token()
-        if stream.finish_reason is not None or (self._incremental and stream.has_new_text):
+        # A client that reads slowly gets fewer and longer pieces: the stream keeps what is not taken.
+        takes_pieces = self._incremental and self._pieces.qsize() < _MAX_PIECES
+        if stream.finish_reason is not None or (takes_pieces and stream.has_new_text):
             put = functools.partial(self._pieces.put_nowait, (stream, stream.take()))
             self.model.worker.post(self._loop, put)
 
