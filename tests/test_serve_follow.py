@@ -221,6 +221,25 @@ def test_a_checkpoint_that_is_deleted_while_it_loads_changes_nothing(
     assert followed.model.step == 30
 
 
+def test_a_checkpoint_that_is_deleted_after_it_was_loaded_leaves_no_engine(
+    followed: Followed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = octavo.checkpoint.load
+
+    def load_and_delete(path: Path, *arguments: object, **options: object) -> octavo.checkpoint.Checkpoint:
+        loaded = load(path, *arguments, **options)
+        shutil.rmtree(path)
+        return loaded
+
+    save(followed.run, 20)
+    threads = set(threading.enumerate())
+    with monkeypatch.context() as patch:
+        patch.setattr(octavo.checkpoint, "load", load_and_delete)
+        followed.updater.poll()
+    assert followed.model.step == 10
+    assert set(threading.enumerate()) <= threads
+
+
 def test_stripping_the_trainer_state_is_not_a_newer_checkpoint(followed: Followed) -> None:
     earlier = followed.model
     octavo.checkpoint.strip_trainer(earlier.checkpoint.folder)

@@ -55,6 +55,7 @@ def _start(
     settings: ServeSettings,
     on_notice: Callable[[str], object],
 ) -> ServedModel:
+    created = int(loaded.folder.stat().st_mtime)  # before the engine is made: training may have deleted the folder
     own_template = _read_template(settings.chat_template)
     try:
         ChatFormat(loaded.tokenizer, own_template or loaded.tokenizer.chat_template).check()
@@ -75,7 +76,7 @@ def _start(
         id=name,
         checkpoint=loaded,
         worker=Worker(engine, settings.queue),
-        created=int(loaded.folder.stat().st_mtime),
+        created=created,
         overflow=settings.overflow,
         run=run,
         pointer=pointer,
