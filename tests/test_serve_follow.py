@@ -1,6 +1,7 @@
 """Newer checkpoints of a run are served while requests are answered; what can't be served changes nothing."""
 
 import dataclasses
+import errno
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -14,9 +15,10 @@ import torch
 import octavo
 from octavo import tokenizers
 from octavo.checkpoint import TrainerState
+from octavo.errors import MachineError
 from octavo.model import GPT
 from octavo.runs import Run
-from octavo.server import name_models
+from octavo.server import follow, name_models
 from octavo.server.follow import ModelUpdater, load_model
 from octavo.server.served_model import ServedModel
 from octavo.settings import Settings
@@ -238,6 +240,41 @@ def test_a_checkpoint_that_is_deleted_after_it_was_loaded_leaves_no_engine(
         followed.updater.poll()
     assert followed.model.step == 10
     assert set(threading.enumerate()) <= threads
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("can't start new thread"),
+        MemoryError(),
+        OSError(errno.EMFILE, "Too many open files"),
+        MachineError("there is not enough memory"),
+    ],
+    ids=str,
+)
+def test_a_failure_of_the_machine_delays_a_checkpoint_but_does_not_reject_it(
+    run: Run, native_cache: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """It may be the last checkpoint of its run. Also the first of a run is tried again."""
+    empty = Run.create(Settings(**SHAPE), "empty", out=tmp_path / "empty")
+    models, pending = {"live": load_model("live", run, SETTINGS)}, {"empty": empty}
+    for each in (run, empty):
+        save(each, 20)
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    for retry_seconds, expected in ((1000, {"live": 10}), (0, {"live": 20, "empty": 20})):
+        updater = ModelUpdater(models, pending, SETTINGS, retry_seconds=retry_seconds)
+        with monkeypatch.context() as patch:
+            patch.setattr(follow, "Worker", fail)
+            updater.poll()
+        updater.poll()
+        assert {name: model.step for name, model in models.items()} == expected
+        updater.close()
+    for model in models.values():
+        model.worker.close()
 
 
 def test_stripping_the_trainer_state_is_not_a_newer_checkpoint(followed: Followed) -> None:

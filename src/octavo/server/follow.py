@@ -5,21 +5,25 @@ takes the earlier one's name, in one assignment: a request uses the model that i
 last. The earlier engine ends when its texts are complete. A prefix cache belongs to an engine, so no cached prompt
 outlives the weights that it was computed with.
 
-A checkpoint that cannot be loaded, or is not of the same model, changes nothing but the log.
+A checkpoint that cannot be loaded, or is not of the same model, changes nothing but the log. If the machine failed, for
+example because its memory is full, the checkpoint is tried again later.
 """
 
+import math
 import threading
+import time
 from collections.abc import Callable, MutableMapping
 from pathlib import Path
 
 from octavo import checkpoint, runs
 from octavo.checkpoint import Checkpoint
 from octavo.device import find_device
-from octavo.errors import OctavoError
+from octavo.errors import MachineError, OctavoError, first_line
 from octavo.generation.chat import ChatFormat, ChatTemplateError
 from octavo.generation.engine import Engine
 from octavo.generation.worker import Worker
 from octavo.runs import Run, RunLike
+from octavo.server import log
 from octavo.server.served_model import ServedModel, Version
 from octavo.server.settings import ServeSettings
 
@@ -108,14 +112,18 @@ class ModelUpdater:
         *,
         on_notice: Callable[[str], object] = lambda text: None,
         on_change: Callable[[str], object] = lambda text: None,
+        retry_seconds: float = 30,
     ) -> None:
         """`on_notice` is called for each fallback of an engine and each chat template that cannot be used.
 
-        `on_change` is called with a line about each newer checkpoint.
+        `on_change` is called with a line about each newer checkpoint. If the machine fails, the checkpoint is tried
+        again after `retry_seconds`.
         """
         self._models, self._pending, self._settings = models, pending, settings
         self._on_notice, self._on_change = on_notice, on_change
-        self._rejected: dict[str, Version] = {}  # by model: the version that could not be served
+        self._retry_seconds = retry_seconds
+        # By model: the version that could not be served, and when it is tried again.
+        self._rejected: dict[str, tuple[Version, float]] = {}
         self._retired: list[Worker] = []
 
     def run(self, stopped: threading.Event) -> None:
@@ -124,49 +132,59 @@ class ModelUpdater:
             self.poll()
 
     def poll(self) -> None:
-        """Load the checkpoints that are new since the last call."""
+        """Load the checkpoints that are new since the last call. A failure concerns one model only."""
         for name, run in list(self._pending.items()):
-            self._load_first(name, run)
+            self._update(name, run, None)
         self._retired = [worker for worker in self._retired if not worker.has_ended]
         if self._settings.follow:
             for name, model in list(self._models.items()):
                 if model.run is not None and len(self._retired) < _MAX_RETIRED:
-                    self._update(name, model, model.run)
+                    self._update(name, model.run, model)
 
     def close(self) -> None:
         """End the workers of earlier checkpoints."""
         for worker in self._retired:
             worker.close()
 
-    def _load_first(self, name: str, run: Run) -> None:
-        if run.best is None and run.last is None:
+    def _update(self, name: str, run: Run, served: ServedModel | None) -> None:
+        """Serve the checkpoint that a run offers, unless it is served already or was rejected."""
+        version = Version.of_run(run, served.pointer if served else None)
+        rejected, retry_time = self._rejected.get(name, (None, 0.0))
+        if version is None or (version == rejected and time.monotonic() < retry_time):
+            return
+        if served and served.version is not None and version.weights == served.version.weights:
             return
         try:
-            self._models[name] = load_model(name, run, self._settings, self._on_notice)
-        except (OctavoError, OSError):  # training may be replacing the checkpoint: try again next time
-            return
-        del self._pending[name]
-
-    def _update(self, name: str, model: ServedModel, run: Run) -> None:
-        version = Version.of_run(run, model.pointer)
-        if version is None or version == self._rejected.get(name):
-            return
-        if model.version is not None and version.weights == model.version.weights:
-            return
-        try:
-            loaded = checkpoint.load(version.folder, find_device(self._settings.device), foreign=False)
-            _require_same_interface(model.checkpoint, loaded)
-            newer = _start(name, loaded, run, model.pointer, version, self._settings, self._on_notice)
-        except (OctavoError, OSError) as error:
+            if served:
+                self._replace(name, run, served, version)
+            else:
+                self._models[name] = load_model(name, run, self._settings, self._on_notice)
+                del self._pending[name]
+        except Exception as error:  # also a bug, or too little memory: the thread has to follow the other models
             if version.folder in (run.best, run.last):  # otherwise training has replaced it meanwhile
-                self._rejected[name] = version
-                reason = error.message if isinstance(error, OctavoError) else str(error)
-                self._on_change(f"{name}: step {model.step} is still served: {reason}")
-            return
+                self._reject(name, served, version, error)
+
+    def _replace(self, name: str, run: Run, served: ServedModel, version: Version) -> None:
+        """Serve a newer checkpoint. Raises `OctavoError` if it can't be loaded, or is not of the same model."""
+        loaded = checkpoint.load(version.folder, find_device(self._settings.device), foreign=False)
+        _require_same_interface(served.checkpoint, loaded)
+        newer = _start(name, loaded, run, served.pointer, version, self._settings, self._on_notice)
         self._models[name] = newer
-        model.worker.retire()
-        self._retired.append(model.worker)
-        self._on_change(f"{name}: step {newer.step} is served, in place of step {model.step}")
+        served.worker.retire()
+        self._retired.append(served.worker)
+        self._on_change(f"{name}: step {newer.step} is served, in place of step {served.step}")
+
+    def _reject(self, name: str, served: ServedModel | None, version: Version, error: Exception) -> None:
+        """Log why a version can't be served; try it again if the reason may pass."""
+        # Without a served model, the next attempt may load another checkpoint of the run.
+        is_final = served is not None and isinstance(error, OctavoError) and not isinstance(error, MachineError)
+        self._rejected[name] = version, math.inf if is_final else time.monotonic() + self._retry_seconds
+        state = f"step {served.step} is still served" if served else "no checkpoint is served yet"
+        line = f"{name}: {state}: {error.message if isinstance(error, OctavoError) else first_line(error)}"
+        if isinstance(error, (OctavoError, OSError)):
+            self._on_change(line)
+        else:
+            log.LOGGER.error(line, exc_info=error)
 
 
 def _require_same_interface(served: Checkpoint, newer: Checkpoint) -> None:
