@@ -131,6 +131,15 @@ def test_malformed_http_is_400(server: RunningServer, request_: bytes) -> None:
     assert raw_error_message(response, 400)
 
 
+def test_a_malformed_body_after_expect_100_continue_is_400_and_logs_no_traceback(
+    server: RunningServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ntransfer-encoding: chunked\r\n"
+    assert raw_error_message(exchange_bytes(server, head + b"\r\nzz\r\n"), 400)
+    assert server.request("GET", "/health").status == 200
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 # Forms of a request that HTTP/1.1 requires
 
 
@@ -201,6 +210,23 @@ def test_a_client_that_is_gone_after_its_request_frees_its_slot(char_model: Path
             client.sendall(completion_request(server, max_tokens=60))
             client.shutdown(socket.SHUT_WR)
             wait_until(lambda: any(stream.tokens for stream in server.models["slow"].worker.streams))
+        [stream] = server.models["slow"].worker.streams
+        wait_until(server.is_idle)
+        assert stream.finish_reason == "cancelled"
+
+
+@pytest.mark.parametrize("following", [b"\r\n", b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"])
+@pytest.mark.parametrize("resets", [False, True])
+def test_a_client_that_is_gone_after_the_beginning_of_another_request_frees_its_slot(
+    char_model: Path, following: bytes, resets: bool
+) -> None:
+    with run_server({"slow": slow_model(char_model, seconds=0.05)}) as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=5) as client:
+            if resets:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.sendall(completion_request(server, max_tokens=60))
+            wait_until(lambda: any(stream.tokens for stream in server.models["slow"].worker.streams))
+            client.sendall(following)
         [stream] = server.models["slow"].worker.streams
         wait_until(server.is_idle)
         assert stream.finish_reason == "cancelled"

@@ -27,11 +27,12 @@ from octavo.server.middleware.drain import Drain
 
 UVICORN_INTERNALS = {
     "H11Protocol": ("send_400_response", "on_response_complete", "shutdown", "_unset_keepalive_if_required"),
-    "H11Protocol instance": ("loop", "transport", "connections", "cycle", "scope"),
+    "H11Protocol instance": ("loop", "transport", "connections", "conn", "cycle", "flow", "scope"),
     "RequestResponseCycle instance": (
         "response_started",
         "response_complete",
         "disconnected",
+        "waiting_for_100_continue",
         "message_event",
         "more_body",
     ),
@@ -151,9 +152,15 @@ class Connection(H11Protocol):
             self._end(ApiError(400, "this is not HTTP/1.1"))
 
     def _enter_response(self) -> None:
-        """Enter `response` if a request has arrived."""
+        """Enter `response` if a request has arrived, and keep reading."""
         if self._state in ("head", "idle") and self.cycle is not None and not self.cycle.response_complete:
             self._enter("response")
+        # uvicorn reads no more if the beginning of another request arrives during the response. A reset of a connection
+        # that is not read would be noticed only at the end of the response.
+        if self._state == "response" and not self.cycle.more_body:
+            following, _ = self.conn.trailing_data
+            if len(following) <= self._limits.header_bytes:
+                self.flow.resume_reading()
 
     def _enter(self, state: str) -> None:
         """Enter a state: its deadline replaces that of the previous state."""
@@ -183,6 +190,7 @@ class Connection(H11Protocol):
         self._enter("closing")
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
+            self.cycle.waiting_for_100_continue = False  # nothing can be sent after the error
             self.cycle.message_event.set()
             if self.cycle.response_started:  # a part of a response was sent, so no other can follow
                 self.transport.abort()
