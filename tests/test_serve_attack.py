@@ -25,7 +25,7 @@ import pytest
 
 from octavo.server.limits import Limits
 from octavo.server.requests import CompletionRequest
-from serving import RunningServer, run_server, slow_model, wait_until
+from serving import RunningServer, read_all, run_server, slow_model, wait_until
 
 JSON = {"content-type": "application/json"}
 
@@ -428,6 +428,20 @@ def test_too_many_connections_block_other_clients_only_briefly(char_model: Path)
         statuses = []
         wait_until(lambda: (statuses.append(health_status(server)) or statuses[-1]) == 200)
         assert set(statuses) <= {200, 429}
+
+
+def test_connections_far_beyond_the_limit_are_reset(char_model: Path) -> None:
+    """The ones that are refused need a file descriptor until their clients have read why."""
+    limits = Limits(connections=5, refused_connections=3)
+    with (
+        run_server({"slow": slow_model(char_model, seconds=0)}, limits) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        address = ("127.0.0.1", server.port)
+        clients = [stack.enter_context(socket.create_connection(address, timeout=20)) for _ in range(20)]
+        received = [read_all(client) for client in clients[5:]]
+        assert [b" 429 " in each for each in received] == [True] * 3 + [False] * 12
+        assert not any(received[3:])
 
 
 def health_status(server: RunningServer) -> int:

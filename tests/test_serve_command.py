@@ -61,6 +61,26 @@ def test_only_what_serving_creates_is_garbage_collected(char_model: Path, monkey
     assert gc.get_freeze_count() == 0
 
 
+# File descriptors
+
+
+def test_the_server_may_open_more_files_than_the_shell_allows(
+    char_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resource = pytest.importorskip("resource")  # not on Windows
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    observed: list[int] = []
+    monkeypatch.setattr(
+        Server, "run", lambda self, sockets: observed.append(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    )
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        octavo.serve([char_model], port=0, device="cpu")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert observed == [4096 if hard == resource.RLIM_INFINITY else min(hard, 4096)]
+
+
 # Shutdown
 
 

@@ -69,6 +69,7 @@ def serve(
         raise unknown_name_error("setting", min(misspelled), names)
     options, limits = ServeSettings(**settings), Limits()
     on_notice = functools.cache(on_notice)  # the same fallback of several models is one notice
+    _raise_file_limit()
     # With Python's default of 5 ms, an engine thread that returns from C waits that long until the event loop releases
     # the GIL.
     sys.setswitchinterval(0.0005)
@@ -129,6 +130,20 @@ def _freeze_imported_objects() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+
+
+def _raise_file_limit(wanted: int = 4096) -> None:
+    """Let this process open more files, if the system permits it: a connection is one, and macOS allows 256."""
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _has_checkpoint(run: Run) -> bool:

@@ -64,7 +64,10 @@ class Connection(H11Protocol):
         # uvicorn parses all data of one read before the event loop continues. asyncio reads up to 256 KiB by default:
         # with chunked transfer encoding and chunks of one byte, parsing that much takes 0.3 s.
         transport.max_size = 16 << 10  # type: ignore[attr-defined]
-        if len(self.connections) > self._limits.connections:
+        refused = len(self.connections) - self._limits.connections
+        if refused > self._limits.refused_connections:
+            self.transport.abort()
+        elif refused > 0:
             self._end(ApiError(429, "too many connections: try again in a moment", code="rate_limit_exceeded"))
         else:
             self._enter("head")
@@ -224,6 +227,9 @@ class Server(uvicorn.Server):
             access_log=False,
             log_config=None,
             log_level="error",
+            # asyncio accepts this many connections at once, and also logs this many errors at once if it has no file
+            # descriptors left. uvicorn's default is 2048.
+            backlog=128,
             timeout_keep_alive=int(limits.idle_seconds),
             timeout_graceful_shutdown=int(limits.linger_seconds) + 1,
             h11_max_incomplete_event_size=limits.header_bytes,
