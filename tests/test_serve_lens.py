@@ -319,6 +319,7 @@ class BlockedInspect:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.release, self.lock = threading.Event(), threading.Lock()
+        self.stops_early = True
         self.started = self.running = self.max_running = self.finished = 0
         patch.setattr(lens, "inspect", self)
 
@@ -329,7 +330,8 @@ class BlockedInspect:
             self.max_running = max(self.max_running, self.running)
         try:
             while not self.release.wait(0.01):
-                torch.ones(1) + torch.ones(1)
+                if self.stops_early:
+                    torch.ones(1) + torch.ones(1)
             return lens.FUNCTIONS[view](loaded, **options)  # type: ignore[operator]
         finally:
             with self.lock:
@@ -384,3 +386,22 @@ def test_the_views_of_disconnected_clients_are_not_computed(server: RunningServe
     assert blocked.started <= 4  # one may start before the server notices that its client has disconnected
     blocked.release.set()
     assert server.post("/lens/next_token", model="alone", text="abc").status == 200
+
+
+def test_a_view_counts_until_it_has_left_the_queue_also_if_its_client_disconnects(
+    server: RunningServer, blocked: BlockedInspect, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Otherwise the queue would grow without bound while the threads are busy."""
+    blocked.stops_early = False  # in one long operation of PyTorch
+    with contextlib.ExitStack() as stack:
+        for _ in range(18):
+            stack.enter_context(send_request(server))
+        wait_until(lambda: blocked.started == 2 and server.app.drain.running == 18)
+    wait_until(lambda: not server.app.drain.running)
+    assert server.post("/lens/next_token", model="alone", text="abc").status == 429
+    blocked.stops_early = True
+    wait_until(lambda: not blocked.running)
+    blocked.release.set()
+    wait_until(lambda: server.post("/lens/next_token", model="alone", text="abc").status == 200)
+    assert blocked.started == 3
+    assert not caplog.records

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -113,7 +113,7 @@ class LensService:
     def __init__(self, limits: Limits) -> None:
         self._capacity = limits.concurrent_views + limits.queued_views
         self._threads = ThreadPoolExecutor(limits.concurrent_views, thread_name_prefix="lens")
-        self._pending: set[Future[Any]] = set()
+        self._pending: set[asyncio.Future[Any]] = set()
         self._checkpoints = CheckpointCache()
 
     async def view(self, model: ServedModel, view: str, body: LensRequest, http: Request) -> Response:
@@ -146,18 +146,26 @@ class LensService:
             raise ApiError(429, "too many views are requested: try again in a moment", code="rate_limit_exceeded")
         disconnected = threading.Event()
 
-        def run() -> T:
+        def run() -> T | None:
+            if disconnected.is_set():
+                return None
             checkpoint = self._checkpoints.get(model, step)
             with _StopOnDisconnect(disconnected):
                 return function(checkpoint)
 
-        future = self._threads.submit(run)
+        future = asyncio.wrap_future(self._threads.submit(run))
         self._pending.add(future)
-        future.add_done_callback(self._pending.discard)
+        future.add_done_callback(self._forget)
         try:
-            return await unless_disconnected(http, asyncio.wrap_future(future))
+            # If the view itself were cancelled, it would stay in the queue of the threads, and not be counted.
+            return await unless_disconnected(http, asyncio.shield(future))
         finally:
             disconnected.set()
+
+    def _forget(self, future: asyncio.Future[Any]) -> None:
+        self._pending.discard(future)
+        if not future.cancelled():
+            future.exception()  # asyncio logs an exception that nobody has looked at
 
 
 class _StopOnDisconnect(TorchFunctionMode):
