@@ -1,6 +1,7 @@
 """What an operator sees and sets: the log, usage and rate limits of keys, the path prefix of a proxy."""
 
 import dataclasses
+import io
 import json
 import logging
 import os
@@ -131,6 +132,17 @@ def test_a_pipe_that_nobody_reads_does_not_stop_the_server(monkeypatch: pytest.M
         os.set_blocking(reader, False)
         # The thread still waits to write: what is read now lets it end.
         wait_until(lambda: not read_end.read() and not any(each.name == "log" for each in threading.enumerate()))
+
+
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_without_stderr_the_server_runs_without_a_log(monkeypatch: pytest.MonkeyPatch, is_closed: bool) -> None:
+    stream = io.StringIO()
+    stream.close()
+    monkeypatch.setattr("sys.stderr", stream if is_closed else None)
+    with logging_to_stderr("text", "info"):
+        logging.getLogger("octavo.server").info("once")
+        wait_until(lambda: not any(each.name == "log" and not each.is_alive() for each in threading.enumerate()))
+    wait_until(lambda: not any(each.name == "log" for each in threading.enumerate()))
 
 
 # Usage of keys

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from octavo.generation.prompt import encode_prompt
-from octavo.generation.stream import TextPiece, TextRequest
+from octavo.generation.stream import TextPiece, TextRequest, TextStream
 from octavo.server.client import Client, RateLimits
 from octavo.server.limits import Limits
 from octavo.server.metrics import Metrics
@@ -74,6 +74,26 @@ def test_after_an_engine_failure_requests_are_503(
         assert openai_error(server.request("GET", "/ready"), 503)
         assert server.request("GET", "/health").status == 200
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_after_an_engine_failure_every_text_ends_also_if_one_cannot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = slow_model(write_checkpoint(tmp_path / "slow", "char", end_of_text=False))
+    prompt = encode_prompt(served.checkpoint.tokenizer, "the")
+
+    def fail(stream: TextStream) -> None:
+        if stream.finish_reason == "error":
+            raise MemoryError
+
+    first, second = (
+        TextStream(TextRequest(prompt=prompt), served.checkpoint.tokenizer, on_update=on_update)
+        for on_update in (fail, lambda stream: None)
+    )
+    monkeypatch.setattr(served.worker.engine, "step", lambda: 1 / 0)
+    served.worker.submit([first, second])
+    wait_until(lambda: second.finish_reason == "error")
+    served.worker.close()
 
 
 def test_logits_that_are_not_finite_are_an_error_of_their_request_only(tmp_path: Path) -> None:

@@ -121,7 +121,8 @@ class Worker:
             self.broken = True
             _LOGGER.exception("an engine failed")
             for stream in [*self.streams, *self._inbox]:
-                stream.fail(EngineFailedError("the model failed; the log has the traceback"))
+                with contextlib.suppress(Exception):  # the others have to learn of it too
+                    stream.fail(EngineFailedError("the model failed; the log has the traceback"))
             self._flush()
 
     def _start(self, stream: TextStream) -> None:

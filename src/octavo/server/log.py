@@ -51,6 +51,8 @@ class _QueuedWriter(logging.Handler):
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
+        if self._stderr is None:  # the process was started without it
+            return
         try:
             line = self.format(record)
         except (TypeError, ValueError, LookupError):  # the arguments of a library's record don't fit its message
@@ -72,15 +74,15 @@ class _QueuedWriter(logging.Handler):
     def _write(self) -> None:
         try:
             descriptor = self._stderr.fileno()
-        except OSError:  # a stream without a file descriptor, in a notebook or a test
+        except (AttributeError, OSError, ValueError):  # None, closed, or a stream of a notebook or a test
             descriptor = None
         while (line := self._lines.get()) is not None:
-            if descriptor is None:
-                self._stderr.write(line)
-                continue
-            # Not through the stream: Python would wait for its lock when the process ends.
-            content = line.encode(errors="backslashreplace")
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):
+                if descriptor is None:
+                    self._stderr.write(line)
+                    continue
+                # Not through the stream: Python would wait for its lock when the process ends.
+                content = line.encode(errors="backslashreplace")
                 while content:
                     content = content[os.write(descriptor, content) :]
 
