@@ -1,10 +1,14 @@
 """The routes for models, tokenizers and metrics."""
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
 import octavo
+from octavo.server import app
 from serving import BLOCK, RunningServer, openai_error, serve_each_tokenizer
 
 
@@ -37,6 +41,32 @@ def test_tokenize_and_detokenize_round_trip(server: RunningServer, name: str) ->
     assert server.post("/detokenize", model=name, tokens=tokenized["tokens"]).json == {"prompt": text}
     assert server.post("/tokenize", model=name, prompt="").json["tokens"] == []
     assert server.post("/detokenize", model=name, tokens=[]).json == {"prompt": ""}
+
+
+@pytest.mark.parametrize(
+    ("path", "slow_function", "body"),
+    [
+        ("/tokenize", "token_string", {"prompt": "the", "return_token_strs": True}),
+        ("/detokenize", "resolve_text", {"tokens": [1, 2]}),
+    ],
+)
+def test_the_tokens_of_a_large_text_do_not_block_other_requests(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch, path: str, slow_function: str, body: dict[str, Any]
+) -> None:
+    started, released, function = threading.Event(), threading.Event(), getattr(app, slow_function)
+
+    def wait_and_call(*arguments: Any) -> Any:
+        started.set()
+        assert released.wait(20)
+        return function(*arguments)
+
+    monkeypatch.setattr(app, slow_function, wait_and_call)
+    with ThreadPoolExecutor(1) as pool:
+        response = pool.submit(server.post, path, model="byte", **body)
+        assert started.wait(20)
+        assert server.request("GET", "/health").status == 200
+        released.set()
+        assert response.result().status == 200
 
 
 def test_end_of_text_alone_is_tokenized_as_the_special_token(server: RunningServer) -> None:

@@ -1,6 +1,5 @@
 """The routes, and how an exception becomes a response."""
 
-import asyncio
 import importlib.metadata
 import sys
 from collections.abc import Collection, Mapping
@@ -144,8 +143,9 @@ def build_app(
         """One served model."""
         return describe(find_model(model, request))
 
+    # FastAPI calls the next two in threads, because they are no coroutines: a large text takes a while.
     @model_routes.post("/tokenize", responses=responses.errors(404))
-    async def tokenize(body: TokenizeRequest, request: Request) -> responses.Tokens:
+    def tokenize(body: TokenizeRequest, request: Request) -> responses.Tokens:
         """The token ids of a text."""
         checkpoint = find_model(body.model, request).checkpoint
         tokenizer = checkpoint.tokenizer
@@ -153,14 +153,14 @@ def build_app(
             # lm-eval asks for the id of the eos token in this way. Inside a longer prompt, it is ordinary text.
             ids = [tokenizer.end_of_text]
         else:
-            prompt = await asyncio.to_thread(resolve_text, tokenizer, body.prompt, "prompt", body.parse_special)
+            prompt = resolve_text(tokenizer, body.prompt, "prompt", body.parse_special)
             ids = [] if prompt.is_empty else prompt.ids
         strings = [token_string(tokenizer, id) for id in ids] if body.return_token_strs else None
         block_size = checkpoint.model.settings.block_size
         return responses.Tokens(count=len(ids), max_model_len=block_size, tokens=ids, token_strs=strings)
 
     @model_routes.post("/detokenize", responses=responses.errors(404))
-    async def detokenize(body: DetokenizeRequest, request: Request) -> responses.Text:
+    def detokenize(body: DetokenizeRequest, request: Request) -> responses.Text:
         """The text of token ids."""
         tokenizer = find_model(body.model, request).checkpoint.tokenizer
         return responses.Text(prompt=resolve_text(tokenizer, body.tokens, "tokens").text)
