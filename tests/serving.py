@@ -208,7 +208,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
         time.sleep(0.005)
 
 
-def exchange_bytes(server: RunningServer, *sent: bytes, wait: float = 5) -> bytes:
+def exchange_bytes(server: RunningServer, *sent: bytes, wait: float = 30) -> bytes:
     """Send raw bytes and return what the server sends until it closes the connection."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=wait) as client:
         for each in sent:

@@ -31,11 +31,11 @@ def test_a_full_queue_is_429(tmp_path: Path) -> None:
 
 
 def test_a_completion_that_takes_too_long_is_503_and_frees_its_slot(tmp_path: Path) -> None:
-    limits = Limits(request_seconds=0.3)
-    served = slow_model(write_checkpoint(tmp_path / "slow", "char", end_of_text=False), slots=1)
+    limits = Limits(request_seconds=1)
+    served = slow_model(write_checkpoint(tmp_path / "slow", "char", end_of_text=False), slots=1, seconds=0.05)
     with run_server({"slow": served}, limits) as server:
         response = server.complete(max_tokens=50)
-        assert "0.3 seconds" in openai_error(response, 503, code="timeout")
+        assert "after 1 seconds" in openai_error(response, 503, code="timeout")
         assert response.headers["x-should-retry"] == "false"
         *chunks, last = server.complete(max_tokens=50, stream=True).events
         assert 0 < len(chunks) < 50
