@@ -135,6 +135,9 @@ def test_examples_are_beginnings_of_sentences_of_the_validation_split(
     text = Path(server.models["run"].checkpoint.settings.source).read_text(encoding="utf-8")  # type: ignore[union-attr]
     assert all(len(each.split()) >= 3 and each in text for each in found)
     error_message(server.request("GET", "/lens/examples?model=nothing"), 404)
+    refused = server.post("/lens/examples")
+    error_message(refused, 405)
+    assert refused.headers["allow"] == "GET"
 
 
 def test_the_page_as_one_file_is_that_of_the_command_line(server: RunningServer) -> None:

@@ -19,6 +19,7 @@ import orjson
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from pydantic import AfterValidator, WithJsonSchema
+from starlette.exceptions import HTTPException
 from torch.overrides import TorchFunctionMode
 
 from octavo import estimate, runs, views
@@ -72,6 +73,10 @@ def routes(
 
         content = await service.compute(find_model(model, request), step, request, examples)
         return responses.Examples(examples=content or [])
+
+    @router.post("/lens/examples", include_in_schema=False)
+    def refuse_post() -> None:  # otherwise `examples` would be the name of a view
+        raise HTTPException(405, headers={"allow": "GET"})
 
     @router.post("/lens/{view}", response_class=Response, responses=_VIEW_RESPONSE | responses.errors(404, 500))
     async def view(view: ViewName, body: LensRequest, request: Request) -> Response:
