@@ -1,7 +1,9 @@
 """Connections: deadlines, malformed HTTP, and the names in uvicorn on which the connection class depends."""
 
+import asyncio
 import contextlib
 import dataclasses
+import errno
 import gc
 import re
 import socket
@@ -137,6 +139,19 @@ def test_a_malformed_body_after_expect_100_continue_is_400_and_logs_no_traceback
     head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ntransfer-encoding: chunked\r\n"
     assert raw_error_message(exchange_bytes(server, head + b"\r\nzz\r\n"), 400)
     assert server.request("GET", "/health").status == 200
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_a_client_that_resets_the_connection_during_an_error_response_logs_no_traceback(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def write_eof(self: asyncio.Transport) -> None:
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("asyncio.selector_events._SelectorSocketTransport.write_eof", write_eof)
+        exchange_bytes(server, b"hello\r\n\r\n")
+    wait_until(lambda: not server.server.server_state.connections)
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 

@@ -203,10 +203,10 @@ class Connection(H11Protocol):
         lines = [f"HTTP/1.1 {status.value} {status.phrase}"]
         lines += [f"{name}: {value}" for name, value in (headers | error.headers).items()]
         self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
-        if self.transport.can_write_eof():
+        try:
             self.transport.write_eof()
-        else:
-            self.transport.close()
+        except OSError:  # the client has reset the connection meanwhile
+            self.transport.abort()
 
 
 class Server(uvicorn.Server):
