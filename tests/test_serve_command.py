@@ -1,6 +1,8 @@
 """`octavo serve`: settings, address, API keys and shutdown."""
 
+import contextlib
 import gc
+import http.client
 import json
 import os
 import shutil
@@ -79,6 +81,34 @@ def test_the_server_may_open_more_files_than_the_shell_allows(
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert observed == [4096 if hard == resource.RLIM_INFINITY else min(hard, 4096)]
+
+
+def test_connections_for_which_there_are_no_files_are_refused_without_errors(char_model: Path, own_cache: Path) -> None:
+    pytest.importorskip("resource")  # not on Windows
+    command = ["sh", "-c", 'ulimit -n 300; exec "$@"', "sh", sys.executable, "-m", "octavo", "serve", str(char_model)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*command, "--port", "0", "--json"], stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            port = int(json.loads(process.stdout.readline())["url"].rpartition(":")[2].removesuffix("/v1"))
+            with contextlib.ExitStack() as stack:
+                for _ in range(500):
+                    stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+            server = RunningServer(port, None, {"small": None}, None)  # type: ignore[arg-type, dict-item]
+            wait_until(lambda: is_answered(server))
+            process.terminate()
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+        assert "Traceback" not in process.stderr.read()
+
+
+def is_answered(server: RunningServer) -> bool:
+    try:
+        return server.request("GET", "/health").status == 200
+    except (ConnectionError, http.client.HTTPException):  # refused and closed before the request was sent
+        return False
 
 
 # Shutdown

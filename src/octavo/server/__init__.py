@@ -15,6 +15,7 @@ threads; `runs_api.py` and `static_page.py` read files.
 """
 
 import contextlib
+import dataclasses
 import functools
 import gc
 import ipaddress
@@ -24,7 +25,6 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from octavo.runs import Run, RunLike
 from octavo.server import log
 from octavo.server.app import build_app
 from octavo.server.client import RateLimits
-from octavo.server.connection import Server
+from octavo.server.connection import ACCEPTED_AT_ONCE, Server
 from octavo.server.follow import ModelUpdater, find_run_and_pointer, load_model
 from octavo.server.limits import Limits
 from octavo.server.served_model import ServedModel
@@ -45,6 +45,7 @@ from octavo.settings import expand_home, unknown_name_error
 
 KEY_VARIABLE = "OCTAVO_API_KEY"
 MIN_KEY_LENGTH = 16  # characters; a shorter key could be guessed
+_OTHER_FILES = 64  # that the process has open besides connections, such as checkpoints
 _KEY_FILE_HINT = "--api-key-file F, with a key on each line"
 _NEW_KEY = 'python -c "import secrets; print(secrets.token_urlsafe(32))"'
 
@@ -64,12 +65,11 @@ def serve(
     run is given or one cannot be loaded, if the address cannot be used, or if other machines can reach it and there is
     no API key.
     """
-    names = [field.name for field in fields(ServeSettings)]
+    names = [field.name for field in dataclasses.fields(ServeSettings)]
     if misspelled := settings.keys() - set(names):
         raise unknown_name_error("setting", min(misspelled), names)
-    options, limits = ServeSettings(**settings), Limits()
+    options, limits = ServeSettings(**settings), _limit_connections(Limits(), _raise_file_limit())
     on_notice = functools.cache(on_notice)  # the same fallback of several models is one notice
-    _raise_file_limit()
     # With Python's default of 5 ms, an engine thread that returns from C waits that long until the event loop releases
     # the GIL.
     sys.setswitchinterval(0.0005)
@@ -132,18 +132,26 @@ def _freeze_imported_objects() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _raise_file_limit(wanted: int = 4096) -> None:
-    """Let this process open more files, if the system permits it: a connection is one, and macOS allows 256."""
+def _limit_connections(limits: Limits, files: int) -> Limits:
+    """The limits of a process that may open `files` files: asyncio logs a traceback for each that it can't open."""
+    spare = files - limits.refused_connections - 4 * ACCEPTED_AT_ONCE - _OTHER_FILES
+    return dataclasses.replace(limits, connections=max(1, min(limits.connections, spare)))
+
+
+def _raise_file_limit(wanted: int = 4096) -> int:
+    """Let this process open more files, if the system permits it: macOS allows 256. Returns how many it may open."""
     try:
         import resource  # not on Windows
     except ImportError:
-        return
+        return wanted
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            return wanted
+    return wanted if soft == resource.RLIM_INFINITY else soft
 
 
 def _has_checkpoint(run: Run) -> bool:

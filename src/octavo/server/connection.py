@@ -39,7 +39,9 @@ UVICORN_INTERNALS = {
     "Server": ("startup", "handle_exit", "on_tick"),
 }
 
-
+# How many connections asyncio accepts in an iteration of its loop. It may accept three times as many more before those
+# that are refused are closed.
+ACCEPTED_AT_ONCE = 32
 _PROBE_SECONDS = 0.02  # between two checks whether a client that sends no more is still there
 
 
@@ -227,9 +229,7 @@ class Server(uvicorn.Server):
             access_log=False,
             log_config=None,
             log_level="error",
-            # asyncio accepts this many connections at once, and also logs this many errors at once if it has no file
-            # descriptors left. uvicorn's default is 2048.
-            backlog=128,
+            backlog=ACCEPTED_AT_ONCE,  # uvicorn's default is 2048
             timeout_keep_alive=int(limits.idle_seconds),
             timeout_graceful_shutdown=int(limits.linger_seconds) + 1,
             h11_max_incomplete_event_size=limits.header_bytes,
@@ -239,6 +239,8 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen()  # asyncio has also let the system queue only `backlog` connections
         self._on_started()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
