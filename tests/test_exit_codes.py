@@ -8,6 +8,7 @@ import errno
 import os
 import re
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +40,25 @@ def send_signal(number: int) -> Callable[[object], int]:
     return run
 
 
+class _Freed:
+    """An object that gets a signal while it is freed, where Python ignores exceptions."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        signal.raise_signal(self.number)
+
+
+def free_during_a_signal(number: int) -> Callable[[object], int]:
+    def run(arguments: object) -> int:
+        _Freed(number)
+        time.sleep(10)  # until the signal is sent again
+        return 0
+
+    return run
+
+
 OUTCOMES: dict[str, tuple[int, Callable[[object], int]]] = {
     "success": (0, lambda arguments: 0),
     "a reader that closed the pipe": (0, raise_error(BrokenPipeError())),
@@ -53,6 +73,8 @@ OUTCOMES: dict[str, tuple[int, Callable[[object], int]]] = {
     "a lost process": (4, raise_error(LostProcessError("no answer from process 1", "--resume RUN"))),
     "Ctrl-C": (128 + signal.SIGINT, send_signal(signal.SIGINT)),
     "SIGTERM": (128 + signal.SIGTERM, send_signal(signal.SIGTERM)),
+    "Ctrl-C while an object is freed": (128 + signal.SIGINT, free_during_a_signal(signal.SIGINT)),
+    "SIGTERM while an object is freed": (128 + signal.SIGTERM, free_during_a_signal(signal.SIGTERM)),
 }
 
 

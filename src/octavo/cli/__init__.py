@@ -47,6 +47,9 @@ VERBS = {
 }
 
 
+_RESEND_SECONDS = 0.01  # until a signal whose exception was ignored is sent again
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
@@ -56,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _prepare_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        with _terminable(), warnings.catch_warnings():
+        with _terminable(), _resend_ignored_signals(), warnings.catch_warnings():
             warnings.simplefilter("always", OctavoWarning)
             warnings.showwarning = lambda message, *details: print_notice(str(message))
             try:
@@ -118,6 +121,31 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _resend_ignored_signals() -> Iterator[None]:
+    """Send a signal again if its exception was ignored.
+
+    Python ignores exceptions while it frees an object: in `__del__`, and in a generator that is not at its end.
+    """
+    ignore = sys.unraisablehook
+
+    def resend(unraisable: "sys.UnraisableHookArgs") -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            ignore(unraisable)
+            return
+        number = signal.SIGTERM if issubclass(unraisable.exc_type, _Terminated) else signal.SIGINT
+        # From a thread, a little later: here, its exception would be ignored again.
+        resending = threading.Timer(_RESEND_SECONDS, os.kill, (os.getpid(), number))
+        resending.daemon = True
+        resending.start()
+
+    sys.unraisablehook = resend
+    try:
+        yield
+    finally:
+        sys.unraisablehook = ignore
 
 
 def _prepare_streams() -> None:
