@@ -126,6 +126,7 @@ class Process:
 
 def _serve() -> None:
     """Answer requests until stdin ends."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if the tests run in the background of a shell
     sys.path.insert(0, str(Path(__file__).parents[1]))
     import tokenizers  # noqa: F401  # as a command does when it builds a tokenizer
 
