@@ -49,6 +49,12 @@ def test_a_web_page_is_decoded_as_it_states(encoding: str, tmp_path: Path) -> No
     assert read_file(tmp_path, "a.htm", page.encode(encoding)) == [text + "\n"]
 
 
+@pytest.mark.parametrize("section", ["<![[[[>", "<![x y>", "<![CDATA[No]]>", "<![if IE]>", "<![temp[No]]>", "<![[[["])
+def test_a_section_that_no_browser_knows_is_a_comment(section: str, tmp_path: Path) -> None:
+    end = ">" if section.endswith("[[[[") else ""
+    assert read_file(tmp_path, "a.html", f"<p>An owl {section}{end}flies".encode()) == ["An owl flies\n"]
+
+
 def test_a_word_document_becomes_its_paragraphs(tmp_path: Path) -> None:
     cells = "".join(f"<w:tc>{documents.paragraph(text)}</w:tc>" for text in "ab")
     tabs = '<w:pPr><w:tabs><w:tab w:val="left" w:pos="709"/></w:tabs></w:pPr>'
@@ -350,6 +356,10 @@ def test_random_pages_are_converted(tmp_path: Path) -> None:
         "</script>",
         "&amp;",
         "&#0;",
+        "<![",
+        "[",
+        "]]>",
+        "CDATA[",
         "&#xd800;",
         "é",
         "\0",

@@ -26,7 +26,7 @@ from checkpoints import TRAINER, list_in_manifest, remove_octavo_files, save
 from octavo import checkpoint, files, lens, tokenizers
 from octavo.checkpoint import TrainerState
 from octavo.cli.parser import read_text_file
-from octavo.data.converters import epub, html, notebook, pdf, word
+from octavo.data.converters import worker
 from octavo.data.dataset import open_dataset
 from octavo.data.file_state import FileProperties
 from octavo.data.scan import load_scan_summary, scan_corpus
@@ -201,8 +201,9 @@ def document_file(name: str, content: bytes, format: Format = mutations.BYTES) -
     def target(folder: Path) -> Target:
         path = folder / name
         path.write_bytes(content)
-        module = {".docx": word, ".epub": epub, ".html": html, ".ipynb": notebook, ".pdf": pdf}[path.suffix]
-        return Target(path, format, lambda: module.convert(path.read_bytes(), name, "utf-8").encode())
+        modules = {".docx": "word", ".epub": "epub", ".html": "html", ".ipynb": "notebook", ".pdf": "pdf"}
+        request = {"module": modules[path.suffix], "name": name, "encoding": "utf-8"}
+        return Target(path, format, lambda: worker.answer(request, path.read_bytes()).encode())
 
     return target
 

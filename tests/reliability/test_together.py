@@ -38,7 +38,7 @@ def test_processes_that_are_killed_are_replaced_and_the_files_are_those_of_one_p
     hook = "reliability.test_together:use_small_units"
     words: list[object] = ["prepare", "source", "--tokenizer", "bpe:300", "--out"]
     start = time.monotonic()
-    plain = forks.run([*words, "plain"], tmp_path, hook)
+    plain = forks.run([*words, "plain"], tmp_path, hook=hook)
     seconds = 2 * (time.monotonic() - start)
     assert plain.code == 0, plain
     expected = contents(tmp_path / "plain")

@@ -56,6 +56,13 @@ class _Extractor(html.parser.HTMLParser):
         self._skipped: list[str] = []  # the open elements whose text is left out, the outermost first
         self._preformatted = 0
 
+    def parse_marked_section(self, i: int, report: bool = True) -> int:
+        """`<![` begins a comment unless a known section follows, as in browsers. Python's method raises an error."""
+        try:
+            return super().parse_marked_section(i, report)
+        except AssertionError:
+            return self.parse_bogus_comment(i, report)
+
     def handle_starttag(self, tag: str, attrs: object) -> None:
         if tag == "body":  # a page may leave out </head>
             self._skipped.clear()
