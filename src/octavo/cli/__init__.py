@@ -136,7 +136,7 @@ def _resend_ignored_signals() -> Iterator[None]:
             ignore(unraisable)
             return
         number = signal.SIGTERM if issubclass(unraisable.exc_type, _Terminated) else signal.SIGINT
-        # From a thread, a little later: here, its exception would be ignored again.
+        # A thread sends it a little later. If this function did, its exception would be ignored again.
         resending = threading.Timer(_RESEND_SECONDS, os.kill, (os.getpid(), number))
         resending.daemon = True
         resending.start()

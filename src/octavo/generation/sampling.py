@@ -66,9 +66,9 @@ class Sampling:
     @functools.cached_property
     def allowed(self) -> Tensor | None:
         """`allowed_token_ids` as a sorted tensor."""
-        return (
-            None if self.allowed_token_ids is None else torch.tensor(sorted(set(self.allowed_token_ids)), device="cpu")
-        )
+        if self.allowed_token_ids is None:
+            return None
+        return torch.tensor(sorted(set(self.allowed_token_ids)), device="cpu")
 
 
 def sample_token(

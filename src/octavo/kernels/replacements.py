@@ -94,9 +94,8 @@ def fast_dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool
     """
     if not training or p == 0:
         return x
-    bits = (
-        torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None).view(torch.int16)
-    )
+    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
+    bits = words.random_(-(2**63), None).view(torch.int16)
     threshold = round(p * 2**16)  # how many of the 2**16 values of 16 bits drop an element
     keep = bits[: x.numel()].view(x.shape) >= threshold - 2**15
     return x * keep.to(x.dtype).mul_(1 / (1 - threshold / 2**16))

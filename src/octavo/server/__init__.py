@@ -122,7 +122,7 @@ def _freeze_imported_objects() -> Iterator[None]:
     """Leave what exists now, mostly imported code, out of garbage collection.
 
     A finished request is a reference cycle. Python collects old cycles only once they are a quarter of all old objects.
-    With the 200,000 objects of the imported modules, that would be thousands of requests and 10 MB.
+    The imported modules have 200,000 objects, so thousands of finished requests, or 10 MB, would wait.
     """
     gc.collect()
     gc.freeze()

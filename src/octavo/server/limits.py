@@ -9,7 +9,7 @@ class Limits:
 
     # connections
     connections: int = 512  # open at once; beyond that, 429
-    refused_connections: int = 64  # of which the client may still read the 429; beyond that, they are reset
+    refused_connections: int = 64  # connections beyond that whose clients may read the 429; any more are reset
     header_bytes: int = 16 << 10  # request line and headers
     headers: int = 100
     header_seconds: float = 10  # from the connection, or a later request's first byte, to the end of the headers
